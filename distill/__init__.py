@@ -1,0 +1,33 @@
+"""distill: reasoning traces from a teacher, verified, stored, taught to a small student, refined with GRPO.
+
+The public API is what is named here; everything is imported on first use, so that importing
+`distill` loads neither torch nor DuckDB.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from pipeline import __owner__ as __owner__
+from pipeline import __version__ as __version__
+
+_PUBLIC = {
+    "Problem": "distill.types",
+    "Sampling": "distill.types",
+    "Request": "distill.types",
+    "Completion": "distill.types",
+    "Trace": "distill.types",
+    "Verdict": "distill.types",
+    "Outcome": "distill.types",
+    "Store": "distill.store",
+    "split_thinking": "distill.thinking",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'distill' has no attribute {name!r}")

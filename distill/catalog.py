@@ -1,0 +1,95 @@
+"""The one table of everything that is found by name: a name to a ``"module:attribute"`` string.
+
+Nothing is imported until it is used, so listing names costs nothing and loads no torch, and `rl` is
+found without `distill` importing it. Adding a thing is one line here. Other distributions add theirs
+through entry points in the group ``distill.<kind>`` (``distill.verifiers``, say); the tables here win
+over an entry point of the same name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.stage import Stage
+
+VERIFIERS: dict[str, str] = {
+    "choice": "distill.verifiers.choice:Choice",
+    "code": "distill.verifiers.code:Code",
+    "exact": "distill.verifiers.exact:Exact",
+    "expression": "distill.verifiers.expression:ExpressionVerifier",
+    "format": "distill.verifiers.format:Format",
+    "logic": "distill.verifiers.logic:LogicVerifier",
+    "math": "distill.verifiers.math:Math",
+}
+
+FAMILIES: dict[str, str] = {
+    "calc": "distill.families.calc:Calc",
+    "code": "distill.families.code:Code",
+    "logic": "distill.families.logic:Logic",
+}
+
+ENGINES: dict[str, str] = {
+    "openai": "distill.engines.openai:open",
+    "transformers": "distill.engines.transformers:open",
+    "vllm": "distill.engines.vllm:open",
+}
+
+STAGES: dict[str, str] = {
+    "problems": "distill.stages.problems:STAGE",
+    "import": "distill.stages.import_traces:STAGE",
+    "generate": "distill.stages.generate:STAGE",
+    "verify": "distill.stages.verify:STAGE",
+    "select": "distill.stages.select:STAGE",
+    "pretrain": "distill.stages.pretrain:STAGE",
+    "sft": "distill.stages.sft:STAGE",
+    "grpo": "rl.stages.grpo:STAGE",
+    "evaluate": "distill.stages.evaluate:STAGE",
+    "report": "distill.stages.report:STAGE",
+}
+
+TABLES: dict[str, dict[str, str]] = {
+    "verifiers": VERIFIERS,
+    "families": FAMILIES,
+    "engines": ENGINES,
+    "stages": STAGES,
+}
+
+
+def names(kind: str) -> Mapping[str, str]:
+    """Every name of a kind with where it lives; third parties' first. Imports none of them."""
+    if kind not in TABLES:
+        raise InputError(f"the catalog has no table {kind!r}{suggestion(kind, TABLES)}")
+    others = {point.name: point.value for point in entry_points(group=f"distill.{kind}")}
+    return others | TABLES[kind]
+
+
+def resolve(kind: str, name: str) -> Any:
+    """Import and return what is registered under ``name``; `InputError` names the nearest one.
+
+    A name with a colon is itself a ``"module:attribute"``: the user's own code, named in YAML.
+    """
+    known = names(kind)
+    if name not in known and ":" not in name:
+        raise InputError(f"no {kind.removesuffix('s')} is called {name!r}{suggestion(name, known)}")
+    module, _, attribute = known.get(name, name).partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{kind.removesuffix('s')} {name!r} cannot be loaded: {error}") from error
+
+
+def stage(kind: str) -> Stage:
+    """The stage of a kind: the lookup that `pipeline.config.load` takes."""
+    found: Stage = resolve("stages", kind)
+    return found
+
+
+def suggestion(name: str, known: Mapping[str, Any]) -> str:
+    """``"; did you mean 'math'?"``, or the list of names where none is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(sorted(known))}"

@@ -1,0 +1,130 @@
+"""What a user sees of a run: live on a terminal, plain lines elsewhere, JSON lines for programs.
+
+All three hear the same events (`pipeline.events`). Progress in plain lines is told at most every few
+seconds, so that a log of a night stays short.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.events import Listener
+
+if TYPE_CHECKING:
+    from pipeline.manifest import Manifest
+    from pipeline.plan import StagePlan
+
+PLAIN_SECONDS = 5.0
+
+
+def choose(as_json: bool) -> Listener:
+    if as_json:
+        return JsonLines()
+    if sys.stdout.isatty():
+        from distill.cli.live import Live
+
+        return Live()
+    return PlainLines()
+
+
+def duration(seconds: float) -> str:
+    """``4.2s``, ``3m12s``, ``2h05m``."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def number(value: Any) -> str:
+    """A figure for people: 12,345 or 0.0312."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or value == int(value):
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def phrase(figures: Mapping[str, Any]) -> str:
+    """``reward 0.42, tokens 12,345``: the plain figures, nested ones left out."""
+    plain = {k: v for k, v in figures.items() if isinstance(v, int | float | str) and k != "members"}
+    return ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in plain.items())
+
+
+class Rate:
+    """Seconds left, from the pace since the stage was first heard of (what was cached does not count)."""
+
+    def __init__(self) -> None:
+        self._start: tuple[float, int] | None = None
+
+    def left(self, done: int, total: int | None) -> float | None:
+        now = time.monotonic()
+        if self._start is None or done < self._start[1]:
+            self._start = (now, done)
+        begun, at = self._start
+        if total is None or done <= at:
+            return None
+        return (total - done) * (now - begun) / (done - at)
+
+
+class PlainLines(Listener):
+    """One line an event; for logs, pipes and schedulers."""
+
+    def __init__(self) -> None:
+        self._said = 0.0
+        self._rate = Rate()
+
+    def cached(self, stage: str, manifest: Manifest) -> None:
+        self._say(stage, "cached")
+
+    def start(self, stage: str, plan: StagePlan) -> None:
+        self._rate, self._said = Rate(), time.monotonic()
+        begun = "going on" if plan.status == "partly done" else "running"
+        self._say(stage, f"{begun} ({'; '.join(plan.reasons)})")
+
+    def progress(self, stage: str, done: int, total: int | None, figures: Mapping[str, Any]) -> None:
+        left = self._rate.left(done, total)
+        now = time.monotonic()
+        if now - self._said < PLAIN_SECONDS:
+            return
+        self._said = now
+        share = f"{done:,}/{total:,} ({100 * done / max(total, 1):.0f}%)" if total else f"{done:,}"
+        eta = f", {duration(left)} left" if left is not None else ""
+        self._say(stage, ", ".join(part for part in (share + eta, phrase(figures)) if part))
+
+    def note(self, stage: str, text: str) -> None:
+        self._say(stage, text)
+
+    def finish(self, stage: str, manifest: Manifest) -> None:
+        self._say(stage, f"done in {duration(manifest.seconds)}: {phrase(manifest.figures)}".rstrip(": "))
+
+    def _say(self, stage: str, text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')}  {stage:<14} {text}", flush=True)
+
+
+class JsonLines(Listener):
+    """One JSON object an event."""
+
+    def begin(self, stages: Sequence[str]) -> None:
+        self._say("begin", stages=list(stages))
+
+    def cached(self, stage: str, manifest: Manifest) -> None:
+        self._say("cached", stage=stage, seconds=manifest.seconds, figures=manifest.figures)
+
+    def start(self, stage: str, plan: StagePlan) -> None:
+        self._say("start", stage=stage, status=str(plan.status), reasons=list(plan.reasons))
+
+    def progress(self, stage: str, done: int, total: int | None, figures: Mapping[str, Any]) -> None:
+        self._say("progress", stage=stage, done=done, total=total, figures=dict(figures))
+
+    def note(self, stage: str, text: str) -> None:
+        self._say("note", stage=stage, text=text)
+
+    def finish(self, stage: str, manifest: Manifest) -> None:
+        self._say("finish", stage=stage, seconds=manifest.seconds, figures=manifest.figures)
+
+    def _say(self, event: str, **what: Any) -> None:
+        print(json.dumps({"event": event, "time": round(time.time(), 3), **what}, default=str), flush=True)

@@ -1,0 +1,112 @@
+"""``distill doctor``: is this installation whole? One line a finding; exit 2 if something is broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, distributions, version
+from typing import NamedTuple
+
+from distill import modelspec, ownership
+from distill.modelspec import EMBEDDED
+from pipeline.errors import InputError, PipelineError
+
+NEEDED = ("torch", "transformers", "peft", "datasets", "duckdb", "pyarrow", "typer", "pydantic")
+OPTIONAL = {
+    "math-verify": "algebra in the math verifier (extra: verify)",
+    "vllm": "the vllm engine (extra: vllm)",
+    "bitsandbytes": "QLoRA (extra: qlora)",
+}
+
+
+class Finding(NamedTuple):
+    state: str  # ok, note or broken
+    what: str
+    detail: str
+
+
+def doctor(as_json: bool) -> None:
+    findings = [finding for check in CHECKS for finding in check()]
+    for finding in findings:
+        print(json.dumps(finding._asdict()) if as_json else f"{finding.state:<7} {finding.what:<20} {finding.detail}")
+    broken = [finding.what for finding in findings if finding.state == "broken"]
+    if broken:
+        raise InputError(f"{len(broken)} thing(s) to mend: {', '.join(broken)}")
+
+
+def _python() -> Iterator[Finding]:
+    good = sys.version_info >= (3, 11)
+    yield Finding("ok" if good else "broken", "python", f"{sys.version.split()[0]} at {sys.executable}")
+
+
+def _packages() -> Iterator[Finding]:
+    for name in NEEDED:
+        try:
+            yield Finding("ok", name, version(name))
+        except PackageNotFoundError:
+            yield Finding("broken", name, "not installed; `make quickstart` or `pip install -e .` installs it")
+    for name, use in OPTIONAL.items():
+        names = {name, f"{name}-cpu"}
+        found = next((v for n in names if (v := _version(n))), None)
+        yield (Finding("ok", name, found) if found else Finding("note", name, f"not installed; needed for {use}"))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _devices() -> Iterator[Finding]:
+    try:
+        import torch
+    except ImportError:
+        return
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            yield Finding("ok", f"cuda:{index}", torch.cuda.get_device_name(index))
+    else:
+        yield Finding("note", "device", f"no GPU; {os.cpu_count()} CPU cores")
+
+
+def _models() -> Iterator[Finding]:
+    for name in ("teacher", "student-base"):
+        try:
+            modelspec.check_directory(EMBEDDED / name, f"embedded:{name}")
+            yield Finding("ok", f"embedded:{name}", "whole")
+        except InputError as error:
+            yield Finding("broken", f"embedded:{name}", str(error))
+
+
+def _names() -> Iterator[Finding]:
+    """Other distributions may own the script called ``distill`` or ship packages of our names."""
+    try:
+        ownership.check()
+    except PipelineError as error:
+        yield Finding("broken", "packages", str(error))
+    owners = sorted(
+        {
+            str(d.metadata["Name"])
+            for d in distributions()
+            for point in d.entry_points
+            if point.group == "console_scripts" and point.name == "distill"
+        }
+    )
+    script = shutil.which("distill")
+    if owners == ["distill-reasoning"]:
+        yield Finding(
+            "ok",
+            "distill script",
+            script or "installed, but its directory is not on PATH; use python -m distill",
+        )
+    elif owners:
+        yield Finding("note", "distill script", f"{', '.join(owners)} install it too; use python -m distill")
+    else:
+        yield Finding("note", "distill script", "not installed (running from a checkout); use python -m distill")
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (_python, _packages, _devices, _models, _names)

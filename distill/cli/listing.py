@@ -1,0 +1,81 @@
+"""``distill list`` and ``distill init``: what there is to choose from, and a pipeline to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distill import catalog
+from distill.cli.open import starters
+from distill.cli.table import show
+from distill.modelspec import EMBEDDED
+from pipeline.config import nearest
+from pipeline.errors import InputError
+from pipeline.files import write_atomic
+
+Rows = list[dict[str, Any]]
+
+
+def list_names(kind: str | None, as_json: bool) -> None:
+    kinds: dict[str, Callable[[], Rows]] = {
+        "stages": _stages,
+        "verifiers": lambda: _first_lines("verifiers"),
+        "engines": lambda: _first_lines("engines"),
+        "families": lambda: _first_lines("families"),
+        "models": _models,
+        "pipelines": _pipelines,
+    }
+    if kind is not None and kind not in kinds:
+        raise InputError(f"nothing is listed under {kind!r}{nearest(kind, kinds)}")
+    for name in [kind] if kind else kinds:
+        if not as_json and kind is None:
+            print(f"\n{name}")
+        show([{"kind": name, **row} if as_json else row for row in kinds[name]()], as_json)
+
+
+def _stages() -> Rows:
+    return [
+        {"name": name, "makes": catalog.stage(name).produces, "about": catalog.stage(name).about}
+        for name in catalog.names("stages")
+    ]
+
+
+def _first_lines(kind: str) -> Rows:
+    """Name and the first line of the module's docstring, read from the source: nothing is imported."""
+    return [{"name": name, "about": _docstring(where.partition(":")[0])} for name, where in catalog.names(kind).items()]
+
+
+def _docstring(module: str) -> str:
+    from importlib.util import find_spec
+
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        return ""
+    text = Path(spec.origin).read_text(encoding="utf-8")
+    return text.split('"""')[1].strip().splitlines()[0] if '"""' in text else ""
+
+
+def _models() -> Rows:
+    rows = []
+    for path in sorted(EMBEDDED.glob("*/config.json")):
+        size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
+        rows.append({"name": f"embedded:{path.parent.name}", "megabytes": round(size / 1e6, 2)})
+    return rows
+
+
+def _pipelines() -> Rows:
+    return [
+        {"name": name, "about": path.read_text().splitlines()[0].removeprefix("# ")}
+        for name, path in starters().items()
+    ]
+
+
+def init(file: Path, template: str) -> None:
+    known = starters()
+    if template not in known:
+        raise InputError(f"no starter pipeline is called {template!r}{nearest(template, known)}")
+    if file.exists():
+        raise InputError(f"{file}: exists already; name another file")
+    write_atomic(file, known[template].read_text())
+    print(f"wrote {file} (from {template}); next: distill plan --pipeline {file}")

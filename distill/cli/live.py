@@ -1,0 +1,96 @@
+"""The live display: one table for the whole run, redrawn in place (rich)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live as RichLive
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from distill.cli.display import Rate, duration, phrase
+from pipeline.events import Listener
+
+if TYPE_CHECKING:
+    from pipeline.manifest import Manifest
+    from pipeline.plan import StagePlan
+
+
+@dataclass
+class _Row:
+    state: str = "waiting"
+    done: int = 0
+    total: int | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    began: float = 0.0
+    seconds: float | None = None
+    left: float | None = None
+    rate: Rate = field(default_factory=Rate)
+
+
+STYLES = {"waiting": "dim", "cached": "cyan", "running": "bold", "done": "green", "stopped": "yellow"}
+
+
+class Live(Listener):
+    """Stages as rows: state, bar, time, ETA, and what is known so far."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._rows: dict[str, _Row] = {}
+        self._live = RichLive(console=self._console, refresh_per_second=4, get_renderable=self._table)
+
+    def begin(self, stages: Sequence[str]) -> None:
+        self._rows = {stage: _Row() for stage in stages}
+        self._live.start()
+
+    def close(self) -> None:
+        for row in self._rows.values():
+            if row.state == "running":
+                row.state = "stopped"
+        self._live.stop()
+
+    def cached(self, stage: str, manifest: Manifest) -> None:
+        row = self._rows[stage]
+        row.state, row.seconds, row.figures = "cached", manifest.seconds, manifest.figures
+
+    def start(self, stage: str, plan: StagePlan) -> None:
+        row = self._rows[stage]
+        row.state, row.began = "running", time.monotonic()
+
+    def progress(self, stage: str, done: int, total: int | None, figures: Mapping[str, Any]) -> None:
+        row = self._rows[stage]
+        row.done, row.total, row.figures = done, total, dict(figures)
+        row.left = row.rate.left(done, total)
+
+    def note(self, stage: str, text: str) -> None:
+        self._live.console.print(Text(f"{stage}: {text}", style="dim"))
+
+    def finish(self, stage: str, manifest: Manifest) -> None:
+        row = self._rows[stage]
+        row.state, row.seconds, row.figures, row.left = "done", manifest.seconds, manifest.figures, None
+
+    def _table(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False, expand=True)
+        for name, options in (
+            ("stage", {"no_wrap": True}), ("", {"no_wrap": True}), ("progress", {"width": 22}),
+            ("time", {"justify": "right", "no_wrap": True}), ("left", {"justify": "right", "no_wrap": True}),
+            ("so far", {"ratio": 1, "no_wrap": True, "overflow": "ellipsis"}),
+        ):  # fmt: skip
+            table.add_column(name, **options, header_style="dim")  # type: ignore[arg-type]
+        for name, row in self._rows.items():
+            running = row.state == "running"
+            spent = time.monotonic() - row.began if running else row.seconds
+            table.add_row(
+                Text(name, style=STYLES[row.state]),
+                Text(row.state, style=STYLES[row.state]),
+                ProgressBar(total=row.total, completed=row.done, width=20, pulse=row.total is None) if running else "",
+                duration(spent) if spent is not None else "",
+                duration(row.left) if row.left is not None else "",
+                Text(phrase(row.figures), style="dim" if not running else ""),
+            )
+        return Group(table)

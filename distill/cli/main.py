@@ -1,0 +1,226 @@
+"""The ``distill`` command: which commands there are, and how failures become exit codes.
+
+Only typer and the standard library are imported here; each command imports what it needs when run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import Exit, PipelineError
+
+app = typer.Typer(
+    name="distill",
+    help="Distil a reasoning teacher into a small student: generate, verify, select, train, refine, evaluate.",
+    epilog="Example: distill run --pipeline configs/quickstart.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+traces = typer.Typer(
+    name="traces",
+    help="Look into the trace store, also while a run goes on.",
+    epilog='Example: distill traces sql "SELECT source, count(*) FROM problems GROUP BY 1"',
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(traces)
+
+DEFAULT_PIPELINE = Path("configs/quickstart.yaml")
+
+PipelineFile = Annotated[
+    Path, typer.Option("--pipeline", "-p", help="The pipeline's YAML file.", envvar="DISTILL_PIPELINE")
+]
+WorkspaceOption = Annotated[
+    Path | None, typer.Option("--workspace", "-w", help="Use this directory, whatever the YAML says.")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: stage.key=value. May be repeated.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many problems of each source and split.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+StageNames = Annotated[
+    list[str] | None, typer.Argument(help="Stages to bring up to date, with all they need; all if none.")
+]
+
+
+def command(module: str, function: str) -> Callable[..., Any]:
+    """The implementation in ``distill.cli.<module>``, imported on use."""
+    implementation: Callable[..., Any] = getattr(import_module(f"distill.cli.{module}"), function)
+    return implementation
+
+
+@app.command(epilog="Example: distill run sft --pipeline configs/quickstart.yaml --set sft.lora.rank=16")
+def run(
+    stages: StageNames = None,
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    set_: Set = None,
+    limit: Limit = None,
+    force: Annotated[
+        list[str] | None, typer.Option("--force", help="Run this stage again although it is cached.")
+    ] = None,
+    max_time: Annotated[
+        str | None, typer.Option("--max-time", help="Stop in order after this time (3h50m); exit code 75.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for another run on the workspace to end.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, as `distill plan` does, and stop.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Run a pipeline, or one stage with what it needs. Running again goes on where it stopped."""
+    command("run", "run")(
+        stages or [], pipeline, workspace, set_ or [], limit, force or [], max_time, wait, dry_run, json_
+    )
+
+
+@app.command(epilog="Example: distill plan --pipeline configs/quickstart.yaml --set generate.samples=8")
+def plan(
+    stages: StageNames = None,
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    set_: Set = None,
+    limit: Limit = None,
+    json_: Json = False,
+) -> None:
+    """Say for each stage whether it is cached, partly done or will run, why, and what it will cost."""
+    command("plan", "plan")(stages or [], pipeline, workspace, set_ or [], limit, json_)
+
+
+@app.command(epilog="Example: distill status --pipeline configs/quickstart.yaml")
+def status(
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    set_: Set = None,
+    json_: Json = False,
+) -> None:
+    """Say how far a run is, also from another terminal while it goes on."""
+    command("status", "status")(pipeline, workspace, set_ or [], json_)
+
+
+@app.command("list", epilog="Example: distill list verifiers")
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(help="stages, verifiers, engines, families, models or pipelines.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """List the stages, verifiers, engines, problem families, shipped models and starter pipelines."""
+    command("listing", "list_names")(kind, json_)
+
+
+@app.command(epilog="Example: distill init my_pipeline.yaml --from gsm8k_embedded")
+def init(
+    file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("pipeline.yaml"),
+    template: Annotated[
+        str, typer.Option("--from", help="The starter pipeline to copy (`distill list pipelines`).")
+    ] = "quickstart",
+) -> None:
+    """Write a pipeline to start from."""
+    command("listing", "init")(file, template)
+
+
+@app.command(epilog="Example: distill doctor")
+def doctor(json_: Json = False) -> None:
+    """Check this installation: packages, devices, shipped models, who owns the `distill` script."""
+    command("doctor", "doctor")(json_)
+
+
+@app.command(epilog='Example: distill ask "Compute left to right: 12 + 7 * 3 - 4" --show-thinking')
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A stage's name, a directory, a hub name, or embedded:NAME; by default the last student made.",
+        ),
+    ] = None,
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    show_thinking: Annotated[bool, typer.Option("--show-thinking", help="Print the thinking too.")] = False,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Thinking and answer together.")] = 512,
+    seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Talk to a student. Only the answer is shown unless the thinking is asked for."""
+    command("ask", "ask")(question, model, pipeline, workspace, show_thinking, temperature, max_tokens, seed, json_)
+
+
+@traces.command("list", epilog="Example: distill traces list --outcome incorrect --limit 5")
+def traces_list(
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    outcome: Annotated[str | None, typer.Option(help="correct, incorrect or unverifiable.")] = None,
+    source: Annotated[str | None, typer.Option(help="Problems of this source only.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many traces.")] = 20,
+    json_: Json = False,
+) -> None:
+    """List traces with their verdicts, newest first."""
+    command("traces", "list_traces")(pipeline, workspace, outcome, source, limit, json_)
+
+
+@traces.command("show", epilog="Example: distill traces show 3f9a")
+def traces_show(
+    key: Annotated[str, typer.Argument(help="A trace key or its beginning.")],
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    json_: Json = False,
+) -> None:
+    """Show one trace: prompt as rendered, thinking, answer, sampling, all verdicts."""
+    command("traces", "show")(key, pipeline, workspace, json_)
+
+
+@traces.command("sql", epilog='Example: distill traces sql "SELECT outcome, count(*) FROM verdicts GROUP BY 1"')
+def traces_sql(
+    query: Annotated[str, typer.Argument(help="One SQL query; the tables are in docs/store.md.")],
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    json_: Json = False,
+) -> None:
+    """Query the store. It is opened read-only."""
+    command("traces", "sql")(query, pipeline, workspace, json_)
+
+
+@traces.command("stats", epilog="Example: distill traces stats")
+def traces_stats(
+    pipeline: PipelineFile = DEFAULT_PIPELINE, workspace: WorkspaceOption = None, json_: Json = False
+) -> None:
+    """Count traces, tokens and verdicts by model and source."""
+    command("traces", "stats")(pipeline, workspace, json_)
+
+
+def main() -> None:
+    """Run the command; every expected failure is one line on stderr and its exit code."""
+    # No telemetry, no update checks, and no thread pools that fight over two cores.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        from distill.ownership import check
+
+        check()
+        app()
+    except PipelineError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was made is kept, run the same command again", Exit.AGAIN)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.DONE)
+
+
+def _fail(message: str, code: Exit) -> None:
+    if "--json" in sys.argv:
+        print(json.dumps({"event": "error", "message": message, "exit_code": int(code)}), flush=True)
+    print(f"distill: {message}", file=sys.stderr, flush=True)
+    sys.exit(int(code))

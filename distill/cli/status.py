@@ -1,0 +1,69 @@
+"""``distill status``: how far a run is, read from manifests and heartbeats; takes no lock, stops nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.cli.display import duration, phrase
+from distill.cli.open import load, workspace_of
+from distill.cli.table import show
+from pipeline.plan import StagePlan, Status, plan
+from pipeline.workspace import Workspace
+
+
+def status(pipeline: Path, workspace: Path | None, overrides: Sequence[str], as_json: bool) -> None:
+    spec = load(pipeline, overrides, None, workspace)
+    space = workspace_of(spec)
+    rows = [_row(item, space, as_json) for item in plan(spec, space)]
+    show(rows, as_json)
+
+
+def _row(item: StagePlan, space: Workspace, as_json: bool) -> dict[str, Any]:
+    state, seconds, done, total, figures = _state(item, space)
+    if as_json:
+        return {
+            "stage": item.spec.name,
+            "state": state,
+            "seconds": seconds,
+            "done": done,
+            "total": total,
+            "figures": figures,
+        }
+    progress = f"{done:,}/{total:,}" if total else ""
+    time = duration(seconds) if seconds is not None else ""
+    return {
+        "stage": item.spec.name,
+        "state": state,
+        "progress": progress,
+        "time": time,
+        "figures": phrase(figures),
+    }
+
+
+def _state(item: StagePlan, space: Workspace) -> tuple[str, float | None, int | None, int | None, dict[str, Any]]:
+    if item.status is Status.CACHED and item.manifest:
+        return "done", item.manifest.seconds, None, None, dict(item.manifest.figures)
+    if item.identity:
+        try:
+            path = space.work(item.identity.kind, item.identity.fingerprint) / "heartbeat.json"
+            beat = json.loads(path.read_text())
+            state = "running" if _alive(beat["pid"]) else "interrupted"
+            return state, beat["seconds"], beat["done"], beat["total"], beat["figures"]
+        except (OSError, ValueError, KeyError):
+            pass
+    forecast = item.forecast
+    return "waiting", None, forecast.done if forecast else None, forecast.total if forecast else None, {}
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,44 @@
+"""Rows as an aligned text table, as JSON lines in a pipe's favourite form, or as one JSON list."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def render(rows: Sequence[Mapping[str, Any]], width: int = 60) -> str:
+    """A plain aligned table: numbers to the right, long and multi-line text cut to one line."""
+    if not rows:
+        return "(no rows)"
+    names = list(rows[0])
+    cells = [[_cell(row[name], width) for name in names] for row in rows]
+    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
+    right = [all(_numeric(row[name]) for row in rows) for name in names]
+    lines = [names, ["-" * w for w in widths], *cells]
+    aligned = ([c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in aligned)
+
+
+def show(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Print rows for a person, or as JSON lines."""
+    if as_json:
+        for row in rows:
+            print(json.dumps(row, default=str, ensure_ascii=False))
+    else:
+        print(render(rows))
+
+
+def _cell(value: Any, width: int) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e6 else f"{value:.0f}"
+    text = "".join(c if c.isprintable() else " " for c in str(value))
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _numeric(value: Any) -> bool:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return True
+    return isinstance(value, str) and bool(value) and value.rstrip("%").replace(".", "", 1).replace(",", "").isdigit()

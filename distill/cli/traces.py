@@ -1,0 +1,95 @@
+"""``distill traces``: look into the store. Read-only, and possible while a run goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from distill.cli.open import store_at
+from distill.cli.table import show as show_rows
+from distill.store import Store
+from pipeline.errors import InputError
+
+OUTCOMES = ("correct", "incorrect", "unverifiable")
+
+
+def list_traces(
+    pipeline: Path, workspace: Path | None, outcome: str | None, source: str | None, limit: int, as_json: bool
+) -> None:
+    if outcome is not None and outcome not in OUTCOMES:
+        raise InputError(f"--outcome {outcome}: expected {', '.join(OUTCOMES)}")
+    rows = store_at(pipeline, workspace).rows(
+        "SELECT t.trace_key[:12] AS trace, p.problem_id AS problem, t.model[:12] AS model, v.outcome, "
+        "t.thinking_tokens + t.answer_tokens AS tokens, t.finish, t.answer "
+        "FROM traces t LEFT JOIN verdicts v USING (trace_key) LEFT JOIN problems p USING (problem_key) "
+        "WHERE ($outcome IS NULL OR v.outcome = $outcome) AND ($source IS NULL OR p.source = $source) "
+        "ORDER BY t.created DESC, t.trace_key LIMIT $limit",
+        {"outcome": outcome, "source": source, "limit": limit},
+    )
+    show_rows(rows, as_json)
+
+
+def sql(query: str, pipeline: Path, workspace: Path | None, as_json: bool) -> None:
+    import duckdb
+
+    try:
+        rows = store_at(pipeline, workspace).rows(query)
+    except duckdb.Error as error:
+        raise InputError(" ".join(str(error).split())[:500]) from None
+    show_rows(rows, as_json)
+
+
+def stats(pipeline: Path, workspace: Path | None, as_json: bool) -> None:
+    rows = store_at(pipeline, workspace).rows(
+        "SELECT t.model[:12] AS model, p.source, count(*) AS traces, "
+        "round(avg(t.thinking_tokens + t.answer_tokens), 1) AS tokens_each, "
+        "sum(t.thinking_tokens + t.answer_tokens)::BIGINT AS tokens, "
+        "count(*) FILTER (v.outcome = 'correct') AS correct, count(*) FILTER (v.outcome = 'incorrect') AS incorrect, "
+        "count(*) FILTER (v.outcome = 'unverifiable') AS unverifiable, "
+        "count(*) FILTER (t.finish = 'length') AS truncated "
+        "FROM traces t LEFT JOIN verdicts v USING (trace_key) LEFT JOIN problems p USING (problem_key) "
+        "WHERE t.trace_key NOT IN (SELECT trace_key FROM rollouts) GROUP BY ALL ORDER BY ALL"
+    )
+    show_rows(rows, as_json)
+
+
+def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> None:
+    store = store_at(pipeline, workspace)
+    trace = _find(store, key)
+    verdicts = store.rows(
+        "SELECT verifier, version, outcome, score, reason, evidence FROM verdicts WHERE trace_key = ? ORDER BY created",
+        [trace["trace_key"]],
+    )
+    rollout = store.rows("SELECT * EXCLUDE (trace_key) FROM rollouts WHERE trace_key = ?", [trace["trace_key"]])
+    if as_json:
+        print(json.dumps({**trace, "verdicts": verdicts, "rollout": rollout[0] if rollout else None}, default=str))
+        return
+    long = ("prompt", "thinking", "answer")
+    for name, value in trace.items():
+        if name not in long and value is not None:
+            print(f"{name:<16} {printable(value)}")
+    for name in long:
+        print(f"\n--- {name}\n{printable(trace[name])}")
+    for verdict in verdicts:
+        print(f"\n--- {verdict['verifier']} {verdict['version']}: {verdict['outcome']}\n{printable(verdict['reason'])}")
+    for name, value in (rollout[0] if rollout else {}).items():
+        print(f"{'rollout ' + name:<16} {value}")
+
+
+def _find(store: Store, key: str) -> dict[str, Any]:
+    rows = store.rows(
+        "SELECT t.* EXCLUDE (prompt_ids, token_ids, logprobs), p.problem_id, p.source, p.difficulty, p.reference "
+        "FROM traces t LEFT JOIN problems p USING (problem_key) WHERE starts_with(trace_key, ?) LIMIT 2",
+        [key],
+    )
+    if not rows:
+        raise InputError(f"no trace begins with {key!r}; `distill traces list` shows some")
+    if len(rows) > 1:
+        raise InputError(f"several traces begin with {key!r}; give more of the key")
+    return rows[0]
+
+
+def printable(value: Any) -> str:
+    """Model text may hold terminal escapes: only newlines and printable characters are shown."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in str(value))

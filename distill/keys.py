@@ -1,0 +1,48 @@
+"""Identity: the one module that makes every key of a row. Keys are of content, never of position or time.
+
+Not in a trace's key: batch size, device, concurrency, row order. The fingerprint of a stage is made
+by `pipeline.plan` from digests that come from here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distill.types import Problem, Sampling
+from pipeline.fingerprint import content_hash
+
+
+def problem_key(problem: Problem) -> str:
+    """What is asked and how it is checked; not its name, source or split, so that sources share."""
+    return content_hash(
+        [
+            "problem",
+            problem.system,
+            problem.prompt,
+            problem.reference,
+            problem.verifier,
+            dict(problem.metadata),
+        ]
+    )
+
+
+def trace_key(problem: Problem, model: str, sampling: Sampling, sample_index: int) -> str:
+    """``model`` is the weights' identity (`distill.modelspec`), which covers the chat template, so
+    that messages and model together stand for the rendered prompt without rendering it.
+
+    A greedy sample depends on neither seed nor truncation, so its key does not.
+    """
+    how: list[Any] = [sampling.max_tokens, sampling.temperature]
+    if sampling.temperature > 0:
+        how += [sampling.top_p, sampling.top_k, sampling.seed]
+    return content_hash(["trace", problem_key(problem), problem.messages, model, how, sample_index])
+
+
+def rollout_key(run: str, step: int, problem: str, sample_index: int) -> str:
+    """A rollout's weights are those of ``run`` (a fingerprint) after ``step`` optimizer steps."""
+    return content_hash(["rollout", run, step, problem, sample_index])
+
+
+def verdict_key(trace: str, verifier: str, version: str, spec: str) -> str:
+    """``spec`` is the verifier as it stands in YAML, settings and all, in canonical form."""
+    return content_hash(["verdict", trace, verifier, version, spec])

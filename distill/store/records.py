@@ -1,0 +1,155 @@
+"""Rows to records and back: the only place that knows both the types and the columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from distill import keys
+from distill.store.store import Store
+from distill.types import Finish, Problem, Sampling, Trace, Verdict
+from pipeline.fingerprint import canonical, digest_of_keys
+
+Row = dict[str, Any]
+
+
+def problem_row(problem: Problem) -> Row:
+    return {
+        "problem_key": keys.problem_key(problem),
+        "problem_id": problem.id,
+        "source": problem.source,
+        "split": problem.split,
+        "verifier": problem.verifier,
+        "difficulty": problem.difficulty,
+        "licence": problem.licence,
+        "structure": problem.structure,
+        "system": problem.system,
+        "prompt": problem.prompt,
+        "reference": problem.reference,
+        "metadata": canonical(dict(problem.metadata)),
+    }
+
+
+def problem_of(row: Mapping[str, Any]) -> Problem:
+    return Problem(
+        id=row["problem_id"],
+        prompt=row["prompt"],
+        reference=row["reference"],
+        verifier=row["verifier"],
+        source=row["source"],
+        split=row["split"],
+        difficulty=row["difficulty"],
+        licence=row["licence"],
+        structure=row["structure"],
+        system=row["system"],
+        metadata=json.loads(row["metadata"]),
+    )
+
+
+def trace_row(trace: Trace, problem_key: str) -> Row:
+    return {
+        "trace_key": trace.key,
+        "problem_key": problem_key,
+        "model": trace.model,
+        "engine": trace.engine,
+        "temperature": trace.sampling.temperature,
+        "top_p": trace.sampling.top_p,
+        "top_k": trace.sampling.top_k,
+        "max_tokens": trace.sampling.max_tokens,
+        "seed": trace.sampling.seed,
+        "sample_index": trace.sample_index,
+        "finish": str(trace.finish),
+        "closed": trace.closed,
+        "prompt_tokens": len(trace.prompt_ids) if trace.prompt_tokens is None else trace.prompt_tokens,
+        "thinking_tokens": trace.thinking_tokens,
+        "answer_tokens": trace.answer_tokens,
+        "seconds": trace.seconds,
+        "created": datetime.now(UTC),
+        "prompt": trace.prompt,
+        "thinking": trace.thinking,
+        "answer": trace.answer,
+        "prompt_ids": list(trace.prompt_ids),
+        "token_ids": list(trace.token_ids),
+        "logprobs": None if trace.logprobs is None else list(trace.logprobs),
+    }
+
+
+def trace_of(row: Mapping[str, Any]) -> Trace:
+    sampling = Sampling(row["temperature"], row["top_p"], row["top_k"], row["max_tokens"], row["seed"])
+    return Trace(
+        key=row["trace_key"],
+        problem_id=row.get("problem_id", ""),
+        model=row["model"],
+        engine=row["engine"],
+        sampling=sampling,
+        sample_index=row["sample_index"],
+        prompt=row["prompt"],
+        thinking=row["thinking"],
+        answer=row["answer"],
+        closed=row["closed"],
+        thinking_tokens=row["thinking_tokens"],
+        answer_tokens=row["answer_tokens"],
+        prompt_ids=tuple(row["prompt_ids"] or ()),
+        token_ids=tuple(row["token_ids"] or ()),
+        logprobs=None if row["logprobs"] is None else tuple(row["logprobs"]),
+        finish=Finish(row["finish"]),
+        seconds=row["seconds"],
+        prompt_tokens=row["prompt_tokens"],
+    )
+
+
+def verdict_row(key: str, trace_key: str, verdict: Verdict, spec: Any) -> Row:
+    return {
+        "verdict_key": key,
+        "trace_key": trace_key,
+        "verifier": verdict.verifier,
+        "version": verdict.version,
+        "settings": canonical(spec),
+        "outcome": str(verdict.outcome),
+        "score": verdict.score,
+        "reason": verdict.reason,
+        "evidence": json.dumps(verdict.evidence, ensure_ascii=False, default=str),
+        "seconds": verdict.seconds,
+        "created": datetime.now(UTC),
+    }
+
+
+def record_members(
+    store: Store, members: Sequence[tuple[str, str]], reasons: Sequence[str | None] | None = None
+) -> str:
+    """Keep which rows (label, key) a stage's output consists of; returns their digest."""
+    collection = digest_of_keys(f"{label}\x1f{key}" for label, key in members)
+    why = reasons or [None] * len(members)
+    store.append(
+        "members",
+        [
+            {"collection": collection, "position": i, "label": label, "row_key": key, "reason": reason}
+            for i, ((label, key), reason) in enumerate(zip(members, why, strict=True))
+        ],
+    )
+    store.ingest()
+    return collection
+
+
+def problems(store: Store, collection: str, split: str | None = None) -> list[tuple[str, Problem]]:
+    """(problem key, problem) of a problems stage's output, in its order. The split is the label:
+    one problem may be training material in one collection and held out in another."""
+    rows = store.rows(
+        "SELECT p.* REPLACE (m.label AS split) FROM members m JOIN problems p ON m.row_key = p.problem_key "
+        "WHERE m.collection = $collection AND ($split IS NULL OR m.label = $split) ORDER BY m.position",
+        {"collection": collection, "split": split},
+    )
+    return [(row["problem_key"], problem_of(row)) for row in rows]
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

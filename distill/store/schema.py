@@ -1,0 +1,102 @@
+"""The store's schema: ordered, named migrations, each applied in a transaction of its own.
+
+The SQL files in ``migrations/`` are the only statement of the schema; the Arrow schemas of the shards
+and the documentation are read off a database made by them.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+MIGRATIONS = Path(__file__).with_name("migrations")
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "problems": ("problem_key",),
+    "traces": ("trace_key",),
+    "verdicts": ("verdict_key",),
+    "members": ("collection", "position"),
+    "rollouts": ("trace_key",),
+    "metrics": ("run", "step", "name"),
+}
+"""What identifies a row of each table: a row whose key is there already is not ingested again."""
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in MIGRATIONS.glob("*.sql"))
+
+
+def applied(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    found = connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'migrations'").fetchone()
+    if not found:
+        return []
+    return [row[0] for row in connection.execute("SELECT name FROM migrations ORDER BY name").fetchall()]
+
+
+def check_version(connection: duckdb.DuckDBPyConnection, path: str) -> None:
+    """Refuse a store that a newer distill has written."""
+    if unknown := sorted(set(applied(connection)) - set(names())):
+        raise InputError(f"{path}: written by a newer distill (it knows {unknown[-1]}); upgrade distill to read it")
+
+
+def migrate(connection: duckdb.DuckDBPyConnection, path: str = "store") -> bool:
+    """Apply what is missing; True if anything was. DDL is checkpointed at once: DuckDB's replay of
+    DDL from a write-ahead log is its weak spot (duckdb/duckdb#19712)."""
+    check_version(connection, path)
+    missing = [name for name in names() if name not in applied(connection)]
+    for name in missing:
+        connection.execute("BEGIN")
+        try:
+            connection.execute("CREATE TABLE IF NOT EXISTS migrations (name VARCHAR, applied TIMESTAMPTZ)")
+            connection.execute((MIGRATIONS / f"{name}.sql").read_text())
+            connection.execute("INSERT INTO migrations VALUES (?, now())", [name])
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+    if missing:
+        connection.execute("CHECKPOINT")
+    return bool(missing)
+
+
+@cache
+def arrow_schemas() -> dict[str, pa.Schema]:
+    """The Arrow schema of every table, as the migrations make them."""
+    import duckdb
+
+    with duckdb.connect(":memory:") as connection:
+        migrate(connection)
+        return {t: connection.sql(f"SELECT * FROM {t} LIMIT 0").to_arrow_table().schema for t in KEYS}
+
+
+def documentation() -> str:
+    """The schema as Markdown, for ``docs/store.md``."""
+    import duckdb
+
+    lines: list[str] = []
+    with duckdb.connect(":memory:") as connection:
+        migrate(connection)
+        for table in KEYS:
+            about = connection.execute("SELECT comment FROM duckdb_tables() WHERE table_name = ?", [table]).fetchone()
+            lines += [
+                f"### `{table}`",
+                "",
+                str(about[0]) if about else "",
+                "",
+                "| column | type | what |",
+                "|---|---|---|",
+            ]
+            columns = connection.execute(
+                "SELECT column_name, data_type, coalesce(comment, '') FROM duckdb_columns() "
+                "WHERE table_name = ? ORDER BY column_index",
+                [table],
+            ).fetchall()
+            lines += [f"| `{name}` | {kind} | {what} |" for name, kind, what in columns] + [""]
+    return "\n".join(lines)

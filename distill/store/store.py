@@ -1,0 +1,205 @@
+"""The trace store: DuckDB over durable shards, one writer, readers at any time.
+
+`append` makes rows durable; `ingest` brings them into DuckDB. The file is open for writing only for
+the moment of an ingest, so that `distill status`, `distill traces` and a notebook can read while a
+run goes on (DuckDB lets one writing process exclude all others, readers included; both sides retry).
+After each ingest the write-ahead log is empty: whatever it may hold when it is found damaged is in
+the shards too. Who may write is settled by the run's lock on the workspace, not here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.store import schema, shards
+from pipeline.errors import Exit, InputError, PipelineError
+from pipeline.files import disk_errors, make_directory
+
+if TYPE_CHECKING:
+    import duckdb
+
+READER_PATIENCE = 20.0
+WRITER_PATIENCE = 120.0
+"""Seconds to wait for a lock held by another process before saying who holds it."""
+
+
+class Busy(PipelineError):
+    exit_code = Exit.AGAIN
+
+
+class Store:
+    """The store of one workspace: ``store.duckdb``, ``shards/`` not yet ingested, ``journal/``."""
+
+    def __init__(self, workspace: Path, note: Callable[[str], None] = lambda text: None) -> None:
+        self.path = workspace / "store.duckdb"
+        self.shards = workspace / "shards"
+        self.journal = workspace / "journal"
+        self._note = note
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def append(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Make rows durable. They are seen by queries after the next `ingest`."""
+        if rows:
+            shards.write(self.shards, table, rows)
+
+    def ingest(self) -> dict[str, int]:
+        """Bring all shards into DuckDB; returns rows added by table. Idempotent, killable anywhere."""
+        waiting = {table: self._whole(shards.pending(self.shards, table)) for table in schema.KEYS}
+        if self.path.exists() and not any(waiting.values()):
+            return {}
+        with self._writing() as connection:
+            added = {t: _insert(connection, t, paths) for t, paths in waiting.items() if paths}
+            connection.execute("CHECKPOINT")
+        for table, paths in waiting.items():
+            self._to_journal(table, paths)
+        return added
+
+    def _whole(self, paths: list[Path]) -> list[Path]:
+        good = []
+        for path in paths:
+            if shards.readable(path):
+                good.append(path)
+            else:
+                os.replace(path, path.with_suffix(".damaged"))
+                self._note(f"{path}: damaged; set aside as .damaged, its rows will be made again")
+        return good
+
+    def _to_journal(self, table: str, paths: list[Path]) -> None:
+        """Merge ingested shards into one journal file, then drop them."""
+        if not paths:
+            return
+        import pyarrow.dataset as ds
+
+        shards.publish(self.journal / table, ds.dataset(paths, schema=schema.arrow_schemas()[table]).to_table())
+        for path in paths:
+            path.unlink()
+
+    @contextmanager
+    def _writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        make_directory(self.path.parent)
+        connection = self._open_or_rebuild()
+        try:
+            # Checkpoints come once, at the end of an ingest, and zstd makes text five times smaller:
+            # both measured, see docs/design/002-store.md.
+            connection.execute("SET wal_autocheckpoint = '8GB'")
+            connection.execute("SET force_compression = 'zstd'")
+            schema.migrate(connection, str(self.path))
+            yield connection
+        finally:
+            connection.close()
+
+    def _open_or_rebuild(self) -> duckdb.DuckDBPyConnection:
+        """Open for writing. A damaged log or file is set aside, said, and remade from the journal."""
+        import duckdb
+
+        wal = self.path.with_name(self.path.name + ".wal")
+        fresh = not self.path.exists()
+        try:
+            connection = self._open(read_only=False)
+        except duckdb.Error as error:
+            if not fresh and wal.exists():
+                os.replace(wal, wal.with_name(f"{wal.name}.damaged-{int(time.time())}"))
+                self._note(f"{wal}: damaged ({_first_line(error)}); set aside, nothing is lost: the shards hold it")
+                return self._open_or_rebuild()
+            if fresh:
+                raise PipelineError(f"{self.path}: cannot be made: {_first_line(error)}") from None
+            aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
+            os.replace(self.path, aside)
+            self._note(
+                f"{self.path}: damaged ({_first_line(error)}); set aside as {aside.name}, remade from the journal"
+            )
+            connection, fresh = self._open(read_only=False), True
+        if fresh and self.journal.exists():
+            schema.migrate(connection, str(self.path))
+            for table in schema.KEYS:
+                if paths := self._whole(shards.pending(self.journal, table)):
+                    _insert(connection, table, paths)
+            connection.execute("CHECKPOINT")
+        return connection
+
+    # -- reading ------------------------------------------------------------------------------
+
+    @contextmanager
+    def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A read-only connection; waits a moment for a writer to finish its commit."""
+        import duckdb
+
+        if not self.path.exists():
+            raise InputError(f"{self.path}: there is no trace store yet; `distill run` makes one")
+        try:
+            connection = self._open(read_only=True)
+        except duckdb.Error as error:
+            raise InputError(
+                f"{self.path}: cannot be read: {_first_line(error)}; the next `distill run` remakes it from the journal"
+            ) from None
+        try:
+            schema.check_version(connection, str(self.path))
+            yield connection
+        finally:
+            connection.close()
+
+    def rows(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
+        """Run one query and return its rows as dicts."""
+        with self.reading() as connection:
+            result = connection.execute(sql, parameters)
+            names = [column[0] for column in result.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+    def present(self, table: str, keys: Iterable[str]) -> set[str]:
+        """Which of ``keys`` the table holds. Call `ingest` first to count what shards hold."""
+        import pyarrow as pa
+
+        if not self.path.exists():
+            return set()
+        column = schema.KEYS[table][0]
+        wanted = pa.table({"key": pa.array(list(keys), pa.string())})
+        with self.reading() as connection:
+            connection.register("wanted", wanted)
+            found = connection.execute(f"SELECT key FROM wanted SEMI JOIN {table} ON key = {column}").fetchall()
+        return {row[0] for row in found}
+
+    def _open(self, *, read_only: bool) -> duckdb.DuckDBPyConnection:
+        """Connect, waiting while another process holds the file; its errors come through."""
+        import duckdb
+
+        deadline = time.monotonic() + (READER_PATIENCE if read_only else WRITER_PATIENCE)
+        while True:
+            try:
+                with disk_errors(self.path):
+                    return duckdb.connect(
+                        str(self.path), read_only=read_only, config={"autoinstall_known_extensions": "false"}
+                    )
+            except duckdb.IOException as error:
+                if "lock" not in str(error):
+                    if re.search("no space|read-only file|permission denied", str(error), re.IGNORECASE):
+                        raise InputError(f"{self.path}: {_first_line(error)}") from None
+                    raise
+                if time.monotonic() > deadline:
+                    held = re.search(r"PID (\d+)", str(error))
+                    by = f"process {held[1]}" if held else "another process"
+                    raise Busy(f"{self.path}: held by {by}; close it there, then run this again") from None
+                time.sleep(0.05)
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, table: str, paths: Sequence[Path]) -> int:
+    """Add the shards' rows whose keys are not there yet, the first written of equal keys."""
+    keys = ", ".join(schema.KEYS[table])
+    row = connection.execute(
+        f"INSERT INTO {table} BY NAME SELECT * EXCLUDE (filename, file_row_number) "
+        f"FROM read_parquet($paths, filename = true, file_row_number = true, union_by_name = true) "
+        f"ANTI JOIN {table} USING ({keys}) "
+        f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY filename, file_row_number) = 1",
+        {"paths": [str(path) for path in paths]},
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,178 @@
+"""The nouns: problem, sampling, request, completion, trace, verdict.
+
+Plain frozen records, importable without torch or DuckDB. How they are keyed is `distill.keys`, how
+they are stored is `distill.store`; nothing here knows of either. Everybody else imports from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+Message = Mapping[str, str]
+"""One chat turn: ``{"role": "user", "content": "..."}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something to be answered whose answer can be checked.
+
+    ``id`` is stable and readable (``calc/3f9a1c...``, ``gsm8k/test/17``). ``reference`` is what the
+    verifier called ``verifier`` compares with: an answer, or tests as JSON text. ``structure`` names
+    the function, chain or formula underneath: problems that share it never sit on both sides of a
+    train/held-out split. ``difficulty`` counts steps, or is None where unknown.
+    """
+
+    id: str
+    prompt: str
+    reference: str
+    verifier: str
+    source: str
+    split: str = "train"
+    difficulty: int | None = None
+    licence: str = "unknown"
+    structure: str | None = None
+    system: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        user = {"role": "user", "content": self.prompt}
+        return ({"role": "system", "content": self.system}, user) if self.system else (user,)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample. ``max_tokens`` counts everything after the prompt. ``temperature`` 0 is greedy.
+
+    ``top_k`` 0 and ``top_p`` 1 mean no truncation (which RL needs: truncated sampling biases the
+    importance ratios).
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 512
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sample wanted of an engine. ``key`` names it and seeds its random draws."""
+
+    key: str
+    messages: tuple[Message, ...]
+    sampling: Sampling
+
+
+class Finish(StrEnum):
+    """Why a sample ended. Each is an outcome of its own; none is counted as another."""
+
+    STOP = "stop"  # the end-of-turn token
+    LENGTH = "length"  # max_tokens reached
+    REFUSED = "refused"  # an endpoint's content filter
+    EMPTY = "empty"  # ended at once, with nothing said
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine made of one request. ``token_ids`` and ``logprobs`` have equal length.
+
+    ``logprobs`` are natural logs under the distribution sampled from (after temperature), and
+    include the end token's. ``prompt_ids`` are the ids the engine really saw. ``thinking_tokens`` of
+    the tokens are thinking (`distill.thinking.count_thinking_tokens`, or an endpoint's own count).
+
+    An endpoint that tells no token ids leaves both empty and gives counts instead: ``answer_tokens``
+    and ``prompt_tokens`` are None where the ids are there to be counted. ``cost`` is in the currency
+    of the price settings.
+    """
+
+    key: str
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    finish: Finish
+    seconds: float = 0.0
+    thinking_tokens: int = 0
+    answer_tokens: int | None = None
+    prompt_tokens: int | None = None
+    cost: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of thinking and answer together."""
+        return len(self.token_ids) if self.answer_tokens is None else self.thinking_tokens + self.answer_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One sampled response to a problem, as kept in the store. Token counts are of the response.
+
+    ``thinking`` is the text inside the think tags, ``answer`` the text after them (all of the text
+    where there are no tags); ``closed`` tells whether thinking ended. A response cut off inside its
+    thinking has an empty answer. ``prompt_tokens`` None means as many as there are ``prompt_ids``.
+    """
+
+    key: str
+    problem_id: str
+    model: str
+    engine: str
+    sampling: Sampling
+    sample_index: int
+    prompt: str
+    thinking: str
+    answer: str
+    closed: bool
+    thinking_tokens: int
+    answer_tokens: int
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    finish: Finish
+    seconds: float = 0.0
+    prompt_tokens: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.thinking_tokens + self.answer_tokens
+
+
+class Outcome(StrEnum):
+    """What a verifier can say. ``unverifiable`` is neither a reward nor a punishment."""
+
+    CORRECT = "correct"
+    INCORRECT = "incorrect"
+    UNVERIFIABLE = "unverifiable"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one version of one verifier said of one trace.
+
+    ``score`` lies in [0, 1], or is None where unverifiable. ``reason`` is one line for a person;
+    ``evidence`` is plain data (JSON) that shows how the verdict came about.
+    """
+
+    outcome: Outcome
+    score: float | None
+    reason: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    verifier: str = ""
+    version: str = ""
+    seconds: float = 0.0
+
+    @classmethod
+    def correct(cls, reason: str, **evidence: Any) -> Verdict:
+        return cls(Outcome.CORRECT, 1.0, reason, evidence)
+
+    @classmethod
+    def incorrect(cls, reason: str, **evidence: Any) -> Verdict:
+        return cls(Outcome.INCORRECT, 0.0, reason, evidence)
+
+    @classmethod
+    def unverifiable(cls, reason: str, **evidence: Any) -> Verdict:
+        return cls(Outcome.UNVERIFIABLE, None, reason, evidence)

@@ -1,0 +1,99 @@
+"""YAML with a memory for lines: plain data, and for every key the line it stands on.
+
+Deliberately leaves out all meaning; `pipeline.config` asks for the location of what it finds wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import InputError
+
+KeyPath = tuple[str | int, ...]
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Safe YAML in which ``5e-4`` is a number (YAML 1.1 reads it as text: a classic trap)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed file: ``data`` and, by key path, 1-based line numbers."""
+
+    path: Path
+    data: dict[str, Any]
+    lines: dict[KeyPath, int] = field(repr=False)
+
+    def where(self, key: KeyPath) -> str:
+        """``file:line: a.b.c`` of a key; the nearest enclosing line where the key is not there."""
+        known: KeyPath = key
+        while known and known not in self.lines:
+            known = known[:-1]
+        name = ".".join(map(str, key))
+        return f"{self.path}:{self.lines.get(known, 1)}: {name}" if name else f"{self.path}:1"
+
+
+def read(path: Path) -> Document:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Document:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            raise InputError(f"{path}:1: the file is empty; `distill init` writes one to start from")
+        if not isinstance(node, yaml.MappingNode):
+            kind = "list" if isinstance(node, yaml.SequenceNode) else "single value"
+            raise InputError(f"{path}:1: is a {kind}; expected a mapping with the keys name, stages, ...")
+        lines: dict[KeyPath, int] = {}
+        _collect(node, (), lines, path)
+        return Document(path, loader.construct_document(node), lines)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error)
+        raise InputError(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {problem}") from None
+    finally:
+        loader.dispose()
+
+
+def _collect(node: yaml.Node, prefix: KeyPath, lines: dict[KeyPath, int], path: Path) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            where = (*prefix, key.value)
+            if where in lines:
+                line = key.start_mark.line + 1
+                raise InputError(
+                    f"{path}:{line}: {'.'.join(map(str, where))}: stands here twice (first on line {lines[where]})"
+                )
+            lines[where] = key.start_mark.line + 1
+            _collect(value, where, lines, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*prefix, index)] = value.start_mark.line + 1
+            _collect(value, (*prefix, index), lines, path)
+
+
+def parse_value(text: str) -> Any:
+    """One value as YAML reads it (for ``--set key=value``)."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()

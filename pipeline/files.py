@@ -1,0 +1,106 @@
+"""Durable files: a reader sees the old content or the new, never a part, whatever gets killed when.
+
+Every file and directory that anything later relies on is published through here: written under a
+temporary name, fsynced, renamed, and the directory fsynced. Called by everything that writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import InputError
+
+TEMPORARY = ".tmp-"
+"""Prefix of everything unfinished; whatever carries it may be deleted when no run is going on."""
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, a read-only workspace or missing rights into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"{path}: no space left on the disk; free some and run the same command again") from None
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another workspace") from None
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise InputError(f"{path}: a file stands where a directory is needed") from None
+        raise
+
+
+def make_directory(path: Path) -> Path:
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(directory: Path) -> None:
+    """Make every file below ``directory``, and the directories themselves, durable."""
+    for root, _, names in os.walk(directory):
+        for name in names:
+            with open(Path(root) / name, "rb") as file:
+                os.fsync(file.fileno())
+        fsync_directory(Path(root))
+
+
+def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Replace ``path`` by ``content`` in one step. ``durable=False`` skips the fsync (mere progress)."""
+    make_directory(path.parent)
+    data = content.encode() if isinstance(content, str) else content
+    with disk_errors(path):
+        descriptor, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+        if durable:
+            fsync_directory(path.parent)
+
+
+def publish_directory(built: Path, final: Path) -> None:
+    """Give a finished directory its final name. An older one of that name is replaced."""
+    with disk_errors(final):
+        fsync_tree(built)
+        make_directory(final.parent)
+        if final.exists():
+            old = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=final.parent))
+            os.replace(final, old / final.name)
+            os.replace(built, final)
+            shutil.rmtree(old)
+        else:
+            os.replace(built, final)
+        fsync_directory(final.parent)
+
+
+def link(target: Path, name: Path) -> None:
+    """Point the symbolic link ``name`` at ``target`` (relative), replacing an older link in one step."""
+    if name.exists() and not name.is_symlink():
+        raise InputError(f"{name}: is in the way of a link to the stage's result; move it away")
+    temporary = name.with_name(f"{TEMPORARY}{name.name}")
+    with disk_errors(name):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(target, name.parent))
+        os.replace(temporary, name)

@@ -1,0 +1,102 @@
+"""Content hashes: of plain data, of files, of directories. The root of all caching and resuming.
+
+A hash here never depends on time, position, key order or the machine. What goes into the key of a
+stage is decided in `pipeline.plan`; of a trace, in `distill.keys`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.files import write_atomic
+
+LENGTH = 32
+"""Hex digits kept of a SHA-256: 128 bits, so that a clash will not be seen in any store."""
+
+
+def canonical(data: Any) -> str:
+    """JSON with sorted keys and no spaces: equal data, equal text. NaN and infinity are refused."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def content_hash(data: Any) -> str:
+    """Hash of plain data (dicts, lists, strings, numbers, booleans, None)."""
+    return hashlib.sha256(canonical(data).encode("utf-8", "surrogatepass")).hexdigest()[:LENGTH]
+
+
+def digest_of_keys(keys: Any) -> str:
+    """Hash of a set of keys, whatever order they come in."""
+    whole = hashlib.sha256()
+    for key in sorted(keys):
+        whole.update(key.encode())
+        whole.update(b"\n")
+    return whole.hexdigest()[:LENGTH]
+
+
+class FileHashes:
+    """Content hashes of files and directories, remembered by (size, mtime, inode).
+
+    The memory makes hashing a model of many gigabytes a matter of one `stat` a file the second
+    time; it lies in the workspace and may be deleted at any time.
+    """
+
+    def __init__(self, memory: Path | None = None) -> None:
+        self._memory = memory
+        self._known: dict[str, list[Any]] = {}
+        self._changed = False
+        if memory is not None and memory.exists():
+            try:
+                self._known = json.loads(memory.read_text())
+            except (OSError, ValueError):
+                self._known = {}  # a damaged memory costs a re-hash, nothing else
+
+    def of(self, path: str | os.PathLike[str]) -> str:
+        """Hash of a file, or of a directory's relative names and contents. InputError if absent."""
+        path = Path(path)
+        if not path.exists():
+            raise InputError(f"{path}: no such file or directory")
+        if path.is_file():
+            return self._file(path)
+        names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+        return content_hash([[name, self._file(path / name)] for name in names])
+
+    def _file(self, path: Path) -> str:
+        status = path.stat()
+        key, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns, status.st_ino]
+        if (known := self._known.get(key)) and known[:3] == stamp:
+            return str(known[3])
+        with open(path, "rb") as file:
+            value = hashlib.file_digest(file, "sha256").hexdigest()[:LENGTH]
+        self._known[key] = [*stamp, value]
+        self._changed = True
+        return value
+
+    def save(self) -> None:
+        if self._memory is not None and self._changed:
+            write_atomic(self._memory, json.dumps(self._known), durable=False)
+            self._changed = False
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What changed between two nested mappings, one line a leaf: ``lora.rank: 32 -> 16``."""
+    lines: list[str] = []
+    for key in [*old, *(k for k in new if k not in old)]:
+        before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if before == after:
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{name}.")
+        else:
+            lines.append(f"{name}: {_short(before)} -> {_short(after)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = "unset" if value is None else canonical(value)
+    return text if len(text) <= 60 else text[:57] + "..."

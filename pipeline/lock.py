@@ -1,0 +1,61 @@
+"""One run on a workspace at a time: an advisory lock that dies with its holder.
+
+The kernel's `flock`, so a killed run leaves nothing to clean up by hand. The file says who holds it.
+Readers (`status`, `traces`) take no lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.errors import Exit, PipelineError
+from pipeline.files import disk_errors, make_directory
+
+
+class Held(PipelineError):
+    """Another run holds the workspace."""
+
+    exit_code = Exit.AGAIN
+
+
+@contextmanager
+def workspace_lock(workspace: Path, *, wait: bool, stopping: Callable[[], bool], command: str = "") -> Iterator[None]:
+    """Hold the workspace; raise `Held`, naming the holder, or wait for it."""
+    make_directory(workspace)
+    path = workspace / ".lock"
+    with disk_errors(path), open(path, "a+") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not wait or stopping():
+                    raise Held(f"{workspace}: in use by {holder(path)}; wait for it (--wait) or stop it") from None
+                time.sleep(0.2)
+        file.truncate(0)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        file.write(
+            json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started, "command": command})
+        )
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def holder(path: Path) -> str:
+    """Who holds the lock at ``path``, in words."""
+    try:
+        info = json.loads(path.read_text())
+        return f"process {info['pid']} on {info['host']} since {info['started']} ({info['command']})"
+    except (OSError, ValueError, KeyError):
+        return "another run"

@@ -1,0 +1,133 @@
+"""The difference between the wish and the record: each stage cached, partly done or to run, and why.
+
+`examine` is the single place where a stage's identity is put together; the runner calls it just
+before a stage would run, `distill plan` calls it for all stages without running any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from pipeline import manifest as manifests
+from pipeline.config import PipelineSpec, StageSpec
+from pipeline.fingerprint import FileHashes, differences
+from pipeline.manifest import Identity, Manifest
+from pipeline.stage import File, Forecast, marked, references, result_settings
+
+if TYPE_CHECKING:
+    from pipeline.workspace import Workspace
+
+
+class Status(StrEnum):
+    CACHED = "cached"
+    PARTIAL = "partly done"
+    RUN = "will run"
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage's state. ``identity`` is None while an input has yet to be made."""
+
+    spec: StageSpec
+    status: Status
+    reasons: tuple[str, ...]
+    identity: Identity | None = None
+    manifest: Manifest | None = None
+    forecast: Forecast | None = None
+    last_seconds: float | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+def identify(spec: StageSpec, upstream: Mapping[str, Manifest], hashes: FileHashes) -> Identity:
+    """All that the stage's result depends on, hashed as it is now."""
+    inputs = {".".join(map(str, path)): upstream[name].digest for path, _, name in references(spec.settings)}
+    files: dict[str, str] = {}
+    for path, _, value in marked(spec.settings, File):
+        names = [value] if isinstance(value, str) else list(value or [])
+        files |= {f"{'.'.join(map(str, path))}[{index}]": hashes.of(name) for index, name in enumerate(names)}
+    if spec.stage.dependencies:
+        files |= spec.stage.dependencies(spec.settings, hashes)
+    return Identity(spec.stage.kind, spec.stage.version, result_settings(spec.settings), inputs, files)
+
+
+def examine(
+    spec: StageSpec, upstream: Mapping[str, StagePlan], workspace: Workspace, forced: bool = False
+) -> StagePlan:
+    """Look at one stage; ``upstream`` are the plans of those that feed it, by name."""
+    missing = [name for name in spec.upstream if upstream[name].manifest is None]
+    expected = {name: upstream[name].figures for name in spec.upstream}
+    if missing:
+        waits = f"waits for {', '.join(missing)}"
+        forecast = _forecast(spec, workspace, None, {}, expected)
+        return StagePlan(spec, Status.RUN, (waits,), None, None, forecast, _last(spec, workspace), _figures(forecast))
+    inputs = {name: plan.manifest for name, plan in upstream.items() if plan.manifest}
+    identity = identify(spec, inputs, workspace.hashes)
+    found = manifests.find(workspace.path, identity)
+    if found and not forced:
+        lost = workspace.lost(spec, found, inputs)
+        if lost is None:
+            return StagePlan(spec, Status.CACHED, (), identity, found, figures=found.figures)
+        reasons: tuple[str, ...] = (lost,)
+    else:
+        reasons = ("--force",) if forced else explain(spec, identity, workspace)
+    forecast = _forecast(spec, workspace, identity, inputs, expected)
+    begun = bool(forecast and forecast.done) or workspace.begun(identity)
+    status = Status.PARTIAL if begun else Status.RUN
+    return StagePlan(spec, status, reasons, identity, None, forecast, _last(spec, workspace), _figures(forecast))
+
+
+def plan(
+    pipeline: PipelineSpec, workspace: Workspace, targets: Sequence[str] = (), force: Sequence[str] = ()
+) -> list[StagePlan]:
+    """Every stage that the targets need, in running order."""
+    plans: dict[str, StagePlan] = {}
+    for spec in pipeline.closure(targets):
+        upstream = {name: plans[name] for name in spec.upstream}
+        plans[spec.name] = examine(spec, upstream, workspace, spec.name in force)
+    return list(plans.values())
+
+
+def explain(spec: StageSpec, identity: Identity, workspace: Workspace) -> tuple[str, ...]:
+    """Which input changed since this stage last completed."""
+    for earlier in manifests.history(workspace.path, identity.kind, spec.name):
+        if earlier.stage != spec.name:
+            break
+        old = earlier.identity
+        lines = [f"stage version: {old.version} -> {identity.version}"] if old.version != identity.version else []
+        lines += differences(old.settings, identity.settings)
+        for key in sorted({*old.inputs, *identity.inputs}):
+            if old.inputs.get(key) != identity.inputs.get(key):
+                lines.append(f"input {key} changed" if key in old.inputs else f"input {key} is new")
+        for key in sorted({*old.files, *identity.files}):
+            if old.files.get(key) != identity.files.get(key):
+                lines.append(f"content of {key} changed" if key in old.files else f"{key} is new")
+        return tuple(lines) or ("its record was removed",)
+    return ("never run",)
+
+
+def _forecast(
+    spec: StageSpec,
+    workspace: Workspace,
+    identity: Identity | None,
+    inputs: Mapping[str, Manifest],
+    expected: Mapping[str, Mapping[str, Any]],
+) -> Forecast | None:
+    if spec.stage.forecast is None:
+        return None
+    context = workspace.context(spec, identity.fingerprint if identity else "", inputs)
+    return spec.stage.forecast(context, spec.settings, expected)
+
+
+def _figures(forecast: Forecast | None) -> Mapping[str, Any]:
+    if forecast is None:
+        return {}
+    return {forecast.unit: forecast.total, **forecast.figures} if forecast.total is not None else forecast.figures
+
+
+def _last(spec: StageSpec, workspace: Workspace) -> float | None:
+    for earlier in manifests.history(workspace.path, spec.stage.kind, spec.name):
+        return earlier.seconds if earlier.stage == spec.name else None
+    return None

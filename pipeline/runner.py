@@ -1,0 +1,118 @@
+"""Closing the difference: run what is missing, in order, and write each stage's manifest last.
+
+Resuming has no code path of its own: a stage is asked again and makes what is not there. What a
+listener shows (`pipeline.events`), who may run (`pipeline.lock`) and when to stop
+(`pipeline.stopping`) are arguments here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+
+from pipeline import manifest as manifests
+from pipeline.config import PipelineSpec, StageSpec
+from pipeline.errors import PipelineError
+from pipeline.events import Listener
+from pipeline.files import link, make_directory
+from pipeline.manifest import Identity, Manifest
+from pipeline.plan import StagePlan, Status, examine, identify
+from pipeline.stage import stop_check
+from pipeline.workspace import Clock, Workspace
+
+
+def run(
+    pipeline: PipelineSpec,
+    workspace: Workspace,
+    listener: Listener,
+    stopping: Callable[[], bool],
+    targets: Sequence[str] = (),
+    force: Sequence[str] = (),
+) -> list[Manifest]:
+    """Bring the targets (all stages for none) up to date; returns their manifests in order."""
+    specs = pipeline.closure(targets)
+    for name in force:
+        pipeline.closure([name])  # names the mistake if there is no such stage
+    plans: dict[str, StagePlan] = {}
+    listener.begin([spec.name for spec in specs])
+    for spec in specs:
+        found = examine(spec, {name: plans[name] for name in spec.upstream}, workspace, spec.name in force)
+        if found.status is Status.CACHED:
+            listener.cached(spec.name, found.manifest)  # type: ignore[arg-type]
+        else:
+            stop_check(stopping)
+            manifest = _run_stage(found, plans, workspace, listener, stopping, spec.name in force)
+            found = StagePlan(spec, Status.CACHED, (), found.identity, manifest, figures=manifest.figures)
+        plans[spec.name] = found
+        _link(found, workspace)
+        workspace.hashes.save()
+    return [plan.manifest for plan in plans.values() if plan.manifest]
+
+
+def _run_stage(
+    found: StagePlan,
+    plans: Mapping[str, StagePlan],
+    workspace: Workspace,
+    listener: Listener,
+    stopping: Callable[[], bool],
+    forced: bool,
+) -> Manifest:
+    spec, identity = found.spec, found.identity
+    assert identity is not None  # all inputs are complete by now
+    inputs = {name: plans[name].manifest for name in spec.upstream}
+    work = workspace.work(identity.kind, identity.fingerprint)
+    if forced:
+        _discard(workspace, identity)
+    make_directory(work)
+    clock = Clock.resume(work / "heartbeat.json")
+    context = workspace.context(
+        spec, identity.fingerprint, inputs,  # type: ignore[arg-type]
+        forced=forced, stopping=stopping, listener=listener, _clock=clock,
+    )  # fmt: skip
+    listener.start(spec.name, found)
+    output = spec.stage.run(context, spec.settings)
+    _check_unchanged(spec, identity, inputs, workspace)  # type: ignore[arg-type]
+    manifest = Manifest(
+        stage=spec.name,
+        fingerprint=identity.fingerprint,
+        identity=identity,
+        digest=output.digest,
+        figures=dict(output.figures),
+        seconds=round(clock.seconds, 3),
+        finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        artifact=str(context.artifact.relative_to(workspace.path)) if context.published else None,
+        software=workspace.software,
+    )
+    manifests.write(workspace.path, manifest)
+    shutil.rmtree(work, ignore_errors=True)
+    listener.finish(spec.name, manifest)
+    return manifest
+
+
+def _check_unchanged(spec: StageSpec, before: Identity, inputs: Mapping[str, Manifest], workspace: Workspace) -> None:
+    """Refuse to record a result whose input files were edited while it was being made."""
+    after = identify(spec, inputs, workspace.hashes)
+    for name, value in before.files.items():
+        if after.files.get(name) != value:
+            raise PipelineError(
+                f"stage {spec.name}: {name} was changed while the stage ran; "
+                "its result is not recorded; run the same command again"
+            )
+
+
+def _discard(workspace: Workspace, identity: Identity) -> None:
+    manifests.path_of(workspace.path, identity.kind, identity.fingerprint).unlink(missing_ok=True)
+    shutil.rmtree(workspace.work(identity.kind, identity.fingerprint), ignore_errors=True)
+
+
+def _link(found: StagePlan, workspace: Workspace) -> None:
+    """Give the artifact its stage's name, so that people find ``runs/quickstart/sft``."""
+    manifest = found.manifest
+    if manifest is None or manifest.artifact is None:
+        return
+    artifact = workspace.path / manifest.artifact
+    for target, name in [(artifact, found.spec.name), *((artifact / n, n) for n in found.spec.stage.links)]:
+        path = workspace.path / name
+        if not (path.is_symlink() and path.resolve() == target.resolve()):
+            link(target, path)

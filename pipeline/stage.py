@@ -1,0 +1,190 @@
+"""What a stage is: settings, inputs, a run function, a forecast. Data, not a class hierarchy.
+
+A stage module holds a `Settings` class, a `run` function and one `Stage` constant. The kernel finds
+the inputs by reading the annotations of the settings: a field annotated with `Input` names the stage
+that feeds it; a field annotated with `Operational` changes speed, not results, and stays out of the
+fingerprint. The run function gets a `Context` and returns an `Output`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.document import KeyPath
+from pipeline.errors import Stopped
+
+if TYPE_CHECKING:
+    from pipeline.fingerprint import FileHashes
+    from pipeline.manifest import Manifest
+
+
+class Settings(BaseModel):
+    """Base of every stage's settings: strict types, no unknown keys, frozen.
+
+    A field called ``seed`` left unset takes the pipeline's seed; one called ``limit`` is what
+    ``--limit`` sets.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Marks a setting that names the stage (or a list or mapping of stages) feeding this one.
+
+    ``accepts`` are the kinds of output taken. With a ``prefix``, only values that start with it are
+    stage names (``stage:sft``); the rest means something to the domain (a path, a hub id).
+    """
+
+    accepts: tuple[str, ...]
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """Marks a setting that is a path whose content the result depends on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operational:
+    """Marks a setting that changes speed, memory or logging, but not the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a run made. ``digest`` identifies its content: equal digests re-run nothing downstream.
+
+    ``figures`` are for people, forecasts and reports.
+    """
+
+    digest: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a stage would still have to do: ``done`` of ``total`` ``unit`` are there already.
+
+    ``figures`` carry what is known beforehand: ``calls``, ``tokens`` (an upper bound), ``cost``.
+    """
+
+    unit: str
+    total: int | None = None
+    done: int = 0
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Context(Protocol):
+    """What a running (or forecast) stage may know and use. Made by `pipeline.runner`."""
+
+    name: str
+    kind: str
+    fingerprint: str
+    workspace: Path
+    inputs: Mapping[str, Manifest]
+    """Manifests of the upstream stages, by stage name."""
+    artifact: Path
+    """Where `publish` puts the finished artifact."""
+    work: Path
+    """A private directory that survives a crash: checkpoints and parts under construction."""
+    forced: bool
+    hashes: FileHashes
+
+    def stopping(self) -> bool:
+        """True once the run has been asked to stop (SIGTERM, Ctrl-C, --max-time)."""
+
+    def progress(self, done: int, total: int | None, **figures: Any) -> None:
+        """Report progress; cheap to call often."""
+
+    def note(self, text: str) -> None:
+        """Tell the user one line."""
+
+    def publish(self, built: Path) -> str:
+        """Make ``built`` (a directory under `work`) the artifact; returns its content hash."""
+
+
+RunFunction = Callable[[Any, Any], Output]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One kind of stage. ``version`` goes up whenever the same settings would give another result."""
+
+    kind: str
+    about: str
+    settings: type[Settings]
+    produces: str
+    run: RunFunction
+    version: int = 1
+    forecast: Callable[[Any, Any, Mapping[str, Mapping[str, Any]]], Forecast] | None = None
+    """``(context, settings, figures of upstream stages by name) -> Forecast``; must be cheap."""
+    dependencies: Callable[[Any, FileHashes], Mapping[str, str]] | None = None
+    """``(settings, hashes) -> {name: content hash}`` of what is read beyond inputs and `File`s."""
+    check: Callable[[Any, Any], str | None] | None = None
+    """``(context, manifest) -> why the recorded output is no longer whole``, or None."""
+    links: tuple[str, ...] = ()
+    """Files of the artifact that are also linked from the top of the workspace."""
+
+
+def marked(value: Any, marker: type, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any, Any]]:
+    """All settings annotated with ``marker``, however deep: (path, the marker, the value)."""
+    if isinstance(value, BaseModel):
+        for name, info in type(value).model_fields.items():
+            inner = getattr(value, name)
+            for mark in info.metadata:
+                if isinstance(mark, marker):
+                    yield (*path, name), mark, inner
+            yield from marked(inner, marker, (*path, name))
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from marked(inner, marker, (*path, key))
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from marked(inner, marker, (*path, index))
+
+
+def references(settings: BaseModel) -> Iterator[tuple[KeyPath, Input, str]]:
+    """Every stage name in ``settings``: (path, the Input marker, the upstream stage's name)."""
+    for path, mark, value in marked(settings, Input):
+        if isinstance(value, str):
+            entries: list[tuple[KeyPath, Any]] = [(path, value)]
+        elif isinstance(value, Mapping):
+            entries = [((*path, key), item) for key, item in value.items()]
+        elif isinstance(value, (list, tuple)):
+            entries = [((*path, index), item) for index, item in enumerate(value)]
+        else:
+            continue
+        for where, item in entries:
+            if isinstance(item, str) and item.startswith(mark.prefix):
+                yield where, mark, item.removeprefix(mark.prefix)
+
+
+def result_settings(settings: BaseModel) -> dict[str, Any]:
+    """The settings that change the result, as plain data, without operational ones.
+
+    Stage names and file names are blanked: what counts is the content, and that is told by the
+    digests and hashes in the identity.
+    """
+    data = settings.model_dump(mode="json", warnings=False)
+    for path, _, _ in marked(settings, Operational):
+        del _parent(data, path)[path[-1]]
+    for path in [*(p for p, _, _ in references(settings)), *(p for p, _, _ in marked(settings, File))]:
+        _parent(data, path)[path[-1]] = None
+    return data
+
+
+def _parent(data: Any, path: KeyPath) -> Any:
+    for key in path[:-1]:
+        data = data[key]
+    return data
+
+
+def stop_check(stopping: Callable[[], bool]) -> None:
+    """Raise `Stopped` if the run has been asked to stop; call where stopping is safe."""
+    if stopping():
+        raise Stopped("stopped in order; run the same command again to go on")

@@ -1,0 +1,126 @@
+"""A run's directory on disk, and what a stage sees of it.
+
+Layout: ``manifests/`` the record, ``artifacts/`` finished results by content, ``work/`` what is under
+construction (it survives crashes), and links by stage name for people.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import StageSpec
+from pipeline.events import Listener
+from pipeline.files import publish_directory, write_atomic
+from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Identity, Manifest
+
+HEARTBEAT_SECONDS = 1.0
+
+
+class Workspace:
+    """A run's directory: manifests, artifacts, work in progress, links by stage name."""
+
+    def __init__(self, path: Path, software: Mapping[str, str] | None = None) -> None:
+        self.path = path
+        self.software = dict(software or {})
+        self.hashes = FileHashes(path / ".hashes.json")
+
+    def artifact(self, kind: str, fingerprint: str) -> Path:
+        return self.path / "artifacts" / f"{kind}-{fingerprint[:12]}"
+
+    def work(self, kind: str, fingerprint: str) -> Path:
+        return self.path / "work" / f"{kind}-{fingerprint[:12]}"
+
+    def begun(self, identity: Identity) -> bool:
+        return self.work(identity.kind, identity.fingerprint).exists()
+
+    def context(self, spec: StageSpec, fingerprint: str, inputs: Mapping[str, Manifest], **more: Any) -> StageContext:
+        kind = spec.stage.kind
+        return StageContext(
+            spec.name, kind, fingerprint, self.path, inputs, self.artifact(kind, fingerprint),
+            self.work(kind, fingerprint), hashes=self.hashes, **more,
+        )  # fmt: skip
+
+    def lost(self, spec: StageSpec, found: Manifest, inputs: Mapping[str, Manifest]) -> str | None:
+        """Why a recorded output is no longer whole, or None."""
+        if found.artifact and not (self.path / found.artifact).is_dir():
+            return f"its artifact {found.artifact} is gone"
+        if spec.stage.check:
+            return spec.stage.check(self.context(spec, found.fingerprint, inputs), found)
+        return None
+
+
+@dataclass
+class StageContext:
+    """What a stage may know and use while it runs (`pipeline.stage.Context`)."""
+
+    name: str
+    kind: str
+    fingerprint: str
+    workspace: Path
+    inputs: Mapping[str, Manifest]
+    artifact: Path
+    work: Path
+    hashes: FileHashes
+    forced: bool = False
+    stopping: Callable[[], bool] = lambda: False
+    listener: Listener | None = None
+    published: bool = False
+    _clock: Clock | None = None
+
+    def progress(self, done: int, total: int | None, **figures: Any) -> None:
+        if self._clock:
+            self._clock.beat(done, total, figures)
+        if self.listener:
+            self.listener.progress(self.name, done, total, figures)
+
+    def note(self, text: str) -> None:
+        if self.listener:
+            self.listener.note(self.name, text)
+
+    def publish(self, built: Path) -> str:
+        """Make ``built`` the stage's artifact; returns its content hash."""
+        publish_directory(built, self.artifact)
+        self.published = True
+        return FileHashes().of(self.artifact)
+
+
+@dataclass
+class Clock:
+    """Seconds spent on a stage over all attempts; its file is the heartbeat `status` reads."""
+
+    path: Path
+    before: float = 0.0
+    _start: float = field(default_factory=time.monotonic)
+    _written: float = 0.0
+
+    @classmethod
+    def resume(cls, path: Path) -> Clock:
+        try:
+            return cls(path, float(json.loads(path.read_text())["seconds"]))
+        except (OSError, ValueError, KeyError):
+            return cls(path)
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self._start
+
+    def beat(self, done: int = 0, total: int | None = None, figures: Mapping[str, Any] | None = None) -> None:
+        now = time.monotonic()
+        if now - self._written < HEARTBEAT_SECONDS:
+            return
+        self._written = now
+        content = {
+            "pid": os.getpid(),
+            "seconds": self.seconds,
+            "done": done,
+            "total": total,
+            "figures": figures or {},
+        }
+        write_atomic(self.path, json.dumps(content), durable=False)

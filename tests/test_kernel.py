@@ -1,0 +1,371 @@
+"""The stage kernel, told with stages that count letters: it has never heard of language models."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from pipeline import config, runner
+from pipeline.errors import Exit, InputError, PipelineError, Stopped
+from pipeline.events import Listener
+from pipeline.fingerprint import FileHashes, content_hash, digest_of_keys
+from pipeline.plan import plan as make_plan
+from pipeline.stage import File, Forecast, Input, Operational, Output, Settings, Stage
+from pipeline.stopping import Stopper, parse_duration
+from pipeline.workspace import Workspace
+
+
+class TextSettings(Settings):
+    file: Annotated[str, File()]
+    limit: int | None = None
+
+
+class CountSettings(Settings):
+    text: Annotated[str, Input(accepts=("text",))]
+    letter: str = "a"
+    batch: Annotated[int, Operational()] = 1
+    seed: int = 0
+
+
+class SumSettings(Settings):
+    counts: Annotated[list[str], Input(accepts=("count",)), Field(min_length=1)]
+    model: Annotated[str, Input(accepts=("count",), prefix="stage:")] = "given:7"
+
+
+def read_text(context: Any, settings: TextSettings) -> Output:
+    built = context.work / "built"
+    built.mkdir(exist_ok=True)
+    (built / "text").write_text(Path(settings.file).read_text().strip()[: settings.limit])
+    return Output(context.publish(built))
+
+
+def count(context: Any, settings: CountSettings) -> Output:
+    directory = context.workspace / context.inputs[settings.text].artifact
+    found = (directory / "text").read_text().count(settings.letter)
+    return Output(content_hash(found), {"count": found})
+
+
+def total(context: Any, settings: SumSettings) -> Output:
+    return Output("sum", {"sum": sum(context.inputs[name].figures["count"] for name in settings.counts)})
+
+
+STAGES = {
+    "text": Stage("text", "", TextSettings, "text", read_text, forecast=lambda c, s, e: Forecast("texts", 1)),
+    "count": Stage("count", "", CountSettings, "count", count),
+    "sum": Stage("sum", "", SumSettings, "sum", total),
+}
+
+YAML = """\
+name: letters
+seed: 3
+stages:
+  text: {file: input.txt}
+  a: {kind: count, text: text}
+  b: {kind: count, text: text, letter: b}
+  sum: {counts: [a, b]}
+"""
+
+
+def lookup(kind: str) -> Stage:
+    if kind not in STAGES:
+        raise InputError(f"no stage is called {kind!r}{config.nearest(kind, STAGES)}")
+    return STAGES[kind]
+
+
+class Heard(Listener):
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    def start(self, stage: str, plan: Any) -> None:
+        self.ran.append(stage)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "input.txt").write_text("banana bread")
+    (tmp_path / "p.yaml").write_text(YAML)
+    return tmp_path
+
+
+def load(text: str | None = None, **options: Any) -> config.PipelineSpec:
+    if text is not None:
+        Path("p.yaml").write_text(text)
+    return config.load(Path("p.yaml"), lookup, **options)
+
+
+def run(
+    spec: config.PipelineSpec,
+    targets: tuple[str, ...] = (),
+    stopping: Callable[[], bool] = lambda: False,
+    force: tuple[str, ...] = (),
+) -> list[str]:
+    heard = Heard()
+    runner.run(spec, Workspace(spec.workspace), heard, stopping, targets, force)
+    return heard.ran
+
+
+def plans(spec: config.PipelineSpec) -> dict[str, tuple[str, tuple[str, ...]]]:
+    return {p.spec.name: (str(p.status), p.reasons) for p in make_plan(spec, Workspace(spec.workspace))}
+
+
+# -- running and caching -----------------------------------------------------------------------
+
+
+def test_a_second_run_does_nothing(project: Path) -> None:
+    assert run(load()) == ["text", "a", "b", "sum"]
+    assert run(load()) == []
+    assert Path("runs/letters/text/text").read_text() == "banana bread"  # the link by stage name
+
+
+def test_a_stage_runs_with_what_it_needs(project: Path) -> None:
+    assert run(load(), ("b",)) == ["text", "b"]
+    assert run(load()) == ["a", "sum"]
+
+
+def test_a_changed_setting_reruns_that_stage_and_says_why(project: Path) -> None:
+    run(load())
+    changed = load(overrides=["b.letter=n"])
+    assert plans(changed)["b"] == ("will run", ('letter: "b" -> "n"',))
+    assert plans(changed)["a"][0] == "cached"
+    assert plans(changed)["sum"] == ("will run", ("waits for b",))
+    assert run(changed) == ["b"]  # as many n as b in "banana bread": what comes after is cut off early
+    assert run(load()) == []  # going back costs nothing
+
+
+def test_comments_key_order_names_and_operational_settings_change_nothing(project: Path) -> None:
+    run(load())
+    same = """\
+# another comment
+stages:
+  sum: {counts: [first, b]}
+  b: {letter: b, kind: count, text: text, batch: 99}
+  first: {text: text, kind: count}
+  text: {file: input.txt}
+seed: 3
+name: letters
+"""
+    assert run(load(same)) == []
+
+
+def test_edited_input_file_is_found_by_content(project: Path) -> None:
+    run(load())
+    Path("input.txt").touch()
+    assert run(load()) == []
+    Path("input.txt").write_text("bandana bread")
+    assert plans(load())["text"] == ("will run", ("content of file[0] changed",))
+    assert run(load()) == ["text", "a", "b"]  # same sum digest is not recomputed from other counts
+
+
+def test_a_lost_artifact_is_made_again(project: Path) -> None:
+    import shutil
+
+    run(load())
+    shutil.rmtree("runs/letters/artifacts")
+    assert "is gone" in plans(load())["text"][1][0]
+    assert run(load()) == ["text"]
+
+
+def test_a_damaged_manifest_is_not_believed(project: Path) -> None:
+    run(load())
+    for path in Path("runs/letters/manifests/count").glob("*.json"):
+        path.write_text(path.read_text()[:-40])
+    assert run(load()) == ["a", "b"]
+
+
+def test_force_runs_a_stage_again(project: Path) -> None:
+    run(load())
+    assert run(load(), force=("a",)) == ["a"]
+    with pytest.raises(InputError, match="did you mean 'sum'"):
+        run(load(), force=("summ",))
+
+
+def test_seed_and_limit_reach_the_stages_that_have_them(project: Path) -> None:
+    run(load())
+    assert run(load(overrides=["seed=4"])) == ["a", "b"]
+    assert run(load(limit=3)) == ["text", "a", "b", "sum"]
+    assert Path("runs/letters/text/text").read_text() == "ban"
+
+
+def test_an_input_edited_during_the_run_is_not_recorded(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def edit_while_running(context: Any, settings: TextSettings) -> Output:
+        output = read_text(context, settings)
+        Path(settings.file).write_text("edited meanwhile")
+        return output
+
+    monkeypatch.setitem(STAGES, "text", Stage("text", "", TextSettings, "text", edit_while_running))
+    with pytest.raises(PipelineError, match="was changed while the stage ran"):
+        run(load(), ("text",))
+    monkeypatch.undo()
+    os.chdir(project)
+    assert run(load(), ("text",)) == ["text"]
+
+
+def test_stopping_is_asked_before_each_stage(project: Path) -> None:
+    answers = iter([False, True])
+    with pytest.raises(Stopped):
+        run(load(), stopping=lambda: next(answers))
+    assert run(load()) == ["a", "b", "sum"]
+
+
+# -- mistakes in the YAML ----------------------------------------------------------------------
+
+MISTAKES = {
+    "list": ("- a\n- b\n", "p.yaml:1: is a list; expected a mapping"),
+    "empty": ("# nothing\n", "p.yaml:1: the file is empty"),
+    "syntax": ("name: x\nstages: [a, b\n", "not valid YAML"),
+    "twice": (YAML.replace("seed: 3", "name: y"), "p.yaml:2: name: stands here twice (first on line 1)"),
+    "top key": (YAML.replace("seed:", "sede:"), "p.yaml:2: sede: unknown key; did you mean 'seed'?"),
+    "top type": (YAML.replace("seed: 3", "seed: three"), "p.yaml:2: seed: expected a whole number, found 'three'"),
+    "no stages": ("name: x\n", "stages: is missing"),
+    "kind": (YAML.replace("kind: count, text: text}", "kind: cuont, text: text}"), "p.yaml:5: stages.a.kind: no stage is called 'cuont'; did you mean 'count'?"),
+    "unknown key": (YAML.replace("letter: b", "leter: b"), "p.yaml:6: stages.b.leter: unknown key; did you mean 'letter'?"),
+    "type": (YAML.replace("letter: b", "letter: 5"), "p.yaml:6: stages.b.letter: should be a valid string, found 5"),
+    "file": (YAML.replace("input.txt", "inptu.txt"), "p.yaml:4: stages.text.file: inptu.txt: no such file"),
+    "nothing feeds": (YAML.replace("kind: count, text: text}", "kind: count}"), "p.yaml:5: stages.a.text: is missing: nothing feeds this stage; name one that makes text"),
+    "unknown stage": (YAML.replace("[a, b]", "[a, c]"), "p.yaml:7: stages.sum.counts.1: no stage is called 'c'"),
+    "wrong kind": (YAML.replace("[a, b]", "[a, text]"), "stage 'text' makes text; needed: count"),
+    "cycle": ("name: x\nstages:\n  sum: {counts: [a], model: 'stage:a'}\n  a: {kind: loop, text: sum}\n", "feed each other in a circle"),
+    "settings": (YAML.replace("{file: input.txt}", "5"), "p.yaml:4: stages.text: expected a mapping of settings, found 5"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_with_its_place(name: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class LoopSettings(Settings):
+        text: Annotated[str, Input(accepts=("sum",))]
+
+    monkeypatch.setitem(STAGES, "loop", Stage("loop", "", LoopSettings, "count", count))
+    text, expected = MISTAKES[name]
+    with pytest.raises(InputError) as caught:
+        load(text)
+    message = str(caught.value)
+    assert expected in message
+    assert "\n" not in message
+    assert caught.value.exit_code is Exit.INPUT
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("b.leter=r", "unknown key; did you mean 'letter'?"),
+        ("bb.letter=r", "no stage is called 'bb'"),
+        ("letter", "expected stage.key=value"),
+        ("b.letter.x=r", "holds a single value, not keys"),
+    ],
+)
+def test_a_mistaken_override_is_one_line(override: str, expected: str, project: Path) -> None:
+    with pytest.raises(InputError, match=expected.replace("?", r"\?")):
+        load(overrides=[override])
+
+
+def test_exponents_without_a_dot_are_numbers(project: Path) -> None:
+    from pipeline.document import parse_value
+
+    assert parse_value("5e-4") == 5e-4
+    assert parse_value("1e3") == 1000.0
+    assert parse_value("e5") == "e5"
+
+
+# -- laws ----------------------------------------------------------------------------------------
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text(), plain, max_size=6))
+def test_a_content_hash_knows_no_key_order(data: dict[str, Any]) -> None:
+    assert content_hash(data) == content_hash(dict(reversed(list(data.items()))))
+
+
+@given(st.lists(st.text(alphabet="abcdef0123", min_size=1), unique=True), st.randoms())
+def test_a_digest_of_keys_knows_no_order(keys: list[str], random: Any) -> None:
+    shuffled = list(keys)
+    random.shuffle(shuffled)
+    assert digest_of_keys(keys) == digest_of_keys(shuffled)
+    assert digest_of_keys([*keys, "new"]) != digest_of_keys(keys)
+
+
+def test_remembered_file_hashes_notice_edits(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/x").write_text("1")
+    first = FileHashes(tmp_path / "memory")
+    before = first.of(tmp_path / "d")
+    first.save()
+    assert FileHashes(tmp_path / "memory").of(tmp_path / "d") == before
+    (tmp_path / "d/x").write_text("2 now")
+    assert FileHashes(tmp_path / "memory").of(tmp_path / "d") != before
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("3h50m", 13800), ("1.5m", 90)])
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "3x", "h", "-5s"])
+def test_bad_durations(text: str) -> None:
+    with pytest.raises(InputError, match="write it as"):
+        parse_duration(text)
+
+
+# -- processes ------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from pipeline.lock import workspace_lock
+with workspace_lock(Path(sys.argv[1]), wait=False, stopping=lambda: False, command="holder"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_held_workspace_names_its_holder_and_a_killed_one_is_free(tmp_path: Path) -> None:
+    from pipeline.lock import Held, workspace_lock
+
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        with pytest.raises(Held, match=rf"in use by process {holder.pid} .*\(holder\)") as caught:
+            with workspace_lock(tmp_path, wait=False, stopping=lambda: False):
+                pass
+        assert caught.value.exit_code is Exit.AGAIN
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with workspace_lock(tmp_path, wait=True, stopping=lambda: False, command="next"):
+        assert "next" in (tmp_path / ".lock").read_text()
+
+
+def test_sigterm_becomes_a_question() -> None:
+    with Stopper().listening() as stopping:
+        assert not stopping()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping()
+        assert stopping.reason == "SIGTERM"
+    assert Stopper(max_seconds=0)()
+
+
+def test_a_workspace_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code = textwrap.dedent(f"""
+        from pathlib import Path
+        from pipeline.files import write_atomic
+        write_atomic(Path({str(tmp_path / "file")!r}) / "below" / "x", "text")
+    """)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "a file stands where a directory is needed" in result.stderr
