@@ -35,7 +35,7 @@ FAMILIES: dict[str, str] = {
 
 ENGINES: dict[str, str] = {
     "openai": "distill.engines.openai:open",
-    "transformers": "distill.engines.transformers:open",
+    "transformers": "distill.engines.transformers:open_engine",
     "vllm": "distill.engines.vllm:open",
 }
 

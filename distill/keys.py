@@ -38,6 +38,11 @@ def trace_key(problem: Problem, model: str, sampling: Sampling, sample_index: in
     return content_hash(["trace", problem_key(problem), problem.messages, model, how, sample_index])
 
 
+def imported_key(problem: Problem, model: str, text: str) -> str:
+    """A published trace is known by what it says: how it was sampled, nobody can tell."""
+    return content_hash(["imported", problem_key(problem), model, text])
+
+
 def rollout_key(run: str, step: int, problem: str, sample_index: int) -> str:
     """A rollout's weights are those of ``run`` (a fingerprint) after ``step`` optimizer steps."""
     return content_hash(["rollout", run, step, problem, sample_index])

@@ -229,16 +229,31 @@ MISTAKES = {
     "top key": (YAML.replace("seed:", "sede:"), "p.yaml:2: sede: unknown key; did you mean 'seed'?"),
     "top type": (YAML.replace("seed: 3", "seed: three"), "p.yaml:2: seed: expected a whole number, found 'three'"),
     "no stages": ("name: x\n", "stages: is missing"),
-    "kind": (YAML.replace("kind: count, text: text}", "kind: cuont, text: text}"), "p.yaml:5: stages.a.kind: no stage is called 'cuont'; did you mean 'count'?"),
-    "unknown key": (YAML.replace("letter: b", "leter: b"), "p.yaml:6: stages.b.leter: unknown key; did you mean 'letter'?"),
+    "kind": (
+        YAML.replace("kind: count, text: text}", "kind: cuont, text: text}"),
+        "p.yaml:5: stages.a.kind: no stage is called 'cuont'; did you mean 'count'?",
+    ),
+    "unknown key": (
+        YAML.replace("letter: b", "leter: b"),
+        "p.yaml:6: stages.b.leter: unknown key; did you mean 'letter'?",
+    ),
     "type": (YAML.replace("letter: b", "letter: 5"), "p.yaml:6: stages.b.letter: should be a valid string, found 5"),
     "file": (YAML.replace("input.txt", "inptu.txt"), "p.yaml:4: stages.text.file: inptu.txt: no such file"),
-    "nothing feeds": (YAML.replace("kind: count, text: text}", "kind: count}"), "p.yaml:5: stages.a.text: is missing: nothing feeds this stage; name one that makes text"),
+    "nothing feeds": (
+        YAML.replace("kind: count, text: text}", "kind: count}"),
+        "p.yaml:5: stages.a.text: is missing: nothing feeds this stage; name one that makes text",
+    ),
     "unknown stage": (YAML.replace("[a, b]", "[a, c]"), "p.yaml:7: stages.sum.counts.1: no stage is called 'c'"),
     "wrong kind": (YAML.replace("[a, b]", "[a, text]"), "stage 'text' makes text; needed: count"),
-    "cycle": ("name: x\nstages:\n  sum: {counts: [a], model: 'stage:a'}\n  a: {kind: loop, text: sum}\n", "feed each other in a circle"),
-    "settings": (YAML.replace("{file: input.txt}", "5"), "p.yaml:4: stages.text: expected a mapping of settings, found 5"),
-}  # fmt: skip
+    "cycle": (
+        "name: x\nstages:\n  sum: {counts: [a], model: 'stage:a'}\n  a: {kind: loop, text: sum}\n",
+        "feed each other in a circle",
+    ),
+    "settings": (
+        YAML.replace("{file: input.txt}", "5"),
+        "p.yaml:4: stages.text: expected a mapping of settings, found 5",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -9,7 +9,8 @@ from typing import Any
 
 from distill import keys
 from distill.store.store import Store
-from distill.types import Finish, Problem, Sampling, Trace, Verdict
+from distill.thinking import join_thinking
+from distill.types import Completion, Finish, Problem, Trace, Verdict
 from pipeline.fingerprint import canonical, digest_of_keys
 
 Row = dict[str, Any]
@@ -76,26 +77,19 @@ def trace_row(trace: Trace, problem_key: str) -> Row:
     }
 
 
-def trace_of(row: Mapping[str, Any]) -> Trace:
-    sampling = Sampling(row["temperature"], row["top_p"], row["top_k"], row["max_tokens"], row["seed"])
-    return Trace(
-        key=row["trace_key"],
-        problem_id=row.get("problem_id", ""),
-        model=row["model"],
-        engine=row["engine"],
-        sampling=sampling,
-        sample_index=row["sample_index"],
+def completion_of(row: Mapping[str, Any], key: str) -> Completion:
+    """A trace's row as the completion it came from, under the key of the request."""
+    return Completion(
+        key=key,
         prompt=row["prompt"],
-        thinking=row["thinking"],
-        answer=row["answer"],
-        closed=row["closed"],
-        thinking_tokens=row["thinking_tokens"],
-        answer_tokens=row["answer_tokens"],
         prompt_ids=tuple(row["prompt_ids"] or ()),
+        text=join_thinking(row["thinking"], row["answer"], row["closed"]),
         token_ids=tuple(row["token_ids"] or ()),
         logprobs=None if row["logprobs"] is None else tuple(row["logprobs"]),
         finish=Finish(row["finish"]),
         seconds=row["seconds"],
+        thinking_tokens=row["thinking_tokens"],
+        answer_tokens=row["answer_tokens"],
         prompt_tokens=row["prompt_tokens"],
     )
 

@@ -1,0 +1,45 @@
+# Everything a newcomer types. `make quickstart` and `make test` need Python 3.11+ and a package index.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: quickstart test test-all check format models bench docs clean
+
+quickstart: $(READY)
+	$(BIN)/python -m distill run --pipeline configs/quickstart.yaml
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-all: $(READY)
+	.ci/install-extras $(BIN)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Rebuilds the models that are shipped in distill/models/ (see configs/build_quickstart_models.yaml).
+models: $(READY)
+	$(BIN)/python -m distill run --pipeline configs/build_quickstart_models.yaml
+	rm -rf distill/models/teacher distill/models/student-base
+	cp -RL runs/models/teacher/model distill/models/teacher
+	cp -RL runs/models/student-base/model distill/models/student-base
+
+docs: $(READY)
+	$(BIN)/python docs/reference.py
+
+clean:
+	rm -rf runs build dist *.egg-info
+
+# The environment is made anew when pyproject.toml changes. Without a GPU it gets the CPU build of torch.
+$(READY): pyproject.toml .ci/install
+	PYTHON=$(PYTHON) .ci/install $(VENV)
+	touch $@

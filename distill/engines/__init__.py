@@ -1,0 +1,43 @@
+"""Engines: everything that samples, behind one protocol. Opened here by options; see `base` for what one is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from distill import catalog, modelspec
+from distill.engines.base import Engine
+from distill.engines.options import OpenAIOptions, TransformersOptions, VllmOptions
+from distill.modelspec import Model
+from pipeline.errors import InputError
+from pipeline.fingerprint import FileHashes
+from pipeline.stage import Context
+
+Options = TransformersOptions | VllmOptions | OpenAIOptions
+
+
+def model_of(name: str, options: Options, context: Context) -> Model:
+    """Which model is meant, without loading it. Behind an endpoint, its address and name are its identity."""
+    if isinstance(options, OpenAIOptions):
+        if name.startswith(("embedded:", modelspec.STAGE)):
+            raise InputError(f"model {name}: an openai engine takes the model's name at {options.base_url}")
+        return Model(name, f"{options.base_url}#{name}")
+    return modelspec.find(name, context.workspace, context.inputs, context.hashes)
+
+
+def model_dependency(name: str, options: Options, hashes: FileHashes) -> Mapping[str, str]:
+    if isinstance(options, OpenAIOptions):
+        return {f"model {name}": f"{options.base_url}#{name}"}
+    return modelspec.dependency(name, hashes)
+
+
+def open_engine(options: Options, model: Model, note: Callable[[str], None] = lambda text: None) -> Engine:
+    """Load the model; slow. The caller closes the engine."""
+    factory: Callable[..., Any] = catalog.resolve("engines", options.kind)
+    engine: Engine = factory(model, options, note)
+    return engine
+
+
+def max_cost(options: Options, tokens: int) -> float:
+    """An upper bound in the currency of the price settings, for output tokens."""
+    return tokens * options.price_output / 1e6 if isinstance(options, OpenAIOptions) else 0.0

@@ -1,0 +1,39 @@
+"""The engine protocol: requests in, completions out as they finish.
+
+The teacher, the student in evaluation, the policy in GRPO and a judge are all engines. Streaming is
+the contract: `generate` yields each completion the moment it is done, so that a killed process loses
+only what was in flight. An engine never writes to the store and knows nothing of problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from distill.randomness import generator
+from distill.types import Completion, Request
+
+
+class Engine(Protocol):
+    name: str
+    """The name it is registered under in `distill.catalog` ("transformers", "vllm", "openai")."""
+
+    model: str
+    """Identity of the weights: `distill.keys.model_identity`; part of every trace key."""
+
+    batch_invariant: bool
+    """True where a sample is equal to the last bit whatever else is in flight."""
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yield one completion for each request, in the order they finish.
+
+        The caller may stop iterating at any time; the engine then drops what is in flight.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def seed_of(request: Request) -> int:
+    """The seed (31 bits) for an engine that does its own drawing: of the request alone, not of its neighbours."""
+    return int(generator("sample", request.sampling.seed, request.key).integers(2**31 - 1))

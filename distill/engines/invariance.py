@@ -1,0 +1,47 @@
+"""Does a row get the same bits alone and in a crowd? Measured on this machine, with this model.
+
+It depends on the matrix library's choice of kernels, so it is tried, not assumed: a few samples drawn
+alone must equal, tokens and log-probabilities, those drawn among many others of all lengths.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from distill.engines.decode import Decoder, Job, Sample
+from distill.randomness import generator
+from distill.types import Sampling
+
+LENGTHS = (2, 23, 70)
+"""Prompt lengths probed: less than a granule of keys, one, and several."""
+
+
+def is_batch_invariant(model: Any, slots: int) -> bool:
+    """True on a CPU in float32 where the probes agree. ``model`` must be plugged into slots."""
+    if model.device.type != "cpu" or model.dtype is not torch.float32:
+        return False
+    vocabulary = model.config.get_text_config().vocab_size
+
+    def job(name: str, length: int) -> Job:
+        ids = generator("invariance", name).integers(vocabulary, size=length)
+        return Job(name, tuple(int(i) for i in ids), Sampling(max_tokens=3))
+
+    probes = [job(f"probe {length}", length) for length in LENGTHS]
+    crowd = [job(f"crowd {i}", 1 + i * 7 % 90) for i in range(slots - len(probes))]
+    alone = [sample for probe in probes for sample in _drawn(model, slots, [probe])]
+    together = {sample.key: sample for sample in _drawn(model, slots, probes + crowd)}
+    return all(_same(sample, together[sample.key]) for sample in alone)
+
+
+def _drawn(model: Any, slots: int, jobs: list[Job]) -> list[Sample]:
+    decoder, samples = Decoder(model, stop_ids=(), slots=slots), []
+    decoder.add(jobs)
+    while decoder.busy:
+        samples += decoder.step()
+    return samples
+
+
+def _same(one: Sample, other: Sample) -> bool:
+    return one.token_ids == other.token_ids and one.logprobs == other.logprobs

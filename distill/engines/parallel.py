@@ -1,0 +1,188 @@
+"""Sampling on several cores: one decoder in each of a few forked processes, one thread each.
+
+For a small model two processes of one thread beat one process of two threads. Workers are forked from
+this process, after the model is loaded: starting costs milliseconds, imports and frozen weights are
+shared, and trained weights lie in shared memory (`distill.engines.weights`), so a refresh needs no
+message. That is safe because a worker computes in one thread and touches nothing but torch and its
+pipe, as torch's own data loaders do. Jobs with equal prompts go to one worker; since a sample does not
+depend on its neighbours, which worker draws it changes nothing.
+
+A worker ends when its pipe closes, however its parent died; it ignores Ctrl-C, which is the parent's
+to handle. A worker that dies is an error of one line. Linux only, and only on a CPU.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from multiprocessing.connection import Connection, wait
+from queue import SimpleQueue
+from typing import Any
+
+from distill.engines.decode import Decoder, Job, Sample, order
+from pipeline.errors import PipelineError
+
+GROUP = 16
+"""Jobs of one prompt that travel together, at most."""
+ORPHANED = 1.0
+"""Seconds between looks, of an idle worker, whether its parent lives. The pipe tells first, as a rule."""
+CLEAR = "clear"
+
+
+class WorkerPool:
+    """Has the face of one `Decoder`: `add`, `step`, `busy`, `waiting`, `clear`."""
+
+    def __init__(self, decoder: Callable[[], Decoder], workers: int, slots: int) -> None:
+        self._queue: list[list[Job]] = []
+        self._share = slots + slots // 4  # what a worker holds: its rows, and the next to enter
+        self._workers: list[_Worker] = []
+        for _ in range(workers):
+            self._workers.append(_Worker(decoder, [worker.pipe for worker in self._workers]))
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._queue) or any(worker.held for worker in self._workers)
+
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self._queue))
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        for _, same in groupby(sorted(jobs, key=order), key=lambda job: job.prompt_ids):
+            group = list(same)
+            self._queue += [group[i : i + GROUP] for i in range(0, len(group), GROUP)]
+
+    def step(self) -> list[Sample]:
+        """Wait for the next samples from any worker."""
+        self._dispatch()
+        held = {worker.pipe: worker for worker in self._workers if worker.held}
+        return [sample for pipe in wait(list(held)) for sample in held[pipe].receive()]  # type: ignore[index]
+
+    def clear(self) -> None:
+        """Drop everything; afterwards no worker is computing."""
+        self._queue.clear()
+        busy = [worker for worker in self._workers if worker.held]
+        for worker in busy:
+            worker.send(CLEAR)
+        for worker in busy:
+            worker.settle()
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+        self._workers.clear()
+
+    def _dispatch(self) -> None:
+        while self._queue:
+            worker = min(self._workers, key=lambda w: w.held)
+            if worker.held >= self._share:
+                return
+            worker.take(self._queue.pop(0))
+
+
+class _Worker:
+    """The parent's end of one process. ``held`` jobs were sent and have not come back."""
+
+    def __init__(self, decoder: Callable[[], Decoder], others: list[Connection]) -> None:
+        self.held = 0
+        self.pipe, theirs = multiprocessing.Pipe()
+        fork = multiprocessing.get_context("fork")
+        self._process = fork.Process(target=_work, args=(decoder, theirs, [self.pipe, *others]), daemon=True)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+
+    def take(self, jobs: list[Job]) -> None:
+        self.held += len(jobs)
+        self.send(jobs)
+
+    def send(self, message: Any) -> None:
+        try:
+            self.pipe.send(message)
+        except OSError:
+            raise self._died() from None
+
+    def receive(self) -> list[Sample]:
+        message = self._message()
+        self.held -= len(message)
+        return message  # type: ignore[no-any-return]
+
+    def settle(self) -> None:
+        """Wait for the answer to `CLEAR`, dropping the samples before it."""
+        while self._message() != CLEAR:
+            pass
+        self.held = 0
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self.pipe.close()
+
+    def _message(self) -> Any:
+        try:
+            message = self.pipe.recv()
+        except (EOFError, OSError):
+            raise self._died() from None
+        if isinstance(message, PipelineError):
+            raise message
+        return message
+
+    def _died(self) -> PipelineError:
+        self.held = 0
+        self._process.join(1)
+        code = self._process.exitcode
+        how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
+        why = " (out of memory?)" if code == -signal.SIGKILL else ""
+        return PipelineError(f"a sampling worker {how}{why}; run again to go on from what was kept")
+
+
+def _work(decoder: Callable[[], Decoder], pipe: Connection, inherited: list[Connection]) -> None:
+    """A worker's life, from fork to exit."""
+    import torch
+
+    parent = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    for other in inherited:  # else this process would keep its siblings' pipes open when the parent dies
+        other.close()
+    torch.set_num_threads(1)
+    try:
+        _serve(decoder(), pipe, parent)
+    except EOFError:
+        pass  # the parent is gone
+    except Exception as error:
+        pipe.send(PipelineError(f"a sampling worker failed: {type(error).__name__}: {error}"))
+    finally:
+        os._exit(0)
+
+
+def _serve(decoder: Decoder, pipe: Connection, parent: int) -> None:
+    answers: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=_send, args=(answers, pipe), daemon=True).start()
+    while os.getppid() == parent:
+        while pipe.poll(0 if decoder.busy else ORPHANED):
+            message = pipe.recv()
+            if message == CLEAR:
+                decoder.clear()
+                answers.put(CLEAR)
+            else:
+                decoder.add(message)
+        if decoder.busy and (samples := decoder.step()):
+            answers.put(samples)
+
+
+def _send(answers: SimpleQueue[Any], pipe: Connection) -> None:
+    """In a thread of its own: were both ends to block while sending, neither would ever read."""
+    while True:
+        try:
+            pipe.send(answers.get())
+        except OSError:
+            os._exit(0)

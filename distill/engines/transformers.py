@@ -1,0 +1,219 @@
+"""The embedded engine: any Hugging Face causal LM, sampled by our own continuous batching.
+
+Here requests become token ids (chat template, tokenizer) and samples become text; the batching is
+`distill.engines.decode`, in this process or in the workers of `distill.engines.parallel`. The engine has
+a private copy of the model (`distill.engines.weights`): a trainer may go on changing its own, LoRA and
+all, and calls `refresh` when the engine is to follow.
+
+Left out: quantised loading, several devices, speculative decoding; `vllm` is for those.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache, partial
+from itertools import islice
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from distill.engines.decode import Decoder, Job, Sample, positions_limit
+from distill.engines.invariance import is_batch_invariant
+from distill.engines.options import TransformersOptions
+from distill.engines.parallel import WorkerPool
+from distill.engines.weights import InferenceCopy
+from distill.modelspec import Model, check_directory, directory_of
+from distill.thinking import CLOSE, OPEN, count_thinking_tokens
+from distill.types import Completion, Finish, Message, Request
+from pipeline.errors import InputError
+
+SLOTS = 256
+"""Rows at a time, of one process."""
+AHEAD = 8
+"""Requests taken in advance, as a multiple of the rows: enough to sort, few enough to stay a stream."""
+SMALL = 50_000_000
+"""Parameters up to which a process of its own for each core is fastest."""
+
+
+class TransformersEngine:
+    """Samples from a causal LM and its tokenizer; see `distill.engines.base.Engine`.
+
+    ``model`` may be a peft model. ``workers`` above 1 are forked processes of one thread each (CPU only);
+    the results are the same.
+    """
+
+    name = "transformers"
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, model_identity: str, slots: int = SLOTS, workers: int = 1
+    ) -> None:
+        self.model, self.tokenizer = model_identity, tokenizer
+        self._copy = InferenceCopy(model)
+        self._slots = slots
+        self._limit = positions_limit(self._copy.model)
+        self._stop_ids = stop_ids(model, tokenizer)
+        self._tags = {tag: tokenizer.encode(tag, add_special_tokens=False) for tag in (OPEN, CLOSE)}
+        decoder = partial(
+            Decoder, self._copy.model, stop_ids=self._stop_ids, slots=slots, memory=memory_for(model) / workers
+        )
+        self._decoder: Decoder | WorkerPool = decoder() if workers == 1 else WorkerPool(decoder, workers, slots)
+        self._ahead = AHEAD * slots * workers
+        self._encoded = lru_cache(self._ahead)(self._encode)
+
+    @cached_property
+    def batch_invariant(self) -> bool:
+        """Measured when first asked for; only ever true on a CPU in float32."""
+        return is_batch_invariant(self._copy.model, self._slots)
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Completions in the order they finish. Keys must differ.
+
+        Raises `InputError` for a prompt longer than the model's positions; a limit beyond them is lowered.
+        """
+        source = iter(requests)
+        prompts: dict[str, tuple[str, Job]] = {}
+        try:
+            while True:
+                while self._decoder.waiting <= self._ahead // 2 and (batch := list(islice(source, self._ahead))):
+                    new = {request.key: self._job(request) for request in batch}
+                    prompts |= new
+                    self._decoder.add([job for _, job in new.values()])
+                if not self._decoder.busy:
+                    return
+                for sample in self._decoder.step():
+                    yield self._completion(sample, *prompts.pop(sample.key))
+        finally:
+            self._decoder.clear()
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt as the model sees it, up to where the assistant's turn begins."""
+        if not self.tokenizer.chat_template:
+            raise InputError("the model's tokenizer has no chat template, so messages cannot be put to it")
+        rendered: str = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+        )
+        return rendered
+
+    def _job(self, request: Request) -> tuple[str, Job]:
+        prompt, ids = self._encoded(tuple(tuple(message.items()) for message in request.messages))
+        limit = self._limit or len(ids) + request.sampling.max_tokens
+        if not ids:
+            raise InputError(f"request {request.key}: the prompt is empty")
+        if len(ids) >= limit:
+            raise InputError(
+                f"request {request.key}: its prompt of {len(ids)} tokens leaves no room in the model's {limit}"
+            )
+        sampling = replace(request.sampling, max_tokens=min(request.sampling.max_tokens, limit - len(ids)))
+        return prompt, Job(request.key, ids, sampling)
+
+    def _encode(self, items: tuple[tuple[tuple[str, str], ...], ...]) -> tuple[str, tuple[int, ...]]:
+        prompt = self.render([dict(item) for item in items])
+        return prompt, tuple(self.tokenizer.encode(prompt, add_special_tokens=False))
+
+    def _completion(self, sample: Sample, prompt: str, job: Job) -> Completion:
+        said = sample.token_ids[:-1] if sample.stopped else sample.token_ids
+        text = self.tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        finish = Finish.LENGTH if not sample.stopped else Finish.STOP if text.strip() else Finish.EMPTY
+        opened = prompt.rstrip().endswith(OPEN)
+        thinking, _ = count_thinking_tokens(sample.token_ids, self._tags[CLOSE], self._tags[OPEN], opened)
+        return Completion(
+            key=sample.key,
+            prompt=prompt,
+            prompt_ids=job.prompt_ids,
+            text=text,
+            token_ids=sample.token_ids,
+            logprobs=sample.logprobs,
+            finish=finish,
+            seconds=sample.seconds,
+            thinking_tokens=thinking,
+        )
+
+    def refresh(self) -> None:
+        """Sample from here on with the weights that the model has now. Not while generating."""
+        if self._decoder.busy:
+            raise RuntimeError("refresh while generating: exhaust or close the iterator first")
+        self._copy.refresh()
+
+    def close(self) -> None:
+        if isinstance(self._decoder, WorkerPool):
+            self._decoder.close()
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The ids that end a turn: the generation config's, and the tokenizer's end token."""
+    ids = getattr(model, "generation_config", None) and model.generation_config.eos_token_id
+    found = set(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    if tokenizer.eos_token_id is not None:
+        found.add(tokenizer.eos_token_id)
+    return sorted(found)
+
+
+def memory_for(model: Any) -> float:
+    """Bytes that keys and values may take: half of what is free on the model's device."""
+    if model.device.type == "cuda":
+        return torch.cuda.mem_get_info(model.device)[0] / 2
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+
+
+def load(
+    source: str,
+    *,
+    model_identity: str | None = None,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    workers: int = 0,
+    slots: int = SLOTS,
+) -> TransformersEngine:
+    """An engine from a model directory or hub name. ``workers`` 0: one a core for a small model on a CPU.
+
+    Raises `InputError` for a directory that lacks something or a hub name that cannot be had.
+    """
+    if (path := directory_of(source)) is not None:
+        check_directory(path, source)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = _pretrained(str(path or source), revision, getattr(torch, dtype))
+    model.requires_grad_(False).to(device)  # frozen weights are shared with the engine's copy, not doubled
+    many = workers_for(model, workers)
+    return TransformersEngine(model, tokenizer, model_identity=model_identity or source, slots=slots, workers=many)
+
+
+def workers_for(model: Any, asked: int) -> int:
+    """How many processes sample: as many as asked; for 0, one a core for a small model on a CPU."""
+    if asked:
+        return asked
+    small = sum(p.numel() for p in model.parameters()) <= SMALL
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" and model.device.type == "cpu" and small else 1
+
+
+def open_engine(model: Model, options: TransformersOptions, note: Callable[[str], None]) -> TransformersEngine:
+    """What `distill.catalog` knows the engine by."""
+    return load(
+        model.source,
+        model_identity=model.identity,
+        revision=model.revision,
+        dtype=options.dtype,
+        device=options.device,
+        workers=options.workers,
+    )
+
+
+def _pretrained(source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        return AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype), tokenizer
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"model {source} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,88 @@
+"""What a problem family is: endless problems, their split, and authors who solve them.
+
+A family makes problems as a pure function of (seed, index, split), so a set of them is a range of
+indices and needs no file. The split is decided by a hash of the problem's *structure* (the chain,
+formula or function underneath), never of its text: a held-out problem shares neither prompt nor
+structure with any training problem, whatever the seeds. Judging answers is left to the verifiers,
+which share no code with the authors here. `distill.stages` makes problem sets of families, and
+`distill.pretraining` writes the corpora of the embedded models with their authors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from distill.randomness import generator
+from distill.types import Problem
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SPLITS = ("train", "heldout")
+HELD_OUT_ONE_IN = 10
+
+
+class Solution(NamedTuple):
+    """What an author writes: the lines of working, and the answer below them."""
+
+    thinking: str
+    answer: str
+
+
+class Family(Protocol):
+    name: str
+
+    def generate(self, seed: int, index: int, split: str) -> Problem:
+        """Problem number ``index`` of the set named by ``seed`` and ``split``; a pure function."""
+        ...
+
+    def solve(self, problem: Problem, slips: float = 0.0, rng: np.random.Generator | None = None) -> Solution:
+        """Work a problem of this family out line by line.
+
+        ``slips`` is the chance that a line's result is written down wrong; the lines after it go on
+        from the wrong value, as they would on paper. 0 is the careful author, who needs no ``rng``.
+        """
+        ...
+
+    def guess(self, rng: np.random.Generator) -> str:
+        """An answer of the right form by somebody who did not work it out."""
+        ...
+
+
+def split_of(structure: str) -> str:
+    digest = hashlib.blake2b(structure.encode(), digest_size=8).digest()
+    return SPLITS[int.from_bytes(digest, "little") % HELD_OUT_ONE_IN == 0]
+
+
+def draw(
+    candidate: Callable[[np.random.Generator], Problem], name: str, seed: int, index: int, split: str
+) -> Problem:
+    """The first candidate whose structure belongs to ``split`` (one in ten for held-out ones)."""
+    if split not in SPLITS:
+        raise InputError(f"split {split!r}: a family knows only {' and '.join(map(repr, SPLITS))}")
+    rng = generator("family", name, seed, split, index)
+    while True:
+        problem = candidate(rng)
+        if problem.split == split:
+            return problem
+
+
+def problem_of(
+    family: str, prompt: str, reference: str, verifier: str, structure: str, difficulty: int
+) -> Problem:
+    """A problem whose id is a hash of its prompt and whose split is that of its structure."""
+    digest = hashlib.blake2b(prompt.encode(), digest_size=6).hexdigest()
+    return Problem(
+        id=f"{family}/{digest}",
+        prompt=prompt,
+        reference=reference,
+        verifier=verifier,
+        source=family,
+        split=split_of(structure),
+        difficulty=difficulty,
+        licence="CC0-1.0",
+        structure=structure,
+    )

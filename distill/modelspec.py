@@ -1,0 +1,102 @@
+"""Which model is meant, and what its identity is.
+
+A model is named in one of four ways, the same in YAML and on the command line:
+
+- ``embedded:teacher``, ``embedded:student-base``: shipped with the project;
+- ``stage:sft``: the student made by that stage of the pipeline;
+- ``path/to/directory``: a Hugging Face model directory;
+- ``org/name`` or ``org/name@revision``: from the hub (or its local cache).
+
+The identity is a content hash of weights, configuration, tokenizer and chat template, or the hub
+name with its revision. It goes into every trace key; a model card may change without any effect.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pipeline.errors import InputError
+from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.manifest import Manifest
+from pipeline.stage import Input
+
+EMBEDDED = Path(__file__).parent / "models"
+CONTENT = {".safetensors", ".json", ".jinja", ".model", ".txt", ".bin"}
+STAGE = "stage:"
+MODEL = "model"
+"""The subdirectory of a student artifact that holds the whole model."""
+
+ModelName = Annotated[str, Input(accepts=("student", "model"), prefix=STAGE)]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model found: where to load it from (a directory or hub name) and its identity."""
+
+    source: str
+    identity: str
+    revision: str | None = None
+
+
+def directory_of(name: str) -> Path | None:
+    """The directory meant by ``embedded:...`` or a path; None for hub and stage names."""
+    if name.startswith("embedded:"):
+        return EMBEDDED / name.removeprefix("embedded:")
+    path = Path(name)
+    return path if path.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1 else None
+
+
+def check_directory(path: Path, name: str) -> None:
+    """Say what a model directory lacks, before anything heavy is loaded."""
+    if not path.is_dir():
+        known = ", ".join(f"embedded:{p.name}" for p in sorted(EMBEDDED.glob("*")) if p.is_dir())
+        raise InputError(f"model {name}: {path} is not a directory; shipped models: {known or 'none'}")
+    if not (path / "config.json").is_file():
+        raise InputError(f"model {name}: {path} has no config.json: not a Hugging Face model directory")
+    try:
+        json.loads((path / "config.json").read_text())
+    except ValueError:
+        raise InputError(f"model {name}: {path / 'config.json'} is not valid JSON") from None
+    index = path / "model.safetensors.index.json"
+    parts = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
+    if missing := [part for part in parts if not (path / part).is_file()]:
+        raise InputError(f"model {name}: {path} is incomplete: {missing[0]} is missing")
+    if not parts and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        raise InputError(f"model {name}: {path} is incomplete: it has no weights (*.safetensors)")
+    if not (path / "tokenizer_config.json").is_file() and not (path / "tokenizer.json").is_file():
+        raise InputError(f"model {name}: {path} is incomplete: it has no tokenizer")
+
+
+def identity_of(name: str, hashes: FileHashes) -> str:
+    """Identity of an ``embedded:``, path or hub model (a stage's student has its artifact's)."""
+    path = directory_of(name)
+    if path is None:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name):
+            raise InputError(f"model {name!r}: expected embedded:NAME, stage:NAME, a directory, or a hub name org/name")
+        return f"hub:{name}"
+    check_directory(path, name)
+    return content_hash([[p.name, hashes.of(p)] for p in sorted(path.iterdir()) if p.suffix in CONTENT])
+
+
+def find(name: str, workspace: Path, inputs: Mapping[str, Manifest], hashes: FileHashes) -> Model:
+    """Where to load a model from. ``inputs`` are the manifests of the upstream stages."""
+    if name.startswith(STAGE):
+        manifest = inputs[name.removeprefix(STAGE)]
+        assert manifest.artifact is not None
+        directory = workspace / manifest.artifact / MODEL
+        return Model(str(directory), identity_of(str(directory.absolute()), hashes))
+    path = directory_of(name)
+    if path is not None:
+        return Model(str(path), identity_of(name, hashes))
+    hub, _, revision = name.partition("@")
+    return Model(hub, identity_of(name, hashes), revision or None)
+
+
+def dependency(name: str, hashes: FileHashes) -> dict[str, str]:
+    """What a stage using this model depends on besides its inputs."""
+    return {} if name.startswith(STAGE) else {f"model {name}": identity_of(name, hashes)}

@@ -1,0 +1,276 @@
+"""What a run found, as plain data: the content of ``report.json``.
+
+For every model evaluated there is a key of its label (``teacher``, ``base``, ``sft``, ``grpo``, the
+controls), holding at least::
+
+    pass_at_1          share of samples that are right
+    ci95               [low, high], clustered by problem
+    tokens_per_answer  thinking and answer together
+    seconds            of the stage that made the model; 0 for one that was given
+    problems, samples  how many
+
+and further what the evaluate stage says of it (``greedy``, ``truncated``, ``by_source``,
+``by_difficulty``...), its ``role`` (teacher, base, student, control or other), ``stage``, ``model``,
+``identity`` and ``parameters``. Beside them lie:
+
+    headline  the story in one sentence
+    models    the labels, in the order of the evaluate stage
+    sampling  how they were sampled
+    paired    differences between neighbours on the same problems
+    funnel    from generated to kept, by reason of rejection; null without a selection
+    curves    by training stage and metric: [step, value], thinned to `CURVE_POINTS` means of bins
+    lengths   histograms of tokens per answer: bin ``edges``, counts of right and other ones
+    examples  problems with the answers of the student before, between and after
+    stages    name, kind, seconds, figures and identity of each stage
+    software  versions
+
+Nothing here depends on the time or the machine: the same inputs give the same data. How it looks is
+`distill.report.render`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from distill import modelspec
+from distill.report import examples
+from distill.store import Store
+from pipeline.errors import InputError
+from pipeline.manifest import Manifest
+
+RESERVED = frozenset(
+    ("headline", "models", "sampling", "paired", "funnel", "curves", "lengths", "examples", "stages", "software")
+)
+CURVE_POINTS = 300
+LENGTH_BINS = 24
+
+Report = dict[str, Any]
+Named = Mapping[str, Manifest]
+"""Manifests by stage name. A manifest may be another pipeline's, so its own name is not asked."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a report is made from. ``training`` is the story, in order; ``controls`` stand beside it."""
+
+    store: Store
+    evaluation: tuple[str, Manifest]
+    selection: tuple[str, Manifest] | None
+    training: Named
+    controls: Named
+    others: Named
+    examples: int
+
+    @property
+    def stages(self) -> dict[str, Manifest]:
+        chosen = dict([self.selection]) if self.selection else {}
+        return {**self.others, **chosen, **self.training, **self.controls, **dict([self.evaluation])}
+
+
+def gather(sources: Sources) -> Report:
+    """The content of ``report.json``. `InputError` where a label is one of the report's own words."""
+    store, evaluation = sources.store, sources.evaluation[1]
+    labels = list(evaluation.figures["subjects"])
+    if clash := sorted(RESERVED.intersection(labels)):
+        raise InputError(f"report: a model cannot be labelled {clash[0]!r}: report.json uses that word; rename it")
+    subjects = {label: _subject(label, sources) for label in labels}
+    story = [label for label in labels if subjects[label]["role"] in ("base", "student")]
+    settings = evaluation.identity.settings
+    return {
+        **subjects,
+        "models": labels,
+        "headline": headline([subjects[label] for label in story]) or _plain_headline(subjects),
+        "sampling": {**settings["sampling"], "samples": settings["samples"], "split": settings["split"]},
+        "paired": evaluation.figures["paired"],
+        "funnel": _funnel(store, sources.selection[1].digest) if sources.selection else None,
+        "curves": {
+            name: curves
+            for name, manifest in {**sources.training, **sources.controls}.items()
+            if (curves := _curves(store, manifest.fingerprint))
+        },
+        "lengths": _lengths(store, evaluation.digest, labels),
+        "examples": examples.gather(store, evaluation.digest, story or labels[:3], sources.examples),
+        "stages": [_stage(name, manifest) for name, manifest in sources.stages.items()],
+        "software": dict(sorted({k: v for m in sources.stages.values() for k, v in m.software.items()}.items())),
+    }
+
+
+# -- the models -------------------------------------------------------------------------------
+
+
+def _subject(label: str, sources: Sources) -> dict[str, Any]:
+    evaluation = sources.evaluation[1]
+    digest = evaluation.identity.inputs.get(f"models.{label}")
+    made = next(((n, m) for n, m in sources.stages.items() if digest and m.digest == digest), None)
+    name = f"stage:{made[0]}" if made else evaluation.identity.settings["models"][label]
+    directory = None
+    if made and made[1].artifact:
+        directory = sources.store.path.parent / made[1].artifact / modelspec.MODEL
+    elif name:
+        directory = modelspec.directory_of(name)
+    return {
+        **evaluation.figures["subjects"][label],
+        "label": label,
+        "role": _role(label, made and made[0], sources),
+        "seconds": made[1].seconds if made else 0,
+        "stage": made[0] if made else None,
+        "kind": made[1].identity.kind if made else None,
+        "model": name,
+        "identity": digest or evaluation.identity.files.get(f"model {name}"),
+        "parameters": parameters(directory) if directory else None,
+    }
+
+
+def _role(label: str, stage: str | None, sources: Sources) -> str:
+    """Who a model is in the story, told by who made it and who learned from it; else by its label."""
+    if stage in sources.training:
+        return "student"
+    if stage in sources.controls:
+        return "control"
+    for manifest in [*list(sources.training.values())[:1], *sources.others.values()]:
+        for role, setting in (("base", "student"), ("teacher", "teacher")):
+            if _names(manifest, setting) == _names(sources.evaluation[1], "models", label) != (None, None):
+                return role
+    return label if label in ("teacher", "base") else "other"
+
+
+def _names(manifest: Manifest, *path: str) -> tuple[Any, Any]:
+    """The model a setting means: (its name if it was given, the digest of the stage that made it)."""
+    value: Any = manifest.identity.settings
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value, manifest.identity.inputs.get(".".join(path))
+
+
+def parameters(directory: Path) -> int | None:
+    """How many numbers a model's safetensors hold, from their headers; None where there are none."""
+    total = 0
+    for path in sorted(directory.glob("*.safetensors")):
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return total or None
+
+
+# -- the story in a sentence ------------------------------------------------------------------
+
+MADE_BY = {"sft": "after learning from verified traces", "grpo": "after reinforcement learning"}
+
+
+def headline(story: Sequence[Mapping[str, Any]]) -> str | None:
+    """``A 0.7M-parameter student went from 1.4% to 45.9% after ... and to 55.1% after ...``; None where
+    there is no before or no after."""
+    if len(story) < 2 or story[0]["role"] != "base":
+        return None
+    size = story[-1]["parameters"]
+    start = f"A {count(size)}-parameter student" if size else "The student"
+    steps = [f"to {percent(s['pass_at_1'])} {MADE_BY.get(s['kind'], 'after ' + str(s['stage']))}" for s in story[1:]]
+    return f"{start} went from {percent(story[0]['pass_at_1'])} {' and '.join(steps)}."
+
+
+def _plain_headline(subjects: Mapping[str, Mapping[str, Any]]) -> str:
+    scores = [f"{label} {percent(subject['pass_at_1'])}" for label, subject in subjects.items()]
+    return f"Share of held-out problems solved: {', '.join(scores)}."
+
+
+def percent(share: float | None) -> str:
+    return "n/a" if share is None else f"{100 * share:.1f}%"
+
+
+def count(number: int) -> str:
+    """``0.7M``, ``1.5B``, ``820``."""
+    for size, letter in ((1e9, "B"), (1e5, "M")):
+        if number >= size:
+            return f"{number / (1e6 if letter == 'M' else size):.1f}{letter}"
+    return f"{number:,}"
+
+
+# -- from the store ---------------------------------------------------------------------------
+
+
+def _funnel(store: Store, selection: str) -> dict[str, Any]:
+    rows = store.rows(
+        "SELECT m.reason, count(*) AS traces, sum(t.thinking_tokens + t.answer_tokens)::BIGINT AS tokens "
+        "FROM members m JOIN traces t ON m.row_key = t.trace_key WHERE m.collection = ? "
+        "GROUP BY m.reason ORDER BY traces DESC, m.reason",
+        [selection],
+    )
+    asked = store.rows(
+        "SELECT count(DISTINCT problem_key) AS problems, "
+        "count(DISTINCT problem_key) FILTER (m.label = 'kept') AS kept FROM members m "
+        "JOIN traces t ON m.row_key = t.trace_key WHERE m.collection = ?",
+        [selection],
+    )[0]
+    kept = [row for row in rows if row["reason"] is None]
+    return {
+        "problems": asked["problems"],
+        "kept_problems": asked["kept"],
+        "generated": sum(row["traces"] for row in rows),
+        "kept": sum(row["traces"] for row in kept),
+        "tokens": sum(row["tokens"] for row in rows),
+        "kept_tokens": sum(row["tokens"] for row in kept),
+        "rejected": [{"reason": r["reason"], "traces": r["traces"]} for r in rows if r["reason"] is not None],
+    }
+
+
+def _curves(store: Store, run: str) -> dict[str, list[list[float]]]:
+    rows = store.rows("SELECT name, step, value FROM metrics WHERE run = ? ORDER BY name, step", [run])
+    points: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        if row["value"] is not None and math.isfinite(row["value"]):
+            points.setdefault(row["name"], []).append((row["step"], row["value"]))
+    return {name: _thinned(values) for name, values in points.items()}
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> list[list[float]]:
+    size = -(-len(points) // CURVE_POINTS)
+    bins = [points[i : i + size] for i in range(0, len(points), size)]
+    return [[b[-1][0], float(f"{fmean(value for _, value in b):.6g}")] for b in bins]
+
+
+def _lengths(store: Store, evaluation: str, labels: Sequence[str]) -> dict[str, Any]:
+    rows = store.rows(
+        "SELECT m.label, t.thinking_tokens + t.answer_tokens AS tokens, v.outcome = 'correct' AS right, "
+        "count(*) AS n FROM members m JOIN verdicts v ON m.row_key = v.verdict_key JOIN traces t USING (trace_key) "
+        "WHERE m.collection = ? GROUP BY ALL ORDER BY ALL",
+        [evaluation],
+    )
+    longest = max((row["tokens"] for row in rows), default=0)
+    width = _nice_width((longest + 1) / LENGTH_BINS)
+    bins = longest // width + 1
+    models = {label: {"right": [0] * bins, "other": [0] * bins} for label in labels}
+    for row in rows:
+        if row["label"] in models:  # not the greedy ones
+            models[row["label"]]["right" if row["right"] else "other"][row["tokens"] // width] += row["n"]
+    return {"edges": [width * i for i in range(bins + 1)], "models": models}
+
+
+def _nice_width(width: float) -> int:
+    """The next of 1, 2, 5, 10, 20, 50..."""
+    power = 10 ** max(0, math.floor(math.log10(width)))
+    return next(power * step for step in (1, 2, 5, 10) if power * step >= width)
+
+
+# -- the stages -------------------------------------------------------------------------------
+
+
+def _stage(name: str, manifest: Manifest) -> dict[str, Any]:
+    identity = manifest.identity
+    return {
+        "name": name,
+        "kind": identity.kind,
+        "version": identity.version,
+        "seconds": manifest.seconds,
+        "finished": manifest.finished,
+        "figures": {key: value for key, value in manifest.figures.items() if key not in ("subjects", "paired")},
+        "fingerprint": manifest.fingerprint,
+        "digest": manifest.digest,
+        "settings": dict(identity.settings),
+        "files": dict(identity.files),
+    }

@@ -1,0 +1,229 @@
+"""The page: a pure function of the report's data, one self-contained HTML file.
+
+Nothing is fetched and nothing runs: the page forbids itself scripts and the network, and text of
+models is escaped, with control characters made visible. Words and order are in ``report.html.j2``,
+looks in ``style.css.j2``, drawing in `distill.report.svg`; here data is brought into the shape that
+they want.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from distill.cli.display import duration, number, phrase
+from distill.report import svg
+from distill.report.data import Report, count, percent
+
+COLOURS = {"teacher": 1, "base": 1, "student": 3, "control": 3, "other": 4}
+"""How many colours the style sheet has for each role."""
+
+METRICS = {
+    "loss": "loss",
+    "reward": "reward",
+    "length": "tokens per rollout",
+    "entropy": "entropy, nats per token",
+    "zero_variance": "groups that teach nothing",
+    "truncated": "share cut off",
+    "kl": "KL to the start",
+    "grad_norm": "gradient norm",
+    "learning_rate": "learning rate",
+}
+"""The curves that are drawn, in this order; the rest is in the JSON. Losses and rewards are drawn large."""
+LARGE = ("loss", "reward")
+
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufffe\uffff]")
+
+
+def render(report: Report) -> str:
+    """The HTML of `distill.report.data.gather`'s result."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(
+        percent=percent, duration=duration, number=number, phrase=phrase, visible=visible,
+        interval=interval, points=points, count=count,
+    )  # fmt: skip
+    subjects = [report[label] for label in report["models"]]
+    colours = colours_of(subjects)
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        subjects=subjects,
+        story=[s for s in subjects if s["role"] in ("base", "student")],
+        teacher=next((s for s in subjects if s["role"] == "teacher"), None),
+        colours=colours,
+        steps=_steps(report, subjects),
+        accuracy=_accuracy(subjects, colours),
+        differences=_differences(report, colours),
+        funnel=_funnel(report["funnel"]),
+        curves=_curves(report["curves"], subjects, colours),
+        families=_families(subjects, colours),
+        lengths=_lengths(report, subjects, colours),
+        longest_stage=max((stage["seconds"] for stage in report["stages"]), default=0) or 1,
+    )
+
+
+# -- words and colours ------------------------------------------------------------------------
+
+
+def visible(text: str) -> str:
+    """Control, zero-width and direction-changing characters as what they are: ``⟨U+202E⟩``."""
+    return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text.replace("\r\n", "\n"))
+
+
+def interval(ci95: Sequence[float]) -> str:
+    """``43.1 to 48.7``, in percent."""
+    return f"{100 * ci95[0]:.1f} to {100 * ci95[1]:.1f}"
+
+
+def points(difference: float | None) -> str:
+    return "n/a" if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def colours_of(subjects: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A CSS variable for each model: ``var(--student-2)``."""
+    seen: dict[str, int] = {}
+    found = {}
+    for subject in subjects:
+        role = subject["role"]
+        found[subject["label"]] = f"var(--{role}-{seen.get(role, 0) % COLOURS[role] + 1})"
+        seen[role] = seen.get(role, 0) + 1
+    return found
+
+
+def _describe(subject: Mapping[str, Any]) -> str:
+    return f"{subject['label']} {percent(subject['pass_at_1'])}"
+
+
+# -- the sections -----------------------------------------------------------------------------
+
+
+def _steps(report: Report, subjects: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What each step of the story added: differences between neighbours that are both in it."""
+    story = {s["label"] for s in subjects if s["role"] in ("base", "student")}
+    return [step for step in report["paired"] if {step["from"], step["to"]} <= story]
+
+
+def _accuracy(subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> Markup:
+    rows = [
+        svg.Bar(
+            visible(s["label"]), s["pass_at_1"], tuple(s["ci95"]), percent(s["pass_at_1"]), interval(s["ci95"]),
+            colours[s["label"]], s.get("greedy"),
+        )
+        for s in subjects
+    ]  # fmt: skip
+    about = "; ".join(f"{_describe(s)} (95%: {interval(s['ci95'])})" for s in subjects)
+    return Markup(svg.bars("accuracy", "Share of held-out problems solved", visible(about), rows))
+
+
+def _differences(report: Report, colours: Mapping[str, str]) -> Markup:
+    rows = [
+        svg.Bar(
+            visible(f"{step['from']} → {step['to']}"), step["difference"], tuple(step["ci95"]),
+            points(step["difference"]), f"{points(step['ci95'][0])} to {points(step['ci95'][1])}", colours[step["to"]],
+        )
+        for step in report["paired"]
+    ]  # fmt: skip
+    about = "; ".join(f"{row.label}: {row.text} points ({row.aside})" for row in rows)
+    return Markup(svg.differences("differences", "Differences on the same problems, in points", about, rows))
+
+
+def _funnel(funnel: Mapping[str, Any] | None) -> Markup | None:
+    if not funnel or not funnel["generated"]:
+        return None
+    whole = left = funnel["generated"]
+    rows = [svg.Piece("traces generated", 0, 1, f"{whole:,}", "var(--ink-2)")]
+    for rejected in funnel["rejected"]:
+        start = (left - rejected["traces"]) / whole
+        text = f"−{rejected['traces']:,}"
+        rows.append(svg.Piece(visible(rejected["reason"]), start, left / whole, text, "var(--wrong)"))
+        left -= rejected["traces"]
+    text = f"{left:,} · {100 * left / whole:.1f}%"
+    rows.append(svg.Piece("kept for training", 0, left / whole, text, "var(--right)"))
+    about = "; ".join(f"{row.label}: {row.text}" for row in rows)
+    return Markup(svg.waterfall("funnel", "From generated to kept", about, rows))
+
+
+def _curves(
+    curves: Mapping[str, Mapping[str, Sequence[svg.Point]]],
+    subjects: Sequence[Mapping[str, Any]],
+    colours: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """For each stage its panels: name, title, last value, drawing."""
+    colour_of = {s["stage"]: colours[s["label"]] for s in subjects if s["stage"]}
+    found = []
+    for stage, metrics in curves.items():
+        panels = []
+        for name, title in METRICS.items():
+            if values := metrics.get(name):
+                first, last = svg.number(values[0][1]), svg.number(values[-1][1])
+                about = f"from {first} at step {values[0][0]:.0f} to {last} at step {values[-1][0]:.0f}"
+                colour = colour_of.get(stage, "var(--ink-2)")
+                height = 180 if name in LARGE else 84
+                drawn = svg.curve(f"curve-{stage}-{name}", f"{stage}: {title}", about, values, colour, height)
+                panels.append(
+                    {
+                        "name": name, "title": title, "first": first, "last": last,
+                        "large": name in LARGE, "svg": Markup(drawn),
+                    }
+                )  # fmt: skip
+        if panels:
+            found.append({"stage": stage, "panels": panels, "steps": max(len(m) for m in metrics.values())})
+    return found
+
+
+def _families(subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One panel a source: accuracy by difficulty, or at all where none is known."""
+    sources = sorted({name for s in subjects for name in s["by_source"]})
+    return [_family(index, source, subjects, colours) for index, source in enumerate(sources)]
+
+
+def _family(
+    index: int, source: str, subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]
+) -> dict[str, Any]:
+    scores = {s["label"]: _by_difficulty(s, source) for s in subjects}
+    levels = sorted({level for by_level in scores.values() for level in by_level}, key=lambda level: (len(level), level))
+    lines = []
+    for label, by_level in scores.items():
+        known = [
+            (float(i), by_level[level])
+            for i, level in enumerate(levels)
+            if level in by_level and by_level[level]["pass_at_1"] is not None
+        ]
+        places = [(i, score["pass_at_1"]) for i, score in known]
+        lines.append(svg.Line(visible(label), places, colours[label], [tuple(score["ci95"]) for _, score in known]))
+    about = "; ".join(_describe(s) for s in (({"label": s["label"]} | s["by_source"][source]) for s in subjects if source in s["by_source"]))
+    drawn = svg.slopes(f"family-{index}", f"{source}: share solved by difficulty", visible(about), levels, lines)
+    return {"source": source, "levels": levels, "scores": scores, "svg": Markup(drawn)}
+
+
+def _by_difficulty(subject: Mapping[str, Any], source: str) -> dict[str, Mapping[str, Any]]:
+    prefix = f"{source}/"
+    found = {k.removeprefix(prefix): v for k, v in subject["by_difficulty"].items() if k.rpartition("/")[0] == source}
+    return found or {"all": v for k, v in subject["by_source"].items() if k == source}
+
+
+def _lengths(
+    report: Report, subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """Histograms of the teacher and the story, one below the other on one scale."""
+    edges, models = report["lengths"]["edges"], report["lengths"]["models"]
+    shown = [s for s in subjects if s["role"] in ("teacher", "base", "student")] or list(subjects)
+    panels = []
+    for index, subject in enumerate(shown):
+        counts = models[subject["label"]]
+        mean = subject["tokens_per_answer"]
+        title = f"{subject['label']}: tokens per answer"
+        about = f"mean {mean:.1f} tokens; {sum(counts['right']):,} right and {sum(counts['other']):,} other answers"
+        drawn = svg.histogram(
+            f"length-{index}", visible(title), about, counts["right"], counts["other"],
+            colours[subject["label"]], mean / edges[-1],
+        )  # fmt: skip
+        panels.append({"subject": subject, "svg": Markup(drawn)})
+    return {"panels": panels, "axis": Markup(svg.scale("length-axis", edges)), "edges": edges}

@@ -1,0 +1,292 @@
+"""Plots as SVG text: pure functions from numbers to markup, no library, no script, no state.
+
+Positions across are percentages and heights are pixels, so one drawing fits a telephone and a wide
+screen while its letters keep their size. Colours are CSS variables of the page (light and dark).
+Every plot has a title and a description for those who do not see it; the page puts tables beside them.
+Callers give plain text: it is escaped here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+Interval = tuple[float, float]
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """``value`` and ``interval`` are shares of the whole width; None where there is nothing to show."""
+
+    label: str
+    value: float | None
+    interval: Interval | None
+    text: str
+    aside: str = ""
+    colour: str = "var(--ink)"
+    mark: float | None = None
+    """A second, lesser figure, drawn as a hollow diamond."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A row of a waterfall: from ``start`` to ``end``, shares of the whole."""
+
+    label: str
+    start: float
+    end: float
+    text: str
+    colour: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A series; ``intervals`` are drawn as whiskers where given."""
+
+    label: str
+    points: Sequence[Point]
+    colour: str
+    intervals: Sequence[Interval] = ()
+
+
+def bars(name: str, title: str, about: str, rows: Sequence[Bar]) -> str:
+    """Horizontal bars from 0 to 100% with whiskers, the label above each bar and the figure at its right."""
+    step, thick, body = 50, 14, []
+    for index, row in enumerate(rows):
+        y = 6 + index * step
+        middle = y + 23 + thick / 2
+        body.append(_text(0, y + 14, row.label, "label"))
+        aside = f'<tspan class="aside">{_plain(row.aside)}</tspan>  ' if row.aside else ""
+        body.append(f'<text x="100%" y="{y + 14}" class="value" text-anchor="end">{aside}{_plain(row.text)}</text>')
+        body.append(_rect(0, y + 23, 1, thick, "var(--track)"))
+        if row.value is not None:
+            body.append(_rect(0, y + 23, row.value, thick, row.colour, f"{row.label}: {row.text} {row.aside}"))
+        if row.interval:
+            body.append(_whisker(row.interval, middle, 5))
+        if row.mark is not None:
+            body.append(_diamond(row.mark, middle, f"{row.label}, greedy: {100 * row.mark:.1f}%"))
+    bottom = 6 + len(rows) * step
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        body.insert(0, _vertical(share, 20, bottom - 6, "grid"))
+        body.append(_text(share, bottom + 8, f"{100 * share:.0f}%", "tick", _anchor(share)))
+    return _svg(name, title, about, bottom + 14, body)
+
+
+def differences(name: str, title: str, about: str, rows: Sequence[Bar]) -> str:
+    """Differences in points with their intervals, around a line at zero; ``value`` lies in -1..1."""
+    reach = max([0.1, *(abs(x) for row in rows for x in (row.interval or ()))])
+    reach = math.ceil(reach * 10) / 10
+
+    def across(value: float) -> float:
+        return (value / reach + 1) / 2
+
+    step, body = 46, []
+    bottom = 4 + len(rows) * step
+    for tick in (-reach, -reach / 2, 0, reach / 2, reach):
+        body.append(_vertical(across(tick), 20, bottom - 4, "zero" if tick == 0 else "grid"))
+        text = "0" if tick == 0 else f"{100 * tick:+.0f}"
+        body.append(_text(across(tick), bottom + 10, text, "tick", _anchor(across(tick))))
+    for index, row in enumerate(rows):
+        y = 4 + index * step
+        body.append(_text(0, y + 14, row.label, "label"))
+        aside = f'<tspan class="aside">{_plain(row.aside)}</tspan>  ' if row.aside else ""
+        body.append(f'<text x="100%" y="{y + 14}" class="value" text-anchor="end">{aside}{_plain(row.text)}</text>')
+        if row.value is not None:
+            if row.interval:
+                body.append(_whisker((across(row.interval[0]), across(row.interval[1])), y + 31, 5))
+            body.append(_dot(across(row.value), y + 31, 5, row.colour, f"{row.label}: {row.text} {row.aside}"))
+    return _svg(name, title, about, bottom + 16, body)
+
+
+def waterfall(name: str, title: str, about: str, rows: Sequence[Piece]) -> str:
+    """What is taken away, row by row, until what is kept is left."""
+    step, thick, body = 42, 12, []
+    for index, row in enumerate(rows):
+        y = 4 + index * step
+        body.append(_text(0, y + 13, row.label, "label"))
+        body.append(_text(1, y + 13, row.text, "value", "end"))
+        body.append(_rect(0, y + 20, 1, thick, "var(--track)"))
+        body.append(_rect(row.start, y + 20, row.end - row.start, thick, row.colour, f"{row.label}: {row.text}", 2))
+        if index + 1 < len(rows):
+            edge = row.end if index == 0 else row.start
+            body.append(_vertical(edge, y + 20 + thick, y + step + 20, "drop"))
+    return _svg(name, title, about, 4 + len(rows) * step, body)
+
+
+def curve(name: str, title: str, about: str, points: Sequence[Point], colour: str, height: int = 180) -> str:
+    """One metric over steps: faint as it was, strong when smoothed; ticks at the left, in a gutter."""
+    values = [y for _, y in points]
+    ticks = nice_ticks(min(values), max(values), 4 if height > 120 else 2)
+    low, high = min(ticks[0], *values), max(ticks[-1], *values)
+    first, last = points[0][0], points[-1][0]
+
+    def place(series: Sequence[Point]) -> list[Point]:
+        span = (last - first) or 1
+        return [((x - first) / span, _down(y, low, high, height)) for x, y in series]
+
+    body = [_horizontal(_down(t, low, high, height), number(t)) for t in ticks]
+    body.append(_polyline(place(points), colour, height, "faint"))
+    body.append(_polyline(place(smoothed(points)), colour, height, "strong"))
+    body.append(_text(0, height + 20, f"step {number(first)}", "tick"))
+    body.append(_text(1, height + 20, number(last), "tick", "end"))
+    return _svg(name, title, about, height + 26, body, "plot gutter")
+
+
+def slopes(name: str, title: str, about: str, categories: Sequence[str], lines: Sequence[Line]) -> str:
+    """Shares (0 to 1) by category, one line a model, whiskers a little apart so that none hides another."""
+    height, body = 190, []
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        body.append(_horizontal(_down(tick, 0, 1, height), f"{100 * tick:.0f}%"))
+    width = 1 / max(len(categories), 1)
+    for index, line in enumerate(lines):
+        apart = (index - (len(lines) - 1) / 2) * min(0.14 * width, 0.03)
+        places = [((x + 0.5) * width + apart, _down(y, 0, 1, height)) for x, y in line.points]
+        body.append(_polyline(places, line.colour, height, "strong"))
+        for (x, y), (_, share), (low, high) in zip(places, line.points, line.intervals, strict=True):
+            ends = f'y1="{_down(low, 0, 1, height):.1f}" y2="{_down(high, 0, 1, height):.1f}"'
+            body.append(f'<line x1="{_pc(x)}" x2="{_pc(x)}" {ends} stroke="{line.colour}" class="thin"/>')
+            body.append(_dot(x, y, 4, line.colour, f"{line.label}: {100 * share:.1f}%"))
+    for index, category in enumerate(categories):
+        body.append(_text((index + 0.5) * width, height + 20, category, "tick", "middle"))
+    return _svg(name, title, about, height + 26, body, "plot gutter")
+
+
+def histogram(
+    name: str, title: str, about: str, right: Sequence[int], other: Sequence[int], colour: str, mean: float | None
+) -> str:
+    """Counts by bin, right ones strong at the bottom and the rest pale on top; ``mean`` is a share of the width."""
+    height, body = 74, []
+    top = max([1, *(a + b for a, b in zip(right, other, strict=True))])
+    width = 1 / len(right)
+    for index, (good, bad) in enumerate(zip(right, other, strict=True)):
+        tall, more = height * good / top, height * bad / top
+        x, label = index * width, f"{good:,} right, {bad:,} not"
+        if bad:
+            body.append(_column(x, height - tall - more, width, more, colour, label, "pale"))
+        if good:
+            body.append(_column(x, height - tall, width, tall, colour, label, ""))
+    body.append(f'<line x1="0" x2="100%" y1="{height}" y2="{height}" class="zero"/>')
+    if mean is not None:
+        body.append(_vertical(mean, 0, height, "mean"))
+    return _svg(name, title, about, height + 2, body)
+
+
+def scale(name: str, edges: Sequence[int]) -> str:
+    """The axis under a column of histograms."""
+    last = edges[-1]
+    ticks = [t for t in nice_ticks(0, last, 5) if 0 <= t <= last]
+    body = [_text(t / last, 14, number(t), "tick", _anchor(t / last)) for t in ticks]
+    return _svg(name, "tokens per answer", f"axis from 0 to {last}", 20, body)
+
+
+# -- numbers ----------------------------------------------------------------------------------
+
+
+def nice_ticks(low: float, high: float, about: int) -> list[float]:
+    """About so many round numbers spanning ``low`` to ``high``."""
+    if high <= low:
+        return [low]
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def number(value: float) -> str:
+    """Short: ``1,200``, ``0.05``, ``4e-05``."""
+    if value == int(value) and abs(value) < 1e7:
+        return f"{int(value):,}"
+    return f"{value:.3g}"
+
+
+def smoothed(points: Sequence[Point]) -> list[Point]:
+    """Centred mean over a tenth of the points, narrower at the ends; as they are where they are few."""
+    reach = len(points) // 20
+    mean = []
+    for index, (x, _) in enumerate(points):
+        near = min(reach, index, len(points) - 1 - index)
+        window = points[index - near : index + near + 1]
+        mean.append((x, math.fsum(y for _, y in window) / len(window)))
+    return mean
+
+
+# -- marks ------------------------------------------------------------------------------------
+
+
+def _svg(name: str, title: str, about: str, height: float, body: Sequence[str], kind: str = "plot") -> str:
+    ids = f"{escape(name)}-title {escape(name)}-about"
+    head = f'<title id="{escape(name)}-title">{_plain(title)}</title><desc id="{escape(name)}-about">{_plain(about)}</desc>'
+    inner = "".join(body)
+    return f'<svg class="{kind}" width="100%" height="{height:.0f}" role="img" aria-labelledby="{ids}">{head}{inner}</svg>'
+
+
+def _plain(text: str) -> str:
+    return escape(text, quote=True)
+
+
+def _pc(share: float) -> str:
+    return f"{100 * share:.3f}%".replace(".000%", "%")
+
+
+def _down(value: float, low: float, high: float, height: float) -> float:
+    span = (high - low) or 1
+    return 4 + (height - 4) * (1 - (value - low) / span)
+
+
+def _anchor(share: float) -> str:
+    return "start" if share <= 0.02 else "end" if share >= 0.98 else "middle"
+
+
+def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:
+    return f'<text x="{_pc(x)}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{_plain(text)}</text>'
+
+
+def _rect(x: float, y: float, width: float, height: float, colour: str, title: str = "", round_: int = 3) -> str:
+    hover = f"<title>{_plain(title)}</title>" if title else ""
+    place = f'x="{_pc(x)}" y="{y:.1f}" width="{_pc(max(width, 0))}" height="{height:.1f}" rx="{round_}"'
+    return f'<rect {place} fill="{colour}">{hover}</rect>'
+
+
+def _column(x: float, y: float, width: float, height: float, colour: str, title: str, kind: str) -> str:
+    place = f'x="{_pc(x)}" y="{y:.1f}" width="{_pc(width)}" height="{height:.1f}"'
+    return f'<rect {place} fill="{colour}" class="column {kind}"><title>{_plain(title)}</title></rect>'
+
+
+def _dot(x: float, y: float, radius: float, colour: str, title: str) -> str:
+    place = f'cx="{_pc(x)}" cy="{y:.1f}" r="{radius}"'
+    return f'<circle {place} fill="{colour}" class="dot"><title>{_plain(title)}</title></circle>'
+
+
+def _diamond(x: float, y: float, title: str) -> str:
+    """A nested viewport of its own, for a path cannot be placed by percentages."""
+    path = '<path d="M0-5.5 5.5 0 0 5.5-5.5 0z" class="diamond">'
+    return f'<svg x="{_pc(x)}" y="{y:.1f}" class="open">{path}<title>{_plain(title)}</title></path></svg>'
+
+
+def _whisker(interval: Interval, y: float, cap: float) -> str:
+    low, high = (_pc(x) for x in interval)
+    ends = f'y1="{y - cap:.1f}" y2="{y + cap:.1f}"'
+    return (
+        f'<g class="whisker"><line x1="{low}" x2="{high}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<line x1="{low}" x2="{low}" {ends}/><line x1="{high}" x2="{high}" {ends}/></g>'
+    )
+
+
+def _vertical(x: float, top: float, bottom: float, kind: str) -> str:
+    return f'<line x1="{_pc(x)}" x2="{_pc(x)}" y1="{top:.1f}" y2="{bottom:.1f}" class="{kind}"/>'
+
+
+def _horizontal(y: float, text: str) -> str:
+    line = f'<line x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+    return line + f'<text x="-8" y="{y + 4:.1f}" class="tick" text-anchor="end">{_plain(text)}</text>'
+
+
+def _polyline(points: Sequence[Point], colour: str, height: int, kind: str) -> str:
+    """``points`` are (share of the width, pixels down): stretched across, with an even stroke."""
+    places = " ".join(f"{1000 * x:.1f},{y:.1f}" for x, y in points)
+    frame = f'width="100%" height="{height}" viewBox="0 0 1000 {height}" preserveAspectRatio="none" class="open"'
+    return f'<svg {frame}><polyline points="{places}" stroke="{colour}" class="{kind}"/></svg>'

@@ -1,0 +1,42 @@
+"""What several stages' settings share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from distill.store import Store
+from distill.types import Sampling
+from pipeline.manifest import Manifest
+from pipeline.stage import Context, Settings
+
+Problems = ("problems",)
+Traces = ("traces",)
+
+
+class SamplingSettings(Settings):
+    """How to sample; ``max_tokens`` counts thinking and answer together."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+
+    def sampling(self, seed: int) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, seed)
+
+
+def store_of(context: Context) -> Store:
+    return Store(context.workspace, note=context.note)
+
+
+def members_present(context: Context, manifest: Manifest) -> str | None:
+    """The check of stages whose output is rows: as many members as the manifest says."""
+    store = store_of(context)
+    expected = manifest.figures.get("members", 0)
+    if not store.path.exists():
+        return "the trace store is gone"
+    sql = "SELECT count(*) AS n FROM members WHERE collection = ?"
+    found = store.rows(sql, [manifest.digest])[0]["n"]
+    return None if found == expected else f"the store has {found} of its {expected} rows"

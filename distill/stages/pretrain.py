@@ -1,0 +1,139 @@
+"""pretrain: make a small model from nothing but a problem family's authors (the embedded models).
+
+A random Qwen3 of a few hundred thousand parameters reads an endless corpus that is a function of the
+step, so there is no data file and nothing to resume but the weights.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from distill import catalog, pretraining
+from distill.cards import write_model_card
+from distill.stages.common import store_of
+from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.stage import Context, Forecast, Operational, Output, Settings, Stage
+
+if TYPE_CHECKING:
+    from distill.training.batching import Example
+    from distill.training.loop import TrainSettings
+
+ABOUT = "A small reasoning model pretrained from scratch on the working of procedural authors."
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class AuthorsSettings(Settings):
+    """Who writes the corpus: shares of those who work problems out, who are hasty, who only guess."""
+
+    worked: Share = 1.0
+    hasty: Share = 0.0
+    bare: Share = 0.0
+    slips: Share = 0.0
+    """Chance that a line of working is written down wrong."""
+
+
+class ShapeSettings(Settings):
+    hidden: int = 128
+    layers: int = 3
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate: int = 384
+
+
+class PretrainSettings(Settings):
+    families: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    """Problem families and how often each comes."""
+    authors: AuthorsSettings = AuthorsSettings()
+    shape: ShapeSettings = ShapeSettings()
+    vocabulary: Annotated[int, Field(ge=261)] = 512
+    steps: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    """AdamW's, for embeddings and norms."""
+    muon_learning_rate: Annotated[float, Field(gt=0)] = 5e-3
+    """Muon's, for the matrices inside."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.025
+    threads: Annotated[int, Operational(), Field(ge=0)] = 0
+    seed: int = 0
+
+
+def run(context: Context, settings: PretrainSettings) -> Output:
+    from distill.training.batching import from_messages
+    from distill.training.export import MODEL, export_student
+    from distill.training.loop import train
+    from distill.training.metrics import Recorder
+
+    families = {name: catalog.resolve("families", name)() for name in settings.families}
+    tokenizer = pretraining.tokenizer_of(families, settings.vocabulary)
+    network = pretraining.network_of(tokenizer, settings.shape.model_dump(), settings.seed)
+    authors = pretraining.Authors(**settings.authors.model_dump())
+
+    def batch(step: int) -> Sequence[Example]:
+        first = step * settings.batch_size
+        return [example(index) for index in range(first, first + settings.batch_size)]
+
+    def example(index: int) -> Example:
+        prompt, response = pretraining.page(settings.families, families, authors, settings.seed, index)
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        return from_messages(tokenizer, str(index), turns)
+
+    recorder = Recorder(store_of(context), context, ("loss", "learning_rate"))
+    try:
+        train(
+            network, batch, _how(settings), checkpoints=context.work / "checkpoints",
+            stop=context.stopping, on_step=recorder,
+        )  # fmt: skip
+    finally:
+        recorder.flush()
+    store_of(context).ingest()
+    built = context.work / "artifact"
+    shutil.rmtree(built, ignore_errors=True)
+    export_student(network, tokenizer, built)
+    write_model_card(built / MODEL, context, ABOUT, "random weights", settings.model_dump(mode="json"))
+    parameters = sum(p.numel() for p in network.parameters())
+    return Output(context.publish(built), {"parameters": parameters, "steps": settings.steps, **recorder.last})
+
+
+def _how(settings: PretrainSettings) -> TrainSettings:
+    from distill.training.loop import TrainSettings
+    from distill.training.optimizer import OptimizerSettings
+    from distill.training.student import threads
+
+    optimizer = OptimizerSettings(
+        settings.learning_rate, settings.muon_learning_rate, warmup=settings.warmup, final=0.0
+    )  # fmt: skip
+    return TrainSettings(
+        optimizer,
+        batch_size=settings.batch_size,
+        steps=settings.steps,
+        seed=settings.seed,
+        precision="bf16",
+        threads=threads(settings.threads),
+    )
+
+
+def forecast(context: Context, settings: PretrainSettings, _: Mapping[str, Any]) -> Forecast:
+    return Forecast("steps", settings.steps)
+
+
+def dependencies(settings: PretrainSettings, hashes: FileHashes) -> Mapping[str, str]:
+    """The families' code writes the corpus: a changed author makes another model."""
+    modules = [catalog.names("families")[name].partition(":")[0] for name in sorted(settings.families)]
+    specs = [find_spec(module) for module in [*modules, "distill.families.base", "distill.pretraining"]]
+    return {"corpus": content_hash([hashes.of(spec.origin) for spec in specs if spec and spec.origin])}
+
+
+STAGE = Stage(
+    kind="pretrain",
+    about="make a small model from procedural authors",
+    settings=PretrainSettings,
+    produces="model",
+    run=run,
+    forecast=forecast,
+    dependencies=dependencies,
+)

@@ -1,0 +1,144 @@
+"""sft: fine-tune a student on the selected traces, through LoRA or whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from distill import modelspec
+from distill.cards import write_model_card
+from distill.modelspec import ModelName
+from distill.stages.common import store_of
+from distill.store.records import Row
+from distill.types import Message
+from pipeline.fingerprint import FileHashes
+from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
+
+if TYPE_CHECKING:
+    from distill.training.batching import Example
+    from distill.training.loop import TrainSettings
+
+ABOUT = "A student fine-tuned on a teacher's verified reasoning traces."
+
+
+class LoraSettings(Settings):
+    rank: Annotated[int, Field(ge=1)] = 32
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+
+
+class SftSettings(Settings):
+    data: Annotated[str, Input(accepts=("selection",))]
+    student: ModelName
+    """The model to start from."""
+    lora: LoraSettings | None = LoraSettings()
+    """``null`` trains all weights."""
+    thinking: bool = True
+    """False is the control: the answers alone are learned, without the reasoning."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    epochs: Annotated[int, Field(ge=1)] = 1
+    max_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Longer examples are dropped and counted, never cut."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    micro_batch_tokens: Annotated[int, Operational(), Field(ge=1)] = 4096
+    threads: Annotated[int, Operational(), Field(ge=0)] = 0
+    """0 takes all cores. Weights are equal to the last bit for an equal number."""
+    seed: int = 0
+
+
+def run(context: Context, settings: SftSettings) -> Output:
+    from distill.training import student
+    from distill.training.batching import fitting
+    from distill.training.export import MODEL, export_student
+    from distill.training.loop import train
+    from distill.training.lora import add_lora
+    from distill.training.metrics import Recorder
+
+    start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
+    network, tokenizer = student.load(start)
+    rows = _kept(context, context.inputs[settings.data].digest)
+    examples, dropped = fitting([_example(tokenizer, row, settings) for row in rows], settings.max_tokens)
+    if dropped:
+        context.note(f"dropped {len(dropped)} of {len(rows)} examples: longer than {settings.max_tokens} tokens")
+    if settings.lora:
+        network = add_lora(network, rank=settings.lora.rank, alpha=settings.lora.alpha, seed=settings.seed)
+    recorder = Recorder(store_of(context), context, ("loss", "learning_rate"))
+    try:
+        result = train(
+            network, examples, _how(settings), checkpoints=context.work / "checkpoints",
+            stop=context.stopping, on_step=recorder,
+        )  # fmt: skip
+    finally:
+        recorder.flush()
+    store_of(context).ingest()
+    built = context.work / "artifact"
+    shutil.rmtree(built, ignore_errors=True)
+    export_student(network, tokenizer, built)
+    write_model_card(built / MODEL, context, ABOUT, settings.student, settings.model_dump(mode="json"))
+    figures = {"examples": len(examples), "dropped": len(dropped), "steps": result.steps}
+    return Output(context.publish(built), figures | {"loss": recorder.last.get("loss")})
+
+
+def _how(settings: SftSettings) -> TrainSettings:
+    from distill.training import student
+    from distill.training.loop import TrainSettings
+    from distill.training.optimizer import OptimizerSettings
+
+    return TrainSettings(
+        OptimizerSettings(settings.learning_rate, schedule=settings.schedule, warmup=settings.warmup),
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        precision=settings.precision,
+        seed=settings.seed,
+        threads=student.threads(settings.threads),
+    )
+
+
+def _kept(context: Context, collection: str) -> list[Row]:
+    return store_of(context).rows(
+        "SELECT t.trace_key, t.thinking, t.answer, p.prompt, p.system FROM members m "
+        "JOIN traces t ON m.row_key = t.trace_key JOIN problems p USING (problem_key) "
+        "WHERE m.collection = ? AND m.label = 'kept' ORDER BY m.position",
+        [collection],
+    )
+
+
+def _example(tokenizer: Any, row: Row, settings: SftSettings) -> Example:
+    """A trace in the student's own template and tokens, whoever its teacher was."""
+    from distill.training.batching import from_messages
+    from distill.training.student import conversation
+
+    system: list[Message] = [{"role": "system", "content": row["system"]}] if row["system"] else []
+    messages = (*system, {"role": "user", "content": row["prompt"]})
+    thinking = row["thinking"] if settings.thinking else ""
+    return from_messages(tokenizer, row["trace_key"], conversation(messages, thinking, row["answer"]))
+
+
+def forecast(context: Context, settings: SftSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
+    """Optimizer steps; before the selection is made, as many as there would be if all were kept."""
+    data = expected.get(settings.data, {})
+    examples = data.get("kept", data.get("traces"))
+    if examples is None:
+        return Forecast("steps")
+    return Forecast("steps", -(-examples // settings.batch_size) * settings.epochs)
+
+
+def dependencies(settings: SftSettings, hashes: FileHashes) -> Mapping[str, str]:
+    return modelspec.dependency(settings.student, hashes)
+
+
+STAGE = Stage(
+    kind="sft",
+    about="fine-tune a student on the selected traces",
+    settings=SftSettings,
+    produces="student",
+    run=run,
+    forecast=forecast,
+    dependencies=dependencies,
+)

@@ -1,0 +1,83 @@
+"""verify: have every trace judged; a changed verifier judges again and generates nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from distill import verification
+from distill.stages.common import members_present, store_of
+from distill.store import Store
+from distill.store.records import problem_of, record_members
+from distill.types import Problem
+from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
+
+
+class VerifySettings(Settings):
+    traces: Annotated[str, Input(accepts=("traces",))]
+    verifier: str | dict[str, Any] | None = None
+    """A name, a name with settings, or a composition; by default each problem's own."""
+    workers: Annotated[int, Operational(), Field(ge=1)] = 2
+
+
+def run(context: Context, settings: VerifySettings) -> Output:
+    store = store_of(context)
+    traces = traces_of(store, context.inputs[settings.traces].digest)
+    wishes = verification.judgements(traces, settings.verifier)
+    verification.make_verdicts(store, wishes, context, settings.workers)
+    digest = record_members(store, [("verdict", wish.key) for wish in wishes])
+    return Output(digest, {"members": len(wishes), **_totals(store, digest)})
+
+
+def traces_of(store: Store, collection: str) -> list[tuple[str, Problem]]:
+    """(trace key, its problem) of a generate or import stage's output, in order."""
+    rows = store.rows(
+        "SELECT m.row_key, t.problem_key FROM members m JOIN traces t ON m.row_key = t.trace_key "
+        "WHERE m.collection = ? ORDER BY m.position",
+        [collection],
+    )
+    found = store.rows(
+        "SELECT * FROM problems SEMI JOIN (SELECT problem_key FROM traces SEMI JOIN "
+        "(SELECT row_key AS trace_key FROM members WHERE collection = ?) USING (trace_key)) USING (problem_key)",
+        [collection],
+    )
+    problems = {row["problem_key"]: problem_of(row) for row in found}
+    return [(row["row_key"], problems[row["problem_key"]]) for row in rows]
+
+
+def _totals(store: Store, collection: str) -> dict[str, int]:
+    rows = store.rows(
+        "SELECT v.outcome, count(*) AS n FROM members m JOIN verdicts v ON m.row_key = v.verdict_key "
+        "WHERE m.collection = ? GROUP BY v.outcome",
+        [collection],
+    )
+    return {row["outcome"]: row["n"] for row in rows}
+
+
+def forecast(context: Context, settings: VerifySettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
+    upstream = context.inputs.get(settings.traces)
+    if upstream is None:
+        return Forecast("verdicts", expected.get(settings.traces, {}).get("traces"))
+    store = store_of(context)
+    keys = [w.key for w in verification.judgements(traces_of(store, upstream.digest), settings.verifier)]
+    return Forecast("verdicts", len(keys), len(store.present("verdicts", keys)))
+
+
+def dependencies(settings: VerifySettings, hashes: FileHashes) -> Mapping[str, str]:
+    """The versions of the verifiers: a new one re-judges."""
+    return {"verifiers": content_hash(verification.versions(settings.verifier))}
+
+
+STAGE = Stage(
+    kind="verify",
+    about="judge every trace with its problem's verifier, or one named here",
+    settings=VerifySettings,
+    produces="verdicts",
+    run=run,
+    forecast=forecast,
+    dependencies=dependencies,
+    check=members_present,
+)

@@ -1,0 +1,195 @@
+"""Rows of files in the forms people have them: JSONL, JSON, CSV, Parquet, gzipped or not.
+
+Every row knows its file and line, so that whatever is wrong with it can be said in one line. What a
+row means (which column is the prompt) is the caller's mapping.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from distill.types import Problem
+from pipeline.errors import InputError
+from pipeline.fingerprint import canonical
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row, and where it stands: ``line`` is 1-based (the row's number where there are no lines)."""
+
+    path: Path
+    line: int
+    values: Mapping[str, Any]
+
+    @property
+    def where(self) -> str:
+        return f"{self.path}:{self.line}"
+
+    @property
+    def stem(self) -> str:
+        return self.path.name.split(".")[0]
+
+    def get(self, column: str) -> Any:
+        if column not in self.values:
+            raise InputError(f"{self.where}: has no column {column!r}; it has {', '.join(self.values)}")
+        return self.values[column]
+
+    def text(self, column: str) -> str:
+        value = self.get(column)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise InputError(f"{self.where}: column {column!r} is empty")
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def read(path: str | Path) -> Iterator[Row]:
+    """The rows of a file, its form told by its name: .jsonl, .json (a list), .csv, .tsv, .parquet; .gz too."""
+    path = Path(path)
+    form = path.name.removesuffix(".gz").rpartition(".")[2]
+    readers = {
+        "jsonl": _jsonl,
+        "ndjson": _jsonl,
+        "json": _json,
+        "csv": _csv,
+        "tsv": _csv,
+        "parquet": _parquet,
+    }
+    if form not in readers:
+        raise InputError(f"{path}: unknown form; the name should end in {', '.join('.' + f for f in readers)}")
+    try:
+        yield from readers[form](path)
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def count(path: str | Path) -> int:
+    """Number of rows, without keeping them."""
+    return sum(1 for _ in read(path))
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8")
+    return open(path, encoding="utf-8", newline="")
+
+
+def _mapping(value: Any, path: Path, line: int) -> Row:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{path}:{line}: expected an object with named columns, found {str(value)[:60]!r}")
+    return Row(path, line, value)
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    with _open(path) as file:
+        for line, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            try:
+                value = json.loads(text)
+            except ValueError as error:
+                raise InputError(f"{path}:{line}: not valid JSON ({error})") from None
+            yield _mapping(value, path, line)
+
+
+def _json(path: Path) -> Iterator[Row]:
+    with _open(path) as file:
+        try:
+            data = json.load(file)
+        except ValueError as error:
+            raise InputError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(data, list):
+        raise InputError(f"{path}: expected a list of rows")
+    for line, value in enumerate(data, 1):
+        yield _mapping(value, path, line)
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
+    with _open(path) as file:
+        reader = csv.DictReader(file, delimiter=delimiter)
+        try:
+            for values in reader:
+                yield Row(path, reader.line_num, values)
+        except csv.Error as error:
+            raise InputError(f"{path}:{reader.line_num}: not valid CSV ({error})") from None
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    line = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches():
+            for values in batch.to_pylist():
+                line += 1
+                yield Row(path, line, values)
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemColumns:
+    """Which columns of a row make a problem.
+
+    ``reference`` is a column, or a mapping that becomes a JSON object of these columns (the form in which
+    the `code` verifier takes its tests); None is no reference at all.
+    """
+
+    prompt: str | None
+    reference: str | Mapping[str, str] | None
+    reference_pattern: str | None = None
+    difficulty: str | None = None
+    instruction: str = ""
+
+    def problem(
+        self,
+        row: Row,
+        verifier: str,
+        source: str,
+        split: str,
+        licence: str,
+        prompt: str | None = None,
+        system: str | None = None,
+    ) -> Problem:
+        """The row's problem; ``prompt`` is its text where no column holds it."""
+        prompt = row.text(self.prompt) if self.prompt is not None else prompt or ""
+        return Problem(
+            id=f"{source}/{row.line}",
+            prompt=f"{prompt}\n\n{self.instruction}" if self.instruction else prompt,
+            reference=self._reference(row),
+            verifier=verifier,
+            source=source,
+            split=split,
+            difficulty=self._difficulty(row),
+            licence=licence,
+            system=system,
+        )
+
+    def _reference(self, row: Row) -> str:
+        if self.reference is None:
+            return ""
+        if isinstance(self.reference, Mapping):
+            return canonical({name: row.get(column) for name, column in self.reference.items()})
+        reference = row.text(self.reference)
+        if self.reference_pattern:
+            found = re.findall(self.reference_pattern, reference)
+            if not found:
+                raise InputError(f"{row.where}: {self.reference_pattern!r} is not found in column {self.reference!r}")
+            reference = found[-1] if isinstance(found[-1], str) else found[-1][0]
+        return reference.strip()
+
+    def _difficulty(self, row: Row) -> int | None:
+        if self.difficulty is None:
+            return None
+        try:
+            return int(row.get(self.difficulty))
+        except (TypeError, ValueError):
+            raise InputError(f"{row.where}: column {self.difficulty!r} is not a whole number") from None

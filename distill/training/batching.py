@@ -1,0 +1,144 @@
+"""From tokens to micro-batches: what is supervised, what is too long, which rows share a step.
+
+An `Example` is a row of token ids with a mask of what is learned from. The order of a run is a pure
+function of (seed, epoch), so a resumed run needs no cursor but its step. Rows of similar length meet
+in one batch (within a window of the shuffled epoch), because attention works on rectangles
+(`distill.training.attention`); everything else works on packed tokens and never sees padding.
+Nothing here is cut to fit: over-long rows are dropped and counted, rows that teach nothing refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from distill.randomness import permutation, shuffled
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from distill.types import Message
+
+WINDOW = 8
+"""Batches per window inside which rows are grouped by length: enough for little waste, and random."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row. ``labels_mask[t]`` says that token ``t`` is predicted (from those before it) and learned.
+
+    The first token of a row has nothing before it and is never learned. ``weight`` scales the row's
+    tokens in the loss and in its denominator.
+    """
+
+    key: str
+    input_ids: tuple[int, ...]
+    labels_mask: tuple[bool, ...]
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.input_ids) != len(self.labels_mask):
+            raise InputError(f"example {self.key}: {len(self.input_ids)} ids, {len(self.labels_mask)} labels")
+        if not any(self.labels_mask[1:]):
+            raise InputError(f"example {self.key}: no supervised token, nothing could be learned from it")
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def supervised(self) -> int:
+        return sum(self.labels_mask[1:])
+
+
+def from_tokens(key: str, prompt_ids: Sequence[int], response_ids: Sequence[int], weight: float = 1.0) -> Example:
+    """A row from the very ids an engine saw and sampled (end token included): no re-tokenising."""
+    mask = (False,) * len(prompt_ids) + (True,) * len(response_ids)
+    return Example(key, (*prompt_ids, *response_ids), mask, weight)
+
+
+def from_messages(tokenizer: Any, key: str, messages: Sequence[Message], weight: float = 1.0) -> Example:
+    """A row from a conversation; only assistant turns are learned, up to and with their end token.
+
+    Spans are found by rendering the template with and without each assistant turn, so the template
+    needs no ``{% generation %}`` tags; one that rewrites earlier turns is refused.
+    """
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = encoded["input_ids"]
+    mask = [False] * len(ids)
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        start, end = _span(tokenizer, text, messages, turn, key)
+        inside = [t for t, (left, _) in enumerate(encoded["offset_mapping"]) if start <= left < end]
+        ends = [t for t in inside if ids[t] == tokenizer.eos_token_id]
+        for t in inside:  # what follows the end token (a newline) is the template's, not the assistant's
+            mask[t] = not ends or t <= ends[-1]
+    return Example(key, tuple(ids), tuple(mask), weight)
+
+
+def _span(tokenizer: Any, text: str, messages: Sequence[Message], turn: int, key: str) -> tuple[int, int]:
+    before = tokenizer.apply_chat_template(list(messages[:turn]), tokenize=False, add_generation_prompt=True)
+    after = tokenizer.apply_chat_template(list(messages[: turn + 1]), tokenize=False)
+    if not (text.startswith(after) and after.startswith(before)):
+        raise InputError(
+            f"example {key}: the chat template rewrites earlier turns, so assistant turn "
+            f"{turn} cannot be located; train on single-turn traces or on token ids"
+        )
+    return len(before), len(after)
+
+
+def fitting(examples: Sequence[Example], max_tokens: int) -> tuple[list[Example], list[str]]:
+    """The rows of at most ``max_tokens`` tokens, and the keys of those dropped.
+
+    A row is never cut: it would lose its answer and its end token, and teach endless thinking.
+    """
+    kept = [e for e in examples if len(e) <= max_tokens]
+    return kept, [e.key for e in examples if len(e) > max_tokens]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which rows make up the batch of a global step: a pure function of (seed, step)."""
+
+    lengths: tuple[int, ...]
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.lengths) / self.batch_size)
+
+    def __call__(self, step: int) -> list[int]:
+        """Indices of the rows of ``step``; every row once per epoch, the last batch may be short."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        return _epoch(self, epoch)[position]
+
+
+@lru_cache(maxsize=2)
+def _epoch(order: Order, epoch: int) -> list[list[int]]:
+    rows = permutation(len(order.lengths), order.seed, "order", epoch)
+    span = order.batch_size * WINDOW
+    batches = []
+    for start in range(0, len(rows), span):
+        window = sorted(rows[start : start + span], key=lambda row: order.lengths[row])
+        batches += [window[i : i + order.batch_size] for i in range(0, len(window), order.batch_size)]
+    return shuffled(batches, order.seed, "batches", epoch)
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int, shares: int = 1) -> list[list[int]]:
+    """Cut rows, sorted by length, into even runs of about ``max_tokens`` (up to a row more).
+
+    There are a multiple of ``shares`` runs, to be worked on side by side, unless rows are too few. How a
+    step is cut changes no gradient beyond rounding: losses are normalised by the whole step.
+    """
+    total = sum(lengths)
+    count = math.ceil(total / max_tokens / shares) * shares
+    runs: list[list[int]] = [[] for _ in range(count)]
+    before = 0
+    for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
+        runs[(2 * before + lengths[row]) * count // (2 * total)].append(row)  # by where its middle falls
+        before += lengths[row]
+    return [run for run in runs if run]

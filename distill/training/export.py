@@ -1,0 +1,62 @@
+"""What training leaves behind: files that the ecosystem loads without us.
+
+``adapter/`` (peft, safetensors) and ``model/`` (merged weights, tokenizer with chat template,
+generation config), the latter read back and compared with the model that was trained. Cards and
+lineage are the caller's; merging onto a dequantised base (QLoRA) is not done yet.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.training.forward import causal_lm
+from pipeline.errors import PipelineError
+
+ADAPTER, MODEL = "adapter", "model"
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""Largest logit difference allowed, relative to the largest logit: rounding of the merge, no more."""
+
+
+def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal LM from a local directory, nothing fetched."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
+
+
+def export_student(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Write ``directory/model``, and ``directory/adapter`` where there is one; the model is unchanged.
+
+    Raises `PipelineError` where the files' logits differ from the trained model's.
+    """
+    merged = model
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(directory / ADAPTER, safe_serialization=True)
+        merged = copy.deepcopy(model).merge_and_unload()
+    generation = merged.generation_config
+    generation.eos_token_id = generation.eos_token_id or tokenizer.eos_token_id
+    generation.pad_token_id = tokenizer.pad_token_id if generation.pad_token_id is None else generation.pad_token_id
+    merged.save_pretrained(directory / MODEL, safe_serialization=True)
+    tokenizer.save_pretrained(directory / MODEL)
+    _check(model, load_model(directory / MODEL, merged.dtype))
+
+
+def _check(trained: Any, loaded: Any) -> None:
+    expected = _probe(trained)
+    gap = ((_probe(loaded) - expected).abs().max() / expected.abs().max()).item()
+    if not gap <= _TOLERANCE[causal_lm(trained).dtype]:
+        raise PipelineError(f"the exported model's logits differ from the trained model's by {gap:.2g} (relative)")
+
+
+@torch.no_grad()
+def _probe(model: Any) -> Tensor:
+    training = model.training
+    ids = torch.arange(16, device=next(model.parameters()).device).unsqueeze(0)
+    logits = model.eval()(input_ids=ids % model.config.vocab_size, use_cache=False).logits.float().cpu()
+    model.train(training)
+    return logits

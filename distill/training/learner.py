@@ -1,0 +1,236 @@
+"""A model under training, whatever the loss: accumulate, update, checkpoint, resume.
+
+Shared by supervised training (`distill.training.loop`) and GRPO (`rl.grpo`), which own the loops.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import chain, starmap, zip_longest
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import deterministic
+
+from distill.training import checkpoint
+from distill.training.batching import Example, micro_batches
+from distill.training.forward import Pack, logprobs, pack
+from distill.training.lora import folded
+from distill.training.optimizer import Optimizer, OptimizerSettings
+from distill.training.replicas import Replica, share
+from pipeline.errors import Stopped
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """``micro_batch_tokens`` bounds what is in memory at once; on CPU a few thousand also stays in cache.
+
+    ``precision`` bf16 means autocast over fp32 weights. ``threads`` is the number of cores to use; the
+    same number gives the same bits. Checkpoints are written after as many steps or
+    seconds, whichever comes first (None: not for that reason), when asked to stop, and at the end.
+    """
+
+    optimizer: OptimizerSettings
+    micro_batch_tokens: int = 2048
+    precision: Literal["fp32", "bf16"] = "fp32"
+    threads: int = 1
+    checkpoint_steps: int | None = None
+    checkpoint_seconds: float | None = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An example and what its loss needs: for each stream, one value per supervised token."""
+
+    example: Example
+    streams: Mapping[str, Sequence[float]]
+
+
+Objective = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+"""Log-probabilities (L,) and streams (L,) of the supervised tokens of a micro-batch -> loss (a scalar).
+
+Losses of micro-batches are summed, so an objective must carry its normalisation by the whole step in
+its streams. It is sent to other processes: a module's function, or a `functools.partial` of one.
+"""
+
+
+class Scored(NamedTuple):
+    """What a pass made of one row: log-probabilities of its supervised tokens, before the update.
+
+    ``reference`` are those of the model without its adapter, where asked for.
+    """
+
+    logprobs: list[float]
+    reference: list[float]
+
+
+class _Task(NamedTuple):
+    runs: list[list[Row]]
+    objective: Objective
+    temperature: float
+    reference: bool
+
+
+class Learner:
+    """A model under training: accumulate gradients, update, checkpoint. ``done`` counts updates.
+
+    To be used inside `learning`, which readies the process and ends the replicas.
+    """
+
+    def __init__(self, model: Any, settings: LearnerSettings, total: int, directory: Path, run: str) -> None:
+        self.model, self.settings, self.total, self.directory, self.run = model, settings, total, directory, run
+        self.device = next(model.parameters()).device
+        self.optimizer = Optimizer(model, settings.optimizer)
+        self.done = 0
+        self._last_save = time.monotonic()
+        self._replicas: list[Replica] = []
+
+    def fork(self, processes: int) -> None:
+        """Share the work among so many processes, this one included."""
+        if processes > 1:
+            share(self.optimizer.parameters)
+        for _ in range(processes - 1):
+            self._replicas.append(Replica(self._accumulate, self.optimizer.parameters, self._replicas))
+
+    def close(self) -> None:
+        for replica in self._replicas:
+            replica.close()
+        self._replicas.clear()
+
+    def cut(self, lengths: Sequence[int]) -> list[list[int]]:
+        """The micro-batches (indices) that rows of these lengths are trained in."""
+        return micro_batches(lengths, self.settings.micro_batch_tokens, 1 + len(self._replicas))
+
+    def gradients(
+        self, rows: Sequence[Row], objective: Objective, *, temperature: float = 1.0, reference: bool = False
+    ) -> list[Scored]:
+        """Add the gradient of the objective over ``rows``, in any number of micro-batches and processes."""
+        cut = self.cut([len(row.example) for row in rows])
+        shares = [cut[i :: 1 + len(self._replicas)] for i in range(1 + len(self._replicas))]
+        tasks = [
+            _Task([[rows[i] for i in run] for run in share], objective, temperature, reference) for share in shares
+        ]
+        for replica, task in zip(self._replicas, tasks[1:], strict=True):
+            replica.send(task)
+        answers = [self._accumulate(tasks[0]), *(replica.receive() for replica in self._replicas)]
+        order = [row for share in shares for run in share for row in run]
+        scored = dict(zip(order, chain.from_iterable(answers), strict=True))
+        return [scored[i] for i in range(len(rows))]
+
+    def _accumulate(self, task: _Task) -> list[Scored]:
+        """Forward and backward over a share of the micro-batches, in this process."""
+        scored = []
+        for run in task.runs:
+            batch = pack([row.example for row in run], self.device)  # keeps the order: a run ascends in length
+            streams = {
+                name: torch.tensor([value for row in run for value in row.streams[name]], device=self.device)
+                for name in run[0].streams
+            }
+            if task.reference:
+                with torch.no_grad(), self.model.disable_adapter():
+                    streams["reference"] = self._logprobs(batch, task.temperature)
+            values = self._logprobs(batch, task.temperature)
+            task.objective(values, streams).backward()
+            counts = [row.example.supervised for row in run]
+            parts = [values.detach(), streams.get("reference", values.detach()[:0])]
+            own, other = ([part.tolist() for part in torch.split(v, counts if len(v) else 0)] for v in parts)
+            scored += list(starmap(Scored, zip_longest(own, other, fillvalue=[])))
+        return scored
+
+    def _logprobs(self, batch: Pack, temperature: float) -> Tensor:
+        half = self.settings.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
+            return logprobs(self.model, batch, temperature)
+
+    def update(self) -> tuple[float, float]:
+        """Apply the gradients accumulated. Returns their norm and the learning rate used."""
+        scale = self.settings.optimizer.scale(self.done, self.total)
+        norm = self.optimizer.step(scale)
+        self.done += 1
+        return norm, self.settings.optimizer.learning_rate * scale
+
+    def skip(self) -> tuple[float, float]:
+        """Count a step that has nothing to learn from."""
+        self.done += 1
+        return 0.0, 0.0
+
+    def resume(self) -> dict[str, Tensor]:
+        """Load the newest checkpoint, if any, and return what was saved beside the weights."""
+        found = checkpoint.latest(self.directory, self.run, self.device)
+        if found is None:
+            return {}
+        self.done, state = found
+        with torch.no_grad():
+            for parameter, value in zip(self.optimizer.parameters, state["weights"], strict=True):
+                parameter.copy_(value)
+        self.optimizer.load(state["optimizer"])
+        return state["extra"]
+
+    def save(self, extra: dict[str, Tensor]) -> None:
+        weights = [p.detach() for p in self.optimizer.parameters]
+        state = {"weights": weights, "optimizer": self.optimizer.state(), "extra": extra}
+        checkpoint.save(self.directory, self.done, self.run, state)
+        self._last_save = time.monotonic()
+
+    def save_if_due(self, extra: dict[str, Tensor], stop: Callable[[], bool]) -> None:
+        """Checkpoint at the end, on time, or because asked to stop: then `Stopped` is raised."""
+        steps, seconds = self.settings.checkpoint_steps, self.settings.checkpoint_seconds
+        asked = self.done < self.total and stop()
+        late = seconds is not None and time.monotonic() - self._last_save >= seconds
+        if asked or late or self.done == self.total or (steps is not None and self.done % steps == 0):
+            self.save(extra)
+        if asked:
+            raise Stopped(f"stopped after training step {self.done} of {self.total}; run again to go on")
+
+
+def run_identity(settings: LearnerSettings, examples: Sequence[Example] = ()) -> str:
+    """Names a run in its checkpoints: all settings but when to checkpoint, and the rows in their order."""
+    timeless = replace(settings, checkpoint_steps=None, checkpoint_seconds=None)
+    digest = hashlib.blake2b(repr(timeless).encode(), digest_size=16)
+    for example in examples:
+        digest.update(repr((example.key, example.input_ids, example.labels_mask, example.weight)).encode())
+    return digest.hexdigest()
+
+
+SMALL = 50_000_000
+"""Parameters up to which a process for each core is faster than threads."""
+
+
+@contextmanager
+def learning(model: Any, settings: LearnerSettings, total: int, directory: Path, run: str) -> Iterator[Learner]:
+    """A learner in a process made ready for it: see `prepared`. ``settings.threads`` cores compute:
+    processes of one thread each for a small model on Linux and CPU, threads of one process otherwise.
+    """
+    small = sum(p.numel() for p in model.parameters()) <= SMALL
+    processes = settings.threads if small and model.device.type == "cpu" and sys.platform == "linux" else 1
+    learner = Learner(model, settings, total, directory, run)
+    with prepared(model, settings.threads // processes):
+        try:
+            learner.fork(processes)
+            yield learner
+        finally:
+            learner.close()
+
+
+@contextmanager
+def prepared(model: Any, threads: int) -> Iterator[None]:
+    """Training mode, folded LoRA, a fixed number of threads, deterministic kernels; undone afterwards."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), model.training
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (a costly debugging aid)
+    model.train()
+    try:
+        with folded(model):
+            yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        model.train(before[2])

@@ -1,0 +1,125 @@
+"""Supervised training: one visible loop, exact when killed.
+
+`train` knows examples, settings and callbacks; it has never heard of stages, YAML or the store.
+Everything a step does is a function of (settings, examples, step) and of the weights and moments, so
+a checkpoint is just these, and a resumed run on CPU ends with weights equal to the last bit.
+What is shared with GRPO is `distill.training.learner`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.training.batching import Example, Order
+from distill.training.forward import check_packing
+from distill.training.learner import Learner, LearnerSettings, Row, learning, run_identity
+from pipeline.errors import InputError
+
+BatchSource = Callable[[int], Sequence[Example]]
+"""The examples of a global step, made on the fly: a pure function of the step."""
+
+
+@dataclass(frozen=True)
+class TrainSettings(LearnerSettings):
+    """``steps`` counts optimizer updates; None means ``epochs`` times the data."""
+
+    batch_size: int = 16
+    epochs: int = 1
+    steps: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """After update ``step`` (from 1) of ``total``. ``loss`` is the mean over supervised tokens, nats.
+
+    ``tokens`` are all real tokens of the step, prompts included; ``grad_norm`` is before clipping.
+    """
+
+    step: int
+    total: int
+    loss: float
+    tokens: int
+    grad_norm: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """``losses`` holds each example's mean loss in the last epoch, seen before the update it took part in.
+
+    Empty for a batch source. ``resumed_at`` is the number of steps found done.
+    """
+
+    steps: int
+    resumed_at: int
+    losses: dict[str, float]
+
+
+def train(
+    model: Any,
+    examples: Sequence[Example] | BatchSource,
+    settings: TrainSettings,
+    *,
+    checkpoints: Path,
+    stop: Callable[[], bool] = lambda: False,
+    on_step: Callable[[StepMetrics], None] = lambda metrics: None,
+) -> TrainResult:
+    """Fit the trainable parameters of ``model`` in place, going on from ``checkpoints`` if there are any.
+
+    ``checkpoints`` belongs to this one run: the same model, examples and settings. ``on_step`` may see
+    a step again after a resume, with the same numbers. Raises `Stopped` after checkpointing when
+    ``stop()`` turns true.
+    """
+    order = None if callable(examples) else _order(examples, settings)
+    total = settings.steps or (order.steps_per_epoch * settings.epochs if order else 0)
+    if total < 1:
+        raise InputError("a batch source has no end of its own: give `steps`")
+    run = run_identity(settings, () if callable(examples) else examples)
+    with learning(model, settings, total, checkpoints, run) as learner:
+        losses = learner.resume().get("losses", torch.full((0 if callable(examples) else len(examples),), math.nan))
+        resumed_at = learner.done
+        if resumed_at < total:
+            check_packing(model)
+        while learner.done < total:
+            rows = order(learner.done) if order else []
+            batch = examples(learner.done) if callable(examples) else [examples[i] for i in rows]
+            metrics, means = _step(learner, batch)
+            if rows:
+                losses[rows] = torch.tensor(means)
+            on_step(metrics)
+            learner.save_if_due({"losses": losses}, stop)
+    named = {} if callable(examples) else {e.key: loss for e, loss in zip(examples, losses.tolist(), strict=True)}
+    return TrainResult(total, resumed_at, {key: loss for key, loss in named.items() if not math.isnan(loss)})
+
+
+def _step(learner: Learner, batch: Sequence[Example]) -> tuple[StepMetrics, list[float]]:
+    """One update, and the mean loss of each example of the batch."""
+    started = time.perf_counter()
+    total = sum(e.weight * e.supervised for e in batch)
+    rows = [Row(e, {"weight": [e.weight / total] * e.supervised}) for e in batch]
+    means = [-math.fsum(scored.logprobs) / len(scored.logprobs) for scored in learner.gradients(rows, cross_entropy)]
+    loss = math.fsum(mean * e.supervised * e.weight for mean, e in zip(means, batch, strict=True)) / total
+    norm, rate = learner.update()
+    seconds = time.perf_counter() - started
+    return StepMetrics(learner.done, learner.total, loss, sum(map(len, batch)), norm, rate, seconds), means
+
+
+def cross_entropy(logprobs: Tensor, streams: Mapping[str, Tensor]) -> Tensor:
+    """The weighted sum of -log p. An `Objective`."""
+    return -(streams["weight"] * logprobs).sum()
+
+
+def _order(examples: Sequence[Example], settings: TrainSettings) -> Order:
+    if not examples:
+        raise InputError("there is no example to train on")
+    return Order(tuple(map(len, examples)), settings.batch_size, settings.seed)

@@ -1,0 +1,40 @@
+"""Training curves: from step metrics to rows in the store and figures on the display."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+from typing import Any
+
+from distill.store import Store
+from pipeline.stage import Context
+
+APPEND_SECONDS = 2.0
+HIDDEN = {"step", "total"}
+
+
+class Recorder:
+    """Hears every step. A step heard again after a resume carries the same numbers, and the store keeps
+    the first row of a key, so a resumed run's curves are those of an uninterrupted one."""
+
+    def __init__(self, store: Store, context: Context, shown: tuple[str, ...]) -> None:
+        self._store, self._context, self._shown = store, context, shown
+        self._rows: list[dict[str, Any]] = []
+        self._appended = time.monotonic()
+        self.last: dict[str, float] = {}
+
+    def __call__(self, metrics: Any) -> None:
+        """``metrics`` is a dataclass of numbers with ``step`` (from 1) and ``total``."""
+        values = {k: v for k, v in asdict(metrics).items() if isinstance(v, int | float)}
+        step, total = int(values["step"]), int(values["total"])
+        self.last = {k: float(v) for k, v in values.items() if k not in HIDDEN and math.isfinite(v)}
+        run = self._context.fingerprint
+        self._rows += [{"run": run, "step": step, "name": k, "value": v} for k, v in self.last.items()]
+        self._context.progress(step, total, **{k: round(self.last[k], 4) for k in self._shown if k in self.last})
+        if time.monotonic() - self._appended > APPEND_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._store.append("metrics", self._rows)
+        self._rows, self._appended = [], time.monotonic()

@@ -1,0 +1,91 @@
+"""Optimizers and schedules. The learning rate is a function of the step, never a scheduler's state.
+
+AdamW for everything, or Muon for hidden matrices and AdamW for the rest (embeddings, norms, heads),
+which is what the embedded models are pretrained with. Both are torch's own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """``learning_rate`` is AdamW's; ``muon_learning_rate`` (None: no Muon) that of hidden matrices.
+
+    The schedule warms up linearly over ``warmup`` (a share of all steps) and then goes to
+    ``final`` times the peak by a cosine, a line, or stays ("constant"). ``clip`` bounds the norm
+    of the whole gradient; 0 turns it off.
+    """
+
+    learning_rate: float
+    muon_learning_rate: float | None = None
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.03
+    final: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+    def scale(self, step: int, total: int) -> float:
+        """The factor on the peak learning rate for update ``step`` (from 0) of ``total``."""
+        warm = round(self.warmup * total)
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - warm) / max(1, total - warm)
+        left = 0.5 * (1 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1 - progress
+        return self.final + (1 - self.final) * left
+
+
+class Optimizer:
+    """The torch optimizers of one model behind one step; what a checkpoint holds of them."""
+
+    def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
+        self.settings = settings
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if not named:
+            raise InputError("the model has no trainable parameter")
+        self.parameters = [p for _, p in named]
+        hidden = _hidden_matrices(model) if settings.muon_learning_rate is not None else set()
+        rest = [p for p in self.parameters if id(p) not in hidden]
+        matrices = [p for p in self.parameters if id(p) in hidden]
+        self.parts: list[tuple[float, torch.optim.Optimizer]] = []
+        if rest:
+            adamw = torch.optim.AdamW(rest, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
+            self.parts.append((settings.learning_rate, adamw))
+        if matrices:
+            muon = torch.optim.Muon(matrices, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
+            self.parts.append((settings.muon_learning_rate or 0.0, muon))
+
+    def step(self, scale: float) -> float:
+        """Clip, update at ``scale`` times the peak rates, clear. Returns the norm before clipping."""
+        limit = self.settings.clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit, error_if_nonfinite=True)
+        for peak, optimizer in self.parts:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * scale
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def state(self) -> list[dict[str, Any]]:
+        return [optimizer.state_dict()["state"] for _, optimizer in self.parts]
+
+    def load(self, states: list[dict[str, Any]]) -> None:
+        for (_, optimizer), state in zip(self.parts, states, strict=True):
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _hidden_matrices(model: nn.Module) -> set[int]:
+    """Weights of linear layers inside the network: neither embeddings nor the output head."""
+    outer = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
+    return {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - outer

@@ -1,0 +1,116 @@
+"""Gradients on several cores: forked copies of the trainer, each with a share of the micro-batches.
+
+For a small model, processes of one thread each beat one process of many threads. They are forked once
+per run, after the libraries are loaded; trained weights lie in memory that all of them share, so an
+update needs no message, and each writes its gradient into shared memory of its own. The parent adds
+these up in a fixed order, so for a given number of processes the bits are always the same. A replica
+ends when its pipe closes or its parent is gone. Linux only, and only on a CPU.
+"""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import PipelineError
+
+ORPHANED = 1.0
+"""Seconds between looks, of an idle replica, whether its parent lives. The pipe tells first, as a rule."""
+
+
+def shared(numel: int, dtype: torch.dtype) -> Tensor:
+    """A flat zeroed tensor in memory that processes forked from now on share."""
+    buffer = mmap.mmap(-1, max(1, numel * dtype.itemsize))
+    return torch.frombuffer(buffer, dtype=dtype, count=numel)
+
+
+def share(parameters: Sequence[Tensor]) -> None:
+    """Move parameters into shared memory, keeping their identity and values."""
+    for parameter in parameters:
+        parameter.data = shared(parameter.numel(), parameter.dtype).view(parameter.shape).copy_(parameter.data)
+
+
+class Replica:
+    """One forked process that runs ``work`` on what it is sent, for its gradient and its answer."""
+
+    def __init__(self, work: Callable[[Any], Any], parameters: Sequence[Tensor], others: Sequence[Replica]) -> None:
+        self._parameters = parameters
+        self._gradient = [shared(p.numel(), p.dtype).view(p.shape) for p in parameters]
+        self._pipe, theirs = multiprocessing.Pipe()
+        inherited = [self._pipe, *(other._pipe for other in others)]
+        fork = multiprocessing.get_context("fork")
+        arguments = (work, parameters, self._gradient, theirs, inherited)
+        self._process = fork.Process(target=_serve, args=arguments, daemon=True)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+
+    def send(self, message: Any) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError:
+            raise self._died() from None
+
+    def receive(self) -> Any:
+        """The answer; its gradient has been added to that of the parameters."""
+        try:
+            answer = self._pipe.recv()
+        except (EOFError, OSError):
+            raise self._died() from None
+        if isinstance(answer, Exception):
+            raise answer
+        for parameter, gradient in zip(self._parameters, self._gradient, strict=True):
+            parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
+        return answer
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+    def _died(self) -> PipelineError:
+        self._process.join(1)
+        return PipelineError(f"a training process ended with exit code {self._process.exitcode}; run again to go on")
+
+
+def _serve(
+    work: Callable[[Any], Any],
+    parameters: Sequence[Tensor],
+    gradient: Sequence[Tensor],
+    pipe: Connection,
+    inherited: Sequence[Connection],
+) -> None:
+    """A replica's life, from fork to exit."""
+    parent = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    for other in inherited:  # else this process would keep its siblings' pipes open when the parent dies
+        other.close()
+    torch.set_num_threads(1)
+    for parameter, flat in zip(parameters, gradient, strict=True):
+        parameter.grad = flat  # backward accumulates in place
+    try:
+        while os.getppid() == parent:
+            if pipe.poll(ORPHANED):
+                message = pipe.recv()
+                for flat in gradient:
+                    flat.zero_()
+                pipe.send(work(message))
+    except (EOFError, OSError):
+        pass  # the parent is gone
+    except Exception as error:
+        pipe.send(PipelineError(f"a training process failed: {type(error).__name__}: {error}"))
+    finally:
+        os._exit(0)

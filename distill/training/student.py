@@ -1,0 +1,41 @@
+"""A student from a model that was found: loaded, tokenised for, threads chosen. Shared by sft and grpo."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from distill.modelspec import Model
+from distill.thinking import join_thinking
+from distill.types import Message
+from pipeline.errors import InputError
+
+
+def load(model: Model) -> tuple[Any, Any]:
+    """(network in fp32 on the best device, tokenizer). One clear line where the files do not load."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model.source, revision=model.revision)
+        network = AutoModelForCausalLM.from_pretrained(model.source, revision=model.revision, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"model {model.source}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    if tokenizer.chat_template is None:
+        raise InputError(f"model {model.source}: its tokenizer has no chat template; a student needs one")
+    return network.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def conversation(messages: tuple[Message, ...], thinking: str, answer: str) -> list[Message]:
+    """A trace as a conversation in the student's own form of thinking."""
+    return [*messages, {"role": "assistant", "content": join_thinking(thinking, answer)}]
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads(asked: int) -> int:
+    """0 means one a core."""
+    return asked or cores()

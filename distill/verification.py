@@ -1,0 +1,116 @@
+"""Judging the traces that have no verdict yet: from trace keys to rows in the store.
+
+The one loop behind the verify and evaluate stages. Verifying again never generates again: a verdict's
+key is the trace, the verifier, its version and settings, so a changed verifier finds all of its
+verdicts missing and the old ones stay.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distill import catalog, keys, verifiers
+from distill.store import Store
+from distill.store.records import Row, verdict_row
+from distill.types import Outcome, Problem
+from distill.verifiers import VerifierPool
+from distill.verifiers.compose import Spec
+from pipeline.fingerprint import canonical
+from pipeline.stage import Context, stop_check
+
+APPEND_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One verdict that should exist: of this trace by this verifier."""
+
+    key: str
+    trace_key: str
+    problem: Problem
+    verifier: Spec
+
+
+def judgements(traces: Sequence[tuple[str, Problem]], verifier: Spec | None) -> list[Judgement]:
+    """The verdicts wanted of (trace key, problem) pairs, by the problem's own verifier if none is named."""
+    made: dict[str, tuple[Spec, str, str]] = {}
+    found = []
+    for trace, problem in traces:
+        spec = problem.verifier if verifier is None else verifier
+        text = canonical(spec)
+        if text not in made:
+            built = verifiers.build(spec)
+            made[text] = spec, built.name, built.version
+        spec, name, version = made[text]
+        found.append(Judgement(keys.verdict_key(trace, name, version, text), trace, problem, spec))
+    return found
+
+
+def versions(verifier: Spec | None) -> dict[str, str]:
+    """What a verify stage depends on: the version of the verifier named, or of every one there is."""
+    specs: list[Spec] = list(catalog.names("verifiers")) if verifier is None else [verifier]
+    return {canonical(spec): verifiers.build(spec).version for spec in specs}
+
+
+def make_verdicts(store: Store, wishes: Sequence[Judgement], context: Context, workers: int, label: str = "") -> None:
+    """Judge what the store lacks of ``wishes``."""
+    store.ingest()
+    present = store.present("verdicts", (wish.key for wish in wishes))
+    missing = {wish.key: wish for wish in wishes if wish.key not in present}
+    if not missing:
+        return
+    stop_check(context.stopping)
+    answers = _answers(store, {wish.trace_key for wish in missing.values()})
+    tally = dict.fromkeys(Outcome, 0)
+    rows: list[Row] = []
+    appended, done = time.monotonic(), len(present)
+    figures: dict[str, Any] = {"model": label} if label else {}
+    with VerifierPool(workers=workers) as pool:
+        items = ((w.key, w.verifier, w.problem, answers[w.trace_key]) for w in missing.values())
+        for key, verdict in pool.verify_many(items):
+            rows.append(verdict_row(key, missing[key].trace_key, verdict, missing[key].verifier))
+            tally[verdict.outcome] += 1
+            done += 1
+            if time.monotonic() - appended > APPEND_SECONDS:
+                store.append("verdicts", rows)
+                rows, appended = [], time.monotonic()
+                context.progress(done, len(wishes), **figures, **shares(tally))
+                if context.stopping():
+                    break
+    store.append("verdicts", rows)
+    store.ingest()
+    stop_check(context.stopping)
+
+
+def shares(tally: Mapping[Outcome, int]) -> dict[str, float]:
+    total = max(sum(tally.values()), 1)
+    return {str(outcome): round(count / total, 4) for outcome, count in tally.items()}
+
+
+def _answers(store: Store, wanted: set[str]) -> dict[str, str]:
+    import pyarrow as pa
+
+    with store.reading() as connection:
+        connection.register("wanted", pa.table({"trace_key": pa.array(sorted(wanted), pa.string())}))
+        rows = connection.execute("SELECT trace_key, answer FROM traces SEMI JOIN wanted USING (trace_key)").fetchall()
+    return dict(rows)
+
+
+def scores(store: Store, verdict_keys: Sequence[str]) -> Iterator[Row]:
+    """Trace and verdict side by side, without the long text, for estimators and selection."""
+    import pyarrow as pa
+
+    with store.reading() as connection:
+        connection.register("wanted", pa.table({"verdict_key": pa.array(list(verdict_keys), pa.string())}))
+        result = connection.execute(
+            "SELECT v.verdict_key, v.outcome, v.score, t.trace_key, t.problem_key, t.sample_index, t.finish, t.closed, "
+            "t.thinking_tokens, t.answer_tokens, t.thinking_tokens + t.answer_tokens AS tokens, "
+            "p.problem_id, p.source, p.difficulty "
+            "FROM verdicts v SEMI JOIN wanted USING (verdict_key) "
+            "JOIN traces t USING (trace_key) JOIN problems p USING (problem_key)"
+        )
+        names = [column[0] for column in result.description or ()]
+        yield from (dict(zip(names, row, strict=True)) for row in result.fetchall())

@@ -1,0 +1,40 @@
+"""`exact`: the final answer is the reference, sign for sign, but for white space at the ends and between.
+
+``whole: true`` compares the whole visible answer instead of the span that `extract` finds in it;
+``ignore_case: true`` forgets the case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from distill.types import Problem, Verdict
+from distill.verifiers.extract import final_answer
+
+
+@dataclass(frozen=True)
+class Exact:
+    whole: bool = False
+    ignore_case: bool = False
+
+    name: ClassVar[str] = "exact"
+    version: ClassVar[str] = "1"
+
+    def verify(self, problem: Problem, answer: str) -> Verdict:
+        wanted = self._fold(problem.reference)
+        if not wanted:
+            return Verdict.unverifiable("the reference is empty")
+        span, rule = (answer, "whole") if self.whole else final_answer(answer)
+        # The reference may itself be what extraction would cut down ("x = 5."), so both forms count.
+        given = {self._fold(span), self._fold(answer)}
+        evidence = {"answer": span[:200], "reference": problem.reference[:200], "rule": rule}
+        if wanted in given:
+            return Verdict.correct("the same text", **evidence)
+        return Verdict.incorrect("a different text", **evidence)
+
+    quick = verify
+
+    def _fold(self, text: str) -> str:
+        text = " ".join(text.split())
+        return text.casefold() if self.ignore_case else text

@@ -1,0 +1,94 @@
+"""The worker process of the pool; its one argument is the file descriptor of its end of the pipe.
+
+It gets batches of (spec, problem, answer) and sends one verdict
+after the other, at once, so that the parent knows which item a dead worker was at. Every verdict has a
+CPU-time limit: a profiling timer whose signal kills this process, whatever Python or C it is in. It is
+CPU time, not wall time, so that a busy machine changes no verdict. The worker dies with its parent, even
+with one that was killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+from distill.types import Problem, Verdict
+from distill.verifiers.base import Verifier
+from distill.verifiers.compose import Spec, build
+from distill.verifiers.run import judge, prepare
+from pipeline.errors import PipelineError
+
+PR_SET_PDEATHSIG = 1
+
+
+class Limits(NamedTuple):
+    """Of one verdict, but for ``memory_bytes``, the address space of one worker."""
+
+    cpu_seconds: float = 5.0
+    wall_seconds: float = 120.0
+    memory_bytes: int = 4 << 30
+
+
+def main() -> None:
+    connection = Connection(int(sys.argv[1]))
+    parent, limits = connection.recv()
+    die_with_parent(parent)
+    _silence()
+    _limit(resource.RLIMIT_AS, limits.memory_bytes)
+    _limit(resource.RLIMIT_CORE, 0)
+    connection.send("ready")
+    verifiers: dict[str, Verifier] = {}
+    try:
+        while True:
+            for spec, problem, answer in connection.recv():
+                connection.send(_reply(spec, problem, answer, verifiers, limits))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _reply(
+    spec: Spec, problem: Problem, answer: str, verifiers: dict[str, Verifier], limits: Limits
+) -> Verdict | PipelineError:
+    """The verdict, or what the caller has to be told instead of one."""
+    try:
+        verifier = _prepared(spec, verifiers)
+        signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
+        return judge(verifier, problem, answer)
+    except PipelineError as error:
+        return error
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends; end now if it has ended already."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def _prepared(spec: Spec, verifiers: dict[str, Verifier]) -> Verifier:
+    key = json.dumps(spec, sort_keys=True)
+    if key not in verifiers:
+        verifiers[key] = build(spec)
+        prepare(verifiers[key])
+    return verifiers[key]
+
+
+def _silence() -> None:
+    """Nothing a verifier prints may reach the user's terminal or a ``--json`` output."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
+def _limit(kind: int, most: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))

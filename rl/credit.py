@@ -1,0 +1,52 @@
+"""Credit: from rewards to advantages. Pure functions on tensors.
+
+Shapes: P prompts, G samples of each, B = P G rows, T tokens. An advantage is a (B, T) tensor from the
+start, so that outcome rewards, step rewards and a teacher's log-ratios can be added up per token. A
+reward of NaN means that no verifier could judge: it is neither reward nor punishment, so it is left
+out of its group's baseline and its own advantage is 0.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Baseline = Literal["group", "leave_one_out"]
+Scale = Literal["std", "none"]
+
+EPSILON = 1e-4
+"""Added to the standard deviation (TRL's value, so that the two can be compared)."""
+
+
+def advantages(rewards: Tensor, baseline: Baseline = "group", scale: Scale = "std") -> Tensor:
+    """Rewards (P, G) -> advantages (P, G): r - mean of the group, over its standard deviation if asked.
+
+    ``group`` is GRPO's mean (DeepSeekMath, eq. 3), ``leave_one_out`` RLOO's, the mean of the others.
+    The standard deviation has ddof 1. Groups with fewer than two judged samples get 0.
+    """
+    judged = ~rewards.isnan()
+    count = judged.sum(1, keepdim=True)
+    values = rewards.nan_to_num(0.0)
+    mean = values.sum(1, keepdim=True) / count.clamp(min=1)
+    centred = torch.where(judged, values - mean, 0.0)
+    result = centred
+    if baseline == "leave_one_out":  # r - mean of the others = (r - mean of all) n / (n - 1)
+        result = centred * count / (count - 1).clamp(min=1)
+    if scale == "std":
+        deviation = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+        result = result / (deviation + EPSILON)
+    return torch.where(judged & (count > 1), result, 0.0)
+
+
+def informative(rewards: Tensor) -> Tensor:
+    """Groups (P,) whose judged rewards differ: the others have no gradient and are dropped whole."""
+    low = rewards.nan_to_num(torch.inf).amin(1)
+    high = rewards.nan_to_num(-torch.inf).amax(1)
+    return high > low
+
+
+def broadcast(row_advantages: Tensor, mask: Tensor) -> Tensor:
+    """One advantage per row (B,) and a mask of response tokens (B, T) -> (B, T), 0 outside the mask."""
+    return row_advantages[:, None] * mask

@@ -1,0 +1,92 @@
+"""Rollouts and the store: judged, written before the update they feed, read back after a crash.
+
+The callbacks of `rl.grpo.train_grpo`, made of the store and a verifier pool. With the rows kept here one
+SQL query explains any update: text, log-probabilities, verdict, reward, advantage, step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from distill import keys
+from distill.generation import trace_of
+from distill.store import Store
+from distill.store.records import Row, completion_of, trace_row, verdict_row
+from distill.thinking import split_thinking
+from distill.types import Completion, Problem, Verdict
+from distill.verifiers import VerifierPool
+from distill.verifiers.compose import Spec
+from pipeline.fingerprint import canonical
+from rl.grpo import GrpoSettings, Rollout, request
+
+INGEST_STEPS = 10
+
+
+class Ledger:
+    """What one run of GRPO leaves in the store. ``problem_keys`` maps problem ids to their keys."""
+
+    def __init__(
+        self, store: Store, run: str, settings: GrpoSettings, problem_keys: Mapping[str, str],
+        pool: VerifierPool, verifier: Spec | None,
+    ) -> None:  # fmt: skip
+        self._store, self._run, self._settings = store, run, settings
+        self._problem_keys, self._pool, self._verifier = problem_keys, pool, verifier
+        self._verdicts: dict[str, tuple[Spec, Verdict]] = {}
+        self._kept: set[int] = set()
+        if store.path.exists():
+            rows = store.rows("SELECT DISTINCT step FROM rollouts WHERE run = ?", [run])
+            self._kept = {row["step"] for row in rows}
+
+    def reward(self, asked: Sequence[tuple[Problem, Completion]]) -> list[float | None]:
+        """Each completion's score by its problem's verifier; None where unverifiable."""
+        spec_of = {c.key: p.verifier if self._verifier is None else self._verifier for p, c in asked}
+        items = ((c.key, spec_of[c.key], p, split_thinking(c.text).answer) for p, c in asked)
+        self._verdicts = {key: (spec_of[key], verdict) for key, verdict in self._pool.verify_many(items)}
+        return [self._verdicts[completion.key][1].score for _, completion in asked]
+
+    def write(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """``step`` counts from 1, and is the update that these rollouts feed."""
+        if step in self._kept:
+            return
+        parts = [self._rows(rollout) for rollout in rollouts]
+        for table, rows in zip(("traces", "verdicts", "rollouts"), zip(*parts, strict=True), strict=True):
+            self._store.append(table, rows)
+        if step % INGEST_STEPS == 0:
+            self._store.ingest()
+
+    def _rows(self, rollout: Rollout) -> tuple[Row, Row, Row]:
+        completion, problem = rollout.completion, rollout.problem
+        problem_key = self._problem_keys[problem.id]
+        key = keys.rollout_key(self._run, rollout.step, problem_key, rollout.index)
+        weights = f"{self._run}@{rollout.step - 1}"
+        trace = trace_of(
+            completion, problem.id, self._settings.sampling,
+            model=weights, engine="transformers", sample_index=rollout.index,
+        )  # fmt: skip
+        spec, verdict = self._verdicts[completion.key]
+        verdict_key = keys.verdict_key(key, verdict.verifier, verdict.version, canonical(spec))
+        facts = {
+            "trace_key": key,
+            "run": self._run,
+            "step": rollout.step,
+            "group_index": rollout.index,
+            "reward": rollout.reward,
+            "advantage": rollout.advantage,
+            "used": rollout.trained,
+        }
+        row = trace_row(replace(trace, key=key), problem_key)
+        return row, verdict_row(verdict_key, key, verdict, spec), facts
+
+    def recall(self, step: int) -> Iterator[Completion]:
+        """What an earlier attempt sampled for ``step`` (from 0, as `train_grpo` counts)."""
+        if step + 1 not in self._kept:
+            return
+        rows = self._store.rows(
+            "SELECT t.*, p.problem_id FROM rollouts r JOIN traces t USING (trace_key) "
+            "JOIN problems p USING (problem_key) WHERE r.run = ? AND r.step = ?",
+            [self._run, step + 1],
+        )
+        for row in rows:
+            problem = Problem(row["problem_id"], "", "", "", "")
+            yield completion_of(row, request(self._settings, step, problem, row["sample_index"]).key)

@@ -1,0 +1,1 @@
+"""The stages of refining: thin files over the modules of `rl`."""

@@ -1,0 +1,179 @@
+"""grpo: refine a student on verifiable rewards; every rollout is a row before the update it feeds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from distill import modelspec, verification
+from distill.cards import write_model_card
+from distill.modelspec import ModelName
+from distill.randomness import permutation
+from distill.stages.common import SamplingSettings, store_of
+from distill.stages.sft import LoraSettings
+from distill.store.records import problems
+from distill.types import Problem
+from distill.verifiers import VerifierPool
+from pipeline.errors import InputError
+from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
+
+if TYPE_CHECKING:
+    from rl.grpo import GrpoSettings as LoopSettings
+
+ABOUT = "A student refined by group-relative policy optimisation (GRPO) on verifiable rewards."
+
+
+class GrpoSettings(Settings):
+    """Defaults are for a LoRA on a model of 0.5 to 8B parameters; sources in ``docs/design``."""
+
+    student: ModelName
+    """The model to refine; without its new adapter it is the reference of the KL term."""
+    problems: Annotated[str, Input(accepts=("problems",))]
+    steps: Annotated[int, Field(ge=1)] = 100
+    prompts: Annotated[int, Field(ge=1)] = 32
+    """Problems a step."""
+    group: Annotated[int, Field(ge=2)] = 8
+    """Samples a problem."""
+    sampling: SamplingSettings = SamplingSettings()
+    lora: LoraSettings | None = LoraSettings()
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-5
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """What the learning rate falls to, as a share of its peak."""
+    baseline: Literal["group", "leave_one_out"] = "group"
+    scale: Literal["std", "none"] = "std"
+    aggregation: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
+    clip_low: Annotated[float, Field(gt=0)] = 0.2
+    clip_high: Annotated[float, Field(gt=0)] = 0.28
+    kl: Annotated[float, Field(ge=0)] = 0.0
+    verifier: str | dict[str, Any] | None = None
+    """The reward; by default each problem's own verifier."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    micro_batch_tokens: Annotated[int, Operational(), Field(ge=1)] = 4096
+    threads: Annotated[int, Operational(), Field(ge=0)] = 0
+    workers: Annotated[int, Operational(), Field(ge=0)] = 0
+    """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
+    seed: int = 0
+
+
+def run(context: Context, settings: GrpoSettings) -> Output:
+    from distill.engines.transformers import TransformersEngine, workers_for
+    from distill.training import student
+    from distill.training.export import MODEL, export_student
+    from distill.training.lora import add_lora
+    from distill.training.metrics import Recorder
+    from rl.grpo import train_grpo
+    from rl.ledger import Ledger
+
+    store = store_of(context)
+    store.ingest()
+    start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
+    tasks = problems(store, context.inputs[settings.problems].digest, "train")
+    if len(tasks) < settings.prompts:
+        raise InputError(
+            f"stage {context.name}: {settings.prompts} prompts a step, but only {len(tasks)} problems to train on"
+        )
+    network, tokenizer = student.load(start)
+    if settings.lora:
+        network = add_lora(network, rank=settings.lora.rank, alpha=settings.lora.alpha, seed=settings.seed)
+    how = _how(settings)
+    recorder = Recorder(store, context, ("reward", "zero_variance", "entropy", "length", "grad_norm"))
+    workers = workers_for(network, settings.workers)
+    with (
+        closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
+        VerifierPool(workers=1) as pool,
+    ):
+        problem_keys = {problem.id: key for key, problem in tasks}
+        ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, settings.verifier)
+        try:
+            train_grpo(
+                network,
+                policy,
+                how,
+                sample=partial(_sample, tasks, settings),
+                reward=ledger.reward,
+                checkpoints=context.work / "checkpoints",
+                stop=context.stopping,
+                recall=ledger.recall,
+                on_rollouts=ledger.write,
+                on_step=recorder,
+            )
+        finally:
+            recorder.flush()
+            store.ingest()
+    built = context.work / "artifact"
+    shutil.rmtree(built, ignore_errors=True)
+    export_student(network, tokenizer, built)
+    write_model_card(built / MODEL, context, ABOUT, settings.student, settings.model_dump(mode="json"))
+    return Output(context.publish(built), {"steps": settings.steps, "rollouts": _rollouts(settings)} | recorder.last)
+
+
+def _sample(tasks: Sequence[tuple[str, Problem]], settings: GrpoSettings, step: int) -> list[Problem]:
+    """The problems of a step: a walk through permutations of them all, a new one for each round."""
+    chosen: list[Problem] = []
+    for position in range(step * settings.prompts, (step + 1) * settings.prompts):
+        around, index = divmod(position, len(tasks))
+        chosen.append(tasks[_round(len(tasks), settings.seed, around)[index]][1])
+    return list({problem.id: problem for problem in chosen}.values())
+
+
+@lru_cache(maxsize=2)
+def _round(count: int, seed: int, around: int) -> list[int]:
+    return permutation(count, seed, "grpo", around)
+
+
+def _how(settings: GrpoSettings) -> LoopSettings:
+    from distill.training.optimizer import OptimizerSettings
+    from distill.training.student import threads
+    from rl.grpo import GrpoSettings as LoopSettings
+
+    return LoopSettings(
+        optimizer=OptimizerSettings(
+            settings.learning_rate, schedule=settings.schedule, warmup=settings.warmup, final=settings.final
+        ),
+        steps=settings.steps,
+        group=settings.group,
+        sampling=settings.sampling.sampling(settings.seed),
+        baseline=settings.baseline,
+        scale=settings.scale,
+        aggregation=settings.aggregation,
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
+        kl=settings.kl,
+        precision=settings.precision,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        threads=threads(settings.threads),
+        checkpoint_seconds=10.0,
+    )
+
+
+def _rollouts(settings: GrpoSettings) -> int:
+    return settings.steps * settings.prompts * settings.group
+
+
+def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
+    calls = _rollouts(settings)
+    return Forecast("steps", settings.steps, 0, {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens})
+
+
+def dependencies(settings: GrpoSettings, hashes: FileHashes) -> Mapping[str, str]:
+    verifiers = content_hash(verification.versions(settings.verifier))
+    return {**modelspec.dependency(settings.student, hashes), "verifiers": verifiers}
+
+
+STAGE = Stage(
+    kind="grpo",
+    about="refine a student on verifiable rewards",
+    settings=GrpoSettings,
+    produces="student",
+    run=run,
+    forecast=forecast,
+    dependencies=dependencies,
+)

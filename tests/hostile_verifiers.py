@@ -1,0 +1,39 @@
+"""Verifiers that misbehave on request, for the pool's tests; named there as "hostile_verifiers:Hostile"."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from distill.types import Problem, Verdict
+
+
+class Hostile:
+    name = "hostile"
+    version = "1"
+
+    def verify(self, problem: Problem, answer: str) -> Verdict:
+        if answer == "spin":
+            while True:
+                pass
+        if answer == "spin in C":
+            return Verdict.correct(str(len(str(9 ** (9**9)))))
+        if answer == "sleep":
+            time.sleep(1e6)
+        if answer == "memory":
+            return Verdict.correct(str(len(b"x" * (1 << 42))))
+        if answer == "exit":
+            os._exit(3)
+        if answer == "die":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if answer == "raise":
+            raise ValueError("no")
+        if answer == "print":
+            print("noise")
+            print("noise", file=sys.stderr)
+            os.write(1, b"noise")
+        if answer == "pid":
+            return Verdict.correct(str(os.getpid()))
+        return Verdict.correct("fine")

@@ -1,0 +1,106 @@
+"""Every shipped pipeline loads, plans, maps real rows, and says what it does, costs, and how to launch it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill import catalog
+from distill.modelspec import EMBEDDED
+from distill.store import Store
+from pipeline import config, runner
+from pipeline.errors import InputError
+from pipeline.events import Listener
+from pipeline.plan import Status, plan
+from pipeline.workspace import Workspace
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONVERSATION = [
+    {"role": "user", "content": "What is 6 x 7?"},
+    {"role": "assistant", "content": "<think>\nSix sevens.\n</think>\n\n\\boxed{42}"},
+]
+GSM8K = {"question": "What is 6 x 7?", "answer": "6 x 7 = <<6*7=42>>42\n#### 42"}
+CODE = {
+    "prompt": 'def double(x):\n    """Twice x."""\n',
+    "entry_point": "double",
+    "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+}
+DATA: dict[str, list[dict[str, Any]]] = {
+    "gsm8k_train.jsonl": [GSM8K, {"question": "What is 6 x 8?", "answer": "#### 48"}],
+    "gsm8k_test.jsonl": [{"question": "What is 6 x 9?", "answer": "#### 54"}],
+    "math500_test.json": [{"problem": "What is $6^2$?", "answer": "36", "level": 1}],
+    "code_train.jsonl": [CODE],
+    "HumanEval.jsonl.gz": [CODE | {"prompt": 'def double(x):\n    """x + x."""\n'}],
+    "openr1_math.parquet": [{"messages": CONVERSATION, "answer": "42"}],
+}
+"""A few rows of each file that the configs name, in the form in which the world has it."""
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return
+    lines = json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(lines.encode()) if path.suffix == ".gz" else lines.encode())
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory that holds the user's data files."""
+    (tmp_path / "data").mkdir()
+    for name, rows in DATA.items():
+        write(tmp_path / "data" / name, rows)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def each(test: Any) -> Any:
+    return pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)(test)
+
+
+@each
+def test_it_loads_and_plans(path: Path, data: Path) -> None:
+    if "embedded:" in path.read_text() and not (EMBEDDED / "teacher" / "config.json").is_file():
+        pytest.skip("the embedded models are not built")
+    spec = config.load(path, catalog.stage)
+    assert spec.name and spec.workspace == Path("runs") / spec.workspace.name
+    plans = plan(spec, Workspace(data / "run"))
+    assert [p.spec.name for p in plans] == list(spec.stages)
+    assert all(p.status is not Status.CACHED for p in plans)
+    forecasts = [p.forecast for p in plans if p.spec.stage.kind in ("problems", "generate", "import", "evaluate")]
+    assert all(f is not None and f.total for f in forecasts)
+
+
+@each
+def test_it_begins_with_what_it_does_costs_and_how_to_launch(path: Path) -> None:
+    comment = path.read_text().split("\nname:")[0]
+    assert all(line.startswith("#") for line in comment.strip().splitlines())
+    for heading in ("What it does:", "What it costs:", "How to launch:", "What to override:"):
+        assert f"# {heading}" in comment
+    assert "--set" in comment and len(max(path.read_text().splitlines(), key=len)) <= 120
+
+
+@each
+def test_its_columns_fit_the_files(path: Path, data: Path) -> None:
+    """What reads files is run for real on rows in the files' own form."""
+    spec = config.load(path, catalog.stage)
+    reading = [name for name, stage in spec.stages.items() if "data/" in stage.settings.model_dump_json()]
+    workspace = Workspace(data / "run")
+    runner.run(spec, workspace, Listener(), lambda: False, reading) if reading else None
+    for row in Store(workspace.path).rows("SELECT prompt, reference, verifier FROM problems") if reading else ():
+        reference = json.loads(row["reference"]) if row["verifier"] == "code" else row["reference"]
+        assert reference in ("42", "48", "54", "36") or set(reference) == {"prompt", "entry_point", "test"}
+
+
+def test_a_file_that_is_missing_is_told_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = next(path for path in CONFIGS if path.stem == "gsm8k_embedded")
+    with pytest.raises(InputError, match=r"gsm8k_embedded\.yaml:\d+: .*data/gsm8k_train\.jsonl: no such file"):
+        config.load(path, catalog.stage)

@@ -1,0 +1,374 @@
+"""The openai engine against a real HTTP server on loopback that misbehaves on purpose."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from distill import generation
+from distill.engines import chat, openai, pacing
+from distill.engines.options import OpenAIOptions
+from distill.modelspec import Model
+from distill.store import Store
+from distill.types import Completion, Finish, Problem, Request, Sampling
+from pipeline.errors import CapReached, InputError, PipelineError, Stopped
+
+KEY = "sk-test-0123456789abcdef"
+Act = Callable[["Handler"], None]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Plays, for each prompt, its script of acts in turn; the last act goes on for ever."""
+
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt = self.body["messages"][-1]["content"]
+        with self.server.lock:
+            turn = self.server.asked[prompt]
+            self.server.asked[prompt] += 1
+            self.server.seen.append((self.headers.get("Authorization"), self.body))
+        script = self.server.scripts.get(prompt, [reply()])
+        script[min(turn, len(script) - 1)](self)
+
+    def send(self, status: int, text: str, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.lock = threading.Lock()
+        self.scripts: dict[str, list[Act]] = {}
+        self.asked: Counter[str] = Counter()
+        self.seen: list[tuple[str | None, dict[str, Any]]] = []
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hung up is no news here."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def reply(content: str | None = "4", finish: str = "stop", usage: dict[str, Any] | None = None, **fields: Any) -> Act:
+    counts = {"prompt_tokens": 10, "completion_tokens": 20} if usage is None else usage
+    message = {"role": "assistant", "content": content, **fields}
+    choice = {"index": 0, "message": message, "finish_reason": finish}
+    return lambda handler: handler.send(200, json.dumps({"choices": [choice], "usage": counts}))
+
+
+def status(code: int, text: str = "no", **headers: str) -> Act:
+    return lambda handler: handler.send(code, text, **headers)
+
+
+def malformed(handler: Handler) -> None:
+    handler.send(200, '{"choices": [{"mess')
+
+
+def cut(handler: Handler) -> None:
+    """Promise a long body, send a little, reset the connection."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices"')
+    handler.wfile.flush()
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.close_connection = True
+
+
+def request(prompt: str, max_tokens: int = 100, seed: int = 0) -> Request:
+    return Request(
+        f"key of {prompt}", ({"role": "user", "content": prompt},), Sampling(max_tokens=max_tokens, seed=seed)
+    )
+
+
+def opened(url: str, note: Callable[[str], None] = lambda text: None, **options: Any) -> openai.OpenAIEngine:
+    return openai.open(Model("tiny", f"{url}#tiny"), OpenAIOptions(base_url=url, key_from="TEST_KEY", **options), note)
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    monkeypatch.setattr(pacing, "FIRST_PAUSE", 0.01)
+
+
+def sample(server: Server, prompts: list[str], **options: Any) -> dict[str, Completion]:
+    engine = opened(server.url, **options)
+    try:
+        return {c.key: c for c in engine.generate(map(request, prompts))}
+    finally:
+        engine.close()
+
+
+def test_passing_failures_are_tried_again_and_nothing_else_is_asked_twice(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.scripts = {
+        "busy": [status(429, "slow down", Retry_After="0.05"), reply("a")],
+        "broken": [status(500), status(503), reply("b")],
+        "cut": [cut, reply("c")],
+        "malformed": [malformed, status(200, "[]"), status(200, '{"error": {"message": "overloaded"}}'), reply("d")],
+        "interrupted": [reply("half", finish="insufficient_system_resource"), reply("e")],
+    }
+    plain = [f"plain {i}" for i in range(20)]
+    prompts = [*server.scripts, *plain]
+    made = sample(server, prompts, concurrency=4)
+    assert set(made) == {f"key of {p}" for p in prompts}
+    assert [made[f"key of {p}"].text for p in server.scripts] == list("abcde")
+    tries = {"busy": 2, "broken": 3, "cut": 2, "malformed": 4, "interrupted": 2} | dict.fromkeys(plain, 1)
+    assert server.asked == Counter(tries)
+    assert {auth for auth, _ in server.seen} == {f"Bearer {KEY}"}
+    assert KEY not in caplog.text
+
+
+def test_what_is_sent_depends_on_the_request_alone(server: Server) -> None:
+    prompts = [f"p{i}" for i in range(8)]
+    sample(server, prompts, concurrency=1)
+    sample(server, prompts[::-1], concurrency=5)
+    bodies = {json.dumps(body, sort_keys=True) for _, body in server.seen}
+    assert len(bodies) == len(prompts)
+    assert len({body["seed"] for _, body in server.seen}) == len(prompts)
+    assert set(server.seen[0][1]) == {"model", "messages", "max_tokens", "temperature", "seed"}
+
+
+def test_thinking_is_read_under_both_names_and_put_in_tags(server: Server) -> None:
+    details = {"prompt_tokens": 3, "completion_tokens": 50, "completion_tokens_details": {"reasoning_tokens": 40}}
+    zero = {"prompt_tokens": 3, "completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 0}}
+    server.scripts = {
+        "new": [reply("4", reasoning="two and two", usage=details)],
+        "old": [reply("4", reasoning_content="two and two")],
+        "inside the text": [reply("<think>\ntwo and two\n</think>\n\n4")],
+        "cut off": [reply(None, finish="length", reasoning="two and", usage=zero)],
+        "no thinking": [reply("4")],
+        "no usage": [reply("a word or two", usage={})],
+    }
+    notes: list[str] = []
+    made = sample(server, list(server.scripts), note=notes.append)
+    for name in ("new", "old", "inside the text"):
+        assert made[f"key of {name}"].text == "<think>\ntwo and two\n</think>\n\n4"
+    new, old, off = made["key of new"], made["key of old"], made["key of cut off"]
+    assert (new.thinking_tokens, new.answer_tokens, new.tokens, new.prompt_tokens) == (40, 10, 50, 3)
+    assert 0 < old.thinking_tokens < old.tokens == 20
+    assert (off.text, off.finish, off.thinking_tokens, off.answer_tokens) == ("<think>\ntwo and", Finish.LENGTH, 9, 0)
+    assert made["key of no thinking"].thinking_tokens == 0
+    assert made["key of no usage"].tokens == 4
+    assert sum("estimated" in note for note in notes) == 1
+
+
+def test_finish_reasons_are_outcomes_of_their_own(server: Server) -> None:
+    server.scripts = {
+        "stop": [reply("x")],
+        "length": [reply("x", finish="length")],
+        "filtered": [reply("", finish="content_filter")],
+        "refused": [reply(None, refusal="I will not")],
+        "filtered before": [status(400, '{"error": {"code": "content_filter"}}')],
+        "empty": [reply("  ")],
+        "null": [reply(None)],
+    }
+    made = sample(server, list(server.scripts))
+    found = [made[f"key of {p}"].finish for p in server.scripts]
+    refused, empty = Finish.REFUSED, Finish.EMPTY
+    assert found == [Finish.STOP, Finish.LENGTH, refused, refused, refused, empty, empty]
+
+
+def test_the_cap_is_never_exceeded_and_what_is_finished_is_yielded(server: Server) -> None:
+    usage = {"prompt_tokens": 0, "completion_tokens": 50}
+    server.scripts = {f"p{i}": [reply("x", usage=usage)] for i in range(100)}
+    engine = opened(server.url, price_output=10_000.0, max_cost=10.0, concurrency=4)  # a call: at most 1, really 0.5
+    made: list[str] = []
+    with pytest.raises(CapReached, match="cap of 10 is reached") as caught:
+        for completion in engine.generate(request(f"p{i}") for i in range(100)):
+            made.append(completion.key)
+    engine.close()
+    assert caught.value.exit_code == 3
+    assert engine.spent == pytest.approx(0.5 * len(made)) and 9.0 < engine.spent <= 10.0
+    assert sum(server.asked.values()) == len(set(made)) == len(made)
+
+
+def test_lost_replies_count_in_full(server: Server) -> None:
+    server.scripts = {"p": [malformed]}
+    engine = opened(server.url, price_output=10_000.0, max_cost=2.5, retries=9)
+    with pytest.raises(CapReached):
+        list(engine.generate([request("p")]))
+    engine.close()
+    assert server.asked["p"] == 2 and engine.spent == pytest.approx(2.0)
+
+
+def test_a_down_endpoint_is_one_line_with_its_url() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    engine = opened(url, retries=2)
+    with pytest.raises(PipelineError, match=rf"^{url}/chat/completions: cannot be reached .*\(3 tries\)") as caught:
+        list(engine.generate([request("p")]))
+    engine.close()
+    assert "\n" not in str(caught.value) and KEY not in str(caught.value)
+
+
+def test_what_is_in_flight_is_yielded_before_the_failure(server: Server) -> None:
+    arrived = threading.Event()
+
+    def slow(handler: Handler) -> None:
+        arrived.wait(10)
+        reply("late")(handler)
+
+    def failing(handler: Handler) -> None:
+        arrived.set()
+        handler.send(404, f"no such model; your key is {KEY}")
+
+    server.scripts = {"slow": [slow], "failing": [failing]}
+    engine, made = opened(server.url, concurrency=2), []
+    with pytest.raises(InputError, match="no such model") as caught:
+        for completion in engine.generate([request("slow"), request("failing"), request("never")]):
+            made.append(completion.text)
+    engine.close()
+    assert made == ["late"] and server.asked["never"] == 0
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_refused_key_ends_the_run_at_once_and_is_not_shown(server: Server, code: int) -> None:
+    server.scripts = {"p": [status(code, f"bad key {KEY}")]}
+    engine = opened(server.url)
+    with pytest.raises(InputError, match="refuses the key in TEST_KEY") as caught:
+        list(engine.generate([request("p")]))
+    engine.close()
+    assert server.asked["p"] == 1 and KEY not in str(caught.value)
+
+
+def test_a_long_retry_after_stops_the_run_in_order(server: Server) -> None:
+    server.scripts = {"p": [status(429, "quota", Retry_After="86400")]}
+    engine = opened(server.url)
+    with pytest.raises(Stopped, match="come back in 86400 seconds"):
+        list(engine.generate([request("p")]))
+    engine.close()
+
+
+def test_a_dripping_server_is_given_up_after_the_timeout(server: Server) -> None:
+    def drip(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "100000")
+        handler.end_headers()
+        while not done.wait(0.02):
+            handler.wfile.write(b" ")
+
+    done = threading.Event()
+    server.scripts = {"p": [drip, reply("x")]}
+    made = sample(server, ["p"], timeout=0.4)
+    done.set()
+    assert made["key of p"].text == "x"
+
+
+def test_keys_are_asked_for_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEST_KEY")
+    with pytest.raises(InputError, match="environment variable TEST_KEY"):
+        opened("https://api.example.com/v1")
+    opened("http://localhost:8000/v1").close()  # one's own machine needs none
+    monkeypatch.setenv("TEST_KEY", "secret\nsecond line")
+    with pytest.raises(InputError, match="characters") as caught:
+        opened("https://api.example.com/v1")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"base_url": "api.example.com"},
+        {"base_url": "https://me:pw@example.com"},
+        {"base_url": "https://example.com", "max_cost": 1.0},
+    ],
+)
+def test_wrong_options_are_one_clear_line(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        openai.open(Model("m", "m"), OpenAIOptions(key_from="TEST_KEY", **options), print)
+
+
+def test_the_caller_may_stop_at_any_time(server: Server) -> None:
+    engine = opened(server.url, concurrency=2)
+    stream = engine.generate(request(f"p{i}") for i in range(10_000))
+    next(stream)
+    stream.close()
+    engine.close()
+    assert sum(server.asked.values()) < 10_000
+
+
+def test_retry_after_and_pauses_are_functions_of_their_arguments() -> None:
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    assert pacing.retry_after("1.5") == 1.5
+    assert pacing.retry_after("Thu, 01 Jan 2026 12:00:30 GMT", noon) == 30
+    assert pacing.retry_after("soon") is None and pacing.retry_after(None) is None
+    assert pacing.pause("k", 3, None) == pacing.pause("k", 3, None)
+    assert pacing.pause("k", 100, None) <= pacing.LONGEST_PAUSE
+    assert pacing.pause("k", 0, 7.0) == 7.0
+
+
+def test_the_prompt_bound_covers_any_tokenizer() -> None:
+    prices = chat.Prices(1e6, 0.0)
+    assert prices.most(request("ü" * 10)) >= 20
+
+
+def test_traces_with_counts_and_cost_reach_the_store(server: Server, tmp_path: Any) -> None:
+    server.scripts = {"two": [reply("4", reasoning="2 + 2", usage={"prompt_tokens": 7, "completion_tokens": 30})]}
+    problem = Problem("p/1", "two", "4", "exact", "test")
+    store, shown = Store(tmp_path), []
+    wishes = generation.wanted([("problem", problem)], f"{server.url}#tiny", Sampling(), 2)
+    context: Any = SimpleNamespace(
+        stopping=lambda: False, progress=lambda done, total, **figures: shown.append(figures)
+    )
+    generation.make_traces(store, wishes, lambda: opened(server.url, price_output=1e6), context)
+    rows = store.rows("SELECT * EXCLUDE (created) FROM traces")
+    assert [(r["prompt_tokens"], r["thinking_tokens"] + r["answer_tokens"], r["thinking"]) for r in rows] == [
+        (7, 30, "2 + 2")
+    ] * 2
+    assert shown[-1]["cost"] == 60.0
+    assert not any(KEY in str(value) for row in rows for value in row.values())
+    assert os.environ["TEST_KEY"] == KEY and not any(
+        KEY.encode() in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()
+    )
+
+
+def test_a_cap_keeps_what_was_paid_for(server: Server, tmp_path: Any) -> None:
+    problems = [(f"k{i}", Problem(f"p/{i}", f"p{i}", "4", "exact", "test")) for i in range(20)]
+    wishes = generation.wanted(problems, "m", Sampling(max_tokens=100), 1)
+    context: Any = SimpleNamespace(stopping=lambda: False, progress=lambda *args, **figures: None)
+    store = Store(tmp_path)
+    with pytest.raises(CapReached):
+        generation.make_traces(store, wishes, lambda: opened(server.url, price_output=1e4, max_cost=2.0), context)
+    first = store.present("traces", [w.key for w in wishes])
+    assert len(first) == sum(server.asked.values()) > 0
+    generation.make_traces(store, wishes, lambda: opened(server.url), context)
+    assert len(store.present("traces", [w.key for w in wishes])) == 20 == sum(server.asked.values())

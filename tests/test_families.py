@@ -1,0 +1,110 @@
+"""Problem families: endless, stable, split by structure, and their verifiers agree with their authors."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill import catalog
+from distill.families.base import Family
+from distill.families.calc import Calc, slipped
+from distill.families.calc import count as chains
+from distill.families.code import Code
+from distill.families.code import count as functions
+from distill.families.logic import Logic
+from distill.randomness import generator
+from distill.types import Outcome, Problem
+from pipeline.errors import InputError
+
+FAMILIES: tuple[Family, ...] = (Calc(), Logic(), Code())
+EXPECTED_IDS = ["calc/a32a04e4b291", "logic/0546af207fa2", "code/cffafb95b6ee"]
+by_name = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+indices = st.integers(0, 10**9)
+
+
+def judge(problem: Problem, answer: str) -> Outcome:
+    """The verdict of the verifier that the problem names."""
+    outcome: Outcome = catalog.resolve("verifiers", problem.verifier)().verify(problem, answer).outcome
+    return outcome
+
+
+@by_name
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 1000), index=indices, split=st.sampled_from(["train", "heldout"]))
+def test_a_problem_is_a_pure_function_and_its_author_is_right(
+    family: Family, seed: int, index: int, split: str
+):
+    problem = family.generate(seed, index, split)
+    assert problem == family.generate(seed, index, split)
+    assert (problem.split, problem.source) == (split, family.name)
+    assert problem.id.startswith(f"{family.name}/") and problem.structure and problem.difficulty
+    assert judge(problem, family.solve(problem).answer) is Outcome.CORRECT
+
+
+@by_name
+@settings(max_examples=60, deadline=None)
+@given(index=indices)
+def test_a_mutated_answer_is_rejected(family: Family, index: int):
+    problem = family.generate(0, index, "train")
+    gold = family.solve(problem).answer
+    rng = generator("mutate", index)
+    digits = [place for place, character in enumerate(gold) if character.isdigit()]
+    place = digits[rng.integers(len(digits))]
+    base = 2 if family.name == "logic" else 10
+    other = str((int(gold[place]) + int(rng.integers(1, base))) % base)
+    mutated = gold[:place] + other + gold[place + 1 :]
+    if not re.search(r"\b0\d", mutated) or family.name == "logic":
+        assert judge(problem, mutated) is Outcome.INCORRECT
+
+
+@by_name
+@settings(max_examples=40, deadline=None)
+@given(index=indices)
+def test_a_slip_in_every_line_keeps_the_form(family: Family, index: int):
+    problem = family.generate(0, index, "train")
+    careful, careless = family.solve(problem), family.solve(problem, 1.0, generator("slips", index))
+    assert careless.thinking != careful.thinking
+    assert len(careless.thinking.split("\n")) == len(careful.thinking.split("\n"))
+    assert re.fullmatch(r"-?\d+|\d+\*x [+-] \d+|-\d+\*x [+-] \d+", careless.answer)
+
+
+@by_name
+def test_splits_share_neither_prompt_nor_structure(family: Family):
+    train = [family.generate(seed, index, "train") for seed in (0, 1) for index in range(1500)]
+    heldout = [family.generate(seed, index, "heldout") for seed in (0, 1) for index in range(400)]
+    for aspect in ("prompt", "structure", "id"):
+        assert not {getattr(p, aspect) for p in train} & {getattr(p, aspect) for p in heldout}
+    assert len({p.prompt for p in train}) > 0.9 * len(train)
+
+
+@by_name
+def test_ids_name_prompts(family: Family):
+    problems = [family.generate(0, index, "train") for index in range(2000)]
+    assert len({p.id for p in problems}) == len({p.prompt for p in problems})
+
+
+def test_logic_splits_are_apart_under_renaming_of_variables():
+    problem = Logic().generate(0, 5, "heldout")
+    assert problem.structure is not None and not re.search(r"\b[abc]\b", problem.structure)
+
+
+def test_ids_are_stable_for_ever():
+    assert [family.generate(0, 0, "train").id for family in FAMILIES] == EXPECTED_IDS
+
+
+def test_the_spaces_are_as_large_as_documented():
+    assert chains(3) > 1e8 and chains(5) > 1e12
+    assert functions() == (5542, 207200)
+
+
+def test_an_unknown_split_is_named():
+    with pytest.raises(InputError, match="'test'"):
+        Calc().generate(0, 0, "test")
+
+
+@given(result=st.integers(-99, 99), index=indices)
+def test_a_slip_is_never_the_truth(result: int, index: int):
+    assert slipped(result, generator("slip", index)) != result

@@ -1,0 +1,162 @@
+"""Published traces through import, verify and select, and into the student's training rows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill import catalog
+from distill.published import TraceColumns
+from distill.store import Store
+from distill.tables import ProblemColumns, Row
+from pipeline import config, runner
+from pipeline.errors import InputError
+from pipeline.events import Listener
+from pipeline.manifest import Manifest
+from pipeline.plan import Status
+from pipeline.plan import plan as make_plan
+from pipeline.workspace import Workspace
+
+SAMPLE = Path(__file__).parents[2] / "shared/data/r1_traces_sample.json"
+
+PIPELINE = """\
+name: published
+stages:
+  import: {{file: {file}, teacher: r1, {columns}}}
+  verify: {{traces: import}}
+  select: {{verdicts: verify, prefer: shortest}}
+"""
+
+ROWS: list[dict[str, Any]] = [
+    {"q": "2 + 2", "thought": "two and two", "said": "\\boxed{4}", "a": "#### 4"},
+    {"q": "2 + 2", "thought": "<think>\n" + "long, " * 9 + "</think>", "said": "It is \\boxed{4}.", "a": "#### 4"},
+    {"q": "2 + 3", "thought": "hm", "said": "\\boxed{6}", "a": "#### 5"},
+    {"q": "2 + 4", "thought": "on and on", "said": "", "a": "#### 6"},
+    {"q": "2 + 2", "thought": "two and two", "said": "\\boxed{4}", "a": "#### 4"},
+]
+COLUMNS = 'prompt: q, thinking: thought, answer: said, reference: a, reference_pattern: "#### (.+)"'
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def run(tmp_path: Path, file: Path, columns: str) -> tuple[list[Manifest], Store]:
+    yaml = tmp_path / "pipeline.yaml"
+    yaml.write_text(PIPELINE.format(file=file, columns=columns))
+    workspace = Workspace(tmp_path / "run")
+    spec = config.load(yaml, catalog.stage, workspace=workspace.path)
+    manifests = runner.run(spec, workspace, Listener(), lambda: False)
+    assert all(plan.status is Status.CACHED for plan in make_plan(spec, workspace))
+    return manifests, Store(workspace.path)
+
+
+def test_traces_in_columns_are_imported_verified_and_selected(tmp_path: Path) -> None:
+    (imported, verified, selected), store = run(tmp_path, write(tmp_path / "t.jsonl.gz", ROWS), COLUMNS)
+    assert imported.figures == {"members": 4, "traces": 4, "repeats": 1}
+    assert {k: verified.figures[k] for k in ("correct", "incorrect")} == {"correct": 2, "incorrect": 2}
+    assert selected.figures["kept"] == 2
+    rows = store.rows("SELECT * EXCLUDE (created) FROM traces ORDER BY sample_index, answer_tokens")
+    assert {(r["model"], r["engine"], r["temperature"], r["seed"]) for r in rows} == {
+        ("imported:r1", "imported", None, None)
+    }
+    assert sorted(r["sample_index"] for r in rows) == [0, 0, 0, 1]
+    assert [r["finish"] for r in rows if not r["answer"]] == ["length"]
+    assert not any("<think>" in r["thinking"] or "</think>" in r["thinking"] for r in rows)
+    assert all(r["thinking_tokens"] + r["answer_tokens"] > 0 for r in rows)
+    assert store.rows("SELECT count(DISTINCT problem_key) AS n FROM traces")[0]["n"] == 3
+
+
+def test_the_order_of_the_file_does_not_change_what_a_trace_is(tmp_path: Path) -> None:
+    keys = []
+    for name, rows in (("a", ROWS), ("b", ROWS[::-1])):
+        (tmp_path / name).mkdir()
+        _, store = run(tmp_path / name, write(tmp_path / name / "t.jsonl", rows), COLUMNS)
+        keys.append({row["trace_key"] for row in store.rows("SELECT trace_key FROM traces")})
+    assert keys[0] == keys[1]
+
+
+@pytest.mark.skipif(not SAMPLE.is_file(), reason="../shared/data/r1_traces_sample.json is not there")
+def test_real_r1_traces_go_through(tmp_path: Path) -> None:
+    columns = "prompt: problem, thinking: message_thinking, answer: message_content, reference: gtruth_answer"
+    (imported, verified, selected), store = run(tmp_path, SAMPLE, columns)
+    assert imported.figures["members"] == 5
+    assert verified.figures["correct"] == selected.figures["kept"] == 5
+    assert all(row["closed"] and row["thinking"] for row in store.rows("SELECT closed, thinking FROM traces"))
+
+
+@pytest.mark.parametrize("names", [("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")])
+def test_conversations(names: tuple[str, ...]) -> None:
+    role, content, user, assistant = names
+    turns = [
+        {role: "system", content: "Be brief."},
+        {role: user, content: "2 + 2"},
+        {role: assistant, content: "<think>\ntwo\n</think>\n\n4"},
+    ]
+    columns = TraceColumns(messages="m")
+    for value in (turns, json.dumps(turns)):
+        said = columns.read(Row(Path("f.jsonl"), 7, {"m": value}))
+        assert (said.system, said.prompt, said.thinking, said.answer, said.closed) == (
+            "Be brief.",
+            "2 + 2",
+            "two",
+            "4",
+            True,
+        )
+
+
+def test_thinking_inside_the_answer_column() -> None:
+    columns = TraceColumns(answer="a")
+    closed = columns.read(Row(Path("f"), 1, {"a": "<think>two</think>4"}))
+    cut = columns.read(Row(Path("f"), 1, {"a": "<think>two and"}))
+    plain = columns.read(Row(Path("f"), 1, {"a": "4"}))
+    assert [(s.thinking, s.answer, s.closed) for s in (closed, cut, plain)] == [
+        ("two", "4", True), ("two and", "", False), ("", "4", True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "no JSON",
+        {"role": "user"},
+        [],
+        [{"role": "user", "content": "2 + 2"}],
+        [{"role": "user", "content": " "}, {"role": "assistant", "content": "4"}],
+        [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": ""}],
+        [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": ["4"]}],
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2,
+    ],
+)
+def test_a_conversation_that_is_none_is_told_with_its_line(value: Any) -> None:
+    with pytest.raises(InputError, match=r"^f\.jsonl:7: "):
+        TraceColumns(messages="m").read(Row(Path("f.jsonl"), 7, {"m": value}))
+
+
+def test_bad_rows_stop_the_run_or_are_skipped(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "t.jsonl", [ROWS[0], {"q": "x", "thought": "", "said": "", "a": "#### 1"}, {"q": "y"}, ROWS[2]]
+    )
+    with pytest.raises(InputError, match=r"t\.jsonl:2: the trace is empty"):
+        run(tmp_path, file, COLUMNS)
+    (imported, *_), _ = run(tmp_path, file, f"{COLUMNS}, on_bad_row: skip")
+    assert imported.figures == {"members": 2, "traces": 2, "skipped": 2}
+
+
+@pytest.mark.parametrize("columns", ["messages: m, answer: a", "prompt: q", "answer: a"])
+def test_half_a_mapping_is_an_input_error_at_load(tmp_path: Path, columns: str) -> None:
+    with pytest.raises(InputError, match="import"):
+        run(tmp_path, write(tmp_path / "t.jsonl", ROWS), columns)
+
+
+def test_tests_of_code_are_gathered_from_columns() -> None:
+    row = Row(Path("f.jsonl"), 1, {"prompt": "def f(): ...", "test": "def check(c): pass", "entry_point": "f"})
+    columns = ProblemColumns("prompt", {"test": "test", "entry_point": "entry_point"})
+    reference = json.loads(columns.problem(row, "code", "s", "train", "MIT").reference)
+    assert reference == {"test": "def check(c): pass", "entry_point": "f"}

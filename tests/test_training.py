@@ -1,0 +1,406 @@
+"""The training engine: what is learned, packing without contamination, exact resume, export."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+from tiny import VOCABULARY, chat_tokenizer, examples, tiny, weights  # noqa: E402
+
+from distill.training import attention, checkpoint  # noqa: E402
+from distill.training.batching import Example, Order, fitting, from_messages, from_tokens, micro_batches  # noqa: E402
+from distill.training.export import export_student, load_model  # noqa: E402
+from distill.training.forward import check_packing, logprobs, pack  # noqa: E402
+from distill.training.learner import prepared  # noqa: E402
+from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
+from distill.training.lora import add_lora, folded  # noqa: E402
+from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from pipeline.errors import InputError, Stopped  # noqa: E402
+
+ADAMW = OptimizerSettings(learning_rate=1e-2)
+
+
+def single(model: Any, example: Example) -> torch.Tensor:
+    """Log-probabilities of the supervised tokens of one document through the model's own forward."""
+    ids = torch.tensor([example.input_ids])
+    table = model(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)
+    every = table.gather(1, ids[0, 1:, None]).squeeze(1)
+    return every[torch.tensor(example.labels_mask[1:])]
+
+
+# ------------------------------------------------------------------ examples
+
+
+def test_a_row_that_teaches_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="no supervised token"):
+        from_tokens("k", [1, 2, 3], [])
+    with pytest.raises(InputError, match="no supervised token"):
+        Example("k", (5, 6), (True, False))  # the first token has nothing before it
+
+
+def test_overlong_rows_are_dropped_and_named_never_cut() -> None:
+    rows = examples(10)
+    kept, dropped = fitting(rows, 10)
+    assert all(len(e) <= 10 for e in kept) and dropped == [e.key for e in rows if len(e) > 10]
+    assert {e.key: e.input_ids for e in kept}.items() <= {e.key: e.input_ids for e in rows}.items()
+
+
+def test_only_assistant_turns_are_learned_with_their_end_token() -> None:
+    tokenizer = chat_tokenizer()
+    turns = [("user", "ab"), ("assistant", "cd"), ("user", "e"), ("assistant", "f g")]
+    row = from_messages(tokenizer, "k", [{"role": r, "content": c} for r, c in turns])
+    learned = tokenizer.decode([i for i, m in zip(row.input_ids, row.labels_mask, strict=True) if m])
+    assert learned.replace(" ", "") == "cd<end>fg<end>"
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
+    forgetful = "{% for m in messages %}{{ m.content if loop.last else 'x' }}<end>{% endfor %}"
+    turns = [
+        {"role": r, "content": c} for r, c in [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    ]
+    with pytest.raises(InputError, match="rewrites earlier turns"):
+        from_messages(chat_tokenizer(forgetful), "k", turns)
+
+
+# ------------------------------------------------------------------ order and cutting
+
+lengths = st.lists(st.integers(1, 60), min_size=1, max_size=60)
+
+
+@given(lengths, st.integers(1, 9), st.integers(0, 3))
+def test_every_row_once_per_epoch_in_an_order_of_its_own(sizes: list[int], batch: int, epoch: int) -> None:
+    order = Order(tuple(sizes), batch, seed=3)
+    steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+    rows = [row for step in steps for row in order(step)]
+    assert sorted(rows) == list(range(len(sizes)))
+    assert rows == [row for step in steps for row in Order(tuple(sizes), batch, seed=3)(step)]
+
+
+@given(lengths, st.integers(1, 100))
+def test_micro_batches_hold_every_row_once_within_the_limit(sizes: list[int], limit: int) -> None:
+    runs = micro_batches(sizes, limit)
+    assert sorted(row for run in runs for row in run) == list(range(len(sizes)))
+    assert all(sum(sizes[row] for row in run) <= limit + max(sizes) for run in runs)
+
+
+@given(lengths)
+def test_rectangles_cover_the_pack_with_bounded_waste(sizes: list[int]) -> None:
+    sizes.sort()
+    cover = attention.blocks(sizes)
+    assert [b.start for b in cover] == [0, *(b.end for b in cover[:-1])] and cover[-1].end == sum(sizes)
+    area = sum(b.documents * b.width**2 for b in cover)
+    assert area <= attention.WASTE * sum(n**2 for n in sizes)
+
+
+# ------------------------------------------------------------------ the forward pass
+
+
+@pytest.mark.parametrize("wrap", [False, True], ids=["full", "lora"])
+def test_packed_rows_equal_single_documents(wrap: bool) -> None:
+    model = tiny()
+    if wrap:
+        model = add_lora(model, rank=4, alpha=8, seed=1)
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.data.uniform_(-0.3, 0.3)
+    rows = examples(12)
+    batch = pack(rows)
+    with torch.no_grad(), folded(model):
+        got = logprobs(model, batch).split([e.supervised for e in batch.examples])
+    for example, values in zip(batch.examples, got, strict=True):
+        torch.testing.assert_close(values, single(model, example).detach(), atol=1e-5, rtol=0)
+
+
+def test_half_precision_products_agree_with_sdpa() -> None:
+    q, k, v = (torch.randn(3, heads, 17, 8) for heads in (4, 2, 2))
+    torch.testing.assert_close(attention._products(q, k, v, 0.3), attention._sdpa(q, k, v, 0.3), atol=1e-5, rtol=0)
+
+
+def test_the_guard_notices_contamination(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    check_packing(model)
+    whole = attention.blocks
+
+    def one_document(sizes: list[int], device: str = "cpu") -> list[attention.Block]:
+        return whole([sum(sizes)], device)
+
+    monkeypatch.setattr(attention, "blocks", one_document)
+    with pytest.raises(InputError, match="cannot be trained on packed rows"):
+        check_packing(model)
+
+
+def test_transformers_own_packing_with_a_cache_contaminates() -> None:
+    """The trap that `use_cache=False` and the guard exist for: the same row through the stock path."""
+    model, batch = tiny().eval(), pack(examples(4))
+    rows = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+    with torch.no_grad():
+        stock = model(**rows, use_cache=True).logits[0].log_softmax(-1)
+        ours = logprobs(model, batch)
+    assert (stock[batch.sources].gather(1, batch.targets[:, None]).squeeze(1) - ours).abs().max() > 0.1
+
+
+def test_a_model_that_attends_in_windows_is_refused() -> None:
+    windowed = tiny(use_sliding_window=True, sliding_window=4, max_window_layers=0)
+    with pytest.raises(InputError, match="sliding window"):
+        logprobs(windowed, pack(examples(3)))
+
+
+def test_chunked_logprobs_and_gradients_equal_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distill.training import forward
+
+    model, batch = tiny(), pack(examples(6))
+    whole = logprobs(model, batch)
+    whole.sum().backward()
+    gradient = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    monkeypatch.setattr(forward, "CHUNK", 7 * VOCABULARY)
+    chunked = logprobs(model, batch)
+    chunked.sum().backward()
+    torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=0)
+    for expected, p in zip(gradient, model.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_folded_lora_has_the_values_and_gradients_of_peft() -> None:
+    model = add_lora(tiny(), rank=8, alpha=16, seed=1)
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            p.data.uniform_(-0.2, 0.2)
+    batch, found = pack(examples(5)), []
+    for context in (torch.enable_grad(), folded(model)):
+        with context:
+            model.zero_grad()
+            logprobs(model, batch).sum().backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+    for plain, fold in zip(*found, strict=True):
+        torch.testing.assert_close(fold, plain, atol=1e-4, rtol=1e-4)
+
+
+def test_lora_starts_from_its_seed_alone() -> None:
+    first, again, other = (weights(add_lora(tiny(), rank=4, alpha=8, seed=s)) for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+# ------------------------------------------------------------------ training
+
+
+def run(model: Any, rows: Any, directory: Path, **changes: Any) -> tuple[Any, list[StepMetrics]]:
+    callbacks = {k: changes.pop(k) for k in ("stop",) if k in changes}
+    metrics: list[StepMetrics] = []
+    settings = TrainSettings(**({"optimizer": ADAMW, "batch_size": 4} | changes))
+    return train(model, rows, settings, checkpoints=directory, on_step=metrics.append, **callbacks), metrics
+
+
+def test_training_learns_and_reports_each_example(tmp_path: Path) -> None:
+    rows, model = examples(16), add_lora(tiny(), rank=8, alpha=16, seed=0)
+    result, metrics = run(model, rows, tmp_path, epochs=25)
+    assert result.steps == len(metrics) == 100 and metrics[-1].step == metrics[-1].total == 100
+    assert metrics[-1].loss < metrics[0].loss / 3
+    assert set(result.losses) == {e.key for e in rows}
+    with torch.no_grad():
+        now = -single(model, rows[0]).mean().item()
+    assert result.losses[rows[0].key] == pytest.approx(now, rel=0.5)
+
+
+def test_the_cut_into_micro_batches_changes_no_gradient(tmp_path: Path) -> None:
+    ends = []
+    for limit in (1, 30, 10_000):
+        model = tiny()
+        run(model, examples(8), tmp_path / str(limit), micro_batch_tokens=limit, steps=3)
+        ends.append(weights(model))
+    torch.testing.assert_close(ends[0], ends[2], atol=1e-4, rtol=0)
+    torch.testing.assert_close(ends[1], ends[2], atol=1e-4, rtol=0)
+
+
+def test_one_step_equals_a_plain_loop(tmp_path: Path) -> None:
+    """The reference: padded rows, torch's AdamW, the loss written out."""
+    rows, model, reference = examples(4), tiny(), tiny()
+    run(model, rows, tmp_path, steps=1, optimizer=OptimizerSettings(1e-3, warmup=0, schedule="constant"))
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0)
+    total = sum(e.weight * e.supervised for e in rows)
+    loss = -sum((single(reference, e).sum() * e.weight for e in rows), torch.zeros(())) / total
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+    optimizer.step()
+    torch.testing.assert_close(weights(model), weights(reference), atol=2e-5, rtol=0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="replicas are forked on Linux only")
+def test_two_cores_learn_the_same_as_one_and_the_same_bits_every_time(tmp_path: Path) -> None:
+    ends = []
+    for name, threads in (("one", 1), ("two", 2), ("again", 2)):
+        model = add_lora(tiny(), rank=4, alpha=8, seed=0)
+        result, _ = run(model, examples(10), tmp_path / name, epochs=2, threads=threads, micro_batch_tokens=30)
+        ends.append((weights(model), result.losses))
+    torch.testing.assert_close(ends[0][0], ends[1][0], atol=1e-4, rtol=0)
+    assert ends[1][1] == pytest.approx(ends[0][1], abs=1e-4)
+    assert torch.equal(ends[1][0], ends[2][0]) and ends[1][1] == ends[2][1]
+
+
+@pytest.mark.parametrize("muon", [None, 2e-2])
+def test_full_training_with_muon_and_a_batch_source(tmp_path: Path, muon: float | None) -> None:
+    rows = examples(4)
+    settings = OptimizerSettings(5e-3, muon_learning_rate=muon, schedule="linear", final=0.0)
+    _, metrics = run(tiny(), lambda step: rows, tmp_path, steps=30, optimizer=settings)
+    assert metrics[-1].loss < metrics[0].loss / 2
+
+
+def test_bf16_autocast_learns_with_fp32_weights(tmp_path: Path) -> None:
+    model = add_lora(tiny(), rank=8, alpha=16, seed=0)
+    _, metrics = run(model, examples(8), tmp_path, epochs=10, precision="bf16")
+    assert metrics[-1].loss < metrics[0].loss and weights(model).dtype == torch.float32
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_schedules_warm_up_and_end_where_they_say(schedule: Any) -> None:
+    settings = OptimizerSettings(1.0, schedule=schedule, warmup=0.1, final=0.2)
+    scales = [settings.scale(step, 1000) for step in range(1000)]
+    assert scales[0] < 0.02 and max(scales) == pytest.approx(1.0)
+    assert scales[-1] == pytest.approx(1.0 if schedule == "constant" else 0.2, abs=2e-3)
+
+
+# ------------------------------------------------------------------ stopping, killing, resuming
+
+
+@pytest.mark.parametrize("muon", [None, 2e-2])
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, muon: float | None) -> None:
+    optimizer = OptimizerSettings(1e-2, muon_learning_rate=muon)
+    straight = tiny()
+    whole, seen = run(straight, examples(13), tmp_path / "a", epochs=3, optimizer=optimizer)
+    replayed: dict[int, float] = {}
+    for attempt in range(20):
+        model, left = tiny(), iter([False] * (attempt % 3) + [True])
+        try:
+            result, metrics = run(
+                model, examples(13), tmp_path / "b", epochs=3, optimizer=optimizer, stop=partial(next, left)
+            )
+        except Stopped:
+            continue
+        break
+    assert torch.equal(weights(model), weights(straight))
+    assert result.losses == whole.losses and result.resumed_at > 0
+    replayed |= {m.step: m.loss for m in metrics}
+    assert replayed.items() <= {m.step: m.loss for m in seen}.items()
+
+
+def test_a_finished_run_is_loaded_not_repeated(tmp_path: Path) -> None:
+    first, second = tiny(), tiny()
+    run(first, examples(6), tmp_path)
+    result, metrics = run(second, examples(6), tmp_path)
+    assert torch.equal(weights(first), weights(second)) and metrics == [] and result.resumed_at == result.steps
+
+
+def test_torn_checkpoints_are_ignored_and_two_are_kept(tmp_path: Path) -> None:
+    model = tiny()
+    run(model, examples(6), tmp_path, steps=6, checkpoint_steps=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000006"]
+    (tmp_path / "step-00000009").mkdir()
+    (tmp_path / "step-00000009" / "state.pt").write_bytes(b"torn")
+    again = tiny()
+    run(again, examples(6), tmp_path, steps=6, checkpoint_steps=1)
+    assert torch.equal(weights(model), weights(again))
+
+
+def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
+    run(tiny(), examples(6), tmp_path)
+    with pytest.raises(InputError, match="another run"):
+        run(tiny(), examples(7), tmp_path)
+
+
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+root, here = Path(sys.argv[1]), sys.argv[2]
+sys.path.insert(0, here)
+import peft, torch
+from tiny import examples, tiny, weights
+from distill.training.loop import TrainSettings, train
+from distill.training.lora import add_lora
+from distill.training.optimizer import OptimizerSettings
+
+def work(name):
+    model = add_lora(tiny(), rank=4, alpha=8, seed=0)
+    settings = TrainSettings(OptimizerSettings(1e-2), batch_size=2, steps=120, checkpoint_steps=2)
+    result = train(model, examples(50), settings, checkpoints=root / name)
+    torch.save(weights(model), root / f"{name}.pt")
+    return result.resumed_at
+
+def child(name, seconds=None):
+    process = os.fork()
+    if process == 0:
+        try:
+            resumed = work(name)
+            print(name, "finished from", resumed, flush=True)
+        finally:
+            os._exit(0)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+started = time.monotonic()
+child("straight")
+whole = time.monotonic() - started
+for kill in range(6):
+    child("killed", whole * random.Random(kill).uniform(0.1, 0.4))
+child("killed")
+"""
+"""Kills forks of one process, so that the libraries are imported once."""
+
+
+def test_sigkill_at_random_moments_gives_equal_weights(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": str(here.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(here)]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "straight finished from 0" in printed and "killed finished from 0" not in printed
+    assert torch.equal(torch.load(tmp_path / "killed.pt"), torch.load(tmp_path / "straight.pt"))
+
+
+def test_a_checkpoint_marker_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(json, "dump", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path, 1, "run", {"x": torch.zeros(3)})
+    assert checkpoint.latest(tmp_path, "run") is None
+
+
+# ------------------------------------------------------------------ export
+
+
+@pytest.mark.parametrize("wrap", [False, True], ids=["full", "lora"])
+def test_exported_student_loads_in_plain_transformers(tmp_path: Path, wrap: bool) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = add_lora(tiny(), rank=4, alpha=8, seed=0) if wrap else tiny()
+    run(model, examples(8), tmp_path / "checkpoints", epochs=3)
+    tokenizer = chat_tokenizer()
+    export_student(model, tokenizer, tmp_path / "student")
+    assert (tmp_path / "student/adapter/adapter_model.safetensors").exists() == wrap
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "student/model")
+    with torch.no_grad():
+        torch.testing.assert_close(single(loaded, examples(1)[0]), single(model, examples(1)[0]), atol=1e-4, rtol=0)
+    assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert AutoTokenizer.from_pretrained(tmp_path / "student/model").chat_template == tokenizer.chat_template
+    assert load_model(tmp_path / "student/model").dtype == torch.float32
+
+
+def test_settings_of_the_process_are_put_back() -> None:
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    model = tiny()
+    with prepared(model, threads=1):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before

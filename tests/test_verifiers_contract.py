@@ -1,0 +1,180 @@
+"""What every registered verifier must do; a new line in the catalog brings these tests along.
+
+A verifier without a sample in `SAMPLES` fails here: add one (gold answers, and the same ones spoiled).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distill.catalog import VERIFIERS, names, resolve
+from distill.types import Outcome, Problem, Verdict
+from distill.verifiers import VerifierPool, build, get, judge
+from distill.verifiers.run import judge_quickly
+from pipeline.errors import InputError
+
+ADD = '{"entry_point": "add", "cases": [{"args": [2, 3], "expected": 5}, {"args": [-1, 1], "expected": 0}]}'
+
+SAMPLES: dict[str, list[tuple[str, str, str]]] = {
+    # name: (reference, gold answer, spoiled answer)
+    "choice": [("B", "The answer is (B).", "The answer is (C)."), ("D", r"\boxed{\text{(D)}}", "A, B, C or D")],
+    "code": [
+        (ADD, "```python\ndef add(a, b):\n    return a + b\n```", "```python\ndef add(a, b):\n    return a - b\n```")
+    ],
+    "exact": [("red fox", "red  fox", "red box"), ("x", r"\boxed{x}", r"\boxed{y}")],
+    "expression": [("5*x + 2", "2 + 5*x", "5*x - 2")],
+    "format": [("", "done", ""), ("", r"\boxed{1}", "<think> again")],
+    "logic": [("a and b", "0001", "0011")],
+    "math": [
+        ("42", r"\boxed{42}", r"\boxed{43}"),
+        (r"\frac{1}{2}", "0.5", "0.25"),
+        ("1,080", "#### 1080", "#### 1,081"),
+    ],
+}
+
+HOSTILE = {
+    "nothing": "",
+    "NUL": "\x00" * 50,
+    "long": "9" * 100_000,
+    "long box": r"\boxed{" + "x+" * 50_000 + "}",
+    "open braces": "{" * 50_000,
+    "open boxes": r"\boxed{" * 2_000,
+    "closed braces": "}" * 50_000,
+    "nested": "(" * 5_000 + "1" + ")" * 5_000,
+    "nested fractions": r"\boxed{" + r"\frac{" * 300 + "1" + "}{2}" * 300 + "}",
+    "tower": r"\boxed{9^{9^{9^{9^{9}}}}}",
+    "bare tower": "9**9**9**9",
+    "factorials": r"\boxed{((10!)!)!}",
+    "zero division": r"\boxed{\frac{0}{0}}",
+    "dollars": "$" * 100_000,
+    "backslashes": "\\" * 100_000,
+    "escapes": "\x1b[2J\x1b]0;x\x07",
+    "lone surrogate": "\ud800",
+    "digits of others": "٤٢ ４２ 𝟜𝟚",
+    "commas": r"\boxed{" + "1," * 900 + "}",
+    "dunder": "__import__('os').system('true')",
+}
+
+EVERY = sorted(VERIFIERS)
+
+
+def problem(name: str, reference: str) -> Problem:
+    return Problem("p", "?", reference, name, "test")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_gold_is_accepted_and_spoiled_gold_is_not(name: str) -> None:
+    for reference, gold, spoiled in SAMPLES[name]:
+        assert judge(build(name), problem(name, reference), gold).outcome is Outcome.CORRECT, gold
+        assert judge(build(name), problem(name, reference), spoiled).outcome is Outcome.INCORRECT, spoiled
+
+
+@pytest.fixture(scope="module")
+def pool() -> VerifierPool:
+    with VerifierPool(workers=1) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_hostile_text_gets_a_verdict_and_never_a_reward(name: str, pool: VerifierPool) -> None:
+    reference = SAMPLES[name][0][0]
+    spec = {"code": {"cpu_seconds": 1, "wall_seconds": 5}} if name == "code" else name
+    verdicts = dict(pool.verify_many((what, spec, problem(name, reference), text) for what, text in HOSTILE.items()))
+    assert verdicts.keys() == HOSTILE.keys()
+    for what, verdict in verdicts.items():
+        assert verdict.outcome is not Outcome.CORRECT or name == "format", (what, verdict)
+        assert (verdict.verifier, verdict.version) == (name, build(name).version)
+        assert verdict.reason and "\n" not in verdict.reason
+        assert (verdict.score is None) == (verdict.outcome is Outcome.UNVERIFIABLE)
+
+
+@pytest.mark.parametrize("name", sorted(set(EVERY) - {"format", "exact"}))
+def test_an_unreadable_reference_never_scores(name: str, pool: VerifierPool) -> None:
+    for reference in ("", "}{", "\x00"):
+        assert pool.verify(name, problem(name, reference), reference).outcome is Outcome.UNVERIFIABLE
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_batch_says_what_single_calls_say(name: str, pool: VerifierPool) -> None:
+    items = [(a, name, problem(name, r), a) for r, gold, spoiled in SAMPLES[name] for a in (gold, spoiled)]
+    batch = {key: steady(verdict) for key, verdict in pool.verify_many(items)}
+    assert batch == {key: steady(judge(build(name), p, a)) for key, _, p, a in items}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_quick_part_says_what_the_whole_says(name: str) -> None:
+    verifier = build(name)
+    for reference, gold, spoiled in SAMPLES[name]:
+        for answer in (gold, spoiled):
+            quick = judge_quickly(verifier, problem(name, reference), answer)
+            whole = judge(verifier, problem(name, reference), answer)
+            assert quick is None or steady(quick) == steady(whole)
+
+
+def steady(verdict: Verdict) -> Verdict:
+    """Without what may differ from run to run."""
+    evidence = {key: value for key, value in verdict.evidence.items() if key != "usage"}
+    return replace(verdict, seconds=0.0, evidence=evidence)
+
+
+def test_importing_the_verifiers_loads_no_torch() -> None:
+    code = "import sys, distill.verifiers as v; [v.build(n) for n in sys.argv[1:]]; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *EVERY], cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_the_catalog_finds_names_and_suggests_near_ones() -> None:
+    assert "math" in names("verifiers") and resolve("verifiers", "math").name == "math"
+    with pytest.raises(InputError, match="did you mean 'math'"):
+        resolve("verifiers", "mth")
+    with pytest.raises(InputError, match="there are: "):
+        resolve("verifiers", "zzzzzz")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        resolve("verifiers", "no_such_module:Verifier")
+
+
+def test_settings_reach_the_verifier_and_wrong_ones_are_named() -> None:
+    boxed = get("format", {"boxed": True})
+    assert judge(boxed, problem("format", ""), "5").outcome is Outcome.INCORRECT
+    with pytest.raises(InputError, match="boxes"):
+        build({"format": {"boxes": True}})
+
+
+RIGHT, WRONG, UNSURE = r"\boxed{42}", r"\boxed{43}", r"\boxed{42 \text{ km}}"
+
+
+@pytest.mark.parametrize(
+    ("spec", "answer", "outcome", "score"),
+    [
+        ({"all": ["math", "format"]}, RIGHT, "correct", 1.0),
+        ({"all": ["math", "format"]}, WRONG, "incorrect", 0.0),
+        ({"all": ["math", "exact"]}, UNSURE, "incorrect", 0.0),
+        ({"all": ["math", "format"]}, UNSURE, "unverifiable", None),
+        ({"any": ["math", "format"]}, WRONG, "correct", 1.0),
+        ({"any": ["math", "exact"]}, WRONG, "incorrect", 0.0),
+        ({"any": ["math", "exact"]}, UNSURE, "unverifiable", None),
+        ({"any": [{"all": ["math", "format"]}, "exact"]}, RIGHT, "correct", 1.0),
+        ({"weighted": [{"of": "math", "weight": 3}, {"of": "format", "weight": 1}]}, RIGHT, "correct", 1.0),
+        ({"weighted": [{"of": "math", "weight": 3}, {"of": "format", "weight": 1}]}, WRONG, "incorrect", 0.25),
+        ({"weighted": [{"of": "math", "weight": 3}, {"of": "format", "weight": 1}]}, UNSURE, "unverifiable", None),
+        ({"weighted": [{"of": "math", "weight": 0}, {"of": "format", "weight": 1}]}, UNSURE, "correct", 1.0),
+    ],
+)
+def test_composition(spec: dict[str, object], answer: str, outcome: str, score: float | None) -> None:
+    verifier = build(spec)
+    verdict = judge(verifier, problem("math", "42 cm"), answer)
+    assert (verdict.outcome, verdict.score) == (outcome, score), verdict
+    assert len(verdict.evidence["parts"]) == 2 and verdict.verifier == verifier.name
+
+
+@pytest.mark.parametrize("spec", [{}, {"all": []}, {"all": "math"}, {"a": {}, "b": {}}, {"weighted": ["math"]}, 3])
+def test_a_spec_that_makes_no_sense_is_an_input_error(spec: object) -> None:
+    with pytest.raises(InputError):
+        build(spec)  # type: ignore[arg-type]

@@ -1,0 +1,206 @@
+"""The `math` verifier: known wrong verdicts of others, formats, laws, and real data where present."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.types import Outcome, Problem
+from distill.verifiers import VerifierPool, build, judge
+from distill.verifiers.extract import final_answer
+from distill.verifiers.number import canonical, read_number
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+MATH = build("math")
+CORRECT, INCORRECT, UNVERIFIABLE = Outcome.CORRECT, Outcome.INCORRECT, Outcome.UNVERIFIABLE
+
+
+def problem(reference: str) -> Problem:
+    return Problem("p", "?", reference, "math", "test")
+
+
+def outcome(reference: str, answer: str) -> Outcome:
+    return judge(MATH, problem(reference), answer).outcome
+
+
+KNOWN_WRONG_ELSEWHERE = [
+    (r"1 - 1/\mathrm{e}", r"\boxed{1 + 1/\mathrm{e}}", INCORRECT),
+    ("3*x-1*y+13=0", r"\boxed{3x + 4y + 14=0}", INCORRECT),
+    ("4", r"\boxed{4\sqrt(2)}", INCORRECT),
+    ("5", r"maybe \boxed{4} no, \boxed{5}", CORRECT),
+    ("6", r"\boxed{5}. Wait ... \boxed{6}", CORRECT),
+    ("A", r"\boxed{A}", CORRECT),
+    ("10", r"\boxed{10\%}", CORRECT),
+    ("0.1", r"\boxed{10\%}", UNVERIFIABLE),
+    ("½", r"\boxed{\frac12}", CORRECT),
+    ("5", "1 " * 50_000 + "so $5$", CORRECT),
+    ("5", "(" * 500 + "5" + ")" * 500, CORRECT),
+    ("5", r"\boxed{" + "(" * 500 + "5" + ")" * 500 + "}", UNVERIFIABLE),
+]
+
+
+@pytest.mark.parametrize(("reference", "answer", "expected"), KNOWN_WRONG_ELSEWHERE)
+def test_known_wrong_verdicts_come_out_right(reference: str, answer: str, expected: Outcome) -> None:
+    assert outcome(reference, answer) is expected
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "expected"),
+    [
+        ("1,080", "#### 1080", CORRECT),
+        (r"10,\!080", "The answer is 10080.", CORRECT),
+        ("18", "Answer: $18", CORRECT),
+        ("42", "She has 42 apples left.", CORRECT),
+        ("42", "12 + 30 = 42", CORRECT),
+        ("42", "The answer is 42 because 6 times 7 is that.", CORRECT),
+        ("10", "He pays $5 and then gets $10 more", CORRECT),
+        ("1/2", r"It follows that it is $\frac12$ of the cake", CORRECT),
+        ("42", "12 + 30", INCORRECT),
+        ("0.5", r"\boxed{\dfrac{1}{2}}", CORRECT),
+        (r"1\frac{4}{5}", r"\boxed{9/5}", CORRECT),
+        (r"90^\circ", r"\boxed{90}", CORRECT),
+        (r"\$18.90", r"\boxed{18.9 \text{ dollars}}", CORRECT),
+        ("5 km", r"\boxed{5\text{ m}}", UNVERIFIABLE),
+        ("1/3", r"\boxed{0.33}", UNVERIFIABLE),
+        ("1/3", r"\boxed{0.34}", INCORRECT),
+        (r"\text{Evelyn}", r"\boxed{evelyn}", CORRECT),
+        (r"\text{Evelyn}", r"\boxed{Carla}", INCORRECT),
+        (r"\text{(C)}", r"\boxed{C}", CORRECT),
+        (r"\text{(C)}", r"\boxed{(D)}", INCORRECT),
+        ("4210_{5}", r"\boxed{4210_5}", CORRECT),
+        ("52_8", r"\boxed{52}", UNVERIFIABLE),
+        ("7", "", INCORRECT),
+        ("7", "I do not know", INCORRECT),
+        ("", r"\boxed{7}", UNVERIFIABLE),
+        (r"\frac{1", r"\boxed{\frac{1}", UNVERIFIABLE),
+        ("1", r"\boxed{9^{9^{9^9}}}", UNVERIFIABLE),
+        ("1", r"\boxed{((10!)!)!}", UNVERIFIABLE),
+        ("3", r"\boxed{\{3, 4\}}", INCORRECT),
+        (r"(3,4]", r"\boxed{[3,4]}", INCORRECT),
+        ("1,-2", r"\boxed{1, 2}", INCORRECT),
+    ],
+)
+def test_formats(reference: str, answer: str, expected: Outcome) -> None:
+    assert outcome(reference, answer) is expected
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer"),
+    [
+        (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt3}"),
+        ("(a+5)(b+2)", "(b+2)(a+5)"),
+        ("1,-2", "-2, 1"),
+        (r"1 \pm \sqrt{19}", r"1+\sqrt{19}, 1-\sqrt{19}"),
+        ("y = 2x + 3", "2x+3"),
+        ("x=5", r"\sqrt{25}"),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"(3, 0.5\pi)"),
+        (r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}", r"\begin{bmatrix} -\frac13 \\ \frac23 \end{bmatrix}"),
+        (r"(0,9) \cup (9,36)", r"(9,36) \cup (0,9)"),
+    ],
+)
+def test_algebra_and_points_agree(reference: str, answer: str) -> None:
+    pytest.importorskip("math_verify")
+    verdict = judge(MATH, problem(reference), rf"\boxed{{{answer}}}")
+    assert verdict.outcome is CORRECT, verdict
+
+
+def test_without_algebra_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "math_verify", None)
+    verdict = judge(MATH, problem(r"\sqrt{12}"), r"\boxed{2\sqrt{3}}")
+    assert verdict.outcome is UNVERIFIABLE and "distill[verify]" in verdict.reason
+    assert outcome(r"\sqrt{12}", r"\boxed{3\sqrt{3}}") is INCORRECT
+
+
+def test_the_evidence_names_the_rule_and_the_method() -> None:
+    verdict = judge(MATH, problem("6"), r"\boxed{5} no \boxed{6.0}")
+    assert verdict.evidence["rule"] == "boxed" and verdict.evidence["method"] == "number"
+    assert (verdict.verifier, verdict.version) == ("math", MATH.version) and verdict.seconds >= 0
+
+
+NUMBERS = st.fractions(min_value=-(10**6), max_value=10**6, max_denominator=1000)
+
+
+def written(value: Fraction) -> list[str]:
+    """The same number in several spellings."""
+    top, bottom = value.numerator, value.denominator
+    forms = [f"{top}/{bottom}", rf"\frac{{{top}}}{{{bottom}}}", rf"$\dfrac{{{top}}}{{{bottom}}}$"]
+    if bottom == 1:
+        forms += [str(top), f"{top:,}", f"{top}.0", f"{top} apples", rf"{top}\%", f"{top:,}".replace(",", r",\!")]
+    return forms
+
+
+@given(NUMBERS)
+def test_every_spelling_of_a_number_is_that_number(value: Fraction) -> None:
+    for form in written(value):
+        number = read_number(canonical(form))
+        assert number is not None and number.value == value, form
+        assert outcome(str(value), rf"\boxed{{{form}}}") is CORRECT, form
+
+
+@given(NUMBERS, NUMBERS)
+def test_number_verdicts_are_symmetric_and_exact(one: Fraction, other: Fraction) -> None:
+    there, back = outcome(str(one), f"#### {other}"), outcome(str(other), f"#### {one}")
+    assert there is back
+    assert (there is CORRECT) == (one == other)
+
+
+@given(st.text(max_size=200))
+def test_any_text_gets_a_span_that_stands_in_it(text: str) -> None:
+    assert final_answer(text).text in text
+
+
+@given(st.text(alphabet="{}\\boxed", max_size=60), st.integers(-99, 99))
+def test_the_last_balanced_box_counts(before: str, value: int) -> None:
+    text = before.rstrip("\\") + rf" \boxed{{{value}}}"
+    assert final_answer(text).text == str(value)
+
+
+def gsm8k(name: str) -> list[tuple[str, str]]:
+    path = DATA / name
+    if not path.exists():
+        pytest.skip("the GSM8K files are not here")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(row["answer"].rpartition("####")[2].strip(), row["answer"]) for row in rows]
+
+
+@pytest.mark.parametrize("name", ["gsm8k_test.jsonl", "gsm8k_train.jsonl"])
+def test_gsm8k_solutions_are_right_and_shifted_ones_wrong(name: str) -> None:
+    rows = gsm8k(name)
+    assert all(outcome(reference, solution) is CORRECT for reference, solution in rows)
+    for (reference, _), (other, solution) in zip(rows, rows[1:] + rows[:1], strict=True):
+        same = reference.replace(",", "") == other.replace(",", "")
+        assert outcome(reference, solution) is (CORRECT if same else INCORRECT), (reference, other)
+
+
+def math500() -> list[str]:
+    path = DATA / "math500_test.json"
+    if not path.exists():
+        pytest.skip("MATH-500 is not here")
+    return [row["answer"] for row in json.loads(path.read_text())]
+
+
+def test_math500_answers_are_right_however_they_are_spaced() -> None:
+    for answer in math500():
+        variants = [
+            answer,
+            answer.replace(r"\frac", r"\dfrac"),
+            answer.replace("(", r"\left(").replace(")", r"\right)"),
+        ]
+        for variant in variants:
+            assert outcome(answer, rf"So it is \boxed{{ {variant} }}.") is CORRECT, variant
+
+
+def test_math500_answers_shifted_by_a_row_are_not_accepted() -> None:
+    answers = math500()
+    shifted = answers[1:] + answers[:1]
+    items = [(i, "math", problem(a), rf"\boxed{{{b}}}") for i, (a, b) in enumerate(zip(answers, shifted, strict=True))]
+    with VerifierPool(workers=1) as pool:
+        right = [i for i, verdict in pool.verify_many(items) if verdict.outcome is CORRECT]
+    coincidences = {("5", "x=5")}
+    for i in right:
+        assert answers[i] == shifted[i] or (answers[i], shifted[i]) in coincidences, (answers[i], shifted[i])
