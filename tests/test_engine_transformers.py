@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
 
@@ -272,8 +270,9 @@ def test_a_prompt_too_long_is_bad_input_and_names_the_request(engine: Transforme
 def test_refresh_follows_the_trainer_and_leaves_it_alone(tokenizer: Any, lora: bool) -> None:
     model = qwen3()
     if lora:
-        peft = pytest.importorskip("peft")
-        model = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
     engine = TransformersEngine(model, tokenizer, model_identity="policy")
     before = by_key(engine.generate(crowd(8)))
     torch.manual_seed(1)

@@ -112,7 +112,7 @@ class _Worker:
     def receive(self) -> list[Sample]:
         message = self._message()
         self.held -= len(message)
-        return message  # type: ignore[no-any-return]
+        return message
 
     def settle(self) -> None:
         """Wait for the answer to `CLEAR`, dropping the samples before it."""

@@ -205,8 +205,9 @@ def open_engine(model: Model, options: TransformersOptions, note: Callable[[str]
 
 def _pretrained(source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers.utils import logging as library_logging
 
+    logging: Any = library_logging  # its functions have no types
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

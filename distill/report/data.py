@@ -39,7 +39,7 @@ from statistics import fmean
 from typing import Any
 
 from distill import modelspec
-from distill.report import examples
+from distill.report import examples, words
 from distill.store import Store
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
@@ -85,7 +85,7 @@ def gather(sources: Sources) -> Report:
     return {
         **subjects,
         "models": labels,
-        "headline": headline([subjects[label] for label in story]) or _plain_headline(subjects),
+        "headline": words.headline([subjects[label] for label in story]) or words.plain_headline(subjects),
         "sampling": {**settings["sampling"], "samples": settings["samples"], "split": settings["split"]},
         "paired": evaluation.figures["paired"],
         "funnel": _funnel(store, sources.selection[1].digest) if sources.selection else None,
@@ -156,39 +156,6 @@ def parameters(directory: Path) -> int | None:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
     return total or None
-
-
-# -- the story in a sentence ------------------------------------------------------------------
-
-MADE_BY = {"sft": "after learning from verified traces", "grpo": "after reinforcement learning"}
-
-
-def headline(story: Sequence[Mapping[str, Any]]) -> str | None:
-    """``A 0.7M-parameter student went from 1.4% to 45.9% after ... and to 55.1% after ...``; None where
-    there is no before or no after."""
-    if len(story) < 2 or story[0]["role"] != "base":
-        return None
-    size = story[-1]["parameters"]
-    start = f"A {count(size)}-parameter student" if size else "The student"
-    steps = [f"to {percent(s['pass_at_1'])} {MADE_BY.get(s['kind'], 'after ' + str(s['stage']))}" for s in story[1:]]
-    return f"{start} went from {percent(story[0]['pass_at_1'])} {' and '.join(steps)}."
-
-
-def _plain_headline(subjects: Mapping[str, Mapping[str, Any]]) -> str:
-    scores = [f"{label} {percent(subject['pass_at_1'])}" for label, subject in subjects.items()]
-    return f"Share of held-out problems solved: {', '.join(scores)}."
-
-
-def percent(share: float | None) -> str:
-    return "n/a" if share is None else f"{100 * share:.1f}%"
-
-
-def count(number: int) -> str:
-    """``0.7M``, ``1.5B``, ``820``."""
-    for size, letter in ((1e9, "B"), (1e5, "M")):
-        if number >= size:
-            return f"{number / (1e6 if letter == 'M' else size):.1f}{letter}"
-    return f"{number:,}"
 
 
 # -- from the store ---------------------------------------------------------------------------

@@ -8,7 +8,7 @@ they want.
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import jinja2
 from markupsafe import Markup
 
 from distill.cli.display import duration, number, phrase
-from distill.report import svg
-from distill.report.data import Report, count, percent
+from distill.report import rows, svg
+from distill.report.data import Report
+from distill.report.words import count, interval, percent, points, visible
 
 COLOURS = {"teacher": 1, "base": 1, "student": 3, "control": 3, "other": 4}
 """How many colours the style sheet has for each role."""
@@ -37,8 +38,6 @@ METRICS = {
 """The curves that are drawn, in this order; the rest is in the JSON. Losses and rewards are drawn large."""
 LARGE = ("loss", "reward")
 
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufffe\uffff]")
-
 
 def render(report: Report) -> str:
     """The HTML of `distill.report.data.gather`'s result."""
@@ -48,10 +47,12 @@ def render(report: Report) -> str:
     )  # fmt: skip
     environment.filters.update(
         percent=percent, duration=duration, number=number, phrase=phrase, visible=visible,
-        interval=interval, points=points, count=count,
+        interval=interval, points=points, count=count, pretty=_pretty,
     )  # fmt: skip
     subjects = [report[label] for label in report["models"]]
     colours = colours_of(subjects)
+    families, lengths = _families(subjects, colours), _lengths(report, subjects, colours)
+    length_labels = [panel["subject"]["label"] for panel in lengths["panels"]]
     return environment.get_template("report.html.j2").render(
         report=report,
         subjects=subjects,
@@ -63,27 +64,19 @@ def render(report: Report) -> str:
         differences=_differences(report, colours),
         funnel=_funnel(report["funnel"]),
         curves=_curves(report["curves"], subjects, colours),
-        families=_families(subjects, colours),
-        lengths=_lengths(report, subjects, colours),
+        families=families,
+        lengths=lengths,
+        length_labels=length_labels,
+        accuracy_rows=rows.accuracy(subjects),
+        difference_rows=rows.differences(report),
+        funnel_rows=rows.funnel(report["funnel"]),
+        family_rows=rows.families(families, report["models"]),
+        length_rows=rows.lengths(report, length_labels),
         longest_stage=max((stage["seconds"] for stage in report["stages"]), default=0) or 1,
     )
 
 
-# -- words and colours ------------------------------------------------------------------------
-
-
-def visible(text: str) -> str:
-    """Control, zero-width and direction-changing characters as what they are: ``⟨U+202E⟩``."""
-    return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text.replace("\r\n", "\n"))
-
-
-def interval(ci95: Sequence[float]) -> str:
-    """``43.1 to 48.7``, in percent."""
-    return f"{100 * ci95[0]:.1f} to {100 * ci95[1]:.1f}"
-
-
-def points(difference: float | None) -> str:
-    return "n/a" if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+# -- colours -----------------------------------------------------------------------------------
 
 
 def colours_of(subjects: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -95,6 +88,10 @@ def colours_of(subjects: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         found[subject["label"]] = f"var(--{role}-{seen.get(role, 0) % COLOURS[role] + 1})"
         seen[role] = seen.get(role, 0) + 1
     return found
+
+
+def _pretty(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, indent=1, ensure_ascii=False)
 
 
 def _describe(subject: Mapping[str, Any]) -> str:
@@ -111,7 +108,7 @@ def _steps(report: Report, subjects: Sequence[Mapping[str, Any]]) -> list[Mappin
 
 
 def _accuracy(subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> Markup:
-    rows = [
+    drawn = [
         svg.Bar(
             visible(s["label"]), s["pass_at_1"], tuple(s["ci95"]), percent(s["pass_at_1"]), interval(s["ci95"]),
             colours[s["label"]], s.get("greedy"),
@@ -119,35 +116,35 @@ def _accuracy(subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str])
         for s in subjects
     ]  # fmt: skip
     about = "; ".join(f"{_describe(s)} (95%: {interval(s['ci95'])})" for s in subjects)
-    return Markup(svg.bars("accuracy", "Share of held-out problems solved", visible(about), rows))
+    return Markup(svg.bars("accuracy", "Share of held-out problems solved", visible(about), drawn))
 
 
 def _differences(report: Report, colours: Mapping[str, str]) -> Markup:
-    rows = [
+    drawn = [
         svg.Bar(
             visible(f"{step['from']} → {step['to']}"), step["difference"], tuple(step["ci95"]),
             points(step["difference"]), f"{points(step['ci95'][0])} to {points(step['ci95'][1])}", colours[step["to"]],
         )
         for step in report["paired"]
     ]  # fmt: skip
-    about = "; ".join(f"{row.label}: {row.text} points ({row.aside})" for row in rows)
-    return Markup(svg.differences("differences", "Differences on the same problems, in points", about, rows))
+    about = "; ".join(f"{row.label}: {row.text} points ({row.aside})" for row in drawn)
+    return Markup(svg.differences("differences", "Differences on the same problems, in points", about, drawn))
 
 
 def _funnel(funnel: Mapping[str, Any] | None) -> Markup | None:
     if not funnel or not funnel["generated"]:
         return None
     whole = left = funnel["generated"]
-    rows = [svg.Piece("traces generated", 0, 1, f"{whole:,}", "var(--ink-2)")]
+    drawn = [svg.Piece("traces generated", 0, 1, f"{whole:,}", "var(--ink-2)")]
     for rejected in funnel["rejected"]:
         start = (left - rejected["traces"]) / whole
         text = f"−{rejected['traces']:,}"
-        rows.append(svg.Piece(visible(rejected["reason"]), start, left / whole, text, "var(--wrong)"))
+        drawn.append(svg.Piece(visible(rejected["reason"]), start, left / whole, text, "var(--wrong)"))
         left -= rejected["traces"]
     text = f"{left:,} · {100 * left / whole:.1f}%"
-    rows.append(svg.Piece("kept for training", 0, left / whole, text, "var(--right)"))
-    about = "; ".join(f"{row.label}: {row.text}" for row in rows)
-    return Markup(svg.waterfall("funnel", "From generated to kept", about, rows))
+    drawn.append(svg.Piece("kept for training", 0, left / whole, text, "var(--right)"))
+    about = "; ".join(f"{row.label}: {row.text}" for row in drawn)
+    return Markup(svg.waterfall("funnel", "From generated to kept", about, drawn))
 
 
 def _curves(
@@ -174,7 +171,8 @@ def _curves(
                     }
                 )  # fmt: skip
         if panels:
-            found.append({"stage": stage, "panels": panels, "steps": max(len(m) for m in metrics.values())})
+            table = [[panel["title"], panel["first"], panel["last"]] for panel in panels]
+            found.append({"stage": stage, "panels": panels, "rows": table})
     return found
 
 
@@ -188,7 +186,7 @@ def _family(
     index: int, source: str, subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]
 ) -> dict[str, Any]:
     scores = {s["label"]: _by_difficulty(s, source) for s in subjects}
-    levels = sorted({level for by_level in scores.values() for level in by_level}, key=lambda level: (len(level), level))
+    levels = sorted({level for by_level in scores.values() for level in by_level}, key=lambda text: (len(text), text))
     lines = []
     for label, by_level in scores.items():
         known = [
@@ -198,7 +196,8 @@ def _family(
         ]
         places = [(i, score["pass_at_1"]) for i, score in known]
         lines.append(svg.Line(visible(label), places, colours[label], [tuple(score["ci95"]) for _, score in known]))
-    about = "; ".join(_describe(s) for s in (({"label": s["label"]} | s["by_source"][source]) for s in subjects if source in s["by_source"]))
+    whole = [{"label": s["label"], **s["by_source"][source]} for s in subjects if source in s["by_source"]]
+    about = "; ".join(map(_describe, whole))
     drawn = svg.slopes(f"family-{index}", f"{source}: share solved by difficulty", visible(about), levels, lines)
     return {"source": source, "levels": levels, "scores": scores, "svg": Markup(drawn)}
 
@@ -206,12 +205,12 @@ def _family(
 def _by_difficulty(subject: Mapping[str, Any], source: str) -> dict[str, Mapping[str, Any]]:
     prefix = f"{source}/"
     found = {k.removeprefix(prefix): v for k, v in subject["by_difficulty"].items() if k.rpartition("/")[0] == source}
-    return found or {"all": v for k, v in subject["by_source"].items() if k == source}
+    if not found and source in subject["by_source"]:
+        return {"all": subject["by_source"][source]}
+    return found
 
 
-def _lengths(
-    report: Report, subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]
-) -> dict[str, Any] | None:
+def _lengths(report: Report, subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> dict[str, Any]:
     """Histograms of the teacher and the story, one below the other on one scale."""
     edges, models = report["lengths"]["edges"], report["lengths"]["models"]
     shown = [s for s in subjects if s["role"] in ("teacher", "base", "student")] or list(subjects)

@@ -218,10 +218,10 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
 
 
 def _svg(name: str, title: str, about: str, height: float, body: Sequence[str], kind: str = "plot") -> str:
-    ids = f"{escape(name)}-title {escape(name)}-about"
-    head = f'<title id="{escape(name)}-title">{_plain(title)}</title><desc id="{escape(name)}-about">{_plain(about)}</desc>'
-    inner = "".join(body)
-    return f'<svg class="{kind}" width="100%" height="{height:.0f}" role="img" aria-labelledby="{ids}">{head}{inner}</svg>'
+    ids = f"{_plain(name)}-title", f"{_plain(name)}-about"
+    head = f'<title id="{ids[0]}">{_plain(title)}</title><desc id="{ids[1]}">{_plain(about)}</desc>'
+    frame = f'class="{kind}" width="100%" height="{height:.0f}" role="img" aria-labelledby="{" ".join(ids)}"'
+    return f"<svg {frame}>{head}{''.join(body)}</svg>"
 
 
 def _plain(text: str) -> str:

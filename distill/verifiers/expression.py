@@ -36,6 +36,8 @@ class ExpressionVerifier:
                 return Verdict.incorrect(f"at x = {x} it gives {value:.6g}, not {expected:.6g}", x=x)
         return Verdict.correct(f"agrees at {len(points)} points", points=len(points))
 
+    quick = verify  # bounded by the length of the answer
+
 
 def parse(text: str) -> ast.expr:
     """The expression in ``text``. ValueError, in one line, for anything that is not plainly one."""

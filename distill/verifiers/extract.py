@@ -30,7 +30,7 @@ SENTENCE_END = re.compile(r"[.!?]\s")
 FONT = re.compile(r"\\(?:text|mbox|mathrm|textbf)\s?\{[^{}]*\}")
 LINE_LENGTH = 200
 PHRASE_WORDS = 4
-TAIL = 20_000
+TAIL = 5_000
 """Rules 3 to 7 read the end of the text alone, this many characters of it."""
 
 

@@ -49,6 +49,8 @@ class LogicVerifier:
             )
         return Verdict.correct("every row agrees", expected=expected)
 
+    quick = verify  # bounded by the lengths of formula and answer
+
 
 def truth_column(formula: str) -> str:
     """The value of ``formula`` in every row, as a text of 0 and 1. ValueError if it is no formula."""

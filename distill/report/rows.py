@@ -1,0 +1,65 @@
+"""The tables beside the plots, for those who do not see them or want the figures: rows of short texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from distill.cli.display import duration
+from distill.report.data import Report
+from distill.report.words import interval, percent, points, visible
+
+Rows = list[list[str]]
+
+
+def accuracy(subjects: Sequence[Mapping[str, Any]]) -> Rows:
+    return [
+        [
+            visible(s["label"]),
+            percent(s["pass_at_1"]),
+            interval(s["ci95"]),
+            percent(s["greedy"]) if "greedy" in s else "",
+            f"{s['tokens_per_answer']:.1f}",
+            percent(s["truncated"]),
+            duration(s["seconds"]) if s["seconds"] else "",
+        ]
+        for s in subjects
+    ]
+
+
+def differences(report: Report) -> Rows:
+    return [
+        [visible(f"{step['from']} → {step['to']}"), points(step["difference"]), *map(points, step["ci95"])]
+        for step in report["paired"]
+    ]
+
+
+def funnel(found: Mapping[str, Any] | None) -> Rows:
+    if not found:
+        return []
+    rejected = [[visible(r["reason"]), f"{r['traces']:,}"] for r in found["rejected"]]
+    return [["generated", f"{found['generated']:,}"], *rejected, ["kept", f"{found['kept']:,}"]]
+
+
+def families(panels: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Rows:
+    """One row a family and level, one column a model."""
+    return [
+        [visible(f"{panel['source']} {level}"), *(_share(panel["scores"][label].get(level)) for label in labels)]
+        for panel in panels
+        for level in panel["levels"]
+    ]
+
+
+def _share(score: Mapping[str, Any] | None) -> str:
+    return f"{percent(score['pass_at_1'])} ({interval(score['ci95'])})" if score else ""
+
+
+def lengths(report: Report, labels: Sequence[str]) -> Rows:
+    """``right / all`` of each bin and model."""
+    bins = list(pairwise(report["lengths"]["edges"]))
+    models = [report["lengths"]["models"][label] for label in labels]
+    return [
+        [f"{low} to {high - 1}", *(f"{m['right'][i]:,} / {m['right'][i] + m['other'][i]:,}" for m in models)]
+        for i, (low, high) in enumerate(bins)
+    ]

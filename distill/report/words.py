@@ -1,0 +1,54 @@
+"""Figures and strange text as people read them; used by the data's headline, the plots and the page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufffe\uffff]"
+)
+_MADE_BY = {"sft": "after learning from verified traces", "grpo": "after reinforcement learning"}
+
+
+def headline(story: Sequence[Mapping[str, Any]]) -> str | None:
+    """``A 0.7M-parameter student went from 1.4% to 45.9% after ... and to 55.1% after ...``, from the models
+    of the story in order; None where there is no before or no after."""
+    if len(story) < 2 or story[0]["role"] != "base":
+        return None
+    size = story[-1]["parameters"]
+    start = f"A {count(size)}-parameter student" if size else "The student"
+    steps = [f"to {percent(s['pass_at_1'])} {_MADE_BY.get(s['kind'], 'after ' + str(s['stage']))}" for s in story[1:]]
+    return f"{start} went from {percent(story[0]['pass_at_1'])} {' and '.join(steps)}."
+
+
+def plain_headline(subjects: Mapping[str, Mapping[str, Any]]) -> str:
+    scores = [f"{label} {percent(subject['pass_at_1'])}" for label, subject in subjects.items()]
+    return f"Share of problems solved: {', '.join(scores)}."
+
+
+def percent(share: float | None) -> str:
+    return "n/a" if share is None else f"{100 * share:.1f}%"
+
+
+def interval(ci95: Sequence[float]) -> str:
+    """``43.1 to 48.7``, in percent."""
+    return f"{100 * ci95[0]:.1f} to {100 * ci95[1]:.1f}"
+
+
+def points(difference: float | None) -> str:
+    """A difference of shares in points: ``+9.2``."""
+    return "n/a" if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def count(number: int) -> str:
+    """``0.7M``, ``1.5B``, ``82,000``."""
+    if number >= 1e9:
+        return f"{number / 1e9:.1f}B"
+    return f"{number / 1e6:.1f}M" if number >= 1e5 else f"{number:,}"
+
+
+def visible(text: str) -> str:
+    """Control, zero-width and direction-changing characters as what they are: ``⟨U+202E⟩``."""
+    return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text.replace("\r\n", "\n"))

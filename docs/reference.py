@@ -1,0 +1,173 @@
+"""Write the reference pages from the code: docs/cli.md, docs/yaml.md, docs/store.md.
+
+`make docs` runs it; a test fails where a page on disk differs from what the code says.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import BaseModel
+
+from distill import catalog
+from distill.cli.main import app
+from distill.store import schema
+from pipeline.stage import File, Input, Operational
+
+HERE = Path(__file__).parent
+MADE = "<!-- Made by docs/reference.py from the code (`make docs`); do not edit. -->\n"
+
+EXIT_CODES = """\
+## Exit codes
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | a stage failed |
+| 2 | the input is wrong; the message says what, where and what to do |
+| 3 | a cap on money or tokens was reached; what was made is kept |
+| 75 | stopped in time (SIGTERM, Ctrl-C, `--max-time`), or the workspace is in use: run the same command again |
+"""
+
+
+def cli() -> str:
+    """Every command with its arguments and options, as typer knows them."""
+    lines = [MADE, "# The command line", "", "`distill` and `python -m distill` are the same program.", ""]
+    for name, command in _commands(typer.main.get_command(app), ("distill",)):
+        lines += [f"## `{name}`", "", (command.help or "").strip(), ""]
+        if command.epilog:
+            lines += ["```", command.epilog.removeprefix("Example: "), "```", ""]
+        rows = [_parameter(parameter) for parameter in command.params if parameter.name != "help"]
+        if rows:
+            lines += ["| argument or option | default | what |", "|---|---|---|", *rows, ""]
+    return "\n".join([*lines, EXIT_CODES])
+
+
+def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for name, inner in getattr(command, "commands", {}).items():
+        if hasattr(inner, "commands"):
+            yield from _commands(inner, (*path, name))
+        else:
+            yield " ".join((*path, name)), inner
+
+
+def _parameter(parameter: Any) -> str:
+    name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.name.upper()
+    default = "" if parameter.default in (None, False) or callable(parameter.default) else f"`{parameter.default}`"
+    return f"| `{name}` | {default} | {(getattr(parameter, 'help', None) or '').strip()} |"
+
+
+def yaml() -> str:
+    """Every key of every kind of stage, from the settings classes."""
+    lines = [
+        MADE,
+        "# Pipelines in YAML",
+        "",
+        "The top holds `name`, `workspace` (default `runs/<name>`), `seed` (default 0) and `stages`, a mapping of stage",
+        "names to settings. `kind` says what a stage is; left out, it is the stage's name. A model is",
+        "`embedded:NAME`, `stage:NAME`, a directory, or `org/name[@revision]` on the hub.",
+        "",
+        "Keys marked *speed* change no result and are no part of any fingerprint.",
+        "",
+    ]
+    for kind in catalog.names("stages"):
+        stage = catalog.stage(kind)
+        lines += [f"## `{kind}`", "", f"{stage.about[0].upper()}{stage.about[1:]}. Makes *{stage.produces}*.", ""]
+        lines += [*_model(stage.settings), ""]
+    return "\n".join(lines)
+
+
+def _model(model: type[BaseModel], prefix: str = "") -> list[str]:
+    head = ["| key | type | default | what |", "|---|---|---|---|"] if not prefix else []
+    docs = _attribute_docs(model)
+    rows = []
+    for name, info in model.model_fields.items():
+        inner = _models_in(info.annotation) + [m for mark in info.metadata for m in _models_in(mark)]
+        default = "required" if info.is_required() else f"`{_plain(info.get_default(call_default_factory=True))}`"
+        marks = [_mark(mark) for mark in info.metadata]
+        what = " ".join(part for part in [docs.get(name, ""), *marks] if part)
+        rows.append(f"| `{prefix}{name}` | {_type(info.annotation)} | {default} | {what} |")
+        for part in inner:
+            label = f"{prefix}{name}." if len(inner) == 1 else f"{prefix}{name}({part.__name__.removesuffix('Options').removesuffix('Source').lower()})."
+            rows += _model(part, label)
+    return head + rows
+
+
+def _mark(mark: Any) -> str:
+    if isinstance(mark, Operational):
+        return "*speed*"
+    if isinstance(mark, File):
+        return "A file; its content counts."
+    if isinstance(mark, Input):
+        makes = " or ".join(mark.accepts)
+        return f"A model." if mark.prefix else f"The stage that makes {makes}."
+    return ""
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]
+
+
+def _type(annotation: Any) -> str:
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "mapping"
+    if origin is typing.Literal:
+        return " \\| ".join(f"`{value}`" for value in inner)
+    if origin is typing.Annotated:
+        return _type(inner[0])
+    if origin in (list, tuple):
+        return f"list of {_type(inner[0])}"
+    if origin is dict:
+        return f"mapping to {_type(inner[1])}"
+    if inner:
+        return " \\| ".join(dict.fromkeys(_type(part) for part in inner))
+    return {type(None): "null", str: "text", int: "integer", float: "number", bool: "true/false", Any: "any"}.get(annotation, str(annotation))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return json.dumps(value.model_dump(mode="json"))
+    return json.dumps(value, default=str)
+
+
+def _attribute_docs(model: type[BaseModel]) -> dict[str, str]:
+    """The docstrings under the fields, which Python itself throws away."""
+    import ast
+    import inspect
+
+    found: dict[str, str] = {}
+    for cls in reversed(model.__mro__[:-1]):
+        if not issubclass(cls, BaseModel) or cls is BaseModel:
+            continue
+        body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+        for field, after in zip(body, body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                found[field.target.id] = " ".join(str(after.value.value).split())  # type: ignore[union-attr]
+    return found
+
+
+def store() -> str:
+    head = [
+        MADE,
+        "# The trace store",
+        "",
+        "`<workspace>/store.duckdb`, queried with `distill traces sql`. Tables are append-only; keys are content hashes.",
+        "Why it is as it is: [design/002-store.md](design/002-store.md).",
+        "",
+    ]
+    return "\n".join(head) + schema.documentation()
+
+
+PAGES = {"cli.md": cli, "yaml.md": yaml, "store.md": store}
+
+if __name__ == "__main__":
+    for name, make in PAGES.items():
+        (HERE / name).write_text(make().rstrip() + "\n", encoding="utf-8")

@@ -1,0 +1,48 @@
+"""The reference pages say what the code does, and the README names what exists."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from distill import catalog
+from distill.cli.open import starters
+
+ROOT = Path(__file__).parents[1]
+
+
+def reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs/reference.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", ["cli.md", "yaml.md", "store.md"])
+def test_reference_pages_are_those_the_code_makes(page: str) -> None:
+    made = reference().PAGES[page]().rstrip() + "\n"
+    assert (ROOT / "docs" / page).read_text() == made, "run `make docs`"
+
+
+def test_every_stage_has_a_section() -> None:
+    text = (ROOT / "docs/yaml.md").read_text()
+    assert all(f"## `{kind}`" in text for kind in catalog.names("stages"))
+
+
+def test_links_and_configs_named_in_the_documents_exist() -> None:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        text = page.read_text()
+        for target in re.findall(r"\]\((?!http|#)([^)#]+)", text):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for config in re.findall(r"configs/(\w+)\.yaml", text):
+            assert config in starters(), f"{page.name}: configs/{config}.yaml"
+
+
+def test_every_starter_pipeline_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert all(f"configs/{name}.yaml" in text for name in starters())

@@ -1,0 +1,197 @@
+"""Killed anywhere, nothing lost: real runs of the embedded models, killed for real.
+
+One run is left alone; another is killed (the whole process group, SIGKILL) in every stage at a random
+moment and started again, until it ends. Rows of the store must be equal, texts included, and the
+weights of both students to the last bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.store import Store
+from distill.store.schema import KEYS
+
+YAML = """\
+name: small
+stages:
+  problems: {sources: [{family: calc, train: 40, heldout: 8}, {family: code, train: 20, heldout: 8}]}
+  generate: {problems: problems, teacher: "embedded:teacher", sampling: {max_tokens: 96}, samples: 2}
+  verify: {traces: generate}
+  select: {verdicts: verify}
+  sft:
+    data: select
+    student: embedded:student-base
+    lora: {rank: 8, alpha: 16}
+    learning_rate: 4e-3
+    epochs: 3
+  grpo:
+    student: stage:sft
+    problems: problems
+    steps: 4
+    prompts: 6
+    group: 4
+    sampling: {max_tokens: 96}
+    lora: {rank: 8, alpha: 16}
+    learning_rate: 1e-3
+  evaluate:
+    problems: problems
+    models: {base: "embedded:student-base", sft: "stage:sft", grpo: "stage:grpo"}
+    sampling: {max_tokens: 96}
+    samples: 2
+  report: {evaluation: evaluate, selection: select, training: [sft, grpo]}
+"""
+STAGES = ("problems", "generate", "verify", "select", "sft", "grpo", "evaluate", "report")
+TIME_COLUMNS = {"seconds", "created"}
+
+
+def start(directory: Path, *arguments: str) -> subprocess.Popen[str]:
+    """``distill run --json`` in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "distill", "run", "--pipeline", "p.yaml", "--json", *arguments],
+        cwd=directory, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def events(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+    assert process.stdout
+    for line in process.stdout:
+        yield json.loads(line)
+
+
+def finish(directory: Path, *arguments: str) -> list[dict[str, Any]]:
+    process = start(directory, *arguments)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def project(directory: Path, text: str = YAML) -> Path:
+    directory.mkdir()
+    (directory / "p.yaml").write_text(text)
+    return directory
+
+
+def contents(directory: Path) -> dict[str, Any]:
+    """Every row of the store but for its times, and a hash of every student's weights."""
+    store = Store(directory / "runs/small")
+    found: dict[str, Any] = {}
+    for table, key in KEYS.items():
+        rows = store.rows(f"SELECT * FROM {table} ORDER BY {', '.join(key)}")
+        found[table] = [{k: v for k, v in row.items() if k not in TIME_COLUMNS} for row in rows]
+    found["metrics"] = [row for row in found["metrics"] if not row["name"].endswith("seconds")]
+    for name in ("sft", "grpo"):
+        weights = (directory / "runs/small" / name / "model/model.safetensors").read_bytes()
+        found[f"{name} weights"] = hashlib.sha256(weights).hexdigest()
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = project(tmp_path_factory.mktemp("undisturbed") / "p")
+    finish(directory)
+    return directory
+
+
+def kill_in(directory: Path, stage: str, delay: float) -> None:
+    """Run until ``stage`` begins, wait ``delay`` seconds, and kill everything."""
+    process = start(directory)
+    for event in events(process):
+        if event["event"] == "start" and event["stage"] == stage:
+            time.sleep(delay)
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_every_stage_ends_like_one_left_alone(undisturbed: Path, tmp_path: Path) -> None:
+    directory = project(tmp_path / "p")
+    chance = random.Random(20)
+    for stage in STAGES:
+        kill_in(directory, stage, chance.uniform(0.0, 2.0))
+    finish(directory)
+    expected, found = contents(undisturbed), contents(directory)
+    for part in expected:
+        assert found[part] == expected[part], part
+
+
+@pytest.mark.slow
+def test_sigterm_stops_in_order_and_running_again_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+    directory = project(tmp_path / "p")
+    process = start(directory, "sft")
+    for event in events(process):
+        if event["event"] == "progress" and event["stage"] == "sft":
+            process.send_signal(signal.SIGTERM)
+            break
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "run again to go on" in err
+    assert "Traceback" not in err
+    heard = finish(directory, "sft")
+    assert [event["stage"] for event in heard if event["event"] == "start"] == ["sft"]
+    assert contents_of_weights(directory) == contents_of_weights(undisturbed)
+
+
+def contents_of_weights(directory: Path) -> bytes:
+    return (directory / "runs/small/sft/model/model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_increments(undisturbed: Path, tmp_path: Path) -> None:
+    """More samples make just the new ones; a changed rank touches nothing before it."""
+    before = Store(undisturbed / "runs/small").rows("SELECT trace_key FROM traces")
+    heard = finish(undisturbed, "select", "--set", "generate.samples=3")
+    progress = [e for e in heard if e["event"] == "progress" and e["stage"] == "generate"]
+    assert progress[-1]["done"] == progress[-1]["total"] == 180
+    after = Store(undisturbed / "runs/small").rows("SELECT trace_key FROM traces")
+    assert len(after) - len(before) == 60
+    plan = plan_of(undisturbed, "--set", "sft.lora.rank=4")
+    assert [plan[s]["status"] for s in STAGES[:4]] == ["cached"] * 4
+    assert plan["sft"]["reasons"] == ["lora.rank: 8 -> 4"]
+    assert plan["grpo"]["reasons"] == ["waits for sft"]
+
+
+def plan_of(directory: Path, *arguments: str) -> dict[str, dict[str, Any]]:
+    result = subprocess.run(
+        [sys.executable, "-m", "distill", "plan", "--pipeline", "p.yaml", "--json", *arguments],
+        cwd=directory, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return {row["stage"]: row for row in map(json.loads, result.stdout.splitlines())}
+
+
+CACHED = """
+import sys
+sys.argv = ["distill", "run", "--pipeline", "p.yaml", "--json"]
+from distill.cli.main import main
+try:
+    main()
+finally:
+    print([name for name in ("torch", "transformers", "peft", "datasets", "pyarrow") if name in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_an_unchanged_pipeline_does_nothing_and_loads_nothing_heavy(undisturbed: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", CACHED], cwd=undisturbed, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    heard = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [e["stage"] for e in heard if e["event"] == "cached"] == list(STAGES)
+    assert not [e for e in heard if e["event"] == "start"]
+    assert result.stderr.strip() == "[]"
