@@ -68,8 +68,10 @@ def make_traces(
         try:
             for completion in _until_stopped(engine.generate(requests), context):
                 wish = missing[completion.key]
-                origin = {"model": engine.model, "engine": engine.name, "sample_index": wish.sample_index}
-                trace = trace_of(completion, wish.problem.id, wish.sampling, **origin)
+                trace = trace_of(
+                    completion, wish.problem.id, wish.sampling,
+                    model=engine.model, engine=engine.name, sample_index=wish.sample_index,
+                )  # fmt: skip
                 writer.add(trace_row(trace, wish.problem_key))
                 done, tokens, cost = done + 1, tokens + trace.tokens, cost + completion.cost
                 rate = tokens / max(time.monotonic() - begun, 1e-9)

@@ -317,6 +317,10 @@ def test_wrong_options_are_one_clear_line(options: dict[str, Any]) -> None:
         openai.open(Model("m", "m"), OpenAIOptions(key_from="TEST_KEY", **options), print)
 
 
+def test_a_slash_at_the_end_does_not_pay_for_everything_again() -> None:
+    assert OpenAIOptions(base_url="http://h/v1/") == OpenAIOptions(base_url="http://h/v1")
+
+
 def test_the_caller_may_stop_at_any_time(server: Server) -> None:
     engine = opened(server.url, concurrency=2)
     stream = engine.generate(request(f"p{i}") for i in range(10_000))

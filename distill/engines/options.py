@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from pipeline.stage import Operational, Settings
 
@@ -40,7 +40,8 @@ class OpenAIOptions(Settings):
     """
 
     kind: Literal["openai"] = "openai"
-    base_url: str
+    base_url: Annotated[str, AfterValidator(lambda url: url.rstrip("/"))]
+    """Part of every trace's key, so a slash at its end must not make another endpoint of it."""
     key_from: Annotated[str, Operational()] = "OPENAI_API_KEY"
     concurrency: Annotated[int, Operational(), Field(ge=1)] = 16
     requests_per_minute: Annotated[int | None, Operational()] = None

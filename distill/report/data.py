@@ -16,7 +16,7 @@ and further what the evaluate stage says of it (``greedy``, ``truncated``, ``by_
     headline  the story in one sentence
     models    the labels, in the order of the evaluate stage
     sampling  how they were sampled
-    paired    differences between neighbours on the same problems
+    paired    differences on the same problems: along the story, and controls against its first student
     funnel    from generated to kept, by reason of rejection; null without a selection
     curves    by training stage and metric: [step, value], thinned to `CURVE_POINTS` means of bins
     lengths   histograms of tokens per answer: bin ``edges``, counts of right and other ones
@@ -34,12 +34,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from distill import modelspec
 from distill.report import examples, words
+from distill.statistics import paired_difference
 from distill.store import Store
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
@@ -87,7 +89,7 @@ def gather(sources: Sources) -> Report:
         "models": labels,
         "headline": words.headline([subjects[label] for label in story]) or words.plain_headline(subjects),
         "sampling": {**settings["sampling"], "samples": settings["samples"], "split": settings["split"]},
-        "paired": evaluation.figures["paired"],
+        "paired": _paired(store, evaluation.digest, _pairs(subjects, story)) or evaluation.figures["paired"],
         "funnel": _funnel(store, sources.selection[1].digest) if sources.selection else None,
         "curves": {
             name: curves
@@ -158,7 +160,31 @@ def parameters(directory: Path) -> int | None:
     return total or None
 
 
+def _pairs(subjects: Mapping[str, Mapping[str, Any]], story: Sequence[str]) -> list[tuple[str, str]]:
+    students = [label for label in story if subjects[label]["role"] == "student"]
+    controls = [label for label, subject in subjects.items() if subject["role"] == "control"]
+    return [*pairwise(story), *((students[0], control) for control in controls if students)]
+
+
 # -- from the store ---------------------------------------------------------------------------
+
+
+def _paired(store: Store, evaluation: str, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    rows = store.rows(
+        "SELECT m.label, t.problem_key, CAST(v.outcome = 'correct' AS DOUBLE) AS score FROM members m "
+        "JOIN verdicts v ON m.row_key = v.verdict_key JOIN traces t USING (trace_key) "
+        "WHERE m.collection = ? AND v.outcome <> 'unverifiable' ORDER BY m.position",
+        [evaluation],
+    )
+    scores: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        scores.setdefault(row["label"], {}).setdefault(row["problem_key"], []).append(row["score"])
+    steps = []
+    for before, after in pairs:
+        found = paired_difference(scores.get(before, {}), scores.get(after, {}))
+        value, low, high = (None if math.isnan(x) else round(x, 4) for x in (found.value, found.low, found.high))
+        steps.append({"from": before, "to": after, "difference": value, "ci95": [low, high]})
+    return steps
 
 
 def _funnel(store: Store, selection: str) -> dict[str, Any]:

@@ -28,9 +28,9 @@ METRICS = {
     "loss": "loss",
     "reward": "reward",
     "length": "tokens per rollout",
-    "entropy": "entropy, nats per token",
-    "zero_variance": "groups that teach nothing",
-    "truncated": "share cut off",
+    "entropy": "entropy",
+    "zero_variance": "tied groups",
+    "truncated": "cut off",
     "kl": "KL to the start",
     "grad_norm": "gradient norm",
     "learning_rate": "learning rate",
@@ -59,7 +59,6 @@ def render(report: Report) -> str:
         story=[s for s in subjects if s["role"] in ("base", "student")],
         teacher=next((s for s in subjects if s["role"] == "teacher"), None),
         colours=colours,
-        steps=_steps(report, subjects),
         accuracy=_accuracy(subjects, colours),
         differences=_differences(report, colours),
         funnel=_funnel(report["funnel"]),
@@ -99,12 +98,6 @@ def _describe(subject: Mapping[str, Any]) -> str:
 
 
 # -- the sections -----------------------------------------------------------------------------
-
-
-def _steps(report: Report, subjects: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """What each step of the story added: differences between neighbours that are both in it."""
-    story = {s["label"] for s in subjects if s["role"] in ("base", "student")}
-    return [step for step in report["paired"] if {step["from"], step["to"]} <= story]
 
 
 def _accuracy(subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> Markup:
@@ -152,28 +145,27 @@ def _curves(
     subjects: Sequence[Mapping[str, Any]],
     colours: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """For each stage its panels: name, title, last value, drawing."""
-    colour_of = {s["stage"]: colours[s["label"]] for s in subjects if s["stage"]}
+    """For each stage its panels: name, title, first and last value, drawing. Of controls just the small ones
+    of loss and reward."""
+    subject_of = {s["stage"]: s for s in subjects if s["stage"]}
     found = []
     for stage, metrics in curves.items():
-        panels = []
-        for name, title in METRICS.items():
-            if values := metrics.get(name):
-                first, last = svg.number(values[0][1]), svg.number(values[-1][1])
-                about = f"from {first} at step {values[0][0]:.0f} to {last} at step {values[-1][0]:.0f}"
-                colour = colour_of.get(stage, "var(--ink-2)")
-                height = 180 if name in LARGE else 84
-                drawn = svg.curve(f"curve-{stage}-{name}", f"{stage}: {title}", about, values, colour, height)
-                panels.append(
-                    {
-                        "name": name, "title": title, "first": first, "last": last,
-                        "large": name in LARGE, "svg": Markup(drawn),
-                    }
-                )  # fmt: skip
+        subject = subject_of.get(stage)
+        colour = colours[subject["label"]] if subject else "var(--ink-2)"
+        control = bool(subject and subject["role"] == "control")
+        names = [name for name in METRICS if metrics.get(name) and (name in LARGE or not control)]
+        panels = [_panel(stage, name, metrics[name], colour, name in LARGE and not control) for name in names]
         if panels:
-            table = [[panel["title"], panel["first"], panel["last"]] for panel in panels]
-            found.append({"stage": stage, "panels": panels, "rows": table})
+            table = [[f"{stage}: {panel['title']}", panel["first"], panel["last"]] for panel in panels]
+            found.append({"stage": stage, "control": control, "panels": panels, "rows": table})
     return found
+
+
+def _panel(stage: str, name: str, values: Sequence[svg.Point], colour: str, large: bool) -> dict[str, Any]:
+    first, last = svg.number(values[0][1]), svg.number(values[-1][1])
+    title, about = METRICS[name], f"from {first} at first to {last} at step {values[-1][0]:.0f}"
+    drawn = svg.curve(f"curve-{stage}-{name}", f"{stage}: {title}", about, values, colour, 180 if large else 84)
+    return {"title": title, "first": first, "last": last, "large": large, "svg": Markup(drawn)}
 
 
 def _families(subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> list[dict[str, Any]]:

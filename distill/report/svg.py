@@ -121,16 +121,15 @@ def curve(name: str, title: str, about: str, points: Sequence[Point], colour: st
     values = [y for _, y in points]
     ticks = nice_ticks(min(values), max(values), 4 if height > 120 else 2)
     low, high = min(ticks[0], *values), max(ticks[-1], *values)
-    first, last = points[0][0], points[-1][0]
+    last = points[-1][0]
 
     def place(series: Sequence[Point]) -> list[Point]:
-        span = (last - first) or 1
-        return [((x - first) / span, _down(y, low, high, height)) for x, y in series]
+        return [(x / (last or 1), _down(y, low, high, height)) for x, y in series]
 
     body = [_horizontal(_down(t, low, high, height), number(t)) for t in ticks]
     body.append(_polyline(place(points), colour, height, "faint"))
     body.append(_polyline(place(smoothed(points)), colour, height, "strong"))
-    body.append(_text(0, height + 20, f"step {number(first)}", "tick"))
+    body.append(_text(0, height + 20, "step 0", "tick"))
     body.append(_text(1, height + 20, number(last), "tick", "end"))
     return _svg(name, title, about, height + 26, body, "plot gutter")
 

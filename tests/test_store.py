@@ -1,0 +1,231 @@
+"""The trace store: durable shards, an idempotent ingest, readers beside a writer, damage survived."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.keys import problem_key, trace_key
+from distill.store import Store, schema, shards
+from distill.store.records import problem_of, problem_row, problems, record_members
+from distill.types import Problem, Sampling
+from pipeline.errors import Exit, InputError
+
+
+def rows(*keys: str) -> list[dict[str, Any]]:
+    return [{"problem_key": key, "prompt": f"what is {key}?"} for key in keys]
+
+
+def keys_in(store: Store) -> list[str]:
+    return [row["problem_key"] for row in store.rows("SELECT problem_key FROM problems ORDER BY 1")]
+
+
+def test_rows_are_ingested_once_and_the_first_of_a_key_wins(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append("problems", rows("a", "b"))
+    store.append("problems", [{"problem_key": "a", "prompt": "another text"}])
+    assert store.ingest() == {"problems": 2}
+    assert store.ingest() == {}
+    store.append("problems", rows("b", "c"))
+    assert store.ingest() == {"problems": 1}
+    assert store.rows("SELECT prompt FROM problems WHERE problem_key = 'a'") == [{"prompt": "what is a?"}]
+    assert store.present("problems", ["a", "c", "z"]) == {"a", "c"}
+
+
+@settings(max_examples=15, deadline=None)
+@given(batches=st.lists(st.lists(st.sampled_from("abcdef"), max_size=5), max_size=5))
+def test_the_store_is_the_set_of_what_was_appended(batches: list[list[str]], tmp_path_factory: Any) -> None:
+    store = Store(tmp_path_factory.mktemp("store"))
+    for batch in batches:
+        store.append("problems", rows(*batch))
+        store.ingest()
+    store.ingest()
+    assert keys_in(store) == sorted({key for batch in batches for key in batch})
+
+
+def test_shards_of_an_interrupted_run_are_found_by_the_next(tmp_path: Path) -> None:
+    Store(tmp_path).append("problems", rows("a"))
+    (tmp_path / "shards/problems/.tmp-torn.parquet").write_bytes(b"PAR1 torn")
+    store = Store(tmp_path)
+    store.ingest()
+    assert keys_in(store) == ["a"]
+
+
+def test_a_damaged_shard_is_set_aside_and_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    store = Store(tmp_path, said.append)
+    store.append("problems", rows("a"))
+    shard = shards.pending(store.shards, "problems")[0]
+    shard.write_bytes(shard.read_bytes()[:-20])
+    store.append("problems", rows("b"))
+    store.ingest()
+    assert keys_in(store) == ["b"]
+    assert "damaged; set aside" in said[0]
+    assert list(store.shards.rglob("*.damaged"))
+
+
+@pytest.mark.parametrize("damage", ["lost", "garbage", "truncated"])
+def test_a_damaged_store_is_remade_from_the_journal(damage: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    store = Store(tmp_path, said.append)
+    store.append("problems", rows("a", "b"))
+    store.ingest()
+    if damage == "lost":
+        store.path.unlink()
+    else:
+        content = store.path.read_bytes()
+        store.path.write_bytes(b"garbage" * 500 if damage == "garbage" else content[:3000])
+    store.append("problems", rows("c"))
+    store.ingest()
+    assert keys_in(store) == ["a", "b", "c"]
+    assert damage == "lost" or "remade from the journal" in said[0]
+
+
+def test_a_damaged_log_is_set_aside(tmp_path: Path) -> None:
+    said: list[str] = []
+    store = Store(tmp_path, said.append)
+    store.append("problems", rows("a"))
+    store.ingest()
+    wal = tmp_path / "store.duckdb.wal"
+    wal.write_bytes(b"\x00\x01garbage" * 100)
+    store.append("problems", rows("b"))
+    store.ingest()
+    assert keys_in(store) == ["a", "b"]
+
+
+def test_reading_a_damaged_store_is_one_line(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.path.write_bytes(b"garbage" * 500)
+    with pytest.raises(InputError, match="cannot be read: .*; the next `distill run` remakes it"):
+        store.rows("SELECT 1")
+
+
+def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append("problems", rows("a"))
+    store.ingest()
+    with duckdb.connect(str(store.path)) as connection:
+        connection.execute("INSERT INTO migrations VALUES ('9999_future', now())")
+    with pytest.raises(InputError, match="written by a newer distill") as caught:
+        store.rows("SELECT 1")
+    assert caught.value.exit_code is Exit.INPUT
+    store.append("problems", rows("b"))
+    with pytest.raises(InputError, match="written by a newer distill"):
+        store.ingest()
+
+
+READER = """
+import sys, time
+from pathlib import Path
+from distill.store import Store
+with Store(Path(sys.argv[1])).reading() as connection:
+    print(connection.execute("SELECT count(*) FROM problems").fetchone()[0], flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_readers_and_the_writer_wait_for_each_other(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append("problems", rows("a"))
+    store.ingest()
+    reader = subprocess.Popen([sys.executable, "-c", READER, str(tmp_path), "1"], stdout=subprocess.PIPE, text=True)
+    assert reader.stdout and reader.stdout.readline() == "1\n"
+    store.append("problems", rows("b"))
+    store.ingest()  # waits until the reader closes
+    assert keys_in(store) == ["a", "b"]
+    assert reader.wait() == 0
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from distill.store import Store
+store = Store(Path(sys.argv[1]))
+for n in range(10_000):
+    store.append("problems", [{"problem_key": f"{n}", "prompt": "x" * 1000}])
+    print(n, flush=True)
+    if n % 3 == 0:
+        store.ingest()
+"""
+
+
+def test_a_killed_writer_loses_no_row_that_append_returned_for(tmp_path: Path) -> None:
+    for attempt in range(3):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout
+        said = [writer.stdout.readline() for _ in range(7 + 3 * attempt)]
+        writer.send_signal(signal.SIGKILL)
+        rest = writer.communicate()[0]
+        last = int((rest.splitlines() or said)[-1])
+        store = Store(tmp_path)
+        store.ingest()
+        assert {str(n) for n in range(last + 1)} <= set(keys_in(store))
+
+
+def test_migrations_are_named_ordered_and_applied_once() -> None:
+    with duckdb.connect(":memory:") as connection:
+        assert schema.migrate(connection)
+        assert not schema.migrate(connection)
+        assert schema.applied(connection) == schema.names()
+    assert set(schema.arrow_schemas()) == set(schema.KEYS)
+
+
+def test_every_column_of_a_key_exists() -> None:
+    for table, key in schema.KEYS.items():
+        assert set(key) <= set(schema.arrow_schemas()[table].names)
+
+
+text = st.text(max_size=30)
+problem = st.builds(
+    Problem, id=text, prompt=text, reference=text, verifier=st.just("math"), source=text, split=st.just("train"),
+    difficulty=st.none() | st.integers(0, 9), system=st.none() | text, metadata=st.dictionaries(text, st.integers()),
+)  # fmt: skip
+
+
+@given(problem)
+def test_a_problem_survives_its_row(original: Problem) -> None:
+    assert problem_of(problem_row(original)) == original
+
+
+@given(problem, text)
+def test_a_problem_key_is_of_content_not_of_name_or_split(original: Problem, other: str) -> None:
+    from dataclasses import replace
+
+    renamed = replace(original, id=other, source=other, split="heldout")
+    assert problem_key(renamed) == problem_key(original)
+    assert problem_key(replace(original, prompt=original.prompt + "!")) != problem_key(original)
+
+
+def test_a_trace_key_knows_what_makes_a_sample() -> None:
+    one = Problem("p", "1 + 1", "2", "math", "s")
+    base = Sampling(temperature=1.0, seed=1)
+    key = trace_key(one, "model", base, 0)
+    different = [
+        trace_key(one, "model", base, 1),
+        trace_key(one, "other", base, 0),
+        trace_key(one, "model", Sampling(temperature=1.0, seed=2), 0),
+        trace_key(one, "model", Sampling(temperature=0.9, seed=1), 0),
+        trace_key(Problem("p", "1 + 2", "2", "math", "s"), "model", base, 0),
+    ]
+    assert len({key, *different}) == 6
+    greedy = [trace_key(one, "model", Sampling(temperature=0.0, seed=seed), 0) for seed in (1, 2)]
+    assert greedy[0] == greedy[1]
+
+
+def test_members_keep_order_and_label(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = [Problem(f"p{i}", f"{i}", "0", "math", "s") for i in range(4)]
+    store.append("problems", [problem_row(p) for p in made])
+    order = [(("heldout" if i % 2 else "train"), problem_key(made[i])) for i in (3, 0, 2, 1)]
+    digest = record_members(store, order)
+    assert [p.id for _, p in problems(store, digest)] == ["p3", "p0", "p2", "p1"]
+    assert [p.id for _, p in problems(store, digest, "heldout")] == ["p3", "p1"]
+    assert record_members(store, order) == digest
