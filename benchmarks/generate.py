@@ -46,7 +46,7 @@ def main() -> None:
         print(f"{name}: {detail[name]}", flush=True)
     name, prompts, _ = cases(rows)[-1]
     folded, plain = ours_of(with_lora(model), prompts), ours_of(model, prompts)
-    ratios["lora"], detail["lora"] = compare(folded, plain, sum(wanted for _, wanted in prompts), max(3, repeats))
+    ratios["lora"], detail["lora"] = compare(folded, plain, sum(wanted for _, wanted in prompts), repeats)
     print(json.dumps({"benchmark": "generate", "ratios": ratios, "detail": detail}))
 
 

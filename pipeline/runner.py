@@ -32,8 +32,6 @@ def run(
 ) -> list[Manifest]:
     """Bring the targets (all stages for none) up to date; returns their manifests in order."""
     specs = pipeline.closure(targets)
-    for name in force:
-        pipeline.closure([name])  # names the mistake if there is no such stage
     plans: dict[str, StagePlan] = {}
     listener.begin([spec.name for spec in specs])
     for spec in specs:

@@ -188,7 +188,7 @@ def test_force_runs_a_stage_again(project: Path) -> None:
     run(load())
     assert run(load(), force=("a",)) == ["a"]
     with pytest.raises(InputError, match="did you mean 'sum'"):
-        run(load(), force=("summ",))
+        load().closure(["summ"])
 
 
 def test_seed_and_limit_reach_the_stages_that_have_them(project: Path) -> None:

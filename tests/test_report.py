@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -27,7 +27,6 @@ from distill.randomness import generator
 from distill.report import svg
 from distill.report.render import render
 from distill.report.words import visible
-from distill.store import Store
 from distill.types import Completion, Finish, Problem, Request
 from pipeline import config, runner
 from pipeline.errors import InputError
@@ -42,7 +41,7 @@ seed: 0
 stages:
   problems: {{sources: [{{family: calc, train: {train}, heldout: {heldout}}}, {{family: logic, train: {train}, heldout: {heldout}}}, {{family: code, train: {train}, heldout: {heldout}}}]}}
   generate: {{problems: problems, teacher: models/teacher, samples: 2}}
-  verify: {{traces: generate}}
+  verify: {{traces: generate, workers: 1}}
   select: {{verdicts: verify, per_problem: 1}}
   unverified: {{kind: select, verdicts: verify, keep: all}}
   sft: {{data: select, student: models/base}}
@@ -53,7 +52,8 @@ stages:
     problems: problems
     models: {{teacher: models/teacher, base: models/base, sft: "stage:sft", grpo: "stage:grpo",
               unverified: "stage:sft-unverified", answers only: "stage:sft-answers"}}
-    samples: 4
+    samples: 3
+    workers: 1
   report:
     evaluation: evaluate
     selection: select
@@ -150,7 +150,7 @@ def lookup(kind: str) -> Stage:
     return replace(stage, run=train) if kind in ("sft", "grpo") else stage
 
 
-def run_pipeline(directory: Path, train: int = 24, heldout: int = 20, text: str = PIPELINE) -> Path:
+def run_pipeline(directory: Path, train: int = 24, heldout: int = 16, text: str = PIPELINE) -> Path:
     """Run all in ``directory``; returns the workspace. Again and again, as the user would."""
     file = directory / "pipeline.yaml"
     file.write_text(text.format(train=train, heldout=heldout))
@@ -183,3 +183,311 @@ def report(workspace: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def page(workspace: Path) -> str:
     return (workspace / "report.html").read_text()
+
+
+# -- report.json ------------------------------------------------------------------------------
+
+
+def manifest(workspace: Path, kind: str, stage: str) -> dict[str, Any]:
+    found = [json.loads(path.read_text()) for path in (workspace / "manifests" / kind).glob("*.json")]
+    return next(m for m in found if m["stage"] == stage)
+
+
+def test_every_model_has_its_figures_as_evaluated(report: dict[str, Any], workspace: Path) -> None:
+    evaluated = manifest(workspace, "evaluate", "evaluate")["figures"]["subjects"]
+    assert report["models"] == ["teacher", "base", "sft", "grpo", "unverified", "answers only"]
+    for label, figures in evaluated.items():
+        assert figures.items() <= report[label].items()
+        low, high = report[label]["ci95"]
+        assert low <= report[label]["pass_at_1"] <= high
+        assert {"tokens_per_answer", "seconds", "problems", "samples"} <= report[label].keys()
+    assert report["base"]["pass_at_1"] < report["sft"]["pass_at_1"] < report["grpo"]["pass_at_1"]
+
+
+def test_a_model_is_known_by_the_stage_that_made_it(report: dict[str, Any], workspace: Path) -> None:
+    roles = {label: (report[label]["role"], report[label]["stage"]) for label in report["models"]}
+    assert roles == {
+        "teacher": ("teacher", None),
+        "base": ("base", None),
+        "sft": ("student", "sft"),
+        "grpo": ("student", "grpo"),
+        "unverified": ("control", "sft-unverified"),
+        "answers only": ("control", "sft-answers"),
+    }
+    assert report["sft"]["seconds"] == manifest(workspace, "sft", "sft")["seconds"] > 0
+    assert report["teacher"]["seconds"] == 0
+    assert report["grpo"]["parameters"] == 658_000
+
+
+def test_the_headline_tells_the_story(report: dict[str, Any]) -> None:
+    base, sft, grpo = (f"{100 * report[label]['pass_at_1']:.1f}%" for label in ("base", "sft", "grpo"))
+    assert report["headline"] == (
+        f"A 0.7M-parameter student went from {base} to {sft} after learning from verified traces"
+        f" and to {grpo} after reinforcement learning."
+    )
+
+
+def test_steps_are_compared_on_the_same_problems(report: dict[str, Any], workspace: Path) -> None:
+    steps = {(step["from"], step["to"]): step for step in report["paired"]}
+    assert list(steps) == [("base", "sft"), ("sft", "grpo"), ("sft", "unverified"), ("sft", "answers only")]
+    evaluated = manifest(workspace, "evaluate", "evaluate")["figures"]["paired"]
+    assert steps["sft", "grpo"] in evaluated
+
+
+def test_the_funnel_adds_up(report: dict[str, Any], workspace: Path) -> None:
+    funnel, selected = report["funnel"], manifest(workspace, "select", "select")["figures"]
+    assert funnel["generated"] == selected["members"] == 3 * 24 * 2
+    assert funnel["kept"] == selected["kept"]
+    assert {row["reason"]: row["traces"] for row in funnel["rejected"]} == selected["rejected"]
+    assert funnel["kept"] + sum(row["traces"] for row in funnel["rejected"]) == funnel["generated"]
+
+
+def test_lengths_count_every_sample_once(report: dict[str, Any]) -> None:
+    for label in report["models"]:
+        counts = report["lengths"]["models"][label]
+        assert sum(counts["right"]) + sum(counts["other"]) == report[label]["samples"]
+        assert sum(counts["right"]) == round(report[label]["pass_at_1"] * report[label]["samples"])
+        assert len(counts["right"]) == len(report["lengths"]["edges"]) - 1
+
+
+def test_curves_are_thinned_but_end_where_they_ended(report: dict[str, Any]) -> None:
+    assert set(report["curves"]) == {"sft", "grpo", "sft-unverified", "sft-answers"}
+    assert {"reward", "entropy", "learning_rate"} <= report["curves"]["grpo"].keys()
+    reward = report["curves"]["grpo"]["reward"]
+    assert len(reward) <= 300 and reward[-1][0] == 400
+    assert reward[-1][1] > reward[0][1]
+
+
+def test_examples_were_wrong_before_and_right_after(report: dict[str, Any]) -> None:
+    examples = report["examples"]
+    assert examples["rule"] == "learned" and len(examples["problems"]) == 3
+    assert {problem["source"] for problem in examples["problems"]} == {"calc", "logic", "code"}
+    for problem in examples["problems"]:
+        assert [answer["label"] for answer in problem["answers"]] == ["base", "sft", "grpo"]
+        assert problem["answers"][0]["outcome"] == "incorrect" and problem["answers"][-1]["outcome"] == "correct"
+        assert all(answer["reason"] for answer in problem["answers"])
+
+
+# -- report.html ------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Tags, ids and references of a page; complains of what is not closed."""
+
+    VOID = frozenset(("meta", "link", "br", "img", "input", "hr"))
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def values(self, name: str) -> list[str]:
+        return [value or "" for key, value in self.attributes if key == name]
+
+
+def test_the_page_is_whole_and_stands_alone(page: str) -> None:
+    found = Page(page)
+    ids = found.values("id")
+    assert len(ids) == len(set(ids))
+    assert not {"script", "link", "img", "iframe"} & set(found.tags)
+    assert not found.values("src") and not found.values("href") and "url(" not in page and "http:" not in page
+    for wanted in ("h-accuracy", "h-funnel", "h-curve-1", "h-curve-2", "h-controls", "h-families", "h-lengths"):
+        assert wanted in ids
+    assert {"h-examples", "h-stages", "h-again"} <= set(ids)
+
+
+def test_plots_are_told_to_those_who_do_not_see_them(page: str, report: dict[str, Any]) -> None:
+    plots = re.findall(r'<svg class="plot[^>]*role="img" aria-labelledby="(\S+) (\S+)">', page)
+    assert len(plots) == page.count('<svg class="plot') > 10
+    for title, about in plots:
+        assert re.search(f'<title id="{title}">[^<]+</title><desc id="{about}">[^<]+</desc>', page)
+    assert page.count("as a table</summary>") == 7
+    for label in report["models"]:
+        assert page.count(f"{100 * report[label]['pass_at_1']:.1f}%") >= 2  # in the plot and in the table
+
+
+def test_the_same_run_gives_the_same_bytes(workspace: Path) -> None:
+    before = {name: (workspace / name).read_bytes() for name in ("report.html", "report.json")}
+    record = next((workspace / "manifests" / "report").glob("*.json"))
+    stamp = record.stat().st_mtime_ns
+    run_pipeline(workspace.parent)
+    assert record.stat().st_mtime_ns == stamp  # cached
+    record.unlink()
+    shutil.rmtree((workspace / "report").resolve())
+    run_pipeline(workspace.parent)
+    assert {name: (workspace / name).read_bytes() for name in before} == before
+
+
+def test_a_renamed_stage_makes_a_new_report(workspace: Path) -> None:
+    old = set((workspace / "manifests" / "report").glob("*.json"))
+    run_pipeline(workspace.parent, text=PIPELINE.replace("generate", "ask").replace("  ask: {{", "  ask: {{kind: generate, "))
+    new = set((workspace / "manifests" / "report").glob("*.json")) - old
+    assert len(new) == 1
+    report = json.loads((workspace / "report.json").read_text())
+    assert [stage["name"] for stage in report["stages"]][:2] == ["problems", "ask"]
+    run_pipeline(workspace.parent)
+
+
+# -- strange material -------------------------------------------------------------------------
+
+HOSTILE = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">\x00\u202eא</pre>&amp;"
+
+BARE = """\
+name: bare
+stages:
+  problems: {{sources: [{{file: problems.jsonl, prompt: question, reference: answer, verifier: exact, split: heldout}}]}}
+  evaluate: {{problems: problems, models: {{"{label}": models/teacher}}, samples: {heldout}, greedy: false, workers: 1}}
+  report: {{evaluation: evaluate}}
+"""
+
+
+def run_bare(directory: Path, monkeypatch: pytest.MonkeyPatch, label: str = "mine") -> Path:
+    """One model that is always wrong, on problems without difficulties; nothing trained, nothing selected."""
+    rows = [{"question": f"{HOSTILE} {i}", "answer": HOSTILE} for i in range(5)]
+    (directory / "problems.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+    def answer(self: Authors, request: Request) -> Completion:
+        text = f"<think>{HOSTILE}" + 7000 * "א" + f"</think>\n{HOSTILE} no"
+        return Completion(request.key, "", (1,), text, (), None, Finish.STOP, thinking_tokens=3, answer_tokens=2)
+
+    monkeypatch.setattr(Authors, "_answer", answer)
+    return run_pipeline(directory, heldout=2, text=BARE.replace("{label}", label))
+
+
+def test_text_of_models_is_only_ever_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    label = "<b>bold</b> & co"
+    workspace = run_bare(tmp_path, monkeypatch, label)
+    report, page = json.loads((workspace / "report.json").read_text()), (workspace / "report.html").read_text()
+    assert report["models"] == [label] and report[label]["pass_at_1"] == 0
+    shown = report["examples"]["problems"][0]
+    assert report["examples"]["rule"] == "first" and shown["reference"] == HOSTILE
+    assert "characters left out" in shown["answers"][0]["thinking"]
+    assert "<script" not in page and "<img" not in page and "<b>bold" not in page
+    assert "\x00" not in page and "\u202e" not in page and "⟨U+0000⟩⟨U+202E⟩א" in page
+    assert "&amp;amp;" in page
+    Page(page)
+
+
+def test_without_selection_and_training_the_page_says_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = run_bare(tmp_path, monkeypatch)
+    report, page = json.loads((workspace / "report.json").read_text()), (workspace / "report.html").read_text()
+    assert report["headline"] == "Share of problems solved: mine 0.0%."
+    assert report["funnel"] is None and report["curves"] == {} and report["paired"] == []
+    ids = Page(page).values("id")
+    assert "h-funnel" not in ids and "h-accuracy" in ids
+    assert report["mine"]["role"] == "other"
+
+
+def test_a_label_that_is_a_word_of_the_report_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="cannot be labelled 'stages'"):
+        run_bare(tmp_path, monkeypatch, "stages")
+
+
+# -- laws of drawing --------------------------------------------------------------------------
+
+numbers = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+@given(numbers, numbers, st.integers(2, 6))
+def test_ticks_are_round_few_and_span_the_data(a: float, b: float, about: int) -> None:
+    low, high = min(a, b), max(a, b)
+    ticks = svg.nice_ticks(low, high, about)
+    assert ticks == sorted(set(ticks)) and len(ticks) <= 2 * about + 2
+    slack = 1e-6 * max(1.0, abs(low), abs(high))
+    assert ticks[0] <= low + slack and ticks[-1] >= high - slack
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**6), numbers), min_size=1, max_size=60, unique_by=lambda p: p[0]))
+def test_a_curve_can_be_drawn_of_anything(points: list[tuple[int, float]]) -> None:
+    from xml.etree import ElementTree
+
+    drawn = svg.curve("name", "title", "about", sorted(points), "red")
+    ElementTree.fromstring(drawn)
+    assert "nan" not in drawn and "inf" not in drawn
+    assert [x for x, _ in svg.smoothed(sorted(points))] == sorted(x for x, _ in points)
+
+
+@given(st.text(), st.text())
+def test_a_label_never_breaks_out_of_a_drawing(label: str, aside: str) -> None:
+    from xml.etree import ElementTree
+
+    row = svg.Bar(visible(label), 0.5, (0.4, 0.6), "50%", visible(aside), mark=0.7)
+    root = ElementTree.fromstring(svg.bars("n", visible(label), visible(aside), [row]))
+    texts = ["".join(node.itertext()) for node in root.iter("text")]
+    assert visible(label) in texts
+
+
+# -- as a browser sees it ---------------------------------------------------------------------
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a headless browser (apt-get install chromium)")
+
+
+def dom(page: Path, profile: Path) -> str:
+    """The page's elements after it was shown and its scripts, if it has any, were run."""
+    assert CHROMIUM
+    quiet = "--disable-background-networking --disable-component-update --disable-sync --disable-quic --no-first-run"
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *quiet.split(), f"--user-data-dir={profile}"]
+    command += ["--window-size=1400,3000", "--virtual-time-budget=2000", "--dump-dom", page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+FRAME = """<!doctype html><body style="margin:0"><script>
+async function measure(width, text) {
+  const frame = document.createElement("iframe");
+  frame.style.cssText = `width:${width}px;height:3000px;border:0`;
+  frame.srcdoc = text;
+  await new Promise(done => { frame.onload = done; document.body.append(frame); });
+  const page = frame.contentDocument;
+  const plots = [...page.querySelectorAll("svg.plot")].map(plot => plot.getBoundingClientRect());
+  return {width, scroll: page.documentElement.scrollWidth, plots: plots.length,
+          small: plots.filter(box => box.width < 100 || box.height < 15).length,
+          letters: getComputedStyle(page.querySelector("svg.plot .tick")).fontSize};
+}
+(async () => {
+  const found = [];
+  for (const width of [375, 1400]) found.push(await measure(width, TEXT));
+  document.body.innerHTML = "<output>" + JSON.stringify(found) + "</output>";
+})();
+</script>"""
+
+
+@browser
+def test_it_fits_a_telephone_and_a_wide_screen(page: str, tmp_path: Path) -> None:
+    file = tmp_path / "frame.html"
+    file.write_text(FRAME.replace("TEXT", json.dumps(page).replace("</", "<\\/")))
+    output = re.search("<output>(.*?)</output>", dom(file, tmp_path / "profile"))
+    assert output
+    for seen in json.loads(output[1]):
+        assert seen["scroll"] <= seen["width"], seen
+        assert seen["plots"] > 10 and seen["small"] == 0
+        assert seen["letters"] == "12px"
+
+
+@browser
+def test_a_browser_runs_nothing_of_what_models_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = run_bare(tmp_path, monkeypatch)
+    shown = dom((workspace / "report.html").resolve(), tmp_path / "profile")
+    assert "<title>Share of problems solved" in shown and "<img" not in shown
+
+
+def test_the_page_needs_nothing_but_the_json(report: dict[str, Any], page: str) -> None:
+    assert render(report) == page

@@ -212,6 +212,10 @@ def main() -> None:
         app()
     except PipelineError as error:
         _fail(str(error), error.exit_code)
+    except Exception as error:
+        if "No space left on device" not in str(error):
+            raise
+        _fail("no space left on the disk; free some and run the same command again, nothing is lost", Exit.INPUT)
     except KeyboardInterrupt:
         _fail("interrupted; what was made is kept, run the same command again", Exit.AGAIN)
     except BrokenPipeError:

@@ -32,6 +32,8 @@ def run(
         return
     began = time.monotonic()
     spec = load(pipeline, overrides, limit, workspace)
+    for names in (stages, force):
+        spec.closure(names)  # a misspelt stage is told before anything is made
     space = workspace_of(spec)
     listener = display.choose(as_json)
     stopper = Stopper(parse_duration(max_time) if max_time else None)

@@ -9,12 +9,13 @@ they want.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from distill.cli.display import duration, number, phrase
 from distill.report import rows, svg
@@ -50,13 +51,15 @@ def render(report: Report) -> str:
         interval=interval, points=points, count=count, pretty=_pretty,
     )  # fmt: skip
     subjects = [report[label] for label in report["models"]]
+    story = [s for s in subjects if s["role"] in ("base", "student")]
     colours = colours_of(subjects)
     families, lengths = _families(subjects, colours), _lengths(report, subjects, colours)
     length_labels = [panel["subject"]["label"] for panel in lengths["panels"]]
     return environment.get_template("report.html.j2").render(
         report=report,
         subjects=subjects,
-        story=[s for s in subjects if s["role"] in ("base", "student")],
+        headline=_headline(report["headline"], story, colours),
+        story=story,
         teacher=next((s for s in subjects if s["role"] == "teacher"), None),
         colours=colours,
         accuracy=_accuracy(subjects, colours),
@@ -87,6 +90,16 @@ def colours_of(subjects: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         found[subject["label"]] = f"var(--{role}-{seen.get(role, 0) % COLOURS[role] + 1})"
         seen[role] = seen.get(role, 0) + 1
     return found
+
+
+def _headline(text: str, story: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> Markup:
+    """The headline with each model's share in its colour."""
+    whole = str(escape(visible(text)))
+    for subject in story:
+        share = percent(subject["pass_at_1"])
+        coloured = f'<em style="--colour: {colours[subject["label"]]}">{share}</em>'
+        whole = re.sub(rf"(?<![\d.>]){re.escape(share)}(?!<)", coloured, whole, count=1)
+    return Markup(whole)
 
 
 def _pretty(settings: Mapping[str, Any]) -> str:

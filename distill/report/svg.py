@@ -70,7 +70,8 @@ def bars(name: str, title: str, about: str, rows: Sequence[Bar]) -> str:
             body.append(_diamond(row.mark, middle, f"{row.label}, greedy: {100 * row.mark:.1f}%"))
     bottom = 6 + len(rows) * step
     for share in (0, 0.25, 0.5, 0.75, 1):
-        body.insert(0, _vertical(share, 20, bottom - 6, "grid"))
+        if 0 < share < 1:
+            body.insert(0, _vertical(share, 20, bottom - 6, "grid"))
         body.append(_text(share, bottom + 8, f"{100 * share:.0f}%", "tick", _anchor(share)))
     return _svg(name, title, about, bottom + 14, body)
 
@@ -83,17 +84,19 @@ def differences(name: str, title: str, about: str, rows: Sequence[Bar]) -> str:
     def across(value: float) -> float:
         return (value / reach + 1) / 2
 
-    step, body = 46, []
+    step, body = 52, []
     bottom = 4 + len(rows) * step
     for tick in (-reach, -reach / 2, 0, reach / 2, reach):
-        body.append(_vertical(across(tick), 20, bottom - 4, "zero" if tick == 0 else "grid"))
-        text = "0" if tick == 0 else f"{100 * tick:+.0f}"
+        if abs(tick) < reach:
+            body.append(_vertical(across(tick), 20, bottom - 4, "zero" if tick == 0 else "grid"))
+        text = "0" if tick == 0 else f"{100 * tick:+.0f}".replace("-", "−")
         body.append(_text(across(tick), bottom + 10, text, "tick", _anchor(across(tick))))
     for index, row in enumerate(rows):
         y = 4 + index * step
         body.append(_text(0, y + 14, row.label, "label"))
         aside = f'<tspan class="aside">{_plain(row.aside)}</tspan>  ' if row.aside else ""
         body.append(f'<text x="100%" y="{y + 14}" class="value" text-anchor="end">{aside}{_plain(row.text)}</text>')
+        body.append(f'<line x1="0" x2="100%" y1="{y + 31}" y2="{y + 31}" class="rail"/>')
         if row.value is not None:
             if row.interval:
                 body.append(_whisker((across(row.interval[0]), across(row.interval[1])), y + 31, 5))
@@ -110,9 +113,8 @@ def waterfall(name: str, title: str, about: str, rows: Sequence[Piece]) -> str:
         body.append(_text(1, y + 13, row.text, "value", "end"))
         body.append(_rect(0, y + 20, 1, thick, "var(--track)"))
         body.append(_rect(row.start, y + 20, row.end - row.start, thick, row.colour, f"{row.label}: {row.text}", 2))
-        if index + 1 < len(rows):
-            edge = row.end if index == 0 else row.start
-            body.append(_vertical(edge, y + 20 + thick, y + step + 20, "drop"))
+        if 0 < index < len(rows) - 1:
+            body.append(_vertical(row.start, y + 20 + thick, y + step + 20, "drop"))
     return _svg(name, title, about, 4 + len(rows) * step, body)
 
 
@@ -186,13 +188,13 @@ def scale(name: str, edges: Sequence[int]) -> str:
 
 def nice_ticks(low: float, high: float, about: int) -> list[float]:
     """About so many round numbers spanning ``low`` to ``high``."""
-    if high <= low:
-        return [low]
     raw = (high - low) / about
+    if raw <= 1e-12 * max(abs(low), abs(high), 1e-280):
+        return [low]
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.14g}") for i in range(first, last + 1)]
 
 
 def number(value: float) -> str:
@@ -269,10 +271,9 @@ def _diamond(x: float, y: float, title: str) -> str:
 def _whisker(interval: Interval, y: float, cap: float) -> str:
     low, high = (_pc(x) for x in interval)
     ends = f'y1="{y - cap:.1f}" y2="{y + cap:.1f}"'
-    return (
-        f'<g class="whisker"><line x1="{low}" x2="{high}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<line x1="{low}" x2="{low}" {ends}/><line x1="{high}" x2="{high}" {ends}/></g>'
-    )
+    lines = f'<line x1="{low}" x2="{high}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    lines += "".join(f'<line x1="{x}" x2="{x}" {ends}/>' for x in (low, high))
+    return f'<g class="halo">{lines}</g><g class="whisker">{lines}</g>'
 
 
 def _vertical(x: float, top: float, bottom: float, kind: str) -> str:

@@ -54,7 +54,7 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: str = "store") -> bool:
     for name in missing:
         connection.execute("BEGIN")
         try:
-            connection.execute("CREATE TABLE IF NOT EXISTS migrations (name VARCHAR, applied TIMESTAMPTZ)")
+            connection.execute("CREATE TABLE IF NOT EXISTS migrations (name VARCHAR, applied TIMESTAMP)")
             connection.execute((MIGRATIONS / f"{name}.sql").read_text())
             connection.execute("INSERT INTO migrations VALUES (?, now())", [name])
             connection.execute("COMMIT")

@@ -16,12 +16,13 @@ CREATE TABLE traces (
     trace_key VARCHAR, problem_key VARCHAR, model VARCHAR, engine VARCHAR, temperature DOUBLE,
     top_p DOUBLE, top_k INTEGER, max_tokens INTEGER, seed BIGINT, sample_index INTEGER,
     finish VARCHAR, closed BOOLEAN, prompt_tokens INTEGER, thinking_tokens INTEGER,
-    answer_tokens INTEGER, seconds DOUBLE, created TIMESTAMPTZ, prompt VARCHAR, thinking VARCHAR,
+    answer_tokens INTEGER, seconds DOUBLE, created TIMESTAMP, prompt VARCHAR, thinking VARCHAR,
     answer VARCHAR, prompt_ids INTEGER[], token_ids INTEGER[], logprobs FLOAT[]);
 COMMENT ON TABLE traces IS 'One sampled response to a problem: by the teacher, in evaluation, or a rollout.';
 COMMENT ON COLUMN traces.trace_key IS 'content hash of problem, rendered prompt, model, sampling, seed and sample index';
 COMMENT ON COLUMN traces.model IS 'identity of the weights: a content hash, a hub revision, or an endpoint';
 COMMENT ON COLUMN traces.finish IS 'stop, length, refused or empty';
+COMMENT ON COLUMN traces.created IS 'UTC';
 COMMENT ON COLUMN traces.closed IS 'whether thinking ended';
 COMMENT ON COLUMN traces.prompt IS 'the rendered prompt, as the model saw it';
 COMMENT ON COLUMN traces.thinking IS 'inside the think tags';
@@ -30,7 +31,7 @@ COMMENT ON COLUMN traces.logprobs IS 'natural logs under the distribution sample
 
 CREATE TABLE verdicts (
     verdict_key VARCHAR, trace_key VARCHAR, verifier VARCHAR, version VARCHAR, settings VARCHAR,
-    outcome VARCHAR, score DOUBLE, reason VARCHAR, evidence VARCHAR, seconds DOUBLE, created TIMESTAMPTZ);
+    outcome VARCHAR, score DOUBLE, reason VARCHAR, evidence VARCHAR, seconds DOUBLE, created TIMESTAMP);
 COMMENT ON TABLE verdicts IS 'What one version of one verifier said of one trace. All are kept.';
 COMMENT ON COLUMN verdicts.outcome IS 'correct, incorrect or unverifiable';
 COMMENT ON COLUMN verdicts.evidence IS 'JSON: how the verdict came about';

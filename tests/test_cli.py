@@ -1,0 +1,181 @@
+"""The command line as a user meets it: exit codes, one clear line for bad input, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+SMALL = """\
+name: small
+stages:
+  problems: {sources: [{family: calc, train: 6, heldout: 3}, {family: logic, train: 6, heldout: 3}]}
+  generate: {problems: problems, teacher: "embedded:teacher", sampling: {max_tokens: 96}}
+  verify: {traces: generate}
+"""
+
+
+def distill(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [sys.executable, "-m", "distill", *arguments],
+        cwd=cwd, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == code, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def refused(*arguments: str, cwd: Path) -> str:
+    """The one line on stderr of a command that ends with exit code 2."""
+    lines = distill(*arguments, cwd=cwd, code=2).stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "p.yaml").write_text(SMALL)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("done")
+    (directory / "p.yaml").write_text(SMALL)
+    distill("run", "-p", "p.yaml", cwd=directory)
+    return directory
+
+
+def test_help_ends_with_an_example(tmp_path: Path) -> None:
+    assert "Example: distill run" in distill("--help", cwd=tmp_path).stdout
+    for command in (["run"], ["plan"], ["status"], ["list"], ["init"], ["doctor"], ["ask"], ["traces", "sql"]):
+        assert "Example: distill" in distill(*command, "--help", cwd=tmp_path).stdout
+
+
+def test_plan_status_and_dry_run_before_anything_ran(project: Path) -> None:
+    rows = [json.loads(line) for line in distill("plan", "-p", "p.yaml", "--json", cwd=project).stdout.splitlines()]
+    assert [(r["stage"], r["status"]) for r in rows] == [(s, "will run") for s in ("problems", "generate", "verify")]
+    assert rows[1]["total"] == 12
+    assert rows[1]["figures"]["max_tokens"] == 12 * 96
+    assert "will run" in distill("run", "-p", "p.yaml", "--dry-run", cwd=project).stdout
+    assert "waiting" in distill("status", "-p", "p.yaml", cwd=project).stdout
+    assert not (project / "runs").exists()
+
+
+def test_an_edited_setting_is_named_by_the_plan(done: Path) -> None:
+    out = distill("plan", "-p", "p.yaml", "--set", "generate.samples=2", "--json", cwd=done).stdout
+    rows = {row["stage"]: row for row in map(json.loads, out.splitlines())}
+    assert rows["problems"]["status"] == "cached"
+    assert rows["generate"]["reasons"] == ["samples: 1 -> 2"]
+    assert (rows["generate"]["status"], rows["generate"]["done"], rows["generate"]["total"]) == ("partly done", 12, 24)
+
+
+def test_the_store_can_be_looked_into(done: Path) -> None:
+    out = distill("traces", "list", "-p", "p.yaml", "--json", cwd=done).stdout
+    listed = [json.loads(line) for line in out.splitlines()]
+    assert len(listed) == 12
+    shown = distill("traces", "show", listed[0]["trace"], "-p", "p.yaml", cwd=done).stdout
+    assert "--- thinking" in shown
+    assert "<|im_start|>user" in shown  # the prompt as it was rendered
+    sql = "SELECT outcome, count(*) AS n FROM verdicts GROUP BY 1"
+    counted = distill("traces", "sql", sql, "-p", "p.yaml", "--json", cwd=done).stdout
+    assert sum(json.loads(line)["n"] for line in counted.splitlines()) == 12
+    assert "traces" in distill("traces", "stats", "-p", "p.yaml", cwd=done).stdout
+    assert "does not exist" in refused("traces", "sql", "SELECT * FROM nothing", "-p", "p.yaml", cwd=done)
+    assert "read-only" in refused("traces", "sql", "DELETE FROM traces", "-p", "p.yaml", cwd=done)
+    assert "no trace begins with" in refused("traces", "show", "zzz", "-p", "p.yaml", cwd=done)
+
+
+def test_ask_shows_thinking_only_when_asked(tmp_path: Path) -> None:
+    question = ("ask", "Compute left to right: 12 + 7 - 4", "--model", "embedded:teacher")
+    plain = distill(*question, "-p", str(ROOT / "configs/quickstart.yaml"), cwd=tmp_path).stdout
+    shown = distill(*question, "-p", str(ROOT / "configs/quickstart.yaml"), "--show-thinking", cwd=tmp_path).stdout
+    assert shown.endswith(plain)
+    assert len(shown) > len(plain) > 1
+
+
+def test_list_init_doctor(tmp_path: Path) -> None:
+    listed = distill("list", "--json", cwd=tmp_path).stdout.splitlines()
+    names = {(row["kind"], row["name"]) for row in map(json.loads, listed)}
+    assert {("stages", "grpo"), ("verifiers", "math"), ("models", "embedded:teacher"), ("families", "calc")} <= names
+    assert "wrote mine.yaml" in distill("init", "mine.yaml", cwd=tmp_path).stdout
+    assert "exists already" in refused("init", "mine.yaml", cwd=tmp_path)
+    assert "did you mean 'quickstart'" in refused("init", "x.yaml", "--from", "quickstrat", cwd=tmp_path)
+    assert "embedded:teacher" in distill("doctor", cwd=tmp_path).stdout
+
+
+def test_bad_input_is_one_line(project: Path) -> None:
+    assert "nothing.yaml: no such file" in refused("run", "-p", "nothing.yaml", cwd=project)
+    assert "did you mean 'generate'?" in refused("run", "generat", "-p", "p.yaml", cwd=project)
+    assert "write it as 3h50m" in refused("run", "-p", "p.yaml", "--max-time", "soon", cwd=project)
+    assert "no such workspace" in refused("traces", "stats", "-p", "p.yaml", cwd=project)
+    assert "has no student yet" in refused("ask", "hello", "-p", "p.yaml", cwd=project)
+    (project / "list.yaml").write_text("- problems\n- generate\n")
+    assert "list.yaml:1: is a list" in refused("run", "-p", "list.yaml", cwd=project)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("model.safetensors", "it has no weights"), ("config.json", "has no config.json"), ("tokenizer", "no tokenizer")],
+)
+def test_an_incomplete_model_directory_is_named_before_anything_is_loaded(
+    missing: str, message: str, project: Path
+) -> None:
+    shutil.copytree(ROOT / "distill/models/teacher", project / "model")
+    for path in (project / "model").glob(f"{missing}*"):
+        path.unlink()
+    assert message in refused("run", "-p", "p.yaml", "--set", "generate.teacher=./model", cwd=project)
+
+
+def test_a_workspace_that_cannot_be_made_is_one_line(project: Path) -> None:
+    (project / "runs").write_text("a file")
+    assert "a file stands where a directory is needed" in refused("run", "-p", "p.yaml", cwd=project)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Path:
+    """A file system of one megabyte."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(directory)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small disk needs root")
+    yield directory
+    subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(small_disk: Path, project: Path) -> None:
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * 700_000)
+    message = refused("run", "-p", "p.yaml", "--workspace", str(small_disk / "w"), cwd=project)
+    assert "no space left" in message.lower()
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    distill("run", "-p", "p.yaml", "--workspace", str(small_disk / "w"), cwd=project)
+
+
+def test_a_read_only_workspace_is_one_line(small_disk: Path, project: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    message = refused("run", "-p", "p.yaml", "--workspace", str(small_disk / "w"), cwd=project)
+    assert "cannot be written" in message
+
+
+def test_a_second_run_is_told_who_holds_the_workspace(project: Path) -> None:
+    from pipeline.lock import workspace_lock
+
+    with workspace_lock(project / "runs/small", wait=False, stopping=lambda: False, command="the first"):
+        result = distill("run", "-p", "p.yaml", cwd=project, code=75)
+    assert f"in use by process {os.getpid()}" in result.stderr
+    assert "(the first)" in result.stderr
+
+
+def test_an_error_is_json_when_json_was_asked_for(project: Path) -> None:
+    result = distill("run", "-p", "nothing.yaml", "--json", cwd=project, code=2)
+    assert json.loads(result.stdout.splitlines()[-1]) | {"message": ""} == {"event": "error", "message": "", "exit_code": 2}
