@@ -8,7 +8,7 @@ killed costs what was in flight. It has no resume path: a second call finds less
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +66,7 @@ def make_traces(
         done, tokens, cost, begun = len(present), 0, 0.0, time.monotonic()
         figures: dict[str, Any] = {"model": label} if label else {}
         try:
-            for completion in _until_stopped(engine.generate(requests), context):
+            for completion in engine.generate(requests, context.stopping):
                 wish = missing[completion.key]
                 trace = trace_of(
                     completion, wish.problem.id, wish.sampling,
@@ -81,6 +81,7 @@ def make_traces(
         finally:  # whatever ended it, a cap or an endpoint that went down: what is finished is kept
             writer.flush()
             store.ingest()
+    stop_check(context.stopping)
 
 
 def trace_of(
@@ -131,9 +132,3 @@ class _Writer:
         self._store.append("traces", self._rows)
         self._rows = []
         self._appended = time.monotonic()
-
-
-def _until_stopped(completions: Iterator[Completion], context: Context) -> Iterator[Completion]:
-    for completion in completions:
-        yield completion
-        stop_check(context.stopping)

@@ -178,4 +178,8 @@ def test_a_second_run_is_told_who_holds_the_workspace(project: Path) -> None:
 
 def test_an_error_is_json_when_json_was_asked_for(project: Path) -> None:
     result = distill("run", "-p", "nothing.yaml", "--json", cwd=project, code=2)
-    assert json.loads(result.stdout.splitlines()[-1]) | {"message": ""} == {"event": "error", "message": "", "exit_code": 2}
+    assert json.loads(result.stdout.splitlines()[-1]) | {"message": ""} == {
+        "event": "error",
+        "message": "",
+        "exit_code": 2,
+    }

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
 
+from distill.engines.options import TransformersOptions
 from distill.engines.sampling import draw
-from distill.engines.transformers import TransformersEngine, load
+from distill.engines.transformers import TransformersEngine, open_engine
+from distill.modelspec import Model
 from distill.types import Completion, Finish, Request, Sampling
 from pipeline.errors import InputError, PipelineError
 
@@ -381,7 +383,7 @@ def _alive(pid: int) -> bool:
 def test_load_from_a_directory(tmp_path: Path, tokenizer: Any, alone: dict[str, Any]) -> None:
     qwen3().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    engine = load(str(tmp_path), model_identity="sha", workers=1)
+    engine = open_engine(Model(str(tmp_path), "sha"), TransformersOptions(workers=1))
     assert engine.model == "sha"
     assert by_key(engine.generate(crowd(5))) == {r.key: alone[r.key] for r in crowd(5)}
 
@@ -393,7 +395,7 @@ def test_an_incomplete_directory_is_bad_input(tmp_path: Path, tokenizer: Any, mi
     for path in tmp_path.glob(missing):
         path.unlink()
     with pytest.raises(InputError, match=r"config.json|weights|tokenizer"):
-        load(str(tmp_path))
+        open_engine(Model(str(tmp_path), "sha"), TransformersOptions())
 
 
 def test_a_truncated_weight_file_is_bad_input(tmp_path: Path, tokenizer: Any) -> None:
@@ -402,7 +404,7 @@ def test_a_truncated_weight_file_is_bad_input(tmp_path: Path, tokenizer: Any) ->
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match="cannot be loaded"):
-        load(str(tmp_path))
+        open_engine(Model(str(tmp_path), "sha"), TransformersOptions())
 
 
 def test_without_a_chat_template_messages_cannot_be_put(engine: TransformersEngine, tokenizer: Any) -> None:

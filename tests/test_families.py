@@ -34,9 +34,7 @@ def judge(problem: Problem, answer: str) -> Outcome:
 @by_name
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 1000), index=indices, split=st.sampled_from(["train", "heldout"]))
-def test_a_problem_is_a_pure_function_and_its_author_is_right(
-    family: Family, seed: int, index: int, split: str
-):
+def test_a_problem_is_a_pure_function_and_its_author_is_right(family: Family, seed: int, index: int, split: str):
     problem = family.generate(seed, index, split)
     assert problem == family.generate(seed, index, split)
     assert (problem.split, problem.source) == (split, family.name)

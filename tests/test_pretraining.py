@@ -49,9 +49,7 @@ def test_the_template_marks_just_what_the_assistant_says(tokenizer: Any):
         {"role": "user", "content": "Compute left to right: 12 + 7"},
         {"role": "assistant", "content": said},
     ]
-    encoded = tokenizer.apply_chat_template(
-        chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    encoded = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     marked = [i for i, mark in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mark]
     assert tokenizer.decode(marked) == said + "<|im_end|>"
     prompt = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, tokenize=False)

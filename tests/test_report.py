@@ -11,8 +11,9 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -74,20 +75,22 @@ class Authors:
     name: str = "transformers"
     batch_invariant: bool = True
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(
+        self, requests: Iterable[Request], stopping: Callable[[], bool] = lambda: False
+    ) -> Iterator[Completion]:
         for request in requests:
             yield self._answer(request)
 
     def _answer(self, request: Request) -> Completion:
         prompt = request.messages[-1]["content"]
         rng = generator("author", request.key)
-        family = family_of(prompt)
+        author = family_of(prompt)
         if self.skill == "guess":
-            text, thought = family.guess(rng), ""
+            text, thought = author.guess(rng), ""
         else:
             slips = float(self.skill) * (0.8 if request.sampling.temperature == 0 else 1)
             formula = prompt.partition(": ")[2]  # what the logic family works from
-            solution = family.solve(Problem("", prompt, formula, "", ""), slips, rng)
+            solution = author.solve(Problem("", prompt, formula, "", ""), slips, rng)
             text, thought = solution.answer, solution.thinking
         whole = f"<think>\n{thought}\n</think>\n{text}" if thought else text
         cut = rng.random() < 0.02
@@ -101,10 +104,15 @@ class Authors:
     def close(self) -> None: ...
 
 
+@cache
+def family(name: str) -> Family:
+    made: Family = catalog.resolve("families", name)()
+    return made
+
+
 def family_of(prompt: str) -> Family:
     name = "calc" if prompt.startswith("Compute") else "logic" if prompt.startswith("Truth") else "code"
-    family: Family = catalog.resolve("families", name)()
-    return family
+    return family(name)
 
 
 def open_authors(model: Any, options: Any, note: Any) -> Authors:
@@ -150,7 +158,7 @@ def lookup(kind: str) -> Stage:
     return replace(stage, run=train) if kind in ("sft", "grpo") else stage
 
 
-def run_pipeline(directory: Path, train: int = 24, heldout: int = 16, text: str = PIPELINE) -> Path:
+def run_pipeline(directory: Path, train: int = 24, heldout: int = 12, text: str = PIPELINE) -> Path:
     """Run all in ``directory``; returns the workspace. Again and again, as the user would."""
     file = directory / "pipeline.yaml"
     file.write_text(text.format(train=train, heldout=heldout))
@@ -336,7 +344,9 @@ def test_the_same_run_gives_the_same_bytes(workspace: Path) -> None:
 
 def test_a_renamed_stage_makes_a_new_report(workspace: Path) -> None:
     old = set((workspace / "manifests" / "report").glob("*.json"))
-    run_pipeline(workspace.parent, text=PIPELINE.replace("generate", "ask").replace("  ask: {{", "  ask: {{kind: generate, "))
+    run_pipeline(
+        workspace.parent, text=PIPELINE.replace("generate", "ask").replace("  ask: {{", "  ask: {{kind: generate, ")
+    )
     new = set((workspace / "manifests" / "report").glob("*.json")) - old
     assert len(new) == 1
     report = json.loads((workspace / "report.json").read_text())

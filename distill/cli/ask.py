@@ -27,7 +27,7 @@ def ask(
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)
     request = Request(keys.trace_key(problem, found.identity, sampling, 0), problem.messages, sampling)
     with closing(engines.open_engine(TransformersOptions(workers=1), found)) as engine:
-        completion = next(iter(engine.generate([request])))
+        (completion,) = engine.generate([request])
     parts = split_thinking(completion.text)
     if as_json:
         print(json.dumps({"answer": parts.answer, "thinking": parts.thinking, "closed": parts.closed,

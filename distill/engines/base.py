@@ -7,11 +7,17 @@ only what was in flight. An engine never writes to the store and knows nothing o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from distill.randomness import generator
 from distill.types import Completion, Request
+
+Stopping = Callable[[], bool]
+
+
+def never() -> bool:
+    return False
 
 
 class Engine(Protocol):
@@ -24,9 +30,11 @@ class Engine(Protocol):
     batch_invariant: bool
     """True where a sample is equal to the last bit whatever else is in flight."""
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Yield one completion for each request, in the order they finish.
+    def generate(self, requests: Iterable[Request], stopping: Stopping = never) -> Iterator[Completion]:
+        """Yield one completion for each request, in the order they finish. Keys must differ.
 
+        ``stopping`` is asked at least every second or so, also while nothing finishes; once it is true
+        the engine drops what is in flight and ends.
         The caller may stop iterating at any time; the engine then drops what is in flight.
         """
         ...

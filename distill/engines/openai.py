@@ -19,12 +19,13 @@ import ipaddress
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from distill.engines import chat, pacing
+from distill.engines.base import Stopping, never
 from distill.engines.options import OpenAIOptions
 from distill.modelspec import Model
 from distill.types import Completion, Request
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 PASSING = {408, 409, 425, 429}
 """Statuses below 500 after which the same call may well succeed."""
 CONNECT_SECONDS = 30.0
+HEARTBEAT_SECONDS = 0.5
 SECRET_LENGTH = 8
 """Shorter keys (``none``, ``EMPTY``) are stand-ins for local servers, and words that answers may hold."""
 
@@ -110,17 +112,23 @@ class OpenAIEngine:
     def spent(self) -> float:
         return self._budget.spent
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request], stopping: Stopping = never) -> Iterator[Completion]:
         """Completions in the order they finish; then whatever ended the run early is raised."""
         results: Results = SimpleQueue()
         self._failure = None
         run = asyncio.run_coroutine_threadsafe(self._drive(iter(requests), results), self._loop)
         made = 0
         try:
-            while (completion := results.get()) is not None:
+            while not stopping():
+                try:
+                    completion = results.get(timeout=HEARTBEAT_SECONDS)
+                except Empty:
+                    continue
+                if completion is None:
+                    run.result()
+                    break
                 made += 1
                 yield completion
-            run.result()
         finally:
             run.cancel()
             cost = f", cost {self.spent:.4f}" if self.spent else ""

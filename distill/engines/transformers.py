@@ -19,14 +19,15 @@ from itertools import islice
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
+from distill.engines.base import Stopping, never
 from distill.engines.decode import Decoder, Job, Sample, positions_limit
 from distill.engines.invariance import is_batch_invariant
 from distill.engines.options import TransformersOptions
 from distill.engines.parallel import WorkerPool
 from distill.engines.weights import InferenceCopy
-from distill.modelspec import Model, check_directory, directory_of
+from distill.modelspec import Model
+from distill.pretrained import load
 from distill.thinking import CLOSE, OPEN, count_thinking_tokens
 from distill.types import Completion, Finish, Message, Request
 from pipeline.errors import InputError
@@ -69,7 +70,7 @@ class TransformersEngine:
         """Measured when first asked for; only ever true on a CPU in float32."""
         return is_batch_invariant(self._copy.model, self._slots)
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request], stopping: Stopping = never) -> Iterator[Completion]:
         """Completions in the order they finish. Keys must differ.
 
         Raises `InputError` for a prompt longer than the model's positions; a limit beyond them is lowered.
@@ -82,7 +83,7 @@ class TransformersEngine:
                     new = {request.key: self._job(request) for request in batch}
                     prompts |= new
                     self._decoder.add([job for _, job in new.values()])
-                if not self._decoder.busy:
+                if not self._decoder.busy or stopping():
                     return
                 for sample in self._decoder.step():
                     yield self._completion(sample, *prompts.pop(sample.key))
@@ -159,30 +160,6 @@ def memory_for(model: Any) -> float:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
 
 
-def load(
-    source: str,
-    *,
-    model_identity: str | None = None,
-    revision: str | None = None,
-    dtype: str = "float32",
-    device: str = "auto",
-    workers: int = 0,
-    slots: int = SLOTS,
-) -> TransformersEngine:
-    """An engine from a model directory or hub name. ``workers`` 0: one a core for a small model on a CPU.
-
-    Raises `InputError` for a directory that lacks something or a hub name that cannot be had.
-    """
-    if (path := directory_of(source)) is not None:
-        check_directory(path, source)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer = _pretrained(str(path or source), revision, getattr(torch, dtype))
-    model.requires_grad_(False).to(device)  # frozen weights are shared with the engine's copy, not doubled
-    many = workers_for(model, workers)
-    return TransformersEngine(model, tokenizer, model_identity=model_identity or source, slots=slots, workers=many)
-
-
 def workers_for(model: Any, asked: int) -> int:
     """How many processes sample: as many as asked; for 0, one a core for a small model on a CPU."""
     if asked:
@@ -191,30 +168,11 @@ def workers_for(model: Any, asked: int) -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" and model.device.type == "cpu" and small else 1
 
 
-def open_engine(model: Model, options: TransformersOptions, note: Callable[[str], None]) -> TransformersEngine:
-    """What `distill.catalog` knows the engine by."""
-    return load(
-        model.source,
-        model_identity=model.identity,
-        revision=model.revision,
-        dtype=options.dtype,
-        device=options.device,
-        workers=options.workers,
-    )
-
-
-def _pretrained(source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as library_logging
-
-    logging: Any = library_logging  # its functions have no types
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        return AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype), tokenizer
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"model {source} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
+def open_engine(
+    model: Model, options: TransformersOptions, note: Callable[[str], None] = lambda text: None
+) -> TransformersEngine:
+    """What `distill.catalog` knows the engine by. Errors as in `distill.pretrained.load`."""
+    network, tokenizer = load(model, options.dtype, options.device)
+    network.requires_grad_(False)  # frozen weights are shared with the engine's copy, not doubled
+    workers = workers_for(network, options.workers)
+    return TransformersEngine(network, tokenizer, model_identity=model.identity, workers=workers)

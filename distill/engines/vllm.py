@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from distill.engines.base import seed_of
+from distill.engines.base import Stopping, never, seed_of
 from distill.engines.options import VllmOptions
 from distill.modelspec import Model
 from distill.thinking import CLOSE, OPEN, count_thinking_tokens
@@ -87,13 +87,13 @@ class VllmEngine:
         self._open = self._tokenizer.encode(OPEN, add_special_tokens=False)
         self._close = self._tokenizer.encode(CLOSE, add_special_tokens=False)
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request], stopping: Stopping = never) -> Iterator[Completion]:
         """Completions in the order they finish. A prompt that leaves no room for an answer is an `InputError`."""
         source = iter(requests)
         running: dict[str, tuple[str, float]] = {}
         more = True
         try:
-            while more or running:
+            while (more or running) and not stopping():
                 while more and len(running) < self._ahead:
                     request = next(source, None)
                     if request is None:

@@ -24,7 +24,8 @@ and further what the evaluate stage says of it (``greedy``, ``truncated``, ``by_
     stages    name, kind, seconds, figures and identity of each stage
     software  versions
 
-Nothing here depends on the time or the machine: the same inputs give the same data. How it looks is
+The order of keys means something (models as evaluated, stages as they follow) and is always the same.
+Nothing here depends on the time or the machine: the same inputs give the same bytes. How it looks is
 `distill.report.render`'s.
 """
 

@@ -273,7 +273,7 @@ def _whisker(interval: Interval, y: float, cap: float) -> str:
     ends = f'y1="{y - cap:.1f}" y2="{y + cap:.1f}"'
     lines = f'<line x1="{low}" x2="{high}" y1="{y:.1f}" y2="{y:.1f}"/>'
     lines += "".join(f'<line x1="{x}" x2="{x}" {ends}/>' for x in (low, high))
-    return f'<g class="halo">{lines}</g><g class="whisker">{lines}</g>'
+    return f'<g class="whisker">{lines}</g>'
 
 
 def _vertical(x: float, top: float, bottom: float, kind: str) -> str:

@@ -58,7 +58,7 @@ def run(context: Context, settings: ReportSettings) -> Output:
     built = context.work / "artifact"
     shutil.rmtree(built, ignore_errors=True)
     built.mkdir(parents=True)
-    text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     (built / JSON).write_text(text + "\n", encoding="utf-8")
     (built / HTML).write_text(render(report), encoding="utf-8")
     return Output(context.publish(built), {"models": len(report["models"]), "headline": report["headline"]})

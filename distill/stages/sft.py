@@ -14,6 +14,7 @@ from distill.modelspec import ModelName
 from distill.stages.common import store_of
 from distill.store.records import Row
 from distill.types import Message
+from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
@@ -62,6 +63,11 @@ def run(context: Context, settings: SftSettings) -> Output:
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
     network, tokenizer = student.load(start)
     rows = _kept(context, context.inputs[settings.data].digest)
+    if not rows:
+        raise PipelineError(
+            f"stage {context.name}: {settings.data} kept no trace to train on; `distill traces stats` shows the "
+            f"verdicts, and the rules of {settings.data} (keep, max_tokens) what was rejected"
+        )
     examples, dropped = fitting([_example(tokenizer, row, settings) for row in rows], settings.max_tokens)
     if dropped:
         context.note(f"dropped {len(dropped)} of {len(rows)} examples: longer than {settings.max_tokens} tokens")

@@ -8,6 +8,8 @@ lineage are the caller's; merging onto a dequantised base (QLoRA) is not done ye
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     """A causal LM from a local directory, nothing fetched."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
+    with _no_bars():
+        return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
 
 
 def export_student(model: Any, tokenizer: Any, directory: Path) -> None:
@@ -41,9 +44,24 @@ def export_student(model: Any, tokenizer: Any, directory: Path) -> None:
     generation = merged.generation_config
     generation.eos_token_id = generation.eos_token_id or tokenizer.eos_token_id
     generation.pad_token_id = tokenizer.pad_token_id if generation.pad_token_id is None else generation.pad_token_id
-    merged.save_pretrained(directory / MODEL, safe_serialization=True)
+    with _no_bars():
+        merged.save_pretrained(directory / MODEL, safe_serialization=True)
     tokenizer.save_pretrained(directory / MODEL)
     _check(model, load_model(directory / MODEL, merged.dtype))
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """transformers draws progress bars over whatever display there is."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _check(trained: Any, loaded: Any) -> None:

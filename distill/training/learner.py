@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain, starmap, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -137,11 +137,10 @@ class Learner:
                 with torch.no_grad(), self.model.disable_adapter():
                     streams["reference"] = self._logprobs(batch, task.temperature)
             values = self._logprobs(batch, task.temperature)
-            task.objective(values, streams).backward()
-            counts = [row.example.supervised for row in run]
-            parts = [values.detach(), streams.get("reference", values.detach()[:0])]
-            own, other = ([part.tolist() for part in torch.split(v, counts if len(v) else 0)] for v in parts)
-            scored += list(starmap(Scored, zip_longest(own, other, fillvalue=[])))
+            torch.autograd.backward(task.objective(values, streams))
+            own = _by_row(values.detach(), run)
+            other = _by_row(streams["reference"], run) if task.reference else [[]] * len(run)
+            scored += [Scored(*pair) for pair in zip(own, other, strict=True)]
         return scored
 
     def _logprobs(self, batch: Pack, temperature: float) -> Tensor:
@@ -188,6 +187,10 @@ class Learner:
             self.save(extra)
         if asked:
             raise Stopped(f"stopped after training step {self.done} of {self.total}; run again to go on")
+
+
+def _by_row(values: Tensor, run: Sequence[Row]) -> list[list[float]]:
+    return [part.tolist() for part in torch.split(values, [row.example.supervised for row in run])]
 
 
 def run_identity(settings: LearnerSettings, examples: Sequence[Example] = ()) -> str:

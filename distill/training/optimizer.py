@@ -49,7 +49,7 @@ class OptimizerSettings:
 class Optimizer:
     """The torch optimizers of one model behind one step; what a checkpoint holds of them."""
 
-    def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
+    def __init__(self, model: Any, settings: OptimizerSettings) -> None:
         self.settings = settings
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not named:
@@ -85,7 +85,7 @@ class Optimizer:
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _hidden_matrices(model: nn.Module) -> set[int]:
+def _hidden_matrices(model: Any) -> set[int]:
     """Weights of linear layers inside the network: neither embeddings nor the output head."""
     outer = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
     return {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - outer

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import torch
-
+from distill import pretrained
 from distill.modelspec import Model
 from distill.thinking import join_thinking
 from distill.types import Message
@@ -14,17 +13,11 @@ from pipeline.errors import InputError
 
 
 def load(model: Model) -> tuple[Any, Any]:
-    """(network in fp32 on the best device, tokenizer). One clear line where the files do not load."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model.source, revision=model.revision)
-        network = AutoModelForCausalLM.from_pretrained(model.source, revision=model.revision, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"model {model.source}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    """(network in fp32 on the best device, tokenizer)."""
+    network, tokenizer = pretrained.load(model)
     if tokenizer.chat_template is None:
         raise InputError(f"model {model.source}: its tokenizer has no chat template; a student needs one")
-    return network.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    return network, tokenizer
 
 
 def conversation(messages: tuple[Message, ...], thinking: str, answer: str) -> list[Message]:
