@@ -33,6 +33,10 @@ models: $(READY)
 	cp -RL runs/models/teacher/model distill/models/teacher
 	cp -RL runs/models/student-base/model distill/models/student-base
 
+# Ours and the named peer in one run, in CPU-seconds; the last line of each is one JSON object.
+bench: $(READY)
+	for script in benchmarks/*.py; do $(BIN)/python $$script --quick; done
+
 docs: $(READY)
 	$(BIN)/python docs/reference.py
 

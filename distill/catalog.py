@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -60,6 +61,7 @@ TABLES: dict[str, dict[str, str]] = {
 }
 
 
+@cache
 def names(kind: str) -> Mapping[str, str]:
     """Every name of a kind with where it lives; third parties' first. Imports none of them."""
     if kind not in TABLES:

@@ -83,18 +83,20 @@ class FileHashes:
             self._changed = False
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What changed between two nested mappings, one line a leaf: ``lora.rank: 32 -> 16``."""
-    lines: list[str] = []
-    for key in [*old, *(k for k in new if k not in old)]:
-        before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if before == after:
-            continue
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{name}.")
-        else:
-            lines.append(f"{name}: {_short(before)} -> {_short(after)}")
-    return lines
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """What changed between two nested pieces of data, one line a leaf: ``lora.rank: 32 -> 16``."""
+    if old == new:
+        return []
+    before, after = _named(old), _named(new)
+    if before is None or after is None or (isinstance(old, list) and len(before) != len(after)):
+        return [f"{name}: {_short(old)} -> {_short(new)}"]
+    keys = [*before, *(key for key in after if key not in before)]
+    inside = f"{name}." if name else ""
+    return [line for key in keys for line in differences(before.get(key), after.get(key), f"{inside}{key}")]
+
+
+def _named(data: Any) -> Mapping[Any, Any] | None:
+    return data if isinstance(data, Mapping) else dict(enumerate(data)) if isinstance(data, list) else None
 
 
 def _short(value: Any) -> str:

@@ -286,6 +286,7 @@ child("killed")
 """
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments_gives_equal_weights(tmp_path: Path) -> None:
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": str(here.parent), "OMP_NUM_THREADS": "1"}

@@ -359,6 +359,7 @@ child("killed")
 """Kills forks of one process, so that the libraries are imported once."""
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments_gives_equal_weights(tmp_path: Path) -> None:
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": str(here.parent), "OMP_NUM_THREADS": "1"}
@@ -404,3 +405,22 @@ def test_settings_of_the_process_are_put_back() -> None:
     with prepared(model, threads=1):
         assert torch.are_deterministic_algorithms_enabled()
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+
+
+def test_the_final_norm_is_trained_saved_merged_and_followed_by_the_engine(tmp_path: Path) -> None:
+    from distill.engines.weights import InferenceCopy
+
+    model = add_lora(tiny(), rank=4, alpha=8, seed=0, final_norm=True)
+    before = model.get_base_model().model.norm.weight.detach().clone()
+    follower = InferenceCopy(model)
+    optimizer = OptimizerSettings(1e-3, norm_learning_rate=0.1)
+    train(model, examples(8), TrainSettings(optimizer, batch_size=4, steps=3), checkpoints=tmp_path / "c")
+    after = model.get_base_model().model.norm.weight
+    assert (after - before).abs().max() > 0.05  # the norm moved at its own rate
+    export_student(model, chat_tokenizer(), tmp_path / "out")
+    loaded = load_model(tmp_path / "out/model")
+    assert torch.equal(loaded.model.norm.weight, after)
+    follower.refresh()
+    ids = torch.arange(10).unsqueeze(0)
+    assert torch.allclose(loaded(input_ids=ids).logits, model.eval()(input_ids=ids).logits, atol=1e-5)
+    assert torch.equal(follower.model.model.norm.weight, after)

@@ -112,7 +112,6 @@ def _how(settings: PretrainSettings) -> TrainSettings:
         batch_size=settings.batch_size,
         steps=settings.steps,
         seed=settings.seed,
-        precision="bf16",
         threads=threads(settings.threads),
     )
 

@@ -51,7 +51,7 @@ def traces_of(store: Store, collection: str) -> list[tuple[str, Problem]]:
 def _totals(store: Store, collection: str) -> dict[str, int]:
     rows = store.rows(
         "SELECT v.outcome, count(*) AS n FROM members m JOIN verdicts v ON m.row_key = v.verdict_key "
-        "WHERE m.collection = ? GROUP BY v.outcome",
+        "WHERE m.collection = ? GROUP BY v.outcome ORDER BY v.outcome",
         [collection],
     )
     return {row["outcome"]: row["n"] for row in rows}

@@ -194,8 +194,12 @@ def _by_row(values: Tensor, run: Sequence[Row]) -> list[list[float]]:
 
 
 def run_identity(settings: LearnerSettings, examples: Sequence[Example] = ()) -> str:
-    """Names a run in its checkpoints: all settings but when to checkpoint, and the rows in their order."""
-    timeless = replace(settings, checkpoint_steps=None, checkpoint_seconds=None)
+    """Names a run in its checkpoints: the settings it is about, and the rows in their order.
+
+    Left out is what only the machine at hand decides, so that a run may go on elsewhere: when to
+    checkpoint, cores, micro-batches. (The last bits of the weights do depend on the latter two.)
+    """
+    timeless = replace(settings, checkpoint_steps=None, checkpoint_seconds=None, threads=1, micro_batch_tokens=1)
     digest = hashlib.blake2b(repr(timeless).encode(), digest_size=16)
     for example in examples:
         digest.update(repr((example.key, example.input_ids, example.labels_mask, example.weight)).encode())

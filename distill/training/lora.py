@@ -23,13 +23,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.randomness import generator
+from pipeline.errors import InputError
 
 FOLD = 4
 """Fold where in * out <= FOLD r (in + out). Equal operations at 3; passes over memory are saved beyond."""
 
 
-def add_lora(model: Any, *, rank: int, alpha: float, seed: int) -> Any:
-    """Wrap ``model`` with a LoRA adapter on every linear layer but the output head; dropout 0."""
+def add_lora(model: Any, *, rank: int, alpha: float, seed: int, final_norm: bool = False) -> Any:
+    """Wrap ``model`` with a LoRA adapter on every linear layer but the output head; dropout 0.
+
+    ``final_norm`` trains (a copy of) the last norm's weight too: it scales the logits, which low-rank
+    updates inside the network can hardly do, and which is most of what RL has to change at first.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -38,6 +43,7 @@ def add_lora(model: Any, *, rank: int, alpha: float, seed: int) -> Any:
         lora_dropout=0.0,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
+        modules_to_save=[_final_norm(model)] if final_norm else None,
     )
     student = get_peft_model(model, config)
     for name, weight in student.named_parameters():
@@ -46,6 +52,15 @@ def add_lora(model: Any, *, rank: int, alpha: float, seed: int) -> Any:
             values = generator(seed, "lora", name).uniform(-bound, bound, weight.shape)
             weight.data.copy_(torch.from_numpy(values))
     return student
+
+
+def _final_norm(model: Any) -> str:
+    """The name of the norm outside the layers: ``model.norm`` in Qwen3 and Llama."""
+    names = [name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]
+    outside = [name for name in names if not any(part.isdigit() for part in name.split("."))]
+    if len(outside) != 1:
+        raise InputError(f"{type(model).__name__}: has {len(outside)} norms outside its layers; cannot train the last")
+    return outside[0]
 
 
 @contextmanager

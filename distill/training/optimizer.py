@@ -18,7 +18,8 @@ from pipeline.errors import InputError
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """``learning_rate`` is AdamW's; ``muon_learning_rate`` (None: no Muon) that of hidden matrices.
+    """``learning_rate`` is AdamW's; ``muon_learning_rate`` (None: no Muon) that of hidden matrices;
+    ``norm_learning_rate`` (None: like the rest) AdamW's for vectors, the weights of norms.
 
     The schedule warms up linearly over ``warmup`` (a share of all steps) and then goes to
     ``final`` times the peak by a cosine, a line, or stays ("constant"). ``clip`` bounds the norm
@@ -27,6 +28,7 @@ class OptimizerSettings:
 
     learning_rate: float
     muon_learning_rate: float | None = None
+    norm_learning_rate: float | None = None
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.03
     final: float = 0.1
@@ -56,12 +58,15 @@ class Optimizer:
             raise InputError("the model has no trainable parameter")
         self.parameters = [p for _, p in named]
         hidden = _hidden_matrices(model) if settings.muon_learning_rate is not None else set()
-        rest = [p for p in self.parameters if id(p) not in hidden]
+        vectors = [p for p in self.parameters if p.dim() == 1] if settings.norm_learning_rate is not None else []
+        apart = hidden | {id(p) for p in vectors}
+        rest = [p for p in self.parameters if id(p) not in apart]
         matrices = [p for p in self.parameters if id(p) in hidden]
         self.parts: list[tuple[float, torch.optim.Optimizer]] = []
-        if rest:
-            adamw = torch.optim.AdamW(rest, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
-            self.parts.append((settings.learning_rate, adamw))
+        for group, rate in ((rest, settings.learning_rate), (vectors, settings.norm_learning_rate or 0.0)):
+            if group:
+                adamw = torch.optim.AdamW(group, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
+                self.parts.append((rate, adamw))
         if matrices:
             muon = torch.optim.Muon(matrices, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
             self.parts.append((settings.muon_learning_rate or 0.0, muon))

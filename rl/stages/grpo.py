@@ -43,6 +43,8 @@ class GrpoSettings(Settings):
     sampling: SamplingSettings = SamplingSettings()
     lora: LoraSettings | None = LoraSettings()
     learning_rate: Annotated[float, Field(gt=0)] = 4e-5
+    norm_learning_rate: Annotated[float | None, Field(gt=0)] = None
+    """Trains the final norm's weight beside the adapter, at this rate: the quickest way to sharpen."""
     schedule: Literal["cosine", "linear", "constant"] = "linear"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -82,7 +84,13 @@ def run(context: Context, settings: GrpoSettings) -> Output:
         )
     network, tokenizer = student.load(start)
     if settings.lora:
-        network = add_lora(network, rank=settings.lora.rank, alpha=settings.lora.alpha, seed=settings.seed)
+        network = add_lora(
+            network,
+            rank=settings.lora.rank,
+            alpha=settings.lora.alpha,
+            seed=settings.seed,
+            final_norm=settings.norm_learning_rate is not None,
+        )
     how = _how(settings)
     recorder = Recorder(store, context, ("reward", "zero_variance", "entropy", "length", "grad_norm"))
     workers = workers_for(network, settings.workers)
@@ -136,7 +144,11 @@ def _how(settings: GrpoSettings) -> LoopSettings:
 
     return LoopSettings(
         optimizer=OptimizerSettings(
-            settings.learning_rate, schedule=settings.schedule, warmup=settings.warmup, final=settings.final
+            settings.learning_rate,
+            norm_learning_rate=settings.norm_learning_rate,
+            schedule=settings.schedule,
+            warmup=settings.warmup,
+            final=settings.final,
         ),
         steps=settings.steps,
         group=settings.group,
