@@ -47,6 +47,8 @@ def parse(text: str) -> ast.expr:
     if not text.isascii() or not text.isprintable():
         raise ValueError("characters that no expression has")
     text = re.sub(r"^(?:f\(x\)|y)\s*=\s*", "", text)
+    if re.search(r"\d[A-Za-z_]", text):  # Python would warn, on stderr, before it refused
+        raise ValueError("a number runs into a name; a product needs *")
     try:
         node = ast.parse(text, mode="eval").body
     except (SyntaxError, RecursionError, MemoryError, ValueError):
