@@ -77,17 +77,30 @@ def resolve(kind: str, name: str) -> Any:
     """
     known = names(kind)
     if name not in known and ":" not in name:
-        raise InputError(f"no {kind.removesuffix('s')} is called {name!r}{suggestion(name, known)}")
+        raise InputError(f"no {_singular(kind)} is called {name!r}{suggestion(name, known)}")
     module, _, attribute = known.get(name, name).partition(":")
     try:
         return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{kind.removesuffix('s')} {name!r} cannot be loaded: {error}") from error
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise InputError(f"{_singular(kind)} {name!r} cannot be loaded: {error}") from error
+
+
+def check(kind: str, name: str) -> str:
+    """``name``, if there is such a thing; for settings, so that a slip of the pen is told before any work."""
+    if name not in names(kind) and ":" not in name:
+        raise ValueError(f"no {_singular(kind)} is called {name!r}{suggestion(name, names(kind))}")
+    return name
+
+
+def _singular(kind: str) -> str:
+    return {"families": "family"}.get(kind, kind.removesuffix("s"))
 
 
 def stage(kind: str) -> Stage:
     """The stage of a kind: the lookup that `pipeline.config.load` takes."""
-    found: Stage = resolve("stages", kind)
+    found = resolve("stages", kind)
+    if not isinstance(found, Stage):
+        raise InputError(f"stage {kind!r} is no pipeline.stage.Stage")
     return found
 
 

@@ -47,7 +47,7 @@ def directory_of(name: str) -> Path | None:
     """The directory meant by ``embedded:...`` or a path; None for hub and stage names."""
     if name.startswith("embedded:"):
         return EMBEDDED / name.removeprefix("embedded:")
-    path = Path(name)
+    path = Path(name).expanduser()
     return path if path.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1 else None
 
 
@@ -63,7 +63,10 @@ def check_directory(path: Path, name: str) -> None:
     except ValueError:
         raise InputError(f"model {name}: {path / 'config.json'} is not valid JSON") from None
     index = path / "model.safetensors.index.json"
-    parts = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
+    try:
+        parts = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"model {name}: {index} is not an index of weights") from None
     if missing := [part for part in parts if not (path / part).is_file()]:
         raise InputError(f"model {name}: {path} is incomplete: {missing[0]} is missing")
     if not parts and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):

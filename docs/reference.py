@@ -68,7 +68,8 @@ def yaml() -> str:
         MADE,
         "# Pipelines in YAML",
         "",
-        "The top holds `name`, `workspace` (default `runs/<name>`), `seed` (default 0) and `stages`, a mapping of stage",
+        "The top holds `name`, `workspace` (default `runs/<name>`), `seed` (default 0) and `stages`, a mapping of "
+        "stage",
         "names to settings. `kind` says what a stage is; left out, it is the stage's name. A model is",
         "`embedded:NAME`, `stage:NAME`, a directory, or `org/name[@revision]` on the hub.",
         "",
@@ -93,7 +94,11 @@ def _model(model: type[BaseModel], prefix: str = "") -> list[str]:
         what = " ".join(part for part in [docs.get(name, ""), *marks] if part)
         rows.append(f"| `{prefix}{name}` | {_type(info.annotation)} | {default} | {what} |")
         for part in inner:
-            label = f"{prefix}{name}." if len(inner) == 1 else f"{prefix}{name}({part.__name__.removesuffix('Options').removesuffix('Source').lower()})."
+            label = (
+                f"{prefix}{name}."
+                if len(inner) == 1
+                else f"{prefix}{name}({part.__name__.removesuffix('Options').removesuffix('Source').lower()})."
+            )
             rows += _model(part, label)
     return head + rows
 
@@ -105,7 +110,7 @@ def _mark(mark: Any) -> str:
         return "A file; its content counts."
     if isinstance(mark, Input):
         makes = " or ".join(mark.accepts)
-        return f"A model." if mark.prefix else f"The stage that makes {makes}."
+        return "A model." if mark.prefix else f"The stage that makes {makes}."
     return ""
 
 
@@ -129,7 +134,9 @@ def _type(annotation: Any) -> str:
         return f"mapping to {_type(inner[1])}"
     if inner:
         return " \\| ".join(dict.fromkeys(_type(part) for part in inner))
-    return {type(None): "null", str: "text", int: "integer", float: "number", bool: "true/false", Any: "any"}.get(annotation, str(annotation))
+    return {type(None): "null", str: "text", int: "integer", float: "number", bool: "true/false", Any: "any"}.get(
+        annotation, str(annotation)
+    )
 
 
 def _plain(value: Any) -> str:
@@ -142,14 +149,19 @@ def _attribute_docs(model: type[BaseModel]) -> dict[str, str]:
     """The docstrings under the fields, which Python itself throws away."""
     import ast
     import inspect
+    from itertools import pairwise
 
     found: dict[str, str] = {}
     for cls in reversed(model.__mro__[:-1]):
         if not issubclass(cls, BaseModel) or cls is BaseModel:
             continue
         body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-        for field, after in zip(body, body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+        for field, after in pairwise(body):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
                 found[field.target.id] = " ".join(str(after.value.value).split())  # type: ignore[union-attr]
     return found
 
@@ -159,7 +171,8 @@ def store() -> str:
         MADE,
         "# The trace store",
         "",
-        "`<workspace>/store.duckdb`, queried with `distill traces sql`. Tables are append-only; keys are content hashes.",
+        "`<workspace>/store.duckdb`, queried with `distill traces sql`. Tables are append-only; keys are content "
+        "hashes.",
         "Why it is as it is: [design/002-store.md](design/002-store.md).",
         "",
     ]

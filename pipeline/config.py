@@ -52,7 +52,7 @@ class PipelineSpec:
             if target not in self.stages:
                 raise InputError(f"{self.file}: no stage is called {target!r}{nearest(target, self.stages)}")
         wanted = set(targets) or set(self.stages)
-        for name in reversed(self.stages):
+        for name in reversed(list(self.stages)):
             if name in wanted:
                 wanted.update(self.stages[name].upstream)
         return [spec for name, spec in self.stages.items() if name in wanted]
@@ -221,4 +221,7 @@ def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
             target = target[part]
             if not isinstance(target, dict):
                 raise InputError(f"--set {text}: {part!r} holds a single value, not keys")
-        target[path[-1]] = parse_value(value)
+        try:
+            target[path[-1]] = parse_value(value)
+        except InputError as error:
+            raise InputError(f"--set {key}={error}") from None

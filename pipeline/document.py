@@ -67,8 +67,11 @@ def parse(text: str, path: Path) -> Document:
         return Document(path, loader.construct_document(node), lines)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error)
-        raise InputError(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {problem}") from None
+        raise InputError(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {_problem(error)}") from None
+    except ValueError as error:  # a date or a tagged number that is none
+        raise InputError(f"{path}:1: not valid YAML: {error}") from None
+    except RecursionError:
+        raise InputError(f"{path}:1: not valid YAML: something in it contains itself") from None
     finally:
         loader.dispose()
 
@@ -76,6 +79,8 @@ def parse(text: str, path: Path) -> Document:
 def _collect(node: yaml.Node, prefix: KeyPath, lines: dict[KeyPath, int], path: Path) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise InputError(f"{path}:{key.start_mark.line + 1}: a key must be a single value")
             where = (*prefix, key.value)
             if where in lines:
                 line = key.start_mark.line + 1
@@ -95,5 +100,11 @@ def parse_value(text: str) -> Any:
     loader = _Loader(text)
     try:
         return loader.get_single_data()
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{text}: not valid YAML: {_problem(error)}") from None
     finally:
         loader.dispose()
+
+
+def _problem(error: Exception) -> str:
+    return " ".join(str(getattr(error, "problem", None) or error).split())

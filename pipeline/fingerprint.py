@@ -6,6 +6,7 @@ stage is decided in `pipeline.plan`; of a trace, in `distill.keys`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -79,7 +80,8 @@ class FileHashes:
 
     def save(self) -> None:
         if self._memory is not None and self._changed:
-            write_atomic(self._memory, json.dumps(self._known), durable=False)
+            with contextlib.suppress(InputError):  # on a disk that is full or read-only it is done without
+                write_atomic(self._memory, json.dumps(self._known), durable=False)
             self._changed = False
 
 

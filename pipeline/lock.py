@@ -31,7 +31,9 @@ def workspace_lock(workspace: Path, *, wait: bool, stopping: Callable[[], bool],
     """Hold the workspace; raise `Held`, naming the holder, or wait for it."""
     make_directory(workspace)
     path = workspace / ".lock"
-    with disk_errors(path), open(path, "a+") as file:
+    with disk_errors(path):
+        file = open(path, "a+")  # noqa: SIM115  (closed below: what fails in the run is not the lock's)
+    with file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -40,12 +42,12 @@ def workspace_lock(workspace: Path, *, wait: bool, stopping: Callable[[], bool],
                 if not wait or stopping():
                     raise Held(f"{workspace}: in use by {holder(path)}; wait for it (--wait) or stop it") from None
                 time.sleep(0.2)
-        file.truncate(0)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        file.write(
-            json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started, "command": command})
-        )
-        file.flush()
+        info = {"pid": os.getpid(), "host": socket.gethostname(), "started": started, "command": command}
+        with disk_errors(path):
+            file.truncate(0)
+            file.write(json.dumps(info))
+            file.flush()
         try:
             yield
         finally:

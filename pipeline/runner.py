@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from pipeline import manifest as manifests
 from pipeline.config import PipelineSpec, StageSpec
@@ -22,6 +23,13 @@ from pipeline.stage import stop_check
 from pipeline.workspace import Clock, Workspace
 
 
+class Done(NamedTuple):
+    """A stage that is up to date, and whether it already was."""
+
+    manifest: Manifest
+    cached: bool
+
+
 def run(
     pipeline: PipelineSpec,
     workspace: Workspace,
@@ -29,14 +37,16 @@ def run(
     stopping: Callable[[], bool],
     targets: Sequence[str] = (),
     force: Sequence[str] = (),
-) -> list[Manifest]:
-    """Bring the targets (all stages for none) up to date; returns their manifests in order."""
+) -> list[Done]:
+    """Bring the targets (all stages for none) up to date; returns what is there now, in order."""
     specs = pipeline.closure(targets)
     plans: dict[str, StagePlan] = {}
+    done: list[Done] = []
     listener.begin([spec.name for spec in specs])
     for spec in specs:
         found = examine(spec, {name: plans[name] for name in spec.upstream}, workspace, spec.name in force)
-        if found.status is Status.CACHED:
+        cached = found.status is Status.CACHED
+        if cached:
             listener.cached(spec.name, found.manifest)  # type: ignore[arg-type]
         else:
             stop_check(stopping)
@@ -45,7 +55,8 @@ def run(
         plans[spec.name] = found
         _link(found, workspace)
         workspace.hashes.save()
-    return [plan.manifest for plan in plans.values() if plan.manifest]
+        done.append(Done(found.manifest, cached))  # type: ignore[arg-type]
+    return done
 
 
 def _run_stage(

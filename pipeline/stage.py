@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class Settings(BaseModel):
-    """Base of every stage's settings: strict types, no unknown keys, frozen.
+    """Base of every stage's settings: strict types, no unknown keys, finite numbers, frozen.
 
     A field called ``seed`` left unset takes the pipeline's seed; one called ``limit`` is what
     ``--limit`` sets.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)

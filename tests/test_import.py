@@ -52,7 +52,7 @@ def run(tmp_path: Path, file: Path, columns: str) -> tuple[list[Manifest], Store
     yaml.write_text(PIPELINE.format(file=file, columns=columns))
     workspace = Workspace(tmp_path / "run")
     spec = config.load(yaml, catalog.stage, workspace=workspace.path)
-    manifests = runner.run(spec, workspace, Listener(), lambda: False)
+    manifests = [done.manifest for done in runner.run(spec, workspace, Listener(), lambda: False)]
     assert all(plan.status is Status.CACHED for plan in make_plan(spec, workspace))
     return manifests, Store(workspace.path)
 

@@ -225,6 +225,9 @@ MISTAKES = {
     "list": ("- a\n- b\n", "p.yaml:1: is a list; expected a mapping"),
     "empty": ("# nothing\n", "p.yaml:1: the file is empty"),
     "syntax": ("name: x\nstages: [a, b\n", "not valid YAML"),
+    "no date": ("name: x\nseed: 2024-13-45\n", "not valid YAML: month must be in 1..12"),
+    "in itself": ("stages: &a [*a]\n", "not valid YAML: something in it contains itself"),
+    "key": ("? [a]\n: b\n", "p.yaml:1: a key must be a single value"),
     "twice": (YAML.replace("seed: 3", "name: y"), "p.yaml:2: name: stands here twice (first on line 1)"),
     "top key": (YAML.replace("seed:", "sede:"), "p.yaml:2: sede: unknown key; did you mean 'seed'?"),
     "top type": (YAML.replace("seed: 3", "seed: three"), "p.yaml:2: seed: expected a whole number, found 'three'"),
@@ -278,6 +281,7 @@ def test_a_mistake_is_one_line_with_its_place(name: str, project: Path, monkeypa
         ("bb.letter=r", "no stage is called 'bb'"),
         ("letter", "expected stage.key=value"),
         ("b.letter.x=r", "holds a single value, not keys"),
+        ("b.letter=[", "not valid YAML"),
     ],
 )
 def test_a_mistaken_override_is_one_line(override: str, expected: str, project: Path) -> None:
@@ -355,9 +359,11 @@ def test_a_held_workspace_names_its_holder_and_a_killed_one_is_free(tmp_path: Pa
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout and holder.stdout.readline() == "held\n"
-        with pytest.raises(Held, match=rf"in use by process {holder.pid} .*\(holder\)") as caught:
-            with workspace_lock(tmp_path, wait=False, stopping=lambda: False):
-                pass
+        with (
+            pytest.raises(Held, match=rf"in use by process {holder.pid} .*\(holder\)") as caught,
+            workspace_lock(tmp_path, wait=False, stopping=lambda: False),
+        ):
+            pass
         assert caught.value.exit_code is Exit.AGAIN
     finally:
         holder.send_signal(signal.SIGKILL)

@@ -104,8 +104,37 @@ def test_a_damaged_log_is_set_aside(tmp_path: Path) -> None:
 def test_reading_a_damaged_store_is_one_line(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.path.write_bytes(b"garbage" * 500)
-    with pytest.raises(InputError, match="cannot be read: .*; the next `distill run` remakes it"):
+    with pytest.raises(InputError, match=r"cannot be read: .*; the next `distill run` remakes it"):
         store.rows("SELECT 1")
+
+
+def test_a_store_that_cannot_be_read_is_mended_before_a_run(tmp_path: Path) -> None:
+    said: list[str] = []
+    store = Store(tmp_path, said.append)
+    store.mend()  # there is none yet
+    store.append("problems", rows("a", "b"))
+    store.ingest()
+    store.mend()
+    assert not said
+    with open(store.path, "r+b") as file:
+        file.seek(4096 + 100)
+        file.write(b"\xff" * 64)
+    with pytest.raises(InputError, match="cannot be read"):
+        store.rows("SELECT 1")
+    store.mend()
+    assert keys_in(store) == ["a", "b"]
+    assert "remade from the journal" in said[0]
+
+
+def test_a_rebuild_that_was_killed_does_not_pass_for_the_store(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append("problems", rows("a"))
+    store.ingest()
+    store.path.rename(tmp_path / ".tmp-store.duckdb")  # as a killed rebuild leaves it: no store, a leftover
+    (tmp_path / ".tmp-store.duckdb").write_bytes(b"half")
+    store.append("problems", rows("b"))
+    store.ingest()
+    assert keys_in(store) == ["a", "b"]
 
 
 def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:

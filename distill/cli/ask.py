@@ -42,6 +42,7 @@ def find(name: str | None, pipeline: Path, workspace: Path | None) -> Model:
     """A stage's student by the stage's name, or any model by its own; the last student by default."""
     spec = load(pipeline, workspace=workspace)
     space = workspace_of(spec)
+    name = name.removeprefix(modelspec.STAGE) if name else None
     students = [s.name for s in spec.stages.values() if s.stage.produces == "student"]
     made = {s: space.path / s / modelspec.MODEL for s in students if (space.path / s / modelspec.MODEL).is_dir()}
     if name is None:

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from errno import EDQUOT, ENOSPC
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -213,14 +214,36 @@ def main() -> None:
     except PipelineError as error:
         _fail(str(error), error.exit_code)
     except Exception as error:
-        if "No space left on device" not in str(error):
+        if not _disk_is_full(error):
             raise
         _fail("no space left on the disk; free some and run the same command again, nothing is lost", Exit.INPUT)
+    except SystemExit as ended:
+        if ended.code != TYPER_INTERRUPTED:
+            raise
+        _interrupted()
     except KeyboardInterrupt:
+        _interrupted()
+
+
+TYPER_INTERRUPTED = 130
+"""What typer makes of Ctrl-C. (A reader that goes away, as `head` does, it handles itself.)"""
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, is that of a full disk: libraries wrap it in their own."""
+    while error is not None:
+        if "No space left on device" in str(error) or getattr(error, "errno", None) in (ENOSPC, EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _interrupted() -> None:
+    """Python may end an interrupted process by the signal itself, whatever it was told: so end it here."""
+    try:
         _fail("interrupted; what was made is kept, run the same command again", Exit.AGAIN)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Exit.DONE)
+    finally:
+        os._exit(Exit.AGAIN)
 
 
 def _fail(message: str, code: Exit) -> None:

@@ -7,17 +7,19 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from distill.cli import display
 from distill.cli.open import load, workspace_of
 from distill.cli.table import render
+from distill.store import Store
 from pipeline import runner
 from pipeline.config import PipelineSpec
 from pipeline.errors import Stopped
 from pipeline.lock import workspace_lock
-from pipeline.manifest import Manifest
+from pipeline.runner import Done
 from pipeline.stopping import Stopper, parse_duration
 
 
@@ -40,26 +42,36 @@ def run(
     command = shlex.join(["distill", *sys.argv[1:]])
     with stopper.listening(), workspace_lock(spec.workspace, wait=wait, stopping=stopper, command=command):
         try:
-            manifests = runner.run(spec, space, listener, stopper, stages, force)
+            Store(spec.workspace, partial(listener.note, "store")).mend()
+            done = runner.run(spec, space, listener, stopper, stages, force)
         except Stopped as stopped:
             raise Stopped(f"{stopped} ({stopper.reason})" if stopper.reason else str(stopped)) from None
         finally:
             listener.close()
     if as_json:
-        done = {m.stage: {"fingerprint": m.fingerprint, "figures": m.figures, "seconds": m.seconds} for m in manifests}
-        print(json.dumps({"event": "done", "seconds": round(time.monotonic() - began, 3), "stages": done}))
+        found = {
+            m.stage: {"fingerprint": m.fingerprint, "figures": m.figures, "seconds": m.seconds, "cached": cached}
+            for m, cached in done
+        }
+        print(json.dumps({"event": "done", "seconds": round(time.monotonic() - began, 3), "stages": found}))
         return
-    _summary(spec, manifests, time.monotonic() - began)
+    _summary(spec, done, time.monotonic() - began)
 
 
-def _summary(spec: PipelineSpec, manifests: Sequence[Manifest], seconds: float) -> None:
-    for manifest in manifests:
+def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float) -> None:
+    """Each stage with its seconds, each model with its score."""
+    stages = [
+        {"stage": m.stage, "": "cached" if cached else "run", "seconds": f"{m.seconds:.1f}"} for m, cached in done
+    ]
+    print()
+    print(render(stages))
+    for manifest, _ in done:
         if "subjects" in manifest.figures:
             print()
             print(render(_scores(manifest.figures["subjects"])))
-    spent = sum(manifest.seconds for manifest in manifests)
+    spent = sum(manifest.seconds for manifest, _ in done)
     now, all_told = display.duration(seconds), display.duration(spent)
-    print(f"\n{len(manifests)} stages up to date in {spec.workspace} ({now} now, {all_told} in all)")
+    print(f"\n{len(done)} stages up to date in {spec.workspace} ({now} now, {all_told} in all)")
     report = spec.workspace / "report.html"
     if report.exists():
         print(f"report: {report}")

@@ -32,11 +32,14 @@ def store_of(context: Context) -> Store:
 
 
 def members_present(context: Context, manifest: Manifest) -> str | None:
-    """The check of stages whose output is rows: as many members as the manifest says."""
+    """The check of stages whose output is rows: all its members are there, and the rows they name."""
     store = store_of(context)
     expected = manifest.figures.get("members", 0)
     if not store.path.exists():
         return "the trace store is gone"
-    sql = "SELECT count(*) AS n FROM members WHERE collection = ?"
+    sql = (
+        "SELECT count(*) AS n FROM members WHERE collection = ? AND (row_key IN (SELECT problem_key FROM problems) "
+        "OR row_key IN (SELECT trace_key FROM traces) OR row_key IN (SELECT verdict_key FROM verdicts))"
+    )
     found = store.rows(sql, [manifest.digest])[0]["n"]
     return None if found == expected else f"the store has {found} of its {expected} rows"

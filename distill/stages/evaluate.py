@@ -23,6 +23,7 @@ from distill.stages.common import SamplingSettings, members_present, store_of
 from distill.statistics import Estimate, clustered_mean, paired_difference, pass_at_k
 from distill.store.records import Row, problems, record_members
 from distill.types import Problem
+from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
@@ -47,6 +48,8 @@ def run(context: Context, settings: EvaluateSettings) -> Output:
         pass_at_k(settings.samples, 0, k)  # refuses a k above samples before anything is sampled
     store = store_of(context)
     tasks = problems(store, context.inputs[settings.problems].digest, settings.split)
+    if not tasks:
+        raise InputError(f"stage {context.name}: {settings.problems} holds no {settings.split} problem to measure on")
     members: list[tuple[str, str]] = []
     subjects: dict[str, Any] = {}
     by_problem: dict[str, dict[str, list[float]]] = {}
@@ -122,8 +125,10 @@ def _rounded(value: float) -> float | None:
     return None if value != value else round(value, 4)
 
 
-def _pass_at(rows: Sequence[Row], k: int) -> float:
-    return round(fmean(pass_at_k(len(s), round(sum(s)), k) for s in _scores(rows).values()), 4)
+def _pass_at(rows: Sequence[Row], k: int) -> float | None:
+    """Mean over the problems with at least ``k`` samples that could be judged."""
+    judged = [scores for scores in _scores(rows).values() if len(scores) >= k]
+    return round(fmean(pass_at_k(len(s), round(sum(s)), k) for s in judged), 4) if judged else None
 
 
 def _percent(estimate: Estimate) -> str:

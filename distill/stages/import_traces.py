@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from distill import keys, tables
+from distill import catalog, keys, tables
 from distill.published import Said, TraceColumns
 from distill.stages.common import members_present, store_of
 from distill.store.records import batched, problem_row, record_members, trace_row
@@ -39,7 +40,7 @@ class ImportSettings(Settings):
     messages: str | None = None
     reference: str | dict[str, str] | None = None
     reference_pattern: str | None = None
-    verifier: str = "math"
+    verifier: Annotated[str, AfterValidator(partial(catalog.check, "verifiers"))] = "math"
     difficulty: str | None = None
     licence: str = "unknown"
     source: str | None = None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from distill import catalog, tables
 from distill.stages.common import members_present, store_of
@@ -21,7 +22,7 @@ Count = Annotated[int, Field(ge=0)]
 class FamilySource(Settings):
     """``train`` and ``heldout`` problems of a procedural family."""
 
-    family: str
+    family: Annotated[str, AfterValidator(partial(catalog.check, "families"))]
     train: Count = 0
     heldout: Count = 0
 
@@ -38,7 +39,7 @@ class FileSource(Settings):
     prompt: str
     reference: str | dict[str, str]
     reference_pattern: str | None = None
-    verifier: str = "math"
+    verifier: Annotated[str, AfterValidator(partial(catalog.check, "verifiers"))] = "math"
     split: Literal["train", "heldout"] = "train"
     instruction: str = ""
     """Text put after every prompt, such as how to write the answer."""
@@ -51,7 +52,7 @@ class FileSource(Settings):
 
 Source = Annotated[
     Annotated[FamilySource, Tag("family")] | Annotated[FileSource, Tag("file")],
-    Discriminator(lambda value: "family" if "family" in value else "file"),
+    Discriminator(lambda value: "family" if isinstance(value, dict) and "family" in value else "file"),
 ]
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.store import schema, shards
 from pipeline.errors import Exit, InputError, PipelineError
-from pipeline.files import disk_errors, make_directory
+from pipeline.files import TEMPORARY, disk_errors, make_directory
 
 if TYPE_CHECKING:
     import duckdb
@@ -27,10 +27,16 @@ if TYPE_CHECKING:
 READER_PATIENCE = 20.0
 WRITER_PATIENCE = 120.0
 """Seconds to wait for a lock held by another process before saying who holds it."""
+DISK = re.compile("no space|read-only file|permission denied", re.IGNORECASE)
+DAMAGE = re.compile("corrupt database file|could not read enough bytes", re.IGNORECASE)
 
 
 class Busy(PipelineError):
     exit_code = Exit.AGAIN
+
+
+class Damaged(InputError):
+    """The store's file cannot be read; `Store.mend` remakes it."""
 
 
 class Store:
@@ -61,6 +67,16 @@ class Store:
             self._to_journal(table, paths)
         return added
 
+    def mend(self) -> None:
+        """Remake a store that cannot be opened. For whoever holds the workspace, before anything reads."""
+        if self.path.exists():
+            try:
+                with self.reading():
+                    return
+            except Damaged:
+                with self._writing():
+                    return
+
     def _whole(self, paths: list[Path]) -> list[Path]:
         good = []
         for path in paths:
@@ -86,10 +102,7 @@ class Store:
         make_directory(self.path.parent)
         connection = self._open_or_rebuild()
         try:
-            # Checkpoints come once, at the end of an ingest, and zstd makes text five times smaller:
-            # both measured, see docs/design/002-store.md.
-            connection.execute("SET wal_autocheckpoint = '8GB'")
-            connection.execute("SET force_compression = 'zstd'")
+            _tune(connection)
             schema.migrate(connection, str(self.path))
             yield connection
         finally:
@@ -100,29 +113,43 @@ class Store:
         import duckdb
 
         wal = self.path.with_name(self.path.name + ".wal")
-        fresh = not self.path.exists()
+        if not self.path.exists():
+            self._rebuild()
         try:
-            connection = self._open(read_only=False)
+            return self._open(read_only=False)
         except duckdb.Error as error:
-            if not fresh and wal.exists():
+            if wal.exists():
                 os.replace(wal, wal.with_name(f"{wal.name}.damaged-{int(time.time())}"))
                 self._note(f"{wal}: damaged ({_first_line(error)}); set aside, nothing is lost: the shards hold it")
                 return self._open_or_rebuild()
-            if fresh:
-                raise PipelineError(f"{self.path}: cannot be made: {_first_line(error)}") from None
             aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
             os.replace(self.path, aside)
             self._note(
                 f"{self.path}: damaged ({_first_line(error)}); set aside as {aside.name}, remade from the journal"
             )
-            connection, fresh = self._open(read_only=False), True
-        if fresh and self.journal.exists():
-            schema.migrate(connection, str(self.path))
-            for table in schema.KEYS:
-                if paths := self._whole(shards.pending(self.journal, table)):
-                    _insert(connection, table, paths)
-            connection.execute("CHECKPOINT")
-        return connection
+        self._rebuild()
+        return self._open(read_only=False)
+
+    def _rebuild(self) -> None:
+        """Make the file with all that the journal holds. It gets its name when it is whole: a rebuild that
+        is killed half-way must not pass for the store."""
+        import duckdb
+
+        temporary = self.path.with_name(TEMPORARY + self.path.name)
+        for leftover in (temporary, temporary.with_name(temporary.name + ".wal")):
+            leftover.unlink(missing_ok=True)
+        try:
+            with duckdb.connect(str(temporary)) as connection:
+                _tune(connection)
+                schema.migrate(connection, str(self.path))
+                for table in schema.KEYS:
+                    if paths := self._whole(shards.pending(self.journal, table)):
+                        _insert(connection, table, paths)
+                connection.execute("CHECKPOINT")
+        except duckdb.Error as error:
+            wrong = InputError if DISK.search(str(error)) else PipelineError
+            raise wrong(f"{self.path}: cannot be made: {_first_line(error)}") from None
+        os.replace(temporary, self.path)
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -136,12 +163,19 @@ class Store:
         try:
             connection = self._open(read_only=True)
         except duckdb.Error as error:
-            raise InputError(
+            raise Damaged(
                 f"{self.path}: cannot be read: {_first_line(error)}; the next `distill run` remakes it from the journal"
             ) from None
         try:
             schema.check_version(connection, str(self.path))
             yield connection
+        except duckdb.Error as error:
+            if not DAMAGE.search(str(error)):
+                raise
+            raise Damaged(
+                f"{self.path}: damaged: {_first_line(error)}; move it away: the next `distill run` remakes it "
+                "from the journal"
+            ) from None
         finally:
             connection.close()
 
@@ -178,7 +212,7 @@ class Store:
                     )
             except duckdb.IOException as error:
                 if "lock" not in str(error):
-                    if re.search("no space|read-only file|permission denied", str(error), re.IGNORECASE):
+                    if DISK.search(str(error)):
                         raise InputError(f"{self.path}: {_first_line(error)}") from None
                     raise
                 if time.monotonic() > deadline:
@@ -199,6 +233,13 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, paths: Sequence[P
         {"paths": [str(path) for path in paths]},
     ).fetchone()
     return int(row[0]) if row else 0
+
+
+def _tune(connection: duckdb.DuckDBPyConnection) -> None:
+    """Checkpoints come once, at the end of an ingest, and zstd makes text five times smaller: both
+    measured, see docs/design/002-store.md."""
+    connection.execute("SET wal_autocheckpoint = '8GB'")
+    connection.execute("SET force_compression = 'zstd'")
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -46,12 +47,22 @@ def save(directory: Path, step: int, run: str, state: dict[str, Any]) -> None:
 
 
 def latest(directory: Path, run: str, device: torch.device | str = "cpu") -> tuple[int, dict[str, Any]] | None:
-    """(step, state) of the newest complete checkpoint, or None. One of another run is an InputError."""
+    """(step, state) of the newest complete checkpoint, or None. One of another run is an InputError;
+    one that a failing disk has damaged is passed over for the one before it."""
     for step in reversed(_complete(directory)):
         path = _path(directory, step)
-        if json.loads((path / _MARKER).read_text())["run"] != run:
+        try:
+            owner = json.loads((path / _MARKER).read_text())["run"]
+            state = torch.load(path / _STATE, map_location=device, weights_only=True)
+        except (ValueError, KeyError, EOFError, UnpicklingError):
+            continue
+        except RuntimeError as error:
+            if "PytorchStreamReader" not in str(error):  # out of memory, say: not the file's fault
+                raise
+            continue
+        if owner != run:
             raise InputError(f"{directory} holds checkpoints of another run: give each run a directory of its own")
-        return step, torch.load(path / _STATE, map_location=device, weights_only=True)
+        return step, state
     return None
 
 

@@ -8,6 +8,7 @@ lineage are the caller's; merging onto a dequantised base (QLoRA) is not done ye
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,7 @@ def export_student(model: Any, tokenizer: Any, directory: Path) -> None:
     merged = model
     if hasattr(model, "peft_config"):
         model.save_pretrained(directory / ADAPTER, safe_serialization=True)
+        _settle(directory / ADAPTER / "adapter_config.json")
         merged = copy.deepcopy(model).merge_and_unload()
     generation = merged.generation_config
     generation.eos_token_id = generation.eos_token_id or tokenizer.eos_token_id
@@ -62,6 +64,13 @@ def _no_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _settle(path: Path) -> None:
+    """peft writes sets in the order of the process's hash seed: sort them, so that equal runs make equal files."""
+    config = json.loads(path.read_text())
+    settled = {k: sorted(v) if isinstance(v, list) and all(isinstance(x, str) for x in v) else v for k, v in config.items()}
+    path.write_text(json.dumps(settled, indent=2, sort_keys=True) + "\n")
 
 
 def _check(trained: Any, loaded: Any) -> None:

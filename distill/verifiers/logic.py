@@ -44,9 +44,7 @@ class LogicVerifier:
             return Verdict.incorrect(f"{len(given)} rows given, the formula has {len(expected)}")
         wrong = [row for row, (a, b) in enumerate(zip(given, expected, strict=True)) if a != b]
         if wrong:
-            return Verdict.incorrect(
-                f"{len(wrong)} of {len(expected)} rows are wrong", expected=expected, rows=wrong
-            )
+            return Verdict.incorrect(f"{len(wrong)} of {len(expected)} rows are wrong", expected=expected, rows=wrong)
         return Verdict.correct("every row agrees", expected=expected)
 
     quick = verify  # bounded by the lengths of formula and answer

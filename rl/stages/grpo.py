@@ -82,6 +82,12 @@ def run(context: Context, settings: GrpoSettings) -> Output:
         raise InputError(
             f"stage {context.name}: {settings.prompts} prompts a step, but only {len(tasks)} problems to train on"
         )
+    problem_keys = {problem.id: key for key, problem in tasks}
+    if len(problem_keys) < len(tasks):
+        raise InputError(
+            f"stage {context.name}: two problems of {settings.problems} go by one name; give each of its sources a "
+            "`source` of its own"
+        )
     network, tokenizer = student.load(start)
     if settings.lora:
         network = add_lora(
@@ -98,7 +104,6 @@ def run(context: Context, settings: GrpoSettings) -> Output:
         closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
         VerifierPool(workers=1) as pool,
     ):
-        problem_keys = {problem.id: key for key, problem in tasks}
         ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, settings.verifier)
         try:
             train_grpo(
