@@ -14,7 +14,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-all: $(READY)
-	.ci/install-extras $(BIN)
+	.ci/install-extras
 	$(BIN)/python -m pytest
 
 check: $(READY)

@@ -16,8 +16,9 @@ def load(model: Model, dtype: str = "float32", device: str = "auto") -> tuple[An
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers.utils import logging as library_logging
 
+    logging: Any = library_logging  # its functions have no types
     source = model.source
     if (path := directory_of(source)) is not None:
         check_directory(path, source)
@@ -27,7 +28,9 @@ def load(model: Model, dtype: str = "float32", device: str = "auto") -> tuple[An
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=model.revision)
-        network = AutoModelForCausalLM.from_pretrained(source, revision=model.revision, dtype=getattr(torch, dtype))
+        network: Any = AutoModelForCausalLM.from_pretrained(
+            source, revision=model.revision, dtype=getattr(torch, dtype)
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model {model.source} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     return network.to(device), tokenizer

@@ -91,9 +91,7 @@ def _written(family: Family, problem: Problem, authors: Authors, rng: np.random.
     return response("\n".join(lines[: int(rng.integers(1, len(lines)))]), family.guess(rng))
 
 
-def tokenizer_of(
-    catalog: Mapping[str, Family], vocabulary: int = 512, samples: int = 6000
-) -> PreTrainedTokenizerFast:
+def tokenizer_of(catalog: Mapping[str, Family], vocabulary: int = 512, samples: int = 6000) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer: any text goes in and comes out again, digits stay single tokens.
 
     Merges cross spaces but not digits or parentheses, so that the families' words are few tokens.
@@ -158,8 +156,9 @@ def config_of(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, int]) -> Q
 def network_of(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, int], seed: int) -> Any:
     """A Qwen3 with random weights, a function of ``seed``; torch's generator is left as it was."""
     import torch
-    from transformers import Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Qwen3ForCausalLM(config_of(tokenizer, shape))
+        factory: Any = AutoModelForCausalLM  # it has no types
+        return factory.from_config(config_of(tokenizer, shape))

@@ -69,6 +69,7 @@ def paired_difference(a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence
     if not differences:
         return Estimate(math.nan, -1.0, 1.0, 0)
     value = fmean(differences)
-    spread = stdev(differences) if len(differences) > 1 else 0.0
-    half = Z95 * spread / math.sqrt(len(differences))
+    if len(differences) == 1:  # one problem says nothing of others
+        return Estimate(value, -1.0, 1.0, 1)
+    half = Z95 * stdev(differences) / math.sqrt(len(differences))
     return Estimate(value, value - half, value + half, len(differences))

@@ -7,6 +7,7 @@ verdicts missing and the old ones stay.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,16 @@ def judgements(traces: Sequence[tuple[str, Problem]], verifier: Spec | None) -> 
         spec, name, version = made[text]
         found.append(Judgement(keys.verdict_key(trace, name, version, text), trace, problem, spec))
     return found
+
+
+def used(wishes: Sequence[Judgement]) -> dict[str, str]:
+    """The version of each verifier that judges, by its spec in canonical form."""
+    return {text: version_of(text) for text in sorted({canonical(wish.verifier) for wish in wishes})}
+
+
+def version_of(spec: str) -> str:
+    """The version that a verifier has now; ``spec`` in canonical form."""
+    return verifiers.build(json.loads(spec)).version
 
 
 def versions(verifier: Spec | None) -> dict[str, str]:

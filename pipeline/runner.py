@@ -77,7 +77,7 @@ def _run_stage(
     clock = Clock.resume(work / "heartbeat.json")
     context = workspace.context(
         spec, identity.fingerprint, inputs,  # type: ignore[arg-type]
-        forced=forced, stopping=stopping, listener=listener, _clock=clock,
+        stopping=stopping, listener=listener, _clock=clock,
     )  # fmt: skip
     listener.start(spec.name, found)
     output = spec.stage.run(context, spec.settings)
@@ -111,8 +111,11 @@ def _check_unchanged(spec: StageSpec, before: Identity, inputs: Mapping[str, Man
 
 
 def _discard(workspace: Workspace, identity: Identity) -> None:
-    manifests.path_of(workspace.path, identity.kind, identity.fingerprint).unlink(missing_ok=True)
-    shutil.rmtree(workspace.work(identity.kind, identity.fingerprint), ignore_errors=True)
+    """Forget a complete result. What a killed forced run has begun since is kept: it goes on."""
+    record = manifests.path_of(workspace.path, identity.kind, identity.fingerprint)
+    if record.exists():
+        record.unlink()
+        shutil.rmtree(workspace.work(identity.kind, identity.fingerprint), ignore_errors=True)
 
 
 def _link(found: StagePlan, workspace: Workspace) -> None:

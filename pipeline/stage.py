@@ -92,7 +92,6 @@ class Context(Protocol):
     """Where `publish` puts the finished artifact."""
     work: Path
     """A private directory that survives a crash: checkpoints and parts under construction."""
-    forced: bool
     hashes: FileHashes
 
     def stopping(self) -> bool:

@@ -68,7 +68,6 @@ class StageContext:
     artifact: Path
     work: Path
     hashes: FileHashes
-    forced: bool = False
     stopping: Callable[[], bool] = lambda: False
     listener: Listener | None = None
     published: bool = False

@@ -81,7 +81,7 @@ class Live(Listener):
             ("time", {"justify": "right", "no_wrap": True}), ("left", {"justify": "right", "no_wrap": True}),
             ("so far", {"ratio": 1, "no_wrap": True, "overflow": "ellipsis"}),
         ):  # fmt: skip
-            table.add_column(name, **options, header_style="dim")  # type: ignore[arg-type]
+            table.add_column(name, **options, header_style="dim")
         for name, row in self._rows.items():
             running = row.state == "running"
             spent = time.monotonic() - row.began if running else row.seconds

@@ -66,7 +66,8 @@ def run(
     set_: Set = None,
     limit: Limit = None,
     force: Annotated[
-        list[str] | None, typer.Option("--force", help="Run this stage again although it is cached.")
+        list[str] | None,
+        typer.Option("--force", help="Run this stage again although it is complete; rows in the store are kept."),
     ] = None,
     max_time: Annotated[
         str | None, typer.Option("--max-time", help="Stop in order after this time (3h50m); exit code 75.")

@@ -57,9 +57,7 @@ def split_of(structure: str) -> str:
     return SPLITS[int.from_bytes(digest, "little") % HELD_OUT_ONE_IN == 0]
 
 
-def draw(
-    candidate: Callable[[np.random.Generator], Problem], name: str, seed: int, index: int, split: str
-) -> Problem:
+def draw(candidate: Callable[[np.random.Generator], Problem], name: str, seed: int, index: int, split: str) -> Problem:
     """The first candidate whose structure belongs to ``split`` (one in ten for held-out ones)."""
     if split not in SPLITS:
         raise InputError(f"split {split!r}: a family knows only {' and '.join(map(repr, SPLITS))}")
@@ -70,9 +68,7 @@ def draw(
             return problem
 
 
-def problem_of(
-    family: str, prompt: str, reference: str, verifier: str, structure: str, difficulty: int
-) -> Problem:
+def problem_of(family: str, prompt: str, reference: str, verifier: str, structure: str, difficulty: int) -> Problem:
     """A problem whose id is a hash of its prompt and whose split is that of its structure."""
     digest = hashlib.blake2b(prompt.encode(), digest_size=6).hexdigest()
     return Problem(

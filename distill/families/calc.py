@@ -71,11 +71,7 @@ def count(steps: int) -> int:
     ways = [1] * (TOP + 1)
     for _ in range(steps):
         ways = [
-            sum(
-                ways[apply(value, operator, n)]
-                for operator, operands in operations(value).items()
-                for n in operands
-            )
+            sum(ways[apply(value, operator, n)] for operator, operands in operations(value).items() for n in operands)
             for value in range(TOP + 1)
         ]
     return sum(ways)

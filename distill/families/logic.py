@@ -88,9 +88,7 @@ def _candidate(rng: np.random.Generator) -> Problem:
             formula = f"({formula} {connective} {literal})"
         if column not in (0, ALL) and {literal[-1] for literal in literals} == set(COLUMNS):
             formula = formula[1:-1]
-            return problem_of(
-                "logic", PREFIX + formula, formula, "logic", _structure(formula, literals), steps
-            )
+            return problem_of("logic", PREFIX + formula, formula, "logic", _structure(formula, literals), steps)
 
 
 def _structure(formula: str, literals: list[str]) -> str:

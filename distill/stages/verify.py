@@ -12,7 +12,7 @@ from distill.stages.common import members_present, store_of
 from distill.store import Store
 from distill.store.records import problem_of, record_members
 from distill.types import Problem
-from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
 
@@ -29,7 +29,7 @@ def run(context: Context, settings: VerifySettings) -> Output:
     wishes = verification.judgements(traces, settings.verifier)
     verification.make_verdicts(store, wishes, context, settings.workers)
     digest = record_members(store, [("verdict", wish.key) for wish in wishes])
-    return Output(digest, {"members": len(wishes), **_totals(store, digest)})
+    return Output(digest, {"members": len(wishes), **_totals(store, digest), "versions": verification.used(wishes)})
 
 
 def traces_of(store: Store, collection: str) -> list[tuple[str, Problem]]:
@@ -66,9 +66,12 @@ def forecast(context: Context, settings: VerifySettings, expected: Mapping[str, 
     return Forecast("verdicts", len(keys), len(store.present("verdicts", keys)))
 
 
-def dependencies(settings: VerifySettings, hashes: FileHashes) -> Mapping[str, str]:
-    """The versions of the verifiers: a new one re-judges."""
-    return {"verifiers": content_hash(verification.versions(settings.verifier))}
+def check(context: Context, manifest: Manifest) -> str | None:
+    """A verifier of another version judges again (the user's own verifiers too); old verdicts are kept."""
+    for spec, version in manifest.figures.get("versions", {}).items():
+        if (now := verification.version_of(spec)) != version:
+            return f"verifier {spec}: version {version} -> {now}"
+    return members_present(context, manifest)
 
 
 STAGE = Stage(
@@ -78,6 +81,5 @@ STAGE = Stage(
     produces="verdicts",
     run=run,
     forecast=forecast,
-    dependencies=dependencies,
-    check=members_present,
+    check=check,
 )

@@ -67,10 +67,19 @@ def _no_bars() -> Iterator[None]:
 
 
 def _settle(path: Path) -> None:
-    """peft writes sets in the order of the process's hash seed: sort them, so that equal runs make equal files."""
+    """Make what peft wrote the same for equal runs anywhere: sets in order, no path of this machine.
+
+    peft writes sets in the order of the process's hash seed, and names the base by where it was loaded from.
+    """
     config = json.loads(path.read_text())
-    settled = {k: sorted(v) if isinstance(v, list) and all(isinstance(x, str) for x in v) else v for k, v in config.items()}
-    path.write_text(json.dumps(settled, indent=2, sort_keys=True) + "\n")
+    for key, value in config.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            config[key] = sorted(value)
+    base = str(config.get("base_model_name_or_path") or "")
+    if Path(base).is_dir():
+        config["base_model_name_or_path"] = Path(base).resolve().name
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    path.with_name("README.md").unlink(missing_ok=True)  # peft's card names that path too; ours lies in model/
 
 
 def _check(trained: Any, loaded: Any) -> None:

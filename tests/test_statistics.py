@@ -1,0 +1,63 @@
+"""Estimators against enumeration and simulation."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.randomness import generator
+from distill.statistics import clustered_mean, paired_difference, pass_at_k, wilson
+from pipeline.errors import InputError
+
+
+@given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample(case: tuple[int, int, int]) -> None:
+    samples, correct, k = case
+    subsets = list(combinations([True] * correct + [False] * (samples - correct), k))
+    assert pass_at_k(samples, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_pass_at_k_is_refused_below_k_samples() -> None:
+    with pytest.raises(InputError, match="at least 8 samples a problem; there are 4"):
+        pass_at_k(4, 2, 8)
+
+
+def test_the_interval_takes_the_problem_as_the_unit() -> None:
+    """Repeating each sample ten times must not narrow it."""
+    once = {str(i): [float(i % 3 == 0)] for i in range(60)}
+    often = {key: values * 10 for key, values in once.items()}
+    assert clustered_mean(once) == clustered_mean(often)
+
+
+def test_intervals_cover_as_often_as_they_say() -> None:
+    covered = 0
+    for trial in range(400):
+        draw = generator("coverage", trial)
+        chances = draw.beta(1, 1, size=100)  # problems differ: the true mean is one half
+        answers = {str(i): [float(x) for x in draw.random(4) < p] for i, p in enumerate(chances)}
+        estimate = clustered_mean(answers)
+        covered += estimate.low <= 0.5 <= estimate.high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_agreement_of_all_problems_still_has_a_width() -> None:
+    nothing = clustered_mean({str(i): [0.0] for i in range(50)})
+    assert nothing.low == pytest.approx(0.0, abs=1e-9)
+    assert 0.05 < nothing.high < 0.1
+    assert wilson(1.0, 50)[0] == pytest.approx(1 - wilson(0.0, 50)[1])
+
+
+def test_unverifiable_problems_do_not_count() -> None:
+    assert clustered_mean({"a": [1.0], "b": []}).problems == 1
+
+
+def test_a_paired_difference_is_tighter_than_two_intervals() -> None:
+    before = {str(i): [float(i % 2)] for i in range(40)}
+    after = {key: [min(1.0, values[0] + float(int(key) < 8))] for key, values in before.items()}
+    paired = paired_difference(before, after)
+    assert paired.value == pytest.approx(0.1)
+    assert paired.half_width < clustered_mean(before).half_width
+    assert paired_difference({"a": [0.0]}, {"a": [1.0]}).low == -1.0
