@@ -352,6 +352,7 @@ def test_workers_die_with_their_parent(tokenizer: Any, working: bool) -> None:
     ours, theirs = multiprocessing.Pipe()
 
     def parent() -> None:
+        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork, and its pool would wait for them
         engine = TransformersEngine(qwen3(), tokenizer, model_identity="t", slots=32, workers=2)
         completions = engine.generate(request(f"p{i}", max_tokens=200, temperature=5.0) for i in range(10**6))
         if working:
