@@ -67,9 +67,13 @@ def main() -> None:
     place(settings["pipes"])
     try:
         enter(settings)
+        if os.getppid() != settings["parent"]:  # it may have died while its death would not have been told
+            os._exit(1)
+        alive, mine = os.pipe()  # open for writing as long as this process lives
         first = os.fork()
         if first == 0:
-            be_first(settings)
+            os.close(mine)
+            be_first(settings, alive)
         os.close(REPORT)
         os.waitpid(first, 0)
     except OSError as error:
@@ -84,24 +88,36 @@ def place(pipes: list[int]) -> None:
     os.closerange(REPORT + 1, 4096)
 
 
-def be_first(settings: dict) -> None:
+def be_first(settings: dict, launcher: int) -> None:
     """Process 1 of the box. It is ours, so that the candidate cannot cut the string that ends the box.
 
     When it ends, the kernel ends everything in there; from inside it cannot be killed.
     """
     try:
         die_with_parent()
+        if ended(launcher):  # before this process could be told: nobody would ever end it
+            os._exit(1)
+        os.close(launcher)
         candidate = os.fork()
         if candidate == 0:
             become_candidate(settings)
-        ended = 0
-        while ended != candidate:
-            ended, status, usage = os.wait4(-1, 0)
+        gone = 0
+        while gone != candidate:
+            gone, status, usage = os.wait4(-1, 0)
         cpu = usage.ru_utime + usage.ru_stime
         report({"code": os.waitstatus_to_exitcode(status), "cpu": cpu, "kib": usage.ru_maxrss})
     except OSError as error:
         report({"failed": str(error)})
     os._exit(0)
+
+
+def ended(pipe: int) -> bool:
+    """Whether all who could write to ``pipe`` are gone. (In a new pid namespace `getppid` says 0 always.)"""
+    os.set_blocking(pipe, False)
+    try:
+        return os.read(pipe, 1) == b""
+    except BlockingIOError:
+        return False
 
 
 def die_with_parent() -> None:
