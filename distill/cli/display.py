@@ -82,8 +82,8 @@ class PlainLines(Listener):
 
     def start(self, stage: str, plan: StagePlan) -> None:
         self._rate, self._said = Rate(), time.monotonic()
-        begun = "going on" if plan.status == "partly done" else "running"
-        self._say(stage, f"{begun} ({'; '.join(plan.reasons)})")
+        why = "; ".join(plan.reasons)
+        self._say(stage, "going on where it stopped" if plan.status == "partly done" else f"running ({why})")
 
     def progress(self, stage: str, done: int, total: int | None, figures: Mapping[str, Any]) -> None:
         left = self._rate.left(done, total)

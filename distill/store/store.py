@@ -31,6 +31,11 @@ DISK = re.compile("no space|read-only file|permission denied", re.IGNORECASE)
 DAMAGE = re.compile("corrupt database file|could not read enough bytes", re.IGNORECASE)
 
 
+_checked: set[tuple[Path, int]] = set()
+"""Stores, as they were when written last, whose version this process has looked at: a run that finds
+everything cached opens the store a dozen times."""
+
+
 class Busy(PipelineError):
     exit_code = Exit.AGAIN
 
@@ -167,7 +172,9 @@ class Store:
                 f"{self.path}: cannot be read: {_first_line(error)}; the next `distill run` remakes it from the journal"
             ) from None
         try:
-            schema.check_version(connection, str(self.path))
+            if (stamp := (self.path, self.path.stat().st_mtime_ns)) not in _checked:
+                schema.check_version(connection, str(self.path))
+                _checked.add(stamp)
             yield connection
         except duckdb.Error as error:
             if not DAMAGE.search(str(error)):
