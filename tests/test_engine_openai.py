@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -244,11 +245,12 @@ def test_what_is_in_flight_is_yielded_before_the_failure(server: Server) -> None
 
     def slow(handler: Handler) -> None:
         arrived.wait(10)
+        time.sleep(0.5)  # until the engine has read of the failure, or its caller would take one request more
         reply("late")(handler)
 
     def failing(handler: Handler) -> None:
-        arrived.set()
         handler.send(404, f"no such model; your key is {KEY}")
+        arrived.set()
 
     server.scripts = {"slow": [slow], "failing": [failing]}
     engine, made = opened(server.url, concurrency=2), []

@@ -6,7 +6,6 @@ step, so there is no data file and nothing to resume but the weights.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from distill import catalog, pretraining
-from distill.cards import write_model_card
 from distill.stages.common import store_of
+from distill.stages.student import publish
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.stage import Context, Forecast, Operational, Output, Settings, Stage
 
@@ -64,7 +63,6 @@ class PretrainSettings(Settings):
 
 def run(context: Context, settings: PretrainSettings) -> Output:
     from distill.training.batching import from_messages
-    from distill.training.export import MODEL, export_student
     from distill.training.loop import train
     from distill.training.metrics import Recorder
 
@@ -91,12 +89,9 @@ def run(context: Context, settings: PretrainSettings) -> Output:
     finally:
         recorder.flush()
     store_of(context).ingest()
-    built = context.work / "artifact"
-    shutil.rmtree(built, ignore_errors=True)
-    export_student(network, tokenizer, built)
-    write_model_card(built / MODEL, context, ABOUT, "random weights", settings.model_dump(mode="json"))
+    digest = publish(context, network, tokenizer, ABOUT, "random weights", settings)
     parameters = sum(p.numel() for p in network.parameters())
-    return Output(context.publish(built), {"parameters": parameters, "steps": settings.steps, **recorder.last})
+    return Output(digest, {"parameters": parameters, "steps": settings.steps, **recorder.last})
 
 
 def _how(settings: PretrainSettings) -> TrainSettings:

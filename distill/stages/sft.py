@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from distill import modelspec
-from distill.cards import write_model_card
 from distill.modelspec import ModelName
 from distill.stages.common import store_of
+from distill.stages.student import publish
 from distill.store.records import Row
 from distill.types import Message
 from pipeline.errors import PipelineError
@@ -55,7 +54,6 @@ class SftSettings(Settings):
 def run(context: Context, settings: SftSettings) -> Output:
     from distill.training import student
     from distill.training.batching import fitting
-    from distill.training.export import MODEL, export_student
     from distill.training.loop import train
     from distill.training.lora import add_lora
     from distill.training.metrics import Recorder
@@ -82,12 +80,9 @@ def run(context: Context, settings: SftSettings) -> Output:
     finally:
         recorder.flush()
     store_of(context).ingest()
-    built = context.work / "artifact"
-    shutil.rmtree(built, ignore_errors=True)
-    export_student(network, tokenizer, built)
-    write_model_card(built / MODEL, context, ABOUT, settings.student, settings.model_dump(mode="json"))
+    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings)
     figures = {"examples": len(examples), "dropped": len(dropped), "steps": result.steps}
-    return Output(context.publish(built), figures | {"loss": recorder.last.get("loss")})
+    return Output(digest, figures | {"loss": recorder.last.get("loss")})
 
 
 def _how(settings: SftSettings) -> TrainSettings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import lru_cache, partial
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from distill import modelspec, verification
-from distill.cards import write_model_card
 from distill.modelspec import ModelName
 from distill.randomness import permutation
 from distill.stages.common import SamplingSettings, store_of
 from distill.stages.sft import LoraSettings
+from distill.stages.student import publish
 from distill.store.records import problems
 from distill.types import Problem
 from distill.verifiers import VerifierPool
@@ -68,7 +67,6 @@ class GrpoSettings(Settings):
 def run(context: Context, settings: GrpoSettings) -> Output:
     from distill.engines.transformers import TransformersEngine, workers_for
     from distill.training import student
-    from distill.training.export import MODEL, export_student
     from distill.training.lora import add_lora
     from distill.training.metrics import Recorder
     from rl.grpo import train_grpo
@@ -121,11 +119,8 @@ def run(context: Context, settings: GrpoSettings) -> Output:
         finally:
             recorder.flush()
             store.ingest()
-    built = context.work / "artifact"
-    shutil.rmtree(built, ignore_errors=True)
-    export_student(network, tokenizer, built)
-    write_model_card(built / MODEL, context, ABOUT, settings.student, settings.model_dump(mode="json"))
-    return Output(context.publish(built), {"steps": settings.steps, "rollouts": _rollouts(settings)} | recorder.last)
+    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings)
+    return Output(digest, {"steps": settings.steps, "rollouts": _rollouts(settings)} | recorder.last)
 
 
 def _sample(tasks: Sequence[tuple[str, Problem]], settings: GrpoSettings, step: int) -> list[Problem]:
