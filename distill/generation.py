@@ -28,7 +28,7 @@ INGEST_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One sample that should exist."""
+    """One sample that should exist. Problems that ask the same share their samples: equal keys."""
 
     key: str
     problem_key: str
@@ -55,8 +55,9 @@ def make_traces(
 ) -> None:
     """Sample what the store lacks of ``wishes``. The engine is opened only if anything is missing."""
     store.ingest()
-    present = store.present("traces", (wish.key for wish in wishes))
-    missing = {wish.key: wish for wish in wishes if wish.key not in present}
+    by_key = {wish.key: wish for wish in wishes}
+    present = store.present("traces", by_key)
+    missing = {key: wish for key, wish in by_key.items() if key not in present}
     if not missing:
         return
     stop_check(context.stopping)
@@ -72,12 +73,12 @@ def make_traces(
                     completion, wish.problem.id, wish.sampling,
                     model=engine.model, engine=engine.name, sample_index=wish.sample_index,
                 )  # fmt: skip
-                writer.add(trace_row(trace, wish.problem_key))
+                writer.add(trace_row(trace, keys.prompt_key(wish.problem)))
                 done, tokens, cost = done + 1, tokens + trace.tokens, cost + completion.cost
                 rate = tokens / max(time.monotonic() - begun, 1e-9)
                 if cost:
                     figures["cost"] = round(cost, 4)
-                context.progress(done, len(wishes), **figures, tokens=tokens, tokens_per_second=round(rate))
+                context.progress(done, len(by_key), **figures, tokens=tokens, tokens_per_second=round(rate))
         finally:  # whatever ended it, a cap or an endpoint that went down: what is finished is kept
             writer.flush()
             store.ingest()

@@ -12,6 +12,12 @@ from distill.types import Problem, Sampling
 from pipeline.fingerprint import content_hash
 
 
+def prompt_key(problem: Problem) -> str:
+    """What a model is asked. How the answer is checked is not in it: another verifier or a mended
+    reference answer must not cost the teacher's tokens again."""
+    return content_hash(["prompt", problem.messages])
+
+
 def problem_key(problem: Problem) -> str:
     """What is asked and how it is checked; not its name, source or split, so that sources share."""
     return content_hash(
@@ -35,12 +41,12 @@ def trace_key(problem: Problem, model: str, sampling: Sampling, sample_index: in
     how: list[Any] = [sampling.max_tokens, sampling.temperature]
     if sampling.temperature > 0:
         how += [sampling.top_p, sampling.top_k, sampling.seed]
-    return content_hash(["trace", problem_key(problem), problem.messages, model, how, sample_index])
+    return content_hash(["trace", prompt_key(problem), model, how, sample_index])
 
 
 def imported_key(problem: Problem, model: str, text: str) -> str:
     """A published trace is known by what it says: how it was sampled, nobody can tell."""
-    return content_hash(["imported", problem_key(problem), model, text])
+    return content_hash(["imported", prompt_key(problem), model, text])
 
 
 def rollout_key(run: str, step: int, problem: str, sample_index: int) -> str:
@@ -48,6 +54,7 @@ def rollout_key(run: str, step: int, problem: str, sample_index: int) -> str:
     return content_hash(["rollout", run, step, problem, sample_index])
 
 
-def verdict_key(trace: str, verifier: str, version: str, spec: str) -> str:
-    """``spec`` is the verifier as it stands in YAML, settings and all, in canonical form."""
-    return content_hash(["verdict", trace, verifier, version, spec])
+def verdict_key(trace: str, problem: str, verifier: str, version: str, spec: str) -> str:
+    """``problem`` is the key of the problem whose reference it was judged by; ``spec`` is the verifier as
+    it stands in YAML, settings and all, in canonical form."""
+    return content_hash(["verdict", trace, problem, verifier, version, spec])

@@ -31,22 +31,24 @@ class Judgement:
 
     key: str
     trace_key: str
+    problem_key: str
     problem: Problem
     verifier: Spec
 
 
-def judgements(traces: Sequence[tuple[str, Problem]], verifier: Spec | None) -> list[Judgement]:
-    """The verdicts wanted of (trace key, problem) pairs, by the problem's own verifier if none is named."""
+def judgements(traces: Sequence[tuple[str, str, Problem]], verifier: Spec | None) -> list[Judgement]:
+    """The verdicts wanted of (trace key, problem key, problem), by the problem's own verifier if none is named."""
     made: dict[str, tuple[Spec, str, str]] = {}
     found = []
-    for trace, problem in traces:
+    for trace, problem_key, problem in traces:
         spec = problem.verifier if verifier is None else verifier
         text = canonical(spec)
         if text not in made:
             built = verifiers.build(spec)
             made[text] = spec, built.name, built.version
         spec, name, version = made[text]
-        found.append(Judgement(keys.verdict_key(trace, name, version, text), trace, problem, spec))
+        key = keys.verdict_key(trace, problem_key, name, version, text)
+        found.append(Judgement(key, trace, problem_key, problem, spec))
     return found
 
 
@@ -82,7 +84,8 @@ def make_verdicts(store: Store, wishes: Sequence[Judgement], context: Context, w
     with VerifierPool(workers=workers) as pool:
         items = ((w.key, w.verifier, w.problem, answers[w.trace_key]) for w in missing.values())
         for key, verdict in pool.verify_many(items):
-            rows.append(verdict_row(key, missing[key].trace_key, verdict, missing[key].verifier))
+            wish = missing[key]
+            rows.append(verdict_row(key, wish.trace_key, wish.problem_key, verdict, wish.verifier))
             tally[verdict.outcome] += 1
             done += 1
             if time.monotonic() - appended > APPEND_SECONDS:
@@ -117,8 +120,8 @@ def scores(store: Store, verdict_keys: Sequence[str]) -> Iterator[Row]:
     with store.reading() as connection:
         connection.register("wanted", pa.table({"verdict_key": pa.array(list(verdict_keys), pa.string())}))
         result = connection.execute(
-            "SELECT v.verdict_key, v.outcome, v.score, t.trace_key, t.problem_key, t.sample_index, t.finish, t.closed, "
-            "t.thinking_tokens, t.answer_tokens, t.thinking_tokens + t.answer_tokens AS tokens, "
+            "SELECT v.verdict_key, v.outcome, v.score, v.problem_key, t.trace_key, t.prompt_key, t.sample_index, "
+            "t.finish, t.closed, t.thinking_tokens, t.answer_tokens, t.thinking_tokens + t.answer_tokens AS tokens, "
             "p.problem_id, p.source, p.difficulty "
             "FROM verdicts v SEMI JOIN wanted USING (verdict_key) "
             "JOIN traces t USING (trace_key) JOIN problems p USING (problem_key)"

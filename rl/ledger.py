@@ -65,9 +65,10 @@ class Ledger:
             model=weights, engine="transformers", sample_index=rollout.index,
         )  # fmt: skip
         spec, verdict = self._verdicts[completion.key]
-        verdict_key = keys.verdict_key(key, verdict.verifier, verdict.version, canonical(spec))
+        verdict_key = keys.verdict_key(key, problem_key, verdict.verifier, verdict.version, canonical(spec))
         facts = {
             "trace_key": key,
+            "problem_key": problem_key,
             "run": self._run,
             "step": rollout.step,
             "group_index": rollout.index,
@@ -75,8 +76,8 @@ class Ledger:
             "advantage": rollout.advantage,
             "used": rollout.trained,
         }
-        row = trace_row(replace(trace, key=key), problem_key)
-        return row, verdict_row(verdict_key, key, verdict, spec), facts
+        row = trace_row(replace(trace, key=key), keys.prompt_key(problem))
+        return row, verdict_row(verdict_key, key, problem_key, verdict, spec), facts
 
     def recall(self, step: int) -> Iterator[Completion]:
         """What an earlier attempt sampled for ``step`` (from 0, as `train_grpo` counts)."""

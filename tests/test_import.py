@@ -70,7 +70,7 @@ def test_traces_in_columns_are_imported_verified_and_selected(tmp_path: Path) ->
     assert [r["finish"] for r in rows if not r["answer"]] == ["length"]
     assert not any("<think>" in r["thinking"] or "</think>" in r["thinking"] for r in rows)
     assert all(r["thinking_tokens"] + r["answer_tokens"] > 0 for r in rows)
-    assert store.rows("SELECT count(DISTINCT problem_key) AS n FROM traces")[0]["n"] == 3
+    assert store.rows("SELECT count(DISTINCT prompt_key) AS n FROM traces")[0]["n"] == 3
 
 
 def test_the_order_of_the_file_does_not_change_what_a_trace_is(tmp_path: Path) -> None:

@@ -165,6 +165,37 @@ def test_increments(undisturbed: Path, tmp_path: Path) -> None:
     assert plan["grpo"]["reasons"] == ["waits for sft"]
 
 
+BROUGHT = """\
+name: small
+stages:
+  problems: {sources: [{file: p.jsonl, prompt: q, reference: a, verifier: math}]}
+  generate: {problems: problems, teacher: "embedded:teacher", sampling: {max_tokens: 96, temperature: 0}}
+  verify: {traces: generate}
+"""
+
+
+@pytest.mark.slow
+def test_a_mended_reference_judges_again_and_generates_nothing(tmp_path: Path) -> None:
+    directory = project(tmp_path / "p", BROUGHT)
+    problems = [{"q": "Compute left to right: 12 + 7 * 3 - 4", "a": "54"}, {"q": "1 + 1 = ?", "a": "2"}]
+    (directory / "p.jsonl").write_text("\n".join(map(json.dumps, problems)))
+    finish(directory)
+    problems[0]["a"] = "53"
+    (directory / "p.jsonl").write_text("\n".join(map(json.dumps, problems)))
+    assert plan_of(directory)["problems"]["status"] == "will run"
+    finish(directory)
+    store = Store(directory / "runs/small")
+    assert len(store.rows("SELECT * FROM traces")) == 2
+    judged = store.rows(
+        "SELECT reference, outcome FROM verdicts JOIN problems USING (problem_key) "
+        "WHERE prompt LIKE 'Compute%' ORDER BY reference"
+    )
+    assert judged == [
+        {"reference": "53", "outcome": "correct"},
+        {"reference": "54", "outcome": "incorrect"},
+    ]
+
+
 def plan_of(directory: Path, *arguments: str) -> dict[str, dict[str, Any]]:
     result = subprocess.run(
         [sys.executable, "-m", "distill", "plan", "--pipeline", "p.yaml", "--json", *arguments],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +143,23 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     store.append("problems", rows("a"))
     store.ingest()
     with duckdb.connect(str(store.path)) as connection:
-        connection.execute("INSERT INTO migrations VALUES ('9999_future', now())")
+        connection.execute("INSERT INTO migrations VALUES ('9999_future', 'x', now())")
     with pytest.raises(InputError, match="written by a newer distill") as caught:
         store.rows("SELECT 1")
     assert caught.value.exit_code is Exit.INPUT
     store.append("problems", rows("b"))
     with pytest.raises(InputError, match="written by a newer distill"):
         store.ingest()
+
+
+def test_a_store_made_by_another_text_of_a_migration_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append("problems", rows("a"))
+    store.ingest()
+    with duckdb.connect(str(store.path)) as connection:
+        connection.execute("ALTER TABLE migrations DROP COLUMN checksum")  # as before there were checksums
+    with pytest.raises(InputError, match="written by an unreleased distill whose 0001_initial was another"):
+        store.rows("SELECT 1")
 
 
 READER = """
@@ -203,7 +214,7 @@ def test_migrations_are_named_ordered_and_applied_once() -> None:
     with duckdb.connect(":memory:") as connection:
         assert schema.migrate(connection)
         assert not schema.migrate(connection)
-        assert schema.applied(connection) == schema.names()
+        assert list(schema.applied(connection)) == schema.names()
     assert set(schema.arrow_schemas()) == set(schema.KEYS)
 
 
@@ -226,8 +237,6 @@ def test_a_problem_survives_its_row(original: Problem) -> None:
 
 @given(problem, text)
 def test_a_problem_key_is_of_content_not_of_name_or_split(original: Problem, other: str) -> None:
-    from dataclasses import replace
-
     renamed = replace(original, id=other, source=other, split="heldout")
     assert problem_key(renamed) == problem_key(original)
     assert problem_key(replace(original, prompt=original.prompt + "!")) != problem_key(original)
@@ -247,6 +256,13 @@ def test_a_trace_key_knows_what_makes_a_sample() -> None:
     assert len({key, *different}) == 6
     greedy = [trace_key(one, "model", Sampling(temperature=0.0, seed=seed), 0) for seed in (1, 2)]
     assert greedy[0] == greedy[1]
+
+
+def test_how_an_answer_is_checked_is_not_in_a_trace_key() -> None:
+    one = Problem("p", "1 + 1", "3", "math", "s")
+    mended, otherwise = replace(one, reference="2"), replace(one, verifier="exact")
+    assert len({problem_key(p) for p in (one, mended, otherwise)}) == 3
+    assert len({trace_key(p, "model", Sampling(), 0) for p in (one, mended, otherwise)}) == 1
 
 
 def test_members_keep_order_and_label(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def list_traces(
     rows = store_at(pipeline, workspace).rows(
         "SELECT t.trace_key[:12] AS trace, p.problem_id AS problem, t.model[:12] AS model, v.outcome, "
         "t.thinking_tokens + t.answer_tokens AS tokens, t.finish, t.answer "
-        "FROM traces t LEFT JOIN verdicts v USING (trace_key) LEFT JOIN problems p USING (problem_key) "
+        "FROM traces t LEFT JOIN verdicts v USING (trace_key) LEFT JOIN prompts p USING (prompt_key) "
         "WHERE ($outcome IS NULL OR v.outcome = $outcome) AND ($source IS NULL OR p.source = $source) "
         "ORDER BY t.created DESC, t.trace_key LIMIT $limit",
         {"outcome": outcome, "source": source, "limit": limit},
@@ -48,7 +48,7 @@ def stats(pipeline: Path, workspace: Path | None, as_json: bool) -> None:
         "count(*) FILTER (v.outcome = 'correct') AS correct, count(*) FILTER (v.outcome = 'incorrect') AS incorrect, "
         "count(*) FILTER (v.outcome = 'unverifiable') AS unverifiable, "
         "count(*) FILTER (t.finish = 'length') AS truncated "
-        "FROM traces t LEFT JOIN verdicts v USING (trace_key) LEFT JOIN problems p USING (problem_key) "
+        "FROM traces t LEFT JOIN verdicts v USING (trace_key) LEFT JOIN prompts p USING (prompt_key) "
         "WHERE t.trace_key NOT IN (SELECT trace_key FROM rollouts) GROUP BY ALL ORDER BY ALL"
     )
     show_rows(rows, as_json)
@@ -58,7 +58,8 @@ def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> Non
     store = store_at(pipeline, workspace)
     trace = _find(store, key)
     verdicts = store.rows(
-        "SELECT verifier, version, outcome, score, reason, evidence FROM verdicts WHERE trace_key = ? ORDER BY created",
+        "SELECT v.verifier, v.version, v.outcome, v.score, v.reason, v.evidence, p.reference FROM verdicts v "
+        "LEFT JOIN problems p USING (problem_key) WHERE v.trace_key = ? ORDER BY v.created, v.verdict_key",
         [trace["trace_key"]],
     )
     rollout = store.rows("SELECT * EXCLUDE (trace_key) FROM rollouts WHERE trace_key = ?", [trace["trace_key"]])
@@ -73,14 +74,15 @@ def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> Non
         print(f"\n--- {name}\n{printable(trace[name])}")
     for verdict in verdicts:
         print(f"\n--- {verdict['verifier']} {verdict['version']}: {verdict['outcome']}\n{printable(verdict['reason'])}")
+        print(f"reference: {printable(verdict['reference'])}")
     for name, value in (rollout[0] if rollout else {}).items():
         print(f"{'rollout ' + name:<16} {value}")
 
 
 def _find(store: Store, key: str) -> dict[str, Any]:
     rows = store.rows(
-        "SELECT t.* EXCLUDE (prompt_ids, token_ids, logprobs), p.problem_id, p.source, p.difficulty, p.reference "
-        "FROM traces t LEFT JOIN problems p USING (problem_key) WHERE starts_with(trace_key, ?) LIMIT 2",
+        "SELECT t.* EXCLUDE (prompt_ids, token_ids, logprobs), p.problem_id, p.source, p.difficulty "
+        "FROM traces t LEFT JOIN prompts p USING (prompt_key) WHERE starts_with(trace_key, ?) LIMIT 2",
         [key],
     )
     if not rows:

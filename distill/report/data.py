@@ -172,8 +172,8 @@ def _pairs(subjects: Mapping[str, Mapping[str, Any]], story: Sequence[str]) -> l
 
 def _paired(store: Store, evaluation: str, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     rows = store.rows(
-        "SELECT m.label, t.problem_key, CAST(v.outcome = 'correct' AS DOUBLE) AS score FROM members m "
-        "JOIN verdicts v ON m.row_key = v.verdict_key JOIN traces t USING (trace_key) "
+        "SELECT m.label, v.problem_key, CAST(v.outcome = 'correct' AS DOUBLE) AS score FROM members m "
+        "JOIN verdicts v ON m.row_key = v.verdict_key "
         "WHERE m.collection = ? AND v.outcome <> 'unverifiable' ORDER BY m.position",
         [evaluation],
     )
@@ -196,8 +196,8 @@ def _funnel(store: Store, selection: str) -> dict[str, Any]:
         [selection],
     )
     asked = store.rows(
-        "SELECT count(DISTINCT problem_key) AS problems, "
-        "count(DISTINCT problem_key) FILTER (m.label = 'kept') AS kept FROM members m "
+        "SELECT count(DISTINCT prompt_key) AS problems, "
+        "count(DISTINCT prompt_key) FILTER (m.label = 'kept') AS kept FROM members m "
         "JOIN traces t ON m.row_key = t.trace_key WHERE m.collection = ?",
         [selection],
     )[0]

@@ -19,10 +19,10 @@ LONGEST = 6000
 def gather(store: Store, evaluation: str, labels: Sequence[str], wanted: int) -> dict[str, Any]:
     """``{"rule": learned or first, "problems": [...]}``, the answers in the order of ``labels``."""
     rows = store.rows(
-        "SELECT m.label, t.problem_key, t.trace_key, m.row_key AS verdict_key, p.source, v.outcome "
+        "SELECT m.label, v.problem_key, t.trace_key, m.row_key AS verdict_key, p.source, v.outcome "
         "FROM members m JOIN verdicts v ON m.row_key = v.verdict_key JOIN traces t USING (trace_key) "
         "JOIN problems p USING (problem_key) WHERE m.collection = ? AND t.sample_index = 0 "
-        "ORDER BY t.problem_key, m.position",
+        "ORDER BY v.problem_key, m.position",
         [evaluation],
     )
     first: dict[str, dict[str, Any]] = {}

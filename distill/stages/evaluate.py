@@ -57,7 +57,7 @@ def run(context: Context, settings: EvaluateSettings) -> Output:
         model = engines.model_of(name, settings.engine, context)
         wishes = wishes_of(settings, tasks, model.identity)
         make_traces(store, wishes, partial(engines.open_engine, settings.engine, model, context.note), context, label)
-        judged = verification.judgements([(wish.key, wish.problem) for wish in wishes], None)
+        judged = verification.judgements([(wish.key, wish.problem_key, wish.problem) for wish in wishes], None)
         verification.make_verdicts(store, judged, context, settings.workers, label)
         labels = [
             label if wish.sampling.temperature == settings.sampling.temperature else f"{label}/greedy"

@@ -37,7 +37,7 @@ def run(context: Context, settings: GenerateSettings) -> Output:
     wishes = wanted(tasks, model.identity, sampling, settings.samples)
     open_engine = partial(engines.open_engine, settings.engine, model, context.note)
     make_traces(store, wishes, open_engine, context)
-    digest = record_members(store, [("trace", wish.key) for wish in wishes])
+    digest = record_members(store, [(wish.problem_key, wish.key) for wish in wishes])
     return Output(digest, {"members": len(wishes), **_totals(context, digest)})
 
 
@@ -61,7 +61,7 @@ def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str
         model = engines.model_of(settings.teacher, settings.engine, context)
         tasks = problems(store, upstream.digest, settings.split)
         sampling = settings.sampling.sampling(settings.seed)
-        keys = [wish.key for wish in wanted(tasks, model.identity, sampling, settings.samples)]
+        keys = {wish.key for wish in wanted(tasks, model.identity, sampling, settings.samples)}
         total, done = len(keys), len(store.present("traces", keys))
     figures: dict[str, Any] = {}
     if total is not None:

@@ -60,18 +60,18 @@ class ImportSettings(Settings):
 
 def run(context: Context, settings: ImportSettings) -> Output:
     store = store_of(context)
-    members: dict[str, None] = {}
+    members: dict[str, str] = {}
     tally: Counter[str] = Counter()
     context.note("import: the file tells no token counts; they are estimated from the texts, four letters to a token")
     for batch in batched(_traces(context, settings, tally), BATCH):
         store.append("problems", list({row["problem_key"]: row for row, _ in batch}.values()))
         store.append("traces", [row for _, row in batch])
-        members |= dict.fromkeys(row["trace_key"] for _, row in batch)
+        members |= {row["trace_key"]: of_problem["problem_key"] for of_problem, row in batch}
         context.progress(len(members), None)
         stop_check(context.stopping)
     if not members:
         raise InputError(f"{settings.file}: holds no trace that can be used")
-    digest = record_members(store, [("trace", key) for key in members])
+    digest = record_members(store, [(problem, key) for key, problem in members.items()])
     return Output(digest, {"members": len(members), "traces": len(members), **tally})
 
 
@@ -102,14 +102,14 @@ def _traces(
             context.note(f"skipped {error}")
             continue
         of_problem = problem_row(problem)
-        problem_key = of_problem["problem_key"]
-        trace = _trace(said, problem, f"imported:{settings.teacher}", samples[problem_key])
+        asked = of_problem["prompt_key"]
+        trace = _trace(said, problem, f"imported:{settings.teacher}", samples[asked])
         if trace.key in seen:
             tally["repeats"] += 1
             continue
         seen.add(trace.key)
-        samples[problem_key] += 1
-        yield of_problem, trace_row(trace, problem_key) | UNKNOWN
+        samples[asked] += 1
+        yield of_problem, trace_row(trace, asked) | UNKNOWN
 
 
 def _trace(said: Said, problem: Problem, model: str, sample_index: int) -> Trace:

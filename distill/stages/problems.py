@@ -67,16 +67,17 @@ def run(context: Context, settings: ProblemsSettings) -> Output:
     store = store_of(context)
     rows: dict[str, dict[str, Any]] = {}
     members: list[tuple[str, str]] = []
-    seen: set[str] = set()
+    held_out: set[str] = set()
     repeats = 0
     for problem in _all(settings, context):
         row = problem_row(problem)
-        key = row["problem_key"]
-        rows.setdefault(key, row)
-        if key in seen:
+        key, asked = row["problem_key"], row["prompt_key"]
+        if key in rows or (problem.split == "train" and asked in held_out):
             repeats += 1
             continue
-        seen.add(key)
+        if problem.split == "heldout":
+            held_out.add(asked)
+        rows[key] = row
         members.append((problem.split, key))
     store.append("problems", list(rows.values()))
     counts = Counter(split for split, _ in members)
@@ -86,7 +87,7 @@ def run(context: Context, settings: ProblemsSettings) -> Output:
 
 
 def _all(settings: ProblemsSettings, context: Context) -> Iterator[Problem]:
-    """Held-out problems first: a text that stands on both sides stays held out and is not trained on."""
+    """Held-out problems first: what is asked on both sides stays held out and is not trained on."""
     for split in ("heldout", "train"):
         for source in settings.sources:
             if isinstance(source, FamilySource):

@@ -63,12 +63,12 @@ def _candidates(store: Store, collection: str) -> list[Row]:
 def _reasons(rows: list[Row], settings: SelectSettings) -> list[str | None]:
     """Why each trace is rejected, or None where it is kept; the first rule that applies is the reason."""
     reasons: list[str | None] = [_unfit(row, settings) for row in rows]
-    by_problem: dict[str, list[int]] = defaultdict(list)
+    by_prompt: dict[str, list[int]] = defaultdict(list)  # problems that ask the same share their traces
     for index, row in enumerate(rows):
         if reasons[index] is None:
-            by_problem[row["problem_key"]].append(index)
+            by_prompt[row["prompt_key"]].append(index)
     taken = 0
-    for indices in by_problem.values():
+    for indices in by_prompt.values():
         if settings.prefer == "shortest":
             indices.sort(key=lambda index: (rows[index]["tokens"], index))
         texts: list[int] = []

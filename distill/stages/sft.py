@@ -104,7 +104,7 @@ def _how(settings: SftSettings) -> TrainSettings:
 def _kept(context: Context, collection: str) -> list[Row]:
     return store_of(context).rows(
         "SELECT t.trace_key, t.thinking, t.answer, p.prompt, p.system FROM members m "
-        "JOIN traces t ON m.row_key = t.trace_key JOIN problems p USING (problem_key) "
+        "JOIN traces t ON m.row_key = t.trace_key JOIN prompts p USING (prompt_key) "
         "WHERE m.collection = ? AND m.label = 'kept' ORDER BY m.position",
         [collection],
     )

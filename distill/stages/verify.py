@@ -32,20 +32,17 @@ def run(context: Context, settings: VerifySettings) -> Output:
     return Output(digest, {"members": len(wishes), **_totals(store, digest), "versions": verification.used(wishes)})
 
 
-def traces_of(store: Store, collection: str) -> list[tuple[str, Problem]]:
-    """(trace key, its problem) of a generate or import stage's output, in order."""
-    rows = store.rows(
-        "SELECT m.row_key, t.problem_key FROM members m JOIN traces t ON m.row_key = t.trace_key "
-        "WHERE m.collection = ? ORDER BY m.position",
-        [collection],
-    )
+def traces_of(store: Store, collection: str) -> list[tuple[str, str, Problem]]:
+    """(trace key, problem key, problem) of a generate or import stage's output, in order: each of its
+    members is a trace, labelled with the problem it is to be judged by."""
+    rows = store.rows("SELECT row_key, label FROM members WHERE collection = ? ORDER BY position", [collection])
     found = store.rows(
-        "SELECT * FROM problems SEMI JOIN (SELECT problem_key FROM traces SEMI JOIN "
-        "(SELECT row_key AS trace_key FROM members WHERE collection = ?) USING (trace_key)) USING (problem_key)",
+        "SELECT * FROM problems SEMI JOIN (SELECT label AS problem_key FROM members WHERE collection = ?) "
+        "USING (problem_key)",
         [collection],
     )
     problems = {row["problem_key"]: problem_of(row) for row in found}
-    return [(row["row_key"], problems[row["problem_key"]]) for row in rows]
+    return [(row["row_key"], row["label"], problems[row["label"]]) for row in rows]
 
 
 def _totals(store: Store, collection: str) -> dict[str, int]:

@@ -19,6 +19,7 @@ Row = dict[str, Any]
 def problem_row(problem: Problem) -> Row:
     return {
         "problem_key": keys.problem_key(problem),
+        "prompt_key": keys.prompt_key(problem),
         "problem_id": problem.id,
         "source": problem.source,
         "split": problem.split,
@@ -49,10 +50,10 @@ def problem_of(row: Mapping[str, Any]) -> Problem:
     )
 
 
-def trace_row(trace: Trace, problem_key: str) -> Row:
+def trace_row(trace: Trace, prompt_key: str) -> Row:
     return {
         "trace_key": trace.key,
-        "problem_key": problem_key,
+        "prompt_key": prompt_key,
         "model": trace.model,
         "engine": trace.engine,
         "temperature": trace.sampling.temperature,
@@ -94,10 +95,11 @@ def completion_of(row: Mapping[str, Any], key: str) -> Completion:
     )
 
 
-def verdict_row(key: str, trace_key: str, verdict: Verdict, spec: Any) -> Row:
+def verdict_row(key: str, trace_key: str, problem_key: str, verdict: Verdict, spec: Any) -> Row:
     return {
         "verdict_key": key,
         "trace_key": trace_key,
+        "problem_key": problem_key,
         "verifier": verdict.verifier,
         "version": verdict.version,
         "settings": canonical(spec),

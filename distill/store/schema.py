@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError
+from pipeline.fingerprint import content_hash
 
 if TYPE_CHECKING:
     import duckdb
@@ -33,17 +34,30 @@ def names() -> list[str]:
     return sorted(path.stem for path in MIGRATIONS.glob("*.sql"))
 
 
-def applied(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    found = connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'migrations'").fetchone()
-    if not found:
-        return []
-    return [row[0] for row in connection.execute("SELECT name FROM migrations ORDER BY name").fetchall()]
+def checksum(name: str) -> str:
+    return content_hash((MIGRATIONS / f"{name}.sql").read_text())
+
+
+def applied(connection: duckdb.DuckDBPyConnection) -> dict[str, str | None]:
+    """The checksum of each migration by its name, as it was when it was applied."""
+    columns = "SELECT column_name FROM duckdb_columns() WHERE table_name = 'migrations'"
+    known = {row[0] for row in connection.execute(columns).fetchall()}
+    if not known:
+        return {}
+    what = "checksum" if "checksum" in known else "NULL"
+    return dict(connection.execute(f"SELECT name, {what} FROM migrations ORDER BY name").fetchall())
 
 
 def check_version(connection: duckdb.DuckDBPyConnection, path: str) -> None:
-    """Refuse a store that a newer distill has written."""
-    if unknown := sorted(set(applied(connection)) - set(names())):
+    """Refuse a store that a newer distill has written, or one from before a release, when migrations still changed."""
+    found = applied(connection)
+    if unknown := sorted(set(found) - set(names())):
         raise InputError(f"{path}: written by a newer distill (it knows {unknown[-1]}); upgrade distill to read it")
+    if changed := [name for name, was in found.items() if was != checksum(name)]:
+        raise InputError(
+            f"{path}: written by an unreleased distill whose {changed[0]} was another; move the workspace away, "
+            "or go back to that distill"
+        )
 
 
 def migrate(connection: duckdb.DuckDBPyConnection, path: str = "store") -> bool:
@@ -54,9 +68,11 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: str = "store") -> bool:
     for name in missing:
         connection.execute("BEGIN")
         try:
-            connection.execute("CREATE TABLE IF NOT EXISTS migrations (name VARCHAR, applied TIMESTAMP)")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS migrations (name VARCHAR, checksum VARCHAR, applied TIMESTAMP)"
+            )
             connection.execute((MIGRATIONS / f"{name}.sql").read_text())
-            connection.execute("INSERT INTO migrations VALUES (?, now())", [name])
+            connection.execute("INSERT INTO migrations VALUES (?, ?, now())", [name, checksum(name)])
             connection.execute("COMMIT")
         except BaseException:
             connection.execute("ROLLBACK")
@@ -99,4 +115,7 @@ def documentation() -> str:
                 [table],
             ).fetchall()
             lines += [f"| `{name}` | {kind} | {what} |" for name, kind, what in columns] + [""]
+        views = "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal ORDER BY view_name"
+        for view, what in connection.execute(views).fetchall():
+            lines += [f"### `{view}` (a view)", "", str(what), ""]
     return "\n".join(lines)
