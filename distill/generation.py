@@ -17,7 +17,7 @@ from distill import keys
 from distill.engines.base import Engine
 from distill.store import Store
 from distill.store.records import Row, trace_row
-from distill.thinking import OPEN, split_thinking
+from distill.thinking import OPEN, Response, split_thinking
 from distill.types import Completion, Problem, Request, Sampling, Trace
 from pipeline.stage import Context, stop_check
 
@@ -85,11 +85,16 @@ def make_traces(
     stop_check(context.stopping)
 
 
+def response_of(completion: Completion) -> Response:
+    """Thinking and answer told apart. Some templates have opened the thinking in the prompt already."""
+    return split_thinking(completion.text, opened=completion.prompt.rstrip().endswith(OPEN))
+
+
 def trace_of(
     completion: Completion, problem_id: str, sampling: Sampling, *, model: str, engine: str, sample_index: int
 ) -> Trace:
-    """A completion as a trace: thinking and answer told apart."""
-    parts = split_thinking(completion.text, opened=completion.prompt.rstrip().endswith(OPEN))
+    """A completion as a trace."""
+    parts = response_of(completion)
     return Trace(
         key=completion.key,
         problem_id=problem_id,

@@ -19,7 +19,7 @@ CLOSE = "</think>"
 
 
 @dataclass(frozen=True, slots=True)
-class Thinking:
+class Response:
     """``closed`` is False where the text ends inside its thinking; then ``answer`` is empty."""
 
     thinking: str
@@ -27,7 +27,7 @@ class Thinking:
     closed: bool
 
 
-def split_thinking(text: str, opened: bool = False) -> Thinking:
+def split_thinking(text: str, opened: bool = False) -> Response:
     """Split a response into thinking and answer, both stripped of surrounding white space.
 
     ``opened`` says that the prompt ended inside a ``<think>``; it matters just for text without any
@@ -35,10 +35,10 @@ def split_thinking(text: str, opened: bool = False) -> Thinking:
     """
     before, close, after = text.rpartition(CLOSE)
     if OPEN in after or (opened and not close):
-        return Thinking(_without_opening(text), "", closed=False)
+        return Response(_without_opening(text), "", closed=False)
     if close:
-        return Thinking(_without_opening(before), after.strip(), closed=True)
-    return Thinking("", text.strip(), closed=True)
+        return Response(_without_opening(before), after.strip(), closed=True)
+    return Response("", text.strip(), closed=True)
 
 
 def join_thinking(thinking: str, answer: str, closed: bool = True) -> str:

@@ -16,9 +16,11 @@ from typing import Any
 from distill import catalog, keys, verifiers
 from distill.store import Store
 from distill.store.records import Row, verdict_row
+from distill.thinking import Response
 from distill.types import Outcome, Problem
 from distill.verifiers import VerifierPool
 from distill.verifiers.compose import Spec
+from distill.verifiers.run import reads_thinking
 from pipeline.fingerprint import canonical
 from pipeline.stage import Context, stop_check
 
@@ -76,13 +78,13 @@ def make_verdicts(store: Store, wishes: Sequence[Judgement], context: Context, w
     if not missing:
         return
     stop_check(context.stopping)
-    answers = _answers(store, {wish.trace_key for wish in missing.values()})
+    responses = _responses(store, list(missing.values()))
     tally = dict.fromkeys(Outcome, 0)
     rows: list[Row] = []
     appended, done = time.monotonic(), len(present)
     figures: dict[str, Any] = {"model": label} if label else {}
     with VerifierPool(workers=workers) as pool:
-        items = ((w.key, w.verifier, w.problem, answers[w.trace_key]) for w in missing.values())
+        items = ((w.key, w.verifier, w.problem, responses[w.trace_key]) for w in missing.values())
         for key, verdict in pool.verify_many(items):
             wish = missing[key]
             rows.append(verdict_row(key, wish.trace_key, wish.problem_key, verdict, wish.verifier))
@@ -104,13 +106,19 @@ def shares(tally: Mapping[Outcome, int]) -> dict[str, float]:
     return {str(outcome): round(count / total, 4) for outcome, count in tally.items()}
 
 
-def _answers(store: Store, wanted: set[str]) -> dict[str, str]:
+def _responses(store: Store, wishes: Sequence[Judgement]) -> dict[str, Response]:
+    """What is to be judged, by trace key; without the thinking, which is long, unless a verifier reads it."""
     import pyarrow as pa
 
+    specs = {canonical(wish.verifier): wish.verifier for wish in wishes}
+    thinking = "thinking" if any(reads_thinking(verifiers.build(spec)) for spec in specs.values()) else "''"
     with store.reading() as connection:
-        connection.register("wanted", pa.table({"trace_key": pa.array(sorted(wanted), pa.string())}))
-        rows = connection.execute("SELECT trace_key, answer FROM traces SEMI JOIN wanted USING (trace_key)").fetchall()
-    return dict(rows)
+        wanted = pa.array(sorted({wish.trace_key for wish in wishes}), pa.string())
+        connection.register("wanted", pa.table({"trace_key": wanted}))
+        rows = connection.execute(
+            f"SELECT trace_key, {thinking}, answer, closed FROM traces SEMI JOIN wanted USING (trace_key)"
+        ).fetchall()
+    return {key: Response(*parts) for key, *parts in rows}
 
 
 def scores(store: Store, verdict_keys: Sequence[str]) -> Iterator[Row]:

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from distill import keys
-from distill.generation import trace_of
+from distill.generation import response_of, trace_of
 from distill.store import Store
 from distill.store.records import Row, completion_of, trace_row, verdict_row
-from distill.thinking import split_thinking
 from distill.types import Completion, Problem, Verdict
 from distill.verifiers import VerifierPool
 from distill.verifiers.compose import Spec
@@ -41,7 +40,7 @@ class Ledger:
     def reward(self, asked: Sequence[tuple[Problem, Completion]]) -> list[float | None]:
         """Each completion's score by its problem's verifier; None where unverifiable."""
         spec_of = {c.key: p.verifier if self._verifier is None else self._verifier for p, c in asked}
-        items = ((c.key, spec_of[c.key], p, split_thinking(c.text).answer) for p, c in asked)
+        items = ((c.key, spec_of[c.key], p, response_of(c)) for p, c in asked)
         self._verdicts = {key: (spec_of[key], verdict) for key, verdict in self._pool.verify_many(items)}
         return [self._verdicts[completion.key][1].score for _, completion in asked]
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 
+from distill.thinking import Response
 from distill.types import Problem, Verdict
 
 
@@ -14,7 +15,8 @@ class Hostile:
     name = "hostile"
     version = "1"
 
-    def verify(self, problem: Problem, answer: str) -> Verdict:
+    def verify(self, problem: Problem, trace: Response) -> Verdict:
+        answer = trace.answer
         if answer == "spin":
             while True:
                 pass

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.types import Outcome, Problem
+from distill.verifiers import judge
 from distill.verifiers.base import Verifier
 from distill.verifiers.expression import ExpressionVerifier
 from distill.verifiers.logic import LogicVerifier, truth_column
@@ -62,7 +63,7 @@ def test_truth_columns(formula: str, column: str):
     ],
 )
 def test_columns(answer: str, outcome: Outcome):
-    assert LogicVerifier().verify(problem("logic", "((a and b) or not c) xor a"), answer).outcome is outcome
+    assert judge(LogicVerifier(), problem("logic", "((a and b) or not c) xor a"), answer).outcome is outcome
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_columns(answer: str, outcome: Outcome):
     ["", "a and", "a b", "(a or b", "a or b)", "and a", "a & b", "(" * 900 + "a" + ")" * 900, "not"],
 )
 def test_a_broken_formula_is_unverifiable(reference: str):
-    assert LogicVerifier().verify(problem("logic", reference), "01").outcome is UNVERIFIABLE
+    assert judge(LogicVerifier(), problem("logic", reference), "01").outcome is UNVERIFIABLE
 
 
 @pytest.mark.parametrize(
@@ -90,19 +91,19 @@ def test_a_broken_formula_is_unverifiable(reference: str):
     ],
 )
 def test_expressions(answer: str, outcome: Outcome):
-    assert ExpressionVerifier().verify(problem("expression", "5*x + 2"), answer).outcome is outcome
+    assert judge(ExpressionVerifier(), problem("expression", "5*x + 2"), answer).outcome is outcome
 
 
 def test_agreement_at_every_tried_point_cannot_be_planted():
     """A polynomial that vanishes on many points has as many x in it, and is tried on more points."""
     planted = "5*x + 2 + " + "*".join(f"(x-{point})" for point in range(20)).replace("(x-0)", "x")
-    verdict = ExpressionVerifier().verify(problem("expression", "5*x + 2"), planted)
+    verdict = judge(ExpressionVerifier(), problem("expression", "5*x + 2"), planted)
     assert verdict.outcome is INCORRECT
 
 
 @pytest.mark.parametrize("reference", ["", "x**2", "5*y", "import os", "x" * 300])
 def test_a_broken_reference_is_unverifiable(reference: str):
-    assert ExpressionVerifier().verify(problem("expression", reference), "5*x + 2").outcome is UNVERIFIABLE
+    assert judge(ExpressionVerifier(), problem("expression", reference), "5*x + 2").outcome is UNVERIFIABLE
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
@@ -110,7 +111,7 @@ def test_a_broken_reference_is_unverifiable(reference: str):
     ("verifier", "reference"), [(LogicVerifier(), "a xor (b and c)"), (ExpressionVerifier(), "5*x + 2")]
 )
 def test_hostile_text_is_incorrect_with_a_reason(verifier: Verifier, reference: str, hostile: str):
-    verdict = verifier.verify(problem(verifier.name, reference), hostile)
+    verdict = judge(verifier, problem(verifier.name, reference), hostile)
     assert verdict.outcome is INCORRECT and verdict.reason and "\n" not in verdict.reason
 
 
@@ -118,5 +119,5 @@ def test_hostile_text_is_incorrect_with_a_reason(verifier: Verifier, reference: 
 @given(text=st.text(max_size=60) | st.text("x0123456789+-*() ", max_size=60))
 def test_any_text_gets_a_verdict(text: str):
     for verifier, reference in ((LogicVerifier(), "a or (b and c)"), (ExpressionVerifier(), "5*x + 2")):
-        assert verifier.verify(problem(verifier.name, reference), text).outcome in (CORRECT, INCORRECT)
-        assert verifier.verify(problem(verifier.name, text), "1").outcome in Outcome
+        assert judge(verifier, problem(verifier.name, reference), text).outcome in (CORRECT, INCORRECT)
+        assert judge(verifier, problem(verifier.name, text), "1").outcome in Outcome

@@ -16,6 +16,7 @@ from distill.families.code import Code
 from distill.families.code import count as functions
 from distill.families.logic import Logic
 from distill.randomness import generator
+from distill.thinking import Response
 from distill.types import Outcome, Problem
 from pipeline.errors import InputError
 
@@ -27,7 +28,9 @@ indices = st.integers(0, 10**9)
 
 def judge(problem: Problem, answer: str) -> Outcome:
     """The verdict of the verifier that the problem names."""
-    outcome: Outcome = catalog.resolve("verifiers", problem.verifier)().verify(problem, answer).outcome
+    outcome: Outcome = (
+        catalog.resolve("verifiers", problem.verifier)().verify(problem, Response("", answer, True)).outcome
+    )
     return outcome
 
 

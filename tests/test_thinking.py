@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.thinking import Thinking, count_thinking_tokens, split_thinking
+from distill.thinking import Response, count_thinking_tokens, split_thinking
 
 PIECES = st.lists(st.sampled_from(["<think>", "</think>", "a", " b ", "\n", "<", "think>"]), max_size=12)
 
@@ -14,19 +14,19 @@ PIECES = st.lists(st.sampled_from(["<think>", "</think>", "a", " b ", "\n", "<",
 @pytest.mark.parametrize(
     ("text", "opened", "expected"),
     [
-        ("<think>work</think>\n42", False, Thinking("work", "42", True)),
-        ("work</think>42", True, Thinking("work", "42", True)),
-        ("work</think>42", False, Thinking("work", "42", True)),
-        ("<think>a</think> 1 </think> 2", False, Thinking("a</think> 1", "2", True)),
-        ("<think>cut off", False, Thinking("cut off", "", False)),
-        ("cut off", True, Thinking("cut off", "", False)),
-        ("42", False, Thinking("", "42", True)),
-        ("<think>a</think> 5 <think> but", False, Thinking("a</think> 5 <think> but", "", False)),
-        ("<think></think>", False, Thinking("", "", True)),
-        ("", False, Thinking("", "", True)),
+        ("<think>work</think>\n42", False, Response("work", "42", True)),
+        ("work</think>42", True, Response("work", "42", True)),
+        ("work</think>42", False, Response("work", "42", True)),
+        ("<think>a</think> 1 </think> 2", False, Response("a</think> 1", "2", True)),
+        ("<think>cut off", False, Response("cut off", "", False)),
+        ("cut off", True, Response("cut off", "", False)),
+        ("42", False, Response("", "42", True)),
+        ("<think>a</think> 5 <think> but", False, Response("a</think> 5 <think> but", "", False)),
+        ("<think></think>", False, Response("", "", True)),
+        ("", False, Response("", "", True)),
     ],
 )
-def test_split(text: str, opened: bool, expected: Thinking) -> None:
+def test_split(text: str, opened: bool, expected: Response) -> None:
     assert split_thinking(text, opened) == expected
 
 
@@ -43,7 +43,7 @@ def test_laws(pieces: list[str], opened: bool) -> None:
 
 @given(st.text(alphabet="ab<>/ \n", max_size=40), st.text(alphabet="ab<>/ \n", max_size=40))
 def test_what_is_written_between_the_tags_comes_back(thinking: str, answer: str) -> None:
-    assert split_thinking(f"<think>{thinking}</think>{answer}") == Thinking(thinking.strip(), answer.strip(), True)
+    assert split_thinking(f"<think>{thinking}</think>{answer}") == Response(thinking.strip(), answer.strip(), True)
 
 
 @given(PIECES, st.booleans())

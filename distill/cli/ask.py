@@ -10,8 +10,8 @@ from distill import engines, keys, modelspec
 from distill.cli.open import load, workspace_of
 from distill.cli.traces import printable
 from distill.engines.options import TransformersOptions
+from distill.generation import response_of
 from distill.modelspec import Model
-from distill.thinking import split_thinking
 from distill.types import Problem, Request, Sampling
 from pipeline.errors import InputError
 
@@ -28,7 +28,7 @@ def ask(
     request = Request(keys.trace_key(problem, found.identity, sampling, 0), problem.messages, sampling)
     with closing(engines.open_engine(TransformersOptions(workers=1), found)) as engine:
         (completion,) = engine.generate([request])
-    parts = split_thinking(completion.text)
+    parts = response_of(completion)
     if as_json:
         print(json.dumps({"answer": parts.answer, "thinking": parts.thinking, "closed": parts.closed,
                           "tokens": len(completion.token_ids), "finish": str(completion.finish)}))  # fmt: skip

@@ -3,7 +3,7 @@
     verifier = build("math")                                   # by name
     verifier = build({"format": {"boxed": True}})              # by name, with settings
     verifier = build({"all": ["math", "format"]})              # composed (distill.verifiers.compose)
-    verdict = judge(verifier, problem, answer)                 # here and now
+    verdict = judge(verifier, problem, trace)                  # here and now
     with VerifierPool(workers=2) as pool: ...                  # distill.verifiers.pool: deadlines, kills
 
 Importable without torch. A verifier is one file here and one line in `distill.catalog`; what it must

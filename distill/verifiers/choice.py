@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from distill.thinking import Response
 from distill.types import Problem, Verdict
 from distill.verifiers.extract import final_answer
 from distill.verifiers.number import canonical
@@ -23,11 +24,11 @@ class Choice:
     name: ClassVar[str] = "choice"
     version: ClassVar[str] = "1"
 
-    def verify(self, problem: Problem, answer: str) -> Verdict:
+    def verify(self, problem: Problem, trace: Response) -> Verdict:
         wanted = letter(problem.reference)
         if wanted is None:
             return Verdict.unverifiable(f"the reference is not one letter: {problem.reference[:40]!r}")
-        span = final_answer(answer)
+        span = final_answer(trace.answer)
         chosen = letter(span.text)
         evidence = {"answer": chosen, "reference": wanted, "rule": span.rule}
         if chosen is None:

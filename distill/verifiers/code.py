@@ -22,11 +22,13 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+from distill.thinking import Response
 from distill.types import Problem, Verdict
 from distill.verifiers import sandbox
 from distill.verifiers.cases import Case, cases_of_asserts, cases_of_check, decode, wanted
 
 MAX_LENGTH = 100_000
+INDENT = " " * 4
 ALL_CASES = 4
 """All texts of a whole program together may take this many times the limit of one."""
 FENCE = re.compile(r"```(?:python|py|python3)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
@@ -107,11 +109,12 @@ class Code:
     name: ClassVar[str] = "code"
     version: ClassVar[str] = "1"
 
-    def verify(self, problem: Problem, answer: str) -> Verdict:
+    def verify(self, problem: Problem, trace: Response) -> Verdict:
         try:
             tests = tests_of(json.loads(problem.reference))
         except (ValueError, KeyError, TypeError, SyntaxError, RecursionError) as error:
             return Verdict.unverifiable(f"the reference holds no tests: {str(error)[:100]!r}")
+        answer = trace.answer
         if len(answer) > MAX_LENGTH:
             return Verdict.incorrect(f"a program of {len(answer)} characters")
         if not (code := program_of(answer, tests)).strip():
@@ -166,6 +169,8 @@ def program_of(answer: str, tests: Tests) -> str:
         return code
     if heading in code:
         return tests.prompt.partition(heading)[0] + "\n" + code
+    if heading in tests.prompt and not code[:1].isspace():
+        return tests.prompt + INDENT + code  # a response is stripped, and its first line has lost its place
     return tests.prompt + code
 
 

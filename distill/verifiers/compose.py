@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.catalog import resolve
+from distill.thinking import Response
 from distill.types import Outcome, Problem, Verdict
 from distill.verifiers.base import Verifier
-from distill.verifiers.run import judge, judge_quickly, prepare
+from distill.verifiers.run import judge, judge_quickly, prepare, reads_thinking
 from pipeline.errors import InputError
 
 Spec = str | Mapping[str, Any]
@@ -79,11 +80,15 @@ class Composed:
     def version(self) -> str:
         return f"1({','.join(part.version for part in self.parts)})"
 
-    def verify(self, problem: Problem, answer: str) -> Verdict:
-        return self._combined([judge(part, problem, answer) for part in self.parts])
+    @property
+    def reads_thinking(self) -> bool:
+        return any(reads_thinking(part) for part in self.parts)
 
-    def quick(self, problem: Problem, answer: str) -> Verdict | None:
-        verdicts = [judge_quickly(part, problem, answer) for part in self.parts]
+    def verify(self, problem: Problem, trace: Response) -> Verdict:
+        return self._combined([judge(part, problem, trace) for part in self.parts])
+
+    def quick(self, problem: Problem, trace: Response) -> Verdict | None:
+        verdicts = [judge_quickly(part, problem, trace) for part in self.parts]
         known = [verdict for verdict in verdicts if verdict is not None]
         return self._combined(known) if len(known) == len(verdicts) else None
 

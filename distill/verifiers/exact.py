@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from distill.thinking import Response
 from distill.types import Problem, Verdict
 from distill.verifiers.extract import final_answer
 
@@ -21,13 +22,13 @@ class Exact:
     name: ClassVar[str] = "exact"
     version: ClassVar[str] = "1"
 
-    def verify(self, problem: Problem, answer: str) -> Verdict:
+    def verify(self, problem: Problem, trace: Response) -> Verdict:
         wanted = self._fold(problem.reference)
         if not wanted:
             return Verdict.unverifiable("the reference is empty")
-        span, rule = (answer, "whole") if self.whole else final_answer(answer)
+        span, rule = (trace.answer, "whole") if self.whole else final_answer(trace.answer)
         # The reference may itself be what extraction would cut down ("x = 5."), so both forms count.
-        given = {self._fold(span), self._fold(answer)}
+        given = {self._fold(span), self._fold(trace.answer)}
         evidence = {"answer": span[:200], "reference": problem.reference[:200], "rule": rule}
         if wanted in given:
             return Verdict.correct("the same text", **evidence)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import re
 
+from distill.thinking import Response
 from distill.types import Problem, Verdict
 
 LONGEST_ANSWER = 200  # characters; bounds nesting, degree and the size of every value at once
@@ -20,13 +21,13 @@ class ExpressionVerifier:
     name = "expression"
     version = "1"
 
-    def verify(self, problem: Problem, answer: str) -> Verdict:
+    def verify(self, problem: Problem, trace: Response) -> Verdict:
         try:
             reference = parse(problem.reference)
         except ValueError as error:
             return Verdict.unverifiable(f"the reference is no expression in x: {error}")
         try:
-            given = parse(answer)
+            given = parse(trace.answer)
         except ValueError as error:
             return Verdict.incorrect(f"the answer is no expression in x: {error}")
         points = _points(max(_degree(reference), _degree(given)))

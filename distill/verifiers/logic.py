@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import product
 
+from distill.thinking import Response
 from distill.types import Problem, Verdict
 
 LONGEST_ANSWER = 4096  # characters; enough for a column of ten variables with room to spare
@@ -30,11 +31,12 @@ class LogicVerifier:
     name = "logic"
     version = "1"
 
-    def verify(self, problem: Problem, answer: str) -> Verdict:
+    def verify(self, problem: Problem, trace: Response) -> Verdict:
         try:
             expected = truth_column(problem.reference)
         except ValueError as error:
             return Verdict.unverifiable(f"the reference is no formula: {error}")
+        answer = trace.answer
         if len(answer) > LONGEST_ANSWER:
             return Verdict.incorrect(f"an answer of {len(answer)} characters is no column")
         given = "".join(answer.split())

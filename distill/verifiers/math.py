@@ -20,6 +20,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from distill.thinking import Response
 from distill.types import Problem, Verdict
 from distill.verifiers import latex, points
 from distill.verifiers.choice import letter
@@ -40,12 +41,12 @@ class Math:
     name: ClassVar[str] = "math"
     version: ClassVar[str] = "1"
 
-    def quick(self, problem: Problem, answer: str) -> Verdict | None:
+    def quick(self, problem: Problem, trace: Response) -> Verdict | None:
         """The fast path; None where it cannot tell."""
         reference = reference_of(problem)
         if isinstance(reference, Verdict):
             return reference
-        span = final_answer(answer)
+        span = final_answer(trace.answer)
         evidence = {"answer": span.text[:200], "reference": reference[:200], "rule": span.rule}
         if not span.text:
             return Verdict.incorrect("no answer", **evidence, method="text")
@@ -53,13 +54,13 @@ class Math:
             return Verdict.unverifiable(f"the answer is longer than {MAX_LENGTH} characters", **evidence)
         return compare(reference, span, problem.reference, evidence)
 
-    def verify(self, problem: Problem, answer: str) -> Verdict:
-        verdict = self.quick(problem, answer)
+    def verify(self, problem: Problem, trace: Response) -> Verdict:
+        verdict = self.quick(problem, trace)
         if verdict is not None:
             return verdict
         reference = reference_of(problem)
         assert isinstance(reference, str)
-        span = final_answer(answer)
+        span = final_answer(trace.answer)
         evidence = {"answer": span.text[:200], "reference": reference[:200], "rule": span.rule}
         return algebra(reference, canonical(span.text), evidence)
 

@@ -27,10 +27,11 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import TypeVar
 
+from distill.thinking import Response
 from distill.types import Problem, Verdict
 from distill.verifiers.base import Verifier
 from distill.verifiers.compose import Spec, build
-from distill.verifiers.run import OUT_OF_MEMORY, judge_quickly
+from distill.verifiers.run import OUT_OF_MEMORY, judge_quickly, shown
 from distill.verifiers.worker import Limits
 from pipeline.errors import PipelineError
 
@@ -51,7 +52,7 @@ class _Job:
     spec: Spec
     verifier: Verifier
     problem: Problem
-    answer: str
+    trace: Response
     replies: queue.SimpleQueue[tuple[_Job, Verdict | PipelineError]]
     cancelled: threading.Event
 
@@ -86,13 +87,13 @@ class VerifierPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def verify(self, spec: Spec, problem: Problem, answer: str) -> Verdict:
+    def verify(self, spec: Spec, problem: Problem, trace: Response | str) -> Verdict:
         """One verdict."""
-        ((_, verdict),) = self.verify_many([(None, spec, problem, answer)])
+        ((_, verdict),) = self.verify_many([(None, spec, problem, trace)])
         return verdict
 
-    def verify_many(self, items: Iterable[tuple[Key, Spec, Problem, str]]) -> Iterator[tuple[Key, Verdict]]:
-        """Yield (key, verdict) for every (key, spec, problem, answer), as they are done.
+    def verify_many(self, items: Iterable[tuple[Key, Spec, Problem, Response | str]]) -> Iterator[tuple[Key, Verdict]]:
+        """Yield (key, verdict) for every (key, spec, problem, trace), as they are done.
 
         ``items`` is read as verdicts come out, never far ahead. A wrong spec raises `InputError` when
         it is reached; a pool that cannot start its workers, or a verifier without its sandbox, raises
@@ -103,14 +104,14 @@ class VerifierPool:
         verifiers: dict[str, Verifier] = {}
         in_flight = 0
         try:
-            for key, spec, problem, answer in items:
+            for key, spec, problem, trace in items:
                 name = spec if isinstance(spec, str) else repr(spec)
                 verifier = verifiers.get(name) or verifiers.setdefault(name, build(spec))
-                verdict = judge_quickly(verifier, problem, answer)
+                verdict = judge_quickly(verifier, problem, trace)
                 if verdict is not None:
                     yield key, verdict
                 else:
-                    self._submit(_Job(key, spec, verifier, problem, answer, replies, cancelled))
+                    self._submit(_Job(key, spec, verifier, problem, shown(verifier, trace), replies, cancelled))
                     in_flight += 1
                 while in_flight and (not replies.empty() or in_flight >= IN_FLIGHT * self.workers):
                     yield self._taken(replies)
@@ -182,7 +183,7 @@ class VerifierPool:
             idle.jobs.extend(batch)
             idle.deadline = time.monotonic() + self.limits.wall_seconds
             with suppress(OSError):  # it is dead; reading from it says how
-                idle.connection.send([(job.spec, job.problem, job.answer) for job in batch])
+                idle.connection.send([(job.spec, job.problem, job.trace) for job in batch])
 
     def _batch(self) -> list[_Job]:
         with self._lock:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from distill.thinking import Response, split_thinking
 from distill.types import Problem, Verdict
 from distill.verifiers.base import Verifier
 from pipeline.errors import PipelineError
@@ -17,20 +18,32 @@ from pipeline.errors import PipelineError
 OUT_OF_MEMORY = "the verifier ran out of memory"
 
 
-def judge(verifier: Verifier, problem: Problem, answer: str) -> Verdict:
+def judge(verifier: Verifier, problem: Problem, trace: Response | str) -> Verdict:
     """The verdict, with the verifier's name and version and the seconds it took.
+
+    ``trace`` is a `distill.types.Trace`, its `Response`, or the raw text of one, think tags and all.
 
     A verifier that raises gives `unverifiable`, with the exception as the reason; but a `PipelineError`
     (no sandbox, say) is for the user and passes through.
     """
-    verdict = _signed(verifier, verifier.verify, problem, answer)
+    verdict = _signed(verifier, verifier.verify, problem, trace)
     assert verdict is not None
     return verdict
 
 
-def judge_quickly(verifier: Verifier, problem: Problem, answer: str) -> Verdict | None:
+def judge_quickly(verifier: Verifier, problem: Problem, trace: Response | str) -> Verdict | None:
     quick = getattr(verifier, "quick", None)
-    return None if quick is None else _signed(verifier, quick, problem, answer)
+    return None if quick is None else _signed(verifier, quick, problem, trace)
+
+
+def reads_thinking(verifier: Verifier) -> bool:
+    return getattr(verifier, "reads_thinking", False)
+
+
+def shown(verifier: Verifier, trace: Response | str) -> Response:
+    """What a verifier is given to see: the thinking just where it asks for it."""
+    parts = split_thinking(trace) if isinstance(trace, str) else trace
+    return Response(parts.thinking if reads_thinking(verifier) else "", parts.answer, parts.closed)
 
 
 def prepare(verifier: Verifier) -> None:
@@ -39,11 +52,15 @@ def prepare(verifier: Verifier) -> None:
 
 
 def _signed(
-    verifier: Verifier, ask: Callable[[Problem, str], Verdict | None], problem: Problem, answer: str
+    verifier: Verifier,
+    ask: Callable[[Problem, Response], Verdict | None],
+    problem: Problem,
+    trace: Response | str,
 ) -> Verdict | None:
     started = time.perf_counter()
+    seen = shown(verifier, trace)
     try:
-        verdict = ask(problem, answer)
+        verdict = ask(problem, seen)
     except PipelineError:
         raise
     except MemoryError:
@@ -53,4 +70,11 @@ def _signed(
     if verdict is None:
         return None
     seconds = time.perf_counter() - started
-    return replace(verdict, verifier=verifier.name, version=verifier.version, seconds=seconds)
+    evidence = {"judged": _judged(verifier, seen), **verdict.evidence}
+    return replace(verdict, evidence=evidence, verifier=verifier.name, version=verifier.version, seconds=seconds)
+
+
+def _judged(verifier: Verifier, seen: Response) -> str:
+    if reads_thinking(verifier):
+        return "thinking and answer"
+    return "the text after thinking" if seen.closed else "nothing: the thinking was never closed"

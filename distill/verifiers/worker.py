@@ -1,6 +1,6 @@
 """The worker process of the pool; its one argument is the file descriptor of its end of the pipe.
 
-It gets batches of (spec, problem, answer) and sends one verdict
+It gets batches of (spec, problem, trace) and sends one verdict
 after the other, at once, so that the parent knows which item a dead worker was at. Every verdict has a
 CPU-time limit: a profiling timer whose signal kills this process, whatever Python or C it is in. It is
 CPU time, not wall time, so that a busy machine changes no verdict. The worker dies with its parent, even
@@ -18,6 +18,7 @@ import sys
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
+from distill.thinking import Response
 from distill.types import Problem, Verdict
 from distill.verifiers.base import Verifier
 from distill.verifiers.compose import Spec, build
@@ -46,20 +47,20 @@ def main() -> None:
     verifiers: dict[str, Verifier] = {}
     try:
         while True:
-            for spec, problem, answer in connection.recv():
-                connection.send(_reply(spec, problem, answer, verifiers, limits))
+            for spec, problem, trace in connection.recv():
+                connection.send(_reply(spec, problem, trace, verifiers, limits))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
 
 def _reply(
-    spec: Spec, problem: Problem, answer: str, verifiers: dict[str, Verifier], limits: Limits
+    spec: Spec, problem: Problem, trace: Response, verifiers: dict[str, Verifier], limits: Limits
 ) -> Verdict | PipelineError:
     """The verdict, or what the caller has to be told instead of one."""
     try:
         verifier = _prepared(spec, verifiers)
         signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
-        return judge(verifier, problem, answer)
+        return judge(verifier, problem, trace)
     except PipelineError as error:
         return error
     finally:
