@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill import keys
-from distill.engines.base import Engine
+from distill.engines.base import Engine, PromptTooLong
 from distill.store import Store
 from distill.store.records import Row, trace_row
 from distill.thinking import OPEN, Response, split_thinking
 from distill.types import Completion, Problem, Request, Sampling, Trace
+from pipeline.errors import InputError
 from pipeline.stage import Context, stop_check
 
 APPEND_SECONDS = 0.5
@@ -79,6 +80,8 @@ def make_traces(
                 if cost:
                     figures["cost"] = round(cost, 4)
                 context.progress(done, len(by_key), **figures, tokens=tokens, tokens_per_second=round(rate))
+        except PromptTooLong as error:
+            raise InputError(f"problem {missing[error.key].problem.id}: {error}") from None
         finally:  # whatever ended it, a cap or an endpoint that went down: what is finished is kept
             writer.flush()
             store.ingest()
