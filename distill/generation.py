@@ -134,7 +134,7 @@ class _Writer:
         if len(self._rows) >= APPEND_ROWS or now - self._appended >= APPEND_SECONDS:
             self.flush()
         if now - self._ingested >= INGEST_SECONDS:
-            self._store.ingest()
+            self._store.ingest_if_free()
             self._ingested = time.monotonic()
 
     def flush(self) -> None:
