@@ -24,7 +24,7 @@ import torch
 
 from distill.training.batching import from_tokens
 from distill.training.forward import check_packing
-from distill.training.learner import Learner, LearnerSettings, Row, learning, run_identity
+from distill.training.learner import BeforeSave, Learner, LearnerSettings, Row, learning, nothing, run_identity
 from distill.types import Completion, Finish, Problem, Request, Sampling
 from pipeline.errors import InputError, Stopped
 from rl import credit, loss
@@ -127,6 +127,7 @@ def train_grpo(
     recall: Callable[[int], Iterable[Completion]] = lambda step: (),
     on_rollouts: Callable[[int, Sequence[Rollout]], None] = lambda step, rollouts: None,
     on_step: Callable[[GrpoMetrics], None] = lambda metrics: None,
+    before_save: BeforeSave = nothing,
 ) -> None:
     """Refine ``model`` in place, going on from ``checkpoints`` (of this run alone) if there are any.
 
@@ -136,7 +137,8 @@ def train_grpo(
     """
     if settings.kl and not hasattr(model, "disable_adapter"):
         raise InputError("grpo with a KL term needs a LoRA adapter: the reference is the model without it")
-    with learning(model, settings, settings.steps, checkpoints, run_identity(settings)) as learner:
+    run = run_identity(settings)
+    with learning(model, settings, settings.steps, checkpoints, run, before_save) as learner:
         learner.resume()
         check_packing(model)
         while learner.done < settings.steps:

@@ -80,18 +80,14 @@ def run(context: Context, settings: PretrainSettings) -> Output:
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         return from_messages(tokenizer, str(index), turns)
 
-    recorder = Recorder(store_of(context), context, ("loss", "learning_rate"))
-    try:
+    with Recorder(store_of(context), context, ("loss", "learning_rate")) as recorder:
         train(
             network, batch, _how(settings), checkpoints=context.work / "checkpoints",
-            stop=context.stopping, on_step=recorder,
+            stop=context.stopping, on_step=recorder, before_save=recorder.flush,
         )  # fmt: skip
-    finally:
-        recorder.flush()
-    store_of(context).ingest()
     digest = publish(context, network, tokenizer, ABOUT, "random weights", settings)
     parameters = sum(p.numel() for p in network.parameters())
-    return Output(digest, {"parameters": parameters, "steps": settings.steps, **recorder.last})
+    return Output(digest, {"parameters": parameters, "steps": settings.steps, **recorder.last()})
 
 
 def _how(settings: PretrainSettings) -> TrainSettings:

@@ -71,18 +71,14 @@ def run(context: Context, settings: SftSettings) -> Output:
         context.note(f"dropped {len(dropped)} of {len(rows)} examples: longer than {settings.max_tokens} tokens")
     if settings.lora:
         network = add_lora(network, rank=settings.lora.rank, alpha=settings.lora.alpha, seed=settings.seed)
-    recorder = Recorder(store_of(context), context, ("loss", "learning_rate"))
-    try:
+    with Recorder(store_of(context), context, ("loss", "learning_rate")) as recorder:
         result = train(
             network, examples, _how(settings), checkpoints=context.work / "checkpoints",
-            stop=context.stopping, on_step=recorder,
+            stop=context.stopping, on_step=recorder, before_save=recorder.flush,
         )  # fmt: skip
-    finally:
-        recorder.flush()
-    store_of(context).ingest()
     digest = publish(context, network, tokenizer, ABOUT, settings.student, settings)
     figures = {"examples": len(examples), "dropped": len(dropped), "steps": result.steps}
-    return Output(digest, figures | {"loss": recorder.last.get("loss")})
+    return Output(digest, figures | {"loss": recorder.last().get("loss")})
 
 
 def _how(settings: SftSettings) -> TrainSettings:

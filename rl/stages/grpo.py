@@ -96,31 +96,28 @@ def run(context: Context, settings: GrpoSettings) -> Output:
             final_norm=settings.norm_learning_rate is not None,
         )
     how = _how(settings)
-    recorder = Recorder(store, context, ("reward", "zero_variance", "entropy", "length", "grad_norm"))
     workers = workers_for(network, settings.workers)
     with (
         closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
         VerifierPool(workers=1) as pool,
+        Recorder(store, context, ("reward", "zero_variance", "entropy", "length", "grad_norm")) as recorder,
     ):
         ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, settings.verifier)
-        try:
-            train_grpo(
-                network,
-                policy,
-                how,
-                sample=partial(_sample, tasks, settings),
-                reward=ledger.reward,
-                checkpoints=context.work / "checkpoints",
-                stop=context.stopping,
-                recall=ledger.recall,
-                on_rollouts=ledger.write,
-                on_step=recorder,
-            )
-        finally:
-            recorder.flush()
-            store.ingest()
+        train_grpo(
+            network,
+            policy,
+            how,
+            sample=partial(_sample, tasks, settings),
+            reward=ledger.reward,
+            checkpoints=context.work / "checkpoints",
+            stop=context.stopping,
+            recall=ledger.recall,
+            on_rollouts=ledger.write,
+            on_step=recorder,
+            before_save=recorder.flush,
+        )
     digest = publish(context, network, tokenizer, ABOUT, settings.student, settings)
-    return Output(digest, {"steps": settings.steps, "rollouts": _rollouts(settings)} | recorder.last)
+    return Output(digest, {"steps": settings.steps, "rollouts": _rollouts(settings)} | recorder.last())
 
 
 def _sample(tasks: Sequence[tuple[str, Problem]], settings: GrpoSettings, step: int) -> list[Problem]:
