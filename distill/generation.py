@@ -19,7 +19,7 @@ from distill.store import Store
 from distill.store.records import Row, trace_row
 from distill.thinking import OPEN, Response, split_thinking
 from distill.types import Completion, Problem, Request, Sampling, Trace
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context, stop_check
 
 APPEND_SECONDS = 0.5
@@ -86,6 +86,8 @@ def make_traces(
             writer.flush()
             store.ingest()
     stop_check(context.stopping)
+    if done < len(by_key):
+        raise PipelineError(f"the engine ended {len(by_key) - done} samples short; run the same command again")
 
 
 def response_of(completion: Completion) -> Response:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill import catalog, keys, verifiers
+from distill import keys, verifiers
 from distill.store import Store
 from distill.store.records import Row, verdict_row
 from distill.thinking import Response
@@ -22,6 +22,7 @@ from distill.verifiers import VerifierPool
 from distill.verifiers.compose import Spec
 from distill.verifiers.run import reads_thinking
 from pipeline.fingerprint import canonical
+from pipeline.manifest import Manifest
 from pipeline.stage import Context, stop_check
 
 APPEND_SECONDS = 0.5
@@ -64,9 +65,9 @@ def version_of(spec: str) -> str:
     return verifiers.build(json.loads(spec)).version
 
 
-def versions(verifier: Spec | None) -> dict[str, str]:
-    """What a verify stage depends on: the version of the verifier named, or of every one there is."""
-    specs: list[Spec] = list(catalog.names("verifiers")) if verifier is None else [verifier]
+def versions(verifier: Spec | None, problems: Manifest) -> dict[str, str]:
+    """What a stage that judges depends on: the version of the verifier named, or of those of its problems."""
+    specs: list[Spec] = problems.figures["verifiers"] if verifier is None else [verifier]
     return {canonical(spec): verifiers.build(spec).version for spec in specs}
 
 

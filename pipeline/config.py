@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.document import Document, KeyPath, parse_value, read
 from pipeline.errors import InputError
-from pipeline.stage import File, Settings, Stage, marked, references
+from pipeline.stage import File, Input, Settings, Stage, marked, references
 
 TOP_KEYS = ("name", "workspace", "seed", "stages")
 StageLookup = Callable[[str], Stage]
@@ -168,8 +168,6 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def _what_feeds(stage: Stage, field: str, document: Document) -> str:
     info = stage.settings.model_fields.get(field)
-    from pipeline.stage import Input
-
     for mark in info.metadata if info else ():
         if isinstance(mark, Input):
             return f": nothing feeds this stage; name one that makes {' or '.join(mark.accepts)}"

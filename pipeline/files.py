@@ -95,10 +95,15 @@ def publish_directory(built: Path, final: Path) -> None:
         fsync_directory(final.parent)
 
 
+def link_place(name: Path) -> Path:
+    """``name``, if a link can be put there; what a person or the workspace keeps there is not overwritten."""
+    if name.exists() and not name.is_symlink():
+        raise InputError(f"{name}: is in the way of a link to the stage's result; move it away or rename the stage")
+    return name
+
+
 def link(target: Path, name: Path) -> None:
     """Point the symbolic link ``name`` at ``target`` (relative), replacing an older link in one step."""
-    if name.exists() and not name.is_symlink():
-        raise InputError(f"{name}: is in the way of a link to the stage's result; move it away")
     temporary = name.with_name(f"{TEMPORARY}{name.name}")
     with disk_errors(name):
         temporary.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from distill.cli.table import render
 from distill.store import Store
 from pipeline import runner
 from pipeline.config import PipelineSpec
-from pipeline.errors import Stopped
+from pipeline.errors import InputError, Stopped
 from pipeline.lock import workspace_lock
 from pipeline.runner import Done
 from pipeline.stopping import Stopper, parse_duration
@@ -34,8 +34,10 @@ def run(
         return
     began = time.monotonic()
     spec = load(pipeline, overrides, limit, workspace)
-    for names in (stages, force):
-        spec.closure(names)  # a misspelt stage is told before anything is made
+    named = [stage.name for stage in spec.closure(stages)]  # a misspelt stage is told before anything is made
+    if missed := [name for name in force if name in spec.stages and name not in named]:
+        raise InputError(f"--force {missed[0]}: is not among the stages to run: {', '.join(named)}")
+    spec.closure(force)
     space = workspace_of(spec)
     listener = display.choose(as_json)
     stopper = Stopper(parse_duration(max_time) if max_time else None)

@@ -25,6 +25,7 @@ from distill.store.records import Row, problems, record_members
 from distill.types import Problem
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
 
@@ -40,7 +41,7 @@ class EvaluateSettings(Settings):
     """Also one greedy sample a problem."""
     split: Literal["train", "heldout"] = "heldout"
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
-    seed: int = 1
+    seed: int = 0
 
 
 def run(context: Context, settings: EvaluateSettings) -> Output:
@@ -172,8 +173,11 @@ def _done(context: Context, settings: EvaluateSettings) -> int:
     return len(store.present("traces", keys))
 
 
-def dependencies(settings: EvaluateSettings, hashes: FileHashes) -> Mapping[str, str]:
-    found = {f"verifier {name}": version for name, version in verification.versions(None).items()}
+def dependencies(settings: EvaluateSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
+    found = {
+        f"verifier {name}": version
+        for name, version in verification.versions(None, upstream[settings.problems]).items()
+    }
     for name in settings.models.values():
         found |= engines.model_dependency(name, settings.engine, hashes)
     return found

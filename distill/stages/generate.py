@@ -15,6 +15,7 @@ from distill.modelspec import ModelName
 from distill.stages.common import SamplingSettings, members_present, store_of
 from distill.store.records import problems, record_members
 from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Output, Settings, Stage
 
 
@@ -72,7 +73,7 @@ def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str
     return Forecast("traces", total, done, figures)
 
 
-def dependencies(settings: GenerateSettings, hashes: FileHashes) -> Mapping[str, str]:
+def dependencies(settings: GenerateSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
     return engines.model_dependency(settings.teacher, settings.engine, hashes)
 
 

@@ -10,11 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from distill import catalog, tables
+from distill.families.base import code_of
 from distill.stages.common import members_present, store_of
 from distill.store.records import problem_row, record_members
 from distill.types import Problem
 from pipeline.errors import InputError
-from pipeline.stage import Context, File, Forecast, Operational, Output, Settings, Stage
+from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Manifest
+from pipeline.stage import Context, File, Forecast, Output, Settings, Stage
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -47,7 +50,7 @@ class FileSource(Settings):
     licence: str = "unknown"
     source: str | None = None
     take: Annotated[int | None, Field(ge=1)] = None
-    on_bad_row: Annotated[Literal["stop", "skip"], Operational()] = "stop"
+    on_bad_row: Literal["stop", "skip"] = "stop"
 
 
 Source = Annotated[
@@ -83,7 +86,8 @@ def run(context: Context, settings: ProblemsSettings) -> Output:
     counts = Counter(split for split, _ in members)
     context.progress(len(members), len(members))
     digest = record_members(store, members)
-    return Output(digest, {"members": len(members), "repeats": repeats, **counts})
+    verifiers = sorted({row["verifier"] for row in rows.values()})
+    return Output(digest, {"members": len(members), "repeats": repeats, "verifiers": verifiers, **counts})
 
 
 def _all(settings: ProblemsSettings, context: Context) -> Iterator[Problem]:
@@ -143,6 +147,12 @@ def forecast(context: Context, settings: ProblemsSettings, _: Mapping[str, Mappi
     return Forecast("problems", counts.total(), figures=dict(counts))
 
 
+def dependencies(settings: ProblemsSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> dict[str, str]:
+    """The families' code writes the problems."""
+    names = {source.family for source in settings.sources if isinstance(source, FamilySource)}
+    return {f"family {name}": code_of([name], hashes) for name in sorted(names)}
+
+
 STAGE = Stage(
     kind="problems",
     about="gather problems from families and files, with train and held-out sets",
@@ -150,5 +160,6 @@ STAGE = Stage(
     produces="problems",
     run=run,
     forecast=forecast,
+    dependencies=dependencies,
     check=members_present,
 )

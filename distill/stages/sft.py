@@ -15,6 +15,7 @@ from distill.store.records import Row
 from distill.types import Message
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def forecast(context: Context, settings: SftSettings, expected: Mapping[str, Map
     return Forecast("steps", -(-examples // settings.batch_size) * settings.epochs)
 
 
-def dependencies(settings: SftSettings, hashes: FileHashes) -> Mapping[str, str]:
+def dependencies(settings: SftSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
     return modelspec.dependency(settings.student, hashes)
 
 

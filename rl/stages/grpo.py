@@ -20,6 +20,7 @@ from distill.types import Problem
 from distill.verifiers import VerifierPool
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
 if TYPE_CHECKING:
@@ -172,8 +173,8 @@ def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Ma
     return Forecast("steps", settings.steps, 0, {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens})
 
 
-def dependencies(settings: GrpoSettings, hashes: FileHashes) -> Mapping[str, str]:
-    verifiers = content_hash(verification.versions(settings.verifier))
+def dependencies(settings: GrpoSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
+    verifiers = content_hash(verification.versions(settings.verifier, upstream[settings.problems]))
     return {**modelspec.dependency(settings.student, hashes), "verifiers": verifiers}
 
 
