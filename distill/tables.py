@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from distill.types import Problem
 from pipeline.errors import InputError
-from pipeline.fingerprint import canonical
+from pipeline.fingerprint import canonical, content_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +161,19 @@ class ProblemColumns:
     ) -> Problem:
         """The row's problem; ``prompt`` is its text where no column holds it."""
         prompt = row.text(self.prompt) if self.prompt is not None else prompt or ""
+        prompt = f"{prompt}\n\n{self.instruction}" if self.instruction else prompt
+        reference = self._reference(row)
         return Problem(
-            id=f"{source}/{row.line}",
-            prompt=f"{prompt}\n\n{self.instruction}" if self.instruction else prompt,
-            reference=self._reference(row),
+            id=f"{source}/{content_hash([system, prompt, reference, verifier])[:12]}",
+            prompt=prompt,
+            reference=reference,
             verifier=verifier,
             source=source,
             split=split,
             difficulty=self._difficulty(row),
             licence=licence,
             system=system,
+            origin=row.where,
         )
 
     def _reference(self, row: Row) -> str:

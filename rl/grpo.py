@@ -33,7 +33,7 @@ from rl import credit, loss
 class Policy(Protocol):
     """An engine that samples from the weights under training."""
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]: ...
+    def generate(self, requests: Iterable[Request], stopping: Callable[[], bool]) -> Iterator[Completion]: ...
 
     def refresh(self) -> None:
         """Take up the weights as they are now."""
@@ -171,11 +171,11 @@ def _complete(
     if len(wanted) < len(requests):
         raise InputError("a step of grpo names a problem twice")
     found = {c.key: c for c in kept if c.key in wanted}
-    for completion in policy.generate([r for r in requests if r.key not in found]):
+    for completion in policy.generate([r for r in requests if r.key not in found], stop):
         found[completion.key] = completion
-        if stop():
-            learner.save({})
-            raise Stopped(f"stopped while sampling for step {learner.done + 1} of {learner.total}; run again to go on")
+    if stop():
+        learner.save({})
+        raise Stopped(f"stopped while sampling for step {learner.done + 1} of {learner.total}; run again to go on")
     return [found[r.key] for r in requests]
 
 

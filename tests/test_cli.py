@@ -191,4 +191,9 @@ def test_a_prompt_longer_than_the_model_names_its_problem_and_loses_nothing(proj
     source = "{sources: [{file: long.jsonl, prompt: q, reference: a}]}"
     (project / "p.yaml").write_text(SMALL.replace(SMALL.splitlines()[2].split(": ", 1)[1], source))
     said = distill("run", "-p", "p.yaml", cwd=project, code=2).stderr.strip().splitlines()[-1]
-    assert said.startswith("distill: ") and "problem long/2: a prompt of " in said and "leaves no room" in said
+    assert (
+        said.startswith("distill: ")
+        and "problem long/" in said
+        and "(long.jsonl:2): a prompt of " in said
+        and "leaves no room" in said
+    )

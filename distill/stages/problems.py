@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from distill import catalog, tables
+from distill import catalog, keys, tables
 from distill.families.base import code_of
 from distill.stages.common import members_present, store_of
 from distill.store.records import problem_row, record_members
 from distill.types import Problem
 from pipeline.errors import InputError
-from pipeline.fingerprint import FileHashes
+from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, File, Forecast, Output, Settings, Stage
 
@@ -70,14 +70,16 @@ def run(context: Context, settings: ProblemsSettings) -> Output:
     store = store_of(context)
     rows: dict[str, dict[str, Any]] = {}
     members: list[tuple[str, str]] = []
+    seen: set[str] = set()
     held_out: set[str] = set()
     repeats = 0
     for problem in _all(settings, context):
         row = problem_row(problem)
-        key, asked = row["problem_key"], row["prompt_key"]
-        if key in rows or (problem.split == "train" and asked in held_out):
+        key, asked, checked = row["problem_key"], row["prompt_key"], content_hash(keys.checked(problem))
+        if checked in seen or (problem.split == "train" and asked in held_out):
             repeats += 1
             continue
+        seen.add(checked)
         if problem.split == "heldout":
             held_out.add(asked)
         rows[key] = row

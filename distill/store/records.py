@@ -27,6 +27,7 @@ def problem_row(problem: Problem) -> Row:
         "difficulty": problem.difficulty,
         "licence": problem.licence,
         "structure": problem.structure,
+        "origin": problem.origin,
         "system": problem.system,
         "prompt": problem.prompt,
         "reference": problem.reference,
@@ -47,6 +48,7 @@ def problem_of(row: Mapping[str, Any]) -> Problem:
         structure=row["structure"],
         system=row["system"],
         metadata=json.loads(row["metadata"]),
+        origin=row["origin"],
     )
 
 
