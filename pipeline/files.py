@@ -31,7 +31,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise InputError(f"{path}: cannot be written ({error.strerror}); choose another workspace") from None
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise InputError(f"{path}: a file stands where a directory is needed") from None
+            raise InputError(f"{path}: a file, or a link to nothing, stands where a directory is needed") from None
+        if error.errno in (errno.ENAMETOOLONG, errno.ENOENT, errno.ELOOP):
+            raise InputError(f"{path}: cannot be made ({error.strerror})") from None
         raise
 
 

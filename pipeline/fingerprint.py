@@ -42,11 +42,9 @@ class FileHashes:
         self._memory = memory
         self._known: dict[str, list[Any]] = {}
         self._changed = False
-        if memory is not None and memory.exists():
-            try:
+        if memory is not None:
+            with contextlib.suppress(OSError, ValueError):  # none, or a damaged one, costs a re-hash, nothing else
                 self._known = json.loads(memory.read_text())
-            except (OSError, ValueError):
-                self._known = {}  # a damaged memory costs a re-hash, nothing else
 
     def of(self, path: str | os.PathLike[str]) -> str:
         """Hash of a file, or of a directory's relative names and contents. InputError if absent."""

@@ -127,6 +127,9 @@ class Stage:
     dependencies: Callable[[Any, FileHashes, Mapping[str, Manifest]], Mapping[str, str]] | None = None
     """``(settings, hashes, manifests of upstream stages by name) -> {name: content hash}`` of what is read
     beyond inputs and `File`s."""
+    refuse: Callable[[Any, Mapping[str, Mapping[str, Any]]], str | None] | None = None
+    """``(settings, figures of those upstream stages that are complete) -> why this stage cannot run``, or None.
+    Asked before any stage runs, so that nothing is made, and paid for, on the way to a refusal."""
     check: Callable[[Any, Any], str | None] | None = None
     """``(context, manifest) -> why the output is not whole (any more)``, or None. Asked before an output is
     recorded too."""

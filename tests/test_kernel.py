@@ -462,4 +462,4 @@ def test_a_workspace_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         write_atomic(Path({str(tmp_path / "file")!r}) / "below" / "x", "text")
     """)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "a file stands where a directory is needed" in result.stderr
+    assert "stands where a directory is needed" in result.stderr

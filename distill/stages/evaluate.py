@@ -14,16 +14,15 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill import engines, modelspec, verification
-from distill.engines.options import EngineOptions, TransformersOptions
+from distill.engines.options import EngineOptions, TransformersOptions, check_model
 from distill.generation import Wanted, make_traces, wanted
 from distill.stages.common import SamplingSettings, members_present, store_of
 from distill.statistics import Estimate, clustered_mean, paired_difference, pass_at_k
 from distill.store.records import Row, problems, record_members
 from distill.types import Problem
-from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
@@ -43,14 +42,16 @@ class EvaluateSettings(Settings):
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _can_be_had(self) -> EvaluateSettings:
+        for name in self.models.values():
+            check_model(name, self.engine)
+        return self
+
 
 def run(context: Context, settings: EvaluateSettings) -> Output:
-    for k in settings.pass_at:
-        pass_at_k(settings.samples, 0, k)  # refuses a k above samples before anything is sampled
     store = store_of(context)
     tasks = problems(store, context.inputs[settings.problems].digest, settings.split)
-    if not tasks:
-        raise InputError(f"stage {context.name}: {settings.problems} holds no {settings.split} problem to measure on")
     members: list[tuple[str, str]] = []
     subjects: dict[str, Any] = {}
     by_problem: dict[str, dict[str, list[float]]] = {}
@@ -147,6 +148,14 @@ def _paired_steps(by_problem: Mapping[str, Mapping[str, Sequence[float]]]) -> li
     return steps
 
 
+def refuse(settings: EvaluateSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
+    if (highest := max(settings.pass_at, default=1)) > settings.samples:
+        return f"pass@{highest} needs at least {highest} samples a problem; there are {settings.samples}"
+    if settings.problems in figures and not figures[settings.problems].get(settings.split):
+        return f"{settings.problems} holds no {settings.split} problem to measure on"
+    return None
+
+
 def forecast(context: Context, settings: EvaluateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
     each = settings.samples + int(settings.greedy and settings.sampling.temperature > 0)
     count = expected.get(settings.problems, {}).get(settings.split)
@@ -191,5 +200,6 @@ STAGE = Stage(
     run=run,
     forecast=forecast,
     dependencies=dependencies,
+    refuse=refuse,
     check=members_present,
 )

@@ -41,7 +41,7 @@ class FileSource(Settings):
     file: Annotated[str, File()]
     prompt: str
     reference: str | dict[str, str]
-    reference_pattern: str | None = None
+    reference_pattern: tables.Pattern | None = None
     verifier: Annotated[str, AfterValidator(partial(catalog.check, "verifiers"))] = "math"
     split: Literal["train", "heldout"] = "train"
     instruction: str = ""
@@ -84,8 +84,12 @@ def run(context: Context, settings: ProblemsSettings) -> Output:
             held_out.add(asked)
         rows[key] = row
         members.append((problem.split, key))
-    store.append("problems", list(rows.values()))
     counts = Counter(split for split, _ in members)
+    if not counts["train"] and repeats:
+        raise InputError(f"stage {context.name}: every training problem stands among the held-out ones too")
+    if not members:
+        raise InputError(f"stage {context.name}: its sources hold no problem")
+    store.append("problems", list(rows.values()))
     context.progress(len(members), len(members))
     digest = record_members(store, members)
     verifiers = sorted({row["verifier"] for row in rows.values()})

@@ -77,10 +77,6 @@ def run(context: Context, settings: GrpoSettings) -> Output:
     store.ingest()
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
     tasks = problems(store, context.inputs[settings.problems].digest, "train")
-    if len(tasks) < settings.prompts:
-        raise InputError(
-            f"stage {context.name}: {settings.prompts} prompts a step, but only {len(tasks)} problems to train on"
-        )
     problem_keys = {problem.id: key for key, problem in tasks}
     if len(problem_keys) < len(tasks):
         raise InputError(
@@ -168,6 +164,13 @@ def _rollouts(settings: GrpoSettings) -> int:
     return settings.steps * settings.prompts * settings.group
 
 
+def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
+    there = figures[settings.problems].get("train", 0) if settings.problems in figures else settings.prompts
+    if there < settings.prompts:
+        return f"{settings.prompts} prompts a step, but only {there} problems to train on; lower `prompts`"
+    return None
+
+
 def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
     calls = _rollouts(settings)
     return Forecast("steps", settings.steps, 0, {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens})
@@ -186,4 +189,5 @@ STAGE = Stage(
     run=run,
     forecast=forecast,
     dependencies=dependencies,
+    refuse=refuse,
 )
