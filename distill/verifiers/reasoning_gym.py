@@ -244,8 +244,8 @@ def _is_arithmetic(text: str) -> bool:
 
 def _is_plain(part: ast.AST) -> bool:
     match part:
-        case ast.Constant(value=value):
-            return type(value) in (int, float) and abs(value) < 1e18
+        case ast.Constant(value=int(value) | float(value)):
+            return abs(value) < 1e18
         case ast.Name(id=name):
             return bool(NAME.fullmatch(name)) or name in FUNCTIONS
         case ast.Call(func=ast.Name(id=name), args=[_], keywords=[]):
