@@ -37,6 +37,8 @@ UNSPACED = frozenset({"CJK", "HIRAGANA", "KATAKANA"})
 SYMBOLS = frozenset({"LATIN", "GREEK"})
 LEAST_WORDS = 5
 """A text of fewer words is in no language in particular."""
+LETTER = re.compile(r"^(?!MODIFIER|MATHEMATICAL)\w+ .*\b(?:LETTER|IDEOGRAPH|SYLLABLE|CHARACTER|LIGATURE)\b")
+"""In the names of what writes words, and not in those of symbols such as DOUBLE-STRUCK CAPITAL R."""
 NOT_PROSE = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$[^$]*\$\$|\$[^$\n]*\$|\\\(.*?\\\)|\\\[.*?\\\]"
     r"|\\(?:begin|end)\{[^{}]*\}|\\[A-Za-z]+|https?://\S+",
@@ -74,7 +76,7 @@ def script_of(character: str) -> str:
     if not kind.startswith("L"):
         return ""
     name = unicodedata.name(character, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ")
-    return "" if name.startswith("MATHEMATICAL") else name.partition(" ")[0]
+    return name.partition(" ")[0] if LETTER.search(name) else ""
 
 
 def scripts_of(text: str) -> frozenset[str]:

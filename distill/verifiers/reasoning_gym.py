@@ -7,6 +7,7 @@ The reference is JSON: ``{"dataset": name, "entry": {question, answer, metadata}
 A scorer is believed of an entry just where it gives the entry's own answer full marks and a nonsense answer
 none (`_fault`); else the verdict is `unverifiable`, as where a scorer raises. Several scorers hand the answer
 to Python's ``eval``, some through sympy: what those get to see is plain data or plain arithmetic (`EVALUATED`).
+Three accept what is wrong (`refused`). An answer kept from its scorer is wrong.
 
 What is judged is the last ``<answer>...</answer>`` or box, what follows the last "answer:", or all of the
 answer. The first use imports the library, which takes seconds: run it in the pool.
@@ -20,12 +21,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, ClassVar
 
 from distill.thinking import Response
 from distill.types import Outcome, Problem, Verdict
 from distill.verifiers.extract import MARKER, last_box
+from distill.verifiers.number import canonical, read_number
 from pipeline.errors import InputError
 
 INSTALL = "needs the library: pip install 'distill-reasoning[reasoning-gym]'"
@@ -45,6 +48,9 @@ EVALUATED = {
 """Whose scorers evaluate an answer, and as what it may stand. A test holds it against the library's source."""
 TRUSTED_ENTRIES = {"number_sorting": ("answer",), "bitwise_arithmetic": ("metadata", "problem")}
 """Whose scorers evaluate a part of the entry, which must be plain data or arithmetic too."""
+NUMBERS = {"coin_flip": Fraction(1, 1_000), "gsm_symbolic": Fraction(0)}
+"""Whose scorers accept wrong numbers (the first digits of the right one, or its negative), and how far off,
+relatively, an answer may be; this is asked beside the scorer."""
 FUNCTIONS = frozenset({"sin", "cos", "tan", "exp", "log", "ln", "sqrt", "Abs", "asin", "acos", "atan", "sinh", "cosh"})
 NAME = re.compile(r"[A-Za-z]{1,2}|pi")
 OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.LShift, ast.RShift, ast.BitAnd, ast.BitOr, ast.BitXor)
@@ -85,7 +91,7 @@ class ReasoningGym:
             return Verdict.unverifiable(f"reasoning-gym has no such dataset: {_line(error)}", **evidence)
         if fault := _fault(problem.reference, float(self.threshold)):
             return Verdict.unverifiable(fault, **evidence)
-        if answer != entry["answer"] and (fault := unsafe(dataset, answer, entry)):
+        if answer != entry["answer"] and (fault := refused(dataset, answer, entry)):
             return Verdict.incorrect(fault, **evidence)
         try:
             score = float(scorer.score_answer(answer, entry))
@@ -142,6 +148,14 @@ def read_reference(reference: str) -> tuple[str, dict[str, Any], str]:
     return dataset, entry, json.dumps(config, sort_keys=True)
 
 
+def reference_fault(reference: str, threshold: float = 1.0) -> str:
+    """Why an entry cannot be judged; empty where it can. For whoever makes problems; needs the library."""
+    try:
+        return _fault(reference, threshold)
+    except ValueError as error:
+        return str(error)
+
+
 def _packed(value: Any) -> Any:
     """As JSON, with tuples and mappings of other keys than texts marked as such."""
     if isinstance(value, tuple):
@@ -191,7 +205,7 @@ def _fault(reference: str, threshold: float) -> str:
         return f"reasoning-gym's scorer fails on the entry's own answer: {_line(error)}"
     if gold != 1:
         return f"reasoning-gym's scorer gives the entry's own answer {gold:.3g}"
-    if unsafe(dataset, NONSENSE, entry):
+    if refused(dataset, NONSENSE, entry):
         return ""
     try:
         return "reasoning-gym's scorer accepts nonsense" if scorer.score_answer(NONSENSE, entry) >= threshold else ""
@@ -208,13 +222,17 @@ def _entry_fault(dataset: str, entry: Mapping[str, Any]) -> str:
     return ""
 
 
-def unsafe(dataset: str, answer: str, entry: Mapping[str, Any]) -> str:
-    """Why the scorer must not see an answer: it would evaluate it, and it is not plain. Empty where it may."""
+def refused(dataset: str, answer: str, entry: Mapping[str, Any]) -> str:
+    """Why the scorer is not to see an answer: it would run it, or wrongly accept it. Empty where it may."""
     kind = EVALUATED.get(dataset)
     if kind == "data" and not _is_data(answer):
         return "not the answer, and no plain list either"
     if kind == "arithmetic" and not _is_arithmetic(answer):
         return "no plain arithmetic"
+    if dataset in NUMBERS:
+        given, wanted = read_number(canonical(answer)), read_number(entry["answer"])
+        if given is None or wanted is None or abs(given.value - wanted.value) > NUMBERS[dataset] * abs(wanted.value):
+            return "not the number"
     if dataset == "puzzle24":  # whose scorer takes any four numbers
         used = sorted(map(int, re.findall(r"\d+", answer)))
         if used != sorted(entry["metadata"]["numbers"]):
