@@ -17,11 +17,16 @@ pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed (ext
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
-from distill import puzzles
+from distill import catalog, puzzles
+from distill.store import Store
+from distill.store.records import problem_of
 from distill.types import Outcome, Problem, Verdict
 from distill.verifiers import VerifierPool, build, judge
 from distill.verifiers.reasoning_gym import EVALUATED, TRUSTED_ENTRIES, read_reference, reference_of
+from pipeline import config, runner
 from pipeline.errors import InputError
+from pipeline.events import Listener
+from pipeline.workspace import Workspace
 
 CORRECT, INCORRECT, UNVERIFIABLE = Outcome.CORRECT, Outcome.INCORRECT, Outcome.UNVERIFIABLE
 
@@ -35,8 +40,8 @@ SLOW = {"sokoban", "knight_swap"}
 """Seconds of CPU an entry to make; they were tried once by hand."""
 
 
-def problem(dataset: str, entry: dict[str, Any], config: dict[str, Any] | None = None) -> Problem:
-    return Problem("p", entry["question"], reference_of(dataset, entry, config), "reasoning_gym", "test")
+def problem(dataset: str, entry: dict[str, Any]) -> Problem:
+    return Problem("p", entry["question"], reference_of(dataset, entry), "reasoning_gym", "test")
 
 
 def verdict(dataset: str, entry: dict[str, Any], answer: str, **settings: Any) -> Verdict:
@@ -209,6 +214,22 @@ def test_neighbouring_seeds_and_splits_share_nothing() -> None:
         for split in ("train", "heldout")
     ]
     assert sum(map(len, sets)) == 120 == len(set().union(*sets))
+
+
+def test_a_pipeline_gathers_them_beside_other_sources(tmp_path: Path) -> None:
+    source = "{reasoning_gym: gcd, train: 6, heldout: 3, config: {max_value: 50}, instruction: Just the number.}"
+    (tmp_path / "p.yaml").write_text(
+        f"name: small\nstages:\n  problems: {{sources: [{source}, {{family: calc, train: 2}}], limit: 4}}\n"
+    )
+    workspace = Workspace(tmp_path / "run")
+    spec = config.load(tmp_path / "p.yaml", catalog.stage, workspace=workspace.path)
+    (manifest,) = [done.manifest for done in runner.run(spec, workspace, Listener(), lambda: False)]
+    assert {name: manifest.figures[name] for name in ("train", "heldout")} == {"train": 6, "heldout": 3}
+    rows = Store(workspace.path).rows("SELECT * FROM problems WHERE source = 'reasoning_gym/gcd'")
+    assert sorted(row["split"] for row in rows) == ["heldout"] * 3 + ["train"] * 4
+    for row in rows:
+        gold = json.loads(row["reference"])["entry"]["answer"]
+        assert judge(build(row["verifier"]), problem_of(row), gold).outcome is CORRECT
 
 
 def test_ids_do_not_depend_on_the_process() -> None:

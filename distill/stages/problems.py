@@ -28,15 +28,14 @@ class FamilySource(Settings):
 
 
 class PuzzleSource(Settings):
-    """``train`` and ``heldout`` puzzles of a data set of reasoning-gym (the extra of that name).
-
-    ``config`` is the library's own configuration of it, less seed and size.
-    """
+    """``train`` and ``heldout`` puzzles of a data set of reasoning-gym (the extra of that name)."""
 
     reasoning_gym: str
+    """A data set of the library, such as `basic_arithmetic`."""
     train: Count = 0
     heldout: Count = 0
     config: dict[str, Any] = Field(default_factory=dict)
+    """The library's own settings of that data set, less seed and size."""
     instruction: str = ""
     """Text put after every prompt, such as how to write the answer."""
 

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from importlib import metadata
 from typing import Any, ClassVar
 
 from distill.thinking import Response
@@ -64,13 +65,20 @@ class ReasoningGym:
     """The score from which an answer is correct."""
 
     name: ClassVar[str] = "reasoning_gym"
-    version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, int | float):
             raise InputError(f"reasoning_gym: threshold is a number, not {self.threshold!r}")
         if not 0 < self.threshold <= 1:
             raise InputError(f"reasoning_gym: threshold lies above 0 and up to 1, not at {self.threshold!r}")
+
+    @property
+    def version(self) -> str:
+        """Ours and the library's, whose scorers may change from one to the next."""
+        try:
+            return f"1/{metadata.version('reasoning-gym')}"
+        except metadata.PackageNotFoundError:
+            return "1/none"
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
         try:
