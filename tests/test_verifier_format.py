@@ -91,6 +91,14 @@ def test_language(language: str, text: str, right: bool) -> None:
     assert verdict(text, language=language).outcome is outcome
 
 
+@pytest.mark.parametrize(
+    "piece", ["\\(", "\\[", "$", "$$", "`", "```", "`\n", "$x\n", "\\begin{", "a ", "ب", "好", "\x00", "\ud800"]
+)
+def test_a_long_strange_text_gets_a_verdict(piece: str) -> None:
+    settings = {"language": "en", "one_answer": True, "boxed": True, "thinking": True}
+    assert verdict(Response(piece * 50_000, f"{piece * 50_000} \\boxed{{1}}", True), **settings).reason
+
+
 def test_thinking_in_the_wrong_language_is_seen_beside_a_right_answer() -> None:
     found = verdict(f"<think>{CHINESE}</think>{ENGLISH}", language="en")
     assert found.outcome is Outcome.INCORRECT

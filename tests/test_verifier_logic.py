@@ -540,7 +540,19 @@ def test_the_first_wrong_line_is_named(old: str, new: str, line: int, why: str) 
     assert why in found.reason
 
 
-@pytest.mark.parametrize("proof", ["", "q.e.d.", "1. p -> r", "1. p -> [premise]", "1. p [premise]\n" * 70])
+@pytest.mark.parametrize(
+    "proof",
+    [
+        "",
+        "q.e.d.",
+        "1. p" + " " * 9_000 + "!",
+        "1. " + "[" * 9_000,
+        "1. " + "(by " * 4_000,
+        "1. p -> r",
+        "1. p -> [premise]",
+        "1. p [premise]\n" * 70,
+    ],
+)
 def test_what_is_no_proof(proof: str) -> None:
     assert outcome(CHAIN, proof) is INCORRECT
 

@@ -32,7 +32,9 @@ from distill.verifiers.formula import (
 from distill.verifiers.interpretation import Interpretation, TooLarge, is_true
 
 BUDGET = 600_000
-"""z3's steps for one question: about a CPU-second. A finite search gets a sixth of it for each size."""
+"""z3's steps for one question: about a CPU-second."""
+FINITE_SHARE = 6
+"""A finite search gets the budget divided by this, for each size."""
 MOST_CONFLICTS = 20_000
 """Of its propositional search, which hardly counts as steps."""
 MEMORY_MIB = 1_024
@@ -67,34 +69,34 @@ def load() -> Any:
     return z3
 
 
-def true_together(formulas: Sequence[Formula]) -> Decision:
+def true_together(formulas: Sequence[Formula], budget: int = BUDGET) -> Decision:
     """Is there an interpretation in which all of ``formulas`` are true?"""
-    return _decided(tuple(formulas))
+    return _decided(tuple(formulas), budget)
 
 
 @lru_cache(maxsize=1_024)
-def _decided(formulas: tuple[Formula, ...]) -> Decision:
+def _decided(formulas: tuple[Formula, ...], budget: int) -> Decision:
     """Kept, because many answers to one problem ask the same."""
-    together = _Question(formulas).answer()
+    together = _Question(formulas, budget).answer()
     if together is False:
         return Decision(False)
     for size in SIZES:
-        model = _finite(formulas, size)
+        model = _finite(formulas, size, budget // FINITE_SHARE)
         if model is not None:
             return Decision(True, model)
     return Decision(together)
 
 
-def follows(premises: Sequence[Formula], conclusion: Formula) -> Decision:
+def follows(premises: Sequence[Formula], conclusion: Formula, budget: int = BUDGET) -> Decision:
     """Whether ``conclusion`` does not follow: ``together`` of the premises and its negation, a countermodel."""
-    return true_together([*premises, negation(conclusion)])
+    return true_together([*premises, negation(conclusion)], budget)
 
 
-def _finite(formulas: Sequence[Formula], size: int) -> Interpretation | None:
+def _finite(formulas: Sequence[Formula], size: int, budget: int) -> Interpretation | None:
     """An interpretation with ``size`` elements, where there is one within the budget."""
     if sum(_ground_size(formula, size) for formula in formulas) > MOST_GROUND:
         return None
-    question = _Question(formulas, size)
+    question = _Question(formulas, budget, size)
     if not question.answer():
         return None
     model = question.interpretation()
@@ -120,7 +122,7 @@ def _ground_size(formula: Formula, elements: int) -> int:
 class _Question:
     """One question to z3, in a context of its own. With ``size``, over just so many elements."""
 
-    def __init__(self, formulas: Sequence[Formula], size: int | None = None) -> None:
+    def __init__(self, formulas: Sequence[Formula], budget: int, size: int | None = None) -> None:
         self.z3 = load()
         self.context = self.z3.Context()
         self.thing = self.z3.DeclareSort("Thing", self.context)
@@ -128,7 +130,7 @@ class _Question:
         self.declared = self._declared()
         self.elements = [self.z3.Const(f"#{index}", self.thing) for index in range(size or 0)]
         self.solver = self.z3.Solver(ctx=self.context)
-        self.solver.set("rlimit", BUDGET // (6 if size else 1))
+        self.solver.set("rlimit", budget)
         self.solver.set("max_conflicts", MOST_CONFLICTS)
         for formula in formulas:
             self.solver.add(self._boolean(formula, {}))

@@ -46,7 +46,6 @@ LEAD = re.compile(
 )
 NEGATION = re.compile(r"\b(?:not|no|never|cannot|neither|nor)\b|n't")
 REASON = re.compile(r"[.,;:!]|\s(?:because|since|as)\s")
-INTRODUCTION = re.compile(r"^[^\n=]*\w+ \w+[^\n=]*:[ *]*\n", re.MULTILINE)
 FENCE = re.compile(r"```[^\n]*\n(.*?)```", re.DOTALL)
 LONGEST = 300
 MOST_LEADING = 8
@@ -102,5 +101,6 @@ def block(answer: str) -> str:
 def model_block(answer: str) -> str:
     """The block, without a last "answer:" or an introduction that ends in a colon before it."""
     text = block(answer)
-    text = _after_marker(text) or text
-    return INTRODUCTION.split(text)[-1].strip() or text
+    lines = (_after_marker(text) or text).splitlines()
+    introductions = [at for at, line in enumerate(lines) if line.rstrip(" *").endswith(":") and " " in line.strip()]
+    return "\n".join(lines[introductions[-1] + 1 :] if introductions else lines).strip() or text

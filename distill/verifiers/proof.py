@@ -18,13 +18,15 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from distill.verifiers.entailment import follows
+from distill.verifiers.entailment import BUDGET, follows
 from distill.verifiers.formula import Formula, Joined, Signature, Unreadable, alike
 from distill.verifiers.interpretation import Interpretation
 from distill.verifiers.syntax import parse
 
 MOST_LINES = 60
 MOST_CITED = 3
+STEP_BUDGET = BUDGET // 4
+"""A step should be small: it gets less of z3's work than a whole question."""
 NUMBERED = re.compile(r"\s*(?:\\item\s*)?\(?(\d{1,4})[.):]\s*(.*)")
 REASON = re.compile(
     r"(.+?)\s*(?:\[([^\[\]]*)\]|\(((?:by|from|premise|given|assum|discharge)[^()]*)\)|\b((?:by|from)\s.*|premise|given))\.?\s*$",
@@ -59,7 +61,7 @@ def read(text: str) -> list[Line]:
     """The numbered lines in ``text``; lines without a number are passed over. `Unreadable` names a bad line."""
     lines: list[Line] = []
     for found in filter(None, map(NUMBERED.fullmatch, text.splitlines())):
-        lines.append(_line(int(found[1]), found[2].strip()))
+        lines.append(_line(int(found[1]), " ".join(found[2].split())))
         if len(lines) > MOST_LINES:
             raise Unreadable(f"more than {MOST_LINES} lines")
     if not lines:
@@ -135,7 +137,7 @@ def _wrong_step(line: Line, proved: dict[int, Line], assumed: dict[int, frozense
         if line.discharged in assumed[cited]:
             formula = Joined("implies", (proved[line.discharged].formula, formula))
         given.append(formula)
-    decision = follows(given, line.formula)
+    decision = follows(given, line.formula, STEP_BUDGET)
     if decision.together is False:
         return None
     cites = "lines " + ", ".join(map(str, line.cited)) if line.cited else "nothing"
