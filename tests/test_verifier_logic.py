@@ -35,6 +35,7 @@ from distill.verifiers.formula import (
 from distill.verifiers.interpretation import Interpretation, is_true
 from distill.verifiers.logic import Logic
 from distill.verifiers.model import read
+from distill.verifiers.proof import Line, flaw
 from distill.verifiers.syntax import parse
 
 pytest.importorskip("z3", reason="z3 is not installed")
@@ -530,6 +531,7 @@ def test_a_proof_whose_every_line_holds(proof: str) -> None:
         ("[discharge 3: 5]", "[5]", 6, "depends on the assumption in line 3"),
         ("[discharge 3: 5]", "[discharge 1: 5]", 6, "no assumption"),
         ("6. p -> r    [discharge 3: 5]", "6. s -> r [5]", 6, "not the conclusion"),
+        ("6. p -> r    [discharge 3: 5]", "6. r [discharge 3: 5]", 6, "does not follow from lines 5"),
         ("5. r", "4. r", 4, "twice"),
         ("5. r", "5. P(r)", 5, "both a predicate and a thing"),
     ],
@@ -573,6 +575,30 @@ def test_proofs_of_first_order_and_by_contradiction() -> None:
     assert outcome(reference, proof) is CORRECT
     assert outcome(reference, proof.replace("[2, 3, 4]", "[2, 4]")) is INCORRECT
     assert alike(parse(premises[0]), parse("∀y (Human(y) → Mortal(y))"))
+
+
+POOL = [parse(text) for text in ("p", "q", "p -> q", "q -> p", "p and q", "p or q", "not p", "false")]
+steps = st.tuples(
+    st.sampled_from(POOL),
+    st.sampled_from(["premise", "assumption", "step", "step", "step"]),
+    st.sets(st.integers(1, 5), max_size=2),
+    st.none() | st.integers(1, 5),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(premises=st.lists(st.sampled_from(POOL), max_size=2), drawn=st.lists(steps, min_size=1, max_size=6))
+def test_no_proof_that_holds_proves_what_does_not_follow(premises: list[Formula], drawn: list[Any]) -> None:
+    """Every beginning of a proof is one of its last line, too."""
+    lines = [
+        Line(number, formula, how, tuple(sorted(cited)), discharged) if how == "step" else Line(number, formula, how)
+        for number, (formula, how, cited, discharged) in enumerate(drawn, 1)
+    ]
+    for length in range(1, len(lines) + 1):
+        conclusion = lines[length - 1].formula
+        if flaw(lines[:length], premises, conclusion) is None:
+            rows = [row for row in assignments("pq") if all(worth(premise, row) for premise in premises)]
+            assert all(worth(conclusion, row) for row in rows)
 
 
 def test_a_conclusion_that_does_not_follow_cannot_be_asked_for() -> None:
