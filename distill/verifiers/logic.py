@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from distill.thinking import Response
@@ -111,8 +112,9 @@ class Logic:
             return
 
 
+@lru_cache(maxsize=256)
 def read_task(reference: str) -> Task:
-    """The task in a reference; `Unreadable` says what is wrong with it."""
+    """The task in a reference; `Unreadable` says what is wrong with it. Kept, as many answers come to one."""
     if len(reference) > MAX_REFERENCE:
         raise Unreadable(f"longer than {MAX_REFERENCE} characters")
     try:
