@@ -24,8 +24,10 @@ VERIFIERS: dict[str, str] = {
     "exact": "distill.verifiers.exact:Exact",
     "expression": "distill.verifiers.expression:ExpressionVerifier",
     "format": "distill.verifiers.format:Format",
-    "logic": "distill.verifiers.logic:LogicVerifier",
+    "logic": "distill.verifiers.logic:Logic",
     "math": "distill.verifiers.math:Math",
+    "reasoning_gym": "distill.verifiers.reasoning_gym:ReasoningGym",
+    "truth_table": "distill.verifiers.truth_table:TruthTable",
 }
 
 FAMILIES: dict[str, str] = {
