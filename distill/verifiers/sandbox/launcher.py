@@ -79,7 +79,7 @@ class Ran:
             "exit": f"the program ended with status {self.code}",
             "signal": f"killed by signal {self.code}",
             "cpu": "the CPU time limit",
-            "wall": "the time limit, most of it spent waiting",
+            "wall": "the wall time limit",
             "output": "too much output",
             "busy": "the machine was too busy to run it",
         }[self.ended]
@@ -139,6 +139,7 @@ def _job(backend: str, program: str, limits: Limits, visible: tuple[str, ...]) -
     covered = {path for path in shown if any(path != top and path.startswith(top + "/") for top in shown)}
     return {
         "backend": backend,
+        "verifier": os.getpid(),  # for who looks at a list of processes
         "program": program,
         "limits": limits._asdict(),
         "visible": sorted(shown - covered),

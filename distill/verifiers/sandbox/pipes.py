@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
-PATIENCE = 8
+PATIENCE = 6
 """A run that the clock does not end is ended after this many times its time, and is nobody's fault."""
 CHUNK = 1 << 16
 

@@ -106,4 +106,4 @@ def _answered(request: dict[str, Any], objects: Objects) -> dict[str, Any]:
 
 
 def _raised(error: BaseException, objects: Objects) -> dict[str, Any]:
-    return {"type": objects.handle(type(error)), "text": told(error)}
+    return {"type": objects.handle(type(error)), "text": told(error).partition(": ")[2]}

@@ -45,15 +45,21 @@ class Remote:
     def module(self, name: str) -> types.ModuleType:
         """The answer's module, also to be imported under ``name``."""
         first = self._reply()
+        names, itself = first.get("names"), self._value(first)
+        if not isinstance(names, list) or not isinstance(itself, Thing):
+            raise Gone("the program says what is no reply")
         module = RemoteModule(name)
-        module.__dict__.update(_remote=self, __all__=[str(n) for n in first["names"]], _itself=self._value(first))
+        module.__dict__.update(_remote=self, __all__=[str(n) for n in names], _itself=itself)
         sys.modules[name] = module
         return module
 
     def ask(self, do: str, *args: Any, **kwargs: Any) -> Any:
         sent = [encode(argument, self._number) for argument in args]
         named = {name: encode(value, self._number) for name, value in kwargs.items()}
-        send(REQUESTS, {"do": do, "args": sent, "kwargs": named})
+        try:
+            send(REQUESTS, {"do": do, "args": sent, "kwargs": named})
+        except BrokenPipeError:
+            raise Gone("the program has ended") from None
         reply = self._reply()
         if isinstance(reply.get("printed"), str):
             sys.stdout.write(reply["printed"])
