@@ -130,7 +130,6 @@ def main() -> None:
                 ratios[f"{name}, {unit}"] = round(peer[f"{unit}_ms"] / detail[name][f"{unit}_ms"], 2)
     rates = {name: round(1000 / detail[name]["wall_ms"], 1) for name in runs}
     where = {
-        "directory": tempfile.gettempdir(),
         "load": os.getloadavg()[0],
         "peer": "bwrap" if bwrap else "bare python",
     }
