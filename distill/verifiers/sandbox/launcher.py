@@ -144,6 +144,8 @@ def _job(backend: str, program: str, limits: Limits, visible: tuple[str, ...]) -
         "limits": limits._asdict(),
         "visible": sorted(shown - covered),
         "environment": ENVIRONMENT,
+        "uid": os.geteuid(),
+        "gid": os.getegid(),
         "bwrap": shutil.which("bwrap") if backend == "bubblewrap" else None,
         "seat": [_interpreter(), *FLAGS, "-c", _boot("/box", "bubblewrap", "seat")],
     }

@@ -20,6 +20,9 @@ PACKAGE = "/box/inside"
 STAGE = "/tmp/box"
 
 
+fork = os.fork
+
+
 def launch(job: dict[str, Any]) -> NoReturn:
     adopt_orphans()
     sources = {path: path for path in job["visible"]} | {PACKAGE: os.path.dirname(os.path.abspath(__file__))}

@@ -1,13 +1,11 @@
-"""The two processes around a candidate: the launcher outside of the box, and process 1 inside it.
+"""The processes around a candidate: process 1 of the box, and a launcher outside where a backend needs one.
 
-Both are ours. The launcher waits for the box or for the word to end it. Process 1 forks the candidate, waits
-for it and reports how it ended; when process 1 ends, the kernel ends everything in the box, and from inside
-it cannot be killed.
+Both are ours. Process 1 forks the candidate, waits for it or for the word to end the run, and reports how it
+ended; when process 1 ends, the kernel ends everything in the box, and from inside it cannot be killed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import select
@@ -15,7 +13,7 @@ import signal
 from typing import Any, NoReturn
 
 from .confine import confine
-from .kernel import die_with_parent, libc, must
+from .kernel import libc, must
 
 REPORT, FIRST_WIRE, LIFELINE = 5, 6, 10
 """Descriptors: 0 input, 1 output, 3 payload, 4 results, then these. The last is the launcher's alone."""
@@ -45,11 +43,7 @@ def supervise(box: int) -> NoReturn:
     """
     os.closerange(0, REPORT)
     os.closerange(REPORT + 1, LIFELINE)
-    ended = os.pidfd_open(box)
-    waiting = select.poll()
-    waiting.register(ended, select.POLLIN)
-    waiting.register(LIFELINE, select.POLLIN)
-    if not any(descriptor == ended for descriptor, _ in waiting.poll()):
+    if not wait_for(box):
         os.kill(box, signal.SIGKILL)
     os.waitpid(box, 0)
     _end_orphans()
@@ -83,14 +77,29 @@ def be_first(job: dict[str, Any], writable: str | None) -> NoReturn:
     try:
         os.closerange(0, REPORT)
         os.closerange(REPORT + 1, LIFELINE)
-        gone = 0
-        while gone != candidate:
-            gone, status, usage = os.wait4(-1, 0)
-        cpu = usage.ru_utime + usage.ru_stime
-        report({"code": os.waitstatus_to_exitcode(status), "cpu": cpu, "kib": usage.ru_maxrss})
+        if wait_for(candidate):
+            _, status, usage = os.wait4(candidate, 0)
+            cpu = usage.ru_utime + usage.ru_stime
+            report({"code": os.waitstatus_to_exitcode(status), "cpu": cpu, "kib": usage.ru_maxrss})
     except OSError as error:
         report({"failed": str(error)})
     os._exit(0)
+
+
+def wait_for(process: int) -> bool:
+    """Whether it ended by itself. Told to end the run, or with nobody left to tell, it is not waited for."""
+    ended = os.pidfd_open(process)
+    waiting = select.poll()
+    waiting.register(ended, select.POLLIN)
+    waiting.register(LIFELINE, select.POLLIN)  # inside bwrap there is none, and its launcher has it
+    while True:
+        ready = dict(waiting.poll())
+        if ended in ready:
+            return True
+        if ready.get(LIFELINE) == select.POLLNVAL:
+            waiting.unregister(LIFELINE)
+        elif LIFELINE in ready:
+            return False
 
 
 def become_candidate(job: dict[str, Any], writable: str | None) -> NoReturn:
@@ -101,31 +110,5 @@ def become_candidate(job: dict[str, Any], writable: str | None) -> NoReturn:
         report({"failed": str(error)})
         os._exit(1)
     os.close(REPORT)
+    os.closerange(LIFELINE, LIFELINE + 1)
     raise Leave(job["program"])
-
-
-def start_first(job: dict[str, Any], writable: str | None) -> NoReturn:
-    """Fork process 1 and supervise it. It dies with this launcher, even with one that is dead already."""
-    pipe = os.pipe()
-    alive, mine = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, LIFELINE + 1) for end in pipe)
-    for end in pipe:  # now the writing end is open as long as this process lives
-        os.close(end)
-    box = os.fork()
-    if box:
-        supervise(box)
-    os.close(LIFELINE)
-    os.close(mine)
-    die_with_parent()
-    if _ended(alive):  # before this process could be told: nobody would ever end it
-        os._exit(1)
-    os.close(alive)
-    be_first(job, writable)
-
-
-def _ended(pipe: int) -> bool:
-    """Whether all who could write to ``pipe`` are gone. (In a new pid namespace `getppid` says 0 always.)"""
-    os.set_blocking(pipe, False)
-    try:
-        return os.read(pipe, 1) == b""
-    except BlockingIOError:
-        return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Any, NoReturn
 
-from .first import become_ordinary, start_first
+from .first import be_first, become_ordinary
 from .kernel import (
     BIND,
     NEWIPC,
@@ -27,28 +27,29 @@ from .kernel import (
     REMOUNT,
     bind_readonly,
     die_with_parent,
+    fork_into,
     mount,
     pivot_root_here,
     unshare,
 )
 
 
+def fork() -> int:
+    """Process 1 of a new box; its end of the server's life is the lifeline, for in there it knows no parent."""
+    flags = NEWNS | NEWPID | NEWNET | NEWIPC | NEWUTS
+    return fork_into(flags if os.geteuid() == 0 else flags | NEWUSER)
+
+
 def launch(job: dict[str, Any]) -> NoReturn:
-    server = os.getppid()
     _enter(job)
-    die_with_parent()  # a change of uid forgets it
-    if os.getppid() != server:  # it died while its death would not have been told
-        os._exit(1)
-    start_first(job, "/tmp")
+    be_first(job, "/tmp")
 
 
 def _enter(job: dict[str, Any]) -> None:
     """Afterwards this process is an ordinary user in a root of its own, and cannot be otherwise."""
-    root = os.geteuid() == 0
-    uid, gid = os.geteuid(), os.getegid()
-    everything = NEWNS | NEWPID | NEWNET | NEWIPC | NEWUTS
-    unshare(everything if root else everything | NEWUSER)
+    root = os.geteuid() == 0 and job["uid"] == 0
     if not root:
+        uid, gid = job["uid"], job["gid"]
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
@@ -56,6 +57,7 @@ def _enter(job: dict[str, Any]) -> None:
     if root:
         become_ordinary()
         unshare(NEWUSER)  # a user namespace of its own, so that the limit on processes counts this box alone
+        die_with_parent()  # a change of uid forgets it
     if 0 in (*os.getresuid(), *os.getresgid()):
         raise OSError("still uid or gid 0")
 

@@ -22,10 +22,12 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from . import bubblewrap, namespaces, unsafe
+from .data import send
 from .first import FIRST_WIRE, LIFELINE, REPORT, Leave, report
 from .kernel import die_with_parent
 
-BACKENDS = {"namespaces": namespaces.launch, "bubblewrap": bubblewrap.launch, "unsafe": unsafe.launch}
+BACKENDS = {"namespaces": namespaces, "bubblewrap": bubblewrap, "unsafe": unsafe}
+"""Of each backend, ``fork`` makes the process that ``launch`` then makes into a box."""
 LOADED = (  # not threading: what it does after a fork costs as much as the fork
     "atexit", "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "fractions", "functools", "heapq",
     "io", "itertools", "math", "operator", "random", "re", "statistics", "string", "time", "types", "typing",
@@ -41,7 +43,7 @@ __all__ = ["Leave", "main"]
 def main() -> NoReturn:
     """Serve; raises `Leave` in a candidate's process, and never returns."""
     control, verifier = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
-    alive = os.pidfd_open(verifier)
+    alive, server = os.pidfd_open(verifier), os.getpid()
     if os.getppid() != verifier:
         os._exit(1)
     for name in (*LOADED, *PROGRAMS):
@@ -56,9 +58,16 @@ def main() -> NoReturn:
         message, descriptors, _, _ = socket.recv_fds(control, MESSAGE_BYTES, len(PLACES))
         if not message:
             _finish()
-        if os.fork() == 0:
+        job, report_to = json.loads(message), descriptors[PLACES.index(REPORT)]
+        try:
+            launcher, said = BACKENDS[job["backend"]].fork(), {}
+        except OSError as error:
+            launcher, said = -1, {"failed": str(error)}
+        if launcher == 0:
             control.detach()
-            _launch(json.loads(message), descriptors, os.getppid())
+            _launch(job, descriptors, server)
+        with suppress(OSError):  # of a verifier that is gone
+            send(report_to, said or {"launcher": launcher})
         for descriptor in descriptors:
             os.close(descriptor)
         _reap()
@@ -66,18 +75,20 @@ def main() -> NoReturn:
 
 def _launch(job: dict[str, Any], descriptors: list[int], server: int) -> NoReturn:
     """The launcher of one run."""
-    die_with_parent()
-    if os.getppid() != server:
+    try:
+        die_with_parent()
+    except OSError:
+        os._exit(1)
+    if os.getppid() not in (0, server):  # it died while its death would not have been told; 0 is in a new box
         os._exit(1)
     _place(descriptors)
-    report({"launcher": os.getpid()})
     try:
         with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # where memory runs out, the box goes first, not the verifier
-        BACKENDS[job["backend"]](job)
+        BACKENDS[job["backend"]].launch(job)
     except OSError as error:
         report({"failed": str(error)})
-        os._exit(1)
+    os._exit(1)
 
 
 def _place(descriptors: list[int]) -> None:

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from .first import LIFELINE, adopt_orphans, be_first, supervise
 from .kernel import die_with_parent
 
+fork = os.fork
+
 
 def launch(job: dict[str, Any]) -> NoReturn:
     if os.geteuid() == 0:
