@@ -89,6 +89,7 @@ FORMS: list[tuple[str, object, str, str, str]] = [
     ("changed in place", {"asserts": ["x = [2, 1]\nadd(x)\nassert x == [1, 2]"]}, "def add(x): x.sort()", "sort|copy", "strong"),
     ("a generator", {"asserts": ["assert list(add(3)) == [0, 1, 2][:]"]}, "def add(n): yield from range(n)", "(n)|(1)", "strong"),
     ("functions handed over", {"asserts": ["assert add(lambda x: x + 1) == 2"]}, "def add(f): return f(1)", "(1)|(2)", "weak"),
+    ("functions handed over in a test file", {"pytest": "from solution import add\ndef test(): assert add(lambda x: x + 1) == 2"}, "def add(f): return f(1)", "(1)|(2)", "weak"),
     ("a patched answer", {"asserts": ["import inspect\nassert inspect.getsource and add(1) == 1"]}, "def add(x): return x", "n x|n 2", "weak"),
     ("objects compared", {"asserts": ["assert Stack() == Stack() and len(Stack()) == 0"]}, STACK, "len(self.items)|1", "weak"),
 ]  # fmt: skip

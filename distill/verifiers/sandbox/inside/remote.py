@@ -26,7 +26,7 @@ MOST_BYTES = 4 << 20
 
 
 class Apart(BaseException):
-    """The test hands over something that is no data. A BaseException, so that no test catches it."""
+    """The test hands over something that is no data. `Remote.apart` remembers it, should the test catch it."""
 
 
 class Gone(Exception):
@@ -41,6 +41,7 @@ class Remote:
         self._left = MOST_BYTES
         self._exceptions: dict[int, type] = {}
         self.claims = False
+        self.apart = ""
 
     def module(self, name: str) -> types.ModuleType:
         """The answer's module, also to be imported under ``name``."""
@@ -111,7 +112,8 @@ class Remote:
             return number
         if isinstance(thing, types.ModuleType):
             return int(thing._itself._number)
-        raise Apart(f"the test hands over an object that is no data ({type(thing).__name__})")
+        self.apart = f"the test hands over an object that is no data ({type(thing).__name__})"
+        raise Apart(self.apart)
 
 
 def _update(argument: Any, after: Any) -> None:

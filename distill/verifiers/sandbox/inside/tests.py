@@ -45,12 +45,14 @@ def main() -> None:
     try:
         module = load(given["code"], given["module"]) if remote is None else remote.module(given["module"])
         (_pytest if given["kind"] == "pytest" else _script)(given, module, rows)
-    except Apart as error:
-        answer = {"apart": str(error)}
+    except Apart:
+        pass
     except ModuleNotFoundError as error:
         answer = {"fault": told(error)}
     except BaseException as error:
         rows.failed("the script", error)
+    if remote is not None and remote.apart:
+        answer = {"apart": remote.apart}
     send(RESULTS, {"rows": rows.all, "claims": remote is not None and remote.claims} | answer)
     os._exit(0)
 
