@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill import keys
-from distill.engines.base import Engine
+from distill.engines.base import Engine, response_of
 from distill.store import Store
 from distill.store.records import Row, trace_row
-from distill.thinking import OPEN, Response, split_thinking
 from distill.types import Completion, Problem, Request, Sampling, Trace
 from pipeline.stage import Context, stop_check
 
@@ -83,11 +82,6 @@ def make_traces(
             writer.flush()
             store.ingest()
     stop_check(context.stopping)
-
-
-def response_of(completion: Completion) -> Response:
-    """Thinking and answer told apart. Some templates have opened the thinking in the prompt already."""
-    return split_thinking(completion.text, opened=completion.prompt.rstrip().endswith(OPEN))
 
 
 def trace_of(

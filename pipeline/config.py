@@ -21,6 +21,7 @@ from pipeline.errors import InputError
 from pipeline.stage import File, Settings, Stage, marked, references
 
 TOP_KEYS = ("name", "workspace", "seed", "stages")
+MISSING = "is missing"
 StageLookup = Callable[[str], Stage]
 
 
@@ -136,18 +137,25 @@ def _stage(document: Document, name: Any, body: Any, lookup: StageLookup, seed: 
 
 def _explain(error: ValidationError, document: Document, where: KeyPath, stage: Stage) -> str:
     """The first mistake pydantic found, as one line a user can act on."""
+    location, what = mistake(error, stage.settings)
+    feeds = _what_feeds(stage, str(location[-1]), document) if what == MISSING else ""
+    return f"{document.where((*where, *location))}: {what}{feeds}"
+
+
+def mistake(error: ValidationError, settings: type[BaseModel]) -> tuple[KeyPath, str]:
+    """The first mistake pydantic found in settings: where it is, and what it is in words."""
     first = error.errors()[0]
     location = tuple(part for part in first["loc"] if not str(part).startswith(("function-", "literal[")))
-    at = document.where((*where, *location))
     if first["type"] == "extra_forbidden":
-        return f"{at}: unknown key{nearest(location[-1], _valid_keys(stage.settings, location[:-1]))}"
+        return location, f"unknown key{nearest(location[-1], _valid_keys(settings, location[:-1]))}"
     if first["type"] == "missing":
-        return f"{at}: is missing{_what_feeds(stage, str(location[-1]), document)}"
+        return location, MISSING
     if first["type"] == "literal_error":
         expected = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{at}: {first['input']!r} is not valid{nearest(first['input'], expected)}"
+        return location, f"{first['input']!r} is not valid{nearest(first['input'], expected)}"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-    return f"{at}: {message[0].lower()}{message[1:]}, found {first['input']!r}"
+    found = "" if isinstance(first["input"], Mapping | BaseModel) else f", found {first['input']!r}"
+    return location, f"{message[0].lower()}{message[1:]}{found}"
 
 
 def _valid_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:

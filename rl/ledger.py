@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from distill import keys
-from distill.generation import response_of, trace_of
+from distill.engines.base import response_of
+from distill.generation import trace_of
 from distill.store import Store
 from distill.store.records import Row, completion_of, trace_row, verdict_row
 from distill.types import Completion, Problem, Verdict

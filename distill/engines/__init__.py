@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from distill import catalog, modelspec
@@ -19,10 +20,23 @@ Options = TransformersOptions | VllmOptions | OpenAIOptions
 def model_of(name: str, options: Options, context: Context) -> Model:
     """Which model is meant, without loading it. Behind an endpoint, its address and name are its identity."""
     if isinstance(options, OpenAIOptions):
-        if name.startswith(("embedded:", modelspec.STAGE)):
-            raise InputError(f"model {name}: an openai engine takes the model's name at {options.base_url}")
-        return Model(name, f"{options.base_url}#{name}")
+        return _at_endpoint(name, options)
     return modelspec.find(name, context.workspace, context.inputs, context.hashes)
+
+
+def standing_model(name: str, options: Options, hashes: FileHashes) -> Model:
+    """The same where no stage asks (a judge): a model that no stage of the pipeline makes."""
+    if isinstance(options, OpenAIOptions):
+        return _at_endpoint(name, options)
+    if name.startswith(modelspec.STAGE):
+        raise InputError(f"model {name}: what a stage makes cannot be meant here; name a directory or a hub id")
+    return modelspec.find(name, Path(), {}, hashes)
+
+
+def _at_endpoint(name: str, options: OpenAIOptions) -> Model:
+    if name.startswith(("embedded:", modelspec.STAGE)):
+        raise InputError(f"model {name}: an openai engine takes the model's name at {options.base_url}")
+    return Model(name, f"{options.base_url}#{name}")
 
 
 def model_dependency(name: str, options: Options, hashes: FileHashes) -> Mapping[str, str]:

@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from distill.store import Store
-from distill.types import Sampling
 from pipeline.manifest import Manifest
-from pipeline.stage import Context, Settings
+from pipeline.stage import Context
 
 Problems = ("problems",)
 Traces = ("traces",)
-
-
-class SamplingSettings(Settings):
-    """How to sample; ``max_tokens`` counts thinking and answer together."""
-
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
-    max_tokens: Annotated[int, Field(ge=1)] = 512
-
-    def sampling(self, seed: int) -> Sampling:
-        return Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, seed)
 
 
 def store_of(context: Context) -> Store:

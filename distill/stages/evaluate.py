@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from distill import engines, modelspec, verification
-from distill.engines.options import EngineOptions, TransformersOptions
+from distill.engines.options import EngineOptions, SamplingSettings, TransformersOptions
 from distill.generation import Wanted, make_traces, wanted
-from distill.stages.common import SamplingSettings, members_present, store_of
+from distill.stages.common import members_present, store_of
 from distill.statistics import Estimate, clustered_mean, paired_difference, pass_at_k
 from distill.store.records import Row, problems, record_members
 from distill.types import Problem

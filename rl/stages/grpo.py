@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from distill import modelspec, verification
+from distill.engines.options import SamplingSettings
 from distill.modelspec import ModelName
 from distill.randomness import permutation
-from distill.stages.common import SamplingSettings, store_of
+from distill.stages.common import store_of
 from distill.stages.sft import LoraSettings
 from distill.stages.student import publish
 from distill.store.records import problems
