@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill import keys
-from distill.engines.base import Engine, response_of
+from distill.engines.base import Engine, PromptTooLong, response_of
 from distill.store import Store
 from distill.store.records import Row, trace_row
 from distill.types import Completion, Problem, Request, Sampling, Trace
+from pipeline.errors import InputError
 from pipeline.stage import Context, stop_check
 
 APPEND_SECONDS = 0.5
@@ -78,6 +79,8 @@ def make_traces(
                 if cost:
                     figures["cost"] = round(cost, 4)
                 context.progress(done, len(by_key), **figures, tokens=tokens, tokens_per_second=round(rate))
+        except PromptTooLong as error:
+            raise InputError(f"problem {missing[error.key].problem.id}: {error}") from None
         finally:  # whatever ended it, a cap or an endpoint that went down: what is finished is kept
             writer.flush()
             store.ingest()
@@ -125,7 +128,7 @@ class _Writer:
         if len(self._rows) >= APPEND_ROWS or now - self._appended >= APPEND_SECONDS:
             self.flush()
         if now - self._ingested >= INGEST_SECONDS:
-            self._store.ingest()
+            self._store.ingest_if_free()
             self._ingested = time.monotonic()
 
     def flush(self) -> None:

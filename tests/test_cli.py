@@ -183,3 +183,12 @@ def test_an_error_is_json_when_json_was_asked_for(project: Path) -> None:
         "message": "",
         "exit_code": 2,
     }
+
+
+def test_a_prompt_longer_than_the_model_names_its_problem_and_loses_nothing(project: Path) -> None:
+    rows = [{"q": "Compute left to right: 1 + 2", "a": "3"}, {"q": "1 + " * 9000 + "1", "a": "9001"}]
+    (project / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = "{sources: [{file: long.jsonl, prompt: q, reference: a}]}"
+    (project / "p.yaml").write_text(SMALL.replace(SMALL.splitlines()[2].split(": ", 1)[1], source))
+    said = distill("run", "-p", "p.yaml", cwd=project, code=2).stderr.strip().splitlines()[-1]
+    assert said.startswith("distill: ") and "problem long/2: a prompt of " in said and "leaves no room" in said

@@ -208,9 +208,6 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        from distill.ownership import check
-
-        check()
         app()
     except PipelineError as error:
         _fail(str(error), error.exit_code)

@@ -13,12 +13,21 @@ from typing import Protocol
 from distill.randomness import generator
 from distill.thinking import OPEN, Response, split_thinking
 from distill.types import Completion, Request
+from pipeline.errors import InputError
 
 Stopping = Callable[[], bool]
 
 
 def never() -> bool:
     return False
+
+
+class PromptTooLong(InputError):
+    """A prompt that leaves no room for an answer; ``key`` is its request's."""
+
+    def __init__(self, key: str, tokens: int, limit: int) -> None:
+        super().__init__(f"a prompt of {tokens} tokens leaves no room for an answer in the model's {limit}")
+        self.key = key
 
 
 class Engine(Protocol):

@@ -17,28 +17,28 @@ turns, pairs of two traces.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from distill import engines
-from distill.engines.base import Engine
 from distill.engines.options import EngineOptions, SamplingSettings, TransformersOptions
 from distill.modelspec import Model
 from distill.thinking import Response
 from distill.types import Completion, Outcome, Problem, Request, Verdict
 from distill.verifiers import judge_votes
-from distill.verifiers.base import Key, Note, Stopping, never, silent
+from distill.verifiers.base import Note, silent
 from distill.verifiers.judge_prompt import PAIRWISE, REFERENCE, Grades, Rubric, Words
 from pipeline.config import mistake
-from pipeline.errors import InputError, PipelineError
+from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.stage import Operational, Settings, marked
+
+if TYPE_CHECKING:
+    from distill.verifiers.judge_session import JudgeSession
 
 PIECES = {
     "reference": ("problem", "reference", "answer", "thinking"),
@@ -165,6 +165,8 @@ class Judge:
         return verdict
 
     def open(self, note: Note = silent) -> JudgeSession:
+        from distill.verifiers.judge_session import JudgeSession
+
         return JudgeSession(self, note)
 
     def requests(self, problem: Problem, trace: Response) -> tuple[Request, ...]:
@@ -195,58 +197,3 @@ class Judge:
         votes = [judge_votes.vote(group, self.form, settings.threshold) for group in groups]
         evidence = {"model": settings.model, "mode": settings.mode, "spent": judge_votes.spent_on(paid)}
         return judge_votes.verdict(votes, evidence, sum(completion.seconds for completion in paid))
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """The keys of the requests that one verdict takes, in order, and of those that are made for it first."""
-
-    keys: tuple[str, ...]
-    paid: frozenset[str]
-
-
-class JudgeSession:
-    """A judge with its engine, loaded when the first question is asked. One caller at a time; others wait."""
-
-    def __init__(self, judge: Judge, note: Note) -> None:
-        self._judge, self._note = judge, note
-        self._engine: Engine | None = None
-        self._lock, self._owner = threading.Lock(), 0
-
-    def judge(
-        self, items: Sequence[tuple[Key, Problem, Response]], stopping: Stopping = never
-    ) -> Iterator[tuple[Key, Verdict]]:
-        """Verdicts as their last replies come in. Equal questions are asked once."""
-        if self._owner == threading.get_ident():
-            raise PipelineError("this judge is being asked already: exhaust or close that iterator first")
-        with self._lock:
-            self._owner = threading.get_ident()
-            try:
-                yield from self._ask(items, stopping)
-            finally:
-                self._owner = 0
-
-    def close(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
-
-    def _ask(self, items: Sequence[tuple[Key, Problem, Response]], stopping: Stopping) -> Iterator[tuple[Key, Verdict]]:
-        requests: dict[str, Request] = {}
-        asked: list[_Asked] = []
-        waiting: dict[str, list[int]] = {}
-        for n, (_, problem, trace) in enumerate(items):
-            wanted = {request.key: request for request in self._judge.requests(problem, trace)}
-            asked.append(_Asked(tuple(wanted), frozenset(wanted.keys() - requests.keys())))
-            requests |= wanted
-            for key in wanted:
-                waiting.setdefault(key, []).append(n)
-        if self._engine is None:
-            self._engine = engines.open_engine(self._judge.settings.engine, self._judge.model, self._note)
-        replies: dict[str, Completion] = {}
-        for completion in self._engine.generate(requests.values(), stopping):
-            replies[completion.key] = completion
-            for n in waiting.pop(completion.key):
-                if all(key in replies for key in asked[n].keys):
-                    paid = [replies[key] for key in asked[n].keys if key in asked[n].paid]
-                    yield items[n][0], self._judge.verdict([replies[key] for key in asked[n].keys], paid)

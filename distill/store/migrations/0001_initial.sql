@@ -60,6 +60,9 @@ CREATE TABLE metrics (run VARCHAR, step INTEGER, name VARCHAR, value DOUBLE);
 COMMENT ON TABLE metrics IS 'Training curves, long form.';
 COMMENT ON COLUMN metrics.run IS 'fingerprint of the sft, pretrain or grpo stage';
 
+CREATE TABLE ingested (table_name VARCHAR, journal VARCHAR, added BIGINT);
+COMMENT ON TABLE ingested IS 'Which journal files this database holds, and how many rows each brought: how a lost tail is noticed.';
+
 CREATE VIEW prompts AS
     SELECT prompt_key, any_value(system) AS system, any_value(prompt) AS prompt,
         arg_min(problem_id, problem_key) AS problem_id, arg_min(source, problem_key) AS source,
