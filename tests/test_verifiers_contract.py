@@ -60,7 +60,8 @@ HOSTILE = {
     "dunder": "__import__('os').system('true')",
 }
 
-EVERY = sorted(VERIFIERS)
+EVERY = sorted(set(VERIFIERS) - {"judge"})
+"""The judge needs somebody to ask: its contract is in test_verifier_judge.py."""
 
 
 def problem(name: str, reference: str) -> Problem:

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, PlainSerializer
+
+from distill import verifiers
 from distill.store import Store
+from distill.verifiers.compose import Spec
+from pipeline.errors import InputError
 from pipeline.manifest import Manifest
 from pipeline.stage import Context
 
 Problems = ("problems",)
 Traces = ("traces",)
+
+
+def _buildable(spec: Spec) -> Spec:
+    try:
+        verifiers.build(spec)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return spec
+
+
+VerifierName = Annotated[str, AfterValidator(_buildable)]
+"""A verifier that a name alone describes."""
+VerifierSpec = Annotated[str | dict[str, Any], AfterValidator(_buildable), PlainSerializer(verifiers.settled)]
+"""A verifier as in `distill.verifiers.compose`. In a fingerprint are just the settings that change verdicts."""
 
 
 def store_of(context: Context) -> Store:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from distill import catalog, tables
-from distill.stages.common import members_present, store_of
+from distill.stages.common import VerifierName, members_present, store_of
 from distill.store.records import problem_row, record_members
 from distill.types import Problem
 from pipeline.errors import InputError
@@ -39,7 +39,7 @@ class FileSource(Settings):
     prompt: str
     reference: str | dict[str, str]
     reference_pattern: str | None = None
-    verifier: Annotated[str, AfterValidator(partial(catalog.check, "verifiers"))] = "math"
+    verifier: VerifierName = "math"
     split: Literal["train", "heldout"] = "train"
     instruction: str = ""
     """Text put after every prompt, such as how to write the answer."""

@@ -13,7 +13,7 @@ from distill import modelspec, verification
 from distill.engines.options import SamplingSettings
 from distill.modelspec import ModelName
 from distill.randomness import permutation
-from distill.stages.common import store_of
+from distill.stages.common import VerifierSpec, store_of
 from distill.stages.sft import LoraSettings
 from distill.stages.student import publish
 from distill.store.records import problems
@@ -55,7 +55,7 @@ class GrpoSettings(Settings):
     clip_low: Annotated[float, Field(gt=0)] = 0.2
     clip_high: Annotated[float, Field(gt=0)] = 0.28
     kl: Annotated[float, Field(ge=0)] = 0.0
-    verifier: str | dict[str, Any] | None = None
+    verifier: VerifierSpec | None = None
     """The reward; by default each problem's own verifier."""
     precision: Literal["fp32", "bf16"] = "fp32"
     micro_batch_tokens: Annotated[int, Operational(), Field(ge=1)] = 4096
@@ -101,9 +101,9 @@ def run(context: Context, settings: GrpoSettings) -> Output:
     workers = workers_for(network, settings.workers)
     with (
         closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
-        VerifierPool(workers=1) as pool,
+        VerifierPool(workers=1, note=context.note, hashes=context.hashes) as pool,
     ):
-        ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, settings.verifier)
+        ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, settings.verifier, context.stopping)
         try:
             train_grpo(
                 network,
@@ -177,7 +177,7 @@ def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Ma
 
 
 def dependencies(settings: GrpoSettings, hashes: FileHashes) -> Mapping[str, str]:
-    verifiers = content_hash(verification.versions(settings.verifier))
+    verifiers = content_hash(verification.versions(settings.verifier, hashes))
     return {**modelspec.dependency(settings.student, hashes), "verifiers": verifiers}
 
 
