@@ -98,6 +98,7 @@ class Judge:
     name: ClassVar[str] = "judge"
     reads_files: ClassVar[bool] = True
     needs_settings: ClassVar[bool] = True
+    settings_model: ClassVar[type[JudgeSettings]] = JudgeSettings
 
     def __init__(self, hashes: FileHashes | None = None, **settings: Any) -> None:
         try:
