@@ -63,13 +63,17 @@ TABLES: dict[str, dict[str, str]] = {
 }
 
 
-@cache
 def names(kind: str) -> Mapping[str, str]:
     """Every name of a kind with where it lives; third parties' first. Imports none of them."""
     if kind not in TABLES:
         raise InputError(f"the catalog has no table {kind!r}{suggestion(kind, TABLES)}")
-    others = {point.name: point.value for point in entry_points(group=f"distill.{kind}")}
-    return others | TABLES[kind]
+    return _others(kind) | TABLES[kind]
+
+
+@cache
+def _others(kind: str) -> dict[str, str]:
+    """What other distributions register; those installed do not change while a process runs."""
+    return {point.name: point.value for point in entry_points(group=f"distill.{kind}")}
 
 
 def resolve(kind: str, name: str) -> Any:

@@ -151,13 +151,13 @@ class VerifierPool:
         """Kill the workers, close what was opened. Calls still in flight raise `PipelineError`."""
         with self._lock:
             self._closing, thread = True, self._thread
+        if thread:
+            self._bell.send_bytes(b"x")
+            thread.join()
         with self._opening:
             sessions, self._sessions = self._sessions, {}
         for session in sessions.values():
             session.close()
-        if thread:
-            self._bell.send_bytes(b"x")
-            thread.join()
 
     @staticmethod
     def _taken(replies: queue.SimpleQueue[tuple[_Job, Verdict | PipelineError]]) -> tuple[Key, Verdict]:
