@@ -24,6 +24,7 @@ from distill.verifiers.compose import Spec
 from distill.verifiers.run import reads_thinking
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes, canonical
+from pipeline.manifest import Manifest
 from pipeline.stage import Context, stop_check
 
 APPEND_SECONDS = 0.5
@@ -70,10 +71,9 @@ def version_of(spec: str, hashes: FileHashes) -> str:
     return verifiers.build(json.loads(spec), hashes).version
 
 
-def versions(verifier: Spec | None, hashes: FileHashes) -> dict[str, str]:
-    """What a stage that judges depends on: the version of the verifier named, or of every one that a problem
-    can name as its own."""
-    specs: list[Spec] = [*verifiers.by_name()] if verifier is None else [verifier]
+def versions(verifier: Spec | None, problems: Manifest, hashes: FileHashes) -> dict[str, str]:
+    """What a stage that judges depends on: the version of the verifier named, or of those of its problems."""
+    specs: list[Spec] = problems.figures["verifiers"] if verifier is None else [verifier]
     return {canonical(verifiers.settled(spec)): verifiers.build(spec, hashes).version for spec in specs}
 
 
@@ -94,10 +94,16 @@ def make_verdicts(store: Store, wishes: Sequence[Judgement], context: Context, w
     writer = _Writer(store, context, len(present), len(wishes), label)
     with VerifierPool(workers=workers, note=context.note, hashes=context.hashes) as pool:
         items = ((w.key, w.verifier, w.problem, responses[w.trace_key]) for w in missing.values())
+
+        def stopping() -> bool:  # asked every second or so, also while a judge thinks
+            writer.tick()
+            return context.stopping()
+
         try:
-            for key, verdict in pool.verify_many(items, context.stopping):
+            for key, verdict in pool.verify_many(items, stopping):
                 _check_same(missing[key], verdict)
-                if writer.add(missing[key], verdict) and context.stopping():
+                writer.add(missing[key], verdict)
+                if writer.tick() and context.stopping():
                     break
         finally:
             writer.flush()
@@ -125,13 +131,15 @@ class _Writer:
         self._rows: list[Row] = []
         self._appended = time.monotonic()
 
-    def add(self, wish: Judgement, verdict: Verdict) -> bool:
-        """True where it was time to write, and so to look up."""
+    def add(self, wish: Judgement, verdict: Verdict) -> None:
         self._rows.append(verdict_row(wish.key, wish.trace_key, wish.problem_key, verdict, wish.settled))
         self._tally[verdict.outcome] += 1
         self._spent.update(spent_in(verdict.evidence))
         self._done += 1
-        if time.monotonic() - self._appended <= APPEND_SECONDS:
+
+    def tick(self) -> bool:
+        """True where it was time to write, and so to look up."""
+        if not self._rows or time.monotonic() - self._appended <= APPEND_SECONDS:
             return False
         self.flush()
         return True

@@ -308,8 +308,9 @@ def test_a_problem_survives_its_row(original: Problem) -> None:
 
 @given(problem, text)
 def test_a_problem_key_is_of_content_not_of_name_or_split(original: Problem, other: str) -> None:
-    renamed = replace(original, id=other, source=other, split="heldout")
+    renamed = replace(original, id=other, origin=other, split="heldout")
     assert problem_key(renamed) == problem_key(original)
+    assert problem_key(replace(original, difficulty=11)) != problem_key(original)
     assert problem_key(replace(original, prompt=original.prompt + "!")) != problem_key(original)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from distill.engines.options import OpenAIOptions, TransformersOptions, VllmOpti
 from distill.modelspec import Model
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
-from pipeline.stage import Context
+from pipeline.stage import Context, result_settings
 
 Options = TransformersOptions | VllmOptions | OpenAIOptions
 
@@ -21,7 +22,19 @@ def model_of(name: str, options: Options, context: Context) -> Model:
     """Which model is meant, without loading it. Behind an endpoint, its address and name are its identity."""
     if isinstance(options, OpenAIOptions):
         return _at_endpoint(name, options)
-    return modelspec.find(name, context.workspace, context.inputs, context.hashes)
+    return _found(modelspec.find(name, context.workspace, context.inputs, context.hashes), options)
+
+
+def _found(model: Model, options: Options) -> Model:
+    return replace(model, identity=model.identity + _manner(options))
+
+
+def _manner(options: Options) -> str:
+    """What of an engine changes the samples of a model, as a mark on its identity: samples in half
+    precision are not those in full. Nothing for the embedded engine's defaults."""
+    usual = result_settings(TransformersOptions())
+    own = {key: value for key, value in result_settings(options).items() if value != usual.get(key)}
+    return "".join(f"+{key}={value}" for key, value in sorted(own.items()))
 
 
 def standing_model(name: str, options: Options, hashes: FileHashes) -> Model:
@@ -30,7 +43,7 @@ def standing_model(name: str, options: Options, hashes: FileHashes) -> Model:
         return _at_endpoint(name, options)
     if name.startswith(modelspec.STAGE):
         raise InputError(f"model {name}: what a stage makes cannot be meant here; name a directory or a hub id")
-    return modelspec.find(name, Path(), {}, hashes)
+    return _found(modelspec.find(name, Path(), {}, hashes), options)
 
 
 def _at_endpoint(name: str, options: OpenAIOptions) -> Model:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from distill.modelspec import check_name
 from distill.types import Sampling
 from pipeline.stage import Operational, Settings
 
@@ -63,6 +64,12 @@ class SamplingSettings(Settings):
 
     def sampling(self, seed: int) -> Sampling:
         return Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, seed)
+
+
+def check_model(name: str, options: Settings) -> None:
+    """ValueError unless the engine can have a model of that name; an endpoint's names are its own business."""
+    if not isinstance(options, OpenAIOptions):
+        check_name(name)
 
 
 def _expand(value: Any) -> Any:

@@ -38,7 +38,7 @@ class ImportSettings(Settings):
     answer: str | None = None
     messages: str | None = None
     reference: str | dict[str, str] | None = None
-    reference_pattern: str | None = None
+    reference_pattern: tables.Pattern | None = None
     verifier: VerifierName = "math"
     difficulty: str | None = None
     licence: str = "unknown"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from distill import verification
+from distill import verification, verifiers
 from distill.stages.common import VerifierSpec, members_present, store_of
 from distill.store import Store
 from distill.store.records import problem_of, record_members
@@ -72,7 +72,7 @@ def _judges(store: Store, collection: str) -> dict[str, float]:
 
 def forecast(context: Context, settings: VerifySettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
     if settings.verifier is not None:
-        verification.versions(settings.verifier, context.hashes)  # a model that is missing is told now
+        _ = verifiers.build(settings.verifier, context.hashes).version  # a model that is missing is told now
     upstream = context.inputs.get(settings.traces)
     total, done = expected.get(settings.traces, {}).get("traces"), 0
     if upstream is not None:

@@ -85,6 +85,8 @@ class Store:
     def mend(self) -> None:
         """Remake a store that cannot be opened, and bring back from the journal the rows that one has lost
         (an older copy put back, a torn tail). For whoever holds the workspace, before anything reads."""
+        for directory in (self.shards, self.journal):
+            make_directory(directory)
         if not self.path.exists():
             return
         try:

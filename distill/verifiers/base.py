@@ -20,7 +20,6 @@ More is optional:
   (`distill.verifiers.asking`). It is in no worker, so nobody kills it.
 - ``most`` says what one verdict of such a verifier can take: ``{"calls": 2, "max_tokens": 2048}``.
 - ``settled`` are its settings without those that change no verdict (a price, a timeout), for the key.
-- ``needs_settings = True`` on the class: a name alone does not describe it, so no problem can name it as its own.
 - ``settings_model`` on the class are its settings as a pydantic model, for the reference pages.
 - ``reads_files = True`` on the class: its constructor takes ``hashes`` (`pipeline.fingerprint.FileHashes`),
   because its version covers the content of files.

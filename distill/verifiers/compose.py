@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.catalog import names, resolve
+from distill.catalog import resolve
 from distill.thinking import Response
 from distill.types import Outcome, Problem, Verdict
 from distill.verifiers import own
@@ -57,11 +57,6 @@ def build(spec: Spec, hashes: FileHashes | None = None) -> Verifier:
     specs = [part["of"] for part in inside] if name == "weighted" else list(inside)
     weights = [part["weight"] for part in inside] if name == "weighted" else [1.0] * len(specs)
     return Composed(name, tuple(specs), tuple(build(part, hashes) for part in specs), tuple(map(float, weights)))
-
-
-def by_name() -> list[str]:
-    """The registered verifiers that a name alone describes, as a problem does."""
-    return [name for name in names("verifiers") if not getattr(resolve("verifiers", name), "needs_settings", False)]
 
 
 def settled(spec: Spec) -> Spec:

@@ -59,6 +59,9 @@ class JudgeSession:
             except PromptTooLong as error:  # of a local model; an endpoint refuses the call, and that ends the run
                 for n in left.hopeless(error.key):
                     yield items[n][0], Verdict.unverifiable(f"too long for the judge: {error}")
+                continue
+            if left.requests and not stopping():
+                raise PipelineError(f"the judge's engine ended {len(left.requests)} answers short")
 
 
 class _Asked:

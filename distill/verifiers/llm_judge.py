@@ -97,7 +97,6 @@ class Judge:
 
     name: ClassVar[str] = "judge"
     reads_files: ClassVar[bool] = True
-    needs_settings: ClassVar[bool] = True
     settings_model: ClassVar[type[JudgeSettings]] = JudgeSettings
 
     def __init__(self, hashes: FileHashes | None = None, **settings: Any) -> None:
@@ -106,7 +105,7 @@ class Judge:
             mode = self.settings.mode
             self.rubric = Rubric(self.settings.rubric or RUBRICS[mode], PIECES[mode])
         except ValidationError as error:
-            where, what = mistake(error, JudgeSettings)
+            where, what = mistake(error, JudgeSettings, settings)
             place = ".".join(map(str, where))
             raise InputError(f"verifier 'judge': {place}{': ' if place else ''}{what}") from None
         except InputError as error:
