@@ -26,8 +26,10 @@ VERIFIERS: dict[str, str] = {
     "expression": "distill.verifiers.expression:ExpressionVerifier",
     "format": "distill.verifiers.format:Format",
     "judge": "distill.verifiers.llm_judge:Judge",
-    "logic": "distill.verifiers.logic:LogicVerifier",
+    "logic": "distill.verifiers.logic:Logic",
     "math": "distill.verifiers.math:Math",
+    "reasoning_gym": "distill.verifiers.reasoning_gym:ReasoningGym",
+    "truth_table": "distill.verifiers.truth_table:TruthTable",
 }
 
 FAMILIES: dict[str, str] = {

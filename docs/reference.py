@@ -16,12 +16,14 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 
-from distill import catalog
-from distill.cli.main import app
-from distill.store import schema
-from pipeline.stage import File, Input, Operational
-
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))  # the code beside this file, wherever another is installed
+
+from distill import catalog  # noqa: E402
+from distill.cli.main import app  # noqa: E402
+from distill.store import schema  # noqa: E402
+from pipeline.stage import File, Input, Operational  # noqa: E402
+
 MADE = "<!-- Made by docs/reference.py from the code (`make docs`); do not edit. -->\n"
 
 EXIT_CODES = """\

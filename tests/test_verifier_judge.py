@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -438,3 +440,12 @@ def test_a_model_that_is_not_there_is_told_before_anything_is_judged(model: str)
 
 def test_what_was_spent_counts_tokens_where_an_engine_tells_them() -> None:
     assert judge_votes.spent_on([]) == {"calls": 0, "prompt_tokens": 0, "tokens": 0, "cost": 0}
+
+
+def test_naming_a_judge_loads_no_engine() -> None:
+    code = (
+        "import sys, distill.verifiers as v; v.build({'judge': {'model': 'm/m'}}).version; "
+        "print([name for name in ('torch', 'transformers', 'httpx2', 'duckdb') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -17,6 +17,8 @@ from pipeline.errors import InputError
 NEEDED = ("torch", "transformers", "peft", "datasets", "duckdb", "pyarrow", "typer", "pydantic")
 OPTIONAL = {
     "math-verify": "algebra in the math verifier (extra: verify)",
+    "z3-solver": "the logic verifier (extra: verify)",
+    "reasoning-gym": "puzzles and their scorers (extra: reasoning-gym)",
     "vllm": "the vllm engine (extra: vllm)",
     "bitsandbytes": "QLoRA (extra: qlora)",
 }
