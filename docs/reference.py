@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import typing
@@ -83,7 +84,29 @@ def yaml() -> str:
         stage = catalog.stage(kind)
         lines += [f"## `{kind}`", "", f"{stage.about[0].upper()}{stage.about[1:]}. Makes *{stage.produces}*.", ""]
         lines += [*_model(stage.settings), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_verifiers()])
+
+
+def _verifiers() -> list[str]:
+    """What may stand under `verifier`: each name with its settings."""
+    lines = [
+        "# Verifiers",
+        "",
+        "A `verifier` is a name, one name with its settings (`{format: {boxed: true}}`), a file of one's own",
+        "(`./my_verifier.py:MyVerifier`), or a composition: `{all: [math, format]}`, `{any: [math, exact]}`,",
+        "`{weighted: [{of: math, weight: 0.9}, {of: format, weight: 0.1}]}`.",
+        "",
+    ]
+    for name in catalog.VERIFIERS:
+        made = catalog.resolve("verifiers", name)
+        about = (sys.modules[made.__module__].__doc__ or "").split("\n\n")[0].split(": ", 1)[-1]
+        lines += [f"## Verifier `{name}`", "", " ".join(f"{about[0].upper()}{about[1:]}".split()), ""]
+        if settings := getattr(made, "settings_model", None):
+            lines += [*_model(settings), ""]
+        elif fields := dataclasses.fields(made) if dataclasses.is_dataclass(made) else ():
+            rows = [f"| `{field.name}` | `{_plain(field.default)}` |" for field in fields]
+            lines += ["| key | default |", "|---|---|", *rows, ""]
+    return lines
 
 
 def _model(model: type[BaseModel], prefix: str = "") -> list[str]:

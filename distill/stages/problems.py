@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from distill import catalog, keys, puzzles, tables
 from distill.families.base import code_of
-from distill.stages.common import members_present, store_of
+from distill.stages.common import VerifierName, members_present, store_of
 from distill.store.records import problem_row, record_members
 from distill.types import Problem
 from pipeline.errors import InputError
@@ -55,7 +55,7 @@ class FileSource(Settings):
     prompt: str
     reference: str | dict[str, str]
     reference_pattern: tables.Pattern | None = None
-    verifier: Annotated[str, AfterValidator(partial(catalog.check, "verifiers"))] = "math"
+    verifier: VerifierName = "math"
     split: Literal["train", "heldout"] = "train"
     instruction: str = ""
     """Text put after every prompt, such as how to write the answer."""

@@ -13,8 +13,8 @@ do is `distill.verifiers.base`.
 from __future__ import annotations
 
 from distill.verifiers.base import Verifier
-from distill.verifiers.compose import build, get
+from distill.verifiers.compose import build, get, settled
 from distill.verifiers.pool import VerifierPool
 from distill.verifiers.run import judge
 
-__all__ = ["Verifier", "VerifierPool", "build", "get", "judge"]
+__all__ = ["Verifier", "VerifierPool", "build", "get", "judge", "settled"]

@@ -25,17 +25,17 @@ from collections.abc import Hashable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import TypeVar
 
 from distill.thinking import Response
 from distill.types import Problem, Verdict
-from distill.verifiers.base import Verifier
+from distill.verifiers import asking
+from distill.verifiers.base import Key, Note, Session, Stopping, Verifier, never, silent
 from distill.verifiers.compose import Spec, build
 from distill.verifiers.run import OUT_OF_MEMORY, judge_quickly, shown
 from distill.verifiers.worker import Limits
 from pipeline.errors import PipelineError
+from pipeline.fingerprint import FileHashes
 
-Key = TypeVar("Key", bound=Hashable)
 BATCH = 16
 IN_FLIGHT = 64
 """Items per worker that one `verify_many` hands in before it waits for verdicts: the memory bound."""
@@ -69,13 +69,21 @@ class _Worker:
 class VerifierPool:
     """``workers`` processes, started when first needed. A context manager; `close` kills them."""
 
-    def __init__(self, workers: int | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self, workers: int | None = None, limits: Limits | None = None, *,
+        note: Note = silent, hashes: FileHashes | None = None,
+    ) -> None:  # fmt: skip
+        """``note`` is told what an opened verifier has to say; ``hashes`` remembers what files hold."""
         self.workers = workers or max(1, len(os.sched_getaffinity(0)))
         self.limits = limits or Limits()
+        self._note, self._hashes = note, hashes or FileHashes()
+        self._built: dict[str, Verifier] = {}
+        self._sessions: dict[str, Session] = {}
         self.restarts = 0
         """How many workers had to be replaced so far; for the report."""
         self._waiting: deque[_Job] = deque()
         self._lock = threading.Lock()
+        self._opening = threading.Lock()  # one of its own, for loading a model takes long
         self._bell, self._ear = Pipe()
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -92,21 +100,38 @@ class VerifierPool:
         ((_, verdict),) = self.verify_many([(None, spec, problem, trace)])
         return verdict
 
-    def verify_many(self, items: Iterable[tuple[Key, Spec, Problem, Response | str]]) -> Iterator[tuple[Key, Verdict]]:
+    def verify_many(
+        self, items: Iterable[tuple[Key, Spec, Problem, Response | str]], stopping: Stopping = never
+    ) -> Iterator[tuple[Key, Verdict]]:
         """Yield (key, verdict) for every (key, spec, problem, trace), as they are done.
 
         ``items`` is read as verdicts come out, never far ahead. A wrong spec raises `InputError` when
-        it is reached; a pool that cannot start its workers, or a verifier without its sandbox, raises
-        `PipelineError`.
+        it is reached; a pool that cannot start its workers, a verifier without its sandbox, or a judge
+        that cannot go on (`distill.verifiers.asking`) raises `PipelineError`. Once ``stopping`` is true
+        judges are asked nothing more, and what they were at gets no verdict.
         """
+        return asking.verify_many(items, self._verifier, self._session, self._in_workers, stopping)
+
+    def _verifier(self, spec: Spec) -> Verifier:
+        name = spec if isinstance(spec, str) else repr(spec)
+        return self._built.get(name) or self._built.setdefault(name, build(spec, self._hashes))
+
+    def _session(self, spec: Spec) -> Session:
+        """An opened verifier, which stays open until the pool is closed."""
+        with self._opening:
+            if self._closing:
+                raise PipelineError("the verifier pool is closed")
+            if (name := repr(spec)) not in self._sessions:
+                self._sessions[name] = self._verifier(spec).open(self._note)  # type: ignore[attr-defined]
+            return self._sessions[name]
+
+    def _in_workers(self, items: Iterable[tuple[Key, Spec, Problem, Response | str]]) -> Iterator[tuple[Key, Verdict]]:
         replies: queue.SimpleQueue[tuple[_Job, Verdict | PipelineError]] = queue.SimpleQueue()
         cancelled = threading.Event()
-        verifiers: dict[str, Verifier] = {}
         in_flight = 0
         try:
             for key, spec, problem, trace in items:
-                name = spec if isinstance(spec, str) else repr(spec)
-                verifier = verifiers.get(name) or verifiers.setdefault(name, build(spec))
+                verifier = self._verifier(spec)
                 verdict = judge_quickly(verifier, problem, trace)
                 if verdict is not None:
                     yield key, verdict
@@ -123,12 +148,16 @@ class VerifierPool:
             cancelled.set()
 
     def close(self) -> None:
-        """Kill the workers. Calls still in flight raise `PipelineError`."""
+        """Kill the workers, close what was opened. Calls still in flight raise `PipelineError`."""
         with self._lock:
             self._closing, thread = True, self._thread
         if thread:
             self._bell.send_bytes(b"x")
             thread.join()
+        with self._opening:
+            sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
+            session.close()
 
     @staticmethod
     def _taken(replies: queue.SimpleQueue[tuple[_Job, Verdict | PipelineError]]) -> tuple[Key, Verdict]:

@@ -1,18 +1,19 @@
 """Run one verifier on one answer and sign the verdict. Here alone a verifier's exceptions are caught.
 
 `judge` runs it to the end in this process; `judge_quickly` runs just its `quick` part, the one that is
-linear in the text and safe anywhere, and says None where that cannot tell. The pool is built on both.
+linear in the text and safe anywhere, and says None where that cannot tell. `judge_many` asks an opened
+verifier. The pool is built on these.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from distill.thinking import Response, split_thinking
 from distill.types import Problem, Verdict
-from distill.verifiers.base import Verifier
+from distill.verifiers.base import Key, Session, Stopping, Verifier, never
 from pipeline.errors import PipelineError
 
 OUT_OF_MEMORY = "the verifier ran out of memory"
@@ -26,14 +27,32 @@ def judge(verifier: Verifier, problem: Problem, trace: Response | str) -> Verdic
     A verifier that raises gives `unverifiable`, with the exception as the reason; but a `PipelineError`
     (no sandbox, say) is for the user and passes through.
     """
-    verdict = _signed(verifier, verifier.verify, problem, trace)
+    verdict = _asked(verifier, verifier.verify, problem, trace)
     assert verdict is not None
     return verdict
 
 
 def judge_quickly(verifier: Verifier, problem: Problem, trace: Response | str) -> Verdict | None:
     quick = getattr(verifier, "quick", None)
-    return None if quick is None else _signed(verifier, quick, problem, trace)
+    return None if quick is None else _asked(verifier, quick, problem, trace)
+
+
+def judge_many(
+    verifier: Verifier,
+    session: Session,
+    items: Sequence[tuple[Key, Problem, Response | str]],
+    stopping: Stopping = never,
+) -> Iterator[tuple[Key, Verdict]]:
+    """Signed verdicts of a verifier that judges many at a time, as they come; fewer where it is stopped."""
+    seen = {key: shown(verifier, trace) for key, _, trace in items}
+    try:
+        for key, verdict in session.judge([(key, problem, seen[key]) for key, problem, _ in items], stopping):
+            yield key, signed(verifier, seen.pop(key), verdict, verdict.seconds)
+    except PipelineError:
+        raise
+    except Exception as error:
+        for key, trace in seen.items():
+            yield key, signed(verifier, trace, _failed(error), 0.0)
 
 
 def reads_thinking(verifier: Verifier) -> bool:
@@ -51,7 +70,7 @@ def prepare(verifier: Verifier) -> None:
     getattr(verifier, "prepare", lambda: None)()
 
 
-def _signed(
+def _asked(
     verifier: Verifier,
     ask: Callable[[Problem, Response], Verdict | None],
     problem: Problem,
@@ -66,10 +85,16 @@ def _signed(
     except MemoryError:
         verdict = Verdict.unverifiable(OUT_OF_MEMORY)
     except Exception as error:
-        verdict = Verdict.unverifiable(f"the verifier failed: {type(error).__name__}: {str(error)[:200]}")
-    if verdict is None:
-        return None
-    seconds = time.perf_counter() - started
+        verdict = _failed(error)
+    return None if verdict is None else signed(verifier, seen, verdict, time.perf_counter() - started)
+
+
+def _failed(error: Exception) -> Verdict:
+    return Verdict.unverifiable(f"the verifier failed: {type(error).__name__}: {str(error)[:200]}")
+
+
+def signed(verifier: Verifier, seen: Response, verdict: Verdict, seconds: float) -> Verdict:
+    """The verdict with the verifier's name, its version, and what it was shown."""
     evidence = {"judged": _judged(verifier, seen), **verdict.evidence}
     return replace(verdict, evidence=evidence, verifier=verifier.name, version=verifier.version, seconds=seconds)
 
