@@ -15,7 +15,7 @@ from distill.verifiers import VerifierPool, build, judge
 from distill.verifiers.extract import final_answer
 from distill.verifiers.number import canonical, read_number
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = next((p / "shared/data" for p in Path(__file__).parents if (p / "shared/data").exists()), Path("shared/data"))
 MATH = build("math")
 CORRECT, INCORRECT, UNVERIFIABLE = Outcome.CORRECT, Outcome.INCORRECT, Outcome.UNVERIFIABLE
 
@@ -65,7 +65,7 @@ def test_known_wrong_verdicts_come_out_right(reference: str, answer: str, expect
         (r"1\frac{4}{5}", r"\boxed{9/5}", CORRECT),
         (r"90^\circ", r"\boxed{90}", CORRECT),
         (r"\$18.90", r"\boxed{18.9 \text{ dollars}}", CORRECT),
-        ("5 km", r"\boxed{5\text{ m}}", UNVERIFIABLE),
+        ("5 km", r"\boxed{5\text{ m}}", INCORRECT),
         ("1/3", r"\boxed{0.33}", UNVERIFIABLE),
         ("1/3", r"\boxed{0.34}", INCORRECT),
         (r"\text{Evelyn}", r"\boxed{evelyn}", CORRECT),
