@@ -21,21 +21,14 @@ def same_value(one: Node, other: Node) -> Sameness:
     if infinity(one) or infinity(other):
         return Sameness.PROVED if infinity(one) == infinity(other) else Sameness.DIFFERENT
     ours, theirs = normal.normal(one), normal.normal(other)
-    if (exact := _same_constants(ours, theirs)) is not None:
-        return Sameness.PROVED if exact else Sameness.DIFFERENT
+    if ours and theirs and normal.is_arithmetic(one) and normal.is_arithmetic(other):
+        return Sameness.PROVED if normal.equal(ours, theirs) else Sameness.DIFFERENT
     agree = points.agree(one, other)
     if agree is None:
         return Sameness.UNKNOWN
     if not agree:
         return Sameness.DIFFERENT
     return Sameness.PROVED if ours and theirs and normal.equal(ours, theirs) else Sameness.LIKELY
-
-
-def _same_constants(ours: normal.Quotient | None, theirs: normal.Quotient | None) -> bool | None:
-    if ours is None or theirs is None:
-        return None
-    one, other = normal.rational(ours), normal.rational(theirs)
-    return None if one is None or other is None else one == other
 
 
 def infinity(node: Node) -> int:

@@ -161,7 +161,7 @@ class _Parser:
 
     def power(self) -> Node:
         node = self.atom()
-        raised = False
+        raised = counted = False
         while (token := self.peek()) in ("^", "!", "_"):
             self.at += 1
             if token == "_":
@@ -169,9 +169,9 @@ class _Parser:
                     raise Unreadable("a number in another base")
                 node = Node("name", (), f"{node.name}_{self.subscript()}")
             elif token == "!":
-                if node.kind == "factorial":
+                if counted:
                     raise Unreadable("a double factorial")
-                node = Node("factorial", (node,))
+                node, counted = Node("factorial", (node,)), True
             elif raised:
                 raise Unreadable("two powers, one after the other")
             else:

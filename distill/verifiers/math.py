@@ -139,7 +139,7 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
             return Verdict.incorrect("the arithmetic is left undone", **evidence, method="text")
         if PROSE.search(given) and not re.search(r"\d|\\", given):
             return Verdict.incorrect("no number in the answer", **evidence, method="text")
-    elif words.are_words(reference) and not latex.readings(reference):
+    elif (words.are_words(reference) or words.is_prose(reference)) and not latex.readings(reference):
         if (spelled := words.in_digits(reference)) and (number := read_number(given)):
             return same_number(Number(Fraction(int(spelled)), "", 0), number, evidence)
         return words.same_words(reference, given, evidence)
@@ -219,17 +219,22 @@ def by_reading(reference: str, given: str, evidence: Evidence) -> tuple[Verdict 
 def _different(wanted: Node, given: Node, texts: tuple[str, str], unit: tuple[str, str], evidence: Evidence) -> Verdict:
     """A clear difference; but a decimal may be the other side rounded, and degrees may be radians."""
     evidence = evidence | {"method": "points"}
-    for exact, text in ((wanted, texts[1]), (given, texts[0])):
-        decimal, value = read_number(text), points.values(exact)
-        if decimal and decimal.decimals and decimal.decimals > 1 and value and exact.kind != "number":
-            if abs(value[0].value - float(decimal.value)) * 2 * 10**decimal.decimals <= 1:
-                return Verdict.unverifiable("equal only to the decimals written", **evidence)
+    if any(_is_rounded(exact, text) for exact, text in ((wanted, texts[1]), (given, texts[0]))):
+        return Verdict.unverifiable("equal only to the decimals written", **evidence)
     if ("°" in unit[0]) != ("°" in unit[1]):
         turn = Node("quotient", (Node("name", (), "pi"), Node("number", (180,))))
         degrees, other = (wanted, given) if "°" in unit[0] else (given, wanted)
         if degrees.kind not in STRUCTURES and same(Node("product", (degrees, turn)), other) > Sameness.UNKNOWN:
             return Verdict.unverifiable("equal only if one is in degrees and the other is not", **evidence)
     return Verdict.incorrect("a different value", **evidence)
+
+
+def _is_rounded(exact: Node, text: str) -> bool:
+    """Is the text a decimal to which a formula's value rounds?"""
+    decimal, value = read_number(text), points.values(exact)
+    if not decimal or not decimal.decimals or decimal.decimals < 2 or not value or exact.kind == "number":
+        return False
+    return abs(value[0].value - float(decimal.value)) * 2 * 10**decimal.decimals <= 1
 
 
 def _undefined(node: Node) -> bool:
@@ -262,6 +267,8 @@ def with_algebra(reference: str, given: str, evidence: Evidence) -> Verdict:
         return Verdict.unverifiable("equal at random points, not by algebra", **evidence, disagreement=True)
     if not latex.readings(units.split(reference)[0]) and not read_number(reference):
         return Verdict.unverifiable("the reference cannot be read, and algebra finds no equality", **evidence)
+    if latex.readings(units.split(given)[0]):
+        return Verdict.unverifiable("not equal by algebra alone: the two are no objects of one kind", **evidence)
     if plain(reference) in plain(given):
         return Verdict.unverifiable("the reference stands in an answer that cannot be read", **evidence)
     return Verdict.incorrect("not equal", **evidence)

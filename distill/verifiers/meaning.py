@@ -55,6 +55,8 @@ def _same_assignments(ours: dict[str, Node], theirs: dict[str, Node], one: Node,
 def _same_assigned(ours: dict[str, Node], other: Node, whole: Node) -> Sameness:
     """Names with values against something that names nothing, or against another relation."""
     if _has_relation(other):
+        if whole.name == "in" and (known := interval(other)) and set(ours) == _variables_of(other):
+            return same(next(iter(ours.values())), known)
         if whole.kind == other.kind == "relation" and whole.name == other.name == "=":
             return same_relation(whole, other)
         return UNKNOWN
@@ -78,8 +80,11 @@ def _with_relations(one: Node, other: Node) -> Sameness:
     if one.kind == other.kind == "relation":
         return same_relation(one, other)
     equation, value = (one, other) if one.kind == "relation" else (other, one)
-    claimed = right_side(equation) if equation.kind == "relation" and not _has_relation(value) else None
-    return UNKNOWN if claimed is None else same(claimed, value)
+    if equation.kind != "relation" or _has_relation(value):
+        return UNKNOWN
+    claimed = right_side(equation)
+    # An equation that is left to be solved is not its right side; but it is not another value either.
+    return min(UNKNOWN, same(equation.parts[-1], value)) if claimed is None else same(claimed, value)
 
 
 def _variables_of(node: Node) -> set[str]:
@@ -90,6 +95,9 @@ def _variables_of(node: Node) -> set[str]:
 
 def _same_object(one: Node, other: Node) -> Sameness:
     one, other = _merged(one), _merged(other)
+    if {one.kind, other.kind} == {"set", "tuple"}:
+        ordered, unordered = (one, other) if one.kind == "tuple" else (other, one)
+        return min(UNKNOWN, _same_members(_members(unordered), list(ordered.parts)))
     if "set" in (one.kind, other.kind) or _has_sign(one) or _has_sign(other):
         return _same_set(one, other)
     if one.kind == other.kind == "union":
@@ -100,7 +108,7 @@ def _same_object(one: Node, other: Node) -> Sameness:
         return _same_vector(one, other)
     if one.kind in STRUCTURES or other.kind in STRUCTURES:
         if (one.kind, one.name, len(one.parts)) != (other.kind, other.name, len(other.parts)):
-            return DIFFERENT if one.kind == other.kind else UNKNOWN
+            return UNKNOWN if one.kind != other.kind and "union" in (one.kind, other.kind) else DIFFERENT
         return min(same(a, b) for a, b in zip(one.parts, other.parts, strict=True))
     return same_value(one, other)
 

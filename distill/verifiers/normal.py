@@ -41,6 +41,16 @@ def equal(one: Quotient, other: Quotient) -> bool:
         return False
 
 
+ARITHMETIC = frozenset({"number", "sum", "negative", "product", "quotient", "power", "factorial", "binomial"})
+
+
+def is_arithmetic(node: Node) -> bool:
+    """Is it made of rational numbers alone? Then its normal form, if it has one, is its exact value."""
+    if node.kind == "power" and rational(normal(node) or (ONE, {})) is None:
+        return False
+    return node.kind in ARITHMETIC and all(is_arithmetic(part) for part in node.parts if isinstance(part, Node))
+
+
 def proportional(one: Quotient, other: Quotient) -> bool:
     """Is one the other times a rational number that is not 0?"""
     try:
@@ -82,7 +92,9 @@ def _normal(node: Node) -> Quotient:
             return _square_root(parts[0])
         case "call" if node.name == "exp":
             return _power(({(("e", 1),): Fraction(1)}, ONE), parts[0])
-        case "factorial" | "binomial" | "call" | "root" | "log":
+        case "root":
+            return _root(parts[0], parts[1])
+        case "factorial" | "binomial" | "call" | "log":
             return _counted(node.kind, parts) or _atom(f"{node.kind} {node.name}", *parts)
     raise Unreadable(f"a {node.kind} has no normal form")
 
@@ -180,6 +192,24 @@ def _square_root(inside: Quotient) -> Quotient:
     else:
         atoms.append(f"{ROOT}{left}")
     return {tuple(sorted((atom, 1) for atom in atoms)): outside}, ONE
+
+
+def _root(inside: Quotient, degree: Quotient) -> Quotient:
+    r"""``\sqrt[3]{-54}`` as -3 times the atom of 2; of anything but a rational number, an atom."""
+    value, order = rational(inside), rational(degree)
+    if value is None or order is None or order.denominator != 1 or not 2 < order <= MOST_POWER:
+        return _square_root(inside) if order == 2 else _atom("root", inside, degree)
+    n = int(order)
+    # the root of a/b is that of a times b to the power of n-1, over b
+    outside, left = Fraction(1, value.denominator), abs(value.numerator) * value.denominator ** (n - 1)
+    if not value or left > MOST_ROOT or (value < 0 and n % 2 == 0):
+        return _atom("root", inside, degree) if value else inside
+    for prime in SMALL_PRIMES:
+        while left % prime**n == 0:
+            left //= prime**n
+            outside *= prime
+    of_the_rest = _whole(Fraction(1)) if left == 1 else _atom("root", _whole(Fraction(left)), degree)
+    return _multiplied(_whole(outside if value > 0 else -outside), of_the_rest)
 
 
 def _counted(kind: str, parts: list[Quotient]) -> Quotient | None:

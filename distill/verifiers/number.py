@@ -129,7 +129,7 @@ def read_number(canonical_text: str, short_unit: bool = False) -> Number | None:
         return None
     scale, unit = scaled
     money = units.ALIASES.get(found["money"], found["money"])
-    if money and unit not in ("", money):
+    if money and unit not in ("", money) and not unit.startswith("/"):
         return None
     sign = -1 if (found["sign"] == "-") != (found["sign2"] == "-") else 1
     decimal = found["decimal"]

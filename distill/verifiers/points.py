@@ -227,7 +227,7 @@ OPERATIONS: dict[str, Callable[[list[Value], Node, Where], Value]] = {
     "quotient": lambda v, _, __: _quotient(v[0], v[1]),
     "power": lambda v, _, __: _power(v[0], v[1]),
     "root": lambda v, _, __: _root(v[0], v[1]),
-    "negative": lambda v, _, __: Value(-v[0].value, v[0].error),
+    "negative": lambda v, _, __: _rounded(-v[0].value, v[0].error),
     "factorial": lambda v, _, __: _factorial(v[0]),
     "binomial": lambda v, _, __: _binomial(v[0], v[1]),
     "log": lambda v, _, __: _quotient(_called(cmath.log, v[1]), _called(cmath.log, v[0])),

@@ -15,7 +15,7 @@ from distill.verifiers.tree import Node, Unreadable
 FUNCTION_NAMES = frozenset("fghpqFGHPQ")
 INFINITY = Node("infinity")
 MINUS_INFINITY = Node("negative", (INFINITY,))
-STEPS = 40
+STEPS, LARGEST_ROOT = 40, 1e3
 TURNED = str.maketrans("<>", "><")
 
 
@@ -78,9 +78,8 @@ def right_side(node: Node) -> Node | None:
 def interval(node: Node) -> Node | None:
     """``2 < x \\le 3`` as (2, 3]; several ones in a list as their union."""
     if node.kind == "set" and node.name != "{}" and node.parts:
-        parts = [interval(part) for part in node.parts]
-        known = [part for part in parts if part is not None]
-        return Node("union", tuple(known)) if len(known) == len(parts) and len(_all_names(node)) == 1 else None
+        known = [found for part in node.parts if (found := interval(part)) is not None]
+        return Node("union", tuple(known)) if len(known) == len(node.parts) and len(_all_names(node)) == 1 else None
     if node.kind != "relation" or not set(node.name) & set("<>!"):
         return None
     parts, signs = node.parts, node.name.split()
@@ -204,4 +203,4 @@ def _root(node: Node, name: str, point: int) -> float | None:
             here = value(now)
     except (Unreadable, OverflowError, ZeroDivisionError):
         return None
-    return now if abs(here) <= 1e-10 * max(1.0, abs(now)) else None
+    return now if abs(here) <= 1e-10 and abs(now) < LARGEST_ROOT else None

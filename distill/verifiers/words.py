@@ -24,28 +24,10 @@ SAME_WORDS = {
     "infinitely many solutions": "infinitely many", "infinite": "infinitely many", "infinity": "infinitely many",
     "undefined": "does not exist",
 }  # fmt: skip
-ONES = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
+ONES = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
 TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
@@ -55,6 +37,11 @@ def unwrapped(text: str) -> str:
 
 def are_words(text: str) -> bool:
     return WORDS.fullmatch(unwrapped(text)) is not None
+
+
+def is_prose(text: str) -> bool:
+    """Words and numbers without any mathematics: ``June 20``."""
+    return re.fullmatch(r"[\w\s.,'’:-]+", unwrapped(text)) is not None and re.search(r"[^\W\d_]{3}", text) is not None
 
 
 def in_digits(text: str) -> str | None:
@@ -81,6 +68,8 @@ def same_words(wanted: str, given: str, evidence: dict[str, Any]) -> Verdict:
         theirs = theirs[:1] if theirs[0] in DECISIONS else theirs
     if ours == theirs:
         return Verdict.correct("the same words", **evidence)
+    if {word for word in ours if word.isdigit()} - set(theirs):
+        return Verdict.incorrect("different numbers in the words", **evidence)
     if set(ours) & set(theirs) - DECISIONS:
         return Verdict.unverifiable("some of the words are the same", **evidence)
     return Verdict.incorrect("different words", **evidence)
