@@ -26,6 +26,7 @@ VERIFIERS: dict[str, str] = {
     "format": "distill.verifiers.format:Format",
     "logic": "distill.verifiers.logic:LogicVerifier",
     "math": "distill.verifiers.math:Math",
+    "regex": "distill.verifiers.regex:Regex",
 }
 
 FAMILIES: dict[str, str] = {

@@ -20,14 +20,15 @@ class Sameness(IntEnum):
 def same_value(one: Node, other: Node) -> Sameness:
     if infinity(one) or infinity(other):
         return Sameness.PROVED if infinity(one) == infinity(other) else Sameness.DIFFERENT
-    ours, theirs = normal.normal(one), normal.normal(other)
-    if ours and theirs and normal.is_arithmetic(one) and normal.is_arithmetic(other):
-        return Sameness.PROVED if normal.equal(ours, theirs) else Sameness.DIFFERENT
+    number, other_number = normal.exact(one), normal.exact(other)
+    if number is not None and other_number is not None:
+        return Sameness.PROVED if number == other_number else Sameness.DIFFERENT
     agree = points.agree(one, other)
     if agree is None:
         return Sameness.UNKNOWN
     if not agree:
         return Sameness.DIFFERENT
+    ours, theirs = normal.normal(one), normal.normal(other)
     return Sameness.PROVED if ours and theirs and normal.equal(ours, theirs) else Sameness.LIKELY
 
 

@@ -44,11 +44,14 @@ def equal(one: Quotient, other: Quotient) -> bool:
 ARITHMETIC = frozenset({"number", "sum", "negative", "product", "quotient", "power", "factorial", "binomial"})
 
 
-def is_arithmetic(node: Node) -> bool:
-    """Is it made of rational numbers alone? Then its normal form, if it has one, is its exact value."""
-    if node.kind == "power" and rational(normal(node) or (ONE, {})) is None:
-        return False
-    return node.kind in ARITHMETIC and all(is_arithmetic(part) for part in node.parts if isinstance(part, Node))
+def exact(node: Node) -> Fraction | None:
+    """The value of what is made of rational numbers alone; None where it is anything else, or too large."""
+    found = normal(node) if _is_arithmetic(node) else None
+    return None if found is None else rational(found)
+
+
+def _is_arithmetic(node: Node) -> bool:
+    return node.kind in ARITHMETIC and all(_is_arithmetic(part) for part in node.parts if isinstance(part, Node))
 
 
 def proportional(one: Quotient, other: Quotient) -> bool:
