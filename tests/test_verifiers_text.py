@@ -41,7 +41,7 @@ def test_regex(settings: dict[str, object], reference: str, answer: str, expecte
 
 @pytest.mark.parametrize("pattern", ["((", "", "a{1,99999999999}", 5, "(?P<a>x)(?P<a>y)"])
 def test_a_bad_pattern_is_told_when_the_verifier_is_built(pattern: object) -> None:
-    with pytest.raises(InputError, match="pattern .* is "):
+    with pytest.raises(InputError, match=r"pattern .* is "):
         build({"regex": {"pattern": pattern}})
 
 

@@ -45,8 +45,8 @@ FORMULA = re.compile(
     r"\$\$([^$]{1,2000})\$\$|(?<!\\)\$([^$\n]{1,2000})\$|\\\(([^\n]{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL
 )
 NUMBER = re.compile(r"(?<![\w.√^/])[-−]?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:/\d+)?%?", re.ASCII)
-SENTENCE_END = re.compile(r"[.?]\s|(?<![\d)}])!\s")
-FONT = re.compile(r"\\(?:text|mbox|mathrm|textbf)\s?\{[^{}]*\}")
+SENTENCE_END = re.compile(r"[.?]\s|(?<![\d)}\\])!\s")
+FONT = re.compile(r"\\(?:text|mbox|mathrm|textbf|begin|end)\s?\{[^{}]*\}")
 CLAUSE = re.compile(r"\b(?:is|are|be|equals)\b|=")
 NEGATION = re.compile(r"\bnot\b|n't\b", re.IGNORECASE)
 LINE_LENGTH = 200

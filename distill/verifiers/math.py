@@ -132,14 +132,18 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
         return verdict
     wanted = read_number(reference)
     if wanted is not None:
-        number = read_number(words.in_digits(given) or given, short_unit=True) or _right_number(given)
+        number = read_number(words.in_signs(given), short_unit=True) or _right_number(given)
         if number is not None:
             return same_number(wanted, number, evidence)
         if UNDONE.fullmatch(given.rpartition("=")[2]) and OPERATION.search(given):
             return Verdict.incorrect("the arithmetic is left undone", **evidence, method="text")
-        if PROSE.search(given) and not re.search(r"\d|\\", given):
+        bare = words.unwrapped(given)
+        if (PROSE.search(bare) and not re.search(r"\d|\\", bare)) or words.LETTER.fullmatch(given):
             return Verdict.incorrect("no number in the answer", **evidence, method="text")
     elif (words.are_words(reference) or words.is_prose(reference)) and not latex.readings(reference):
+        signs = words.in_signs(reference)
+        if signs != reference and not signs.isdigit() and not words.are_words(given):
+            return None
         if (spelled := words.in_digits(reference)) and (number := read_number(given)):
             return same_number(Number(Fraction(int(spelled)), "", 0), number, evidence)
         return words.same_words(reference, given, evidence)
@@ -194,7 +198,7 @@ def _rounded(exact: Number, decimal: Number) -> bool:
 
 def by_reading(reference: str, given: str, evidence: Evidence) -> tuple[Verdict | None, Evidence]:
     """Step 2: a verdict, or None and what algebra has to know."""
-    (reference, wanted_unit), (given, given_unit) = units.split(reference), units.split(given)
+    (reference, wanted_unit), (given, given_unit) = _with_unit(reference), _with_unit(given)
     wanted, answers = latex.readings(reference), latex.readings(given)
     found = {same(one, other) for one in wanted for other in answers}
     sameness = found.pop() if len(found) == 1 else Sameness.UNKNOWN
@@ -205,6 +209,8 @@ def by_reading(reference: str, given: str, evidence: Evidence) -> tuple[Verdict 
         verdict = Verdict.correct("equal in normal form", **evidence, method="normal form")
     elif sameness == Sameness.DIFFERENT:
         verdict = _different(wanted[0], answers[0], (reference, given), (wanted_unit, given_unit), evidence)
+    elif wanted and not answers and words.are_words(given):
+        verdict = Verdict.incorrect("words, where a value is asked for", **evidence, method="words")
     elif wanted and not answers and algebra.nesting(given) > latex.MAX_DEPTH:
         verdict = Verdict.unverifiable("nested too deeply", **evidence, method="points")
     elif answers and any(_undefined(answer) for answer in answers):
@@ -214,6 +220,10 @@ def by_reading(reference: str, given: str, evidence: Evidence) -> tuple[Verdict 
     else:
         return None, evidence
     return verdict, evidence
+
+
+def _with_unit(text: str) -> tuple[str, str]:
+    return units.split(words.in_signs(text))
 
 
 def _different(wanted: Node, given: Node, texts: tuple[str, str], unit: tuple[str, str], evidence: Evidence) -> Verdict:
@@ -265,9 +275,9 @@ def with_algebra(reference: str, given: str, evidence: Evidence) -> Verdict:
         return Verdict.unverifiable("equal by algebra alone: it could not be checked at points", **evidence)
     if numeric:
         return Verdict.unverifiable("equal at random points, not by algebra", **evidence, disagreement=True)
-    if not latex.readings(units.split(reference)[0]) and not read_number(reference):
+    if not latex.readings(_with_unit(reference)[0]) and not read_number(reference):
         return Verdict.unverifiable("the reference cannot be read, and algebra finds no equality", **evidence)
-    if latex.readings(units.split(given)[0]):
+    if latex.readings(_with_unit(given)[0]):
         return Verdict.unverifiable("not equal by algebra alone: the two are no objects of one kind", **evidence)
     if plain(reference) in plain(given):
         return Verdict.unverifiable("the reference stands in an answer that cannot be read", **evidence)

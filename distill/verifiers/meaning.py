@@ -25,7 +25,7 @@ DIFFERENT, UNKNOWN, LIKELY, PROVED = Sameness
 
 def same(one: Node, other: Node) -> Sameness:
     """How sure it is that two trees mean the same; symmetric."""
-    if one == other:
+    if one == other and not _has_sign(one):
         # Even so a value may be undefined; then nothing is known.
         return same_value(one, other) if one.kind not in STRUCTURES else PROVED
     ours, theirs = assigned(one), assigned(other)
@@ -108,7 +108,8 @@ def _same_object(one: Node, other: Node) -> Sameness:
         return _same_vector(one, other)
     if one.kind in STRUCTURES or other.kind in STRUCTURES:
         if (one.kind, one.name, len(one.parts)) != (other.kind, other.name, len(other.parts)):
-            return UNKNOWN if one.kind != other.kind and "union" in (one.kind, other.kind) else DIFFERENT
+            # A union of intervals may be one interval, (0, 1] and [1, 2); it is never a number.
+            return UNKNOWN if {one.kind, other.kind} == {"union", "tuple"} else DIFFERENT
         return min(same(a, b) for a, b in zip(one.parts, other.parts, strict=True))
     return same_value(one, other)
 
@@ -139,6 +140,8 @@ def _shape(matrix: Node) -> list[int]:
 
 
 def _same_vector(one: Node, other: Node) -> Sameness:
+    if {one.kind, other.kind} - {"matrix", "tuple"}:
+        return DIFFERENT
     ours, theirs = _components(one), _components(other)
     if ours is None or theirs is None:
         return DIFFERENT if one.kind == other.kind else UNKNOWN

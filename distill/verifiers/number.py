@@ -56,11 +56,13 @@ REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", r"^\\circ"),
         (r"\\leq?(?![A-Za-z])", r"\\le"),
         (r"\\geq?(?![A-Za-z])", r"\\ge"),
-        (r"\\([%$])", r"\1"),
         (r"\s+", " "),
     )
 )
-WRAPPERS = (("$$", "$$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"))
+WRAPPERS = (("$$", "$$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("$", "$"), ("{", "}"))
+BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+ESCAPED = re.compile(r"\\([%$])")
+DOLLAR = re.compile(r"(?<!\\)\$")
 
 INTEGER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[ ]\d{3})+(?!\d)|\d+)"
 DECIMAL = rf"(?:{INTEGER}(?:\.\d*)?|\.\d+)"
@@ -100,11 +102,27 @@ def canonical(text: str) -> str:
         text = pattern.sub(by, text)
     text = text.strip().rstrip(".;,").strip()
     for left, right in WRAPPERS:
-        if text.startswith(left) and text.endswith(right) and len(text) >= len(left + right):
-            text = text[len(left) : len(text) - len(right)].strip()
-    if text.startswith("$") and text.endswith("$") and text.count("$") == 2:
-        text = text[1:-1].strip()
-    return text.rstrip(".").strip()
+        if _wrapped(text, left, right):
+            text = text[len(left) : len(text) - len(right)].strip().rstrip(".").strip()
+    return ESCAPED.sub(r"\1", text)
+
+
+def _wrapped(text: str, left: str, right: str) -> bool:
+    """Does the one sign open what the other closes, around the whole text?"""
+    if not (text.startswith(left) and text.endswith(right) and len(text) >= len(left + right)):
+        return False
+    if left == "$":
+        return len(DOLLAR.findall(text)) == 2 and not text.endswith("\\$")
+    return left != "{" or _first_group_ends(text) == len(text)
+
+
+def _first_group_ends(text: str) -> int:
+    depth = 0
+    for token in BRACES.finditer(text):
+        depth += (token.group() == "{") - (token.group() == "}")
+        if depth == 0:
+            return token.end()
+    return 0
 
 
 def plain(canonical_text: str) -> str:

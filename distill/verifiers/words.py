@@ -21,8 +21,12 @@ FILLERS = frozenset({"a", "an", "the", "it", "is", "its"})
 SAME_WORDS = {
     "none": "no solution", "no solutions": "no solution", "no real solution": "no solution",
     "no real solutions": "no solution", "dne": "does not exist", "doesn't exist": "does not exist",
-    "infinitely many solutions": "infinitely many", "infinite": "infinitely many", "infinity": "infinitely many",
+    "infinitely many solutions": "infinitely many", "infinite": "infinitely many",
     "undefined": "does not exist",
+}  # fmt: skip
+IN_SIGNS = {
+    "no solution": r"\emptyset", "empty set": r"\emptyset", "infinity": r"\infty", "negative infinity": r"-\infty",
+    "all real numbers": r"\mathbb{R}", "all reals": r"\mathbb{R}", "real numbers": r"\mathbb{R}",
 }  # fmt: skip
 ONES = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -37,6 +41,13 @@ def unwrapped(text: str) -> str:
 
 def are_words(text: str) -> bool:
     return WORDS.fullmatch(unwrapped(text)) is not None
+
+
+def in_signs(text: str) -> str:
+    """``no solution`` and the like as the LaTeX that says so, number words in digits; other texts as they are."""
+    if not are_words(text):
+        return text
+    return IN_SIGNS.get(" ".join(_folded(text))) or in_digits(text) or text
 
 
 def is_prose(text: str) -> bool:
@@ -86,7 +97,9 @@ def same_base(wanted: re.Match[str], given: str, evidence: dict[str, Any]) -> Ve
     evidence = evidence | {"method": "base"}
     found = BASE.fullmatch(given) or re.fullmatch(r"(?P<digits>[0-9A-Za-z.]+)(?P<base>)", given, re.ASCII)
     if found is None:
-        return Verdict.unverifiable("the reference names a base, the answer none", **evidence)
+        if wanted["digits"] in given or str(_value(wanted["digits"], wanted["base"])) in given:
+            return Verdict.unverifiable("the reference names a base, the answer none", **evidence)
+        return Verdict.incorrect("no number in a base", **evidence)
     ours, theirs = _value(wanted["digits"], wanted["base"]), _value(found["digits"], found["base"] or "10")
     if wanted["base"] == found["base"]:
         same = ours == theirs if ours is not None else wanted["digits"] == found["digits"]
