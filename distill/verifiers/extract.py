@@ -49,6 +49,8 @@ SENTENCE_END = re.compile(r"[.?]\s|(?<![\d)}\\])!\s")
 FONT = re.compile(r"\\(?:text|mbox|mathrm|textbf|begin|end)\s?\{[^{}]*\}")
 CLAUSE = re.compile(r"\b(?:is|are|be|equals)\b|=")
 NEGATION = re.compile(r"\bnot\b|n't\b", re.IGNORECASE)
+BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+BOX_TOKEN = re.compile(BOX.pattern + r"|\\.|[{}]", re.DOTALL)
 LINE_LENGTH = 200
 PHRASE_WORDS = 4
 GAP = 60
@@ -118,9 +120,13 @@ class _Box(NamedTuple):
 
 def _boxes(text: str) -> list[_Box]:
     """All balanced boxes that lie in no other, in one pass over the text; an unclosed one is none."""
+    first = BOX.search(text)
+    if first is None:
+        return []
     opened: list[tuple[int, int, bool]] = []
     found: list[_Box] = []
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", text, re.DOTALL):
+    # What stands before the first box matters just where a backslash may take away its own.
+    for match in BOX_TOKEN.finditer(text, 0 if text[: first.start()].endswith("\\") else first.start()):
         token = match.group()
         if token == "}" and opened:
             start, inside, boxed = opened.pop()
@@ -135,7 +141,7 @@ def _boxes(text: str) -> list[_Box]:
 
 def _content(text: str, box: _Box) -> str:
     content = text[box.inside : box.end].strip()
-    inner = re.match(r"\\(?:boxed|fbox)\s*\{", content)
+    inner = BOX.match(content)
     return content[inner.end() : -1].strip() if inner and content.endswith("}") else content
 
 

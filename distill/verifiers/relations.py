@@ -63,9 +63,13 @@ def _is_function(node: Node) -> bool:
     return node.name[:1] in FUNCTION_NAMES
 
 
-def right_side(node: Node) -> Node | None:
-    """The value that an unsolved equation claims: ``12 + 30 = 42``, ``x + y = 5``. None for ``2x = 10``."""
-    if set(node.name.split()) != {"="} or node.parts[-1].kind == "relation":
+def claimed(node: Node) -> Node:
+    """What an answer claims that is an equation: 42 by ``12 + 30 = 42``, 5 by ``x + y = 5``; ``2x = 10`` is left."""
+    return _right_side(node) or node
+
+
+def _right_side(node: Node) -> Node | None:
+    if node.kind != "relation" or set(node.name.split()) != {"="} or assigned(node):
         return None
     *left, right = node.parts
     names = set().union(*(points.variables(part) for part in left))
