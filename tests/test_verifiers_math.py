@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from distill.types import Outcome, Problem
 from distill.verifiers import build, judge
+from distill.verifiers.equality import Sameness
 from distill.verifiers.extract import final_answer
+from distill.verifiers.latex import readings
+from distill.verifiers.meaning import same
 from distill.verifiers.number import canonical, read_number
 
 MATH = build("math")
@@ -138,6 +142,63 @@ def test_every_spelling_of_a_number_is_that_number(value: Fraction) -> None:
         number = read_number(canonical(form))
         assert number is not None and number.value == value, form
         assert outcome(str(value), rf"\boxed{{{form}}}") is CORRECT, form
+
+
+FORMULAS = st.recursive(
+    st.integers(1, 9).map(str) | st.sampled_from(["x", "y", r"\pi", r"\sqrt{2}", r"\sqrt{3}", "i"]),
+    lambda inner: st.one_of(
+        st.tuples(inner, inner).map(lambda p: f"({p[0]} + {p[1]})"),
+        st.tuples(inner, inner).map(lambda p: f"({p[0]} - {p[1]})"),
+        st.tuples(inner, inner).map(lambda p: rf"({p[0]}) \cdot ({p[1]})"),
+        st.tuples(inner, inner).map(lambda p: rf"\frac{{{p[0]}}}{{{p[1]}}}"),
+        inner.map(lambda p: f"({p})^{{2}}"),
+    ),
+    max_leaves=6,
+)
+
+
+def compared(one: str, other: str) -> Sameness:
+    (left,), (right,) = readings(canonical(one)), readings(canonical(other))
+    return same(left, right)
+
+
+@settings(deadline=None)
+@given(FORMULAS)
+def test_a_formula_is_itself_however_it_is_spaced_and_bracketed(formula: str) -> None:
+    again = compared(formula, formula)
+    assume(again != Sameness.UNKNOWN)  # it divides by zero
+    assert again == Sameness.PROVED
+    for other in (
+        f"({formula})",
+        f"{{{formula}}}",
+        formula.replace(" ", ""),
+        formula.replace("(", r"\left(").replace(")", r"\right)"),
+    ):
+        assert compared(formula, other) == Sameness.PROVED, other
+    assert compared(f"{formula} + x + 1", f"1 + x + {formula}") == Sameness.PROVED
+    assert compared(f"{formula} + x + 1", f"{formula} + x") == Sameness.DIFFERENT
+
+
+@settings(deadline=None)
+@given(FORMULAS, FORMULAS)
+def test_comparing_formulas_is_symmetric_and_a_proof_is_never_refuted(one: str, other: str) -> None:
+    assert compared(one, other) == compared(other, one)
+    theirs = compared(f"{one} + {other}", f"{other} + {one}")
+    assert theirs in (Sameness.PROVED, Sameness.UNKNOWN)
+
+
+@given(
+    st.lists(st.sampled_from(["1", "-2", "x", r"\frac{1}{2}", r"\sqrt{2}", "7"]), min_size=2, max_size=5, unique=True),
+    st.randoms(),
+)
+def test_sets_have_no_order_and_tuples_have_one(members: list[str], draw: Random) -> None:
+    mixed = list(members)
+    draw.shuffle(mixed)
+    for left, right in ((r"\{", r"\}"), ("", "")):
+        there, back = left + ", ".join(members) + right, left + ", ".join(mixed) + right
+        assert outcome(there, rf"\boxed{{{back}}}") is CORRECT
+    expected = CORRECT if mixed == members else INCORRECT
+    assert outcome(f"({', '.join(members)})", rf"\boxed{{({', '.join(mixed)})}}") is expected
 
 
 @given(NUMBERS, NUMBERS)

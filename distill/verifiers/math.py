@@ -104,12 +104,17 @@ def reference_of(text: str) -> str | Verdict:
 
 
 def balanced(text: str) -> bool:
-    depth = 0
-    for token in BRACES.findall(text):
-        depth += (token == "{") - (token == "}")
-        if depth < 0:
+    """Do the braces match, those that group and those that are written, each for themselves?"""
+    tokens = BRACES.findall(text)
+    for opener, closer in (("{", "}"), (r"\{", r"\}")):
+        depth = 0
+        for token in tokens:
+            depth += (token == opener) - (token == closer)
+            if depth < 0:
+                return False
+        if depth:
             return False
-    return depth == 0
+    return True
 
 
 def said(given: str, reference: str) -> str:
@@ -222,6 +227,8 @@ def by_reading(reference: str, given: str, evidence: Evidence) -> tuple[Verdict 
         verdict = _different(wanted[0], answers[0], (reference, given), (wanted_unit, given_unit), evidence)
     elif wanted and not answers and words.are_words(given):
         verdict = Verdict.incorrect("words, where a value is asked for", **evidence, method="words")
+    elif not _fit_for_algebra(reference, wanted):
+        verdict = Verdict.unverifiable("the reference is too large, or undefined", **evidence, method="points")
     elif algebra.nesting(given) > MAX_NESTING or (answers and len(given) > MAX_FOR_ALGEBRA):
         verdict = Verdict.unverifiable("too long or nested too deeply for algebra", **evidence, method="points")
     elif wanted and (len(given) > MAX_FOR_ALGEBRA or not any(character.isalnum() for character in given)):
@@ -258,6 +265,12 @@ def _is_rounded(exact: Node, text: str) -> bool:
     if not decimal or not decimal.decimals or decimal.decimals < 2 or not value or exact.kind == "number":
         return False
     return abs(value[0].value - float(decimal.value)) * 2 * 10**decimal.decimals <= 1
+
+
+def _fit_for_algebra(reference: str, readings: tuple[Node, ...]) -> bool:
+    if algebra.nesting(reference) > MAX_NESTING or len(reference) > MAX_FOR_ALGEBRA:
+        return False
+    return not any(_undefined(reading) for reading in readings)
 
 
 def _undefined(node: Node) -> bool:

@@ -48,7 +48,9 @@ def _assignment(node: Node) -> tuple[str, Node]:
     if not _name(first) and len(node.parts) == 2 and node.name == "=":
         first, last = last, first
     steps_hold = all(same_value(step, last) != Sameness.DIFFERENT for step in node.parts[1:-1])
-    return (_name(first), last) if steps_hold else ("", node)
+    if not steps_hold or (first.kind == "name" and first.name in points.variables(last)):
+        return "", node
+    return _name(first), last
 
 
 def _name(node: Node) -> str:
