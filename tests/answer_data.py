@@ -151,7 +151,8 @@ def lists(answer: str) -> Iterator[tuple[str, str]]:
 
 def equations(answer: str) -> Iterator[tuple[str, str]]:
     if not NO_VALUE.search(answer):
-        yield "x equals", f"x = {answer}"
+        name = "x" if "x" not in answer else "y"
+        yield "x equals", f"{name} = {answer}"
         yield "f of x equals", f"f(x) = {answer}"
     if found := re.fullmatch(r"([a-z]) ?= ?(.*)", answer):
         yield "the value alone", found[2]

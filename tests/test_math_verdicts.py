@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from distill.thinking import Response, split_thinking
 from distill.types import Outcome, Problem
-from distill.verifiers import build, judge
+from distill.verifiers import VerifierPool, build, judge
 
 MATH = build("math")
 CORRECT, INCORRECT, UNVERIFIABLE = Outcome.CORRECT, Outcome.INCORRECT, Outcome.UNVERIFIABLE
@@ -154,6 +156,28 @@ OURS = [
     (r"\mathbb{R}", "all real numbers", CORRECT),
     ("{5}", "5", CORRECT),
     ("3", r"\boxed{\text{(C)}}", INCORRECT),
+    ("1,234", r"\boxed{1, 234}", INCORRECT),
+    (r"\sqrt{23}", "So it is √23", CORRECT),
+    (r"\sqrt{23}", r"\boxed{\sqrt 23}", CORRECT),
+    ("1024", r"\boxed{2^10}", CORRECT),
+    ("1024", r"\boxed{2**10}", INCORRECT),
+    ("0.5", r"\boxed{0,5}", UNVERIFIABLE),
+    ("10", r"\boxed{{5 \choose 2}}", CORRECT),
+    ("42", "The answer is **42** apples.", CORRECT),
+    (r"0.\overline{3}", r"\boxed{\frac13}", CORRECT),
+    ("1", r"\boxed{0.\overline{9}}", CORRECT),
+    ("7:30", "The answer is 7:30 PM", CORRECT),
+    ("7:30 a.m.", "The answer is 7:30 PM", INCORRECT),
+    (
+        r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+        r"\boxed{\begin{bmatrix}1 & 2\\[2pt] 3 & \frac82\end{bmatrix}}",
+        CORRECT,
+    ),
+    ("x^2 + y^2 = 1", r"\boxed{1}", UNVERIFIABLE),
+    ("x=2,y=3", r"\boxed{y=3, x=2}", CORRECT),
+    ("x=2,y=3", r"\boxed{x=3, y=2}", INCORRECT),
+    ("5", r"\boxed{5 \text{ or more}}", UNVERIFIABLE),
+    ("3:15", r"\boxed{1:5}", CORRECT),
 ]
 
 
@@ -189,3 +213,15 @@ def test_there_is_no_disagreement_where_one_opinion_is_missing() -> None:
     pytest.importorskip("math_verify")
     verdict = judge(MATH, Problem("p", "?", "f(x) = 0", "math", "test"), r"\boxed{\forall x>0, f(x) = 0}")
     assert verdict.outcome is UNVERIFIABLE and "disagreement" not in verdict.evidence
+
+
+def test_no_verdict_changes_with_order_workers_or_repetition() -> None:
+    pytest.importorskip("math_verify")
+    items = [(i, "math", Problem("p", "?", r, "math", "t"), a) for i, (r, a, _) in enumerate(REPORTED[::2] + OURS[::4])]
+    runs = []
+    for workers, order, repeats in ((1, items, 1), (2, items[1::2] + items[::2], 2)):
+        with VerifierPool(workers=workers) as pool:
+            for _ in range(repeats):
+                verdicts = dict(pool.verify_many(order))
+                runs.append({key: replace(verdict, seconds=0.0) for key, verdict in verdicts.items()})
+    assert all(run == runs[0] for run in runs)

@@ -23,7 +23,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+from distill.verifiers.tree import SHORT_WORDS
+
+PROSE = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|(?i:" + "|".join(sorted(SHORT_WORDS)) + r")(?![A-Za-z]))")
 MARKER = re.compile(
     r"\banswers?(?:\s{1,9}(?:to|for|of)\b[^.\n:=]{0,60}?)?[\s*]{0,9}"
     r"(?:\b(?:is|are|(?:should|must|would) be|equals)\b|:|=)"

@@ -40,6 +40,7 @@ from distill.verifiers.tree import Node
 MAX_LENGTH, MAX_FOR_ALGEBRA, MAX_NESTING = 2_000, 300, 20
 UNDONE = re.compile(r"[\d\s.,()+\-*/]*(?:\\(?:times|cdot|div|left|right)[\d\s.,()+\-*/]*)*", re.ASCII)
 OPERATION = re.compile(r"\d\s*\)?\s*([-+*/]|\\[tcd])")
+DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 SEVERAL = re.compile(r"[,;<>|]|\\(?:le|ge|ne|lt|gt|in|cup|pm|mp)(?![A-Za-z])|(?<![A-Za-z])(?:or|and)(?![A-Za-z])")
 UNSOLVED = re.compile(r"[-+]?\s?\d[\d.]*\s?\\?[A-Za-z]\w*|.*[A-Za-z)]\s?\^.*", re.DOTALL)
 ARROW = re.compile(r"(?:\\(?:implies|Rightarrow|Longrightarrow|iff|therefore)(?![A-Za-z])|=>)\s?")
@@ -149,6 +150,8 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
         number = read_number(words.in_signs(given), short_unit=True) or _right_number(given)
         if number is not None:
             return same_number(wanted, number, evidence)
+        if DECIMAL_COMMA.fullmatch(given) and read_digits(given.replace(",", ".")) == digits:
+            return Verdict.unverifiable("equal only if the comma is a decimal one", **evidence, method="number")
         if UNDONE.fullmatch(given.rpartition("=")[2]) and OPERATION.search(given):
             return Verdict.incorrect("the arithmetic is left undone", **evidence, method="text")
         bare = words.unwrapped(given)

@@ -20,7 +20,7 @@ MAX_LENGTH = 1_000
 UNICODE = str.maketrans(
     {
         "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ",
-        "√": r"\sqrt ", "°": r"^\circ ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ", "≤": r"\le ", "≥": r"\ge ",
+        "°": r"^\circ ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ", "≤": r"\le ", "≥": r"\ge ",
         "≠": r"\ne ", "≈": r"\approx ", "∅": r"\emptyset ", "⇒": r"\Rightarrow ", "→": r"\to ", "θ": r"\theta ",
         "∓": r"\mp ", "ℝ": r"\mathbb{R} ", "‑": "-", "⁴": "^{4}", "⁵": "^{5}", "⁶": "^{6}", "⁷": "^{7}", "⁸": "^{8}",
         "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
@@ -39,9 +39,25 @@ def _environment(found: re.Match[str]) -> str:
     return f"{found.group().partition('{')[0]}{{{name}}}"
 
 
+def _repeating(found: re.Match[str]) -> str:
+    r"""``0.1\overline{6}`` as the fraction that it is."""
+    whole, once, again = found.groups()
+    shift = 10 ** len(once)
+    value = Fraction(int(whole + once or "0"), shift) + Fraction(int(again), shift * (10 ** len(again) - 1))
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
 REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern), by)
     for pattern, by in (
+        (r"\\\\\s?\[[\d.]*\s?(?:pt|em|ex|mm|cm)\]", r"\\\\"),
+        (r"√\s?(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
+        (r"√", r"\\sqrt "),
+        (r"(?<![\w)}])\*\*|\*\*(?![\w({\\.-])", ""),
+        (r"(\d*)\.(\d*)\\overline\s?\{(\d{1,40})\}", _repeating),
+        (r"\{([^{}\\]{1,40})\\choose(?![A-Za-z])([^{}\\]{1,40})\}", r"\\binom{\1}{\2}"),
+        (r"(\\sqrt|\^)\s?(\d{2,})", r"\1{\2}"),
+        (r"\^\s?-\s?(\d+)", r"^{-\1}"),
         (r"\\(?:left|right|middle|displaystyle|limits|[bB]igg?[lrm]?)(?![A-Za-z])\s?", ""),
         (r"(?<!\\)\\!\s?|(?<!\\)\\(?=\s*$)", ""),
         (r"(?<=\d)\{,\}(?=\d{3}(?!\d))", ""),
@@ -142,7 +158,7 @@ def plain(canonical_text: str) -> str:
     text = re.sub(r"\\text\s?\{([^{}]*)\}", r"\1", canonical_text)
     text = re.sub(r"\\frac\s?(\d)\s?(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"([_^])\{([^{}])\}", r"\1\2", text)
-    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
+    return re.sub(r"(?<![\d,])\s+|\s+(?!\d)|(?<=,)\s+(?!\d{3}(?!\d))", "", text)
 
 
 def read_number(canonical_text: str, short_unit: bool = False) -> Number | None:

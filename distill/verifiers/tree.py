@@ -34,6 +34,9 @@ BARS = {r"\lvert": "|", r"\rvert": "|", r"\vert": "|"}
 AND = r"\and"
 """The token for a written "and"; a written "or" is a comma."""
 
+SHORT_WORDS = frozenset({"is", "so", "it", "we", "to", "of", "if", "on"})
+"""English, where other words of one or two letters are products of variables ("by" in ax + by)."""
+
 STARTERS = (
     frozenset({"frac", "binom", "sqrt", "pi", "infty", "langle", "lfloor", "emptyset", "varnothing", "mathbb"})
     | GREEK
@@ -92,6 +95,6 @@ def _word(word: str) -> list[str]:
         return [f"\\{word}"]
     if word in ("or", "and"):
         return ["," if word == "or" else AND]
-    if len(word) > 2:
+    if len(word) > 2 or word.lower() in SHORT_WORDS:
         raise Unreadable(f"the word {word!r}")
     return list(word)

@@ -122,6 +122,9 @@ def same_time(wanted: str, given: str, evidence: dict[str, Any]) -> Verdict | No
     if not CLOCK.fullmatch(wanted) or not CLOCK.fullmatch(given):
         return None
     ours, theirs = (re.sub(r"[.\s]|^0", "", text.casefold()) for text in (wanted, given))
-    if ours == theirs:
+    halves = {text[-2:] for text in (ours, theirs) if text.endswith("m")}
+    if len(halves) < 2 and ours.rstrip("apm") == theirs.rstrip("apm"):
         return Verdict.correct("the same time", **evidence, method="words")
-    return None if ":0" not in ours + theirs else Verdict.incorrect("a different time", **evidence, method="words")
+    if halves or ":0" in ours + theirs:
+        return Verdict.incorrect("a different time", **evidence, method="words")
+    return None
