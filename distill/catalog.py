@@ -29,6 +29,7 @@ VERIFIERS: dict[str, str] = {
     "logic": "distill.verifiers.logic:Logic",
     "math": "distill.verifiers.math:Math",
     "reasoning_gym": "distill.verifiers.reasoning_gym:ReasoningGym",
+    "regex": "distill.verifiers.regex:Regex",
     "truth_table": "distill.verifiers.truth_table:TruthTable",
 }
 

@@ -26,7 +26,11 @@ LEGS = '{"dataset": "leg_counting", "entry": {"question": "How many legs?", "ans
 
 SAMPLES: dict[str, list[tuple[str, str, str]]] = {
     # name: (reference, gold answer, spoiled answer)
-    "choice": [("B", "The answer is (B).", "The answer is (C)."), ("D", r"\boxed{\text{(D)}}", "A, B, C or D")],
+    "choice": [
+        ("B", "The answer is (B).", "The answer is (C)."),
+        ("D", r"\boxed{\text{(D)}}", "A, B, C or D"),
+        ("A, C", r"\boxed{C \text{ and } A}", "The answer is A."),
+    ],
     "code": [
         (ADD, "```python\ndef add(a, b):\n    return a + b\n```", "```python\ndef add(a, b):\n    return a - b\n```")
     ],
@@ -42,8 +46,11 @@ SAMPLES: dict[str, list[tuple[str, str, str]]] = {
         ("42", r"\boxed{42}", r"\boxed{43}"),
         (r"\frac{1}{2}", "0.5", "0.25"),
         ("1,080", "#### 1080", "#### 1,081"),
+        (r"(a+5)(b+2)", r"\boxed{ab + 2a + 5b + 10}", r"\boxed{ab + 2a + 5b}"),
+        (r"\sin 2x", r"\boxed{2\sin x\cos x}", r"\boxed{\sin x\cos x}"),
     ],
     "reasoning_gym": [(LEGS, r"\boxed{42}", r"\boxed{43}")],
+    "regex": [(r"\d{3} red fox(es)?", r"\boxed{123 red foxes}", r"\boxed{12 red foxes}"), ("a|b", "b", "c")],
     "truth_table": [("a and b", "0001", "0011")],
 }
 
@@ -116,7 +123,7 @@ def test_hostile_text_gets_a_verdict_and_never_a_reward(name: str, pool: Verifie
         assert (verdict.score is None) == (verdict.outcome is Outcome.UNVERIFIABLE)
 
 
-@pytest.mark.parametrize("name", sorted(set(BY_NAME) - {"format", "exact"}))
+@pytest.mark.parametrize("name", sorted(set(BY_NAME) - {"format", "exact", "regex"}))
 def test_an_unreadable_reference_never_scores(name: str, pool: VerifierPool) -> None:
     for reference in ("", "}{", "\x00"):
         assert pool.verify(name, problem(name, reference), reference).outcome is Outcome.UNVERIFIABLE
@@ -170,7 +177,7 @@ def test_settings_reach_the_verifier_and_wrong_ones_are_named() -> None:
         build({"format": {"boxes": True}})
 
 
-RIGHT, WRONG, UNSURE = r"\boxed{42}", r"\boxed{43}", r"\boxed{42 \text{ km}}"
+RIGHT, WRONG, UNSURE = r"\boxed{42}", r"\boxed{43}", r"\boxed{42 \text{ cows}}"
 
 
 @pytest.mark.parametrize(
