@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from typing import Any
 
 from distill.types import Problem
@@ -48,14 +47,6 @@ def make(
         if len(seen) == wanted:
             return
     raise InputError(f"reasoning_gym {name}: cannot give {wanted} problems ({split}): {fault}")
-
-
-def library_version() -> str:
-    """What the puzzles depend on besides their settings."""
-    try:
-        return metadata.version("reasoning-gym")
-    except metadata.PackageNotFoundError:
-        return "absent"
 
 
 def _data_set(name: str, config: Mapping[str, Any], seed: int, split: str, size: int) -> Any:

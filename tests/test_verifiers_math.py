@@ -113,7 +113,7 @@ def test_algebra_and_points_agree(reference: str, answer: str) -> None:
 def test_without_algebra_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "math_verify", None)
     verdict = judge(MATH, problem(r"\sin 2x"), r"\boxed{2\sin x\cos x}")
-    assert verdict.outcome is UNVERIFIABLE and "distill[verify]" in verdict.reason
+    assert verdict.outcome is UNVERIFIABLE and "distill-reasoning[verify]" in verdict.reason
     assert outcome(r"\sqrt{12}", r"\boxed{2\sqrt{3}}") is CORRECT
     assert outcome(r"\sqrt{12}", r"\boxed{3\sqrt{3}}") is INCORRECT
 

@@ -14,6 +14,7 @@ from distill.families.base import code_of
 from distill.stages.common import VerifierName, members_present, store_of
 from distill.store.records import problem_row, record_members
 from distill.types import Problem
+from distill.verifiers.extras import installed
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
@@ -188,7 +189,7 @@ def dependencies(settings: ProblemsSettings, hashes: FileHashes, upstream: Mappi
     names = {source.family for source in settings.sources if isinstance(source, FamilySource)}
     found = {f"family {name}": code_of([name], hashes) for name in sorted(names)}
     if any(isinstance(source, PuzzleSource) for source in settings.sources):
-        found["reasoning-gym"] = puzzles.library_version()
+        found["reasoning-gym"] = installed("reasoning-gym")
     return found
 
 

@@ -10,7 +10,7 @@ import logging
 from functools import lru_cache
 from typing import Any
 
-INSTALL = "needs algebra: pip install 'distill[verify]'"
+INSTALL = "needs algebra: pip install 'distill-reasoning[verify]'"
 
 
 def equal(reference: str, given: str) -> bool | str:

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 from distill.thinking import Response
 from distill.types import Problem, Verdict
 from distill.verifiers import entailment, model, proof
+from distill.verifiers.extras import installed
 from distill.verifiers.formula import Formula, Joined, Signature, Unreadable, form_fault, negation
 from distill.verifiers.interpretation import Interpretation, TooLarge, is_true
 from distill.verifiers.logic_answer import SAYINGS, block, last_line, model_block, saying
@@ -80,7 +81,10 @@ FORMS = ("nnf", "cnf", "dnf")
 @dataclass(frozen=True)
 class Logic:
     name: ClassVar[str] = "logic"
-    version: ClassVar[str] = "1"
+
+    @property
+    def version(self) -> str:
+        return f"1/{installed('z3-solver')}"
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
         """What needs no solver and no time: a reference that is none, an answer that says nothing."""

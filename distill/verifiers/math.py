@@ -32,6 +32,7 @@ from distill.verifiers import algebra, latex, points, units, words
 from distill.verifiers.choice import letter
 from distill.verifiers.equality import Sameness
 from distill.verifiers.extract import PROSE, final_answer, last_box
+from distill.verifiers.extras import installed
 from distill.verifiers.meaning import STRUCTURES, same
 from distill.verifiers.number import BRACES, Number, canonical, plain, read_digits, read_number
 from distill.verifiers.relations import claimed
@@ -51,7 +52,10 @@ Evidence = dict[str, Any]
 @dataclass(frozen=True)
 class Math:
     name: ClassVar[str] = "math"
-    version: ClassVar[str] = "2"
+
+    @property
+    def version(self) -> str:
+        return f"2/{installed('math-verify')}"
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
         """Texts and reading; None where algebra is to be asked."""

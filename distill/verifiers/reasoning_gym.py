@@ -23,12 +23,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from importlib import metadata
 from typing import Any, ClassVar
 
 from distill.thinking import Response
 from distill.types import Outcome, Problem, Verdict
 from distill.verifiers.extract import MARKER, last_box
+from distill.verifiers.extras import installed
 from distill.verifiers.number import canonical, read_number
 from pipeline.errors import InputError
 
@@ -75,10 +75,7 @@ class ReasoningGym:
     @property
     def version(self) -> str:
         """Ours and the library's, whose scorers may change from one to the next."""
-        try:
-            return f"1/{metadata.version('reasoning-gym')}"
-        except metadata.PackageNotFoundError:
-            return "1/none"
+        return f"1/{installed('reasoning-gym')}"
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
         try:
