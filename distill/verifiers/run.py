@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from distill.thinking import Response, split_thinking
 from distill.types import Problem, Verdict
@@ -71,7 +70,8 @@ def _signed(
         return None
     seconds = time.perf_counter() - started
     evidence = {"judged": _judged(verifier, seen), **verdict.evidence}
-    return replace(verdict, evidence=evidence, verifier=verifier.name, version=verifier.version, seconds=seconds)
+    # Not dataclasses.replace, which takes a tenth of an integer's whole verdict.
+    return Verdict(verdict.outcome, verdict.score, verdict.reason, evidence, verifier.name, verifier.version, seconds)
 
 
 def _judged(verifier: Verifier, seen: Response) -> str:
