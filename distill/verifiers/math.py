@@ -139,7 +139,9 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
     """Step 1, on canonical texts: texts, words, letters, bases, numbers."""
     digits, given_digits = _digits(reference), read_digits(given)
     if digits and given_digits and reference != given:
-        return same_number(digits, given_digits, evidence)
+        same = digits.value == given_digits.value
+        say = Verdict.correct if same else Verdict.incorrect
+        return say("the same number" if same else "a different number", **evidence, method="number")
     wanted_text, given_text = reference if digits else plain(reference), given if given_digits else plain(given)
     if wanted_text == given_text:
         return Verdict.correct("the same text", **evidence, method="text")

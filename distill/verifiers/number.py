@@ -117,8 +117,9 @@ def read_digits(text: str) -> Number | None:
     if len(text) > 40 or not DIGITS.fullmatch(text):
         return None
     whole, _, decimals = text.replace(",", "").partition(".")
-    value = Fraction(int(whole)) if not decimals else Fraction(int(whole + decimals), 10 ** len(decimals))
-    return Number(value, "", len(decimals))
+    if not decimals:
+        return Number(Fraction(int(whole)), "", 0)
+    return Number(Fraction(int(whole + decimals), 10 ** len(decimals)), "", len(decimals))
 
 
 def canonical(text: str) -> str:

@@ -22,8 +22,9 @@ from typing import NamedTuple
 from distill.verifiers.tree import Node, Unreadable
 
 POINTS = 4
-EQUAL, DIFFERENT = 1e-12, 1e-10
-"""Relative differences: up to the first two values are equal, from the second on they differ."""
+EQUAL, DIFFERENT, MOST_ERROR = 1e-13, 1e-12, 1e-6
+"""Relative differences: up to the first two values are equal, from the second on they differ.
+Where the values may be wrong by more than the third, nothing is said."""
 ROUNDING = 4e-16
 SAFETY = 100
 """The error bound is of first order: a difference counts from this many times the bound on."""
@@ -70,9 +71,11 @@ def agree(one: Node, other: Node) -> bool | None:
 def close(one: Value, other: Value) -> bool | None:
     difference, size = abs(one.value - other.value), max(abs(one.value), abs(other.value))
     error = SAFETY * (one.error + other.error)
-    if error > DIFFERENT * max(size, 1.0):
+    if error > MOST_ERROR * max(size, 1.0):
         return None
-    return True if difference <= max(EQUAL * size, error) else False if difference > DIFFERENT * size else None
+    if difference <= max(EQUAL * size, error):
+        return True
+    return False if difference > DIFFERENT * size else None
 
 
 @lru_cache(maxsize=4096)

@@ -15,7 +15,7 @@ from distill.verifiers.tree import Node, Unreadable
 FUNCTION_NAMES = frozenset("fghpqFGHPQ")
 INFINITY = Node("infinity")
 MINUS_INFINITY = Node("negative", (INFINITY,))
-STEPS, LARGEST_ROOT = 40, 1e3
+STEPS, LARGEST_ROOT, RATIO = 40, 1e3, 1e-9
 TURNED = str.maketrans("<>", "><")
 
 
@@ -166,8 +166,8 @@ def _factor(one: Node, other: Node) -> float | None:
     if ours is None or theirs is None or any(value.value == 0 for value in theirs):
         return None
     ratios = [a.value / b.value for a, b in zip(ours, theirs, strict=True)]
-    steady = all(abs(ratio - ratios[0]) <= points.EQUAL * abs(ratios[0]) for ratio in ratios)
-    return ratios[0].real if steady and ratios[0] and abs(ratios[0].imag) < points.EQUAL * abs(ratios[0]) else None
+    steady = all(abs(ratio - ratios[0]) <= RATIO * abs(ratios[0]) for ratio in ratios)
+    return ratios[0].real if steady and ratios[0] and abs(ratios[0].imag) < RATIO * abs(ratios[0]) else None
 
 
 def _solves(one: Node, other: Node) -> Sameness:

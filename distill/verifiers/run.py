@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 from distill.thinking import Response, split_thinking
 from distill.types import Problem, Verdict
@@ -96,7 +95,8 @@ def _failed(error: Exception) -> Verdict:
 def signed(verifier: Verifier, seen: Response, verdict: Verdict, seconds: float) -> Verdict:
     """The verdict with the verifier's name, its version, and what it was shown."""
     evidence = {"judged": _judged(verifier, seen), **verdict.evidence}
-    return replace(verdict, evidence=evidence, verifier=verifier.name, version=verifier.version, seconds=seconds)
+    # Not dataclasses.replace, which takes a tenth of an integer's whole verdict.
+    return Verdict(verdict.outcome, verdict.score, verdict.reason, evidence, verifier.name, verifier.version, seconds)
 
 
 def _judged(verifier: Verifier, seen: Response) -> str:
