@@ -118,4 +118,7 @@ class Composed:
     def _because(self, outcome: Outcome, verdicts: list[Verdict], evidence: list[dict[str, Any]]) -> Verdict:
         first = next(v for v in verdicts if v.outcome is outcome)
         score = {Outcome.CORRECT: 1.0, Outcome.INCORRECT: 0.0, Outcome.UNVERIFIABLE: None}[outcome]
-        return Verdict(outcome, score, f"{first.verifier}: {first.reason}", {"parts": evidence})
+        # A part that failed may judge another time, so the whole may too: it is no abstention.
+        failed = next((v.failure for v in verdicts if v.outcome is outcome and v.failure), None)
+        why: dict[str, Any] = {"failure": str(failed)} if failed else {}
+        return Verdict(outcome, score, f"{first.verifier}: {first.reason}", {**why, "parts": evidence})

@@ -2,38 +2,50 @@
 
 `judge` runs it to the end in this process; `judge_quickly` runs just its `quick` part, the one that is
 linear in the text and safe anywhere, and says None where that cannot tell. The pool is built on both.
+
+A signed verdict's evidence is plain data whatever the verifier put there, so that it can be written as
+JSON and sent between processes.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from distill.thinking import Response, split_thinking
-from distill.types import Problem, Verdict
+from distill.types import Failure, Problem, Verdict
 from distill.verifiers.base import Verifier
 from pipeline.errors import PipelineError
 
-OUT_OF_MEMORY = "the verifier ran out of memory"
+LARGEST_BITS = 10_000
+"""Of an integer in the evidence: Python refuses to write those of more than 4,300 digits."""
 
 
-def judge(verifier: Verifier, problem: Problem, trace: Response | str) -> Verdict:
+def judge(verifier: Verifier, problem: Problem | str, trace: Response | str) -> Verdict:
     """The verdict, with the verifier's name and version and the seconds it took.
 
-    ``trace`` is a `distill.types.Trace`, its `Response`, or the raw text of one, think tags and all.
+    ``problem`` may be the reference answer alone. ``trace`` is a `distill.types.Trace`, its `Response`, or
+    the raw text of one, think tags and all.
 
     A verifier that raises gives `unverifiable`, with the exception as the reason; but a `PipelineError`
     (no sandbox, say) is for the user and passes through.
     """
-    verdict = _signed(verifier, verifier.verify, problem, trace)
+    verdict = _signed(verifier, verifier.verify, posed(problem), trace)
     assert verdict is not None
     return verdict
 
 
-def judge_quickly(verifier: Verifier, problem: Problem, trace: Response | str) -> Verdict | None:
+def judge_quickly(verifier: Verifier, problem: Problem | str, trace: Response | str) -> Verdict | None:
     quick = getattr(verifier, "quick", None)
-    return None if quick is None else _signed(verifier, quick, problem, trace)
+    return None if quick is None else _signed(verifier, quick, posed(problem), trace)
+
+
+def posed(problem: Problem | str) -> Problem:
+    """A problem of which just the reference answer is known, where it is given as a text."""
+    return Problem("", "", problem, "", "") if isinstance(problem, str) else problem
 
 
 def reads_thinking(verifier: Verifier) -> bool:
@@ -61,17 +73,38 @@ def _signed(
     seen = shown(verifier, trace)
     try:
         verdict = ask(problem, seen)
+        if verdict is None:
+            return None
+        if not isinstance(verdict, Verdict):
+            raise TypeError(f"it returned {type(verdict).__name__}, not a Verdict")
+        evidence = plain(verdict.evidence)
     except PipelineError:
         raise
     except MemoryError:
-        verdict = Verdict.unverifiable(OUT_OF_MEMORY)
+        verdict = Verdict.failed(Failure.MEMORY, "the verifier ran out of memory")
+        evidence = verdict.evidence
     except Exception as error:
-        verdict = Verdict.unverifiable(f"the verifier failed: {type(error).__name__}: {str(error)[:200]}")
-    if verdict is None:
-        return None
+        what = " ".join(str(error)[:200].split())
+        verdict = Verdict.failed(Failure.ERROR, f"the verifier failed: {type(error).__name__}: {what}")
+        evidence = verdict.evidence
     seconds = time.perf_counter() - started
-    evidence = {"judged": _judged(verifier, seen), **verdict.evidence}
+    evidence = {"judged": _judged(verifier, seen), **evidence}
     return replace(verdict, evidence=evidence, verifier=verifier.name, version=verifier.version, seconds=seconds)
+
+
+def plain(data: Any) -> Any:
+    """``data`` as JSON can hold it: what is neither text, number, list nor mapping becomes text."""
+    if data is None or isinstance(data, str | bool):
+        return data
+    if isinstance(data, int):
+        return data if data.bit_length() <= LARGEST_BITS else f"an integer of {data.bit_length()} bits"
+    if isinstance(data, float):
+        return data if math.isfinite(data) else str(data)
+    if isinstance(data, Mapping):
+        return {str(key): plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [plain(value) for value in data]
+    return str(data)
 
 
 def _judged(verifier: Verifier, seen: Response) -> str:
