@@ -3,25 +3,30 @@
 The one loop behind the verify and evaluate stages. Verifying again never generates again: a verdict's
 key is the trace, the verifier, its version and settings, so a changed verifier finds all of its
 verdicts missing and the old ones stay.
+
+A failure (a timeout, a crash: `Verdict.failure`) may be the machine's fault, so the first one is no verdict
+yet: it is kept under a key of its own, and the next run judges that trace once more. What comes of that,
+a second failure too, is the verdict. See docs/design/005-failures.md.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from distill import catalog, keys, verifiers
 from distill.store import Store
 from distill.store.records import Row, verdict_row
 from distill.thinking import Response
-from distill.types import Outcome, Problem
+from distill.types import Outcome, Problem, Verdict
 from distill.verifiers import VerifierPool
 from distill.verifiers.compose import Spec
 from distill.verifiers.run import reads_thinking
 from pipeline.fingerprint import canonical
+from pipeline.manifest import Manifest
 from pipeline.stage import Context, stop_check
 
 APPEND_SECONDS = 0.5
@@ -70,40 +75,62 @@ def versions(verifier: Spec | None) -> dict[str, str]:
     return {canonical(spec): verifiers.build(spec).version for spec in specs}
 
 
-def make_verdicts(store: Store, wishes: Sequence[Judgement], context: Context, workers: int, label: str = "") -> None:
-    """Judge what the store lacks of ``wishes``."""
+def make_verdicts(
+    store: Store, wishes: Sequence[Judgement], context: Context, workers: int, label: str = ""
+) -> list[str]:
+    """Judge what the store lacks of ``wishes``; returns the key of the verdict that stands for each."""
     store.ingest()
-    present = store.present("verdicts", (wish.key for wish in wishes))
-    missing = {wish.key: wish for wish in wishes if wish.key not in present}
+    found = store.present("verdicts", [key for wish in wishes for key in (wish.key, keys.failed_key(wish.key))])
+    missing = {wish.key: wish for wish in wishes if wish.key not in found}
     if not missing:
-        return
+        return [wish.key for wish in wishes]
     stop_check(context.stopping)
-    responses = _responses(store, list(missing.values()))
-    tally = dict.fromkeys(Outcome, 0)
+    stands: dict[str, str] = {}
+    tally: Counter[str] = Counter()
     rows: list[Row] = []
-    appended, done = time.monotonic(), len(present)
-    figures: dict[str, Any] = {"model": label} if label else {}
+    appended = time.monotonic()
     with VerifierPool(workers=workers) as pool:
-        items = ((w.key, w.verifier, w.problem, responses[w.trace_key]) for w in missing.values())
-        for key, verdict in pool.verify_many(items):
-            wish = missing[key]
+        for wish, verdict in _judged(store, missing, pool):
+            failed = keys.failed_key(wish.key)
+            key = stands[wish.key] = failed if verdict.failure and failed not in found else wish.key
             rows.append(verdict_row(key, wish.trace_key, wish.problem_key, verdict, wish.verifier))
-            tally[verdict.outcome] += 1
-            done += 1
+            tally.update([verdict.outcome, *([verdict.failure] if verdict.failure else [])])
             if time.monotonic() - appended > APPEND_SECONDS:
                 store.append("verdicts", rows)
                 rows, appended = [], time.monotonic()
-                context.progress(done, len(wishes), **figures, **shares(tally))
+                done = len(wishes) - len(missing) + len(stands)
+                context.progress(done, len(wishes), **({"model": label} if label else {}), **shares(tally))
                 if context.stopping():
                     break
     store.append("verdicts", rows)
     store.ingest()
     stop_check(context.stopping)
+    return [stands.get(wish.key, wish.key) for wish in wishes]
 
 
-def shares(tally: Mapping[Outcome, int]) -> dict[str, float]:
-    total = max(sum(tally.values()), 1)
-    return {str(outcome): round(count / total, 4) for outcome, count in tally.items()}
+def _judged(store: Store, missing: Mapping[str, Judgement], pool: VerifierPool) -> Iterator[tuple[Judgement, Verdict]]:
+    responses = _responses(store, list(missing.values()))
+    items = ((w.key, w.verifier, w.problem, responses[w.trace_key]) for w in missing.values())
+    for key, verdict in pool.verify_many(items):
+        yield missing[key], verdict
+
+
+def shares(tally: Mapping[str, int]) -> dict[str, float]:
+    """The share of each outcome; and of each kind of failure that there was."""
+    total = max(sum(tally.get(outcome, 0) for outcome in Outcome), 1)
+    return {str(name): round(tally.get(name, 0) / total, 4) for name in dict.fromkeys([*Outcome, *tally])}
+
+
+def failed_once(verdict_keys: Sequence[str]) -> dict[str, int]:
+    """The figure for a manifest by which `judged_again` knows: how many verdicts may yet change."""
+    count = sum(key.endswith(keys.failed_key("")) for key in verdict_keys)
+    return {"failed_once": count} if count else {}
+
+
+def judged_again(manifest: Manifest) -> str | None:
+    """For a stage's check: why it runs again although its record is whole."""
+    count = manifest.figures.get("failed_once")
+    return f"{count} verdict(s) failed, by a timeout or a crash: judged once more" if count else None
 
 
 def _responses(store: Store, wishes: Sequence[Judgement]) -> dict[str, Response]:

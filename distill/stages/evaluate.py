@@ -25,6 +25,7 @@ from distill.store.records import Row, problems, record_members
 from distill.types import Problem
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
 
@@ -58,14 +59,14 @@ def run(context: Context, settings: EvaluateSettings) -> Output:
         wishes = wishes_of(settings, tasks, model.identity)
         make_traces(store, wishes, partial(engines.open_engine, settings.engine, model, context.note), context, label)
         judged = verification.judgements([(wish.key, wish.problem_key, wish.problem) for wish in wishes], None)
-        verification.make_verdicts(store, judged, context, settings.workers, label)
+        verdicts = verification.make_verdicts(store, judged, context, settings.workers, label)
         labels = [
             label if wish.sampling.temperature == settings.sampling.temperature else f"{label}/greedy"
             for wish in wishes
         ]
-        members += [(name, judgement.key) for name, judgement in zip(labels, judged, strict=True)]
+        members += list(zip(labels, verdicts, strict=True))
         label_of = {key: name for name, key in members}
-        rows = list(verification.scores(store, [judgement.key for judgement in judged]))
+        rows = list(verification.scores(store, verdicts))
         sampled = [row for row in rows if label_of[row["verdict_key"]] == label]
         by_problem[label] = _scores(sampled)
         subjects[label] = summary(sampled, settings.pass_at)
@@ -74,7 +75,8 @@ def run(context: Context, settings: EvaluateSettings) -> Output:
         context.note(f"{label}: pass@1 {_percent(clustered_mean(by_problem[label]))}")
     digest = record_members(store, members)
     steps = _paired_steps(by_problem)
-    return Output(digest, {"members": len(members), "subjects": subjects, "paired": steps})
+    again = verification.failed_once([key for _, key in members])
+    return Output(digest, {"members": len(members), "subjects": subjects, "paired": steps, **again})
 
 
 def wishes_of(settings: EvaluateSettings, tasks: Sequence[tuple[str, Problem]], model: str) -> list[Wanted]:
@@ -172,6 +174,10 @@ def _done(context: Context, settings: EvaluateSettings) -> int:
     return len(store.present("traces", keys))
 
 
+def check(context: Context, manifest: Manifest) -> str | None:
+    return members_present(context, manifest) or verification.judged_again(manifest)
+
+
 def dependencies(settings: EvaluateSettings, hashes: FileHashes) -> Mapping[str, str]:
     found = {f"verifier {name}": version for name, version in verification.versions(None).items()}
     for name in settings.models.values():
@@ -187,5 +193,5 @@ STAGE = Stage(
     run=run,
     forecast=forecast,
     dependencies=dependencies,
-    check=members_present,
+    check=check,
 )

@@ -27,9 +27,10 @@ def run(context: Context, settings: VerifySettings) -> Output:
     store = store_of(context)
     traces = traces_of(store, context.inputs[settings.traces].digest)
     wishes = verification.judgements(traces, settings.verifier)
-    verification.make_verdicts(store, wishes, context, settings.workers)
-    digest = record_members(store, [("verdict", wish.key) for wish in wishes])
-    return Output(digest, {"members": len(wishes), **_totals(store, digest), "versions": verification.used(wishes)})
+    keys = verification.make_verdicts(store, wishes, context, settings.workers)
+    digest = record_members(store, [("verdict", key) for key in keys])
+    figures = {**_totals(store, digest), **verification.failed_once(keys), "versions": verification.used(wishes)}
+    return Output(digest, {"members": len(keys), **figures})
 
 
 def traces_of(store: Store, collection: str) -> list[tuple[str, str, Problem]]:
@@ -46,12 +47,15 @@ def traces_of(store: Store, collection: str) -> list[tuple[str, str, Problem]]:
 
 
 def _totals(store: Store, collection: str) -> dict[str, int]:
+    """How many of each outcome; and of the unverifiable, how many of each kind of failure."""
     rows = store.rows(
-        "SELECT v.outcome, count(*) AS n FROM members m JOIN verdicts v ON m.row_key = v.verdict_key "
-        "WHERE m.collection = ? GROUP BY v.outcome ORDER BY v.outcome",
-        [collection],
+        "WITH found AS (SELECT j.* FROM members m JOIN judgements j ON m.row_key = j.verdict_key "
+        "WHERE m.collection = $collection) "
+        "SELECT outcome AS what, count(*) AS n FROM found GROUP BY 1 UNION ALL "
+        "SELECT failure, count(*) FROM found WHERE failure IS NOT NULL GROUP BY 1 ORDER BY 1",
+        {"collection": collection},
     )
-    return {row["outcome"]: row["n"] for row in rows}
+    return {row["what"]: row["n"] for row in rows}
 
 
 def forecast(context: Context, settings: VerifySettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
@@ -68,7 +72,7 @@ def check(context: Context, manifest: Manifest) -> str | None:
     for spec, version in manifest.figures.get("versions", {}).items():
         if (now := verification.version_of(spec)) != version:
             return f"verifier {spec}: version {version} -> {now}"
-    return members_present(context, manifest)
+    return members_present(context, manifest) or verification.judged_again(manifest)
 
 
 STAGE = Stage(

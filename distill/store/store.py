@@ -73,14 +73,18 @@ class Store:
         return added
 
     def mend(self) -> None:
-        """Remake a store that cannot be opened. For whoever holds the workspace, before anything reads."""
-        if self.path.exists():
-            try:
-                with self.reading():
+        """Remake a store that cannot be opened, and bring one of an older distill up to date.
+        For whoever holds the workspace, before anything reads."""
+        if not self.path.exists():
+            return
+        try:
+            with self.reading() as connection:
+                if not schema.missing(connection):
                     return
-            except Damaged:
-                with self._writing():
-                    return
+        except Damaged:
+            pass
+        with self._writing():
+            return
 
     def _whole(self, paths: list[Path]) -> list[Path]:
         good = []
