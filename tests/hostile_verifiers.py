@@ -28,6 +28,9 @@ class Hostile:
         if answer.startswith("sleep after "):
             Path(answer.removeprefix("sleep after ")).touch()
             time.sleep(1e6)
+        if answer.startswith("wait for "):
+            while not Path(answer.removeprefix("wait for ")).exists():
+                time.sleep(0.02)
         if answer == "memory":
             return Verdict.correct(str(len(b"x" * (1 << 42))))
         if answer == "exit":
