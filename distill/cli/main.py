@@ -239,8 +239,35 @@ def traces_sql(
 def traces_stats(
     pipeline: PipelineFile = DEFAULT_PIPELINE, workspace: WorkspaceOption = None, json_: Json = False
 ) -> None:
-    """Count traces, tokens and verdicts by model and source."""
+    """Count traces and tokens by model and source, and each verifier's verdicts, abstentions and failures."""
     command("traces", "stats")(pipeline, workspace, json_)
+
+
+@traces.command("diff-verifiers", epilog="Example: distill traces diff-verifiers --a math@1 --b math@2")
+def traces_diff_verifiers(
+    a: Annotated[
+        str | None,
+        typer.Option("--a", help="A verifier: NAME, NAME@VERSION, or a spec; both left out: the two there are."),
+    ] = None,
+    b: Annotated[str | None, typer.Option("--b", help="Another verifier, or another version of it.")] = None,
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    limit: Annotated[int, typer.Option(min=0, help="List so many of the traces on which they differ.")] = 20,
+    json_: Json = False,
+) -> None:
+    """Compare what two verifiers, or two versions of one, said of the same traces."""
+    command("audit", "diff_verifiers")(a, b, pipeline, workspace, limit, json_)
+
+
+@traces.command("disagreements", epilog="Example: distill traces disagreements --limit 5")
+def traces_disagreements(
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many of them.")] = 20,
+    json_: Json = False,
+) -> None:
+    """List traces that one verifier calls correct and another incorrect, or whose own check disagrees."""
+    command("audit", "disagreements")(pipeline, workspace, limit, json_)
 
 
 def main() -> None:
