@@ -6,7 +6,7 @@ verdicts missing and the old ones stay.
 
 A failure (a timeout, a crash: `Verdict.failure`) may be the machine's fault, so the first one is no verdict
 yet: it is kept under a key of its own, and the next run judges that trace once more. What comes of that,
-a second failure too, is the verdict. See docs/design/005-failures.md.
+a second failure too, is the verdict. See docs/design/007-failures.md.
 """
 
 from __future__ import annotations

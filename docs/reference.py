@@ -1,11 +1,13 @@
-"""Write the reference pages from the code: docs/cli.md, docs/yaml.md, docs/store.md.
+"""Write the reference pages from the code: docs/cli.md, docs/yaml.md, docs/store.md, a table in docs/verifiers.md.
 
 `make docs` runs it; a test fails where a page on disk differs from what the code says.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,7 +181,26 @@ def store() -> str:
     return "\n".join(head) + schema.documentation()
 
 
-PAGES = {"cli.md": cli, "yaml.md": yaml, "store.md": store}
+def verifiers() -> str:
+    """The page as it is, with the table of what the catalog holds."""
+    before, begin, rest = (HERE / "verifiers.md").read_text(encoding="utf-8").partition("<!-- begin: ")
+    mark, _, rest = rest.partition("\n")
+    _, end, after = rest.partition("<!-- end -->")
+    rows = [_verifier(name) for name in sorted(catalog.VERIFIERS)]
+    table = ["", "| name | what it asks | settings |", "|---|---|---|", *rows, "", ""]
+    return f"{before}{begin}{mark}\n" + "\n".join(table) + f"{end}{after}"
+
+
+def _verifier(name: str) -> str:
+    made = catalog.resolve("verifiers", name)
+    about = str(sys.modules[made.__module__].__doc__).strip().split("\n\n")[0].removeprefix(f"`{name}`: ")
+    fields = dataclasses.fields(made) if dataclasses.is_dataclass(made) else ()
+    settings = ", ".join(f"`{field.name}: {_plain(field.default)}`" for field in fields)
+    text = " ".join(about.split()).replace("|", "\\|")
+    return f"| `{name}` | {text} | {settings} |"
+
+
+PAGES = {"cli.md": cli, "yaml.md": yaml, "store.md": store, "verifiers.md": verifiers}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():
