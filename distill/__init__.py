@@ -9,8 +9,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from pipeline import __owner__ as __owner__
-from pipeline import __version__ as __version__
+__version__ = "0.1.0"
+
+__owner__ = f"distill-reasoning {__version__}"
+"""Marks this package as ours (`distill.ownership`); `pipeline`, `distill` and `rl` each carry it, alike."""
 
 _PUBLIC = {
     "Problem": "distill.types",

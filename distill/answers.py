@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distill.tables import ProblemColumns, Row
+from distill.tables import ProblemColumns, Row, one_group
 from distill.thinking import Response, split_thinking
 from distill.types import Failure, Outcome, Problem, Verdict
 from distill.verifiers import VerifierPool, build
@@ -37,6 +37,13 @@ class AnswerColumns:
     thinking: str | None = None
     id: str | None = None
     opened: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            if self.reference_pattern is not None:
+                one_group(self.reference_pattern)
+        except ValueError as error:
+            raise InputError(f"the pattern of the answer: {error}") from None
 
     def read(self, row: Row) -> tuple[Problem, Response]:
         """The problem and the response of a row; `InputError` says where it lacks them."""

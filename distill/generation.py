@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill import keys
-from distill.engines.base import Engine
+from distill.engines.base import Engine, PromptTooLong
 from distill.store import Store
 from distill.store.records import Row, trace_row
 from distill.thinking import OPEN, Response, split_thinking
 from distill.types import Completion, Problem, Request, Sampling, Trace
+from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context, stop_check
 
 APPEND_SECONDS = 0.5
@@ -66,8 +67,13 @@ def make_traces(
         writer = _Writer(store)
         done, tokens, cost, begun = len(present), 0, 0.0, time.monotonic()
         figures: dict[str, Any] = {"model": label} if label else {}
+
+        def stopping() -> bool:  # asked every second or so, also while no sample ends
+            writer.tick()
+            return context.stopping()
+
         try:
-            for completion in engine.generate(requests, context.stopping):
+            for completion in engine.generate(requests, stopping):
                 wish = missing[completion.key]
                 trace = trace_of(
                     completion, wish.problem.id, wish.sampling,
@@ -79,10 +85,14 @@ def make_traces(
                 if cost:
                     figures["cost"] = round(cost, 4)
                 context.progress(done, len(by_key), **figures, tokens=tokens, tokens_per_second=round(rate))
+        except PromptTooLong as error:
+            raise InputError(f"problem {missing[error.key].problem.name}: {error}") from None
         finally:  # whatever ended it, a cap or an endpoint that went down: what is finished is kept
             writer.flush()
             store.ingest()
     stop_check(context.stopping)
+    if done < len(by_key):
+        raise PipelineError(f"the engine ended {len(by_key) - done} samples short; run the same command again")
 
 
 def response_of(completion: Completion) -> Response:
@@ -118,7 +128,7 @@ def trace_of(
 
 
 class _Writer:
-    """Collects rows and makes them durable often enough that a crash costs half a second."""
+    """Collects rows and makes them durable often enough that a crash costs about a second."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -127,11 +137,15 @@ class _Writer:
 
     def add(self, row: Row) -> None:
         self._rows.append(row)
+        self.tick()
+
+    def tick(self) -> None:
+        """Keep what has waited long enough; to be called also when nothing comes."""
         now = time.monotonic()
         if len(self._rows) >= APPEND_ROWS or now - self._appended >= APPEND_SECONDS:
             self.flush()
         if now - self._ingested >= INGEST_SECONDS:
-            self._store.ingest()
+            self._store.ingest_if_free()
             self._ingested = time.monotonic()
 
     def flush(self) -> None:

@@ -19,17 +19,15 @@ def prompt_key(problem: Problem) -> str:
 
 
 def problem_key(problem: Problem) -> str:
-    """What is asked and how it is checked; not its name, source or split, so that sources share."""
-    return content_hash(
-        [
-            "problem",
-            problem.system,
-            problem.prompt,
-            problem.reference,
-            problem.verifier,
-            dict(problem.metadata),
-        ]
-    )
+    """What is asked, how it is checked, and what is said of it (source, difficulty, licence, structure).
+    Not the split, and not the name: one problem may be training material here and held out there."""
+    said = [problem.source, problem.difficulty, problem.licence, problem.structure]
+    return content_hash(["problem", *checked(problem), *said])
+
+
+def checked(problem: Problem) -> list[Any]:
+    """What is asked and how it is checked: problems alike in this are one problem, whoever lists it."""
+    return [problem.system, problem.prompt, problem.reference, problem.verifier, dict(problem.metadata)]
 
 
 def trace_key(problem: Problem, model: str, sampling: Sampling, sample_index: int) -> str:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from pydantic import AfterValidator
+
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
@@ -31,7 +33,20 @@ STAGE = "stage:"
 MODEL = "model"
 """The subdirectory of a student artifact that holds the whole model."""
 
-ModelName = Annotated[str, Input(accepts=("student", "model"), prefix=STAGE)]
+
+def check_name(name: str) -> str:
+    """``name``, if it can be a model; for settings, so that a slip is told before anything is paid for."""
+    try:
+        if not name.startswith(STAGE):
+            path = directory_of(name)
+            check_directory(path, name) if path else check_hub_name(name)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+StageOrName = Annotated[str, Input(accepts=("student", "model"), prefix=STAGE)]
+ModelName = Annotated[StageOrName, AfterValidator(check_name)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +90,16 @@ def check_directory(path: Path, name: str) -> None:
         raise InputError(f"model {name}: {path} is incomplete: it has no tokenizer")
 
 
+def check_hub_name(name: str) -> None:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name):
+        raise InputError(f"model {name!r}: expected embedded:NAME, stage:NAME, a directory, or a hub name org/name")
+
+
 def identity_of(name: str, hashes: FileHashes) -> str:
     """Identity of an ``embedded:``, path or hub model (a stage's student has its artifact's)."""
     path = directory_of(name)
     if path is None:
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name):
-            raise InputError(f"model {name!r}: expected embedded:NAME, stage:NAME, a directory, or a hub name org/name")
+        check_hub_name(name)
         return f"hub:{name}"
     check_directory(path, name)
     return content_hash([[p.name, hashes.of(p)] for p in sorted(path.iterdir()) if p.suffix in CONTENT])

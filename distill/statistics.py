@@ -25,10 +25,6 @@ class Estimate:
     high: float
     problems: int
 
-    @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
-
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
     """Unbiased estimate of the chance that at least one of ``k`` samples is correct, from
@@ -63,7 +59,8 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 def paired_difference(a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]]) -> Estimate:
     """Mean of ``b - a`` over the problems both have, with its 95% interval: tighter than comparing two
-    intervals, since each problem is its own control."""
+    intervals, since each problem is its own control. Where all problems agree, Wilson's bound on the share
+    of those that would not."""
     shared = [key for key in a if a[key] and b.get(key)]
     differences = [fmean(b[key]) - fmean(a[key]) for key in shared]
     if not differences:
@@ -71,5 +68,9 @@ def paired_difference(a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence
     value = fmean(differences)
     if len(differences) == 1:  # one problem says nothing of others
         return Estimate(value, -1.0, 1.0, 1)
-    half = Z95 * stdev(differences) / math.sqrt(len(differences))
-    return Estimate(value, value - half, value + half, len(differences))
+    spread, count = stdev(differences), len(differences)
+    if spread == 0.0:  # up to so large a share of problems may differ from those seen, by as much as can be
+        others = wilson(0.0, count)[1]
+        return Estimate(value, value - others * (value + 1), value + others * (1 - value), count)
+    half = Z95 * spread / math.sqrt(count)
+    return Estimate(value, max(-1.0, value - half), min(1.0, value + half), count)

@@ -14,11 +14,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
+
+from pydantic import AfterValidator
 
 from distill.types import Problem
 from pipeline.errors import InputError
-from pipeline.fingerprint import canonical
+from pipeline.fingerprint import canonical, content_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,8 @@ def count(path: str | Path) -> int:
 
 def _open(path: Path) -> TextIO:
     if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8")
-    return open(path, encoding="utf-8", newline="")
+        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8-sig")
+    return open(path, encoding="utf-8-sig", newline="")
 
 
 def _mapping(value: Any, path: Path, line: int) -> Row:
@@ -100,7 +102,9 @@ def _jsonl(path: Path) -> Iterator[Row]:
                 continue
             try:
                 yield _mapping(json.loads(text), path, line)
-            except (ValueError, RecursionError) as error:
+            except json.JSONDecodeError as error:
+                yield Row(path, line, {}, f"not valid JSON ({error.msg}, column {error.colno})")
+            except (ValueError, RecursionError) as error:  # not UTF-8; nested without end
                 yield Row(path, line, {}, f"not valid JSON ({error})")
 
 
@@ -143,6 +147,20 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise InputError(f"{path}: not a readable Parquet file ({error})") from None
 
 
+def one_group(pattern: str) -> str:
+    """A regular expression with the one group whose text is taken."""
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    if groups != 1:
+        raise ValueError(f"{pattern!r} has {groups} groups in parentheses; it needs one, around what is taken")
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(one_group)]
+
+
 @dataclass(frozen=True, slots=True)
 class ProblemColumns:
     """Which columns of a row make a problem.
@@ -168,17 +186,24 @@ class ProblemColumns:
         system: str | None = None,
     ) -> Problem:
         """The row's problem; ``prompt`` is its text where no column holds it."""
-        prompt = row.text(self.prompt) if self.prompt is not None else prompt or ""
+        if self.prompt is not None:
+            prompt = row.text(self.prompt)
+            if isinstance(row.get(self.prompt), dict | list):
+                raise InputError(f"{row.where}: column {self.prompt!r} is not text")
+        prompt = prompt or ""
+        prompt = f"{prompt}\n\n{self.instruction}" if self.instruction else prompt
+        reference = self._reference(row)
         return Problem(
-            id=f"{source}/{row.line}",
-            prompt=f"{prompt}\n\n{self.instruction}" if self.instruction else prompt,
-            reference=self._reference(row),
+            id=f"{source}/{content_hash([system, prompt, reference, verifier])[:12]}",
+            prompt=prompt,
+            reference=reference,
             verifier=verifier,
             source=source,
             split=split,
             difficulty=self._difficulty(row),
             licence=licence,
             system=system,
+            origin=row.where,
         )
 
     def _reference(self, row: Row) -> str:
@@ -191,7 +216,7 @@ class ProblemColumns:
             found = re.findall(self.reference_pattern, reference)
             if not found:
                 raise InputError(f"{row.where}: {self.reference_pattern!r} is not found in column {self.reference!r}")
-            reference = found[-1] if isinstance(found[-1], str) else found[-1][0]
+            reference = found[-1]
         return reference.strip()
 
     def _difficulty(self, row: Row) -> int | None:

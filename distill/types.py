@@ -19,7 +19,8 @@ Message = Mapping[str, str]
 class Problem:
     """Something to be answered whose answer can be checked.
 
-    ``id`` is stable and readable (``calc/3f9a1c...``, ``gsm8k/test/17``). ``reference`` is what the
+    ``id`` is stable and readable, a source and a hash of the content (``calc/3f9a1c...``): a row added at
+    the top of a file renames nothing. ``origin`` is the file and line it was first read from. ``reference`` is what the
     verifier called ``verifier`` compares with: an answer, or tests as JSON text. ``structure`` names
     the function, chain or formula underneath: problems that share it never sit on both sides of a
     train/held-out split. ``difficulty`` counts steps, or is None where unknown.
@@ -36,6 +37,12 @@ class Problem:
     structure: str | None = None
     system: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+    @property
+    def name(self) -> str:
+        """The id, with the file and line where there are any, for messages to people."""
+        return f"{self.id} ({self.origin})" if self.origin else self.id
 
     @property
     def messages(self) -> tuple[Message, ...]:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from distill import catalog, keys, verifiers
+from distill import keys, verifiers
 from distill.store import Store
 from distill.store.records import Row, verdict_row
 from distill.thinking import Response
@@ -69,9 +69,9 @@ def version_of(spec: str) -> str:
     return verifiers.build(json.loads(spec)).version
 
 
-def versions(verifier: Spec | None) -> dict[str, str]:
-    """What a verify stage depends on: the version of the verifier named, or of every one there is."""
-    specs: list[Spec] = list(catalog.names("verifiers")) if verifier is None else [verifier]
+def versions(verifier: Spec | None, problems: Manifest) -> dict[str, str]:
+    """What a stage that judges depends on: the version of the verifier named, or of those of its problems."""
+    specs: list[Spec] = problems.figures["verifiers"] if verifier is None else [verifier]
     return {canonical(spec): verifiers.build(spec).version for spec in specs}
 
 
@@ -128,7 +128,7 @@ def failed_once(verdict_keys: Sequence[str]) -> dict[str, int]:
 
 
 def judged_again(manifest: Manifest) -> str | None:
-    """For a stage's check: why it runs again although its record is whole."""
+    """Why a stage whose record is whole runs again (`pipeline.stage.Stage.again`)."""
     count = manifest.figures.get("failed_once")
     return f"{count} verdict(s) failed, by a timeout or a crash: judged once more" if count else None
 

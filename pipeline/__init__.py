@@ -8,4 +8,4 @@ Read in this order: `stage` (what a stage is), `config` (the wish), `manifest` (
 __version__ = "0.1.0"
 
 __owner__ = f"distill-reasoning {__version__}"
-"""Marks this `pipeline` as ours: other distributions ship packages of the same name (`distill.ownership`)."""
+"""Marks this package as ours (`distill.ownership`); `pipeline`, `distill` and `rl` each carry it, alike."""

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.document import Document, KeyPath, parse_value, read
 from pipeline.errors import InputError
-from pipeline.stage import File, Settings, Stage, marked, references
+from pipeline.stage import File, Input, Settings, Stage, marked, references
 
 TOP_KEYS = ("name", "workspace", "seed", "stages")
 StageLookup = Callable[[str], Stage]
@@ -130,14 +130,18 @@ def _stage(document: Document, name: Any, body: Any, lookup: StageLookup, seed: 
     for path, _, value in marked(settings, File):
         for file in [value] if isinstance(value, str) else value or []:
             if not Path(file).exists():
-                raise InputError(f"{document.where((*where, *path))}: {file}: no such file")
+                raise InputError(f"{document.where((*where, *path))}: {file}: no such file{_looked_in(file)}")
     return StageSpec(name, stage, settings)
+
+
+def _looked_in(file: str) -> str:
+    return "" if Path(file).is_absolute() else f" (looked in {Path.cwd()})"
 
 
 def _explain(error: ValidationError, document: Document, where: KeyPath, stage: Stage) -> str:
     """The first mistake pydantic found, as one line a user can act on."""
     first = error.errors()[0]
-    location = tuple(part for part in first["loc"] if not str(part).startswith(("function-", "literal[")))
+    location = _in_yaml(first["loc"], document.get(where))
     at = document.where((*where, *location))
     if first["type"] == "extra_forbidden":
         return f"{at}: unknown key{nearest(location[-1], _valid_keys(stage.settings, location[:-1]))}"
@@ -147,7 +151,28 @@ def _explain(error: ValidationError, document: Document, where: KeyPath, stage: 
         expected = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         return f"{at}: {first['input']!r} is not valid{nearest(first['input'], expected)}"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    if first["type"] == "value_error":  # one of our own, which says what it found
+        return f"{at}: {message}"
     return f"{at}: {message[0].lower()}{message[1:]}, found {first['input']!r}"
+
+
+def _in_yaml(location: Sequence[str | int], body: Any) -> tuple[str | int, ...]:
+    """A place as the user wrote it: without what pydantic adds for variants and functions."""
+    kept: list[str | int] = []
+    for part in location[:-1]:
+        inner = _inside(body, part)
+        if isinstance(inner, Mapping | list):
+            kept.append(part)
+            body = inner
+    last = location[-1:]
+    added = last and str(last[0]).startswith(("function-", "literal["))
+    return tuple(kept) if added else (*kept, *last)
+
+
+def _inside(body: Any, part: str | int) -> Any:
+    if isinstance(body, Mapping):
+        return body.get(part)
+    return body[part] if isinstance(body, list) and isinstance(part, int) and part < len(body) else None
 
 
 def _valid_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
@@ -168,8 +193,6 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def _what_feeds(stage: Stage, field: str, document: Document) -> str:
     info = stage.settings.model_fields.get(field)
-    from pipeline.stage import Input
-
     for mark in info.metadata if info else ():
         if isinstance(mark, Input):
             return f": nothing feeds this stage; name one that makes {' or '.join(mark.accepts)}"
@@ -205,6 +228,7 @@ def _ordered(document: Document, specs: dict[str, StageSpec]) -> dict[str, Stage
 def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     """``sft.lora.rank=16`` sets a stage's key; ``seed=1`` and ``workspace=...`` a top one."""
     for text in overrides:
+        document.said[tuple(text.partition("=")[0].split("."))] = text
         key, equals, value = text.partition("=")
         path = tuple(key.split("."))
         if not equals or not all(path):

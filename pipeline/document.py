@@ -33,9 +33,23 @@ class Document:
     path: Path
     data: dict[str, Any]
     lines: dict[KeyPath, int] = field(repr=False)
+    said: dict[KeyPath, str] = field(default_factory=dict, repr=False)
+    """What the command line has put into ``data``, by key path (``--set``, without the leading "stages")."""
+
+    def get(self, key: KeyPath) -> Any:
+        """The value at a key path, or None."""
+        value: Any = self.data
+        for part in key:
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
 
     def where(self, key: KeyPath) -> str:
-        """``file:line: a.b.c`` of a key; the nearest enclosing line where the key is not there."""
+        """``file:line: a.b.c`` of a key; the nearest enclosing line where the key is not there; ``--set ...``
+        where it came from the command line."""
+        short = key[1:] if key[:1] == ("stages",) else key
+        for path, text in self.said.items():
+            if short[: len(path)] == path:
+                return f"--set {text}"
         known: KeyPath = key
         while known and known not in self.lines:
             known = known[:-1]

@@ -31,7 +31,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise InputError(f"{path}: cannot be written ({error.strerror}); choose another workspace") from None
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise InputError(f"{path}: a file stands where a directory is needed") from None
+            raise InputError(f"{path}: a file, or a link to nothing, stands where a directory is needed") from None
+        if error.errno in (errno.ENAMETOOLONG, errno.ENOENT, errno.ELOOP):
+            raise InputError(f"{path}: cannot be made ({error.strerror})") from None
         raise
 
 
@@ -95,10 +97,15 @@ def publish_directory(built: Path, final: Path) -> None:
         fsync_directory(final.parent)
 
 
+def link_place(name: Path) -> Path:
+    """``name``, if a link can be put there; what a person or the workspace keeps there is not overwritten."""
+    if name.exists() and not name.is_symlink():
+        raise InputError(f"{name}: is in the way of a link to the stage's result; move it away or rename the stage")
+    return name
+
+
 def link(target: Path, name: Path) -> None:
     """Point the symbolic link ``name`` at ``target`` (relative), replacing an older link in one step."""
-    if name.exists() and not name.is_symlink():
-        raise InputError(f"{name}: is in the way of a link to the stage's result; move it away")
     temporary = name.with_name(f"{TEMPORARY}{name.name}")
     with disk_errors(name):
         temporary.unlink(missing_ok=True)

@@ -31,17 +31,8 @@ def content_hash(data: Any) -> str:
     return hashlib.sha256(canonical(data).encode("utf-8", "surrogatepass")).hexdigest()[:LENGTH]
 
 
-def digest_of_keys(keys: Any) -> str:
-    """Hash of a set of keys, whatever order they come in."""
-    whole = hashlib.sha256()
-    for key in sorted(keys):
-        whole.update(key.encode())
-        whole.update(b"\n")
-    return whole.hexdigest()[:LENGTH]
-
-
 class FileHashes:
-    """Content hashes of files and directories, remembered by (size, mtime, inode).
+    """Content hashes of files and directories, remembered by (size, mtime, ctime, inode).
 
     The memory makes hashing a model of many gigabytes a matter of one `stat` a file the second
     time; it lies in the workspace and may be deleted at any time.
@@ -51,11 +42,9 @@ class FileHashes:
         self._memory = memory
         self._known: dict[str, list[Any]] = {}
         self._changed = False
-        if memory is not None and memory.exists():
-            try:
+        if memory is not None:
+            with contextlib.suppress(OSError, ValueError):  # none, or a damaged one, costs a re-hash, nothing else
                 self._known = json.loads(memory.read_text())
-            except (OSError, ValueError):
-                self._known = {}  # a damaged memory costs a re-hash, nothing else
 
     def of(self, path: str | os.PathLike[str]) -> str:
         """Hash of a file, or of a directory's relative names and contents. InputError if absent."""
@@ -64,14 +53,17 @@ class FileHashes:
             raise InputError(f"{path}: no such file or directory")
         if path.is_file():
             return self._file(path)
-        names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-        return content_hash([[name, self._file(path / name)] for name in names])
+        return content_hash(sorted(self.tree(path).items()))
+
+    def tree(self, directory: Path) -> dict[str, str]:
+        """Hash of each file in a directory, by relative name."""
+        return {p.relative_to(directory).as_posix(): self._file(p) for p in directory.rglob("*") if p.is_file()}
 
     def _file(self, path: Path) -> str:
         status = path.stat()
-        key, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns, status.st_ino]
-        if (known := self._known.get(key)) and known[:3] == stamp:
-            return str(known[3])
+        key, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        if (known := self._known.get(key)) and known[:-1] == stamp:
+            return str(known[-1])
         with open(path, "rb") as file:
             value = hashlib.file_digest(file, "sha256").hexdigest()[:LENGTH]
         self._known[key] = [*stamp, value]

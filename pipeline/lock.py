@@ -12,12 +12,26 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.errors import Exit, PipelineError
 from pipeline.files import disk_errors, make_directory
+
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    """A forked child must not hold the workspace when its parent is killed. (Closing a copy of the
+    descriptor leaves the parent's lock alone.)"""
+    for descriptor in _held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 class Held(PipelineError):
@@ -48,9 +62,11 @@ def workspace_lock(workspace: Path, *, wait: bool, stopping: Callable[[], bool],
             file.truncate(0)
             file.write(json.dumps(info))
             file.flush()
+        _held.add(file.fileno())
         try:
             yield
         finally:
+            _held.discard(file.fileno())
             file.truncate(0)
 
 

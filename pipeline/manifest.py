@@ -48,6 +48,8 @@ class Manifest:
     seconds: float
     finished: str
     artifact: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    """The artifact's files by relative name, with their content hashes."""
     software: Mapping[str, str] = field(default_factory=dict)
 
 

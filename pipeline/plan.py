@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import manifest as manifests
 from pipeline.config import PipelineSpec, StageSpec
-from pipeline.fingerprint import FileHashes, differences
+from pipeline.fingerprint import FileHashes, content_hash, differences
 from pipeline.manifest import Identity, Manifest
-from pipeline.stage import File, Forecast, marked, references, result_settings
+from pipeline.stage import File, Forecast, Input, marked, references, result_settings
 
 if TYPE_CHECKING:
     from pipeline.workspace import Workspace
@@ -43,14 +43,18 @@ class StagePlan:
 
 def identify(spec: StageSpec, upstream: Mapping[str, Manifest], hashes: FileHashes) -> Identity:
     """All that the stage's result depends on, hashed as it is now."""
-    inputs = {".".join(map(str, path)): upstream[name].digest for path, _, name in references(spec.settings)}
+    inputs = {".".join(map(str, path)): _content(upstream[n], mark) for path, mark, n in references(spec.settings)}
     files: dict[str, str] = {}
     for path, _, value in marked(spec.settings, File):
         names = [value] if isinstance(value, str) else list(value or [])
         files |= {f"{'.'.join(map(str, path))}[{index}]": hashes.of(name) for index, name in enumerate(names)}
     if spec.stage.dependencies:
-        files |= spec.stage.dependencies(spec.settings, hashes)
+        files |= spec.stage.dependencies(spec.settings, hashes, upstream)
     return Identity(spec.stage.kind, spec.stage.version, result_settings(spec.settings), inputs, files)
+
+
+def _content(output: Manifest, mark: Input) -> str:
+    return content_hash([output.digest, output.figures]) if mark.figures else output.digest
 
 
 def examine(
@@ -67,10 +71,10 @@ def examine(
     identity = identify(spec, inputs, workspace.hashes)
     found = manifests.find(workspace.path, identity)
     if found and not forced:
-        lost = workspace.lost(spec, found, inputs)
-        if lost is None:
+        why = workspace.lost(spec, found, inputs) or (spec.stage.again(found) if spec.stage.again else None)
+        if why is None:
             return StagePlan(spec, Status.CACHED, (), identity, found, figures=found.figures)
-        reasons: tuple[str, ...] = (lost,)
+        reasons: tuple[str, ...] = (why,)
     else:
         reasons = ("--force",) if forced else explain(spec, identity, workspace)
     forecast = _forecast(spec, workspace, identity, inputs, expected)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from pipeline import manifest as manifests
 from pipeline.config import PipelineSpec, StageSpec
-from pipeline.errors import PipelineError
+from pipeline.errors import InputError, PipelineError
 from pipeline.events import Listener
-from pipeline.files import link, make_directory
+from pipeline.files import link, link_place, make_directory
 from pipeline.manifest import Identity, Manifest
 from pipeline.plan import StagePlan, Status, examine, identify
 from pipeline.stage import stop_check
@@ -42,6 +42,10 @@ def run(
     specs = pipeline.closure(targets)
     plans: dict[str, StagePlan] = {}
     done: list[Done] = []
+    workspace.make()
+    for spec in specs:
+        for name in (spec.name, *spec.stage.links):
+            link_place(workspace.path / name)
     listener.begin([spec.name for spec in specs])
     for spec in specs:
         found = examine(spec, {name: plans[name] for name in spec.upstream}, workspace, spec.name in force)
@@ -50,6 +54,7 @@ def run(
             listener.cached(spec.name, found.manifest)  # type: ignore[arg-type]
         else:
             stop_check(stopping)
+            _foresee(specs, plans)
             manifest = _run_stage(found, plans, workspace, listener, stopping, spec.name in force)
             found = StagePlan(spec, Status.CACHED, (), found.identity, manifest, figures=manifest.figures)
         plans[spec.name] = found
@@ -57,6 +62,15 @@ def run(
         workspace.hashes.save()
         done.append(Done(found.manifest, cached))  # type: ignore[arg-type]
     return done
+
+
+def _foresee(specs: Sequence[StageSpec], plans: Mapping[str, StagePlan]) -> None:
+    """Raise `InputError` if a stage, this one or a later one, is already known to be impossible."""
+    for spec in specs:
+        if spec.stage.refuse and spec.name not in plans:
+            known = {name: plans[name].figures for name in spec.upstream if name in plans}
+            if why := spec.stage.refuse(spec.settings, known):
+                raise InputError(f"stage {spec.name}: {why}")
 
 
 def _run_stage(
@@ -90,9 +104,12 @@ def _run_stage(
         figures=dict(output.figures),
         seconds=round(clock.seconds, 3),
         finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        artifact=str(context.artifact.relative_to(workspace.path)) if context.published else None,
+        artifact=str(context.artifact.relative_to(workspace.path)) if context.published is not None else None,
+        files=context.published or {},
         software=workspace.software,
     )
+    if lacking := workspace.lost(spec, manifest, inputs):  # type: ignore[arg-type]
+        raise PipelineError(f"stage {spec.name}: its result is not whole and not recorded: {lacking}")
     manifests.write(workspace.path, manifest)
     shutil.rmtree(work, ignore_errors=True)
     listener.finish(spec.name, manifest)
@@ -127,4 +144,4 @@ def _link(found: StagePlan, workspace: Workspace) -> None:
     for target, name in [(artifact, found.spec.name), *((artifact / n, n) for n in found.spec.stage.links)]:
         path = workspace.path / name
         if not (path.is_symlink() and path.resolve() == target.resolve()):
-            link(target, path)
+            link(target, link_place(path))

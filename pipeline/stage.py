@@ -38,11 +38,13 @@ class Input:
     """Marks a setting that names the stage (or a list or mapping of stages) feeding this one.
 
     ``accepts`` are the kinds of output taken. With a ``prefix``, only values that start with it are
-    stage names (``stage:sft``); the rest means something to the domain (a path, a hub id).
+    stage names (``stage:sft``); the rest means something to the domain (a path, a hub id). With
+    ``figures``, the stage reads the figures of that output too, so that others of them run it again.
     """
 
     accepts: tuple[str, ...]
     prefix: str = ""
+    figures: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +124,18 @@ class Stage:
     version: int = 1
     forecast: Callable[[Any, Any, Mapping[str, Mapping[str, Any]]], Forecast] | None = None
     """``(context, settings, figures of upstream stages by name) -> Forecast``; must be cheap."""
-    dependencies: Callable[[Any, FileHashes], Mapping[str, str]] | None = None
-    """``(settings, hashes) -> {name: content hash}`` of what is read beyond inputs and `File`s."""
+    dependencies: Callable[[Any, FileHashes, Mapping[str, Manifest]], Mapping[str, str]] | None = None
+    """``(settings, hashes, manifests of upstream stages by name) -> {name: content hash}`` of what is read
+    beyond inputs and `File`s."""
+    refuse: Callable[[Any, Mapping[str, Mapping[str, Any]]], str | None] | None = None
+    """``(settings, figures of those upstream stages that are complete) -> why this stage cannot run``, or None.
+    Asked before any stage runs, so that nothing is made, and paid for, on the way to a refusal."""
     check: Callable[[Any, Any], str | None] | None = None
-    """``(context, manifest) -> why the recorded output is no longer whole``, or None."""
+    """``(context, manifest) -> why the output is not whole (any more)``, or None. Asked before an output is
+    recorded too."""
+    again: Callable[[Manifest], str | None] | None = None
+    """``manifest -> why an output that is whole is to be made again``, or None: a part of it failed and may
+    come out otherwise. Asked when the next run is planned."""
     links: tuple[str, ...] = ()
     """Files of the artifact that are also linked from the top of the workspace."""
 

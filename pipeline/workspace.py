@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.config import StageSpec
 from pipeline.events import Listener
-from pipeline.files import publish_directory, write_atomic
+from pipeline.files import make_directory, publish_directory, write_atomic
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Identity, Manifest
 
@@ -30,6 +30,11 @@ class Workspace:
         self.path = path
         self.software = dict(software or {})
         self.hashes = FileHashes(path / ".hashes.json")
+
+    def make(self) -> None:
+        """Make the directories, so that their names are taken before a stage of such a name is run."""
+        for name in ("manifests", "artifacts", "work"):
+            make_directory(self.path / name)
 
     def artifact(self, kind: str, fingerprint: str) -> Path:
         return self.path / "artifacts" / f"{kind}-{fingerprint[:12]}"
@@ -49,10 +54,22 @@ class Workspace:
 
     def lost(self, spec: StageSpec, found: Manifest, inputs: Mapping[str, Manifest]) -> str | None:
         """Why a recorded output is no longer whole, or None."""
-        if found.artifact and not (self.path / found.artifact).is_dir():
-            return f"its artifact {found.artifact} is gone"
+        if found.artifact and (wrong := self._damage(self.path / found.artifact, found.files)):
+            return f"its artifact {found.artifact} {wrong}"
         if spec.stage.check:
             return spec.stage.check(self.context(spec, found.fingerprint, inputs), found)
+        return None
+
+    def _damage(self, artifact: Path, files: Mapping[str, str]) -> str | None:
+        """What is wrong with an artifact. Text for people (a model card) may be edited, the rest not."""
+        if not artifact.is_dir():
+            return "is gone"
+        there = self.hashes.tree(artifact)
+        for name, value in files.items():
+            if name not in there:
+                return f"lacks {name}"
+            if there[name] != value and not name.endswith(".md"):
+                return f"was changed: {name}"
         return None
 
 
@@ -70,7 +87,7 @@ class StageContext:
     hashes: FileHashes
     stopping: Callable[[], bool] = lambda: False
     listener: Listener | None = None
-    published: bool = False
+    published: dict[str, str] | None = None
     _clock: Clock | None = None
 
     def progress(self, done: int, total: int | None, **figures: Any) -> None:
@@ -86,8 +103,8 @@ class StageContext:
     def publish(self, built: Path) -> str:
         """Make ``built`` the stage's artifact; returns its content hash."""
         publish_directory(built, self.artifact)
-        self.published = True
-        return FileHashes().of(self.artifact)
+        self.published = self.hashes.tree(self.artifact)
+        return self.hashes.of(self.artifact)
 
 
 @dataclass

@@ -3,4 +3,7 @@
 Read in this order: `credit` (rewards to advantages), `loss` (advantages to a loss), `grpo` (the loop).
 """
 
-from pipeline import __owner__ as __owner__
+__version__ = "0.1.0"
+
+__owner__ = f"distill-reasoning {__version__}"
+"""Marks this package as ours (`distill.ownership`); `pipeline`, `distill` and `rl` each carry it, alike."""

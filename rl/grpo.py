@@ -24,7 +24,7 @@ import torch
 
 from distill.training.batching import from_tokens
 from distill.training.forward import check_packing
-from distill.training.learner import Learner, LearnerSettings, Row, learning, run_identity
+from distill.training.learner import BeforeSave, Learner, LearnerSettings, Row, learning, nothing, run_identity
 from distill.types import Completion, Finish, Problem, Request, Sampling
 from pipeline.errors import InputError, Stopped
 from rl import credit, loss
@@ -33,7 +33,7 @@ from rl import credit, loss
 class Policy(Protocol):
     """An engine that samples from the weights under training."""
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]: ...
+    def generate(self, requests: Iterable[Request], stopping: Callable[[], bool]) -> Iterator[Completion]: ...
 
     def refresh(self) -> None:
         """Take up the weights as they are now."""
@@ -127,6 +127,7 @@ def train_grpo(
     recall: Callable[[int], Iterable[Completion]] = lambda step: (),
     on_rollouts: Callable[[int, Sequence[Rollout]], None] = lambda step, rollouts: None,
     on_step: Callable[[GrpoMetrics], None] = lambda metrics: None,
+    before_save: BeforeSave = nothing,
 ) -> None:
     """Refine ``model`` in place, going on from ``checkpoints`` (of this run alone) if there are any.
 
@@ -136,7 +137,8 @@ def train_grpo(
     """
     if settings.kl and not hasattr(model, "disable_adapter"):
         raise InputError("grpo with a KL term needs a LoRA adapter: the reference is the model without it")
-    with learning(model, settings, settings.steps, checkpoints, run_identity(settings)) as learner:
+    run = run_identity(settings)
+    with learning(model, settings, settings.steps, checkpoints, run, before_save) as learner:
         learner.resume()
         check_packing(model)
         while learner.done < settings.steps:
@@ -169,11 +171,11 @@ def _complete(
     if len(wanted) < len(requests):
         raise InputError("a step of grpo names a problem twice")
     found = {c.key: c for c in kept if c.key in wanted}
-    for completion in policy.generate([r for r in requests if r.key not in found]):
+    for completion in policy.generate([r for r in requests if r.key not in found], stop):
         found[completion.key] = completion
-        if stop():
-            learner.save({})
-            raise Stopped(f"stopped while sampling for step {learner.done + 1} of {learner.total}; run again to go on")
+    if stop():
+        learner.save({})
+        raise Stopped(f"stopped while sampling for step {learner.done + 1} of {learner.total}; run again to go on")
     return [found[r.key] for r in requests]
 
 

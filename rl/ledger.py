@@ -52,7 +52,7 @@ class Ledger:
         for table, rows in zip(("traces", "verdicts", "rollouts"), zip(*parts, strict=True), strict=True):
             self._store.append(table, rows)
         if step % INGEST_STEPS == 0:
-            self._store.ingest()
+            self._store.ingest_if_free()
 
     def _rows(self, rollout: Rollout) -> tuple[Row, Row, Row]:
         completion, problem = rollout.completion, rollout.problem

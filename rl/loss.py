@@ -46,11 +46,6 @@ def clipped_objective(rho: Tensor, advantages: Tensor, clip_low: float, clip_hig
     return -torch.min(rho * advantages, bounded * advantages)
 
 
-def clipped(rho: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """Tokens (bool) where the clip cuts the gradient off."""
-    return ((rho < 1 - clip_low) & (advantages < 0)) | ((rho > 1 + clip_high) & (advantages > 0))
-
-
 def engine_correction(old_logprobs: Tensor, engine_logprobs: Tensor, cap: float) -> Tensor:
     """Truncated importance sampling per token: min(exp(logp_old - logp_mu), cap), no gradient.
 

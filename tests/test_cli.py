@@ -136,7 +136,7 @@ def test_an_incomplete_model_directory_is_named_before_anything_is_loaded(
 
 def test_a_workspace_that_cannot_be_made_is_one_line(project: Path) -> None:
     (project / "runs").write_text("a file")
-    assert "a file stands where a directory is needed" in refused("run", "-p", "p.yaml", cwd=project)
+    assert "stands where a directory is needed" in refused("run", "-p", "p.yaml", cwd=project)
 
 
 @pytest.fixture
@@ -183,3 +183,112 @@ def test_an_error_is_json_when_json_was_asked_for(project: Path) -> None:
         "message": "",
         "exit_code": 2,
     }
+
+
+def test_a_prompt_longer_than_the_model_names_its_problem_and_loses_nothing(project: Path) -> None:
+    rows = [{"q": "Compute left to right: 1 + 2", "a": "3"}, {"q": "1 + " * 9000 + "1", "a": "9001"}]
+    (project / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = "{sources: [{file: long.jsonl, prompt: q, reference: a}]}"
+    (project / "p.yaml").write_text(SMALL.replace(SMALL.splitlines()[2].split(": ", 1)[1], source))
+    said = distill("run", "-p", "p.yaml", cwd=project, code=2).stderr.strip().splitlines()[-1]
+    assert (
+        said.startswith("distill: ")
+        and "problem long/" in said
+        and "(long.jsonl:2): a prompt of " in said
+        and "leaves no room" in said
+    )
+
+
+def brought(project: Path, rows: str | bytes, **changes: str) -> None:
+    """The project with problems from a file."""
+    (project / "p.jsonl").write_bytes(rows if isinstance(rows, bytes) else rows.encode())
+    source = {"file": "p.jsonl", "prompt": "q", "reference": "a"} | changes
+    listed = ", ".join(f"{key}: {value}" for key, value in source.items())
+    (project / "p.yaml").write_text(SMALL.replace(SMALL.splitlines()[2], f"  problems: {{sources: [{{{listed}}}]}}"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["sft.lora.rank=abc"], "--set sft.lora.rank=abc: "),
+        (["sft.lora.rnk=3"], "--set sft.lora.rnk=3: unknown key; did you mean 'rank'?"),
+        (["sft.student=embedded:student-bse"], "shipped models: embedded:student-base, embedded:teacher"),
+        (["sft.student=nowhere"], "expected embedded:NAME, stage:NAME, a directory, or a hub name"),
+        (["generate.teacher=./nowhere"], "nowhere is not a directory"),
+        (["evaluate.pass_at=[8]"], "pass@8 needs at least 8 samples a problem"),
+        (["problems.sources=[{foo: 1}]"], "problems.sources"),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_is_made(overrides: list[str], said: str, tmp_path: Path) -> None:
+    options = [word for text in overrides for word in ("--set", text)]
+    line = refused("run", *options, "--workspace", "w", cwd=tmp_path)
+    assert said in line and ".family.family" not in line and ".file.file" not in line
+    assert not list((tmp_path / "w").glob("manifests/*/*.json"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "said"),
+    [
+        ("", {}, "its sources hold no problem"),
+        ('{"q": "1 + 1", "a": "2"}\n{"q": ', {}, "p.jsonl:2: not valid JSON (Expecting value, column"),
+        ('{"q": {"x": 1}, "a": "2"}', {}, "p.jsonl:1: column 'q' is not text"),
+        ('{"q": "1", "a": "2"}', {"reference_pattern": "'####('"}, "p.yaml:3: stages.problems.sources.0.reference_pattern: "),
+        ('{"q": "1", "a": "2"}', {"reference_pattern": "'#+ .+'"}, "has 0 groups in parentheses"),
+        ("q\xe9".encode("latin-1"), {}, "p.jsonl: cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_problem_file_that_cannot_be_used_is_one_line(
+    rows: str | bytes, changes: dict[str, str], said: str, project: Path
+) -> None:
+    brought(project, rows, **changes)
+    assert said in refused_after_lines("run", "-p", "p.yaml", cwd=project)
+
+
+def refused_after_lines(*arguments: str, cwd: Path) -> str:
+    return distill(*arguments, cwd=cwd, code=2).stderr.strip().splitlines()[-1]
+
+
+def test_a_file_from_windows_is_read(project: Path) -> None:
+    brought(project, b'\xef\xbb\xbf{"q": "1 + 1", "a": "2"}\n')
+    distill("run", "problems", "-p", "p.yaml", cwd=project)
+
+
+def test_a_held_out_set_that_is_empty_is_told_before_the_teacher_is_asked(project: Path) -> None:
+    brought(project, '{"q": "1 + 1", "a": "2"}\n')
+    with (project / "p.yaml").open("a") as file:
+        file.write('  evaluate: {problems: problems, models: {teacher: "embedded:teacher"}}\n')
+    line = refused_after_lines("run", "-p", "p.yaml", cwd=project)
+    assert line == "distill: stage evaluate: problems holds no heldout problem to measure on"
+    assert not list(project.glob("runs/small/manifests/generate/*.json"))
+
+
+def test_another_programs_database_is_left_alone(project: Path) -> None:
+    import duckdb
+
+    store = project / "runs/small/store.duckdb"
+    store.parent.mkdir(parents=True)
+    with duckdb.connect(str(store)) as connection:
+        connection.execute("CREATE TABLE traces (mine INTEGER)")
+    for command in (["run"], ["traces", "stats"]):
+        assert "another program's database" in refused_after_lines(*command, "-p", "p.yaml", cwd=project)
+    with duckdb.connect(str(store)) as connection:
+        assert connection.execute("SELECT table_name FROM duckdb_tables()").fetchall() == [("traces",)]
+
+
+@pytest.mark.parametrize("workspace", ["x" * 300, "/proc/xx", "dangling"])
+def test_a_workspace_that_cannot_be_is_one_line(workspace: str, project: Path) -> None:
+    (project / "dangling").symlink_to(project / "unmounted")
+    refused("run", "-p", "p.yaml", "--workspace", workspace, cwd=project)
+
+
+def test_a_reader_that_goes_away_does_not_end_a_run(project: Path) -> None:
+    command = f"{sys.executable} -m distill run problems -p p.yaml | head -1; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (result.returncode, len(result.stdout.splitlines())) == (0, 1), result.stderr
+    assert list(project.glob("runs/small/manifests/problems/*.json"))
+
+
+def test_an_empty_query_is_told(done: Path) -> None:
+    assert "the query is empty" in refused("traces", "sql", " ; ", "-p", "p.yaml", cwd=done)

@@ -59,5 +59,14 @@ def test_a_paired_difference_is_tighter_than_two_intervals() -> None:
     after = {key: [min(1.0, values[0] + float(int(key) < 8))] for key, values in before.items()}
     paired = paired_difference(before, after)
     assert paired.value == pytest.approx(0.1)
-    assert paired.half_width < clustered_mean(before).half_width
+    alone = clustered_mean(before)
+    assert paired.high - paired.low < alone.high - alone.low
     assert paired_difference({"a": [0.0]}, {"a": [1.0]}).low == -1.0
+
+
+def test_a_paired_difference_that_all_problems_show_still_has_a_width() -> None:
+    zeros, ones = ({str(i): [value] for i in range(5)} for value in (0.0, 1.0))
+    never = paired_difference(zeros, zeros)
+    assert never.value == 0.0 and never.low == pytest.approx(-wilson(0.0, 5)[1]) == -never.high
+    always = paired_difference(zeros, ones)
+    assert always.value == always.high == 1.0 and -1.0 < always.low < 0.2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
@@ -127,6 +128,76 @@ def test_a_store_that_cannot_be_read_is_mended_before_a_run(tmp_path: Path) -> N
     assert "remade from the journal" in said[0]
 
 
+@pytest.mark.parametrize("loss", ["an older copy put back", "rows deleted"])
+def test_rows_that_the_store_has_lost_are_brought_back_before_a_run(loss: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    store = Store(tmp_path, said.append)
+    store.append("problems", rows("a"))
+    store.ingest()
+    older = store.path.read_bytes()
+    store.append("problems", rows("b", "c"))
+    store.ingest()
+    if loss == "rows deleted":
+        with duckdb.connect(str(store.path)) as connection:
+            connection.execute("DELETE FROM problems WHERE problem_key > 'a'")
+    else:
+        store.path.write_bytes(older)
+    assert keys_in(store) == ["a"]
+    store.mend()
+    assert keys_in(store) == ["a", "b", "c"]
+    assert "lacked 2 rows; brought back from the journal" in said[0]
+    store.mend()
+    assert len(said) == 1
+
+
+def test_a_flipped_bit_in_a_shard_is_noticed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append("problems", [{"problem_key": f"{n}", "prompt": f"{n * 7919}"} for n in range(2000)])
+    (shard,) = shards.pending(store.shards, "problems")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 4] ^= 1
+    shard.write_bytes(content)
+    assert not shards.readable(shard)
+
+
+def test_a_machine_without_descriptors_does_not_make_a_shard_damaged(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append("problems", rows("a"))
+    (shard,) = shards.pending(store.shards, "problems")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            shards.readable(shard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert shards.readable(shard)
+
+
+def test_a_reader_who_stays_does_not_stop_a_stage(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append("problems", rows("a"))
+    store.ingest()
+    reader = subprocess.Popen([sys.executable, "-c", READER, str(tmp_path), "60"], stdout=subprocess.PIPE, text=True)
+    assert reader.stdout and reader.stdout.readline() == "1\n"
+    store.append("problems", rows("b"))
+    store.ingest_if_free()
+    assert shards.pending(store.shards, "problems")
+    reader.kill()
+    reader.communicate()
+    store.ingest_if_free()
+    assert keys_in(store) == ["a", "b"]
+
+
+def test_a_damaged_store_under_a_path_that_says_lock_is_mended(tmp_path: Path) -> None:
+    store = Store(tmp_path / "blocks")
+    store.append("problems", rows("a"))
+    store.ingest()
+    store.path.write_bytes(b"garbage" * 500)
+    store.mend()
+    assert keys_in(store) == ["a"]
+
+
 def test_a_rebuild_that_was_killed_does_not_pass_for_the_store(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.append("problems", rows("a"))
@@ -237,8 +308,9 @@ def test_a_problem_survives_its_row(original: Problem) -> None:
 
 @given(problem, text)
 def test_a_problem_key_is_of_content_not_of_name_or_split(original: Problem, other: str) -> None:
-    renamed = replace(original, id=other, source=other, split="heldout")
+    renamed = replace(original, id=other, origin=other, split="heldout")
     assert problem_key(renamed) == problem_key(original)
+    assert problem_key(replace(original, difficulty=11)) != problem_key(original)
     assert problem_key(replace(original, prompt=original.prompt + "!")) != problem_key(original)
 
 

@@ -73,6 +73,13 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
         from_messages(chat_tokenizer(forgetful), "k", turns)
 
 
+def test_a_template_that_drops_the_thinking_is_refused() -> None:
+    dropping = "{% for m in messages %}{{ m.content.split('z')[-1] }}<end>{% endfor %}"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "work z answer"}]
+    with pytest.raises(InputError, match="leaves out part of what the assistant says"):
+        from_messages(chat_tokenizer(dropping), "k", turns)
+
+
 # ------------------------------------------------------------------ order and cutting
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=60)
@@ -310,6 +317,56 @@ def test_torn_checkpoints_are_ignored_and_two_are_kept(tmp_path: Path) -> None:
     again = tiny()
     run(again, examples(6), tmp_path, steps=6, checkpoint_steps=1)
     assert torch.equal(weights(model), weights(again))
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: bytes(len(b)), lambda b: b"torn", lambda b: b[: len(b) // 2], flipped, None]
+)
+def test_a_damaged_checkpoint_is_absent_and_is_written_again(damage: Any, tmp_path: Path) -> None:
+    model, again = tiny(), tiny()
+    run(model, examples(6), tmp_path, steps=6, checkpoint_steps=1)
+    state = tmp_path / "step-00000006" / "state.pt"
+    if damage is None:
+        state.unlink()
+    else:
+        state.write_bytes(damage(state.read_bytes()))
+    result, _ = run(again, examples(6), tmp_path, steps=6, checkpoint_steps=1)
+    assert result.resumed_at == 5
+    assert torch.equal(weights(model), weights(again))
+    found = checkpoint.latest(tmp_path, json.loads((state.parent / "COMPLETE").read_text())["run"])
+    assert found is not None and found[0] == 6
+
+
+def test_what_a_step_reports_is_durable_before_it_counts_as_done(tmp_path: Path) -> None:
+    durable: list[int] = []
+
+    class Dies(Exception):
+        pass
+
+    def attempt(last: int) -> None:
+        pending: list[int] = []
+
+        def on_step(metrics: Any) -> None:
+            if metrics.step == last:
+                raise Dies
+            pending.append(metrics.step)
+
+        def before_save() -> None:
+            durable.extend(pending)
+            pending.clear()
+
+        settings = TrainSettings(OptimizerSettings(1e-2), batch_size=2, steps=9, checkpoint_steps=2)
+        train(tiny(), examples(6), settings, checkpoints=tmp_path, on_step=on_step, before_save=before_save)
+
+    with pytest.raises(Dies):
+        attempt(last=6)
+    attempt(last=0)
+    assert durable == list(range(1, 10))
 
 
 def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:

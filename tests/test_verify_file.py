@@ -152,6 +152,7 @@ def test_bad_arguments_are_one_line(tmp_path: Path) -> None:
         (("empty.jsonl", "--verifier", "math"), "has no rows"),
         (("a.jsonl", "--verifier", "math", "--output", "./a.jsonl"), "is the file that is judged"),
         (("a.jsonl", "--verifier", "math", "--on-bad-row", "cry"), "expected stop or skip"),
+        (("a.jsonl", "--verifier", "math", "--answer-pattern", "#### .+"), "has 0 groups in parentheses"),
     ]:
         lines, said = verify(*arguments, cwd=tmp_path, code=2)
         assert lines == [] and message in said and len(said.splitlines()) == 1, said

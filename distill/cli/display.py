@@ -7,6 +7,7 @@ seconds, so that a log of a night stays short.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,16 @@ def choose(as_json: bool) -> Listener:
 
         return Live()
     return PlainLines()
+
+
+def say(line: str) -> None:
+    """Print a line of a run. A reader that goes away (``| head``) does not end the run: it goes on unheard."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def duration(seconds: float) -> str:
@@ -102,7 +113,7 @@ class PlainLines(Listener):
         self._say(stage, f"done in {duration(manifest.seconds)}: {phrase(manifest.figures)}".rstrip(": "))
 
     def _say(self, stage: str, text: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')}  {stage:<14} {text}", flush=True)
+        say(f"{time.strftime('%H:%M:%S')}  {stage:<14} {text}")
 
 
 class JsonLines(Listener):
@@ -127,4 +138,4 @@ class JsonLines(Listener):
         self._say("finish", stage=stage, seconds=manifest.seconds, figures=manifest.figures)
 
     def _say(self, event: str, **what: Any) -> None:
-        print(json.dumps({"event": event, "time": round(time.time(), 3), **what}, default=str), flush=True)
+        say(json.dumps({"event": event, "time": round(time.time(), 3), **what}, default=str))

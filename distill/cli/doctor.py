@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from distill import modelspec, ownership
 from distill.modelspec import EMBEDDED
-from pipeline.errors import InputError, PipelineError
+from pipeline.errors import InputError
 
 NEEDED = ("torch", "transformers", "peft", "datasets", "duckdb", "pyarrow", "typer", "pydantic")
 OPTIONAL = {
@@ -84,10 +84,8 @@ def _models() -> Iterator[Finding]:
 
 def _names() -> Iterator[Finding]:
     """Other distributions may own the script called ``distill`` or ship packages of our names."""
-    try:
-        ownership.check()
-    except PipelineError as error:
-        yield Finding("broken", "packages", str(error))
+    if wrong := ownership.clash():
+        yield Finding("broken", "packages", wrong)
     owners = sorted(
         {
             str(d.metadata["Name"])

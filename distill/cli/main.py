@@ -276,16 +276,15 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        from distill.ownership import check
-
-        check()
         app()
     except PipelineError as error:
         _fail(str(error), error.exit_code)
     except Exception as error:
-        if not _disk_is_full(error):
-            raise
-        _fail("no space left on the disk; free some and run the same command again, nothing is lost", Exit.INPUT)
+        if _disk_is_full(error):
+            _fail("no space left on the disk; free some and run the same command again, nothing is lost", Exit.INPUT)
+        if isinstance(error, OSError) and error.filename:
+            _fail(f"{error.filename}: {error.strerror}", Exit.FAILED)
+        raise
     except SystemExit as ended:
         if ended.code != TYPER_INTERRUPTED:
             raise

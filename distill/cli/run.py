@@ -17,7 +17,7 @@ from distill.cli.table import render
 from distill.store import Store
 from pipeline import runner
 from pipeline.config import PipelineSpec
-from pipeline.errors import Stopped
+from pipeline.errors import InputError, Stopped
 from pipeline.lock import workspace_lock
 from pipeline.runner import Done
 from pipeline.stopping import Stopper, parse_duration
@@ -34,8 +34,10 @@ def run(
         return
     began = time.monotonic()
     spec = load(pipeline, overrides, limit, workspace)
-    for names in (stages, force):
-        spec.closure(names)  # a misspelt stage is told before anything is made
+    named = [stage.name for stage in spec.closure(stages)]  # a misspelt stage is told before anything is made
+    if missed := [name for name in force if name in spec.stages and name not in named]:
+        raise InputError(f"--force {missed[0]}: is not among the stages to run: {', '.join(named)}")
+    spec.closure(force)
     space = workspace_of(spec)
     listener = display.choose(as_json)
     stopper = Stopper(parse_duration(max_time) if max_time else None)
@@ -53,7 +55,7 @@ def run(
             m.stage: {"fingerprint": m.fingerprint, "figures": m.figures, "seconds": m.seconds, "cached": cached}
             for m, cached in done
         }
-        print(json.dumps({"event": "done", "seconds": round(time.monotonic() - began, 3), "stages": found}))
+        display.say(json.dumps({"event": "done", "seconds": round(time.monotonic() - began, 3), "stages": found}))
         return
     _summary(spec, done, time.monotonic() - began)
 
@@ -63,18 +65,17 @@ def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float) -> None:
     stages = [
         {"stage": m.stage, "": "cached" if cached else "run", "seconds": f"{m.seconds:.1f}"} for m, cached in done
     ]
-    print()
-    print(render(stages))
+    display.say("")
+    display.say(render(stages))
     for manifest, _ in done:
         if "subjects" in manifest.figures:
-            print()
-            print(render(_scores(manifest.figures["subjects"])))
+            display.say("")
+            display.say(render(_scores(manifest.figures["subjects"])))
     spent = sum(manifest.seconds for manifest, _ in done)
     now, all_told = display.duration(seconds), display.duration(spent)
-    print(f"\n{len(done)} stages up to date in {spec.workspace} ({now} now, {all_told} in all)")
-    report = spec.workspace / "report.html"
-    if report.exists():
-        print(f"report: {report}")
+    display.say(f"\n{len(done)} stages up to date in {spec.workspace} ({now} now, {all_told} in all)")
+    if any(manifest.identity.kind == "report" for manifest, _ in done):
+        display.say(f"report: {spec.workspace / 'report.html'}")
 
 
 def _scores(subjects: dict[str, Any]) -> list[dict[str, str]]:

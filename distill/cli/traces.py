@@ -35,6 +35,8 @@ def list_traces(
 def sql(query: str, pipeline: Path, workspace: Path | None, as_json: bool) -> None:
     import duckdb
 
+    if not query.strip(" ;\n"):
+        raise InputError('the query is empty; try "SELECT count(*) FROM traces"')
     try:
         rows = store_at(pipeline, workspace).rows(query)
     except duckdb.Error as error:

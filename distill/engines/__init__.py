@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from distill import catalog, modelspec
@@ -11,7 +12,7 @@ from distill.engines.options import OpenAIOptions, TransformersOptions, VllmOpti
 from distill.modelspec import Model
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
-from pipeline.stage import Context
+from pipeline.stage import Context, result_settings
 
 Options = TransformersOptions | VllmOptions | OpenAIOptions
 
@@ -22,7 +23,16 @@ def model_of(name: str, options: Options, context: Context) -> Model:
         if name.startswith(("embedded:", modelspec.STAGE)):
             raise InputError(f"model {name}: an openai engine takes the model's name at {options.base_url}")
         return Model(name, f"{options.base_url}#{name}")
-    return modelspec.find(name, context.workspace, context.inputs, context.hashes)
+    found = modelspec.find(name, context.workspace, context.inputs, context.hashes)
+    return replace(found, identity=found.identity + _manner(options))
+
+
+def _manner(options: Options) -> str:
+    """What of an engine changes the samples of a model, as a mark on its identity: samples in half
+    precision are not those in full. Nothing for the embedded engine's defaults."""
+    usual = result_settings(TransformersOptions())
+    own = {key: value for key, value in result_settings(options).items() if value != usual.get(key)}
+    return "".join(f"+{key}={value}" for key, value in sorted(own.items()))
 
 
 def model_dependency(name: str, options: Options, hashes: FileHashes) -> Mapping[str, str]:

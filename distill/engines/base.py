@@ -12,12 +12,21 @@ from typing import Protocol
 
 from distill.randomness import generator
 from distill.types import Completion, Request
+from pipeline.errors import InputError
 
 Stopping = Callable[[], bool]
 
 
 def never() -> bool:
     return False
+
+
+class PromptTooLong(InputError):
+    """A prompt that leaves no room for an answer; ``key`` is its request's."""
+
+    def __init__(self, key: str, tokens: int, limit: int) -> None:
+        super().__init__(f"a prompt of {tokens} tokens leaves no room for an answer in the model's {limit}")
+        self.key = key
 
 
 class Engine(Protocol):

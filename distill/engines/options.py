@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from distill.modelspec import check_name
 from pipeline.stage import Operational, Settings
 
 
@@ -50,6 +51,12 @@ class OpenAIOptions(Settings):
     price_input: Annotated[float, Operational(), Field(ge=0)] = 0.0
     price_output: Annotated[float, Operational(), Field(ge=0)] = 0.0
     max_cost: Annotated[float | None, Operational(), Field(gt=0)] = None
+
+
+def check_model(name: str, options: Settings) -> None:
+    """ValueError unless the engine can have a model of that name; an endpoint's names are its own business."""
+    if not isinstance(options, OpenAIOptions):
+        check_name(name)
 
 
 def _expand(value: Any) -> Any:

@@ -30,6 +30,8 @@ GROUP = 16
 """Jobs of one prompt that travel together, at most."""
 ORPHANED = 1.0
 """Seconds between looks, of an idle worker, whether its parent lives. The pipe tells first, as a rule."""
+PATIENCE = 0.5
+"""Seconds `step` waits for a sample, so that whoever drives it can look whether to stop."""
 CLEAR = "clear"
 
 
@@ -57,10 +59,10 @@ class WorkerPool:
             self._queue += [group[i : i + GROUP] for i in range(0, len(group), GROUP)]
 
     def step(self) -> list[Sample]:
-        """Wait for the next samples from any worker."""
+        """The next samples from any worker; none, if none ends for a while."""
         self._dispatch()
         held = {worker.pipe: worker for worker in self._workers if worker.held}
-        return [sample for pipe in wait(list(held)) for sample in held[pipe].receive()]  # type: ignore[index]
+        return [sample for pipe in wait(list(held), PATIENCE) for sample in held[pipe].receive()]  # type: ignore[index]
 
     def clear(self) -> None:
         """Drop everything; afterwards no worker is computing."""

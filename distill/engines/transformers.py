@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from distill.engines.base import Stopping, never
+from distill.engines.base import PromptTooLong, Stopping, never
 from distill.engines.decode import Decoder, Job, Sample, positions_limit
 from distill.engines.invariance import is_batch_invariant
 from distill.engines.options import TransformersOptions
@@ -73,7 +73,7 @@ class TransformersEngine:
     def generate(self, requests: Iterable[Request], stopping: Stopping = never) -> Iterator[Completion]:
         """Completions in the order they finish. Keys must differ.
 
-        Raises `InputError` for a prompt longer than the model's positions; a limit beyond them is lowered.
+        Raises `PromptTooLong` for a prompt that fills the model's positions; a limit beyond them is lowered.
         """
         source = iter(requests)
         prompts: dict[str, tuple[str, Job]] = {}
@@ -105,9 +105,7 @@ class TransformersEngine:
         if not ids:
             raise InputError(f"request {request.key}: the prompt is empty")
         if len(ids) >= limit:
-            raise InputError(
-                f"request {request.key}: its prompt of {len(ids)} tokens leaves no room in the model's {limit}"
-            )
+            raise PromptTooLong(request.key, len(ids), limit)
         sampling = replace(request.sampling, max_tokens=min(request.sampling.max_tokens, limit - len(ids)))
         return prompt, Job(request.key, ids, sampling)
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from distill.engines.base import Stopping, never, seed_of
+from distill.engines.base import PromptTooLong, Stopping, never, seed_of
 from distill.engines.options import VllmOptions
 from distill.modelspec import Model
 from distill.thinking import CLOSE, OPEN, count_thinking_tokens
@@ -88,7 +88,7 @@ class VllmEngine:
         self._close = self._tokenizer.encode(CLOSE, add_special_tokens=False)
 
     def generate(self, requests: Iterable[Request], stopping: Stopping = never) -> Iterator[Completion]:
-        """Completions in the order they finish. A prompt that leaves no room for an answer is an `InputError`."""
+        """Completions in the order they finish. `PromptTooLong` where a prompt leaves no room."""
         source = iter(requests)
         running: dict[str, tuple[str, float]] = {}
         more = True
@@ -127,7 +127,7 @@ class VllmEngine:
         ids = self._tokenizer.encode(prompt, add_special_tokens=False)
         room = self._limit - len(ids)
         if room < 1:
-            raise InputError(f"request {request.key}: its prompt of {len(ids)} tokens leaves no room in {self._limit}")
+            raise PromptTooLong(request.key, len(ids), self._limit)
         sampling = request.sampling
         parameters = SamplingParams(
             temperature=sampling.temperature,

@@ -11,12 +11,15 @@ which share no code with the authors here. `distill.stages` makes problem sets o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from distill import catalog
 from distill.randomness import generator
 from distill.types import Problem
 from pipeline.errors import InputError
+from pipeline.fingerprint import FileHashes, content_hash
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +53,13 @@ class Family(Protocol):
     def guess(self, rng: np.random.Generator) -> str:
         """An answer of the right form by somebody who did not work it out."""
         ...
+
+
+def code_of(families: Sequence[str], hashes: FileHashes) -> str:
+    """Content hash of the code that writes the problems of these families."""
+    modules = [catalog.names("families")[name].partition(":")[0] for name in families]
+    found = [find_spec(module) for module in [*modules, __name__]]
+    return content_hash([hashes.of(spec.origin) for spec in found if spec and spec.origin])
 
 
 def split_of(structure: str) -> str:

@@ -14,16 +14,15 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill import engines, modelspec, verification
-from distill.engines.options import EngineOptions, TransformersOptions
+from distill.engines.options import EngineOptions, TransformersOptions, check_model
 from distill.generation import Wanted, make_traces, wanted
 from distill.stages.common import SamplingSettings, members_present, store_of
 from distill.statistics import Estimate, clustered_mean, paired_difference, pass_at_k
 from distill.store.records import Row, problems, record_members
 from distill.types import Problem
-from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
@@ -41,16 +40,18 @@ class EvaluateSettings(Settings):
     """Also one greedy sample a problem."""
     split: Literal["train", "heldout"] = "heldout"
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
-    seed: int = 1
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> EvaluateSettings:
+        for name in self.models.values():
+            check_model(name, self.engine)
+        return self
 
 
 def run(context: Context, settings: EvaluateSettings) -> Output:
-    for k in settings.pass_at:
-        pass_at_k(settings.samples, 0, k)  # refuses a k above samples before anything is sampled
     store = store_of(context)
     tasks = problems(store, context.inputs[settings.problems].digest, settings.split)
-    if not tasks:
-        raise InputError(f"stage {context.name}: {settings.problems} holds no {settings.split} problem to measure on")
     members: list[tuple[str, str]] = []
     subjects: dict[str, Any] = {}
     by_problem: dict[str, dict[str, list[float]]] = {}
@@ -148,6 +149,14 @@ def _paired_steps(by_problem: Mapping[str, Mapping[str, Sequence[float]]]) -> li
     return steps
 
 
+def refuse(settings: EvaluateSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
+    if (highest := max(settings.pass_at, default=1)) > settings.samples:
+        return f"pass@{highest} needs at least {highest} samples a problem; there are {settings.samples}"
+    if settings.problems in figures and not figures[settings.problems].get(settings.split):
+        return f"{settings.problems} holds no {settings.split} problem to measure on"
+    return None
+
+
 def forecast(context: Context, settings: EvaluateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
     each = settings.samples + int(settings.greedy and settings.sampling.temperature > 0)
     count = expected.get(settings.problems, {}).get(settings.split)
@@ -174,12 +183,11 @@ def _done(context: Context, settings: EvaluateSettings) -> int:
     return len(store.present("traces", keys))
 
 
-def check(context: Context, manifest: Manifest) -> str | None:
-    return members_present(context, manifest) or verification.judged_again(manifest)
-
-
-def dependencies(settings: EvaluateSettings, hashes: FileHashes) -> Mapping[str, str]:
-    found = {f"verifier {name}": version for name, version in verification.versions(None).items()}
+def dependencies(settings: EvaluateSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
+    found = {
+        f"verifier {name}": version
+        for name, version in verification.versions(None, upstream[settings.problems]).items()
+    }
     for name in settings.models.values():
         found |= engines.model_dependency(name, settings.engine, hashes)
     return found
@@ -193,5 +201,7 @@ STAGE = Stage(
     run=run,
     forecast=forecast,
     dependencies=dependencies,
-    check=check,
+    refuse=refuse,
+    check=members_present,
+    again=verification.judged_again,
 )

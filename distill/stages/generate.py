@@ -6,27 +6,33 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill import engines
-from distill.engines.options import EngineOptions, TransformersOptions
+from distill.engines.options import EngineOptions, TransformersOptions, check_model
 from distill.generation import make_traces, wanted
-from distill.modelspec import ModelName
+from distill.modelspec import StageOrName
 from distill.stages.common import SamplingSettings, members_present, store_of
 from distill.store.records import problems, record_members
 from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Output, Settings, Stage
 
 
 class GenerateSettings(Settings):
     problems: Annotated[str, Input(accepts=("problems",))]
-    teacher: ModelName
+    teacher: StageOrName
     engine: EngineOptions = TransformersOptions()
     sampling: SamplingSettings = SamplingSettings()
     samples: Annotated[int, Field(ge=1)] = 1
     """Samples a problem. Raising it makes just the new ones."""
     split: Literal["train", "heldout"] = "train"
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> GenerateSettings:
+        check_model(self.teacher, self.engine)
+        return self
 
 
 def run(context: Context, settings: GenerateSettings) -> Output:
@@ -72,7 +78,7 @@ def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str
     return Forecast("traces", total, done, figures)
 
 
-def dependencies(settings: GenerateSettings, hashes: FileHashes) -> Mapping[str, str]:
+def dependencies(settings: GenerateSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
     return engines.model_dependency(settings.teacher, settings.engine, hashes)
 
 

@@ -39,7 +39,7 @@ class ImportSettings(Settings):
     answer: str | None = None
     messages: str | None = None
     reference: str | dict[str, str] | None = None
-    reference_pattern: str | None = None
+    reference_pattern: tables.Pattern | None = None
     verifier: Annotated[str, AfterValidator(partial(catalog.check, "verifiers"))] = "math"
     difficulty: str | None = None
     licence: str = "unknown"

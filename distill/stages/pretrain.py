@@ -7,15 +7,16 @@ step, so there is no data file and nothing to resume but the weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from distill import catalog, pretraining
+from distill.families.base import code_of
 from distill.stages.common import store_of
 from distill.stages.student import publish
 from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Operational, Output, Settings, Stage
 
 if TYPE_CHECKING:
@@ -80,18 +81,14 @@ def run(context: Context, settings: PretrainSettings) -> Output:
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         return from_messages(tokenizer, str(index), turns)
 
-    recorder = Recorder(store_of(context), context, ("loss", "learning_rate"))
-    try:
+    with Recorder(store_of(context), context, ("loss", "learning_rate")) as recorder:
         train(
             network, batch, _how(settings), checkpoints=context.work / "checkpoints",
-            stop=context.stopping, on_step=recorder,
+            stop=context.stopping, on_step=recorder, before_save=recorder.flush,
         )  # fmt: skip
-    finally:
-        recorder.flush()
-    store_of(context).ingest()
     digest = publish(context, network, tokenizer, ABOUT, "random weights", settings)
     parameters = sum(p.numel() for p in network.parameters())
-    return Output(digest, {"parameters": parameters, "steps": settings.steps, **recorder.last})
+    return Output(digest, {"parameters": parameters, "steps": settings.steps, **recorder.last()})
 
 
 def _how(settings: PretrainSettings) -> TrainSettings:
@@ -115,11 +112,10 @@ def forecast(context: Context, settings: PretrainSettings, _: Mapping[str, Any])
     return Forecast("steps", settings.steps)
 
 
-def dependencies(settings: PretrainSettings, hashes: FileHashes) -> Mapping[str, str]:
+def dependencies(settings: PretrainSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
     """The families' code writes the corpus: a changed author makes another model."""
-    modules = [catalog.names("families")[name].partition(":")[0] for name in sorted(settings.families)]
-    specs = [find_spec(module) for module in [*modules, "distill.families.base", "distill.pretraining"]]
-    return {"corpus": content_hash([hashes.of(spec.origin) for spec in specs if spec and spec.origin])}
+    authors = hashes.of(str(pretraining.__file__))
+    return {"corpus": content_hash([code_of(sorted(settings.families), hashes), authors])}
 
 
 STAGE = Stage(

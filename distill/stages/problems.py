@@ -9,12 +9,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from distill import catalog, tables
+from distill import catalog, keys, tables
+from distill.families.base import code_of
 from distill.stages.common import members_present, store_of
 from distill.store.records import problem_row, record_members
 from distill.types import Problem
 from pipeline.errors import InputError
-from pipeline.stage import Context, File, Forecast, Operational, Output, Settings, Stage
+from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.manifest import Manifest
+from pipeline.stage import Context, File, Forecast, Output, Settings, Stage
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -38,7 +41,7 @@ class FileSource(Settings):
     file: Annotated[str, File()]
     prompt: str
     reference: str | dict[str, str]
-    reference_pattern: str | None = None
+    reference_pattern: tables.Pattern | None = None
     verifier: Annotated[str, AfterValidator(partial(catalog.check, "verifiers"))] = "math"
     split: Literal["train", "heldout"] = "train"
     instruction: str = ""
@@ -47,7 +50,7 @@ class FileSource(Settings):
     licence: str = "unknown"
     source: str | None = None
     take: Annotated[int | None, Field(ge=1)] = None
-    on_bad_row: Annotated[Literal["stop", "skip"], Operational()] = "stop"
+    on_bad_row: Literal["stop", "skip"] = "stop"
 
 
 Source = Annotated[
@@ -67,23 +70,30 @@ def run(context: Context, settings: ProblemsSettings) -> Output:
     store = store_of(context)
     rows: dict[str, dict[str, Any]] = {}
     members: list[tuple[str, str]] = []
+    seen: set[str] = set()
     held_out: set[str] = set()
     repeats = 0
     for problem in _all(settings, context):
         row = problem_row(problem)
-        key, asked = row["problem_key"], row["prompt_key"]
-        if key in rows or (problem.split == "train" and asked in held_out):
+        key, asked, checked = row["problem_key"], row["prompt_key"], content_hash(keys.checked(problem))
+        if checked in seen or (problem.split == "train" and asked in held_out):
             repeats += 1
             continue
+        seen.add(checked)
         if problem.split == "heldout":
             held_out.add(asked)
         rows[key] = row
         members.append((problem.split, key))
-    store.append("problems", list(rows.values()))
     counts = Counter(split for split, _ in members)
+    if not counts["train"] and repeats:
+        raise InputError(f"stage {context.name}: every training problem stands among the held-out ones too")
+    if not members:
+        raise InputError(f"stage {context.name}: its sources hold no problem")
+    store.append("problems", list(rows.values()))
     context.progress(len(members), len(members))
     digest = record_members(store, members)
-    return Output(digest, {"members": len(members), "repeats": repeats, **counts})
+    verifiers = sorted({row["verifier"] for row in rows.values()})
+    return Output(digest, {"members": len(members), "repeats": repeats, "verifiers": verifiers, **counts})
 
 
 def _all(settings: ProblemsSettings, context: Context) -> Iterator[Problem]:
@@ -143,6 +153,12 @@ def forecast(context: Context, settings: ProblemsSettings, _: Mapping[str, Mappi
     return Forecast("problems", counts.total(), figures=dict(counts))
 
 
+def dependencies(settings: ProblemsSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> dict[str, str]:
+    """The families' code writes the problems."""
+    names = {source.family for source in settings.sources if isinstance(source, FamilySource)}
+    return {f"family {name}": code_of([name], hashes) for name in sorted(names)}
+
+
 STAGE = Stage(
     kind="problems",
     about="gather problems from families and files, with train and held-out sets",
@@ -150,5 +166,6 @@ STAGE = Stage(
     produces="problems",
     run=run,
     forecast=forecast,
+    dependencies=dependencies,
     check=members_present,
 )

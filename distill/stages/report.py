@@ -20,20 +20,20 @@ from pipeline.manifest import Manifest
 from pipeline.stage import Context, Input, Output, Settings, Stage
 
 HTML, JSON = "report.html", "report.json"
-Students = Annotated[list[str], Input(accepts=("student", "model")), Field(default_factory=list)]
+Students = Annotated[list[str], Input(accepts=("student", "model"), figures=True), Field(default_factory=list)]
 
 
 class ReportSettings(Settings):
-    evaluation: Annotated[str, Input(accepts=("evaluation",))]
-    selection: Annotated[str | None, Input(accepts=("selection",))] = None
+    evaluation: Annotated[str, Input(accepts=("evaluation",), figures=True)]
+    selection: Annotated[str | None, Input(accepts=("selection",), figures=True)] = None
     """Shown as the funnel from generated to kept."""
     training: Students
     """The stages that made the student, in order: the story, with its curves."""
     controls: Students
     """Stages that made students for comparison."""
-    stages: Annotated[list[str], Input(accepts=("problems", "traces", "verdicts", "selection", "student", "model"))] = (
-        Field(default_factory=list)
-    )
+    stages: Annotated[
+        list[str], Input(accepts=("problems", "traces", "verdicts", "selection", "student", "model"), figures=True)
+    ] = Field(default_factory=list)
     """Further stages whose seconds and figures are shown."""
     examples: Annotated[int, Field(ge=0)] = 3
     """Problems shown with the answers before and after."""
@@ -64,7 +64,7 @@ def run(context: Context, settings: ReportSettings) -> Output:
     return Output(context.publish(built), {"models": len(report["models"]), "headline": report["headline"]})
 
 
-def dependencies(settings: ReportSettings, hashes: FileHashes) -> Mapping[str, str]:
+def dependencies(settings: ReportSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
     """The names of the stages: they are printed, so a renamed one makes a new report."""
     return {"names of stages": content_hash(settings.model_dump(mode="json"))}
 

@@ -15,6 +15,7 @@ from distill.store.records import Row
 from distill.types import Message
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
 if TYPE_CHECKING:
@@ -71,18 +72,14 @@ def run(context: Context, settings: SftSettings) -> Output:
         context.note(f"dropped {len(dropped)} of {len(rows)} examples: longer than {settings.max_tokens} tokens")
     if settings.lora:
         network = add_lora(network, rank=settings.lora.rank, alpha=settings.lora.alpha, seed=settings.seed)
-    recorder = Recorder(store_of(context), context, ("loss", "learning_rate"))
-    try:
+    with Recorder(store_of(context), context, ("loss", "learning_rate")) as recorder:
         result = train(
             network, examples, _how(settings), checkpoints=context.work / "checkpoints",
-            stop=context.stopping, on_step=recorder,
+            stop=context.stopping, on_step=recorder, before_save=recorder.flush,
         )  # fmt: skip
-    finally:
-        recorder.flush()
-    store_of(context).ingest()
     digest = publish(context, network, tokenizer, ABOUT, settings.student, settings)
     figures = {"examples": len(examples), "dropped": len(dropped), "steps": result.steps}
-    return Output(digest, figures | {"loss": recorder.last.get("loss")})
+    return Output(digest, figures | {"loss": recorder.last().get("loss")})
 
 
 def _how(settings: SftSettings) -> TrainSettings:
@@ -130,7 +127,7 @@ def forecast(context: Context, settings: SftSettings, expected: Mapping[str, Map
     return Forecast("steps", -(-examples // settings.batch_size) * settings.epochs)
 
 
-def dependencies(settings: SftSettings, hashes: FileHashes) -> Mapping[str, str]:
+def dependencies(settings: SftSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
     return modelspec.dependency(settings.student, hashes)
 
 

@@ -11,7 +11,7 @@ from distill import keys
 from distill.store.store import Store
 from distill.thinking import join_thinking
 from distill.types import Completion, Finish, Problem, Trace, Verdict
-from pipeline.fingerprint import canonical, digest_of_keys
+from pipeline.fingerprint import canonical, content_hash
 
 Row = dict[str, Any]
 
@@ -27,6 +27,7 @@ def problem_row(problem: Problem) -> Row:
         "difficulty": problem.difficulty,
         "licence": problem.licence,
         "structure": problem.structure,
+        "origin": problem.origin,
         "system": problem.system,
         "prompt": problem.prompt,
         "reference": problem.reference,
@@ -47,6 +48,7 @@ def problem_of(row: Mapping[str, Any]) -> Problem:
         structure=row["structure"],
         system=row["system"],
         metadata=json.loads(row["metadata"]),
+        origin=row["origin"],
     )
 
 
@@ -115,8 +117,9 @@ def verdict_row(key: str, trace_key: str, problem_key: str, verdict: Verdict, sp
 def record_members(
     store: Store, members: Sequence[tuple[str, str]], reasons: Sequence[str | None] | None = None
 ) -> str:
-    """Keep which rows (label, key) a stage's output consists of; returns their digest."""
-    collection = digest_of_keys(f"{label}\x1f{key}" for label, key in members)
+    """Keep which rows (label, key) a stage's output consists of; returns their digest, which knows their
+    order: what is trained on it does too."""
+    collection = content_hash([list(member) for member in members])
     why = reasons or [None] * len(members)
     store.append(
         "members",

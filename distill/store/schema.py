@@ -49,8 +49,11 @@ def applied(connection: duckdb.DuckDBPyConnection) -> dict[str, str | None]:
 
 
 def check_version(connection: duckdb.DuckDBPyConnection, path: str) -> None:
-    """Refuse a store that a newer distill has written, or one from before a release, when migrations still changed."""
+    """Refuse a store that another program has written, or a newer distill, or one from before a release, when
+    migrations still changed."""
     found = applied(connection)
+    if not found and (others := connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY 1").fetchall()):
+        raise InputError(f"{path}: another program's database (it holds {others[0][0]}); choose another workspace")
     if unknown := sorted(set(found) - set(names())):
         raise InputError(f"{path}: written by a newer distill (it knows {unknown[-1]}); upgrade distill to read it")
     if changed := [name for name, was in found.items() if was != checksum(name)]:

@@ -25,27 +25,31 @@ def write(directory: Path, table: str, rows: Sequence[Mapping[str, Any]]) -> Pat
     """Append ``rows`` (plain dicts; absent columns become null) as one durable shard."""
     import pyarrow as pa
 
-    return publish(directory / table, pa.Table.from_pylist(list(rows), schema=arrow_schemas()[table]))
+    table_of_rows = pa.Table.from_pylist(list(rows), schema=arrow_schemas()[table])
+    return publish(directory / table / fresh_name(), table_of_rows)
 
 
-def publish(directory: Path, content: pa.Table) -> Path:
-    """Write an Arrow table under a fresh name in ``directory``: all of it or nothing."""
+def fresh_name() -> str:
+    """Names sort by time, so that of two rows with one key the first written is kept."""
+    return f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
+
+
+def publish(final: Path, content: pa.Table) -> Path:
+    """Write an Arrow table as ``final``: all of it or nothing."""
     import pyarrow.parquet as pq
 
-    make_directory(directory)
-    # Names sort by time, so that of two rows with one key the first written is kept.
-    final = directory / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
+    make_directory(final.parent)
     temporary = final.with_name(TEMPORARY + final.name)
     with disk_errors(final):
         try:
             with open(temporary, "wb") as file:
-                pq.write_table(content, file, compression="zstd")
+                pq.write_table(content, file, compression="zstd", write_page_checksum=True)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, final)
         finally:
             temporary.unlink(missing_ok=True)
-        fsync_directory(directory)
+        fsync_directory(final.parent)
     return final
 
 
@@ -55,12 +59,17 @@ def pending(directory: Path, table: str) -> list[Path]:
 
 
 def readable(path: Path) -> bool:
-    """Whether a shard can be read whole; a damaged one (a failing disk) must not stop the others."""
+    """Whether a shard can be read whole; a damaged one (a failing disk) must not stop the others.
+
+    What is wrong with the machine and not with the file (no descriptors, no memory, no permission) is raised.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        pq.read_table(path)
-    except (OSError, pa.ArrowException):
+        pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowInvalid) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         return False
     return True

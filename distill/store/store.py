@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 READER_PATIENCE = 20.0
 WRITER_PATIENCE = 120.0
 """Seconds to wait for a lock held by another process before saying who holds it."""
+LOCKED = re.compile("could not set lock on file|conflicting lock is held", re.IGNORECASE)
 DISK = re.compile("no space|read-only file|permission denied", re.IGNORECASE)
 DAMAGE = re.compile("corrupt database file|could not read enough bytes", re.IGNORECASE)
 
@@ -60,31 +61,68 @@ class Store:
         if rows:
             shards.write(self.shards, table, rows)
 
-    def ingest(self) -> dict[str, int]:
-        """Bring all shards into DuckDB; returns rows added by table. Idempotent, killable anywhere."""
+    def ingest(self, patience: float = WRITER_PATIENCE) -> dict[str, int]:
+        """Bring all shards into DuckDB; returns rows added by table. Idempotent, killable anywhere.
+
+        `Busy` where another process has the store open for longer than ``patience`` seconds.
+        """
         waiting = {table: self._whole(shards.pending(self.shards, table)) for table in schema.KEYS}
         if self.path.exists() and not any(waiting.values()):
             return {}
-        with self._writing() as connection:
-            added = {t: _insert(connection, t, paths) for t, paths in waiting.items() if paths}
+        names = {table: shards.fresh_name() for table, paths in waiting.items() if paths}
+        with self._writing(patience) as connection:
+            added = {t: _take(connection, t, waiting[t], [name]) for t, name in names.items()}
             connection.execute("CHECKPOINT")
-        for table, paths in waiting.items():
-            self._to_journal(table, paths)
+        for table, name in names.items():
+            self._to_journal(table, waiting[table], name)
         return added
 
+    def ingest_if_free(self) -> None:
+        """For the middle of a stage: somebody who reads for long must not stop it, and the shards can wait."""
+        with suppress(Busy):
+            self.ingest(patience=0.0)
+
     def mend(self) -> None:
-        """Remake a store that cannot be opened, and bring one of an older distill up to date.
-        For whoever holds the workspace, before anything reads."""
+        """Remake a store that cannot be opened, and bring back from the journal the rows that one has lost
+        (an older copy put back, a torn tail); bring one of an older distill up to date. For whoever holds
+        the workspace, before anything reads."""
+        for directory in (self.shards, self.journal):
+            make_directory(directory)
         if not self.path.exists():
             return
         try:
             with self.reading() as connection:
-                if not schema.missing(connection):
-                    return
+                old = bool(schema.missing(connection))
+                behind = self._behind(connection)
         except Damaged:
-            pass
-        with self._writing():
-            return
+            with self._writing():
+                return
+        if behind or old:
+            with self._writing() as connection:
+                brought = sum(self._replay(connection, table) for table in behind)
+                connection.execute("CHECKPOINT")
+        if behind:
+            self._note(f"{self.path}: lacked {brought} rows; brought back from the journal")
+
+    def _behind(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
+        """The tables that hold less than the journal does."""
+        found = connection.execute("SELECT table_name, list(journal), sum(added) FROM ingested GROUP BY ALL")
+        known = {table: (set(names), rows) for table, names, rows in found.fetchall()}
+        behind = []
+        for table in schema.KEYS:
+            names, rows = known.get(table, (set(), 0))
+            (there,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,)
+            if there != rows or not names.issuperset(p.name for p in shards.pending(self.journal, table)):
+                behind.append(table)
+        return behind
+
+    def _replay(self, connection: duckdb.DuckDBPyConnection, table: str) -> int:
+        """Add what a table lacks of its journal; afterwards `ingested` says what is there."""
+        connection.execute("DELETE FROM ingested WHERE table_name = ?", [table])
+        (there,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,)
+        connection.execute("INSERT INTO ingested VALUES (?, '', ?)", [table, there])
+        paths = self._whole(shards.pending(self.journal, table))
+        return _take(connection, table, paths, [path.name for path in paths]) if paths else 0
 
     def _whole(self, paths: list[Path]) -> list[Path]:
         good = []
@@ -96,20 +134,19 @@ class Store:
                 self._note(f"{path}: damaged; set aside as .damaged, its rows will be made again")
         return good
 
-    def _to_journal(self, table: str, paths: list[Path]) -> None:
+    def _to_journal(self, table: str, paths: list[Path], name: str) -> None:
         """Merge ingested shards into one journal file, then drop them."""
-        if not paths:
-            return
         import pyarrow.dataset as ds
 
-        shards.publish(self.journal / table, ds.dataset(paths, schema=schema.arrow_schemas()[table]).to_table())
+        merged = ds.dataset(paths, schema=schema.arrow_schemas()[table]).to_table()
+        shards.publish(self.journal / table / name, merged)
         for path in paths:
             path.unlink()
 
     @contextmanager
-    def _writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _writing(self, patience: float = WRITER_PATIENCE) -> Iterator[duckdb.DuckDBPyConnection]:
         make_directory(self.path.parent)
-        connection = self._open_or_rebuild()
+        connection = self._open_or_rebuild(patience)
         try:
             _tune(connection)
             schema.migrate(connection, str(self.path))
@@ -117,7 +154,7 @@ class Store:
         finally:
             connection.close()
 
-    def _open_or_rebuild(self) -> duckdb.DuckDBPyConnection:
+    def _open_or_rebuild(self, patience: float) -> duckdb.DuckDBPyConnection:
         """Open for writing. A damaged log or file is set aside, said, and remade from the journal."""
         import duckdb
 
@@ -125,19 +162,19 @@ class Store:
         if not self.path.exists():
             self._rebuild()
         try:
-            return self._open(read_only=False)
+            return self._open(patience)
         except duckdb.Error as error:
             if wal.exists():
                 os.replace(wal, wal.with_name(f"{wal.name}.damaged-{int(time.time())}"))
                 self._note(f"{wal}: damaged ({_first_line(error)}); set aside, nothing is lost: the shards hold it")
-                return self._open_or_rebuild()
+                return self._open_or_rebuild(patience)
             aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
             os.replace(self.path, aside)
             self._note(
                 f"{self.path}: damaged ({_first_line(error)}); set aside as {aside.name}, remade from the journal"
             )
         self._rebuild()
-        return self._open(read_only=False)
+        return self._open(patience)
 
     def _rebuild(self) -> None:
         """Make the file with all that the journal holds. It gets its name when it is whole: a rebuild that
@@ -152,8 +189,7 @@ class Store:
                 _tune(connection)
                 schema.migrate(connection, str(self.path))
                 for table in schema.KEYS:
-                    if paths := self._whole(shards.pending(self.journal, table)):
-                        _insert(connection, table, paths)
+                    self._replay(connection, table)
                 connection.execute("CHECKPOINT")
         except duckdb.Error as error:
             wrong = InputError if DISK.search(str(error)) else PipelineError
@@ -170,7 +206,7 @@ class Store:
         if not self.path.exists():
             raise InputError(f"{self.path}: there is no trace store yet; `distill run` makes one")
         try:
-            connection = self._open(read_only=True)
+            connection = self._open(READER_PATIENCE, read_only=True)
         except duckdb.Error as error:
             raise Damaged(
                 f"{self.path}: cannot be read: {_first_line(error)}; the next `distill run` remakes it from the journal"
@@ -210,11 +246,11 @@ class Store:
             found = connection.execute(f"SELECT key FROM wanted SEMI JOIN {table} ON key = {column}").fetchall()
         return {row[0] for row in found}
 
-    def _open(self, *, read_only: bool) -> duckdb.DuckDBPyConnection:
+    def _open(self, patience: float, read_only: bool = False) -> duckdb.DuckDBPyConnection:
         """Connect, waiting while another process holds the file; its errors come through."""
         import duckdb
 
-        deadline = time.monotonic() + (READER_PATIENCE if read_only else WRITER_PATIENCE)
+        deadline = time.monotonic() + patience
         while True:
             try:
                 with disk_errors(self.path):
@@ -222,7 +258,7 @@ class Store:
                         str(self.path), read_only=read_only, config={"autoinstall_known_extensions": "false"}
                     )
             except duckdb.IOException as error:
-                if "lock" not in str(error):
+                if not LOCKED.search(str(error)):
                     if DISK.search(str(error)):
                         raise InputError(f"{self.path}: {_first_line(error)}") from None
                     raise
@@ -231,6 +267,18 @@ class Store:
                     by = f"process {held[1]}" if held else "another process"
                     raise Busy(f"{self.path}: held by {by}; close it there, then run this again") from None
                 time.sleep(0.05)
+
+
+def _take(connection: duckdb.DuckDBPyConnection, table: str, paths: Sequence[Path], names: Sequence[str]) -> int:
+    """Add the rows of files, which lie or are about to lie in the journal as ``names``; returns how many."""
+    connection.execute("BEGIN")
+    added = _insert(connection, table, paths)
+    counts = [added, *(0 for _ in names[1:])]
+    connection.executemany(
+        "INSERT INTO ingested VALUES (?, ?, ?)", [(table, name, n) for name, n in zip(names, counts, strict=True)]
+    )
+    connection.execute("COMMIT")
+    return added
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, paths: Sequence[Path]) -> int:

@@ -62,7 +62,7 @@ def from_messages(tokenizer: Any, key: str, messages: Sequence[Message], weight:
     """A row from a conversation; only assistant turns are learned, up to and with their end token.
 
     Spans are found by rendering the template with and without each assistant turn, so the template
-    needs no ``{% generation %}`` tags; one that rewrites earlier turns is refused.
+    needs no ``{% generation %}`` tags; one that rewrites earlier turns, or drops the thinking, is refused.
     """
     text = tokenizer.apply_chat_template(list(messages), tokenize=False)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -72,11 +72,20 @@ def from_messages(tokenizer: Any, key: str, messages: Sequence[Message], weight:
         if message["role"] != "assistant":
             continue
         start, end = _span(tokenizer, text, messages, turn, key)
+        if _letters(message["content"]) not in _letters(text[start:end]):
+            raise InputError(
+                f"example {key}: the chat template leaves out part of what the assistant says (its thinking, most "
+                "likely), so that would not be learned; give the student's tokenizer a template that keeps it"
+            )
         inside = [t for t, (left, _) in enumerate(encoded["offset_mapping"]) if start <= left < end]
         ends = [t for t in inside if ids[t] == tokenizer.eos_token_id]
         for t in inside:  # what follows the end token (a newline) is the template's, not the assistant's
             mask[t] = not ends or t <= ends[-1]
     return Example(key, tuple(ids), tuple(mask), weight)
+
+
+def _letters(text: str) -> str:
+    return "".join(text.split())
 
 
 def _span(tokenizer: Any, text: str, messages: Sequence[Message], turn: int, key: str) -> tuple[int, int]:

@@ -61,6 +61,13 @@ its streams. It is sent to other processes: a module's function, or a `functools
 """
 
 
+BeforeSave = Callable[[], None]
+
+
+def nothing() -> None:
+    pass
+
+
 class Scored(NamedTuple):
     """What a pass made of one row: log-probabilities of its supervised tokens, before the update.
 
@@ -84,7 +91,10 @@ class Learner:
     To be used inside `learning`, which readies the process and ends the replicas.
     """
 
-    def __init__(self, model: Any, settings: LearnerSettings, total: int, directory: Path, run: str) -> None:
+    def __init__(
+        self, model: Any, settings: LearnerSettings, total: int, directory: Path, run: str, before_save: BeforeSave
+    ) -> None:
+        self._before_save = before_save
         self.model, self.settings, self.total, self.directory, self.run = model, settings, total, directory, run
         self.device = next(model.parameters()).device
         self.optimizer = Optimizer(model, settings.optimizer)
@@ -173,6 +183,7 @@ class Learner:
         return state["extra"]
 
     def save(self, extra: dict[str, Tensor]) -> None:
+        self._before_save()
         weights = [p.detach() for p in self.optimizer.parameters]
         state = {"weights": weights, "optimizer": self.optimizer.state(), "extra": extra}
         checkpoint.save(self.directory, self.done, self.run, state)
@@ -211,13 +222,18 @@ SMALL = 50_000_000
 
 
 @contextmanager
-def learning(model: Any, settings: LearnerSettings, total: int, directory: Path, run: str) -> Iterator[Learner]:
+def learning(
+    model: Any, settings: LearnerSettings, total: int, directory: Path, run: str, before_save: BeforeSave = nothing
+) -> Iterator[Learner]:
     """A learner in a process made ready for it: see `prepared`. ``settings.threads`` cores compute:
     processes of one thread each for a small model on Linux and CPU, threads of one process otherwise.
+
+    ``before_save`` is called ahead of each checkpoint: what a step has reported must be durable before the
+    step counts as done.
     """
     small = sum(p.numel() for p in model.parameters()) <= SMALL
     processes = settings.threads if small and model.device.type == "cpu" and sys.platform == "linux" else 1
-    learner = Learner(model, settings, total, directory, run)
+    learner = Learner(model, settings, total, directory, run, before_save)
     with prepared(model, settings.threads // processes):
         try:
             learner.fork(processes)

@@ -15,26 +15,42 @@ HIDDEN = {"step", "total"}
 
 
 class Recorder:
-    """Hears every step. A step heard again after a resume carries the same numbers, and the store keeps
-    the first row of a key, so a resumed run's curves are those of an uninterrupted one."""
+    """Hears every step, inside a ``with`` whose end brings everything into the store. A step heard again
+    after a resume carries the same numbers, and the store keeps the first row of a key, so a resumed run's
+    curves are those of an uninterrupted one."""
 
     def __init__(self, store: Store, context: Context, shown: tuple[str, ...]) -> None:
         self._store, self._context, self._shown = store, context, shown
         self._rows: list[dict[str, Any]] = []
         self._appended = time.monotonic()
-        self.last: dict[str, float] = {}
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+        self._store.ingest()
 
     def __call__(self, metrics: Any) -> None:
         """``metrics`` is a dataclass of numbers with ``step`` (from 1) and ``total``."""
         values = {k: v for k, v in asdict(metrics).items() if isinstance(v, int | float)}
         step, total = int(values["step"]), int(values["total"])
-        self.last = {k: float(v) for k, v in values.items() if k not in HIDDEN and math.isfinite(v)}
+        told = {k: float(v) for k, v in values.items() if k not in HIDDEN and math.isfinite(v)}
         run = self._context.fingerprint
-        self._rows += [{"run": run, "step": step, "name": k, "value": v} for k, v in self.last.items()]
-        self._context.progress(step, total, **{k: round(self.last[k], 4) for k in self._shown if k in self.last})
+        self._rows += [{"run": run, "step": step, "name": k, "value": v} for k, v in told.items()]
+        self._context.progress(step, total, **{k: round(told[k], 4) for k in self._shown if k in told})
         if time.monotonic() - self._appended > APPEND_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         self._store.append("metrics", self._rows)
         self._rows, self._appended = [], time.monotonic()
+
+    def last(self) -> dict[str, float]:
+        """The numbers of the last step there is, whichever attempt made it. Call it after the ``with``."""
+        rows = self._store.rows(
+            "SELECT name, value FROM metrics WHERE run = $run "
+            "AND step = (SELECT max(step) FROM metrics WHERE run = $run) ORDER BY name",
+            {"run": self._context.fingerprint},
+        )
+        return {row["name"]: row["value"] for row in rows}

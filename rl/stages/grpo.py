@@ -20,6 +20,7 @@ from distill.types import Problem
 from distill.verifiers import VerifierPool
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
 if TYPE_CHECKING:
@@ -76,10 +77,6 @@ def run(context: Context, settings: GrpoSettings) -> Output:
     store.ingest()
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
     tasks = problems(store, context.inputs[settings.problems].digest, "train")
-    if len(tasks) < settings.prompts:
-        raise InputError(
-            f"stage {context.name}: {settings.prompts} prompts a step, but only {len(tasks)} problems to train on"
-        )
     problem_keys = {problem.id: key for key, problem in tasks}
     if len(problem_keys) < len(tasks):
         raise InputError(
@@ -96,31 +93,28 @@ def run(context: Context, settings: GrpoSettings) -> Output:
             final_norm=settings.norm_learning_rate is not None,
         )
     how = _how(settings)
-    recorder = Recorder(store, context, ("reward", "zero_variance", "entropy", "length", "grad_norm"))
     workers = workers_for(network, settings.workers)
     with (
         closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
         VerifierPool(workers=1) as pool,
+        Recorder(store, context, ("reward", "zero_variance", "entropy", "length", "grad_norm")) as recorder,
     ):
         ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, settings.verifier)
-        try:
-            train_grpo(
-                network,
-                policy,
-                how,
-                sample=partial(_sample, tasks, settings),
-                reward=ledger.reward,
-                checkpoints=context.work / "checkpoints",
-                stop=context.stopping,
-                recall=ledger.recall,
-                on_rollouts=ledger.write,
-                on_step=recorder,
-            )
-        finally:
-            recorder.flush()
-            store.ingest()
+        train_grpo(
+            network,
+            policy,
+            how,
+            sample=partial(_sample, tasks, settings),
+            reward=ledger.reward,
+            checkpoints=context.work / "checkpoints",
+            stop=context.stopping,
+            recall=ledger.recall,
+            on_rollouts=ledger.write,
+            on_step=recorder,
+            before_save=recorder.flush,
+        )
     digest = publish(context, network, tokenizer, ABOUT, settings.student, settings)
-    return Output(digest, {"steps": settings.steps, "rollouts": _rollouts(settings)} | recorder.last)
+    return Output(digest, {"steps": settings.steps, "rollouts": _rollouts(settings)} | recorder.last())
 
 
 def _sample(tasks: Sequence[tuple[str, Problem]], settings: GrpoSettings, step: int) -> list[Problem]:
@@ -170,13 +164,20 @@ def _rollouts(settings: GrpoSettings) -> int:
     return settings.steps * settings.prompts * settings.group
 
 
+def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
+    there = figures[settings.problems].get("train", 0) if settings.problems in figures else settings.prompts
+    if there < settings.prompts:
+        return f"{settings.prompts} prompts a step, but only {there} problems to train on; lower `prompts`"
+    return None
+
+
 def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
     calls = _rollouts(settings)
     return Forecast("steps", settings.steps, 0, {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens})
 
 
-def dependencies(settings: GrpoSettings, hashes: FileHashes) -> Mapping[str, str]:
-    verifiers = content_hash(verification.versions(settings.verifier))
+def dependencies(settings: GrpoSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
+    verifiers = content_hash(verification.versions(settings.verifier, upstream[settings.problems]))
     return {**modelspec.dependency(settings.student, hashes), "verifiers": verifiers}
 
 
@@ -188,4 +189,5 @@ STAGE = Stage(
     run=run,
     forecast=forecast,
     dependencies=dependencies,
+    refuse=refuse,
 )

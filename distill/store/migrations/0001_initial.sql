@@ -3,14 +3,15 @@
 
 CREATE TABLE problems (
     problem_key VARCHAR, prompt_key VARCHAR, problem_id VARCHAR, source VARCHAR, split VARCHAR, verifier VARCHAR,
-    difficulty INTEGER, licence VARCHAR, structure VARCHAR, system VARCHAR, prompt VARCHAR,
+    difficulty INTEGER, licence VARCHAR, structure VARCHAR, origin VARCHAR, system VARCHAR, prompt VARCHAR,
     reference VARCHAR, metadata VARCHAR);
 COMMENT ON TABLE problems IS 'What is to be answered.';
-COMMENT ON COLUMN problems.problem_key IS 'content hash of what is asked and how it is checked';
+COMMENT ON COLUMN problems.problem_key IS 'content hash of what is asked, how it is checked, and what is said of it';
 COMMENT ON COLUMN problems.prompt_key IS 'content hash of what is asked: system and prompt';
 COMMENT ON COLUMN problems.problem_id IS 'stable readable name';
 COMMENT ON COLUMN problems.difficulty IS 'steps, or a level; null where unknown';
 COMMENT ON COLUMN problems.structure IS 'the function, chain or formula underneath; never on both sides of a split';
+COMMENT ON COLUMN problems.origin IS 'file and line it was first read from';
 COMMENT ON COLUMN problems.reference IS 'what the verifier compares with';
 
 CREATE TABLE traces (
@@ -59,6 +60,9 @@ COMMENT ON COLUMN rollouts.used IS 'false for groups dropped because all rewards
 CREATE TABLE metrics (run VARCHAR, step INTEGER, name VARCHAR, value DOUBLE);
 COMMENT ON TABLE metrics IS 'Training curves, long form.';
 COMMENT ON COLUMN metrics.run IS 'fingerprint of the sft, pretrain or grpo stage';
+
+CREATE TABLE ingested (table_name VARCHAR, journal VARCHAR, added BIGINT);
+COMMENT ON TABLE ingested IS 'Which journal files this database holds, and how many rows each brought: how a lost tail is noticed.';
 
 CREATE VIEW prompts AS
     SELECT prompt_key, any_value(system) AS system, any_value(prompt) AS prompt,

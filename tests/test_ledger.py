@@ -1,0 +1,52 @@
+"""Rollouts as rows: what was rewarded is what was stored, and what is read back is rewarded alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from distill.keys import problem_key
+from distill.store import Store
+from distill.store.records import problem_row
+from distill.training.optimizer import OptimizerSettings
+from distill.types import Completion, Finish, Problem, Sampling
+from distill.verifiers import VerifierPool
+from rl.grpo import GrpoSettings, judge, request
+from rl.ledger import Ledger
+
+PROBLEM = Problem("p/1", "6 * 7?", "42", "math", "test")
+SETTINGS = GrpoSettings(optimizer=OptimizerSettings(1e-2), steps=1, group=2, sampling=Sampling(max_tokens=8))
+TEXTS = ("work\n</think>\n\\boxed{42}", "it could be \\boxed{42}, but let me check")
+
+
+def completion(text: str, index: int) -> Completion:
+    """As a template that opens the thinking in the prompt has it."""
+    key = request(SETTINGS, 0, PROBLEM, index).key
+    return Completion(key, "6 * 7?<think>\n", (1, 2), text, (3, 4), (-0.1, -0.2), Finish.LENGTH, thinking_tokens=1)
+
+
+def test_a_rollout_cut_off_in_its_thinking_gets_no_reward_then_or_when_read_back(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append("problems", [problem_row(PROBLEM)])
+    store.ingest()
+    completions = [completion(text, index) for index, text in enumerate(TEXTS)]
+    with VerifierPool(workers=1) as pool:
+        ledger = Ledger(store, "run", SETTINGS, {PROBLEM.id: problem_key(PROBLEM)}, pool, None)
+        rewards = ledger.reward([(PROBLEM, c) for c in completions])
+        assert rewards == [1.0, 0.0]
+        ledger.write(1, judge(SETTINGS, 1, [PROBLEM], completions, rewards))
+        store.ingest()
+        again = Ledger(store, "run", SETTINGS, {PROBLEM.id: problem_key(PROBLEM)}, pool, None)
+        kept = sorted(again.recall(0), key=lambda c: c.key)
+        assert [c.key for c in kept] == [c.key for c in completions]
+        assert again.reward([(PROBLEM, c) for c in kept]) == rewards
+    rows = store.rows(
+        "SELECT answer, closed, outcome FROM traces JOIN verdicts USING (trace_key) ORDER BY sample_index"
+    )
+    assert rows == [
+        {"answer": "\\boxed{42}", "closed": True, "outcome": "correct"},
+        {"answer": "", "closed": False, "outcome": "incorrect"},
+    ]
