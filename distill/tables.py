@@ -104,8 +104,10 @@ def _jsonl(path: Path) -> Iterator[Row]:
                 yield _mapping(json.loads(text), path, line)
             except json.JSONDecodeError as error:
                 yield Row(path, line, {}, f"not valid JSON ({error.msg}, column {error.colno})")
-            except (ValueError, RecursionError) as error:  # not UTF-8; nested without end
-                yield Row(path, line, {}, f"not valid JSON ({error})")
+            except UnicodeDecodeError:
+                yield Row(path, line, {}, "not UTF-8 text")
+            except (ValueError, RecursionError) as error:  # a number without end, lists in lists without end
+                yield Row(path, line, {}, f"not readable ({error})")
 
 
 def _json(path: Path) -> Iterator[Row]:
