@@ -8,8 +8,9 @@ integers never cross a pipe.
 
 Callers may be many threads (`verify`, `verify_many`, `submit`) and asyncio tasks (`averify`). One thread
 of the pool's own, the dispatcher, owns the workers: starts, feeds and kills them. (The kernel ties a
-child's death signal to the *thread* that started it, so it must be one that stays.) A worker has one item
-at a time, so that nothing waits behind one that hangs.
+child's death signal to the *thread* that started it, so it must be one that stays.) Quick verdicts go to a
+worker in batches, slow ones singly; and what waits behind one that takes long is given to another worker,
+so that nothing is held up by a hang.
 """
 
 from __future__ import annotations
@@ -17,66 +18,31 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, Pipe, wait
+from concurrent.futures import Future
+from dataclasses import replace
+from multiprocessing.connection import Pipe, wait
 from typing import TypeVar
 
 from distill.thinking import Response
 from distill.types import Failure, Problem, Verdict
 from distill.verifiers.base import Verifier
 from distill.verifiers.compose import Spec, build
+from distill.verifiers.process import Job, WorkerProcess
 from distill.verifiers.run import judge_quickly, posed, shown
 from distill.verifiers.worker import Limits
 from pipeline.errors import PipelineError
 
 Key = TypeVar("Key", bound=Hashable)
+BATCH = 16
+BATCH_SECONDS = 0.05
+"""What a batch should take: small beside the limits, large beside a message."""
 IN_FLIGHT = 64
 """Items per worker that one `verify_many` hands in before it waits for verdicts: the memory bound."""
-START_SECONDS = 120.0
-GRACE_SECONDS = 1.0
-"""What a verdict that nobody waits for any more may still take: less than a new worker costs."""
-WORKER = "from distill.verifiers.worker import main; main()"
 MOST_FAILED_STARTS = 3
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Job:
-    """One item on its way; its verdict, or the pool's failure, becomes ``future``'s."""
-
-    spec: Spec
-    verifier: Verifier
-    problem: Problem
-    trace: Response
-    future: Future[Verdict]
-
-    def answer(self, reply: Verdict | PipelineError) -> None:
-        with suppress(InvalidStateError):  # cancelled meanwhile
-            if isinstance(reply, PipelineError):
-                self.future.set_exception(reply)
-            else:
-                self.future.set_result(reply)
-
-
-@dataclass(eq=False, slots=True)
-class _Worker:
-    process: subprocess.Popen[bytes]
-    connection: Connection
-    deadline: float
-    ready: bool = False
-    job: _Job | None = None
-
-    @property
-    def busy(self) -> bool:
-        return self.job is not None or not self.ready
 
 
 class VerifierPool:
@@ -87,7 +53,7 @@ class VerifierPool:
         self.limits = limits or Limits()
         self.restarts = 0
         """How many workers had to be replaced so far; for the report."""
-        self._waiting: deque[_Job] = deque()
+        self._waiting: deque[Job] = deque()
         self._verifiers: dict[str, Verifier] = {}
         self._lock = threading.Lock()
         self._bell, self._ear = Pipe()
@@ -95,6 +61,7 @@ class VerifierPool:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._failed_starts = 0
+        self._pace: dict[str, float] = {}
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -165,7 +132,7 @@ class VerifierPool:
         verdict = judge_quickly(verifier, problem, trace)
         if verdict is not None:
             return verdict
-        job = _Job(spec, verifier, problem, shown(verifier, trace), Future())
+        job = Job(spec, verifier, problem, shown(verifier, trace), Future())
         with self._lock:
             if self._closing:
                 raise PipelineError("the verifier pool is closed")
@@ -173,8 +140,10 @@ class VerifierPool:
                 self._thread = threading.Thread(target=self._dispatch, name="verifiers", daemon=True)
                 self._thread.start()
             self._waiting.append(job)
+            news = len(self._waiting) == 1  # else it waits for a worker, and a worker's reply wakes the dispatcher
         job.future.add_done_callback(self._perhaps_cancelled)
-        self._ring()
+        if news:
+            self._ring()
         return job.future
 
     def _perhaps_cancelled(self, future: Future[Verdict]) -> None:
@@ -191,13 +160,11 @@ class VerifierPool:
     # Everything below runs in the dispatcher's thread.
 
     def _dispatch(self) -> None:
-        workers: list[_Worker] = []
+        workers: list[WorkerProcess] = []
         try:
             while not self._closing:
                 self._feed(workers)
-                nearest = min((worker.deadline for worker in workers if worker.busy), default=None)
-                timeout = None if nearest is None else max(0.0, nearest - time.monotonic())
-                heard = wait([self._ear, *(worker.connection for worker in workers)], timeout)
+                heard = wait([self._ear, *(worker.connection for worker in workers)], self._timeout(workers))
                 if self._ear in heard:
                     self._answer_bell(workers)
                 for worker in list(workers):
@@ -205,100 +172,108 @@ class VerifierPool:
                         self._listen(worker, workers)
                     elif worker.busy and time.monotonic() >= worker.deadline:
                         self._lose(worker, workers, overdue=True)
+                    elif self.workers > 1 and worker.holds_up and time.monotonic() >= worker.patience:
+                        self._take_back(worker)
         finally:
             with self._lock:
                 self._closing = True
             for worker in workers:
-                self._kill(worker)
-            self._fail([worker.job for worker in workers if worker.job], "the verifier pool was closed")
+                worker.end()
+            self._fail([job for worker in workers for job in worker.jobs if job], "the verifier pool was closed")
 
-    def _answer_bell(self, workers: list[_Worker]) -> None:
+    def _timeout(self, workers: list[WorkerProcess]) -> float | None:
+        """Seconds until a worker is late, or has kept others waiting for too long."""
+        ends = [worker.deadline for worker in workers if worker.busy]
+        if self.workers > 1:
+            ends += [worker.patience for worker in workers if worker.holds_up]
+        return max(0.0, min(ends) - time.monotonic()) if ends else None
+
+    def _answer_bell(self, workers: list[WorkerProcess]) -> None:
         with self._lock:
             self._ear.recv_bytes()
             self._rung = False
         for worker in workers:
-            if worker.job and worker.job.future.cancelled():
-                worker.deadline = min(worker.deadline, time.monotonic() + GRACE_SECONDS)
+            worker.hurry()
 
-    def _feed(self, workers: list[_Worker]) -> None:
-        """Give every idle worker an item; start one more while there is work and room for it."""
+    def _feed(self, workers: list[WorkerProcess]) -> None:
+        """Give every idle worker a batch; start one more while there is work and room for it."""
         while self._waiting:
             idle = next((worker for worker in workers if not worker.busy), None)
             if idle is None:
                 if len(workers) < self.workers and all(worker.ready for worker in workers):
-                    workers.append(self._start())
+                    workers.append(WorkerProcess.start(self.limits))
                 return
-            with self._lock:
-                job = self._waiting.popleft()
-            if job.future.cancelled():
+            if not (batch := self._batch()):
                 continue
-            idle.job = job
-            idle.deadline = time.monotonic() + self.limits.wall_seconds
-            with suppress(OSError):  # it is dead; reading from it says how
-                idle.connection.send((job.spec, job.problem, job.trace))
+            idle.send(batch, self.limits)
 
-    def _start(self) -> _Worker:
-        ours, theirs = Pipe()
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", WORKER, str(theirs.fileno())],  # -P: no other path than ours
-            pass_fds=[theirs.fileno()],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is the parent's to handle
-        )
-        theirs.close()
-        ours.send((os.getpid(), self.limits))
-        return _Worker(process, ours, time.monotonic() + START_SECONDS)
+    def _batch(self) -> list[Job]:
+        """The next few items that should take `BATCH_SECONDS` together; one alone where nothing is known."""
+        with self._lock:
+            size = min(BATCH, -(-len(self._waiting) // self.workers))
+            jobs, seconds = [self._waiting.popleft()], 0.0
+            while len(jobs) < size:
+                seconds += self._pace.get(jobs[-1].verifier.name, BATCH_SECONDS)
+                if seconds >= BATCH_SECONDS:
+                    break
+                jobs.append(self._waiting.popleft())
+        return [job for job in jobs if not job.future.cancelled()]
 
-    def _listen(self, worker: _Worker, workers: list[_Worker]) -> None:
+    def _take_back(self, worker: WorkerProcess) -> None:
+        """Give what waits behind a slow item to others. The worker comes to it too: its replies are not heard."""
+        first, *rest = worker.jobs
+        worker.jobs = deque([first, *[None] * len(rest)])
+        self._wait_again(rest)
+
+    def _wait_again(self, jobs: Iterable[Job | None]) -> None:
+        with self._lock:
+            self._waiting.extendleft(reversed([job for job in jobs if job]))
+
+    def _listen(self, worker: WorkerProcess, workers: list[WorkerProcess]) -> None:
         try:
             message = worker.connection.recv()
         except (EOFError, OSError):
             self._lose(worker, workers)
             return
-        if worker.job is None:
+        if not worker.ready:
             worker.ready, self._failed_starts = True, 0
             return
-        job, worker.job = worker.job, None
-        job.answer(message)
+        job = worker.jobs.popleft()
+        worker.begin(self.limits)
+        if job is not None:
+            self._note_pace(job.verifier.name, message)
+            job.answer(message)
         if isinstance(message, Verdict) and message.failure is Failure.MEMORY:
             # What is left of that process is not to be trusted.
             self._replace(worker, workers)
 
-    def _lose(self, worker: _Worker, workers: list[_Worker], overdue: bool = False) -> None:
-        """A worker hangs or is dead: the verdict it was at is lost."""
+    def _note_pace(self, name: str, message: Verdict | PipelineError) -> None:
+        """A moving mean of the seconds that a verdict of this verifier takes."""
+        if isinstance(message, Verdict):
+            self._pace[name] = 0.8 * self._pace.get(name, message.seconds) + 0.2 * message.seconds
+
+    def _lose(self, worker: WorkerProcess, workers: list[WorkerProcess], overdue: bool = False) -> None:
+        """A worker hangs or is dead: the verdict it was at is lost, the rest of its batch is not."""
+        job = worker.jobs.popleft() if worker.jobs else None
         self._replace(worker, workers)
         if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= MOST_FAILED_STARTS:
                 self._fail([], "the verifier workers do not start; their error is above")
-        elif worker.job is not None:
+        elif job is not None:
             late = Verdict.failed(Failure.TIMEOUT, f"no verdict within {self.limits.wall_seconds:g} s of wall time")
-            verdict = late if overdue else self._death(worker.process.returncode)
-            verifier = worker.job.verifier
-            worker.job.answer(replace(verdict, verifier=verifier.name, version=verifier.version))
+            verdict = late if overdue else worker.death(self.limits)
+            job.answer(replace(verdict, verifier=job.verifier.name, version=job.verifier.version))
 
-    def _death(self, code: int) -> Verdict:
-        if code == -signal.SIGPROF:
-            return Verdict.failed(Failure.TIMEOUT, f"more than {self.limits.cpu_seconds:g} s of CPU time")
-        if code < 0:
-            cause = f"the verifier's process was killed by {signal.Signals(-code).name}"
-            return Verdict.failed(Failure.CRASH, cause)
-        return Verdict.failed(Failure.CRASH, f"the verifier's process ended with status {code}")
-
-    def _replace(self, worker: _Worker, workers: list[_Worker]) -> None:
-        """End a worker. The next is started on demand."""
+    def _replace(self, worker: WorkerProcess, workers: list[WorkerProcess]) -> None:
+        """End a worker; what it had not begun waits again. The next is started on demand."""
         workers.remove(worker)
-        self._kill(worker)
+        worker.end()
         self.restarts += 1
+        self._wait_again(worker.jobs)
+        worker.jobs.clear()
 
-    def _kill(self, worker: _Worker) -> None:
-        worker.process.kill()
-        worker.process.wait()
-        worker.connection.close()
-
-    def _fail(self, jobs: list[_Job], reason: str) -> None:
+    def _fail(self, jobs: list[Job], reason: str) -> None:
         with self._lock:
             jobs = [*jobs, *self._waiting]
             self._waiting.clear()

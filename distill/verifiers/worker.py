@@ -1,9 +1,9 @@
 """The worker process of the pool; its one argument is the file descriptor of its end of the pipe.
 
-It gets one (spec, problem, trace) at a time and sends the verdict. Every verdict has a CPU-time limit: a
-profiling timer whose signal kills this process, whatever Python or C it is in. It is CPU time, not wall
-time, so that a busy machine changes no verdict. The worker dies with its parent, even with one that was
-killed.
+It gets batches of (spec, problem, trace) and sends one verdict after the other, at once, so that the parent
+knows which item it is at. Every verdict has a CPU-time limit: a profiling timer whose signal kills this
+process, whatever Python or C it is in. It is CPU time, not wall time, so that a busy machine changes no
+verdict. The worker dies with its parent, even with one that was killed.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def main() -> None:
     verifiers: dict[str, Verifier] = {}
     try:
         while True:
-            spec, problem, trace = connection.recv()
-            connection.send(_reply(spec, problem, trace, verifiers, limits))
+            for spec, problem, trace in connection.recv():
+                connection.send(_reply(spec, problem, trace, verifiers, limits))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
