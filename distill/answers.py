@@ -17,6 +17,7 @@ from distill.tables import ProblemColumns, Row, one_group
 from distill.thinking import Response, split_thinking
 from distill.types import Failure, Outcome, Problem, Verdict
 from distill.verifiers import VerifierPool, build
+from distill.verifiers.asking import holds_opened
 from distill.verifiers.compose import Spec
 from distill.verifiers.order import in_order
 from pipeline.errors import InputError
@@ -127,19 +128,55 @@ def judge_rows(
     """
     verifier = build(spec)
 
-    def asked() -> Iterator[tuple[tuple[int, Any], Future[Verdict]]]:
+    def read() -> Iterator[tuple[int, Any, tuple[Problem, Response] | Verdict]]:
         for number, row in enumerate(rows, first):
             try:
-                problem, response = columns.read(row)
+                yield number, columns.name(row), columns.read(row)
             except InputError as error:
                 bad = Verdict.failed(Failure.INPUT, str(error))
                 bad = replace(bad, verifier=verifier.name, version=verifier.version)
-                yield (number, row.values.get(columns.id or "id")), _known(bad)
-            else:
-                yield (number, columns.name(row)), pool.submit(spec, problem, response)
+                yield number, row.values.get(columns.id or "id"), bad
+
+    judge = _by_opened if holds_opened(verifier) else _by_workers
+    for number, name, verdict in judge(read(), spec, pool, stopping):
+        yield Judged(number, name, verdict)
+
+
+Numbered = Iterator[tuple[int, Any, tuple[Problem, Response] | Verdict]]
+Found = Iterator[tuple[int, Any, Verdict]]
+
+
+def _by_workers(rows: Numbered, spec: Spec, pool: VerifierPool, stopping: Callable[[], bool]) -> Found:
+    def asked() -> Iterator[tuple[tuple[int, Any], Future[Verdict]]]:
+        for number, name, what in rows:
+            yield (number, name), _known(what) if isinstance(what, Verdict) else pool.submit(spec, *what)
 
     for (number, name), verdict in in_order(asked(), stopping):
-        yield Judged(number, name, verdict)
+        yield number, name, verdict
+
+
+def _by_opened(rows: Numbered, spec: Spec, pool: VerifierPool, stopping: Callable[[], bool]) -> Found:
+    """A judge is asked about many at a time, in windows of its own (`distill.verifiers.asking`), which bound
+    what is held here."""
+    names: dict[int, Any] = {}
+    known: dict[int, Verdict] = {}
+
+    def asked() -> Iterator[tuple[int, Spec, Problem, Response]]:
+        for number, name, what in rows:
+            names[number] = name
+            if isinstance(what, Verdict):
+                known[number] = what
+            else:
+                yield number, spec, *what
+
+    def next_ones() -> Found:
+        while (number := next(iter(names), 0)) in known:
+            yield number, names.pop(number), known.pop(number)
+
+    for number, verdict in pool.verify_many(asked(), stopping):
+        known[number] = verdict
+        yield from next_ones()
+    yield from next_ones()
 
 
 def _known(verdict: Verdict) -> Future[Verdict]:

@@ -17,6 +17,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+from distill import user_code
 from pipeline.errors import InputError
 from pipeline.stage import Stage
 
@@ -26,8 +27,12 @@ VERIFIERS: dict[str, str] = {
     "exact": "distill.verifiers.exact:Exact",
     "expression": "distill.verifiers.expression:ExpressionVerifier",
     "format": "distill.verifiers.format:Format",
-    "logic": "distill.verifiers.logic:LogicVerifier",
+    "judge": "distill.verifiers.llm_judge:Judge",
+    "logic": "distill.verifiers.logic:Logic",
     "math": "distill.verifiers.math:Math",
+    "reasoning_gym": "distill.verifiers.reasoning_gym:ReasoningGym",
+    "regex": "distill.verifiers.regex:Regex",
+    "truth_table": "distill.verifiers.truth_table:TruthTable",
 }
 
 FAMILIES: dict[str, str] = {
@@ -63,24 +68,30 @@ TABLES: dict[str, dict[str, str]] = {
 }
 
 
-@cache
 def names(kind: str) -> Mapping[str, str]:
     """Every name of a kind with where it lives; third parties' first. Imports none of them."""
     if kind not in TABLES:
         raise InputError(f"the catalog has no table {kind!r}{suggestion(kind, TABLES)}")
-    others = {point.name: point.value for point in entry_points(group=f"distill.{kind}")}
-    return others | TABLES[kind]
+    return _others(kind) | TABLES[kind]
+
+
+@cache
+def _others(kind: str) -> dict[str, str]:
+    """What other distributions register; those installed do not change while a process runs."""
+    return {point.name: point.value for point in entry_points(group=f"distill.{kind}")}
 
 
 def resolve(kind: str, name: str) -> Any:
     """Import and return what is registered under ``name``; `InputError` names the nearest one.
 
-    A name with a colon is itself a ``"module:attribute"``: the user's own code, named in YAML. The
-    directory that the command was given in is looked in, after all others.
+    A name with a colon is itself a ``"module:attribute"``, or a ``"file.py:attribute"`` (`distill.user_code`):
+    the user's own code, named in YAML. A module is looked for in the working directory too, after all else.
     """
     known = names(kind)
     if name not in known and ":" not in name:
-        raise InputError(f"no {_singular(kind)} is called {name!r}{suggestion(name, known)}")
+        raise InputError(_unknown(kind, name))
+    if name not in known and user_code.is_file(name):
+        return user_code.load(name).attribute
     module, _, attribute = known.get(name, name).partition(":")
     if name not in known and not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
@@ -94,8 +105,14 @@ def resolve(kind: str, name: str) -> Any:
 def check(kind: str, name: str) -> str:
     """``name``, if there is such a thing; for settings, so that a slip of the pen is told before any work."""
     if name not in names(kind) and ":" not in name:
-        raise ValueError(f"no {_singular(kind)} is called {name!r}{suggestion(name, names(kind))}")
+        raise ValueError(_unknown(kind, name))
     return name
+
+
+def _unknown(kind: str, name: str) -> str:
+    if name.endswith(".py"):
+        return f"{name}: name what is meant in that file too, {name}:Name"
+    return f"no {_singular(kind)} is called {name!r}{suggestion(name, names(kind))}"
 
 
 def _singular(kind: str) -> str:

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill import keys
-from distill.engines.base import Engine, PromptTooLong
+from distill.engines.base import Engine, PromptTooLong, response_of
 from distill.store import Store
 from distill.store.records import Row, trace_row
-from distill.thinking import OPEN, Response, split_thinking
 from distill.types import Completion, Problem, Request, Sampling, Trace
 from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context, stop_check
@@ -93,11 +92,6 @@ def make_traces(
     stop_check(context.stopping)
     if done < len(by_key):
         raise PipelineError(f"the engine ended {len(by_key) - done} samples short; run the same command again")
-
-
-def response_of(completion: Completion) -> Response:
-    """Thinking and answer told apart. Some templates have opened the thinking in the prompt already."""
-    return split_thinking(completion.text, opened=completion.prompt.rstrip().endswith(OPEN))
 
 
 def trace_of(

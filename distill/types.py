@@ -165,6 +165,11 @@ class Failure(StrEnum):
     ERROR = "error"  # it raised an exception
     INPUT = "input"  # there was nothing to judge: a row of a file that cannot be read
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether the machine may be to blame, so that another attempt may end otherwise."""
+        return self in (Failure.TIMEOUT, Failure.MEMORY, Failure.CRASH)
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

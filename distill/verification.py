@@ -4,9 +4,9 @@ The one loop behind the verify and evaluate stages. Verifying again never genera
 key is the trace, the verifier, its version and settings, so a changed verifier finds all of its
 verdicts missing and the old ones stay.
 
-A failure (a timeout, a crash: `Verdict.failure`) may be the machine's fault, so the first one is no verdict
-yet: it is kept under a key of its own, and the next run judges that trace once more. What comes of that,
-a second failure too, is the verdict. See docs/design/007-failures.md.
+A timeout, a crash, a lack of memory may be the machine's fault, so the first such failure is no verdict
+yet: it is kept under a key of its own, and the next run judges that trace once more. What comes of that, a
+second failure too, is the verdict. See docs/design/007-failures.md.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from distill import keys, verifiers
 from distill.store import Store
 from distill.store.records import Row, verdict_row
 from distill.thinking import Response
 from distill.types import Outcome, Problem, Verdict
-from distill.verifiers import VerifierPool
+from distill.verifiers import Verifier, VerifierPool
 from distill.verifiers.compose import Spec
 from distill.verifiers.run import reads_thinking
-from pipeline.fingerprint import canonical
+from pipeline.errors import PipelineError
+from pipeline.fingerprint import FileHashes, canonical
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, stop_check
 
@@ -34,85 +36,153 @@ APPEND_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One verdict that should exist: of this trace by this verifier."""
+    """One verdict that should exist: of this trace by this verifier, as it is now."""
 
     key: str
     trace_key: str
     problem_key: str
     problem: Problem
     verifier: Spec
+    version: str
+    settled: Spec
+    """The verifier without the settings that change no verdict."""
 
 
-def judgements(traces: Sequence[tuple[str, str, Problem]], verifier: Spec | None) -> list[Judgement]:
+def judgements(
+    traces: Sequence[tuple[str, str, Problem]], verifier: Spec | None, hashes: FileHashes
+) -> list[Judgement]:
     """The verdicts wanted of (trace key, problem key, problem), by the problem's own verifier if none is named."""
-    made: dict[str, tuple[Spec, str, str]] = {}
+    made: dict[str, tuple[Spec, Verifier, Spec]] = {}
     found = []
     for trace, problem_key, problem in traces:
         spec = problem.verifier if verifier is None else verifier
         text = canonical(spec)
         if text not in made:
-            built = verifiers.build(spec)
-            made[text] = spec, built.name, built.version
-        spec, name, version = made[text]
-        key = keys.verdict_key(trace, problem_key, name, version, text)
-        found.append(Judgement(key, trace, problem_key, problem, spec))
+            made[text] = spec, verifiers.build(spec, hashes), verifiers.settled(spec)
+        spec, built, settled = made[text]
+        key = keys.verdict_key(trace, problem_key, built.name, built.version, canonical(settled))
+        found.append(Judgement(key, trace, problem_key, problem, spec, built.version, settled))
     return found
 
 
 def used(wishes: Sequence[Judgement]) -> dict[str, str]:
     """The version of each verifier that judges, by its spec in canonical form."""
-    return {text: version_of(text) for text in sorted({canonical(wish.verifier) for wish in wishes})}
+    return {canonical(wish.verifier): wish.version for wish in wishes}
 
 
-def version_of(spec: str) -> str:
+def version_of(spec: str, hashes: FileHashes) -> str:
     """The version that a verifier has now; ``spec`` in canonical form."""
-    return verifiers.build(json.loads(spec)).version
+    return verifiers.build(json.loads(spec), hashes).version
 
 
-def versions(verifier: Spec | None, problems: Manifest) -> dict[str, str]:
+def versions(verifier: Spec | None, problems: Manifest, hashes: FileHashes) -> dict[str, str]:
     """What a stage that judges depends on: the version of the verifier named, or of those of its problems."""
     specs: list[Spec] = problems.figures["verifiers"] if verifier is None else [verifier]
-    return {canonical(spec): verifiers.build(spec).version for spec in specs}
+    return {canonical(verifiers.settled(spec)): verifiers.build(spec, hashes).version for spec in specs}
+
+
+def most(verifier: Spec, verdicts: int) -> dict[str, float]:
+    """What so many verdicts can take at most (``calls``, ``max_tokens``, ``max_cost``), where they take anything."""
+    return {name: each * verdicts for name, each in getattr(verifiers.build(verifier), "most", {}).items()}
 
 
 def make_verdicts(
     store: Store, wishes: Sequence[Judgement], context: Context, workers: int, label: str = ""
 ) -> list[str]:
-    """Judge what the store lacks of ``wishes``; returns the key of the verdict that stands for each."""
+    """Judge what the store lacks of ``wishes``; each verdict is kept as it comes, whatever ends the rest.
+    Returns the key of the verdict that stands for each."""
     store.ingest()
     found = store.present("verdicts", [key for wish in wishes for key in (wish.key, keys.failed_key(wish.key))])
     missing = {wish.key: wish for wish in wishes if wish.key not in found}
     if not missing:
         return [wish.key for wish in wishes]
     stop_check(context.stopping)
-    stands: dict[str, str] = {}
-    tally: Counter[str] = Counter()
-    rows: list[Row] = []
-    appended = time.monotonic()
-    with VerifierPool(workers=workers) as pool:
-        for wish, verdict in _judged(store, missing, pool):
-            failed = keys.failed_key(wish.key)
-            key = stands[wish.key] = failed if verdict.failure and failed not in found else wish.key
-            rows.append(verdict_row(key, wish.trace_key, wish.problem_key, verdict, wish.verifier))
-            tally.update([verdict.outcome, *([verdict.failure] if verdict.failure else [])])
-            if time.monotonic() - appended > APPEND_SECONDS:
-                store.append("verdicts", rows)
-                rows, appended = [], time.monotonic()
-                done = len(wishes) - len(missing) + len(stands)
-                context.progress(done, len(wishes), **({"model": label} if label else {}), **shares(tally))
-                if context.stopping():
-                    break
-    store.append("verdicts", rows)
-    store.ingest()
-    stop_check(context.stopping)
-    return [stands.get(wish.key, wish.key) for wish in wishes]
-
-
-def _judged(store: Store, missing: Mapping[str, Judgement], pool: VerifierPool) -> Iterator[tuple[Judgement, Verdict]]:
     responses = _responses(store, list(missing.values()))
-    items = ((w.key, w.verifier, w.problem, responses[w.trace_key]) for w in missing.values())
-    for key, verdict in pool.verify_many(items):
-        yield missing[key], verdict
+    writer = _Writer(store, context, found, len(wishes) - len(missing), len(wishes), label)
+    with VerifierPool(workers=workers, note=context.note, hashes=context.hashes) as pool:
+        items = ((w.key, w.verifier, w.problem, responses[w.trace_key]) for w in missing.values())
+
+        def stopping() -> bool:  # asked every second or so, also while a judge thinks
+            writer.tick()
+            return context.stopping()
+
+        try:
+            for key, verdict in pool.verify_many(items, stopping):
+                _check_same(missing[key], verdict)
+                writer.add(missing[key], verdict)
+                if writer.tick() and context.stopping():
+                    break
+        finally:
+            writer.flush()
+            store.ingest()
+    stop_check(context.stopping)
+    return [writer.stands.get(wish.key, wish.key) for wish in wishes]
+
+
+def _check_same(wish: Judgement, verdict: Verdict) -> None:
+    """Refuse a verdict by other code than the key says: somebody edited the verifier's file meanwhile."""
+    if verdict.version != wish.version:
+        raise PipelineError(
+            f"verifier {verdict.verifier}: was changed while it judged ({wish.version} -> {verdict.version}); "
+            "run the same command again"
+        )
+
+
+class _Writer:
+    """Collects verdicts, and makes them durable and shown often enough that a crash costs half a second."""
+
+    def __init__(
+        self, store: Store, context: Context, found: set[str], done: int, total: int, label: str
+    ) -> None:  # fmt: skip
+        self._store, self._context, self._found, self._done, self._total = store, context, found, done, total
+        self.stands: dict[str, str] = {}
+        """The key under which each verdict was kept, by the one that was wished for."""
+        self._figures: dict[str, Any] = {"model": label} if label else {}
+        self._tally: Counter[str] = Counter()
+        self._spent: Counter[str] = Counter()
+        self._rows: list[Row] = []
+        self._appended = time.monotonic()
+
+    def add(self, wish: Judgement, verdict: Verdict) -> None:
+        key, failed = wish.key, keys.failed_key(wish.key)
+        if verdict.failure and verdict.failure.may_pass and failed not in self._found:
+            key = failed
+        self.stands[wish.key] = key
+        self._rows.append(verdict_row(key, wish.trace_key, wish.problem_key, verdict, wish.settled))
+        self._tally.update([verdict.outcome, *([verdict.failure] if verdict.failure else [])])
+        self._spent.update(spent_in(verdict.evidence))
+        self._done += 1
+
+    def tick(self) -> bool:
+        """True where it was time to write, and so to look up."""
+        if not self._rows or time.monotonic() - self._appended <= APPEND_SECONDS:
+            return False
+        self.flush()
+        return True
+
+    def flush(self) -> None:
+        self._store.append("verdicts", self._rows)
+        self._rows, self._appended = [], time.monotonic()
+        self._context.progress(
+            self._done, self._total, **self._figures, **shares(self._tally), **judge_figures(self._spent)
+        )
+
+
+def spent_in(evidence: Mapping[str, Any]) -> Counter[str]:
+    """What judges took for a verdict, its parts' included: ``calls``, ``prompt_tokens``, ``tokens``, ``cost``."""
+    spent = evidence.get("spent")
+    total: Counter[str] = Counter(spent if isinstance(spent, dict) else {})
+    for part in evidence.get("parts", ()):
+        total.update(spent_in(part.get("evidence", {})))
+    return total
+
+
+def judge_figures(spent: Mapping[str, float]) -> dict[str, float]:
+    """The figures of judges, for people; none where no judge was asked."""
+    if not spent.get("calls"):
+        return {}
+    figures = {f"judge_{name}": spent[name] for name in ("calls", "prompt_tokens", "tokens")}
+    return figures | ({"cost": round(spent["cost"], 4)} if spent.get("cost") else {})
 
 
 def shares(tally: Mapping[str, int]) -> dict[str, float]:

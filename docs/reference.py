@@ -16,12 +16,14 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 
-from distill import catalog
-from distill.cli.main import app
-from distill.store import schema
-from pipeline.stage import File, Input, Operational
-
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))  # the code beside this file, wherever another is installed
+
+from distill import catalog  # noqa: E402
+from distill.cli.main import app  # noqa: E402
+from distill.store import schema  # noqa: E402
+from pipeline.stage import File, Input, Operational  # noqa: E402
+
 MADE = "<!-- Made by docs/reference.py from the code (`make docs`); do not edit. -->\n"
 
 EXIT_CODES = """\
@@ -82,7 +84,28 @@ def yaml() -> str:
         stage = catalog.stage(kind)
         lines += [f"## `{kind}`", "", f"{stage.about[0].upper()}{stage.about[1:]}. Makes *{stage.produces}*.", ""]
         lines += [*_model(stage.settings), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_verifiers()])
+
+
+def _verifiers() -> list[str]:
+    """What may stand under `verifier`: each name with its settings."""
+    lines = [
+        "# Verifiers",
+        "",
+        "A `verifier` is a name, one name with its settings (`{format: {boxed: true}}`), a file of one's own",
+        "(`./my_verifier.py:MyVerifier`), or a composition: `{all: [math, format]}`, `{any: [math, exact]}`,",
+        "`{weighted: [{of: math, weight: 0.9}, {of: format, weight: 0.1}]}`.",
+        "",
+    ]
+    for name in catalog.VERIFIERS:
+        made = catalog.resolve("verifiers", name)
+        lines += [f"## Verifier `{name}`", "", _about(name), ""]
+        if settings := getattr(made, "settings_model", None):
+            lines += [*_model(settings), ""]
+        elif fields := dataclasses.fields(made) if dataclasses.is_dataclass(made) else ():
+            rows = [f"| `{field.name}` | `{_plain(field.default)}` |" for field in fields]
+            lines += ["| key | default |", "|---|---|", *rows, ""]
+    return lines
 
 
 def _model(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -186,18 +209,16 @@ def verifiers() -> str:
     before, begin, rest = (HERE / "verifiers.md").read_text(encoding="utf-8").partition("<!-- begin: ")
     mark, _, rest = rest.partition("\n")
     _, end, after = rest.partition("<!-- end -->")
-    rows = [_verifier(name) for name in sorted(catalog.VERIFIERS)]
-    table = ["", "| name | what it asks | settings |", "|---|---|---|", *rows, "", ""]
+    rows = [f"| `{name}` | {_about(name)} |" for name in sorted(catalog.VERIFIERS)]
+    table = ["", "| name | what it asks |", "|---|---|", *rows, "", ""]
     return f"{before}{begin}{mark}\n" + "\n".join(table) + f"{end}{after}"
 
 
-def _verifier(name: str) -> str:
+def _about(name: str) -> str:
+    """What a verifier asks: the first paragraph of its module's docstring, without the name before it."""
     made = catalog.resolve("verifiers", name)
-    about = str(sys.modules[made.__module__].__doc__).strip().split("\n\n")[0].removeprefix(f"`{name}`: ")
-    fields = dataclasses.fields(made) if dataclasses.is_dataclass(made) else ()
-    settings = ", ".join(f"`{field.name}: {_plain(field.default)}`" for field in fields)
-    text = " ".join(about.split()).replace("|", "\\|")
-    return f"| `{name}` | {text} | {settings} |"
+    text = (sys.modules[made.__module__].__doc__ or "").split("\n\n")[0].split(": ", 1)[-1]
+    return " ".join(f"{text[0].upper()}{text[1:]}".split())
 
 
 PAGES = {"cli.md": cli, "yaml.md": yaml, "store.md": store, "verifiers.md": verifiers}

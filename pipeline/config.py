@@ -21,6 +21,7 @@ from pipeline.errors import InputError
 from pipeline.stage import File, Input, Settings, Stage, marked, references
 
 TOP_KEYS = ("name", "workspace", "seed", "stages")
+MISSING = "is missing"
 StageLookup = Callable[[str], Stage]
 
 
@@ -140,20 +141,26 @@ def _looked_in(file: str) -> str:
 
 def _explain(error: ValidationError, document: Document, where: KeyPath, stage: Stage) -> str:
     """The first mistake pydantic found, as one line a user can act on."""
+    location, what = mistake(error, stage.settings, document.get(where))
+    feeds = _what_feeds(stage, str(location[-1]), document) if what == MISSING else ""
+    return f"{document.where((*where, *location))}: {what}{feeds}"
+
+
+def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tuple[KeyPath, str]:
+    """The first mistake pydantic found in the settings ``body``: where it is, and what it is in words."""
     first = error.errors()[0]
-    location = _in_yaml(first["loc"], document.get(where))
-    at = document.where((*where, *location))
+    location = _in_yaml(first["loc"], body)
     if first["type"] == "extra_forbidden":
-        return f"{at}: unknown key{nearest(location[-1], _valid_keys(stage.settings, location[:-1]))}"
+        return location, f"unknown key{nearest(location[-1], _valid_keys(settings, location[:-1]))}"
     if first["type"] == "missing":
-        return f"{at}: is missing{_what_feeds(stage, str(location[-1]), document)}"
+        return location, MISSING
     if first["type"] == "literal_error":
         expected = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{at}: {first['input']!r} is not valid{nearest(first['input'], expected)}"
+        return location, f"{first['input']!r} is not valid{nearest(first['input'], expected)}"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     if first["type"] == "value_error":  # one of our own, which says what it found
-        return f"{at}: {message}"
-    return f"{at}: {message[0].lower()}{message[1:]}, found {first['input']!r}"
+        return location, message
+    return location, f"{message[0].lower()}{message[1:]}, found {first['input']!r}"
 
 
 def _in_yaml(location: Sequence[str | int], body: Any) -> tuple[str | int, ...]:

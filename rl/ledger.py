@@ -10,13 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from distill import keys
-from distill.generation import response_of, trace_of
+from distill.engines.base import response_of
+from distill.generation import trace_of
 from distill.store import Store
 from distill.store.records import Row, completion_of, trace_row, verdict_row
 from distill.types import Completion, Problem, Verdict
-from distill.verifiers import VerifierPool
+from distill.verifiers import VerifierPool, settled
+from distill.verifiers.base import Stopping, never
 from distill.verifiers.compose import Spec
 from pipeline.fingerprint import canonical
+from pipeline.stage import stop_check
 from rl.grpo import GrpoSettings, Rollout, request
 
 INGEST_STEPS = 10
@@ -27,10 +30,12 @@ class Ledger:
 
     def __init__(
         self, store: Store, run: str, settings: GrpoSettings, problem_keys: Mapping[str, str],
-        pool: VerifierPool, verifier: Spec | None,
+        pool: VerifierPool, verifier: Spec | None, stopping: Stopping = never,
     ) -> None:  # fmt: skip
         self._store, self._run, self._settings = store, run, settings
         self._problem_keys, self._pool, self._verifier = problem_keys, pool, verifier
+        self._stopping = stopping
+        self._counting: dict[str, Spec] = {}
         self._verdicts: dict[str, tuple[Spec, Verdict]] = {}
         self._kept: set[int] = set()
         if store.path.exists():
@@ -41,8 +46,14 @@ class Ledger:
         """Each completion's score by its problem's verifier; None where unverifiable."""
         spec_of = {c.key: p.verifier if self._verifier is None else self._verifier for p, c in asked}
         items = ((c.key, spec_of[c.key], p, response_of(c)) for p, c in asked)
-        self._verdicts = {key: (spec_of[key], verdict) for key, verdict in self._pool.verify_many(items)}
+        verdicts = self._pool.verify_many(items, self._stopping)
+        self._verdicts = {key: (self._settled(spec_of[key]), verdict) for key, verdict in verdicts}
+        stop_check(self._stopping)
         return [self._verdicts[completion.key][1].score for _, completion in asked]
+
+    def _settled(self, spec: Spec) -> Spec:
+        name = canonical(spec)
+        return self._counting.get(name) or self._counting.setdefault(name, settled(spec))
 
     def write(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """``step`` counts from 1, and is the update that these rollouts feed."""

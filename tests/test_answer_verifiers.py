@@ -1,4 +1,4 @@
-"""The logic and expression verifiers: what is right in any form, and what hostile text does to them."""
+"""The truth_table and expression verifiers: what is right in any form, and what hostile text does to them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distill.types import Outcome, Problem
 from distill.verifiers import judge
 from distill.verifiers.base import Verifier
 from distill.verifiers.expression import ExpressionVerifier
-from distill.verifiers.logic import LogicVerifier, truth_column
+from distill.verifiers.truth_table import TruthTable, truth_column
 
 CORRECT, INCORRECT, UNVERIFIABLE = Outcome.CORRECT, Outcome.INCORRECT, Outcome.UNVERIFIABLE
 HOSTILE = (
@@ -63,7 +63,7 @@ def test_truth_columns(formula: str, column: str):
     ],
 )
 def test_columns(answer: str, outcome: Outcome):
-    assert judge(LogicVerifier(), problem("logic", "((a and b) or not c) xor a"), answer).outcome is outcome
+    assert judge(TruthTable(), problem("truth_table", "((a and b) or not c) xor a"), answer).outcome is outcome
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_columns(answer: str, outcome: Outcome):
     ["", "a and", "a b", "(a or b", "a or b)", "and a", "a & b", "(" * 900 + "a" + ")" * 900, "not"],
 )
 def test_a_broken_formula_is_unverifiable(reference: str):
-    assert judge(LogicVerifier(), problem("logic", reference), "01").outcome is UNVERIFIABLE
+    assert judge(TruthTable(), problem("truth_table", reference), "01").outcome is UNVERIFIABLE
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_broken_reference_is_unverifiable(reference: str):
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
 @pytest.mark.parametrize(
-    ("verifier", "reference"), [(LogicVerifier(), "a xor (b and c)"), (ExpressionVerifier(), "5*x + 2")]
+    ("verifier", "reference"), [(TruthTable(), "a xor (b and c)"), (ExpressionVerifier(), "5*x + 2")]
 )
 def test_hostile_text_is_incorrect_with_a_reason(verifier: Verifier, reference: str, hostile: str):
     verdict = judge(verifier, problem(verifier.name, reference), hostile)
@@ -118,6 +118,6 @@ def test_hostile_text_is_incorrect_with_a_reason(verifier: Verifier, reference: 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(max_size=60) | st.text("x0123456789+-*() ", max_size=60))
 def test_any_text_gets_a_verdict(text: str):
-    for verifier, reference in ((LogicVerifier(), "a or (b and c)"), (ExpressionVerifier(), "5*x + 2")):
+    for verifier, reference in ((TruthTable(), "a or (b and c)"), (ExpressionVerifier(), "5*x + 2")):
         assert judge(verifier, problem(verifier.name, reference), text).outcome in (CORRECT, INCORRECT)
         assert judge(verifier, problem(verifier.name, text), "1").outcome in Outcome

@@ -14,7 +14,7 @@ from distill import catalog
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {"pipeline": {"pipeline"}, "distill": {"distill", "pipeline"}, "rl": {"rl", "distill", "pipeline"}}
-HEAVY = ("torch", "transformers", "peft", "datasets", "vllm", "sympy", "math_verify")
+HEAVY = ("torch", "transformers", "peft", "datasets", "vllm", "sympy", "math_verify", "z3", "reasoning_gym")
 
 
 def imports(path: Path) -> Iterator[str]:

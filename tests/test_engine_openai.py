@@ -6,17 +6,16 @@ import json
 import logging
 import os
 import socket
-import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from chat_server import Handler, Server, cut, malformed, reply, serving, status
 
 from distill import generation
 from distill.engines import chat, openai, pacing
@@ -27,87 +26,12 @@ from distill.types import Completion, Finish, Problem, Request, Sampling
 from pipeline.errors import CapReached, InputError, PipelineError, Stopped
 
 KEY = "sk-test-0123456789abcdef"
-Act = Callable[["Handler"], None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Plays, for each prompt, its script of acts in turn; the last act goes on for ever."""
-
-    server: Server
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = self.body["messages"][-1]["content"]
-        with self.server.lock:
-            turn = self.server.asked[prompt]
-            self.server.asked[prompt] += 1
-            self.server.seen.append((self.headers.get("Authorization"), self.body))
-        script = self.server.scripts.get(prompt, [reply()])
-        script[min(turn, len(script) - 1)](self)
-
-    def send(self, status: int, text: str, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(text.encode())))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.lock = threading.Lock()
-        self.scripts: dict[str, list[Act]] = {}
-        self.asked: Counter[str] = Counter()
-        self.seen: list[tuple[str | None, dict[str, Any]]] = []
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hung up is no news here."""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    with serving() as server:
         yield server
-        server.shutdown()
-
-
-def reply(content: str | None = "4", finish: str = "stop", usage: dict[str, Any] | None = None, **fields: Any) -> Act:
-    counts = {"prompt_tokens": 10, "completion_tokens": 20} if usage is None else usage
-    message = {"role": "assistant", "content": content, **fields}
-    choice = {"index": 0, "message": message, "finish_reason": finish}
-    return lambda handler: handler.send(200, json.dumps({"choices": [choice], "usage": counts}))
-
-
-def status(code: int, text: str = "no", **headers: str) -> Act:
-    return lambda handler: handler.send(code, text, **headers)
-
-
-def malformed(handler: Handler) -> None:
-    handler.send(200, '{"choices": [{"mess')
-
-
-def cut(handler: Handler) -> None:
-    """Promise a long body, send a little, reset the connection."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b'{"choices"')
-    handler.wfile.flush()
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    handler.close_connection = True
 
 
 def request(prompt: str, max_tokens: int = 100, seed: int = 0) -> Request:

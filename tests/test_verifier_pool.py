@@ -186,6 +186,15 @@ def test_cancelled_tasks_leave_no_worker_stuck(tmp_path: Path) -> None:
         assert asyncio.run(run(pool)).outcome is Outcome.CORRECT
 
 
+def test_what_has_to_be_opened_is_asked_from_asyncio_too(pool: VerifierPool) -> None:
+    async def run() -> list[Verdict]:
+        answers = [json.dumps({"o": outcome}) for outcome in ("correct", "incorrect")]
+        spec = {"asked_verifiers:Oracle": {"of": "o"}}
+        return await asyncio.gather(*(pool.averify(spec, "x", answer) for answer in answers))
+
+    assert [verdict.outcome for verdict in asyncio.run(run())] == ["correct", "incorrect"]
+
+
 def test_a_closed_event_loop_does_the_pool_no_harm(pool: VerifierPool) -> None:
     async def run() -> None:
         with suppress(TimeoutError):

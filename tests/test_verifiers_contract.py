@@ -5,6 +5,7 @@ A verifier without a sample in `SAMPLES` fails here: add one (gold answers, and 
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,21 +21,37 @@ from pipeline.errors import InputError
 
 ADD = '{"entry_point": "add", "cases": [{"args": [2, 3], "expected": 5}, {"args": [-1, 1], "expected": 0}]}'
 
+SYLLOGISM = '{"task": "entailment", "premises": ["forall x. P(x) -> Q(x)", "P(a)"], "conclusion": "Q(a)"}'
+LEGS = '{"dataset": "leg_counting", "entry": {"question": "How many legs?", "answer": "42", "metadata": {}}}'
+
 SAMPLES: dict[str, list[tuple[str, str, str]]] = {
     # name: (reference, gold answer, spoiled answer)
-    "choice": [("B", "The answer is (B).", "The answer is (C)."), ("D", r"\boxed{\text{(D)}}", "A, B, C or D")],
+    "choice": [
+        ("B", "The answer is (B).", "The answer is (C)."),
+        ("D", r"\boxed{\text{(D)}}", "A, B, C or D"),
+        ("A, C", r"\boxed{C \text{ and } A}", "The answer is A."),
+    ],
     "code": [
         (ADD, "```python\ndef add(a, b):\n    return a + b\n```", "```python\ndef add(a, b):\n    return a - b\n```")
     ],
     "exact": [("red fox", "red  fox", "red box"), ("x", r"\boxed{x}", r"\boxed{y}")],
     "expression": [("5*x + 2", "2 + 5*x", "5*x - 2")],
     "format": [("", "done", ""), ("", r"\boxed{1}", "<think> again")],
-    "logic": [("a and b", "0001", "0011")],
+    "logic": [
+        (SYLLOGISM, "The answer is True.", "The answer is Uncertain."),
+        ('{"task": "formula", "formula": "not (p and q)"}', "not p or not q", "not p and not q"),
+        ('{"task": "model", "formulas": ["p xor q"]}', "p = true, q = false", "p = true, q = true"),
+    ],
     "math": [
         ("42", r"\boxed{42}", r"\boxed{43}"),
         (r"\frac{1}{2}", "0.5", "0.25"),
         ("1,080", "#### 1080", "#### 1,081"),
+        (r"(a+5)(b+2)", r"\boxed{ab + 2a + 5b + 10}", r"\boxed{ab + 2a + 5b}"),
+        (r"\sin 2x", r"\boxed{2\sin x\cos x}", r"\boxed{\sin x\cos x}"),
     ],
+    "reasoning_gym": [(LEGS, r"\boxed{42}", r"\boxed{43}")],
+    "regex": [(r"\d{3} red fox(es)?", r"\boxed{123 red foxes}", r"\boxed{12 red foxes}"), ("a|b", "b", "c")],
+    "truth_table": [("a and b", "0001", "0011")],
 }
 
 HOSTILE = {
@@ -60,7 +77,20 @@ HOSTILE = {
     "dunder": "__import__('os').system('true')",
 }
 
-EVERY = sorted(VERIFIERS)
+BY_NAME = sorted(set(VERIFIERS) - {"judge"})
+"""The judge needs somebody to ask: its contract is in test_verifier_judge.py."""
+NEEDS = {"logic": "z3", "reasoning_gym": "reasoning_gym"}
+"""What a verifier cannot do its work without; an extra brings it."""
+EVERY = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None,
+            reason=f"{NEEDS.get(name)} is not installed",
+        ),
+    )
+    for name in BY_NAME
+]
 
 
 def problem(name: str, reference: str) -> Problem:
@@ -93,7 +123,7 @@ def test_hostile_text_gets_a_verdict_and_never_a_reward(name: str, pool: Verifie
         assert (verdict.score is None) == (verdict.outcome is Outcome.UNVERIFIABLE)
 
 
-@pytest.mark.parametrize("name", sorted(set(EVERY) - {"format", "exact"}))
+@pytest.mark.parametrize("name", sorted(set(BY_NAME) - {"format", "exact", "regex"}))
 def test_an_unreadable_reference_never_scores(name: str, pool: VerifierPool) -> None:
     for reference in ("", "}{", "\x00"):
         assert pool.verify(name, problem(name, reference), reference).outcome is Outcome.UNVERIFIABLE
@@ -125,7 +155,7 @@ def steady(verdict: Verdict) -> Verdict:
 def test_importing_the_verifiers_loads_no_torch() -> None:
     code = "import sys, distill.verifiers as v; [v.build(n) for n in sys.argv[1:]]; print('torch' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code, *EVERY], cwd=Path(__file__).parents[1], capture_output=True, text=True
+        [sys.executable, "-c", code, *BY_NAME], cwd=Path(__file__).parents[1], capture_output=True, text=True
     )
     assert done.stdout.strip() == "False", done.stderr
 
@@ -147,7 +177,7 @@ def test_settings_reach_the_verifier_and_wrong_ones_are_named() -> None:
         build({"format": {"boxes": True}})
 
 
-RIGHT, WRONG, UNSURE = r"\boxed{42}", r"\boxed{43}", r"\boxed{42 \text{ km}}"
+RIGHT, WRONG, UNSURE = r"\boxed{42}", r"\boxed{43}", r"\boxed{42 \text{ cows}}"
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,19 @@ def test_a_file_says_what_single_calls_say(texts: list[tuple[str, str]], first: 
             assert judged.verdict.failure == "input"
 
 
+def test_an_opened_verifier_is_asked_about_many_at_a_time_and_told_in_order(pool: VerifierPool) -> None:
+    said = [{"o": outcome, "r": rule} for outcome in VERDICTS for rule in VERDICTS]
+    values: list[dict[str, str]] = [{"answer": "x", "response": json.dumps(what)} for what in said]
+    rows = [Row(Path("f"), n, value) for n, value in enumerate([*values[:3], {"answer": "x"}, *values[3:]])]
+    oracle, rule = ({f"asked_verifiers:{name}": {"of": of}} for name, of in (("Oracle", "o"), ("Rule", "r")))
+    found = list(judge_rows(rows, AnswerColumns(), {"all": [rule, oracle]}, pool))
+    assert [judged.row for judged in found] == list(range(1, len(rows) + 1))
+    assert found.pop(3).verdict.failure == "input"
+    for what, judged in zip(said, found, strict=True):
+        expected = "incorrect" if "incorrect" in what.values() else max(what.values())
+        assert judged.verdict.outcome == expected
+
+
 LIGHT = """
 import sys
 sys.argv = ["distill", "verify", "a.jsonl", "--verifier", "math", "--output", "out.jsonl"]

@@ -9,8 +9,8 @@ from pathlib import Path
 from distill import engines, keys, modelspec
 from distill.cli.open import load, workspace_of
 from distill.cli.traces import printable
+from distill.engines.base import response_of
 from distill.engines.options import TransformersOptions
-from distill.generation import response_of
 from distill.modelspec import Model
 from distill.types import Problem, Request, Sampling
 from pipeline.errors import InputError

@@ -17,6 +17,8 @@ from pipeline.errors import InputError
 NEEDED = ("torch", "transformers", "peft", "datasets", "duckdb", "pyarrow", "typer", "pydantic")
 OPTIONAL = {
     "math-verify": "algebra in the math verifier (extra: verify)",
+    "z3-solver": "the logic verifier (extra: verify)",
+    "reasoning-gym": "puzzles and their scorers (extra: reasoning-gym)",
     "vllm": "the vllm engine (extra: vllm)",
     "bitsandbytes": "QLoRA (extra: qlora)",
 }
@@ -107,4 +109,16 @@ def _names() -> Iterator[Finding]:
         yield Finding("note", "distill script", "not installed (running from a checkout); use python -m distill")
 
 
-CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (_python, _packages, _devices, _models, _names)
+def _sandboxes() -> Iterator[Finding]:
+    """The walls around model-written code, each tried by attacking itself; one that holds is enough."""
+    from distill.verifiers import sandbox
+
+    found = sandbox.survey()
+    for name, fault in found.items():
+        state = "note" if fault else "ok"
+        yield Finding(state, f"sandbox:{name}", fault or "holds: its self-test could not get out")
+    if all(found.values()):
+        yield Finding("note", "sandbox", "none holds, so the code verifier refuses to run; the lines above say why")
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (_python, _packages, _devices, _models, _names, _sandboxes)

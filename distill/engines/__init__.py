@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from distill import catalog, modelspec
@@ -20,11 +21,12 @@ Options = TransformersOptions | VllmOptions | OpenAIOptions
 def model_of(name: str, options: Options, context: Context) -> Model:
     """Which model is meant, without loading it. Behind an endpoint, its address and name are its identity."""
     if isinstance(options, OpenAIOptions):
-        if name.startswith(("embedded:", modelspec.STAGE)):
-            raise InputError(f"model {name}: an openai engine takes the model's name at {options.base_url}")
-        return Model(name, f"{options.base_url}#{name}")
-    found = modelspec.find(name, context.workspace, context.inputs, context.hashes)
-    return replace(found, identity=found.identity + _manner(options))
+        return _at_endpoint(name, options)
+    return _found(modelspec.find(name, context.workspace, context.inputs, context.hashes), options)
+
+
+def _found(model: Model, options: Options) -> Model:
+    return replace(model, identity=model.identity + _manner(options))
 
 
 def _manner(options: Options) -> str:
@@ -33,6 +35,21 @@ def _manner(options: Options) -> str:
     usual = result_settings(TransformersOptions())
     own = {key: value for key, value in result_settings(options).items() if value != usual.get(key)}
     return "".join(f"+{key}={value}" for key, value in sorted(own.items()))
+
+
+def standing_model(name: str, options: Options, hashes: FileHashes) -> Model:
+    """The same where no stage asks (a judge): a model that no stage of the pipeline makes."""
+    if isinstance(options, OpenAIOptions):
+        return _at_endpoint(name, options)
+    if name.startswith(modelspec.STAGE):
+        raise InputError(f"model {name}: what a stage makes cannot be meant here; name a directory or a hub id")
+    return _found(modelspec.find(name, Path(), {}, hashes), options)
+
+
+def _at_endpoint(name: str, options: OpenAIOptions) -> Model:
+    if name.startswith(("embedded:", modelspec.STAGE)):
+        raise InputError(f"model {name}: an openai engine takes the model's name at {options.base_url}")
+    return Model(name, f"{options.base_url}#{name}")
 
 
 def model_dependency(name: str, options: Options, hashes: FileHashes) -> Mapping[str, str]:

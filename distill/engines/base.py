@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from distill.randomness import generator
+from distill.thinking import OPEN, Response, split_thinking
 from distill.types import Completion, Request
 from pipeline.errors import InputError
 
@@ -49,6 +50,11 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def response_of(completion: Completion) -> Response:
+    """Thinking and answer told apart. Some templates have opened the thinking in the prompt already."""
+    return split_thinking(completion.text, opened=completion.prompt.rstrip().endswith(OPEN))
 
 
 def seed_of(request: Request) -> int:

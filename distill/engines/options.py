@@ -1,4 +1,4 @@
-"""What a YAML may say of an engine: its kind and that kind's options. Pure data, no heavy imports.
+"""What a YAML may say of an engine and of sampling from it. Pure data, no heavy imports.
 
 ``engine: vllm`` is short for ``engine: {kind: vllm}``.
 """
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from distill.modelspec import check_name
+from distill.types import Sampling
 from pipeline.stage import Operational, Settings
 
 
@@ -51,6 +52,18 @@ class OpenAIOptions(Settings):
     price_input: Annotated[float, Operational(), Field(ge=0)] = 0.0
     price_output: Annotated[float, Operational(), Field(ge=0)] = 0.0
     max_cost: Annotated[float | None, Operational(), Field(gt=0)] = None
+
+
+class SamplingSettings(Settings):
+    """How to sample; ``max_tokens`` counts thinking and answer together."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+
+    def sampling(self, seed: int) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, seed)
 
 
 def check_model(name: str, options: Settings) -> None:

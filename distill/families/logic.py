@@ -7,7 +7,7 @@ The formula is nested to the left and the working has one line a connective, eac
 variables occur and the column is not constant. Its structure is the formula up to renaming of the
 variables. There are 83 thousand, 2.0 million and 48 million formulas before those two conditions;
 the answer is the whole column, so a guess is right once in 254. The reference is the formula: the
-`logic` verifier works the column out itself.
+`truth_table` verifier works the column out itself.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _candidate(rng: np.random.Generator) -> Problem:
             formula = f"({formula} {connective} {literal})"
         if column not in (0, ALL) and {literal[-1] for literal in literals} == set(COLUMNS):
             formula = formula[1:-1]
-            return problem_of("logic", PREFIX + formula, formula, "logic", _structure(formula, literals), steps)
+            return problem_of("logic", PREFIX + formula, formula, "truth_table", _structure(formula, literals), steps)
 
 
 def _structure(formula: str, literals: list[str]) -> str:

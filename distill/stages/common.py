@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, PlainSerializer
 
+from distill import verifiers
 from distill.store import Store
-from distill.types import Sampling
+from distill.verifiers.compose import Spec
+from pipeline.errors import InputError
 from pipeline.manifest import Manifest
-from pipeline.stage import Context, Settings
+from pipeline.stage import Context
 
 Problems = ("problems",)
 Traces = ("traces",)
 
 
-class SamplingSettings(Settings):
-    """How to sample; ``max_tokens`` counts thinking and answer together."""
+def _buildable(spec: Spec) -> Spec:
+    try:
+        verifiers.build(spec)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return spec
 
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
-    max_tokens: Annotated[int, Field(ge=1)] = 512
 
-    def sampling(self, seed: int) -> Sampling:
-        return Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, seed)
+VerifierName = Annotated[str, AfterValidator(_buildable)]
+"""A verifier that a name alone describes."""
+VerifierSpec = Annotated[str | dict[str, Any], AfterValidator(_buildable), PlainSerializer(verifiers.settled)]
+"""A verifier as in `distill.verifiers.compose`. In a fingerprint are just the settings that change verdicts."""
 
 
 def store_of(context: Context) -> Store:

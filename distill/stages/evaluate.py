@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from distill import engines, modelspec, verification
-from distill.engines.options import EngineOptions, TransformersOptions, check_model
+from distill.engines.options import EngineOptions, SamplingSettings, TransformersOptions, check_model
 from distill.generation import Wanted, make_traces, wanted
-from distill.stages.common import SamplingSettings, members_present, store_of
+from distill.stages.common import VerifierSpec, members_present, store_of
 from distill.statistics import Estimate, clustered_mean, paired_difference, pass_at_k
 from distill.store.records import Row, problems, record_members
 from distill.types import Problem
@@ -38,6 +38,8 @@ class EvaluateSettings(Settings):
     pass_at: Annotated[list[Annotated[int, Field(ge=1)]], Field(default_factory=lambda: [1])]
     greedy: bool = True
     """Also one greedy sample a problem."""
+    verifier: VerifierSpec | None = None
+    """Who judges; by default each problem's own."""
     split: Literal["train", "heldout"] = "heldout"
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
     seed: int = 0
@@ -59,7 +61,9 @@ def run(context: Context, settings: EvaluateSettings) -> Output:
         model = engines.model_of(name, settings.engine, context)
         wishes = wishes_of(settings, tasks, model.identity)
         make_traces(store, wishes, partial(engines.open_engine, settings.engine, model, context.note), context, label)
-        judged = verification.judgements([(wish.key, wish.problem_key, wish.problem) for wish in wishes], None)
+        judged = verification.judgements(
+            [(wish.key, wish.problem_key, wish.problem) for wish in wishes], settings.verifier, context.hashes
+        )
         verdicts = verification.make_verdicts(store, judged, context, settings.workers, label)
         labels = [
             label if wish.sampling.temperature == settings.sampling.temperature else f"{label}/greedy"
@@ -184,10 +188,8 @@ def _done(context: Context, settings: EvaluateSettings) -> int:
 
 
 def dependencies(settings: EvaluateSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
-    found = {
-        f"verifier {name}": version
-        for name, version in verification.versions(None, upstream[settings.problems]).items()
-    }
+    versions = verification.versions(settings.verifier, upstream[settings.problems], hashes)
+    found = {f"verifier {name}": version for name, version in versions.items()}
     for name in settings.models.values():
         found |= engines.model_dependency(name, settings.engine, hashes)
     return found

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from distill import engines
-from distill.engines.options import EngineOptions, TransformersOptions, check_model
+from distill.engines.options import EngineOptions, SamplingSettings, TransformersOptions, check_model
 from distill.generation import make_traces, wanted
 from distill.modelspec import StageOrName
-from distill.stages.common import SamplingSettings, members_present, store_of
+from distill.stages.common import members_present, store_of
 from distill.store.records import problems, record_members
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from distill import catalog, keys, tables
+from distill import keys, tables
 from distill.published import Said, TraceColumns
-from distill.stages.common import members_present, store_of
+from distill.stages.common import VerifierName, members_present, store_of
 from distill.store.records import batched, problem_row, record_members, trace_row
 from distill.thinking import estimate_tokens
 from distill.types import Finish, Problem, Sampling, Trace
@@ -40,7 +39,7 @@ class ImportSettings(Settings):
     messages: str | None = None
     reference: str | dict[str, str] | None = None
     reference_pattern: tables.Pattern | None = None
-    verifier: Annotated[str, AfterValidator(partial(catalog.check, "verifiers"))] = "math"
+    verifier: VerifierName = "math"
     difficulty: str | None = None
     licence: str = "unknown"
     source: str | None = None

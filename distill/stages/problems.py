@@ -1,4 +1,4 @@
-"""problems: gather what is to be answered, from problem families and files, into train and held-out sets."""
+"""problems: gather what is to be answered, from families, reasoning-gym and files, into train and held-out sets."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from distill import catalog, keys, tables
+from distill import catalog, keys, puzzles, tables
 from distill.families.base import code_of
-from distill.stages.common import members_present, store_of
+from distill.stages.common import VerifierName, members_present, store_of
 from distill.store.records import problem_row, record_members
 from distill.types import Problem
 from pipeline.errors import InputError
@@ -30,6 +30,19 @@ class FamilySource(Settings):
     heldout: Count = 0
 
 
+class PuzzleSource(Settings):
+    """``train`` and ``heldout`` puzzles of a data set of reasoning-gym (the extra of that name)."""
+
+    reasoning_gym: str
+    """A data set of the library, such as `basic_arithmetic`."""
+    train: Count = 0
+    heldout: Count = 0
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The library's own settings of that data set, less seed and size."""
+    instruction: str = ""
+    """Text put after every prompt, such as how to write the answer."""
+
+
 class FileSource(Settings):
     """Problems in a JSONL, JSON, CSV or Parquet file (also gzipped), one a row.
 
@@ -42,7 +55,7 @@ class FileSource(Settings):
     prompt: str
     reference: str | dict[str, str]
     reference_pattern: tables.Pattern | None = None
-    verifier: Annotated[str, AfterValidator(partial(catalog.check, "verifiers"))] = "math"
+    verifier: VerifierName = "math"
     split: Literal["train", "heldout"] = "train"
     instruction: str = ""
     """Text put after every prompt, such as how to write the answer."""
@@ -53,9 +66,19 @@ class FileSource(Settings):
     on_bad_row: Literal["stop", "skip"] = "stop"
 
 
+TAGS = ("family", "reasoning_gym")
+
+
+def _tag(value: Any) -> str:
+    """Which source is meant, by the key that each has alone."""
+    return next((tag for tag in TAGS if isinstance(value, dict) and tag in value), "file")
+
+
 Source = Annotated[
-    Annotated[FamilySource, Tag("family")] | Annotated[FileSource, Tag("file")],
-    Discriminator(lambda value: "family" if isinstance(value, dict) and "family" in value else "file"),
+    Annotated[FamilySource, Tag("family")]
+    | Annotated[PuzzleSource, Tag("reasoning_gym")]
+    | Annotated[FileSource, Tag("file")],
+    Discriminator(_tag),
 ]
 
 
@@ -102,6 +125,10 @@ def _all(settings: ProblemsSettings, context: Context) -> Iterator[Problem]:
         for source in settings.sources:
             if isinstance(source, FamilySource):
                 yield from _family(source, settings, split)
+            elif isinstance(source, PuzzleSource):
+                wanted = _wanted(source, settings, split)
+                config, seed = source.config, settings.seed
+                yield from puzzles.make(source.reasoning_gym, config, seed, split, wanted, source.instruction)
             elif source.split == split:
                 yield from _file(source, settings.limit, context)
 
@@ -109,8 +136,7 @@ def _all(settings: ProblemsSettings, context: Context) -> Iterator[Problem]:
 def _family(source: FamilySource, settings: ProblemsSettings, split: str) -> Iterator[Problem]:
     """Distinct problems: a repeat of an earlier draw is passed over, so the count is what was asked."""
     family = catalog.resolve("families", source.family)()
-    wanted = source.train if split == "train" else source.heldout
-    wanted = min(wanted, settings.limit or wanted)
+    wanted = _wanted(source, settings, split)
     seen: set[str] = set()
     index = 0
     while len(seen) < wanted:
@@ -121,6 +147,11 @@ def _family(source: FamilySource, settings: ProblemsSettings, split: str) -> Ite
             yield problem
         elif index > 20 * wanted + 1000:
             raise InputError(f"family {source.family}: has too few different problems for {wanted} ({split})")
+
+
+def _wanted(source: FamilySource | PuzzleSource, settings: ProblemsSettings, split: str) -> int:
+    wanted = source.train if split == "train" else source.heldout
+    return min(wanted, settings.limit or wanted)
 
 
 def _file(source: FileSource, limit: int | None, context: Context) -> Iterator[Problem]:
@@ -144,9 +175,8 @@ def _file(source: FileSource, limit: int | None, context: Context) -> Iterator[P
 def forecast(context: Context, settings: ProblemsSettings, _: Mapping[str, Mapping[str, Any]]) -> Forecast:
     counts: Counter[str] = Counter()
     for source in settings.sources:
-        if isinstance(source, FamilySource):
-            counts["train"] += min(source.train, settings.limit or source.train)
-            counts["heldout"] += min(source.heldout, settings.limit or source.heldout)
+        if isinstance(source, FamilySource | PuzzleSource):
+            counts.update({split: _wanted(source, settings, split) for split in ("train", "heldout")})
         else:
             found = source.take or tables.count(source.file)
             counts[source.split] += min(found, settings.limit or found)
@@ -154,17 +184,21 @@ def forecast(context: Context, settings: ProblemsSettings, _: Mapping[str, Mappi
 
 
 def dependencies(settings: ProblemsSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> dict[str, str]:
-    """The families' code writes the problems."""
+    """The families' code writes the problems, and reasoning-gym's the puzzles."""
     names = {source.family for source in settings.sources if isinstance(source, FamilySource)}
-    return {f"family {name}": code_of([name], hashes) for name in sorted(names)}
+    found = {f"family {name}": code_of([name], hashes) for name in sorted(names)}
+    if any(isinstance(source, PuzzleSource) for source in settings.sources):
+        found["reasoning-gym"] = puzzles.library_version()
+    return found
 
 
 STAGE = Stage(
     kind="problems",
-    about="gather problems from families and files, with train and held-out sets",
+    about="gather problems from families, reasoning-gym and files, with train and held-out sets",
     settings=ProblemsSettings,
     produces="problems",
     run=run,
+    version=2,
     forecast=forecast,
     dependencies=dependencies,
     check=members_present,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from distill import verification
-from distill.stages.common import members_present, store_of
+from distill import verification, verifiers
+from distill.stages.common import VerifierSpec, members_present, store_of
 from distill.store import Store
 from distill.store.records import problem_of, record_members
 from distill.types import Problem
@@ -18,19 +20,20 @@ from pipeline.stage import Context, Forecast, Input, Operational, Output, Settin
 
 class VerifySettings(Settings):
     traces: Annotated[str, Input(accepts=("traces",))]
-    verifier: str | dict[str, Any] | None = None
-    """A name, a name with settings, or a composition; by default each problem's own."""
+    verifier: VerifierSpec | None = None
+    """A name, a name with settings, a composition, `file.py:Class`; by default each problem's own."""
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
 
 
 def run(context: Context, settings: VerifySettings) -> Output:
     store = store_of(context)
     traces = traces_of(store, context.inputs[settings.traces].digest)
-    wishes = verification.judgements(traces, settings.verifier)
+    wishes = verification.judgements(traces, settings.verifier, context.hashes)
     keys = verification.make_verdicts(store, wishes, context, settings.workers)
     digest = record_members(store, [("verdict", key) for key in keys])
-    figures = {**_totals(store, digest), **verification.failed_once(keys), "versions": verification.used(wishes)}
-    return Output(digest, {"members": len(keys), **figures})
+    judges = _judges(store, digest) if settings.verifier and verification.most(settings.verifier, 1) else {}
+    figures = {"members": len(keys), **_totals(store, digest), **verification.failed_once(keys), **judges}
+    return Output(digest, {**figures, "versions": verification.used(wishes)})
 
 
 def traces_of(store: Store, collection: str) -> list[tuple[str, str, Problem]]:
@@ -58,19 +61,35 @@ def _totals(store: Store, collection: str) -> dict[str, int]:
     return {row["what"]: row["n"] for row in rows}
 
 
+def _judges(store: Store, collection: str) -> dict[str, float]:
+    """What judges took for all of these verdicts, in whichever run they were made."""
+    rows = store.rows(
+        "SELECT v.evidence FROM members m JOIN verdicts v ON m.row_key = v.verdict_key WHERE m.collection = ?",
+        [collection],
+    )
+    spent: Counter[str] = Counter()
+    for row in rows:
+        spent.update(verification.spent_in(json.loads(row["evidence"])))
+    return verification.judge_figures(spent)
+
+
 def forecast(context: Context, settings: VerifySettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
+    if settings.verifier is not None:
+        _ = verifiers.build(settings.verifier, context.hashes).version  # a model that is missing is told now
     upstream = context.inputs.get(settings.traces)
-    if upstream is None:
-        return Forecast("verdicts", expected.get(settings.traces, {}).get("traces"))
-    store = store_of(context)
-    keys = [w.key for w in verification.judgements(traces_of(store, upstream.digest), settings.verifier)]
-    return Forecast("verdicts", len(keys), len(store.present("verdicts", keys)))
+    total, done = expected.get(settings.traces, {}).get("traces"), 0
+    if upstream is not None:
+        store = store_of(context)
+        wishes = verification.judgements(traces_of(store, upstream.digest), settings.verifier, context.hashes)
+        total, done = len(wishes), len(store.present("verdicts", [wish.key for wish in wishes]))
+    most = verification.most(settings.verifier, total - done) if settings.verifier and total is not None else {}
+    return Forecast("verdicts", total, done, most)
 
 
 def check(context: Context, manifest: Manifest) -> str | None:
     """A verifier of another version judges again (the user's own verifiers too); old verdicts are kept."""
     for spec, version in manifest.figures.get("versions", {}).items():
-        if (now := verification.version_of(spec)) != version:
+        if (now := verification.version_of(spec, context.hashes)) != version:
             return f"verifier {spec}: version {version} -> {now}"
     return members_present(context, manifest)
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from distill.types import Failure, Outcome, Problem, Verdict
 from distill.verifiers.base import Verifier
-from distill.verifiers.compose import build, get
+from distill.verifiers.compose import build, get, settled
 from distill.verifiers.pool import VerifierPool
 from distill.verifiers.run import judge
 from distill.verifiers.shared import check
@@ -39,4 +39,5 @@ __all__ = [
     "check",
     "get",
     "judge",
+    "settled",
 ]

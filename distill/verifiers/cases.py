@@ -1,4 +1,4 @@
-"""Tests as data: asserts turned into inputs and expected values, so that the answers stay out of the box.
+"""Tests as data: asserts turned into inputs and expected values, and the comparison of values and of texts.
 
 Understood are ``assert f(...) == value``, ``assert f(...)``, ``assert not f(...)``, ``is``,
 ``abs(f(...) - value) < small`` (``math.fabs`` too), all with literal arguments. Whatever else a test does
@@ -8,63 +8,92 @@ makes it not wholly understood, which its caller is told.
 from __future__ import annotations
 
 import ast
+import builtins
+import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 
-class Case(NamedTuple):
-    """``call`` is the source of (positional arguments, keyword arguments); the rest never enters the box.
+@dataclass(frozen=True, slots=True)
+class Case:
+    """The arguments go to the candidate; the rest never enters its box.
 
-    The result must equal ``expected``, within ``tolerance`` where there is one; where ``truth`` is set,
-    it must just be true or false.
+    The result must equal ``expected`` (or one of ``others``), within ``tolerance`` where there is one; where
+    ``truth`` is set, it must just be true or false.
     """
 
-    call: str
+    arguments: list[Any]
+    named: dict[str, Any] = field(default_factory=dict)
     expected: Any = None
     tolerance: float | None = None
     truth: bool | None = None
-
-    @classmethod
-    def of_values(cls, arguments: list[Any], named: dict[str, Any], expected: Any) -> Case:
-        return cls(repr((list(arguments), dict(named))), expected)
+    others: tuple[Any, ...] = ()
 
 
-def wanted(case: Case, value: Any, strict: bool) -> bool:
-    """Is ``value`` what the case asks for? ``strict`` tells True from 1 and 1.0 from 1, as JSON does."""
+def wanted(case: Case, value: Any, strict: bool, tolerance: float = 0.0) -> bool:
+    """Is ``value`` what the case asks for? ``strict`` tells True from 1 and 1.0 from 1, as JSON does.
+
+    ``tolerance`` is allowed of every float anywhere in the value, absolute or relative, whichever is more.
+    """
     if case.truth is not None:
         return bool(value) is case.truth
     if case.tolerance is not None:
         return type(value) in (int, float) and abs(value - case.expected) < case.tolerance
-    return _alike(value, case.expected) if strict else bool(value == case.expected)
+    return any(_alike(value, expected, strict, tolerance) for expected in (case.expected, *case.others))
 
 
-def _alike(value: Any, expected: Any) -> bool:
-    """Equal, with equal types all the way down; a tuple passes for a list, which is all JSON has."""
-    if isinstance(expected, list):
-        return type(value) in (list, tuple) and len(value) == len(expected) and all(map(_alike, value, expected))
+def _alike(value: Any, expected: Any, strict: bool, tolerance: float) -> bool:
+    """Equal, all the way down. Where strict, with equal types; a tuple passes for a list, which is all JSON has."""
+    if isinstance(expected, list) or (isinstance(expected, tuple) and isinstance(value, tuple)):
+        fits = type(value) in ((list, tuple) if strict else (type(expected),)) and len(value) == len(expected)
+        return fits and all(_alike(v, e, strict, tolerance) for v, e in zip(value, expected, strict=True))
     if isinstance(expected, dict):
-        return (
-            type(value) is dict
-            and value.keys() == expected.keys()
-            and all(_alike(value[key], expected[key]) for key in expected)
-        )
-    return type(value) is type(expected) and bool(value == expected)
+        fits = type(value) is dict and value.keys() == expected.keys()
+        return fits and all(_alike(value[key], expected[key], strict, tolerance) for key in expected)
+    if tolerance and isinstance(expected, float) and type(value) in (int, float):
+        return near(value, expected, tolerance)
+    return (not strict or type(value) is type(expected)) and bool(value == expected)
 
 
-def decode(value: Any) -> Any:
-    """Plain data out of the frames of the box. ValueError or TypeError for anything else."""
-    if value is None or isinstance(value, bool | str):
-        return value
-    ((kind, inside),) = value.items()
-    if kind == "int":
-        return int(inside, 16)
-    if kind == "float":
-        return float(inside)
-    if kind == "complex":
-        return complex(float(inside[0]), float(inside[1]))
-    if kind == "dict":
-        return {decode(key): decode(item) for key, item in inside}
-    return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind](map(decode, inside))
+def as_lists(value: Any) -> Any:
+    """Tuples as lists, which is what published JSON tests mean by them."""
+    if isinstance(value, list | tuple):
+        return [as_lists(item) for item in value]
+    return {key: as_lists(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def near(value: float, expected: float, tolerance: float) -> bool:
+    """As contest checkers have it: absolute or relative, whichever allows more. No number is near a NaN."""
+    return value == expected or math.isclose(value, expected, rel_tol=tolerance, abs_tol=tolerance)
+
+
+def same_text(text: str, expected: str, tolerance: float = 0.0) -> bool:
+    """Line for line the same words; how they are spaced, and empty lines at the end, do not count.
+
+    With a ``tolerance``, two words are the same too if both are finite numbers that are near.
+    """
+    lines, wanted_lines = _lines(text), _lines(expected)
+    if len(lines) != len(wanted_lines):
+        return False
+    return all(
+        len(words) == len(others) and all(_same_word(a, b, tolerance) for a, b in zip(words, others, strict=True))
+        for words, others in zip(lines, wanted_lines, strict=True)
+    )
+
+
+def _lines(text: str) -> list[list[str]]:
+    return [line.split() for line in text.rstrip().split("\n")]
+
+
+def _same_word(word: str, expected: str, tolerance: float) -> bool:
+    if word == expected or not tolerance:
+        return word == expected
+    try:
+        value, number = float(word), float(expected)
+    except ValueError:
+        return False
+    return math.isfinite(value) and math.isfinite(number) and near(value, number, tolerance)
 
 
 def cases_of_check(test: str) -> tuple[list[Case], bool]:
@@ -82,7 +111,7 @@ def cases_of_asserts(asserts: Iterable[str]) -> tuple[str, list[Case], bool]:
         node.func.id
         for statement in body
         for node in ast.walk(statement)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id not in dir(__builtins__)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not hasattr(builtins, node.func.id)
     ]
     name = max(sorted(set(called)), key=called.count, default="")
     return name, *_cases(body, name)
@@ -114,14 +143,14 @@ def _case(statement: ast.stmt, name: str) -> Case:
         raise ValueError("not an assert")
     test = statement.test
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        return Case(_call(test.operand, name), truth=False)
+        return Case(*_call(test.operand, name), truth=False)
     if isinstance(test, ast.Compare) and len(test.ops) == 1:
         left, right = test.left, test.comparators[0]
         if isinstance(test.ops[0], ast.Eq | ast.Is):
-            return Case(_call(left, name), expected=_literal(right))
+            return Case(*_call(left, name), expected=_literal(right))
         if isinstance(test.ops[0], ast.Lt | ast.LtE):
             return _near(left, _literal(right), name)
-    return Case(_call(test, name), truth=True)
+    return Case(*_call(test, name), truth=True)
 
 
 def _near(node: ast.expr, tolerance: Any, name: str) -> Case:
@@ -130,14 +159,16 @@ def _near(node: ast.expr, tolerance: Any, name: str) -> Case:
     if not absolute or not isinstance(node.args[0], ast.BinOp) or not isinstance(node.args[0].op, ast.Sub):  # type: ignore[attr-defined]
         raise ValueError("not a distance")
     difference = node.args[0]  # type: ignore[attr-defined]
-    return Case(_call(difference.left, name), expected=_literal(difference.right), tolerance=float(tolerance))
+    return Case(*_call(difference.left, name), expected=_literal(difference.right), tolerance=float(tolerance))
 
 
-def _call(node: ast.expr, name: str) -> str:
+def _call(node: ast.expr, name: str) -> tuple[list[Any], dict[str, Any]]:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id != name:
         raise ValueError("not a call of the candidate")
-    named = {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
-    return repr(([_literal(argument) for argument in node.args], named))
+    if any(keyword.arg is None for keyword in node.keywords):
+        raise ValueError("a call with **")
+    named = {str(keyword.arg): _literal(keyword.value) for keyword in node.keywords}
+    return [_literal(argument) for argument in node.args], named
 
 
 def _literal(node: ast.expr) -> Any:

@@ -1,12 +1,14 @@
-r"""`choice`: one letter of a multiple-choice question, however it is written.
+r"""`choice`: the letter, or the letters, of a multiple-choice question, however they are written.
 
-``B``, ``(B)``, ``B.``, ``\boxed{\text{(B)}}``, "the answer is B) 12" all choose B. A reference that is
-not one letter is `unverifiable`; an answer that names no letter, or several, is wrong.
+``B``, ``(B)``, ``B.``, ``\boxed{\text{(B)}}``, "the answer is B) 12" all choose B. A reference of several
+letters (``A, C``, ``AC``, "A and C") wants just that set, in any order. Any other reference is
+`unverifiable`; an answer that names no letter, or others besides, is wrong.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,23 +17,27 @@ from distill.types import Problem, Verdict
 from distill.verifiers.extract import final_answer
 from distill.verifiers.number import canonical
 
-LETTER = re.compile(r"\W*(?:(?:option|choice)\s+)?\W*([A-Za-z])(?:\s*(?:[).:]|\})[^A-Za-z]?.*|\W*)", re.DOTALL)
+LETTER = re.compile(
+    r"\W*(?:(?:option|choice|answer)s?\s+)?\W*([A-Za-z])(?:\s*(?:[).:]|\})[^A-Za-z]?.*|\W*)", re.DOTALL | re.IGNORECASE
+)
+TOGETHER = re.compile(r"(?P<all>[A-Z]{2,10})")
+BETWEEN = re.compile(r"\s*(?:[,;&/+|]|\band\b|\bor\b)\s*(?:\band\b|\bor\b)?\s*", re.IGNORECASE)
 MAX_LENGTH = 500
 
 
 @dataclass(frozen=True)
 class Choice:
     name: ClassVar[str] = "choice"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
-        wanted = letter(problem.reference)
-        if wanted is None:
-            return Verdict.unverifiable(f"the reference is not one letter: {problem.reference[:40]!r}")
+        wanted = letters(problem.reference)
+        if not wanted:
+            return Verdict.unverifiable(f"the reference names no letter: {problem.reference[:40]!r}")
         span = final_answer(trace.answer)
-        chosen = letter(span.text)
-        evidence = {"answer": chosen, "reference": wanted, "rule": span.rule}
-        if chosen is None:
+        chosen = letters(span.text)
+        evidence = {"answer": chosen or None, "reference": wanted, "rule": span.rule}
+        if not chosen:
             return Verdict.incorrect("no letter was chosen", **evidence)
         if chosen == wanted:
             return Verdict.correct(f"chose {chosen}", **evidence)
@@ -41,9 +47,24 @@ class Choice:
 
 
 def letter(text: str) -> str | None:
-    """The letter chosen, as a capital; None where there is none or more than one."""
+    """The one letter chosen, as a capital; None where there is none or more than one."""
+    chosen = letters(text)
+    return chosen if len(chosen) == 1 else None
+
+
+def letters(text: str) -> str:
+    """The letters chosen, as capitals in alphabetical order: ``A, C``; empty where there is none."""
     if len(text) > MAX_LENGTH:
-        return None
-    text = re.sub(r"\\[A-Za-z]+\s?\{|[{}$\\*]", " ", canonical(text))
-    found = LETTER.fullmatch(text.strip())
-    return found[1].upper() if found else None
+        return ""
+    text = re.sub(r"\\[A-Za-z]+\s?\{|[{}$\\*]", " ", canonical(text)).strip()
+    if together := TOGETHER.fullmatch(text.strip(" ()[].")):
+        return _joined(together["all"]) if len(set(together["all"])) == len(together["all"]) else ""
+    parts = [LETTER.fullmatch(part) for part in BETWEEN.split(text) if part]
+    if len(parts) > 1 and all(parts):
+        return _joined(part[1] for part in parts if part)
+    found = LETTER.fullmatch(text)
+    return found[1].upper() if found else ""
+
+
+def _joined(chosen: str | Iterable[str]) -> str:
+    return ", ".join(sorted({one.upper() for one in chosen}))

@@ -2,6 +2,7 @@
 
     math                                            a name
     {format: {boxed: true}}                         a name with settings
+    ./my_verifier.py:MyVerifier                     the user's own (distill.verifiers.own)
     {all: [math, format]}                           correct where all are
     {any: [math, exact]}                            correct where one is
     {weighted: [{of: math, weight: 0.9}, {of: format, weight: 0.1}]}
@@ -9,51 +10,80 @@
 `all` is wrong as soon as one part is wrong, and `any` right as soon as one is right; short of that, one
 `unverifiable` part makes the whole `unverifiable`. `weighted` is the weighted mean of the scores; it is
 correct where every part that has weight is, and `unverifiable` where any such part is.
+
+Parts that have to be opened (a judge) are asked last, and just where they can still change the outcome.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from distill.catalog import resolve
 from distill.thinking import Response
 from distill.types import Outcome, Problem, Verdict
+from distill.verifiers import own
 from distill.verifiers.base import Verifier
 from distill.verifiers.run import judge, judge_quickly, prepare, reads_thinking
 from pipeline.errors import InputError
+from pipeline.fingerprint import FileHashes
 
 Spec = str | Mapping[str, Any]
+HOWS = ("all", "any", "weighted")
 
 
-def get(name: str, settings: Mapping[str, Any] | None = None) -> Verifier:
+def get(name: str, settings: Mapping[str, Any] | None = None, hashes: FileHashes | None = None) -> Verifier:
     """The verifier registered as ``name``; `InputError` names a wrong name or setting."""
+    if settings is not None and not isinstance(settings, Mapping):
+        raise InputError(f"verifier {name!r}: its settings are a mapping, not {str(settings)[:80]!r}")
+    if ":" in name:
+        return own.make(name, settings or {})
     make = resolve("verifiers", name)
+    files = {"hashes": hashes or FileHashes()} if getattr(make, "reads_files", False) else {}
     try:
-        verifier: Verifier = make(**(settings or {}))
+        verifier: Verifier = make(**(settings or {}), **files)
     except TypeError as error:
         raise InputError(f"verifier {name!r}: {error}") from error
     return verifier
 
 
-def build(spec: Spec) -> Verifier:
-    """The verifier that a spec (above) describes."""
+def build(spec: Spec, hashes: FileHashes | None = None) -> Verifier:
+    """The verifier that a spec (above) describes. ``hashes`` remembers the content of files that it reads."""
+    name, inside = _opened(spec)
+    if name not in HOWS:
+        return get(name, inside, hashes)
+    specs = [part["of"] for part in inside] if name == "weighted" else list(inside)
+    weights = [part["weight"] for part in inside] if name == "weighted" else [1.0] * len(specs)
+    return Composed(name, tuple(specs), tuple(build(part, hashes) for part in specs), tuple(map(float, weights)))
+
+
+def settled(spec: Spec) -> Spec:
+    """The spec without the settings that change no verdict: equal ones share their verdicts."""
+    name, inside = _opened(spec)
+    if name == "weighted":
+        return {name: [{**part, "of": settled(part["of"])} for part in inside]}
+    if name in HOWS:
+        return {name: [settled(part) for part in inside]}
+    counting = getattr(get(name, inside), "settled", None)
+    return spec if counting is None else {name: counting}
+
+
+def _opened(spec: Spec) -> tuple[str, Any]:
+    """A spec's name, and its settings or checked parts."""
     if isinstance(spec, str):
-        return get(spec)
-    if not isinstance(spec, Mapping) or len(spec) != 1:
+        return spec, None
+    if not isinstance(spec, Mapping) or len(spec) != 1 or not all(isinstance(key, str) for key in spec):
         raise InputError(f"a verifier is a name or one name with its settings, not {str(spec)[:80]!r}")
     ((name, inside),) = spec.items()
-    if name not in ("all", "any", "weighted"):
-        return get(name, inside)
+    if name not in HOWS:
+        return name, inside
     if not isinstance(inside, Sequence) or isinstance(inside, str) or not inside:
         raise InputError(f"{name!r} wants a list of verifiers")
-    if name != "weighted":
-        return Composed(name, tuple(build(part) for part in inside), (1.0,) * len(inside))
-    weights = tuple(_weight(part) for part in inside)
-    if sum(weights) <= 0:
+    if name == "weighted" and sum(map(_weight, inside)) <= 0:
         raise InputError("the weights of 'weighted' add up to nothing")
-    return Composed(name, tuple(build(part["of"]) for part in inside), weights)
+    return name, inside
 
 
 def _weight(part: Any) -> float:
@@ -69,6 +99,7 @@ class Composed:
     """Several verifiers as one. The parts' verdicts lie in the evidence, in their order."""
 
     how: str
+    specs: tuple[Spec, ...]
     parts: tuple[Verifier, ...]
     weights: tuple[float, ...]
 
@@ -84,41 +115,66 @@ class Composed:
     def reads_thinking(self) -> bool:
         return any(reads_thinking(part) for part in self.parts)
 
+    @property
+    def most(self) -> Mapping[str, float]:
+        total: Counter[str] = Counter()
+        for part in self.parts:
+            total.update(getattr(part, "most", {}))
+        return total
+
     def verify(self, problem: Problem, trace: Response) -> Verdict:
-        return self._combined([judge(part, problem, trace) for part in self.parts])
+        verdict = self.combined([judge(part, problem, trace) for part in self.parts])
+        assert verdict is not None
+        return verdict
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
         verdicts = [judge_quickly(part, problem, trace) for part in self.parts]
         known = [verdict for verdict in verdicts if verdict is not None]
-        return self._combined(known) if len(known) == len(verdicts) else None
+        return self.combined(known) if len(known) == len(verdicts) else None
 
     def prepare(self) -> None:
         for part in self.parts:
             prepare(part)
 
-    def _combined(self, verdicts: list[Verdict]) -> Verdict:
-        outcomes = [verdict.outcome for verdict, weight in zip(verdicts, self.weights, strict=True) if weight]
-        evidence = [
-            {"verifier": v.verifier, "outcome": str(v.outcome), "reason": v.reason, "evidence": dict(v.evidence)}
-            for v in verdicts
-        ]
-        if self.how == "weighted" and Outcome.UNVERIFIABLE not in outcomes:
-            total = sum(weight * (v.score or 0.0) for weight, v in zip(self.weights, verdicts, strict=True) if weight)
-            right = all(outcome is Outcome.CORRECT for outcome in outcomes)
-            outcome = Outcome.CORRECT if right else Outcome.INCORRECT
-            score = total / sum(self.weights)
-            return Verdict(outcome, score, f"weighted score {score:.3g}", {"parts": evidence})
+    def combined(self, verdicts: Sequence[Verdict | None]) -> Verdict | None:
+        """The whole's verdict from the parts'; None where a missing one could still change the outcome."""
+        outcomes = [v and v.outcome for v, weight in zip(verdicts, self.weights, strict=True) if weight]
         deciding = {"all": Outcome.INCORRECT, "any": Outcome.CORRECT, "weighted": Outcome.UNVERIFIABLE}[self.how]
+        if deciding in outcomes:
+            return self._because(deciding, verdicts)
+        if None in outcomes:
+            return None
+        if self.how == "weighted":
+            return self._mean(verdicts)
         otherwise = Outcome.CORRECT if self.how == "all" else Outcome.INCORRECT
-        for wanted in (deciding, Outcome.UNVERIFIABLE):
-            if wanted in outcomes:
-                return self._because(wanted, verdicts, evidence)
-        return self._because(otherwise, verdicts, evidence)
+        return self._because(Outcome.UNVERIFIABLE if Outcome.UNVERIFIABLE in outcomes else otherwise, verdicts)
 
-    def _because(self, outcome: Outcome, verdicts: list[Verdict], evidence: list[dict[str, Any]]) -> Verdict:
-        first = next(v for v in verdicts if v.outcome is outcome)
+    def _mean(self, verdicts: Sequence[Verdict | None]) -> Verdict:
+        counting = [(v, weight) for v, weight in zip(verdicts, self.weights, strict=True) if v and weight]
+        score = sum(weight * (v.score or 0.0) for v, weight in counting) / sum(self.weights)
+        right = all(v.outcome is Outcome.CORRECT for v, _ in counting)
+        outcome = Outcome.CORRECT if right else Outcome.INCORRECT
+        return Verdict(outcome, score, f"weighted score {score:.3g}", {"parts": list(self._evidence(verdicts))})
+
+    def _because(self, outcome: Outcome, verdicts: Sequence[Verdict | None]) -> Verdict:
+        first = next(
+            v for v, weight in zip(verdicts, self.weights, strict=True) if v and weight and v.outcome is outcome
+        )
         score = {Outcome.CORRECT: 1.0, Outcome.INCORRECT: 0.0, Outcome.UNVERIFIABLE: None}[outcome]
+        reason = f"{first.verifier}: {first.reason}"
         # A part that failed may judge another time, so the whole may too: it is no abstention.
-        failed = next((v.failure for v in verdicts if v.outcome is outcome and v.failure), None)
+        failed = next((v.failure for v in verdicts if v and v.outcome is outcome and v.failure), None)
         why: dict[str, Any] = {"failure": str(failed)} if failed else {}
-        return Verdict(outcome, score, f"{first.verifier}: {first.reason}", {**why, "parts": evidence})
+        return Verdict(outcome, score, reason, {**why, "parts": list(self._evidence(verdicts))})
+
+    def _evidence(self, verdicts: Sequence[Verdict | None]) -> Iterator[dict[str, Any]]:
+        for part, verdict in zip(self.parts, verdicts, strict=True):
+            if verdict is None:
+                yield {"verifier": part.name, "outcome": "not asked", "reason": "it could change nothing"}
+            else:
+                yield {
+                    "verifier": verdict.verifier,
+                    "outcome": str(verdict.outcome),
+                    "reason": verdict.reason,
+                    "evidence": dict(verdict.evidence),
+                }

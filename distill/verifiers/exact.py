@@ -26,11 +26,12 @@ class Exact:
         wanted = self._fold(problem.reference)
         if not wanted:
             return Verdict.unverifiable("the reference is empty")
-        span, rule = (trace.answer, "whole") if self.whole else final_answer(trace.answer)
+        span, rule = final_answer(trace.answer)
         # The reference may itself be what extraction would cut down ("x = 5."), so both forms count.
-        given = {self._fold(span), self._fold(trace.answer)}
+        if self.whole or self._fold(trace.answer) == wanted:
+            span, rule = trace.answer, "whole"
         evidence = {"answer": span[:200], "reference": problem.reference[:200], "rule": rule}
-        if wanted in given:
+        if self._fold(span) == wanted:
             return Verdict.correct("the same text", **evidence)
         return Verdict.incorrect("a different text", **evidence)
 

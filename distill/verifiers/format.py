@@ -1,37 +1,98 @@
-r"""`format`: the thinking was closed and an answer was given; whether it is right is nobody's question here.
+r"""`format`: thinking closed, an answer given, in the right language; whether it is right is not asked here.
 
-Wrong form are a response cut off inside its thinking, an empty answer, and a think tag inside the
-answer (`distill.thinking` has the rule). ``boxed: true`` asks for exactly one ``\boxed{...}`` as well.
-Meant as a part of a composition; the reference is not looked at.
+Wrong form are a response cut off inside its thinking, an empty answer, and a think tag inside the answer
+(`distill.thinking` has the rule). What else is asked for are settings:
+
+    boxed: true          exactly one \boxed{...}
+    one_answer: true     exactly one answer: one box; without any, one "####" or "answer is", "answer:"
+    thinking: true       there is some thinking
+    language: en         thinking and answer are in a language of that script (`language`); `prompt`: the
+                         problem's own. ``language_share`` (0.9) of the words must be, in each of the two
+
+Meant as a part of a composition; the reference is not looked at. A text of under five words is in any
+language; a prompt of so few has none, and then ``language: prompt`` is `unverifiable`.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from distill.thinking import CLOSE, OPEN, Response
 from distill.types import Problem, Verdict
-from distill.verifiers.extract import last_box
+from distill.verifiers.extract import MARKER, last_box
+from distill.verifiers.language import LEAST_WORDS, SCRIPTS, scripts_of, share
+from pipeline.errors import InputError
+
+BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+OF_PROMPT = "prompt"
 
 
 @dataclass(frozen=True)
 class Format:
     boxed: bool = False
+    one_answer: bool = False
+    thinking: bool = False
+    language: str | None = None
+    language_share: float = 0.9
 
     name: ClassVar[str] = "format"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
+
+    def __post_init__(self) -> None:
+        for switch in ("boxed", "one_answer", "thinking"):
+            if not isinstance(getattr(self, switch), bool):
+                raise InputError(f"format: {switch} is true or false, not {getattr(self, switch)!r}")
+        if self.language is not None and self.language not in (OF_PROMPT, *SCRIPTS):
+            raise InputError(f"format: language is {OF_PROMPT} or one of {', '.join(SCRIPTS)}, not {self.language!r}")
+        share = self.language_share
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise InputError(f"format: language_share is a number above 0 and up to 1, not {share!r}")
+
+    @property
+    def reads_thinking(self) -> bool:
+        return self.thinking or self.language is not None
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
+        fault = next(self._faults(trace), None)
+        if fault is not None:
+            return Verdict.incorrect(fault)
+        if self.language is None:
+            return Verdict.correct("the form is right")
+        return self._in_language(problem, trace)
+
+    quick = verify  # linear in the text
+
+    def _faults(self, trace: Response) -> Iterator[str]:
         answer = trace.answer
         if not trace.closed:
-            return Verdict.incorrect("the thinking was never closed")
+            yield "the thinking was never closed"
         if not answer.strip():
-            return Verdict.incorrect("the answer is empty")
+            yield "the answer is empty"
         if OPEN in answer or CLOSE in answer:
-            return Verdict.incorrect("a think tag inside the answer")
-        if self.boxed and (answer.count(r"\boxed") != 1 or last_box(answer) is None):
-            return Verdict.incorrect("not exactly one box", boxes=answer.count(r"\boxed"))
-        return Verdict.correct("the form is right")
+            yield "a think tag inside the answer"
+        if self.thinking and not trace.thinking.strip():
+            yield "there is no thinking"
+        boxes = len(BOX.findall(answer))
+        if (self.boxed or (self.one_answer and boxes)) and boxes != 1:
+            yield f"{boxes} boxes instead of one"
+        if boxes and (self.boxed or self.one_answer) and last_box(answer) is None:
+            yield "the box is not closed"
+        marks = answer.count("####") + len(MARKER.findall(answer))
+        if self.one_answer and not boxes and marks != 1:
+            yield f"{marks} answers instead of one"
 
-    quick = verify
+    def _in_language(self, problem: Problem, trace: Response) -> Verdict:
+        wanted = scripts_of(problem.prompt) if self.language == OF_PROMPT else SCRIPTS[str(self.language)]
+        if not wanted:
+            return Verdict.unverifiable("the prompt has too few words to tell its language")
+        evidence: dict[str, Any] = {"scripts": sorted(wanted)}
+        for part, text in (("thinking", trace.thinking), ("answer", trace.answer)):
+            found, words = share(text, wanted)
+            evidence[part] = {"words": words, "share": round(found, 4)}
+            if words >= LEAST_WORDS and found < self.language_share:
+                names = " or ".join(sorted(wanted)).lower()
+                return Verdict.incorrect(f"{found:.0%} of the words in the {part} are {names}", **evidence)
+        return Verdict.correct("the form and the language are right", **evidence)

@@ -2,93 +2,61 @@ r"""LaTeX answers as a tree: a parser that reads the whole of a text or says `Un
 
 Nothing is ever skipped, which is where symbolic checkers go wrong (``1 - 1/\mathrm{e}`` read as 1). It
 knows what stands in answers: arithmetic, roots, powers, functions, variables, lists, sets, tuples,
-intervals, unions, matrices, equations, inequalities, plus-minus. Prose, calculus and numbers in another
-base are left to others. What a tree means is `distill.verifiers.points`.
+intervals, unions, vectors, matrices, ratios, equations, chains of inequalities, plus-minus. Prose, calculus
+and numbers in another base are left to others. Where a text can be read in two ways (``1/2x``), both trees
+are given. What a tree means is `distill.verifiers.meaning`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from fractions import Fraction
+from functools import lru_cache
+
+from distill.verifiers.tree import (
+    AND,
+    FUNCTIONS,
+    GREEK,
+    INVERSES,
+    RELATIONS,
+    STARTERS,
+    Node,
+    Unreadable,
+    number,
+    tokens,
+)
 
 MAX_LENGTH, MAX_DEPTH = 1_000, 40
-
-TOKEN = re.compile(
-    r"(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<command>\\(?:(?:begin|end)\{[pb]?matrix\}|[A-Za-z]+|[{}|\\]))|(?P<word>[A-Za-z]+)"
-    r"|(?P<sign>[-+*/^_=<>!()\[\]{}|,&:])|(?P<space>\s+)",
-    re.ASCII,
-)
-THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])", re.ASCII)
-FUNCTIONS = frozenset(
-    {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"}
-    | {"ln", "exp", "sqrt", "abs"}
-)
-GREEK = frozenset(
-    {"alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "nu", "rho", "sigma", "tau", "phi", "omega"}
-)
-RELATIONS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\lt": "<", r"\gt": ">", r"\in": "in"}
+MATRICES = frozenset({r"\begin{matrix}", r"\begin{pmatrix}", r"\begin{bmatrix}"})
 OPENERS = {"(": ")", "[": "]"}
 
 
-class Unreadable(ValueError):
-    """Not wholly understood, or too large to evaluate."""
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """``kind`` says what ``parts`` are: nodes, a number, or a name.
-
-    Values: number, name, infinity, call, sum, product, quotient, power, plusminus, negative.
-    Structures: set (a list without brackets too), tuple (also intervals; brackets in ``name``),
-    matrix, row, union, relation (its sign in ``name``).
-    """
-
-    kind: str
-    parts: tuple[Any, ...] = ()
-    name: str = ""
-
-
-def read(text: str) -> Node:
-    """Parse all of a text in `distill.verifiers.number.canonical` form."""
+@lru_cache(maxsize=2048)
+def readings(text: str) -> tuple[Node, ...]:
+    """Every way to read all of a text in `distill.verifiers.number.canonical` form; none where it cannot be read."""
     if len(text) > MAX_LENGTH:
-        raise Unreadable(f"longer than {MAX_LENGTH} characters")
-    return _Parser(_tokens(text)).whole()
-
-
-def _tokens(text: str) -> list[str]:
-    if not any(bracket in text for bracket in "([{"):
-        text = THOUSANDS.sub(lambda found: found.group().replace(",", ""), text)
-    tokens, at = [], 0
-    while at < len(text):
-        found = TOKEN.match(text, at)
-        if not found:
-            raise Unreadable(f"unknown sign {text[at]!r}")
-        at = found.end()
-        token = found.group()
-        if found["word"]:
-            tokens += [f"\\{token}"] if token in FUNCTIONS or token == "pi" else _letters(token)
-        elif not found["space"]:
-            tokens.append(token)
-    return tokens
-
-
-def _letters(word: str) -> list[str]:
-    """A short word is a product of variables; a long one is prose."""
-    if len(word) > 2:
-        raise Unreadable(f"the word {word!r}")
-    return list(word)
+        return ()
+    try:
+        found = tokens(text)
+        parser = _Parser(list(found), slash_binds_tightly=False)
+        first = parser.whole()
+        return (first, _Parser(found, slash_binds_tightly=True).whole()) if parser.ambiguous else (first,)
+    except Unreadable:
+        return ()
 
 
 class _Parser:
-    """Recursive descent; every method leaves ``at`` behind what it has read."""
+    """Recursive descent; every method leaves ``at`` behind what it has read.
 
-    def __init__(self, tokens: list[str]) -> None:
-        self.tokens, self.at, self.depth = tokens, 0, 0
+    ``slash_binds_tightly`` reads ``1/2x`` as 1/(2x); ``ambiguous`` tells afterwards whether it mattered.
+    """
+
+    def __init__(self, found: list[str], slash_binds_tightly: bool) -> None:
+        self.tokens, self.at, self.depth, self.bars = found, 0, 0, 0
+        self.slash_binds_tightly, self.ambiguous = slash_binds_tightly, False
 
     def whole(self) -> Node:
-        node = self.relation()
+        node = self.items()
         if self.at < len(self.tokens):
             raise Unreadable(f"{self.tokens[self.at]!r} is left over")
         return node
@@ -108,27 +76,38 @@ class _Parser:
         self.at += found
         return found
 
-    def relation(self) -> Node:
-        left = self.items()
-        if (sign := RELATIONS.get(self.peek())) is None:
-            return left
-        self.at += 1
-        return Node("relation", (left, self.items()), sign)
-
     def items(self) -> Node:
-        parts = [self.union()]
-        while self.skip(","):
-            parts.append(self.union())
+        parts, both = [self.relation()], False
+        while (separator := self.peek()) in (",", AND):
+            self.at += 1
+            both = (self.skip(AND) if separator == "," else True) or both
+            parts.append(self.relation())
+        if both and any(part.kind == "relation" and set(part.name) & set("<>") for part in parts):
+            raise Unreadable("inequalities that must hold together")
         return Node("set", tuple(parts)) if len(parts) > 1 else parts[0]
 
+    def relation(self) -> Node:
+        parts, signs = [self.union()], []
+        while (sign := RELATIONS.get(self.peek())) is not None:
+            self.at += 1
+            signs.append(sign)
+            parts.append(self.union())
+        return Node("relation", tuple(parts), " ".join(signs)) if signs else parts[0]
+
     def union(self) -> Node:
-        parts = [self.sum()]
+        parts = [self.ratio()]
         while self.skip(r"\cup"):
-            parts.append(self.sum())
+            parts.append(self.ratio())
         return Node("union", tuple(parts)) if len(parts) > 1 else parts[0]
 
+    def ratio(self) -> Node:
+        parts = [self.sum()]
+        while self.skip(":"):
+            parts.append(self.sum())
+        return Node("ratio", tuple(parts)) if len(parts) > 1 else parts[0]
+
     def sum(self) -> Node:
-        node = Node("number", (0,)) if self.peek() in (r"\pm", r"\mp") else self.product()
+        node = number(0) if self.peek() in (r"\pm", r"\mp") else self.product()
         while (sign := self.peek()) in ("+", "-", r"\pm", r"\mp"):
             self.at += 1
             term = self.product()
@@ -143,12 +122,21 @@ class _Parser:
         while True:
             if self.skip("*", r"\cdot", r"\times"):
                 node = Node("product", (node, self.signed()))
-            elif self.skip("/", r"\div", ":"):
-                node = Node("quotient", (node, self.signed()))
+            elif self.skip("/", r"\div"):
+                node = Node("quotient", (node, self.divisor()))
             elif self.starts_atom():
                 node = self.joined(node)
             else:
                 return node
+
+    def divisor(self) -> Node:
+        """What a slash divides by: the next factor, or all that stands side by side with it."""
+        node = self.signed()
+        if self.starts_atom():
+            self.ambiguous = True
+            while self.slash_binds_tightly and self.starts_atom():
+                node = self.joined(node)
+        return node
 
     def joined(self, left: Node) -> Node:
         """What stands side by side: a product, or a mixed number (``2\\frac{1}{3}`` is 2 + 1/3)."""
@@ -157,9 +145,11 @@ class _Parser:
         if right.kind == "number":
             raise Unreadable("two numbers side by side")
         if after_number and before_fraction and all(part.kind == "number" for part in right.parts):
-            if left.kind != "number":
+            whole = left.parts[0] if left.kind == "negative" else left
+            if whole.kind != "number":
                 raise Unreadable("a mixed number inside a product")
-            return Node("sum", (left, right))
+            mixed = Node("sum", (whole, right))
+            return Node("negative", (mixed,)) if left.kind == "negative" else mixed
         return Node("product", (left, right))
 
     def signed(self) -> Node:
@@ -171,6 +161,7 @@ class _Parser:
 
     def power(self) -> Node:
         node = self.atom()
+        raised = counted = False
         while (token := self.peek()) in ("^", "!", "_"):
             self.at += 1
             if token == "_":
@@ -178,9 +169,13 @@ class _Parser:
                     raise Unreadable("a number in another base")
                 node = Node("name", (), f"{node.name}_{self.subscript()}")
             elif token == "!":
-                node = Node("factorial", (node,))
+                if counted:
+                    raise Unreadable("a double factorial")
+                node, counted = Node("factorial", (node,)), True
+            elif raised:
+                raise Unreadable("two powers, one after the other")
             else:
-                node = Node("power", (node, self.argument()))
+                node, raised = Node("power", (node, self.argument())), True
         return node
 
     def subscript(self) -> str:
@@ -194,7 +189,11 @@ class _Parser:
 
     def starts_atom(self) -> bool:
         token = self.peek()
-        return bool(token) and (token[0].isalnum() or token[0] in "([{." or token[1:] in NAMED or token == r"\{")
+        if token == "|":
+            return not self.bars
+        return bool(token) and (
+            token[0].isalnum() or token[0] in "([{." or token[1:] in STARTERS or token == r"\{" or token in MATRICES
+        )
 
     def argument(self) -> Node:
         r"""A group in braces, or the one sign that LaTeX takes: ``\frac12``, ``x^2``, ``\sqrt3``."""
@@ -216,44 +215,54 @@ class _Parser:
     def atom(self) -> Node:
         token = self.take()
         if token[0].isdigit() or token[0] == ".":
-            return Node("number", (int(token) if token.isdigit() else float(token),))
+            return number(int(token) if token.isdigit() else Fraction(token))
         if token in ("(", "["):
             return self.bracketed(token)
         if token == "{":
             return self.closed("}")
         if token == "|":
-            return Node("call", (self.closed("|"),), "abs")
+            return self.between_bars()
         if token == r"\{":
-            inner = self.closed(r"\}")
-            return inner if inner.kind == "set" else Node("set", (inner,))
-        if token == r"\infty":
-            return Node("infinity")
-        if token.startswith(r"\begin"):
+            return self.braced()
+        if token in MATRICES:
             return self.matrix(token.replace("begin", "end"))
         return self.named(token.removeprefix("\\"), command=token.startswith("\\"))
 
     def named(self, name: str, command: bool) -> Node:
-        if name in ("frac", "binom") and command:
+        if name == "pi" or (command and name in GREEK) or (not command and len(name) == 1 and name.isalpha()):
+            return Node("name", (), name)
+        if not command:
+            raise Unreadable(f"unknown {name!r}")
+        if name in ("frac", "binom"):
             return Node("quotient" if name == "frac" else "binomial", (self.argument(), self.argument()))
         if name == "sqrt" and self.skip("["):
             degree = self.closed("]")
-            return Node("power", (self.argument(), Node("quotient", (Node("number", (1,)), degree))))
+            return Node("root", (self.argument(), degree))
         if name == "sqrt":
             return Node("call", (self.argument(),), name)
-        if name in FUNCTIONS and command:
+        if name in FUNCTIONS:
             return self.called(name)
-        if name == "pi" or (command and name in GREEK) or (not command and len(name) == 1 and name.isalpha()):
-            return Node("name", (), name)
+        if name in ("infty", "emptyset", "varnothing"):
+            return Node("infinity") if name == "infty" else Node("set", (), "{}")
+        if name == "lfloor":
+            return Node("call", (self.closed(r"\rfloor"),), "floor")
+        if name == "langle":
+            return self.tupled(r"\rangle")
+        if name == "mathbb" and [self.take() for _ in range(3)] == ["{", "R", "}"]:
+            return Node("tuple", (Node("negative", (Node("infinity"),)), Node("infinity")), "()")
         raise Unreadable(f"unknown {name!r}")
 
     def called(self, name: str) -> Node:
         r"""``\sin^2 2x``: the argument goes on over what stands side by side."""
+        base = self.argument() if name == "log" and self.skip("_") else None
         exponent = self.argument() if self.skip("^") else None
         argument = self.nested(self.power)
         bracketed = self.tokens[self.at - 1] in (")", "}")
         while not bracketed and self.starts_atom() and self.peek()[1:] not in FUNCTIONS:
             argument = self.joined(argument)
-        node = Node("call", (argument,), name)
+        if exponent == Node("negative", (number(1),)) and name in INVERSES:
+            name, exponent = INVERSES[name], None
+        node = Node("call", (argument,), name) if base is None else Node("log", (base, argument))
         if exponent is None:
             return node
         if exponent.kind == "negative":
@@ -261,14 +270,38 @@ class _Parser:
         return Node("power", (node, exponent))
 
     def closed(self, closer: str) -> Node:
+        bars, self.bars = self.bars, 0
         inner = self.nested(self.items)
         self.take(closer)
+        self.bars = bars
         return inner
 
+    def between_bars(self) -> Node:
+        self.bars += 1
+        inner = self.nested(self.sum)
+        self.take("|")
+        self.bars -= 1
+        return Node("call", (inner,), "abs")
+
+    def braced(self) -> Node:
+        if self.skip(r"\}"):
+            return Node("set", (), "{}")
+        inner = self.closed(r"\}")
+        members = inner.parts if inner.kind == "set" and not inner.name else (inner,)
+        return Node("set", members, "{}")
+
+    def tupled(self, closer: str) -> Node:
+        inner = self.closed(closer)
+        if inner.kind != "set" or inner.name:
+            raise Unreadable("a vector with one component")
+        return Node("tuple", inner.parts, "()")
+
     def bracketed(self, opener: str) -> Node:
+        bars, self.bars = self.bars, 0
         inner = self.nested(self.items)
         closer = self.take(")", "]")
-        if inner.kind == "set":
+        self.bars = bars
+        if inner.kind == "set" and not inner.name:
             return Node("tuple", inner.parts, opener + closer)
         if OPENERS[opener] != closer:
             raise Unreadable("brackets that do not match")
@@ -283,6 +316,3 @@ class _Parser:
             elif self.peek() != end:
                 self.take("&")
         return Node("matrix", tuple(Node("row", tuple(row)) for row in rows if row))
-
-
-NAMED = frozenset({"frac", "binom", "sqrt", "pi", "infty"}) | GREEK | FUNCTIONS

@@ -1,97 +1,271 @@
-"""`logic`: the answer is the truth table column of the formula in the reference.
+"""`logic`: entailment, equivalence, satisfiability; formulas, models and proofs as answers. Judged by z3.
 
-The column is worked out here, from the formula and by a parser of its own, so that a slip of the
-author who made the problem could not pass as truth. Operators bind from left to right with equal
-strength (parentheses decide), `not` binds tightest; rows run from all false to all true with the
-first variable of the alphabet slowest. Whitespace in an answer means nothing. Not judged: the working.
+The reference is JSON, its formulas in the syntax of `distill.verifiers.syntax`:
+
+    {"task": "entailment", "premises": [...], "conclusion": "..."}   True, False or Uncertain (FOLIO, ProofWriter)
+    {"task": "follows", "premises": [...], "conclusion": "..."}      yes or no
+    {"task": "satisfiable", "formulas": [...]}                       yes or no
+    {"task": "equivalent", "formulas": ["...", "..."]}               yes or no
+    {"task": "formula", "formula": "..."}                            a formula that is equivalent; its ``form`` may
+                                                                     be asked for: nnf, cnf or dnf
+    {"task": "model", "formulas": [...]}                             an interpretation (`model`), or "unsatisfiable"
+    {"task": "countermodel", "premises": [...], "conclusion": "..."} the same, where the conclusion is false
+    {"task": "proof", "premises": [...], "conclusion": "..."}        numbered lines (`proof`)
+
+The truth is worked out from the formulas. A ``label`` may stand beside them; where it contradicts the
+solver, or the premises contradict each other, or the solver gives up, the verdict is `unverifiable`. Models
+need no solver to be checked. Not meant here: closed worlds, where what is not said is false.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from itertools import product
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
 
 from distill.thinking import Response
 from distill.types import Problem, Verdict
+from distill.verifiers import entailment, model, proof
+from distill.verifiers.formula import Formula, Joined, Signature, Unreadable, form_fault, negation
+from distill.verifiers.interpretation import Interpretation, TooLarge, is_true
+from distill.verifiers.logic_answer import SAYINGS, block, last_line, model_block, saying
+from distill.verifiers.syntax import parse
 
-LONGEST_ANSWER = 4096  # characters; enough for a column of ten variables with room to spare
-LONGEST_FORMULA = 2000
-MOST_VARIABLES = 10
+MAX_REFERENCE = 50_000
+MAX_ANSWER = 20_000
+MOST_FORMULAS = 200
 
-OPERATORS: dict[str, Callable[[bool, bool], bool]] = {
-    "and": lambda left, right: left and right,
-    "or": lambda left, right: left or right,
-    "xor": lambda left, right: left != right,
-    "implies": lambda left, right: not left or right,
+
+class Unknown(Exception):
+    """The truth could not be worked out, or the reference contradicts itself."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A reference, read: ``given`` are its premises or formulas, ``goal`` its conclusion or the one formula."""
+
+    name: str
+    given: tuple[Formula, ...]
+    goal: Formula | None = None
+    label: str | None = None
+    form: str | None = None
+
+    @property
+    def target(self) -> Formula:
+        assert self.goal is not None
+        return self.goal
+
+    @property
+    def wanted(self) -> tuple[Formula, ...]:
+        """What a model must make true."""
+        return self.given if self.goal is None else (*self.given, negation(self.goal))
+
+
+FIELDS = {
+    "entailment": ("premises", "conclusion"),
+    "follows": ("premises", "conclusion"),
+    "satisfiable": ("formulas", None),
+    "equivalent": ("formulas", None),
+    "formula": (None, "formula"),
+    "model": ("formulas", None),
+    "countermodel": ("premises", "conclusion"),
+    "proof": ("premises", "conclusion"),
 }
+LABELLED = ("entailment", "follows", "satisfiable", "equivalent")
+FORMS = ("nnf", "cnf", "dnf")
 
 
-class LogicVerifier:
-    name = "logic"
-    version = "1"
+@dataclass(frozen=True)
+class Logic:
+    name: ClassVar[str] = "logic"
+    version: ClassVar[str] = "1"
+
+    def quick(self, problem: Problem, trace: Response) -> Verdict | None:
+        """What needs no solver and no time: a reference that is none, an answer that says nothing."""
+        try:
+            task = read_task(problem.reference)
+        except Unreadable as error:
+            return Verdict.unverifiable(f"the reference: {error}")
+        if not trace.answer.strip():
+            return Verdict.incorrect("no answer", task=task.name)
+        if len(trace.answer) > MAX_ANSWER:
+            return Verdict.incorrect(f"an answer of {len(trace.answer)} characters", task=task.name)
+        return None
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
+        verdict = self.quick(problem, trace)
+        if verdict is not None:
+            return verdict
+        task = read_task(problem.reference)
         try:
-            expected = truth_column(problem.reference)
-        except ValueError as error:
-            return Verdict.unverifiable(f"the reference is no formula: {error}")
-        answer = trace.answer
-        if len(answer) > LONGEST_ANSWER:
-            return Verdict.incorrect(f"an answer of {len(answer)} characters is no column")
-        given = "".join(answer.split())
-        if not re.fullmatch("[01]+", given):
-            return Verdict.incorrect("the answer is not a column of 0 and 1")
-        if len(given) != len(expected):
-            return Verdict.incorrect(f"{len(given)} rows given, the formula has {len(expected)}")
-        wrong = [row for row, (a, b) in enumerate(zip(given, expected, strict=True)) if a != b]
-        if wrong:
-            return Verdict.incorrect(f"{len(wrong)} of {len(expected)} rows are wrong", expected=expected, rows=wrong)
-        return Verdict.correct("every row agrees", expected=expected)
+            return JUDGES[task.name](task, trace.answer)
+        except (entailment.NeedsSolver, entailment.Disagreement, Unknown) as error:
+            return Verdict.unverifiable(str(error), task=task.name)
 
-    quick = verify  # bounded by the lengths of formula and answer
+    def prepare(self) -> None:
+        """Import the solver, where there is one, ahead of the first verdict."""
+        try:
+            entailment.load()
+        except entailment.NeedsSolver:
+            return
 
 
-def truth_column(formula: str) -> str:
-    """The value of ``formula`` in every row, as a text of 0 and 1. ValueError if it is no formula."""
-    if len(formula) > LONGEST_FORMULA:
-        raise ValueError(f"{len(formula)} characters")
-    tokens = re.findall(r"[a-z]+|[()]|\S", formula)
-    variables = sorted({token for token in tokens if re.fullmatch("[a-z]", token)})
-    if not 1 <= len(variables) <= MOST_VARIABLES:
-        raise ValueError(f"{len(variables)} variables")
-    rows = [dict(zip(variables, row, strict=True)) for row in product((False, True), repeat=len(variables))]
+@lru_cache(maxsize=256)
+def read_task(reference: str) -> Task:
+    """The task in a reference; `Unreadable` says what is wrong with it. Kept, as many answers come to one."""
+    if len(reference) > MAX_REFERENCE:
+        raise Unreadable(f"longer than {MAX_REFERENCE} characters")
     try:
-        return "".join("01"[_evaluate(tokens, row)] for row in rows)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+        told = json.loads(reference)
+    except (ValueError, RecursionError):
+        raise Unreadable("it is no JSON") from None
+    name = told.get("task") if isinstance(told, dict) else None
+    if not isinstance(name, str) or name not in FIELDS:
+        raise Unreadable(f"its task is none of {', '.join(FIELDS)}")
+    many, one = FIELDS[name]
+    allowed = {"task", many, one, "label" if name in LABELLED else None, "form" if name == "formula" else None}
+    if unknown := sorted(told.keys() - allowed):
+        raise Unreadable(f"the task {name} has no {unknown[0]!r}")
+    given = tuple(_formula(text, many) for text in _list(told, many)) if many else ()
+    goal = _formula(told.get(one), one) if one else None
+    Signature.of(given if goal is None else (*given, goal))
+    if name == "equivalent" and len(given) != 2:
+        raise Unreadable("equivalent takes two formulas")
+    form = told.get("form")
+    if form is not None and form not in FORMS:
+        raise Unreadable(f"its form is none of {', '.join(FORMS)}")
+    return Task(name, given, goal, _label(name, told.get("label")), form)
 
 
-def _evaluate(tokens: list[str], row: dict[str, bool]) -> bool:
-    stream = iter([*tokens, "end"])
-    value, last = _expression(stream, row)
-    if last != "end":
-        raise ValueError(f"unexpected {last!r}")
-    return value
+def _list(told: dict[str, Any], key: str) -> list[Any]:
+    found = told.get(key)
+    if not isinstance(found, list) or len(found) > MOST_FORMULAS or not (found or key == "premises"):
+        raise Unreadable(f"{key!r} is no list of formulas")
+    return found
 
 
-def _expression(stream: Iterator[str], row: dict[str, bool]) -> tuple[bool, str]:
-    """The value of operand (operator operand)*, and the first token after it."""
-    value = _operand(stream, row)
-    while (token := next(stream)) in OPERATORS:
-        value = OPERATORS[token](value, _operand(stream, row))
-    return value, token
+def _formula(text: Any, key: str | None) -> Formula:
+    if not isinstance(text, str):
+        raise Unreadable(f"a formula is missing in {key!r}")
+    try:
+        return parse(text)
+    except Unreadable as error:
+        raise Unreadable(f"in {key!r}, {text[:60]!r}: {error}") from None
 
 
-def _operand(stream: Iterator[str], row: dict[str, bool]) -> bool:
-    token = next(stream)
-    if token == "not":
-        return not _operand(stream, row)
-    if token == "(":
-        value, closing = _expression(stream, row)
-        if closing != ")":
-            raise ValueError("a parenthesis is not closed")
-        return value
-    if token not in row:
-        raise ValueError(f"unexpected {token!r}")
-    return row[token]
+def _label(name: str, label: Any) -> str | None:
+    if label is None:
+        return None
+    said = saying(str(label), SAYINGS[name])
+    if said is None:
+        raise Unreadable(f"its label {str(label)[:40]!r} is none of {', '.join(SAYINGS[name])}")
+    return said
+
+
+def _said_verdict(task: Task, answer: str) -> Verdict:
+    """For answers that are a word: what was said against what is so."""
+    said = saying(last_line(answer), SAYINGS[task.name])
+    truth, model = _truth(task)
+    evidence: dict[str, Any] = {"task": task.name, "truth": truth, "answer": said}
+    if model is not None:
+        evidence["model"] = model.plain()
+    if task.label not in (None, truth):
+        return Verdict.unverifiable(f"the label says {task.label}, the solver {truth}", **evidence)
+    if said is None:
+        return Verdict.incorrect(f"the answer says none of {', '.join(SAYINGS[task.name])}", **evidence)
+    return (Verdict.correct if said == truth else Verdict.incorrect)(f"it is {truth}", **evidence)
+
+
+def _truth(task: Task) -> tuple[str, Interpretation | None]:
+    """The right word, and an interpretation that shows it, where one does."""
+    if task.name == "satisfiable":
+        decision = entailment.true_together(task.given)
+        return ("yes" if _known(decision.together) else "no"), decision.model
+    if task.name == "equivalent":
+        differ = entailment.true_together([Joined("xor", task.given)])
+        return ("no" if _known(differ.together) else "yes"), differ.model
+    against = entailment.follows(task.given, task.target)
+    together = entailment.true_together([*task.given, task.target])
+    if not _known(against.together) and not _known(together.together):
+        raise Unknown("the premises contradict each other")
+    if task.name == "follows":
+        return ("no" if against.together else "yes"), against.model
+    if not against.together:
+        return "True", together.model
+    return ("Uncertain" if together.together else "False"), against.model
+
+
+def _known(answer: bool | None) -> bool:
+    if answer is None:
+        raise Unknown("too hard for the solver within its budget")
+    return answer
+
+
+def _formula_verdict(task: Task, answer: str) -> Verdict:
+    text = last_line(answer)
+    evidence: dict[str, Any] = {"task": task.name, "answer": text[:200]}
+    try:
+        given = parse(text)
+        Signature.of((task.target, given))
+    except Unreadable as error:
+        return Verdict.incorrect(f"no formula: {error}", **evidence)
+    if task.form and (fault := form_fault(given, task.form)):
+        return Verdict.incorrect(f"not in {task.form}: {fault}", **evidence)
+    differ = entailment.true_together([Joined("xor", (task.target, given))])
+    if not _known(differ.together):
+        return Verdict.correct("the formulas are equivalent", **evidence)
+    if differ.model is not None:
+        evidence["model"] = differ.model.plain()
+    return Verdict.incorrect("the formulas differ", **evidence)
+
+
+def _model_verdict(task: Task, answer: str) -> Verdict:
+    evidence: dict[str, Any] = {"task": task.name}
+    if saying(last_line(answer), SAYINGS["model"]) == "none":
+        decision = entailment.true_together(task.wanted)
+        if not _known(decision.together):
+            return Verdict.correct("there is none", **evidence)
+        shown = {} if decision.model is None else {"model": decision.model.plain()}
+        return Verdict.incorrect("there is one", **evidence, **shown)
+    try:
+        given = model.read(model_block(answer), Signature.of(task.wanted))
+        false = [index for index, formula in enumerate(task.wanted) if not is_true(formula, given)]
+    except Unreadable as error:
+        return Verdict.incorrect(f"no interpretation: {error}", **evidence)
+    except TooLarge:
+        return Verdict.unverifiable("too large to evaluate", **evidence)
+    evidence["answer"] = given.plain()
+    if not false:
+        return Verdict.correct("every formula is as wanted in it", **evidence)
+    if task.goal is not None and false[0] == len(task.given):
+        return Verdict.incorrect("the conclusion is true in it", **evidence)
+    return Verdict.incorrect(f"formula {false[0] + 1} is false in it", **evidence, false=[at + 1 for at in false])
+
+
+def _proof_verdict(task: Task, answer: str) -> Verdict:
+    if entailment.follows(task.given, task.target).together:
+        raise Unknown("the conclusion does not follow from the premises")
+    evidence: dict[str, Any] = {"task": task.name}
+    try:
+        lines = proof.read(block(answer))
+    except Unreadable as error:
+        return Verdict.incorrect(str(error), **evidence)
+    evidence |= {"lines": len(lines), "steps": sum(line.how == "step" for line in lines)}
+    wrong = proof.flaw(lines, task.given, task.target)
+    if wrong is None:
+        return Verdict.correct(f"all {len(lines)} lines hold", **evidence)
+    evidence["wrong_line"] = wrong.line
+    if wrong.countermodel is not None:
+        evidence["countermodel"] = wrong.countermodel.plain()
+    return (Verdict.incorrect if wrong.sure else Verdict.unverifiable)(f"line {wrong.line}: {wrong.reason}", **evidence)
+
+
+JUDGES: dict[str, Callable[[Task, str], Verdict]] = {
+    **dict.fromkeys(LABELLED, _said_verdict),
+    "formula": _formula_verdict,
+    "model": _model_verdict,
+    "countermodel": _model_verdict,
+    "proof": _proof_verdict,
+}

@@ -1,79 +1,100 @@
 r"""`math`: is the final answer equal to the reference, as numbers or as formulas?
 
-Three steps, each named in the evidence (``method``); the first that can tell decides:
+Four steps, each named in the evidence (``method``); the first that can tell decides:
 
-1. the fast path, linear in the text and safe anywhere (`quick`): equal texts, words, letters, and exact
-   numbers with their units. It settles nearly all integer answers;
-2. the independent reading at random points (`latex`, `points`): a clear difference is a disproof;
-3. algebra: math-verify (the extra ``verify``). Equal is said just where algebra and the points agree;
-   where they disagree, or one alone says equal, the verdict is `unverifiable`.
+1. texts: equal texts, words, letters, bases, exact numbers with their units. It settles nearly all integers;
+2. reading: both sides as trees (`latex`). Equal normal forms (`normal`) prove, a clear difference at random
+   points (`points`) disproves;
+3. algebra: math-verify (the extra ``verify``), for what is equal at the points without a proof, and for
+   what cannot be read. Correct is said just where algebra and the points agree. Where they disagree the
+   verdict is `unverifiable` and the evidence says ``disagreement: true`` beside both opinions (``algebra``,
+   ``points``); where algebra alone says equal it is `unverifiable` too.
 
-An answer that leaves plain arithmetic undone (``12 + 30`` where 42 is asked) is wrong: otherwise copying
-the question would be an answer. A decimal that is a fraction rounded (0.33 for 1/3) is `unverifiable`.
-An unreadable reference never scores. Step 3 may hang in third-party code: run it in the pool.
+Steps 1 and 2 are `quick`: bounded, without third-party code, safe anywhere. Step 3 may hang: run it in
+the pool.
+
+What is decided here: an answer that leaves plain arithmetic undone (``12 + 30`` where 42 is asked) is wrong,
+otherwise copying the question would be an answer. A decimal that is an exact value rounded (0.33 for 1/3) is
+`unverifiable`. An unreadable reference never scores.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from distill.thinking import Response
 from distill.types import Problem, Verdict
-from distill.verifiers import latex, points
+from distill.verifiers import algebra, latex, points, units, words
 from distill.verifiers.choice import letter
-from distill.verifiers.extract import PROSE, Span, final_answer, last_box
-from distill.verifiers.number import Number, canonical, plain, read_number
+from distill.verifiers.equality import Sameness
+from distill.verifiers.extract import PROSE, final_answer, last_box
+from distill.verifiers.meaning import STRUCTURES, same
+from distill.verifiers.number import BRACES, Number, canonical, plain, read_digits, read_number
+from distill.verifiers.relations import claimed
+from distill.verifiers.tree import Node
 
-MAX_LENGTH = 2_000
-INSTALL = "needs algebra: pip install 'distill[verify]'"
-WORDS = re.compile(r"[A-Za-z]{3,}(?: [A-Za-z]+)*")
-LETTER = re.compile(r"\(?[A-Z]\)?|\\text\s?\{\s?\(?[A-Z]\)?\s?\}")
+MAX_LENGTH, MAX_FOR_ALGEBRA, MAX_NESTING = 2_000, 300, 20
 UNDONE = re.compile(r"[\d\s.,()+\-*/]*(?:\\(?:times|cdot|div|left|right)[\d\s.,()+\-*/]*)*", re.ASCII)
-BASE = re.compile(r"([0-9A-Za-z.]+)_(\d+)", re.ASCII)
-TRAILING_UNIT = re.compile(r"(?<=\S)\s?(?:\\text\s?\{[^{}]*\}(?:\^\{?\d\}?)?|\^\\circ)$")
+OPERATION = re.compile(r"\d\s*\)?\s*([-+*/]|\\[tcd])")
+DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
+SEVERAL = re.compile(r"[,;<>|]|\\(?:le|ge|ne|lt|gt|in|cup|pm|mp)(?![A-Za-z])|(?<![A-Za-z])(?:or|and)(?![A-Za-z])")
+UNSOLVED = re.compile(r"[-+]?\s?\d[\d.]*\s?\\?[A-Za-z]\w*|.*[A-Za-z)]\s?\^.*", re.DOTALL)
+ARROW = re.compile(r"(?:\\(?:implies|Rightarrow|Longrightarrow|iff|therefore)(?![A-Za-z])|=>)\s?")
+APPROXIMATELY = re.compile(r"\s?\\approx(?![A-Za-z])\s?")
+Evidence = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Math:
     name: ClassVar[str] = "math"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
-        """The fast path; None where it cannot tell."""
-        reference = reference_of(problem)
-        if isinstance(reference, Verdict):
-            return reference
-        span = final_answer(trace.answer)
-        evidence = {"answer": span.text[:200], "reference": reference[:200], "rule": span.rule}
-        if not span.text:
-            return Verdict.incorrect("no answer", **evidence, method="text")
-        if len(span.text) > MAX_LENGTH:
-            return Verdict.unverifiable(f"the answer is longer than {MAX_LENGTH} characters", **evidence)
-        return compare(reference, span, problem.reference, evidence)
+        """Texts and reading; None where algebra is to be asked."""
+        verdict, *_ = _without_algebra(problem, trace)
+        return verdict
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
-        verdict = self.quick(problem, trace)
-        if verdict is not None:
-            return verdict
-        reference = reference_of(problem)
-        assert isinstance(reference, str)
-        span = final_answer(trace.answer)
-        evidence = {"answer": span.text[:200], "reference": reference[:200], "rule": span.rule}
-        return algebra(reference, canonical(span.text), evidence)
+        verdict, reference, given, evidence = _without_algebra(problem, trace)
+        return verdict or with_algebra(reference, given, evidence)
 
     def prepare(self) -> None:
         """Load algebra ahead of the first verdict, so that its import counts against no limit."""
-        symbolic("1", "1")
+        algebra.equal("1", "1")
 
 
-def reference_of(problem: Problem) -> str | Verdict:
+def _without_algebra(problem: Problem, trace: Response) -> tuple[Verdict | None, str, str, Evidence]:
+    reference = reference_of(problem.reference)
+    if isinstance(reference, Verdict):
+        return reference, "", "", {}
+    span = final_answer(trace.answer)
+    evidence: Evidence = {"answer": span.text[:200], "reference": reference[:200], "rule": span.rule}
+    if not span.text:
+        return Verdict.incorrect("no answer", **evidence, method="text"), reference, "", evidence
+    if len(span.text) > MAX_LENGTH:
+        long = Verdict.unverifiable(f"the answer is longer than {MAX_LENGTH} characters", **evidence)
+        return long, reference, "", evidence
+    given = said(canonical(span.text), reference)
+    verdict = by_text(reference, given, evidence)
+    if verdict is None:
+        verdict, evidence = by_reading(reference, given, evidence)
+    return verdict, reference, given, evidence
+
+
+_digits = lru_cache(maxsize=2048)(read_digits)
+
+
+@lru_cache(maxsize=2048)
+def reference_of(text: str) -> str | Verdict:
     """The reference in canonical form, or why there is none."""
-    text = problem.reference
     if len(text) > MAX_LENGTH:
         return Verdict.unverifiable(f"the reference is longer than {MAX_LENGTH} characters")
+    if _digits(text):
+        return text
     boxed = last_box(text)
     text = canonical(text if boxed is None else boxed)
     if not any(character.isalnum() for character in text):
@@ -84,81 +105,105 @@ def reference_of(problem: Problem) -> str | Verdict:
 
 
 def balanced(text: str) -> bool:
-    depth = 0
-    for token in re.findall(r"\\.|[{}]", text, re.DOTALL):
-        depth += (token == "{") - (token == "}")
-        if depth < 0:
+    """Do the braces match, those that group and those that are written, each for themselves?"""
+    tokens = BRACES.findall(text)
+    for opener, closer in (("{", "}"), (r"\{", r"\}")):
+        depth = 0
+        for token in tokens:
+            depth += (token == opener) - (token == closer)
+            if depth < 0:
+                return False
+        if depth:
             return False
-    return depth == 0
+    return True
 
 
-def nesting(text: str) -> int:
-    """How deep brackets of any kind lie in each other."""
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
+def said(given: str, reference: str) -> str:
+    r"""What an answer says in the end: behind its last arrow, and before an approximation of it.
+
+    ``x = \sqrt2 \approx 1.41`` says the square root; ``x \approx 1.41`` and a reference with an
+    approximation of its own leave things as they are.
+    """
+    given = ARROW.split(given)[-1]
+    if r"\approx" in given and r"\approx" not in reference:
+        exact, *_, last = APPROXIMATELY.split(given)
+        return f"{exact} = {last}" if re.fullmatch(r"\\?[A-Za-z]\w*", exact) else exact or last
+    return given
 
 
-def compare(reference: str, span: Span, raw_reference: str, evidence: dict[str, Any]) -> Verdict | None:
-    """The fast path on canonical texts: texts, words, letters, bases, numbers."""
-    given = canonical(span.text)
-    wanted_text, given_text = plain(reference), plain(given)
+def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
+    """Step 1, on canonical texts: texts, words, letters, bases, numbers."""
+    digits, given_digits = _digits(reference), read_digits(given)
+    if digits and given_digits and reference != given:
+        return same_number(digits, given_digits, evidence)
+    wanted_text, given_text = reference if digits else plain(reference), given if given_digits else plain(given)
     if wanted_text == given_text:
         return Verdict.correct("the same text", **evidence, method="text")
-    if LETTER.fullmatch(reference) and len(wanted_text.strip("()")) == 1:
-        return _same_letter(letter(reference), letter(given), evidence)
-    if WORDS.fullmatch(_unwrapped(reference)) and _unwrapped(reference).casefold() not in latex.FUNCTIONS:
-        return _same_words(_unwrapped(reference), _unwrapped(given), evidence)
-    if wanted_base := BASE.fullmatch(wanted_text):
-        return _same_base(wanted_base, BASE.fullmatch(given_text), evidence)
+    if words.LETTER.fullmatch(reference) and len(wanted_text.strip("()")) == 1:
+        return words.same_letter(letter(reference), letter(given), evidence)
+    if wanted_base := words.BASE.fullmatch(wanted_text):
+        return words.same_base(wanted_base, given_text, evidence)
+    if verdict := words.same_time(wanted_text, given_text, evidence):
+        return verdict
     wanted = read_number(reference)
-    number = read_number(given) or read_number(given.rpartition("=")[2].strip())
-    if wanted is not None and number is not None:
-        return _same_number(wanted, number, evidence)
-    undone = UNDONE.fullmatch(given.rpartition("=")[2]) and re.search(r"\d\s*\)?\s*([-+*/]|\\[tcd])", given)
-    if wanted is not None and undone:
-        return Verdict.incorrect("the arithmetic is left undone", **evidence, method="text")
-    if wanted is not None and PROSE.search(given) and not re.search(r"\d|\\", given):
-        return Verdict.incorrect("no number in the answer", **evidence, method="text")
+    if wanted is not None:
+        number = read_number(words.in_signs(given), short_unit=True) or _right_number(given)
+        if number is not None:
+            return same_number(wanted, number, evidence)
+        if DECIMAL_COMMA.fullmatch(given) and read_digits(given.replace(",", ".")) == digits:
+            return Verdict.unverifiable("equal only if the comma is a decimal one", **evidence, method="number")
+        if UNDONE.fullmatch(given.rpartition("=")[2]) and OPERATION.search(given):
+            return Verdict.incorrect("the arithmetic is left undone", **evidence, method="text")
+        bare = words.unwrapped(given)
+        if (PROSE.search(bare) and not re.search(r"\d|\\", bare)) or words.LETTER.fullmatch(given):
+            return Verdict.incorrect("no number in the answer", **evidence, method="text")
+    elif (words.are_words(reference) or words.is_prose(reference)) and not latex.readings(reference):
+        signs = words.in_signs(reference)
+        if signs != reference and not signs.isdigit() and not words.are_words(given):
+            return None
+        if (spelled := words.in_digits(reference)) and (number := read_number(given)):
+            return same_number(Number(Fraction(int(spelled)), "", 0), number, evidence)
+        return words.same_words(reference, given, evidence)
     return None
 
 
-def _unwrapped(text: str) -> str:
-    return re.sub(r"\\text\s?\{([^{}]*)\}", r"\1", text).strip().strip(".").strip()
+def _right_number(given: str) -> Number | None:
+    """5 of ``x = 5`` and 42 of ``12 + 30 = 42``; not of ``x = 3, x = 5``, nor of ``2x = 10``, which is unsolved."""
+    left, _, right = given.rpartition("=")
+    if not left or SEVERAL.search(left) or UNSOLVED.fullmatch(left.strip()) or not right:
+        return None
+    number = read_number(right.strip(), short_unit=True)
+    claims = latex.readings(left) if number and UNDONE.fullmatch(left) else ()
+    value = Node("number", (number.value,)) if number else None
+    return None if value and any(same(claim, value) == Sameness.DIFFERENT for claim in claims) else number
 
 
-def _same_letter(wanted: str | None, given: str | None, evidence: dict[str, Any]) -> Verdict:
-    if wanted == given:
-        return Verdict.correct(f"chose {given}", **evidence, method="letter")
-    return Verdict.incorrect(f"chose {given}, not {wanted}", **evidence, method="letter")
-
-
-def _same_words(wanted: str, given: str, evidence: dict[str, Any]) -> Verdict:
-    if " ".join(wanted.casefold().split()) == " ".join(given.casefold().split()):
-        return Verdict.correct("the same words", **evidence, method="words")
-    return Verdict.incorrect("different words", **evidence, method="words")
-
-
-def _same_base(wanted: re.Match[str], given: re.Match[str] | None, evidence: dict[str, Any]) -> Verdict:
-    if given is None:
-        return Verdict.unverifiable("the reference names a base, the answer none", **evidence, method="base")
-    return Verdict.incorrect("a different number in a base", **evidence, method="base")
-
-
-def _same_number(wanted: Number, given: Number, evidence: dict[str, Any]) -> Verdict:
+def same_number(wanted: Number, given: Number, evidence: Evidence) -> Verdict:
     evidence = evidence | {"method": "number"}
-    units = {wanted.unit, given.unit} - {""}
-    if len(units) == 2:
-        return Verdict.unverifiable(f"the units differ: {' and '.join(sorted(units))}", **evidence)
+    if wanted.unit and given.unit and wanted.unit != given.unit:
+        return _other_unit(wanted, given, evidence)
     if wanted.value == given.value:
         return Verdict.correct("the same number", **evidence)
-    if "%" in units and 100 in (wanted.value / (given.value or 1), given.value / (wanted.value or 1)):
+    if "%" in (wanted.unit, given.unit) and 100 in (_ratio(wanted, given), _ratio(given, wanted)):
         return Verdict.unverifiable("equal only if the percent sign means a hundredth", **evidence)
+    if wanted.scale != given.scale and wanted.value * given.scale == given.value * wanted.scale:
+        return Verdict.unverifiable("equal only if the word after the number is a unit", **evidence)
     if _rounded(wanted, given) or _rounded(given, wanted):
         return Verdict.unverifiable("equal only to the decimals written", **evidence)
     return Verdict.incorrect("a different number", **evidence)
+
+
+def _ratio(one: Number, other: Number) -> Fraction:
+    return one.value / (other.value or 1)
+
+
+def _other_unit(wanted: Number, given: Number, evidence: Evidence) -> Verdict:
+    ours, theirs = units.quantity(wanted.unit), units.quantity(given.unit)
+    if ours and theirs and ours.dimension == theirs.dimension:
+        if wanted.value * ours.size == given.value * theirs.size:
+            return Verdict.correct("the same quantity in another unit", **evidence)
+        return Verdict.incorrect("a different quantity", **evidence)
+    return Verdict.unverifiable(f"the units differ: {' and '.join(sorted((wanted.unit, given.unit)))}", **evidence)
 
 
 def _rounded(exact: Number, decimal: Number) -> bool:
@@ -168,20 +213,88 @@ def _rounded(exact: Number, decimal: Number) -> bool:
     return abs(exact.value - decimal.value) * 2 * 10**decimal.decimals <= 1
 
 
-def algebra(reference: str, given: str, evidence: dict[str, Any]) -> Verdict:
-    """Steps 2 and 3, on canonical texts that the fast path could not tell apart."""
-    wanted_tree, given_tree = _tree(reference), _tree(given)
-    if wanted_tree is None and not re.search(r"\d|\\", reference):
-        return Verdict.unverifiable("the reference cannot be read", **evidence, method="points")
-    numeric = points.same(wanted_tree, given_tree) if wanted_tree and given_tree else None
-    evidence = evidence | {"points": numeric}
-    if numeric is False:
-        return Verdict.incorrect("a different value", **evidence, method="points")
-    if nesting(given) > latex.MAX_DEPTH:
-        return Verdict.unverifiable("nested too deeply", **evidence, method="points")
-    if given_tree and points.too_large(given_tree):
-        return Verdict.unverifiable("too large to evaluate, or undefined", **evidence, method="points")
-    equal = symbolic(reference, given)
+def by_reading(reference: str, given: str, evidence: Evidence) -> tuple[Verdict | None, Evidence]:
+    """Step 2: a verdict, or None and what algebra has to know."""
+    (reference, wanted_unit), (given, given_unit) = _with_unit(reference), _with_unit(given)
+    wanted, answers = latex.readings(reference), latex.readings(given)
+    if not any(reading.kind == "relation" for reading in wanted):
+        answers = tuple(claimed(answer) for answer in answers)
+    found = {same(one, other) for one in wanted for other in answers}
+    sameness = found.pop() if len(found) == 1 else Sameness.UNKNOWN
+    evidence = evidence | {"points": {0: False, 1: None}.get(sameness, True)}
+    if sameness > Sameness.UNKNOWN and wanted_unit and given_unit and wanted_unit != given_unit:
+        verdict = Verdict.unverifiable(f"the units differ: {wanted_unit} and {given_unit}", **evidence, method="points")
+    elif sameness == Sameness.PROVED:
+        verdict = Verdict.correct("equal in normal form", **evidence, method="normal form")
+    elif sameness == Sameness.DIFFERENT:
+        verdict = _different(wanted[0], answers[0], (reference, given), (wanted_unit, given_unit), evidence)
+    elif wanted and not answers and words.are_words(given):
+        verdict = Verdict.incorrect("words, where a value is asked for", **evidence, method="words")
+    elif not _fit_for_algebra(reference, wanted):
+        verdict = Verdict.unverifiable("the reference is too large, or undefined", **evidence, method="points")
+    elif algebra.nesting(given) > MAX_NESTING or (answers and len(given) > MAX_FOR_ALGEBRA):
+        verdict = Verdict.unverifiable("too long or nested too deeply for algebra", **evidence, method="points")
+    elif wanted and (len(given) > MAX_FOR_ALGEBRA or not any(character.isalnum() for character in given)):
+        verdict = _unread(reference, given, evidence | {"method": "points"})
+    elif answers and any(_undefined(answer) for answer in answers):
+        verdict = Verdict.unverifiable("too large to evaluate, or undefined", **evidence, method="points")
+    elif len(wanted) > 1 or len(answers) > 1:
+        verdict = Verdict.unverifiable("it can be read in two ways", **evidence, method="points")
+    else:
+        return None, evidence
+    return verdict, evidence
+
+
+def _with_unit(text: str) -> tuple[str, str]:
+    return units.split(words.in_signs(text))
+
+
+def _different(wanted: Node, given: Node, texts: tuple[str, str], unit: tuple[str, str], evidence: Evidence) -> Verdict:
+    """A clear difference; but a decimal may be the other side rounded, and degrees may be radians."""
+    evidence = evidence | {"method": "points"}
+    if any(_is_rounded(exact, text) for exact, text in ((wanted, texts[1]), (given, texts[0]))):
+        return Verdict.unverifiable("equal only to the decimals written", **evidence)
+    if ("°" in unit[0]) != ("°" in unit[1]):
+        turn = Node("quotient", (Node("name", (), "pi"), Node("number", (180,))))
+        degrees, other = (wanted, given) if "°" in unit[0] else (given, wanted)
+        if degrees.kind not in STRUCTURES and same(Node("product", (degrees, turn)), other) > Sameness.UNKNOWN:
+            return Verdict.unverifiable("equal only if one is in degrees and the other is not", **evidence)
+    return Verdict.incorrect("a different value", **evidence)
+
+
+def _is_rounded(exact: Node, text: str) -> bool:
+    """Is the text a decimal to which a formula's value rounds?"""
+    decimal, value = read_number(text), points.values(exact)
+    if not decimal or not decimal.decimals or decimal.decimals < 2 or not value or exact.kind == "number":
+        return False
+    return abs(value[0].value - float(decimal.value)) * 2 * 10**decimal.decimals <= 1
+
+
+def _fit_for_algebra(reference: str, readings: tuple[Node, ...]) -> bool:
+    if algebra.nesting(reference) > MAX_NESTING or len(reference) > MAX_FOR_ALGEBRA:
+        return False
+    return not any(_undefined(reading) for reading in readings)
+
+
+def _undefined(node: Node) -> bool:
+    """Does a value in it overflow, or has it none? Then algebra would only hang over it."""
+    if node.kind in STRUCTURES:
+        return any(_undefined(part) for part in node.parts)
+    return node.kind != "infinity" and not _has_sign(node) and points.values(node) is None and not _infinite(node)
+
+
+def _has_sign(node: Node) -> bool:
+    return node.kind == "plusminus" or any(_has_sign(part) for part in node.parts if isinstance(part, Node))
+
+
+def _infinite(node: Node) -> bool:
+    return node.kind == "infinity" or any(_infinite(part) for part in node.parts if isinstance(part, Node))
+
+
+def with_algebra(reference: str, given: str, evidence: Evidence) -> Verdict:
+    """Step 3, on canonical texts of which the points say equal (True) or nothing (None)."""
+    numeric = evidence["points"]
+    equal = algebra.equal(reference, given)
     if isinstance(equal, str):
         return Verdict.unverifiable(equal, **evidence, method="algebra")
     evidence = evidence | {"method": "algebra", "algebra": equal}
@@ -190,25 +303,16 @@ def algebra(reference: str, given: str, evidence: dict[str, Any]) -> Verdict:
     if equal:
         return Verdict.unverifiable("equal by algebra alone: it could not be checked at points", **evidence)
     if numeric:
-        return Verdict.unverifiable("equal at random points, not by algebra", **evidence)
-    return Verdict.incorrect("not equal", **evidence)
+        return Verdict.unverifiable("equal at random points, not by algebra", **evidence, disagreement=True)
+    if not latex.readings(_with_unit(reference)[0]) and not read_number(reference):
+        return Verdict.unverifiable("the reference cannot be read, and algebra finds no equality", **evidence)
+    if latex.readings(_with_unit(given)[0]):
+        return Verdict.unverifiable("not equal by algebra alone: the two are no objects of one kind", **evidence)
+    return _unread(reference, given, evidence)
 
 
-def _tree(text: str) -> latex.Node | None:
-    try:
-        return latex.read(TRAILING_UNIT.sub("", text))
-    except latex.Unreadable:
-        return None
-
-
-def symbolic(reference: str, given: str) -> bool | str:
-    """What math-verify says, or why it cannot say. No time limit of its own: the pool has one."""
-    try:
-        import math_verify
-    except ImportError:
-        return INSTALL
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    wanted = math_verify.parse(f"${reference}$", parsing_timeout=None)
-    if not wanted:
-        return "the reference cannot be parsed"
-    return bool(math_verify.verify(wanted, math_verify.parse(f"${given}$", parsing_timeout=None), timeout_seconds=None))
+def _unread(reference: str, given: str, evidence: Evidence) -> Verdict:
+    """For an answer that nobody can read: wrong, unless the reference stands somewhere in it."""
+    if plain(reference) in plain(given):
+        return Verdict.unverifiable("the reference stands in an answer that cannot be read", **evidence)
+    return Verdict.incorrect("the answer cannot be read as what is asked for", **evidence)

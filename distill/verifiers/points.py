@@ -1,10 +1,13 @@
-"""Do two answers mean the same? Asked at random points, independently of any computer algebra.
+"""The values of a tree at a few points, with a bound on the rounding error: independent of any algebra.
 
-`same` evaluates two trees of `distill.verifiers.latex` at a few points that are a function of the
-variables' names, and says True, False or None (cannot tell). Agreement at the points is evidence, not
-proof; a clear difference at one point is a disproof. Values are complex floats, so that towers of
-exponents cost nothing: what overflows is `Unreadable`. Variables are taken at positive points alone,
-since answers use sqrt and log as if they were.
+The points are a function of the variables' names alone. Agreement at all of them is evidence, not proof; a
+clear difference at one is a disproof. Values are complex floats, so that towers of exponents cost nothing:
+what overflows is `Unreadable`. Variables are taken at positive points alone, since answers use sqrt and log
+as if they were. Where one writing has two meanings, the value is `Unreadable` too: an odd root of a negative
+number written as a power.
+
+Every value carries the error that the operations before it can have made, so that ``\\sin\\pi`` is no
+different from 0 and what cancels is not told apart by its rounding.
 """
 
 from __future__ import annotations
@@ -13,14 +16,19 @@ import cmath
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import NamedTuple
 
-from distill.verifiers.latex import Node, Unreadable
+from distill.verifiers.tree import Node, Unreadable
 
 POINTS = 4
-EQUAL, DIFFERENT = 1e-9, 1e-6
+EQUAL, DIFFERENT = 1e-12, 1e-10
 """Relative differences: up to the first two values are equal, from the second on they differ."""
+ROUNDING = 4e-16
+SAFETY = 100
+"""The error bound is of first order: a difference counts from this many times the bound on."""
 
-STRUCTURES = frozenset({"tuple", "matrix", "row", "union", "relation", "set"})
+CONSTANTS: Mapping[str, complex] = {"e": math.e, "i": 1j, "pi": math.pi}
 FUNCTIONS: dict[str, Callable[[complex], complex]] = {
     "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "ln": cmath.log, "exp": cmath.exp,
     "sinh": cmath.sinh, "cosh": cmath.cosh, "tanh": cmath.tanh, "sqrt": cmath.sqrt, "abs": abs,
@@ -29,184 +37,199 @@ FUNCTIONS: dict[str, Callable[[complex], complex]] = {
 }  # fmt: skip
 
 
-def same(one: Node, other: Node) -> bool | None:
-    """Do two readings mean the same? None where neither equality nor a difference can be shown."""
-    one, other = _unassigned(one, other), _unassigned(other, one)
-    if one.kind == other.kind == "relation":
-        return _same_relation(one, other)
-    if "set" in (one.kind, other.kind) or _has_sign(one) or _has_sign(other):
-        return _same_set(_members(one), _members(other))
-    if one.kind == other.kind == "union":
-        return _same_set(list(one.parts), list(other.parts))
-    if one.kind in STRUCTURES or other.kind in STRUCTURES:
-        if (one.kind, one.name, len(one.parts)) != (other.kind, other.name, len(other.parts)):
-            return False if one.kind == other.kind else None
-        return _all(same(a, b) for a, b in zip(one.parts, other.parts, strict=True))
-    return _same_value(one, other)
+class Value(NamedTuple):
+    value: complex
+    error: float
 
 
-def too_large(node: Node) -> bool:
-    """Does a value in it overflow, or is it undefined? Then algebra would only hang over it."""
-    if node.kind in STRUCTURES:
-        return any(too_large(part) for part in node.parts)
-    try:
-        return not _infinity(node) and not cmath.isfinite(evaluate(node, sign=1))
-    except Unreadable:
-        return True
+class Where(NamedTuple):
+    """``base`` is that of a ``\\log`` without one; ``moved`` is a variable that does not have its own value."""
+
+    point: int
+    base: float = math.e
+    moved: tuple[str, float] | None = None
+
+    def variable(self, name: str) -> float:
+        return self.moved[1] if self.moved and self.moved[0] == name else _coordinate(name, self.point)
 
 
-def _unassigned(node: Node, other: Node) -> Node:
-    """``x = 5`` as 5 and ``x \\in S`` as S, where the other side does not name a variable too."""
-    named = node.kind == "relation" and node.name in ("=", "in") and node.parts[0].kind == "name"
-    return node.parts[1] if named and other.kind != "relation" else node
+def agree(one: Node, other: Node) -> bool | None:
+    """Are two expressions equal at the points? None where that cannot be told.
+
+    A ``\\log`` without its base must give the same answer as a natural and as a decimal one.
+    """
+    answers = set()
+    for base in (math.e, 10.0) if _has_plain_log(one) or _has_plain_log(other) else (math.e,):
+        ours, theirs = values(one, base), values(other, base)
+        if ours is None or theirs is None:
+            return None
+        answers.add(_all(close(*pair) for pair in zip(ours, theirs, strict=True)))
+    return answers.pop() if len(answers) == 1 else None
 
 
-def _members(node: Node) -> list[Node]:
-    if node.kind == "set":
-        return [member for part in node.parts for member in _members(part)]
-    return [Node("plus", (node,)), Node("minus", (node,))] if _has_sign(node) else [node]
-
-
-def _has_sign(node: Node) -> bool:
-    if node.kind in ("plus", "minus"):
-        return False
-    return node.kind == "plusminus" or any(_has_sign(part) for part in node.parts if isinstance(part, Node))
-
-
-def _same_set(ones: list[Node], others: list[Node]) -> bool | None:
-    if len(ones) != len(others):
-        return False if min(len(ones), len(others)) > 0 and not _structured(ones + others) else None
-    if len(ones) > 50:
+def close(one: Value, other: Value) -> bool | None:
+    difference, size = abs(one.value - other.value), max(abs(one.value), abs(other.value))
+    error = SAFETY * (one.error + other.error)
+    if error > DIFFERENT * max(size, 1.0):
         return None
-    left, unsure = list(others), False
-    for one in ones:
-        answers = [same(one, other) for other in left]
-        if True in answers:
-            del left[answers.index(True)]
-        elif None in answers:
-            unsure = True
-        else:
-            return False
-    return None if unsure else True
+    return True if difference <= max(EQUAL * size, error) else False if difference > DIFFERENT * size else None
 
 
-def _structured(nodes: list[Node]) -> bool:
-    return any(node.kind in STRUCTURES for node in nodes)
+@lru_cache(maxsize=4096)
+def values(node: Node, base: float = math.e) -> tuple[Value, ...] | None:
+    """The values at all points; None where one of them cannot be had. Where nothing varies, one value."""
+    points = POINTS if variables(node) else 1
+    try:
+        found = [evaluate(node, Where(point, base)) for point in range(points)]
+    except Unreadable:
+        return None
+    return tuple(found * (POINTS // points))
 
 
-def _same_relation(one: Node, other: Node) -> bool | None:
-    """Same variable and right side, or sides whose difference is the same up to a constant factor."""
-    if one.name == other.name == "=" and one.parts[0].kind == "name" and one.parts[0] == other.parts[0]:
-        return same(one.parts[1], other.parts[1])
-    if "in" in (one.name, other.name) or _structured([*one.parts, *other.parts]):
-        return _all(same(a, b) for a, b in zip(one.parts, other.parts, strict=True)) if one.name == other.name else None
-    (sign1, low1, high1), (sign2, low2, high2) = _ascending(one), _ascending(other)
-    if sign1 != sign2:
-        return False
-    ratios = []
-    for point in range(POINTS):
-        try:
-            first = evaluate(high1, point) - evaluate(low1, point)
-            second = evaluate(high2, point) - evaluate(low2, point)
-            ratios.append(first / second)
-        except (Unreadable, ZeroDivisionError):
-            return None
-    if sign1 != "=" and any(ratio.real <= 0 for ratio in ratios):
-        return False
-    return _all(_close(ratio, ratios[0]) for ratio in ratios[1:])
-
-
-def _ascending(node: Node) -> tuple[str, Node, Node]:
-    low, high = node.parts
-    return (node.name.replace(">", "<"), high, low) if ">" in node.name else (node.name, low, high)
-
-
-def _same_value(one: Node, other: Node) -> bool | None:
-    if _infinity(one) or _infinity(other):
-        return _infinity(one) == _infinity(other)
-    answers = []
-    for point in range(POINTS):
-        try:
-            answers.append(_close(evaluate(one, point), evaluate(other, point)))
-        except Unreadable:
-            return None
-    return _all(answers)
-
-
-def _infinity(node: Node) -> int:
-    """1 and -1 for the infinities, 0 for everything else."""
-    if node.kind == "negative":
-        return -_infinity(node.parts[0])
-    return int(node.kind == "infinity")
+def evaluate(node: Node, where: Where) -> Value:
+    """The value at one of the points, or `Unreadable`."""
+    try:
+        found = _evaluated(node, where)
+    except (OverflowError, ZeroDivisionError, ValueError, RecursionError) as error:
+        raise Unreadable(f"cannot be evaluated: {error}") from error
+    if not cmath.isfinite(found.value) or not math.isfinite(found.error):
+        raise Unreadable("too large to evaluate")
+    return found
 
 
 def _all(answers: Iterable[bool | None]) -> bool | None:
     """False if any is False, else None if any is None, else True."""
-    known = list(answers)
+    known = set(answers)
     return False if False in known else None if None in known else True
 
 
-def _close(one: complex, other: complex) -> bool | None:
-    difference, size = abs(one - other), max(abs(one), abs(other))
-    return True if difference <= EQUAL * size else False if difference > DIFFERENT * size else None
+def _has_plain_log(node: Node) -> bool:
+    return (node.kind, node.name) == ("call", "log") or any(_has_plain_log(part) for part in _below(node))
 
 
-def evaluate(node: Node, point: int = 0, sign: int = 0) -> complex:
-    """The value at one of the points; ``sign`` is what plus-minus stands for."""
-    try:
-        value = complex(_value(node, lambda name: _coordinate(name, point), sign))
-    except (OverflowError, ZeroDivisionError, ValueError, RecursionError) as error:
-        raise Unreadable(f"cannot be evaluated: {error}") from error
-    if not cmath.isfinite(value):
-        raise Unreadable("too large to evaluate")
-    return value
+def variables(node: Node) -> set[str]:
+    if node.kind == "name":
+        return {node.name} - CONSTANTS.keys()
+    return {name for part in _below(node) for name in variables(part)}
 
 
+def _below(node: Node) -> Iterable[Node]:
+    return (part for part in node.parts if isinstance(part, Node))
+
+
+@lru_cache(maxsize=1024)
 def _coordinate(name: str, point: int) -> float:
     """A positive number that is a function of the variable's name and of the point alone."""
     digest = hashlib.blake2b(f"{name}/{point}".encode(), digest_size=8).digest()
     return 0.3 + 2.7 * int.from_bytes(digest, "little") / 2**64
 
 
-def _value(node: Node, variable: Callable[[str], float], sign: int) -> complex:
+def _evaluated(node: Node, where: Where) -> Value:
     if node.kind == "number":
-        return complex(node.parts[0])
+        return _rounded(complex(float(node.parts[0])))
     if node.kind == "name":
-        return CONSTANTS[node.name] if node.name in CONSTANTS else variable(node.name)
-    if node.kind in ("plus", "minus"):
-        return _value(node.parts[0], variable, 1 if node.kind == "plus" else -1)
-    if node.kind in STRUCTURES or node.kind == "infinity":
+        return _rounded(CONSTANTS.get(node.name) or complex(where.variable(node.name)))
+    if node.kind not in OPERATIONS:
         raise Unreadable(f"a {node.kind} has no value")
-    values = [_value(part, variable, sign) for part in node.parts]
-    if node.kind == "plusminus":
-        if not sign:
-            raise Unreadable("plus-minus stands for two values")
-        return values[0] + sign * int(node.name + "1") * values[1]
-    return VALUES[node.kind](node, values)
+    parts = [_evaluated(part, where) for part in node.parts]
+    return OPERATIONS[node.kind](parts, node, where)
 
 
-def _factorial(value: complex) -> float:
-    if value.imag or value.real < 0 or value.real > 170 or value.real != int(value.real):
+def _rounded(value: complex, error: float = 0.0) -> Value:
+    """A value with the error of its own rounding; an imaginary part that is nothing but error is none."""
+    error += ROUNDING * abs(value)
+    imaginary = value.imag if abs(value.imag) > error else 0.0
+    return Value(complex(value.real, imaginary + 0.0), error)  # + 0.0 makes 0.0 of -0.0
+
+
+def _sum(one: Value, other: Value) -> Value:
+    return _rounded(one.value + other.value, one.error + other.error)
+
+
+def _product(one: Value, other: Value) -> Value:
+    return _rounded(one.value * other.value, abs(one.value) * other.error + abs(other.value) * one.error)
+
+
+def _quotient(one: Value, other: Value) -> Value:
+    if abs(other.value) <= SAFETY * other.error:
+        raise Unreadable("division by what may be zero")
+    value = one.value / other.value
+    return _rounded(value, (one.error + abs(value) * other.error) / abs(other.value))
+
+
+def _called(function: Callable[[complex], complex], at: Value) -> Value:
+    """The error is how far the value moves when its argument moves by its own error."""
+    value = complex(function(at.value))
+    moved = abs(complex(function(at.value + at.error)) - value) if at.error else 0.0
+    return _rounded(value, moved)
+
+
+def _power(base: Value, exponent: Value) -> Value:
+    top = exponent.value
+    if exponent.error == 0 and top == 0 and base.value == 0:
+        raise Unreadable("zero to the power of zero")
+    if base.value == 0:
+        return Value(0j, base.error) if top.real > 0 else Value(complex(math.inf), 0.0)
+    if top.imag == 0 and top.real == int(top.real) and abs(top.real) <= 1000:
+        value = base.value ** int(top.real)
+    elif base.value.imag == 0 and base.value.real < 0 and 2 * top != int(2 * top.real):
+        raise Unreadable("a root of a negative number, written as a power")
+    else:
+        value = base.value**top
+    moved = abs(top) * base.error / abs(base.value) + abs(cmath.log(base.value)) * exponent.error
+    return _rounded(value, abs(value) * moved)
+
+
+def _root(inside: Value, degree: Value) -> Value:
+    """The real root where the degree is odd, the principal one otherwise."""
+    order = degree.value
+    if order.imag or order.real != int(order.real) or not 2 <= order.real <= 1000:
+        raise Unreadable("a root of another degree")
+    exponent = Value(1 / order, ROUNDING)
+    if inside.value.imag == 0 and inside.value.real < 0 and int(order.real) % 2:
+        return _product(Value(-1 + 0j, 0.0), _power(Value(-inside.value, inside.error), exponent))
+    return _power(inside, exponent) if inside.value else inside
+
+
+def _factorial(at: Value) -> Value:
+    n = at.value
+    if n.imag or n.real < 0 or n.real > 170 or n.real != int(n.real):
         raise Unreadable("a factorial out of range")
-    return float(math.factorial(int(value.real)))
+    return _rounded(complex(math.factorial(int(n.real))))
 
 
-def _power(base: complex, exponent: complex) -> complex:
-    if base == 0:
-        return 1 if exponent == 0 else 0 if exponent.real > 0 else math.inf
-    if exponent.imag == 0 and exponent.real == int(exponent.real) and abs(exponent.real) <= 1000:
-        return base ** int(exponent.real)
-    return base**exponent
+def _binomial(upper: Value, lower: Value) -> Value:
+    n, k = upper.value, lower.value
+    if n.imag or k.imag or n.real != int(n.real) or k.real != int(k.real) or not 0 <= k.real <= n.real <= 1000:
+        raise Unreadable("a binomial coefficient out of range")
+    return _rounded(complex(math.comb(int(n.real), int(k.real))))
 
 
-CONSTANTS: Mapping[str, complex] = {"e": math.e, "i": 1j, "pi": math.pi}
-VALUES: dict[str, Callable[[Node, list[complex]], complex]] = {
-    "sum": lambda _, v: v[0] + v[1],
-    "product": lambda _, v: v[0] * v[1],
-    "quotient": lambda _, v: v[0] / v[1],
-    "power": lambda _, v: _power(v[0], v[1]),
-    "negative": lambda _, v: -v[0],
-    "factorial": lambda _, v: _factorial(v[0]),
-    "binomial": lambda _, v: _factorial(v[0]) / _factorial(v[1]) / _factorial(v[0] - v[1]),
-    "call": lambda node, v: FUNCTIONS[node.name](v[0]),
+def _floor(at: Value) -> Value:
+    """Rounded down; but not next to a whole number, where the error decides."""
+    nearest = abs(at.value.real - round(at.value.real))
+    if at.value.imag or (0 < nearest <= SAFETY * at.error):
+        raise Unreadable("too near to a whole number to round down")
+    return Value(complex(math.floor(at.value.real)), 0.0)
+
+
+def _call(node: Node, at: Value, where: Where) -> Value:
+    if node.name == "floor":
+        return _floor(at)
+    if node.name == "log":
+        return _quotient(_called(cmath.log, at), _rounded(complex(math.log(where.base))))
+    return _called(FUNCTIONS[node.name], at)
+
+
+OPERATIONS: dict[str, Callable[[list[Value], Node, Where], Value]] = {
+    "sum": lambda v, _, __: _sum(v[0], v[1]),
+    "product": lambda v, _, __: _product(v[0], v[1]),
+    "quotient": lambda v, _, __: _quotient(v[0], v[1]),
+    "power": lambda v, _, __: _power(v[0], v[1]),
+    "root": lambda v, _, __: _root(v[0], v[1]),
+    "negative": lambda v, _, __: _rounded(-v[0].value, v[0].error),
+    "factorial": lambda v, _, __: _factorial(v[0]),
+    "binomial": lambda v, _, __: _binomial(v[0], v[1]),
+    "log": lambda v, _, __: _quotient(_called(cmath.log, v[1]), _called(cmath.log, v[0])),
+    "call": lambda v, node, where: _call(node, v[0], where),
 }

@@ -21,22 +21,22 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.connection import Pipe, wait
-from typing import TypeVar
 
 from distill.thinking import Response
 from distill.types import Failure, Problem, Verdict
-from distill.verifiers.base import Verifier
+from distill.verifiers import asking
+from distill.verifiers.base import Key, Note, Session, Stopping, Verifier, never, silent
 from distill.verifiers.compose import Spec, build
 from distill.verifiers.process import Job, WorkerProcess
 from distill.verifiers.run import judge_quickly, posed, shown
 from distill.verifiers.worker import Limits
 from pipeline.errors import PipelineError
+from pipeline.fingerprint import FileHashes
 
-Key = TypeVar("Key", bound=Hashable)
 BATCH = 16
 BATCH_SECONDS = 0.05
 """What a batch should take: small beside the limits, large beside a message."""
@@ -48,14 +48,22 @@ MOST_FAILED_STARTS = 3
 class VerifierPool:
     """``workers`` processes, started when first needed. A context manager; `close` kills them."""
 
-    def __init__(self, workers: int | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self, workers: int | None = None, limits: Limits | None = None, *,
+        note: Note = silent, hashes: FileHashes | None = None,
+    ) -> None:  # fmt: skip
+        """``note`` is told what an opened verifier has to say; ``hashes`` remembers what files hold."""
         self.workers = workers or max(1, len(os.sched_getaffinity(0)))
         self.limits = limits or Limits()
         self.restarts = 0
         """How many workers had to be replaced so far; for the report."""
         self._waiting: deque[Job] = deque()
-        self._verifiers: dict[str, Verifier] = {}
+        self._note, self._hashes = note, hashes or FileHashes()
+        self._built: dict[str, Verifier] = {}
+        self._sessions: dict[str, Session] = {}
+        self._askers = ThreadPoolExecutor(1, "asking")  # one: a session is not asked twice at a time
         self._lock = threading.Lock()
+        self._opening = threading.Lock()  # one of its own, for loading a model takes long
         self._bell, self._ear = Pipe()
         self._rung = False
         self._thread: threading.Thread | None = None
@@ -80,9 +88,14 @@ class VerifierPool:
     def submit(self, spec: Spec, problem: Problem | str, trace: Response | str) -> Future[Verdict]:
         """The verdict to come. ``cancel()`` works at any time: the worker is then free in a second.
 
-        A wrong spec raises `InputError` here; a pool that cannot start its workers, or a verifier without
-        its sandbox, raises `PipelineError` from the future.
+        A wrong spec raises `InputError` here; a pool that cannot start its workers, a verifier without its
+        sandbox, or a judge that cannot go on raises `PipelineError` from the future. A verifier that has to
+        be opened (a judge) is asked about one after the other: for many, use `verify_many`.
         """
+        if asking.holds_opened(self._verifier(spec)):
+            if self._closing:
+                raise PipelineError("the verifier pool is closed")
+            return self._askers.submit(lambda: dict(self.verify_many([(None, spec, problem, trace)]))[None])
         found = self._begin(spec, posed(problem), trace)
         if isinstance(found, Future):
             return found
@@ -91,17 +104,35 @@ class VerifierPool:
         return done
 
     def verify_many(
-        self, items: Iterable[tuple[Key, Spec, Problem | str, Response | str]]
+        self, items: Iterable[tuple[Key, Spec, Problem | str, Response | str]], stopping: Stopping = never
     ) -> Iterator[tuple[Key, Verdict]]:
         """Yield (key, verdict) for every (key, spec, problem, trace), as they are done.
 
-        ``items`` is read as verdicts come out, never far ahead. Errors are those of `submit`.
+        ``items`` is read as verdicts come out, never far ahead. Errors are those of `submit`. Once
+        ``stopping`` is true judges are asked nothing more, and what they were at gets no verdict.
         """
+        whole = ((key, spec, posed(problem), trace) for key, spec, problem, trace in items)
+        return asking.verify_many(whole, self._verifier, self._session, self._in_workers, stopping)
+
+    def _verifier(self, spec: Spec) -> Verifier:
+        name = spec if isinstance(spec, str) else repr(spec)
+        return self._built.get(name) or self._built.setdefault(name, build(spec, self._hashes))
+
+    def _session(self, spec: Spec) -> Session:
+        """An opened verifier, which stays open until the pool is closed."""
+        with self._opening:
+            if self._closing:
+                raise PipelineError("the verifier pool is closed")
+            if (name := repr(spec)) not in self._sessions:
+                self._sessions[name] = self._verifier(spec).open(self._note)  # type: ignore[attr-defined]
+            return self._sessions[name]
+
+    def _in_workers(self, items: Iterable[tuple[Key, Spec, Problem, Response | str]]) -> Iterator[tuple[Key, Verdict]]:
         replies: queue.SimpleQueue[Future[Verdict]] = queue.SimpleQueue()
         waiting: dict[Future[Verdict], Key] = {}
         try:
             for key, spec, problem, trace in items:
-                found = self._begin(spec, posed(problem), trace)
+                found = self._begin(spec, problem, trace)
                 if isinstance(found, Future):
                     waiting[found] = key
                     found.add_done_callback(replies.put)
@@ -118,17 +149,21 @@ class VerifierPool:
                 future.cancel()
 
     def close(self) -> None:
-        """Kill the workers. Calls still in flight raise `PipelineError`."""
+        """Kill the workers, close what was opened. Calls still in flight raise `PipelineError`."""
         with self._lock:
             self._closing, thread = True, self._thread
+        self._askers.shutdown(wait=False, cancel_futures=True)
+        with self._opening:
+            sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
+            session.close()
         if thread:
             self._ring()
             thread.join()
 
     def _begin(self, spec: Spec, problem: Problem, trace: Response | str) -> Verdict | Future[Verdict]:
         """The verdict, where the quick part can tell; the future of what a worker says, elsewhere."""
-        name = spec if isinstance(spec, str) else repr(spec)
-        verifier = self._verifiers.get(name) or self._verifiers.setdefault(name, build(spec))
+        verifier = self._verifier(spec)
         verdict = judge_quickly(verifier, problem, trace)
         if verdict is not None:
             return verdict

@@ -1,7 +1,8 @@
 """Run one verifier on one answer and sign the verdict. Here alone a verifier's exceptions are caught.
 
 `judge` runs it to the end in this process; `judge_quickly` runs just its `quick` part, the one that is
-linear in the text and safe anywhere, and says None where that cannot tell. The pool is built on both.
+linear in the text and safe anywhere, and says None where that cannot tell. `judge_many` asks an opened
+verifier. The pool is built on these.
 
 A signed verdict's evidence is plain data whatever the verifier put there, so that it can be written as
 JSON and sent between processes.
@@ -11,17 +12,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from distill.thinking import Response, split_thinking
 from distill.types import Failure, Problem, Verdict
-from distill.verifiers.base import Verifier
+from distill.verifiers.base import Key, Session, Stopping, Verifier, never
 from pipeline.errors import PipelineError
 
 LARGEST_BITS = 10_000
 """Of an integer in the evidence: Python refuses to write those of more than 4,300 digits."""
+DEEPEST = 50
 
 
 def judge(verifier: Verifier, problem: Problem | str, trace: Response | str) -> Verdict:
@@ -33,19 +35,37 @@ def judge(verifier: Verifier, problem: Problem | str, trace: Response | str) -> 
     A verifier that raises gives `unverifiable`, with the exception as the reason; but a `PipelineError`
     (no sandbox, say) is for the user and passes through.
     """
-    verdict = _signed(verifier, verifier.verify, posed(problem), trace)
+    verdict = _asked(verifier, verifier.verify, posed(problem), trace)
     assert verdict is not None
     return verdict
 
 
 def judge_quickly(verifier: Verifier, problem: Problem | str, trace: Response | str) -> Verdict | None:
     quick = getattr(verifier, "quick", None)
-    return None if quick is None else _signed(verifier, quick, posed(problem), trace)
+    return None if quick is None else _asked(verifier, quick, posed(problem), trace)
 
 
 def posed(problem: Problem | str) -> Problem:
     """A problem of which just the reference answer is known, where it is given as a text."""
     return Problem("", "", problem, "", "") if isinstance(problem, str) else problem
+
+
+def judge_many(
+    verifier: Verifier,
+    session: Session,
+    items: Sequence[tuple[Key, Problem, Response | str]],
+    stopping: Stopping = never,
+) -> Iterator[tuple[Key, Verdict]]:
+    """Signed verdicts of a verifier that judges many at a time, as they come; fewer where it is stopped."""
+    seen = {key: shown(verifier, trace) for key, _, trace in items}
+    try:
+        for key, verdict in session.judge([(key, problem, seen[key]) for key, problem, _ in items], stopping):
+            yield key, signed(verifier, seen.pop(key), verdict, verdict.seconds)
+    except PipelineError:
+        raise
+    except Exception as error:
+        for key, trace in seen.items():
+            yield key, signed(verifier, trace, _failed(error), 0.0)
 
 
 def reads_thinking(verifier: Verifier) -> bool:
@@ -63,7 +83,7 @@ def prepare(verifier: Verifier) -> None:
     getattr(verifier, "prepare", lambda: None)()
 
 
-def _signed(
+def _asked(
     verifier: Verifier,
     ask: Callable[[Problem, Response], Verdict | None],
     problem: Problem,
@@ -73,26 +93,29 @@ def _signed(
     seen = shown(verifier, trace)
     try:
         verdict = ask(problem, seen)
-        if verdict is None:
-            return None
-        if not isinstance(verdict, Verdict):
+        if verdict is not None and not isinstance(verdict, Verdict):
             raise TypeError(f"it returned {type(verdict).__name__}, not a Verdict")
-        evidence = plain(verdict.evidence)
     except PipelineError:
         raise
     except MemoryError:
         verdict = Verdict.failed(Failure.MEMORY, "the verifier ran out of memory")
-        evidence = verdict.evidence
     except Exception as error:
-        what = " ".join(str(error)[:200].split())
-        verdict = Verdict.failed(Failure.ERROR, f"the verifier failed: {type(error).__name__}: {what}")
-        evidence = verdict.evidence
-    seconds = time.perf_counter() - started
-    evidence = {"judged": _judged(verifier, seen), **evidence}
+        verdict = _failed(error)
+    return None if verdict is None else signed(verifier, seen, verdict, time.perf_counter() - started)
+
+
+def _failed(error: Exception) -> Verdict:
+    what = " ".join(str(error)[:200].split())
+    return Verdict.failed(Failure.ERROR, f"the verifier failed: {type(error).__name__}: {what}")
+
+
+def signed(verifier: Verifier, seen: Response, verdict: Verdict, seconds: float) -> Verdict:
+    """The verdict with the verifier's name, its version, and what it was shown."""
+    evidence = {"judged": _judged(verifier, seen), **plain(verdict.evidence)}
     return replace(verdict, evidence=evidence, verifier=verifier.name, version=verifier.version, seconds=seconds)
 
 
-def plain(data: Any) -> Any:
+def plain(data: Any, depth: int = 0) -> Any:
     """``data`` as JSON can hold it: what is neither text, number, list nor mapping becomes text."""
     if data is None or isinstance(data, str | bool):
         return data
@@ -100,10 +123,12 @@ def plain(data: Any) -> Any:
         return data if data.bit_length() <= LARGEST_BITS else f"an integer of {data.bit_length()} bits"
     if isinstance(data, float):
         return data if math.isfinite(data) else str(data)
+    if depth > DEEPEST:
+        return "nested too deeply"
     if isinstance(data, Mapping):
-        return {str(key): plain(value) for key, value in data.items()}
+        return {str(key): plain(value, depth + 1) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [plain(value) for value in data]
+        return [plain(value, depth + 1) for value in data]
     return str(data)
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from distill import modelspec, verification
+from distill.engines.options import SamplingSettings
 from distill.modelspec import ModelName
 from distill.randomness import permutation
-from distill.stages.common import SamplingSettings, store_of
+from distill.stages.common import VerifierSpec, store_of
 from distill.stages.sft import LoraSettings
 from distill.stages.student import publish
 from distill.store.records import problems
@@ -55,7 +56,7 @@ class GrpoSettings(Settings):
     clip_low: Annotated[float, Field(gt=0)] = 0.2
     clip_high: Annotated[float, Field(gt=0)] = 0.28
     kl: Annotated[float, Field(ge=0)] = 0.0
-    verifier: str | dict[str, Any] | None = None
+    verifier: VerifierSpec | None = None
     """The reward; by default each problem's own verifier."""
     precision: Literal["fp32", "bf16"] = "fp32"
     micro_batch_tokens: Annotated[int, Operational(), Field(ge=1)] = 4096
@@ -96,10 +97,10 @@ def run(context: Context, settings: GrpoSettings) -> Output:
     workers = workers_for(network, settings.workers)
     with (
         closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
-        VerifierPool(workers=1) as pool,
+        VerifierPool(workers=1, note=context.note, hashes=context.hashes) as pool,
         Recorder(store, context, ("reward", "zero_variance", "entropy", "length", "grad_norm")) as recorder,
     ):
-        ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, settings.verifier)
+        ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, settings.verifier, context.stopping)
         train_grpo(
             network,
             policy,
@@ -177,7 +178,7 @@ def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Ma
 
 
 def dependencies(settings: GrpoSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
-    verifiers = content_hash(verification.versions(settings.verifier, upstream[settings.problems]))
+    verifiers = content_hash(verification.versions(settings.verifier, upstream[settings.problems], hashes))
     return {**modelspec.dependency(settings.student, hashes), "verifiers": verifiers}
 
 

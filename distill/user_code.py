@@ -1,0 +1,76 @@
+"""Code of the user's own, named by its file: ``./my_verifier.py:MyVerifier``, relative to the working directory.
+
+Decides how such a file becomes an object and what it is known by: the hash of its content, so that an
+edited file is another one. What is wrong with it is one line with file and line. Left out: what the file
+itself imports (its directory is not put on the path, and its imports are not hashed); who needs more than
+one file makes a package of it and names it ``package.module:MyVerifier``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from pipeline.errors import InputError
+from pipeline.fingerprint import LENGTH
+
+
+class Loaded(NamedTuple):
+    attribute: Any
+    digest: str
+    """Hash of the file's content as it was when the code was run."""
+
+
+def is_file(name: str) -> bool:
+    """Is this ``path/to/file.py:Name`` (and not a module's name)?"""
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def load(name: str) -> Loaded:
+    """Run the file, once per content and process, and take what it calls ``Name``."""
+    file, _, attribute = name.rpartition(":")
+    path = Path(file).expanduser()
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{name}: {file}: {error.strerror or error}") from None
+    digest = hashlib.sha256(source).hexdigest()[:LENGTH]
+    module = _module(path, source, digest)
+    if not hasattr(module, attribute):
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        near = difflib.get_close_matches(attribute, own, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it defines: {', '.join(own) or 'nothing'}"
+        raise InputError(f"{file}: defines no {attribute!r}; {hint}")
+    return Loaded(getattr(module, attribute), digest)
+
+
+def _module(path: Path, source: bytes, digest: str) -> ModuleType:
+    where = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    name = f"distill_user_{path.stem}_{where[:8]}_{digest[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # dataclasses look their module up while the file is still being run
+    try:
+        exec(compile(source, str(path), "exec"), vars(module))
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise InputError(_one_line(path, error)) from error
+    return module
+
+
+def _one_line(path: Path, error: BaseException) -> str:
+    """``./my_verifier.py:3: ModuleNotFoundError: ...``: the last line of the file that was being run."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f"{path}:{error.lineno}: {error.msg}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    where = f"{path}:{lines[-1]}" if lines else str(path)
+    return f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,0 +1,146 @@
+"""Who is judged by whom: the rules first, in the pool's workers; then, where they leave it open, a judge.
+
+Some verifiers have to be opened and judge many at a time (`distill.verifiers.base.Session`): a model behind
+an engine, which costs money or minutes. A composition may hold such parts beside rules. The rules' verdicts
+are gathered first, and an opened verifier is asked just about what they did not settle: where `math` says
+wrong, ``{all: [math, judge]}`` costs no token.
+
+Works in windows, so that what is held is bounded: so many open items, the rules for all of them, then each
+opened verifier for all that still need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic
+
+from distill.thinking import Response
+from distill.types import Problem, Verdict
+from distill.verifiers.base import Key, Session, Stopping, Verifier
+from distill.verifiers.compose import Composed, Spec
+from distill.verifiers.run import judge_many, judge_quickly, shown, signed
+
+WINDOW = 4096
+"""Open items held at a time."""
+
+Path = tuple[int, ...]
+Item = tuple[Key, Spec, Problem, Response | str]
+InWorkers = Callable[[Iterable[Any]], Iterator[tuple[Any, Verdict]]]
+
+
+@dataclass(eq=False)
+class _Open(Generic[Key]):
+    """An item that an opened verifier may have to be asked about; what is known so far, by the part's place."""
+
+    key: Key
+    spec: Spec
+    verifier: Verifier
+    problem: Problem
+    trace: Response | str
+    known: dict[Path, Verdict] = field(default_factory=dict)
+
+    def settled(self) -> Verdict | None:
+        """The whole's verdict; None while it depends on what is not known."""
+        verdict = self._part(self.verifier, ())
+        if verdict is None or () in self.known:
+            return verdict
+        seconds = sum(part.seconds for part in self.known.values())
+        return signed(self.verifier, shown(self.verifier, self.trace), verdict, seconds)
+
+    def _part(self, verifier: Verifier, path: Path) -> Verdict | None:
+        if path in self.known or not isinstance(verifier, Composed):
+            return self.known.get(path)
+        verdict = verifier.combined([self._part(part, (*path, n)) for n, part in enumerate(verifier.parts)])
+        return verdict and replace(verdict, verifier=verifier.name, version=verifier.version)
+
+    def next_part(self) -> tuple[Path, Spec, Verifier]:
+        """The first opened verifier that the open whole depends on."""
+        spec, verifier = self.spec, self.verifier
+        path: Path = ()
+        while isinstance(verifier, Composed):
+            parts = zip(verifier.parts, verifier.weights, strict=True)
+            n = next(n for n, (part, weight) in enumerate(parts) if weight and not self._part(part, (*path, n)))
+            spec, verifier, path = verifier.specs[n], verifier.parts[n], (*path, n)
+        return path, spec, verifier
+
+
+_Place = tuple[Key, _Open[Key] | None, Path]
+"""Whose verdict comes out of the workers: the item's own, or that of a part of an open item."""
+
+
+def is_opened(verifier: Verifier) -> bool:
+    return hasattr(verifier, "open")
+
+
+def holds_opened(verifier: Verifier) -> bool:
+    if isinstance(verifier, Composed):
+        return any(map(holds_opened, verifier.parts))
+    return is_opened(verifier)
+
+
+def verify_many(
+    items: Iterable[Item[Key]],
+    built: Callable[[Spec], Verifier],
+    opened: Callable[[Spec], Session],
+    in_workers: InWorkers,
+    stopping: Stopping,
+) -> Iterator[tuple[Key, Verdict]]:
+    """Yield (key, verdict) for every item. ``built`` and ``opened`` remember what they made of a spec."""
+    source, ended = iter(items), False
+    while not ended and not stopping():
+        window: list[_Open[Key]] = []
+        for (key, item, path), verdict in in_workers(_rules(source, built, window)):
+            if item is None:
+                yield key, verdict
+            else:
+                item.known[path] = verdict
+        ended = len(window) < WINDOW
+        yield from _asked(window, opened, stopping)
+
+
+def _rules(
+    source: Iterator[Item[Key]], built: Callable[[Spec], Verifier], window: list[_Open[Key]]
+) -> Iterator[tuple[_Place[Key], Spec, Problem, Response | str]]:
+    """What the workers are to judge of the next window: whole items, and the rule parts of those kept open."""
+    while len(window) < WINDOW and (item := next(source, None)) is not None:
+        key, spec, problem, trace = item
+        verifier = built(spec)
+        if not holds_opened(verifier):
+            yield (key, None, ()), spec, problem, trace
+            continue
+        kept = _Open(key, spec, verifier, problem, trace)
+        window.append(kept)
+        for path, part_spec, part in _units(spec, verifier):
+            if not is_opened(part):
+                yield (key, kept, path), part_spec, problem, trace
+            elif verdict := judge_quickly(part, problem, trace):
+                kept.known[path] = verdict
+
+
+def _units(spec: Spec, verifier: Verifier, path: Path = ()) -> Iterator[tuple[Path, Spec, Verifier]]:
+    """The parts that are judged each by itself: those to be opened, and the largest that hold none of them."""
+    if isinstance(verifier, Composed) and holds_opened(verifier):
+        for index, (part_spec, part) in enumerate(zip(verifier.specs, verifier.parts, strict=True)):
+            yield from _units(part_spec, part, (*path, index))
+    else:
+        yield path, spec, verifier
+
+
+def _asked(
+    window: list[_Open[Key]], opened: Callable[[Spec], Session], stopping: Stopping
+) -> Iterator[tuple[Key, Verdict]]:
+    """Ask the opened verifiers, one after the other, about what still depends on them."""
+    yield from ((item.key, verdict) for item in window if (verdict := item.settled()))
+    left = {n: item for n, item in enumerate(window) if not item.settled()}
+    while left and not stopping():
+        needs = {n: item.next_part() for n, item in left.items()}
+        _, spec, verifier = next(iter(needs.values()))
+        group = {n: path for n, (path, other, _) in needs.items() if other == spec}
+        questions = [(n, left[n].problem, left[n].trace) for n in group]
+        for n, verdict in judge_many(verifier, opened(spec), questions, stopping):
+            left[n].known[group.pop(n)] = verdict
+            if whole := left[n].settled():
+                yield left.pop(n).key, whole
+        if group:  # it was stopped
+            return

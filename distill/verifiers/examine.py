@@ -1,0 +1,229 @@
+"""Running a program against its tests, in one box or two: what each case came to, and what it cost.
+
+Whatever comes out of the answer's box is data. Rows are compared here, or come from the test's own box; only where
+both share one box (`Tests.apart` is false) could the answer have written them, and the evidence says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distill.verifiers import sandbox
+from distill.verifiers.cases import as_lists, same_text, wanted
+from distill.verifiers.references import Tests
+from distill.verifiers.sandbox.inside.data import NOT_DATA, decode, encode
+
+CALLS, STDIO, CANDIDATE, TESTS = (
+    f"from inside.{name} import main\nmain()" for name in ("calls", "stdio", "candidate", "tests")
+)
+ALL_TEXTS = 4
+"""All texts of a whole program together may take this many times the CPU time of one."""
+OWN_FAULTS = {"busy"}
+PYTEST = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging")
+
+
+class Row(NamedTuple):
+    """What one case came to."""
+
+    name: str
+    passed: bool
+    why: str = ""
+
+
+class Room(NamedTuple):
+    """Where and how a program is examined."""
+
+    sandbox: str
+    limits: sandbox.Limits
+    all_cases: bool
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Examined:
+    """``cases`` is how many there are, ``rows`` those that were run; ``fault`` is the verifier's own: no verdict."""
+
+    cases: int
+    rows: list[Row]
+    usage: dict[str, Any] = field(default_factory=dict)
+    strong: bool = True
+    fault: str = ""
+
+
+def examine(program: str, tests: Tests, room: Room) -> Examined:
+    if tests.stdio:
+        return _texts(program, tests, room)
+    if tests.cases:
+        return _calls(program, tests, room)
+    if tests.kind == "pytest" and not _packages():
+        return Examined(0, [], fault="pytest is not installed; pip install 'distill-reasoning[verify]'")
+    return _apart(program, tests, room) if tests.apart else _beside(program, tests, room)
+
+
+def _run(room: Room, program: str, given: dict[str, Any], stdin: bytes = b"", **more: Any) -> sandbox.Ran:
+    return sandbox.run(program, json.dumps(given).encode(), stdin, room.limits, room.sandbox, **more)
+
+
+def _calls(program: str, tests: Tests, room: Room) -> Examined:
+    calls = [(encode(case.arguments), encode(case.named)) for case in tests.cases]
+    given = {"code": program, "module": tests.module, "entry_point": tests.entry_point, "calls": calls}
+    ran = _run(room, CALLS, given)
+    usage = _usage(ran)
+    if ran.ended in OWN_FAULTS:
+        return Examined(len(calls), [], usage, fault=ran.reason)
+    frames, fault = _frames(ran.results)
+    usage["seconds"] = [frames[i].get("seconds") for i in range(len(calls)) if i in frames][:20]
+    rows: list[Row] = [Row("the results", False, fault)] if fault else []
+    for index in range(len(calls) if not fault else 0):
+        rows.append(_call(index, tests, frames, ran, room))
+        if not rows[-1].passed and not room.all_cases:
+            break
+    return Examined(len(calls), rows, usage)
+
+
+def _call(index: int, tests: Tests, frames: dict[Any, dict[str, Any]], ran: sandbox.Ran, room: Room) -> Row:
+    name, frame = f"case {index + 1}", frames.get(index)
+    if frame is None or "value" not in frame:
+        said = frame.get("error") if frame else frames.get("error", {}).get("error") or ran.reason
+        return Row(name, False, line(said))
+    try:
+        value = decode(frame["value"])
+        value = as_lists(value) if tests.lists else value
+        right = wanted(tests.cases[index], value, tests.strict, room.tolerance)
+    except NOT_DATA:
+        right = False
+    return Row(name, right, "" if right else "a different value")
+
+
+def _frames(results: bytes) -> tuple[dict[Any, dict[str, Any]], str]:
+    """Frames by case number (and "error"), and what is wrong with them as a whole."""
+    frames: dict[Any, dict[str, Any]] = {}
+    for text in results.splitlines():
+        try:
+            frame = json.loads(text)
+        except (ValueError, RecursionError):
+            return {}, "results that are not data"
+        key = frame.get("case", "error") if isinstance(frame, dict) else None
+        if not isinstance(key, int | str):
+            return {}, "results that are not data"
+        if key in frames:
+            return {}, "more than one result for a case"
+        frames[key] = frame | {"seconds": _seconds(frame.get("seconds"))}
+    return frames, ""
+
+
+def _seconds(told: Any) -> float | None:
+    """What the answer's own process says that a call took; good for a table, not for a decision."""
+    return round(told, 3) if isinstance(told, float) and 0 <= told < 1e6 else None
+
+
+def _texts(program: str, tests: Tests, room: Room) -> Examined:
+    """Every text has a box of its own: nothing is left over from one to the next."""
+    rows: list[Row] = []
+    usage: dict[str, Any] = {"cpu_seconds": 0.0, "memory_kib": 0, "seconds": []}
+    for index, (given, expected) in enumerate(tests.stdio):
+        ran = _run(room, STDIO, {"code": program}, given.encode())
+        usage["cpu_seconds"] = round(usage["cpu_seconds"] + ran.cpu_seconds, 3)
+        usage["memory_kib"] = max(usage["memory_kib"], ran.memory_kib)
+        usage["seconds"] = [*usage["seconds"], round(ran.cpu_seconds, 3)][:20]
+        if ran.ended in OWN_FAULTS:
+            return Examined(len(tests.stdio), rows, usage, fault=ran.reason)
+        rows.append(_text(f"case {index + 1}", ran, expected, room.tolerance))
+        if usage["cpu_seconds"] > ALL_TEXTS * room.limits.cpu_seconds and index + 1 < len(tests.stdio):
+            rows.append(Row(f"case {index + 2}", False, "the CPU time limit of all cases"))
+        if not rows[-1].passed and (not room.all_cases or len(rows) > index + 1):
+            break
+    return Examined(len(tests.stdio), rows, usage)
+
+
+def _text(name: str, ran: sandbox.Ran, expected: str, tolerance: float) -> Row:
+    if (ran.ended, ran.code) != ("exit", 0):
+        frames, _ = _frames(ran.results)
+        return Row(name, False, line(frames.get("error", {}).get("error") or ran.reason))
+    right = same_text(ran.stdout.decode("utf-8", "replace"), expected, tolerance)
+    return Row(name, right, "" if right else "a different output")
+
+
+def _apart(program: str, tests: Tests, room: Room) -> Examined:
+    """The answer in one box, its test in another, two wires between them.
+
+    The test's box gets more time than the answer's, so that it is the answer's limits which decide.
+    """
+    requests, asked = os.pipe()
+    replied, replies = os.pipe()
+    limits = room.limits._replace(cpu_seconds=2 * room.limits.cpu_seconds, wall_seconds=2 * room.limits.wall_seconds)
+    with ThreadPoolExecutor(1) as aside:
+        given = {"code": program, "module": tests.module}
+        answer = aside.submit(_run, room, CANDIDATE, given, wires=(requests, replies))
+        test = _run(room._replace(limits=limits), TESTS, _test(tests, None), wires=(replied, asked), **_shows(tests))
+        ran = answer.result()
+    if ran.ended in ("cpu", "wall", "output", "signal"):
+        return Examined(1, [*_rows(test)[0], Row("the program", False, ran.reason)], _usage(ran))
+    rows, said = _rows(test)
+    if "apart" in said:
+        return _beside(program, tests, room)
+    fault = ran.reason if ran.ended in OWN_FAULTS else said.get("fault") or _test_fault(test)
+    return Examined(len(rows), rows, _usage(ran), strong=not said.get("claims"), fault=line(fault))
+
+
+def _beside(program: str, tests: Tests, room: Room) -> Examined:
+    """Answer and test in one box: the answer could write the rows itself."""
+    ran = _run(room, TESTS, _test(tests, program), **_shows(tests))
+    rows, said = _rows(ran)
+    if ran.ended in OWN_FAULTS or "fault" in said:
+        return Examined(len(rows), rows, _usage(ran), strong=False, fault=line(said.get("fault") or ran.reason))
+    if not rows or ran.ended != "exit":
+        rows = [*rows, Row("the test script", False, ran.reason)]
+    return Examined(len(rows), rows, _usage(ran), strong=False)
+
+
+def _test(tests: Tests, program: str | None) -> dict[str, Any]:
+    return {
+        "code": program,
+        "module": tests.module,
+        "kind": tests.kind,
+        "entry_point": tests.entry_point,
+        "before": tests.prompt if tests.kind == "script" else "",
+        "script": tests.script,
+        "packages": _packages() if tests.kind == "pytest" else [],
+    }
+
+
+def _test_fault(test: sandbox.Ran) -> str:
+    """A test that did not end by itself is a broken one, since the answer's limits came first."""
+    return "" if test.ended == "exit" and test.results else f"the test: {test.reason}"
+
+
+def _rows(ran: sandbox.Ran) -> tuple[list[Row], dict[str, Any]]:
+    try:
+        said = json.loads(ran.results)
+        return [Row(line(name), passed is True, line(why)) for name, passed, why in said["rows"]], said
+    except NOT_DATA:
+        return [], {}
+
+
+def _shows(tests: Tests) -> dict[str, Any]:
+    return {"visible": tuple(_packages())} if tests.kind == "pytest" else {}
+
+
+def _packages() -> list[str]:
+    """The directories that pytest is imported from, to be read in the test's box; none if it is not installed."""
+    found = [importlib.util.find_spec(name) for name in PYTEST]
+    if not all(spec and spec.origin for spec in found):
+        return []
+    return sorted({str(Path(str(spec.origin)).parents[1]) for spec in found if spec})
+
+
+def _usage(ran: sandbox.Ran) -> dict[str, Any]:
+    return {"cpu_seconds": round(ran.cpu_seconds, 3), "memory_kib": ran.memory_kib}
+
+
+def line(said: Any) -> str:
+    """What the answer said, fit for a terminal and a log."""
+    return "".join(c if c.isprintable() else "?" for c in str(said)[:200])

@@ -1,0 +1,89 @@
+"""Finite interpretations, and what a formula is worth in one, by plain evaluation. No solver has a part in it.
+
+How one is written is `distill.verifiers.model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distill.verifiers.formula import Atom, Equal, Formula, Joined, Not, Quantified, Term, Truth, Variable
+
+MAX_STEPS = 200_000
+
+Place = tuple[str, ...]
+
+
+class TooLarge(Exception):
+    """Evaluating would take more steps than `MAX_STEPS`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interpretation:
+    """Elements are their names. ``truths`` are of propositions, ``holds`` the places where a predicate does."""
+
+    domain: tuple[str, ...]
+    truths: Mapping[str, bool]
+    holds: Mapping[str, frozenset[Place]]
+    values: Mapping[str, Mapping[Place, str]]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON, in the form that `distill.verifiers.model.read` takes."""
+        told: dict[str, Any] = {"domain": list(self.domain)} if self.holds or self.values else {}
+        told |= {name: self.truths[name] for name in sorted(self.truths)}
+        told |= {name: sorted(map(list, self.holds[name])) for name in sorted(self.holds)}
+        for name, values in sorted(self.values.items()):
+            told[name] = values[()] if () in values else {",".join(place): value for place, value in values.items()}
+        return told
+
+
+def is_true(formula: Formula, interpretation: Interpretation) -> bool:
+    """The worth of a formula whose names are all interpreted; `TooLarge` where that takes too long."""
+    return _Evaluation(interpretation).truth(formula, {})
+
+
+class _Evaluation:
+    def __init__(self, interpretation: Interpretation) -> None:
+        self.interpretation = interpretation
+        self.steps = 0
+
+    def truth(self, formula: Formula, bound: Mapping[str, str]) -> bool:
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            raise TooLarge
+        match formula:
+            case Truth(value):
+                return value
+            case Atom(name, ()):
+                return self.interpretation.truths[name]
+            case Atom(name, arguments):
+                return tuple(self.value(term, bound) for term in arguments) in self.interpretation.holds[name]
+            case Equal(left, right):
+                return self.value(left, bound) == self.value(right, bound)
+            case Not(inside):
+                return not self.truth(inside, bound)
+            case Quantified(quantifier, variable, inside):
+                worths = (self.truth(inside, {**bound, variable: thing}) for thing in self.interpretation.domain)
+                return all(worths) if quantifier == "forall" else any(worths)
+            case Joined(operator, parts):
+                return self.joined(operator, parts, bound)
+
+    def joined(self, operator: str, parts: tuple[Formula, ...], bound: Mapping[str, str]) -> bool:
+        worths = (self.truth(part, bound) for part in parts)
+        if operator == "and":
+            return all(worths)
+        if operator == "or":
+            return any(worths)
+        if operator == "xor":
+            return sum(worths) % 2 == 1
+        left, right = worths
+        return left == right if operator == "iff" else not left or right
+
+    def value(self, term: Term, bound: Mapping[str, str]) -> str:
+        self.steps += 1
+        if isinstance(term, Variable):
+            return bound[term.name]
+        place = tuple(self.value(argument, bound) for argument in term.arguments)
+        return self.interpretation.values[term.name][place]

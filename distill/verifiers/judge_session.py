@@ -1,0 +1,115 @@
+"""A judge at work: its engine, and the questions that are still to be asked.
+
+Each question is asked once, however many answers it is about (samples of one problem often say the same),
+and each verdict is handed out with its last reply. What the engine raises (an endpoint that is down, a cap
+that is reached) passes through, after the replies that came before it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator, Sequence
+
+from distill import engines
+from distill.engines.base import Engine, PromptTooLong
+from distill.thinking import Response
+from distill.types import Completion, Problem, Request, Verdict
+from distill.verifiers.base import Key, Note, Stopping, never
+from distill.verifiers.llm_judge import Judge
+from pipeline.errors import PipelineError
+
+
+class JudgeSession:
+    """A judge with its engine, loaded when the first question is asked. One caller at a time; others wait."""
+
+    def __init__(self, judge: Judge, note: Note) -> None:
+        self._judge, self._note = judge, note
+        self._engine: Engine | None = None
+        self._lock, self._owner = threading.Lock(), 0
+
+    def judge(
+        self, items: Sequence[tuple[Key, Problem, Response]], stopping: Stopping = never
+    ) -> Iterator[tuple[Key, Verdict]]:
+        """See `distill.verifiers.base.Session`."""
+        if self._owner == threading.get_ident():
+            raise PipelineError("this judge is being asked already: exhaust or close that iterator first")
+        with self._lock:
+            self._owner = threading.get_ident()
+            try:
+                yield from self._ask(items, stopping)
+            finally:
+                self._owner = 0
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def _ask(self, items: Sequence[tuple[Key, Problem, Response]], stopping: Stopping) -> Iterator[tuple[Key, Verdict]]:
+        left = _Left()
+        for n, (_, problem, trace) in enumerate(items):
+            left.add(n, self._judge.requests(problem, trace))
+        if self._engine is None:
+            self._engine = engines.open_engine(self._judge.settings.engine, self._judge.model, self._note)
+        while left.requests and not stopping():
+            try:
+                for completion in self._engine.generate(list(left.requests.values()), stopping):
+                    for n, asked in left.answered(completion):
+                        yield items[n][0], self._judge.verdict(asked.replies, asked.paid)
+            except PromptTooLong as error:  # of a local model; an endpoint refuses the call, and that ends the run
+                for n in left.hopeless(error.key):
+                    yield items[n][0], Verdict.unverifiable(f"too long for the judge: {error}")
+                continue
+            if left.requests and not stopping():
+                raise PipelineError(f"the judge's engine ended {len(left.requests)} answers short")
+
+
+class _Asked:
+    """One verdict's requests, by their keys in order; ``first`` are those that are made for it."""
+
+    def __init__(self, keys: Sequence[str], first: Collection[str]) -> None:
+        self.keys, self.first = keys, first
+        self.known: dict[str, Completion] = {}
+
+    @property
+    def replies(self) -> list[Completion]:
+        return [self.known[key] for key in self.keys]
+
+    @property
+    def paid(self) -> list[Completion]:
+        return [self.known[key] for key in self.known if key in self.first]
+
+
+class _Left:
+    """What is still to be asked, each question once, and the items that wait for each reply."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, Request] = {}
+        self._asked: dict[int, _Asked] = {}
+        self._waiting: dict[str, list[int]] = {}
+
+    def add(self, n: int, requests: Sequence[Request]) -> None:
+        by_key = {request.key: request for request in requests}
+        self._asked[n] = _Asked([request.key for request in requests], by_key.keys() - self.requests.keys())
+        self.requests |= by_key
+        for key in by_key:
+            self._waiting.setdefault(key, []).append(n)
+
+    def answered(self, completion: Completion) -> Iterator[tuple[int, _Asked]]:
+        """The items that have all of their replies with this one."""
+        del self.requests[completion.key]
+        for n in self._waiting.pop(completion.key):
+            asked = self._asked[n]
+            asked.known[completion.key] = completion
+            if asked.known.keys() == set(asked.keys):
+                yield n, self._asked.pop(n)
+
+    def hopeless(self, key: str) -> list[int]:
+        """Give up the items that need the reply to ``key``; what nobody else waits for is not asked."""
+        given_up = self._waiting[key]
+        for n in given_up:
+            for other in set(self._asked.pop(n).keys) & self._waiting.keys():
+                self._waiting[other] = [waiting for waiting in self._waiting[other] if waiting != n]
+                if not self._waiting[other]:
+                    del self._waiting[other], self.requests[other]
+        return given_up

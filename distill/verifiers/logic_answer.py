@@ -1,0 +1,106 @@
+r"""What an answer to a question of logic says: which of a few words, or which block of text.
+
+A word is the last ``\boxed{...}``, what follows the last "answer:", or the last line; "Therefore, the
+conclusion is" and the like before it and a reason after it are passed over. The rest must be one of the
+words *as a whole*, so that "not entailed" is never "entailed". A block (a proof) is the last box, the last
+fenced block, or all of the answer; of a model, without an introduction that ends in a colon.
+"""
+
+from __future__ import annotations
+
+import re
+
+from distill.verifiers.extract import MARKER, last_box
+
+YES_NO = {
+    "yes": "yes true correct valid follows entailed entails entailment holds proved proven 'it follows' 'is entailed'",
+    "no": "no false incorrect invalid 'not valid' 'not entailed' 'does not follow' 'not follow' 'does not entail' "
+    "'does not hold' 'non-entailment' 'not entailment' 'cannot be concluded' 'not true' 'it does not follow'",
+}
+SAYINGS: dict[str, dict[str, str]] = {
+    "entailment": {
+        "True": "true yes entailed entailment entails follows proved proven valid",
+        "False": "false no refuted disproved contradiction contradicted contradictory",
+        "Uncertain": "uncertain unknown undetermined undecided neither neutral 'cannot be determined' 'not determined' "
+        "'neither true nor false' 'not known' 'cannot tell'",
+    },
+    "follows": YES_NO,
+    "satisfiable": {
+        "yes": "yes true satisfiable sat consistent",
+        "no": "no false unsatisfiable unsat inconsistent 'not satisfiable' 'not consistent' contradictory",
+    },
+    "equivalent": {
+        "yes": "yes true equivalent 'logically equivalent' 'are equivalent'",
+        "no": "no false 'not equivalent' inequivalent 'not logically equivalent' 'are not equivalent'",
+    },
+    "model": {
+        "none": "none no unsatisfiable unsat inconsistent 'not satisfiable' 'no model' 'no countermodel' "
+        "'there is none' 'does not exist' 'no model exists' 'no countermodel exists' 'there is no model' "
+        "'there is no countermodel' valid 'it is valid'",
+    },
+}
+WORD = re.compile(r"'([^']+)'|(\S+)")
+LEAD = re.compile(
+    r"(?:(?:therefore|thus|hence|so|then|in conclusion)[\s,:]*)?"
+    r"(?:(?:that|it|this|they)|(?:the|these|this|both) (?:\w+ ){0,2}\w+)?(?: ?(?:is|are))?"
+)
+NEGATION = re.compile(r"\b(?:not|no|never|cannot|neither|nor)\b|n't")
+REASON = re.compile(r"[.,;:!]|\s(?:because|since|as)\s")
+FENCE = re.compile(r"```[^\n]*\n(.*?)```", re.DOTALL)
+LONGEST = 300
+MOST_LEADING = 8
+
+
+def saying(text: str, sayings: dict[str, str]) -> str | None:
+    """Which of the words ``text`` says, or None."""
+    if len(text) > LONGEST:
+        return None
+    text = re.sub(r"\\[A-Za-z]+|[${}*_`\"()\[\]]", " ", text.lower().replace("’", "'"))
+    text = " ".join(text.split())
+    known = {found[1] or found[2]: said for said, words in sayings.items() for found in WORD.finditer(words)}
+    words = text.split()
+    for start in range(min(len(words), MOST_LEADING)):
+        lead, rest = " ".join(words[:start]), " ".join(words[start:])
+        if not LEAD.fullmatch(lead) or NEGATION.search(lead):
+            continue
+        for form in (rest, REASON.split(rest, maxsplit=1)[0]):
+            if (said := known.get(form.strip(" .,;:!"))) is not None:
+                return said
+    return None
+
+
+def last_line(answer: str) -> str:
+    """Where a one-line answer stands."""
+    box = last_box(answer)
+    if box is not None:
+        return box
+    if "####" in answer:
+        return answer.rpartition("####")[2].strip().partition("\n")[0].strip("*` ")
+    return _after_marker(answer).partition("\n")[0].strip("*` ") or _last(answer)
+
+
+def _after_marker(answer: str) -> str:
+    markers = list(MARKER.finditer(answer))
+    return answer[markers[-1].end() :].strip() if markers else ""
+
+
+def _last(answer: str) -> str:
+    lines = [line.strip("*` ") for line in answer.splitlines() if line.strip("*` ")]
+    return lines[-1] if lines else ""
+
+
+def block(answer: str) -> str:
+    """Where an answer of several lines stands."""
+    box = last_box(answer)
+    if box is not None:
+        return box
+    fences = FENCE.findall(answer)
+    return (fences[-1] if fences else answer).strip()
+
+
+def model_block(answer: str) -> str:
+    """The block, without a last "answer:" or an introduction that ends in a colon before it."""
+    text = block(answer)
+    lines = (_after_marker(text) or text).splitlines()
+    introductions = [at for at, line in enumerate(lines) if line.rstrip(" *").endswith(":") and " " in line.strip()]
+    return "\n".join(lines[introductions[-1] + 1 :] if introductions else lines).strip() or text

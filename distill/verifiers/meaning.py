@@ -1,0 +1,224 @@
+r"""Do two readings of answers mean the same? Structures here, values in `equality`, equations in `relations`.
+
+    PROVED      equal in exact arithmetic (`normal`), part by part
+    LIKELY      equal at random points (`points`)
+    DIFFERENT   a clear difference in a part that has to be equal
+    UNKNOWN     neither can be shown: another kind of object, a part without a value
+
+Sets and unions have no order, tuples have one. A list without braces is taken as a set of answers, in which
+each counts as often as it is written. ``x = 5`` is 5 where the other side names nothing; ``2x = 10`` is not.
+A vector is the same as a row, a column and a tuple.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from distill.verifiers.equality import Sameness, same_value
+from distill.verifiers.relations import assigned, interval, same_relation
+from distill.verifiers.tree import Node
+
+MOST_MEMBERS = 50
+STRUCTURES = frozenset({"tuple", "matrix", "row", "union", "relation", "set", "ratio"})
+DIFFERENT, UNKNOWN, LIKELY, PROVED = Sameness
+
+
+def same(one: Node, other: Node) -> Sameness:
+    """How sure it is that two trees mean the same; symmetric."""
+    if one == other and not _has_sign(one):
+        # Even so a value may be undefined; then nothing is known.
+        return same_value(one, other) if one.kind not in STRUCTURES else PROVED
+    ours, theirs = assigned(one), assigned(other)
+    if ours and theirs:
+        return _same_assignments(ours, theirs, one, other)
+    if ours or theirs:
+        return _same_assigned(ours, other, one) if ours else _same_assigned(theirs, one, other)
+    if _has_relation(one) or _has_relation(other):
+        return _with_relations(one, other)
+    return _same_object(one, other)
+
+
+def _has_relation(node: Node) -> bool:
+    return node.kind == "relation" or (node.kind == "set" and any(part.kind == "relation" for part in node.parts))
+
+
+def _same_assignments(ours: dict[str, Node], theirs: dict[str, Node], one: Node, other: Node) -> Sameness:
+    if ours.keys() == theirs.keys():
+        return min(same(ours[name], theirs[name]) for name in ours)
+    if one.kind == other.kind == "relation" and one.name == other.name == "=":
+        # "y = 2x" and "x = y/2" are one equation; "x = 5" and "n = 5" may be another name for one number.
+        values = same(*ours.values(), *theirs.values())
+        return max(same_relation(one, other), min(values, UNKNOWN))
+    return UNKNOWN
+
+
+def _same_assigned(ours: dict[str, Node], other: Node, whole: Node) -> Sameness:
+    """Names with values against something that names nothing, or against another relation."""
+    if _has_relation(other):
+        if whole.name == "in" and (known := interval(other)) and set(ours) == _variables_of(other):
+            return same(next(iter(ours.values())), known)
+        if whole.kind == other.kind == "relation" and whole.name == other.name == "=":
+            return same_relation(whole, other)
+        return UNKNOWN
+    if len(ours) == 1:
+        return same(next(iter(ours.values())), other)
+    found = _same_members(list(ours.values()), list(_members(other)) if other.kind != "tuple" else list(other.parts))
+    in_order = [*ours] == sorted(ours) and other.kind == "tuple" and len(other.parts) == len(ours)
+    if found >= LIKELY and in_order:
+        return max(UNKNOWN, min(same(a, b) for a, b in zip(ours.values(), other.parts, strict=True)))
+    return min(found, UNKNOWN)
+
+
+def _with_relations(one: Node, other: Node) -> Sameness:
+    ours, theirs = interval(one), interval(other)
+    if ours and theirs:
+        return same(ours, theirs) if _variables_of(one) == _variables_of(other) else UNKNOWN
+    if ours or theirs:
+        known, rest = (ours, other) if ours else (theirs, one)
+        assert known is not None
+        return UNKNOWN if _has_relation(rest) else same(known, rest)
+    if one.kind == other.kind == "relation":
+        return same_relation(one, other)
+    equation, value = (one, other) if one.kind == "relation" else (other, one)
+    # An equation that is left to be solved is not its right side; but it is not another value either.
+    return UNKNOWN if _has_relation(value) or equation.kind == "set" else min(UNKNOWN, same(equation.parts[-1], value))
+
+
+def _variables_of(node: Node) -> set[str]:
+    if node.kind == "name":
+        return {node.name}
+    return set().union(*(_variables_of(part) for part in node.parts if isinstance(part, Node)))
+
+
+def _same_object(one: Node, other: Node) -> Sameness:
+    one, other = _merged(one), _merged(other)
+    if {one.kind, other.kind} == {"set", "tuple"}:
+        ordered, unordered = (one, other) if one.kind == "tuple" else (other, one)
+        return min(UNKNOWN, _same_members(_members(unordered), list(ordered.parts)))
+    if "set" in (one.kind, other.kind) or _has_sign(one) or _has_sign(other):
+        return _same_set(one, other)
+    if one.kind == other.kind == "union":
+        return _same_members(list(one.parts), list(other.parts))
+    if "ratio" in (one.kind, other.kind):
+        return _same_ratio(one, other)
+    if "matrix" in (one.kind, other.kind) and (one.kind != other.kind or _shape(one) != _shape(other)):
+        return _same_vector(one, other)
+    if one.kind in STRUCTURES or other.kind in STRUCTURES:
+        if (one.kind, one.name, len(one.parts)) != (other.kind, other.name, len(other.parts)):
+            # A union of intervals may be one interval, (0, 1] and [1, 2); it is never a number.
+            return UNKNOWN if {one.kind, other.kind} == {"union", "tuple"} else DIFFERENT
+        return min(same(a, b) for a, b in zip(one.parts, other.parts, strict=True))
+    return same_value(one, other)
+
+
+def _merged(node: Node) -> Node:
+    """A union of sets as the set of all their members."""
+    if node.kind == "union" and all(part.kind == "set" for part in node.parts):
+        return Node("set", tuple(member for part in node.parts for member in part.parts), "{}")
+    return node
+
+
+def _same_ratio(one: Node, other: Node) -> Sameness:
+    """3:4 is 6:8, and three quarters; 1:2:3 is no number."""
+    if one.kind == other.kind:
+        if len(one.parts) != len(other.parts):
+            return DIFFERENT
+        crossed = zip(one.parts[1:], other.parts[1:], strict=True)
+        products = [(Node("product", (a, other.parts[0])), Node("product", (b, one.parts[0]))) for a, b in crossed]
+        return min(same_value(a, b) for a, b in products)
+    ratio, value = (one, other) if one.kind == "ratio" else (other, one)
+    if len(ratio.parts) != 2 or value.kind in STRUCTURES:
+        return UNKNOWN
+    return same_value(Node("quotient", ratio.parts), value)
+
+
+def _shape(matrix: Node) -> list[int]:
+    return [len(row.parts) for row in matrix.parts]
+
+
+def _same_vector(one: Node, other: Node) -> Sameness:
+    if {one.kind, other.kind} - {"matrix", "tuple"}:
+        return DIFFERENT
+    ours, theirs = _components(one), _components(other)
+    if ours is None or theirs is None:
+        return DIFFERENT if one.kind == other.kind else UNKNOWN
+    if len(ours) != len(theirs):
+        return DIFFERENT
+    found = min(same(a, b) for a, b in zip(ours, theirs, strict=True))
+    # A row is a column just as far as one does not look closely.
+    return min(found, UNKNOWN) if one.kind == other.kind else found
+
+
+def _components(node: Node) -> Sequence[Node] | None:
+    if node.kind == "tuple":
+        return node.parts if node.name in ("()", "[]") else None
+    if node.kind != "matrix":
+        return None
+    if len(node.parts) == 1:
+        return node.parts[0].parts
+    return [row.parts[0] for row in node.parts] if set(_shape(node)) == {1} else None
+
+
+def _members(node: Node) -> list[Node]:
+    """The members of a set or list, with both values where plus-minus stands; anything else is its own."""
+    if node.kind == "set":
+        return [member for part in node.parts for member in (_members(part) if _opens(part) else [part])]
+    return [_signed(node, "+"), _signed(node, "-")] if _has_sign(node) else [node]
+
+
+def _opens(part: Node) -> bool:
+    return (part.kind == "set" and not part.name) or (part.kind != "set" and _has_sign(part))
+
+
+def _has_sign(node: Node) -> bool:
+    return node.kind == "plusminus" or any(_has_sign(part) for part in node.parts if isinstance(part, Node))
+
+
+def _signed(node: Node, sign: str) -> Node:
+    """With plus-minus read as one of its two signs (and minus-plus as the other)."""
+    parts = tuple(_signed(part, sign) if isinstance(part, Node) else part for part in node.parts)
+    if node.kind != "plusminus":
+        return Node(node.kind, parts, node.name)
+    return Node("sum", parts if node.name == sign else (parts[0], Node("negative", (parts[1],))))
+
+
+def _same_set(one: Node, other: Node) -> Sameness:
+    ours, theirs = _members(one), _members(other)
+    if len(ours) == len(theirs):
+        return _same_members(ours, theirs)
+    if max(len(ours), len(theirs)) > MOST_MEMBERS or not ours or not theirs:
+        return UNKNOWN if max(len(ours), len(theirs)) > MOST_MEMBERS else DIFFERENT
+    if any(member.kind in STRUCTURES for member in ours + theirs):
+        return UNKNOWN
+    distinct = _same_members(_distinct(ours), _distinct(theirs))
+    both_braced = one.name == other.name == "{}"
+    return distinct if both_braced or distinct == DIFFERENT else UNKNOWN
+
+
+def _distinct(members: list[Node]) -> list[Node]:
+    kept: list[Node] = []
+    for member in members:
+        if not any(same(member, other) >= LIKELY for other in kept):
+            kept.append(member)
+    return kept
+
+
+def _same_members(ours: list[Node], theirs: list[Node]) -> Sameness:
+    """The same members, in any order."""
+    if len(ours) != len(theirs):
+        return DIFFERENT
+    in_order = min((same(a, b) for a, b in zip(ours, theirs, strict=True)), default=PROVED)
+    if in_order >= LIKELY or len(ours) == 1:
+        return in_order
+    if len(ours) > MOST_MEMBERS:
+        return UNKNOWN
+    left, least = list(theirs), PROVED
+    for one in ours:
+        answers = [same(one, other) for other in left]
+        best = max(answers)
+        if best == DIFFERENT:
+            return DIFFERENT
+        if best >= LIKELY:
+            del left[answers.index(best)]
+        least = min(least, best)
+    return least

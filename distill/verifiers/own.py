@@ -1,0 +1,68 @@
+"""A verifier of the user's own: checked for its shape when it is named, known by its file's content.
+
+Registered verifiers are held to the protocol by the contract tests; code that comes from a user's file or
+module is looked at here, so that a slip is one line before any work instead of a reason in every verdict.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from distill import user_code
+from distill.catalog import resolve
+from distill.thinking import Response
+from distill.types import Problem, Verdict
+from distill.verifiers.base import Verifier
+from pipeline.errors import InputError
+
+
+def make(name: str, settings: Mapping[str, Any]) -> Verifier:
+    """The verifier called ``module:Class`` or ``file.py:Class``; `InputError` says what is wrong with it."""
+    digest = ""
+    if user_code.is_file(name):
+        made, digest = user_code.load(name)
+    else:
+        made = resolve("verifiers", name)
+    if not callable(made):
+        raise InputError(f"verifier {name!r}: is {type(made).__name__}, not a class")
+    try:
+        verifier = made(**settings)
+    except InputError as error:
+        raise InputError(f"verifier {name!r}: {error}") from error
+    except Exception as error:
+        raise InputError(f"verifier {name!r}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+    _check_shape(verifier, name)
+    return FromFile(verifier, digest) if digest else verifier
+
+
+def _check_shape(verifier: Any, name: str) -> None:
+    for attribute in ("name", "version"):
+        value = getattr(verifier, attribute, None)
+        if not isinstance(value, str) or not value:
+            raise InputError(f'verifier {name!r}: wants {attribute} = "some text", found {value!r}')
+    verify = getattr(verifier, "verify", None)
+    if not callable(verify):
+        raise InputError(f"verifier {name!r}: has no method verify(self, problem, trace)")
+    try:
+        inspect.signature(verify).bind(None, None)
+    except TypeError as error:
+        raise InputError(f"verifier {name!r}: verify must take (self, problem, trace): {error}") from None
+    except ValueError:  # built in C: it has no signature to be looked at
+        return
+
+
+class FromFile:
+    """The verifier of a file: as it is, but its version covers the file's content."""
+
+    def __init__(self, verifier: Verifier, digest: str) -> None:
+        self._verifier = verifier
+        self.name, self.version = verifier.name, f"{verifier.version}+{digest[:12]}"
+
+    def verify(self, problem: Problem, trace: Response) -> Verdict:
+        return self._verifier.verify(problem, trace)
+
+    def __getattr__(self, attribute: str) -> Any:
+        """What is optional (`distill.verifiers.base`) is there if the file's class has it."""
+        return getattr(self._verifier, attribute)

@@ -1,0 +1,84 @@
+"""Backend `namespaces`: mount, pid, network, ipc, uts and user namespaces, from Python alone.
+
+The box has a root of its own that holds the interpreter read-only and an empty /tmp of limited size, no
+/proc and no /dev. Started by root, the launcher turns into a dedicated uid before anything of the
+candidate's runs (measured otherwise: a full escape through core_pattern).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NoReturn
+
+from .first import be_first, become_ordinary
+from .kernel import (
+    BIND,
+    NEWIPC,
+    NEWNET,
+    NEWNS,
+    NEWPID,
+    NEWUSER,
+    NEWUTS,
+    NODEV,
+    NOSUID,
+    PRIVATE,
+    RDONLY,
+    REC,
+    REMOUNT,
+    bind_readonly,
+    die_with_parent,
+    fork_into,
+    mount,
+    pivot_root_here,
+    unshare,
+)
+
+
+def fork() -> int:
+    """Process 1 of a new box; its end of the server's life is the lifeline, for in there it knows no parent."""
+    flags = NEWNS | NEWPID | NEWNET | NEWIPC | NEWUTS
+    return fork_into(flags if os.geteuid() == 0 else flags | NEWUSER)
+
+
+def launch(job: dict[str, Any]) -> NoReturn:
+    _enter(job)
+    be_first(job, "/tmp")
+
+
+def _enter(job: dict[str, Any]) -> None:
+    """Afterwards this process is an ordinary user in a root of its own, and cannot be otherwise."""
+    root = os.geteuid() == 0 and job["uid"] == 0
+    if not root:
+        uid, gid = job["uid"], job["gid"]
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    _change_root(job)
+    if root:
+        become_ordinary()
+        unshare(NEWUSER)  # a user namespace of its own, so that the limit on processes counts this box alone
+        die_with_parent()  # a change of uid forgets it
+    if 0 in (*os.getresuid(), *os.getresgid()):
+        raise OSError("still uid or gid 0")
+
+
+def _change_root(job: dict[str, Any]) -> None:
+    """Put a root together over /proc, a directory that exists everywhere and is not needed any more."""
+    top = "/proc"
+    mount("none", "/", None, REC | PRIVATE)
+    kept = [path for path in job["visible"] if os.path.isdir(path) and not os.path.islink(path)]
+    links = {path: os.readlink(path) for path in job["visible"] if os.path.islink(path)}
+    mount("box", top, "tmpfs", NOSUID | NODEV, "size=1m,nr_inodes=256,mode=755")
+    for path in kept:
+        os.makedirs(top + path, mode=0o755)
+        bind_readonly(path, top + path)
+    for path, target in links.items():
+        os.symlink(target, top + path)
+    os.makedirs(top + "/tmp", exist_ok=True)
+    limits = job["limits"]
+    options = f"size={limits['disk_bytes']},nr_inodes={limits['inodes']},mode=1777"
+    mount("tmp", top + "/tmp", "tmpfs", NOSUID | NODEV, options)
+    mount("none", top, None, REMOUNT | BIND | RDONLY | NOSUID | NODEV)
+    os.chdir(top)
+    pivot_root_here()
+    os.chdir("/tmp")

@@ -1,0 +1,119 @@
+"""In the box: a test script or a pytest file, against an answer in another box or, in weak tests, in this one.
+
+Sends ``{"rows": [[name, whether it passed, why not], ...], "claims": ...}``, or ``{"fault": ...}`` where the test
+itself cannot be run, or ``{"apart": ...}`` where it hands over what is no data, and must run beside the answer.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import json
+import os
+import random
+import sys
+import types
+from typing import Any
+
+from .calls import RESULTS, function_of, load
+from .data import read_all, send, told
+from .remote import Apart, Remote
+
+MOST_PASSED = 1000
+"""Further ones that pass are not told; every one that fails is, up to the limit on output."""
+
+
+class Rows:
+    """What has passed, and what has not."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[str, bool, str]] = []
+
+    def passed(self, name: str) -> None:
+        if len(self.all) < MOST_PASSED:
+            self.all.append((name, True, ""))
+
+    def failed(self, name: str, error: BaseException | str) -> None:
+        self.all.append((name[:100], False, error[:200] if isinstance(error, str) else told(error)))
+
+
+def main() -> None:
+    given = json.loads(read_all(3))
+    random.seed(0)
+    rows, remote = Rows(), Remote() if given["code"] is None else None
+    answer: dict[str, Any] = {}
+    try:
+        module = load(given["code"], given["module"]) if remote is None else remote.module(given["module"])
+        (_pytest if given["kind"] == "pytest" else _script)(given, module, rows)
+    except Apart:
+        pass
+    except ModuleNotFoundError as error:
+        answer = {"fault": told(error)}
+    except BaseException as error:
+        rows.failed("the script", error)
+    if remote is not None and remote.apart:
+        answer = {"apart": remote.apart}
+    send(RESULTS, {"rows": rows.all, "claims": remote is not None and remote.claims} | answer)
+    os._exit(0)
+
+
+def _script(given: dict[str, Any], module: types.ModuleType, rows: Rows) -> None:
+    """Helpers of the prompt are the prompt's; the function asked for, and what nobody else defines, the answer's."""
+    space: dict[str, Any] = {"__name__": "test"}
+    exec(compile(given["before"], "prompt.py", "exec"), space)
+    tree = ast.parse(given["script"])
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for name in sorted(used.intersection(dir(module))):
+        if name not in space and not hasattr(builtins, name):
+            space[name] = getattr(module, name)
+    if given["entry_point"]:
+        space[given["entry_point"]] = function_of(module, given["entry_point"])
+    space["_rows"] = rows
+    exec(compile(ast.fix_missing_locations(_Counted().visit(tree)), "test.py", "exec"), space)
+    if not rows.all:
+        rows.passed("the script")
+
+
+class _Counted(ast.NodeTransformer):
+    """Every assert is a row, and one that fails does not end the script."""
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        name = f"line {node.lineno}"
+        template = (
+            f"try:\n    pass\n    _rows.passed({name!r})\nexcept Exception as _e:\n    _rows.failed({name!r}, _e)"
+        )
+        attempt = ast.parse(template).body[0]
+        assert isinstance(attempt, ast.Try)
+        attempt.body[0] = node
+        return attempt
+
+
+def _pytest(given: dict[str, Any], module: types.ModuleType, rows: Rows) -> None:
+    """With pytest itself and none of its third parties' plugins. It wants a null device, which is a file here."""
+    sys.path += given["packages"]
+    os.devnull = "/tmp/null"
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    with open(os.devnull, "w"):
+        pass
+    import pytest
+
+    class Listener:
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            name = report.nodeid.rpartition("::")[2]
+            if report.failed:
+                crash = getattr(report.longrepr, "reprcrash", None)
+                rows.failed(name, str(crash.message if crash else report.longrepr))
+            elif report.when == "call" and not report.skipped:
+                rows.passed(name)
+
+        def pytest_collectreport(self, report: Any) -> None:
+            if report.failed:
+                rows.failed("collecting", str(report.longrepr).strip().splitlines()[-1])
+
+    with open("/tmp/test_answer.py", "w") as file:
+        file.write(given["script"])
+    options = ["-q", "-s", "--tb=short", "--rootdir=/tmp", "--import-mode=importlib"]
+    plugins = [f"-pno:{name}" for name in ("cacheprovider", "faulthandler")]
+    status = pytest.main([*options, *plugins, "/tmp/test_answer.py"], plugins=[Listener()])
+    if not rows.all:
+        raise ModuleNotFoundError(f"pytest found no test to run ({status!r})")

@@ -1,0 +1,115 @@
+r"""Units after a number: which words are one, how large it is, whether two measure the same thing.
+
+A unit is a text like ``cm 2``, ``km / hour`` or ``apple``. The table below knows those that are converted;
+any other word is a unit of its own, of which nothing is known. A percent sign is such a unit: 10% is 10 of
+the unit percent, never 0.1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from fractions import Fraction
+from typing import NamedTuple
+
+SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+NO_UNIT = frozenset(
+    {"and", "or", "not", "is", "are", "than", "less", "more", "most", "least", "about", "wrong", "times", "minus"}
+    | {"plus", "over", "pi", "sqrt", "sin", "cos", "tan", "log", "ln", "if", "mod", "to", "from"}
+)
+ALIASES = {
+    "dollar": "$", "usd": "$", "buck": "$", "percent": "%", "percentage": "%", "degree": "°", "deg": "°",
+    "euro": "€", "eur": "€", "inche": "inch", "in": "inch", "feet": "foot", "ft": "foot", "yd": "yard", "mi": "mile",
+    "meter": "m", "metre": "m", "centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "millimetre": "mm",
+    "kilometer": "km", "kilometre": "km", "gram": "g", "kilogram": "kg", "milligram": "mg", "kilo": "kg",
+    "tonne": "t", "lb": "pound", "lbs": "pound", "oz": "ounce", "liter": "l", "litre": "l", "milliliter": "ml",
+    "millilitre": "ml", "s": "second", "sec": "second", "min": "minute", "hr": "hour", "h": "hour", "cents": "cent",
+    "¢": "cent", "sq": "square", "cubed": "3", "squared": "2",
+}  # fmt: skip
+KNOWN: dict[str, tuple[str, Fraction]] = {
+    "mm": ("length", Fraction(1, 1000)), "cm": ("length", Fraction(1, 100)), "m": ("length", Fraction(1)),
+    "km": ("length", Fraction(1000)), "inch": ("length", Fraction(254, 10_000)),
+    "foot": ("length", Fraction(3048, 10_000)), "yard": ("length", Fraction(9144, 10_000)),
+    "mile": ("length", Fraction(1_609_344, 1000)),
+    "second": ("time", Fraction(1)), "minute": ("time", Fraction(60)), "hour": ("time", Fraction(3600)),
+    "day": ("time", Fraction(86_400)), "week": ("time", Fraction(604_800)),
+    "mg": ("mass", Fraction(1, 1000)), "g": ("mass", Fraction(1)), "kg": ("mass", Fraction(1000)),
+    "t": ("mass", Fraction(10**6)), "ounce": ("mass", Fraction(28_349_523_125, 10**9)),
+    "pound": ("mass", Fraction(45_359_237, 10**5)),
+    "ml": ("volume", Fraction(1, 1000)), "l": ("volume", Fraction(1)),
+    "$": ("money", Fraction(1)), "cent": ("money", Fraction(1, 100)),
+}  # fmt: skip
+MOST_WORDS = 5
+WORD = re.compile(r"[a-z]+|[%$€£¢]|\^\{?\d\}?|/")
+TEXT = re.compile(r"\\text\s?\{([^{}]*)\}")
+TRAILING = re.compile(
+    r"(?<=\S)(?:\s?\\text\s?\{(?P<text>[^{}]*)\}|\s(?P<word>(?:square|sq|cubic)?\s?[A-Za-z]{2,}))(?P<power>\s?\^\{?[23]\}?)?$|"
+    r"(?<=\S)\s?(?P<degrees>\^\\circ(?:\s?[CF])?)$"
+)
+
+
+class Quantity(NamedTuple):
+    dimension: tuple[tuple[str, int], ...]
+    size: Fraction
+
+
+def read(text: str) -> tuple[int, str] | None:
+    """(scale, unit) of what follows a number; None where that is no unit."""
+    text = TEXT.sub(r" \1 ", text).replace(r"^\circ", " degree ").lower()
+    scale = 1
+    words: list[str] = []
+    for word in WORD.findall(text):
+        if word in NO_UNIT:
+            return None
+        if word in SCALES and not words:
+            scale *= SCALES[word]
+        elif word not in ("of", "the"):
+            words.append(_alias(word))
+    return None if len(words) > MOST_WORDS else (scale, " ".join(words))
+
+
+def split(text: str) -> tuple[str, str]:
+    r"""A formula and the unit behind it (``12\pi\text{ cm}^2``); no unit where what follows is not surely one."""
+    found = TRAILING.search(text)
+    if found is None:
+        return text, ""
+    if found["word"] and not all(_alias(word) in KNOWN or word in UNITS for word in found["word"].lower().split()):
+        return text, ""
+    unit = read(found.group())
+    return (text[: found.start()].rstrip(), unit[1]) if unit and unit[0] == 1 else (text, "")
+
+
+UNITS = frozenset({"unit", "units", "square", "sq", "cubic", "degrees", "percent"})
+"""More words that a formula may be followed by without being in ``\\text``."""
+
+
+def _alias(word: str) -> str:
+    word = "/" if word == "per" else word.strip("^{}")
+    if word in ALIASES:
+        return ALIASES[word]
+    singular = word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+    return ALIASES.get(singular, singular)
+
+
+def quantity(unit: str) -> Quantity | None:
+    """What is measured and how large the unit is; None where a word is not in the table."""
+    dimension: Counter[str] = Counter()
+    size, sign, power = Fraction(1), 1, 1
+    last: tuple[str, Fraction] | None = None
+    for word in unit.split():
+        if word == "/":
+            sign, last = -1, None
+        elif word in ("square", "cubic"):
+            power = 2 if word == "square" else 3
+        elif word.isdigit() and last:
+            more = int(word) - 1
+            dimension[last[0]] += sign * more
+            size *= last[1] ** (sign * more)
+        elif word in KNOWN:
+            last = KNOWN[word]
+            dimension[last[0]] += sign * power
+            size *= last[1] ** (sign * power)
+            power = 1
+        else:
+            return None
+    return Quantity(tuple(sorted((name, n) for name, n in dimension.items() if n)), size)

@@ -1,0 +1,130 @@
+r"""Answers in words, letters and number bases: the part of `math` that is about how things are called.
+
+A verdict here is certain: the same words, or words that have nothing in common. What shares words with the
+reference and is not the same ("not an ellipse") is left as `unverifiable`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from distill.types import Verdict
+
+WORDS = re.compile(r"[A-Za-z]{2,}(?:[ '-][A-Za-z]+)*|[A-Za-z]{3,}")
+LETTER = re.compile(r"\(?[A-Z]\)?|\\text\s?\{\s?\(?[A-Z]\)?\s?\}")
+BASE = re.compile(r"(?P<digits>[0-9A-Za-z.]+)_\{?(?P<base>\d{1,2})\}?", re.ASCII)
+CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?(?:[ap]\.?m\.?)?", re.ASCII | re.IGNORECASE)
+TEXT = re.compile(r"\\text\s?\{([^{}]*)\}")
+DECISIONS = frozenset({"yes", "no", "true", "false"})
+FILLERS = frozenset({"a", "an", "the", "it", "is", "its"})
+SAME_WORDS = {
+    "none": "no solution", "no solutions": "no solution", "no real solution": "no solution",
+    "no real solutions": "no solution", "dne": "does not exist", "doesn't exist": "does not exist",
+    "infinitely many solutions": "infinitely many", "infinite": "infinitely many",
+    "undefined": "does not exist",
+}  # fmt: skip
+IN_SIGNS = {
+    "no solution": r"\emptyset", "empty set": r"\emptyset", "infinity": r"\infty", "negative infinity": r"-\infty",
+    "all real numbers": r"\mathbb{R}", "all reals": r"\mathbb{R}", "real numbers": r"\mathbb{R}",
+}  # fmt: skip
+ONES = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+
+def unwrapped(text: str) -> str:
+    return TEXT.sub(r" \1 ", text).strip(" .,!$*")
+
+
+def are_words(text: str) -> bool:
+    return WORDS.fullmatch(unwrapped(text)) is not None
+
+
+def in_signs(text: str) -> str:
+    """``no solution`` and the like as the LaTeX that says so, number words in digits; other texts as they are."""
+    if not are_words(text):
+        return text
+    return IN_SIGNS.get(" ".join(_folded(text))) or in_digits(text) or text
+
+
+def is_prose(text: str) -> bool:
+    """Words and numbers without any mathematics: ``June 20``."""
+    return re.fullmatch(r"[\w\s.,'’:-]+", unwrapped(text)) is not None and re.search(r"[^\W\d_]{3}", text) is not None
+
+
+def in_digits(text: str) -> str | None:
+    """``seventy-two`` as 72; None for anything but a number from 0 to 99 in words."""
+    tens, *ones = re.split(r"[ -]", unwrapped(text).casefold())
+    if tens in ONES and not ones:
+        return str(ONES.index(tens))
+    if tens in TENS and len(ones) < 2 and all(one in ONES[1:10] for one in ones):
+        return str(20 + 10 * TENS.index(tens) + sum(ONES.index(one) for one in ones))
+    return None
+
+
+def same_letter(wanted: str | None, given: str | None, evidence: dict[str, Any]) -> Verdict:
+    if wanted == given:
+        return Verdict.correct(f"chose {given}", **evidence, method="letter")
+    return Verdict.incorrect(f"chose {given}, not {wanted}", **evidence, method="letter")
+
+
+def same_words(wanted: str, given: str, evidence: dict[str, Any]) -> Verdict:
+    """For a reference in words. A decision (yes, no) may be followed by its reasons."""
+    evidence = evidence | {"method": "words"}
+    ours, theirs = _folded(wanted), _folded(given)
+    if ours[:1] and ours[0] in DECISIONS and len(ours) == 1 and theirs:
+        theirs = theirs[:1] if theirs[0] in DECISIONS else theirs
+    if ours == theirs:
+        return Verdict.correct("the same words", **evidence)
+    if {word for word in ours if word.isdigit()} - set(theirs):
+        return Verdict.incorrect("different numbers in the words", **evidence)
+    if set(ours) & set(theirs) - DECISIONS:
+        return Verdict.unverifiable("some of the words are the same", **evidence)
+    return Verdict.incorrect("different words", **evidence)
+
+
+def _folded(text: str) -> list[str]:
+    words = [word for word in re.findall(r"[^\W_]+(?:'[^\W_]+)?", unwrapped(text).casefold()) if word not in FILLERS]
+    known = SAME_WORDS.get(" ".join(words))
+    return known.split() if known else words
+
+
+def same_base(wanted: re.Match[str], given: str, evidence: dict[str, Any]) -> Verdict:
+    """A number in a named base. Without its base, or in another one, its digits or its value decide nothing."""
+    evidence = evidence | {"method": "base"}
+    found = BASE.fullmatch(given) or re.fullmatch(r"(?P<digits>[0-9A-Za-z.]+)(?P<base>)", given, re.ASCII)
+    if found is None:
+        if wanted["digits"] in given or str(_value(wanted["digits"], wanted["base"])) in given:
+            return Verdict.unverifiable("the reference names a base, the answer none", **evidence)
+        return Verdict.incorrect("no number in a base", **evidence)
+    ours, theirs = _value(wanted["digits"], wanted["base"]), _value(found["digits"], found["base"] or "10")
+    if wanted["base"] == found["base"]:
+        same = ours == theirs if ours is not None else wanted["digits"] == found["digits"]
+        verdict = Verdict.correct if same else Verdict.incorrect
+        return verdict("the same number" if same else "a different number in its base", **evidence)
+    if wanted["digits"] == found["digits"] or ours is None or ours == theirs:
+        return Verdict.unverifiable("equal but for the base that the reference names", **evidence)
+    return Verdict.incorrect("a different number in a base", **evidence)
+
+
+def _value(digits: str, base: str) -> int | None:
+    try:
+        return int(digits, int(base))
+    except ValueError:
+        return None
+
+
+def same_time(wanted: str, given: str, evidence: dict[str, Any]) -> Verdict | None:
+    """Times of day (12:00), which look like ratios: equal as texts or not at all; None where it is no time."""
+    if not CLOCK.fullmatch(wanted) or not CLOCK.fullmatch(given):
+        return None
+    ours, theirs = (re.sub(r"[.\s]|^0", "", text.casefold()) for text in (wanted, given))
+    halves = {text[-2:] for text in (ours, theirs) if text.endswith("m")}
+    if len(halves) < 2 and ours.rstrip("apm") == theirs.rstrip("apm"):
+        return Verdict.correct("the same time", **evidence, method="words")
+    if halves or ":0" in ours + theirs:
+        return Verdict.incorrect("a different time", **evidence, method="words")
+    return None

@@ -1,0 +1,266 @@
+"""The `code` verifier: every form of tests, what counts as the same, where evidence is weak, and real data."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import pickle
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.types import Outcome, Problem, Verdict
+from distill.verifiers import VerifierPool, build, judge, sandbox
+from distill.verifiers.cases import cases_of_asserts, cases_of_check, same_text
+from distill.verifiers.sandbox.inside.data import decode, encode
+
+DATA = next((p / "shared" / "data" for p in Path(__file__).parents if (p / "shared" / "data").is_dir()), Path("shared"))
+ADD = {"entry_point": "add", "cases": [{"args": [2, 3], "expected": 5}, {"args": [-1, 1], "expected": 0}]}
+HONEST = "def add(a, b):\n    return a + b\n"
+FAULTS = sandbox.survey()
+needs_a_box = pytest.mark.skipif(all(FAULTS.values()), reason=str(FAULTS))
+
+
+def verify(reference: object, code: str, metadata: dict[str, Any] | None = None, **options: object) -> Verdict:
+    problem = Problem("p", "?", json.dumps(reference), "code", "test", metadata=metadata or {})
+    return judge(build({"code": options}), problem, f"```python\n{code}\n```")
+
+
+SUM = "print(sum(map(int, input().split())))"
+METHOD = "class Solution:\n    def add(self, a: List[int], b: int) -> List[int]:\n        return [x + b for x in a]"
+FUNCTIONAL = [{"input": "[1, 2]\n3", "output": "[4, 5]", "testtype": "functional"}]
+PACKED = base64.b64encode(zlib.compress(pickle.dumps(json.dumps([{"input": "4 5", "output": "9"}])))).decode()
+ROW = {"public_test_cases": '[{"input": "2 3", "output": "5", "testtype": "stdin"}]', "private_test_cases": PACKED}
+HELPER = "def twice(x):\n    return 2 * x\n\ndef add(a, b):\n    '''Add.'''\n"
+CHECK = "def check(candidate):\n    for i in range(9):\n        assert candidate(i, i) == twice(i)\n"
+STACK = """
+class Empty(LookupError): pass
+class Stack:
+    def __init__(self): self.items = []
+    def push(self, x): self.items.append(x)
+    def pop(self):
+        if not self.items: raise Empty('nothing')
+        return self.items.pop()
+    def __len__(self): return len(self.items)
+    def __eq__(self, other): return self.items == other.items
+"""
+TEST_FILE = """
+import pytest
+import unittest
+from solution import Empty, Stack
+
+@pytest.fixture
+def stack():
+    made = Stack()
+    made.push([1])
+    return made
+
+@pytest.mark.parametrize("x", [1, "a", None])
+def test_push(stack, x):
+    stack.push(x)
+    assert len(stack) == 2 and stack.pop() == x and isinstance(stack, Stack)
+
+class Case(unittest.TestCase):
+    def test_empty(self):
+        with self.assertRaises(LookupError):
+            Stack().pop()
+        with pytest.raises(Empty, match="nothing"):
+            Stack().pop()
+"""
+
+FORMS: list[tuple[str, object, str, str, str]] = [
+    ("cases", ADD, HONEST, "a + b|a - b", "strong"),
+    ("MBPP", {"asserts": ["assert add(1, 2) == 3", "assert add(b=1, a=1) == 2"]}, HONEST, "a + b|a - b", "strong"),
+    ("MBPP as published", {"test_list": ["assert add(1, 2) == 3"], "test_setup_code": ""}, HONEST, "a + b|3.5", "strong"),
+    ("asserts that compute", {"asserts": ["assert add(1, 2) == sum([1, 2])"]}, HONEST, "a + b|a - b", "strong"),
+    ("HumanEval", {"entry_point": "add", "prompt": HELPER, "test": CHECK}, HONEST, "a + b|a - b", "strong"),
+    ("texts", {"stdio": [{"input": "2 3\n", "output": "5"}]}, SUM, "sum|max", "strong"),
+    ("APPS texts", {"inputs": ["2 3\n", ["4 5"]], "outputs": ["5\n", ["9"]]}, SUM, "sum|max", "strong"),
+    ("APPS function", {"inputs": [[[1, 2], 3]], "outputs": [[[4, 5]]], "fn_name": "add"}, METHOD, "x + b|x", "strong"),
+    ("LiveCodeBench texts", ROW, SUM, "sum|max", "strong"),
+    ("LiveCodeBench function", {"tests": FUNCTIONAL, "fn_name": "add"}, METHOD, "x + b|x", "strong"),
+    ("pytest", {"pytest": TEST_FILE}, STACK, "self.items.pop()|0", "strong"),
+    ("pytest beside", {"pytest": TEST_FILE, "beside": True}, STACK, "self.items.pop()|0", "weak"),
+    ("changed in place", {"asserts": ["x = [2, 1]\nadd(x)\nassert x == [1, 2]"]}, "def add(x): x.sort()", "sort|copy", "strong"),
+    ("a generator", {"asserts": ["assert list(add(3)) == [0, 1, 2][:]"]}, "def add(n): yield from range(n)", "(n)|(1)", "strong"),
+    ("functions handed over", {"asserts": ["assert add(lambda x: x + 1) == 2"]}, "def add(f): return f(1)", "(1)|(2)", "weak"),
+    ("functions handed over in a test file", {"pytest": "from solution import add\ndef test(): assert add(lambda x: x + 1) == 2"}, "def add(f): return f(1)", "(1)|(2)", "weak"),
+    ("a patched answer", {"asserts": ["import inspect\nassert inspect.getsource and add(1) == 1"]}, "def add(x): return x", "n x|n 2", "weak"),
+    ("objects compared", {"asserts": ["assert Stack() == Stack() and len(Stack()) == 0"]}, STACK, "len(self.items)|1", "weak"),
+]  # fmt: skip
+
+
+@needs_a_box
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form[0])
+def test_every_form_accepts_the_right_program_and_no_wrong_one(form: tuple[str, object, str, str, str]) -> None:
+    _, reference, code, spoil, level = form
+    right, wrong = verify(reference, code), verify(reference, code.replace(*spoil.split("|")))
+    assert (right.outcome, right.evidence["level"]) == (Outcome.CORRECT, level), right
+    assert wrong.outcome is Outcome.INCORRECT and wrong.score == 0.0, wrong
+    assert right.evidence["passed"] == right.evidence["cases"] > 0
+    assert right.evidence["sandbox"] in sandbox.BACKENDS and right.evidence["usage"]["memory_kib"] > 0
+
+
+@needs_a_box
+def test_the_function_may_be_named_by_the_problem() -> None:
+    assert verify(FUNCTIONAL, METHOD, {"fn_name": "add"}).outcome is Outcome.CORRECT
+    unnamed = verify(FUNCTIONAL, METHOD)
+    assert unnamed.outcome is Outcome.UNVERIFIABLE and "fn_name" in unnamed.reason
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["", "[]", "{}", '{"entry_point": "f", "cases": []}', '{"asserts": ["x ("]}', "[" * 10**5, '{"pytest": "", "module": "a b"}',
+     '{"inputs": ["1"], "outputs": []}', '{"private_test_cases": "AAAA"}', '{"pytest": "def ("}', "null",
+     json.dumps({"private_test_cases": base64.b64encode(zlib.compress(pickle.dumps(Path("x")))).decode()})],
+)  # fmt: skip
+def test_a_reference_without_tests_is_unverifiable(reference: str) -> None:
+    problem = Problem("p", "?", reference, "code", "test")
+    assert judge(build("code"), problem, HONEST).outcome is Outcome.UNVERIFIABLE
+
+
+@needs_a_box
+@pytest.mark.parametrize(
+    "reference",
+    [
+        {"asserts": ["import no_such_package\nassert sum([add(1, 1)]) == 2"]},
+        {"asserts": ["add(1, 1)\nwhile True: pass"]},
+        {"pytest": "import solution\n"},
+    ],
+)
+def test_a_test_that_fails_by_itself_is_unverifiable(reference: object) -> None:
+    assert verify(reference, HONEST, cpu_seconds=1).outcome is Outcome.UNVERIFIABLE
+
+
+@needs_a_box
+def test_partial_scores_are_shares_and_the_outcome_stays_all_or_nothing() -> None:
+    texts = {"stdio": [{"input": str(n), "output": str(min(n, 2))} for n in (1, 2, 3, 2)]}
+    whole, share = verify(texts, "print(input())"), verify(texts, "print(input())", partial=True)
+    assert (whole.outcome, whole.score, len(whole.evidence["results"])) == (Outcome.INCORRECT, 0.0, 3)
+    assert (share.outcome, share.score, len(share.evidence["results"])) == (Outcome.INCORRECT, 0.75, 4)
+    assert share.evidence["failed"] == 2 and share.reason == "case 3: a different output"
+    assert verify(ADD, "def add(a, b): return 5", partial=True).score == 0.5
+    assert verify(ADD, "def add(a, b) return", partial=True).score == 0.0
+    script = {"asserts": ["assert add(1, 1) == sum([2])", "assert add(2, 2) == sum([4])"]}
+    assert verify(script, "def add(a, b): return 4", partial=True).score == 0.5
+
+
+@needs_a_box
+def test_the_evidence_is_bounded_and_shows_the_first_failure() -> None:
+    cases = [{"args": [n, 0], "expected": n if n < 150 else -1} for n in range(200)]
+    verdict = verify({"entry_point": "add", "cases": cases}, HONEST, partial=True)
+    assert len(verdict.evidence["results"]) == 20 and len(json.dumps(verdict.evidence)) < 3000
+    assert verdict.evidence["results"][-1] == ["case 151", "a different value"] and verdict.score == 0.75
+
+
+@needs_a_box
+def test_floats_within_a_tolerance_where_one_is_asked_for() -> None:
+    third = {"stdio": [{"input": "", "output": "0.333333 yes"}]}
+    assert verify(third, "print(1/3, 'yes')").outcome is Outcome.INCORRECT
+    assert verify(third, "print(1/3, 'yes')", tolerance=1e-5).outcome is Outcome.CORRECT
+    assert verify(third | {"tolerance": 1e-5}, "print(1/3, 'yes')").outcome is Outcome.CORRECT
+    assert verify(third, "print('nan yes')", tolerance=1e-5).outcome is Outcome.INCORRECT
+    nested = {"entry_point": "f", "cases": [{"args": [], "expected": {"a": [0.333333]}}]}
+    assert verify(nested, "def f(): return {'a': [1/3]}", tolerance=1e-5).outcome is Outcome.CORRECT
+
+
+@needs_a_box
+@pytest.mark.parametrize(
+    ("given", "code", "output"),
+    [
+        (
+            "3",
+            "import sys\nsys.setrecursionlimit(10**6)\ndef f(n): return n and 1 + f(n - 1)\nprint(f(30000))",
+            "30000",
+        ),
+        ("", "import threading\nthreading.Thread(target=lambda: print('late')).start()", "late"),
+        ("", "import atexit\natexit.register(print, 'bye')", "bye"),
+        ("", "import sys\nprint('x')\nsys.exit(0)", "x"),
+        ("", "print(len(str(10**10000)))", "10001"),
+        ("a\nb", "import sys\nfor line in sys.stdin: print(line.strip().upper())", "A\nB"),
+        ("a\nb", "print(len(open(0).read()))", "3"),
+        ("é", "print(input())", "é"),
+        ("", "if __name__ == '__main__': print(1)", "1"),
+        ("", "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int' = 1\nprint(A())", "A(x=1)"),
+    ],
+)
+def test_whole_programs_run_as_an_interpreter_runs_them(given: str, code: str, output: str) -> None:
+    verdict = verify({"stdio": [{"input": given, "output": output}]}, code)
+    assert verdict.outcome is Outcome.CORRECT, verdict
+
+
+@needs_a_box
+def test_a_program_that_ends_with_an_error_is_incorrect_whatever_it_printed() -> None:
+    for code in (
+        "print(5)\nraise ValueError('no')",
+        "import sys\nprint(5)\nsys.exit(3)",
+        "import sys\nprint(5)\nsys.exit('x')",
+    ):
+        verdict = verify({"stdio": [{"input": "", "output": "5"}]}, code)
+        assert verdict.outcome is Outcome.INCORRECT, verdict
+    assert "ValueError: no" in verify({"stdio": [{"input": "", "output": "5"}]}, "raise ValueError('no')").reason
+
+
+def test_asserts_become_data() -> None:
+    test = "def check(candidate):\n    assert candidate([1], k=2) == (3,)\n    assert abs(candidate(1) - 0.5) < 1e-6\n"
+    cases, whole = cases_of_check(test + "    assert not candidate('')\n    assert True\n")
+    assert whole and [(c.arguments, c.named, c.expected, c.tolerance, c.truth) for c in cases] == [
+        ([[1]], {"k": 2}, (3,), None, None),
+        ([1], {}, 0.5, 1e-6, None),
+        ([""], {}, None, None, False),
+    ]
+    name, cases, whole = cases_of_asserts(["assert f(1) == g(2)", "assert set(f(1)) == {1}"])
+    assert name == "f" and not cases and not whole
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.fractions(),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=10,
+)
+
+
+def typed(value: Any) -> Any:
+    """A value with the types of all its parts, which == alone does not tell."""
+    if isinstance(value, list | tuple):
+        return type(value), [typed(item) for item in value]
+    if isinstance(value, dict):
+        return type(value), [(typed(k), typed(v)) for k, v in value.items()]
+    return type(value), value
+
+
+@settings(max_examples=50, deadline=None)
+@given(PLAIN)
+def test_plain_data_crosses_the_border_unchanged(value: Any) -> None:
+    assert typed(decode(json.loads(json.dumps(encode(value))))) == typed(value)
+
+
+@given(st.lists(st.lists(st.text("abc1.", min_size=1, max_size=5), min_size=1, max_size=4), min_size=1, max_size=4))
+def test_spacing_does_not_count_in_texts_but_words_do(lines: list[list[str]]) -> None:
+    plain = "\n".join(" ".join(words) for words in lines)
+    spaced = "\r\n".join("  " + "\t ".join(words) + " " for words in lines) + "\n\n"
+    assert same_text(spaced, plain) and same_text(plain, spaced)
+    assert not same_text(plain + " x", plain) and not same_text(plain + "\nx", plain)
+
+
+@needs_a_box
+def test_humaneval_solutions_are_right_strongly_and_shifted_ones_wrong() -> None:
+    path = DATA / "HumanEval.jsonl.gz"
+    if not path.exists():
+        pytest.skip("HumanEval is not here")
+    rows = [json.loads(text) for text in gzip.decompress(path.read_bytes()).decode().splitlines()]
+    items = []
+    for index, row in enumerate(rows):
+        problem = Problem(row["task_id"], row["prompt"], json.dumps(row), "code", "humaneval")
+        items.append(((index, "own"), "code", problem, row["canonical_solution"]))
+        items.append(((index, "shifted"), "code", problem, rows[index - 1]["canonical_solution"]))
+    with VerifierPool(workers=2) as pool:
+        verdicts = dict(pool.verify_many(items))
+    for (_, whose), verdict in verdicts.items():
+        assert verdict.outcome is (Outcome.CORRECT if whose == "own" else Outcome.INCORRECT), verdict
+        assert verdict.evidence["level"] == "strong"

@@ -1,0 +1,227 @@
+"""A table of answers and what the `math` verifier has to say of each; what is known wrong elsewhere first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from distill.thinking import Response, split_thinking
+from distill.types import Outcome, Problem
+from distill.verifiers import VerifierPool, build, judge
+
+MATH = build("math")
+CORRECT, INCORRECT, UNVERIFIABLE = Outcome.CORRECT, Outcome.INCORRECT, Outcome.UNVERIFIABLE
+
+REPORTED = [
+    # huggingface/Math-Verify issues 2, 10, 14, 25, 26, 37, 40, 41, 56, 60, 64, 69, 76; open-r1 and ms-swift
+    (r"\frac{1}{2004!}", r"\boxed{\frac{1}{2006!}}", INCORRECT),
+    (r"\frac{1}{2^{99}}", r"\boxed{\frac{1}{2^{98}}}", INCORRECT),
+    ("n=2, 3, 4", r"\boxed{n=1,2,3}", INCORRECT),
+    ("n=2, 3, 4", r"\boxed{4,3,2}", CORRECT),
+    ("D = (0, 1)", r"\boxed{D=(0,1.5)}", INCORRECT),
+    (r"F_n = \sum_{k=0}^{n-1} F_k F_{n-k-1}", r"\boxed{F_n = \sum_{k=0}^{n-2} F_k F_{n-k-2}}", UNVERIFIABLE),
+    (r"19, 46, \text{ and } 82", r"\boxed{21, 36, and 82}", INCORRECT),
+    (r"19, 46, \text{ and } 82", r"\boxed{46, 19, 82}", CORRECT),
+    (r"\frac{2^{2005}+1}{3 \cdot 2^{2006}}", r"\boxed{\frac{1}{3 \cdot 2^{2006}}}", INCORRECT),
+    (r"\pm 2021", r"\boxed{2021}", INCORRECT),
+    ("12:00", r"\boxed{1:00}", INCORRECT),
+    (r"1, 2, \ldots, n", r"\boxed{1, 3, 5, \ldots, 2n-1}", UNVERIFIABLE),
+    (r"1:2:3:\ldots", r"\boxed{1:4:9:\ldots}", UNVERIFIABLE),
+    ("2x+4y-3=0", r"\boxed{y = -1/2*x + 3/4}", CORRECT),
+    ("x^2/4+y^2/3=1", r"\boxed{x^2/16+y^2/12=1}", INCORRECT),
+    (r"\sqrt{1/n}", r"\boxed{\frac{1}{\sqrt{n}}}", UNVERIFIABLE),
+    ("f(x) = 0", r"\boxed{\forall x>0, f(x) = 0}", UNVERIFIABLE),
+    (r"\left( 3, \frac{\pi}{2} \right)", r"\boxed{(3, \frac{2\pi}{3})}", INCORRECT),
+    (r"\text{13}", r"\boxed{13}", CORRECT),
+    ("e^{16} - 1", r"\boxed{-1 + exp(16)}", CORRECT),
+    ("14 - i", r"\boxed{14.0 + -1.0i}", CORRECT),
+    (r"\dfrac{\pi}{2}", r"\boxed{pi/2}", CORRECT),
+    (r"m \geq \sqrt{2}", r"the solution is $m \in [\sqrt{2}, +\infty)$", CORRECT),
+    ("73", "**Final Answer: **73**", CORRECT),
+    ("73", "✅ Final Answer: **73**", CORRECT),
+    (r"\frac{1}{12}", r"\boxed{0.0833333333333333}", UNVERIFIABLE),
+    (r"(1,\frac{9}{2})", r"\boxed{(1,4.5)}", CORRECT),
+    (r"\tan^2(y)+1", r"\boxed{\sec^2(y)}", CORRECT),
+    ("34x+45y-20z+100=0", r"\boxed{-34x-45y+20z-100=0}", CORRECT),
+    ("33.3", r"\boxed{\frac{100}{3}}", INCORRECT),
+    ("(0, 12.5)", r"\boxed{0 < x < 12.5}", CORRECT),
+    ("0<x<12.5", r"\boxed{(0,12.5)}", CORRECT),
+    (r"a=1 \text{ or } a=-2", r"\boxed{-2, 1}", CORRECT),
+]
+"""Pairs from the issue trackers of math-verify and of those who use it."""
+
+OURS = [
+    (r"a=1 \text{ or } a=-2", r"\boxed{a=-2, a=1}", CORRECT),
+    ("6", "The answer is 5. Wait, no: 6", CORRECT),
+    ("5", "The answer is 5. Wait, no: 6", INCORRECT),
+    ("6", "The answer is 5. Actually, it should be 6.", CORRECT),
+    ("5", "The answer is 5. Wait, let me double check: 2+3=5. Yes.", CORRECT),
+    ("2,3", r"$x=\boxed{2}$ and $x=\boxed{3}$", CORRECT),
+    ("3", r"$x=\boxed{2}$ or $x=\boxed{3}$", INCORRECT),
+    ("5", r"\boxed{x=3, x=5}", INCORRECT),
+    ("5", r"\boxed{x=3 \text{ or } 5}", INCORRECT),
+    ("4", r"\boxed{x^2=4}", UNVERIFIABLE),
+    ("10", r"\boxed{2x=10}", UNVERIFIABLE),
+    ("5", r"\boxed{x+y=5}", CORRECT),
+    ("12", r"\boxed{1 2}", INCORRECT),
+    ("11/2", r"\boxed{1 1/2}", INCORRECT),
+    ("3/2", r"\boxed{1 1/2}", CORRECT),
+    ("0", r"\boxed{\sin\pi}", CORRECT),
+    ("2i", r"\boxed{\sqrt{-4}}", CORRECT),
+    ("-2", r"\boxed{\sqrt[3]{-8}}", CORRECT),
+    ("1267650600228229401496703205376", r"\boxed{2^{100}}", CORRECT),
+    ("1267650600228229401496703205377", r"\boxed{2^{100}}", INCORRECT),
+    (r"\{\{1\},\{2,3\}\}", r"\boxed{\{1,2,3\}}", UNVERIFIABLE),
+    (r"\{1,2\}", r"\boxed{\{2,1,1\}}", CORRECT),
+    ("x", r"\boxed{|x|}", UNVERIFIABLE),
+    ("5", r"\boxed{5\frac{\sin 0}{\sin 0}}", UNVERIFIABLE),
+    ("5 km", r"\boxed{5000\text{ m}}", CORRECT),
+    ("5", r"\boxed{5 m}", CORRECT),
+    (r"12\pi", r"\boxed{12\pi \text{ cm}^2}", CORRECT),
+    (r"12\pi", r"\boxed{12π cm}", CORRECT),
+    (r"12\pi\text{ cm}", r"\boxed{12\pi\text{ m}}", UNVERIFIABLE),
+    (r"90^\circ", r"\boxed{\frac{\pi}{2}}", UNVERIFIABLE),
+    (r"\log_2 8", r"\boxed{3}", CORRECT),
+    ("2", r"\boxed{\log 100}", UNVERIFIABLE),
+    ("2", r"\boxed{\log_{10} 100}", CORRECT),
+    ("x^2-1", r"\boxed{(x-1)(x+1)}", CORRECT),
+    ("xy=1", r"\boxed{y=\frac1x}", CORRECT),
+    ("x^2+y^2=1", r"\boxed{y=\sqrt{1-x^2}}", UNVERIFIABLE),
+    ("y=2x", r"\boxed{x=y/2}", CORRECT),
+    ("x=5", r"\boxed{n=5}", UNVERIFIABLE),
+    ("1:2", r"\boxed{2:4}", CORRECT),
+    ("1:2", r"\boxed{\frac12}", CORRECT),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\boxed{\begin{array}{c}1\\2\end{array}}", CORRECT),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\boxed{(1,2)}", CORRECT),
+    ("(1,2)", r"\boxed{\langle 1, 2\rangle}", CORRECT),
+    ("(3,4)", r"\boxed{x=3, y=4}", CORRECT),
+    ("(3,4)", r"\boxed{x=4, y=3}", UNVERIFIABLE),
+    ("(3,4)", r"\boxed{x=4, y=5}", INCORRECT),
+    (r"x \ne 3", r"\boxed{(-\infty,3)\cup(3,\infty)}", CORRECT),
+    ("x<2 or x>3", r"\boxed{(-\infty,2)\cup(3,\infty)}", CORRECT),
+    (r"\mathbb{R}", r"\boxed{(-\infty,\infty)}", CORRECT),
+    (r"\emptyset", r"\boxed{\{\}}", CORRECT),
+    ("no solution", r"\boxed{\text{No real solutions}}", CORRECT),
+    (r"\text{ellipse}", r"\boxed{\text{an ellipse}}", CORRECT),
+    ("Yes", "The answer is yes, because it works.", CORRECT),
+    ("Yes", "No", INCORRECT),
+    ("7", "seven", CORRECT),
+    ("72", "The answer is seventy-two.", CORRECT),
+    ("52_8", r"\boxed{42_{10}}", UNVERIFIABLE),
+    ("52_8", r"\boxed{53_8}", INCORRECT),
+    ("52_8", r"\boxed{7}", INCORRECT),
+    (r"5.4 \text{ cents}", r"\boxed{\$0.054}", CORRECT),
+    ("5000000", r"\boxed{5 \text{ million}}", CORRECT),
+    ("5", r"\boxed{5 \text{ million}}", UNVERIFIABLE),
+    ("1/2x", r"\boxed{\frac{x}{2}}", UNVERIFIABLE),
+    (r"\frac{x}{2}", r"\boxed{x/2}", CORRECT),
+    (r"2\pi", r"\boxed{6.28}", UNVERIFIABLE),
+    (r"2\pi", r"\boxed{6.29}", INCORRECT),
+    (r"x=\sqrt2", r"\boxed{x = \sqrt{2} \approx 1.414}", CORRECT),
+    ("3.14", r"\boxed{x\approx 3.14}", CORRECT),
+    ("5", r"\boxed{2x=10 \Rightarrow x=5}", CORRECT),
+    ("1,000", r"\boxed{1{,}000}", CORRECT),
+    ("1000", r"\boxed{1\,000}", CORRECT),
+    (r"-1\frac{4}{5}", r"\boxed{-\frac95}", CORRECT),
+    (r"\lfloor 3.7 \rfloor", r"\boxed{3}", CORRECT),
+    ("2|x|", r"\boxed{|2x|}", CORRECT),
+    ("p/q", r"\boxed{\frac{p}{q}}", CORRECT),
+    ("June 20", r"\boxed{\text{June 21}}", INCORRECT),
+    ("June 20", r"\boxed{\text{20 June}}", UNVERIFIABLE),
+    ("42", "not 42", UNVERIFIABLE),
+    ("42", "The answer is not 42 but 43.", UNVERIFIABLE),
+    ("5!", "The answer is $5!$ ways", CORRECT),
+    ("10", "The answer is $10 per box.", CORRECT),
+    (r"\frac{\sqrt{3}}{2}", "So sin 60 is √3/2", CORRECT),
+    (r"10 - 2\sqrt{5}", "**Answer:** 10 - 2√5", CORRECT),
+    ("A", r"\boxed{\text{A}}", CORRECT),
+    (r"-2 \le x \le 7", r"\boxed{x\in[-2,7]}", CORRECT),
+    (r"-2 \le x \le 7", r"\boxed{7\ge x\ge -2}", CORRECT),
+    (r"-2 \le x \le 7", r"\boxed{-2<x<7}", INCORRECT),
+    ("e", r"\boxed{2.718}", UNVERIFIABLE),
+    ("i", r"\boxed{\sqrt{-1}}", CORRECT),
+    (r"\sin 2x", r"\boxed{2\sin x\cos x}", CORRECT),
+    (r"\ln 6", r"\boxed{\ln 2+\ln 3}", CORRECT),
+    (r"\frac{n(n+1)}{2}", r"\boxed{\sum_{k=1}^n k}", UNVERIFIABLE),
+    ("1 + 2 i", r"\boxed{1+2\mathrm{i}}", CORRECT),
+    (r"3\sqrt[3]{2}", r"\boxed{\sqrt[3]{54}}", CORRECT),
+    ("2k", r"\boxed{2k}", CORRECT),
+    (r"-\frac{1}{3}", r"\boxed{\frac{-1}{3}}", CORRECT),
+    (r"-\frac{1}{3}", r"\boxed{\frac{1}{-3}}", CORRECT),
+    ("9", r"\boxed{\text{Evelyn}}", INCORRECT),
+    (r"\emptyset", "The answer is no solution", CORRECT),
+    ("no solution", r"\boxed{\emptyset}", CORRECT),
+    ("no solution", r"\boxed{5}", INCORRECT),
+    (r"\mathbb{R}", "all real numbers", CORRECT),
+    ("{5}", "5", CORRECT),
+    ("3", r"\boxed{\text{(C)}}", INCORRECT),
+    ("1,234", r"\boxed{1, 234}", INCORRECT),
+    (r"\sqrt{23}", "So it is √23", CORRECT),
+    (r"\sqrt{23}", r"\boxed{\sqrt 23}", CORRECT),
+    ("1024", r"\boxed{2^10}", CORRECT),
+    ("1024", r"\boxed{2**10}", INCORRECT),
+    ("0.5", r"\boxed{0,5}", UNVERIFIABLE),
+    ("10", r"\boxed{{5 \choose 2}}", CORRECT),
+    ("42", "The answer is **42** apples.", CORRECT),
+    (r"0.\overline{3}", r"\boxed{\frac13}", CORRECT),
+    ("1", r"\boxed{0.\overline{9}}", CORRECT),
+    ("7:30", "The answer is 7:30 PM", CORRECT),
+    ("7:30 a.m.", "The answer is 7:30 PM", INCORRECT),
+    (
+        r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+        r"\boxed{\begin{bmatrix}1 & 2\\[2pt] 3 & \frac82\end{bmatrix}}",
+        CORRECT,
+    ),
+    ("x^2 + y^2 = 1", r"\boxed{1}", UNVERIFIABLE),
+    ("x=2,y=3", r"\boxed{y=3, x=2}", CORRECT),
+    ("x=2,y=3", r"\boxed{x=3, y=2}", INCORRECT),
+    ("5", r"\boxed{5 \text{ or more}}", UNVERIFIABLE),
+    ("3:15", r"\boxed{1:5}", CORRECT),
+]
+
+
+@pytest.mark.parametrize(("reference", "answer", "expected"), REPORTED + OURS)
+def test_verdicts(reference: str, answer: str, expected: Outcome) -> None:
+    pytest.importorskip("math_verify")
+    verdict = judge(MATH, Problem("p", "?", reference, "math", "test"), answer)
+    assert verdict.outcome is expected, verdict
+
+
+@pytest.mark.parametrize(("reference", "answer", "expected"), REPORTED + OURS)
+def test_correct_is_never_said_of_what_is_equal_by_one_opinion_alone(
+    reference: str, answer: str, expected: Outcome
+) -> None:
+    """Without algebra fewer answers can be told, but none is told otherwise."""
+    quick = MATH.quick(Problem("p", "?", reference, "math", "test"), response(answer))
+    assert quick is None or quick.outcome is expected
+
+
+def response(answer: str) -> Response:
+    return split_thinking(answer)
+
+
+def test_a_disagreement_is_named_with_both_opinions() -> None:
+    pytest.importorskip("math_verify")
+    verdict = judge(MATH, Problem("p", "?", r"\sqrt{1/n}", "math", "test"), r"\boxed{\frac{1}{\sqrt{n}}}")
+    assert verdict.outcome is UNVERIFIABLE
+    assert verdict.evidence["disagreement"] is True
+    assert (verdict.evidence["points"], verdict.evidence["algebra"]) == (True, False)
+
+
+def test_there_is_no_disagreement_where_one_opinion_is_missing() -> None:
+    pytest.importorskip("math_verify")
+    verdict = judge(MATH, Problem("p", "?", "f(x) = 0", "math", "test"), r"\boxed{\forall x>0, f(x) = 0}")
+    assert verdict.outcome is UNVERIFIABLE and "disagreement" not in verdict.evidence
+
+
+def test_no_verdict_changes_with_order_workers_or_repetition() -> None:
+    pytest.importorskip("math_verify")
+    items = [(i, "math", Problem("p", "?", r, "math", "t"), a) for i, (r, a, _) in enumerate(REPORTED[::2] + OURS[::4])]
+    runs = []
+    for workers, order, repeats in ((1, items, 1), (2, items[1::2] + items[::2], 2)):
+        with VerifierPool(workers=workers) as pool:
+            for _ in range(repeats):
+                verdicts = dict(pool.verify_many(order))
+                runs.append({key: replace(verdict, seconds=0.0) for key, verdict in verdicts.items()})
+    assert all(run == runs[0] for run in runs)

@@ -1,0 +1,97 @@
+"""The verifiers that compare texts: `regex`, `exact` and `choice`."""
+
+from __future__ import annotations
+
+import pytest
+
+from distill.types import Outcome, Problem
+from distill.verifiers import VerifierPool, build, judge
+from distill.verifiers.worker import Limits
+from pipeline.errors import InputError
+
+CORRECT, INCORRECT, UNVERIFIABLE = Outcome.CORRECT, Outcome.INCORRECT, Outcome.UNVERIFIABLE
+
+
+def outcome(spec: object, reference: str, answer: str) -> Outcome:
+    return judge(build(spec), Problem("p", "?", reference, "exact", "test"), answer).outcome  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reference", "answer", "expected"),
+    [
+        ({}, r"\d+ fox(es)?", r"\boxed{12 foxes}", CORRECT),
+        ({}, r"\d+ fox(es)?", r"\boxed{12 foxes.}", INCORRECT),
+        ({"search": True}, "fox", r"\boxed{12 foxes}", CORRECT),
+        ({"search": True}, "^fox", r"\boxed{12 foxes}", INCORRECT),
+        ({}, "fox", "The answer is fox", CORRECT),
+        ({"whole": True}, "fox", "The answer is fox", INCORRECT),
+        ({"whole": True, "search": True}, "answer.*fox", "The answer\nis fox", CORRECT),
+        ({"ignore_case": True}, "FOX", "fox", CORRECT),
+        ({"pattern": "[ab]"}, "whatever ((", "b", CORRECT),
+        ({"pattern": "[ab]"}, "whatever ((", "c", INCORRECT),
+        ({}, "((", "((", UNVERIFIABLE),
+        ({}, "", "", UNVERIFIABLE),
+        ({}, "a{1,99999999999}", "a", UNVERIFIABLE),
+        ({}, ".*", "", CORRECT),
+    ],
+)
+def test_regex(settings: dict[str, object], reference: str, answer: str, expected: Outcome) -> None:
+    assert outcome({"regex": settings}, reference, answer) is expected
+
+
+@pytest.mark.parametrize("pattern", ["((", "", "a{1,99999999999}", 5, "(?P<a>x)(?P<a>y)"])
+def test_a_bad_pattern_is_told_when_the_verifier_is_built(pattern: object) -> None:
+    with pytest.raises(InputError, match=r"pattern .* is "):
+        build({"regex": {"pattern": pattern}})
+
+
+def test_an_expression_without_end_costs_one_verdict() -> None:
+    hostile, kind = Problem("p", "?", "(a+)+b", "regex", "t"), Problem("q", "?", "a+", "regex", "t")
+    items = [(0, "regex", hostile, "a" * 60), (1, "regex", kind, "aaa"), (2, "regex", hostile, "ab")]
+    with VerifierPool(workers=1, limits=Limits(cpu_seconds=0.5)) as pool:
+        verdicts = dict(pool.verify_many(items))
+        restarts = pool.restarts
+    assert [verdicts[key].outcome for key in range(3)] == [UNVERIFIABLE, CORRECT, CORRECT]
+    assert "CPU time" in verdicts[0].reason and restarts == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "reference", "answer", "expected", "rule"),
+    [
+        ({}, "red fox", "The answer is red  fox.", CORRECT, "answer:"),
+        ({}, "Red fox", "The answer is red fox.", INCORRECT, "answer:"),
+        ({"ignore_case": True}, "Red fox", "The answer is red fox.", CORRECT, "answer:"),
+        ({"whole": True}, "red fox", "The answer is red fox.", INCORRECT, "whole"),
+        ({}, "x = 5.", "x = 5.", CORRECT, "whole"),
+        ({}, " ", "x", UNVERIFIABLE, None),
+    ],
+)
+def test_exact(settings: dict[str, object], reference: str, answer: str, expected: Outcome, rule: str | None) -> None:
+    verdict = judge(build({"exact": settings}), Problem("p", "?", reference, "exact", "test"), answer)
+    assert (verdict.outcome, verdict.evidence.get("rule")) == (expected, rule)
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "expected"),
+    [
+        ("B", "B", CORRECT),
+        ("(B)", r"\boxed{\text{(B)}}", CORRECT),
+        ("B", "The answer is B) 12", CORRECT),
+        ("B", "The correct answer is **B**.", CORRECT),
+        ("b", "Option B", CORRECT),
+        ("B", "A, B", INCORRECT),
+        ("B", "AB", INCORRECT),
+        ("B", "I do not know", INCORRECT),
+        ("B", "", INCORRECT),
+        ("A, C", "C and A", CORRECT),
+        ("AC", r"\boxed{A, C}", CORRECT),
+        ("A and C", r"The answer is (A) and (C).", CORRECT),
+        ("A, B, D", "A, B, and D", CORRECT),
+        ("A, C", "A", INCORRECT),
+        ("A, C", "A, B, C", INCORRECT),
+        ("12", "B", UNVERIFIABLE),
+        ("", "B", UNVERIFIABLE),
+    ],
+)
+def test_choice(reference: str, answer: str, expected: Outcome) -> None:
+    assert outcome("choice", reference, answer) is expected
