@@ -9,6 +9,8 @@ over an entry point of the same name.
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -83,7 +85,7 @@ def resolve(kind: str, name: str) -> Any:
     """Import and return what is registered under ``name``; `InputError` names the nearest one.
 
     A name with a colon is itself a ``"module:attribute"``, or a ``"file.py:attribute"`` (`distill.user_code`):
-    the user's own code, named in YAML.
+    the user's own code, named in YAML. A module is looked for in the working directory too, after all else.
     """
     known = names(kind)
     if name not in known and ":" not in name:
@@ -91,10 +93,13 @@ def resolve(kind: str, name: str) -> Any:
     if name not in known and user_code.is_file(name):
         return user_code.load(name).attribute
     module, _, attribute = known.get(name, name).partition(":")
+    if name not in known and not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
     try:
         return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise InputError(f"{_singular(kind)} {name!r} cannot be loaded: {error}") from error
+    except Exception as error:  # whatever the user's own module does when it is imported
+        what = str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+        raise InputError(f"{_singular(kind)} {name!r} cannot be loaded: {what}") from error
 
 
 def check(kind: str, name: str) -> str:

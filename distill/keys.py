@@ -56,3 +56,9 @@ def verdict_key(trace: str, problem: str, verifier: str, version: str, spec: str
     """``problem`` is the key of the problem whose reference it was judged by; ``spec`` is the verifier as
     it stands in YAML, settings and all, in canonical form."""
     return content_hash(["verdict", trace, problem, verifier, version, spec])
+
+
+def failed_key(verdict: str) -> str:
+    """Where the first failure to come to a verdict is kept; the verdict's own key stays free for the next
+    run. (The view `judgements` relies on the ending.)"""
+    return f"{verdict}-failed"

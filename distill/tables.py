@@ -25,11 +25,16 @@ from pipeline.fingerprint import canonical, content_hash
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row, and where it stands: ``line`` is 1-based (the row's number where there are no lines)."""
+    """One row, and where it stands: ``line`` is 1-based (the row's number where there are no lines).
+
+    ``fault`` says why a row cannot be read. It is told when the row is asked for a column, so that whoever
+    reads on after a bad row can.
+    """
 
     path: Path
     line: int
     values: Mapping[str, Any]
+    fault: str | None = None
 
     @property
     def where(self) -> str:
@@ -40,6 +45,8 @@ class Row:
         return self.path.name.split(".")[0]
 
     def get(self, column: str) -> Any:
+        if self.fault is not None:
+            raise InputError(f"{self.where}: {self.fault}")
         if column not in self.values:
             raise InputError(f"{self.where}: has no column {column!r}; it has {', '.join(self.values)}")
         return self.values[column]
@@ -84,27 +91,30 @@ def _open(path: Path) -> TextIO:
 
 def _mapping(value: Any, path: Path, line: int) -> Row:
     if not isinstance(value, Mapping):
-        raise InputError(f"{path}:{line}: expected an object with named columns, found {str(value)[:60]!r}")
+        return Row(path, line, {}, f"expected an object with named columns, found {str(value)[:60]!r}")
     return Row(path, line, value)
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    with _open(path) as file:
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         for line, text in enumerate(file, 1):
             if not text.strip():
                 continue
             try:
-                value = json.loads(text)
+                yield _mapping(json.loads(text), path, line)
             except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{line}: not valid JSON ({error.msg}, column {error.colno})") from None
-            yield _mapping(value, path, line)
+                yield Row(path, line, {}, f"not valid JSON ({error.msg}, column {error.colno})")
+            except UnicodeDecodeError:
+                yield Row(path, line, {}, "not UTF-8 text")
+            except (ValueError, RecursionError) as error:  # a number without end, lists in lists without end
+                yield Row(path, line, {}, f"not readable ({error})")
 
 
 def _json(path: Path) -> Iterator[Row]:
     with _open(path) as file:
         try:
             data = json.load(file)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(data, list):
         raise InputError(f"{path}: expected a list of rows")
@@ -116,9 +126,11 @@ def _csv(path: Path) -> Iterator[Row]:
     delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
     with _open(path) as file:
         reader = csv.DictReader(file, delimiter=delimiter)
+        csv.field_size_limit(2**31 - 1)  # a reasoning trace is longer than the 128 KiB it allows
         try:
             for values in reader:
-                yield Row(path, reader.line_num, values)
+                extra = f"has {len(values.pop(None))} cell(s) more than the head" if None in values else None
+                yield Row(path, reader.line_num, values, extra)
         except csv.Error as error:
             raise InputError(f"{path}:{reader.line_num}: not valid CSV ({error})") from None
 
@@ -129,7 +141,7 @@ def _parquet(path: Path) -> Iterator[Row]:
 
     line = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches():
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
             for values in batch.to_pylist():
                 line += 1
                 yield Row(path, line, values)

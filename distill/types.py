@@ -156,6 +156,21 @@ class Outcome(StrEnum):
     UNVERIFIABLE = "unverifiable"
 
 
+class Failure(StrEnum):
+    """Why there is no verdict although the verifier was asked: not an abstention of the verifier's own."""
+
+    TIMEOUT = "timeout"  # more CPU or wall time than a verdict may take
+    MEMORY = "memory"  # the verifier ran out of memory
+    CRASH = "crash"  # the process it ran in ended
+    ERROR = "error"  # it raised an exception
+    INPUT = "input"  # there was nothing to judge: a row of a file that cannot be read
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the machine may be to blame, so that another attempt may end otherwise."""
+        return self in (Failure.TIMEOUT, Failure.MEMORY, Failure.CRASH)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What one version of one verifier said of one trace.
@@ -183,3 +198,13 @@ class Verdict:
     @classmethod
     def unverifiable(cls, reason: str, **evidence: Any) -> Verdict:
         return cls(Outcome.UNVERIFIABLE, None, reason, evidence)
+
+    @classmethod
+    def failed(cls, failure: Failure, reason: str) -> Verdict:
+        """Unverifiable because the verifier came to no end. The evidence says so under ``failure``."""
+        return cls.unverifiable(reason, failure=str(failure))
+
+    @property
+    def failure(self) -> Failure | None:
+        found = self.evidence.get("failure")
+        return next((failure for failure in Failure if failure == found), None)

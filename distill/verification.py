@@ -3,6 +3,10 @@
 The one loop behind the verify and evaluate stages. Verifying again never generates again: a verdict's
 key is the trace, the verifier, its version and settings, so a changed verifier finds all of its
 verdicts missing and the old ones stay.
+
+A timeout, a crash, a lack of memory may be the machine's fault, so the first such failure is no verdict
+yet: it is kept under a key of its own, and the next run judges that trace once more. What comes of that, a
+second failure too, is the verdict. See docs/design/007-failures.md.
 """
 
 from __future__ import annotations
@@ -82,16 +86,19 @@ def most(verifier: Spec, verdicts: int) -> dict[str, float]:
     return {name: each * verdicts for name, each in getattr(verifiers.build(verifier), "most", {}).items()}
 
 
-def make_verdicts(store: Store, wishes: Sequence[Judgement], context: Context, workers: int, label: str = "") -> None:
-    """Judge what the store lacks of ``wishes``; each verdict is kept as it comes, whatever ends the rest."""
+def make_verdicts(
+    store: Store, wishes: Sequence[Judgement], context: Context, workers: int, label: str = ""
+) -> list[str]:
+    """Judge what the store lacks of ``wishes``; each verdict is kept as it comes, whatever ends the rest.
+    Returns the key of the verdict that stands for each."""
     store.ingest()
-    present = store.present("verdicts", (wish.key for wish in wishes))
-    missing = {wish.key: wish for wish in wishes if wish.key not in present}
+    found = store.present("verdicts", [key for wish in wishes for key in (wish.key, keys.failed_key(wish.key))])
+    missing = {wish.key: wish for wish in wishes if wish.key not in found}
     if not missing:
-        return
+        return [wish.key for wish in wishes]
     stop_check(context.stopping)
     responses = _responses(store, list(missing.values()))
-    writer = _Writer(store, context, len(present), len(wishes), label)
+    writer = _Writer(store, context, found, len(wishes) - len(missing), len(wishes), label)
     with VerifierPool(workers=workers, note=context.note, hashes=context.hashes) as pool:
         items = ((w.key, w.verifier, w.problem, responses[w.trace_key]) for w in missing.values())
 
@@ -109,6 +116,7 @@ def make_verdicts(store: Store, wishes: Sequence[Judgement], context: Context, w
             writer.flush()
             store.ingest()
     stop_check(context.stopping)
+    return [writer.stands.get(wish.key, wish.key) for wish in wishes]
 
 
 def _check_same(wish: Judgement, verdict: Verdict) -> None:
@@ -123,17 +131,25 @@ def _check_same(wish: Judgement, verdict: Verdict) -> None:
 class _Writer:
     """Collects verdicts, and makes them durable and shown often enough that a crash costs half a second."""
 
-    def __init__(self, store: Store, context: Context, done: int, total: int, label: str) -> None:
-        self._store, self._context, self._done, self._total = store, context, done, total
+    def __init__(
+        self, store: Store, context: Context, found: set[str], done: int, total: int, label: str
+    ) -> None:  # fmt: skip
+        self._store, self._context, self._found, self._done, self._total = store, context, found, done, total
+        self.stands: dict[str, str] = {}
+        """The key under which each verdict was kept, by the one that was wished for."""
         self._figures: dict[str, Any] = {"model": label} if label else {}
-        self._tally = dict.fromkeys(Outcome, 0)
+        self._tally: Counter[str] = Counter()
         self._spent: Counter[str] = Counter()
         self._rows: list[Row] = []
         self._appended = time.monotonic()
 
     def add(self, wish: Judgement, verdict: Verdict) -> None:
-        self._rows.append(verdict_row(wish.key, wish.trace_key, wish.problem_key, verdict, wish.settled))
-        self._tally[verdict.outcome] += 1
+        key, failed = wish.key, keys.failed_key(wish.key)
+        if verdict.failure and verdict.failure.may_pass and failed not in self._found:
+            key = failed
+        self.stands[wish.key] = key
+        self._rows.append(verdict_row(key, wish.trace_key, wish.problem_key, verdict, wish.settled))
+        self._tally.update([verdict.outcome, *([verdict.failure] if verdict.failure else [])])
         self._spent.update(spent_in(verdict.evidence))
         self._done += 1
 
@@ -169,9 +185,22 @@ def judge_figures(spent: Mapping[str, float]) -> dict[str, float]:
     return figures | ({"cost": round(spent["cost"], 4)} if spent.get("cost") else {})
 
 
-def shares(tally: Mapping[Outcome, int]) -> dict[str, float]:
-    total = max(sum(tally.values()), 1)
-    return {str(outcome): round(count / total, 4) for outcome, count in tally.items()}
+def shares(tally: Mapping[str, int]) -> dict[str, float]:
+    """The share of each outcome; and of each kind of failure that there was."""
+    total = max(sum(tally.get(outcome, 0) for outcome in Outcome), 1)
+    return {str(name): round(tally.get(name, 0) / total, 4) for name in dict.fromkeys([*Outcome, *tally])}
+
+
+def failed_once(verdict_keys: Sequence[str]) -> dict[str, int]:
+    """The figure for a manifest by which `judged_again` knows: how many verdicts may yet change."""
+    count = sum(key.endswith(keys.failed_key("")) for key in verdict_keys)
+    return {"failed_once": count} if count else {}
+
+
+def judged_again(manifest: Manifest) -> str | None:
+    """Why a stage whose record is whole runs again (`pipeline.stage.Stage.again`)."""
+    count = manifest.figures.get("failed_once")
+    return f"{count} verdict(s) failed, by a timeout or a crash: judged once more" if count else None
 
 
 def _responses(store: Store, wishes: Sequence[Judgement]) -> dict[str, Response]:

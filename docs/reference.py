@@ -1,4 +1,4 @@
-"""Write the reference pages from the code: docs/cli.md, docs/yaml.md, docs/store.md.
+"""Write the reference pages from the code: docs/cli.md, docs/yaml.md, docs/store.md, a table in docs/verifiers.md.
 
 `make docs` runs it; a test fails where a page on disk differs from what the code says.
 """
@@ -99,8 +99,7 @@ def _verifiers() -> list[str]:
     ]
     for name in catalog.VERIFIERS:
         made = catalog.resolve("verifiers", name)
-        about = (sys.modules[made.__module__].__doc__ or "").split("\n\n")[0].split(": ", 1)[-1]
-        lines += [f"## Verifier `{name}`", "", " ".join(f"{about[0].upper()}{about[1:]}".split()), ""]
+        lines += [f"## Verifier `{name}`", "", _about(name), ""]
         if settings := getattr(made, "settings_model", None):
             lines += [*_model(settings), ""]
         elif fields := dataclasses.fields(made) if dataclasses.is_dataclass(made) else ():
@@ -205,7 +204,24 @@ def store() -> str:
     return "\n".join(head) + schema.documentation()
 
 
-PAGES = {"cli.md": cli, "yaml.md": yaml, "store.md": store}
+def verifiers() -> str:
+    """The page as it is, with the table of what the catalog holds."""
+    before, begin, rest = (HERE / "verifiers.md").read_text(encoding="utf-8").partition("<!-- begin: ")
+    mark, _, rest = rest.partition("\n")
+    _, end, after = rest.partition("<!-- end -->")
+    rows = [f"| `{name}` | {_about(name)} |" for name in sorted(catalog.VERIFIERS)]
+    table = ["", "| name | what it asks |", "|---|---|", *rows, "", ""]
+    return f"{before}{begin}{mark}\n" + "\n".join(table) + f"{end}{after}"
+
+
+def _about(name: str) -> str:
+    """What a verifier asks: the first paragraph of its module's docstring, without the name before it."""
+    made = catalog.resolve("verifiers", name)
+    text = (sys.modules[made.__module__].__doc__ or "").split("\n\n")[0].split(": ", 1)[-1]
+    return " ".join(f"{text[0].upper()}{text[1:]}".split())
+
+
+PAGES = {"cli.md": cli, "yaml.md": yaml, "store.md": store, "verifiers.md": verifiers}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():

@@ -71,10 +71,10 @@ def examine(
     identity = identify(spec, inputs, workspace.hashes)
     found = manifests.find(workspace.path, identity)
     if found and not forced:
-        lost = workspace.lost(spec, found, inputs)
-        if lost is None:
+        why = workspace.lost(spec, found, inputs) or (spec.stage.again(found) if spec.stage.again else None)
+        if why is None:
             return StagePlan(spec, Status.CACHED, (), identity, found, figures=found.figures)
-        reasons: tuple[str, ...] = (lost,)
+        reasons: tuple[str, ...] = (why,)
     else:
         reasons = ("--force",) if forced else explain(spec, identity, workspace)
     forecast = _forecast(spec, workspace, identity, inputs, expected)

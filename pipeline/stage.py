@@ -133,6 +133,9 @@ class Stage:
     check: Callable[[Any, Any], str | None] | None = None
     """``(context, manifest) -> why the output is not whole (any more)``, or None. Asked before an output is
     recorded too."""
+    again: Callable[[Manifest], str | None] | None = None
+    """``manifest -> why an output that is whole is to be made again``, or None: a part of it failed and may
+    come out otherwise. Asked when the next run is planned."""
     links: tuple[str, ...] = ()
     """Files of the artifact that are also linked from the top of the workspace."""
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from distill.thinking import Response
 from distill.types import Problem, Verdict
@@ -24,6 +25,12 @@ class Hostile:
             return Verdict.correct(str(len(str(9 ** (9**9)))))
         if answer == "sleep":
             time.sleep(1e6)
+        if answer.startswith("sleep after "):
+            Path(answer.removeprefix("sleep after ")).touch()
+            time.sleep(1e6)
+        if answer.startswith("wait for "):
+            while not Path(answer.removeprefix("wait for ")).exists():
+                time.sleep(0.02)
         if answer == "memory":
             return Verdict.correct(str(len(b"x" * (1 << 42))))
         if answer == "exit":
@@ -38,4 +45,8 @@ class Hostile:
             os.write(1, b"noise")
         if answer == "pid":
             return Verdict.correct(str(os.getpid()))
+        if answer == "nonsense":
+            return True  # type: ignore[return-value]
+        if answer == "odd evidence":
+            return Verdict.correct("odd", nan=float("nan"), huge=10**5000, set={1}, nested=({1: float("inf")},))
         return Verdict.correct("fine")

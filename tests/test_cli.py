@@ -234,7 +234,7 @@ def test_what_cannot_work_is_told_before_anything_is_made(overrides: list[str], 
         ('{"q": {"x": 1}, "a": "2"}', {}, "p.jsonl:1: column 'q' is not text"),
         ('{"q": "1", "a": "2"}', {"reference_pattern": "'####('"}, "p.yaml:3: stages.problems.sources.0.reference_pattern: "),
         ('{"q": "1", "a": "2"}', {"reference_pattern": "'#+ .+'"}, "has 0 groups in parentheses"),
-        ("q\xe9".encode("latin-1"), {}, "p.jsonl: cannot be read"),
+        ("q\xe9".encode("latin-1"), {}, "p.jsonl:1: not UTF-8 text"),
     ],
 )  # fmt: skip
 def test_a_problem_file_that_cannot_be_used_is_one_line(

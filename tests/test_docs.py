@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +25,7 @@ def reference() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["cli.md", "yaml.md", "store.md"])
+@pytest.mark.parametrize("page", ["cli.md", "yaml.md", "store.md", "verifiers.md"])
 def test_reference_pages_are_those_the_code_makes(page: str) -> None:
     made = reference().PAGES[page]().rstrip() + "\n"
     assert (ROOT / "docs" / page).read_text() == made, "run `make docs`"
@@ -32,6 +34,18 @@ def test_reference_pages_are_those_the_code_makes(page: str) -> None:
 def test_every_stage_has_a_section() -> None:
     text = (ROOT / "docs/yaml.md").read_text()
     assert all(f"## `{kind}`" in text for kind in catalog.names("stages"))
+
+
+def test_every_verifier_is_on_the_page_of_verifiers() -> None:
+    text = (ROOT / "docs/verifiers.md").read_text()
+    assert all(f"| `{name}` |" in text for name in catalog.VERIFIERS)
+
+
+def test_what_the_page_of_verifiers_shows_in_python_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/verifiers.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 3
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_links_and_configs_named_in_the_documents_exist() -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distill.types import Outcome, Problem, Verdict
-from distill.verifiers import VerifierPool, build, judge
+from distill.verifiers import VerifierPool, build, check, judge
+from distill.verifiers.order import WINDOW, in_order
 from distill.verifiers.worker import Limits
 from pipeline.errors import InputError, PipelineError
 
@@ -29,24 +37,26 @@ def pool() -> Iterator[VerifierPool]:
 
 
 @pytest.mark.parametrize(
-    ("act", "reason"),
+    ("act", "failure", "reason"),
     [
-        ("spin", "0.5 s of CPU time"),
-        ("spin in C", "0.5 s of CPU time"),
-        ("sleep", "wall time"),
-        ("memory", "out of memory"),
-        ("exit", "status 3"),
-        ("die", "SIGSEGV"),
-        ("raise", "ValueError: no"),
+        ("spin", "timeout", "0.5 s of CPU time"),
+        ("spin in C", "timeout", "0.5 s of CPU time"),
+        ("sleep", "timeout", "wall time"),
+        ("memory", "memory", "out of memory"),
+        ("exit", "crash", "status 3"),
+        ("die", "crash", "SIGSEGV"),
+        ("raise", "error", "ValueError: no"),
+        ("nonsense", "error", "it returned bool, not a Verdict"),
     ],
 )
-def test_misbehaviour_costs_one_verdict(pool: VerifierPool, act: str, reason: str) -> None:
+def test_misbehaviour_costs_one_verdict(pool: VerifierPool, act: str, failure: str, reason: str) -> None:
     items = [(i, HOSTILE, PROBLEM, act if i == 5 else "fine") for i in range(12)]
     verdicts = dict(pool.verify_many(items))
     assert verdicts.keys() == set(range(12))
     lost = verdicts.pop(5)
     assert lost.outcome is Outcome.UNVERIFIABLE and reason in lost.reason and lost.score is None
     assert (lost.verifier, lost.version) == ("hostile", "1")
+    assert lost.failure == lost.evidence["failure"] == failure
     assert all(verdict.outcome is Outcome.CORRECT for verdict in verdicts.values())
 
 
@@ -54,6 +64,27 @@ def test_nothing_but_misbehaviour(pool: VerifierPool) -> None:
     items = [(i, HOSTILE, PROBLEM, act) for i, act in enumerate(["exit", "die", "raise", "memory"] * 5)]
     verdicts = dict(pool.verify_many(items))
     assert len(verdicts) == 20 and {v.outcome for v in verdicts.values()} == {Outcome.UNVERIFIABLE}
+
+
+def test_an_abstention_is_no_failure(pool: VerifierPool) -> None:
+    verdict = pool.verify("math", "}{", "42")
+    assert verdict.outcome is Outcome.UNVERIFIABLE and verdict.failure is None
+
+
+def test_a_composition_fails_where_the_part_that_decides_does(pool: VerifierPool) -> None:
+    assert pool.verify({"all": ["exact", HOSTILE]}, "raise", "raise").failure == "error"
+    assert pool.verify({"any": ["exact", HOSTILE]}, "raise", "raise").failure is None
+
+
+def test_evidence_that_is_no_plain_data_becomes_text(pool: VerifierPool) -> None:
+    verdict = pool.verify(HOSTILE, PROBLEM, "odd evidence")
+    assert json.loads(json.dumps(verdict.evidence, allow_nan=False)) == {
+        "judged": "the text after thinking",
+        "nan": "nan",
+        "huge": "an integer of 16610 bits",
+        "set": "{1}",
+        "nested": [{"1": "inf"}],
+    }
 
 
 def mixed() -> list[tuple[int, str, Problem, str]]:
@@ -108,6 +139,98 @@ def test_several_threads_share_a_pool(pool: VerifierPool) -> None:
     assert counts == [50] * 4
 
 
+def test_a_hanging_verdict_holds_up_no_other() -> None:
+    """It ends by being cancelled: had anything waited for it, this test would take the wall limit."""
+    with VerifierPool(workers=2, limits=Limits(wall_seconds=600.0)) as pool:
+        list(pool.verify_many((i, HOSTILE, PROBLEM, "fine") for i in range(50)))  # quick: batches are large now
+        futures = [pool.submit(HOSTILE, PROBLEM, "sleep" if i == 20 else "fine") for i in range(100)]
+        hanging = futures.pop(20)
+        assert {future.result().outcome for future in futures} == {Outcome.CORRECT}
+        assert not hanging.done() and hanging.cancel()
+
+
+def test_a_cancelled_verdict_frees_its_worker(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    with VerifierPool(workers=1, limits=Limits(wall_seconds=600.0)) as pool:
+        hanging = [pool.submit(HOSTILE, PROBLEM, act) for act in (f"sleep after {begun}", "sleep", "sleep")]
+        while not begun.exists():
+            time.sleep(0.01)
+        for future in hanging:
+            future.cancel()
+        assert pool.verify(HOSTILE, PROBLEM, "fine").outcome is Outcome.CORRECT
+        assert pool.restarts == 1
+
+
+def test_asyncio_has_many_verdicts_under_way_at_once(pool: VerifierPool) -> None:
+    async def run() -> list[Verdict]:
+        asked = (pool.averify(HOSTILE, PROBLEM, act) for act in [*["raise", "fine"] * 100, "exit", "exit"])
+        return await asyncio.gather(*asked)
+
+    failures = [verdict.failure for verdict in asyncio.run(run())]
+    assert failures == [*["error", None] * 100, "crash", "crash"]
+
+
+def test_cancelled_tasks_leave_no_worker_stuck(tmp_path: Path) -> None:
+    async def run(pool: VerifierPool) -> Verdict:
+        acts = [f"sleep after {tmp_path / str(i)}" for i in range(20)]
+        hanging = [asyncio.ensure_future(pool.averify(HOSTILE, PROBLEM, act)) for act in acts]
+        while len(list(tmp_path.iterdir())) < 2:  # both workers are at one
+            await asyncio.sleep(0.01)
+        for task in hanging:
+            task.cancel()
+        ended = await asyncio.gather(*hanging, return_exceptions=True)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ended)
+        return await pool.averify(HOSTILE, PROBLEM, "fine")
+
+    with VerifierPool(workers=2, limits=Limits(wall_seconds=600.0)) as pool:
+        assert asyncio.run(run(pool)).outcome is Outcome.CORRECT
+
+
+def test_what_has_to_be_opened_is_asked_from_asyncio_too(pool: VerifierPool) -> None:
+    async def run() -> list[Verdict]:
+        answers = [json.dumps({"o": outcome}) for outcome in ("correct", "incorrect")]
+        spec = {"asked_verifiers:Oracle": {"of": "o"}}
+        return await asyncio.gather(*(pool.averify(spec, "x", answer) for answer in answers))
+
+    assert [verdict.outcome for verdict in asyncio.run(run())] == ["correct", "incorrect"]
+
+
+def test_a_closed_event_loop_does_the_pool_no_harm(pool: VerifierPool) -> None:
+    async def run() -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(pool.averify(HOSTILE, PROBLEM, "sleep"), timeout=0.01)
+
+    asyncio.run(run())
+    assert pool.verify(HOSTILE, PROBLEM, "fine").outcome is Outcome.CORRECT
+
+
+@settings(max_examples=20, deadline=None)
+@given(done_first=st.permutations(range(12)), seen=st.integers(0, 12))
+def test_verdicts_come_in_the_order_they_were_asked_for(done_first: list[int], seen: int) -> None:
+    futures = [Future[Verdict]() for _ in range(12)]
+    for index in done_first[:seen]:
+        futures[index].set_result(Verdict.correct(str(index)))
+    timers = [threading.Timer(0.001, futures[i].set_result, [Verdict.correct(str(i))]) for i in done_first[seen:]]
+    for timer in timers:
+        timer.start()
+    assert [(k, v.reason) for k, v in in_order(enumerate(futures))] == [(i, str(i)) for i in range(12)]
+
+
+def test_a_slow_verdict_holds_back_a_bounded_number(pool: VerifierPool) -> None:
+    read = 0
+    slow = pool.submit(HOSTILE, PROBLEM, "sleep")
+
+    def asked() -> Iterator[tuple[int, Future[Verdict]]]:
+        nonlocal read
+        for read in range(3 * WINDOW):
+            yield read, slow if read == 0 else pool.submit("exact", "a", "a")
+
+    verdicts = in_order(asked())
+    assert next(verdicts)[1].failure == "timeout"
+    assert read < WINDOW
+    assert [key for key, _ in verdicts] == list(range(1, 3 * WINDOW))
+
+
 def test_a_caller_may_stop_early(pool: VerifierPool) -> None:
     verdicts = pool.verify_many((i, HOSTILE, PROBLEM, "fine") for i in range(1000))
     next(verdicts)
@@ -118,6 +241,32 @@ def test_a_caller_may_stop_early(pool: VerifierPool) -> None:
 def test_a_wrong_name_is_an_input_error(pool: VerifierPool) -> None:
     with pytest.raises(InputError, match="did you mean 'math'"):
         pool.verify("maths", PROBLEM, "42")
+
+
+def test_check_is_one_call_that_nothing_can_hang_or_crash() -> None:
+    assert check("math", reference="42", response=r"<think>41?</think> So \boxed{42}").outcome is Outcome.CORRECT
+    assert check("math", "42", r"\boxed{43}").outcome is Outcome.INCORRECT
+    assert check(HOSTILE, PROBLEM, "exit").failure == "crash"
+
+
+FORKED = """
+import os
+from distill.verifiers import check
+check("hostile_verifiers:Hostile", "", "fine")
+child = os.fork()
+print(check("hostile_verifiers:Hostile", "", "fine").outcome, flush=True)
+if child:
+    os.waitpid(child, 0)
+"""
+
+
+def test_check_works_on_both_sides_of_a_fork() -> None:
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here.parent), str(here)])
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["correct", "correct"], done.stderr
 
 
 def test_a_closed_pool_says_so() -> None:

@@ -159,6 +159,47 @@ def ask(
     command("ask", "ask")(question, model, pipeline, workspace, show_thinking, temperature, max_tokens, seed, json_)
 
 
+@app.command(epilog="Example: distill verify answers.jsonl --verifier math --output verdicts.jsonl")
+def verify(
+    file: Annotated[Path, typer.Argument(help="A file of answers: .jsonl, .json, .csv, .tsv, .parquet, or .gz.")],
+    verifier: Annotated[
+        str,
+        typer.Option(help="A name (`distill list verifiers`), module:attribute, or a spec: '{all: [math, format]}'."),
+    ],
+    answer_key: Annotated[
+        str, typer.Option(help="The column of the right answer; or several, as in '{tests: test, entry_point: name}'.")
+    ] = "answer",
+    response_key: Annotated[str, typer.Option(help="The column of the response, think tags and all.")] = "response",
+    answer_pattern: Annotated[
+        str | None, typer.Option(help="Take the last match of this pattern in the answer: '#### (.+)'.")
+    ] = None,
+    no_answer: Annotated[bool, typer.Option("--no-answer", help="There is no right answer (judge the form).")] = False,
+    prompt_key: Annotated[str | None, typer.Option(help="The column of the prompt, if the verifier reads it.")] = None,
+    thinking_key: Annotated[str | None, typer.Option(help="The column of the thinking, if it has its own.")] = None,
+    think_opened: Annotated[
+        bool, typer.Option("--think-opened", help="Prompts ended in <think>: without </think> it is all thinking.")
+    ] = False,
+    id_key: Annotated[str | None, typer.Option(help="The column copied as `id`; `id` itself by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write here when complete, not to stdout; goes on if stopped.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows only.")] = None,
+    on_bad_row: Annotated[
+        str, typer.Option(help="stop: judge nothing if a row cannot be read; skip: its line says why.")
+    ] = "stop",
+    json_: Annotated[bool, typer.Option("--json", help="Print the summary, on stderr, as one JSON object.")] = False,
+) -> None:
+    """Judge a file of answers: one JSON line a row, in order, on stdout; a summary on stderr."""
+    from distill.answers import AnswerColumns
+    from pipeline.document import parse_value
+
+    several = answer_key.lstrip().startswith("{")
+    reference = None if no_answer else parse_value(answer_key) if several else answer_key
+    columns = AnswerColumns(response_key, reference, answer_pattern, prompt_key, thinking_key, id_key, think_opened)
+    command("verify", "verify")(file, verifier, columns, output, workers, limit, on_bad_row, json_)
+
+
 @traces.command("list", epilog="Example: distill traces list --outcome incorrect --limit 5")
 def traces_list(
     pipeline: PipelineFile = DEFAULT_PIPELINE,
@@ -198,8 +239,35 @@ def traces_sql(
 def traces_stats(
     pipeline: PipelineFile = DEFAULT_PIPELINE, workspace: WorkspaceOption = None, json_: Json = False
 ) -> None:
-    """Count traces, tokens and verdicts by model and source."""
+    """Count traces and tokens by model and source, and each verifier's verdicts, abstentions and failures."""
     command("traces", "stats")(pipeline, workspace, json_)
+
+
+@traces.command("diff-verifiers", epilog="Example: distill traces diff-verifiers --a math@1 --b math@2")
+def traces_diff_verifiers(
+    a: Annotated[
+        str | None,
+        typer.Option("--a", help="A verifier: NAME, NAME@VERSION, or a spec; both left out: the two there are."),
+    ] = None,
+    b: Annotated[str | None, typer.Option("--b", help="Another verifier, or another version of it.")] = None,
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    limit: Annotated[int, typer.Option(min=0, help="List so many of the traces on which they differ.")] = 20,
+    json_: Json = False,
+) -> None:
+    """Compare what two verifiers, or two versions of one, said of the same traces."""
+    command("audit", "diff_verifiers")(a, b, pipeline, workspace, limit, json_)
+
+
+@traces.command("disagreements", epilog="Example: distill traces disagreements --limit 5")
+def traces_disagreements(
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many of them.")] = 20,
+    json_: Json = False,
+) -> None:
+    """List traces that one verifier calls correct and another incorrect, or whose own check disagrees."""
+    command("audit", "disagreements")(pipeline, workspace, limit, json_)
 
 
 def main() -> None:
@@ -247,7 +315,10 @@ def _interrupted() -> None:
 
 
 def _fail(message: str, code: Exit) -> None:
+    rows_on_stdout = sys.argv[1:2] == ["verify"]
     if "--json" in sys.argv:
-        print(json.dumps({"event": "error", "message": message, "exit_code": int(code)}), flush=True)
-    print(f"distill: {message}", file=sys.stderr, flush=True)
+        event = {"event": "error", "message": message, "exit_code": int(code)}
+        print(json.dumps(event), file=sys.stderr if rows_on_stdout else sys.stdout, flush=True)
+    if not ("--json" in sys.argv and rows_on_stdout):
+        print(f"distill: {message}", file=sys.stderr, flush=True)
     sys.exit(int(code))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from distill.cli.audit import views
 from distill.cli.open import store_at
 from distill.cli.table import show as show_rows
 from distill.store import Store
@@ -21,6 +22,7 @@ def list_traces(
         raise InputError(f"--outcome {outcome}: expected {', '.join(OUTCOMES)}")
     rows = store_at(pipeline, workspace).rows(
         "SELECT t.trace_key[:12] AS trace, p.problem_id AS problem, t.model[:12] AS model, v.outcome, "
+        "v.verifier || ' ' || v.version AS verifier, "
         "t.thinking_tokens + t.answer_tokens AS tokens, t.finish, t.answer "
         "FROM traces t LEFT JOIN verdicts v USING (trace_key) LEFT JOIN prompts p USING (prompt_key) "
         "WHERE ($outcome IS NULL OR v.outcome = $outcome) AND ($source IS NULL OR p.source = $source) "
@@ -43,17 +45,24 @@ def sql(query: str, pipeline: Path, workspace: Path | None, as_json: bool) -> No
 
 
 def stats(pipeline: Path, workspace: Path | None, as_json: bool) -> None:
-    rows = store_at(pipeline, workspace).rows(
-        "SELECT t.model[:12] AS model, p.source, count(*) AS traces, "
-        "round(avg(t.thinking_tokens + t.answer_tokens), 1) AS tokens_each, "
-        "sum(t.thinking_tokens + t.answer_tokens)::BIGINT AS tokens, "
-        "count(*) FILTER (v.outcome = 'correct') AS correct, count(*) FILTER (v.outcome = 'incorrect') AS incorrect, "
-        "count(*) FILTER (v.outcome = 'unverifiable') AS unverifiable, "
-        "count(*) FILTER (t.finish = 'length') AS truncated "
-        "FROM traces t LEFT JOIN verdicts v USING (trace_key) LEFT JOIN prompts p USING (prompt_key) "
-        "WHERE t.trace_key NOT IN (SELECT trace_key FROM rollouts) GROUP BY ALL ORDER BY ALL"
-    )
-    show_rows(rows, as_json)
+    store = store_at(pipeline, workspace)
+    with views(store):
+        traces = store.rows(
+            "WITH newest AS (SELECT trace_key, arg_max(outcome, created) AS outcome FROM judgements GROUP BY 1) "
+            "SELECT t.model[:12] AS model, p.source, count(*) AS traces, "
+            "round(avg(t.thinking_tokens + t.answer_tokens), 1) AS tokens_each, "
+            "sum(t.thinking_tokens + t.answer_tokens)::BIGINT AS tokens, "
+            "count(*) FILTER (v.outcome = 'correct') AS correct, count(*) FILTER (v.outcome = 'incorrect') "
+            "AS incorrect, count(*) FILTER (v.outcome = 'unverifiable') AS unverifiable, "
+            "count(*) FILTER (t.finish = 'length') AS truncated "
+            "FROM traces t LEFT JOIN newest v USING (trace_key) LEFT JOIN prompts p USING (prompt_key) "
+            "WHERE t.trace_key NOT IN (SELECT trace_key FROM rollouts) GROUP BY ALL ORDER BY ALL"
+        )
+        verifiers = store.rows("SELECT * FROM verifier_rates ORDER BY ALL")
+    for kind, rows in (("traces", traces), ("verifier", verifiers)):
+        show_rows([{"kind": kind, **row} if as_json else row for row in rows], as_json)
+        if kind == "traces" and not as_json:
+            print()
 
 
 def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> None:

@@ -64,14 +64,14 @@ def run(context: Context, settings: EvaluateSettings) -> Output:
         judged = verification.judgements(
             [(wish.key, wish.problem_key, wish.problem) for wish in wishes], settings.verifier, context.hashes
         )
-        verification.make_verdicts(store, judged, context, settings.workers, label)
+        verdicts = verification.make_verdicts(store, judged, context, settings.workers, label)
         labels = [
             label if wish.sampling.temperature == settings.sampling.temperature else f"{label}/greedy"
             for wish in wishes
         ]
-        members += [(name, judgement.key) for name, judgement in zip(labels, judged, strict=True)]
+        members += list(zip(labels, verdicts, strict=True))
         label_of = {key: name for name, key in members}
-        rows = list(verification.scores(store, [judgement.key for judgement in judged]))
+        rows = list(verification.scores(store, verdicts))
         sampled = [row for row in rows if label_of[row["verdict_key"]] == label]
         by_problem[label] = _scores(sampled)
         subjects[label] = summary(sampled, settings.pass_at)
@@ -80,7 +80,8 @@ def run(context: Context, settings: EvaluateSettings) -> Output:
         context.note(f"{label}: pass@1 {_percent(clustered_mean(by_problem[label]))}")
     digest = record_members(store, members)
     steps = _paired_steps(by_problem)
-    return Output(digest, {"members": len(members), "subjects": subjects, "paired": steps})
+    again = verification.failed_once([key for _, key in members])
+    return Output(digest, {"members": len(members), "subjects": subjects, "paired": steps, **again})
 
 
 def wishes_of(settings: EvaluateSettings, tasks: Sequence[tuple[str, Problem]], model: str) -> list[Wanted]:
@@ -204,4 +205,5 @@ STAGE = Stage(
     dependencies=dependencies,
     refuse=refuse,
     check=members_present,
+    again=verification.judged_again,
 )

@@ -29,10 +29,10 @@ def run(context: Context, settings: VerifySettings) -> Output:
     store = store_of(context)
     traces = traces_of(store, context.inputs[settings.traces].digest)
     wishes = verification.judgements(traces, settings.verifier, context.hashes)
-    verification.make_verdicts(store, wishes, context, settings.workers)
-    digest = record_members(store, [("verdict", wish.key) for wish in wishes])
+    keys = verification.make_verdicts(store, wishes, context, settings.workers)
+    digest = record_members(store, [("verdict", key) for key in keys])
     judges = _judges(store, digest) if settings.verifier and verification.most(settings.verifier, 1) else {}
-    figures = {"members": len(wishes), **_totals(store, digest), **judges}
+    figures = {"members": len(keys), **_totals(store, digest), **verification.failed_once(keys), **judges}
     return Output(digest, {**figures, "versions": verification.used(wishes)})
 
 
@@ -50,12 +50,15 @@ def traces_of(store: Store, collection: str) -> list[tuple[str, str, Problem]]:
 
 
 def _totals(store: Store, collection: str) -> dict[str, int]:
+    """How many of each outcome; and of the unverifiable, how many of each kind of failure."""
     rows = store.rows(
-        "SELECT v.outcome, count(*) AS n FROM members m JOIN verdicts v ON m.row_key = v.verdict_key "
-        "WHERE m.collection = ? GROUP BY v.outcome ORDER BY v.outcome",
-        [collection],
+        "WITH found AS (SELECT j.* FROM members m JOIN judgements j ON m.row_key = j.verdict_key "
+        "WHERE m.collection = $collection) "
+        "SELECT outcome AS what, count(*) AS n FROM found GROUP BY 1 UNION ALL "
+        "SELECT failure, count(*) FROM found WHERE failure IS NOT NULL GROUP BY 1 ORDER BY 1",
+        {"collection": collection},
     )
-    return {row["outcome"]: row["n"] for row in rows}
+    return {row["what"]: row["n"] for row in rows}
 
 
 def _judges(store: Store, collection: str) -> dict[str, float]:
@@ -99,4 +102,5 @@ STAGE = Stage(
     run=run,
     forecast=forecast,
     check=check,
+    again=verification.judged_again,
 )

@@ -67,8 +67,8 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: str = "store") -> bool:
     """Apply what is missing; True if anything was. DDL is checkpointed at once: DuckDB's replay of
     DDL from a write-ahead log is its weak spot (duckdb/duckdb#19712)."""
     check_version(connection, path)
-    missing = [name for name in names() if name not in applied(connection)]
-    for name in missing:
+    wanted = missing(connection)
+    for name in wanted:
         connection.execute("BEGIN")
         try:
             connection.execute(
@@ -80,9 +80,15 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: str = "store") -> bool:
         except BaseException:
             connection.execute("ROLLBACK")
             raise
-    if missing:
+    if wanted:
         connection.execute("CHECKPOINT")
-    return bool(missing)
+    return bool(wanted)
+
+
+def missing(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """The migrations that a store has yet to see."""
+    known = applied(connection)
+    return [name for name in names() if name not in known]
 
 
 @cache

@@ -84,21 +84,24 @@ class Store:
 
     def mend(self) -> None:
         """Remake a store that cannot be opened, and bring back from the journal the rows that one has lost
-        (an older copy put back, a torn tail). For whoever holds the workspace, before anything reads."""
+        (an older copy put back, a torn tail); bring one of an older distill up to date. For whoever holds
+        the workspace, before anything reads."""
         for directory in (self.shards, self.journal):
             make_directory(directory)
         if not self.path.exists():
             return
         try:
             with self.reading() as connection:
+                old = bool(schema.missing(connection))
                 behind = self._behind(connection)
         except Damaged:
             with self._writing():
                 return
-        if behind:
+        if behind or old:
             with self._writing() as connection:
                 brought = sum(self._replay(connection, table) for table in behind)
                 connection.execute("CHECKPOINT")
+        if behind:
             self._note(f"{self.path}: lacked {brought} rows; brought back from the journal")
 
     def _behind(self, connection: duckdb.DuckDBPyConnection) -> list[str]:

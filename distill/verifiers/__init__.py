@@ -1,20 +1,43 @@
-"""Verifiers: was the question answered? Found by name, composed as data, run in killable processes.
+r"""Verifiers: was the question answered? Found by name, composed as data, run in killable processes.
+
+    verdict = check("math", reference="42", response=r"... \boxed{42}")   # one answer, come what may
+
+    with VerifierPool(workers=2) as pool:                      # many answers: deadlines, kills
+        pool.verify(spec, problem, trace)                      # from any thread
+        await pool.averify(spec, problem, trace)               # from asyncio
+        for key, verdict in pool.verify_many(items): ...       # as they are done
 
     verifier = build("math")                                   # by name
     verifier = build({"format": {"boxed": True}})              # by name, with settings
     verifier = build({"all": ["math", "format"]})              # composed (distill.verifiers.compose)
-    verdict = judge(verifier, problem, trace)                  # here and now
-    with VerifierPool(workers=2) as pool: ...                  # distill.verifiers.pool: deadlines, kills
+    verdict = judge(verifier, problem, trace)                  # in this process: it may hang or crash
 
-Importable without torch. A verifier is one file here and one line in `distill.catalog`; what it must
-do is `distill.verifiers.base`.
+Wherever a problem is asked for, its reference answer alone will do. Importable without torch. A verifier
+is one file here and one line in `distill.catalog`; what it must do is `distill.verifiers.base`. How all
+of it is used on its own is told in docs/verifiers.md.
 """
 
 from __future__ import annotations
 
+from distill.types import Failure, Outcome, Problem, Verdict
 from distill.verifiers.base import Verifier
 from distill.verifiers.compose import build, get, settled
 from distill.verifiers.pool import VerifierPool
 from distill.verifiers.run import judge
+from distill.verifiers.shared import check
+from distill.verifiers.worker import Limits
 
-__all__ = ["Verifier", "VerifierPool", "build", "get", "judge", "settled"]
+__all__ = [
+    "Failure",
+    "Limits",
+    "Outcome",
+    "Problem",
+    "Verdict",
+    "Verifier",
+    "VerifierPool",
+    "build",
+    "check",
+    "get",
+    "judge",
+    "settled",
+]

@@ -162,7 +162,10 @@ class Composed:
         )
         score = {Outcome.CORRECT: 1.0, Outcome.INCORRECT: 0.0, Outcome.UNVERIFIABLE: None}[outcome]
         reason = f"{first.verifier}: {first.reason}"
-        return Verdict(outcome, score, reason, {"parts": list(self._evidence(verdicts))})
+        # A part that failed may judge another time, so the whole may too: it is no abstention.
+        failed = next((v.failure for v in verdicts if v and v.outcome is outcome and v.failure), None)
+        why: dict[str, Any] = {"failure": str(failed)} if failed else {}
+        return Verdict(outcome, score, reason, {**why, "parts": list(self._evidence(verdicts))})
 
     def _evidence(self, verdicts: Sequence[Verdict | None]) -> Iterator[dict[str, Any]]:
         for part, verdict in zip(self.parts, verdicts, strict=True):

@@ -1,69 +1,48 @@
 """A pool of killable processes that judge answers, with a deadline per verdict.
 
 What a verifier does inside a worker costs at most one verdict: a hang, a crash, a memory bomb is
-`unverifiable` with its reason, the worker is started anew, and the rest of its batch goes to the next.
-The limit is CPU time, so that a busy machine changes no verdict; a generous wall deadline stands behind
-it for what sleeps. The cheap and safe part of a verifier (`quick`) runs in the calling thread, so that
-ten thousand integers never cross a pipe.
+`unverifiable` with its reason (`Verdict.failure` tells which), and the worker is started anew. The limit
+is CPU time, so that a busy machine changes no verdict; a generous wall deadline stands behind it for what
+sleeps. The cheap and safe part of a verifier (`quick`) runs in the calling thread, so that ten thousand
+integers never cross a pipe.
 
-One thread of the pool's own, the dispatcher, owns the workers: starts, feeds and kills them. (The kernel
-ties a child's death signal to the *thread* that started it, so it must be one that stays.) Callers talk
-to it through queues, from as many threads as they like.
+Callers may be many threads (`verify`, `verify_many`, `submit`) and asyncio tasks (`averify`). One thread
+of the pool's own, the dispatcher, owns the workers: starts, feeds and kills them. (The kernel ties a
+child's death signal to the *thread* that started it, so it must be one that stays.) Quick verdicts go to a
+worker in batches, slow ones singly; and what waits behind one that takes long is given to another worker,
+so that nothing is held up by a hang.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import queue
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, Pipe, wait
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from multiprocessing.connection import Pipe, wait
 
 from distill.thinking import Response
-from distill.types import Problem, Verdict
+from distill.types import Failure, Problem, Verdict
 from distill.verifiers import asking
 from distill.verifiers.base import Key, Note, Session, Stopping, Verifier, never, silent
 from distill.verifiers.compose import Spec, build
-from distill.verifiers.run import OUT_OF_MEMORY, judge_quickly, shown
+from distill.verifiers.process import Job, WorkerProcess
+from distill.verifiers.run import judge_quickly, posed, shown
 from distill.verifiers.worker import Limits
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
 
 BATCH = 16
+BATCH_SECONDS = 0.05
+"""What a batch should take: small beside the limits, large beside a message."""
 IN_FLIGHT = 64
 """Items per worker that one `verify_many` hands in before it waits for verdicts: the memory bound."""
-START_SECONDS = 120.0
-WORKER = "from distill.verifiers.worker import main; main()"
 MOST_FAILED_STARTS = 3
-
-
-@dataclass(eq=False, slots=True)
-class _Job:
-    """One item on its way; its verdict, or the pool's failure, goes to ``replies``."""
-
-    key: Hashable
-    spec: Spec
-    verifier: Verifier
-    problem: Problem
-    trace: Response
-    replies: queue.SimpleQueue[tuple[_Job, Verdict | PipelineError]]
-    cancelled: threading.Event
-
-
-@dataclass(eq=False, slots=True)
-class _Worker:
-    process: subprocess.Popen[bytes]
-    connection: Connection
-    deadline: float
-    ready: bool = False
-    jobs: deque[_Job] = field(default_factory=deque)
 
 
 class VerifierPool:
@@ -76,18 +55,21 @@ class VerifierPool:
         """``note`` is told what an opened verifier has to say; ``hashes`` remembers what files hold."""
         self.workers = workers or max(1, len(os.sched_getaffinity(0)))
         self.limits = limits or Limits()
+        self.restarts = 0
+        """How many workers had to be replaced so far; for the report."""
+        self._waiting: deque[Job] = deque()
         self._note, self._hashes = note, hashes or FileHashes()
         self._built: dict[str, Verifier] = {}
         self._sessions: dict[str, Session] = {}
-        self.restarts = 0
-        """How many workers had to be replaced so far; for the report."""
-        self._waiting: deque[_Job] = deque()
+        self._askers = ThreadPoolExecutor(1, "asking")  # one: a session is not asked twice at a time
         self._lock = threading.Lock()
         self._opening = threading.Lock()  # one of its own, for loading a model takes long
         self._bell, self._ear = Pipe()
+        self._rung = False
         self._thread: threading.Thread | None = None
         self._closing = False
         self._failed_starts = 0
+        self._pace: dict[str, float] = {}
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -95,22 +77,42 @@ class VerifierPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def verify(self, spec: Spec, problem: Problem, trace: Response | str) -> Verdict:
-        """One verdict."""
-        ((_, verdict),) = self.verify_many([(None, spec, problem, trace)])
-        return verdict
+    def verify(self, spec: Spec, problem: Problem | str, trace: Response | str) -> Verdict:
+        """One verdict. ``problem`` may be the reference answer alone, ``trace`` the raw text."""
+        return self.submit(spec, problem, trace).result()
+
+    async def averify(self, spec: Spec, problem: Problem | str, trace: Response | str) -> Verdict:
+        """One verdict, from asyncio: as many at once as there are tasks. Cancelling the task gives it up."""
+        return await asyncio.wrap_future(self.submit(spec, problem, trace))
+
+    def submit(self, spec: Spec, problem: Problem | str, trace: Response | str) -> Future[Verdict]:
+        """The verdict to come. ``cancel()`` works at any time: the worker is then free in a second.
+
+        A wrong spec raises `InputError` here; a pool that cannot start its workers, a verifier without its
+        sandbox, or a judge that cannot go on raises `PipelineError` from the future. A verifier that has to
+        be opened (a judge) is asked about one after the other: for many, use `verify_many`.
+        """
+        if asking.holds_opened(self._verifier(spec)):
+            if self._closing:
+                raise PipelineError("the verifier pool is closed")
+            return self._askers.submit(lambda: dict(self.verify_many([(None, spec, problem, trace)]))[None])
+        found = self._begin(spec, posed(problem), trace)
+        if isinstance(found, Future):
+            return found
+        done: Future[Verdict] = Future()
+        done.set_result(found)
+        return done
 
     def verify_many(
-        self, items: Iterable[tuple[Key, Spec, Problem, Response | str]], stopping: Stopping = never
+        self, items: Iterable[tuple[Key, Spec, Problem | str, Response | str]], stopping: Stopping = never
     ) -> Iterator[tuple[Key, Verdict]]:
         """Yield (key, verdict) for every (key, spec, problem, trace), as they are done.
 
-        ``items`` is read as verdicts come out, never far ahead. A wrong spec raises `InputError` when
-        it is reached; a pool that cannot start its workers, a verifier without its sandbox, or a judge
-        that cannot go on (`distill.verifiers.asking`) raises `PipelineError`. Once ``stopping`` is true
-        judges are asked nothing more, and what they were at gets no verdict.
+        ``items`` is read as verdicts come out, never far ahead. Errors are those of `submit`. Once
+        ``stopping`` is true judges are asked nothing more, and what they were at gets no verdict.
         """
-        return asking.verify_many(items, self._verifier, self._session, self._in_workers, stopping)
+        whole = ((key, spec, posed(problem), trace) for key, spec, problem, trace in items)
+        return asking.verify_many(whole, self._verifier, self._session, self._in_workers, stopping)
 
     def _verifier(self, spec: Spec) -> Verifier:
         name = spec if isinstance(spec, str) else repr(spec)
@@ -126,47 +128,46 @@ class VerifierPool:
             return self._sessions[name]
 
     def _in_workers(self, items: Iterable[tuple[Key, Spec, Problem, Response | str]]) -> Iterator[tuple[Key, Verdict]]:
-        replies: queue.SimpleQueue[tuple[_Job, Verdict | PipelineError]] = queue.SimpleQueue()
-        cancelled = threading.Event()
-        in_flight = 0
+        replies: queue.SimpleQueue[Future[Verdict]] = queue.SimpleQueue()
+        waiting: dict[Future[Verdict], Key] = {}
         try:
             for key, spec, problem, trace in items:
-                verifier = self._verifier(spec)
-                verdict = judge_quickly(verifier, problem, trace)
-                if verdict is not None:
-                    yield key, verdict
+                found = self._begin(spec, problem, trace)
+                if isinstance(found, Future):
+                    waiting[found] = key
+                    found.add_done_callback(replies.put)
                 else:
-                    self._submit(_Job(key, spec, verifier, problem, shown(verifier, trace), replies, cancelled))
-                    in_flight += 1
-                while in_flight and (not replies.empty() or in_flight >= IN_FLIGHT * self.workers):
-                    yield self._taken(replies)
-                    in_flight -= 1
-            while in_flight:
-                yield self._taken(replies)
-                in_flight -= 1
+                    yield key, found
+                while waiting and (not replies.empty() or len(waiting) >= IN_FLIGHT * self.workers):
+                    done = replies.get()
+                    yield waiting.pop(done), done.result()
+            while waiting:
+                done = replies.get()
+                yield waiting.pop(done), done.result()
         finally:
-            cancelled.set()
+            for future in waiting:
+                future.cancel()
 
     def close(self) -> None:
         """Kill the workers, close what was opened. Calls still in flight raise `PipelineError`."""
         with self._lock:
             self._closing, thread = True, self._thread
-        if thread:
-            self._bell.send_bytes(b"x")
-            thread.join()
+        self._askers.shutdown(wait=False, cancel_futures=True)
         with self._opening:
             sessions, self._sessions = self._sessions, {}
         for session in sessions.values():
             session.close()
+        if thread:
+            self._ring()
+            thread.join()
 
-    @staticmethod
-    def _taken(replies: queue.SimpleQueue[tuple[_Job, Verdict | PipelineError]]) -> tuple[Key, Verdict]:
-        job, reply = replies.get()
-        if isinstance(reply, PipelineError):
-            raise reply
-        return job.key, reply  # type: ignore[return-value]
-
-    def _submit(self, job: _Job) -> None:
+    def _begin(self, spec: Spec, problem: Problem, trace: Response | str) -> Verdict | Future[Verdict]:
+        """The verdict, where the quick part can tell; the future of what a worker says, elsewhere."""
+        verifier = self._verifier(spec)
+        verdict = judge_quickly(verifier, problem, trace)
+        if verdict is not None:
+            return verdict
+        job = Job(spec, verifier, problem, shown(verifier, trace), Future())
         with self._lock:
             if self._closing:
                 raise PipelineError("the verifier pool is closed")
@@ -174,119 +175,142 @@ class VerifierPool:
                 self._thread = threading.Thread(target=self._dispatch, name="verifiers", daemon=True)
                 self._thread.start()
             self._waiting.append(job)
-            if len(self._waiting) == 1:
+            news = len(self._waiting) == 1  # else it waits for a worker, and a worker's reply wakes the dispatcher
+        job.future.add_done_callback(self._perhaps_cancelled)
+        if news:
+            self._ring()
+        return job.future
+
+    def _perhaps_cancelled(self, future: Future[Verdict]) -> None:
+        if future.cancelled():
+            self._ring()
+
+    def _ring(self) -> None:
+        """Have the dispatcher look at what is waiting, and at what is given up."""
+        with self._lock:
+            if not self._rung:
+                self._rung = True
                 self._bell.send_bytes(b"x")
 
     # Everything below runs in the dispatcher's thread.
 
     def _dispatch(self) -> None:
-        workers: list[_Worker] = []
+        workers: list[WorkerProcess] = []
         try:
             while not self._closing:
                 self._feed(workers)
-                nearest = min((w.deadline for w in workers if w.jobs or not w.ready), default=None)
-                timeout = None if nearest is None else max(0.0, nearest - time.monotonic())
-                heard = wait([self._ear, *(worker.connection for worker in workers)], timeout)
+                heard = wait([self._ear, *(worker.connection for worker in workers)], self._timeout(workers))
                 if self._ear in heard:
-                    self._ear.recv_bytes()
+                    self._answer_bell(workers)
                 for worker in list(workers):
                     if worker.connection in heard:
                         self._listen(worker, workers)
-                    elif (worker.jobs or not worker.ready) and time.monotonic() >= worker.deadline:
-                        self._lose(worker, workers, f"no verdict within {self.limits.wall_seconds:g} s of wall time")
+                    elif worker.busy and time.monotonic() >= worker.deadline:
+                        self._lose(worker, workers, overdue=True)
+                    elif self.workers > 1 and worker.holds_up and time.monotonic() >= worker.patience:
+                        self._take_back(worker)
         finally:
+            with self._lock:
+                self._closing = True
             for worker in workers:
-                self._kill(worker)
-            self._fail([job for worker in workers for job in worker.jobs], "the verifier pool was closed")
+                worker.end()
+            self._fail([job for worker in workers for job in worker.jobs if job], "the verifier pool was closed")
 
-    def _feed(self, workers: list[_Worker]) -> None:
+    def _timeout(self, workers: list[WorkerProcess]) -> float | None:
+        """Seconds until a worker is late, or has kept others waiting for too long."""
+        ends = [worker.deadline for worker in workers if worker.busy]
+        if self.workers > 1:
+            ends += [worker.patience for worker in workers if worker.holds_up]
+        return max(0.0, min(ends) - time.monotonic()) if ends else None
+
+    def _answer_bell(self, workers: list[WorkerProcess]) -> None:
+        with self._lock:
+            self._ear.recv_bytes()
+            self._rung = False
+        for worker in workers:
+            worker.hurry()
+
+    def _feed(self, workers: list[WorkerProcess]) -> None:
         """Give every idle worker a batch; start one more while there is work and room for it."""
         while self._waiting:
-            idle = next((worker for worker in workers if worker.ready and not worker.jobs), None)
+            idle = next((worker for worker in workers if not worker.busy), None)
             if idle is None:
-                if len(workers) < self.workers and not any(not worker.ready for worker in workers):
-                    workers.append(self._start())
+                if len(workers) < self.workers and all(worker.ready for worker in workers):
+                    workers.append(WorkerProcess.start(self.limits))
                 return
             if not (batch := self._batch()):
                 continue
-            idle.jobs.extend(batch)
-            idle.deadline = time.monotonic() + self.limits.wall_seconds
-            with suppress(OSError):  # it is dead; reading from it says how
-                idle.connection.send([(job.spec, job.problem, job.trace) for job in batch])
+            idle.send(batch, self.limits)
 
-    def _batch(self) -> list[_Job]:
+    def _batch(self) -> list[Job]:
+        """The next few items that should take `BATCH_SECONDS` together; one alone where nothing is known."""
         with self._lock:
             size = min(BATCH, -(-len(self._waiting) // self.workers))
-            jobs = [self._waiting.popleft() for _ in range(size)]
-        return [job for job in jobs if not job.cancelled.is_set()]
+            jobs, seconds = [self._waiting.popleft()], 0.0
+            while len(jobs) < size:
+                seconds += self._pace.get(jobs[-1].verifier.name, BATCH_SECONDS)
+                if seconds >= BATCH_SECONDS:
+                    break
+                jobs.append(self._waiting.popleft())
+        return [job for job in jobs if not job.future.cancelled()]
 
-    def _start(self) -> _Worker:
-        ours, theirs = Pipe()
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is the parent's to handle
-        )
-        theirs.close()
-        ours.send((os.getpid(), self.limits))
-        return _Worker(process, ours, time.monotonic() + START_SECONDS)
+    def _take_back(self, worker: WorkerProcess) -> None:
+        """Give what waits behind a slow item to others. The worker comes to it too: its replies are not heard."""
+        first, *rest = worker.jobs
+        worker.jobs = deque([first, *[None] * len(rest)])
+        self._wait_again(rest)
 
-    def _listen(self, worker: _Worker, workers: list[_Worker]) -> None:
+    def _wait_again(self, jobs: Iterable[Job | None]) -> None:
+        with self._lock:
+            self._waiting.extendleft(reversed([job for job in jobs if job]))
+
+    def _listen(self, worker: WorkerProcess, workers: list[WorkerProcess]) -> None:
         try:
             message = worker.connection.recv()
         except (EOFError, OSError):
-            self._lose(worker, workers, "")
+            self._lose(worker, workers)
             return
-        worker.deadline = time.monotonic() + self.limits.wall_seconds
         if not worker.ready:
             worker.ready, self._failed_starts = True, 0
-        else:
-            job = worker.jobs.popleft()
-            job.replies.put((job, message))
-            if isinstance(message, Verdict) and OUT_OF_MEMORY in message.reason:
-                # What is left of that process is not to be trusted.
-                self._replace(worker, workers)
-
-    def _lose(self, worker: _Worker, workers: list[_Worker], reason: str) -> None:
-        """A worker hangs or is dead: one verdict is lost, the rest of its batch goes back to the front."""
-        if not worker.ready:
+            return
+        job = worker.jobs.popleft()
+        worker.begin(self.limits)
+        if job is not None:
+            self._note_pace(job.verifier.name, message)
+            job.answer(message)
+        if isinstance(message, Verdict) and message.failure is Failure.MEMORY:
+            # What is left of that process is not to be trusted.
             self._replace(worker, workers)
+
+    def _note_pace(self, name: str, message: Verdict | PipelineError) -> None:
+        """A moving mean of the seconds that a verdict of this verifier takes."""
+        if isinstance(message, Verdict):
+            self._pace[name] = 0.8 * self._pace.get(name, message.seconds) + 0.2 * message.seconds
+
+    def _lose(self, worker: WorkerProcess, workers: list[WorkerProcess], overdue: bool = False) -> None:
+        """A worker hangs or is dead: the verdict it was at is lost, the rest of its batch is not."""
+        job = worker.jobs.popleft() if worker.jobs else None
+        self._replace(worker, workers)
+        if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= MOST_FAILED_STARTS:
                 self._fail([], "the verifier workers do not start; their error is above")
-            return
-        job = worker.jobs.popleft() if worker.jobs else None
-        self._replace(worker, workers)
-        if job is not None:
-            verdict = Verdict.unverifiable(reason or self._cause(worker.process.returncode))
-            job.replies.put((job, replace(verdict, verifier=job.verifier.name, version=job.verifier.version)))
+        elif job is not None:
+            late = Verdict.failed(Failure.TIMEOUT, f"no verdict within {self.limits.wall_seconds:g} s of wall time")
+            verdict = late if overdue else worker.death(self.limits)
+            job.answer(replace(verdict, verifier=job.verifier.name, version=job.verifier.version))
 
-    def _replace(self, worker: _Worker, workers: list[_Worker]) -> None:
-        """End a worker; what it had not begun goes back to the front. The next is started on demand."""
+    def _replace(self, worker: WorkerProcess, workers: list[WorkerProcess]) -> None:
+        """End a worker; what it had not begun waits again. The next is started on demand."""
         workers.remove(worker)
-        self._kill(worker)
+        worker.end()
         self.restarts += 1
-        with self._lock:
-            self._waiting.extendleft(reversed(worker.jobs))
+        self._wait_again(worker.jobs)
+        worker.jobs.clear()
 
-    def _cause(self, code: int) -> str:
-        if code == -signal.SIGPROF:
-            return f"more than {self.limits.cpu_seconds:g} s of CPU time"
-        if code < 0:
-            return f"the verifier's process was killed by {signal.Signals(-code).name}"
-        return f"the verifier's process ended with status {code}"
-
-    def _kill(self, worker: _Worker) -> None:
-        worker.process.kill()
-        worker.process.wait()
-        worker.connection.close()
-
-    def _fail(self, jobs: list[_Job], reason: str) -> None:
+    def _fail(self, jobs: list[Job], reason: str) -> None:
         with self._lock:
             jobs = [*jobs, *self._waiting]
             self._waiting.clear()
         for job in jobs:
-            job.replies.put((job, PipelineError(reason)))
+            job.answer(PipelineError(reason))

@@ -3,37 +3,50 @@
 `judge` runs it to the end in this process; `judge_quickly` runs just its `quick` part, the one that is
 linear in the text and safe anywhere, and says None where that cannot tell. `judge_many` asks an opened
 verifier. The pool is built on these.
+
+A signed verdict's evidence is plain data whatever the verifier put there, so that it can be written as
+JSON and sent between processes.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from distill.thinking import Response, split_thinking
-from distill.types import Problem, Verdict
+from distill.types import Failure, Problem, Verdict
 from distill.verifiers.base import Key, Session, Stopping, Verifier, never
 from pipeline.errors import PipelineError
 
-OUT_OF_MEMORY = "the verifier ran out of memory"
+LARGEST_BITS = 10_000
+"""Of an integer in the evidence: Python refuses to write those of more than 4,300 digits."""
+DEEPEST = 50
 
 
-def judge(verifier: Verifier, problem: Problem, trace: Response | str) -> Verdict:
+def judge(verifier: Verifier, problem: Problem | str, trace: Response | str) -> Verdict:
     """The verdict, with the verifier's name and version and the seconds it took.
 
-    ``trace`` is a `distill.types.Trace`, its `Response`, or the raw text of one, think tags and all.
+    ``problem`` may be the reference answer alone. ``trace`` is a `distill.types.Trace`, its `Response`, or
+    the raw text of one, think tags and all.
 
     A verifier that raises gives `unverifiable`, with the exception as the reason; but a `PipelineError`
     (no sandbox, say) is for the user and passes through.
     """
-    verdict = _asked(verifier, verifier.verify, problem, trace)
+    verdict = _asked(verifier, verifier.verify, posed(problem), trace)
     assert verdict is not None
     return verdict
 
 
-def judge_quickly(verifier: Verifier, problem: Problem, trace: Response | str) -> Verdict | None:
+def judge_quickly(verifier: Verifier, problem: Problem | str, trace: Response | str) -> Verdict | None:
     quick = getattr(verifier, "quick", None)
-    return None if quick is None else _asked(verifier, quick, problem, trace)
+    return None if quick is None else _asked(verifier, quick, posed(problem), trace)
+
+
+def posed(problem: Problem | str) -> Problem:
+    """A problem of which just the reference answer is known, where it is given as a text."""
+    return Problem("", "", problem, "", "") if isinstance(problem, str) else problem
 
 
 def judge_many(
@@ -79,24 +92,44 @@ def _asked(
     seen = shown(verifier, trace)
     try:
         verdict = ask(problem, seen)
+        if verdict is not None and not isinstance(verdict, Verdict):
+            raise TypeError(f"it returned {type(verdict).__name__}, not a Verdict")
     except PipelineError:
         raise
     except MemoryError:
-        verdict = Verdict.unverifiable(OUT_OF_MEMORY)
+        verdict = Verdict.failed(Failure.MEMORY, "the verifier ran out of memory")
     except Exception as error:
         verdict = _failed(error)
     return None if verdict is None else signed(verifier, seen, verdict, time.perf_counter() - started)
 
 
 def _failed(error: Exception) -> Verdict:
-    return Verdict.unverifiable(f"the verifier failed: {type(error).__name__}: {str(error)[:200]}")
+    what = " ".join(str(error)[:200].split())
+    return Verdict.failed(Failure.ERROR, f"the verifier failed: {type(error).__name__}: {what}")
 
 
 def signed(verifier: Verifier, seen: Response, verdict: Verdict, seconds: float) -> Verdict:
     """The verdict with the verifier's name, its version, and what it was shown."""
-    evidence = {"judged": _judged(verifier, seen), **verdict.evidence}
+    evidence = {"judged": _judged(verifier, seen), **plain(verdict.evidence)}
     # Not dataclasses.replace, which takes a tenth of an integer's whole verdict.
     return Verdict(verdict.outcome, verdict.score, verdict.reason, evidence, verifier.name, verifier.version, seconds)
+
+
+def plain(data: Any, depth: int = 0) -> Any:
+    """``data`` as JSON can hold it: what is neither text, number, list nor mapping becomes text."""
+    if data is None or isinstance(data, str | bool):
+        return data
+    if isinstance(data, int):
+        return data if data.bit_length() <= LARGEST_BITS else f"an integer of {data.bit_length()} bits"
+    if isinstance(data, float):
+        return data if math.isfinite(data) else str(data)
+    if depth > DEEPEST:
+        return "nested too deeply"
+    if isinstance(data, Mapping):
+        return {str(key): plain(value, depth + 1) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [plain(value, depth + 1) for value in data]
+    return str(data)
 
 
 def _judged(verifier: Verifier, seen: Response) -> str:

@@ -1,10 +1,9 @@
 """The worker process of the pool; its one argument is the file descriptor of its end of the pipe.
 
-It gets batches of (spec, problem, trace) and sends one verdict
-after the other, at once, so that the parent knows which item a dead worker was at. Every verdict has a
-CPU-time limit: a profiling timer whose signal kills this process, whatever Python or C it is in. It is
-CPU time, not wall time, so that a busy machine changes no verdict. The worker dies with its parent, even
-with one that was killed.
+It gets batches of (spec, problem, trace) and sends one verdict after the other, at once, so that the parent
+knows which item it is at. Every verdict has a CPU-time limit: a profiling timer whose signal kills this
+process, whatever Python or C it is in. It is CPU time, not wall time, so that a busy machine changes no
+verdict. The worker dies with its parent, even with one that was killed.
 """
 
 from __future__ import annotations

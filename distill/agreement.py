@@ -1,0 +1,139 @@
+"""Where two verifiers, or two versions of one, differ on the same traces of a store.
+
+A pair is one trace judged by both against the same reference (under whatever problem: the verifier named
+in a problem is part of its key). What is measured is symmetric: neither of the two is taken to be right.
+That is how a judge's disagreement with a rule verifier is known, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from distill.statistics import wilson
+from distill.store import Store
+from distill.types import Outcome
+from pipeline.document import parse_value
+from pipeline.errors import InputError
+from pipeline.fingerprint import canonical
+
+NAMED = re.compile(r"(.*?)(?:@([^@{}]+))?", re.DOTALL)
+NEWEST = """
+    SELECT j.trace_key, p.reference, p.problem_id, p.source, j.outcome, j.reason
+    FROM judgements j JOIN problems p USING (problem_key)
+    WHERE [j.verifier, j.version, j.settings] = ${0}
+    QUALIFY row_number() OVER (PARTITION BY j.trace_key, p.reference ORDER BY j.created DESC, j.verdict_key) = 1
+"""
+PAIRS = f"""
+    WITH a AS ({NEWEST.format("a")}), b AS ({NEWEST.format("b")})
+    SELECT a.trace_key AS trace, a.problem_id AS problem, a.source, a.outcome AS a, b.outcome AS b,
+        a.reason AS a_reason, b.reason AS b_reason
+    FROM a JOIN b ON a.trace_key = b.trace_key AND a.reference = b.reference
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of one verifier with its settings, as the store knows it."""
+
+    verifier: str
+    version: str
+    settings: str
+
+    def __str__(self) -> str:
+        plain = self.settings == canonical(self.verifier)
+        return f"{self.verifier if plain else self.settings}@{self.version}"
+
+    def named(self, text: str) -> bool:
+        """Whether ``text`` means this one: NAME, NAME@VERSION, or a spec instead of the name."""
+        name, version = NAMED.fullmatch(text.strip()).groups()  # type: ignore[union-attr]
+        spec = parse_value(name) if name.startswith("{") else name
+        return version in (None, self.version) and (name == self.verifier or canonical(spec) == self.settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """``table[a][b]`` counts traces of which the one says a and the other b. ``disagreement`` is the share
+    of contradictions (correct against incorrect) where both came to a verdict, with its 95% interval."""
+
+    a: Version
+    b: Version
+    traces: int
+    table: Mapping[str, Mapping[str, int]]
+    judged_by_both: int
+    agreement: float | None
+    disagreement: float | None
+    ci95: tuple[float, float]
+    differences: Sequence[Mapping[str, Any]]
+
+
+def versions(store: Store) -> list[Version]:
+    """Every verifier that has judged in this store, in the order they came."""
+    rows = store.rows("SELECT verifier, version, settings FROM judgements GROUP BY ALL ORDER BY min(created), 1, 2, 3")
+    return [Version(**row) for row in rows]
+
+
+def choose(known: Sequence[Version], a: str | None, b: str | None) -> tuple[Version, Version]:
+    """The two that are meant; without names, the two that there are."""
+    if a is None and b is None:
+        if len(known) != 2:
+            raise InputError(f"name two of the verifiers in the store with --a and --b: {_listed(known)}")
+        return known[0], known[1]
+    if a is None or b is None:
+        raise InputError("--a and --b go together: each names a verifier, such as math@1")
+    first, second = _one(known, a), _one(known, b)
+    if first == second:
+        raise InputError(f"--a and --b both mean {first}; name two of: {_listed(known)}")
+    return first, second
+
+
+def _one(known: Sequence[Version], text: str) -> Version:
+    found = [version for version in known if version.named(text)]
+    if len(found) != 1:
+        how = "no verifier in the store is" if not found else "several verifiers in the store are"
+        raise InputError(f"{how} called {text!r}; there are: {_listed(found or known)}")
+    return found[0]
+
+
+def _listed(known: Sequence[Version]) -> str:
+    return ", ".join(map(str, known)) or "none"
+
+
+def compare(store: Store, a: Version, b: Version, limit: int | None = None) -> Agreement:
+    """What both said of the same traces; ``differences`` holds at most ``limit`` of them."""
+    who = {"a": _parts(a), "b": _parts(b)}
+    counts = store.rows(f"SELECT a, b, count(*) AS n FROM ({PAIRS}) GROUP BY ALL", who)
+    count = {(row["a"], row["b"]): row["n"] for row in counts}
+    table = {str(x): {str(y): count.get((x, y), 0) for y in Outcome} for x in Outcome}
+    total = sum(count.values())
+    settled = (Outcome.CORRECT, Outcome.INCORRECT)
+    both = sum(count.get(pair, 0) for pair in product(settled, settled))
+    contradictions = sum(count.get(pair, 0) for pair in (settled, settled[::-1]))
+    rate = contradictions / both if both else None
+    differences = store.rows(
+        f"SELECT * FROM ({PAIRS}) WHERE a <> b "
+        "ORDER BY a = 'unverifiable' OR b = 'unverifiable', source, problem, trace LIMIT $limit",
+        who | {"limit": limit},
+    )
+    return Agreement(
+        a, b, total, table, both,
+        agreement=sum(count.get((x, x), 0) for x in Outcome) / total if total else None,
+        disagreement=rate,
+        ci95=(0.0, 1.0) if rate is None else wilson(rate, _problems(store, who)),
+        differences=differences,
+    )  # fmt: skip
+
+
+def _problems(store: Store, who: Mapping[str, Any]) -> int:
+    """How many problems the traces that both settled belong to: samples of one problem are not
+    independent, so it counts once in an interval (see `distill.statistics`)."""
+    sql = f"SELECT count(DISTINCT (source, problem)) AS n FROM ({PAIRS}) WHERE 'unverifiable' NOT IN (a, b)"
+    found: int = store.rows(sql, who)[0]["n"]
+    return found
+
+
+def _parts(version: Version) -> list[str]:
+    return [version.verifier, version.version, version.settings]

@@ -1,0 +1,185 @@
+"""Files of answers: which columns make a problem and a response, and their verdicts in the file's order.
+
+What `distill verify` does, as a library. Nothing here holds more of a file than a window of its rows. What
+the lines look like is `Judged.line`; where they go is the caller's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+from distill.tables import ProblemColumns, Row, one_group
+from distill.thinking import Response, split_thinking
+from distill.types import Failure, Outcome, Problem, Verdict
+from distill.verifiers import VerifierPool, build
+from distill.verifiers.asking import holds_opened
+from distill.verifiers.compose import Spec
+from distill.verifiers.order import in_order
+from pipeline.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerColumns:
+    """Which columns of a row are judged, and by what.
+
+    ``reference`` is as in `ProblemColumns`; None is no reference at all. ``id`` None means the column
+    ``id`` where there is one. ``opened`` says that the prompts ended inside a ``<think>``.
+    """
+
+    response: str = "response"
+    reference: str | Mapping[str, str] | None = "answer"
+    reference_pattern: str | None = None
+    prompt: str | None = None
+    thinking: str | None = None
+    id: str | None = None
+    opened: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            if self.reference_pattern is not None:
+                one_group(self.reference_pattern)
+        except ValueError as error:
+            raise InputError(f"the pattern of the answer: {error}") from None
+
+    def read(self, row: Row) -> tuple[Problem, Response]:
+        """The problem and the response of a row; `InputError` says where it lacks them."""
+        columns = ProblemColumns(self.prompt, self.reference, self.reference_pattern)
+        problem = columns.problem(row, verifier="", source=row.stem, split="", licence="unknown")
+        response = split_thinking(_text(row, self.response), self.opened)
+        if self.thinking is not None:
+            response = Response(_text(row, self.thinking), response.answer, response.closed)
+        self.name(row)
+        return problem, response
+
+    def name(self, row: Row) -> Any:
+        return row.values.get("id") if self.id is None else row.get(self.id)
+
+
+def _text(row: Row, column: str) -> str:
+    """A text as it is, an empty one too: to say nothing is an answer. A number is its digits."""
+    value = row.get(column)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return json.dumps(value)
+    kind = "null" if value is None else type(value).__name__
+    raise InputError(f"{row.where}: column {column!r} holds {kind}; expected text")
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """``row`` counts the file's rows from 1."""
+
+    row: int
+    id: Any
+    verdict: Verdict
+
+    def line(self) -> str:
+        """One line of JSON. It holds no time, so that equal files give equal lines."""
+        named = {} if self.id is None else {"id": self.id}
+        v = self.verdict
+        said = {"verdict": v.outcome, "score": v.score, "reason": v.reason, "evidence": v.evidence}
+        signed = {"verifier": v.verifier, "version": v.version}
+        return json.dumps({"row": self.row, **named, **said, **signed}, ensure_ascii=False, default=str)
+
+
+class Tally(Counter[str]):
+    """Counts of outcomes and, beside them, of failures."""
+
+    def add(self, outcome: str, failure: str | None) -> None:
+        self.update([str(outcome), *([str(failure)] if failure else [])])
+
+    @property
+    def rows(self) -> int:
+        return sum(self[outcome] for outcome in Outcome)
+
+    @property
+    def abstained(self) -> int:
+        return self[Outcome.UNVERIFIABLE] - sum(self[failure] for failure in Failure)
+
+
+def check_rows(rows: Iterable[Row], columns: AnswerColumns) -> int:
+    """The number of rows, if all of them can be read: so that a slip on the last line is told before hours
+    of judging, not after."""
+    count = 0
+    for row in rows:
+        columns.read(row)
+        count += 1
+    return count
+
+
+def judge_rows(
+    rows: Iterable[Row],
+    columns: AnswerColumns,
+    spec: Spec,
+    pool: VerifierPool,
+    stopping: Callable[[], bool] = lambda: False,
+    first: int = 1,
+) -> Iterator[Judged]:
+    """The verdict of every row, in order; ``first`` is the number of the first of ``rows``.
+
+    A row that cannot be read is `unverifiable` (``failure: input``): left out, it would shift the rest.
+    Ends early once ``stopping`` says so; what was yielded by then is whole.
+    """
+    verifier = build(spec)
+
+    def read() -> Iterator[tuple[int, Any, tuple[Problem, Response] | Verdict]]:
+        for number, row in enumerate(rows, first):
+            try:
+                yield number, columns.name(row), columns.read(row)
+            except InputError as error:
+                bad = Verdict.failed(Failure.INPUT, str(error))
+                bad = replace(bad, verifier=verifier.name, version=verifier.version)
+                yield number, row.values.get(columns.id or "id"), bad
+
+    judge = _by_opened if holds_opened(verifier) else _by_workers
+    for number, name, verdict in judge(read(), spec, pool, stopping):
+        yield Judged(number, name, verdict)
+
+
+Numbered = Iterator[tuple[int, Any, tuple[Problem, Response] | Verdict]]
+Found = Iterator[tuple[int, Any, Verdict]]
+
+
+def _by_workers(rows: Numbered, spec: Spec, pool: VerifierPool, stopping: Callable[[], bool]) -> Found:
+    def asked() -> Iterator[tuple[tuple[int, Any], Future[Verdict]]]:
+        for number, name, what in rows:
+            yield (number, name), _known(what) if isinstance(what, Verdict) else pool.submit(spec, *what)
+
+    for (number, name), verdict in in_order(asked(), stopping):
+        yield number, name, verdict
+
+
+def _by_opened(rows: Numbered, spec: Spec, pool: VerifierPool, stopping: Callable[[], bool]) -> Found:
+    """A judge is asked about many at a time, in windows of its own (`distill.verifiers.asking`), which bound
+    what is held here."""
+    names: dict[int, Any] = {}
+    known: dict[int, Verdict] = {}
+
+    def asked() -> Iterator[tuple[int, Spec, Problem, Response]]:
+        for number, name, what in rows:
+            names[number] = name
+            if isinstance(what, Verdict):
+                known[number] = what
+            else:
+                yield number, spec, *what
+
+    def next_ones() -> Found:
+        while (number := next(iter(names), 0)) in known:
+            yield number, names.pop(number), known.pop(number)
+
+    for number, verdict in pool.verify_many(asked(), stopping):
+        known[number] = verdict
+        yield from next_ones()
+    yield from next_ones()
+
+
+def _known(verdict: Verdict) -> Future[Verdict]:
+    future: Future[Verdict] = Future()
+    future.set_result(verdict)
+    return future

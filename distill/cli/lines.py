@@ -1,0 +1,103 @@
+"""Where `distill verify` puts its lines: stdout, or a file that gets its name when it is complete.
+
+Every line is handed to the system at once: the next one may take its time, and the command may be killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from pipeline.errors import Exit, PipelineError
+from pipeline.files import TEMPORARY, disk_errors, fsync_directory, make_directory
+
+
+class Rows(Protocol):
+    def kept(self) -> Iterator[dict[str, Any]]:
+        """What an earlier, stopped attempt left; to be asked once, before anything is written."""
+
+    def write(self, line: str) -> None: ...
+
+    def complete(self) -> None: ...
+
+
+class Busy(PipelineError):
+    exit_code = Exit.AGAIN
+
+
+class Stdout:
+    """Where nobody reads any more (`head` has seen enough) it ends the command, quietly and as done."""
+
+    @classmethod
+    @contextmanager
+    def open(cls) -> Iterator[Stdout]:
+        lines = cls()
+        try:
+            try:
+                yield lines
+            finally:
+                lines.complete()
+        except BrokenPipeError:
+            # What is left in Python's buffer would be written, and complained of, at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(Exit.DONE)
+
+    def kept(self) -> Iterator[dict[str, Any]]:
+        return iter(())
+
+    def write(self, line: str) -> None:
+        sys.stdout.buffer.write(encoded(line))
+        sys.stdout.buffer.flush()
+
+    def complete(self) -> None:
+        sys.stdout.buffer.flush()
+
+
+class Output:
+    """``path``, gathered beside it under a name that carries ``identity``: what the lines depend on."""
+
+    def __init__(self, path: Path, file: BinaryIO, temporary: Path) -> None:
+        self._path, self._file, self._temporary = path, file, temporary
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, identity: str) -> Iterator[Output]:
+        make_directory(path.parent)
+        temporary = path.with_name(f"{TEMPORARY}{path.name}-{identity}")
+        with disk_errors(path), open(temporary, "ab+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Busy(f"{path}: another process is writing it; wait for it to end") from None
+            yield cls(path, file, temporary)
+
+    def kept(self) -> Iterator[dict[str, Any]]:
+        self._file.seek(0)
+        whole = 0
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            yield json.loads(line)
+        self._file.truncate(whole)
+
+    def write(self, line: str) -> None:
+        self._file.write(encoded(line))
+        self._file.flush()
+
+    def complete(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        os.replace(self._temporary, self._path)
+        fsync_directory(self._path.parent)
+
+
+def encoded(line: str) -> bytes:
+    """UTF-8; a lone surrogate, which has no UTF-8, as the escape by which JSON writes it."""
+    return f"{line}\n".encode("utf-8", "backslashreplace")

@@ -1,0 +1,159 @@
+"""``distill verify``: judge a file of answers. Rows go to stdout or --output, the summary to stderr.
+
+The file is read twice: once to check and count its rows, once to judge them. With --output the lines are
+gathered beside it under a name made of all that they depend on, and get its name when they are complete;
+a stopped or killed command, run again, goes on after the last whole line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from distill import tables
+from distill.answers import AnswerColumns, Tally, check_rows, judge_rows
+from distill.cli.display import Rate, duration
+from distill.cli.lines import Output, Rows, Stdout
+from distill.types import Outcome
+from distill.verifiers import VerifierPool, build
+from distill.verifiers.compose import Spec
+from pipeline.document import parse_value
+from pipeline.errors import InputError, Stopped
+from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.stopping import Stopper
+
+PLAIN_SECONDS = 10.0
+NAMES = {"timeout": "timeouts", "memory": "out of memory", "crash": "crashes", "error": "errors", "input": "bad rows"}
+
+
+def verify(
+    file: Path, verifier: str, columns: AnswerColumns, output: Path | None, workers: int | None, limit: int | None,
+    on_bad_row: str, as_json: bool,
+) -> None:  # fmt: skip
+    spec = spec_of(verifier)
+    built = build(spec)
+    if on_bad_row not in ("stop", "skip"):
+        raise InputError(f"--on-bad-row {on_bad_row}: expected stop or skip")
+    if output is not None and output.resolve() == file.resolve():
+        raise InputError(f"--output {output}: is the file that is judged; name another")
+    began = time.monotonic()
+    total = _count(file, limit, columns if on_bad_row == "stop" else None)
+    tally = Tally()
+    stopper = Stopper()
+    with stopper.listening(), _rows(output, file, [spec, built.version, asdict(columns), limit, on_bad_row]) as rows:
+        for line in rows.kept():
+            tally.add(line["verdict"], line["evidence"].get("failure"))
+        kept = tally.rows
+        with VerifierPool(workers=workers, note=_note) as pool, _progress(total, kept, as_json, output) as progress:
+            left = islice(tables.read(file), kept, limit)
+            for judged in judge_rows(left, columns, spec, pool, stopper, kept + 1):
+                rows.write(judged.line())
+                tally.add(judged.verdict.outcome, judged.verdict.failure)
+                progress(tally)
+        if stopper.reason and tally.rows < total:
+            again = "; run the same command again to go on" if output else ""
+            raise Stopped(f"stopped in order after {tally.rows:,} of {total:,} rows ({stopper.reason}){again}")
+        rows.complete()
+    _summary(
+        {
+            "file": str(file), "output": str(output) if output else None, "rows": tally.rows, "kept": kept,
+            "verifier": built.name, "version": built.version, **{outcome: tally[outcome] for outcome in Outcome},
+            "shares": {outcome: round(tally[outcome] / max(tally.rows, 1), 4) for outcome in Outcome},
+            "abstained": tally.abstained, **{key.replace(" ", "_"): tally[failure] for failure, key in NAMES.items()},
+            "restarts": pool.restarts, "seconds": round(time.monotonic() - began, 3),
+        },
+        as_json,
+    )  # fmt: skip
+
+
+def _note(text: str) -> None:
+    print(f"distill: {text}", file=sys.stderr, flush=True)
+
+
+def spec_of(text: str) -> Spec:
+    """A name, a ``module:attribute``, or a spec in YAML or JSON."""
+    spec: Spec = parse_value(text) if text.lstrip().startswith("{") else text
+    return spec
+
+
+def _count(file: Path, limit: int | None, columns: AnswerColumns | None) -> int:
+    rows = islice(tables.read(file), limit)
+    total = sum(1 for _ in rows) if columns is None else check_rows(rows, columns)
+    if total == 0:
+        raise InputError(f"{file}: has no rows")
+    return total
+
+
+@contextmanager
+def _rows(output: Path | None, file: Path, depends_on: list[Any]) -> Iterator[Rows]:
+    if output is None:
+        with Stdout.open() as stdout:
+            yield stdout
+    else:
+        identity = content_hash([FileHashes().of(file), *depends_on])
+        with Output.open(output, identity) as lines:
+            yield lines
+
+
+@contextmanager
+def _progress(total: int, kept: int, as_json: bool, output: Path | None) -> Iterator[Callable[[Tally], None]]:
+    """A bar on a terminal (unless the rows themselves go there), now and then a line elsewhere."""
+    if as_json or (output is None and sys.stdout.isatty()):
+        yield lambda tally: None
+    elif sys.stderr.isatty():
+        with _bar(total, kept) as show:
+            yield show
+    else:
+        rate, said = Rate(), time.monotonic()
+        rate.left(kept, total)
+
+        def say(tally: Tally) -> None:
+            nonlocal said
+            if time.monotonic() - said >= PLAIN_SECONDS:
+                said, left = time.monotonic(), rate.left(tally.rows, total)
+                eta = f", {duration(left)} left" if left is not None else ""
+                print(f"{tally.rows:,}/{total:,} rows{eta}: {_counts(tally)}", file=sys.stderr, flush=True)
+
+        yield say
+
+
+@contextmanager
+def _bar(total: int, kept: int) -> Iterator[Callable[[Tally], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"),
+        console=Console(stderr=True), transient=True, redirect_stdout=False,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=total, completed=kept)
+        yield lambda tally: bar.update(task, completed=tally.rows, description=_counts(tally))
+
+
+def _counts(tally: Mapping[str, int]) -> str:
+    total = max(sum(tally[outcome] for outcome in Outcome), 1)
+    return ", ".join(f"{outcome} {tally[outcome]:,} ({100 * tally[outcome] / total:.1f}%)" for outcome in Outcome)
+
+
+def _summary(found: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found), file=sys.stderr)
+        return
+    kept = f" ({found['kept']:,} of them before)" if found["kept"] else ""
+    print(f"{found['verifier']} {found['version']}: {found['rows']:,} rows in {duration(found['seconds'])}{kept}\n"
+          f"{_counts(found)}", file=sys.stderr)  # fmt: skip
+    if found[Outcome.UNVERIFIABLE]:
+        why = {"abstained": found["abstained"]} | {name: found[name.replace(" ", "_")] for name in NAMES.values()}
+        print(f"unverifiable: {', '.join(f'{name} {n:,}' for name, n in why.items() if n)}; "
+              f"worker restarts {found['restarts']}", file=sys.stderr)  # fmt: skip
+    if found["output"]:
+        print(f"wrote {found['output']}", file=sys.stderr)
+    sys.stderr.flush()

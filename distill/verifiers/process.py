@@ -1,0 +1,118 @@
+"""One worker process as the pool's dispatcher sees it: started, given a batch, waited for, ended.
+
+`distill.verifiers.worker` is what runs in it; when it is late, and what becomes of its batch, is decided in
+`distill.verifiers.pool`. All of this is called from one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Pipe
+
+from distill.thinking import Response
+from distill.types import Failure, Problem, Verdict
+from distill.verifiers.base import Verifier
+from distill.verifiers.compose import Spec
+from distill.verifiers.worker import Limits
+from pipeline.errors import PipelineError
+
+WORKER = "from distill.verifiers.worker import main; main()"
+START_SECONDS = 120.0
+GRACE_SECONDS = 1.0
+"""What a verdict that nobody waits for any more may still take: less than a new worker costs."""
+PATIENCE_SECONDS = 0.25
+"""So long may an item keep the rest of its batch waiting."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Job:
+    """One item on its way; its verdict, or the pool's failure, becomes ``future``'s."""
+
+    spec: Spec
+    verifier: Verifier
+    problem: Problem
+    trace: Response
+    future: Future[Verdict]
+
+    def answer(self, reply: Verdict | PipelineError) -> None:
+        with suppress(InvalidStateError):  # cancelled meanwhile
+            if isinstance(reply, PipelineError):
+                self.future.set_exception(reply)
+            else:
+                self.future.set_result(reply)
+
+
+@dataclass(eq=False, slots=True)
+class WorkerProcess:
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    deadline: float
+    ready: bool = False
+    jobs: deque[Job | None] = field(default_factory=deque)
+    """Its batch, the one it is at first; None stands for one that another worker got meanwhile."""
+    patience: float = 0.0
+    """When the rest of the batch is taken from it."""
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.jobs) or not self.ready
+
+    @property
+    def holds_up(self) -> bool:
+        return any(self.jobs[index] for index in range(1, len(self.jobs)))
+
+    def send(self, batch: Sequence[Job], limits: Limits) -> None:
+        self.jobs.extend(batch)
+        self.begin(limits)
+        with suppress(OSError):  # it is dead; reading from it says how
+            self.connection.send([(job.spec, job.problem, job.trace) for job in batch])
+
+    def begin(self, limits: Limits) -> None:
+        """It starts on the first of its jobs."""
+        self.deadline = time.monotonic() + limits.wall_seconds
+        self.patience = time.monotonic() + PATIENCE_SECONDS
+        self.hurry()
+
+    def hurry(self) -> None:
+        """Allow little time for what nobody waits for any more."""
+        if self.jobs and self.jobs[0] and self.jobs[0].future.cancelled():
+            self.deadline = min(self.deadline, time.monotonic() + GRACE_SECONDS)
+
+    @classmethod
+    def start(cls, limits: Limits) -> WorkerProcess:
+        ours, theirs = Pipe()
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", WORKER, str(theirs.fileno())],  # -P: no other path than ours
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is the parent's to handle
+        )
+        theirs.close()
+        ours.send((os.getpid(), limits))
+        return cls(process, ours, time.monotonic() + START_SECONDS)
+
+    def death(self, limits: Limits) -> Verdict:
+        """What to say of a verdict at which it died."""
+        code = self.process.returncode
+        if code == -signal.SIGPROF:
+            return Verdict.failed(Failure.TIMEOUT, f"more than {limits.cpu_seconds:g} s of CPU time")
+        if code < 0:
+            cause = f"the verifier's process was killed by {signal.Signals(-code).name}"
+            return Verdict.failed(Failure.CRASH, cause)
+        return Verdict.failed(Failure.CRASH, f"the verifier's process ended with status {code}")
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()

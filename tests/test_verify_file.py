@@ -1,0 +1,301 @@
+"""`distill verify`: one line a row in the file's order, whatever the rows hold and whenever it is stopped."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.answers import AnswerColumns, judge_rows
+from distill.tables import Row
+from distill.verifiers import VerifierPool, build, judge
+
+ROOT = Path(__file__).parents[1]
+HOSTILE = "hostile_verifiers:Hostile"
+GSM8K = Path("/work/shared/data/gsm8k_test.jsonl")
+ROWS = [
+    {"id": "a", "answer": "42", "response": r"<think>\boxed{41}?</think> so \boxed{42}"},
+    {"id": "b", "answer": 42, "response": "43"},
+    {"id": "c", "answer": "}{", "response": "42"},
+    {"id": "d", "answer": "7", "response": ""},
+]
+VERDICTS = ["correct", "incorrect", "unverifiable", "incorrect"]
+
+
+def start(*arguments: str, cwd: Path, **options: Any) -> subprocess.Popen[str]:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "distill", "verify", *arguments], cwd=cwd, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths}, **options,
+    )  # fmt: skip
+
+
+def verify(*arguments: str, cwd: Path, code: int = 0) -> tuple[list[dict[str, Any]], str]:
+    """(the lines, what was said on stderr)"""
+    process = start(*arguments, cwd=cwd)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    return [json.loads(line) for line in out.splitlines()], err
+
+
+def jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def test_every_row_has_its_line_in_order(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", ROWS)
+    lines, said = verify("a.jsonl", "--verifier", "math", cwd=tmp_path)
+    assert [line["verdict"] for line in lines] == VERDICTS
+    assert [(line["row"], line["id"]) for line in lines] == [(1, "a"), (2, "b"), (3, "c"), (4, "d")]
+    assert [line["score"] for line in lines] == [1.0, 0.0, None, 0.0]
+    assert lines[0]["evidence"]["judged"] == "the text after thinking"
+    assert (lines[0]["verifier"], lines[0]["version"]) == ("math", build("math").version)
+    assert "correct 1 (25.0%), incorrect 2 (50.0%), unverifiable 1 (25.0%)" in said
+    assert "abstained 1" in said
+
+
+@pytest.mark.parametrize("form", ["jsonl.gz", "json", "csv", "parquet"])
+def test_every_form_of_file(form: str, tmp_path: Path) -> None:
+    path, rows = tmp_path / f"a.{form}", [{**row, "answer": str(row["answer"])} for row in ROWS]
+    if form == "jsonl.gz":
+        path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    elif form == "json":
+        path.write_text(json.dumps(rows))
+    elif form == "csv":
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    lines, _ = verify(path.name, "--verifier", "math", cwd=tmp_path)
+    assert [line["verdict"] for line in lines] == VERDICTS
+
+
+def test_columns_are_named_and_settings_given(tmp_path: Path) -> None:
+    row = {"q": "?", "key": 7, "gold": "so it is #### 5", "said": r"\boxed{5}", "thought": "hm"}
+    jsonl(tmp_path / "a.jsonl", [row, {**row, "said": "5"}])
+    names = ("--answer-key", "gold", "--response-key", "said", "--prompt-key", "q", "--thinking-key", "thought")
+    more = ("--answer-pattern", "#### (.+)", "--id-key", "key")
+    spec = "{all: [math, {format: {boxed: true}}]}"
+    lines, _ = verify("a.jsonl", *names, *more, "--verifier", spec, cwd=tmp_path)
+    assert [(line["id"], line["verdict"]) for line in lines] == [(7, "correct"), (7, "incorrect")]
+    assert lines[0]["verifier"] == "all(math,format)"
+    lines, _ = verify("a.jsonl", "--response-key", "said", "--no-answer", "--verifier", "format", cwd=tmp_path)
+    assert [line["verdict"] for line in lines] == ["correct", "correct"]
+    lines, _ = verify("a.jsonl", "--verifier", "format", "--think-opened", "--no-answer", "--response-key", "said", cwd=tmp_path)  # fmt: skip
+    assert [line["verdict"] for line in lines] == ["incorrect", "incorrect"]
+
+
+def test_a_verifier_of_ones_own_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from distill.types import Verdict\n"
+        "class Long:\n    name, version = 'long', '3'\n"
+        "    def verify(self, problem, trace):\n"
+        "        return Verdict.correct('long') if len(trace.answer) > 2 else Verdict.incorrect('short')\n"
+    )
+    jsonl(tmp_path / "a.jsonl", [{"answer": "x", "response": "abc"}, {"answer": "x", "response": "ab"}])
+    lines, _ = verify("a.jsonl", "--verifier", "mine:Long", cwd=tmp_path)
+    assert [(line["verdict"], line["version"]) for line in lines] == [("correct", "3"), ("incorrect", "3")]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"answer": "1"}, "a.jsonl:2: has no column 'response'; it has answer"),
+        ({"answer": "1", "response": None}, "a.jsonl:2: column 'response' holds null; expected text"),
+        ({"answer": "1", "response": ["1"]}, "a.jsonl:2: column 'response' holds list; expected text"),
+        ({"answer": "", "response": "1"}, "a.jsonl:2: column 'answer' is empty"),
+        ("[1, 2]", "a.jsonl:2: expected an object"),
+        ('{"answer": "1"', "a.jsonl:2: not valid JSON"),
+    ],
+)
+def test_a_bad_row_stops_before_anything_is_judged_or_says_so_on_its_line(
+    bad: Any, message: str, tmp_path: Path
+) -> None:
+    jsonl(tmp_path / "a.jsonl", [ROWS[0], bad, ROWS[1]])
+    lines, said = verify("a.jsonl", "--verifier", "math", cwd=tmp_path, code=2)
+    assert lines == [] and message in said and len(said.splitlines()) == 1
+    lines, said = verify("a.jsonl", "--verifier", "math", "--on-bad-row", "skip", cwd=tmp_path)
+    assert [line["verdict"] for line in lines] == ["correct", "unverifiable", "incorrect"]
+    assert [line["row"] for line in lines] == [1, 2, 3]
+    assert message in lines[1]["reason"] and lines[1]["evidence"] == {"failure": "input"}
+    assert "bad rows 1" in said
+
+
+def test_bad_arguments_are_one_line(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "broken.py").write_text("x = y\n")
+    for arguments, message in [
+        (("a.jsonl", "--verifier", "maths"), "did you mean 'math'?"),
+        (("a.jsonl", "--verifier", "broken:X"), "cannot be loaded: NameError: name 'y' is not defined"),
+        (("a.jsonl", "--verifier", "{format: {boxes: true}}"), "boxes"),
+        (("b.jsonl", "--verifier", "math"), "b.jsonl: cannot be read"),
+        (("a.txt", "--verifier", "math"), "unknown form"),
+        (("empty.jsonl", "--verifier", "math"), "has no rows"),
+        (("a.jsonl", "--verifier", "math", "--output", "./a.jsonl"), "is the file that is judged"),
+        (("a.jsonl", "--verifier", "math", "--on-bad-row", "cry"), "expected stop or skip"),
+        (("a.jsonl", "--verifier", "math", "--answer-pattern", "#### .+"), "has 0 groups in parentheses"),
+    ]:
+        lines, said = verify(*arguments, cwd=tmp_path, code=2)
+        assert lines == [] and message in said and len(said.splitlines()) == 1, said
+    assert (tmp_path / "a.jsonl").read_text().count("\n") == len(ROWS)
+
+
+def test_json_on_stderr_is_one_object(tmp_path: Path) -> None:
+    acts = ["fine", "exit", "raise", "memory", "fine"]
+    jsonl(tmp_path / "a.jsonl", [{"answer": "x", "response": act} for act in acts])
+    lines, said = verify("a.jsonl", "--verifier", HOSTILE, "--json", "--workers", "1", cwd=tmp_path)
+    failures = [line["evidence"].get("failure") for line in lines]
+    assert failures == [None, "crash", "error", "memory", None]
+    summary = json.loads(said)
+    assert summary["restarts"] == 2 and summary["rows"] == 5 and summary["verifier"] == "hostile"
+    counts = ("correct", "unverifiable", "abstained", "crashes", "errors", "out_of_memory", "timeouts", "bad_rows")
+    assert [summary[name] for name in counts] == [2, 3, 0, 1, 1, 1, 0, 0]
+    _, said = verify("nothing.jsonl", "--verifier", "math", "--json", cwd=tmp_path, code=2)
+    assert json.loads(said)["event"] == "error"
+
+
+def test_lines_do_not_depend_on_workers_and_hold_no_time(tmp_path: Path) -> None:
+    pytest.importorskip("math_verify")
+    pairs = [(r, a) for r in ("42", r"\sqrt{12}", "1/3") for a in ("42", r"\boxed{2\sqrt{3}}", "0.33", "x")]
+    jsonl(tmp_path / "a.jsonl", [{"answer": r, "response": a} for r, a in pairs])
+    runs = [verify("a.jsonl", "--verifier", "math", "--workers", n, cwd=tmp_path)[0] for n in ("1", "2")]
+    assert runs[0] == runs[1] and len(runs[0]) == len(pairs)
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", [ROWS[0]] * 5000)
+    process = start("a.jsonl", "--verifier", "math", cwd=tmp_path)
+    assert process.stdout and process.stderr
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 0
+
+
+def test_output_appears_when_it_is_complete(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", ROWS)
+    lines, said = verify("a.jsonl", "--verifier", "math", "--output", "new/out.jsonl", cwd=tmp_path)
+    assert lines == [] and "wrote new/out.jsonl" in said
+    written = [json.loads(line) for line in (tmp_path / "new/out.jsonl").read_text().splitlines()]
+    assert [line["verdict"] for line in written] == VERDICTS
+    assert os.listdir(tmp_path / "new") == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_command_goes_on_where_it_was(how: signal.Signals, tmp_path: Path) -> None:
+    """The first run hangs at row 4 until it is stopped; the second finds the file that row waits for."""
+    gate = tmp_path / "gate"
+    acts = ["pid", "pid", "pid", f"wait for {gate}", "pid", "pid"]
+    jsonl(tmp_path / "a.jsonl", [{"answer": "x", "response": act} for act in acts])
+    command = ("a.jsonl", "--verifier", HOSTILE, "--output", "out.jsonl", "--workers", "1")
+    process = start(*command, cwd=tmp_path)
+    partial = lambda: b"".join(p.read_bytes() for p in tmp_path.glob(".tmp-out.jsonl-*"))  # noqa: E731
+    deadline = time.monotonic() + 60
+    while partial().count(b"\n") < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(how)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (75 if how != signal.SIGKILL else -signal.SIGKILL), err
+    assert how == signal.SIGKILL or "stopped in order after 3 of 6 rows" in err
+    assert not (tmp_path / "out.jsonl").exists()
+    kept = partial()
+    next(tmp_path.glob(".tmp-out.jsonl-*")).write_bytes(kept + b'{"row": 4, "torn')
+    gate.touch()
+    verify(*command, cwd=tmp_path)
+    written = (tmp_path / "out.jsonl").read_bytes()
+    assert written.startswith(kept)  # the process ids in it are the first run's
+    assert [json.loads(line)["row"] for line in written.splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_was_judged_otherwise_is_not_gone_on_with(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", ROWS)
+    verify("a.jsonl", "--verifier", "math", "--output", "out.jsonl", cwd=tmp_path)
+    first = (tmp_path / "out.jsonl").read_text()
+    verify("a.jsonl", "--verifier", "exact", "--output", "out.jsonl", cwd=tmp_path)
+    assert (tmp_path / "out.jsonl").read_text() != first
+
+
+@pytest.fixture(scope="module")
+def pool() -> Any:
+    with VerifierPool(workers=1) as pool:
+        yield pool
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    texts=st.lists(st.tuples(st.text(max_size=20), st.text(st.characters(codec=None), max_size=20)), max_size=20),
+    first=st.integers(1, 5),
+)
+def test_a_file_says_what_single_calls_say(texts: list[tuple[str, str]], first: int, pool: VerifierPool) -> None:
+    rows = [Row(Path("f"), i, {"answer": a, "response": r}) for i, (a, r) in enumerate(texts)]
+    found = list(judge_rows(rows, AnswerColumns(), "exact", pool, first=first))
+    assert [judged.row for judged in found] == list(range(first, first + len(rows)))
+    for (answer, response), judged in zip(texts, found, strict=True):
+        line = json.loads(judged.line().encode("utf-8", "backslashreplace"))
+        assert line["evidence"] == judged.verdict.evidence
+        if answer.strip():
+            assert judged.verdict.outcome == judge(build("exact"), answer.strip(), response).outcome
+        else:
+            assert judged.verdict.failure == "input"
+
+
+def test_an_opened_verifier_is_asked_about_many_at_a_time_and_told_in_order(pool: VerifierPool) -> None:
+    said = [{"o": outcome, "r": rule} for outcome in VERDICTS for rule in VERDICTS]
+    values: list[dict[str, str]] = [{"answer": "x", "response": json.dumps(what)} for what in said]
+    rows = [Row(Path("f"), n, value) for n, value in enumerate([*values[:3], {"answer": "x"}, *values[3:]])]
+    oracle, rule = ({f"asked_verifiers:{name}": {"of": of}} for name, of in (("Oracle", "o"), ("Rule", "r")))
+    found = list(judge_rows(rows, AnswerColumns(), {"all": [rule, oracle]}, pool))
+    assert [judged.row for judged in found] == list(range(1, len(rows) + 1))
+    assert found.pop(3).verdict.failure == "input"
+    for what, judged in zip(said, found, strict=True):
+        expected = "incorrect" if "incorrect" in what.values() else max(what.values())
+        assert judged.verdict.outcome == expected
+
+
+LIGHT = """
+import sys
+sys.argv = ["distill", "verify", "a.jsonl", "--verifier", "math", "--output", "out.jsonl"]
+from distill.cli.main import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+print([name for name in ("torch", "transformers", "duckdb", "pyarrow", "sympy") if name in sys.modules])
+"""
+
+
+def test_nothing_heavy_is_loaded(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", ROWS)
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not here")
+def test_the_solutions_of_gsm8k_are_all_correct(tmp_path: Path) -> None:
+    lines, said = verify(
+        str(GSM8K), "--verifier", "math", "--response-key", "answer", "--answer-pattern", "####(.+)", "--json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert {line["verdict"] for line in lines} == {"correct"} and json.loads(said)["rows"] == len(lines) == 1319
