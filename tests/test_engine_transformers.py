@@ -258,8 +258,8 @@ def test_ending_at_once_is_an_outcome_of_its_own(tokenizer: Any) -> None:
     assert (c.finish, c.text, c.token_ids) == (Finish.EMPTY, "", (1,))
 
 
-def test_a_prompt_too_long_is_bad_input_and_names_the_request(engine: TransformersEngine) -> None:
-    with pytest.raises(InputError, match=r"request long.*256"):
+def test_a_prompt_too_long_is_bad_input_and_says_how_long(engine: TransformersEngine) -> None:
+    with pytest.raises(InputError, match=r"318 tokens.*256"):
         list(engine.generate([request("long", "x" * 300)]))
     (c,) = engine.generate([request("tight", "x" * 200, max_tokens=500, temperature=0)])
     assert len(c.prompt_ids) + len(c.token_ids) <= 256

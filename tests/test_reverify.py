@@ -21,6 +21,7 @@ from distill.statistics import wilson
 from distill.store import Store, schema
 from distill.store.records import problem_row, verdict_row
 from distill.types import Failure, Outcome, Problem, Verdict
+from distill.verifiers import build
 from pipeline.errors import InputError
 from pipeline.fingerprint import canonical
 

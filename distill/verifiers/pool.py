@@ -79,6 +79,8 @@ class VerifierPool:
 
     def verify(self, spec: Spec, problem: Problem | str, trace: Response | str) -> Verdict:
         """One verdict. ``problem`` may be the reference answer alone, ``trace`` the raw text."""
+        if asking.holds_opened(self._verifier(spec)):  # here and not in another thread: a judge that this one is
+            return self._one(spec, problem, trace)  # asking already says so, and waits for nothing
         return self.submit(spec, problem, trace).result()
 
     async def averify(self, spec: Spec, problem: Problem | str, trace: Response | str) -> Verdict:
@@ -95,13 +97,16 @@ class VerifierPool:
         if asking.holds_opened(self._verifier(spec)):
             if self._closing:
                 raise PipelineError("the verifier pool is closed")
-            return self._askers.submit(lambda: dict(self.verify_many([(None, spec, problem, trace)]))[None])
+            return self._askers.submit(self._one, spec, problem, trace)
         found = self._begin(spec, posed(problem), trace)
         if isinstance(found, Future):
             return found
         done: Future[Verdict] = Future()
         done.set_result(found)
         return done
+
+    def _one(self, spec: Spec, problem: Problem | str, trace: Response | str) -> Verdict:
+        return dict(self.verify_many([(None, spec, problem, trace)]))[None]
 
     def verify_many(
         self, items: Iterable[tuple[Key, Spec, Problem | str, Response | str]], stopping: Stopping = never
