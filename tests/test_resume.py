@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,16 +172,35 @@ def contents_of_weights(directory: Path) -> bytes:
 @pytest.mark.slow
 def test_increments(undisturbed: Path, tmp_path: Path) -> None:
     """More samples make just the new ones; a changed rank touches nothing before it."""
-    before = Store(undisturbed / "runs/small").rows("SELECT trace_key FROM traces")
-    heard = finish(undisturbed, "select", "--set", "generate.samples=3")
+    directory = shutil.copytree(undisturbed, tmp_path / "p", symlinks=True)
+    before = Store(directory / "runs/small").rows("SELECT trace_key FROM traces")
+    heard = finish(directory, "select", "--set", "generate.samples=3")
     progress = [e for e in heard if e["event"] == "progress" and e["stage"] == "generate"]
     assert progress[-1]["done"] == progress[-1]["total"] == 180
-    after = Store(undisturbed / "runs/small").rows("SELECT trace_key FROM traces")
+    after = Store(directory / "runs/small").rows("SELECT trace_key FROM traces")
     assert len(after) - len(before) == 60
-    plan = plan_of(undisturbed, "--set", "sft.lora.rank=4")
+    plan = plan_of(directory, "--set", "sft.lora.rank=4")
     assert [plan[s]["status"] for s in STAGES[:4]] == ["cached"] * 4
     assert plan["sft"]["reasons"] == ["lora.rank: 8 -> 4"]
     assert plan["grpo"]["reasons"] == ["waits for sft"]
+
+
+@pytest.mark.slow
+def test_the_views_say_what_the_manifests_say(undisturbed: Path) -> None:
+    store = Store(undisturbed / "runs/small")
+    (record,) = (undisturbed / "runs/small/manifests/select").glob("*.json")
+    figures = json.loads(record.read_text())["figures"]
+    funnel = store.rows("SELECT outcome, sum(traces)::INTEGER AS n FROM funnel GROUP BY 1 ORDER BY 1")
+    assert {row["outcome"]: row["n"] for row in funnel} == {"kept": figures["kept"], **figures["rejected"]}
+    lineage = store.rows("SELECT DISTINCT outcome, count(*) OVER () AS n FROM lineage")
+    assert lineage == [{"outcome": "correct", "n": figures["kept"]}]
+    rates = store.rows("SELECT sum(traces)::INTEGER AS n, max(pass_rate) AS best FROM pass_rates")
+    judged = store.rows("SELECT count(*) AS n FROM traces WHERE trace_key NOT IN (SELECT trace_key FROM rollouts)")
+    assert rates == [{"n": judged[0]["n"], "best": 1.0}]
+    prices = store.rows("SELECT * FROM token_prices WHERE correct > 0")
+    assert prices and all(row["tokens_per_correct"] == row["tokens"] / row["correct"] for row in prices)
+    shortest = store.rows("SELECT count(*) AS n, count(DISTINCT (problem_id, model)) AS pairs FROM shortest_correct")
+    assert shortest[0]["n"] >= shortest[0]["pairs"] > 0
 
 
 BROUGHT = """\
