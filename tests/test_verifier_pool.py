@@ -334,3 +334,12 @@ def test_ctrl_c_leaves_one_traceback_and_no_worker() -> None:
     parent.send_signal(signal.SIGINT)
     _, errors = parent.communicate(timeout=30)
     assert errors.count("Traceback") == 1 and gone(worker)
+
+
+def test_stopping_does_not_wait_for_a_verifier_that_hangs() -> None:
+    done: list[int] = []
+    with VerifierPool(workers=1, limits=Limits(wall_seconds=100.0)) as pool:
+        items = [(n, HOSTILE, PROBLEM, "sleep" if n else "fine") for n in range(2)]
+        for key, _ in pool.verify_many(items, lambda: bool(done)):
+            done.append(key)
+    assert done == [0]

@@ -23,7 +23,9 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Pipe, wait
 
 from distill.thinking import Response
@@ -40,9 +42,18 @@ from pipeline.fingerprint import FileHashes
 BATCH = 16
 BATCH_SECONDS = 0.05
 """What a batch should take: small beside the limits, large beside a message."""
+HEARTBEAT_SECONDS = 0.5
 IN_FLIGHT = 64
 """Items per worker that one `verify_many` hands in before it waits for verdicts: the memory bound."""
 MOST_FAILED_STARTS = 3
+
+
+def _next(replies: queue.SimpleQueue[Future[Verdict]], stopping: Stopping) -> Future[Verdict] | None:
+    """The next that is done; None once ``stopping`` is true."""
+    while not stopping():
+        with suppress(queue.Empty):
+            return replies.get(timeout=HEARTBEAT_SECONDS)
+    return None
 
 
 class VerifierPool:
@@ -114,10 +125,12 @@ class VerifierPool:
         """Yield (key, verdict) for every (key, spec, problem, trace), as they are done.
 
         ``items`` is read as verdicts come out, never far ahead. Errors are those of `submit`. Once
-        ``stopping`` is true judges are asked nothing more, and what they were at gets no verdict.
+        ``stopping`` is true (it is asked every half second) nothing more is begun, and what workers and
+        judges were at gets no verdict.
         """
         whole = ((key, spec, posed(problem), trace) for key, spec, problem, trace in items)
-        return asking.verify_many(whole, self._verifier, self._session, self._in_workers, stopping)
+        in_workers = partial(self._in_workers, stopping)
+        return asking.verify_many(whole, self._verifier, self._session, in_workers, stopping)
 
     def _verifier(self, spec: Spec) -> Verifier:
         name = spec if isinstance(spec, str) else repr(spec)
@@ -132,7 +145,9 @@ class VerifierPool:
                 self._sessions[name] = self._verifier(spec).open(self._note)  # type: ignore[attr-defined]
             return self._sessions[name]
 
-    def _in_workers(self, items: Iterable[tuple[Key, Spec, Problem, Response | str]]) -> Iterator[tuple[Key, Verdict]]:
+    def _in_workers(
+        self, stopping: Stopping, items: Iterable[tuple[Key, Spec, Problem, Response | str]]
+    ) -> Iterator[tuple[Key, Verdict]]:
         replies: queue.SimpleQueue[Future[Verdict]] = queue.SimpleQueue()
         waiting: dict[Future[Verdict], Key] = {}
         try:
@@ -144,10 +159,10 @@ class VerifierPool:
                 else:
                     yield key, found
                 while waiting and (not replies.empty() or len(waiting) >= IN_FLIGHT * self.workers):
-                    done = replies.get()
+                    if (done := _next(replies, stopping)) is None:
+                        return
                     yield waiting.pop(done), done.result()
-            while waiting:
-                done = replies.get()
+            while waiting and (done := _next(replies, stopping)) is not None:
                 yield waiting.pop(done), done.result()
         finally:
             for future in waiting:
