@@ -161,7 +161,8 @@ def _apart(program: str, tests: Tests, room: Room) -> Examined:
     with ThreadPoolExecutor(1) as aside:
         given = {"code": program, "module": tests.module}
         answer = aside.submit(_run, room, CANDIDATE, given, wires=(requests, replies))
-        test = _run(room._replace(limits=limits), TESTS, _test(tests, None), wires=(replied, asked), **_shows(tests))
+        roomy, test_given = room._replace(limits=limits), _test(tests, None, room)
+        test = _run(roomy, TESTS, test_given, wires=(replied, asked), **_shows(tests))
         ran = answer.result()
     if ran.ended in ("cpu", "wall", "output", "signal"):
         return Examined(1, [*_rows(test)[0], Row("the program", False, ran.reason)], _usage(ran))
@@ -174,7 +175,7 @@ def _apart(program: str, tests: Tests, room: Room) -> Examined:
 
 def _beside(program: str, tests: Tests, room: Room) -> Examined:
     """Answer and test in one box: the answer could write the rows itself."""
-    ran = _run(room, TESTS, _test(tests, program), **_shows(tests))
+    ran = _run(room, TESTS, _test(tests, program, room), **_shows(tests))
     rows, said = _rows(ran)
     if ran.ended in OWN_FAULTS or "fault" in said:
         return Examined(len(rows), rows, _usage(ran), strong=False, fault=line(said.get("fault") or ran.reason))
@@ -183,7 +184,7 @@ def _beside(program: str, tests: Tests, room: Room) -> Examined:
     return Examined(len(rows), rows, _usage(ran), strong=False)
 
 
-def _test(tests: Tests, program: str | None) -> dict[str, Any]:
+def _test(tests: Tests, program: str | None, room: Room) -> dict[str, Any]:
     return {
         "code": program,
         "module": tests.module,
@@ -191,7 +192,7 @@ def _test(tests: Tests, program: str | None) -> dict[str, Any]:
         "entry_point": tests.entry_point,
         "before": tests.prompt if tests.kind == "script" else "",
         "script": tests.script,
-        "packages": _packages() if tests.kind == "pytest" else [],
+        "packages": sandbox.seen(room.sandbox, _packages()) if tests.kind == "pytest" else [],
     }
 
 

@@ -14,10 +14,10 @@ with less. What each wall is for: docs/design/005-sandbox.md.
 
 from __future__ import annotations
 
-from distill.verifiers.sandbox.launcher import Limits, Ran, close, run_with
+from distill.verifiers.sandbox.launcher import Limits, Ran, close, run_with, seen
 from distill.verifiers.sandbox.selftest import AUTO, BACKENDS, SandboxError, choose, survey
 
-__all__ = ["AUTO", "BACKENDS", "Limits", "Ran", "SandboxError", "choose", "close", "run", "survey"]
+__all__ = ["AUTO", "BACKENDS", "Limits", "Ran", "SandboxError", "choose", "close", "run", "seen", "survey"]
 
 
 def run(
@@ -31,6 +31,6 @@ def run(
 ) -> Ran:
     """Run ``program`` (Python source, ours) in a box with ``payload`` on descriptor 3; its results are what it
     writes to 4. ``wires`` become descriptors 6 and 7, and are closed on this side; ``visible`` are further
-    directories to be read in there."""
+    directories to be read in there, at the places that `seen` tells."""
     backend = choose(sandbox)
     return run_with(backend, program, payload, stdin, limits or Limits(), wires, visible)

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,20 +136,27 @@ def _ran(backend: str, ended: str, stdout: bytes, results: bytes, report: bytes,
 
 
 def _job(backend: str, program: str, limits: Limits, visible: tuple[str, ...]) -> dict[str, Any]:
-    shown = {sys.base_prefix, "/usr", "/lib", "/lib64", *visible}
+    shown = {sys.base_prefix, "/usr", "/lib", "/lib64"}
     covered = {path for path in shown if any(path != top and path.startswith(top + "/") for top in shown)}
+    base = sorted(shown - covered)
     return {
         "backend": backend,
         "verifier": os.getpid(),  # for who looks at a list of processes
         "program": program,
         "limits": limits._asdict(),
-        "visible": sorted(shown - covered),
+        "visible": dict(zip([*base, *seen(backend, visible)], [*base, *visible], strict=True)),
         "environment": ENVIRONMENT,
         "uid": os.geteuid(),
         "gid": os.getegid(),
         "bwrap": shutil.which("bwrap") if backend == "bubblewrap" else None,
         "seat": [_interpreter(), *FLAGS, "-c", _boot("/box", "bubblewrap", "seat")],
     }
+
+
+def seen(backend: str, visible: Sequence[str]) -> list[str]:
+    """Where a program in the box finds the directories of ``visible``: at names of their own, since their
+    places outside may lie where the box has something else (below /tmp)."""
+    return list(visible) if backend == "unsafe" else [f"/packages/{n}" for n in range(len(visible))]
 
 
 def _interpreter() -> str:

@@ -45,7 +45,8 @@ class Talk:
                 self._selector.register(descriptor, selectors.EVENT_READ if reading else selectors.EVENT_WRITE)
             ended = self._talk(seconds, most_bytes)
         if ended != "exit":
-            os.write(self._life, b"x")
+            with suppress(BrokenPipeError):  # it has ended by itself just now
+                os.write(self._life, b"x")
             os.set_blocking(self._reads[-1], True)
             while chunk := os.read(self._reads[-1], CHUNK):
                 self._heard[self._reads[-1]] += chunk

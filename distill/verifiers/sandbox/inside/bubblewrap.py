@@ -25,8 +25,8 @@ fork = os.fork
 
 def launch(job: dict[str, Any]) -> NoReturn:
     adopt_orphans()
-    sources = {path: path for path in job["visible"]} | {PACKAGE: os.path.dirname(os.path.abspath(__file__))}
-    links = {path: os.readlink(path) for path in sources if os.path.islink(path)}
+    sources = job["visible"] | {PACKAGE: os.path.dirname(os.path.abspath(__file__))}
+    links = {path: os.readlink(path) for path, source in sources.items() if path == source and os.path.islink(path)}
     sources = {path: source for path, source in sources.items() if os.path.isdir(source) and path not in links}
     root = os.geteuid() == 0
     if root:

@@ -66,12 +66,13 @@ def _change_root(job: dict[str, Any]) -> None:
     """Put a root together over /proc, a directory that exists everywhere and is not needed any more."""
     top = "/proc"
     mount("none", "/", None, REC | PRIVATE)
-    kept = [path for path in job["visible"] if os.path.isdir(path) and not os.path.islink(path)]
-    links = {path: os.readlink(path) for path in job["visible"] if os.path.islink(path)}
+    visible = job["visible"].items()
+    links = {path: os.readlink(path) for path, source in visible if path == source and os.path.islink(path)}
+    kept = {path: source for path, source in visible if path not in links and os.path.isdir(source)}
     mount("box", top, "tmpfs", NOSUID | NODEV, "size=1m,nr_inodes=256,mode=755")
-    for path in kept:
+    for path, source in kept.items():
         os.makedirs(top + path, mode=0o755)
-        bind_readonly(path, top + path)
+        bind_readonly(source, top + path)
     for path, target in links.items():
         os.symlink(target, top + path)
     os.makedirs(top + "/tmp", exist_ok=True)
