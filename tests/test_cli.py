@@ -250,7 +250,7 @@ def refused_after_lines(*arguments: str, cwd: Path) -> str:
 
 def test_a_file_from_windows_is_read(project: Path) -> None:
     brought(project, b'\xef\xbb\xbf{"q": "1 + 1", "a": "2"}\n')
-    distill("run", "problems", "-p", "p.yaml", cwd=project)
+    assert "train 1" in distill("run", "problems", "-p", "p.yaml", cwd=project).stdout
 
 
 def test_a_held_out_set_that_is_empty_is_told_before_the_teacher_is_asked(project: Path) -> None:

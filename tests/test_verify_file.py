@@ -23,7 +23,7 @@ from distill.verifiers import VerifierPool, build, judge
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "hostile_verifiers:Hostile"
-GSM8K = Path("/work/shared/data/gsm8k_test.jsonl")
+GSM8K = ROOT.parent / "shared/data/gsm8k_test.jsonl"
 ROWS = [
     {"id": "a", "answer": "42", "response": r"<think>\boxed{41}?</think> so \boxed{42}"},
     {"id": "b", "answer": 42, "response": "43"},

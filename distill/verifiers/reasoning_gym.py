@@ -214,7 +214,7 @@ def _fault(reference: str, threshold: float) -> str:
         return ""
     try:
         return "reasoning-gym's scorer accepts nonsense" if scorer.score_answer(NONSENSE, entry) >= threshold else ""
-    except Exception:
+    except Exception:  # a scorer that stumbles over nonsense has not accepted it
         return ""
 
 
