@@ -421,9 +421,8 @@ FORKING = HOLDER.replace(
     '    print("held", flush=True)\n',
     """\
     import os
-    if os.fork() == 0:
-        time.sleep(60)
-    print("held", flush=True)
+    if os.fork() == 0:  # says so itself: before that it may still be on its way to letting go
+        print("held", flush=True)
 """,
 )
 
