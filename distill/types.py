@@ -66,12 +66,34 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class ThinkingBudget:
+    """How long a response may and must think, in thinking tokens.
+
+    After ``most`` the thinking is closed by ``closing`` and the answer is written (early exit). An end of
+    thinking before ``least`` is replaced by ``extension``, at most ``extensions`` times (budget forcing,
+    s1, https://arxiv.org/abs/2501.19393).
+    """
+
+    most: int | None = None
+    least: int = 0
+    closing: str = "\n</think>\n\n"
+    extension: str = "\nWait"
+    extensions: int = 8
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """One sample wanted of an engine. ``key`` names it and seeds its random draws."""
+    """One sample wanted of an engine. ``key`` names it and seeds its random draws.
+
+    ``prefix`` is a beginning of the response that is given, not sampled (prefilled thinking, a cut
+    response to be continued); the completion's text and token ids contain it.
+    """
 
     key: str
     messages: tuple[Message, ...]
     sampling: Sampling
+    prefix: str = ""
+    budget: ThinkingBudget | None = None
 
 
 class Finish(StrEnum):
@@ -93,7 +115,8 @@ class Completion:
 
     An endpoint that tells no token ids leaves both empty and gives counts instead: ``answer_tokens``
     and ``prompt_tokens`` are None where the ids are there to be counted. ``cost`` is in the currency
-    of the price settings.
+    of the price settings. ``forced`` are the places in ``token_ids`` that were not sampled: the request's
+    prefix, and what its thinking budget put in; their log-probabilities are the model's all the same.
     """
 
     key: str
@@ -108,6 +131,7 @@ class Completion:
     answer_tokens: int | None = None
     prompt_tokens: int | None = None
     cost: float = 0.0
+    forced: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
