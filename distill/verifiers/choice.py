@@ -18,7 +18,8 @@ from distill.verifiers.extract import final_answer
 from distill.verifiers.number import canonical
 
 LETTER = re.compile(
-    r"\W*(?:(?:option|choice|answer)s?\s+)?\W*([A-Za-z])(?:\s*(?:[).:]|\})[^A-Za-z]?.*|\W*)", re.DOTALL | re.IGNORECASE
+    r"\W*(?:(?:option|choice|answer)s?\b:?\s*)?\W*([A-Za-z])(?:\s*(?:[).:]|\})[^A-Za-z]?.*|\W*)",
+    re.DOTALL | re.IGNORECASE,
 )
 TOGETHER = re.compile(r"(?P<all>[A-Z]{2,10})")
 BETWEEN = re.compile(r"\s*(?:[,;&/+|]|\band\b|\bor\b)\s*(?:\band\b|\bor\b)?\s*", re.IGNORECASE)
@@ -28,7 +29,7 @@ MAX_LENGTH = 500
 @dataclass(frozen=True)
 class Choice:
     name: ClassVar[str] = "choice"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
         wanted = letters(problem.reference)
