@@ -15,8 +15,8 @@ The answer gets inputs and returns plain data; expected values never enter its p
 compared here (`distill.verifiers.cases`); a test that is more than calls and values runs in a second box, where
 the answer's functions are stand-ins that pass data to and fro (`sandbox.inside.remote`). The evidence then says
 ``level: strong``. A test that must run in the answer's process (it patches it, hands it functions, says
-``"beside": true``) could be cheated by it, and one about the answer's own objects believes what they say:
-``level: weak``.
+``"beside": true``) could be cheated by it, and one about the answer's own objects, or that asks one function of the
+answer about another's result, believes what they say: ``level: weak``.
 """
 
 from __future__ import annotations

@@ -119,20 +119,20 @@ def final_answer(text: str) -> Span:
     line = tail.rpartition("\n")[2].strip()
     if len(line) <= LINE_LENGTH and any(c.isalnum() for c in line) and not PROSE.search(line):
         return Span(_clean(line), "last line")
-    if (formulas := _formulas(tail)) and not _denied(tail, *formulas[-1].span()):
+    if (formulas := _formulas(tail)) and not denied(tail, *formulas[-1].span()):
         return Span(_inside(formulas[-1]), "last formula")
     begin = max((found.end() for found in CLAUSE.finditer(line)), default=0)
     clause = _clean(line[begin:])
-    sound = re.search(r"\d|\\", clause) and not PROSE.search(clause) and not _denied(line, begin, len(line))
+    sound = re.search(r"\d|\\", clause) and not PROSE.search(clause) and not denied(line, begin, len(line))
     if clause != line and len(clause) <= LINE_LENGTH and sound:
         return Span(clause, "last clause")
     numbers = list(NUMBER.finditer(tail))
-    if numbers and not _denied(tail, *numbers[-1].span()):
+    if numbers and not denied(tail, *numbers[-1].span()):
         return Span(_with_unit(numbers[-1]), "last number")
-    return Span(line, "text")
+    return Span(_clean(line), "text")
 
 
-def _denied(text: str, start: int, end: int) -> bool:
+def denied(text: str, start: int, end: int) -> bool:
     """Do the words beside a value deny it, or make something else of it?"""
     before = TURNED.split(text[max(0, start - GAP) : start])[-1]
     return DENIED.search(before) is not None or CHANGED.match(text[end : end + GAP]) is not None

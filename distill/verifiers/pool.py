@@ -24,7 +24,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Pipe, wait
 
@@ -34,7 +33,7 @@ from distill.verifiers import asking
 from distill.verifiers.base import Key, Note, Session, Stopping, Verifier, never, silent
 from distill.verifiers.compose import Spec, build
 from distill.verifiers.process import Job, WorkerProcess
-from distill.verifiers.run import judge_quickly, posed, shown
+from distill.verifiers.run import judge_quickly, posed, shown, signed
 from distill.verifiers.worker import Limits
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
@@ -318,7 +317,7 @@ class VerifierPool:
         elif job is not None:
             late = Verdict.failed(Failure.TIMEOUT, f"no verdict within {self.limits.wall_seconds:g} s of wall time")
             verdict = late if overdue else worker.death(self.limits)
-            job.answer(replace(verdict, verifier=job.verifier.name, version=job.verifier.version))
+            job.answer(signed(job.verifier, job.trace, verdict, time.monotonic() - worker.began))
 
     def _replace(self, worker: WorkerProcess, workers: list[WorkerProcess]) -> None:
         """End a worker; what it had not begun waits again. The next is started on demand."""

@@ -18,7 +18,7 @@ from typing import Any
 from distill.thinking import Response, split_thinking
 from distill.types import Failure, Problem, Verdict
 from distill.verifiers.base import Key, Session, Stopping, Verifier, never
-from pipeline.errors import PipelineError
+from pipeline.errors import InputError, PipelineError
 
 LARGEST_BITS = 10_000
 """Of an integer in the evidence: Python refuses to write those of more than 4,300 digits."""
@@ -46,7 +46,11 @@ def judge_quickly(verifier: Verifier, problem: Problem | str, trace: Response | 
 
 def posed(problem: Problem | str) -> Problem:
     """A problem of which just the reference answer is known, where it is given as a text."""
-    return Problem("", "", problem, "", "") if isinstance(problem, str) else problem
+    if isinstance(problem, str):
+        return Problem("", "", problem, "", "")
+    if not isinstance(getattr(problem, "reference", None), str):
+        raise InputError(f"a problem is a Problem or its reference answer as a text, not {str(problem)[:40]!r}")
+    return problem
 
 
 def judge_many(
@@ -74,6 +78,8 @@ def reads_thinking(verifier: Verifier) -> bool:
 def shown(verifier: Verifier, trace: Response | str) -> Response:
     """What a verifier is given to see: the thinking just where it asks for it."""
     parts = split_thinking(trace) if isinstance(trace, str) else trace
+    if not isinstance(getattr(parts, "answer", None), str):
+        raise InputError(f"a response is a text, a Response or a Trace, not {str(trace)[:40]!r}")
     return Response(parts.thinking if reads_thinking(verifier) else "", parts.answer, parts.closed)
 
 
