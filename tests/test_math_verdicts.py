@@ -218,11 +218,18 @@ IN_WORDS = [
     ("5", "sqrt(5)", INCORRECT),
     ("5", "x != 5", INCORRECT),
     ("120", "5!=120", CORRECT),
+    ("5", "The answer is $5$ because $2+3=5$.", CORRECT),
+    ("11", "So $5$ plus $6$ is $11$", CORRECT),
+    ("5", "The answer is 5. Let me check: 2+3=5.", CORRECT),
+    ("5", "The answer is 5. Let me know if that helps!", CORRECT),
     *(("5", said, UNVERIFIABLE) for said in (
         "The answer cannot be 5.", "It can’t be 5", "It is never 5.", "So x = 5 is wrong", "x cannot equal 5",
         "It is neither 4 nor 5", "There are at least 5", "x is between 3 and 5", "It's 3 to 5", "more than $5$ apples",
         "The number of apples is less than 5", "5 squared", "5 factorial", "5 thousandths", "The result is minus 5",
         "The answer is 5 less than the number of apples that she had", "The number cannot be $5$.",
+        "The answer is either $5$ or $6$.", "It is either $6$ or $5$.", "The answer is $5$ if x > 0, $6$ otherwise",
+        "The answer is 5. But wait, that's wrong.", "The answer is 5. Hmm, no. Let me recompute: 3+3=6.",
+        r"\boxed{x = 5 \text{ (extraneous)}}",
     )),
 ]  # fmt: skip
 """Sentences: the words beside a number deny it, change it, or are its unit."""

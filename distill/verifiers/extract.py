@@ -6,7 +6,8 @@ The rules, in order; the first that finds something wins and is named in the ver
    ``boxes`` where nothing but "and", "or" or a comma stands between the last ones: together they are a list;
 2. ``####``: what follows the last ``####`` on its line (GSM8K);
 3. ``corrected``: a value put in place of the one that rule 4 finds ("Wait, no: 6", "Actually, it is 6");
-4. ``answer:``: what follows the last "answer is", "answer:" or "answer =" on its line;
+4. ``answer:``: what follows the last "answer is", "answer:" or "answer =" on its line, unless it is taken back
+   without another value in its place ("Hmm, that's wrong");
 5. ``last line``: the last line, where it is short and holds no prose;
 6. ``last formula``: the last ``$...$`` or ``\(...\)``;
 7. ``last clause``: what follows the last "is" or equals sign of the last line, where it holds no prose;
@@ -63,7 +64,7 @@ NEGATION = re.compile(r"\bnot\b|n['’]t\b", re.IGNORECASE)
 DENIED = re.compile(
     r"(?:\b(?:not|no|never|neither|nor|cannot|hardly|wrong|incorrect|doubt|than|between|above|below|exceeds?"
     r"|at least|at most)\b|n['’]t\b)[^\d.,;:!?\n]{0,40}$|\b(?:negative|minus)\s$"
-    r"|(?<![\w.])\d[\d.,]*(?:\s?[A-Za-z%]{1,12})?\s(?:to|and|or|nor)\s$",
+    r"|(?<![\w.])\d[\d.,]*[$)\]\\]*(?:\s?[A-Za-z%]{1,12})?\s(?:to|and|or|nor)\s$",
     re.IGNORECASE,
 )
 """Before a value."""
@@ -76,6 +77,12 @@ CHANGED = re.compile(
     re.IGNORECASE,
 )
 """Behind a value."""
+WRONG = re.compile(r"\b(?:that|this|it|which)(?:['’]s| is| was) (?:wrong|incorrect|not right)\b", re.IGNORECASE)
+RETRACTED = re.compile(
+    rf"\b(?:wait|hmm+|oops|scratch that|on second thought|let me (?:re\w+|try again|check))\b|{WRONG.pattern}",
+    re.IGNORECASE,
+)
+CONDITION = re.compile(r"[\s,]*\b(?:or|if|unless|when|otherwise|depending)\b", re.IGNORECASE)
 UNIT = re.compile(
     r"(?:[\s-](?:square|cubic|sq)\b)?(?:[\s-](?:"
     + "|".join(
@@ -115,6 +122,8 @@ def final_answer(text: str) -> Span:
         if corrections:
             rest = rest[corrections[-1].end() :]
         if said := SENTENCE_END.split(rest.partition("\n")[0])[0].strip():
+            if _retracted(said, rest[len(said) :]):
+                return Span(_clean(rest), "text")
             return Span(_without_prose(_clean(said)), "corrected" if corrections else "answer:")
     line = tail.rpartition("\n")[2].strip()
     if len(line) <= LINE_LENGTH and any(c.isalnum() for c in line) and not PROSE.search(line):
@@ -130,6 +139,17 @@ def final_answer(text: str) -> Span:
     if numbers and not denied(tail, *numbers[-1].span()):
         return Span(_with_unit(numbers[-1]), "last number")
     return Span(_clean(line), "text")
+
+
+def _retracted(said: str, after: str) -> bool:
+    """Is an answer taken back, and not arrived at again?"""
+    doubt = RETRACTED.search(after)
+    if doubt is None:
+        return False
+    if WRONG.search(after, doubt.start()):
+        return True
+    values, later = NUMBER.findall(said), NUMBER.findall(after, doubt.end())
+    return bool(later) and later[-1:] != values[-1:]
 
 
 def denied(text: str, start: int, end: int) -> bool:
@@ -212,13 +232,19 @@ def _without_prose(sentence: str) -> str:
     if not PROSE.search(FONT.sub("", sentence)) or NEGATION.search(sentence):
         return sentence
     if formulas := _formulas(sentence):
-        return _inside(formulas[0])
+        first = formulas[0]
+        return sentence if denied(sentence, *first.span()) or _is_one_of(first) else _inside(first)
     if len(sentence.split()) <= PHRASE_WORDS:
         return sentence
     number = NUMBER.match(sentence)
-    if not number or not number.group() or CHANGED.match(sentence, number.end()):
+    if not number or not number.group() or CHANGED.match(sentence, number.end()) or _is_one_of(number):
         return sentence
     return _with_unit(number)
+
+
+def _is_one_of(value: re.Match[str]) -> bool:
+    """Is it said with a condition, or with another beside it?"""
+    return CONDITION.match(value.string, value.end()) is not None
 
 
 def _clean(line: str) -> str:

@@ -161,7 +161,8 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
             return same_number(wanted, number, evidence)
         if DECIMAL_COMMA.fullmatch(given) and read_digits(given.replace(",", ".")) == digits:
             return Verdict.unverifiable("equal only if the comma is a decimal one", **evidence, method="number")
-        if UNDONE.fullmatch(given.rpartition("=")[2]) and OPERATION.search(given):
+        right = given.rpartition("=")[2]
+        if UNDONE.fullmatch(right) and OPERATION.search(right):
             return Verdict.incorrect("the arithmetic is left undone", **evidence, method="text")
         bare = words.unwrapped(given)
         if (PROSE.search(bare) and not re.search(r"\d|\\", bare)) or words.LETTER.fullmatch(given):

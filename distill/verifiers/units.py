@@ -16,6 +16,7 @@ SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "b
 NO_UNIT = frozenset(
     {"and", "or", "not", "is", "are", "than", "less", "more", "most", "least", "about", "wrong", "times", "minus"}
     | {"plus", "over", "pi", "sqrt", "sin", "cos", "tan", "log", "ln", "if", "mod", "to", "from", "factorial"}
+    | {"extraneous", "rejected", "invalid", "impossible", "incorrect", "false"}
     | {"half", "halves", "thirds", "fourths", "fifths", "sixths", "eighths", "tenths", "hundredths", "thousandths"}
 )
 ALIASES = {
