@@ -264,3 +264,14 @@ def test_humaneval_solutions_are_right_strongly_and_shifted_ones_wrong() -> None
     for (_, whose), verdict in verdicts.items():
         assert verdict.outcome is (Outcome.CORRECT if whose == "own" else Outcome.INCORRECT), verdict
         assert verdict.evidence["level"] == "strong"
+
+
+def test_tests_that_are_not_where_they_should_be_are_named() -> None:
+    """What a reference holds instead of tests is said, and a bare list of asserts is tests."""
+    code = build("code")
+    answer = "```python\ndef double(x):\n    return 2 * x\n```"
+    wrong = judge(code, json.dumps({"tets": "assert double(1) == 2", "entry_point": "double"}), answer)
+    assert wrong.outcome is Outcome.UNVERIFIABLE and "'tets'" in wrong.reason and "test_list" in wrong.reason
+    text = judge(code, json.dumps({"tests": "def check(candidate): ...", "entry_point": "double"}), answer)
+    assert text.outcome is Outcome.UNVERIFIABLE and "goes by the key test" in text.reason
+    assert judge(code, json.dumps(["assert double(2) == 4"]), answer).outcome is Outcome.CORRECT
