@@ -334,3 +334,15 @@ def test_a_slice_of_what_an_answer_returns_is_asked_for_over_the_wire() -> None:
     code = "class Row:\n    def __getitem__(self, at): return [1, 2]\ndef f(x): return Row()"
     verdict = verify({"asserts": ["assert f(3)[:2] == [1, 2]"]}, code)
     assert (verdict.outcome, verdict.evidence["level"]) == (Outcome.CORRECT, "strong")
+
+
+@needs_a_box
+def test_tests_that_are_not_where_they_should_be_are_named() -> None:
+    """What a reference holds instead of tests is said, and a bare list of asserts is tests."""
+    code = build("code")
+    answer = "```python\ndef double(x):\n    return 2 * x\n```"
+    wrong = judge(code, json.dumps({"tets": "assert double(1) == 2", "entry_point": "double"}), answer)
+    assert wrong.outcome is Outcome.UNVERIFIABLE and "'tets'" in wrong.reason and "test_list" in wrong.reason
+    text = judge(code, json.dumps({"tests": "def check(candidate): ...", "entry_point": "double"}), answer)
+    assert text.outcome is Outcome.UNVERIFIABLE and "goes by the key test" in text.reason
+    assert judge(code, json.dumps(["assert double(2) == 4"]), answer).outcome is Outcome.CORRECT

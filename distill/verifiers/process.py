@@ -116,7 +116,10 @@ class WorkerProcess:
             )
         return Verdict.failed(Failure.CRASH, f"the verifier's process ended with status {code}")
 
-    def end(self) -> None:
+    def end(self, patience: float = 0.0) -> None:
+        """Kill it, after waiting a little for its own end where its pipe is closed already: how it ended is told."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(patience)
         self.process.kill()
         self.process.wait()
         self.connection.close()

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from distill.thinking import Response, split_thinking
@@ -34,8 +37,18 @@ def judge(verifier: Verifier, problem: Problem | str, trace: Response | str) -> 
     A verifier that raises gives `unverifiable`, with the exception as the reason; but a `PipelineError`
     (no sandbox, say) is for the user and passes through.
     """
-    verdict = _asked(verifier, verifier.verify, posed(problem), trace)
+    verdict = _asked(verifier, partial(_whole, verifier), posed(problem), trace)
     assert verdict is not None
+    return verdict
+
+
+def _whole(verifier: Verifier, problem: Problem, trace: Response) -> Verdict:
+    """What a verifier says in the end, which must be a verdict (a `quick` part may say None)."""
+    verdict = verifier.verify(problem, trace)
+    if not isinstance(verdict, Verdict):
+        return Verdict.failed(
+            Failure.ERROR, f"the verifier failed: it returned {type(verdict).__name__}, not a Verdict"
+        )
     return verdict
 
 
@@ -104,14 +117,16 @@ def _asked(
         raise
     except MemoryError:
         verdict = Verdict.failed(Failure.MEMORY, "the verifier ran out of memory")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         verdict = _failed(error)
     return None if verdict is None else signed(verifier, seen, verdict, time.perf_counter() - started)
 
 
-def _failed(error: Exception) -> Verdict:
+def _failed(error: BaseException) -> Verdict:
     what = " ".join(str(error)[:200].split())
-    return Verdict.failed(Failure.ERROR, f"the verifier failed: {type(error).__name__}: {what}")
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return Verdict.failed(Failure.ERROR, f"the verifier failed: {type(error).__name__}: {what}{where}")
 
 
 def signed(verifier: Verifier, seen: Response, verdict: Verdict, seconds: float) -> Verdict:
