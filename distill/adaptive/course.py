@@ -53,7 +53,8 @@ class Share:
 
 @dataclass(slots=True)
 class _Problem:
-    share: Share | None
+    share: Share
+    best: int
     verdicts: list[Outcome | None] = field(default_factory=list)
     wanted: int = 0
     fate: Fate | None = None
@@ -70,7 +71,7 @@ class Course:
         self._open = 0
         for number, problem in enumerate(problems):
             share = next((s for s in self.shares if s.quota is None or s.quota.covers(problem)), None)
-            self._problems.append(_Problem(share))
+            self._problems.append(_Problem(share or Share(None), rule.accepted))
             if share:
                 share.problems.append(number)
 
@@ -95,24 +96,27 @@ class Course:
         problem.verdicts += [None] * (index + 1 - len(problem.verdicts))
         problem.verdicts[index] = outcome
         wanted = self._more(number)
-        end = self.rule.ended(problem.verdicts)
-        if problem.fate is None and end:
+        if end := self.rule.ended(problem.verdicts):
             problem.fate = end[1]
-            share = problem.share
-            assert share
-            accepted = self.accepted(number)
-            share.accepted += accepted
-            share.promised -= self.rule.accepted - accepted
+            problem.share.accepted += self.accepted(number)
             self._open -= 1
-            wanted += self._begin(share)
-        return wanted
+        before, problem.best = problem.best, self._best(problem)
+        problem.share.promised += problem.best - before
+        return wanted + self._begin(problem.share)
+
+    def _best(self, problem: _Problem) -> int:
+        """The most accepted samples that it can come to."""
+        correct, out = problem.verdicts.count(Outcome.CORRECT), problem.verdicts.count(None)
+        if problem.fate:
+            return correct
+        return min(self.rule.accepted, correct + out + self.rule.most - len(problem.verdicts))
 
     def _begin(self, share: Share) -> list[Place]:
         wanted = []
         while share.open:
             number = share.problems[share.begun]
             share.begun += 1
-            share.promised += self.rule.accepted
+            share.promised += self._problems[number].best
             self._open += 1
             wanted += self._more(number)
         return wanted
