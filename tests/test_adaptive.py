@@ -24,7 +24,7 @@ from distill.adaptive.rule import Rule
 from distill.store import Store
 from distill.types import Outcome
 from pipeline import config, runner
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Stopped
 from pipeline.events import Listener
 from pipeline.files import TEMPORARY
 from pipeline.manifest import Manifest
@@ -328,7 +328,19 @@ stages:
     assert asked == [3] * 6
 
 
-# -- killed -------------------------------------------------------------------------------------
+# -- stopped and killed -------------------------------------------------------------------------
+
+
+def test_a_run_stopped_in_order_goes_on_where_it_stopped(undisturbed: Path, tmp_path: Path) -> None:
+    spec, heard = load(tmp_path), Heard()
+    with pytest.raises(Stopped):
+        runner.run(spec, Workspace(spec.workspace), heard, lambda: shards(tmp_path) > 0)
+    kept = store(tmp_path).rows("SELECT * FROM traces")
+    assert 0 < len(kept) < manifest(undisturbed).figures["traces"]
+    forecast = planned(tmp_path)["generate"].forecast
+    assert forecast and forecast.done == len(kept)
+    run(tmp_path)
+    assert contents(tmp_path) == contents(undisturbed)
 
 
 def start(directory: Path) -> subprocess.Popen[str]:

@@ -21,6 +21,7 @@ class QuotaSettings(Settings):
     """So many accepted traces of the problems of a source, of a difficulty, of both, or (neither) of all."""
 
     accepted: Count
+    """Correct traces wanted in all; up to one problem's ``accepted`` less one more may come."""
     source: str | None = None
     difficulty: int | None = None
 
@@ -46,6 +47,7 @@ class UntilSettings(Settings):
     verifier: VerifierSpec | None = None
     """As in `verify`; by default each problem's own."""
     quotas: list[QuotaSettings] = Field(default_factory=list)
+    """How much is wanted of each source and difficulty, the first problems first; by default all problems are asked."""
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
 
     @model_validator(mode="after")
