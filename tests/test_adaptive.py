@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -332,9 +334,15 @@ stages:
 
 
 def test_a_run_stopped_in_order_goes_on_where_it_stopped(undisturbed: Path, tmp_path: Path) -> None:
-    spec, heard = load(tmp_path), Heard()
+    spec, asked = load(tmp_path), threading.Event()
+
+    def stopping() -> bool:
+        if shards(tmp_path) > 0:
+            asked.set()
+        return asked.is_set()
+
     with pytest.raises(Stopped):
-        runner.run(spec, Workspace(spec.workspace), heard, lambda: shards(tmp_path) > 0)
+        runner.run(spec, Workspace(spec.workspace), Heard(), stopping)
     kept = store(tmp_path).rows("SELECT * FROM traces")
     assert 0 < len(kept) < manifest(undisturbed).figures["traces"]
     forecast = planned(tmp_path)["generate"].forecast
@@ -343,43 +351,75 @@ def test_a_run_stopped_in_order_goes_on_where_it_stopped(undisturbed: Path, tmp_
     assert contents(tmp_path) == contents(undisturbed)
 
 
-def start(directory: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "distill", "run", "--pipeline", "p.yaml", "--json"],
-        cwd=directory, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+RUNS = """
+import os, sys
+import pyarrow.dataset, transformers, distill.engines.transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from distill.cli.main import main
+
+for _ in sys.stdin:
+    if not (child := os.fork()):
+        os.setsid()
+        sys.stdout = open(os.devnull, "w")
+        sys.argv = ["distill", "run", "--pipeline", "p.yaml", "--json"]
+        main()
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""For each line, a run in a process group of its own: the imports, which take longer, are made once."""
+
+
+@contextmanager
+def runs(directory: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNS], cwd=directory, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
     )  # fmt: skip
+    with process:
+        yield process
+        assert process.stdin
+        process.stdin.close()
+
+
+def once(process: subprocess.Popen[str], until: Callable[[], bool]) -> int:
+    """One run, killed as soon as ``until`` says so; its exit code."""
+    assert process.stdin and process.stdout
+    print("run", file=process.stdin)
+    group = int(process.stdout.readline())
+    while not select.select([process.stdout], [], [], 0.01)[0]:
+        if until():
+            os.killpg(group, signal.SIGKILL)
+            break
+    return int(process.stdout.readline())
+
+
+class Moment:
+    """True at so many looks after new traces have come to lie on the disk."""
+
+    def __init__(self, directory: Path, looks: int) -> None:
+        self._directory, self._looks, self._before = directory, looks, shards(directory)
+
+    def __call__(self) -> bool:
+        if shards(self._directory) == self._before:
+            return False
+        self._looks -= 1
+        return self._looks <= 0
 
 
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_like_one_left_alone(undisturbed: Path, tmp_path: Path) -> None:
-    """Killed at random moments while it samples and judges."""
+    """Killed while it samples and judges: a trace is on the disk, its verdict may be or not."""
     load(tmp_path)
-    chance, kills = random.Random(3), 0
-    while kills < 2 and killed(tmp_path, shards(tmp_path) + chance.randrange(1, 3), chance.uniform(0, 0.2)):
-        kills += 1
-    assert kills, "it was too fast to be killed"
-    process = start(tmp_path)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
+    with runs(tmp_path) as process:
+        codes = []
+        for kill in range(6):
+            codes.append(once(process, Moment(tmp_path, looks=random.Random(kill).randrange(1, 30))))
+        codes.append(once(process, lambda: False))
+    assert codes[-1] == 0 and -signal.SIGKILL in codes
     assert contents(tmp_path) == contents(undisturbed)
     journal = [str(path) for path in (tmp_path / "runs/a/journal/traces").glob("*.parquet")]
     query = "SELECT trace_key FROM read_parquet(?) GROUP BY trace_key HAVING count(DISTINCT created) > 1"
     assert duckdb.execute(query, [journal]).fetchall() == []  # none was generated twice
-
-
-def killed(directory: Path, goal: int, delay: float) -> bool:
-    """Run until there are so many shards and a moment longer; False where the run ended before."""
-    process = start(directory)
-    while process.poll() is None and shards(directory) < goal:
-        time.sleep(0.02)
-    time.sleep(delay)
-    if ended := process.poll() is not None:
-        assert process.returncode == 0
-    else:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    return not ended
 
 
 def shards(directory: Path) -> int:
