@@ -8,12 +8,14 @@ from itertools import product
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distill.adaptive.course import Course, Place, Quota
 from distill.adaptive.rule import ERROR, Fate, Rule
 from distill.types import Outcome, Problem
+
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 
 C, W, U = Outcome.CORRECT, Outcome.INCORRECT, Outcome.UNVERIFIABLE
 LETTERS = {"c": C, "w": W, "u": U}
@@ -86,6 +88,7 @@ def test_as_many_are_asked_for_at_once_as_are_certainly_wanted() -> None:
     assert Rule(accepted=4, most=8, unverifiable=1).certain(()) == 1
 
 
+@untimed
 @given(rules(), st.data())
 def test_certain_is_the_fewest_samples_that_a_problem_can_come_to(rule: Rule, data: Any) -> None:
     verdicts = data.draw(st.lists(st.sampled_from([C, W, U, None, None]), max_size=rule.most))
@@ -127,6 +130,7 @@ def test_a_problem_never_solved_is_given_up_as_soon_as_the_test_allows() -> None
     assert rule.ended([C, *[W] * 10]) is None
 
 
+@untimed
 @given(rules(), st.integers(0, 3), st.integers(0, 4), st.lists(st.sampled_from(Outcome), min_size=30, max_size=30))
 def test_wanting_more_only_adds_samples(rule: Rule, accepted: int, most: int, verdicts: list[Outcome]) -> None:
     more = Rule(rule.accepted + accepted, rule.most + accepted + most, rule.trivial, rule.hopeless, rule.unverifiable)
@@ -159,7 +163,7 @@ QUOTAS = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(untimed, max_examples=300)
 @given(rules(), QUOTAS, st.data())
 def test_whatever_order_verdicts_come_in_the_same_samples_are_made(rule: Rule, quotas: list[Quota], data: Any) -> None:
     count = data.draw(st.integers(0, 8))
