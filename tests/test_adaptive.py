@@ -167,8 +167,8 @@ def test_the_later_verify_finds_every_verdict_made(undisturbed: Path) -> None:
 
 
 def test_workers_change_nothing(undisturbed: Path, tmp_path: Path) -> None:
-    few = ("generate.engine={kind: transformers, workers: 1}", "generate.until.workers=1")
-    run(tmp_path, *few)
+    others = ("generate.engine={kind: transformers, workers: 3}", "generate.until.workers=1")
+    run(tmp_path, *others)
     assert contents(tmp_path) == contents(undisturbed)
     assert manifest(tmp_path).fingerprint == manifest(undisturbed).fingerprint  # nor are they in the fingerprint
 
