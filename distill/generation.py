@@ -16,14 +16,11 @@ from typing import Any
 from distill import keys
 from distill.engines.base import Engine, PromptTooLong, response_of
 from distill.store import Store
+from distill.store.appending import Appender
 from distill.store.records import Row, trace_row
 from distill.types import Completion, Problem, Request, Sampling, Trace
 from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context, stop_check
-
-APPEND_SECONDS = 0.5
-APPEND_ROWS = 512
-INGEST_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +59,20 @@ def make_traces(
         return
     stop_check(context.stopping)
     with closing(open_engine()) as engine:
-        requests = (Request(wish.key, wish.problem.messages, wish.sampling) for wish in missing.values())
-        writer = _Writer(store)
+        requests = map(request_of, missing.values())
+        appender = Appender(store)
         done, tokens, cost, begun = len(present), 0, 0.0, time.monotonic()
         figures: dict[str, Any] = {"model": label} if label else {}
 
         def stopping() -> bool:  # asked every second or so, also while no sample ends
-            writer.tick()
+            appender.tick()
             return context.stopping()
 
         try:
             for completion in engine.generate(requests, stopping):
                 wish = missing[completion.key]
-                trace = trace_of(
-                    completion, wish.problem.id, wish.sampling,
-                    model=engine.model, engine=engine.name, sample_index=wish.sample_index,
-                )  # fmt: skip
-                writer.add(trace_row(trace, keys.prompt_key(wish.problem)))
-                done, tokens, cost = done + 1, tokens + trace.tokens, cost + completion.cost
+                appender.add("traces", row_of(wish, completion, engine))
+                done, tokens, cost = done + 1, tokens + completion.tokens, cost + completion.cost
                 rate = tokens / max(time.monotonic() - begun, 1e-9)
                 if cost:
                     figures["cost"] = round(cost, 4)
@@ -87,11 +80,24 @@ def make_traces(
         except PromptTooLong as error:
             raise InputError(f"problem {missing[error.key].problem.name}: {error}") from None
         finally:  # whatever ended it, a cap or an endpoint that went down: what is finished is kept
-            writer.flush()
+            appender.flush()
             store.ingest()
     stop_check(context.stopping)
     if done < len(by_key):
         raise PipelineError(f"the engine ended {len(by_key) - done} samples short; run the same command again")
+
+
+def request_of(wish: Wanted) -> Request:
+    return Request(wish.key, wish.problem.messages, wish.sampling)
+
+
+def row_of(wish: Wanted, completion: Completion, engine: Engine) -> Row:
+    """What is kept of the answer to a wish."""
+    trace = trace_of(
+        completion, wish.problem.id, wish.sampling,
+        model=engine.model, engine=engine.name, sample_index=wish.sample_index,
+    )  # fmt: skip
+    return trace_row(trace, keys.prompt_key(wish.problem))
 
 
 def trace_of(
@@ -119,30 +125,3 @@ def trace_of(
         seconds=completion.seconds,
         prompt_tokens=completion.prompt_tokens,
     )
-
-
-class _Writer:
-    """Collects rows and makes them durable often enough that a crash costs about a second."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._rows: list[Row] = []
-        self._appended = self._ingested = time.monotonic()
-
-    def add(self, row: Row) -> None:
-        self._rows.append(row)
-        self.tick()
-
-    def tick(self) -> None:
-        """Keep what has waited long enough; to be called also when nothing comes."""
-        now = time.monotonic()
-        if len(self._rows) >= APPEND_ROWS or now - self._appended >= APPEND_SECONDS:
-            self.flush()
-        if now - self._ingested >= INGEST_SECONDS:
-            self._store.ingest_if_free()
-            self._ingested = time.monotonic()
-
-    def flush(self) -> None:
-        self._store.append("traces", self._rows)
-        self._rows = []
-        self._appended = time.monotonic()
