@@ -1,0 +1,112 @@
+"""Near duplicates: which texts go because an earlier one says almost the same.
+
+Texts come in an order that content alone decides (by key), and one is dropped if it is as alike as asked to one
+before it that is kept. So every dropped text has a kept one that stands for it, and no two kept ones that were
+compared are duplicates. Candidates come from `distill.curation.minhash`; near the threshold the similarity itself
+decides, not its estimate.
+
+Of a crowd, very many texts that share a band, not every pair is compared: there the same is done again with those
+that are kept, until nothing changes. What stands for a text may then itself have gone in a later round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.curation.minhash import Sketches, candidates, crowded, estimates, jaccard
+from distill.curation.words import Places
+
+MARGIN = 0.15
+"""How far from the threshold an estimate of 128 permutations is believed: four standard deviations."""
+
+Texts = Callable[[Sequence[int]], Sequence[str]]
+"""The texts of these numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """Text ``index`` goes; ``of`` stands for it. ``similarity`` is exact."""
+
+    index: int
+    of: int
+    similarity: float
+
+
+def near_duplicates(batches: Iterable[Sequence[str]], texts: Texts, similarity: float, shingle: int) -> list[Duplicate]:
+    """The duplicates among the texts of all batches, numbered as they come; ``texts`` gives some once more."""
+    sketches = Sketches(shingle, similarity)
+    total = 0
+    for batch in batches:
+        sketches.add(batch)
+        total += len(batch)
+    if total < 2:
+        return []
+    low_bytes, keys = sketches.taken()
+    kept = np.arange(total)
+    found: list[Duplicate] = []
+    while True:
+        edges = _edges(low_bytes[kept], keys[kept], partial(_of, texts, kept), similarity, shingle)
+        dropped = _greedy(edges)
+        found += [
+            Duplicate(int(kept[index]), int(kept[of]), _exact(texts, int(kept[index]), int(kept[of]), shingle))
+            for index, of in dropped.items()
+        ]
+        crowd = crowded(keys[kept])
+        kept = np.delete(kept, list(dropped))
+        if not (crowd and dropped):
+            return sorted(found, key=lambda duplicate: duplicate.index)
+
+
+def _of(texts: Texts, kept: Places, places: Places) -> Sequence[str]:
+    """The texts of these places among the kept ones."""
+    return texts(kept[places].tolist())
+
+
+def _edges(
+    low_bytes: NDArray[np.uint8], keys: NDArray[np.uint32], texts: Callable[[Places], Sequence[str]],
+    similarity: float, shingle: int,
+) -> NDArray[np.int64]:  # fmt: skip
+    """Pairs (later, earlier) that are alike, sorted."""
+    total = len(keys)
+    sure, unsure = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for one, other in candidates(keys):
+        codes = np.unique(np.maximum(one, other) * total + np.minimum(one, other))
+        estimated = estimates(low_bytes, codes // total, codes % total)
+        sure.append(codes[estimated >= similarity + MARGIN])
+        unsure.append(codes[np.abs(estimated - similarity) < MARGIN])
+    doubtful = np.unique(np.concatenate(unsure))
+    certain = np.unique(np.concatenate([*sure, _decided(doubtful, total, texts, similarity, shingle)]))
+    return np.stack([certain // total, certain % total], axis=1)
+
+
+def _decided(
+    codes: NDArray[np.int64], total: int, texts: Callable[[Places], Sequence[str]], similarity: float, shingle: int
+) -> NDArray[np.int64]:
+    """Those of the pairs that are as alike as asked, by the similarity itself."""
+    kept = []
+    for at in range(0, len(codes), 10_000):
+        part = codes[at : at + 10_000]
+        numbers = np.unique(np.concatenate([part // total, part % total]))
+        text_of = dict(zip(numbers.tolist(), texts(numbers), strict=True))
+        alike = [jaccard(text_of[int(c // total)], text_of[int(c % total)], shingle) >= similarity for c in part]
+        kept.append(part[np.array(alike, bool)])
+    return np.concatenate(kept) if kept else np.empty(0, np.int64)
+
+
+def _greedy(edges: NDArray[np.int64]) -> dict[int, int]:
+    """Which texts go, and for which kept one; ``edges`` (later, earlier) are sorted."""
+    dropped: dict[int, int] = {}
+    for later, earlier in edges.tolist():
+        if later not in dropped and earlier not in dropped:
+            dropped[later] = earlier
+    return dropped
+
+
+def _exact(texts: Texts, index: int, of: int, shingle: int) -> float:
+    one, other = texts([index, of])
+    return jaccard(one, other, shingle)
