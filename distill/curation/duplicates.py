@@ -23,6 +23,8 @@ from distill.curation.words import Places
 
 MARGIN = 0.15
 """How far from the threshold an estimate of 128 permutations is believed: four standard deviations."""
+PORTION = 10_000
+"""Pairs whose texts are looked at together."""
 
 Texts = Callable[[Sequence[int]], Sequence[str]]
 """The texts of these numbers."""
@@ -52,9 +54,11 @@ def near_duplicates(batches: Iterable[Sequence[str]], texts: Texts, similarity: 
     while True:
         edges = _edges(low_bytes[kept], keys[kept], partial(_of, texts, kept), similarity, shingle)
         dropped = _greedy(edges)
+        pairs = np.array(list(dropped.items()), np.int64).reshape(-1, 2)
+        alike = _similarities(pairs, partial(_of, texts, kept), shingle)
         found += [
-            Duplicate(int(kept[index]), int(kept[of]), _exact(texts, int(kept[index]), int(kept[of]), shingle))
-            for index, of in dropped.items()
+            Duplicate(int(kept[index]), int(kept[of]), similar)
+            for (index, of), similar in zip(dropped.items(), alike, strict=True)
         ]
         crowd = crowded(keys[kept])
         kept = np.delete(kept, list(dropped))
@@ -88,14 +92,18 @@ def _decided(
     codes: NDArray[np.int64], total: int, texts: Callable[[Places], Sequence[str]], similarity: float, shingle: int
 ) -> NDArray[np.int64]:
     """Those of the pairs that are as alike as asked, by the similarity itself."""
-    kept = []
-    for at in range(0, len(codes), 10_000):
-        part = codes[at : at + 10_000]
-        numbers = np.unique(np.concatenate([part // total, part % total]))
-        text_of = dict(zip(numbers.tolist(), texts(numbers), strict=True))
-        alike = [jaccard(text_of[int(c // total)], text_of[int(c % total)], shingle) >= similarity for c in part]
-        kept.append(part[np.array(alike, bool)])
-    return np.concatenate(kept) if kept else np.empty(0, np.int64)
+    alike = _similarities(np.stack([codes // total, codes % total], axis=1), texts, shingle)
+    return codes[np.array(alike) >= similarity]
+
+
+def _similarities(pairs: Places, texts: Callable[[Places], Sequence[str]], shingle: int) -> list[float]:
+    """Of each pair of places, in portions."""
+    found: list[float] = []
+    for at in range(0, len(pairs), PORTION):
+        part = pairs[at : at + PORTION]
+        places, numbered = np.unique(part, return_inverse=True)
+        found += jaccard(texts(places), numbered.reshape(-1, 2).tolist(), shingle)
+    return found
 
 
 def _greedy(edges: NDArray[np.int64]) -> dict[int, int]:
@@ -105,8 +113,3 @@ def _greedy(edges: NDArray[np.int64]) -> dict[int, int]:
         if later not in dropped and earlier not in dropped:
             dropped[later] = earlier
     return dropped
-
-
-def _exact(texts: Texts, index: int, of: int, shingle: int) -> float:
-    one, other = texts([index, of])
-    return jaccard(one, other, shingle)

@@ -96,11 +96,12 @@ def estimates(low_bytes: NDArray[np.uint8], first: Places, second: Places) -> ND
     return (equal - 1 / 256) / (1 - 1 / 256)
 
 
-def jaccard(first: str, second: str, n: int) -> float:
-    """The similarity itself, of two texts."""
-    hashes = WordHashes()
-    one, other = (set(shingles([text], n, hashes)[0].tolist()) for text in (first, second))
-    return len(one & other) / len(one | other)
+def jaccard(texts: Sequence[str], pairs: Sequence[Sequence[int]], n: int) -> list[float]:
+    """The similarity itself, of pairs of these texts."""
+    hashes, owners = shingles(texts, n, WordHashes())
+    sets = [set(part.tolist()) for part in np.split(hashes, np.searchsorted(owners, np.arange(1, len(texts))))]
+    shared = [(len(sets[one] & sets[other]), one, other) for one, other in pairs]
+    return [common / (len(sets[one]) + len(sets[other]) - common) for common, one, other in shared]
 
 
 class Sketches:

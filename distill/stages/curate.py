@@ -1,7 +1,7 @@
 """curate, curate-traces: take out duplicates, and what overlaps with evaluation sets; keep the evidence.
 
 Two stages of one kind: `curate` takes problems, before anything is paid for; `curate-traces` takes traces that
-somebody has published, by the problems that they answer. The evidence is in the table `overlaps`, under the
+somebody has published, by the problems that they answer. The evidence is in the table `curation`, under the
 stage's fingerprint. Held-out problems are never taken out: they are what is compared with.
 """
 
@@ -80,7 +80,7 @@ def run(context: Context, settings: CurateSettings) -> Output:
     members = [(label, key) for label, key in _members(store, upstream.digest) if label != "train" or key not in gone]
     counts = Counter(label for label, _ in members)
     if not counts["train"]:
-        raise InputError(f"stage {context.name}: leaves no training problem; `distill traces sql` asks `overlaps` why")
+        raise InputError(f"stage {context.name}: leaves no training problem; `distill traces sql` asks `curation` why")
     digest = record_members(store, members)
     kept = {"members": len(members), "verifiers": upstream.figures["verifiers"], **counts}
     return Output(digest, kept | _figures(found))
@@ -92,7 +92,7 @@ def run_traces(context: Context, settings: CurateTracesSettings) -> Output:
     gone = {overlap.key for overlap in found if overlap.removed}
     members = [(problem, key) for problem, key in _members(store, upstream.digest) if problem not in gone]
     if not members:
-        raise InputError(f"stage {context.name}: leaves no trace; `distill traces sql` asks `overlaps` why")
+        raise InputError(f"stage {context.name}: leaves no trace; `distill traces sql` asks `curation` why")
     digest = record_members(store, members)
     return Output(digest, {"members": len(members), "traces": len(members), **_figures(found)})
 
@@ -126,7 +126,7 @@ def _review(
                 stop_check(context.stopping)
 
     found = review(read, lambda keys: _texts(store, keys), items, _rules(settings))
-    store.append("overlaps", _evidence(store, context.fingerprint, found))
+    store.append("curation", _evidence(store, context.fingerprint, found))
     store.ingest()
     return found
 
@@ -179,7 +179,7 @@ def _texts(store: Store, keys: Sequence[str]) -> list[str]:
 
 
 def _evidence(store: Store, run: str, found: Sequence[Overlap]) -> list[Row]:
-    """The rows of `overlaps`, sorted by problem."""
+    """The rows of `curation`, sorted by problem."""
     others = sorted({overlap.other for overlap in found if isinstance(overlap.other, str)})
     named = store.rows(
         "SELECT problem_key, problem_id, origin FROM problems WHERE problem_key IN (SELECT unnest($keys))",
