@@ -6,7 +6,8 @@ compared are duplicates. Candidates come from `distill.curation.minhash`; near t
 decides, not its estimate.
 
 Of a crowd, very many texts that share a band, not every pair is compared: there the same is done again with those
-that are kept, until nothing changes. What stands for a text may then itself have gone in a later round.
+that are kept, until nothing changes or `ROUNDS` are over. What stands for a text may then itself have gone in a later
+round.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from distill.curation.words import Places
 
 MARGIN = 0.15
 """How far from the threshold an estimate of 128 permutations is believed: four standard deviations."""
+ROUNDS = 10
 PORTION = 10_000
 """Pairs whose texts are looked at together."""
 
@@ -51,8 +53,8 @@ def near_duplicates(batches: Iterable[Sequence[str]], texts: Texts, similarity: 
     low_bytes, keys = sketches.taken()
     kept = np.arange(total)
     found: list[Duplicate] = []
-    while True:
-        edges = _edges(low_bytes[kept], keys[kept], partial(_of, texts, kept), similarity, shingle)
+    for _ in range(ROUNDS):
+        edges = _edges(low_bytes, keys, partial(_of, texts, kept), similarity, shingle)
         dropped = _greedy(edges)
         pairs = np.array(list(dropped.items()), np.int64).reshape(-1, 2)
         alike = _similarities(pairs, partial(_of, texts, kept), shingle)
@@ -60,10 +62,11 @@ def near_duplicates(batches: Iterable[Sequence[str]], texts: Texts, similarity: 
             Duplicate(int(kept[index]), int(kept[of]), similar)
             for (index, of), similar in zip(dropped.items(), alike, strict=True)
         ]
-        crowd = crowded(keys[kept])
-        kept = np.delete(kept, list(dropped))
-        if not (crowd and dropped):
-            return sorted(found, key=lambda duplicate: duplicate.index)
+        if not dropped or not crowded(keys):
+            break
+        gone = list(dropped)
+        low_bytes, keys, kept = np.delete(low_bytes, gone, 0), np.delete(keys, gone, 0), np.delete(kept, gone)
+    return sorted(found, key=lambda duplicate: duplicate.index)
 
 
 def _of(texts: Texts, kept: Places, places: Places) -> Sequence[str]:

@@ -120,6 +120,8 @@ class Sketches:
 
     def taken(self) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
         """(low bytes, band keys) of all texts; the portions are let go of."""
-        found = np.concatenate(self._bytes), np.concatenate(self._keys)
-        self._bytes, self._keys = [], []
-        return found
+        low_bytes = np.concatenate(self._bytes)
+        self._bytes = []  # before the next are joined: this is most of what is held
+        keys = np.concatenate(self._keys)
+        self._keys = []
+        return low_bytes, keys
