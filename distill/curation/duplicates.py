@@ -3,7 +3,7 @@
 Texts come in an order that content alone decides (by key), and one is dropped if it is as alike as asked to one
 before it that is kept. So every dropped text has a kept one that stands for it, and no two kept ones that were
 compared are duplicates. Candidates come from `distill.curation.minhash`; near the threshold the similarity itself
-decides, not its estimate.
+decides, not its estimate, unless there are too many such pairs (`DOUBTS`) to look at each.
 
 Of a crowd, very many texts that share a band, not every pair is compared: there the same is done again with those
 that are kept, until nothing changes or `ROUNDS` are over. What stands for a text may then itself have gone in a later
@@ -24,7 +24,9 @@ from distill.curation.words import Places
 
 MARGIN = 0.15
 """How far from the threshold an estimate of 128 permutations is believed: four standard deviations."""
-ROUNDS = 10
+DOUBTS = 500_000
+"""Where more pairs than these are near the threshold, the estimate decides: the texts are of a few moulds."""
+ROUNDS = 3
 PORTION = 10_000
 """Pairs whose texts are looked at together."""
 
@@ -81,13 +83,21 @@ def _edges(
     """Pairs (later, earlier) that are alike, sorted."""
     total = len(keys)
     sure, unsure = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    doubts = 0
     for one, other in candidates(keys):
-        codes = np.unique(np.maximum(one, other) * total + np.minimum(one, other))
-        estimated = estimates(low_bytes, codes // total, codes % total)
-        sure.append(codes[estimated >= similarity + MARGIN])
-        unsure.append(codes[np.abs(estimated - similarity) < MARGIN])
+        codes = np.maximum(one, other) * total + np.minimum(one, other)
+        estimated = estimates(low_bytes, one, other)
+        sure.append(codes[estimated >= similarity + (MARGIN if doubts <= DOUBTS else 0)])
+        if doubts <= DOUBTS:
+            unsure.append(codes[np.abs(estimated - similarity) < MARGIN])
+            doubts += len(unsure[-1])
     doubtful = np.unique(np.concatenate(unsure))
-    certain = np.unique(np.concatenate([*sure, _decided(doubtful, total, texts, similarity, shingle)]))
+    if doubts > DOUBTS:
+        estimated = estimates(low_bytes, doubtful // total, doubtful % total)
+        decided = doubtful[estimated >= similarity]
+    else:
+        decided = _decided(doubtful, total, texts, similarity, shingle)
+    certain = np.unique(np.concatenate([*sure, decided]))
     return np.stack([certain // total, certain % total], axis=1)
 
 

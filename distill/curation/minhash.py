@@ -21,7 +21,7 @@ from distill.randomness import generator
 PERMUTATIONS = 128
 RECALL = 0.99
 """Of pairs as alike as the threshold so many become candidates; of more alike ones, more."""
-WINDOW = 32
+WINDOW = 16
 """In a band that very many texts share, each is compared with so many neighbours."""
 CHUNK = 200_000
 
