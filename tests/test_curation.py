@@ -119,6 +119,15 @@ def test_a_crowd_of_likenesses_leaves_one() -> None:
     assert set(gone) == set(range(1, len(crowd)))
 
 
+def test_where_too_many_are_near_the_threshold_the_estimate_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.curation.duplicates.DOUBTS", 0)
+    base = [" ".join(sentence(n, 80)) for n in range(6)]
+    alike = [" ".join([*text.split()[:-4], "a", "b", "c", "d"]) for text in base]
+    texts = [*base, *alike]
+    assert duplicates_of(texts, 0.8) == {6 + n: n for n in range(6)}
+    assert duplicates_of([*base, *(" ".join([*text.split()[:30], *sentence(text, 50)]) for text in base)], 0.8) == {}
+
+
 def test_texts_with_another_number_are_other_problems() -> None:
     texts = [f"What is {a} + {b}?" for a in range(12) for b in range(12)]
     assert duplicates_of(texts) == {}
