@@ -3,7 +3,8 @@ r"""Ready mappings: the form in which a well-known set is published, by name (``
 A form is nothing but defaults for the settings of a source of problems or of the import stage; whatever is
 written beside it wins, ``null`` included, and what a stage's fingerprint knows is the settings that result.
 Columns, licences and roles are written down as they are known; those of GSM8K, MATH-500 and HumanEval are held
-against the real files by tests. A row without its columns is told with file and line. A form stands for the shape of rows, wherever they come from: a file, a directory, the hub.
+against the real files by tests. A row without its columns is told with file and line. A form stands for the shape
+of rows, wherever they come from: a file, a directory, the hub.
 """
 
 from __future__ import annotations
