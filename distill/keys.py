@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill.types import Problem, Sampling
+from distill.types import Asked, Problem, Sampling
 from pipeline.fingerprint import content_hash
 
 
@@ -30,16 +30,39 @@ def checked(problem: Problem) -> list[Any]:
     return [problem.system, problem.prompt, problem.reference, problem.verifier, dict(problem.metadata)]
 
 
-def trace_key(problem: Problem, model: str, sampling: Sampling, sample_index: int) -> str:
+def trace_key(
+    problem: Problem, model: str, sampling: Sampling, sample_index: int, asked: Asked | None = None
+) -> str:  # fmt: skip
     """``model`` is the weights' identity (`distill.modelspec`), which covers the chat template, so
     that messages and model together stand for the rendered prompt without rendering it.
 
-    A greedy sample depends on neither seed nor truncation, so its key does not.
+    A greedy sample depends on neither seed nor truncation, so its key does not. ``asked`` is what the model
+    is really asked; where that is what the problem asks, it changes nothing. The problem's own prompt stays in
+    the key beside it: a trace belongs to one prompt, also where a template leaves out what tells two apart.
     """
     how: list[Any] = [sampling.max_tokens, sampling.temperature]
     if sampling.temperature > 0:
         how += [sampling.top_p, sampling.top_k, sampling.seed]
-    return content_hash(["trace", prompt_key(problem), model, how, sample_index])
+    other = [] if asked is None else _besides(problem, asked)
+    return content_hash(["trace", prompt_key(problem), model, how, sample_index, *other])
+
+
+def _besides(problem: Problem, asked: Asked) -> list[Any]:
+    """What is asked beyond what the problem asks: nothing, or one mapping."""
+    found: dict[str, Any] = {}
+    if asked.messages != problem.messages:
+        found["messages"] = asked.messages
+    if asked.prefix:
+        found["prefix"] = asked.prefix
+    if asked.budget and (budget := asked.budget.settled):
+        found["budget"] = budget
+    return [found] if found else []
+
+
+def continued_key(cut: str, max_tokens: int) -> str:
+    """A trace that goes on where the trace ``cut`` ended at its limit, up to a larger one. The key of the cut
+    trace stands for all that was asked and said until then."""
+    return content_hash(["continued", cut, max_tokens])
 
 
 def imported_key(problem: Problem, model: str, text: str) -> str:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill import engines
-from distill.engines.options import EngineOptions, SamplingSettings, TransformersOptions, check_model
-from distill.generation import make_traces, wanted
+from distill import engines, truncation
+from distill.engines.options import (
+    EngineOptions,
+    SamplingSettings,
+    Thinking,
+    TransformersOptions,
+    check_model,
+    check_thinking,
+)
+from distill.generation import UNANSWERED, Wanted, wanted
 from distill.modelspec import StageOrName
-from distill.stages.common import members_present, store_of
+from distill.prompting import Prompting
+from distill.stages.common import ask_of, members_present, store_of
+from distill.store import Store
 from distill.store.records import problems, record_members
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
@@ -26,35 +36,66 @@ class GenerateSettings(Settings):
     sampling: SamplingSettings = SamplingSettings()
     samples: Annotated[int, Field(ge=1)] = 1
     """Samples a problem. Raising it makes just the new ones."""
+    prompting: Prompting = None
+    """How each problem is put to the teacher; a string is a template, or the name of one."""
+    thinking: Thinking = None
+    truncated: Annotated[Literal["keep", "drop", "continue"], Field(exclude_if=lambda value: value == "keep")] = "keep"
+    """What becomes of a response cut at `sampling.max_tokens`: kept among the others, left out of them, or gone
+    on with from the cut."""
+    continue_tokens: Annotated[int | list[int] | None, Field(exclude_if=lambda value: value is None)] = None
+    """The larger limit up to which `continue` goes on; of several, rising, each goes on from the one before."""
     split: Literal["train", "heldout"] = "train"
     seed: int = 0
 
     @model_validator(mode="after")
     def _can_be_had(self) -> GenerateSettings:
         check_model(self.teacher, self.engine)
+        check_thinking(self.thinking, self.sampling)
+        if (self.truncated == "continue") != bool(self.limits):
+            raise ValueError("truncated: continue and continue_tokens (the larger limit) need each other")
+        if any(low >= high for low, high in pairwise([self.sampling.max_tokens, *self.limits])):
+            raise ValueError(f"continue_tokens must rise from sampling.max_tokens, {self.sampling.max_tokens}")
         return self
+
+    @property
+    def limits(self) -> list[int]:
+        """Up to which cut responses are gone on with, one after the other."""
+        found = self.continue_tokens
+        return [] if found is None else found if isinstance(found, list) else [found]
 
 
 def run(context: Context, settings: GenerateSettings) -> Output:
     store = store_of(context)
     model = engines.model_of(settings.teacher, settings.engine, context)
-    sampling = settings.sampling.sampling(settings.seed)
-    tasks = problems(store, context.inputs[settings.problems].digest, settings.split)
-    wishes = wanted(tasks, model.identity, sampling, settings.samples)
     open_engine = partial(engines.open_engine, settings.engine, model, context.note)
-    make_traces(store, wishes, open_engine, context)
-    digest = record_members(store, [(wish.problem_key, wish.key) for wish in wishes])
-    return Output(digest, {"members": len(wishes), **_totals(context, digest)})
+    wishes = truncation.make_whole(
+        store, _wishes(context, settings, store, model.identity), open_engine, context, settings.limits
+    )
+    cut = truncation.cut_among(store, [wish.key for wish in wishes]) if settings.truncated == "drop" else set()
+    members = [(wish.problem_key, wish.key) for wish in wishes if wish.key not in cut]
+    digest = record_members(store, members)
+    totals = _totals(store, digest)
+    left_out = {"truncated": len(cut), "left_out": len(wishes) - len(members)} if cut else {}
+    return Output(digest, {"members": len(members), **totals, **left_out})
 
 
-def _totals(context: Context, collection: str) -> dict[str, Any]:
+def _wishes(context: Context, settings: GenerateSettings, store: Store, model: str) -> list[Wanted]:
+    tasks = problems(store, context.inputs[settings.problems].digest, settings.split)
+    ask = ask_of(context, settings.prompting, settings.thinking, settings.problems)
+    return wanted(tasks, model, settings.sampling.sampling(settings.seed), settings.samples, ask)
+
+
+def _totals(store: Store, collection: str) -> dict[str, Any]:
+    """Counts of the members: the outcomes that are no answer too, each by itself."""
+    outcomes = ", ".join(f"count(*) FILTER (finish = '{finish}') AS {name}" for finish, name in UNANSWERED.items())
     sql = (
         "SELECT count(*) AS traces, sum(thinking_tokens + answer_tokens)::BIGINT AS tokens, "
         "sum(thinking_tokens)::BIGINT AS thinking_tokens, sum(prompt_tokens)::BIGINT AS prompt_tokens, "
-        "count(*) FILTER (finish = 'length') AS truncated "
+        f"{outcomes}, count(continues) AS continued "
         "FROM traces SEMI JOIN (SELECT row_key AS trace_key FROM members WHERE collection = ?) USING (trace_key)"
     )
-    return store_of(context).rows(sql, [collection])[0]
+    found = store.rows(sql, [collection])[0]
+    return {name: value for name, value in found.items() if value or name not in ("refused", "empty", "continued")}
 
 
 def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
@@ -62,17 +103,15 @@ def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str
     if upstream is None:
         count = expected.get(settings.problems, {}).get(settings.split)
         total, done = (None if count is None else count * settings.samples), 0
+        tokens = (total or 0) * max([settings.sampling.max_tokens, *settings.limits])
     else:
         store = store_of(context)
         model = engines.model_of(settings.teacher, settings.engine, context)
-        tasks = problems(store, upstream.digest, settings.split)
-        sampling = settings.sampling.sampling(settings.seed)
-        keys = {wish.key for wish in wanted(tasks, model.identity, sampling, settings.samples)}
-        total, done = len(keys), len(store.present("traces", keys))
+        wishes = _wishes(context, settings, store, model.identity)
+        total, done, tokens = truncation.foreseen(store, wishes, settings.limits)
     figures: dict[str, Any] = {}
     if total is not None:
-        calls = total - done
-        figures = {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens}
+        figures = {"calls": total - done, "max_tokens": tokens}
         if cost := engines.max_cost(settings.engine, figures["max_tokens"]):
             figures["max_cost"] = cost
     return Forecast("traces", total, done, figures)
