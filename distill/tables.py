@@ -128,6 +128,9 @@ def _csv(path: Path) -> Iterator[Row]:
         reader = csv.DictReader(file, delimiter=delimiter)
         csv.field_size_limit(2**31 - 1)  # a reasoning trace is longer than the 128 KiB it allows
         try:
+            names = list(reader.fieldnames or ())
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise InputError(f"{path}:1: has two columns called {twice!r}; rename one")
             for values in reader:
                 extra = f"has {len(values.pop(None))} cell(s) more than the head" if None in values else None
                 yield Row(path, reader.line_num, values, extra)

@@ -20,7 +20,8 @@ from distill.verifiers.base import Stopping, never
 from distill.verifiers.compose import Spec
 from pipeline.fingerprint import canonical
 from pipeline.stage import stop_check
-from rl.grpo import GrpoSettings, Rollout, request
+from rl.grpo import GrpoSettings, request
+from rl.update import Rollout
 
 INGEST_STEPS = 10
 
@@ -88,6 +89,11 @@ class Ledger:
         }
         row = trace_row(replace(trace, key=key), keys.prompt_key(problem))
         return row, verdict_row(verdict_key, key, problem_key, verdict, spec), facts
+
+    def count(self) -> int:
+        """Rollouts of this run in the store."""
+        (row,) = self._store.rows("SELECT count(*) AS rollouts FROM rollouts WHERE run = ?", [self._run])
+        return int(row["rollouts"])
 
     def recall(self, step: int) -> Iterator[Completion]:
         """What an earlier attempt sampled for ``step`` (from 0, as `train_grpo` counts)."""
