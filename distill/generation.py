@@ -117,17 +117,16 @@ def row_of(wish: Wanted, completion: Completion, engine: Engine) -> Row:
     """What is kept of the answer to a wish."""
     trace = trace_of(
         completion, wish.problem.id, wish.sampling,
-        model=engine.model, engine=engine.name, sample_index=wish.sample_index,
+        model=engine.model, engine=engine.name, sample_index=wish.sample_index, asked=wish.asked,
     )  # fmt: skip
     cut = completion.text if completion.finish is Finish.LENGTH else None
-    asked = wish.asked
-    trace = replace(trace, prefix=asked.prefix, budget=asked.budget, cut=cut, continues=wish.continues)
-    return trace_row(trace, keys.prompt_key(wish.problem))
+    return trace_row(replace(trace, cut=cut, continues=wish.continues), keys.prompt_key(wish.problem))
 
 
 def trace_of(
-    completion: Completion, problem_id: str, sampling: Sampling, *, model: str, engine: str, sample_index: int
-) -> Trace:
+    completion: Completion, problem_id: str, sampling: Sampling, *,
+    model: str, engine: str, sample_index: int, asked: Asked,
+) -> Trace:  # fmt: skip
     """A completion as a trace."""
     parts = response_of(completion)
     return Trace(
@@ -149,6 +148,8 @@ def trace_of(
         finish=completion.finish,
         seconds=completion.seconds,
         prompt_tokens=completion.prompt_tokens,
+        prefix=asked.prefix,
+        budget=asked.budget,
         forced=completion.forced,
     )
 
