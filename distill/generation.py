@@ -52,12 +52,14 @@ def wanted(
     problems: Sequence[tuple[str, Problem]], model: str, sampling: Sampling, samples: int, ask: Ask = plainly
 ) -> list[Wanted]:
     """Every sample asked for, problem by problem. ``problems`` are (key, problem) pairs."""
-    return [
-        Wanted(keys.trace_key(problem, model, sampling, index, asked), key, problem, sampling, index, asked)
-        for key, problem in problems
-        for asked in [ask(problem)]
-        for index in range(samples)
-    ]
+    wishes = []
+    for key, problem in problems:
+        asked = ask(problem)
+        beyond = keys.asked_key(problem, asked)
+        for index in range(samples):
+            trace = keys.trace_key(problem, model, sampling, index, beyond)
+            wishes.append(Wanted(trace, key, problem, sampling, index, asked))
+    return wishes
 
 
 def request_of(wish: Wanted) -> Request:

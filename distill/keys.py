@@ -30,25 +30,23 @@ def checked(problem: Problem) -> list[Any]:
     return [problem.system, problem.prompt, problem.reference, problem.verifier, dict(problem.metadata)]
 
 
-def trace_key(
-    problem: Problem, model: str, sampling: Sampling, sample_index: int, asked: Asked | None = None
-) -> str:  # fmt: skip
+def trace_key(problem: Problem, model: str, sampling: Sampling, sample_index: int, asked: str = "") -> str:
     """``model`` is the weights' identity (`distill.modelspec`), which covers the chat template, so
     that messages and model together stand for the rendered prompt without rendering it.
 
-    A greedy sample depends on neither seed nor truncation, so its key does not. ``asked`` is what the model
-    is really asked; where that is what the problem asks, it changes nothing. The problem's own prompt stays in
-    the key beside it: a trace belongs to one prompt, also where a template leaves out what tells two apart.
+    A greedy sample depends on neither seed nor truncation, so its key does not. ``asked`` is the problem's
+    `asked_key`. The problem's own prompt stays in the key beside it: a trace belongs to one prompt, also where a
+    template leaves out what tells two problems apart.
     """
     how: list[Any] = [sampling.max_tokens, sampling.temperature]
     if sampling.temperature > 0:
         how += [sampling.top_p, sampling.top_k, sampling.seed]
-    other = [] if asked is None else _besides(problem, asked)
-    return content_hash(["trace", prompt_key(problem), model, how, sample_index, *other])
+    return content_hash(["trace", prompt_key(problem), model, how, sample_index, *([asked] if asked else [])])
 
 
-def _besides(problem: Problem, asked: Asked) -> list[Any]:
-    """What is asked beyond what the problem asks: nothing, or one mapping."""
+def asked_key(problem: Problem, asked: Asked) -> str:
+    """What a model is asked beyond what the problem asks; empty where that is nothing, so that settings which
+    change nothing cost nothing."""
     found: dict[str, Any] = {}
     if asked.messages != problem.messages:
         found["messages"] = asked.messages
@@ -56,7 +54,7 @@ def _besides(problem: Problem, asked: Asked) -> list[Any]:
         found["prefix"] = asked.prefix
     if asked.budget and (budget := asked.budget.settled):
         found["budget"] = budget
-    return [found] if found else []
+    return content_hash(["asked", found]) if found else ""
 
 
 def continued_key(cut: str, max_tokens: int) -> str:

@@ -18,13 +18,18 @@ from distill.generation import wanted
 from distill.keys import prompt_key, trace_key
 from distill.modelspec import EMBEDDED
 from distill.prompting import Prompting, asking
+from distill.stages.evaluate import EvaluateSettings
+from distill.stages.generate import GenerateSettings
+from distill.stages.sft import SftSettings
 from distill.store import Store
 from distill.types import Asked, Problem, Sampling, ThinkingBudget
 from pipeline import config, runner
 from pipeline.errors import InputError
 from pipeline.events import Listener
 from pipeline.plan import plan
+from pipeline.stage import result_settings
 from pipeline.workspace import Workspace
+from rl.stages.grpo import GrpoSettings
 
 PROBLEM = Problem("x/1", "What is 2 + 2?", "4", "math", "x", origin="p.jsonl:3")
 
@@ -47,6 +52,18 @@ def test_keys_of_traces_that_no_setting_touches_are_what_they_were() -> None:
     brief = Problem("x/1", "What is 2 + 2?", "4", "math", "x", system="Be brief.")
     assert trace_key(brief, "model", Sampling(top_p=0.9, top_k=5), 0) == "a6c4186438353d7933b1bb26a612a0c5"
     assert key_by(None) == key_by("plain") == trace_key(PROBLEM, "model", Sampling(), 0)
+
+
+def test_stages_that_say_nothing_of_it_have_the_fingerprints_they_had() -> None:
+    """A new distill must not train a student again because there is something new that it does not use."""
+    new = {"prompting", "thinking", "truncated", "continue_tokens"}
+    asked = {"problems": "p", "teacher": "embedded:teacher"}
+    plain, other = GenerateSettings(**asked), GenerateSettings(**asked, prompting="boxed", truncated="drop")
+    assert not new & result_settings(plain).keys()
+    assert {"prompting", "truncated"} <= result_settings(other).keys()
+    assert not new & result_settings(GrpoSettings(student="stage:sft", problems="p")).keys()
+    assert not new & result_settings(EvaluateSettings(problems="p", models={"a": "embedded:teacher"})).keys()
+    assert "prompting" not in result_settings(SftSettings(data="s", student="embedded:student-base"))
 
 
 def key_by(said: Any, problem: Problem = PROBLEM, budget: ThinkingBudget | None = None) -> str:
