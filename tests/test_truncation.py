@@ -24,6 +24,7 @@ from distill.store import Store, schema
 from distill.thinking import split_thinking
 from distill.types import Asked, Problem, Sampling
 from pipeline import config, runner
+from pipeline.errors import InputError, PipelineError
 from pipeline.events import Listener
 from pipeline.plan import plan
 from pipeline.workspace import Workspace
@@ -175,6 +176,8 @@ def test_a_store_from_before_gets_its_columns_and_keeps_its_rows(tmp_path: Path)
             [wish.key],
         )
         connection.execute("INSERT INTO ingested VALUES ('traces', '', 1)")
+    with pytest.raises(InputError, match="made by an older distill; `distill run` brings it up to date"):
+        cli_traces.show(wish.key, Path("none.yaml"), tmp_path, False)
     store.mend()
     wish = replace(wish, sampling=Sampling(max_tokens=2))
     (key,) = make(store, [wish], [100])
@@ -230,6 +233,16 @@ def test_each_policy_and_each_outcome_is_counted(tmp_path: Path, monkeypatch: py
         "source": "p", "traces": count + len(LONG), "finished": len(LONG) + 1, "truncated": len(LONG),
         "continued": len(LONG), "refused": 1, "empty": 2,
     }  # fmt: skip
+
+
+def test_where_every_response_was_cut_it_is_said_and_they_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = project(tmp_path / "p", LONG[:2])
+    with pytest.raises(PipelineError, match=r"stage generate: every response was cut at 20 tokens"):
+        run_here(directory, monkeypatch, "generate.truncated=drop")
+    assert len(rows_of(directory)) == 2
+    assert run_here(directory, monkeypatch, "generate.truncated=keep")["members"] == 2
 
 
 def test_show_tells_what_was_given_and_what_goes_on(

@@ -24,6 +24,7 @@ from distill.prompting import Prompting
 from distill.stages.common import ask_of, members_present, store_of
 from distill.store import Store
 from distill.store.records import problems, record_members
+from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Output, Settings, Stage
@@ -73,6 +74,11 @@ def run(context: Context, settings: GenerateSettings) -> Output:
     )
     cut = truncation.cut_among(store, [wish.key for wish in wishes]) if settings.truncated == "drop" else set()
     members = [(wish.problem_key, wish.key) for wish in wishes if wish.key not in cut]
+    if wishes and not members:
+        raise PipelineError(
+            f"stage {context.name}: every response was cut at {settings.sampling.max_tokens} tokens, and `drop` "
+            "leaves none; they are kept in the store; raise sampling.max_tokens, or say truncated: continue"
+        )
     digest = record_members(store, members)
     totals = _totals(store, digest)
     left_out = {"truncated": len(cut), "left_out": len(wishes) - len(members)} if cut else {}
