@@ -13,7 +13,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distill.tables import ProblemColumns, Row, one_group
+from distill.columns import ProblemColumns, one_group
+from distill.tables import Row
 from distill.thinking import Response, split_thinking
 from distill.types import Failure, Outcome, Problem, Verdict
 from distill.verifiers import VerifierPool, build

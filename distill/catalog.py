@@ -51,7 +51,9 @@ ENGINES: dict[str, str] = {
 
 STAGES: dict[str, str] = {
     "problems": "distill.stages.problems:STAGE",
+    "curate": "distill.stages.curate:STAGE",
     "import": "distill.stages.import_traces:STAGE",
+    "curate-traces": "distill.stages.curate:TRACES",
     "generate": "distill.stages.generate:STAGE",
     "verify": "distill.stages.verify:STAGE",
     "select": "distill.stages.select:STAGE",

@@ -19,14 +19,11 @@ from distill import keys
 from distill.engines.base import Engine, PromptTooLong, response_of
 from distill.prompting import Ask, plainly
 from distill.store import Store
+from distill.store.appending import Appender
 from distill.store.records import Row, trace_row
 from distill.types import Asked, Completion, Finish, Problem, Request, Sampling, Trace
 from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context, stop_check
-
-APPEND_SECONDS = 0.5
-APPEND_ROWS = 512
-INGEST_SECONDS = 10.0
 
 UNANSWERED = {Finish.LENGTH: "truncated", Finish.REFUSED: "refused", Finish.EMPTY: "empty"}
 """What the outcomes other than an answer are called in counts."""
@@ -94,21 +91,21 @@ def sample(
     store: Store, engine: Engine, missing: dict[str, Wanted], present: int, context: Context, label: str = ""
 ) -> None:
     """Sample all of ``missing``, each kept as it comes. ``present`` others are there already."""
-    writer, tally = _Writer(store), _Tally(present, present + len(missing), label)
+    appender, tally = Appender(store), _Tally(present, present + len(missing), label)
 
     def stopping() -> bool:  # asked every second or so, also while no sample ends
-        writer.tick()
+        appender.tick()
         return context.stopping()
 
     try:
         for completion in engine.generate(map(request_of, missing.values()), stopping):
-            writer.add(row_of(missing[completion.key], completion, engine))
+            appender.add("traces", row_of(missing[completion.key], completion, engine))
             tally.add(completion)
             context.progress(tally.done, tally.total, **tally.figures())
     except PromptTooLong as error:
         raise InputError(f"problem {missing[error.key].problem.name}: {error}") from None
     finally:  # whatever ended it, a cap or an endpoint that went down: what is finished is kept
-        writer.flush()
+        appender.flush()
         store.ingest()
     stop_check(context.stopping)
     if left := tally.total - tally.done:
@@ -178,30 +175,3 @@ class _Tally:
         figures |= {name: n for finish, name in UNANSWERED.items() if (n := self._finishes[finish])}
         rate = self._tokens / max(time.monotonic() - self._begun, 1e-9)
         return {**figures, "tokens": self._tokens, "tokens_per_second": round(rate)}
-
-
-class _Writer:
-    """Collects rows and makes them durable often enough that a crash costs about a second."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._rows: list[Row] = []
-        self._appended = self._ingested = time.monotonic()
-
-    def add(self, row: Row) -> None:
-        self._rows.append(row)
-        self.tick()
-
-    def tick(self) -> None:
-        """Keep what has waited long enough; to be called also when nothing comes."""
-        now = time.monotonic()
-        if len(self._rows) >= APPEND_ROWS or now - self._appended >= APPEND_SECONDS:
-            self.flush()
-        if now - self._ingested >= INGEST_SECONDS:
-            self._store.ingest_if_free()
-            self._ingested = time.monotonic()
-
-    def flush(self) -> None:
-        self._store.append("traces", self._rows)
-        self._rows = []
-        self._appended = time.monotonic()

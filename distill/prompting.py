@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from distill import tables
+from distill import columns, tables
 from distill.published import TraceColumns
 from distill.templates import FIELDS, Template, fields_of
 from distill.thinking import join_thinking
@@ -76,12 +76,12 @@ class Exemplar(Settings):
 
 class FileExemplars(Settings):
     """Exemplars in a JSONL, JSON, CSV or Parquet file, the first ones first. ``prompt``, ``answer`` and
-    ``thinking`` name columns; an answer may also hold its thinking in think tags."""
+    ``thinking`` name columns, or are templates over them; an answer may also hold its thinking in think tags."""
 
     file: Annotated[str, File()]
-    prompt: str = "prompt"
-    answer: str = "answer"
-    thinking: str | None = None
+    prompt: columns.Column = "prompt"
+    answer: columns.Column = "answer"
+    thinking: columns.Column | None = None
     count: Annotated[int | None, Field(ge=1)] = None
     """So many for each problem; all of the file by default."""
 
@@ -212,9 +212,9 @@ def exemplars(settings: Any, training: Sequence[Problem], key: str) -> Iterable[
 
 
 def _in_file(settings: FileExemplars) -> Iterator[tuple[Problem, str]]:
-    columns = TraceColumns(settings.answer, settings.thinking)
+    said_in = TraceColumns(settings.answer, settings.thinking)
     for row in tables.read(settings.file):
-        prompt, said = row.text(settings.prompt), columns.read(row)
+        prompt, said = columns.text(row, settings.prompt), said_in.read(row)
         if not said.answer:
             raise InputError(f"{row.where}: an exemplar has to come to an answer; column {settings.answer!r} has none")
         yield replace(_question(prompt, row.stem), origin=row.where), join_thinking(said.thinking, said.answer)

@@ -26,9 +26,10 @@ from urllib.parse import urlsplit
 
 from distill.engines import chat, pacing
 from distill.engines.base import Stopping, never
+from distill.engines.feed import Feed
 from distill.engines.options import OpenAIOptions
 from distill.modelspec import Model
-from distill.types import Completion, Request
+from distill.types import Completion, Request, Sampling
 from pipeline.errors import CapReached, InputError, PipelineError, Stopped
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ CONNECT_SECONDS = 30.0
 HEARTBEAT_SECONDS = 0.5
 SECRET_LENGTH = 8
 """Shorter keys (``none``, ``EMPTY``) are stand-ins for local servers, and words that answers may hold."""
+
+ENDED = Request("", (), Sampling())
+"""Stands for the end of the requests."""
 
 Note = Callable[[str], None]
 Results = SimpleQueue[Completion | None]
@@ -102,6 +106,8 @@ class OpenAIEngine:
         own = urlsplit(options.base_url).hostname == "api.openai.com"
         self._limit_field = "max_completion_tokens" if own else "max_tokens"
         self._failure: BaseException | None = None
+        self._news = asyncio.Event()
+        """Set when requests may be had again (`distill.engines.feed`)."""
         self._estimating = False
         self._retries = 0
         self._loop = asyncio.new_event_loop()
@@ -112,10 +118,12 @@ class OpenAIEngine:
     def spent(self) -> float:
         return self._budget.spent
 
-    def generate(self, requests: Iterable[Request], stopping: Stopping = never) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
         """Completions in the order they finish; then whatever ended the run early is raised."""
         results: Results = SimpleQueue()
         self._failure = None
+        if isinstance(requests, Feed):
+            requests.listen(self._tell_of_news)
         run = asyncio.run_coroutine_threadsafe(self._drive(iter(requests), results), self._loop)
         made = 0
         try:
@@ -130,6 +138,8 @@ class OpenAIEngine:
                 made += 1
                 yield completion
         finally:
+            if isinstance(requests, Feed):
+                requests.listen()
             run.cancel()
             cost = f", cost {self.spent:.4f}" if self.spent else ""
             self._note(f"{self.url}: {made} answers, {self._retries} calls made again{cost}")
@@ -142,7 +152,7 @@ class OpenAIEngine:
             self._thread.join()
             self._loop.close()
 
-    async def _drive(self, requests: Iterator[Request], results: Results) -> None:
+    async def _drive(self, requests: Iterator[Request | None], results: Results) -> None:
         """Keep the calls going until requests or a failure end them; None in ``results`` is the end."""
         import httpx2
 
@@ -162,14 +172,27 @@ class OpenAIEngine:
         if self._failure:
             raise self._failure
 
-    async def _work(self, client: httpx2.AsyncClient, requests: Iterator[Request], results: Results) -> None:
+    async def _work(self, client: httpx2.AsyncClient, requests: Iterator[Request | None], results: Results) -> None:
         """One of the ``concurrency`` callers: request after request from the shared supply."""
         try:
-            while self._failure is None and (request := next(requests, None)) is not None:
+            while request := await self._next(requests):
                 if completion := await self._sample(client, request):
                     results.put(completion)
         except Exception as error:
             self._failure = self._failure or error
+            self._news.set()
+
+    def _tell_of_news(self) -> None:
+        self._loop.call_soon_threadsafe(self._news.set)
+
+    async def _next(self, requests: Iterator[Request | None]) -> Request | None:
+        """The next request; None at their end. Where nothing is wanted just now, it waits for news."""
+        while self._failure is None and (request := next(requests, ENDED)) is not ENDED:
+            if request:
+                return request
+            self._news.clear()
+            await self._news.wait()
+        return None
 
     async def _sample(self, client: httpx2.AsyncClient, request: Request) -> Completion | None:
         """Try until there is an answer; None where a failure elsewhere ended the run meanwhile."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, PlainSerializer
 
-from distill import verifiers
+from distill import verification, verifiers
 from distill.engines.options import ThinkingSettings
 from distill.prompting import Ask, PromptingSettings, asking
 from distill.store import Store
@@ -64,3 +64,12 @@ def members_present(context: Context, manifest: Manifest) -> str | None:
     )
     found = store.rows(sql, [manifest.digest])[0]["n"]
     return None if found == expected else f"the store has {found} of its {expected} rows"
+
+
+def judged_as_now(context: Context, manifest: Manifest) -> str | None:
+    """The check of stages that judge: a verifier of another version judges again (the user's own verifiers
+    too); old verdicts are kept."""
+    for spec, version in manifest.figures.get("versions", {}).items():
+        if (now := verification.version_of(spec, context.hashes)) != version:
+            return f"verifier {spec}: version {version} -> {now}"
+    return members_present(context, manifest)

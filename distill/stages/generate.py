@@ -1,4 +1,6 @@
-"""generate: have the teacher answer each training problem; only the samples that are missing are made."""
+"""generate: have the teacher answer each training problem; only the samples that are missing are made.
+
+With ``until`` the answers are judged as they come, and each problem gets as many as it needs."""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill import engines, truncation
+from distill import engines, truncation, verification
+from distill.adaptive.settings import UntilSettings
 from distill.engines.options import (
     EngineOptions,
     SamplingSettings,
@@ -21,7 +24,8 @@ from distill.engines.options import (
 from distill.generation import UNANSWERED, Wanted, wanted
 from distill.modelspec import StageOrName
 from distill.prompting import Prompting
-from distill.stages.common import ask_of, members_present, store_of
+from distill.stages import until
+from distill.stages.common import ask_of, judged_as_now, store_of
 from distill.store import Store
 from distill.store.records import problems, record_members
 from pipeline.errors import PipelineError
@@ -37,6 +41,8 @@ class GenerateSettings(Settings):
     sampling: SamplingSettings = SamplingSettings()
     samples: Annotated[int, Field(ge=1)] = 1
     """Samples a problem. Raising it makes just the new ones."""
+    until: Annotated[UntilSettings | None, Field(exclude_if=lambda until: until is None)] = None
+    """In place of ``samples``: until so many are correct (adaptive sampling)."""
     prompting: Prompting = None
     """How each problem is put to the teacher; a string is a template, or the name of one."""
     thinking: Thinking = None
@@ -56,7 +62,16 @@ class GenerateSettings(Settings):
             raise ValueError("truncated: continue and continue_tokens (the larger limit) need each other")
         if any(low >= high for low, high in pairwise([self.sampling.max_tokens, *self.limits])):
             raise ValueError(f"continue_tokens must rise from sampling.max_tokens, {self.sampling.max_tokens}")
+        self._check_until()
         return self
+
+    def _check_until(self) -> None:
+        if self.until and "samples" in self.model_fields_set:
+            raise ValueError("samples and until exclude each other: until.most says how many tries there are")
+        if self.until and not self.sampling.temperature:
+            raise ValueError("until needs sampling.temperature above 0: at 0 every try gives the same answer")
+        if self.until and self.truncated != "keep":
+            raise ValueError(f"truncated: {self.truncated} and until exclude each other: a cut try is judged as it is")
 
     @property
     def limits(self) -> list[int]:
@@ -68,27 +83,30 @@ class GenerateSettings(Settings):
 def run(context: Context, settings: GenerateSettings) -> Output:
     store = store_of(context)
     model = engines.model_of(settings.teacher, settings.engine, context)
+    tasks, wishes = _wishes(context, settings, store, model.identity)
     open_engine = partial(engines.open_engine, settings.engine, model, context.note)
-    wishes = truncation.make_whole(
-        store, _wishes(context, settings, store, model.identity), open_engine, context, settings.limits
-    )
-    cut = truncation.cut_among(store, [wish.key for wish in wishes]) if settings.truncated == "drop" else set()
-    members = [(wish.problem_key, wish.key) for wish in wishes if wish.key not in cut]
-    if wishes and not members:
+    if settings.until:
+        digest, figures = until.make(context, store, settings.until, tasks, wishes, open_engine)
+        return Output(digest, {**_totals(store, digest), **figures})
+    standing = truncation.make_whole(store, wishes, open_engine, context, settings.limits)
+    cut = truncation.cut_among(store, [wish.key for wish in standing]) if settings.truncated == "drop" else set()
+    members = [(wish.problem_key, wish.key) for wish in standing if wish.key not in cut]
+    if standing and not members:
         raise PipelineError(
             f"stage {context.name}: every response was cut at {settings.sampling.max_tokens} tokens, and `drop` "
             "leaves none; they are kept in the store; raise sampling.max_tokens, or say truncated: continue"
         )
     digest = record_members(store, members)
-    totals = _totals(store, digest)
-    left_out = {"truncated": len(cut), "left_out": len(wishes) - len(members)} if cut else {}
-    return Output(digest, {"members": len(members), **totals, **left_out})
+    left_out = {"truncated": len(cut), "left_out": len(standing) - len(members)} if cut else {}
+    return Output(digest, {"members": len(members), **_totals(store, digest), **left_out})
 
 
-def _wishes(context: Context, settings: GenerateSettings, store: Store, model: str) -> list[Wanted]:
+def _wishes(context: Context, settings: GenerateSettings, store: Store, model: str) -> tuple[until.Tasks, list[Wanted]]:
+    """The problems, and all samples of them that may be wanted."""
     tasks = problems(store, context.inputs[settings.problems].digest, settings.split)
     ask = ask_of(context, settings.prompting, settings.thinking, settings.problems)
-    return wanted(tasks, model, settings.sampling.sampling(settings.seed), settings.samples, ask)
+    tries = settings.until.most if settings.until else settings.samples
+    return tasks, wanted(tasks, model, settings.sampling.sampling(settings.seed), tries, ask)
 
 
 def _totals(store: Store, collection: str) -> dict[str, Any]:
@@ -106,19 +124,25 @@ def _totals(store: Store, collection: str) -> dict[str, Any]:
 
 def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
     upstream = context.inputs.get(settings.problems)
+    figures: dict[str, Any] = {}
+    most = max([settings.sampling.max_tokens, *settings.limits])
     if upstream is None:
         count = expected.get(settings.problems, {}).get(settings.split)
-        total, done = (None if count is None else count * settings.samples), 0
-        tokens = (total or 0) * max([settings.sampling.max_tokens, *settings.limits])
+        tries = settings.until.most if settings.until else settings.samples
+        total, done = (None if count is None else count * tries), 0
+        tokens = (total or 0) * most
     else:
         store = store_of(context)
         model = engines.model_of(settings.teacher, settings.engine, context)
-        wishes = _wishes(context, settings, store, model.identity)
-        total, done, tokens = truncation.foreseen(store, wishes, settings.limits)
-    figures: dict[str, Any] = {}
+        tasks, wishes = _wishes(context, settings, store, model.identity)
+        if settings.until:
+            total, done, least = until.bounds(context, store, settings.until, tasks, wishes)
+            figures, tokens = {"least_calls": least}, (total - done) * most
+        else:
+            total, done, tokens = truncation.foreseen(store, wishes, settings.limits)
     if total is not None:
-        figures = {"calls": total - done, "max_tokens": tokens}
-        if cost := engines.max_cost(settings.engine, figures["max_tokens"]):
+        figures |= {"calls": total - done, "max_tokens": tokens}
+        if cost := engines.max_cost(settings.engine, tokens):
             figures["max_cost"] = cost
     return Forecast("traces", total, done, figures)
 
@@ -135,5 +159,6 @@ STAGE = Stage(
     run=run,
     forecast=forecast,
     dependencies=dependencies,
-    check=members_present,
+    check=judged_as_now,
+    again=verification.judged_again,
 )
