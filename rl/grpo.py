@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from distill.prompting import Ask, plainly
 from distill.training.forward import check_packing
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, learning, nothing, run_identity
 from distill.types import Completion, Finish, Problem, Request, Sampling
@@ -87,6 +88,7 @@ def train_grpo(
     sample: Sample,
     reward: Reward,
     checkpoints: Path,
+    ask: Ask = plainly,
     stop: Callable[[], bool] = lambda: False,
     recall: Callable[[int], Iterable[Completion]] = lambda step: (),
     on_rollouts: Callable[[int, Sequence[Rollout]], None] = lambda step, rollouts: None,
@@ -95,6 +97,7 @@ def train_grpo(
 ) -> None:
     """Refine ``model`` in place, going on from ``checkpoints`` (of this run alone) if there are any.
 
+    ``ask`` puts each problem to the policy; what it gives of a response is seen and not learned.
     ``recall(step)`` may return completions of that step kept from an earlier attempt; the rest is
     sampled. Raises `Stopped` after checkpointing when ``stop()`` turns true, within a step too.
     """
@@ -109,7 +112,7 @@ def train_grpo(
         while learner.done < total:
             step, started = learner.done // settings.updates, time.perf_counter()
             policy.refresh()
-            rollouts, draws = _rollouts(learner, policy, settings, step, sample, reward, list(recall(step)), stop)
+            rollouts, draws = _rollouts(learner, policy, settings, step, sample, ask, reward, list(recall(step)), stop)
             on_rollouts(step + 1, rollouts)
             sampled = time.perf_counter()
             made = update(learner, settings, [r for r in rollouts if r.trained])
@@ -124,6 +127,7 @@ def _rollouts(
     settings: GrpoSettings,
     step: int,
     sample: Sample,
+    ask: Ask,
     reward: Reward,
     kept: Iterable[Completion],
     stop: Callable[[], bool],
@@ -136,7 +140,7 @@ def _rollouts(
     for draw in range(1 + settings.refills):
         fresh = sample(step, draw)
         wanted = wanted or len(fresh)
-        requests = [request(settings, step, p, i) for p in fresh for i in range(settings.group)]
+        requests = [request(settings, step, p, i, ask) for p in fresh for i in range(settings.group)]
         made = _complete(learner, policy, requests, kept, stop)
         asked = [p for p in fresh for _ in range(settings.group)]
         rewards += _shaped(settings, made, reward(list(zip(asked, made, strict=True))))
@@ -149,9 +153,11 @@ def _rollouts(
     return judge(settings, step + 1, problems, completions, rewards, wanted), draw + 1
 
 
-def request(settings: GrpoSettings, step: int, problem: Problem, index: int) -> Request:
+def request(settings: GrpoSettings, step: int, problem: Problem, index: int, ask: Ask = plainly) -> Request:
     """Sample ``index`` of ``problem`` at ``step`` (from 0). The key seeds its draws."""
-    return Request(f"grpo/{step}/{problem.id}/{index}", problem.messages, settings.sampling)
+    asked = ask(problem)
+    key = f"grpo/{step}/{problem.id}/{index}"
+    return Request(key, asked.messages, settings.sampling, asked.prefix, asked.budget)
 
 
 def _complete(

@@ -12,6 +12,7 @@ from dataclasses import replace
 from distill import keys
 from distill.engines.base import response_of
 from distill.generation import trace_of
+from distill.prompting import Ask, plainly
 from distill.store import Store
 from distill.store.records import Row, completion_of, trace_row, verdict_row
 from distill.types import Completion, Problem, Verdict
@@ -31,11 +32,11 @@ class Ledger:
 
     def __init__(
         self, store: Store, run: str, settings: GrpoSettings, problem_keys: Mapping[str, str],
-        pool: VerifierPool, verifier: Spec | None, stopping: Stopping = never,
+        pool: VerifierPool, verifier: Spec | None, stopping: Stopping = never, ask: Ask = plainly,
     ) -> None:  # fmt: skip
         self._store, self._run, self._settings = store, run, settings
         self._problem_keys, self._pool, self._verifier = problem_keys, pool, verifier
-        self._stopping = stopping
+        self._stopping, self._ask = stopping, ask
         self._counting: dict[str, Spec] = {}
         self._verdicts: dict[str, tuple[Spec, Verdict]] = {}
         self._kept: set[int] = set()
@@ -73,7 +74,7 @@ class Ledger:
         weights = f"{self._run}@{rollout.step - 1}"
         trace = trace_of(
             completion, problem.id, self._settings.sampling,
-            model=weights, engine="transformers", sample_index=rollout.index,
+            model=weights, engine="transformers", sample_index=rollout.index, asked=self._ask(problem),
         )  # fmt: skip
         spec, verdict = self._verdicts[completion.key]
         verdict_key = keys.verdict_key(key, problem_key, verdict.verifier, verdict.version, canonical(spec))

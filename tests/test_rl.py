@@ -23,7 +23,7 @@ from distill.engines.transformers import TransformersEngine  # noqa: E402
 from distill.randomness import generator  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
-from distill.types import Completion, Problem, Request, Sampling  # noqa: E402
+from distill.types import Asked, Completion, Problem, Request, Sampling  # noqa: E402
 from pipeline.errors import InputError, Stopped  # noqa: E402
 from rl import credit, loss  # noqa: E402
 from rl.grpo import GrpoSettings, train_grpo  # noqa: E402
@@ -184,7 +184,7 @@ def student() -> Any:
 
 
 def grpo(model: Any, directory: Path, engine: Any = None, **changes: Any) -> tuple[list[GrpoMetrics], list[Rollout]]:
-    hooks = {name: changes.pop(name) for name in ("stop", "recall") if name in changes}
+    hooks = {name: changes.pop(name) for name in ("stop", "recall", "ask") if name in changes}
     reward = changes.pop("reward", likes_a)
     metrics: list[GrpoMetrics] = []
     rollouts: list[Rollout] = []
@@ -328,6 +328,25 @@ def test_forced_tokens_are_seen_and_not_learned(tmp_path: Path) -> None:
     trainable = [p for p in reference.parameters() if p.requires_grad]
     torch.optim.AdamW(trainable, lr=1e-3, betas=(0.9, 0.95), weight_decay=0).step()
     torch.testing.assert_close(weights(model), weights(reference), atol=5e-5, rtol=0)
+
+
+def test_the_policy_is_asked_as_the_settings_say(tmp_path: Path) -> None:
+    model, seen = student(), list[Request]()
+    first = policy(model)
+
+    class Hearing:
+        refresh = first.refresh
+
+        def generate(self, requests: list[Request], stopping: Callable[[], bool]) -> Iterator[Completion]:
+            seen.extend(requests)
+            yield from first.generate(requests, stopping)
+
+    def ask(problem: Problem) -> Asked:
+        return Asked(({"role": "user", "content": f"why {problem.prompt}"},))
+
+    grpo(model, tmp_path, engine=Hearing(), ask=ask, steps=1)
+    group = GrpoSettings(optimizer=OptimizerSettings(1e-2), steps=1).group
+    assert [r.messages for r in seen] == [ask(problem).messages for problem in problems(0) for _ in range(group)]
 
 
 def test_nothing_to_learn_is_a_step_too(tmp_path: Path) -> None:

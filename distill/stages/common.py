@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, PlainSerializer
 
 from distill import verification, verifiers
+from distill.engines.options import ThinkingSettings
+from distill.prompting import Ask, PromptingSettings, asking
 from distill.store import Store
+from distill.store.records import problems
+from distill.types import Problem
 from distill.verifiers.compose import Spec
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
@@ -33,6 +38,18 @@ VerifierSpec = Annotated[str | dict[str, Any], AfterValidator(_buildable), Plain
 
 def store_of(context: Context) -> Store:
     return Store(context.workspace, note=context.note)
+
+
+def ask_of(
+    context: Context, prompting: PromptingSettings | None, thinking: ThinkingSettings | None, source: str
+) -> Ask:  # fmt: skip
+    """How a stage puts each problem to a model; exemplars come from the training problems of ``source``."""
+
+    def training() -> Sequence[Problem]:
+        return [problem for _, problem in problems(store_of(context), context.inputs[source].digest, "train")]
+
+    budget = thinking.thinking_budget() if thinking else None
+    return asking(prompting, budget, training, f"{context.name}.prompting")
 
 
 def members_present(context: Context, manifest: Manifest) -> str | None:

@@ -12,23 +12,23 @@ from distill.adaptive.known import Known
 from distill.adaptive.settings import UntilSettings
 from distill.adaptive.stream import Stream
 from distill.engines.base import Engine
-from distill.generation import Wanted, wanted
+from distill.generation import Wanted
 from distill.store import Store
 from distill.store.records import record_members
-from distill.types import Problem, Sampling
+from distill.types import Problem
 from pipeline.stage import Context
 
 Tasks = Sequence[tuple[str, Problem]]
 
 
 def make(
-    context: Context, store: Store, until: UntilSettings, tasks: Tasks, model: str, sampling: Sampling,
+    context: Context, store: Store, until: UntilSettings, tasks: Tasks, tries: Sequence[Wanted],
     open_engine: Callable[[], Engine],
 ) -> tuple[str, dict[str, Any]]:  # fmt: skip
-    """Make what is missing; returns the digest of the members, in the form of a uniform `generate`, and the
-    figures."""
+    """Make what is missing of ``tries``, ``until.most`` a problem; returns the digest of the members, in the form
+    of a uniform `generate`, and the figures."""
     store.ingest()
-    course, known, judges = _begin(context, store, until, tasks, model, sampling)
+    course, known, judges = _begin(context, store, until, tasks, tries)
     stream = Stream(store, course, known, context)
     stream.run(open_engine, until.workers)
     wishes = [known.wish(place) for place in course.members()]
@@ -44,11 +44,11 @@ def make(
 
 
 def bounds(
-    context: Context, store: Store, until: UntilSettings, tasks: Tasks, model: str, sampling: Sampling
+    context: Context, store: Store, until: UntilSettings, tasks: Tasks, tries: Sequence[Wanted]
 ) -> tuple[int, int, int]:
     """(traces in all at most, of these there already, to be made at least) as far as the verdicts go that are
     known now."""
-    course, known, _ = _begin(context, store, until, tasks, model, sampling)
+    course, known, _ = _begin(context, store, until, tasks, tries)
     open_ = known.open(course, course.start())
     least = {known.wish(place).key for place in open_} - known.traces
     most = {known.wish(place).key for place in course.may_want()}
@@ -56,9 +56,8 @@ def bounds(
 
 
 def _begin(
-    context: Context, store: Store, until: UntilSettings, tasks: Tasks, model: str, sampling: Sampling
+    context: Context, store: Store, until: UntilSettings, tasks: Tasks, tries: Sequence[Wanted]
 ) -> tuple[Course, Known, verification.Judges]:
     course = until.course([problem for _, problem in tasks])
-    wishes: list[Wanted] = wanted(tasks, model, sampling, until.most)
     judges = verification.Judges(until.verifier, context.hashes)
-    return course, Known(store, wishes, until.most, judges), judges
+    return course, Known(store, tries, until.most, judges), judges

@@ -7,13 +7,14 @@ from contextlib import closing
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill import modelspec, verification
-from distill.engines.options import SamplingSettings
+from distill.engines.options import SamplingSettings, Thinking, check_thinking
 from distill.modelspec import ModelName
+from distill.prompting import Prompting
 from distill.randomness import permutation
-from distill.stages.common import VerifierSpec, store_of
+from distill.stages.common import VerifierSpec, ask_of, store_of
 from distill.stages.sft import LoraSettings
 from distill.stages.student import publish
 from distill.store.records import problems
@@ -43,6 +44,9 @@ class GrpoSettings(Settings):
     group: Annotated[int, Field(ge=2)] = 8
     """Samples a problem."""
     sampling: SamplingSettings = SamplingSettings()
+    prompting: Prompting = None
+    """How each problem is put to the student; what is prefilled is seen and not learned."""
+    thinking: Thinking = None
     lora: LoraSettings | None = LoraSettings()
     learning_rate: Annotated[float, Field(gt=0)] = 4e-5
     norm_learning_rate: Annotated[float | None, Field(gt=0)] = None
@@ -87,6 +91,11 @@ class GrpoSettings(Settings):
     """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _can_answer(self) -> GrpoSettings:
+        check_thinking(self.thinking, self.sampling)
+        return self
+
 
 def run(context: Context, settings: GrpoSettings) -> Output:
     from distill.engines.transformers import TransformersEngine, workers_for
@@ -115,20 +124,21 @@ def run(context: Context, settings: GrpoSettings) -> Output:
             seed=settings.seed,
             final_norm=settings.norm_learning_rate is not None,
         )
-    how = _how(settings)
+    how, ask = _how(settings), ask_of(context, settings.prompting, settings.thinking, settings.problems)
     workers = workers_for(network, settings.workers)
     with (
         closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
         VerifierPool(workers=1, note=context.note, hashes=context.hashes) as pool,
         Recorder(store, context, ("reward", "zero_variance", "entropy", "length", "grad_norm")) as recorder,
     ):
-        ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, settings.verifier, context.stopping)
+        ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, settings.verifier, context.stopping, ask)
         train_grpo(
             network,
             policy,
             how,
             sample=partial(_sample, tasks, settings),
             reward=ledger.reward,
+            ask=ask,
             checkpoints=context.work / "checkpoints",
             stop=context.stopping,
             recall=ledger.recall,
