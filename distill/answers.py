@@ -66,7 +66,7 @@ def _text(row: Row, column: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return json.dumps(value)
+        return row.json(column)
     kind = "null" if value is None else type(value).__name__
     raise InputError(f"{row.where}: column {column!r} holds {kind}; expected text")
 

@@ -55,7 +55,14 @@ class Row:
         value = self.get(column)
         if value is None or (isinstance(value, str) and not value.strip()):
             raise InputError(f"{self.where}: column {column!r} is empty")
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return value if isinstance(value, str) else self.json(column)
+
+    def json(self, column: str) -> str:
+        """What is no text, as JSON. Python reads NaN and infinity too (and 1e999 as that), which are no answers."""
+        try:
+            return json.dumps(self.get(column), ensure_ascii=False, allow_nan=False)
+        except ValueError:
+            raise InputError(f"{self.where}: column {column!r} holds NaN or infinity; expected a number") from None
 
 
 def read(path: str | Path) -> Iterator[Row]:
