@@ -62,6 +62,8 @@ TAKEN_BACK = [
     ("42", r"\boxed{42}. Wait, let me check: 6 times 7 is 42. Yes.", CORRECT),
     ("42", r"\boxed{42}. No other value is possible. It is not wrong.", CORRECT),
     ("42", r"It is not 41, it is \boxed{42}, not 43. That's it!", CORRECT),
+    ("42", r"\boxed{42}. Otherwise x would be negative. That is impossible.", CORRECT),
+    ("42", r"\boxed{42} is impossible", UNVERIFIABLE),
     ("42", r"This is not hard: \boxed{42}", CORRECT),
     ("42", r"It is at most \boxed{42}.", CORRECT),
     ("42", "<answer>42</answer>", CORRECT),

@@ -93,10 +93,10 @@ DENIED_BOX = re.compile(
     re.IGNORECASE,
 )
 """Before a box."""
-NOT_RIGHT = r"(?:wrong|incorrect|false|mistaken|impossible|a mistake|not (?:right|correct|possible|the answer))"
+NOT_RIGHT = r"(?:wrong|incorrect|false|mistaken|a mistake|not (?:right|correct|the answer))"
 UNCONDITIONAL = r"\b(?!\s(?:for|if|when|unless|in|only|to)\b)"
 WRONG_BOX = re.compile(
-    rf"[\s$)\]\\*]{{0,9}}(?:(?:is|was|seems|must be)\s(?:(?!not)\w+\s)?{NOT_RIGHT}"
+    rf"[\s$)\]\\*]{{0,9}}(?:(?:is|was|seems|must be)\s(?:(?!not)\w+\s)?(?:{NOT_RIGHT}|impossible|not possible)"
     rf"|(?:is|was)n['’]t\s(?:right|correct|possible|the answer)"
     rf"|can(?:not|['’]t)\sbe\s(?:right|correct|it|the answer)){UNCONDITIONAL}",
     re.IGNORECASE,
