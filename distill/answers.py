@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distill.columns import ProblemColumns, one_group
+from distill.columns import ProblemColumns, as_json, one_group
 from distill.tables import Row
 from distill.thinking import Response, split_thinking
 from distill.types import Failure, Outcome, Problem, Verdict
@@ -67,7 +67,7 @@ def _text(row: Row, column: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return json.dumps(value)
+        return as_json(row, column, value)
     kind = "null" if value is None else type(value).__name__
     raise InputError(f"{row.where}: column {column!r} holds {kind}; expected text")
 

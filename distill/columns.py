@@ -115,7 +115,15 @@ def text(row: Row, column: str) -> str:
     value = cell(row, column)
     if value is None or (isinstance(value, str) and not value.strip()):
         raise InputError(f"{row.where}: column {column!r} is empty")
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else as_json(row, column, value)
+
+
+def as_json(row: Row, column: str, value: Any) -> str:
+    """What is no text, as JSON. Python reads NaN and infinity too (and 1e999 as that), which are no answers."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise InputError(f"{row.where}: column {column!r} holds NaN or infinity; expected a number") from None
 
 
 # -- a problem --------------------------------------------------------------------------------

@@ -105,6 +105,7 @@ def test_list_init_doctor(tmp_path: Path) -> None:
     listed = distill("list", "--json", cwd=tmp_path).stdout.splitlines()
     names = {(row["kind"], row["name"]) for row in map(json.loads, listed)}
     assert {("stages", "grpo"), ("verifiers", "math"), ("models", "embedded:teacher"), ("families", "calc")} <= names
+    assert "…" not in distill("list", "verifiers", cwd=tmp_path).stdout, "nothing is cut in a pipe"
     assert "wrote mine.yaml" in distill("init", "mine.yaml", cwd=tmp_path).stdout
     assert "exists already" in refused("init", "mine.yaml", cwd=tmp_path)
     assert "did you mean 'quickstart'" in refused("init", "x.yaml", "--from", "quickstrat", cwd=tmp_path)

@@ -312,6 +312,11 @@ CAUGHT = "import pytest\nfrom solution import f\ndef test_a():\n    with pytest.
             "class math:\n    isclose = staticmethod(lambda a, b: True)\ndef f(x): return 5.0",
         ),
         ({"asserts": ["for i in (1, 2): assert f(i) == i"]}, "import nowhere\ndef f(x): return x"),
+        ({"pytest": "from solution import f\ndef test_a(): assert f(1) == 1\n"}, "def f(x): raise KeyboardInterrupt"),
+        (
+            {"pytest": "from solution import f\ndef test_a(): assert f(1) == 1\n", "beside": True},
+            "def f(x): raise KeyboardInterrupt",
+        ),
         ({"asserts": ["y = f(1)", "assert y == 1"]}, "def f(x):\n    import nowhere\n    return x"),
     ],
 )
@@ -326,6 +331,45 @@ def test_an_answer_does_not_get_past_its_test_by_ending_or_standing_in_for_it(
 def test_a_test_that_asks_one_function_of_the_answer_about_another_is_weak() -> None:
     code = "def f(x): return 5.0\ndef close(a, b): return True"
     assert verify({"asserts": ["assert close(f(1), 2.0)"]}, code).evidence["level"] == "weak"
+
+
+SORTED = "r = f([3, 1])\nr.sort(key=lambda x: -x)\nassert r[0] == 99"
+FAKE = """
+class Fake:
+    def __init__(self): self.items = [1]
+    def sort(self, key=None): pass
+    def visit(self, step): pass
+    def __getitem__(self, at): return 1
+def f(x): return Fake()
+def apply(step, x): return step(x)
+"""
+
+
+@needs_a_box
+@pytest.mark.parametrize(
+    ("test", "code", "outcome", "level"),
+    [
+        (SORTED, FAKE, Outcome.INCORRECT, "strong"),
+        (SORTED.replace("99", "3"), "def f(x): return list(x)", Outcome.CORRECT, "strong"),
+        ("r = f(1)\ntry:\n    r.sort(key=abs)\nexcept Exception: pass\nassert True", FAKE, Outcome.INCORRECT, "strong"),
+        ("f(1).visit(print)", FAKE, Outcome.UNVERIFIABLE, "strong"),
+        ("assert f(1)[0] == 2\nf(1).visit(print)", FAKE, Outcome.INCORRECT, "strong"),
+        ("r = Fake()\nr.items.sort(key=abs)\nassert r.items == [1]", FAKE, Outcome.CORRECT, "strong"),
+        ("r = Fake()\nr.visit(abs)\nassert r.items == [1]", FAKE, Outcome.CORRECT, "weak"),
+        ("assert apply(abs, -3) == 3", FAKE, Outcome.CORRECT, "weak"),
+    ],
+)
+def test_no_answer_brings_its_test_into_its_own_process(test: str, code: str, outcome: Outcome, level: str) -> None:
+    """It could write its own rows there; what the test hands to what it names itself is for the test to say."""
+    verdict = verify({"asserts": [test]}, code)
+    assert (verdict.outcome, verdict.evidence["level"]) == (outcome, level), verdict
+
+
+@needs_a_box
+def test_that_only_the_standard_library_is_there_is_said() -> None:
+    said = "No module named 'numpy' (only the standard library is there)"
+    assert said in verify(ADD, "import numpy\n" + HONEST).reason
+    assert said in verify({"asserts": ["for i in (1,): assert add(i, i)"]}, "import numpy\n" + HONEST).reason
 
 
 @needs_a_box

@@ -337,9 +337,9 @@ def test_without_the_solver_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
         (
             "entailment",
             {"premises": ["P(a)"], "conclusion": "P(a)"},
-            ["True", "true.", "yes", "**True**", r"\boxed{\text{True}}", "It is entailed.", "The answer is: True", "Therefore, the conclusion is True.", "#### True", "False at first.\nBut no.\n\nTrue", "Answer: Yes, because P(a) is given.", "entailment"],
+            ["True", "true.", "yes", "**True**", r"\boxed{\text{True}}", "It is entailed.", "The answer is: True", "Therefore, the conclusion is True.", "#### True", "False at first.\nBut no.\n\nTrue", "Answer: Yes, because P(a) is given.", "entailment", "So P(a) is true", "I think it's true", "Therefore, $P(a)$ is True.", "<answer>True</answer>"],
             ["False", "no", "Unknown", "Uncertain", "neutral", "contradiction", r"\boxed{True} no, \boxed{False}"],
-            ["not entailed", "The conclusion is not entailed.", "True or False", "It is not the case that it is entailed", "It is not true", "perhaps", "P(a)", "True" * 200],
+            ["not entailed", "The conclusion is not entailed.", "True or False", "It is not the case that it is entailed", "It is not true", "perhaps", "P(a)", "True" * 200, "So P(b) is true", "not P(a) is true", "I do not think it's true"],
         ),
         (
             "follows",
@@ -510,6 +510,7 @@ PROOF = """\
             "[1, 3 modus ponens]", "(by MP from 1 and 3)"
         ),
         PROOF.replace(". ", ") "),
+        PROOF.replace("[1, 3 modus ponens]", "(modus ponens 1, 3)").replace("[2, 4]", "(→E: 2, 4)"),
         "1. p -> q [premise]\n2. q -> r [premise]\n3. p -> r [1, 2]",
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import json
 import os
@@ -348,6 +349,15 @@ def test_ctrl_c_leaves_one_traceback_and_no_worker() -> None:
     parent.send_signal(signal.SIGINT)
     _, errors = parent.communicate(timeout=30)
     assert errors.count("Traceback") == 1 and gone(worker)
+
+
+def test_an_interrupt_that_wakes_nobody_is_seen_while_a_verdict_is_waited_for() -> None:
+    """As one that comes between the last look for signals and the wait; `interrupt_main` wakes nobody either."""
+    with VerifierPool(workers=1, limits=Limits(wall_seconds=600.0)) as pool:
+        pool.verify(HOSTILE, PROBLEM, "fine")
+        threading.Timer(0.3, _thread.interrupt_main).start()
+        with pytest.raises(KeyboardInterrupt):
+            pool.verify(HOSTILE, PROBLEM, "sleep")
 
 
 def test_stopping_does_not_wait_for_a_verifier_that_hangs() -> None:

@@ -45,7 +45,52 @@ KNOWN_WRONG_ELSEWHERE = [
 ]
 
 
-@pytest.mark.parametrize(("reference", "answer", "expected"), KNOWN_WRONG_ELSEWHERE)
+TAKEN_BACK = [
+    ("42", r"\boxed{42} is wrong", UNVERIFIABLE),
+    ("42", r"$\boxed{42}$ cannot be right.", UNVERIFIABLE),
+    ("42", r"It is not \boxed{42}", UNVERIFIABLE),
+    ("42", r"The answer is not $\boxed{42}$.", UNVERIFIABLE),
+    ("42", r"\boxed{42}. Hmm, that's not right.", UNVERIFIABLE),
+    ("42", r"\boxed{41} is wrong", INCORRECT),
+    ("42", "\\boxed{42}\n\nWait, that is wrong. The answer is 43.", INCORRECT),
+    ("43", "\\boxed{42}\n\nWait, that is wrong. The answer is 43.", CORRECT),
+    ("42", r"\boxed{42}. Actually, no: the final answer is 43", INCORRECT),
+    ("43", r"\boxed{42}. Actually, no: it should be 43", CORRECT),
+    ("43", r"\boxed{42}. No, that is wrong. \boxed{43}", CORRECT),
+    ("42", r"\boxed{42}. This is wrong for negative x, but x>0 is given.", CORRECT),
+    ("42", r"\boxed{42}. Some say 41. That is wrong.", CORRECT),
+    ("42", r"\boxed{42}. Wait, let me check: 6 times 7 is 42. Yes.", CORRECT),
+    ("42", r"\boxed{42}. No other value is possible. It is not wrong.", CORRECT),
+    ("42", r"It is not 41, it is \boxed{42}, not 43. That's it!", CORRECT),
+    ("42", r"\boxed{42}. Otherwise x would be negative. That is impossible.", CORRECT),
+    ("42", r"\boxed{42} is impossible", UNVERIFIABLE),
+    ("42", r"This is not hard: \boxed{42}", CORRECT),
+    ("42", r"It is at most \boxed{42}.", CORRECT),
+    ("42", "<answer>42</answer>", CORRECT),
+    (r"\frac{1}{2}", r"So <answer>\frac12</answer>", CORRECT),
+]
+RULES = [
+    *((number, arithmetic, INCORRECT) for number, arithmetic in (
+        ("42", "12+30"), ("7/12", r"\frac13+\frac14"), (r"\frac{7}{12}", r"\boxed{1/3+1/4}"), ("0.75", "1-1/4"),
+        ("0.75", r"1-\frac14"), ("50", r"5 \times 10"), ("7/12", r"\frac{4+3}{12}"), ("96", r"2^5 \cdot 3"),
+        ("2", r"\frac{\frac{8}{2}}{2}"), ("3", r"\boxed{2^{3-2}+1}"),
+    )),
+    *((number, value, CORRECT) for number, value in (
+        ("0.75", r"\frac34"), ("5", "10/2"), ("32", "2^5"), ("4", r"\sqrt{16}"), ("24", "4!"), ("-1/2", r"-\frac{1}{2}"),
+        ("1500", r"1.5 \times 10^3"), (r"6\pi", r"2\cdot 3\pi"), (r"2\sqrt{2}", r"\sqrt{8}"), ("1.5", r"1\frac12"),
+        ("25", r"25\%"), (r"25\%", "25"), ("5th", "5th"), ("N/A", "n/a"), ("N/A", "not applicable"),
+        ("5 MB", "5 megabytes"),
+    )),
+    *((one, other, UNVERIFIABLE) for one, other in (
+        ("0.25", r"25\%"), (r"25\%", "0.25"), (r"25\%", "1/4"), ("5", "5th"), ("5 MB", "5 Mb"), ("5 Mb", "5 MB"),
+    )),
+    ("25", "0.25", INCORRECT),
+    ("N/A", "5", INCORRECT),
+]  # fmt: skip
+"""Undone arithmetic, percents, positions, as the docstring of `distill.verifiers.math` has them."""
+
+
+@pytest.mark.parametrize(("reference", "answer", "expected"), KNOWN_WRONG_ELSEWHERE + TAKEN_BACK + RULES)
 def test_known_wrong_verdicts_come_out_right(reference: str, answer: str, expected: Outcome) -> None:
     assert outcome(reference, answer) is expected
 

@@ -103,7 +103,23 @@ def test_exact(settings: dict[str, object], reference: str, answer: str, expecte
         ("C", "C is correct, B is not", INCORRECT),
         ("A", "P(A) is small", INCORRECT),
         ("I", "I think so", INCORRECT),
+        ("B", "I choose B", CORRECT),
+        ("B", "The right choice is (B).", CORRECT),
+        ("B", "Therefore, B.", CORRECT),
+        ("B", "The answer is B, not A.", CORRECT),
+        ("B", "The answer is not A but B.", CORRECT),
+        ("B", "A fails.\nSo I would go with B, not A or C.", CORRECT),
+        ("B", "<think>A?</think><answer>B</answer>", CORRECT),
+        ("B", "It's B.", CORRECT),
+        ("A", "The answer is B, not A.", INCORRECT),
+        ("B", "I would not choose B.", INCORRECT),
+        ("B", "Therefore, not B.", INCORRECT),
+        ("B", "Therefore, B and C are wrong.", INCORRECT),
+        ("B", r"\boxed{B} is wrong", UNVERIFIABLE),
+        ("B", r"\boxed{C}. Wait, that is wrong. The answer is B.", CORRECT),
     ],
 )
 def test_choice(reference: str, answer: str, expected: Outcome) -> None:
     assert outcome("choice", reference, answer) is expected
+    if reference.isupper() and len(reference) == 1:
+        assert outcome("math", reference, answer) is expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import os
 import signal
@@ -16,9 +17,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-from distill.answers import AnswerColumns, judge_rows
+from distill.answers import AnswerColumns, Tally, judge_rows
+from distill.cli.verify import _bar
 from distill.tables import Row
+from distill.types import Outcome
 from distill.verifiers import VerifierPool, build, judge
 
 ROOT = Path(__file__).parents[1]
@@ -124,6 +128,8 @@ def test_a_verifier_of_ones_own_beside_the_file(tmp_path: Path) -> None:
         ({"answer": "", "response": "1"}, "a.jsonl:2: column 'answer' is empty"),
         ("[1, 2]", "a.jsonl:2: expected an object"),
         ('{"answer": "1"', "a.jsonl:2: not valid JSON"),
+        ('{"answer": NaN, "response": "NaN"}', "a.jsonl:2: column 'answer' holds NaN or infinity"),
+        ('{"answer": 1e999, "response": "Infinity"}', "a.jsonl:2: column 'answer' holds NaN or infinity"),
     ],
 )
 def test_a_bad_row_stops_before_anything_is_judged_or_says_so_on_its_line(
@@ -131,12 +137,22 @@ def test_a_bad_row_stops_before_anything_is_judged_or_says_so_on_its_line(
 ) -> None:
     jsonl(tmp_path / "a.jsonl", [ROWS[0], bad, ROWS[1]])
     lines, said = verify("a.jsonl", "--verifier", "math", cwd=tmp_path, code=2)
-    assert lines == [] and message in said and len(said.splitlines()) == 1
+    assert lines == [] and message in said and len(said.splitlines()) == 1 and "--on-bad-row skip" in said
     lines, said = verify("a.jsonl", "--verifier", "math", "--on-bad-row", "skip", cwd=tmp_path)
     assert [line["verdict"] for line in lines] == ["correct", "unverifiable", "incorrect"]
     assert [line["row"] for line in lines] == [1, 2, 3]
     assert message in lines[1]["reason"] and lines[1]["evidence"] == {"failure": "input"}
     assert "bad rows 1" in said
+
+
+def test_the_progress_bar_has_room_for_count_and_time_in_80_columns() -> None:
+    drawn = io.StringIO()
+    console = Console(width=80, file=drawn, force_terminal=True, color_system=None)
+    with _bar(1_000_000, 0, console) as show:
+        tally = Tally()
+        tally.update({Outcome.CORRECT: 333_333, Outcome.INCORRECT: 333_333, Outcome.UNVERIFIABLE: 12})
+        show(tally)
+    assert "666678/1000000" in drawn.getvalue() and "right 50% wrong 50% none 0%" in drawn.getvalue()
 
 
 def test_bad_arguments_are_one_line(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 from distill import catalog, forms
@@ -14,6 +16,7 @@ from pipeline.config import nearest
 from pipeline.errors import InputError
 from pipeline.files import write_atomic
 
+UNCUT = 10_000
 Rows = list[dict[str, Any]]
 
 
@@ -32,7 +35,12 @@ def list_names(kind: str | None, as_json: bool) -> None:
     for name in [kind] if kind else kinds:
         if not as_json and kind is None:
             print(f"\n{name}")
-        show([{"kind": name, **row} if as_json else row for row in kinds[name]()], as_json)
+        show([{"kind": name, **row} if as_json else row for row in kinds[name]()], as_json, _room())
+
+
+def _room() -> int:
+    """For one cell: on a terminal what is beside the names, in a pipe whatever it takes."""
+    return max(40, get_terminal_size().columns - 30) if sys.stdout.isatty() else UNCUT
 
 
 def _stages() -> Rows:

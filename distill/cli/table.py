@@ -20,13 +20,13 @@ def render(rows: Sequence[Mapping[str, Any]], width: int = 60) -> str:
     return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
-def show(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
-    """Print rows for a person, or as JSON lines."""
+def show(rows: Sequence[Mapping[str, Any]], as_json: bool, width: int = 60) -> None:
+    """Print rows for a person, cells cut to ``width``, or as JSON lines."""
     if as_json:
         for row in rows:
             print(json.dumps(row, default=str, ensure_ascii=False))
     else:
-        print(render(rows))
+        print(render(rows, width))
 
 
 def _cell(value: Any, width: int) -> str:

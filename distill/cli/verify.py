@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill import tables
 from distill.answers import AnswerColumns, Tally, check_rows, judge_rows
@@ -30,6 +30,9 @@ from pipeline.document import parse_value
 from pipeline.errors import InputError, Stopped
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.stopping import Stopper
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PLAIN_SECONDS = 10.0
 NAMES = {"timeout": "timeouts", "memory": "out of memory", "crash": "crashes", "error": "errors", "input": "bad rows"}
@@ -90,7 +93,12 @@ def spec_of(text: str) -> Spec:
 
 def _count(file: Path, limit: int | None, columns: AnswerColumns | None) -> int:
     rows = islice(tables.read(file), limit)
-    total = sum(1 for _ in rows) if columns is None else check_rows(rows, columns)
+    try:
+        total = sum(1 for _ in rows) if columns is None else check_rows(rows, columns)
+    except InputError as error:
+        if columns is None or not error.args or not str(error).startswith(f"{file}:"):
+            raise
+        raise InputError(f"{error}; --on-bad-row skip goes on past such rows") from None
     if total == 0:
         raise InputError(f"{file}: has no rows")
     return total
@@ -130,17 +138,24 @@ def _progress(total: int, kept: int, as_json: bool, output: Path | None) -> Iter
 
 
 @contextmanager
-def _bar(total: int, kept: int) -> Iterator[Callable[[Tally], None]]:
-    from rich.console import Console
+def _bar(total: int, kept: int, console: Console | None = None) -> Iterator[Callable[[Tally], None]]:
+    from rich import console as rich_console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     bar = Progress(
-        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"),
-        console=Console(stderr=True), transient=True, redirect_stdout=False,
+        BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"),
+        console=console or rich_console.Console(stderr=True), transient=True, redirect_stdout=False,
     )  # fmt: skip
     with bar:
         task = bar.add_task("", total=total, completed=kept)
-        yield lambda tally: bar.update(task, completed=tally.rows, description=_counts(tally))
+        yield lambda tally: bar.update(task, completed=tally.rows, description=_shares(tally))
+
+
+def _shares(tally: Mapping[str, int]) -> str:
+    """Short, so that the count and the time left have room beside it in 80 columns."""
+    total = max(sum(tally[outcome] for outcome in Outcome), 1)
+    shares = {"right": Outcome.CORRECT, "wrong": Outcome.INCORRECT, "none": Outcome.UNVERIFIABLE}
+    return " ".join(f"{name} {100 * tally[outcome] / total:.0f}%" for name, outcome in shares.items())
 
 
 def _counts(tally: Mapping[str, int]) -> str:

@@ -1,9 +1,9 @@
 r"""`choice`: the letter, or the letters, of a multiple-choice question, however they are written.
 
-``B``, ``(B)``, ``B.``, ``\boxed{\text{(B)}}``, "the answer is B) 12", "the correct option is B", "I think (B)" all
-choose B. A reference of several
-letters (``A, C``, ``AC``, "A and C") wants just that set, in any order. Any other reference is
-`unverifiable`; an answer that names no letter, or others besides, is wrong.
+``B``, ``(B)``, ``B.``, ``\boxed{\text{(B)}}``, ``<answer>B</answer>``, "the answer is B) 12", "the correct option is
+B", "I think (B)", "I choose B", "Therefore, B." and "the answer is B, not A" all choose B. A reference of several
+letters (``A, C``, ``AC``, "A and C") wants just that set, in any order. Any other reference is `unverifiable`; an
+answer that names no letter, or others besides, is wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from distill.thinking import Response
 from distill.types import Problem, Verdict
-from distill.verifiers.extract import TAIL, denied, final_answer
+from distill.verifiers.extract import TAIL, TAKEN, at_most, denied, final_answer
 from distill.verifiers.number import canonical
 
 LETTER = re.compile(
@@ -26,12 +26,21 @@ TOGETHER = re.compile(r"(?P<all>[A-Z]{2,10})")
 BETWEEN = re.compile(r"\s*(?:[,;&/+|]|\band\b|\bor\b)\s*(?:\band\b|\bor\b)?\s*", re.IGNORECASE)
 STATED = re.compile(
     r"(?i:\b(?:option|choice|answer)\b:?\s+(?:(?:is|would be|must be)\s+)?(?:option\s+)?)[(*$]{0,3}([A-Z])(?![\w'’])"
+    r"|(?i:\b(?:choose|chose|pick|picked|select|selected|go with|going with)\b:?\s+(?:(?:option|choice|answer)\s+)?)"
+    r"[(*$]{0,3}([A-Z])(?![\w'’])"
+    r"|(?i:\b(?:therefore|thus|hence|so)\b[,:]?\s+(?:it(?:['’]s|\s+is|\s+must\s+be)\s+)?)[(*$]{0,3}([A-Z])[)*$]{0,3}[.!]?\s*(?=\n|$)"
+    r"|(?i:(?:\A|(?<=[.\n,]))\s{0,9}it(?:['’]s|\s+is|\s+must\s+be)\s+)[(*$]{0,3}([A-Z])[)*$]{0,3}[.!]?\s*(?=\n|$)"
     r"|(?<!\w)\(([A-Z])\)|\b([A-Z])\b[)*$]{0,3}\s+(?:is|seems)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
 )
 """A letter that a sentence chooses."""
 OTHER = re.compile(r"(?<![\w'’])\(?([B-HJ-Z]|(?<=\()[AI](?=\)))(?![\w'’])")
 """Another letter in the same sentence, "a" and "I" but for those in brackets."""
-WRITTEN = frozenset({"boxed", "boxes", "####", "answer:", "corrected"})
+NOT_OTHERS = re.compile(
+    r"\s*,?\s*\b(?:and\s+|but\s+)?not\s+[(*$]{0,3}[A-Z](?![\w'’])[)*$]{0,3}"
+    r"(?:\s*(?:,|\bn?or\b|\band\b)\s*[(*$]{0,3}[A-Z](?![\w'’])[)*$]{0,3})*(?:,?\s+but\b)?"
+)
+"""Letters that are set aside beside the one chosen: "B, not A", "not A but B"."""
+WRITTEN = frozenset({"boxed", "boxes", "<answer>", "####", "answer:", "corrected", TAKEN})
 MAX_LENGTH = 500
 
 
@@ -44,18 +53,24 @@ class Choice:
         wanted = letters(problem.reference)
         if not wanted:
             return Verdict.unverifiable(f"the reference names no letter: {problem.reference[:40]!r}")
-        span = final_answer(trace.answer)
-        chosen = letters(span.text)
-        if not chosen and span.rule not in WRITTEN and (told := stated(trace.answer)):
-            chosen, span = told, span._replace(rule="last choice")
-        evidence = {"answer": chosen or None, "reference": wanted, "rule": span.rule}
+        chosen, rule = choose(trace.answer)
+        evidence = {"answer": chosen or None, "reference": wanted, "rule": rule}
         if not chosen:
             return Verdict.incorrect("no letter was chosen", **evidence)
         if chosen == wanted:
-            return Verdict.correct(f"chose {chosen}", **evidence)
+            return at_most(Verdict.correct(f"chose {chosen}", **evidence), rule)
         return Verdict.incorrect(f"chose {chosen}, not {wanted}", **evidence)
 
     quick = verify
+
+
+def choose(answer: str) -> tuple[str, str]:
+    """(the letters chosen, or none, and the rule that found them) of a visible answer."""
+    span = final_answer(answer)
+    chosen = letters(span.text) or letters(NOT_OTHERS.sub("", span.text[:MAX_LENGTH]))
+    if not chosen and span.rule not in WRITTEN and (told := stated(answer)):
+        return told, "last choice"
+    return chosen, span.rule
 
 
 def stated(text: str) -> str:
@@ -67,6 +82,7 @@ def stated(text: str) -> str:
     last, group = found[-1], found[-1].lastindex or 0
     start = max(text.rfind(end, 0, last.start()) for end in (". ", "\n", "? ", "! ", "; ")) + 1
     sentence = re.split(r"[.?!;]\s|\n", text[start:].lstrip(), maxsplit=1)[0]
+    sentence = NOT_OTHERS.sub("", sentence)
     if {other[1] for other in OTHER.finditer(sentence)} - {last[group]} or denied(text, *last.span(group)):
         return ""
     return last[group]

@@ -11,12 +11,14 @@ The reference is JSON in one of these forms; ``prompt`` (code that the answer co
     [{"input": "2\\n3", "output": "5", "testtype": "functional"}, ...]            LiveCodeBench, or its row
     {"pytest": "from solution import add\\n...", "module": "solution"}            a test file
 
-The answer gets inputs and returns plain data; expected values never enter its process. Values and texts are
+Only the standard library is there: an answer that imports numpy is `incorrect`, and its reason says so. The
+answer gets inputs and returns plain data; expected values never enter its process. Values and texts are
 compared here (`distill.verifiers.cases`); a test that is more than calls and values runs in a second box, where
 the answer's functions are stand-ins that pass data to and fro (`sandbox.inside.remote`). The evidence then says
-``level: strong``. A test that must run in the answer's process (it patches it, hands it functions, says
-``"beside": true``) could be cheated by it, and one about the answer's own objects, or that asks one function of the
-answer about another's result, believes what they say: ``level: weak``.
+``level: strong``. A test that hands functions to what an answer has *returned* is `unverifiable` (`incorrect` where
+plain data would have taken them, as a list's ``sort`` does). A test that must run in the answer's process (it patches
+it, hands it functions, says ``"beside": true``) could be cheated by it, and one about the answer's own objects, or
+that asks one function of the answer about another's result, believes what they say: ``level: weak``.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from distill.thinking import Response
 from distill.types import Problem, Verdict
-from distill.verifiers.extract import final_answer
+from distill.verifiers.extract import at_most, final_answer
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Exact:
             span, rule = trace.answer, "whole"
         evidence = {"answer": span[:200], "reference": problem.reference[:200], "rule": rule}
         if self._fold(span) == wanted:
-            return Verdict.correct("the same text", **evidence)
+            return at_most(Verdict.correct("the same text", **evidence), rule)
         return Verdict.incorrect("a different text", **evidence)
 
     quick = verify

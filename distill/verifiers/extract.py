@@ -3,18 +3,21 @@ r"""Which part of a visible answer is the final answer, and by what rule it was 
 The rules, in order; the first that finds something wins and is named in the verdict's evidence:
 
 1. ``boxed``: the last balanced ``\boxed{...}`` (an earlier box is a thought the writer left behind);
-   ``boxes`` where nothing but "and", "or" or a comma stands between the last ones: together they are a list;
-2. ``####``: what follows the last ``####`` on its line (GSM8K);
-3. ``corrected``: a value put in place of the one that rule 4 finds ("Wait, no: 6", "Actually, it is 6");
-4. ``answer:``: what follows the last "answer is", "answer:" or "answer =" on its line, unless it is taken back
+   ``boxes`` where nothing but "and", "or" or a comma stands between the last ones: together they are a list.
+   Where the words beside it deny it, or the next ones take it back ("Wait, that is wrong"), the answer stated after
+   that counts; with none, it is the box, ``taken back``: good for no more than `unverifiable` (`at_most`);
+2. ``<answer>``: what the last ``<answer>...</answer>`` holds;
+3. ``####``: what follows the last ``####`` on its line (GSM8K);
+4. ``corrected``: a value put in place of the one that rule 5 finds ("Wait, no: 6", "Actually, it is 6");
+5. ``answer:``: what follows the last "answer is", "answer:" or "answer =" on its line, unless it is taken back
    without another value in its place ("Hmm, that's wrong");
-5. ``last line``: the last line, where it is short and holds no prose;
-6. ``last formula``: the last ``$...$`` or ``\(...\)``;
-7. ``last clause``: what follows the last "is" or equals sign of the last line, where it holds no prose;
-8. ``last number``: the last number in the text, with the unit behind it;
-9. ``text``: the last line, whatever it is.
+6. ``last line``: the last line, where it is short and holds no prose;
+7. ``last formula``: the last ``$...$`` or ``\(...\)``;
+8. ``last clause``: what follows the last "is" or equals sign of the last line, where it holds no prose;
+9. ``last number``: the last number in the text, with the unit behind it;
+10. ``text``: the last line, whatever it is.
 
-What rules 6 to 8 find is left to rule 9 where the words beside it deny it or make something else of it ("cannot
+What rules 7 to 9 find is left to rule 10 where the words beside it deny it or make something else of it ("cannot
 be 5", "more than 5", "3 or 5", "5 is wrong", "5 squared").
 
 Nothing here looks at the reference, so no wrong answer is found by looking for the right one. Every
@@ -27,6 +30,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from distill.types import Outcome, Verdict
 from distill.verifiers import units
 from distill.verifiers.tree import FUNCTIONS, SHORT_WORDS
 
@@ -52,7 +56,9 @@ BETWEEN_BOXES = re.compile(
     r"[\s$]*(?:[A-Za-z]\w?\s*=)?[\s$]*"
 )
 FORMULA = re.compile(
-    r"\$\$([^$]{1,2000})\$\$|(?<!\\)\$([^$\n]{1,2000})\$|\\\(([^\n]{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL
+    r"\$\$([^$]{1,2000})\$\$|(?<!\\)\$([^$\n]{1,2000})\$"
+    r"|\\\(((?:[^\n\\]|\\[^()\n]){1,2000}?)\\\)|\\\[((?:[^\\]|\\[^\[\]]){1,2000}?)\\\]",
+    re.DOTALL,
 )
 NUMBER = re.compile(
     r"(?<![\w.√^/])(?<![A-Za-z]\()[-−]?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:/\d+)?%?", re.ASCII
@@ -82,6 +88,32 @@ RETRACTED = re.compile(
     rf"\b(?:wait|hmm+|oops|scratch that|on second thought|let me (?:re\w+|try again|check))\b|{WRONG.pattern}",
     re.IGNORECASE,
 )
+DENIED_BOX = re.compile(
+    r"(?:\b(?:not|never|cannot)|n['’]t)\s(?:(?:be|equals?|to|the|correct|right|answer|value|simply|just)\s){0,6}[\s$*\\(\[]{0,6}$",
+    re.IGNORECASE,
+)
+"""Before a box."""
+NOT_RIGHT = r"(?:wrong|incorrect|false|mistaken|a mistake|not (?:right|correct|the answer))"
+UNCONDITIONAL = r"\b(?!\s(?:for|if|when|unless|in|only|to)\b)"
+WRONG_BOX = re.compile(
+    rf"[\s$)\]\\*]{{0,9}}(?:(?:is|was|seems|must be)\s(?:(?!not)\w+\s)?(?:{NOT_RIGHT}|impossible|not possible)"
+    rf"|(?:is|was)n['’]t\s(?:right|correct|possible|the answer)"
+    rf"|can(?:not|['’]t)\sbe\s(?:right|correct|it|the answer)){UNCONDITIONAL}",
+    re.IGNORECASE,
+)
+"""Behind a box."""
+TAKEN_BACK = re.compile(
+    r"(?:\A|[.!?:;\n$\])}—–-])[\s*$\\)\].]{0,9}"
+    r"(?:(?:wait|hmm+|oh|ah|no|actually|oops|sorry|but|however|hold on|on second thought|well)\b"
+    r"[\s,.!:;…—–-]{0,9}){0,6}"
+    rf"(?:(?:(?:(?:that|this|it)(?:['’]s|\sis|\swas)|(?:my|the|this|that)\s(?:\w+\s)?(?:answer|result|value)(?:\sabove)?"
+    rf"\s(?:is|was))\s(?:clearly\s|obviously\s|actually\s)?{NOT_RIGHT}"
+    rf"|(?:that|this|it)\scan(?:not|['’]t)\sbe\s(?:right|correct)|(?:that|this|it)\sisn['’]t\s(?:right|correct)){UNCONDITIONAL}"
+    r"|(?<=[\s,.!:;…—–-])no\b(?=[,.:;!—–-]|\s*$|\s(?:that|it|the|this|i)\b)"
+    r"|scratch\sthat\b|i\s(?:was\swrong|made\san?\s(?:mistake|error))\b)",
+    re.IGNORECASE,
+)
+"""The beginning of a sentence after a box."""
 CONDITION = re.compile(r"[\s,]*\b(?:or|if|unless|when|otherwise|depending)\b", re.IGNORECASE)
 UNIT = re.compile(
     r"(?:[\s-](?:square|cubic|sq)\b)?(?:[\s-](?:"
@@ -101,7 +133,7 @@ LINE_LENGTH = 200
 PHRASE_WORDS = 4
 GAP = 60
 TAIL = 5_000
-"""Rules 3 to 7 read the end of the text alone, this many characters of it."""
+"""Rules 4 to 8 read the end of the text alone, this many characters of it."""
 
 
 class Span(NamedTuple):
@@ -109,10 +141,23 @@ class Span(NamedTuple):
     rule: str
 
 
+TAKEN = "taken back"
+
+
+def at_most(verdict: Verdict, rule: str) -> Verdict:
+    """The verdict on a span; a box that was taken back is never correct, but wrong where it would be anyway."""
+    if rule != TAKEN or verdict.outcome is not Outcome.CORRECT:
+        return verdict
+    return Verdict.unverifiable("the box is denied or taken back, and no other answer stated", **verdict.evidence)
+
+
 def final_answer(text: str) -> Span:
     """The span to be judged; empty text where there is nothing at all."""
-    if boxes := _last_boxes(text):
-        return Span(", ".join(boxes), "boxes" if len(boxes) > 1 else "boxed")
+    if boxes := _boxes(text):
+        return _of_boxes(text, boxes)
+    if "</answer>" in text and (tagged := text.rpartition("</answer>")[0].rpartition("<answer>"))[1]:
+        inside = final_answer(tagged[2].strip())
+        return inside if inside.rule in ("boxed", "boxes", "####", "answer:") else inside._replace(rule="<answer>")
     if "####" in text:
         return Span(text.rpartition("####")[2].strip().partition("\n")[0].strip(), "####")
     tail = text[-TAIL:].strip()
@@ -170,13 +215,32 @@ def last_box(text: str) -> str | None:
     return _content(text, boxes[-1]) if boxes else None
 
 
-def _last_boxes(text: str) -> list[str]:
+def _of_boxes(text: str, boxes: list[_Box]) -> Span:
     """The last box, and those before it from which a mere connector parts it; equal ones once."""
-    boxes = _boxes(text)
     first = len(boxes) - 1
     while first > 0 and _connected(text[boxes[first - 1].end + 1 : boxes[first].start]):
         first -= 1
-    return list(dict.fromkeys(_content(text, box) for box in boxes[first:])) if boxes else []
+    contents = list(dict.fromkeys(_content(text, box) for box in boxes[first:]))
+    start, end = boxes[first].start, boxes[-1].end + 1
+    span = Span(", ".join(contents), "boxes" if len(contents) > 1 else "boxed")
+    after = text[end : end + TAIL]
+    back = WRONG_BOX.match(after) or _taken_back(after, contents)
+    if back is None and not DENIED_BOX.search(text[max(0, start - GAP) : start]):
+        return span
+    rest = after[back.end() :] if back else after
+    if MARKER.search(rest):
+        return final_answer(rest)
+    if corrections := list(CORRECTION.finditer(after)):
+        return Span(_without_prose(_clean(SENTENCE_END.split(after[corrections[-1].end() :])[0])), "corrected")
+    return span._replace(rule=TAKEN)
+
+
+def _taken_back(after: str, contents: list[str]) -> re.Match[str] | None:
+    """Words behind a box that take it back: the first such ones, if no other value comes before them."""
+    found = TAKEN_BACK.search(after)
+    if found is None or any(value not in contents for value in NUMBER.findall(after[: found.start()]) if value):
+        return None
+    return found
 
 
 def _connected(between: str) -> bool:
@@ -193,7 +257,7 @@ class _Box(NamedTuple):
 
 def _boxes(text: str) -> list[_Box]:
     """All balanced boxes that lie in no other, in one pass over the text; an unclosed one is none."""
-    first = BOX.search(text)
+    first = BOX.search(text) if "boxed" in text or "fbox" in text else None
     if first is None:
         return []
     opened: list[tuple[int, int, bool]] = []

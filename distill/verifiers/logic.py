@@ -29,9 +29,9 @@ from distill.thinking import Response
 from distill.types import Problem, Verdict
 from distill.verifiers import entailment, model, proof
 from distill.verifiers.extras import installed
-from distill.verifiers.formula import Formula, Joined, Signature, Unreadable, form_fault, negation
+from distill.verifiers.formula import Formula, Joined, Signature, Unreadable, alike, form_fault, negation
 from distill.verifiers.interpretation import Interpretation, TooLarge, is_true
-from distill.verifiers.logic_answer import SAYINGS, block, last_line, model_block, saying
+from distill.verifiers.logic_answer import SAYINGS, about, block, last_line, model_block, saying
 from distill.verifiers.syntax import parse
 
 MAX_REFERENCE = 50_000
@@ -84,7 +84,7 @@ class Logic:
 
     @property
     def version(self) -> str:
-        return f"1/{installed('z3-solver')}"
+        return f"2/{installed('z3-solver')}"
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
         """What needs no solver and no time: a reference that is none, an answer that says nothing."""
@@ -170,7 +170,10 @@ def _label(name: str, label: Any) -> str | None:
 
 def _said_verdict(task: Task, answer: str) -> Verdict:
     """For answers that are a word: what was said against what is so."""
-    said = saying(last_line(answer), SAYINGS[task.name])
+    line, goal = last_line(answer), task.goal
+    said = saying(line, SAYINGS[task.name])
+    if said is None and goal is not None:
+        said = about(line, SAYINGS[task.name], lambda text: _is_formula(text, goal))
     truth, model = _truth(task)
     evidence: dict[str, Any] = {"task": task.name, "truth": truth, "answer": said}
     if model is not None:
@@ -180,6 +183,13 @@ def _said_verdict(task: Task, answer: str) -> Verdict:
     if said is None:
         return Verdict.incorrect(f"the answer says none of {', '.join(SAYINGS[task.name])}", **evidence)
     return (Verdict.correct if said == truth else Verdict.incorrect)(f"it is {truth}", **evidence)
+
+
+def _is_formula(text: str, wanted: Formula) -> bool:
+    try:
+        return alike(parse(text), wanted)
+    except Unreadable:
+        return False
 
 
 def _truth(task: Task) -> tuple[str, Interpretation | None]:

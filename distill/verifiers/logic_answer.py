@@ -9,6 +9,7 @@ fenced block, or all of the answer; of a model, without an introduction that end
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from distill.verifiers.extract import MARKER, last_box
 
@@ -42,8 +43,10 @@ SAYINGS: dict[str, dict[str, str]] = {
 WORD = re.compile(r"'([^']+)'|(\S+)")
 LEAD = re.compile(
     r"(?:(?:therefore|thus|hence|so|then|in conclusion)[\s,:]*)?"
-    r"(?:(?:that|it|this|they)|(?:the|these|this|both) (?:\w+ ){0,2}\w+)?(?: ?(?:is|are))?"
+    r"(?:i (?:think|believe|conclude|(?:would |'d )?say|am sure)(?: that)?(?: (?!$))?)?"
+    r"(?:(?:that|it|this|they)(?:'s)?|(?:the|these|this|both) (?:\w+ ){0,2}\w+)?(?: ?(?:is|are))?"
 )
+LEADS = frozenset({"therefore", "thus", "hence", "so", "then", "that", "conclusion", "in", "the", "statement"})
 NEGATION = re.compile(r"\b(?:not|no|never|cannot|neither|nor)\b|n't")
 REASON = re.compile(r"[.,;:!]|\s(?:because|since|as)\s")
 FENCE = re.compile(r"```[^\n]*\n(.*?)```", re.DOTALL)
@@ -69,11 +72,25 @@ def saying(text: str, sayings: dict[str, str]) -> str | None:
     return None
 
 
+def about(text: str, sayings: dict[str, str], is_asked: Callable[[str], bool]) -> str | None:
+    """Which word ``text`` says of the formula that it is asked about: "So Q(a) is true"."""
+    words = re.sub(r"[$*`]|\\[()]", " ", text[:LONGEST]).split()
+    while words and words[0].lower().strip(",:") in LEADS:
+        words = words[1:]
+    for end in range(1, len(words)):
+        rest = " ".join(words[end + (words[end].lower() in ("is", "must", "holds")) :]) or words[end]
+        if (said := saying(rest, sayings)) is not None:
+            return said if is_asked(" ".join(words[:end])) else None
+    return None
+
+
 def last_line(answer: str) -> str:
     """Where a one-line answer stands."""
     box = last_box(answer)
     if box is not None:
         return box
+    if "</answer>" in answer and "<answer>" in answer:
+        return answer.rpartition("</answer>")[0].rpartition("<answer>")[2].strip().strip("*` ")
     if "####" in answer:
         return answer.rpartition("####")[2].strip().partition("\n")[0].strip("*` ")
     return _after_marker(answer).partition("\n")[0].strip("*` ") or _last(answer)

@@ -13,9 +13,18 @@ Four steps, each named in the evidence (``method``); the first that can tell dec
 Steps 1 and 2 are `quick`: bounded, without third-party code, safe anywhere. Step 3 may hang: run it in
 the pool.
 
-What is decided here: an answer that leaves plain arithmetic undone (``12 + 30`` where 42 is asked) is wrong,
-otherwise copying the question would be an answer. A decimal that is an exact value rounded (0.33 for 1/3) is
-`unverifiable`. An unreadable reference never scores.
+What is decided here:
+
+- Where a number is asked for, plain arithmetic is no answer (``12 + 30`` or ``5 \times 10`` for 42 and 50,
+  ``\frac13 + \frac14`` for 7/12), otherwise copying the question would be one: numbers with a sum, a difference, a
+  product, or a fraction of fractions are wrong, whatever they come to. One fraction, a power, a root, a factorial
+  and a power of ten with its factor are numbers.
+- A percent sign is a unit, and like any unit it may be left out: 25 and 25% are the same, as are 25 and 25 apples.
+  Whether it means a hundredth just the question tells, so 0.25 or 1/4 beside 25% is `unverifiable`; 0.25 beside 25
+  is wrong. A position (5th) beside a number (5) is `unverifiable` too.
+- A decimal that is an exact value rounded (0.33 for 1/3) is `unverifiable`.
+- A box that the words around it deny or take back is never correct (`extract`); a later answer counts instead.
+- A reference that is one letter is a choice, and read like one (`choice`). An unreadable reference never scores.
 """
 
 from __future__ import annotations
@@ -28,10 +37,10 @@ from typing import Any, ClassVar
 
 from distill.thinking import Response
 from distill.types import Problem, Verdict
-from distill.verifiers import algebra, latex, points, units, words
-from distill.verifiers.choice import letter
+from distill.verifiers import algebra, latex, normal, points, units, words
+from distill.verifiers.choice import choose, letter
 from distill.verifiers.equality import Sameness
-from distill.verifiers.extract import PROSE, final_answer, last_box
+from distill.verifiers.extract import PROSE, at_most, final_answer, last_box
 from distill.verifiers.extras import installed
 from distill.verifiers.meaning import STRUCTURES, same
 from distill.verifiers.number import BRACES, Number, canonical, plain, read_digits, read_number
@@ -60,12 +69,12 @@ class Math:
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
         """Texts and reading; None where algebra is to be asked."""
-        verdict, *_ = _without_algebra(problem, trace)
-        return verdict
+        verdict, _, _, evidence = _without_algebra(problem, trace)
+        return verdict and at_most(verdict, evidence.get("rule", ""))
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
         verdict, reference, given, evidence = _without_algebra(problem, trace)
-        return verdict or with_algebra(reference, given, evidence)
+        return at_most(verdict or with_algebra(reference, given, evidence), evidence.get("rule", ""))
 
     def prepare(self) -> None:
         """Load algebra ahead of the first verdict, so that its import counts against no limit."""
@@ -76,6 +85,11 @@ def _without_algebra(problem: Problem, trace: Response) -> tuple[Verdict | None,
     reference = reference_of(problem.reference)
     if isinstance(reference, Verdict):
         return reference, "", "", {}
+    if words.LETTER.fullmatch(reference) and letter(reference):
+        chosen, rule = choose(trace.answer)
+        if chosen:
+            told: Evidence = {"answer": chosen, "reference": reference, "rule": rule}
+            return words.same_letter(letter(reference), chosen, told), reference, "", told
     span = final_answer(trace.answer)
     evidence: Evidence = {"answer": span.text[:200], "reference": reference[:200], "rule": span.rule}
     if not span.text:
@@ -148,6 +162,8 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
         return Verdict.correct("the same text", **evidence, method="text")
     if words.LETTER.fullmatch(reference) and len(wanted_text.strip("()")) == 1:
         return words.same_letter(letter(reference), letter(given), evidence)
+    if words.NOT_APPLICABLE.fullmatch(wanted_text):
+        return words.same_words("not applicable", words.NOT_APPLICABLE.sub("not applicable", given_text), evidence)
     if wanted_base := words.BASE.fullmatch(wanted_text):
         return words.same_base(wanted_base, given_text, evidence)
     if verdict := words.same_time(wanted_text, given_text, evidence):
@@ -161,8 +177,7 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
             return same_number(wanted, number, evidence)
         if DECIMAL_COMMA.fullmatch(given) and read_digits(given.replace(",", ".")) == digits:
             return Verdict.unverifiable("equal only if the comma is a decimal one", **evidence, method="number")
-        right = given.rpartition("=")[2]
-        if UNDONE.fullmatch(right) and OPERATION.search(right):
+        if _undone(given.rpartition("=")[2].strip()):
             return Verdict.incorrect("the arithmetic is left undone", **evidence, method="text")
         bare = words.unwrapped(given)
         if (PROSE.search(bare) and not re.search(r"\d|\\", bare)) or words.LETTER.fullmatch(given):
@@ -175,6 +190,20 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
             return same_number(Number(Fraction(int(spelled)), "", 0), number, evidence)
         return words.same_words(reference, given, evidence)
     return None
+
+
+def _undone(text: str) -> bool:
+    """Are these numbers with operations that are still to be done, beyond one fraction?"""
+    if UNDONE.fullmatch(text) and OPERATION.search(text):
+        return True
+    found = latex.readings(_with_unit(text)[0])
+    return bool(found) and normal.exact(found[0]) is not None and _operations(found[0]) > 1
+
+
+def _operations(node: Node) -> int:
+    """A fraction counts for one, a sum or a product for two."""
+    own = {"sum": 2, "product": 2, "quotient": 1}.get(node.kind, 0)
+    return own + sum(_operations(part) for part in node.parts if isinstance(part, Node))
 
 
 def _right_number(given: str) -> Number | None:
@@ -192,6 +221,8 @@ def same_number(wanted: Number, given: Number, evidence: Evidence) -> Verdict:
     evidence = evidence | {"method": "number"}
     if wanted.unit and given.unit and wanted.unit != given.unit:
         return _other_unit(wanted, given, evidence)
+    if wanted.value == given.value and (wanted.unit == units.POSITION) != (given.unit == units.POSITION):
+        return Verdict.unverifiable("equal only if a position is asked for", **evidence)
     if wanted.value == given.value:
         return Verdict.correct("the same number", **evidence)
     if (

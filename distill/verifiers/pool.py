@@ -22,6 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -93,7 +94,11 @@ class VerifierPool:
         """One verdict. ``problem`` may be the reference answer alone, ``trace`` the raw text."""
         if asking.holds_opened(self._verifier(spec)):  # here and not in another thread: a judge that this one is
             return self._one(spec, problem, trace)  # asking already says so, and waits for nothing
-        return self.submit(spec, problem, trace).result()
+        future = self.submit(spec, problem, trace)
+        # Not result() alone: a Ctrl-C that comes just before a wait without end would be seen after it.
+        while not future.done():
+            futures.wait([future], HEARTBEAT_SECONDS)
+        return future.result()
 
     async def averify(self, spec: Spec, problem: Problem | str, trace: Response | str) -> Verdict:
         """One verdict, from asyncio: as many at once as there are tasks. Cancelling the task gives it up."""

@@ -29,7 +29,8 @@ STEP_BUDGET = BUDGET // 4
 """A step should be small: it gets less of z3's work than a whole question."""
 NUMBERED = re.compile(r"\s*(?:\\item\s*)?\(?(\d{1,4})[.):]\s*(.*)")
 REASON = re.compile(
-    r"(.+?)\s*(?:\[([^\[\]]*)\]|\(((?:by|from|premise|given|assum|discharge)[^()]*)\)|\b((?:by|from)\s.*|premise|given))\.?\s*$",
+    r"(.+?)\s*(?:\[([^\[\]]*)\]|\(((?:by|from|premise|given|assum|discharge)[^()]*"
+    r"|(?<=\s\()[^()=&|~!<>]*(?<![\w.])\d{1,4}(?![\w.])[^()=&|~!<>]*)\)|\b((?:by|from)\s.*|premise|given))\.?\s*$",
     re.IGNORECASE,
 )
 NUMBER = re.compile(r"(?<![\w.])\d{1,4}(?![\w.]*\w)")

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from distill.thinking import Response
 from distill.types import Problem, Verdict
-from distill.verifiers.extract import final_answer
+from distill.verifiers.extract import at_most, final_answer
 from pipeline.errors import InputError
 
 
@@ -47,7 +47,7 @@ class Regex:
         found = compiled.search(text) if self.search else compiled.fullmatch(text)
         if found is None:
             return Verdict.incorrect("no match", **evidence)
-        return Verdict.correct("a match", **evidence, match=found.group()[:200])
+        return at_most(Verdict.correct("a match", **evidence, match=found.group()[:200]), rule)
 
 
 def _problem_with(pattern: object) -> str:

@@ -26,7 +26,9 @@ ALIASES = {
     "kilometer": "km", "kilometre": "km", "gram": "g", "kilogram": "kg", "milligram": "mg", "kilo": "kg",
     "tonne": "t", "lb": "pound", "lbs": "pound", "oz": "ounce", "liter": "l", "litre": "l", "milliliter": "ml",
     "millilitre": "ml", "s": "second", "sec": "second", "min": "minute", "hr": "hour", "h": "hour", "cents": "cent",
-    "¢": "cent", "sq": "square", "cubed": "3", "squared": "2",
+    "¢": "cent", "sq": "square", "cubed": "3", "squared": "2", "st": "th", "nd": "th", "rd": "th",
+    "kbyte": "kilobyte", "gbyte": "gigabyte", "tbyte": "terabyte", "kbit": "kilobit", "gbit": "gigabit",
+    "tbit": "terabit",
 }  # fmt: skip
 KNOWN: dict[str, tuple[str, Fraction]] = {
     "mm": ("length", Fraction(1, 1000)), "cm": ("length", Fraction(1, 100)), "m": ("length", Fraction(1)),
@@ -42,8 +44,11 @@ KNOWN: dict[str, tuple[str, Fraction]] = {
     "$": ("money", Fraction(1)), "cent": ("money", Fraction(1, 100)),
 }  # fmt: skip
 MOST_WORDS = 5
-MEGA = re.compile(r"\bM(?=(?:g|m|l|L|W|J|V|B|b|Hz|Pa)\b)")
-"""Small letters and capitals are not told apart but here: a milligram is no megagram."""
+POSITION = "th"
+"""What stands behind the number of a place in a row."""
+BYTES = re.compile(r"\b([kKMGT]i?)(B|b)(?=s?\b)")
+MEGA = re.compile(r"\bM(?=(?:g|m|l|L|W|J|V|byte|bit|Hz|Pa)s?\b)")
+"""Small letters and capitals are not told apart but in these two: a milligram is no megagram, a bit no byte."""
 WORD = re.compile(r"[a-z]+|[%$€£¢]|\^\{?\d\}?|/")
 TEXT = re.compile(r"\\text\s?\{([^{}]*)\}")
 TRAILING = re.compile(
@@ -63,7 +68,9 @@ class Quantity(NamedTuple):
 
 def read(text: str) -> tuple[int, str] | None:
     """(scale, unit) of what follows a number; None where that is no unit ("squared" is a power)."""
-    text = MEGA.sub("mega", TEXT.sub(r" \1 ", text).replace(r"^\circ", " degree ")).lower()
+    text = TEXT.sub(r" \1 ", text).replace(r"^\circ", " degree ")
+    text = BYTES.sub(lambda found: found[1] + ("byte" if found[2] == "B" else "bit"), text)
+    text = MEGA.sub("mega", text).lower()
     scale = 1
     words: list[str] = []
     for word in WORD.findall(text):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import json
 import os
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -86,6 +87,10 @@ def send(descriptor: int, frame: object) -> None:
 def told(error: BaseException) -> str:
     """An exception in a few words."""
     try:
-        return f"{type(error).__name__}: {error}"[:200]
+        said = f"{type(error).__name__}: {error}"[:200]
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            known = error.name.partition(".")[0] in sys.stdlib_module_names
+            return said if known else f"{said[:150]} (only the standard library is there)"
+        return said
     except BaseException:
         return type(error).__name__[:200]

@@ -5,6 +5,11 @@ The rule that keeps the comparison on this side: an operator between an object o
 anything; that is a TypeError, or False for ``==``. Excepted are objects that the test has made itself by calling a
 class (a capital letter tells): there the operator is what is tested. Such a claim of the answer about itself, and an
 operator between two of its objects, is told as ``claims``, and makes the evidence weak.
+
+What is no data (a function, say) is handed only to what the test names itself: a function of the module, a class, a
+method of an object made by calling one. Such a test must run beside the answer (`Apart`). Whether it is handed to
+anything else is for the answer to say, by what it returns, and an answer must not bring its test into its own process:
+that is `Refused`.
 """
 
 from __future__ import annotations
@@ -21,12 +26,17 @@ from .data import NOT_DATA, decode, encode, send
 from .first import FIRST_WIRE
 
 REPLIES, REQUESTS = FIRST_WIRE, FIRST_WIRE + 1
+PLAIN = (list, dict, set, str, tuple)
 MOST_BYTES = 4 << 20
 """Of all replies together."""
 
 
 class Apart(BaseException):
     """The test hands over something that is no data. `Remote.apart` remembers it, should the test catch it."""
+
+
+class Refused(BaseException):
+    """The test hands what is no data to an object that the answer has returned. `Remote` remembers it."""
 
 
 class Gone(Exception):
@@ -43,6 +53,7 @@ class Remote:
         self.claims = False
         self.apart = ""
         self.gone = ""
+        self.refused = ""
         self.raised: BaseException | None = None
 
     def module(self, name: str) -> types.ModuleType:
@@ -57,8 +68,9 @@ class Remote:
         return module
 
     def ask(self, do: str, *args: Any, **kwargs: Any) -> Any:
-        sent = [encode(argument, self._number) for argument in args]
-        named = {name: encode(value, self._number) for name, value in kwargs.items()}
+        to = args[0] if args and isinstance(args[0], Thing) else None
+        sent = [encode(argument, lambda thing: self._number(thing, to)) for argument in args]
+        named = {name: encode(value, lambda thing: self._number(thing, to)) for name, value in kwargs.items()}
         try:
             send(REQUESTS, {"do": do, "args": sent, "kwargs": named})
         except BrokenPipeError:
@@ -117,7 +129,7 @@ class Remote:
                 self._exceptions[number] = type(str(kind), (parent,), {"_number": number})
         return self._exceptions[number]
 
-    def _number(self, thing: Any) -> int:
+    def _number(self, thing: Any, to: Thing | None) -> int:
         """What goes over the wire for an object that is no data: the number of one of the answer's own."""
         if isinstance(thing, Thing):
             return thing._number
@@ -125,8 +137,20 @@ class Remote:
             return number
         if isinstance(thing, types.ModuleType):
             return int(thing._itself._number)
+        if to is None or not to._role or isinstance(thing, BaseException):
+            raise self._refusal(to, type(thing).__name__)
         self.apart = f"the test hands over an object that is no data ({type(thing).__name__})"
         raise Apart(self.apart)
+
+    def _refusal(self, to: Thing | None, kind: str) -> BaseException:
+        """Of plain data only the answer is to blame: it has returned something else."""
+        name = to._kind[:40] if to is not None else "the program"
+        if to is not None and any(hasattr(plain, to._method) for plain in PLAIN):
+            what = f"a {to._of[:40]} where plain data is asked for"
+            self.gone = self.gone or f"{what} (its {to._method} is given a {kind})"
+            return Gone(self.gone)
+        self.refused = f'the test hands a {kind} to what the program returned ({name}): say "beside": true in it'
+        return Refused(self.refused)
 
 
 def _update(argument: Any, after: Any) -> None:
@@ -142,7 +166,10 @@ class RemoteModule(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_remote":
             raise AttributeError(name)
-        return self._remote.ask("getattr", self._itself, name)
+        found = self._remote.ask("getattr", self._itself, name)
+        if isinstance(found, Thing):
+            found.__dict__["_role"] = "class" if name[:1].isupper() else "function"
+        return found
 
     def __dir__(self) -> list[str]:
         return list(self.__dict__["__all__"])
@@ -153,15 +180,25 @@ class Thing:
 
     _remote: Remote
     _number: int
+    _kind: str
     _made: bool
+    _role: str
+    """What the test itself says that it is: "class", "made" by calling one, "function"; empty for what was returned."""
+    _of: str
+    _method: str
+    """The method of what, if it is one of what was returned."""
 
-    def __init__(self, remote: Remote, number: int, kind: str, made: bool = False) -> None:
-        self.__dict__.update(_remote=remote, _number=number, _kind=kind, _made=made)
+    def __init__(self, remote: Remote, number: int, kind: str) -> None:
+        self.__dict__.update(_remote=remote, _number=number, _kind=kind, _made=False, _role="", _of="", _method="")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__") and name not in ("__name__", "__doc__"):
             raise AttributeError(name)
-        return self._remote.ask("getattr", self, name)
+        found = self._remote.ask("getattr", self, name)
+        if isinstance(found, Thing):
+            role = "function" if self._role in ("class", "made") else ""
+            found.__dict__.update(_role=role, _of=self._kind, _method="" if role else name)
+        return found
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._remote.ask("setattr", self, name, value)
@@ -170,6 +207,8 @@ class Thing:
         result = self._remote.ask("call", self, *args, **kwargs)
         if isinstance(result, Thing) and self._kind == "type" and result._kind[:1].isupper():
             result.__dict__["_made"] = True
+        if isinstance(result, Thing) and self._role == "class":
+            result.__dict__["_role"] = "made"
         return result
 
     def __iter__(self) -> Iterator[Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from .calls import RESULTS, function_of, load
 from .data import read_all, send, told
-from .remote import Apart, Remote, RemoteModule
+from .remote import Apart, Refused, Remote, RemoteModule
 
 MOST_PASSED = 1000
 """Further ones that pass are not told; every one that fails is, up to the limit on output."""
@@ -53,7 +53,7 @@ def main() -> None:
         except BaseException as error:
             raise _Unloadable(told(error)) from None
         (_pytest if given["kind"] == "pytest" else _script)(given, module, rows)
-    except Apart:
+    except (Apart, Refused):
         pass
     except _Unloadable as error:
         rows.failed("the program", str(error))
@@ -66,7 +66,11 @@ def main() -> None:
         rows.failed("the script", error)
     if remote is not None and remote.gone:
         rows.failed("the program", remote.gone)
-    if remote is not None and remote.apart:
+    if remote is not None and remote.refused:
+        rows.all = [row for row in rows.all if row[1] or remote.refused not in row[2]]
+        if all(passed for _, passed, _ in rows.all):
+            answer = {"fault": remote.refused}
+    elif remote is not None and remote.apart:
         answer = {"apart": remote.apart}
     send(RESULTS, {"rows": rows.all, "claims": remote is not None and remote.claims} | answer)
     os._exit(0)
@@ -143,5 +147,7 @@ def _pytest(given: dict[str, Any], module: types.ModuleType, rows: Rows) -> None
         and rows.all
     ):
         rows.failed("pytest", f"it was ended before its end ({status!r})")
+    if not rows.all and status is pytest.ExitCode.INTERRUPTED:
+        rows.failed("pytest", "a KeyboardInterrupt or an exit ended it")
     if not rows.all:
         raise ModuleNotFoundError(f"pytest found no test to run ({status!r})")
