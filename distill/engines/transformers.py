@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from distill.engines.base import PromptTooLong, Stopping, never
-from distill.engines.decode import Decoder, Job, Sample, positions_limit
+from distill.engines.decode import Decoder, Job, Sample
+from distill.engines.prefill import positions_limit
 from distill.engines.invariance import is_batch_invariant
 from distill.engines.options import TransformersOptions
 from distill.engines.parallel import WorkerPool
