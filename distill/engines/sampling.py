@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
 BLOCK = 64
 """Tokens summed at once on the way to the one drawn."""
 BELOW_ONE = 1 - 2.0**-50
