@@ -4,11 +4,12 @@ A model is named in one of four ways, the same in YAML and on the command line:
 
 - ``embedded:teacher``, ``embedded:student-base``: shipped with the project;
 - ``stage:sft``: the student made by that stage of the pipeline;
-- ``path/to/directory``: a Hugging Face model directory;
+- ``path/to/directory``: a Hugging Face model directory, or a peft adapter that names its base model;
 - ``org/name`` or ``org/name@revision``: from the hub (or its local cache).
 
-The identity is a content hash of weights, configuration, tokenizer and chat template, or the hub
-name with its revision. It goes into every trace key; a model card may change without any effect.
+The identity is a content hash of weights, configuration, tokenizer and chat template (of an adapter,
+with its base's identity), or the hub name with its commit (`distill.hub`). It goes into every trace
+key; a model card may change without any effect.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
 
+from distill.hub import commit_of
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
@@ -29,6 +31,8 @@ from pipeline.stage import Input
 
 EMBEDDED = Path(__file__).parent / "models"
 CONTENT = {".safetensors", ".json", ".jinja", ".model", ".txt", ".bin"}
+ADAPTER_CONFIG = "adapter_config.json"
+HUB_NAME = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
 STAGE = "stage:"
 MODEL = "model"
 """The subdirectory of a student artifact that holds the whole model."""
@@ -51,11 +55,15 @@ ModelName = Annotated[StageOrName, AfterValidator(check_name)]
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model found: where to load it from (a directory or hub name) and its identity."""
+    """A model found: where to load it from (a directory or hub name) and its identity.
+
+    ``adapter`` is the directory of a peft adapter, to be put on top of what ``source`` holds.
+    """
 
     source: str
     identity: str
     revision: str | None = None
+    adapter: str | None = None
 
 
 def directory_of(name: str) -> Path | None:
@@ -71,6 +79,13 @@ def check_directory(path: Path, name: str) -> None:
     if not path.is_dir():
         known = ", ".join(f"embedded:{p.name}" for p in sorted(EMBEDDED.glob("*")) if p.is_dir())
         raise InputError(f"model {name}: {path} is not a directory; shipped models: {known or 'none'}")
+    if is_adapter(path):
+        _check_adapter(path, name)
+    else:
+        _check_whole(path, name)
+
+
+def _check_whole(path: Path, name: str) -> None:
     if not (path / "config.json").is_file():
         raise InputError(f"model {name}: {path} has no config.json: not a Hugging Face model directory")
     try:
@@ -90,19 +105,68 @@ def check_directory(path: Path, name: str) -> None:
         raise InputError(f"model {name}: {path} is incomplete: it has no tokenizer")
 
 
+def is_adapter(path: Path) -> bool:
+    """Whether the directory holds a peft adapter alone."""
+    return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
+
+
+def base_of(path: Path, name: str) -> str:
+    """The name of the model that an adapter belongs on top of.
+
+    A relative path counts from the adapter's directory, or from where one stands; a bare name may be
+    that of a shipped model.
+    """
+    try:
+        config = json.loads((path / ADAPTER_CONFIG).read_text())
+        kind, base, revision = (config.get(k) for k in ("peft_type", "base_model_name_or_path", "revision"))
+    except (ValueError, AttributeError):
+        raise InputError(f"model {name}: {path / ADAPTER_CONFIG} is not valid JSON of an adapter") from None
+    if kind != "LORA":
+        raise InputError(f"model {name}: {path} is an adapter of type {kind}; only LORA ones can be loaded")
+    if not isinstance(base, str) or not base:
+        raise InputError(f"model {name}: {path / ADAPTER_CONFIG} names no base model (base_model_name_or_path)")
+    for place in (path / base, Path(base).expanduser(), EMBEDDED / base):
+        if place.is_dir() and place != path:
+            return str(place.absolute())
+    if not re.fullmatch(HUB_NAME, base):
+        raise InputError(f"model {name}: its base model {base}, named in {path / ADAPTER_CONFIG}, is not there")
+    return f"{base}@{revision}" if revision and "@" not in base else base
+
+
+def _check_adapter(path: Path, name: str) -> None:
+    base = base_of(path, name)
+    if not any((path / f"adapter_model{suffix}").is_file() for suffix in (".safetensors", ".bin")):
+        raise InputError(f"model {name}: {path} is incomplete: it has no weights (adapter_model.safetensors)")
+    if (directory := directory_of(base)) is not None:
+        if is_adapter(directory):
+            raise InputError(f"model {name}: its base model {base} is an adapter too; merge that one first")
+        check_directory(directory, base)
+
+
 def check_hub_name(name: str) -> None:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name):
+    if not re.fullmatch(HUB_NAME, name):
         raise InputError(f"model {name!r}: expected embedded:NAME, stage:NAME, a directory, or a hub name org/name")
 
 
 def identity_of(name: str, hashes: FileHashes) -> str:
-    """Identity of an ``embedded:``, path or hub model (a stage's student has its artifact's)."""
+    """Identity of an ``embedded:``, path or hub model (a stage's student has its artifact's).
+
+    A hub model's names its commit wherever that can be told. May ask the hub.
+    """
     path = directory_of(name)
     if path is None:
-        check_hub_name(name)
-        return f"hub:{name}"
+        repository, revision = _hub_name(name)
+        known = commit_of(repository, revision) or revision
+        return f"hub:{repository}@{known}" if known else f"hub:{repository}"
     check_directory(path, name)
-    return content_hash([[p.name, hashes.of(p)] for p in sorted(path.iterdir()) if p.suffix in CONTENT])
+    content = [[p.name, hashes.of(p)] for p in sorted(path.iterdir()) if p.suffix in CONTENT]
+    return content_hash([*content, ["base", identity_of(base_of(path, name), hashes)]] if is_adapter(path) else content)
+
+
+def _hub_name(name: str) -> tuple[str, str | None]:
+    check_hub_name(name)
+    repository, _, revision = name.partition("@")
+    return repository, revision or None
 
 
 def find(name: str, workspace: Path, inputs: Mapping[str, Manifest], hashes: FileHashes) -> Model:
@@ -112,11 +176,13 @@ def find(name: str, workspace: Path, inputs: Mapping[str, Manifest], hashes: Fil
         assert manifest.artifact is not None
         directory = workspace / manifest.artifact / MODEL
         return Model(str(directory), identity_of(str(directory.absolute()), hashes))
-    path = directory_of(name)
-    if path is not None:
-        return Model(str(path), identity_of(name, hashes))
-    hub, _, revision = name.partition("@")
-    return Model(hub, identity_of(name, hashes), revision or None)
+    identity, path = identity_of(name, hashes), directory_of(name)
+    if path is None:
+        repository, revision = _hub_name(name)
+        return Model(repository, identity, commit_of(repository, revision) or revision)
+    if is_adapter(path):
+        return replace(find(base_of(path, name), workspace, inputs, hashes), identity=identity, adapter=str(path))
+    return Model(str(path), identity)
 
 
 def dependency(name: str, hashes: FileHashes) -> dict[str, str]:

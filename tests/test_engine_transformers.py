@@ -15,8 +15,7 @@ import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers import models as token_models
+from tiny_engine import build_model, build_tokenizer
 
 from distill.engines.options import TransformersOptions
 from distill.engines.sampling import draw
@@ -25,45 +24,23 @@ from distill.modelspec import Model
 from distill.types import Completion, Finish, Request, Sampling
 from pipeline.errors import InputError, PipelineError
 
-SMALL = {
-    "hidden_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "intermediate_size": 384,
-    "vocab_size": 512,
-    "max_position_embeddings": 256,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-}
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Two threads on a busy machine wait for each other; what they compute is the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def qwen3() -> Any:
-    return _model("Qwen3", tie_word_embeddings=True)
-
-
-def _model(kind: str, **settings: Any) -> Any:
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**(SMALL | settings))
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
+    return build_model("Qwen3", tie_word_embeddings=True)
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    special = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
-    pieces = special + [chr(i) for i in range(32, 127)] + ["\n"]
-    pieces += [f"[{i}]" for i in range(len(pieces), 512)]
-    inner = Tokenizer(token_models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token=" "))
-    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    inner.decoder = decoders.Fuse()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<|im_end|>", extra_special_tokens=special, chat_template=TEMPLATE
-    )
+    return build_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +138,7 @@ def test_requests_are_taken_as_a_stream(tokenizer: Any) -> None:
     ],
 )
 def test_greedy_is_generate_token_for_token(kind: str, settings: dict[str, Any], tokenizer: Any) -> None:
-    model = _model(kind, **settings)
+    model = build_model(kind, **settings)
     engine = TransformersEngine(model, tokenizer, model_identity=kind)
     requests = [request(f"g{i}", "x" * (i * 7 % 40) + str(i), temperature=0, max_tokens=40) for i in range(9)]
     ours = {c.key: c for c in engine.generate(requests)}
@@ -250,7 +227,7 @@ def _content(prompt: str) -> str:
 
 
 def test_ending_at_once_is_an_outcome_of_its_own(tokenizer: Any) -> None:
-    model = _model("Qwen3", tie_word_embeddings=False)
+    model = build_model("Qwen3", tie_word_embeddings=False)
     model.lm_head.weight.data.zero_()
     model.lm_head.bias = torch.nn.Parameter(torch.nn.functional.one_hot(torch.tensor(1), 512) * 100.0)
     engine = TransformersEngine(model, tokenizer, model_identity="mute")

@@ -60,6 +60,8 @@ def model_dependency(name: str, options: Options, hashes: FileHashes) -> Mapping
 
 def open_engine(options: Options, model: Model, note: Callable[[str], None] = lambda text: None) -> Engine:
     """Load the model; slow. The caller closes the engine."""
+    if model.adapter and options.kind != "transformers":
+        raise InputError(f"model {model.adapter}: an adapter can be sampled from by the transformers engine alone")
     factory: Callable[..., Any] = catalog.resolve("engines", options.kind)
     engine: Engine = factory(model, options, note)
     return engine

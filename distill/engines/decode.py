@@ -1,8 +1,8 @@
 """Continuous batching: token ids in, token ids out, rows leaving and entering as they please.
 
 Every step feeds one token to each running row. Jobs wait in a queue, longest limit first; when enough
-slots are free they enter: prompts are prefilled in batches, equal prompts once, all but their last
-token, which the row's first step feeds. When nothing waits, the rows that are left move together and
+slots are free they enter: prompts are prefilled in batches, equal prompts once, and read by all rows
+that share them (`distill.engines.groups`). When nothing waits, the rows that are left move together and
 the batch shrinks.
 
 A row's tokens and log-probabilities are the same to the last bit whatever runs beside it, on a CPU in
@@ -23,52 +23,65 @@ from typing import Any
 
 import torch
 
-from distill.engines.cache import SlotCache, granules
-from distill.engines.rows import Rows
+from distill.engines.budget import Budget, Course
+from distill.engines.cache import SlotCache
+from distill.engines.groups import Beginning, Groups, Layout, granules
+from distill.engines.prefill import ROWS, prefill
+from distill.engines.rows import Entry, Rows
 from distill.types import Sampling
 
-ROWS = 16
-"""The granule of batches. Below 4 rows (12 on two threads) MKL takes other paths, with other bits."""
-PIECE = 128
-"""Prompts are prefilled in pieces of at most this many tokens."""
-TOKENS = 1024
-"""Tokens prefilled at once: enough for matrix products, few enough that activations stay in cache."""
 EAGER = 8
 """Waiting jobs enter when one slot in this many is free: a prefill costs about a step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One sample wanted. ``key`` names it and, with the seed, fixes its draws."""
+    """One sample wanted. ``key`` names it and, with the seed, fixes its draws.
+
+    ``given`` are the first tokens of the response; ``max_tokens`` counts them.
+    """
 
     key: str
     prompt_ids: tuple[int, ...]
     sampling: Sampling
+    given: tuple[int, ...] = ()
+    budget: Budget | None = None
+
+    @property
+    def beginning(self) -> Beginning:
+        if not self.given:
+            return Beginning(self.prompt_ids)
+        return Beginning(self.prompt_ids + self.given, len(self.given), self.sampling.temperature or 1.0)
 
     @property
     def capacity(self) -> int:
-        """Positions it may come to occupy."""
-        return granules(len(self.prompt_ids) + self.sampling.max_tokens)
+        """Positions it may come to occupy, besides those of its beginning."""
+        return granules(self.sampling.max_tokens - len(self.given))
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A finished job. ``seconds`` is the wall time from entering the batch to the last token."""
+    """A finished job. ``seconds`` is the wall time from entering the batch to the last token.
+
+    ``forced`` are the places of the tokens that were not drawn.
+    """
 
     key: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     stopped: bool
     seconds: float
+    forced: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A job in a slot. At step ``n`` of the decoder its next token stands at position ``origin + n``."""
+    """A job in a slot since step ``since`` of the decoder."""
 
     job: Job
-    origin: int
+    since: int
     begun: float
+    course: Course | None
 
 
 class Decoder:
@@ -81,11 +94,15 @@ class Decoder:
         self.model = model
         self.slots = _ceil(slots, ROWS)
         self._memory = memory / bytes_per_position(model)
+        self._stop_set = frozenset(stop_ids)
         self._stop_ids = torch.tensor(list(stop_ids), device=model.device)
         self._cache = SlotCache(model.dtype, model.device)
         self._rows = Rows(self.slots, model.device)
+        self._groups = Groups(queries_per_head(model))
+        self._layout: Layout | None = None
         self._waiting: list[tuple[tuple[Any, ...], Job]] = []
         self._running: dict[int, Running] = {}
+        self._steered: dict[int, Course] = {}
         self._steps = 0
 
     @property
@@ -109,21 +126,45 @@ class Decoder:
     def step(self) -> list[Sample]:
         """One token for every running row; returns those that are finished."""
         self._admit()
-        width = _ceil(max(self._running) + 1, ROWS)
-        positions = self._rows.position[:width, None]
-        self._cache.at(slice(width), positions, self._longest() + 1)
+        layout = self._laid_out()
+        position = self._rows.position[: layout.rows]
+        self._cache.step(layout, self._rows.start[: layout.rows], position, self._longest())
         logits = self.model(
-            input_ids=self._rows.token[:width, None],
-            position_ids=positions,
+            input_ids=self._rows.token[: layout.rows, None],
+            position_ids=position[:, None],
             past_key_values=self._cache,
             use_cache=True,
         ).logits[:, -1]
         finished = self._rows.advance(logits, self._stop_ids)
         self._steps += 1
+        if self._steered:
+            finished = self._steer(finished)
         return self._collect(finished) if finished else []
 
+    def _laid_out(self) -> Layout:
+        width = _ceil(max(self._running) + 1, ROWS)
+        if self._layout is None or self._layout.rows != width:
+            self._layout = self._groups.layout(width, self.model.device)
+        return self._layout
+
     def _longest(self) -> int:
-        return max(running.origin for running in self._running.values()) + self._steps
+        """Tokens of its own that the longest row has, with the one about to be fed (or more, after a rewind)."""
+        return self._steps + 1 - min(running.since for running in self._running.values())
+
+    def _steer(self, finished: list[int]) -> list[int]:
+        """Let budgets look at the new tokens: rows go back, are told what comes next, or end."""
+        ended, following = set(finished), {}
+        for (slot, course), token in zip(self._steered.items(), self._rows.said(list(self._steered)), strict=True):
+            before = course.length
+            stands = course.take(token)
+            if stands is not None:
+                self._rows.rewind(slot, before + 1 - stands, course.last(self._running[slot].job.prompt_ids[-1]))
+                ended.discard(slot)
+            if course.over:
+                ended.add(slot)
+            following[slot] = course.next
+        self._rows.force(following)
+        return sorted(ended)
 
     def _collect(self, finished: list[int]) -> list[Sample]:
         now, samples = time.perf_counter(), []
@@ -131,7 +172,8 @@ class Decoder:
             finished, self._rows.results(finished, self._stop_ids), strict=True
         ):
             running = self._running[slot]
-            samples.append(Sample(running.job.key, token_ids, logprobs, stopped, now - running.begun))
+            forced = (*range(len(running.job.given)), *(running.course.forced if running.course else ()))
+            samples.append(Sample(running.job.key, token_ids, logprobs, stopped, now - running.begun, forced))
         self._release(finished)
         if not self._waiting:
             self._compact()
@@ -139,20 +181,28 @@ class Decoder:
 
     def _release(self, slots: list[int]) -> None:
         self._rows.release(slots)
+        if self._groups.leave(slots):
+            self._layout = None
         for slot in slots:
             del self._running[slot]
+            self._steered.pop(slot, None)
 
     def _compact(self) -> None:
-        """Move rows into low slots where that makes the batch noticeably smaller."""
+        """Move rows, and prompts, into low slots where that makes the batch noticeably smaller."""
         width = _ceil(len(self._running), ROWS)
         sources = [slot for slot in self._running if slot >= width]
         if not sources or EAGER * (max(sources) + 1 - width) < width:
             return
         targets = [slot for slot in range(width) if slot not in self._running][: len(sources)]
-        self._cache.copy(sources, targets, self._longest())
+        self._cache.rows.copy(sources, targets, granules(self._longest()))
         self._rows.move(sources, targets)
+        self._groups.move_rows(sources, targets)
         for source, target in zip(sources, targets, strict=True):
             self._running[target] = self._running.pop(source)
+            if source in self._steered:
+                self._steered[target] = self._steered.pop(source)
+        self._cache.prompts.copy(*self._groups.compact(), self._cache.prompts.capacity)
+        self._layout = None
 
     def _admit(self) -> None:
         if not self._waiting:
@@ -161,72 +211,64 @@ class Decoder:
         if len(free) < min(len(self._waiting), self.slots // EAGER):
             return
         entering: list[tuple[int, Job]] = []
-        capacity = self._cache.capacity
+        fill: dict[int, Beginning] = {}
+        copies: list[tuple[int, int]] = []
         for slot in free:
-            if not self._waiting:
+            if not self._waiting or not self._fits(slot, self._waiting[0][1], bool(entering)):
                 break
-            capacity = max(capacity, self._waiting[0][1].capacity)
-            if (entering or self._running) and _ceil(slot + 1, ROWS) * capacity > self._memory:
-                break
-            entering.append((slot, heapq.heappop(self._waiting)[1]))
+            job = heapq.heappop(self._waiting)[1]
+            prompt, source = self._groups.enter(slot, job.beginning)
+            if source is None:
+                fill[prompt] = job.beginning
+            elif source != prompt:
+                copies.append((source, prompt))
+            self._reserve(slot, job)
+            entering.append((slot, job))
         if entering:
-            self._cache.reserve(
-                _ceil(max(slot for slot, _ in entering) + 1, ROWS), max(j.capacity for _, j in entering)
-            )
-            self._prefill(entering)
+            self._prefill(fill, copies)
             self._enter(entering)
+            self._layout = None
+
+    def _reserve(self, slot: int, job: Job) -> None:
+        rows, prompts = self._cache.rows, self._cache.prompts
+        rows.wish(_ceil(slot + 1, ROWS), job.capacity)
+        prompts.wish(_ceil(self._groups.width, ROWS), granules(len(job.prompt_ids) + len(job.given)))
+
+    def _fits(self, slot: int, job: Job, entering: bool) -> bool:
+        """Whether keys and values with this job in them stay within memory; one row may always run."""
+        if not entering and not self._running:
+            return True
+        rows, prompts = self._cache.rows, self._cache.prompts
+        wanted = _ceil(slot + 1, ROWS) * max(rows.capacity, job.capacity)
+        width = _ceil(self._groups.would_need(job.beginning), ROWS)
+        return wanted + width * max(prompts.capacity, granules(len(job.beginning.ids))) <= self._memory
+
+    def _prefill(self, fill: dict[int, Beginning], copies: list[tuple[int, int]]) -> None:
+        self._cache.rows.grow()
+        self._cache.prompts.grow()
+        for slot, logprobs in prefill(self.model, self._cache, fill).items():
+            self._groups[slot].logprobs = logprobs
+        for source, target in copies:
+            self._groups[target].logprobs = self._groups[source].logprobs
+        longest = max((len(self._groups[target].beginning.ids) for _, target in copies), default=1)
+        self._cache.prompts.copy([s for s, _ in copies], [t for _, t in copies], granules(longest))
 
     def _enter(self, entering: list[tuple[int, Job]]) -> None:
-        now = time.perf_counter()
+        now, entries = time.perf_counter(), []
         for slot, job in entering:
-            self._running[slot] = Running(job, len(job.prompt_ids) - 1 - self._steps, now)
-        self._rows.enter(
-            [slot for slot, _ in entering],
-            [job.key for _, job in entering],
-            [job.prompt_ids for _, job in entering],
-            [job.sampling for _, job in entering],
-        )
-
-    def _prefill(self, entering: list[tuple[int, Job]]) -> None:
-        """Fill the slots with keys and values of all but the last token, computing each prompt once."""
-        slot_of = {running.job.prompt_ids: slot for slot, running in self._running.items()}
-        new: dict[tuple[int, ...], int] = {}
-        shared: dict[int, list[tuple[int, int]]] = {}
-        for slot, job in entering:
-            source = slot_of.setdefault(job.prompt_ids, slot)
-            if source == slot:
-                new[job.prompt_ids] = slot
-            else:
-                shared.setdefault(granules(len(job.prompt_ids)), []).append((source, slot))
-        prompts = sorted(((slot, ids[:-1]) for ids, slot in new.items() if len(ids) > 1), key=lambda p: len(p[1]))
-        while prompts:
-            rows = max(1, TOKENS // len(prompts[-1][1]))
-            self._fill(prompts[-rows:])
-            del prompts[-rows:]
-        for length, pairs in shared.items():
-            self._cache.copy([source for source, _ in pairs], [slot for _, slot in pairs], length)
-
-    def _fill(self, prompts: list[tuple[int, tuple[int, ...]]]) -> None:
-        """Prefill one batch of (slot, ids). Padding lies behind the prompt, where nothing looks at it."""
-        length = max(ROWS, _ceil(max(len(ids) for _, ids in prompts), 4))
-        tokens = torch.tensor([ids + (0,) * (length - len(ids)) for _, ids in prompts], device=self.model.device)
-        slots = torch.tensor([slot for slot, _ in prompts], device=self.model.device)
-        ordinals = torch.arange(length, device=self.model.device).expand(len(prompts), -1)
-        limit = positions_limit(self.model) or length
-        for start in range(0, length, PIECE):
-            piece = slice(start, min(start + PIECE, length))
-            self._cache.at(slots, ordinals[:, piece], piece.stop)
-            self.model.base_model(
-                input_ids=tokens[:, piece],
-                position_ids=ordinals[:, piece].clamp(max=limit - 1),
-                past_key_values=self._cache,
-                use_cache=True,
-            )
+            course = Course(job.budget, job.sampling.max_tokens, job.given, self._stop_set) if job.budget else None
+            self._running[slot] = Running(job, self._steps, now, course)
+            group = self._groups.of(slot)
+            entries.append(Entry(slot, job.key, group.beginning.ids, job.sampling, len(job.given), group.logprobs))
+            if course:
+                self._steered[slot] = course
+        self._rows.enter(entries)
+        self._rows.force({slot: course.next for slot, course in self._steered.items()})
 
 
 def order(job: Job) -> tuple[Any, ...]:
     """Long limits first, so that the end is not a few long rows; equal prompts side by side."""
-    return -job.sampling.max_tokens, len(job.prompt_ids), job.prompt_ids, job.key
+    return -job.sampling.max_tokens, len(job.prompt_ids), job.prompt_ids, job.given, job.key
 
 
 def bytes_per_position(model: Any) -> int:
@@ -237,9 +279,11 @@ def bytes_per_position(model: Any) -> int:
     return int(2 * config.num_hidden_layers * kv_heads * size * model.dtype.itemsize)
 
 
-def positions_limit(model: Any) -> int | None:
-    """Tokens the model has positions for, or None where it sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def queries_per_head(model: Any) -> int:
+    """Query heads to a key-value head; 1 where the configuration does not tell."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None) or 1
+    return max(1, heads // (getattr(config, "num_key_value_heads", None) or heads))
 
 
 def _ceil(length: int, step: int) -> int:

@@ -1,7 +1,8 @@
 """Does a row get the same bits alone and in a crowd? Measured on this machine, with this model.
 
 It depends on the matrix library's choice of kernels, so it is tried, not assumed: a few samples drawn
-alone must equal, tokens and log-probabilities, those drawn among many others of all lengths.
+alone must equal, tokens and log-probabilities, those drawn among many others of all lengths, some of
+which share their prompts.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ def is_batch_invariant(model: Any, slots: int) -> bool:
         return False
     vocabulary = model.config.get_text_config().vocab_size
 
-    def job(name: str, length: int) -> Job:
-        ids = generator("invariance", name).integers(vocabulary, size=length)
+    def job(name: str, length: int, prompt: str = "") -> Job:
+        ids = generator("invariance", prompt or name).integers(vocabulary, size=length)
         return Job(name, tuple(int(i) for i in ids), Sampling(max_tokens=3))
 
     probes = [job(f"probe {length}", length) for length in LENGTHS]
-    crowd = [job(f"crowd {i}", 1 + i * 7 % 90) for i in range(slots - len(probes))]
+    siblings = [job(f"sibling {i}", length, f"probe {length}") for length in LENGTHS[1:] for i in range(3)]
+    crowd = siblings + [job(f"crowd {i}", 1 + i * 7 % 90) for i in range(max(0, slots - len(probes) - len(siblings)))]
     alone = [sample for probe in probes for sample in _drawn(model, slots, [probe])]
     together = {sample.key: sample for sample in _drawn(model, slots, probes + crowd)}
     return all(_same(sample, together[sample.key]) for sample in alone)

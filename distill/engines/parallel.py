@@ -54,7 +54,7 @@ class WorkerPool:
         return sum(map(len, self._queue))
 
     def add(self, jobs: Iterable[Job]) -> None:
-        for _, same in groupby(sorted(jobs, key=order), key=lambda job: job.prompt_ids):
+        for _, same in groupby(sorted(jobs, key=order), key=lambda job: job.beginning):
             group = list(same)
             self._queue += [group[i : i + GROUP] for i in range(0, len(group), GROUP)]
 

@@ -7,63 +7,79 @@ number of rows, with a single transfer to the host. Empty slots stand still at p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from distill.engines.sampling import draw
+from distill.engines.budget import NOTHING
+from distill.engines.sampling import BELOW_ONE, draw
 from distill.randomness import generator
 from distill.types import Sampling
 
-BELOW_ONE = 1 - 2.0**-50
-"""Uniform numbers are capped here, so that none rounds up to the end of a cumulative sum."""
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A job on its way into a slot: ``ids`` end with its ``given`` tokens, whose log-probabilities are known."""
+
+    slot: int
+    key: str
+    ids: Sequence[int]
+    sampling: Sampling
+    given: int
+    logprobs: Sequence[float]
 
 
 class Rows:
+    """``token`` is fed next, at ``position``; a row's own tokens begin at position ``start``."""
+
     def __init__(self, slots: int, device: torch.device) -> None:
         def zeros(dtype: torch.dtype, width: int | None = None) -> Tensor:
             return torch.zeros((slots,) if width is None else (slots, width), dtype=dtype, device=device)
 
-        self.token, self.position = zeros(torch.long), zeros(torch.long)
+        self.token, self.position, self.start = zeros(torch.long), zeros(torch.long), zeros(torch.long)
         self._active, self._count, self._limit = zeros(torch.long), zeros(torch.long), zeros(torch.long)
         self._temperature, self._greedy = zeros(torch.float32) + 1, zeros(torch.bool)
         self._top_p, self._top_k = zeros(torch.float32) + 1, zeros(torch.long)
+        self._forced = zeros(torch.long) + NOTHING
         self._uniforms = zeros(torch.float64, 0)
         self._tokens, self._logprobs = zeros(torch.long, 0), zeros(torch.float32, 0)
         self._greedy_slots: set[int] = set()
         self._truncated_slots: set[int] = set()
+        self._forced_slots: set[int] = set()
 
-    def enter(
-        self,
-        slots: list[int],
-        keys: Sequence[str],
-        prompts: Sequence[Sequence[int]],
-        samplings: Sequence[Sampling],
-    ) -> None:
+    def enter(self, entries: Sequence[Entry]) -> None:
         """Begin jobs in free slots. The uniform for token t is number t of ("sample", seed, key)."""
-        at = torch.tensor(slots, device=self.token.device)
+        samplings = [entry.sampling for entry in entries]
         self._reserve(max(s.max_tokens for s in samplings))
-        for slot, key, sampling in zip(slots, keys, samplings, strict=True):
-            uniforms = generator("sample", sampling.seed, key).random(sampling.max_tokens)
-            self._uniforms[slot, : sampling.max_tokens] = torch.from_numpy(uniforms.clip(max=BELOW_ONE))
+        for entry in entries:
+            limit, slot, given = entry.sampling.max_tokens, entry.slot, entry.given
+            uniforms = generator("sample", entry.sampling.seed, entry.key).random(limit)
+            self._uniforms[slot, :limit] = torch.from_numpy(uniforms.clip(max=BELOW_ONE))
+            if given:
+                self._tokens[slot, :given] = torch.tensor(entry.ids[-given:])
+                self._logprobs[slot, :given] = torch.tensor(entry.logprobs)
+        at = torch.tensor([entry.slot for entry in entries], device=self.token.device)
 
         def put(target: Tensor, values: list[float]) -> None:
             target[at] = torch.tensor(values, dtype=target.dtype, device=target.device)
 
-        put(self.token, [prompt[-1] for prompt in prompts])
-        put(self.position, [len(prompt) - 1 for prompt in prompts])
-        put(self._active, [1] * len(slots))
+        put(self.token, [entry.ids[-1] for entry in entries])
+        for target in (self.position, self.start):
+            put(target, [len(entry.ids) - 1 for entry in entries])
+        put(self._active, [1] * len(entries))
+        put(self._count, [entry.given for entry in entries])
         put(self._limit, [s.max_tokens for s in samplings])
         put(self._temperature, [s.temperature or 1.0 for s in samplings])
         put(self._greedy, [s.temperature == 0 for s in samplings])
         put(self._top_p, [s.top_p for s in samplings])
         put(self._top_k, [s.top_k for s in samplings])
-        for slot, sampling in zip(slots, samplings, strict=True):
+        for entry, sampling in zip(entries, samplings, strict=True):
             if sampling.temperature == 0:
-                self._greedy_slots.add(slot)
+                self._greedy_slots.add(entry.slot)
             elif sampling.top_p < 1 or sampling.top_k > 0:
-                self._truncated_slots.add(slot)
+                self._truncated_slots.add(entry.slot)
 
     def advance(self, logits: Tensor, stop_ids: Tensor) -> list[int]:
         """Draw the next token of the first R rows from ``logits`` (R, V); the slots that finished."""
@@ -77,6 +93,7 @@ class Rows:
             greedy=self._greedy[rows] if self._greedy_slots else None,
             top_p=self._top_p[rows] if truncated else None,
             top_k=self._top_k[rows] if truncated else None,
+            forced=self._forced[rows] if self._forced_slots else None,
         )
         self._tokens[rows].scatter_(1, count[:, None], token[:, None])
         self._logprobs[rows].scatter_(1, count[:, None], logprob[:, None])
@@ -85,6 +102,26 @@ class Rows:
         count += active
         done = (torch.isin(token, stop_ids) | (count >= self._limit[rows])) & active.bool()
         return done.nonzero()[:, 0].tolist()
+
+    def said(self, slots: list[int]) -> list[int]:
+        """The last token of each of ``slots``."""
+        tokens: list[int] = self.token[torch.tensor(slots, device=self.token.device)].tolist()
+        return tokens
+
+    def force(self, tokens: Mapping[int, int]) -> None:
+        """What comes next in these slots, whatever is drawn there; `NOTHING` for what is drawn."""
+        changed = {s: t for s, t in tokens.items() if t != NOTHING or s in self._forced_slots}
+        if changed:
+            at = torch.tensor(list(changed), device=self.token.device)
+            self._forced[at] = torch.tensor(list(changed.values()), device=self.token.device)
+            self._forced_slots.difference_update(changed)
+            self._forced_slots.update(slot for slot, token in changed.items() if token != NOTHING)
+
+    def rewind(self, slot: int, taken_back: int, token: int) -> None:
+        """Take back the last tokens of a row; ``token``, now its last, is fed once more."""
+        self._count[slot] -= taken_back
+        self.position[slot] -= taken_back
+        self.token[slot] = token
 
     def results(self, slots: list[int], stop_ids: Tensor) -> Iterator[tuple[tuple[int, ...], tuple[float, ...], bool]]:
         """Token ids, log-probabilities and whether it stopped by itself, for each of ``slots``."""
@@ -98,8 +135,9 @@ class Rows:
 
     def release(self, slots: list[int]) -> None:
         at = torch.tensor(slots, dtype=torch.long, device=self.token.device)
-        for tensor in (self._active, self._count, self.position):
+        for tensor in (self._active, self._count, self.position, self.start):
             tensor[at] = 0
+        self.force(dict.fromkeys(slots, NOTHING))
         self._greedy_slots.difference_update(slots)
         self._truncated_slots.difference_update(slots)
 
@@ -109,7 +147,7 @@ class Rows:
         for tensor in vars(self).values():
             if isinstance(tensor, Tensor):
                 tensor[to] = tensor[from_]
-        for marked in (self._greedy_slots, self._truncated_slots):
+        for marked in (self._greedy_slots, self._truncated_slots, self._forced_slots):
             marked.update([t for s, t in zip(sources, targets, strict=True) if s in marked])
         self.release(sources)
 

@@ -20,15 +20,17 @@ from typing import Any
 import torch
 
 from distill.engines.base import PromptTooLong, Stopping, never, wanted_now
-from distill.engines.decode import Decoder, Job, Sample, positions_limit
+from distill.engines.budget import Budget
+from distill.engines.decode import Decoder, Job, Sample
 from distill.engines.invariance import is_batch_invariant
 from distill.engines.options import TransformersOptions
 from distill.engines.parallel import WorkerPool
+from distill.engines.prefill import positions_limit
 from distill.engines.weights import InferenceCopy
 from distill.modelspec import Model
 from distill.pretrained import load
 from distill.thinking import CLOSE, OPEN, count_thinking_tokens
-from distill.types import Completion, Finish, Message, Request
+from distill.types import Completion, Finish, Message, Request, ThinkingBudget
 from pipeline.errors import InputError
 
 SLOTS = 256
@@ -56,7 +58,7 @@ class TransformersEngine:
         self._slots = slots
         self._limit = positions_limit(self._copy.model)
         self._stop_ids = stop_ids(model, tokenizer)
-        self._tags = {tag: tokenizer.encode(tag, add_special_tokens=False) for tag in (OPEN, CLOSE)}
+        self._pieces = lru_cache(1024)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
         decoder = partial(
             Decoder, self._copy.model, stop_ids=self._stop_ids, slots=slots, memory=memory_for(model) / workers
         )
@@ -100,13 +102,37 @@ class TransformersEngine:
 
     def _job(self, request: Request) -> tuple[str, Job]:
         prompt, ids = self._encoded(tuple(tuple(message.items()) for message in request.messages))
-        limit = self._limit or len(ids) + request.sampling.max_tokens
+        given, asked = self._tokens(request.prefix), request.sampling.max_tokens
+        limit = self._limit or len(ids) + asked
         if not ids:
             raise InputError(f"request {request.key}: the prompt is empty")
-        if len(ids) >= limit:
-            raise PromptTooLong(request.key, len(ids), limit)
-        sampling = replace(request.sampling, max_tokens=min(request.sampling.max_tokens, limit - len(ids)))
-        return prompt, Job(request.key, ids, sampling)
+        if len(ids) + len(given) >= limit:
+            raise PromptTooLong(request.key, len(ids) + len(given), limit)
+        if len(given) >= asked:
+            raise InputError(
+                f"request {request.key}: the response is given a beginning of {len(given)} tokens, which leaves "
+                f"nothing of its max_tokens, {asked}"
+            )
+        sampling = replace(request.sampling, max_tokens=min(asked, limit - len(ids)))
+        budget = self._budget(request.budget, has_opened(prompt)) if request.budget else None
+        return prompt, Job(request.key, ids, sampling, given, budget)
+
+    def _budget(self, budget: ThinkingBudget, opened: bool) -> Budget:
+        closing, extension = self._tokens(budget.closing), self._tokens(budget.extension)
+        if budget.most is not None and (not closing or budget.most < budget.least):
+            raise InputError(
+                f"a thinking budget of at most {budget.most} tokens needs a closing, and a smaller `least`"
+            )
+        if budget.least and not extension:
+            raise InputError(f"a thinking budget of at least {budget.least} tokens needs an extension")
+        return Budget(
+            budget.most, budget.least, closing, extension, budget.extensions,
+            open=self._tokens(OPEN), close=self._tokens(CLOSE), opened=opened,
+        )  # fmt: skip
+
+    def _tokens(self, text: str) -> tuple[int, ...]:
+        """A piece of a response. What requests give is mostly the same, again and again."""
+        return self._pieces(text) if text else ()
 
     def _encode(self, items: tuple[tuple[tuple[str, str], ...], ...]) -> tuple[str, tuple[int, ...]]:
         prompt = self.render([dict(item) for item in items])
@@ -116,8 +142,9 @@ class TransformersEngine:
         said = sample.token_ids[:-1] if sample.stopped else sample.token_ids
         text = self.tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         finish = Finish.LENGTH if not sample.stopped else Finish.STOP if text.strip() else Finish.EMPTY
-        opened = prompt.rstrip().endswith(OPEN)
-        thinking, _ = count_thinking_tokens(sample.token_ids, self._tags[CLOSE], self._tags[OPEN], opened)
+        thinking, _ = count_thinking_tokens(
+            sample.token_ids, self._tokens(CLOSE), self._tokens(OPEN), has_opened(prompt)
+        )
         return Completion(
             key=sample.key,
             prompt=prompt,
@@ -128,6 +155,7 @@ class TransformersEngine:
             finish=finish,
             seconds=sample.seconds,
             thinking_tokens=thinking,
+            forced=sample.forced,
         )
 
     def refresh(self) -> None:
@@ -139,6 +167,11 @@ class TransformersEngine:
     def close(self) -> None:
         if isinstance(self._decoder, WorkerPool):
             self._decoder.close()
+
+
+def has_opened(prompt: str) -> bool:
+    """Whether the template has opened the thinking already."""
+    return prompt.rstrip().endswith(OPEN)
 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:

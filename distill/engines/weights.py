@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.engines.cache import plug_in
+from distill.engines.attention import plug_in
 from pipeline.errors import InputError
 
 

@@ -1,0 +1,108 @@
+"""Attention over `SlotCache`, as transformers plugs it in: a function for attention, one for masks.
+
+Query heads of a group are folded into the query axis, so keys and values are never repeated. In a step
+the rows that share a prompt ask it together, in one matrix product; the scores of the prompt and those
+of the row's own tokens meet in one softmax. Masks ask transformers' own rules with each row's own
+positions, so sliding windows keep working. A model whose attention goes through `AttentionInterface`
+needs nothing else; recurrent layers are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
+
+from distill.engines.cache import CURRENT, SlotCache
+from pipeline.errors import InputError
+
+NAME = "distill_slots"
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of ``query`` (R, heads, T, size) over ``key``, ``value`` (R, kv heads, L, size).
+
+    The heads of one group become ``heads // kv heads * T`` queries of their shared key-value head.
+    """
+    cache = CURRENT.get()
+    if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
+        raise InputError(f"{type(module).__name__}: attention sinks and position biases are not supported")
+    if not cache.is_handed(key):
+        raise InputError(f"{type(module).__name__} does not attend to the keys as the cache hands them out")
+    rows, heads, length, size = query.shape
+    scaling = size**-0.5 if scaling is None else scaling
+    folded = (query * scaling).reshape(rows * key.shape[1], -1, size)
+    scores = torch.bmm(folded, key.flatten(0, 1).transpose(1, 2))
+    if cache.shared is not None:
+        scores = torch.cat([_asked_of_prompts(cache, folded, key.shape[1]), scores], -1)
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
+    scores.view(rows, heads, length, -1).add_(attention_mask)
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    mixed = torch.bmm(weights[..., -value.shape[2] :], value.flatten(0, 1))
+    if cache.shared is not None:
+        mixed += _mixed_of_prompts(cache, weights, key.shape[1])
+    return mixed.view(rows, heads, length, -1).transpose(1, 2).contiguous(), None
+
+
+def _asked_of_prompts(cache: SlotCache, queries: Tensor, heads: int) -> Tensor:
+    """Scores (R kv, G, Lp) of ``queries`` (R kv, G, size), each against its row's prompt."""
+    assert cache.layout is not None and cache.shared is not None
+    to_places, to_rows = cache.layout.indices(heads)
+    keys = cache.shared[0].flatten(0, 1)
+    asked = queries.index_select(0, to_places).view(len(keys), -1, queries.shape[2])
+    scores = torch.bmm(asked, keys.transpose(1, 2)).view(len(to_places), -1)
+    return scores.index_select(0, to_rows).view(*queries.shape[:2], -1)
+
+
+def _mixed_of_prompts(cache: SlotCache, weights: Tensor, heads: int) -> Tensor:
+    """The prompts' values (R kv, G, size) under the first Lp of ``weights`` (R kv, G, L)."""
+    assert cache.layout is not None and cache.shared is not None
+    to_places, to_rows = cache.layout.indices(heads)
+    values = cache.shared[1].flatten(0, 1)
+    asked = weights[..., : values.shape[1]].index_select(0, to_places).view(len(values), -1, values.shape[1])
+    mixed = torch.bmm(asked, values).view(len(to_places), -1)
+    return mixed.index_select(0, to_rows).view(*weights.shape[:2], -1)
+
+
+def visible(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., Tensor],
+    dtype: torch.dtype = torch.float32,
+    **kwargs: Any,
+) -> Tensor:
+    """An additive mask (R, 1, T, L), from transformers' rule asked with the cache's positions."""
+    cache = CURRENT.get()
+    device = cache.seen.device
+    rows = torch.arange(batch_size, device=device)[:, None, None, None]
+    allowed = mask_function(rows, rows.new_zeros(()), cache.positions[:, None, :, None], cache.seen)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
+    return mask.masked_fill_(~allowed, -torch.inf)
+
+
+def plug_in(model: Any) -> None:
+    """Make ``model`` (a private copy: its configuration changes) attend through slots."""
+    layers = DynamicCache(config=model.config.get_text_config()).layers
+    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
+        raise InputError(f"{type(model).__name__} has recurrent layers, which the transformers engine cannot run")
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, visible)
+    model.set_attn_implementation(NAME)
+    if model.config._attn_implementation != NAME:
+        raise InputError(f"{type(model).__name__} does not take its attention from transformers' AttentionInterface")

@@ -1,0 +1,175 @@
+"""Which rows share which prompt: a prompt's keys and values are stored once, whatever number of rows reads them.
+
+`Groups` gives every row a place at a stored prompt, at most `SHARE` of them at one; a `Layout` says the
+same in tensors, for attention. A prompt that more rows want is copied, not computed again. Nothing here
+knows of models; owned by `distill.engines.decode.Decoder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SHARE = 8
+"""Rows at one stored prompt, at most: more would make lone rows beside them pay for empty places."""
+FEWEST = 4
+"""Prompts read, and queries asked of each, at least: smaller matrix products have other bits."""
+GRANULE = 32
+"""Key-value lengths are multiples of this many positions."""
+
+
+def granules(length: int) -> int:
+    """``length`` rounded up to a whole number of granules, at least one."""
+    return max(1, -(-length // GRANULE)) * GRANULE
+
+
+class Beginning(NamedTuple):
+    """What is known before the first draw. Rows share it where all of it is equal.
+
+    ``given`` of the ``ids`` at their end belong to the response; the log-probabilities of these depend
+    on the temperature.
+    """
+
+    ids: tuple[int, ...]
+    given: int = 0
+    temperature: float = 1.0
+
+
+@dataclass(slots=True)
+class Group:
+    """The rows that attend to one stored prompt. ``logprobs`` are those of its given tokens."""
+
+    beginning: Beginning
+    rows: list[int]
+    logprobs: tuple[float, ...] = ()
+
+
+class Groups:
+    """Prompt slots and the rows at them. ``queries`` is the number of query heads to a key-value head."""
+
+    def __init__(self, queries: int) -> None:
+        self._least = -(-FEWEST // max(1, queries))
+        self._groups: dict[int, Group] = {}
+        self._slots: dict[Beginning, list[int]] = {}
+        self._of: dict[int, int] = {}
+
+    def of(self, row: int) -> Group:
+        return self._groups[self._of[row]]
+
+    def __getitem__(self, slot: int) -> Group:
+        return self._groups[slot]
+
+    @property
+    def width(self) -> int:
+        """Prompt slots in use, counted up to the last one."""
+        return max(self._groups, default=-1) + 1
+
+    def would_need(self, beginning: Beginning) -> int:
+        """``width`` if a row with this beginning entered."""
+        if self._with_room(beginning) is not None:
+            return self.width
+        return max(self.width, self._free() + 1)
+
+    def enter(self, row: int, beginning: Beginning) -> tuple[int, int | None]:
+        """(slot, source): the prompt is there if both are equal, else to be copied, or computed if None."""
+        slot, source = self._with_room(beginning), None
+        if slot is None:
+            slot, same = self._free(), self._slots.setdefault(beginning, [])
+            source = same[0] if same else None
+            same.append(slot)
+            self._groups[slot] = Group(beginning, [])
+        else:
+            source = slot
+        self._groups[slot].rows.append(row)
+        self._of[row] = slot
+        return slot, source
+
+    def leave(self, rows: Iterable[int]) -> bool:
+        """Whether any prompt is read by nobody any more."""
+        emptied = False
+        for row in rows:
+            slot = self._of.pop(row)
+            group = self._groups[slot]
+            group.rows.remove(row)
+            if not group.rows:
+                self._forget(slot)
+                emptied = True
+        return emptied
+
+    def move_rows(self, sources: list[int], targets: list[int]) -> None:
+        for source, target in zip(sources, targets, strict=True):
+            slot = self._of[target] = self._of.pop(source)
+            rows = self._groups[slot].rows
+            rows[rows.index(source)] = target
+
+    def compact(self) -> tuple[list[int], list[int]]:
+        """Move prompts into low slots; the (sources, targets) to be copied."""
+        width = len(self._groups)
+        sources = sorted(slot for slot in self._groups if slot >= width)
+        targets = [slot for slot in range(width) if slot not in self._groups][: len(sources)]
+        for source, target in zip(sources, targets, strict=True):
+            group = self._groups[target] = self._groups[source]
+            self._forget(source)
+            self._slots.setdefault(group.beginning, []).append(target)
+            self._of.update(dict.fromkeys(group.rows, target))
+        return sources, targets
+
+    def layout(self, rows: int, device: torch.device) -> Layout:
+        """For a step of ``rows`` rows. Places that nobody takes name row 0, and what it gets there is dropped."""
+        prompts = -(-self.width // FEWEST) * FEWEST
+        share = max(self._least, max((len(group.rows) for group in self._groups.values()), default=1))
+        members = [[0] * share for _ in range(prompts)]
+        places, length = [0] * rows, 0
+        for slot, group in self._groups.items():
+            length = max(length, len(group.beginning.ids) - 1)
+            for place, row in enumerate(group.rows):
+                members[slot][place], places[row] = row, slot * share + place
+        return Layout(
+            prompts, share, granules(length), torch.tensor(members, device=device), torch.tensor(places, device=device)
+        )
+
+    def _with_room(self, beginning: Beginning) -> int | None:
+        slots = self._slots.get(beginning, ())
+        return next((slot for slot in slots if len(self._groups[slot].rows) < SHARE), None)
+
+    def _free(self) -> int:
+        return next(slot for slot in range(len(self._groups) + 1) if slot not in self._groups)
+
+    def _forget(self, slot: int) -> None:
+        beginning = self._groups.pop(slot).beginning
+        self._slots[beginning].remove(slot)
+        if not self._slots[beginning]:
+            del self._slots[beginning]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """The first ``prompts`` (P) stored prompts, of ``length`` positions, with ``share`` (S) places each.
+
+    ``members`` (P, S) names the row at each place; ``places`` (R,) names the place (p S + s) of each row.
+    """
+
+    prompts: int
+    share: int
+    length: int
+    members: Tensor
+    places: Tensor
+    _by_heads: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return len(self.places)
+
+    def indices(self, heads: int) -> tuple[Tensor, Tensor]:
+        """For ``heads`` (H) key-value heads: (P H S,) into rows (R H), and (R H,) into places (P H S)."""
+        if heads not in self._by_heads:
+            head = torch.arange(heads, device=self.places.device)
+            to_places = self.members[:, None, :] * heads + head[:, None]
+            prompt, place = self.places // self.share, self.places % self.share
+            to_rows = (prompt[:, None] * heads + head) * self.share + place[:, None]
+            self._by_heads[heads] = (to_places.flatten(), to_rows.flatten())
+        return self._by_heads[heads]
