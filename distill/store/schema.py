@@ -29,6 +29,9 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 """What identifies a row of each table: a row whose key is there already is not ingested again."""
 
+COLUMNS = {"traces": "trace_columns"}
+"""Where the columns of a table that is really a view are stated."""
+
 
 def names() -> list[str]:
     return sorted(path.stem for path in MIGRATIONS.glob("*.sql"))
@@ -109,7 +112,11 @@ def documentation() -> str:
     with duckdb.connect(":memory:") as connection:
         migrate(connection)
         for table in KEYS:
-            about = connection.execute("SELECT comment FROM duckdb_tables() WHERE table_name = ?", [table]).fetchone()
+            about = connection.execute(
+                "SELECT comment FROM duckdb_tables() WHERE table_name = $name UNION ALL "
+                "SELECT comment FROM duckdb_views() WHERE view_name = $name",
+                {"name": table},
+            ).fetchone()
             lines += [
                 f"### `{table}`",
                 "",
@@ -121,10 +128,10 @@ def documentation() -> str:
             columns = connection.execute(
                 "SELECT column_name, data_type, coalesce(comment, '') FROM duckdb_columns() "
                 "WHERE table_name = ? ORDER BY column_index",
-                [table],
+                [COLUMNS.get(table, table)],
             ).fetchall()
             lines += [f"| `{name}` | {kind} | {what} |" for name, kind, what in columns] + [""]
         views = "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal ORDER BY view_name"
         for view, what in connection.execute(views).fetchall():
-            lines += [f"### `{view}` (a view)", "", str(what), ""]
+            lines += [] if view in KEYS else [f"### `{view}` (a view)", "", str(what), ""]
     return "\n".join(lines)
