@@ -5,10 +5,11 @@ them); each side takes each batch in turn and makes it durable: ours by `Store.a
 every batch, JSONL by write and fsync, SQLite (WAL, a primary key on the trace) by a transaction. All sides hold
 the same columns. Sizes are of everything on disk: ours is the database, the journal and what is left of shards.
 
-The selection query: of the correct traces of each problem the four shortest, with their text, drawn in batches.
-``selection`` compares ours (`distill.stages.select` finds them by the short columns and records them, then their
-texts are read as the sft stage reads them) with the keys-first form as one SQL query on the same store: 1 is a
-tie, and the bar is 1/1.5.
+The selection query: of the correct traces of each problem the four shortest, with their text, fetched in batches.
+Ours is the query as a person writes it (``query``); beside it stand the same with the keys first and the texts by
+a semi-join (``keys_first``; the bar is 1/1.5 of it), and the way of the stages (``stages``: the keys become members
+of a collection, their texts are read as sft reads them; the rows are written and read back, so it costs more).
+SQLite has an index and takes the keys first; JSONL is read three times by a short program.
 
 The text is made, not real: words of a made-up vocabulary (6,000 words, those more frequent are shorter, drawn by
 Zipf's law with exponent 0.9), numbers, and the turns of phrase of chains of thought. Its parameters were set so
@@ -31,7 +32,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -42,7 +43,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distill.store import Store, schema
-from distill.store.records import record_members
+from distill.store.records import kept, record_members
 from pipeline.fingerprint import content_hash
 
 BATCH = 10_000
@@ -163,15 +164,14 @@ KEYS_FIRST = f"SELECT thinking, answer FROM traces WHERE trace_key IN ({BEST})"
 
 
 class Ours:
-    """As the stages do it. `select` is in two steps, as the select and the sft stage are: the keys of the chosen
-    become members of a collection; then the texts of its members are read."""
+    """`select` goes the way of the stages: the keys of the chosen become members of a collection, and the texts
+    of its members are read."""
 
     def __init__(self, directory: Path) -> None:
         self.store = Store(directory)
 
-    def add(self, traces: Rows, verdicts: Rows) -> None:
-        self.store.append("traces", traces)
-        self.store.append("verdicts", verdicts)
+    def add(self, table: str, rows: Rows) -> None:
+        self.store.append(table, rows)
         self.store.ingest()
 
     def close(self) -> None:
@@ -181,23 +181,11 @@ class Ours:
         with self.store.reading() as connection:
             best = [("kept", key) for (key,) in connection.execute(BEST).fetchall()]
         collection = record_members(self.store, best)
-        return sum(len(thinking) + len(answer) for thinking, answer in kept_texts(self.store, collection))
+        return sum(len(row["thinking"]) + len(row["answer"]) for row in kept(self.store, collection))
 
     def query(self, sql: str) -> int:
         with self.store.reading() as connection:
             return _length(connection.execute(sql))
-
-
-def kept_texts(store: Store, collection: str) -> Iterator[tuple[str, str]]:
-    """What the sft stage reads of a selection."""
-    sql = (
-        "SELECT t.thinking, t.answer FROM members m JOIN traces t ON m.row_key = t.trace_key "
-        "WHERE m.collection = ? AND m.label = 'kept' ORDER BY m.position"
-    )
-    with store.reading() as connection:
-        result = connection.execute(sql, [collection])
-        while rows := result.fetchmany(BATCH):
-            yield from rows
 
 
 def _length(result: Any) -> int:
@@ -212,12 +200,11 @@ class Jsonl:
     def __init__(self, directory: Path) -> None:
         self._paths = {table: directory / f"{table}.jsonl" for table in ("traces", "verdicts")}
 
-    def add(self, traces: Rows, verdicts: Rows) -> None:
-        for table, rows in (("traces", traces), ("verdicts", verdicts)):
-            with open(self._paths[table], "a") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-                file.flush()
-                os.fsync(file.fileno())
+    def add(self, table: str, rows: Rows) -> None:
+        with open(self._paths[table], "a") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         pass
@@ -247,13 +234,12 @@ class Sqlite:
             self._connection.execute(f"CREATE TABLE {table} ({columns}, PRIMARY KEY ({schema.KEYS[table][0]}))")
         self._connection.execute("CREATE INDEX by_trace ON verdicts (trace_key)")
 
-    def add(self, traces: Rows, verdicts: Rows) -> None:
+    def add(self, table: str, rows: Rows) -> None:
+        marks = ", ".join("?" * len(rows[0]))
+        values = [[str(v) if isinstance(v, datetime) else v for v in row.values()] for row in rows]
         with self._connection:
-            for table, rows in (("traces", traces), ("verdicts", verdicts)):
-                marks = ", ".join("?" * len(rows[0]))
-                values = [[str(v) if isinstance(v, datetime) else v for v in row.values()] for row in rows]
-                sql = f"INSERT OR IGNORE INTO {table} ({', '.join(rows[0])}) VALUES ({marks})"
-                self._connection.executemany(sql, values)
+            sql = f"INSERT OR IGNORE INTO {table} ({', '.join(rows[0])}) VALUES ({marks})"
+            self._connection.executemany(sql, values)
 
     def close(self) -> None:
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -282,52 +268,55 @@ def compare(directory: Path, rows: int, repeats: int) -> tuple[dict[str, float],
     for name in makers:
         (directory / name).mkdir()
     sides = {name: make(directory / name) for name, make in makers.items()}
-    seconds, peaks, text = ingest(sides, rows)
+    rates, detail = ingest(sides, rows)
     sizes = {name: size(directory / name) for name in sides}
-    say(f"ingested: { ({n: round(rows / s) for n, s in seconds.items()}) } rows per CPU-second; sizes {sizes}")
+    say(f"ingested, traces per CPU-second: {rates}; bytes: {sizes}")
     selects = select(sides, repeats)
     say(f"selection, CPU-seconds: {selects}")
-    exported: dict[str, float] = {}
-    rates = {name: round(rows / s) for name, s in seconds.items()}
     ratios = {
+        "ingest_beside_25000_a_second": rates["ours"] / 25_000,
         "ingest_beside_jsonl": rates["ours"] / rates["jsonl"],
         "ingest_beside_sqlite": rates["ours"] / rates["sqlite"],
-        "ingest_beside_25000": rates["ours"] / 25_000,
         "size_beside_jsonl": sizes["jsonl"] / sizes["ours"],
         "size_beside_sqlite": sizes["sqlite"] / sizes["ours"],
-        "selection_beside_keys_first": selects["keys_first"] / selects["ours"],
-        "selection_beside_jsonl": selects["jsonl"] / selects["ours"],
-        "selection_beside_sqlite": selects["sqlite"] / selects["ours"],
+        "selection_beside_keys_first": selects["keys_first"] / selects["query"],
+        "selection_beside_jsonl": selects["jsonl"] / selects["query"],
+        "selection_beside_sqlite": selects["sqlite"] / selects["query"],
     }
-    detail = {
-        "rows": rows, "rows_per_cpu_second": rates, "megabytes": {n: round(b / 1e6, 1) for n, b in sizes.items()},
-        "share_of_jsonl": round(sizes["ours"] / sizes["jsonl"], 3), "selection_cpu_seconds": selects,
-        "ingest_peak_megabytes": peaks, "export": exported, "text": text, "load": os.getloadavg(),
-    }  # fmt: skip
+    detail |= {
+        "share_of_jsonl": round(sizes["ours"] / sizes["jsonl"], 3),
+        "megabytes": {name: round(bytes / 1e6, 1) for name, bytes in sizes.items()},
+        "selection_cpu_seconds": selects,
+        "export": export(directory / "ours", directory / "exported"),
+        "load": os.getloadavg(),
+    }
     return {name: round(value, 2) for name, value in ratios.items()}, detail
 
 
-def ingest(sides: Mapping[str, Side], rows: int) -> tuple[dict[str, float], dict[str, int], dict[str, float]]:
-    """CPU-seconds of each side, in turn with every batch; the peak memory of ours, early and late; the text."""
-    seconds = dict.fromkeys(sides, 0.0)
+def ingest(sides: Mapping[str, Side], rows: int) -> tuple[dict[str, int], dict[str, Any]]:
+    """Traces per CPU-second of each side, in turn with every batch; the memory ours takes, early and late."""
+    seconds: dict[str, Counter[str]] = {"traces": Counter(), "verdicts": Counter()}
     peaks: list[int] = []
     text: dict[str, float] = {}
     for traces, verdicts in batches(rows):
         text = text or shrinks("".join(t["thinking"] for t in traces))
-        for name, side in sides.items():
-            gc.collect()
-            forget_peak()
-            before, begun = memory("VmRSS"), cpu_seconds()
-            side.add(traces, verdicts)
-            seconds[name] += cpu_seconds() - begun
-            if name == "ours":
-                peaks.append(memory("VmHWM") - before)
+        for table, batch in (("traces", traces), ("verdicts", verdicts)):
+            for name, side in sides.items():
+                gc.collect()
+                forget_peak()
+                before, begun = memory("VmRSS"), cpu_seconds()
+                side.add(table, batch)
+                seconds[table][name] += cpu_seconds() - begun
+                if side is sides["ours"]:
+                    peaks.append(memory("VmHWM") - before)
     for name, side in sides.items():
         begun = cpu_seconds()
         side.close()
-        seconds[name] += cpu_seconds() - begun
+        seconds["traces"][name] += cpu_seconds() - begun
+    rates = {table: {name: round(rows / s) for name, s in spent.items()} for table, spent in seconds.items()}
     tenth = max(len(peaks) // 10, 1)
-    return seconds, {"first_tenth": max(peaks[:tenth]), "last_tenth": max(peaks[-tenth:])}, text
+    memories = {"first_tenth": max(peaks[:tenth]), "last_tenth": max(peaks[-tenth:])}
+    return rates["traces"], {"rows": rows, "rows_per_cpu_second": rates, "ingest_megabytes": memories, "text": text}
 
 
 def select(sides: Mapping[str, Side], repeats: int) -> dict[str, float]:
@@ -335,8 +324,9 @@ def select(sides: Mapping[str, Side], repeats: int) -> dict[str, float]:
     ours = sides["ours"]
     assert isinstance(ours, Ours)
     ways: dict[str, Callable[[], int]] = {name: side.select for name, side in sides.items()}
+    ways["stages"] = ways.pop("ours")
     ways["keys_first"] = lambda: ours.query(KEYS_FIRST)
-    ways["natural"] = lambda: ours.query(NATURAL)
+    ways["query"] = lambda: ours.query(NATURAL)
     took: dict[str, list[float]] = defaultdict(list)
     lengths = set()
     for _ in range(repeats):

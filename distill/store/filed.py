@@ -138,7 +138,7 @@ def _unload(connection: duckdb.DuckDBPyConnection, directory: Path) -> None:
         return
     sql = f"SELECT * FROM {COLUMNS} ANTI JOIN trace_keys USING (trace_key)"
     final = directory / TABLE / shards.fresh_name()
-    rows = shards.merge(final, TABLE, shards.batches(connection.execute(sql)))
+    rows = shards.merge(final, TABLE, shards.batches(connection, sql))
     with transaction(connection):
         connection.execute(f"DELETE FROM {COLUMNS}")
         _list(connection, {final: rows} if rows else {}, known=False)

@@ -114,11 +114,12 @@ def rows(paths: Iterable[Path], table: str, without: Mapping[Path, Container[int
                 yield part if mask is None else part.filter(mask)
 
 
-def batches(result: duckdb.DuckDBPyConnection, size: int = 2_000) -> Iterator[pa.Table]:
-    """What a query finds, ``size`` rows at a time."""
+def batches(connection: duckdb.DuckDBPyConnection, sql: str, size: int = 2_000) -> Iterator[pa.Table]:
+    """What a query finds, ``size`` rows at a time; the rest is not held meanwhile."""
     import pyarrow as pa
 
-    for batch in result.to_arrow_reader(size) or ():
+    found = connection.sql(sql)
+    for batch in found.to_arrow_reader(size) or () if found is not None else ():
         yield pa.Table.from_batches([batch])
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from distill.store import filed, schema, shards
 from pipeline.errors import Exit, InputError, PipelineError
 from pipeline.files import TEMPORARY, disk_errors, make_directory
+from pipeline.scratch import scratch
 
 if TYPE_CHECKING:
     import duckdb
@@ -244,6 +246,20 @@ class Store:
         finally:
             connection.close()
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Store]:
+        """The store as it is now, in a directory of its own: whoever reads for long keeps nobody from writing.
+        The files of the journal are linked, not copied; they never change."""
+        with scratch(self.path.parent, "snapshot") as directory:
+            with self.reading() as connection, disk_errors(directory):
+                place = make_directory(directory / self.journal.name / filed.TABLE)
+                for name in filed.files(connection):
+                    _link(self.journal / filed.TABLE / name, place / name)
+                for name in (self.path.name, f"{self.path.name}.wal"):
+                    if (file := self.path.with_name(name)).exists():
+                        shutil.copyfile(file, directory / name)
+            yield Store(directory, self._note)
+
     def rows(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
         """Run one query and return its rows as dicts."""
         with self.reading() as connection:
@@ -316,6 +332,14 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, paths: Sequence[P
         {"paths": [str(path) for path in paths]},
     ).fetchone()
     return int(row[0]) if row else 0
+
+
+def _link(path: Path, other: Path) -> None:
+    """A second name for a file, or a copy where the file system knows none."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
