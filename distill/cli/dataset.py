@@ -101,9 +101,8 @@ def import_file(
     if as_json:
         print(json.dumps({"event": "done", "figures": dict(figures)}))
     else:
-        print(
-            f"{figures['traces']:,} traces of {file} are in {space}: `distill traces list --model imported:{settings.teacher}`"
-        )
+        shown = f"`distill traces list --model imported:{settings.teacher}`"
+        print(f"{figures['traces']:,} traces of {file} are in {space}: {shown}")
 
 
 def _settings(asked: dict[str, Any], more: Sequence[str]) -> import_traces.ImportSettings:

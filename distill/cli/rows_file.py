@@ -54,7 +54,8 @@ def _csv(path: Path, rows: Iterator[Row]) -> int:
 def _jsonl(path: Path, rows: Iterator[Row]) -> int:
     count = 0
     with open(path, "w", encoding="utf-8") as file:
-        for count, row in enumerate(rows, 1):
+        for row in rows:
+            count += 1
             file.write(json.dumps(row, default=str, ensure_ascii=False) + "\n")
     return count
 

@@ -37,14 +37,11 @@ def _header(facts: Facts) -> str:
 
 def _summary(facts: Facts) -> str:
     totals = facts["totals"]
-    origin = {0: "sampled"}.get(
-        totals["imported"], "imported" if totals["imported"] == totals["traces"] else "sampled or imported"
-    )
-    text = (
-        f"# {facts['name']}\n\n{totals['traces']:,} reasoning traces on {totals['problems']:,} problems, {origin} and kept "
-        f"by [distill] {facts['distill']}: {totals['thinking_tokens']:,} tokens of thinking, "
-        f"{totals['answer_tokens']:,} of answers."
-    )
+    every = totals["imported"] == totals["traces"]
+    origin = "imported" if every else "sampled or imported" if totals["imported"] else "sampled"
+    text = f"# {facts['name']}\n\n{totals['traces']:,} reasoning traces on {totals['problems']:,} problems, {origin} "
+    text += f"and kept by distill {facts['distill']}: {totals['thinking_tokens']:,} tokens of thinking, "
+    text += f"{totals['answer_tokens']:,} of answers."
     if facts["conditions"]:
         text += f"\n\nChosen by {'; '.join(f'`{said}`' for said in facts['conditions'])}."
     return text

@@ -71,7 +71,7 @@ TEACHERS = """
 SAMPLING = """
     SELECT t.temperature, t.top_p, t.top_k, t.max_tokens, count(DISTINCT t.seed) AS seeds, min(t.seed) AS seed_from,
         max(t.seed) AS seed_to, max(t.sample_index) + 1 AS samples, count(*) AS traces
-    FROM chosen JOIN traces t USING (trace_key) GROUP BY ALL ORDER BY traces DESC, ALL
+    FROM chosen JOIN traces t USING (trace_key) GROUP BY ALL ORDER BY traces DESC, 1, 2, 3, 4
 """
 SYSTEMS = """
     SELECT p.system, count(*) AS traces FROM chosen LEFT JOIN problems p USING (problem_key)
@@ -117,9 +117,10 @@ def _funnel(connection: duckdb.DuckDBPyConnection, choice: Choice) -> list[dict[
     rows = _rows(
         connection,
         "SELECT outcome, sum(traces)::BIGINT AS traces, sum(tokens)::BIGINT AS tokens FROM funnel "
-        "WHERE collection = ? GROUP BY ALL ORDER BY outcome <> 'kept', traces DESC, outcome",
+        "WHERE collection = ? GROUP BY outcome",
         [choice.collection],
     )
+    rows.sort(key=lambda row: (row["outcome"] != "kept", -row["traces"], row["outcome"]))
     return rows or _rows(
         connection,
         "SELECT coalesce(outcome, 'not judged') AS outcome, count(*) AS traces, "

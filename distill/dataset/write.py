@@ -98,7 +98,7 @@ def choose(connection: duckdb.DuckDBPyConnection, choice: Choice) -> int:
         if not choice.where:
             raise
         raise InputError(f"--where {choice.where}: {' '.join(str(error).split())[:300]}") from None
-    (found,) = connection.execute("SELECT count(*) FROM chosen").fetchone() or (0,)
+    ((found,),) = connection.execute("SELECT count(*) FROM chosen").fetchall()
     return int(found)
 
 

@@ -188,5 +188,5 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
 
 
 def _number(connection: duckdb.DuckDBPyConnection, table: str) -> int:
-    (found,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,)
+    ((found,),) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
     return int(found)
