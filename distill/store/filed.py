@@ -103,8 +103,7 @@ def _list(connection: duckdb.DuckDBPyConnection, made: Mapping[Path, int], known
     if not made:
         return
     if not known:
-        paths = [str(path) for path in made]
-        connection.execute("INSERT INTO trace_keys SELECT trace_key FROM read_parquet(?)", [paths])
+        _know(connection, made)
     rows = [(TABLE, path.name, count) for path, count in made.items()]
     connection.executemany("INSERT INTO ingested VALUES (?, ?, ?)", rows)
     _view(connection)
@@ -127,9 +126,12 @@ def _forget_lost(connection: duckdb.DuckDBPyConnection, directory: Path) -> None
         _unlist(connection, lost)
         _view(connection)
         connection.execute("DELETE FROM trace_keys")
-        connection.execute(
-            f"INSERT INTO trace_keys SELECT trace_key FROM {TABLE} ANTI JOIN {COLUMNS} USING (trace_key)"
-        )
+        _know(connection, [directory / TABLE / name for name in files(connection)])
+
+
+def _know(connection: duckdb.DuckDBPyConnection, paths: Iterable[Path]) -> None:
+    if names := [str(path) for path in paths]:
+        connection.execute("INSERT INTO trace_keys SELECT trace_key FROM read_parquet(?)", [names])
 
 
 def _unload(connection: duckdb.DuckDBPyConnection, directory: Path) -> None:
