@@ -16,7 +16,7 @@ from pipeline.files import disk_errors, fsync_directory
 from pipeline.scratch import scratch
 
 FORMS = (".csv", ".jsonl", ".parquet")
-BATCH = 5_000
+BATCH = 1_000
 Row = Mapping[str, Any]
 
 

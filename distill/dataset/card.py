@@ -120,7 +120,7 @@ def _reproduce(facts: Facts) -> str:
         name, text = facts["pipeline"]["name"], facts["pipeline"]["text"]
         parts.append(f"`distill run --pipeline {name}`, where `{name}` is:\n\n{fenced(text, 'yaml')}")
     if not facts["stages"]:
-        parts.append("No stage of a pipeline is on record: the traces were imported straight into the store.")
+        parts.append("No stage of a pipeline is on record in this workspace.")
     for stage in facts["stages"]:
         recorded = {"settings": stage["settings"], **({"read": stage["files"]} if stage["files"] else {})}
         parts.append(

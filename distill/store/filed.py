@@ -11,8 +11,7 @@ Called by `distill.store.store`, which holds the database open for writing, so t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +75,7 @@ def _take_group(connection: duckdb.DuckDBPyConnection, directory: Path, group: S
     merged = place / shards.fresh_name()
     if rows := shards.merge(merged, TABLE, shards.rows(others, TABLE, repeats)):
         made[merged] = rows
-    with transaction(connection):
+    with schema.transaction(connection):
         _list(connection, made, known=False)
     for path in others:
         path.unlink()
@@ -121,7 +120,7 @@ def _forget_lost(connection: duckdb.DuckDBPyConnection, directory: Path) -> None
     keys = _number(connection, "trace_keys")
     if not lost and keys == sum(listed.values()):
         return
-    with transaction(connection):
+    with schema.transaction(connection):
         connection.execute("DELETE FROM ingested WHERE table_name = ? AND journal = ''", [TABLE])
         _unlist(connection, lost)
         _view(connection)
@@ -141,7 +140,7 @@ def _unload(connection: duckdb.DuckDBPyConnection, directory: Path) -> None:
     sql = f"SELECT * FROM {COLUMNS} ANTI JOIN trace_keys USING (trace_key)"
     final = directory / TABLE / shards.fresh_name()
     rows = shards.merge(final, TABLE, shards.batches(connection, sql))
-    with transaction(connection):
+    with schema.transaction(connection):
         connection.execute(f"DELETE FROM {COLUMNS}")
         _list(connection, {final: rows} if rows else {}, known=False)
 
@@ -153,7 +152,7 @@ def _merge_small(connection: duckdb.DuckDBPyConnection, directory: Path) -> None
         return
     final = place / shards.fresh_name()
     rows = shards.merge(final, TABLE, shards.rows([place / name for name in small], TABLE, {}))
-    with transaction(connection):
+    with schema.transaction(connection):
         _unlist(connection, small)
         _list(connection, {final: rows}, known=True)
     for name in small:
@@ -176,17 +175,6 @@ def _view(connection: duckdb.DuckDBPyConnection) -> None:
     if about and about[0]:
         text = str(about[0]).replace("'", "''")
         connection.execute(f"COMMENT ON VIEW {TABLE} IS '{text}'")
-
-
-@contextmanager
-def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    connection.execute("BEGIN")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
 
 
 def _number(connection: duckdb.DuckDBPyConnection, table: str) -> int:

@@ -6,6 +6,8 @@ and the documentation are read off a database made by them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,20 +74,31 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: str = "store") -> bool:
     check_version(connection, path)
     wanted = missing(connection)
     for name in wanted:
-        connection.execute("BEGIN")
-        try:
+        with transaction(connection):
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS migrations (name VARCHAR, checksum VARCHAR, applied TIMESTAMP)"
             )
             connection.execute((MIGRATIONS / f"{name}.sql").read_text())
             connection.execute("INSERT INTO migrations VALUES (?, ?, now())", [name, checksum(name)])
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
     if wanted:
         connection.execute("CHECKPOINT")
     return bool(wanted)
+
+
+@contextmanager
+def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Rolled back where it fails. DuckDB has done so by itself after some errors, such as that of a full disk,
+    which must not be covered by a complaint about that."""
+    import duckdb
+
+    connection.execute("BEGIN")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(duckdb.Error):
+            connection.execute("ROLLBACK")
+        raise
 
 
 def missing(connection: duckdb.DuckDBPyConnection) -> list[str]:

@@ -311,13 +311,12 @@ class Store:
 
 def _add(connection: duckdb.DuckDBPyConnection, table: str, paths: Sequence[Path], names: Sequence[str]) -> int:
     """Add the rows of files, which lie or are about to lie in the journal as ``names``; returns how many."""
-    connection.execute("BEGIN")
-    added = _insert(connection, table, paths)
-    counts = [added, *(0 for _ in names[1:])]
-    connection.executemany(
-        "INSERT INTO ingested VALUES (?, ?, ?)", [(table, name, n) for name, n in zip(names, counts, strict=True)]
-    )
-    connection.execute("COMMIT")
+    with schema.transaction(connection):
+        added = _insert(connection, table, paths)
+        counts = [added, *(0 for _ in names[1:])]
+        connection.executemany(
+            "INSERT INTO ingested VALUES (?, ?, ?)", [(table, name, n) for name, n in zip(names, counts, strict=True)]
+        )
     return added
 
 
