@@ -119,7 +119,8 @@ def test_the_data_card_says_what_the_family_makes(family: Family):
     text = (Path(__file__).parents[1] / "data_cards" / f"{family.name}.md").read_text()
     made = family.generate(0, 0, "train")
     prompt, answer = re.search(r"\*\*Example\.\*\* `(.+?)` → `(.+?)`", text).groups()
-    example = replace(made, prompt=prompt, reference=answer)
+    reference = prompt.partition(": ")[2] if family.name == "logic" else answer  # the verifier works the table out
+    example = replace(made, prompt=prompt, reference=reference)
     assert judge(example, answer) is Outcome.CORRECT
     assert judge(example, answer.replace(answer[-1], "7" if answer[-1] != "7" else "8")) is not Outcome.CORRECT
     assert f"by the `{made.verifier}` verifier" in text.replace("**Judged by** the", "by the")
