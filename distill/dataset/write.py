@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 ROWS_A_FILE = 100_000
 BATCH = 5_000
+MEMORY = "512MB"
+"""Of DuckDB for an export or a card; what does not fit goes to a temporary file."""
 CARD, DATA = "README.md", "data"
 
 ROWS = """
@@ -90,6 +92,7 @@ def choose(connection: duckdb.DuckDBPyConnection, choice: Choice) -> int:
     import duckdb
 
     condition, parameters = choice.condition()
+    connection.execute(f"SET memory_limit = '{MEMORY}'")
     try:
         connection.execute(
             f"CREATE OR REPLACE TEMP TABLE chosen AS SELECT * FROM overview WHERE {condition}", parameters
@@ -144,6 +147,8 @@ def _tables(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
     import pyarrow as pa
 
     schema = row_schema()
+    # Joins as they are written: the texts stream past what is known of them, and are never what is held.
+    connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
     for batch in batches(connection, ROWS, BATCH):
         names = ("system", "prompt", "thinking", "answer", "closed")
         turns = [messages(*said) for said in zip(*(batch[name].to_pylist() for name in names), strict=True)]
