@@ -57,6 +57,7 @@ STAGES: dict[str, str] = {
     "generate": "distill.stages.generate:STAGE",
     "verify": "distill.stages.verify:STAGE",
     "select": "distill.stages.select:STAGE",
+    "export": "distill.stages.export:STAGE",
     "pretrain": "distill.stages.pretrain:STAGE",
     "sft": "distill.stages.sft:STAGE",
     "grpo": "rl.stages.grpo:STAGE",

@@ -199,6 +199,8 @@ def store() -> str:
         "",
         "`<workspace>/store.duckdb`, queried with `distill traces sql`. Tables are append-only; keys are content "
         "hashes.",
+        "From Python: `with Store(Path(workspace)).reading() as connection:` (`distill.store`), or any DuckDB client",
+        "after `SET VARIABLE workspace = 'the/workspace'`, by which the view `traces` finds its files.",
         "Why it is as it is: [design/002-store.md](design/002-store.md).",
         "",
     ]

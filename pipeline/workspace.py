@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import manifest as manifests
 from pipeline.config import StageSpec
 from pipeline.events import Listener
-from pipeline.files import make_directory, publish_directory, write_atomic
+from pipeline.files import TEMPORARY, make_directory, publish_directory, write_atomic
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Identity, Manifest
+from pipeline.scratch import sweep_directory
 
 HEARTBEAT_SECONDS = 1.0
 
@@ -35,6 +38,22 @@ class Workspace:
         """Make the directories, so that their names are taken before a stage of such a name is run."""
         for name in ("manifests", "artifacts", "work"):
             make_directory(self.path / name)
+
+    def sweep(self) -> None:
+        """Take away what killed runs have left: unfinished files, and the work of stages that are complete. For
+        whoever holds the workspace. The work of an unfinished stage stays, whatever its settings: it may go on."""
+        for name in ("manifests", "artifacts", "shards", "journal"):
+            for left in (self.path / name).glob(f"**/{TEMPORARY}*"):
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
+        for left in self.path.glob(f"{TEMPORARY}snapshot-*"):
+            sweep_directory(left)
+        done = {f"{p.parent.name}-{p.stem[:12]}" for p in manifests.directory(self.path).glob("*/*.json")}
+        for work in (self.path / "work").glob("*"):
+            if work.name in done:
+                shutil.rmtree(work, ignore_errors=True)
 
     def artifact(self, kind: str, fingerprint: str) -> Path:
         return self.path / "artifacts" / f"{kind}-{fingerprint[:12]}"

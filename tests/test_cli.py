@@ -89,7 +89,7 @@ def test_the_store_can_be_looked_into(done: Path) -> None:
     assert sum(json.loads(line)["n"] for line in counted.splitlines()) == 12
     assert "traces" in distill("traces", "stats", "-p", "p.yaml", cwd=done).stdout
     assert "does not exist" in refused("traces", "sql", "SELECT * FROM nothing", "-p", "p.yaml", cwd=done)
-    assert "read-only" in refused("traces", "sql", "DELETE FROM traces", "-p", "p.yaml", cwd=done)
+    assert "read-only" in refused("traces", "sql", "DELETE FROM verdicts", "-p", "p.yaml", cwd=done)
     assert "no trace begins with" in refused("traces", "show", "zzz", "-p", "p.yaml", cwd=done)
 
 

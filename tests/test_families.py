@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -109,3 +111,18 @@ def test_an_unknown_split_is_named():
 @given(result=st.integers(-99, 99), index=indices)
 def test_a_slip_is_never_the_truth(result: int, index: int):
     assert slipped(result, generator("slip", index)) != result
+
+
+@by_name
+def test_the_data_card_says_what_the_family_makes(family: Family):
+    """Its example is right, its working is the careful author's, and its licence and verifier are the code's."""
+    text = (Path(__file__).parents[1] / "data_cards" / f"{family.name}.md").read_text()
+    made = family.generate(0, 0, "train")
+    prompt, answer = re.search(r"\*\*Example\.\*\* `(.+?)` → `(.+?)`", text).groups()
+    reference = prompt.partition(": ")[2] if family.name == "logic" else answer  # the verifier works the table out
+    example = replace(made, prompt=prompt, reference=reference)
+    assert judge(example, answer) is Outcome.CORRECT
+    assert judge(example, answer.replace(answer[-1], "7" if answer[-1] != "7" else "8")) is not Outcome.CORRECT
+    assert f"by the `{made.verifier}` verifier" in text.replace("**Judged by** the", "by the")
+    assert f"`distill.families.{family.name}`" in text
+    assert made.licence in text

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from distill import agreement, keys
 from distill.agreement import Version
 from distill.statistics import wilson
-from distill.store import Store, schema
+from distill.store import Store
 from distill.store.records import problem_row, verdict_row
 from distill.types import Failure, Outcome, Problem, Verdict
 from distill.verifiers import build
@@ -272,11 +273,13 @@ def test_a_version_is_found_by_any_of_its_names() -> None:
             agreement.choose(known, a, b)
 
 
-def test_a_store_of_an_older_distill_gets_the_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_of_an_older_distill_gets_the_views(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    with monkeypatch.context() as patched:
-        patched.setattr(schema, "names", lambda: ["0001_initial"])
-        judged(store, ("t", problem("p"), A, VERDICTS["correct"]))
+    judged(store, ("t", problem("p"), A, VERDICTS["correct"]))
+    with duckdb.connect(str(store.path)) as connection:  # as it was before there were these views
+        for view in ("disagreements", "verifier_rates", "judgements"):
+            connection.execute(f"DROP VIEW {view}")
+        connection.execute("DELETE FROM migrations WHERE name = '0002_judgements'")
     (tmp_path / "p.yaml").write_text(GENERATED)
     message = distill("traces", "disagreements", "-w", ".", cwd=tmp_path, code=2)
     assert "`distill run` brings it up to date" in message

@@ -8,14 +8,29 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from errno import EDQUOT, ENOSPC
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from distill.cli import dataset_commands
+from distill.cli.options import (
+    DEFAULT_PIPELINE,
+    FinishFilter,
+    Json,
+    Limit,
+    ModelFilter,
+    OutcomeFilter,
+    PipelineFile,
+    ProblemFilter,
+    Selection,
+    Set,
+    SourceFilter,
+    StageNames,
+    WorkspaceOption,
+    command,
+)
 from pipeline.errors import Exit, PipelineError
 
 app = typer.Typer(
@@ -35,27 +50,7 @@ traces = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(traces)
-
-DEFAULT_PIPELINE = Path("configs/quickstart.yaml")
-
-PipelineFile = Annotated[
-    Path, typer.Option("--pipeline", "-p", help="The pipeline's YAML file.", envvar="DISTILL_PIPELINE")
-]
-WorkspaceOption = Annotated[
-    Path | None, typer.Option("--workspace", "-w", help="Use this directory, whatever the YAML says.")
-]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: stage.key=value. May be repeated.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many problems of each source and split.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-StageNames = Annotated[
-    list[str] | None, typer.Argument(help="Stages to bring up to date, with all they need; all if none.")
-]
-
-
-def command(module: str, function: str) -> Callable[..., Any]:
-    """The implementation in ``distill.cli.<module>``, imported on use."""
-    implementation: Callable[..., Any] = getattr(import_module(f"distill.cli.{module}"), function)
-    return implementation
+dataset_commands.add(app, traces)
 
 
 @app.command(epilog="Example: distill run sft --pipeline configs/quickstart.yaml --set sft.lora.rank=16")
@@ -205,13 +200,22 @@ def verify(
 def traces_list(
     pipeline: PipelineFile = DEFAULT_PIPELINE,
     workspace: WorkspaceOption = None,
-    outcome: Annotated[str | None, typer.Option(help="correct, incorrect or unverifiable.")] = None,
-    source: Annotated[str | None, typer.Option(help="Problems of this source only.")] = None,
+    selection: Selection = None,
+    outcome: OutcomeFilter = None,
+    source: SourceFilter = None,
+    model: ModelFilter = None,
+    finish: FinishFilter = None,
+    problem: ProblemFilter = None,
     limit: Annotated[int, typer.Option(min=1, help="So many traces.")] = 20,
+    after: Annotated[
+        str | None, typer.Option("--after", help="The next page: traces that come after this one, by its key.")
+    ] = None,
+    rollouts: Annotated[bool, typer.Option("--rollouts", help="Rollouts of GRPO too.")] = False,
     json_: Json = False,
 ) -> None:
-    """List traces with their verdicts, newest first."""
-    command("traces", "list_traces")(pipeline, workspace, outcome, source, limit, json_)
+    """List traces with their newest verdict, newest first."""
+    asked = {"outcome": outcome, "source": source, "model": model, "finish": finish, "problem": problem}
+    command("traces", "list_traces")(pipeline, workspace, selection, asked, rollouts, limit, after, json_)
 
 
 @traces.command("show", epilog="Example: distill traces show 3f9a")
@@ -230,10 +234,16 @@ def traces_sql(
     query: Annotated[str, typer.Argument(help="One SQL query; the tables are in docs/store.md.")],
     pipeline: PipelineFile = DEFAULT_PIPELINE,
     workspace: WorkspaceOption = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many rows; by default a table shows 1000, the rest all.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a .csv, .jsonl or .parquet file, not to stdout.")
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """Query the store. It is opened read-only."""
-    command("traces", "sql")(query, pipeline, workspace, json_)
+    """Query the store. It is opened read-only; rows are printed as they come."""
+    command("traces", "sql")(query, pipeline, workspace, limit, output, json_)
 
 
 @traces.command("stats", epilog="Example: distill traces stats")

@@ -44,6 +44,7 @@ def run(
     command = shlex.join(["distill", *sys.argv[1:]])
     with stopper.listening(), workspace_lock(spec.workspace, wait=wait, stopping=stopper, command=command):
         try:
+            space.sweep()
             Store(spec.workspace, partial(listener.note, "store")).mend()
             done = runner.run(spec, space, listener, stopper, stages, force)
         except Stopped as stopped:

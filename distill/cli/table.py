@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -20,13 +20,13 @@ def render(rows: Sequence[Mapping[str, Any]], width: int = 60) -> str:
     return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
-def show(rows: Sequence[Mapping[str, Any]], as_json: bool, width: int = 60) -> None:
+def show(rows: Iterable[Mapping[str, Any]], as_json: bool, width: int = 60) -> None:
     """Print rows for a person, cells cut to ``width``, or as JSON lines."""
     if as_json:
         for row in rows:
             print(json.dumps(row, default=str, ensure_ascii=False))
     else:
-        print(render(rows, width))
+        print(render(list(rows), width))
 
 
 def _cell(value: Any, width: int) -> str:

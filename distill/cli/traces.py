@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from distill.cli.audit import views
 from distill.cli.open import store_at
+from distill.cli.rows_file import check_output, write_rows
 from distill.cli.table import show as show_rows
+from distill.dataset.choice import Choice, of_stage
 from distill.store import Store
 from pipeline.errors import InputError
 
-OUTCOMES = ("correct", "incorrect", "unverifiable")
 LONG = {
     "prompt": "prompt",
     "prefix": "given after it: the beginning of the response",
@@ -20,35 +24,69 @@ LONG = {
     "answer": "answer",
 }
 """Texts that are shown last, each under a title."""
+TABLE_ROWS = 1_000
+"""What a table on the terminal shows: its columns must be held to be aligned."""
 
 
 def list_traces(
-    pipeline: Path, workspace: Path | None, outcome: str | None, source: str | None, limit: int, as_json: bool
-) -> None:
-    if outcome is not None and outcome not in OUTCOMES:
-        raise InputError(f"--outcome {outcome}: expected {', '.join(OUTCOMES)}")
-    rows = store_at(pipeline, workspace).rows(
-        "SELECT t.trace_key[:12] AS trace, p.problem_id AS problem, t.model[:12] AS model, v.outcome, "
-        "v.verifier || ' ' || v.version AS verifier, "
-        "t.thinking_tokens + t.answer_tokens AS tokens, t.finish, t.answer "
-        "FROM traces t LEFT JOIN verdicts v USING (trace_key) LEFT JOIN prompts p USING (prompt_key) "
-        "WHERE ($outcome IS NULL OR v.outcome = $outcome) AND ($source IS NULL OR p.source = $source) "
-        "ORDER BY t.created DESC, t.trace_key LIMIT $limit",
-        {"outcome": outcome, "source": source, "limit": limit},
-    )
+    pipeline: Path, workspace: Path | None, selection: str | None, asked: Mapping[str, Any], rollouts: bool, limit: int,
+    after: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    store = store_at(pipeline, workspace)
+    with views(store):
+        collection = of_stage(store.path.parent, selection).digest if selection else None
+        condition, parameters = Choice(collection, **asked, rollouts=rollouts).condition()
+        if after is not None:
+            last = find(store, after)
+            condition += " AND (created < $created OR (created = $created AND trace_key > $trace_key))"
+            parameters |= {"created": last["created"], "trace_key": last["trace_key"]}
+        rows = store.rows(
+            f"WITH page AS (SELECT * FROM overview WHERE {condition} ORDER BY created DESC, trace_key LIMIT $limit) "
+            "SELECT o.trace_key[:12] AS trace, o.problem_id AS problem, o.model[:24] AS model, o.outcome, "
+            "o.verifier || ' ' || o.version AS verifier, o.thinking_tokens + o.answer_tokens AS tokens, o.finish, "
+            "t.answer FROM page o JOIN traces t USING (trace_key) ORDER BY o.created DESC, o.trace_key",
+            {**parameters, "limit": limit},
+        )
     show_rows(rows, as_json)
 
 
-def sql(query: str, pipeline: Path, workspace: Path | None, as_json: bool) -> None:
+def sql(
+    query: str, pipeline: Path, workspace: Path | None, limit: int | None, output: Path | None, as_json: bool
+) -> None:
     import duckdb
 
     if not query.strip(" ;\n"):
         raise InputError('the query is empty; try "SELECT count(*) FROM traces"')
-    try:
-        rows = store_at(pipeline, workspace).rows(query)
-    except duckdb.Error as error:
-        raise InputError(" ".join(str(error).split())[:500]) from None
-    show_rows(rows, as_json)
+    if output is not None:
+        check_output(output)
+    with store_at(pipeline, workspace).reading() as connection:
+        try:
+            result = connection.execute(query)
+            names = [column[0] for column in result.description or ()]
+            rows = (dict(zip(names, row, strict=True)) for row in stream(result, limit))
+            if output is not None:
+                print(f"wrote {write_rows(output, rows):,} rows to {output}")
+            elif as_json:
+                show_rows(rows, as_json)
+            else:
+                _show_table(rows, limit)
+        except duckdb.Error as error:
+            raise InputError(" ".join(str(error).split())[:500]) from None
+
+
+def _show_table(rows: Iterator[dict[str, Any]], limit: int | None) -> None:
+    shown = list(islice(rows, limit or TABLE_ROWS))
+    show_rows(shown, False)
+    if limit is None and next(rows, None) is not None:
+        print(f"({TABLE_ROWS} rows shown; --limit shows more, --json and --output all)")
+
+
+def stream(result: Any, limit: int | None) -> Iterator[tuple[Any, ...]]:
+    """The rows of a query as they come, at most ``limit``."""
+    left = sys.maxsize if limit is None else limit
+    while left and (rows := result.fetchmany(min(left, 1_000))):
+        left -= len(rows)
+        yield from rows
 
 
 def stats(pipeline: Path, workspace: Path | None, as_json: bool) -> None:
@@ -75,12 +113,13 @@ def stats(pipeline: Path, workspace: Path | None, as_json: bool) -> None:
 
 def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> None:
     store = store_at(pipeline, workspace)
-    trace = _find(store, key)
-    verdicts = store.rows(
-        "SELECT v.verifier, v.version, v.outcome, v.score, v.reason, v.evidence, p.reference FROM verdicts v "
-        "LEFT JOIN problems p USING (problem_key) WHERE v.trace_key = ? ORDER BY v.created, v.verdict_key",
-        [trace["trace_key"]],
-    )
+    trace = find(store, key)
+    with views(store):
+        verdicts = store.rows(
+            "SELECT v.verifier, v.version, v.outcome, v.score, v.reason, v.evidence, p.reference FROM judgements v "
+            "LEFT JOIN problems p USING (problem_key) WHERE v.trace_key = ? ORDER BY v.created, v.verdict_key",
+            [trace["trace_key"]],
+        )
     rollout = store.rows("SELECT * EXCLUDE (trace_key) FROM rollouts WHERE trace_key = ?", [trace["trace_key"]])
     if as_json:
         print(json.dumps({**trace, "verdicts": verdicts, "rollout": rollout[0] if rollout else None}, default=str))
@@ -98,7 +137,7 @@ def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> Non
         print(f"{'rollout ' + name:<16} {value}")
 
 
-def _find(store: Store, key: str) -> dict[str, Any]:
+def find(store: Store, key: str) -> dict[str, Any]:
     with views(store):
         rows = store.rows(
             "SELECT t.* EXCLUDE (prompt_ids, token_ids, logprobs, forced, cut), len(t.forced) AS forced_tokens, "

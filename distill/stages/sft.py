@@ -12,7 +12,7 @@ from distill.modelspec import ModelName
 from distill.prompting import Ask, Prompting, asking
 from distill.stages.common import store_of
 from distill.stages.student import publish
-from distill.store.records import Row, problem_of
+from distill.store.records import Row, kept, problem_of
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
@@ -70,7 +70,7 @@ def run(context: Context, settings: SftSettings) -> Output:
 
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
     network, tokenizer = student.load(start)
-    rows = _kept(context, context.inputs[settings.data].digest)
+    rows = kept(store_of(context), context.inputs[settings.data].digest)
     if not rows:
         raise PipelineError(
             f"stage {context.name}: {settings.data} kept no trace to train on; `distill traces stats` shows the "
@@ -105,16 +105,6 @@ def _how(settings: SftSettings) -> TrainSettings:
         precision=settings.precision,
         seed=settings.seed,
         threads=student.threads(settings.threads),
-    )
-
-
-def _kept(context: Context, collection: str) -> list[Row]:
-    return store_of(context).rows(
-        "WITH asked AS (SELECT * FROM problems QUALIFY row_number() OVER (PARTITION BY prompt_key "
-        "ORDER BY problem_key) = 1) SELECT t.trace_key, t.thinking, t.answer, p.* FROM members m "
-        "JOIN traces t ON m.row_key = t.trace_key JOIN asked p USING (prompt_key) "
-        "WHERE m.collection = ? AND m.label = 'kept' ORDER BY m.position",
-        [collection],
     )
 
 

@@ -149,6 +149,19 @@ def problems(store: Store, collection: str, split: str | None = None) -> list[tu
     return [(row["problem_key"], problem_of(row)) for row in rows]
 
 
+def kept(store: Store, collection: str) -> list[Row]:
+    """The traces that a selection kept, with what they answer, in its order. (Sorted here: DuckDB would carry the
+    texts through its sort.)"""
+    rows = store.rows(
+        "WITH asked AS (SELECT * FROM problems QUALIFY row_number() OVER (PARTITION BY prompt_key "
+        "ORDER BY problem_key) = 1) SELECT m.position, t.trace_key, t.thinking, t.answer, p.* FROM members m "
+        "JOIN traces t ON m.row_key = t.trace_key JOIN asked p USING (prompt_key) "
+        "WHERE m.collection = ? AND m.label = 'kept'",
+        [collection],
+    )
+    return sorted(rows, key=lambda row: row["position"])
+
+
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     batch: list[Any] = []
     for item in items:

@@ -6,6 +6,8 @@ and the documentation are read off a database made by them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +31,9 @@ KEYS: dict[str, tuple[str, ...]] = {
     "curation": ("run", "position"),
 }
 """What identifies a row of each table: a row whose key is there already is not ingested again."""
+
+COLUMNS = {"traces": "trace_columns"}
+"""Where the columns of a table that is really a view are stated."""
 
 
 def names() -> list[str]:
@@ -70,20 +75,31 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: str = "store") -> bool:
     check_version(connection, path)
     wanted = missing(connection)
     for name in wanted:
-        connection.execute("BEGIN")
-        try:
+        with transaction(connection):
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS migrations (name VARCHAR, checksum VARCHAR, applied TIMESTAMP)"
             )
             connection.execute((MIGRATIONS / f"{name}.sql").read_text())
             connection.execute("INSERT INTO migrations VALUES (?, ?, now())", [name, checksum(name)])
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
     if wanted:
         connection.execute("CHECKPOINT")
     return bool(wanted)
+
+
+@contextmanager
+def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Rolled back where it fails. DuckDB has done so by itself after some errors, such as that of a full disk,
+    which must not be covered by a complaint about that."""
+    import duckdb
+
+    connection.execute("BEGIN")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(duckdb.Error):
+            connection.execute("ROLLBACK")
+        raise
 
 
 def missing(connection: duckdb.DuckDBPyConnection) -> list[str]:
@@ -110,7 +126,11 @@ def documentation() -> str:
     with duckdb.connect(":memory:") as connection:
         migrate(connection)
         for table in KEYS:
-            about = connection.execute("SELECT comment FROM duckdb_tables() WHERE table_name = ?", [table]).fetchone()
+            about = connection.execute(
+                "SELECT comment FROM duckdb_tables() WHERE table_name = $name UNION ALL "
+                "SELECT comment FROM duckdb_views() WHERE view_name = $name",
+                {"name": table},
+            ).fetchone()
             lines += [
                 f"### `{table}`",
                 "",
@@ -122,10 +142,10 @@ def documentation() -> str:
             columns = connection.execute(
                 "SELECT column_name, data_type, coalesce(comment, '') FROM duckdb_columns() "
                 "WHERE table_name = ? ORDER BY column_index",
-                [table],
+                [COLUMNS.get(table, table)],
             ).fetchall()
             lines += [f"| `{name}` | {kind} | {what} |" for name, kind, what in columns] + [""]
         views = "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal ORDER BY view_name"
         for view, what in connection.execute(views).fetchall():
-            lines += [f"### `{view}` (a view)", "", str(what), ""]
+            lines += [] if view in KEYS else [f"### `{view}` (a view)", "", str(what), ""]
     return "\n".join(lines)

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.store import schema, shards
+from distill.store import filed, schema, shards
 from pipeline.errors import Exit, InputError, PipelineError
 from pipeline.files import TEMPORARY, disk_errors, make_directory
+from pipeline.scratch import scratch
 
 if TYPE_CHECKING:
     import duckdb
@@ -29,7 +31,10 @@ WRITER_PATIENCE = 120.0
 """Seconds to wait for a lock held by another process before saying who holds it."""
 LOCKED = re.compile("could not set lock on file|conflicting lock is held", re.IGNORECASE)
 DISK = re.compile("no space|read-only file|permission denied", re.IGNORECASE)
-DAMAGE = re.compile("corrupt database file|could not read enough bytes", re.IGNORECASE)
+DAMAGE = re.compile(
+    r"corrupt database file|could not read enough bytes|journal/\w+/[-\w]+\.parquet|parquet.*corrupt|zstd",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 _checked: set[tuple[Path, int]] = set()
@@ -53,29 +58,48 @@ class Store:
         self.shards = workspace / "shards"
         self.journal = workspace / "journal"
         self._note = note
+        self._written: dict[Path, tuple[int, int]] = {}
+        """Shards by this process, with their size and time: as long as these are the same, the shard is whole."""
 
     # -- writing ------------------------------------------------------------------------------
 
     def append(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Make rows durable. They are seen by queries after the next `ingest`."""
         if rows:
-            shards.write(self.shards, table, rows)
+            shard = shards.write(self.shards, table, rows)
+            self._written[shard] = _stamp(shard)
 
     def ingest(self, patience: float = WRITER_PATIENCE) -> dict[str, int]:
         """Bring all shards into DuckDB; returns rows added by table. Idempotent, killable anywhere.
 
         `Busy` where another process has the store open for longer than ``patience`` seconds.
         """
-        waiting = {table: self._whole(shards.pending(self.shards, table)) for table in schema.KEYS}
+        waiting = {table: shards.pending(self.shards, table) for table in schema.KEYS}
         if self.path.exists() and not any(waiting.values()):
             return {}
-        names = {table: shards.fresh_name() for table, paths in waiting.items() if paths}
         with self._writing(patience) as connection:
-            added = {t: _take(connection, t, waiting[t], [name]) for t, name in names.items()}
+            added = {t: self._take(connection, t, paths) for t, paths in waiting.items() if paths}
             connection.execute("CHECKPOINT")
-        for table, name in names.items():
-            self._to_journal(table, waiting[table], name)
         return added
+
+    def _take(self, connection: duckdb.DuckDBPyConnection, table: str, paths: list[Path]) -> int:
+        """Bring a table's shards in, and into the journal; returns the rows added."""
+        if table == filed.TABLE:
+            return self._file(connection, paths)
+        added = 0
+        for group in shards.grouped(self._whole(paths), filed.GROUP):
+            name = shards.fresh_name()
+            added += _add(connection, table, group, [name])
+            shards.merge(self.journal / table / name, table, shards.rows(group, table, {}))
+            for path in group:
+                path.unlink()
+        return added
+
+    def _file(self, connection: duckdb.DuckDBPyConnection, paths: list[Path]) -> int:
+        added = filed.take(connection, self.journal, paths, self._whole)
+        if added < 0:
+            self._note(f"{self.journal}: {-added} traces are gone with files that were taken away or cut short")
+        return max(added, 0)
 
     def ingest_if_free(self) -> None:
         """For the middle of a stage: somebody who reads for long must not stop it, and the shards can wait."""
@@ -95,8 +119,7 @@ class Store:
                 old = bool(schema.missing(connection))
                 behind = list(schema.KEYS) if old else self._behind(connection)
         except Damaged:
-            with self._writing():
-                return
+            old, behind = True, list(schema.KEYS)
         if behind or old:
             with self._writing() as connection:
                 brought = sum(self._replay(connection, table) for table in behind)
@@ -105,11 +128,13 @@ class Store:
                 self._note(f"{self.path}: lacked {brought} rows; brought back from the journal")
 
     def _behind(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
-        """The tables that hold less than the journal does."""
+        """The tables that do not hold what the journal does."""
         found = connection.execute("SELECT table_name, list(journal), sum(added) FROM ingested GROUP BY ALL")
         known = {table: (set(names), rows) for table, names, rows in found.fetchall()}
-        behind = []
+        behind = [filed.TABLE] if filed.behind(connection, self.journal) else []
         for table in schema.KEYS:
+            if table == filed.TABLE:
+                continue
             names, rows = known.get(table, (set(), 0))
             (there,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,)
             if there != rows or not names.issuperset(p.name for p in shards.pending(self.journal, table)):
@@ -118,30 +143,24 @@ class Store:
 
     def _replay(self, connection: duckdb.DuckDBPyConnection, table: str) -> int:
         """Add what a table lacks of its journal; afterwards `ingested` says what is there."""
+        if table == filed.TABLE:
+            return self._file(connection, [])
         connection.execute("DELETE FROM ingested WHERE table_name = ?", [table])
         (there,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,)
         connection.execute("INSERT INTO ingested VALUES (?, '', ?)", [table, there])
-        paths = self._whole(shards.pending(self.journal, table))
-        return _take(connection, table, paths, [path.name for path in paths]) if paths else 0
+        groups = shards.grouped(self._whole(shards.pending(self.journal, table)), filed.GROUP)
+        return sum(_add(connection, table, group, [path.name for path in group]) for group in groups)
 
     def _whole(self, paths: list[Path]) -> list[Path]:
         good = []
         for path in paths:
-            if shards.readable(path):
+            written = self._written.pop(path, None)
+            if (written and written == _stamp(path)) or shards.readable(path):
                 good.append(path)
             else:
                 os.replace(path, path.with_suffix(".damaged"))
                 self._note(f"{path}: damaged; set aside as .damaged, its rows will be made again")
         return good
-
-    def _to_journal(self, table: str, paths: list[Path], name: str) -> None:
-        """Merge ingested shards into one journal file, then drop them."""
-        import pyarrow.dataset as ds
-
-        merged = ds.dataset(paths, schema=schema.arrow_schemas()[table]).to_table()
-        shards.publish(self.journal / table / name, merged)
-        for path in paths:
-            path.unlink()
 
     @contextmanager
     def _writing(self, patience: float = WRITER_PATIENCE) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -186,6 +205,7 @@ class Store:
             leftover.unlink(missing_ok=True)
         try:
             with duckdb.connect(str(temporary)) as connection:
+                self._locate(connection)
                 _tune(connection)
                 schema.migrate(connection, str(self.path))
                 for table in schema.KEYS:
@@ -226,6 +246,20 @@ class Store:
         finally:
             connection.close()
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Store]:
+        """The store as it is now, in a directory of its own: whoever reads for long keeps nobody from writing.
+        The files of the journal are linked, not copied; they never change."""
+        with scratch(self.path.parent, "snapshot") as directory:
+            with self.reading() as connection, disk_errors(directory):
+                place = make_directory(directory / self.journal.name / filed.TABLE)
+                for name in filed.files(connection):
+                    _link(self.journal / filed.TABLE / name, place / name)
+                for name in (self.path.name, f"{self.path.name}.wal"):
+                    if (file := self.path.with_name(name)).exists():
+                        shutil.copyfile(file, directory / name)
+            yield Store(directory, self._note)
+
     def rows(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
         """Run one query and return its rows as dicts."""
         with self.reading() as connection:
@@ -254,9 +288,11 @@ class Store:
         while True:
             try:
                 with disk_errors(self.path):
-                    return duckdb.connect(
+                    connection = duckdb.connect(
                         str(self.path), read_only=read_only, config={"autoinstall_known_extensions": "false"}
                     )
+                    self._locate(connection)
+                    return connection
             except duckdb.IOException as error:
                 if not LOCKED.search(str(error)):
                     if DISK.search(str(error)):
@@ -268,16 +304,19 @@ class Store:
                     raise Busy(f"{self.path}: held by {by}; close it there, then run this again") from None
                 time.sleep(0.05)
 
+    def _locate(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Tell the views in which directory the journal lies."""
+        connection.execute("SET VARIABLE workspace = ?", [str(self.path.parent.absolute())])
 
-def _take(connection: duckdb.DuckDBPyConnection, table: str, paths: Sequence[Path], names: Sequence[str]) -> int:
+
+def _add(connection: duckdb.DuckDBPyConnection, table: str, paths: Sequence[Path], names: Sequence[str]) -> int:
     """Add the rows of files, which lie or are about to lie in the journal as ``names``; returns how many."""
-    connection.execute("BEGIN")
-    added = _insert(connection, table, paths)
-    counts = [added, *(0 for _ in names[1:])]
-    connection.executemany(
-        "INSERT INTO ingested VALUES (?, ?, ?)", [(table, name, n) for name, n in zip(names, counts, strict=True)]
-    )
-    connection.execute("COMMIT")
+    with schema.transaction(connection):
+        added = _insert(connection, table, paths)
+        counts = [added, *(0 for _ in names[1:])]
+        connection.executemany(
+            "INSERT INTO ingested VALUES (?, ?, ?)", [(table, name, n) for name, n in zip(names, counts, strict=True)]
+        )
     return added
 
 
@@ -292,6 +331,19 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, paths: Sequence[P
         {"paths": [str(path) for path in paths]},
     ).fetchone()
     return int(row[0]) if row else 0
+
+
+def _link(path: Path, other: Path) -> None:
+    """A second name for a file, or a copy where the file system knows none."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _tune(connection: duckdb.DuckDBPyConnection) -> None:

@@ -1,0 +1,121 @@
+"""``distill traces export`` and ``import``, and ``distill card``: traces out of a store, and into one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from distill.cli import display
+from distill.cli.audit import views
+from distill.cli.open import load, software, store_at
+from distill.dataset import card as cards
+from distill.dataset import choice, facts, write
+from distill.dataset.choice import Choice
+from distill.stages import import_traces
+from distill.store import Store
+from pipeline.config import mistake
+from pipeline.document import parse_value
+from pipeline.errors import InputError
+from pipeline.files import write_atomic
+from pipeline.lock import workspace_lock
+from pipeline.stopping import Stopper
+from pipeline.workspace import StageContext, Workspace
+
+
+def chosen(workspace: Path, selection: str | None, asked: Mapping[str, Any]) -> Choice:
+    """The choice that a command's options make; ``selection`` is a stage's name."""
+    collection = choice.of_stage(workspace, selection).digest if selection else None
+    return Choice(collection, **asked)
+
+
+def export(
+    target: Path, pipeline: Path, workspace: Path | None, selection: str | None, asked: Mapping[str, Any],
+    force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    store = store_at(pipeline, workspace)
+    with views(store):
+        found = chosen(store.path.parent, selection, asked)
+        rows = write.export(store, found, target, force, _text_of(pipeline, workspace))
+    if as_json:
+        print(json.dumps({"traces": rows, "target": str(target)}))
+    else:
+        print(f"wrote {rows:,} traces to {target}")
+
+
+def card(
+    pipeline: Path, workspace: Path | None, selection: str | None, asked: Mapping[str, Any], output: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    store = store_at(pipeline, workspace)
+    with views(store), store.reading() as connection:
+        found = chosen(store.path.parent, selection, asked)
+        if not write.choose(connection, found):
+            raise InputError(f"{store.path}: holds no such trace; `distill traces stats` counts them")
+        told = facts.gather(connection, found, store.path.parent, _text_of(pipeline, workspace))
+    text = json.dumps(told, default=str, ensure_ascii=False) + "\n" if as_json else cards.render(told)
+    if output is None:
+        sys.stdout.write(text)
+    elif output.exists():
+        raise InputError(f"{output}: exists already; name another file")
+    else:
+        write_atomic(output, text)
+
+
+def _text_of(pipeline: Path, workspace: Path | None) -> Path | None:
+    """The pipeline's file, where it is that of the workspace: a default beside another's store tells nothing."""
+    if not pipeline.is_file():
+        return None
+    try:
+        return pipeline if workspace is None or load(pipeline).workspace.resolve() == workspace.resolve() else None
+    except InputError:
+        return None
+
+
+def import_file(
+    file: Path, pipeline: Path, workspace: Path | None, asked: Mapping[str, Any], more: Sequence[str], as_json: bool
+) -> None:
+    space = workspace or load(pipeline).workspace
+    settings = _settings({"file": str(file), **{k: v for k, v in asked.items() if v is not None}}, more)
+    if not file.is_file():
+        raise InputError(f"{file}: no such file (looked in {Path.cwd()})")
+    listener = display.choose(as_json)
+    stopper = Stopper(None)
+    with stopper.listening(), workspace_lock(space, wait=False, stopping=stopper, command=f"traces import {file}"):
+        store = Store(space, lambda text: listener.note("store", text))
+        store.mend()
+        home = Workspace(space, software())
+        context = StageContext(
+            "import", "import", "", space, {}, space / "artifacts", space / "work", home.hashes,
+            stopping=stopper, listener=listener,
+        )  # fmt: skip
+        try:
+            figures = import_traces.run(context, settings).figures
+        finally:
+            store.ingest()
+            listener.close()
+    if as_json:
+        print(json.dumps({"event": "done", "figures": dict(figures)}))
+    else:
+        shown = f"`distill traces list --model imported:{settings.teacher}`"
+        print(f"{figures['traces']:,} traces of {file} are in {space}: {shown}")
+
+
+def _settings(asked: dict[str, Any], more: Sequence[str]) -> import_traces.ImportSettings:
+    """The import stage's settings, from options and ``--set key=value``."""
+    for text in more:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}: expected key=value, with a key of the import stage (docs/yaml.md)")
+        asked[key.strip()] = parse_value(value)
+    if isinstance(reference := asked.get("reference"), str) and reference.lstrip().startswith("{"):
+        asked["reference"] = parse_value(reference)
+    try:
+        return import_traces.ImportSettings.model_validate(asked)
+    except ValidationError as error:
+        where, what = mistake(error, import_traces.ImportSettings, asked)
+        raise InputError(f"traces import: {'.'.join(map(str, where)) or 'options'}: {what}") from None

@@ -1,0 +1,105 @@
+"""The commands that bring traces into a store and out of one; only their options are here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distill.cli.options import (
+    DEFAULT_PIPELINE,
+    FinishFilter,
+    Json,
+    ModelFilter,
+    OutcomeFilter,
+    PipelineFile,
+    ProblemFilter,
+    Selection,
+    SourceFilter,
+    Where,
+    WorkspaceOption,
+    command,
+)
+
+
+def add(app: typer.Typer, traces: typer.Typer) -> None:
+    """Put the commands where they belong."""
+    traces.command(
+        "import", epilog="Example: distill traces import r1.jsonl --teacher r1 --prompt question --answer response"
+    )(traces_import)
+    traces.command("export", epilog="Example: distill traces export my_dataset --selection select")(traces_export)
+    app.command("card", epilog="Example: distill card --selection select --output README.md")(card)
+
+
+def traces_import(
+    file: Annotated[
+        Path, typer.Argument(help="A .jsonl, .json, .csv, .tsv or .parquet file, or .gz; one trace a row.")
+    ],
+    teacher: Annotated[str, typer.Option(help="Who wrote the traces: recorded as the model imported:NAME.")],
+    prompt: Annotated[str | None, typer.Option(help="The column of the question.")] = None,
+    answer: Annotated[str | None, typer.Option(help="The column of the response, think tags and all.")] = None,
+    thinking: Annotated[str | None, typer.Option(help="The column of the thinking, if it has its own.")] = None,
+    messages: Annotated[str | None, typer.Option(help="The column of conversations, in place of the three.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The column of the right answer; or several: '{tests: test, entry_point: name}'.")
+    ] = None,
+    reference_pattern: Annotated[str | None, typer.Option(help="Take the last match in it: '#### (.+)'.")] = None,
+    verifier: Annotated[str | None, typer.Option(help="The verifier of these problems; math by default.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the problems.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="What the problems are called; by default the file's name.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many traces only.")] = None,
+    on_bad_row: Annotated[str | None, typer.Option(help="stop (the default) or skip.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Another key of the import stage: key=value. May be repeated.")
+    ] = None,
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    json_: Json = False,
+) -> None:
+    """Take published traces into the store, as the import stage does. Doing it again adds nothing."""
+    asked = {
+        "teacher": teacher, "prompt": prompt, "answer": answer, "thinking": thinking, "messages": messages,
+        "reference": reference, "reference_pattern": reference_pattern, "verifier": verifier, "licence": licence,
+        "source": source, "take": limit, "on_bad_row": on_bad_row,
+    }  # fmt: skip
+    command("dataset", "import_file")(file, pipeline, workspace, asked, set_ or [], json_)
+
+
+def traces_export(
+    target: Annotated[Path, typer.Argument(help="A directory to make (a Hugging Face data set), or a .parquet file.")],
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    selection: Selection = None,
+    outcome: OutcomeFilter = None,
+    source: SourceFilter = None,
+    model: ModelFilter = None,
+    finish: FinishFilter = None,
+    problem: ProblemFilter = None,
+    where: Where = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    json_: Json = False,
+) -> None:
+    """Write traces as conversations, to one Parquet file or to a data set with its card; also while a run goes on."""
+    asked = {
+        "outcome": outcome, "source": source, "model": model, "finish": finish, "problem": problem, "where": where
+    }  # fmt: skip
+    command("dataset", "export")(target, pipeline, workspace, selection, asked, force, json_)
+
+
+def card(
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    selection: Selection = None,
+    outcome: OutcomeFilter = None,
+    source: SourceFilter = None,
+    model: ModelFilter = None,
+    where: Where = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here, not to stdout.")] = None,
+    json_: Json = False,
+) -> None:
+    """Say what the traces of a store are: problems, teacher, sampling, verification, lengths, overlap, price."""
+    asked = {"outcome": outcome, "source": source, "model": model, "where": where}
+    command("dataset", "card")(pipeline, workspace, selection, asked, output, json_)

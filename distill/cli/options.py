@@ -1,0 +1,49 @@
+"""Options that several commands have, and how a command finds its implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DEFAULT_PIPELINE = Path("configs/quickstart.yaml")
+
+PipelineFile = Annotated[
+    Path, typer.Option("--pipeline", "-p", help="The pipeline's YAML file.", envvar="DISTILL_PIPELINE")
+]
+WorkspaceOption = Annotated[
+    Path | None, typer.Option("--workspace", "-w", help="Use this directory, whatever the YAML says.")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: stage.key=value. May be repeated.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many problems of each source and split.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+StageNames = Annotated[
+    list[str] | None, typer.Argument(help="Stages to bring up to date, with all they need; all if none.")
+]
+
+
+def command(module: str, function: str) -> Callable[..., Any]:
+    """The implementation in ``distill.cli.<module>``, imported on use."""
+    implementation: Callable[..., Any] = getattr(import_module(f"distill.cli.{module}"), function)
+    return implementation
+
+
+Selection = Annotated[
+    str | None,
+    typer.Option(
+        "--selection", "--stage", help="The traces of this stage of the pipeline; of a selection, those kept."
+    ),
+]
+OutcomeFilter = Annotated[
+    str | None, typer.Option("--outcome", help="correct, incorrect or unverifiable, by the newest verdict.")
+]
+SourceFilter = Annotated[str | None, typer.Option("--source", help="Problems of this source only.")]
+ModelFilter = Annotated[str | None, typer.Option("--model", help="Models whose identity contains this.")]
+FinishFilter = Annotated[str | None, typer.Option("--finish", help="stop, length, refused or empty.")]
+ProblemFilter = Annotated[str | None, typer.Option("--problem", help="Problems whose name begins like this.")]
+Where = Annotated[
+    str | None, typer.Option("--where", help="A condition in SQL over the view `overview` (docs/store.md).")
+]

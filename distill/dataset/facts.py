@@ -1,0 +1,200 @@
+"""What a data card tells, as plain data, read from the store and the record of its stages; nothing is assumed.
+
+What was not measured is None or empty, and the card says so. Curation's evidence and the bills of endpoints are
+read where the store has them (the tables `curation` and `calls`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill import __version__
+from distill.dataset.choice import Choice, lineage
+from pipeline.errors import InputError
+from pipeline.manifest import Manifest
+
+if TYPE_CHECKING:
+    import duckdb
+
+Facts = dict[str, Any]
+MOST_ROWS = 40
+"""Of a table in the card; what is left out is counted."""
+QUANTILES = {"min": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
+
+
+def gather(connection: duckdb.DuckDBPyConnection, choice: Choice, workspace: Path, pipeline: Path | None) -> Facts:
+    """The facts of the traces in the temporary table ``chosen`` (`distill.dataset.write.choose`)."""
+    chain = lineage(workspace, choice.collection)
+    return {
+        "name": _name(chain, workspace),
+        "distill": __version__,
+        "conditions": choice.words(),
+        "totals": _rows(connection, TOTALS)[0],
+        "problems": _rows(connection, PROBLEMS),
+        "teachers": [row | {"name": _named(row["model"], chain)} for row in _rows(connection, TEACHERS)],
+        "sampling": _rows(connection, SAMPLING),
+        "systems": _rows(connection, SYSTEMS),
+        "example": _example(connection),
+        "verifiers": _rows(connection, VERIFIERS),
+        "funnel": _funnel(connection, choice),
+        "lengths": _lengths(connection),
+        "duplicates": _rows(connection, DUPLICATES)[0],
+        "heldout": _rows(connection, HELDOUT)[0],
+        "overlap": _overlap(connection),
+        "cost": _cost(connection),
+        "stages": [_stage(manifest) for manifest in chain],
+        "software": {name: v for m in chain for name, v in sorted(m.software.items())},
+        "pipeline": _pipeline(pipeline),
+    }
+
+
+TOTALS = """
+    SELECT count(*) AS traces, count(DISTINCT problem_id) AS problems,
+        coalesce(sum(prompt_tokens), 0)::BIGINT AS prompt_tokens,
+        coalesce(sum(thinking_tokens), 0)::BIGINT AS thinking_tokens,
+        coalesce(sum(answer_tokens), 0)::BIGINT AS answer_tokens,
+        count(*) FILTER (engine = 'imported') AS imported
+    FROM chosen
+"""
+PROBLEMS = """
+    SELECT c.source, p.licence, count(DISTINCT c.problem_key) AS problems, count(*) AS traces,
+        min(c.difficulty) AS difficulty_from, max(c.difficulty) AS difficulty_to
+    FROM chosen c LEFT JOIN problems p USING (problem_key) GROUP BY ALL ORDER BY ALL
+"""
+TEACHERS = """
+    SELECT model, engine, count(*) AS traces, sum(thinking_tokens + answer_tokens)::BIGINT AS tokens,
+        count(*) FILTER (finish = 'length') AS truncated
+    FROM chosen GROUP BY ALL ORDER BY traces DESC, model
+"""
+SAMPLING = """
+    SELECT t.temperature, t.top_p, t.top_k, t.max_tokens, count(DISTINCT t.seed) AS seeds, min(t.seed) AS seed_from,
+        max(t.seed) AS seed_to, max(t.sample_index) + 1 AS samples, count(*) AS traces
+    FROM chosen JOIN traces t USING (trace_key) GROUP BY ALL ORDER BY traces DESC, 1, 2, 3, 4
+"""
+SYSTEMS = """
+    SELECT p.system, count(*) AS traces FROM chosen LEFT JOIN problems p USING (problem_key)
+    GROUP BY ALL ORDER BY traces DESC, 1
+"""
+VERIFIERS = """
+    SELECT j.verifier, j.version, j.settings, count(*) FILTER (j.outcome = 'correct') AS correct,
+        count(*) FILTER (j.outcome = 'incorrect') AS incorrect,
+        count(*) FILTER (j.outcome = 'unverifiable') AS unverifiable
+    FROM judgements j SEMI JOIN chosen USING (trace_key) GROUP BY ALL ORDER BY ALL
+"""
+DUPLICATES = """
+    WITH texts AS (SELECT md5(thinking || chr(31) || answer) AS text FROM traces SEMI JOIN chosen USING (trace_key))
+    SELECT (count(*) - count(DISTINCT text))::BIGINT AS same_text FROM texts
+"""
+HELDOUT = """
+    WITH held AS (
+        SELECT DISTINCT p.prompt_key FROM members m JOIN problems p ON p.problem_key = m.row_key
+        WHERE m.label = 'heldout')
+    SELECT (SELECT count(*) FROM held) AS heldout,
+        (SELECT count(DISTINCT p.prompt_key) FROM chosen JOIN problems p USING (problem_key)
+            WHERE p.prompt_key IN (SELECT prompt_key FROM held)) AS shared
+"""
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Any = ()) -> list[dict[str, Any]]:
+    result = connection.execute(sql, parameters)
+    names = [column[0] for column in result.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+
+def _example(connection: duckdb.DuckDBPyConnection) -> str | None:
+    """The prompt of the first trace by key, as the model saw it."""
+    rows = _rows(
+        connection,
+        "SELECT prompt FROM traces WHERE trace_key = (SELECT min(trace_key) FROM chosen)",
+    )
+    return rows[0]["prompt"] if rows else None
+
+
+def _funnel(connection: duckdb.DuckDBPyConnection, choice: Choice) -> list[dict[str, Any]]:
+    """From generated to kept: by reason of rejection where there is a selection, else by the newest verdict."""
+    rows = _rows(
+        connection,
+        "SELECT outcome, sum(traces)::BIGINT AS traces, sum(tokens)::BIGINT AS tokens FROM funnel "
+        "WHERE collection = ? GROUP BY outcome",
+        [choice.collection],
+    )
+    rows.sort(key=lambda row: (row["outcome"] != "kept", -row["traces"], row["outcome"]))
+    return rows or _rows(
+        connection,
+        "SELECT coalesce(outcome, 'not judged') AS outcome, count(*) AS traces, "
+        "sum(thinking_tokens + answer_tokens)::BIGINT AS tokens FROM chosen GROUP BY ALL ORDER BY ALL",
+    )
+
+
+def _lengths(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    points = list(QUANTILES.values())
+    found = []
+    for name in ("prompt_tokens", "thinking_tokens", "answer_tokens"):
+        sql = f"SELECT quantile_disc({name}, {points}) AS at, avg({name}) AS mean FROM chosen"
+        row = _rows(connection, sql)[0]
+        at = row["at"] or [None] * len(points)
+        found.append(
+            {"tokens": name.removesuffix("_tokens"), **dict(zip(QUANTILES, at, strict=True)), "mean": row["mean"]}
+        )
+    return found
+
+
+def _overlap(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]] | None:
+    """What curation has found of overlap with evaluation sets, and how much of it is among the chosen; None where
+    nothing was looked for."""
+    if "curation" not in _tables(connection):
+        return None
+    rows = _rows(
+        connection,
+        "SELECT evaluation, count(DISTINCT problem_key) AS problems, "
+        "count(DISTINCT problem_key) FILTER (problem_key IN (SELECT problem_key FROM chosen)) AS among_these, "
+        "max(share) AS largest_share FROM curation WHERE kind = 'evaluation' GROUP BY ALL ORDER BY ALL",
+    )
+    return rows or None
+
+
+def _cost(connection: duckdb.DuckDBPyConnection) -> dict[str, Any] | None:
+    """What the endpoints billed for the chosen traces and for all calls; None where nothing was billed."""
+    if "calls" not in _tables(connection):
+        return None
+    row = _rows(
+        connection,
+        "SELECT sum(cost)::DOUBLE AS total, "
+        "sum(cost) FILTER (request_key IN (SELECT trace_key FROM chosen))::DOUBLE AS chosen FROM calls",
+    )[0]
+    return row if row["total"] else None
+
+
+def _tables(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    return {row["table_name"] for row in _rows(connection, "SELECT table_name FROM duckdb_tables()")}
+
+
+def _named(model: str, chain: list[Manifest]) -> str | None:
+    """What the pipeline called a model whose identity is a hash: the teacher of the stage that generated, if
+    there is just one such stage."""
+    teachers = {m.identity.settings.get("teacher") for m in chain if m.identity.kind == "generate"}
+    return next(iter(teachers)) if len(teachers) == 1 and not model.startswith("imported:") else None
+
+
+def _name(chain: list[Manifest], workspace: Path) -> str:
+    return f"{workspace.resolve().name}, stage {chain[-1].stage}" if chain else workspace.resolve().name
+
+
+def _stage(manifest: Manifest) -> dict[str, Any]:
+    identity = manifest.identity
+    settings: Mapping[str, Any] = {k: v for k, v in identity.settings.items() if v is not None}
+    return {
+        "stage": manifest.stage, "kind": identity.kind, "version": identity.version,
+        "fingerprint": manifest.fingerprint, "settings": settings, "files": dict(identity.files),
+    }  # fmt: skip
+
+
+def _pipeline(path: Path | None) -> dict[str, str] | None:
+    if path is None or not path.is_file():
+        return None
+    try:
+        return {"name": path.name, "text": path.read_text(encoding="utf-8")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None

@@ -1,0 +1,46 @@
+"""export: write a selection as a data set for others, with its card; `distill.dataset` knows how."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from distill.dataset import write
+from distill.dataset.choice import Choice
+from distill.stages.common import store_of
+from pipeline.stage import Context, Forecast, Input, Output, Settings, Stage
+
+
+class ExportSettings(Settings):
+    traces: Annotated[str, Input(accepts=("selection", "verdicts", "traces"))]
+    """Of a selection, what it kept."""
+    outcome: Literal["correct", "incorrect", "unverifiable"] | None = None
+    """By the newest verdict of each trace."""
+    where: str | None = None
+    """A condition in SQL over the view `overview`."""
+
+
+def run(context: Context, settings: ExportSettings) -> Output:
+    choice = Choice(context.inputs[settings.traces].digest, settings.outcome, where=settings.where, rollouts=True)
+    built = context.work / "artifact"
+    shutil.rmtree(built, ignore_errors=True)
+    with store_of(context).snapshot() as still:
+        rows = write.build(still, choice, built, context.workspace)
+    context.progress(rows, rows)
+    return Output(context.publish(built), {"traces": rows})
+
+
+def forecast(context: Context, settings: ExportSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
+    found = expected.get(settings.traces, {})
+    return Forecast("traces", found.get("kept", found.get("traces", found.get("members"))))
+
+
+STAGE = Stage(
+    kind="export",
+    about="write traces as a data set for others, with its card",
+    settings=ExportSettings,
+    produces="dataset",
+    run=run,
+    forecast=forecast,
+)

@@ -1,0 +1,221 @@
+"""Traces lie in the journal's files alone: none is lost, doubled or changed, whatever happens to the database."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.store import Store, filed, schema, shards
+from pipeline.errors import InputError
+
+
+def rows(*keys: str, text: str = "so {} it is") -> list[dict[str, Any]]:
+    return [{"trace_key": key, "prompt_key": "p", "thinking": text.format(key), "token_ids": [1, 2]} for key in keys]
+
+
+def texts(store: Store) -> dict[str, str]:
+    found = store.rows("SELECT trace_key, thinking FROM traces")
+    assert len({row["trace_key"] for row in found}) == len(found), "a trace is there twice"
+    return {row["trace_key"]: row["thinking"] for row in found}
+
+
+def files(store: Store) -> list[str]:
+    return sorted(path.name for path in (store.journal / "traces").glob("*.parquet"))
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are large, and many, soon."""
+    monkeypatch.setattr(filed, "LARGE", 3)
+    monkeypatch.setattr(filed, "MANY", 3)
+    monkeypatch.setattr(filed, "GROUP", 5)
+
+
+batch = st.lists(st.sampled_from("abcdefghij"), max_size=6).map(lambda keys: ("append", keys))
+steps = st.lists(
+    batch | st.sampled_from(["ingest", "mend", "lose", "save", "put back"]).map(lambda s: (s, [])), max_size=14
+)
+
+
+@pytest.mark.usefixtures("small")
+@settings(max_examples=12, deadline=None)
+@given(steps=steps)
+def test_the_traces_are_those_that_were_appended_first(
+    steps: list[tuple[str, list[str]]], tmp_path_factory: Any
+) -> None:
+    store = Store(tmp_path_factory.mktemp("store"))
+    saved, expected = store.path.parent / "saved", {}
+    for number, (step, keys) in enumerate(steps):
+        if step == "append":
+            store.append("traces", rows(*keys, text=f"{{}} of batch {number}"))
+            for key in keys:
+                expected.setdefault(key, f"{key} of batch {number}")
+        elif step == "lose":
+            store.path.unlink(missing_ok=True)
+        elif step == "save" and store.path.exists():
+            shutil.copy(store.path, saved)
+        elif step == "put back" and saved.exists():
+            shutil.copy(saved, store.path)
+            store.mend()  # as every run begins
+        elif step in ("ingest", "mend"):
+            getattr(store, step)()
+    store.ingest()
+    store.mend()
+    assert texts(store) == expected
+    assert not shards.pending(store.shards, "traces")
+    assert sum(shards.count(p) for p in shards.pending(store.journal, "traces")) == len(expected)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from distill.store import Store, filed
+filed.LARGE, filed.MANY = 3, 3
+store = Store(Path(sys.argv[1]))
+for n in range(10_000):
+    store.append("traces", [{"trace_key": f"{n}-{i}", "thinking": f"{n}-{i} " * 50} for i in range(1 + n % 4)])
+    print(n, flush=True)
+    store.ingest()
+"""
+
+
+@pytest.mark.usefixtures("small")
+def test_a_killed_writer_loses_no_trace_and_doubles_none(tmp_path: Path) -> None:
+    for attempt in range(2):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout
+        said = [writer.stdout.readline() for _ in range(6 + 5 * attempt)]
+        writer.send_signal(signal.SIGKILL)
+        last = int(((writer.communicate()[0]).splitlines() or said)[-1])
+        store = Store(tmp_path)
+        store.mend()
+        store.ingest()
+        found = texts(store)
+        assert {f"{n}-{i}" for n in range(last + 1) for i in range(1 + n % 4)} <= set(found)
+        assert all(text == f"{key} " * 50 for key, text in found.items())
+
+
+@pytest.mark.usefixtures("small")
+def test_small_files_are_merged_and_large_ones_left_as_they_are(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append("traces", rows(*"abc"))
+    (large,) = shards.pending(store.shards, "traces")
+    store.ingest()
+    assert files(store) == [large.name]
+    for key in "defghijkl":
+        store.append("traces", rows(key))
+        store.ingest()
+        assert len(files(store)) <= 1 + 3 + 2
+    assert large.name in files(store)
+    assert set(texts(store)) == set("abcdefghijkl")
+
+
+@pytest.mark.parametrize("damage", ["taken away", "cut short"])
+def test_a_file_of_the_journal_that_is_gone_is_told_and_made_again(damage: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    store = Store(tmp_path, said.append)
+    for keys in ("ab", "c"):
+        store.append("traces", rows(*keys))
+        store.ingest()
+    lost = store.journal / "traces" / files(store)[0]
+    if damage == "taken away":
+        lost.unlink()
+    else:
+        os.truncate(lost, lost.stat().st_size // 2)
+    with pytest.raises(InputError, match=r"damaged: .*the next `distill run` remakes it"):
+        texts(store)
+    store.mend()
+    assert "2 traces are gone with files that were taken away or cut short" in said[-1]
+    assert texts(store) == {"c": "so c it is"}
+    store.append("traces", rows("a"))
+    store.ingest()
+    assert set(texts(store)) == {"a", "c"}
+
+
+def test_a_store_of_an_older_distill_keeps_its_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the rows lay in the database, and in the journal; even those that the journal lacks are kept."""
+    store = Store(tmp_path)
+    store.append("traces", rows("a", "b"))
+    (shard,) = shards.pending(store.shards, "traces")
+    shards.move(shard, store.journal / "traces" / shard.name)
+    with monkeypatch.context() as older:
+        older.setattr(
+            schema, "names", lambda: [n for n in sorted(p.stem for p in schema.MIGRATIONS.glob("*.sql")) if n < "0008"]
+        )
+        with duckdb.connect(str(store.path)) as connection:
+            schema.migrate(connection)
+            connection.execute(
+                "INSERT INTO traces BY NAME SELECT * FROM read_parquet(?)", [str(store.journal / "traces" / shard.name)]
+            )
+            connection.execute("INSERT INTO traces (trace_key, thinking) VALUES ('c', 'so c it is')")
+            connection.execute("INSERT INTO ingested VALUES ('traces', ?, 2)", [shard.name])
+    assert set(texts(store)) == {"a", "b", "c"}  # read, before any run, as it is
+    store.mend()
+    assert texts(store) == {key: f"so {key} it is" for key in "abc"}
+    assert store.rows("SELECT count(*) AS n FROM trace_columns") == [{"n": 0}]
+    assert Store(tmp_path).ingest() == {}
+
+
+def test_a_workspace_may_be_moved(tmp_path: Path) -> None:
+    store = Store(tmp_path / "here, [1] it's")
+    store.append("traces", rows("a"))
+    store.ingest()
+    store.path.parent.rename(tmp_path / "there")
+    assert set(texts(Store(tmp_path / "there"))) == {"a"}
+
+
+READER = """
+import sys
+from pathlib import Path
+from distill.store import Store
+with Store(Path(sys.argv[1])).snapshot() as still:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(*sorted(row["thinking"] for row in still.rows("SELECT thinking FROM traces")), sep=";", flush=True)
+"""
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    store = Store(tmp_path)
+    store.append("traces", rows("a"))
+    store.ingest()
+    command = [sys.executable, "-c", READER, str(tmp_path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_snapshot_keeps_nobody_from_writing_and_stands_still(tmp_path: Path, reader: subprocess.Popen[str]) -> None:
+    store = Store(tmp_path)
+    store.append("traces", rows("b"))
+    assert store.ingest(patience=0.0) == {"traces": 1}
+    (store.journal / "traces" / files(store)[0]).unlink()
+    assert reader.communicate("go\n")[0] == "so a it is\n"
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_killed_snapshot_is_swept_and_a_living_one_left(tmp_path: Path, reader: subprocess.Popen[str]) -> None:
+    from pipeline.workspace import Workspace
+
+    (directory,) = tmp_path.glob(".tmp-snapshot-*")
+    os.utime(directory, (0, 0))
+    Workspace(tmp_path).sweep()
+    assert directory.exists()
+    reader.kill()
+    reader.communicate()
+    Workspace(tmp_path).sweep()
+    assert not directory.exists()
