@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from distill import keys
@@ -64,7 +65,7 @@ def make_traces(
     with closing(open_engine()) as engine:
         requests = (Request(wish.key, wish.problem.messages, wish.sampling) for wish in missing.values())
         writer = _Writer(store)
-        done, tokens, cost, begun = len(present), 0, 0.0, time.monotonic()
+        done, tokens, cost, begun = len(present), 0, Decimal(0), time.monotonic()
         figures: dict[str, Any] = {"model": label} if label else {}
 
         def stopping() -> bool:  # asked every second or so, also while no sample ends
@@ -82,7 +83,8 @@ def make_traces(
                 done, tokens, cost = done + 1, tokens + trace.tokens, cost + completion.cost
                 rate = tokens / max(time.monotonic() - begun, 1e-9)
                 if cost:
-                    figures["cost"] = round(cost, 4)
+                    left = cost * (len(by_key) - done) / (done - len(present))
+                    figures |= {"cost": float(round(cost, 4)), "cost_left": float(round(left, 4))}
                 context.progress(done, len(by_key), **figures, tokens=tokens, tokens_per_second=round(rate))
         except PromptTooLong as error:
             raise InputError(f"problem {missing[error.key].problem.name}: {error}") from None

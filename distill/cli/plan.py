@@ -30,6 +30,19 @@ def plan(
     print(f"\n{len(plans) - len(to_run)} cached, {len(to_run)} to run in {spec.workspace}" + _total(to_run))
 
 
+FORESEEN = {
+    "tokens": "about {} tokens",
+    "max_tokens": "at most {} tokens",
+    "cost": "about {} to pay",
+    "max_cost": "at most {} to pay",
+    "max_output_cost": "at most {} to pay for responses",
+    "cap_leaves": "the cap leaves {}",
+    "cap_leaves_tokens": "the cap leaves {} tokens",
+    "seconds": "about {}",
+}
+"""Figures of a forecast, in the order in which they are told."""
+
+
 def _row(item: StagePlan) -> dict[str, str]:
     return {
         "stage": item.spec.name,
@@ -47,13 +60,10 @@ def _work(item: StagePlan) -> str:
         return ""
     left = forecast.total - forecast.done
     text = f"{left:,} {forecast.unit}" if not forecast.done else f"{left:,} of {forecast.total:,} {forecast.unit} left"
-    extra = {"max_tokens": "at most {} tokens", "max_cost": "at most {} to pay"}
-    return ", ".join(
-        [
-            text,
-            *(words.format(number(forecast.figures[k])) for k, words in extra.items() if k in forecast.figures),
-        ]
-    )
+    known = {name: number(value) for name, value in forecast.figures.items()}
+    if "seconds" in forecast.figures:
+        known["seconds"] = duration(forecast.figures["seconds"])
+    return ", ".join([text, *(words.format(known[name]) for name, words in FORESEEN.items() if name in known)])
 
 
 def _total(items: Sequence[StagePlan]) -> str:

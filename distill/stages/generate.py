@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill import engines
-from distill.engines.options import EngineOptions, SamplingSettings, TransformersOptions, check_model
+from distill import engines, forecasts
+from distill.engines.options import EngineOptions, OpenAIOptions, SamplingSettings, TransformersOptions, check_model
 from distill.generation import make_traces, wanted
 from distill.modelspec import StageOrName
+from distill.spending import Spending, spent_on
 from distill.stages.common import members_present, store_of
 from distill.store.records import problems, record_members
+from distill.types import Request
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Output, Settings, Stage
@@ -41,7 +43,7 @@ def run(context: Context, settings: GenerateSettings) -> Output:
     sampling = settings.sampling.sampling(settings.seed)
     tasks = problems(store, context.inputs[settings.problems].digest, settings.split)
     wishes = wanted(tasks, model.identity, sampling, settings.samples)
-    open_engine = partial(engines.open_engine, settings.engine, model, context.note)
+    open_engine = partial(engines.open_engine, settings.engine, model, context.note, Spending(store, context.name))
     make_traces(store, wishes, open_engine, context)
     digest = record_members(store, [(wish.problem_key, wish.key) for wish in wishes])
     return Output(digest, {"members": len(wishes), **_totals(context, digest)})
@@ -54,11 +56,13 @@ def _totals(context: Context, collection: str) -> dict[str, Any]:
         "count(*) FILTER (finish = 'length') AS truncated "
         "FROM traces SEMI JOIN (SELECT row_key AS trace_key FROM members WHERE collection = ?) USING (trace_key)"
     )
-    return store_of(context).rows(sql, [collection])[0]
+    store = store_of(context)
+    return {**store.rows(sql, [collection])[0], **spent_on(store, collection)}
 
 
 def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
     upstream = context.inputs.get(settings.problems)
+    missing: list[Request] | None = None
     if upstream is None:
         count = expected.get(settings.problems, {}).get(settings.split)
         total, done = (None if count is None else count * settings.samples), 0
@@ -67,15 +71,30 @@ def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str
         model = engines.model_of(settings.teacher, settings.engine, context)
         tasks = problems(store, upstream.digest, settings.split)
         sampling = settings.sampling.sampling(settings.seed)
-        keys = {wish.key for wish in wanted(tasks, model.identity, sampling, settings.samples)}
-        total, done = len(keys), len(store.present("traces", keys))
+        by_key = {wish.key: wish for wish in wanted(tasks, model.identity, sampling, settings.samples)}
+        present = store.present("traces", by_key)
+        missing = [Request(key, w.problem.messages, sampling) for key, w in by_key.items() if key not in present]
+        total, done = len(by_key), len(present)
     figures: dict[str, Any] = {}
     if total is not None:
         calls = total - done
         figures = {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens}
-        if cost := engines.max_cost(settings.engine, figures["max_tokens"]):
-            figures["max_cost"] = cost
+        if isinstance(settings.engine, OpenAIOptions):
+            figures |= _foreseen(context, settings, settings.engine, calls, missing)
     return Forecast("traces", total, done, figures)
+
+
+def _foreseen(
+    context: Context, settings: GenerateSettings, options: OpenAIOptions, calls: int, missing: list[Request] | None
+) -> dict[str, Any]:
+    """What the calls to an endpoint will take; ``missing`` None while the problems are not there yet."""
+    store, model = store_of(context), engines.model_of(settings.teacher, options, context)
+    if missing is None:
+        most = forecasts.bound_of_responses(options, calls * settings.sampling.max_tokens)
+    else:
+        most = forecasts.bound(options, missing)
+    expected = forecasts.expected(options, store, context.name, model.identity, calls)
+    return {**most, **expected, **forecasts.left_of_cap(options, store, context.name)}
 
 
 def dependencies(settings: GenerateSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:

@@ -26,6 +26,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "members": ("collection", "position"),
     "rollouts": ("trace_key",),
     "metrics": ("run", "step", "name"),
+    "calls": ("call_id",),
 }
 """What identifies a row of each table: a row whose key is there already is not ingested again."""
 
