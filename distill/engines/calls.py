@@ -39,6 +39,8 @@ UNASKED_SECONDS = 7 * 24 * 3600.0
 PART = "\n"
 """Between a request's key and the number of the part of its response that a call makes."""
 
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+
 CallRow = dict[str, Any]
 Keep = Callable[[Sequence[CallRow]], None]
 Known = Callable[[Sequence[str]], Set[str]]
@@ -197,7 +199,7 @@ class CallLog:
 
     def _write(self, segment: _Segment, line: list[Any]) -> None:
         with disk_errors(segment.path):
-            segment.size += os.write(segment.file, f"{json.dumps(line, separators=(',', ':'))}\n".encode())
+            segment.size += os.write(segment.file, f"{_ENCODE(line)}\n".encode())
 
     def _sync(self, segment: _Segment) -> None:
         if time.monotonic() - self._synced > SYNC_SECONDS:

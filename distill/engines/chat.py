@@ -171,7 +171,9 @@ def _given_tokens(request: Request, parts: Sequence[tuple[str, Reply]]) -> tuple
     given = inside = 0
     made = ""
     for begun, reply in parts:
-        piece = begun[len(made) :]
+        if not (piece := begun[len(made) :]):
+            made = joined(begun, reply) if len(parts) > 1 else ""
+            continue
         said = split_thinking(piece, opened=bool(made) and is_open(made))
         tokens = estimate_tokens(piece)
         given += tokens

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from distill.engines import chat, pacing
 from distill.engines.chat import Reply
@@ -28,12 +29,22 @@ from distill.types import Request
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx2
 
 PASSING = {408, 409, 425, 429}
 """Statuses below 500 after which the same call may well succeed."""
 TOO_MUCH = {429, 503, 529}
 CONNECT_SECONDS = 30.0
+KEPT_OPEN_SECONDS = 3.0
+"""Servers close idle connections after five seconds and more: a call must not be sent into a closing one."""
+HEADERS = {
+    "User-Agent": "distill",
+    "Content-Type": "application/json",
+    "Accept": "application/json, text/event-stream",
+    "Accept-Encoding": "identity",
+}
 LARGEST_REPLY = 2**28
 SECRET_LENGTH = 8
 """Shorter keys (``none``, ``EMPTY``) are stand-ins for local servers, and words that answers may hold."""
@@ -85,41 +96,53 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for an address, if any."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    named = getproxies()
+    return named.get(parts.scheme) or named.get("all")
+
+
 class Endpoint:
     """The model called ``model`` at ``options.base_url``."""
 
     def __init__(self, model: str, options: OpenAIOptions, key: str) -> None:
+        import httpx2
+
         self.url = f"{options.base_url}/chat/completions"
         self._model, self._options, self._key = model, options, key
         self._dialect, self._prices = DIALECTS[options.dialect], Prices.of(options)
         host = urlsplit(options.base_url).hostname or ""
-        self._local = is_loopback(host)
+        self._place = httpx2.URL(self.url)
+        self._headers = httpx2.Headers(HEADERS | ({"Authorization": f"Bearer {key}"} if key else {}))
+        self._proxy = None if is_loopback(host) else _proxy_for(options.base_url)
+        self._trust: ssl.SSLContext | None = None  # takes long to make
         # OpenAI's own newer models take the limit under this name only; everybody else knows the old one.
         self._limit_field = "max_completion_tokens" if host == "api.openai.com" else "max_tokens"
 
-    def client(self) -> httpx2.AsyncClient:
+    def line(self) -> httpx2.AsyncHTTPTransport:
+        """For one caller: a pool looks through all of its connections for each call, so each has one of its own.
+        A transport and no client: cookies and redirects are nothing for an endpoint, and cost a third of a call."""
         import httpx2
 
-        options = self._options
-        headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
-        return httpx2.AsyncClient(
-            headers=headers | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
-            timeout=httpx2.Timeout(options.timeout, connect=min(CONNECT_SECONDS, options.timeout), pool=None),
-            limits=httpx2.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency),
-            trust_env=not self._local,  # no proxy to one's own machine
-        )
+        self._trust = self._trust or httpx2.create_ssl_context()
+        limits = httpx2.Limits(max_connections=1, keepalive_expiry=KEPT_OPEN_SECONDS)
+        return httpx2.AsyncHTTPTransport(verify=self._trust, limits=limits, proxy=self._proxy)
 
-    async def call(self, client: httpx2.AsyncClient, request: Request, progress: Progress) -> Reply:
+    async def call(self, line: httpx2.AsyncHTTPTransport, request: Request, progress: Progress) -> Reply:
         """Ask once. `TryAgain` for what may pass, `InputError` for what will not."""
         import httpx2
 
         begun, options = time.monotonic(), self._options
         try:
-            async with (
-                asyncio.timeout(options.longest_call),
-                client.stream("POST", self.url, content=self._body(request)) as response,
-            ):
-                data = await self._read(response, progress, begun)
+            async with asyncio.timeout(options.longest_call):
+                response = await line.handle_async_request(self._posted(request))
+                try:
+                    data = await self._read(response, progress, begun)
+                finally:
+                    await response.aclose()
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise TryAgain(f"cannot be reached ({self._clean(error)})") from None
         except httpx2.TimeoutException:
@@ -147,20 +170,27 @@ class Endpoint:
             return most
         return self._prices.bill(most.prompt_tokens, min(progress.received, most.tokens))
 
-    def _body(self, request: Request) -> bytes:
+    def _posted(self, request: Request) -> httpx2.Request:
+        import httpx2
+
         options = self._options
         body = chat.body(request, self._model, self._dialect, self._limit_field, options.extra_body)
         if options.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return json.dumps(body).encode()
+        silence, connect = options.timeout, min(CONNECT_SECONDS, options.timeout)
+        return httpx2.Request(
+            "POST", self._place, headers=self._headers, content=json.dumps(body).encode(),
+            extensions={"timeout": {"connect": connect, "read": silence, "write": silence, "pool": None}},
+        )  # fmt: skip
 
     async def _read(self, response: httpx2.Response, progress: Progress, begun: float) -> Any:
         """The reply as parsed JSON, however it comes; the text of one that is an error."""
         streamed = response.status_code == 200 and response.headers.get("content-type", "").startswith(
             "text/event-stream"
         )
+        encoded = "content-encoding" in response.headers  # although we asked for none
         stream, pieces, size = Stream(), [], 0
-        async for piece in response.aiter_bytes():
+        async for piece in response.aiter_bytes() if encoded else response.aiter_raw():
             size += len(piece)
             if size > LARGEST_REPLY:
                 raise chat.Malformed(f"the reply is longer than {LARGEST_REPLY} bytes")

@@ -129,40 +129,41 @@ class OpenAIEngine:
     async def _drive(self, requests: Iterator[Request], results: Results) -> None:
         """Keep the calls going until requests or a failure end them; None in ``results`` is the end."""
         try:
-            async with self._endpoint.client() as client, asyncio.TaskGroup() as group:
+            async with asyncio.TaskGroup() as group:
                 for _ in range(self._options.concurrency):
-                    group.create_task(self._work(client, requests, results))
+                    group.create_task(self._work(requests, results))
         finally:
             results.put(None)
         if self._failure:
             raise self._failure
 
-    async def _work(self, client: httpx2.AsyncClient, requests: Iterator[Request], results: Results) -> None:
+    async def _work(self, requests: Iterator[Request], results: Results) -> None:
         """One of the ``concurrency`` callers: request after request from the shared supply."""
         try:
-            while self._failure is None and (request := next(requests, None)) is not None:
-                check_request(request, self._options)
-                results.put(await self._respond(client, request))
+            async with self._endpoint.line() as line:
+                while self._failure is None and (request := next(requests, None)) is not None:
+                    check_request(request, self._options)
+                    results.put(await self._respond(line, request))
         except Ended:
             pass
         except Exception as error:
             self._failure = self._failure or error
 
-    async def _respond(self, client: httpx2.AsyncClient, request: Request) -> Completion:
+    async def _respond(self, line: httpx2.AsyncHTTPTransport, request: Request) -> Completion:
         """The response to a request: one call, or two where its thinking has to be closed by us."""
         plan = request
         if request.budget and request.budget.most is not None and not DIALECTS[self._options.dialect].budget:
             plan = _thinking_part(request)
-        reply = await self._part(client, plan, 0)
+        reply = await self._part(line, plan, 0)
         parts = [(plan.prefix, reply)]
         if (rest := _rest(request, plan, reply)) is not None:
-            parts.append((rest.prefix, await self._part(client, rest, 1)))
+            parts.append((rest.prefix, await self._part(line, rest, 1)))
         if not self._estimating and chat.estimates_thinking(reply):
             self._estimating = True
             self._note(f"{self.url}: tells no count of thinking tokens; they are estimated from the text's length")
         return chat.completion(request, parts)
 
-    async def _part(self, client: httpx2.AsyncClient, request: Request, part: int) -> Reply:
+    async def _part(self, line: httpx2.AsyncHTTPTransport, request: Request, part: int) -> Reply:
         """Try until there is a reply. One that an earlier run paid for is taken as it is."""
         key, attempt = part_key(request.key, part), 0
         if paid := self._calls.replies.pop(key, None):
@@ -170,7 +171,7 @@ class OpenAIEngine:
         while True:
             answers = self._answers
             try:
-                return await self._try(client, request, key)
+                return await self._try(line, request, key)
             except TryAgain as problem:
                 last = problem
             if self._failure:
@@ -192,7 +193,7 @@ class OpenAIEngine:
             self._pace.hold(wait)
         return pacing.pause(request.key, max(attempt - 1, 0), wait)
 
-    async def _try(self, client: httpx2.AsyncClient, request: Request, key: str) -> Reply:
+    async def _try(self, line: httpx2.AsyncHTTPTransport, request: Request, key: str) -> Reply:
         """One call, when there is a place, a turn and money for it, and with its bill kept whatever happens."""
         most = self._endpoint.most(request)
         entered = await self._concurrency.enter()
@@ -207,7 +208,7 @@ class OpenAIEngine:
                     raise Ended
                 call, progress = self._calls.begin(key, most), Progress()
                 try:
-                    reply = await self._call(client, request, call, progress)
+                    reply = await self._call(line, request, call, progress)
                 finally:
                     bill = call.bill
                 self._usual.add(bill.total_tokens)
@@ -224,11 +225,11 @@ class OpenAIEngine:
         finally:
             self._concurrency.leave(entered, too_much=too_much, pace=pace, seconds=seconds)
 
-    async def _call(self, client: httpx2.AsyncClient, request: Request, call: Call, progress: Progress) -> Reply:
+    async def _call(self, line: httpx2.AsyncHTTPTransport, request: Request, call: Call, progress: Progress) -> Reply:
         """Make the call and put down what came of it before anybody is told."""
         begun = time.monotonic()
         try:
-            reply = await self._endpoint.call(client, request, progress)
+            reply = await self._endpoint.call(line, request, progress)
         except TryAgain as problem:
             bill = self._endpoint.most(request) if problem.billed else NOTHING
             self._calls.end(call, Outcome.LOST, bill, time.monotonic() - begun)

@@ -6,12 +6,11 @@ of the event stream format that chat endpoints do not use (event names, ids, sev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from distill.engines import chat
 
-TEXTS = ("content", "reasoning", "reasoning_content", "refusal")
+TEXTS = {"content", "reasoning", "reasoning_content", "refusal"}
 DATA = b"data:"
 END = b"[DONE]"
 
@@ -49,23 +48,23 @@ class Stream:
         return {**self._data, "choices": [{"message": message, "finish_reason": self._reason}]}
 
     def _event(self, event: Any) -> None:
-        if not isinstance(event, Mapping):
+        if not isinstance(event, dict):
             raise chat.Malformed("a piece of the stream is not a JSON object")
         for name in ("error", "usage"):
             if event.get(name):
                 self._data[name] = event[name]
         choices = event.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
-        if not isinstance(choice, Mapping):
+        if not isinstance(choice, dict):
             return
         self._begun = True
         self._reason = choice.get("finish_reason") or self._reason
         delta = choice.get("delta")
-        if not isinstance(delta, Mapping):
+        if not isinstance(delta, dict):
             return
-        for name in TEXTS:
-            if text := delta.get(name):
+        for name, text in delta.items():
+            if name in TEXTS and text:
                 if not isinstance(text, str):
                     raise chat.Malformed(f"the reply's {name} is not text")
-                self.received += len(text.encode(errors="replace"))
+                self.received += len(text) if text.isascii() else len(text.encode(errors="replace"))
                 self._texts.setdefault(name, []).append(text)
