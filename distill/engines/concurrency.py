@@ -51,14 +51,14 @@ class Concurrency:
 
     def leave(self, entered: int, *, too_much: bool = False, pace: float | None = None, seconds: float = 0.0) -> None:
         """A call is over. ``pace`` is how slow it was, in a unit of the caller's, where it went well."""
-        full = self._calls >= int(self.limit)
+        used = 2 * self._calls >= int(self.limit)  # of places that nobody wants nothing is known
         self._calls -= 1
         if too_much:
             if entered == self._round:
                 self.limit, self._round, self._starting = max(self.limit / 2, 1.0), self._round + 1, False
         elif pace is not None:
             queued = self._is_queued(pace, seconds)
-            if full and not queued:
+            if used and not queued:
                 self.limit = min(self.limit + (1.0 if self._starting else 1.0 / self.limit), float(self._most))
         self._let_in()
 

@@ -52,8 +52,14 @@ OURS = {"model", "messages", "stream", "stream_options", "max_tokens", "max_comp
 
 def check_options(options: OpenAIOptions) -> None:
     """`InputError` for an ``extra_body`` that says what another setting says."""
-    budget = DIALECTS[options.dialect].budget
-    if taken := sorted((OURS | set(budget[:1])) & options.extra_body.keys()):
+    taken = sorted(OURS & options.extra_body.keys())
+    budget, said = DIALECTS[options.dialect].budget, options.extra_body
+    for name in budget[:-1]:
+        inner = said.get(name)
+        said = inner if isinstance(inner, dict) else {}
+    if budget and budget[-1] in said:
+        taken.append(".".join(budget))
+    if taken:
         raise InputError(f"extra_body: {taken[0]} is decided by another setting; leave it out here")
 
 

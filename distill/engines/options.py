@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -37,7 +37,12 @@ class VllmOptions(Settings):
 
 def _exact(value: Any) -> Any:
     """The decimal as it stands in the YAML: 0.1 and not the binary fraction next to it."""
-    return Decimal(str(value)) if isinstance(value, int | float | str) and not isinstance(value, bool) else value
+    if not isinstance(value, int | float | str) or isinstance(value, bool):
+        return value
+    try:
+        return Decimal(str(value))
+    except InvalidOperation:
+        raise ValueError(f"{value!r} is no number") from None
 
 
 def _fine(price: Decimal) -> Decimal:

@@ -28,7 +28,8 @@ class Stream:
 
     def feed(self, piece: bytes) -> None:
         """`chat.Malformed` for an event that is not a piece of a chat completion."""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
+        lines = (self._rest + piece).split(b"\n") if self._rest else piece.split(b"\n")
+        self._rest = lines.pop()
         for line in lines:
             if not line.startswith(DATA):
                 continue
