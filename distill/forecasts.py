@@ -62,13 +62,13 @@ def left_of_cap(options: OpenAIOptions, store: Store, account: str) -> dict[str,
 def _usual_call(store: Store, account: str, model: str) -> tuple[Bill, float] | None:
     """What an answered call to the model took on average (tokens rounded up), and its seconds; those of this account
     where there are any, for others may ask other things."""
-    if not store.path.exists():
+    if not spending.any_calls(store):
         return None
     rows = store.rows(
-        "SELECT ceil(avg(prompt_tokens))::INTEGER AS prompt, ceil(avg(cached_tokens))::INTEGER AS cached, "
-        "ceil(avg(tokens))::INTEGER AS tokens, avg(seconds) AS seconds FROM calls "
-        "WHERE model = ? AND outcome = 'answered' GROUP BY account = ? ORDER BY account = ? DESC LIMIT 1",
-        [model, account, account],
+        "SELECT account = ? AS own, ceil(avg(prompt_tokens))::INTEGER AS prompt, "
+        "ceil(avg(cached_tokens))::INTEGER AS cached, ceil(avg(tokens))::INTEGER AS tokens, avg(seconds) AS seconds FROM calls "
+        "WHERE model = ? AND outcome = 'answered' GROUP BY own ORDER BY own DESC LIMIT 1",
+        [account, model],
     )
     if not rows:
         return None

@@ -45,9 +45,15 @@ class Spending:
         return log
 
 
+def any_calls(store: Store) -> bool:
+    """Whether the store knows of calls at all: that of an older distill is read, by `distill plan`, as it is."""
+    sql = "SELECT table_name FROM duckdb_tables() WHERE table_name = 'calls'"
+    return store.path.exists() and bool(store.rows(sql))
+
+
 def spent(store: Store, account: str) -> Bill:
     """What the account's calls took that are in the store."""
-    if not store.path.exists():
+    if not any_calls(store):
         return Bill()
     row = store.rows(
         "SELECT coalesce(sum(prompt_tokens), 0)::BIGINT, coalesce(sum(cached_tokens), 0)::BIGINT, "

@@ -239,7 +239,7 @@ def test_extra_fields_are_sent_and_are_part_of_what_a_trace_is(server: Server) -
     assert other.startswith("http://h/v1#m+extra_body=") and "high" in other
     speed = OpenAIOptions(base_url="http://h/v1", dialect="vllm", stream=False, max_total_tokens=9, tokens_per_minute=9)
     assert engines.model_of("m", speed, context).identity == "http://h/v1#m"
-    with pytest.raises(InputError, match="extra_body: reasoning.max_tokens"):
+    with pytest.raises(InputError, match=r"extra_body: reasoning\.max_tokens"):
         sample(server, request("q"), dialect="openrouter", extra_body={"reasoning": {"max_tokens": 1}})
     for taken in ("temperature", "stream", "messages"):
         with pytest.raises(InputError, match=f"extra_body: {taken}"):
