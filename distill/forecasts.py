@@ -66,8 +66,9 @@ def _usual_call(store: Store, account: str, model: str) -> tuple[Bill, float] | 
         return None
     rows = store.rows(
         "SELECT account = ? AS own, ceil(avg(prompt_tokens))::INTEGER AS prompt, "
-        "ceil(avg(cached_tokens))::INTEGER AS cached, ceil(avg(tokens))::INTEGER AS tokens, avg(seconds) AS seconds FROM calls "
-        "WHERE model = ? AND outcome = 'answered' GROUP BY own ORDER BY own DESC LIMIT 1",
+        "ceil(avg(cached_tokens))::INTEGER AS cached, ceil(avg(tokens))::INTEGER AS tokens, "
+        "avg(seconds) AS seconds FROM calls WHERE model = ? AND outcome = 'answered' "
+        "GROUP BY own ORDER BY own DESC LIMIT 1",
         [account, model],
     )
     if not rows:
