@@ -17,7 +17,8 @@ and further what the evaluate stage says of it (``greedy``, ``truncated``, ``by_
     models    the labels, in the order of the evaluate stage
     sampling  how they were sampled
     paired    differences on the same problems: along the story, and controls against its first student
-    funnel    from generated to kept, by reason of rejection; null without a selection
+    funnel    from generated to kept, by reason of rejection, with the ``cost`` where an endpoint was paid;
+              null without a selection
     curves    by training stage and metric: [step, value], thinned to `CURVE_POINTS` means of bins
     lengths   histograms of tokens per answer: bin ``edges``, counts of right and other ones
     examples  problems with the answers of the student before, between and after
@@ -42,6 +43,7 @@ from typing import Any
 
 from distill import modelspec
 from distill.report import examples, words
+from distill.spending import spent_on
 from distill.statistics import paired_difference
 from distill.store import Store
 from pipeline.errors import InputError
@@ -210,7 +212,16 @@ def _funnel(store: Store, selection: str) -> dict[str, Any]:
         "tokens": sum(row["tokens"] for row in rows),
         "kept_tokens": sum(row["tokens"] for row in kept),
         "rejected": [{"reason": r["reason"], "traces": r["traces"]} for r in rows if r["reason"] is not None],
+        **_paid(store, selection, kept=sum(row["traces"] for row in kept)),
     }
+
+
+def _paid(store: Store, selection: str, kept: int) -> dict[str, float]:
+    """What the endpoint took for the traces, lost calls and rejected traces included; nothing where none was paid."""
+    cost = spent_on(store, selection).get("cost")
+    if not cost:
+        return {}
+    return {"cost": cost} | ({"cost_per_kept": round(cost / kept, 6)} if kept else {})
 
 
 def _curves(store: Store, run: str) -> dict[str, list[list[float]]]:
