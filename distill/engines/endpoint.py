@@ -24,7 +24,7 @@ from distill.engines.chat import Reply
 from distill.engines.dialects import DIALECTS
 from distill.engines.options import OpenAIOptions
 from distill.engines.prices import Bill, Prices
-from distill.engines.stream import Stream
+from distill.engines.stream import DATA, Stream
 from distill.types import Request
 from pipeline.errors import InputError
 
@@ -63,9 +63,9 @@ class TryAgain(Exception):
 
 @dataclass(slots=True)
 class Progress:
-    """How far a call has come: ``received`` bytes of text (None: nobody can tell), ``first`` seconds to the first."""
+    """How far a call has come: its ``stream`` (None: nobody can tell), ``first`` seconds to its first piece."""
 
-    received: int | None = None
+    stream: Stream | None = None
     first: float | None = None
 
 
@@ -166,9 +166,11 @@ class Endpoint:
     def so_far(self, request: Request, progress: Progress) -> Bill:
         """What a call that we hang up on is billed: no more tokens than there are bytes; all, if nobody can tell."""
         most = self._prices.most(request)
-        if progress.received is None:
+        try:
+            received = progress.stream.received if progress.stream else most.tokens
+        except chat.Malformed:
             return most
-        return self._prices.bill(most.prompt_tokens, min(progress.received, most.tokens))
+        return self._prices.bill(most.prompt_tokens, min(received, most.tokens))
 
     def _posted(self, request: Request) -> httpx2.Request:
         import httpx2
@@ -190,6 +192,7 @@ class Endpoint:
         )
         encoded = "content-encoding" in response.headers  # although we asked for none
         stream, pieces, size = Stream(), [], 0
+        progress.stream = stream if streamed else None
         async for piece in response.aiter_bytes() if encoded else response.aiter_raw():
             size += len(piece)
             if size > LARGEST_REPLY:
@@ -197,10 +200,9 @@ class Endpoint:
             if not streamed:
                 pieces.append(piece)
                 continue
-            stream.feed(piece)
-            progress.received = stream.received
-            if progress.first is None and stream.received:
+            if progress.first is None and DATA in piece:
                 progress.first = time.monotonic() - begun
+            stream.feed(piece)
         if streamed:
             return stream.reply()
         text = b"".join(pieces).decode(errors="replace")

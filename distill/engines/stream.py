@@ -13,23 +13,37 @@ from distill.engines import chat
 TEXTS = {"content", "reasoning", "reasoning_content", "refusal"}
 DATA = b"data:"
 END = b"[DONE]"
+LOOKED_INTO = 2**16
 
 
 class Stream:
-    """Fed with bytes as they come. ``received`` counts the bytes of text so far: at least as many as tokens."""
+    """Fed with bytes as they come; they are looked into when there are many, which takes half the time."""
 
     def __init__(self) -> None:
-        self.received = 0
-        self._rest = b""
+        self._waiting: list[bytes] = []
+        self._size = 0
+        self._received = 0
         self._texts: dict[str, list[str]] = {}
         self._data: dict[str, Any] = {}
         self._reason: Any = None
         self._begun = self._done = False
 
     def feed(self, piece: bytes) -> None:
-        """`chat.Malformed` for an event that is not a piece of a chat completion."""
-        lines = (self._rest + piece).split(b"\n") if self._rest else piece.split(b"\n")
-        self._rest = lines.pop()
+        """`chat.Malformed`, here or later, for an event that is not a piece of a chat completion."""
+        self._waiting.append(piece)
+        self._size += len(piece)
+        if self._size > LOOKED_INTO:
+            self._look()
+
+    @property
+    def received(self) -> int:
+        """The bytes of text so far: at least as many as tokens."""
+        self._look()
+        return self._received
+
+    def _look(self) -> None:
+        *lines, rest = b"".join(self._waiting).split(b"\n")
+        self._waiting, self._size = [rest], 0
         for line in lines:
             if not line.startswith(DATA):
                 continue
@@ -40,7 +54,8 @@ class Stream:
 
     def reply(self) -> Any:
         """The whole reply; `chat.Malformed` where the stream ended in the middle."""
-        self.feed(b"\n")
+        self._waiting.append(b"\n")
+        self._look()
         if self._data.get("error"):
             return self._data
         if not self._begun or (self._reason is None and not self._done):
@@ -67,5 +82,5 @@ class Stream:
             if name in TEXTS and text:
                 if not isinstance(text, str):
                     raise chat.Malformed(f"the reply's {name} is not text")
-                self.received += len(text) if text.isascii() else len(text.encode(errors="replace"))
+                self._received += len(text) if text.isascii() else len(text.encode(errors="replace"))
                 self._texts.setdefault(name, []).append(text)
