@@ -39,7 +39,8 @@ class Spending:
             return self.store.present("traces", keys)
 
         directory = self.store.path.parent / "calls" / self.account
-        log = CallLog(directory, {"account": self.account, "model": model}, keep, known if self.makes_traces else None)
+        about = {"account": self.account, "model": model}
+        log = CallLog(directory, about, keep, known if self.makes_traces else None, self.store.ingest_if_free)
         self.store.ingest()
         log.spent = spent(self.store, self.account)
         return log

@@ -196,6 +196,7 @@ def test_a_cap_counts_all_runs_of_the_stage(here: Path, server: Server, cap: str
         run(here, f"generate.engine.{cap}")
     asked = sum(server.asked.values())
     assert 0 < asked < PROBLEMS and caught.value.exit_code == 3
+    assert spending.spent(Store(here / "run"), "generate").cost == COST * asked
     with pytest.raises(CapReached, match="in all runs of this stage"):  # nothing is left of it
         run(here, f"generate.engine.{cap}")
     assert sum(server.asked.values()) == asked

@@ -7,8 +7,9 @@ have cost, and finds the replies that were paid for and had not become rows yet:
 being asked again.
 
 Knows nothing of stores: ``keep`` takes the rows of calls that are over, ``known`` says which requests have
-become rows. A reply leaves the log a minute after it was handed out (callers make durable what they get within
-a second), when the log is closed in order, or after a week in which nobody asked for it.
+become rows, ``closed`` is told when the last rows are kept. A reply leaves the log a minute after it was handed
+out (callers make durable what they get within a second), when the log is closed in order, or after a week in
+which nobody asked for it.
 """
 
 from __future__ import annotations
@@ -82,10 +83,12 @@ class CallLog:
         about: Mapping[str, str] | None = None,
         keep: Keep = lambda rows: None,
         known: Known | None = None,
+        closed: Callable[[], None] = lambda: None,
     ) -> None:
         self.spent = NOTHING
         self.replies: dict[str, Reply] = {}
         self._directory, self._about, self._keep, self._known = directory, dict(about or {}), keep, known
+        self._closed = closed
         self._run, self._count = uuid.uuid4().hex[:12], 0
         self._handed: dict[str, float] = {}
         self._old: list[_Segment] = []
@@ -135,6 +138,7 @@ class CallLog:
         for segment in segments:
             segment.close()
             segment.path.unlink(missing_ok=True)
+        self._closed()
 
     def _left(self, segments: Sequence[_Segment]) -> dict[str, Paid]:
         """Replies in the log that are not rows; where that cannot be known, that nobody was handed."""
