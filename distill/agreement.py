@@ -48,10 +48,14 @@ class Version:
         return f"{self.verifier if plain else self.settings}@{self.version}"
 
     def named(self, text: str) -> bool:
-        """Whether ``text`` means this one: NAME, NAME@VERSION, or a spec instead of the name."""
+        """Whether ``text`` means this one: NAME, NAME@VERSION, or a spec instead of the name.
+
+        Of a version like 2/0.9.0 (`distill.verifiers.extras`) or 1+a94f the first part will do.
+        """
         name, version = NAMED.fullmatch(text.strip()).groups()  # type: ignore[union-attr]
         spec = parse_value(name) if name.startswith("{") else name
-        return version in (None, self.version) and (name == self.verifier or canonical(spec) == self.settings)
+        own = (None, self.version, re.split("[/+]", self.version)[0])
+        return version in own and (name == self.verifier or canonical(spec) == self.settings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distill.tables import ProblemColumns, Row, one_group
+from distill.columns import ProblemColumns, one_group
+from distill.tables import Row
 from distill.thinking import Response, split_thinking
 from distill.types import Failure, Outcome, Problem, Verdict
 from distill.verifiers import VerifierPool, build
@@ -88,11 +89,22 @@ class Judged:
         return json.dumps({"row": self.row, **named, **said, **signed}, ensure_ascii=False, default=str)
 
 
-class Tally(Counter[str]):
-    """Counts of outcomes and, beside them, of failures."""
+MOST_REASONS = 1_000
+"""Different reasons that are counted: a file of a million oddities must not fill the memory."""
 
-    def add(self, outcome: str, failure: str | None) -> None:
+
+class Tally(Counter[str]):
+    """Counts of outcomes and, beside them, of failures; ``reasons`` why there was no verdict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reasons: Counter[str] = Counter()
+
+    def add(self, outcome: str, failure: str | None, reason: str = "") -> None:
         self.update([str(outcome), *([str(failure)] if failure else [])])
+        known = reason in self.reasons or len(self.reasons) < MOST_REASONS
+        if outcome == Outcome.UNVERIFIABLE and known:
+            self.reasons[reason[:160]] += 1
 
     @property
     def rows(self) -> int:

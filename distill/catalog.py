@@ -15,11 +15,13 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill import user_code
 from pipeline.errors import InputError
-from pipeline.stage import Stage
+
+if TYPE_CHECKING:
+    from pipeline.stage import Stage
 
 VERIFIERS: dict[str, str] = {
     "choice": "distill.verifiers.choice:Choice",
@@ -49,7 +51,9 @@ ENGINES: dict[str, str] = {
 
 STAGES: dict[str, str] = {
     "problems": "distill.stages.problems:STAGE",
+    "curate": "distill.stages.curate:STAGE",
     "import": "distill.stages.import_traces:STAGE",
+    "curate-traces": "distill.stages.curate:TRACES",
     "generate": "distill.stages.generate:STAGE",
     "verify": "distill.stages.verify:STAGE",
     "select": "distill.stages.select:STAGE",
@@ -122,6 +126,8 @@ def _singular(kind: str) -> str:
 def stage(kind: str) -> Stage:
     """The stage of a kind: the lookup that `pipeline.config.load` takes."""
     found = resolve("stages", kind)
+    from pipeline.stage import Stage
+
     if not isinstance(found, Stage):
         raise InputError(f"stage {kind!r} is no pipeline.stage.Stage")
     return found

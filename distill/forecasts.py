@@ -12,15 +12,14 @@ from typing import Any
 
 from distill import spending
 from distill.engines.options import OpenAIOptions
-from distill.engines.prices import Bill, Prices
+from distill.engines.prices import Bill, Prices, most_prompt_tokens
 from distill.store import Store
 from distill.types import Request
 
 
-def bound(options: OpenAIOptions, requests: Sequence[Request]) -> dict[str, Any]:
-    """The most that these requests can take."""
-    prices = Prices.of(options)
-    cost = sum((prices.most(request).cost for request in requests), Decimal(0))
+def bound(options: OpenAIOptions, requests: Sequence[Request], tokens: int) -> dict[str, Any]:
+    """The most that requests can take whose responses have so many ``tokens`` at most."""
+    cost = Prices.of(options).bill(sum(map(most_prompt_tokens, requests)), tokens).cost
     return {"max_cost": float(cost)} if cost else {}
 
 

@@ -2,49 +2,66 @@
 
 The one loop behind the generate and evaluate stages. It computes the keys that are wanted, asks the
 store which are there, samples just the others, and appends each batch durably as it finishes; being
-killed costs what was in flight. It has no resume path: a second call finds less to do.
+killed costs what was in flight. It has no resume path: a second call finds less to do. What is done with
+responses that were cut at their limit is `distill.truncation`.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
 from distill import keys
 from distill.engines.base import Engine, PromptTooLong, response_of
+from distill.prompting import Ask, plainly
 from distill.store import Store
+from distill.store.appending import Appender
 from distill.store.records import Row, trace_row
-from distill.types import Completion, Problem, Request, Sampling, Trace
+from distill.types import Asked, Completion, Finish, Problem, Request, Sampling, Trace
 from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context, stop_check
 
-APPEND_SECONDS = 0.5
-APPEND_ROWS = 512
-INGEST_SECONDS = 10.0
+UNANSWERED = {Finish.LENGTH: "truncated", Finish.REFUSED: "refused", Finish.EMPTY: "empty"}
+"""What the outcomes other than an answer are called in counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One sample that should exist. Problems that ask the same share their samples: equal keys."""
+    """One sample that should exist. Problems that ask the same share their samples: equal keys.
+
+    ``continues`` is the key of the cut trace that it goes on from, if it does.
+    """
 
     key: str
     problem_key: str
     problem: Problem
     sampling: Sampling
     sample_index: int
+    asked: Asked
+    continues: str | None = None
 
 
-def wanted(problems: Sequence[tuple[str, Problem]], model: str, sampling: Sampling, samples: int) -> list[Wanted]:
+def wanted(
+    problems: Sequence[tuple[str, Problem]], model: str, sampling: Sampling, samples: int, ask: Ask = plainly
+) -> list[Wanted]:
     """Every sample asked for, problem by problem. ``problems`` are (key, problem) pairs."""
-    return [
-        Wanted(keys.trace_key(problem, model, sampling, index), key, problem, sampling, index)
-        for key, problem in problems
-        for index in range(samples)
-    ]
+    wishes = []
+    for key, problem in problems:
+        asked = ask(problem)
+        beyond = keys.asked_key(problem, asked)
+        for index in range(samples):
+            trace = keys.trace_key(problem, model, sampling, index, beyond)
+            wishes.append(Wanted(trace, key, problem, sampling, index, asked))
+    return wishes
+
+
+def request_of(wish: Wanted) -> Request:
+    return Request(wish.key, wish.asked.messages, wish.sampling, wish.asked.prefix, wish.asked.budget)
 
 
 def make_traces(
@@ -55,50 +72,61 @@ def make_traces(
     label: str = "",
 ) -> None:
     """Sample what the store lacks of ``wishes``. The engine is opened only if anything is missing."""
-    store.ingest()
-    by_key = {wish.key: wish for wish in wishes}
-    present = store.present("traces", by_key)
-    missing = {key: wish for key, wish in by_key.items() if key not in present}
+    missing, done = missing_of(store, wishes)
     if not missing:
         return
     stop_check(context.stopping)
     with closing(open_engine()) as engine:
-        requests = (Request(wish.key, wish.problem.messages, wish.sampling) for wish in missing.values())
-        writer = _Writer(store)
-        done, tokens, cost, begun = len(present), 0, Decimal(0), time.monotonic()
-        figures: dict[str, Any] = {"model": label} if label else {}
+        sample(store, engine, missing, done, context, label)
 
-        def stopping() -> bool:  # asked every second or so, also while no sample ends
-            writer.tick()
-            return context.stopping()
 
-        try:
-            for completion in engine.generate(requests, stopping):
-                wish = missing[completion.key]
-                trace = trace_of(
-                    completion, wish.problem.id, wish.sampling,
-                    model=engine.model, engine=engine.name, sample_index=wish.sample_index,
-                )  # fmt: skip
-                writer.add(trace_row(trace, keys.prompt_key(wish.problem)))
-                done, tokens, cost = done + 1, tokens + trace.tokens, cost + completion.cost
-                rate = tokens / max(time.monotonic() - begun, 1e-9)
-                if cost:
-                    left = cost * (len(by_key) - done) / (done - len(present))
-                    figures |= {"cost": float(round(cost, 4)), "cost_left": float(round(left, 4))}
-                context.progress(done, len(by_key), **figures, tokens=tokens, tokens_per_second=round(rate))
-        except PromptTooLong as error:
-            raise InputError(f"problem {missing[error.key].problem.name}: {error}") from None
-        finally:  # whatever ended it, a cap or an endpoint that went down: what is finished is kept
-            writer.flush()
-            store.ingest()
+def missing_of(store: Store, wishes: Sequence[Wanted]) -> tuple[dict[str, Wanted], int]:
+    """What the store lacks of ``wishes``, by key, and how many of them it has."""
+    store.ingest()
+    by_key = {wish.key: wish for wish in wishes}
+    present = store.present("traces", by_key)
+    return {key: wish for key, wish in by_key.items() if key not in present}, len(present)
+
+
+def sample(
+    store: Store, engine: Engine, missing: dict[str, Wanted], present: int, context: Context, label: str = ""
+) -> None:
+    """Sample all of ``missing``, each kept as it comes. ``present`` others are there already."""
+    appender, tally = Appender(store), _Tally(present, present + len(missing), label)
+
+    def stopping() -> bool:  # asked every second or so, also while no sample ends
+        appender.tick()
+        return context.stopping()
+
+    try:
+        for completion in engine.generate(map(request_of, missing.values()), stopping):
+            appender.add("traces", row_of(missing[completion.key], completion, engine))
+            tally.add(completion)
+            context.progress(tally.done, tally.total, **tally.figures())
+    except PromptTooLong as error:
+        raise InputError(f"problem {missing[error.key].problem.name}: {error}") from None
+    finally:  # whatever ended it, a cap or an endpoint that went down: what is finished is kept
+        appender.flush()
+        store.ingest()
     stop_check(context.stopping)
-    if done < len(by_key):
-        raise PipelineError(f"the engine ended {len(by_key) - done} samples short; run the same command again")
+    if left := tally.total - tally.done:
+        raise PipelineError(f"the engine ended {left} samples short; run the same command again")
+
+
+def row_of(wish: Wanted, completion: Completion, engine: Engine) -> Row:
+    """What is kept of the answer to a wish."""
+    trace = trace_of(
+        completion, wish.problem.id, wish.sampling,
+        model=engine.model, engine=engine.name, sample_index=wish.sample_index, asked=wish.asked,
+    )  # fmt: skip
+    cut = completion.text if completion.finish is Finish.LENGTH else None
+    return trace_row(replace(trace, cut=cut, continues=wish.continues), keys.prompt_key(wish.problem))
 
 
 def trace_of(
-    completion: Completion, problem_id: str, sampling: Sampling, *, model: str, engine: str, sample_index: int
-) -> Trace:
+    completion: Completion, problem_id: str, sampling: Sampling, *,
+    model: str, engine: str, sample_index: int, asked: Asked,
+) -> Trace:  # fmt: skip
     """A completion as a trace."""
     parts = response_of(completion)
     return Trace(
@@ -120,31 +148,33 @@ def trace_of(
         finish=completion.finish,
         seconds=completion.seconds,
         prompt_tokens=completion.prompt_tokens,
+        prefix=asked.prefix,
+        budget=asked.budget,
+        forced=completion.forced,
     )
 
 
-class _Writer:
-    """Collects rows and makes them durable often enough that a crash costs about a second."""
+class _Tally:
+    """What a run has made so far, for whoever watches."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._rows: list[Row] = []
-        self._appended = self._ingested = time.monotonic()
+    def __init__(self, done: int, total: int, label: str) -> None:
+        self.done, self.total = done, total
+        self._label, self._tokens, self._cost, self._begun = label, 0, Decimal(0), time.monotonic()
+        self._present = done
+        self._finishes: Counter[Finish] = Counter()
 
-    def add(self, row: Row) -> None:
-        self._rows.append(row)
-        self.tick()
+    def add(self, completion: Completion) -> None:
+        self.done += 1
+        self._tokens += completion.tokens
+        self._cost += completion.cost
+        self._finishes[completion.finish] += 1
 
-    def tick(self) -> None:
-        """Keep what has waited long enough; to be called also when nothing comes."""
-        now = time.monotonic()
-        if len(self._rows) >= APPEND_ROWS or now - self._appended >= APPEND_SECONDS:
-            self.flush()
-        if now - self._ingested >= INGEST_SECONDS:
-            self._store.ingest_if_free()
-            self._ingested = time.monotonic()
-
-    def flush(self) -> None:
-        self._store.append("traces", self._rows)
-        self._rows = []
-        self._appended = time.monotonic()
+    def figures(self) -> dict[str, Any]:
+        """The outcomes that are no answer are told where there are any."""
+        figures: dict[str, Any] = {"model": self._label} if self._label else {}
+        if self._cost:
+            left = self._cost * (self.total - self.done) / (self.done - self._present)
+            figures |= {"cost": float(round(self._cost, 4)), "cost_left": float(round(left, 4))}
+        figures |= {name: n for finish, name in UNANSWERED.items() if (n := self._finishes[finish])}
+        rate = self._tokens / max(time.monotonic() - self._begun, 1e-9)
+        return {**figures, "tokens": self._tokens, "tokens_per_second": round(rate)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill.types import Problem, Sampling
+from distill.types import Asked, Problem, Sampling
 from pipeline.fingerprint import content_hash
 
 
@@ -30,16 +30,37 @@ def checked(problem: Problem) -> list[Any]:
     return [problem.system, problem.prompt, problem.reference, problem.verifier, dict(problem.metadata)]
 
 
-def trace_key(problem: Problem, model: str, sampling: Sampling, sample_index: int) -> str:
+def trace_key(problem: Problem, model: str, sampling: Sampling, sample_index: int, asked: str = "") -> str:
     """``model`` is the weights' identity (`distill.modelspec`), which covers the chat template, so
     that messages and model together stand for the rendered prompt without rendering it.
 
-    A greedy sample depends on neither seed nor truncation, so its key does not.
+    A greedy sample depends on neither seed nor truncation, so its key does not. ``asked`` is the problem's
+    `asked_key`. The problem's own prompt stays in the key beside it: a trace belongs to one prompt, also where a
+    template leaves out what tells two problems apart.
     """
     how: list[Any] = [sampling.max_tokens, sampling.temperature]
     if sampling.temperature > 0:
         how += [sampling.top_p, sampling.top_k, sampling.seed]
-    return content_hash(["trace", prompt_key(problem), model, how, sample_index])
+    return content_hash(["trace", prompt_key(problem), model, how, sample_index, *([asked] if asked else [])])
+
+
+def asked_key(problem: Problem, asked: Asked) -> str:
+    """What a model is asked beyond what the problem asks; empty where that is nothing, so that settings which
+    change nothing cost nothing."""
+    found: dict[str, Any] = {}
+    if asked.messages != problem.messages:
+        found["messages"] = asked.messages
+    if asked.prefix:
+        found["prefix"] = asked.prefix
+    if asked.budget and (budget := asked.budget.settled):
+        found["budget"] = budget
+    return content_hash(["asked", found]) if found else ""
+
+
+def continued_key(cut: str, max_tokens: int) -> str:
+    """A trace that goes on where the trace ``cut`` ended at its limit, up to a larger one. The key of the cut
+    trace stands for all that was asked and said until then."""
+    return content_hash(["continued", cut, max_tokens])
 
 
 def imported_key(problem: Problem, model: str, text: str) -> str:

@@ -2,19 +2,20 @@
 
 Decides how the forms in which people publish traces become a problem, a thinking and an answer: columns
 of their own, think tags inside one column, or a conversation (``role``/``content`` turns, or ``from``/
-``value`` ones). Called by the import stage. Left out: conversations of several questions, and other tags
-than ``<think>``.
+``value`` ones). Other tags than ``<think>`` are named by the caller and brought into that form. Called by the
+import stage. Left out: conversations of several questions.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from distill.columns import cell
 from distill.tables import Row
-from distill.thinking import OPEN, split_thinking
+from distill.thinking import CLOSE, OPEN, split_thinking
 from pipeline.errors import InputError
 
 ROLES = {"human": "user", "gpt": "assistant"}
@@ -38,20 +39,25 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class TraceColumns:
-    """Which columns of a row hold a trace: ``messages``, or ``answer`` with or without ``thinking``."""
+    """Which columns of a row hold a trace: ``messages``, or ``answer`` with or without ``thinking``.
+
+    ``tags`` open and close the thinking, and the answer too where there are four, in a set that has others
+    than ``<think>``.
+    """
 
     answer: str | None = None
     thinking: str | None = None
     messages: str | None = None
+    tags: Sequence[str] = ()
 
     def read(self, row: Row) -> Said:
         """What the row says; `InputError` with file and line where it says nothing."""
         if self.messages is not None:
-            said = _conversation(row, self.messages)
+            said = _conversation(row, self.messages, self.tags)
         elif self.thinking is not None:
             said = _in_columns(_optional(row, self.thinking), _optional(row, self.answer))
         else:
-            parts = split_thinking(_optional(row, self.answer))
+            parts = split_thinking(_usual(_optional(row, self.answer), self.tags))
             said = Said(parts.thinking, parts.answer, parts.closed)
         if not said.thinking and not said.answer:
             raise InputError(f"{row.where}: the trace is empty")
@@ -64,14 +70,21 @@ def _in_columns(thinking: str, answer: str) -> Said:
     return Said(thinking, answer, closed=bool(answer))
 
 
+def _usual(response: str, tags: Sequence[str]) -> str:
+    """A response with the think tags that everything stored has, in place of its own."""
+    for tag, ours in zip(tags, (OPEN, CLOSE, "", ""), strict=False):
+        response = response.replace(tag, ours)
+    return response
+
+
 def _optional(row: Row, column: str | None) -> str:
-    value = None if column is None else row.get(column)
+    value = None if column is None else cell(row, column)
     if value is not None and not isinstance(value, str):
         raise InputError(f"{row.where}: column {column!r} is not text")
     return (value or "").strip()
 
 
-def _conversation(row: Row, column: str) -> Said:
+def _conversation(row: Row, column: str, tags: Sequence[str]) -> Said:
     """A system turn or none, one question, one answer."""
     turns = [_turn(turn, row, column) for turn in _turns(row, column)]
     system = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
@@ -81,6 +94,7 @@ def _conversation(row: Row, column: str) -> Said:
     (_, prompt), (_, response) = turns
     if not prompt.strip():
         raise InputError(f"{row.where}: column {column!r}: the question is empty")
+    response = _usual(response, tags)
     parts = split_thinking(response, opened=response.lstrip().startswith(OPEN))
     return Said(parts.thinking, parts.answer, parts.closed, prompt, system or None)
 

@@ -2,7 +2,7 @@
 
 An account is a stage of a workspace, by name; a judge's is the stage and the judge. Its cap counts whatever was
 spent under that name, in this run or an earlier one, killed or not, with these settings or others: that is
-the promise which a user who types the same command again relies on. See docs/design/008-spending.md.
+the promise which a user who types the same command again relies on. See docs/design/009-spending.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rows of files in the forms people have them: JSONL, JSON, CSV, Parquet, gzipped or not.
 
 Every row knows its file and line, so that whatever is wrong with it can be said in one line. What a
-row means (which column is the prompt) is the caller's mapping.
+row means (which column is the prompt) is the caller's mapping (`distill.columns`).
 """
 
 from __future__ import annotations
@@ -10,17 +10,12 @@ import csv
 import gzip
 import io
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Any, TextIO
 
-from pydantic import AfterValidator
-
-from distill.types import Problem
 from pipeline.errors import InputError
-from pipeline.fingerprint import canonical, content_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +23,14 @@ class Row:
     """One row, and where it stands: ``line`` is 1-based (the row's number where there are no lines).
 
     ``fault`` says why a row cannot be read. It is told when the row is asked for a column, so that whoever
-    reads on after a bad row can.
+    reads on after a bad row can. ``name`` is what the rows are called where the path does not tell.
     """
 
     path: Path
     line: int
     values: Mapping[str, Any]
     fault: str | None = None
+    name: str = ""
 
     @property
     def where(self) -> str:
@@ -42,7 +38,7 @@ class Row:
 
     @property
     def stem(self) -> str:
-        return self.path.name.split(".")[0]
+        return self.name or self.path.name.split(".")[0]
 
     def get(self, column: str) -> Any:
         if self.fault is not None:
@@ -51,16 +47,12 @@ class Row:
             raise InputError(f"{self.where}: has no column {column!r}; it has {', '.join(self.values)}")
         return self.values[column]
 
-    def text(self, column: str) -> str:
-        value = self.get(column)
-        if value is None or (isinstance(value, str) and not value.strip()):
-            raise InputError(f"{self.where}: column {column!r} is empty")
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
 
 def read(path: str | Path) -> Iterator[Row]:
     """The rows of a file, its form told by its name: .jsonl, .json (a list), .csv, .tsv, .parquet; .gz too."""
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory; a data set in one is read with `dataset:` in place of `file:`")
     form = path.name.removesuffix(".gz").rpartition(".")[2]
     readers = {
         "jsonl": _jsonl,
@@ -128,6 +120,9 @@ def _csv(path: Path) -> Iterator[Row]:
         reader = csv.DictReader(file, delimiter=delimiter)
         csv.field_size_limit(2**31 - 1)  # a reasoning trace is longer than the 128 KiB it allows
         try:
+            names = list(reader.fieldnames or ())
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise InputError(f"{path}:1: has two columns called {twice!r}; rename one")
             for values in reader:
                 extra = f"has {len(values.pop(None))} cell(s) more than the head" if None in values else None
                 yield Row(path, reader.line_num, values, extra)
@@ -147,84 +142,3 @@ def _parquet(path: Path) -> Iterator[Row]:
                 yield Row(path, line, values)
     except pa.ArrowException as error:
         raise InputError(f"{path}: not a readable Parquet file ({error})") from None
-
-
-def one_group(pattern: str) -> str:
-    """A regular expression with the one group whose text is taken."""
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
-    if groups != 1:
-        raise ValueError(f"{pattern!r} has {groups} groups in parentheses; it needs one, around what is taken")
-    return pattern
-
-
-Pattern = Annotated[str, AfterValidator(one_group)]
-
-
-@dataclass(frozen=True, slots=True)
-class ProblemColumns:
-    """Which columns of a row make a problem.
-
-    ``reference`` is a column, or a mapping that becomes a JSON object of these columns (the form in which
-    the `code` verifier takes its tests); None is no reference at all.
-    """
-
-    prompt: str | None
-    reference: str | Mapping[str, str] | None
-    reference_pattern: str | None = None
-    difficulty: str | None = None
-    instruction: str = ""
-
-    def problem(
-        self,
-        row: Row,
-        verifier: str,
-        source: str,
-        split: str,
-        licence: str,
-        prompt: str | None = None,
-        system: str | None = None,
-    ) -> Problem:
-        """The row's problem; ``prompt`` is its text where no column holds it."""
-        if self.prompt is not None:
-            prompt = row.text(self.prompt)
-            if isinstance(row.get(self.prompt), dict | list):
-                raise InputError(f"{row.where}: column {self.prompt!r} is not text")
-        prompt = prompt or ""
-        prompt = f"{prompt}\n\n{self.instruction}" if self.instruction else prompt
-        reference = self._reference(row)
-        return Problem(
-            id=f"{source}/{content_hash([system, prompt, reference, verifier])[:12]}",
-            prompt=prompt,
-            reference=reference,
-            verifier=verifier,
-            source=source,
-            split=split,
-            difficulty=self._difficulty(row),
-            licence=licence,
-            system=system,
-            origin=row.where,
-        )
-
-    def _reference(self, row: Row) -> str:
-        if self.reference is None:
-            return ""
-        if isinstance(self.reference, Mapping):
-            return canonical({name: row.get(column) for name, column in self.reference.items()})
-        reference = row.text(self.reference)
-        if self.reference_pattern:
-            found = re.findall(self.reference_pattern, reference)
-            if not found:
-                raise InputError(f"{row.where}: {self.reference_pattern!r} is not found in column {self.reference!r}")
-            reference = found[-1]
-        return reference.strip()
-
-    def _difficulty(self, row: Row) -> int | None:
-        if self.difficulty is None:
-            return None
-        try:
-            return int(row.get(self.difficulty))
-        except (TypeError, ValueError):
-            raise InputError(f"{row.where}: column {self.difficulty!r} is not a whole number") from None

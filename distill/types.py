@@ -81,13 +81,31 @@ class ThinkingBudget:
     extension: str = "\nWait"
     extensions: int = 8
 
+    @property
+    def settled(self) -> Mapping[str, Any]:
+        """What can change a response, as plain data: for keys. Nothing where there are no bounds."""
+        early = {} if self.most is None else {"most": self.most, "closing": self.closing}
+        forced = {"least": self.least, "extension": self.extension, "extensions": self.extensions}
+        return early | (forced if self.least > 0 and self.extensions > 0 else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a model is asked, sampling aside: a problem in the form that the user's settings give it
+    (`distill.prompting`). The fields are those of `Request`."""
+
+    messages: tuple[Message, ...]
+    prefix: str = ""
+    budget: ThinkingBudget | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One sample wanted of an engine. ``key`` names it and seeds its random draws.
 
     ``prefix`` is a beginning of the response that is given, not sampled (prefilled thinking, a cut
-    response to be continued); the completion's text and token ids contain it.
+    response to be continued); the completion's text and token ids contain it, and it counts towards
+    ``max_tokens``.
     """
 
     key: str
@@ -147,6 +165,10 @@ class Trace:
     ``thinking`` is the text inside the think tags, ``answer`` the text after them (all of the text
     where there are no tags); ``closed`` tells whether thinking ended. A response cut off inside its
     thinking has an empty answer. ``prompt_tokens`` None means as many as there are ``prompt_ids``.
+
+    ``prefix``, ``budget`` and ``forced`` are as in `Request` and `Completion`. ``cut`` is the whole text of a
+    response that ended at max_tokens, letter for letter, to be continued from; ``continues`` is the key of
+    the cut trace that this one goes on from.
     """
 
     key: str
@@ -167,6 +189,11 @@ class Trace:
     finish: Finish
     seconds: float = 0.0
     prompt_tokens: int | None = None
+    prefix: str = ""
+    budget: ThinkingBudget | None = None
+    forced: tuple[int, ...] = ()
+    cut: str | None = None
+    continues: str | None = None
 
     @property
     def tokens(self) -> int:

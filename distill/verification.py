@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,21 +49,33 @@ class Judgement:
     """The verifier without the settings that change no verdict."""
 
 
+class Judges:
+    """Who judges what: ``verifier``, or where it is None each problem's own. Builds each verifier once."""
+
+    def __init__(self, verifier: Spec | None, hashes: FileHashes) -> None:
+        self._verifier, self._hashes = verifier, hashes
+        self._made: dict[str, tuple[Verifier, Spec]] = {}
+        self.versions: dict[str, str] = {}
+        """The version of each verifier that judges, by its spec in canonical form."""
+
+    def judgement(self, trace: str, problem_key: str, problem: Problem) -> Judgement:
+        """The verdict wanted of a trace, by key, to a problem."""
+        spec: Spec = problem.verifier if self._verifier is None else self._verifier
+        text = canonical(spec)
+        if text not in self._made:
+            self._made[text] = verifiers.build(spec, self._hashes), verifiers.settled(spec)
+        built, settled = self._made[text]
+        self.versions[text] = built.version
+        key = keys.verdict_key(trace, problem_key, built.name, built.version, canonical(settled))
+        return Judgement(key, trace, problem_key, problem, spec, built.version, settled)
+
+
 def judgements(
     traces: Sequence[tuple[str, str, Problem]], verifier: Spec | None, hashes: FileHashes
 ) -> list[Judgement]:
     """The verdicts wanted of (trace key, problem key, problem), by the problem's own verifier if none is named."""
-    made: dict[str, tuple[Spec, Verifier, Spec]] = {}
-    found = []
-    for trace, problem_key, problem in traces:
-        spec = problem.verifier if verifier is None else verifier
-        text = canonical(spec)
-        if text not in made:
-            made[text] = spec, verifiers.build(spec, hashes), verifiers.settled(spec)
-        spec, built, settled = made[text]
-        key = keys.verdict_key(trace, problem_key, built.name, built.version, canonical(settled))
-        found.append(Judgement(key, trace, problem_key, problem, spec, built.version, settled))
-    return found
+    judges = Judges(verifier, hashes)
+    return [judges.judgement(*trace) for trace in traces]
 
 
 def used(wishes: Sequence[Judgement]) -> dict[str, str]:
@@ -98,7 +110,7 @@ def make_verdicts(
     if not missing:
         return [wish.key for wish in wishes]
     stop_check(context.stopping)
-    responses = _responses(store, list(missing.values()))
+    responses = responses_of(store, list(missing.values()))
     writer = _Writer(store, context, found, len(wishes) - len(missing), len(wishes), label)
     spending = Spending(store, context.name)
     with VerifierPool(workers=workers, note=context.note, hashes=context.hashes, spending=spending) as pool:
@@ -110,7 +122,7 @@ def make_verdicts(
 
         try:
             for key, verdict in pool.verify_many(items, stopping):
-                _check_same(missing[key], verdict)
+                check_same(missing[key], verdict)
                 writer.add(missing[key], verdict)
                 if writer.tick() and context.stopping():
                     break
@@ -121,7 +133,14 @@ def make_verdicts(
     return [writer.stands.get(wish.key, wish.key) for wish in wishes]
 
 
-def _check_same(wish: Judgement, verdict: Verdict) -> None:
+def kept_under(wish: Judgement, verdict: Verdict, found: Container[str]) -> str:
+    """The key of a verdict's row: a first failure that may pass has one of its own. ``found`` are the keys
+    of the verdicts that were there before."""
+    failed = keys.failed_key(wish.key)
+    return failed if verdict.failure and verdict.failure.may_pass and failed not in found else wish.key
+
+
+def check_same(wish: Judgement, verdict: Verdict) -> None:
     """Refuse a verdict by other code than the key says: somebody edited the verifier's file meanwhile."""
     if verdict.version != wish.version:
         raise PipelineError(
@@ -146,9 +165,7 @@ class _Writer:
         self._appended = time.monotonic()
 
     def add(self, wish: Judgement, verdict: Verdict) -> None:
-        key, failed = wish.key, keys.failed_key(wish.key)
-        if verdict.failure and verdict.failure.may_pass and failed not in self._found:
-            key = failed
+        key = kept_under(wish, verdict, self._found)
         self.stands[wish.key] = key
         self._rows.append(verdict_row(key, wish.trace_key, wish.problem_key, verdict, wish.settled))
         self._tally.update([verdict.outcome, *([verdict.failure] if verdict.failure else [])])
@@ -205,7 +222,7 @@ def judged_again(manifest: Manifest) -> str | None:
     return f"{count} verdict(s) failed, by a timeout or a crash: judged once more" if count else None
 
 
-def _responses(store: Store, wishes: Sequence[Judgement]) -> dict[str, Response]:
+def responses_of(store: Store, wishes: Sequence[Judgement]) -> dict[str, Response]:
     """What is to be judged, by trace key; without the thinking, which is long, unless a verifier reads it."""
     import pyarrow as pa
 

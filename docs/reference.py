@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import sys
 import typing
@@ -210,8 +211,17 @@ def verifiers() -> str:
     mark, _, rest = rest.partition("\n")
     _, end, after = rest.partition("<!-- end -->")
     rows = [f"| `{name}` | {_about(name)} |" for name in sorted(catalog.VERIFIERS)]
-    table = ["", "| name | what it asks |", "|---|---|", *rows, "", ""]
-    return f"{before}{begin}{mark}\n" + "\n".join(table) + f"{end}{after}"
+    table = ["", "| name | what it asks |", "|---|---|", *rows, ""]
+    for name in sorted(catalog.VERIFIERS):
+        if accepts := _accepts(name):
+            table += [f"### `{name}`", "", "```text", accepts, "```", ""]
+    return f"{before}{begin}{mark}\n" + "\n".join([*table, ""]) + f"{end}{after}"
+
+
+def _accepts(name: str) -> str:
+    """What a verifier's reference and answer may be: its module's docstring after the first paragraph."""
+    made = catalog.resolve("verifiers", name)
+    return inspect.cleandoc(sys.modules[made.__module__].__doc__ or "").partition("\n\n")[2].replace("``", "`")
 
 
 def _about(name: str) -> str:

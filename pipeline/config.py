@@ -164,15 +164,19 @@ def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tup
 
 
 def _in_yaml(location: Sequence[str | int], body: Any) -> tuple[str | int, ...]:
-    """A place as the user wrote it: without what pydantic adds for variants and functions."""
+    """A place as the user wrote it: without what pydantic adds for variants and functions, nor what lies inside
+    of a value that is short for a mapping."""
     kept: list[str | int] = []
     for part in location[:-1]:
         inner = _inside(body, part)
         if isinstance(inner, Mapping | list):
             kept.append(part)
             body = inner
+        elif inner is not None:
+            return (*kept, part)
     last = location[-1:]
-    added = last and str(last[0]).startswith(("function-", "literal["))
+    beside = isinstance(body, list) and not isinstance(location[-1], int)
+    added = last and (beside or str(last[0]).startswith(("function-", "literal[")))
     return tuple(kept) if added else (*kept, *last)
 
 

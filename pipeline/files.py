@@ -29,7 +29,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"{path}: no space left on the disk; free some and run the same command again") from None
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another workspace") from None
+            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise InputError(f"{path}: a file, or a link to nothing, stands where a directory is needed") from None
         if error.errno in (errno.ENAMETOOLONG, errno.ENOENT, errno.ELOOP):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.document import KeyPath
 from pipeline.errors import Stopped
@@ -55,6 +55,12 @@ class File:
 @dataclass(frozen=True, slots=True)
 class Operational:
     """Marks a setting that changes speed, memory or logging, but not the result."""
+
+
+def later(default: Any = None, **constraints: Any) -> Any:
+    """The default of a setting that came after its stage was out in the world: left at it, the setting is no
+    part of the fingerprint, so that what was made before the setting was there stays cached."""
+    return Field(default, exclude_if=lambda value: value == default, **constraints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +187,7 @@ def result_settings(settings: BaseModel) -> dict[str, Any]:
     """
     data = settings.model_dump(mode="json", warnings=False)
     for path, _, _ in marked(settings, Operational):
-        del _parent(data, path)[path[-1]]
+        _parent(data, path).pop(path[-1], None)
     for path in [*(p for p, _, _ in references(settings)), *(p for p, _, _ in marked(settings, File))]:
         _parent(data, path)[path[-1]] = None
     return data

@@ -14,17 +14,19 @@ import torch
 from torch import Tensor
 
 Baseline = Literal["group", "leave_one_out"]
-Scale = Literal["std", "none"]
+Scale = Literal["group", "batch", "none"]
 
 EPSILON = 1e-4
 """Added to the standard deviation (TRL's value, so that the two can be compared)."""
 
 
-def advantages(rewards: Tensor, baseline: Baseline = "group", scale: Scale = "std") -> Tensor:
-    """Rewards (P, G) -> advantages (P, G): r - mean of the group, over its standard deviation if asked.
+def advantages(rewards: Tensor, baseline: Baseline = "group", scale: Scale = "group") -> Tensor:
+    """Rewards (P, G) -> advantages (P, G): r - mean of the group, over a standard deviation if asked.
 
-    ``group`` is GRPO's mean (DeepSeekMath, eq. 3), ``leave_one_out`` RLOO's, the mean of the others.
-    The standard deviation has ddof 1. Groups with fewer than two judged samples get 0.
+    Baseline ``group`` is GRPO's mean (DeepSeekMath, eq. 3), ``leave_one_out`` RLOO's, the mean of the others
+    (https://arxiv.org/abs/2402.14740). Scale ``group`` divides by the group's standard deviation, which
+    weighs easy and hard problems up (Dr. GRPO argues for ``none``), ``batch`` by that of all rewards
+    (https://arxiv.org/abs/2508.08221). Both have ddof 1. Groups with fewer than two judged samples get 0.
     """
     judged = ~rewards.isnan()
     count = judged.sum(1, keepdim=True)
@@ -34,9 +36,11 @@ def advantages(rewards: Tensor, baseline: Baseline = "group", scale: Scale = "st
     result = centred
     if baseline == "leave_one_out":  # r - mean of the others = (r - mean of all) n / (n - 1)
         result = centred * count / (count - 1).clamp(min=1)
-    if scale == "std":
+    if scale == "group":
         deviation = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
         result = result / (deviation + EPSILON)
+    elif scale == "batch" and judged.sum() > 1:
+        result = result / (rewards[judged].std() + EPSILON)
     return torch.where(judged & (count > 1), result, 0.0)
 
 
@@ -45,6 +49,12 @@ def informative(rewards: Tensor) -> Tensor:
     low = rewards.nan_to_num(torch.inf).amin(1)
     high = rewards.nan_to_num(-torch.inf).amax(1)
     return high > low
+
+
+def soft_overlong(length: int, longest: int, buffer: int) -> float:
+    """DAPO's soft punishment (eq. 13), added to the reward: 0 up to ``longest - buffer`` tokens, then a line
+    down to -1 at ``longest``."""
+    return -min(1.0, max(0.0, (length - (longest - buffer)) / buffer)) if buffer else 0.0
 
 
 def broadcast(row_advantages: Tensor, mask: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from distill import keys
 from distill.engines.base import response_of
 from distill.generation import trace_of
+from distill.prompting import Ask, plainly
 from distill.store import Store
 from distill.store.records import Row, completion_of, trace_row, verdict_row
 from distill.types import Completion, Problem, Verdict
@@ -20,7 +21,8 @@ from distill.verifiers.base import Stopping, never
 from distill.verifiers.compose import Spec
 from pipeline.fingerprint import canonical
 from pipeline.stage import stop_check
-from rl.grpo import GrpoSettings, Rollout, request
+from rl.grpo import GrpoSettings, request
+from rl.update import Rollout
 
 INGEST_STEPS = 10
 
@@ -30,11 +32,11 @@ class Ledger:
 
     def __init__(
         self, store: Store, run: str, settings: GrpoSettings, problem_keys: Mapping[str, str],
-        pool: VerifierPool, verifier: Spec | None, stopping: Stopping = never,
+        pool: VerifierPool, verifier: Spec | None, stopping: Stopping = never, ask: Ask = plainly,
     ) -> None:  # fmt: skip
         self._store, self._run, self._settings = store, run, settings
         self._problem_keys, self._pool, self._verifier = problem_keys, pool, verifier
-        self._stopping = stopping
+        self._stopping, self._ask = stopping, ask
         self._counting: dict[str, Spec] = {}
         self._verdicts: dict[str, tuple[Spec, Verdict]] = {}
         self._kept: set[int] = set()
@@ -72,7 +74,7 @@ class Ledger:
         weights = f"{self._run}@{rollout.step - 1}"
         trace = trace_of(
             completion, problem.id, self._settings.sampling,
-            model=weights, engine="transformers", sample_index=rollout.index,
+            model=weights, engine="transformers", sample_index=rollout.index, asked=self._ask(problem),
         )  # fmt: skip
         spec, verdict = self._verdicts[completion.key]
         verdict_key = keys.verdict_key(key, problem_key, verdict.verifier, verdict.version, canonical(spec))
@@ -88,6 +90,11 @@ class Ledger:
         }
         row = trace_row(replace(trace, key=key), keys.prompt_key(problem))
         return row, verdict_row(verdict_key, key, problem_key, verdict, spec), facts
+
+    def count(self) -> int:
+        """Rollouts of this run in the store."""
+        (row,) = self._store.rows("SELECT count(*) AS rollouts FROM rollouts WHERE run = ?", [self._run])
+        return int(row["rollouts"])
 
     def recall(self, step: int) -> Iterator[Completion]:
         """What an earlier attempt sampled for ``step`` (from 0, as `train_grpo` counts)."""

@@ -1,63 +1,150 @@
-"""The policy-gradient loss, term by term. Pure functions; every tensor has one shape of the caller's.
+"""The policy-gradient loss, term by term. Pure functions on the response tokens of a packed micro-batch.
 
-Usually that shape is (B, T) with a mask of response tokens, or flat: the response tokens of a packed
-micro-batch. What ties tokens into rows and rows into a step are the `token_weights`, computed once
-for the whole optimizer step: then ``loss = (weights * terms).sum()`` over any cut into micro-batches
-has the same gradient.
+Every tensor is flat, (L,), one entry a token; ``rows`` (L,) says which response each token belongs to.
+What ties tokens into rows and rows into a step are the `token_weights`, computed once for the whole
+optimizer step: then ``loss = (weights * terms).sum()`` over any cut into micro-batches has the same
+gradient. A response is never divided between micro-batches, so sequence means are whole.
 
-Symbols: mu sampled (engine), old is the trainer's policy when sampling, rho = exp(logp - logp_old).
+Symbols: mu sampled (the engine), old is the trainer's policy when sampling, rho = exp(logp - logp_old).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Aggregation = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
+Level = Literal["token", "sequence"]
+Objective = Literal["clip", "cispo"]
+Estimator = Literal["k1", "k2", "k3"]
+Aggregation = Literal["row_mean", "token_mean", "constant", "micro_batch_mean"]
 
 
-def policy_loss(
-    logprobs: Tensor, streams: Mapping[str, Tensor], *, clip_low: float, clip_high: float, engine_cap: float, kl: float
-) -> Tensor:
-    """The loss of GRPO with one update per batch: the old policy is the present one, detached.
+@dataclass(frozen=True, slots=True)
+class EngineCorrection:
+    """Importance weights c = exp(logp_old - logp_mu) for an engine whose numerics differ from the trainer's.
 
-    Streams: ``advantage``, ``engine`` (log-probabilities under mu), ``weight``, and with ``kl`` > 0
-    ``reference``. An `Objective` of `distill.training.learner`.
+    ``truncate`` clamps c into [low, high] (TIS), ``mask`` sets it to 0 outside (IcePop). Per token by
+    default: the product over a long chain of thought weights nearly all of it to zero (a gap of 0.012
+    nats leaves a median weight of 0.03 at 32k tokens). ``level`` sequence is that product.
     """
-    old = logprobs.detach()
-    terms = clipped_objective(ratio(logprobs, old), streams["advantage"], clip_low, clip_high)
-    terms = terms * engine_correction(old, streams["engine"], engine_cap)
-    if kl:
-        terms = terms + kl * k3(logprobs, streams["reference"])
-    return (streams["weight"] * terms).sum()
+
+    how: Literal["truncate", "mask", "none"] = "truncate"
+    level: Level = "token"
+    low: float = 0.0
+    high: float = 2.0
 
 
-def ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """rho = exp(logp - logp_old), per token. On-policy it is 1, and carries the gradient."""
-    return (logprobs - old_logprobs).exp()
+@dataclass(frozen=True, slots=True)
+class PolicyLoss:
+    """What is minimised, as an `Objective` of `distill.training.learner`.
 
+    ``clip``: -min(rho A, clip(rho, 1 - low, 1 + high) A) (PPO; high > low is DAPO's clip-higher, ``cap``
+    bounds rho first: two-sided clipping, INTELLECT-2). ``cispo``: -sg(min(rho, high)) A logp (MiniMax-M1).
+    ``level`` sequence takes the mean log-ratio of a response for all of its tokens (GSPO). ``kl`` weighs
+    an estimate of KL(policy, reference), multiplied by rho if ``kl_corrected`` (the gradient is then
+    unbiased, DeepSeek-V3.2).
 
-def clipped_objective(rho: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """-min(rho A, clip(rho, 1 - low, 1 + high) A) (PPO; high > low is DAPO's clip-higher)."""
-    bounded = rho.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.min(rho * advantages, bounded * advantages)
-
-
-def engine_correction(old_logprobs: Tensor, engine_logprobs: Tensor, cap: float) -> Tensor:
-    """Truncated importance sampling per token: min(exp(logp_old - logp_mu), cap), no gradient.
-
-    Corrects for an engine whose numerics differ from the trainer's. Per token, not per sequence: the
-    product over a long chain of thought would weight nearly all of it to zero.
+    Streams: ``advantage``, ``engine`` (logp_mu), ``weight``, ``row``; ``old`` unless the old policy is the
+    present one; ``reference`` where ``kl`` > 0.
     """
-    return (old_logprobs - engine_logprobs).exp().clamp(max=cap).detach()
+
+    objective: Objective = "clip"
+    level: Level = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    clip_cap: float | None = None
+    correction: EngineCorrection = EngineCorrection()
+    kl: float = 0.0
+    estimator: Estimator = "k3"
+    kl_corrected: bool = False
+
+    def __call__(self, logprobs: Tensor, streams: Mapping[str, Tensor]) -> Tensor:
+        rows, advantages = streams["row"].long(), streams["advantage"]
+        old = streams.get("old", logprobs.detach())
+        rho = ratio(logprobs, old, rows, self.level)
+        if self.objective == "cispo":
+            terms = -rho.detach().clamp(max=self.clip_high) * advantages * logprobs
+        else:
+            terms = clipped(rho, advantages, self.clip_low, self.clip_high, self.clip_cap)
+        terms = terms * engine_weights(old, streams["engine"], rows, self.correction)
+        if self.kl:
+            divergence = kl_estimate(logprobs, streams["reference"], self.estimator)
+            terms = terms + self.kl * (divergence * rho if self.kl_corrected else divergence)
+        return (streams["weight"] * terms).sum()
 
 
-def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """Schulman's unbiased, positive estimate of KL(policy, reference): exp(d) - d - 1, d = ref - logp."""
-    difference = reference_logprobs - logprobs
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A published loss: its objective, the level of its ratio, its aggregation and its usual clip."""
+
+    objective: Objective
+    level: Level
+    aggregation: Aggregation
+    clip_low: float
+    clip_high: float
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "grpo": Recipe("clip", "token", "row_mean", 0.2, 0.2),  # DeepSeekMath, eq. 3, https://arxiv.org/abs/2402.03300
+    "dapo": Recipe("clip", "token", "token_mean", 0.2, 0.28),  # https://arxiv.org/abs/2503.14476
+    "dr_grpo": Recipe("clip", "token", "constant", 0.2, 0.2),  # https://arxiv.org/abs/2503.20783
+    "bnpo": Recipe("clip", "token", "micro_batch_mean", 0.2, 0.2),  # TRL's name for the mean of a local batch
+    "gspo": Recipe("clip", "sequence", "row_mean", 3e-4, 4e-4),  # https://arxiv.org/abs/2507.18071
+    "cispo": Recipe("cispo", "token", "token_mean", 0.0, 5.0),  # https://arxiv.org/abs/2506.13585
+}
+
+
+def row_mean(values: Tensor, rows: Tensor) -> Tensor:
+    """Each token's value replaced by the mean over its row, differentiable."""
+    count = int(rows.max()) + 1 if len(rows) else 0
+    zeros = values.new_zeros(count)
+    sums = zeros.index_add(0, rows, values)
+    sizes = zeros.index_add(0, rows, torch.ones_like(values))
+    return (sums / sizes.clamp(min=1)).index_select(0, rows)
+
+
+def ratio(logprobs: Tensor, old: Tensor, rows: Tensor, level: Level = "token") -> Tensor:
+    """rho per token: exp(logp - logp_old), or exp of its mean over the row. On-policy it is 1, with a gradient."""
+    difference = logprobs - old
+    return (row_mean(difference, rows) if level == "sequence" else difference).exp()
+
+
+def clipped(rho: Tensor, advantages: Tensor, low: float, high: float, cap: float | None = None) -> Tensor:
+    """-min(min(rho, cap) A, clip(rho, 1 - low, 1 + high) A)."""
+    bounded = rho.clamp(1 - low, 1 + high)
+    free = rho if cap is None else rho.clamp(max=cap)
+    return -torch.min(free * advantages, bounded * advantages)
+
+
+def engine_weights(old: Tensor, engine: Tensor, rows: Tensor, correction: EngineCorrection) -> Tensor:
+    """The weights of `EngineCorrection`, per token, without gradient."""
+    if correction.how == "none":
+        return torch.ones_like(engine)
+    gap = old.detach() - engine
+    if correction.level == "sequence":
+        count = int(rows.max()) + 1 if len(rows) else 0
+        gap = gap.new_zeros(count).index_add(0, rows, gap).index_select(0, rows)
+    weights = gap.exp()
+    if correction.how == "truncate":
+        return weights.clamp(correction.low, correction.high)
+    return weights * ((weights >= correction.low) & (weights <= correction.high))
+
+
+def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: Estimator = "k3") -> Tensor:
+    """Schulman's estimates of KL(policy, reference) from samples of the policy, d = ref - logp.
+
+    k1: -d, unbiased. k2: d^2 / 2, low variance. k3: exp(d) - d - 1, unbiased and positive.
+    """
+    difference = reference - logprobs
+    if estimator == "k1":
+        return -difference
+    if estimator == "k2":
+        return difference.square() / 2
     return difference.exp() - difference - 1
 
 
@@ -66,19 +153,27 @@ def token_weights(
 ) -> list[float]:
     """The weight of each row's tokens in the loss of one optimizer step. ``lengths`` count response tokens.
 
-    grpo: mean over rows of each row's mean. dapo: mean over all tokens of the step. dr_grpo: sum over
-    tokens / (rows * ``longest``), the longest response allowed (no length bias). bnpo: the mean over
-    ``micro_batches`` (row indices) of each one's token mean; the only one that depends on the cut.
+    row_mean: mean over rows of each row's mean. token_mean: mean over all tokens of the step. constant: sum
+    over tokens / (rows * ``longest``), the longest response allowed (no length bias). micro_batch_mean: the
+    mean over ``micro_batches`` (row indices) of each one's token mean; the only one that depends on the cut.
     """
     rows = len(lengths)
-    if aggregation == "grpo":
+    if aggregation == "row_mean":
         return [1 / (rows * length) for length in lengths]
-    if aggregation == "dr_grpo":
+    if aggregation == "constant":
         return [1 / (rows * longest)] * rows
-    if aggregation == "dapo":
+    if aggregation == "token_mean":
         return [1 / sum(lengths)] * rows
     weights = [0.0] * rows
     for micro in micro_batches:
         for row in micro:
             weights[row] = 1 / (len(micro_batches) * sum(lengths[r] for r in micro))
     return weights
+
+
+def clip_fractions(rho: Tensor, advantages: Tensor, low: float, high: float) -> tuple[float, float]:
+    """The shares of tokens whose gradient the lower and the upper clip stop."""
+    if not len(rho):
+        return math.nan, math.nan
+    below, above = (rho < 1 - low) & (advantages < 0), (rho > 1 + high) & (advantages > 0)
+    return below.double().mean().item(), above.double().mean().item()

@@ -264,3 +264,85 @@ def test_humaneval_solutions_are_right_strongly_and_shifted_ones_wrong() -> None
     for (_, whose), verdict in verdicts.items():
         assert verdict.outcome is (Outcome.CORRECT if whose == "own" else Outcome.INCORRECT), verdict
         assert verdict.evidence["level"] == "strong"
+
+
+CHECKED = {
+    "entry_point": "f",
+    "test": "def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(5) == 6\n",
+}
+CHECKED |= {"prompt": 'def f(x):\n    """One more."""\n'}
+
+
+@needs_a_box
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "```python\nf = lambda x: x + 1\n```",
+        "```python\nf: object = lambda x: x + 1\n```",
+        "```python\ndef f (x):\n    return x + 1\n```",
+        "```python\r\ndef f(x):\r\n    return x + 1\r\n```",
+        "```python title=a.py\ndef f(x):\n    return x + 1\n```",
+        "~~~python\ndef f(x):\n    return x + 1\n~~~",
+        "1. So:\n\n   ```python\n   def f(x):\n       return x + 1\n   ```",
+        "```bash\npip install nothing\n```\nThen\n```python\ndef f(x):\n    return x + 1\n```\nIt prints\n```\n2\n```",
+        '```python\ndef f(x):\n    """\n    ```\n    f(1)\n    ```\n    """\n    return x + 1\n```',
+        "```python\ndef f(x):\n    return x + 1",
+    ],
+)
+def test_a_program_is_found_however_it_is_fenced_and_written(answer: str) -> None:
+    verdict = judge(build("code"), json.dumps(CHECKED), answer)
+    assert verdict.outcome is Outcome.CORRECT, verdict
+
+
+ONCE = "from solution import f\ndef test_a(): pass\ndef test_b(): assert f(1) == 3\n"
+CAUGHT = "import pytest\nfrom solution import f\ndef test_a():\n    with pytest.raises(Exception):\n        f(1)\n"
+
+
+@needs_a_box
+@pytest.mark.parametrize(
+    ("reference", "code"),
+    [
+        ({"pytest": ONCE}, "def f(x): raise KeyboardInterrupt"),
+        ({"pytest": CAUGHT}, "import os\ndef f(x): os._exit(0)"),
+        ({"asserts": ["for i in map(f, range(3)): assert i > 9"]}, "def f(x): raise StopIteration"),
+        ({"asserts": ["assert all(map(f, range(3)))"]}, "def f(x): raise StopIteration"),
+        ({"asserts": ["assert f(1) is True"]}, "def f(x): return 1"),
+        (
+            {"asserts": ["assert math.isclose(f(1), 2.0)"]},
+            "class math:\n    isclose = staticmethod(lambda a, b: True)\ndef f(x): return 5.0",
+        ),
+        ({"asserts": ["for i in (1, 2): assert f(i) == i"]}, "import nowhere\ndef f(x): return x"),
+        ({"asserts": ["y = f(1)", "assert y == 1"]}, "def f(x):\n    import nowhere\n    return x"),
+    ],
+)
+def test_an_answer_does_not_get_past_its_test_by_ending_or_standing_in_for_it(
+    reference: dict[str, object], code: str
+) -> None:
+    verdict = verify(reference, code)
+    assert verdict.outcome is Outcome.INCORRECT, verdict
+
+
+@needs_a_box
+def test_a_test_that_asks_one_function_of_the_answer_about_another_is_weak() -> None:
+    code = "def f(x): return 5.0\ndef close(a, b): return True"
+    assert verify({"asserts": ["assert close(f(1), 2.0)"]}, code).evidence["level"] == "weak"
+
+
+@needs_a_box
+def test_a_slice_of_what_an_answer_returns_is_asked_for_over_the_wire() -> None:
+    """It must not bring the test into the process of the answer, which could then write its own rows."""
+    code = "class Row:\n    def __getitem__(self, at): return [1, 2]\ndef f(x): return Row()"
+    verdict = verify({"asserts": ["assert f(3)[:2] == [1, 2]"]}, code)
+    assert (verdict.outcome, verdict.evidence["level"]) == (Outcome.CORRECT, "strong")
+
+
+@needs_a_box
+def test_tests_that_are_not_where_they_should_be_are_named() -> None:
+    """What a reference holds instead of tests is said, and a bare list of asserts is tests."""
+    code = build("code")
+    answer = "```python\ndef double(x):\n    return 2 * x\n```"
+    wrong = judge(code, json.dumps({"tets": "assert double(1) == 2", "entry_point": "double"}), answer)
+    assert wrong.outcome is Outcome.UNVERIFIABLE and "'tets'" in wrong.reason and "test_list" in wrong.reason
+    text = judge(code, json.dumps({"tests": "def check(candidate): ...", "entry_point": "double"}), answer)
+    assert text.outcome is Outcome.UNVERIFIABLE and "goes by the key test" in text.reason
+    assert judge(code, json.dumps(["assert double(2) == 4"]), answer).outcome is Outcome.CORRECT

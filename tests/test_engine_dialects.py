@@ -18,6 +18,7 @@ from distill.engines import chat, openai, pacing
 from distill.engines.options import OpenAIOptions
 from distill.engines.stream import Stream
 from distill.modelspec import Model
+from distill.stages.generate import GenerateSettings
 from distill.thinking import split_thinking
 from distill.types import Completion, Finish, Request, Sampling, ThinkingBudget
 from pipeline.errors import InputError
@@ -183,6 +184,17 @@ def test_what_a_server_cannot_do_is_one_line_before_anything_is_sent(
     assert "\n" not in str(caught.value) and not server.seen
 
 
+def test_a_cut_response_that_could_not_be_gone_on_with_is_told_before_anything_is_paid_for() -> None:
+    def settings(dialect: str) -> GenerateSettings:
+        engine = {"kind": "openai", "base_url": "http://h", "dialect": dialect}
+        how = {"truncated": "continue", "continue_tokens": 1000, "engine": engine}
+        return GenerateSettings.model_validate({"problems": "p", "teacher": "m", **how})
+
+    assert settings("vllm").limits == [1000]
+    with pytest.raises(ValueError, match=r"engine\.dialect says how"):
+        settings("openai")
+
+
 @pytest.mark.parametrize(
     ("dialect", "field"),
     [("llama.cpp", {"thinking_budget_tokens": 7}), ("openrouter", {"reasoning": {"max_tokens": 7, "effort": "high"}}),
@@ -218,14 +230,14 @@ def test_thinking_for_too_long_is_closed_and_the_answer_asked_for(server: Server
     assert answer.text == "<think>\n2 + 2\n</think>\n\nIt is the number four" and answer.finish is Finish.LENGTH
     assert server.asked == {"long": 2, "short": 1, "long answer": 2}
     asked = [body["max_tokens"] for _, body in server.seen]
-    assert asked == [30, 70, 30, 30, 70]  # both calls together keep to the request's limit
+    assert asked == [30, 65, 30, 30, 70]  # both calls, and what is put between them, keep to the request's limit
 
 
 def test_no_thinking_at_all_is_one_call_with_the_thinking_closed(server: Server) -> None:
     server.scripts = {"p": [reply("It is 4")]}
     (made,) = sample(server, request("p", budget=replace(BUDGET, most=0)), dialect="vllm")
     assert made.text == "<think>\n\nEnough.\n</think>\n\nIt is 4" and len(server.seen) == 1
-    assert last(server)["max_tokens"] == 100
+    assert last(server)["max_tokens"] == 93  # what is given counts towards the limit
 
 
 def test_extra_fields_are_sent_and_are_part_of_what_a_trace_is(server: Server) -> None:

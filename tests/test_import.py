@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from distill import catalog
+from distill.columns import ProblemColumns
 from distill.published import TraceColumns
 from distill.store import Store
-from distill.tables import ProblemColumns, Row
+from distill.tables import Row
 from pipeline import config, runner
 from pipeline.errors import InputError
 from pipeline.events import Listener

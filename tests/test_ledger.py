@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from distill.keys import problem_key
 from distill.store import Store
 from distill.store.records import problem_row
 from distill.training.optimizer import OptimizerSettings
-from distill.types import Completion, Finish, Problem, Sampling
+from distill.types import Asked, Completion, Finish, Problem, Sampling, ThinkingBudget
 from distill.verifiers import VerifierPool
 from rl.grpo import GrpoSettings, judge, request
 from rl.ledger import Ledger
@@ -50,3 +51,23 @@ def test_a_rollout_cut_off_in_its_thinking_gets_no_reward_then_or_when_read_back
         {"answer": "\\boxed{42}", "closed": True, "outcome": "correct"},
         {"answer": "", "closed": False, "outcome": "incorrect"},
     ]
+
+
+def test_what_was_given_of_a_rollout_is_in_its_row_and_read_back(tmp_path: Path) -> None:
+    """Or a step that is sampled in part would learn from it after all."""
+    store = Store(tmp_path)
+    store.append("problems", [problem_row(PROBLEM)])
+    store.ingest()
+    asked = Asked(PROBLEM.messages, "work", ThinkingBudget(most=9))
+    assert request(SETTINGS, 0, PROBLEM, 1, lambda _: asked).prefix == "work"
+    completions = [replace(completion(text, index), forced=(0,)) for index, text in enumerate(TEXTS)]
+    with VerifierPool(workers=1) as pool:
+        names = {PROBLEM.id: problem_key(PROBLEM)}
+        ledger = Ledger(store, "run", SETTINGS, names, pool, None, ask=lambda _: asked)
+        rewards = ledger.reward([(PROBLEM, c) for c in completions])
+        ledger.write(1, judge(SETTINGS, 1, [PROBLEM], completions, rewards))
+        store.ingest()
+        again = Ledger(store, "run", SETTINGS, names, pool, None, ask=lambda _: asked)
+    assert [c.forced for c in again.recall(0)] == [(0,), (0,)]
+    rows = store.rows("SELECT DISTINCT prefix, budget, forced FROM traces")
+    assert rows == [{"prefix": "work", "budget": '{"closing":"\\n</think>\\n\\n","most":9}', "forced": [0]}]

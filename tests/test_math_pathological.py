@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,3 +127,12 @@ def test_the_quick_part_survives_any_text(text: str, reference: str) -> None:
 def test_an_unparsable_reference_never_scores(reference: str) -> None:
     for answer in (reference, rf"\boxed{{{reference}}}", "", "42", r"\boxed{\{1, 2}"):
         assert judge(MATH, problem(reference), answer).outcome is Outcome.UNVERIFIABLE
+
+
+def test_equations_of_many_variables_are_compared_in_bounded_time() -> None:
+    """The quick part has no limit but its own: it runs in the caller's process."""
+    sines = "+".join(rf"\sin a_{{{n}}}" for n in range(60))
+    began = time.process_time()
+    verdict = judge_quickly(MATH, problem(f"{sines}=1"), rf"\boxed{{{sines}=1+10^{{-3}}}}")
+    assert time.process_time() - began < 4
+    assert verdict is None or verdict.outcome is not Outcome.CORRECT

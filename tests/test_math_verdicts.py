@@ -178,17 +178,71 @@ OURS = [
     ("x=2,y=3", r"\boxed{x=3, y=2}", INCORRECT),
     ("5", r"\boxed{5 \text{ or more}}", UNVERIFIABLE),
     ("3:15", r"\boxed{1:5}", CORRECT),
+    (r"\cos 60^\circ", r"\boxed{1/2}", CORRECT),
+    (r"\frac{\sqrt3}{2}", r"\boxed{\sin(60^{\circ})}", CORRECT),
+    (r"\sin(x+30^\circ)", r"\boxed{\sin(x+\pi/6)}", CORRECT),
+    (r"\pi", r"\boxed{3.14159265358979}", UNVERIFIABLE),
+    (r"\cos(\pi/3)/2", r"\boxed{0.25}", CORRECT),
+    (r"\pm1 \pm 2", r"\boxed{3, -3}", UNVERIFIABLE),
+    (r"a \pm b \mp c", r"\boxed{a+b-c, a-b+c}", CORRECT),
+    ("1/3", r"\boxed{0.\bar{3}}", CORRECT),
+    ("5%", r"\boxed{500\%}", INCORRECT),
+    ("5 Mg", r"\boxed{5 mg}", UNVERIFIABLE),
+    ("5 m", r"\boxed{500 cm}", CORRECT),
+    ("5 m", r"\boxed{5 cm}", INCORRECT),
+    ("5", r"\boxed{5 \text{ squared}}", UNVERIFIABLE),
+    ("60", r"\boxed{5 \text{ dozen}}", CORRECT),
+    ("x_1", r"\boxed{x}", INCORRECT),
+    ("FF_{16}", r"\boxed{255}", UNVERIFIABLE),
+    ("-5", "The answer is negative 5", CORRECT),
+    ("negative five", "-5", CORRECT),
+    ("A", r"\boxed{\text{Answer: A}}", CORRECT),
 ]
 
+IN_WORDS = [
+    ("$5", "5 cents", INCORRECT),
+    ("5 dollars", "5 cents", INCORRECT),
+    ("5 cm", "5 inches", INCORRECT),
+    ("1 hour", "1 minute", INCORRECT),
+    ("1 hour", "60 minutes", CORRECT),
+    ("$5", "It costs 500 cents.", CORRECT),
+    ("90 minutes", "1.5 hours", CORRECT),
+    ("5000000", "About 5 million live there", CORRECT),
+    ("5", "About 5 million live there", UNVERIFIABLE),
+    ("42", "She has 42 dollars left.", CORRECT),
+    ("42", "It did not rain, so he has 42 dollars.", CORRECT),
+    ("42", "It is not 41 but 42", CORRECT),
+    ("42", "No, it is 42", CORRECT),
+    (r"2\sqrt{3}", "So it is 2*sqrt(3)", CORRECT),
+    (r"\ln 2", "x = ln(2)", CORRECT),
+    ("5", "sqrt(5)", INCORRECT),
+    ("5", "x != 5", INCORRECT),
+    ("120", "5!=120", CORRECT),
+    ("5", "The answer is $5$ because $2+3=5$.", CORRECT),
+    ("11", "So $5$ plus $6$ is $11$", CORRECT),
+    ("5", "The answer is 5. Let me check: 2+3=5.", CORRECT),
+    ("5", "The answer is 5. Let me know if that helps!", CORRECT),
+    *(("5", said, UNVERIFIABLE) for said in (
+        "The answer cannot be 5.", "It can’t be 5", "It is never 5.", "So x = 5 is wrong", "x cannot equal 5",
+        "It is neither 4 nor 5", "There are at least 5", "x is between 3 and 5", "It's 3 to 5", "more than $5$ apples",
+        "The number of apples is less than 5", "5 squared", "5 factorial", "5 thousandths", "The result is minus 5",
+        "The answer is 5 less than the number of apples that she had", "The number cannot be $5$.",
+        "The answer is either $5$ or $6$.", "It is either $6$ or $5$.", "The answer is $5$ if x > 0, $6$ otherwise",
+        "The answer is 5. But wait, that's wrong.", "The answer is 5. Hmm, no. Let me recompute: 3+3=6.",
+        r"\boxed{x = 5 \text{ (extraneous)}}",
+    )),
+]  # fmt: skip
+"""Sentences: the words beside a number deny it, change it, or are its unit."""
 
-@pytest.mark.parametrize(("reference", "answer", "expected"), REPORTED + OURS)
+
+@pytest.mark.parametrize(("reference", "answer", "expected"), REPORTED + OURS + IN_WORDS)
 def test_verdicts(reference: str, answer: str, expected: Outcome) -> None:
     pytest.importorskip("math_verify")
     verdict = judge(MATH, Problem("p", "?", reference, "math", "test"), answer)
     assert verdict.outcome is expected, verdict
 
 
-@pytest.mark.parametrize(("reference", "answer", "expected"), REPORTED + OURS)
+@pytest.mark.parametrize(("reference", "answer", "expected"), REPORTED + OURS + IN_WORDS)
 def test_correct_is_never_said_of_what_is_equal_by_one_opinion_alone(
     reference: str, answer: str, expected: Outcome
 ) -> None:

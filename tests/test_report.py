@@ -250,6 +250,16 @@ def test_the_funnel_adds_up(report: dict[str, Any], workspace: Path) -> None:
     assert funnel["kept"] + sum(row["traces"] for row in funnel["rejected"]) == funnel["generated"]
 
 
+def test_the_easy_bias_of_the_selection_is_shown(report: dict[str, Any], page: str) -> None:
+    funnel = report["funnel"]
+    bias = funnel["bias"]
+    assert bias["by"] == "difficulty" and len(bias["bins"]) > 1
+    for whole in ("generated", "kept"):
+        assert sum(row[whole] for row in bias["bins"]) == funnel[whole]
+    assert bias["says"].startswith("The kept traces are ") and bias["says"] in page
+    assert 'id="bias' in page
+
+
 def test_lengths_count_every_sample_once(report: dict[str, Any]) -> None:
     for label in report["models"]:
         counts = report["lengths"]["models"][label]
@@ -325,7 +335,7 @@ def test_plots_are_told_to_those_who_do_not_see_them(page: str, report: dict[str
     assert len(plots) == page.count('<svg class="plot') > 10
     for title, about in plots:
         assert re.search(f'<title id="{title}">[^<]+</title><desc id="{about}">[^<]+</desc>', page)
-    assert page.count("as a table</summary>") == 7
+    assert page.count("as a table</summary>") == 8
     for label in report["models"]:
         assert page.count(f"{100 * report[label]['pass_at_1']:.1f}%") >= 2  # in the plot and in the table
 

@@ -259,6 +259,8 @@ def test_a_version_is_found_by_any_of_its_names() -> None:
     assert agreement.choose(known, "math", "exact@1") == (A, B)
     assert agreement.choose(known, "format@1", "{format: {boxed: true}}@2") == (old, form)
     assert agreement.choose([A, B], None, None) == (A, B)
+    with_library = replace(A, version="2/0.9.0")
+    assert agreement.choose([A, with_library], "math@1", "math@2") == (A, with_library)
     for a, b, message in [
         ("mth", "math", "no verifier in the store is called 'mth'"),
         ("format", "math", "several verifiers in the store are called 'format'"),

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from distill.engines.transformers import TransformersEngine  # noqa: E402
 from distill.randomness import generator  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
-from distill.types import Completion, Problem, Request, Sampling  # noqa: E402
+from distill.types import Asked, Completion, Problem, Request, Sampling  # noqa: E402
 from pipeline.errors import InputError, Stopped  # noqa: E402
 from rl import credit, loss  # noqa: E402
-from rl.grpo import GrpoMetrics, GrpoSettings, Rollout, train_grpo  # noqa: E402
+from rl.grpo import GrpoSettings, train_grpo  # noqa: E402
+from rl.monitors import GrpoMetrics  # noqa: E402
+from rl.update import Rollout  # noqa: E402
 
 # ------------------------------------------------------------------ credit
 
@@ -36,7 +39,7 @@ rewards_of_groups = st.lists(st.sampled_from([0.0, 0.5, 1.0, math.nan]), min_siz
 )
 
 
-@given(rewards_of_groups, st.sampled_from(["group", "leave_one_out"]), st.sampled_from(["std", "none"]))
+@given(rewards_of_groups, st.sampled_from(["group", "leave_one_out"]), st.sampled_from(["group", "batch", "none"]))
 def test_advantages_of_a_group_sum_to_zero_and_skip_the_unjudged(rewards: Any, baseline: Any, scale: Any) -> None:
     result = credit.advantages(rewards, baseline, scale)
     torch.testing.assert_close(result.sum(1), torch.zeros(len(rewards), dtype=torch.float64), atol=1e-9, rtol=0)
@@ -47,7 +50,7 @@ def test_advantages_of_a_group_sum_to_zero_and_skip_the_unjudged(rewards: Any, b
 @given(rewards_of_groups)
 def test_an_unjudged_sample_changes_nothing_for_the_others(rewards: Any) -> None:
     longer = torch.cat([rewards, torch.full((len(rewards), 1), math.nan, dtype=torch.float64)], 1)
-    for scale in ("std", "none"):
+    for scale in ("group", "batch", "none"):
         torch.testing.assert_close(
             credit.advantages(longer, scale=scale)[:, :-1], credit.advantages(rewards, scale=scale)
         )
@@ -65,43 +68,79 @@ def test_advantages_by_hand() -> None:
 
 # ------------------------------------------------------------------ loss
 
-SHAPE = (3, 5)
+ROWS = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 2])
 
 
 def draws(*names: str) -> list[Any]:
-    return [torch.from_numpy(generator("loss", name).normal(-1, 0.4, SHAPE)) for name in names]
+    return [torch.from_numpy(generator("loss", name).normal(-1, 0.4, len(ROWS))) for name in names]
 
 
 def test_the_clip_stops_the_gradient_exactly_where_it_says() -> None:
     new, old, advantages = draws("new", "old", "advantages")
+    advantages += 1
     new.requires_grad_()
-    rho = loss.ratio(new, old)
-    loss.clipped_objective(rho, advantages, 0.2, 0.28).sum().backward()
+    rho = loss.ratio(new, old, ROWS)
+    loss.clipped(rho, advantages, 0.2, 0.28).sum().backward()
     beyond = ((rho < 0.8) & (advantages < 0)) | ((rho > 1.28) & (advantages > 0))
     assert beyond.any() and not beyond.all()
     expected = torch.where(beyond, 0.0, -rho * advantages)
     torch.testing.assert_close(new.grad, expected)
+    low, high = loss.clip_fractions(rho, advantages, 0.2, 0.28)
+    assert low + high == pytest.approx(beyond.double().mean().item()) and low > 0 and high > 0
 
 
-def test_on_policy_the_gradient_is_the_policy_gradient() -> None:
-    new, advantages = draws("new", "advantages")
+def test_a_cap_bounds_what_a_bad_token_can_cost() -> None:
+    rho, advantages = torch.tensor([0.5, 1.0, 50.0]), torch.tensor([-1.0, -1.0, -1.0])
+    assert loss.clipped(rho, advantages, 0.2, 0.2).tolist() == pytest.approx([0.8, 1.0, 50.0])
+    assert loss.clipped(rho, advantages, 0.2, 0.2, cap=4.0).tolist() == pytest.approx([0.8, 1.0, 4.0])
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_on_policy_the_gradient_is_the_policy_gradient(level: Any) -> None:
+    """A response has one advantage, so that the mean ratio of a response spreads the same gradient."""
+    (new,) = draws("new")
+    advantages = torch.tensor([0.7, -1.2, 0.4], dtype=torch.float64)[ROWS]
     new.requires_grad_()
-    loss.clipped_objective(loss.ratio(new, new.detach()), advantages, 0.2, 0.2).sum().backward()
+    loss.clipped(loss.ratio(new, new.detach(), ROWS, level), advantages, 0.2, 0.2).sum().backward()
     torch.testing.assert_close(new.grad, -advantages)
 
 
-def test_k3_is_positive_and_estimates_the_divergence() -> None:
-    policy, reference = (t.log_softmax(-1) for t in draws("p", "q"))
+def test_cispo_learns_from_every_token_with_a_bounded_weight() -> None:
+    new, old, advantage, engine = draws("new", "old", "advantages", "engine")
+    new.requires_grad_()
+    ones = torch.ones_like(old)
+    how = loss.PolicyLoss("cispo", clip_high=1.1, correction=loss.EngineCorrection("none"))
+    how(new, {"old": old, "advantage": advantage, "engine": engine, "weight": ones, "row": ROWS.double()}).backward()
+    torch.testing.assert_close(new.grad, -(new - old).exp().clamp(max=1.1).detach() * advantage)
+
+
+def test_kl_estimates_have_the_divergence_as_their_mean() -> None:
+    policy, reference = (t.reshape(3, 4).log_softmax(-1) for t in draws("p", "q"))
     exact = (policy.exp() * (policy - reference)).sum(-1)
-    torch.testing.assert_close((policy.exp() * loss.k3(policy, reference)).sum(-1), exact)  # its mean is the KL
-    assert (loss.k3(policy, reference) >= 0).all() and (loss.k3(policy, policy) == 0).all()
+    for kind in ("k1", "k3"):
+        torch.testing.assert_close((policy.exp() * loss.kl_estimate(policy, reference, kind)).sum(-1), exact)
+    assert (loss.kl_estimate(policy, reference) >= 0).all() and (loss.kl_estimate(policy, policy) == 0).all()
+    near = policy + 1e-3 * reference
+    torch.testing.assert_close(
+        loss.kl_estimate(policy, near, "k2"), loss.kl_estimate(policy, near, "k3"), atol=1e-8, rtol=2e-3
+    )
 
 
-def test_engine_correction_is_truncated_and_has_no_gradient() -> None:
+def test_engine_weights_are_bounded_and_have_no_gradient() -> None:
     old = torch.tensor([0.0, -1.0, -1.0], requires_grad=True)
-    weights = loss.engine_correction(old, torch.tensor([-3.0, -1.0, 0.0]), cap=2.0)
-    torch.testing.assert_close(weights, torch.tensor([2.0, 1.0, math.exp(-1)]))
-    assert not weights.requires_grad
+    engine, rows = torch.tensor([-3.0, -1.0, 0.0]), torch.tensor([0, 0, 1])
+
+    def of(*how: Any, **bounds: float) -> list[float]:
+        found = loss.engine_weights(old, engine, rows, loss.EngineCorrection(*how, **bounds))
+        assert not found.requires_grad
+        return found.tolist()
+
+    small = math.exp(-1)
+    assert of("truncate") == pytest.approx([2.0, 1.0, small])
+    assert of("mask") == pytest.approx([0.0, 1.0, small])
+    assert of("mask", low=0.5, high=30.0) == pytest.approx([math.exp(3), 1.0, 0.0])
+    assert of("truncate", "sequence", high=9.0) == pytest.approx([9.0, 9.0, small])
+    assert of("none") == [1.0, 1.0, 1.0]
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=9))
@@ -112,9 +151,13 @@ def test_token_weights_are_means(lengths: list[int]) -> None:
 
     rows = list(range(len(lengths)))
     for cut in ([rows], [[row] for row in rows]):
-        for kind in ("grpo", "dapo", "bnpo"):
+        for kind in ("row_mean", "token_mean", "micro_batch_mean"):
             assert total(kind, cut) == pytest.approx(1)
-        assert total("dr_grpo", cut) == pytest.approx(sum(lengths) / (30 * len(rows)))
+        assert total("constant", cut) == pytest.approx(sum(lengths) / (30 * len(rows)))
+
+
+def test_the_overlong_are_punished_softly() -> None:
+    assert [credit.soft_overlong(n, 100, 20) for n in (10, 80, 90, 100, 120)] == [0, 0, -0.5, -1, -1]
 
 
 # ------------------------------------------------------------------ the loop
@@ -122,8 +165,9 @@ def test_token_weights_are_means(lengths: list[int]) -> None:
 LETTERS = "abcdefgh"
 
 
-def problems(step: int) -> list[Problem]:
-    return [Problem(f"{step}-{i}", LETTERS[(step + i) % 8] * (i + 1), "a", "letters", "test") for i in range(4)]
+def problems(step: int, draw: int = 0) -> list[Problem]:
+    name = f"{step}-{draw}" if draw else str(step)
+    return [Problem(f"{name}-{i}", LETTERS[(step + i) % 8] * (i + 1), "a", "letters", "test") for i in range(4)]
 
 
 def likes_a(pairs: Sequence[tuple[Problem, Completion]]) -> list[float | None]:
@@ -140,12 +184,13 @@ def student() -> Any:
 
 
 def grpo(model: Any, directory: Path, engine: Any = None, **changes: Any) -> tuple[list[GrpoMetrics], list[Rollout]]:
-    hooks = {name: changes.pop(name) for name in ("stop", "recall") if name in changes}
+    hooks = {name: changes.pop(name) for name in ("stop", "recall", "ask") if name in changes}
+    reward = changes.pop("reward", likes_a)
     metrics: list[GrpoMetrics] = []
     rollouts: list[Rollout] = []
     usual = {"optimizer": OptimizerSettings(2e-2, schedule="constant"), "steps": 6, "sampling": Sampling(max_tokens=8)}
     train_grpo(
-        model, engine or policy(model), GrpoSettings(**(usual | changes)), sample=problems, reward=likes_a,
+        model, engine or policy(model), GrpoSettings(**(usual | changes)), sample=problems, reward=reward,
         checkpoints=directory, on_rollouts=lambda _, rows: rollouts.extend(rows), on_step=metrics.append, **hooks,
     )  # fmt: skip
     return metrics, rollouts
@@ -160,12 +205,19 @@ def test_it_learns_what_is_rewarded(tmp_path: Path) -> None:
     assert all((r.reward is None) == ("z" in r.completion.text) for r in rollouts)
 
 
-@pytest.mark.parametrize("aggregation", ["grpo", "dr_grpo", "dapo"])
-def test_the_cut_into_micro_batches_changes_no_update(tmp_path: Path, aggregation: Any) -> None:
+def how(name: str, **changes: Any) -> dict[str, Any]:
+    """The settings of a published loss."""
+    recipe = loss.RECIPES[name]
+    terms = loss.PolicyLoss(recipe.objective, recipe.level, recipe.clip_low, recipe.clip_high, **changes)
+    return {"loss": terms, "aggregation": recipe.aggregation}
+
+
+@pytest.mark.parametrize("name", [name for name in loss.RECIPES if name != "bnpo"])
+def test_the_cut_into_micro_batches_changes_no_update(tmp_path: Path, name: str) -> None:
     ends = []
     for limit in (1, 10_000):
         model = student()
-        grpo(model, tmp_path / str(limit), steps=1, micro_batch_tokens=limit, aggregation=aggregation, clip_low=0.1)
+        grpo(model, tmp_path / str(limit), steps=1, micro_batch_tokens=limit, **how(name, kl=0.1))
         ends.append(weights(model))
     torch.testing.assert_close(*ends, atol=1e-4, rtol=0)
 
@@ -189,10 +241,112 @@ def test_the_update_equals_a_plain_loop_over_padded_rows(tmp_path: Path) -> None
 
 
 def test_a_kl_term_holds_the_policy_near_its_start(tmp_path: Path) -> None:
-    free, _ = grpo(student(), tmp_path / "free", kl=1e-9)
-    held, _ = grpo(student(), tmp_path / "held", kl=2.0)
+    free, _ = grpo(student(), tmp_path / "free", **how("dapo", kl=1e-9))
+    held, _ = grpo(student(), tmp_path / "held", **how("dapo", kl=2.0))
     assert free[0].kl == pytest.approx(0, abs=1e-6)
     assert free[-1].kl is not None and held[-1].kl is not None and held[-1].kl < free[-1].kl / 2
+
+
+def test_several_updates_are_off_policy_and_clipped(tmp_path: Path) -> None:
+    """The first share of a step is on-policy; later ones have moved, and the clip acts."""
+    once, _ = grpo(student(), tmp_path / "once", steps=2)
+    often, _ = grpo(student(), tmp_path / "often", steps=2, updates=4, **how("gspo"))
+    assert [m.step for m in often] == [1, 2] and all(m.total == 2 for m in once + often)
+    assert all(m.clip_low == m.clip_high == 0 for m in once)
+    assert any(m.clip_low + m.clip_high > 0 for m in often)
+
+
+@pytest.mark.parametrize("updates", [2, 3])
+def test_several_updates_resume_exactly(tmp_path: Path, updates: int) -> None:
+    straight, resumed = student(), student()
+    grpo(straight, tmp_path / "a", steps=3, updates=updates)
+    with pytest.raises(Stopped):
+        grpo(resumed, tmp_path / "b", steps=3, updates=updates, stop=after(20))
+    grpo(resumed := student(), tmp_path / "b", steps=3, updates=updates)
+    assert torch.equal(weights(resumed), weights(straight))
+
+
+def test_groups_without_a_gradient_are_refilled(tmp_path: Path) -> None:
+    """Half of the problems have a reward that is always the same; twice as many are drawn for them."""
+
+    def rarely(pairs: Sequence[tuple[Problem, Completion]]) -> list[float | None]:
+        return [1.0 if p.id.endswith(("0", "1")) else likes_a([(p, c)])[0] for p, c in pairs]
+
+    plain, few = grpo(student(), tmp_path / "plain", steps=2, reward=rarely)
+    filled, more = grpo(student(), tmp_path / "filled", steps=2, reward=rarely, refills=3)
+    assert {m.draws for m in plain} == {1} and all(1 < m.draws < 4 for m in filled)
+    assert len(more) == sum(m.draws for m in filled) * 4 * 8
+
+    def groups(rollouts: list[Rollout], step: int) -> int:
+        return len({r.problem.id for r in rollouts if r.step == step and r.trained})
+
+    assert groups(few, 1) == 2 and groups(more, 1) == 4
+
+
+def test_refilling_ends_when_the_draws_are_used_up(tmp_path: Path) -> None:
+    metrics, _ = grpo(student(), tmp_path, steps=1, refills=2, reward=lambda pairs: [1.0] * len(pairs))
+    assert metrics[0].draws == 3 and metrics[0].zero_variance == 1
+
+
+def test_overlong_responses_are_filtered_or_punished(tmp_path: Path) -> None:
+    _, kept = grpo(student(), tmp_path / "keep", steps=1)
+    _, filtered = grpo(student(), tmp_path / "filter", steps=1, overlong="filter")
+    _, punished = grpo(student(), tmp_path / "punish", steps=1, overlong="punish", overlong_buffer=4)
+    cut = [r.completion.finish.value == "length" for r in kept]
+    assert any(cut) and not all(cut)
+    for is_cut, before, without, lower in zip(cut, kept, filtered, punished, strict=True):
+        assert without.trained == (before.trained and not is_cut) and without.advantage == before.advantage
+        if before.reward is not None:
+            fall = max(0.0, (len(before.completion.token_ids) - 4) / 4)
+            assert lower.reward == pytest.approx(before.reward - fall)
+    with pytest.raises(InputError, match="overlong_buffer"):
+        GrpoSettings(optimizer=OptimizerSettings(1e-2), steps=1, overlong="punish")
+
+
+def test_forced_tokens_are_seen_and_not_learned(tmp_path: Path) -> None:
+    """A policy that forces its first token: the update is that of a plain loop over the others."""
+    model, reference = student(), student()
+    first = policy(model)
+
+    class Forcing:
+        refresh = first.refresh
+
+        def generate(self, requests: list[Request], stopping: Callable[[], bool]) -> Iterator[Completion]:
+            for completion in first.generate(requests, stopping):
+                yield replace(completion, forced=(0,))
+
+    settings = {"steps": 1, "scale": "none", "optimizer": OptimizerSettings(1e-3, warmup=0)}
+    _, rollouts = grpo(model, tmp_path, engine=Forcing(), **settings)
+    total, tokens = torch.zeros(()), 0
+    for r in (r for r in rollouts if r.trained):
+        ids = torch.tensor([r.completion.prompt_ids + r.completion.token_ids])
+        table = reference(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)
+        sampled = table.gather(1, ids[0, 1:, None]).squeeze(1)[-len(r.completion.token_ids) :][1:]
+        total, tokens = total - r.advantage * sampled.sum(), tokens + len(sampled)
+    (total / tokens).backward()
+    torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+    trainable = [p for p in reference.parameters() if p.requires_grad]
+    torch.optim.AdamW(trainable, lr=1e-3, betas=(0.9, 0.95), weight_decay=0).step()
+    torch.testing.assert_close(weights(model), weights(reference), atol=5e-5, rtol=0)
+
+
+def test_the_policy_is_asked_as_the_settings_say(tmp_path: Path) -> None:
+    model, seen = student(), list[Request]()
+    first = policy(model)
+
+    class Hearing:
+        refresh = first.refresh
+
+        def generate(self, requests: list[Request], stopping: Callable[[], bool]) -> Iterator[Completion]:
+            seen.extend(requests)
+            yield from first.generate(requests, stopping)
+
+    def ask(problem: Problem) -> Asked:
+        return Asked(({"role": "user", "content": f"why {problem.prompt}"},))
+
+    grpo(model, tmp_path, engine=Hearing(), ask=ask, steps=1)
+    group = GrpoSettings(optimizer=OptimizerSettings(1e-2), steps=1).group
+    assert [r.messages for r in seen] == [ask(problem).messages for problem in problems(0) for _ in range(group)]
 
 
 def test_nothing_to_learn_is_a_step_too(tmp_path: Path) -> None:

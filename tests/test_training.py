@@ -18,6 +18,9 @@ torch = pytest.importorskip("torch")
 
 from tiny import VOCABULARY, chat_tokenizer, examples, tiny, weights  # noqa: E402
 
+from distill.prompting import asking  # noqa: E402
+from distill.stages import sft  # noqa: E402
+from distill.store.records import problem_row  # noqa: E402
 from distill.training import attention, checkpoint  # noqa: E402
 from distill.training.batching import Example, Order, fitting, from_messages, from_tokens, micro_batches  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
@@ -26,6 +29,7 @@ from distill.training.learner import prepared  # noqa: E402
 from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
 from distill.training.lora import add_lora, folded  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.types import Problem  # noqa: E402
 from pipeline.errors import InputError, Stopped  # noqa: E402
 
 ADAMW = OptimizerSettings(learning_rate=1e-2)
@@ -481,3 +485,29 @@ def test_the_final_norm_is_trained_saved_merged_and_followed_by_the_engine(tmp_p
     ids = torch.arange(10).unsqueeze(0)
     assert torch.allclose(loaded(input_ids=ids).logits, model.eval()(input_ids=ids).logits, atol=1e-5)
     assert torch.equal(follower.model.model.norm.weight, after)
+
+
+# ------------------------------------------------------------------ how a student is asked
+
+
+def test_a_student_is_trained_on_what_it_will_be_asked() -> None:
+    """Where the settings say so; else on what the problem asks, whatever its teacher was asked."""
+    problem = Problem("x/1", "what is two", "4", "math", "x")
+    row = problem_row(problem) | {"trace_key": "k", "thinking": "", "answer": "four"}
+    ways: list[tuple[Any, str]] = [
+        (None, "<user>what is two<end>\n"),
+        (
+            {"system": "be brief", "template": "{{ prompt }} or so"},
+            "<bot>be brief<end>\n<user>what is two or so<end>\n",
+        ),
+    ]
+    for said, prompt in ways:
+        settings = sft.SftSettings(data="select", student="embedded:student-base", prompting=said)
+        example = sft.example_of(chat_tokenizer(), row, settings, asking(settings.prompting))
+        first = example.labels_mask.index(True)
+        assert "".join(chat_tokenizer().convert_ids_to_tokens(example.input_ids[:first])) == f"{prompt}<bot>"
+        assert not any(example.labels_mask[:first]) and all(example.labels_mask[first:-1])
+    with pytest.raises(ValueError, match="learns to answer by itself"):
+        sft.SftSettings(
+            data="select", student="embedded:student-base", prompting={"template": "boxed", "prefill": "so"}
+        )

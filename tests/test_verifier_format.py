@@ -45,6 +45,8 @@ def verdict(response: str | Response, prompt: str = "?", **settings: Any) -> Ver
         (r"\boxed{41} \fbox{42}", {"boxed": True}, "2 boxes"),
         (r"\boxed{42", {"boxed": True}, "not closed"),
         (r"\boxed 42", {"boxed": True}, "not closed"),
+        (r"\boxed{ }", {"boxed": True}, "empty"),
+        (r"\boxed{}", {"one_answer": True}, "empty"),
         (r"<think>\boxed{41}</think>\boxed{42}", {"boxed": True}, None),
         (r"The answer is \boxed{42}", {"one_answer": True}, None),
         (r"\boxed{41} or \boxed{42}", {"one_answer": True}, "2 boxes"),

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -45,6 +46,7 @@ def pool() -> Iterator[VerifierPool]:
         ("memory", "memory", "out of memory"),
         ("exit", "crash", "status 3"),
         ("die", "crash", "SIGSEGV"),
+        ("die namelessly", "crash", "signal 40"),
         ("raise", "error", "ValueError: no"),
         ("nonsense", "error", "it returned bool, not a Verdict"),
     ],
@@ -57,6 +59,7 @@ def test_misbehaviour_costs_one_verdict(pool: VerifierPool, act: str, failure: s
     assert lost.outcome is Outcome.UNVERIFIABLE and reason in lost.reason and lost.score is None
     assert (lost.verifier, lost.version) == ("hostile", "1")
     assert lost.failure == lost.evidence["failure"] == failure
+    assert lost.evidence["judged"] == "the text after thinking" and lost.seconds > 0
     assert all(verdict.outcome is Outcome.CORRECT for verdict in verdicts.values())
 
 
@@ -241,6 +244,17 @@ def test_a_caller_may_stop_early(pool: VerifierPool) -> None:
 def test_a_wrong_name_is_an_input_error(pool: VerifierPool) -> None:
     with pytest.raises(InputError, match="did you mean 'math'"):
         pool.verify("maths", PROBLEM, "42")
+
+
+@pytest.mark.parametrize(("reference", "response"), [(None, "1"), (42, "42"), ("42", None), ("42", 42)])
+def test_what_is_no_problem_or_no_response_is_told_at_once(pool: VerifierPool, reference: Any, response: Any) -> None:
+    with pytest.raises(InputError, match=r"as a text|is a text"):
+        pool.verify("math", reference, response)
+
+
+def test_a_wrong_setting_is_told_with_those_that_there_are(pool: VerifierPool) -> None:
+    with pytest.raises(InputError, match="'format': has no setting 'boxd'; it has: boxed, "):
+        pool.verify({"format": {"boxd": True}}, "42", "42")
 
 
 def test_check_is_one_call_that_nothing_can_hang_or_crash() -> None:

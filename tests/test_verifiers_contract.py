@@ -160,6 +160,12 @@ def test_importing_the_verifiers_loads_no_torch() -> None:
     assert done.stdout.strip() == "False", done.stderr
 
 
+def test_importing_the_verifiers_alone_loads_no_settings_library() -> None:
+    code = "import sys, distill.verifiers; print([n for n in ('pydantic', 'duckdb', 'numpy') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_the_catalog_finds_names_and_suggests_near_ones() -> None:
     assert "math" in names("verifiers") and resolve("verifiers", "math").name == "math"
     with pytest.raises(InputError, match="did you mean 'math'"):

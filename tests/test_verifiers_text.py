@@ -63,6 +63,7 @@ def test_an_expression_without_end_costs_one_verdict() -> None:
         ({"ignore_case": True}, "Red fox", "The answer is red fox.", CORRECT, "answer:"),
         ({"whole": True}, "red fox", "The answer is red fox.", INCORRECT, "whole"),
         ({}, "x = 5.", "x = 5.", CORRECT, "whole"),
+        ({}, "Paris", "**Paris**", CORRECT, "text"),
         ({}, " ", "x", UNVERIFIABLE, None),
     ],
 )
@@ -91,6 +92,17 @@ def test_exact(settings: dict[str, object], reference: str, answer: str, expecte
         ("A, C", "A, B, C", INCORRECT),
         ("12", "B", UNVERIFIABLE),
         ("", "B", UNVERIFIABLE),
+        ("B", "The correct option is B.", CORRECT),
+        ("B", "I think (B).", CORRECT),
+        ("B", "So B is the correct answer", CORRECT),
+        ("A", "The best choice is A because I like it.", CORRECT),
+        ("D", "A, B and C fail. The correct option is D.", CORRECT),
+        ("B", "The correct choice is not B.", INCORRECT),
+        ("B", "It is not (B).", INCORRECT),
+        ("C", "Option (A) or (C)", INCORRECT),
+        ("C", "C is correct, B is not", INCORRECT),
+        ("A", "P(A) is small", INCORRECT),
+        ("I", "I think so", INCORRECT),
     ],
 )
 def test_choice(reference: str, answer: str, expected: Outcome) -> None:

@@ -200,6 +200,55 @@ def test_output_appears_when_it_is_complete(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "new") == ["out.jsonl"]
 
 
+def test_output_replaces_nothing_but_a_file(tmp_path: Path) -> None:
+    """A link, a pipe or a device by that name is somebody's: it is neither replaced nor written into."""
+    jsonl(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "link").symlink_to("elsewhere.jsonl")
+    os.mkfifo(tmp_path / "pipe")
+    for name, kind in (
+        ("link", "a link"),
+        ("pipe", "no regular file"),
+        (".", "a directory"),
+        ("/dev/null", "no regular"),
+    ):
+        _, said = verify("a.jsonl", "--verifier", "math", "--output", name, cwd=tmp_path, code=2)
+        assert f"--output {name}: is {kind}" in said and said.count("\n") == 1
+    assert (tmp_path / "link").is_symlink() and not (tmp_path / "elsewhere.jsonl").exists()
+
+
+def test_why_there_is_no_verdict_stands_in_the_summary(tmp_path: Path) -> None:
+    """One's own verifier that forgets to return, raises or ends the process: each is told as what it is."""
+    (tmp_path / "mine.py").write_text(
+        "class Mine:\n    name = 'mine'\n    version = '1'\n\n    def verify(self, problem, trace):\n"
+        "        if trace.answer == 'raise':\n            return 1 / 0\n"
+        "        if trace.answer == 'leave':\n            raise SystemExit(3)\n"
+        "        if trace.answer == 'interrupt':\n            raise KeyboardInterrupt\n"
+    )
+    jsonl(
+        tmp_path / "a.jsonl", [{"answer": "", "response": text} for text in ("forget", "raise", "leave", "interrupt")]
+    )
+    lines, said = verify("a.jsonl", "--verifier", "./mine.py:Mine", "--no-answer", cwd=tmp_path)
+    reasons = [line["reason"] for line in lines]
+    assert all(line["evidence"]["failure"] == "error" for line in lines)
+    assert "returned NoneType, not a Verdict" in reasons[0]
+    assert "division by zero (mine.py:7)" in reasons[1]
+    assert "SystemExit: 3 (mine.py:9)" in reasons[2] and "KeyboardInterrupt" in reasons[3]
+    assert f"1 x {reasons[0]}" in said
+
+
+def test_a_judge_must_be_shown_the_problem(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", ROWS)
+    spec = "{judge: {model: 'embedded:teacher'}}"
+    _, said = verify("a.jsonl", "--verifier", spec, cwd=tmp_path, code=2)
+    assert "--prompt-key" in said and said.count("\n") == 1
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("answer,answer,response\n1,2,2\n")
+    _, said = verify("a.csv", "--verifier", "math", cwd=tmp_path, code=2)
+    assert "a.csv:1: has two columns called 'answer'" in said
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_command_goes_on_where_it_was(how: signal.Signals, tmp_path: Path) -> None:
     """The first run hangs at row 4 until it is stopped; the second finds the file that row waits for."""

@@ -76,10 +76,10 @@ def _brief(row: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def views(store: Store) -> Iterator[None]:
-    """A store that no run of this distill has opened yet lacks the newer views."""
+    """A store that no run of this distill has opened yet lacks the newer views and columns."""
     import duckdb
 
     try:
         yield
-    except duckdb.CatalogException:
+    except (duckdb.CatalogException, duckdb.BinderException):
         raise InputError(f"{store.path}: made by an older distill; `distill run` brings it up to date") from None

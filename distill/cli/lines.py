@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from pipeline.errors import Exit, PipelineError
+from pipeline.errors import Exit, InputError, PipelineError
 from pipeline.files import TEMPORARY, disk_errors, fsync_directory, make_directory
 
 
@@ -37,6 +37,8 @@ class Stdout:
     @classmethod
     @contextmanager
     def open(cls) -> Iterator[Stdout]:
+        if sys.stdout is None:
+            raise InputError("stdout is closed; the verdicts have nowhere to go, name a file with --output")
         lines = cls()
         try:
             try:
@@ -68,6 +70,9 @@ class Output:
     @classmethod
     @contextmanager
     def open(cls, path: Path, identity: str) -> Iterator[Output]:
+        if path.is_symlink() or (path.exists() and not path.is_file()) or not path.name:
+            kind = "a link" if path.is_symlink() else "a directory" if path.is_dir() else "no regular file"
+            raise InputError(f"--output {path}: is {kind}; name a file, or leave it out and redirect stdout")
         make_directory(path.parent)
         temporary = path.with_name(f"{TEMPORARY}{path.name}-{identity}")
         with disk_errors(path), open(temporary, "ab+") as file:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distill import catalog
+from distill import catalog, forms
 from distill.cli.open import starters
 from distill.cli.table import show
 from distill.modelspec import EMBEDDED
@@ -23,6 +23,7 @@ def list_names(kind: str | None, as_json: bool) -> None:
         "verifiers": lambda: _first_lines("verifiers"),
         "engines": lambda: _first_lines("engines"),
         "families": lambda: _first_lines("families"),
+        "forms": _forms,
         "models": _models,
         "pipelines": _pipelines,
     }
@@ -54,6 +55,16 @@ def _docstring(module: str) -> str:
         return ""
     text = Path(spec.origin).read_text(encoding="utf-8")
     return text.split('"""')[1].strip().splitlines()[0] if '"""' in text else ""
+
+
+def _forms() -> Rows:
+    """The published forms, with the settings that each stands for."""
+    return [
+        {"name": name, "for": kind, "about": form.about, "verifier": form.settings.get("verifier", ""),
+         "licence": form.settings.get("licence", "")}
+        for kind, table in forms.TABLES.items()
+        for name, form in table.items()
+    ]  # fmt: skip
 
 
 def _models() -> Rows:

@@ -167,7 +167,8 @@ def verify(
         typer.Option(help="A name (`distill list verifiers`), module:attribute, or a spec: '{all: [math, format]}'."),
     ],
     answer_key: Annotated[
-        str, typer.Option(help="The column of the right answer; or several, as in '{tests: test, entry_point: name}'.")
+        str,
+        typer.Option(help="The column of the right answer; or several, as in '{test: tests, entry_point: name}'."),
     ] = "answer",
     response_key: Annotated[str, typer.Option(help="The column of the response, think tags and all.")] = "response",
     answer_pattern: Annotated[
@@ -308,8 +309,10 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 def _interrupted() -> None:
     """Python may end an interrupted process by the signal itself, whatever it was told: so end it here."""
+    nothing_kept = sys.argv[1:2] == ["verify"] and not {"-o", "--output"} & {word.split("=")[0] for word in sys.argv}
+    kept = "nothing is kept without --output" if nothing_kept else "what was made is kept, run the same command again"
     try:
-        _fail("interrupted; what was made is kept, run the same command again", Exit.AGAIN)
+        _fail(f"interrupted; {kept}", Exit.AGAIN)
     finally:
         os._exit(Exit.AGAIN)
 

@@ -56,7 +56,9 @@ def _work(item: StagePlan) -> str:
     if item.status is Status.CACHED or forecast is None or forecast.total is None:
         return ""
     left = forecast.total - forecast.done
-    text = f"{left:,} {forecast.unit}" if not forecast.done else f"{left:,} of {forecast.total:,} {forecast.unit} left"
+    least = forecast.figures.get("least_calls", left)
+    some = f"{left:,}" if least == left else f"{least:,} to {left:,}"
+    text = f"{some} {forecast.unit}" if not forecast.done else f"{some} of {forecast.total:,} {forecast.unit} left"
     known = {name: number(value) for name, value in forecast.figures.items()}
     if "seconds" in known:
         known["seconds"] = duration(forecast.figures["seconds"])

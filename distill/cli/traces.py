@@ -13,6 +13,13 @@ from distill.store import Store
 from pipeline.errors import InputError
 
 OUTCOMES = ("correct", "incorrect", "unverifiable")
+LONG = {
+    "prompt": "prompt",
+    "prefix": "given after it: the beginning of the response",
+    "thinking": "thinking",
+    "answer": "answer",
+}
+"""Texts that are shown last, each under a title."""
 
 
 def list_traces(
@@ -54,7 +61,8 @@ def stats(pipeline: Path, workspace: Path | None, as_json: bool) -> None:
             "sum(t.thinking_tokens + t.answer_tokens)::BIGINT AS tokens, "
             "count(*) FILTER (v.outcome = 'correct') AS correct, count(*) FILTER (v.outcome = 'incorrect') "
             "AS incorrect, count(*) FILTER (v.outcome = 'unverifiable') AS unverifiable, "
-            "count(*) FILTER (t.finish = 'length') AS truncated "
+            "count(*) FILTER (t.finish = 'length') AS truncated, count(*) FILTER (t.finish = 'refused') AS refused, "
+            "count(*) FILTER (t.finish = 'empty') AS empty "
             "FROM traces t LEFT JOIN newest v USING (trace_key) LEFT JOIN prompts p USING (prompt_key) "
             "WHERE t.trace_key NOT IN (SELECT trace_key FROM rollouts) GROUP BY ALL ORDER BY ALL"
         )
@@ -77,12 +85,12 @@ def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> Non
     if as_json:
         print(json.dumps({**trace, "verdicts": verdicts, "rollout": rollout[0] if rollout else None}, default=str))
         return
-    long = ("prompt", "thinking", "answer")
     for name, value in trace.items():
-        if name not in long and value is not None:
+        if name not in LONG and value is not None:
             print(f"{name:<16} {printable(value)}")
-    for name in long:
-        print(f"\n--- {name}\n{printable(trace[name])}")
+    for name, title in LONG.items():
+        if name != "prefix" or trace[name]:
+            print(f"\n--- {title}\n{printable(trace[name])}")
     for verdict in verdicts:
         print(f"\n--- {verdict['verifier']} {verdict['version']}: {verdict['outcome']}\n{printable(verdict['reason'])}")
         print(f"reference: {printable(verdict['reference'])}")
@@ -91,11 +99,14 @@ def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> Non
 
 
 def _find(store: Store, key: str) -> dict[str, Any]:
-    rows = store.rows(
-        "SELECT t.* EXCLUDE (prompt_ids, token_ids, logprobs), p.problem_id, p.source, p.difficulty "
-        "FROM traces t LEFT JOIN prompts p USING (prompt_key) WHERE starts_with(trace_key, ?) LIMIT 2",
-        [key],
-    )
+    with views(store):
+        rows = store.rows(
+            "SELECT t.* EXCLUDE (prompt_ids, token_ids, logprobs, forced, cut), len(t.forced) AS forced_tokens, "
+            "list_sort((SELECT list(continued_by) FROM continuations c WHERE c.trace_key = t.trace_key)) "
+            "AS continued_by, p.problem_id, p.source, p.difficulty "
+            "FROM traces t LEFT JOIN prompts p USING (prompt_key) WHERE starts_with(t.trace_key, ?) LIMIT 2",
+            [key],
+        )
     if not rows:
         raise InputError(f"no trace begins with {key!r}; `distill traces list` shows some")
     if len(rows) > 1:

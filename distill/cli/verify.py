@@ -21,8 +21,10 @@ from distill import tables
 from distill.answers import AnswerColumns, Tally, check_rows, judge_rows
 from distill.cli.display import Rate, duration
 from distill.cli.lines import Output, Rows, Stdout
+from distill.cli.traces import printable
 from distill.types import Outcome
 from distill.verifiers import VerifierPool, build
+from distill.verifiers.asking import holds_opened
 from distill.verifiers.compose import Spec
 from pipeline.document import parse_value
 from pipeline.errors import InputError, Stopped
@@ -43,19 +45,21 @@ def verify(
         raise InputError(f"--on-bad-row {on_bad_row}: expected stop or skip")
     if output is not None and output.resolve() == file.resolve():
         raise InputError(f"--output {output}: is the file that is judged; name another")
+    if columns.prompt is None and holds_opened(built):
+        raise InputError(f"verifier {built.name}: is shown the problem too; name its column with --prompt-key")
     began = time.monotonic()
     total = _count(file, limit, columns if on_bad_row == "stop" else None)
     tally = Tally()
     stopper = Stopper()
     with stopper.listening(), _rows(output, file, [spec, built.version, asdict(columns), limit, on_bad_row]) as rows:
         for line in rows.kept():
-            tally.add(line["verdict"], line["evidence"].get("failure"))
+            tally.add(line["verdict"], line["evidence"].get("failure"), line["reason"])
         kept = tally.rows
         with VerifierPool(workers=workers, note=_note) as pool, _progress(total, kept, as_json, output) as progress:
             left = islice(tables.read(file), kept, limit)
             for judged in judge_rows(left, columns, spec, pool, stopper, kept + 1):
                 rows.write(judged.line())
-                tally.add(judged.verdict.outcome, judged.verdict.failure)
+                tally.add(judged.verdict.outcome, judged.verdict.failure, judged.verdict.reason)
                 progress(tally)
         if stopper.reason and tally.rows < total:
             again = "; run the same command again to go on" if output else ""
@@ -67,6 +71,7 @@ def verify(
             "verifier": built.name, "version": built.version, **{outcome: tally[outcome] for outcome in Outcome},
             "shares": {outcome: round(tally[outcome] / max(tally.rows, 1), 4) for outcome in Outcome},
             "abstained": tally.abstained, **{key.replace(" ", "_"): tally[failure] for failure, key in NAMES.items()},
+            "unverifiable_reasons": dict(tally.reasons.most_common(3)),
             "restarts": pool.restarts, "seconds": round(time.monotonic() - began, 3),
         },
         as_json,
@@ -154,6 +159,8 @@ def _summary(found: Mapping[str, Any], as_json: bool) -> None:
         why = {"abstained": found["abstained"]} | {name: found[name.replace(" ", "_")] for name in NAMES.values()}
         print(f"unverifiable: {', '.join(f'{name} {n:,}' for name, n in why.items() if n)}; "
               f"worker restarts {found['restarts']}", file=sys.stderr)  # fmt: skip
+        for reason, count in found["unverifiable_reasons"].items():
+            print(f"  {count:,} x {printable(reason)}", file=sys.stderr)
     if found["output"]:
         print(f"wrote {found['output']}", file=sys.stderr)
     sys.stderr.flush()

@@ -8,6 +8,7 @@ only what was in flight. An engine never writes to the store and knows nothing o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, takewhile
 from typing import Protocol
 
 from distill.randomness import generator
@@ -40,8 +41,12 @@ class Engine(Protocol):
     batch_invariant: bool
     """True where a sample is equal to the last bit whatever else is in flight."""
 
-    def generate(self, requests: Iterable[Request], stopping: Stopping = never) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
         """Yield one completion for each request, in the order they finish. Keys must differ.
+
+        ``requests`` is read as rows become free, never far ahead: what is asked later may depend on what was
+        answered. A None among them says that nothing is wanted just now: go on with what there is and ask
+        again after the next completion. It comes only while something is unanswered (`distill.engines.feed`).
 
         ``stopping`` is asked at least every second or so, also while nothing finishes; once it is true
         the engine drops what is in flight and ends.
@@ -50,6 +55,11 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def wanted_now(requests: Iterator[Request | None], most: int) -> list[Request]:
+    """The next requests, up to ``most``; fewer at the end, and where nothing more is wanted just now."""
+    return list(takewhile(lambda request: request is not None, islice(requests, most)))  # type: ignore[arg-type]
 
 
 def response_of(completion: Completion) -> Response:

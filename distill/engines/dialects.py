@@ -63,6 +63,14 @@ def check_options(options: OpenAIOptions) -> None:
         raise InputError(f"extra_body: {taken[0]} is decided by another setting; leave it out here")
 
 
+def can_go_on(options: OpenAIOptions) -> str | None:
+    """Why this server cannot go on with a response that was cut, or None; known before anything is paid for."""
+    if DIALECTS[options.dialect].prefix is not None:
+        return None
+    able = ", ".join(name for name, known in DIALECTS.items() if known.prefix is not None)
+    return f"an openai engine can go on with a cut response only where engine.dialect says how ({able})"
+
+
 def check_request(request: Request, options: OpenAIOptions) -> None:
     """`InputError` for what cannot be asked of this server, before anything is sent."""
     dialect, budget = DIALECTS[options.dialect], request.budget

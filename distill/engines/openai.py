@@ -16,29 +16,31 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from distill.engines import chat, pacing
+from distill.engines import chat, early_exit, pacing
 from distill.engines.base import Stopping, never
 from distill.engines.calls import Call, CallLog, Outcome, part_key
 from distill.engines.chat import Reply
 from distill.engines.concurrency import Concurrency
-from distill.engines.dialects import DIALECTS, check_options, check_request, is_open
+from distill.engines.dialects import DIALECTS, check_options, check_request
 from distill.engines.endpoint import Endpoint, Progress, TryAgain, checked_key
+from distill.engines.feed import Feed
 from distill.engines.options import OpenAIOptions
 from distill.engines.prices import NOTHING, Bill, money
 from distill.modelspec import Model
-from distill.thinking import OPEN, estimate_tokens, split_thinking
-from distill.types import Completion, Finish, Request
+from distill.types import Completion, Request, Sampling
 from pipeline.errors import CapReached, InputError, PipelineError, Stopped
 
 if TYPE_CHECKING:
     import httpx2
 
 HEARTBEAT_SECONDS = 0.5
+
+ENDED = Request("", (), Sampling())
+"""Stands for the end of the requests."""
 
 Note = Callable[[str], None]
 Results = SimpleQueue[Completion | None]
@@ -56,7 +58,7 @@ def open(model: Model, options: OpenAIOptions, note: Note, calls: Callable[[], C
     return OpenAIEngine(model, options, endpoint, note, calls() if calls else CallLog())
 
 
-class Ended(Exception):
+class Abandoned(Exception):
     """A failure elsewhere ended the run meanwhile."""
 
 
@@ -75,6 +77,8 @@ class OpenAIEngine:
         self._usual = pacing.Usual()
         self._concurrency = Concurrency(options.concurrency)
         self._failure: BaseException | None = None
+        self._news = asyncio.Event()
+        """Set when requests may be had again (`distill.engines.feed`)."""
         self._estimating = False
         self._answers = self._retries = 0
         self._loop = asyncio.new_event_loop()
@@ -86,10 +90,12 @@ class OpenAIEngine:
         """What all calls of the account took so far, those of earlier runs included."""
         return self._budget.spent
 
-    def generate(self, requests: Iterable[Request], stopping: Stopping = never) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
         """Completions in the order they finish; then whatever ended the run early is raised."""
         results: Results = SimpleQueue()
         self._failure = None
+        if isinstance(requests, Feed):
+            requests.listen(self._tell_of_news)
         run = asyncio.run_coroutine_threadsafe(self._drive(iter(requests), results), self._loop)
         made = 0
         try:
@@ -105,6 +111,8 @@ class OpenAIEngine:
                 self._calls.handed_out(completion.key)
                 yield completion
         finally:
+            if isinstance(requests, Feed):
+                requests.listen()
             run.cancel()
             self._note(self._account(made))
 
@@ -126,7 +134,7 @@ class OpenAIEngine:
         total = f", {money(spent.cost)} with earlier runs" if before.cost else ""
         return f"{text}, cost {money(spent.cost - before.cost)}{total}" + (f", cap {money(cap)}" if cap else "")
 
-    async def _drive(self, requests: Iterator[Request], results: Results) -> None:
+    async def _drive(self, requests: Iterator[Request | None], results: Results) -> None:
         """Keep the calls going until requests or a failure end them; None in ``results`` is the end."""
         try:
             async with asyncio.TaskGroup() as group:
@@ -137,26 +145,41 @@ class OpenAIEngine:
         if self._failure:
             raise self._failure
 
-    async def _work(self, requests: Iterator[Request], results: Results) -> None:
+    async def _work(self, requests: Iterator[Request | None], results: Results) -> None:
         """One of the ``concurrency`` callers: request after request from the shared supply."""
         try:
             async with self._endpoint.line() as line:
-                while self._failure is None and (request := next(requests, None)) is not None:
+                while request := await self._next(requests):
                     check_request(request, self._options)
                     results.put(await self._respond(line, request))
-        except Ended:
+        except Abandoned:
             pass
         except Exception as error:
-            self._failure = self._failure or error
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """End the run: nothing new is begun."""
+        self._failure = self._failure or error
+        self._news.set()
+
+    def _tell_of_news(self) -> None:
+        self._loop.call_soon_threadsafe(self._news.set)
+
+    async def _next(self, requests: Iterator[Request | None]) -> Request | None:
+        """The next request; None at their end. Where nothing is wanted just now, it waits for news."""
+        while self._failure is None and (request := next(requests, ENDED)) is not ENDED:
+            if request:
+                return request
+            self._news.clear()
+            await self._news.wait()
+        return None
 
     async def _respond(self, line: httpx2.AsyncHTTPTransport, request: Request) -> Completion:
         """The response to a request: one call, or two where its thinking has to be closed by us."""
-        plan = request
-        if request.budget and request.budget.most is not None and not DIALECTS[self._options.dialect].budget:
-            plan = _thinking_part(request)
-        reply = await self._part(line, plan, 0)
-        parts = [(plan.prefix, reply)]
-        if (rest := _rest(request, plan, reply)) is not None:
+        begun = early_exit.first(request, DIALECTS[self._options.dialect])
+        reply = await self._part(line, begun, 0)
+        parts = [(begun.prefix, reply)]
+        if rest := early_exit.rest(request, begun, reply):
             parts.append((rest.prefix, await self._part(line, rest, 1)))
         if not self._estimating and chat.estimates_thinking(reply):
             self._estimating = True
@@ -175,7 +198,7 @@ class OpenAIEngine:
             except TryAgain as problem:
                 last = problem
             if self._failure:
-                raise Ended
+                raise Abandoned
             # A server that has too much, but gets other calls done, is not down: that is no try of this one.
             attempt += not (last.too_much and not last.billed and self._answers > answers)
             if attempt > self._options.retries:
@@ -205,7 +228,7 @@ class OpenAIEngine:
                 estimate = self._usual.estimate(most.total_tokens)
                 await self._pace.turn(estimate)
                 if self._failure:
-                    raise Ended
+                    raise Abandoned
                 call, progress = self._calls.begin(key, most), Progress()
                 try:
                     reply = await self._call(line, request, call, progress)
@@ -243,7 +266,7 @@ class OpenAIEngine:
         try:
             self._calls.end(call, Outcome.ANSWERED, reply.bill, reply.seconds, reply)
         except InputError as error:  # a full disk: the reply is paid for, so it is handed out all the same
-            self._failure = self._failure or error
+            self._fail(error)
         return reply
 
     def _cap(self, most: Bill) -> CapReached:
@@ -259,30 +282,6 @@ class OpenAIEngine:
             f"the cap of {budget.tokens:,} tokens is reached: {spent.total_tokens:,} used{earlier}, the next call may "
             f"take {most.total_tokens:,}; what was made is kept, a higher max_total_tokens goes on"
         )
-
-
-def _thinking_part(request: Request) -> Request:
-    """The first call for a response with a thinking budget that the server does not know: no longer than the
-    thinking may be. Where nothing may be thought, a response whose thinking is closed already."""
-    budget, sampling = request.budget, request.sampling
-    assert budget and budget.most is not None
-    if request.prefix and not is_open(request.prefix):
-        return request
-    left = budget.most - estimate_tokens(split_thinking(request.prefix).thinking)
-    if left <= 0:
-        return replace(request, prefix=(request.prefix or f"{OPEN}\n") + budget.closing)
-    return replace(request, sampling=replace(sampling, max_tokens=min(left, sampling.max_tokens)))
-
-
-def _rest(request: Request, plan: Request, reply: Reply) -> Request | None:
-    """The call that goes on where the thinking budget cut: with the thinking closed, if it was not."""
-    left = request.sampling.max_tokens - reply.bill.tokens
-    if plan.sampling.max_tokens >= request.sampling.max_tokens or reply.finish is not Finish.LENGTH or left <= 0:
-        return None
-    assert request.budget
-    text = chat.joined(plan.prefix, reply)
-    prefix = text + request.budget.closing if is_open(text) else text
-    return replace(request, prefix=prefix, sampling=replace(request.sampling, max_tokens=left))
 
 
 async def _cancel_others() -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from distill.modelspec import check_name
-from distill.types import Sampling
+from distill.thinking import CLOSE
+from distill.types import Sampling, ThinkingBudget
 from pipeline.stage import Operational, Settings
 
 
@@ -104,6 +105,50 @@ class SamplingSettings(Settings):
 
     def sampling(self, seed: int) -> Sampling:
         return Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, seed)
+
+
+USUAL = ThinkingBudget()
+
+
+class ThinkingSettings(Settings):
+    """How long a response may and must think, in thinking tokens."""
+
+    budget: Annotated[int | None, Field(ge=0)] = None
+    """After so many the thinking is closed and the answer is asked for (early exit)."""
+    closing: str = USUAL.closing
+    """What closes it: it must hold the closing think tag."""
+    least: Annotated[int, Field(ge=0)] = 0
+    """An end of thinking before so many is replaced by `extension` (budget forcing)."""
+    extension: Annotated[str, Field(min_length=1)] = USUAL.extension
+    extensions: Annotated[int, Field(ge=1)] = USUAL.extensions
+    """At most so many times."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> ThinkingSettings:
+        if self.budget is None and not self.least:
+            raise ValueError("sets no bound: give a budget, or the least, or both")
+        if self.budget is not None and self.least > self.budget:
+            raise ValueError(f"least {self.least} is more than the budget of {self.budget}")
+        if CLOSE not in self.closing:
+            raise ValueError(f"closing: must hold {CLOSE}, or the thinking goes on")
+        return self
+
+    def thinking_budget(self) -> ThinkingBudget:
+        return ThinkingBudget(self.budget, self.least, self.closing, self.extension, self.extensions)
+
+
+Thinking = Annotated[ThinkingSettings | None, Field(exclude_if=lambda value: value is None)]
+"""Unset, it is in no fingerprint."""
+
+
+def check_thinking(thinking: ThinkingSettings | None, sampling: SamplingSettings) -> None:
+    """ValueError for bounds that leave no room for an answer."""
+    bound = max(thinking.budget or 0, thinking.least) if thinking else 0
+    if bound >= sampling.max_tokens:
+        raise ValueError(
+            f"thinking: {bound} tokens of thinking leave no room for the answer in sampling.max_tokens "
+            f"{sampling.max_tokens}"
+        )
 
 
 def check_model(name: str, options: Settings) -> None:

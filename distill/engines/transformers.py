@@ -15,12 +15,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
-from itertools import islice
 from typing import Any
 
 import torch
 
-from distill.engines.base import PromptTooLong, Stopping, never
+from distill.engines.base import PromptTooLong, Stopping, never, wanted_now
 from distill.engines.decode import Decoder, Job, Sample, positions_limit
 from distill.engines.invariance import is_batch_invariant
 from distill.engines.options import TransformersOptions
@@ -70,7 +69,7 @@ class TransformersEngine:
         """Measured when first asked for; only ever true on a CPU in float32."""
         return is_batch_invariant(self._copy.model, self._slots)
 
-    def generate(self, requests: Iterable[Request], stopping: Stopping = never) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
         """Completions in the order they finish. Keys must differ.
 
         Raises `PromptTooLong` for a prompt that fills the model's positions; a limit beyond them is lowered.
@@ -79,7 +78,7 @@ class TransformersEngine:
         prompts: dict[str, tuple[str, Job]] = {}
         try:
             while True:
-                while self._decoder.waiting <= self._ahead // 2 and (batch := list(islice(source, self._ahead))):
+                while self._decoder.waiting <= self._ahead // 2 and (batch := wanted_now(source, self._ahead)):
                     new = {request.key: self._job(request) for request in batch}
                     prompts |= new
                     self._decoder.add([job for _, job in new.values()])

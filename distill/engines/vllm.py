@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from distill.engines.base import PromptTooLong, Stopping, never, seed_of
+from distill.engines.base import PromptTooLong, Stopping, never, seed_of, wanted_now
 from distill.engines.options import VllmOptions
 from distill.modelspec import Model
 from distill.thinking import CLOSE, OPEN, count_thinking_tokens
@@ -87,19 +87,16 @@ class VllmEngine:
         self._open = self._tokenizer.encode(OPEN, add_special_tokens=False)
         self._close = self._tokenizer.encode(CLOSE, add_special_tokens=False)
 
-    def generate(self, requests: Iterable[Request], stopping: Stopping = never) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
         """Completions in the order they finish. `PromptTooLong` where a prompt leaves no room."""
         source = iter(requests)
         running: dict[str, tuple[str, float]] = {}
-        more = True
         try:
-            while (more or running) and not stopping():
-                while more and len(running) < self._ahead:
-                    request = next(source, None)
-                    if request is None:
-                        more = False
-                    else:
-                        running[request.key] = self._begin(request), time.monotonic()
+            while not stopping():
+                for request in wanted_now(source, self._ahead - len(running)):
+                    running[request.key] = self._begin(request), time.monotonic()
+                if not running:
+                    return
                 for output in self._engine.step():
                     if output.finished:
                         prompt, begun = running.pop(output.request_id)

@@ -17,8 +17,9 @@ and further what the evaluate stage says of it (``greedy``, ``truncated``, ``by_
     models    the labels, in the order of the evaluate stage
     sampling  how they were sampled
     paired    differences on the same problems: along the story, and controls against its first student
-    funnel    from generated to kept, by reason of rejection, with the ``cost`` where an endpoint was paid;
-              null without a selection
+    funnel    from generated to kept, by reason of rejection, with the ``cost`` where an endpoint was paid; null
+              without a selection. Its ``bias`` tells how much easier the kept traces are than what was asked
+              (`distill.difficulty`)
     curves    by training stage and metric: [step, value], thinned to `CURVE_POINTS` means of bins
     lengths   histograms of tokens per answer: bin ``edges``, counts of right and other ones
     examples  problems with the answers of the student before, between and after
@@ -93,7 +94,7 @@ def gather(sources: Sources) -> Report:
         "headline": words.headline([subjects[label] for label in story]) or words.plain_headline(subjects),
         "sampling": {**settings["sampling"], "samples": settings["samples"], "split": settings["split"]},
         "paired": _paired(store, evaluation.digest, _pairs(subjects, story)) or evaluation.figures["paired"],
-        "funnel": _funnel(store, sources.selection[1].digest) if sources.selection else None,
+        "funnel": _funnel(store, sources.selection[1]) if sources.selection else None,
         "curves": {
             name: curves
             for name, manifest in {**sources.training, **sources.controls}.items()
@@ -190,7 +191,8 @@ def _paired(store: Store, evaluation: str, pairs: Sequence[tuple[str, str]]) -> 
     return steps
 
 
-def _funnel(store: Store, selection: str) -> dict[str, Any]:
+def _funnel(store: Store, manifest: Manifest) -> dict[str, Any]:
+    selection = manifest.digest
     rows = store.rows(
         "SELECT m.reason, count(*) AS traces, sum(t.thinking_tokens + t.answer_tokens)::BIGINT AS tokens "
         "FROM members m JOIN traces t ON m.row_key = t.trace_key WHERE m.collection = ? "
@@ -212,7 +214,8 @@ def _funnel(store: Store, selection: str) -> dict[str, Any]:
         "tokens": sum(row["tokens"] for row in rows),
         "kept_tokens": sum(row["tokens"] for row in kept),
         "rejected": [{"reason": r["reason"], "traces": r["traces"]} for r in rows if r["reason"] is not None],
-        **_paid(store, selection, kept=sum(row["traces"] for row in kept)),
+        "bias": manifest.figures.get("bias"),
+        **_paid(store, manifest.digest, kept=sum(row["traces"] for row in kept)),
     }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from distill import difficulty
 from distill.cli.display import duration, number, phrase
 from distill.report import rows, svg
 from distill.report.data import Report
@@ -65,6 +66,7 @@ def render(report: Report) -> str:
         accuracy=_accuracy(subjects, colours),
         differences=_differences(report, colours),
         funnel=_funnel(report["funnel"]),
+        bias=_bias(report["funnel"]),
         curves=_curves(report["curves"], subjects, colours),
         families=families,
         lengths=lengths,
@@ -72,6 +74,7 @@ def render(report: Report) -> str:
         accuracy_rows=rows.accuracy(subjects),
         difference_rows=rows.differences(report),
         funnel_rows=rows.funnel(report["funnel"]),
+        bias_rows=rows.bias(report["funnel"]),
         family_rows=rows.families(families, report["models"]),
         length_rows=rows.lengths(report, length_labels),
         longest_stage=max((stage["seconds"] for stage in report["stages"]), default=0) or 1,
@@ -151,6 +154,21 @@ def _funnel(funnel: Mapping[str, Any] | None) -> Markup | None:
     drawn.append(svg.Piece("kept for training", 0, left / whole, text, "var(--right)"))
     about = "; ".join(f"{row.label}: {row.text}" for row in drawn)
     return Markup(svg.waterfall("funnel", "From generated to kept", about, drawn))
+
+
+def _bias(funnel: Mapping[str, Any] | None) -> Markup | None:
+    """Which share of the generated and of the kept traces each bin of difficulty has."""
+    found = (funnel or {}).get("bias")
+    if not found or len(found["bins"]) < 2:
+        return None
+    parts = (("generated", "generated", "var(--ink-2)"), ("kept", "kept for training", "var(--right)"))
+    lines = []
+    for of, label, colour in parts:
+        shares = difficulty.shares(found, of)
+        points = [(float(at), share) for at, share in enumerate(shares)]
+        lines.append(svg.Line(label, points, colour, [(share, share) for share in shares]))
+    bins = [visible(row["bin"]) for row in found["bins"]]
+    return Markup(svg.slopes("bias", f"Share of traces by {found['by']}", visible(found["says"]), bins, lines))
 
 
 def _curves(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from distill import difficulty
 from distill.cli.display import duration
 from distill.report.data import Report
 from distill.report.words import interval, percent, points, visible
@@ -40,6 +41,21 @@ def funnel(found: Mapping[str, Any] | None) -> Rows:
         return []
     rejected = [[visible(r["reason"]), f"{r['traces']:,}"] for r in found["rejected"]]
     return [["generated", f"{found['generated']:,}"], *rejected, ["kept", f"{found['kept']:,}"]]
+
+
+def bias(funnel: Mapping[str, Any] | None) -> Rows:
+    """One row a bin of difficulty: problems, shares of generated and of kept traces, mean tokens of both."""
+    found = (funnel or {}).get("bias")
+    if not found:
+        return []
+    parts = zip(found["bins"], difficulty.shares(found, "generated"), difficulty.shares(found, "kept"), strict=True)
+    return [
+        [
+            visible(row["bin"]), f"{row['problems']:,}", percent(generated), percent(kept), f"{row['tokens']:,.1f}",
+            "" if row["kept_tokens"] is None else f"{row['kept_tokens']:,.1f}",
+        ]
+        for row, generated, kept in parts
+    ]  # fmt: skip
 
 
 def families(panels: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Rows:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, PlainSerializer
 
-from distill import verifiers
+from distill import verification, verifiers
+from distill.engines.options import ThinkingSettings
+from distill.prompting import Ask, PromptingSettings, asking
 from distill.store import Store
+from distill.store.records import problems
+from distill.types import Problem
 from distill.verifiers.compose import Spec
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
@@ -35,6 +40,18 @@ def store_of(context: Context) -> Store:
     return Store(context.workspace, note=context.note)
 
 
+def ask_of(
+    context: Context, prompting: PromptingSettings | None, thinking: ThinkingSettings | None, source: str
+) -> Ask:  # fmt: skip
+    """How a stage puts each problem to a model; exemplars come from the training problems of ``source``."""
+
+    def training() -> Sequence[Problem]:
+        return [problem for _, problem in problems(store_of(context), context.inputs[source].digest, "train")]
+
+    budget = thinking.thinking_budget() if thinking else None
+    return asking(prompting, budget, training, f"{context.name}.prompting")
+
+
 def members_present(context: Context, manifest: Manifest) -> str | None:
     """The check of stages whose output is rows: all its members are there, and the rows they name."""
     store = store_of(context)
@@ -47,3 +64,12 @@ def members_present(context: Context, manifest: Manifest) -> str | None:
     )
     found = store.rows(sql, [manifest.digest])[0]["n"]
     return None if found == expected else f"the store has {found} of its {expected} rows"
+
+
+def judged_as_now(context: Context, manifest: Manifest) -> str | None:
+    """The check of stages that judge: a verifier of another version judges again (the user's own verifiers
+    too); old verdicts are kept."""
+    for spec, version in manifest.figures.get("versions", {}).items():
+        if (now := verification.version_of(spec, context.hashes)) != version:
+            return f"verifier {spec}: version {version} -> {now}"
+    return members_present(context, manifest)

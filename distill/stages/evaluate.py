@@ -17,10 +17,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from distill import engines, modelspec, verification
-from distill.engines.options import EngineOptions, SamplingSettings, TransformersOptions, check_model
+from distill.engines.options import (
+    EngineOptions,
+    SamplingSettings,
+    Thinking,
+    TransformersOptions,
+    check_model,
+    check_thinking,
+)
 from distill.generation import Wanted, make_traces, wanted
+from distill.prompting import Ask, Prompting, plainly
 from distill.spending import Spending
-from distill.stages.common import VerifierSpec, members_present, store_of
+from distill.stages.common import VerifierSpec, ask_of, members_present, store_of
 from distill.statistics import Estimate, clustered_mean, paired_difference, pass_at_k
 from distill.store.records import Row, problems, record_members
 from distill.types import Problem
@@ -39,6 +47,9 @@ class EvaluateSettings(Settings):
     pass_at: Annotated[list[Annotated[int, Field(ge=1)]], Field(default_factory=lambda: [1])]
     greedy: bool = True
     """Also one greedy sample a problem."""
+    prompting: Prompting = None
+    """How each problem is put to the models; a string is a template, or the name of one."""
+    thinking: Thinking = None
     verifier: VerifierSpec | None = None
     """Who judges; by default each problem's own."""
     split: Literal["train", "heldout"] = "heldout"
@@ -49,18 +60,20 @@ class EvaluateSettings(Settings):
     def _can_be_had(self) -> EvaluateSettings:
         for name in self.models.values():
             check_model(name, self.engine)
+        check_thinking(self.thinking, self.sampling)
         return self
 
 
 def run(context: Context, settings: EvaluateSettings) -> Output:
     store = store_of(context)
     tasks = problems(store, context.inputs[settings.problems].digest, settings.split)
+    ask = ask_of(context, settings.prompting, settings.thinking, settings.problems)
     members: list[tuple[str, str]] = []
     subjects: dict[str, Any] = {}
     by_problem: dict[str, dict[str, list[float]]] = {}
     for label, name in settings.models.items():
         model = engines.model_of(name, settings.engine, context)
-        wishes = wishes_of(settings, tasks, model.identity)
+        wishes = wishes_of(settings, tasks, model.identity, ask)
         spending = Spending(store, context.name)
         open_engine = partial(engines.open_engine, settings.engine, model, context.note, spending)
         make_traces(store, wishes, open_engine, context, label)
@@ -87,11 +100,13 @@ def run(context: Context, settings: EvaluateSettings) -> Output:
     return Output(digest, {"members": len(members), "subjects": subjects, "paired": steps, **again})
 
 
-def wishes_of(settings: EvaluateSettings, tasks: Sequence[tuple[str, Problem]], model: str) -> list[Wanted]:
+def wishes_of(
+    settings: EvaluateSettings, tasks: Sequence[tuple[str, Problem]], model: str, ask: Ask = plainly
+) -> list[Wanted]:
     sampling = settings.sampling.sampling(settings.seed)
-    wishes = wanted(tasks, model, sampling, settings.samples)
+    wishes = wanted(tasks, model, sampling, settings.samples, ask)
     if settings.greedy and sampling.temperature > 0:
-        wishes += wanted(tasks, model, replace(sampling, temperature=0.0), 1)
+        wishes += wanted(tasks, model, replace(sampling, temperature=0.0), 1, ask)
     return wishes
 
 
@@ -111,6 +126,7 @@ def summary(rows: Sequence[Row], pass_at: Sequence[int]) -> dict[str, Any]:
         "problems": len({row["problem_key"] for row in rows}),
         "samples": len(rows),
         "truncated": round(fmean(row["finish"] == "length" for row in rows), 4),
+        **{name: n for name in ("refused", "empty") if (n := sum(row["finish"] == name for row in rows))},
         "unverifiable": sum(row["outcome"] == "unverifiable" for row in rows),
         "by_source": {name: _mean(part) for name, part in sorted(by_family.items())},
         "by_difficulty": {name: _mean(part) for name, part in sorted(by_difficulty.items())},
@@ -181,12 +197,13 @@ def _done(context: Context, settings: EvaluateSettings) -> int:
         return 0
     store = store_of(context)
     tasks = problems(store, upstream.digest, settings.split)
+    ask = ask_of(context, settings.prompting, settings.thinking, settings.problems)
     keys: list[str] = []
     for name in settings.models.values():
         stage = name.removeprefix(modelspec.STAGE)
         if stage == name or stage in context.inputs:
             model = engines.model_of(name, settings.engine, context)
-            keys += [wish.key for wish in wishes_of(settings, tasks, model.identity)]
+            keys += [wish.key for wish in wishes_of(settings, tasks, model.identity, ask)]
     return len(store.present("traces", keys))
 
 

@@ -1,21 +1,38 @@
-"""generate: have the teacher answer each training problem; only the samples that are missing are made."""
+"""generate: have the teacher answer each training problem; only the samples that are missing are made.
+
+With ``until`` the answers are judged as they come, and each problem gets as many as it needs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill import engines, forecasts
-from distill.engines.options import EngineOptions, OpenAIOptions, SamplingSettings, TransformersOptions, check_model
-from distill.generation import make_traces, wanted
+from distill import engines, forecasts, truncation, verification
+from distill.adaptive.settings import UntilSettings
+from distill.engines import dialects
+from distill.engines.options import (
+    EngineOptions,
+    OpenAIOptions,
+    SamplingSettings,
+    Thinking,
+    TransformersOptions,
+    check_model,
+    check_thinking,
+)
+from distill.generation import UNANSWERED, Wanted, request_of, wanted
 from distill.modelspec import StageOrName
+from distill.prompting import Prompting
 from distill.spending import Spending, spent_on
-from distill.stages.common import members_present, store_of
+from distill.stages import until
+from distill.stages.common import ask_of, judged_as_now, store_of
+from distill.store import Store
 from distill.store.records import problems, record_members
 from distill.types import Request
+from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Output, Settings, Stage
@@ -28,72 +45,136 @@ class GenerateSettings(Settings):
     sampling: SamplingSettings = SamplingSettings()
     samples: Annotated[int, Field(ge=1)] = 1
     """Samples a problem. Raising it makes just the new ones."""
+    until: Annotated[UntilSettings | None, Field(exclude_if=lambda until: until is None)] = None
+    """In place of ``samples``: until so many are correct (adaptive sampling)."""
+    prompting: Prompting = None
+    """How each problem is put to the teacher; a string is a template, or the name of one."""
+    thinking: Thinking = None
+    truncated: Annotated[Literal["keep", "drop", "continue"], Field(exclude_if=lambda value: value == "keep")] = "keep"
+    """What becomes of a response cut at `sampling.max_tokens`: kept among the others, left out of them, or gone
+    on with from the cut."""
+    continue_tokens: Annotated[int | list[int] | None, Field(exclude_if=lambda value: value is None)] = None
+    """The larger limit up to which `continue` goes on; of several, rising, each goes on from the one before."""
     split: Literal["train", "heldout"] = "train"
     seed: int = 0
 
     @model_validator(mode="after")
     def _can_be_had(self) -> GenerateSettings:
         check_model(self.teacher, self.engine)
+        check_thinking(self.thinking, self.sampling)
+        if (self.truncated == "continue") != bool(self.limits):
+            raise ValueError("truncated: continue and continue_tokens (the larger limit) need each other")
+        if self.limits and isinstance(self.engine, OpenAIOptions) and (why := dialects.can_go_on(self.engine)):
+            raise ValueError(why)
+        if any(low >= high for low, high in pairwise([self.sampling.max_tokens, *self.limits])):
+            raise ValueError(f"continue_tokens must rise from sampling.max_tokens, {self.sampling.max_tokens}")
+        self._check_until()
         return self
+
+    def _check_until(self) -> None:
+        if self.until and "samples" in self.model_fields_set:
+            raise ValueError("samples and until exclude each other: until.most says how many tries there are")
+        if self.until and not self.sampling.temperature:
+            raise ValueError("until needs sampling.temperature above 0: at 0 every try gives the same answer")
+        if self.until and self.truncated != "keep":
+            raise ValueError(f"truncated: {self.truncated} and until exclude each other: a cut try is judged as it is")
+
+    @property
+    def limits(self) -> list[int]:
+        """Up to which cut responses are gone on with, one after the other."""
+        found = self.continue_tokens
+        return [] if found is None else found if isinstance(found, list) else [found]
 
 
 def run(context: Context, settings: GenerateSettings) -> Output:
     store = store_of(context)
     model = engines.model_of(settings.teacher, settings.engine, context)
-    sampling = settings.sampling.sampling(settings.seed)
-    tasks = problems(store, context.inputs[settings.problems].digest, settings.split)
-    wishes = wanted(tasks, model.identity, sampling, settings.samples)
+    tasks, wishes = _wishes(context, settings, store, model.identity)
     open_engine = partial(engines.open_engine, settings.engine, model, context.note, Spending(store, context.name))
-    make_traces(store, wishes, open_engine, context)
-    digest = record_members(store, [(wish.problem_key, wish.key) for wish in wishes])
-    return Output(digest, {"members": len(wishes), **_totals(context, digest)})
+    if settings.until:
+        digest, figures = until.make(context, store, settings.until, tasks, wishes, open_engine)
+        return Output(digest, {**_totals(store, digest), **figures})
+    standing = truncation.make_whole(store, wishes, open_engine, context, settings.limits)
+    cut = truncation.cut_among(store, [wish.key for wish in standing]) if settings.truncated == "drop" else set()
+    members = [(wish.problem_key, wish.key) for wish in standing if wish.key not in cut]
+    if standing and not members:
+        raise PipelineError(
+            f"stage {context.name}: every response was cut at {settings.sampling.max_tokens} tokens, and `drop` "
+            "leaves none; they are kept in the store; raise sampling.max_tokens, or say truncated: continue"
+        )
+    digest = record_members(store, members)
+    left_out = {"truncated": len(cut), "left_out": len(standing) - len(members)} if cut else {}
+    return Output(digest, {"members": len(members), **_totals(store, digest), **left_out})
 
 
-def _totals(context: Context, collection: str) -> dict[str, Any]:
+def _wishes(context: Context, settings: GenerateSettings, store: Store, model: str) -> tuple[until.Tasks, list[Wanted]]:
+    """The problems, and all samples of them that may be wanted."""
+    tasks = problems(store, context.inputs[settings.problems].digest, settings.split)
+    ask = ask_of(context, settings.prompting, settings.thinking, settings.problems)
+    tries = settings.until.most if settings.until else settings.samples
+    return tasks, wanted(tasks, model, settings.sampling.sampling(settings.seed), tries, ask)
+
+
+def _totals(store: Store, collection: str) -> dict[str, Any]:
+    """Counts of the members: the outcomes that are no answer too, each by itself."""
+    outcomes = ", ".join(f"count(*) FILTER (finish = '{finish}') AS {name}" for finish, name in UNANSWERED.items())
     sql = (
         "SELECT count(*) AS traces, sum(thinking_tokens + answer_tokens)::BIGINT AS tokens, "
         "sum(thinking_tokens)::BIGINT AS thinking_tokens, sum(prompt_tokens)::BIGINT AS prompt_tokens, "
-        "count(*) FILTER (finish = 'length') AS truncated "
+        f"{outcomes}, count(continues) AS continued "
         "FROM traces SEMI JOIN (SELECT row_key AS trace_key FROM members WHERE collection = ?) USING (trace_key)"
     )
-    store = store_of(context)
-    return {**store.rows(sql, [collection])[0], **spent_on(store, collection)}
+    found = {**store.rows(sql, [collection])[0], **spent_on(store, collection)}
+    return {name: value for name, value in found.items() if value or name not in ("refused", "empty", "continued")}
 
 
 def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
     upstream = context.inputs.get(settings.problems)
+    figures: dict[str, Any] = {}
+    most = max([settings.sampling.max_tokens, *settings.limits])
     missing: list[Request] | None = None
     if upstream is None:
         count = expected.get(settings.problems, {}).get(settings.split)
-        total, done = (None if count is None else count * settings.samples), 0
+        tries = settings.until.most if settings.until else settings.samples
+        total, done = (None if count is None else count * tries), 0
+        tokens = (total or 0) * most
     else:
         store = store_of(context)
         model = engines.model_of(settings.teacher, settings.engine, context)
-        tasks = problems(store, upstream.digest, settings.split)
-        sampling = settings.sampling.sampling(settings.seed)
-        by_key = {wish.key: wish for wish in wanted(tasks, model.identity, sampling, settings.samples)}
-        present = store.present("traces", by_key)
-        missing = [Request(key, w.problem.messages, sampling) for key, w in by_key.items() if key not in present]
-        total, done = len(by_key), len(present)
-    figures: dict[str, Any] = {}
+        tasks, wishes = _wishes(context, settings, store, model.identity)
+        if settings.until:
+            total, done, least = until.bounds(context, store, settings.until, tasks, wishes)
+            figures, tokens = {"least_calls": least}, (total - done) * most
+        else:
+            total, done, tokens = truncation.foreseen(store, wishes, settings.limits)
+        missing = _missing(store, settings, wishes)
     if total is not None:
-        calls = total - done
-        figures = {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens}
+        figures |= {"calls": total - done, "max_tokens": tokens}
         if isinstance(settings.engine, OpenAIOptions):
-            figures |= _foreseen(context, settings, settings.engine, calls, missing)
+            figures |= _foreseen(context, settings, settings.engine, figures, missing)
     return Forecast("traces", total, done, figures)
 
 
+def _missing(store: Store, settings: GenerateSettings, wishes: list[Wanted]) -> list[Request]:
+    """What an endpoint may yet be asked, without the beginnings of responses that are gone on with."""
+    if not isinstance(settings.engine, OpenAIOptions):
+        return []
+    by_key = {wish.key: wish for wish in wishes}
+    present = store.present("traces", by_key)
+    return [request_of(wish) for key, wish in by_key.items() if key not in present]
+
+
 def _foreseen(
-    context: Context, settings: GenerateSettings, options: OpenAIOptions, calls: int, missing: list[Request] | None
-) -> dict[str, Any]:
+    context: Context, settings: GenerateSettings, options: OpenAIOptions, figures: Mapping[str, Any],
+    missing: list[Request] | None,
+) -> dict[str, Any]:  # fmt: skip
     """What the calls to an endpoint will take; ``missing`` None while the problems are not there yet."""
     store, model = store_of(context), engines.model_of(settings.teacher, options, context)
-    if missing is None:
-        most = forecasts.bound_of_responses(options, calls * settings.sampling.max_tokens)
+    if missing is None or settings.limits:  # who will be gone on with, and from what, is not known yet either
+        most = forecasts.bound_of_responses(options, figures["max_tokens"])
     else:
-        most = forecasts.bound(options, missing)
-    expected = forecasts.expected(options, store, context.name, model.identity, calls)
+        most = forecasts.bound(options, missing, figures["max_tokens"])
+    expected = forecasts.expected(options, store, context.name, model.identity, figures["calls"])
     return {**most, **expected, **forecasts.left_of_cap(options, store, context.name)}
 
 
@@ -109,5 +190,6 @@ STAGE = Stage(
     run=run,
     forecast=forecast,
     dependencies=dependencies,
-    check=members_present,
+    check=judged_as_now,
+    again=verification.judged_again,
 )

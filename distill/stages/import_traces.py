@@ -1,4 +1,4 @@
-"""import: take published traces from a file, as if a teacher had made them here; costs no tokens."""
+"""import: take published traces from a file or a data set, as if a teacher had made them here; costs no tokens."""
 
 from __future__ import annotations
 
@@ -6,55 +6,95 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from distill import keys, tables
+from distill import forms, huggingface, keys, tables
+from distill.columns import Column, Pattern, ProblemColumns
 from distill.published import Said, TraceColumns
+from distill.sources import least
 from distill.stages.common import VerifierName, members_present, store_of
 from distill.store.records import batched, problem_row, record_members, trace_row
 from distill.thinking import estimate_tokens
 from distill.types import Finish, Problem, Sampling, Trace
 from pipeline.errors import InputError
-from pipeline.stage import Context, File, Forecast, Operational, Output, Settings, Stage, stop_check
+from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Manifest
+from pipeline.stage import Context, File, Forecast, Operational, Output, Settings, Stage, later, stop_check
 
 BATCH = 2000
 UNKNOWN = dict.fromkeys(("temperature", "top_p", "top_k", "max_tokens", "seed"))
 """How a published trace was sampled is not known: null, not a guess."""
 
 
+def _check_dataset(name: str | None) -> str | None:
+    return None if name is None else huggingface.check_name(name)
+
+
 class ImportSettings(Settings):
-    """One trace a row, in a JSONL, JSON, CSV or Parquet file (also gzipped).
+    """One trace a row: of a JSONL, JSON, CSV or Parquet file (also gzipped), or of a Hugging Face data set.
 
     Either ``messages`` names a column of conversations with think tags in the assistant's turn, or
-    ``prompt`` and ``answer`` (and ``thinking``, where it is not inside the answer) name columns.
-    ``reference`` and ``reference_pattern`` are as in a file of problems.
+    ``prompt`` and ``answer`` (and ``thinking``, where it is not inside the answer) name columns, or are Jinja
+    templates over them. ``reference`` and ``reference_pattern`` are as in a file of problems.
     """
 
-    file: Annotated[str, File()]
+    form: Annotated[forms.TraceForm | None, Field(exclude=True)] = None
+    """A published form, such as `openr1-math`: sets what is not written here (`distill list forms`)."""
+    file: Annotated[str | None, File()] = None
+    dataset: Annotated[str | None, AfterValidator(_check_dataset)] = later()
+    """In place of `file`: `org/name` on the hub, or a directory, as in a source of problems."""
+    dataset_split: str = later("train")
+    config: str | None = later()
+    """The data set's configuration."""
+    revision: str | None = later()
+    """A branch, tag or commit of the hub."""
     teacher: str
     """Who wrote the traces: recorded as the model ``imported:NAME``."""
-    prompt: str | None = None
-    thinking: str | None = None
-    answer: str | None = None
+    prompt: Column | None = None
+    thinking: Column | None = None
+    answer: Column | None = None
     messages: str | None = None
-    reference: str | dict[str, str] | None = None
-    reference_pattern: tables.Pattern | None = None
+    tags: list[str] | None = later()
+    """Two tags that open and close the thinking, or four (the answer's too), where they are not `<think>`."""
+    reference: Column | dict[str, Column] | None = None
+    reference_pattern: Pattern | None = None
     verifier: VerifierName = "math"
-    difficulty: str | None = None
+    difficulty: Column | None = None
     licence: str = "unknown"
     source: str | None = None
     take: Annotated[int | None, Field(ge=1)] = None
     on_bad_row: Annotated[Literal["stop", "skip"], Operational()] = "stop"
     limit: Annotated[int | None, Field(ge=1)] = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        return forms.fill("import", data)
+
     @model_validator(mode="after")
     def _one_form(self) -> ImportSettings:
         columns = (self.prompt, self.thinking, self.answer)
+        if (self.file is None) == (self.dataset is None):
+            raise ValueError("takes either file or dataset")
         if self.messages is not None and any(columns):
             raise ValueError("takes either messages or prompt, thinking and answer")
         if self.messages is None and (self.prompt is None or self.answer is None):
             raise ValueError("needs the columns prompt and answer, or messages")
+        if self.tags is not None and len(self.tags) not in (2, 4):
+            raise ValueError("tags are two, around the thinking, or four, around the answer too")
         return self
+
+    @property
+    def data(self) -> huggingface.DataSet | None:
+        if self.dataset is None:
+            return None
+        return huggingface.DataSet(self.dataset, self.dataset_split, self.config, self.revision)
+
+    def rows(self) -> Iterator[tables.Row]:
+        return self.data.rows() if self.data else tables.read(str(self.file))
+
+    def count(self) -> int | None:
+        return self.data.count() if self.data else tables.count(str(self.file))
 
 
 def run(context: Context, settings: ImportSettings) -> Output:
@@ -69,7 +109,7 @@ def run(context: Context, settings: ImportSettings) -> Output:
         context.progress(len(members), None)
         stop_check(context.stopping)
     if not members:
-        raise InputError(f"{settings.file}: holds no trace that can be used")
+        raise InputError(f"{settings.file or settings.dataset}: holds no trace that can be used")
     digest = record_members(store, [(problem, key) for key, problem in members.items()])
     return Output(digest, {"members": len(members), "traces": len(members), **tally})
 
@@ -78,14 +118,12 @@ def _traces(
     context: Context, settings: ImportSettings, tally: Counter[str]
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """(problem row, trace row) of each usable row; a text that was there before is passed over."""
-    columns = TraceColumns(settings.answer, settings.thinking, settings.messages)
-    mapping = tables.ProblemColumns(
-        settings.prompt, settings.reference, settings.reference_pattern, settings.difficulty
-    )
+    columns = TraceColumns(settings.answer, settings.thinking, settings.messages, settings.tags or ())
+    mapping = ProblemColumns(settings.prompt, settings.reference, settings.reference_pattern, settings.difficulty)
     seen: set[str] = set()
     samples: Counter[str] = Counter()
-    take = min(n for n in (settings.take, settings.limit, 10**12) if n is not None)
-    for row in tables.read(settings.file):
+    take = least(settings.take, settings.limit)
+    for row in settings.rows():
         if len(seen) >= take:
             break
         source = settings.source or row.stem
@@ -134,16 +172,21 @@ def _trace(said: Said, problem: Problem, model: str, sample_index: int) -> Trace
 
 
 def forecast(context: Context, settings: ImportSettings, _: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    found = settings.take or tables.count(settings.file)
-    return Forecast("traces", min(found, settings.limit or found))
+    found = settings.take or settings.count()
+    return Forecast("traces", settings.limit if found is None else least(found, settings.limit))
+
+
+def dependencies(settings: ImportSettings, hashes: FileHashes, _: Mapping[str, Manifest]) -> dict[str, str]:
+    return {f"data set {settings.dataset}": settings.data.identity(hashes)} if settings.data else {}
 
 
 STAGE = Stage(
     kind="import",
-    about="take published traces from a file, without a teacher",
+    about="take published traces from a file or a Hugging Face data set, without a teacher",
     settings=ImportSettings,
     produces="traces",
     run=run,
     forecast=forecast,
+    dependencies=dependencies,
     check=members_present,
 )

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
-from distill import verification
+from distill import difficulty, selection, verification
 from distill.stages.common import members_present, store_of
 from distill.store import Store
 from distill.store.records import Row, record_members
-from pipeline.stage import Context, Forecast, Input, Output, Settings, Stage
+from distill.verifiers.language import SCRIPTS
+from pipeline.stage import Context, Forecast, Input, Output, Settings, Stage, later
+
+
+def _known_language(name: str | None) -> str | None:
+    if name is not None and name not in SCRIPTS:
+        raise ValueError(f"language is one of {', '.join(SCRIPTS)}, not {name!r}")
+    return name
+
+
+Quota = Annotated[int, Field(ge=0)]
+
+
+class PassRate(Settings):
+    """Problems of whose judged traces so large a share is correct; the ends are inside."""
+
+    least: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    most: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> PassRate:
+        if self.least > self.most:
+            raise ValueError(f"least ({self.least}) is more than most ({self.most})")
+        return self
 
 
 class SelectSettings(Settings):
@@ -26,6 +49,19 @@ class SelectSettings(Settings):
     """One of several traces of a problem with the same text."""
     truncated: Literal["drop", "keep"] = "drop"
     max_tokens: Annotated[int | None, Field(ge=1)] = None
+    min_tokens: Annotated[int | None, Field(ge=1)] = later()
+    pass_rate: PassRate | None = later()
+    """Only problems neither too hard nor too easy for the teacher: `{least: 0.1, most: 0.9}`."""
+    language: Annotated[str | None, AfterValidator(_known_language)] = later()
+    """Thinking and answer are in a language of that script, such as `en`, as the verifier `format` asks."""
+    language_share: Annotated[float, Field(gt=0.0, le=1.0)] = later(0.9)
+    """The share of the words that must be."""
+    max_similarity: Annotated[float | None, Field(ge=0.0, lt=1.0)] = later()
+    """Of traces of a problem that are more alike than this (Jaccard, estimated by MinHash) the first is kept."""
+    per_source: Quota | dict[str, Quota] | None = later()
+    """At most so many of each source, or of the sources named."""
+    per_difficulty: Annotated[int | None, Field(ge=1)] = later()
+    """At most so many of each difficulty (of each bin of pass rates, where none is known): against the easy bias."""
     take: Annotated[int | None, Field(ge=1)] = None
     """At most so many in all, the first problems first."""
 
@@ -33,7 +69,7 @@ class SelectSettings(Settings):
 def run(context: Context, settings: SelectSettings) -> Output:
     store = store_of(context)
     rows = _candidates(store, context.inputs[settings.verdicts].digest)
-    reasons = _reasons(rows, settings)
+    reasons = selection.reasons(store, rows, settings)
     members = [
         ("kept" if reason is None else "rejected", row["trace_key"]) for row, reason in zip(rows, reasons, strict=True)
     ]
@@ -41,7 +77,11 @@ def run(context: Context, settings: SelectSettings) -> Output:
     rejected = Counter(reason for reason in reasons if reason)
     kept = len(rows) - rejected.total()
     context.progress(len(rows), len(rows), kept=kept)
-    return Output(digest, {"members": len(rows), "kept": kept, "rejected": dict(sorted(rejected.items()))})
+    figures: dict[str, Any] = {"members": len(rows), "kept": kept, "rejected": dict(sorted(rejected.items()))}
+    if kept:
+        figures["bias"] = difficulty.bias(rows, [reason is None for reason in reasons])
+        context.note(f"{context.name}: {figures['bias']['says']}")
+    return Output(digest, figures)
 
 
 def _candidates(store: Store, collection: str) -> list[Row]:
@@ -58,41 +98,6 @@ def _candidates(store: Store, collection: str) -> list[Row]:
     )
     text_of = {row["trace_key"]: row["text"] for row in texts}
     return [row | {"text": text_of[row["trace_key"]]} for row in found]
-
-
-def _reasons(rows: list[Row], settings: SelectSettings) -> list[str | None]:
-    """Why each trace is rejected, or None where it is kept; the first rule that applies is the reason."""
-    reasons: list[str | None] = [_unfit(row, settings) for row in rows]
-    by_prompt: dict[str, list[int]] = defaultdict(list)  # problems that ask the same share their traces
-    for index, row in enumerate(rows):
-        if reasons[index] is None:
-            by_prompt[row["prompt_key"]].append(index)
-    taken = 0
-    for indices in by_prompt.values():
-        if settings.prefer == "shortest":
-            indices.sort(key=lambda index: (rows[index]["tokens"], index))
-        texts: list[int] = []
-        for index in indices:
-            if settings.distinct and rows[index]["text"] in texts:
-                reasons[index] = "duplicate"
-            elif settings.per_problem is not None and len(texts) >= settings.per_problem:
-                reasons[index] = f"more than {settings.per_problem} of its problem"
-            elif settings.take is not None and taken >= settings.take:
-                reasons[index] = f"more than {settings.take} in all"
-            else:
-                taken += 1
-                texts.append(rows[index]["text"])
-    return reasons
-
-
-def _unfit(row: Row, settings: SelectSettings) -> str | None:
-    if settings.truncated == "drop" and row["finish"] == "length":
-        return "truncated"
-    if settings.keep == "correct" and row["outcome"] != "correct":
-        return str(row["outcome"])
-    if settings.max_tokens is not None and row["tokens"] > settings.max_tokens:
-        return f"longer than {settings.max_tokens} tokens"
-    return None
 
 
 def forecast(context: Context, settings: SelectSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill import modelspec
 from distill.modelspec import ModelName
+from distill.prompting import Ask, Prompting, asking
 from distill.stages.common import store_of
 from distill.stages.student import publish
-from distill.store.records import Row
-from distill.types import Message
+from distill.store.records import Row, problem_of
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
@@ -36,6 +36,9 @@ class SftSettings(Settings):
     """The model to start from."""
     lora: LoraSettings | None = LoraSettings()
     """``null`` trains all weights."""
+    prompting: Prompting = None
+    """How the student is asked (`system`, `template`), here as later in use; by default as the problem stands,
+    however its teacher was asked."""
     thinking: bool = True
     """False is the control: the answers alone are learned, without the reasoning."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
@@ -50,6 +53,12 @@ class SftSettings(Settings):
     threads: Annotated[int, Operational(), Field(ge=0)] = 0
     """0 takes all cores. Weights are equal to the last bit for an equal number."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _learns(self) -> SftSettings:
+        if self.prompting and (self.prompting.prefill or self.prompting.examples is not None):
+            raise ValueError("prompting: a student learns to answer by itself; here are just system and template")
+        return self
 
 
 def run(context: Context, settings: SftSettings) -> Output:
@@ -67,7 +76,8 @@ def run(context: Context, settings: SftSettings) -> Output:
             f"stage {context.name}: {settings.data} kept no trace to train on; `distill traces stats` shows the "
             f"verdicts, and the rules of {settings.data} (keep, max_tokens) what was rejected"
         )
-    examples, dropped = fitting([_example(tokenizer, row, settings) for row in rows], settings.max_tokens)
+    ask = asking(settings.prompting, key=f"{context.name}.prompting")
+    examples, dropped = fitting([example_of(tokenizer, row, settings, ask) for row in rows], settings.max_tokens)
     if dropped:
         context.note(f"dropped {len(dropped)} of {len(rows)} examples: longer than {settings.max_tokens} tokens")
     if settings.lora:
@@ -100,22 +110,22 @@ def _how(settings: SftSettings) -> TrainSettings:
 
 def _kept(context: Context, collection: str) -> list[Row]:
     return store_of(context).rows(
-        "SELECT t.trace_key, t.thinking, t.answer, p.prompt, p.system FROM members m "
-        "JOIN traces t ON m.row_key = t.trace_key JOIN prompts p USING (prompt_key) "
+        "WITH asked AS (SELECT * FROM problems QUALIFY row_number() OVER (PARTITION BY prompt_key "
+        "ORDER BY problem_key) = 1) SELECT t.trace_key, t.thinking, t.answer, p.* FROM members m "
+        "JOIN traces t ON m.row_key = t.trace_key JOIN asked p USING (prompt_key) "
         "WHERE m.collection = ? AND m.label = 'kept' ORDER BY m.position",
         [collection],
     )
 
 
-def _example(tokenizer: Any, row: Row, settings: SftSettings) -> Example:
+def example_of(tokenizer: Any, row: Row, settings: SftSettings, ask: Ask) -> Example:
     """A trace in the student's own template and tokens, whoever its teacher was."""
     from distill.training.batching import from_messages
     from distill.training.student import conversation
 
-    system: list[Message] = [{"role": "system", "content": row["system"]}] if row["system"] else []
-    messages = (*system, {"role": "user", "content": row["prompt"]})
     thinking = row["thinking"] if settings.thinking else ""
-    return from_messages(tokenizer, row["trace_key"], conversation(messages, thinking, row["answer"]))
+    asked = ask(problem_of(row)).messages
+    return from_messages(tokenizer, row["trace_key"], conversation(asked, thinking, row["answer"]))
 
 
 def forecast(context: Context, settings: SftSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:

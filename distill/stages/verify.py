@@ -10,11 +10,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from distill import verification, verifiers
-from distill.stages.common import VerifierSpec, members_present, store_of
+from distill.stages.common import VerifierSpec, judged_as_now, store_of
 from distill.store import Store
 from distill.store.records import problem_of, record_members
 from distill.types import Problem
-from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
 
@@ -86,14 +85,6 @@ def forecast(context: Context, settings: VerifySettings, expected: Mapping[str, 
     return Forecast("verdicts", total, done, most)
 
 
-def check(context: Context, manifest: Manifest) -> str | None:
-    """A verifier of another version judges again (the user's own verifiers too); old verdicts are kept."""
-    for spec, version in manifest.figures.get("versions", {}).items():
-        if (now := verification.version_of(spec, context.hashes)) != version:
-            return f"verifier {spec}: version {version} -> {now}"
-    return members_present(context, manifest)
-
-
 STAGE = Stage(
     kind="verify",
     about="judge every trace with its problem's verifier, or one named here",
@@ -101,6 +92,6 @@ STAGE = Stage(
     produces="verdicts",
     run=run,
     forecast=forecast,
-    check=check,
+    check=judged_as_now,
     again=verification.judged_again,
 )

@@ -77,6 +77,11 @@ def trace_row(trace: Trace, prompt_key: str) -> Row:
         "prompt_ids": list(trace.prompt_ids),
         "token_ids": list(trace.token_ids),
         "logprobs": None if trace.logprobs is None else list(trace.logprobs),
+        "prefix": trace.prefix or None,
+        "budget": canonical(trace.budget.settled) if trace.budget else None,
+        "forced": list(trace.forced) or None,
+        "cut": trace.cut,
+        "continues": trace.continues,
     }
 
 
@@ -94,6 +99,7 @@ def completion_of(row: Mapping[str, Any], key: str) -> Completion:
         thinking_tokens=row["thinking_tokens"],
         answer_tokens=row["answer_tokens"],
         prompt_tokens=row["prompt_tokens"],
+        forced=tuple(row["forced"] or ()),
     )
 
 

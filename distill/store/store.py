@@ -93,7 +93,7 @@ class Store:
         try:
             with self.reading() as connection:
                 old = bool(schema.missing(connection))
-                behind = self._behind(connection)
+                behind = list(schema.KEYS) if old else self._behind(connection)
         except Damaged:
             with self._writing():
                 return
@@ -101,8 +101,8 @@ class Store:
             with self._writing() as connection:
                 brought = sum(self._replay(connection, table) for table in behind)
                 connection.execute("CHECKPOINT")
-        if behind:
-            self._note(f"{self.path}: lacked {brought} rows; brought back from the journal")
+            if brought and not old:
+                self._note(f"{self.path}: lacked {brought} rows; brought back from the journal")
 
     def _behind(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
         """The tables that hold less than the journal does."""

@@ -80,7 +80,7 @@ class Scored(NamedTuple):
 
 class _Task(NamedTuple):
     runs: list[list[Row]]
-    objective: Objective
+    objective: Objective | None
     temperature: float
     reference: bool
 
@@ -122,6 +122,15 @@ class Learner:
         self, rows: Sequence[Row], objective: Objective, *, temperature: float = 1.0, reference: bool = False
     ) -> list[Scored]:
         """Add the gradient of the objective over ``rows``, in any number of micro-batches and processes."""
+        return self._share(rows, objective, temperature, reference)
+
+    def score(self, rows: Sequence[Row], temperature: float = 1.0) -> list[list[float]]:
+        """Log-probabilities of each row's supervised tokens under the present weights; nothing is learned."""
+        return [scored.logprobs for scored in self._share(rows, None, temperature, False)]
+
+    def _share(
+        self, rows: Sequence[Row], objective: Objective | None, temperature: float, reference: bool
+    ) -> list[Scored]:
         cut = self.cut([len(row.example) for row in rows])
         shares = [cut[i :: 1 + len(self._replicas)] for i in range(1 + len(self._replicas))]
         tasks = [
@@ -146,8 +155,10 @@ class Learner:
             if task.reference:
                 with torch.no_grad(), self.model.disable_adapter():
                     streams["reference"] = self._logprobs(batch, task.temperature)
-            values = self._logprobs(batch, task.temperature)
-            torch.autograd.backward(task.objective(values, streams))
+            with torch.set_grad_enabled(task.objective is not None):
+                values = self._logprobs(batch, task.temperature)
+            if task.objective is not None:
+                torch.autograd.backward(task.objective(values, streams))
             own = _by_row(values.detach(), run)
             other = _by_row(streams["reference"], run) if task.reference else [[]] * len(run)
             scored += [Scored(*pair) for pair in zip(own, other, strict=True)]

@@ -20,7 +20,7 @@ class Case:
     """The arguments go to the candidate; the rest never enters its box.
 
     The result must equal ``expected`` (or one of ``others``), within ``tolerance`` where there is one; where
-    ``truth`` is set, it must just be true or false.
+    ``truth`` is set, it must just be true or false, and where ``itself`` is (``is True``), of the same type.
     """
 
     arguments: list[Any]
@@ -29,6 +29,7 @@ class Case:
     tolerance: float | None = None
     truth: bool | None = None
     others: tuple[Any, ...] = ()
+    itself: bool = False
 
 
 def wanted(case: Case, value: Any, strict: bool, tolerance: float = 0.0) -> bool:
@@ -40,6 +41,7 @@ def wanted(case: Case, value: Any, strict: bool, tolerance: float = 0.0) -> bool
         return bool(value) is case.truth
     if case.tolerance is not None:
         return type(value) in (int, float) and abs(value - case.expected) < case.tolerance
+    strict = strict or case.itself
     return any(_alike(value, expected, strict, tolerance) for expected in (case.expected, *case.others))
 
 
@@ -147,7 +149,7 @@ def _case(statement: ast.stmt, name: str) -> Case:
     if isinstance(test, ast.Compare) and len(test.ops) == 1:
         left, right = test.left, test.comparators[0]
         if isinstance(test.ops[0], ast.Eq | ast.Is):
-            return Case(*_call(left, name), expected=_literal(right))
+            return Case(*_call(left, name), expected=_literal(right), itself=isinstance(test.ops[0], ast.Is))
         if isinstance(test.ops[0], ast.Lt | ast.LtE):
             return _near(left, _literal(right), name)
     return Case(*_call(test, name), truth=True)

@@ -1,6 +1,7 @@
 r"""`choice`: the letter, or the letters, of a multiple-choice question, however they are written.
 
-``B``, ``(B)``, ``B.``, ``\boxed{\text{(B)}}``, "the answer is B) 12" all choose B. A reference of several
+``B``, ``(B)``, ``B.``, ``\boxed{\text{(B)}}``, "the answer is B) 12", "the correct option is B", "I think (B)" all
+choose B. A reference of several
 letters (``A, C``, ``AC``, "A and C") wants just that set, in any order. Any other reference is
 `unverifiable`; an answer that names no letter, or others besides, is wrong.
 """
@@ -14,21 +15,30 @@ from typing import ClassVar
 
 from distill.thinking import Response
 from distill.types import Problem, Verdict
-from distill.verifiers.extract import final_answer
+from distill.verifiers.extract import TAIL, denied, final_answer
 from distill.verifiers.number import canonical
 
 LETTER = re.compile(
-    r"\W*(?:(?:option|choice|answer)s?\s+)?\W*([A-Za-z])(?:\s*(?:[).:]|\})[^A-Za-z]?.*|\W*)", re.DOTALL | re.IGNORECASE
+    r"\W*(?:(?:option|choice|answer)s?\b:?\s*)?\W*([A-Za-z])(?:\s*(?:[).:]|\})[^A-Za-z]?.*|\W*)",
+    re.DOTALL | re.IGNORECASE,
 )
 TOGETHER = re.compile(r"(?P<all>[A-Z]{2,10})")
 BETWEEN = re.compile(r"\s*(?:[,;&/+|]|\band\b|\bor\b)\s*(?:\band\b|\bor\b)?\s*", re.IGNORECASE)
+STATED = re.compile(
+    r"(?i:\b(?:option|choice|answer)\b:?\s+(?:(?:is|would be|must be)\s+)?(?:option\s+)?)[(*$]{0,3}([A-Z])(?![\w'’])"
+    r"|(?<!\w)\(([A-Z])\)|\b([A-Z])\b[)*$]{0,3}\s+(?:is|seems)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
+)
+"""A letter that a sentence chooses."""
+OTHER = re.compile(r"(?<![\w'’])\(?([B-HJ-Z]|(?<=\()[AI](?=\)))(?![\w'’])")
+"""Another letter in the same sentence, "a" and "I" but for those in brackets."""
+WRITTEN = frozenset({"boxed", "boxes", "####", "answer:", "corrected"})
 MAX_LENGTH = 500
 
 
 @dataclass(frozen=True)
 class Choice:
     name: ClassVar[str] = "choice"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
         wanted = letters(problem.reference)
@@ -36,6 +46,8 @@ class Choice:
             return Verdict.unverifiable(f"the reference names no letter: {problem.reference[:40]!r}")
         span = final_answer(trace.answer)
         chosen = letters(span.text)
+        if not chosen and span.rule not in WRITTEN and (told := stated(trace.answer)):
+            chosen, span = told, span._replace(rule="last choice")
         evidence = {"answer": chosen or None, "reference": wanted, "rule": span.rule}
         if not chosen:
             return Verdict.incorrect("no letter was chosen", **evidence)
@@ -44,6 +56,20 @@ class Choice:
         return Verdict.incorrect(f"chose {chosen}, not {wanted}", **evidence)
 
     quick = verify
+
+
+def stated(text: str) -> str:
+    """The letter that the last sentence which names one chooses; empty where it denies it, or names others."""
+    text = text[-TAIL:]
+    found = list(STATED.finditer(text))
+    if not found:
+        return ""
+    last, group = found[-1], found[-1].lastindex or 0
+    start = max(text.rfind(end, 0, last.start()) for end in (". ", "\n", "? ", "! ", "; ")) + 1
+    sentence = re.split(r"[.?!;]\s|\n", text[start:].lstrip(), maxsplit=1)[0]
+    if {other[1] for other in OTHER.finditer(sentence)} - {last[group]} or denied(text, *last.span(group)):
+        return ""
+    return last[group]
 
 
 def letter(text: str) -> str | None:

@@ -15,8 +15,8 @@ The answer gets inputs and returns plain data; expected values never enter its p
 compared here (`distill.verifiers.cases`); a test that is more than calls and values runs in a second box, where
 the answer's functions are stand-ins that pass data to and fro (`sandbox.inside.remote`). The evidence then says
 ``level: strong``. A test that must run in the answer's process (it patches it, hands it functions, says
-``"beside": true``) could be cheated by it, and one about the answer's own objects believes what they say:
-``level: weak``.
+``"beside": true``) could be cheated by it, and one about the answer's own objects, or that asks one function of the
+answer about another's result, believes what they say: ``level: weak``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ MAX_LENGTH = 100_000
 INDENT = " " * 4
 SHOWN = 20
 """Rows of single cases in the evidence; the first failure is always among them."""
-FENCE = re.compile(r"```(?:python|py|python3)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<sign>`{3,}|~{3,})[ \t]*(?P<language>[\w+#.-]*)[^`]*")
+PYTHON = frozenset({"python", "py", "python3"})
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Code:
     tolerance: float = 0.0
 
     name: ClassVar[str] = "code"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
 
     def __post_init__(self) -> None:
         if self.sandbox not in (sandbox.AUTO, *sandbox.BACKENDS):
@@ -133,13 +134,45 @@ def program_of(answer: str, tests: Tests) -> str:
     """
     if len(answer) > MAX_LENGTH:
         return ""
-    blocks = FENCE.findall(answer) or [answer]
-    heading = f"def {tests.entry_point}("
-    code = next((block for block in reversed(blocks) if heading in block), blocks[-1])
+    found = blocks(answer) or [answer]
+    defined = re.compile(
+        rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{re.escape(tests.entry_point)}[ \t]*[(\[]"
+        rf"|^{re.escape(tests.entry_point)}[ \t]*(?::[^=\n]*)?=(?!=)",
+        re.MULTILINE,
+    )
+    code = next((block for block in reversed(found) if defined.search(block)), found[-1])
     if not tests.prompt or not tests.entry_point:
         return tests.header + code
-    if heading in code:
-        return tests.prompt.partition(heading)[0] + "\n" + code
-    if heading in tests.prompt and not code[:1].isspace():
+    heading = defined.search(tests.prompt)
+    if defined.search(code):
+        return (tests.prompt[: heading.start()] if heading else tests.prompt) + "\n" + code
+    if heading and not code[:1].isspace():
         return tests.prompt + INDENT + code  # a response is stripped, and its first line has lost its place
     return tests.prompt + code
+
+
+def blocks(answer: str) -> list[str]:
+    """The fenced blocks of Python; where none says that it is, those that do not say what they are.
+
+    As in CommonMark: a fence is closed by a line of its own sign that is indented no further than three spaces
+    more, so that one in a docstring closes nothing; what is not closed goes on to the end.
+    """
+    told: list[str] = []
+    untold: list[str] = []
+    lines = iter(answer.splitlines())
+    for line in lines:
+        opened = FENCE.fullmatch(line)
+        if opened is None:
+            continue
+        inside: list[str] = []
+        width = len(opened["indent"].expandtabs())
+        closing = re.compile(rf"[ \t]{{0,{width + 3}}}{opened['sign'][0]}{{{len(opened['sign'])},}}[ \t]*")
+        for row in lines:
+            if closing.fullmatch(row):
+                break
+            blank = len(row) - len(row.lstrip())
+            inside.append(row[min(blank, width) :])
+        language = opened["language"].lower()
+        if language in PYTHON or not language:
+            (told if language else untold).append("\n".join(inside) + "\n")
+    return told or untold

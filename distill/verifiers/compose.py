@@ -16,6 +16,7 @@ Parts that have to be opened (a judge) are asked last, and just where they can s
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,8 +46,17 @@ def get(name: str, settings: Mapping[str, Any] | None = None, hashes: FileHashes
     try:
         verifier: Verifier = make(**(settings or {}), **files)
     except TypeError as error:
-        raise InputError(f"verifier {name!r}: {error}") from error
+        raise InputError(f"verifier {name!r}: {_misnamed(make, settings or {}) or error}") from error
     return verifier
+
+
+def _misnamed(make: Any, settings: Mapping[str, Any]) -> str:
+    """Which setting there is none of, and what there is."""
+    known = [key for key in inspect.signature(make).parameters if key != "hashes"]
+    wrong = next((key for key in settings if key not in known), None)
+    if wrong is None:
+        return ""
+    return f"has no setting {str(wrong)[:40]!r}; {'it has: ' + ', '.join(known) if known else 'it has none'}"
 
 
 def build(spec: Spec, hashes: FileHashes | None = None) -> Verifier:

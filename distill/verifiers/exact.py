@@ -20,7 +20,7 @@ class Exact:
     ignore_case: bool = False
 
     name: ClassVar[str] = "exact"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
         wanted = self._fold(problem.reference)

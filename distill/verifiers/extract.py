@@ -6,12 +6,16 @@ The rules, in order; the first that finds something wins and is named in the ver
    ``boxes`` where nothing but "and", "or" or a comma stands between the last ones: together they are a list;
 2. ``####``: what follows the last ``####`` on its line (GSM8K);
 3. ``corrected``: a value put in place of the one that rule 4 finds ("Wait, no: 6", "Actually, it is 6");
-4. ``answer:``: what follows the last "answer is", "answer:" or "answer =" on its line;
+4. ``answer:``: what follows the last "answer is", "answer:" or "answer =" on its line, unless it is taken back
+   without another value in its place ("Hmm, that's wrong");
 5. ``last line``: the last line, where it is short and holds no prose;
 6. ``last formula``: the last ``$...$`` or ``\(...\)``;
 7. ``last clause``: what follows the last "is" or equals sign of the last line, where it holds no prose;
-8. ``last number``: the last number in the text, unless "not" stands before it;
+8. ``last number``: the last number in the text, with the unit behind it;
 9. ``text``: the last line, whatever it is.
+
+What rules 6 to 8 find is left to rule 9 where the words beside it deny it or make something else of it ("cannot
+be 5", "more than 5", "3 or 5", "5 is wrong", "5 squared").
 
 Nothing here looks at the reference, so no wrong answer is found by looking for the right one. Every
 rule takes time linear in the text. What the span means is `distill.verifiers.number` and
@@ -23,9 +27,13 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from distill.verifiers.tree import SHORT_WORDS
+from distill.verifiers import units
+from distill.verifiers.tree import FUNCTIONS, SHORT_WORDS
 
-PROSE = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|(?i:" + "|".join(sorted(SHORT_WORDS)) + r")(?![A-Za-z]))")
+PROSE = re.compile(
+    rf"(?<![\\A-Za-z])(?!(?:{'|'.join(sorted(FUNCTIONS))})(?![A-Za-z]))"
+    rf"(?:[A-Za-z]{{3,}}|(?i:{'|'.join(sorted(SHORT_WORDS))})(?![A-Za-z]))"
+)
 MARKER = re.compile(
     r"\banswers?(?:\s{1,9}(?:to|for|of)\b[^.\n:=]{0,60}?)?[\s*]{0,9}"
     r"(?:\b(?:is|are|(?:should|must|would) be|equals)\b|:|=)"
@@ -46,11 +54,47 @@ BETWEEN_BOXES = re.compile(
 FORMULA = re.compile(
     r"\$\$([^$]{1,2000})\$\$|(?<!\\)\$([^$\n]{1,2000})\$|\\\(([^\n]{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL
 )
-NUMBER = re.compile(r"(?<![\w.√^/])[-−]?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:/\d+)?%?", re.ASCII)
+NUMBER = re.compile(
+    r"(?<![\w.√^/])(?<![A-Za-z]\()[-−]?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:/\d+)?%?", re.ASCII
+)
 SENTENCE_END = re.compile(r"[.?]\s|(?<![\d)}\\])!\s")
 FONT = re.compile(r"\\(?:text|mbox|mathrm|textbf|begin|end)\s?\{[^{}]*\}")
 CLAUSE = re.compile(r"\b(?:is|are|be|equals)\b|=")
-NEGATION = re.compile(r"\bnot\b|n't\b", re.IGNORECASE)
+NEGATION = re.compile(r"\bnot\b|n['’]t\b", re.IGNORECASE)
+DENIED = re.compile(
+    r"(?:\b(?:not|no|never|neither|nor|cannot|hardly|wrong|incorrect|doubt|than|between|above|below|exceeds?"
+    r"|at least|at most)\b|n['’]t\b)[^\d.,;:!?\n]{0,40}$|\b(?:negative|minus)\s$"
+    r"|(?<![\w.])\d[\d.,]*[$)\]\\]*(?:\s?[A-Za-z%]{1,12})?\s(?:to|and|or|nor)\s$",
+    re.IGNORECASE,
+)
+"""Before a value."""
+TURNED = re.compile(r"\b(?:but|so|then|thus|therefore|hence|instead)\b", re.IGNORECASE)
+CHANGED = re.compile(
+    r"[\s$)\]\\?]*(?:(?:is|are|was|were|would be|seems?)\s(?:\w+\s)?)?(?:wrong|incorrect|false|impossible|not)\b"
+    r"|[\s$-]*(?:(?:more|less|fewer|greater|larger|smaller)\sthan|plus|minus|over|squared|cubed|factorial"
+    r"|(?:times|divided by|multiplied by)\s[\w$\\]|half|halves"
+    r"|(?:thi|quarte|fou|fif|six|seven|eigh|nin|ten|hundred|thousand)(?:rd|th)s)\b",
+    re.IGNORECASE,
+)
+"""Behind a value."""
+WRONG = re.compile(r"\b(?:that|this|it|which)(?:['’]s| is| was) (?:wrong|incorrect|not right)\b", re.IGNORECASE)
+RETRACTED = re.compile(
+    rf"\b(?:wait|hmm+|oops|scratch that|on second thought|let me (?:re\w+|try again|check))\b|{WRONG.pattern}",
+    re.IGNORECASE,
+)
+CONDITION = re.compile(r"[\s,]*\b(?:or|if|unless|when|otherwise|depending)\b", re.IGNORECASE)
+UNIT = re.compile(
+    r"(?:[\s-](?:square|cubic|sq)\b)?(?:[\s-](?:"
+    + "|".join(
+        sorted(
+            {*units.SCALES, *units.KNOWN, *units.ALIASES} - {"$", "¢", "%", "in", "squared", "cubed"},
+            key=len,
+            reverse=True,
+        )
+    )
+    + r")s?\b(?!['’]))+(?:\^\{?[23]\}?|\s(?:squared|cubed)\b)?(?:\s?(?:/|per\b)\s?[A-Za-z]+)?",
+    re.IGNORECASE,
+)
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BOX_TOKEN = re.compile(BOX.pattern + r"|\\.|[{}]", re.DOTALL)
 LINE_LENGTH = 200
@@ -78,19 +122,46 @@ def final_answer(text: str) -> Span:
         if corrections:
             rest = rest[corrections[-1].end() :]
         if said := SENTENCE_END.split(rest.partition("\n")[0])[0].strip():
+            if _retracted(said, rest[len(said) :]):
+                return Span(_clean(rest), "text")
             return Span(_without_prose(_clean(said)), "corrected" if corrections else "answer:")
     line = tail.rpartition("\n")[2].strip()
     if len(line) <= LINE_LENGTH and any(c.isalnum() for c in line) and not PROSE.search(line):
         return Span(_clean(line), "last line")
-    if formulas := _formulas(tail):
-        return Span(formulas[-1], "last formula")
-    clause = _clean(CLAUSE.split(line)[-1])
-    if clause != line and len(clause) <= LINE_LENGTH and re.search(r"\d|\\", clause) and not PROSE.search(clause):
+    if (formulas := _formulas(tail)) and not denied(tail, *formulas[-1].span()):
+        return Span(_inside(formulas[-1]), "last formula")
+    begin = max((found.end() for found in CLAUSE.finditer(line)), default=0)
+    clause = _clean(line[begin:])
+    sound = re.search(r"\d|\\", clause) and not PROSE.search(clause) and not denied(line, begin, len(line))
+    if clause != line and len(clause) <= LINE_LENGTH and sound:
         return Span(clause, "last clause")
     numbers = list(NUMBER.finditer(tail))
-    if numbers and not NEGATION.fullmatch(tail[: numbers[-1].start()].rstrip()[-3:]):
-        return Span(numbers[-1].group(), "last number")
-    return Span(line, "text")
+    if numbers and not denied(tail, *numbers[-1].span()):
+        return Span(_with_unit(numbers[-1]), "last number")
+    return Span(_clean(line), "text")
+
+
+def _retracted(said: str, after: str) -> bool:
+    """Is an answer taken back, and not arrived at again?"""
+    doubt = RETRACTED.search(after)
+    if doubt is None:
+        return False
+    if WRONG.search(after, doubt.start()):
+        return True
+    values, later = NUMBER.findall(said), NUMBER.findall(after, doubt.end())
+    return bool(later) and later[-1:] != values[-1:]
+
+
+def denied(text: str, start: int, end: int) -> bool:
+    """Do the words beside a value deny it, or make something else of it?"""
+    before = TURNED.split(text[max(0, start - GAP) : start])[-1]
+    return DENIED.search(before) is not None or CHANGED.match(text[end : end + GAP]) is not None
+
+
+def _with_unit(number: re.Match[str]) -> str:
+    """A number in a text, with the words behind it that are known units: "5 cents"."""
+    unit = UNIT.match(number.string, number.end())
+    return number.group() + (unit.group() if unit else "")
 
 
 def last_box(text: str) -> str | None:
@@ -147,10 +218,13 @@ def _content(text: str, box: _Box) -> str:
     return content[inner.end() : -1].strip() if inner and content.endswith("}") else content
 
 
-def _formulas(text: str) -> list[str]:
+def _formulas(text: str) -> list[re.Match[str]]:
     """What stands between dollar signs and the like; not what stands between two sums of money."""
-    found = [next(filter(None, match.groups())).strip() for match in FORMULA.finditer(text)]
-    return [formula for formula in found if not PROSE.search(FONT.sub("", formula))]
+    return [match for match in FORMULA.finditer(text) if not PROSE.search(FONT.sub("", _inside(match)))]
+
+
+def _inside(formula: re.Match[str]) -> str:
+    return next(filter(None, formula.groups())).strip()
 
 
 def _without_prose(sentence: str) -> str:
@@ -158,11 +232,19 @@ def _without_prose(sentence: str) -> str:
     if not PROSE.search(FONT.sub("", sentence)) or NEGATION.search(sentence):
         return sentence
     if formulas := _formulas(sentence):
-        return formulas[0]
+        first = formulas[0]
+        return sentence if denied(sentence, *first.span()) or _is_one_of(first) else _inside(first)
     if len(sentence.split()) <= PHRASE_WORDS:
         return sentence
     number = NUMBER.match(sentence)
-    return number.group() if number and number.group() else sentence
+    if not number or not number.group() or CHANGED.match(sentence, number.end()) or _is_one_of(number):
+        return sentence
+    return _with_unit(number)
+
+
+def _is_one_of(value: re.Match[str]) -> bool:
+    """Is it said with a condition, or with another beside it?"""
+    return CONDITION.match(value.string, value.end()) is not None
 
 
 def _clean(line: str) -> str:

@@ -39,7 +39,7 @@ class Format:
     language_share: float = 0.9
 
     name: ClassVar[str] = "format"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
 
     def __post_init__(self) -> None:
         for switch in ("boxed", "one_answer", "thinking"):
@@ -80,6 +80,8 @@ class Format:
             yield f"{boxes} boxes instead of one"
         if boxes and (self.boxed or self.one_answer) and last_box(answer) is None:
             yield "the box is not closed"
+        if boxes and (self.boxed or self.one_answer) and last_box(answer) == "":
+            yield "the box is empty"
         marks = answer.count("####") + len(MARKER.findall(answer))
         if self.one_answer and not boxes and marks != 1:
             yield f"{marks} answers instead of one"
@@ -95,4 +97,4 @@ class Format:
             if words >= LEAST_WORDS and found < self.language_share:
                 names = " or ".join(sorted(wanted)).lower()
                 return Verdict.incorrect(f"{found:.0%} of the words in the {part} are {names}", **evidence)
-        return Verdict.correct("the form and the language are right", **evidence)
+        return Verdict.correct("the form and the script are right", **evidence)

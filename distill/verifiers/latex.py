@@ -18,6 +18,7 @@ from distill.verifiers.tree import (
     FUNCTIONS,
     GREEK,
     INVERSES,
+    OF_ANGLES,
     RELATIONS,
     STARTERS,
     Node,
@@ -29,6 +30,8 @@ from distill.verifiers.tree import (
 MAX_LENGTH, MAX_DEPTH = 1_000, 40
 MATRICES = frozenset({r"\begin{matrix}", r"\begin{pmatrix}", r"\begin{bmatrix}"})
 OPENERS = {"(": ")", "[": "]"}
+DEGREE = Node("quotient", (Node("name", (), "pi"), number(180)))
+"""In the argument of a sine or the like; elsewhere degrees are a unit, or unreadable."""
 
 
 @lru_cache(maxsize=2048)
@@ -52,7 +55,7 @@ class _Parser:
     """
 
     def __init__(self, found: list[str], slash_binds_tightly: bool) -> None:
-        self.tokens, self.at, self.depth, self.bars = found, 0, 0, 0
+        self.tokens, self.at, self.depth, self.bars, self.angles = found, 0, 0, 0, 0
         self.slash_binds_tightly, self.ambiguous = slash_binds_tightly, False
 
     def whole(self) -> Node:
@@ -164,7 +167,9 @@ class _Parser:
         raised = counted = False
         while (token := self.peek()) in ("^", "!", "_"):
             self.at += 1
-            if token == "_":
+            if token == "^" and self.angles and self.skip(r"\circ"):
+                node = Node("product", (node, DEGREE))
+            elif token == "_":
                 if node.kind != "name":
                     raise Unreadable("a number in another base")
                 node = Node("name", (), f"{node.name}_{self.subscript()}")
@@ -256,10 +261,12 @@ class _Parser:
         r"""``\sin^2 2x``: the argument goes on over what stands side by side."""
         base = self.argument() if name == "log" and self.skip("_") else None
         exponent = self.argument() if self.skip("^") else None
+        self.angles += name in OF_ANGLES
         argument = self.nested(self.power)
         bracketed = self.tokens[self.at - 1] in (")", "}")
         while not bracketed and self.starts_atom() and self.peek()[1:] not in FUNCTIONS:
             argument = self.joined(argument)
+        self.angles -= name in OF_ANGLES
         if exponent == Node("negative", (number(1),)) and name in INVERSES:
             name, exponent = INVERSES[name], None
         node = Node("call", (argument,), name) if base is None else Node("log", (base, argument))

@@ -39,6 +39,7 @@ from distill.verifiers.relations import claimed
 from distill.verifiers.tree import Node
 
 MAX_LENGTH, MAX_FOR_ALGEBRA, MAX_NESTING = 2_000, 300, 20
+LONG_DECIMAL = 10
 UNDONE = re.compile(r"[\d\s.,()+\-*/]*(?:\\(?:times|cdot|div|left|right)[\d\s.,()+\-*/]*)*", re.ASCII)
 OPERATION = re.compile(r"\d\s*\)?\s*([-+*/]|\\[tcd])")
 DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
@@ -55,7 +56,7 @@ class Math:
 
     @property
     def version(self) -> str:
-        return f"2/{installed('math-verify')}"
+        return f"3/{installed('math-verify')}"
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
         """Texts and reading; None where algebra is to be asked."""
@@ -152,13 +153,16 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
     if verdict := words.same_time(wanted_text, given_text, evidence):
         return verdict
     wanted = read_number(reference)
+    if wanted is None and (verdict := _same_short_unit(reference, given, evidence)):
+        return verdict
     if wanted is not None:
         number = read_number(words.in_signs(given), short_unit=True) or _right_number(given)
         if number is not None:
             return same_number(wanted, number, evidence)
         if DECIMAL_COMMA.fullmatch(given) and read_digits(given.replace(",", ".")) == digits:
             return Verdict.unverifiable("equal only if the comma is a decimal one", **evidence, method="number")
-        if UNDONE.fullmatch(given.rpartition("=")[2]) and OPERATION.search(given):
+        right = given.rpartition("=")[2]
+        if UNDONE.fullmatch(right) and OPERATION.search(right):
             return Verdict.incorrect("the arithmetic is left undone", **evidence, method="text")
         bare = words.unwrapped(given)
         if (PROSE.search(bare) and not re.search(r"\d|\\", bare)) or words.LETTER.fullmatch(given):
@@ -190,13 +194,27 @@ def same_number(wanted: Number, given: Number, evidence: Evidence) -> Verdict:
         return _other_unit(wanted, given, evidence)
     if wanted.value == given.value:
         return Verdict.correct("the same number", **evidence)
-    if "%" in (wanted.unit, given.unit) and 100 in (_ratio(wanted, given), _ratio(given, wanted)):
+    if (
+        wanted.unit != given.unit
+        and "%" in (wanted.unit, given.unit)
+        and 100 in (_ratio(wanted, given), _ratio(given, wanted))
+    ):
         return Verdict.unverifiable("equal only if the percent sign means a hundredth", **evidence)
     if wanted.scale != given.scale and wanted.value * given.scale == given.value * wanted.scale:
         return Verdict.unverifiable("equal only if the word after the number is a unit", **evidence)
     if _rounded(wanted, given) or _rounded(given, wanted):
         return Verdict.unverifiable("equal only to the decimals written", **evidence)
     return Verdict.incorrect("a different number", **evidence)
+
+
+def _same_short_unit(reference: str, given: str, evidence: Evidence) -> Verdict | None:
+    """``5 m`` against 500 cm: a letter that is a unit just because the other side has one of its kind."""
+    wanted, number = read_number(reference, short_unit=True), read_number(given)
+    if wanted is None or number is None or not number.unit:
+        return None
+    ours, theirs = units.quantity(wanted.unit), units.quantity(number.unit)
+    alike = ours and theirs and ours.dimension == theirs.dimension
+    return same_number(wanted, number, evidence) if alike else None
 
 
 def _ratio(one: Number, other: Number) -> Fraction:
@@ -230,6 +248,8 @@ def by_reading(reference: str, given: str, evidence: Evidence) -> tuple[Verdict 
     evidence = evidence | {"points": {0: False, 1: None}.get(sameness, True)}
     if sameness > Sameness.UNKNOWN and wanted_unit and given_unit and wanted_unit != given_unit:
         verdict = Verdict.unverifiable(f"the units differ: {wanted_unit} and {given_unit}", **evidence, method="points")
+    elif sameness == Sameness.LIKELY and _has_long_decimal(reference, given):
+        verdict = Verdict.unverifiable("equal only to the decimals written", **evidence, method="points")
     elif sameness == Sameness.PROVED:
         verdict = Verdict.correct("equal in normal form", **evidence, method="normal form")
     elif sameness == Sameness.DIFFERENT:
@@ -276,6 +296,11 @@ def _is_rounded(exact: Node, text: str) -> bool:
     return abs(value[0].value - float(decimal.value)) * 2 * 10**decimal.decimals <= 1
 
 
+def _has_long_decimal(*texts: str) -> bool:
+    """Is one a decimal so long that it can agree at the points by being rounded?"""
+    return any((number.decimals or 0) >= LONG_DECIMAL for text in texts if (number := read_number(text)))
+
+
 def _fit_for_algebra(reference: str, readings: tuple[Node, ...]) -> bool:
     if algebra.nesting(reference) > MAX_NESTING or len(reference) > MAX_FOR_ALGEBRA:
         return False
@@ -300,7 +325,7 @@ def _infinite(node: Node) -> bool:
 def with_algebra(reference: str, given: str, evidence: Evidence) -> Verdict:
     """Step 3, on canonical texts of which the points say equal (True) or nothing (None)."""
     numeric = evidence["points"]
-    equal = algebra.equal(reference, given)
+    equal = algebra.equal(units.in_radians(reference), units.in_radians(given))
     if isinstance(equal, str):
         return Verdict.unverifiable(equal, **evidence, method="algebra")
     evidence = evidence | {"method": "algebra", "algebra": equal}

@@ -12,6 +12,7 @@ A vector is the same as a row, a column and a tuple.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from distill.verifiers.equality import Sameness, same_value
@@ -96,7 +97,8 @@ def _same_object(one: Node, other: Node) -> Sameness:
         ordered, unordered = (one, other) if one.kind == "tuple" else (other, one)
         return min(UNKNOWN, _same_members(_members(unordered), list(ordered.parts)))
     if "set" in (one.kind, other.kind) or _has_sign(one) or _has_sign(other):
-        return _same_set(one, other)
+        found = _same_set(one, other)
+        return min(found, UNKNOWN) if _has_free_signs(one) or _has_free_signs(other) else found
     if one.kind == other.kind == "union":
         return _same_members(list(one.parts), list(other.parts))
     if "ratio" in (one.kind, other.kind):
@@ -172,6 +174,18 @@ def _opens(part: Node) -> bool:
 
 def _has_sign(node: Node) -> bool:
     return node.kind == "plusminus" or any(_has_sign(part) for part in node.parts if isinstance(part, Node))
+
+
+def _has_free_signs(node: Node) -> bool:
+    r"""Do several signs stand in one value, which may go together or not (``\pm 1 \pm 2``)?"""
+    if _opens(node):
+        return any(_has_free_signs(part) for part in node.parts) if node.kind == "set" else _signs(node)["+"] > 1
+    return False
+
+
+def _signs(node: Node) -> Counter[str]:
+    own = Counter([node.name] if node.kind == "plusminus" else [])
+    return sum((_signs(part) for part in node.parts if isinstance(part, Node)), own)
 
 
 def _signed(node: Node, sign: str) -> Node:

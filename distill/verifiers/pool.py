@@ -24,7 +24,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Pipe, wait
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,7 @@ from distill.verifiers import asking
 from distill.verifiers.base import Key, Note, Session, Stopping, Verifier, never, silent
 from distill.verifiers.compose import Spec, build
 from distill.verifiers.process import Job, WorkerProcess
-from distill.verifiers.run import judge_quickly, posed, shown
+from distill.verifiers.run import judge_quickly, posed, shown, signed
 from distill.verifiers.worker import Limits
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
@@ -50,6 +49,8 @@ HEARTBEAT_SECONDS = 0.5
 IN_FLIGHT = 64
 """Items per worker that one `verify_many` hands in before it waits for verdicts: the memory bound."""
 MOST_FAILED_STARTS = 3
+DYING_SECONDS = 1.0
+"""For a worker whose pipe has closed to end by itself, so that its status tells why."""
 
 
 def _next(replies: queue.SimpleQueue[Future[Verdict]], stopping: Stopping) -> Future[Verdict] | None:
@@ -317,7 +318,7 @@ class VerifierPool:
     def _lose(self, worker: WorkerProcess, workers: list[WorkerProcess], overdue: bool = False) -> None:
         """A worker hangs or is dead: the verdict it was at is lost, the rest of its batch is not."""
         job = worker.jobs.popleft() if worker.jobs else None
-        self._replace(worker, workers)
+        self._replace(worker, workers, 0.0 if overdue else DYING_SECONDS)
         if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= MOST_FAILED_STARTS:
@@ -325,12 +326,12 @@ class VerifierPool:
         elif job is not None:
             late = Verdict.failed(Failure.TIMEOUT, f"no verdict within {self.limits.wall_seconds:g} s of wall time")
             verdict = late if overdue else worker.death(self.limits)
-            job.answer(replace(verdict, verifier=job.verifier.name, version=job.verifier.version))
+            job.answer(signed(job.verifier, job.trace, verdict, time.monotonic() - worker.began))
 
-    def _replace(self, worker: WorkerProcess, workers: list[WorkerProcess]) -> None:
+    def _replace(self, worker: WorkerProcess, workers: list[WorkerProcess], patience: float = 0.0) -> None:
         """End a worker; what it had not begun waits again. The next is started on demand."""
         workers.remove(worker)
-        worker.end()
+        worker.end(patience)
         self.restarts += 1
         self._wait_again(worker.jobs)
         worker.jobs.clear()

@@ -57,6 +57,7 @@ class WorkerProcess:
     connection: Connection
     deadline: float
     ready: bool = False
+    began: float = 0.0
     jobs: deque[Job | None] = field(default_factory=deque)
     """Its batch, the one it is at first; None stands for one that another worker got meanwhile."""
     patience: float = 0.0
@@ -78,7 +79,8 @@ class WorkerProcess:
 
     def begin(self, limits: Limits) -> None:
         """It starts on the first of its jobs."""
-        self.deadline = time.monotonic() + limits.wall_seconds
+        self.began = time.monotonic()
+        self.deadline = self.began + limits.wall_seconds
         self.patience = time.monotonic() + PATIENCE_SECONDS
         self.hurry()
 
@@ -108,11 +110,16 @@ class WorkerProcess:
         if code == -signal.SIGPROF:
             return Verdict.failed(Failure.TIMEOUT, f"more than {limits.cpu_seconds:g} s of CPU time")
         if code < 0:
-            cause = f"the verifier's process was killed by {signal.Signals(-code).name}"
-            return Verdict.failed(Failure.CRASH, cause)
+            known = {number.value: number.name for number in signal.Signals}  # real-time signals have no names
+            return Verdict.failed(
+                Failure.CRASH, f"the verifier's process was killed by {known.get(-code, f'signal {-code}')}"
+            )
         return Verdict.failed(Failure.CRASH, f"the verifier's process ended with status {code}")
 
-    def end(self) -> None:
+    def end(self, patience: float = 0.0) -> None:
+        """Kill it, after waiting a little for its own end where its pipe is closed already: how it ended is told."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(patience)
         self.process.kill()
         self.process.wait()
         self.connection.close()

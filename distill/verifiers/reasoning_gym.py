@@ -111,11 +111,11 @@ class ReasoningGym:
         return Verdict(outcome, score, f"reasoning-gym's score is {score:.3g}", evidence)
 
     def prepare(self) -> None:
-        """Import the library, where it is there, ahead of the first verdict."""
+        """Import the library ahead of the first verdict; where it is not there, nothing can be judged."""
         try:
             import reasoning_gym  # noqa: F401
         except ImportError:
-            return
+            raise InputError(f"verifier reasoning_gym: {INSTALL}") from None
 
 
 def final_text(answer: str) -> str:

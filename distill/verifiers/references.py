@@ -46,6 +46,9 @@ from builtins import *
 """
 """What contest sites import for their users, who leave it out; the order is LiveCodeBench's."""
 
+FORMS = ("test", "test_list", "asserts", "cases", "stdio", "inputs", "tests", "public_test_cases", "pytest")
+"""What a reference is known by: one of these keys holds its tests."""
+
 CROSSING = {"monkeypatch", "mock", "patch", "inspect", "stdin", "capfd", "__dict__", "getsource"}
 """A test that says one of these reaches into the process of the answer, and must run in it."""
 
@@ -77,7 +80,8 @@ class Tests:
 def tests_of(reference: Any, metadata: Mapping[str, Any]) -> Tests:
     """Read a parsed reference. ``metadata`` may name the function where the tests do not, as datasets have it."""
     if isinstance(reference, list):
-        reference = {"tests": reference}
+        texts = all(isinstance(item, str) for item in reference)
+        reference = {"asserts" if texts else "tests": reference}
     if not isinstance(reference, dict):
         raise ValueError("not an object or a list")
     tests = _read(reference, metadata)
@@ -113,7 +117,9 @@ def _read(reference: dict[str, Any], metadata: Mapping[str, Any]) -> Tests:
         if whole:
             return Tests("check", entry, cases)
         return Tests("check", entry, script=f"{script}\n\ncheck({entry})\n", apart=_apart(reference, script))
-    return _asserts(reference)
+    if "asserts" in reference or "test_list" in reference:
+        return _asserts(reference)
+    raise ValueError(f"it has {', '.join(map(repr, reference)) or 'no key'}, of which none is {', '.join(FORMS)}")
 
 
 def _asserts(reference: dict[str, Any]) -> Tests:
@@ -144,6 +150,8 @@ def _apps(reference: dict[str, Any], named: Mapping[str, Any]) -> Tests:
 def _livecodebench(rows: Any, named: Mapping[str, Any]) -> Tests:
     """LiveCodeBench: {"input", "output", "testtype"} a case; a function's arguments are JSON, one a line."""
     rows = list(rows)
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise ValueError("tests: expected objects with input and output (a check(candidate) goes by the key test)")
     kinds = {str(row.get("testtype", "stdin")) for row in rows}
     if kinds <= {"stdin", "stdio"}:
         return Tests("stdio", stdio=[(_text(row["input"]), _text(row["output"])) for row in rows])

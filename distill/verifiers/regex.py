@@ -29,7 +29,7 @@ class Regex:
     ignore_case: bool = False
 
     name: ClassVar[str] = "regex"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
 
     def __post_init__(self) -> None:
         if self.pattern is not None:

@@ -16,6 +16,8 @@ FUNCTION_NAMES = frozenset("fghpqFGHPQ")
 INFINITY = Node("infinity")
 MINUS_INFINITY = Node("negative", (INFINITY,))
 STEPS, LARGEST_ROOT, RATIO = 40, 1e3, 1e-9
+MOST_UNKNOWNS = 6
+"""An equation is solved for so many of its variables, which bounds the time."""
 TURNED = str.maketrans("<>", "><")
 
 
@@ -173,7 +175,7 @@ def _factor(one: Node, other: Node) -> float | None:
 def _solves(one: Node, other: Node) -> Sameness:
     """Do solutions of ``one = 0`` solve ``other = 0``? Tried at the points, in one variable after the other."""
     tried = 0
-    for name in sorted(points.variables(one)):
+    for name in sorted(points.variables(one))[:MOST_UNKNOWNS]:
         for point in range(points.POINTS):
             root = _root(one, name, point)
             if root is None:

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from distill.thinking import Response, split_thinking
 from distill.types import Failure, Problem, Verdict
 from distill.verifiers.base import Key, Session, Stopping, Verifier, never
-from pipeline.errors import PipelineError
+from pipeline.errors import InputError, PipelineError
 
 LARGEST_BITS = 10_000
 """Of an integer in the evidence: Python refuses to write those of more than 4,300 digits."""
@@ -34,8 +37,18 @@ def judge(verifier: Verifier, problem: Problem | str, trace: Response | str) -> 
     A verifier that raises gives `unverifiable`, with the exception as the reason; but a `PipelineError`
     (no sandbox, say) is for the user and passes through.
     """
-    verdict = _asked(verifier, verifier.verify, posed(problem), trace)
+    verdict = _asked(verifier, partial(_whole, verifier), posed(problem), trace)
     assert verdict is not None
+    return verdict
+
+
+def _whole(verifier: Verifier, problem: Problem, trace: Response) -> Verdict:
+    """What a verifier says in the end, which must be a verdict (a `quick` part may say None)."""
+    verdict = verifier.verify(problem, trace)
+    if not isinstance(verdict, Verdict):
+        return Verdict.failed(
+            Failure.ERROR, f"the verifier failed: it returned {type(verdict).__name__}, not a Verdict"
+        )
     return verdict
 
 
@@ -46,7 +59,11 @@ def judge_quickly(verifier: Verifier, problem: Problem | str, trace: Response | 
 
 def posed(problem: Problem | str) -> Problem:
     """A problem of which just the reference answer is known, where it is given as a text."""
-    return Problem("", "", problem, "", "") if isinstance(problem, str) else problem
+    if isinstance(problem, str):
+        return Problem("", "", problem, "", "")
+    if not isinstance(getattr(problem, "reference", None), str):
+        raise InputError(f"a problem is a Problem or its reference answer as a text, not {str(problem)[:40]!r}")
+    return problem
 
 
 def judge_many(
@@ -74,6 +91,8 @@ def reads_thinking(verifier: Verifier) -> bool:
 def shown(verifier: Verifier, trace: Response | str) -> Response:
     """What a verifier is given to see: the thinking just where it asks for it."""
     parts = split_thinking(trace) if isinstance(trace, str) else trace
+    if not isinstance(getattr(parts, "answer", None), str):
+        raise InputError(f"a response is a text, a Response or a Trace, not {str(trace)[:40]!r}")
     return Response(parts.thinking if reads_thinking(verifier) else "", parts.answer, parts.closed)
 
 
@@ -98,14 +117,16 @@ def _asked(
         raise
     except MemoryError:
         verdict = Verdict.failed(Failure.MEMORY, "the verifier ran out of memory")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         verdict = _failed(error)
     return None if verdict is None else signed(verifier, seen, verdict, time.perf_counter() - started)
 
 
-def _failed(error: Exception) -> Verdict:
+def _failed(error: BaseException) -> Verdict:
     what = " ".join(str(error)[:200].split())
-    return Verdict.failed(Failure.ERROR, f"the verifier failed: {type(error).__name__}: {what}")
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return Verdict.failed(Failure.ERROR, f"the verifier failed: {type(error).__name__}: {what}{where}")
 
 
 def signed(verifier: Verifier, seen: Response, verdict: Verdict, seconds: float) -> Verdict:

@@ -22,6 +22,7 @@ FUNCTIONS = frozenset(
     {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"}
     | {"ln", "log", "exp", "sqrt"}
 )
+OF_ANGLES = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
 INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 GREEK = frozenset(
     {"alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "nu", "rho", "sigma", "tau", "phi", "omega"}

@@ -12,10 +12,12 @@ from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
 
-SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 NO_UNIT = frozenset(
     {"and", "or", "not", "is", "are", "than", "less", "more", "most", "least", "about", "wrong", "times", "minus"}
-    | {"plus", "over", "pi", "sqrt", "sin", "cos", "tan", "log", "ln", "if", "mod", "to", "from"}
+    | {"plus", "over", "pi", "sqrt", "sin", "cos", "tan", "log", "ln", "if", "mod", "to", "from", "factorial"}
+    | {"extraneous", "rejected", "invalid", "impossible", "incorrect", "false"}
+    | {"half", "halves", "thirds", "fourths", "fifths", "sixths", "eighths", "tenths", "hundredths", "thousandths"}
 )
 ALIASES = {
     "dollar": "$", "usd": "$", "buck": "$", "percent": "%", "percentage": "%", "degree": "°", "deg": "°",
@@ -40,12 +42,18 @@ KNOWN: dict[str, tuple[str, Fraction]] = {
     "$": ("money", Fraction(1)), "cent": ("money", Fraction(1, 100)),
 }  # fmt: skip
 MOST_WORDS = 5
+MEGA = re.compile(r"\bM(?=(?:g|m|l|L|W|J|V|B|b|Hz|Pa)\b)")
+"""Small letters and capitals are not told apart but here: a milligram is no megagram."""
 WORD = re.compile(r"[a-z]+|[%$€£¢]|\^\{?\d\}?|/")
 TEXT = re.compile(r"\\text\s?\{([^{}]*)\}")
 TRAILING = re.compile(
     r"(?<=\S)(?:\s?\\text\s?\{(?P<text>[^{}]*)\}|\s(?P<word>(?:square|sq|cubic)?\s?[A-Za-z]{2,}))(?P<power>\s?\^\{?[23]\}?)?$|"
     r"(?<=\S)\s?(?P<degrees>\^\\circ(?:\s?[CF])?)$"
 )
+
+TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+"""Degrees behind one of these are its argument's, and no unit of the whole."""
+DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s?\^\{?\\circ\}?")
 
 
 class Quantity(NamedTuple):
@@ -54,8 +62,8 @@ class Quantity(NamedTuple):
 
 
 def read(text: str) -> tuple[int, str] | None:
-    """(scale, unit) of what follows a number; None where that is no unit."""
-    text = TEXT.sub(r" \1 ", text).replace(r"^\circ", " degree ").lower()
+    """(scale, unit) of what follows a number; None where that is no unit ("squared" is a power)."""
+    text = MEGA.sub("mega", TEXT.sub(r" \1 ", text).replace(r"^\circ", " degree ")).lower()
     scale = 1
     words: list[str] = []
     for word in WORD.findall(text):
@@ -65,18 +73,25 @@ def read(text: str) -> tuple[int, str] | None:
             scale *= SCALES[word]
         elif word not in ("of", "the"):
             words.append(_alias(word))
-    return None if len(words) > MOST_WORDS else (scale, " ".join(words))
+    if len(words) > MOST_WORDS or (words and words[0].isdigit()):
+        return None
+    return scale, " ".join(words)
 
 
 def split(text: str) -> tuple[str, str]:
     r"""A formula and the unit behind it (``12\pi\text{ cm}^2``); no unit where what follows is not surely one."""
     found = TRAILING.search(text)
-    if found is None:
+    if found is None or (found["degrees"] and TRIGONOMETRY.search(text)):
         return text, ""
     if found["word"] and not all(_alias(word) in KNOWN or word in UNITS for word in found["word"].lower().split()):
         return text, ""
     unit = read(found.group())
     return (text[: found.start()].rstrip(), unit[1]) if unit and unit[0] == 1 else (text, "")
+
+
+def in_radians(text: str) -> str:
+    """With the degrees in the arguments of sines and the like in radians, for who knows no degrees."""
+    return DEGREES.sub(r"(\1\\pi/180)", text) if TRIGONOMETRY.search(text) else text
 
 
 UNITS = frozenset({"unit", "units", "square", "sq", "cubic", "degrees", "percent"})

@@ -13,7 +13,11 @@ from distill.types import Verdict
 
 WORDS = re.compile(r"[A-Za-z]{2,}(?:[ '-][A-Za-z]+)*|[A-Za-z]{3,}")
 LETTER = re.compile(r"\(?[A-Z]\)?|\\text\s?\{\s?\(?[A-Z]\)?\s?\}")
-BASE = re.compile(r"(?P<digits>[0-9A-Za-z.]+)_\{?(?P<base>\d{1,2})\}?", re.ASCII)
+BASE = re.compile(
+    r"(?=[A-Za-z.]*\d[\w.]*_|[A-F]+_\{?1[1-6]|[a-f]{2,}_\{?16)(?P<digits>[0-9A-Za-z.]+)_\{?(?P<base>\d{1,2})\}?",
+    re.ASCII,
+)
+"""A number in a base; letters alone are one just where they can be: ``x_1`` is a variable."""
 CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?(?:[ap]\.?m\.?)?", re.ASCII | re.IGNORECASE)
 TEXT = re.compile(r"\\text\s?\{([^{}]*)\}")
 DECISIONS = frozenset({"yes", "no", "true", "false"})
@@ -56,12 +60,15 @@ def is_prose(text: str) -> bool:
 
 
 def in_digits(text: str) -> str | None:
-    """``seventy-two`` as 72; None for anything but a number from 0 to 99 in words."""
+    """``seventy-two`` as 72, ``minus two`` as -2; None for anything but a number from 0 to 99 in words."""
     tens, *ones = re.split(r"[ -]", unwrapped(text).casefold())
+    sign = ""
+    if tens in ("minus", "negative") and ones:
+        sign, (tens, *ones) = "-", ones
     if tens in ONES and not ones:
-        return str(ONES.index(tens))
+        return f"{sign}{ONES.index(tens)}"
     if tens in TENS and len(ones) < 2 and all(one in ONES[1:10] for one in ones):
-        return str(20 + 10 * TENS.index(tens) + sum(ONES.index(one) for one in ones))
+        return f"{sign}{20 + 10 * TENS.index(tens) + sum(ONES.index(one) for one in ones)}"
     return None
 
 

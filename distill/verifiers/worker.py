@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from distill.thinking import Response
-from distill.types import Problem, Verdict
+from distill.types import Failure, Problem, Verdict
 from distill.verifiers.base import Verifier
 from distill.verifiers.compose import Spec, build
 from distill.verifiers.run import judge, prepare
@@ -62,6 +62,8 @@ def _reply(
         return judge(verifier, problem, trace)
     except PipelineError as error:
         return error
+    except KeyboardInterrupt:  # the verifier's own: Ctrl-C does not reach this process
+        return Verdict.failed(Failure.ERROR, "the verifier failed: it raised KeyboardInterrupt")
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 

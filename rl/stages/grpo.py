@@ -7,14 +7,15 @@ from contextlib import closing
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill import modelspec, verification
-from distill.engines.options import SamplingSettings
+from distill.engines.options import SamplingSettings, Thinking, check_thinking
 from distill.modelspec import ModelName
+from distill.prompting import Prompting
 from distill.randomness import permutation
 from distill.spending import Spending
-from distill.stages.common import VerifierSpec, store_of
+from distill.stages.common import VerifierSpec, ask_of, store_of
 from distill.stages.sft import LoraSettings
 from distill.stages.student import publish
 from distill.store.records import problems
@@ -27,6 +28,7 @@ from pipeline.stage import Context, Forecast, Input, Operational, Output, Settin
 
 if TYPE_CHECKING:
     from rl.grpo import GrpoSettings as LoopSettings
+    from rl.loss import PolicyLoss
 
 ABOUT = "A student refined by group-relative policy optimisation (GRPO) on verifiable rewards."
 
@@ -43,6 +45,9 @@ class GrpoSettings(Settings):
     group: Annotated[int, Field(ge=2)] = 8
     """Samples a problem."""
     sampling: SamplingSettings = SamplingSettings()
+    prompting: Prompting = None
+    """How each problem is put to the student; what is prefilled is seen and not learned."""
+    thinking: Thinking = None
     lora: LoraSettings | None = LoraSettings()
     learning_rate: Annotated[float, Field(gt=0)] = 4e-5
     norm_learning_rate: Annotated[float | None, Field(gt=0)] = None
@@ -52,11 +57,32 @@ class GrpoSettings(Settings):
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
     """What the learning rate falls to, as a share of its peak."""
     baseline: Literal["group", "leave_one_out"] = "group"
-    scale: Literal["std", "none"] = "std"
-    aggregation: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
-    clip_low: Annotated[float, Field(gt=0)] = 0.2
-    clip_high: Annotated[float, Field(gt=0)] = 0.28
+    """A reward is compared with the mean of its group, or of the others of its group (RLOO)."""
+    scale: Literal["group", "batch", "none"] = "group"
+    """Advantages are divided by the standard deviation of the group, of the step, or not at all."""
+    loss: Literal["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "cispo"] = "dapo"
+    clip_low: Annotated[float | None, Field(gt=0)] = None
+    """The clip of the ratio below 1 and above it; by default that of the loss (dapo: 0.2 and 0.28)."""
+    clip_high: Annotated[float | None, Field(gt=0)] = None
+    clip_cap: Annotated[float | None, Field(gt=1)] = None
+    """Bounds the ratio of tokens with a negative advantage too (two-sided clipping)."""
+    updates: Annotated[int, Field(ge=1)] = 1
+    """Optimizer steps on the rollouts of a step; with 1 it is strictly on-policy and no clip ever acts."""
+    refills: Annotated[int, Field(ge=0)] = 0
+    """So many times new problems are drawn for groups without a gradient (DAPO's dynamic sampling)."""
+    overlong: Literal["keep", "filter", "punish"] = "keep"
+    """Responses cut at `max_tokens`: learned from, left out of the loss, or their reward lowered softly."""
+    overlong_buffer: Annotated[int, Field(ge=0)] = 0
+    """`punish`: over so many tokens before the limit the reward falls by up to 1."""
     kl: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL divergence from the student without its new adapter."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_corrected: bool = False
+    """Multiply the KL term by the ratio, which makes its gradient unbiased."""
+    engine_correction: Literal["truncate", "mask", "none"] = "truncate"
+    """Weights for the difference between the engine's and the trainer's log-probabilities, per token."""
+    engine_cap: Annotated[float, Field(gt=0)] = 2.0
+    """The largest such weight."""
     verifier: VerifierSpec | None = None
     """The reward; by default each problem's own verifier."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -65,6 +91,11 @@ class GrpoSettings(Settings):
     workers: Annotated[int, Operational(), Field(ge=0)] = 0
     """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _can_answer(self) -> GrpoSettings:
+        check_thinking(self.thinking, self.sampling)
+        return self
 
 
 def run(context: Context, settings: GrpoSettings) -> Output:
@@ -94,20 +125,21 @@ def run(context: Context, settings: GrpoSettings) -> Output:
             seed=settings.seed,
             final_norm=settings.norm_learning_rate is not None,
         )
-    how = _how(settings)
+    how, ask = _how(settings), ask_of(context, settings.prompting, settings.thinking, settings.problems)
     workers = workers_for(network, settings.workers)
     with (
         closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
         VerifierPool(1, note=context.note, hashes=context.hashes, spending=Spending(store, context.name)) as pool,
         Recorder(store, context, ("reward", "zero_variance", "entropy", "length", "grad_norm")) as recorder,
     ):
-        ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, settings.verifier, context.stopping)
+        ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, settings.verifier, context.stopping, ask)
         train_grpo(
             network,
             policy,
             how,
             sample=partial(_sample, tasks, settings),
             reward=ledger.reward,
+            ask=ask,
             checkpoints=context.work / "checkpoints",
             stop=context.stopping,
             recall=ledger.recall,
@@ -116,16 +148,23 @@ def run(context: Context, settings: GrpoSettings) -> Output:
             before_save=recorder.flush,
         )
     digest = publish(context, network, tokenizer, ABOUT, settings.student, settings)
-    return Output(digest, {"steps": settings.steps, "rollouts": _rollouts(settings)} | recorder.last())
+    return Output(digest, {"steps": settings.steps, "rollouts": ledger.count()} | recorder.last())
 
 
-def _sample(tasks: Sequence[tuple[str, Problem]], settings: GrpoSettings, step: int) -> list[Problem]:
-    """The problems of a step: a walk through permutations of them all, a new one for each round."""
-    chosen: list[Problem] = []
-    for position in range(step * settings.prompts, (step + 1) * settings.prompts):
-        around, index = divmod(position, len(tasks))
-        chosen.append(tasks[_round(len(tasks), settings.seed, around)[index]][1])
-    return list({problem.id: problem for problem in chosen}.values())
+def _sample(tasks: Sequence[tuple[str, Problem]], settings: GrpoSettings, step: int, draw: int = 0) -> list[Problem]:
+    """The problems of a draw: a walk through permutations of them all, a new one for each round. Every step
+    has room for all its draws on the walk, whether they are made or not, so that a draw depends on no other."""
+    first = step * (1 + settings.refills) * settings.prompts
+    chosen: dict[str, tuple[int, Problem]] = {}
+    for offset in range((draw + 1) * settings.prompts):
+        problem = _at(tasks, settings, first + offset)
+        chosen.setdefault(problem.id, (offset, problem))
+    return [problem for offset, problem in chosen.values() if offset >= draw * settings.prompts]
+
+
+def _at(tasks: Sequence[tuple[str, Problem]], settings: GrpoSettings, position: int) -> Problem:
+    around, index = divmod(position, len(tasks))
+    return tasks[_round(len(tasks), settings.seed, around)[index]][1]
 
 
 @lru_cache(maxsize=2)
@@ -137,6 +176,7 @@ def _how(settings: GrpoSettings) -> LoopSettings:
     from distill.training.optimizer import OptimizerSettings
     from distill.training.student import threads
     from rl.grpo import GrpoSettings as LoopSettings
+    from rl.loss import RECIPES
 
     return LoopSettings(
         optimizer=OptimizerSettings(
@@ -151,10 +191,12 @@ def _how(settings: GrpoSettings) -> LoopSettings:
         sampling=settings.sampling.sampling(settings.seed),
         baseline=settings.baseline,
         scale=settings.scale,
-        aggregation=settings.aggregation,
-        clip_low=settings.clip_low,
-        clip_high=settings.clip_high,
-        kl=settings.kl,
+        loss=_loss(settings),
+        aggregation=RECIPES[settings.loss].aggregation,
+        updates=settings.updates,
+        refills=settings.refills,
+        overlong=settings.overlong,
+        overlong_buffer=settings.overlong_buffer,
         precision=settings.precision,
         micro_batch_tokens=settings.micro_batch_tokens,
         threads=threads(settings.threads),
@@ -162,14 +204,33 @@ def _how(settings: GrpoSettings) -> LoopSettings:
     )
 
 
+def _loss(settings: GrpoSettings) -> PolicyLoss:
+    from rl.loss import RECIPES, EngineCorrection, PolicyLoss
+
+    recipe = RECIPES[settings.loss]
+    return PolicyLoss(
+        objective=recipe.objective,
+        level=recipe.level,
+        clip_low=recipe.clip_low if settings.clip_low is None else settings.clip_low,
+        clip_high=recipe.clip_high if settings.clip_high is None else settings.clip_high,
+        clip_cap=settings.clip_cap,
+        correction=EngineCorrection(settings.engine_correction, high=settings.engine_cap),
+        kl=settings.kl,
+        estimator=settings.kl_estimator,
+        kl_corrected=settings.kl_corrected,
+    )
+
+
 def _rollouts(settings: GrpoSettings) -> int:
-    return settings.steps * settings.prompts * settings.group
+    """At most so many."""
+    return settings.steps * settings.prompts * settings.group * (1 + settings.refills)
 
 
 def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
     there = figures[settings.problems].get("train", 0) if settings.problems in figures else settings.prompts
-    if there < settings.prompts:
-        return f"{settings.prompts} prompts a step, but only {there} problems to train on; lower `prompts`"
+    wanted = settings.prompts * (1 + settings.refills)
+    if there < wanted:
+        return f"{wanted} prompts a step, but only {there} problems to train on; lower `prompts` or `refills`"
     return None
 
 

@@ -34,6 +34,8 @@ def encode(value: Any, unknown: Callable[[Any], Any] | None = None, depth: int =
         return {"complex": [repr(value.real), repr(value.imag)]}
     if kind is bytes:
         return {"bytes": value.hex()}
+    if kind is slice:
+        return {"slice": [encode(part, unknown, depth + 1) for part in (value.start, value.stop, value.step)]}
     if kind.__name__ in SEQUENCES and kind is SEQUENCES[kind.__name__]:
         return {kind.__name__: [encode(item, unknown, depth + 1) for item in value]}
     if kind in LIKE_DICT:
@@ -55,6 +57,8 @@ def decode(value: Any, handle: Callable[[Any], Any] | None = None) -> Any:
         return complex(float(inside[0]), float(inside[1]))
     if kind == "dict":
         return {decode(key, handle): decode(item, handle) for key, item in inside}
+    if kind == "slice":
+        return slice(*(decode(part, handle) for part in inside))
     if kind == "handle" and handle is not None:
         return handle(inside)
     if kind in SEQUENCES:

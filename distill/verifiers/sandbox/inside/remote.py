@@ -30,7 +30,7 @@ class Apart(BaseException):
 
 
 class Gone(Exception):
-    """The answer's process has ended, or says what is no reply."""
+    """The answer's process has ended, or says what is no reply; `Remote.gone` remembers it if the test catches it."""
 
 
 class Remote:
@@ -42,6 +42,8 @@ class Remote:
         self._exceptions: dict[int, type] = {}
         self.claims = False
         self.apart = ""
+        self.gone = ""
+        self.raised: BaseException | None = None
 
     def module(self, name: str) -> types.ModuleType:
         """The answer's module, also to be imported under ``name``."""
@@ -60,8 +62,14 @@ class Remote:
         try:
             send(REQUESTS, {"do": do, "args": sent, "kwargs": named})
         except BrokenPipeError:
-            raise Gone("the program has ended") from None
-        reply = self._reply()
+            raise self._lost("the program has ended") from None
+        try:
+            reply = self._reply()
+        except StopIteration as error:
+            if do == "next":
+                raise
+            # In a test's map or all it would end the test's own loop, which had then tested nothing.
+            raise RuntimeError(f"the program raised StopIteration: {error}") from None
         if isinstance(reply.get("printed"), str):
             sys.stdout.write(reply["printed"])
         for argument, after in zip(args, reply.get("arguments", ()), strict=False):
@@ -76,12 +84,13 @@ class Remote:
         except (ValueError, RecursionError):
             reply = None
         if not isinstance(reply, dict):
-            raise Gone("the program has ended, or said more than it may")
+            raise self._lost("the program has ended, or said more than it may")
         if "error" in reply:
             try:
                 error = self._handle(reply["error"]["type"])(str(reply["error"]["text"]))
             except NOT_DATA:
-                error = Gone("the program says what is no reply")
+                error = self._lost("the program says what is no reply")
+            self.raised = error
             raise error
         return reply
 
@@ -89,7 +98,11 @@ class Remote:
         try:
             return decode(reply["value"], self._handle)
         except NOT_DATA:
-            raise Gone("the program returned what is no data") from None
+            raise self._lost("the program returned what is no data") from None
+
+    def _lost(self, why: str) -> Gone:
+        self.gone = self.gone or why
+        return Gone(why)
 
     def _handle(self, handle: Any) -> Any:
         number, kind, base = handle

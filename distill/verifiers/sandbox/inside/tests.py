@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import importlib
 import json
 import os
 import random
@@ -17,7 +18,7 @@ from typing import Any
 
 from .calls import RESULTS, function_of, load
 from .data import read_all, send, told
-from .remote import Apart, Remote
+from .remote import Apart, Remote, RemoteModule
 
 MOST_PASSED = 1000
 """Further ones that pass are not told; every one that fails is, up to the limit on output."""
@@ -37,20 +38,34 @@ class Rows:
         self.all.append((name[:100], False, error[:200] if isinstance(error, str) else told(error)))
 
 
+class _Unloadable(Exception):
+    """The answer cannot even be loaded."""
+
+
 def main() -> None:
     given = json.loads(read_all(3))
     random.seed(0)
     rows, remote = Rows(), Remote() if given["code"] is None else None
     answer: dict[str, Any] = {}
     try:
-        module = load(given["code"], given["module"]) if remote is None else remote.module(given["module"])
+        try:
+            module = load(given["code"], given["module"]) if remote is None else remote.module(given["module"])
+        except BaseException as error:
+            raise _Unloadable(told(error)) from None
         (_pytest if given["kind"] == "pytest" else _script)(given, module, rows)
     except Apart:
         pass
+    except _Unloadable as error:
+        rows.failed("the program", str(error))
     except ModuleNotFoundError as error:
-        answer = {"fault": told(error)}
+        if remote is not None and error is remote.raised:
+            rows.failed("the script", error)
+        else:
+            answer = {"fault": told(error)}
     except BaseException as error:
         rows.failed("the script", error)
+    if remote is not None and remote.gone:
+        rows.failed("the program", remote.gone)
     if remote is not None and remote.apart:
         answer = {"apart": remote.apart}
     send(RESULTS, {"rows": rows.all, "claims": remote is not None and remote.claims} | answer)
@@ -58,14 +73,22 @@ def main() -> None:
 
 
 def _script(given: dict[str, Any], module: types.ModuleType, rows: Rows) -> None:
-    """Helpers of the prompt are the prompt's; the function asked for, and what nobody else defines, the answer's."""
+    """Helpers of the prompt are the prompt's, modules of the standard library are its own; the function asked for, and
+    what nobody else defines, the answer's. Of two functions of the answer one could judge the other: a claim.
+    """
     space: dict[str, Any] = {"__name__": "test"}
     exec(compile(given["before"], "prompt.py", "exec"), space)
     tree = ast.parse(given["script"])
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    for name in sorted(used.intersection(dir(module))):
-        if name not in space and not hasattr(builtins, name):
+    names = [name for name in dir(module) if name in used and name not in space and not hasattr(builtins, name)]
+    for name in names:
+        if name in sys.stdlib_module_names:
+            space[name] = importlib.import_module(name)
+        else:
             space[name] = getattr(module, name)
+    functions = [name for name in names if name not in sys.stdlib_module_names and not name[:1].isupper()]
+    if isinstance(module, RemoteModule) and len({*functions, given["entry_point"]} - {""}) > 1:
+        module._remote.claims = True
     if given["entry_point"]:
         space[given["entry_point"]] = function_of(module, given["entry_point"])
     space["_rows"] = rows
@@ -115,5 +138,10 @@ def _pytest(given: dict[str, Any], module: types.ModuleType, rows: Rows) -> None
     options = ["-q", "-s", "--tb=short", "--rootdir=/tmp", "--import-mode=importlib"]
     plugins = [f"-pno:{name}" for name in ("cacheprovider", "faulthandler")]
     status = pytest.main([*options, *plugins, "/tmp/test_answer.py"], plugins=[Listener()])
+    if (
+        status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+        and rows.all
+    ):
+        rows.failed("pytest", f"it was ended before its end ({status!r})")
     if not rows.all:
         raise ModuleNotFoundError(f"pytest found no test to run ({status!r})")

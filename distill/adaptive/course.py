@@ -1,0 +1,149 @@
+"""Which samples of which problems are wanted next, for all problems together. In memory and pure.
+
+Problems are taken in their order. A quota belongs to the problems that it names; a problem is asked if and
+only if those of its quota before it yield fewer accepted samples than the quota. That, too, is a function of
+verdicts alone: where outcomes are still out, a problem is begun as soon as it is certain that those before
+it, at their best, fall short. A quota is overshot by less than one problem's ``accepted``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from distill.adaptive.rule import Fate, Rule
+from distill.types import Outcome, Problem
+
+Place = tuple[int, int]
+"""(number of the problem, index of its sample)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """So many accepted samples of the problems of a source, of a difficulty, of both, or (both None) of all."""
+
+    accepted: int
+    source: str | None = None
+    difficulty: int | None = None
+
+    def covers(self, problem: Problem) -> bool:
+        return self.source in (None, problem.source) and self.difficulty in (None, problem.difficulty)
+
+    def __str__(self) -> str:
+        named = {"source": self.source, "difficulty": self.difficulty}
+        return ", ".join(f"{key} {value}" for key, value in named.items() if value is not None) or "all problems"
+
+
+@dataclass(slots=True)
+class Share:
+    """The problems of one quota, in order; those before ``begun`` are asked. ``promised`` is what these can
+    yield at their best, ``accepted`` what the ended ones have yielded."""
+
+    quota: Quota | None
+    problems: list[int] = field(default_factory=list)
+    begun: int = 0
+    promised: int = 0
+    accepted: int = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether one more problem is certainly asked."""
+        return self.begun < len(self.problems) and (self.quota is None or self.promised < self.quota.accepted)
+
+
+@dataclass(slots=True)
+class _Problem:
+    share: Share
+    best: int
+    verdicts: list[Outcome | None] = field(default_factory=list)
+    wanted: int = 0
+    fate: Fate | None = None
+
+
+class Course:
+    """``start`` and ``judged`` return the samples that are wanted from then on, each once. Without quotas
+    all problems are asked; with some, those of the first quota that covers them, and no others."""
+
+    def __init__(self, problems: Sequence[Problem], rule: Rule, quotas: Sequence[Quota] = ()) -> None:
+        self.rule = rule
+        self.shares = [Share(quota) for quota in quotas] or [Share(None)]
+        self._problems: list[_Problem] = []
+        self._open = 0
+        for number, problem in enumerate(problems):
+            share = next((s for s in self.shares if s.quota is None or s.quota.covers(problem)), None)
+            self._problems.append(_Problem(share or Share(None), rule.accepted))
+            if share:
+                share.problems.append(number)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every problem that is asked has ended, and no other is wanted."""
+        return not self._open and not any(share.open for share in self.shares)
+
+    def progress(self) -> tuple[int, int]:
+        """(done, total): problems that have ended, or with quotas accepted samples."""
+        if self.shares[0].quota is None:
+            return len(self._problems) - self._open, len(self._problems)
+        wanted = [share.quota.accepted for share in self.shares if share.quota]
+        return sum(min(s.accepted, n) for s, n in zip(self.shares, wanted, strict=True)), sum(wanted)
+
+    def start(self) -> list[Place]:
+        return [place for share in self.shares for place in self._begin(share)]
+
+    def judged(self, place: Place, outcome: Outcome) -> list[Place]:
+        number, index = place
+        problem = self._problems[number]
+        problem.verdicts += [None] * (index + 1 - len(problem.verdicts))
+        problem.verdicts[index] = outcome
+        wanted = self._more(number)
+        if end := self.rule.ended(problem.verdicts):
+            problem.fate = end[1]
+            problem.share.accepted += self.accepted(number)
+            self._open -= 1
+        before, problem.best = problem.best, self._best(problem)
+        problem.share.promised += problem.best - before
+        return wanted + self._begin(problem.share)
+
+    def _best(self, problem: _Problem) -> int:
+        """The most accepted samples that it can come to."""
+        correct, out = problem.verdicts.count(Outcome.CORRECT), problem.verdicts.count(None)
+        if problem.fate:
+            return correct
+        return min(self.rule.accepted, correct + out + self.rule.most - len(problem.verdicts))
+
+    def _begin(self, share: Share) -> list[Place]:
+        wanted = []
+        while share.open:
+            number = share.problems[share.begun]
+            share.begun += 1
+            share.promised += self._problems[number].best
+            self._open += 1
+            wanted += self._more(number)
+        return wanted
+
+    def _more(self, number: int) -> list[Place]:
+        problem = self._problems[number]
+        before, problem.wanted = problem.wanted, max(problem.wanted, self.rule.certain(problem.verdicts))
+        return [(number, index) for index in range(before, problem.wanted)]
+
+    def fate(self, number: int) -> Fate | None:
+        return self._problems[number].fate
+
+    def accepted(self, number: int) -> int:
+        return self._problems[number].verdicts.count(Outcome.CORRECT)
+
+    def members(self) -> Iterator[Place]:
+        """Every sample that has been wanted, problem by problem."""
+        for number, problem in enumerate(self._problems):
+            yield from ((number, index) for index in range(problem.wanted))
+
+    def may_want(self) -> Iterator[Place]:
+        """Every sample that has been or may yet be wanted, should verdicts go against it."""
+        for share in self.shares:
+            known = 0
+            for number in share.problems:
+                if share.quota and known >= share.quota.accepted:
+                    break
+                problem = self._problems[number]
+                known += self.accepted(number)
+                yield from ((number, i) for i in range(problem.wanted if problem.fate else self.rule.most))

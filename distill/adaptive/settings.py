@@ -1,0 +1,75 @@
+"""What a YAML may say under ``until`` of a `generate` stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from distill.adaptive.course import Course, Quota
+from distill.adaptive.rule import Rule
+from distill.stages.common import VerifierSpec
+from distill.types import Problem
+from pipeline.errors import InputError
+from pipeline.stage import Operational, Settings
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class QuotaSettings(Settings):
+    """So many accepted traces of the problems of a source, of a difficulty, of both, or (neither) of all."""
+
+    accepted: Count
+    """Correct traces wanted in all; up to one problem's ``accepted`` less one more may come."""
+    source: str | None = None
+    difficulty: int | None = None
+
+
+class UntilSettings(Settings):
+    """Sample each problem until enough of its traces are correct, judging them as they come.
+
+    A problem belongs to the first quota that covers it; with quotas, one that none covers is not asked, nor
+    are those left when the quota is full. The later `verify` stage finds the verdicts made here, if it names
+    the same verifier.
+    """
+
+    accepted: Count
+    """Correct traces wanted of each problem."""
+    most: Annotated[int, Field(ge=1, le=1024)]
+    """Tries at most, of each problem."""
+    trivial: Count | None = None
+    """A problem of which the first so many are all correct is left at these."""
+    hopeless: Annotated[float | None, Field(gt=0, lt=1)] = None
+    """A problem whose pass rate is below this is given up early; one above it is with a chance of 5% at most."""
+    unverifiable: Count | None = 4
+    """A problem of which the first so many cannot be judged is left at these."""
+    verifier: VerifierSpec | None = None
+    """As in `verify`; by default each problem's own."""
+    quotas: list[QuotaSettings] = Field(default_factory=list)
+    """How much is wanted of each source and difficulty, the first problems first; by default all problems are asked."""
+    workers: Annotated[int, Operational(), Field(ge=1)] = 2
+
+    @model_validator(mode="after")
+    def _fits(self) -> UntilSettings:
+        if self.accepted > self.most:
+            raise ValueError(f"accepted: {self.accepted} correct traces cannot come of most: {self.most} tries")
+        if self.trivial and self.trivial >= self.accepted:
+            raise ValueError(f"trivial: {self.trivial} must be less than accepted: {self.accepted} to save anything")
+        return self
+
+    def rule(self) -> Rule:
+        return Rule(self.accepted, self.most, self.trivial, self.hopeless, self.unverifiable)
+
+    def course(self, problems: Sequence[Problem]) -> Course:
+        """`InputError` for a quota of no problem: a source's name is easily misspelled."""
+        quotas = [Quota(quota.accepted, quota.source, quota.difficulty) for quota in self.quotas]
+        course = Course(problems, self.rule(), quotas)
+        for number, share in enumerate(course.shares):
+            if share.quota and not share.problems:
+                sources = ", ".join(sorted({problem.source for problem in problems}))
+                raise InputError(
+                    f"until.quotas.{number} ({share.quota}): covers no problem that an earlier quota leaves; "
+                    f"the sources are {sources}"
+                )
+        return course

@@ -1,0 +1,163 @@
+"""Sampling and judging at the same time: from a course to rows in the store.
+
+The engine draws requests from a feed; each answer is kept and judged; each verdict, in whichever thread it
+arrives, is told to the course, which says what is wanted next, and that goes into the feed. So nothing is
+done in rounds: a slot that becomes free is filled as long as anything is wanted at all.
+
+It has no resume path. What is there already, traces as well as verdicts, is told to the course first. A
+verdict is made durable after its trace (`distill.store.appending`), so a kill never leaves one about a text
+that is gone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from decimal import Decimal
+
+from distill.adaptive.course import Course, Place
+from distill.adaptive.judging import Judging
+from distill.adaptive.known import Known
+from distill.engines.base import Engine, PromptTooLong, response_of
+from distill.engines.feed import Feed
+from distill.generation import request_of, row_of
+from distill.spending import Spending
+from distill.store import Store
+from distill.store.appending import Appender
+from distill.store.records import verdict_row
+from distill.types import Completion, Verdict
+from distill.verification import Judgement, check_same, kept_under, responses_of
+from distill.verifiers import VerifierPool
+from pipeline.errors import InputError, PipelineError
+from pipeline.stage import Context, stop_check
+
+SHOWN_SECONDS = 0.5
+
+
+class Stream:
+    """Brings ``course`` to its end. ``verdicts`` are the keys under which those made here were kept."""
+
+    def __init__(self, store: Store, course: Course, known: Known, context: Context) -> None:
+        self._store, self._course, self._known, self._context = store, course, known, context
+        self.verdicts: list[str] = []
+        self._feed = Feed(self._stopping)
+        self._appender = Appender(store, ("traces", "verdicts"))
+        self._lock = threading.RLock()  # of the course, and of what is wanted
+        self._asked: dict[str, list[Place]] = {}
+        """Who waits for each trace that is being sampled: problems that ask the same share it."""
+        self._unread: list[Place] = []
+        """Wanted, and their traces are in the store: to be read and judged."""
+        self._judging: Judging
+        self._failure: BaseException | None = None
+        self._over = False
+        self._begun = self._shown = time.monotonic()
+        self._tokens, self._cost, self._made = 0, Decimal(0), 0
+
+    def run(self, open_engine: Callable[[], Engine], workers: int) -> None:
+        """The engine is opened only if a sample is missing. Whatever ends it early, what was made is kept."""
+        context, spending = self._context, Spending(self._store, self._context.name)
+        with VerifierPool(workers=workers, note=context.note, hashes=context.hashes, spending=spending) as pool:
+            self._judging = Judging(pool, self._judged, lambda: self._over or self._context.stopping())
+            try:
+                with self._lock:
+                    self._want(self._course.start())
+                if self._feed.wait():
+                    with closing(open_engine()) as engine:
+                        self._sample(engine)
+            finally:
+                self._over = True
+                self._judging.close()
+                self._appender.flush()
+                self._store.ingest()
+        if self._failure:
+            raise self._failure
+        stop_check(self._context.stopping)
+        if not self._course.complete:
+            raise PipelineError("the engine ended before all samples were made; run the same command again")
+
+    def _sample(self, engine: Engine) -> None:
+        try:
+            for completion in engine.generate(self._feed, self._stopping):
+                self._answered(completion, engine)
+        except PromptTooLong as error:
+            problem = self._known.wish(self._asked[error.key][0]).problem
+            raise InputError(f"problem {problem.name}: {error}") from None
+        finally:
+            self._feed.end()  # else an engine that reads it in another thread might wait for ever
+
+    def _answered(self, completion: Completion, engine: Engine) -> None:
+        with self._lock:
+            places = self._asked.pop(completion.key)
+            self._appender.add("traces", row_of(self._known.wish(places[0]), completion, engine))
+            self._known.traces.add(completion.key)
+        self._made, self._tokens = self._made + 1, self._tokens + completion.tokens
+        self._cost += completion.cost
+        response = response_of(completion)
+        for place in places:
+            self._judging.begin(place, self._known.judgement(place), response)
+        self._feed.answered()
+
+    def _judged(self, place: Place, wish: Judgement, found: Verdict | BaseException) -> None:
+        """In any thread. What fails here must not fail silently, as it would in a future's callback."""
+        with self._lock:
+            if self._over or self._failure:
+                return
+            try:
+                self._keep(place, wish, found)
+            except BaseException as error:
+                self._failure = error
+                self._feed.end()
+
+    def _keep(self, place: Place, wish: Judgement, found: Verdict | BaseException) -> None:
+        if isinstance(found, BaseException):
+            raise found
+        check_same(wish, found)
+        key = kept_under(wish, found, self._known.verdicts)
+        self._appender.add("verdicts", verdict_row(key, wish.trace_key, wish.problem_key, found, wish.settled))
+        self.verdicts.append(key)
+        self._want(self._course.judged(place, found.outcome))
+
+    def _want(self, wanted: list[Place]) -> None:
+        for place in self._known.open(self._course, wanted):
+            wish = self._known.wish(place)
+            if wish.key in self._known.traces:
+                self._unread.append(place)
+                self._feed.tell()
+            elif wish.key in self._asked:
+                self._asked[wish.key].append(place)
+            else:
+                self._asked[wish.key] = [place]
+                self._feed.put(place, request_of(wish))
+        if self._course.complete:
+            self._feed.end()
+
+    def _stopping(self) -> bool:
+        """Asked every second or so by the engine, or by the feed while it waits: time for what is due."""
+        self._appender.tick()
+        while self._unread and not self._failure:
+            self._read()
+        if time.monotonic() - self._shown > SHOWN_SECONDS:
+            self._show()
+        return self._failure is not None or self._context.stopping()
+
+    def _read(self) -> None:
+        with self._lock:
+            places, self._unread = self._unread, []
+        wishes = {place: self._known.judgement(place) for place in places}
+        responses = responses_of(self._store, list(wishes.values()))
+        if any(wish.trace_key not in responses for wish in wishes.values()):  # made a moment ago
+            self._appender.flush()
+            self._store.ingest()
+            responses = responses_of(self._store, list(wishes.values()))
+        for place, wish in wishes.items():
+            self._judging.begin(place, wish, responses[wish.trace_key])
+
+    def _show(self) -> None:
+        self._shown = now = time.monotonic()
+        done, total = self._course.progress()
+        figures = {"made": self._made, "tokens": self._tokens}
+        cost = {"cost": float(round(self._cost, 4))} if self._cost else {}
+        rate = round(self._tokens / max(now - self._begun, 1e-9))
+        self._context.progress(done, total, **figures, **cost, tokens_per_second=rate)

@@ -1,0 +1,191 @@
+"""Which columns of a row make a problem: the mapping that YAML writes down.
+
+Where a column is named, a Jinja template over the row may stand: what has ``{{`` or ``{%`` in it is one.
+``{{ text }}`` is the column of that name, ``{{ row["Correct Answer"] }}`` one whose name is no word, and there
+are the filters of `FILTERS` beside Jinja's own. Rows are read by `distill.tables` and `distill.huggingface`;
+the mappings of published sets are `distill.forms`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator
+
+from distill.tables import Row
+from distill.types import Problem
+from distill.verifiers.extract import last_box
+from pipeline.errors import InputError
+from pipeline.fingerprint import canonical, content_hash
+
+if TYPE_CHECKING:
+    import jinja2
+
+
+def one_group(pattern: str) -> str:
+    """A regular expression with the one group whose text is taken."""
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    if groups != 1:
+        raise ValueError(f"{pattern!r} has {groups} groups in parentheses; it needs one, around what is taken")
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(one_group)]
+
+
+# -- one cell ---------------------------------------------------------------------------------
+
+
+def is_template(column: str) -> bool:
+    return "{{" in column or "{%" in column
+
+
+def column_or_template(column: str) -> str:
+    if not is_template(column):
+        return column
+    import jinja2
+
+    try:
+        _template(column)
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"{column!r} is no Jinja template: {error.message}") from None
+    return column
+
+
+Column = Annotated[str, AfterValidator(column_or_template)]
+"""The name of a column, or a template."""
+
+
+def boxed(text: Any) -> str:
+    r"""What the last ``\boxed{}`` holds: where MATH's solutions have their answer."""
+    found = last_box(str(text))
+    if found is None:
+        raise ValueError(r"has no \boxed{}")
+    return found
+
+
+def number(value: Any) -> str:
+    """The first whole number in a text (``Level 5``); nothing where there is none (``Level ?``)."""
+    found = re.search(r"-?\d+", str(value))
+    return found[0] if found else ""
+
+
+def letter(index: Any) -> str:
+    """0 is A, 1 is B: the answer of a multiple choice that is kept as a number."""
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < 26:
+        raise ValueError(f"{index!r} is no place of a choice")
+    return chr(ord("A") + index)
+
+
+FILTERS: dict[str, Callable[[Any], str]] = {"boxed": boxed, "number": number, "letter": letter}
+
+
+@cache
+def _template(text: str) -> jinja2.Template:
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters.update(FILTERS)
+    return environment.from_string(text)
+
+
+def cell(row: Row, column: str) -> Any:
+    """What a row has in a column, or what a template makes of the row; `InputError` with its place."""
+    if not is_template(column):
+        return row.get(column)
+    if row.fault is not None:
+        raise InputError(f"{row.where}: {row.fault}")
+    try:
+        return _template(column).render({**row.values, "row": row.values})
+    except Exception as error:  # whatever a template of the user's does with a row it does not fit
+        raise InputError(f"{row.where}: {column!r}: {' '.join(str(error).split())}") from None
+
+
+def text(row: Row, column: str) -> str:
+    """A cell as text, which must not be empty; lists and mappings as JSON."""
+    value = cell(row, column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise InputError(f"{row.where}: column {column!r} is empty")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# -- a problem --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemColumns:
+    """Which columns (or templates) make a problem.
+
+    ``reference`` is a column, or a mapping that becomes a JSON object of these columns (the form in which
+    the `code` verifier takes its tests); None is no reference at all.
+    """
+
+    prompt: str | None
+    reference: str | Mapping[str, str] | None
+    reference_pattern: str | None = None
+    difficulty: str | None = None
+    instruction: str = ""
+
+    def problem(
+        self,
+        row: Row,
+        verifier: str,
+        source: str,
+        split: str,
+        licence: str,
+        prompt: str | None = None,
+        system: str | None = None,
+    ) -> Problem:
+        """The row's problem; ``prompt`` is its text where no column holds it."""
+        if self.prompt is not None:
+            prompt = text(row, self.prompt)
+            if not isinstance(cell(row, self.prompt), str | int | float):
+                raise InputError(f"{row.where}: column {self.prompt!r} is not text")
+        prompt = prompt or ""
+        prompt = f"{prompt}\n\n{self.instruction}" if self.instruction else prompt
+        reference = self._reference(row)
+        return Problem(
+            id=f"{source}/{content_hash([system, prompt, reference, verifier])[:12]}",
+            prompt=prompt,
+            reference=reference,
+            verifier=verifier,
+            source=source,
+            split=split,
+            difficulty=self._difficulty(row),
+            licence=licence,
+            system=system,
+            origin=row.where,
+        )
+
+    def _reference(self, row: Row) -> str:
+        if self.reference is None:
+            return ""
+        if isinstance(self.reference, Mapping):
+            return canonical({name: cell(row, column) for name, column in self.reference.items()})
+        reference = text(row, self.reference)
+        if self.reference_pattern:
+            found = re.findall(self.reference_pattern, reference)
+            if not found:
+                raise InputError(f"{row.where}: {self.reference_pattern!r} is not found in column {self.reference!r}")
+            reference = found[-1]
+        return reference.strip()
+
+    def _difficulty(self, row: Row) -> int | None:
+        if self.difficulty is None:
+            return None
+        value = cell(row, self.difficulty)
+        if value == "" and is_template(self.difficulty):
+            return None
+        try:
+            return int(value)
+        except (TypeError, ValueError):
+            raise InputError(f"{row.where}: column {self.difficulty!r} is not a whole number") from None

@@ -1,0 +1,114 @@
+"""Overlap with evaluation sets: which texts have a run of n words that an evaluation item has too.
+
+Thirteen words in a row is the measure of GPT-3 (Brown et al. 2020, appendix C); eight, which finds more of what is
+the same and more of what is not, is that of s1 (arXiv:2501.19393) and open-r1. An item of fewer than n words counts
+as one run, if it has `LEAST_WORDS`; still shorter ones must be the same text altogether. How much of an item is
+found is told with it, so that a common turn of phrase can be told from a copy.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distill.curation.words import Hashes, Places, WordHashes, ngram_hashes, tokens, words
+
+LEAST_WORDS = 8
+CANDIDATES = 8
+"""Of the items that a text shares runs with, so many are looked at closely: those it shares most with."""
+ITEMS_OF_A_RUN = 100
+"""A run of words that more items have is looked up in so many of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of an evaluation set. ``name`` and ``origin`` are how people find it."""
+
+    evaluation: str
+    name: str
+    origin: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A text has ``ngram`` in common with an item; ``share`` of the item's runs of n words are in the text."""
+
+    item: Item
+    ngram: str
+    share: float
+
+
+class Evaluations:
+    """The runs of words of all items of all evaluation sets, to look texts up in."""
+
+    def __init__(self, items: Iterable[Item], n: int) -> None:
+        self._items = sorted(set(items), key=lambda item: (item.evaluation, item.name, item.origin, item.text))
+        self._words = [words(item.text) for item in self._items]
+        self._same: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        self._hashes, self._n = WordHashes(), n
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for number, (item, said) in enumerate(zip(self._items, self._words, strict=True)):
+            if len(said) >= min(n, LEAST_WORDS):
+                by_length[min(n, len(said))].append(number)
+            if whole := tuple(tokens(item.text)):
+                self._same[whole].append(number)
+        self._runs = {length: self._index(numbers, length) for length, numbers in sorted(by_length.items())}
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def _index(self, numbers: list[int], length: int) -> tuple[Hashes, Places, Places]:
+        """(hashes of runs, sorted; where the items of each begin; items)."""
+        flat, lengths = self._hashes.of([self._words[number] for number in numbers])
+        found, owners = ngram_hashes(flat, lengths, length)
+        order = np.lexsort((owners, found))
+        runs, begins = np.unique(found[order], return_index=True)
+        return runs, np.append(begins, len(found)), np.array(numbers)[owners[order]]
+
+    def find(self, texts: Sequence[str], most: int = 3) -> list[list[Hit]]:
+        """For each text its overlaps, the largest first, at most so many of each evaluation set."""
+        split = [words(text) for text in texts]
+        shared: list[dict[int, int]] = [defaultdict(int) for _ in texts]
+        flat, lengths = self._hashes.of(split)
+        for length, (runs, begins, items) in self._runs.items():
+            found, owners = ngram_hashes(flat, lengths, length)
+            places = np.minimum(np.searchsorted(runs, found), len(runs) - 1)
+            for hit in np.flatnonzero(runs[places] == found).tolist():
+                begin, end = begins[places[hit]], begins[places[hit] + 1]
+                for item in items[begin : min(end, begin + ITEMS_OF_A_RUN)].tolist():
+                    shared[owners[hit]][item] += 1
+        return [
+            self._closely(said, counts, self._same.get(tuple(tokens(text)), ()), most)
+            if counts or self._short(said)
+            else []
+            for text, said, counts in zip(texts, split, shared, strict=True)
+        ]
+
+    def _short(self, said: Sequence[str]) -> bool:
+        """Whether the text could be an item that is too short to be looked up by its runs."""
+        return len(said) < min(self._n, LEAST_WORDS)
+
+    def _closely(self, said: list[str], counts: dict[int, int], same: Sequence[int], most: int) -> list[Hit]:
+        """The hits word for word: equal hashes are just a sign of them."""
+        by_evaluation: dict[str, list[int]] = defaultdict(list)
+        for number in sorted({*counts, *same}, key=lambda number: (-counts.get(number, 0), number)):
+            by_evaluation[self._items[number].evaluation].append(number)
+        hits = []
+        for numbers in by_evaluation.values():
+            found = [hit for number in numbers[:CANDIDATES] if (hit := self._hit(number, said, number in same))]
+            hits += sorted(found, key=lambda hit: -hit.share)[:most]
+        return sorted(hits, key=lambda hit: -hit.share)
+
+    def _hit(self, number: int, said: list[str], same: bool) -> Hit | None:
+        item, wanted = self._items[number], self._words[number]
+        if same:
+            return Hit(item, " ".join(wanted[: self._n]) or item.text, 1.0)
+        length = min(self._n, len(wanted))
+        runs = [tuple(wanted[at : at + length]) for at in range(len(wanted) - length + 1)]
+        there = {tuple(said[at : at + length]) for at in range(len(said) - length + 1)}
+        found = [run for run in runs if run in there]
+        return Hit(item, " ".join(found[0]), len(found) / len(runs)) if found else None

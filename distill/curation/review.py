@@ -1,0 +1,116 @@
+"""One review of a set of problems: exact duplicates go first, then what overlaps with evaluation sets, then near
+duplicates of what is left.
+
+In this order, so that a contaminated problem never stands for a clean one that resembles it. The problems are read
+several times, in portions, by an order of their content (their keys); what is kept of each in between are a few
+hundred bytes. Reading them and keeping the evidence are the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from distill.curation.contamination import Evaluations, Hit, Item
+from distill.curation.duplicates import near_duplicates
+from distill.curation.frame import Cutter, Frames
+from distill.curation.words import text_hash
+
+EXACT, NEAR, EVALUATION = "exact", "near", "evaluation"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A problem under review."""
+
+    key: str
+    source: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is looked for. ``similarity`` None looks for no near duplicates; an evaluation item counts from ``share``
+    of its n-grams on, any at 0; ``tell`` says of contaminated problems and keeps them."""
+
+    exact: bool = True
+    similarity: float | None = 0.8
+    shingle: int = 3
+    ngram: int = 13
+    share: float = 0.0
+    tell: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """The problem ``key`` overlaps with another problem (its key) or with an item of an evaluation set."""
+
+    key: str
+    kind: str
+    other: str | Item
+    share: float
+    ngram: str | None = None
+    removed: bool = True
+
+
+Read = Callable[[], Iterable[Sequence[Entry]]]
+"""All problems once more, in portions, sorted by key."""
+Texts = Callable[[Sequence[str]], Sequence[str]]
+"""The texts of these problems, by key."""
+
+
+def review(read: Read, texts: Texts, items: Sequence[Item], rules: Rules) -> list[Overlap]:
+    """Every overlap. What is to go is named by those that say ``removed``."""
+    frames = Frames()
+    for batch in read():
+        frames.see((entry.source, entry.text) for entry in batch)
+    cut = frames.cutter()
+    found = list(_first_pass(read, _evaluations(items, cut, rules.ngram), cut, rules))
+    if rules.similarity is None:
+        return found
+    gone = {overlap.key for overlap in found if overlap.removed}
+    return [*found, *_near(read, texts, cut, gone, rules, rules.similarity)]
+
+
+def _evaluations(items: Sequence[Item], cut: Cutter, ngram: int) -> Evaluations:
+    return Evaluations([Item(item.evaluation, item.name, item.origin, cut(item.text)) for item in items], ngram)
+
+
+def _first_pass(read: Read, evaluations: Evaluations, cut: Cutter, rules: Rules) -> Iterator[Overlap]:
+    """Exact duplicates, and overlap with evaluation sets of those that are none."""
+    first: dict[int, str] = {}
+    for batch in read():
+        left = []
+        for entry in batch:
+            same = first.setdefault(text_hash(entry.text), entry.key) if rules.exact else entry.key
+            if same == entry.key:
+                left.append(entry)
+            else:
+                yield Overlap(entry.key, EXACT, same, 1.0)
+        if len(evaluations):
+            for entry, hits in zip(left, evaluations.find([cut(entry.text) for entry in left]), strict=True):
+                yield from _contaminated(entry, hits, rules)
+
+
+def _contaminated(entry: Entry, hits: Sequence[Hit], rules: Rules) -> Iterator[Overlap]:
+    removed = not rules.tell and any(hit.share >= rules.share for hit in hits)
+    for hit in hits:
+        yield Overlap(entry.key, EVALUATION, hit.item, hit.share, hit.ngram, removed)
+
+
+def _near(
+    read: Read, texts: Texts, cut: Cutter, gone: set[str], rules: Rules, similarity: float
+) -> Iterator[Overlap]:  # fmt: skip
+    keys: list[str] = []
+
+    def batches() -> Iterator[list[str]]:
+        for batch in read():
+            left = [entry for entry in batch if entry.key not in gone]
+            keys.extend(entry.key for entry in left)
+            yield [cut(entry.text) for entry in left]
+
+    def again(numbers: Sequence[int]) -> list[str]:
+        return [cut(text) for text in texts([keys[number] for number in numbers])]
+
+    for duplicate in near_duplicates(batches(), again, similarity, rules.shingle):
+        yield Overlap(keys[duplicate.index], NEAR, keys[duplicate.of], duplicate.similarity)

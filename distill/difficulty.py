@@ -1,0 +1,106 @@
+"""How hard problems are, and whether what is kept of their traces is easier than what was asked.
+
+Rejection sampling keeps what a teacher gets right, and so more of the easy problems than of the hard ones, and
+the short ways more than the long ones. Here that is measured, by the problems' own difficulty where any is known,
+else by their pass rates among the very traces that are selected from. The select stage reports it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+Row = Mapping[str, Any]
+"""A trace with its verdict, as `distill.verification.scores` gives it."""
+
+UNKNOWN = "unknown"
+EDGES = (0.25, 0.5, 0.75)
+RATES = ("100%", "75 to 99%", "50 to 74%", "25 to 49%", "1 to 24%", "0%")
+"""Bins of pass rates, the easiest first."""
+
+
+def pass_rates(rows: Sequence[Row]) -> dict[str, float | None]:
+    """By problem, the share of correct traces among those judged; None where none could be."""
+    judged: dict[str, list[bool]] = {row["problem_key"]: [] for row in rows}
+    for row in rows:
+        if row["outcome"] != "unverifiable":
+            judged[row["problem_key"]].append(row["outcome"] == "correct")
+    return {problem: fmean(right) if right else None for problem, right in judged.items()}
+
+
+def rate_bin(rate: float | None) -> str:
+    if rate is None:
+        return UNKNOWN
+    return RATES[0] if rate == 1 else RATES[-1] if rate == 0 else RATES[4 - sum(rate >= edge for edge in EDGES)]
+
+
+def bins_of(rows: Sequence[Row]) -> tuple[str, list[str]]:
+    """(``difficulty`` or ``pass rate``, the bin of each row)"""
+    if any(row["difficulty"] is not None for row in rows):
+        return "difficulty", [UNKNOWN if row["difficulty"] is None else str(row["difficulty"]) for row in rows]
+    rates = pass_rates(rows)
+    return "pass rate", [rate_bin(rates[row["problem_key"]]) for row in rows]
+
+
+def bias(rows: Sequence[Row], kept: Sequence[bool]) -> dict[str, Any]:
+    """What was asked, generated and kept by bin, the easiest first, and one sentence of it."""
+    by, names = bins_of(rows)
+    found = []
+    for name in sorted(set(names), key=_order):
+        inside = [(row, keep) for row, keep, own in zip(rows, kept, names, strict=True) if own == name]
+        chosen = [row for row, keep in inside if keep]
+        found.append(
+            {
+                "bin": name,
+                "problems": len({row["problem_key"] for row, _ in inside}),
+                "generated": len(inside),
+                "correct": sum(row["outcome"] == "correct" for row, _ in inside),
+                "kept": len(chosen),
+                "tokens": round(fmean(row["tokens"] for row, _ in inside), 1),
+                "kept_tokens": round(fmean(row["tokens"] for row in chosen), 1) if chosen else None,
+            }
+        )
+    return {"by": by, "bins": found, "says": _sentence(by, rows, kept)}
+
+
+def _order(name: str) -> tuple[int, int]:
+    """Difficulties upwards, pass rates downwards, what is unknown last."""
+    if name == UNKNOWN:
+        return 1, 0
+    return 0, RATES.index(name) if name in RATES else int(name)
+
+
+def _sentence(by: str, rows: Sequence[Row], kept: Sequence[bool]) -> str:
+    """How much easier what is kept is than what was asked. Asked counts problems, kept counts traces."""
+    value = _values(by, rows)
+    asked = [number for number in value.values() if number is not None]
+    chosen = [n for row, keep in zip(rows, kept, strict=True) if keep and (n := value[row["problem_key"]]) is not None]
+    if not asked or not chosen:
+        return "Nothing can be said of how hard the kept traces are."
+    before, after = fmean(asked), fmean(chosen)
+    easier = after > before if by == "pass rate" else after < before
+    close = abs(after - before) < 0.01 * max(abs(before), 0.01)
+    what = "as hard as" if close else "easier than" if easier else "harder than"
+    figures = f"{after:.0%} against {before:.0%}" if by == "pass rate" else f"{after:.2f} against {before:.2f}"
+    tokens = [fmean(row["tokens"] for row in some) for some in (_kept(rows, kept), rows)]
+    return (
+        f"The kept traces are {what} what was asked: mean {by} of their problems {figures}, "
+        f"{tokens[0]:,.0f} tokens on average against {tokens[1]:,.0f} of all that was generated."
+    )
+
+
+def _values(by: str, rows: Sequence[Row]) -> dict[str, float | None]:
+    return pass_rates(rows) if by == "pass rate" else {row["problem_key"]: row["difficulty"] for row in rows}
+
+
+def _kept(rows: Sequence[Row], kept: Sequence[bool]) -> list[Row]:
+    return [row for row, keep in zip(rows, kept, strict=True) if keep]
+
+
+def shares(found: Mapping[str, Any], of: str) -> list[float]:
+    """The share of each bin in all problems, generated or kept traces; for plots."""
+    counts = defaultdict(int, {row["bin"]: row[of] for row in found["bins"]})
+    total = sum(counts.values()) or 1
+    return [counts[row["bin"]] / total for row in found["bins"]]

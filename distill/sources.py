@@ -1,0 +1,220 @@
+"""Sources of problems, as YAML names them: families, reasoning-gym, files, Hugging Face data sets.
+
+Each kind is a settings class, told by the key that it has alone. `problems_of` reads any of them, one problem
+at a time; what is done with the problems is the caller's: the problems stage gathers them, the curate stage
+compares them with others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+
+from distill import catalog, forms, huggingface, puzzles, tables
+from distill.columns import Column, Pattern, ProblemColumns
+from distill.families.base import code_of
+from distill.stages.common import VerifierName
+from distill.types import Problem
+from distill.verifiers.extras import installed
+from pipeline.errors import InputError
+from pipeline.fingerprint import FileHashes
+from pipeline.stage import File, Settings
+
+Count = Annotated[int, Field(ge=0)]
+SPLITS = ("heldout", "train")
+"""Held-out problems first: what is asked on both sides stays held out and is not trained on."""
+
+
+class FamilySource(Settings):
+    """``train`` and ``heldout`` problems of a procedural family."""
+
+    family: Annotated[str, AfterValidator(partial(catalog.check, "families"))]
+    train: Count = 0
+    heldout: Count = 0
+
+
+class PuzzleSource(Settings):
+    """``train`` and ``heldout`` puzzles of a data set of reasoning-gym (the extra of that name)."""
+
+    reasoning_gym: str
+    """A data set of the library, such as `basic_arithmetic`."""
+    train: Count = 0
+    heldout: Count = 0
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The library's own settings of that data set, less seed and size."""
+    instruction: str = ""
+    """Text put after every prompt, such as how to write the answer."""
+
+
+class RowSource(Settings):
+    """What rows of any origin have in common: how they become problems.
+
+    ``prompt`` and ``reference`` name columns, or are Jinja templates over them; ``reference_pattern`` is a
+    regular expression whose first group, at its last match, is the reference (``#### (.+)`` for GSM8K). A
+    mapping as reference gathers several columns: ``{entry_point: entry_point, test: test}``, the tests of `code`.
+    """
+
+    form: Annotated[forms.ProblemForm | None, Field(exclude=True)] = None
+    """A published form, such as `gsm8k`: sets what is not written here (`distill list forms`)."""
+    prompt: Column
+    """A column, or a template: `{{ question }}`."""
+    reference: Column | dict[str, Column]
+    reference_pattern: Pattern | None = None
+    verifier: VerifierName = "math"
+    split: Literal["train", "heldout"] = "train"
+    instruction: str = ""
+    """Text put after every prompt, such as how to write the answer."""
+    difficulty: Column | None = None
+    licence: str = "unknown"
+    source: str | None = None
+    take: Annotated[int | None, Field(ge=1)] = None
+    on_bad_row: Literal["stop", "skip"] = "stop"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        return forms.fill("problems", data)
+
+    def rows(self) -> Iterator[tables.Row]:
+        raise NotImplementedError
+
+    def count(self) -> int | None:
+        raise NotImplementedError
+
+
+class FileSource(RowSource):
+    """Problems in a JSONL, JSON, CSV or Parquet file (also gzipped), one a row."""
+
+    file: Annotated[str, File()]
+
+    def rows(self) -> Iterator[tables.Row]:
+        return tables.read(self.file)
+
+    def count(self) -> int | None:
+        return tables.count(self.file)
+
+
+class DatasetSource(RowSource):
+    """Problems in a Hugging Face data set, one a row."""
+
+    dataset: Annotated[str, AfterValidator(huggingface.check_name)]
+    """`org/name` on the hub, or a directory: from `save_to_disk`, or a repository of Parquet files and the like."""
+    dataset_split: str = "train"
+    """The data set's own split; ours is `split`."""
+    config: str | None = None
+    """The data set's configuration, such as `main`."""
+    revision: str | None = None
+    """A branch, tag or commit of the hub; with a commit the hub need not be asked what is meant."""
+
+    @property
+    def data(self) -> huggingface.DataSet:
+        return huggingface.DataSet(self.dataset, self.dataset_split, self.config, self.revision)
+
+    def rows(self) -> Iterator[tables.Row]:
+        return self.data.rows()
+
+    def count(self) -> int | None:
+        return self.data.count()
+
+
+TAGS = ("family", "reasoning_gym", "dataset")
+
+
+def _tag(value: Any) -> str:
+    """Which source is meant, by the key that each has alone."""
+    return next((tag for tag in TAGS if (tag in value if isinstance(value, dict) else hasattr(value, tag))), "file")
+
+
+Source = Annotated[
+    Annotated[FamilySource, Tag("family")]
+    | Annotated[PuzzleSource, Tag("reasoning_gym")]
+    | Annotated[DatasetSource, Tag("dataset")]
+    | Annotated[FileSource, Tag("file")],
+    Discriminator(_tag),
+]
+
+
+def problems_of(
+    source: Source, split: str, seed: int, limit: int | None, note: Callable[[str], None]
+) -> Iterator[Problem]:
+    """The problems that a source has for ``split``, at most ``limit``; each bad row is noted, or ends it."""
+    if isinstance(source, FamilySource):
+        yield from _family(source, split, seed, limit)
+    elif isinstance(source, PuzzleSource):
+        wanted = _wanted(source, split, limit)
+        yield from puzzles.make(source.reasoning_gym, source.config, seed, split, wanted, source.instruction)
+    elif source.split == split:
+        yield from _rows(source, limit, note)
+
+
+def _family(source: FamilySource, split: str, seed: int, limit: int | None) -> Iterator[Problem]:
+    """Distinct problems: a repeat of an earlier draw is passed over, so the count is what was asked."""
+    family = catalog.resolve("families", source.family)()
+    wanted = _wanted(source, split, limit)
+    seen: set[str] = set()
+    index = 0
+    while len(seen) < wanted:
+        problem = family.generate(seed, index, split)
+        index += 1
+        if problem.prompt not in seen:
+            seen.add(problem.prompt)
+            yield problem
+        elif index > 20 * wanted + 1000:
+            raise InputError(f"family {source.family}: has too few different problems for {wanted} ({split})")
+
+
+def _wanted(source: FamilySource | PuzzleSource, split: str, limit: int | None) -> int:
+    wanted = source.train if split == "train" else source.heldout
+    return min(wanted, limit or wanted)
+
+
+def _rows(source: RowSource, limit: int | None, note: Callable[[str], None]) -> Iterator[Problem]:
+    mapping = ProblemColumns(
+        source.prompt, source.reference, source.reference_pattern, source.difficulty, source.instruction
+    )
+    take = least(source.take, limit)
+    made = 0
+    for row in source.rows():
+        if made >= take:
+            break
+        try:
+            yield mapping.problem(row, source.verifier, source.source or row.stem, source.split, source.licence)
+            made += 1
+        except InputError as error:
+            if source.on_bad_row == "stop":
+                raise
+            note(f"skipped {error}")
+
+
+def least(*limits: int | None) -> int:
+    """The least of those that are set."""
+    return min((n for n in limits if n is not None), default=10**12)
+
+
+def counts(sources: Sequence[Source], limit: int | None) -> Counter[str] | None:
+    """How many problems of each split there will be, bad rows and repeats included; None where nobody can tell."""
+    found: Counter[str] = Counter()
+    for source in sources:
+        if isinstance(source, FamilySource | PuzzleSource):
+            found.update({split: _wanted(source, split, limit) for split in ("train", "heldout")})
+        elif (rows := source.take or source.count()) is None and limit is None:
+            return None
+        else:
+            found[source.split] += least(rows, limit)
+    return found
+
+
+def dependencies(sources: Sequence[Source], hashes: FileHashes) -> dict[str, str]:
+    """The families' code writes the problems, and reasoning-gym's the puzzles; what a data set holds."""
+    names = {source.family for source in sources if isinstance(source, FamilySource)}
+    found = {f"family {name}": code_of([name], hashes) for name in sorted(names)}
+    if any(isinstance(source, PuzzleSource) for source in sources):
+        found["reasoning-gym"] = installed("reasoning-gym")
+    for source in sources:
+        if isinstance(source, DatasetSource):
+            found[f"data set {source.dataset}"] = source.data.identity(hashes)
+    return found

@@ -1,0 +1,257 @@
+"""curate, curate-traces: take out duplicates, and what overlaps with evaluation sets; keep the evidence.
+
+Two stages of one kind: `curate` takes problems, before anything is paid for; `curate-traces` takes traces that
+somebody has published, by the problems that they answer. The evidence is in the table `curation`, under the
+stage's fingerprint. Held-out problems are never taken out: they are what is compared with.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from distill import sources
+from distill.sources import Source
+from distill.stages.common import Problems, Traces, members_present, store_of
+from distill.store import Store
+from distill.store.records import Row, problems, record_members
+from pipeline.errors import InputError
+from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Manifest
+from pipeline.stage import Context, Forecast, Input, Output, Settings, Stage, stop_check
+
+if TYPE_CHECKING:
+    from distill.curation.contamination import Item
+    from distill.curation.review import Entry, Overlap, Rules
+
+BATCH = 5000
+TEXTS = (
+    "SELECT p.problem_key, p.source, p.prompt FROM problems p SEMI JOIN "
+    "(SELECT {column} AS problem_key FROM members WHERE collection = ? AND {which}) USING (problem_key) "
+    "ORDER BY p.problem_key"
+)
+IN_PROBLEMS = TEXTS.format(column="row_key", which="label = 'train'")
+IN_TRACES = TEXTS.format(column="label", which="true")
+
+
+class NearSettings(Settings):
+    """Problems are as alike as the share of runs of ``shingle`` tokens that they have in common."""
+
+    similarity: Annotated[float, Field(ge=0.3, le=1.0)] = 0.8
+    """From this Jaccard similarity on two problems are one. Another number in a short problem is another problem."""
+    shingle: Annotated[int, Field(ge=1, le=20)] = 3
+
+
+class CurationSettings(Settings):
+    exact: bool = True
+    """One of several problems with the same text, white space aside."""
+    near: NearSettings | None = NearSettings()
+    """Null keeps near duplicates."""
+    against: dict[str, Source] = Field(default_factory=dict)
+    """Evaluation sets by name: sources as in `problems`; `{math500: {file: data/math500_test.json, form: math500}}`."""
+    ngram: Annotated[int, Field(ge=2, le=50)] = 13
+    """Words in a row that make an overlap. 13 is GPT-3's measure, 8 the stricter one of s1 and open-r1."""
+    share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """The share of an evaluation item's n-grams that must be found; at 0, one is enough."""
+    contaminated: Literal["drop", "tell"] = "drop"
+    """`tell` keeps them, and the evidence."""
+    seed: int = 0
+
+
+class CurateSettings(CurationSettings):
+    problems: Annotated[str, Input(accepts=Problems)]
+    heldout: bool = True
+    """The held-out problems of the same stage are an evaluation set too, called `heldout`."""
+
+
+class CurateTracesSettings(CurationSettings):
+    traces: Annotated[str, Input(accepts=Traces)]
+
+
+def run(context: Context, settings: CurateSettings) -> Output:
+    store, upstream = store_of(context), context.inputs[settings.problems]
+    held_out = problems(store, upstream.digest, "heldout")
+    items = [_item("heldout", problem) for _, problem in held_out] if settings.heldout else []
+    found = _review(context, settings, IN_PROBLEMS, upstream.digest, items)
+    gone = {overlap.key for overlap in found if overlap.removed}
+    members = [(label, key) for label, key in _members(store, upstream.digest) if label != "train" or key not in gone]
+    counts = Counter(label for label, _ in members)
+    if not counts["train"]:
+        raise InputError(f"stage {context.name}: leaves no training problem; `distill traces sql` asks `curation` why")
+    digest = record_members(store, members)
+    kept = {"members": len(members), "verifiers": upstream.figures["verifiers"], **counts}
+    return Output(digest, kept | _figures(found))
+
+
+def run_traces(context: Context, settings: CurateTracesSettings) -> Output:
+    store, upstream = store_of(context), context.inputs[settings.traces]
+    found = _review(context, settings, IN_TRACES, upstream.digest, [])
+    gone = {overlap.key for overlap in found if overlap.removed}
+    members = [(problem, key) for problem, key in _members(store, upstream.digest) if problem not in gone]
+    if not members:
+        raise InputError(f"stage {context.name}: leaves no trace; `distill traces sql` asks `curation` why")
+    digest = record_members(store, members)
+    return Output(digest, {"members": len(members), "traces": len(members), **_figures(found)})
+
+
+def _members(store: Store, collection: str) -> list[tuple[str, str]]:
+    rows = store.rows("SELECT label, row_key FROM members WHERE collection = ? ORDER BY position", [collection])
+    return [(row["label"], row["row_key"]) for row in rows]
+
+
+# -- the review -------------------------------------------------------------------------------
+
+
+def _review(
+    context: Context, settings: CurationSettings, sql: str, collection: str, items: list[Item]
+) -> list[Overlap]:
+    """Look for overlaps, and keep the evidence."""
+    from distill.curation.review import Entry, review
+
+    store = store_of(context)
+    for name, source in settings.against.items():
+        items += _evaluation_set(name, source, settings.seed, context)
+
+    def read() -> Iterator[list[Entry]]:
+        done = 0
+        with store.reading() as connection:
+            result = connection.execute(sql, [collection])
+            while rows := result.fetchmany(BATCH):
+                yield [Entry(*row) for row in rows]
+                done += len(rows)
+                context.progress(done, None)
+                stop_check(context.stopping)
+
+    found = review(read, lambda keys: _texts(store, keys), items, _rules(settings))
+    store.append("curation", _evidence(store, context.fingerprint, found))
+    store.ingest()
+    return found
+
+
+def _rules(settings: CurationSettings) -> Rules:
+    from distill.curation.review import Rules
+
+    near = settings.near or NearSettings()
+    return Rules(
+        exact=settings.exact,
+        similarity=near.similarity if settings.near else None,
+        shingle=near.shingle,
+        ngram=settings.ngram,
+        share=settings.share,
+        tell=settings.contaminated == "tell",
+    )
+
+
+def _item(evaluation: str, problem: Any) -> Item:
+    from distill.curation.contamination import Item
+
+    return Item(evaluation, problem.id, problem.origin, problem.prompt)
+
+
+def _evaluation_set(name: str, source: Source, seed: int, context: Context) -> list[Item]:
+    """All that a source holds, on whichever side of a split, without the instruction that is put after prompts."""
+    if hasattr(source, "instruction"):
+        source = source.model_copy(update={"instruction": ""})
+    found = [
+        _item(name, problem)
+        for split in sources.SPLITS
+        for problem in sources.problems_of(source, split, seed, None, context.note)
+    ]
+    if not found:
+        raise InputError(f"stage {context.name}: the evaluation set {name} holds no problem")
+    return found
+
+
+def _texts(store: Store, keys: Sequence[str]) -> list[str]:
+    import pyarrow as pa
+
+    with store.reading() as connection:
+        connection.register("wanted", pa.table({"problem_key": pa.array(list(keys), pa.string())}))
+        found = dict(
+            connection.execute(
+                "SELECT problem_key, prompt FROM problems SEMI JOIN wanted USING (problem_key)"
+            ).fetchall()
+        )
+    return [found[key] for key in keys]
+
+
+def _evidence(store: Store, run: str, found: Sequence[Overlap]) -> list[Row]:
+    """The rows of `curation`, sorted by problem."""
+    others = sorted({overlap.other for overlap in found if isinstance(overlap.other, str)})
+    named = store.rows(
+        "SELECT problem_key, problem_id, origin FROM problems WHERE problem_key IN (SELECT unnest($keys))",
+        {"keys": others},
+    )
+    name_of = {row["problem_key"]: (row["problem_id"], row["origin"]) for row in named}
+    rows = []
+    for position, overlap in enumerate(sorted(found, key=lambda overlap: (overlap.key, overlap.kind, -overlap.share))):
+        other = overlap.other
+        name, origin = name_of[other] if isinstance(other, str) else (other.name, other.origin)
+        rows.append(
+            {
+                "run": run, "position": position, "problem_key": overlap.key, "kind": overlap.kind,
+                "evaluation": None if isinstance(other, str) else other.evaluation, "other": name,
+                "other_origin": origin, "share": overlap.share, "ngram": overlap.ngram, "removed": overlap.removed,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _figures(found: Sequence[Overlap]) -> dict[str, Any]:
+    """How many problems of each kind, and of each evaluation set."""
+    kinds = {kind: {o.key for o in found if o.kind == kind} for kind in ("exact", "near", "evaluation")}
+    sets = sorted({o.other.evaluation for o in found if not isinstance(o.other, str)})
+    against = {
+        name: len({o.key for o in found if not isinstance(o.other, str) and o.other.evaluation == name})
+        for name in sets
+    }
+    return {
+        "exact_duplicates": len(kinds["exact"]),
+        "near_duplicates": len(kinds["near"]),
+        "contaminated": len(kinds["evaluation"]),
+        "against": against,
+    }
+
+
+# -- what it depends on -----------------------------------------------------------------------
+
+
+def dependencies(settings: CurationSettings, hashes: FileHashes, _: Mapping[str, Manifest]) -> dict[str, str]:
+    return sources.dependencies(list(settings.against.values()), hashes)
+
+
+def forecast(context: Context, settings: CurateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
+    known = {side: n for side, n in expected.get(settings.problems, {}).items() if side in sources.SPLITS}
+    return Forecast("problems", sum(known.values()) if known else None, figures=known)
+
+
+def forecast_traces(
+    context: Context, settings: CurateTracesSettings, expected: Mapping[str, Mapping[str, Any]]
+) -> Forecast:  # fmt: skip
+    return Forecast("traces", expected.get(settings.traces, {}).get("traces"))
+
+
+STAGE = Stage(
+    kind="curate",
+    about="take out duplicate problems, and those that overlap with evaluation sets, with evidence",
+    settings=CurateSettings,
+    produces="problems",
+    run=run,
+    forecast=forecast,
+    dependencies=dependencies,
+    check=members_present,
+)
+
+TRACES = Stage(
+    kind="curate-traces",
+    about="take out traces whose problem is a duplicate or overlaps with evaluation sets, with evidence",
+    settings=CurateTracesSettings,
+    produces="traces",
+    run=run_traces,
+    forecast=forecast_traces,
+    dependencies=dependencies,
+    check=members_present,
+)

@@ -1,0 +1,63 @@
+"""What a `generate` stage does that says ``until``: adaptive sampling (`distill.adaptive`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distill import verification
+from distill.adaptive.course import Course
+from distill.adaptive.figures import figures_of
+from distill.adaptive.known import Known
+from distill.adaptive.settings import UntilSettings
+from distill.adaptive.stream import Stream
+from distill.engines.base import Engine
+from distill.generation import Wanted
+from distill.store import Store
+from distill.store.records import record_members
+from distill.types import Problem
+from pipeline.stage import Context
+
+Tasks = Sequence[tuple[str, Problem]]
+
+
+def make(
+    context: Context, store: Store, until: UntilSettings, tasks: Tasks, tries: Sequence[Wanted],
+    open_engine: Callable[[], Engine],
+) -> tuple[str, dict[str, Any]]:  # fmt: skip
+    """Make what is missing of ``tries``, ``until.most`` a problem; returns the digest of the members, in the form
+    of a uniform `generate`, and the figures."""
+    store.ingest()
+    course, known, judges = _begin(context, store, until, tasks, tries)
+    stream = Stream(store, course, known, context)
+    stream.run(open_engine, until.workers)
+    wishes = [known.wish(place) for place in course.members()]
+    digest = record_members(store, [(wish.problem_key, wish.key) for wish in wishes])
+    done, total = course.progress()
+    context.progress(done, total)
+    figures = figures_of(store, digest, course, [key for key, _ in tasks])
+    for share in course.shares:
+        if share.quota and share.accepted < share.quota.accepted:
+            context.note(f"quota of {share.quota}: {share.accepted} of {share.quota.accepted}; no problem is left")
+    figures["members"] = len(wishes)
+    return digest, figures | verification.failed_once(stream.verdicts) | {"versions": judges.versions}
+
+
+def bounds(
+    context: Context, store: Store, until: UntilSettings, tasks: Tasks, tries: Sequence[Wanted]
+) -> tuple[int, int, int]:
+    """(traces in all at most, of these there already, to be made at least) as far as the verdicts go that are
+    known now."""
+    course, known, _ = _begin(context, store, until, tasks, tries)
+    open_ = known.open(course, course.start())
+    least = {known.wish(place).key for place in open_} - known.traces
+    most = {known.wish(place).key for place in course.may_want()}
+    return len(most), len(most & known.traces), len(least)
+
+
+def _begin(
+    context: Context, store: Store, until: UntilSettings, tasks: Tasks, tries: Sequence[Wanted]
+) -> tuple[Course, Known, verification.Judges]:
+    course = until.course([problem for _, problem in tasks])
+    judges = verification.Judges(until.verifier, context.hashes)
+    return course, Known(store, tries, until.most, judges), judges

@@ -1,0 +1,103 @@
+"""Templates of what is put to a model: Jinja over a problem's fields, strict and pure.
+
+Strict: a name that is no field is told when the pipeline is read, a field that a problem does not have when
+it is rendered, before any engine is opened. Pure: the text is a function of the template and the problem; what
+would bring in chance or an address in memory is not there. What the templates are for is
+`distill.prompting`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from distill.types import Problem
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+FIELDS = ("prompt", "system", "source", "difficulty", "metadata")
+"""Of a problem. Its reference is not among them: what is asked must not hold the answer."""
+
+
+def fields_of(problem: Problem) -> dict[str, Any]:
+    """What a template may name. A field that the problem does not have is not defined (``{% if system is
+    defined %}``), rather than the word None in the middle of a prompt."""
+    found = {name: getattr(problem, name) for name in FIELDS}
+    return {name: value for name, value in found.items() if value is not None} | {"metadata": dict(problem.metadata)}
+
+
+class Template:
+    """``names`` are the fields that may be named; `ValueError` says in one line what is wrong with the text."""
+
+    def __init__(self, text: str, names: tuple[str, ...] = FIELDS) -> None:
+        from jinja2 import TemplateError, TemplateSyntaxError, meta
+
+        try:
+            self.named = meta.find_undeclared_variables(_environment().parse(text)) - set(_environment().globals)
+            self._template = _environment().from_string(text)
+        except TemplateSyntaxError as error:
+            raise ValueError(f"{_line(text, error.lineno)}not a Jinja template: {error.message}") from None
+        except TemplateError as error:
+            raise ValueError(f"not a Jinja template: {error.message}") from None
+        for name in sorted(self.named - set(names)):
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+            raise ValueError(f"there is no field {name!r} of a problem; {hint}")
+
+    def render(self, fields: Mapping[str, Any]) -> str:
+        """`ValueError` for a field that is not there, or whatever else the template does to what it does not fit."""
+        from jinja2 import UndefinedError
+
+        try:
+            return self._template.render(fields)
+        except UndefinedError as error:
+            if missing := sorted(self.named - set(fields)):
+                raise ValueError(f"it has no {missing[0]}") from None
+            raise ValueError(_plainly(error, fields)) from None
+        except Exception as error:  # a sum of text and number, a division by zero: the template is the user's
+            raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
+
+    def of(self, problem: Problem, key: str) -> str:
+        """The text for a problem; ``key`` is where the template stands in YAML."""
+        try:
+            return self.render(fields_of(problem))
+        except ValueError as error:
+            raise InputError(f"{key}: does not fit problem {problem.name}: {error}") from None
+
+
+@cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_text)
+    environment.globals.clear()  # `lipsum` draws by chance
+    environment.globals["range"] = ImmutableSandboxedEnvironment().globals["range"]
+    del environment.filters["random"]
+    return environment
+
+
+def _text(value: Any) -> Any:
+    """What may stand in a prompt. The name of a method is a slip (``prompt.upper``), and shows an address."""
+    from jinja2 import Undefined
+
+    if value is None:
+        raise ValueError("a value that is put in is null")
+    if isinstance(value, str | int | float | list | dict | Undefined):
+        return value
+    raise ValueError(f"what is put in is no text: {type(value).__name__}")
+
+
+def _plainly(error: Exception, fields: Mapping[str, Any]) -> str:
+    """``'dict object' has no attribute 'topic'``, in the user's words."""
+    known = ", ".join(sorted(map(str, fields.get("metadata", {})))) or "nothing"
+    words = str(error).replace("'dict object' has no attribute", "metadata has no")
+    return f"{words}; metadata has {known}" if words != str(error) else words
+
+
+def _line(text: str, line: int | None) -> str:
+    return f"line {line} of the text: " if line and "\n" in text.strip() else ""

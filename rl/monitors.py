@@ -1,0 +1,102 @@
+"""What a step of GRPO is watched by: means over its rollouts, and what the updates did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from distill.engines.base import response_of
+from distill.types import Finish
+from rl.update import Made, Rollout, logprobs
+
+if TYPE_CHECKING:
+    from rl.grpo import GrpoSettings
+
+
+@dataclass(frozen=True, slots=True)
+class GrpoMetrics:
+    """After step ``step`` (from 1) of ``total``. Means are over all rollouts unless said otherwise.
+
+    ``reward_std`` is the mean of the groups' deviations, ``zero_variance`` the share of groups without
+    one, ``distinct`` the mean number of different answers in a group, ``draws`` how often problems were
+    drawn. ``entropy`` is estimated by -log p of the sampled tokens (nats per token). Over trained tokens:
+    ``kl`` (None if not asked for), ``ratio_max``, ``corrected`` and ``logprob_gap`` (trainer against engine,
+    see `rl.update.Made`), ``clip_low`` and ``clip_high`` (shares of tokens whose gradient a clip stops).
+    ``tokens`` went through training, prompts included.
+    """
+
+    step: int
+    total: int
+    reward: float
+    reward_std: float
+    unverifiable: float
+    zero_variance: float
+    distinct: float
+    draws: int
+    length: float
+    truncated: float
+    entropy: float
+    kl: float | None
+    ratio_max: float
+    corrected: float
+    logprob_gap: float
+    clip_low: float
+    clip_high: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    sampling_seconds: float
+    training_seconds: float
+
+
+def observe(
+    settings: GrpoSettings,
+    step: int,
+    rollouts: Sequence[Rollout],
+    draws: int,
+    made: Made,
+    seconds: tuple[float, float],
+) -> GrpoMetrics:
+    groups = [rollouts[i : i + settings.group] for i in range(0, len(rollouts), settings.group)]
+    judged = [[r.reward for r in group if r.reward is not None] for group in groups]
+    rewards = list(chain.from_iterable(judged))
+    deviations = [_deviation(values) for values in judged]
+    return GrpoMetrics(
+        step=step,
+        total=settings.steps,
+        reward=_mean(rewards),
+        reward_std=_mean(deviations),
+        unverifiable=1 - len(rewards) / len(rollouts),
+        zero_variance=_mean([float(d == 0) for d in deviations]),
+        distinct=_mean([float(len({response_of(r.completion).answer for r in group})) for group in groups]),
+        draws=draws,
+        length=_mean([float(len(r.completion.token_ids)) for r in rollouts]),
+        truncated=_mean([float(r.completion.finish is Finish.LENGTH) for r in rollouts]),
+        entropy=-_mean(list(chain.from_iterable(logprobs(r.completion) for r in rollouts))),
+        kl=made.kl if settings.loss.kl else None,
+        ratio_max=made.ratio_max,
+        corrected=made.corrected,
+        logprob_gap=made.gap,
+        clip_low=made.clip_low,
+        clip_high=made.clip_high,
+        grad_norm=made.norm,
+        learning_rate=made.rate,
+        tokens=made.tokens,
+        sampling_seconds=seconds[0],
+        training_seconds=seconds[1],
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Standard deviation with ddof 1; 0 where there is nothing to compare."""
+    if len(values) < 2:
+        return 0.0
+    mean = _mean(values)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))

@@ -1,0 +1,427 @@
+"""Adaptive sampling for real: the embedded teacher, too hot to be reliable, judged while it samples."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from chat_server import Handler, Server, reply, serving
+
+from distill import catalog
+from distill.adaptive.rule import Rule
+from distill.store import Store
+from distill.types import Outcome
+from pipeline import config, runner
+from pipeline.errors import InputError, Stopped
+from pipeline.events import Listener
+from pipeline.files import TEMPORARY
+from pipeline.manifest import Manifest
+from pipeline.plan import StagePlan, plan
+from pipeline.workspace import Workspace
+
+ROOT = Path(__file__).parents[1]
+YAML = """\
+name: adaptive
+workspace: runs/a
+stages:
+  problems: {sources: [{family: calc, train: 24}, {family: logic, train: 12}]}
+  generate:
+    problems: problems
+    teacher: embedded:teacher
+    sampling: {temperature: 1.5, max_tokens: 96}
+    until: {accepted: 2, most: 6, hopeless: 0.4}
+  verify: {traces: generate}
+"""
+RULE = Rule(accepted=2, most=6, hopeless=0.4, unverifiable=4)
+TIME_COLUMNS = {"seconds", "created"}
+
+
+class Heard(Listener):
+    def __init__(self) -> None:
+        self.progressed: list[tuple[int, int | None, dict[str, Any]]] = []
+        self.notes: list[str] = []
+        self.ran: list[str] = []
+
+    def start(self, stage: str, plan: StagePlan) -> None:
+        self.ran.append(stage)
+
+    def progress(self, stage: str, done: int, total: int | None, figures: Any) -> None:
+        if stage == "generate":
+            self.progressed.append((done, total, dict(figures)))
+
+    def note(self, stage: str, text: str) -> None:
+        self.notes.append(text)
+
+    @property
+    def made(self) -> int:
+        return max((figures.get("made", 0) for _, _, figures in self.progressed), default=0)
+
+
+def load(directory: Path, *overrides: str, text: str = YAML) -> config.PipelineSpec:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "p.yaml").write_text(text.replace("runs/a", str(directory / "runs/a")))
+    return config.load(directory / "p.yaml", catalog.stage, overrides=list(overrides))
+
+
+def run(directory: Path, *overrides: str, text: str = YAML, targets: Sequence[str] = ()) -> Heard:
+    spec, heard = load(directory, *overrides, text=text), Heard()
+    runner.run(spec, Workspace(spec.workspace), heard, lambda: False, targets)
+    return heard
+
+
+def planned(directory: Path, *overrides: str, text: str = YAML) -> dict[str, StagePlan]:
+    spec = load(directory, *overrides, text=text)
+    return {item.spec.name: item for item in plan(spec, Workspace(spec.workspace))}
+
+
+def store(directory: Path) -> Store:
+    return Store(directory / "runs/a")
+
+
+def contents(directory: Path) -> dict[str, Any]:
+    """All traces and verdicts, and what the stages consist of, but for times."""
+    found = {}
+    for table, key in (("traces", "trace_key"), ("verdicts", "verdict_key"), ("members", "collection, position")):
+        rows = store(directory).rows(f"SELECT * FROM {table} ORDER BY {key}")
+        found[table] = [{k: v for k, v in row.items() if k not in TIME_COLUMNS} for row in rows]
+    return found
+
+
+def manifest(directory: Path, *overrides: str, stage: str = "generate", text: str = YAML) -> Manifest:
+    found = planned(directory, *overrides, text=text)[stage].manifest
+    assert found is not None
+    return found
+
+
+def samples(directory: Path, collection: str) -> dict[str, list[tuple[int, Outcome]]]:
+    """(sample index, outcome) by problem, of the members."""
+    rows = store(directory).rows(
+        "SELECT label, sample_index, outcome FROM members JOIN traces ON row_key = trace_key "
+        "JOIN judgements j ON j.trace_key = row_key AND j.problem_key = label "
+        "WHERE collection = ? ORDER BY position",
+        [collection],
+    )
+    found = defaultdict(list)
+    for row in rows:
+        found[row["label"]].append((row["sample_index"], Outcome(row["outcome"])))
+    return dict(found)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("undisturbed") / "p"
+    run(directory)
+    return directory
+
+
+def test_each_problem_gets_the_samples_that_its_verdicts_ask_for(undisturbed: Path) -> None:
+    made = manifest(undisturbed)
+    found = samples(undisturbed, made.digest)
+    assert len(found) == 36
+    for judged in found.values():
+        assert [index for index, _ in judged] == list(range(len(judged)))
+        end = RULE.ended([outcome for _, outcome in judged])
+        assert end is not None and end[0] == len(judged)
+    assert len(store(undisturbed).rows("SELECT * FROM traces")) == made.figures["traces"] == made.figures["members"]
+    assert len({len(judged) for judged in found.values()}) > 1  # else it was not hot enough to show anything
+
+
+def test_the_figures_say_what_happened(undisturbed: Path) -> None:
+    figures = manifest(undisturbed).figures
+    found = samples(undisturbed, manifest(undisturbed).digest)
+    right = sum(outcome is Outcome.CORRECT for judged in found.values() for _, outcome in judged)
+    assert figures["accepted"] == right
+    assert figures["tries_per_accepted"] == round(figures["traces"] / right, 3)
+    assert figures["tokens_per_accepted"] == round(figures["tokens"] / right, 1)
+    ends = [RULE.ended([outcome for _, outcome in judged]) for judged in found.values()]
+    for fate in ("satisfied", "short", "hopeless"):
+        expected = sum(end is not None and end[1] == fate for end in ends)
+        assert figures.get(f"{fate}_problems", 0) == expected
+    lengths = store(undisturbed).rows(
+        "SELECT count(*) AS n, sum(thinking_tokens + answer_tokens) AS tokens FROM traces GROUP BY prompt_key"
+    )
+    assert figures["tokens_saved"] == round(sum((6 - row["n"]) * row["tokens"] / row["n"] for row in lengths))
+
+
+def test_the_later_verify_finds_every_verdict_made(undisturbed: Path) -> None:
+    verdicts = store(undisturbed).rows("SELECT trace_key FROM verdicts")
+    assert len(verdicts) == manifest(undisturbed).figures["traces"]
+    again = planned(undisturbed, "verify.verifier=exact")["verify"]
+    assert again.forecast and again.forecast.done == 0  # another verifier has judged nothing
+    assert all(item.status == "cached" for item in planned(undisturbed).values())
+    assert run(undisturbed).ran == []
+
+
+def test_workers_change_nothing(undisturbed: Path, tmp_path: Path) -> None:
+    others = ("generate.engine={kind: transformers, workers: 3}", "generate.until.workers=1")
+    run(tmp_path, *others)
+    assert contents(tmp_path) == contents(undisturbed)
+    assert manifest(tmp_path).fingerprint == manifest(undisturbed).fingerprint  # nor are they in the fingerprint
+
+
+def test_wanting_more_generates_just_what_is_missing(undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed / "runs", tmp_path / "runs", symlinks=True)
+    more = ("generate.until.accepted=4", "generate.until.most=8")
+    before = manifest(undisturbed).figures["traces"]
+    forecast = planned(tmp_path, *more)["generate"].forecast
+    assert forecast and forecast.total and forecast.done == before
+    heard = run(tmp_path, *more)
+    made = len(store(tmp_path).rows("SELECT * FROM traces")) - before
+    assert forecast.figures["least_calls"] <= made <= forecast.figures["calls"]
+    assert forecast.figures["max_tokens"] == forecast.figures["calls"] * 96
+    assert made > 0 and heard.made <= made
+    fresh = tmp_path / "fresh"
+    run(fresh, *more)
+    assert manifest(fresh, *more).digest == manifest(tmp_path, *more).digest
+    assert manifest(fresh, *more).figures["traces"] == before + made
+    assert planned(tmp_path)["generate"].status == "cached"  # and back again costs nothing
+
+
+def test_the_plan_tells_bounds_before_anything_is_there(tmp_path: Path) -> None:
+    forecast = planned(tmp_path)["generate"].forecast
+    assert forecast and (forecast.total, forecast.done) == (36 * 6, 0)
+    run(tmp_path, targets=["problems"])
+    forecast = planned(tmp_path)["generate"].forecast
+    assert forecast and (forecast.total, forecast.done) == (36 * 6, 0)
+    assert forecast.figures == {"least_calls": 36 * 2, "calls": 36 * 6, "max_tokens": 36 * 6 * 96}
+
+
+def test_traces_that_a_uniform_stage_has_made_are_judged_and_not_made_again(tmp_path: Path) -> None:
+    uniform = YAML.replace("until: {accepted: 2, most: 6, hopeless: 0.4}", "samples: 6")
+    run(tmp_path, text=uniform, targets=["generate"])
+    traces = len(store(tmp_path).rows("SELECT * FROM traces"))
+    forecast = planned(tmp_path)["generate"].forecast
+    assert forecast and forecast.total == forecast.done == traces and forecast.figures["least_calls"] == 0
+    run(tmp_path)
+    assert len(store(tmp_path).rows("SELECT * FROM traces")) == traces
+    judged = store(tmp_path).rows("SELECT * FROM verdicts")
+    assert len(judged) == manifest(tmp_path).figures["traces"] < traces  # what is not wanted is not judged
+
+
+QUOTAS = YAML.replace(
+    "hopeless: 0.4}", "quotas: [{source: logic, difficulty: 3, accepted: 5}, {source: calc, accepted: 9}]}"
+)
+
+
+def test_quotas_ask_the_first_problems_and_no_more_than_needed(tmp_path: Path) -> None:
+    run(tmp_path, text=QUOTAS)
+    made = manifest(tmp_path, text=QUOTAS)
+    found = samples(tmp_path, made.digest)
+    rows = store(tmp_path).rows(
+        "SELECT problem_key, source, difficulty FROM problems JOIN members ON row_key = problem_key ORDER BY position"
+    )
+    for source, difficulty, wanted in (("logic", 3, 5), ("calc", None, 9)):
+        covered = [r["problem_key"] for r in rows if r["source"] == source and difficulty in (None, r["difficulty"])]
+        asked = [key for key in covered if key in found]
+        assert asked == covered[: len(asked)]
+        yields = [sum(outcome is Outcome.CORRECT for _, outcome in found[key]) for key in asked]
+        told = made.figures["quotas"][f"source {source}" + (f", difficulty {difficulty}" if difficulty else "")]
+        assert told == {"accepted": sum(yields), "of": wanted}
+        assert sum(yields[:-1]) < wanted
+        assert sum(yields) >= wanted or asked == covered
+    assert {r["source"] for r in rows if r["problem_key"] in found} == {"calc", "logic"}
+    assert made.figures["problems_not_asked"] == 36 - len(found)
+
+
+def test_a_quota_of_no_problem_and_settings_that_contradict_each_other_are_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"until\.quotas\.0 \(source lógica\): covers no problem.*calc, logic"):
+        run(tmp_path, text=QUOTAS.replace("source: logic, difficulty: 3", "source: lógica"))
+    for wrong, said in (
+        ("until: {accepted: 4, most: 2}", "4 correct traces cannot come of most: 2"),
+        ("until: {accepted: 2, most: 4, trivial: 2}", "trivial: 2 must be less than accepted: 2"),
+        ("until: {accepted: 2, most: 4, verifier: maths}", "no verifier is called 'maths'"),
+        ("until: {accepted: 2, most: 4}\n    samples: 3", "samples and until exclude each other"),
+    ):
+        with pytest.raises(InputError, match=rf"p\.yaml:\d+: .*{said}"):
+            load(tmp_path, text=YAML.replace("until: {accepted: 2, most: 6, hopeless: 0.4}", wrong))
+    with pytest.raises(InputError, match="temperature above 0"):
+        load(tmp_path, "generate.sampling.temperature=0")
+
+
+# -- verifiers that are slow, fail, or have to be opened ----------------------------------------
+
+OWN = """\
+import os, signal
+from distill.types import Verdict
+
+class Own:
+    name = "own"
+    version = "1"
+
+    def verify(self, problem, trace):
+        if int(trace.answer or 0) % 2 and not os.path.exists("mended"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Verdict.correct("why not")
+"""
+
+
+def test_a_verifier_that_crashes_counts_as_neither_and_is_asked_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    text = YAML.replace("{family: calc, train: 24}, {family: logic, train: 12}", "{family: calc, train: 4}")
+    text = text.replace("hopeless: 0.4", "unverifiable: null, verifier: ./own.py:Own")
+    run(tmp_path, text=text, targets=["generate"])
+    outcomes = {r["outcome"] for r in store(tmp_path).rows("SELECT outcome FROM verdicts")}
+    failed = store(tmp_path).rows("SELECT * FROM verdicts WHERE verdict_key LIKE '%-failed'")
+    assert "unverifiable" in outcomes and failed
+    assert "failed, by a timeout or a crash" in planned(tmp_path, text=text)["generate"].reasons[0]
+    (tmp_path / "mended").touch()
+    run(tmp_path, text=text, targets=["generate"])
+    assert planned(tmp_path, text=text)["generate"].status == "cached"
+    found = samples(tmp_path, manifest(tmp_path, text=text).digest)
+    assert sum(outcome is Outcome.CORRECT for judged in found.values() for _, outcome in judged) == 8
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("TEST_KEY", "sk-test-0123456789abcdef")
+    with serving() as server:
+        yield server
+
+
+def test_an_api_teacher_and_a_judge_work_as_one_stream(server: Server, tmp_path: Path) -> None:
+    """The teacher's third answer to each problem is right; the judge, behind the same server, sees which."""
+
+    def act(handler: Handler) -> None:
+        prompt = handler.body["messages"][-1]["content"]
+        if "VERDICT" in prompt or len(handler.body["messages"]) > 1:
+            reply(f"VERDICT: {'correct' if 'the third' in prompt else 'incorrect'}")(handler)
+        else:
+            with server.lock:
+                turn = server.asked[prompt]
+            reply("the third" if turn >= 3 else f"number {turn}")(handler)
+
+    server.otherwise = act
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"q": f"{n}?", "a": "x"}) + "\n" for n in range(6)))
+    engine = f"{{kind: openai, base_url: '{server.url}', key_from: TEST_KEY, retries: 0, concurrency: 4}}"
+    text = f"""\
+name: judged
+workspace: runs/a
+stages:
+  problems: {{sources: [{{file: {tmp_path}/p.jsonl, prompt: q, reference: a}}]}}
+  generate:
+    problems: problems
+    teacher: tiny
+    engine: {engine}
+    until: {{accepted: 1, most: 5, verifier: {{judge: {{model: tiny, engine: {engine}}}}}}}
+"""
+    run(tmp_path, text=text)
+    found = samples(tmp_path, manifest(tmp_path, text=text).digest)
+    assert [[outcome for _, outcome in judged] for judged in found.values()] == [
+        [Outcome.INCORRECT, Outcome.INCORRECT, Outcome.CORRECT]
+    ] * 6
+    asked = [count for prompt, count in server.asked.items() if prompt.endswith("?")]
+    assert asked == [3] * 6
+
+
+# -- stopped and killed -------------------------------------------------------------------------
+
+
+def test_a_run_stopped_in_order_goes_on_where_it_stopped(undisturbed: Path, tmp_path: Path) -> None:
+    spec, asked = load(tmp_path), threading.Event()
+
+    def stopping() -> bool:
+        if shards(tmp_path) > 0:
+            asked.set()
+        return asked.is_set()
+
+    with pytest.raises(Stopped):
+        runner.run(spec, Workspace(spec.workspace), Heard(), stopping)
+    kept = store(tmp_path).rows("SELECT * FROM traces")
+    assert 0 < len(kept) < manifest(undisturbed).figures["traces"]
+    forecast = planned(tmp_path)["generate"].forecast
+    assert forecast and forecast.done == len(kept)
+    run(tmp_path)
+    assert contents(tmp_path) == contents(undisturbed)
+
+
+RUNS = """
+import os, sys
+import pyarrow.dataset, transformers, distill.engines.transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from distill.cli.main import main
+
+for _ in sys.stdin:
+    if not (child := os.fork()):
+        os.setsid()
+        sys.stdout = open(os.devnull, "w")
+        sys.argv = ["distill", "run", "--pipeline", "p.yaml", "--json"]
+        main()
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""For each line, a run in a process group of its own: the imports, which take longer, are made once."""
+
+
+@contextmanager
+def runs(directory: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNS], cwd=directory, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+    )  # fmt: skip
+    with process:
+        yield process
+        assert process.stdin
+        process.stdin.close()
+
+
+def once(process: subprocess.Popen[str], until: Callable[[], bool]) -> int:
+    """One run, killed as soon as ``until`` says so; its exit code."""
+    assert process.stdin and process.stdout
+    print("run", file=process.stdin)
+    group = int(process.stdout.readline())
+    while not select.select([process.stdout], [], [], 0.01)[0]:
+        if until():
+            os.killpg(group, signal.SIGKILL)
+            break
+    return int(process.stdout.readline())
+
+
+class Moment:
+    """True at so many looks after new traces have come to lie on the disk."""
+
+    def __init__(self, directory: Path, looks: int) -> None:
+        self._directory, self._looks, self._before = directory, looks, shards(directory)
+
+    def __call__(self) -> bool:
+        if shards(self._directory) == self._before:
+            return False
+        self._looks -= 1
+        return self._looks <= 0
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_like_one_left_alone(undisturbed: Path, tmp_path: Path) -> None:
+    """Killed while it samples and judges: a trace is on the disk, its verdict may be or not."""
+    load(tmp_path)
+    with runs(tmp_path) as process:
+        codes = []
+        for kill in range(6):
+            codes.append(once(process, Moment(tmp_path, looks=random.Random(kill).randrange(1, 30))))
+        codes.append(once(process, lambda: False))
+    assert codes[-1] == 0 and -signal.SIGKILL in codes
+    assert contents(tmp_path) == contents(undisturbed)
+    journal = [str(path) for path in (tmp_path / "runs/a/journal/traces").glob("*.parquet")]
+    query = "SELECT trace_key FROM read_parquet(?) GROUP BY trace_key HAVING count(DISTINCT created) > 1"
+    assert duckdb.execute(query, [journal]).fetchall() == []  # none was generated twice
+
+
+def shards(directory: Path) -> int:
+    found = (directory / "runs/a/shards/traces").glob("*.parquet")
+    return sum(not path.name.startswith(TEMPORARY) for path in found)

@@ -1,0 +1,333 @@
+"""Responses cut at their limit: kept, left out, or gone on with; counted, killed in between, never made twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from words_engine import WordsEngine, words
+
+from distill import catalog, keys, truncation
+from distill.cli import traces as cli_traces
+from distill.generation import Wanted, wanted
+from distill.store import Store, schema
+from distill.thinking import split_thinking
+from distill.types import Asked, Problem, Sampling
+from pipeline import config, runner
+from pipeline.errors import InputError, PipelineError
+from pipeline.events import Listener
+from pipeline.plan import plan
+from pipeline.workspace import Workspace
+
+ROOT = Path(__file__).parents[1]
+PROBLEMS = 12
+TIME_COLUMNS = {"seconds", "created"}
+
+
+class Here:
+    """A stage's context, as far as sampling needs it."""
+
+    def __init__(self) -> None:
+        self.heard: list[dict[str, Any]] = []
+
+    def stopping(self) -> bool:
+        return False
+
+    def progress(self, done: int, total: int | None, **figures: Any) -> None:
+        self.heard.append({"done": done, "total": total, **figures})
+
+
+def problem(text: str) -> Problem:
+    return Problem(f"x/{text}", text, "42", "exact", "x")
+
+
+def wishes_for(texts: list[str], max_tokens: int = 20, **sampling: Any) -> list[Wanted]:
+    tasks = [(text, problem(text)) for text in texts]
+    return wanted(tasks, "m", Sampling(max_tokens=max_tokens, **sampling), 1)
+
+
+def make(store: Store, wishes: list[Wanted], limits: list[int], engine: WordsEngine | None = None) -> list[str]:
+    """What stands; the keys in order."""
+    standing = truncation.make_whole(store, wishes, lambda: engine or WordsEngine("m"), Here(), limits)  # type: ignore[arg-type]
+    return [wish.key for wish in standing]
+
+
+def said_by(store: Store, trace_keys: list[str]) -> list[tuple[str, str, str]]:
+    rows = store.rows("SELECT trace_key, finish, thinking, answer FROM traces")
+    by_key = {row["trace_key"]: (row["finish"], row["thinking"], row["answer"]) for row in rows}
+    return [by_key[key] for key in trace_keys]
+
+
+TEXTS = [f"question {i}" for i in range(PROBLEMS)]
+LONG = [text for text in TEXTS if len(words(f"user: {text}\n")) > 20]
+(SHORT, *_) = [text for text in TEXTS if text not in LONG]
+
+
+def test_a_continued_response_is_the_one_that_was_never_cut(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    standing = make(store, wishes_for(TEXTS), [30, 100])
+    assert 0 < len(LONG) < PROBLEMS
+    whole = [split_thinking("".join(words(f"user: {text}\n"))) for text in TEXTS]
+    assert said_by(store, standing) == [("stop", parts.thinking, parts.answer) for parts in whole]
+    finishes = Counter(row["finish"] for row in store.rows("SELECT finish FROM traces"))
+    assert finishes["length"] >= len(LONG)  # what was cut is kept too
+    told = store.rows("SELECT trace_key, continued_by, continued_to FROM continuations")
+    chain = {row["trace_key"]: row["continued_by"] for row in told}
+    for wish, key in zip(wishes_for(TEXTS), standing, strict=True):
+        at = wish.key
+        while at in chain:
+            at = chain[at]
+        assert at == key
+    assert len(told) == finishes["length"]
+
+
+def test_a_further_limit_goes_on_from_where_the_last_one_ended(tmp_path: Path) -> None:
+    store, engine = Store(tmp_path), Counting("m")
+    make(store, wishes_for(LONG), [25], engine)
+    before = engine.sampled
+    make(store, wishes_for(LONG), [25, 100], engine)
+    rest = sum(len(words(f"user: {text}\n")) - 25 for text in LONG if len(words(f"user: {text}\n")) > 25)
+    assert engine.sampled - before == rest > 0
+
+
+class Counting(WordsEngine):
+    """Counts the tokens that it sampled, those given left out."""
+
+    sampled = 0
+
+    def _answer(self, request: Any) -> Any:
+        completion = super()._answer(request)
+        self.sampled += len(completion.token_ids) - len(completion.forced)
+        return completion
+
+
+def test_what_is_foreseen_is_what_is_made(tmp_path: Path) -> None:
+    store, wishes = Store(tmp_path), wishes_for(TEXTS)
+    assert truncation.foreseen(store, wishes, [30, 100]) == (PROBLEMS, 0, PROBLEMS * 100)
+    make(store, wishes, [])
+    total, done, tokens = truncation.foreseen(store, wishes, [30, 100])
+    assert (total, done, tokens) == (PROBLEMS + len(LONG), PROBLEMS, len(LONG) * 80)
+    make(store, wishes, [30])
+    longer = [text for text in LONG if len(words(f"user: {text}\n")) > 30]
+    total, done, tokens = truncation.foreseen(store, wishes, [30, 100])
+    assert (total, done, tokens) == (PROBLEMS + len(LONG) + len(longer), PROBLEMS + len(LONG), len(longer) * 70)
+    make(store, wishes, [30, 100])
+    assert truncation.foreseen(store, wishes, [30, 100]) == (total, total, 0)
+
+
+def test_what_was_given_is_told_and_what_was_sampled_is_whole(tmp_path: Path) -> None:
+    """The columns of a prefilled response that was cut and gone on with."""
+    store, text = Store(tmp_path), LONG[0]
+    prefix = "".join(words(f"user: {text}\n")[:3])
+    asked = Asked(problem(text).messages, prefix)
+    wish = wanted([("k", problem(text))], "m", Sampling(max_tokens=20), 1, lambda _: asked)
+    (key,) = make(store, wish, [100])
+    first, second = store.rows("SELECT * FROM traces ORDER BY max_tokens")
+    assert (first["prefix"], first["forced"], first["continues"]) == (prefix, [0, 1, 2], None)
+    assert second["prefix"] == first["cut"] == "".join(words(f"user: {text}\n")[:20])
+    assert (second["trace_key"], second["continues"], second["cut"]) == (key, first["trace_key"], None)
+    assert second["forced"] == list(range(20))
+    assert first["prompt_key"] == second["prompt_key"] == keys.prompt_key(problem(text))
+
+
+def test_a_response_cut_by_the_end_of_the_models_positions_is_left_as_it_is(tmp_path: Path) -> None:
+    store, wishes = Store(tmp_path), wishes_for(LONG)
+    engine = WordsEngine("m", positions=15)
+    assert make(store, wishes, [100], engine) == [wish.key for wish in wishes]
+    assert truncation.foreseen(store, wishes, [100]) == (len(LONG), len(LONG), 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"cut": "<think>\na b "}, "<think>\na b "),
+        ({"cut": "half a letter \ufffd"}, "half a letter "),
+        ({"cut": None, "thinking": "a b", "answer": "", "closed": False, "prompt": "q"}, "<think>\na b"),
+        ({"cut": None, "thinking": "a b", "answer": "", "closed": False, "prompt": "q\n<think>\n"}, "a b"),
+        ({"cut": None, "thinking": "a", "answer": "b", "closed": True, "prompt": "q"}, "<think>\na\n</think>\n\nb"),
+        ({"cut": None, "thinking": "", "answer": "a b", "closed": True, "prompt": "q"}, "a b"),
+    ],
+)
+def test_what_a_cut_response_said_is_known_of_older_rows_too(row: dict[str, Any], text: str) -> None:
+    assert truncation.text_of(row) == text
+
+
+def test_a_store_from_before_gets_its_columns_and_keeps_its_rows(tmp_path: Path) -> None:
+    """A trace made by an older distill is there, is shown, and can be gone on with."""
+    store, (wish,) = Store(tmp_path), wishes_for(LONG[:1])
+    with duckdb.connect(str(store.path)) as connection:
+        connection.execute("CREATE TABLE migrations (name VARCHAR, checksum VARCHAR, applied TIMESTAMP)")
+        for name in [name for name in schema.names() if name < "0004"]:
+            connection.execute((schema.MIGRATIONS / f"{name}.sql").read_text())
+            connection.execute("INSERT INTO migrations VALUES (?, ?, now())", [name, schema.checksum(name)])
+        connection.execute(
+            "INSERT INTO traces BY NAME SELECT ? AS trace_key, 'length' AS finish, 'user: q' AS prompt, 'w0' AS thinking, "
+            "'' AS answer, false AS closed, [1, 2] AS token_ids, 2 AS max_tokens",
+            [wish.key],
+        )
+        connection.execute("INSERT INTO ingested VALUES ('traces', '', 1)")
+    with pytest.raises(InputError, match="made by an older distill; `distill run` brings it up to date"):
+        cli_traces.show(wish.key, Path("none.yaml"), tmp_path, False)
+    store.mend()
+    wish = replace(wish, sampling=Sampling(max_tokens=2))
+    (key,) = make(store, [wish], [100])
+    assert store.rows("SELECT prefix FROM traces WHERE trace_key = ?", [key]) == [{"prefix": "<think>\nw0"}]
+
+
+# As a stage.
+
+PIPELINE = """\
+name: small
+stages:
+  problems: {sources: [{file: p.jsonl, prompt: q, reference: a, verifier: exact}]}
+  generate:
+    problems: problems
+    teacher: "embedded:teacher"
+    sampling: {max_tokens: 20}
+"""
+CONTINUE = "    truncated: continue\n    continue_tokens: [30, 100]\n"
+
+
+def project(directory: Path, texts: list[str], more: str = "") -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / "p.jsonl").write_text("\n".join(json.dumps({"q": text, "a": "42"}) for text in texts))
+    (directory / "p.yaml").write_text(PIPELINE + more)
+    return directory
+
+
+def run_here(directory: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> dict[str, Any]:
+    """Run the pipeline in this process with the engine that speaks words; the figures of ``generate``."""
+    monkeypatch.setitem(catalog.ENGINES, "transformers", "words_engine:open_engine")
+    monkeypatch.chdir(directory)
+    spec = config.load(Path("p.yaml"), catalog.stage, overrides=overrides)
+    workspace = Workspace(spec.workspace)
+    runner.run(spec, workspace, Listener(), lambda: False)
+    (found,) = [item for item in plan(spec, workspace) if item.spec.name == "generate"]
+    assert found.status == "cached"
+    return dict(found.figures)
+
+
+def test_each_policy_and_each_outcome_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = ["please refuse this", "be silent", "be silent again"]
+    directory = project(tmp_path / "p", [*LONG, *others, SHORT])
+    kept = run_here(directory, monkeypatch)
+    count = len(LONG) + 4
+    assert (kept["members"], kept["truncated"], kept["refused"], kept["empty"]) == (count, len(LONG), 1, 2)
+    dropped = run_here(directory, monkeypatch, "generate.truncated=drop")
+    assert (dropped["members"], dropped["truncated"], dropped["left_out"]) == (4, len(LONG), len(LONG))
+    whole = run_here(directory, monkeypatch, "generate.truncated=continue", "generate.continue_tokens=100")
+    assert (whole["members"], whole["truncated"], whole["continued"]) == (count, 0, len(LONG))
+    store = Store(directory / "runs/small")
+    (row,) = store.rows("SELECT * EXCLUDE (model, difficulty) FROM outcomes")
+    assert row == {
+        "source": "p", "traces": count + len(LONG), "finished": len(LONG) + 1, "truncated": len(LONG),
+        "continued": len(LONG), "refused": 1, "empty": 2,
+    }  # fmt: skip
+
+
+def test_where_every_response_was_cut_it_is_said_and_they_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = project(tmp_path / "p", LONG[:2])
+    with pytest.raises(PipelineError, match=r"stage generate: every response was cut at 20 tokens"):
+        run_here(directory, monkeypatch, "generate.truncated=drop")
+    assert len(rows_of(directory)) == 2
+    assert run_here(directory, monkeypatch, "generate.truncated=keep")["members"] == 2
+
+
+def test_show_tells_what_was_given_and_what_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = LONG[0]
+    directory = project(tmp_path / "p", [text])
+    run_here(directory, monkeypatch, "generate.truncated=continue", "generate.continue_tokens=100")
+    (link,) = Store(directory / "runs/small").rows("SELECT * FROM continuations")
+    cli_traces.show(link["trace_key"], Path("p.yaml"), None, False)
+    assert f"['{link['continued_by']}']" in capsys.readouterr().out
+    cli_traces.show(link["continued_by"], Path("p.yaml"), None, False)
+    shown = capsys.readouterr().out
+    assert f"continues        {link['trace_key']}" in shown
+    assert f"--- prompt\nuser: {text}\n\n\n--- given after it: the beginning of the response\n<think>\nw" in shown
+    cli_traces.stats(Path("p.yaml"), None, True)
+    stats = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert (stats["traces"], stats["truncated"], stats["refused"], stats["empty"]) == (2, 1, 0, 0)
+
+
+# Killed.
+
+RUN = """
+import sys
+from distill import catalog
+catalog.ENGINES["transformers"] = "words_engine:open_engine"
+sys.argv = ["distill", "run", "--pipeline", "p.yaml", "--json"]
+from distill.__main__ import main
+main()
+"""
+MANY = [f"question {i}" for i in range(60)]
+
+
+def start(directory: Path) -> subprocess.Popen[bytes]:
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN], cwd=directory, start_new_session=True, stdout=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": paths, "WORDS_LOG": "asked.log", "WORDS_PAUSE": "0.01"},
+    )  # fmt: skip
+
+
+def asked_in(directory: Path) -> list[str]:
+    log = directory / "asked.log"
+    return log.read_text().split("\n")[:-1] if log.exists() else []
+
+
+def kept_in(directory: Path) -> set[str]:
+    """The traces that are durable, in shards or in the store."""
+    files = [str(path) for path in (directory / "runs/small").glob("*/traces/[!.]*.parquet")]
+    return (
+        {row[0] for row in duckdb.execute("SELECT trace_key FROM read_parquet(?)", [files]).fetchall()}
+        if files
+        else set()
+    )
+
+
+def rows_of(directory: Path) -> list[dict[str, Any]]:
+    rows = Store(directory / "runs/small").rows("SELECT * FROM traces ORDER BY trace_key")
+    return [{name: value for name, value in row.items() if name not in TIME_COLUMNS} for row in rows]
+
+
+def members_of(directory: Path) -> list[dict[str, Any]]:
+    return Store(directory / "runs/small").rows("SELECT * FROM members ORDER BY ALL")
+
+
+@pytest.mark.slow
+def test_killed_while_cut_responses_are_gone_on_with_nothing_is_made_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, killed = (project(tmp_path / name, MANY, CONTINUE) for name in ("alone", "killed"))
+    run_here(alone, monkeypatch)
+    total = len(rows_of(alone))
+    assert total > len(MANY) + 20
+    for at in (len(MANY) + 20, total - 5):
+        before, asked = kept_in(killed), len(asked_in(killed))
+        process = start(killed)
+        while process.poll() is None and len(asked_in(killed)) < at:
+            time.sleep(0.005)
+        assert process.poll() is None, "it was to be killed, and has ended"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not before & set(asked_in(killed)[asked:])
+    before, asked = kept_in(killed), len(asked_in(killed))
+    assert before
+    assert start(killed).wait() == 0
+    assert not before & set(asked_in(killed)[asked:])
+    assert rows_of(killed) == rows_of(alone)
+    assert members_of(killed) == members_of(alone)

@@ -1,0 +1,72 @@
+"""A small engine that speaks from its own text: for tests of what is made of cut, refused and empty responses.
+
+The response to a prompt is a fixed sequence of words, so going on from any beginning of it comes to the same
+end. A token is a word with the space after it. In the file WORDS_LOG it writes down each
+request as it gets it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from distill.engines.base import Stopping, never
+from distill.thinking import CLOSE, OPEN, count_thinking_tokens
+from distill.types import Completion, Finish, Request
+from pipeline.fingerprint import content_hash
+
+
+def words(prompt: str) -> list[str]:
+    """What is said to a prompt: some thinking, then the answer."""
+    draw = int(content_hash(prompt)[:8], 16)
+    thinking = [f"w{i * draw % 97} " for i in range(5 + draw % 50)]
+    return [f"{OPEN}\n", *thinking, f"\n{CLOSE}\n\n", *(f"a{i} " for i in range(3)), "42"]
+
+
+@dataclass
+class WordsEngine:
+    model: str
+    positions: int = 10**9
+    name: str = "words"
+    batch_invariant: bool = True
+    opened: int = 0
+
+    def generate(self, requests: Iterable[Request], stopping: Stopping = never) -> Iterator[Completion]:
+        for request in requests:
+            if stopping():
+                return
+            if log := os.environ.get("WORDS_LOG"):
+                with open(log, "a") as file:
+                    file.write(f"{request.key}\n")
+            time.sleep(float(os.environ.get("WORDS_PAUSE", "0")))
+            yield self._answer(request)
+
+    def _answer(self, request: Request) -> Completion:
+        prompt = "".join(f"{message['role']}: {message['content']}\n" for message in request.messages)
+        said, finish = words(prompt), Finish.STOP
+        if "refuse" in prompt or "silent" in prompt:
+            said, finish = [], Finish.REFUSED if "refuse" in prompt else Finish.EMPTY
+        given = [token for token in re.findall(r"\s*\S+\s*", request.prefix) if token]
+        rest = said[len(given) :] if "".join(said).startswith(request.prefix) else said
+        tokens = [*given, *rest]
+        limit = min(request.sampling.max_tokens, self.positions)
+        if len(tokens) > limit:
+            tokens, finish = tokens[:limit], Finish.LENGTH
+        ids = tuple(int(content_hash(token)[:6], 16) for token in tokens)
+        close = [i for i, token in enumerate(tokens) if CLOSE in token]
+        thinking, _ = count_thinking_tokens(ids, [ids[close[0]]] if close else [], [ids[0]] if ids else [])
+        return Completion(
+            request.key, prompt, (1, 2), "".join(tokens), ids, None, finish,
+            thinking_tokens=thinking, forced=tuple(range(len(given))),
+        )  # fmt: skip
+
+    def close(self) -> None:
+        pass
+
+
+def open_engine(model: Any, options: Any, note: Any) -> WordsEngine:
+    return WordsEngine(model.identity)
