@@ -219,12 +219,10 @@ def _funnel(store: Store, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _paid(store: Store, selection: str, kept: int) -> dict[str, float]:
-    """What the endpoint took for the traces, lost calls and rejected traces included; nothing where none was paid."""
+def _paid(store: Store, selection: str, kept: int) -> dict[str, float | None]:
+    """What the endpoint took for the traces, lost calls and rejected traces included; null where none was paid."""
     cost = spent_on(store, selection).get("cost")
-    if not cost:
-        return {}
-    return {"cost": cost} | ({"cost_per_kept": round(cost / kept, 6)} if kept else {})
+    return {"cost": cost, "cost_per_kept": round(cost / kept, 6) if cost and kept else None}
 
 
 def _curves(store: Store, run: str) -> dict[str, list[list[float]]]:
