@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 from distill import keys
@@ -158,7 +159,8 @@ class _Tally:
 
     def __init__(self, done: int, total: int, label: str) -> None:
         self.done, self.total = done, total
-        self._label, self._tokens, self._cost, self._begun = label, 0, 0.0, time.monotonic()
+        self._label, self._tokens, self._cost, self._begun = label, 0, Decimal(0), time.monotonic()
+        self._present = done
         self._finishes: Counter[Finish] = Counter()
 
     def add(self, completion: Completion) -> None:
@@ -171,7 +173,8 @@ class _Tally:
         """The outcomes that are no answer are told where there are any."""
         figures: dict[str, Any] = {"model": self._label} if self._label else {}
         if self._cost:
-            figures["cost"] = round(self._cost, 4)
+            left = self._cost * (self.total - self.done) / (self.done - self._present)
+            figures |= {"cost": float(round(self._cost, 4)), "cost_left": float(round(left, 4))}
         figures |= {name: n for finish, name in UNANSWERED.items() if (n := self._finishes[finish])}
         rate = self._tokens / max(time.monotonic() - self._begun, 1e-9)
         return {**figures, "tokens": self._tokens, "tokens_per_second": round(rate)}

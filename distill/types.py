@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
@@ -148,7 +149,7 @@ class Completion:
     thinking_tokens: int = 0
     answer_tokens: int | None = None
     prompt_tokens: int | None = None
-    cost: float = 0.0
+    cost: Decimal = Decimal(0)
     forced: tuple[int, ...] = ()
 
     @property

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill import keys, verifiers
+from distill.spending import Spending
 from distill.store import Store
 from distill.store.records import Row, verdict_row
 from distill.thinking import Response
@@ -111,7 +112,8 @@ def make_verdicts(
     stop_check(context.stopping)
     responses = responses_of(store, list(missing.values()))
     writer = _Writer(store, context, found, len(wishes) - len(missing), len(wishes), label)
-    with VerifierPool(workers=workers, note=context.note, hashes=context.hashes) as pool:
+    spending = Spending(store, context.name)
+    with VerifierPool(workers=workers, note=context.note, hashes=context.hashes, spending=spending) as pool:
         items = ((w.key, w.verifier, w.problem, responses[w.trace_key]) for w in missing.values())
 
         def stopping() -> bool:  # asked every second or so, also while a judge thinks

@@ -11,6 +11,7 @@ import json
 import sys
 import typing
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,8 @@ def _type(annotation: Any) -> str:
         return f"mapping to {_type(inner[1])}"
     if inner:
         return " \\| ".join(dict.fromkeys(_type(part) for part in inner))
-    return {type(None): "null", str: "text", int: "integer", float: "number", bool: "true/false", Any: "any"}.get(
-        annotation, str(annotation)
-    )
+    names = {type(None): "null", str: "text", int: "integer", float: "number", Decimal: "number", bool: "true/false"}
+    return {**names, Any: "any"}.get(annotation, str(annotation))
 
 
 def _plain(value: Any) -> str:

@@ -24,7 +24,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = self.body["messages"][-1]["content"]
+        prompt = next(m["content"] for m in reversed(self.body["messages"]) if m["role"] == "user")
         with self.server.lock:
             turn = self.server.asked[prompt]
             self.server.asked[prompt] += 1
@@ -39,6 +39,17 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(text.encode())))
         self.end_headers()
         self.wfile.write(text.encode())
+
+    def begin_events(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+
+    def event(self, text: str, last: bool = False) -> None:
+        data = b"" if last else f"{text}\n\n".encode()
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        self.wfile.flush()
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -68,6 +79,33 @@ def reply(content: str | None = "4", finish: str = "stop", usage: dict[str, Any]
     message = {"role": "assistant", "content": content, **fields}
     choice = {"index": 0, "message": message, "finish_reason": finish}
     return lambda handler: handler.send(200, json.dumps({"choices": [choice], "usage": counts}))
+
+
+def streamed(
+    *pieces: dict[str, Any],
+    finish: str = "stop",
+    usage: dict[str, Any] | None = None,
+    pause: Callable[[], Any] = lambda: 0,
+) -> Act:
+    """The same as server-sent events, a delta each; ``pause`` is called before each."""
+
+    def act(handler: Handler) -> None:
+        counts = {"prompt_tokens": 10, "completion_tokens": 20} if usage is None else usage
+        handler.begin_events()
+        handler.event(": keep-alive")
+        for delta in pieces:
+            pause()
+            handler.event(_data([{"index": 0, "delta": delta, "finish_reason": None}]))
+        handler.event(_data([{"index": 0, "delta": {}, "finish_reason": finish}]))
+        handler.event(_data([], usage=counts))
+        handler.event("data: [DONE]")
+        handler.event("", last=True)
+
+    return act
+
+
+def _data(choices: list[Any], **more: Any) -> str:
+    return f"data: {json.dumps({'choices': choices, **more})}"
 
 
 def status(code: int, text: str = "no", **headers: str) -> Act:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +19,9 @@ import pytest
 from chat_server import Handler, Server, cut, malformed, reply, serving, status
 
 from distill import generation
-from distill.engines import chat, openai, pacing
+from distill.engines import openai, pacing
 from distill.engines.options import OpenAIOptions
+from distill.engines.prices import Prices
 from distill.modelspec import Model
 from distill.store import Store
 from distill.types import Completion, Finish, Problem, Request, Sampling
@@ -87,7 +89,10 @@ def test_what_is_sent_depends_on_the_request_alone(server: Server) -> None:
     bodies = {json.dumps(body, sort_keys=True) for _, body in server.seen}
     assert len(bodies) == len(prompts)
     assert len({body["seed"] for _, body in server.seen}) == len(prompts)
-    assert set(server.seen[0][1]) == {"model", "messages", "max_tokens", "temperature", "seed"}
+    plain = {"model", "messages", "max_tokens", "temperature", "seed"}
+    assert set(server.seen[0][1]) == {*plain, "stream", "stream_options"}
+    sample(server, ["plain"], stream=False)
+    assert set(server.seen[-1][1]) == plain
 
 
 def test_thinking_is_read_under_both_names_and_put_in_tags(server: Server) -> None:
@@ -140,7 +145,7 @@ def test_the_cap_is_never_exceeded_and_what_is_finished_is_yielded(server: Serve
             made.append(completion.key)
     engine.close()
     assert caught.value.exit_code == 3
-    assert engine.spent == pytest.approx(0.5 * len(made)) and 9.0 < engine.spent <= 10.0
+    assert engine.spent.cost == Decimal("0.5") * len(made) and 9 < engine.spent.cost <= 10
     assert sum(server.asked.values()) == len(set(made)) == len(made)
 
 
@@ -150,7 +155,7 @@ def test_lost_replies_count_in_full(server: Server) -> None:
     with pytest.raises(CapReached):
         list(engine.generate([request("p")]))
     engine.close()
-    assert server.asked["p"] == 2 and engine.spent == pytest.approx(2.0)
+    assert server.asked["p"] == 2 and engine.spent.cost == 2
 
 
 def test_a_down_endpoint_is_one_line_with_its_url() -> None:
@@ -214,7 +219,7 @@ def test_a_dripping_server_is_given_up_after_the_timeout(server: Server) -> None
 
     done = threading.Event()
     server.scripts = {"p": [drip, reply("x")]}
-    made = sample(server, ["p"], timeout=0.4)
+    made = sample(server, ["p"], longest_call=0.4)
     done.set()
     assert made["key of p"].text == "x"
 
@@ -267,8 +272,7 @@ def test_retry_after_and_pauses_are_functions_of_their_arguments() -> None:
 
 
 def test_the_prompt_bound_covers_any_tokenizer() -> None:
-    prices = chat.Prices(1e6, 0.0)
-    assert prices.most(request("ü" * 10)) >= 20
+    assert Prices(input=Decimal(1_000_000)).most(request("ü" * 10)).cost >= 20
 
 
 def test_traces_with_counts_and_cost_reach_the_store(server: Server, tmp_path: Any) -> None:

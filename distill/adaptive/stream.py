@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from decimal import Decimal
 
 from distill.adaptive.course import Course, Place
 from distill.adaptive.judging import Judging
@@ -22,6 +23,7 @@ from distill.adaptive.known import Known
 from distill.engines.base import Engine, PromptTooLong, response_of
 from distill.engines.feed import Feed
 from distill.generation import request_of, row_of
+from distill.spending import Spending
 from distill.store import Store
 from distill.store.appending import Appender
 from distill.store.records import verdict_row
@@ -51,11 +53,12 @@ class Stream:
         self._failure: BaseException | None = None
         self._over = False
         self._begun = self._shown = time.monotonic()
-        self._tokens, self._cost, self._made = 0, 0.0, 0
+        self._tokens, self._cost, self._made = 0, Decimal(0), 0
 
     def run(self, open_engine: Callable[[], Engine], workers: int) -> None:
         """The engine is opened only if a sample is missing. Whatever ends it early, what was made is kept."""
-        with VerifierPool(workers=workers, note=self._context.note, hashes=self._context.hashes) as pool:
+        context, spending = self._context, Spending(self._store, self._context.name)
+        with VerifierPool(workers=workers, note=context.note, hashes=context.hashes, spending=spending) as pool:
             self._judging = Judging(pool, self._judged, lambda: self._over or self._context.stopping())
             try:
                 with self._lock:
@@ -155,6 +158,6 @@ class Stream:
         self._shown = now = time.monotonic()
         done, total = self._course.progress()
         figures = {"made": self._made, "tokens": self._tokens}
-        cost = {"cost": round(self._cost, 4)} if self._cost else {}
+        cost = {"cost": float(round(self._cost, 4))} if self._cost else {}
         rate = round(self._tokens / max(now - self._begun, 1e-9))
         self._context.progress(done, total, **figures, **cost, tokens_per_second=rate)

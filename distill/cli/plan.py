@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distill.cli.display import duration, number
@@ -25,9 +25,19 @@ def plan(
         for item in plans:
             print(json.dumps(_as_dict(item)))
         return
-    print(render([_row(item) for item in plans], width=90))
+    print(render([_row(item) for item in plans], width=130))
     to_run = [item for item in plans if item.status is not Status.CACHED]
     print(f"\n{len(plans) - len(to_run)} cached, {len(to_run)} to run in {spec.workspace}" + _total(to_run))
+
+
+FORESEEN = (
+    ("tokens", "max_tokens", "{} tokens"),
+    ("cost", "max_cost", "{} to pay"),
+    ("", "max_output_cost", "{} to pay for responses"),
+    ("seconds", "", "{}"),
+)
+"""What is told of a forecast: the figure by what such calls took, the one that is an upper bound, in which words."""
+CAPS = {"cap_leaves": "", "cap_leaves_tokens": " tokens"}
 
 
 def _row(item: StagePlan) -> dict[str, str]:
@@ -49,13 +59,19 @@ def _work(item: StagePlan) -> str:
     least = forecast.figures.get("least_calls", left)
     some = f"{left:,}" if least == left else f"{least:,} to {left:,}"
     text = f"{some} {forecast.unit}" if not forecast.done else f"{some} of {forecast.total:,} {forecast.unit} left"
-    extra = {"max_tokens": "at most {} tokens", "max_cost": "at most {} to pay"}
-    return ", ".join(
-        [
-            text,
-            *(words.format(number(forecast.figures[k])) for k, words in extra.items() if k in forecast.figures),
-        ]
-    )
+    known = {name: number(value) for name, value in forecast.figures.items()}
+    if "seconds" in known:
+        known["seconds"] = duration(forecast.figures["seconds"])
+    told = [_told(known, *what) for what in FORESEEN if known.keys() & set(what[:2])]
+    told += [f"the cap leaves {known[name]}{unit}" for name, unit in CAPS.items() if name in known]
+    return ", ".join([text, *told])
+
+
+def _told(known: Mapping[str, str], usual: str, most: str, words: str) -> str:
+    """``about 800 tokens (at most 2,000)``, or what there is of it."""
+    if usual not in known:
+        return "at most " + words.format(known[most])
+    return f"about {words.format(known[usual])}" + (f" (at most {known[most]})" if most in known else "")
 
 
 def _total(items: Sequence[StagePlan]) -> str:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill import catalog, modelspec
 from distill.engines.base import Engine
 from distill.engines.options import OpenAIOptions, TransformersOptions, VllmOptions
+from distill.engines.prices import Prices
 from distill.modelspec import Model
 from pipeline.errors import InputError
-from pipeline.fingerprint import FileHashes
+from pipeline.fingerprint import FileHashes, canonical
 from pipeline.stage import Context, result_settings
+
+if TYPE_CHECKING:
+    from distill.spending import Spending
 
 Options = TransformersOptions | VllmOptions | OpenAIOptions
 
@@ -49,24 +55,37 @@ def standing_model(name: str, options: Options, hashes: FileHashes) -> Model:
 def _at_endpoint(name: str, options: OpenAIOptions) -> Model:
     if name.startswith(("embedded:", modelspec.STAGE)):
         raise InputError(f"model {name}: an openai engine takes the model's name at {options.base_url}")
-    return Model(name, f"{options.base_url}#{name}")
+    return Model(name, _endpoint_identity(name, options))
+
+
+def _endpoint_identity(name: str, options: OpenAIOptions) -> str:
+    extra = f"+extra_body={canonical(options.extra_body)}" if options.extra_body else ""
+    return f"{options.base_url}#{name}{extra}"
 
 
 def model_dependency(name: str, options: Options, hashes: FileHashes) -> Mapping[str, str]:
     if isinstance(options, OpenAIOptions):
-        return {f"model {name}": f"{options.base_url}#{name}"}
+        return {f"model {name}": _endpoint_identity(name, options)}
     return modelspec.dependency(name, hashes)
 
 
-def open_engine(options: Options, model: Model, note: Callable[[str], None] = lambda text: None) -> Engine:
-    """Load the model; slow. The caller closes the engine."""
+def open_engine(
+    options: Options, model: Model, note: Callable[[str], None] = lambda text: None, spending: Spending | None = None
+) -> Engine:
+    """Load the model; slow. The caller closes the engine, when what it was handed is durable. ``spending`` is the
+    account on which an endpoint's calls are kept and capped; without one, just in memory."""
     if model.adapter and options.kind != "transformers":
         raise InputError(f"model {model.adapter}: an adapter can be sampled from by the transformers engine alone")
     factory: Callable[..., Any] = catalog.resolve("engines", options.kind)
+    if isinstance(options, OpenAIOptions):
+        opened: Engine = factory(model, options, note, partial(spending.open, model.identity) if spending else None)
+        return opened
     engine: Engine = factory(model, options, note)
     return engine
 
 
-def max_cost(options: Options, tokens: int) -> float:
-    """An upper bound in the currency of the price settings, for output tokens."""
-    return tokens * options.price_output / 1e6 if isinstance(options, OpenAIOptions) else 0.0
+def max_cost(options: Options, tokens: int, prompt_tokens: int = 0) -> Decimal:
+    """An upper bound in the currency of the price settings; zero where nothing is paid."""
+    if not isinstance(options, OpenAIOptions):
+        return Decimal(0)
+    return Prices.of(options).bill(prompt_tokens, tokens).cost

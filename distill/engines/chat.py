@@ -2,23 +2,23 @@
 
 Decides how the dialects of OpenAI-compatible endpoints become our one form: thinking, whatever its
 field is called, stands in think tags before the answer; finish reasons and token counts are told in our
-words. Nothing is sent from here: that is `distill.engines.openai`. Left out: tools, images, several
+words. Nothing is sent from here: that is `distill.engines.endpoint`. Left out: tools, images, several
 choices in a reply, logprobs.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from distill.engines import dialects
 from distill.engines.base import seed_of
-from distill.thinking import estimate_tokens, join_thinking, split_thinking
+from distill.engines.dialects import Dialect, is_open
+from distill.engines.prices import NOTHING, Bill, Prices
+from distill.thinking import CLOSE, OPEN, estimate_tokens, join_thinking, split_thinking
 from distill.types import Completion, Finish, Request
-
-TEMPLATE_TOKENS = 64
-"""Room for what a chat template puts around one message, where only an upper bound is known."""
 
 FINISHES = {"length": Finish.LENGTH, "content_filter": Finish.REFUSED}
 INTERRUPTED = {"error", "insufficient_system_resource"}
@@ -30,22 +30,24 @@ class Malformed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Prices:
-    """Per million tokens."""
+class Reply:
+    """What one call came back with. ``thinking_tokens`` is the endpoint's own count, where it tells one."""
 
-    input: float
-    output: float
-
-    def cost(self, prompt_tokens: int, tokens: int) -> float:
-        return (prompt_tokens * self.input + tokens * self.output) / 1e6
-
-    def most(self, request: Request) -> float:
-        """What a call can cost at the very most: no tokenizer makes more tokens than there are bytes."""
-        prompt = sum(len(m["content"].encode()) + TEMPLATE_TOKENS for m in request.messages)
-        return self.cost(prompt, request.sampling.max_tokens)
+    thinking: str
+    answer: str
+    finish: Finish
+    bill: Bill
+    thinking_tokens: int | None = None
+    seconds: float = 0.0
 
 
-def body(request: Request, model: str, limit_field: str = "max_tokens") -> dict[str, Any]:
+def body(
+    request: Request,
+    model: str,
+    dialect: Dialect,
+    limit_field: str = "max_tokens",
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """What is posted. Settings that change nothing are left out, since some endpoints refuse them."""
     sampling = request.sampling
     content: dict[str, Any] = {
@@ -60,35 +62,61 @@ def body(request: Request, model: str, limit_field: str = "max_tokens") -> dict[
             content["top_p"] = sampling.top_p
         if sampling.top_k:
             content["top_k"] = sampling.top_k
-    return content
+    if request.prefix:
+        content["messages"].append(dialects.begun(request, dialect))
+        content |= dialect.body
+    if request.budget and request.budget.most is not None and dialect.budget:
+        content |= dialects.budgeted(request.budget.most, dialect)
+    return merged(content, extra) if extra else content
+
+
+def merged(content: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """``extra`` put over ``content``, mapping by mapping."""
+    found = dict(content)
+    for name, value in extra.items():
+        inner = found.get(name)
+        found[name] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return found
 
 
 def parsed(text: str) -> Any:
     """A reply's text as data; `Malformed` where it is not JSON."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Malformed(f"the reply is not valid JSON: {' '.join(text.split())[:80]!r}") from None
 
 
-def completion(request: Request, reply: Any, prices: Prices, seconds: float) -> Completion:
-    """The reply (parsed JSON) as a completion; `Malformed` where it is none."""
-    message, reason = _choice(reply)
+def reply_of(request: Request, data: Any, prices: Prices, seconds: float) -> Reply:
+    """What a reply (parsed JSON) says; `Malformed` where it is none. Counts that it does not tell are estimated,
+    and its cost then is the most that it can be."""
+    message, reason = _choice(data)
     thinking = _text(message, "reasoning") or _text(message, "reasoning_content")
     answer, refusal = _text(message, "content"), _text(message, "refusal")
     finish = FINISHES.get(reason, Finish.STOP)
     if refusal and not answer:
         answer, finish = refusal, Finish.REFUSED
-    cut = finish is Finish.LENGTH and bool(thinking) and not answer
-    text = join_thinking(thinking, answer, closed=not cut)
-    if finish is Finish.STOP and not text.strip():
-        finish = Finish.EMPTY
-    usage = reply.get("usage")
-    usage = usage if isinstance(usage, Mapping) else {}
-    total = _count(usage, "completion_tokens", estimate_tokens(text))
-    prompt_tokens = _count(usage, "prompt_tokens", sum(estimate_tokens(m["content"]) for m in request.messages))
-    thinking_tokens = min(reported_thinking(usage) or _share(text, total), total)
-    cost = prices.cost(prompt_tokens, total) if usage else prices.most(request)
+    usage = data.get("usage")
+    if not isinstance(usage, Mapping) or not usage:
+        cost = prices.most(request).cost
+        bill = Bill(_prompt_estimate(request), 0, estimate_tokens(thinking + answer), cost)
+        return Reply(thinking, answer, finish, bill, None, seconds)
+    bill = prices.bill(
+        _count(usage, "prompt_tokens", _prompt_estimate(request)),
+        _count(usage, "completion_tokens", estimate_tokens(thinking + answer)),
+        _cached(usage),
+    )
+    return Reply(thinking, answer, finish, bill, _reported(usage), seconds)
+
+
+def completion(request: Request, parts: Sequence[tuple[str, Reply]]) -> Completion:
+    """The response made by one call, or by several of which each went on from the one before: (the beginning that
+    the call was given, what it came back with)."""
+    text, last = joined(*parts[-1]), parts[-1][1]
+    counts = [_counts(begun, reply) for begun, reply in parts]
+    thinking_tokens, tokens = sum(n for n, _ in counts), sum(n for _, n in counts)
+    given, inside = _given_tokens(request, parts)
+    finish = Finish.EMPTY if last.finish is Finish.STOP and not text.strip() else last.finish
     return Completion(
         key=request.key,
         prompt=_prompt(request),
@@ -97,17 +125,61 @@ def completion(request: Request, reply: Any, prices: Prices, seconds: float) -> 
         token_ids=(),
         logprobs=None,
         finish=finish,
-        seconds=seconds,
-        thinking_tokens=thinking_tokens,
-        answer_tokens=total - thinking_tokens,
-        prompt_tokens=prompt_tokens,
-        cost=cost,
+        seconds=sum(reply.seconds for _, reply in parts),
+        thinking_tokens=thinking_tokens + inside,
+        answer_tokens=tokens - thinking_tokens + given - inside,
+        prompt_tokens=parts[0][1].bill.prompt_tokens,
+        cost=sum((reply.bill for _, reply in parts), NOTHING).cost,
     )
 
 
-def refused(request: Request) -> Completion:
+def joined(begun: str, reply: Reply) -> str:
+    """The text that a call makes of its beginning."""
+    thinking, answer = reply.thinking, reply.answer
+    if not begun:
+        cut = reply.finish is Finish.LENGTH and bool(thinking.strip()) and not answer
+        return join_thinking(thinking.strip(), answer, closed=not cut)
+    if not thinking or not is_open(begun):  # a server that saw the thinking's end in the beginning knows not of it
+        return begun + thinking + answer
+    return f"{begun}{thinking}\n{CLOSE}\n\n{answer}" if answer or reply.finish is Finish.STOP else begun + thinking
+
+
+def refused(request: Request) -> Reply:
     """The outcome where a content filter refused to take the prompt at all."""
-    return Completion(request.key, _prompt(request), (), "", (), None, Finish.REFUSED, answer_tokens=0, prompt_tokens=0)
+    return Reply("", "", Finish.REFUSED, NOTHING)
+
+
+def estimates_thinking(reply: Reply) -> bool:
+    """Whether the thinking tokens of a reply are our estimate."""
+    return not reply.thinking_tokens and bool(reply.thinking or OPEN in reply.answer or CLOSE in reply.answer)
+
+
+def _counts(begun: str, reply: Reply) -> tuple[int, int]:
+    """(thinking tokens, all tokens) that a call sampled; by the letters' share, where the endpoint does not say."""
+    total = reply.bill.tokens
+    if begun and not is_open(begun):
+        return 0, total
+    if reply.thinking_tokens and not begun:
+        return min(reply.thinking_tokens, total), total
+    parts = split_thinking(joined(begun, reply)[len(begun) :], opened=bool(begun))
+    letters = len(parts.thinking) + len(parts.answer)
+    return (round(total * len(parts.thinking) / letters) if letters else 0), total
+
+
+def _given_tokens(request: Request, parts: Sequence[tuple[str, Reply]]) -> tuple[int, int]:
+    """About how many tokens of the response were given and not sampled, and how many of these are thinking."""
+    given = inside = 0
+    made = ""
+    for begun, reply in parts:
+        if not (piece := begun[len(made) :]):
+            made = joined(begun, reply) if len(parts) > 1 else ""
+            continue
+        said = split_thinking(piece, opened=bool(made) and is_open(made))
+        tokens = estimate_tokens(piece)
+        given += tokens
+        inside += tokens if is_open(begun) or not said.answer else tokens - estimate_tokens(said.answer)
+        made = joined(begun, reply)
+    return given, inside
 
 
 def _prompt(request: Request) -> str:
@@ -115,10 +187,21 @@ def _prompt(request: Request) -> str:
     return json.dumps([dict(message) for message in request.messages], ensure_ascii=False)
 
 
-def reported_thinking(usage: Any) -> int:
-    """The endpoint's own count of thinking tokens; 0 where it gives none (some say 0 for cut thinking)."""
-    details = usage.get("completion_tokens_details") if isinstance(usage, Mapping) else None
-    return _count(details, "reasoning_tokens", 0) if isinstance(details, Mapping) else 0
+def _prompt_estimate(request: Request) -> int:
+    return sum(estimate_tokens(message["content"]) for message in request.messages)
+
+
+def _reported(usage: Mapping[str, Any]) -> int | None:
+    """The endpoint's own count of thinking tokens (some say 0 for cut thinking: that is none)."""
+    details = usage.get("completion_tokens_details")
+    return _count(details, "reasoning_tokens", 0) or None if isinstance(details, Mapping) else None
+
+
+def _cached(usage: Mapping[str, Any]) -> int:
+    """How much of the prompt the endpoint had cached: as OpenAI and vLLM tell it, or as DeepSeek does."""
+    details = usage.get("prompt_tokens_details")
+    told = _count(details, "cached_tokens", 0) if isinstance(details, Mapping) else 0
+    return told or _count(usage, "prompt_cache_hit_tokens", 0)
 
 
 def _choice(reply: Any) -> tuple[Mapping[str, Any], str]:
@@ -141,16 +224,18 @@ def _text(message: Mapping[str, Any], field: str) -> str:
     value = message.get(field)
     if value is not None and not isinstance(value, str):
         raise Malformed(f"the reply's {field} is not text")
-    return (value or "").strip() if field != "content" else (value or "")
+    return whole_letters(value or "")
+
+
+def whole_letters(text: str) -> str:
+    """A text that can be stored: JSON may hold halves of letters (lone surrogates), whole ones in two pieces."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _count(data: Mapping[str, Any], field: str, otherwise: int) -> int:
     value = data.get(field)
-    return value if isinstance(value, int) and value >= 0 else otherwise
-
-
-def _share(text: str, total: int) -> int:
-    """Thinking tokens by the thinking's share of the letters, where the endpoint does not say."""
-    parts = split_thinking(text)
-    letters = len(parts.thinking) + len(parts.answer)
-    return round(total * len(parts.thinking) / letters) if letters else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else otherwise

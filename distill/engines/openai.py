@@ -1,33 +1,35 @@
 """Any OpenAI-compatible endpoint as an engine: many calls at once, within its limits and a budget.
 
-An event loop in a thread of its own keeps ``concurrency`` calls going; `generate` hands out what is done.
-A try that failed for a passing reason (429, 5xx, a cut connection, a reply that is no chat completion) is
-made again after a pause. When something ends the run (the cap on money, a refused key, an endpoint that
+An event loop in a thread of its own keeps calls going; `generate` hands out what is done. A try that failed for
+a passing reason is made again after a pause. When something ends the run (a cap, a refused key, an endpoint that
 stays down), no new call is made, those in flight are still handed out, and then the reason is raised.
 
-The key comes from the environment and goes into one header: error texts and replies are cleaned of it.
-``max_cost`` bounds one run of one engine, as far as the endpoint keeps to ``max_tokens``; a call whose
-reply was lost counts in full, for it may have been billed. Left out: tokens a minute, a concurrency that
-adapts itself, streamed replies, token ids and logprobs. What a call says is `distill.engines.chat`; when
-it may be made, `distill.engines.pacing`.
+How one call is made is `distill.engines.endpoint`; how many at a time, `concurrency`; how fast and how far,
+`pacing`; what is remembered of each, `calls`. The caps hold over all runs that share a call log, as far as the
+endpoint keeps to ``max_tokens``; a call whose reply was lost counts in full, for it may have been billed. A
+reply that an earlier run paid for and lost is handed out and not asked again. Left out: token ids, logprobs,
+several choices a call.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from distill.engines import chat, pacing
+from distill.engines import chat, early_exit, pacing
 from distill.engines.base import Stopping, never
+from distill.engines.calls import Call, CallLog, Outcome, part_key
+from distill.engines.chat import Reply
+from distill.engines.concurrency import Concurrency
+from distill.engines.dialects import DIALECTS, check_options, check_request
+from distill.engines.endpoint import Endpoint, Progress, TryAgain, checked_key
 from distill.engines.feed import Feed
 from distill.engines.options import OpenAIOptions
+from distill.engines.prices import NOTHING, Bill, money
 from distill.modelspec import Model
 from distill.types import Completion, Request, Sampling
 from pipeline.errors import CapReached, InputError, PipelineError, Stopped
@@ -35,12 +37,7 @@ from pipeline.errors import CapReached, InputError, PipelineError, Stopped
 if TYPE_CHECKING:
     import httpx2
 
-PASSING = {408, 409, 425, 429}
-"""Statuses below 500 after which the same call may well succeed."""
-CONNECT_SECONDS = 30.0
 HEARTBEAT_SECONDS = 0.5
-SECRET_LENGTH = 8
-"""Shorter keys (``none``, ``EMPTY``) are stand-ins for local servers, and words that answers may hold."""
 
 ENDED = Request("", (), Sampling())
 """Stands for the end of the requests."""
@@ -49,73 +46,48 @@ Note = Callable[[str], None]
 Results = SimpleQueue[Completion | None]
 
 
-def open(model: Model, options: OpenAIOptions, note: Note) -> OpenAIEngine:
+def open(model: Model, options: OpenAIOptions, note: Note, calls: Callable[[], CallLog] | None = None) -> OpenAIEngine:
     """The model called ``model.source`` at ``options.base_url``. Nothing is sent yet.
 
     Raises `InputError` for an address that is none, and for a key that is missing or cannot be one.
     """
-    parts = urlsplit(options.base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"base_url {options.base_url!r}: expected http(s)://host/path")
-    if parts.username or parts.password or parts.query:
-        raise InputError(
-            f"base_url (host {parts.hostname}): must hold no user, password or query; key_from is for keys"
-        )
     if options.max_cost is not None and not (options.price_input or options.price_output):
         raise InputError("max_cost needs price_input and price_output (per million tokens) to reckon with")
-    local = _is_loopback(parts.hostname)
-    key = os.environ.get(options.key_from, "").strip()
-    if not key and not local:
-        raise InputError(f"{options.base_url}: needs a key; put it into the environment variable {options.key_from}")
-    if not (key.isascii() and key.isprintable()):
-        raise InputError(f"environment variable {options.key_from}: holds characters that no key can have")
-    if key and parts.scheme == "http" and not local:
-        note(f"{options.base_url}: the key travels unencrypted; use https")
-    return OpenAIEngine(model, options, key, note)
+    check_options(options)
+    endpoint = Endpoint(model.source, options, checked_key(options, note))
+    return OpenAIEngine(model, options, endpoint, note, calls() if calls else CallLog())
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-class TryAgain(Exception):
-    """One try failed for a passing reason. ``billed``: the endpoint may have done the work all the same."""
-
-    def __init__(self, reason: str, *, retry_after: float | None = None, billed: bool = False) -> None:
-        super().__init__(reason)
-        self.retry_after, self.billed = retry_after, billed
+class Abandoned(Exception):
+    """A failure elsewhere ended the run meanwhile."""
 
 
 class OpenAIEngine:
-    """See `distill.engines.base.Engine`. ``spent`` is the money spent so far, in the prices' currency."""
+    """See `distill.engines.base.Engine`."""
 
     name = "openai"
     batch_invariant = False
 
-    def __init__(self, model: Model, options: OpenAIOptions, key: str, note: Note) -> None:
+    def __init__(self, model: Model, options: OpenAIOptions, endpoint: Endpoint, note: Note, calls: CallLog) -> None:
         self.model = model.identity
-        self.url = f"{options.base_url.rstrip('/')}/chat/completions"
-        self._model, self._options, self._key, self._note = model.source, options, key, note
-        self._prices = chat.Prices(options.price_input, options.price_output)
-        self._budget = pacing.Budget(options.max_cost)
-        self._pace = pacing.Pace(options.requests_per_minute)
-        # OpenAI's own newer models take the limit under this name only; everybody else knows the old one.
-        own = urlsplit(options.base_url).hostname == "api.openai.com"
-        self._limit_field = "max_completion_tokens" if own else "max_tokens"
+        self.url = endpoint.url
+        self._endpoint, self._options, self._note, self._calls = endpoint, options, note, calls
+        self._budget = pacing.Budget(options.max_cost, options.max_total_tokens, calls.spent)
+        self._pace = pacing.Pace(options.requests_per_minute, options.tokens_per_minute)
+        self._usual = pacing.Usual()
+        self._concurrency = Concurrency(options.concurrency)
         self._failure: BaseException | None = None
         self._news = asyncio.Event()
         """Set when requests may be had again (`distill.engines.feed`)."""
         self._estimating = False
-        self._retries = 0
+        self._answers = self._retries = 0
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
         self._thread.start()
 
     @property
-    def spent(self) -> float:
+    def spent(self) -> Bill:
+        """What all calls of the account took so far, those of earlier runs included."""
         return self._budget.spent
 
     def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
@@ -136,51 +108,59 @@ class OpenAIEngine:
                     run.result()
                     break
                 made += 1
+                self._calls.handed_out(completion.key)
                 yield completion
         finally:
             if isinstance(requests, Feed):
                 requests.listen()
             run.cancel()
-            cost = f", cost {self.spent:.4f}" if self.spent else ""
-            self._note(f"{self.url}: {made} answers, {self._retries} calls made again{cost}")
+            self._note(self._account(made))
 
     def close(self) -> None:
-        """Drop what is in flight and end the thread."""
+        """Drop what is in flight and end the thread. What was handed out is durable by now."""
         if self._thread.is_alive():
             asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
+            self._calls.close()
+
+    def _account(self, made: int) -> str:
+        """One line on what was made and what it took."""
+        spent, before, cap = self.spent, self._calls.spent, self._options.max_cost
+        text = f"{self.url}: {made} answers, {self._retries} calls made again"
+        if not spent.cost:
+            return text
+        total = f", {money(spent.cost)} with earlier runs" if before.cost else ""
+        return f"{text}, cost {money(spent.cost - before.cost)}{total}" + (f", cap {money(cap)}" if cap else "")
 
     async def _drive(self, requests: Iterator[Request | None], results: Results) -> None:
         """Keep the calls going until requests or a failure end them; None in ``results`` is the end."""
-        import httpx2
-
-        options = self._options
-        client = httpx2.AsyncClient(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=httpx2.Timeout(options.timeout, connect=min(CONNECT_SECONDS, options.timeout)),
-            limits=httpx2.Limits(max_connections=options.concurrency),
-            trust_env=not _is_loopback(urlsplit(self.url).hostname or ""),  # no proxy to one's own machine
-        )
         try:
-            async with client, asyncio.TaskGroup() as group:
-                for _ in range(options.concurrency):
-                    group.create_task(self._work(client, requests, results))
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._options.concurrency):
+                    group.create_task(self._work(requests, results))
         finally:
             results.put(None)
         if self._failure:
             raise self._failure
 
-    async def _work(self, client: httpx2.AsyncClient, requests: Iterator[Request | None], results: Results) -> None:
+    async def _work(self, requests: Iterator[Request | None], results: Results) -> None:
         """One of the ``concurrency`` callers: request after request from the shared supply."""
         try:
-            while request := await self._next(requests):
-                if completion := await self._sample(client, request):
-                    results.put(completion)
+            async with self._endpoint.line() as line:
+                while request := await self._next(requests):
+                    check_request(request, self._options)
+                    results.put(await self._respond(line, request))
+        except Abandoned:
+            pass
         except Exception as error:
-            self._failure = self._failure or error
-            self._news.set()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """End the run: nothing new is begun."""
+        self._failure = self._failure or error
+        self._news.set()
 
     def _tell_of_news(self) -> None:
         self._loop.call_soon_threadsafe(self._news.set)
@@ -194,23 +174,39 @@ class OpenAIEngine:
             await self._news.wait()
         return None
 
-    async def _sample(self, client: httpx2.AsyncClient, request: Request) -> Completion | None:
-        """Try until there is an answer; None where a failure elsewhere ended the run meanwhile."""
-        for attempt in range(self._options.retries + 1):
+    async def _respond(self, line: httpx2.AsyncHTTPTransport, request: Request) -> Completion:
+        """The response to a request: one call, or two where its thinking has to be closed by us."""
+        begun = early_exit.first(request, DIALECTS[self._options.dialect])
+        reply = await self._part(line, begun, 0)
+        parts = [(begun.prefix, reply)]
+        if rest := early_exit.rest(request, begun, reply):
+            parts.append((rest.prefix, await self._part(line, rest, 1)))
+        if not self._estimating and chat.estimates_thinking(reply):
+            self._estimating = True
+            self._note(f"{self.url}: tells no count of thinking tokens; they are estimated from the text's length")
+        return chat.completion(request, parts)
+
+    async def _part(self, line: httpx2.AsyncHTTPTransport, request: Request, part: int) -> Reply:
+        """Try until there is a reply. One that an earlier run paid for is taken as it is."""
+        key, attempt = part_key(request.key, part), 0
+        if paid := self._calls.replies.pop(key, None):
+            return paid
+        while True:
+            answers = self._answers
             try:
-                return await self._try(client, request)
+                return await self._try(line, request, key)
             except TryAgain as problem:
                 last = problem
             if self._failure:
-                return None
-            if attempt < self._options.retries:
-                self._retries += 1
-                await asyncio.sleep(self._pause(request, attempt, last))
-        tries = self._options.retries + 1
-        raise PipelineError(
-            f"{self.url}: {last} ({tries} {'try' if tries == 1 else 'tries'}); "
-            "what was made is kept, run the same command again to go on"
-        )
+                raise Abandoned
+            # A server that has too much, but gets other calls done, is not down: that is no try of this one.
+            attempt += not (last.too_much and not last.billed and self._answers > answers)
+            if attempt > self._options.retries:
+                break
+            self._retries += 1
+            await asyncio.sleep(self._pause(request, attempt, last))
+        tries = "1 try" if attempt == 1 else f"{attempt} tries"
+        raise PipelineError(f"{self.url}: {last} ({tries}); what was made is kept, run the same command again to go on")
 
     def _pause(self, request: Request, attempt: int, problem: TryAgain) -> float:
         wait = problem.retry_after
@@ -218,79 +214,74 @@ class OpenAIEngine:
             raise Stopped(f"{self.url}: {problem}; asks to come back in {wait:.0f} seconds; run the same command then")
         if wait:
             self._pace.hold(wait)
-        return pacing.pause(request.key, attempt, wait)
+        return pacing.pause(request.key, max(attempt - 1, 0), wait)
 
-    async def _try(self, client: httpx2.AsyncClient, request: Request) -> Completion:
-        """One call, paid for from the budget."""
-        most = self._prices.most(request)
-        if not await self._budget.reserve(most):
-            raise CapReached(
-                f"the cap of {self._budget.limit:g} is reached: {self.spent:.4f} spent, the next call may cost "
-                f"{most:.4f}; what was made is kept, a higher max_cost goes on"
-            )
-        cost = 0.0
+    async def _try(self, line: httpx2.AsyncHTTPTransport, request: Request, key: str) -> Reply:
+        """One call, when there is a place, a turn and money for it, and with its bill kept whatever happens."""
+        most = self._endpoint.most(request)
+        entered = await self._concurrency.enter()
+        too_much, pace, seconds, bill, estimate = False, None, 0.0, NOTHING, 0.0
         try:
-            await self._pace.turn()
-            completion = await self._call(client, request)
-            cost = completion.cost
-            return completion
+            if not await self._budget.reserve(most):
+                raise self._cap(most)
+            try:
+                estimate = self._usual.estimate(most.total_tokens)
+                await self._pace.turn(estimate)
+                if self._failure:
+                    raise Abandoned
+                call, progress = self._calls.begin(key, most), Progress()
+                try:
+                    reply = await self._call(line, request, call, progress)
+                finally:
+                    bill = call.bill
+                self._usual.add(bill.total_tokens)
+                self._answers += 1
+                seconds = reply.seconds
+                pace = seconds / max(bill.tokens, 1) if progress.first is None else progress.first
+                return reply
+            finally:
+                self._budget.settle(most, bill)
+                self._pace.settle(estimate, bill.total_tokens)
         except TryAgain as problem:
-            cost = most if problem.billed else 0.0
+            too_much = problem.too_much
             raise
         finally:
-            self._budget.settle(most, cost)
+            self._concurrency.leave(entered, too_much=too_much, pace=pace, seconds=seconds)
 
-    async def _call(self, client: httpx2.AsyncClient, request: Request) -> Completion:
-        import httpx2
-
+    async def _call(self, line: httpx2.AsyncHTTPTransport, request: Request, call: Call, progress: Progress) -> Reply:
+        """Make the call and put down what came of it before anybody is told."""
         begun = time.monotonic()
         try:
-            async with asyncio.timeout(self._options.timeout):
-                response = await client.post(self.url, json=chat.body(request, self._model, self._limit_field))
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise TryAgain(f"cannot be reached ({self._clean(error)})") from None
-        except TimeoutError:
-            raise TryAgain(f"no answer within {self._options.timeout:g} seconds", billed=True) from None
-        except httpx2.RequestError as error:
-            raise TryAgain(f"the connection broke ({self._clean(error)})", billed=True) from None
-        text = self._clean(response.text)
-        if response.status_code != 200:
-            return self._refusal(request, response, text)
+            reply = await self._endpoint.call(line, request, progress)
+        except TryAgain as problem:
+            bill = self._endpoint.most(request) if problem.billed else NOTHING
+            self._calls.end(call, Outcome.LOST, bill, time.monotonic() - begun)
+            raise
+        except asyncio.CancelledError:
+            self._calls.end(call, Outcome.ENDED, self._endpoint.so_far(request, progress), time.monotonic() - begun)
+            raise
+        except Exception:
+            self._calls.end(call, Outcome.LOST, NOTHING, time.monotonic() - begun)
+            raise
         try:
-            reply = chat.parsed(text)
-            completion = chat.completion(request, reply, self._prices, time.monotonic() - begun)
-        except chat.Malformed as error:
-            raise TryAgain(str(error), billed=True) from None
-        if completion.thinking_tokens and not chat.reported_thinking(reply.get("usage")):
-            self._say_estimated()
-        return completion
+            self._calls.end(call, Outcome.ANSWERED, reply.bill, reply.seconds, reply)
+        except InputError as error:  # a full disk: the reply is paid for, so it is handed out all the same
+            self._fail(error)
+        return reply
 
-    def _refusal(self, request: Request, response: httpx2.Response, text: str) -> Completion:
-        """What another status than 200 means: try again, an outcome of its own, or the end of the run."""
-        status, said = response.status_code, _one_line(text)
-        if status in PASSING or status >= 500:
-            wait = pacing.retry_after(response.headers.get("retry-after"))
-            raise TryAgain(f"answers HTTP {status}: {said}", retry_after=wait)
-        if status in (401, 403):  # what the server says here may quote parts of the key
-            what = "refuses the key in" if self._key else "asks for a key; put it into"
-            raise InputError(f"{self.url}: {what} {self._options.key_from} (HTTP {status})")
-        if status == 400 and "content_filter" in text:
-            return chat.refused(request)
-        raise InputError(f"{self.url}: refuses the call for model {self._model} (HTTP {status}): {said}")
-
-    def _clean(self, said: object) -> str:
-        """A text from outside without the key, should it hold it; an exception without text by its name."""
-        text = str(said) or type(said).__name__
-        return text.replace(self._key, "[key]") if len(self._key) >= SECRET_LENGTH else text
-
-    def _say_estimated(self) -> None:
-        if not self._estimating:
-            self._estimating = True
-            self._note(f"{self.url}: tells no count of thinking tokens; they are estimated from the text's length")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200] or "nothing"
+    def _cap(self, most: Bill) -> CapReached:
+        """The error that says which cap is reached, and what goes on."""
+        budget, spent = self._budget, self.spent
+        earlier = " in all runs of this stage" if self._calls.spent.total_tokens else ""
+        if budget.cost is not None and spent.cost + most.cost > budget.cost:
+            return CapReached(
+                f"the cap of {money(budget.cost)} is reached: {money(spent.cost)} spent{earlier}, the next call may "
+                f"cost {money(most.cost)}; what was made is kept, a higher max_cost goes on"
+            )
+        return CapReached(
+            f"the cap of {budget.tokens:,} tokens is reached: {spent.total_tokens:,} used{earlier}, the next call may "
+            f"take {most.total_tokens:,}; what was made is kept, a higher max_total_tokens goes on"
+        )
 
 
 async def _cancel_others() -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -35,24 +36,63 @@ class VllmOptions(Settings):
     gpu_memory_utilization: Annotated[float, Operational(), Field(gt=0, le=1)] = 0.9
 
 
-class OpenAIOptions(Settings):
-    """Any OpenAI-compatible endpoint; ``teacher`` is then the model's name there.
+def _exact(value: Any) -> Any:
+    """The decimal as it stands in the YAML: 0.1 and not the binary fraction next to it."""
+    if not isinstance(value, int | float | str) or isinstance(value, bool):
+        return value
+    try:
+        return Decimal(str(value))
+    except InvalidOperation:
+        raise ValueError(f"{value!r} is no number") from None
 
-    ``key_from`` names the environment variable that holds the key; the key itself is never stored.
-    Prices are per million tokens; ``max_cost`` stops the run cleanly (exit code 3).
-    """
+
+def _fine(price: Decimal) -> Decimal:
+    exponent = price.as_tuple().exponent
+    if not isinstance(exponent, int) or exponent < -6:
+        raise ValueError("a price has at most six decimals (it is for a million tokens)")
+    return price
+
+
+Money = Annotated[Decimal, BeforeValidator(_exact), Field(allow_inf_nan=False)]
+Price = Annotated[Money, Field(ge=0), AfterValidator(_fine)]
+
+
+class OpenAIOptions(Settings):
+    """Any OpenAI-compatible endpoint; ``teacher`` is then the model's name there."""
 
     kind: Literal["openai"] = "openai"
     base_url: Annotated[str, AfterValidator(lambda url: url.rstrip("/"))]
     """Part of every trace's key, so a slash at its end must not make another endpoint of it."""
+    dialect: Annotated[
+        Literal["openai", "vllm", "sglang", "deepseek", "mistral", "llama.cpp", "openrouter", "dashscope"],
+        Operational(),
+    ] = "openai"
+    """Which server it is: how a begun response and a thinking budget are asked for."""
+    extra_body: Annotated[dict[str, Any], Field(default_factory=dict)]
+    """More fields for each call (`reasoning_effort: high`); they change the answers, so they are part of the keys."""
     key_from: Annotated[str, Operational()] = "OPENAI_API_KEY"
+    """The environment variable that holds the key; the key itself is written nowhere."""
     concurrency: Annotated[int, Operational(), Field(ge=1)] = 16
-    requests_per_minute: Annotated[int | None, Operational()] = None
+    """At most so many calls at a time: it begins with a few, and takes back where the endpoint has too much."""
+    requests_per_minute: Annotated[int | None, Operational(), Field(ge=1)] = None
+    tokens_per_minute: Annotated[int | None, Operational(), Field(ge=1)] = None
+    """Of prompts and responses together."""
+    stream: Annotated[bool, Operational()] = True
+    """Replies piece by piece: a long one is not taken for silence, and a call that is dropped is billed no further."""
     timeout: Annotated[float, Operational(), Field(gt=0)] = 600.0
+    """Seconds of silence after which a call is given up."""
+    longest_call: Annotated[float, Operational(), Field(gt=0)] = 7200.0
+    """Seconds that a call may take in all."""
     retries: Annotated[int, Operational(), Field(ge=0)] = 5
-    price_input: Annotated[float, Operational(), Field(ge=0)] = 0.0
-    price_output: Annotated[float, Operational(), Field(ge=0)] = 0.0
-    max_cost: Annotated[float | None, Operational(), Field(gt=0)] = None
+    price_input: Annotated[Price, Operational()] = Decimal(0)
+    """Per million tokens, as are the other two, in the currency you are billed in."""
+    price_cached_input: Annotated[Price | None, Operational()] = None
+    """For the part of a prompt that the endpoint had cached; by default as the rest."""
+    price_output: Annotated[Price, Operational()] = Decimal(0)
+    max_cost: Annotated[Money | None, Operational(), Field(gt=0)] = None
+    """What all runs of the stage together may cost; then it stops cleanly (exit code 3)."""
+    max_total_tokens: Annotated[int | None, Operational(), Field(gt=0)] = None
+    """The same in tokens, of prompts and responses together."""
 
 
 class SamplingSettings(Settings):

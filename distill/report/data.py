@@ -17,8 +17,9 @@ and further what the evaluate stage says of it (``greedy``, ``truncated``, ``by_
     models    the labels, in the order of the evaluate stage
     sampling  how they were sampled
     paired    differences on the same problems: along the story, and controls against its first student
-    funnel    from generated to kept, by reason of rejection; null without a selection. Its ``bias`` tells how
-              much easier the kept traces are than what was asked (`distill.difficulty`)
+    funnel    from generated to kept, by reason of rejection, with the ``cost`` where an endpoint was paid; null
+              without a selection. Its ``bias`` tells how much easier the kept traces are than what was asked
+              (`distill.difficulty`)
     curves    by training stage and metric: [step, value], thinned to `CURVE_POINTS` means of bins
     lengths   histograms of tokens per answer: bin ``edges``, counts of right and other ones
     examples  problems with the answers of the student before, between and after
@@ -43,6 +44,7 @@ from typing import Any
 
 from distill import modelspec
 from distill.report import examples, words
+from distill.spending import spent_on
 from distill.statistics import paired_difference
 from distill.store import Store
 from pipeline.errors import InputError
@@ -213,7 +215,14 @@ def _funnel(store: Store, manifest: Manifest) -> dict[str, Any]:
         "kept_tokens": sum(row["tokens"] for row in kept),
         "rejected": [{"reason": r["reason"], "traces": r["traces"]} for r in rows if r["reason"] is not None],
         "bias": manifest.figures.get("bias"),
+        **_paid(store, manifest.digest, kept=sum(row["traces"] for row in kept)),
     }
+
+
+def _paid(store: Store, selection: str, kept: int) -> dict[str, float | None]:
+    """What the endpoint took for the traces, lost calls and rejected traces included; null where none was paid."""
+    cost = spent_on(store, selection).get("cost")
+    return {"cost": cost, "cost_per_kept": round(cost / kept, 6) if cost and kept else None}
 
 
 def _curves(store: Store, run: str) -> dict[str, list[list[float]]]:

@@ -27,6 +27,7 @@ from distill.engines.options import (
 )
 from distill.generation import Wanted, make_traces, wanted
 from distill.prompting import Ask, Prompting, plainly
+from distill.spending import Spending
 from distill.stages.common import VerifierSpec, ask_of, members_present, store_of
 from distill.statistics import Estimate, clustered_mean, paired_difference, pass_at_k
 from distill.store.records import Row, problems, record_members
@@ -73,7 +74,9 @@ def run(context: Context, settings: EvaluateSettings) -> Output:
     for label, name in settings.models.items():
         model = engines.model_of(name, settings.engine, context)
         wishes = wishes_of(settings, tasks, model.identity, ask)
-        make_traces(store, wishes, partial(engines.open_engine, settings.engine, model, context.note), context, label)
+        spending = Spending(store, context.name)
+        open_engine = partial(engines.open_engine, settings.engine, model, context.note, spending)
+        make_traces(store, wishes, open_engine, context, label)
         judged = verification.judgements(
             [(wish.key, wish.problem_key, wish.problem) for wish in wishes], settings.verifier, context.hashes
         )

@@ -11,23 +11,27 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill import engines, truncation, verification
+from distill import engines, forecasts, truncation, verification
 from distill.adaptive.settings import UntilSettings
+from distill.engines import dialects
 from distill.engines.options import (
     EngineOptions,
+    OpenAIOptions,
     SamplingSettings,
     Thinking,
     TransformersOptions,
     check_model,
     check_thinking,
 )
-from distill.generation import UNANSWERED, Wanted, wanted
+from distill.generation import UNANSWERED, Wanted, request_of, wanted
 from distill.modelspec import StageOrName
 from distill.prompting import Prompting
+from distill.spending import Spending, spent_on
 from distill.stages import until
 from distill.stages.common import ask_of, judged_as_now, store_of
 from distill.store import Store
 from distill.store.records import problems, record_members
+from distill.types import Request
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
@@ -60,6 +64,8 @@ class GenerateSettings(Settings):
         check_thinking(self.thinking, self.sampling)
         if (self.truncated == "continue") != bool(self.limits):
             raise ValueError("truncated: continue and continue_tokens (the larger limit) need each other")
+        if self.limits and isinstance(self.engine, OpenAIOptions) and (why := dialects.can_go_on(self.engine)):
+            raise ValueError(why)
         if any(low >= high for low, high in pairwise([self.sampling.max_tokens, *self.limits])):
             raise ValueError(f"continue_tokens must rise from sampling.max_tokens, {self.sampling.max_tokens}")
         self._check_until()
@@ -84,7 +90,7 @@ def run(context: Context, settings: GenerateSettings) -> Output:
     store = store_of(context)
     model = engines.model_of(settings.teacher, settings.engine, context)
     tasks, wishes = _wishes(context, settings, store, model.identity)
-    open_engine = partial(engines.open_engine, settings.engine, model, context.note)
+    open_engine = partial(engines.open_engine, settings.engine, model, context.note, Spending(store, context.name))
     if settings.until:
         digest, figures = until.make(context, store, settings.until, tasks, wishes, open_engine)
         return Output(digest, {**_totals(store, digest), **figures})
@@ -118,7 +124,7 @@ def _totals(store: Store, collection: str) -> dict[str, Any]:
         f"{outcomes}, count(continues) AS continued "
         "FROM traces SEMI JOIN (SELECT row_key AS trace_key FROM members WHERE collection = ?) USING (trace_key)"
     )
-    found = store.rows(sql, [collection])[0]
+    found = {**store.rows(sql, [collection])[0], **spent_on(store, collection)}
     return {name: value for name, value in found.items() if value or name not in ("refused", "empty", "continued")}
 
 
@@ -126,6 +132,7 @@ def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str
     upstream = context.inputs.get(settings.problems)
     figures: dict[str, Any] = {}
     most = max([settings.sampling.max_tokens, *settings.limits])
+    missing: list[Request] | None = None
     if upstream is None:
         count = expected.get(settings.problems, {}).get(settings.split)
         tries = settings.until.most if settings.until else settings.samples
@@ -140,11 +147,35 @@ def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str
             figures, tokens = {"least_calls": least}, (total - done) * most
         else:
             total, done, tokens = truncation.foreseen(store, wishes, settings.limits)
+        missing = _missing(store, settings, wishes)
     if total is not None:
         figures |= {"calls": total - done, "max_tokens": tokens}
-        if cost := engines.max_cost(settings.engine, tokens):
-            figures["max_cost"] = cost
+        if isinstance(settings.engine, OpenAIOptions):
+            figures |= _foreseen(context, settings, settings.engine, figures, missing)
     return Forecast("traces", total, done, figures)
+
+
+def _missing(store: Store, settings: GenerateSettings, wishes: list[Wanted]) -> list[Request]:
+    """What an endpoint may yet be asked, without the beginnings of responses that are gone on with."""
+    if not isinstance(settings.engine, OpenAIOptions):
+        return []
+    by_key = {wish.key: wish for wish in wishes}
+    present = store.present("traces", by_key)
+    return [request_of(wish) for key, wish in by_key.items() if key not in present]
+
+
+def _foreseen(
+    context: Context, settings: GenerateSettings, options: OpenAIOptions, figures: Mapping[str, Any],
+    missing: list[Request] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What the calls to an endpoint will take; ``missing`` None while the problems are not there yet."""
+    store, model = store_of(context), engines.model_of(settings.teacher, options, context)
+    if missing is None or settings.limits:  # who will be gone on with, and from what, is not known yet either
+        most = forecasts.bound_of_responses(options, figures["max_tokens"])
+    else:
+        most = forecasts.bound(options, missing, figures["max_tokens"])
+    expected = forecasts.expected(options, store, context.name, model.identity, figures["calls"])
+    return {**most, **expected, **forecasts.left_of_cap(options, store, context.name)}
 
 
 def dependencies(settings: GenerateSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:

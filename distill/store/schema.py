@@ -28,6 +28,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "members": ("collection", "position"),
     "rollouts": ("trace_key",),
     "metrics": ("run", "step", "name"),
+    "calls": ("call_id",),
     "curation": ("run", "position"),
 }
 """What identifies a row of each table: a row whose key is there already is not ingested again."""

@@ -18,6 +18,8 @@ More is optional:
 - ``open(note) -> Session`` is for what judges many at a time by itself: a model behind an engine. The pool
   opens it once, in the caller's process, and asks it last, where the rules leave something open
   (`distill.verifiers.asking`). It is in no worker, so nobody kills it.
+- ``spends = True`` on the class: it is opened with ``open(note, spending)``, for the account on which it keeps what it
+  pays for (`distill.spending.Spending`, or None).
 - ``most`` says what one verdict of such a verifier can take: ``{"calls": 2, "max_tokens": 2048}``.
 - ``settled`` are its settings without those that change no verdict (a price, a timeout), for the key.
 - ``settings_model`` on the class are its settings as a pydantic model, for the reference pages.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from distill import engines
 from distill.engines.base import Engine, PromptTooLong
@@ -17,13 +18,18 @@ from distill.types import Completion, Problem, Request, Verdict
 from distill.verifiers.base import Key, Note, Stopping, never
 from distill.verifiers.llm_judge import Judge
 from pipeline.errors import PipelineError
+from pipeline.fingerprint import content_hash
+
+if TYPE_CHECKING:
+    from distill.spending import Spending
 
 
 class JudgeSession:
     """A judge with its engine, loaded when the first question is asked. One caller at a time; others wait."""
 
-    def __init__(self, judge: Judge, note: Note) -> None:
+    def __init__(self, judge: Judge, note: Note, spending: Spending | None = None) -> None:
         self._judge, self._note = judge, note
+        self._spending = spending.of(f"judge-{content_hash(judge.settled)[:12]}") if spending else None
         self._engine: Engine | None = None
         self._lock, self._owner = threading.Lock(), 0
 
@@ -50,7 +56,8 @@ class JudgeSession:
         for n, (_, problem, trace) in enumerate(items):
             left.add(n, self._judge.requests(problem, trace))
         if self._engine is None:
-            self._engine = engines.open_engine(self._judge.settings.engine, self._judge.model, self._note)
+            settings = self._judge.settings
+            self._engine = engines.open_engine(settings.engine, self._judge.model, self._note, self._spending)
         while left.requests and not stopping():
             try:
                 for completion in self._engine.generate(list(left.requests.values()), stopping):

@@ -106,5 +106,5 @@ def spent_on(completions: Sequence[Completion]) -> dict[str, float]:
         "calls": len(completions),
         "prompt_tokens": sum(prompts),
         "tokens": sum(completion.tokens for completion in completions),
-        "cost": round(sum(completion.cost for completion in completions), 6),
+        "cost": float(sum(completion.cost for completion in completions)),
     }

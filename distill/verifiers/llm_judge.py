@@ -38,6 +38,7 @@ from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.stage import Operational, Settings, marked
 
 if TYPE_CHECKING:
+    from distill.spending import Spending
     from distill.verifiers.judge_session import JudgeSession
 
 PIECES = {
@@ -97,6 +98,7 @@ class Judge:
 
     name: ClassVar[str] = "judge"
     reads_files: ClassVar[bool] = True
+    spends: ClassVar[bool] = True
     settings_model: ClassVar[type[JudgeSettings]] = JudgeSettings
 
     def __init__(self, hashes: FileHashes | None = None, **settings: Any) -> None:
@@ -139,7 +141,7 @@ class Judge:
     def most(self) -> Mapping[str, float]:
         calls = self.settings.samples * (2 if self.settings.mode == "pairwise" else 1)
         tokens = calls * self.settings.sampling.max_tokens
-        cost = engines.max_cost(self.settings.engine, tokens)
+        cost = float(engines.max_cost(self.settings.engine, tokens))
         return {"calls": calls, "max_tokens": tokens, **({"max_cost": cost} if cost else {})}
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
@@ -164,10 +166,10 @@ class Judge:
             ((_, verdict),) = session.judge([(None, problem, trace)])
         return verdict
 
-    def open(self, note: Note = silent) -> JudgeSession:
+    def open(self, note: Note = silent, spending: Spending | None = None) -> JudgeSession:
         from distill.verifiers.judge_session import JudgeSession
 
-        return JudgeSession(self, note)
+        return JudgeSession(self, note, spending)
 
     def requests(self, problem: Problem, trace: Response) -> tuple[Request, ...]:
         """All that is asked about one answer, vote by vote. Equal questions have equal keys."""

@@ -27,6 +27,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Pipe, wait
+from typing import TYPE_CHECKING, Any
 
 from distill.thinking import Response
 from distill.types import Failure, Problem, Verdict
@@ -38,6 +39,9 @@ from distill.verifiers.run import judge_quickly, posed, shown, signed
 from distill.verifiers.worker import Limits
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
+
+if TYPE_CHECKING:
+    from distill.spending import Spending
 
 BATCH = 16
 BATCH_SECONDS = 0.05
@@ -63,15 +67,16 @@ class VerifierPool:
 
     def __init__(
         self, workers: int | None = None, limits: Limits | None = None, *,
-        note: Note = silent, hashes: FileHashes | None = None,
+        note: Note = silent, hashes: FileHashes | None = None, spending: Spending | None = None,
     ) -> None:  # fmt: skip
-        """``note`` is told what an opened verifier has to say; ``hashes`` remembers what files hold."""
+        """``note`` is told what an opened verifier has to say; ``hashes`` remembers what files hold; on ``spending``
+        is kept what opened verifiers pay for."""
         self.workers = workers or max(1, len(os.sched_getaffinity(0)))
         self.limits = limits or Limits()
         self.restarts = 0
         """How many workers had to be replaced so far; for the report."""
         self._waiting: deque[Job] = deque()
-        self._note, self._hashes = note, hashes or FileHashes()
+        self._note, self._hashes, self._spending = note, hashes or FileHashes(), spending
         self._built: dict[str, Verifier] = {}
         self._sessions: dict[str, Session] = {}
         self._askers = ThreadPoolExecutor(1, "asking")  # one: a session is not asked twice at a time
@@ -148,7 +153,9 @@ class VerifierPool:
             if self._closing:
                 raise PipelineError("the verifier pool is closed")
             if (name := repr(spec)) not in self._sessions:
-                self._sessions[name] = self._verifier(spec).open(self._note)  # type: ignore[attr-defined]
+                verifier: Any = self._verifier(spec)
+                spending = (self._spending,) if getattr(verifier, "spends", False) else ()
+                self._sessions[name] = verifier.open(self._note, *spending)
             return self._sessions[name]
 
     def _in_workers(

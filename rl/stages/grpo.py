@@ -14,6 +14,7 @@ from distill.engines.options import SamplingSettings, Thinking, check_thinking
 from distill.modelspec import ModelName
 from distill.prompting import Prompting
 from distill.randomness import permutation
+from distill.spending import Spending
 from distill.stages.common import VerifierSpec, ask_of, store_of
 from distill.stages.sft import LoraSettings
 from distill.stages.student import publish
@@ -128,7 +129,7 @@ def run(context: Context, settings: GrpoSettings) -> Output:
     workers = workers_for(network, settings.workers)
     with (
         closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
-        VerifierPool(workers=1, note=context.note, hashes=context.hashes) as pool,
+        VerifierPool(1, note=context.note, hashes=context.hashes, spending=Spending(store, context.name)) as pool,
         Recorder(store, context, ("reward", "zero_variance", "entropy", "length", "grad_norm")) as recorder,
     ):
         ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, settings.verifier, context.stopping, ask)

@@ -1,0 +1,122 @@
+"""How OpenAI-compatible servers differ, as data: how a begun response is sent on, and what caps its thinking.
+
+One row a server in `DIALECTS`, chosen by ``dialect`` in the YAML. What only one model knows (an effort, a
+template's switch) belongs in ``extra_body``. Left out: servers that cannot be told apart from `openai` here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from distill.engines.options import OpenAIOptions
+from distill.thinking import OPEN, split_thinking
+from distill.types import Request
+from pipeline.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """``prefix`` is what to put beside the last message, the assistant's, for it to be gone on with; ``body``
+    what to put into the call then. Both None: it cannot be done. ``thinking_field``: the thinking of the begun
+    message stands in a field of its own, so it must be closed. ``budget`` is the path of the server's own limit
+    on thinking tokens; without one, a response that thinks for too long is closed and asked to go on."""
+
+    prefix: Mapping[str, Any] | None = None
+    body: Mapping[str, Any] = field(default_factory=dict)
+    thinking_field: str = ""
+    budget: tuple[str, ...] = ()
+    budget_body: Mapping[str, Any] = field(default_factory=dict)
+    base_url: str = ""
+    """The only address that takes a begun response, where there is one."""
+
+
+DIALECTS: Mapping[str, Dialect] = {
+    "openai": Dialect(),
+    "vllm": Dialect(prefix={}, body={"continue_final_message": True, "add_generation_prompt": False}),
+    "sglang": Dialect(prefix={}, body={"continue_final_message": True}),
+    "deepseek": Dialect(
+        prefix={"prefix": True}, thinking_field="reasoning_content", base_url="https://api.deepseek.com/beta"
+    ),
+    "mistral": Dialect(prefix={"prefix": True}),
+    "llama.cpp": Dialect(budget=("thinking_budget_tokens",)),
+    "openrouter": Dialect(budget=("reasoning", "max_tokens")),
+    "dashscope": Dialect(prefix={"partial": True}, budget=("thinking_budget",), budget_body={"enable_thinking": True}),
+}
+
+OURS = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p",
+        "top_k", "seed", "n", "continue_final_message", "add_generation_prompt"}  # fmt: skip
+"""Fields of a call that settings of their own decide."""
+
+
+def check_options(options: OpenAIOptions) -> None:
+    """`InputError` for an ``extra_body`` that says what another setting says."""
+    taken = sorted(OURS & options.extra_body.keys())
+    budget, said = DIALECTS[options.dialect].budget, options.extra_body
+    for name in budget[:-1]:
+        inner = said.get(name)
+        said = inner if isinstance(inner, dict) else {}
+    if budget and budget[-1] in said:
+        taken.append(".".join(budget))
+    if taken:
+        raise InputError(f"extra_body: {taken[0]} is decided by another setting; leave it out here")
+
+
+def can_go_on(options: OpenAIOptions) -> str | None:
+    """Why this server cannot go on with a response that was cut, or None; known before anything is paid for."""
+    if DIALECTS[options.dialect].prefix is not None:
+        return None
+    able = ", ".join(name for name, known in DIALECTS.items() if known.prefix is not None)
+    return f"an openai engine can go on with a cut response only where engine.dialect says how ({able})"
+
+
+def check_request(request: Request, options: OpenAIOptions) -> None:
+    """`InputError` for what cannot be asked of this server, before anything is sent."""
+    dialect, budget = DIALECTS[options.dialect], request.budget
+    capable = ", ".join(name for name, known in DIALECTS.items() if known.prefix is not None)
+    if budget and budget.least:
+        raise InputError(
+            f"{options.base_url}: an endpoint cannot be made to think for at least {budget.least} tokens; leave "
+            "the least of the thinking budget out, or use the transformers engine"
+        )
+    if budget and budget.most is not None and not dialect.budget and dialect.prefix is None:
+        able = ", ".join(name for name, known in DIALECTS.items() if known.budget or known.prefix is not None)
+        raise InputError(
+            f"{options.base_url}: dialect {options.dialect} knows no thinking budget; say which server it is "
+            f"(engine.dialect: {able}), or leave the budget out"
+        )
+    if request.prefix and dialect.prefix is None:
+        raise InputError(
+            f"{options.base_url}: dialect {options.dialect} cannot go on with a begun response; say which server "
+            f"it is (engine.dialect: {capable}), or leave the beginning out"
+        )
+    if request.prefix and dialect.thinking_field and is_open(request.prefix):
+        raise InputError(
+            f"{options.base_url}: dialect {options.dialect} cannot go on inside the thinking; close it with </think>"
+        )
+    needed, given = dialect.base_url, options.base_url
+    if request.prefix and needed and "api.deepseek.com" in given and given != needed:
+        raise InputError(f"{given}: goes on with a begun response only at base_url {needed}")
+
+
+def begun(request: Request, dialect: Dialect) -> dict[str, Any]:
+    """The response's beginning as the last message. `check_request` has let it pass."""
+    message: dict[str, Any] = {"role": "assistant", "content": request.prefix, **(dialect.prefix or {})}
+    if dialect.thinking_field and OPEN in request.prefix:
+        parts = split_thinking(request.prefix)
+        message |= {"content": parts.answer, dialect.thinking_field: parts.thinking}
+    return message
+
+
+def budgeted(most: int, dialect: Dialect) -> dict[str, Any]:
+    """The server's own limit on thinking, as a part of the body."""
+    value: Any = most
+    for name in reversed(dialect.budget):
+        value = {name: value}
+    return {**value, **dialect.budget_body}
+
+
+def is_open(text: str) -> bool:
+    """Whether a beginning ends inside its thinking."""
+    return not split_thinking(text).closed

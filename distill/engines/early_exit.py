@@ -1,0 +1,52 @@
+"""One response by two calls, where a server cannot bound the thinking itself: what each of them is to be.
+
+The first is no longer than the thinking may be. Where it ends inside the thinking, the second goes on from it
+with the thinking closed; where it ends in the answer, just goes on. Both together, and what was given of the
+response, keep to the request's ``max_tokens``. Pure functions, for `distill.engines.openai`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from distill.engines import chat
+from distill.engines.chat import Reply
+from distill.engines.dialects import Dialect, is_open
+from distill.thinking import OPEN, estimate_tokens, split_thinking
+from distill.types import Finish, Request
+
+
+def first(request: Request, dialect: Dialect) -> Request:
+    """The first call, often the only one. Its ``max_tokens`` are what the call may add to what is given."""
+    budget = request.budget
+    bounded = budget and budget.most is not None and not dialect.budget
+    if not bounded or (request.prefix and not is_open(request.prefix)):
+        return _adding(request, _room(request))
+    assert budget and budget.most is not None
+    left = budget.most - estimate_tokens(split_thinking(request.prefix).thinking)
+    if left <= 0:
+        closed = replace(request, prefix=(request.prefix or f"{OPEN}\n") + budget.closing)
+        return _adding(closed, _room(closed))
+    return _adding(request, min(left, _room(request)))
+
+
+def rest(request: Request, begun: Request, reply: Reply) -> Request | None:
+    """The second call, after ``begun`` came back with ``reply``; None where there is nothing to go on with."""
+    room = _room(replace(request, prefix=begun.prefix))
+    if begun.sampling.max_tokens >= room or reply.finish is not Finish.LENGTH or request.budget is None:
+        return None
+    text = chat.joined(begun.prefix, reply)
+    closing = request.budget.closing if is_open(text) else ""
+    left = room - reply.bill.tokens - estimate_tokens(closing)
+    return _adding(replace(request, prefix=text + closing), left) if left > 0 else None
+
+
+def _room(request: Request) -> int:
+    """What a call may add: a beginning that is given counts towards the limit (by estimate: no tokenizer is known)."""
+    return max(1, request.sampling.max_tokens - estimate_tokens(request.prefix))
+
+
+def _adding(request: Request, tokens: int) -> Request:
+    if tokens == request.sampling.max_tokens:
+        return request
+    return replace(request, sampling=replace(request.sampling, max_tokens=tokens))

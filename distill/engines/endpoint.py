@@ -1,0 +1,240 @@
+"""One chat endpoint over HTTP: one call, and what came of it.
+
+Sorts what can go wrong into what passes (`TryAgain`: 429, 5xx, a cut connection, silence, a reply that is no chat
+completion), what is an outcome of its own (a content filter's refusal), and what ends the run (`InputError`).
+The key comes from the environment and goes into one header: error texts and replies are cleaned of it. When a
+call may be made, and again, is `distill.engines.openai`; what is said, `distill.engines.chat`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from distill.engines import chat, pacing
+from distill.engines.chat import Reply
+from distill.engines.dialects import DIALECTS
+from distill.engines.options import OpenAIOptions
+from distill.engines.prices import Bill, Prices
+from distill.engines.stream import DATA, Stream
+from distill.types import Request
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx2
+
+PASSING = {408, 409, 425, 429}
+"""Statuses below 500 after which the same call may well succeed."""
+TOO_MUCH = {429, 503, 529}
+CONNECT_SECONDS = 30.0
+KEPT_OPEN_SECONDS = 3.0
+"""Servers close idle connections after five seconds and more: a call must not be sent into a closing one."""
+HEADERS = {
+    "User-Agent": "distill",
+    "Content-Type": "application/json",
+    "Accept": "application/json, text/event-stream",
+    "Accept-Encoding": "identity",
+}
+LARGEST_REPLY = 2**28
+SECRET_LENGTH = 8
+"""Shorter keys (``none``, ``EMPTY``) are stand-ins for local servers, and words that answers may hold."""
+
+
+class TryAgain(Exception):
+    """One try failed for a passing reason. ``billed``: the endpoint may have done the work all the same.
+    ``too_much``: it has more to do than it can."""
+
+    def __init__(
+        self, reason: str, *, retry_after: float | None = None, billed: bool = False, too_much: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.retry_after, self.billed, self.too_much = retry_after, billed, too_much
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a call has come: its ``stream`` (None: nobody can tell), ``first`` seconds to its first piece."""
+
+    stream: Stream | None = None
+    first: float | None = None
+
+
+def checked_key(options: OpenAIOptions, note: Callable[[str], None]) -> str:
+    """The key, from the environment. `InputError` for an address that is none, a missing key, or one that cannot be."""
+    parts = urlsplit(options.base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"base_url {options.base_url!r}: expected http(s)://host/path")
+    if parts.username or parts.password or parts.query:
+        raise InputError(
+            f"base_url (host {parts.hostname}): must hold no user, password or query; key_from is for keys"
+        )
+    local = is_loopback(parts.hostname)
+    key = os.environ.get(options.key_from, "").strip()
+    if not key and not local:
+        raise InputError(f"{options.base_url}: needs a key; put it into the environment variable {options.key_from}")
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"environment variable {options.key_from}: holds characters that no key can have")
+    if key and parts.scheme == "http" and not local:
+        note(f"{options.base_url}: the key travels unencrypted; use https")
+    return key
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for an address, if any."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    named = getproxies()
+    return named.get(parts.scheme) or named.get("all")
+
+
+class Endpoint:
+    """The model called ``model`` at ``options.base_url``."""
+
+    def __init__(self, model: str, options: OpenAIOptions, key: str) -> None:
+        import httpx2
+
+        self.url = f"{options.base_url}/chat/completions"
+        self._model, self._options, self._key = model, options, key
+        self._dialect, self._prices = DIALECTS[options.dialect], Prices.of(options)
+        host = urlsplit(options.base_url).hostname or ""
+        self._place = httpx2.URL(self.url)
+        self._headers = httpx2.Headers(HEADERS | ({"Authorization": f"Bearer {key}"} if key else {}))
+        self._proxy = None if is_loopback(host) else _proxy_for(options.base_url)
+        self._trust: ssl.SSLContext | None = None  # takes long to make
+        # OpenAI's own newer models take the limit under this name only; everybody else knows the old one.
+        self._limit_field = "max_completion_tokens" if host == "api.openai.com" else "max_tokens"
+
+    def line(self) -> httpx2.AsyncHTTPTransport:
+        """For one caller: a pool looks through all of its connections for each call, so each has one of its own.
+        A transport and no client: cookies and redirects are nothing for an endpoint, and cost a third of a call."""
+        import httpx2
+
+        self._trust = self._trust or httpx2.create_ssl_context()
+        limits = httpx2.Limits(max_connections=1, keepalive_expiry=KEPT_OPEN_SECONDS)
+        return httpx2.AsyncHTTPTransport(verify=self._trust, limits=limits, proxy=self._proxy)
+
+    async def call(self, line: httpx2.AsyncHTTPTransport, request: Request, progress: Progress) -> Reply:
+        """Ask once. `TryAgain` for what may pass, `InputError` for what will not."""
+        import httpx2
+
+        begun, options = time.monotonic(), self._options
+        try:
+            async with asyncio.timeout(options.longest_call):
+                response = await line.handle_async_request(self._posted(request))
+                try:
+                    data = await self._read(response, progress, begun)
+                finally:
+                    await response.aclose()
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise TryAgain(f"cannot be reached ({self._clean(error)})") from None
+        except httpx2.TimeoutException:
+            raise TryAgain(f"silent for {options.timeout:g} seconds", billed=True, too_much=True) from None
+        except TimeoutError:
+            raise TryAgain(f"no end within {options.longest_call:g} seconds", billed=True, too_much=True) from None
+        except httpx2.RequestError as error:
+            raise TryAgain(f"the connection broke ({self._clean(error)})", billed=True) from None
+        except chat.Malformed as error:
+            raise TryAgain(self._clean(error), billed=True) from None
+        if response.status_code != 200:
+            return self._refusal(request, response, self._clean(data))
+        try:
+            return self._cleaned(chat.reply_of(request, data, self._prices, time.monotonic() - begun))
+        except chat.Malformed as error:
+            raise TryAgain(self._clean(error), billed=True) from None
+
+    def most(self, request: Request) -> Bill:
+        return self._prices.most(request)
+
+    def so_far(self, request: Request, progress: Progress) -> Bill:
+        """What a call that we hang up on is billed: no more tokens than there are bytes; all, if nobody can tell."""
+        most = self._prices.most(request)
+        try:
+            received = progress.stream.received if progress.stream else most.tokens
+        except chat.Malformed:
+            return most
+        return self._prices.bill(most.prompt_tokens, min(received, most.tokens))
+
+    def _posted(self, request: Request) -> httpx2.Request:
+        import httpx2
+
+        options = self._options
+        body = chat.body(request, self._model, self._dialect, self._limit_field, options.extra_body)
+        if options.stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        silence, connect = options.timeout, min(CONNECT_SECONDS, options.timeout)
+        return httpx2.Request(
+            "POST", self._place, headers=self._headers, content=json.dumps(body).encode(),
+            extensions={"timeout": {"connect": connect, "read": silence, "write": silence, "pool": None}},
+        )  # fmt: skip
+
+    async def _read(self, response: httpx2.Response, progress: Progress, begun: float) -> Any:
+        """The reply as parsed JSON, however it comes; the text of one that is an error."""
+        streamed = response.status_code == 200 and response.headers.get("content-type", "").startswith(
+            "text/event-stream"
+        )
+        encoded = "content-encoding" in response.headers  # although we asked for none
+        stream, pieces, size = Stream(), [], 0
+        progress.stream = stream if streamed else None
+        async for piece in response.aiter_bytes() if encoded else response.aiter_raw():
+            size += len(piece)
+            if size > LARGEST_REPLY:
+                raise chat.Malformed(f"the reply is longer than {LARGEST_REPLY} bytes")
+            if not streamed:
+                pieces.append(piece)
+                continue
+            if progress.first is None and DATA in piece:
+                progress.first = time.monotonic() - begun
+            stream.feed(piece)
+        if streamed:
+            return stream.reply()
+        text = b"".join(pieces).decode(errors="replace")
+        return chat.parsed(text) if response.status_code == 200 else text
+
+    def _refusal(self, request: Request, response: httpx2.Response, text: str) -> Reply:
+        """What another status than 200 means: try again, an outcome of its own, or the end of the run."""
+        status, said, options = response.status_code, _one_line(text), self._options
+        if status in PASSING or status >= 500:
+            wait = pacing.retry_after(response.headers.get("retry-after"))
+            raise TryAgain(f"answers HTTP {status}: {said}", retry_after=wait, too_much=status in TOO_MUCH)
+        if status in (401, 403):  # what the server says here may quote parts of the key
+            what = "refuses the key in" if self._key else "asks for a key; put it into"
+            raise InputError(f"{self.url}: {what} {options.key_from} (HTTP {status})")
+        if status == 400 and "content_filter" in text:
+            return chat.refused(request)
+        hint = "; with stream: false?" if options.stream and "stream" in text else ""
+        raise InputError(f"{self.url}: refuses the call for model {self._model} (HTTP {status}): {said}{hint}")
+
+    def _cleaned(self, reply: Reply) -> Reply:
+        if len(self._key) < SECRET_LENGTH or self._key not in f"{reply.thinking} {reply.answer}":
+            return reply
+        thinking, answer = self._clean(reply.thinking), self._clean(reply.answer)
+        return Reply(thinking, answer, reply.finish, reply.bill, reply.thinking_tokens, reply.seconds)
+
+    def _clean(self, said: object) -> str:
+        """A text from outside without the key, should it hold it; an exception without text by its name."""
+        if said == "":
+            return ""
+        text = str(said) or type(said).__name__
+        return text.replace(self._key, "[key]") if len(self._key) >= SECRET_LENGTH else text
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:200] or "nothing"

@@ -1,0 +1,86 @@
+"""A streamed reply put together again: server-sent events in, the reply that would have come in one piece out.
+
+So what a reply means is decided in one place (`distill.engines.chat`), however it came. Left out: everything
+of the event stream format that chat endpoints do not use (event names, ids, several data lines an event).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distill.engines import chat
+
+TEXTS = {"content", "reasoning", "reasoning_content", "refusal"}
+DATA = b"data:"
+END = b"[DONE]"
+LOOKED_INTO = 2**16
+
+
+class Stream:
+    """Fed with bytes as they come; they are looked into when there are many, which takes half the time."""
+
+    def __init__(self) -> None:
+        self._waiting: list[bytes] = []
+        self._size = 0
+        self._received = 0
+        self._texts: dict[str, list[str]] = {}
+        self._data: dict[str, Any] = {}
+        self._reason: Any = None
+        self._begun = self._done = False
+
+    def feed(self, piece: bytes) -> None:
+        """`chat.Malformed`, here or later, for an event that is not a piece of a chat completion."""
+        self._waiting.append(piece)
+        self._size += len(piece)
+        if self._size > LOOKED_INTO:
+            self._look()
+
+    @property
+    def received(self) -> int:
+        """The bytes of text so far: at least as many as tokens."""
+        self._look()
+        return self._received
+
+    def _look(self) -> None:
+        *lines, rest = b"".join(self._waiting).split(b"\n")
+        self._waiting, self._size = [rest], 0
+        for line in lines:
+            if not line.startswith(DATA):
+                continue
+            if (data := line[len(DATA) :].strip()) == END:
+                self._done = True
+            else:
+                self._event(chat.parsed(data.decode(errors="replace")))
+
+    def reply(self) -> Any:
+        """The whole reply; `chat.Malformed` where the stream ended in the middle."""
+        self._waiting.append(b"\n")
+        self._look()
+        if self._data.get("error"):
+            return self._data
+        if not self._begun or (self._reason is None and not self._done):
+            raise chat.Malformed("the stream ended in the middle of a reply")
+        message = {name: "".join(pieces) for name, pieces in self._texts.items()}
+        return {**self._data, "choices": [{"message": message, "finish_reason": self._reason}]}
+
+    def _event(self, event: Any) -> None:
+        if not isinstance(event, dict):
+            raise chat.Malformed("a piece of the stream is not a JSON object")
+        for name in ("error", "usage"):
+            if event.get(name):
+                self._data[name] = event[name]
+        choices = event.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(choice, dict):
+            return
+        self._begun = True
+        self._reason = choice.get("finish_reason") or self._reason
+        delta = choice.get("delta")
+        if not isinstance(delta, dict):
+            return
+        for name, text in delta.items():
+            if name in TEXTS and text:
+                if not isinstance(text, str):
+                    raise chat.Malformed(f"the reply's {name} is not text")
+                self._received += len(text) if text.isascii() else len(text.encode(errors="replace"))
+                self._texts.setdefault(name, []).append(text)

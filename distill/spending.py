@@ -1,0 +1,77 @@
+"""What a stage spends at endpoints, over all of its runs: the call log of each account, its rows, its sum.
+
+An account is a stage of a workspace, by name; a judge's is the stage and the judge. Its cap counts whatever was
+spent under that name, in this run or an earlier one, killed or not, with these settings or others: that is
+the promise which a user who types the same command again relies on. See docs/design/009-spending.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from distill.engines.calls import CallLog, CallRow
+from distill.engines.prices import Bill
+from distill.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """Where the calls of one account are kept."""
+
+    store: Store
+    account: str
+    makes_traces: bool = True
+
+    def of(self, part: str) -> Spending:
+        """The account of somebody whom the stage asks (a judge)."""
+        return Spending(self.store, f"{self.account}/{part}", makes_traces=False)
+
+    def open(self, model: str) -> CallLog:
+        """The account's call log, for calls to ``model``. What a killed run left is in the store when this returns."""
+
+        def keep(rows: Sequence[CallRow]) -> None:
+            self.store.append("calls", rows)
+
+        def known(keys: Sequence[str]) -> set[str]:
+            return self.store.present("traces", keys)
+
+        directory = self.store.path.parent / "calls" / self.account
+        about = {"account": self.account, "model": model}
+        log = CallLog(directory, about, keep, known if self.makes_traces else None, self.store.ingest_if_free)
+        self.store.ingest()
+        log.spent = spent(self.store, self.account)
+        return log
+
+
+def any_calls(store: Store) -> bool:
+    """Whether the store knows of calls at all: that of an older distill is read, by `distill plan`, as it is."""
+    sql = "SELECT table_name FROM duckdb_tables() WHERE table_name = 'calls'"
+    return store.path.exists() and bool(store.rows(sql))
+
+
+def spent(store: Store, account: str) -> Bill:
+    """What the account's calls took that are in the store."""
+    if not any_calls(store):
+        return Bill()
+    row = store.rows(
+        "SELECT coalesce(sum(prompt_tokens), 0)::BIGINT, coalesce(sum(cached_tokens), 0)::BIGINT, "
+        "coalesce(sum(tokens), 0)::BIGINT, coalesce(sum(cost), 0) FROM calls WHERE account = ?",
+        [account],
+    )[0]
+    prompt, cached, tokens, cost = row.values()
+    return Bill(prompt, cached, tokens, Decimal(cost))
+
+
+def spent_on(store: Store, collection: str) -> Mapping[str, Any]:
+    """What the calls took that were made for a collection's traces, in whichever run; nothing where none were."""
+    row = store.rows(
+        "SELECT count(*) AS calls, sum(prompt_tokens + tokens)::BIGINT AS paid_tokens, sum(cost) AS cost FROM calls "
+        "SEMI JOIN (SELECT row_key AS request_key FROM members WHERE collection = ?) USING (request_key)",
+        [collection],
+    )[0]
+    if not row["calls"]:
+        return {}
+    return {**row, "cost": float(row["cost"])} if row["cost"] else {"calls": row["calls"]}

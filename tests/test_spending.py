@@ -1,0 +1,330 @@
+"""What a stage pays for is remembered: through crashes, over runs, to the last digit, and never twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_server import Handler, Server, reply, serving, streamed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill import catalog, spending
+from distill.engines import calls as call_log
+from distill.engines import openai, pacing
+from distill.engines.calls import Call, CallLog, Outcome, part_key
+from distill.engines.chat import Reply
+from distill.engines.options import OpenAIOptions
+from distill.engines.prices import Bill
+from distill.modelspec import Model
+from distill.spending import Spending
+from distill.store import Store
+from distill.types import Finish, Request, Sampling
+from pipeline import config, runner
+from pipeline.errors import CapReached
+from pipeline.events import Listener
+from pipeline.plan import StagePlan, plan
+from pipeline.workspace import Workspace
+
+ROOT = Path(__file__).parents[1]
+KEY = "sk-test-0123456789abcdef"
+MOST = Bill(10, 0, 100, Decimal("1.1"))
+PAID = Bill(10, 2, 30, Decimal("0.4"))
+ANSWER = Reply("2 + 2", "4 \udfff".encode(errors="replace").decode(), Finish.STOP, PAID, 20, 0.5)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    monkeypatch.setattr(pacing, "FIRST_PAUSE", 0.01)
+    with serving() as server:
+        yield server
+
+
+def opened(directory: Path, rows: list[Any], known: Any = None) -> CallLog:
+    return CallLog(directory, {"account": "a", "model": "m"}, rows.extend, known)
+
+
+steps = st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["begin", "answer", "lose", "hand out"])), max_size=20)
+
+
+@settings(max_examples=20, deadline=None)
+@given(steps, st.integers(0, 200), st.booleans())
+def test_whatever_was_written_when_it_was_killed_is_known_and_counted_once(
+    steps: list[tuple[int, str]], torn: int, rotates: bool
+) -> None:
+    """The log is left as a kill leaves it, with a torn last line as a power cut may; twice in a row."""
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(call_log, "SEGMENT_BYTES", 300 if rotates else 10**9)
+        directory, rows = Path(name), []  # type: ignore[var-annotated]
+        log, going, begun, answered = opened(directory, rows), dict[int, Call](), 0, set[str]()
+        for n, (slot, step) in enumerate(steps):
+            if step == "begin" and slot not in going:
+                going[slot], begun = log.begin(f"key {n}", MOST), begun + 1
+            elif step == "answer" and slot in going:
+                answered.add(going[slot].key)
+                log.end(going.pop(slot), Outcome.ANSWERED, PAID, 0.5, ANSWER)
+            elif step == "lose" and slot in going:
+                log.end(going.pop(slot), Outcome.LOST, MOST)
+        newest = max(directory.glob("*.jsonl"))
+        with open(newest, "ab") as file:
+            file.write(b'["over", "x", "ans'[: torn % 19])
+        copy = shutil.copytree(directory, Path(f"{name}-again"))
+        again = opened(directory, rows)
+        assert len(rows) == begun == len({row["call_id"] for row in rows})
+        assert sum(row["outcome"] == "answered" for row in rows) == len(answered)
+        lost = [row for row in rows if row["outcome"] == "lost"]
+        assert all(row["cost"] == MOST.cost for row in lost) and len(lost) == begun - len(answered)
+        assert again.replies == dict.fromkeys(answered, ANSWER)
+        once_more: list[Any] = []
+        assert opened(directory, once_more).replies == again.replies and not once_more
+        known = sorted(answered)[:2]
+        assert opened(copy, [], lambda keys: set(known)).replies.keys() == answered - set(known)
+        shutil.rmtree(copy)
+
+
+def test_closed_in_order_it_keeps_what_nobody_was_handed(tmp_path: Path) -> None:
+    rows: list[Any] = []
+    log = opened(tmp_path, rows)
+    for key in ("handed", "waiting", part_key("half", 0), part_key("half", 1)):
+        log.end(log.begin(key, MOST), Outcome.ANSWERED, PAID, 0.5, ANSWER)
+    log.handed_out("handed")
+    log.close()
+    assert {row["request_key"] for row in rows} == {"handed", "waiting", "half"} and len(rows) == 4
+    left = opened(tmp_path, rows)
+    assert left.replies.keys() == {"waiting", "half", part_key("half", 1)} and len(rows) == 4
+    for key in ("waiting", "half"):
+        left.handed_out(key)
+    left.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reply_that_was_paid_for_is_handed_out_and_not_asked_again(server: Server, tmp_path: Path) -> None:
+    log = opened(tmp_path, [])
+    log.end(log.begin("k1", MOST), Outcome.ANSWERED, PAID, 0.5, ANSWER)  # and killed here
+    requests = [Request(k, ({"role": "user", "content": k},), Sampling(max_tokens=100)) for k in ("k1", "k2")]
+    options = OpenAIOptions(base_url=server.url, key_from="TEST_KEY")
+    engine = openai.open(Model("m", "m"), options, print, lambda: opened(tmp_path, []))
+    made = {c.key: c for c in engine.generate(requests)}
+    engine.close()
+    assert server.asked == {"k2": 1}
+    assert (made["k1"].thinking_tokens, made["k1"].tokens, made["k1"].cost) == (20, 30, PAID.cost)
+
+
+YAML = """\
+name: paid
+workspace: run
+stages:
+  problems: {sources: [{file: p.jsonl, prompt: q, reference: a, verifier: exact}]}
+  generate:
+    problems: problems
+    teacher: tiny
+    engine:
+      {kind: openai, base_url: "URL", key_from: TEST_KEY, price_input: 1000, price_cached_input: 100,
+       price_output: 10000, concurrency: 2}
+    sampling: {max_tokens: 100}
+"""
+PROBLEMS = 20
+
+
+@pytest.fixture
+def here(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"q": f"{n:02} = ?", "a": str(n)} for n in range(PROBLEMS)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "p.yaml").write_text(YAML.replace("URL", server.url))
+    details = {"prompt_tokens_details": {"cached_tokens": 4}}
+    server.otherwise = reply(reasoning="hm", usage={"prompt_tokens": 10, "completion_tokens": 40, **details})
+    return tmp_path
+
+
+COST = Decimal("0.4064")  # 6 tokens at 1000, 4 at 100, 40 at 10000 a million
+
+
+def load(here: Path, *overrides: str) -> tuple[config.PipelineSpec, Workspace]:
+    return config.load(here / "p.yaml", catalog.stage, overrides=overrides), Workspace(here / "run")
+
+
+def run(here: Path, *overrides: str) -> dict[str, Any]:
+    spec, workspace = load(here, *overrides)
+    return dict(runner.run(spec, workspace, Listener(), lambda: False)[-1].manifest.figures)
+
+
+def planned(here: Path, *overrides: str) -> StagePlan:
+    return plan(*load(here, *overrides))[-1]
+
+
+def distill(here: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "distill", *arguments], cwd=here, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_what_it_cost_is_in_the_store_to_the_last_digit(here: Path) -> None:
+    figures = run(here)
+    assert figures["calls"] == PROBLEMS and figures["cost"] == float(COST * PROBLEMS)
+    store = Store(here / "run")
+    (row,) = store.rows("SELECT * FROM spending")
+    assert row["cost"] == COST * PROBLEMS and row["account"] == "generate" and row["unanswered"] == 0
+    assert (row["prompt_tokens"], row["cached_tokens"], row["tokens"]) == (200, 80, 800)
+    (price,) = store.rows("SELECT traces, cost FROM answer_prices")
+    assert price == {"traces": PROBLEMS, "cost": COST * PROBLEMS}
+    assert not list((here / "run/calls/generate").iterdir())
+    assert not any(KEY.encode() in path.read_bytes() for path in here.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("cap", "higher", "unit"),
+    [("max_cost=3", "max_cost=100", "cap of 3 is"), ("max_total_tokens=700", "max_total_tokens=9999", "700 tokens")],
+)
+def test_a_cap_counts_all_runs_of_the_stage(here: Path, server: Server, cap: str, higher: str, unit: str) -> None:
+    with pytest.raises(CapReached, match=unit) as caught:
+        run(here, f"generate.engine.{cap}")
+    asked = sum(server.asked.values())
+    assert 0 < asked < PROBLEMS and caught.value.exit_code == 3
+    assert spending.spent(Store(here / "run"), "generate").cost == COST * asked
+    with pytest.raises(CapReached, match="in all runs of this stage"):  # nothing is left of it
+        run(here, f"generate.engine.{cap}")
+    assert sum(server.asked.values()) == asked
+    run(here, f"generate.engine.{higher}")
+    assert set(server.asked.values()) == {1} and len(server.asked) == PROBLEMS
+
+
+@pytest.mark.slow
+def test_a_cap_counts_what_a_killed_run_spent(here: Path, server: Server) -> None:
+    """Killed while two calls are answered by halves: what they may have cost counts, and the cap holds."""
+    hanging, release = threading.Event(), threading.Event()
+
+    def act(handler: Handler) -> None:
+        if len(server.asked) > 4:
+            hanging.set()
+            release.wait(60)
+        answer(handler)
+
+    answer, server.otherwise = server.otherwise, act
+    cap = f"generate.engine.max_cost={COST * 4 + 2 * Decimal('1.2') + COST * 3}"
+    process = distill(here, "run", "--pipeline", "p.yaml", "--set", cap)
+    assert hanging.wait(60)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    server.otherwise = answer
+    release.set()
+    again = distill(here, "run", "--pipeline", "p.yaml", "--set", cap)
+    _, err = again.communicate()
+    assert again.returncode == 3 and "in all runs of this stage" in err, err
+    (row,) = Store(here / "run").rows("SELECT * FROM spending")
+    assert row["unanswered"] in (1, 2) and row["cost"] <= Decimal(cap.partition("=")[2])
+    assert row["cost"] >= COST * (sum(server.asked.values()) - row["unanswered"])
+    assert sum(count - 1 for count in server.asked.values()) <= 2  # the two that hung
+
+
+def test_the_plan_foretells_calls_tokens_money_and_time(here: Path, server: Server) -> None:
+    ahead = planned(here).forecast
+    assert ahead and ahead.figures == {"calls": 20, "max_tokens": 2000, "max_output_cost": 20.0}
+    run(here, "generate.samples=1")
+    for _ in range(2):  # with other problems' calls, too
+        ahead = planned(here, "generate.samples=3", "generate.engine.max_cost=50").forecast
+        assert ahead is not None
+        figures = dict(ahead.figures)
+        assert figures.pop("seconds") >= 0 and figures.pop("max_cost") > 40
+        assert figures == {
+            "calls": 40, "max_tokens": 4000, "tokens": 1600, "cost": float(COST * 40),
+            "cap_leaves": float(50 - COST * 20),
+        }  # fmt: skip
+    limited = planned(here, "generate.samples=3", "generate.engine.requests_per_minute=4").forecast
+    assert limited and limited.figures["seconds"] == 600
+    limited = planned(here, "generate.samples=3", "generate.engine.tokens_per_minute=100").forecast
+    assert limited and limited.figures["seconds"] == 1200
+
+
+def test_plan_says_it_in_words(here: Path) -> None:
+    from typer.testing import CliRunner
+
+    from distill.cli.main import app
+
+    run(here)
+    said = CliRunner().invoke(app, ["plan", "--pipeline", "p.yaml", "--set", "generate.samples=2"])
+    text = " ".join(said.output.split())
+    assert re.search(
+        r"20 of 40 traces left, about 800 tokens \(at most 2,000\), about 8\.128 to pay \(at most 21\.\d+\)", text
+    ), text
+
+
+def test_a_store_of_an_older_distill_is_planned_on(here: Path, tmp_path: Path) -> None:
+    import duckdb
+
+    run(here)
+    with duckdb.connect(str(here / "run/store.duckdb")) as connection:
+        connection.execute("DROP VIEW spending; DROP VIEW answer_prices; DROP TABLE calls")
+    assert spending.spent(Store(here / "run"), "generate") == Bill()
+    ahead = planned(here, "generate.samples=2").forecast
+    assert ahead and "cost" not in ahead.figures
+
+
+def test_a_call_that_we_hang_up_on_is_billed_by_what_had_come(server: Server, tmp_path: Path) -> None:
+    """The engine is closed in the middle of a stream: the server hears of it and stops."""
+    begun, closed = threading.Event(), threading.Event()
+
+    def endless(handler: Handler) -> None:
+        try:
+            streamed(*[{"content": "xx"}] * 10_000, pause=lambda: (begun.set(), closed.wait(0.01)))(handler)
+        except OSError:
+            hung_up.set()
+
+    hung_up = threading.Event()
+    server.scripts = {"endless": [endless]}
+    rows: list[Any] = []
+    options = OpenAIOptions(base_url=server.url, key_from="TEST_KEY", price_output=Decimal(1))
+    engine = openai.open(Model("m", "m"), options, print, lambda: opened(tmp_path, rows))
+    request = Request("k", ({"role": "user", "content": "endless"},), Sampling(max_tokens=10**6))
+    for _ in engine.generate([request], lambda: begun.wait(0.1)):
+        pass
+    engine.close()
+    assert hung_up.wait(10)
+    (row,) = rows
+    assert row["outcome"] == "ended" and row["tokens"] < 10**6 / 2
+
+
+def test_a_full_disk_ends_the_run_before_a_call_is_paid_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    log = opened(tmp_path, [])
+    assert log._segment
+    real, log._segment.file = log._segment.file, os.open("/dev/full", os.O_WRONLY)
+    options = OpenAIOptions(base_url=server.url, key_from="TEST_KEY")
+    engine = openai.open(Model("m", "m"), options, print, lambda: log)
+    with pytest.raises(Exception, match="no space left"):
+        list(engine.generate([Request("k", ({"role": "user", "content": "k"},), Sampling())]))
+    assert not server.seen
+    os.close(log._segment.file)
+    log._segment.file = real
+    engine.close()
+
+
+def test_two_judges_and_the_stage_have_accounts_of_their_own(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    account = Spending(store, "verify")
+    logs = [account.open("m"), account.of("judge-1").open("m"), account.of("judge-2").open("n")]
+    for n, log in enumerate(logs):
+        for _ in range(n + 1):
+            log.end(log.begin("k", MOST), Outcome.LOST, replace(MOST, cost=Decimal(n + 1)))
+        log.close()
+    store.ingest()
+    totals = [spending.spent(store, name).cost for name in ("verify", "verify/judge-1", "verify/judge-2", "nobody")]
+    assert totals == [1, 4, 9, 0]
