@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from distill.modelspec import Model, check_directory, directory_of
@@ -9,7 +10,8 @@ from pipeline.errors import InputError
 
 
 def load(model: Model, dtype: str = "float32", device: str = "auto") -> tuple[Any, Any]:
-    """(causal LM, tokenizer). ``device`` "auto" is CUDA where there is one.
+    """(causal LM, tokenizer). ``device`` "auto" is CUDA where there is one. An adapter is merged into its base,
+    and its own tokenizer taken where it brings one.
 
     Raises `InputError` for a directory that lacks something or a hub name that cannot be had.
     """
@@ -27,10 +29,21 @@ def load(model: Model, dtype: str = "float32", device: str = "auto") -> tuple[An
         device = "cuda" if torch.cuda.is_available() else "cpu"
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=model.revision)
+        own = model.adapter if model.adapter and (Path(model.adapter) / "tokenizer_config.json").is_file() else None
+        tokenizer = AutoTokenizer.from_pretrained(own or source, revision=None if own else model.revision)
         network: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=model.revision, dtype=getattr(torch, dtype)
         )
+        if model.adapter:
+            network = merged(network, model.adapter)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"model {model.source} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        name = model.adapter or model.source
+        raise InputError(f"model {name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     return network.to(device), tokenizer
+
+
+def merged(network: Any, adapter: str) -> Any:
+    """``network`` with the LoRA adapter in that directory folded into its weights."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(network, adapter).merge_and_unload()

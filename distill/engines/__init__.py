@@ -12,7 +12,7 @@ from distill.engines.base import Engine
 from distill.engines.options import OpenAIOptions, TransformersOptions, VllmOptions
 from distill.modelspec import Model
 from pipeline.errors import InputError
-from pipeline.fingerprint import FileHashes
+from pipeline.fingerprint import FileHashes, canonical
 from pipeline.stage import Context, result_settings
 
 Options = TransformersOptions | VllmOptions | OpenAIOptions
@@ -34,7 +34,11 @@ def _manner(options: Options) -> str:
     precision are not those in full. Nothing for the embedded engine's defaults."""
     usual = result_settings(TransformersOptions())
     own = {key: value for key, value in result_settings(options).items() if value != usual.get(key)}
-    return "".join(f"+{key}={value}" for key, value in sorted(own.items()))
+    return "".join(f"+{key}={_told(value)}" for key, value in sorted(own.items()))
+
+
+def _told(value: Any) -> str:
+    return canonical(value) if isinstance(value, Mapping) else str(value)
 
 
 def standing_model(name: str, options: Options, hashes: FileHashes) -> Model:

@@ -1,0 +1,114 @@
+"""Thinking budgets, token by token: when thinking is closed, when an end of it is taken back.
+
+A `Budget` is a request's `ThinkingBudget` in tokens. A `Course` follows one response: the decoder tells
+it each token, and it says whether to go back, what must be fed next, and whether the row is over. The
+count is `distill.thinking.count_thinking_tokens`'s: while thinking is open, every token of the response
+so far is thinking.
+
+Left out: tags that a tokenizer merges with their neighbours; those of reasoning models are tokens of
+their own. Asked by `distill.engines.decode` of rows that have a budget, and of no others.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+NOTHING = -1
+"""In place of a token: the next one is drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """``open`` and ``close`` spell the tags; ``opened`` tells that the template has opened thinking."""
+
+    most: int | None
+    least: int
+    closing: tuple[int, ...]
+    extension: tuple[int, ...]
+    extensions: int
+    open: tuple[int, ...]
+    close: tuple[int, ...]
+    opened: bool
+
+
+class Course:
+    """One response on its way. ``limit`` is its ``max_tokens``; ``given`` are the tokens it begins with."""
+
+    def __init__(self, budget: Budget, limit: int, given: Sequence[int], stop_ids: Iterable[int]) -> None:
+        self._budget, self._limit, self._stop_ids = budget, limit, frozenset(stop_ids)
+        self._tokens: list[int] = []
+        self._queue: deque[int] = deque()
+        self._left = budget.extensions
+        self._inside = self._was = budget.opened
+        self._closing = False
+        self._fixed = len(given)
+        self.forced: list[int] = []
+        self.over = False
+        """Thinking is at its most and there is no room to close it: the response ends here, by length."""
+        for token in given:
+            self._note(token)
+        self._close_if_due()
+
+    @property
+    def next(self) -> int:
+        """The token that comes next whatever the model would draw, or `NOTHING`."""
+        return self._queue[0] if self._queue else NOTHING
+
+    def take(self, token: int) -> int | None:
+        """Note what came. A number means that only so many tokens stand: draw the next one again."""
+        at = len(self._tokens)
+        self._note(token)
+        if self._queue:
+            self._queue.popleft()
+            self.forced.append(at)
+            self._fixed = at + 1
+        elif (end := self._end(at)) is not None and end < self._budget.least and self._left:
+            self._left -= 1
+            self._inside = True
+            del self._tokens[end:]
+            self._queue.extend(self._budget.extension)
+            self._close_if_due()
+            return end
+        if token not in self._stop_ids:
+            self._close_if_due()
+        return None
+
+    @property
+    def length(self) -> int:
+        return len(self._tokens)
+
+    def last(self, begun: int) -> int:
+        """The last of the tokens, or ``begun`` where there is none yet."""
+        return self._tokens[-1] if self._tokens else begun
+
+    def _note(self, token: int) -> None:
+        self._was = self._inside
+        self._tokens.append(token)
+        if self._ends_with(self._budget.close):
+            self._inside = self._closing = False
+        elif self._ends_with(self._budget.open):
+            self._inside = True
+
+    def _end(self, at: int) -> int | None:
+        """Where the end of thinking begins that the token at ``at`` has completed, a tag or a stop token."""
+        if not self._was:
+            return None
+        if not self._inside:
+            begin = at + 1 - len(self._budget.close)
+            return begin if begin >= self._fixed else None
+        return at if self._tokens[at] in self._stop_ids else None
+
+    def _close_if_due(self) -> None:
+        most, count = self._budget.most, len(self._tokens)
+        if not self._inside or self._closing or most is None or count < most:
+            return
+        if self._limit - count < len(self._budget.closing) + 1:
+            self.over = True
+        else:
+            self._closing = True
+            self._queue = deque(self._budget.closing)
+
+    def _ends_with(self, piece: tuple[int, ...]) -> bool:
+        return bool(piece) and tuple(self._tokens[-len(piece) :]) == piece
