@@ -2,7 +2,7 @@
 
 Both drive the same loaded model with the same prompts, seeds and limits. The peer does what its users do:
 prompts rendered beforehand, one call with all of them; once asking for the drawn tokens' log-probabilities,
-as ours does, and once without ("bare").
+as ours does, and once without ("bare": less work, told beside).
 Ours renders the prompts, hands each sample out as it ends, and takes it apart (text, thinking tokens).
 There is no end token, so both make the same number of tokens. Cases: mixed lengths, 8 samples a
 prompt, and one fixed length on a model four times as wide. A small model shows our share at its largest.
@@ -91,8 +91,9 @@ def measure(model: Path, cases: Cases, repeats: int) -> tuple[dict[str, float], 
             "bare": peer_of(llm, requests, logprobs=None),
         }
         cpu, wall = alternating(sides, tokens, repeats)
-        ratios |= {name: ratio(cpu, "peer"), f"{name}, peer without log-probabilities": ratio(cpu, "bare")}
-        detail[name] = {"tokens": tokens, "cpu": cpu, "wall": wall, "wall ratio": ratio(wall, "peer")}
+        ratios[name] = ratio(cpu, "peer")
+        others = {"wall ratio": ratio(wall, "peer"), "ratio to bare": ratio(cpu, "bare")}
+        detail[name] = {"tokens": tokens, "cpu": cpu, "wall": wall, **others}
         print(f"{name}: {detail[name]}", flush=True)
     return ratios, detail
 

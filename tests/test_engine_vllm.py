@@ -11,12 +11,14 @@ import pytest
 from pydantic import ValidationError
 from vllm_models import (
     INSTALLED,
+    SMALL,
     TEACHER,
     logprobs_by_transformers,
     lora_adapter,
     needs_teacher,
     needs_vllm,
     requests,
+    scripted,
     vllm_engine,
 )
 
@@ -25,7 +27,8 @@ from distill.engines import vllm
 from distill.engines.options import TransformersOptions, VllmOptions
 from distill.modelspec import Model
 from distill.thinking import split_thinking
-from distill.types import Completion, Finish, Request, Sampling, ThinkingBudget
+from distill.types import Completion, Finish, Outcome, Problem, Request, Sampling, ThinkingBudget
+from distill.verifiers import VerifierPool
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
 
@@ -270,3 +273,21 @@ def test_speculation_is_greedily_the_same(engine: VllmEngine) -> None:
             assert completion.forced and completion.logprobs == pytest.approx(expected, abs=2e-3)
         with pytest.raises(InputError, match=r"draws wrong samples with speculative decoding.*set temperature 0"):
             list(speculating.generate(requests(1)))
+
+
+@needs_vllm
+@needs_teacher
+def test_it_is_a_judges_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A composition with a rule before it: the judge is asked just where the rule leaves it open."""
+    for name, value in SMALL.items():
+        monkeypatch.setenv(name, value)
+    problem = Problem("p", "What is 6 x 7?", "42", "math", "test")
+    model = scripted(tmp_path / "judge", "GRADE: 9")
+    how = {"kind": "vllm", "dtype": "float32", "max_model_len": 2048}
+    judge = {"model": str(model), "engine": how, "mode": "rubric", "rubric": "Is it short?"}
+    whole = {"all": [{"regex": {"pattern": "It is", "search": True, "whole": True}}, {"judge": judge}]}
+    with VerifierPool(workers=1) as pool:
+        found = dict(pool.verify_many((said, whole, problem, said) for said in ("It is 42.", "42")))
+    assert [found["It is 42."].outcome, found["42"].outcome] == [Outcome.CORRECT, Outcome.INCORRECT]
+    (judged,) = (part for part in found["It is 42."].evidence["parts"] if part["verifier"] == "judge")
+    assert judged["score"] == 0.9

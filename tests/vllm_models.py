@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,35 @@ def requests(
     problems = [Calc().generate(0, first + index, "train") for index in range(count)]
     how = Sampling(**{"max_tokens": 96, **sampling})
     return [Request(f"k{index}", problem.messages, how, prefix, budget) for index, problem in enumerate(problems)]
+
+
+def scripted(directory: Path, reply: str) -> Path:
+    """A model that gives one reply to everything: each token has one successor, whatever came before it.
+
+    Its layers add nothing, its embedding is the identity, and its head holds the successors.
+    """
+    import torch
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(TEACHER)
+    said = [{"role": "user", "content": "?"}]
+    prompt = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    chain = [tokenizer.encode(prompt)[-1], *tokenizer.encode(reply), tokenizer.eos_token_id]
+    assert len(set(chain)) == len(chain), "a token of the reply comes twice"
+    size = {"vocab_size": 512, "hidden_size": 512, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 4096}
+    network = Qwen3ForCausalLM(Qwen3Config(**size, **heads, tie_word_embeddings=False))
+    with torch.no_grad():
+        network.model.embed_tokens.weight.copy_(torch.eye(512))
+        layer = network.model.layers[0]
+        for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight, network.lm_head.weight):
+            weight.zero_()
+        for token, successor in pairwise(chain):
+            network.lm_head.weight[successor, token] = 1.0
+    network.generation_config.eos_token_id = tokenizer.eos_token_id
+    network.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
 
 
 def lora_adapter(directory: Path, base: Path, seed: int = 0, scale: float = 2.0, **changes: Any) -> Path:
