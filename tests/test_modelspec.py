@@ -128,8 +128,9 @@ def test_an_adapter_without_weights_or_with_those_of_another_model(adapter: Path
 
 
 def test_an_engine_that_cannot_have_an_adapter_says_so(adapter: Path) -> None:
-    with pytest.raises(InputError, match="transformers engine alone"):
-        engines.open_engine(VllmOptions(), find(str(adapter), Path(), {}, FileHashes()))
+    endpoint = OpenAIOptions(base_url="http://localhost:1/v1")
+    with pytest.raises(InputError, match="means nothing at an endpoint"):
+        engines.open_engine(endpoint, find(str(adapter), Path(), {}, FileHashes()))
 
 
 # Hub names. The library reads its settings when it is imported, so each is asked for in a process of its own.

