@@ -17,7 +17,7 @@ import torch
 from tiny_engine import build_model, build_tokenizer
 
 from distill import engines
-from distill.engines.options import TransformersOptions, VllmOptions
+from distill.engines.options import OpenAIOptions, TransformersOptions
 from distill.modelspec import EMBEDDED, Model, check_name, find, identity_of
 from distill.pretrained import load
 from distill.types import Request, Sampling
