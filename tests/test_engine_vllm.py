@@ -288,6 +288,7 @@ def test_it_is_a_judges_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     whole = {"all": [{"regex": {"pattern": "It is", "search": True, "whole": True}}, {"judge": judge}]}
     with VerifierPool(workers=1) as pool:
         found = dict(pool.verify_many((said, whole, problem, said) for said in ("It is 42.", "42")))
+    assert found["It is 42."].outcome is Outcome.CORRECT, found["It is 42."]
     assert [found["It is 42."].outcome, found["42"].outcome] == [Outcome.CORRECT, Outcome.INCORRECT]
     (judged,) = (part for part in found["It is 42."].evidence["parts"] if part["verifier"] == "judge")
     assert judged["score"] == 0.9
