@@ -4,13 +4,12 @@ A model is named in one of four ways, the same in YAML and on the command line:
 
 - ``embedded:teacher``, ``embedded:student-base``: shipped with the project;
 - ``stage:sft``: the student made by that stage of the pipeline;
-- ``path/to/directory``: a Hugging Face model directory, or one that holds a peft LoRA adapter, which names its base
-  in its ``adapter_config.json``;
+- ``path/to/directory``: a Hugging Face model directory, or a peft adapter that names its base model;
 - ``org/name`` or ``org/name@revision``: from the hub (or its local cache).
 
-The identity is a content hash of weights, configuration, tokenizer and chat template, or the hub
-name with its revision; an adapter's covers its base. It goes into every trace key; a model card may change
-without any effect.
+The identity is a content hash of weights, configuration, tokenizer and chat template (of an adapter,
+with its base's identity), or the hub name with its commit (`distill.hub`). It goes into every trace
+key; a model card may change without any effect.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
 
+from distill.hub import commit_of
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
@@ -31,8 +31,9 @@ from pipeline.stage import Input
 
 EMBEDDED = Path(__file__).parent / "models"
 CONTENT = {".safetensors", ".json", ".jinja", ".model", ".txt", ".bin"}
+ADAPTER_CONFIG = "adapter_config.json"
+HUB_NAME = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
 STAGE = "stage:"
-ADAPTER = "adapter_config.json"
 MODEL = "model"
 """The subdirectory of a student artifact that holds the whole model."""
 
@@ -56,7 +57,7 @@ ModelName = Annotated[StageOrName, AfterValidator(check_name)]
 class Model:
     """A model found: where to load it from (a directory or hub name) and its identity.
 
-    ``adapter`` is the directory of a LoRA adapter that goes on top of it.
+    ``adapter`` is the directory of a peft adapter, to be put on top of what ``source`` holds.
     """
 
     source: str
@@ -79,10 +80,12 @@ def check_directory(path: Path, name: str) -> None:
         known = ", ".join(f"embedded:{p.name}" for p in sorted(EMBEDDED.glob("*")) if p.is_dir())
         raise InputError(f"model {name}: {path} is not a directory; shipped models: {known or 'none'}")
     if is_adapter(path):
-        base = base_of(path, name)
-        if (below := directory_of(base)) is not None:
-            check_directory(below, base)
-        return
+        _check_adapter(path, name)
+    else:
+        _check_whole(path, name)
+
+
+def _check_whole(path: Path, name: str) -> None:
     if not (path / "config.json").is_file():
         raise InputError(f"model {name}: {path} has no config.json: not a Hugging Face model directory")
     try:
@@ -103,51 +106,67 @@ def check_directory(path: Path, name: str) -> None:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a directory holds a peft adapter and no model of its own."""
-    return (path / ADAPTER).is_file() and not (path / "config.json").is_file()
+    """Whether the directory holds a peft adapter alone."""
+    return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
 
 
 def base_of(path: Path, name: str) -> str:
-    """The base model that the adapter in ``path`` is for, as a model's name. A relative path is looked for
-    from here, then from the adapter."""
+    """The name of the model that an adapter belongs on top of.
+
+    A relative path counts from the adapter's directory, or from where one stands; a bare name may be
+    that of a shipped model.
+    """
     try:
-        config = json.loads((path / ADAPTER).read_text())
-        kind, base, revision = config.get("peft_type"), config.get("base_model_name_or_path"), config.get("revision")
+        config = json.loads((path / ADAPTER_CONFIG).read_text())
+        kind, base, revision = (config.get(k) for k in ("peft_type", "base_model_name_or_path", "revision"))
     except (ValueError, AttributeError):
-        raise InputError(f"model {name}: {path / ADAPTER} is not valid JSON") from None
+        raise InputError(f"model {name}: {path / ADAPTER_CONFIG} is not valid JSON of an adapter") from None
     if kind != "LORA":
-        raise InputError(f"model {name}: {path} holds an adapter of the type {kind}; only LoRA can be used")
-    if not any(path.glob("adapter_model.*")):
-        raise InputError(f"model {name}: {path} is incomplete: it has no weights (adapter_model.safetensors)")
+        raise InputError(f"model {name}: {path} is an adapter of type {kind}; only LORA ones can be loaded")
     if not isinstance(base, str) or not base:
-        raise InputError(f"model {name}: {path / ADAPTER} names no base model (base_model_name_or_path)")
-    below = next((at for at in (Path(base).expanduser(), path / base) if at.is_dir()), None)
-    if below is None and (directory_of(base) is not None or base.count("/") != 1):
-        raise InputError(
-            f"model {name}: its base model {base} is not there; put the right directory or hub id into "
-            f"base_model_name_or_path of {path / ADAPTER}"
-        )
-    if below is not None and is_adapter(below):
-        raise InputError(f"model {name}: its base model {base} is an adapter too; merge that one into its base first")
-    if below is not None:
-        return str(below.absolute())
-    return f"{base}@{revision}" if revision else base
+        raise InputError(f"model {name}: {path / ADAPTER_CONFIG} names no base model (base_model_name_or_path)")
+    for place in (path / base, Path(base).expanduser(), EMBEDDED / base):
+        if place.is_dir() and place != path:
+            return str(place.absolute())
+    if not re.fullmatch(HUB_NAME, base):
+        raise InputError(f"model {name}: its base model {base}, named in {path / ADAPTER_CONFIG}, is not there")
+    return f"{base}@{revision}" if revision and "@" not in base else base
+
+
+def _check_adapter(path: Path, name: str) -> None:
+    base = base_of(path, name)
+    if not any((path / f"adapter_model{suffix}").is_file() for suffix in (".safetensors", ".bin")):
+        raise InputError(f"model {name}: {path} is incomplete: it has no weights (adapter_model.safetensors)")
+    if (directory := directory_of(base)) is not None:
+        if is_adapter(directory):
+            raise InputError(f"model {name}: its base model {base} is an adapter too; merge that one first")
+        check_directory(directory, base)
 
 
 def check_hub_name(name: str) -> None:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name):
+    if not re.fullmatch(HUB_NAME, name):
         raise InputError(f"model {name!r}: expected embedded:NAME, stage:NAME, a directory, or a hub name org/name")
 
 
 def identity_of(name: str, hashes: FileHashes) -> str:
-    """Identity of an ``embedded:``, path or hub model (a stage's student has its artifact's)."""
+    """Identity of an ``embedded:``, path or hub model (a stage's student has its artifact's).
+
+    A hub model's names its commit wherever that can be told. May ask the hub.
+    """
     path = directory_of(name)
     if path is None:
-        check_hub_name(name)
-        return f"hub:{name}"
+        repository, revision = _hub_name(name)
+        known = commit_of(repository, revision) or revision
+        return f"hub:{repository}@{known}" if known else f"hub:{repository}"
     check_directory(path, name)
-    files = [[p.name, hashes.of(p)] for p in sorted(path.iterdir()) if p.suffix in CONTENT]
-    return content_hash(["adapter", identity_of(base_of(path, name), hashes), files] if is_adapter(path) else files)
+    content = [[p.name, hashes.of(p)] for p in sorted(path.iterdir()) if p.suffix in CONTENT]
+    return content_hash([*content, ["base", identity_of(base_of(path, name), hashes)]] if is_adapter(path) else content)
+
+
+def _hub_name(name: str) -> tuple[str, str | None]:
+    check_hub_name(name)
+    repository, _, revision = name.partition("@")
+    return repository, revision or None
 
 
 def find(name: str, workspace: Path, inputs: Mapping[str, Manifest], hashes: FileHashes) -> Model:
@@ -157,14 +176,13 @@ def find(name: str, workspace: Path, inputs: Mapping[str, Manifest], hashes: Fil
         assert manifest.artifact is not None
         directory = workspace / manifest.artifact / MODEL
         return Model(str(directory), identity_of(str(directory.absolute()), hashes))
-    path = directory_of(name)
-    if path is not None and is_adapter(path):
-        base = find(base_of(path, name), workspace, inputs, hashes)
-        return Model(base.source, identity_of(name, hashes), base.revision, str(path))
-    if path is not None:
-        return Model(str(path), identity_of(name, hashes))
-    hub, _, revision = name.partition("@")
-    return Model(hub, identity_of(name, hashes), revision or None)
+    identity, path = identity_of(name, hashes), directory_of(name)
+    if path is None:
+        repository, revision = _hub_name(name)
+        return Model(repository, identity, commit_of(repository, revision) or revision)
+    if is_adapter(path):
+        return replace(find(base_of(path, name), workspace, inputs, hashes), identity=identity, adapter=str(path))
+    return Model(str(path), identity)
 
 
 def dependency(name: str, hashes: FileHashes) -> dict[str, str]:

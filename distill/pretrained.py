@@ -10,8 +10,7 @@ from pipeline.errors import InputError
 
 
 def load(model: Model, dtype: str = "float32", device: str = "auto") -> tuple[Any, Any]:
-    """(causal LM, tokenizer). ``device`` "auto" is CUDA where there is one. An adapter is merged into its base,
-    and its own tokenizer taken where it brings one.
+    """(causal LM, tokenizer), a LoRA adapter folded into the weights. ``device`` "auto" is CUDA where there is one.
 
     Raises `InputError` for a directory that lacks something or a hub name that cannot be had.
     """
@@ -21,29 +20,44 @@ def load(model: Model, dtype: str = "float32", device: str = "auto") -> tuple[An
     from transformers.utils import logging as library_logging
 
     logging: Any = library_logging  # its functions have no types
-    source = model.source
-    if (path := directory_of(source)) is not None:
-        check_directory(path, source)
-        source = str(path)
+    source = _checked(model.source)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     logging.disable_progress_bar()
     try:
-        own = model.adapter if model.adapter and (Path(model.adapter) / "tokenizer_config.json").is_file() else None
-        tokenizer = AutoTokenizer.from_pretrained(own or source, revision=None if own else model.revision)
+        tokenizer = AutoTokenizer.from_pretrained(_tokenizer_in(model) or source, revision=model.revision)
         network: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=model.revision, dtype=getattr(torch, dtype)
         )
+        network = network.to(device)
         if model.adapter:
-            network = merged(network, model.adapter)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        name = model.adapter or model.source
-        raise InputError(f"model {name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    return network.to(device), tokenizer
+            network = _folded(network, model.adapter)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        named = model.adapter or model.source
+        raise InputError(f"model {named} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    if getattr(network, "_hf_peft_config_loaded", False):
+        raise InputError(f"model {model.source} is an adapter on the hub; download it and name the directory")
+    return network, tokenizer
 
 
-def merged(network: Any, adapter: str) -> Any:
-    """``network`` with the LoRA adapter in that directory folded into its weights."""
+def _checked(source: str) -> str:
+    path = directory_of(source)
+    if path is None:
+        return source
+    check_directory(path, source)
+    return str(path)
+
+
+def _tokenizer_in(model: Model) -> str | None:
+    """The adapter's directory, where it has a tokenizer (and chat template) of its own."""
+    files = ("tokenizer.json", "tokenizer_config.json")
+    there = model.adapter and any((Path(model.adapter) / name).is_file() for name in files)
+    return model.adapter if there else None
+
+
+def _folded(network: Any, adapter: str) -> Any:
+    """The adapter's change added to the weights: sampling and training then cost what the base does."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(network, adapter).merge_and_unload()
+    merged: Any = PeftModel.from_pretrained(network, adapter).merge_and_unload(safe_merge=True)
+    return merged

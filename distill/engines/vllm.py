@@ -72,8 +72,8 @@ def open(model: Model, options: VllmOptions, note: Note, lora_rank: int = 0) -> 
     _, engine_class = _vllm()
     try:
         engine = engine_class.from_engine_args(arguments)
-    except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
-        raise PipelineError(f"vllm: cannot load {model.source}: {_line(error)}") from error
+    except Exception as error:  # whatever a model, a GPU or vLLM itself may come up with
+        raise PipelineError(f"vllm: cannot load {model.source}: {type(error).__name__}: {_line(error)}") from error
     opened = VllmEngine(engine, model.identity)
     if model.adapter:
         opened.adopt(model.adapter)

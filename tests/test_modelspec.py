@@ -1,0 +1,228 @@
+"""Which model is meant: adapters with their base, hub names with their commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_engine import build_model, build_tokenizer
+
+from distill import engines
+from distill.engines.options import TransformersOptions, VllmOptions
+from distill.modelspec import EMBEDDED, Model, check_name, find, identity_of
+from distill.pretrained import load
+from distill.types import Request, Sampling
+from pipeline.errors import InputError
+from pipeline.fingerprint import FileHashes
+
+FIRST, SECOND = "a" * 40, "b" * 40
+
+
+# Adapters.
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    build_model("Qwen3", tie_word_embeddings=True).save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, base: Path) -> Path:
+    """A LoRA adapter with weights that do something, saved as peft saves it."""
+    from peft import LoraConfig, get_peft_model
+
+    network, _ = load(Model(str(base), ""))
+    torch.manual_seed(3)
+    model: Any = get_peft_model(network, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_is_sampled_from_with_its_change_in_the_weights(base: Path, adapter: Path) -> None:
+    from peft import PeftModel
+
+    found = find(str(adapter), Path(), {}, FileHashes())
+    engine = engines.open_engine(TransformersOptions(workers=1), found)
+    (c,) = engine.generate([Request("a", ({"role": "user", "content": "2+2?"},), Sampling(max_tokens=12))])
+    assert engine.model == found.identity and c.logprobs is not None
+    network, _ = load(Model(str(base), ""))
+    inputs = torch.tensor([c.prompt_ids + c.token_ids])
+    with torch.no_grad():
+        plain = network(inputs).logits[0].log_softmax(-1)
+        logits = PeftModel.from_pretrained(network, adapter)(inputs).logits[0].log_softmax(-1)
+    at = (slice(len(c.prompt_ids) - 1, -1), None)
+    expected = logits[at[0]].gather(1, torch.tensor(c.token_ids)[:, None])[:, 0]
+    assert c.logprobs == pytest.approx(expected.tolist(), abs=2e-5)
+    assert (plain - logits).abs().max() > 0.01
+
+
+def test_an_adapters_identity_covers_itself_and_its_base(base: Path, adapter: Path) -> None:
+    hashes = FileHashes()
+    seen = {identity_of(str(base), hashes), identity_of(str(adapter), hashes)}
+    (adapter / "README.md").write_text("A card may change.")
+    assert identity_of(str(adapter), hashes) in seen
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    seen.add(identity_of(str(adapter), hashes))
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {"lora_alpha": 16}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    seen.add(identity_of(str(adapter), hashes))
+    assert len(seen) == 4
+
+
+def test_an_adapters_base_may_be_named_from_its_own_directory(base: Path, adapter: Path) -> None:
+    before = identity_of(str(adapter), FileHashes())
+    _rewrite(adapter, base_model_name_or_path="../base")
+    assert check_name(str(adapter))
+    network, tokenizer = load(find(str(adapter), Path(), {}, FileHashes()))
+    assert tokenizer.chat_template and not hasattr(network, "peft_config")
+    assert identity_of(str(adapter), FileHashes()) != before  # its configuration is its content
+    _rewrite(adapter, base_model_name_or_path="teacher")
+    assert find(str(adapter), Path(), {}, FileHashes()).source == str(EMBEDDED / "teacher")
+
+
+def _rewrite(adapter: Path, **changes: Any) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "IA3"}, "type IA3"),
+        ({"base_model_name_or_path": None}, "names no base model"),
+        ({"base_model_name_or_path": "/nowhere/at/all"}, "/nowhere/at/all.*is not there"),
+        ({"base_model_name_or_path": "{adapter}"}, "adapter too"),
+    ],
+)
+def test_an_adapter_that_cannot_be_is_one_line(adapter: Path, changes: dict[str, Any], message: str) -> None:
+    other = adapter.parent / "other"
+    other.mkdir()
+    for file in adapter.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    _rewrite(adapter, **{k: v.format(adapter=other) if isinstance(v, str) else v for k, v in changes.items()})
+    with pytest.raises(ValueError, match=message):
+        check_name(str(adapter))
+
+
+def test_an_adapter_without_weights_or_with_those_of_another_model(adapter: Path) -> None:
+    build_model("Qwen3", tie_word_embeddings=True, hidden_size=64).save_pretrained(adapter.parent / "base")
+    with pytest.raises(InputError, match="adapter cannot be loaded"):
+        load(find(str(adapter), Path(), {}, FileHashes()))
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(InputError, match="no weights"):
+        find(str(adapter), Path(), {}, FileHashes())
+
+
+def test_an_engine_that_cannot_have_an_adapter_says_so(adapter: Path) -> None:
+    with pytest.raises(InputError, match="transformers engine alone"):
+        engines.open_engine(VllmOptions(), find(str(adapter), Path(), {}, FileHashes()))
+
+
+# Hub names. The library reads its settings when it is imported, so each is asked for in a process of its own.
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub that has org/model, whose main is at `commit`."""
+
+    commit = FIRST
+    asked: list[str]
+
+    def do_HEAD(self) -> None:
+        self.answer(b"{}")
+
+    def do_GET(self) -> None:
+        known = self.path.startswith(("/api/models/org/model", "/org/model/resolve/"))
+        info = json.dumps({"id": "org/model", "sha": self.commit, "siblings": []})
+        self.answer(info.encode() if self.path.startswith("/api") else b"{}", 200 if known else 404)
+
+    def answer(self, body: bytes, status: int = 200) -> None:
+        self.asked.append(self.path)
+        self.send_response(status)
+        self.send_header("X-Repo-Commit", self.commit)
+        self.send_header("ETag", '"0123"')
+        self.send_header("Content-Length", str(len(body)))
+        if status == 404:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[ThreadingHTTPServer]:
+    handler = type("Hub", (Hub,), {"asked": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def told(cache: Path, *names: str, server: ThreadingHTTPServer | None = None) -> list[str]:
+    """What another process says of each name: ``identity revision``, or its error."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom distill.modelspec import find\n"
+        "from pipeline.errors import InputError\nfrom pipeline.fingerprint import FileHashes\n"
+        "for name in sys.argv[1:]:\n"
+        "    try:\n        model = find(name, Path(), {}, FileHashes())\n        print(model.identity, model.revision)\n"
+        "    except InputError as error:\n        print(error)\n"
+    )
+    address = f"http://127.0.0.1:{server.server_port}" if server else "http://127.0.0.1:9"
+    environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *names], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    return done.stdout.splitlines()
+
+
+def cached(cache: Path, commit: str) -> None:
+    folder = cache / "models--org--model"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "snapshots" / commit / "config.json").write_text("{}")
+
+
+def test_a_hub_name_is_pinned_to_the_commit_in_the_cache(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
+    cached(tmp_path, SECOND)
+    assert told(tmp_path, "org/model", "org/model@main", f"org/model@{FIRST}", server=hub) == [
+        f"hub:org/model@{SECOND} {SECOND}",
+        f"hub:org/model@{SECOND} {SECOND}",
+        f"hub:org/model@{FIRST} {FIRST}",
+    ]
+    assert not hub.RequestHandlerClass.asked  # type: ignore[attr-defined]
+
+
+def test_the_hub_is_asked_once_and_a_branch_that_moves_changes_nothing(
+    tmp_path: Path, hub: ThreadingHTTPServer
+) -> None:
+    pinned = [f"hub:org/model@{FIRST} {FIRST}"]
+    assert told(tmp_path, "org/model", server=hub) == pinned
+    hub.RequestHandlerClass.commit = SECOND  # type: ignore[attr-defined]
+    assert told(tmp_path, "org/model", server=hub) == pinned
+    assert told(tmp_path, "org/model") == pinned
+
+
+def test_a_name_the_hub_does_not_have_is_one_line(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
+    (line,) = told(tmp_path, "org/other", server=hub)
+    assert line.startswith("model org/other: the hub has no model org/other")
+
+
+def test_where_no_commit_can_be_told_the_name_stands_alone(tmp_path: Path) -> None:
+    assert told(tmp_path, "org/model", "org/model@v1") == ["hub:org/model None", "hub:org/model@v1 v1"]
