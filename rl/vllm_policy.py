@@ -19,14 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from distill.types import Completion, Request
+from distill.engines.options import VllmOptions
+from distill.modelspec import Model
+from distill.types import Completion, Problem, Request
 from pipeline.errors import InputError, PipelineError
 
 if TYPE_CHECKING:
-    from distill.engines.vllm import VllmEngine
+    from distill.engines.vllm import Note, VllmEngine
 
 TOLERANCE = 0.05
 """Mean difference in nats per token that may be rounding; in bfloat16 about 0.01 was seen."""
+
+PROBE = 256
+"""Tokens of the fixed text, at most."""
 
 
 class VllmPolicy:
@@ -46,6 +51,9 @@ class VllmPolicy:
 
     def generate(self, requests: Iterable[Request], stopping: Callable[[], bool]) -> Iterator[Completion]:
         yield from self._engine.generate(requests, stopping)
+
+    def close(self) -> None:
+        self._engine.close()
 
     def refresh(self) -> None:
         """Take up the trainer's adapter as it is now, and see that it is what vLLM samples from."""
@@ -74,6 +82,21 @@ class VllmPolicy:
         self._model.train(was_training)
         told: list[float] = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].tolist()
         return told
+
+
+def open_policy(
+    model: Any, tokenizer: Any, start: Model, options: VllmOptions, directory: Path, probe: Problem, note: Note
+) -> VllmPolicy:
+    """A policy for ``model``, a LoRA on top of ``start``; ``probe`` is the problem that weights are compared on."""
+    from distill.engines import vllm
+
+    if start.adapter:
+        raise InputError(f"grpo with engine vllm starts from a whole model; merge the adapter {start.adapter} first")
+    said = [dict(message) for message in probe.messages]
+    text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer.encode(text, add_special_tokens=False)[:PROBE]
+    rank = max(config.r for config in model.peft_config.values())
+    return VllmPolicy(model, vllm.open(start, options, note, lora_rank=rank), directory, ids)
 
 
 def _mean_gap(one: Sequence[float], other: Sequence[float]) -> float:

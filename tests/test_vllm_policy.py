@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +15,7 @@ import torch
 from vllm_models import SMALL, TEACHER, needs_teacher, needs_vllm, requests
 
 from distill import pretrained
+from distill.cli.open import load
 from distill.engines import vllm
 from distill.engines.options import VllmOptions
 from distill.engines.transformers import TransformersEngine
@@ -83,3 +87,44 @@ def test_each_refresh_samples_from_the_weights_of_that_step(
     move(network, 7, 0.3005)  # as little as a step of training, far below what rounding may be
     with pytest.raises(PipelineError, match="did not arrive"):
         policy.refresh()
+
+
+PIPELINE = """\
+name: policy
+workspace: {workspace}
+stages:
+  problems: {{sources: [{{family: calc, train: 8}}]}}
+  grpo:
+    {{student: "embedded:student-base", problems: problems, steps: 2, prompts: 4, group: 4, learning_rate: 0.01,
+     sampling: {{max_tokens: 48}}, lora: {{rank: 8, alpha: 16}}, engine: {engine}}}
+"""
+
+
+def written(directory: Path, engine: str) -> Path:
+    file = directory / "policy.yaml"
+    file.write_text(PIPELINE.format(workspace=directory / "run", engine=engine))
+    return file
+
+
+@needs_vllm
+@needs_teacher
+def test_grpo_runs_on_vllm(tmp_path: Path) -> None:
+    engine = "{kind: vllm, dtype: float32, max_model_len: 256}"
+    command = [sys.executable, "-m", "distill", "run", "--pipeline", str(written(tmp_path, engine))]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **SMALL})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (tmp_path / "run").is_dir() and "vllm: loading" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("grpo.lora=null", "engine vllm needs `lora`"),
+        ("grpo.norm_learning_rate=0.1", "applies LoRA alone"),
+        ("grpo.engine=vlm", "'vlm' is not valid"),
+    ],
+)
+def test_what_cannot_be_with_vllm_is_said_when_the_yaml_is_read(tmp_path: Path, setting: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load(written(tmp_path, "vllm"), [setting])
+    assert "\n" not in str(caught.value)
