@@ -75,9 +75,11 @@ def measure(model: Path, cases: Cases, repeats: int) -> tuple[dict[str, float], 
     """Ratios of CPU seconds, peer to ours, and what they were made of."""
     from distill.engines import vllm
     from distill.engines.options import VllmOptions
+    from distill.engines.vllm_start import engine_arguments
     from distill.modelspec import Model
 
-    arguments = vllm.arguments_of(Model(str(model), "benchmark"), VllmOptions(dtype="float32", max_model_len=1024))
+    options = VllmOptions(dtype="float32", max_model_len=1024)
+    arguments, _ = engine_arguments(Model(str(model), "benchmark"), options)
     from vllm import LLM
 
     llm = LLM(**{name: value for name, value in vars(arguments).items() if value is not None and name in SET})

@@ -261,22 +261,6 @@ def test_an_adapter_that_vllm_cannot_apply_is_refused_before_it_is_loaded(tmp_pa
 
 @needs_vllm
 @needs_teacher
-def test_speculation_is_greedily_the_same(engine: VllmEngine) -> None:
-    wanted = requests(8, temperature=0.0)
-    plain, notes = drawn(engine, wanted), []
-    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 1}
-    with vllm_engine(MODEL, notes, speculative=ngram) as speculating:
-        assert any("a seed does not repeat its sample" in note for note in notes)
-        assert {k: told(c) for k, c in drawn(speculating, wanted).items()} == {k: told(c) for k, c in plain.items()}
-        put_in = list(drawn(speculating, requests(6, GIVEN, ThinkingBudget(most=16), temperature=0.0)).values())
-        for completion, expected in zip(put_in, logprobs_by_transformers(MODEL, put_in, 1.0), strict=True):
-            assert completion.forced and completion.logprobs == pytest.approx(expected, abs=2e-3)
-        with pytest.raises(InputError, match=r"draws wrong samples with speculative decoding.*set temperature 0"):
-            list(speculating.generate(requests(1)))
-
-
-@needs_vllm
-@needs_teacher
 def test_it_is_a_judges_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A composition with a rule before it: the judge is asked just where the rule leaves it open."""
     for name, value in SMALL.items():
@@ -289,5 +273,21 @@ def test_it_is_a_judges_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with VerifierPool(workers=1) as pool:
         found = dict(pool.verify_many((said, whole, problem, said) for said in ("It is 42.", "42")))
     assert [found["It is 42."].outcome, found["42"].outcome] == [Outcome.CORRECT, Outcome.INCORRECT]
-    (judged,) = (part for part in found["It is 42."].evidence["parts"] if part["verifier"] == "judge")
-    assert judged["score"] == 0.9
+    assert any("grades 9 of 10" in part["reason"] for part in found["It is 42."].evidence["parts"])
+
+
+@needs_vllm
+@needs_teacher
+def test_speculation_is_greedily_the_same(engine: VllmEngine) -> None:
+    """The last test here: on a CPU no other engine starts in a process that has loaded what ngrams need."""
+    wanted = requests(8, temperature=0.0)
+    plain, notes = drawn(engine, wanted), []
+    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 1}
+    with vllm_engine(MODEL, notes, speculative=ngram) as speculating:
+        assert any("a seed does not repeat its sample" in note for note in notes)
+        assert {k: told(c) for k, c in drawn(speculating, wanted).items()} == {k: told(c) for k, c in plain.items()}
+        put_in = list(drawn(speculating, requests(6, GIVEN, ThinkingBudget(most=16), temperature=0.0)).values())
+        for completion, expected in zip(put_in, logprobs_by_transformers(MODEL, put_in, 1.0), strict=True):
+            assert completion.forced and completion.logprobs == pytest.approx(expected, abs=2e-3)
+        with pytest.raises(InputError, match=r"draws wrong samples with speculative decoding.*set temperature 0"):
+            list(speculating.generate(requests(1)))

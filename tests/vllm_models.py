@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from distill import engines
 from distill.engines.options import VllmOptions
 from distill.families.calc import Calc
 from distill.modelspec import EMBEDDED, Model
@@ -31,14 +32,12 @@ SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "
 
 @contextmanager
 def vllm_engine(model: Model, notes: list[str] | None = None, **options: Any) -> Iterator[VllmEngine]:
-    from distill.engines import vllm
-
     patch = pytest.MonkeyPatch()
     for name, value in SMALL.items():
         patch.setenv(name, value)
     patch.setenv("VLLM_LOGGING_LEVEL", os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"))
     how = VllmOptions.model_validate({"dtype": "float32", "max_model_len": 256, **options})
-    engine = vllm.open(model, how, (notes if notes is not None else []).append)
+    engine: Any = engines.open_engine(how, model, (notes if notes is not None else []).append)
     try:
         yield engine
     finally:

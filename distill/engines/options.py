@@ -169,6 +169,11 @@ def _expand(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+PolicyEngine = Annotated[
+    Literal["transformers"] | VllmOptions, BeforeValidator(lambda value: _expand(value) if value == "vllm" else value)
+]
+"""What samples while a model is trained: the embedded engine, as the trainer has the model, or vLLM."""
+
 EngineOptions = Annotated[
     Annotated[TransformersOptions | VllmOptions | OpenAIOptions, Field(discriminator="kind")],
     BeforeValidator(_expand),

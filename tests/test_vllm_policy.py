@@ -1,0 +1,130 @@
+"""A GRPO policy on vLLM: each step's weights arrive, and it is told where they do not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from vllm_models import SMALL, TEACHER, needs_teacher, needs_vllm, requests
+
+from distill import pretrained
+from distill.cli.open import load
+from distill.engines import vllm
+from distill.engines.options import VllmOptions
+from distill.engines.transformers import TransformersEngine
+from distill.modelspec import Model
+from distill.training.lora import add_lora
+from pipeline.errors import InputError, PipelineError
+from rl.vllm_policy import VllmPolicy
+
+MODEL = Model(str(TEACHER), "teacher")
+
+
+def student(**changes: Any) -> tuple[Any, Any]:
+    network, tokenizer = pretrained.load(MODEL, device="cpu")
+    return add_lora(network, rank=4, alpha=8, seed=0, **changes), tokenizer
+
+
+def move(network: Any, seed: int, scale: float) -> None:
+    torch.manual_seed(seed)
+    for name, weight in network.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, scale)
+
+
+@needs_teacher
+def test_what_vllm_cannot_take_up_is_said_at_once(tmp_path: Path) -> None:
+    nobody: Any = None
+    plain, _ = pretrained.load(MODEL, device="cpu")
+    with pytest.raises(InputError, match="needs `lora`"):
+        VllmPolicy(plain, nobody, tmp_path, [1, 2])
+    with pytest.raises(InputError, match="cannot train a norm"):
+        VllmPolicy(student(final_norm=True)[0], nobody, tmp_path, [1, 2])
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[vllm.VllmEngine]:
+    for name, value in SMALL.items():
+        monkeypatch.setenv(name, value)
+    with closing(vllm.open(MODEL, VllmOptions(dtype="float32", max_model_len=256), print, lora_rank=4)) as opened:
+        yield opened
+
+
+@needs_vllm
+@needs_teacher
+def test_each_refresh_samples_from_the_weights_of_that_step(
+    engine: vllm.VllmEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, tokenizer = student()
+    probe = tokenizer.encode("22 * 2 = 44\n44 + 15 = 59")
+    policy = VllmPolicy(network, engine, tmp_path / "adapter", probe)
+    ours = TransformersEngine(network, tokenizer, model_identity="student")
+    wanted = requests(6, temperature=0.0, max_tokens=24)
+    seen = []
+    for step, scale in enumerate((0.0, 0.3, 0.3)):
+        move(network, step, scale)
+        policy.refresh()
+        ours.refresh()
+        texts = {c.key: c.text for c in policy.generate(wanted, lambda: False)}
+        assert texts == {c.key: c.text for c in ours.generate(wanted)}
+        seen.append(tuple(sorted(texts.items())))
+    assert len(set(seen)) == 3
+    arrives = engine.adopt
+    monkeypatch.setattr(engine, "adopt", lambda adapter: None)
+    move(network, 7, 0.3)
+    with pytest.raises(PipelineError, match=r"other weights than the trainer's|did not arrive"):
+        policy.refresh()
+    monkeypatch.setattr(engine, "adopt", arrives)
+    policy.refresh()
+    monkeypatch.setattr(engine, "adopt", lambda adapter: None)
+    move(network, 7, 0.3005)  # as little as a step of training, far below what rounding may be
+    with pytest.raises(PipelineError, match="did not arrive"):
+        policy.refresh()
+
+
+PIPELINE = """\
+name: policy
+workspace: {workspace}
+stages:
+  problems: {{sources: [{{family: calc, train: 8}}]}}
+  grpo:
+    {{student: "embedded:student-base", problems: problems, steps: 2, prompts: 4, group: 4, learning_rate: 0.01,
+     sampling: {{max_tokens: 48}}, lora: {{rank: 8, alpha: 16}}, engine: {engine}}}
+"""
+
+
+def written(directory: Path, engine: str) -> Path:
+    file = directory / "policy.yaml"
+    file.write_text(PIPELINE.format(workspace=directory / "run", engine=engine))
+    return file
+
+
+@needs_vllm
+@needs_teacher
+def test_grpo_runs_on_vllm(tmp_path: Path) -> None:
+    engine = "{kind: vllm, dtype: float32, max_model_len: 256}"
+    command = [sys.executable, "-m", "distill", "run", "--pipeline", str(written(tmp_path, engine))]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **SMALL})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (tmp_path / "run").is_dir() and "vllm: loading" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("grpo.lora=null", "engine vllm needs `lora`"),
+        ("grpo.norm_learning_rate=0.1", "applies LoRA alone"),
+        ("grpo.engine=vlm", "'vlm' is not valid"),
+    ],
+)
+def test_what_cannot_be_with_vllm_is_said_when_the_yaml_is_read(tmp_path: Path, setting: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load(written(tmp_path, "vllm"), [setting])
+    assert "\n" not in str(caught.value)
