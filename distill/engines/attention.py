@@ -74,7 +74,8 @@ def _mixed_of_prompts(cache: SlotCache, weights: Tensor, heads: int) -> Tensor:
     assert cache.layout is not None and cache.shared is not None
     to_places, to_rows = cache.layout.indices(heads)
     values = cache.shared[1].flatten(0, 1)
-    asked = weights[..., : values.shape[1]].index_select(0, to_places).view(len(values), -1, values.shape[1])
+    prompt = weights[..., : values.shape[1]].contiguous().view(len(to_rows), -1)
+    asked = prompt.index_select(0, to_places).view(len(values), -1, values.shape[1])
     mixed = torch.bmm(asked, values).view(len(to_places), -1)
     return mixed.index_select(0, to_rows).view(*weights.shape[:2], -1)
 

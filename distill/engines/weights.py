@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.engines.attention import plug_in
+from distill.engines.norms import shorten_norms
 from pipeline.errors import InputError
 
 
@@ -36,6 +37,7 @@ class InferenceCopy:
         self._own_trained()
         self.model.eval().requires_grad_(False)
         plug_in(self.model)
+        shorten_norms(self.model)
         self.refresh()
 
     @torch.no_grad()
