@@ -18,7 +18,7 @@ SHARE = 8
 """Rows at one stored prompt, at most: more would make lone rows beside them pay for empty places."""
 FEWEST = 4
 """Prompts read, and queries asked of each, at least: smaller matrix products have other bits."""
-GRANULE = 32
+GRANULE = 16
 """Key-value lengths are multiples of this many positions."""
 
 
