@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -279,15 +282,14 @@ def test_it_is_a_judges_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @needs_vllm
 @needs_teacher
 def test_speculation_is_greedily_the_same(engine: VllmEngine) -> None:
-    """The last test here: on a CPU no other engine starts in a process that has loaded what ngrams need."""
-    wanted = requests(8, temperature=0.0)
-    plain, notes = drawn(engine, wanted), []
-    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 1}
-    with vllm_engine(MODEL, notes, speculative=ngram) as speculating:
-        assert any("a seed does not repeat its sample" in note for note in notes)
-        assert {k: told(c) for k, c in drawn(speculating, wanted).items()} == {k: told(c) for k, c in plain.items()}
-        put_in = list(drawn(speculating, requests(6, GIVEN, ThinkingBudget(most=16), temperature=0.0)).values())
-        for completion, expected in zip(put_in, logprobs_by_transformers(MODEL, put_in, 1.0), strict=True):
-            assert completion.forced and completion.logprobs == pytest.approx(expected, abs=2e-3)
-        with pytest.raises(InputError, match=r"draws wrong samples with speculative decoding.*set temperature 0"):
-            list(speculating.generate(requests(1)))
+    script = Path(__file__).with_name("vllm_speculation.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=Path.cwd())
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    plain = drawn(engine, requests(8, temperature=0.0))
+    assert seen["greedy"] == {name: list(completion.token_ids) for name, completion in plain.items()}
+    assert any("a seed does not repeat its sample" in note for note in seen["notes"])
+    assert all(seen["forced"])
+    for logprobs, expected in zip(seen["logprobs"], seen["by transformers"], strict=True):
+        assert logprobs == pytest.approx(expected, abs=2e-3)
+    assert "draws wrong samples with speculative decoding" in seen["refused"]
