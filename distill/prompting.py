@@ -97,13 +97,14 @@ class TrainingExemplars(Settings):
 def _form(value: Any) -> str:
     if isinstance(value, list):
         return "list"
-    return "file" if isinstance(value, FileExemplars) or (isinstance(value, dict) and "file" in value) else "training"
+    from_file = isinstance(value, FileExemplars) or (isinstance(value, dict) and "file" in value)
+    return "of a file" if from_file else "of training"  # no key is called so: a mistake's place leaves it out
 
 
 Exemplars = Annotated[
     Annotated[Annotated[list[Exemplar], Field(min_length=1)], Tag("list")]
-    | Annotated[FileExemplars, Tag("file")]
-    | Annotated[TrainingExemplars, Tag("training")],
+    | Annotated[FileExemplars, Tag("of a file")]
+    | Annotated[TrainingExemplars, Tag("of training")],
     Discriminator(_form),
 ]
 

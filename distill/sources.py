@@ -121,19 +121,20 @@ class DatasetSource(RowSource):
         return self.data.count()
 
 
-TAGS = ("family", "reasoning_gym", "dataset")
+KEYS = ("family", "reasoning_gym", "dataset")
 
 
 def _tag(value: Any) -> str:
     """Which source is meant, by the key that each has alone."""
-    return next((tag for tag in TAGS if (tag in value if isinstance(value, dict) else hasattr(value, tag))), "file")
+    found = (key for key in KEYS if (key in value if isinstance(value, dict) else hasattr(value, key)))
+    return f"{next(found, 'file')} source"  # no key is called so: the place of a mistake leaves it out
 
 
 Source = Annotated[
-    Annotated[FamilySource, Tag("family")]
-    | Annotated[PuzzleSource, Tag("reasoning_gym")]
-    | Annotated[DatasetSource, Tag("dataset")]
-    | Annotated[FileSource, Tag("file")],
+    Annotated[FamilySource, Tag("family source")]
+    | Annotated[PuzzleSource, Tag("reasoning_gym source")]
+    | Annotated[DatasetSource, Tag("dataset source")]
+    | Annotated[FileSource, Tag("file source")],
     Discriminator(_tag),
 ]
 

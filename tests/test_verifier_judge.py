@@ -444,7 +444,7 @@ def test_what_was_spent_counts_tokens_where_an_engine_tells_them() -> None:
 
 def test_naming_a_judge_loads_no_engine() -> None:
     code = (
-        "import sys, distill.verifiers as v; v.build({'judge': {'model': 'm/m'}}).version; "
+        "import sys, distill.verifiers as v; v.build({'judge': {'model': 'embedded:teacher'}}).version; "
         "print([name for name in ('torch', 'transformers', 'httpx2', 'duckdb') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)

@@ -52,7 +52,10 @@ def get(name: str, settings: Mapping[str, Any] | None = None, hashes: FileHashes
 
 def _misnamed(make: Any, settings: Mapping[str, Any]) -> str:
     """Which setting there is none of, and what there is."""
-    known = [key for key in inspect.signature(make).parameters if key != "hashes"]
+    parameters = inspect.signature(make).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return ""  # it looks at its settings by itself
+    known = [key for key in parameters if key != "hashes"]
     wrong = next((key for key in settings if key not in known), None)
     if wrong is None:
         return ""
