@@ -291,6 +291,7 @@ class Store:
                     connection = duckdb.connect(
                         str(self.path), read_only=read_only, config={"autoinstall_known_extensions": "false"}
                     )
+                    connection.execute("SET enable_progress_bar = false")  # it would stand among the rows
                     self._locate(connection)
                     return connection
             except duckdb.IOException as error:
