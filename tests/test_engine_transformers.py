@@ -89,11 +89,12 @@ def test_order_neighbours_and_slots_change_no_bit(
     assert by_key(engine.generate(chosen)) == {r.key: alone[r.key] for r in chosen}
 
 
-def test_many_samples_of_a_prompt_have_the_bits_of_each_alone(engine: TransformersEngine) -> None:
-    """More than share one stored prompt, of lengths that end at different times, beside lone prompts that come later."""
-    group = [request(f"many {i}", "why not " * 9, max_tokens=3 + 7 * i % 30) for i in range(20)]
-    lone = [request(f"lone {i}", "x" * (1 + 9 * i), max_tokens=2 + i) for i in range(20)]
-    single = {r.key: by_key(engine.generate([r]))[r.key] for r in (group[0], group[7], group[19], lone[3])}
+@pytest.mark.parametrize("text", ["why not " * 5, "y" * 190])
+def test_many_samples_of_a_prompt_have_the_bits_of_each_alone(engine: TransformersEngine, text: str) -> None:
+    """Short prompts are copied, long ones shared, here by more rows than one copy serves; lone ones come and go."""
+    group = [request(f"many {i}", text, max_tokens=3 + 7 * i % 30) for i in range(20)]
+    lone = [request(f"lone {i}", "x" * (1 + 9 * i), max_tokens=2 + i) for i in range(22)]
+    single = {r.key: by_key(engine.generate([r]))[r.key] for r in (group[0], group[7], group[19], lone[3], lone[21])}
     together = by_key(engine.generate([*group[:3], *lone, *group[3:]]))
     assert {key: together[key] for key in single} == single
 
@@ -165,7 +166,8 @@ def test_requests_are_taken_as_a_stream(tokenizer: Any) -> None:
 def test_greedy_is_generate_token_for_token(kind: str, settings: dict[str, Any], tokenizer: Any) -> None:
     model = build_model(kind, **settings)
     engine = TransformersEngine(model, tokenizer, model_identity=kind)
-    requests = [request(f"g{i}", "x" * (i * 7 % 40) + str(i), temperature=0, max_tokens=40) for i in range(9)]
+    texts = ["x" * (i * 7 % 40) + str(i) for i in range(9)] + ["y" * 180, "y" * 180, "y" * 179 + "z"]
+    requests = [request(f"g{i}", text, temperature=0, max_tokens=40) for i, text in enumerate(texts)]
     ours = {c.key: c for c in engine.generate(requests)}
     for r in requests:
         prompt = torch.tensor([ours[r.key].prompt_ids])

@@ -20,10 +20,10 @@ def shorten_norms(model: nn.Module) -> int:
     """Replace what can be in ``model``, a private copy; how many were."""
     replaced = 0
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm") and (epsilon := _epsilon(module)) is not None:
-            if _is_plain(module, epsilon):
-                module.forward = _plain(module, epsilon)  # type: ignore[method-assign]
-                replaced += 1
+        epsilon = _epsilon(module) if type(module).__name__.endswith("RMSNorm") else None
+        if epsilon is not None and _is_plain(module, epsilon):
+            module.forward = _plain(module, epsilon)
+            replaced += 1
     return replaced
 
 
