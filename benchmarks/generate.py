@@ -3,7 +3,8 @@
 Cases: outputs of mixed length (8 to 256 tokens), several samples of each prompt, one fixed length, and
 a LoRA policy (against the same model without LoRA: folding should cost nothing). End tokens are never
 sampled, so both sides make the same number of tokens. One thread each; the peer runs batches in the
-order of arrival and stops a batch when its longest row is done, as generate() does.
+order of arrival and stops a batch when its longest row is done, as generate() does. Before anything is
+timed, greedy outputs of three architectures must be generate()'s, token for token.
 
     python benchmarks/generate.py [--quick] [--layers 3 --hidden 128]
 """
@@ -25,6 +26,7 @@ from distill.randomness import generator
 from distill.types import Sampling
 
 VOCABULARY = 512
+KINDS = ("Qwen3", "Llama", "Gemma")
 Prompts = list[tuple[tuple[int, ...], int]]
 """(prompt ids, tokens wanted)"""
 
@@ -39,7 +41,9 @@ def main() -> None:
 
     model = random_model(arguments.layers, arguments.hidden)
     rows, repeats = (64, 1) if arguments.quick else (256, 3)
-    ratios, detail = {}, {"layers": arguments.layers, "hidden": arguments.hidden, "rows": rows}
+    greedy = {kind: check_greedy(random_model(2, arguments.hidden, kind)) for kind in KINDS}
+    print(f"greedy tokens equal to generate()'s: {greedy}", flush=True)
+    ratios, detail = {}, {"greedy": greedy, "layers": arguments.layers, "hidden": arguments.hidden, "rows": rows}
     for name, prompts, batch in cases(rows):
         ours, theirs = ours_of(model, prompts), peer_of(model, prompts, batch)
         ratios[name], detail[name] = compare(ours, theirs, sum(wanted for _, wanted in prompts), repeats)
@@ -61,6 +65,27 @@ def cases(rows: int) -> list[tuple[str, Prompts, int]]:
     shared = [(p, 64) for p in (prompt(430) for _ in range(rows // 8)) for _ in range(8)]
     fixed = [(prompt(40), 128) for _ in range(rows)]
     return [("mixed lengths", mixed, 64), ("8 samples a prompt", shared, 64), ("fixed length", fixed, 256)]
+
+
+def check_greedy(model: Any) -> int:
+    """How many greedy tokens were compared, all together in our engine and one by one in generate()."""
+    prompts = [(ids, wanted % 60 + 4) for ids, wanted in cases(16)[0][1]]
+    decoder = Decoder(InferenceCopy(model).model, stop_ids=(), slots=256)
+    decoder.add(
+        Job(str(i), ids, Sampling(temperature=0.0, max_tokens=wanted)) for i, (ids, wanted) in enumerate(prompts)
+    )
+    compared = 0
+    while decoder.busy:
+        for sample in decoder.step():
+            ids, wanted = prompts[int(sample.key)]
+            inputs = torch.tensor([ids])
+            output = model.generate(
+                inputs, attention_mask=torch.ones_like(inputs), do_sample=False, max_new_tokens=wanted
+            )
+            if output[0, len(ids) :].tolist() != list(sample.token_ids):
+                raise SystemExit(f"{type(model).__name__}: greedy tokens differ from generate()'s after {ids}")
+            compared += wanted
+    return compared
 
 
 def compare(
@@ -110,11 +135,11 @@ def peer_of(model: Any, prompts: Prompts, batch: int) -> Callable[[], int]:
     return run
 
 
-def random_model(layers: int, hidden: int) -> Any:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+def random_model(layers: int, hidden: int, kind: str = "Qwen3") -> Any:
+    import transformers
 
     torch.manual_seed(0)
-    config = Qwen3Config(
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=VOCABULARY,
         hidden_size=hidden,
         intermediate_size=3 * hidden,
@@ -126,7 +151,7 @@ def random_model(layers: int, hidden: int) -> Any:
         eos_token_id=None,
         pad_token_id=0,
     )
-    model = Qwen3ForCausalLM(config).eval().requires_grad_(False)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     model.generation_config.eos_token_id = None  # else generate() refills it from the configuration
     return model
 

@@ -81,16 +81,17 @@ def expected_logprobs(engine: TransformersEngine, c: Completion, temperature: fl
 # Beginnings.
 
 
-def test_a_given_beginning_is_part_of_the_response(plain: TransformersEngine, tokenizer: Any) -> None:
-    prefix = "<think>so it is"
+@pytest.mark.parametrize("prefix", ["<think>so it is", "<think>" + "so it is " * 18, "i" * 114])
+def test_a_given_beginning_is_part_of_the_response(plain: TransformersEngine, tokenizer: Any, prefix: str) -> None:
+    """Short ones and long ones, which are computed in pieces."""
     ids = tuple(tokenizer.encode(prefix, add_special_tokens=False))
     bare = by_key(plain.generate([ask("bare")]))["bare"]
     for temperature in (1.0, 0.6, 0.0):
-        (c,) = plain.generate([ask("a", prefix=prefix, temperature=temperature)])
+        (c,) = plain.generate([ask("a", prefix=prefix, temperature=temperature, max_tokens=len(ids) + 20)])
         assert c.prompt_ids == bare.prompt_ids and c.prompt == bare.prompt
         assert c.text.startswith(prefix) and c.token_ids[: len(ids)] == ids
         assert c.forced == tuple(range(len(ids)))
-        assert len(c.token_ids) <= 40
+        assert len(ids) < len(c.token_ids) <= len(ids) + 20
         assert c.logprobs == pytest.approx(expected_logprobs(plain, c, temperature or 1.0), abs=3e-5)
 
 

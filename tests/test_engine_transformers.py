@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_engine import build_model, build_tokenizer
 
+from distill.engines.decode import Decoder
 from distill.engines.options import TransformersOptions
-from distill.engines.sampling import draw
+from distill.engines.sampling import BELOW_ONE, draw
 from distill.engines.transformers import TransformersEngine, open_engine
 from distill.modelspec import Model
 from distill.types import Completion, Finish, Request, Sampling
@@ -88,6 +89,30 @@ def test_order_neighbours_and_slots_change_no_bit(
     assert by_key(engine.generate(chosen)) == {r.key: alone[r.key] for r in chosen}
 
 
+@pytest.mark.parametrize("text", ["why not " * 5, "y" * 190])
+def test_many_samples_of_a_prompt_have_the_bits_of_each_alone(engine: TransformersEngine, text: str) -> None:
+    """Short prompts are copied, long ones shared, here by more rows than one copy serves; lone ones come and go."""
+    group = [request(f"many {i}", text, max_tokens=3 + 7 * i % 30) for i in range(20)]
+    lone = [request(f"lone {i}", "x" * (1 + 9 * i), max_tokens=2 + i) for i in range(22)]
+    single = {r.key: by_key(engine.generate([r]))[r.key] for r in (group[0], group[7], group[19], lone[3], lone[21])}
+    together = by_key(engine.generate([*group[:3], *lone, *group[3:]]))
+    assert {key: together[key] for key in single} == single
+
+
+@pytest.mark.parametrize("memory", [1.0, 3e6])
+def test_too_little_memory_for_all_changes_no_bit(alone: dict[str, Any], tokenizer: Any, memory: float) -> None:
+    """With a byte of it, one row runs at a time; with more, some do."""
+    engine = TransformersEngine(qwen3(), tokenizer, model_identity="tiny", slots=32)
+    decoder = Decoder(engine._copy.model, stop_ids=[1], slots=32, memory=memory)
+    wanted = crowd(60)[::5]
+    decoder.add(engine._job(r)[1] for r in wanted)
+    samples = {}
+    while decoder.busy:
+        samples |= {sample.key: sample for sample in decoder.step()}
+    for r in wanted:
+        assert (samples[r.key].token_ids, samples[r.key].logprobs) == alone[r.key][1:3]
+
+
 def test_two_threads_give_the_bits_of_one(engine: TransformersEngine) -> None:
     few = [request(f"t{i}", "x" * 9 * i, max_tokens=3) for i in range(4)]
     before, results = torch.get_num_threads(), []
@@ -133,6 +158,7 @@ def test_requests_are_taken_as_a_stream(tokenizer: Any) -> None:
         ("Qwen3", {}),
         ("Llama", {}),
         ("Mistral", {"sliding_window": 16}),
+        ("Gemma", {"num_key_value_heads": 1}),
         ("Gemma2", {"sliding_window": 16, "num_key_value_heads": 1}),
         ("GPT2", {"n_embd": 128, "n_head": 4, "n_layer": 3, "n_positions": 256, "num_key_value_heads": 4}),
     ],
@@ -140,7 +166,8 @@ def test_requests_are_taken_as_a_stream(tokenizer: Any) -> None:
 def test_greedy_is_generate_token_for_token(kind: str, settings: dict[str, Any], tokenizer: Any) -> None:
     model = build_model(kind, **settings)
     engine = TransformersEngine(model, tokenizer, model_identity=kind)
-    requests = [request(f"g{i}", "x" * (i * 7 % 40) + str(i), temperature=0, max_tokens=40) for i in range(9)]
+    texts = ["x" * (i * 7 % 40) + str(i) for i in range(9)] + ["y" * 180, "y" * 180, "y" * 179 + "z"]
+    requests = [request(f"g{i}", text, temperature=0, max_tokens=40) for i, text in enumerate(texts)]
     ours = {c.key: c for c in engine.generate(requests)}
     for r in requests:
         prompt = torch.tensor([ours[r.key].prompt_ids])
@@ -174,6 +201,23 @@ def test_the_token_is_where_the_uniform_falls() -> None:
     tokens, logprobs = draw(logits, uniforms, torch.ones(5))
     assert tokens.tolist() == [0, 0, 1, 1, 2]
     assert logprobs.exp().tolist() == pytest.approx([0.2, 0.2, 0.5, 0.5, 0.3])
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    size=st.integers(1, 300),
+    seed=st.integers(0, 2**31),
+    u=st.floats(0, 1, exclude_max=True),
+    steep=st.sampled_from([0.1, 3.0, 60.0]),
+)
+def test_drawing_by_blocks_is_drawing_from_the_whole(size: int, seed: int, u: float, steep: float) -> None:
+    logits = torch.randn(1, size, generator=torch.Generator().manual_seed(seed)) * steep
+    uniform = torch.tensor([min(u, BELOW_ONE)], dtype=torch.float64)
+    token, logprob = draw(logits, uniform, torch.ones(1))
+    p = logits.double().softmax(-1)[0]
+    below, upto = p[: token[0]].sum().item(), p[: token[0] + 1].sum().item()
+    assert p[token[0]] > 0 and below - 1e-6 <= uniform.item() <= upto + 1e-6
+    assert logprob.item() == pytest.approx(p[token[0]].log().item(), abs=1e-4)
 
 
 @settings(deadline=None)

@@ -62,7 +62,7 @@ def attend(
 def _asked_of_prompts(cache: SlotCache, queries: Tensor, heads: int) -> Tensor:
     """Scores (R kv, G, Lp) of ``queries`` (R kv, G, size), each against its row's prompt."""
     assert cache.layout is not None and cache.shared is not None
-    to_places, to_rows = cache.layout.indices(heads)
+    to_places, to_rows, _ = cache.layout.indices(heads)
     keys = cache.shared[0].flatten(0, 1)
     asked = queries.index_select(0, to_places).view(len(keys), -1, queries.shape[2])
     scores = torch.bmm(asked, keys.transpose(1, 2)).view(len(to_places), -1)
@@ -72,12 +72,12 @@ def _asked_of_prompts(cache: SlotCache, queries: Tensor, heads: int) -> Tensor:
 def _mixed_of_prompts(cache: SlotCache, weights: Tensor, heads: int) -> Tensor:
     """The prompts' values (R kv, G, size) under the first Lp of ``weights`` (R kv, G, L)."""
     assert cache.layout is not None and cache.shared is not None
-    to_places, to_rows = cache.layout.indices(heads)
+    to_places, to_rows, sharing = cache.layout.indices(heads)
     values = cache.shared[1].flatten(0, 1)
     prompt = weights[..., : values.shape[1]].contiguous().view(len(to_rows), -1)
     asked = prompt.index_select(0, to_places).view(len(values), -1, values.shape[1])
     mixed = torch.bmm(asked, values).view(len(to_places), -1)
-    return mixed.index_select(0, to_rows).view(*weights.shape[:2], -1)
+    return mixed.index_select(0, to_rows).mul_(sharing.to(mixed.dtype)).view(*weights.shape[:2], -1)
 
 
 def visible(

@@ -1,8 +1,9 @@
 """Keys and values in fixed slots: a transformers `Cache` whose rows live at positions of their own.
 
-There are two stores. A prompt is kept once and read by all rows that share it (`distill.engines.groups`);
-a row keeps its own tokens, from the last of the prompt on. So rows enter and leave while others go on,
-and eight samples of a prompt read it once.
+There are two stores. A long prompt is kept once and read by all rows that share it
+(`distill.engines.groups`); a row keeps its own tokens, from the last of such a prompt on, or from the
+first of a short one. So rows enter and leave while others go on, and eight samples of a long prompt read
+it once.
 
 Padding adds exact zeros: masked scores are minus infinity, their weights 0.0, and whatever finite
 number an unused position holds is multiplied by that. So what a row computes does not depend on how
@@ -79,11 +80,12 @@ class SlotCache(Cache):
         self._device = device
         self.layout: Layout | None = None
         self.shared: Pair | None = None
-        """In a step, keys and values of the prompts, of the layer updated last."""
+        """In a step with shared prompts, their keys and values, of the layer updated last."""
         self.seen = torch.zeros(0, dtype=torch.long)
         """The positions that the keys stand at, to be broadcast to (R, 1, T, L)."""
         self.positions = torch.zeros(0, 0, dtype=torch.long)
         """The positions (R, T) of the new tokens."""
+        self._filling: Store | None = None
         self._handed: Tensor | None = None
         self._slots: slice | Tensor = slice(0)
         self._piece = range(0)
@@ -91,27 +93,30 @@ class SlotCache(Cache):
         self._own = torch.zeros(0, dtype=torch.long)
         self._written: dict[int, Tensor] = {}
 
-    def fill(self, slots: list[int], piece: range) -> None:
-        """The next pass computes this piece of the prompts in these slots, after what is before it."""
+    def fill(self, store: Store, slots: list[int], piece: range) -> None:
+        """The next pass computes this piece of the prompts in these slots of a store, after what is before it."""
         CURRENT.set(self)
-        self.layout = self.shared = None
+        self._filling, self.layout, self.shared = store, None, None
         self._slots, self._piece = _contiguous(slots) or torch.tensor(slots, device=self._device), piece
         self._length = granules(piece.stop)
         self.positions = torch.arange(piece.start, piece.stop, device=self._device).expand(len(slots), -1)
         self.seen = torch.arange(self._length, device=self._device)
 
-    def step(self, layout: Layout, start: Tensor, position: Tensor, length: int) -> None:
+    def step(self, layout: Layout | None, start: Tensor, position: Tensor, length: int) -> None:
         """The next pass is of one token each: row r's stands at ``position``, its own ones begin at ``start`` (R,).
 
-        The longest row has ``length`` tokens of its own, the new one included.
+        The longest row has ``length`` tokens of its own, the new one included. Without a ``layout`` no row
+        shares a prompt: all start at 0.
         """
         CURRENT.set(self)
         length = min(granules(length), self.rows.capacity)
-        if layout is not self.layout or length != self._length:
-            self.layout, self._length = layout, length
-            ordinals = torch.arange(max(layout.length, length), device=self._device)
-            prompt = torch.where(ordinals[: layout.length] < start[:, None], ordinals[: layout.length], NOWHERE)
-            self.seen = torch.cat([prompt, start[:, None] + ordinals[:length]], 1)[:, None, None]
+        if self._filling or layout is not self.layout or length != self._length:
+            self._filling, self.layout, self._length, self.shared = None, layout, length, None
+            self.seen = torch.arange(length, device=self._device)
+            if layout is not None:
+                ordinals = torch.arange(layout.length, device=self._device)
+                prompt = torch.where(ordinals < start[:, None], ordinals, NOWHERE)
+                self.seen = torch.cat([prompt, start[:, None] + self.seen], 1)[:, None, None]
         self.positions, self._own = position[:, None], position - start
         self._written.clear()
 
@@ -119,14 +124,13 @@ class SlotCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Store the new (R, kv heads, T, head size); what of this pass's own store may be attended to."""
-        if self.layout is None:
-            pair = self._fill(key_states, value_states, self.prompts.layer(layer_idx, key_states))
+        if self._filling:
+            pair = self._fill(key_states, value_states, self._filling.layer(layer_idx, key_states))
         else:
-            keys, values = self.prompts.layer(layer_idx, key_states)
-            self.shared = (
-                keys[: self.layout.prompts, :, : self.layout.length],
-                values[: self.layout.prompts, :, : self.layout.length],
-            )
+            if self.layout is not None:
+                keys, values = self.prompts.layer(layer_idx, key_states)
+                prompts, read = slice(self.layout.prompts), slice(self.layout.length)
+                self.shared = (keys[prompts, :, read], values[prompts, :, read])
             pair = self._append(key_states, value_states, self.rows.layer(layer_idx, key_states))
         self._handed = pair[0]
         return pair

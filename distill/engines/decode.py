@@ -1,8 +1,8 @@
 """Continuous batching: token ids in, token ids out, rows leaving and entering as they please.
 
 Every step feeds one token to each running row. Jobs wait in a queue, longest limit first; when enough
-slots are free they enter: prompts are prefilled in batches, equal prompts once, and read by all rows
-that share them (`distill.engines.groups`). When nothing waits, the rows that are left move together and
+slots are free they enter: prompts are prefilled in batches, equal prompts once; rows share a long one
+(`distill.engines.groups`) and get copies of a short one. When nothing waits, the rows that are left move together and
 the batch shrinks.
 
 A row's tokens and log-probabilities are the same to the last bit whatever runs beside it, on a CPU in
@@ -26,7 +26,7 @@ import torch
 from distill.engines.budget import Budget, Course
 from distill.engines.cache import SlotCache
 from distill.engines.groups import Beginning, Groups, Layout, granules
-from distill.engines.prefill import ROWS, prefill
+from distill.engines.prefill import ROWS, Plan, prefill
 from distill.engines.rows import Entry, Rows
 from distill.types import Sampling
 
@@ -55,8 +55,9 @@ class Job:
 
     @property
     def capacity(self) -> int:
-        """Positions it may come to occupy, besides those of its beginning."""
-        return granules(self.sampling.max_tokens - len(self.given))
+        """Positions that its row may come to occupy."""
+        before = 0 if self.beginning.shared else len(self.prompt_ids) + len(self.given)
+        return granules(before + self.sampling.max_tokens - len(self.given))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +77,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A job in a slot since step ``since`` of the decoder."""
+    """A job in a slot. At step ``n`` of the decoder its next token is number ``origin + n`` of the row's own."""
 
     job: Job
-    since: int
+    origin: int
     begun: float
     course: Course | None
 
@@ -99,7 +100,8 @@ class Decoder:
         self._cache = SlotCache(model.dtype, model.device)
         self._rows = Rows(self.slots, model.device)
         self._groups = Groups(queries_per_head(model))
-        self._layout: Layout | None = None
+        self._laid_out: tuple[int, Layout | None] | None = None
+        self._known: dict[Beginning, tuple[float, ...]] = {}
         self._waiting: list[tuple[tuple[Any, ...], Job]] = []
         self._running: dict[int, Running] = {}
         self._steered: dict[int, Course] = {}
@@ -126,11 +128,11 @@ class Decoder:
     def step(self) -> list[Sample]:
         """One token for every running row; returns those that are finished."""
         self._admit()
-        layout = self._laid_out()
-        position = self._rows.position[: layout.rows]
-        self._cache.step(layout, self._rows.start[: layout.rows], position, self._longest())
+        width, layout = self._layout()
+        position = self._rows.position[:width]
+        self._cache.step(layout, self._rows.start[:width], position, self._longest())
         logits = self.model(
-            input_ids=self._rows.token[: layout.rows, None],
+            input_ids=self._rows.token[:width, None],
             position_ids=position[:, None],
             past_key_values=self._cache,
             use_cache=True,
@@ -141,15 +143,16 @@ class Decoder:
             finished = self._steer(finished)
         return self._collect(finished) if finished else []
 
-    def _laid_out(self) -> Layout:
+    def _layout(self) -> tuple[int, Layout | None]:
+        """Rows computed, and who shares which prompt."""
         width = _ceil(max(self._running) + 1, ROWS)
-        if self._layout is None or self._layout.rows != width:
-            self._layout = self._groups.layout(width, self.model.device)
-        return self._layout
+        if self._laid_out is None or self._laid_out[0] != width:
+            self._laid_out = (width, self._groups.layout(width, self.model.device))
+        return self._laid_out
 
     def _longest(self) -> int:
         """Tokens of its own that the longest row has, with the one about to be fed (or more, after a rewind)."""
-        return self._steps + 1 - min(running.since for running in self._running.values())
+        return max(running.origin for running in self._running.values()) + self._steps + 1
 
     def _steer(self, finished: list[int]) -> list[int]:
         """Let budgets look at the new tokens: rows go back, are told what comes next, or end."""
@@ -182,7 +185,7 @@ class Decoder:
     def _release(self, slots: list[int]) -> None:
         self._rows.release(slots)
         if self._groups.leave(slots):
-            self._layout = None
+            self._laid_out = None
         for slot in slots:
             del self._running[slot]
             self._steered.pop(slot, None)
@@ -202,7 +205,7 @@ class Decoder:
             if source in self._steered:
                 self._steered[target] = self._steered.pop(source)
         self._cache.prompts.copy(*self._groups.compact(), self._cache.prompts.capacity)
-        self._layout = None
+        self._laid_out = None
 
     def _admit(self) -> None:
         if not self._waiting:
@@ -211,59 +214,51 @@ class Decoder:
         if len(free) < min(len(self._waiting), self.slots // EAGER):
             return
         entering: list[tuple[int, Job]] = []
-        fill: dict[int, Beginning] = {}
-        copies: list[tuple[int, int]] = []
+        plan = Plan({running.job.beginning: slot for slot, running in self._running.items()})
         for slot in free:
             if not self._waiting or not self._fits(slot, self._waiting[0][1], bool(entering)):
                 break
             job = heapq.heappop(self._waiting)[1]
-            prompt, source = self._groups.enter(slot, job.beginning)
-            if source is None:
-                fill[prompt] = job.beginning
-            elif source != prompt:
-                copies.append((source, prompt))
-            self._reserve(slot, job)
+            if job.beginning.shared:
+                plan.share(job.beginning, *self._groups.enter(slot, job.beginning))
+            else:
+                plan.copy(job.beginning, slot)
+            self._cache.rows.wish(_ceil(slot + 1, ROWS), job.capacity)
+            self._cache.prompts.wish(_ceil(self._groups.width, ROWS), plan.longest)
             entering.append((slot, job))
         if entering:
-            self._prefill(fill, copies)
+            self._known |= prefill(self.model, self._cache, plan)
             self._enter(entering)
-            self._layout = None
-
-    def _reserve(self, slot: int, job: Job) -> None:
-        rows, prompts = self._cache.rows, self._cache.prompts
-        rows.wish(_ceil(slot + 1, ROWS), job.capacity)
-        prompts.wish(_ceil(self._groups.width, ROWS), granules(len(job.prompt_ids) + len(job.given)))
+            self._laid_out = None
 
     def _fits(self, slot: int, job: Job, entering: bool) -> bool:
         """Whether keys and values with this job in them stay within memory; one row may always run."""
         if not entering and not self._running:
             return True
-        rows, prompts = self._cache.rows, self._cache.prompts
+        rows, prompts, beginning = self._cache.rows, self._cache.prompts, job.beginning
         wanted = _ceil(slot + 1, ROWS) * max(rows.capacity, job.capacity)
-        width = _ceil(self._groups.would_need(job.beginning), ROWS)
-        return wanted + width * max(prompts.capacity, granules(len(job.beginning.ids))) <= self._memory
-
-    def _prefill(self, fill: dict[int, Beginning], copies: list[tuple[int, int]]) -> None:
-        self._cache.rows.grow()
-        self._cache.prompts.grow()
-        for slot, logprobs in prefill(self.model, self._cache, fill).items():
-            self._groups[slot].logprobs = logprobs
-        for source, target in copies:
-            self._groups[target].logprobs = self._groups[source].logprobs
-        longest = max((len(self._groups[target].beginning.ids) for _, target in copies), default=1)
-        self._cache.prompts.copy([s for s, _ in copies], [t for _, t in copies], granules(longest))
+        if beginning.shared:
+            width = _ceil(self._groups.would_need(beginning), ROWS)
+            wanted += width * max(prompts.capacity, granules(len(beginning.ids)))
+        else:
+            wanted += prompts.slots * prompts.capacity
+        return wanted <= self._memory
 
     def _enter(self, entering: list[tuple[int, Job]]) -> None:
         now, entries = time.perf_counter(), []
         for slot, job in entering:
             course = Course(job.budget, job.sampling.max_tokens, job.given, self._stop_set) if job.budget else None
-            self._running[slot] = Running(job, self._steps, now, course)
-            group = self._groups.of(slot)
-            entries.append(Entry(slot, job.key, group.beginning.ids, job.sampling, len(job.given), group.logprobs))
+            entry = Entry(slot, job.key, job.beginning, job.sampling, self._known.get(job.beginning, ()))
+            own = len(job.beginning.ids) - 1 - entry.start
+            self._running[slot] = Running(job, own - self._steps, now, course)
+            entries.append(entry)
             if course:
                 self._steered[slot] = course
         self._rows.enter(entries)
         self._rows.force({slot: course.next for slot, course in self._steered.items()})
+        if self._known:
+            there = {running.job.beginning for running in self._running.values()}
+            self._known = {beginning: known for beginning, known in self._known.items() if beginning in there}
 
 
 def order(job: Job) -> tuple[Any, ...]:

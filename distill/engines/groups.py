@@ -1,6 +1,8 @@
-"""Which rows share which prompt: a prompt's keys and values are stored once, whatever number of rows reads them.
+"""Which rows share which prompt: a long prompt's keys and values are stored once, whatever number of rows reads them.
 
-`Groups` gives every row a place at a stored prompt, at most `SHARE` of them at one; a `Layout` says the
+Short ones are copied to each row: one more matrix product in every layer costs what reading some hundred
+positions costs. Which of the two it is depends on the prompt alone, so a row has the same bits in any
+company. `Groups` gives every row a place at a stored prompt, at most `SHARE` of them at one; a `Layout` says the
 same in tensors, for attention. A prompt that more rows want is copied, not computed again. Nothing here
 knows of models; owned by `distill.engines.decode.Decoder`.
 """
@@ -18,6 +20,8 @@ SHARE = 8
 """Rows at one stored prompt, at most: more would make lone rows beside them pay for empty places."""
 FEWEST = 4
 """Prompts read, and queries asked of each, at least: smaller matrix products have other bits."""
+LONG = 192
+"""Tokens from which on a prompt is shared and not copied."""
 GRANULE = 16
 """Key-value lengths are multiples of this many positions."""
 
@@ -38,14 +42,17 @@ class Beginning(NamedTuple):
     given: int = 0
     temperature: float = 1.0
 
+    @property
+    def shared(self) -> bool:
+        return len(self.ids) >= LONG
+
 
 @dataclass(slots=True)
 class Group:
-    """The rows that attend to one stored prompt. ``logprobs`` are those of its given tokens."""
+    """The rows that attend to one stored prompt."""
 
     beginning: Beginning
     rows: list[int]
-    logprobs: tuple[float, ...] = ()
 
 
 class Groups:
@@ -56,12 +63,6 @@ class Groups:
         self._groups: dict[int, Group] = {}
         self._slots: dict[Beginning, list[int]] = {}
         self._of: dict[int, int] = {}
-
-    def of(self, row: int) -> Group:
-        return self._groups[self._of[row]]
-
-    def __getitem__(self, slot: int) -> Group:
-        return self._groups[slot]
 
     @property
     def width(self) -> int:
@@ -89,9 +90,9 @@ class Groups:
         return slot, source
 
     def leave(self, rows: Iterable[int]) -> bool:
-        """Whether any prompt is read by nobody any more."""
+        """Whether any prompt is read by nobody any more. Rows with a short prompt are no concern."""
         emptied = False
-        for row in rows:
+        for row in self._of.keys() & set(rows):
             slot = self._of.pop(row)
             group = self._groups[slot]
             group.rows.remove(row)
@@ -102,6 +103,8 @@ class Groups:
 
     def move_rows(self, sources: list[int], targets: list[int]) -> None:
         for source, target in zip(sources, targets, strict=True):
+            if source not in self._of:
+                continue
             slot = self._of[target] = self._of.pop(source)
             rows = self._groups[slot].rows
             rows[rows.index(source)] = target
@@ -118,19 +121,23 @@ class Groups:
             self._of.update(dict.fromkeys(group.rows, target))
         return sources, targets
 
-    def layout(self, rows: int, device: torch.device) -> Layout:
-        """For a step of ``rows`` rows. Places that nobody takes name row 0, and what it gets there is dropped."""
+    def layout(self, rows: int, device: torch.device) -> Layout | None:
+        """For a step of ``rows`` rows; None where none shares a prompt.
+
+        A place that nobody takes names row 0, and a row that shares nothing place 0: what they get there is dropped.
+        """
+        if not self._groups:
+            return None
         prompts = -(-self.width // FEWEST) * FEWEST
         share = max(self._least, max((len(group.rows) for group in self._groups.values()), default=1))
         members = [[0] * share for _ in range(prompts)]
-        places, length = [0] * rows, 0
+        places, sharing, length = [0] * rows, [0.0] * rows, 0
         for slot, group in self._groups.items():
             length = max(length, len(group.beginning.ids) - 1)
             for place, row in enumerate(group.rows):
-                members[slot][place], places[row] = row, slot * share + place
-        return Layout(
-            prompts, share, granules(length), torch.tensor(members, device=device), torch.tensor(places, device=device)
-        )
+                members[slot][place], places[row], sharing[row] = row, slot * share + place, 1.0
+        tensors = (torch.tensor(values, device=device) for values in (members, places, sharing))
+        return Layout(prompts, share, granules(length), *tensors)
 
     def _with_room(self, beginning: Beginning) -> int | None:
         slots = self._slots.get(beginning, ())
@@ -150,7 +157,8 @@ class Groups:
 class Layout:
     """The first ``prompts`` (P) stored prompts, of ``length`` positions, with ``share`` (S) places each.
 
-    ``members`` (P, S) names the row at each place; ``places`` (R,) names the place (p S + s) of each row.
+    ``members`` (P, S) names the row at each place; ``places`` (R,) names the place (p S + s) of each row;
+    ``sharing`` (R,) is 1 for rows that share a prompt, else 0.
     """
 
     prompts: int
@@ -158,18 +166,19 @@ class Layout:
     length: int
     members: Tensor
     places: Tensor
-    _by_heads: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    sharing: Tensor
+    _by_heads: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False)
 
-    @property
-    def rows(self) -> int:
-        return len(self.places)
-
-    def indices(self, heads: int) -> tuple[Tensor, Tensor]:
-        """For ``heads`` (H) key-value heads: (P H S,) into rows (R H), and (R H,) into places (P H S)."""
+    def indices(self, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """For ``heads`` (H) key-value heads: (P H S,) into rows (R H), (R H,) into places (P H S), sharing (R H, 1)."""
         if heads not in self._by_heads:
             head = torch.arange(heads, device=self.places.device)
             to_places = self.members[:, None, :] * heads + head[:, None]
             prompt, place = self.places // self.share, self.places % self.share
             to_rows = (prompt[:, None] * heads + head) * self.share + place[:, None]
-            self._by_heads[heads] = (to_places.flatten(), to_rows.flatten())
+            self._by_heads[heads] = (
+                to_places.flatten(),
+                to_rows.flatten(),
+                self.sharing.repeat_interleave(heads)[:, None],
+            )
         return self._by_heads[heads]

@@ -12,11 +12,15 @@ from typing import Any
 import torch
 
 from distill.engines.decode import Decoder, Job, Sample
+from distill.engines.groups import LONG
+from distill.engines.prefill import positions_limit
 from distill.randomness import generator
 from distill.types import Sampling
 
-LENGTHS = (2, 23, 70)
-"""Prompt lengths probed: less than a granule of keys, one, and several."""
+LENGTHS = (2, 23, 70, LONG + 5)
+"""Prompt lengths probed: less than a granule of keys, more, several, and one that is shared."""
+
+TOKENS = 3
 
 
 def is_batch_invariant(model: Any, slots: int) -> bool:
@@ -27,10 +31,11 @@ def is_batch_invariant(model: Any, slots: int) -> bool:
 
     def job(name: str, length: int, prompt: str = "") -> Job:
         ids = generator("invariance", prompt or name).integers(vocabulary, size=length)
-        return Job(name, tuple(int(i) for i in ids), Sampling(max_tokens=3))
+        return Job(name, tuple(int(i) for i in ids), Sampling(max_tokens=TOKENS))
 
-    probes = [job(f"probe {length}", length) for length in LENGTHS]
-    siblings = [job(f"sibling {i}", length, f"probe {length}") for length in LENGTHS[1:] for i in range(3)]
+    lengths = [length for length in LENGTHS if length + TOKENS <= (positions_limit(model) or length + TOKENS)]
+    probes = [job(f"probe {length}", length) for length in lengths]
+    siblings = [job(f"sibling {length}.{i}", length, f"probe {length}") for length in lengths[1:] for i in range(3)]
     crowd = siblings + [job(f"crowd {i}", 1 + i * 7 % 90) for i in range(max(0, slots - len(probes) - len(siblings)))]
     alone = [sample for probe in probes for sample in _drawn(model, slots, [probe])]
     together = {sample.key: sample for sample in _drawn(model, slots, probes + crowd)}

@@ -20,9 +20,9 @@ def shorten_norms(model: nn.Module) -> int:
     """Replace what can be in ``model``, a private copy; how many were."""
     replaced = 0
     for module in model.modules():
-        is_norm = type(module).__name__.endswith("RMSNorm")
-        if is_norm and (epsilon := _epsilon(module)) is not None and _is_plain(module, epsilon):
-            setattr(module, "forward", _plain(module, epsilon))  # noqa: B010
+        epsilon = _epsilon(module) if type(module).__name__.endswith("RMSNorm") else None
+        if epsilon is not None and _is_plain(module, epsilon):
+            module.forward = _plain(module, epsilon)
             replaced += 1
     return replaced
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.engines.cache import SlotCache
-from distill.engines.groups import Beginning
+from distill.engines.cache import SlotCache, Store
+from distill.engines.groups import Beginning, granules
 from distill.engines.sampling import logprobs_of
 
 ROWS = 16
@@ -23,24 +23,71 @@ PIECE = 128
 """Prompts are prefilled in pieces of at most this many tokens."""
 TOKENS = 1024
 """Tokens prefilled at once: enough for matrix products, few enough that activations stay in cache."""
+NEVER = 2**62
 LOGITS = 2**24
 """Logits computed at once, where the log-probabilities of given tokens are wanted."""
 
 
-def prefill(model: Any, cache: SlotCache, prompts: dict[int, Beginning]) -> dict[int, tuple[float, ...]]:
-    """Fill the prompt slots; the log-probabilities of the given tokens, by slot, where there are any."""
-    logprobs: dict[int, tuple[float, ...]] = {}
-    plain = [(slot, begin) for slot, begin in prompts.items() if not begin.given and len(begin.ids) > 1]
-    given = [(slot, begin) for slot, begin in prompts.items() if begin.given]
-    for batch in _batches(plain, TOKENS):
-        for _ in _passes(model.base_model, model, cache, batch):
-            pass
-    vocabulary = model.config.get_text_config().vocab_size
-    for batch in _batches(given, max(1, min(TOKENS, LOGITS // vocabulary))):
-        logits = [output.logits for output in _passes(model, model, cache, batch)]
-        for row, (slot, begin) in enumerate(batch):
-            logprobs[slot] = _given_logprobs(torch.cat([piece[row] for piece in logits]), begin)
+class Plan:
+    """What is to be computed, and what copied, before rows enter: long prompts by prompt slot, short ones by row.
+
+    ``holders`` are rows that have a beginning in them already.
+    """
+
+    def __init__(self, holders: dict[Beginning, int]) -> None:
+        self._holders = holders
+        self.shared: dict[int, Beginning] = {}
+        self.own: dict[int, Beginning] = {}
+        self.shared_copies: dict[int, list[tuple[int, int]]] = {}
+        self.own_copies: dict[int, list[tuple[int, int]]] = {}
+        """(source, target) slots by the length to be copied."""
+        self.longest = 0
+
+    def share(self, beginning: Beginning, slot: int, source: int | None) -> None:
+        self.longest = max(self.longest, granules(len(beginning.ids)))
+        if source is None:
+            self.shared[slot] = beginning
+        elif source != slot:
+            self.shared_copies.setdefault(granules(len(beginning.ids)), []).append((source, slot))
+
+    def copy(self, beginning: Beginning, row: int) -> None:
+        source = self._holders.setdefault(beginning, row)
+        if source == row:
+            self.own[row] = beginning
+        else:
+            self.own_copies.setdefault(granules(len(beginning.ids)), []).append((source, row))
+
+
+def prefill(model: Any, cache: SlotCache, plan: Plan) -> dict[Beginning, tuple[float, ...]]:
+    """Carry out the plan; the log-probabilities of given tokens, where there are any."""
+    logprobs: dict[Beginning, tuple[float, ...]] = {}
+    for store, fill, copies in (
+        (cache.prompts, plan.shared, plan.shared_copies),
+        (cache.rows, plan.own, plan.own_copies),
+    ):
+        store.grow()
+        logprobs |= _fill(model, cache, store, fill)
+        for length, pairs in copies.items():
+            store.copy([source for source, _ in pairs], [target for _, target in pairs], length)
     return logprobs
+
+
+def _fill(
+    model: Any, cache: SlotCache, store: Store, prompts: dict[int, Beginning]
+) -> dict[Beginning, tuple[float, ...]]:
+    plain = [(slot, begin) for slot, begin in prompts.items() if not begin.given and len(begin.ids) > 1]
+    for batch in _batches(plain, TOKENS):
+        for _ in _passes(model, cache, store, batch):
+            pass
+    given = [(slot, begin) for slot, begin in prompts.items() if begin.given]
+    found: dict[Beginning, tuple[float, ...]] = {begin: () for _, begin in given}
+    for batch in _batches(given, max(1, min(TOKENS, LOGITS // model.config.get_text_config().vocab_size))):
+        first = min(len(begin.ids) - begin.given for _, begin in batch) - 1
+        for piece, output in _passes(model, cache, store, batch, first):
+            if piece.stop > first:
+                for (_, begin), logits in zip(batch, output.logits, strict=True):
+                    found[begin] += _given_logprobs(logits, piece, begin)
+    return found
 
 
 def _batches(prompts: list[tuple[int, Beginning]], tokens: int) -> Iterable[list[tuple[int, Beginning]]]:
@@ -52,29 +99,40 @@ def _batches(prompts: list[tuple[int, Beginning]], tokens: int) -> Iterable[list
         del left[-rows:]
 
 
-def _passes(run: Any, model: Any, cache: SlotCache, batch: list[tuple[int, Beginning]]) -> Iterable[Any]:
-    """The outputs, piece by piece. Padding lies behind the prompt, where nothing looks at it."""
+def _passes(
+    model: Any, cache: SlotCache, store: Store, batch: list[tuple[int, Beginning]], first: int = NEVER
+) -> Iterable[tuple[range, Any]]:
+    """The outputs, piece by piece, with logits from the piece on that holds position ``first``.
+
+    Padding lies behind the prompt, where nothing looks at it.
+    """
     length = max(ROWS, -(-max(len(begin.ids) - 1 for _, begin in batch) // 4) * 4)
     padded = [begin.ids[:-1] + (0,) * (length - len(begin.ids) + 1) for _, begin in batch]
     tokens = torch.tensor(padded, device=model.device)
     limit = positions_limit(model) or length
     for start in range(0, length, PIECE):
         piece = range(start, min(start + PIECE, length))
-        cache.fill([slot for slot, _ in batch], piece)
-        yield run(
-            input_ids=tokens[:, piece.start : piece.stop],
-            position_ids=cache.positions.clamp(max=limit - 1),
-            past_key_values=cache,
-            use_cache=True,
+        cache.fill(store, [slot for slot, _ in batch], piece)
+        run = model if piece.stop > first else model.base_model
+        yield (
+            piece,
+            run(
+                input_ids=tokens[:, piece.start : piece.stop],
+                position_ids=cache.positions.clamp(max=limit - 1),
+                past_key_values=cache,
+                use_cache=True,
+            ),
         )
 
 
-def _given_logprobs(logits: Tensor, begin: Beginning) -> tuple[float, ...]:
-    """Of the last ``given`` ids, from the ``logits`` (T, V) at all ids but the last."""
-    first = len(begin.ids) - begin.given
-    wanted = torch.tensor(begin.ids[first:], device=logits.device)
-    found = logprobs_of(logits[first - 1 : len(begin.ids) - 1], wanted, begin.temperature)
-    return tuple(found.tolist())
+def _given_logprobs(logits: Tensor, piece: range, begin: Beginning) -> tuple[float, ...]:
+    """Of those given ids that this piece predicts, from its ``logits`` (T, V): position p tells of the id behind it."""
+    behind = range(max(piece.start, len(begin.ids) - begin.given - 1), min(piece.stop, len(begin.ids) - 1))
+    if not behind:
+        return ()
+    wanted = torch.tensor(begin.ids[behind.start + 1 : behind.stop + 1], device=logits.device)
+    told = logits[behind.start - piece.start : behind.stop - piece.start]
+    return tuple(logprobs_of(told, wanted, begin.temperature).tolist())
 
 
 def positions_limit(model: Any) -> int | None:

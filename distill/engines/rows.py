@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from distill.engines.budget import NOTHING
+from distill.engines.groups import Beginning
 from distill.engines.sampling import BELOW_ONE, draw
 from distill.randomness import generator
 from distill.types import Sampling
@@ -21,14 +22,18 @@ from distill.types import Sampling
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A job on its way into a slot: ``ids`` end with its ``given`` tokens, whose log-probabilities are known."""
+    """A job on its way into a slot. The log-probabilities of its given tokens are known."""
 
     slot: int
     key: str
-    ids: Sequence[int]
+    beginning: Beginning
     sampling: Sampling
-    given: int
     logprobs: Sequence[float]
+
+    @property
+    def start(self) -> int:
+        """The position of the first token that the row keeps itself."""
+        return len(self.beginning.ids) - 1 if self.beginning.shared else 0
 
 
 class Rows:
@@ -54,22 +59,22 @@ class Rows:
         samplings = [entry.sampling for entry in entries]
         self._reserve(max(s.max_tokens for s in samplings))
         for entry in entries:
-            limit, slot, given = entry.sampling.max_tokens, entry.slot, entry.given
+            limit, slot, given = entry.sampling.max_tokens, entry.slot, entry.beginning.given
             uniforms = generator("sample", entry.sampling.seed, entry.key).random(limit)
             self._uniforms[slot, :limit] = torch.from_numpy(uniforms.clip(max=BELOW_ONE))
             if given:
-                self._tokens[slot, :given] = torch.tensor(entry.ids[-given:])
+                self._tokens[slot, :given] = torch.tensor(entry.beginning.ids[-given:])
                 self._logprobs[slot, :given] = torch.tensor(entry.logprobs)
         at = torch.tensor([entry.slot for entry in entries], device=self.token.device)
 
         def put(target: Tensor, values: list[float]) -> None:
             target[at] = torch.tensor(values, dtype=target.dtype, device=target.device)
 
-        put(self.token, [entry.ids[-1] for entry in entries])
-        for target in (self.position, self.start):
-            put(target, [len(entry.ids) - 1 for entry in entries])
+        put(self.token, [entry.beginning.ids[-1] for entry in entries])
+        put(self.position, [len(entry.beginning.ids) - 1 for entry in entries])
+        put(self.start, [entry.start for entry in entries])
         put(self._active, [1] * len(entries))
-        put(self._count, [entry.given for entry in entries])
+        put(self._count, [entry.beginning.given for entry in entries])
         put(self._limit, [s.max_tokens for s in samplings])
         put(self._temperature, [s.temperature or 1.0 for s in samplings])
         put(self._greedy, [s.temperature == 0 for s in samplings])
