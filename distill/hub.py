@@ -1,20 +1,29 @@
 """Which commit a hub name means, so that a branch that moves never changes a model under our keys.
 
-A name is pinned once: to the commit in the local cache, else to the one the hub names, which the cache
-then remembers. Only where neither can be had (offline, never downloaded) is it not known; such a model
-cannot be loaded either. Asked by `distill.modelspec`; loading is `distill.pretrained`.
+A name is pinned once: to the commit in the local cache, else to the one the hub names, which is then
+noted in the cache where Hugging Face's own library notes it. Only where neither can be had (offline,
+never downloaded) is it not known; such a model cannot be loaded either. Asked by `distill.modelspec`, also
+for a plan, hence without that library, whose import costs more than the answer; it downloads, in
+`distill.pretrained`.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import urllib.error
+import urllib.parse
+import urllib.request
 from functools import lru_cache
+from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.files import write_atomic
 
 PATIENCE = 5.0
-"""Seconds to wait for the hub when asked for a commit."""
-PROBE = "config.json"
+"""Seconds to wait for the hub."""
+COMMIT = r"[0-9a-f]{40}"
 
 
 @lru_cache(maxsize=256)
@@ -23,35 +32,57 @@ def commit_of(repository: str, revision: str | None) -> str | None:
 
     Raises `InputError` where the hub has no such model or revision, or does not let us have it.
     """
-    if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
+    if revision and re.fullmatch(COMMIT, revision):
         return revision
-    return _cached(repository, revision) or _at_hub(repository, revision)
+    note = cache() / f"models--{repository.replace('/', '--')}" / "refs" / (revision or "main")
+    try:
+        return _commit(note.read_text())
+    except OSError:
+        pass
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return None
+    found = _at_hub(repository, revision)
+    if found:
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(note, found, durable=False)
+        except (OSError, InputError):
+            pass  # a cache that cannot be written to: the hub is asked again next time
+    return found
 
 
-def _cached(repository: str, revision: str | None) -> str | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repository, PROBE, revision=revision)
-    return _commit_in(found) if isinstance(found, str) else None
+def cache() -> Path:
+    """Where Hugging Face's library keeps what it has downloaded, by its own environment variables."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
 
 def _at_hub(repository: str, revision: str | None) -> str | None:
-    from huggingface_hub import HfApi, errors, hf_hub_download
-
-    name = repository + (f"@{revision}" if revision else "")
+    address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    quoted = urllib.parse.quote(revision or "main", safe="")
+    request = urllib.request.Request(f"{address.rstrip('/')}/api/models/{repository}/revision/{quoted}")
+    if token := os.environ.get("HF_TOKEN"):
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
-        HfApi().model_info(repository, revision=revision, timeout=PATIENCE)  # fails at once; the download tries again
-        return _commit_in(hf_hub_download(repository, PROBE, revision=revision))  # the cache remembers it
-    except errors.GatedRepoError:
-        raise InputError(f"model {name}: the hub lets only those have it who have asked for it; set HF_TOKEN") from None
-    except errors.RevisionNotFoundError:
-        raise InputError(f"model {name}: the hub has no revision {revision} of {repository}") from None
-    except errors.RepositoryNotFoundError:
-        raise InputError(f"model {name}: the hub has no model {repository} (a private one needs HF_TOKEN)") from None
-    except Exception:  # no network, or a hub in trouble, in the words of whatever client is installed
-        return None
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return _commit(str(json.load(answer).get("sha")))
+    except urllib.error.HTTPError as error:
+        if why := _refusal(repository, revision, error.headers.get("X-Error-Code")):
+            raise InputError(why) from None
+    except (OSError, ValueError, AttributeError):
+        pass  # no network, or no hub at the other end of it
+    return None
 
 
-def _commit_in(path: str) -> str | None:
-    found = re.search(r"snapshots[/\\]([0-9a-f]{40})[/\\]", path)
-    return found[1] if found else None
+def _refusal(repository: str, revision: str | None, code: str | None) -> str | None:
+    reasons = {
+        "RepoNotFound": f"the hub has no model {repository} (a private one needs HF_TOKEN)",
+        "RevisionNotFound": f"the hub has no revision {revision} of it",
+        "GatedRepo": "the hub gives it only to those who have accepted its terms; set HF_TOKEN",
+    }
+    name = repository + (f"@{revision}" if revision else "")
+    return f"model {name}: {reasons[code]}" if code in reasons else None
+
+
+def _commit(text: str) -> str | None:
+    return text.strip() if re.fullmatch(COMMIT, text.strip()) else None

@@ -133,34 +133,31 @@ def test_an_engine_that_cannot_have_an_adapter_says_so(adapter: Path) -> None:
         engines.open_engine(endpoint, find(str(adapter), Path(), {}, FileHashes()))
 
 
-# Hub names. The library reads its settings when it is imported, so each is asked for in a process of its own.
+# Hub names: asked for in a process of its own, as a name is pinned for as long as a process lives.
+
+
+REFUSALS = {
+    "/api/models/org/gated/revision/main": "GatedRepo",
+    "/api/models/org/model/revision/v9": "RevisionNotFound",
+}
 
 
 class Hub(BaseHTTPRequestHandler):
-    """A hub that has org/model, whose main is at `commit`."""
+    """A hub that has org/model, whose main is at `commit`; org/gated it does not give to everyone."""
 
     commit = FIRST
     asked: list[str]
 
-    def do_HEAD(self) -> None:
-        self.answer(b"{}")
-
     def do_GET(self) -> None:
-        known = self.path.startswith(("/api/models/org/model", "/org/model/resolve/"))
-        info = json.dumps({"id": "org/model", "sha": self.commit, "siblings": []})
-        self.answer(info.encode() if self.path.startswith("/api") else b"{}", 200 if known else 404)
-
-    def answer(self, body: bytes, status: int = 200) -> None:
         self.asked.append(self.path)
-        self.send_response(status)
-        self.send_header("X-Repo-Commit", self.commit)
-        self.send_header("ETag", '"0123"')
+        known = self.path == "/api/models/org/model/revision/main"
+        body = json.dumps({"id": "org/model", "sha": self.commit}).encode()
+        self.send_response(200 if known else 401)
+        if not known:
+            self.send_header("X-Error-Code", REFUSALS.get(self.path, "RepoNotFound"))
         self.send_header("Content-Length", str(len(body)))
-        if status == 404:
-            self.send_header("X-Error-Code", "RepoNotFound")
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+        self.wfile.write(body)
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -220,9 +217,23 @@ def test_the_hub_is_asked_once_and_a_branch_that_moves_changes_nothing(
     assert told(tmp_path, "org/model") == pinned
 
 
-def test_a_name_the_hub_does_not_have_is_one_line(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
-    (line,) = told(tmp_path, "org/other", server=hub)
-    assert line.startswith("model org/other: the hub has no model org/other")
+def test_a_name_the_hub_does_not_give_is_one_line(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
+    assert told(tmp_path, "org/other", "org/model@v9", "org/gated", server=hub) == [
+        "model org/other: the hub has no model org/other (a private one needs HF_TOKEN)",
+        "model org/model@v9: the hub has no revision v9 of it",
+        "model org/gated: the hub gives it only to those who have accepted its terms; set HF_TOKEN",
+    ]
+
+
+def test_what_is_noted_in_the_cache_is_what_the_library_reads(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
+    from huggingface_hub import scan_cache_dir, try_to_load_from_cache
+
+    told(tmp_path, "org/model", server=hub)
+    snapshot = tmp_path / "models--org--model" / "snapshots" / FIRST
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    assert try_to_load_from_cache("org/model", "config.json", cache_dir=tmp_path) == str(snapshot / "config.json")
+    assert not scan_cache_dir(tmp_path).warnings
 
 
 def test_where_no_commit_can_be_told_the_name_stands_alone(tmp_path: Path) -> None:
