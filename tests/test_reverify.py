@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from distill import agreement, keys
 from distill.agreement import Version
 from distill.statistics import wilson
-from distill.store import Store, schema
+from distill.store import Store
 from distill.store.records import problem_row, verdict_row
 from distill.types import Failure, Outcome, Problem, Verdict
 from distill.verifiers import build
