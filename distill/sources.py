@@ -7,6 +7,7 @@ compares them with others.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -79,11 +80,12 @@ class RowSource(Settings):
     def _fill(cls, data: Any) -> Any:
         return forms.fill("problems", data)
 
-    def rows(self) -> Iterator[tables.Row]:
-        raise NotImplementedError
+    @abstractmethod
+    def rows(self) -> Iterator[tables.Row]: ...
 
+    @abstractmethod
     def count(self) -> int | None:
-        raise NotImplementedError
+        """How many rows there are, where that is known without reading them all."""
 
 
 class FileSource(RowSource):

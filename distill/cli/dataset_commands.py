@@ -42,7 +42,7 @@ def traces_import(
     thinking: Annotated[str | None, typer.Option(help="The column of the thinking, if it has its own.")] = None,
     messages: Annotated[str | None, typer.Option(help="The column of conversations, in place of the three.")] = None,
     reference: Annotated[
-        str | None, typer.Option(help="The column of the right answer; or several: '{tests: test, entry_point: name}'.")
+        str | None, typer.Option(help="The column of the right answer; or several: '{test: test, entry_point: name}'.")
     ] = None,
     reference_pattern: Annotated[str | None, typer.Option(help="Take the last match in it: '#### (.+)'.")] = None,
     verifier: Annotated[str | None, typer.Option(help="The verifier of these problems; math by default.")] = None,
