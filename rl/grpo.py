@@ -20,7 +20,6 @@ from typing import Any, Literal, Protocol
 import torch
 
 from distill.prompting import Ask, plainly
-from distill.training.forward import check_packing
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, learning, nothing, run_identity
 from distill.types import Completion, Finish, Problem, Request, Sampling
 from pipeline.errors import InputError, Stopped
@@ -108,9 +107,9 @@ def train_grpo(
     total = settings.steps * settings.updates
     with learning(model, how, total, checkpoints, run_identity(settings), before_save) as learner:
         learner.resume()
-        check_packing(model)
         while learner.done < total:
             step, started = learner.done // settings.updates, time.perf_counter()
+            learner.gather()
             policy.refresh()
             rollouts, draws = _rollouts(learner, policy, settings, step, sample, ask, reward, list(recall(step)), stop)
             on_rollouts(step + 1, rollouts)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from distill.training.batching import Example, Order
-from distill.training.forward import check_packing
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, Row, learning, nothing, run_identity
 from pipeline.errors import InputError
 
@@ -90,8 +89,6 @@ def train(
     with learning(model, settings, total, checkpoints, run, before_save) as learner:
         losses = learner.resume().get("losses", torch.full((0 if callable(examples) else len(examples),), math.nan))
         resumed_at = learner.done
-        if resumed_at < total:
-            check_packing(model)
         while learner.done < total:
             rows = order(learner.done) if order else []
             batch = examples(learner.done) if callable(examples) else [examples[i] for i in rows]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ def folded(model: nn.Module) -> Iterator[None]:
 
     layers = [m for m in model.modules() if type(m) is Linear and _worth_folding(m)]
     for layer in layers:
-        setattr(layer, "forward", MethodType(_folded_forward, layer))  # noqa: B010
+        setattr(layer, "forward", partial(_folded_forward, layer))  # noqa: B010
     try:
         yield
     finally:
