@@ -11,6 +11,7 @@ from distill import modelspec
 from distill.modelspec import ModelName
 from distill.prompting import Ask, Prompting, asking
 from distill.stages.common import store_of
+from distill.stages.devices import DeviceSettings
 from distill.stages.student import publish
 from distill.store.records import Row, kept, problem_of
 from pipeline.errors import PipelineError
@@ -30,7 +31,7 @@ class LoraSettings(Settings):
     alpha: Annotated[float, Field(gt=0)] = 32.0
 
 
-class SftSettings(Settings):
+class SftSettings(DeviceSettings):
     data: Annotated[str, Input(accepts=("selection",))]
     student: ModelName
     """The model to start from."""
@@ -105,6 +106,8 @@ def _how(settings: SftSettings) -> TrainSettings:
         precision=settings.precision,
         seed=settings.seed,
         threads=student.threads(settings.threads),
+        devices=settings.devices,
+        parallel=settings.parallel,
     )
 
 

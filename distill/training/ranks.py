@@ -264,9 +264,12 @@ def serve() -> None:
 @contextmanager
 def run_of_several() -> Iterator[bool]:
     """Around a command under torchrun: whether this process is to do what it says. The others serve."""
-    if launched() != 0:
+    if launched():
         serve()
         yield False
+        return
+    if launched() is None:
+        yield True
         return
     try:
         yield True

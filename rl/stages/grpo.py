@@ -16,6 +16,7 @@ from distill.prompting import Prompting
 from distill.randomness import permutation
 from distill.spending import Spending
 from distill.stages.common import VerifierSpec, ask_of, store_of
+from distill.stages.devices import DeviceSettings
 from distill.stages.sft import LoraSettings
 from distill.stages.student import publish
 from distill.store.records import problems
@@ -24,7 +25,7 @@ from distill.verifiers import VerifierPool
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
-from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
+from pipeline.stage import Context, Forecast, Input, Operational, Output, Stage
 
 if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 ABOUT = "A student refined by group-relative policy optimisation (GRPO) on verifiable rewards."
 
 
-class GrpoSettings(Settings):
+class GrpoSettings(DeviceSettings):
     """Defaults are for a LoRA on a model of 0.5 to 8B parameters; sources in ``docs/design``."""
 
     student: ModelName
@@ -225,6 +226,8 @@ def _how(settings: GrpoSettings) -> LoopSettings:
         precision=settings.precision,
         micro_batch_tokens=settings.micro_batch_tokens,
         threads=threads(settings.threads),
+        devices=settings.devices,
+        parallel=settings.parallel,
         checkpoint_seconds=10.0,
     )
 
