@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,11 @@ def supervised(directory: Path, lora: bool, legs: int | None = None, **changes: 
     settings = TrainSettings(
         OptimizerSettings(1e-3), batch_size=4, steps=STEPS, micro_batch_tokens=30, **changes
     )  # fmt: skip
-    try:
+    with suppress(Stopped):
         train(
             made, ROWS, settings, checkpoints=directory, on_step=metrics.append,
             stop=lambda: legs is not None and next(asked) >= legs,
         )  # fmt: skip
-    except Stopped:
-        pass
     return weights(made).clone(), [m.loss for m in metrics]
 
 

@@ -97,5 +97,3 @@ def test_more_devices_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match=r"2 asked for, but 1 GPU"):
         train(model(True), ROWS, TrainSettings(OptimizerSettings(1e-3), devices=2), checkpoints=tmp_path)
-
-

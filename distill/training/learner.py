@@ -108,6 +108,7 @@ class Learner:
         self._last_save = time.monotonic()
         self._replicas: list[Replica] = []
         self._ranks = ranks
+        self._score: Callable[[Pack, float], Tensor]
         trained, self._score = ranks.module(model, settings.parallel) if ranks else (model, partial(logprobs, model))
         self.model, self._trained = trained if model is None else model, trained
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
@@ -157,9 +158,10 @@ class Learner:
         cut = self.cut([len(row.example) for row in rows])
         shares = [cut[i :: self._workers] for i in range(self._workers)]
         idle = [len(shares[0]) - len(share) if self._sharded else 0 for share in shares]
+        made = [[*share, *cut[:1] * more] for share, more in zip(shares, idle, strict=True)]
         tasks = [
-            _Task([[rows[i] for i in run] for run in [*share, *cut[:1] * more]], objective, temperature, reference, more)
-            for share, more in zip(shares, idle, strict=True)
+            _Task([[rows[i] for i in run] for run in runs], objective, temperature, reference, more)
+            for runs, more in zip(made, idle, strict=True)
         ]
         if self._ranks:
             answers = self._ranks.call(self, "_accumulate", tasks)

@@ -31,10 +31,12 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from distill.training.forward import Pack, causal_lm, logprobs
 from pipeline.errors import InputError, PipelineError
 
+tcp_store: Any = dist.TCPStore  # type: ignore[attr-defined]
 Parallel = Literal["ddp", "fsdp"]
 FOREVER = timedelta(days=365)
 GRACE = 5.0
@@ -46,7 +48,7 @@ BUCKET = 1 << 24
 class Ranks:
     """One process's hold on all of them. ``call`` is for rank 0, ``follow`` for the others."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int, local: int) -> None:
+    def __init__(self, store: Any, rank: int, size: int, local: int) -> None:
         self.rank, self.size = rank, size
         cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", local) if cuda else torch.device("cpu")
@@ -103,7 +105,7 @@ class Ranks:
             if sum(g.numel() for g in bucket) >= BUCKET or index == len(parameters) - 1:
                 flat = torch.cat([g.flatten() for g in bucket])
                 dist.all_reduce(flat)
-                for gradient, total in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                for gradient, total in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
                     gradient.copy_(total.view_as(gradient))
                 bucket = []
 
@@ -209,7 +211,7 @@ def _sharded(model: Any, device: torch.device) -> tuple[Any, Scorer]:
     for module in list(model.modules()):
         if type(module).__name__ in layers:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    whole = fully_shard(_Whole(model), mesh=mesh, reshard_after_forward=True)
+    whole: Any = fully_shard(_Whole(model), mesh=mesh, reshard_after_forward=True)
     for module in whole.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -245,7 +247,7 @@ def launched() -> int | None:
 @cache
 def joined() -> Ranks:
     """The ranks that torchrun, or another rank 0, made this process one of."""
-    store, rank, size = next(dist.rendezvous("env://", timeout=FOREVER))
+    store, rank, size = next(rendezvous("env://", timeout=FOREVER))
     return Ranks(store, rank, size, int(os.environ.get("LOCAL_RANK", "0")))
 
 
@@ -290,7 +292,7 @@ def assembled(devices: int) -> Iterator[Ranks | None]:
     if devices < 2:
         yield None
         return
-    store = dist.TCPStore("127.0.0.1", 0, devices, is_master=True, wait_for_workers=False)
+    store = tcp_store("127.0.0.1", 0, devices, is_master=True, wait_for_workers=False)
     children = [_child(rank, devices, store.port) for rank in range(1, devices)]
     over = threading.Event()
     for rank, child in enumerate(children, start=1):
