@@ -11,7 +11,7 @@ from distill import modelspec
 from distill.modelspec import ModelName
 from distill.prompting import Ask, Prompting, asking
 from distill.stages.common import store_of
-from distill.stages.devices import DeviceSettings
+from distill.stages.devices import DeviceSettings, check_memory, foreseen
 from distill.stages.student import publish
 from distill.store.records import Row, kept, problem_of
 from pipeline.errors import PipelineError
@@ -70,6 +70,7 @@ def run(context: Context, settings: SftSettings) -> Output:
     from distill.training.metrics import Recorder
 
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
+    check_memory(context, settings, start)
     network, tokenizer = student.load(start)
     rows = kept(store_of(context), context.inputs[settings.data].digest)
     if not rows:
@@ -127,7 +128,7 @@ def forecast(context: Context, settings: SftSettings, expected: Mapping[str, Map
     examples = data.get("kept", data.get("traces"))
     if examples is None:
         return Forecast("steps")
-    return Forecast("steps", -(-examples // settings.batch_size) * settings.epochs)
+    return Forecast("steps", -(-examples // settings.batch_size) * settings.epochs, 0, foreseen(settings))
 
 
 def dependencies(settings: SftSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:

@@ -36,8 +36,9 @@ class LearnerSettings:
 
     ``precision`` bf16 means autocast over fp32 weights. ``threads`` is the number of cores to use; the
     same number gives the same bits. ``devices`` processes share the work, each with a copy of the model (ddp) or
-    a shard of it (fsdp), see `distill.training.ranks`; they are no part of a run's identity. Checkpoints are written after as many steps or
-    seconds, whichever comes first (None: not for that reason), when asked to stop, and at the end.
+    a shard of it (fsdp), see `distill.training.ranks`; they are no part of a run's identity. Checkpoints are
+    written after as many steps or seconds, whichever comes first (None: not for that reason), when asked to
+    stop, and at the end.
     """
 
     optimizer: OptimizerSettings

@@ -16,7 +16,7 @@ from distill.prompting import Prompting
 from distill.randomness import permutation
 from distill.spending import Spending
 from distill.stages.common import VerifierSpec, ask_of, store_of
-from distill.stages.devices import DeviceSettings
+from distill.stages.devices import DeviceSettings, check_memory, foreseen
 from distill.stages.sft import LoraSettings
 from distill.stages.student import publish
 from distill.store.records import problems
@@ -131,6 +131,7 @@ def run(context: Context, settings: GrpoSettings) -> Output:
             f"stage {context.name}: two problems of {settings.problems} go by one name; give each of its sources a "
             "`source` of its own"
         )
+    check_memory(context, settings, start, samples=True)
     network, tokenizer = student.load(start)
     if settings.lora:
         network = add_lora(
@@ -264,7 +265,8 @@ def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> 
 
 def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
     calls = _rollouts(settings)
-    return Forecast("steps", settings.steps, 0, {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens})
+    figures = {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens}
+    return Forecast("steps", settings.steps, 0, {**figures, **foreseen(settings, samples=True)})
 
 
 def dependencies(settings: GrpoSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
