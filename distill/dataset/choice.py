@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill import catalog
 from distill.types import Finish, Outcome
 from pipeline import manifest as manifests
 from pipeline.config import nearest
@@ -67,7 +68,7 @@ class Choice:
 
 def of_stage(workspace: Path, name: str) -> Manifest:
     """The newest record of a stage whose output is traces, verdicts or a selection, by its name in the YAML."""
-    found = [m for m in recorded(workspace) if m.identity.kind in ("generate", "import", "verify", "select")]
+    found = [m for m in recorded(workspace) if _makes(m.identity.kind) in ("traces", "verdicts", "selection")]
     named = [m for m in found if m.stage == name]
     if not named:
         raise InputError(
@@ -75,6 +76,11 @@ def of_stage(workspace: Path, name: str) -> Manifest:
             f"{nearest(name, sorted({m.stage for m in found}))}"
         )
     return max(named, key=lambda m: m.finished)
+
+
+def _makes(kind: str) -> str | None:
+    """What stages of a kind produce; None for one that this distill does not know."""
+    return catalog.stage(kind).produces if kind in catalog.names("stages") else None
 
 
 def recorded(workspace: Path) -> Iterator[Manifest]:
@@ -85,19 +91,26 @@ def recorded(workspace: Path) -> Iterator[Manifest]:
 
 
 def lineage(workspace: Path, collection: str | None) -> list[Manifest]:
-    """The records of the stages that a collection comes from, the first of them first; of all stages for none."""
-    newest: dict[str, Manifest] = {}
-    for found in sorted(recorded(workspace), key=lambda m: m.finished):
-        newest[found.digest] = found
+    """The records of the stages that a collection comes from, the first of them first; of all stages for none.
+
+    Several stages may have the same output: a curation that took nothing out has that of the stage before it. Of
+    these the newest is meant that was there when the stage was made which took it.
+    """
+    newest_first = sorted(recorded(workspace), key=lambda m: m.finished, reverse=True)
+    of_digest: dict[str, list[Manifest]] = {}
+    for found in newest_first:
+        of_digest.setdefault(found.digest, []).append(found)
     if collection is None:
-        return sorted(newest.values(), key=lambda m: m.finished)
+        return [found[0] for found in of_digest.values()][::-1]
     chain: dict[str, Manifest] = {}
 
-    def follow(digest: str) -> None:
-        if (found := newest.get(digest)) and digest not in chain:
+    def follow(digest: str, after: tuple[Manifest, ...]) -> None:
+        candidates = [m for m in of_digest.get(digest, ()) if m not in after]
+        by_then = (m for m in candidates if not after or m.finished <= after[-1].finished)
+        if found := next(by_then, candidates[0] if candidates else None):
             for upstream in found.identity.inputs.values():
-                follow(upstream)
-            chain[digest] = found
+                follow(upstream, (*after, found))
+            chain.setdefault(found.fingerprint, found)
 
-    follow(collection)
+    follow(collection, ())
     return list(chain.values())

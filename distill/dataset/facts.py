@@ -81,7 +81,7 @@ VERIFIERS = """
     SELECT j.verifier, j.version, j.settings, count(*) FILTER (j.outcome = 'correct') AS correct,
         count(*) FILTER (j.outcome = 'incorrect') AS incorrect,
         count(*) FILTER (j.outcome = 'unverifiable') AS unverifiable
-    FROM judgements j SEMI JOIN chosen USING (trace_key) GROUP BY ALL ORDER BY ALL
+    FROM judgements j SEMI JOIN chosen USING (trace_key, problem_key) GROUP BY ALL ORDER BY ALL
 """
 DUPLICATES = """
     WITH texts AS (SELECT md5(thinking || chr(31) || answer) AS text FROM traces SEMI JOIN chosen USING (trace_key))

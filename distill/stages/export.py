@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from distill.dataset import write
 from distill.dataset.choice import Choice
 from distill.stages.common import store_of
+from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Output, Settings, Stage
 
 
@@ -36,6 +38,12 @@ def forecast(context: Context, settings: ExportSettings, expected: Mapping[str, 
     return Forecast("traces", found.get("kept", found.get("traces", found.get("members"))))
 
 
+def dependencies(settings: ExportSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> dict[str, str]:
+    """The record of what is exported: equal traces may come of other problems, licences and verifiers, which the
+    rows and the card tell."""
+    return {f"record of {settings.traces}": upstream[settings.traces].fingerprint}
+
+
 STAGE = Stage(
     kind="export",
     about="write traces as a data set for others, with its card",
@@ -43,4 +51,5 @@ STAGE = Stage(
     produces="dataset",
     run=run,
     forecast=forecast,
+    dependencies=dependencies,
 )
