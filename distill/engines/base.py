@@ -58,8 +58,9 @@ class Engine(Protocol):
 
 
 def wanted_now(requests: Iterator[Request | None], most: int) -> list[Request]:
-    """The next requests, up to ``most``; fewer at the end, and where nothing more is wanted just now."""
-    return list(takewhile(lambda request: request is not None, islice(requests, most)))  # type: ignore[arg-type]
+    """The next requests, up to ``most`` (none where that is below 1: an engine may hold more than it asks for); fewer
+    at the end, and where nothing more is wanted just now."""
+    return list(takewhile(lambda request: request is not None, islice(requests, max(most, 0))))  # type: ignore[arg-type]
 
 
 def response_of(completion: Completion) -> Response:

@@ -30,6 +30,10 @@ class Dialect:
     budget_body: Mapping[str, Any] = field(default_factory=dict)
     base_url: str = ""
     """The only address that takes a begun response, where there is one."""
+    seed_field: str = "seed"
+    counts_when_asked: bool = True
+    """A stream ends with token counts if ``stream_options`` ask for them; else it does so by itself, and refuses the
+    field."""
 
 
 DIALECTS: Mapping[str, Dialect] = {
@@ -39,14 +43,14 @@ DIALECTS: Mapping[str, Dialect] = {
     "deepseek": Dialect(
         prefix={"prefix": True}, thinking_field="reasoning_content", base_url="https://api.deepseek.com/beta"
     ),
-    "mistral": Dialect(prefix={"prefix": True}),
+    "mistral": Dialect(prefix={"prefix": True}, seed_field="random_seed", counts_when_asked=False),
     "llama.cpp": Dialect(budget=("thinking_budget_tokens",)),
     "openrouter": Dialect(budget=("reasoning", "max_tokens")),
     "dashscope": Dialect(prefix={"partial": True}, budget=("thinking_budget",), budget_body={"enable_thinking": True}),
 }
 
 OURS = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p",
-        "top_k", "seed", "n", "continue_final_message", "add_generation_prompt"}  # fmt: skip
+        "top_k", "seed", "random_seed", "n", "continue_final_message", "add_generation_prompt"}  # fmt: skip
 """Fields of a call that settings of their own decide."""
 
 

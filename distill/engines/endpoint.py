@@ -178,7 +178,9 @@ class Endpoint:
         options = self._options
         body = chat.body(request, self._model, self._dialect, self._limit_field, options.extra_body)
         if options.stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
+            body |= {"stream": True}
+            if self._dialect.counts_when_asked:
+                body |= {"stream_options": {"include_usage": True}}
         silence, connect = options.timeout, min(CONNECT_SECONDS, options.timeout)
         return httpx2.Request(
             "POST", self._place, headers=self._headers, content=json.dumps(body).encode(),

@@ -79,7 +79,7 @@ class OpenAIEngine:
         self._failure: BaseException | None = None
         self._news = asyncio.Event()
         """Set when requests may be had again (`distill.engines.feed`)."""
-        self._estimating = False
+        self._estimating = self._hides = False
         self._answers = self._retries = 0
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
@@ -236,6 +236,7 @@ class OpenAIEngine:
                     bill = call.bill
                 self._usual.add(bill.total_tokens)
                 self._answers += 1
+                self._hides = self._hides or chat.hides_thinking(reply)
                 seconds = reply.seconds
                 pace = seconds / max(bill.tokens, 1) if progress.first is None else progress.first
                 return reply
@@ -258,7 +259,9 @@ class OpenAIEngine:
             self._calls.end(call, Outcome.LOST, bill, time.monotonic() - begun)
             raise
         except asyncio.CancelledError:
-            self._calls.end(call, Outcome.ENDED, self._endpoint.so_far(request, progress), time.monotonic() - begun)
+            # Where thinking is hidden, what has come does not tell what was made.
+            bill = call.bill if self._hides else self._endpoint.so_far(request, progress)
+            self._calls.end(call, Outcome.ENDED, bill, time.monotonic() - begun)
             raise
         except Exception:
             self._calls.end(call, Outcome.LOST, NOTHING, time.monotonic() - begun)
