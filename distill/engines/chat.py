@@ -92,6 +92,7 @@ def reply_of(request: Request, data: Any, prices: Prices, seconds: float) -> Rep
     """What a reply (parsed JSON) says; `Malformed` where it is none. Counts that it does not tell are estimated,
     and its cost then is the most that it can be."""
     message, reason = _choice(data)
+    message = in_fields(message)
     thinking = _text(message, "reasoning") or _text(message, "reasoning_content")
     answer, refusal = _text(message, "content"), _text(message, "refusal")
     finish = FINISHES.get(reason, Finish.STOP)
@@ -231,6 +232,22 @@ def _text(message: Mapping[str, Any], field: str) -> str:
     if value is not None and not isinstance(value, str):
         raise Malformed(f"the reply's {field} is not text")
     return whole_letters(value or "")
+
+
+def in_fields(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message, or a piece of one, whose content is a list of parts (Mistral's), with text in their place and the
+    thinking among them in its own field."""
+    parts = message.get("content")
+    if not isinstance(parts, list):
+        return message
+    found = {"thinking": "", "text": ""}
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in found:
+            raise Malformed(f"the reply has a part of type {kind}; text and thinking can be read")
+        said = part.get(kind)
+        found[kind] += in_fields({"content": said})["content"] if isinstance(said, list) else _text(part, kind)
+    return {**message, "content": found["text"], "reasoning": _text(message, "reasoning") + found["thinking"]}
 
 
 def _count(data: Mapping[str, Any], field: str, otherwise: int) -> int:
