@@ -21,7 +21,7 @@ from typing import Any
 from distill import keys, verifiers
 from distill.spending import Spending
 from distill.store import Store
-from distill.store.records import Row, verdict_row
+from distill.store.records import Row, batched, verdict_row
 from distill.thinking import Response
 from distill.types import Outcome, Problem, Verdict
 from distill.verifiers import Verifier, VerifierPool
@@ -33,6 +33,8 @@ from pipeline.manifest import Manifest
 from pipeline.stage import Context, stop_check
 
 APPEND_SECONDS = 0.5
+PORTION = 50_000
+"""Texts held at a time. Each portion is a walk through the traces, so it is not a small one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +112,10 @@ def make_verdicts(
     if not missing:
         return [wish.key for wish in wishes]
     stop_check(context.stopping)
-    responses = responses_of(store, list(missing.values()))
     writer = _Writer(store, context, found, len(wishes) - len(missing), len(wishes), label)
     spending = Spending(store, context.name)
     with VerifierPool(workers=workers, note=context.note, hashes=context.hashes, spending=spending) as pool:
-        items = ((w.key, w.verifier, w.problem, responses[w.trace_key]) for w in missing.values())
+        items = _to_judge(store, list(missing.values()))
 
         def stopping() -> bool:  # asked every second or so, also while a judge thinks
             writer.tick()
@@ -131,6 +132,13 @@ def make_verdicts(
             store.ingest()
     stop_check(context.stopping)
     return [writer.stands.get(wish.key, wish.key) for wish in wishes]
+
+
+def _to_judge(store: Store, wishes: Sequence[Judgement]) -> Iterator[tuple[str, Spec, Problem, Response]]:
+    """The wishes with what is to be judged, read in portions."""
+    for some in batched(wishes, PORTION):
+        responses = responses_of(store, some)
+        yield from ((wish.key, wish.verifier, wish.problem, responses[wish.trace_key]) for wish in some)
 
 
 def kept_under(wish: Judgement, verdict: Verdict, found: Container[str]) -> str:

@@ -129,6 +129,8 @@ stages:
         ("thinking: {budget: 512}", "512 tokens of thinking leave no room for the answer in sampling.max_tokens 512"),
         ("thinking: {budget: 5, least: 6}", "least 6 is more than the budget of 5"),
         ("thinking: {budget: 5, closing: stop}", "must hold </think>"),
+        ("seed: 9223372036854775808", "stages.generate.seed: should be less than"),
+        ("sampling: {max_tokens: 2147483648}", "sampling.max_tokens: should be less than"),
         ("truncated: continue", "truncated: continue and continue_tokens"),
         ("continue_tokens: 900", "truncated: continue and continue_tokens"),
         ("truncated: continue\n    continue_tokens: 512", "continue_tokens must rise from sampling.max_tokens, 512"),

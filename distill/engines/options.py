@@ -103,13 +103,18 @@ class OpenAIOptions(Settings):
     """The same in tokens, of prompts and responses together."""
 
 
+Tokens = Annotated[int, Field(ge=1, lt=2**31)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""What a row of the store can hold: told before anything is paid for."""
+
+
 class SamplingSettings(Settings):
     """How to sample; ``max_tokens`` counts thinking and answer together."""
 
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
-    max_tokens: Annotated[int, Field(ge=1)] = 512
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    max_tokens: Tokens = 512
 
     def sampling(self, seed: int) -> Sampling:
         return Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, seed)

@@ -20,6 +20,7 @@ from distill import engines, modelspec, verification
 from distill.engines.options import (
     EngineOptions,
     SamplingSettings,
+    Seed,
     Thinking,
     TransformersOptions,
     check_model,
@@ -54,7 +55,7 @@ class EvaluateSettings(Settings):
     """Who judges; by default each problem's own."""
     split: Literal["train", "heldout"] = "heldout"
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _can_be_had(self) -> EvaluateSettings:
