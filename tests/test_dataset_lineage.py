@@ -67,3 +67,15 @@ def test_another_licence_is_exported_although_the_same_traces_are_kept(where: Pa
     assert "CC0-1.0" in text and "MIT" not in text
     told = json.loads(distill(where, "card", "--selection", "select", "--json"))
     assert [row["correct"] for row in told["verifiers"]] == [len(ROWS)]
+
+
+def test_a_stage_is_chosen_as_the_last_run_left_it_also_if_that_found_it_cached(where: Path) -> None:
+    def chosen() -> int:
+        return int(json.loads(distill(where, "card", "--selection", "select", "--json"))["totals"]["traces"])
+
+    distill(where, "run", "select", "--set", "select.take=2")
+    assert chosen() == 2
+    distill(where, "run", "select")
+    assert chosen() == len(ROWS)
+    (where / "w" / "manifests" / "current.json").write_text("[]")
+    assert chosen() == 2  # the newest

@@ -67,8 +67,11 @@ class Choice:
 
 
 def of_stage(workspace: Path, name: str) -> Manifest:
-    """The newest record of a stage whose output is traces, verdicts or a selection, by its name in the YAML."""
+    """The record at which a stage stands whose output is traces, verdicts or a selection, by its name in the YAML;
+    the newest where that is not known."""
     found = [m for m in recorded(workspace) if _makes(m.identity.kind) in ("traces", "verdicts", "selection")]
+    if (standing := manifests.current(workspace, name)) in found:
+        return standing
     named = [m for m in found if m.stage == name]
     if not named:
         raise InputError(
