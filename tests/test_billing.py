@@ -16,7 +16,10 @@ from distill.engines import openai, pacing
 from distill.engines.calls import CallLog
 from distill.engines.options import OpenAIOptions
 from distill.modelspec import Model
-from distill.types import Completion, Request, Sampling, ThinkingBudget
+from distill.spending import Spending
+from distill.store import Store
+from distill.types import Completion, Outcome, Problem, Request, Sampling, ThinkingBudget
+from distill.verifiers import VerifierPool
 
 
 @pytest.fixture
@@ -104,3 +107,29 @@ def test_the_forecast_is_a_bound_where_a_response_takes_two_calls(server: Server
     assert server.asked["p"] == 2
     foreseen = forecasts.bound(options(server, dialect="vllm"), [wanted], wanted.sampling.max_tokens)
     assert made.cost <= Decimal(str(foreseen["max_cost"]))
+
+
+def test_votes_that_came_to_no_verdict_are_not_paid_for_again(server: Server, tmp_path: Path) -> None:
+    """The judge is stopped in order between two votes of one verdict: its next run asks for the other one only."""
+    second, stopped = threading.Event(), threading.Event()
+    turns: list[int] = []
+
+    def vote(handler: Handler) -> None:
+        turns.append(len(turns))
+        if len(turns) == 2:
+            second.set()
+            stopped.wait(30)
+        reply("VERDICT: correct")(handler)
+
+    server.otherwise = vote
+    engine = {"kind": "openai", "base_url": server.url, "key_from": "TEST_KEY", "concurrency": 1}
+    wish = {"judge": {"model": "m", "engine": engine, "samples": 2, "sampling": {"temperature": 0.7}}}
+    items = [("k", wish, Problem("p", "6 x 7?", "42", "math", "test"), "It is 42.")]
+    account = Spending(Store(tmp_path), "verify")
+    with VerifierPool(workers=1, spending=account) as pool:
+        assert list(pool.verify_many(items, second.is_set)) == []
+    stopped.set()
+    with VerifierPool(workers=1, spending=account) as pool:
+        ((_, verdict),) = pool.verify_many(items)
+    assert verdict.outcome is Outcome.CORRECT
+    assert len(turns) == 3  # one answered, one hung up on, and that one again

@@ -116,6 +116,10 @@ class OpenAIEngine:
             run.cancel()
             self._note(self._account(made))
 
+    def hand_back(self, keys: Iterable[str]) -> None:
+        """Completions of which nothing was made, as votes without a verdict: the next run gets them for nothing."""
+        self._calls.handed_back(keys)
+
     def close(self) -> None:
         """Drop what is in flight and end the thread. What was handed out is durable by now."""
         if self._thread.is_alive():
