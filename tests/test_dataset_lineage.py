@@ -9,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -79,3 +80,25 @@ def test_a_stage_is_chosen_as_the_last_run_left_it_also_if_that_found_it_cached(
     assert chosen() == len(ROWS)
     (where / "w" / "manifests" / "current.json").write_text("[]")
     assert chosen() == 2  # the newest
+
+
+def test_a_selection_is_told_with_the_verdicts_that_it_was_made_by(where: Path) -> None:
+    """A second opinion, or another record of the problems, that came later is not what it was made by."""
+    pipeline = yaml.safe_load((where / "p.yaml").read_text())
+    other = {"kind": "verify", "traces": "curate-traces", "verifier": {"regex": {"pattern": "nothing like it"}}}
+    pipeline["stages"]["second"] = other
+    (where / "p.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    distill(where, "run", "--set", "import.licence=CC0-1.0")
+    distill(where, "run")
+
+    def outcomes(stage: str) -> set[tuple[str, str]]:
+        listed = distill(where, "traces", "list", "--selection", stage, "--json").splitlines()
+        return {(row["outcome"], row["verifier"].split()[0]) for row in map(json.loads, listed)}
+
+    assert outcomes("select") == outcomes("verify") == {("correct", "math")}
+    assert outcomes("second") == {("incorrect", "regex")}
+    distill(where, "traces", "export", "out.parquet", "--selection", "select", "--outcome", "correct")
+    rows = pq.read_table(where / "out.parquet").to_pylist()
+    assert [(row["outcome"], row["verifier"], row["licence"]) for row in rows] == [("correct", "math", "MIT")] * len(
+        ROWS
+    )

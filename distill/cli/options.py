@@ -38,7 +38,8 @@ Selection = Annotated[
     ),
 ]
 OutcomeFilter = Annotated[
-    str | None, typer.Option("--outcome", help="correct, incorrect or unverifiable, by the newest verdict.")
+    str | None,
+    typer.Option("--outcome", help="correct, incorrect or unverifiable, by the stage's verdict or the newest."),
 ]
 SourceFilter = Annotated[str | None, typer.Option("--source", help="Problems of this source only.")]
 ModelFilter = Annotated[str | None, typer.Option("--model", help="Models whose identity contains this.")]

@@ -13,7 +13,7 @@ from distill.cli.audit import views
 from distill.cli.open import store_at
 from distill.cli.rows_file import check_output, write_rows
 from distill.cli.table import show as show_rows
-from distill.dataset.choice import Choice, of_stage
+from distill.dataset.choice import chosen_by
 from distill.store import Store
 from pipeline.errors import InputError
 
@@ -34,14 +34,14 @@ def list_traces(
 ) -> None:  # fmt: skip
     store = store_at(pipeline, workspace)
     with views(store):
-        collection = of_stage(store.path.parent, selection).digest if selection else None
-        condition, parameters = Choice(collection, **asked, rollouts=rollouts).condition()
+        chosen = chosen_by(store.path.parent, selection, {**asked, "rollouts": rollouts})
+        traces, condition, parameters = chosen.condition()
         if after is not None:
             last = find(store, after)
             condition += " AND (created < $created OR (created = $created AND trace_key > $trace_key))"
             parameters |= {"created": last["created"], "trace_key": last["trace_key"]}
         rows = store.rows(
-            f"WITH page AS (SELECT * FROM overview WHERE {condition} ORDER BY created DESC, trace_key LIMIT $limit) "
+            f"WITH page AS (SELECT * FROM {traces} WHERE {condition} ORDER BY created DESC, trace_key LIMIT $limit) "
             "SELECT o.trace_key[:12] AS trace, o.problem_id AS problem, o.model[:24] AS model, o.outcome, "
             "o.verifier || ' ' || o.version AS verifier, o.thinking_tokens + o.answer_tokens AS tokens, o.finish, "
             "t.answer FROM page o JOIN traces t USING (trace_key) ORDER BY o.created DESC, o.trace_key",

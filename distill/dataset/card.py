@@ -108,7 +108,8 @@ def _columns() -> str:
     return (
         "## Columns\n\n`messages` is the conversation, with the thinking between `<think>` and `</think>` in the "
         "assistant's turn; `thinking` and `answer` are its parts, `prompt` the question, `reference` what the verifier "
-        "compared with. `outcome`, `score` and `verifier` are of the newest verdict. `id` is the trace's key in the "
+        "compared with. `outcome`, `score` and `verifier` are of the verdict by which the trace was selected, "
+        "elsewhere of the newest. `id` is the trace's key in the "
         "store."
     )
 

@@ -5,7 +5,7 @@ All of them are conditions on the view `overview`; the stage's rows are a collec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,25 @@ OF_COLLECTION = (
 )
 
 
+AS_JUDGED_THERE = """(
+    WITH own AS (
+        SELECT v.trace_key, v.problem_key, v.outcome, v.score, v.verifier, v.version,
+            p.problem_id, p.source, p.difficulty
+        FROM members m JOIN verdicts v ON v.verdict_key = m.row_key JOIN problems p USING (problem_key)
+        WHERE m.collection = $verdicts QUALIFY row_number() OVER (PARTITION BY v.trace_key ORDER BY m.position) = 1)
+    SELECT o.* REPLACE (
+        own.problem_key AS problem_key, own.problem_id AS problem_id, own.source AS source,
+        own.difficulty AS difficulty, own.outcome AS outcome, own.score AS score, own.verifier AS verifier,
+        own.version AS version)
+    FROM overview o JOIN own USING (trace_key))"""
+"""`overview`, with the verdicts of one stage in place of the newest."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Conditions that all hold; None does not ask. ``collection`` is the digest of a stage's output: the traces
-    it made or judged, of a selection those that were kept. ``where`` is SQL over `overview`."""
+    it made or judged, of a selection those that were kept. ``verdicts`` is that of the stage whose verdicts count;
+    by default the newest of each trace. ``where`` is SQL over `overview`."""
 
     collection: str | None = None
     outcome: str | None = None
@@ -37,6 +52,7 @@ class Choice:
     problem: str | None = None
     where: str | None = None
     rollouts: bool = False
+    verdicts: str | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("outcome", Outcome), ("finish", Finish)):
@@ -44,8 +60,14 @@ class Choice:
             if value is not None and value not in list(known):
                 raise InputError(f"--{name} {value}: expected {', '.join(known)}")
 
-    def condition(self) -> tuple[str, dict[str, Any]]:
-        """SQL over `overview`, and its parameters."""
+    @classmethod
+    def of(cls, record: Manifest, **conditions: Any) -> Choice:
+        """Of a stage's output, with the verdicts that it holds or, of a selection, was chosen by."""
+        judged = record.digest if _makes(record.identity.kind) == "verdicts" else record.identity.inputs.get("verdicts")
+        return cls(record.digest, verdicts=judged, **conditions)
+
+    def condition(self) -> tuple[str, str, dict[str, Any]]:
+        """What to choose from, in SQL, with the condition on it and the parameters of both."""
         asked = {
             "collection": OF_COLLECTION,
             "outcome": "outcome = $outcome",
@@ -58,12 +80,19 @@ class Choice:
         parts += [f"({self.where})"] if self.where else []
         parts += [] if self.rollouts else ["NOT rollout"]
         parameters = {name: getattr(self, name) for name in asked if getattr(self, name) is not None}
-        return " AND ".join(parts) or "true", parameters
+        if self.verdicts is None:
+            return "overview", " AND ".join(parts) or "true", parameters
+        return AS_JUDGED_THERE, " AND ".join(parts) or "true", {**parameters, "verdicts": self.verdicts}
 
     def words(self) -> list[str]:
         """The conditions for a person."""
         asked = ("outcome", "source", "model", "finish", "problem", "where")
         return [f"{name}: {getattr(self, name)}" for name in asked if getattr(self, name) is not None]
+
+
+def chosen_by(workspace: Path, selection: str | None, asked: Mapping[str, Any]) -> Choice:
+    """The choice that a command's options make; ``selection`` is a stage's name."""
+    return Choice.of(of_stage(workspace, selection), **asked) if selection else Choice(**asked)
 
 
 def of_stage(workspace: Path, name: str) -> Manifest:

@@ -91,11 +91,11 @@ def choose(connection: duckdb.DuckDBPyConnection, choice: Choice) -> int:
     """Make the temporary table ``chosen``; returns its rows. Before this an `InputError` of the condition."""
     import duckdb
 
-    condition, parameters = choice.condition()
+    traces, condition, parameters = choice.condition()
     connection.execute(f"SET memory_limit = '{MEMORY}'")
     try:
         connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE chosen AS SELECT * FROM overview WHERE {condition}", parameters
+            f"CREATE OR REPLACE TEMP TABLE chosen AS SELECT * FROM {traces} WHERE {condition}", parameters
         )
     except duckdb.Error as error:
         if not choice.where:

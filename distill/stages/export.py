@@ -18,13 +18,14 @@ class ExportSettings(Settings):
     traces: Annotated[str, Input(accepts=("selection", "verdicts", "traces"))]
     """Of a selection, what it kept."""
     outcome: Literal["correct", "incorrect", "unverifiable"] | None = None
-    """By the newest verdict of each trace."""
+    """By the verdicts that the selection was made by, or the stage made; of traces, by the newest of each."""
     where: str | None = None
     """A condition in SQL over the view `overview`."""
 
 
 def run(context: Context, settings: ExportSettings) -> Output:
-    choice = Choice(context.inputs[settings.traces].digest, settings.outcome, where=settings.where, rollouts=True)
+    record = context.inputs[settings.traces]
+    choice = Choice.of(record, outcome=settings.outcome, where=settings.where, rollouts=True)
     built = context.work / "artifact"
     shutil.rmtree(built, ignore_errors=True)
     with store_of(context).snapshot() as still:
