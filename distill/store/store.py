@@ -246,22 +246,23 @@ class Store:
     def rows(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
         """Run one query and return its rows as dicts."""
         with self.reading() as connection:
-            result = connection.execute(sql, parameters)
-            names = [column[0] for column in result.description or ()]
-            return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+            return _dicts(connection.execute(sql, parameters))
 
-    def present(self, table: str, keys: Iterable[str]) -> set[str]:
-        """Which of ``keys`` the table holds. Call `ingest` first to count what shards hold."""
+    def among(self, column: str, keys: Iterable[str], sql: str) -> list[dict[str, Any]]:
+        """As `rows`, with ``keys`` at hand as the one ``column`` of a table `wanted`. No store, no rows."""
         import pyarrow as pa
 
         if not self.path.exists():
-            return set()
-        column = schema.KEYS[table][0]
-        wanted = pa.table({"key": pa.array(list(keys), pa.string())})
+            return []
         with self.reading() as connection:
-            connection.register("wanted", wanted)
-            found = connection.execute(f"SELECT key FROM wanted SEMI JOIN {table} ON key = {column}").fetchall()
-        return {row[0] for row in found}
+            connection.register("wanted", pa.table({column: pa.array(list(keys), pa.string())}))
+            return _dicts(connection.execute(sql))
+
+    def present(self, table: str, keys: Iterable[str]) -> set[str]:
+        """Which of ``keys`` the table holds. Call `ingest` first to count what shards hold."""
+        column = schema.KEYS[table][0]
+        found = self.among(column, keys, f"SELECT {column} FROM wanted SEMI JOIN {table} USING ({column})")
+        return {row[column] for row in found}
 
 
 def _add(connection: duckdb.DuckDBPyConnection, table: str, paths: Sequence[Path], names: Sequence[str]) -> int:
@@ -286,6 +287,11 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, paths: Sequence[P
         {"paths": [str(path) for path in paths]},
     ).fetchone()
     return int(row[0]) if row else 0
+
+
+def _dicts(result: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    names = [column[0] for column in result.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
 def _link(path: Path, other: Path) -> None:
