@@ -36,7 +36,7 @@ class Engine(Protocol):
     """The name it is registered under in `distill.catalog` ("transformers", "vllm", "openai")."""
 
     model: str
-    """Identity of the weights: `distill.keys.model_identity`; part of every trace key."""
+    """Identity of the weights (`distill.modelspec`); part of every trace key."""
 
     batch_invariant: bool
     """True where a sample is equal to the last bit whatever else is in flight."""
