@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,12 @@ def test_everything_that_is_asked_is_in_the_key_and_what_changes_nothing_is_not(
     assert len(set(found)) == len(found)
     assert key_by(None, budget=ThinkingBudget()) == key_by(None)
     assert key_by(None, budget=ThinkingBudget(9, extension="Hm")) == key_by(None, budget=ThinkingBudget(9))
+
+
+def test_boxed_does_not_ask_again_for_what_the_problem_asks_for_itself() -> None:
+    asks = replace(PROBLEM, prompt=contents(ask_by("boxed")(PROBLEM))[-1][1])
+    assert contents(ask_by("boxed")(asks))[-1][1].count("\\boxed{}") == 1
+    assert key_by("boxed", asks) == key_by(None, asks)
 
 
 def test_problems_that_a_template_makes_alike_keep_traces_of_their_own() -> None:

@@ -119,11 +119,11 @@ def status(
 @app.command("list", epilog="Example: distill list verifiers")
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(help="stages, verifiers, engines, families, models or pipelines.")
+        str | None, typer.Argument(help="stages, verifiers, engines, families, forms, models or pipelines.")
     ] = None,
     json_: Json = False,
 ) -> None:
-    """List the stages, verifiers, engines, problem families, shipped models and starter pipelines."""
+    """List the stages, verifiers, engines, problem families, published forms, shipped models and starter pipelines."""
     command("listing", "list_names")(kind, json_)
 
 

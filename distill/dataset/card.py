@@ -84,11 +84,11 @@ def _overlap(facts: Facts) -> str:
         else "- The pipeline holds no problems out."
     )
     if facts["overlap"] is None:
-        lines.append("- Overlap with evaluation sets: not looked for, or none found.")
+        lines.append("- Overlap with evaluation sets: not looked for.")
         return "\n".join(["## Duplicates and overlap\n", *lines])
     return (
         "\n".join(["## Duplicates and overlap\n", *lines])
-        + f"\n\nOverlap with evaluation sets:\n\n{table(facts['overlap'])}"
+        + f"\n\nProblems that overlap with evaluation sets, as curation found:\n\n{table(facts['overlap'])}"
     )
 
 

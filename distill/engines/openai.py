@@ -49,10 +49,8 @@ Results = SimpleQueue[Completion | None]
 def open(model: Model, options: OpenAIOptions, note: Note, calls: Callable[[], CallLog] | None = None) -> OpenAIEngine:
     """The model called ``model.source`` at ``options.base_url``. Nothing is sent yet.
 
-    Raises `InputError` for an address that is none, and for a key that is missing or cannot be one.
+    Raises `InputError` for a key that is missing or cannot be one.
     """
-    if options.max_cost is not None and not (options.price_input or options.price_output):
-        raise InputError("max_cost needs price_input and price_output (per million tokens) to reckon with")
     check_options(options)
     endpoint = Endpoint(model.source, options, checked_key(options, note))
     return OpenAIEngine(model, options, endpoint, note, calls() if calls else CallLog())

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from distill import engines, modelspec, verification
+from distill.engines import dialects
 from distill.engines.options import (
     EngineOptions,
     SamplingSettings,
@@ -62,6 +63,8 @@ class EvaluateSettings(Settings):
         for name in self.models.values():
             check_model(name, self.engine)
         check_thinking(self.thinking, self.sampling)
+        budget = self.thinking.thinking_budget() if self.thinking else None
+        dialects.check_wished(self.engine, budget, begun=bool(self.prompting and self.prompting.prefill))
         return self
 
 

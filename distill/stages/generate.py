@@ -64,6 +64,8 @@ class GenerateSettings(Settings):
     def _can_be_had(self) -> GenerateSettings:
         check_model(self.teacher, self.engine)
         check_thinking(self.thinking, self.sampling)
+        budget = self.thinking.thinking_budget() if self.thinking else None
+        dialects.check_wished(self.engine, budget, begun=bool(self.prompting and self.prompting.prefill))
         if (self.truncated == "continue") != bool(self.limits):
             raise ValueError("truncated: continue and continue_tokens (the larger limit) need each other")
         if self.limits and isinstance(self.engine, OpenAIOptions) and (why := dialects.can_go_on(self.engine)):
