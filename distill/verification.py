@@ -237,8 +237,9 @@ def responses_of(store: Store, wishes: Sequence[Judgement]) -> dict[str, Respons
     return {key: Response(*parts) for key, *parts in rows}
 
 
-def scores(store: Store, verdict_keys: Sequence[str]) -> Iterator[Row]:
-    """Trace and verdict side by side, without the long text, for estimators and selection."""
+def scores(store: Store, verdict_keys: Sequence[str], answers: bool = False) -> Iterator[Row]:
+    """Trace and verdict side by side, without the long text, for estimators and selection; ``answers`` adds
+    what was answered."""
     import pyarrow as pa
 
     with store.reading() as connection:
@@ -246,7 +247,7 @@ def scores(store: Store, verdict_keys: Sequence[str]) -> Iterator[Row]:
         result = connection.execute(
             "SELECT v.verdict_key, v.outcome, v.score, v.problem_key, t.trace_key, t.prompt_key, t.sample_index, "
             "t.finish, t.closed, t.thinking_tokens, t.answer_tokens, t.thinking_tokens + t.answer_tokens AS tokens, "
-            "p.problem_id, p.source, p.difficulty "
+            f"p.problem_id, p.source, p.difficulty{', t.answer' if answers else ''} "
             "FROM verdicts v SEMI JOIN wanted USING (verdict_key) "
             "JOIN traces t USING (trace_key) JOIN problems p USING (problem_key)"
         )
