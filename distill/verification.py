@@ -247,14 +247,15 @@ def responses_of(store: Store, wishes: Sequence[Judgement]) -> dict[str, Respons
     return {row["trace_key"]: Response(row["thinking"], row["answer"], row["closed"]) for row in rows}
 
 
-def scores(store: Store, verdict_keys: Sequence[str]) -> list[Row]:
-    """Trace and verdict side by side, without the long text, for estimators and selection."""
+def scores(store: Store, verdict_keys: Sequence[str], answers: bool = False) -> list[Row]:
+    """Trace and verdict side by side, without the long text, for estimators and selection; ``answers`` adds
+    what was answered."""
     return store.among(
         "verdict_key",
         verdict_keys,
         "SELECT v.verdict_key, v.outcome, v.score, v.problem_key, t.trace_key, t.prompt_key, t.sample_index, "
         "t.finish, t.closed, t.thinking_tokens, t.answer_tokens, t.thinking_tokens + t.answer_tokens AS tokens, "
-        "p.problem_id, p.source, p.difficulty "
+        f"p.problem_id, p.source, p.difficulty{', t.answer' if answers else ''} "
         "FROM verdicts v SEMI JOIN wanted USING (verdict_key) "
         "JOIN traces t USING (trace_key) JOIN problems p USING (problem_key)",
     )

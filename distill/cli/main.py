@@ -17,6 +17,7 @@ import typer
 from distill.cli import dataset_commands, traces_commands
 from distill.cli.options import (
     DEFAULT_PIPELINE,
+    Effort,
     Json,
     Limit,
     PipelineFile,
@@ -160,11 +161,23 @@ def ask(
     show_thinking: Annotated[bool, typer.Option("--show-thinking", help="Print the thinking too.")] = False,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Thinking and answer together.")] = 512,
+    budget: Annotated[
+        int | None, typer.Option(min=0, help="After so many tokens of thinking it is closed and the answer asked for.")
+    ] = None,
+    effort: Annotated[
+        Effort | None, typer.Option(help="A budget by name: an eighth, a half or all of --max-tokens.")
+    ] = None,
+    force_budget: Annotated[
+        int, typer.Option(min=0, help="Thinking that ends before so many tokens is made to go on.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 0,
     json_: Json = False,
 ) -> None:
     """Talk to a student. Only the answer is shown unless the thinking is asked for."""
-    command("ask", "ask")(question, model, pipeline, workspace, show_thinking, temperature, max_tokens, seed, json_)
+    command("ask", "ask")(
+        question, model, pipeline, workspace, show_thinking, temperature, max_tokens, budget, effort, force_budget,
+        seed, json_,
+    )  # fmt: skip
 
 
 @app.command(epilog="Example: distill verify answers.jsonl --verifier math --output verdicts.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 StageNames = Annotated[
     list[str] | None, typer.Argument(help="Stages to bring up to date, with all they need; all if none.")
 ]
+
+
+class Effort(StrEnum):
+    """How long to think, by name."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
 
 
 def command(module: str, function: str) -> Callable[..., Any]:
