@@ -18,9 +18,9 @@ from distill.verifiers import VerifierPool
 from pipeline.stage import stop_check
 
 
-def open_engine(model: Any, tokenizer: Any, workers: int = 0) -> TransformersEngine:
+def open_engine(model: Any, tokenizer: Any) -> TransformersEngine:
     """An engine that samples from ``model``, a student under training, as it was at the last `refresh`."""
-    return TransformersEngine(model, tokenizer, model_identity="student", workers=workers_for(model, workers))
+    return TransformersEngine(model, tokenizer, model_identity="student", workers=workers_for(model, 0))
 
 
 def requests(problems: Mapping[str, Problem], ask: Ask, sampling: Sampling) -> list[Request]:
@@ -31,7 +31,7 @@ def requests(problems: Mapping[str, Problem], ask: Ask, sampling: Sampling) -> l
 def endless(model: Any, tokenizer: Any, asked: Sequence[Request], stopping: Callable[[], bool]) -> int:
     """How many of ``asked`` are not answered within their limit: a student that has not learned, or was never
     shown, the end token goes on until it is cut. Raises `Stopped` when ``stopping()`` turns true."""
-    with closing(open_engine(model, tokenizer, workers=1)) as engine:
+    with closing(open_engine(model, tokenizer)) as engine:
         cut = sum(completion.finish is Finish.LENGTH for completion in engine.generate(asked, stopping))
     stop_check(stopping)
     return cut
