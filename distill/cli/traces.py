@@ -122,7 +122,7 @@ def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> Non
         )
     rollout = store.rows("SELECT * EXCLUDE (trace_key) FROM rollouts WHERE trace_key = ?", [trace["trace_key"]])
     losses = store.rows(
-        "SELECT run, list(loss ORDER BY epoch) AS losses FROM trace_losses WHERE trace_key = ? GROUP BY run ORDER BY run",
+        "SELECT run, list(loss ORDER BY epoch) AS losses FROM trace_losses WHERE trace_key = ? GROUP BY 1 ORDER BY 1",
         [trace["trace_key"]],
     )
     if as_json:
