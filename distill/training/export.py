@@ -65,10 +65,10 @@ def _merged(model: Any) -> Any:
         if base is not None and hasattr(base.weight, "quant_state"):
             merged.set_submodule(name, plain(layer, folded(layer)))
     merged = merged.merge_and_unload()
-    if getattr(merged, "is_quantized", False):
+    if getattr(merged, "is_quantized", False):  # it is not any more: nothing may say so, in memory or in the files
         del merged.config.quantization_config
-        merged.is_quantized = merged.is_loaded_in_4bit = False
-        merged.hf_quantizer = None
+        for mark in ("is_quantized", "is_loaded_in_4bit", "is_4bit_serializable", "quantization_method", "hf_quantizer"):
+            merged.__dict__.pop(mark, None)
     return merged
 
 
