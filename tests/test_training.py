@@ -161,6 +161,21 @@ def test_transformers_own_packing_with_a_cache_contaminates() -> None:
     assert (stock[batch.sources].gather(1, batch.targets[:, None]).squeeze(1) - ours).abs().max() > 0.1
 
 
+def test_the_guard_notices_the_trap_of_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' own packing is right without a cache, and off by whole nats with one."""
+    model = tiny()
+    monkeypatch.setattr(attention, "NAME", "sdpa")
+    check_packing(model)
+    forward = model.model.forward
+
+    def cached(**settings: Any) -> Any:
+        return forward(**{**settings, "use_cache": True})
+
+    monkeypatch.setattr(model.model, "forward", cached)
+    with pytest.raises(InputError, match=r"differ by [1-9][.\d]* from those of single documents"):
+        check_packing(model)
+
+
 def test_a_model_that_attends_in_windows_is_refused() -> None:
     windowed = tiny(use_sliding_window=True, sliding_window=4, max_window_layers=0)
     with pytest.raises(InputError, match="sliding window"):
