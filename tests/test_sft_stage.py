@@ -123,6 +123,15 @@ def test_every_trace_has_its_loss_of_every_epoch(made: Any, capsys: pytest.Captu
     )
 
 
+def test_the_questions_in_the_documentation_are_answered(made: Any) -> None:
+    page = (Path(__file__).parents[1] / "docs/store.md").read_text()
+    least, mislabelled = (part.partition("```")[0] for part in page.split("```sql\n")[1:])
+    store = Store(made[2].path)
+    found = store.rows(least)
+    assert len(found) == 10 and found[0]["first_loss"] == min(row["first_loss"] for row in store.rows("FROM lessons"))
+    assert all(row["last_loss"] > 0 for row in store.rows(mislabelled))
+
+
 def test_problems_are_held_out_whole_and_the_best_weights_are_kept(made: Any) -> None:
     manifests, _, workspace = made
     store, figures, run = Store(workspace.path), manifests["watched"].figures, manifests["watched"].fingerprint
