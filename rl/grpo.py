@@ -213,5 +213,6 @@ def judge(
         cut = settings.overlong == "filter" and completion.finish is Finish.LENGTH
         sampled = len(completion.token_ids) > len(completion.forced)
         trained = taken[group] and r is not None and sampled and not cut
-        rows.append(Rollout(step, problems[group], index, completion, r, advantage, trained))
+        per_token = (advantage,) * len(completion.token_ids)
+        rows.append(Rollout(step, problems[group], index, completion, r, per_token, trained))
     return rows
