@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from distill.pretrained import load  # noqa: E402
 from distill.stages.sft import SftSettings  # noqa: E402
 from distill.store import Store  # noqa: E402
 from pipeline import config, runner  # noqa: E402
-from pipeline.errors import InputError, PipelineError  # noqa: E402
+from pipeline.errors import InputError, PipelineError, Stopped  # noqa: E402
 from pipeline.events import Listener  # noqa: E402
 from pipeline.manifest import Manifest  # noqa: E402
 from pipeline.workspace import Workspace  # noqa: E402
@@ -73,10 +74,12 @@ def write(place: Path, stages: dict[str, str]) -> Path:
     return place / "p.yaml"
 
 
-def run(yaml: Path, heard: Listener, overrides: tuple[str, ...] = ()) -> dict[str, Manifest]:
+def run(
+    yaml: Path, heard: Listener, overrides: tuple[str, ...] = (), stopping: Callable[[], bool] = lambda: False
+) -> dict[str, Manifest]:  # fmt: skip
     workspace = Workspace(yaml.parent / "run")
     spec = config.load(yaml, catalog.stage, workspace=workspace.path, overrides=list(overrides))
-    return {done.manifest.stage: done.manifest for done in runner.run(spec, workspace, heard, lambda: False)}
+    return {done.manifest.stage: done.manifest for done in runner.run(spec, workspace, heard, stopping)}
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +147,23 @@ def test_problems_are_held_out_whole_and_the_best_weights_are_kept(made: Any) ->
     assert solved.keys() == {row["step"] for row in store.rows(curves, [run, "heldout_loss"])}
     assert solved[figures["best_step"]] == max(solved.values()) and figures["steps"] == max(solved)
     assert figures["steps"] in (figures["best_step"] + 4, 16)  # two measurements without a better one, or the end
+
+
+def test_a_watched_run_that_is_stopped_ends_with_the_same_student(made: Any, tmp_path: Path) -> None:
+    """Stopped in training and in the middle of sampling for pass@1."""
+    yaml, stops = write(tmp_path, {"watched": STAGES["watched"]}), 0
+    for patience in (3, 12, 10**9):
+        heard, asked = Heard(), count()
+
+        def stopping(heard: Heard = heard, asked: Any = asked, patience: int = patience) -> bool:
+            return bool(heard.steps) and next(asked) > patience
+
+        try:
+            manifests = run(yaml, heard, stopping=stopping)
+        except Stopped:
+            stops += 1
+    assert stops == 2 and manifests["watched"].figures == made[0]["watched"].figures
+    assert manifests["watched"].digest == made[0]["watched"].digest
 
 
 def test_a_student_is_written_in_the_precision_asked_for(made: Any) -> None:
