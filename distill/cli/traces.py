@@ -121,8 +121,13 @@ def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> Non
             [trace["trace_key"]],
         )
     rollout = store.rows("SELECT * EXCLUDE (trace_key) FROM rollouts WHERE trace_key = ?", [trace["trace_key"]])
+    losses = store.rows(
+        "SELECT run, list(loss ORDER BY epoch) AS losses FROM trace_losses WHERE trace_key = ? GROUP BY 1 ORDER BY 1",
+        [trace["trace_key"]],
+    )
     if as_json:
-        print(json.dumps({**trace, "verdicts": verdicts, "rollout": rollout[0] if rollout else None}, default=str))
+        told = {"verdicts": verdicts, "rollout": rollout[0] if rollout else None, "losses": losses}
+        print(json.dumps({**trace, **told}, default=str))
         return
     for name, value in trace.items():
         if name not in LONG and value is not None:
@@ -135,6 +140,8 @@ def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> Non
         print(f"reference: {printable(verdict['reference'])}")
     for name, value in (rollout[0] if rollout else {}).items():
         print(f"{'rollout ' + name:<16} {value}")
+    for row in losses:
+        print(f"loss {row['run'][:12]} {', '.join(f'{loss:.4f}' for loss in row['losses'])}")
 
 
 def find(store: Store, key: str) -> dict[str, Any]:

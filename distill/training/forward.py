@@ -65,7 +65,8 @@ def causal_lm(model: Any) -> Any:
 
 
 @contextmanager
-def _packed(config: Any) -> Iterator[None]:
+def packed(config: Any) -> Iterator[None]:
+    """Within this context a model with this ``config`` attends to packed rows."""
     before = config._attn_implementation
     config._attn_implementation = attention.NAME
     try:
@@ -77,7 +78,7 @@ def _packed(config: Any) -> Iterator[None]:
 def logprobs(model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
     """Natural log-probabilities (L,), fp32, of the supervised tokens, differentiable."""
     causal = causal_lm(model)
-    with _packed(causal.config):
+    with packed(causal.config):
         hidden = causal.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
