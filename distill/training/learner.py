@@ -114,9 +114,9 @@ class Learner:
             replica.close()
         self._replicas.clear()
 
-    def cut(self, lengths: Sequence[int]) -> list[list[int]]:
-        """The micro-batches (indices) that rows of these lengths are trained in."""
-        return micro_batches(lengths, self.settings.micro_batch_tokens, 1 + len(self._replicas))
+    def cut(self, examples: Sequence[Example]) -> list[list[int]]:
+        """The micro-batches (indices) that these rows are trained in."""
+        return micro_batches(examples, self.settings.micro_batch_tokens, 1 + len(self._replicas))
 
     def gradients(
         self, rows: Sequence[Row], objective: Objective, *, temperature: float = 1.0, reference: bool = False
@@ -131,7 +131,7 @@ class Learner:
     def _share(
         self, rows: Sequence[Row], objective: Objective | None, temperature: float, reference: bool
     ) -> list[Scored]:
-        cut = self.cut([len(row.example) for row in rows])
+        cut = self.cut([row.example for row in rows])
         shares = [cut[i :: 1 + len(self._replicas)] for i in range(1 + len(self._replicas))]
         tasks = [
             _Task([[rows[i] for i in run] for run in share], objective, temperature, reference) for share in shares
@@ -147,7 +147,7 @@ class Learner:
         """Forward and backward over a share of the micro-batches, in this process."""
         scored = []
         for run in task.runs:
-            batch = pack([row.example for row in run], self.device)  # keeps the order: a run ascends in length
+            batch = pack([row.example for row in run], self.device)
             streams = {
                 name: torch.tensor([value for row in run for value in row.streams[name]], device=self.device)
                 for name in run[0].streams
