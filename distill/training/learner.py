@@ -22,7 +22,7 @@ from torch.utils import deterministic
 from distill.training import checkpoint
 from distill.training.batching import Example, micro_batches
 from distill.training.forward import Pack, logprobs, pack
-from distill.training.lora import folded
+from distill.training.lean import lean
 from distill.training.optimizer import Optimizer, OptimizerSettings
 from distill.training.replicas import Replica, share
 from pipeline.errors import Stopped
@@ -255,14 +255,14 @@ def learning(
 
 @contextmanager
 def prepared(model: Any, threads: int) -> Iterator[None]:
-    """Training mode, folded LoRA, a fixed number of threads, deterministic kernels; undone afterwards."""
+    """Training mode, lean layers, a fixed number of threads, deterministic kernels; undone afterwards."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), model.training
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (a costly debugging aid)
     model.train()
     try:
-        with folded(model):
+        with lean(model):
             yield
     finally:
         torch.set_num_threads(before[0])
