@@ -80,7 +80,8 @@ def _block(documents: Sequence[Sequence[range]], width: int, device: torch.devic
         return Block(start, end, rows, width)
     seen = min(sum(map(len, spans[:-1])) for spans in documents)
     skip = seen if SKIP * seen >= width else 0
-    tokens, places = [], []
+    tokens: list[int] = []
+    places: list[int] = []
     for row, spans in enumerate(documents):
         filled = list(chain.from_iterable(spans))
         first = row * (width - skip) - skip

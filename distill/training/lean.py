@@ -13,7 +13,7 @@ Full precision alone; under autocast, and for half or quantised weights, layers 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -66,7 +66,7 @@ def _lora(layer: Any, otherwise: Any, x: Tensor) -> Tensor:
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     if not _written_out(x) or base.weight.requires_grad:
         return F.linear(x, torch.addmm(base.weight, b, a, alpha=layer.scaling[name]), base.bias)
-    return _Folded.apply(x, base.weight, base.bias, a, b, layer.scaling[name])  # type: ignore[no-any-return]
+    return _folded(x, base.weight, base.bias, a, b, layer.scaling[name])
 
 
 class _Folded(Function):
@@ -97,10 +97,10 @@ class _Folded(Function):
         return back, None, None, to_a.t() @ x, g.t() @ to_b, None
 
 
-def _norm(epsilon: float, module: Any, otherwise: Any, hidden_states: Tensor) -> Tensor:
+def _norm(epsilon: float, module: Any, otherwise: Callable[[Tensor], Tensor], hidden_states: Tensor) -> Tensor:
     if not _written_out(hidden_states):
-        return otherwise(hidden_states)  # type: ignore[no-any-return]
-    return _RmsNorm.apply(hidden_states, module.weight, epsilon)  # type: ignore[no-any-return]
+        return otherwise(hidden_states)
+    return _rms_norm(hidden_states, module.weight, epsilon)
 
 
 class _RmsNorm(Function):
@@ -122,3 +122,7 @@ class _RmsNorm(Function):
         back = grads[0] * weight
         along = torch.linalg.vecdot(back, x).unsqueeze(-1)
         return back.mul_(scale).addcmul_(x, along.mul_(scale**3).div_(-x.shape[-1])), to_weight, None
+
+
+_folded: Callable[..., Tensor] = _Folded.apply
+_rms_norm: Callable[..., Tensor] = _RmsNorm.apply
