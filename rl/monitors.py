@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,8 @@ class GrpoMetrics:
     drawn. ``entropy`` is estimated by -log p of the sampled tokens (nats per token). Over trained tokens:
     ``kl`` (None if not asked for), ``ratio_max``, ``corrected`` and ``logprob_gap`` (trainer against engine,
     see `rl.update.Made`), ``clip_low`` and ``clip_high`` (shares of tokens whose gradient a clip stops).
-    ``tokens`` went through training, prompts included.
+    ``tokens`` went through training, prompts included. ``components`` are the means of what the reward is made of,
+    as ``reward/NAME``.
     """
 
     step: int
@@ -50,6 +51,7 @@ class GrpoMetrics:
     tokens: int
     sampling_seconds: float
     training_seconds: float
+    components: Mapping[str, float] = field(default_factory=dict)
 
 
 def observe(
@@ -87,7 +89,15 @@ def observe(
         tokens=made.tokens,
         sampling_seconds=seconds[0],
         training_seconds=seconds[1],
+        components=_components(rollouts),
     )
+
+
+def _components(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Each component's mean over the rollouts that it judged."""
+    names = dict.fromkeys(name for rollout in rollouts for name in rollout.components)
+    values = {name: [v for r in rollouts if (v := r.components.get(name)) is not None] for name in names}
+    return {f"reward/{name}": _mean(found) for name, found in values.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

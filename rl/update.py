@@ -9,8 +9,8 @@ pass is made. Tokens that were not sampled (`Completion.forced`) are seen by the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 class Rollout:
     """Sample ``index`` of ``problem`` at ``step`` (from 1). ``reward`` None: no verifier could judge.
 
-    ``trained`` tells whether it takes part in the updates of this step.
+    ``components`` are what the reward is made of, by name. ``advantages`` has one for each token of the
+    completion: credit is per token from the start. ``trained``: it takes part in the updates of this step.
     """
 
     step: int
@@ -39,8 +40,16 @@ class Rollout:
     index: int
     completion: Completion
     reward: float | None
-    advantage: float
+    advantages: tuple[float, ...]
     trained: bool
+    components: Mapping[str, float | None] = field(default_factory=dict)
+
+    @property
+    def advantage(self) -> float:
+        """The mean over the completion's tokens; an outcome reward gives them all the same."""
+        if len(set(self.advantages)) > 1:
+            return math.fsum(self.advantages) / len(self.advantages)
+        return self.advantages[0] if self.advantages else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,8 @@ def _row(rollout: Rollout) -> Row:
     prompt = completion.prompt_ids
     example = Example(completion.key, (*prompt, *completion.token_ids), (*(False for _ in prompt), *sampled))
     engine = [p for p, kept in zip(logprobs(completion), sampled, strict=True) if kept]
-    return Row(example, {"advantage": [rollout.advantage] * len(engine), "engine": engine})
+    advantage = [a for a, kept in zip(rollout.advantages, sampled, strict=True) if kept]
+    return Row(example, {"advantage": advantage, "engine": engine})
 
 
 def logprobs(completion: Completion) -> Sequence[float]:
@@ -107,7 +117,7 @@ def _step(learner: Learner, settings: GrpoSettings, rows: list[tuple[Row, Sequen
         lengths,
         settings.aggregation,
         longest=settings.sampling.max_tokens,
-        micro_batches=learner.cut([len(row.example) for row, _ in rows]),
+        micro_batches=learner.cut([row.example for row, _ in rows]),
     )
     batch = []
     for index, ((row, before), length, weight) in enumerate(zip(rows, lengths, weights, strict=True)):

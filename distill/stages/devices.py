@@ -44,6 +44,11 @@ def foreseen(settings: Any, *, samples: bool = False) -> dict[str, int]:
 
 
 def _training(settings: Any, samples: bool) -> memory.Training:
-    rank = settings.lora.rank if settings.lora else None
-    shards = settings.ranks() if settings.parallel == "fsdp" else 1
-    return memory.Training(settings.micro_batch_tokens, rank, samples=samples, shards=shards)
+    return memory.Training(
+        settings.micro_batch_tokens,
+        settings.lora.rank if settings.lora else None,
+        bits=4 if settings.quantize else 32,
+        checkpointing=settings.gradient_checkpointing,
+        samples=samples,
+        shards=settings.ranks() if settings.parallel == "fsdp" else 1,
+    )

@@ -23,7 +23,7 @@ from torch.utils import deterministic
 from distill.training import checkpoint
 from distill.training.batching import Example, micro_batches
 from distill.training.forward import Pack, check_packing, logprobs, pack
-from distill.training.lora import folded
+from distill.training.lean import lean
 from distill.training.optimizer import Optimizer, OptimizerSettings
 from distill.training.ranks import Parallel, Ranks, alike, assembled, full
 from distill.training.replicas import Replica, share
@@ -139,9 +139,9 @@ class Learner:
         if self._ranks:
             self._ranks.dismiss()
 
-    def cut(self, lengths: Sequence[int]) -> list[list[int]]:
-        """The micro-batches (indices) that rows of these lengths are trained in."""
-        return micro_batches(lengths, self.settings.micro_batch_tokens, self._workers)
+    def cut(self, examples: Sequence[Example]) -> list[list[int]]:
+        """The micro-batches (indices) that these rows are trained in."""
+        return micro_batches(examples, self.settings.micro_batch_tokens, self._workers)
 
     def gradients(
         self, rows: Sequence[Row], objective: Objective, *, temperature: float = 1.0, reference: bool = False
@@ -156,7 +156,7 @@ class Learner:
     def _share(
         self, rows: Sequence[Row], objective: Objective | None, temperature: float, reference: bool
     ) -> list[Scored]:
-        cut = self.cut([len(row.example) for row in rows])
+        cut = self.cut([row.example for row in rows])
         shares = [cut[i :: self._workers] for i in range(self._workers)]
         idle = [len(shares[0]) - len(share) if self._sharded else 0 for share in shares]
         made = [[*share, *cut[:1] * more] for share, more in zip(shares, idle, strict=True)]
@@ -179,7 +179,7 @@ class Learner:
         scored = []
         for number, run in enumerate(task.runs):
             counts = number < len(task.runs) - task.idle
-            batch = pack([row.example for row in run], self.device)  # keeps the order: a run ascends in length
+            batch = pack([row.example for row in run], self.device)
             streams = {
                 name: torch.tensor([value for row in run for value in row.streams[name]], device=self.device)
                 for name in run[0].streams
@@ -322,7 +322,6 @@ def learning(
             try:
                 learner.fork(processes)
                 yield learner
-                learner.gather()
             finally:
                 learner.close()
 
@@ -334,8 +333,8 @@ def _processes(model: Any, settings: LearnerSettings) -> int:
 
 def follow(ranks: Ranks, settings: LearnerSettings, total: int) -> None:
     """What a rank above 0 does for one training: what rank 0's learner asks of all, until it is over."""
-    learner = Learner(None, settings, total, Path(), "", nothing, ranks)
-    with prepared(learner.model, max(1, settings.threads // ranks.size)):
+    with steady(max(1, settings.threads // ranks.size)):
+        learner = Learner(None, settings, total, Path(), "", nothing, ranks)
         while (asked := ranks.told()) is not None:
             name, argument = asked
             ranks.answer(getattr(learner, name)(argument))
@@ -343,16 +342,25 @@ def follow(ranks: Ranks, settings: LearnerSettings, total: int) -> None:
 
 @contextmanager
 def prepared(model: Any, threads: int) -> Iterator[None]:
-    """Training mode, folded LoRA, a fixed number of threads, deterministic kernels; undone afterwards."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), model.training
+    """Training mode and lean layers, in a process made `steady`; undone afterwards."""
+    before = model.training
+    model.train()
+    try:
+        with steady(threads), lean(model):
+            yield
+    finally:
+        model.train(before)
+
+
+@contextmanager
+def steady(threads: int) -> Iterator[None]:
+    """A fixed number of threads, deterministic kernels; undone afterwards."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (a costly debugging aid)
-    model.train()
     try:
-        with folded(model):
-            yield
+        yield
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
-        model.train(before[2])

@@ -122,7 +122,8 @@ def check_fits(directory: Path | None, training: Training, where: str, free: int
     if need is None or need.total * MARGIN <= free:
         return
     changes = [f"lower micro_batch_tokens ({training.micro_batch_tokens})"]
-    changes += ["train an adapter (lora)"] if training.rank is None else []
+    changes += [] if training.checkpointing else ["set gradient_checkpointing"]
+    changes += ["train an adapter (lora)"] if training.rank is None else ["set quantize: nf4"] * (training.bits > 4)
     changes += ["use several devices with parallel: fsdp"] if training.shards == 1 else ["use more devices"]
     raise InputError(
         f"{where}: training needs about {size(need.total)} ({need}), but {size(free)} are free; "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
-from functools import lru_cache, partial
+from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -13,19 +14,19 @@ from distill import modelspec, verification
 from distill.engines.options import PolicyEngine, SamplingSettings, Thinking, VllmOptions, check_thinking
 from distill.modelspec import Model, ModelName
 from distill.prompting import Prompting
-from distill.randomness import permutation
 from distill.spending import Spending
 from distill.stages.common import VerifierSpec, ask_of, store_of
-from distill.stages.devices import DeviceSettings, check_memory, foreseen
-from distill.stages.sft import LoraSettings
-from distill.stages.student import publish
-from distill.store.records import problems
+from distill.stages.devices import check_memory, foreseen
+from distill.stages.student import StudentSettings, load_student, publish
 from distill.types import Problem
 from distill.verifiers import VerifierPool
-from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
-from pipeline.stage import Context, Forecast, Input, Operational, Output, Stage
+from pipeline.stage import Context, Forecast, Input, Operational, Output, Stage, later
+from rl import rewards
+from rl.rewards import Component, Verified
+from rl.stages import drawing
+from rl.stages.options import LengthSettings, PassRateSettings, TaskSettings
 
 if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
@@ -36,22 +37,26 @@ if TYPE_CHECKING:
 ABOUT = "A student refined by group-relative policy optimisation (GRPO) on verifiable rewards."
 
 
-class GrpoSettings(DeviceSettings):
+class GrpoSettings(StudentSettings):
     """Defaults are for a LoRA on a model of 0.5 to 8B parameters; sources in ``docs/design``."""
 
     student: ModelName
     """The model to refine; without its new adapter it is the reference of the KL term."""
-    problems: Annotated[str, Input(accepts=("problems",))]
+    problems: Annotated[str | Annotated[list[TaskSettings], Field(min_length=1)], Input(accepts=("problems",))]
+    """The stage that makes problems, or several of them, or parts of them, with weights."""
+    pass_rate: PassRateSettings | None = later()
+    """Prefer problems by how often they are solved; by default all are walked through."""
     steps: Annotated[int, Field(ge=1)] = 100
     prompts: Annotated[int, Field(ge=1)] = 32
     """Problems a step."""
     group: Annotated[int, Field(ge=2)] = 8
     """Samples a problem."""
     sampling: SamplingSettings = SamplingSettings()
+    lengths: list[LengthSettings] | None = later()
+    """Stages of a shorter `max_tokens`, each up to a step; after the last that of `sampling` holds."""
     prompting: Prompting = None
     """How each problem is put to the student; what is prefilled is seen and not learned."""
     thinking: Thinking = None
-    lora: LoraSettings | None = LoraSettings()
     learning_rate: Annotated[float, Field(gt=0)] = 4e-5
     norm_learning_rate: Annotated[float | None, Field(gt=0)] = None
     """Trains the final norm's weight beside the adapter, at this rate: the quickest way to sharpen."""
@@ -88,19 +93,44 @@ class GrpoSettings(DeviceSettings):
     """The largest such weight."""
     verifier: VerifierSpec | None = None
     """The reward; by default each problem's own verifier."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    micro_batch_tokens: Annotated[int, Operational(), Field(ge=1)] = 4096
-    threads: Annotated[int, Operational(), Field(ge=0)] = 0
+    reward: Annotated[list[Component], Field(min_length=1)] | None = later()
+    """The reward as a weighted sum of named components, in place of `verifier`."""
     workers: Annotated[int, Operational(), Field(ge=0)] = 0
     """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
     engine: PolicyEngine = "transformers"
     """What samples: `transformers`, or `vllm`, which takes up the adapter at each step (it needs `lora`)."""
-    seed: int = 0
 
     @model_validator(mode="after")
     def _can_answer(self) -> GrpoSettings:
         check_thinking(self.thinking, self.sampling)
         return self
+
+    @model_validator(mode="after")
+    def _is_rewarded(self) -> GrpoSettings:
+        if self.reward is not None:
+            if self.verifier is not None:
+                raise ValueError("give `verifier` or `reward`; a component of `reward` names its verifier")
+            rewards.check(self.reward)
+        return self
+
+    @model_validator(mode="after")
+    def _grows(self) -> GrpoSettings:
+        untils = [stage.until for stage in self.lengths or ()]
+        if untils != sorted(set(untils)):
+            raise ValueError("lengths: each stage ends at a later step than the one before it")
+        if any(stage.max_tokens > self.sampling.max_tokens for stage in self.lengths or ()):
+            raise ValueError("lengths: no stage is longer than sampling.max_tokens, which holds after the last of them")
+        for stage in self.lengths or ():
+            check_thinking(self.thinking, self.sampling.model_copy(update={"max_tokens": stage.max_tokens}))
+        return self
+
+    @property
+    def tasks(self) -> list[TaskSettings]:
+        return [TaskSettings(stage=self.problems)] if isinstance(self.problems, str) else self.problems
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        return tuple(self.reward or [Verified(verifier=self.verifier, values=[0.0, 1.0])])
 
     @model_validator(mode="after")
     def _vllm_takes_adapters(self) -> GrpoSettings:
@@ -109,61 +139,51 @@ class GrpoSettings(DeviceSettings):
                 raise ValueError("engine vllm needs `lora`: it takes up an adapter at each step, not a model")
             if self.norm_learning_rate is not None:
                 raise ValueError("engine vllm applies LoRA alone; leave norm_learning_rate out, or use transformers")
+            if self.quantize:
+                raise ValueError("engine vllm samples from the base as it is, not in 4 bits; leave quantize out")
             if self.engine.speculative:
                 raise ValueError("engine vllm: seeds do not repeat with `speculative`; a killed step would not either")
         return self
 
 
 def run(context: Context, settings: GrpoSettings) -> Output:
-    from distill.training import student
-    from distill.training.lora import add_lora
     from distill.training.metrics import Recorder
+    from rl.draws import zero_variance
     from rl.grpo import train_grpo
     from rl.ledger import Ledger
 
     store = store_of(context)
     store.ingest()
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
-    tasks = problems(store, context.inputs[settings.problems].digest, "train")
-    problem_keys = {problem.id: key for key, problem in tasks}
-    if len(problem_keys) < len(tasks):
-        raise InputError(
-            f"stage {context.name}: two problems of {settings.problems} go by one name; give each of its sources a "
-            "`source` of its own"
-        )
+    tasks, problem_keys = drawing.tasks(context, settings)
     check_memory(context, settings, start, samples=True)
-    network, tokenizer = student.load(start)
-    if settings.lora:
-        network = add_lora(
-            network,
-            rank=settings.lora.rank,
-            alpha=settings.lora.alpha,
-            seed=settings.seed,
-            final_norm=settings.norm_learning_rate is not None,
-        )
-    how, ask = _how(settings), ask_of(context, settings.prompting, settings.thinking, settings.problems)
+    network, tokenizer = load_student(settings, start, final_norm=settings.norm_learning_rate is not None, samples=True)
+    how, ask = _how(settings), ask_of(context, settings.prompting, settings.thinking, settings.tasks[0].stage)
     with (
-        closing(_policy(context, settings, start, network, tokenizer, tasks[0][1])) as policy,
+        closing(_policy(context, settings, start, network, tokenizer, tasks[0].problems[0])) as policy,
         VerifierPool(1, note=context.note, hashes=context.hashes, spending=Spending(store, context.name)) as pool,
         Recorder(store, context, ("reward", "zero_variance", "entropy", "length", "grad_norm")) as recorder,
     ):
-        ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, settings.verifier, context.stopping, ask)
+        verifiers = rewards.verifiers(settings.components)
+        ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, verifiers, context.stopping, ask)
+        draws = drawing.draws(context, settings, tasks, ledger, problem_keys)
         train_grpo(
             network,
             policy,
             how,
-            sample=partial(_sample, tasks, settings),
+            sample=draws,
             reward=ledger.reward,
             ask=ask,
             checkpoints=context.work / "checkpoints",
             stop=context.stopping,
             recall=ledger.recall,
-            on_rollouts=ledger.write,
+            on_rollouts=partial(drawing.written, settings, ledger, draws),
             on_step=recorder,
             before_save=recorder.flush,
         )
     digest = publish(context, network, tokenizer, ABOUT, settings.student, settings)
-    return Output(digest, {"steps": settings.steps, "rollouts": ledger.count()} | recorder.last())
+    figures = {"steps": settings.steps, "rollouts": ledger.count()} | recorder.last()
+    return Output(digest, figures | (zero_variance(draws, settings.steps) if settings.pass_rate else {}))
 
 
 def _policy(
@@ -176,27 +196,6 @@ def _policy(
         return open_policy(network, tokenizer, start, settings.engine, context.work / "policy", probe, context.note)
     workers = workers_for(network, settings.workers)
     return TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)
-
-
-def _sample(tasks: Sequence[tuple[str, Problem]], settings: GrpoSettings, step: int, draw: int = 0) -> list[Problem]:
-    """The problems of a draw: a walk through permutations of them all, a new one for each round. Every step
-    has room for all its draws on the walk, whether they are made or not, so that a draw depends on no other."""
-    first = step * (1 + settings.refills) * settings.prompts
-    chosen: dict[str, tuple[int, Problem]] = {}
-    for offset in range((draw + 1) * settings.prompts):
-        problem = _at(tasks, settings, first + offset)
-        chosen.setdefault(problem.id, (offset, problem))
-    return [problem for offset, problem in chosen.values() if offset >= draw * settings.prompts]
-
-
-def _at(tasks: Sequence[tuple[str, Problem]], settings: GrpoSettings, position: int) -> Problem:
-    around, index = divmod(position, len(tasks))
-    return tasks[_round(len(tasks), settings.seed, around)[index]][1]
-
-
-@lru_cache(maxsize=2)
-def _round(count: int, seed: int, around: int) -> list[int]:
-    return permutation(count, seed, "grpo", around)
 
 
 def _how(settings: GrpoSettings) -> LoopSettings:
@@ -224,6 +223,8 @@ def _how(settings: GrpoSettings) -> LoopSettings:
         refills=settings.refills,
         overlong=settings.overlong,
         overlong_buffer=settings.overlong_buffer,
+        reward=settings.components,
+        lengths=tuple((stage.until, stage.max_tokens) for stage in settings.lengths or ()),
         precision=settings.precision,
         micro_batch_tokens=settings.micro_batch_tokens,
         threads=threads(settings.threads),
@@ -256,22 +257,38 @@ def _rollouts(settings: GrpoSettings) -> int:
 
 
 def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
-    there = figures[settings.problems].get("train", 0) if settings.problems in figures else settings.prompts
-    wanted = settings.prompts * (1 + settings.refills)
-    if there < wanted:
-        return f"{wanted} prompts a step, but only {there} problems to train on; lower `prompts` or `refills`"
+    whole = sum(task.weight for task in settings.tasks)
+    for task in settings.tasks:
+        wanted = ceil(settings.prompts * task.weight / whole) * (1 + settings.refills)
+        there = figures[task.stage].get("train", 0) if task.stage in figures else wanted
+        if there < wanted:
+            return (
+                f"{wanted} prompts a step, but only {there} problems to train on in {task.stage}; "
+                "lower `prompts` or `refills`"
+            )
     return None
 
 
 def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    calls = _rollouts(settings)
-    figures = {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens}
-    return Forecast("steps", settings.steps, 0, {**figures, **foreseen(settings, samples=True)})
+    each, begun, tokens = _rollouts(settings) // settings.steps, 0, 0
+    for until, longest in [(s.until, s.max_tokens) for s in settings.lengths or ()] + [
+        (settings.steps, settings.sampling.max_tokens)
+    ]:
+        steps = max(0, min(until, settings.steps) - begun)
+        tokens, begun = tokens + steps * each * longest, begun + steps
+    figures = {"calls": _rollouts(settings), "max_tokens": tokens, **foreseen(settings, samples=True)}
+    return Forecast("steps", settings.steps, 0, figures)
 
 
 def dependencies(settings: GrpoSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
-    verifiers = content_hash(verification.versions(settings.verifier, upstream[settings.problems], hashes))
-    return {**modelspec.dependency(settings.student, hashes), "verifiers": verifiers}
+    named = rewards.verifiers(settings.components).values()
+    every = [
+        verification.versions(spec, upstream[task.stage], hashes)
+        for spec in named
+        for task in (settings.tasks if spec is None else settings.tasks[:1])
+    ]
+    versions = {name: version for found in every for name, version in found.items()}
+    return {**modelspec.dependency(settings.student, hashes), "verifiers": content_hash(versions)}
 
 
 STAGE = Stage(
