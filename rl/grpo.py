@@ -27,7 +27,7 @@ from rl import credit, rewards
 from rl.loss import Aggregation, PolicyLoss
 from rl.monitors import GrpoMetrics, observe
 from rl.rewards import Component, Mixed, Scores
-from rl.update import Rollout, update
+from rl.update import Rollout, Used, update
 
 
 class Policy(Protocol):
@@ -101,6 +101,7 @@ def train_grpo(
     stop: Callable[[], bool] = lambda: False,
     recall: Callable[[int], Iterable[Completion]] = lambda step: (),
     on_rollouts: Callable[[int, Sequence[Rollout]], None] = lambda step, rollouts: None,
+    on_updates: Callable[[Sequence[Used]], None] = lambda used: None,
     on_step: Callable[[GrpoMetrics], None] = lambda metrics: None,
     before_save: BeforeSave = nothing,
 ) -> None:
@@ -125,7 +126,8 @@ def train_grpo(
             rollouts, draws = _rollouts(learner, policy, now, step, sample, ask, reward, list(recall(step)), stop)
             on_rollouts(step + 1, rollouts)
             sampled = time.perf_counter()
-            made = update(learner, now, [r for r in rollouts if r.trained])
+            made, used = update(learner, now, [r for r in rollouts if r.trained])
+            on_updates(used)
             seconds = (sampled - started, time.perf_counter() - sampled)
             on_step(observe(now, step + 1, rollouts, draws, made, seconds))
             learner.save_if_due({}, stop)
