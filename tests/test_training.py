@@ -245,14 +245,17 @@ def test_transformers_own_packing_with_a_cache_contaminates() -> None:
 def test_the_guard_notices_the_trap_of_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' own packing is right without a cache, and off by whole nats with one."""
     model = tiny()
+    batch = pack(examples(3))  # that share no beginning: transformers could not compute it once
+    ours = logprobs(model, batch)
     monkeypatch.setattr(attention, "NAME", "sdpa")
-    check_packing(model)
+    torch.testing.assert_close(logprobs(model, batch), ours, atol=1e-4, rtol=0)
     forward = model.model.forward
 
     def cached(**settings: Any) -> Any:
         return forward(**{**settings, "use_cache": True})
 
     monkeypatch.setattr(model.model, "forward", cached)
+    assert (logprobs(model, batch) - ours).abs().max() > 1
     with pytest.raises(InputError, match=r"differ by [1-9][.\d]* from those of single documents"):
         check_packing(model)
 
