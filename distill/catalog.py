@@ -61,6 +61,7 @@ STAGES: dict[str, str] = {
     "pretrain": "distill.stages.pretrain:STAGE",
     "sft": "distill.stages.sft:STAGE",
     "grpo": "rl.stages.grpo:STAGE",
+    "opd": "rl.stages.opd:STAGE",
     "evaluate": "distill.stages.evaluate:STAGE",
     "report": "distill.stages.report:STAGE",
 }

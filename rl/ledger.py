@@ -87,6 +87,7 @@ class Ledger:
             "reward": rollout.reward,
             "advantage": rollout.advantage,
             "used": rollout.trained,
+            "teacher_logprobs": list(rollout.teacher) or None,
         }
         row = trace_row(replace(trace, key=key), keys.prompt_key(problem))
         return row, verdict_row(verdict_key, key, problem_key, verdict, spec), facts

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from distill.engines.base import response_of
 from distill.types import Finish
+from rl.step_credit import log_ratios
 from rl.update import Made, Rollout, logprobs
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class GrpoMetrics:
     drawn. ``entropy`` is estimated by -log p of the sampled tokens (nats per token). Over trained tokens:
     ``kl`` (None if not asked for), ``ratio_max``, ``corrected`` and ``logprob_gap`` (trainer against engine,
     see `rl.update.Made`), ``clip_low`` and ``clip_high`` (shares of tokens whose gradient a clip stops).
-    ``tokens`` went through training, prompts included.
+    ``tokens`` went through training, prompts included. ``teacher_kl`` estimates the reverse KL(student, teacher)
+    in nats per token from the sampled tokens (None without a teacher).
     """
 
     step: int
@@ -50,6 +52,7 @@ class GrpoMetrics:
     tokens: int
     sampling_seconds: float
     training_seconds: float
+    teacher_kl: float | None = None
 
 
 def observe(
@@ -87,7 +90,13 @@ def observe(
         tokens=made.tokens,
         sampling_seconds=seconds[0],
         training_seconds=seconds[1],
+        teacher_kl=_teacher_kl(rollouts),
     )
+
+
+def _teacher_kl(rollouts: Sequence[Rollout]) -> float | None:
+    told = [r for r in rollouts if r.teacher]
+    return -_mean(list(chain.from_iterable(log_ratios(r.completion, r.teacher) for r in told))) if told else None
 
 
 def _mean(values: Sequence[float]) -> float:

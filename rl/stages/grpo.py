@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,12 +24,14 @@ from distill.verifiers import VerifierPool
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
-from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
+from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage, later
+from rl.stages.teacher import TeacherSettings, check_teacher, scoring
 
 if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
     from rl.grpo import GrpoSettings as LoopSettings
     from rl.loss import PolicyLoss
+    from rl.step_credit import Mix
     from rl.vllm_policy import VllmPolicy
 
 ABOUT = "A student refined by group-relative policy optimisation (GRPO) on verifiable rewards."
@@ -87,6 +89,8 @@ class GrpoSettings(Settings):
     """The largest such weight."""
     verifier: VerifierSpec | None = None
     """The reward; by default each problem's own verifier."""
+    teacher: TeacherSettings | None = later()
+    """Adds a teacher's log-ratio to the advantage of every token (a reverse KL term); every group then teaches."""
     precision: Literal["fp32", "bf16"] = "fp32"
     micro_batch_tokens: Annotated[int, Operational(), Field(ge=1)] = 4096
     threads: Annotated[int, Operational(), Field(ge=0)] = 0
@@ -102,18 +106,33 @@ class GrpoSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _vllm_takes_adapters(self) -> GrpoSettings:
-        if isinstance(self.engine, VllmOptions):
-            if self.lora is None:
-                raise ValueError("engine vllm needs `lora`: it takes up an adapter at each step, not a model")
-            if self.norm_learning_rate is not None:
-                raise ValueError("engine vllm applies LoRA alone; leave norm_learning_rate out, or use transformers")
-            if self.engine.speculative:
-                raise ValueError("engine vllm: seeds do not repeat with `speculative`; a killed step would not either")
+    def _can_be_run(self) -> GrpoSettings:
+        check_engines(self)
+        if self.teacher and self.refills:
+            raise ValueError("refills and teacher exclude each other: with a teacher no group is without a gradient")
         return self
 
 
+def check_engines(settings: GrpoSettings) -> None:
+    """ValueError for what the engines of student and teacher cannot do."""
+    if isinstance(settings.engine, VllmOptions):
+        if settings.lora is None:
+            raise ValueError("engine vllm needs `lora`: it takes up an adapter at each step, not a model")
+        if settings.norm_learning_rate is not None:
+            raise ValueError("engine vllm applies LoRA alone; leave norm_learning_rate out, or use transformers")
+        if settings.engine.speculative:
+            raise ValueError("engine vllm: seeds do not repeat with `speculative`; a killed step would not either")
+    if settings.teacher:
+        check_teacher(settings.teacher, settings.sampling.temperature)
+
+
 def run(context: Context, settings: GrpoSettings) -> Output:
+    return refine(context, settings, outcome=1.0, about=ABOUT, told=settings)
+
+
+def refine(context: Context, settings: GrpoSettings, *, outcome: float, about: str, told: Settings) -> Output:
+    """Train, and publish the student with a card that says ``about`` and the settings ``told``. ``outcome`` is
+    the weight of the reward beside that of a teacher."""
     from distill.training import student
     from distill.training.lora import add_lora
     from distill.training.metrics import Recorder
@@ -143,7 +162,8 @@ def run(context: Context, settings: GrpoSettings) -> Output:
     with (
         closing(_policy(context, settings, start, network, tokenizer, tasks[0][1])) as policy,
         VerifierPool(1, note=context.note, hashes=context.hashes, spending=Spending(store, context.name)) as pool,
-        Recorder(store, context, ("reward", "zero_variance", "entropy", "length", "grad_norm")) as recorder,
+        Recorder(store, context, _shown(settings)) as recorder,
+        _mix(context, settings, outcome, tokenizer) as mix,
     ):
         ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, settings.verifier, context.stopping, ask)
         train_grpo(
@@ -152,6 +172,7 @@ def run(context: Context, settings: GrpoSettings) -> Output:
             how,
             sample=partial(_sample, tasks, settings),
             reward=ledger.reward,
+            mix=mix,
             ask=ask,
             checkpoints=context.work / "checkpoints",
             stop=context.stopping,
@@ -160,8 +181,27 @@ def run(context: Context, settings: GrpoSettings) -> Output:
             on_step=recorder,
             before_save=recorder.flush,
         )
-    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings)
+    digest = publish(context, network, tokenizer, about, settings.student, told)
     return Output(digest, {"steps": settings.steps, "rollouts": ledger.count()} | recorder.last())
+
+
+@contextmanager
+def _mix(context: Context, settings: GrpoSettings, outcome: float, tokenizer: Any) -> Iterator[Mix]:
+    """What a rollout gets credit for: its reward, and what a teacher says of its tokens."""
+    from rl.step_credit import Mixture, outcome_alone
+
+    if settings.teacher is None:
+        yield outcome_alone
+        return
+    temperature, weight = settings.sampling.temperature, settings.teacher.weight
+    with scoring(context, settings.teacher, tokenizer, temperature, settings.micro_batch_tokens) as score:
+        yield Mixture(outcome, score, weight, leave_out_cut=settings.overlong == "filter")
+
+
+def _shown(settings: GrpoSettings) -> tuple[str, ...]:
+    """The figures on the display."""
+    own = "teacher_kl" if settings.teacher else "zero_variance"
+    return ("reward", own, "entropy", "length", "grad_norm")
 
 
 def _policy(
@@ -266,7 +306,8 @@ def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Ma
 
 def dependencies(settings: GrpoSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
     verifiers = content_hash(verification.versions(settings.verifier, upstream[settings.problems], hashes))
-    return {**modelspec.dependency(settings.student, hashes), "verifiers": verifiers}
+    teacher = modelspec.dependency(settings.teacher.model, hashes) if settings.teacher else {}
+    return {**modelspec.dependency(settings.student, hashes), **teacher, "verifiers": verifiers}
 
 
 STAGE = Stage(
