@@ -62,6 +62,7 @@ STAGES: dict[str, str] = {
     "sft": "distill.stages.sft:STAGE",
     "grpo": "rl.stages.grpo:STAGE",
     "opd": "rl.stages.opd:STAGE",
+    "gkd": "rl.stages.gkd:STAGE",
     "evaluate": "distill.stages.evaluate:STAGE",
     "report": "distill.stages.report:STAGE",
 }

@@ -271,7 +271,9 @@ def test_one_query_explains_an_update(tmp_path: Path) -> None:
     assert len(rows) == 12 and {row["step"] for row in rows} == {1, 2} and all(row["used"] for row in rows)
     for row in rows:
         credit = [a - b for a, b in zip(row["teacher_logprobs"], row["logprobs"], strict=True)]
-        assert len(credit) == row["tokens"] and math.fsum(credit) / len(credit) == pytest.approx(row["advantage"], abs=1e-4)
+        assert len(credit) == row["tokens"] and math.fsum(credit) / len(credit) == pytest.approx(
+            row["advantage"], abs=1e-4
+        )
 
 
 @needs_teacher

@@ -61,6 +61,11 @@ its streams. It is sent to other processes: a module's function, or a `functools
 """
 
 
+Measure = Callable[[Any, Pack, float], Tensor]
+"""What a pass makes of each supervised token of a pack at a temperature, (L,): what objectives are told as its
+log-probability. By default it is that (`forward.logprobs`)."""
+
+
 BeforeSave = Callable[[], None]
 
 
@@ -92,9 +97,10 @@ class Learner:
     """
 
     def __init__(
-        self, model: Any, settings: LearnerSettings, total: int, directory: Path, run: str, before_save: BeforeSave
-    ) -> None:
-        self._before_save = before_save
+        self, model: Any, settings: LearnerSettings, total: int, directory: Path, run: str, before_save: BeforeSave,
+        measure: Measure = logprobs,
+    ) -> None:  # fmt: skip
+        self._before_save, self._measure = before_save, measure
         self.model, self.settings, self.total, self.directory, self.run = model, settings, total, directory, run
         self.device = next(model.parameters()).device
         self.optimizer = Optimizer(model, settings.optimizer)
@@ -167,7 +173,7 @@ class Learner:
     def _logprobs(self, batch: Pack, temperature: float) -> Tensor:
         half = self.settings.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
-            return logprobs(self.model, batch, temperature)
+            return self._measure(self.model, batch, temperature)
 
     def update(self) -> tuple[float, float]:
         """Apply the gradients accumulated. Returns their norm and the learning rate used."""
@@ -234,8 +240,9 @@ SMALL = 50_000_000
 
 @contextmanager
 def learning(
-    model: Any, settings: LearnerSettings, total: int, directory: Path, run: str, before_save: BeforeSave = nothing
-) -> Iterator[Learner]:
+    model: Any, settings: LearnerSettings, total: int, directory: Path, run: str, before_save: BeforeSave = nothing,
+    measure: Measure = logprobs,
+) -> Iterator[Learner]:  # fmt: skip
     """A learner in a process made ready for it: see `prepared`. ``settings.threads`` cores compute:
     processes of one thread each for a small model on Linux and CPU, threads of one process otherwise.
 
@@ -244,7 +251,7 @@ def learning(
     """
     small = sum(p.numel() for p in model.parameters()) <= SMALL
     processes = settings.threads if small and model.device.type == "cpu" and sys.platform == "linux" else 1
-    learner = Learner(model, settings, total, directory, run, before_save)
+    learner = Learner(model, settings, total, directory, run, before_save, measure)
     with prepared(model, settings.threads // processes):
         try:
             learner.fork(processes)

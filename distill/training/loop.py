@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from distill.training.batching import Example, Order
-from distill.training.forward import check_packing
-from distill.training.learner import BeforeSave, Learner, LearnerSettings, Row, learning, nothing, run_identity
+from distill.training.forward import check_packing, logprobs
+from distill.training.learner import BeforeSave, Learner, LearnerSettings, Measure, Row, learning, nothing, run_identity
 from pipeline.errors import InputError
 
 BatchSource = Callable[[int], Sequence[Example]]
-"""The examples of a global step, made on the fly: a pure function of the step."""
+"""The examples of a global step, made on the fly: a pure function of the step (and of the weights)."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,14 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[StepMetrics], None] = lambda metrics: None,
     before_save: BeforeSave = nothing,
+    measure: Measure = logprobs,
 ) -> TrainResult:
     """Fit the trainable parameters of ``model`` in place, going on from ``checkpoints`` if there are any.
 
     ``checkpoints`` belongs to this one run: the same model, examples and settings. ``on_step`` may see
     a step again after a resume, with the same numbers; ``before_save`` is called ahead of each checkpoint,
-    after which steps are not seen again. Raises `Stopped` after checkpointing when
+    after which steps are not seen again. ``measure`` stands in for the log-probabilities whose weighed mean is
+    maximised (`distill.training.divergence`). Raises `Stopped` after checkpointing when
     ``stop()`` turns true.
     """
     order = None if callable(examples) else _order(examples, settings)
@@ -87,7 +89,7 @@ def train(
     if total < 1:
         raise InputError("a batch source has no end of its own: give `steps`")
     run = run_identity(settings, () if callable(examples) else examples)
-    with learning(model, settings, total, checkpoints, run, before_save) as learner:
+    with learning(model, settings, total, checkpoints, run, before_save, measure) as learner:
         losses = learner.resume().get("losses", torch.full((0 if callable(examples) else len(examples),), math.nan))
         resumed_at = learner.done
         if resumed_at < total:

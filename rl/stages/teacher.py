@@ -35,9 +35,7 @@ class TeacherSettings(Settings):
 def check_teacher(teacher: TeacherSettings, temperature: float) -> None:
     """ValueError for what cannot be."""
     if isinstance(teacher.engine, VllmOptions) and temperature != 1:
-        raise ValueError(
-            "a teacher in vllm scores at temperature 1: set sampling.temperature 1, or use transformers"
-        )
+        raise ValueError("a teacher in vllm scores at temperature 1: set sampling.temperature 1, or use transformers")
     if isinstance(teacher.engine, VllmOptions) and teacher.engine.speculative:
         raise ValueError("teacher: vllm tells no log-probabilities of prompts with `speculative`; leave it out")
 
