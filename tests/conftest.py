@@ -1,6 +1,13 @@
-"""Nothing in the suite is timed: a busy machine must fail no property."""
+"""What holds for the whole suite."""
+
+import signal
 
 from hypothesis import HealthCheck, settings
 
+# Nothing is timed: a busy machine must fail no property.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+# A shell's background jobs ignore Ctrl-C, and so would all that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

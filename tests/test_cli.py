@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -59,13 +60,24 @@ def test_help_ends_with_an_example(tmp_path: Path) -> None:
         assert "Example: distill" in distill(*command, "--help", cwd=tmp_path).stdout
 
 
+def test_it_says_which_version_it_is(tmp_path: Path) -> None:
+    assert distill("--version", cwd=tmp_path).stdout == f"distill {version('distill-reasoning')}\n"
+
+
+def test_a_run_with_a_limit_is_complete_to_status_with_that_limit(project: Path) -> None:
+    distill("run", "-p", "p.yaml", "--limit", "2", cwd=project)
+    rows = distill("status", "-p", "p.yaml", "--limit", "2", "--json", cwd=project).stdout.splitlines()
+    assert [json.loads(row)["state"] for row in rows] == [done := json.loads(rows[0])["state"]] * 3
+    assert done not in distill("status", "-p", "p.yaml", cwd=project).stdout
+
+
 def test_plan_status_and_dry_run_before_anything_ran(project: Path) -> None:
     rows = [json.loads(line) for line in distill("plan", "-p", "p.yaml", "--json", cwd=project).stdout.splitlines()]
     assert [(r["stage"], r["status"]) for r in rows] == [(s, "will run") for s in ("problems", "generate", "verify")]
     assert rows[1]["total"] == 12
     assert rows[1]["figures"]["max_tokens"] == 12 * 96
     assert "will run" in distill("run", "-p", "p.yaml", "--dry-run", cwd=project).stdout
-    assert "waiting" in distill("status", "-p", "p.yaml", cwd=project).stdout
+    assert "waiting" in distill("status", "-p", "p.yaml", "--limit", "3", cwd=project).stdout
     assert not (project / "runs").exists()
 
 

@@ -377,5 +377,7 @@ def test_everything_works_while_a_process_writes(store: Store, tmp_path: Path) -
     finally:
         writer.kill()
         writer.communicate()
-    for number, row in enumerate(read(next((tmp_path / "out/data").iterdir()))):
-        assert number < 4 or row.get("thinking") == f"thought {row.get('answer')}"
+    there_before = {one.key for _, one, _ in SAID}
+    rows = list(read(next((tmp_path / "out/data").iterdir())))
+    assert there_before <= {row.get("id") for row in rows}
+    assert all(r.get("id") in there_before or r.get("thinking") == f"thought {r.get('answer')}" for r in rows)

@@ -53,6 +53,23 @@ app.add_typer(traces)
 dataset_commands.add(app, traces)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from pipeline import __version__
+
+        typer.echo(f"distill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is, and stop.")
+    ] = False,
+) -> None:
+    """Options of `distill` itself; what the command is for is said in `app`."""
+
+
 @app.command(epilog="Example: distill run sft --pipeline configs/quickstart.yaml --set sft.lora.rank=16")
 def run(
     stages: StageNames = None,
@@ -97,10 +114,11 @@ def status(
     pipeline: PipelineFile = DEFAULT_PIPELINE,
     workspace: WorkspaceOption = None,
     set_: Set = None,
+    limit: Limit = None,
     json_: Json = False,
 ) -> None:
     """Say how far a run is, also from another terminal while it goes on."""
-    command("status", "status")(pipeline, workspace, set_ or [], json_)
+    command("status", "status")(pipeline, workspace, set_ or [], limit, json_)
 
 
 @app.command("list", epilog="Example: distill list verifiers")

@@ -15,8 +15,8 @@ from pipeline.plan import StagePlan, Status, plan
 from pipeline.workspace import Workspace
 
 
-def status(pipeline: Path, workspace: Path | None, overrides: Sequence[str], as_json: bool) -> None:
-    spec = load(pipeline, overrides, None, workspace)
+def status(pipeline: Path, workspace: Path | None, overrides: Sequence[str], limit: int | None, as_json: bool) -> None:
+    spec = load(pipeline, overrides, limit, workspace)
     space = workspace_of(spec)
     rows = [_row(item, space, as_json) for item in plan(spec, space)]
     show(rows, as_json)
