@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,14 +19,17 @@ from tiny import chat_tokenizer, tiny, weights  # noqa: E402
 from vllm_models import TEACHER, needs_teacher, needs_vllm, requests, vllm_engine  # noqa: E402
 
 from distill import catalog, pretrained  # noqa: E402
+from distill.cli.open import load  # noqa: E402
 from distill.engines.transformers import TransformersEngine  # noqa: E402
 from distill.modelspec import Model  # noqa: E402
 from distill.randomness import generator  # noqa: E402
 from distill.store import Store  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.types import Completion, Finish, Problem, Sampling  # noqa: E402
-from pipeline import config  # noqa: E402
+from pipeline import config, runner  # noqa: E402
 from pipeline.errors import InputError, Stopped  # noqa: E402
+from pipeline.events import Listener  # noqa: E402
+from pipeline.workspace import Workspace  # noqa: E402
 from rl import credit, loss  # noqa: E402
 from rl.grpo import GrpoSettings, train_grpo  # noqa: E402
 from rl.monitors import GrpoMetrics  # noqa: E402
@@ -261,9 +261,7 @@ def written(directory: Path) -> Path:
 
 @needs_teacher
 def test_one_query_explains_an_update(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "distill", "run", "--pipeline", str(written(tmp_path))]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    runner.run(config.load(written(tmp_path), catalog.stage), Workspace(tmp_path / "run"), Listener(), lambda: False)
     rows = Store(tmp_path / "run").rows(
         "SELECT r.step, r.used, r.advantage, len(token_ids) AS tokens, r.teacher_logprobs, t.logprobs "
         "FROM rollouts r JOIN traces t USING (trace_key)"
@@ -288,5 +286,5 @@ def test_one_query_explains_an_update(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_is_said_when_the_yaml_is_read(tmp_path: Path, setting: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as told:
-        config.load(written(tmp_path), catalog.stage, setting.split("\n"))
+        load(written(tmp_path), setting.split("\n"))
     assert "\n" not in str(told.value)
