@@ -1,8 +1,7 @@
-"""SFT: our training loop against a plain padded one, same model, LoRA, rows and batches, one thread.
+"""SFT: our training loop against TRL's, padded and packed: same model, LoRA, rows, precision, one thread.
 
-The peer is what most scripts do: peft's forward, rows padded to the longest of the batch, logits of every
-position. Ours and the peer alternate in one process; figures are medians of CPU seconds. The last line is
-one JSON object in which a ratio above 1 means that ours is faster.
+Figures are real tokens per CPU-second, and peak memory above what the process had before the model. Ratios are
+to the better of TRL's two. Every run is a process of its own; ours and TRL's alternate.
 
     python benchmarks/sft.py [--quick]
 """
@@ -14,34 +13,23 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-import torch.nn.functional as F
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+from trl_models import SHAPES, Clock, apart, student, tokenizer
 
 from distill.randomness import generator
-from distill.training.batching import Example, Order, from_tokens
+from distill.training.batching import Example, from_tokens
 from distill.training.loop import TrainSettings, train
-from distill.training.lora import add_lora
 from distill.training.optimizer import OptimizerSettings
 
 BATCH = 8
-SHAPES: dict[str, dict[str, int]] = {
-    "embedded": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "vocab_size": 512},
-    "3M": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "vocab_size": 128},
-    "3M, vocabulary 32k": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "vocab_size": 32768},
-}
-
-
-def student(shape: dict[str, int], rank: int) -> Any:
-    torch.manual_seed(0)
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": shape["hidden_size"] // 4}
-    return add_lora(Qwen3ForCausalLM(Qwen3Config(**shape, **heads)), rank=rank, alpha=2 * rank, seed=0)
+PACK = 1024
 
 
 def rows(count: int, vocabulary: int) -> list[Example]:
@@ -49,61 +37,76 @@ def rows(count: int, vocabulary: int) -> list[Example]:
     examples = []
     for i in range(count):
         draw = generator("benchmark", i)
-        length = int(min(1024, max(8, draw.lognormal(4.6, 0.8))))
-        ids = [int(x) for x in draw.integers(0, vocabulary, length)]
+        length = int(min(PACK, max(8, draw.lognormal(4.6, 0.8))))
+        ids = [int(x) for x in draw.integers(1, vocabulary, length)]
         examples.append(from_tokens(str(i), ids[: length // 4], ids[length // 4 :]))
     return examples
 
 
-def ours(model: Any, examples: list[Example]) -> None:
+def ours(shape: dict[str, int], count: int) -> list[float]:
+    examples, model = rows(count, shape["vocab_size"]), student(shape)
     settings = TrainSettings(OptimizerSettings(1e-3), batch_size=BATCH, checkpoint_seconds=None)
     with tempfile.TemporaryDirectory() as directory:
-        train(model, examples, settings, checkpoints=Path(directory))
+        clock = Clock()
+        train(model, examples, settings, checkpoints=Path(directory), on_step=clock)
+    return clock.steps
 
 
-def padded(model: Any, examples: list[Example]) -> None:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    order = Order(tuple(map(len, examples)), BATCH, 0)
-    for step in range(order.steps_per_epoch):
-        batch = [examples[i] for i in sorted(order(step))]
-        width = max(map(len, batch))
-        ids = torch.tensor([[*e.input_ids, *[0] * (width - len(e))] for e in batch])
-        mask = torch.tensor([[1] * len(e) + [0] * (width - len(e)) for e in batch])
-        learned = torch.tensor([[*e.labels_mask, *[False] * (width - len(e))] for e in batch])
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-        labels = torch.where(learned, ids, -100)[:, 1:]
-        F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+def theirs(packed: bool, shape: dict[str, int], count: int) -> list[float]:
+    table = [
+        {"input_ids": list(e.input_ids), "completion_mask": [int(m) for m in e.labels_mask]}
+        for e in rows(count, shape["vocab_size"])
+    ]
+    model = student(shape)
+    with tempfile.TemporaryDirectory() as directory:
+        batch = 1 if packed else BATCH
+        settings = SFTConfig(
+            output_dir=directory, num_train_epochs=1, per_device_train_batch_size=batch, learning_rate=1e-3,
+            completion_only_loss=True, packing=packed, max_length=PACK, gradient_checkpointing=False,
+            use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True, logging_strategy="no",
+        )  # fmt: skip
+        trainer = SFTTrainer(model, settings, train_dataset=Dataset.from_list(table), processing_class=tokenizer())
+        clock = Clock()
+        trainer.train()
+        clock()
+    return clock.steps
 
 
-def measure(shape: dict[str, int], rank: int, count: int, repeats: int) -> dict[str, float]:
-    """Tokens per CPU second of each."""
-    examples = rows(count, shape["vocab_size"])
-    seconds: dict[str, list[float]] = {"ours": [], "padded": []}
+def measure(shape: dict[str, int], count: int, repeats: int) -> dict[str, Any]:
+    """Tokens per CPU-second and peak memory (MB) of each."""
+    sides: dict[str, Any] = {"ours": (ours,), "padded": (theirs, False), "packed": (theirs, True)}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(repeats):
-        for name, run in (("ours", ours), ("padded", padded)):
-            model = student(shape, rank)
-            started = time.process_time()
-            run(model, examples)
-            seconds[name].append(time.process_time() - started)
-    tokens = sum(map(len, examples))
-    return {name: round(tokens / statistics.median(spent)) for name, spent in seconds.items()}
+        for name, (run, *how) in sides.items():
+            steps, peak = apart(run, *how, shape, count)
+            found[name].append((sum(steps), peak))
+    tokens = sum(map(len, rows(count, shape["vocab_size"])))
+    return {
+        name: {
+            "tokens_per_cpu_second": round(tokens / statistics.median(spent for spent, _ in pairs)),
+            "peak_mb": round(statistics.median(peak for _, peak in pairs)),
+        }
+        for name, pairs in found.items()
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rows, one repeat, within a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer rows, one repeat, no 100M model, within a minute")
     quick = parser.parse_args().quick
     torch.set_num_threads(1)
-    ratios, detail = {}, {}
+    ratios: dict[str, float] = {}
+    detail = {}
     for name, shape in SHAPES.items():
-        count = (24 if shape["vocab_size"] > 1000 else 64) * (1 if quick else 2)
-        found = measure(shape, 32 if name == "embedded" else 16, count, 1 if quick else 3)
-        detail[name] = {f"{who}_tokens_per_cpu_second": value for who, value in found.items()}
-        ratios[name] = round(found["ours"] / found["padded"], 2)
-        print(f"{name}: ours {found['ours']}, padded {found['padded']} tokens per CPU second", flush=True)
+        if quick and name == "100M":
+            continue
+        count = {"3M": 160, "100M": 40}.get(name, 64) // (2 if quick else 1)
+        found = detail[name] = measure(shape, count, 1 if quick else 3)
+        print(f"{name}: {found}", flush=True)
+        rates = {who: values["tokens_per_cpu_second"] for who, values in found.items()}
+        best = max(("padded", "packed"), key=rates.__getitem__)
+        ratios[name] = round(rates["ours"] / rates[best], 2)
+        ratios[f"{name}, memory"] = round(found[best]["peak_mb"] / found["ours"]["peak_mb"], 2)
     print(json.dumps({"benchmark": "sft", "ratios": ratios, "detail": detail}))
 
 

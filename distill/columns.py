@@ -12,11 +12,14 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator
 
+from distill.letters import storable, whole_letters
 from distill.tables import Row
 from distill.types import Problem
 from distill.verifiers.extract import last_box
@@ -37,6 +40,9 @@ def one_group(pattern: str) -> str:
         raise ValueError(f"{pattern!r} has {groups} groups in parentheses; it needs one, around what is taken")
     return pattern
 
+
+LARGEST = 2**31 - 1
+"""Of difficulties."""
 
 Pattern = Annotated[str, AfterValidator(one_group)]
 
@@ -101,11 +107,11 @@ def _template(text: str) -> jinja2.Template:
 def cell(row: Row, column: str) -> Any:
     """What a row has in a column, or what a template makes of the row; `InputError` with its place."""
     if not is_template(column):
-        return row.get(column)
+        return storable(row.get(column))
     if row.fault is not None:
         raise InputError(f"{row.where}: {row.fault}")
     try:
-        return _template(column).render({**row.values, "row": row.values})
+        return whole_letters(_template(column).render({**row.values, "row": row.values}))
     except Exception as error:  # whatever a template of the user's does with a row it does not fit
         raise InputError(f"{row.where}: {column!r}: {' '.join(str(error).split())}") from None
 
@@ -115,15 +121,25 @@ def text(row: Row, column: str) -> str:
     value = cell(row, column)
     if value is None or (isinstance(value, str) and not value.strip()):
         raise InputError(f"{row.where}: column {column!r} is empty")
-    return value if isinstance(value, str) else as_json(row, column, value)
+    if isinstance(value, str | Decimal | date | time):  # Parquet knows decimals and dates
+        return str(value)
+    return as_json(row, column, value)
 
 
 def as_json(row: Row, column: str, value: Any) -> str:
     """What is no text, as JSON. Python reads NaN and infinity too (and 1e999 as that), which are no answers."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_said)
     except ValueError:
         raise InputError(f"{row.where}: column {column!r} holds NaN or infinity; expected a number") from None
+    except TypeError as error:
+        raise InputError(f"{row.where}: column {column!r} is neither text nor plain data: {error}") from None
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Decimal | date | time):
+        return str(value)
+    raise TypeError(f"it holds {type(value).__name__}")
 
 
 # -- a problem --------------------------------------------------------------------------------
@@ -178,7 +194,8 @@ class ProblemColumns:
         if self.reference is None:
             return ""
         if isinstance(self.reference, Mapping):
-            return canonical({name: cell(row, column) for name, column in self.reference.items()})
+            cells = {name: (column, cell(row, column)) for name, column in self.reference.items()}
+            return canonical({name: json.loads(as_json(row, *held)) for name, held in cells.items()})
         reference = text(row, self.reference)
         if self.reference_pattern:
             found = re.findall(self.reference_pattern, reference)
@@ -194,6 +211,9 @@ class ProblemColumns:
         if value == "" and is_template(self.difficulty):
             return None
         try:
-            return int(value)
-        except (TypeError, ValueError):
-            raise InputError(f"{row.where}: column {self.difficulty!r} is not a whole number") from None
+            found = int(value)
+        except (TypeError, ValueError, OverflowError):
+            found = LARGEST + 1
+        if abs(found) > LARGEST or (isinstance(value, float) and value != found):
+            raise InputError(f"{row.where}: column {self.difficulty!r} is not a whole number of at most {LARGEST}")
+        return found

@@ -11,15 +11,19 @@ from decimal import Decimal
 from typing import Any
 
 from distill import spending
+from distill.engines import early_exit
+from distill.engines.dialects import DIALECTS
 from distill.engines.options import OpenAIOptions
-from distill.engines.prices import Bill, Prices, most_prompt_tokens
+from distill.engines.prices import Bill, Prices
 from distill.store import Store
 from distill.types import Request
 
 
 def bound(options: OpenAIOptions, requests: Sequence[Request], tokens: int) -> dict[str, Any]:
     """The most that requests can take whose responses have so many ``tokens`` at most."""
-    cost = Prices.of(options).bill(sum(map(most_prompt_tokens, requests)), tokens).cost
+    dialect = DIALECTS[options.dialect]
+    prompts = sum(early_exit.most_prompt_tokens(request, dialect) for request in requests)
+    cost = Prices.of(options).bill(prompts, tokens).cost
     return {"max_cost": float(cost)} if cost else {}
 
 

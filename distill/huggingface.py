@@ -105,10 +105,8 @@ class DataSet:
             return self._saved(datasets.load_from_disk(str(local)))
         if local:
             return datasets.load_dataset(str(local), name=self.config, split=self.split, streaming=True)
-        self._ask_hub()  # which fails in a moment where the library would try for half a minute
-        return datasets.load_dataset(
-            self.name, name=self.config, split=self.split, revision=self.commit(), streaming=True
-        )
+        commit = self._ask_hub()  # which fails in a moment where the library would try for half a minute
+        return datasets.load_dataset(self.name, name=self.config, split=self.split, revision=commit, streaming=True)
 
     def _saved(self, found: Any) -> Any:
         if self.config is not None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distill.modelspec import Model, check_directory, directory_of
 from pipeline.errors import InputError
 
+Quantization = Literal["nf4"]
 
-def load(model: Model, dtype: str = "float32", device: str = "auto") -> tuple[Any, Any]:
+
+def load(
+    model: Model, dtype: str = "float32", device: str = "auto", quantize: Quantization | None = None
+) -> tuple[Any, Any]:
     """(causal LM, tokenizer), a LoRA adapter folded into the weights. ``device`` "auto" is CUDA where there is one.
 
+    ``quantize`` "nf4" holds the linear layers (not the output head) in 4 bits and computes in ``dtype``.
     Raises `InputError` for a directory that lacks something or a hub name that cannot be had.
     """
     import torch
@@ -26,10 +32,11 @@ def load(model: Model, dtype: str = "float32", device: str = "auto") -> tuple[An
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(_tokenizer_in(model) or source, revision=model.revision)
+        how = _quantised(model, dtype, device) if quantize else {}
         network: Any = AutoModelForCausalLM.from_pretrained(
-            source, revision=model.revision, dtype=getattr(torch, dtype)
+            source, revision=model.revision, dtype=getattr(torch, dtype), **how
         )
-        network = network.to(device)
+        network = network if quantize else network.to(device)
         if model.adapter:
             network = _folded(network, model.adapter)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -38,6 +45,27 @@ def load(model: Model, dtype: str = "float32", device: str = "auto") -> tuple[An
     if getattr(network, "_hf_peft_config_loaded", False):
         raise InputError(f"model {model.source} is an adapter on the hub; download it and name the directory")
     return network, tokenizer
+
+
+def _quantised(model: Model, dtype: str, device: str) -> dict[str, Any]:
+    """What makes transformers load in NF4 with double quantisation (QLoRA, https://arxiv.org/abs/2305.14314)."""
+    if find_spec("bitsandbytes") is None:
+        raise InputError("quantize: nf4 needs bitsandbytes; pip install 'distill-reasoning[qlora]', or leave it out")
+    if model.adapter:
+        raise InputError(f"quantize: the adapter {model.adapter} cannot be folded into 4 bits; merge it first")
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    nf4: Any = BitsAndBytesConfig  # it has no types
+    return {
+        "device_map": {"": device},
+        "quantization_config": nf4(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+        ),
+    }
 
 
 def _checked(source: str) -> str:

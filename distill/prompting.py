@@ -31,8 +31,9 @@ TEMPLATES = {
     "plain": "{{ prompt }}",
     # Kojima et al., https://arxiv.org/abs/2205.11916
     "chain_of_thought": "{{ prompt }}\n\nLet's think step by step.",
-    # as DeepSeek-R1 and Qwen2.5-Math are asked in their reports
-    "boxed": "{{ prompt }}\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    # as DeepSeek-R1 and Qwen2.5-Math are asked in their reports; problems of a published form ask for it themselves
+    "boxed": "{{ prompt }}{% if '\\\\boxed' not in prompt %}"
+    "\n\nPlease reason step by step, and put your final answer within \\boxed{}.{% endif %}",
 }
 """Templates that go by a name."""
 

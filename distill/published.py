@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.columns import cell
+from distill.letters import whole_letters
 from distill.tables import Row
 from distill.thinking import CLOSE, OPEN, split_thinking
 from pipeline.errors import InputError
@@ -117,5 +118,5 @@ def _turn(turn: Any, row: Row, column: str) -> tuple[str, str]:
         role = turn.get("role") or turn.get("from")
         text = turn.get("content") or turn.get("value") or ""
         if isinstance(role, str) and isinstance(text, str):
-            return ROLES.get(role, role), text
+            return ROLES.get(role, role), whole_letters(text)
     raise InputError(f"{row.where}: column {column!r}: a turn has no role and content: {str(turn)[:60]!r}")

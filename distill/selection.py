@@ -96,12 +96,10 @@ def _read(store: Store, rows: Sequence[Row], places: Sequence[int], settings: Se
 
 def _texts(store: Store, keys: Sequence[str]) -> list[tuple[str, str]]:
     """(thinking, answer) of each."""
-    import pyarrow as pa
-
-    with store.reading() as connection:
-        connection.register("wanted", pa.table({"trace_key": pa.array(keys, pa.string())}))
-        sql = "SELECT trace_key, thinking, answer FROM traces SEMI JOIN wanted USING (trace_key)"
-        found = {key: (thinking, answer) for key, thinking, answer in connection.execute(sql).fetchall()}
+    rows = store.among(
+        "trace_key", keys, "SELECT trace_key, thinking, answer FROM traces SEMI JOIN wanted USING (trace_key)"
+    )
+    found = {row["trace_key"]: (row["thinking"], row["answer"]) for row in rows}
     return [found[key] for key in keys]
 
 

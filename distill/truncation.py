@@ -103,12 +103,5 @@ def text_of(row: Mapping[str, Any]) -> str:
 
 
 def _rows(store: Store, trace_keys: Iterable[str], columns: str, where: str) -> list[dict[str, Any]]:
-    import pyarrow as pa
-
-    if not store.path.exists():
-        return []
-    with store.reading() as connection:
-        connection.register("wanted", pa.table({"trace_key": pa.array(list(trace_keys), pa.string())}))
-        found = connection.execute(f"SELECT {columns} FROM traces SEMI JOIN wanted USING (trace_key) WHERE {where}")
-        names = [column[0] for column in found.description or ()]
-        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+    sql = f"SELECT {columns} FROM traces SEMI JOIN wanted USING (trace_key) WHERE {where}"
+    return store.among("trace_key", trace_keys, sql)

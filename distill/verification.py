@@ -21,7 +21,8 @@ from typing import Any
 from distill import keys, verifiers
 from distill.spending import Spending
 from distill.store import Store
-from distill.store.records import Row, verdict_row
+from distill.store.appending import Appender
+from distill.store.records import Row, batched, verdict_row
 from distill.thinking import Response
 from distill.types import Outcome, Problem, Verdict
 from distill.verifiers import Verifier, VerifierPool
@@ -32,7 +33,9 @@ from pipeline.fingerprint import FileHashes, canonical
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, stop_check
 
-APPEND_SECONDS = 0.5
+SHOWN_SECONDS = 0.5
+PORTION = 50_000
+"""Texts held at a time. Each portion is a walk through the traces, so it is not a small one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +113,10 @@ def make_verdicts(
     if not missing:
         return [wish.key for wish in wishes]
     stop_check(context.stopping)
-    responses = responses_of(store, list(missing.values()))
     writer = _Writer(store, context, found, len(wishes) - len(missing), len(wishes), label)
     spending = Spending(store, context.name)
     with VerifierPool(workers=workers, note=context.note, hashes=context.hashes, spending=spending) as pool:
-        items = ((w.key, w.verifier, w.problem, responses[w.trace_key]) for w in missing.values())
+        items = _to_judge(store, list(missing.values()))
 
         def stopping() -> bool:  # asked every second or so, also while a judge thinks
             writer.tick()
@@ -131,6 +133,13 @@ def make_verdicts(
             store.ingest()
     stop_check(context.stopping)
     return [writer.stands.get(wish.key, wish.key) for wish in wishes]
+
+
+def _to_judge(store: Store, wishes: Sequence[Judgement]) -> Iterator[tuple[str, Spec, Problem, Response]]:
+    """The wishes with what is to be judged, read in portions."""
+    for some in batched(wishes, PORTION):
+        responses = responses_of(store, some)
+        yield from ((wish.key, wish.verifier, wish.problem, responses[wish.trace_key]) for wish in some)
 
 
 def kept_under(wish: Judgement, verdict: Verdict, found: Container[str]) -> str:
@@ -155,33 +164,37 @@ class _Writer:
     def __init__(
         self, store: Store, context: Context, found: set[str], done: int, total: int, label: str
     ) -> None:  # fmt: skip
-        self._store, self._context, self._found, self._done, self._total = store, context, found, done, total
+        self._context, self._found, self._done, self._total = context, found, done, total
         self.stands: dict[str, str] = {}
         """The key under which each verdict was kept, by the one that was wished for."""
         self._figures: dict[str, Any] = {"model": label} if label else {}
         self._tally: Counter[str] = Counter()
         self._spent: Counter[str] = Counter()
-        self._rows: list[Row] = []
-        self._appended = time.monotonic()
+        self._appender = Appender(store, ("verdicts",))
+        self._shown = time.monotonic()
 
     def add(self, wish: Judgement, verdict: Verdict) -> None:
         key = kept_under(wish, verdict, self._found)
         self.stands[wish.key] = key
-        self._rows.append(verdict_row(key, wish.trace_key, wish.problem_key, verdict, wish.settled))
+        self._appender.add("verdicts", verdict_row(key, wish.trace_key, wish.problem_key, verdict, wish.settled))
         self._tally.update([verdict.outcome, *([verdict.failure] if verdict.failure else [])])
         self._spent.update(spent_in(verdict.evidence))
         self._done += 1
 
     def tick(self) -> bool:
-        """True where it was time to write, and so to look up."""
-        if not self._rows or time.monotonic() - self._appended <= APPEND_SECONDS:
+        """True where it was time to look up."""
+        self._appender.tick()
+        if time.monotonic() - self._shown <= SHOWN_SECONDS:
             return False
-        self.flush()
+        self._show()
         return True
 
     def flush(self) -> None:
-        self._store.append("verdicts", self._rows)
-        self._rows, self._appended = [], time.monotonic()
+        self._appender.flush()
+        self._show()
+
+    def _show(self) -> None:
+        self._shown = time.monotonic()
         self._context.progress(
             self._done, self._total, **self._figures, **shares(self._tally), **judge_figures(self._spent)
         )
@@ -224,31 +237,25 @@ def judged_again(manifest: Manifest) -> str | None:
 
 def responses_of(store: Store, wishes: Sequence[Judgement]) -> dict[str, Response]:
     """What is to be judged, by trace key; without the thinking, which is long, unless a verifier reads it."""
-    import pyarrow as pa
-
     specs = {canonical(wish.verifier): wish.verifier for wish in wishes}
     thinking = "thinking" if any(reads_thinking(verifiers.build(spec)) for spec in specs.values()) else "''"
-    with store.reading() as connection:
-        wanted = pa.array(sorted({wish.trace_key for wish in wishes}), pa.string())
-        connection.register("wanted", pa.table({"trace_key": wanted}))
-        rows = connection.execute(
-            f"SELECT trace_key, {thinking}, answer, closed FROM traces SEMI JOIN wanted USING (trace_key)"
-        ).fetchall()
-    return {key: Response(*parts) for key, *parts in rows}
+    rows = store.among(
+        "trace_key",
+        sorted({wish.trace_key for wish in wishes}),
+        f"SELECT trace_key, {thinking} AS thinking, answer, closed FROM traces SEMI JOIN wanted USING (trace_key)",
+    )
+    return {row["trace_key"]: Response(row["thinking"], row["answer"], row["closed"]) for row in rows}
 
 
-def scores(store: Store, verdict_keys: Sequence[str]) -> Iterator[Row]:
-    """Trace and verdict side by side, without the long text, for estimators and selection."""
-    import pyarrow as pa
-
-    with store.reading() as connection:
-        connection.register("wanted", pa.table({"verdict_key": pa.array(list(verdict_keys), pa.string())}))
-        result = connection.execute(
-            "SELECT v.verdict_key, v.outcome, v.score, v.problem_key, t.trace_key, t.prompt_key, t.sample_index, "
-            "t.finish, t.closed, t.thinking_tokens, t.answer_tokens, t.thinking_tokens + t.answer_tokens AS tokens, "
-            "p.problem_id, p.source, p.difficulty "
-            "FROM verdicts v SEMI JOIN wanted USING (verdict_key) "
-            "JOIN traces t USING (trace_key) JOIN problems p USING (problem_key)"
-        )
-        names = [column[0] for column in result.description or ()]
-        yield from (dict(zip(names, row, strict=True)) for row in result.fetchall())
+def scores(store: Store, verdict_keys: Sequence[str], answers: bool = False) -> list[Row]:
+    """Trace and verdict side by side, without the long text, for estimators and selection; ``answers`` adds
+    what was answered."""
+    return store.among(
+        "verdict_key",
+        verdict_keys,
+        "SELECT v.verdict_key, v.outcome, v.score, v.problem_key, t.trace_key, t.prompt_key, t.sample_index, "
+        "t.finish, t.closed, t.thinking_tokens, t.answer_tokens, t.thinking_tokens + t.answer_tokens AS tokens, "
+        f"p.problem_id, p.source, p.difficulty{', t.answer' if answers else ''} "
+        "FROM verdicts v SEMI JOIN wanted USING (verdict_key) "
+        "JOIN traces t USING (trace_key) JOIN problems p USING (problem_key)",
+    )

@@ -192,6 +192,19 @@ def _attribute_docs(model: type[BaseModel]) -> dict[str, str]:
     return found
 
 
+QUESTIONS = {
+    "Which traces taught the students least (they could nearly have been said without training)": (
+        "SELECT run[:12] AS run, problem_id, trace_key[:12] AS trace, first_loss, learned\n"
+        "FROM lessons ORDER BY first_loss LIMIT 10"
+    ),
+    "Which look mislabelled (after the last epoch still far more surprising than the run's others)": (
+        "SELECT run[:12] AS run, problem_id, trace_key[:12] AS trace, first_loss, last_loss FROM lessons\n"
+        "QUALIFY last_loss > avg(last_loss) OVER (PARTITION BY run) + 3 * stddev(last_loss) OVER (PARTITION BY run)\n"
+        "ORDER BY last_loss DESC"
+    ),
+}
+
+
 def store() -> str:
     head = [
         MADE,
@@ -204,7 +217,8 @@ def store() -> str:
         "Why it is as it is: [design/002-store.md](design/002-store.md).",
         "",
     ]
-    return "\n".join(head) + schema.documentation()
+    asked = [line for question, sql in QUESTIONS.items() for line in (f"{question}:", "", "```sql", sql, "```", "")]
+    return "\n".join([*head, *asked]) + schema.documentation()
 
 
 def verifiers() -> str:

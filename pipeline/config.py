@@ -151,7 +151,9 @@ def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tup
     first = error.errors()[0]
     location = _in_yaml(first["loc"], body)
     if first["type"] == "extra_forbidden":
-        return location, f"unknown key{nearest(location[-1], _valid_keys(settings, location[:-1]))}"
+        return location, f"unknown key{nearest(location[-1], _valid_keys(settings, first['loc'][:-1]))}"
+    if first["type"].startswith("union_tag"):
+        return _which_variant(first, location, settings)
     if first["type"] == "missing":
         return location, MISSING
     if first["type"] == "literal_error":
@@ -176,7 +178,8 @@ def _in_yaml(location: Sequence[str | int], body: Any) -> tuple[str | int, ...]:
             return (*kept, part)
     last = location[-1:]
     beside = isinstance(body, list) and not isinstance(location[-1], int)
-    added = last and (beside or str(last[0]).startswith(("function-", "literal[")))
+    variant = isinstance(body, Mapping) and last and last[0] == body.get("kind") and last[0] not in body
+    added = last and (beside or variant or str(last[0]).startswith(("function-", "literal[")))
     return tuple(kept) if added else (*kept, *last)
 
 
@@ -186,14 +189,30 @@ def _inside(body: Any, part: str | int) -> Any:
     return body[part] if isinstance(body, list) and isinstance(part, int) and part < len(body) else None
 
 
+def _which_variant(error: Any, location: KeyPath, settings: type[BaseModel]) -> tuple[KeyPath, str]:
+    """A key (`kind`) that says which of several mappings is meant is missing or none of theirs. What stands beside
+    it is not repeated: it may hold a secret that was put into the wrong place."""
+    key, tag = str(error["ctx"]["discriminator"]).strip("'"), error["ctx"].get("tag")
+    fields = [m.model_fields[key] for m in _models_at(settings, error["loc"]) if key in m.model_fields]
+    names = [str(info.default) for info in fields]
+    if tag is None:
+        return (*location, key), f"{MISSING}; valid: {', '.join(names)}"
+    return (*location, key), f"{tag!r} is not valid{nearest(tag, names)}"
+
+
 def _valid_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    """The keys that the settings allow at ``path``; of all variants where a key takes several."""
+    """The keys that the settings allow at pydantic's ``path``; of all variants where it does not say which."""
+    keys = dict.fromkeys(key for m in _models_at(model, path) for key in m.model_fields)
+    return [*keys, "kind"] if not path else list(keys)
+
+
+def _models_at(model: type[BaseModel], path: Sequence[str | int]) -> list[type[BaseModel]]:
     models = [model]
     for part in path:
         annotations = [m.model_fields[str(part)].annotation for m in models if str(part) in m.model_fields]
-        models = [found for annotation in annotations for found in _models_in(annotation)] or models
-    keys = [key for m in models for key in m.model_fields]
-    return [*keys, "kind"] if not path else keys
+        variant = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
+        models = [found for annotation in annotations for found in _models_in(annotation)] or variant or models
+    return models
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -16,6 +16,9 @@ from typing import Any
 from pipeline.files import write_atomic
 from pipeline.fingerprint import content_hash
 
+STANDING = "current.json"
+"""By stage name, the record at which it stands. It may be lost: it is for people who name a stage."""
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -78,6 +81,28 @@ def read(path: Path) -> Manifest | None:
 
 def find(workspace: Path, identity: Identity) -> Manifest | None:
     return read(path_of(workspace, identity.kind, identity.fingerprint))
+
+
+def stand(workspace: Path, stage: str, manifest: Manifest) -> None:
+    """Note that a stage of that name stands at this record. Going back to old settings makes no new record, so
+    the newest is not always the one that the last run was about."""
+    known, place = _standing(workspace), f"{manifest.identity.kind}/{manifest.fingerprint}"
+    if known.get(stage) != place:
+        write_atomic(directory(workspace) / STANDING, json.dumps({**known, stage: place}, indent=1) + "\n")
+
+
+def current(workspace: Path, stage: str) -> Manifest | None:
+    """The record that the last run of a stage of that name has made or found; None where that is not known."""
+    kind, _, fingerprint = _standing(workspace).get(stage, "").partition("/")
+    return read(path_of(workspace, kind, fingerprint)) if fingerprint else None
+
+
+def _standing(workspace: Path) -> dict[str, str]:
+    try:
+        found = json.loads((directory(workspace) / STANDING).read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(stage): str(place) for stage, place in found.items()} if isinstance(found, dict) else {}
 
 
 def history(workspace: Path, kind: str, stage: str) -> Iterator[Manifest]:

@@ -6,7 +6,7 @@ before a stage would run, `distill plan` calls it for all stages without running
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -102,14 +102,18 @@ def explain(spec: StageSpec, identity: Identity, workspace: Workspace) -> tuple[
         old = earlier.identity
         lines = [f"stage version: {old.version} -> {identity.version}"] if old.version != identity.version else []
         lines += differences(old.settings, identity.settings)
-        for key in sorted({*old.inputs, *identity.inputs}):
-            if old.inputs.get(key) != identity.inputs.get(key):
-                lines.append(f"input {key} changed" if key in old.inputs else f"input {key} is new")
-        for key in sorted({*old.files, *identity.files}):
-            if old.files.get(key) != identity.files.get(key):
-                lines.append(f"content of {key} changed" if key in old.files else f"{key} is new")
+        lines += _other_than(old.inputs, identity.inputs, "input {}", "input {} changed")
+        lines += _other_than(old.files, identity.files, "{}", "content of {} changed")
         return tuple(lines) or ("its record was removed",)
     return ("never run",)
+
+
+def _other_than(old: Mapping[str, str], new: Mapping[str, str], named: str, changed: str) -> Iterator[str]:
+    """What is told of each key whose hash is another one now, or there no more."""
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key):
+            told = changed if key in old and key in new else f"{named} is {'new' if key in new else 'read no more'}"
+            yield told.format(key)
 
 
 def _forecast(

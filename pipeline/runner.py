@@ -59,6 +59,7 @@ def run(
             found = StagePlan(spec, Status.CACHED, (), found.identity, manifest, figures=manifest.figures)
         plans[spec.name] = found
         _link(found, workspace)
+        manifests.stand(workspace.path, spec.name, found.manifest)  # type: ignore[arg-type]
         workspace.hashes.save()
         done.append(Done(found.manifest, cached))  # type: ignore[arg-type]
     return done

@@ -47,7 +47,7 @@ class TransformersTeacher:
         rows = [_example(index, completion) for index, completion in enumerate(completions)]
         filled = [row for row in rows if row is not None]
         result: list[list[float]] = [[] for _ in completions]
-        for run in micro_batches([len(row) for row in filled], self.micro_batch_tokens) if filled else ():
+        for run in micro_batches(filled, self.micro_batch_tokens) if filled else ():
             batch = pack([filled[i] for i in run], self.network.device)
             parts = torch.split(logprobs(self.network, batch, self.temperature), [e.supervised for e in batch.examples])
             for example, part in zip(batch.examples, parts, strict=True):

@@ -119,7 +119,7 @@ def _step(learner: Learner, settings: GrpoSettings, rows: list[tuple[Row, Sequen
         lengths,
         settings.aggregation,
         longest=settings.sampling.max_tokens,
-        micro_batches=learner.cut([len(row.example) for row, _ in rows]),
+        micro_batches=learner.cut([row.example for row, _ in rows]),
     )
     batch = []
     for index, ((row, before), length, weight) in enumerate(zip(rows, lengths, weights, strict=True)):

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from distill import catalog
+from distill.cli.main import app
 from distill.curation import words
 from distill.curation.contamination import Evaluations, Item
 from distill.curation.duplicates import near_duplicates
@@ -310,6 +312,19 @@ def test_curate_leaves_what_is_new_and_keeps_the_evidence(files: Path) -> None:
     assert 0.8 <= by["near", None]["share"] < 1 and by["exact", None]["other"].startswith("train/")
     (view,) = store.rows("SELECT * EXCLUDE (run, for_example) FROM contamination WHERE evaluation = 'exam'")
     assert view == {"evaluation": "exam", "problems": 1, "items": 1, "removed": 1, "largest_share": 1.0}
+
+
+def test_the_card_tells_each_evaluation_set_that_was_looked_at_the_clean_one_too(files: Path) -> None:
+    write(files / "clean.jsonl", questions("nothing like it"))
+    teacher = "{problems: curate, teacher: embedded:teacher, sampling: {max_tokens: 4}}"
+    run(files, STAGES + "      clean: {file: clean.jsonl, form: gsm8k}\n    heldout: false\n  generate: " + teacher)
+    for choice in (["--selection", "generate"], []):
+        result = CliRunner().invoke(app, ["card", "--workspace", "run", "--json", *choice])
+        told = json.loads(result.stdout)
+        assert [(row["evaluation"], row["problems"], row["among_these"]) for row in told["overlap"]] == [
+            ("exam", 1, 0), ("clean", 0, 0),
+        ]  # fmt: skip
+        assert told["name"] == ("run, stage generate" if choice else "run")
 
 
 def test_the_order_of_the_file_does_not_change_what_is_kept(files: Path) -> None:

@@ -143,6 +143,21 @@ def test_datasets_reads_what_is_exported(store: Store, tmp_path: Path, monkeypat
     assert (rows[0]["thinking"], rows[0]["answer"], rows[0]["reference"]) == ("two and two", "4", "4")
 
 
+def test_one_store_is_always_exported_in_one_order(store: Store, tmp_path: Path) -> None:
+    for n in range(30):
+        put(store, [(ADD, trace(ADD, 100 * n + i, f"thought {i}", f"{n}"), None) for i in range(2, 42)])
+    for name in ("a", "b", "c"):
+        write.export(store, Choice(), tmp_path / f"{name}.parquet")
+    assert len({(tmp_path / f"{name}.parquet").read_bytes() for name in ("a", "b", "c")}) == 1
+
+
+def test_a_name_that_promises_another_form_is_refused(store: Store, tmp_path: Path) -> None:
+    for name in ("out.csv", "out.jsonl", "out.parquet.gz"):
+        with pytest.raises(InputError, match=rf"{name}: .*\.parquet file or a directory"):
+            write.export(store, Choice(), tmp_path / name)
+    assert write.export(store, Choice(), tmp_path / "out-v1.5") == 4
+
+
 def test_nothing_that_exists_is_overwritten_unless_it_is_an_export_and_forced(store: Store, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()

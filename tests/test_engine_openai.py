@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from chat_server import Handler, Server, cut, malformed, reply, serving, status
+from chat_server import Handler, Server, cut, malformed, reply, serving, status, streamed
 
 from distill import generation
 from distill.engines import openai, pacing
@@ -117,6 +117,16 @@ def test_thinking_is_read_under_both_names_and_put_in_tags(server: Server) -> No
     assert made["key of no thinking"].thinking_tokens == 0
     assert made["key of no usage"].tokens == 4
     assert sum("estimated" in note for note in notes) == 1
+
+
+def test_thinking_among_the_parts_of_a_content_is_read(server: Server) -> None:
+    """Mistral's reasoning models: the parts may be nested, and a stream's pieces are lists or text."""
+    inner = [{"type": "text", "text": "2 "}, {"type": "text", "text": "+ 2"}]
+    parts: Any = [{"type": "thinking", "thinking": inner}, {"type": "text", "text": "4"}]
+    pieces = [{"content": [{"type": "thinking", "thinking": [part]}]} for part in inner] + [{"content": "4"}]
+    server.scripts = {"whole": [reply(parts)], "stream": [streamed(*pieces)]}
+    said = sample(server, ["whole", "stream"])
+    assert {c.text for c in said.values()} == {"<think>\n2 + 2\n</think>\n\n4"}
 
 
 def test_finish_reasons_are_outcomes_of_their_own(server: Server) -> None:
@@ -233,19 +243,6 @@ def test_keys_are_asked_for_before_anything_is_sent(monkeypatch: pytest.MonkeyPa
     with pytest.raises(InputError, match="characters") as caught:
         opened("https://api.example.com/v1")
     assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"base_url": "api.example.com"},
-        {"base_url": "https://me:pw@example.com"},
-        {"base_url": "https://example.com", "max_cost": 1.0},
-    ],
-)
-def test_wrong_options_are_one_clear_line(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
-        openai.open(Model("m", "m"), OpenAIOptions(key_from="TEST_KEY", **options), print)
 
 
 def test_a_slash_at_the_end_does_not_pay_for_everything_again() -> None:

@@ -293,3 +293,12 @@ def test_speculation_is_greedily_the_same(engine: VllmEngine) -> None:
     for logprobs, expected in zip(seen["logprobs"], seen["by transformers"], strict=True):
         assert logprobs == pytest.approx(expected, abs=2e-3)
     assert "draws wrong samples with speculative decoding" in seen["refused"]
+
+
+@needs_vllm
+@needs_teacher
+def test_responses_of_many_pieces_may_be_more_than_are_asked_for_ahead() -> None:
+    """Each response with a budget asks for the log-probabilities of what was put in, place by place, at its end."""
+    wanted = requests(8, budget=ThinkingBudget(most=5), temperature=0.7)
+    with vllm_engine(MODEL, engine_args={"max_num_seqs": 2}) as engine:
+        drawn(engine, wanted)

@@ -29,6 +29,7 @@ from pipeline.workspace import Workspace
 
 class TextSettings(Settings):
     file: Annotated[str, File()]
+    also: Annotated[str | None, File()] = None
     limit: int | None = None
 
 
@@ -172,6 +173,12 @@ def test_edited_input_file_is_found_by_content(project: Path) -> None:
     Path("input.txt").write_text("bandana bread")
     assert plans(load())["text"] == ("will run", ("content of file[0] changed",))
     assert run(load()) == ["text", "a", "b"]  # same sum digest is not recomputed from other counts
+
+
+def test_what_is_read_no_more_did_not_change(project: Path) -> None:
+    run(load(YAML.replace("{file: input.txt}", "{file: input.txt, also: input.txt}")))
+    _, reasons = plans(load(YAML))["text"]
+    assert "also[0] is read no more" in reasons and not [reason for reason in reasons if "content of" in reason]
 
 
 def test_a_lost_artifact_is_made_again(project: Path) -> None:

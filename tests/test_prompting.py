@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,12 @@ def test_everything_that_is_asked_is_in_the_key_and_what_changes_nothing_is_not(
     assert key_by(None, budget=ThinkingBudget(9, extension="Hm")) == key_by(None, budget=ThinkingBudget(9))
 
 
+def test_boxed_does_not_ask_again_for_what_the_problem_asks_for_itself() -> None:
+    asks = replace(PROBLEM, prompt=contents(ask_by("boxed")(PROBLEM))[-1][1])
+    assert contents(ask_by("boxed")(asks))[-1][1].count("\\boxed{}") == 1
+    assert key_by("boxed", asks) == key_by(None, asks)
+
+
 def test_problems_that_a_template_makes_alike_keep_traces_of_their_own() -> None:
     other = Problem("x/2", "What is 3 + 3?", "6", "math", "x")
     alike = {"template": "Tell me of {{ source }}."}
@@ -129,6 +136,8 @@ stages:
         ("thinking: {budget: 512}", "512 tokens of thinking leave no room for the answer in sampling.max_tokens 512"),
         ("thinking: {budget: 5, least: 6}", "least 6 is more than the budget of 5"),
         ("thinking: {budget: 5, closing: stop}", "must hold </think>"),
+        ("seed: 9223372036854775808", "stages.generate.seed: should be less than"),
+        ("sampling: {max_tokens: 2147483648}", "sampling.max_tokens: should be less than"),
         ("truncated: continue", "truncated: continue and continue_tokens"),
         ("continue_tokens: 900", "truncated: continue and continue_tokens"),
         ("truncated: continue\n    continue_tokens: 512", "continue_tokens must rise from sampling.max_tokens, 512"),

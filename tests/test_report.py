@@ -325,7 +325,16 @@ def test_the_page_is_whole_and_stands_alone(page: str) -> None:
     assert len(ids) == len(set(ids))
     assert not {"script", "link", "img", "iframe"} & set(found.tags)
     assert not found.values("src") and not found.values("href") and "url(" not in page and "http:" not in page
-    for wanted in ("h-accuracy", "h-funnel", "h-curve-1", "h-curve-2", "h-controls", "h-families", "h-lengths"):
+    for wanted in (
+        "h-accuracy",
+        "h-funnel",
+        "h-curve-1",
+        "h-curve-2",
+        "h-controls",
+        "h-families",
+        "h-samples",
+        "h-lengths",
+    ):
         assert wanted in ids
     assert {"h-examples", "h-stages", "h-again"} <= set(ids)
 
@@ -335,7 +344,7 @@ def test_plots_are_told_to_those_who_do_not_see_them(page: str, report: dict[str
     assert len(plots) == page.count('<svg class="plot') > 10
     for title, about in plots:
         assert re.search(f'<title id="{title}">[^<]+</title><desc id="{about}">[^<]+</desc>', page)
-    assert page.count("as a table</summary>") == 8
+    assert page.count("as a table</summary>") == 10
     for label in report["models"]:
         assert page.count(f"{100 * report[label]['pass_at_1']:.1f}%") >= 2  # in the plot and in the table
 

@@ -258,11 +258,13 @@ def test_plan_says_it_in_words(here: Path) -> None:
     from distill.cli.main import app
 
     run(here)
-    said = CliRunner().invoke(app, ["plan", "--pipeline", "p.yaml", "--set", "generate.samples=2"])
+    asked = ["generate.samples=2", "generate.engine.max_cost=1000.5", "generate.engine.max_total_tokens=99999"]
+    said = CliRunner().invoke(app, ["plan", "--pipeline", "p.yaml", *(f"--set={one}" for one in asked)])
     text = " ".join(said.output.split())
     assert re.search(
         r"20 of 40 traces left, about 800 tokens \(at most 2,000\), about 8\.128 to pay \(at most 21\.\d+\)", text
     ), text
+    assert re.search(r"the cap leaves 9\d\d\.\d+, the cap leaves 9\d,\d+ tokens", text), "what matters most is cut off"
 
 
 def test_a_store_of_an_older_distill_is_planned_on(here: Path, tmp_path: Path) -> None:

@@ -49,14 +49,6 @@ class Known:
 
 
 def _outcomes(store: Store, wishes: Iterable[Judgement]) -> dict[str, Outcome]:
-    import pyarrow as pa
-
     wanted = [key for wish in wishes for key in (wish.key, keys.failed_key(wish.key))]
-    if not wanted:
-        return {}
-    with store.reading() as connection:
-        connection.register("wanted", pa.table({"verdict_key": pa.array(wanted, pa.string())}))
-        rows = connection.execute(
-            "SELECT verdict_key, outcome FROM verdicts SEMI JOIN wanted USING (verdict_key)"
-        ).fetchall()
-    return {key: Outcome(outcome) for key, outcome in rows}
+    sql = "SELECT verdict_key, outcome FROM verdicts SEMI JOIN wanted USING (verdict_key)"
+    return {row["verdict_key"]: Outcome(row["outcome"]) for row in store.among("verdict_key", wanted, sql)}

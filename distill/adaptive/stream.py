@@ -102,10 +102,11 @@ class Stream:
     def _judged(self, place: Place, wish: Judgement, found: Verdict | BaseException) -> None:
         """In any thread. What fails here must not fail silently, as it would in a future's callback."""
         with self._lock:
-            if self._over or self._failure:
-                return
             try:
-                self._keep(place, wish, found)
+                if not (self._over or self._failure):
+                    self._keep(place, wish, found)
+                elif isinstance(found, Verdict):  # a judge was paid for it
+                    self._record(wish, found)
             except BaseException as error:
                 self._failure = error
                 self._feed.end()
@@ -113,11 +114,14 @@ class Stream:
     def _keep(self, place: Place, wish: Judgement, found: Verdict | BaseException) -> None:
         if isinstance(found, BaseException):
             raise found
+        self._record(wish, found)
+        self._want(self._course.judged(place, found.outcome))
+
+    def _record(self, wish: Judgement, found: Verdict) -> None:
         check_same(wish, found)
         key = kept_under(wish, found, self._known.verdicts)
         self._appender.add("verdicts", verdict_row(key, wish.trace_key, wish.problem_key, found, wish.settled))
         self.verdicts.append(key)
-        self._want(self._course.judged(place, found.outcome))
 
     def _want(self, wanted: list[Place]) -> None:
         for place in self._known.open(self._course, wanted):

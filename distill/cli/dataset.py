@@ -15,7 +15,6 @@ from distill.cli.audit import views
 from distill.cli.open import load, software, store_at
 from distill.dataset import card as cards
 from distill.dataset import choice, facts, write
-from distill.dataset.choice import Choice
 from distill.stages import import_traces
 from distill.store import Store
 from pipeline.config import mistake
@@ -27,19 +26,13 @@ from pipeline.stopping import Stopper
 from pipeline.workspace import StageContext, Workspace
 
 
-def chosen(workspace: Path, selection: str | None, asked: Mapping[str, Any]) -> Choice:
-    """The choice that a command's options make; ``selection`` is a stage's name."""
-    collection = choice.of_stage(workspace, selection).digest if selection else None
-    return Choice(collection, **asked)
-
-
 def export(
     target: Path, pipeline: Path, workspace: Path | None, selection: str | None, asked: Mapping[str, Any],
     force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     store = store_at(pipeline, workspace)
     with views(store):
-        found = chosen(store.path.parent, selection, asked)
+        found = choice.chosen_by(store.path.parent, selection, asked)
         rows = write.export(store, found, target, force, _text_of(pipeline, workspace))
     if as_json:
         print(json.dumps({"traces": rows, "target": str(target)}))
@@ -53,7 +46,7 @@ def card(
 ) -> None:  # fmt: skip
     store = store_at(pipeline, workspace)
     with views(store), store.reading() as connection:
-        found = chosen(store.path.parent, selection, asked)
+        found = choice.chosen_by(store.path.parent, selection, asked)
         if not write.choose(connection, found):
             raise InputError(f"{store.path}: holds no such trace; `distill traces stats` counts them")
         told = facts.gather(connection, found, store.path.parent, _text_of(pipeline, workspace))

@@ -14,19 +14,14 @@ from typing import Annotated
 
 import typer
 
-from distill.cli import dataset_commands
+from distill.cli import dataset_commands, traces_commands
 from distill.cli.options import (
     DEFAULT_PIPELINE,
-    FinishFilter,
+    Effort,
     Json,
     Limit,
-    ModelFilter,
-    OutcomeFilter,
     PipelineFile,
-    ProblemFilter,
-    Selection,
     Set,
-    SourceFilter,
     StageNames,
     WorkspaceOption,
     command,
@@ -50,6 +45,7 @@ traces = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(traces)
+traces_commands.add(traces)
 dataset_commands.add(app, traces)
 
 
@@ -124,11 +120,11 @@ def status(
 @app.command("list", epilog="Example: distill list verifiers")
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(help="stages, verifiers, engines, families, models or pipelines.")
+        str | None, typer.Argument(help="stages, verifiers, engines, families, forms, models or pipelines.")
     ] = None,
     json_: Json = False,
 ) -> None:
-    """List the stages, verifiers, engines, problem families, shipped models and starter pipelines."""
+    """List the stages, verifiers, engines, problem families, published forms, shipped models and starter pipelines."""
     command("listing", "list_names")(kind, json_)
 
 
@@ -165,11 +161,23 @@ def ask(
     show_thinking: Annotated[bool, typer.Option("--show-thinking", help="Print the thinking too.")] = False,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Thinking and answer together.")] = 512,
+    budget: Annotated[
+        int | None, typer.Option(min=0, help="After so many tokens of thinking it is closed and the answer asked for.")
+    ] = None,
+    effort: Annotated[
+        Effort | None, typer.Option(help="A budget by name: an eighth, a half or all of --max-tokens.")
+    ] = None,
+    force_budget: Annotated[
+        int, typer.Option(min=0, help="Thinking that ends before so many tokens is made to go on.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 0,
     json_: Json = False,
 ) -> None:
     """Talk to a student. Only the answer is shown unless the thinking is asked for."""
-    command("ask", "ask")(question, model, pipeline, workspace, show_thinking, temperature, max_tokens, seed, json_)
+    command("ask", "ask")(
+        question, model, pipeline, workspace, show_thinking, temperature, max_tokens, budget, effort, force_budget,
+        seed, json_,
+    )  # fmt: skip
 
 
 @app.command(epilog="Example: distill verify answers.jsonl --verifier math --output verdicts.jsonl")
@@ -212,91 +220,6 @@ def verify(
     reference = None if no_answer else parse_value(answer_key) if several else answer_key
     columns = AnswerColumns(response_key, reference, answer_pattern, prompt_key, thinking_key, id_key, think_opened)
     command("verify", "verify")(file, verifier, columns, output, workers, limit, on_bad_row, json_)
-
-
-@traces.command("list", epilog="Example: distill traces list --outcome incorrect --limit 5")
-def traces_list(
-    pipeline: PipelineFile = DEFAULT_PIPELINE,
-    workspace: WorkspaceOption = None,
-    selection: Selection = None,
-    outcome: OutcomeFilter = None,
-    source: SourceFilter = None,
-    model: ModelFilter = None,
-    finish: FinishFilter = None,
-    problem: ProblemFilter = None,
-    limit: Annotated[int, typer.Option(min=1, help="So many traces.")] = 20,
-    after: Annotated[
-        str | None, typer.Option("--after", help="The next page: traces that come after this one, by its key.")
-    ] = None,
-    rollouts: Annotated[bool, typer.Option("--rollouts", help="Rollouts of GRPO too.")] = False,
-    json_: Json = False,
-) -> None:
-    """List traces with their newest verdict, newest first."""
-    asked = {"outcome": outcome, "source": source, "model": model, "finish": finish, "problem": problem}
-    command("traces", "list_traces")(pipeline, workspace, selection, asked, rollouts, limit, after, json_)
-
-
-@traces.command("show", epilog="Example: distill traces show 3f9a")
-def traces_show(
-    key: Annotated[str, typer.Argument(help="A trace key or its beginning.")],
-    pipeline: PipelineFile = DEFAULT_PIPELINE,
-    workspace: WorkspaceOption = None,
-    json_: Json = False,
-) -> None:
-    """Show one trace: prompt as rendered, thinking, answer, sampling, all verdicts."""
-    command("traces", "show")(key, pipeline, workspace, json_)
-
-
-@traces.command("sql", epilog='Example: distill traces sql "SELECT outcome, count(*) FROM verdicts GROUP BY 1"')
-def traces_sql(
-    query: Annotated[str, typer.Argument(help="One SQL query; the tables are in docs/store.md.")],
-    pipeline: PipelineFile = DEFAULT_PIPELINE,
-    workspace: WorkspaceOption = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many rows; by default a table shows 1000, the rest all.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write a .csv, .jsonl or .parquet file, not to stdout.")
-    ] = None,
-    json_: Json = False,
-) -> None:
-    """Query the store. It is opened read-only; rows are printed as they come."""
-    command("traces", "sql")(query, pipeline, workspace, limit, output, json_)
-
-
-@traces.command("stats", epilog="Example: distill traces stats")
-def traces_stats(
-    pipeline: PipelineFile = DEFAULT_PIPELINE, workspace: WorkspaceOption = None, json_: Json = False
-) -> None:
-    """Count traces and tokens by model and source, and each verifier's verdicts, abstentions and failures."""
-    command("traces", "stats")(pipeline, workspace, json_)
-
-
-@traces.command("diff-verifiers", epilog="Example: distill traces diff-verifiers --a math@1 --b math@2")
-def traces_diff_verifiers(
-    a: Annotated[
-        str | None,
-        typer.Option("--a", help="A verifier: NAME, NAME@VERSION, or a spec; both left out: the two there are."),
-    ] = None,
-    b: Annotated[str | None, typer.Option("--b", help="Another verifier, or another version of it.")] = None,
-    pipeline: PipelineFile = DEFAULT_PIPELINE,
-    workspace: WorkspaceOption = None,
-    limit: Annotated[int, typer.Option(min=0, help="List so many of the traces on which they differ.")] = 20,
-    json_: Json = False,
-) -> None:
-    """Compare what two verifiers, or two versions of one, said of the same traces."""
-    command("audit", "diff_verifiers")(a, b, pipeline, workspace, limit, json_)
-
-
-@traces.command("disagreements", epilog="Example: distill traces disagreements --limit 5")
-def traces_disagreements(
-    pipeline: PipelineFile = DEFAULT_PIPELINE,
-    workspace: WorkspaceOption = None,
-    limit: Annotated[int, typer.Option(min=1, help="So many of them.")] = 20,
-    json_: Json = False,
-) -> None:
-    """List traces that one verifier calls correct and another incorrect, or whose own check disagrees."""
-    command("audit", "disagreements")(pipeline, workspace, limit, json_)
 
 
 def main() -> None:

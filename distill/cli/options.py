@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,14 @@ StageNames = Annotated[
 ]
 
 
+class Effort(StrEnum):
+    """How long to think, by name."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+
 def command(module: str, function: str) -> Callable[..., Any]:
     """The implementation in ``distill.cli.<module>``, imported on use."""
     implementation: Callable[..., Any] = getattr(import_module(f"distill.cli.{module}"), function)
@@ -38,7 +47,8 @@ Selection = Annotated[
     ),
 ]
 OutcomeFilter = Annotated[
-    str | None, typer.Option("--outcome", help="correct, incorrect or unverifiable, by the newest verdict.")
+    str | None,
+    typer.Option("--outcome", help="correct, incorrect or unverifiable, by the stage's verdict or the newest."),
 ]
 SourceFilter = Annotated[str | None, typer.Option("--source", help="Problems of this source only.")]
 ModelFilter = Annotated[str | None, typer.Option("--model", help="Models whose identity contains this.")]

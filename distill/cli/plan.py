@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distill.cli.display import duration, number
 from distill.cli.open import load, workspace_of
-from distill.cli.table import render
+from distill.cli.table import cut, render
 from pipeline.plan import StagePlan, Status
 from pipeline.plan import plan as make_plan
 
@@ -25,7 +25,7 @@ def plan(
         for item in plans:
             print(json.dumps(_as_dict(item)))
         return
-    print(render([_row(item) for item in plans], width=130))
+    print(render([_row(item) for item in plans], width=1000))
     to_run = [item for item in plans if item.status is not Status.CACHED]
     print(f"\n{len(plans) - len(to_run)} cached, {len(to_run)} to run in {spec.workspace}" + _total(to_run))
 
@@ -37,6 +37,8 @@ FORESEEN = (
     ("seconds", "", "{}"),
 )
 """What is told of a forecast: the figure by what such calls took, the one that is an upper bound, in which words."""
+LONGEST_WHY = 130
+"""Reasons are cut, what it costs never is."""
 CAPS = {"cap_leaves": "", "cap_leaves_tokens": " tokens"}
 
 
@@ -44,7 +46,7 @@ def _row(item: StagePlan) -> dict[str, str]:
     return {
         "stage": item.spec.name,
         "status": str(item.status),
-        "why": "; ".join(item.reasons),
+        "why": cut("; ".join(item.reasons), LONGEST_WHY),
         "work": _work(item),
         "last time": duration(item.last_seconds) if item.last_seconds else "",
     }

@@ -34,7 +34,10 @@ def _cell(value: Any, width: int) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e6 else f"{value:.0f}"
-    text = "".join(c if c.isprintable() else " " for c in str(value))
+    return cut("".join(c if c.isprintable() else " " for c in str(value)), width)
+
+
+def cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 

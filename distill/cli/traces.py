@@ -13,7 +13,7 @@ from distill.cli.audit import views
 from distill.cli.open import store_at
 from distill.cli.rows_file import check_output, write_rows
 from distill.cli.table import show as show_rows
-from distill.dataset.choice import Choice, of_stage
+from distill.dataset.choice import chosen_by
 from distill.store import Store
 from pipeline.errors import InputError
 
@@ -34,14 +34,14 @@ def list_traces(
 ) -> None:  # fmt: skip
     store = store_at(pipeline, workspace)
     with views(store):
-        collection = of_stage(store.path.parent, selection).digest if selection else None
-        condition, parameters = Choice(collection, **asked, rollouts=rollouts).condition()
+        chosen = chosen_by(store.path.parent, selection, {**asked, "rollouts": rollouts})
+        traces, condition, parameters = chosen.condition()
         if after is not None:
             last = find(store, after)
             condition += " AND (created < $created OR (created = $created AND trace_key > $trace_key))"
             parameters |= {"created": last["created"], "trace_key": last["trace_key"]}
         rows = store.rows(
-            f"WITH page AS (SELECT * FROM overview WHERE {condition} ORDER BY created DESC, trace_key LIMIT $limit) "
+            f"WITH page AS (SELECT * FROM {traces} WHERE {condition} ORDER BY created DESC, trace_key LIMIT $limit) "
             "SELECT o.trace_key[:12] AS trace, o.problem_id AS problem, o.model[:24] AS model, o.outcome, "
             "o.verifier || ' ' || o.version AS verifier, o.thinking_tokens + o.answer_tokens AS tokens, o.finish, "
             "t.answer FROM page o JOIN traces t USING (trace_key) ORDER BY o.created DESC, o.trace_key",
@@ -121,8 +121,13 @@ def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> Non
             [trace["trace_key"]],
         )
     rollout = store.rows("SELECT * EXCLUDE (trace_key) FROM rollouts WHERE trace_key = ?", [trace["trace_key"]])
+    losses = store.rows(
+        "SELECT run, list(loss ORDER BY epoch) AS losses FROM trace_losses WHERE trace_key = ? GROUP BY 1 ORDER BY 1",
+        [trace["trace_key"]],
+    )
     if as_json:
-        print(json.dumps({**trace, "verdicts": verdicts, "rollout": rollout[0] if rollout else None}, default=str))
+        told = {"verdicts": verdicts, "rollout": rollout[0] if rollout else None, "losses": losses}
+        print(json.dumps({**trace, **told}, default=str))
         return
     for name, value in trace.items():
         if name not in LONG and value is not None:
@@ -135,6 +140,8 @@ def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> Non
         print(f"reference: {printable(verdict['reference'])}")
     for name, value in (rollout[0] if rollout else {}).items():
         print(f"{'rollout ' + name:<16} {value}")
+    for row in losses:
+        print(f"loss {row['run'][:12]} {', '.join(f'{loss:.4f}' for loss in row['losses'])}")
 
 
 def find(store: Store, key: str) -> dict[str, Any]:

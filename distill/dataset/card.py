@@ -84,11 +84,11 @@ def _overlap(facts: Facts) -> str:
         else "- The pipeline holds no problems out."
     )
     if facts["overlap"] is None:
-        lines.append("- Overlap with evaluation sets: not looked for, or none found.")
+        lines.append("- Overlap with evaluation sets: not looked for.")
         return "\n".join(["## Duplicates and overlap\n", *lines])
     return (
         "\n".join(["## Duplicates and overlap\n", *lines])
-        + f"\n\nOverlap with evaluation sets:\n\n{table(facts['overlap'])}"
+        + f"\n\nProblems that overlap with evaluation sets, as curation found:\n\n{table(facts['overlap'])}"
     )
 
 
@@ -108,7 +108,8 @@ def _columns() -> str:
     return (
         "## Columns\n\n`messages` is the conversation, with the thinking between `<think>` and `</think>` in the "
         "assistant's turn; `thinking` and `answer` are its parts, `prompt` the question, `reference` what the verifier "
-        "compared with. `outcome`, `score` and `verifier` are of the newest verdict. `id` is the trace's key in the "
+        "compared with. `outcome`, `score` and `verifier` are of the verdict by which the trace was selected, "
+        "elsewhere of the newest. `id` is the trace's key in the "
         "store."
     )
 

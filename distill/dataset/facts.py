@@ -28,7 +28,7 @@ def gather(connection: duckdb.DuckDBPyConnection, choice: Choice, workspace: Pat
     """The facts of the traces in the temporary table ``chosen`` (`distill.dataset.write.choose`)."""
     chain = lineage(workspace, choice.collection)
     return {
-        "name": _name(chain, workspace),
+        "name": _name(chain if choice.collection else [], workspace),
         "distill": __version__,
         "conditions": choice.words(),
         "totals": _rows(connection, TOTALS)[0],
@@ -42,7 +42,7 @@ def gather(connection: duckdb.DuckDBPyConnection, choice: Choice, workspace: Pat
         "lengths": _lengths(connection),
         "duplicates": _rows(connection, DUPLICATES)[0],
         "heldout": _rows(connection, HELDOUT)[0],
-        "overlap": _overlap(connection),
+        "overlap": _overlap(connection, chain),
         "cost": _cost(connection),
         "stages": [_stage(manifest) for manifest in chain],
         "software": {name: v for m in chain for name, v in sorted(m.software.items())},
@@ -81,7 +81,7 @@ VERIFIERS = """
     SELECT j.verifier, j.version, j.settings, count(*) FILTER (j.outcome = 'correct') AS correct,
         count(*) FILTER (j.outcome = 'incorrect') AS incorrect,
         count(*) FILTER (j.outcome = 'unverifiable') AS unverifiable
-    FROM judgements j SEMI JOIN chosen USING (trace_key) GROUP BY ALL ORDER BY ALL
+    FROM judgements j SEMI JOIN chosen USING (trace_key, problem_key) GROUP BY ALL ORDER BY ALL
 """
 DUPLICATES = """
     WITH texts AS (SELECT md5(thinking || chr(31) || answer) AS text FROM traces SEMI JOIN chosen USING (trace_key))
@@ -141,17 +141,23 @@ def _lengths(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     return found
 
 
-def _overlap(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]] | None:
-    """What curation has found of overlap with evaluation sets, and how much of it is among the chosen; None where
-    nothing was looked for."""
+def _overlap(connection: duckdb.DuckDBPyConnection, chain: list[Manifest]) -> list[dict[str, Any]] | None:
+    """Of each evaluation set, how many problems curation found to overlap with it and how many of these are among
+    the chosen; none is an answer too. None where nothing was looked for."""
+    curations = {m.fingerprint: m for m in chain if m.identity.kind in ("curate", "curate-traces")}
     if "curation" not in _tables(connection):
         return None
     rows = _rows(
         connection,
         "SELECT evaluation, count(DISTINCT problem_key) AS problems, "
         "count(DISTINCT problem_key) FILTER (problem_key IN (SELECT problem_key FROM chosen)) AS among_these, "
-        "max(share) AS largest_share FROM curation WHERE kind = 'evaluation' GROUP BY ALL ORDER BY ALL",
+        "max(share) AS largest_share FROM curation WHERE kind = 'evaluation' AND ($runs = [] OR run IN $runs) "
+        "GROUP BY ALL ORDER BY ALL",
+        {"runs": list(curations)},
     )
+    found = {row["evaluation"] for row in rows}
+    clean = sorted({name for m in curations.values() for name in m.identity.settings["against"]} - found)
+    rows += [{"evaluation": name, "problems": 0, "among_these": 0, "largest_share": None} for name in clean]
     return rows or None
 
 

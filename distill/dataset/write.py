@@ -29,6 +29,8 @@ ROWS_A_FILE = 100_000
 BATCH = 5_000
 MEMORY = "512MB"
 """Of DuckDB for an export or a card; what does not fit goes to a temporary file."""
+OTHER_FORMS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".gz", ".zip", ".arrow", ".md", ".txt")
+"""A directory of such a name would be no help to anybody."""
 CARD, DATA = "README.md", "data"
 
 ROWS = """
@@ -60,6 +62,8 @@ def export(store: Store, choice: Choice, target: Path, force: bool = False, pipe
 
 
 def check_target(target: Path, force: bool) -> None:
+    if target.suffix.lower() in OTHER_FORMS:
+        raise InputError(f"{target}: an export is a .parquet file or a directory; `traces sql --output` writes others")
     if not (target.exists() or target.is_symlink()):
         return
     if not force:
@@ -91,11 +95,11 @@ def choose(connection: duckdb.DuckDBPyConnection, choice: Choice) -> int:
     """Make the temporary table ``chosen``; returns its rows. Before this an `InputError` of the condition."""
     import duckdb
 
-    condition, parameters = choice.condition()
+    traces, condition, parameters = choice.condition()
     connection.execute(f"SET memory_limit = '{MEMORY}'")
     try:
         connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE chosen AS SELECT * FROM overview WHERE {condition}", parameters
+            f"CREATE OR REPLACE TEMP TABLE chosen AS SELECT * FROM {traces} WHERE {condition}", parameters
         )
     except duckdb.Error as error:
         if not choice.where:
@@ -148,7 +152,8 @@ def _tables(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
 
     schema = row_schema()
     # Joins as they are written: the texts stream past what is known of them, and are never what is held.
-    connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
+    # By one thread, so that the rows of one store are always in one order; it is Python that takes the time.
+    connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'; SET threads = 1")
     for batch in batches(connection, ROWS, BATCH):
         names = ("system", "prompt", "thinking", "answer", "closed")
         turns = [messages(*said) for said in zip(*(batch[name].to_pylist() for name in names), strict=True)]

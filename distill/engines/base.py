@@ -36,7 +36,7 @@ class Engine(Protocol):
     """The name it is registered under in `distill.catalog` ("transformers", "vllm", "openai")."""
 
     model: str
-    """Identity of the weights: `distill.keys.model_identity`; part of every trace key."""
+    """Identity of the weights (`distill.modelspec`); part of every trace key."""
 
     batch_invariant: bool
     """True where a sample is equal to the last bit whatever else is in flight."""
@@ -58,8 +58,9 @@ class Engine(Protocol):
 
 
 def wanted_now(requests: Iterator[Request | None], most: int) -> list[Request]:
-    """The next requests, up to ``most``; fewer at the end, and where nothing more is wanted just now."""
-    return list(takewhile(lambda request: request is not None, islice(requests, most)))  # type: ignore[arg-type]
+    """The next requests, up to ``most`` (none where that is below 1: an engine may hold more than it asks for); fewer
+    at the end, and where nothing more is wanted just now."""
+    return list(takewhile(lambda request: request is not None, islice(requests, max(most, 0))))  # type: ignore[arg-type]
 
 
 def response_of(completion: Completion) -> Response:

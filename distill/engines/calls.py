@@ -127,6 +127,11 @@ class CallLog:
         if self._segment:
             self._handed[key] = time.monotonic()
 
+    def handed_back(self, keys: Iterable[str]) -> None:
+        """Nothing durable came of these: the next run is to find them."""
+        for key in keys:
+            self._handed.pop(key, None)
+
     def close(self) -> None:
         """What was handed out is durable by now. What was not stays for the next run."""
         if self._segment is None:

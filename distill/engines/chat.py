@@ -17,6 +17,7 @@ from distill.engines import dialects
 from distill.engines.base import seed_of
 from distill.engines.dialects import Dialect, is_open
 from distill.engines.prices import NOTHING, Bill, Prices
+from distill.letters import whole_letters
 from distill.thinking import CLOSE, OPEN, estimate_tokens, join_thinking, split_thinking
 from distill.types import Completion, Finish, Request
 
@@ -57,7 +58,7 @@ def body(
         "temperature": sampling.temperature,
     }
     if sampling.temperature > 0:
-        content["seed"] = seed_of(request)
+        content[dialect.seed_field] = seed_of(request)
         if sampling.top_p < 1:
             content["top_p"] = sampling.top_p
         if sampling.top_k:
@@ -91,6 +92,7 @@ def reply_of(request: Request, data: Any, prices: Prices, seconds: float) -> Rep
     """What a reply (parsed JSON) says; `Malformed` where it is none. Counts that it does not tell are estimated,
     and its cost then is the most that it can be."""
     message, reason = _choice(data)
+    message = in_fields(message)
     thinking = _text(message, "reasoning") or _text(message, "reasoning_content")
     answer, refusal = _text(message, "content"), _text(message, "refusal")
     finish = FINISHES.get(reason, Finish.STOP)
@@ -101,12 +103,12 @@ def reply_of(request: Request, data: Any, prices: Prices, seconds: float) -> Rep
         cost = prices.most(request).cost
         bill = Bill(_prompt_estimate(request), 0, estimate_tokens(thinking + answer), cost)
         return Reply(thinking, answer, finish, bill, None, seconds)
-    bill = prices.bill(
-        _count(usage, "prompt_tokens", _prompt_estimate(request)),
-        _count(usage, "completion_tokens", estimate_tokens(thinking + answer)),
-        _cached(usage),
-    )
-    return Reply(thinking, answer, finish, bill, _reported(usage), seconds)
+    prompt = _count(usage, "prompt_tokens", _prompt_estimate(request))
+    told = _reported(usage)
+    tokens = _count(usage, "completion_tokens", estimate_tokens(thinking + answer))
+    # xAI and some of Gemini's proxies leave the thinking out of these, and bill it: then the total is larger.
+    tokens = max(tokens, _count(usage, "total_tokens", 0) - prompt, told or 0)
+    return Reply(thinking, answer, finish, prices.bill(prompt, tokens, _cached(usage)), told, seconds)
 
 
 def completion(request: Request, parts: Sequence[tuple[str, Reply]]) -> Completion:
@@ -147,6 +149,11 @@ def joined(begun: str, reply: Reply) -> str:
 def refused(request: Request) -> Reply:
     """The outcome where a content filter refused to take the prompt at all."""
     return Reply("", "", Finish.REFUSED, NOTHING)
+
+
+def hides_thinking(reply: Reply) -> bool:
+    """Whether the endpoint thinks, and bills it, without a word of it in the reply."""
+    return bool(reply.thinking_tokens) and not reply.thinking and OPEN not in reply.answer
 
 
 def estimates_thinking(reply: Reply) -> bool:
@@ -227,13 +234,20 @@ def _text(message: Mapping[str, Any], field: str) -> str:
     return whole_letters(value or "")
 
 
-def whole_letters(text: str) -> str:
-    """A text that can be stored: JSON may hold halves of letters (lone surrogates), whole ones in two pieces."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+def in_fields(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message, or a piece of one, whose content is a list of parts (Mistral's), with text in their place and the
+    thinking among them in its own field."""
+    parts = message.get("content")
+    if not isinstance(parts, list):
+        return message
+    found = {"thinking": "", "text": ""}
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in found:
+            raise Malformed(f"the reply has a part of type {kind}; text and thinking can be read")
+        said = part.get(kind)
+        found[kind] += in_fields({"content": said})["content"] if isinstance(said, list) else _text(part, kind)
+    return {**message, "content": found["text"], "reasoning": _text(message, "reasoning") + found["thinking"]}
 
 
 def _count(data: Mapping[str, Any], field: str, otherwise: int) -> int:

@@ -12,8 +12,9 @@ from typing import Any
 
 from distill.engines.options import OpenAIOptions
 from distill.thinking import OPEN, split_thinking
-from distill.types import Request
+from distill.types import Request, ThinkingBudget
 from pipeline.errors import InputError
+from pipeline.stage import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,10 @@ class Dialect:
     budget_body: Mapping[str, Any] = field(default_factory=dict)
     base_url: str = ""
     """The only address that takes a begun response, where there is one."""
+    seed_field: str = "seed"
+    counts_when_asked: bool = True
+    """A stream ends with token counts if ``stream_options`` ask for them; else it does so by itself, and refuses the
+    field."""
 
 
 DIALECTS: Mapping[str, Dialect] = {
@@ -39,14 +44,14 @@ DIALECTS: Mapping[str, Dialect] = {
     "deepseek": Dialect(
         prefix={"prefix": True}, thinking_field="reasoning_content", base_url="https://api.deepseek.com/beta"
     ),
-    "mistral": Dialect(prefix={"prefix": True}),
+    "mistral": Dialect(prefix={"prefix": True}, seed_field="random_seed", counts_when_asked=False),
     "llama.cpp": Dialect(budget=("thinking_budget_tokens",)),
     "openrouter": Dialect(budget=("reasoning", "max_tokens")),
     "dashscope": Dialect(prefix={"partial": True}, budget=("thinking_budget",), budget_body={"enable_thinking": True}),
 }
 
 OURS = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p",
-        "top_k", "seed", "n", "continue_final_message", "add_generation_prompt"}  # fmt: skip
+        "top_k", "seed", "random_seed", "n", "continue_final_message", "add_generation_prompt"}  # fmt: skip
 """Fields of a call that settings of their own decide."""
 
 
@@ -71,26 +76,48 @@ def can_go_on(options: OpenAIOptions) -> str | None:
     return f"an openai engine can go on with a cut response only where engine.dialect says how ({able})"
 
 
-def check_request(request: Request, options: OpenAIOptions) -> None:
-    """`InputError` for what cannot be asked of this server, before anything is sent."""
-    dialect, budget = DIALECTS[options.dialect], request.budget
-    capable = ", ".join(name for name, known in DIALECTS.items() if known.prefix is not None)
+def no_budget(budget: ThinkingBudget | None, options: OpenAIOptions) -> str | None:
+    """Why this server cannot keep to a thinking budget, or None; known when the YAML is read."""
+    dialect = DIALECTS[options.dialect]
     if budget and budget.least:
-        raise InputError(
-            f"{options.base_url}: an endpoint cannot be made to think for at least {budget.least} tokens; leave "
-            "the least of the thinking budget out, or use the transformers engine"
+        return (
+            f"an endpoint cannot be made to think for at least {budget.least} tokens; leave the least of the thinking "
+            "budget out, or use the transformers engine"
         )
     if budget and budget.most is not None and not dialect.budget and dialect.prefix is None:
         able = ", ".join(name for name, known in DIALECTS.items() if known.budget or known.prefix is not None)
-        raise InputError(
-            f"{options.base_url}: dialect {options.dialect} knows no thinking budget; say which server it is "
-            f"(engine.dialect: {able}), or leave the budget out"
+        return (
+            f"dialect {options.dialect} knows no thinking budget; say which server it is (engine.dialect: {able}), "
+            "or leave the budget out"
         )
-    if request.prefix and dialect.prefix is None:
-        raise InputError(
-            f"{options.base_url}: dialect {options.dialect} cannot go on with a begun response; say which server "
-            f"it is (engine.dialect: {capable}), or leave the beginning out"
-        )
+    return None
+
+
+def no_beginning(options: OpenAIOptions) -> str | None:
+    """Why this server cannot go on with a response that is begun for it, or None."""
+    if DIALECTS[options.dialect].prefix is not None:
+        return None
+    able = ", ".join(name for name, known in DIALECTS.items() if known.prefix is not None)
+    return (
+        f"dialect {options.dialect} cannot go on with a begun response; say which server it is "
+        f"(engine.dialect: {able}), or leave the beginning out"
+    )
+
+
+def check_wished(engine: Settings, budget: ThinkingBudget | None, begun: bool) -> None:
+    """ValueError where a stage's settings ask an endpoint for what it cannot do."""
+    if isinstance(engine, OpenAIOptions):
+        if why := no_budget(budget, engine):
+            raise ValueError(f"thinking: {why}")
+        if begun and (why := no_beginning(engine)):
+            raise ValueError(f"prompting.prefill: {why}")
+
+
+def check_request(request: Request, options: OpenAIOptions) -> None:
+    """`InputError` for what cannot be asked of this server, before anything is sent."""
+    dialect = DIALECTS[options.dialect]
+    if why := no_budget(request.budget, options) or (no_beginning(options) if request.prefix else None):
+        raise InputError(f"{options.base_url}: {why}")
     if request.prefix and dialect.thinking_field and is_open(request.prefix):
         raise InputError(
             f"{options.base_url}: dialect {options.dialect} cannot go on inside the thinking; close it with </think>"

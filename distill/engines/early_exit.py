@@ -9,18 +9,33 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from distill.engines import chat
+from distill.engines import chat, prices
 from distill.engines.chat import Reply
 from distill.engines.dialects import Dialect, is_open
 from distill.thinking import OPEN, estimate_tokens, split_thinking
 from distill.types import Finish, Request
 
 
+def may_take_two(request: Request, dialect: Dialect) -> bool:
+    """Whether the response may take two calls: its thinking is bounded, by us, and may go on."""
+    bounded = request.budget and request.budget.most is not None and not dialect.budget
+    return bool(bounded) and not (request.prefix and not is_open(request.prefix))
+
+
+def most_prompt_tokens(request: Request, dialect: Dialect) -> int:
+    """The most tokens that the prompts of its calls can have: a second one is sent what the first has made."""
+    once = prices.most_prompt_tokens(request)
+    if not may_take_two(request, dialect):
+        return once
+    assert request.budget and request.budget.most is not None
+    closing = len(request.budget.closing.encode(errors="replace")) + prices.TEMPLATE_TOKENS
+    return once + once + request.budget.most + closing
+
+
 def first(request: Request, dialect: Dialect) -> Request:
     """The first call, often the only one. Its ``max_tokens`` are what the call may add to what is given."""
     budget = request.budget
-    bounded = budget and budget.most is not None and not dialect.budget
-    if not bounded or (request.prefix and not is_open(request.prefix)):
+    if not may_take_two(request, dialect):
         return _adding(request, _room(request))
     assert budget and budget.most is not None
     left = budget.most - estimate_tokens(split_thinking(request.prefix).thinking)

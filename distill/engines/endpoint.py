@@ -70,15 +70,9 @@ class Progress:
 
 
 def checked_key(options: OpenAIOptions, note: Callable[[str], None]) -> str:
-    """The key, from the environment. `InputError` for an address that is none, a missing key, or one that cannot be."""
+    """The key, from the environment. `InputError` for a missing key, or one that cannot be."""
     parts = urlsplit(options.base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"base_url {options.base_url!r}: expected http(s)://host/path")
-    if parts.username or parts.password or parts.query:
-        raise InputError(
-            f"base_url (host {parts.hostname}): must hold no user, password or query; key_from is for keys"
-        )
-    local = is_loopback(parts.hostname)
+    local = is_loopback(parts.hostname or "")
     key = os.environ.get(options.key_from, "").strip()
     if not key and not local:
         raise InputError(f"{options.base_url}: needs a key; put it into the environment variable {options.key_from}")
@@ -178,7 +172,9 @@ class Endpoint:
         options = self._options
         body = chat.body(request, self._model, self._dialect, self._limit_field, options.extra_body)
         if options.stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
+            body |= {"stream": True}
+            if self._dialect.counts_when_asked:
+                body |= {"stream_options": {"include_usage": True}}
         silence, connect = options.timeout, min(CONNECT_SECONDS, options.timeout)
         return httpx2.Request(
             "POST", self._place, headers=self._headers, content=json.dumps(body).encode(),

@@ -2,7 +2,8 @@
 
 A step over small rows is as much calling as computing, and a model has four norms a layer. Which norm is
 which nobody asks: a norm is replaced if, with random weights, it gives what `torch.nn.functional.rms_norm`
-gives, to the last bit; all others (Gemma's adds one to its weight) stay. Used by `distill.engines.weights`.
+gives, to the last bit; all others (Gemma's adds one to its weight) stay. Used by `distill.engines.weights`
+and, for training, by `distill.training.lean`.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ PROBES = 64
 
 def shorten_norms(model: nn.Module) -> int:
     """Replace what can be in ``model``, a private copy; how many were."""
-    replaced = 0
-    for module in model.modules():
-        epsilon = _epsilon(module) if type(module).__name__.endswith("RMSNorm") else None
-        if epsilon is not None and _is_plain(module, epsilon):
-            module.forward = _plain(module, epsilon)
-            replaced += 1
-    return replaced
+    found = plain_norms(model)
+    for module, epsilon in found.items():
+        module.forward = _plain(module, epsilon)
+    return len(found)
+
+
+def plain_norms(model: nn.Module) -> dict[Any, float]:
+    """The RMS norms of ``model`` that are no more than that, each with its epsilon."""
+    named = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
+    candidates = [(module, epsilon) for module in named if (epsilon := _epsilon(module)) is not None]
+    return {module: epsilon for module, epsilon in candidates if _is_plain(module, epsilon)}
 
 
 def _epsilon(module: Any) -> float | None:

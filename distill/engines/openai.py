@@ -49,10 +49,8 @@ Results = SimpleQueue[Completion | None]
 def open(model: Model, options: OpenAIOptions, note: Note, calls: Callable[[], CallLog] | None = None) -> OpenAIEngine:
     """The model called ``model.source`` at ``options.base_url``. Nothing is sent yet.
 
-    Raises `InputError` for an address that is none, and for a key that is missing or cannot be one.
+    Raises `InputError` for a key that is missing or cannot be one.
     """
-    if options.max_cost is not None and not (options.price_input or options.price_output):
-        raise InputError("max_cost needs price_input and price_output (per million tokens) to reckon with")
     check_options(options)
     endpoint = Endpoint(model.source, options, checked_key(options, note))
     return OpenAIEngine(model, options, endpoint, note, calls() if calls else CallLog())
@@ -79,7 +77,7 @@ class OpenAIEngine:
         self._failure: BaseException | None = None
         self._news = asyncio.Event()
         """Set when requests may be had again (`distill.engines.feed`)."""
-        self._estimating = False
+        self._estimating = self._hides = False
         self._answers = self._retries = 0
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
@@ -115,6 +113,10 @@ class OpenAIEngine:
                 requests.listen()
             run.cancel()
             self._note(self._account(made))
+
+    def hand_back(self, keys: Iterable[str]) -> None:
+        """Completions of which nothing was made, as votes without a verdict: the next run gets them for nothing."""
+        self._calls.handed_back(keys)
 
     def close(self) -> None:
         """Drop what is in flight and end the thread. What was handed out is durable by now."""
@@ -236,6 +238,7 @@ class OpenAIEngine:
                     bill = call.bill
                 self._usual.add(bill.total_tokens)
                 self._answers += 1
+                self._hides = self._hides or chat.hides_thinking(reply)
                 seconds = reply.seconds
                 pace = seconds / max(bill.tokens, 1) if progress.first is None else progress.first
                 return reply
@@ -258,7 +261,9 @@ class OpenAIEngine:
             self._calls.end(call, Outcome.LOST, bill, time.monotonic() - begun)
             raise
         except asyncio.CancelledError:
-            self._calls.end(call, Outcome.ENDED, self._endpoint.so_far(request, progress), time.monotonic() - begun)
+            # Where thinking is hidden, what has come does not tell what was made.
+            bill = call.bill if self._hides else self._endpoint.so_far(request, progress)
+            self._calls.end(call, Outcome.ENDED, bill, time.monotonic() - begun)
             raise
         except Exception:
             self._calls.end(call, Outcome.LOST, NOTHING, time.monotonic() - begun)

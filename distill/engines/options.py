@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
@@ -65,11 +67,31 @@ Money = Annotated[Decimal, BeforeValidator(_exact), Field(allow_inf_nan=False)]
 Price = Annotated[Money, Field(ge=0), AfterValidator(_fine)]
 
 
+def _address(url: str) -> str:
+    """``http(s)://host/path`` without a slash at its end. What is refused is not repeated: it may hold a password."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected http(s)://host/path")
+    if parts.username or parts.password or parts.query:
+        raise ValueError(f"(host {parts.hostname}) must hold no user, password or query; key_from is for keys")
+    return url.rstrip("/")
+
+
+def _variable(name: str) -> str:
+    """What may be the key itself is not repeated."""
+    if not re.fullmatch("[A-Z_][A-Z0-9_]*", name):
+        raise ValueError(
+            "expected the name of an environment variable, in capitals (DEEPSEEK_API_KEY); the key itself belongs "
+            "into that variable and nowhere else"
+        )
+    return name
+
+
 class OpenAIOptions(Settings):
     """Any OpenAI-compatible endpoint; ``teacher`` is then the model's name there."""
 
     kind: Literal["openai"] = "openai"
-    base_url: Annotated[str, AfterValidator(lambda url: url.rstrip("/"))]
+    base_url: Annotated[str, AfterValidator(_address)]
     """Part of every trace's key, so a slash at its end must not make another endpoint of it."""
     dialect: Annotated[
         Literal["openai", "vllm", "sglang", "deepseek", "mistral", "llama.cpp", "openrouter", "dashscope"],
@@ -78,7 +100,7 @@ class OpenAIOptions(Settings):
     """Which server it is: how a begun response and a thinking budget are asked for."""
     extra_body: Annotated[dict[str, Any], Field(default_factory=dict)]
     """More fields for each call (`reasoning_effort: high`); they change the answers, so they are part of the keys."""
-    key_from: Annotated[str, Operational()] = "OPENAI_API_KEY"
+    key_from: Annotated[str, Operational(), AfterValidator(_variable)] = "OPENAI_API_KEY"
     """The environment variable that holds the key; the key itself is written nowhere."""
     concurrency: Annotated[int, Operational(), Field(ge=1)] = 16
     """At most so many calls at a time: it begins with a few, and takes back where the endpoint has too much."""
@@ -102,14 +124,25 @@ class OpenAIOptions(Settings):
     max_total_tokens: Annotated[int | None, Operational(), Field(gt=0)] = None
     """The same in tokens, of prompts and responses together."""
 
+    @model_validator(mode="after")
+    def _can_be_reckoned(self) -> OpenAIOptions:
+        if self.max_cost is not None and not (self.price_input or self.price_output):
+            raise ValueError("max_cost needs price_input and price_output (per million tokens) to reckon with")
+        return self
+
+
+Tokens = Annotated[int, Field(ge=1, lt=2**31)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""What a row of the store can hold: told before anything is paid for."""
+
 
 class SamplingSettings(Settings):
     """How to sample; ``max_tokens`` counts thinking and answer together."""
 
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
-    max_tokens: Annotated[int, Field(ge=1)] = 512
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    max_tokens: Tokens = 512
 
     def sampling(self, seed: int) -> Sampling:
         return Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, seed)

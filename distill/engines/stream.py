@@ -78,7 +78,7 @@ class Stream:
         delta = choice.get("delta")
         if not isinstance(delta, dict):
             return
-        for name, text in delta.items():
+        for name, text in chat.in_fields(delta).items():
             if name in TEXTS and text:
                 if not isinstance(text, str):
                     raise chat.Malformed(f"the reply's {name} is not text")

@@ -51,10 +51,9 @@ class InferenceCopy:
         base = layer.get_base_layer()
         if not isinstance(base, nn.Linear) or not hasattr(layer, "get_delta_weight") or layer.lora_variant:
             raise InputError(f"only plain LoRA on linear layers can be sampled from, not {type(layer).__name__}")
-        plain = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
-        plain.weight, plain.bias = _own(folded(layer)), base.bias
-        self._owned.append((plain.weight, layer))
-        return plain
+        linear = plain(layer, _own(folded(layer)))
+        self._owned.append((linear.weight, layer))
+        return linear
 
     def _own_trained(self) -> None:
         """Give the copy its own memory for parameters that the trainer changes in place."""
@@ -66,6 +65,14 @@ class InferenceCopy:
                         owned[id(parameter)] = _own(parameter)
                         self._owned.append((owned[id(parameter)], parameter))
                     setattr(module, name, owned[id(parameter)])
+
+
+def plain(layer: Any, weight: Tensor) -> nn.Linear:
+    """A linear layer of this ``weight``, with the bias of a layer with an adapter."""
+    base = layer.get_base_layer()
+    linear = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+    linear.weight, linear.bias = nn.Parameter(weight, requires_grad=False), base.bias
+    return linear
 
 
 @torch.no_grad()

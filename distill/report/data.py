@@ -16,6 +16,7 @@ and further what the evaluate stage says of it (``greedy``, ``truncated``, ``by_
     headline  the story in one sentence
     models    the labels, in the order of the evaluate stage
     sampling  how they were sampled
+    protocol  a name for how was measured: scores may be compared where it is the same
     paired    differences on the same problems: along the story, and controls against its first student
     funnel    from generated to kept, by reason of rejection, with the ``cost`` where an endpoint was paid; null
               without a selection. Its ``bias`` tells how much easier the kept traces are than what was asked
@@ -51,7 +52,19 @@ from pipeline.errors import InputError
 from pipeline.manifest import Manifest
 
 RESERVED = frozenset(
-    ("headline", "models", "sampling", "paired", "funnel", "curves", "lengths", "examples", "stages", "software")
+    {
+        "headline",
+        "models",
+        "sampling",
+        "protocol",
+        "paired",
+        "funnel",
+        "curves",
+        "lengths",
+        "examples",
+        "stages",
+        "software",
+    }
 )
 CURVE_POINTS = 300
 LENGTH_BINS = 24
@@ -93,6 +106,7 @@ def gather(sources: Sources) -> Report:
         "models": labels,
         "headline": words.headline([subjects[label] for label in story]) or words.plain_headline(subjects),
         "sampling": {**settings["sampling"], "samples": settings["samples"], "split": settings["split"]},
+        "protocol": evaluation.figures["protocol"],
         "paired": _paired(store, evaluation.digest, _pairs(subjects, story)) or evaluation.figures["paired"],
         "funnel": _funnel(store, sources.selection[1]) if sources.selection else None,
         "curves": {

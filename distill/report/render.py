@@ -39,6 +39,8 @@ METRICS = {
 }
 """The curves that are drawn, in this order; the rest is in the JSON. Losses and rewards are drawn large."""
 LARGE = ("loss", "reward")
+STRATEGIES = {"majority": "Most frequent answer of k samples", "pass": "Any of k samples right"}
+"""Ways to spend several samples on a problem, as `distill.scoring.by_samples` computes them."""
 
 
 def render(report: Report) -> str:
@@ -69,6 +71,7 @@ def render(report: Report) -> str:
         bias=_bias(report["funnel"]),
         curves=_curves(report["curves"], subjects, colours),
         families=families,
+        by_samples=_by_samples(subjects, colours),
         lengths=lengths,
         length_labels=length_labels,
         accuracy_rows=rows.accuracy(subjects),
@@ -76,6 +79,8 @@ def render(report: Report) -> str:
         funnel_rows=rows.funnel(report["funnel"]),
         bias_rows=rows.bias(report["funnel"]),
         family_rows=rows.families(families, report["models"]),
+        sample_rows=rows.by_samples(subjects),
+        third_rows=rows.by_length(subjects),
         length_rows=rows.lengths(report, length_labels),
         longest_stage=max((stage["seconds"] for stage in report["stages"]), default=0) or 1,
     )
@@ -223,6 +228,26 @@ def _family(
     about = "; ".join(map(_describe, whole))
     drawn = svg.slopes(f"family-{index}", f"{source}: share solved by difficulty", visible(about), levels, lines)
     return {"source": source, "levels": levels, "scores": scores, "svg": Markup(drawn)}
+
+
+def _by_samples(subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One panel a strategy: accuracy against the number of samples; none where there is one sample a problem."""
+    counts = sorted({point["samples"] for subject in subjects for point in subject["by_samples"]})
+    return [_strategy(name, counts, subjects, colours) for name in STRATEGIES] if counts else []
+
+
+def _strategy(
+    name: str, counts: Sequence[int], subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]
+) -> dict[str, Any]:
+    lines = []
+    for subject in subjects:
+        found = [(float(counts.index(point["samples"])), point[name]) for point in subject["by_samples"]]
+        places = [(i, score["accuracy"]) for i, score in found]
+        intervals = [tuple(score["ci95"]) for _, score in found]
+        lines.append(svg.Line(visible(subject["label"]), places, colours[subject["label"]], intervals))
+    about = "; ".join(f"{line.label}: {percent(line.points[-1][1])}" for line in lines if line.points)
+    drawn = svg.slopes(f"samples-{name}", STRATEGIES[name], about, list(map(str, counts)), lines)
+    return {"title": STRATEGIES[name], "svg": Markup(drawn)}
 
 
 def _by_difficulty(subject: Mapping[str, Any], source: str) -> dict[str, Mapping[str, Any]]:

@@ -22,6 +22,7 @@ def accuracy(subjects: Sequence[Mapping[str, Any]]) -> Rows:
             interval(s["ci95"]),
             percent(s["greedy"]) if "greedy" in s else "",
             f"{s['tokens_per_answer']:.1f}",
+            f"{s['tokens_per_correct']:,.1f}" if s["tokens_per_correct"] else "none right",
             percent(s["truncated"]),
             duration(s["seconds"]) if s["seconds"] else "",
         ]
@@ -69,6 +70,26 @@ def families(panels: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Rows
 
 def _share(score: Mapping[str, Any] | None) -> str:
     return f"{percent(score['pass_at_1'])} ({interval(score['ci95'])})" if score else ""
+
+
+def by_samples(subjects: Sequence[Mapping[str, Any]]) -> Rows:
+    """One row a model and number of samples."""
+    return [
+        [visible(s["label"]), f"{at['samples']}", f"{at['tokens']:,.0f}", _bought(at["majority"]), _bought(at["pass"])]
+        for s in subjects
+        for at in s["by_samples"]
+    ]
+
+
+def _bought(score: Mapping[str, Any]) -> str:
+    return f"{percent(score['accuracy'])} ({interval(score['ci95'])})"
+
+
+def by_length(subjects: Sequence[Mapping[str, Any]]) -> Rows:
+    """One row a model; none where there are too few samples a problem."""
+    return [
+        [visible(s["label"]), *(_share(third) for third in s["by_length"].values())] for s in subjects if s["by_length"]
+    ]
 
 
 def lengths(report: Report, labels: Sequence[str]) -> Rows:

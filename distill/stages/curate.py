@@ -166,24 +166,20 @@ def _evaluation_set(name: str, source: Source, seed: int, context: Context) -> l
 
 
 def _texts(store: Store, keys: Sequence[str]) -> list[str]:
-    import pyarrow as pa
-
-    with store.reading() as connection:
-        connection.register("wanted", pa.table({"problem_key": pa.array(list(keys), pa.string())}))
-        found = dict(
-            connection.execute(
-                "SELECT problem_key, prompt FROM problems SEMI JOIN wanted USING (problem_key)"
-            ).fetchall()
-        )
+    rows = store.among(
+        "problem_key", keys, "SELECT problem_key, prompt FROM problems SEMI JOIN wanted USING (problem_key)"
+    )
+    found = {row["problem_key"]: row["prompt"] for row in rows}
     return [found[key] for key in keys]
 
 
 def _evidence(store: Store, run: str, found: Sequence[Overlap]) -> list[Row]:
     """The rows of `curation`, sorted by problem."""
     others = sorted({overlap.other for overlap in found if isinstance(overlap.other, str)})
-    named = store.rows(
-        "SELECT problem_key, problem_id, origin FROM problems WHERE problem_key IN (SELECT unnest($keys))",
-        {"keys": others},
+    named = store.among(
+        "problem_key",
+        others,
+        "SELECT problem_key, problem_id, origin FROM problems SEMI JOIN wanted USING (problem_key)",
     )
     name_of = {row["problem_key"]: (row["problem_id"], row["origin"]) for row in named}
     rows = []

@@ -6,20 +6,20 @@ again, and every score can be traced to its texts.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from statistics import fmean
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill import engines, modelspec, verification
+from distill import engines, modelspec, scoring, verification
+from distill.engines import dialects
 from distill.engines.options import (
     EngineOptions,
     SamplingSettings,
+    Seed,
     Thinking,
     TransformersOptions,
     check_model,
@@ -29,12 +29,15 @@ from distill.generation import Wanted, make_traces, wanted
 from distill.prompting import Ask, Prompting, plainly
 from distill.spending import Spending
 from distill.stages.common import VerifierSpec, ask_of, members_present, store_of
-from distill.statistics import Estimate, clustered_mean, paired_difference, pass_at_k
-from distill.store.records import Row, problems, record_members
+from distill.statistics import Estimate, clustered_mean, paired_difference
+from distill.store.records import problems, record_members
 from distill.types import Problem
-from pipeline.fingerprint import FileHashes
+from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
+
+PROTOCOL = ("sampling", "samples", "prompting", "thinking", "verifier", "split")
+"""The settings that make a score what it is, beside the problems and the versions of their verifiers."""
 
 
 class EvaluateSettings(Settings):
@@ -54,13 +57,15 @@ class EvaluateSettings(Settings):
     """Who judges; by default each problem's own."""
     split: Literal["train", "heldout"] = "heldout"
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _can_be_had(self) -> EvaluateSettings:
         for name in self.models.values():
             check_model(name, self.engine)
         check_thinking(self.thinking, self.sampling)
+        budget = self.thinking.thinking_budget() if self.thinking else None
+        dialects.check_wished(self.engine, budget, begun=bool(self.prompting and self.prompting.prefill))
         return self
 
 
@@ -87,17 +92,25 @@ def run(context: Context, settings: EvaluateSettings) -> Output:
         ]
         members += list(zip(labels, verdicts, strict=True))
         label_of = {key: name for name, key in members}
-        rows = list(verification.scores(store, verdicts))
+        rows = verification.scores(store, verdicts, answers=True)
         sampled = [row for row in rows if label_of[row["verdict_key"]] == label]
-        by_problem[label] = _scores(sampled)
-        subjects[label] = summary(sampled, settings.pass_at)
+        by_problem[label] = scoring.by_problem(sampled)
+        subjects[label] = scoring.summary(sampled, settings.pass_at)
         if greedy := [row for row in rows if label_of[row["verdict_key"]] != label]:
-            subjects[label]["greedy"] = _mean(greedy)["pass_at_1"]
+            subjects[label]["greedy"] = scoring.mean(greedy)["pass_at_1"]
         context.note(f"{label}: pass@1 {_percent(clustered_mean(by_problem[label]))}")
     digest = record_members(store, members)
     steps = _paired_steps(by_problem)
     again = verification.failed_once([key for _, key in members])
-    return Output(digest, {"members": len(members), "subjects": subjects, "paired": steps, **again})
+    figures = {"members": len(members), "protocol": protocol(context, settings), "subjects": subjects, "paired": steps}
+    return Output(digest, {**figures, **again})
+
+
+def protocol(context: Context, settings: EvaluateSettings) -> str:
+    """A name for how was measured: equal for scores that may be compared, of whatever model and day."""
+    how = settings.model_dump(mode="json", include=set(PROTOCOL))
+    verifiers = verification.versions(settings.verifier, context.inputs[settings.problems], context.hashes)
+    return content_hash({"problems": context.inputs[settings.problems].digest, "verifiers": verifiers, **how})[:12]
 
 
 def wishes_of(
@@ -110,53 +123,6 @@ def wishes_of(
     return wishes
 
 
-def summary(rows: Sequence[Row], pass_at: Sequence[int]) -> dict[str, Any]:
-    """Everything the report says of one model, from its verdict rows."""
-    by_family: dict[str, list[Row]] = defaultdict(list)
-    by_difficulty: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_family[row["source"]].append(row)
-        if row["difficulty"] is not None:
-            by_difficulty[f"{row['source']}/{row['difficulty']}"].append(row)
-    return {
-        **_mean(rows),
-        **{f"pass_at_{k}": _pass_at(rows, k) for k in pass_at if k > 1},
-        "tokens_per_answer": round(fmean(row["tokens"] for row in rows), 2),
-        "thinking_tokens_per_answer": round(fmean(row["thinking_tokens"] for row in rows), 2),
-        "problems": len({row["problem_key"] for row in rows}),
-        "samples": len(rows),
-        "truncated": round(fmean(row["finish"] == "length" for row in rows), 4),
-        **{name: n for name in ("refused", "empty") if (n := sum(row["finish"] == name for row in rows))},
-        "unverifiable": sum(row["outcome"] == "unverifiable" for row in rows),
-        "by_source": {name: _mean(part) for name, part in sorted(by_family.items())},
-        "by_difficulty": {name: _mean(part) for name, part in sorted(by_difficulty.items())},
-    }
-
-
-def _scores(rows: Sequence[Row]) -> dict[str, list[float]]:
-    """0 or 1 for each verifiable sample, by problem."""
-    by_problem: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        if row["outcome"] != "unverifiable":
-            by_problem[row["problem_key"]].append(float(row["outcome"] == "correct"))
-    return by_problem
-
-
-def _mean(rows: Sequence[Row]) -> dict[str, Any]:
-    estimate = clustered_mean(_scores(rows))
-    return {"pass_at_1": _rounded(estimate.value), "ci95": [_rounded(estimate.low), _rounded(estimate.high)]}
-
-
-def _rounded(value: float) -> float | None:
-    return None if value != value else round(value, 4)
-
-
-def _pass_at(rows: Sequence[Row], k: int) -> float | None:
-    """Mean over the problems with at least ``k`` samples that could be judged."""
-    judged = [scores for scores in _scores(rows).values() if len(scores) >= k]
-    return round(fmean(pass_at_k(len(s), round(sum(s)), k) for s in judged), 4) if judged else None
-
-
 def _percent(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.1f}% (95%: {100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
 
@@ -167,8 +133,8 @@ def _paired_steps(by_problem: Mapping[str, Mapping[str, Sequence[float]]]) -> li
     steps = []
     for before, after in pairwise(labels):
         difference = paired_difference(by_problem[before], by_problem[after])
-        interval = [_rounded(difference.low), _rounded(difference.high)]
-        steps.append({"from": before, "to": after, "difference": _rounded(difference.value), "ci95": interval})
+        interval = [scoring.rounded(difference.low), scoring.rounded(difference.high)]
+        steps.append({"from": before, "to": after, "difference": scoring.rounded(difference.value), "ci95": interval})
     return steps
 
 
@@ -217,6 +183,7 @@ def dependencies(settings: EvaluateSettings, hashes: FileHashes, upstream: Mappi
 
 STAGE = Stage(
     kind="evaluate",
+    version=2,
     about="measure each model on held-out problems, with intervals",
     settings=EvaluateSettings,
     produces="evaluation",

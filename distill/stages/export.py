@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from distill.dataset import write
 from distill.dataset.choice import Choice
 from distill.stages.common import store_of
+from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Output, Settings, Stage
 
 
@@ -16,13 +18,14 @@ class ExportSettings(Settings):
     traces: Annotated[str, Input(accepts=("selection", "verdicts", "traces"))]
     """Of a selection, what it kept."""
     outcome: Literal["correct", "incorrect", "unverifiable"] | None = None
-    """By the newest verdict of each trace."""
+    """By the verdicts that the selection was made by, or the stage made; of traces, by the newest of each."""
     where: str | None = None
     """A condition in SQL over the view `overview`."""
 
 
 def run(context: Context, settings: ExportSettings) -> Output:
-    choice = Choice(context.inputs[settings.traces].digest, settings.outcome, where=settings.where, rollouts=True)
+    record = context.inputs[settings.traces]
+    choice = Choice.of(record, outcome=settings.outcome, where=settings.where, rollouts=True)
     built = context.work / "artifact"
     shutil.rmtree(built, ignore_errors=True)
     with store_of(context).snapshot() as still:
@@ -36,6 +39,12 @@ def forecast(context: Context, settings: ExportSettings, expected: Mapping[str, 
     return Forecast("traces", found.get("kept", found.get("traces", found.get("members"))))
 
 
+def dependencies(settings: ExportSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> dict[str, str]:
+    """The record of what is exported: equal traces may come of other problems, licences and verifiers, which the
+    rows and the card tell."""
+    return {f"record of {settings.traces}": upstream[settings.traces].fingerprint}
+
+
 STAGE = Stage(
     kind="export",
     about="write traces as a data set for others, with its card",
@@ -43,4 +52,5 @@ STAGE = Stage(
     produces="dataset",
     run=run,
     forecast=forecast,
+    dependencies=dependencies,
 )

@@ -18,7 +18,9 @@ from distill.engines.options import (
     EngineOptions,
     OpenAIOptions,
     SamplingSettings,
+    Seed,
     Thinking,
+    Tokens,
     TransformersOptions,
     check_model,
     check_thinking,
@@ -53,15 +55,17 @@ class GenerateSettings(Settings):
     truncated: Annotated[Literal["keep", "drop", "continue"], Field(exclude_if=lambda value: value == "keep")] = "keep"
     """What becomes of a response cut at `sampling.max_tokens`: kept among the others, left out of them, or gone
     on with from the cut."""
-    continue_tokens: Annotated[int | list[int] | None, Field(exclude_if=lambda value: value is None)] = None
+    continue_tokens: Annotated[Tokens | list[Tokens] | None, Field(exclude_if=lambda value: value is None)] = None
     """The larger limit up to which `continue` goes on; of several, rising, each goes on from the one before."""
     split: Literal["train", "heldout"] = "train"
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _can_be_had(self) -> GenerateSettings:
         check_model(self.teacher, self.engine)
         check_thinking(self.thinking, self.sampling)
+        budget = self.thinking.thinking_budget() if self.thinking else None
+        dialects.check_wished(self.engine, budget, begun=bool(self.prompting and self.prompting.prefill))
         if (self.truncated == "continue") != bool(self.limits):
             raise ValueError("truncated: continue and continue_tokens (the larger limit) need each other")
         if self.limits and isinstance(self.engine, OpenAIOptions) and (why := dialects.can_go_on(self.engine)):
@@ -128,6 +132,12 @@ def _totals(store: Store, collection: str) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value or name not in ("refused", "empty", "continued")}
 
 
+def refuse(settings: GenerateSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
+    if settings.problems in figures and not figures[settings.problems].get(settings.split):
+        return f"{settings.problems} holds no {settings.split} problem to answer"
+    return None
+
+
 def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
     upstream = context.inputs.get(settings.problems)
     figures: dict[str, Any] = {}
@@ -190,6 +200,7 @@ STAGE = Stage(
     run=run,
     forecast=forecast,
     dependencies=dependencies,
+    refuse=refuse,
     check=judged_as_now,
     again=verification.judged_again,
 )

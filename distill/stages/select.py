@@ -80,8 +80,18 @@ def run(context: Context, settings: SelectSettings) -> Output:
     figures: dict[str, Any] = {"members": len(rows), "kept": kept, "rejected": dict(sorted(rejected.items()))}
     if kept:
         figures["bias"] = difficulty.bias(rows, [reason is None for reason in reasons])
+        figures["verifiers"] = _verifiers(store, digest)
         context.note(f"{context.name}: {figures['bias']['says']}")
     return Output(digest, figures)
+
+
+def _verifiers(store: Store, digest: str) -> list[str]:
+    """Those of the problems whose traces are kept, for stages that judge the student on them."""
+    sql = (
+        "SELECT DISTINCT p.verifier FROM members m JOIN traces t ON m.row_key = t.trace_key "
+        "JOIN problems p USING (prompt_key) WHERE m.collection = ? AND m.label = 'kept' ORDER BY 1"
+    )
+    return [row["verifier"] for row in store.rows(sql, [digest])]
 
 
 def _candidates(store: Store, collection: str) -> list[Row]:

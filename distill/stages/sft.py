@@ -1,58 +1,79 @@
-"""sft: fine-tune a student on the selected traces, through LoRA or whole."""
+"""sft: fine-tune a student on the selected traces, through LoRA or whole.
+
+Traces that are too long are dropped and told, never cut; training may be watched on held-out problems
+(`heldout`) and then ends with the best weights; each trace's loss goes into the store; and before anything is
+published, the student has to show that its answers end (`stop_test`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill import modelspec
-from distill.modelspec import ModelName
+from distill import modelspec, verification
 from distill.prompting import Ask, Prompting, asking
+from distill.randomness import permutation
+from distill.spending import Spending
 from distill.stages.common import store_of
-from distill.stages.student import publish
-from distill.store.records import Row, kept, problem_of
-from pipeline.errors import PipelineError
-from pipeline.fingerprint import FileHashes
+from distill.stages.student import StudentSettings, load_student, publish
+from distill.store.records import Row, kept, problem_of, record_losses
+from distill.types import Problem, Sampling
+from distill.verifiers import VerifierPool
+from pipeline.errors import InputError, PipelineError
+from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
-from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
+from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage, later
 
 if TYPE_CHECKING:
     from distill.training.batching import Example
+    from distill.training.early_stopping import Heldout
+    from distill.training.learner import Learner
     from distill.training.loop import TrainSettings
 
 ABOUT = "A student fine-tuned on a teacher's verified reasoning traces."
+STOP_PROMPTS = 32
+"""Training prompts that the stop test samples answers to."""
+MUCH_DROPPED = 0.03
+"""So large a share of over-long examples is warned of: what is left out is the longest reasoning."""
 
 
-class LoraSettings(Settings):
-    rank: Annotated[int, Field(ge=1)] = 32
-    alpha: Annotated[float, Field(gt=0)] = 32.0
+class HeldoutSettings(Settings):
+    """Traces of some problems are not learned from, and tell when to stop; the best weights are kept."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Of the problems: all traces of one are on the same side, and problems of one structure too."""
+    every: Annotated[int, Field(ge=1)] = 50
+    """Optimizer steps from one measurement to the next; there is one at the end too."""
+    patience: Annotated[int | None, Field(ge=1)] = 3
+    """After so many measurements without a better one training ends; `null`: never, and the best is kept."""
+    measure: Literal["loss", "pass_at_1"] = "loss"
+    """What is to get better: the loss of the held-out traces, or also sampled: the share of the held-out problems
+    solved (greedily, by each problem's own verifier)."""
 
 
-class SftSettings(Settings):
+class SftSettings(StudentSettings):
     data: Annotated[str, Input(accepts=("selection",))]
-    student: ModelName
-    """The model to start from."""
-    lora: LoraSettings | None = LoraSettings()
-    """``null`` trains all weights."""
     prompting: Prompting = None
     """How the student is asked (`system`, `template`), here as later in use; by default as the problem stands,
     however its teacher was asked."""
     thinking: bool = True
     """False is the control: the answers alone are learned, without the reasoning."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    """By default from the model's hidden size (5e-5 for all weights and ten times that for LoRA, at 2,000)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
     batch_size: Annotated[int, Field(ge=1)] = 16
     epochs: Annotated[int, Field(ge=1)] = 1
     max_tokens: Annotated[int, Field(ge=1)] = 4096
     """Longer examples are dropped and counted, never cut."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    micro_batch_tokens: Annotated[int, Operational(), Field(ge=1)] = 4096
-    threads: Annotated[int, Operational(), Field(ge=0)] = 0
-    """0 takes all cores. Weights are equal to the last bit for an equal number."""
-    seed: int = 0
+    heldout: HeldoutSettings | None = later()
+    """Early stopping."""
+    stop_test: Annotated[float | None, Operational(), Field(gt=0, le=1)] = 0.75
+    """The share of sampled training prompts whose answer must end by itself, within the longest training answer,
+    for the student to be published; `null`: no test."""
 
     @model_validator(mode="after")
     def _learns(self) -> SftSettings:
@@ -61,44 +82,163 @@ class SftSettings(Settings):
         return self
 
 
+Lesson = tuple[Row, "Example"]
+"""A selected trace with its problem, and what is learned of it."""
+
+
 def run(context: Context, settings: SftSettings) -> Output:
-    from distill.training import student
-    from distill.training.batching import fitting
     from distill.training.loop import train
-    from distill.training.lora import add_lora
     from distill.training.metrics import Recorder
 
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
-    network, tokenizer = student.load(start)
+    network, tokenizer = load_student(settings, start)
+    rate = _learning_rate(context, settings, network)
+    ask = asking(settings.prompting, key=f"{context.name}.prompting")
+    lessons, dropped = _lessons(context, settings, tokenizer, ask)
+    taught, held = _split(settings, lessons)
+    limit = max(example.supervised for _, example in taught)
+    with (
+        Recorder(store_of(context), context, ("loss", "heldout_loss", "learning_rate")) as recorder,
+        _watch(context, settings, network, tokenizer, held, ask, limit) as heldout,
+    ):
+        result = train(
+            network, [example for _, example in taught], _how(settings, rate), checkpoints=context.work / "checkpoints",
+            stop=context.stopping, on_step=recorder, before_save=recorder.flush, heldout=heldout,
+        )  # fmt: skip
+    record_losses(store_of(context), context.fingerprint, result.losses)
+    _stop_test(context, settings, network, tokenizer, taught, ask, limit)
+    told = {} if settings.learning_rate else {"learning_rate": f"{rate} (from the model's hidden size)"}
+    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, told)
+    figures = {"examples": len(taught), "dropped": len(dropped), "steps": result.steps, "learning_rate": rate}
+    if dropped:
+        figures |= {"dropped_share": round(len(dropped) / (len(lessons) + len(dropped)), 4)}
+    if held:
+        figures |= {"heldout": len(held), "best_step": result.best_step}
+    return Output(digest, figures | {"loss": recorder.last().get("loss")})
+
+
+def _learning_rate(context: Context, settings: SftSettings, network: Any) -> float:
+    from distill.training.student import default_learning_rate
+
+    if settings.learning_rate is not None:
+        return settings.learning_rate
+    rate = default_learning_rate(network)
+    what = "LoRA" if settings.lora else "all weights"
+    context.note(f"learning_rate {rate} for {what}, from the model's hidden size of {network.config.hidden_size}")
+    return rate
+
+
+def _lessons(context: Context, settings: SftSettings, tokenizer: Any, ask: Ask) -> tuple[list[Lesson], list[str]]:
+    """What there is to learn, and the keys of the traces that are too long for it."""
+    from distill.training.batching import fitting
+
     rows = kept(store_of(context), context.inputs[settings.data].digest)
     if not rows:
         raise PipelineError(
             f"stage {context.name}: {settings.data} kept no trace to train on; `distill traces stats` shows the "
             f"verdicts, and the rules of {settings.data} (keep, max_tokens) what was rejected"
         )
-    ask = asking(settings.prompting, key=f"{context.name}.prompting")
-    examples, dropped = fitting([example_of(tokenizer, row, settings, ask) for row in rows], settings.max_tokens)
+    every = [example_of(tokenizer, row, settings, ask) for row in rows]
+    _, dropped = fitting(every, settings.max_tokens)
+    if len(dropped) == len(rows):
+        raise PipelineError(
+            f"stage {context.name}: all {len(rows)} examples are longer than {settings.max_tokens} tokens (the "
+            f"shortest has {min(map(len, every))}); raise max_tokens"
+        )
     if dropped:
-        context.note(f"dropped {len(dropped)} of {len(rows)} examples: longer than {settings.max_tokens} tokens")
-    if settings.lora:
-        network = add_lora(network, rank=settings.lora.rank, alpha=settings.lora.alpha, seed=settings.seed)
-    with Recorder(store_of(context), context, ("loss", "learning_rate")) as recorder:
-        result = train(
-            network, examples, _how(settings), checkpoints=context.work / "checkpoints",
-            stop=context.stopping, on_step=recorder, before_save=recorder.flush,
-        )  # fmt: skip
-    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings)
-    figures = {"examples": len(examples), "dropped": len(dropped), "steps": result.steps}
-    return Output(digest, figures | {"loss": recorder.last().get("loss")})
+        share = len(dropped) / len(rows)
+        warning = "; the longest reasoning is not learned: raise max_tokens" if share > MUCH_DROPPED else ""
+        context.note(
+            f"dropped {len(dropped)} of {len(rows)} examples ({share:.1%}; the first is trace {dropped[0][:12]}): "
+            f"longer than {settings.max_tokens} tokens{warning}"
+        )
+    gone = set(dropped)
+    return [lesson for lesson in zip(rows, every, strict=True) if lesson[1].key not in gone], dropped
 
 
-def _how(settings: SftSettings) -> TrainSettings:
+def _split(settings: SftSettings, lessons: list[Lesson]) -> tuple[list[Lesson], list[Lesson]]:
+    """What is learned and what is held out, by problem: all that share a structure lie on one side."""
+    if settings.heldout is None:
+        return lessons, []
+    groups = [row["structure"] or row["prompt_key"] for row, _ in lessons]
+    names = sorted(set(groups))
+    if len(names) < 2:
+        raise InputError("heldout: all examples answer one problem, so none can be held out; leave heldout away")
+    count = min(max(1, round(settings.heldout.share * len(names))), len(names) - 1)
+    held = {names[i] for i in permutation(len(names), settings.seed, "heldout")[:count]}
+    sides: tuple[list[Lesson], list[Lesson]] = ([], [])
+    for group, lesson in zip(groups, lessons, strict=True):
+        sides[group in held].append(lesson)
+    return sides
+
+
+@contextmanager
+def _watch(
+    context: Context, settings: SftSettings, network: Any, tokenizer: Any, held: list[Lesson], ask: Ask, limit: int
+) -> Iterator[Heldout | None]:  # fmt: skip
+    """How training is watched on what is held out, if anything is."""
+    from distill.training import trials
+    from distill.training.early_stopping import Heldout, heldout_loss
+
+    if settings.heldout is None:
+        yield None
+        return
+    examples, every, patience = [e for _, e in held], settings.heldout.every, settings.heldout.patience
+
+    def loss(learner: Learner) -> tuple[float, Mapping[str, float]]:
+        value = heldout_loss(learner, examples)
+        return value, {"heldout_loss": value}
+
+    if settings.heldout.measure == "loss":
+        yield Heldout(loss, every, patience)
+        return
+    problems = _problems(held)
+    asked = trials.requests(problems, ask, Sampling(0.0, max_tokens=limit, seed=settings.seed))
+    spending = Spending(store_of(context), context.name)
+    with (
+        closing(trials.open_engine(network, tokenizer)) as engine,
+        VerifierPool(1, note=context.note, hashes=context.hashes, spending=spending) as pool,
+    ):
+
+        def solved(learner: Learner) -> tuple[float, Mapping[str, float]]:
+            share = trials.pass_at_1(engine, pool, problems, asked, context.stopping)
+            return -share, {**loss(learner)[1], "heldout_pass_at_1": share}
+
+        yield Heldout(solved, every, patience)
+
+
+def _stop_test(
+    context: Context, settings: SftSettings, network: Any, tokenizer: Any, taught: list[Lesson], ask: Ask, limit: int
+) -> None:  # fmt: skip
+    """Fail where the student, asked what it was taught, does not come to an end."""
+    from distill.training import trials
+
+    if settings.stop_test is None:
+        return
+    there = list(_problems(taught).items())
+    chosen = permutation(len(there), settings.seed, "stop test")[:STOP_PROMPTS]
+    sampling = Sampling(max_tokens=limit, seed=settings.seed)
+    asked = trials.requests(dict(there[i] for i in chosen), ask, sampling)
+    cut = trials.endless(network, tokenizer, asked, context.stopping)
+    if len(asked) - cut < settings.stop_test * len(asked):
+        raise PipelineError(
+            f"stage {context.name}: the student does not end {cut} of {len(asked)} answers to training prompts within "
+            f"{limit} tokens, the longest of its training answers; train it longer (epochs, learning_rate), or lower "
+            f"stop_test ({settings.stop_test}; null turns it off): what is trained is kept"
+        )
+
+
+def _problems(lessons: list[Lesson]) -> dict[str, Problem]:
+    return {row["problem_key"]: problem_of(row) for row, _ in lessons}
+
+
+def _how(settings: SftSettings, rate: float) -> TrainSettings:
     from distill.training import student
     from distill.training.loop import TrainSettings
     from distill.training.optimizer import OptimizerSettings
 
     return TrainSettings(
-        OptimizerSettings(settings.learning_rate, schedule=settings.schedule, warmup=settings.warmup),
+        OptimizerSettings(rate, schedule=settings.schedule, warmup=settings.warmup),
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         micro_batch_tokens=settings.micro_batch_tokens,
@@ -128,7 +268,11 @@ def forecast(context: Context, settings: SftSettings, expected: Mapping[str, Map
 
 
 def dependencies(settings: SftSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
-    return modelspec.dependency(settings.student, hashes)
+    found = dict(modelspec.dependency(settings.student, hashes))
+    judged = settings.heldout and settings.heldout.measure == "pass_at_1"
+    if judged and "verifiers" in upstream[settings.data].figures:  # else it was made by an older distill
+        found["verifiers"] = content_hash(verification.versions(None, upstream[settings.data], hashes))
+    return found
 
 
 STAGE = Stage(

@@ -1,23 +1,83 @@
-"""How every stage that makes a model ends: exported, described, published."""
+"""What every stage that trains a student shares: how it is held, and how it ends: exported, described, published."""
 
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
 
 from distill.cards import write_model_card
-from pipeline.stage import Context, Settings
+from distill.modelspec import Model, ModelName
+from pipeline.stage import Context, Operational, Settings, later
+
+Precision = Literal["fp32", "bf16"]
 
 
-def publish(context: Context, network: Any, tokenizer: Any, about: str, start: str, settings: Settings) -> str:
+class LoraSettings(Settings):
+    rank: Annotated[int, Field(ge=1)] = 32
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+
+
+class StudentSettings(Settings):
+    student: ModelName
+    """The model to start from."""
+    lora: LoraSettings | None = LoraSettings()
+    """``null`` trains all weights."""
+    quantize: Literal["nf4"] | None = later()
+    """`nf4` holds the linear layers under the adapter in 4 bits (QLoRA; the extra `qlora`)."""
+    gradient_checkpointing: Annotated[bool, Operational()] = False
+    """Keeps less of the forward pass and computes it again for the backward: less memory, a third more time."""
+    precision: Precision = "fp32"
+    """`bf16` computes in half precision, over fp32 weights."""
+    export_precision: Precision = later("fp32")
+    """Of the merged model that is written. It is checked against the trained one, with that much rounding."""
+    micro_batch_tokens: Annotated[int, Operational(), Field(ge=1)] = 4096
+    threads: Annotated[int, Operational(), Field(ge=0)] = 0
+    """0 takes all cores. Weights are equal to the last bit for an equal number."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> StudentSettings:
+        if self.quantize and self.lora is None:
+            raise ValueError("quantize: weights in 4 bits cannot be trained themselves; it needs `lora`")
+        return self
+
+
+def load_student(settings: StudentSettings, start: Model, final_norm: bool = False) -> tuple[Any, Any]:
+    """(network ready to be trained, tokenizer); ``final_norm`` trains that too, beside the adapter."""
+    from distill.training import student
+
+    adapter = student.Adapter(settings.lora.rank, settings.lora.alpha, final_norm) if settings.lora else None
+    return student.load(
+        start,
+        adapter,
+        seed=settings.seed,
+        quantize=settings.quantize,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        half=settings.precision == "bf16",
+    )
+
+
+def publish(
+    context: Context,
+    network: Any,
+    tokenizer: Any,
+    about: str,
+    start: str,
+    settings: Settings,
+    told: Mapping[str, str] | None = None,
+) -> str:
     """Adapter, merged model and model card as the stage's artifact; returns its content hash.
 
-    ``start`` names the model that training began with.
+    ``start`` names the model that training began with. ``told`` is said in the card of settings that were
+    left to the stage.
     """
     from distill.training.export import MODEL, export_student
 
     built = context.work / "artifact"
     shutil.rmtree(built, ignore_errors=True)  # what an earlier attempt left
-    export_student(network, tokenizer, built)
-    write_model_card(built / MODEL, context, about, start, settings.model_dump(mode="json"))
+    export_student(network, tokenizer, built, half=getattr(settings, "export_precision", "fp32") == "bf16")
+    write_model_card(built / MODEL, context, about, start, {**settings.model_dump(mode="json"), **(told or {})})
     return context.publish(built)

@@ -138,6 +138,17 @@ def record_members(
     return collection
 
 
+def record_losses(store: Store, run: str, losses: Mapping[str, Sequence[float]]) -> None:
+    """Keep what each trace's loss was in every epoch of a run, by trace key."""
+    rows = [
+        {"run": run, "trace_key": key, "epoch": epoch, "loss": loss}
+        for key, column in losses.items()
+        for epoch, loss in enumerate(column, start=1)
+    ]
+    store.append("trace_losses", rows)
+    store.ingest()
+
+
 def problems(store: Store, collection: str, split: str | None = None) -> list[tuple[str, Problem]]:
     """(problem key, problem) of a problems stage's output, in its order. The split is the label:
     one problem may be training material in one collection and held out in another."""

@@ -28,6 +28,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "members": ("collection", "position"),
     "rollouts": ("trace_key",),
     "metrics": ("run", "step", "name"),
+    "trace_losses": ("run", "trace_key", "epoch"),
     "calls": ("call_id",),
     "curation": ("run", "position"),
 }

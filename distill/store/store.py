@@ -10,16 +10,16 @@ the shards too. Who may write is settled by the run's lock on the workspace, not
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.store import filed, schema, shards
-from pipeline.errors import Exit, InputError, PipelineError
+from distill.store import filed, opening, schema, shards
+from distill.store.opening import Busy, Damaged, first_line
+from pipeline.errors import InputError, PipelineError
 from pipeline.files import TEMPORARY, disk_errors, make_directory
 from pipeline.scratch import scratch
 
@@ -29,25 +29,9 @@ if TYPE_CHECKING:
 READER_PATIENCE = 20.0
 WRITER_PATIENCE = 120.0
 """Seconds to wait for a lock held by another process before saying who holds it."""
-LOCKED = re.compile("could not set lock on file|conflicting lock is held", re.IGNORECASE)
-DISK = re.compile("no space|read-only file|permission denied", re.IGNORECASE)
-DAMAGE = re.compile(
-    r"corrupt database file|could not read enough bytes|journal/\w+/[-\w]+\.parquet|parquet.*corrupt|zstd",
-    re.IGNORECASE | re.DOTALL,
-)
-
-
 _checked: set[tuple[Path, int]] = set()
 """Stores, as they were when written last, whose version this process has looked at: a run that finds
 everything cached opens the store a dozen times."""
-
-
-class Busy(PipelineError):
-    exit_code = Exit.AGAIN
-
-
-class Damaged(InputError):
-    """The store's file cannot be read; `Store.mend` remakes it."""
 
 
 class Store:
@@ -74,13 +58,15 @@ class Store:
 
         `Busy` where another process has the store open for longer than ``patience`` seconds.
         """
-        waiting = {table: shards.pending(self.shards, table) for table in schema.KEYS}
-        if self.path.exists() and not any(waiting.values()):
+        if self.path.exists() and not any(self._pending().values()):
             return {}
         with self._writing(patience) as connection:
-            added = {t: self._take(connection, t, paths) for t, paths in waiting.items() if paths}
+            added = {t: self._take(connection, t, paths) for t, paths in self._pending().items() if paths}
             connection.execute("CHECKPOINT")
         return added
+
+    def _pending(self) -> dict[str, list[Path]]:
+        return {table: shards.pending(self.shards, table) for table in schema.KEYS}
 
     def _take(self, connection: duckdb.DuckDBPyConnection, table: str, paths: list[Path]) -> int:
         """Bring a table's shards in, and into the journal; returns the rows added."""
@@ -165,13 +151,10 @@ class Store:
     @contextmanager
     def _writing(self, patience: float = WRITER_PATIENCE) -> Iterator[duckdb.DuckDBPyConnection]:
         make_directory(self.path.parent)
-        connection = self._open_or_rebuild(patience)
-        try:
-            _tune(connection)
+        with opening.alone(self.path, patience), closing(self._open_or_rebuild(patience)) as connection:
+            opening.tune(connection)
             schema.migrate(connection, str(self.path))
             yield connection
-        finally:
-            connection.close()
 
     def _open_or_rebuild(self, patience: float) -> duckdb.DuckDBPyConnection:
         """Open for writing. A damaged log or file is set aside, said, and remade from the journal."""
@@ -181,19 +164,19 @@ class Store:
         if not self.path.exists():
             self._rebuild()
         try:
-            return self._open(patience)
+            return opening.connect(self.path, patience)
         except duckdb.Error as error:
             if wal.exists():
                 os.replace(wal, wal.with_name(f"{wal.name}.damaged-{int(time.time())}"))
-                self._note(f"{wal}: damaged ({_first_line(error)}); set aside, nothing is lost: the shards hold it")
+                self._note(f"{wal}: damaged ({first_line(error)}); set aside, nothing is lost: the shards hold it")
                 return self._open_or_rebuild(patience)
             aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
             os.replace(self.path, aside)
             self._note(
-                f"{self.path}: damaged ({_first_line(error)}); set aside as {aside.name}, remade from the journal"
+                f"{self.path}: damaged ({first_line(error)}); set aside as {aside.name}, remade from the journal"
             )
         self._rebuild()
-        return self._open(patience)
+        return opening.connect(self.path, patience)
 
     def _rebuild(self) -> None:
         """Make the file with all that the journal holds. It gets its name when it is whole: a rebuild that
@@ -205,15 +188,15 @@ class Store:
             leftover.unlink(missing_ok=True)
         try:
             with duckdb.connect(str(temporary)) as connection:
-                self._locate(connection)
-                _tune(connection)
+                opening.locate(connection, self.path.parent)
+                opening.tune(connection)
                 schema.migrate(connection, str(self.path))
                 for table in schema.KEYS:
                     self._replay(connection, table)
                 connection.execute("CHECKPOINT")
         except duckdb.Error as error:
-            wrong = InputError if DISK.search(str(error)) else PipelineError
-            raise wrong(f"{self.path}: cannot be made: {_first_line(error)}") from None
+            wrong = InputError if opening.DISK.search(str(error)) else PipelineError
+            raise wrong(f"{self.path}: cannot be made: {first_line(error)}") from None
         os.replace(temporary, self.path)
 
     # -- reading ------------------------------------------------------------------------------
@@ -226,10 +209,10 @@ class Store:
         if not self.path.exists():
             raise InputError(f"{self.path}: there is no trace store yet; `distill run` makes one")
         try:
-            connection = self._open(READER_PATIENCE, read_only=True)
+            connection = opening.connect(self.path, READER_PATIENCE, read_only=True)
         except duckdb.Error as error:
             raise Damaged(
-                f"{self.path}: cannot be read: {_first_line(error)}; the next `distill run` remakes it from the journal"
+                f"{self.path}: cannot be read: {first_line(error)}; the next `distill run` remakes it from the journal"
             ) from None
         try:
             if (stamp := (self.path, self.path.stat().st_mtime_ns)) not in _checked:
@@ -237,10 +220,10 @@ class Store:
                 _checked.add(stamp)
             yield connection
         except duckdb.Error as error:
-            if not DAMAGE.search(str(error)):
+            if not opening.DAMAGE.search(str(error)):
                 raise
             raise Damaged(
-                f"{self.path}: damaged: {_first_line(error)}; move it away: the next `distill run` remakes it "
+                f"{self.path}: damaged: {first_line(error)}; move it away: the next `distill run` remakes it "
                 "from the journal"
             ) from None
         finally:
@@ -263,51 +246,23 @@ class Store:
     def rows(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
         """Run one query and return its rows as dicts."""
         with self.reading() as connection:
-            result = connection.execute(sql, parameters)
-            names = [column[0] for column in result.description or ()]
-            return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+            return _dicts(connection.execute(sql, parameters))
 
-    def present(self, table: str, keys: Iterable[str]) -> set[str]:
-        """Which of ``keys`` the table holds. Call `ingest` first to count what shards hold."""
+    def among(self, column: str, keys: Iterable[str], sql: str) -> list[dict[str, Any]]:
+        """As `rows`, with ``keys`` at hand as the one ``column`` of a table `wanted`. No store, no rows."""
         import pyarrow as pa
 
         if not self.path.exists():
-            return set()
-        column = schema.KEYS[table][0]
-        wanted = pa.table({"key": pa.array(list(keys), pa.string())})
+            return []
         with self.reading() as connection:
-            connection.register("wanted", wanted)
-            found = connection.execute(f"SELECT key FROM wanted SEMI JOIN {table} ON key = {column}").fetchall()
-        return {row[0] for row in found}
+            connection.register("wanted", pa.table({column: pa.array(list(keys), pa.string())}))
+            return _dicts(connection.execute(sql))
 
-    def _open(self, patience: float, read_only: bool = False) -> duckdb.DuckDBPyConnection:
-        """Connect, waiting while another process holds the file; its errors come through."""
-        import duckdb
-
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                with disk_errors(self.path):
-                    connection = duckdb.connect(
-                        str(self.path), read_only=read_only, config={"autoinstall_known_extensions": "false"}
-                    )
-                    connection.execute("SET enable_progress_bar = false")  # it would stand among the rows
-                    self._locate(connection)
-                    return connection
-            except duckdb.IOException as error:
-                if not LOCKED.search(str(error)):
-                    if DISK.search(str(error)):
-                        raise InputError(f"{self.path}: {_first_line(error)}") from None
-                    raise
-                if time.monotonic() > deadline:
-                    held = re.search(r"PID (\d+)", str(error))
-                    by = f"process {held[1]}" if held else "another process"
-                    raise Busy(f"{self.path}: held by {by}; close it there, then run this again") from None
-                time.sleep(0.05)
-
-    def _locate(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Tell the views in which directory the journal lies."""
-        connection.execute("SET VARIABLE workspace = ?", [str(self.path.parent.absolute())])
+    def present(self, table: str, keys: Iterable[str]) -> set[str]:
+        """Which of ``keys`` the table holds. Call `ingest` first to count what shards hold."""
+        column = schema.KEYS[table][0]
+        found = self.among(column, keys, f"SELECT {column} FROM wanted SEMI JOIN {table} USING ({column})")
+        return {row[column] for row in found}
 
 
 def _add(connection: duckdb.DuckDBPyConnection, table: str, paths: Sequence[Path], names: Sequence[str]) -> int:
@@ -334,6 +289,11 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, paths: Sequence[P
     return int(row[0]) if row else 0
 
 
+def _dicts(result: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    names = [column[0] for column in result.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+
 def _link(path: Path, other: Path) -> None:
     """A second name for a file, or a copy where the file system knows none."""
     try:
@@ -345,14 +305,3 @@ def _link(path: Path, other: Path) -> None:
 def _stamp(path: Path) -> tuple[int, int]:
     found = path.stat()
     return found.st_size, found.st_mtime_ns
-
-
-def _tune(connection: duckdb.DuckDBPyConnection) -> None:
-    """Checkpoints come once, at the end of an ingest, and zstd makes text five times smaller: both
-    measured, see docs/design/002-store.md."""
-    connection.execute("SET wal_autocheckpoint = '8GB'")
-    connection.execute("SET force_compression = 'zstd'")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]

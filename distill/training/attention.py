@@ -2,7 +2,8 @@
 
 A micro-batch is one row of packed tokens, so linear layers compute no padding. For attention the
 documents, sorted by length, are spread into a few right-padded rectangles, each one causal SDPA call:
-a real token never looks at padding, which lies after it. A dense block mask over the pack is slower
+a real token never looks at padding, which lies after it. A beginning that documents share is once in
+the pack and in each of their rows, where it only answers. A dense block mask over the pack is slower
 than padding on CPU, and transformers' own packed path contaminates silently unless the cache is off
 (`use_cache=False`) and no mask is given; `distill.training.forward` checks that it does not happen.
 
@@ -14,8 +15,9 @@ attention sinks are refused, not approximated.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -28,76 +30,65 @@ from pipeline.errors import InputError
 NAME = "distill_packed"
 WASTE = 1.3
 """A rectangle may hold this many times the attention area that its documents need."""
+SKIP = 3
+"""What a row sees beside its own tokens asks nothing if it is at least 1 / SKIP of the row: a mask costs, too."""
 SHORT = 256
 """Up to this width plain matrix products beat CPU SDPA in half precision (2 to 7 times, measured)."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A rectangle: ``documents`` rows of ``width`` slots, filled from packed tokens start..end.
+    """A rectangle of ``rows`` by ``width`` slots, in which packed tokens start..end attend.
 
-    ``slots`` (end - start,) says where each token goes, or is None where every slot is filled.
+    A row holds all that its document may see, from the first token on; ``tokens`` (rows * width,) says which
+    packed token lies in each slot (any, where the slot is empty: it comes after all others), or is None where
+    they lie there in order. The first ``skip`` slots of each row ask nothing; ``places`` (end - start,) says
+    where each token's answer is among the rows * (width - skip) others, or is None where they are in order.
     """
 
     start: int
     end: int
-    documents: int
+    rows: int
     width: int
-    slots: Tensor | None
+    skip: int = 0
+    tokens: Tensor | None = None
+    places: Tensor | None = None
 
 
-def blocks(lengths: Sequence[int], device: torch.device | str = "cpu") -> list[Block]:
-    """Cover documents of ascending ``lengths``, packed in this order, with few, well-filled rectangles."""
+def blocks(documents: Sequence[Sequence[range]], device: torch.device | str = "cpu") -> list[Block]:
+    """Cover documents with few, well-filled rectangles.
+
+    A document is given by the spans of packed tokens that it sees, its own last; own spans follow each other.
+    Neighbours should be of about the same length.
+    """
+    lengths = [sum(map(len, spans)) for spans in documents]
     runs: list[list[int]] = []
-    area = 0
-    for length in lengths:
-        if not runs or (len(runs[-1]) + 1) * length**2 > WASTE * (area + length**2):
+    area = widest = 0
+    for index, length in enumerate(lengths):
+        fits = runs and (len(runs[-1]) + 1) * max(widest, length) ** 2 <= WASTE * (area + length**2)
+        if not fits or (len(documents[index]) > 1) != (len(documents[index - 1]) > 1):
             runs.append([])
-            area = 0
-        runs[-1].append(length)
-        area += length**2
-    result, start = [], 0
-    for run in runs:
-        width, end = max(run), start + sum(run)
-        slots = None
-        if min(run) < width:
-            slots = torch.cat([torch.arange(n) + row * width for row, n in enumerate(run)]).to(device)
-        result.append(Block(start, end, len(run), width, slots))
-        start = end
-    return result
+            area = widest = 0
+        runs[-1].append(index)
+        area, widest = area + length**2, max(widest, length)
+    return [_block([documents[i] for i in run], max(lengths[i] for i in run), device) for run in runs]
 
 
-class _Spread(torch.autograd.Function):
-    """Rows of x to their slots in a zeroed buffer. The backward is a plain gather: slots are unique."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, slots: Tensor, size: int) -> Tensor:
-        ctx.save_for_backward(slots)
-        return x.new_zeros((size, *x.shape[1:])).index_copy_(0, slots, x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (slots,) = ctx.saved_tensors
-        return grads[0].index_select(0, slots), None, None
-
-
-class _Collect(torch.autograd.Function):
-    """The inverse of `_Spread`: read the slots back into packed rows."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, slots: Tensor) -> Tensor:
-        ctx.save_for_backward(slots)
-        ctx.size = x.shape[0]
-        return x.index_select(0, slots)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (slots,) = ctx.saved_tensors
-        return grads[0].new_zeros((ctx.size, *grads[0].shape[1:])).index_copy_(0, slots, grads[0]), None
-
-
-_spread: Callable[[Tensor, Tensor, int], Tensor] = _Spread.apply
-_collect: Callable[[Tensor, Tensor], Tensor] = _Collect.apply
+def _block(documents: Sequence[Sequence[range]], width: int, device: torch.device | str) -> Block:
+    start, end, rows = documents[0][-1].start, documents[-1][-1].stop, len(documents)
+    if end - start == rows * width:
+        return Block(start, end, rows, width)
+    seen = min(sum(map(len, spans[:-1])) for spans in documents)
+    skip = seen if SKIP * seen >= width else 0
+    tokens: list[int] = []
+    places: list[int] = []
+    for row, spans in enumerate(documents):
+        filled = list(chain.from_iterable(spans))
+        first = row * (width - skip) - skip
+        places += range(first + len(filled) - len(spans[-1]), first + len(filled))
+        tokens += filled + [start] * (width - len(filled))
+    indices = (torch.tensor(values, device=device) for values in (tokens, places))
+    return Block(start, end, rows, width, skip, *indices)
 
 
 def packed_attention(
@@ -121,40 +112,51 @@ def packed_attention(
         raise InputError(f"a document is longer than the model's sliding window of {sliding_window} tokens")
     # under autocast, norms and rotary return fp32 while the projections (value) are half precision
     q, k, v = (x.squeeze(0).transpose(0, 1).to(value.dtype) for x in (query, key, value))
-    spans = [(block, slice(block.start, block.end)) for block in documents]
-    out = [_attend(block, q[span], k[span], v[span], scaling) for block, span in spans]
+    out = [_attend(block, q, k, v, scaling) for block in documents]
     return (out[0] if len(out) == 1 else torch.cat(out)).unsqueeze(0), None
 
 
 def _attend(block: Block, q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
-    size = block.documents * block.width
+    """The answers (end - start, heads, D) to the block's tokens."""
 
-    def rectangle(x: Tensor) -> Tensor:
-        if block.slots is not None:
-            x = _spread(x, block.slots, size)
-        return x.reshape(block.documents, block.width, *x.shape[1:]).transpose(1, 2)
+    def rectangle(x: Tensor, skip: int = 0) -> Tensor:
+        if block.tokens is None:
+            x = x[block.start : block.end]
+        else:
+            x = x.index_select(0, block.tokens.view(block.rows, -1)[:, skip:].flatten())
+        return x.view(block.rows, -1, *x.shape[1:]).transpose(1, 2)
 
     attend = _products if q.device.type == "cpu" and q.element_size() == 2 and block.width <= SHORT else _sdpa
-    out = attend(rectangle(q), rectangle(k), rectangle(v), scaling)
-    flat = out.transpose(1, 2).reshape(size, out.shape[1], out.shape[3])
-    return flat if block.slots is None else _collect(flat, block.slots)
+    out = attend(rectangle(q, block.skip), rectangle(k), rectangle(v), scaling)
+    flat = out.transpose(1, 2).flatten(0, 1)
+    return flat if block.places is None else flat.index_select(0, block.places)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
-    """q (N, heads, T, D), k and v (N, kv_heads, T, D) -> (N, heads, T, D), causal; kv never repeated."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+    """q (N, heads, T, D), k and v (N, kv_heads, L, D) -> (N, heads, T, D); kv never repeated.
+
+    The queries are the last T of L positions, each of which sees those before it.
+    """
+    grouped, whole = q.shape[1] != k.shape[1], q.shape[2] == k.shape[2]
+    mask = None if whole else _causal(q, k)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=whole, scale=scaling, enable_gqa=grouped)
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
     """The same with two batched products; the heads that share a kv head fold into the query axis."""
     n, heads, width, size = q.shape
     kv_heads = k.shape[1]
-    causal = torch.full((width, width), -math.inf, dtype=q.dtype, device=q.device).triu(1)
-    mask = causal.repeat(heads // kv_heads, 1)
+    mask = _causal(q, k).repeat(heads // kv_heads, 1)
     q = q.reshape(n * kv_heads, heads // kv_heads * width, size)
-    k, v = k.reshape(n * kv_heads, width, size), v.reshape(n * kv_heads, width, v.shape[-1])
+    k, v = k.reshape(n * kv_heads, -1, size), v.reshape(n * kv_heads, -1, v.shape[-1])
     scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scaling or size**-0.5)
     return torch.bmm(scores.softmax(-1), v).reshape(n, heads, width, v.shape[-1])
+
+
+def _causal(q: Tensor, k: Tensor) -> Tensor:
+    """(T, L), -inf where a query would see a later key."""
+    asked, seen = q.shape[2], k.shape[2]
+    return q.new_full((asked, seen), -math.inf).triu(1 + seen - asked)
 
 
 AttentionInterface.register(NAME, packed_attention)

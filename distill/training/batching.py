@@ -48,6 +48,11 @@ class Example:
         return len(self.input_ids)
 
     @property
+    def prompt(self) -> tuple[int, ...]:
+        """What comes before the first token learned: rows in which it is equal may compute it once."""
+        return self.input_ids[: self.labels_mask.index(True, 1)]
+
+    @property
     def supervised(self) -> int:
         return sum(self.labels_mask[1:])
 
@@ -137,17 +142,27 @@ def _epoch(order: Order, epoch: int) -> list[list[int]]:
     return shuffled(batches, order.seed, "batches", epoch)
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int, shares: int = 1) -> list[list[int]]:
+def micro_batches(examples: Sequence[Example], max_tokens: int, shares: int = 1) -> list[list[int]]:
     """Cut rows, sorted by length, into even runs of about ``max_tokens`` (up to a row more).
 
-    There are a multiple of ``shares`` runs, to be worked on side by side, unless rows are too few. How a
-    step is cut changes no gradient beyond rounding: losses are normalised by the whole step.
+    Rows of one prompt stay together, which counts once (`distill.training.prefixes`), but where a cut falls
+    among them. There are a multiple of ``shares`` runs, to be worked on side by side, unless rows are too
+    few. How a step is cut changes no gradient beyond rounding: losses are normalised by the whole step.
     """
-    total = sum(lengths)
+    prompts = [example.prompt for example in examples]
+    longest: dict[tuple[int, ...], int] = {}
+    for prompt, example in zip(prompts, examples, strict=True):
+        longest[prompt] = max(longest.get(prompt, 0), len(example))
+    order = sorted(range(len(examples)), key=lambda row: (longest[prompts[row]], prompts[row], len(examples[row]), row))
+    costs = [len(examples[row]) for row in order]
+    for index in range(1, len(order)):
+        if prompts[order[index]] == prompts[order[index - 1]]:
+            costs[index] -= len(prompts[order[index]])
+    total = sum(costs)
     count = math.ceil(total / max_tokens / shares) * shares
     runs: list[list[int]] = [[] for _ in range(count)]
     before = 0
-    for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
-        runs[(2 * before + lengths[row]) * count // (2 * total)].append(row)  # by where its middle falls
-        before += lengths[row]
+    for row, cost in zip(order, costs, strict=True):
+        runs[(2 * before + cost) * count // (2 * total)].append(row)  # by where its middle falls
+        before += cost
     return [run for run in runs if run]

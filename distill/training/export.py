@@ -1,8 +1,9 @@
 """What training leaves behind: files that the ecosystem loads without us.
 
 ``adapter/`` (peft, safetensors) and ``model/`` (merged weights, tokenizer with chat template,
-generation config), the latter read back and compared with the model that was trained. Cards and
-lineage are the caller's; merging onto a dequantised base (QLoRA) is not done yet.
+generation config), the latter read back and compared with the model that was trained. A quantised base
+(QLoRA) is dequantised first: an adapter merged into 4 bits would be rounded away. Cards and lineage are the
+caller's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.engines.weights import folded, plain
 from distill.training.forward import causal_lm
 from pipeline.errors import PipelineError
 
@@ -33,8 +35,9 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
         return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
 
 
-def export_student(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Write ``directory/model``, and ``directory/adapter`` where there is one; the model is unchanged.
+def export_student(model: Any, tokenizer: Any, directory: Path, half: bool = False) -> None:
+    """Write ``directory/model``, in bf16 if ``half``, and ``directory/adapter`` where there is one; the model is
+    unchanged.
 
     Raises `PipelineError` where the files' logits differ from the trained model's.
     """
@@ -42,7 +45,9 @@ def export_student(model: Any, tokenizer: Any, directory: Path) -> None:
     if hasattr(model, "peft_config"):
         model.save_pretrained(directory / ADAPTER, safe_serialization=True)
         _settle(directory / ADAPTER / "adapter_config.json")
-        merged = copy.deepcopy(model).merge_and_unload()
+        merged = _merged(model)
+    if half:
+        merged = (copy.deepcopy(merged) if merged is model else merged).to(torch.bfloat16)
     generation = merged.generation_config
     generation.eos_token_id = generation.eos_token_id or tokenizer.eos_token_id
     generation.pad_token_id = tokenizer.pad_token_id if generation.pad_token_id is None else generation.pad_token_id
@@ -50,6 +55,27 @@ def export_student(model: Any, tokenizer: Any, directory: Path) -> None:
         merged.save_pretrained(directory / MODEL, safe_serialization=True)
     tokenizer.save_pretrained(directory / MODEL)
     _check(model, load_model(directory / MODEL, merged.dtype))
+
+
+def _merged(model: Any) -> Any:
+    """A plain copy with the adapter in its weights."""
+    merged = copy.deepcopy(model)
+    for name, layer in list(merged.named_modules()):
+        base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else None
+        if base is not None and hasattr(base.weight, "quant_state"):
+            merged.set_submodule(name, plain(layer, folded(layer)))
+    merged = merged.merge_and_unload()
+    if getattr(merged, "is_quantized", False):  # it is not any more: nothing may say so, in memory or in the files
+        del merged.config.quantization_config
+        for mark in (
+            "is_quantized",
+            "is_loaded_in_4bit",
+            "is_4bit_serializable",
+            "quantization_method",
+            "hf_quantizer",
+        ):
+            merged.__dict__.pop(mark, None)
+    return merged
 
 
 @contextmanager
@@ -85,7 +111,7 @@ def _settle(path: Path) -> None:
 def _check(trained: Any, loaded: Any) -> None:
     expected = _probe(trained)
     gap = ((_probe(loaded) - expected).abs().max() / expected.abs().max()).item()
-    if not gap <= _TOLERANCE[causal_lm(trained).dtype]:
+    if not gap <= max(_TOLERANCE[causal_lm(trained).dtype], _TOLERANCE[loaded.dtype]):
         raise PipelineError(f"the exported model's logits differ from the trained model's by {gap:.2g} (relative)")
 
 

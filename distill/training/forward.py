@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from distill.training import attention
-from distill.training.batching import Example
+from distill.training.batching import Example, from_tokens
+from distill.training.prefixes import Segment, segments
 from pipeline.errors import InputError
 
 CHUNK = 1 << 24
@@ -29,9 +31,9 @@ CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class Pack:
-    """Examples as one row. N tokens, L of them supervised, in the order of ``examples``.
+    """Examples as one row. N tokens are computed, L are learned, in the order of ``examples``.
 
-    ``sources`` (L,) are the positions whose hidden state predicts ``targets`` (L,).
+    ``sources`` (L,) are the places in the row whose hidden state predicts ``targets`` (L,).
     """
 
     examples: tuple[Example, ...]
@@ -43,19 +45,29 @@ class Pack:
 
 
 def pack(examples: Sequence[Example], device: torch.device | str = "cpu") -> Pack:
-    """Lay examples, shortest first, end to end with positions that restart."""
-    ordered = tuple(sorted(examples, key=len))
-    ids = torch.tensor([i for e in ordered for i in e.input_ids])
-    positions = torch.cat([torch.arange(len(e)) for e in ordered])
-    learned = torch.tensor([m for e in ordered for m in (False, *e.labels_mask[1:])])
-    where = learned.nonzero().squeeze(1)
+    """Lay the segments of examples end to end, each at the positions it has in its rows."""
+    spans: dict[Segment, range] = {}
+    end = 0
+    for segment in (found := segments(examples)):
+        spans[segment] = range(end, end := end + len(segment.ids))
+    places: list[list[int]] = [[] for _ in examples]  # where each position of an example is computed
+    for segment in sorted(found, key=lambda segment: segment.first):
+        for row in segment.rows:
+            places[row].extend(spans[segment])
+    learned = [[t for t, m in enumerate(e.labels_mask) if m and t] for e in examples]
+    sources = [where[t - 1] for where, positions in zip(places, learned, strict=True) for t in positions]
+    targets = [e.input_ids[t] for e, positions in zip(examples, learned, strict=True) for t in positions]
+    ids, positions = (
+        torch.tensor([list(chain.from_iterable(parts))], device=device)
+        for parts in ((s.ids for s in found), (range(s.first, s.last) for s in found))
+    )
     return Pack(
-        examples=ordered,
-        input_ids=ids.unsqueeze(0).to(device),
-        position_ids=positions.unsqueeze(0).to(device),
-        documents=attention.blocks([len(e) for e in ordered], device),
-        sources=(where - 1).to(device),
-        targets=ids[where].to(device),
+        examples=tuple(examples),
+        input_ids=ids,
+        position_ids=positions,
+        documents=attention.blocks([[*(spans[b] for b in s.before), spans[s]] for s in found], device),
+        sources=torch.tensor(sources, device=device),
+        targets=torch.tensor(targets, device=device),
     )
 
 
@@ -65,7 +77,8 @@ def causal_lm(model: Any) -> Any:
 
 
 @contextmanager
-def _packed(config: Any) -> Iterator[None]:
+def packed(config: Any) -> Iterator[None]:
+    """Within this context a model with this ``config`` attends to packed rows."""
     before = config._attn_implementation
     config._attn_implementation = attention.NAME
     try:
@@ -77,7 +90,7 @@ def _packed(config: Any) -> Iterator[None]:
 def states(model: Any, batch: Pack) -> Tensor:
     """Hidden states (L, D), before the output head, from which the supervised tokens are predicted."""
     causal = causal_lm(model)
-    with _packed(causal.config):
+    with packed(causal.config):
         hidden = causal.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -108,13 +121,15 @@ def check_packing(model: Any) -> None:
     """Raise unless a packed pass equals the model's own pass over each document alone."""
     device = next(model.parameters()).device
     vocabulary = causal_lm(model).get_output_embeddings().weight.shape[0]
-    probes = [Example(str(n), tuple((7 * i + n) % vocabulary for i in range(n)), (True,) * n) for n in (5, 9, 9)]
-    ours = torch.split(logprobs(model, pack(probes, device)), [len(p) - 1 for p in probes])
+    rows = [[(7 * i + n) % vocabulary for i in range(n)] for n in (5, 9, 9, 6)]
+    probes = [from_tokens("alone", row[:1], row[1:]) for row in rows]
+    probes += [from_tokens("sharing", rows[1], row) for row in rows]
+    ours = torch.split(logprobs(model, pack(probes, device)), [p.supervised for p in probes])
     exact = causal_lm(model).dtype == torch.float32
     for probe, got in zip(probes, ours, strict=True):
         ids = torch.tensor([probe.input_ids], device=device)
         alone = model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-        gap = (alone.gather(1, ids[0, 1:, None]).squeeze(1) - got).abs().max().item()
+        gap = (alone.gather(1, ids[0, 1:, None]).squeeze(1)[-len(got) :] - got).abs().max().item()
         if not gap < (1e-3 if exact else 0.3):
             raise InputError(
                 f"{type(causal_lm(model)).__name__} cannot be trained on packed rows: log-probabilities differ by "

@@ -22,7 +22,7 @@ from torch.utils import deterministic
 from distill.training import checkpoint
 from distill.training.batching import Example, micro_batches
 from distill.training.forward import Pack, logprobs, pack
-from distill.training.lora import folded
+from distill.training.lean import lean
 from distill.training.optimizer import Optimizer, OptimizerSettings
 from distill.training.replicas import Replica, share
 from pipeline.errors import Stopped
@@ -120,9 +120,9 @@ class Learner:
             replica.close()
         self._replicas.clear()
 
-    def cut(self, lengths: Sequence[int]) -> list[list[int]]:
-        """The micro-batches (indices) that rows of these lengths are trained in."""
-        return micro_batches(lengths, self.settings.micro_batch_tokens, 1 + len(self._replicas))
+    def cut(self, examples: Sequence[Example]) -> list[list[int]]:
+        """The micro-batches (indices) that these rows are trained in."""
+        return micro_batches(examples, self.settings.micro_batch_tokens, 1 + len(self._replicas))
 
     def gradients(
         self, rows: Sequence[Row], objective: Objective, *, temperature: float = 1.0, reference: bool = False
@@ -137,7 +137,7 @@ class Learner:
     def _share(
         self, rows: Sequence[Row], objective: Objective | None, temperature: float, reference: bool
     ) -> list[Scored]:
-        cut = self.cut([len(row.example) for row in rows])
+        cut = self.cut([row.example for row in rows])
         shares = [cut[i :: 1 + len(self._replicas)] for i in range(1 + len(self._replicas))]
         tasks = [
             _Task([[rows[i] for i in run] for run in share], objective, temperature, reference) for share in shares
@@ -153,7 +153,7 @@ class Learner:
         """Forward and backward over a share of the micro-batches, in this process."""
         scored = []
         for run in task.runs:
-            batch = pack([row.example for row in run], self.device)  # keeps the order: a run ascends in length
+            batch = pack([row.example for row in run], self.device)
             streams = {
                 name: torch.tensor([value for row in run for value in row.streams[name]], device=self.device)
                 for name in run[0].streams
@@ -262,14 +262,14 @@ def learning(
 
 @contextmanager
 def prepared(model: Any, threads: int) -> Iterator[None]:
-    """Training mode, folded LoRA, a fixed number of threads, deterministic kernels; undone afterwards."""
+    """Training mode, lean layers, a fixed number of threads, deterministic kernels; undone afterwards."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), model.training
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (a costly debugging aid)
     model.train()
     try:
-        with folded(model):
+        with lean(model):
             yield
     finally:
         torch.set_num_threads(before[0])

@@ -2,7 +2,8 @@
 
 `train` knows examples, settings and callbacks; it has never heard of stages, YAML or the store.
 Everything a step does is a function of (settings, examples, step) and of the weights and moments, so
-a checkpoint is just these, and a resumed run on CPU ends with weights equal to the last bit.
+a checkpoint is just these, and a resumed run on CPU ends with weights equal to the last bit. With held-out
+data (`distill.training.early_stopping`) it also holds the best weights so far, which are those a run ends with.
 What is shared with GRPO is `distill.training.learner`.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from distill.training.batching import Example, Order
+from distill.training.early_stopping import Best, Heldout
 from distill.training.forward import check_packing, logprobs
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, Measure, Row, learning, nothing, run_identity
 from pipeline.errors import InputError
@@ -42,6 +44,7 @@ class StepMetrics:
     """After update ``step`` (from 1) of ``total``. ``loss`` is the mean over supervised tokens, nats.
 
     ``tokens`` are all real tokens of the step, prompts included; ``grad_norm`` is before clipping.
+    ``heldout_loss`` and ``heldout_pass_at_1`` are of the weights after the update, NaN where not measured.
     """
 
     step: int
@@ -51,18 +54,22 @@ class StepMetrics:
     grad_norm: float
     learning_rate: float
     seconds: float
+    heldout_loss: float = math.nan
+    heldout_pass_at_1: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """``losses`` holds each example's mean loss in the last epoch, seen before the update it took part in.
+    """``losses`` holds each example's mean loss in every epoch, seen before the update it took part in.
 
-    Empty for a batch source. ``resumed_at`` is the number of steps found done.
+    Empty for a batch source. ``steps`` were made, ``resumed_at`` of them found done; the weights are those
+    after ``best_step``.
     """
 
     steps: int
     resumed_at: int
-    losses: dict[str, float]
+    losses: dict[str, list[float]]
+    best_step: int
 
 
 def train(
@@ -74,15 +81,16 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[StepMetrics], None] = lambda metrics: None,
     before_save: BeforeSave = nothing,
+    heldout: Heldout | None = None,
     measure: Measure = logprobs,
 ) -> TrainResult:
     """Fit the trainable parameters of ``model`` in place, going on from ``checkpoints`` if there are any.
 
     ``checkpoints`` belongs to this one run: the same model, examples and settings. ``on_step`` may see
     a step again after a resume, with the same numbers; ``before_save`` is called ahead of each checkpoint,
-    after which steps are not seen again. ``measure`` stands in for the log-probabilities whose weighed mean is
-    maximised (`distill.training.divergence`). Raises `Stopped` after checkpointing when
-    ``stop()`` turns true.
+    after which steps are not seen again. With ``heldout`` the model ends with the weights that were best by it.
+    ``measure`` stands in for the log-probabilities whose weighed mean is maximised
+    (`distill.training.divergence`). Raises `Stopped` after checkpointing when ``stop()`` turns true.
     """
     order = None if callable(examples) else _order(examples, settings)
     total = settings.steps or (order.steps_per_epoch * settings.epochs if order else 0)
@@ -90,20 +98,33 @@ def train(
         raise InputError("a batch source has no end of its own: give `steps`")
     run = run_identity(settings, () if callable(examples) else examples)
     with learning(model, settings, total, checkpoints, run, before_save, measure) as learner:
-        losses = learner.resume().get("losses", torch.full((0 if callable(examples) else len(examples),), math.nan))
-        resumed_at = learner.done
+        found = learner.resume()
+        losses = found.get("trace_losses", _unseen(order, total))
+        best, resumed_at = Best(heldout, learner, found), learner.done
         if resumed_at < total:
             check_packing(model)
-        while learner.done < total:
+        while learner.done < total and not best.over:
             rows = order(learner.done) if order else []
             batch = examples(learner.done) if callable(examples) else [examples[i] for i in rows]
+            epoch = learner.done // order.steps_per_epoch if order else 0
             metrics, means = _step(learner, batch)
             if rows:
-                losses[rows] = torch.tensor(means)
-            on_step(metrics)
-            learner.save_if_due({"losses": losses}, stop)
-    named = {} if callable(examples) else {e.key: loss for e, loss in zip(examples, losses.tolist(), strict=True)}
-    return TrainResult(total, resumed_at, {key: loss for key, loss in named.items() if not math.isnan(loss)})
+                losses[epoch, rows] = torch.tensor(means)
+            on_step(replace(metrics, **best.look()))
+            learner.save_if_due({"trace_losses": losses, **best.state()}, stop)
+        if best.over:
+            learner.save({"trace_losses": losses, **best.state()})
+        best.restore()
+        steps = learner.done
+    columns = zip(() if callable(examples) else examples, losses.T.tolist(), strict=True)
+    seen = {e.key: [loss for loss in column if not math.isnan(loss)] for e, column in columns}
+    return TrainResult(steps, resumed_at, {key: column for key, column in seen.items() if column}, best.step or steps)
+
+
+def _unseen(order: Order | None, total: int) -> Tensor:
+    """Room for the loss of every example (columns) in every epoch (rows)."""
+    shape = (math.ceil(total / order.steps_per_epoch), len(order.lengths)) if order else (0, 0)
+    return torch.full(shape, math.nan)
 
 
 def _step(learner: Learner, batch: Sequence[Example]) -> tuple[StepMetrics, list[float]]:

@@ -1,32 +1,19 @@
-"""LoRA through peft, on all linear layers, and a faster forward for small ones.
+"""LoRA through peft, on all linear layers.
 
 peft owns structure, names, saving and merging, so that adapters are what the ecosystem reads; the
 initial values come from the seed alone. QLoRA needs nothing here: hand `add_lora` a model loaded
 with a bitsandbytes configuration.
-
-`folded` replaces the forward of LoRA layers while training: W + s B A is formed once per micro-batch
-and the tokens pass through one product instead of three. Same function, same gradients; fewer
-operations whenever in * out < 3 r (in + out), that is where the rank is not small against the layer,
-and always fewer passes over memory and less Python.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import MethodType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from distill.randomness import generator
 from pipeline.errors import InputError
-
-FOLD = 4
-"""Fold where in * out <= FOLD r (in + out). Equal operations at 3; passes over memory are saved beyond."""
 
 
 def add_lora(model: Any, *, rank: int, alpha: float, seed: int, final_norm: bool = False) -> Any:
@@ -61,39 +48,3 @@ def _final_norm(model: Any) -> str:
     if len(outside) != 1:
         raise InputError(f"{type(model).__name__}: has {len(outside)} norms outside its layers; cannot train the last")
     return outside[0]
-
-
-@contextmanager
-def folded(model: nn.Module) -> Iterator[None]:
-    """Within this context, LoRA layers where it saves work multiply by W + s B A."""
-    from peft.tuners.lora import Linear
-
-    layers = [m for m in model.modules() if type(m) is Linear and _worth_folding(m)]
-    for layer in layers:
-        setattr(layer, "forward", MethodType(_folded_forward, layer))  # noqa: B010
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def _worth_folding(layer: Any) -> bool:
-    if type(layer.get_base_layer()) is not nn.Linear or layer.merged or layer.lora_variant:
-        return False
-    if len(layer.active_adapters) != 1:
-        return False
-    name = layer.active_adapters[0]
-    if not isinstance(layer.lora_dropout[name], nn.Identity):
-        return False
-    rows, columns = layer.get_base_layer().weight.shape
-    return rows * columns <= FOLD * layer.r[name] * (rows + columns)
-
-
-def _folded_forward(layer: Any, x: Tensor) -> Tensor:
-    base = layer.get_base_layer()
-    if layer.disable_adapters:
-        return F.linear(x, base.weight, base.bias)
-    name = layer.active_adapters[0]
-    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return F.linear(x, torch.addmm(base.weight, b, a, alpha=layer.scaling[name]), base.bias)

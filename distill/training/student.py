@@ -1,8 +1,14 @@
-"""A student from a model that was found: loaded, tokenised for, threads chosen. Shared by sft and grpo."""
+"""A student from a model that was found: loaded, given an adapter, its learning rate and threads chosen.
+
+The one place where the ways to hold a student are: whole, LoRA, QLoRA; with gradient checkpointing or
+without. Shared by sft and grpo.
+"""
 
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from distill import pretrained
@@ -12,12 +18,68 @@ from distill.types import Message
 from pipeline.errors import InputError
 
 
-def load(model: Model) -> tuple[Any, Any]:
-    """(network in fp32 on the best device, tokenizer)."""
-    network, tokenizer = pretrained.load(model)
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter to be trained; ``final_norm`` as in `distill.training.lora.add_lora`."""
+
+    rank: int
+    alpha: float
+    final_norm: bool = False
+
+
+def load(
+    model: Model,
+    adapter: Adapter | None = None,
+    *,
+    seed: int = 0,
+    quantize: pretrained.Quantization | None = None,
+    gradient_checkpointing: bool = False,
+    half: bool = False,
+) -> tuple[Any, Any]:
+    """(network on the best device, tokenizer). Weights are fp32, in NF4 those of a quantised base's linear layers.
+
+    Without an ``adapter`` all weights are trained. ``gradient_checkpointing`` keeps each layer's input alone
+    and computes the rest anew in the backward pass: a third more time, the same gradients. ``half``: it will
+    be computed in bf16, which the device must support.
+    """
+    import torch
+
+    from distill.training.lora import add_lora
+
+    network, tokenizer = pretrained.load(model, quantize=quantize)
     if tokenizer.chat_template is None:
         raise InputError(f"model {model.source}: its tokenizer has no chat template; a student needs one")
+    if half and network.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise InputError("precision: bf16 is not supported by this GPU; use fp32")
+    if gradient_checkpointing:
+        checkpoint_layers(network)
+    if adapter:
+        network = add_lora(network, rank=adapter.rank, alpha=adapter.alpha, seed=seed, final_norm=adapter.final_norm)
     return network, tokenizer
+
+
+def checkpoint_layers(network: Any) -> None:
+    """Gradient checkpointing, whose second pass too attends to packed rows: the backward runs outside `logprobs`."""
+    from distill.training.forward import packed
+
+    def passes() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), packed(network.config)
+
+    network.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": passes})
+
+
+LORA_FACTOR = 10
+"""The best learning rate of LoRA over that of full fine-tuning, whatever the rank (LoRA Without Regret)."""
+FALL = {"llama": 0.781}
+"""How fast the best learning rate falls with the hidden size, by ``model_type``; Qwen's for all others."""
+
+
+def default_learning_rate(network: Any) -> float:
+    """5e-5 (2000 / hidden size)^P, ten times that for LoRA: fitted to sweeps over models of 1B to 70B parameters
+    (tinker-cookbook, ``hyperparam_utils.py``)."""
+    config = network.config
+    rate = 5e-5 * (2000 / config.hidden_size) ** FALL.get(config.model_type, 0.0775)
+    return float(f"{rate * (LORA_FACTOR if hasattr(network, 'peft_config') else 1):.2g}")
 
 
 def conversation(messages: tuple[Message, ...], thinking: str, answer: str) -> list[Message]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from distill import engines
 from distill.engines.base import Engine, PromptTooLong
+from distill.engines.openai import OpenAIEngine
 from distill.thinking import Response
 from distill.types import Completion, Problem, Request, Verdict
 from distill.verifiers.base import Key, Note, Stopping, never
@@ -58,9 +59,18 @@ class JudgeSession:
         if self._engine is None:
             settings = self._judge.settings
             self._engine = engines.open_engine(settings.engine, self._judge.model, self._note, self._spending)
+        try:
+            yield from self._verdicts(self._engine, items, left, stopping)
+        finally:
+            if isinstance(self._engine, OpenAIEngine):
+                self._engine.hand_back(left.unused())
+
+    def _verdicts(
+        self, engine: Engine, items: Sequence[tuple[Key, Problem, Response]], left: _Left, stopping: Stopping
+    ) -> Iterator[tuple[Key, Verdict]]:
         while left.requests and not stopping():
             try:
-                for completion in self._engine.generate(list(left.requests.values()), stopping):
+                for completion in engine.generate(list(left.requests.values()), stopping):
                     for n, asked in left.answered(completion):
                         yield items[n][0], self._judge.verdict(asked.replies, asked.paid)
             except PromptTooLong as error:  # of a local model; an endpoint refuses the call, and that ends the run
@@ -110,6 +120,10 @@ class _Left:
             asked.known[completion.key] = completion
             if asked.known.keys() == set(asked.keys):
                 yield n, self._asked.pop(n)
+
+    def unused(self) -> set[str]:
+        """The replies that items have which wait for others."""
+        return {key for asked in self._asked.values() for key in asked.known}
 
     def hopeless(self, key: str) -> list[int]:
         """Give up the items that need the reply to ``key``; what nobody else waits for is not asked."""

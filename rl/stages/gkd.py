@@ -19,15 +19,14 @@ from distill.modelspec import ModelName
 from distill.prompting import Prompting, asking
 from distill.spending import Spending
 from distill.stages.common import VerifierSpec, store_of
-from distill.stages.sft import LoraSettings
-from distill.stages.student import publish
+from distill.stages.student import StudentSettings, load_student, publish
 from distill.store.records import kept, problem_of
 from distill.types import Completion, Problem
 from distill.verifiers import VerifierPool
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
-from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
+from pipeline.stage import Context, Forecast, Input, Operational, Output, Stage
 
 if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
@@ -39,12 +38,11 @@ if TYPE_CHECKING:
 ABOUT = "A student trained by generalised knowledge distillation on its teacher's distributions."
 
 
-class GkdSettings(Settings):
-    """Defaults are TRL's, but for the learning rate, which is that of a LoRA."""
+class GkdSettings(StudentSettings):
+    """Defaults are TRL's, but for the learning rate, which is `sft`'s."""
 
     data: Annotated[str, Input(accepts=("selection",))]
     """The teacher's traces; their problems are what the student is asked."""
-    student: ModelName
     teacher: ModelName
     """Its tokenizer must be the student's."""
     teacher_engine: TransformersOptions = TransformersOptions()
@@ -59,8 +57,8 @@ class GkdSettings(Settings):
     sampling: SamplingSettings = SamplingSettings()
     prompting: Prompting = None
     """How the student is asked (`system`, `template`), here as later in use."""
-    lora: LoraSettings | None = LoraSettings()
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    """By default from the model's hidden size, as in `sft`."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
     batch_size: Annotated[int, Field(ge=1)] = 16
@@ -69,12 +67,8 @@ class GkdSettings(Settings):
     """Longer traces are dropped and counted, never cut."""
     verifier: VerifierSpec | None = None
     """Who judges the samples, for the store alone; by default each problem's own verifier."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    micro_batch_tokens: Annotated[int, Operational(), Field(ge=1)] = 4096
-    threads: Annotated[int, Operational(), Field(ge=0)] = 0
     workers: Annotated[int, Operational(), Field(ge=0)] = 0
     """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
-    seed: int = 0
 
     @model_validator(mode="after")
     def _can_be(self) -> GkdSettings:
@@ -87,19 +81,17 @@ class GkdSettings(Settings):
 
 def run(context: Context, settings: GkdSettings) -> Output:
     from distill.engines.transformers import TransformersEngine, workers_for
-    from distill.training import student
     from distill.training.batching import Order
     from distill.training.loop import train
-    from distill.training.lora import add_lora
     from distill.training.metrics import Recorder
+    from distill.training.student import default_learning_rate
 
     store = store_of(context)
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
-    network, tokenizer = student.load(start)
+    network, tokenizer = load_student(settings, start)
+    rate = settings.learning_rate or default_learning_rate(network)
     measure = _measure(context, settings, tokenizer)
     examples, asked = _examples(context, settings, tokenizer)
-    if settings.lora:
-        network = add_lora(network, rank=settings.lora.rank, alpha=settings.lora.alpha, seed=settings.seed)
     workers = workers_for(network, settings.workers)
     with (
         closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
@@ -107,14 +99,17 @@ def run(context: Context, settings: GkdSettings) -> Output:
         Recorder(store, context, ("loss", "learning_rate")) as recorder,
     ):
         order = Order(tuple(map(len, examples)), settings.batch_size, settings.seed)
-        how = _how(settings, order.steps_per_epoch * settings.epochs)
+        how = _how(settings, rate, order.steps_per_epoch * settings.epochs)
         source = _batches(context, settings, examples, asked, order, policy, pool)
         train(
             network, source, how, checkpoints=context.work / "checkpoints", stop=context.stopping,
             on_step=recorder, before_save=recorder.flush, measure=measure,
         )  # fmt: skip
-    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings)
-    return Output(digest, {"examples": len(examples), "steps": how.steps, "loss": recorder.last().get("loss")})
+    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, {"learning_rate": str(rate)})
+    return Output(
+        digest,
+        {"examples": len(examples), "steps": how.steps, "learning_rate": rate, "loss": recorder.last().get("loss")},
+    )
 
 
 def _measure(context: Context, settings: GkdSettings, tokenizer: Any) -> Agreement:
@@ -168,7 +163,7 @@ def _batches(
     from rl.update import Rollout
 
     sampling = settings.sampling.sampling(settings.seed)
-    how = GrpoSettings(OptimizerSettings(settings.learning_rate), steps=1, group=1, sampling=sampling)
+    how = GrpoSettings(OptimizerSettings(1.0), steps=1, group=1, sampling=sampling)  # names requests alone
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
     keys = {problem.id: key for key, problem in asked}
     ledger = Ledger(
@@ -187,13 +182,13 @@ def _batches(
     )  # fmt: skip
 
 
-def _how(settings: GkdSettings, steps: int) -> TrainSettings:
+def _how(settings: GkdSettings, rate: float, steps: int) -> TrainSettings:
     from distill.training import student
     from distill.training.loop import TrainSettings
     from distill.training.optimizer import OptimizerSettings
 
     return TrainSettings(
-        OptimizerSettings(settings.learning_rate, schedule=settings.schedule, warmup=settings.warmup),
+        OptimizerSettings(rate, schedule=settings.schedule, warmup=settings.warmup),
         batch_size=settings.batch_size,
         steps=steps,
         micro_batch_tokens=settings.micro_batch_tokens,

@@ -16,8 +16,7 @@ from distill.prompting import Prompting
 from distill.randomness import permutation
 from distill.spending import Spending
 from distill.stages.common import VerifierSpec, ask_of, store_of
-from distill.stages.sft import LoraSettings
-from distill.stages.student import publish
+from distill.stages.student import StudentSettings, load_student, publish
 from distill.store.records import problems
 from distill.types import Problem
 from distill.verifiers import VerifierPool
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 ABOUT = "A student refined by group-relative policy optimisation (GRPO) on verifiable rewards."
 
 
-class GrpoSettings(Settings):
+class GrpoSettings(StudentSettings):
     """Defaults are for a LoRA on a model of 0.5 to 8B parameters; sources in ``docs/design``."""
 
     student: ModelName
@@ -52,7 +51,6 @@ class GrpoSettings(Settings):
     prompting: Prompting = None
     """How each problem is put to the student; what is prefilled is seen and not learned."""
     thinking: Thinking = None
-    lora: LoraSettings | None = LoraSettings()
     learning_rate: Annotated[float, Field(gt=0)] = 4e-5
     norm_learning_rate: Annotated[float | None, Field(gt=0)] = None
     """Trains the final norm's weight beside the adapter, at this rate: the quickest way to sharpen."""
@@ -91,14 +89,10 @@ class GrpoSettings(Settings):
     """The reward; by default each problem's own verifier."""
     teacher: TeacherSettings | None = later()
     """Adds a teacher's log-ratio to the advantage of every token (a reverse KL term); every group then teaches."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    micro_batch_tokens: Annotated[int, Operational(), Field(ge=1)] = 4096
-    threads: Annotated[int, Operational(), Field(ge=0)] = 0
     workers: Annotated[int, Operational(), Field(ge=0)] = 0
     """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
     engine: PolicyEngine = "transformers"
     """What samples: `transformers`, or `vllm`, which takes up the adapter at each step (it needs `lora`)."""
-    seed: int = 0
 
     @model_validator(mode="after")
     def _can_answer(self) -> GrpoSettings:
@@ -120,6 +114,8 @@ def check_engines(settings: GrpoSettings) -> None:
             raise ValueError("engine vllm needs `lora`: it takes up an adapter at each step, not a model")
         if settings.norm_learning_rate is not None:
             raise ValueError("engine vllm applies LoRA alone; leave norm_learning_rate out, or use transformers")
+        if settings.quantize:
+            raise ValueError("engine vllm samples from the base as it is, not in 4 bits; leave quantize out")
         if settings.engine.speculative:
             raise ValueError("engine vllm: seeds do not repeat with `speculative`; a killed step would not either")
     if settings.teacher:
@@ -133,8 +129,6 @@ def run(context: Context, settings: GrpoSettings) -> Output:
 def refine(context: Context, settings: GrpoSettings, *, outcome: float, about: str, told: Settings) -> Output:
     """Train, and publish the student with a card that says ``about`` and the settings ``told``. ``outcome`` is
     the weight of the reward beside that of a teacher."""
-    from distill.training import student
-    from distill.training.lora import add_lora
     from distill.training.metrics import Recorder
     from rl.grpo import train_grpo
     from rl.ledger import Ledger
@@ -149,15 +143,7 @@ def refine(context: Context, settings: GrpoSettings, *, outcome: float, about: s
             f"stage {context.name}: two problems of {settings.problems} go by one name; give each of its sources a "
             "`source` of its own"
         )
-    network, tokenizer = student.load(start)
-    if settings.lora:
-        network = add_lora(
-            network,
-            rank=settings.lora.rank,
-            alpha=settings.lora.alpha,
-            seed=settings.seed,
-            final_norm=settings.norm_learning_rate is not None,
-        )
+    network, tokenizer = load_student(settings, start, final_norm=settings.norm_learning_rate is not None)
     how, ask = _how(settings), ask_of(context, settings.prompting, settings.thinking, settings.problems)
     with (
         closing(_policy(context, settings, start, network, tokenizer, tasks[0][1])) as policy,

@@ -17,17 +17,17 @@ from distill.engines.options import PolicyEngine, SamplingSettings, Thinking, Tr
 from distill.modelspec import ModelName
 from distill.prompting import Prompting
 from distill.stages.common import VerifierSpec
-from distill.stages.sft import LoraSettings
+from distill.stages.student import StudentSettings
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
-from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
+from pipeline.stage import Context, Forecast, Input, Operational, Output, Stage
 from rl.stages import grpo
 from rl.stages.teacher import ScoringEngine, TeacherSettings
 
 ABOUT = "A student trained by on-policy distillation: on its own samples, scored token by token by a teacher."
 
 
-class OpdSettings(Settings):
+class OpdSettings(StudentSettings):
     """Defaults are for a LoRA on a model of 0.5 to 8B parameters; tinker-cookbook's, less its larger batches."""
 
     student: ModelName
@@ -46,7 +46,6 @@ class OpdSettings(Settings):
     prompting: Prompting = None
     """How each problem is put to the student, and so to the teacher; what is prefilled is seen and not learned."""
     thinking: Thinking = None
-    lora: LoraSettings | None = LoraSettings()
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     norm_learning_rate: Annotated[float | None, Field(gt=0)] = None
     """Trains the final norm's weight beside the adapter, at this rate."""
@@ -64,14 +63,10 @@ class OpdSettings(Settings):
     """The largest such weight."""
     verifier: VerifierSpec | None = None
     """Who judges what is sampled, for the curves alone; by default each problem's own verifier."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    micro_batch_tokens: Annotated[int, Operational(), Field(ge=1)] = 4096
-    threads: Annotated[int, Operational(), Field(ge=0)] = 0
     workers: Annotated[int, Operational(), Field(ge=0)] = 0
     """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
     engine: PolicyEngine = "transformers"
     """What samples: `transformers`, or `vllm`, which takes up the adapter at each step (it needs `lora`)."""
-    seed: int = 0
 
     @model_validator(mode="after")
     def _can_be(self) -> OpdSettings:

@@ -1,0 +1,121 @@
+"""Everything that is said of one model's samples on a set of problems, from their verdict rows.
+
+Rows are those of `distill.verification.scores`, answers included. A problem is the unit of every interval;
+an unverifiable sample counts neither as right nor as wrong. What more samples would buy is computed
+from those that are there (`distill.voting`), so no curve costs a call.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from distill.statistics import Estimate, clustered_mean, pass_at_k
+from distill.store.records import Row
+from distill.voting import Sample, ballot, majority_at_k
+
+THIRDS = ("shorter", "middle", "longer")
+Found = Mapping[str, Sequence[Sample]]
+
+
+def summary(rows: Sequence[Row], pass_at: Sequence[int]) -> dict[str, Any]:
+    """Everything the report says of one model."""
+    by_family: dict[str, list[Row]] = defaultdict(list)
+    by_difficulty: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_family[row["source"]].append(row)
+        if row["difficulty"] is not None:
+            by_difficulty[f"{row['source']}/{row['difficulty']}"].append(row)
+    found = samples(rows)
+    tokens, right = sum(row["tokens"] for row in rows), sum(row["outcome"] == "correct" for row in rows)
+    return {
+        **mean(rows),
+        **{f"pass_at_{k}": _pass_at(found, k) for k in pass_at if k > 1},
+        "tokens_per_answer": round(tokens / len(rows), 2),
+        "thinking_tokens_per_answer": round(fmean(row["thinking_tokens"] for row in rows), 2),
+        "tokens_per_correct": round(tokens / right, 2) if right else None,
+        "problems": len({row["problem_key"] for row in rows}),
+        "samples": len(rows),
+        "stopped": round(fmean(row["finish"] == "stop" for row in rows), 4),
+        "truncated": round(fmean(row["finish"] == "length" for row in rows), 4),
+        **{name: n for name in ("refused", "empty") if (n := sum(row["finish"] == name for row in rows))},
+        "unverifiable": sum(row["outcome"] == "unverifiable" for row in rows),
+        "by_source": {name: mean(part) for name, part in sorted(by_family.items())},
+        "by_difficulty": {name: mean(part) for name, part in sorted(by_difficulty.items())},
+        "by_samples": by_samples(found),
+        "by_length": by_length(found),
+    }
+
+
+def samples(rows: Sequence[Row]) -> dict[str, list[Sample]]:
+    """The judged samples of each problem. One that was cut or said nothing casts no vote."""
+    found: dict[str, list[Sample]] = defaultdict(list)
+    for row in rows:
+        if row["outcome"] != "unverifiable":
+            said = ballot(row["answer"] or "") if row["closed"] and row["finish"] == "stop" else ""
+            found[row["problem_key"]].append(Sample(said or None, float(row["outcome"] == "correct"), row["tokens"]))
+    return found
+
+
+def by_problem(rows: Sequence[Row]) -> dict[str, list[float]]:
+    """0 or 1 for each judged sample, by problem."""
+    return {key: [s.correct for s in part] for key, part in samples(rows).items()}
+
+
+def mean(rows: Sequence[Row]) -> dict[str, Any]:
+    estimate = clustered_mean(by_problem(rows))
+    return {"pass_at_1": rounded(estimate.value), "ci95": _interval(estimate)}
+
+
+def by_samples(found: Found) -> list[dict[str, Any]]:
+    """Accuracy against the number of samples, of each strategy that needs nothing but the samples, with what
+    they cost: `pass` (some sample is right: a perfect verifier's choice) and `majority` (of three or more)."""
+    most = min(map(len, found.values()), default=0)
+    points = [2**i for i in range(most.bit_length())]
+    return [_point(found, k) for k in sorted({*points, most}) if k] if most > 1 else []
+
+
+def _point(found: Found, k: int) -> dict[str, Any]:
+    def estimate(choose: Callable[[Sequence[Sample]], float]) -> dict[str, Any]:
+        value = clustered_mean({key: [choose(part)] for key, part in found.items()})
+        return {"accuracy": rounded(value.value), "ci95": _interval(value)}
+
+    tokens = k * fmean(fmean(s.tokens for s in part) for part in found.values())
+    return {
+        "samples": k,
+        "tokens": round(tokens, 2),
+        "pass": estimate(lambda part: pass_at_k(len(part), round(sum(s.correct for s in part)), k)),
+        "majority": estimate(lambda part: majority_at_k(part, k)),
+    }
+
+
+def by_length(found: Found) -> dict[str, dict[str, Any]]:
+    """Accuracy of the shorter, middle and longer third of each problem's own samples: within a problem, since
+    hard problems have longer answers and fewer right ones anyway. Falling means that more thinking does not pay.
+    Empty with fewer than three samples a problem."""
+    thirds: dict[str, dict[str, list[float]]] = {name: {} for name in THIRDS}
+    for key, part in found.items():
+        if len(part) >= len(THIRDS):
+            ordered, size = sorted(part, key=lambda s: s.tokens), len(part) // len(THIRDS)
+            ends = (ordered[:size], ordered[size:-size], ordered[-size:])
+            for name, third in zip(THIRDS, ends, strict=True):
+                thirds[name][key] = [s.correct for s in third]
+    values = {name: clustered_mean(third) for name, third in thirds.items() if third}
+    return {name: {"pass_at_1": rounded(v.value), "ci95": _interval(v)} for name, v in values.items()}
+
+
+def rounded(value: float) -> float | None:
+    return None if value != value else round(value, 4)
+
+
+def _interval(estimate: Estimate) -> list[float | None]:
+    return [rounded(estimate.low), rounded(estimate.high)]
+
+
+def _pass_at(found: Found, k: int) -> float | None:
+    """Mean over the problems with at least ``k`` samples that could be judged."""
+    judged = [part for part in found.values() if len(part) >= k]
+    values = [pass_at_k(len(part), round(sum(s.correct for s in part)), k) for part in judged]
+    return round(fmean(values), 4) if values else None

@@ -1,0 +1,80 @@
+"""Early stopping: a measure on held-out data every so many steps, the best weights kept, an end when nothing
+gets better.
+
+What is measured is the caller's. The state is tensors beside the weights in each checkpoint, so a run that
+is killed ends at the same step with the same weights as one that is not. The best weights are a copy of
+all that is trained: little for LoRA, as much again as the model for full fine-tuning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.training.batching import Example
+from distill.training.learner import Learner, Row
+
+Measure = Callable[[Learner], tuple[float, Mapping[str, float]]]
+"""What counts, the lower the better, and the figures to be told, by their names in `StepMetrics`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heldout:
+    """``measure`` is taken every ``every`` steps and at the end. After ``patience`` measurements in a row without
+    a better one training ends; None: it never does, and just the best weights are kept."""
+
+    measure: Measure
+    every: int
+    patience: int | None = None
+
+
+class Best:
+    """The best weights so far. ``state`` is what `state` gave of an earlier attempt, or nothing."""
+
+    def __init__(self, heldout: Heldout | None, learner: Learner, state: Mapping[str, Tensor]) -> None:
+        self._heldout, self._learner = heldout, learner
+        self._value, step, misses = state.get("best", torch.tensor([math.inf, 0, 0], dtype=torch.float64)).tolist()
+        self.step, self._misses = int(step), int(misses)
+        self._weights = [state[f"best.{i}"] for i in range(len(learner.optimizer.parameters))] if self.step else []
+
+    @property
+    def over(self) -> bool:
+        """Whether training has nothing more to gain."""
+        patience = self._heldout and self._heldout.patience
+        return bool(patience) and self._misses >= (patience or 0)
+
+    def look(self) -> Mapping[str, Any]:
+        """After an update: measure, if it is time. Returns the figures."""
+        done, learner = self._learner.done, self._learner
+        if self._heldout is None or (done % self._heldout.every and done < learner.total):
+            return {}
+        value, figures = self._heldout.measure(learner)
+        if value < self._value:
+            self._value, self.step, self._misses = value, done, 0
+            self._weights = [parameter.detach().clone() for parameter in learner.optimizer.parameters]
+        else:
+            self._misses += 1
+        return figures
+
+    def state(self) -> dict[str, Tensor]:
+        if self._heldout is None:
+            return {}
+        best = torch.tensor([self._value, self.step, self._misses], dtype=torch.float64)
+        return {"best": best, **{f"best.{i}": weight for i, weight in enumerate(self._weights)}}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the best weights into the model, if any were measured."""
+        for parameter, best in zip(self._learner.optimizer.parameters, self._weights, strict=bool(self._weights)):
+            parameter.copy_(best)
+
+
+def heldout_loss(learner: Learner, examples: Sequence[Example]) -> float:
+    """Mean cross-entropy over the supervised tokens, nats, under the present weights."""
+    scored = learner.score([Row(example, {}) for example in examples])
+    return -math.fsum(map(math.fsum, scored)) / sum(map(len, scored))

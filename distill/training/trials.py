@@ -1,0 +1,57 @@
+"""What a student does when it is asked: whether its answers end, and how many are right.
+
+Samples come from the embedded engine on the live weights, keyed by problem, so they depend on the weights alone.
+Called by the sft stage: the stop test after training, pass@1 on held-out problems during it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+from distill.engines.base import response_of
+from distill.engines.transformers import TransformersEngine, workers_for
+from distill.prompting import Ask
+from distill.types import Finish, Outcome, Problem, Request, Sampling
+from distill.verifiers import VerifierPool
+from pipeline.stage import stop_check
+
+
+def open_engine(model: Any, tokenizer: Any) -> TransformersEngine:
+    """An engine that samples from ``model``, a student under training, as it was at the last `refresh`."""
+    return TransformersEngine(model, tokenizer, model_identity="student", workers=workers_for(model, 0))
+
+
+def requests(problems: Mapping[str, Problem], ask: Ask, sampling: Sampling) -> list[Request]:
+    """One for each problem, under its key."""
+    return [Request(key, ask(problem).messages, sampling) for key, problem in problems.items()]
+
+
+def endless(model: Any, tokenizer: Any, asked: Sequence[Request], stopping: Callable[[], bool]) -> int:
+    """How many of ``asked`` are not answered within their limit: a student that has not learned, or was never
+    shown, the end token goes on until it is cut. Raises `Stopped` when ``stopping()`` turns true."""
+    with closing(open_engine(model, tokenizer)) as engine:
+        cut = sum(completion.finish is Finish.LENGTH for completion in engine.generate(asked, stopping))
+    stop_check(stopping)
+    return cut
+
+
+def pass_at_1(
+    engine: TransformersEngine,
+    pool: VerifierPool,
+    problems: Mapping[str, Problem],
+    asked: Sequence[Request],
+    stopping: Callable[[], bool],
+) -> float:
+    """The share of ``problems`` that the present weights answer correctly, by their own verifiers; those that
+    cannot be verified left out. Raises `Stopped` when ``stopping()`` turns true."""
+    engine.refresh()
+    items = (
+        (completion.key, problems[completion.key].verifier, problems[completion.key], response_of(completion))
+        for completion in engine.generate(asked, stopping)
+    )
+    outcomes = [verdict.outcome for _, verdict in pool.verify_many(items, stopping)]
+    stop_check(stopping)
+    judged = [outcome for outcome in outcomes if outcome is not Outcome.UNVERIFIABLE]
+    return judged.count(Outcome.CORRECT) / max(1, len(judged))

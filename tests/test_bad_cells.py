@@ -1,0 +1,87 @@
+"""Cells that JSON and Parquet can hold and a store cannot: taken as what they say, or told in one line with their place."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distill import tables
+from distill.columns import ProblemColumns
+from distill.published import TraceColumns
+from distill.store import Store
+from distill.store.records import problem_row
+from pipeline.errors import InputError
+
+
+def problem(cells: str, difficulty: str | None = None, reference: Any = "a") -> Any:
+    """Of one line of JSON."""
+    row = tables.Row(Path("f.jsonl"), 3, json.loads(cells))
+    columns = ProblemColumns("q", reference, difficulty=difficulty)
+    return columns.problem(row, "math", "s", "train", "MIT")
+
+
+@pytest.mark.parametrize(
+    ("cells", "reference"),
+    [
+        (r'{"q": "half \ud83d a letter", "a": "1 \udc00"}', "a"),
+        (r'{"q": "{{", "a": ["\ud800"]}', {"tests": "a"}),
+        (r'{"q": "half \ud83d", "a": "1"}', "{{ q }}"),
+    ],
+)
+def test_half_a_letter_is_stored_as_the_sign_for_it(cells: str, reference: Any, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    found = problem(cells, reference=reference)
+    store.append("problems", [problem_row(found)])
+    store.ingest()
+    (row,) = store.rows("SELECT prompt || reference AS text FROM problems")
+    assert "\ufffd" in row["text"]
+
+
+def test_half_a_letter_in_a_trace() -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": r"<think>\ud83d</think>\ude00"}]
+    row = tables.Row(Path("f.jsonl"), 1, json.loads(json.dumps({"m": turns}).replace("\\\\u", "\\u")))
+    said = TraceColumns(messages="m").read(row)
+    assert (said.thinking, said.answer) == ("\ufffd", "\ufffd")
+
+
+@pytest.mark.parametrize("difficulty", ["1e999", "1000000000000", "2.5", "NaN", '"hard"', "null"])
+def test_a_difficulty_that_is_none_is_told_with_its_place(difficulty: str) -> None:
+    with pytest.raises(InputError, match=r"^f\.jsonl:3: column 'd' is not a whole number"):
+        problem(f'{{"q": "x", "a": "1", "d": {difficulty}}}', "d")
+
+
+def test_nan_among_tests_is_told_with_its_place() -> None:
+    with pytest.raises(InputError, match=r"^f\.jsonl:3: column 'a' holds NaN"):
+        problem('{"q": "x", "a": [NaN]}', reference={"tests": "a"})
+
+
+def test_decimals_and_dates_of_parquet_are_text_and_bytes_are_told(tmp_path: Path) -> None:
+    cells = {"q": ["x"], "decimal": [Decimal("1.50")], "date": [date(2026, 2, 1)], "bytes": [b"\xff"]}
+    pq.write_table(pa.table(cells), tmp_path / "f.parquet")
+    (row,) = tables.read(tmp_path / "f.parquet")
+    said = {name: ProblemColumns("q", name).problem(row, "math", "s", "train", "MIT") for name in ("decimal", "date")}
+    assert {name: found.reference for name, found in said.items()} == {"decimal": "1.50", "date": "2026-02-01"}
+    both = ProblemColumns("q", {"of": "decimal"}).problem(row, "code", "s", "train", "MIT")
+    assert json.loads(both.reference) == {"of": "1.50"}
+    for reference in ("bytes", {"tests": "bytes"}):
+        with pytest.raises(InputError, match=r"f\.parquet:1: column 'bytes' is neither text"):
+            ProblemColumns("q", reference).problem(row, "math", "s", "train", "MIT")  # type: ignore[arg-type]
+
+
+def test_a_damaged_gzip_is_one_line(tmp_path: Path) -> None:
+    whole = gzip.compress(b'{"q": "x"}\n' * 20)
+    broken = whole[:10] + b"\xff" * 20 + whole[30:]
+    with pytest.raises(zlib.error):
+        gzip.decompress(broken)
+    (tmp_path / "f.jsonl.gz").write_bytes(broken)
+    with pytest.raises(InputError, match=r"f\.jsonl\.gz: cannot be read"):
+        list(tables.read(tmp_path / "f.jsonl.gz"))

@@ -1,0 +1,104 @@
+"""What an export and a card tell of where traces come from, when stages are run again or change nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from distill.cli.main import main
+
+ROWS = [{"q": f"How much is {n} and {7 * n}?", "t": "let me see", "a": str(8 * n)} for n in range(1, 6)]
+STAGES: dict[str, Any] = {
+    "import": {
+        "file": "traces.jsonl", "teacher": "r1", "prompt": "q", "thinking": "t", "answer": "a", "reference": "a",
+        "licence": "MIT", "source": "sums",
+    },
+    "curate-traces": {"traces": "import", "near": None},
+    "verify": {"traces": "curate-traces"},
+    "select": {"verdicts": "verify"},
+    "export": {"traces": "select"},
+}  # fmt: skip
+
+
+def distill(where: Path, *arguments: str) -> str:
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(where)
+        patch.setattr(sys, "argv", ["distill", *arguments, "--pipeline", "p.yaml"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert not ended.value.code, err.getvalue()
+    return out.getvalue()
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> Path:
+    (tmp_path / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    text = yaml.safe_dump({"name": "p", "workspace": "w", "stages": STAGES}, sort_keys=False)
+    (tmp_path / "p.yaml").write_text(text)
+    distill(tmp_path, "run")
+    return tmp_path
+
+
+def test_the_lineage_goes_through_a_curation_that_took_nothing_out(where: Path) -> None:
+    told = json.loads(distill(where, "card", "--selection", "select", "--json"))
+    assert [stage["stage"] for stage in told["stages"]] == ["import", "curate-traces", "verify", "select"]
+
+
+def test_curated_traces_can_be_chosen_by_their_stage(where: Path) -> None:
+    assert json.loads(distill(where, "traces", "export", "out", "--selection", "curate-traces", "--json")) == {
+        "traces": len(ROWS),
+        "target": "out",
+    }
+
+
+def test_another_licence_is_exported_although_the_same_traces_are_kept(where: Path) -> None:
+    card = where / "w" / "export" / "README.md"
+    assert "MIT" in card.read_text()
+    distill(where, "run", "--set", "import.licence=CC0-1.0")
+    text = card.read_text()
+    assert "CC0-1.0" in text and "MIT" not in text
+    told = json.loads(distill(where, "card", "--selection", "select", "--json"))
+    assert [row["correct"] for row in told["verifiers"]] == [len(ROWS)]
+
+
+def test_a_stage_is_chosen_as_the_last_run_left_it_also_if_that_found_it_cached(where: Path) -> None:
+    def chosen() -> int:
+        return int(json.loads(distill(where, "card", "--selection", "select", "--json"))["totals"]["traces"])
+
+    distill(where, "run", "select", "--set", "select.take=2")
+    assert chosen() == 2
+    distill(where, "run", "select")
+    assert chosen() == len(ROWS)
+    (where / "w" / "manifests" / "current.json").write_text("[]")
+    assert chosen() == 2  # the newest
+
+
+def test_a_selection_is_told_with_the_verdicts_that_it_was_made_by(where: Path) -> None:
+    """A second opinion, or another record of the problems, that came later is not what it was made by."""
+    pipeline = yaml.safe_load((where / "p.yaml").read_text())
+    other = {"kind": "verify", "traces": "curate-traces", "verifier": {"regex": {"pattern": "nothing like it"}}}
+    pipeline["stages"]["second"] = other
+    (where / "p.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    distill(where, "run", "--set", "import.licence=CC0-1.0")
+    distill(where, "run")
+
+    def outcomes(stage: str) -> set[tuple[str, str]]:
+        listed = distill(where, "traces", "list", "--selection", stage, "--json").splitlines()
+        return {(row["outcome"], row["verifier"].split()[0]) for row in map(json.loads, listed)}
+
+    assert outcomes("select") == outcomes("verify") == {("correct", "math")}
+    assert outcomes("second") == {("incorrect", "regex")}
+    distill(where, "traces", "export", "out.parquet", "--selection", "select", "--outcome", "correct")
+    rows = pq.read_table(where / "out.parquet").to_pylist()
+    assert [(row["outcome"], row["verifier"], row["licence"]) for row in rows] == [("correct", "math", "MIT")] * len(
+        ROWS
+    )

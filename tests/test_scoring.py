@@ -1,0 +1,68 @@
+"""What is said of a model's samples: against samples whose answers are known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill import scoring
+
+
+def row(problem: str, answer: str, outcome: str, tokens: int = 10, finish: str = "stop") -> dict[str, Any]:
+    return {
+        "problem_key": problem, "answer": answer, "outcome": outcome, "tokens": tokens, "thinking_tokens": tokens // 2,
+        "finish": finish, "closed": finish == "stop", "source": "calc", "difficulty": 3,
+    }  # fmt: skip
+
+
+RIGHT, WRONG = "correct", "incorrect"
+SPLIT = [row("a", "7", RIGHT), row("a", " 7\n", RIGHT), row("a", "8", WRONG), row("a", "9", WRONG)]
+SURE = [row("b", "1", WRONG)] * 3 + [row("b", "2", RIGHT)]
+
+
+def test_a_vote_counts_equal_answers_and_white_space_is_none() -> None:
+    found = {at["samples"]: at for at in scoring.summary(SPLIT + SURE, [])["by_samples"]}
+    assert list(found) == [1, 2, 4]
+    assert (found[1]["majority"]["accuracy"], found[1]["pass"]["accuracy"]) == (0.375, 0.375)
+    assert (found[4]["majority"]["accuracy"], found[4]["pass"]["accuracy"]) == (0.5, 1.0)
+    assert found[4]["tokens"] == 40
+
+
+def test_what_was_cut_has_no_vote() -> None:
+    cut = [row("a", "8", WRONG, finish="length")] * 3 + [row("a", "7", RIGHT)]
+    assert scoring.summary(cut, [])["by_samples"][-1]["majority"]["accuracy"] == 1.0
+
+
+def test_what_could_not_be_judged_is_no_sample() -> None:
+    found = scoring.summary([*SPLIT, row("a", "7", "unverifiable")], [2])
+    assert found["by_samples"][-1]["samples"] == 4 and found["unverifiable"] == 1
+    assert found["pass_at_2"] == pytest.approx(1 - 1 / 6, abs=1e-4)
+
+
+def test_length_is_compared_within_a_problem() -> None:
+    """Problem b is hard and its answers are long; of each problem the longest is the wrong one."""
+    easy = [row("a", "7", RIGHT, 10), row("a", "7", RIGHT, 11), row("a", "8", WRONG, 12)]
+    hard = [row("b", "7", RIGHT, 90), row("b", "8", WRONG, 91), row("b", "8", WRONG, 92)]
+    found = scoring.summary(easy + hard, [])["by_length"]
+    assert [found[third]["pass_at_1"] for third in scoring.THIRDS] == [1.0, 0.5, 0.0]
+    assert scoring.summary(easy[:2], [])["by_length"] == {}
+
+
+def test_what_a_right_answer_costs() -> None:
+    found = scoring.summary([*SPLIT, *SURE], [])
+    assert found["tokens_per_correct"] == round(80 / 3, 2)
+    assert scoring.summary(SURE[:3], [])["tokens_per_correct"] is None
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("123"), st.integers(1, 9)), min_size=1, max_size=20))
+def test_any_right_is_never_below_majority_and_grows(cases: list[tuple[str, str, int]]) -> None:
+    rows = [row(p, answer, RIGHT if answer == "1" else WRONG, n) for p, answer, n in cases]
+    points = scoring.summary(rows, [])["by_samples"]
+    shares = [at["pass"]["accuracy"] for at in points]
+    assert shares == sorted(shares)
+    assert all(at["majority"]["accuracy"] <= at["pass"]["accuracy"] + 1e-4 for at in points)
+    assert all(math.isfinite(at["tokens"]) for at in points)

@@ -1,0 +1,208 @@
+"""The sft stage on a few traces of the calc family: what is told, kept, held out, refused and published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from distill import catalog, pretraining  # noqa: E402
+from distill.cli import traces  # noqa: E402
+from distill.families.calc import Calc  # noqa: E402
+from distill.modelspec import Model  # noqa: E402
+from distill.pretrained import load  # noqa: E402
+from distill.stages.sft import SftSettings  # noqa: E402
+from distill.store import Store  # noqa: E402
+from pipeline import config, runner  # noqa: E402
+from pipeline.errors import InputError, PipelineError, Stopped  # noqa: E402
+from pipeline.events import Listener  # noqa: E402
+from pipeline.manifest import Manifest  # noqa: E402
+from pipeline.workspace import Workspace  # noqa: E402
+
+STUDENT = str(Path(pretraining.__file__).parent / "models" / "student-base")
+DATA = """\
+name: p
+stages:
+  import: {{file: {place}/t.jsonl, prompt: q, thinking: thought, answer: said, reference: a, teacher: author}}
+  verify: {{traces: import}}
+  select: {{verdicts: verify}}
+"""
+COMMON = "kind: sft, data: select, batch_size: 8, threads: 1"
+LORA = "lora: {rank: 8, alpha: 16}"
+STAGES = {
+    "plain": f"student: {STUDENT}, {LORA}, epochs: 2, max_tokens: 160",
+    "watched": f"student: {STUDENT}, {LORA}, learning_rate: 3e-2, epochs: 4, schedule: constant, "
+    "heldout: {share: 0.3, every: 2, patience: 2, measure: pass_at_1}",
+    "whole": f"student: {STUDENT}, lora: null, learning_rate: 1e-3, gradient_checkpointing: true, export_precision: bf16",
+}
+
+
+class Heard(Listener):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.steps: list[int] = []
+
+    def note(self, stage: str, text: str) -> None:
+        self.notes.append(f"{stage}: {text}")
+
+    def progress(self, stage: str, done: int, total: int | None, figures: Any) -> None:
+        if "loss" in figures:
+            self.steps.append(done)
+
+
+def worked(count: int) -> Iterator[dict[str, str]]:
+    """Two traces of each problem; those of the first have a long way round."""
+    family = Calc()
+    for index in range(count):
+        problem = family.generate(0, index, "train")
+        thinking, answer = family.solve(problem)
+        for extra in ("", "\n" + thinking.splitlines()[-1]):
+            thought = thinking + extra + ("\n" + thinking) * (4 if index == 0 else 0)
+            yield {"q": problem.prompt, "thought": thought, "said": answer, "a": problem.reference}
+
+
+def write(place: Path, stages: dict[str, str]) -> Path:
+    text = DATA.format(place=place) + "".join(f"  {name}: {{{COMMON}, {how}}}\n" for name, how in stages.items())
+    (place / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in worked(20)))
+    (place / "p.yaml").write_text(text)
+    return place / "p.yaml"
+
+
+def run(
+    yaml: Path, heard: Listener, overrides: tuple[str, ...] = (), stopping: Callable[[], bool] = lambda: False
+) -> dict[str, Manifest]:  # fmt: skip
+    workspace = Workspace(yaml.parent / "run")
+    spec = config.load(yaml, catalog.stage, workspace=workspace.path, overrides=list(overrides))
+    return {done.manifest.stage: done.manifest for done in runner.run(spec, workspace, heard, stopping)}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Manifest], list[str], Workspace]:
+    yaml, heard = write(tmp_path_factory.mktemp("sft"), STAGES), Heard()
+    manifests = run(yaml, heard)
+    return manifests, heard.notes, Workspace(yaml.parent / "run")
+
+
+def test_overlong_traces_are_dropped_and_told_with_their_share(made: Any) -> None:
+    manifests, notes, _ = made
+    figures = manifests["plain"].figures
+    assert (figures["examples"], figures["dropped"], figures["dropped_share"]) == (38, 2, 0.05)
+    (told,) = [note for note in notes if "dropped" in note]
+    assert "dropped 2 of 40 examples (5.0%; the first is trace " in told and told.endswith("raise max_tokens")
+
+
+def test_the_learning_rate_comes_from_the_hidden_size_and_is_said_so(made: Any) -> None:
+    manifests, notes, workspace = made
+    assert manifests["plain"].figures["learning_rate"] == 0.00062  # 5e-4 x (2000 / 128)^0.0775
+    assert "plain: learning_rate 0.00062 for LoRA, from the model's hidden size of 128" in notes
+    assert "| `learning_rate` | 0.00062 (from the model's hidden size) |" in card(manifests["plain"], workspace)
+    assert not any("watched: learning_rate" in note for note in notes)
+    assert "| `learning_rate` | 0.03 |" in card(manifests["watched"], workspace)
+
+
+def card(manifest: Manifest, workspace: Workspace) -> str:
+    return (workspace.path / str(manifest.artifact) / "model/README.md").read_text()
+
+
+def test_every_trace_has_its_loss_of_every_epoch(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    manifests, _, workspace = made
+    store, plain = Store(workspace.path), manifests["plain"]
+    rows = store.rows("SELECT trace_key, epoch, loss FROM trace_losses WHERE run = ?", [plain.fingerprint])
+    assert len(rows) == 2 * 38 and {row["epoch"] for row in rows} == {1, 2}
+    (mean,) = store.rows("SELECT value FROM metrics WHERE run = ? AND name = 'loss' AND step = 1", [plain.fingerprint])
+    assert min(row["loss"] for row in rows) < mean["value"] < max(row["loss"] for row in rows)
+    (lesson,) = store.rows("SELECT * FROM lessons WHERE run = ? ORDER BY learned DESC LIMIT 1", [plain.fingerprint])
+    assert lesson["epochs"] == 2 and lesson["learned"] == lesson["first_loss"] - lesson["last_loss"] > 0
+    traces.show(lesson["trace_key"], Path("unused"), workspace.path, False)
+    shown = capsys.readouterr().out
+    assert (
+        f"loss {plain.fingerprint[:12]}" in shown and f"{lesson['first_loss']:.4f}, {lesson['last_loss']:.4f}" in shown
+    )
+
+
+def test_the_questions_in_the_documentation_are_answered(made: Any) -> None:
+    page = (Path(__file__).parents[1] / "docs/store.md").read_text()
+    least, mislabelled = (part.partition("```")[0] for part in page.split("```sql\n")[1:])
+    store = Store(made[2].path)
+    found = store.rows(least)
+    assert len(found) == 10 and found[0]["first_loss"] == min(row["first_loss"] for row in store.rows("FROM lessons"))
+    assert all(row["last_loss"] > 0 for row in store.rows(mislabelled))
+
+
+def test_problems_are_held_out_whole_and_the_best_weights_are_kept(made: Any) -> None:
+    manifests, _, workspace = made
+    store, figures, run = Store(workspace.path), manifests["watched"].figures, manifests["watched"].fingerprint
+    of = {row["trace_key"]: row["prompt_key"] for row in store.rows("SELECT trace_key, prompt_key FROM traces")}
+    taught = {row["trace_key"] for row in store.rows("SELECT trace_key FROM trace_losses WHERE run = ?", [run])}
+    assert len(taught) == figures["examples"] == 28 and figures["heldout"] == 12
+    assert not {of[key] for key in taught} & {of[key] for key in of.keys() - taught}
+    curves = "SELECT step, value FROM metrics WHERE run = ? AND name = ? ORDER BY step"
+    solved = {row["step"]: row["value"] for row in store.rows(curves, [run, "heldout_pass_at_1"])}
+    assert solved.keys() == {row["step"] for row in store.rows(curves, [run, "heldout_loss"])}
+    assert solved[figures["best_step"]] == max(solved.values()) and figures["steps"] == max(solved)
+    assert figures["steps"] in (figures["best_step"] + 4, 16)  # two measurements without a better one, or the end
+
+
+def test_a_watched_run_that_is_stopped_ends_with_the_same_student(made: Any, tmp_path: Path) -> None:
+    """Stopped in training and in the middle of sampling for pass@1."""
+    yaml, stops = write(tmp_path, {"watched": STAGES["watched"]}), 0
+    for patience in (3, 12, 10**9):
+        heard, asked = Heard(), count()
+
+        def stopping(heard: Heard = heard, asked: Any = asked, patience: int = patience) -> bool:
+            return bool(heard.steps) and next(asked) > patience
+
+        try:
+            manifests = run(yaml, heard, stopping=stopping)
+        except Stopped:
+            stops += 1
+    assert stops == 2 and manifests["watched"].figures == made[0]["watched"].figures
+    assert manifests["watched"].digest == made[0]["watched"].digest
+
+
+def test_a_student_is_written_in_the_precision_asked_for(made: Any) -> None:
+    from safetensors import safe_open
+
+    manifests, _, workspace = made
+    for name, dtype in (("plain", torch.float32), ("whole", torch.bfloat16)):
+        directory = workspace.path / str(manifests[name].artifact)
+        with safe_open(directory / "model/model.safetensors", "pt") as file:
+            assert file.get_tensor("model.norm.weight").dtype == dtype
+        assert (directory / "adapter").exists() == (name == "plain")
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Path:
+    """A student of random weights, which never come to an end."""
+    _, tokenizer = load(Model(STUDENT, ""))
+    shape = {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 32}
+    pretraining.network_of(tokenizer, shape, 0).save_pretrained(tmp_path / "random")
+    tokenizer.save_pretrained(tmp_path / "random")
+    return tmp_path / "random"
+
+
+def test_a_student_that_does_not_end_is_not_published_and_not_lost(endless: Path, tmp_path: Path) -> None:
+    yaml = write(tmp_path, {"sft": f"student: {endless}, {LORA}, epochs: 1"})
+    with pytest.raises(PipelineError, match=r"does not end \d+ of 20 answers .* within \d+ tokens, .* lower stop_test"):
+        run(yaml, Heard())
+    heard = Heard()
+    manifests = run(yaml, heard, ("sft.stop_test=null",))
+    assert heard.steps == [] and manifests["sft"].artifact  # nothing is trained again
+
+
+def test_what_cannot_be_trained_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="quantize: weights in 4 bits cannot be trained themselves"):
+        SftSettings(data="s", student=STUDENT, lora=None, quantize="nf4")
+    with pytest.raises(PipelineError, match=r"all 40 examples are longer than 10 tokens \(the shortest has \d+\)"):
+        run(write(tmp_path, {"sft": f"student: {STUDENT}, max_tokens: 10"}), Heard())
+    rows = (tmp_path / "t.jsonl").read_text().splitlines()[2:4]
+    yaml = write(tmp_path, {"sft": f"student: {STUDENT}, heldout: {{share: 0.5}}"})
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    with pytest.raises(InputError, match="heldout: all examples answer one problem"):
+        run(yaml, Heard())
