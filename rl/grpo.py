@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -24,9 +24,10 @@ from distill.training.forward import check_packing
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, learning, nothing, run_identity
 from distill.types import Completion, Finish, Problem, Request, Sampling
 from pipeline.errors import InputError, Stopped
-from rl import credit
+from rl import credit, rewards
 from rl.loss import Aggregation, PolicyLoss
 from rl.monitors import GrpoMetrics, observe
+from rl.rewards import Component, Mixed, Scores
 from rl.step_credit import Mix, outcome_alone
 from rl.update import Rollout, update
 
@@ -48,7 +49,9 @@ class GrpoSettings(LearnerSettings):
     ``refills``: groups whose rewards are all equal teach nothing; so many times, as many problems again
     are drawn until there are as many informative groups as the step has problems (DAPO's dynamic sampling).
     ``overlong``: responses cut at the limit are learned from (keep), left out of the loss (filter), or
-    their reward is lowered over the last ``overlong_buffer`` tokens (punish).
+    their reward is lowered over the last ``overlong_buffer`` tokens (punish). ``reward``: what rewards are made
+    of (`rl.rewards`); nothing where a `Reward` tells them itself. ``lengths``: (until step, max_tokens) stages,
+    steps counted from 1, after which ``sampling.max_tokens`` holds.
     """
 
     steps: int
@@ -62,18 +65,25 @@ class GrpoSettings(LearnerSettings):
     refills: int = 0
     overlong: Literal["keep", "filter", "punish"] = "keep"
     overlong_buffer: int = 0
+    reward: tuple[Component, ...] = ()
+    lengths: tuple[tuple[int, int], ...] = ()
+
+    def at(self, step: int) -> GrpoSettings:
+        """What holds at ``step`` (from 0): the sampler's limit, and all that is measured by it."""
+        longest = next((tokens for until, tokens in self.lengths if step < until), self.sampling.max_tokens)
+        return replace(self, sampling=replace(self.sampling, max_tokens=longest), lengths=())
 
     def __post_init__(self) -> None:
         if self.sampling.temperature <= 0 or self.sampling.top_p < 1 or self.sampling.top_k:
             raise InputError("grpo samples with temperature > 0, top_p 1 and top_k 0: truncation biases its ratios")
-        if self.overlong == "punish" and not 0 < self.overlong_buffer < self.sampling.max_tokens:
-            raise InputError(
-                f"overlong: punish needs an overlong_buffer between 0 and max_tokens ({self.sampling.max_tokens})"
-            )
+        shortest = min([self.sampling.max_tokens, *(tokens for _, tokens in self.lengths)])
+        if self.overlong == "punish" and not 0 < self.overlong_buffer < shortest:
+            raise InputError(f"overlong: punish needs an overlong_buffer between 0 and max_tokens ({shortest})")
 
 
-Reward = Callable[[Sequence[tuple[Problem, Completion]]], Sequence[float | None]]
-"""Rewards of rollouts, in their order; None where unverifiable. A pure function of its argument."""
+Reward = Callable[[Sequence[tuple[Problem, Completion]]], Sequence[float | None] | Sequence[Scores]]
+"""Rewards of rollouts, in their order, None where unverifiable; or, where `GrpoSettings.reward` says what rewards
+are made of, the scores that verifiers give. A pure function of its argument."""
 
 Sample = Callable[[int, int], Sequence[Problem]]
 """The problems of (step, draw), both from 0; no problem twice in a step. A pure function."""
@@ -114,14 +124,15 @@ def train_grpo(
         check_packing(model)
         while learner.done < total:
             step, started = learner.done // settings.updates, time.perf_counter()
+            now = settings.at(step)
             policy.refresh()
-            judged, draws = _rollouts(learner, policy, settings, step, sample, ask, reward, list(recall(step)), stop)
+            judged, draws = _rollouts(learner, policy, now, step, sample, ask, reward, list(recall(step)), stop)
             rollouts = mix(judged)
             on_rollouts(step + 1, rollouts)
             sampled = time.perf_counter()
-            made = update(learner, settings, [r for r in rollouts if r.trained])
+            made = update(learner, now, [r for r in rollouts if r.trained])
             seconds = (sampled - started, time.perf_counter() - sampled)
-            on_step(observe(settings, step + 1, rollouts, draws, made, seconds))
+            on_step(observe(now, step + 1, rollouts, draws, made, seconds))
             learner.save_if_due({}, stop)
 
 
@@ -139,7 +150,7 @@ def _rollouts(
     """The judged rollouts of a step, and in how many draws they came."""
     problems: list[Problem] = []
     completions: list[Completion] = []
-    rewards: list[float | None] = []
+    mixtures: list[Mixed] = []
     wanted = draw = 0
     for draw in range(1 + settings.refills):
         fresh = sample(step, draw)
@@ -147,14 +158,14 @@ def _rollouts(
         requests = [request(settings, step, p, i, ask) for p in fresh for i in range(settings.group)]
         made = _complete(learner, policy, requests, kept, stop)
         asked = [p for p in fresh for _ in range(settings.group)]
-        rewards += _shaped(settings, made, reward(list(zip(asked, made, strict=True))))
+        mixtures += _mixed(settings, made, reward(list(zip(asked, made, strict=True))))
         problems += fresh
         completions += made
-        if sum(credit.informative(_table(settings, rewards)).tolist()) >= wanted:
+        if sum(credit.informative(_table(settings, mixtures)).tolist()) >= wanted:
             break
     if len({p.id for p in problems}) < len(problems):
         raise InputError("a step of grpo names a problem twice")
-    return judge(settings, step + 1, problems, completions, rewards, wanted), draw + 1
+    return judge(settings, step + 1, problems, completions, mixtures, wanted), draw + 1
 
 
 def request(settings: GrpoSettings, step: int, problem: Problem, index: int, ask: Ask = plainly) -> Request:
@@ -178,22 +189,31 @@ def _complete(
     return [found[r.key] for r in requests]
 
 
-def _shaped(
-    settings: GrpoSettings, completions: Sequence[Completion], rewards: Sequence[float | None]
-) -> list[float | None]:
-    """Rewards with the soft punishment of overlong responses, where asked for."""
+def _mixed(
+    settings: GrpoSettings, completions: Sequence[Completion], said: Sequence[float | None] | Sequence[Scores]
+) -> list[Mixed]:
+    """What was said of whole groups as rewards, with the soft punishment of overlong responses where asked for."""
+    longest, found = settings.sampling.max_tokens, list[Mixed]()
+    for start in range(0, len(completions), settings.group):
+        group = list(zip(completions, said, strict=True))[start : start + settings.group]
+        scored = [rewards.Sampled(c.token_ids, scores) for c, scores in group if isinstance(scores, Mapping)]
+        found += (
+            rewards.mixed(settings.reward, scored, longest)
+            if scored
+            else [Mixed(r) for _, r in group if not isinstance(r, Mapping)]
+        )
     if settings.overlong != "punish":
-        return list(rewards)
-    longest, buffer = settings.sampling.max_tokens, settings.overlong_buffer
+        return found
+    falls = [credit.soft_overlong(len(c.token_ids), longest, settings.overlong_buffer) for c in completions]
     return [
-        None if r is None else r + credit.soft_overlong(len(c.token_ids), longest, buffer)
-        for c, r in zip(completions, rewards, strict=True)
+        Mixed(None if reward is None else reward + fall, {**parts, "overlong": fall})
+        for (reward, parts), fall in zip(found, falls, strict=True)
     ]
 
 
-def _table(settings: GrpoSettings, rewards: Sequence[float | None]) -> torch.Tensor:
+def _table(settings: GrpoSettings, mixtures: Sequence[Mixed]) -> torch.Tensor:
     """(P, G), NaN where unverifiable."""
-    values = [math.nan if r is None else r for r in rewards]
+    values = [math.nan if m.reward is None else m.reward for m in mixtures]
     return torch.tensor(values, dtype=torch.float64).reshape(-1, settings.group)
 
 
@@ -202,21 +222,23 @@ def judge(
     step: int,
     problems: Sequence[Problem],
     completions: Sequence[Completion],
-    rewards: Sequence[float | None],
+    mixtures: Sequence[Mixed],
     wanted: int | None = None,
 ) -> list[Rollout]:
     """Rewards to advantages. Trained on are judged rollouts with a sampled token, of the first ``wanted``
     groups whose rewards differ, less those cut at the limit where these are filtered."""
-    table = _table(settings, rewards)
+    table = _table(settings, mixtures)
     advantages = credit.advantages(table, settings.baseline, settings.scale).flatten().tolist()
     differ = credit.informative(table).tolist()
     taken = [d and sum(differ[:g]) < (len(problems) if wanted is None else wanted) for g, d in enumerate(differ)]
     rows = []
-    for row, (completion, r, advantage) in enumerate(zip(completions, rewards, advantages, strict=True)):
+    for row, (completion, mixture, advantage) in enumerate(zip(completions, mixtures, advantages, strict=True)):
         group, index = divmod(row, settings.group)
         cut = settings.overlong == "filter" and completion.finish is Finish.LENGTH
         sampled = len(completion.token_ids) > len(completion.forced)
-        trained = taken[group] and r is not None and sampled and not cut
+        trained = taken[group] and mixture.reward is not None and sampled and not cut
         per_token = (advantage,) * len(completion.token_ids)
-        rows.append(Rollout(step, problems[group], index, completion, r, per_token, trained))
+        rows.append(
+            Rollout(step, problems[group], index, completion, mixture.reward, per_token, trained, mixture.components)
+        )
     return rows

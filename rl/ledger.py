@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from distill import keys
 from distill.engines.base import response_of
@@ -22,36 +23,42 @@ from distill.verifiers.compose import Spec
 from pipeline.fingerprint import canonical
 from pipeline.stage import stop_check
 from rl.grpo import GrpoSettings, request
+from rl.rewards import Scores
 from rl.update import Rollout
 
 INGEST_STEPS = 10
 
 
 class Ledger:
-    """What one run of GRPO leaves in the store. ``problem_keys`` maps problem ids to their keys."""
+    """What one run of GRPO leaves in the store. ``problem_keys`` maps problem ids to their keys, ``verifiers`` the
+    reward's components to who judges them; None is each problem's own."""
 
     def __init__(
         self, store: Store, run: str, settings: GrpoSettings, problem_keys: Mapping[str, str],
-        pool: VerifierPool, verifier: Spec | None, stopping: Stopping = never, ask: Ask = plainly,
+        pool: VerifierPool, verifiers: Mapping[str, Spec | None], stopping: Stopping = never, ask: Ask = plainly,
     ) -> None:  # fmt: skip
         self._store, self._run, self._settings = store, run, settings
-        self._problem_keys, self._pool, self._verifier = problem_keys, pool, verifier
+        self._problem_keys, self._pool, self._verifiers = problem_keys, pool, verifiers
         self._stopping, self._ask = stopping, ask
         self._counting: dict[str, Spec] = {}
-        self._verdicts: dict[str, tuple[Spec, Verdict]] = {}
+        self._verdicts: dict[tuple[str, str], tuple[Spec, Verdict]] = {}
         self._kept: set[int] = set()
         if store.path.exists():
             rows = store.rows("SELECT DISTINCT step FROM rollouts WHERE run = ?", [run])
             self._kept = {row["step"] for row in rows}
 
-    def reward(self, asked: Sequence[tuple[Problem, Completion]]) -> list[float | None]:
-        """Each completion's score by its problem's verifier; None where unverifiable."""
-        spec_of = {c.key: p.verifier if self._verifier is None else self._verifier for p, c in asked}
-        items = ((c.key, spec_of[c.key], p, response_of(c)) for p, c in asked)
-        verdicts = self._pool.verify_many(items, self._stopping)
-        self._verdicts = {key: (self._settled(spec_of[key]), verdict) for key, verdict in verdicts}
+    def reward(self, asked: Sequence[tuple[Problem, Completion]]) -> list[Scores]:
+        """What each verifier says of each completion, by component; None where unverifiable."""
+        spec_of = {
+            (c.key, name): problem.verifier if spec is None else spec
+            for problem, c in asked
+            for name, spec in self._verifiers.items()
+        }
+        items = (((c.key, name), spec_of[c.key, name], p, response_of(c)) for p, c in asked for name in self._verifiers)
+        for key, verdict in self._pool.verify_many(items, self._stopping):
+            self._verdicts[key] = self._settled(spec_of[key]), verdict
         stop_check(self._stopping)
-        return [self._verdicts[completion.key][1].score for _, completion in asked]
+        return [{name: self._verdicts[c.key, name][1].score for name in self._verifiers} for _, c in asked]
 
     def _settled(self, spec: Spec) -> Spec:
         name = canonical(spec)
@@ -59,25 +66,28 @@ class Ledger:
 
     def write(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """``step`` counts from 1, and is the update that these rollouts feed."""
-        if step in self._kept:
-            return
-        parts = [self._rows(rollout) for rollout in rollouts]
-        for table, rows in zip(("traces", "verdicts", "rollouts"), zip(*parts, strict=True), strict=True):
-            self._store.append(table, rows)
+        if step not in self._kept:
+            parts = [self._rows(rollout) for rollout in rollouts]
+            for table, rows in zip(("traces", "verdicts", "rollouts"), zip(*parts, strict=True), strict=True):
+                self._store.append(table, list(chain.from_iterable(rows)))  # verdicts: one a component
+        self._verdicts.clear()
         if step % INGEST_STEPS == 0:
             self._store.ingest_if_free()
 
-    def _rows(self, rollout: Rollout) -> tuple[Row, Row, Row]:
+    def _rows(self, rollout: Rollout) -> tuple[list[Row], list[Row], list[Row]]:
         completion, problem = rollout.completion, rollout.problem
         problem_key = self._problem_keys[problem.id]
         key = keys.rollout_key(self._run, rollout.step, problem_key, rollout.index)
         weights = f"{self._run}@{rollout.step - 1}"
         trace = trace_of(
-            completion, problem.id, self._settings.sampling,
+            completion, problem.id, self._settings.at(rollout.step - 1).sampling,
             model=weights, engine="transformers", sample_index=rollout.index, asked=self._ask(problem),
         )  # fmt: skip
-        spec, verdict = self._verdicts[completion.key]
-        verdict_key = keys.verdict_key(key, problem_key, verdict.verifier, verdict.version, canonical(spec))
+        verdicts: dict[str, Row] = {}  # by key: two components may ask one verifier
+        for name in self._verifiers:
+            spec, verdict = self._verdicts[completion.key, name]
+            verdict_key = keys.verdict_key(key, problem_key, verdict.verifier, verdict.version, canonical(spec))
+            verdicts[verdict_key] = verdict_row(verdict_key, key, problem_key, verdict, spec)
         facts = {
             "trace_key": key,
             "problem_key": problem_key,
@@ -90,12 +100,30 @@ class Ledger:
             "teacher_logprobs": list(rollout.teacher) or None,
         }
         row = trace_row(replace(trace, key=key), keys.prompt_key(problem))
-        return row, verdict_row(verdict_key, key, problem_key, verdict, spec), facts
+        return [row], list(verdicts.values()), [facts]
 
     def count(self) -> int:
         """Rollouts of this run in the store."""
         (row,) = self._store.rows("SELECT count(*) AS rollouts FROM rollouts WHERE run = ?", [self._run])
         return int(row["rollouts"])
+
+    def passes(self, name: str, run: str = "") -> dict[int, list[tuple[str, bool]]]:
+        """(problem, whether it was solved) of each judged rollout of each step, by what the verifier of component
+        ``name`` said of it: of this run, or of an earlier one."""
+        rows = self._store.rows(
+            "SELECT r.step, r.problem_key, p.verifier, v.settings, v.score FROM rollouts r "
+            "JOIN problems p USING (problem_key) JOIN verdicts v ON v.trace_key = r.trace_key "
+            "WHERE r.run = ? AND v.score IS NOT NULL ORDER BY r.trace_key",
+            [run or self._run],
+        )
+        problem_of = {key: problem for problem, key in self._problem_keys.items()}
+        found: dict[int, list[tuple[str, bool]]] = {}
+        for row in rows:
+            spec = self._verifiers[name]
+            judge = self._settled(row["verifier"] if spec is None else spec)
+            if row["problem_key"] in problem_of and row["settings"] == canonical(judge):
+                found.setdefault(row["step"], []).append((problem_of[row["problem_key"]], row["score"] >= 0.5))
+        return found
 
     def recall(self, step: int) -> Iterator[Completion]:
         """What an earlier attempt sampled for ``step`` (from 0, as `train_grpo` counts)."""
@@ -108,4 +136,4 @@ class Ledger:
         )
         for row in rows:
             problem = Problem(row["problem_id"], "", "", "", "")
-            yield completion_of(row, request(self._settings, step, problem, row["sample_index"]).key)
+            yield completion_of(row, request(self._settings.at(step), step, problem, row["sample_index"]).key)

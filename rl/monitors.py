@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,8 @@ class GrpoMetrics:
     ``kl`` (None if not asked for), ``ratio_max``, ``corrected`` and ``logprob_gap`` (trainer against engine,
     see `rl.update.Made`), ``clip_low`` and ``clip_high`` (shares of tokens whose gradient a clip stops).
     ``tokens`` went through training, prompts included. ``teacher_kl`` estimates the reverse KL(student, teacher)
-    in nats per token from the sampled tokens (None without a teacher).
+    in nats per token from the sampled tokens (None without a teacher). ``components`` are the means of what the
+    reward is made of, as ``reward/NAME``.
     """
 
     step: int
@@ -53,6 +54,7 @@ class GrpoMetrics:
     sampling_seconds: float
     training_seconds: float
     teacher_kl: float | None = None
+    components: Mapping[str, float] = field(default_factory=dict)
 
 
 def observe(
@@ -91,12 +93,20 @@ def observe(
         sampling_seconds=seconds[0],
         training_seconds=seconds[1],
         teacher_kl=_teacher_kl(rollouts),
+        components=_components(rollouts),
     )
 
 
 def _teacher_kl(rollouts: Sequence[Rollout]) -> float | None:
     told = [r for r in rollouts if r.teacher]
     return -_mean(list(chain.from_iterable(log_ratios(r.completion, r.teacher) for r in told))) if told else None
+
+
+def _components(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Each component's mean over the rollouts that it judged."""
+    names = dict.fromkeys(name for rollout in rollouts for name in rollout.components)
+    values = {name: [v for r in rollouts if (v := r.components.get(name)) is not None] for name in names}
+    return {f"reward/{name}": _mean(found) for name, found in values.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -17,9 +17,11 @@ from distill.types import Asked, Completion, Finish, Problem, Sampling, Thinking
 from distill.verifiers import VerifierPool
 from rl.grpo import GrpoSettings, judge, request
 from rl.ledger import Ledger
+from rl.rewards import Mixed
 
 PROBLEM = Problem("p/1", "6 * 7?", "42", "math", "test")
 SETTINGS = GrpoSettings(optimizer=OptimizerSettings(1e-2), steps=1, group=2, sampling=Sampling(max_tokens=8))
+OWN = {"verifier": None}
 TEXTS = ("work\n</think>\n\\boxed{42}", "it could be \\boxed{42}, but let me check")
 
 
@@ -35,12 +37,12 @@ def test_a_rollout_cut_off_in_its_thinking_gets_no_reward_then_or_when_read_back
     store.ingest()
     completions = [completion(text, index) for index, text in enumerate(TEXTS)]
     with VerifierPool(workers=1) as pool:
-        ledger = Ledger(store, "run", SETTINGS, {PROBLEM.id: problem_key(PROBLEM)}, pool, None)
+        ledger = Ledger(store, "run", SETTINGS, {PROBLEM.id: problem_key(PROBLEM)}, pool, OWN)
         rewards = ledger.reward([(PROBLEM, c) for c in completions])
-        assert rewards == [1.0, 0.0]
-        ledger.write(1, judge(SETTINGS, 1, [PROBLEM], completions, rewards))
+        assert rewards == [{"verifier": 1.0}, {"verifier": 0.0}]
+        ledger.write(1, judge(SETTINGS, 1, [PROBLEM], completions, [Mixed(r["verifier"]) for r in rewards]))
         store.ingest()
-        again = Ledger(store, "run", SETTINGS, {PROBLEM.id: problem_key(PROBLEM)}, pool, None)
+        again = Ledger(store, "run", SETTINGS, {PROBLEM.id: problem_key(PROBLEM)}, pool, OWN)
         kept = sorted(again.recall(0), key=lambda c: c.key)
         assert [c.key for c in kept] == [c.key for c in completions]
         assert again.reward([(PROBLEM, c) for c in kept]) == rewards
@@ -63,11 +65,11 @@ def test_what_was_given_of_a_rollout_is_in_its_row_and_read_back(tmp_path: Path)
     completions = [replace(completion(text, index), forced=(0,)) for index, text in enumerate(TEXTS)]
     with VerifierPool(workers=1) as pool:
         names = {PROBLEM.id: problem_key(PROBLEM)}
-        ledger = Ledger(store, "run", SETTINGS, names, pool, None, ask=lambda _: asked)
+        ledger = Ledger(store, "run", SETTINGS, names, pool, OWN, ask=lambda _: asked)
         rewards = ledger.reward([(PROBLEM, c) for c in completions])
-        ledger.write(1, judge(SETTINGS, 1, [PROBLEM], completions, rewards))
+        ledger.write(1, judge(SETTINGS, 1, [PROBLEM], completions, [Mixed(r["verifier"]) for r in rewards]))
         store.ingest()
-        again = Ledger(store, "run", SETTINGS, names, pool, None, ask=lambda _: asked)
+        again = Ledger(store, "run", SETTINGS, names, pool, OWN, ask=lambda _: asked)
     assert [c.forced for c in again.recall(0)] == [(0,), (0,)]
     rows = store.rows("SELECT DISTINCT prefix, budget, forced FROM traces")
     assert rows == [{"prefix": "work", "budget": '{"closing":"\\n</think>\\n\\n","most":9}', "forced": [0]}]

@@ -186,6 +186,8 @@ def student() -> Any:
 def grpo(model: Any, directory: Path, engine: Any = None, **changes: Any) -> tuple[list[GrpoMetrics], list[Rollout]]:
     hooks = {name: changes.pop(name) for name in ("stop", "recall", "ask") if name in changes}
     reward = changes.pop("reward", likes_a)
+    if mixture := changes.pop("mixture", ()):
+        changes["reward"] = mixture
     metrics: list[GrpoMetrics] = []
     rollouts: list[Rollout] = []
     usual = {"optimizer": OptimizerSettings(2e-2, schedule="constant"), "steps": 6, "sampling": Sampling(max_tokens=8)}

@@ -32,8 +32,10 @@ class Recorder:
         self._store.ingest()
 
     def __call__(self, metrics: Any) -> None:
-        """``metrics`` is a dataclass of numbers with ``step`` (from 1) and ``total``."""
-        values = {k: v for k, v in asdict(metrics).items() if isinstance(v, int | float)}
+        """``metrics`` is a dataclass of numbers, and of mappings of them, with ``step`` (from 1) and ``total``."""
+        found = asdict(metrics)
+        inner = [value for value in found.values() if isinstance(value, dict)]
+        values = {k: v for part in (found, *inner) for k, v in part.items() if isinstance(v, int | float)}
         step, total = int(values["step"]), int(values["total"])
         told = {k: float(v) for k, v in values.items() if k not in HIDDEN and math.isfinite(v)}
         run = self._context.fingerprint

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from distill.training.loop import TrainSettings
     from rl.gkd import Batches
 
+JUDGE = "verifier"
+
 ABOUT = "A student trained by generalised knowledge distillation on its teacher's distributions."
 
 
@@ -167,11 +169,11 @@ def _batches(
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
     keys = {problem.id: key for key, problem in asked}
     ledger = Ledger(
-        store_of(context), context.fingerprint, how, keys, pool, settings.verifier, context.stopping, ask
+        store_of(context), context.fingerprint, how, keys, pool, {JUDGE: settings.verifier}, context.stopping, ask
     )  # fmt: skip
 
     def write(step: int, samples: Sequence[tuple[Problem, Completion]]) -> None:
-        rewards = ledger.reward(samples)
+        rewards = [scores[JUDGE] for scores in ledger.reward(samples)]
         none = [(0.0,) * len(c.token_ids) for _, c in samples]
         rows = zip(samples, rewards, none, strict=True)
         ledger.write(step + 1, [Rollout(step + 1, p, 0, c, r, a, bool(c.token_ids)) for (p, c), r, a in rows])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from functools import lru_cache, partial
+from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -13,17 +14,18 @@ from distill import modelspec, verification
 from distill.engines.options import PolicyEngine, SamplingSettings, Thinking, VllmOptions, check_thinking
 from distill.modelspec import Model, ModelName
 from distill.prompting import Prompting
-from distill.randomness import permutation
 from distill.spending import Spending
 from distill.stages.common import VerifierSpec, ask_of, store_of
 from distill.stages.student import StudentSettings, load_student, publish
-from distill.store.records import problems
 from distill.types import Problem
 from distill.verifiers import VerifierPool
-from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage, later
+from rl import rewards
+from rl.rewards import Component, Verified
+from rl.stages import drawing
+from rl.stages.options import LengthSettings, PassRateSettings, TaskSettings
 from rl.stages.teacher import TeacherSettings, check_teacher, scoring
 
 if TYPE_CHECKING:
@@ -41,13 +43,18 @@ class GrpoSettings(StudentSettings):
 
     student: ModelName
     """The model to refine; without its new adapter it is the reference of the KL term."""
-    problems: Annotated[str, Input(accepts=("problems",))]
+    problems: Annotated[str | Annotated[list[TaskSettings], Field(min_length=1)], Input(accepts=("problems",))]
+    """The stage that makes problems, or several of them, or parts of them, with weights."""
+    pass_rate: PassRateSettings | None = later()
+    """Prefer problems by how often they are solved; by default all are walked through."""
     steps: Annotated[int, Field(ge=1)] = 100
     prompts: Annotated[int, Field(ge=1)] = 32
     """Problems a step."""
     group: Annotated[int, Field(ge=2)] = 8
     """Samples a problem."""
     sampling: SamplingSettings = SamplingSettings()
+    lengths: list[LengthSettings] | None = later()
+    """Stages of a shorter `max_tokens`, each up to a step; after the last that of `sampling` holds."""
     prompting: Prompting = None
     """How each problem is put to the student; what is prefilled is seen and not learned."""
     thinking: Thinking = None
@@ -89,6 +96,8 @@ class GrpoSettings(StudentSettings):
     """The reward; by default each problem's own verifier."""
     teacher: TeacherSettings | None = later()
     """Adds a teacher's log-ratio to the advantage of every token (a reverse KL term); every group then teaches."""
+    reward: Annotated[list[Component], Field(min_length=1)] | None = later()
+    """The reward as a weighted sum of named components, in place of `verifier`."""
     workers: Annotated[int, Operational(), Field(ge=0)] = 0
     """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
     engine: PolicyEngine = "transformers"
@@ -98,6 +107,33 @@ class GrpoSettings(StudentSettings):
     def _can_answer(self) -> GrpoSettings:
         check_thinking(self.thinking, self.sampling)
         return self
+
+    @model_validator(mode="after")
+    def _is_rewarded(self) -> GrpoSettings:
+        if self.reward is not None:
+            if self.verifier is not None:
+                raise ValueError("give `verifier` or `reward`; a component of `reward` names its verifier")
+            rewards.check(self.reward)
+        return self
+
+    @model_validator(mode="after")
+    def _grows(self) -> GrpoSettings:
+        untils = [stage.until for stage in self.lengths or ()]
+        if untils != sorted(set(untils)):
+            raise ValueError("lengths: each stage ends at a later step than the one before it")
+        if any(stage.max_tokens > self.sampling.max_tokens for stage in self.lengths or ()):
+            raise ValueError("lengths: no stage is longer than sampling.max_tokens, which holds after the last of them")
+        for stage in self.lengths or ():
+            check_thinking(self.thinking, self.sampling.model_copy(update={"max_tokens": stage.max_tokens}))
+        return self
+
+    @property
+    def tasks(self) -> list[TaskSettings]:
+        return [TaskSettings(stage=self.problems)] if isinstance(self.problems, str) else self.problems
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        return tuple(self.reward or [Verified(verifier=self.verifier, values=[0.0, 1.0])])
 
     @model_validator(mode="after")
     def _can_be_run(self) -> GrpoSettings:
@@ -130,45 +166,43 @@ def refine(context: Context, settings: GrpoSettings, *, outcome: float, about: s
     """Train, and publish the student with a card that says ``about`` and the settings ``told``. ``outcome`` is
     the weight of the reward beside that of a teacher."""
     from distill.training.metrics import Recorder
+    from rl.draws import zero_variance
     from rl.grpo import train_grpo
     from rl.ledger import Ledger
 
     store = store_of(context)
     store.ingest()
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
-    tasks = problems(store, context.inputs[settings.problems].digest, "train")
-    problem_keys = {problem.id: key for key, problem in tasks}
-    if len(problem_keys) < len(tasks):
-        raise InputError(
-            f"stage {context.name}: two problems of {settings.problems} go by one name; give each of its sources a "
-            "`source` of its own"
-        )
+    tasks, problem_keys = drawing.tasks(context, settings)
     network, tokenizer = load_student(settings, start, final_norm=settings.norm_learning_rate is not None)
-    how, ask = _how(settings), ask_of(context, settings.prompting, settings.thinking, settings.problems)
+    how, ask = _how(settings), ask_of(context, settings.prompting, settings.thinking, settings.tasks[0].stage)
     with (
-        closing(_policy(context, settings, start, network, tokenizer, tasks[0][1])) as policy,
+        closing(_policy(context, settings, start, network, tokenizer, tasks[0].problems[0])) as policy,
         VerifierPool(1, note=context.note, hashes=context.hashes, spending=Spending(store, context.name)) as pool,
         Recorder(store, context, _shown(settings)) as recorder,
         _mix(context, settings, outcome, tokenizer) as mix,
     ):
-        ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, settings.verifier, context.stopping, ask)
+        verifiers = rewards.verifiers(settings.components)
+        ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, verifiers, context.stopping, ask)
+        draws = drawing.draws(context, settings, tasks, ledger, problem_keys)
         train_grpo(
             network,
             policy,
             how,
-            sample=partial(_sample, tasks, settings),
+            sample=draws,
             reward=ledger.reward,
             mix=mix,
             ask=ask,
             checkpoints=context.work / "checkpoints",
             stop=context.stopping,
             recall=ledger.recall,
-            on_rollouts=ledger.write,
+            on_rollouts=partial(drawing.written, settings, ledger, draws),
             on_step=recorder,
             before_save=recorder.flush,
         )
     digest = publish(context, network, tokenizer, about, settings.student, told)
-    return Output(digest, {"steps": settings.steps, "rollouts": ledger.count()} | recorder.last())
+    figures = {"steps": settings.steps, "rollouts": ledger.count()} | recorder.last()
+    return Output(digest, figures | (zero_variance(draws, settings.steps) if settings.pass_rate else {}))
 
 
 @contextmanager
@@ -202,27 +236,6 @@ def _policy(
     return TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)
 
 
-def _sample(tasks: Sequence[tuple[str, Problem]], settings: GrpoSettings, step: int, draw: int = 0) -> list[Problem]:
-    """The problems of a draw: a walk through permutations of them all, a new one for each round. Every step
-    has room for all its draws on the walk, whether they are made or not, so that a draw depends on no other."""
-    first = step * (1 + settings.refills) * settings.prompts
-    chosen: dict[str, tuple[int, Problem]] = {}
-    for offset in range((draw + 1) * settings.prompts):
-        problem = _at(tasks, settings, first + offset)
-        chosen.setdefault(problem.id, (offset, problem))
-    return [problem for offset, problem in chosen.values() if offset >= draw * settings.prompts]
-
-
-def _at(tasks: Sequence[tuple[str, Problem]], settings: GrpoSettings, position: int) -> Problem:
-    around, index = divmod(position, len(tasks))
-    return tasks[_round(len(tasks), settings.seed, around)[index]][1]
-
-
-@lru_cache(maxsize=2)
-def _round(count: int, seed: int, around: int) -> list[int]:
-    return permutation(count, seed, "grpo", around)
-
-
 def _how(settings: GrpoSettings) -> LoopSettings:
     from distill.training.optimizer import OptimizerSettings
     from distill.training.student import threads
@@ -248,6 +261,8 @@ def _how(settings: GrpoSettings) -> LoopSettings:
         refills=settings.refills,
         overlong=settings.overlong,
         overlong_buffer=settings.overlong_buffer,
+        reward=settings.components,
+        lengths=tuple((stage.until, stage.max_tokens) for stage in settings.lengths or ()),
         precision=settings.precision,
         micro_batch_tokens=settings.micro_batch_tokens,
         threads=threads(settings.threads),
@@ -278,22 +293,38 @@ def _rollouts(settings: GrpoSettings) -> int:
 
 
 def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
-    there = figures[settings.problems].get("train", 0) if settings.problems in figures else settings.prompts
-    wanted = settings.prompts * (1 + settings.refills)
-    if there < wanted:
-        return f"{wanted} prompts a step, but only {there} problems to train on; lower `prompts` or `refills`"
+    whole = sum(task.weight for task in settings.tasks)
+    for task in settings.tasks:
+        wanted = ceil(settings.prompts * task.weight / whole) * (1 + settings.refills)
+        there = figures[task.stage].get("train", 0) if task.stage in figures else wanted
+        if there < wanted:
+            return (
+                f"{wanted} prompts a step, but only {there} problems to train on in {task.stage}; "
+                "lower `prompts` or `refills`"
+            )
     return None
 
 
 def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    calls = _rollouts(settings)
-    return Forecast("steps", settings.steps, 0, {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens})
+    each, begun, tokens = _rollouts(settings) // settings.steps, 0, 0
+    for until, longest in [(s.until, s.max_tokens) for s in settings.lengths or ()] + [
+        (settings.steps, settings.sampling.max_tokens)
+    ]:
+        steps = max(0, min(until, settings.steps) - begun)
+        tokens, begun = tokens + steps * each * longest, begun + steps
+    return Forecast("steps", settings.steps, 0, {"calls": _rollouts(settings), "max_tokens": tokens})
 
 
 def dependencies(settings: GrpoSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
-    verifiers = content_hash(verification.versions(settings.verifier, upstream[settings.problems], hashes))
+    named = rewards.verifiers(settings.components).values()
+    every = [
+        verification.versions(spec, upstream[task.stage], hashes)
+        for spec in named
+        for task in (settings.tasks if spec is None else settings.tasks[:1])
+    ]
+    versions = {name: version for found in every for name, version in found.items()}
     teacher = modelspec.dependency(settings.teacher.model, hashes) if settings.teacher else {}
-    return {**modelspec.dependency(settings.student, hashes), **teacher, "verifiers": verifiers}
+    return {**modelspec.dependency(settings.student, hashes), **teacher, "verifiers": content_hash(versions)}
 
 
 STAGE = Stage(

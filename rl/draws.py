@@ -1,0 +1,163 @@
+"""Which problems a step gets: tasks by their weights, and within a task by what is known of each problem.
+
+A draw is a pure function of (settings, step) and, where pass rates are asked for, of the rollouts of the steps
+before it; so a killed run draws again what it drew. What those rollouts said is told by the caller, from the
+store after a kill (`rl.ledger.Ledger.passes`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+
+from distill.randomness import generator, permutation
+from distill.types import Problem
+from pipeline.errors import InputError
+
+Tally = tuple[float, float]
+"""How often a problem was solved, and in how many tries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Problems that make up a share of every step: ``weight`` over the sum of all weights."""
+
+    problems: Sequence[Problem]
+    weight: float = 1.0
+
+
+def shares(weights: Sequence[float], count: int, *parts: object) -> list[int]:
+    """``count`` divided by ``weights``, a pure function of ``parts``: each share rounded up or down so that it
+    is on average exactly its part (systematic sampling), and all add up to ``count``."""
+    start = float(generator(*parts).random()) if len(weights) > 1 else 0.0
+    whole = math.fsum(weights)
+    edges = [math.floor(count * edge / whole + start) for edge in accumulate(weights[:-1])]
+    return [after - before for before, after in zip([0, *edges], [*edges, count], strict=True)]
+
+
+class PassRates:
+    """How often each problem was solved before a step. ``before``: by others than this run.
+
+    What came earlier counts half with each new group, for the student changes.
+    """
+
+    def __init__(self, before: Mapping[str, Tally] | None = None) -> None:
+        self._before = dict(before or {})
+        self._groups: dict[int, dict[str, list[bool]]] = defaultdict(dict)
+
+    def add(self, step: int, passes: Iterable[tuple[str, bool]]) -> None:
+        """The judged rollouts of ``step`` (from 1): the problem's id, and whether it was solved. Told twice they
+        count once."""
+        groups: dict[str, list[bool]] = defaultdict(list)
+        for problem, passed in passes:
+            groups[problem].append(passed)
+        self._groups[step] = groups
+
+    def at(self, step: int) -> dict[str, Tally]:
+        """What is known when ``step`` (from 0) draws: the rollouts of the steps before it."""
+        known = dict(self._before)
+        for number in sorted(n for n in self._groups if n <= step):
+            for problem, passed in self._groups[number].items():
+                solved, tries = known.get(problem, (0.0, 0.0))
+                known[problem] = solved / 2 + sum(passed), tries / 2 + len(passed)
+        return known
+
+    def groups(self, step: int) -> Mapping[str, Sequence[bool]]:
+        return self._groups[step]
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Problems whose pass rate lies near ``aim`` come more often: with weight exp(-strength KL(aim, rate)).
+
+    The rate is smoothed by two tries at ``aim``: what nobody has tried is worth trying, and nothing is ever
+    given up. ``strength`` 0 draws all alike.
+    """
+
+    aim: float = 0.5
+    strength: float = 4.0
+
+    def weight(self, tally: Tally) -> float:
+        rate = (tally[0] + 2 * self.aim) / (tally[1] + 2)
+        gap = self.aim * math.log(self.aim / rate) + (1 - self.aim) * math.log((1 - self.aim) / (1 - rate))
+        return math.exp(-self.strength * gap)
+
+
+class Draws:
+    """The problems of (step, draw), both from 0; see `rl.grpo.Sample`. A step has room for ``draws`` draws of
+    ``prompts`` problems, whether they are made or not, so that a draw depends on no other."""
+
+    def __init__(
+        self, tasks: Sequence[Task], prompts: int, draws: int = 1, seed: int = 0,
+        prefer: Preference | None = None, rates: PassRates | None = None,
+    ) -> None:  # fmt: skip
+        names = [problem.id for task in tasks for problem in task.problems]
+        if len(set(names)) < len(names):
+            raise InputError("two tasks hold one problem: each problem belongs to one")
+        self._tasks, self._prompts, self._draws, self._seed = tasks, prompts, draws, seed
+        self._prefer, self.rates = prefer, rates or PassRates()
+        self._starts = [[0] * len(tasks)]
+
+    def __call__(self, step: int, draw: int = 0) -> list[Problem]:
+        made = [self._counts(step, earlier) for earlier in range(draw + 1)]
+        take = self._preferred if self._prefer else self._walked
+        return [
+            problem
+            for index, counts in enumerate(zip(*made, strict=True))
+            for offset, problem in take(step, index, sum(counts))
+            if offset >= sum(counts[:-1])
+        ]
+
+    def weights(self, step: int) -> dict[str, float]:
+        """How likely each problem is to be drawn at ``step``, beside others of its task."""
+        prefer, known = self._prefer or Preference(strength=0.0), self.rates.at(step)
+        return {p.id: prefer.weight(known.get(p.id, (0.0, 0.0))) for task in self._tasks for p in task.problems}
+
+    def _counts(self, step: int, draw: int) -> list[int]:
+        return shares([task.weight for task in self._tasks], self._prompts, self._seed, "tasks", step, draw)
+
+    def _walked(self, step: int, index: int, count: int) -> Iterator[tuple[int, Problem]]:
+        """A walk through permutations of a task's problems, a new one for each round."""
+        while len(self._starts) <= step:
+            made = zip(*(self._counts(len(self._starts) - 1, draw) for draw in range(self._draws)), strict=True)
+            self._starts.append([was + sum(counts) for was, counts in zip(self._starts[-1], made, strict=True)])
+        problems, seen = self._tasks[index].problems, set[str]()
+        for offset in range(count):
+            around, place = divmod(self._starts[step][index] + offset, len(problems))
+            problem = problems[_round(len(problems), self._seed, around, index)[place]]
+            if problem.id not in seen:  # where one round ends and the next begins
+                seen.add(problem.id)
+                yield offset, problem
+
+    def _preferred(self, step: int, index: int, count: int) -> Iterator[tuple[int, Problem]]:
+        """Without replacement, each next one by its weight: the first ``count`` to arrive, where arrivals are
+        exponential with the weights as rates (Efraimidis and Spirakis, 2006)."""
+        problems, weight = self._tasks[index].problems, self.weights(step)
+        arrivals = generator(self._seed, "grpo arrivals", step, index).exponential(size=len(problems))
+        times = [float(time) / weight[problem.id] for time, problem in zip(arrivals, problems, strict=True)]
+        yield from enumerate(problems[i] for i in sorted(range(len(problems)), key=times.__getitem__)[:count])
+
+
+@lru_cache(maxsize=8)
+def _round(count: int, seed: int, around: int, index: int) -> list[int]:
+    return permutation(count, seed, "grpo", around, *([index] if index else []))
+
+
+def zero_variance(draws: Draws, steps: int) -> dict[str, float]:
+    """The share of groups all solved or all failed: of those drawn, and as it would be if problems were drawn
+    alike (each group weighted by how much rarer it would have been; an estimate)."""
+    seen = [
+        (float(len(set(passes)) < 2), 1 / weights[problem])
+        for step in range(steps)
+        for weights in [draws.weights(step)]
+        for problem, passes in draws.rates.groups(step + 1).items()
+    ]
+    if not seen:
+        return {}
+    drawn = math.fsum(same for same, _ in seen) / len(seen)
+    alike = math.fsum(same * rarer for same, rarer in seen) / math.fsum(rarer for _, rarer in seen)
+    return {"all_alike": round(drawn, 4), "all_alike_without_preference": round(alike, 4)}

@@ -1,0 +1,37 @@
+"""Settings of the grpo stage that are mappings of their own: tasks, preference by pass rate, staged lengths."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.stage import Input, Settings
+
+
+class TaskSettings(Settings):
+    """A share of the problems of every step."""
+
+    stage: Annotated[str, Input(accepts=("problems",))]
+    source: str | None = None
+    """Only its problems of this source: a family, or what its `source` says."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its share of a step is this over the sum of all, exactly on average."""
+
+
+class PassRateSettings(Settings):
+    """Problems that are neither always nor never solved come more often."""
+
+    aim: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The pass rate that is preferred."""
+    strength: Annotated[float, Field(ge=0)] = 4.0
+    """How strongly: a problem's weight is exp(-strength KL(aim, rate))."""
+    known_from: Annotated[str | None, Input(accepts=("verdicts", "student"))] = None
+    """What is known before the first step: verdicts of a teacher's or this student's traces, or the rollouts of
+    an earlier grpo stage. By default nothing; then this run's own rollouts tell."""
+
+
+class LengthSettings(Settings):
+    until: Annotated[int, Field(ge=1)]
+    """The last step (from 1) of this stage."""
+    max_tokens: Annotated[int, Field(ge=1)]
