@@ -20,7 +20,6 @@ from typing import Any, Literal, Protocol
 import torch
 
 from distill.prompting import Ask, plainly
-from distill.training.forward import check_packing
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, learning, nothing, run_identity
 from distill.types import Completion, Finish, Problem, Request, Sampling
 from pipeline.errors import InputError, Stopped
@@ -29,7 +28,7 @@ from rl.loss import Aggregation, PolicyLoss
 from rl.monitors import GrpoMetrics, observe
 from rl.rewards import Component, Mixed, Scores
 from rl.step_credit import Mix, outcome_alone
-from rl.update import Rollout, update
+from rl.update import Rollout, Used, update
 
 
 class Policy(Protocol):
@@ -102,6 +101,7 @@ def train_grpo(
     stop: Callable[[], bool] = lambda: False,
     recall: Callable[[int], Iterable[Completion]] = lambda step: (),
     on_rollouts: Callable[[int, Sequence[Rollout]], None] = lambda step, rollouts: None,
+    on_updates: Callable[[Sequence[Used]], None] = lambda used: None,
     on_step: Callable[[GrpoMetrics], None] = lambda metrics: None,
     before_save: BeforeSave = nothing,
 ) -> None:
@@ -121,19 +121,21 @@ def train_grpo(
     total = settings.steps * settings.updates
     with learning(model, how, total, checkpoints, run_identity(settings), before_save) as learner:
         learner.resume()
-        check_packing(model)
         while learner.done < total:
             step, started = learner.done // settings.updates, time.perf_counter()
+            learner.gather()
             now = settings.at(step)
             policy.refresh()
             judged, draws = _rollouts(learner, policy, now, step, sample, ask, reward, list(recall(step)), stop)
             rollouts = mix(judged)
             on_rollouts(step + 1, rollouts)
             sampled = time.perf_counter()
-            made = update(learner, now, [r for r in rollouts if r.trained])
+            made, used = update(learner, now, [r for r in rollouts if r.trained])
+            on_updates(used)
             seconds = (sampled - started, time.perf_counter() - sampled)
             on_step(observe(now, step + 1, rollouts, draws, made, seconds))
             learner.save_if_due({}, stop)
+        learner.gather()
 
 
 def _rollouts(

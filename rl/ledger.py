@@ -6,6 +6,7 @@ SQL query explains any update: text, log-probabilities, verdict, reward, advanta
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -24,7 +25,7 @@ from pipeline.fingerprint import canonical
 from pipeline.stage import stop_check
 from rl.grpo import GrpoSettings, request
 from rl.rewards import Scores
-from rl.update import Rollout
+from rl.update import Rollout, Used
 
 INGEST_STEPS = 10
 
@@ -77,7 +78,7 @@ class Ledger:
     def _rows(self, rollout: Rollout) -> tuple[list[Row], list[Row], list[Row]]:
         completion, problem = rollout.completion, rollout.problem
         problem_key = self._problem_keys[problem.id]
-        key = keys.rollout_key(self._run, rollout.step, problem_key, rollout.index)
+        key = self._key(rollout)
         weights = f"{self._run}@{rollout.step - 1}"
         trace = trace_of(
             completion, problem.id, self._settings.at(rollout.step - 1).sampling,
@@ -98,9 +99,28 @@ class Ledger:
             "advantage": rollout.advantage,
             "used": rollout.trained,
             "teacher_logprobs": list(rollout.teacher) or None,
+            "components": json.dumps(dict(rollout.components)) if rollout.components else None,
+            "advantages": list(rollout.advantages) if len(set(rollout.advantages)) > 1 else None,
         }
         row = trace_row(replace(trace, key=key), keys.prompt_key(problem))
         return [row], list(verdicts.values()), [facts]
+
+    def learned(self, used: Sequence[Used]) -> None:
+        """What an update made of each rollout; one that is made again after a crash is the same row."""
+        rows = [
+            {
+                "run": self._run,
+                "optimizer_step": one.update,
+                "trace_key": self._key(one.rollout),
+                "weight": one.weight,
+                "logprobs": list(one.logprobs),
+            }
+            for one in used
+        ]
+        self._store.append("updates", rows)
+
+    def _key(self, rollout: Rollout) -> str:
+        return keys.rollout_key(self._run, rollout.step, self._problem_keys[rollout.problem.id], rollout.index)
 
     def count(self) -> int:
         """Rollouts of this run in the store."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -16,6 +17,12 @@ from rl.update import Made, Rollout, logprobs
 if TYPE_CHECKING:
     from rl.grpo import GrpoSettings
 
+PHRASES = {
+    "verifications": r"let me (?:check|verify)|double[- ]check|to verify|checking:",
+    "corrections": r"\bwait\b|\bhmm\b|\bactually\b|that(?:'s| is) (?:wrong|not right)|mistake|let me (?:redo|try)",
+}
+"""What looking back sounds like in English, as DeepSeek-R1 and the study of Zeng et al. (2503.18892) count it."""
+
 
 @dataclass(frozen=True, slots=True)
 class GrpoMetrics:
@@ -24,11 +31,13 @@ class GrpoMetrics:
     ``reward_std`` is the mean of the groups' deviations, ``zero_variance`` the share of groups without
     one, ``distinct`` the mean number of different answers in a group, ``draws`` how often problems were
     drawn. ``entropy`` is estimated by -log p of the sampled tokens (nats per token). Over trained tokens:
-    ``kl`` (None if not asked for), ``ratio_max``, ``corrected`` and ``logprob_gap`` (trainer against engine,
-    see `rl.update.Made`), ``clip_low`` and ``clip_high`` (shares of tokens whose gradient a clip stops).
-    ``tokens`` went through training, prompts included. ``teacher_kl`` estimates the reverse KL(student, teacher)
-    in nats per token from the sampled tokens (None without a teacher). ``components`` are the means of what the
-    reward is made of, as ``reward/NAME``.
+    ``kl`` (None if not asked for), ``ratio_max``, ``ratio_mean``, ``effective_share``, ``corrected`` and
+    ``logprob_gap`` (trainer against engine, see `rl.update.Made`),
+    ``clip_low`` and ``clip_high`` (shares of tokens whose gradient a clip stops).
+    ``tokens`` went through training, prompts included. ``components`` are the means of what the reward is made of,
+    as ``reward/NAME``; ``verifications`` and ``corrections`` count the phrases of `PHRASES` per rollout.
+    ``teacher_kl`` estimates the reverse KL(student, teacher) in nats per token from the sampled tokens (None
+    without a teacher).
     """
 
     step: int
@@ -44,6 +53,8 @@ class GrpoMetrics:
     entropy: float
     kl: float | None
     ratio_max: float
+    ratio_mean: float
+    effective_share: float
     corrected: float
     logprob_gap: float
     clip_low: float
@@ -53,6 +64,8 @@ class GrpoMetrics:
     tokens: int
     sampling_seconds: float
     training_seconds: float
+    verifications: float
+    corrections: float
     teacher_kl: float | None = None
     components: Mapping[str, float] = field(default_factory=dict)
 
@@ -83,6 +96,8 @@ def observe(
         entropy=-_mean(list(chain.from_iterable(logprobs(r.completion) for r in rollouts))),
         kl=made.kl if settings.loss.kl else None,
         ratio_max=made.ratio_max,
+        ratio_mean=made.ratio_mean,
+        effective_share=made.effective,
         corrected=made.corrected,
         logprob_gap=made.gap,
         clip_low=made.clip_low,
@@ -92,9 +107,16 @@ def observe(
         tokens=made.tokens,
         sampling_seconds=seconds[0],
         training_seconds=seconds[1],
+        verifications=_mean([float(said("verifications", r.completion.text)) for r in rollouts]),
+        corrections=_mean([float(said("corrections", r.completion.text)) for r in rollouts]),
         teacher_kl=_teacher_kl(rollouts),
         components=_components(rollouts),
     )
+
+
+def said(kind: str, text: str) -> int:
+    """How often a text says what stands under ``kind`` in `PHRASES`."""
+    return len(re.findall(PHRASES[kind], text, re.IGNORECASE))
 
 
 def _teacher_kl(rollouts: Sequence[Rollout]) -> float | None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from distill.training.batching import Example
-from distill.training.learner import Learner, Row
+from distill.training.learner import Learner, Row, Scored
 from distill.types import Completion, Problem
 from pipeline.errors import InputError
 from rl import loss
@@ -57,7 +57,8 @@ class Rollout:
 @dataclass(frozen=True, slots=True)
 class Made:
     """What the updates of a step did, over trained tokens. ``ratio_max`` is the largest trainer-to-engine
-    ratio before truncation, ``corrected`` the share of tokens whose ratio the correction changed, ``gap``
+    ratio before truncation, ``ratio_mean`` their mean, ``effective`` the effective sample size of the weights after
+    it, as a share of the tokens, ``corrected`` the share of tokens whose ratio the correction changed, ``gap``
     the mean absolute difference of trainer and engine in nats; these are of the weights that sampled.
     ``kl`` and the clip fractions are of the weights just before each update."""
 
@@ -66,21 +67,39 @@ class Made:
     tokens: int = 0
     kl: float = 0.0
     ratio_max: float = 1.0
+    ratio_mean: float = 1.0
+    effective: float = 1.0
     corrected: float = 0.0
     gap: float = 0.0
     clip_low: float = 0.0
     clip_high: float = 0.0
 
 
-def update(learner: Learner, settings: GrpoSettings, rollouts: Sequence[Rollout]) -> Made:
+@dataclass(frozen=True, slots=True)
+class Used:
+    """That optimizer update ``update`` (from 1) learned from a rollout: ``logprobs`` are the trainer's own of its
+    sampled tokens, under the weights before that update; each of them weighs ``weight`` in the loss."""
+
+    rollout: Rollout
+    update: int
+    weight: float
+    logprobs: Sequence[float]
+
+
+def update(learner: Learner, settings: GrpoSettings, rollouts: Sequence[Rollout]) -> tuple[Made, list[Used]]:
     """``settings.updates`` optimizer steps, each on its share of the groups."""
     parts = _shares(rollouts, settings.updates)
     rows = {id(r): _row(r) for r in rollouts}
     old: dict[int, list[float]] = {}
     if settings.updates > 1 and rollouts:
-        scored = learner.score([rows[id(r)] for r in rollouts], settings.sampling.temperature)
-        old = {id(r): values for r, values in zip(rollouts, scored, strict=True)}
-    return _merged([_step(learner, settings, [(rows[id(r)], old.get(id(r))) for r in part]) for part in parts])
+        before = learner.score([rows[id(r)] for r in rollouts], settings.sampling.temperature)
+        old = {id(r): values for r, values in zip(rollouts, before, strict=True)}
+    made, used = [], []
+    for part in parts:
+        one, weights, scored = _step(learner, settings, [(rows[id(r)], old.get(id(r))) for r in part])
+        made.append(one)
+        used += [Used(r, learner.done, w, s.logprobs) for r, w, s in zip(part, weights, scored, strict=True)]
+    return _merged(made), used
 
 
 def _shares(rollouts: Sequence[Rollout], count: int) -> list[list[Rollout]]:
@@ -109,11 +128,14 @@ def logprobs(completion: Completion) -> Sequence[float]:
     return completion.logprobs
 
 
-def _step(learner: Learner, settings: GrpoSettings, rows: list[tuple[Row, Sequence[float] | None]]) -> Made:
-    """One optimizer step on ``rows``, each with its old log-probabilities if they are not the present ones."""
+def _step(
+    learner: Learner, settings: GrpoSettings, rows: list[tuple[Row, Sequence[float] | None]]
+) -> tuple[Made, Sequence[float], list[Scored]]:
+    """One optimizer step on ``rows``, each with its old log-probabilities if they are not the present ones. Beside
+    what it did: each row's weight in the loss, and its scores."""
     if not rows:
         learner.skip()
-        return Made()
+        return Made(), [], []
     lengths = [row.example.supervised for row, _ in rows]
     weights = loss.token_weights(
         lengths,
@@ -136,21 +158,27 @@ def _step(learner: Learner, settings: GrpoSettings, rows: list[tuple[Row, Sequen
     rho = loss.ratio(present, old, index_of.long(), policy.level)
     low, high = loss.clip_fractions(rho, advantage, policy.clip_low, policy.clip_high)
     reference = _flat([s.reference for s in scored])
-    return Made(
+    made = Made(
         norm=norm,
         rate=rate,
         tokens=sum(len(row.example) for row, _ in rows),
         kl=loss.kl_estimate(present, reference).mean().item() if policy.kl else 0.0,
         ratio_max=gap.max().exp().item(),
+        ratio_mean=gap.exp().mean().item(),
+        effective=(weighed.sum().square() / weighed.square().sum() / len(weighed)).item(),
         corrected=((weighed - gap.exp()).abs() > 1e-9).double().mean().item(),
         gap=gap.abs().mean().item(),
         clip_low=low,
         clip_high=high,
     )
+    return made, weights, scored
 
 
 def _flat(values: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(list(chain.from_iterable(values)), dtype=torch.float64)
+
+
+MEANS = ("norm", "kl", "ratio_mean", "effective", "corrected", "gap", "clip_low", "clip_high")
 
 
 def _merged(made: Sequence[Made]) -> Made:
@@ -162,6 +190,6 @@ def _merged(made: Sequence[Made]) -> Made:
     def mean(name: str) -> float:
         return math.fsum(getattr(m, name) for m in learned) / len(learned)
 
-    means = {name: mean(name) for name in ("norm", "kl", "corrected", "gap", "clip_low", "clip_high")}
+    means = {name: mean(name) for name in MEANS}
     total, largest = sum(m.tokens for m in learned), max(m.ratio_max for m in learned)
     return Made(rate=learned[-1].rate, tokens=total, ratio_max=largest, **means)

@@ -9,6 +9,7 @@ from pathlib import Path
 from distill.cli.display import duration, number
 from distill.cli.open import load, workspace_of
 from distill.cli.table import cut, render
+from distill.training.memory import size
 from pipeline.plan import StagePlan, Status
 from pipeline.plan import plan as make_plan
 
@@ -35,6 +36,7 @@ FORESEEN = (
     ("cost", "max_cost", "{} to pay"),
     ("", "max_output_cost", "{} to pay for responses"),
     ("seconds", "", "{}"),
+    ("memory", "", "{} of memory"),
 )
 """What is told of a forecast: the figure by what such calls took, the one that is an upper bound, in which words."""
 LONGEST_WHY = 130
@@ -64,6 +66,8 @@ def _work(item: StagePlan) -> str:
     known = {name: number(value) for name, value in forecast.figures.items()}
     if "seconds" in known:
         known["seconds"] = duration(forecast.figures["seconds"])
+    if "memory" in known:
+        known["memory"] = size(forecast.figures["memory"])
     told = [_told(known, *what) for what in FORESEEN if known.keys() & set(what[:2])]
     told += [f"the cap leaves {known[name]}{unit}" for name, unit in CAPS.items() if name in known]
     return ", ".join([text, *told])

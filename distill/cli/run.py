@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -23,7 +24,19 @@ from pipeline.runner import Done
 from pipeline.stopping import Stopper, parse_duration
 
 
-def run(
+def run(*asked: Any) -> None:
+    """Under torchrun rank 0 does what is asked, and the other ranks serve its training."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        _run(*asked)
+        return
+    from distill.training.ranks import run_of_several
+
+    with run_of_several() as first:
+        if first:
+            _run(*asked)
+
+
+def _run(
     stages: Sequence[str], pipeline: Path, workspace: Path | None, overrides: Sequence[str], limit: int | None,
     force: Sequence[str], max_time: str | None, wait: bool, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip

@@ -18,6 +18,7 @@ from distill.prompting import Ask, Prompting, asking
 from distill.randomness import permutation
 from distill.spending import Spending
 from distill.stages.common import store_of
+from distill.stages.devices import check_memory, foreseen
 from distill.stages.student import StudentSettings, load_student, publish
 from distill.store.records import Row, kept, problem_of, record_losses
 from distill.types import Problem, Sampling
@@ -91,6 +92,7 @@ def run(context: Context, settings: SftSettings) -> Output:
     from distill.training.metrics import Recorder
 
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
+    check_memory(context, settings, start)
     network, tokenizer = load_student(settings, start)
     rate = _learning_rate(context, settings, network)
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
@@ -245,6 +247,8 @@ def _how(settings: SftSettings, rate: float) -> TrainSettings:
         precision=settings.precision,
         seed=settings.seed,
         threads=student.threads(settings.threads),
+        devices=settings.devices,
+        parallel=settings.parallel,
     )
 
 
@@ -264,7 +268,7 @@ def forecast(context: Context, settings: SftSettings, expected: Mapping[str, Map
     examples = data.get("kept", data.get("traces"))
     if examples is None:
         return Forecast("steps")
-    return Forecast("steps", -(-examples // settings.batch_size) * settings.epochs)
+    return Forecast("steps", -(-examples // settings.batch_size) * settings.epochs, 0, foreseen(settings))
 
 
 def dependencies(settings: SftSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:

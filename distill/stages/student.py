@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from distill.cards import write_model_card
 from distill.modelspec import Model, ModelName
+from distill.stages.devices import DeviceSettings
 from pipeline.stage import Context, Operational, Settings, later
 
 Precision = Literal["fp32", "bf16"]
@@ -20,7 +21,7 @@ class LoraSettings(Settings):
     alpha: Annotated[float, Field(gt=0)] = 32.0
 
 
-class StudentSettings(Settings):
+class StudentSettings(DeviceSettings):
     student: ModelName
     """The model to start from."""
     lora: LoraSettings | None = LoraSettings()
@@ -42,11 +43,16 @@ class StudentSettings(Settings):
     def _trains_something(self) -> StudentSettings:
         if self.quantize and self.lora is None:
             raise ValueError("quantize: weights in 4 bits cannot be trained themselves; it needs `lora`")
+        if self.quantize and (self.devices > 1 or self.parallel == "fsdp"):
+            raise ValueError("quantize: with several devices weights in 4 bits cannot be trained on yet; use one")
         return self
 
 
-def load_student(settings: StudentSettings, start: Model, final_norm: bool = False) -> tuple[Any, Any]:
-    """(network ready to be trained, tokenizer); ``final_norm`` trains that too, beside the adapter."""
+def load_student(
+    settings: StudentSettings, start: Model, final_norm: bool = False, samples: bool = False
+) -> tuple[Any, Any]:
+    """(network ready to be trained, tokenizer); ``final_norm`` trains that too, beside the adapter. A model that is
+    to be cut up lies in the machine's memory, unless this process ``samples`` from it."""
     from distill.training import student
 
     adapter = student.Adapter(settings.lora.rank, settings.lora.alpha, final_norm) if settings.lora else None
@@ -57,6 +63,7 @@ def load_student(settings: StudentSettings, start: Model, final_norm: bool = Fal
         quantize=settings.quantize,
         gradient_checkpointing=settings.gradient_checkpointing,
         half=settings.precision == "bf16",
+        device="cpu" if settings.parallel == "fsdp" and settings.ranks() > 1 and not samples else "auto",
     )
 
 

@@ -27,6 +27,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "verdicts": ("verdict_key",),
     "members": ("collection", "position"),
     "rollouts": ("trace_key",),
+    "updates": ("run", "optimizer_step", "trace_key"),
     "metrics": ("run", "step", "name"),
     "trace_losses": ("run", "trace_key", "epoch"),
     "calls": ("call_id",),

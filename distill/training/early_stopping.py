@@ -40,7 +40,7 @@ class Best:
         self._heldout, self._learner = heldout, learner
         self._value, step, misses = state.get("best", torch.tensor([math.inf, 0, 0], dtype=torch.float64)).tolist()
         self.step, self._misses = int(step), int(misses)
-        self._weights = [state[f"best.{i}"] for i in range(len(learner.optimizer.parameters))] if self.step else []
+        self._weights = [state[f"best.{i}"] for i in range(len(learner.weights))] if self.step else []
 
     @property
     def over(self) -> bool:
@@ -56,7 +56,8 @@ class Best:
         value, figures = self._heldout.measure(learner)
         if value < self._value:
             self._value, self.step, self._misses = value, done, 0
-            self._weights = [parameter.detach().clone() for parameter in learner.optimizer.parameters]
+            learner.gather()
+            self._weights = [weight.detach().clone() for weight in learner.weights]
         else:
             self._misses += 1
         return figures
@@ -70,8 +71,9 @@ class Best:
     @torch.no_grad()
     def restore(self) -> None:
         """Put the best weights into the model, if any were measured."""
-        for parameter, best in zip(self._learner.optimizer.parameters, self._weights, strict=bool(self._weights)):
-            parameter.copy_(best)
+        self._learner.gather()
+        for weight, best in zip(self._learner.weights, self._weights, strict=bool(self._weights)):
+            weight.copy_(best)
 
 
 def heldout_loss(learner: Learner, examples: Sequence[Example]) -> float:

@@ -10,7 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,11 +22,12 @@ from torch.utils import deterministic
 
 from distill.training import checkpoint
 from distill.training.batching import Example, micro_batches
-from distill.training.forward import Pack, logprobs, pack
+from distill.training.forward import Pack, check_packing, logprobs, pack
 from distill.training.lean import lean
 from distill.training.optimizer import Optimizer, OptimizerSettings
+from distill.training.ranks import Parallel, Ranks, alike, assembled, full
 from distill.training.replicas import Replica, share
-from pipeline.errors import Stopped
+from pipeline.errors import InputError, Stopped
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,10 @@ class LearnerSettings:
     """``micro_batch_tokens`` bounds what is in memory at once; on CPU a few thousand also stays in cache.
 
     ``precision`` bf16 means autocast over fp32 weights. ``threads`` is the number of cores to use; the
-    same number gives the same bits. Checkpoints are written after as many steps or
-    seconds, whichever comes first (None: not for that reason), when asked to stop, and at the end.
+    same number gives the same bits. ``devices`` processes share the work, each with a copy of the model (ddp) or
+    a shard of it (fsdp), see `distill.training.ranks`; they are no part of a run's identity. Checkpoints are
+    written after as many steps or seconds, whichever comes first (None: not for that reason), when asked to
+    stop, and at the end.
     """
 
     optimizer: OptimizerSettings
@@ -43,6 +47,8 @@ class LearnerSettings:
     threads: int = 1
     checkpoint_steps: int | None = None
     checkpoint_seconds: float | None = 30.0
+    devices: int = field(default=1, repr=False)
+    parallel: Parallel = field(default="ddp", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,8 @@ class _Task(NamedTuple):
     objective: Objective | None
     temperature: float
     reference: bool
+    idle: int = 0
+    """So many of the runs, the last, are made for the other ranks' sake and count for nothing."""
 
 
 class Learner:
@@ -97,16 +105,30 @@ class Learner:
     """
 
     def __init__(
-        self, model: Any, settings: LearnerSettings, total: int, directory: Path, run: str, before_save: BeforeSave,
-        measure: Measure = logprobs,
+        self, model: Any, settings: LearnerSettings, total: int, directory: Path, run: str,
+        before_save: BeforeSave, ranks: Ranks | None = None, measure: Measure = logprobs,
     ) -> None:  # fmt: skip
-        self._before_save, self._measure = before_save, measure
-        self.model, self.settings, self.total, self.directory, self.run = model, settings, total, directory, run
-        self.device = next(model.parameters()).device
-        self.optimizer = Optimizer(model, settings.optimizer)
+        self._before_save = before_save
+        self.settings, self.total, self.directory, self.run = settings, total, directory, run
         self.done = 0
         self._last_save = time.monotonic()
         self._replicas: list[Replica] = []
+        self._ranks = ranks
+        self._score: Callable[[Pack, float], Tensor]
+        trained, self._score = ranks.module(model, settings.parallel) if ranks else (model, partial(measure, model))
+        self.model, self._trained = trained if model is None else model, trained
+        self.weights = [p for p in self.model.parameters() if p.requires_grad]
+        """What is trained, whole. With fsdp it is as old as the last `gather`."""
+        self.device = ranks.device if ranks else next(model.parameters()).device
+        self.optimizer = Optimizer(trained, settings.optimizer)
+
+    @property
+    def _sharded(self) -> bool:
+        return self._ranks is not None and self.settings.parallel == "fsdp"
+
+    @property
+    def _workers(self) -> int:
+        return self._ranks.size if self._ranks else 1 + len(self._replicas)
 
     def fork(self, processes: int) -> None:
         """Share the work among so many processes, this one included."""
@@ -119,10 +141,12 @@ class Learner:
         for replica in self._replicas:
             replica.close()
         self._replicas.clear()
+        if self._ranks:
+            self._ranks.dismiss()
 
     def cut(self, examples: Sequence[Example]) -> list[list[int]]:
         """The micro-batches (indices) that these rows are trained in."""
-        return micro_batches(examples, self.settings.micro_batch_tokens, 1 + len(self._replicas))
+        return micro_batches(examples, self.settings.micro_batch_tokens, self._workers)
 
     def gradients(
         self, rows: Sequence[Row], objective: Objective, *, temperature: float = 1.0, reference: bool = False
@@ -138,13 +162,19 @@ class Learner:
         self, rows: Sequence[Row], objective: Objective | None, temperature: float, reference: bool
     ) -> list[Scored]:
         cut = self.cut([row.example for row in rows])
-        shares = [cut[i :: 1 + len(self._replicas)] for i in range(1 + len(self._replicas))]
+        shares = [cut[i :: self._workers] for i in range(self._workers)]
+        idle = [len(shares[0]) - len(share) if self._sharded else 0 for share in shares]
+        made = [[*share, *cut[:1] * more] for share, more in zip(shares, idle, strict=True)]
         tasks = [
-            _Task([[rows[i] for i in run] for run in share], objective, temperature, reference) for share in shares
+            _Task([[rows[i] for i in run] for run in runs], objective, temperature, reference, more)
+            for runs, more in zip(made, idle, strict=True)
         ]
-        for replica, task in zip(self._replicas, tasks[1:], strict=True):
-            replica.send(task)
-        answers = [self._accumulate(tasks[0]), *(replica.receive() for replica in self._replicas)]
+        if self._ranks:
+            answers = self._ranks.call(self, "_accumulate", tasks)
+        else:
+            for replica, task in zip(self._replicas, tasks[1:], strict=True):
+                replica.send(task)
+            answers = [self._accumulate(tasks[0]), *(replica.receive() for replica in self._replicas)]
         order = [row for share in shares for run in share for row in run]
         scored = dict(zip(order, chain.from_iterable(answers), strict=True))
         return [scored[i] for i in range(len(rows))]
@@ -152,19 +182,22 @@ class Learner:
     def _accumulate(self, task: _Task) -> list[Scored]:
         """Forward and backward over a share of the micro-batches, in this process."""
         scored = []
-        for run in task.runs:
+        for number, run in enumerate(task.runs):
+            counts = number < len(task.runs) - task.idle
             batch = pack([row.example for row in run], self.device)
             streams = {
                 name: torch.tensor([value for row in run for value in row.streams[name]], device=self.device)
                 for name in run[0].streams
             }
             if task.reference:
-                with torch.no_grad(), self.model.disable_adapter():
+                with torch.no_grad(), self._trained.disable_adapter():
                     streams["reference"] = self._logprobs(batch, task.temperature)
             with torch.set_grad_enabled(task.objective is not None):
                 values = self._logprobs(batch, task.temperature)
             if task.objective is not None:
-                torch.autograd.backward(task.objective(values, streams))
+                torch.autograd.backward(task.objective(values, streams) * (1.0 if counts else 0.0))
+            if not counts:
+                continue
             own = _by_row(values.detach(), run)
             other = _by_row(streams["reference"], run) if task.reference else [[]] * len(run)
             scored += [Scored(*pair) for pair in zip(own, other, strict=True)]
@@ -173,12 +206,12 @@ class Learner:
     def _logprobs(self, batch: Pack, temperature: float) -> Tensor:
         half = self.settings.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
-            return self._measure(self.model, batch, temperature)
+            return self._score(batch, temperature)
 
     def update(self) -> tuple[float, float]:
         """Apply the gradients accumulated. Returns their norm and the learning rate used."""
         scale = self.settings.optimizer.scale(self.done, self.total)
-        norm = self.optimizer.step(scale)
+        norm = self._everywhere("_apply", scale)
         self.done += 1
         return norm, self.settings.optimizer.learning_rate * scale
 
@@ -194,15 +227,51 @@ class Learner:
             return {}
         self.done, state = found
         with torch.no_grad():
-            for parameter, value in zip(self.optimizer.parameters, state["weights"], strict=True):
+            for parameter, value in zip(self.weights, state["weights"], strict=True):
                 parameter.copy_(value)
-        self.optimizer.load(state["optimizer"])
+        self._everywhere("_load", {"weights": state["weights"], "optimizer": state["optimizer"]})
         return state["extra"]
+
+    def gather(self) -> None:
+        """Bring ``model`` up to date, as whoever samples from it or saves it needs; with fsdp it is not by itself."""
+        if self._sharded:
+            self._everywhere("_gather", None)
+
+    def _everywhere(self, name: str, argument: Any) -> Any:
+        """Call a method of this learner on every rank; what it returns here."""
+        if self._ranks is None:
+            return getattr(self, name)(argument)
+        return self._ranks.call(self, name, [argument] * self._ranks.size)[0]
+
+    def _apply(self, scale: float) -> float:
+        if self._ranks and not self._sharded:  # shards add their gradients up in the backward pass
+            self._ranks.sum(self.optimizer.parameters)
+        return self.optimizer.step(scale)
+
+    @torch.no_grad()
+    def _load(self, state: Any) -> None:
+        if self._ranks:
+            state = self._ranks.share(state, self.device)
+        for parameter, value in zip(self.optimizer.parameters, state["weights"], strict=True):
+            parameter.copy_(alike(value, parameter))
+        self.optimizer.load(state["optimizer"])
+
+    @torch.no_grad()
+    def _gather(self, _: None) -> None:
+        for parameter, own in zip(self.optimizer.parameters, self.weights, strict=True):
+            value = full(parameter)
+            if self._ranks and self._ranks.rank == 0:
+                own.copy_(value)
+
+    def _moments(self, _: None) -> Any:
+        state = self.optimizer.state()
+        return state if self._ranks is None or self._ranks.rank == 0 else None
 
     def save(self, extra: dict[str, Tensor]) -> None:
         self._before_save()
-        weights = [p.detach() for p in self.optimizer.parameters]
-        state = {"weights": weights, "optimizer": self.optimizer.state(), "extra": extra}
+        self.gather()
+        weights = [p.detach() for p in self.weights]
+        state = {"weights": weights, "optimizer": self._everywhere("_moments", None), "extra": extra}
         checkpoint.save(self.directory, self.done, self.run, state)
         self._last_save = time.monotonic()
 
@@ -249,29 +318,57 @@ def learning(
     ``before_save`` is called ahead of each checkpoint: what a step has reported must be durable before the
     step counts as done.
     """
+    with assembled(settings.devices) as ranks:
+        if ranks and measure is not logprobs:
+            raise InputError("a teacher's distributions can be learned on one device only (devices: 1)")
+        processes = 1 if ranks else _processes(model, settings)
+        with prepared(model, max(1, settings.threads // (ranks.size if ranks else processes))):
+            check_packing(model)
+            if ranks:
+                ranks.begin({"settings": settings, "total": total})
+            learner = Learner(model, settings, total, directory, run, before_save, ranks, measure)
+            try:
+                learner.fork(processes)
+                yield learner
+            finally:
+                learner.close()
+
+
+def _processes(model: Any, settings: LearnerSettings) -> int:
     small = sum(p.numel() for p in model.parameters()) <= SMALL
-    processes = settings.threads if small and model.device.type == "cpu" and sys.platform == "linux" else 1
-    learner = Learner(model, settings, total, directory, run, before_save, measure)
-    with prepared(model, settings.threads // processes):
-        try:
-            learner.fork(processes)
-            yield learner
-        finally:
-            learner.close()
+    return settings.threads if small and model.device.type == "cpu" and sys.platform == "linux" else 1
+
+
+def follow(ranks: Ranks, settings: LearnerSettings, total: int) -> None:
+    """What a rank above 0 does for one training: what rank 0's learner asks of all, until it is over."""
+    with steady(max(1, settings.threads // ranks.size)):
+        learner = Learner(None, settings, total, Path(), "", nothing, ranks)
+        while (asked := ranks.told()) is not None:
+            name, argument = asked
+            ranks.answer(getattr(learner, name)(argument))
 
 
 @contextmanager
 def prepared(model: Any, threads: int) -> Iterator[None]:
-    """Training mode, lean layers, a fixed number of threads, deterministic kernels; undone afterwards."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), model.training
+    """Training mode and lean layers, in a process made `steady`; undone afterwards."""
+    before = model.training
+    model.train()
+    try:
+        with steady(threads), lean(model):
+            yield
+    finally:
+        model.train(before)
+
+
+@contextmanager
+def steady(threads: int) -> Iterator[None]:
+    """A fixed number of threads, deterministic kernels; undone afterwards."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (a costly debugging aid)
-    model.train()
     try:
-        with lean(model):
-            yield
+        yield
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
-        model.train(before[2])

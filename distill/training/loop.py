@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distill.training.batching import Example, Order
 from distill.training.early_stopping import Best, Heldout
-from distill.training.forward import check_packing, logprobs
+from distill.training.forward import logprobs
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, Measure, Row, learning, nothing, run_identity
 from pipeline.errors import InputError
 
@@ -101,8 +101,6 @@ def train(
         found = learner.resume()
         losses = found.get("trace_losses", _unseen(order, total))
         best, resumed_at = Best(heldout, learner, found), learner.done
-        if resumed_at < total:
-            check_packing(model)
         while learner.done < total and not best.over:
             rows = order(learner.done) if order else []
             batch = examples(learner.done) if callable(examples) else [examples[i] for i in rows]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from distill.training.ranks import alike, full
 from pipeline.errors import InputError
 
 
@@ -80,14 +81,21 @@ class Optimizer:
                 group["lr"] = peak * scale
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return float(full(norm))
 
     def state(self) -> list[dict[str, Any]]:
-        return [optimizer.state_dict()["state"] for _, optimizer in self.parts]
+        """Whole, also where the weights are sharded; then all ranks must ask."""
+        states = [optimizer.state_dict()["state"] for _, optimizer in self.parts]
+        return [{i: {k: full(v) for k, v in one.items()} for i, one in state.items()} for state in states]
 
     def load(self, states: list[dict[str, Any]]) -> None:
         for (_, optimizer), state in zip(self.parts, states, strict=True):
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            own = optimizer.param_groups[0]["params"]
+            cut = {
+                i: {k: v if k == "step" or not isinstance(v, Tensor) else alike(v, own[i]) for k, v in one.items()}
+                for i, one in state.items()
+            }
+            optimizer.load_state_dict({"state": cut, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _hidden_matrices(model: Any) -> set[int]:

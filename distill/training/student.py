@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from distill import pretrained
@@ -35,6 +36,7 @@ def load(
     quantize: pretrained.Quantization | None = None,
     gradient_checkpointing: bool = False,
     half: bool = False,
+    device: str = "auto",
 ) -> tuple[Any, Any]:
     """(network on the best device, tokenizer). Weights are fp32, in NF4 those of a quantised base's linear layers.
 
@@ -46,7 +48,7 @@ def load(
 
     from distill.training.lora import add_lora
 
-    network, tokenizer = pretrained.load(model, quantize=quantize)
+    network, tokenizer = pretrained.load(model, device=device, quantize=quantize)
     if tokenizer.chat_template is None:
         raise InputError(f"model {model.source}: its tokenizer has no chat template; a student needs one")
     if half and network.device.type == "cuda" and not torch.cuda.is_bf16_supported():
@@ -60,12 +62,14 @@ def load(
 
 def checkpoint_layers(network: Any) -> None:
     """Gradient checkpointing, whose second pass too attends to packed rows: the backward runs outside `logprobs`."""
+    how = {"use_reentrant": False, "context_fn": partial(_passes, network.config)}  # a model is sent to other ranks
+    network.gradient_checkpointing_enable(how)
+
+
+def _passes(config: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     from distill.training.forward import packed
 
-    def passes() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), packed(network.config)
-
-    network.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": passes})
+    return nullcontext(), packed(config)
 
 
 LORA_FACTOR = 10

@@ -19,6 +19,7 @@ from distill.modelspec import ModelName
 from distill.prompting import Prompting, asking
 from distill.spending import Spending
 from distill.stages.common import VerifierSpec, store_of
+from distill.stages.devices import check_memory
 from distill.stages.student import StudentSettings, load_student, publish
 from distill.store.records import kept, problem_of
 from distill.types import Completion, Problem
@@ -76,6 +77,8 @@ class GkdSettings(StudentSettings):
     def _can_be(self) -> GkdSettings:
         if self.prompting and (self.prompting.prefill or self.prompting.examples is not None):
             raise ValueError("prompting: a student learns to answer by itself; here are just system and template")
+        if self.devices > 1:
+            raise ValueError("devices: a teacher's distributions can be learned on one device only")
         if self.sampling.temperature <= 0 and self.on_policy:
             raise ValueError("on_policy needs sampling.temperature above 0")
         return self
@@ -90,6 +93,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
 
     store = store_of(context)
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
+    check_memory(context, settings, start, samples=True)
     network, tokenizer = load_student(settings, start)
     rate = settings.learning_rate or default_learning_rate(network)
     measure = _measure(context, settings, tokenizer)

@@ -16,6 +16,7 @@ from distill.modelspec import Model, ModelName
 from distill.prompting import Prompting
 from distill.spending import Spending
 from distill.stages.common import VerifierSpec, ask_of, store_of
+from distill.stages.devices import check_memory, foreseen
 from distill.stages.student import StudentSettings, load_student, publish
 from distill.types import Problem
 from distill.verifiers import VerifierPool
@@ -174,7 +175,8 @@ def refine(context: Context, settings: GrpoSettings, *, outcome: float, about: s
     store.ingest()
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
     tasks, problem_keys = drawing.tasks(context, settings)
-    network, tokenizer = load_student(settings, start, final_norm=settings.norm_learning_rate is not None)
+    check_memory(context, settings, start, samples=True)
+    network, tokenizer = load_student(settings, start, final_norm=settings.norm_learning_rate is not None, samples=True)
     how, ask = _how(settings), ask_of(context, settings.prompting, settings.thinking, settings.tasks[0].stage)
     with (
         closing(_policy(context, settings, start, network, tokenizer, tasks[0].problems[0])) as policy,
@@ -266,6 +268,8 @@ def _how(settings: GrpoSettings) -> LoopSettings:
         precision=settings.precision,
         micro_batch_tokens=settings.micro_batch_tokens,
         threads=threads(settings.threads),
+        devices=settings.devices,
+        parallel=settings.parallel,
         checkpoint_seconds=10.0,
     )
 
@@ -312,7 +316,8 @@ def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Ma
     ]:
         steps = max(0, min(until, settings.steps) - begun)
         tokens, begun = tokens + steps * each * longest, begun + steps
-    return Forecast("steps", settings.steps, 0, {"calls": _rollouts(settings), "max_tokens": tokens})
+    figures = {"calls": _rollouts(settings), "max_tokens": tokens, **foreseen(settings, samples=True)}
+    return Forecast("steps", settings.steps, 0, figures)
 
 
 def dependencies(settings: GrpoSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:

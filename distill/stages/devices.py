@@ -1,0 +1,54 @@
+"""What a training stage computes on: the settings that every such stage has, and whether it fits there."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from distill import modelspec
+from distill.training import memory
+from pipeline.stage import Context, Operational, Settings
+
+if TYPE_CHECKING:
+    from distill.modelspec import Model
+
+
+class DeviceSettings(Settings):
+    devices: Annotated[int, Operational(), Field(ge=1)] = 1
+    """So many processes train, each on a GPU of its own (without any, on CPU cores). Under `torchrun` there are as
+    many as it started."""
+    parallel: Annotated[Literal["ddp", "fsdp"], Operational()] = "ddp"
+    """With several devices each holds a copy of the model (`ddp`), or they share its weights out (`fsdp`)."""
+
+    def ranks(self) -> int:
+        """How many there will be."""
+        return max(self.devices, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def check_memory(context: Context, settings: Any, start: Model, *, samples: bool = False) -> None:
+    """Refuse a training that cannot fit, before its model is loaded."""
+    memory.check_fits(
+        modelspec.directory_of(start.source), _training(settings, samples), f"stage {context.name}",
+        memory.free_memory(),
+    )  # fmt: skip
+
+
+def foreseen(settings: Any, *, samples: bool = False) -> dict[str, int]:
+    """The figure that `distill plan` shows, where the model is there to be looked at."""
+    name = settings.student
+    directory = None if name.startswith(modelspec.STAGE) else modelspec.directory_of(name)
+    need = memory.estimate(directory, _training(settings, samples)) if directory else None
+    return {"memory": need.total} if need else {}
+
+
+def _training(settings: Any, samples: bool) -> memory.Training:
+    return memory.Training(
+        settings.micro_batch_tokens,
+        settings.lora.rank if settings.lora else None,
+        bits=4 if settings.quantize else 32,
+        checkpointing=settings.gradient_checkpointing,
+        samples=samples,
+        shards=settings.ranks() if settings.parallel == "fsdp" else 1,
+    )

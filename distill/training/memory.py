@@ -1,0 +1,169 @@
+"""What a training will need of memory, told before the model is loaded; and what there is.
+
+Arithmetic on the shapes in the headers of the weight files and on config.json: no torch, so `distill plan` can
+tell it too. Weights, gradients and AdamW's two moments are exact. What a micro-batch keeps for its backward pass
+was measured on Qwen3 (tensors saved by autograd): for each token and layer 7 times the hidden size, 4 times the
+intermediate size, 4 times the width of queries and of keys; models of another build differ. Left out: the
+interpreter and its libraries, allocators' waste, the sampling engine's cache (it takes what is free), and models
+whose files are not here yet: nothing is told of these.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+
+MARGIN = 0.9
+"""A run is refused when this share of its estimate is more than what is free. On CPU estimates were 0.67 to 1.00
+of the measured peak (0.31M and 100M parameters), never above it; the tenth is for models of another build: what
+would fit must not be refused."""
+HEAD = 3
+"""Copies of a chunk of logits at once: they, their softmax, their gradient."""
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """The settings that memory depends on. ``rank`` None trains all weights; ``bits`` of a frozen weight;
+    ``copies`` processes on one machine's memory hold gradients and a micro-batch each; over ``shards``
+    devices weights, gradients and moments are cut up."""
+
+    micro_batch_tokens: int
+    rank: int | None
+    bits: int = 32
+    checkpointing: bool = False
+    samples: bool = False
+    copies: int = 1
+    shards: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes, by what they are for."""
+
+    weights: int
+    gradients: int
+    moments: int
+    activations: int
+    logits: int
+    sampling: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.moments + self.activations + self.logits + self.sampling
+
+    def __str__(self) -> str:
+        named = {name: getattr(self, name) for name in self.__slots__}
+        return ", ".join(f"{name} {size(value)}" for name, value in named.items() if value)
+
+
+def size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / (1 << 20):.0f} MiB"
+
+
+def estimate(directory: Path, training: Training, chunk: int = 1 << 24) -> Estimate | None:
+    """What training the model in ``directory`` takes of the fullest device; None where the files do not tell.
+
+    ``chunk`` is `distill.training.forward.CHUNK`.
+    """
+    try:
+        config = json.loads((directory / "config.json").read_text())
+        shapes = [shape for file in directory.glob("*.safetensors") for shape in _shapes(file)]
+        hidden, inner, layers = (config[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+        heads, vocabulary = config["num_attention_heads"], config["vocab_size"]
+    except (OSError, ValueError, KeyError, struct.error):
+        return None
+    if not shapes:
+        return None
+    width = config.get("head_dim") or hidden // heads
+    queries, keys = heads * width, (config.get("num_key_value_heads") or heads) * width
+    linear = [s for s in shapes if len(s) == 2 and vocabulary not in s]
+    matrices, every = sum(a * b for a, b in linear), sum(map(_count, shapes))
+    trained = every if training.rank is None else sum(training.rank * (a + b) for a, b in linear)
+    frozen = 0 if training.rank is None else 4 * (every - matrices) + training.bits * matrices // 8
+    per_layer = 7 * hidden + 4 * inner + 4 * (queries + keys)
+    kept = layers * hidden + per_layer if training.checkpointing else layers * per_layer
+    folded = matrices if training.rank is not None and training.bits == 32 else 0  # W + s B A, kept for the backward
+    tokens, copies = training.micro_batch_tokens, training.copies
+    return Estimate(
+        weights=(frozen + 4 * trained) // training.shards,
+        gradients=4 * trained * copies // training.shards,
+        moments=8 * trained // training.shards,
+        activations=4 * (tokens * kept + folded) * copies,
+        logits=4 * HEAD * min(chunk, tokens * vocabulary) * copies,
+        sampling=4 * (every if training.rank is None else matrices) if training.samples else 0,
+    )
+
+
+def _shapes(file: Path) -> Iterator[list[int]]:
+    """The shapes of the tensors in a safetensors file: its header, no more, is read."""
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header: dict[str, Any] = json.loads(opened.read(length))
+    return (entry["shape"] for name, entry in header.items() if name != "__metadata__")
+
+
+def _count(shape: list[int]) -> int:
+    product = 1
+    for length in shape:
+        product *= length
+    return product
+
+
+def check_fits(directory: Path | None, training: Training, where: str, free: int) -> None:
+    """Refuse, in one line, what cannot fit into ``free`` bytes."""
+    need = estimate(directory, training) if directory else None
+    if need is None or need.total * MARGIN <= free:
+        return
+    changes = [f"lower micro_batch_tokens ({training.micro_batch_tokens})"]
+    changes += [] if training.checkpointing else ["set gradient_checkpointing"]
+    changes += ["train an adapter (lora)"] if training.rank is None else ["set quantize: nf4"] * (training.bits > 4)
+    changes += ["use several devices with parallel: fsdp"] if training.shards == 1 else ["use more devices"]
+    raise InputError(
+        f"{where}: training needs about {size(need.total)} ({need}), but {size(free)} are free; "
+        + ", or ".join(changes)
+    )
+
+
+def free_memory() -> int:
+    """Bytes that a process may still take: of the GPU where there is one, else of the machine or its cgroup."""
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else free_of_machine()
+
+
+def free_of_machine(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """What Linux calls available, less where a cgroup (v1 or v2, or one above) allows less; elsewhere no bound."""
+    bounds = []
+    try:
+        lines = dict(line.split(":") for line in (proc / "meminfo").read_text().splitlines())
+        bounds.append(int(lines["MemAvailable"].split()[0]) * 1024)
+        for line in (proc / "self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds in ("", "memory"):
+                bounds += _left(groups / kinds, path, v1=kinds == "memory")
+    except (OSError, ValueError, KeyError):
+        pass
+    return min(bounds, default=1 << 62)
+
+
+def _left(root: Path, path: str, v1: bool) -> Iterator[int]:
+    """What a cgroup and those above it leave; pages of files that may be dropped count as free."""
+    limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if v1 else ("memory.max", "memory.current")
+    here = root / path.lstrip("/")
+    for group in (here, *here.parents):
+        try:
+            most = int((group / limit).read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            cached = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+            yield most - int((group / used).read_text()) + cached
+        except (OSError, ValueError):
+            pass
+        if group == root:
+            return

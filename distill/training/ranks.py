@@ -1,0 +1,358 @@
+"""Several devices: ranks that share each step's micro-batches, under torchrun or started by the run itself.
+
+Rank 0 *is* the run: the loop, the store, checkpoints, sampling, display and the decision to stop are its
+alone, so they need no agreement and no second code path. The other ranks hold a copy of the model (ddp) or a
+shard of it (fsdp), given to them by rank 0, and do what it asks of all ranks at once: call a method of their
+own `Learner`. So a rank never reads a file of the run, and what is on disk knows nothing of ranks.
+
+Asking goes through a gloo group without a timeout, since rank 0 may sample for hours between two steps. Tensors
+go through the default group: gloo on CPUs, NCCL on GPUs. A rank that dies ends the others: gloo tells at once;
+those that the run started are watched besides; under torchrun its agent kills the rest.
+
+Left out: sampling on other ranks (a rollout is keyed by its request, so it would change no bit; the engine has
+processes of its own for CPUs), ranks that join later, and shards of quantised weights.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import cache, partial
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from distill.training.forward import Pack, causal_lm, logprobs
+from pipeline.errors import InputError, PipelineError
+
+tcp_store: Any = dist.TCPStore  # type: ignore[attr-defined]
+Parallel = Literal["ddp", "fsdp"]
+FOREVER = timedelta(days=365)
+GRACE = 5.0
+"""Seconds in which the run is to notice by itself that a rank is gone; then it is ended."""
+BUCKET = 1 << 24
+"""Gradients summed in one call (elements), at least."""
+
+
+class Ranks:
+    """One process's hold on all of them. ``call`` is for rank 0, ``follow`` for the others."""
+
+    def __init__(self, store: Any, rank: int, size: int, local: int) -> None:
+        self.rank, self.size = rank, size
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", local) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(local)
+        # Waiting for each other to start has no limit either: rank 0 may have other stages to run first.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=size)
+        self._control: Any = dist.new_group(backend="gloo", timeout=FOREVER)
+        self._in_step = True  # False once a call has failed: then nobody can be asked anything any more
+
+    def call(self, methods: Any, name: str, arguments: Sequence[Any]) -> list[Any]:
+        """Have every rank call the method ``name`` with its own of the arguments; the answers by rank."""
+        if not self._in_step:
+            raise _gone()
+        self._in_step = False
+        self._tell([(name, argument) for argument in arguments])
+        with _lost_peers():
+            answer = getattr(methods, name)(arguments[0])
+            answers: list[Any] = [None] * self.size
+            dist.gather_object(None, answers, group=self._control)
+        self._in_step = True
+        return [answer, *answers[1:]]
+
+    def dismiss(self) -> None:
+        """End what the others are doing: a training, or, when told between trainings, their lives."""
+        if self._in_step:
+            with suppress(PipelineError):
+                self._tell([None] * self.size)
+
+    def begin(self, opening: Mapping[str, Any]) -> None:
+        self._tell([opening] * self.size)
+
+    def _tell(self, messages: Sequence[Any]) -> None:
+        with _lost_peers():
+            dist.scatter_object_list([None], [None, *messages[1:]], src=0, group=self._control)
+
+    def told(self) -> Any:
+        """What rank 0 wants: None is the end."""
+        message = [None]
+        with _lost_peers():
+            dist.scatter_object_list(message, None, src=0, group=self._control)
+        return message[0]
+
+    def answer(self, value: Any) -> None:
+        with _lost_peers():
+            dist.gather_object(value, None, group=self._control)
+
+    def sum(self, parameters: Sequence[Tensor]) -> None:
+        """Add up the gradients of all ranks, in all ranks."""
+        bucket: list[Tensor] = []
+        for index, parameter in enumerate(parameters):
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            bucket.append(parameter.grad)
+            if sum(g.numel() for g in bucket) >= BUCKET or index == len(parameters) - 1:
+                flat = torch.cat([g.flatten() for g in bucket])
+                dist.all_reduce(flat)
+                for gradient, total in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
+                    gradient.copy_(total.view_as(gradient))
+                bucket = []
+
+    def share(self, value: Any, device: torch.device) -> Any:
+        """Rank 0's ``value``, whole, on every rank; its tensors go one by one and arrive on ``device``."""
+        if self.rank == 0:
+            out = io.BytesIO()
+            pickler = _Structure(out)
+            pickler.dump(value)
+            self._tell([out.getvalue()] * self.size)
+            for tensor in pickler.tensors:
+                dist.broadcast(tensor.detach().to(device).contiguous(), 0)
+            return value
+        reader = _Build(io.BytesIO(self.told()), device)
+        built = reader.load()
+        for index in sorted(reader.tensors):
+            dist.broadcast(reader.tensors[index].detach(), 0)
+        return built
+
+    def module(self, model: Any, parallel: Parallel) -> tuple[Any, Scorer]:
+        """The model that this rank trains, and its log-probabilities. ddp: rank 0's own, or a copy of it.
+        fsdp: a shard of a copy; rank 0 keeps its own whole, wherever that lies. A copy is whole in the
+        machine's memory for a moment, on every rank."""
+        if parallel == "ddp":
+            model = self.share(model, self.device)
+            return model, partial(logprobs, model)
+        copy = self.share(model, torch.device("cpu"))
+        if self.rank == 0:
+            copy = _copied(model)
+        return _sharded(copy, self.device)
+
+    def close(self) -> None:
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+Scorer = Callable[[Pack, float], Tensor]
+
+
+class _Structure(pickle.Pickler):
+    """Everything of a value but its tensors, which are kept in ``tensors`` as they come. Tied ones come once."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.tensors: list[Tensor] = []
+        self._seen: dict[int, int] = {}
+
+    def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
+        if type(value) not in (Tensor, nn.Parameter):
+            return None
+        if id(value) not in self._seen:
+            self._seen[id(value)] = len(self.tensors)
+            self.tensors.append(value)
+        return self._seen[id(value)], value.shape, value.dtype, type(value) is nn.Parameter, value.requires_grad
+
+
+class _Build(pickle.Unpickler):
+    """The value again, with empty tensors."""
+
+    def __init__(self, file: io.BytesIO, device: torch.device) -> None:
+        super().__init__(file)
+        self.tensors: dict[int, Tensor] = {}
+        self._device = device
+
+    def persistent_load(self, told: Any) -> Tensor:
+        index, shape, dtype, parameter, learned = told
+        if index not in self.tensors:
+            tensor = torch.empty(shape, dtype=dtype, device=self._device)
+            self.tensors[index] = nn.Parameter(tensor, requires_grad=learned) if parameter else tensor
+        return self.tensors[index]
+
+
+class _Whole(nn.Module):
+    """The root of the shards: one pass gathers what lies outside the layers, the output head too."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Pack, temperature: float) -> Tensor:
+        return logprobs(self.model, batch, temperature)
+
+
+def _copied(model: Any) -> Any:
+    """A copy in the machine's memory, by the way that the other ranks get theirs."""
+    out = io.BytesIO()
+    pickler = _Structure(out)
+    pickler.dump(model)
+    reader = _Build(io.BytesIO(out.getvalue()), torch.device("cpu"))
+    built = reader.load()
+    for index, tensor in enumerate(pickler.tensors):
+        reader.tensors[index].data.copy_(tensor.data)
+    return built
+
+
+def _sharded(model: Any, device: torch.device) -> tuple[Any, Scorer]:
+    """``model`` cut up by layers (FSDP2); gradients are summed over ranks, not averaged."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    layers = set(causal_lm(model)._no_split_modules or ())
+    for module in list(model.modules()):
+        if type(module).__name__ in layers:
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    whole: Any = fully_shard(_Whole(model), mesh=mesh, reshard_after_forward=True)
+    for module in whole.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    return model, whole
+
+
+def full(value: Tensor) -> Tensor:
+    """A tensor whole, gathered from its shards where it has any; all ranks must ask."""
+    from torch.distributed.tensor import DTensor
+
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def alike(value: Tensor, model: Tensor) -> Tensor:
+    """``value``, which all ranks have whole, cut up as ``model`` is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(model, DTensor):
+        return value
+    return distribute_tensor(value.to(model.device), model.device_mesh, model.placements, src_data_rank=None)
+
+
+# ------------------------------------------------------------------ who there is
+
+
+def launched() -> int | None:
+    """This process's rank, if torchrun started it as one of several."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and "MASTER_PORT" in os.environ
+    return int(os.environ["RANK"]) if several else None
+
+
+@cache
+def joined() -> Ranks:
+    """The ranks that torchrun, or another rank 0, made this process one of."""
+    store, rank, size = next(rendezvous("env://", timeout=FOREVER))
+    return Ranks(store, rank, size, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def serve() -> None:
+    """The life of a rank above 0, until rank 0 ends it or is gone. Signals are for rank 0 to heed."""
+    from distill.training.learner import follow
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    ranks = joined()
+    while (opening := ranks.told()) is not None:
+        follow(ranks, **opening)
+    ranks.close()
+
+
+@contextmanager
+def run_of_several() -> Iterator[bool]:
+    """Around a command under torchrun: whether this process is to do what it says. The others serve."""
+    if launched():
+        serve()
+        yield False
+        return
+    if launched() is None:
+        yield True
+        return
+    try:
+        yield True
+    finally:
+        joined().dismiss()
+        joined().close()
+
+
+@contextmanager
+def assembled(devices: int) -> Iterator[Ranks | None]:
+    """The ranks of one training: torchrun's, or as many processes as there are to be ``devices``, or none."""
+    if launched() is not None:
+        yield joined()
+        return
+    visible = torch.cuda.device_count()
+    if visible and devices > visible:
+        raise InputError(f"devices: {devices} asked for, but {visible} GPU(s) can be seen here")
+    if devices < 2:
+        yield None
+        return
+    store = tcp_store("127.0.0.1", 0, devices, is_master=True, wait_for_workers=False)
+    children = [_child(rank, devices, store.port) for rank in range(1, devices)]
+    over = threading.Event()
+    for rank, child in enumerate(children, start=1):
+        threading.Thread(target=_watch, args=(rank, child, over), daemon=True).start()
+    ranks = Ranks(store, 0, devices, 0)
+    try:
+        yield ranks
+        over.set()
+        ranks.dismiss()
+    finally:
+        over.set()
+        ranks.close()
+        for child in children:
+            child.kill()
+            child.communicate()
+
+
+def _child(rank: int, size: int, port: int) -> subprocess.Popen[bytes]:
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    env = os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    return subprocess.Popen([sys.executable, "-m", "distill.training.ranks"], env=env, stdin=subprocess.PIPE)
+
+
+def _watch(rank: int, child: subprocess.Popen[bytes], over: threading.Event) -> None:
+    """End the run when a rank that it started is gone, be it inside a call that waits for it."""
+    code = child.wait()
+    if not over.wait(GRACE):
+        print(f"distill: {_gone(f'rank {rank} ended with exit code {code}')}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _orphaned() -> None:
+    """End this rank when the run that started it is gone: then its stdin ends."""
+    os.read(0, 1)
+    os._exit(1)
+
+
+def _gone(what: str = "a training process of another rank ended") -> PipelineError:
+    return PipelineError(f"{what}; run the same command again to go on from the last checkpoint")
+
+
+@contextmanager
+def _lost_peers() -> Iterator[None]:
+    """Turn what torch says of a rank that is gone into one clear line."""
+    try:
+        yield
+    except dist.DistError as error:
+        raise _gone() from error
+    except RuntimeError as error:
+        if "gloo" not in str(error):
+            raise
+        raise _gone() from error
+
+
+def main() -> None:
+    threading.Thread(target=_orphaned, daemon=True).start()
+    with suppress(PipelineError):  # it is for rank 0, or torchrun, to say who was lost
+        serve()
+
+
+if __name__ == "__main__":
+    main()

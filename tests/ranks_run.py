@@ -1,0 +1,68 @@
+"""What test_ranks starts under torchrun: trainings by two ranks whose results are left in a file."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from test_rl import grpo, policy, student
+from tiny import examples, tiny, weights
+
+from distill.training.loop import TrainSettings, train
+from distill.training.lora import add_lora
+from distill.training.optimizer import OptimizerSettings
+from distill.training.ranks import run_of_several
+from pipeline.errors import Stopped
+from rl.loss import PolicyLoss
+
+ROWS = examples(13)  # the last batch of an epoch is one row: a rank has nothing to do
+STEPS, LEG = 8, 2
+"""Updates of a run, and of one leg of a run that several numbers of ranks have a part in."""
+
+
+def model(lora: bool) -> Any:
+    return add_lora(tiny(), rank=4, alpha=8, seed=0) if lora else tiny()
+
+
+def supervised(directory: Path, lora: bool, legs: int | None = None, **changes: Any) -> tuple[Any, list[float]]:
+    """A whole run, or a leg of it: the weights and losses."""
+    made, metrics, asked = model(lora), list[Any](), count(1)
+    settings = TrainSettings(
+        OptimizerSettings(1e-3), batch_size=4, steps=STEPS, micro_batch_tokens=30, **changes
+    )  # fmt: skip
+    with suppress(Stopped):
+        train(
+            made, ROWS, settings, checkpoints=directory, on_step=metrics.append,
+            stop=lambda: legs is not None and next(asked) >= legs,
+        )  # fmt: skip
+    return weights(made).clone(), [m.loss for m in metrics]
+
+
+def refined(directory: Path, **changes: Any) -> tuple[Any, list[float]]:
+    """A short run of GRPO, with a reference, two updates a step and passes that only score."""
+    made = student()
+    how = {"optimizer": OptimizerSettings(1e-3), "steps": 2, "updates": 2, "loss": PolicyLoss(kl=0.1)}
+    metrics, _ = grpo(made, directory, policy(made), **how, **changes)
+    return weights(made).clone(), [m.reward for m in metrics]
+
+
+def main(directory: Path) -> None:
+    with run_of_several() as first:
+        if not first:
+            return
+        found: dict[str, Any] = {}
+        for parallel in ("ddp", "fsdp"):
+            for lora in (True, False):
+                place = directory / f"{parallel}-{lora}"
+                found[f"{parallel} {lora}"] = supervised(place, lora, parallel=parallel)
+            found[f"grpo {parallel}"] = refined(directory / f"grpo-{parallel}", parallel=parallel)
+            supervised(directory / "legs", False, LEG, parallel=parallel)  # goes on from where another leg ended
+        torch.save(found, directory / "found.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,99 @@
+"""Several devices learn what one learns: two real processes, by torchrun and started by the run itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from ranks_run import LEG, ROWS, STEPS, model, refined, supervised  # noqa: E402
+from tiny import weights  # noqa: E402
+
+from distill.training.learner import run_identity  # noqa: E402
+from distill.training.loop import TrainSettings, train  # noqa: E402
+from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from pipeline.errors import InputError, PipelineError  # noqa: E402
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two ranks under torchrun left what they learned, after one process had begun a run of legs."""
+    directory = tmp_path_factory.mktemp("together")
+    supervised(directory / "legs", False, LEG)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", HERE / "ranks_run.py", directory],
+        env=os.environ | {"PYTHONPATH": str(HERE.parent), "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+def close(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(found[0], expected[0], atol=1e-6, rtol=0)
+    assert found[1] == pytest.approx(expected[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_learn_what_one_process_does(parallel: str, lora: bool, together: Path, tmp_path: Path) -> None:
+    close(torch.load(together / "found.pt")[f"{parallel} {lora}"], supervised(tmp_path, lora))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_grpo_samples_once_and_learns_on_all_ranks(parallel: str, together: Path, tmp_path: Path) -> None:
+    close(torch.load(together / "found.pt")[f"grpo {parallel}"], refined(tmp_path))
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(together: Path, tmp_path: Path) -> None:
+    """One process, then two with copies, then two with shards, then one again: as if it had been one."""
+    last, losses = supervised(together / "legs", False)
+    whole = supervised(tmp_path, False)
+    assert len(losses) == STEPS - 3 * LEG
+    torch.testing.assert_close(last, whole[0], atol=1e-6, rtol=0)
+
+
+def test_the_number_of_devices_is_no_part_of_a_runs_identity() -> None:
+    one = TrainSettings(OptimizerSettings(1e-3))
+    assert run_identity(one) == run_identity(TrainSettings(OptimizerSettings(1e-3), devices=4, parallel="fsdp"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the rank in /proc")
+def test_a_rank_that_is_killed_ends_the_run_which_goes_on_exactly(together: Path, tmp_path: Path) -> None:
+    """Ranks that the run starts itself; left alone, torchrun's make the same bits."""
+    steps = count(1)
+
+    def kill_in_step_4(_: Any) -> None:
+        if next(steps) == 4:
+            os.kill(rank_1(), signal.SIGKILL)
+
+    settings = TrainSettings(
+        OptimizerSettings(1e-3), batch_size=4, steps=STEPS, micro_batch_tokens=30, devices=2, checkpoint_steps=2
+    )
+    with pytest.raises(PipelineError, match="run the same command again"):
+        train(model(True), ROWS, settings, checkpoints=tmp_path, on_step=kill_in_step_4)
+    made = model(True)
+    assert train(made, ROWS, settings, checkpoints=tmp_path).resumed_at == 2
+    assert torch.equal(weights(made), torch.load(together / "found.pt")["ddp True"][0])
+
+
+def rank_1() -> int:
+    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        if b"distill.training.ranks" in Path(f"/proc/{child}/cmdline").read_bytes():
+            return int(child)
+    raise AssertionError("no rank was started")
+
+
+def test_more_devices_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"2 asked for, but 1 GPU"):
+        train(model(True), ROWS, TrainSettings(OptimizerSettings(1e-3), devices=2), checkpoints=tmp_path)
