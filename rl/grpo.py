@@ -27,6 +27,7 @@ from rl import credit, rewards
 from rl.loss import Aggregation, PolicyLoss
 from rl.monitors import GrpoMetrics, observe
 from rl.rewards import Component, Mixed, Scores
+from rl.step_credit import Mix, outcome_alone
 from rl.update import Rollout, Used, update
 
 
@@ -74,8 +75,6 @@ class GrpoSettings(LearnerSettings):
     def __post_init__(self) -> None:
         if self.sampling.temperature <= 0 or self.sampling.top_p < 1 or self.sampling.top_k:
             raise InputError("grpo samples with temperature > 0, top_p 1 and top_k 0: truncation biases its ratios")
-        if self.group < 2:
-            raise InputError("grpo compares samples of one problem: group must be at least 2")
         shortest = min([self.sampling.max_tokens, *(tokens for _, tokens in self.lengths)])
         if self.overlong == "punish" and not 0 < self.overlong_buffer < shortest:
             raise InputError(f"overlong: punish needs an overlong_buffer between 0 and max_tokens ({shortest})")
@@ -97,6 +96,7 @@ def train_grpo(
     sample: Sample,
     reward: Reward,
     checkpoints: Path,
+    mix: Mix = outcome_alone,
     ask: Ask = plainly,
     stop: Callable[[], bool] = lambda: False,
     recall: Callable[[int], Iterable[Completion]] = lambda step: (),
@@ -107,12 +107,15 @@ def train_grpo(
 ) -> None:
     """Refine ``model`` in place, going on from ``checkpoints`` (of this run alone) if there are any.
 
-    ``ask`` puts each problem to the policy; what it gives of a response is seen and not learned.
-    ``recall(step)`` may return completions of that step kept from an earlier attempt; the rest is
-    sampled. Raises `Stopped` after checkpointing when ``stop()`` turns true, within a step too.
+    ``ask`` puts each problem to the policy; what it gives of a response is seen and not learned. ``mix`` may
+    add to the credit that a rollout has from its reward (`rl.step_credit`). ``recall(step)`` may return
+    completions of that step kept from an earlier attempt; the rest is sampled. Raises `Stopped` after
+    checkpointing when ``stop()`` turns true, within a step too.
     """
     if settings.loss.kl and not hasattr(model, "disable_adapter"):
         raise InputError("grpo with a KL term needs a LoRA adapter: the reference is the model without it")
+    if settings.group < 2 and mix is outcome_alone:
+        raise InputError("grpo compares samples of one problem: group must be at least 2")
     every = settings.checkpoint_steps and settings.checkpoint_steps * settings.updates
     how = replace(settings, checkpoint_steps=every)
     total = settings.steps * settings.updates
@@ -123,7 +126,8 @@ def train_grpo(
             learner.gather()
             now = settings.at(step)
             policy.refresh()
-            rollouts, draws = _rollouts(learner, policy, now, step, sample, ask, reward, list(recall(step)), stop)
+            judged, draws = _rollouts(learner, policy, now, step, sample, ask, reward, list(recall(step)), stop)
+            rollouts = mix(judged)
             on_rollouts(step + 1, rollouts)
             sampled = time.perf_counter()
             made, used = update(learner, now, [r for r in rollouts if r.trained])

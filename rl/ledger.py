@@ -98,6 +98,7 @@ class Ledger:
             "reward": rollout.reward,
             "advantage": rollout.advantage,
             "used": rollout.trained,
+            "teacher_logprobs": list(rollout.teacher) or None,
             "components": json.dumps(dict(rollout.components)) if rollout.components else None,
             "advantages": list(rollout.advantages) if len(set(rollout.advantages)) > 1 else None,
         }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from distill.engines.base import response_of
 from distill.types import Finish
+from rl.step_credit import log_ratios
 from rl.update import Made, Rollout, logprobs
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class GrpoMetrics:
     ``clip_low`` and ``clip_high`` (shares of tokens whose gradient a clip stops).
     ``tokens`` went through training, prompts included. ``components`` are the means of what the reward is made of,
     as ``reward/NAME``; ``verifications`` and ``corrections`` count the phrases of `PHRASES` per rollout.
+    ``teacher_kl`` estimates the reverse KL(student, teacher) in nats per token from the sampled tokens (None
+    without a teacher).
     """
 
     step: int
@@ -63,6 +66,7 @@ class GrpoMetrics:
     training_seconds: float
     verifications: float
     corrections: float
+    teacher_kl: float | None = None
     components: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -105,6 +109,7 @@ def observe(
         training_seconds=seconds[1],
         verifications=_mean([float(said("verifications", r.completion.text)) for r in rollouts]),
         corrections=_mean([float(said("corrections", r.completion.text)) for r in rollouts]),
+        teacher_kl=_teacher_kl(rollouts),
         components=_components(rollouts),
     )
 
@@ -112,6 +117,11 @@ def observe(
 def said(kind: str, text: str) -> int:
     """How often a text says what stands under ``kind`` in `PHRASES`."""
     return len(re.findall(PHRASES[kind], text, re.IGNORECASE))
+
+
+def _teacher_kl(rollouts: Sequence[Rollout]) -> float | None:
+    told = [r for r in rollouts if r.teacher]
+    return -_mean(list(chain.from_iterable(log_ratios(r.completion, r.teacher) for r in told))) if told else None
 
 
 def _components(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -33,6 +33,7 @@ class Rollout:
 
     ``components`` are what the reward is made of, by name. ``advantages`` has one for each token of the
     completion: credit is per token from the start. ``trained``: it takes part in the updates of this step.
+    ``teacher`` are a teacher's log-probabilities of the tokens, where one is asked (`rl.step_credit`).
     """
 
     step: int
@@ -43,6 +44,7 @@ class Rollout:
     advantages: tuple[float, ...]
     trained: bool
     components: Mapping[str, float | None] = field(default_factory=dict)
+    teacher: tuple[float, ...] = ()
 
     @property
     def advantage(self) -> float:

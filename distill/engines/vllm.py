@@ -78,13 +78,13 @@ class VllmEngine:
         self.model = identity
         self._engine: Any = engine
         _OPEN.append(engine)
-        self._tokenizer: Any = engine.get_tokenizer()
+        self.tokenizer: Any = engine.get_tokenizer()
         config: Any = engine.vllm_config
         self._limit: int = config.model_config.max_model_len
         self._ahead: int = AHEAD * config.scheduler_config.max_num_seqs
         self._speculates: bool = config.speculative_config is not None
         self._on_cpu: bool = config.device_config.device_type == "cpu"
-        self._stop_ids = _stop_ids(config.model_config, self._tokenizer)
+        self._stop_ids = _stop_ids(config.model_config, self.tokenizer)
         self._open, self._close = (self._ids(tag) for tag in (OPEN, CLOSE))
         self._names, self._adapters = count(), count(1)
         self._lora: Any = None
@@ -231,22 +231,22 @@ class VllmEngine:
         return outputs
 
     def _encode(self, items: tuple[tuple[tuple[str, str], ...], ...]) -> tuple[str, tuple[int, ...]]:
-        if not self._tokenizer.chat_template:
+        if not self.tokenizer.chat_template:
             raise InputError("the model's tokenizer has no chat template, so messages cannot be put to it")
-        prompt: str = self._tokenizer.apply_chat_template(
+        prompt: str = self.tokenizer.apply_chat_template(
             [dict(item) for item in items], tokenize=False, add_generation_prompt=True
         )
         return prompt, self._ids(prompt)
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _completion(self, response: Response) -> Completion:
         ids, logprobs = tuple(response.tokens), tuple(response.known)
         if math.isnan(math.fsum(logprobs)):
             raise PipelineError("vllm sampled from a broken distribution (its log-probabilities are no numbers)")
         said = ids[:-1] if response.stopped else ids
-        text = self._tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         finish = Finish.LENGTH if not response.stopped else Finish.STOP if text.strip() else Finish.EMPTY
         thinking, _ = count_thinking_tokens(ids, self._close, self._open, _opened(response.prompt))
         return Completion(

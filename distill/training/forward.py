@@ -87,8 +87,8 @@ def packed(config: Any) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def logprobs(model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
-    """Natural log-probabilities (L,), fp32, of the supervised tokens, differentiable."""
+def states(model: Any, batch: Pack) -> Tensor:
+    """Hidden states (L, D), before the output head, from which the supervised tokens are predicted."""
     causal = causal_lm(model)
     with packed(causal.config):
         hidden = causal.base_model(
@@ -97,8 +97,14 @@ def logprobs(model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
             use_cache=False,  # with a cache transformers lets packed documents see each other
             documents=batch.documents,
         ).last_hidden_state[0]
-    hidden = hidden.index_select(0, batch.sources)
-    head = causal.get_output_embeddings()
+    picked: Tensor = hidden.index_select(0, batch.sources)
+    return picked
+
+
+def logprobs(model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
+    """Natural log-probabilities (L,), fp32, of the supervised tokens, differentiable."""
+    hidden = states(model, batch)
+    head = causal_lm(model).get_output_embeddings()
 
     def of(states: Tensor, targets: Tensor) -> Tensor:
         return -F.cross_entropy(head(states).float() / temperature, targets, reduction="none")

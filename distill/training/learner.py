@@ -27,7 +27,7 @@ from distill.training.lean import lean
 from distill.training.optimizer import Optimizer, OptimizerSettings
 from distill.training.ranks import Parallel, Ranks, alike, assembled, full
 from distill.training.replicas import Replica, share
-from pipeline.errors import Stopped
+from pipeline.errors import InputError, Stopped
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,11 @@ its streams. It is sent to other processes: a module's function, or a `functools
 """
 
 
+Measure = Callable[[Any, Pack, float], Tensor]
+"""What a pass makes of each supervised token of a pack at a temperature, (L,): what objectives are told as its
+log-probability. By default it is that (`forward.logprobs`)."""
+
+
 BeforeSave = Callable[[], None]
 
 
@@ -101,7 +106,7 @@ class Learner:
 
     def __init__(
         self, model: Any, settings: LearnerSettings, total: int, directory: Path, run: str,
-        before_save: BeforeSave, ranks: Ranks | None = None,
+        before_save: BeforeSave, ranks: Ranks | None = None, measure: Measure = logprobs,
     ) -> None:  # fmt: skip
         self._before_save = before_save
         self.settings, self.total, self.directory, self.run = settings, total, directory, run
@@ -110,7 +115,7 @@ class Learner:
         self._replicas: list[Replica] = []
         self._ranks = ranks
         self._score: Callable[[Pack, float], Tensor]
-        trained, self._score = ranks.module(model, settings.parallel) if ranks else (model, partial(logprobs, model))
+        trained, self._score = ranks.module(model, settings.parallel) if ranks else (model, partial(measure, model))
         self.model, self._trained = trained if model is None else model, trained
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         """What is trained, whole. With fsdp it is as old as the last `gather`."""
@@ -304,8 +309,9 @@ SMALL = 50_000_000
 
 @contextmanager
 def learning(
-    model: Any, settings: LearnerSettings, total: int, directory: Path, run: str, before_save: BeforeSave = nothing
-) -> Iterator[Learner]:
+    model: Any, settings: LearnerSettings, total: int, directory: Path, run: str, before_save: BeforeSave = nothing,
+    measure: Measure = logprobs,
+) -> Iterator[Learner]:  # fmt: skip
     """A learner in a process made ready for it: see `prepared`. ``settings.threads`` cores compute:
     processes of one thread each for a small model on Linux and CPU, threads of one process otherwise.
 
@@ -313,12 +319,14 @@ def learning(
     step counts as done.
     """
     with assembled(settings.devices) as ranks:
+        if ranks and measure is not logprobs:
+            raise InputError("a teacher's distributions can be learned on one device only (devices: 1)")
         processes = 1 if ranks else _processes(model, settings)
         with prepared(model, max(1, settings.threads // (ranks.size if ranks else processes))):
             check_packing(model)
             if ranks:
                 ranks.begin({"settings": settings, "total": total})
-            learner = Learner(model, settings, total, directory, run, before_save, ranks)
+            learner = Learner(model, settings, total, directory, run, before_save, ranks, measure)
             try:
                 learner.fork(processes)
                 yield learner

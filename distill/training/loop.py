@@ -21,11 +21,12 @@ from torch import Tensor
 
 from distill.training.batching import Example, Order
 from distill.training.early_stopping import Best, Heldout
-from distill.training.learner import BeforeSave, Learner, LearnerSettings, Row, learning, nothing, run_identity
+from distill.training.forward import logprobs
+from distill.training.learner import BeforeSave, Learner, LearnerSettings, Measure, Row, learning, nothing, run_identity
 from pipeline.errors import InputError
 
 BatchSource = Callable[[int], Sequence[Example]]
-"""The examples of a global step, made on the fly: a pure function of the step."""
+"""The examples of a global step, made on the fly: a pure function of the step (and of the weights)."""
 
 
 @dataclass(frozen=True)
@@ -81,20 +82,22 @@ def train(
     on_step: Callable[[StepMetrics], None] = lambda metrics: None,
     before_save: BeforeSave = nothing,
     heldout: Heldout | None = None,
+    measure: Measure = logprobs,
 ) -> TrainResult:
     """Fit the trainable parameters of ``model`` in place, going on from ``checkpoints`` if there are any.
 
     ``checkpoints`` belongs to this one run: the same model, examples and settings. ``on_step`` may see
     a step again after a resume, with the same numbers; ``before_save`` is called ahead of each checkpoint,
     after which steps are not seen again. With ``heldout`` the model ends with the weights that were best by it.
-    Raises `Stopped` after checkpointing when ``stop()`` turns true.
+    ``measure`` stands in for the log-probabilities whose weighed mean is maximised
+    (`distill.training.divergence`). Raises `Stopped` after checkpointing when ``stop()`` turns true.
     """
     order = None if callable(examples) else _order(examples, settings)
     total = settings.steps or (order.steps_per_epoch * settings.epochs if order else 0)
     if total < 1:
         raise InputError("a batch source has no end of its own: give `steps`")
     run = run_identity(settings, () if callable(examples) else examples)
-    with learning(model, settings, total, checkpoints, run, before_save) as learner:
+    with learning(model, settings, total, checkpoints, run, before_save, measure) as learner:
         found = learner.resume()
         losses = found.get("trace_losses", _unseen(order, total))
         best, resumed_at = Best(heldout, learner, found), learner.done

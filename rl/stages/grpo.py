@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,16 +22,18 @@ from distill.types import Problem
 from distill.verifiers import VerifierPool
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
-from pipeline.stage import Context, Forecast, Input, Operational, Output, Stage, later
+from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage, later
 from rl import rewards
 from rl.rewards import Component, Verified
 from rl.stages import drawing
 from rl.stages.options import LengthSettings, PassRateSettings, TaskSettings
+from rl.stages.teacher import TeacherSettings, check_teacher, scoring
 
 if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
     from rl.grpo import GrpoSettings as LoopSettings
     from rl.loss import PolicyLoss
+    from rl.step_credit import Mix
     from rl.vllm_policy import VllmPolicy
 
 ABOUT = "A student refined by group-relative policy optimisation (GRPO) on verifiable rewards."
@@ -93,6 +95,8 @@ class GrpoSettings(StudentSettings):
     """The largest such weight."""
     verifier: VerifierSpec | None = None
     """The reward; by default each problem's own verifier."""
+    teacher: TeacherSettings | None = later()
+    """Adds a teacher's log-ratio to the advantage of every token (a reverse KL term); every group then teaches."""
     reward: Annotated[list[Component], Field(min_length=1)] | None = later()
     """The reward as a weighted sum of named components, in place of `verifier`."""
     workers: Annotated[int, Operational(), Field(ge=0)] = 0
@@ -133,20 +137,35 @@ class GrpoSettings(StudentSettings):
         return tuple(self.reward or [Verified(verifier=self.verifier, values=[0.0, 1.0])])
 
     @model_validator(mode="after")
-    def _vllm_takes_adapters(self) -> GrpoSettings:
-        if isinstance(self.engine, VllmOptions):
-            if self.lora is None:
-                raise ValueError("engine vllm needs `lora`: it takes up an adapter at each step, not a model")
-            if self.norm_learning_rate is not None:
-                raise ValueError("engine vllm applies LoRA alone; leave norm_learning_rate out, or use transformers")
-            if self.quantize:
-                raise ValueError("engine vllm samples from the base as it is, not in 4 bits; leave quantize out")
-            if self.engine.speculative:
-                raise ValueError("engine vllm: seeds do not repeat with `speculative`; a killed step would not either")
+    def _can_be_run(self) -> GrpoSettings:
+        check_engines(self)
+        if self.teacher and self.refills:
+            raise ValueError("refills and teacher exclude each other: with a teacher no group is without a gradient")
         return self
 
 
+def check_engines(settings: GrpoSettings) -> None:
+    """ValueError for what the engines of student and teacher cannot do."""
+    if isinstance(settings.engine, VllmOptions):
+        if settings.lora is None:
+            raise ValueError("engine vllm needs `lora`: it takes up an adapter at each step, not a model")
+        if settings.norm_learning_rate is not None:
+            raise ValueError("engine vllm applies LoRA alone; leave norm_learning_rate out, or use transformers")
+        if settings.quantize:
+            raise ValueError("engine vllm samples from the base as it is, not in 4 bits; leave quantize out")
+        if settings.engine.speculative:
+            raise ValueError("engine vllm: seeds do not repeat with `speculative`; a killed step would not either")
+    if settings.teacher:
+        check_teacher(settings.teacher, settings.sampling.temperature)
+
+
 def run(context: Context, settings: GrpoSettings) -> Output:
+    return refine(context, settings, outcome=1.0, about=ABOUT, told=settings)
+
+
+def refine(context: Context, settings: GrpoSettings, *, outcome: float, about: str, told: Settings) -> Output:
+    """Train, and publish the student with a card that says ``about`` and the settings ``told``. ``outcome`` is
+    the weight of the reward beside that of a teacher."""
     from distill.training.metrics import Recorder
     from rl.draws import zero_variance
     from rl.grpo import train_grpo
@@ -162,7 +181,8 @@ def run(context: Context, settings: GrpoSettings) -> Output:
     with (
         closing(_policy(context, settings, start, network, tokenizer, tasks[0].problems[0])) as policy,
         VerifierPool(1, note=context.note, hashes=context.hashes, spending=Spending(store, context.name)) as pool,
-        Recorder(store, context, ("reward", "zero_variance", "entropy", "length", "grad_norm")) as recorder,
+        Recorder(store, context, _shown(settings)) as recorder,
+        _mix(context, settings, outcome, tokenizer) as mix,
     ):
         verifiers = rewards.verifiers(settings.components)
         ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, verifiers, context.stopping, ask)
@@ -173,6 +193,7 @@ def run(context: Context, settings: GrpoSettings) -> Output:
             how,
             sample=draws,
             reward=ledger.reward,
+            mix=mix,
             ask=ask,
             checkpoints=context.work / "checkpoints",
             stop=context.stopping,
@@ -181,9 +202,28 @@ def run(context: Context, settings: GrpoSettings) -> Output:
             on_step=recorder,
             before_save=recorder.flush,
         )
-    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings)
+    digest = publish(context, network, tokenizer, about, settings.student, told)
     figures = {"steps": settings.steps, "rollouts": ledger.count()} | recorder.last()
     return Output(digest, figures | (zero_variance(draws, settings.steps) if settings.pass_rate else {}))
+
+
+@contextmanager
+def _mix(context: Context, settings: GrpoSettings, outcome: float, tokenizer: Any) -> Iterator[Mix]:
+    """What a rollout gets credit for: its reward, and what a teacher says of its tokens."""
+    from rl.step_credit import Mixture, outcome_alone
+
+    if settings.teacher is None:
+        yield outcome_alone
+        return
+    temperature, weight = settings.sampling.temperature, settings.teacher.weight
+    with scoring(context, settings.teacher, tokenizer, temperature, settings.micro_batch_tokens) as score:
+        yield Mixture(outcome, score, weight, leave_out_cut=settings.overlong == "filter")
+
+
+def _shown(settings: GrpoSettings) -> tuple[str, ...]:
+    """The figures on the display."""
+    own = "teacher_kl" if settings.teacher else "zero_variance"
+    return ("reward", own, "entropy", "length", "grad_norm")
 
 
 def _policy(
@@ -288,7 +328,8 @@ def dependencies(settings: GrpoSettings, hashes: FileHashes, upstream: Mapping[s
         for task in (settings.tasks if spec is None else settings.tasks[:1])
     ]
     versions = {name: version for found in every for name, version in found.items()}
-    return {**modelspec.dependency(settings.student, hashes), "verifiers": content_hash(versions)}
+    teacher = modelspec.dependency(settings.teacher.model, hashes) if settings.teacher else {}
+    return {**modelspec.dependency(settings.student, hashes), **teacher, "verifiers": content_hash(versions)}
 
 
 STAGE = Stage(

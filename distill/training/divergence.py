@@ -1,0 +1,90 @@
+"""Divergence from a teacher over whole distributions, not sampled tokens: generalised JSD (GKD).
+
+A `distill.training.learner.Measure` as `forward.logprobs` is one: hidden states of student and teacher are
+picked where a label exists, and both heads run in chunks that are recomputed in the backward pass, so that
+neither's full logits ever exist. With ``top_k`` the vocabulary is coarsened, token by token, to the teacher's
+k likeliest and one bucket for all others: a divergence too, never above that of the whole, and equal to it
+where k is the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from distill.training import forward
+from distill.training.forward import Pack, causal_lm, states
+from pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Minus the divergence of the student from ``teacher`` at each supervised token, nats, differentiable.
+
+    ``beta`` 0 is the forward KL(teacher, student), 1 the reverse, between them the generalised Jensen-Shannon
+    divergence (Agarwal et al. 2023, eq. 1, https://arxiv.org/abs/2306.13649). Both are taken at ``temperature``.
+    """
+
+    teacher: Any
+    beta: float = 0.5
+    top_k: int | None = None
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta <= 1:
+            raise InputError(f"beta is between 0 (forward KL) and 1 (reverse KL), not {self.beta}")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k is at least 1, not {self.top_k}")
+
+    def __call__(self, model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
+        ours, theirs = states(model, batch), self._states(batch)
+        head, teacher_head = causal_lm(model).get_output_embeddings(), causal_lm(self.teacher).get_output_embeddings()
+
+        def of(own: Tensor, other: Tensor) -> Tensor:
+            p, q = (x.float() / (self.temperature * temperature) for x in (head(own), teacher_head(other)))
+            width = min(p.shape[-1], q.shape[-1])  # what one has beyond the other is padding of its head
+            p, q = coarsened(p[:, :width].log_softmax(-1), q[:, :width].log_softmax(-1), self.top_k)
+            return -generalised_jsd(p, q, self.beta)
+
+        size = max(1, forward.CHUNK // (head.weight.shape[0] + teacher_head.weight.shape[0]))
+        if len(ours) <= size:
+            return of(ours, theirs)
+        parts = zip(torch.split(ours, size), torch.split(theirs, size), strict=True)
+        return torch.cat([checkpoint(of, p, q, use_reentrant=False) for p, q in parts])
+
+    @torch.no_grad()
+    def _states(self, batch: Pack) -> Tensor:
+        return states(self.teacher, batch)
+
+
+def generalised_jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+    """Log-probabilities (L, V) of both -> divergence (L,). At both ends the limit that is scaled to be a KL."""
+    if beta == 0:
+        return _kl(teacher, student)
+    if beta == 1:
+        return _kl(student, teacher)
+    mixture = torch.logaddexp(student + math.log1p(-beta), teacher + math.log(beta))
+    return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def coarsened(student: Tensor, teacher: Tensor, top_k: int | None) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (L, V) of the teacher's ``top_k`` tokens and of all the others together, (L, k + 1)."""
+    if top_k is None or top_k >= teacher.shape[-1]:
+        return student, teacher
+    chosen = teacher.topk(top_k, -1).indices
+    others = torch.zeros_like(teacher, dtype=torch.bool).scatter(-1, chosen, True)
+
+    def of(logprobs: Tensor) -> Tensor:
+        rest = logprobs.masked_fill(others, -math.inf).logsumexp(-1, keepdim=True)
+        return torch.cat([logprobs.gather(-1, chosen), rest], -1)
+
+    return of(student), of(teacher)

@@ -1,0 +1,57 @@
+"""The batches of generalised knowledge distillation: a teacher's traces, or the student's own samples.
+
+GKD is `distill.training.loop.train` with another measure (`distill.training.divergence`) and these batches: a
+step is on-policy with probability lambda, and then the prompts of its rows are answered by the student
+as it is (Agarwal et al. 2023, algorithm 1). Which, is a function of (seed, step); the samples are one of
+(seed, request key, weights): a killed run goes on to the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from distill.prompting import Ask, plainly
+from distill.randomness import generator
+from distill.training.batching import Example, Order, from_tokens
+from distill.types import Completion, Problem
+from pipeline.stage import stop_check
+from rl.grpo import GrpoSettings, Policy, request
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A `distill.training.loop.BatchSource`. ``examples`` are the teacher's traces, ``problems`` what they answer.
+
+    ``how`` says how to sample; requests and rows are named as those of a GRPO of these settings.
+    ``recall`` and ``on_samples`` are as in `rl.grpo.train_grpo`, with the step from 0.
+    """
+
+    examples: Sequence[Example]
+    problems: Sequence[Problem]
+    order: Order
+    policy: Policy
+    how: GrpoSettings
+    on_policy: float
+    stop: Callable[[], bool]
+    ask: Ask = plainly
+    recall: Callable[[int], Iterable[Completion]] = lambda step: ()
+    on_samples: Callable[[int, Sequence[tuple[Problem, Completion]]], None] = lambda step, samples: None
+
+    def __call__(self, step: int) -> list[Example]:
+        rows = self.order(step)
+        if float(generator(self.order.seed, "on-policy", step).random()) >= self.on_policy:
+            return [self.examples[row] for row in rows]
+        asked = {self.problems[row].id: self.problems[row] for row in rows}
+        self.policy.refresh()
+        samples = self._sampled(step, list(asked.values()))
+        self.on_samples(step, samples)
+        return [from_tokens(c.key, c.prompt_ids, c.token_ids) for _, c in samples if c.token_ids]
+
+    def _sampled(self, step: int, problems: Sequence[Problem]) -> list[tuple[Problem, Completion]]:
+        requests = {r.key: r for r in (request(self.how, step, problem, 0, self.ask) for problem in problems)}
+        found = {c.key: c for c in self.recall(step) if c.key in requests}
+        for completion in self.policy.generate([r for key, r in requests.items() if key not in found], self.stop):
+            found[completion.key] = completion
+        stop_check(self.stop)
+        return [(problem, found[key]) for problem, key in zip(problems, requests, strict=True)]

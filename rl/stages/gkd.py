@@ -1,0 +1,230 @@
+"""gkd: generalised knowledge distillation; the student learns its teacher's whole distributions.
+
+On the teacher's traces and on its own samples (`rl.gkd`), by a divergence over all tokens or the teacher's
+likeliest (`distill.training.divergence`). The teacher runs in this process beside the student, as its
+hidden states are needed: a teacher in vLLM, which tells single tokens, is `opd`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from distill import modelspec, pretrained
+from distill.engines.options import SamplingSettings, TransformersOptions
+from distill.modelspec import ModelName
+from distill.prompting import Prompting, asking
+from distill.spending import Spending
+from distill.stages.common import VerifierSpec, store_of
+from distill.stages.devices import check_memory
+from distill.stages.student import StudentSettings, load_student, publish
+from distill.store.records import kept, problem_of
+from distill.types import Completion, Problem
+from distill.verifiers import VerifierPool
+from pipeline.errors import PipelineError
+from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Manifest
+from pipeline.stage import Context, Forecast, Input, Operational, Output, Stage
+
+if TYPE_CHECKING:
+    from distill.engines.transformers import TransformersEngine
+    from distill.training.batching import Example, Order
+    from distill.training.divergence import Agreement
+    from distill.training.loop import TrainSettings
+    from rl.gkd import Batches
+
+JUDGE = "verifier"
+
+ABOUT = "A student trained by generalised knowledge distillation on its teacher's distributions."
+
+
+class GkdSettings(StudentSettings):
+    """Defaults are TRL's, but for the learning rate, which is `sft`'s."""
+
+    data: Annotated[str, Input(accepts=("selection",))]
+    """The teacher's traces; their problems are what the student is asked."""
+    teacher: ModelName
+    """Its tokenizer must be the student's."""
+    teacher_engine: TransformersOptions = TransformersOptions()
+    beta: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """0 is the forward KL, 1 the reverse, between them the generalised Jensen-Shannon divergence."""
+    on_policy: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The share of steps on the student's own samples (lambda); the others are on the teacher's traces."""
+    top_k: Annotated[int | None, Field(ge=1)] = None
+    """So many of the teacher's likeliest tokens are told apart, all others are one; by default all are."""
+    temperature: Annotated[float, Field(gt=0)] = 0.9
+    """At which both distributions are compared."""
+    sampling: SamplingSettings = SamplingSettings()
+    prompting: Prompting = None
+    """How the student is asked (`system`, `template`), here as later in use."""
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    """By default from the model's hidden size, as in `sft`."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    epochs: Annotated[int, Field(ge=1)] = 1
+    max_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Longer traces are dropped and counted, never cut."""
+    verifier: VerifierSpec | None = None
+    """Who judges the samples, for the store alone; by default each problem's own verifier."""
+    workers: Annotated[int, Operational(), Field(ge=0)] = 0
+    """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
+
+    @model_validator(mode="after")
+    def _can_be(self) -> GkdSettings:
+        if self.prompting and (self.prompting.prefill or self.prompting.examples is not None):
+            raise ValueError("prompting: a student learns to answer by itself; here are just system and template")
+        if self.devices > 1:
+            raise ValueError("devices: a teacher's distributions can be learned on one device only")
+        if self.sampling.temperature <= 0 and self.on_policy:
+            raise ValueError("on_policy needs sampling.temperature above 0")
+        return self
+
+
+def run(context: Context, settings: GkdSettings) -> Output:
+    from distill.engines.transformers import TransformersEngine, workers_for
+    from distill.training.batching import Order
+    from distill.training.loop import train
+    from distill.training.metrics import Recorder
+    from distill.training.student import default_learning_rate
+
+    store = store_of(context)
+    start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
+    check_memory(context, settings, start, samples=True)
+    network, tokenizer = load_student(settings, start)
+    rate = settings.learning_rate or default_learning_rate(network)
+    measure = _measure(context, settings, tokenizer)
+    examples, asked = _examples(context, settings, tokenizer)
+    workers = workers_for(network, settings.workers)
+    with (
+        closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
+        VerifierPool(1, note=context.note, hashes=context.hashes, spending=Spending(store, context.name)) as pool,
+        Recorder(store, context, ("loss", "learning_rate")) as recorder,
+    ):
+        order = Order(tuple(map(len, examples)), settings.batch_size, settings.seed)
+        how = _how(settings, rate, order.steps_per_epoch * settings.epochs)
+        source = _batches(context, settings, examples, asked, order, policy, pool)
+        train(
+            network, source, how, checkpoints=context.work / "checkpoints", stop=context.stopping,
+            on_step=recorder, before_save=recorder.flush, measure=measure,
+        )  # fmt: skip
+    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, {"learning_rate": str(rate)})
+    return Output(
+        digest,
+        {"examples": len(examples), "steps": how.steps, "learning_rate": rate, "loss": recorder.last().get("loss")},
+    )
+
+
+def _measure(context: Context, settings: GkdSettings, tokenizer: Any) -> Agreement:
+    from distill.training.divergence import Agreement
+    from distill.training.forward import check_packing
+    from rl.teacher import check_same_tokenizer
+
+    found = modelspec.find(settings.teacher, context.workspace, context.inputs, context.hashes)
+    teacher, theirs = pretrained.load(found, settings.teacher_engine.dtype, settings.teacher_engine.device)
+    check_same_tokenizer(tokenizer, theirs, settings.teacher)
+    check_packing(teacher.requires_grad_(False).eval())
+    return Agreement(teacher, settings.beta, settings.top_k, settings.temperature)
+
+
+def _examples(
+    context: Context, settings: GkdSettings, tokenizer: Any
+) -> tuple[list[Example], list[tuple[str, Problem]]]:
+    """The teacher's traces that are not too long, and (problem key, problem) that each answers."""
+    from distill.training.batching import from_messages
+    from distill.training.student import conversation
+
+    ask = asking(settings.prompting, key=f"{context.name}.prompting")
+    rows = kept(store_of(context), context.inputs[settings.data].digest)
+    pairs: list[tuple[Example, tuple[str, Problem]]] = []
+    for row in rows:
+        problem = problem_of(row)
+        messages = conversation(ask(problem).messages, row["thinking"], row["answer"])
+        example = from_messages(tokenizer, row["trace_key"], messages)
+        if len(example) <= settings.max_tokens:
+            pairs.append((example, (row["problem_key"], problem)))
+    if not pairs:
+        raise PipelineError(
+            f"stage {context.name}: {settings.data} kept no trace of at most {settings.max_tokens} tokens to learn from"
+        )
+    if len(pairs) < len(rows):
+        context.note(
+            f"dropped {len(rows) - len(pairs)} of {len(rows)} traces: longer than {settings.max_tokens} tokens"
+        )
+    return [example for example, _ in pairs], [asked for _, asked in pairs]
+
+
+def _batches(
+    context: Context, settings: GkdSettings, examples: list[Example], asked: list[tuple[str, Problem]],
+    order: Order, policy: TransformersEngine, pool: VerifierPool,
+) -> Batches:  # fmt: skip
+    """The batches, whose samples are rows in the store before they are learned from."""
+    from distill.training.optimizer import OptimizerSettings
+    from rl.gkd import Batches
+    from rl.grpo import GrpoSettings
+    from rl.ledger import Ledger
+    from rl.update import Rollout
+
+    sampling = settings.sampling.sampling(settings.seed)
+    how = GrpoSettings(OptimizerSettings(1.0), steps=1, group=1, sampling=sampling)  # names requests alone
+    ask = asking(settings.prompting, key=f"{context.name}.prompting")
+    keys = {problem.id: key for key, problem in asked}
+    ledger = Ledger(
+        store_of(context), context.fingerprint, how, keys, pool, {JUDGE: settings.verifier}, context.stopping, ask
+    )  # fmt: skip
+
+    def write(step: int, samples: Sequence[tuple[Problem, Completion]]) -> None:
+        rewards = [scores[JUDGE] for scores in ledger.reward(samples)]
+        none = [(0.0,) * len(c.token_ids) for _, c in samples]
+        rows = zip(samples, rewards, none, strict=True)
+        ledger.write(step + 1, [Rollout(step + 1, p, 0, c, r, a, bool(c.token_ids)) for (p, c), r, a in rows])
+
+    problems = [problem for _, problem in asked]
+    return Batches(
+        examples, problems, order, policy, how, settings.on_policy, context.stopping, ask, ledger.recall, write
+    )  # fmt: skip
+
+
+def _how(settings: GkdSettings, rate: float, steps: int) -> TrainSettings:
+    from distill.training import student
+    from distill.training.loop import TrainSettings
+    from distill.training.optimizer import OptimizerSettings
+
+    return TrainSettings(
+        OptimizerSettings(rate, schedule=settings.schedule, warmup=settings.warmup),
+        batch_size=settings.batch_size,
+        steps=steps,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        precision=settings.precision,
+        seed=settings.seed,
+        threads=student.threads(settings.threads),
+    )
+
+
+def forecast(context: Context, settings: GkdSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
+    """Optimizer steps; before the selection is made, as many as there would be if all were kept."""
+    data = expected.get(settings.data, {})
+    examples = data.get("kept", data.get("traces"))
+    return (
+        Forecast("steps")
+        if examples is None
+        else Forecast("steps", -(-examples // settings.batch_size) * settings.epochs)
+    )
+
+
+def dependencies(settings: GkdSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
+    return {**modelspec.dependency(settings.student, hashes), **modelspec.dependency(settings.teacher, hashes)}
+
+
+STAGE = Stage(
+    kind="gkd",
+    about="distil a teacher's distributions (generalised JSD), on its traces and the student's own samples",
+    settings=GkdSettings,
+    produces="student",
+    run=run,
+    forecast=forecast,
+    dependencies=dependencies,
+)

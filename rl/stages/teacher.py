@@ -1,0 +1,61 @@
+"""A teacher that scores, as a YAML names it: a model and what runs it. Shared by grpo and opd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from distill import modelspec
+from distill.engines.options import TransformersOptions, VllmOptions
+from distill.modelspec import ModelName
+from pipeline.stage import Context, Settings
+
+if TYPE_CHECKING:
+    from rl.step_credit import Score
+
+ScoringEngine = Annotated[
+    Annotated[TransformersOptions | VllmOptions, Field(discriminator="kind")],
+    BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value),
+]
+
+
+class TeacherSettings(Settings):
+    """A model that shares the student's tokenizer, and scores each token that the student sampled."""
+
+    model: ModelName
+    engine: ScoringEngine = TransformersOptions()
+    """What runs it: `transformers`, or `vllm` (at temperature 1)."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Of its log-ratio in a token's advantage, beside the reward's."""
+
+
+def check_teacher(teacher: TeacherSettings, temperature: float) -> None:
+    """ValueError for what cannot be."""
+    if isinstance(teacher.engine, VllmOptions) and temperature != 1:
+        raise ValueError("a teacher in vllm scores at temperature 1: set sampling.temperature 1, or use transformers")
+    if isinstance(teacher.engine, VllmOptions) and teacher.engine.speculative:
+        raise ValueError("teacher: vllm tells no log-probabilities of prompts with `speculative`; leave it out")
+
+
+@contextmanager
+def scoring(
+    context: Context, teacher: TeacherSettings, tokenizer: Any, temperature: float, micro_batch_tokens: int
+) -> Iterator[Score]:
+    """The teacher, loaded; `InputError` where its tokenizer is another than the student's."""
+    from distill import pretrained
+    from rl.teacher import TransformersTeacher, VllmTeacher, check_same_tokenizer
+
+    model = modelspec.find(teacher.model, context.workspace, context.inputs, context.hashes)
+    if isinstance(teacher.engine, VllmOptions):
+        from distill.engines import vllm
+
+        with closing(vllm.open(model, teacher.engine, context.note)) as engine:
+            check_same_tokenizer(tokenizer, engine.tokenizer, teacher.model)
+            yield VllmTeacher(engine)
+    else:
+        network, theirs = pretrained.load(model, teacher.engine.dtype, teacher.engine.device)
+        check_same_tokenizer(tokenizer, theirs, teacher.model)
+        yield TransformersTeacher(network, temperature, micro_batch_tokens)

@@ -1,0 +1,106 @@
+"""Credit of several origins, mixed per token: outcome rewards, step rewards, a teacher's log-probabilities.
+
+`rl.grpo.train_grpo` gives each rollout its outcome's advantage and hands the step's rollouts to a `Mix`,
+which may add to it. GRPO with a weighed teacher, step rewards, and on-policy distillation (the teacher with
+weight 1, the outcome with 0) are settings of the one `Mixture`; the loop, loss and ledger are the same.
+Where step rewards come from, and how a teacher scores (`rl.teacher`), is not decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import torch
+
+from distill.types import Completion, Finish
+from rl.credit import EPSILON
+from rl.update import Rollout, logprobs
+
+Mix = Callable[[Sequence[Rollout]], Sequence[Rollout]]
+"""The rollouts of a step, in their order, with all the credit that they get. A pure function."""
+
+Score = Callable[[Sequence[Completion]], Sequence[Sequence[float]]]
+"""A teacher: its log-probability of every token of each completion, in the order of the completions."""
+
+StepReward = tuple[int, float]
+"""The last token of a step of reasoning (an index into the completion's tokens), and what the step earns."""
+
+StepRewards = Callable[[Sequence[Rollout]], Sequence[Sequence[StepReward]]]
+
+
+def outcome_alone(rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
+    return rollouts
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """advantage = ``outcome`` A + ``step_weight`` steps + ``teacher_weight`` (teacher logp - student logp).
+
+    A rollout that only its outcome had kept out of training (all rewards of its group equal, or no verifier
+    could judge) is trained on where anything else has credit for it; ``leave_out_cut`` keeps out those cut at
+    the limit.
+    """
+
+    outcome: float = 1.0
+    teacher: Score | None = None
+    teacher_weight: float = 1.0
+    steps: StepRewards | None = None
+    step_weight: float = 1.0
+    leave_out_cut: bool = False
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        told = self.teacher([r.completion for r in rollouts]) if self.teacher else [()] * len(rollouts)
+        earned = _of_groups(rollouts, self.steps(rollouts)) if self.steps else [()] * len(rollouts)
+        return [self._mixed(*row) for row in zip(rollouts, told, earned, strict=True)]
+
+    def _mixed(self, rollout: Rollout, told: Sequence[float], earned: Sequence[float]) -> Rollout:
+        own = [self.outcome * a if rollout.trained else 0.0 for a in rollout.advantages]
+        terms: list[tuple[float, Sequence[float]]] = []
+        if self.teacher:
+            terms.append((self.teacher_weight, log_ratios(rollout.completion, told)))
+        if self.steps:
+            terms.append((self.step_weight, earned))
+        total = [a + sum(w * values[t] for w, values in terms) for t, a in enumerate(own)]
+        sampled = len(rollout.completion.token_ids) > len(rollout.completion.forced)
+        left_out = self.leave_out_cut and rollout.completion.finish is Finish.LENGTH
+        trained = sampled and not left_out and any(total)
+        return replace(rollout, advantages=tuple(total), trained=trained, teacher=tuple(told))
+
+
+def log_ratios(completion: Completion, teacher: Sequence[float]) -> list[float]:
+    """Teacher's less student's log-probability of each token. With the minus sign it estimates, on the student's
+    own samples, the reverse KL(student, teacher) at each token; no discount, as a token's credit is its own
+    (https://thinkingmachines.ai/blog/on-policy-distillation)."""
+    return [theirs - ours for theirs, ours in zip(teacher, logprobs(completion), strict=True)]
+
+
+def _of_groups(rollouts: Sequence[Rollout], earned: Sequence[Sequence[StepReward]]) -> list[list[float]]:
+    """Step advantages of rollouts whose groups lie side by side."""
+    result: list[list[float]] = []
+    pairs = list(zip(rollouts, earned, strict=True))
+    for _, group in groupby(pairs, key=lambda pair: pair[0].problem.id):
+        members = list(group)
+        lengths = [len(rollout.completion.token_ids) for rollout, _ in members]
+        result += step_advantages([steps for _, steps in members], lengths)
+    return result
+
+
+def step_advantages(steps: Sequence[Sequence[StepReward]], lengths: Sequence[int]) -> list[list[float]]:
+    """One group's step rewards -> an advantage for each token of each response (DeepSeekMath, section 4.1.3).
+
+    Rewards are normalised over all steps of the group (mean, ddof-1 deviation); a token gets the sum of those
+    of the steps that end at it or later, so that text after the last step gets none.
+    """
+    rewards = torch.tensor([value for row in steps for _, value in row], dtype=torch.float64)
+    deviation = rewards.std().item() if len(rewards) > 1 else 0.0
+    mean = rewards.mean().item() if len(rewards) else 0.0
+    result = []
+    for row, length in zip(steps, lengths, strict=True):
+        credit = [0.0] * length
+        for end, value in row:
+            for t in range(end + 1):
+                credit[t] += (value - mean) / (deviation + EPSILON)
+        result.append(credit)
+    return result

@@ -1,0 +1,93 @@
+"""A teacher that scores: what it would have given each token that a student sampled.
+
+A teacher sees the very ids that the student saw and sampled, so the two must share a tokenizer, which is
+checked. `TransformersTeacher` runs packed passes like the trainer's and keeps no logits; `VllmTeacher` asks
+vLLM for its `prompt_logprobs`. Scores are a pure function of the ids, so a killed step is scored again to
+the same values (with vLLM, to rounding: its batches change the order of sums).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from distill.training.batching import Example, from_tokens, micro_batches
+from distill.training.forward import check_packing, logprobs, pack
+from distill.types import Completion
+from pipeline.errors import InputError, PipelineError
+
+if TYPE_CHECKING:
+    from distill.engines.vllm import VllmEngine
+
+PROBE = (
+    "Let x = 3.14: 12 + 7*x <= 40?\n\n<think>\nfirst, naïve – 你好\n</think>\n\n"
+    "\\boxed{\\frac{1}{2}}  def f(a):\n\treturn a"
+)
+"""A text in which tokenizers that differ would show it: numbers, spaces, markup, letters of several scripts."""
+
+
+@dataclass
+class TransformersTeacher:
+    """A causal LM of transformers, its scores at ``temperature``. ``micro_batch_tokens`` bounds what is in memory."""
+
+    network: Any
+    temperature: float = 1.0
+    micro_batch_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        self.network.requires_grad_(False).eval()
+        check_packing(self.network)
+
+    @torch.no_grad()
+    def __call__(self, completions: Sequence[Completion]) -> list[list[float]]:
+        rows = [_example(index, completion) for index, completion in enumerate(completions)]
+        filled = [row for row in rows if row is not None]
+        result: list[list[float]] = [[] for _ in completions]
+        for run in micro_batches(filled, self.micro_batch_tokens) if filled else ():
+            batch = pack([filled[i] for i in run], self.network.device)
+            parts = torch.split(logprobs(self.network, batch, self.temperature), [e.supervised for e in batch.examples])
+            for example, part in zip(batch.examples, parts, strict=True):
+                result[int(example.key)] = part.tolist()
+        return result
+
+
+def _example(index: int, completion: Completion) -> Example | None:
+    if not completion.token_ids:
+        return None
+    return from_tokens(str(index), completion.prompt_ids, completion.token_ids)
+
+
+@dataclass
+class VllmTeacher:
+    """A model in vLLM, at temperature 1: its `prompt_logprobs` are told at no other."""
+
+    engine: VllmEngine
+
+    def __call__(self, completions: Sequence[Completion]) -> list[list[float]]:
+        told = self.engine.score([(*c.prompt_ids, *c.token_ids) for c in completions])
+        scores = [row[len(c.prompt_ids) :] for row, c in zip(told, completions, strict=True)]
+        if any(math.isnan(value) for row in scores for value in row):
+            raise PipelineError("vllm scored a response with something that is no number: the teacher is broken")
+        return scores
+
+
+def check_same_tokenizer(student: Any, teacher: Any, name: str) -> None:
+    """`InputError` unless ids mean the same to both: equal vocabularies, and equal ids for a probing text."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        differing = sorted({t for t, _ in ours.items() ^ theirs.items()})
+        what = f"{len(differing)} of their tokens differ, {differing[0]!r} for one"
+    elif student.encode(PROBE, add_special_tokens=False) != teacher.encode(PROBE, add_special_tokens=False):
+        what = "they cut one text into different tokens"
+    elif student.eos_token_id != teacher.eos_token_id:
+        what = f"turns end with {student.eos_token!r} for one and {teacher.eos_token!r} for the other"
+    else:
+        return
+    raise InputError(
+        f"teacher {name}: its tokenizer is not the student's ({what}), so it cannot score the student's tokens; "
+        "take a teacher of the same family, or learn from its traces (generate, select, sft)"
+    )

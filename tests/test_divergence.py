@@ -1,0 +1,168 @@
+"""Divergence from a teacher over whole distributions: its laws, plain autograd, and TRL's own as the oracle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+from test_rl import after, policy, problems, student  # noqa: E402
+from tiny import VOCABULARY, examples, tiny, weights  # noqa: E402
+from vllm_models import needs_teacher  # noqa: E402
+
+from distill import catalog  # noqa: E402
+from distill.randomness import generator  # noqa: E402
+from distill.store import Store  # noqa: E402
+from distill.training import forward  # noqa: E402
+from distill.training.batching import Order, from_messages  # noqa: E402
+from distill.training.divergence import Agreement, coarsened, generalised_jsd  # noqa: E402
+from distill.training.forward import pack  # noqa: E402
+from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
+from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.training.student import conversation  # noqa: E402
+from distill.types import Sampling  # noqa: E402
+from pipeline import config, runner  # noqa: E402
+from pipeline.errors import InputError, Stopped  # noqa: E402
+from pipeline.events import Listener  # noqa: E402
+from pipeline.workspace import Workspace  # noqa: E402
+from rl.gkd import Batches  # noqa: E402
+from rl.grpo import GrpoSettings  # noqa: E402
+
+BETAS = (0.0, 0.5, 1.0)
+
+
+def drawn(name: str, rows: int = 6) -> Any:
+    return torch.from_numpy(generator("divergence", name).normal(0, 2, (rows, VOCABULARY)))
+
+
+@given(st.sampled_from([0.0, 1.0]) | st.floats(0.01, 0.99), st.integers(1, VOCABULARY), st.integers(0, 99))
+def test_it_is_a_divergence_and_coarsening_only_lowers_it(beta: float, top_k: int, seed: int) -> None:
+    p, q = (drawn(f"{name}{seed}", 2).log_softmax(-1) for name in "pq")
+    whole, coarse = generalised_jsd(p, q, beta), generalised_jsd(*coarsened(p, q, top_k), beta)
+    assert (coarse >= -1e-12).all() and (coarse <= whole + 1e-12).all()
+    torch.testing.assert_close(generalised_jsd(p, p, beta), torch.zeros(2, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(generalised_jsd(p, q, beta), generalised_jsd(q, p, 1 - beta))
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_value_and_gradient_equal_trl_s(beta: float) -> None:
+    gkd = pytest.importorskip("trl.experimental.gkd.gkd_trainer", reason="TRL is not installed (extra: oracle)")
+    for temperature in (1.0, 0.9):
+        ours, theirs = drawn("student").requires_grad_(), drawn("student").requires_grad_()
+        teacher = drawn("teacher")
+        p, q = (x.div(temperature).log_softmax(-1) for x in (ours, teacher))
+        one = generalised_jsd(p, q, beta).mean()
+        labels = torch.zeros(1, len(teacher)).long()
+        other = gkd.GKDTrainer.generalized_jsd_loss(theirs[None], teacher[None], labels, beta, temperature)
+        one.backward()
+        other.backward()
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-7)
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("top_k", [None, VOCABULARY, 5])
+def test_packed_and_chunked_equals_autograd_on_full_logits(
+    beta: float, top_k: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = tiny(hidden_size=24, initializer_range=0.5)
+    teacher.requires_grad_(False)
+    plain, packed = tiny(), tiny()
+    rows = examples(4)
+    total = torch.zeros(())
+    for row in rows:
+        ids, learned = torch.tensor([row.input_ids]), torch.tensor(row.labels_mask[1:])
+        p, q = (m(input_ids=ids, use_cache=False).logits[0, :-1][learned].log_softmax(-1) for m in (plain, teacher))
+        total = total + generalised_jsd(*coarsened(p, q, top_k), beta).sum()
+    total.backward()
+    monkeypatch.setattr(forward, "CHUNK", 2 * VOCABULARY * 7)  # seven tokens at a time
+    value = -Agreement(teacher, beta, top_k)(packed, pack(rows)).sum()
+    value.backward()
+    assert value.item() == pytest.approx(total.item(), rel=1e-4)
+    for (name, one), other in zip(packed.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=2e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_what_is_no_divergence_is_refused() -> None:
+    for wrong in ({"beta": 1.5}, {"beta": -0.1}, {"top_k": 0}):
+        with pytest.raises(InputError, match=r"beta is between|top_k is at least"):
+            Agreement(None, **wrong)
+
+
+# ------------------------------------------------------------------ GKD: the loop and the stage
+
+
+def gkd(
+    model: Any, directory: Path, on_policy: float, stop: Any = lambda: False
+) -> tuple[list[StepMetrics], list[int]]:
+    """Twelve steps of four rows; which of them were sampled."""
+    engine, tasks = policy(model), [p for step in range(3) for p in problems(step)]
+    tokenizer = engine.tokenizer
+    rows = [from_messages(tokenizer, p.id, conversation(p.messages, "", "abc")) for p in tasks]
+    order, sampled, metrics = Order(tuple(map(len, rows)), 4, 0), list[int](), list[StepMetrics]()
+    how = GrpoSettings(optimizer=OptimizerSettings(1e-2), steps=1, group=1, sampling=Sampling(max_tokens=8))
+    source = Batches(
+        rows, tasks, order, engine, how, on_policy, stop, on_samples=lambda step, samples: sampled.append(step)
+    )
+    settings = TrainSettings(OptimizerSettings(1e-2), steps=12, batch_size=4)
+    teacher = tiny(initializer_range=0.1, tie_word_embeddings=False)
+    teacher.lm_head.weight.data = teacher.lm_head.weight.data.roll(7, 0)
+    train(
+        model, source, settings, checkpoints=directory, stop=stop, on_step=metrics.append,
+        measure=Agreement(teacher.requires_grad_(False).eval(), 1.0),
+    )  # fmt: skip
+    return metrics, sampled
+
+
+@pytest.mark.parametrize(("on_policy", "count"), [(0.0, 0), (1.0, 12)])
+def test_the_divergence_falls_on_the_teacher_s_rows_and_on_own_samples(
+    tmp_path: Path, on_policy: float, count: int
+) -> None:
+    metrics, sampled = gkd(student(), tmp_path, on_policy)
+    assert len(sampled) == count
+    assert 0 < sum(m.loss for m in metrics[-3:]) < 0.7 * sum(m.loss for m in metrics[:3])
+
+
+def test_stopped_anywhere_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    straight = student()
+    _, sampled = gkd(straight, tmp_path / "a", 0.5)
+    assert 0 < len(sampled) < 12
+    stopped = 0
+    for calls in (4, 15, 25, 10_000):  # between steps, and while sampling
+        resumed = student()
+        try:
+            gkd(resumed, tmp_path / "b", 0.5, after(calls))
+            break
+        except Stopped:
+            stopped += 1
+    assert stopped and torch.equal(weights(resumed), weights(straight))
+
+
+PIPELINE = """\
+name: gkd
+workspace: run
+stages:
+  problems: {sources: [{family: calc, train: 12}]}
+  generate: {problems: problems, teacher: "embedded:teacher", sampling: {max_tokens: 96}}
+  verify: {traces: generate}
+  select: {verdicts: verify, keep: all}
+  gkd:
+    {data: select, student: "embedded:student-base", teacher: "embedded:teacher", epochs: 2, batch_size: 4,
+     top_k: 8, sampling: {max_tokens: 16}, lora: {rank: 8, alpha: 16}, threads: 1, workers: 1}
+"""
+
+
+@needs_teacher
+def test_the_stage_keeps_every_sample_it_learned_from(tmp_path: Path) -> None:
+    file = tmp_path / "gkd.yaml"
+    file.write_text(PIPELINE)
+    runner.run(config.load(file, catalog.stage), Workspace(tmp_path / "run"), Listener(), lambda: False)
+    store = Store(tmp_path / "run")
+    losses = store.rows("SELECT value FROM metrics WHERE name = 'loss' AND value > 0")
+    steps = store.rows("SELECT step, count(*) AS samples FROM rollouts JOIN traces USING (trace_key) GROUP BY step")
+    assert len(losses) == 6 and 0 < len(steps) < 6 and all(row["samples"] == 4 for row in steps)
