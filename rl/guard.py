@@ -9,18 +9,19 @@ of equals; without held-out problems nothing says which checkpoint is good.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from distill import scoring, verification
+from distill import verification
 from distill.generation import missing_of, sample, wanted
 from distill.prompting import Ask
 from distill.statistics import clustered_mean
 from distill.store import Store
 from distill.training.learner import Learner
-from distill.types import Completion, Problem, Request, Sampling
+from distill.types import Completion, Outcome, Problem, Request, Sampling
 from distill.verifiers.compose import Spec
 from pipeline.errors import PipelineError
 from pipeline.stage import Context
@@ -181,6 +182,10 @@ def measuring(
         verdicts = verification.make_verdicts(
             store, verification.judgements(judged, verifier, context.hashes), quiet, workers=1
         )
-        return scoring.by_problem(list(verification.scores(store, verdicts)))
+        scores: dict[str, list[float]] = defaultdict(list)
+        for row in verification.scores(store, verdicts):
+            if row["outcome"] != Outcome.UNVERIFIABLE:
+                scores[row["problem_key"]].append(float(row["outcome"] == Outcome.CORRECT))
+        return scores
 
     return measure

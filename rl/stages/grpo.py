@@ -197,7 +197,7 @@ def refine(context: Context, settings: GrpoSettings, *, outcome: float, about: s
     with (
         closing(_policy(context, settings, start, network, tokenizer, tasks[0].problems[0])) as policy,
         VerifierPool(1, note=context.note, hashes=context.hashes, spending=Spending(store, context.name)) as pool,
-        Recorder(store, context, _shown(settings)) as recorder,
+        Recorder(store, context, _shown(settings), settings.log_to) as recorder,
         _mix(context, settings, outcome, tokenizer) as mix,
     ):
         verifiers = rewards.verifiers(settings.components)
