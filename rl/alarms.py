@@ -23,7 +23,8 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class AlarmSettings(Settings):
-    """Thresholds, such that the quickstart's run raises none (its margins are in docs/design/012-alarms.md)."""
+    """Thresholds that the quickstart's run is far from: within 30 steps its reward rises by 0.12, entropy falls to 0.56
+    and distinct answers to 0.75 of what they were, lengths stay, and the log-probability gap is below 1e-6."""
 
     window: Annotated[int, Field(ge=1)] = 10
     """The last so many steps are compared with the first so many; before twice as many nothing is compared."""

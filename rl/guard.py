@@ -49,8 +49,8 @@ class Guard:
     ) -> None:  # fmt: skip
         self._store, self._run, self._history, self._limits, self._good = store, run, history, limits, good
         self._watch, self._on_alarm, self._steps, self._updates, self._note = watch, on_alarm, steps, updates, note
-        self._best = -1.0
-        self._begun = False
+        self._best, self._best_step = -1.0, 0
+        self._begun, self._ended = False, steps
         self.alarms: dict[str, Alarm] = {}
         self.rolled_back_to: int | None = None
 
@@ -86,7 +86,11 @@ class Guard:
                 "`on_alarm: warn` goes on from here"
             )
         learner.resume(self._good)
-        self.rolled_back_to = learner.done // self._updates
+        if learner.done != self._best_step * self._updates:
+            raise PipelineError(
+                f"{self._good}: the checkpoint of step {self._best_step} is gone or damaged; run with --force"
+            )
+        self.rolled_back_to, self._ended = learner.done // self._updates, step
         self._note(f"rolled back to step {self.rolled_back_to}, whose held-out pass@1 was {self._best:.3f}")
         return True
 
@@ -111,7 +115,7 @@ class Guard:
         scores = self._history.heldout[step] = self._watch.measure(step)
         better = clustered_mean(scores).value > self._best
         if better:
-            self._best = clustered_mean(scores).value
+            self._best, self._best_step = clustered_mean(scores).value, step
         return better
 
     def _measure(self, step: int, learner: Learner) -> None:
@@ -135,7 +139,7 @@ class Guard:
         if self.alarms:
             found["alarms"] = ", ".join(f"{alarm.name} at step {alarm.step}" for alarm in self.alarms.values())
         if self.rolled_back_to is not None:
-            found["rolled_back_to"] = self.rolled_back_to
+            found |= {"rolled_back_to": self.rolled_back_to, "steps": self._ended}
         return found
 
 

@@ -168,7 +168,7 @@ def test_a_hacked_reward_raises_the_alarm_and_is_rolled_back(hacked: Any, tmp_pa
     measured = store.rows(f"SELECT step, value FROM metrics WHERE {HELDOUT} ORDER BY step")
     best = max(measured, key=lambda m: (m["value"], -m["step"]))["step"]
     assert guard.rolled_back_to == best < row["step"] == measured[-1]["step"]
-    assert guard.figures() == {"alarms": f"hacking at step {row['step']}", "rolled_back_to": best}
+    assert guard.figures() == {"alarms": f"hacking at step {row['step']}", "rolled_back_to": best, "steps": row["step"]}
     until, *_ = refined(tmp_path, HONEST, steps=best) if best else (student(),)
     assert torch.equal(weights(model), weights(until))
 
