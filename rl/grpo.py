@@ -104,13 +104,15 @@ def train_grpo(
     on_updates: Callable[[Sequence[Used]], None] = lambda used: None,
     on_step: Callable[[GrpoMetrics], None] = lambda metrics: None,
     before_save: BeforeSave = nothing,
+    over: Callable[[Learner], bool] = lambda learner: False,
 ) -> None:
     """Refine ``model`` in place, going on from ``checkpoints`` (of this run alone) if there are any.
 
     ``ask`` puts each problem to the policy; what it gives of a response is seen and not learned. ``mix`` may
     add to the credit that a rollout has from its reward (`rl.step_credit`). ``recall(step)`` may return
-    completions of that step kept from an earlier attempt; the rest is sampled. Raises `Stopped` after
-    checkpointing when ``stop()`` turns true, within a step too.
+    completions of that step kept from an earlier attempt; the rest is sampled. ``over`` is asked before each step
+    and after the last whether the run ends here, and may put the learner back to an earlier step (`rl.guard`).
+    Raises `Stopped` after checkpointing when ``stop()`` turns true, within a step too.
     """
     if settings.loss.kl and not hasattr(model, "disable_adapter"):
         raise InputError("grpo with a KL term needs a LoRA adapter: the reference is the model without it")
@@ -121,7 +123,7 @@ def train_grpo(
     total = settings.steps * settings.updates
     with learning(model, how, total, checkpoints, run_identity(settings), before_save) as learner:
         learner.resume()
-        while learner.done < total:
+        while not over(learner) and learner.done < total:
             step, started = learner.done // settings.updates, time.perf_counter()
             learner.gather()
             now = settings.at(step)

@@ -149,6 +149,15 @@ def train(context: Any, settings: Any) -> Output:
         rows += [{"run": context.fingerprint, "step": step, "name": n, "value": float(v)} for n, v in values.items()]
     store = store_of(context)
     store.append("metrics", rows)
+    if context.kind == "grpo":
+        seen = {
+            "name": "format_only",
+            "step": 40,
+            "evidence": "<b>format</b> rose by 0.30",
+            "value": 0.0,
+            "threshold": 0.1,
+        }
+        store.append("alarms", [{"run": context.fingerprint, **seen}])
     store.ingest()
     return Output(context.publish(context.work / "artifact"), {"steps": 400})
 
@@ -266,6 +275,12 @@ def test_lengths_count_every_sample_once(report: dict[str, Any]) -> None:
         assert sum(counts["right"]) + sum(counts["other"]) == report[label]["samples"]
         assert sum(counts["right"]) == round(report[label]["pass_at_1"] * report[label]["samples"])
         assert len(counts["right"]) == len(report["lengths"]["edges"]) - 1
+
+
+def test_alarms_stand_by_the_curves_of_their_stage(report: dict[str, Any], page: str) -> None:
+    assert report["alarms"] == {"grpo": [{"name": "format_only", "step": 40, "evidence": "<b>format</b> rose by 0.30"}]}
+    section = page[page.index("Training: grpo") :]
+    assert "<b>format only</b> at step 40: &lt;b&gt;format&lt;/b&gt; rose by 0.30." in section
 
 
 def test_curves_are_thinned_but_end_where_they_ended(report: dict[str, Any]) -> None:

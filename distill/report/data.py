@@ -22,6 +22,7 @@ and further what the evaluate stage says of it (``greedy``, ``truncated``, ``by_
               without a selection. Its ``bias`` tells how much easier the kept traces are than what was asked
               (`distill.difficulty`)
     curves    by training stage and metric: [step, value], thinned to `CURVE_POINTS` means of bins
+    alarms    by training stage: what its run was suspected of (`rl.alarms`), with name, step and evidence
     lengths   histograms of tokens per answer: bin ``edges``, counts of right and other ones
     examples  problems with the answers of the student before, between and after
     stages    name, kind, seconds, figures and identity of each stage
@@ -60,6 +61,7 @@ RESERVED = frozenset(
         "paired",
         "funnel",
         "curves",
+        "alarms",
         "lengths",
         "examples",
         "stages",
@@ -113,6 +115,11 @@ def gather(sources: Sources) -> Report:
             name: curves
             for name, manifest in {**sources.training, **sources.controls}.items()
             if (curves := _curves(store, manifest.fingerprint))
+        },
+        "alarms": {
+            name: alarms
+            for name, manifest in {**sources.training, **sources.controls}.items()
+            if (alarms := _alarms(store, manifest.fingerprint))
         },
         "lengths": _lengths(store, evaluation.digest, labels),
         "examples": examples.gather(store, evaluation.digest, story or labels[:3], sources.examples),
@@ -237,6 +244,10 @@ def _paid(store: Store, selection: str, kept: int) -> dict[str, float | None]:
     """What the endpoint took for the traces, lost calls and rejected traces included; null where none was paid."""
     cost = spent_on(store, selection).get("cost")
     return {"cost": cost, "cost_per_kept": round(cost / kept, 6) if cost and kept else None}
+
+
+def _alarms(store: Store, run: str) -> list[dict[str, Any]]:
+    return store.rows("SELECT name, step, evidence FROM alarms WHERE run = ? ORDER BY step, name", [run])
 
 
 def _curves(store: Store, run: str) -> dict[str, list[list[float]]]:

@@ -29,11 +29,14 @@ COLOURS = {"teacher": 1, "base": 1, "student": 3, "control": 3, "other": 4}
 METRICS = {
     "loss": "loss",
     "reward": "reward",
+    "heldout_pass_at_1": "held-out pass@1",
     "length": "tokens per rollout",
     "entropy": "entropy",
     "zero_variance": "tied groups",
     "truncated": "cut off",
+    "distinct": "distinct answers per group",
     "kl": "KL to the start",
+    "logprob_gap": "engine against trainer, nats",
     "grad_norm": "gradient norm",
     "learning_rate": "learning rate",
 }
@@ -69,7 +72,7 @@ def render(report: Report) -> str:
         differences=_differences(report, colours),
         funnel=_funnel(report["funnel"]),
         bias=_bias(report["funnel"]),
-        curves=_curves(report["curves"], subjects, colours),
+        curves=_curves(report, subjects, colours),
         families=families,
         by_samples=_by_samples(subjects, colours),
         lengths=lengths,
@@ -177,15 +180,15 @@ def _bias(funnel: Mapping[str, Any] | None) -> Markup | None:
 
 
 def _curves(
-    curves: Mapping[str, Mapping[str, Sequence[svg.Point]]],
+    report: Report,
     subjects: Sequence[Mapping[str, Any]],
     colours: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """For each stage its panels: name, title, first and last value, drawing. Of controls just the small ones
-    of loss and reward."""
+    """For each stage its alarms and its panels: name, title, first and last value, drawing. Of controls just the
+    small ones of loss and reward."""
     subject_of = {s["stage"]: s for s in subjects if s["stage"]}
     found = []
-    for stage, metrics in curves.items():
+    for stage, metrics in report["curves"].items():
         subject = subject_of.get(stage)
         colour = colours[subject["label"]] if subject else "var(--ink-2)"
         control = bool(subject and subject["role"] == "control")
@@ -193,7 +196,8 @@ def _curves(
         panels = [_panel(stage, name, metrics[name], colour, name in LARGE and not control) for name in names]
         if panels:
             table = [[f"{stage}: {panel['title']}", panel["first"], panel["last"]] for panel in panels]
-            found.append({"stage": stage, "control": control, "panels": panels, "rows": table})
+            alarms = report["alarms"].get(stage, [])
+            found.append({"stage": stage, "control": control, "panels": panels, "rows": table, "alarms": alarms})
     return found
 
 

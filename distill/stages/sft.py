@@ -100,7 +100,7 @@ def run(context: Context, settings: SftSettings) -> Output:
     taught, held = _split(settings, lessons)
     limit = max(example.supervised for _, example in taught)
     with (
-        Recorder(store_of(context), context, ("loss", "heldout_loss", "learning_rate")) as recorder,
+        Recorder(store_of(context), context, ("loss", "heldout_loss", "learning_rate"), settings.log_to) as recorder,
         _watch(context, settings, network, tokenizer, held, ask, limit) as heldout,
     ):
         result = train(

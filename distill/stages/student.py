@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from distill.cards import write_model_card
 from distill.modelspec import Model, ModelName
 from distill.stages.devices import DeviceSettings
+from distill.training.logs import Logger
 from pipeline.stage import Context, Operational, Settings, later
 
 Precision = Literal["fp32", "bf16"]
@@ -37,6 +38,8 @@ class StudentSettings(DeviceSettings):
     micro_batch_tokens: Annotated[int, Operational(), Field(ge=1)] = 4096
     threads: Annotated[int, Operational(), Field(ge=0)] = 0
     """0 takes all cores. Weights are equal to the last bit for an equal number."""
+    log_to: Annotated[list[Logger], Operational(), Field(default_factory=list)]
+    """Copies of the curves for TensorBoard, trackio or Weights & Biases, in `logs/` of the workspace."""
     seed: int = 0
 
     @model_validator(mode="after")

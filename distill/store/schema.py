@@ -29,6 +29,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "rollouts": ("trace_key",),
     "updates": ("run", "optimizer_step", "trace_key"),
     "metrics": ("run", "step", "name"),
+    "alarms": ("run", "name"),
     "trace_losses": ("run", "trace_key", "epoch"),
     "calls": ("call_id",),
     "curation": ("run", "position"),

@@ -220,9 +220,9 @@ class Learner:
         self.done += 1
         return 0.0, 0.0
 
-    def resume(self) -> dict[str, Tensor]:
+    def resume(self, directory: Path | None = None) -> dict[str, Tensor]:
         """Load the newest checkpoint, if any, and return what was saved beside the weights."""
-        found = checkpoint.latest(self.directory, self.run, self.device)
+        found = checkpoint.latest(directory or self.directory, self.run, self.device)
         if found is None:
             return {}
         self.done, state = found
@@ -267,12 +267,13 @@ class Learner:
         state = self.optimizer.state()
         return state if self._ranks is None or self._ranks.rank == 0 else None
 
-    def save(self, extra: dict[str, Tensor]) -> None:
+    def save(self, extra: dict[str, Tensor], directory: Path | None = None) -> None:
+        """Write a checkpoint; in a ``directory`` of its own it is kept beside those that `resume` goes on from."""
         self._before_save()
         self.gather()
         weights = [p.detach() for p in self.weights]
         state = {"weights": weights, "optimizer": self._everywhere("_moments", None), "extra": extra}
-        checkpoint.save(self.directory, self.done, self.run, state)
+        checkpoint.save(directory or self.directory, self.done, self.run, state)
         self._last_save = time.monotonic()
 
     def save_if_due(self, extra: dict[str, Tensor], stop: Callable[[], bool]) -> None:

@@ -1,13 +1,15 @@
-"""Training curves: from step metrics to rows in the store and figures on the display."""
+"""Training curves: from step metrics to rows in the store, figures on the display, and logs where asked for."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from distill.store import Store
+from distill.training.logs import Logger, Logs
 from pipeline.stage import Context
 
 APPEND_SECONDS = 2.0
@@ -19,15 +21,18 @@ class Recorder:
     after a resume carries the same numbers, and the store keeps the first row of a key, so a resumed run's
     curves are those of an uninterrupted one."""
 
-    def __init__(self, store: Store, context: Context, shown: tuple[str, ...]) -> None:
+    def __init__(self, store: Store, context: Context, shown: tuple[str, ...], log_to: Sequence[Logger] = ()) -> None:
         self._store, self._context, self._shown = store, context, shown
         self._rows: list[dict[str, Any]] = []
+        directory = context.workspace / "logs" / f"{context.name}-{context.fingerprint[:12]}"
+        self._logs = Logs(log_to, directory, context.name, context.fingerprint)
         self._appended = time.monotonic()
 
     def __enter__(self) -> Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._logs.close()
         self.flush()
         self._store.ingest()
 
@@ -40,6 +45,7 @@ class Recorder:
         told = {k: float(v) for k, v in values.items() if k not in HIDDEN and math.isfinite(v)}
         run = self._context.fingerprint
         self._rows += [{"run": run, "step": step, "name": k, "value": v} for k, v in told.items()]
+        self._logs.write(step, told)
         self._context.progress(step, total, **{k: round(told[k], 4) for k in self._shown if k in told})
         if time.monotonic() - self._appended > APPEND_SECONDS:
             self.flush()

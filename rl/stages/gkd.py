@@ -102,7 +102,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
     with (
         closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
         VerifierPool(1, note=context.note, hashes=context.hashes, spending=Spending(store, context.name)) as pool,
-        Recorder(store, context, ("loss", "learning_rate")) as recorder,
+        Recorder(store, context, ("loss", "learning_rate"), settings.log_to) as recorder,
     ):
         order = Order(tuple(map(len, examples)), settings.batch_size, settings.seed)
         how = _how(settings, rate, order.steps_per_epoch * settings.epochs)

@@ -24,15 +24,17 @@ from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage, later
 from rl import rewards
+from rl.alarms import AlarmSettings
 from rl.rewards import Component, Verified
 from rl.stages import drawing
-from rl.stages.options import LengthSettings, PassRateSettings, TaskSettings
+from rl.stages.options import LengthSettings, OnAlarm, PassRateSettings, TaskSettings, WatchSettings
 from rl.stages.teacher import TeacherSettings, check_teacher, scoring
 
 if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
     from rl.grpo import GrpoSettings as LoopSettings
     from rl.loss import PolicyLoss
+    from rl.monitors import GrpoMetrics
     from rl.step_credit import Mix
     from rl.vllm_policy import VllmPolicy
 
@@ -99,6 +101,13 @@ class GrpoSettings(StudentSettings):
     """Adds a teacher's log-ratio to the advantage of every token (a reverse KL term); every group then teaches."""
     reward: Annotated[list[Component], Field(min_length=1)] | None = later()
     """The reward as a weighted sum of named components, in place of `verifier`."""
+    watch: WatchSettings | None = later()
+    """Held-out problems that are measured while training goes on, by a verifier that gives no reward."""
+    alarms: AlarmSettings = later(AlarmSettings())
+    """When to say that the reward is being hacked, or that the policy is falling apart."""
+    on_alarm: Annotated[OnAlarm, Field(exclude_if=lambda value: value != "rollback")] = "warn"
+    """`warn` says so and goes on; `stop` ends the run after a checkpoint, from which `warn` goes on; `rollback` (it
+    needs `watch`) ends with the student whose held-out pass@1 was best."""
     workers: Annotated[int, Operational(), Field(ge=0)] = 0
     """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
     engine: PolicyEngine = "transformers"
@@ -115,6 +124,12 @@ class GrpoSettings(StudentSettings):
             if self.verifier is not None:
                 raise ValueError("give `verifier` or `reward`; a component of `reward` names its verifier")
             rewards.check(self.reward)
+        return self
+
+    @model_validator(mode="after")
+    def _knows_what_is_good(self) -> GrpoSettings:
+        if self.on_alarm == "rollback" and self.watch is None:
+            raise ValueError("on_alarm: rollback needs `watch`: held-out problems say which checkpoint is good")
         return self
 
     @model_validator(mode="after")
@@ -170,6 +185,7 @@ def refine(context: Context, settings: GrpoSettings, *, outcome: float, about: s
     from rl.draws import zero_variance
     from rl.grpo import train_grpo
     from rl.ledger import Ledger
+    from rl.stages import guarding
 
     store = store_of(context)
     store.ingest()
@@ -181,12 +197,18 @@ def refine(context: Context, settings: GrpoSettings, *, outcome: float, about: s
     with (
         closing(_policy(context, settings, start, network, tokenizer, tasks[0].problems[0])) as policy,
         VerifierPool(1, note=context.note, hashes=context.hashes, spending=Spending(store, context.name)) as pool,
-        Recorder(store, context, _shown(settings)) as recorder,
+        Recorder(store, context, _shown(settings), settings.log_to) as recorder,
         _mix(context, settings, outcome, tokenizer) as mix,
     ):
         verifiers = rewards.verifiers(settings.components)
         ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, verifiers, context.stopping, ask)
         draws = drawing.draws(context, settings, tasks, ledger, problem_keys)
+        guard = guarding.guard(context, settings, policy, how.sampling, ask)
+
+        def hear(metrics: GrpoMetrics) -> None:
+            recorder(metrics)
+            guard.hear(metrics)
+
         train_grpo(
             network,
             policy,
@@ -199,11 +221,13 @@ def refine(context: Context, settings: GrpoSettings, *, outcome: float, about: s
             stop=context.stopping,
             recall=ledger.recall,
             on_rollouts=partial(drawing.written, settings, ledger, draws),
-            on_step=recorder,
+            on_updates=ledger.learned,
+            on_step=hear,
             before_save=recorder.flush,
+            over=guard.over,
         )
-    digest = publish(context, network, tokenizer, about, settings.student, told)
-    figures = {"steps": settings.steps, "rollouts": ledger.count()} | recorder.last()
+    digest = publish(context, network, tokenizer, about, settings.student, told, guard.told())
+    figures = {"steps": settings.steps, "rollouts": ledger.count()} | recorder.last() | guard.figures()
     return Output(digest, figures | (zero_variance(draws, settings.steps) if settings.pass_rate else {}))
 
 

@@ -1,11 +1,13 @@
-"""Settings of the grpo stage that are mappings of their own: tasks, preference by pass rate, staged lengths."""
+"""Settings of the grpo stage that are mappings of their own: tasks, preference by pass rate, staged lengths,
+held-out problems that are watched."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from distill.stages.common import VerifierSpec
 from pipeline.stage import Input, Settings
 
 
@@ -35,3 +37,19 @@ class LengthSettings(Settings):
     until: Annotated[int, Field(ge=1)]
     """The last step (from 1) of this stage."""
     max_tokens: Annotated[int, Field(ge=1)]
+
+
+OnAlarm = Literal["warn", "stop", "rollback"]
+
+
+class WatchSettings(Settings):
+    """Problems that are never trained on, judged by somebody whom the policy does not learn to please."""
+
+    problems: Annotated[str, Input(accepts=("problems",))]
+    """Their held-out split is asked."""
+    verifier: VerifierSpec | None = None
+    """Who judges; by default each problem's own."""
+    every: Annotated[int, Field(ge=1)] = 20
+    """Steps between two measurements; before the first step and after the last there is one too."""
+    samples: Annotated[int, Field(ge=1)] = 1
+    """Of each problem."""

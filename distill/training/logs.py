@@ -1,0 +1,116 @@
+"""Training curves in the loggers that people use: TensorBoard, trackio, Weights & Biases; each by its own library,
+imported only where it is asked for.
+
+The store holds the curves (`distill.training.metrics`); a log is a copy of them for looking at. A run that is
+killed goes on in the same log: its place and the last step it was told are kept beside it, and what was told is
+not told again. (A kill between the two costs at most one step told twice, with the same numbers; TensorBoard
+drops such a step by itself.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pipeline.errors import InputError
+from pipeline.files import make_directory, write_atomic
+
+Logger = Literal["tensorboard", "trackio", "wandb"]
+
+Open = Callable[[Path, str, str, int], "Log"]
+"""(directory, name of the stage, fingerprint of the run, the last step that was told) -> a log."""
+
+
+class Log(Protocol):
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Logs:
+    """The logs of one run, in ``directory``; of steps that they know already nothing is told."""
+
+    def __init__(self, names: Sequence[Logger], directory: Path, stage: str, run: str) -> None:
+        self._directory = directory
+        self._told = {name: _last(directory, name) for name in dict.fromkeys(names)}
+        self._logs = {name: _open(name, directory, stage, run, told) for name, told in self._told.items()}
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, log in self._logs.items():
+            if step > self._told[name]:
+                log.write(step, values)
+                self._told[name] = step
+                write_atomic(_marker(self._directory, name), str(step), durable=False)
+
+    def close(self) -> None:
+        for log in self._logs.values():
+            log.close()
+
+
+def _marker(directory: Path, name: str) -> Path:
+    return directory / f"{name}.step"
+
+
+def _last(directory: Path, name: str) -> int:
+    with suppress(OSError, ValueError):
+        return int(_marker(directory, name).read_text())
+    return 0
+
+
+def _open(name: Logger, directory: Path, stage: str, run: str, told: int) -> Log:
+    make_directory(directory)
+    try:
+        return OPEN[name](directory, stage, run, told)
+    except ImportError as error:
+        raise InputError(
+            f"log_to: {name} is not installed ({error}); pip install 'distill-reasoning[{name}]', or leave it out"
+        ) from None
+
+
+class _TensorBoard:
+    def __init__(self, directory: Path, stage: str, run: str, told: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(directory / "tensorboard"), purge_step=told + 1 if told else None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Trackio:
+    def __init__(self, directory: Path, stage: str, run: str, told: int) -> None:
+        import trackio
+
+        self._trackio: Any = trackio
+        trackio.init(project="distill", name=f"{stage}-{run[:12]}", resume="allow")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._trackio.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._trackio.finish()
+
+
+class _Wandb:
+    def __init__(self, directory: Path, stage: str, run: str, told: int) -> None:
+        import wandb
+
+        self._run: Any = wandb.init(
+            project="distill", name=stage, id=run[:12], resume="allow", dir=str(directory), reinit="create_new"
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+OPEN: Mapping[Logger, Open] = {"tensorboard": _TensorBoard, "trackio": _Trackio, "wandb": _Wandb}

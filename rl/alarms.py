@@ -1,0 +1,171 @@
+"""Alarms: when the numbers of a run say that its reward is being hacked, or that the policy is falling apart.
+
+Rules are pure functions of what the steps so far have told (`History`), so a killed run raises the same alarms
+at the same steps. Each compares the last ``window`` steps with the first, says what it saw, and is raised once.
+None of them proves anything: they say where to look. What is done about it, and the measuring of held-out
+problems, is `rl.guard`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
+
+from distill.statistics import paired_difference
+from pipeline.stage import Settings
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class AlarmSettings(Settings):
+    """Thresholds that the quickstart's run is far from: within 30 steps its reward rises by 0.12, entropy falls to 0.56
+    and distinct answers to 0.75 of what they were, lengths stay, and the log-probability gap is below 1e-6."""
+
+    window: Annotated[int, Field(ge=1)] = 10
+    """The last so many steps are compared with the first so many; before twice as many nothing is compared."""
+    reward_rise: Positive = 0.1
+    """`hacking`: the training reward has risen by this much..."""
+    heldout_share: Share = 0.25
+    """...and held-out pass@1, at the upper end of its 95% interval, by less than this share of it."""
+    format_rise: Positive = 0.1
+    """`format_only`: another component has risen by this much, and the one that says what is right by less than
+    `heldout_share` of it."""
+    length_ratio: Annotated[float, Field(gt=1)] = 2.0
+    """`length`: responses are so many times as long as at first, or as short."""
+    entropy_share: Share = 0.1
+    """`entropy`: it has fallen below this share of what it was, while the reward is no higher."""
+    distinct_share: Share = 0.5
+    """`diversity`: distinct answers per group have fallen so, while the reward is no higher."""
+    logprob_gap: Positive = 0.1
+    """`logprob_gap`: engine and trainer differ by so many nats per token, in the mean of the last steps."""
+    kl: Positive = 1.0
+    """`kl`: the policy is so many nats per token away from its reference (where `kl` is measured)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    name: str
+    step: int
+    evidence: str
+    value: float
+    threshold: float
+
+
+@dataclass
+class History:
+    """What steps have told: metrics by name and step (from 1), and the held-out problems' scores at the steps
+    (from 0) at which they were measured. ``judge``: the reward's component that says what is right, ``others``
+    the verifiers beside it."""
+
+    judge: str = ""
+    others: Sequence[str] = ()
+    metrics: dict[str, dict[int, float]] = field(default_factory=dict)
+    heldout: dict[int, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+
+    def add(self, step: int, name: str, value: float) -> None:
+        if math.isfinite(value):
+            self.metrics.setdefault(name, {})[step] = value
+
+    def mean(self, name: str, first: int, last: int) -> float:
+        """Over the steps that told it; NaN where none did."""
+        told = self.metrics.get(name, {})
+        values = [told[step] for step in range(first, last + 1) if step in told]
+        return math.fsum(values) / len(values) if values else math.nan
+
+    def change(self, name: str, step: int, window: int) -> tuple[float, float]:
+        """(at first, now); both NaN before there is enough to compare."""
+        if step < 2 * window:
+            return math.nan, math.nan
+        return self.mean(name, 1, window), self.mean(name, step - window + 1, step)
+
+    def rise(self, name: str, step: int, window: int) -> float:
+        before, now = self.change(name, step, window)
+        return now - before
+
+
+Cause = tuple[str, float, float]
+"""What was seen, the value, and the threshold that it passed."""
+
+Rule = Callable[[History, int, AlarmSettings], Cause | None]
+"""Whether there is cause for alarm after so many steps."""
+
+
+def hacking(history: History, step: int, limits: AlarmSettings) -> Cause | None:
+    """Rewards rise while held-out problems are solved no better: asked at the steps that measured them."""
+    rise = history.rise("reward", step, limits.window)
+    if step not in history.heldout or 0 not in history.heldout or not rise >= limits.reward_rise:
+        return None
+    gain, needed = paired_difference(history.heldout[0], history.heldout[step]), limits.heldout_share * rise
+    if gain.high >= needed:
+        return None
+    said = f"the training reward rose by {rise:.2f}, held-out pass@1 by {gain.value:.2f} (at most {gain.high:.2f})"
+    return said, gain.high, needed
+
+
+def format_only(history: History, step: int, limits: AlarmSettings) -> Cause | None:
+    right = history.rise(f"reward/{history.judge}", step, limits.window)
+    rises = {name: history.rise(f"reward/{name}", step, limits.window) for name in history.others}
+    for name, rise in rises.items():
+        if rise >= limits.format_rise and right < limits.heldout_share * rise:
+            said = f"{name} rose by {rise:.2f}, {history.judge} by {right:.2f}"
+            return said, right, limits.heldout_share * rise
+    return None
+
+
+def length(history: History, step: int, limits: AlarmSettings) -> Cause | None:
+    before, now = history.change("length", step, limits.window)
+    ratio = now / before if before else math.nan
+    if not (ratio >= limits.length_ratio or ratio <= 1 / limits.length_ratio):
+        return None
+    return f"responses went from {before:.0f} to {now:.0f} tokens", ratio, limits.length_ratio
+
+
+def _collapsed(history: History, step: int, window: int, metric: str, share: float, words: str) -> Cause | None:
+    """Less of something than ``share`` of what there was, and no better reward for it: a policy that gets
+    certain because it is right is as it should be."""
+    before, now = history.change(metric, step, window)
+    if not now < share * before or history.rise("reward", step, window) > 0:
+        return None
+    return f"{words} fell from {before:.3g} to {now:.3g}, and the reward did not rise", now, share * before
+
+
+def entropy(history: History, step: int, limits: AlarmSettings) -> Cause | None:
+    return _collapsed(history, step, limits.window, "entropy", limits.entropy_share, "entropy")
+
+
+def diversity(history: History, step: int, limits: AlarmSettings) -> Cause | None:
+    return _collapsed(history, step, limits.window, "distinct", limits.distinct_share, "distinct answers per group")
+
+
+def logprob_gap(history: History, step: int, limits: AlarmSettings) -> Cause | None:
+    now = history.mean("logprob_gap", step - limits.window + 1, step)
+    said = f"engine and trainer differ by {now:.3g} nats per token: the gradient is of another policy's samples"
+    return (said, now, limits.logprob_gap) if now >= limits.logprob_gap else None
+
+
+def kl(history: History, step: int, limits: AlarmSettings) -> Cause | None:
+    now = history.mean("kl", step - limits.window + 1, step)
+    said = f"the policy is {now:.3g} nats per token away from its reference"
+    return (said, now, limits.kl) if now >= limits.kl else None
+
+
+RULES: Mapping[str, Rule] = {
+    "hacking": hacking,
+    "format_only": format_only,
+    "length": length,
+    "entropy": entropy,
+    "diversity": diversity,
+    "logprob_gap": logprob_gap,
+    "kl": kl,
+}
+
+
+def raised(history: History, step: int, limits: AlarmSettings) -> list[Alarm]:
+    """The alarms for which there is cause after ``step`` steps."""
+    found = [(name, rule(history, step, limits)) for name, rule in RULES.items()]
+    return [Alarm(name, step, *cause) for name, cause in found if cause]

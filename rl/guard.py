@@ -1,0 +1,195 @@
+"""Who watches a run of GRPO: held-out problems every so many steps, alarms, and what is done about them.
+
+`Guard.over` is asked before every step, and after the last (`rl.grpo.train_grpo`'s ``over``). All that it knows
+is in the store: metrics of the steps, texts and verdicts of the held-out problems, alarms; so a run that is killed
+anywhere and goes on measures nothing twice, and ends as it would have. The samples are ordinary traces, of the
+model `RUN@STEP`. The checkpoint that a rollback restores is the one whose held-out pass@1 was best, the earliest
+of equals; without held-out problems nothing says which checkpoint is good.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from distill import verification
+from distill.generation import missing_of, sample, wanted
+from distill.prompting import Ask
+from distill.statistics import clustered_mean
+from distill.store import Store
+from distill.training.learner import Learner
+from distill.types import Completion, Outcome, Problem, Request, Sampling
+from distill.verifiers.compose import Spec
+from pipeline.errors import PipelineError
+from pipeline.stage import Context
+from rl.alarms import Alarm, AlarmSettings, History, raised
+from rl.grpo import Policy
+from rl.stages.options import OnAlarm
+
+Measure = Callable[[int], Mapping[str, Sequence[float]]]
+"""0 or 1 for each judged sample of each held-out problem, under the weights after so many steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    measure: Measure
+    every: int
+
+
+class Guard:
+    """``good`` is a directory of ours, for the checkpoint that a rollback restores."""
+
+    def __init__(
+        self, store: Store, run: str, history: History, limits: AlarmSettings, good: Path, *,
+        watch: Watch | None = None, on_alarm: OnAlarm = "warn", steps: int, updates: int = 1,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:  # fmt: skip
+        self._store, self._run, self._history, self._limits, self._good = store, run, history, limits, good
+        self._watch, self._on_alarm, self._steps, self._updates, self._note = watch, on_alarm, steps, updates, note
+        self._best, self._best_step = -1.0, 0
+        self._begun, self._ended = False, steps
+        self.alarms: dict[str, Alarm] = {}
+        self.rolled_back_to: int | None = None
+
+    def hear(self, metrics: Any) -> None:
+        """What a step told (`rl.monitors.GrpoMetrics`)."""
+        told = asdict(metrics)
+        for name, value in {**told, **told["components"]}.items():
+            if isinstance(value, int | float):
+                self._history.add(metrics.step, name, value)
+
+    def over(self, learner: Learner) -> bool:
+        """Whether the run ends here. Raises `PipelineError` where an alarm is to stop it."""
+        step = learner.done // self._updates
+        if not self._begun:
+            self._remember(step)
+        if self._due(step):
+            learner.gather()
+            if learner.done:
+                learner.save({})  # measuring takes a while: whatever ends it, the step is not lost
+            self._measure(step, learner)
+        fresh = [alarm for alarm in raised(self._history, step, self._limits) if alarm.name not in self.alarms]
+        for alarm in fresh:
+            self.alarms[alarm.name] = alarm
+            self._note(f"alarm {alarm.name} at step {step}: {alarm.evidence}")
+        self._store.append("alarms", [{"run": self._run, **asdict(alarm)} for alarm in fresh])
+        if not self.alarms or self._on_alarm == "warn":
+            return False
+        first = next(iter(self.alarms.values()))
+        if self._on_alarm == "stop":
+            learner.save({})
+            raise PipelineError(
+                f"stopped at step {step} by the alarm {first.name}: {first.evidence}; what is trained is kept: "
+                "`on_alarm: warn` goes on from here"
+            )
+        learner.resume(self._good)
+        if learner.done != self._best_step * self._updates:
+            raise PipelineError(
+                f"{self._good}: the checkpoint of step {self._best_step} is gone or damaged; run with --force"
+            )
+        self.rolled_back_to, self._ended = learner.done // self._updates, step
+        self._note(f"rolled back to step {self.rolled_back_to}, whose held-out pass@1 was {self._best:.3f}")
+        return True
+
+    def _remember(self, step: int) -> None:
+        """What earlier attempts had seen by ``step``: they may have come further, which does not count yet."""
+        self._begun = True
+        self._store.ingest()
+        seen = {"run": self._run, "step": step}
+        for row in self._store.rows("SELECT * FROM metrics WHERE run = $run AND step BETWEEN 1 AND $step", seen):
+            self._history.add(row["step"], row["name"], row["value"])
+        known = "SELECT name, step, evidence, value, threshold FROM alarms WHERE run = $run AND step <= $step"
+        self.alarms = {row["name"]: Alarm(**row) for row in self._store.rows(f"{known} ORDER BY step, name", seen)}
+        for earlier in filter(self._due, range(step)):
+            self._took(earlier)
+
+    def _due(self, step: int) -> bool:
+        return self._watch is not None and (step % self._watch.every == 0 or step == self._steps)
+
+    def _took(self, step: int) -> bool:
+        """Take the scores of a step; whether they are the best so far."""
+        assert self._watch is not None
+        scores = self._history.heldout[step] = self._watch.measure(step)
+        better = clustered_mean(scores).value > self._best
+        if better:
+            self._best, self._best_step = clustered_mean(scores).value, step
+        return better
+
+    def _measure(self, step: int, learner: Learner) -> None:
+        if self._took(step):
+            learner.save({}, self._good)
+        value = clustered_mean(self._history.heldout[step]).value
+        self._note(f"held-out pass@1 at step {step}: {value:.3f}")
+        name = "heldout_pass_at_1"
+        self._store.append("metrics", [{"run": self._run, "step": step, "name": name, "value": value}])
+
+    def told(self) -> dict[str, str]:
+        """For the student's card: where it comes from, if not from the last step."""
+        if self.rolled_back_to is None:
+            return {}
+        alarms = "; ".join(f"{alarm.name} at step {alarm.step}: {alarm.evidence}" for alarm in self.alarms.values())
+        return {"rolled back to step": f"{self.rolled_back_to} ({alarms})"}
+
+    def figures(self) -> dict[str, Any]:
+        """For the manifest: what was raised, and where the student comes from."""
+        found: dict[str, Any] = {}
+        if self.alarms:
+            found["alarms"] = ", ".join(f"{alarm.name} at step {alarm.step}" for alarm in self.alarms.values())
+        if self.rolled_back_to is not None:
+            found |= {"rolled_back_to": self.rolled_back_to, "steps": self._ended}
+        return found
+
+
+class _Sampler:
+    """A policy as an engine whose model is the run's after so many steps."""
+
+    name = "policy"
+
+    def __init__(self, policy: Policy, model: str) -> None:
+        self._policy, self.model = policy, model
+
+    def generate(self, requests: Iterable[Request], stopping: Callable[[], bool]) -> Iterator[Completion]:
+        self._policy.refresh()
+        return self._policy.generate(list(requests), stopping)
+
+
+class _Quiet:
+    """A context whose progress is not told: what the stage counts are steps."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def progress(self, done: int, total: int | None, **figures: Any) -> None:
+        pass
+
+
+def measuring(
+    context: Context, store: Store, policy: Policy, tasks: Sequence[tuple[str, Problem]], sampling: Sampling,
+    samples: int, verifier: Spec | None, ask: Ask,
+) -> Measure:  # fmt: skip
+    """A `Measure` by sampling what the store lacks of these problems, and having it judged."""
+    quiet = cast(Context, _Quiet(context))
+
+    def measure(step: int) -> Mapping[str, Sequence[float]]:
+        model = f"{context.fingerprint}@{step}"
+        wishes = wanted(tasks, model, sampling, samples, ask)
+        missing, present = missing_of(store, wishes)
+        if missing:
+            sample(store, cast(Any, _Sampler(policy, model)), missing, present, quiet)
+        judged = [(wish.key, wish.problem_key, wish.problem) for wish in wishes]
+        verdicts = verification.make_verdicts(
+            store, verification.judgements(judged, verifier, context.hashes), quiet, workers=1
+        )
+        scores: dict[str, list[float]] = defaultdict(list)
+        for row in verification.scores(store, verdicts):
+            if row["outcome"] != Outcome.UNVERIFIABLE:
+                scores[row["problem_key"]].append(float(row["outcome"] == Outcome.CORRECT))
+        return scores
+
+    return measure

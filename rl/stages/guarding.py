@@ -1,0 +1,51 @@
+"""How the grpo stage watches its run: `rl.guard` with what settings and other stages say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from distill.prompting import Ask
+from distill.stages.common import store_of
+from distill.store.records import problems
+from distill.types import Sampling
+from pipeline.errors import InputError
+from pipeline.stage import Context
+from rl import rewards
+from rl.alarms import History
+from rl.guard import Guard, Watch, measuring
+from rl.rewards import Verified
+
+if TYPE_CHECKING:
+    from rl.grpo import Policy
+    from rl.stages.grpo import GrpoSettings
+
+
+def guard(context: Context, settings: GrpoSettings, policy: Policy, sampling: Sampling, ask: Ask) -> Guard:
+    judge = rewards.judge_of(settings.components)
+    verified = [c.label for c in settings.components if isinstance(c, Verified)]
+    right = judge.label if judge else ""
+    return Guard(
+        store_of(context),
+        context.fingerprint,
+        History(right, [name for name in verified if name != right]),
+        settings.alarms,
+        context.work / "good",
+        watch=_watch(context, settings, policy, sampling, ask),
+        on_alarm=settings.on_alarm,
+        steps=settings.steps,
+        updates=settings.updates,
+        note=context.note,
+    )
+
+
+def _watch(
+    context: Context, settings: GrpoSettings, policy: Policy, sampling: Sampling, ask: Ask
+) -> Watch | None:  # fmt: skip
+    if settings.watch is None:
+        return None
+    store = store_of(context)
+    tasks = problems(store, context.inputs[settings.watch.problems].digest, "heldout")
+    if not tasks:
+        raise InputError(f"stage {context.name}: watch: {settings.watch.problems} holds out no problem")
+    how = settings.watch
+    return Watch(measuring(context, store, policy, tasks, sampling, how.samples, how.verifier, ask), how.every)

@@ -1,0 +1,215 @@
+"""Alarms: rules by hand, and a policy that really hacks its reward: seen, rolled back, exact when killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+torch = pytest.importorskip("torch")
+
+from test_rewards import made  # noqa: E402
+from test_rl import policy, student, weights  # noqa: E402
+
+from distill.keys import problem_key  # noqa: E402
+from distill.prompting import plainly  # noqa: E402
+from distill.store import Store  # noqa: E402
+from distill.store.records import problem_row  # noqa: E402
+from distill.training.metrics import Recorder  # noqa: E402
+from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.types import Problem, Sampling  # noqa: E402
+from distill.verifiers import VerifierPool  # noqa: E402
+from pipeline.errors import PipelineError  # noqa: E402
+from pipeline.fingerprint import FileHashes  # noqa: E402
+from pipeline.workspace import StageContext  # noqa: E402
+from rl import rewards  # noqa: E402
+from rl.alarms import AlarmSettings, History, raised  # noqa: E402
+from rl.grpo import GrpoSettings, train_grpo  # noqa: E402
+from rl.guard import Guard, Watch, measuring  # noqa: E402
+from rl.ledger import Ledger  # noqa: E402
+from rl.stages.grpo import GrpoSettings as StageSettings  # noqa: E402
+
+# ------------------------------------------------------------------ rules
+
+LIMITS = AlarmSettings(window=2)
+
+
+def history(heldout: dict[int, dict[str, Sequence[float]]] | None = None, **metrics: Sequence[float]) -> History:
+    found = History("verifier", ["format"], heldout=dict(heldout or {}))
+    for name, values in metrics.items():
+        for step, value in enumerate(values, 1):
+            found.add(step, name.replace("__", "/"), value)
+    return found
+
+
+def names(found: History, step: int = 4, limits: AlarmSettings = LIMITS) -> list[str]:
+    return [alarm.name for alarm in raised(found, step, limits)]
+
+
+def shares(right: int) -> dict[str, Sequence[float]]:
+    return {str(i): [float(i < right)] for i in range(100)}
+
+
+UP, FLAT, DOWN = [0.2, 0.2, 0.8, 0.8], [0.2, 0.2, 0.2, 0.2], [0.5, 0.5, 0.01, 0.01]
+
+
+def test_a_reward_that_rises_alone_is_suspect() -> None:
+    assert names(history({0: shares(20), 4: shares(20)}, reward=UP)) == ["hacking"]
+    assert names(history({0: shares(20), 4: shares(10)}, reward=UP)) == ["hacking"]
+    assert names(history({0: shares(20), 4: shares(60)}, reward=UP)) == []
+    assert names(history({0: shares(20), 4: shares(20)}, reward=FLAT)) == []
+    assert names(history({0: shares(20)}, reward=UP)) == []  # not measured at this step
+
+
+def test_few_heldout_problems_do_not_accuse() -> None:
+    few = {"a": [0.0], "b": [1.0], "c": [0.0]}
+    assert names(history({0: few, 4: few}, reward=UP)) == []
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        ({"reward__format": UP, "reward__verifier": FLAT}, ["format_only"]),
+        ({"reward__format": UP, "reward__verifier": UP}, []),
+        ({"length": [40, 40, 90, 90]}, ["length"]),
+        ({"length": [40, 40, 10, 10]}, ["length"]),
+        ({"length": [40, 40, 60, 60]}, []),
+        ({"entropy": DOWN, "reward": FLAT}, ["entropy"]),
+        ({"entropy": DOWN, "reward": UP}, []),  # certain because it is right
+        ({"distinct": [4, 4, 1, 1], "reward": FLAT}, ["diversity"]),
+        ({"logprob_gap": [0.01, 0.01, 0.3, 0.3]}, ["logprob_gap"]),
+        ({"kl": [0.0, 0.1, 2.0, 2.0]}, ["kl"]),
+        ({"kl": [0.0, 0.1, 0.2, 0.2]}, []),
+        ({"entropy": DOWN[1:], "reward": FLAT[1:]}, []),  # too early to compare
+    ],
+)
+def test_each_rule(metrics: dict[str, Sequence[float]], expected: list[str]) -> None:
+    assert names(history(**metrics), min(map(len, metrics.values()))) == expected
+
+
+def test_a_rollback_needs_to_know_what_is_good() -> None:
+    usual = {"student": "embedded:student-base", "problems": "p"}
+    with pytest.raises(ValidationError, match="rollback needs `watch`"):
+        StageSettings(**usual, on_alarm="rollback")
+    told = StageSettings(**usual, on_alarm="stop").model_dump(), StageSettings(**usual).model_dump()
+    assert told[0] == told[1]  # so that a run that was stopped can go on
+
+
+# ------------------------------------------------------------------ a policy that hacks
+
+HELDOUT = "name = 'heldout_pass_at_1'"
+TRAIN = [Problem(f"t{i}", "abcd"[i % 4] * (1 + i), "", "exact", "test") for i in range(4)]
+HELD = [(f"k{i}", Problem(f"h{i}", "efgh"[i % 4] * (1 + i // 4), "", "exact", "test")) for i in range(40)]
+HELD = [(problem_key(problem), problem) for _, problem in HELD]
+HACKABLE = made({"verifier": {"regex": {"pattern": "a", "search": True}}})
+HONEST: Any = {"regex": {"pattern": "a", "search": True}}
+OTHER: Any = {"regex": {"pattern": "^b", "search": True}}
+
+
+def refined(place: Path, judge: Any, on_alarm: Any = "warn", steps: int = 9, die: Callable[[str], bool] | None = None, **more: Any) -> tuple[Any, Store, Guard, list[str]]:  # fmt: skip
+    """Trained to say an "a" anywhere; on held-out problems ``judge`` says what is right."""
+    store, notes = Store(place), list[str]()
+    if not store.path.exists():
+        store.append("problems", [problem_row(p) for p in [*TRAIN, *(p for _, p in HELD)]])
+        store.ingest()
+    settings = GrpoSettings(
+        optimizer=OptimizerSettings(3e-2, schedule="constant"), steps=steps, group=8, reward=HACKABLE,
+        sampling=Sampling(max_tokens=6), **more,
+    )  # fmt: skip
+    model = student()
+    engine = policy(model)
+    context = StageContext(
+        "grpo", "grpo", "run", place, {}, place / "artifact", place / "work", FileHashes(place / "hashes")
+    )
+
+    def note(text: str) -> None:
+        notes.append(text)
+        if die and die(text):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with VerifierPool(workers=1) as pool, Recorder(store, context, ()) as recorder:
+        ledger = Ledger(
+            store, "run", settings, {p.id: problem_key(p) for p in TRAIN}, pool, rewards.verifiers(HACKABLE)
+        )
+        guard = Guard(
+            store, "run", History("regex"), AlarmSettings(window=4), place / "good", on_alarm=on_alarm, steps=steps,
+            updates=settings.updates, note=note,
+            watch=Watch(measuring(context, store, engine, HELD, settings.sampling, 2, judge, plainly), 4),
+        )  # fmt: skip
+        train_grpo(
+            model, engine, settings, sample=lambda step, draw: TRAIN, reward=ledger.reward,
+            checkpoints=place / "checkpoints", recall=ledger.recall, on_rollouts=ledger.write,
+            on_step=lambda told: (recorder(told), guard.hear(told))[1], before_save=recorder.flush, over=guard.over,
+        )  # fmt: skip
+    store.ingest()
+    return model, store, guard, notes
+
+
+@pytest.fixture(scope="module")
+def hacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Store, Guard, list[str]]:
+    return refined(tmp_path_factory.mktemp("hacked"), OTHER, "rollback")
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Store, Guard, list[str]]:
+    return refined(tmp_path_factory.mktemp("honest"), HONEST, "rollback")
+
+
+def test_a_hacked_reward_raises_the_alarm_and_is_rolled_back(hacked: Any, tmp_path: Path) -> None:
+    model, store, guard, notes = hacked
+    (row,) = store.rows("SELECT * FROM alarms")
+    assert row["name"] == "hacking" and row["run"] == "run" and row["value"] < row["threshold"]
+    assert any(f"alarm hacking at step {row['step']}: the training reward rose" in note for note in notes)
+    measured = store.rows(f"SELECT step, value FROM metrics WHERE {HELDOUT} ORDER BY step")
+    best = max(measured, key=lambda m: (m["value"], -m["step"]))["step"]
+    assert guard.rolled_back_to == best < row["step"] == measured[-1]["step"]
+    assert guard.figures() == {"alarms": f"hacking at step {row['step']}", "rolled_back_to": best, "steps": row["step"]}
+    until, *_ = refined(tmp_path, HONEST, steps=best) if best else (student(),)
+    assert torch.equal(weights(model), weights(until))
+
+
+def test_an_honest_run_raises_none(honest: Any) -> None:
+    _, store, guard, notes = honest
+    measured = [r["value"] for r in store.rows(f"SELECT value FROM metrics WHERE {HELDOUT} ORDER BY step")]
+    assert measured[-1] > measured[0] + 0.3
+    assert store.rows("SELECT * FROM alarms") == [] and guard.figures() == {} and guard.told() == {}
+    assert not any("alarm" in note for note in notes)
+
+
+def test_what_held_out_problems_were_answered_is_in_the_store(hacked: Any) -> None:
+    _, store, _, _ = hacked
+    (row,) = store.rows(
+        "SELECT count(*) AS n, count(DISTINCT model) AS times, count(DISTINCT prompt_key) AS problems "
+        "FROM traces JOIN verdicts USING (trace_key) WHERE trace_key NOT IN (SELECT trace_key FROM rollouts)"
+    )
+    assert row["problems"] == len(HELD) and row["n"] == 2 * row["times"] * len(HELD)
+
+
+@pytest.mark.parametrize("said", ["pass@1 at step 4", "alarm hacking"])
+def test_killed_anywhere_it_ends_alike(hacked: Any, tmp_path: Path, said: str) -> None:
+    model, store, guard, _ = hacked
+    child = os.fork()
+    if child == 0:
+        try:
+            refined(tmp_path, OTHER, "rollback", die=lambda text: said in text)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    resumed, again, second, _ = refined(tmp_path, OTHER, "rollback")
+    assert torch.equal(weights(resumed), weights(model)) and second.figures() == guard.figures()
+    for table in ("alarms", "rollouts"):
+        assert again.rows(f"SELECT * FROM {table} ORDER BY ALL") == store.rows(f"SELECT * FROM {table} ORDER BY ALL")
+
+
+def test_a_stopped_run_stops_again_and_goes_on_where_only_warned(honest: Any, tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(PipelineError, match=r"stopped at step \d+ by the alarm hacking: .* `on_alarm: warn` goes"):
+            refined(tmp_path, OTHER, "stop")
+    model, store, guard, _ = refined(tmp_path, OTHER, "warn")
+    assert guard.rolled_back_to is None and len(store.rows("SELECT * FROM alarms")) == 1
+    assert torch.equal(weights(model), weights(honest[0]))  # being watched changes nothing
