@@ -41,7 +41,7 @@ models: $(READY)
 
 # Ours and the named peer in one run, in CPU-seconds; the last line of each is one JSON object.
 bench: $(READY)
-	for script in benchmarks/*.py; do $(BIN)/python $$script --quick; done
+	for script in benchmarks/[!_]*.py; do $(BIN)/python $$script --quick; done
 
 docs: $(READY)
 	$(BIN)/python docs/reference.py

@@ -21,10 +21,10 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from _trl_models import TINY, Clock, apart, student, tokenizer
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from trl_models import TINY, Clock, apart, student, tokenizer
 
 from distill.engines.transformers import TransformersEngine
 from distill.randomness import generator

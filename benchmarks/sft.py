@@ -19,9 +19,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from _trl_models import SHAPES, Clock, apart, student, tokenizer
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
-from trl_models import SHAPES, Clock, apart, student, tokenizer
 
 from distill.randomness import generator
 from distill.training.batching import Example, from_tokens

@@ -55,8 +55,3 @@ def soft_overlong(length: int, longest: int, buffer: int) -> float:
     """DAPO's soft punishment (eq. 13), added to the reward: 0 up to ``longest - buffer`` tokens, then a line
     down to -1 at ``longest``."""
     return -min(1.0, max(0.0, (length - (longest - buffer)) / buffer)) if buffer else 0.0
-
-
-def broadcast(row_advantages: Tensor, mask: Tensor) -> Tensor:
-    """One advantage per row (B,) and a mask of response tokens (B, T) -> (B, T), 0 outside the mask."""
-    return row_advantages[:, None] * mask

@@ -62,8 +62,6 @@ def test_advantages_by_hand() -> None:
     torch.testing.assert_close(credit.advantages(rewards, scale="none"), plain)
     torch.testing.assert_close(credit.advantages(rewards), plain / (0.5 + credit.EPSILON))
     torch.testing.assert_close(credit.advantages(rewards, "leave_one_out", "none"), plain * 4 / 3)
-    mask = torch.tensor([[1.0, 1.0, 0.0]])
-    assert credit.broadcast(torch.tensor([2.0]), mask).tolist() == [[2.0, 2.0, 0.0]]
 
 
 # ------------------------------------------------------------------ loss
