@@ -277,8 +277,18 @@ def test_a_killed_writer_loses_no_row_that_append_returned_for(tmp_path: Path) -
         rest = writer.communicate()[0]
         last = int((rest.splitlines() or said)[-1])
         store = Store(tmp_path)
-        store.ingest()
+        store.refresh()  # what `distill plan` and `distill traces` do before they read
         assert {str(n) for n in range(last + 1)} <= set(keys_in(store))
+
+
+def test_reading_leaves_a_damaged_store_to_the_next_run(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append("problems", rows("a"))
+    store.ingest()
+    store.append("problems", rows("b"))
+    store.path.write_bytes(b"no database")
+    Store(tmp_path).refresh()
+    assert store.path.read_bytes() == b"no database"
 
 
 def test_migrations_are_named_ordered_and_applied_once() -> None:

@@ -56,4 +56,6 @@ def store_at(pipeline: Path, workspace: Path | None) -> Store:
     path = workspace or load(pipeline).workspace
     if not path.is_dir():
         raise InputError(f"{path}: no such workspace; `distill run` makes it, --workspace names another")
-    return Store(path)
+    store = Store(path)
+    store.refresh()
+    return store

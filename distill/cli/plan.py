@@ -9,6 +9,7 @@ from pathlib import Path
 from distill.cli.display import duration, number
 from distill.cli.open import load, workspace_of
 from distill.cli.table import cut, render
+from distill.store import Store
 from distill.training.memory import size
 from pipeline.plan import StagePlan, Status
 from pipeline.plan import plan as make_plan
@@ -20,6 +21,7 @@ def plan(
 ) -> None:  # fmt: skip
     spec = load(pipeline, overrides, limit, workspace)
     space = workspace_of(spec)
+    Store(spec.workspace).refresh()
     plans = make_plan(spec, space, stages, force)
     space.hashes.save() if spec.workspace.is_dir() else None
     if as_json:

@@ -92,6 +92,16 @@ class Store:
         with suppress(Busy):
             self.ingest(patience=0.0)
 
+    def refresh(self) -> None:
+        """For commands that read: what a killed run had made durable is seen too. What stands in the way (somebody
+        reads or writes, no right to write, a damaged file) is for the reading to tell, or no harm."""
+        if any(self._pending().values()):
+            with suppress(PipelineError, OSError):
+                if self.path.exists():
+                    with self.reading():  # a damaged store is for the next run to set aside
+                        pass
+                self.ingest(patience=0.0)
+
     def mend(self) -> None:
         """Remake a store that cannot be opened, and bring back from the journal the rows that one has lost
         (an older copy put back, a torn tail); bring one of an older distill up to date. For whoever holds
