@@ -15,6 +15,7 @@ processes of its own for CPUs), ranks that join later, and shards of quantised w
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
@@ -138,8 +139,13 @@ class Ranks:
         return _sharded(copy, self.device)
 
     def close(self) -> None:
+        """Leave the others, and wait for gloo's threads to end: one that still lets go of a tensor when the
+        interpreter is being torn down aborts the process. They end with the last reference to their group,
+        which a model's shards hold too."""
         with suppress(RuntimeError):
             dist.destroy_process_group()
+        self._control = None
+        gc.collect()
 
 
 Scorer = Callable[[Pack, float], Tensor]
