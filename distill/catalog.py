@@ -61,6 +61,7 @@ STAGES: dict[str, str] = {
     "pretrain": "distill.stages.pretrain:STAGE",
     "sft": "distill.stages.sft:STAGE",
     "grpo": "rl.stages.grpo:STAGE",
+    "ppo": "rl.stages.ppo:STAGE",
     "opd": "rl.stages.opd:STAGE",
     "gkd": "rl.stages.gkd:STAGE",
     "evaluate": "distill.stages.evaluate:STAGE",

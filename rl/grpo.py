@@ -2,7 +2,8 @@
 
 `train_grpo` knows problems, a policy engine, settings and callbacks; not stages, YAML or the store. A step
 samples ``group`` responses to each problem, turns their rewards into advantages, and makes ``updates``
-optimizer steps on them (one by default: strictly on-policy). A step is a function of (settings, step,
+optimizer steps on them (one by default: strictly on-policy). With a ``critic`` advantages are what a value head did
+not expect (`rl.critic`), and the loop is PPO: nothing else differs. A step is a function of (settings, step,
 weights): sampling is keyed by (seed, request key), so a killed step is sampled again to the same bits, or
 read back through ``recall``; checkpoints lie between steps. Rollouts are handed out before the updates
 that they feed. The loss is `rl.loss`, the update `rl.update`, what is watched `rl.monitors`.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,10 +22,13 @@ from typing import Any, Literal, Protocol
 import torch
 
 from distill.prompting import Ask, plainly
-from distill.training.learner import BeforeSave, Learner, LearnerSettings, learning, nothing, run_identity
+from distill.training.learner import BeforeSave, Learner, LearnerSettings, Objective, learning, nothing, run_identity
+from distill.training.optimizer import OptimizerSettings
+from distill.training.value_head import value_head
 from distill.types import Completion, Finish, Problem, Request, Sampling
 from pipeline.errors import InputError, Stopped
 from rl import credit, rewards
+from rl.critic import ActorCritic, Critic, assess
 from rl.loss import Aggregation, PolicyLoss
 from rl.monitors import GrpoMetrics, observe
 from rl.rewards import Component, Mixed, Scores
@@ -32,7 +37,9 @@ from rl.update import Rollout, Used, update
 
 
 class Policy(Protocol):
-    """An engine that samples from the weights under training."""
+    """An engine that samples from the weights under training; ``name`` as in `distill.catalog`."""
+
+    name: str
 
     def generate(self, requests: Iterable[Request], stopping: Callable[[], bool]) -> Iterator[Completion]: ...
 
@@ -43,13 +50,14 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoSettings(LearnerSettings):
-    """``group`` samples of each problem of a step, ``updates`` optimizer steps on them.
+    """``group`` samples of each problem of a step, ``updates`` optimizer steps on them in each of ``passes`` over them.
 
     ``refills``: groups whose rewards are all equal teach nothing; so many times, as many problems again
     are drawn until there are as many informative groups as the step has problems (DAPO's dynamic sampling).
     ``overlong``: responses cut at the limit are learned from (keep), left out of the loss (filter), or
     their reward is lowered over the last ``overlong_buffer`` tokens (punish). ``reward``: what rewards are made
-    of (`rl.rewards`); nothing where a `Reward` tells them itself. ``lengths``: (until step, max_tokens) stages,
+    of (`rl.rewards`); nothing where a `Reward` tells them itself. ``critic`` takes the place of ``baseline`` and
+    ``scale``, and every judged rollout teaches. ``lengths``: (until step, max_tokens) stages,
     steps counted from 1, after which ``sampling.max_tokens`` holds.
     """
 
@@ -61,11 +69,23 @@ class GrpoSettings(LearnerSettings):
     loss: PolicyLoss = field(default_factory=PolicyLoss)
     aggregation: Aggregation = "token_mean"
     updates: int = 1
+    passes: int = 1
     refills: int = 0
     overlong: Literal["keep", "filter", "punish"] = "keep"
     overlong_buffer: int = 0
     reward: tuple[Component, ...] = ()
     lengths: tuple[tuple[int, int], ...] = ()
+    critic: Critic | None = None
+
+    @property
+    def each_step(self) -> int:
+        """Optimizer steps on the rollouts of a step."""
+        return self.updates * self.passes
+
+    @property
+    def objective(self) -> Objective:
+        critic = self.critic
+        return ActorCritic(self.loss, critic.weight, critic.clip) if critic else self.loss
 
     def at(self, step: int) -> GrpoSettings:
         """What holds at ``step`` (from 0): the sampler's limit, and all that is measured by it."""
@@ -78,6 +98,8 @@ class GrpoSettings(LearnerSettings):
         shortest = min([self.sampling.max_tokens, *(tokens for _, tokens in self.lengths)])
         if self.overlong == "punish" and not 0 < self.overlong_buffer < shortest:
             raise InputError(f"overlong: punish needs an overlong_buffer between 0 and max_tokens ({shortest})")
+        if self.critic and self.refills:
+            raise InputError("refills has no meaning with a critic: no group is without a gradient")
 
 
 Reward = Callable[[Sequence[tuple[Problem, Completion]]], Sequence[float | None] | Sequence[Scores]]
@@ -114,30 +136,39 @@ def train_grpo(
     and after the last whether the run ends here, and may put the learner back to an earlier step (`rl.guard`).
     Raises `Stopped` after checkpointing when ``stop()`` turns true, within a step too.
     """
-    if settings.loss.kl and not hasattr(model, "disable_adapter"):
+    critic = settings.critic
+    if (settings.loss.kl or (critic and critic.kl)) and not hasattr(model, "disable_adapter"):
         raise InputError("grpo with a KL term needs a LoRA adapter: the reference is the model without it")
-    if settings.group < 2 and mix is outcome_alone:
+    if settings.group < 2 and mix is outcome_alone and not critic:
         raise InputError("grpo compares samples of one problem: group must be at least 2")
-    every = settings.checkpoint_steps and settings.checkpoint_steps * settings.updates
-    how = replace(settings, checkpoint_steps=every)
-    total = settings.steps * settings.updates
-    with learning(model, how, total, checkpoints, run_identity(settings), before_save) as learner:
+    every = settings.checkpoint_steps and settings.checkpoint_steps * settings.each_step
+    how = replace(settings, checkpoint_steps=every, optimizer=_with_head(settings))
+    total = settings.steps * settings.each_step
+    with (
+        value_head(model, critic.detached) if critic else nullcontext(),
+        learning(model, how, total, checkpoints, run_identity(settings), before_save) as learner,
+    ):
         learner.resume()
         while not over(learner) and learner.done < total:
-            step, started = learner.done // settings.updates, time.perf_counter()
+            step, started = learner.done // settings.each_step, time.perf_counter()
             learner.gather()
             now = settings.at(step)
             policy.refresh()
             judged, draws = _rollouts(learner, policy, now, step, sample, ask, reward, list(recall(step)), stop)
-            rollouts = mix(judged)
+            rollouts = assess(learner, now, critic, judged) if critic else mix(judged)
             on_rollouts(step + 1, rollouts)
             sampled = time.perf_counter()
-            made, used = update(learner, now, [r for r in rollouts if r.trained])
+            made, used = update(learner, now, step + 1, [r for r in rollouts if r.trained])
             on_updates(used)
             seconds = (sampled - started, time.perf_counter() - sampled)
             on_step(observe(now, step + 1, rollouts, draws, made, seconds))
             learner.save_if_due({}, stop)
         learner.gather()
+
+
+def _with_head(settings: GrpoSettings) -> OptimizerSettings:
+    critic = settings.critic
+    return replace(settings.optimizer, value_learning_rate=critic.learning_rate) if critic else settings.optimizer
 
 
 def _rollouts(
@@ -230,11 +261,15 @@ def judge(
     wanted: int | None = None,
 ) -> list[Rollout]:
     """Rewards to advantages. Trained on are judged rollouts with a sampled token, of the first ``wanted``
-    groups whose rewards differ, less those cut at the limit where these are filtered."""
+    groups whose rewards differ, less those cut at the limit where these are filtered. With a critic groups need not
+    differ, and the advantages are yet to come."""
     table = _table(settings, mixtures)
     advantages = credit.advantages(table, settings.baseline, settings.scale).flatten().tolist()
     differ = credit.informative(table).tolist()
-    taken = [d and sum(differ[:g]) < (len(problems) if wanted is None else wanted) for g, d in enumerate(differ)]
+    taken = [
+        bool(settings.critic) or (d and sum(differ[:g]) < (len(problems) if wanted is None else wanted))
+        for g, d in enumerate(differ)
+    ]
     rows = []
     for row, (completion, mixture, advantage) in enumerate(zip(completions, mixtures, advantages, strict=True)):
         group, index = divmod(row, settings.group)

@@ -146,10 +146,8 @@ class Guard:
 class _Sampler:
     """A policy as an engine whose model is the run's after so many steps."""
 
-    name = "policy"
-
     def __init__(self, policy: Policy, model: str) -> None:
-        self._policy, self.model = policy, model
+        self._policy, self.name, self.model = policy, policy.name, model
 
     def generate(self, requests: Iterable[Request], stopping: Callable[[], bool]) -> Iterator[Completion]:
         self._policy.refresh()

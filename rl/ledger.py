@@ -25,22 +25,23 @@ from pipeline.fingerprint import canonical
 from pipeline.stage import stop_check
 from rl.grpo import GrpoSettings, request
 from rl.rewards import Scores
-from rl.update import Rollout, Used
+from rl.update import Rollout, Used, sampled
 
 INGEST_STEPS = 10
 
 
 class Ledger:
     """What one run of GRPO leaves in the store. ``problem_keys`` maps problem ids to their keys, ``verifiers`` the
-    reward's components to who judges them; None is each problem's own."""
+    reward's components to who judges them; None is each problem's own. ``engine`` is who samples."""
 
     def __init__(
         self, store: Store, run: str, settings: GrpoSettings, problem_keys: Mapping[str, str],
         pool: VerifierPool, verifiers: Mapping[str, Spec | None], stopping: Stopping = never, ask: Ask = plainly,
+        engine: str = "transformers",
     ) -> None:  # fmt: skip
         self._store, self._run, self._settings = store, run, settings
         self._problem_keys, self._pool, self._verifiers = problem_keys, pool, verifiers
-        self._stopping, self._ask = stopping, ask
+        self._stopping, self._ask, self._engine = stopping, ask, engine
         self._counting: dict[str, Spec] = {}
         self._verdicts: dict[tuple[str, str], tuple[Spec, Verdict]] = {}
         self._kept: set[int] = set()
@@ -82,7 +83,7 @@ class Ledger:
         weights = f"{self._run}@{rollout.step - 1}"
         trace = trace_of(
             completion, problem.id, self._settings.at(rollout.step - 1).sampling,
-            model=weights, engine="transformers", sample_index=rollout.index, asked=self._ask(problem),
+            model=weights, engine=self._engine, sample_index=rollout.index, asked=self._ask(problem),
         )  # fmt: skip
         verdicts: dict[str, Row] = {}  # by key: two components may ask one verifier
         for name in self._verifiers:
@@ -99,6 +100,8 @@ class Ledger:
             "advantage": rollout.advantage,
             "used": rollout.trained,
             "teacher_logprobs": list(rollout.teacher) or None,
+            "state_values": _aligned(rollout, rollout.assessed.values) if rollout.assessed else None,
+            "value_targets": _aligned(rollout, rollout.assessed.targets) if rollout.assessed else None,
             "components": json.dumps(dict(rollout.components)) if rollout.components else None,
             "advantages": list(rollout.advantages) if len(set(rollout.advantages)) > 1 else None,
         }
@@ -157,3 +160,9 @@ class Ledger:
         for row in rows:
             problem = Problem(row["problem_id"], "", "", "", "")
             yield completion_of(row, request(self._settings.at(step), step, problem, row["sample_index"]).key)
+
+
+def _aligned(rollout: Rollout, values: Sequence[float]) -> list[float | None]:
+    """What is known of sampled tokens, one a token id."""
+    left = iter(values)
+    return [next(left) if own else None for own in sampled(rollout.completion)]

@@ -29,15 +29,17 @@ class GrpoMetrics:
     """After step ``step`` (from 1) of ``total``. Means are over all rollouts unless said otherwise.
 
     ``reward_std`` is the mean of the groups' deviations, ``zero_variance`` the share of groups without
-    one, ``distinct`` the mean number of different answers in a group, ``draws`` how often problems were
-    drawn. ``entropy`` is estimated by -log p of the sampled tokens (nats per token). Over trained tokens:
+    one (both NaN for groups of one), ``distinct`` the mean number of different answers in a group, ``draws`` how
+    often problems were drawn. ``entropy`` is estimated by -log p of the sampled tokens (nats per token).
+    Over trained tokens: ``entropy_exact`` (of the whole distribution that each was drawn from, the same in the mean),
     ``kl`` (None if not asked for), ``ratio_max``, ``ratio_mean``, ``effective_share``, ``corrected`` and
     ``logprob_gap`` (trainer against engine, see `rl.update.Made`),
     ``clip_low`` and ``clip_high`` (shares of tokens whose gradient a clip stops).
     ``tokens`` went through training, prompts included. ``components`` are the means of what the reward is made of,
     as ``reward/NAME``; ``verifications`` and ``corrections`` count the phrases of `PHRASES` per rollout.
     ``teacher_kl`` estimates the reverse KL(student, teacher) in nats per token from the sampled tokens (None
-    without a teacher).
+    without a teacher). ``value_error`` is half the mean squared error of a value head, ``value_explained`` the share
+    of its targets' variance that it explained (None without one).
     """
 
     step: int
@@ -66,7 +68,10 @@ class GrpoMetrics:
     training_seconds: float
     verifications: float
     corrections: float
+    entropy_exact: float = math.nan
     teacher_kl: float | None = None
+    value_error: float | None = None
+    value_explained: float | None = None
     components: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -81,7 +86,7 @@ def observe(
     groups = [rollouts[i : i + settings.group] for i in range(0, len(rollouts), settings.group)]
     judged = [[r.reward for r in group if r.reward is not None] for group in groups]
     rewards = list(chain.from_iterable(judged))
-    deviations = [_deviation(values) for values in judged]
+    deviations = [_deviation(values) for values in judged] if settings.group > 1 else []
     return GrpoMetrics(
         step=step,
         total=settings.steps,
@@ -109,7 +114,10 @@ def observe(
         training_seconds=seconds[1],
         verifications=_mean([float(said("verifications", r.completion.text)) for r in rollouts]),
         corrections=_mean([float(said("corrections", r.completion.text)) for r in rollouts]),
+        entropy_exact=made.entropy,
         teacher_kl=_teacher_kl(rollouts),
+        value_error=made.value_error if settings.critic else None,
+        value_explained=made.explained if settings.critic else None,
         components=_components(rollouts),
     )
 

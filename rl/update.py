@@ -1,9 +1,10 @@
 """From judged rollouts to optimizer steps.
 
-The only part of GRPO that knows rows, micro-batches and weights. With several updates a step, the
-trainer's own log-probabilities of all rollouts are taken first, under the weights that sampled: they are
-the old policy of every ratio that follows. With one update old and present are the same, and no extra
-pass is made. Tokens that were not sampled (`Completion.forced`) are seen by the model and never learned.
+The only part of GRPO that knows rows, micro-batches and weights. With several updates a step (shares of the
+rollouts, passes over them, or both) the trainer's own log-probabilities of all rollouts are taken first, under the
+weights that sampled: they are the old policy of every ratio that follows. With one update old and present are the
+same, and no extra pass is made. Tokens that were not sampled (`Completion.forced`) are seen by the model and never
+learned.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from distill.randomness import shuffled
 from distill.training.batching import Example
 from distill.training.learner import Learner, Row, Scored
 from distill.types import Completion, Problem
@@ -28,12 +30,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Assessed:
+    """What the trainer made of a rollout's sampled tokens under the weights that sampled: ``logprobs``, ``values`` by
+    the value head, and the ``targets`` that it is to learn (`rl.critic`)."""
+
+    logprobs: Sequence[float]
+    values: Sequence[float]
+    targets: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """Sample ``index`` of ``problem`` at ``step`` (from 1). ``reward`` None: no verifier could judge.
 
     ``components`` are what the reward is made of, by name. ``advantages`` has one for each token of the
     completion: credit is per token from the start. ``trained``: it takes part in the updates of this step.
-    ``teacher`` are a teacher's log-probabilities of the tokens, where one is asked (`rl.step_credit`).
+    ``teacher`` are a teacher's log-probabilities of the tokens, where one is asked (`rl.step_credit`); ``assessed`` is
+    what a value head says, where that is the baseline.
     """
 
     step: int
@@ -45,6 +58,7 @@ class Rollout:
     trained: bool
     components: Mapping[str, float | None] = field(default_factory=dict)
     teacher: tuple[float, ...] = ()
+    assessed: Assessed | None = None
 
     @property
     def advantage(self) -> float:
@@ -60,7 +74,9 @@ class Made:
     ratio before truncation, ``ratio_mean`` their mean, ``effective`` the effective sample size of the weights after
     it, as a share of the tokens, ``corrected`` the share of tokens whose ratio the correction changed, ``gap``
     the mean absolute difference of trainer and engine in nats; these are of the weights that sampled.
-    ``kl`` and the clip fractions are of the weights just before each update."""
+    ``kl``, ``entropy`` (of whole distributions, nats), the clip fractions and ``value_error`` (half the mean squared
+    error of a value head) are of the weights just before each update; ``explained`` is the share of the targets'
+    variance that the head explained before the step."""
 
     norm: float = 0.0
     rate: float = 0.0
@@ -73,6 +89,9 @@ class Made:
     gap: float = 0.0
     clip_low: float = 0.0
     clip_high: float = 0.0
+    entropy: float = math.nan
+    value_error: float = math.nan
+    explained: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,39 +105,56 @@ class Used:
     logprobs: Sequence[float]
 
 
-def update(learner: Learner, settings: GrpoSettings, rollouts: Sequence[Rollout]) -> tuple[Made, list[Used]]:
-    """``settings.updates`` optimizer steps, each on its share of the groups."""
-    parts = _shares(rollouts, settings.updates)
-    rows = {id(r): _row(r) for r in rollouts}
-    old: dict[int, list[float]] = {}
-    if settings.updates > 1 and rollouts:
-        before = learner.score([rows[id(r)] for r in rollouts], settings.sampling.temperature)
-        old = {id(r): values for r, values in zip(rollouts, before, strict=True)}
+def update(learner: Learner, settings: GrpoSettings, step: int, rollouts: Sequence[Rollout]) -> tuple[Made, list[Used]]:
+    """``settings.passes`` over the rollouts of ``step`` (from 1), each of ``settings.updates`` optimizer steps."""
+    rows = {id(r): row_of(r) for r in rollouts}
+    old = _before(learner, settings, rollouts, rows)
     made, used = [], []
-    for part in parts:
-        one, weights, scored = _step(learner, settings, [(rows[id(r)], old.get(id(r))) for r in part])
-        made.append(one)
-        used += [Used(r, learner.done, w, s.logprobs) for r, w, s in zip(part, weights, scored, strict=True)]
+    for number in range(settings.passes):
+        for part in _shares(rollouts, settings.updates, settings.sampling.seed, step, number):
+            one, weights, scored = _step(learner, settings, [(rows[id(r)], old.get(id(r))) for r in part])
+            made.append(one)
+            used += [Used(r, learner.done, w, s.logprobs) for r, w, s in zip(part, weights, scored, strict=True)]
     return _merged(made), used
 
 
-def _shares(rollouts: Sequence[Rollout], count: int) -> list[list[Rollout]]:
-    """Whole groups, in order, spread over ``count`` updates."""
+def _before(
+    learner: Learner, settings: GrpoSettings, rollouts: Sequence[Rollout], rows: Mapping[int, Row]
+) -> dict[int, Sequence[float]]:
+    """The log-probabilities of each rollout's sampled tokens under the weights that sampled, where they are needed."""
+    known = {id(r): r.assessed.logprobs for r in rollouts if r.assessed}
+    unknown = [id(r) for r in rollouts if id(r) not in known]
+    if settings.each_step == 1 or not unknown:
+        return known
+    scored = learner.score([rows[r] for r in unknown], settings.sampling.temperature)
+    return known | {r: s.logprobs for r, s in zip(unknown, scored, strict=True)}
+
+
+def _shares(rollouts: Sequence[Rollout], count: int, seed: int, step: int, number: int) -> list[list[Rollout]]:
+    """Whole groups spread over ``count`` updates: in order in the first pass (``number`` 0), later shuffled."""
     names = list(dict.fromkeys(r.problem.id for r in rollouts))
+    names = shuffled(names, seed, "pass", step, number) if number else names
     part = {name: index * count // len(names) for index, name in enumerate(names)}
     return [[r for r in rollouts if part[r.problem.id] == index] for index in range(count)]
 
 
-def _row(rollout: Rollout) -> Row:
-    """The rollout's sampled tokens as what is learned, with what the loss needs of each."""
-    completion = rollout.completion
+def sampled(completion: Completion) -> list[bool]:
+    """For each token whether the policy chose it."""
     forced = set(completion.forced)
-    sampled = [t not in forced for t in range(len(completion.token_ids))]
+    return [t not in forced for t in range(len(completion.token_ids))]
+
+
+def row_of(rollout: Rollout) -> Row:
+    """The rollout's sampled tokens as what is learned, with what the loss needs of each."""
+    completion, chosen = rollout.completion, sampled(rollout.completion)
     prompt = completion.prompt_ids
-    example = Example(completion.key, (*prompt, *completion.token_ids), (*(False for _ in prompt), *sampled))
-    engine = [p for p, kept in zip(logprobs(completion), sampled, strict=True) if kept]
-    advantage = [a for a, kept in zip(rollout.advantages, sampled, strict=True) if kept]
-    return Row(example, {"advantage": advantage, "engine": engine})
+    example = Example(completion.key, (*prompt, *completion.token_ids), (*(False for _ in prompt), *chosen))
+    engine = [p for p, kept in zip(logprobs(completion), chosen, strict=True) if kept]
+    advantage = [a for a, kept in zip(rollout.advantages, chosen, strict=True) if kept]
+    streams: dict[str, Sequence[float]] = {"advantage": advantage, "engine": engine}
+    if rollout.assessed:
+        streams |= {"expected": rollout.assessed.values, "target": rollout.assessed.targets}
+    return Row(example, streams)
 
 
 def logprobs(completion: Completion) -> Sequence[float]:
@@ -144,24 +180,38 @@ def _step(
         micro_batches=learner.cut([row.example for row, _ in rows]),
     )
     batch = []
-    for index, ((row, before), length, weight) in enumerate(zip(rows, lengths, weights, strict=True)):
+    for index, ((row, old), length, weight) in enumerate(zip(rows, lengths, weights, strict=True)):
         streams = {**row.streams, "weight": [weight] * length, "row": [float(index)] * length}
-        batch.append(Row(row.example, streams if before is None else {**streams, "old": before}))
-    policy = settings.loss
-    scored = learner.gradients(batch, policy, temperature=settings.sampling.temperature, reference=policy.kl > 0)
+        batch.append(Row(row.example, streams if old is None else {**streams, "old": old}))
+    policy, temperature = settings.loss, settings.sampling.temperature
+    scored = learner.gradients(
+        batch, settings.objective, temperature=temperature, reference=policy.kl > 0, entropy=True
+    )  # fmt: skip
     norm, rate = learner.update()
-    present = _flat([s.logprobs for s in scored])
-    old = present if rows[0][1] is None else _flat([values or () for _, values in rows])
-    engine, advantage, index_of = (_flat([r.streams[name] for r in batch]) for name in ("engine", "advantage", "row"))
+    before = [s.logprobs if values is None else values for s, (_, values) in zip(scored, rows, strict=True)]
+    return _accounted(policy, batch, scored, before, norm, rate), weights, scored
+
+
+def _accounted(
+    policy: loss.PolicyLoss, batch: Sequence[Row], scored: Sequence[Scored], before: Sequence[Sequence[float]],
+    norm: float, rate: float,
+) -> Made:  # fmt: skip
+    """What an update did, of the tokens that it learned from."""
+
+    def stream(name: str) -> Tensor:
+        return _flat([row.streams[name] for row in batch])
+
+    present, old, reference = _flat([s.logprobs for s in scored]), _flat(before), _flat([s.reference for s in scored])
+    index_of, engine = stream("row").long(), stream("engine")
     gap = old - engine
-    weighed = loss.engine_weights(old, engine, index_of.long(), policy.correction)
-    rho = loss.ratio(present, old, index_of.long(), policy.level)
-    low, high = loss.clip_fractions(rho, advantage, policy.clip_low, policy.clip_high)
-    reference = _flat([s.reference for s in scored])
-    made = Made(
+    weighed = loss.engine_weights(old, engine, index_of, policy.correction)
+    rho = loss.ratio(present, old, index_of, policy.level)
+    low, high = loss.clip_fractions(rho, stream("advantage"), policy.clip_low, policy.clip_high)
+    valued = "target" in batch[0].streams
+    return Made(
         norm=norm,
         rate=rate,
-        tokens=sum(len(row.example) for row, _ in rows),
+        tokens=sum(len(row.example) for row in batch),
         kl=loss.kl_estimate(present, reference).mean().item() if policy.kl else 0.0,
         ratio_max=gap.max().exp().item(),
         ratio_mean=gap.exp().mean().item(),
@@ -170,15 +220,28 @@ def _step(
         gap=gap.abs().mean().item(),
         clip_low=low,
         clip_high=high,
+        entropy=_flat([s.entropy for s in scored]).mean().item(),
+        value_error=(_flat([s.values for s in scored]) - stream("target")).square().mean().item() / 2
+        if valued
+        else math.nan,
+        explained=_explained(stream("expected"), stream("target")) if valued else math.nan,
     )
-    return made, weights, scored
+
+
+def _explained(values: Tensor, targets: Tensor) -> float:
+    """1 - Var(target - value) / Var(target): 0 is no better than a constant. NaN where all targets are equal."""
+    whole = targets.var(correction=0)
+    return (1 - (targets - values).var(correction=0) / whole).item() if whole > 0 else math.nan
 
 
 def _flat(values: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(list(chain.from_iterable(values)), dtype=torch.float64)
 
 
-MEANS = ("norm", "kl", "ratio_mean", "effective", "corrected", "gap", "clip_low", "clip_high")
+MEANS = (
+    "norm", "kl", "ratio_mean", "effective", "corrected", "gap", "clip_low", "clip_high", "entropy", "value_error",
+    "explained",
+)  # fmt: skip
 
 
 def _merged(made: Sequence[Made]) -> Made:

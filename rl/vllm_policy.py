@@ -38,6 +38,8 @@ class VllmPolicy:
     """See `rl.grpo.Policy`. ``model`` is the peft model under training, ``engine`` samples from its base with room
     for an adapter (`distill.engines.vllm.open`); ``probe`` are the ids of the fixed text; ``directory`` is ours."""
 
+    name = "vllm"
+
     def __init__(self, model: Any, engine: VllmEngine, directory: Path, probe: Sequence[int]) -> None:
         if not hasattr(model, "peft_config"):
             raise InputError("grpo with engine vllm needs `lora`: vLLM takes up an adapter at each step, not a model")

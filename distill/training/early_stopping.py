@@ -78,5 +78,5 @@ class Best:
 
 def heldout_loss(learner: Learner, examples: Sequence[Example]) -> float:
     """Mean cross-entropy over the supervised tokens, nats, under the present weights."""
-    scored = learner.score([Row(example, {}) for example in examples])
+    scored = [row.logprobs for row in learner.score([Row(example, {}) for example in examples])]
     return -math.fsum(map(math.fsum, scored)) / sum(map(len, scored))

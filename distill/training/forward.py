@@ -1,4 +1,5 @@
-"""Log-probabilities of the supervised tokens of a packed micro-batch: all that a loss ever needs.
+"""What a pass tells of the supervised tokens of a packed micro-batch: log-probabilities, and where asked entropies
+and a value head's estimates. All that a loss ever needs.
 
 Hidden states are picked where a label exists before the output head runs, and the head runs in
 chunks that are recomputed in the backward pass when the vocabulary is large: full logits never
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -101,19 +102,48 @@ def states(model: Any, batch: Pack) -> Tensor:
     return picked
 
 
+class Told(NamedTuple):
+    """Of each supervised token, (L,): its natural log-probability, fp32, differentiable; the ``entropy`` of the whole
+    distribution that it was drawn from (nats, no gradient), where asked for; and what a value head, where the model
+    has one (`distill.training.value_head`), makes of the state before it."""
+
+    logprobs: Tensor
+    entropy: Tensor | None = None
+    values: Tensor | None = None
+
+
+def tell(model: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> Told:
+    """One pass over a pack."""
+    hidden = states(model, batch)
+    found = of_states(causal_lm(model).get_output_embeddings(), hidden, batch.targets, temperature, entropy)
+    head = getattr(model, "value_head", None)
+    return Told(found[0], found[1] if entropy else None, head(hidden) if head is not None else None)
+
+
 def logprobs(model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
     """Natural log-probabilities (L,), fp32, of the supervised tokens, differentiable."""
-    hidden = states(model, batch)
-    head = causal_lm(model).get_output_embeddings()
+    return tell(model, batch, temperature).logprobs
 
-    def of(states: Tensor, targets: Tensor) -> Tensor:
-        return -F.cross_entropy(head(states).float() / temperature, targets, reduction="none")
+
+def of_states(head: Any, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, ...]:
+    """Log-probabilities (L,) of ``targets``, and of the distributions their entropies (L,) if asked: a by-product,
+    with one more chunk of probabilities for a moment."""
+
+    def of(states: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        logits = head(states).float() / temperature
+        if not entropy:
+            return (-F.cross_entropy(logits, targets, reduction="none"),)
+        table = logits.log_softmax(-1)
+        told = -F.nll_loss(table, targets, reduction="none")
+        with torch.no_grad():  # last: when the chunk is recomputed for its gradient this is not
+            return told, -table.exp().mul_(table).sum(-1)
 
     size = max(1, CHUNK // head.weight.shape[0])
     if len(hidden) <= size:
-        return of(hidden, batch.targets)
-    parts = zip(torch.split(hidden, size), torch.split(batch.targets, size), strict=True)
-    return torch.cat([checkpoint(of, h, t, use_reentrant=False) for h, t in parts])
+        return of(hidden, targets)
+    parts = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+    found: list[tuple[Tensor, ...]] = [checkpoint(of, h, t, use_reentrant=False) for h, t in parts]
+    return tuple(map(torch.cat, zip(*found, strict=True)))
 
 
 @torch.no_grad()

@@ -22,10 +22,10 @@ from torch.utils import deterministic
 
 from distill.training import checkpoint
 from distill.training.batching import Example, micro_batches
-from distill.training.forward import Pack, check_packing, logprobs, pack
+from distill.training.forward import Pack, Told, check_packing, logprobs, pack, tell
 from distill.training.lean import lean
 from distill.training.optimizer import Optimizer, OptimizerSettings
-from distill.training.ranks import Parallel, Ranks, alike, assembled, full
+from distill.training.ranks import Parallel, Ranks, Scorer, alike, assembled, full
 from distill.training.replicas import Replica, share
 from pipeline.errors import InputError, Stopped
 
@@ -60,7 +60,8 @@ class Row:
 
 
 Objective = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
-"""Log-probabilities (L,) and streams (L,) of the supervised tokens of a micro-batch -> loss (a scalar).
+"""Log-probabilities (L,) and streams (L,) of the supervised tokens of a micro-batch -> loss (a scalar). Among the
+streams are ``reference`` where asked for, and ``value``, with its gradient, where the model has a value head.
 
 Losses of micro-batches are summed, so an objective must carry its normalisation by the whole step in
 its streams. It is sent to other processes: a module's function, or a `functools.partial` of one.
@@ -80,13 +81,15 @@ def nothing() -> None:
 
 
 class Scored(NamedTuple):
-    """What a pass made of one row: log-probabilities of its supervised tokens, before the update.
+    """What a pass made of one row's supervised tokens, before the update: `forward.Told`, as lists.
 
-    ``reference`` are those of the model without its adapter, where asked for.
+    ``reference`` are the log-probabilities of the model without its adapter. Empty is what was not asked for.
     """
 
     logprobs: list[float]
     reference: list[float]
+    entropy: list[float]
+    values: list[float]
 
 
 class _Task(NamedTuple):
@@ -94,6 +97,7 @@ class _Task(NamedTuple):
     objective: Objective | None
     temperature: float
     reference: bool
+    entropy: bool
     idle: int = 0
     """So many of the runs, the last, are made for the other ranks' sake and count for nothing."""
 
@@ -114,8 +118,9 @@ class Learner:
         self._last_save = time.monotonic()
         self._replicas: list[Replica] = []
         self._ranks = ranks
-        self._score: Callable[[Pack, float], Tensor]
-        trained, self._score = ranks.module(model, settings.parallel) if ranks else (model, partial(measure, model))
+        self._ask: Scorer
+        own = partial(tell, model) if measure is logprobs else partial(_measured, measure, model)
+        trained, self._ask = ranks.module(model, settings.parallel) if ranks else (model, own)
         self.model, self._trained = trained if model is None else model, trained
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         """What is trained, whole. With fsdp it is as old as the last `gather`."""
@@ -149,24 +154,23 @@ class Learner:
         return micro_batches(examples, self.settings.micro_batch_tokens, self._workers)
 
     def gradients(
-        self, rows: Sequence[Row], objective: Objective, *, temperature: float = 1.0, reference: bool = False
-    ) -> list[Scored]:
+        self, rows: Sequence[Row], objective: Objective, *,
+        temperature: float = 1.0, reference: bool = False, entropy: bool = False,
+    ) -> list[Scored]:  # fmt: skip
         """Add the gradient of the objective over ``rows``, in any number of micro-batches and processes."""
-        return self._share(rows, objective, temperature, reference)
+        return self._share(rows, _Task([], objective, temperature, reference, entropy))
 
-    def score(self, rows: Sequence[Row], temperature: float = 1.0) -> list[list[float]]:
-        """Log-probabilities of each row's supervised tokens under the present weights; nothing is learned."""
-        return [scored.logprobs for scored in self._share(rows, None, temperature, False)]
+    def score(self, rows: Sequence[Row], temperature: float = 1.0, reference: bool = False) -> list[Scored]:
+        """What the present weights make of each row; nothing is learned."""
+        return self._share(rows, _Task([], None, temperature, reference, False))
 
-    def _share(
-        self, rows: Sequence[Row], objective: Objective | None, temperature: float, reference: bool
-    ) -> list[Scored]:
+    def _share(self, rows: Sequence[Row], whole: _Task) -> list[Scored]:
         cut = self.cut([row.example for row in rows])
         shares = [cut[i :: self._workers] for i in range(self._workers)]
         idle = [len(shares[0]) - len(share) if self._sharded else 0 for share in shares]
         made = [[*share, *cut[:1] * more] for share, more in zip(shares, idle, strict=True)]
         tasks = [
-            _Task([[rows[i] for i in run] for run in runs], objective, temperature, reference, more)
+            whole._replace(runs=[[rows[i] for i in run] for run in runs], idle=more)
             for runs, more in zip(made, idle, strict=True)
         ]
         if self._ranks:
@@ -191,22 +195,22 @@ class Learner:
             }
             if task.reference:
                 with torch.no_grad(), self._trained.disable_adapter():
-                    streams["reference"] = self._logprobs(batch, task.temperature)
+                    streams["reference"] = self._told(batch, task.temperature, False).logprobs
             with torch.set_grad_enabled(task.objective is not None):
-                values = self._logprobs(batch, task.temperature)
+                told = self._told(batch, task.temperature, task.entropy)
+            if told.values is not None:
+                streams["value"] = told.values
             if task.objective is not None:
-                torch.autograd.backward(task.objective(values, streams) * (1.0 if counts else 0.0))
-            if not counts:
-                continue
-            own = _by_row(values.detach(), run)
-            other = _by_row(streams["reference"], run) if task.reference else [[]] * len(run)
-            scored += [Scored(*pair) for pair in zip(own, other, strict=True)]
+                torch.autograd.backward(task.objective(told.logprobs, streams) * (1.0 if counts else 0.0))
+            if counts:
+                columns = (told.logprobs, streams.get("reference"), told.entropy, told.values)
+                scored += [Scored(*row) for row in zip(*(_by_row(column, run) for column in columns), strict=True)]
         return scored
 
-    def _logprobs(self, batch: Pack, temperature: float) -> Tensor:
+    def _told(self, batch: Pack, temperature: float, entropy: bool) -> Told:
         half = self.settings.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
-            return self._score(batch, temperature)
+            return self._ask(batch, temperature, entropy)
 
     def update(self) -> tuple[float, float]:
         """Apply the gradients accumulated. Returns their norm and the learning rate used."""
@@ -287,8 +291,14 @@ class Learner:
             raise Stopped(f"stopped after training step {self.done} of {self.total}; run again to go on")
 
 
-def _by_row(values: Tensor, run: Sequence[Row]) -> list[list[float]]:
-    return [part.tolist() for part in torch.split(values, [row.example.supervised for row in run])]
+def _measured(measure: Measure, model: Any, batch: Pack, temperature: float, entropy: bool) -> Told:
+    return Told(measure(model, batch, temperature))
+
+
+def _by_row(values: Tensor | None, run: Sequence[Row]) -> list[list[float]]:
+    if values is None:
+        return [[] for _ in run]
+    return [part.tolist() for part in torch.split(values.detach(), [row.example.supervised for row in run])]
 
 
 def run_identity(settings: LearnerSettings, examples: Sequence[Example] = ()) -> str:

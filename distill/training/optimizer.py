@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from distill.training import value_head
 from distill.training.ranks import alike, full
 from pipeline.errors import InputError
 
@@ -20,7 +21,8 @@ from pipeline.errors import InputError
 @dataclass(frozen=True)
 class OptimizerSettings:
     """``learning_rate`` is AdamW's; ``muon_learning_rate`` (None: no Muon) that of hidden matrices;
-    ``norm_learning_rate`` (None: like the rest) AdamW's for vectors, the weights of norms.
+    ``norm_learning_rate`` (None: like the rest) AdamW's for vectors, the weights of norms; ``value_learning_rate``
+    (None: like the rest) AdamW's for a value head, whose gradient is then clipped by itself.
 
     The schedule warms up linearly over ``warmup`` (a share of all steps) and then goes to
     ``final`` times the peak by a cosine, a line, or stays ("constant"). ``clip`` bounds the norm
@@ -30,6 +32,7 @@ class OptimizerSettings:
     learning_rate: float
     muon_learning_rate: float | None = None
     norm_learning_rate: float | None = None
+    value_learning_rate: float | None = None
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.03
     final: float = 0.1
@@ -59,12 +62,17 @@ class Optimizer:
             raise InputError("the model has no trainable parameter")
         self.parameters = [p for _, p in named]
         hidden = _hidden_matrices(model) if settings.muon_learning_rate is not None else set()
+        head = [p for name, p in named if value_head.NAME in name.split(".")]
+        head = head if settings.value_learning_rate is not None else []
         vectors = [p for p in self.parameters if p.dim() == 1] if settings.norm_learning_rate is not None else []
-        apart = hidden | {id(p) for p in vectors}
+        vectors = [p for p in vectors if not any(p is other for other in head)]
+        self._clipped = [[p for p in self.parameters if not any(p is other for other in head)], head]
+        apart = hidden | {id(p) for p in (*vectors, *head)}
         rest = [p for p in self.parameters if id(p) not in apart]
         matrices = [p for p in self.parameters if id(p) in hidden]
         self.parts: list[tuple[float, torch.optim.Optimizer]] = []
-        for group, rate in ((rest, settings.learning_rate), (vectors, settings.norm_learning_rate or 0.0)):
+        rates = (settings.learning_rate, settings.norm_learning_rate or 0.0, settings.value_learning_rate or 0.0)
+        for group, rate in zip((rest, vectors, head), rates, strict=True):
             if group:
                 adamw = torch.optim.AdamW(group, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
                 self.parts.append((rate, adamw))
@@ -73,9 +81,10 @@ class Optimizer:
             self.parts.append((settings.muon_learning_rate or 0.0, muon))
 
     def step(self, scale: float) -> float:
-        """Clip, update at ``scale`` times the peak rates, clear. Returns the norm before clipping."""
+        """Clip, update at ``scale`` times the peak rates, clear. Returns the norm before clipping (of a value head it
+        is not told)."""
         limit = self.settings.clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit, error_if_nonfinite=True)
+        norm, _ = (nn.utils.clip_grad_norm_(part, limit, error_if_nonfinite=True) for part in self._clipped)
         for peak, optimizer in self.parts:
             for group in optimizer.param_groups:
                 group["lr"] = peak * scale

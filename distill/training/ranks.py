@@ -34,7 +34,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from distill.training.forward import Pack, causal_lm, logprobs
+from distill.training.forward import Pack, Told, causal_lm, tell
 from pipeline.errors import InputError, PipelineError
 
 tcp_store: Any = dist.TCPStore  # type: ignore[attr-defined]
@@ -127,12 +127,12 @@ class Ranks:
         return built
 
     def module(self, model: Any, parallel: Parallel) -> tuple[Any, Scorer]:
-        """The model that this rank trains, and its log-probabilities. ddp: rank 0's own, or a copy of it.
+        """The model that this rank trains, and how it is asked. ddp: rank 0's own, or a copy of it.
         fsdp: a shard of a copy; rank 0 keeps its own whole, wherever that lies. A copy is whole in the
         machine's memory for a moment, on every rank."""
         if parallel == "ddp":
             model = self.share(model, self.device)
-            return model, partial(logprobs, model)
+            return model, partial(tell, model)
         copy = self.share(model, torch.device("cpu"))
         if self.rank == 0:
             copy = _copied(model)
@@ -148,7 +148,8 @@ class Ranks:
         gc.collect()
 
 
-Scorer = Callable[[Pack, float], Tensor]
+Scorer = Callable[[Pack, float, bool], Told]
+"""A pass over a pack at a temperature, with entropies or without."""
 
 
 class _Structure(pickle.Pickler):
@@ -191,8 +192,8 @@ class _Whole(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Pack, temperature: float) -> Tensor:
-        return logprobs(self.model, batch, temperature)
+    def forward(self, batch: Pack, temperature: float, entropy: bool) -> Told:
+        return tell(self.model, batch, temperature, entropy)
 
 
 def _copied(model: Any) -> Any:

@@ -33,7 +33,7 @@ def guard(context: Context, settings: GrpoSettings, policy: Policy, sampling: Sa
         watch=_watch(context, settings, policy, sampling, ask),
         on_alarm=settings.on_alarm,
         steps=settings.steps,
-        updates=settings.updates,
+        updates=settings.updates * settings.passes,
         note=context.note,
     )
 

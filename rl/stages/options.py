@@ -1,14 +1,22 @@
-"""Settings of the grpo stage that are mappings of their own: tasks, preference by pass rate, staged lengths,
-held-out problems that are watched."""
+"""Settings that stages share which train a student on what it samples itself: `grpo`, `ppo` and `opd` (all of
+`SampledSettings`), and of these the first two on rewards (`RewardedSettings`); and those that are mappings of their
+own. What a stage alone means is in its module. Sources of the defaults: ``docs/log.md`` and the papers named there."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from distill.engines.options import PolicyEngine, SamplingSettings, Thinking, VllmOptions, check_thinking
+from distill.modelspec import ModelName
+from distill.prompting import Prompting
 from distill.stages.common import VerifierSpec
-from pipeline.stage import Input, Settings
+from distill.stages.student import StudentSettings
+from pipeline.stage import Input, Operational, Settings, later
+from rl import rewards
+from rl.alarms import AlarmSettings
+from rl.rewards import Component, Verified
 
 
 class TaskSettings(Settings):
@@ -53,3 +61,117 @@ class WatchSettings(Settings):
     """Steps between two measurements; before the first step and after the last there is one too."""
     samples: Annotated[int, Field(ge=1)] = 1
     """Of each problem."""
+
+
+class SampledSettings(StudentSettings):
+    student: ModelName
+    """The model to refine; without its new adapter it is the reference of a KL term."""
+    steps: Annotated[int, Field(ge=1)] = 100
+    prompts: Annotated[int, Field(ge=1)] = 32
+    """Problems a step."""
+    group: Annotated[int, Field(ge=1)] = 8
+    """Samples a problem."""
+    sampling: SamplingSettings = SamplingSettings()
+    prompting: Prompting = None
+    """How each problem is put to the student; what is prefilled is seen and not learned."""
+    thinking: Thinking = None
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-5
+    norm_learning_rate: Annotated[float | None, Field(gt=0)] = None
+    """Trains the final norm's weight beside the adapter, at this rate: the quickest way to sharpen."""
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """What the learning rate falls to, as a share of its peak."""
+    updates: Annotated[int, Field(ge=1)] = 1
+    """Optimizer steps on the rollouts of a step, each on its share of them; with 1 it is strictly on-policy."""
+    engine_correction: Literal["truncate", "mask", "none"] = "truncate"
+    """Weights for the difference between the engine's and the trainer's log-probabilities, per token."""
+    engine_cap: Annotated[float, Field(gt=0)] = 2.0
+    """The largest such weight."""
+    verifier: VerifierSpec | None = None
+    """Who judges what is sampled; by default each problem's own verifier."""
+    watch: WatchSettings | None = later()
+    """Held-out problems that are measured while training goes on, by a verifier that gives no reward."""
+    alarms: AlarmSettings = later(AlarmSettings())
+    """When to say that the reward is being hacked, or that the policy is falling apart."""
+    on_alarm: Annotated[OnAlarm, Field(exclude_if=lambda value: value != "rollback")] = "warn"
+    """`warn` says so and goes on; `stop` ends the run after a checkpoint, from which `warn` goes on; `rollback` (it
+    needs `watch`) ends with the student whose held-out pass@1 was best."""
+    workers: Annotated[int, Operational(), Field(ge=0)] = 0
+    """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
+    engine: PolicyEngine = "transformers"
+    """What samples: `transformers`, or `vllm`, which takes up the adapter at each step (it needs `lora`)."""
+
+    @model_validator(mode="after")
+    def _can_be_sampled(self) -> SampledSettings:
+        check_thinking(self.thinking, self.sampling)
+        if isinstance(self.engine, VllmOptions):
+            if self.lora is None:
+                raise ValueError("engine vllm needs `lora`: it takes up an adapter at each step, not a model")
+            if self.norm_learning_rate is not None:
+                raise ValueError("engine vllm applies LoRA alone; leave norm_learning_rate out, or use transformers")
+            if self.quantize:
+                raise ValueError("engine vllm samples from the base as it is, not in 4 bits; leave quantize out")
+            if self.engine.speculative:
+                raise ValueError("engine vllm: seeds do not repeat with `speculative`; a killed step would not either")
+        return self
+
+    @model_validator(mode="after")
+    def _knows_what_is_good(self) -> SampledSettings:
+        if self.on_alarm == "rollback" and self.watch is None:
+            raise ValueError("on_alarm: rollback needs `watch`: held-out problems say which checkpoint is good")
+        return self
+
+
+class RewardedSettings(SampledSettings):
+    problems: Annotated[str | Annotated[list[TaskSettings], Field(min_length=1)], Input(accepts=("problems",))]
+    """The stage that makes problems, or several of them, or parts of them, with weights."""
+    pass_rate: PassRateSettings | None = later()
+    """Prefer problems by how often they are solved; by default all are walked through."""
+    lengths: list[LengthSettings] | None = later()
+    """Stages of a shorter `max_tokens`, each up to a step; after the last that of `sampling` holds."""
+    reward: Annotated[list[Component], Field(min_length=1)] | None = later()
+    """The reward as a weighted sum of named components, in place of `verifier`."""
+    overlong: Literal["keep", "filter", "punish"] = "keep"
+    """Responses cut at `max_tokens`: learned from, left out of the loss, or their reward lowered softly."""
+    overlong_buffer: Annotated[int, Field(ge=0)] = 0
+    """`punish`: over so many tokens before the limit the reward falls by up to 1."""
+    passes: Annotated[int, Field(ge=1)] = later(1)
+    """Over the rollouts of a step, each in as many `updates`; after the first, problems are shuffled."""
+    clip_low: Annotated[float | None, Field(gt=0)] = None
+    """The clip of the ratio below 1 and above it; by default that of the loss (dapo: 0.2 and 0.28)."""
+    clip_high: Annotated[float | None, Field(gt=0)] = None
+    clip_cap: Annotated[float | None, Field(gt=1)] = None
+    """Bounds the ratio of tokens with a negative advantage too (two-sided clipping)."""
+    kl: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL divergence from the student without its new adapter."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_corrected: bool = False
+    """Multiply the KL term by the ratio, which makes its gradient unbiased."""
+
+    @model_validator(mode="after")
+    def _is_rewarded(self) -> RewardedSettings:
+        if self.reward is not None:
+            if self.verifier is not None:
+                raise ValueError("give `verifier` or `reward`; a component of `reward` names its verifier")
+            rewards.check(self.reward)
+        return self
+
+    @model_validator(mode="after")
+    def _grows(self) -> RewardedSettings:
+        untils = [stage.until for stage in self.lengths or ()]
+        if untils != sorted(set(untils)):
+            raise ValueError("lengths: each stage ends at a later step than the one before it")
+        if any(stage.max_tokens > self.sampling.max_tokens for stage in self.lengths or ()):
+            raise ValueError("lengths: no stage is longer than sampling.max_tokens, which holds after the last of them")
+        for stage in self.lengths or ():
+            check_thinking(self.thinking, self.sampling.model_copy(update={"max_tokens": stage.max_tokens}))
+        return self
+
+    @property
+    def tasks(self) -> list[TaskSettings]:
+        return [TaskSettings(stage=self.problems)] if isinstance(self.problems, str) else self.problems
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        return tuple(self.reward or [Verified(verifier=self.verifier, values=[0.0, 1.0])])

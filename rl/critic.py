@@ -1,0 +1,125 @@
+"""PPO's credit: a value head as the baseline, generalised advantages, and the loss by which the head learns.
+
+GRPO compares a response with others to the same problem; PPO compares each token with what was expected before it.
+A state is what the model has seen before a token, an action the token; forced tokens are a part of the state. The
+reward comes with the last token sampled, less, where asked for, a KL penalty at every token. A response cut at its
+limit ends there, like any: its reward is what its text earned, and nothing is expected after it.
+
+`assess` is called by `rl.grpo` between sampling and learning. What it says of a rollout is in its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from distill.training.learner import Learner
+from rl.loss import PolicyLoss
+from rl.update import Assessed, Rollout, row_of, sampled
+
+if TYPE_CHECKING:
+    from rl.grpo import GrpoSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Critic:
+    """``discount`` is gamma, ``decay`` lambda: 1 and 1 compare what came with what was expected, without bias and
+    with all the noise of what came later; less decay leans on the head's own later estimates
+    (https://arxiv.org/abs/1506.02438; for long chains of thought 1 and 1, https://arxiv.org/abs/2503.24290).
+
+    ``whiten``: advantages of a step have mean 0 and deviation 1. ``kl`` weighs the penalty in the reward.
+    The head's loss has ``weight``; its estimates move by at most ``clip`` from those of before the step, or it gains
+    nothing (None: freely). ``learning_rate`` is the head's own; ``detached``: its gradient ends at the head.
+    """
+
+    learning_rate: float
+    discount: float = 1.0
+    decay: float = 1.0
+    whiten: bool = True
+    kl: float = 0.0
+    weight: float = 0.1
+    clip: float | None = 0.2
+    detached: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ActorCritic:
+    """The policy's loss and the head's: an `Objective`. Streams beside the policy's: ``value``, by the head as it is,
+    ``expected``, by the head before the step, and ``target``."""
+
+    policy: PolicyLoss
+    weight: float
+    clip: float | None
+
+    def __call__(self, logprobs: Tensor, streams: Mapping[str, Tensor]) -> Tensor:
+        errors = value_errors(streams["value"], streams["expected"], streams["target"], self.clip)
+        return self.policy(logprobs, streams) + self.weight * (streams["weight"] * errors).sum()
+
+
+def value_errors(values: Tensor, before: Tensor, targets: Tensor, clip: float | None) -> Tensor:
+    """Half the squared error, that of values held within ``clip`` of what they were if it is larger (PPO's, by
+    https://arxiv.org/abs/2005.12729)."""
+    errors = (values - targets).square()
+    if clip is not None:
+        errors = torch.max(errors, (before + (values - before).clamp(-clip, clip) - targets).square())
+    return errors / 2
+
+
+def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, decay: float) -> Tensor:
+    """(B, T) each -> (B, T): sum over k of (discount decay)^k d_{t+k}, where d_t = r_t + discount V_{t+1} - V_t
+    (Schulman et al. 2016, eq. 16). Rows begin at 0; ``mask`` says how far each goes, and V is 0 beyond."""
+    values = values * mask
+    result = torch.zeros_like(values)
+    after = value_after = values.new_zeros(len(values))
+    for t in reversed(range(values.shape[1])):
+        after = (rewards[:, t] + discount * value_after - values[:, t] + discount * decay * after) * mask[:, t]
+        result[:, t], value_after = after, values[:, t]
+    return result
+
+
+def whitened(values: Tensor, mask: Tensor) -> Tensor:
+    """(B, T) with mean 0 and deviation 1 over ``mask``, and 0 beyond it; centred alone where all are equal."""
+    kept = values[mask]
+    deviation = kept.std() if len(kept) > 1 else kept.new_zeros(())
+    return torch.where(mask, (values - kept.mean()) / (deviation + 1e-8), 0.0)
+
+
+def assess(learner: Learner, settings: GrpoSettings, critic: Critic, rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The rollouts of a step with an advantage for each sampled token, by the weights that sampled them."""
+    kept = [rollout for rollout in rollouts if rollout.trained]
+    if not kept:
+        return list(rollouts)
+    found = learner.score([row_of(r) for r in kept], settings.sampling.temperature, reference=critic.kl > 0)
+    mask = _table([[1.0] * len(scored.values) for scored in found]) > 0
+    values, own = _table([scored.values for scored in found]), _table([scored.logprobs for scored in found])
+    rewards = torch.zeros_like(values)
+    if critic.kl:
+        rewards -= critic.kl * (own - _table([scored.reference for scored in found]))
+    ends = mask.sum(1) - 1
+    rewards[torch.arange(len(kept)), ends] += torch.tensor([r.reward or 0.0 for r in kept], dtype=rewards.dtype)
+    advantages = generalised_advantages(rewards, values, mask, critic.discount, critic.decay)
+    targets = advantages + values
+    credit = whitened(advantages, mask) if critic.whiten else advantages
+    rows = zip(kept, found, credit.tolist(), targets.tolist(), strict=True)
+    told = {id(r): _told(r, Assessed(s.logprobs, s.values, t[: len(s.values)]), a) for r, s, a, t in rows}
+    return [told.get(id(rollout), rollout) for rollout in rollouts]
+
+
+def _told(rollout: Rollout, assessed: Assessed, advantages: Sequence[float]) -> Rollout:
+    """A token that was not sampled has no advantage."""
+    left = iter(advantages)
+    return replace(
+        rollout,
+        advantages=tuple(next(left) if own else 0.0 for own in sampled(rollout.completion)),
+        assessed=assessed,
+    )
+
+
+def _table(rows: Sequence[Sequence[float]]) -> Tensor:
+    """(B, T), zero beyond each row."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=torch.float64)

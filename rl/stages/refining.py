@@ -1,0 +1,180 @@
+"""What grpo, ppo and opd do: open what they need, run the loop (`rl.grpo.train_grpo`), publish the student.
+
+Settings are those of grpo: the others say theirs in its words. Called by the three stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from distill import modelspec
+from distill.engines.options import VllmOptions
+from distill.modelspec import Model
+from distill.spending import Spending
+from distill.stages.common import ask_of, store_of
+from distill.stages.devices import check_memory
+from distill.stages.student import load_student, publish
+from distill.types import Problem
+from distill.verifiers import VerifierPool
+from pipeline.stage import Context, Output, Settings
+from rl import rewards
+from rl.stages import drawing
+from rl.stages.teacher import scoring
+
+if TYPE_CHECKING:
+    from distill.engines.transformers import TransformersEngine
+    from rl.critic import Critic
+    from rl.grpo import GrpoSettings as LoopSettings
+    from rl.loss import PolicyLoss
+    from rl.monitors import GrpoMetrics
+    from rl.stages.grpo import GrpoSettings
+    from rl.step_credit import Mix
+    from rl.vllm_policy import VllmPolicy
+
+
+def refine(
+    context: Context, settings: GrpoSettings, *, about: str, told: Settings, outcome: float = 1.0,
+    critic: Critic | None = None,
+) -> Output:  # fmt: skip
+    """Train, and publish the student with a card that says ``about`` and the settings ``told``. ``outcome`` is
+    the weight of the reward beside that of a teacher; a ``critic`` is what rewards are compared with, if not each
+    other."""
+    from distill.training.metrics import Recorder
+    from rl.draws import zero_variance
+    from rl.grpo import train_grpo
+    from rl.ledger import Ledger
+    from rl.stages import guarding
+
+    store = store_of(context)
+    store.ingest()
+    start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
+    tasks, problem_keys = drawing.tasks(context, settings)
+    check_memory(context, settings, start, samples=True)
+    network, tokenizer = load_student(settings, start, final_norm=settings.norm_learning_rate is not None, samples=True)
+    how, ask = _how(settings, critic), ask_of(context, settings.prompting, settings.thinking, settings.tasks[0].stage)
+    with (
+        closing(_policy(context, settings, start, network, tokenizer, tasks[0].problems[0])) as policy,
+        VerifierPool(1, note=context.note, hashes=context.hashes, spending=Spending(store, context.name)) as pool,
+        Recorder(store, context, _shown(settings, critic), settings.log_to) as recorder,
+        _mix(context, settings, outcome, tokenizer) as mix,
+    ):
+        verifiers = rewards.verifiers(settings.components)
+        ledger = Ledger(
+            store, context.fingerprint, how, problem_keys, pool, verifiers, context.stopping, ask, policy.name
+        )  # fmt: skip
+        draws = drawing.draws(context, settings, tasks, ledger, problem_keys)
+        guard = guarding.guard(context, settings, policy, how.sampling, ask)
+
+        def hear(metrics: GrpoMetrics) -> None:
+            recorder(metrics)
+            guard.hear(metrics)
+
+        train_grpo(
+            network,
+            policy,
+            how,
+            sample=draws,
+            reward=ledger.reward,
+            mix=mix,
+            ask=ask,
+            checkpoints=context.work / "checkpoints",
+            stop=context.stopping,
+            recall=ledger.recall,
+            on_rollouts=partial(drawing.written, settings, ledger, draws),
+            on_updates=ledger.learned,
+            on_step=hear,
+            before_save=recorder.flush,
+            over=guard.over,
+        )
+    digest = publish(context, network, tokenizer, about, settings.student, told, guard.told())
+    figures = {"steps": settings.steps, "rollouts": ledger.count()} | recorder.last() | guard.figures()
+    return Output(digest, figures | (zero_variance(draws, settings.steps) if settings.pass_rate else {}))
+
+
+@contextmanager
+def _mix(context: Context, settings: GrpoSettings, outcome: float, tokenizer: Any) -> Iterator[Mix]:
+    """What a rollout gets credit for: its reward, and what a teacher says of its tokens."""
+    from rl.step_credit import Mixture, outcome_alone
+
+    if settings.teacher is None:
+        yield outcome_alone
+        return
+    temperature, weight = settings.sampling.temperature, settings.teacher.weight
+    with scoring(context, settings.teacher, tokenizer, temperature, settings.micro_batch_tokens) as score:
+        yield Mixture(outcome, score, weight, leave_out_cut=settings.overlong == "filter")
+
+
+def _shown(settings: GrpoSettings, critic: Critic | None) -> tuple[str, ...]:
+    """The figures on the display."""
+    own = "value_explained" if critic else "teacher_kl" if settings.teacher else "zero_variance"
+    return ("reward", own, "entropy", "length", "grad_norm")
+
+
+def _policy(
+    context: Context, settings: GrpoSettings, start: Model, network: Any, tokenizer: Any, probe: Problem
+) -> TransformersEngine | VllmPolicy:
+    from distill.engines.transformers import TransformersEngine, workers_for
+    from rl.vllm_policy import open_policy
+
+    if isinstance(settings.engine, VllmOptions):
+        return open_policy(network, tokenizer, start, settings.engine, context.work / "policy", probe, context.note)
+    workers = workers_for(network, settings.workers)
+    return TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)
+
+
+def _how(settings: GrpoSettings, critic: Critic | None) -> LoopSettings:
+    from distill.training.optimizer import OptimizerSettings
+    from distill.training.student import threads
+    from rl.grpo import GrpoSettings as LoopSettings
+    from rl.loss import RECIPES
+
+    return LoopSettings(
+        optimizer=OptimizerSettings(
+            settings.learning_rate,
+            norm_learning_rate=settings.norm_learning_rate,
+            schedule=settings.schedule,
+            warmup=settings.warmup,
+            final=settings.final,
+        ),
+        steps=settings.steps,
+        group=settings.group,
+        sampling=settings.sampling.sampling(settings.seed),
+        baseline=settings.baseline,
+        scale=settings.scale,
+        loss=_loss(settings),
+        aggregation=RECIPES[settings.loss].aggregation,
+        updates=settings.updates,
+        passes=settings.passes,
+        refills=settings.refills,
+        overlong=settings.overlong,
+        overlong_buffer=settings.overlong_buffer,
+        reward=settings.components,
+        lengths=tuple((stage.until, stage.max_tokens) for stage in settings.lengths or ()),
+        critic=critic,
+        precision=settings.precision,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        threads=threads(settings.threads),
+        devices=settings.devices,
+        parallel=settings.parallel,
+        checkpoint_seconds=10.0,
+    )
+
+
+def _loss(settings: GrpoSettings) -> PolicyLoss:
+    from rl.loss import RECIPES, EngineCorrection, PolicyLoss
+
+    recipe = RECIPES[settings.loss]
+    return PolicyLoss(
+        objective=recipe.objective,
+        level=recipe.level,
+        clip_low=recipe.clip_low if settings.clip_low is None else settings.clip_low,
+        clip_high=recipe.clip_high if settings.clip_high is None else settings.clip_high,
+        clip_cap=settings.clip_cap,
+        correction=EngineCorrection(settings.engine_correction, high=settings.engine_cap),
+        kl=settings.kl,
+        estimator=settings.kl_estimator,
+        kl_corrected=settings.kl_corrected,
+    )
