@@ -39,7 +39,7 @@ class GrpoMetrics:
     as ``reward/NAME``; ``verifications`` and ``corrections`` count the phrases of `PHRASES` per rollout.
     ``teacher_kl`` estimates the reverse KL(student, teacher) in nats per token from the sampled tokens (None
     without a teacher). ``value_error`` is half the mean squared error of a value head, ``value_explained`` the share
-    of its targets' variance that it explained (None without one).
+    of its targets' variance that it explained before the step: 0 is no better than a constant (None without one).
     """
 
     step: int
@@ -117,7 +117,7 @@ def observe(
         entropy_exact=made.entropy,
         teacher_kl=_teacher_kl(rollouts),
         value_error=made.value_error if settings.critic else None,
-        value_explained=made.explained if settings.critic else None,
+        value_explained=_explained(rollouts) if settings.critic else None,
         components=_components(rollouts),
     )
 
@@ -132,9 +132,20 @@ def _teacher_kl(rollouts: Sequence[Rollout]) -> float | None:
     return -_mean(list(chain.from_iterable(log_ratios(r.completion, r.teacher) for r in told))) if told else None
 
 
+def _explained(rollouts: Sequence[Rollout]) -> float:
+    """1 - Var(target - value) / Var(target), over all tokens; NaN where all targets are equal."""
+    assessed = [r.assessed for r in rollouts if r.assessed]
+    values, targets = (list(chain.from_iterable(getattr(a, name) for a in assessed)) for name in ("values", "targets"))
+    errors = [target - value for target, value in zip(targets, values, strict=True)]
+    whole = _deviation(targets) ** 2
+    return 1 - _deviation(errors) ** 2 / whole if whole > 0 else math.nan
+
+
 def _components(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Each component's mean over the rollouts that it judged."""
+    """Each component's mean over the rollouts that it judged; nothing where it is the reward itself."""
     names = dict.fromkeys(name for rollout in rollouts for name in rollout.components)
+    if len(names) == 1 and all(r.reward in r.components.values() for r in rollouts):
+        return {}
     values = {name: [v for r in rollouts if (v := r.components.get(name)) is not None] for name in names}
     return {f"reward/{name}": _mean(found) for name, found in values.items()}
 

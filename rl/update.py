@@ -75,8 +75,7 @@ class Made:
     it, as a share of the tokens, ``corrected`` the share of tokens whose ratio the correction changed, ``gap``
     the mean absolute difference of trainer and engine in nats; these are of the weights that sampled.
     ``kl``, ``entropy`` (of whole distributions, nats), the clip fractions and ``value_error`` (half the mean squared
-    error of a value head) are of the weights just before each update; ``explained`` is the share of the targets'
-    variance that the head explained before the step."""
+    error of a value head) are of the weights just before each update."""
 
     norm: float = 0.0
     rate: float = 0.0
@@ -91,7 +90,6 @@ class Made:
     clip_high: float = 0.0
     entropy: float = math.nan
     value_error: float = math.nan
-    explained: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +205,7 @@ def _accounted(
     weighed = loss.engine_weights(old, engine, index_of, policy.correction)
     rho = loss.ratio(present, old, index_of, policy.level)
     low, high = loss.clip_fractions(rho, stream("advantage"), policy.clip_low, policy.clip_high)
-    valued = "target" in batch[0].streams
+    errors = _flat([s.values for s in scored]) - stream("target") if "target" in batch[0].streams else None
     return Made(
         norm=norm,
         rate=rate,
@@ -221,17 +219,8 @@ def _accounted(
         clip_low=low,
         clip_high=high,
         entropy=_flat([s.entropy for s in scored]).mean().item(),
-        value_error=(_flat([s.values for s in scored]) - stream("target")).square().mean().item() / 2
-        if valued
-        else math.nan,
-        explained=_explained(stream("expected"), stream("target")) if valued else math.nan,
+        value_error=math.nan if errors is None else errors.square().mean().item() / 2,
     )
-
-
-def _explained(values: Tensor, targets: Tensor) -> float:
-    """1 - Var(target - value) / Var(target): 0 is no better than a constant. NaN where all targets are equal."""
-    whole = targets.var(correction=0)
-    return (1 - (targets - values).var(correction=0) / whole).item() if whole > 0 else math.nan
 
 
 def _flat(values: Sequence[Sequence[float]]) -> Tensor:
@@ -240,7 +229,6 @@ def _flat(values: Sequence[Sequence[float]]) -> Tensor:
 
 MEANS = (
     "norm", "kl", "ratio_mean", "effective", "corrected", "gap", "clip_low", "clip_high", "entropy", "value_error",
-    "explained",
 )  # fmt: skip
 
 

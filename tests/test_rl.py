@@ -183,14 +183,14 @@ def student() -> Any:
 
 def grpo(model: Any, directory: Path, engine: Any = None, **changes: Any) -> tuple[list[GrpoMetrics], list[Rollout]]:
     hooks = {name: changes.pop(name) for name in ("stop", "recall", "ask") if name in changes}
-    reward = changes.pop("reward", likes_a)
+    reward, sample = changes.pop("reward", likes_a), changes.pop("sample", problems)
     if mixture := changes.pop("mixture", ()):
         changes["reward"] = mixture
     metrics: list[GrpoMetrics] = []
     rollouts: list[Rollout] = []
     usual = {"optimizer": OptimizerSettings(2e-2, schedule="constant"), "steps": 6, "sampling": Sampling(max_tokens=8)}
     train_grpo(
-        model, engine or policy(model), GrpoSettings(**(usual | changes)), sample=problems, reward=reward,
+        model, engine or policy(model), GrpoSettings(**(usual | changes)), sample=sample, reward=reward,
         checkpoints=directory, on_rollouts=lambda _, rows: rollouts.extend(rows), on_step=metrics.append, **hooks,
     )  # fmt: skip
     return metrics, rollouts
