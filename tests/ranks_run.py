@@ -17,6 +17,7 @@ from distill.training.lora import add_lora
 from distill.training.optimizer import OptimizerSettings
 from distill.training.ranks import run_of_several
 from pipeline.errors import Stopped
+from rl.critic import Critic
 from rl.loss import PolicyLoss
 
 ROWS = examples(13)  # the last batch of an epoch is one row: a rank has nothing to do
@@ -46,8 +47,16 @@ def refined(directory: Path, **changes: Any) -> tuple[Any, list[float]]:
     """A short run of GRPO, with a reference, two updates a step and passes that only score."""
     made = student()
     how = {"optimizer": OptimizerSettings(1e-3), "steps": 2, "updates": 2, "loss": PolicyLoss(kl=0.1)}
-    metrics, _ = grpo(made, directory, policy(made), **how, **changes)
+    metrics, _ = grpo(made, directory, policy(made), **(how | changes))
     return weights(made).clone(), [m.reward for m in metrics]
+
+
+def valued(directory: Path, **changes: Any) -> tuple[Any, list[float]]:
+    """The same with a value head that moves the student, too; its own weights come last."""
+    critic = Critic(learning_rate=1e-2, detached=False)
+    found, rewards = refined(directory, steps=1, group=3, critic=critic, loss=PolicyLoss(), **changes)
+    state = torch.load(max(directory.glob("step-*")) / "state.pt", weights_only=True)
+    return torch.cat([found, *(w.flatten() for w in state["weights"][-2:])]), rewards
 
 
 def main(directory: Path) -> None:
@@ -60,6 +69,7 @@ def main(directory: Path) -> None:
                 place = directory / f"{parallel}-{lora}"
                 found[f"{parallel} {lora}"] = supervised(place, lora, parallel=parallel)
             found[f"grpo {parallel}"] = refined(directory / f"grpo-{parallel}", parallel=parallel)
+            found[f"ppo {parallel}"] = valued(directory / f"ppo-{parallel}", parallel=parallel)
             supervised(directory / "legs", False, LEG, parallel=parallel)  # goes on from where another leg ended
         torch.save(found, directory / "found.pt")
 

@@ -168,13 +168,14 @@ def known(pairs: Sequence[tuple[Problem, Completion]]) -> list[float | None]:
 def test_the_head_learns_a_value_function_that_is_known(tmp_path: Path) -> None:
     metrics, rollouts = grpo(
         student(), tmp_path, reward=known, sample=lambda step, draw: problems(0), steps=15, group=1, passes=3,
-        optimizer=OptimizerSettings(1e-9, schedule="constant"), sampling=Sampling(max_tokens=3), critic=Critic(learning_rate=0.5, clip=None),
+        optimizer=OptimizerSettings(1e-9, schedule="constant"), sampling=Sampling(max_tokens=3),
+        critic=Critic(learning_rate=0.5, clip=None),
     )  # fmt: skip
     assert metrics[0].value_explained == 0
     assert sum(m.value_explained or 0 for m in metrics[-5:]) / 5 > 0.8 and (metrics[-1].value_error or 1) < 0.05
     for r in rollouts[-4:]:
         assert r.assessed and r.trained
-        assert r.assessed.values == pytest.approx([r.reward] * len(r.advantages), abs=0.4)
+        assert r.assessed.values == pytest.approx([r.reward] * len(r.advantages), abs=0.6)
         assert r.assessed.targets == pytest.approx([r.reward] * len(r.advantages), abs=1e-5)
 
 

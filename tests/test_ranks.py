@@ -14,7 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ranks_run import LEG, ROWS, STEPS, model, refined, supervised  # noqa: E402
+from ranks_run import LEG, ROWS, STEPS, model, refined, supervised, valued  # noqa: E402
 from tiny import weights  # noqa: E402
 
 from distill.training.learner import run_identity  # noqa: E402
@@ -52,6 +52,11 @@ def test_two_ranks_learn_what_one_process_does(parallel: str, lora: bool, togeth
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_grpo_samples_once_and_learns_on_all_ranks(parallel: str, together: Path, tmp_path: Path) -> None:
     close(torch.load(together / "found.pt")[f"grpo {parallel}"], refined(tmp_path))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_value_head_is_learned_on_all_ranks(parallel: str, together: Path, tmp_path: Path) -> None:
+    close(torch.load(together / "found.pt")[f"ppo {parallel}"], valued(tmp_path))
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(together: Path, tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""The stages that train on rewards, run for real on the embedded models: their rows, their alarms, what they refuse."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytest.importorskip("torch")
+
+from safetensors import safe_open
+from vllm_models import needs_teacher
+
+from distill import catalog
+from distill.store import Store
+from pipeline import config, runner
+from pipeline.errors import InputError
+from pipeline.events import Listener
+from pipeline.workspace import Workspace
+
+SMALL: dict[str, Any] = {
+    "student": "embedded:student-base", "problems": "problems", "steps": 2, "prompts": 6, "group": 2,
+    "sampling": {"max_tokens": 40}, "lora": {"rank": 4, "alpha": 8}, "learning_rate": 1e-3, "workers": 1, "threads": 1,
+}  # fmt: skip
+"""A run of a second or two."""
+PRICED = {"reward": [{"verifier": None}, {"length": "target", "tokens": 20, "weight": 0.01}]}
+"""No two responses are likely to be worth the same."""
+
+
+def run(where: Path, kind: str, **changes: Any) -> tuple[Store, dict[str, Any]]:
+    stages = {
+        "problems": {"sources": [{"family": "logic", "train": 24, "heldout": 6}]},
+        "refine": {"kind": kind, **SMALL, **changes},
+    }
+    (where / "p.yaml").write_text(yaml.safe_dump({"name": "p", "workspace": str(where / "w"), "stages": stages}))
+    spec = config.load(where / "p.yaml", catalog.stage)
+    result = runner.run(spec, Workspace(where / "w"), Listener(), lambda: False)[-1]
+    return Store(where / "w"), dict(result.manifest.figures)
+
+
+@needs_teacher
+def test_ppo_explains_its_updates(tmp_path: Path) -> None:
+    store, figures = run(tmp_path, "ppo", passes=2, kl_in_reward=0.01, **PRICED)
+    rows = store.rows(
+        "SELECT r.*, t.engine, t.logprobs, count(u.optimizer_step) AS times, list(u.logprobs ORDER BY u.optimizer_step) "
+        "AS seen FROM rollouts r JOIN traces t USING (trace_key) JOIN updates u USING (run, trace_key) GROUP BY ALL"
+    )
+    assert len(rows) == figures["rollouts"] == 24 and {row["times"] for row in rows} == {2}  # once in each pass
+    for step in (1, 2):
+        own = [row for row in rows if row["step"] == step]
+        credit = [t - v for r in own for t, v in zip(r["value_targets"], r["state_values"], strict=True)]
+        mean = math.fsum(credit) / len(credit)
+        deviation = math.sqrt(math.fsum((c - mean) ** 2 for c in credit) / (len(credit) - 1))
+        told = [a for r in own for a in (r["advantages"] or [r["advantage"]] * len(r["state_values"]))]
+        assert told == pytest.approx([(c - mean) / deviation for c in credit], abs=1e-4)
+    assert {row["engine"] for row in rows} == {"transformers"}
+    assert all(row["seen"][0] == pytest.approx(row["logprobs"], abs=1e-3) for row in rows if row["step"] == 1)
+    assert figures["value_error"] > 0 and "reward/verifier" in figures and figures["entropy_exact"] > 0
+    assert not list((tmp_path / "w/refine").rglob("*value_head*"))
+    with safe_open(tmp_path / "w/refine/adapter/adapter_model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "value" in name and "v_proj" not in name]  # noqa: SIM118
+
+
+@needs_teacher
+@pytest.mark.parametrize("kind", ["grpo", "opd"])
+def test_an_alarm_rolls_a_real_run_back(tmp_path: Path, kind: str) -> None:
+    """Engine and trainer always differ by some rounding, which an alarm at 1e-12 takes for the end of the world."""
+    own = {"teacher": "embedded:teacher"} if kind == "opd" else PRICED
+    store, figures = run(
+        tmp_path, kind, steps=3, learning_rate=1.0, watch={"problems": "problems", "every": 1, "samples": 2},
+        alarms={"window": 1, "logprob_gap": 1e-12}, on_alarm="rollback", **own,
+    )  # fmt: skip
+    assert figures["alarms"] == "logprob_gap at step 1" and figures["steps"] == 1 and figures["rolled_back_to"] == 0
+    assert ("reward/verifier" in figures) == (kind == "grpo")  # one component alone is the reward
+    assert [row["name"] for row in store.rows("SELECT name FROM alarms")] == ["logprob_gap"]
+    measured = store.rows("SELECT step, value FROM metrics WHERE name = 'heldout_pass_at_1' ORDER BY step")
+    assert [row["step"] for row in measured] == [0, 1] and measured[0]["value"] >= measured[1]["value"]
+    (counts,) = store.rows(
+        "SELECT count(*) FILTER (used) AS used, count(u.trace_key) AS updates, max(abs(len(u.logprobs) - len(t.token_ids))) "
+        "AS short FROM rollouts r JOIN traces t USING (trace_key) LEFT JOIN updates u USING (run, trace_key)"
+    )
+    assert counts["updates"] == counts["used"] > 0 and counts["short"] == 0
+    engines = store.rows("SELECT DISTINCT engine FROM traces")
+    assert engines == [{"engine": "transformers"}]  # of the held-out answers, too
+    with safe_open(tmp_path / "w/refine/adapter/adapter_model.safetensors", "pt") as file:
+        moved = [name for name in file.keys() if "lora_B" in name and file.get_tensor(name).any()]  # noqa: SIM118
+    assert moved == []  # as it was before the first step
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kl_in_reward": 0.1, "lora": None}, "need `lora`"),
+        ({"decay": 1.5}, "decay"),
+        ({"baseline": "group"}, "baseline"),
+        ({"on_alarm": "rollback"}, "rollback needs `watch`"),
+    ],
+)
+def test_what_ppo_cannot_do_is_said_when_the_yaml_is_read(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:  # fmt: skip
+    with pytest.raises(InputError, match=message) as told:
+        run(tmp_path, "ppo", **changes)
+    assert "\n" not in str(told.value)
