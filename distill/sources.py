@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from inspect import signature
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
@@ -23,7 +24,7 @@ from distill.types import Problem
 from distill.verifiers.extras import installed
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
-from pipeline.stage import File, Settings
+from pipeline.stage import File, Settings, later
 
 Count = Annotated[int, Field(ge=0)]
 SPLITS = ("heldout", "train")
@@ -36,6 +37,14 @@ class FamilySource(Settings):
     family: Annotated[str, AfterValidator(partial(catalog.check, "families"))]
     train: Count = 0
     heldout: Count = 0
+    steps: Annotated[list[Annotated[int, Field(ge=1)]] | None, Field(min_length=1)] = later()
+    """Of `calc` and `logic`: how many steps of reasoning its problems take; by default 3, 4 and 5."""
+
+    @model_validator(mode="after")
+    def _has_steps(self) -> FamilySource:
+        if self.steps and "steps" not in signature(catalog.resolve("families", self.family)).parameters:
+            raise ValueError(f"steps: the problems of family {self.family} are all of one length; leave it out")
+        return self
 
 
 class PuzzleSource(Settings):
@@ -156,7 +165,8 @@ def problems_of(
 
 def _family(source: FamilySource, split: str, seed: int, limit: int | None) -> Iterator[Problem]:
     """Distinct problems: a repeat of an earlier draw is passed over, so the count is what was asked."""
-    family = catalog.resolve("families", source.family)()
+    made = catalog.resolve("families", source.family)
+    family = made(steps=source.steps) if source.steps else made()
     wanted = _wanted(source, split, limit)
     seen: set[str] = set()
     index = 0

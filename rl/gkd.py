@@ -8,15 +8,26 @@ as it is (Agarwal et al. 2023, algorithm 1). Which, is a function of (seed, step
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from distill.prompting import Ask, plainly
 from distill.randomness import generator
 from distill.training.batching import Example, Order, from_tokens
+from distill.training.loop import StepMetrics
 from distill.types import Completion, Problem
 from pipeline.stage import stop_check
 from rl.grpo import GrpoSettings, Policy, request
+from rl.monitors import Samples
+
+
+@dataclass(frozen=True, slots=True)
+class GkdMetrics:
+    """What a step told: of its training, and of its samples where it had any."""
+
+    step: int
+    training: StepMetrics
+    samples: Samples | Mapping[str, float]
 
 
 @dataclass(frozen=True)

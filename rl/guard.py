@@ -1,6 +1,8 @@
-"""Who watches a run of GRPO: held-out problems every so many steps, alarms, and what is done about them.
+"""Who watches a run that learns from its own samples: held-out problems every so many steps, alarms, and what is done
+about them.
 
-`Guard.over` is asked before every step, and after the last (`rl.grpo.train_grpo`'s ``over``). All that it knows
+`Guard.over` is asked before every step, and after the last (``over`` of `rl.grpo.train_grpo`, and of
+`distill.training.loop.train` for gkd). All that it knows
 is in the store: metrics of the steps, texts and verdicts of the held-out problems, alarms; so a run that is killed
 anywhere and goes on measures nothing twice, and ends as it would have. The samples are ordinary traces, of the
 model `RUN@STEP`. The checkpoint that a rollback restores is the one whose held-out pass@1 was best, the earliest
@@ -21,6 +23,7 @@ from distill.prompting import Ask
 from distill.statistics import clustered_mean
 from distill.store import Store
 from distill.training.learner import Learner
+from distill.training.metrics import figures
 from distill.types import Completion, Outcome, Problem, Request, Sampling
 from distill.verifiers.compose import Spec
 from pipeline.errors import PipelineError
@@ -55,11 +58,9 @@ class Guard:
         self.rolled_back_to: int | None = None
 
     def hear(self, metrics: Any) -> None:
-        """What a step told (`rl.monitors.GrpoMetrics`)."""
-        told = asdict(metrics)
-        for name, value in {**told, **told["components"]}.items():
-            if isinstance(value, int | float):
-                self._history.add(metrics.step, name, value)
+        """What a step told (`rl.monitors.GrpoMetrics`, say)."""
+        for name, value in figures(metrics).items():
+            self._history.add(metrics.step, name, value)
 
     def over(self, learner: Learner) -> bool:
         """Whether the run ends here. Raises `PipelineError` where an alarm is to stop it."""

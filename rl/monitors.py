@@ -1,4 +1,5 @@
-"""What a step of GRPO is watched by: means over its rollouts, and what the updates did."""
+"""What a step of GRPO is watched by: means over its rollouts, and what the updates did. Of these `of_samples` is what
+any step tells that samples."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from distill.engines.base import response_of
 from distill.types import Finish
@@ -85,20 +86,15 @@ def observe(
 ) -> GrpoMetrics:
     groups = [rollouts[i : i + settings.group] for i in range(0, len(rollouts), settings.group)]
     judged = [[r.reward for r in group if r.reward is not None] for group in groups]
-    rewards = list(chain.from_iterable(judged))
     deviations = [_deviation(values) for values in judged] if settings.group > 1 else []
     return GrpoMetrics(
+        **of_samples(rollouts),
         step=step,
         total=settings.steps,
-        reward=_mean(rewards),
         reward_std=_mean(deviations),
-        unverifiable=1 - len(rewards) / len(rollouts),
         zero_variance=_mean([float(d == 0) for d in deviations]),
         distinct=_mean([float(len({response_of(r.completion).answer for r in group})) for group in groups]),
         draws=draws,
-        length=_mean([float(len(r.completion.token_ids)) for r in rollouts]),
-        truncated=_mean([float(r.completion.finish is Finish.LENGTH) for r in rollouts]),
-        entropy=-_mean(list(chain.from_iterable(logprobs(r.completion) for r in rollouts))),
         kl=made.kl if settings.loss.kl else None,
         ratio_max=made.ratio_max,
         ratio_mean=made.ratio_mean,
@@ -112,13 +108,36 @@ def observe(
         tokens=made.tokens,
         sampling_seconds=seconds[0],
         training_seconds=seconds[1],
-        verifications=_mean([float(said("verifications", r.completion.text)) for r in rollouts]),
-        corrections=_mean([float(said("corrections", r.completion.text)) for r in rollouts]),
         entropy_exact=made.entropy,
         teacher_kl=_teacher_kl(rollouts),
         value_error=made.value_error if settings.critic else None,
         value_explained=_explained(rollouts) if settings.critic else None,
         components=_components(rollouts),
+    )
+
+
+class Samples(TypedDict):
+    """What every step that samples tells of its samples, whoever learns from them; as in `GrpoMetrics`."""
+
+    reward: float
+    unverifiable: float
+    length: float
+    truncated: float
+    entropy: float
+    verifications: float
+    corrections: float
+
+
+def of_samples(rollouts: Sequence[Rollout]) -> Samples:
+    rewards = [r.reward for r in rollouts if r.reward is not None]
+    return Samples(
+        reward=_mean(rewards),
+        unverifiable=1 - len(rewards) / len(rollouts),
+        length=_mean([float(len(r.completion.token_ids)) for r in rollouts]),
+        truncated=_mean([float(r.completion.finish is Finish.LENGTH) for r in rollouts]),
+        entropy=-_mean(list(chain.from_iterable(logprobs(r.completion) for r in rollouts))),
+        verifications=_mean([float(said("verifications", r.completion.text)) for r in rollouts]),
+        corrections=_mean([float(said("corrections", r.completion.text)) for r in rollouts]),
     )
 
 

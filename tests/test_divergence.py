@@ -16,6 +16,7 @@ from tiny import VOCABULARY, examples, tiny, weights  # noqa: E402
 from vllm_models import needs_teacher  # noqa: E402
 
 from distill import catalog  # noqa: E402
+from distill.cli.open import load  # noqa: E402
 from distill.randomness import generator  # noqa: E402
 from distill.store import Store  # noqa: E402
 from distill.training import forward  # noqa: E402
@@ -147,13 +148,14 @@ PIPELINE = """\
 name: gkd
 workspace: run
 stages:
-  problems: {sources: [{family: calc, train: 12}]}
+  problems: {sources: [{family: calc, train: 12, heldout: 3}]}
   generate: {problems: problems, teacher: "embedded:teacher", sampling: {max_tokens: 96}}
   verify: {traces: generate}
   select: {verdicts: verify, keep: all}
   gkd:
     {data: select, student: "embedded:student-base", teacher: "embedded:teacher", epochs: 2, batch_size: 4,
-     top_k: 8, sampling: {max_tokens: 16}, lora: {rank: 8, alpha: 16}, threads: 1, workers: 1}
+     top_k: 8, sampling: {max_tokens: 16}, lora: {rank: 8, alpha: 16}, threads: 1, workers: 1,
+     watch: {problems: problems, every: 3}}
 """
 
 
@@ -166,3 +168,17 @@ def test_the_stage_keeps_every_sample_it_learned_from(tmp_path: Path) -> None:
     losses = store.rows("SELECT value FROM metrics WHERE name = 'loss' AND value > 0")
     steps = store.rows("SELECT step, count(*) AS samples FROM rollouts JOIN traces USING (trace_key) GROUP BY step")
     assert len(losses) == 6 and 0 < len(steps) < 6 and all(row["samples"] == 4 for row in steps)
+    told = store.rows("SELECT step FROM metrics WHERE name = 'length' ORDER BY step")
+    assert told == [{"step": row["step"]} for row in sorted(steps, key=lambda row: row["step"])]
+    measured = store.rows("SELECT step FROM metrics WHERE name = 'heldout_pass_at_1' ORDER BY step")
+    assert [row["step"] for row in measured] == [0, 3, 6]
+    rolled_back(tmp_path, file)
+
+
+def rolled_back(where: Path, file: Path) -> None:
+    """Lengths of samples always differ a little, which is taken for drift: the run ends as the best student was."""
+    alarmed = ["gkd.alarms={window: 1, length_ratio: 1.00001}", "gkd.on_alarm=rollback", "gkd.on_policy=1.0"]
+    settings = ["gkd.sampling.max_tokens=64", "gkd.watch.every=1", "gkd.learning_rate=1.0", *alarmed]
+    spec = load(file, settings)
+    figures = runner.run(spec, Workspace(where / "run"), Listener(), lambda: False)[-1].manifest.figures
+    assert figures["alarms"].startswith("length at step") and figures["rolled_back_to"] < figures["steps"] < 6

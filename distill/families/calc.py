@@ -2,7 +2,7 @@
 
     Compute left to right: 12 + 7 * 3 - 4        ->  53
 
-The working has one line a step (``12 + 7 = 19``). A chain has 3 to 5 steps; its structure is the
+The working has one line a step (``12 + 7 = 19``). A chain has 3 to 5 steps (or as asked); its structure is the
 operations without the number it starts from, so a held-out chain was never trained on from any
 start. There are 1.0e8, 1.0e10 and 1.0e12 chains of 3, 4 and 5 steps (counted by `count`); a base and
 a teacher together see less than 1e5 of them. Answers go to the `math` verifier.
@@ -10,6 +10,8 @@ a teacher together see less than 1e5 of them. Answers go to the `math` verifier.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from distill.families.base import Solution, draw, problem_of
@@ -26,8 +28,11 @@ PREFIX = "Compute left to right: "
 class Calc:
     name = "calc"
 
+    def __init__(self, steps: Sequence[int] = STEPS) -> None:
+        self._steps = tuple(steps)
+
     def generate(self, seed: int, index: int, split: str) -> Problem:
-        return draw(_candidate, self.name, seed, index, split)
+        return draw(partial(_candidate, self._steps), self.name, seed, index, split)
 
     def solve(self, problem: Problem, slips: float = 0.0, rng: np.random.Generator | None = None) -> Solution:
         value, *rest = problem.prompt.removeprefix(PREFIX).split()
@@ -77,8 +82,8 @@ def count(steps: int) -> int:
     return sum(ways)
 
 
-def _candidate(rng: np.random.Generator) -> Problem:
-    steps = int(rng.choice(STEPS))
+def _candidate(lengths: Sequence[int], rng: np.random.Generator) -> Problem:
+    steps = int(rng.choice(lengths))
     value = start = int(rng.integers(TOP + 1))
     chain: list[str] = []
     for _ in range(steps):

@@ -13,6 +13,8 @@ the answer is the whole column, so a guess is right once in 254. The reference i
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from distill.families.base import Solution, draw, problem_of
@@ -32,8 +34,11 @@ LITERALS = tuple(sign + variable for variable in COLUMNS for sign in ("", "not "
 class Logic:
     name = "logic"
 
+    def __init__(self, steps: Sequence[int] = STEPS) -> None:
+        self._steps = tuple(steps)
+
     def generate(self, seed: int, index: int, split: str) -> Problem:
-        return draw(_candidate, self.name, seed, index, split)
+        return draw(partial(_candidate, self._steps), self.name, seed, index, split)
 
     def solve(self, problem: Problem, slips: float = 0.0, rng: np.random.Generator | None = None) -> Solution:
         first, rest = _chain(problem.reference)
@@ -77,9 +82,9 @@ def _chain(formula: str) -> tuple[str, list[tuple[str, str]]]:
     return first.group(), re.findall(f"({'|'.join(CONNECTIVES)}) ({literal})", flat)
 
 
-def _candidate(rng: np.random.Generator) -> Problem:
+def _candidate(lengths: Sequence[int], rng: np.random.Generator) -> Problem:
     while True:
-        steps = int(rng.choice(STEPS))
+        steps = int(rng.choice(lengths))
         literals = [LITERALS[i] for i in rng.integers(len(LITERALS), size=steps + 1)]
         connectives = [CONNECTIVES[i] for i in rng.integers(len(CONNECTIVES), size=steps)]
         column, formula = _column(literals[0]), literals[0]

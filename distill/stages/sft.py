@@ -11,22 +11,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from distill import modelspec, verification
-from distill.prompting import Ask, Prompting, asking
+from distill.prompting import Ask, asking
 from distill.randomness import permutation
 from distill.spending import Spending
 from distill.stages.common import store_of
 from distill.stages.devices import check_memory, foreseen
-from distill.stages.student import StudentSettings, load_student, publish
+from distill.stages.student import SupervisedSettings, load_student, publish
 from distill.store.records import Row, kept, problem_of, record_losses
 from distill.types import Problem, Sampling
 from distill.verifiers import VerifierPool
 from pipeline.errors import InputError, PipelineError
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
-from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage, later
+from pipeline.stage import Context, Forecast, Operational, Output, Settings, Stage, later
 
 if TYPE_CHECKING:
     from distill.training.batching import Example
@@ -55,32 +55,14 @@ class HeldoutSettings(Settings):
     solved (greedily, by each problem's own verifier)."""
 
 
-class SftSettings(StudentSettings):
-    data: Annotated[str, Input(accepts=("selection",))]
-    prompting: Prompting = None
-    """How the student is asked (`system`, `template`), here as later in use; by default as the problem stands,
-    however its teacher was asked."""
+class SftSettings(SupervisedSettings):
     thinking: bool = True
     """False is the control: the answers alone are learned, without the reasoning."""
-    learning_rate: Annotated[float | None, Field(gt=0)] = None
-    """By default from the model's hidden size (5e-5 for all weights and ten times that for LoRA, at 2,000)."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    epochs: Annotated[int, Field(ge=1)] = 1
-    max_tokens: Annotated[int, Field(ge=1)] = 4096
-    """Longer examples are dropped and counted, never cut."""
     heldout: HeldoutSettings | None = later()
     """Early stopping."""
     stop_test: Annotated[float | None, Operational(), Field(gt=0, le=1)] = 0.75
     """The share of sampled training prompts whose answer must end by itself, within the longest training answer,
     for the student to be published; `null`: no test."""
-
-    @model_validator(mode="after")
-    def _learns(self) -> SftSettings:
-        if self.prompting and (self.prompting.prefill or self.prompting.examples is not None):
-            raise ValueError("prompting: a student learns to answer by itself; here are just system and template")
-        return self
 
 
 Lesson = tuple[Row, "Example"]
@@ -263,12 +245,8 @@ def example_of(tokenizer: Any, row: Row, settings: SftSettings, ask: Ask) -> Exa
 
 
 def forecast(context: Context, settings: SftSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    """Optimizer steps; before the selection is made, as many as there would be if all were kept."""
-    data = expected.get(settings.data, {})
-    examples = data.get("kept", data.get("traces"))
-    if examples is None:
-        return Forecast("steps")
-    return Forecast("steps", -(-examples // settings.batch_size) * settings.epochs, 0, foreseen(settings))
+    steps = settings.steps(expected)
+    return Forecast("steps") if steps is None else Forecast("steps", steps, 0, foreseen(settings))
 
 
 def dependencies(settings: SftSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:

@@ -10,9 +10,10 @@ from pydantic import Field, model_validator
 
 from distill.cards import write_model_card
 from distill.modelspec import Model, ModelName
+from distill.prompting import Prompting
 from distill.stages.devices import DeviceSettings
 from distill.training.logs import Logger
-from pipeline.stage import Context, Operational, Settings, later
+from pipeline.stage import Context, Input, Operational, Settings, later
 
 Precision = Literal["fp32", "bf16"]
 
@@ -49,6 +50,35 @@ class StudentSettings(DeviceSettings):
         if self.quantize and (self.devices > 1 or self.parallel == "fsdp"):
             raise ValueError("quantize: with several devices weights in 4 bits cannot be trained on yet; use one")
         return self
+
+
+class SupervisedSettings(StudentSettings):
+    """What stages share that train on the examples of a selection."""
+
+    data: Annotated[str, Input(accepts=("selection",))]
+    prompting: Prompting = None
+    """How the student is asked (`system`, `template`), here as later in use; by default as the problem stands,
+    however its teacher was asked."""
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    """By default from the model's hidden size (5e-5 for all weights and ten times that for LoRA, at 2,000)."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    epochs: Annotated[int, Field(ge=1)] = 1
+    max_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Longer examples are dropped and counted, never cut."""
+
+    @model_validator(mode="after")
+    def _answers_by_itself(self) -> SupervisedSettings:
+        if self.prompting and (self.prompting.prefill or self.prompting.examples is not None):
+            raise ValueError("prompting: a student learns to answer by itself; here are just system and template")
+        return self
+
+    def steps(self, expected: Mapping[str, Mapping[str, Any]]) -> int | None:
+        """Optimizer steps; before the selection is made, as many as there would be if all were kept."""
+        data = expected.get(self.data, {})
+        examples = data.get("kept", data.get("traces"))
+        return None if examples is None else -(-examples // self.batch_size) * self.epochs
 
 
 def load_student(

@@ -83,6 +83,7 @@ def train(
     before_save: BeforeSave = nothing,
     heldout: Heldout | None = None,
     measure: Measure = logprobs,
+    over: Callable[[Learner], bool] = lambda learner: False,
 ) -> TrainResult:
     """Fit the trainable parameters of ``model`` in place, going on from ``checkpoints`` if there are any.
 
@@ -90,7 +91,8 @@ def train(
     a step again after a resume, with the same numbers; ``before_save`` is called ahead of each checkpoint,
     after which steps are not seen again. With ``heldout`` the model ends with the weights that were best by it.
     ``measure`` stands in for the log-probabilities whose weighed mean is maximised
-    (`distill.training.divergence`). Raises `Stopped` after checkpointing when ``stop()`` turns true.
+    (`distill.training.divergence`). ``over`` is asked before each step and after the last whether the run ends here,
+    and may put the learner back to an earlier step. Raises `Stopped` after checkpointing when ``stop()`` turns true.
     """
     order = None if callable(examples) else _order(examples, settings)
     total = settings.steps or (order.steps_per_epoch * settings.epochs if order else 0)
@@ -101,7 +103,7 @@ def train(
         found = learner.resume()
         losses = found.get("trace_losses", _unseen(order, total))
         best, resumed_at = Best(heldout, learner, found), learner.done
-        while learner.done < total and not best.over:
+        while not over(learner) and learner.done < total and not best.over:
             rows = order(learner.done) if order else []
             batch = examples(learner.done) if callable(examples) else [examples[i] for i in rows]
             epoch = learner.done // order.steps_per_epoch if order else 0

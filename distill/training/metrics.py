@@ -16,6 +16,13 @@ APPEND_SECONDS = 2.0
 HIDDEN = {"step", "total"}
 
 
+def figures(metrics: Any) -> dict[str, float]:
+    """The numbers of a dataclass, and of the mappings in it, by their names."""
+    found = asdict(metrics)
+    inner = [value for value in found.values() if isinstance(value, dict)]
+    return {k: v for part in (found, *inner) for k, v in part.items() if isinstance(v, int | float)}
+
+
 class Recorder:
     """Hears every step, inside a ``with`` whose end brings everything into the store. A step heard again
     after a resume carries the same numbers, and the store keeps the first row of a key, so a resumed run's
@@ -37,10 +44,8 @@ class Recorder:
         self._store.ingest()
 
     def __call__(self, metrics: Any) -> None:
-        """``metrics`` is a dataclass of numbers, and of mappings of them, with ``step`` (from 1) and ``total``."""
-        found = asdict(metrics)
-        inner = [value for value in found.values() if isinstance(value, dict)]
-        values = {k: v for part in (found, *inner) for k, v in part.items() if isinstance(v, int | float)}
+        """``metrics`` is a dataclass of `figures`, with ``step`` (from 1) and ``total``."""
+        values = figures(metrics)
         step, total = int(values["step"]), int(values["total"])
         told = {k: float(v) for k, v in values.items() if k not in HIDDEN and math.isfinite(v)}
         run = self._context.fingerprint

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
 from distill import modelspec, pretrained
 from distill.engines.options import SamplingSettings, TransformersOptions
 from distill.modelspec import ModelName
-from distill.prompting import Prompting, asking
+from distill.prompting import asking
 from distill.spending import Spending
 from distill.stages.common import VerifierSpec, store_of
 from distill.stages.devices import check_memory
-from distill.stages.student import StudentSettings, load_student, publish
+from distill.stages.student import SupervisedSettings, load_student, publish
 from distill.store.records import kept, problem_of
 from distill.types import Completion, Problem
 from distill.verifiers import VerifierPool
@@ -28,20 +28,23 @@ from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Stage
+from rl.alarms import History
+from rl.stages.options import WatchedSettings
 
 if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
     from distill.training.batching import Example, Order
     from distill.training.divergence import Agreement
-    from distill.training.loop import TrainSettings
+    from distill.training.loop import StepMetrics, TrainSettings
     from rl.gkd import Batches
+    from rl.monitors import Samples
 
 JUDGE = "verifier"
 
 ABOUT = "A student trained by generalised knowledge distillation on its teacher's distributions."
 
 
-class GkdSettings(StudentSettings):
+class GkdSettings(WatchedSettings, SupervisedSettings):
     """Defaults are TRL's, but for the learning rate, which is `sft`'s."""
 
     data: Annotated[str, Input(accepts=("selection",))]
@@ -58,25 +61,13 @@ class GkdSettings(StudentSettings):
     temperature: Annotated[float, Field(gt=0)] = 0.9
     """At which both distributions are compared."""
     sampling: SamplingSettings = SamplingSettings()
-    prompting: Prompting = None
-    """How the student is asked (`system`, `template`), here as later in use."""
-    learning_rate: Annotated[float | None, Field(gt=0)] = None
-    """By default from the model's hidden size, as in `sft`."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    epochs: Annotated[int, Field(ge=1)] = 1
-    max_tokens: Annotated[int, Field(ge=1)] = 4096
-    """Longer traces are dropped and counted, never cut."""
     verifier: VerifierSpec | None = None
-    """Who judges the samples, for the store alone; by default each problem's own verifier."""
+    """Who judges the samples, for the curves and alarms alone; by default each problem's own verifier."""
     workers: Annotated[int, Operational(), Field(ge=0)] = 0
     """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
 
     @model_validator(mode="after")
     def _can_be(self) -> GkdSettings:
-        if self.prompting and (self.prompting.prefill or self.prompting.examples is not None):
-            raise ValueError("prompting: a student learns to answer by itself; here are just system and template")
         if self.devices > 1:
             raise ValueError("devices: a teacher's distributions can be learned on one device only")
         if self.sampling.temperature <= 0 and self.on_policy:
@@ -90,6 +81,8 @@ def run(context: Context, settings: GkdSettings) -> Output:
     from distill.training.loop import train
     from distill.training.metrics import Recorder
     from distill.training.student import default_learning_rate
+    from rl.gkd import GkdMetrics
+    from rl.stages import guarding
 
     store = store_of(context)
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
@@ -106,16 +99,25 @@ def run(context: Context, settings: GkdSettings) -> Output:
     ):
         order = Order(tuple(map(len, examples)), settings.batch_size, settings.seed)
         how = _how(settings, rate, order.steps_per_epoch * settings.epochs)
-        source = _batches(context, settings, examples, asked, order, policy, pool)
+        told: dict[int, Samples] = {}
+        source = _batches(context, settings, examples, asked, order, policy, pool, told)
+        guard = guarding.guard(
+            context, settings, policy, source.how.sampling, source.ask, History(JUDGE), steps=how.steps or 0
+        )  # fmt: skip
+
+        def hear(metrics: StepMetrics) -> None:
+            heard = GkdMetrics(metrics.step, metrics, told.pop(metrics.step, {}))
+            recorder(heard)
+            guard.hear(heard)
+
         train(
             network, source, how, checkpoints=context.work / "checkpoints", stop=context.stopping,
-            on_step=recorder, before_save=recorder.flush, measure=measure,
+            on_step=hear, before_save=recorder.flush, measure=measure, over=guard.over,
         )  # fmt: skip
-    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, {"learning_rate": str(rate)})
-    return Output(
-        digest,
-        {"examples": len(examples), "steps": how.steps, "learning_rate": rate, "loss": recorder.last().get("loss")},
-    )
+    said = {"learning_rate": str(rate), **guard.told()}
+    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, said)
+    figures = {"examples": len(examples), "steps": how.steps, "learning_rate": rate}
+    return Output(digest, figures | {"loss": recorder.last().get("loss")} | guard.figures())
 
 
 def _measure(context: Context, settings: GkdSettings, tokenizer: Any) -> Agreement:
@@ -159,13 +161,15 @@ def _examples(
 
 def _batches(
     context: Context, settings: GkdSettings, examples: list[Example], asked: list[tuple[str, Problem]],
-    order: Order, policy: TransformersEngine, pool: VerifierPool,
+    order: Order, policy: TransformersEngine, pool: VerifierPool, told: dict[int, Samples],
 ) -> Batches:  # fmt: skip
-    """The batches, whose samples are rows in the store before they are learned from."""
+    """The batches, whose samples are rows in the store before they are learned from; ``told`` is what those of a step
+    (from 1) were like."""
     from distill.training.optimizer import OptimizerSettings
     from rl.gkd import Batches
     from rl.grpo import GrpoSettings
     from rl.ledger import Ledger
+    from rl.monitors import of_samples
     from rl.update import Rollout
 
     sampling = settings.sampling.sampling(settings.seed)
@@ -180,7 +184,9 @@ def _batches(
         rewards = [scores[JUDGE] for scores in ledger.reward(samples)]
         none = [(0.0,) * len(c.token_ids) for _, c in samples]
         rows = zip(samples, rewards, none, strict=True)
-        ledger.write(step + 1, [Rollout(step + 1, p, 0, c, r, a, bool(c.token_ids)) for (p, c), r, a in rows])
+        rollouts = [Rollout(step + 1, p, 0, c, r, a, bool(c.token_ids)) for (p, c), r, a in rows]
+        ledger.write(step + 1, rollouts)
+        told[step + 1] = of_samples(rollouts)
 
     problems = [problem for _, problem in asked]
     return Batches(
@@ -205,14 +211,7 @@ def _how(settings: GkdSettings, rate: float, steps: int) -> TrainSettings:
 
 
 def forecast(context: Context, settings: GkdSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    """Optimizer steps; before the selection is made, as many as there would be if all were kept."""
-    data = expected.get(settings.data, {})
-    examples = data.get("kept", data.get("traces"))
-    return (
-        Forecast("steps")
-        if examples is None
-        else Forecast("steps", -(-examples // settings.batch_size) * settings.epochs)
-    )
+    return Forecast("steps", settings.steps(expected))
 
 
 def dependencies(settings: GkdSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""How the grpo stage watches its run: `rl.guard` with what settings and other stages say."""
+"""How stages watch their runs: `rl.guard` with what settings and other stages say."""
 
 from __future__ import annotations
 
@@ -18,28 +18,41 @@ from rl.rewards import Verified
 if TYPE_CHECKING:
     from rl.grpo import Policy
     from rl.stages.grpo import GrpoSettings
+    from rl.stages.options import WatchedSettings
 
 
-def guard(context: Context, settings: GrpoSettings, policy: Policy, sampling: Sampling, ask: Ask) -> Guard:
+def of_rewards(
+    context: Context, settings: GrpoSettings, policy: Policy, sampling: Sampling, ask: Ask
+) -> Guard:  # fmt: skip
+    """Of a run on rewards, whose components say what is right and what else is rewarded."""
     judge = rewards.judge_of(settings.components)
     verified = [c.label for c in settings.components if isinstance(c, Verified)]
     right = judge.label if judge else ""
+    history = History(right, [name for name in verified if name != right])
+    each = settings.updates * settings.passes
+    return guard(context, settings, policy, sampling, ask, history, steps=settings.steps, updates=each)
+
+
+def guard(
+    context: Context, settings: WatchedSettings, policy: Policy, sampling: Sampling, ask: Ask, history: History, *,
+    steps: int, updates: int = 1,
+) -> Guard:  # fmt: skip
     return Guard(
         store_of(context),
         context.fingerprint,
-        History(right, [name for name in verified if name != right]),
+        history,
         settings.alarms,
         context.work / "good",
         watch=_watch(context, settings, policy, sampling, ask),
         on_alarm=settings.on_alarm,
-        steps=settings.steps,
-        updates=settings.updates * settings.passes,
+        steps=steps,
+        updates=updates,
         note=context.note,
     )
 
 
 def _watch(
-    context: Context, settings: GrpoSettings, policy: Policy, sampling: Sampling, ask: Ask
+    context: Context, settings: WatchedSettings, policy: Policy, sampling: Sampling, ask: Ask
 ) -> Watch | None:  # fmt: skip
     if settings.watch is None:
         return None

@@ -1,6 +1,7 @@
 """Settings that stages share which train a student on what it samples itself: `grpo`, `ppo` and `opd` (all of
-`SampledSettings`), and of these the first two on rewards (`RewardedSettings`); and those that are mappings of their
-own. What a stage alone means is in its module. Sources of the defaults: ``docs/log.md`` and the papers named there."""
+`SampledSettings`), and of these the first two on rewards (`RewardedSettings`); how they and `gkd` are watched; and
+settings that are mappings of their own. What a stage alone means is in its module.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +64,25 @@ class WatchSettings(Settings):
     """Of each problem."""
 
 
-class SampledSettings(StudentSettings):
+class WatchedSettings(Settings):
+    """How a run that learns from its own samples is watched (`rl.guard`)."""
+
+    watch: WatchSettings | None = later()
+    """Held-out problems that are measured while training goes on, by a verifier that gives no reward."""
+    alarms: AlarmSettings = later(AlarmSettings())
+    """When to say that the reward is being hacked, or that the policy is falling apart."""
+    on_alarm: Annotated[OnAlarm, Field(exclude_if=lambda value: value != "rollback")] = "warn"
+    """`warn` says so and goes on; `stop` ends the run after a checkpoint, from which `warn` goes on; `rollback` (it
+    needs `watch`) ends with the student whose held-out pass@1 was best."""
+
+    @model_validator(mode="after")
+    def _knows_what_is_good(self) -> WatchedSettings:
+        if self.on_alarm == "rollback" and self.watch is None:
+            raise ValueError("on_alarm: rollback needs `watch`: held-out problems say which checkpoint is good")
+        return self
+
+
+class SampledSettings(WatchedSettings, StudentSettings):
     student: ModelName
     """The model to refine; without its new adapter it is the reference of a KL term."""
     steps: Annotated[int, Field(ge=1)] = 100
@@ -90,13 +109,6 @@ class SampledSettings(StudentSettings):
     """The largest such weight."""
     verifier: VerifierSpec | None = None
     """Who judges what is sampled; by default each problem's own verifier."""
-    watch: WatchSettings | None = later()
-    """Held-out problems that are measured while training goes on, by a verifier that gives no reward."""
-    alarms: AlarmSettings = later(AlarmSettings())
-    """When to say that the reward is being hacked, or that the policy is falling apart."""
-    on_alarm: Annotated[OnAlarm, Field(exclude_if=lambda value: value != "rollback")] = "warn"
-    """`warn` says so and goes on; `stop` ends the run after a checkpoint, from which `warn` goes on; `rollback` (it
-    needs `watch`) ends with the student whose held-out pass@1 was best."""
     workers: Annotated[int, Operational(), Field(ge=0)] = 0
     """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
     engine: PolicyEngine = "transformers"
@@ -114,12 +126,6 @@ class SampledSettings(StudentSettings):
                 raise ValueError("engine vllm samples from the base as it is, not in 4 bits; leave quantize out")
             if self.engine.speculative:
                 raise ValueError("engine vllm: seeds do not repeat with `speculative`; a killed step would not either")
-        return self
-
-    @model_validator(mode="after")
-    def _knows_what_is_good(self) -> SampledSettings:
-        if self.on_alarm == "rollback" and self.watch is None:
-            raise ValueError("on_alarm: rollback needs `watch`: held-out problems say which checkpoint is good")
         return self
 
 

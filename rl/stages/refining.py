@@ -66,7 +66,7 @@ def refine(
             store, context.fingerprint, how, problem_keys, pool, verifiers, context.stopping, ask, policy.name
         )  # fmt: skip
         draws = drawing.draws(context, settings, tasks, ledger, problem_keys)
-        guard = guarding.guard(context, settings, policy, how.sampling, ask)
+        guard = guarding.of_rewards(context, settings, policy, how.sampling, ask)
 
         def hear(metrics: GrpoMetrics) -> None:
             recorder(metrics)
