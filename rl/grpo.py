@@ -22,8 +22,11 @@ from typing import Any, Literal, Protocol
 import torch
 
 from distill.prompting import Ask, plainly
-from distill.training.learner import BeforeSave, Learner, LearnerSettings, Objective, learning, nothing, run_identity
+from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing, run_identity
 from distill.training.optimizer import OptimizerSettings
+from distill.training.passes import Objective
+from distill.training.session import learning
+from distill.training.value_head import NAME as HEAD
 from distill.training.value_head import value_head
 from distill.types import Completion, Finish, Problem, Request, Sampling
 from pipeline.errors import InputError, Stopped
@@ -168,7 +171,8 @@ def train_grpo(
 
 def _with_head(settings: GrpoSettings) -> OptimizerSettings:
     critic = settings.critic
-    return replace(settings.optimizer, value_learning_rate=critic.learning_rate) if critic else settings.optimizer
+    apart = ((HEAD, critic.learning_rate),) if critic else ()
+    return replace(settings.optimizer, apart=apart)
 
 
 def _rollouts(

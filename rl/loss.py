@@ -41,7 +41,7 @@ class EngineCorrection:
 
 @dataclass(frozen=True, slots=True)
 class PolicyLoss:
-    """What is minimised, as an `Objective` of `distill.training.learner`.
+    """What is minimised, as an `Objective` of `distill.training.passes`.
 
     ``clip``: -min(rho A, clip(rho, 1 - low, 1 + high) A) (PPO; high > low is DAPO's clip-higher, ``cap``
     bounds rho first: two-sided clipping, INTELLECT-2). ``cispo``: -sg(min(rho, high)) A logp (MiniMax-M1).

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from distill.randomness import shuffled
 from distill.training.batching import Example
-from distill.training.learner import Learner, Row, Scored
+from distill.training.learner import Learner
+from distill.training.passes import Row, Scored
 from distill.types import Completion, Problem
 from pipeline.errors import InputError
 from rl import loss

@@ -205,8 +205,7 @@ def test_the_update_equals_a_plain_loop(tmp_path: Path) -> None:
     for step in (1, 2):
         total, tokens = plain_loss(reference, head, [r for r in rollouts if r.step == step and r.trained], critic)
         (total / tokens).backward()
-        torch.nn.utils.clip_grad_norm_(body, 1.0)
-        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_([*body, *head.parameters()], 1.0)
         adam.step()
         adam.zero_grad()
     torch.testing.assert_close(weights(model), torch.cat([p.detach().flatten() for p in body]), atol=5e-5, rtol=0)

@@ -18,10 +18,11 @@ from distill.training import student  # noqa: E402
 from distill.training.early_stopping import Heldout, heldout_loss  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
 from distill.training.forward import check_packing, logprobs, pack  # noqa: E402
-from distill.training.learner import Learner, prepared  # noqa: E402
+from distill.training.learner import Learner  # noqa: E402
 from distill.training.loop import StepMetrics, TrainResult, TrainSettings, train  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.training.session import prepared  # noqa: E402
 from pipeline.errors import InputError, Stopped  # noqa: E402
 
 ADAMW = OptimizerSettings(learning_rate=1e-2)

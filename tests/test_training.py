@@ -28,10 +28,10 @@ from distill.training.batching import Example, Order, fitting, from_messages, fr
 from distill.training.export import export_student, load_model  # noqa: E402
 from distill.training.forward import check_packing, logprobs, pack  # noqa: E402
 from distill.training.lean import lean  # noqa: E402
-from distill.training.learner import prepared  # noqa: E402
 from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.training.session import prepared  # noqa: E402
 from distill.types import Problem  # noqa: E402
 from pipeline.errors import InputError, Stopped  # noqa: E402
 

@@ -1,6 +1,6 @@
 """Divergence from a teacher over whole distributions, not sampled tokens: generalised JSD (GKD).
 
-A `distill.training.learner.Measure` as `forward.logprobs` is one: hidden states of student and teacher are
+A `distill.training.passes.Measure` as `forward.logprobs` is one: hidden states of student and teacher are
 picked where a label exists, and both heads run in chunks that are recomputed in the backward pass, so that
 neither's full logits ever exist. With ``top_k`` the vocabulary is coarsened, token by token, to the teacher's
 k likeliest and one bucket for all others: a divergence too, never above that of the whole, and equal to it

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from distill.training.batching import Example
-from distill.training.learner import Learner, Row
+from distill.training.learner import Learner
+from distill.training.passes import Row
 
 Measure = Callable[[Learner], tuple[float, Mapping[str, float]]]
 """What counts, the lower the better, and the figures to be told, by their names in `StepMetrics`."""

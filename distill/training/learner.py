@@ -1,33 +1,31 @@
 """A model under training, whatever the loss: accumulate, update, checkpoint, resume.
 
-Shared by supervised training (`distill.training.loop`) and GRPO (`rl.grpo`), which own the loops.
+Shared by supervised training (`distill.training.loop`) and GRPO (`rl.grpo`), which own the loops. What a pass is, is
+`distill.training.passes`; what surrounds a training, `distill.training.session`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils import deterministic
 
 from distill.training import checkpoint
 from distill.training.batching import Example, micro_batches
-from distill.training.forward import Pack, Told, check_packing, logprobs, pack, tell
-from distill.training.lean import lean
+from distill.training.forward import logprobs, tell
 from distill.training.optimizer import Optimizer, OptimizerSettings
-from distill.training.ranks import Parallel, Ranks, Scorer, alike, assembled, full
+from distill.training.passes import Measure, Objective, Row, Scored, Task, accumulate, measured
+from distill.training.ranks import Parallel, Ranks, Scorer, alike, full
 from distill.training.replicas import Replica, share
-from pipeline.errors import InputError, Stopped
+from pipeline.errors import Stopped
 
 
 @dataclass(frozen=True)
@@ -51,28 +49,6 @@ class LearnerSettings:
     parallel: Parallel = field(default="ddp", repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """An example and what its loss needs: for each stream, one value per supervised token."""
-
-    example: Example
-    streams: Mapping[str, Sequence[float]]
-
-
-Objective = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
-"""Log-probabilities (L,) and streams (L,) of the supervised tokens of a micro-batch -> loss (a scalar). Among the
-streams are ``reference`` where asked for, and ``value``, with its gradient, where the model has a value head.
-
-Losses of micro-batches are summed, so an objective must carry its normalisation by the whole step in
-its streams. It is sent to other processes: a module's function, or a `functools.partial` of one.
-"""
-
-
-Measure = Callable[[Any, Pack, float], Tensor]
-"""What a pass makes of each supervised token of a pack at a temperature, (L,): what objectives are told as its
-log-probability. By default it is that (`forward.logprobs`)."""
-
-
 BeforeSave = Callable[[], None]
 
 
@@ -80,32 +56,10 @@ def nothing() -> None:
     pass
 
 
-class Scored(NamedTuple):
-    """What a pass made of one row's supervised tokens, before the update: `forward.Told`, as lists.
-
-    ``reference`` are the log-probabilities of the model without its adapter. Empty is what was not asked for.
-    """
-
-    logprobs: list[float]
-    reference: list[float]
-    entropy: list[float]
-    values: list[float]
-
-
-class _Task(NamedTuple):
-    runs: list[list[Row]]
-    objective: Objective | None
-    temperature: float
-    reference: bool
-    entropy: bool
-    idle: int = 0
-    """So many of the runs, the last, are made for the other ranks' sake and count for nothing."""
-
-
 class Learner:
     """A model under training: accumulate gradients, update, checkpoint. ``done`` counts updates.
 
-    To be used inside `learning`, which readies the process and ends the replicas.
+    To be used inside `distill.training.session.learning`, which readies the process and ends the replicas.
     """
 
     def __init__(
@@ -119,7 +73,7 @@ class Learner:
         self._replicas: list[Replica] = []
         self._ranks = ranks
         self._ask: Scorer
-        own = partial(tell, model) if measure is logprobs else partial(_measured, measure, model)
+        own = partial(tell, model) if measure is logprobs else partial(measured, measure, model)
         trained, self._ask = ranks.module(model, settings.parallel) if ranks else (model, own)
         self.model, self._trained = trained if model is None else model, trained
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
@@ -158,13 +112,13 @@ class Learner:
         temperature: float = 1.0, reference: bool = False, entropy: bool = False,
     ) -> list[Scored]:  # fmt: skip
         """Add the gradient of the objective over ``rows``, in any number of micro-batches and processes."""
-        return self._share(rows, _Task([], objective, temperature, reference, entropy))
+        return self._share(rows, Task([], objective, temperature, reference, entropy))
 
     def score(self, rows: Sequence[Row], temperature: float = 1.0, reference: bool = False) -> list[Scored]:
         """What the present weights make of each row; nothing is learned."""
-        return self._share(rows, _Task([], None, temperature, reference, False))
+        return self._share(rows, Task([], None, temperature, reference, False))
 
-    def _share(self, rows: Sequence[Row], whole: _Task) -> list[Scored]:
+    def _share(self, rows: Sequence[Row], whole: Task) -> list[Scored]:
         cut = self.cut([row.example for row in rows])
         shares = [cut[i :: self._workers] for i in range(self._workers)]
         idle = [len(shares[0]) - len(share) if self._sharded else 0 for share in shares]
@@ -183,34 +137,9 @@ class Learner:
         scored = dict(zip(order, chain.from_iterable(answers), strict=True))
         return [scored[i] for i in range(len(rows))]
 
-    def _accumulate(self, task: _Task) -> list[Scored]:
-        """Forward and backward over a share of the micro-batches, in this process."""
-        scored = []
-        for number, run in enumerate(task.runs):
-            counts = number < len(task.runs) - task.idle
-            batch = pack([row.example for row in run], self.device)
-            streams = {
-                name: torch.tensor([value for row in run for value in row.streams[name]], device=self.device)
-                for name in run[0].streams
-            }
-            if task.reference:
-                with torch.no_grad(), self._trained.disable_adapter():
-                    streams["reference"] = self._told(batch, task.temperature, False).logprobs
-            with torch.set_grad_enabled(task.objective is not None):
-                told = self._told(batch, task.temperature, task.entropy)
-            if told.values is not None:
-                streams["value"] = told.values
-            if task.objective is not None:
-                torch.autograd.backward(task.objective(told.logprobs, streams) * (1.0 if counts else 0.0))
-            if counts:
-                columns = (told.logprobs, streams.get("reference"), told.entropy, told.values)
-                scored += [Scored(*row) for row in zip(*(_by_row(column, run) for column in columns), strict=True)]
-        return scored
-
-    def _told(self, batch: Pack, temperature: float, entropy: bool) -> Told:
-        half = self.settings.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
-            return self._ask(batch, temperature, entropy)
+    def _accumulate(self, task: Task) -> list[Scored]:
+        """A share of the micro-batches, in this process."""
+        return accumulate(task, self._ask, self._trained, self.device, self.settings.precision == "bf16")
 
     def update(self) -> tuple[float, float]:
         """Apply the gradients accumulated. Returns their norm and the learning rate used."""
@@ -291,16 +220,6 @@ class Learner:
             raise Stopped(f"stopped after training step {self.done} of {self.total}; run again to go on")
 
 
-def _measured(measure: Measure, model: Any, batch: Pack, temperature: float, entropy: bool) -> Told:
-    return Told(measure(model, batch, temperature))
-
-
-def _by_row(values: Tensor | None, run: Sequence[Row]) -> list[list[float]]:
-    if values is None:
-        return [[] for _ in run]
-    return [part.tolist() for part in torch.split(values.detach(), [row.example.supervised for row in run])]
-
-
 def run_identity(settings: LearnerSettings, examples: Sequence[Example] = ()) -> str:
     """Names a run in its checkpoints: the settings it is about, and the rows in their order.
 
@@ -312,74 +231,3 @@ def run_identity(settings: LearnerSettings, examples: Sequence[Example] = ()) ->
     for example in examples:
         digest.update(repr((example.key, example.input_ids, example.labels_mask, example.weight)).encode())
     return digest.hexdigest()
-
-
-SMALL = 50_000_000
-"""Parameters up to which a process for each core is faster than threads."""
-
-
-@contextmanager
-def learning(
-    model: Any, settings: LearnerSettings, total: int, directory: Path, run: str, before_save: BeforeSave = nothing,
-    measure: Measure = logprobs,
-) -> Iterator[Learner]:  # fmt: skip
-    """A learner in a process made ready for it: see `prepared`. ``settings.threads`` cores compute:
-    processes of one thread each for a small model on Linux and CPU, threads of one process otherwise.
-
-    ``before_save`` is called ahead of each checkpoint: what a step has reported must be durable before the
-    step counts as done.
-    """
-    with assembled(settings.devices) as ranks:
-        if ranks and measure is not logprobs:
-            raise InputError("a teacher's distributions can be learned on one device only (devices: 1)")
-        processes = 1 if ranks else _processes(model, settings)
-        with prepared(model, max(1, settings.threads // (ranks.size if ranks else processes))):
-            check_packing(model)
-            if ranks:
-                ranks.begin({"settings": settings, "total": total})
-            learner = Learner(model, settings, total, directory, run, before_save, ranks, measure)
-            try:
-                learner.fork(processes)
-                yield learner
-            finally:
-                learner.close()
-
-
-def _processes(model: Any, settings: LearnerSettings) -> int:
-    small = sum(p.numel() for p in model.parameters()) <= SMALL
-    return settings.threads if small and model.device.type == "cpu" and sys.platform == "linux" else 1
-
-
-def follow(ranks: Ranks, settings: LearnerSettings, total: int) -> None:
-    """What a rank above 0 does for one training: what rank 0's learner asks of all, until it is over."""
-    with steady(max(1, settings.threads // ranks.size)):
-        learner = Learner(None, settings, total, Path(), "", nothing, ranks)
-        while (asked := ranks.told()) is not None:
-            name, argument = asked
-            ranks.answer(getattr(learner, name)(argument))
-
-
-@contextmanager
-def prepared(model: Any, threads: int) -> Iterator[None]:
-    """Training mode and lean layers, in a process made `steady`; undone afterwards."""
-    before = model.training
-    model.train()
-    try:
-        with steady(threads), lean(model):
-            yield
-    finally:
-        model.train(before)
-
-
-@contextmanager
-def steady(threads: int) -> Iterator[None]:
-    """A fixed number of threads, deterministic kernels; undone afterwards."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (a costly debugging aid)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])

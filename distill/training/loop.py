@@ -22,7 +22,9 @@ from torch import Tensor
 from distill.training.batching import Example, Order
 from distill.training.early_stopping import Best, Heldout
 from distill.training.forward import logprobs
-from distill.training.learner import BeforeSave, Learner, LearnerSettings, Measure, Row, learning, nothing, run_identity
+from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing, run_identity
+from distill.training.passes import Measure, Row
+from distill.training.session import learning
 from pipeline.errors import InputError
 
 BatchSource = Callable[[int], Sequence[Example]]

@@ -7,13 +7,12 @@ which is what the embedded models are pretrained with. Both are torch's own.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from distill.training import value_head
 from distill.training.ranks import alike, full
 from pipeline.errors import InputError
 
@@ -21,24 +20,24 @@ from pipeline.errors import InputError
 @dataclass(frozen=True)
 class OptimizerSettings:
     """``learning_rate`` is AdamW's; ``muon_learning_rate`` (None: no Muon) that of hidden matrices;
-    ``norm_learning_rate`` (None: like the rest) AdamW's for vectors, the weights of norms; ``value_learning_rate``
-    (None: like the rest) AdamW's for a value head, whose gradient is then clipped by itself.
+    ``norm_learning_rate`` (None: like the rest) AdamW's for vectors, the weights of norms.
 
     The schedule warms up linearly over ``warmup`` (a share of all steps) and then goes to
     ``final`` times the peak by a cosine, a line, or stays ("constant"). ``clip`` bounds the norm
-    of the whole gradient; 0 turns it off.
+    of the whole gradient; 0 turns it off. ``apart`` gives parameters whose names begin so an AdamW rate of
+    their own (a fresh head beside pretrained weights).
     """
 
     learning_rate: float
     muon_learning_rate: float | None = None
     norm_learning_rate: float | None = None
-    value_learning_rate: float | None = None
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.03
     final: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     clip: float = 1.0
+    apart: tuple[tuple[str, float], ...] = field(default=(), repr=False)  # repr: runs from before it go on
 
     def scale(self, step: int, total: int) -> float:
         """The factor on the peak learning rate for update ``step`` (from 0) of ``total``."""
@@ -62,17 +61,15 @@ class Optimizer:
             raise InputError("the model has no trainable parameter")
         self.parameters = [p for _, p in named]
         hidden = _hidden_matrices(model) if settings.muon_learning_rate is not None else set()
-        head = [p for name, p in named if value_head.NAME in name.split(".")]
-        head = head if settings.value_learning_rate is not None else []
+        own = [(rate, [p for name, p in named if name.startswith(start)]) for start, rate in settings.apart]
+        taken = {id(p) for _, group in own for p in group}
         vectors = [p for p in self.parameters if p.dim() == 1] if settings.norm_learning_rate is not None else []
-        vectors = [p for p in vectors if not any(p is other for other in head)]
-        self._clipped = [[p for p in self.parameters if not any(p is other for other in head)], head]
-        apart = hidden | {id(p) for p in (*vectors, *head)}
+        own.append((settings.norm_learning_rate or 0.0, [p for p in vectors if id(p) not in taken]))
+        apart = hidden | taken | {id(p) for p in vectors}
         rest = [p for p in self.parameters if id(p) not in apart]
-        matrices = [p for p in self.parameters if id(p) in hidden]
+        matrices = [p for p in self.parameters if id(p) in hidden - taken]
         self.parts: list[tuple[float, torch.optim.Optimizer]] = []
-        rates = (settings.learning_rate, settings.norm_learning_rate or 0.0, settings.value_learning_rate or 0.0)
-        for group, rate in zip((rest, vectors, head), rates, strict=True):
+        for rate, group in ((settings.learning_rate, rest), *own):
             if group:
                 adamw = torch.optim.AdamW(group, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
                 self.parts.append((rate, adamw))
@@ -81,10 +78,9 @@ class Optimizer:
             self.parts.append((settings.muon_learning_rate or 0.0, muon))
 
     def step(self, scale: float) -> float:
-        """Clip, update at ``scale`` times the peak rates, clear. Returns the norm before clipping (of a value head it
-        is not told)."""
+        """Clip, update at ``scale`` times the peak rates, clear. Returns the norm before clipping."""
         limit = self.settings.clip or math.inf
-        norm, _ = (nn.utils.clip_grad_norm_(part, limit, error_if_nonfinite=True) for part in self._clipped)
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit, error_if_nonfinite=True)
         for peak, optimizer in self.parts:
             for group in optimizer.param_groups:
                 group["lr"] = peak * scale

@@ -260,7 +260,7 @@ def joined() -> Ranks:
 
 def serve() -> None:
     """The life of a rank above 0, until rank 0 ends it or is gone. Signals are for rank 0 to heed."""
-    from distill.training.learner import follow
+    from distill.training.session import follow
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

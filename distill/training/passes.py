@@ -1,0 +1,103 @@
+"""Passes of one process over micro-batches: what each row is told, and the gradient of a loss over them.
+
+What the loss is, and how rows are cut and shared out, is the caller's (`distill.training.learner`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from distill.training.batching import Example
+from distill.training.forward import Pack, Told, pack
+from distill.training.ranks import Scorer
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An example and what its loss needs: for each stream, one value per supervised token."""
+
+    example: Example
+    streams: Mapping[str, Sequence[float]]
+
+
+Objective = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+"""Log-probabilities (L,) and streams (L,) of the supervised tokens of a micro-batch -> loss (a scalar). Among the
+streams are ``reference`` where asked for, and ``value``, with its gradient, where the model has a value head.
+
+Losses of micro-batches are summed, so an objective must carry its normalisation by the whole step in
+its streams. It is sent to other processes: a module's function, or a `functools.partial` of one.
+"""
+
+
+Measure = Callable[[Any, Pack, float], Tensor]
+"""What a pass makes of each supervised token of a pack at a temperature, (L,): what objectives are told as its
+log-probability. By default it is that (`forward.logprobs`)."""
+
+
+class Scored(NamedTuple):
+    """What a pass made of one row's supervised tokens, before the update: `forward.Told`, as lists.
+
+    ``reference`` are the log-probabilities of the model without its adapter. Empty is what was not asked for.
+    """
+
+    logprobs: list[float]
+    reference: list[float]
+    entropy: list[float]
+    values: list[float]
+
+
+class Task(NamedTuple):
+    """Micro-batches to be passed over, and what for: with an objective there is a backward pass, too."""
+
+    runs: list[list[Row]]
+    objective: Objective | None
+    temperature: float
+    reference: bool
+    entropy: bool
+    idle: int = 0
+    """So many of the runs, the last, are made for the other ranks' sake and count for nothing."""
+
+
+def accumulate(task: Task, ask: Scorer, model: Any, device: torch.device, half: bool) -> list[Scored]:
+    """Forward and backward over micro-batches; gradients add up in the parameters. ``ask`` passes over ``model``."""
+    scored = []
+    for number, run in enumerate(task.runs):
+        counts = number < len(task.runs) - task.idle
+        batch = pack([row.example for row in run], device)
+        streams = {
+            name: torch.tensor([value for row in run for value in row.streams[name]], device=device)
+            for name in run[0].streams
+        }
+        precision = partial(torch.autocast, device.type, torch.bfloat16) if half else nullcontext
+        if task.reference:
+            with torch.no_grad(), model.disable_adapter(), precision():
+                streams["reference"] = ask(batch, task.temperature, False).logprobs
+        with torch.set_grad_enabled(task.objective is not None):
+            with precision():
+                told = ask(batch, task.temperature, task.entropy)
+            if told.values is not None:
+                streams["value"] = told.values
+            if task.objective is not None:
+                torch.autograd.backward(task.objective(told.logprobs, streams) * (1.0 if counts else 0.0))
+        if counts:
+            columns = (told.logprobs, streams.get("reference"), told.entropy, told.values)
+            scored += [Scored(*row) for row in zip(*(_by_row(column, run) for column in columns), strict=True)]
+    return scored
+
+
+def measured(measure: Measure, model: Any, batch: Pack, temperature: float, entropy: bool) -> Told:
+    """A measure as a `Scorer`."""
+    return Told(measure(model, batch, temperature))
+
+
+def _by_row(values: Tensor | None, run: Sequence[Row]) -> list[list[float]]:
+    if values is None:
+        return [[] for _ in run]
+    return [part.tolist() for part in torch.split(values.detach(), [row.example.supervised for row in run])]

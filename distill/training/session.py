@@ -1,0 +1,92 @@
+"""A training from its beginning to its end: the process made ready for it, ranks and replicas, and all undone.
+
+`learning` is what loops use; `follow` is its counterpart on the ranks above 0.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import deterministic
+
+from distill.training.forward import check_packing, logprobs
+from distill.training.lean import lean
+from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing
+from distill.training.passes import Measure
+from distill.training.ranks import Ranks, assembled
+from pipeline.errors import InputError
+
+SMALL = 50_000_000
+"""Parameters up to which a process for each core is faster than threads."""
+
+
+@contextmanager
+def learning(
+    model: Any, settings: LearnerSettings, total: int, directory: Path, run: str, before_save: BeforeSave = nothing,
+    measure: Measure = logprobs,
+) -> Iterator[Learner]:  # fmt: skip
+    """A learner in a process made ready for it: see `prepared`. ``settings.threads`` cores compute:
+    processes of one thread each for a small model on Linux and CPU, threads of one process otherwise.
+
+    ``before_save`` is called ahead of each checkpoint: what a step has reported must be durable before the
+    step counts as done.
+    """
+    with assembled(settings.devices) as ranks:
+        if ranks and measure is not logprobs:
+            raise InputError("a teacher's distributions can be learned on one device only (devices: 1)")
+        processes = 1 if ranks else _processes(model, settings)
+        with prepared(model, max(1, settings.threads // (ranks.size if ranks else processes))):
+            check_packing(model)
+            if ranks:
+                ranks.begin({"settings": settings, "total": total})
+            learner = Learner(model, settings, total, directory, run, before_save, ranks, measure)
+            try:
+                learner.fork(processes)
+                yield learner
+            finally:
+                learner.close()
+
+
+def _processes(model: Any, settings: LearnerSettings) -> int:
+    small = sum(p.numel() for p in model.parameters()) <= SMALL
+    return settings.threads if small and model.device.type == "cpu" and sys.platform == "linux" else 1
+
+
+def follow(ranks: Ranks, settings: LearnerSettings, total: int) -> None:
+    """What a rank above 0 does for one training: what rank 0's learner asks of all, until it is over."""
+    with steady(max(1, settings.threads // ranks.size)):
+        learner = Learner(None, settings, total, Path(), "", nothing, ranks)
+        while (asked := ranks.told()) is not None:
+            name, argument = asked
+            ranks.answer(getattr(learner, name)(argument))
+
+
+@contextmanager
+def prepared(model: Any, threads: int) -> Iterator[None]:
+    """Training mode and lean layers, in a process made `steady`; undone afterwards."""
+    before = model.training
+    model.train()
+    try:
+        with steady(threads), lean(model):
+            yield
+    finally:
+        model.train(before)
+
+
+@contextmanager
+def steady(threads: int) -> Iterator[None]:
+    """A fixed number of threads, deterministic kernels; undone afterwards."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (a costly debugging aid)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
