@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill import catalog
+from distill.comparison import pair_of
 from distill.families.base import Family
 from distill.randomness import generator
 from distill.report import svg
@@ -54,6 +55,7 @@ stages:
     models: {{teacher: models/teacher, base: models/base, sft: "stage:sft", grpo: "stage:grpo",
               unverified: "stage:sft-unverified", answers only: "stage:sft-answers"}}
     samples: 3
+    budgets: [0, 20]
     workers: 1
   report:
     evaluation: evaluate
@@ -92,6 +94,8 @@ class Authors:
             formula = prompt.partition(": ")[2]  # what the logic family works from
             solution = author.solve(Problem("", prompt, formula, "", ""), slips, rng)
             text, thought = solution.answer, solution.thinking
+        if request.budget:  # its thinking is cut: closed at once, and an answer to the rest by guess
+            thought, text = request.prefix.removeprefix("<think>\n"), author.guess(rng)
         whole = f"<think>\n{thought}\n</think>\n{text}" if thought else text
         cut = rng.random() < 0.02
         tokens = len(whole.split()) + int(rng.integers(4))
@@ -247,8 +251,41 @@ def test_the_headline_tells_the_story(report: dict[str, Any]) -> None:
 def test_steps_are_compared_on_the_same_problems(report: dict[str, Any], workspace: Path) -> None:
     steps = {(step["from"], step["to"]): step for step in report["paired"]}
     assert list(steps) == [("base", "sft"), ("sft", "grpo"), ("sft", "unverified"), ("sft", "answers only")]
-    evaluated = manifest(workspace, "evaluate", "evaluate")["figures"]["paired"]
-    assert steps["sft", "grpo"] in evaluated
+    pairs = manifest(workspace, "evaluate", "evaluate")["figures"]["pairs"]
+    assert report["pairs"] == pairs and len(pairs) == 6 * 5 / 2
+    assert steps["sft", "grpo"] in pairs
+    for step in pairs:
+        assert step["better"] + step["worse"] + step["equal"] == step["problems"] == 36
+        assert 0 <= step["p"] <= step["p_holm"] <= 1
+
+
+def test_a_pair_is_told_either_way_round(report: dict[str, Any]) -> None:
+    there, back = (pair_of(report["pairs"], *names) for names in (("base", "grpo"), ("grpo", "base")))
+    assert back["difference"] == -there["difference"] and back["ci95"] == [-x for x in reversed(there["ci95"])]
+    assert (back["better"], back["worse"], back["p"]) == (there["worse"], there["better"], there["p"])
+
+
+def test_each_score_says_how_much_of_it_was_seen_in_training(report: dict[str, Any], page: str) -> None:
+    assert report["teacher"]["contamination"] is None  # no stage made it: unknown, not clean
+    found = report["grpo"]["contamination"]
+    assert found["trained_by"] == ["grpo", "sft"] and 0 < found["trained_on"] <= 72
+    assert found["clean"]["problems"] + found["contaminated"]["problems"] == 36
+    assert "Seen in training" in page
+
+
+def test_budgets_are_paid_only_where_samples_thought_longer(report: dict[str, Any], page: str) -> None:
+    curve = {at["budget"]: at for at in report["sft"]["by_budget"]}
+    assert list(curve) == [0, 20, None]
+    assert curve[None]["pass_at_1"] == report["sft"]["pass_at_1"] and curve[None]["new"] == 0
+    assert 0 < curve[20]["new"] < curve[0]["new"] <= 108
+    assert curve[0]["thinking_tokens"] < curve[20]["thinking_tokens"] < curve[None]["thinking_tokens"]
+    assert curve[0]["pass_at_1"] < curve[20]["pass_at_1"] < curve[None]["pass_at_1"]
+    whole = report["sft"]["against_no_thinking"][0]
+    assert whole["of"] == "all" and whole["says"] == "pays"
+    assert whole["difference"] == pytest.approx(whole["thinking"] - whole["without"], abs=2e-4)
+    guesses = {row["of"]: row["says"] for row in report["base"]["against_no_thinking"]}
+    assert set(guesses.values()) == {"not shown to pay"}  # it never thinks
+    assert "Where thinking is not shown to pay: " in page and "base: everywhere" in page
 
 
 def test_the_funnel_adds_up(report: dict[str, Any], workspace: Path) -> None:
@@ -348,6 +385,7 @@ def test_the_page_is_whole_and_stands_alone(page: str) -> None:
         "h-controls",
         "h-families",
         "h-samples",
+        "h-budgets",
         "h-lengths",
     ):
         assert wanted in ids
@@ -359,7 +397,7 @@ def test_plots_are_told_to_those_who_do_not_see_them(page: str, report: dict[str
     assert len(plots) == page.count('<svg class="plot') > 10
     for title, about in plots:
         assert re.search(f'<title id="{title}">[^<]+</title><desc id="{about}">[^<]+</desc>', page)
-    assert page.count("as a table</summary>") == 10
+    assert page.count("as a table</summary>") == 14
     for label in report["models"]:
         assert page.count(f"{100 * report[label]['pass_at_1']:.1f}%") >= 2  # in the plot and in the table
 
