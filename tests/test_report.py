@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_emergence import CHECKING, keep_rollouts
 
 from distill import catalog
 from distill.comparison import pair_of
@@ -162,6 +163,7 @@ def train(context: Any, settings: Any) -> Output:
             "threshold": 0.1,
         }
         store.append("alarms", [{"run": context.fingerprint, **seen}])
+        keep_rollouts(store, context.fingerprint, CHECKING)
     store.ingest()
     return Output(context.publish(context.work / "artifact"), {"steps": 400})
 
@@ -268,7 +270,8 @@ def test_a_pair_is_told_either_way_round(report: dict[str, Any]) -> None:
 def test_each_score_says_how_much_of_it_was_seen_in_training(report: dict[str, Any], page: str) -> None:
     assert report["teacher"]["contamination"] is None  # no stage made it: unknown, not clean
     found = report["grpo"]["contamination"]
-    assert found["trained_by"] == ["grpo", "sft"] and 0 < found["trained_on"] <= 72
+    assert found["trained_by"] == ["grpo", "sft"]
+    assert found["trained_on"] == report["sft"]["contamination"]["trained_on"] + len(CHECKING) > len(CHECKING)
     assert found["clean"]["problems"] + found["contaminated"]["problems"] == 36
     assert "Seen in training" in page
 
@@ -318,6 +321,15 @@ def test_alarms_stand_by_the_curves_of_their_stage(report: dict[str, Any], page:
     assert report["alarms"] == {"grpo": [{"name": "format_only", "step": 40, "evidence": "<b>format</b> rose by 0.30"}]}
     section = page[page.index("Training: grpo") :]
     assert "<b>format only</b> at step 40: &lt;b&gt;format&lt;/b&gt; rose by 0.30." in section
+
+
+def test_what_the_thinking_became_is_told_of_the_stage_with_rollouts(report: dict[str, Any], page: str) -> None:
+    assert set(report["emergence"]) == {"grpo"}
+    seen = report["emergence"]["grpo"]
+    assert seen["behaviours"]["verification"]["shares"] == [0.0, 1.0]
+    assert seen["changes_by_source"] == {"calc": {"wrong to right": 2}}
+    section = page[page.index("What the thinking became: grpo") :]
+    assert "No rollout that was read shows subgoals in words." in " ".join(section.split())
 
 
 def test_curves_are_thinned_but_end_where_they_ended(report: dict[str, Any]) -> None:
@@ -386,6 +398,7 @@ def test_the_page_is_whole_and_stands_alone(page: str) -> None:
         "h-families",
         "h-samples",
         "h-budgets",
+        "h-emergence-1",
         "h-lengths",
     ):
         assert wanted in ids
@@ -397,7 +410,7 @@ def test_plots_are_told_to_those_who_do_not_see_them(page: str, report: dict[str
     assert len(plots) == page.count('<svg class="plot') > 10
     for title, about in plots:
         assert re.search(f'<title id="{title}">[^<]+</title><desc id="{about}">[^<]+</desc>', page)
-    assert page.count("as a table</summary>") == 14
+    assert page.count("as a table</summary>") == 16
     for label in report["models"]:
         assert page.count(f"{100 * report[label]['pass_at_1']:.1f}%") >= 2  # in the plot and in the table
 

@@ -25,6 +25,7 @@ and further what the evaluate stage says of it (``greedy``, ``truncated``, ``by_
               (`distill.difficulty`)
     curves    by training stage and metric: [step, value], thinned to `CURVE_POINTS` means of bins
     alarms    by training stage: what its run was suspected of (`rl.alarms`), with name, step and evidence
+    emergence by training stage with rollouts: behaviours, corrections and lengths over its steps (`distill.emergence`)
     lengths   histograms of tokens per answer: bin ``edges``, counts of right and other ones
     examples  problems with the answers of the student before, between and after
     stages    name, kind, seconds, figures and identity of each stage
@@ -39,7 +40,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -65,6 +66,7 @@ RESERVED = frozenset(
         "funnel",
         "curves",
         "alarms",
+        "emergence",
         "lengths",
         "examples",
         "stages",
@@ -90,6 +92,7 @@ class Sources:
     controls: Named
     others: Named
     examples: int
+    emergence: Callable[[Manifest], dict[str, Any] | None] | None = None
 
     @property
     def stages(self) -> dict[str, Manifest]:
@@ -124,6 +127,11 @@ def gather(sources: Sources) -> Report:
             name: alarms
             for name, manifest in {**sources.training, **sources.controls}.items()
             if (alarms := _alarms(store, manifest.fingerprint))
+        },
+        "emergence": {
+            name: seen
+            for name, manifest in {**sources.training, **sources.controls}.items()
+            if sources.emergence and (seen := sources.emergence(manifest))
         },
         "lengths": _lengths(store, evaluation.digest, labels),
         "examples": examples.gather(store, evaluation.digest, story or labels[:3], sources.examples),

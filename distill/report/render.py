@@ -73,6 +73,7 @@ def render(report: Report) -> str:
         funnel=_funnel(report["funnel"]),
         bias=_bias(report["funnel"]),
         curves=_curves(report, subjects, colours),
+        emergence=_emergence(report, subjects, colours),
         families=families,
         by_samples=_by_samples(subjects, colours),
         lengths=lengths,
@@ -205,6 +206,38 @@ def _curves(
             alarms = report["alarms"].get(stage, [])
             found.append({"stage": stage, "control": control, "panels": panels, "rows": table, "alarms": alarms})
     return found
+
+
+def _emergence(
+    report: Report, subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """For each stage with rollouts: a panel a behaviour that was seen and a difficulty, and its tables."""
+    colour_of = {s["stage"]: colours[s["label"]] for s in subjects if s["stage"]}
+    found = []
+    for stage, seen in report["emergence"].items():
+        series = {
+            f"{name}: share of rollouts": list(zip(seen["steps"], one["shares"], strict=True))
+            for name, one in seen["behaviours"].items()
+            if one["share"]
+        }
+        series |= {f"{of}: tokens": [(step, tokens) for step, tokens in line] for of, line in seen["lengths"].items()}
+        panels = [
+            _small(f"emergence-{stage}-{at}", f"{stage}: {title}", title, values, colour_of.get(stage, "var(--ink-2)"))
+            for at, (title, values) in enumerate(series.items())
+        ]
+        never = [name.replace("_", " ") for name, one in seen["behaviours"].items() if not one["share"]]
+        tables = {"behaviours": rows.behaviours(seen), "changes": rows.changes(seen)}
+        found.append({"stage": stage, "looked_at": seen["looked_at"], "panels": panels, "never": never, **tables})
+    return found
+
+
+def _small(name: str, title: str, short: str, values: Sequence[svg.Point], colour: str) -> dict[str, Any]:
+    first, last = svg.number(values[0][1]), svg.number(values[-1][1])
+    about = f"from {first} at first to {last} at step {values[-1][0]:.0f}"
+    return {
+        "title": visible(short), "first": first, "last": last,
+        "svg": Markup(svg.curve(name, visible(title), about, values, colour, 84)),
+    }  # fmt: skip
 
 
 def _panel(stage: str, name: str, values: Sequence[svg.Point], colour: str, large: bool) -> dict[str, Any]:

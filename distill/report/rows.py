@@ -8,6 +8,7 @@ from typing import Any
 
 from distill import difficulty
 from distill.cli.display import duration
+from distill.emergence import CHANGES
 from distill.report.data import Report
 from distill.report.words import chance, interval, percent, points, visible
 
@@ -155,6 +156,25 @@ def does_not_pay(subjects: Sequence[Mapping[str, Any]]) -> list[str]:
         if where:
             found.append(visible(f"{s['label']}: {'everywhere' if len(where) == len(told) else ', '.join(where)}"))
     return found
+
+
+def behaviours(seen: Mapping[str, Any]) -> Rows:
+    """One row a behaviour: the share of rollouts at first, at last and in all, and what they earn."""
+    return [
+        [
+            visible(name), percent(one["shares"][0]), percent(one["shares"][-1]), percent(one["share"]),
+            *("" if one[key] is None else f"{one[key]:.3f}" for key in ("reward_with", "reward_without")),
+        ]
+        for name, one in seen["behaviours"].items()
+    ]  # fmt: skip
+
+
+def changes(seen: Mapping[str, Any]) -> Rows:
+    """One row a family: what became of an answer that the thinking had named before."""
+    return [
+        [visible(source), *(f"{counts.get(change, 0):,}" for change in CHANGES.values())]
+        for source, counts in seen["changes_by_source"].items()
+    ]
 
 
 def lengths(report: Report, labels: Sequence[str]) -> Rows:
