@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from distill import behaviours
 from distill.engines.base import response_of
 from distill.types import Finish
 from rl.step_credit import log_ratios
@@ -17,11 +17,8 @@ from rl.update import Made, Rollout, logprobs
 if TYPE_CHECKING:
     from rl.grpo import GrpoSettings
 
-PHRASES = {
-    "verifications": r"let me (?:check|verify)|double[- ]check|to verify|checking:",
-    "corrections": r"\bwait\b|\bhmm\b|\bactually\b|that(?:'s| is) (?:wrong|not right)|mistake|let me (?:redo|try)",
-}
-"""What looking back sounds like in English, as DeepSeek-R1 and the study of Zeng et al. (2503.18892) count it."""
+PHRASES = {"verifications": "verification", "corrections": "backtracking"}
+"""The metrics that count phrases, with the behaviour of `distill.behaviours` that each is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +113,7 @@ def observe(
 
 def said(kind: str, text: str) -> int:
     """How often a text says what stands under ``kind`` in `PHRASES`."""
-    return len(re.findall(PHRASES[kind], text, re.IGNORECASE))
+    return behaviours.count(behaviours.shipped()[PHRASES[kind]], text)
 
 
 def _teacher_kl(rollouts: Sequence[Rollout]) -> float | None:

@@ -117,6 +117,24 @@ def status(
     command("status", "status")(pipeline, workspace, set_ or [], limit, json_)
 
 
+@app.command(epilog="Example: distill compare sft grpo --pipeline configs/quickstart.yaml")
+def compare(
+    before: Annotated[str, typer.Argument(help="A model's label in an evaluate stage, or stage/label.")],
+    after: Annotated[str, typer.Argument(help="The other model.")],
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="The evaluate stage; by default the pipeline's last.")
+    ] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="The greedy answers, one a problem: McNemar's test.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Compare two models on the same problems: in all, by family and by difficulty."""
+    command("compare", "compare")(before, after, pipeline, workspace, stage, greedy, json_)
+
+
 @app.command("list", epilog="Example: distill list verifiers")
 def list_(
     kind: Annotated[

@@ -18,11 +18,14 @@ and further what the evaluate stage says of it (``greedy``, ``truncated``, ``by_
     sampling  how they were sampled
     protocol  a name for how was measured: scores may be compared where it is the same
     paired    differences on the same problems: along the story, and controls against its first student
+              (`distill.comparison`: interval, problems better and worse, p)
+    pairs     the same of every two models
     funnel    from generated to kept, by reason of rejection, with the ``cost`` where an endpoint was paid; null
               without a selection. Its ``bias`` tells how much easier the kept traces are than what was asked
               (`distill.difficulty`)
     curves    by training stage and metric: [step, value], thinned to `CURVE_POINTS` means of bins
     alarms    by training stage: what its run was suspected of (`rl.alarms`), with name, step and evidence
+    emergence by training stage with rollouts: behaviours, corrections and lengths over its steps (`distill.emergence`)
     lengths   histograms of tokens per answer: bin ``edges``, counts of right and other ones
     examples  problems with the answers of the student before, between and after
     stages    name, kind, seconds, figures and identity of each stage
@@ -37,7 +40,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -45,9 +48,9 @@ from statistics import fmean
 from typing import Any
 
 from distill import modelspec
+from distill.comparison import pair_of
 from distill.report import examples, words
 from distill.spending import spent_on
-from distill.statistics import paired_difference
 from distill.store import Store
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
@@ -59,9 +62,11 @@ RESERVED = frozenset(
         "sampling",
         "protocol",
         "paired",
+        "pairs",
         "funnel",
         "curves",
         "alarms",
+        "emergence",
         "lengths",
         "examples",
         "stages",
@@ -87,6 +92,7 @@ class Sources:
     controls: Named
     others: Named
     examples: int
+    emergence: Callable[[Manifest], dict[str, Any] | None] | None = None
 
     @property
     def stages(self) -> dict[str, Manifest]:
@@ -109,7 +115,8 @@ def gather(sources: Sources) -> Report:
         "headline": words.headline([subjects[label] for label in story]) or words.plain_headline(subjects),
         "sampling": {**settings["sampling"], "samples": settings["samples"], "split": settings["split"]},
         "protocol": evaluation.figures["protocol"],
-        "paired": _paired(store, evaluation.digest, _pairs(subjects, story)) or evaluation.figures["paired"],
+        "paired": _paired(evaluation.figures["pairs"], subjects, story),
+        "pairs": evaluation.figures["pairs"],
         "funnel": _funnel(store, sources.selection[1]) if sources.selection else None,
         "curves": {
             name: curves
@@ -120,6 +127,11 @@ def gather(sources: Sources) -> Report:
             name: alarms
             for name, manifest in {**sources.training, **sources.controls}.items()
             if (alarms := _alarms(store, manifest.fingerprint))
+        },
+        "emergence": {
+            name: seen
+            for name, manifest in {**sources.training, **sources.controls}.items()
+            if sources.emergence and (seen := sources.emergence(manifest))
         },
         "lengths": _lengths(store, evaluation.digest, labels),
         "examples": examples.gather(store, evaluation.digest, story or labels[:3], sources.examples),
@@ -185,31 +197,17 @@ def parameters(directory: Path) -> int | None:
     return total or None
 
 
-def _pairs(subjects: Mapping[str, Mapping[str, Any]], story: Sequence[str]) -> list[tuple[str, str]]:
+def _paired(
+    pairs: Sequence[Mapping[str, Any]], subjects: Mapping[str, Mapping[str, Any]], story: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Along the story, then controls against its first student; without a story each model against the next."""
     students = [label for label in story if subjects[label]["role"] == "student"]
     controls = [label for label, subject in subjects.items() if subject["role"] == "control"]
-    return [*pairwise(story), *((students[0], control) for control in controls if students)]
+    told = [*pairwise(story), *((students[0], control) for control in controls if students)]
+    return [pair_of(pairs, before, after) for before, after in told or pairwise(subjects)]
 
 
 # -- from the store ---------------------------------------------------------------------------
-
-
-def _paired(store: Store, evaluation: str, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    rows = store.rows(
-        "SELECT m.label, v.problem_key, CAST(v.outcome = 'correct' AS DOUBLE) AS score FROM members m "
-        "JOIN verdicts v ON m.row_key = v.verdict_key "
-        "WHERE m.collection = ? AND v.outcome <> 'unverifiable' ORDER BY m.position",
-        [evaluation],
-    )
-    scores: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        scores.setdefault(row["label"], {}).setdefault(row["problem_key"], []).append(row["score"])
-    steps = []
-    for before, after in pairs:
-        found = paired_difference(scores.get(before, {}), scores.get(after, {}))
-        value, low, high = (None if math.isnan(x) else round(x, 4) for x in (found.value, found.low, found.high))
-        steps.append({"from": before, "to": after, "difference": value, "ci95": [low, high]})
-    return steps
 
 
 def _funnel(store: Store, manifest: Manifest) -> dict[str, Any]:
@@ -299,7 +297,7 @@ def _stage(name: str, manifest: Manifest) -> dict[str, Any]:
         "version": identity.version,
         "seconds": manifest.seconds,
         "finished": manifest.finished,
-        "figures": {key: value for key, value in manifest.figures.items() if key not in ("subjects", "paired")},
+        "figures": {key: value for key, value in manifest.figures.items() if key not in ("subjects", "pairs")},
         "fingerprint": manifest.fingerprint,
         "digest": manifest.digest,
         "settings": dict(identity.settings),
