@@ -33,6 +33,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "trace_losses": ("run", "trace_key", "epoch"),
     "calls": ("call_id",),
     "curation": ("run", "position"),
+    "step_labels": ("run", "source", "example", "step"),
 }
 """What identifies a row of each table: a row whose key is there already is not ingested again."""
 
