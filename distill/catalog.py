@@ -65,6 +65,7 @@ STAGES: dict[str, str] = {
     "grpo": "rl.stages.grpo:STAGE",
     "opd": "rl.stages.opd:STAGE",
     "gkd": "rl.stages.gkd:STAGE",
+    "choose": "distill.stages.choose:STAGE",
     "evaluate": "distill.stages.evaluate:STAGE",
     "report": "distill.stages.report:STAGE",
 }

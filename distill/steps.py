@@ -79,6 +79,16 @@ def split(text: str, rule: str = "line", tokens: Sequence[Span] | None = None) -
     return [Step(start, end, text[start:end]) for start, end in steps if start < end]
 
 
+def last_tokens(steps: Sequence[Step], tokens: Sequence[Span]) -> list[int]:
+    """For each step the last token that holds a character of it, where ``tokens`` are spans of the whole text."""
+    ends, at = [], 0
+    for step in steps:
+        while at + 1 < len(tokens) and tokens[at + 1][0] < step.end:
+            at += 1
+        ends.append(at)
+    return ends
+
+
 def _parts(text: str, boundary: re.Pattern[str], span: Span) -> Iterator[Span]:
     """What a boundary leaves of a span, in order."""
     at, end = span

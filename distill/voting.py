@@ -96,27 +96,25 @@ def best_of_k(samples: Sequence[Sample], k: int) -> float:
 
 def weighted_vote_at_k(samples: Sequence[Sample], k: int, seed: int = 0) -> float:
     """The mean correctness of the answer whose samples' scores add up highest, over subsets of k (all of
-    them together if k is n, else `DRAWS` drawn from ``seed``); ties are shared."""
+    them together if k is n, else `DRAWS` drawn from ``seed``); ties are shared. A vote without a ballot is wrong."""
     _enough(samples, k)
-    if k == len(samples):
-        return _weighted(samples)
-    draws = generator(seed, "weighted vote", len(samples), k)
-    return fsum(
-        _weighted([samples[i] for i in draws.choice(len(samples), k, replace=False)]) for _ in range(DRAWS)
-    ) / DRAWS  # fmt: skip
-
-
-def _weighted(samples: Sequence[Sample]) -> float:
-    weights: dict[str, float] = {}
-    for sample in samples:
-        if sample.answer is not None:
-            weights[sample.answer] = weights.get(sample.answer, 0.0) + sample.score
-    if not weights:
+    ballots = list(dict.fromkeys(s.answer for s in samples if s.answer is not None))
+    if not ballots:
         return 0.0
-    highest = max(weights.values())
-    winners = [answer for answer, weight in weights.items() if weight == highest]
-    rights = [[s.correct for s in samples if s.answer == winner] for winner in winners]
-    return fsum(fsum(right) / len(right) for right in rights) / len(rights)
+    given = np.array([[s.answer == answer for answer in ballots] for s in samples], dtype=float)
+    scores, right = (np.array([getattr(s, name) for s in samples]) for name in ("score", "correct"))
+    if k == len(samples):
+        chosen = np.arange(k)[None]
+    else:
+        draws = generator(seed, "weighted vote", len(samples), k)
+        chosen = np.argsort(draws.random((DRAWS, len(samples))), axis=1)[:, :k]
+    votes = given[chosen]  # (draws, k, answers)
+    counts = votes.sum(1)
+    weights = np.where(counts > 0, np.einsum("dk,dka->da", scores[chosen], votes), -np.inf)
+    winners = np.isclose(weights, weights.max(1, keepdims=True), rtol=1e-12, atol=0.0)  # sums in another order
+    rights = np.einsum("dk,dka->da", right[chosen], votes) / np.maximum(counts, 1)
+    shared = (rights * winners).sum(1) / winners.sum(1)
+    return float(np.where(counts.sum(1) > 0, shared, 0.0).mean())
 
 
 def _enough(samples: Sequence[Sample], k: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.steps import Span, split
+from distill.steps import Span, last_tokens, split
 from distill.training.batching import Example
 
 Label = float | None
@@ -50,12 +50,8 @@ def encode(tokenizer: Any, prompt: str, response: str, rule: str) -> Encoded:
     spans: list[Span] = [(left - begin, right - begin) for left, right in encoded["offset_mapping"]]
     start = next((t for t, (_, right) in enumerate(spans) if right > 0), len(spans))
     own = spans[start:]
-    ends, at = [], 0
     steps = split(response, rule, own)
-    for step in steps:
-        while at + 1 < len(own) and own[at + 1][0] < step.end:
-            at += 1
-        ends.append(start + at)
+    ends = [start + at for at in last_tokens(steps, own)]
     closing = tokenizer.eos_token_id or 0
     return Encoded((*ids, closing), start, tuple(ends), tuple(step.text for step in steps))
 

@@ -84,8 +84,9 @@ def _paths(steps: Sequence[Mapping[str, Any]]) -> Iterator[list[Rated]]:
         elif step.get("human_completion"):
             before.append((step["human_completion"]["text"], 1.0))
         else:
-            return
-    yield before
+            break
+    else:
+        yield before
 
 
 def _joined(path: Sequence[Rated], thinking: bool) -> tuple[str, list[Marked]]:
