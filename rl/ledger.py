@@ -99,6 +99,7 @@ class Ledger:
             "advantage": rollout.advantage,
             "used": rollout.trained,
             "teacher_logprobs": list(rollout.teacher) or None,
+            "step_rewards": list(rollout.steps) or None,
             "components": json.dumps(dict(rollout.components)) if rollout.components else None,
             "advantages": list(rollout.advantages) if len(set(rollout.advantages)) > 1 else None,
         }

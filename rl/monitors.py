@@ -34,7 +34,7 @@ class GrpoMetrics:
     ``tokens`` went through training, prompts included. ``components`` are the means of what the reward is made of,
     as ``reward/NAME``; ``verifications`` and ``corrections`` count the phrases of `PHRASES` per rollout.
     ``teacher_kl`` estimates the reverse KL(student, teacher) in nats per token from the sampled tokens (None
-    without a teacher).
+    without a teacher), ``worst_step`` is the mean of the rollouts' lowest step rewards (None without them).
     """
 
     step: int
@@ -64,6 +64,7 @@ class GrpoMetrics:
     verifications: float
     corrections: float
     teacher_kl: float | None = None
+    worst_step: float | None = None
     components: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -107,6 +108,7 @@ def observe(
         verifications=_mean([float(said("verifications", r.completion.text)) for r in rollouts]),
         corrections=_mean([float(said("corrections", r.completion.text)) for r in rollouts]),
         teacher_kl=_teacher_kl(rollouts),
+        worst_step=_worst_step(rollouts),
         components=_components(rollouts),
     )
 
@@ -119,6 +121,11 @@ def said(kind: str, text: str) -> int:
 def _teacher_kl(rollouts: Sequence[Rollout]) -> float | None:
     told = [r for r in rollouts if r.teacher]
     return -_mean(list(chain.from_iterable(log_ratios(r.completion, r.teacher) for r in told))) if told else None
+
+
+def _worst_step(rollouts: Sequence[Rollout]) -> float | None:
+    worst = [min(r.steps) for r in rollouts if r.steps]
+    return _mean(worst) if worst else None
 
 
 def _components(rollouts: Sequence[Rollout]) -> dict[str, float]:

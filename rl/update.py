@@ -33,7 +33,8 @@ class Rollout:
 
     ``components`` are what the reward is made of, by name. ``advantages`` has one for each token of the
     completion: credit is per token from the start. ``trained``: it takes part in the updates of this step.
-    ``teacher`` are a teacher's log-probabilities of the tokens, where one is asked (`rl.step_credit`).
+    ``teacher`` are a teacher's log-probabilities of the tokens, ``steps`` the rewards of its steps, where these are
+    asked for (`rl.step_credit`).
     """
 
     step: int
@@ -45,6 +46,7 @@ class Rollout:
     trained: bool
     components: Mapping[str, float | None] = field(default_factory=dict)
     teacher: tuple[float, ...] = ()
+    steps: tuple[float, ...] = ()
 
     @property
     def advantage(self) -> float:

@@ -34,6 +34,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "calls": ("call_id",),
     "curation": ("run", "position"),
     "exposure": ("run", "label", "problem_key"),
+    "step_labels": ("run", "source", "example", "step"),
 }
 """What identifies a row of each table: a row whose key is there already is not ingested again."""
 

@@ -103,7 +103,11 @@ def states(model: Any, batch: Pack) -> Tensor:
 
 def logprobs(model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
     """Natural log-probabilities (L,), fp32, of the supervised tokens, differentiable."""
-    hidden = states(model, batch)
+    return told(model, states(model, batch), batch.targets, temperature)
+
+
+def told(model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """Natural log-probabilities (L,), fp32, of ``targets`` (L,) from the hidden states (L, D) that predict them."""
     head = causal_lm(model).get_output_embeddings()
 
     def of(states: Tensor, targets: Tensor) -> Tensor:
@@ -111,8 +115,8 @@ def logprobs(model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
 
     size = max(1, CHUNK // head.weight.shape[0])
     if len(hidden) <= size:
-        return of(hidden, batch.targets)
-    parts = zip(torch.split(hidden, size), torch.split(batch.targets, size), strict=True)
+        return of(hidden, targets)
+    parts = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
     return torch.cat([checkpoint(of, h, t, use_reentrant=False) for h, t in parts])
 
 

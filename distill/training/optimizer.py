@@ -7,7 +7,7 @@ which is what the embedded models are pretrained with. Both are torch's own.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,8 @@ class OptimizerSettings:
 
     The schedule warms up linearly over ``warmup`` (a share of all steps) and then goes to
     ``final`` times the peak by a cosine, a line, or stays ("constant"). ``clip`` bounds the norm
-    of the whole gradient; 0 turns it off.
+    of the whole gradient; 0 turns it off. ``apart`` gives parameters whose names begin so an AdamW rate of
+    their own (a fresh head beside pretrained weights).
     """
 
     learning_rate: float
@@ -36,6 +37,7 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     clip: float = 1.0
+    apart: tuple[tuple[str, float], ...] = field(default=(), repr=False)  # repr: runs from before it go on
 
     def scale(self, step: int, total: int) -> float:
         """The factor on the peak learning rate for update ``step`` (from 0) of ``total``."""
@@ -59,12 +61,15 @@ class Optimizer:
             raise InputError("the model has no trainable parameter")
         self.parameters = [p for _, p in named]
         hidden = _hidden_matrices(model) if settings.muon_learning_rate is not None else set()
+        own = [(rate, [p for name, p in named if name.startswith(start)]) for start, rate in settings.apart]
+        taken = {id(p) for _, group in own for p in group}
         vectors = [p for p in self.parameters if p.dim() == 1] if settings.norm_learning_rate is not None else []
-        apart = hidden | {id(p) for p in vectors}
+        own.append((settings.norm_learning_rate or 0.0, [p for p in vectors if id(p) not in taken]))
+        apart = hidden | taken | {id(p) for p in vectors}
         rest = [p for p in self.parameters if id(p) not in apart]
-        matrices = [p for p in self.parameters if id(p) in hidden]
+        matrices = [p for p in self.parameters if id(p) in hidden - taken]
         self.parts: list[tuple[float, torch.optim.Optimizer]] = []
-        for group, rate in ((rest, settings.learning_rate), (vectors, settings.norm_learning_rate or 0.0)):
+        for rate, group in ((settings.learning_rate, rest), *own):
             if group:
                 adamw = torch.optim.AdamW(group, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
                 self.parts.append((rate, adamw))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +16,7 @@ from distill.engines.options import PolicyEngine, SamplingSettings, Thinking, Vl
 from distill.modelspec import Model, ModelName
 from distill.prompting import Prompting
 from distill.spending import Spending
-from distill.stages.common import VerifierSpec, ask_of, store_of
+from distill.stages.common import RewardModel, VerifierSpec, ask_of, resolved, store_of
 from distill.stages.devices import check_memory, foreseen
 from distill.stages.student import StudentSettings, load_student, publish
 from distill.types import Problem
@@ -27,7 +28,15 @@ from rl import rewards
 from rl.alarms import AlarmSettings
 from rl.rewards import Component, Verified
 from rl.stages import drawing
-from rl.stages.options import LengthSettings, OnAlarm, PassRateSettings, TaskSettings, WatchSettings
+from rl.stages.options import (
+    LengthSettings,
+    OnAlarm,
+    PassRateSettings,
+    ProcessSettings,
+    TaskSettings,
+    WatchSettings,
+)
+from rl.stages.process import process_dependency, process_rewards
 from rl.stages.teacher import TeacherSettings, check_teacher, scoring
 
 if TYPE_CHECKING:
@@ -95,10 +104,12 @@ class GrpoSettings(StudentSettings):
     """Weights for the difference between the engine's and the trainer's log-probabilities, per token."""
     engine_cap: Annotated[float, Field(gt=0)] = 2.0
     """The largest such weight."""
-    verifier: VerifierSpec | None = None
+    verifier: Annotated[VerifierSpec | None, RewardModel] = None
     """The reward; by default each problem's own verifier."""
     teacher: TeacherSettings | None = later()
     """Adds a teacher's log-ratio to the advantage of every token (a reverse KL term); every group then teaches."""
+    process: ProcessSettings | None = later()
+    """A process reward model that rewards each step of a rollout beside the outcome (dense rewards)."""
     reward: Annotated[list[Component], Field(min_length=1)] | None = later()
     """The reward as a weighted sum of named components, in place of `verifier`."""
     watch: WatchSettings | None = later()
@@ -156,6 +167,8 @@ class GrpoSettings(StudentSettings):
         check_engines(self)
         if self.teacher and self.refills:
             raise ValueError("refills and teacher exclude each other: with a teacher no group is without a gradient")
+        if self.process and self.refills:
+            raise ValueError("refills and process exclude each other: steps differ where outcomes do not")
         return self
 
 
@@ -200,7 +213,7 @@ def refine(context: Context, settings: GrpoSettings, *, outcome: float, about: s
         Recorder(store, context, _shown(settings), settings.log_to) as recorder,
         _mix(context, settings, outcome, tokenizer) as mix,
     ):
-        verifiers = rewards.verifiers(settings.components)
+        verifiers = resolved(context, rewards.verifiers(settings.components))
         ledger = Ledger(store, context.fingerprint, how, problem_keys, pool, verifiers, context.stopping, ask)
         draws = drawing.draws(context, settings, tasks, ledger, problem_keys)
         guard = guarding.guard(context, settings, policy, how.sampling, ask)
@@ -233,15 +246,26 @@ def refine(context: Context, settings: GrpoSettings, *, outcome: float, about: s
 
 @contextmanager
 def _mix(context: Context, settings: GrpoSettings, outcome: float, tokenizer: Any) -> Iterator[Mix]:
-    """What a rollout gets credit for: its reward, and what a teacher says of its tokens."""
+    """What a rollout gets credit for: its reward, its steps, and what a teacher says of its tokens."""
     from rl.step_credit import Mixture, outcome_alone
 
-    if settings.teacher is None:
+    if settings.teacher is None and settings.process is None:
         yield outcome_alone
         return
-    temperature, weight = settings.sampling.temperature, settings.teacher.weight
-    with scoring(context, settings.teacher, tokenizer, temperature, settings.micro_batch_tokens) as score:
-        yield Mixture(outcome, score, weight, leave_out_cut=settings.overlong == "filter")
+    mixture = Mixture(outcome, leave_out_cut=settings.overlong == "filter")
+    if settings.process:
+        steps, weight, form = (
+            process_rewards(context, settings.process, tokenizer),
+            settings.process.weight,
+            settings.process.form,
+        )
+        mixture = replace(mixture, steps=steps, step_weight=weight, step_form=form)
+    with ExitStack() as stack:
+        if settings.teacher:
+            temperature, tokens = settings.sampling.temperature, settings.micro_batch_tokens
+            score = stack.enter_context(scoring(context, settings.teacher, tokenizer, temperature, tokens))
+            mixture = replace(mixture, teacher=score, teacher_weight=settings.teacher.weight)
+        yield mixture
 
 
 def _shown(settings: GrpoSettings) -> tuple[str, ...]:
@@ -353,7 +377,8 @@ def dependencies(settings: GrpoSettings, hashes: FileHashes, upstream: Mapping[s
     ]
     versions = {name: version for found in every for name, version in found.items()}
     teacher = modelspec.dependency(settings.teacher.model, hashes) if settings.teacher else {}
-    return {**modelspec.dependency(settings.student, hashes), **teacher, "verifiers": content_hash(versions)}
+    process = process_dependency(settings.process, hashes)
+    return {**modelspec.dependency(settings.student, hashes), **teacher, **process, "verifiers": content_hash(versions)}
 
 
 STAGE = Stage(

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from distill.prm import files
 from distill.stages.common import VerifierSpec
 from pipeline.stage import Input, Settings
 
@@ -31,6 +32,18 @@ class PassRateSettings(Settings):
     known_from: Annotated[str | None, Input(accepts=("verdicts", "student"))] = None
     """What is known before the first step: verdicts of a teacher's or this student's traces, or the rollouts of
     an earlier grpo stage. By default nothing; then this run's own rollouts tell."""
+
+
+class ProcessSettings(Settings):
+    """A process reward model that rewards each step of a rollout, at the step's last token."""
+
+    model: Annotated[str, Input(accepts=("prm",), prefix=files.PREFIX)]
+    """`prm:STAGE`, or the directory that a `prm` stage made. It must read the student's tokens."""
+    weight: Annotated[float, Field(gt=0)] = 0.5
+    """Of its advantage, beside the outcome's."""
+    form: Literal["minimum", "sum"] = "minimum"
+    """What a rollout's steps are worth: its worst step, which length cannot buy (PURE), or the `sum` of the steps to
+    come, normalised in the group (DeepSeekMath), which it can: a policy learns to write more of what scores well."""
 
 
 class LengthSettings(Settings):
