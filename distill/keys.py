@@ -54,6 +54,8 @@ def asked_key(problem: Problem, asked: Asked) -> str:
         found["prefix"] = asked.prefix
     if asked.budget and (budget := asked.budget.settled):
         found["budget"] = budget
+    if asked.stop:
+        found["stop"] = asked.stop
     return content_hash(["asked", found]) if found else ""
 
 

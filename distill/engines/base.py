@@ -31,6 +31,16 @@ class PromptTooLong(InputError):
         self.key = key
 
 
+class NoSteps(InputError):
+    """An engine that cannot end a response after a step was asked to."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"engine {name} cannot stop at the end of a step, so it cannot search step by step; use the transformers "
+            "engine, or a strategy that takes whole responses (majority, best_of, weighted, adaptive)"
+        )
+
+
 class Engine(Protocol):
     name: str
     """The name it is registered under in `distill.catalog` ("transformers", "vllm", "openai")."""

@@ -60,8 +60,9 @@ class TransformersEngine:
         self._stop_ids = stop_ids(model, tokenizer)
         self._pieces = lru_cache(1024)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
         decoder = partial(
-            Decoder, self._copy.model, stop_ids=self._stop_ids, slots=slots, memory=memory_for(model) / workers
-        )
+            Decoder, self._copy.model, stop_ids=self._stop_ids, slots=slots, memory=memory_for(model) / workers,
+            text_of=lru_cache(None)(lambda token: tokenizer.decode([token], clean_up_tokenization_spaces=False)),
+        )  # fmt: skip
         self._decoder: Decoder | WorkerPool = decoder() if workers == 1 else WorkerPool(decoder, workers, slots)
         self._ahead = AHEAD * slots * workers
         self._encoded = lru_cache(self._ahead)(self._encode)
@@ -115,7 +116,7 @@ class TransformersEngine:
             )
         sampling = replace(request.sampling, max_tokens=min(asked, limit - len(ids)))
         budget = self._budget(request.budget, has_opened(prompt)) if request.budget else None
-        return prompt, Job(request.key, ids, sampling, given, budget)
+        return prompt, Job(request.key, ids, sampling, given, budget, request.stop)
 
     def _budget(self, budget: ThinkingBudget, opened: bool) -> Budget:
         closing, extension = self._tokens(budget.closing), self._tokens(budget.extension)
@@ -141,7 +142,9 @@ class TransformersEngine:
     def _completion(self, sample: Sample, prompt: str, job: Job) -> Completion:
         said = sample.token_ids[:-1] if sample.stopped else sample.token_ids
         text = self.tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        finish = Finish.LENGTH if not sample.stopped else Finish.STOP if text.strip() else Finish.EMPTY
+        finish = Finish.STOP if text.strip() else Finish.EMPTY
+        if not sample.stopped:
+            finish = Finish.STEP if sample.stepped and len(sample.token_ids) < job.sampling.max_tokens else Finish.LENGTH
         thinking, _ = count_thinking_tokens(
             sample.token_ids, self._tokens(CLOSE), self._tokens(OPEN), has_opened(prompt)
         )
