@@ -64,7 +64,21 @@ STAGES: dict[str, str] = {
     "opd": "rl.stages.opd:STAGE",
     "gkd": "rl.stages.gkd:STAGE",
     "evaluate": "distill.stages.evaluate:STAGE",
+    "search": "rl.stages.search:STAGE",
     "report": "distill.stages.report:STAGE",
+}
+
+STRATEGIES: dict[str, str] = {
+    "greedy": "rl.search.single:Greedy",
+    "sample": "rl.search.single:Sample",
+    "majority": "rl.search.vote:Majority",
+    "adaptive": "rl.search.adaptive:AdaptiveVote",
+    "allocate": "rl.search.allocation:Allocation",
+    "best_of": "rl.search.ranked:BestOf",
+    "weighted": "rl.search.ranked:WeightedVote",
+    "beam": "rl.search.beam:Beam",
+    "dvts": "rl.search.dvts:Dvts",
+    "lookahead": "rl.search.lookahead:Lookahead",
 }
 
 TABLES: dict[str, dict[str, str]] = {
@@ -72,6 +86,7 @@ TABLES: dict[str, dict[str, str]] = {
     "families": FAMILIES,
     "engines": ENGINES,
     "stages": STAGES,
+    "strategies": STRATEGIES,
 }
 
 
@@ -123,7 +138,7 @@ def _unknown(kind: str, name: str) -> str:
 
 
 def _singular(kind: str) -> str:
-    return {"families": "family"}.get(kind, kind.removesuffix("s"))
+    return {"families": "family", "strategies": "strategy"}.get(kind, kind.removesuffix("s"))
 
 
 def stage(kind: str) -> Stage:

@@ -81,6 +81,11 @@ def verdict_key(trace: str, problem: str, verifier: str, version: str, spec: str
     return content_hash(["verdict", trace, problem, verifier, version, spec])
 
 
+def score_key(scorer: str, trace: str) -> str:
+    """What a step scorer (by identity) says of a trace. The key of a trace stands for its prompt and its text."""
+    return content_hash(["scored", scorer, trace])
+
+
 def failed_key(verdict: str) -> str:
     """Where the first failure to come to a verdict is kept; the verdict's own key stays free for the next
     run. (The view `judgements` relies on the ending.)"""

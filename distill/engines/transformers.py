@@ -144,7 +144,8 @@ class TransformersEngine:
         text = self.tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         finish = Finish.STOP if text.strip() else Finish.EMPTY
         if not sample.stopped:
-            finish = Finish.STEP if sample.stepped and len(sample.token_ids) < job.sampling.max_tokens else Finish.LENGTH
+            room = len(sample.token_ids) < job.sampling.max_tokens
+            finish = Finish.STEP if sample.stepped and room else Finish.LENGTH
         thinking, _ = count_thinking_tokens(
             sample.token_ids, self._tokens(CLOSE), self._tokens(OPEN), has_opened(prompt)
         )

@@ -33,6 +33,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "trace_losses": ("run", "trace_key", "epoch"),
     "calls": ("call_id",),
     "curation": ("run", "position"),
+    "searches": ("run", "strategy", "budget", "start", "problem_key"),
+    "step_scores": ("score_key",),
 }
 """What identifies a row of each table: a row whose key is there already is not ingested again."""
 
