@@ -81,12 +81,18 @@ STRATEGIES: dict[str, str] = {
     "lookahead": "rl.search.lookahead:Lookahead",
 }
 
+DOORS: dict[str, str] = {
+    "search": "rl.search.live:LiveSearch",
+}
+"""What `distill` asks of `rl` by name, beside stages and strategies."""
+
 TABLES: dict[str, dict[str, str]] = {
     "verifiers": VERIFIERS,
     "families": FAMILIES,
     "engines": ENGINES,
     "stages": STAGES,
     "strategies": STRATEGIES,
+    "doors": DOORS,
 }
 
 

@@ -131,6 +131,11 @@ class Decoder:
         self._waiting.clear()
         self._release(list(self._running))
 
+    def so_far(self, key: str) -> tuple[int, ...]:
+        """The tokens that a running job has come to; none where it waits, or has ended."""
+        slot = next((slot for slot, running in self._running.items() if running.job.key == key), None)
+        return () if slot is None else next(self._rows.results([slot], self._stop_ids))[0]
+
     @torch.inference_mode()
     def step(self) -> list[Sample]:
         """One token for every running row; returns those that are finished."""

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
-from distill.modelspec import STAGE, Model
+from distill.modelspec import Model
 from distill.prm.scorer import StepScorer
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
 
+PRM = "prm:"
+"""``prm:STAGE`` is the reward model that a stage made."""
+
 
 @dataclass
 class Scorer:
+    """``load`` is slow."""
+
     identity: str
     load: Callable[[], StepScorer]
     _opened: list[StepScorer] = field(default_factory=list)
@@ -37,16 +43,15 @@ def likelihood_of(model: Model, rule: str) -> Scorer:
 
 def prm_of(name: str, workspace: Path, inputs: Mapping[str, Manifest], hashes: FileHashes) -> Scorer:
     """The process reward model that a stage made, or that lies in a directory."""
-    if name.startswith(STAGE):
-        made = inputs[name.removeprefix(STAGE)]
+    if name.startswith(PRM):
+        made = inputs[name.removeprefix(PRM)]
         assert made.artifact is not None
         directory = workspace / made.artifact
     else:
         directory = Path(name)
 
     def load() -> StepScorer:
-        from distill.prm.reading import open_scorer
-
-        return open_scorer(directory)
+        loaded: StepScorer = import_module("distill.prm.reading").load(directory, name)
+        return loaded
 
     return Scorer(f"prm:{hashes.of(directory)}", load)

@@ -39,7 +39,7 @@ from rl.search.allocation import Allocation
 from rl.search.base import whole
 from rl.search.beam import Tree
 from rl.search.measure import measure
-from rl.search.scoring import Scorer, likelihood_of, prm_of
+from rl.search.scoring import PRM, Scorer, likelihood_of, prm_of
 from rl.search.settings import Named, StrategySpec, named
 from rl.search.stored import StoredWorld
 
@@ -64,8 +64,8 @@ class SearchSettings(Settings):
     """Samples of each problem that all strategies choose from; by default the largest budget."""
     stored: bool = False
     """No new call: strategies that need samples which are not in the store are refused."""
-    prm: Annotated[str | None, Input(accepts=("prm",), prefix=modelspec.STAGE)] = None
-    """The process reward model that scores steps: a stage's, or a directory."""
+    prm: Annotated[str | None, Input(accepts=("prm",), prefix=PRM)] = None
+    """The process reward model that scores steps: `prm:STAGE`, or a directory."""
     likelihood: StageOrName | None = None
     """In place of `prm`: a model whose own probability of each step is its score."""
     step: Literal["line", "paragraph"] = "line"
@@ -195,7 +195,7 @@ def dependencies(settings: SearchSettings, hashes: FileHashes, upstream: Mapping
     found |= engines.model_dependency(settings.model, settings.engine, hashes)
     if settings.likelihood:
         found |= modelspec.dependency(settings.likelihood, hashes)
-    if settings.prm and not settings.prm.startswith(modelspec.STAGE):
+    if settings.prm and not settings.prm.startswith(PRM):
         found[f"prm {settings.prm}"] = hashes.of(settings.prm)
     return found
 
