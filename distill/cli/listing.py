@@ -57,7 +57,7 @@ def _strategies() -> Rows:
     return [
         {
             "name": name,
-            "about": " ".join(kind.__doc__.split("\n\n")[0].split()),
+            "about": kind.__doc__.splitlines()[0],
             "needs": ", ".join(sorted(kind().needs)),
         }
         for name, kind in found.items()

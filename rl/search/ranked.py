@@ -12,10 +12,10 @@ from rl.search.vote import elect
 
 
 class BestOf(Settings):
-    """Best-of-N: the response that scores highest (Lightman et al. 2023, https://arxiv.org/abs/2305.20050), or the
-    first that the verifier accepts: what a perfect judge of answers could make of the samples.
+    """Best-of-N: the response that scores highest, or the first that the verifier accepts.
 
-    Under a weak PRM it falls as N grows: the maximum goes to whatever the PRM is wrong about.
+    By PRM: Lightman et al. 2023, https://arxiv.org/abs/2305.20050. By verifier: what a perfect judge of answers could
+    make of the samples. Under a weak PRM it falls as N grows: the maximum goes to whatever the PRM is wrong about.
     """
 
     independent: ClassVar[bool] = True
@@ -35,8 +35,10 @@ class BestOf(Settings):
 
 
 class WeightedVote(Settings):
-    """A vote in which each answer has the sum of its responses' scores (Uesato et al. 2022,
-    https://arxiv.org/abs/2211.14275, section 4.3; Beeching et al. 2024 call it weighted best-of-N)."""
+    """A vote in which each answer has the sum of its responses' scores.
+
+    Also known as weighted best-of-N (Li et al. 2022, https://arxiv.org/abs/2206.02336; Beeching et al. 2024).
+    """
 
     independent: ClassVar[bool] = True
     aggregate: Aggregate = "product"

@@ -31,7 +31,10 @@ def elect(pieces: Sequence[Piece], weights: Sequence[float] | None = None) -> Ch
 
 
 class Majority(Settings):
-    """Self-consistency: the most frequent answer (Wang et al. 2022, https://arxiv.org/abs/2203.11171)."""
+    """Self-consistency: the most frequent answer.
+
+    Wang et al. 2022, https://arxiv.org/abs/2203.11171.
+    """
 
     independent: ClassVar[bool] = True
 
