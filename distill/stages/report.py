@@ -17,7 +17,7 @@ from distill.report.data import Sources, gather
 from distill.stages.common import store_of
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
-from pipeline.stage import Context, Input, Output, Settings, Stage
+from pipeline.stage import Context, Input, Output, Settings, Stage, later
 
 HTML, JSON = "report.html", "report.json"
 Students = Annotated[list[str], Input(accepts=("student", "model"), figures=True), Field(default_factory=list)]
@@ -35,6 +35,8 @@ class ReportSettings(Settings):
         list[str], Input(accepts=("problems", "traces", "verdicts", "selection", "student", "model"), figures=True)
     ] = Field(default_factory=list)
     """Further stages whose seconds and figures are shown."""
+    search: Annotated[str | None, Input(accepts=("search",), figures=True)] = later()
+    """Shown as what a token buys: accuracy against tokens of each strategy."""
     examples: Annotated[int, Field(ge=0)] = 3
     """Problems shown with the answers before and after."""
 
@@ -53,6 +55,7 @@ def run(context: Context, settings: ReportSettings) -> Output:
         controls=named(settings.controls),
         others=named(settings.stages),
         examples=settings.examples,
+        search=(settings.search, context.inputs[settings.search]) if settings.search else None,
     )
     report = gather(sources)
     built = context.work / "artifact"

@@ -42,11 +42,41 @@ def point(budget: int, outcomes: Sequence[Outcome], votes: Votes) -> dict[str, A
         "sampled_tokens": round(sampled, 2),
         "scored_tokens": round(tokens - sampled, 2),
         "tokens": round(tokens, 2),
+        "tokens_saved": rounded(1 - tokens / (budget * votes.tokens)) if votes.tokens else None,
         "against_majority": {
             "at_equal_samples": votes.compared(scores, budget),
             "at_equal_tokens": votes.compared(scores, votes.samples_for(tokens)),
         },
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A strategy's accuracy of each problem by its mean tokens, cheapest first: what it has with a number of tokens
+    between those of two budgets is the mean of both, drawn by lot so that the tokens are equal."""
+
+    points: Sequence[tuple[float, Mapping[str, float]]]
+
+    def at(self, tokens: float) -> tuple[float, dict[str, list[float]]]:
+        """(the tokens that it has, accuracy by problem); its cheapest or dearest point beyond its ends."""
+        costs = [cost for cost, _ in self.points]
+        had = min(max(tokens, costs[0]), costs[-1])
+        above = next(n for n, cost in enumerate(costs) if cost >= had)
+        (low, before), (high, after) = self.points[max(above - 1, 0)], self.points[above]
+        share = (had - low) / (high - low) if high > low else 1.0
+        return had, {key: [(1 - share) * before.get(key, now) + share * now] for key, now in after.items()}
+
+
+def curve(points: Sequence[tuple[dict[str, Any], Scores]]) -> Curve:
+    """Of (what `point` said, accuracies by problem)."""
+    found = [(said["tokens"], {key: fmean(values) for key, values in scores.items()}) for said, scores in points]
+    return Curve(sorted(found, key=lambda each: each[0]))
+
+
+def rival(scores: Scores, tokens: float, other: Curve) -> dict[str, Any]:
+    """A strategy less another at equal tokens, on the same problems. ``tokens`` are those that the other had."""
+    had, theirs = other.at(tokens)
+    return {"tokens": round(had, 2), **_estimate(paired_difference(theirs, scores), "difference")}
 
 
 def by_problem(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
@@ -91,15 +121,6 @@ class Votes:
             return None
         had = min(max(samples, 1.0), float(self.most))
         return {"samples": round(had, 2), **_estimate(paired_difference(self.at(had), scores), "difference")}
-
-    def needed(self, accuracy: float) -> float | None:
-        """The fewest samples with which the majority is as accurate, between whole numbers too; None where it never
-        is."""
-        values = [fmean(self._of(k).values()) for k in range(1, self.most + 1)]
-        for k, (before, now) in enumerate(zip([values[0], *values], values, strict=False), start=1):
-            if now >= accuracy:
-                return float(k) if now == before or k == 1 else k - 1 + (accuracy - before) / (now - before)
-        return None
 
 
 def _estimate(found: Estimate, name: str) -> dict[str, Any]:

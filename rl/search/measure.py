@@ -5,7 +5,7 @@ Called by `rl.stages.search`, which says what is to be measured; the maths is `r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill.types import Outcome as Verdict
@@ -37,23 +37,44 @@ def measure(
     votes = _votes(world, settings.pool)
     members = [(SAMPLES, key) for key in world.verdicts.values()]
     told: dict[str, Any] = {}
+    scores: dict[str, list[tuple[dict[str, Any], curves.Scores]]] = {}
     for named in settings.strategies:
-        before, points = set(world.verdicts.values()), []
+        before = set(world.verdicts.values())
+        scores[named.label] = points = []
         for budget in settings.budgets:
             stop_check(context.stopping)
             world.label = f"{named.label}, {budget}"
-            runs = _runs(named, budget, settings, world)
-            points.append(_point(context, world, named.label, budget, runs, votes))
+            outcomes = _outcomes(context, world, named.label, budget, _runs(named, budget, settings, world))
+            points.append((curves.point(budget, outcomes, votes), curves.by_problem(outcomes)))
         members += [(named.label, key) for key in world.verdicts.values() if key not in before]
-        told[named.label] = {"kind": named.name, "points": points, "saves": _saving(points, votes)}
-        context.note(f"{named.label}: {_said(points[-1])}")
+        told[named.label] = {
+            "kind": named.name, "needs": sorted(named.strategy.needs), "points": [point for point, _ in points],
+        }  # fmt: skip
+        context.note(f"{named.label}: {_said(points[-1][0])}")
     figures = {
         "problems": len(world.tasks),
         "samples": settings.pool,
         "tokens_per_sample": round(votes.tokens, 2),
         "strategies": told,
+        "rivals": _rivals(settings.strategies, scores),
     }
     return figures, members
+
+
+def _rivals(
+    strategies: Sequence[Named], scores: Mapping[str, Sequence[tuple[dict[str, Any], curves.Scores]]]
+) -> list[dict[str, Any]]:
+    """Each search step by step, with each budget, against those that choose among whole responses by the same scores,
+    at equal tokens."""
+    searches = [named.label for named in strategies if "steps" in named.strategy.needs]
+    others = [named.label for named in strategies if named.strategy.needs == {"prm"}]
+    return [
+        {"strategy": label, "samples": point["samples"], "against": other,
+         **curves.rival(values, point["tokens"], curves.curve(scores[other]))}
+        for label in searches
+        for point, values in scores[label]
+        for other in others
+    ]  # fmt: skip
 
 
 def _votes(world: StoredWorld, pool: int) -> Votes:
@@ -82,10 +103,8 @@ def _runs(named: Named, budget: int, settings: SearchSettings, world: StoredWorl
     return [(*place, result) for place, result in zip(places, found, strict=True)]
 
 
-def _point(
-    context: Context, world: StoredWorld, label: str, budget: int, runs: Sequence[Run], votes: Votes
-) -> dict[str, Any]:
-    """A strategy with a budget: judged, kept, and measured."""
+def _outcomes(context: Context, world: StoredWorld, label: str, budget: int, runs: Sequence[Run]) -> list[Outcome]:
+    """What the searches of a strategy with a budget came to, judged and kept."""
     chosen: list[tuple[int, Piece]] = [(number, result.choice.piece) for number, _, result in runs]
     rows, outcomes = [], []
     for (number, start, result), verdict in zip(runs, world.outcomes(chosen), strict=True):
@@ -99,22 +118,7 @@ def _point(
             "scored_tokens": bill.scored,
         })  # fmt: skip
     world.store.append("searches", rows)
-    return curves.point(budget, outcomes, votes)
-
-
-def _saving(points: Sequence[dict[str, Any]], votes: Votes) -> dict[str, Any] | None:
-    """What the most accurate point saves: the share of tokens less than a majority needs for the same accuracy. None
-    where no majority of the stored samples is as accurate."""
-    best = max(points, key=lambda point: (point["accuracy"], -point["tokens"]))
-    needed = votes.needed(best["accuracy"])
-    if needed is None:
-        return None
-    majority = needed * votes.tokens
-    return {
-        "accuracy": best["accuracy"], "samples": best["samples"], "tokens": best["tokens"],
-        "majority_samples": round(needed, 2), "majority_tokens": round(majority, 2),
-        "saved": round(1 - best["tokens"] / majority, 4),
-    }  # fmt: skip
+    return outcomes
 
 
 def _said(point: dict[str, Any]) -> str:
