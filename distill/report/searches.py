@@ -13,7 +13,7 @@ from distill.report.words import interval, percent, points, visible
 
 Search = Mapping[str, Any] | None
 COLOURS = [f"var(--{name})" for name in (
-    "student-1", "student-2", "student-3", "other-1", "control-2", "other-4", "control-3", "other-2", "control-1",
+    "student-1", "student-2", "student-3", "right", "control-2", "other-4", "control-3", "other-2", "control-1",
 )]  # fmt: skip
 REFERENCE = "var(--teacher-1)"
 """The majority's, which every other way is measured against."""
@@ -78,7 +78,7 @@ def differences(search: Search) -> Markup | None:
         if found["kind"] == "majority" or not against or against["difference"] is None:
             continue
         drawn.append(svg.Bar(
-            visible(f"{label}, {point['samples']}: against {against['samples']:g} samples"), against["difference"],
+            visible(f"{label}, {point['samples']}: against {against['samples']:g} sample(s)"), against["difference"],
             tuple(against["ci95"]), points(against["difference"]),
             f"{points(against['ci95'][0])} to {points(against['ci95'][1])}", colours[label],
         ))  # fmt: skip

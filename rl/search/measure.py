@@ -17,7 +17,7 @@ from rl.search.base import Piece, whole
 from rl.search.curves import Outcome, Votes
 from rl.search.drive import Result, run, run_joint
 from rl.search.settings import Named
-from rl.search.shifted import shifted, starts
+from rl.search.shifted import shifted, shifted_joint, starts
 from rl.search.stored import StoredWorld
 
 if TYPE_CHECKING:
@@ -93,8 +93,12 @@ def _runs(named: Named, budget: int, settings: SearchSettings, world: StoredWorl
     """A search of each problem; of strategies of whole responses, on several orders of the samples."""
     strategy, pool, count = named.strategy, settings.pool, len(world.tasks)
     if isinstance(strategy, Allocation):
-        joint = run_joint(strategy.search_all(count, budget, pool), count, world)
-        return [(number, 0, result) for number, result in enumerate(joint)]
+        return [
+            (number, start, result)
+            for start in starts(pool, settings.orders)
+            for joint in [shifted_joint(strategy.search_all(count, budget, pool), start, pool)]
+            for number, result in enumerate(run_joint(joint, count, world))
+        ]
     if not strategy.independent:
         found = run([(number, strategy.search(budget)) for number in range(count)], world)
         return [(number, 0, result) for number, result in enumerate(found)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from rl.search.allocation import JointSearch
 from rl.search.base import Draw, Need, Search
 
 
@@ -16,6 +17,18 @@ def shifted(search: Search, start: int, stored: int) -> Search:
         answers = yield need
         try:
             need = search.send(answers)
+        except StopIteration as ended:
+            return ended.value
+
+
+def shifted_joint(search: JointSearch, start: int, stored: int) -> JointSearch:
+    """The same of one search over all problems."""
+    wanted = next(search)
+    while True:
+        moved = [(number, replace(draft, index=(draft.index + start) % stored)) for number, draft in wanted]
+        pieces = yield moved
+        try:
+            wanted = search.send(pieces)
         except StopIteration as ended:
             return ended.value
 
