@@ -67,14 +67,35 @@ STAGES: dict[str, str] = {
     "gkd": "rl.stages.gkd:STAGE",
     "choose": "distill.stages.choose:STAGE",
     "evaluate": "distill.stages.evaluate:STAGE",
+    "search": "rl.stages.search:STAGE",
     "report": "distill.stages.report:STAGE",
 }
+
+STRATEGIES: dict[str, str] = {
+    "greedy": "rl.search.single:Greedy",
+    "sample": "rl.search.single:Sample",
+    "majority": "rl.search.vote:Majority",
+    "adaptive": "rl.search.adaptive:AdaptiveVote",
+    "allocate": "rl.search.allocation:Allocation",
+    "best_of": "rl.search.ranked:BestOf",
+    "weighted": "rl.search.ranked:WeightedVote",
+    "beam": "rl.search.beam:Beam",
+    "dvts": "rl.search.dvts:Dvts",
+    "lookahead": "rl.search.lookahead:Lookahead",
+}
+
+DOORS: dict[str, str] = {
+    "search": "rl.search.live:LiveSearch",
+}
+"""What `distill` asks of `rl` by name, beside stages and strategies."""
 
 TABLES: dict[str, dict[str, str]] = {
     "verifiers": VERIFIERS,
     "families": FAMILIES,
     "engines": ENGINES,
     "stages": STAGES,
+    "strategies": STRATEGIES,
+    "doors": DOORS,
 }
 
 
@@ -126,7 +147,7 @@ def _unknown(kind: str, name: str) -> str:
 
 
 def _singular(kind: str) -> str:
-    return {"families": "family"}.get(kind, kind.removesuffix("s"))
+    return {"families": "family", "strategies": "strategy"}.get(kind, kind.removesuffix("s"))
 
 
 def stage(kind: str) -> Stage:

@@ -28,6 +28,8 @@ and further what the evaluate stage says of it (``greedy``, ``truncated``, ``by_
     emergence by training stage with rollouts: behaviours, corrections and lengths over its steps (`distill.emergence`)
     lengths   histograms of tokens per answer: bin ``edges``, counts of right and other ones
     examples  problems with the answers of the student before, between and after
+    search    what ways to spend several samples on a problem come to, as the search stage says it: by strategy the
+              points of its curve; null without one
     stages    name, kind, seconds, figures and identity of each stage
     software  versions
 
@@ -69,12 +71,15 @@ RESERVED = frozenset(
         "emergence",
         "lengths",
         "examples",
+        "search",
         "stages",
         "software",
     }
 )
 CURVE_POINTS = 300
 LENGTH_BINS = 24
+ELSEWHERE = ("subjects", "pairs", "strategies", "rivals")
+"""Figures of stages that have a place of their own."""
 
 Report = dict[str, Any]
 Named = Mapping[str, Manifest]
@@ -93,11 +98,13 @@ class Sources:
     others: Named
     examples: int
     emergence: Callable[[Manifest], dict[str, Any] | None] | None = None
+    search: tuple[str, Manifest] | None = None
 
     @property
     def stages(self) -> dict[str, Manifest]:
         chosen = dict([self.selection]) if self.selection else {}
-        return {**self.others, **chosen, **self.training, **self.controls, **dict([self.evaluation])}
+        searched = dict([self.search]) if self.search else {}
+        return {**self.others, **chosen, **self.training, **self.controls, **dict([self.evaluation]), **searched}
 
 
 def gather(sources: Sources) -> Report:
@@ -135,6 +142,7 @@ def gather(sources: Sources) -> Report:
         },
         "lengths": _lengths(store, evaluation.digest, labels),
         "examples": examples.gather(store, evaluation.digest, story or labels[:3], sources.examples),
+        "search": _search(*sources.search) if sources.search else None,
         "stages": [_stage(name, manifest) for name, manifest in sources.stages.items()],
         "software": dict(sorted({k: v for m in sources.stages.values() for k, v in m.software.items()}.items())),
     }
@@ -244,6 +252,12 @@ def _paid(store: Store, selection: str, kept: int) -> dict[str, float | None]:
     return {"cost": cost, "cost_per_kept": round(cost / kept, 6) if cost and kept else None}
 
 
+def _search(name: str, manifest: Manifest) -> dict[str, Any]:
+    shown = ("protocol", "problems", "samples", "tokens_per_sample", "strategies", "rivals")
+    model = manifest.identity.settings["model"] or manifest.identity.inputs.get("model")
+    return {"stage": name, "model": model, **{key: manifest.figures[key] for key in shown}}
+
+
 def _alarms(store: Store, run: str) -> list[dict[str, Any]]:
     return store.rows("SELECT name, step, evidence FROM alarms WHERE run = ? ORDER BY step, name", [run])
 
@@ -297,7 +311,7 @@ def _stage(name: str, manifest: Manifest) -> dict[str, Any]:
         "version": identity.version,
         "seconds": manifest.seconds,
         "finished": manifest.finished,
-        "figures": {key: value for key, value in manifest.figures.items() if key not in ("subjects", "pairs")},
+        "figures": {key: value for key, value in manifest.figures.items() if key not in ELSEWHERE},
         "fingerprint": manifest.fingerprint,
         "digest": manifest.digest,
         "settings": dict(identity.settings),

@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from distill import difficulty
 from distill.cli.display import duration, number, phrase
-from distill.report import rows, svg
+from distill.report import rows, searches, svg
 from distill.report.data import Report
 from distill.report.words import count, interval, percent, points, visible
 
@@ -76,6 +76,10 @@ def render(report: Report) -> str:
         emergence=_emergence(report, subjects, colours),
         families=families,
         by_samples=_by_samples(subjects, colours),
+        searches=searches.panels(report["search"]),
+        search_differences=searches.differences(report["search"]),
+        search_rows=searches.rows(report["search"]),
+        rival_rows=searches.rivals(report["search"]),
         lengths=lengths,
         length_labels=length_labels,
         accuracy_rows=rows.accuracy(subjects),

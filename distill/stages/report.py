@@ -23,7 +23,7 @@ from distill.types import Verdict
 from distill.verifiers import VerifierPool
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
-from pipeline.stage import Context, Input, Output, Settings, Stage, stop_check
+from pipeline.stage import Context, Input, Output, Settings, Stage, later, stop_check
 
 HTML, JSON = "report.html", "report.json"
 Students = Annotated[list[str], Input(accepts=("student", "model"), figures=True), Field(default_factory=list)]
@@ -74,6 +74,8 @@ class ReportSettings(Settings):
         list[str], Input(accepts=("problems", "traces", "verdicts", "selection", "student", "model"), figures=True)
     ] = Field(default_factory=list)
     """Further stages whose seconds and figures are shown."""
+    search: Annotated[str | None, Input(accepts=("search",), figures=True)] = later()
+    """Shown as what a token buys: accuracy against tokens of each strategy."""
     examples: Annotated[int, Field(ge=0)] = 3
     """Problems shown with the answers before and after."""
     emergence: EmergenceSettings | None = EmergenceSettings()
@@ -97,6 +99,7 @@ def run(context: Context, settings: ReportSettings) -> Output:
         others=named(settings.stages),
         examples=settings.examples,
         emergence=partial(observe, store, looking=how.looking(), judge=partial(_judge, context)) if how else None,
+        search=(settings.search, context.inputs[settings.search]) if settings.search else None,
     )
     report = gather(sources)
     built = context.work / "artifact"

@@ -35,6 +35,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "curation": ("run", "position"),
     "exposure": ("run", "label", "problem_key"),
     "step_labels": ("run", "source", "example", "step"),
+    "searches": ("run", "strategy", "budget", "start", "problem_key"),
+    "step_scores": ("score_key",),
 }
 """What identifies a row of each table: a row whose key is there already is not ingested again."""
 
