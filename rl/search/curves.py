@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from distill.scoring import rounded
-from distill.statistics import Estimate, clustered_mean, paired_difference
+from distill.statistics import Estimate, clustered_mean, paired_difference, rounded
 from distill.voting import Sample, majority_at_k
 from rl.search.drive import Bill
 
