@@ -135,6 +135,23 @@ def compare(
     command("compare", "compare")(before, after, pipeline, workspace, stage, greedy, json_)
 
 
+@app.command("lm-eval", epilog="Example: distill lm-eval tasks/ grpo --pipeline configs/quickstart.yaml")
+def lm_eval(
+    directory: Annotated[Path, typer.Argument(help="Where to write the tasks.")],
+    model: Annotated[
+        str | None, typer.Argument(help="A model's label in the stage: the command that is printed runs it.")
+    ] = None,
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="The evaluate stage; by default the pipeline's last.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Write the problems of an evaluate stage as tasks for lm-evaluation-harness, judged by their own verifiers."""
+    command("harness", "lm_eval")(directory, model, pipeline, workspace, stage, json_)
+
+
 @app.command("list", epilog="Example: distill list verifiers")
 def list_(
     kind: Annotated[
