@@ -83,7 +83,7 @@ def test_it_learns_from_every_source_and_keeps_the_labels(whole: Any) -> None:
 
 def test_roll_outs_are_traces_and_no_prefix_is_rolled_out_twice(whole: Any, tmp_path: Path) -> None:
     where, _ = whole
-    shutil.copytree(where / "w", tmp_path / "w")
+    shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
     count = "SELECT count(*) AS n FROM traces WHERE prefix IS NOT NULL"
     before = rows(tmp_path, count)[0]["n"]
     prm = {**STAGES["prm"], "head_learning_rate": 1e-3}

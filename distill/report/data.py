@@ -23,6 +23,8 @@ and further what the evaluate stage says of it (``greedy``, ``truncated``, ``by_
               (`distill.difficulty`)
     curves    by training stage and metric: [step, value], thinned to `CURVE_POINTS` means of bins
     alarms    by training stage: what its run was suspected of (`rl.alarms`), with name, step and evidence
+    reward_models  by prm stage its figures: how it was tested, with reliability bins
+    choices   by choose stage what choosing among stored samples buys
     lengths   histograms of tokens per answer: bin ``edges``, counts of right and other ones
     examples  problems with the answers of the student before, between and after
     stages    name, kind, seconds, figures and identity of each stage
@@ -38,7 +40,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -62,6 +64,8 @@ RESERVED = frozenset(
         "funnel",
         "curves",
         "alarms",
+        "reward_models",
+        "choices",
         "lengths",
         "examples",
         "stages",
@@ -87,11 +91,14 @@ class Sources:
     controls: Named
     others: Named
     examples: int
+    reward_models: Named = field(default_factory=dict)
+    choices: Named = field(default_factory=dict)
 
     @property
     def stages(self) -> dict[str, Manifest]:
         chosen = dict([self.selection]) if self.selection else {}
-        return {**self.others, **chosen, **self.training, **self.controls, **dict([self.evaluation])}
+        judging = {**self.reward_models, **self.choices}
+        return {**self.others, **judging, **chosen, **self.training, **self.controls, **dict([self.evaluation])}
 
 
 def gather(sources: Sources) -> Report:
@@ -121,6 +128,8 @@ def gather(sources: Sources) -> Report:
             for name, manifest in {**sources.training, **sources.controls}.items()
             if (alarms := _alarms(store, manifest.fingerprint))
         },
+        "reward_models": {name: dict(manifest.figures) for name, manifest in sources.reward_models.items()},
+        "choices": {name: dict(manifest.figures) for name, manifest in sources.choices.items()},
         "lengths": _lengths(store, evaluation.digest, labels),
         "examples": examples.gather(store, evaluation.digest, story or labels[:3], sources.examples),
         "stages": [_stage(name, manifest) for name, manifest in sources.stages.items()],

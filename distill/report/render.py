@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from distill import difficulty
 from distill.cli.display import duration, number, phrase
-from distill.report import rows, svg
+from distill.report import judging, rows, svg
 from distill.report.data import Report
 from distill.report.words import count, interval, percent, points, visible
 
@@ -83,6 +83,11 @@ def render(report: Report) -> str:
         bias_rows=rows.bias(report["funnel"]),
         family_rows=rows.families(families, report["models"]),
         sample_rows=rows.by_samples(subjects),
+        model_rows=judging.model_rows(report["reward_models"]),
+        reliability=judging.reliability(report["reward_models"]),
+        choice_panels=judging.choice_panels(report["choices"]),
+        choice_rows=judging.choice_rows(report["choices"]),
+        judging=judging,
         third_rows=rows.by_length(subjects),
         length_rows=rows.lengths(report, length_labels),
         longest_stage=max((stage["seconds"] for stage in report["stages"]), default=0) or 1,

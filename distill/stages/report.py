@@ -17,7 +17,7 @@ from distill.report.data import Sources, gather
 from distill.stages.common import store_of
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
-from pipeline.stage import Context, Input, Output, Settings, Stage
+from pipeline.stage import Context, Input, Output, Settings, Stage, later
 
 HTML, JSON = "report.html", "report.json"
 Students = Annotated[list[str], Input(accepts=("student", "model"), figures=True), Field(default_factory=list)]
@@ -35,6 +35,10 @@ class ReportSettings(Settings):
         list[str], Input(accepts=("problems", "traces", "verdicts", "selection", "student", "model"), figures=True)
     ] = Field(default_factory=list)
     """Further stages whose seconds and figures are shown."""
+    reward_models: Annotated[list[str], Input(accepts=("prm",), figures=True)] = later([])
+    """Stages that trained process reward models: how these were tested."""
+    choices: Annotated[list[str], Input(accepts=("choice",), figures=True)] = later([])
+    """`choose` stages: what choosing among stored samples buys."""
     examples: Annotated[int, Field(ge=0)] = 3
     """Problems shown with the answers before and after."""
 
@@ -53,6 +57,8 @@ def run(context: Context, settings: ReportSettings) -> Output:
         controls=named(settings.controls),
         others=named(settings.stages),
         examples=settings.examples,
+        reward_models=named(settings.reward_models),
+        choices=named(settings.choices),
     )
     report = gather(sources)
     built = context.work / "artifact"
