@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from math import comb, fsum
 
 import numpy as np
@@ -95,16 +96,17 @@ def best_of_k(samples: Sequence[Sample], k: int) -> float:
 
 
 def weighted_vote_at_k(samples: Sequence[Sample], k: int, seed: int = 0) -> float:
-    """The mean correctness of the answer whose samples' scores add up highest, over subsets of k (all of
-    them together if k is n, else `DRAWS` drawn from ``seed``); ties are shared. A vote without a ballot is wrong."""
+    """The mean correctness of the answer whose samples' scores add up highest, over subsets of k (all
+    of them where there are no more than `DRAWS`, else as many drawn from ``seed``); ties are shared. A vote without a
+    ballot is wrong."""
     _enough(samples, k)
     ballots = list(dict.fromkeys(s.answer for s in samples if s.answer is not None))
     if not ballots:
         return 0.0
     given = np.array([[s.answer == answer for answer in ballots] for s in samples], dtype=float)
     scores, right = (np.array([getattr(s, name) for s in samples]) for name in ("score", "correct"))
-    if k == len(samples):
-        chosen = np.arange(k)[None]
+    if comb(len(samples), k) <= DRAWS:
+        chosen = np.array(list(combinations(range(len(samples)), k)))
     else:
         draws = generator(seed, "weighted vote", len(samples), k)
         chosen = np.argsort(draws.random((DRAWS, len(samples))), axis=1)[:, :k]

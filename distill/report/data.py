@@ -26,6 +26,8 @@ and further what the evaluate stage says of it (``greedy``, ``truncated``, ``by_
     curves    by training stage and metric: [step, value], thinned to `CURVE_POINTS` means of bins
     alarms    by training stage: what its run was suspected of (`rl.alarms`), with name, step and evidence
     emergence by training stage with rollouts: behaviours, corrections and lengths over its steps (`distill.emergence`)
+    reward_models  by prm stage its figures: how it was tested, with reliability bins
+    choices   by choose stage what choosing among stored samples buys
     lengths   histograms of tokens per answer: bin ``edges``, counts of right and other ones
     examples  problems with the answers of the student before, between and after
     search    what ways to spend several samples on a problem come to, as the search stage says it: by strategy the
@@ -43,7 +45,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -69,6 +71,8 @@ RESERVED = frozenset(
         "curves",
         "alarms",
         "emergence",
+        "reward_models",
+        "choices",
         "lengths",
         "examples",
         "search",
@@ -99,12 +103,14 @@ class Sources:
     examples: int
     emergence: Callable[[Manifest], dict[str, Any] | None] | None = None
     search: tuple[str, Manifest] | None = None
+    reward_models: Named = field(default_factory=dict)
+    choices: Named = field(default_factory=dict)
 
     @property
     def stages(self) -> dict[str, Manifest]:
         chosen = dict([self.selection]) if self.selection else {}
-        searched = dict([self.search]) if self.search else {}
-        return {**self.others, **chosen, **self.training, **self.controls, **dict([self.evaluation]), **searched}
+        judging = {**self.reward_models, **self.choices, **(dict([self.search]) if self.search else {})}
+        return {**self.others, **judging, **chosen, **self.training, **self.controls, **dict([self.evaluation])}
 
 
 def gather(sources: Sources) -> Report:
@@ -140,6 +146,8 @@ def gather(sources: Sources) -> Report:
             for name, manifest in {**sources.training, **sources.controls}.items()
             if sources.emergence and (seen := sources.emergence(manifest))
         },
+        "reward_models": {name: dict(manifest.figures) for name, manifest in sources.reward_models.items()},
+        "choices": {name: dict(manifest.figures) for name, manifest in sources.choices.items()},
         "lengths": _lengths(store, evaluation.digest, labels),
         "examples": examples.gather(store, evaluation.digest, story or labels[:3], sources.examples),
         "search": _search(*sources.search) if sources.search else None,

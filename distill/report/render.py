@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from distill import difficulty
 from distill.cli.display import duration, number, phrase
-from distill.report import rows, searches, svg
+from distill.report import judging, rows, searches, svg
 from distill.report.data import Report
 from distill.report.words import count, interval, percent, points, visible
 
@@ -94,6 +94,11 @@ def render(report: Report) -> str:
         budget_rows=rows.by_budget(subjects),
         against_rows=rows.against_no_thinking(subjects),
         does_not_pay=rows.does_not_pay(subjects),
+        model_rows=judging.model_rows(report["reward_models"]),
+        reliability=judging.reliability(report["reward_models"]),
+        choice_panels=judging.choice_panels(report["choices"]),
+        choice_rows=judging.choice_rows(report["choices"]),
+        judging=judging,
         third_rows=rows.by_length(subjects),
         length_rows=rows.lengths(report, length_labels),
         longest_stage=max((stage["seconds"] for stage in report["stages"]), default=0) or 1,

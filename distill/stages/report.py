@@ -76,6 +76,10 @@ class ReportSettings(Settings):
     """Further stages whose seconds and figures are shown."""
     search: Annotated[str | None, Input(accepts=("search",), figures=True)] = later()
     """Shown as what a token buys: accuracy against tokens of each strategy."""
+    reward_models: Annotated[list[str], Input(accepts=("prm",), figures=True)] = later([])
+    """Stages that trained process reward models: how these were tested."""
+    choices: Annotated[list[str], Input(accepts=("choice",), figures=True)] = later([])
+    """`choose` stages: what choosing among stored samples buys."""
     examples: Annotated[int, Field(ge=0)] = 3
     """Problems shown with the answers before and after."""
     emergence: EmergenceSettings | None = EmergenceSettings()
@@ -100,6 +104,8 @@ def run(context: Context, settings: ReportSettings) -> Output:
         examples=settings.examples,
         emergence=partial(observe, store, looking=how.looking(), judge=partial(_judge, context)) if how else None,
         search=(settings.search, context.inputs[settings.search]) if settings.search else None,
+        reward_models=named(settings.reward_models),
+        choices=named(settings.choices),
     )
     report = gather(sources)
     built = context.work / "artifact"
