@@ -12,8 +12,7 @@ from distill.voting import ballot
 from rl.search.base import Piece
 
 COLUMNS = (
-    "trace_key, prompt, thinking, answer, closed, cut, finish, forced, prompt_tokens, "
-    "thinking_tokens + answer_tokens AS tokens"
+    "trace_key, prompt, thinking, answer, closed, cut, finish, forced, prompt_tokens, thinking_tokens, answer_tokens"
 )
 """Of the table `traces`."""
 
@@ -24,7 +23,7 @@ def of_row(row: Mapping[str, Any]) -> Piece:
     given, finish = _given(row["forced"] or ()), Finish(row["finish"])
     return Piece(
         row["trace_key"], row["prompt"], text, row["answer"], _vote(row["answer"], row["closed"], finish), finish,
-        row["prompt_tokens"] + given, row["tokens"] - given,
+        row["prompt_tokens"] + given, row["thinking_tokens"] + row["answer_tokens"] - given,
     )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 So a search has no resume path: run again, it asks for the same and finds it. Traces are keyed as everybody's are
 (`distill.keys`), whole responses as `generate` and `evaluate` key theirs, so these are shared. Step scores and
-verdicts are rows too, made once.
+verdicts are rows too, made once. What is made is durable at the end of each round, and in the store when the next
+verdicts are made: a round of a search step by step is short, and bringing rows into the store is not.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distill import keys, verification
-from distill.engines.base import Engine
-from distill.generation import Wanted, sample
+from distill.engines.base import Engine, PromptTooLong
+from distill.generation import Wanted, request_of, row_of
 from distill.prompting import Ask
 from distill.store import Store
+from distill.store.appending import Appender
 from distill.types import Outcome, Problem, Sampling
 from distill.verification import Judges
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context, stop_check
 from rl.search import pieces
 from rl.search.base import Draft, Piece
@@ -63,7 +65,6 @@ class StoredWorld:
         self._read(wish.key for wish in wishes)
         if missing := {wish.key: wish for wish in wishes if wish.key not in self._pieces}:
             self._sample(missing, len({wish.key for wish in wishes}) - len(missing))
-            self._read(missing)
         return [self._pieces[wish.key] for wish in wishes]
 
     def wish(self, number: int, draft: Draft) -> Wanted:
@@ -90,7 +91,26 @@ class StoredWorld:
             )
         stop_check(self.context.stopping)
         self._engine = self._engine or self.open_engine()
-        sample(self.store, self._engine, missing, present, self.context, self.label)
+        appender, done = Appender(self.store), present
+
+        def stopping() -> bool:
+            appender.tick()
+            return self.context.stopping()
+
+        try:
+            for completion in self._engine.generate(map(request_of, missing.values()), stopping):
+                row = row_of(missing[completion.key], completion, self._engine)
+                appender.add("traces", row)
+                self._pieces[completion.key] = pieces.of_row(row)
+                done += 1
+                self.context.progress(done, present + len(missing), strategy=self.label)
+        except PromptTooLong as error:
+            raise InputError(f"problem {missing[error.key].problem.name}: {error}") from None
+        finally:
+            appender.flush()
+        stop_check(self.context.stopping)
+        if left := present + len(missing) - done:
+            raise PipelineError(f"the engine ended {left} samples short; run the same command again")
 
     # -- scores -------------------------------------------------------------------------------
 
@@ -120,8 +140,6 @@ class StoredWorld:
             self.store.append("step_scores", rows)
             self._scores |= {row["score_key"]: row["steps"] for row in rows}
             self.context.progress(at + len(part), len(items), scored=at + len(part))
-        if items:
-            self.store.ingest()
 
     # -- verdicts -----------------------------------------------------------------------------
 

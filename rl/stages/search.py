@@ -124,6 +124,7 @@ class SearchSettings(Settings):
 
 def run(context: Context, settings: SearchSettings) -> Output:
     store = store_of(context)
+    store.ingest()  # what a killed run has left
     world = _world(context, settings, store)
     try:
         figures, members = measure(context, settings, world)
