@@ -70,7 +70,7 @@ def test_decimals_and_dates_of_parquet_are_text_and_bytes_are_told(tmp_path: Pat
     (row,) = tables.read(tmp_path / "f.parquet")
     said = {name: ProblemColumns("q", name).problem(row, "math", "s", "train", "MIT") for name in ("decimal", "date")}
     assert {name: found.reference for name, found in said.items()} == {"decimal": "1.50", "date": "2026-02-01"}
-    both = ProblemColumns("q", {"of": "decimal"}).problem(row, "code", "s", "train", "MIT")
+    both = ProblemColumns("q", {"of": "decimal"}).problem(row, "math", "s", "train", "MIT")
     assert json.loads(both.reference) == {"of": "1.50"}
     for reference in ("bytes", {"tests": "bytes"}):
         with pytest.raises(InputError, match=r"f\.parquet:1: column 'bytes' is neither text"):

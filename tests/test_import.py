@@ -28,7 +28,7 @@ PIPELINE = """\
 name: published
 stages:
   import: {{file: {file}, teacher: r1, {columns}}}
-  verify: {{traces: import}}
+  verify: {{{verify}}}
   select: {{verdicts: verify, prefer: shortest}}
 """
 
@@ -48,9 +48,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def run(tmp_path: Path, file: Path, columns: str) -> tuple[list[Manifest], Store]:
+def run(tmp_path: Path, file: Path, columns: str, verify: str = "traces: import") -> tuple[list[Manifest], Store]:
     yaml = tmp_path / "pipeline.yaml"
-    yaml.write_text(PIPELINE.format(file=file, columns=columns))
+    yaml.write_text(PIPELINE.format(file=file, columns=columns, verify=verify))
     workspace = Workspace(tmp_path / "run")
     spec = config.load(yaml, catalog.stage, workspace=workspace.path)
     manifests = [done.manifest for done in runner.run(spec, workspace, Listener(), lambda: False)]
@@ -157,7 +157,23 @@ def test_half_a_mapping_is_an_input_error_at_load(tmp_path: Path, columns: str) 
 
 
 def test_tests_of_code_are_gathered_from_columns() -> None:
-    row = Row(Path("f.jsonl"), 1, {"prompt": "def f(): ...", "test": "def check(c): pass", "entry_point": "f"})
+    row = Row(
+        Path("f.jsonl"), 1, {"prompt": "def f(): ...", "test": "def check(c): assert c(1) == 2", "entry_point": "f"}
+    )
     columns = ProblemColumns("prompt", {"test": "test", "entry_point": "entry_point"})
     reference = json.loads(columns.problem(row, "code", "s", "train", "MIT").reference)
-    assert reference == {"test": "def check(c): pass", "entry_point": "f"}
+    assert reference == {"test": "def check(c): assert c(1) == 2", "entry_point": "f"}
+
+
+def test_a_reference_that_is_no_tests_is_told_with_its_row() -> None:
+    row = Row(Path("f.jsonl"), 7, {"q": "Add them.", "a": "4"})
+    with pytest.raises(InputError, match=r"^f\.jsonl:7: the verifier 'code' could judge no answer to this: .*no tests"):
+        ProblemColumns("q", "a").problem(row, "code", "s", "train", "MIT")
+    assert ProblemColumns("q", "a").problem(row, "math", "s", "train", "MIT").reference == "4"
+
+
+def test_a_verify_stage_whose_verifier_can_judge_nothing_is_refused(tmp_path: Path) -> None:
+    rows = [{"q": "1 + 1", "a": "It is 2.", "r": "2"}, {"q": "2 + 2", "a": "It is 4.", "r": "4"}]
+    path = write(tmp_path / "t.jsonl", rows)
+    with pytest.raises(InputError, match=r"^stage verify: 2 of 2 problems have no answer that code could judge; t/"):
+        run(tmp_path, path, "prompt: q, answer: a, reference: r", verify="traces: import, verifier: code")
