@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -14,6 +14,9 @@ from distill.stages.common import RewardModel, VerifierSpec, judged_as_now, reso
 from distill.store import Store
 from distill.store.records import record_members
 from distill.types import Problem
+from distill.verification import Judgement
+from distill.verifiers.run import unusable
+from pipeline.errors import InputError
 from pipeline.fingerprint import canonical
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
@@ -29,6 +32,7 @@ def run(context: Context, settings: VerifySettings) -> Output:
     store = store_of(context)
     traces = traces_of(store, context.inputs[settings.traces].digest)
     wishes = verification.judgements(traces, resolved(context, settings.verifier), context.hashes)
+    _tell_unusable(context, wishes)
     keys = verification.make_verdicts(store, wishes, context, settings.workers)
     digest = record_members(store, [("verdict", key) for key in keys])
     judges = _judges(store, digest) if settings.verifier and verification.most(settings.verifier, 1) else {}
@@ -42,6 +46,22 @@ def _versions(context: Context, settings: VerifySettings, wishes: list[verificat
         return verification.used(wishes)
     named = canonical(settings.verifier)
     return {named: verification.version_of(named, context.hashes)}
+
+
+def _tell_unusable(context: Context, wishes: Sequence[Judgement]) -> None:
+    """A verifier that can judge no answer to a problem is told before it has said so of every trace."""
+    specs = {canonical(wish.verifier): wish.verifier for wish in wishes}
+    built = {text: verifiers.build(spec, context.hashes) for text, spec in specs.items()}
+    asked = {(wish.problem_key, canonical(wish.verifier)): wish.problem for wish in wishes}
+    found = {at: why for at, problem in asked.items() if (why := unusable(built[at[1]], problem))}
+    if not found:
+        return
+    (at, why), *_ = found.items()
+    said = f"{len(found)} of {len(asked)} problems have no answer that {built[at[1]].name} could judge; "
+    said += f"{asked[at].name}: {why}"
+    if len(found) == len(asked):
+        raise InputError(f"stage {context.name}: {said}")
+    context.note(f"{context.name}: {said}")
 
 
 def traces_of(store: Store, collection: str) -> list[tuple[str, str, Problem]]:

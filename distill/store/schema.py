@@ -126,6 +126,11 @@ def arrow_schemas() -> dict[str, pa.Schema]:
         return {t: connection.sql(f"SELECT * FROM {t} LIMIT 0").to_arrow_table().schema for t in KEYS}
 
 
+def _columns_of(connection: duckdb.DuckDBPyConnection, view: str) -> str:
+    found = connection.execute(f"DESCRIBE {view}").fetchall()
+    return "Columns: " + ", ".join(f"`{name}` {kind.lower()}" for name, kind, *_ in found) + "."
+
+
 def documentation() -> str:
     """The schema as Markdown, for ``docs/store.md``."""
     import duckdb
@@ -155,5 +160,6 @@ def documentation() -> str:
             lines += [f"| `{name}` | {kind} | {what} |" for name, kind, what in columns] + [""]
         views = "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal ORDER BY view_name"
         for view, what in connection.execute(views).fetchall():
-            lines += [] if view in KEYS else [f"### `{view}` (a view)", "", str(what), ""]
+            if view not in KEYS:
+                lines += [f"### `{view}` (a view)", "", str(what), "", _columns_of(connection, view), ""]
     return "\n".join(lines)
