@@ -46,7 +46,7 @@ def quiet() -> None:
     """From the hub's library no word of its own: what matters is told in our one line."""
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 @lru_cache(maxsize=256)

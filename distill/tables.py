@@ -129,6 +129,7 @@ def _csv(path: Path) -> Iterator[Row]:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         csv.field_size_limit(2**31 - 1)  # a reasoning trace is longer than the 128 KiB it allows
         names: list[str] | None = None
+        fault: str | None
         while True:
             line = reader.line_num + 1
             try:
