@@ -51,3 +51,47 @@ tokenizer = AutoTokenizer.from_pretrained("<this directory>")
 It thinks between `<think>` and `</think>`; what follows is its answer.
 """
     (directory / "README.md").write_text(text, encoding="utf-8")
+
+
+def write_prm_card(directory: Path, context: Context, start: str, figures: Mapping[str, Any]) -> None:
+    """``README.md`` of a process reward model: what it was tested to do, and what not to use it for."""
+    inputs = "\n".join(f"- `{name}`: digest `{m.digest}`" for name, m in sorted(context.inputs.items())) or "- none"
+    names = ("step_accuracy", "first_error_accuracy", "ece", "step_auc", "step_auc_within", "answer_auc_within")
+    columns = [name for name in ("heldout", "test") if name in figures]
+    rows = "\n".join(f"| {name} | {' | '.join(str(figures[c][name]) for c in columns)} |" for name in names)
+    text = f"""---
+license: apache-2.0
+library_name: transformers
+tags: [process-reward-model, reasoning, distill]
+---
+
+# {context.name}
+
+A process reward model: the probability that each step of a response is right. Made by the `{context.kind}` stage of
+[distill], fingerprint `{context.fingerprint}`, on the body of `{start}`.
+
+| | {" | ".join(columns)} |
+|---|{"---|" * len(columns)}
+| labelled steps | {" | ".join(str(figures[c]["steps"]) for c in columns)} |
+{rows}
+
+`within` compares responses to one problem alone. Scores are estimates on problems like those it was trained on: the
+best of many responses by such a score is often one that deceives it.
+
+## Lineage
+
+{inputs}
+
+## Use
+
+```python
+from distill.prm.reading import load
+
+scorer = load("<this directory>")
+prompt = scorer.render([{{"role": "user", "content": "..."}}])
+scorer.score([(prompt, "<think>\\n...\\n</think>\\n\\n...")])  # a probability for each step
+```
+
+`model/` alone is the body, a causal LM; the head is in `head.safetensors`.
+"""
+    (directory / "README.md").write_text(text, encoding="utf-8")

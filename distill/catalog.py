@@ -32,6 +32,7 @@ VERIFIERS: dict[str, str] = {
     "judge": "distill.verifiers.llm_judge:Judge",
     "logic": "distill.verifiers.logic:Logic",
     "math": "distill.verifiers.math:Math",
+    "prm": "distill.verifiers.prm:Prm",
     "reasoning_gym": "distill.verifiers.reasoning_gym:ReasoningGym",
     "regex": "distill.verifiers.regex:Regex",
     "truth_table": "distill.verifiers.truth_table:TruthTable",
@@ -60,19 +61,42 @@ STAGES: dict[str, str] = {
     "export": "distill.stages.export:STAGE",
     "pretrain": "distill.stages.pretrain:STAGE",
     "sft": "distill.stages.sft:STAGE",
+    "prm": "distill.stages.prm:STAGE",
     "grpo": "rl.stages.grpo:STAGE",
     "ppo": "rl.stages.ppo:STAGE",
     "opd": "rl.stages.opd:STAGE",
     "gkd": "rl.stages.gkd:STAGE",
+    "choose": "distill.stages.choose:STAGE",
     "evaluate": "distill.stages.evaluate:STAGE",
+    "search": "rl.stages.search:STAGE",
     "report": "distill.stages.report:STAGE",
 }
+
+STRATEGIES: dict[str, str] = {
+    "greedy": "rl.search.single:Greedy",
+    "sample": "rl.search.single:Sample",
+    "majority": "rl.search.vote:Majority",
+    "adaptive": "rl.search.adaptive:AdaptiveVote",
+    "allocate": "rl.search.allocation:Allocation",
+    "best_of": "rl.search.ranked:BestOf",
+    "weighted": "rl.search.ranked:WeightedVote",
+    "beam": "rl.search.beam:Beam",
+    "dvts": "rl.search.dvts:Dvts",
+    "lookahead": "rl.search.lookahead:Lookahead",
+}
+
+DOORS: dict[str, str] = {
+    "search": "rl.search.live:LiveSearch",
+}
+"""What `distill` asks of `rl` by name, beside stages and strategies."""
 
 TABLES: dict[str, dict[str, str]] = {
     "verifiers": VERIFIERS,
     "families": FAMILIES,
     "engines": ENGINES,
     "stages": STAGES,
+    "strategies": STRATEGIES,
+    "doors": DOORS,
 }
 
 
@@ -124,7 +148,7 @@ def _unknown(kind: str, name: str) -> str:
 
 
 def _singular(kind: str) -> str:
-    return {"families": "family"}.get(kind, kind.removesuffix("s"))
+    return {"families": "family", "strategies": "strategy"}.get(kind, kind.removesuffix("s"))
 
 
 def stage(kind: str) -> Stage:

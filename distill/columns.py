@@ -22,7 +22,9 @@ from pydantic import AfterValidator
 from distill.letters import storable, whole_letters
 from distill.tables import Row
 from distill.types import Problem
+from distill.verifiers.compose import build
 from distill.verifiers.extract import last_box
+from distill.verifiers.run import unusable
 from pipeline.errors import InputError
 from pipeline.fingerprint import canonical, content_hash
 
@@ -144,6 +146,8 @@ def _said(value: Any) -> str:
 
 # -- a problem --------------------------------------------------------------------------------
 
+_built = cache(build)
+
 
 @dataclass(frozen=True, slots=True)
 class ProblemColumns:
@@ -177,7 +181,7 @@ class ProblemColumns:
         prompt = prompt or ""
         prompt = f"{prompt}\n\n{self.instruction}" if self.instruction else prompt
         reference = self._reference(row)
-        return Problem(
+        problem = Problem(
             id=f"{source}/{content_hash([system, prompt, reference, verifier])[:12]}",
             prompt=prompt,
             reference=reference,
@@ -189,6 +193,9 @@ class ProblemColumns:
             system=system,
             origin=row.where,
         )
+        if self.reference is not None and (why := unusable(_built(verifier), problem)):
+            raise InputError(f"{row.where}: the verifier {verifier!r} could judge no answer to this: {why}")
+        return problem
 
     def _reference(self, row: Row) -> str:
         if self.reference is None:

@@ -111,7 +111,14 @@ TRACES: dict[str, Form] = {
         {"prompt": "prompt", "thinking": "reasoning_content", "answer": "content"},
     ),
     "openr1-math": Form(
-        "OpenR1-Math-220k: messages, and the reference in answer",
+        "OpenR1-Math-220k: problem, all its generations, what math-verify said of each, the reference in answer",
+        {
+            "prompt": "problem", "generations": "generations", "flags": "correctness_math_verify",
+            "reference": "answer", "teacher": "DeepSeek-R1", "licence": "Apache-2.0",
+        },
+    ),
+    "openr1-math-chosen": Form(
+        "OpenR1-Math-220k: the one generation of each row that is in messages, and the reference in answer",
         {"messages": "messages", "reference": "answer", "teacher": "DeepSeek-R1", "licence": "Apache-2.0"},
     ),
     "openthoughts": Form(

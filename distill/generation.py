@@ -61,7 +61,8 @@ def wanted(
 
 
 def request_of(wish: Wanted) -> Request:
-    return Request(wish.key, wish.asked.messages, wish.sampling, wish.asked.prefix, wish.asked.budget)
+    asked = wish.asked
+    return Request(wish.key, asked.messages, wish.sampling, asked.prefix, asked.budget, asked.stop)
 
 
 def make_traces(
@@ -119,7 +120,7 @@ def row_of(wish: Wanted, completion: Completion, engine: Engine) -> Row:
         completion, wish.problem.id, wish.sampling,
         model=engine.model, engine=engine.name, sample_index=wish.sample_index, asked=wish.asked,
     )  # fmt: skip
-    cut = completion.text if completion.finish is Finish.LENGTH else None
+    cut = completion.text if completion.finish in (Finish.LENGTH, Finish.STEP) else None
     return trace_row(replace(trace, cut=cut, continues=wish.continues), keys.prompt_key(wish.problem))
 
 

@@ -26,29 +26,65 @@ PATIENCE = 5.0
 COMMIT = r"[0-9a-f]{40}"
 
 
+def check_reachable(repository: str, revision: str | None) -> None:
+    """Refuse, in a moment and one line, a model that the cache does not hold and that cannot be had: the library
+    would say so once for each of its files and tries, for a minute. ``revision`` is a commit where that is known."""
+    folder = _folder(repository)
+    if any((folder / "snapshots").glob(f"{_commit_in(folder, revision) or '*'}/config.json")):
+        return
+    name = repository + (f"@{revision}" if revision else "")
+    if _offline():
+        raise InputError(f"model {name}: is not in the cache ({cache()}), and HF_HUB_OFFLINE is set")
+    if _at_hub(repository, revision) is None:
+        raise InputError(
+            f"model {name}: is not in the cache ({cache()}), and the hub cannot be reached; without a network, name "
+            f"a directory: `hf download {repository} --local-dir DIRECTORY` makes one elsewhere"
+        )
+
+
+def quiet() -> None:
+    """From the hub's library no word of its own: what matters is told in our one line."""
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
 @lru_cache(maxsize=256)
 def commit_of(repository: str, revision: str | None) -> str | None:
     """The commit (40 hex digits) that ``revision`` (None: main) is, or None where it cannot be told.
 
     Raises `InputError` where the hub has no such model or revision, or does not let us have it.
     """
-    if revision and re.fullmatch(COMMIT, revision):
-        return revision
-    note = cache() / f"models--{repository.replace('/', '--')}" / "refs" / (revision or "main")
-    try:
-        return _commit(note.read_text())
-    except OSError:
-        pass
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return None
+    folder = _folder(repository)
+    if (known := _commit_in(folder, revision)) or _offline():
+        return known
     found = _at_hub(repository, revision)
     if found:
         try:
+            note = folder / "refs" / (revision or "main")
             note.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(note, found, durable=False)
         except (OSError, InputError):
             pass  # a cache that cannot be written to: the hub is asked again next time
     return found
+
+
+def _folder(repository: str) -> Path:
+    return cache() / f"models--{repository.replace('/', '--')}"
+
+
+def _commit_in(folder: Path, revision: str | None) -> str | None:
+    """The commit that the cache knows a revision by."""
+    if revision and re.fullmatch(COMMIT, revision):
+        return revision
+    try:
+        return _commit((folder / "refs" / (revision or "main")).read_text())
+    except OSError:
+        return None
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def cache() -> Path:

@@ -54,6 +54,8 @@ def asked_key(problem: Problem, asked: Asked) -> str:
         found["prefix"] = asked.prefix
     if asked.budget and (budget := asked.budget.settled):
         found["budget"] = budget
+    if asked.stop:
+        found["stop"] = asked.stop
     return content_hash(["asked", found]) if found else ""
 
 
@@ -77,6 +79,11 @@ def verdict_key(trace: str, problem: str, verifier: str, version: str, spec: str
     """``problem`` is the key of the problem whose reference it was judged by; ``spec`` is the verifier as
     it stands in YAML, settings and all, in canonical form."""
     return content_hash(["verdict", trace, problem, verifier, version, spec])
+
+
+def score_key(scorer: str, trace: str) -> str:
+    """What a step scorer (by identity) says of a trace. The key of a trace stands for its prompt and its text."""
+    return content_hash(["scored", scorer, trace])
 
 
 def failed_key(verdict: str) -> str:

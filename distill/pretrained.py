@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from distill import hub
 from distill.modelspec import Model, check_directory, directory_of
 from pipeline.errors import InputError
 
@@ -20,13 +21,13 @@ def load(
     ``quantize`` "nf4" holds the linear layers (not the output head) in 4 bits and computes in ``dtype``.
     Raises `InputError` for a directory that lacks something or a hub name that cannot be had.
     """
+    source = _checked(model)
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as library_logging
 
     logging: Any = library_logging  # its functions have no types
-    source = _checked(model.source)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     logging.disable_progress_bar()
@@ -68,11 +69,13 @@ def _quantised(model: Model, dtype: str, device: str) -> dict[str, Any]:
     }
 
 
-def _checked(source: str) -> str:
-    path = directory_of(source)
+def _checked(model: Model) -> str:
+    path = directory_of(model.source)
     if path is None:
-        return source
-    check_directory(path, source)
+        hub.check_reachable(model.source, model.revision)
+        hub.quiet()
+        return model.source
+    check_directory(path, model.source)
     return str(path)
 
 

@@ -1,15 +1,15 @@
-"""Published traces: what somebody else's teacher has said, read from a row of a file.
+"""Published traces: what somebody else's teacher has said, read from a row of a file: one trace, or several.
 
 Decides how the forms in which people publish traces become a problem, a thinking and an answer: columns
-of their own, think tags inside one column, or a conversation (``role``/``content`` turns, or ``from``/
-``value`` ones). Other tags than ``<think>`` are named by the caller and brought into that form. Called by the
-import stage. Left out: conversations of several questions.
+of their own, think tags inside one column, a list of such responses, or a conversation (``role``/``content``
+turns, or ``from``/``value`` ones). Other tags than ``<think>`` are named by the caller and brought into that
+form. Called by the import stage. Left out: conversations of several questions.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ class Said:
     closed: bool
     prompt: str | None = None
     system: str | None = None
+    flag: bool | None = None
+    """What its publisher said of the answer: right or wrong; None for nothing."""
 
     @property
     def text(self) -> str:
@@ -40,7 +42,8 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class TraceColumns:
-    """Which columns of a row hold a trace: ``messages``, or ``answer`` with or without ``thinking``.
+    """Which columns of a row hold a trace: ``messages``, or ``answer`` with or without ``thinking``; or
+    ``generations``, a list of responses that are a trace each, and ``flags``, a list of as many truths beside it.
 
     ``tags`` open and close the thinking, and the answer too where there are four, in a set that has others
     than ``<think>``.
@@ -50,6 +53,36 @@ class TraceColumns:
     thinking: str | None = None
     messages: str | None = None
     tags: Sequence[str] = ()
+    generations: str | None = None
+    flags: str | None = None
+
+    def each(self, row: Row) -> Iterator[Said | InputError]:
+        """Every trace of a row; in place of one that cannot be used, why."""
+        try:
+            if self.generations is None:
+                yield self.read(row)
+                return
+            responses = _list(row, self.generations)
+            flags = (
+                _list(row, self.flags) if self.flags and row.get(self.flags) is not None else [None] * len(responses)
+            )
+            if len(flags) != len(responses):
+                raise InputError(
+                    f"{row.where}: column {self.flags!r} has {len(flags)} items for {len(responses)} generations"
+                )
+        except InputError as error:
+            yield error
+            return
+        for number, (response, flag) in enumerate(zip(responses, flags, strict=True), start=1):
+            yield self._generation(f"{row.where}: column {self.generations!r}, item {number}", response, flag)
+
+    def _generation(self, where: str, response: Any, flag: Any) -> Said | InputError:
+        if not isinstance(response, str) or not response.strip():
+            return InputError(f"{where}: is {'empty' if response in (None, '') else 'not text'}")
+        if not isinstance(flag, bool | None):
+            return InputError(f"{where}: its flag in {self.flags!r} is {str(flag)[:40]!r}, neither true nor false")
+        parts = split_thinking(_usual(whole_letters(response), self.tags), opened=response.lstrip().startswith(OPEN))
+        return Said(parts.thinking, parts.answer, parts.closed, flag=flag)
 
     def read(self, row: Row) -> Said:
         """What the row says; `InputError` with file and line where it says nothing."""
@@ -87,7 +120,7 @@ def _optional(row: Row, column: str | None) -> str:
 
 def _conversation(row: Row, column: str, tags: Sequence[str]) -> Said:
     """A system turn or none, one question, one answer."""
-    turns = [_turn(turn, row, column) for turn in _turns(row, column)]
+    turns = [_turn(turn, row, column) for turn in _list(row, column, " of turns")]
     system = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
     if [role for role, _ in turns] != ["user", "assistant"]:
         found = ", ".join(role for role, _ in turns) or "none"
@@ -100,16 +133,15 @@ def _conversation(row: Row, column: str, tags: Sequence[str]) -> Said:
     return Said(parts.thinking, parts.answer, parts.closed, prompt, system or None)
 
 
-def _turns(row: Row, column: str) -> list[Any]:
+def _list(row: Row, column: str, of: str = "") -> list[Any]:
     value = row.get(column)
-    if isinstance(value, str):  # as CSV holds it
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise InputError(f"{row.where}: column {column!r} is not a list of turns") from None
-    if not isinstance(value, list):
-        raise InputError(f"{row.where}: column {column!r} is not a list of turns")
-    return value
+    try:
+        found = json.loads(value) if isinstance(value, str) else value  # text, as CSV holds it
+    except ValueError:
+        found = None
+    if not isinstance(found, list):
+        raise InputError(f"{row.where}: column {column!r} is not a list{of}")
+    return found
 
 
 def _turn(turn: Any, row: Row, column: str) -> tuple[str, str]:

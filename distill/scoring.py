@@ -8,11 +8,11 @@ from those that are there (`distill.voting`), so no curve costs a call.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from distill.statistics import Estimate, clustered_mean, pass_at_k
+from distill.statistics import Estimate, clustered_mean, pass_at_k, rounded
 from distill.store.records import Row
 from distill.voting import Sample, ballot, majority_at_k
 
@@ -22,12 +22,6 @@ Found = Mapping[str, Sequence[Sample]]
 
 def summary(rows: Sequence[Row], pass_at: Sequence[int]) -> dict[str, Any]:
     """Everything the report says of one model."""
-    by_family: dict[str, list[Row]] = defaultdict(list)
-    by_difficulty: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_family[row["source"]].append(row)
-        if row["difficulty"] is not None:
-            by_difficulty[f"{row['source']}/{row['difficulty']}"].append(row)
     found = samples(rows)
     tokens, right = sum(row["tokens"] for row in rows), sum(row["outcome"] == "correct" for row in rows)
     return {
@@ -42,11 +36,20 @@ def summary(rows: Sequence[Row], pass_at: Sequence[int]) -> dict[str, Any]:
         "truncated": round(fmean(row["finish"] == "length" for row in rows), 4),
         **{name: n for name in ("refused", "empty") if (n := sum(row["finish"] == name for row in rows))},
         "unverifiable": sum(row["outcome"] == "unverifiable" for row in rows),
-        "by_source": {name: mean(part) for name, part in sorted(by_family.items())},
-        "by_difficulty": {name: mean(part) for name, part in sorted(by_difficulty.items())},
-        "by_samples": by_samples(found),
+        **{name: {key: mean(part) for key, part in sorted(parts.items())} for name, parts in groups(rows).items()},
+        "by_samples": by_samples(found, pass_at),
         "by_length": by_length(found),
     }
+
+
+def groups(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+    """The rows of each family, and of each difficulty (``family/difficulty``) where one is known."""
+    found: dict[str, dict[str, list[Row]]] = {"by_source": defaultdict(list), "by_difficulty": defaultdict(list)}
+    for row in rows:
+        found["by_source"][row["source"]].append(row)
+        if row["difficulty"] is not None:
+            found["by_difficulty"][f"{row['source']}/{row['difficulty']}"].append(row)
+    return found
 
 
 def samples(rows: Sequence[Row]) -> dict[str, list[Sample]]:
@@ -64,17 +67,27 @@ def by_problem(rows: Sequence[Row]) -> dict[str, list[float]]:
     return {key: [s.correct for s in part] for key, part in samples(rows).items()}
 
 
+def apart(rows: Sequence[Row], contaminated: Container[str]) -> dict[str, dict[str, Any]]:
+    """The score on the problems that are ``contaminated``, by key, and on the clean ones."""
+    parts: dict[str, list[Row]] = {"clean": [], "contaminated": []}
+    for row in rows:
+        parts["contaminated" if row["problem_key"] in contaminated else "clean"].append(row)
+    return {name: {"problems": len({row["problem_key"] for row in part}), **mean(part)} for name, part in parts.items()}
+
+
 def mean(rows: Sequence[Row]) -> dict[str, Any]:
+    """pass@1 with its interval: the mean over all n samples of each problem, which is also called avg@n."""
     estimate = clustered_mean(by_problem(rows))
     return {"pass_at_1": rounded(estimate.value), "ci95": _interval(estimate)}
 
 
-def by_samples(found: Found) -> list[dict[str, Any]]:
+def by_samples(found: Found, wanted: Sequence[int] = ()) -> list[dict[str, Any]]:
     """Accuracy against the number of samples, of each strategy that needs nothing but the samples, with what
-    they cost: `pass` (some sample is right: a perfect verifier's choice) and `majority` (of three or more)."""
+    they cost: `pass` (some sample is right: a perfect verifier's choice) and `majority` (of three or more). At
+    powers of two, at all samples, and at those ``wanted`` that there are enough samples for."""
     most = min(map(len, found.values()), default=0)
-    points = [2**i for i in range(most.bit_length())]
-    return [_point(found, k) for k in sorted({*points, most}) if k] if most > 1 else []
+    points = {2**i for i in range(most.bit_length())} | {most} | {k for k in wanted if k <= most}
+    return [_point(found, k) for k in sorted(points) if k] if most > 1 else []
 
 
 def _point(found: Found, k: int) -> dict[str, Any]:
@@ -104,10 +117,6 @@ def by_length(found: Found) -> dict[str, dict[str, Any]]:
                 thirds[name][key] = [s.correct for s in third]
     values = {name: clustered_mean(third) for name, third in thirds.items() if third}
     return {name: {"pass_at_1": rounded(v.value), "ci95": _interval(v)} for name, v in values.items()}
-
-
-def rounded(value: float) -> float | None:
-    return None if value != value else round(value, 4)
 
 
 def _interval(estimate: Estimate) -> list[float | None]:

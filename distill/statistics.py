@@ -1,4 +1,4 @@
-"""Estimators over verdicts: pass@k, intervals clustered by problem. Pure functions, no numpy.
+"""Estimators over verdicts: pass@k, intervals clustered by problem, paired tests. Pure functions, no numpy.
 
 Samples of one problem are not independent, so every interval here treats the problem as the unit.
 An unverifiable sample counts neither as right nor as wrong.
@@ -24,6 +24,11 @@ class Estimate:
     low: float
     high: float
     problems: int
+
+
+def rounded(value: float) -> float | None:
+    """As it is written down: four digits, nothing for what could not be estimated."""
+    return None if value != value else round(value, 4)
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -74,3 +79,21 @@ def paired_difference(a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence
         return Estimate(value, value - others * (value + 1), value + others * (1 - value), count)
     half = Z95 * spread / math.sqrt(count)
     return Estimate(value, max(-1.0, value - half), min(1.0, value + half), count)
+
+
+def sign_test(better: int, worse: int) -> float:
+    """Two-sided p of so many problems for one model and so many for the other, were either as likely: the exact
+    binomial. With one sample a problem it is McNemar's exact test. Ties say nothing of who is better and are left
+    out; 1 where there is nothing else."""
+    count = better + worse
+    tail = sum(math.comb(count, i) for i in range(min(better, worse) + 1))
+    return min(1.0, 2 * tail / 2**count)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """The p values of several tests, adjusted so that 0.05 bounds the chance that any of them errs (Holm 1979)."""
+    adjusted, highest = [0.0] * len(values), 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
+        adjusted[index] = highest
+    return adjusted

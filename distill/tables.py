@@ -10,13 +10,19 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.errors import InputError
+
+ESCAPED = re.compile("[\udc80-\udcff]")
+"""What `surrogateescape` makes of bytes that are no UTF-8."""
+UNCLOSED = {"unexpected end of data": "a quotation mark is never closed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +82,10 @@ def count(path: str | Path) -> int:
     return sum(1 for _ in read(path))
 
 
-def _open(path: Path) -> TextIO:
+def _open(path: Path, errors: str = "strict") -> TextIO:
     if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8-sig")
-    return open(path, encoding="utf-8-sig", newline="")
+        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8-sig", errors=errors, newline="")
+    return open(path, encoding="utf-8-sig", errors=errors, newline="")
 
 
 def _mapping(value: Any, path: Path, line: int) -> Row:
@@ -116,19 +122,48 @@ def _json(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
+    """A row stands at the line where it begins. One that is not CSV, or not UTF-8, is a fault of that row: a quotation
+    mark that is never closed takes in all that follows, and is told where it stands."""
     delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
-    with _open(path) as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
+    with _open(path, errors="surrogateescape") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
         csv.field_size_limit(2**31 - 1)  # a reasoning trace is longer than the 128 KiB it allows
-        try:
-            names = list(reader.fieldnames or ())
-            if twice := next((name for name in names if names.count(name) > 1), None):
-                raise InputError(f"{path}:1: has two columns called {twice!r}; rename one")
-            for values in reader:
-                extra = f"has {len(values.pop(None))} cell(s) more than the head" if None in values else None
-                yield Row(path, reader.line_num, values, extra)
-        except csv.Error as error:
-            raise InputError(f"{path}:{reader.line_num}: not valid CSV ({error})") from None
+        names: list[str] | None = None
+        fault: str | None
+        while True:
+            line = reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                cells, fault = [], f"not valid CSV ({UNCLOSED.get(str(error), error)})"
+            else:
+                fault = _fault_of(cells)
+            if names is None:
+                names = _head(path, line, cells, fault)
+            elif cells or fault:
+                yield _csv_row(path, line, names, cells, fault)
+
+
+def _head(path: Path, line: int, names: list[str], fault: str | None) -> list[str] | None:
+    """The columns; None where the line is empty."""
+    if fault:
+        raise InputError(f"{path}:{line}: {fault}")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"{path}:{line}: has two columns called {twice!r}; rename one")
+    return names or None
+
+
+def _csv_row(path: Path, line: int, names: list[str], cells: list[str], fault: str | None) -> Row:
+    if len(cells) > len(names):
+        fault = fault or f"has {len(cells) - len(names)} cell(s) more than the head"
+    return Row(path, line, dict(zip_longest(names, cells[: len(names)])), fault)
+
+
+def _fault_of(cells: list[str]) -> str | None:
+    """Bytes that are no UTF-8 were read as what no text holds."""
+    return "not UTF-8 text" if any(ESCAPED.search(cell) for cell in cells) else None
 
 
 def _parquet(path: Path) -> Iterator[Row]:

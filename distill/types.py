@@ -97,6 +97,7 @@ class Asked:
     messages: tuple[Message, ...]
     prefix: str = ""
     budget: ThinkingBudget | None = None
+    stop: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ class Request:
 
     ``prefix`` is a beginning of the response that is given, not sampled (prefilled thinking, a cut
     response to be continued); the completion's text and token ids contain it, and it counts towards
-    ``max_tokens``.
+    ``max_tokens``. ``stop`` is the text that ends a step: where it comes after something was said (white space and
+    think tags alone are nothing), sampling ends behind it, with `Finish.STEP`.
     """
 
     key: str
@@ -113,6 +115,7 @@ class Request:
     sampling: Sampling
     prefix: str = ""
     budget: ThinkingBudget | None = None
+    stop: str = ""
 
 
 class Finish(StrEnum):
@@ -122,6 +125,7 @@ class Finish(StrEnum):
     LENGTH = "length"  # max_tokens reached
     REFUSED = "refused"  # an endpoint's content filter
     EMPTY = "empty"  # ended at once, with nothing said
+    STEP = "step"  # a step is complete, and no more was asked for: the response may go on
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from distill import keys, verifiers
 from distill.spending import Spending
 from distill.store import Store
 from distill.store.appending import Appender
-from distill.store.records import Row, batched, verdict_row
+from distill.store.records import Row, batched, problem_of, verdict_row
 from distill.thinking import Response
 from distill.types import Outcome, Problem, Verdict
 from distill.verifiers import Verifier, VerifierPool
@@ -245,6 +245,12 @@ def responses_of(store: Store, wishes: Sequence[Judgement]) -> dict[str, Respons
         f"SELECT trace_key, {thinking} AS thinking, answer, closed FROM traces SEMI JOIN wanted USING (trace_key)",
     )
     return {row["trace_key"]: Response(row["thinking"], row["answer"], row["closed"]) for row in rows}
+
+
+def problems_of(store: Store, problem_keys: Sequence[str]) -> dict[str, Problem]:
+    """The problems of these keys."""
+    rows = store.among("problem_key", problem_keys, "SELECT * FROM problems SEMI JOIN wanted USING (problem_key)")
+    return {row["problem_key"]: problem_of(row) for row in rows}
 
 
 def scores(store: Store, verdict_keys: Sequence[str], answers: bool = False) -> list[Row]:

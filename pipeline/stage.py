@@ -8,7 +8,7 @@ fingerprint. The run function gets a `Context` and returns an `Output`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,8 +38,8 @@ class Input:
     """Marks a setting that names the stage (or a list or mapping of stages) feeding this one.
 
     ``accepts`` are the kinds of output taken. With a ``prefix``, only values that start with it are
-    stage names (``stage:sft``); the rest means something to the domain (a path, a hub id). With
-    ``figures``, the stage reads the figures of that output too, so that others of them run it again.
+    stage names (``stage:sft``), in plain data at any depth; the rest means something to the domain (a path, a hub
+    id). With ``figures``, the stage reads the figures of that output too, so that others of them run it again.
     """
 
     accepts: tuple[str, ...]
@@ -166,17 +166,23 @@ def marked(value: Any, marker: type, path: KeyPath = ()) -> Iterator[tuple[KeyPa
 def references(settings: BaseModel) -> Iterator[tuple[KeyPath, Input, str]]:
     """Every stage name in ``settings``: (path, the Input marker, the upstream stage's name)."""
     for path, mark, value in marked(settings, Input):
-        if isinstance(value, str):
-            entries: list[tuple[KeyPath, Any]] = [(path, value)]
-        elif isinstance(value, Mapping):
-            entries = [((*path, key), item) for key, item in value.items()]
-        elif isinstance(value, (list, tuple)):
-            entries = [((*path, index), item) for index, item in enumerate(value)]
-        else:
-            continue
-        for where, item in entries:
-            if isinstance(item, str) and item.startswith(mark.prefix):
+        for where, item in _texts(path, value, deep=bool(mark.prefix)):
+            if item.startswith(mark.prefix):
                 yield where, mark, item.removeprefix(mark.prefix)
+
+
+def _texts(path: KeyPath, value: Any, deep: bool) -> Iterator[tuple[KeyPath, str]]:
+    """The texts in a setting's value. ``deep``, where a prefix tells stage names from others: at any depth."""
+    inner: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        inner = value.items()
+    elif isinstance(value, (list, tuple)):
+        inner = enumerate(value)
+    for key, item in inner:
+        if isinstance(item, str) or deep:
+            yield from _texts((*path, key), item, deep)
 
 
 def result_settings(settings: BaseModel) -> dict[str, Any]:

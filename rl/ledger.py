@@ -102,6 +102,7 @@ class Ledger:
             "teacher_logprobs": list(rollout.teacher) or None,
             "state_values": _aligned(rollout, rollout.assessed.values) if rollout.assessed else None,
             "value_targets": _aligned(rollout, rollout.assessed.targets) if rollout.assessed else None,
+            "step_rewards": list(rollout.steps) or None,
             "components": json.dumps(dict(rollout.components)) if rollout.components else None,
             "advantages": list(rollout.advantages) if len(set(rollout.advantages)) > 1 else None,
         }

@@ -4,12 +4,12 @@ any step tells that samples."""
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, TypedDict
 
+from distill import behaviours
 from distill.engines.base import response_of
 from distill.types import Finish
 from rl.step_credit import log_ratios
@@ -18,11 +18,8 @@ from rl.update import Made, Rollout, logprobs
 if TYPE_CHECKING:
     from rl.grpo import GrpoSettings
 
-PHRASES = {
-    "verifications": r"let me (?:check|verify)|double[- ]check|to verify|checking:",
-    "corrections": r"\bwait\b|\bhmm\b|\bactually\b|that(?:'s| is) (?:wrong|not right)|mistake|let me (?:redo|try)",
-}
-"""What looking back sounds like in English, as DeepSeek-R1 and the study of Zeng et al. (2503.18892) count it."""
+PHRASES = {"verifications": "verification", "corrections": "backtracking"}
+"""The metrics that count phrases, with the behaviour of `distill.behaviours` that each is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +36,9 @@ class GrpoMetrics:
     ``tokens`` went through training, prompts included. ``components`` are the means of what the reward is made of,
     as ``reward/NAME``; ``verifications`` and ``corrections`` count the phrases of `PHRASES` per rollout.
     ``teacher_kl`` estimates the reverse KL(student, teacher) in nats per token from the sampled tokens (None
-    without a teacher). ``value_error`` is half the mean squared error of a value head, ``value_explained`` the share
-    of its targets' variance that it explained before the step: 0 is no better than a constant (None without one).
+    without a teacher), ``worst_step`` is the mean of the rollouts' lowest step rewards (None without them).
+    ``value_error`` is half the mean squared error of a value head, ``value_explained`` the share of its targets'
+    variance that it explained before the step: 0 is no better than a constant (None without one).
     """
 
     step: int
@@ -71,6 +69,7 @@ class GrpoMetrics:
     corrections: float
     entropy_exact: float = math.nan
     teacher_kl: float | None = None
+    worst_step: float | None = None
     value_error: float | None = None
     value_explained: float | None = None
     components: Mapping[str, float] = field(default_factory=dict)
@@ -110,6 +109,7 @@ def observe(
         training_seconds=seconds[1],
         entropy_exact=made.entropy,
         teacher_kl=_teacher_kl(rollouts),
+        worst_step=_worst_step(rollouts),
         value_error=made.value_error if settings.critic else None,
         value_explained=_explained(rollouts) if settings.critic else None,
         components=_components(rollouts),
@@ -143,7 +143,7 @@ def of_samples(rollouts: Sequence[Rollout]) -> Samples:
 
 def said(kind: str, text: str) -> int:
     """How often a text says what stands under ``kind`` in `PHRASES`."""
-    return len(re.findall(PHRASES[kind], text, re.IGNORECASE))
+    return behaviours.count(behaviours.shipped()[PHRASES[kind]], text)
 
 
 def _teacher_kl(rollouts: Sequence[Rollout]) -> float | None:
@@ -158,6 +158,11 @@ def _explained(rollouts: Sequence[Rollout]) -> float:
     errors = [target - value for target, value in zip(targets, values, strict=True)]
     whole = _deviation(targets) ** 2
     return 1 - _deviation(errors) ** 2 / whole if whole > 0 else math.nan
+
+
+def _worst_step(rollouts: Sequence[Rollout]) -> float | None:
+    worst = [min(r.steps) for r in rollouts if r.steps]
+    return _mean(worst) if worst else None
 
 
 def _components(rollouts: Sequence[Rollout]) -> dict[str, float]:

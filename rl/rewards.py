@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from distill.stages.common import VerifierSpec
+from distill.stages.common import RewardModel, VerifierSpec
 from pipeline.stage import Settings
 
 Scores = Mapping[str, float | None]
@@ -52,7 +52,7 @@ Right = Sequence[float | None]
 class Verified(Settings):
     """What a verifier says."""
 
-    verifier: VerifierSpec | None
+    verifier: Annotated[VerifierSpec | None, RewardModel]
     """Any verifier with its settings; `null` is each problem's own."""
     values: Annotated[Pair, Field(default_factory=lambda: [0.0, 1.0])]
     """What a score of 0 and a score of 1 are worth: `[-1, 1]` punishes the wrong."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Literal
 
 import torch
 
@@ -29,6 +30,9 @@ StepReward = tuple[int, float]
 
 StepRewards = Callable[[Sequence[Rollout]], Sequence[Sequence[StepReward]]]
 
+StepForm = Literal["minimum", "sum"]
+"""What the steps of a response come to: its worst step (`least_advantages`), or all of them (`step_advantages`)."""
+
 
 def outcome_alone(rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
     return rollouts
@@ -37,6 +41,7 @@ def outcome_alone(rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
 @dataclass(frozen=True)
 class Mixture:
     """advantage = ``outcome`` A + ``step_weight`` steps + ``teacher_weight`` (teacher logp - student logp).
+    Step rewards become advantages by ``step_form``.
 
     A rollout that only its outcome had kept out of training (all rewards of its group equal, or no verifier
     could judge) is trained on where anything else has credit for it; ``leave_out_cut`` keeps out those cut at
@@ -48,12 +53,15 @@ class Mixture:
     teacher_weight: float = 1.0
     steps: StepRewards | None = None
     step_weight: float = 1.0
+    step_form: StepForm = "sum"
     leave_out_cut: bool = False
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         told = self.teacher([r.completion for r in rollouts]) if self.teacher else [()] * len(rollouts)
-        earned = _of_groups(rollouts, self.steps(rollouts)) if self.steps else [()] * len(rollouts)
-        return [self._mixed(*row) for row in zip(rollouts, told, earned, strict=True)]
+        steps = self.steps(rollouts) if self.steps else [()] * len(rollouts)
+        earned = _of_groups(rollouts, steps, self.step_form) if self.steps else [()] * len(rollouts)
+        mixed = [self._mixed(*row) for row in zip(rollouts, told, earned, strict=True)]
+        return [replace(r, steps=tuple(value for _, value in row)) for r, row in zip(mixed, steps, strict=True)]
 
     def _mixed(self, rollout: Rollout, told: Sequence[float], earned: Sequence[float]) -> Rollout:
         own = [self.outcome * a if rollout.trained else 0.0 for a in rollout.advantages]
@@ -76,14 +84,46 @@ def log_ratios(completion: Completion, teacher: Sequence[float]) -> list[float]:
     return [theirs - ours for theirs, ours in zip(teacher, logprobs(completion), strict=True)]
 
 
-def _of_groups(rollouts: Sequence[Rollout], earned: Sequence[Sequence[StepReward]]) -> list[list[float]]:
+def _of_groups(
+    rollouts: Sequence[Rollout], earned: Sequence[Sequence[StepReward]], form: StepForm
+) -> list[list[float]]:
     """Step advantages of rollouts whose groups lie side by side."""
     result: list[list[float]] = []
     pairs = list(zip(rollouts, earned, strict=True))
     for _, group in groupby(pairs, key=lambda pair: pair[0].problem.id):
         members = list(group)
         lengths = [len(rollout.completion.token_ids) for rollout, _ in members]
-        result += step_advantages([steps for _, steps in members], lengths)
+        of = step_advantages if form == "sum" else least_advantages
+        result += of([steps for _, steps in members], lengths)
+    return result
+
+
+LEAST_SPREAD = 1e-3
+"""Worst steps whose deviation is less than this are alike: nothing is learned from noise divided by nothing."""
+
+
+def least_advantages(steps: Sequence[Sequence[StepReward]], lengths: Sequence[int]) -> list[list[float]]:
+    """One group's step rewards -> an advantage for each token, in the minimum form (PURE,
+    https://arxiv.org/abs/2504.15275): a response is worth its worst step.
+
+    Worst steps are normalised over the group's responses (mean, ddof-1 deviation). Praise goes to all tokens up to the
+    last step's end; blame to those up to the end of the worst step, for what comes after it did not spoil it. Sums
+    reward whoever writes more steps that are easily right, and a policy soon does nothing else; of a minimum there is
+    nothing to be had by length. A response without steps gets nothing.
+    """
+    worst = [min(value for _, value in row) for row in steps if row]
+    deviation = torch.tensor(worst, dtype=torch.float64).std().item() if len(worst) > 1 else 0.0
+    result = [[0.0] * length for length in lengths]
+    if deviation < LEAST_SPREAD:
+        return result
+    mean = sum(worst) / len(worst)
+    for row, credit in zip(steps, result, strict=True):
+        if row:
+            least = min(value for _, value in row)
+            advantage = (least - mean) / (deviation + EPSILON)
+            blamed = next(end for end, value in row if value == least)
+            for t in range((row[-1][0] if advantage >= 0 else blamed) + 1):
+                credit[t] = advantage
     return result
 
 

@@ -46,8 +46,8 @@ class Rollout:
 
     ``components`` are what the reward is made of, by name. ``advantages`` has one for each token of the
     completion: credit is per token from the start. ``trained``: it takes part in the updates of this step.
-    ``teacher`` are a teacher's log-probabilities of the tokens, where one is asked (`rl.step_credit`); ``assessed`` is
-    what a value head says, where that is the baseline.
+    ``teacher`` are a teacher's log-probabilities of the tokens, ``steps`` the rewards of its steps, where these are
+    asked for (`rl.step_credit`); ``assessed`` is what a value head says, where that is the baseline.
     """
 
     step: int
@@ -59,6 +59,7 @@ class Rollout:
     trained: bool
     components: Mapping[str, float | None] = field(default_factory=dict)
     teacher: tuple[float, ...] = ()
+    steps: tuple[float, ...] = ()
     assessed: Assessed | None = None
 
     @property

@@ -70,7 +70,7 @@ def test_decimals_and_dates_of_parquet_are_text_and_bytes_are_told(tmp_path: Pat
     (row,) = tables.read(tmp_path / "f.parquet")
     said = {name: ProblemColumns("q", name).problem(row, "math", "s", "train", "MIT") for name in ("decimal", "date")}
     assert {name: found.reference for name, found in said.items()} == {"decimal": "1.50", "date": "2026-02-01"}
-    both = ProblemColumns("q", {"of": "decimal"}).problem(row, "code", "s", "train", "MIT")
+    both = ProblemColumns("q", {"of": "decimal"}).problem(row, "math", "s", "train", "MIT")
     assert json.loads(both.reference) == {"of": "1.50"}
     for reference in ("bytes", {"tests": "bytes"}):
         with pytest.raises(InputError, match=r"f\.parquet:1: column 'bytes' is neither text"):
@@ -85,3 +85,30 @@ def test_a_damaged_gzip_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "f.jsonl.gz").write_bytes(broken)
     with pytest.raises(InputError, match=r"f\.jsonl\.gz: cannot be read"):
         list(tables.read(tmp_path / "f.jsonl.gz"))
+
+
+@pytest.mark.parametrize(
+    ("row", "line", "said"),
+    [
+        (b'"two\nlines" and more,2\n', 3, "not valid CSV"),
+        (b"1,2,3\n", 3, r"has 1 cell\(s\) more than the head"),
+        (b"\xff\xfe,2\n", 3, "not UTF-8 text"),
+        (b"1\n", 3, "column 'a' is empty"),
+    ],
+)
+def test_a_bad_row_of_csv_is_told_with_the_line_where_it_begins(
+    row: bytes, line: int, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "f.csv").write_bytes(b'q,a\n"x",1\n' + row + b'"y\ny",2\n')
+    found = list(tables.read(tmp_path / "f.csv"))
+    good = [ProblemColumns("q", "a").problem(row, "math", "s", "train", "MIT").prompt for row in (found[0], found[-1])]
+    assert good == ["x", "y\ny"] and len(found) == 3
+    with pytest.raises(InputError, match=rf"f\.csv:{line}: {said}"):
+        ProblemColumns("q", "a").problem(found[1], "math", "s", "train", "MIT")
+
+
+def test_a_quotation_mark_that_is_never_closed_is_told_where_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text('q,a\n1,2\n"3,4\n5,6\n7,8\n')
+    good, bad = tables.read(tmp_path / "f.csv")
+    assert good.values == {"q": "1", "a": "2"}
+    assert bad.where.endswith("f.csv:3") and bad.fault == "not valid CSV (a quotation mark is never closed)"

@@ -14,6 +14,9 @@ import pytest
 import yaml
 
 from distill.cli.main import main
+from distill.store import Store
+from distill.store.records import kept
+from pipeline.manifest import current
 
 ROWS = [{"q": f"How much is {n} and {7 * n}?", "t": "let me see", "a": str(8 * n)} for n in range(1, 6)]
 STAGES: dict[str, Any] = {
@@ -102,3 +105,19 @@ def test_a_selection_is_told_with_the_verdicts_that_it_was_made_by(where: Path) 
     assert [(row["outcome"], row["verifier"], row["licence"]) for row in rows] == [("correct", "math", "MIT")] * len(
         ROWS
     )
+
+
+def test_what_is_kept_is_kept_with_the_problem_that_it_was_judged_by(where: Path) -> None:
+    """Not with an earlier record of it, whose reference was mended or whose verifier is gone."""
+    (where / "mine.py").write_text(
+        "from distill.types import Verdict\nclass Mine:\n    name, version = 'mine', '1'\n"
+        "    def verify(self, problem, trace):\n        return Verdict.correct('always')\n"
+    )
+    before = [row | {"a": "1"} for row in ROWS]
+    for rows, verifier in ((before, "./mine.py:Mine"), (ROWS, "math")):
+        (where / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        distill(where, "run", "select", "--set", f"import.verifier={verifier}", "--set", "select.keep=all")
+    standing = current(where / "w", "select")
+    assert standing is not None and standing.figures["verifiers"] == ["math"]
+    found = kept(Store(where / "w"), standing)
+    assert [(row["verifier"], row["reference"]) for row in found] == [("math", row["a"]) for row in ROWS]

@@ -28,7 +28,7 @@ PIPELINE = """\
 name: published
 stages:
   import: {{file: {file}, teacher: r1, {columns}}}
-  verify: {{traces: import}}
+  verify: {{{verify}}}
   select: {{verdicts: verify, prefer: shortest}}
 """
 
@@ -48,9 +48,10 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def run(tmp_path: Path, file: Path, columns: str) -> tuple[list[Manifest], Store]:
+def run(tmp_path: Path, file: Path, columns: str, verify: str = "traces: import") -> tuple[list[Manifest], Store]:
     yaml = tmp_path / "pipeline.yaml"
-    yaml.write_text(PIPELINE.format(file=file, columns=columns))
+    tmp_path.mkdir(exist_ok=True)
+    yaml.write_text(PIPELINE.format(file=file, columns=columns, verify=verify))
     workspace = Workspace(tmp_path / "run")
     spec = config.load(yaml, catalog.stage, workspace=workspace.path)
     manifests = [done.manifest for done in runner.run(spec, workspace, Listener(), lambda: False)]
@@ -157,7 +158,50 @@ def test_half_a_mapping_is_an_input_error_at_load(tmp_path: Path, columns: str) 
 
 
 def test_tests_of_code_are_gathered_from_columns() -> None:
-    row = Row(Path("f.jsonl"), 1, {"prompt": "def f(): ...", "test": "def check(c): pass", "entry_point": "f"})
+    row = Row(
+        Path("f.jsonl"), 1, {"prompt": "def f(): ...", "test": "def check(c): assert c(1) == 2", "entry_point": "f"}
+    )
     columns = ProblemColumns("prompt", {"test": "test", "entry_point": "entry_point"})
     reference = json.loads(columns.problem(row, "code", "s", "train", "MIT").reference)
-    assert reference == {"test": "def check(c): pass", "entry_point": "f"}
+    assert reference == {"test": "def check(c): assert c(1) == 2", "entry_point": "f"}
+
+
+def test_a_reference_that_is_no_tests_is_told_with_its_row() -> None:
+    row = Row(Path("f.jsonl"), 7, {"q": "Add them.", "a": "4"})
+    with pytest.raises(InputError, match=r"^f\.jsonl:7: the verifier 'code' could judge no answer to this: .*no tests"):
+        ProblemColumns("q", "a").problem(row, "code", "s", "train", "MIT")
+    assert ProblemColumns("q", "a").problem(row, "math", "s", "train", "MIT").reference == "4"
+
+
+def test_a_verify_stage_whose_verifier_can_judge_nothing_is_refused(tmp_path: Path) -> None:
+    rows = [{"q": "1 + 1", "a": "It is 2.", "r": "2"}, {"q": "2 + 2", "a": "It is 4.", "r": "4"}]
+    path = write(tmp_path / "t.jsonl", rows)
+    with pytest.raises(InputError, match=r"^stage verify: 2 of 2 problems have no answer that code could judge; t/"):
+        run(tmp_path, path, "prompt: q, answer: a, reference: r", verify="traces: import, verifier: code")
+
+
+def test_a_row_of_several_generations_is_several_traces_and_a_bad_one_is_told_by_its_place(tmp_path: Path) -> None:
+    said = "<think>\nso\n</think>\n\\boxed{%d}"
+    rows = [
+        {"q": "1 + 1", "r": "2", "g": [said % 2, said % 3, "", said % 2], "ok": [True, False, True, True]},
+        {"q": "2 + 2", "r": "4", "g": json.dumps([said % 4]), "ok": None},
+        {"q": "3 + 3", "r": "6", "g": [said % 6], "ok": [True, False]},
+        {"q": "", "r": "8", "g": [said % 8, said % 9], "ok": [True, True]},
+    ]
+    columns = "prompt: q, reference: r, generations: g, flags: ok"
+    with pytest.raises(InputError, match=r"t\.jsonl:1: column 'g', item 3: is empty"):
+        run(tmp_path / "stop", write(tmp_path / "t.jsonl", rows), columns)
+    (imported, verified, _), store = run(tmp_path, tmp_path / "t.jsonl", f"{columns}, on_bad_row: skip")
+    assert imported.figures == {"members": 3, "traces": 3, "repeats": 1, "skipped": 3}
+    assert {k: verified.figures[k] for k in ("correct", "incorrect")} == {"correct": 2, "incorrect": 1}
+    assert store.rows("SELECT outcome, reason FROM verdicts WHERE verifier = 'published' ORDER BY outcome") == [
+        {"outcome": "correct", "reason": "the set says so in ok"},
+        {"outcome": "incorrect", "reason": "the set says so in ok"},
+    ]
+
+
+def test_take_is_of_traces_and_reads_no_further(tmp_path: Path) -> None:
+    rows = [{"q": "1 + 1", "r": "2", "g": ["\\boxed{2}", "\\boxed{3}"]}, {"q": "2 + 2", "r": "4", "g": "none"}]
+    columns = "prompt: q, reference: r, generations: g, take: 2"
+    (imported, *_), _ = run(tmp_path, write(tmp_path / "t.jsonl", rows), columns)
+    assert imported.figures["members"] == 2

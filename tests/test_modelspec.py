@@ -18,6 +18,7 @@ from tiny_engine import build_model, build_tokenizer
 
 from distill import engines
 from distill.engines.options import OpenAIOptions, TransformersOptions
+from distill.hub import check_reachable
 from distill.modelspec import EMBEDDED, Model, check_name, find, identity_of
 from distill.pretrained import load
 from distill.types import Request, Sampling
@@ -238,3 +239,22 @@ def test_what_is_noted_in_the_cache_is_what_the_library_reads(tmp_path: Path, hu
 
 def test_where_no_commit_can_be_told_the_name_stands_alone(tmp_path: Path) -> None:
     assert told(tmp_path, "org/model", "org/model@v1") == ["hub:org/model None", "hub:org/model@v1 v1"]
+
+
+def test_a_model_that_cannot_be_had_is_one_line_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with pytest.raises(InputError, match=r"^model org/model: is not in the cache \(.*\), and the hub cannot be reach"):
+        load(Model("org/model", "hub:org/model"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match=rf"^model org/model@{FIRST}: is not in the cache .* HF_HUB_OFFLINE is set$"):
+        load(Model("org/model", "hub:org/model", FIRST))
+    cached(tmp_path, FIRST)
+    for revision in (None, "main", FIRST):
+        check_reachable("org/model", revision)
+    with pytest.raises(InputError, match="is not in the cache"):
+        check_reachable("org/model", SECOND)
+    assert capfd.readouterr() == ("", "")

@@ -21,8 +21,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_emergence import CHECKING, keep_rollouts
 
 from distill import catalog
+from distill.comparison import pair_of
 from distill.families.base import Family
 from distill.randomness import generator
 from distill.report import svg
@@ -54,6 +56,7 @@ stages:
     models: {{teacher: models/teacher, base: models/base, sft: "stage:sft", grpo: "stage:grpo",
               unverified: "stage:sft-unverified", answers only: "stage:sft-answers"}}
     samples: 3
+    budgets: [0, 20]
     workers: 1
   report:
     evaluation: evaluate
@@ -92,6 +95,8 @@ class Authors:
             formula = prompt.partition(": ")[2]  # what the logic family works from
             solution = author.solve(Problem("", prompt, formula, "", ""), slips, rng)
             text, thought = solution.answer, solution.thinking
+        if request.budget:  # its thinking is cut: closed at once, and an answer to the rest by guess
+            thought, text = request.prefix.removeprefix("<think>\n"), author.guess(rng)
         whole = f"<think>\n{thought}\n</think>\n{text}" if thought else text
         cut = rng.random() < 0.02
         tokens = len(whole.split()) + int(rng.integers(4))
@@ -158,6 +163,7 @@ def train(context: Any, settings: Any) -> Output:
             "threshold": 0.1,
         }
         store.append("alarms", [{"run": context.fingerprint, **seen}])
+        keep_rollouts(store, context.fingerprint, CHECKING)
     store.ingest()
     return Output(context.publish(context.work / "artifact"), {"steps": 400})
 
@@ -247,8 +253,42 @@ def test_the_headline_tells_the_story(report: dict[str, Any]) -> None:
 def test_steps_are_compared_on_the_same_problems(report: dict[str, Any], workspace: Path) -> None:
     steps = {(step["from"], step["to"]): step for step in report["paired"]}
     assert list(steps) == [("base", "sft"), ("sft", "grpo"), ("sft", "unverified"), ("sft", "answers only")]
-    evaluated = manifest(workspace, "evaluate", "evaluate")["figures"]["paired"]
-    assert steps["sft", "grpo"] in evaluated
+    pairs = manifest(workspace, "evaluate", "evaluate")["figures"]["pairs"]
+    assert report["pairs"] == pairs and len(pairs) == 6 * 5 / 2
+    assert steps["sft", "grpo"] in pairs
+    for step in pairs:
+        assert step["better"] + step["worse"] + step["equal"] == step["problems"] == 36
+        assert 0 <= step["p"] <= step["p_holm"] <= 1
+
+
+def test_a_pair_is_told_either_way_round(report: dict[str, Any]) -> None:
+    there, back = (pair_of(report["pairs"], *names) for names in (("base", "grpo"), ("grpo", "base")))
+    assert back["difference"] == -there["difference"] and back["ci95"] == [-x for x in reversed(there["ci95"])]
+    assert (back["better"], back["worse"], back["p"]) == (there["worse"], there["better"], there["p"])
+
+
+def test_each_score_says_how_much_of_it_was_seen_in_training(report: dict[str, Any], page: str) -> None:
+    assert report["teacher"]["contamination"] is None  # no stage made it: unknown, not clean
+    found = report["grpo"]["contamination"]
+    assert found["trained_by"] == ["grpo", "sft"]
+    assert found["trained_on"] == report["sft"]["contamination"]["trained_on"] + len(CHECKING) > len(CHECKING)
+    assert found["clean"]["problems"] + found["contaminated"]["problems"] == 36
+    assert "Seen in training" in page
+
+
+def test_budgets_are_paid_only_where_samples_thought_longer(report: dict[str, Any], page: str) -> None:
+    curve = {at["budget"]: at for at in report["sft"]["by_budget"]}
+    assert list(curve) == [0, 20, None]
+    assert curve[None]["pass_at_1"] == report["sft"]["pass_at_1"] and curve[None]["new"] == 0
+    assert 0 < curve[20]["new"] < curve[0]["new"] <= 108
+    assert curve[0]["thinking_tokens"] < curve[20]["thinking_tokens"] < curve[None]["thinking_tokens"]
+    assert curve[0]["pass_at_1"] < curve[20]["pass_at_1"] < curve[None]["pass_at_1"]
+    whole = report["sft"]["against_no_thinking"][0]
+    assert whole["of"] == "all" and whole["says"] == "pays"
+    assert whole["difference"] == pytest.approx(whole["thinking"] - whole["without"], abs=2e-4)
+    guesses = {row["of"]: row["says"] for row in report["base"]["against_no_thinking"]}
+    assert set(guesses.values()) == {"not shown to pay"}  # it never thinks
+    assert "Where thinking is not shown to pay: " in page and "base: everywhere" in page
 
 
 def test_the_funnel_adds_up(report: dict[str, Any], workspace: Path) -> None:
@@ -281,6 +321,15 @@ def test_alarms_stand_by_the_curves_of_their_stage(report: dict[str, Any], page:
     assert report["alarms"] == {"grpo": [{"name": "format_only", "step": 40, "evidence": "<b>format</b> rose by 0.30"}]}
     section = page[page.index("Training: grpo") :]
     assert "<b>format only</b> at step 40: &lt;b&gt;format&lt;/b&gt; rose by 0.30." in section
+
+
+def test_what_the_thinking_became_is_told_of_the_stage_with_rollouts(report: dict[str, Any], page: str) -> None:
+    assert set(report["emergence"]) == {"grpo"}
+    seen = report["emergence"]["grpo"]
+    assert seen["behaviours"]["verification"]["shares"] == [0.0, 1.0]
+    assert seen["changes_by_source"] == {"calc": {"wrong to right": 2}}
+    section = page[page.index("What the thinking became: grpo") :]
+    assert "No rollout that was read shows subgoals in words." in " ".join(section.split())
 
 
 def test_curves_are_thinned_but_end_where_they_ended(report: dict[str, Any]) -> None:
@@ -348,6 +397,8 @@ def test_the_page_is_whole_and_stands_alone(page: str) -> None:
         "h-controls",
         "h-families",
         "h-samples",
+        "h-budgets",
+        "h-emergence-1",
         "h-lengths",
     ):
         assert wanted in ids
@@ -359,7 +410,7 @@ def test_plots_are_told_to_those_who_do_not_see_them(page: str, report: dict[str
     assert len(plots) == page.count('<svg class="plot') > 10
     for title, about in plots:
         assert re.search(f'<title id="{title}">[^<]+</title><desc id="{about}">[^<]+</desc>', page)
-    assert page.count("as a table</summary>") == 10
+    assert page.count("as a table</summary>") == 16
     for label in report["models"]:
         assert page.count(f"{100 * report[label]['pass_at_1']:.1f}%") >= 2  # in the plot and in the table
 

@@ -12,7 +12,6 @@ import pytest
 
 from distill import catalog, forms, huggingface, verifiers
 from distill.columns import ProblemColumns, cell
-from distill.published import TraceColumns
 from distill.stages.import_traces import ImportSettings
 from distill.stages.problems import ProblemsSettings
 from distill.store import Store
@@ -107,7 +106,13 @@ TRACES: dict[str, dict[str, Any]] = {
     "messages": {"messages": CONVERSATION},
     "sharegpt": {"conversations": SHAREGPT},
     "deepseek": {"prompt": "6 x 7?", "reasoning_content": "hm", "content": "42"},
-    "openr1-math": {"problem": "6 x 7?", "answer": "42", "generations": ["x"], "messages": CONVERSATION},
+    "openr1-math": {
+        "problem": "6 x 7?",
+        "answer": "42",
+        "generations": ["<think>\nhm\n</think>\n\n42", "<think>\nno\n</think>\n\n41"],
+        "correctness_math_verify": [True, True],
+    },
+    "openr1-math-chosen": {"problem": "6 x 7?", "answer": "42", "generations": ["x"], "messages": CONVERSATION},
     "openthoughts": {"system": "Your role...", "conversations": SKY},
     "bespoke-stratos": {"system": "Your role...", "conversations": SKY},
     "openthoughts3": {"difficulty": 1, "domain": "math", "conversations": SHAREGPT},
@@ -176,7 +181,8 @@ def test_published_traces_are_read(form: str) -> None:
     said_of = {"file": "f.jsonl", "form": form, "teacher": "t"}
     settings = ImportSettings.model_validate(said_of)
     row = Row(Path("f.jsonl"), 1, TRACES[form])
-    said = TraceColumns(settings.answer, settings.thinking, settings.messages, settings.tags or ()).read(row)
+    said, *_ = settings.columns.each(row)
+    assert not isinstance(said, InputError)
     prompt = said.prompt if settings.prompt is None else cell(row, settings.prompt)
     assert (prompt, said.thinking, said.answer, said.closed, said.system) == ("6 x 7?", "hm", "42", True, None)
     if settings.reference:
@@ -311,10 +317,17 @@ def test_traces_of_a_data_set_are_imported(tmp_path: Path) -> None:
         tmp_path,
         f"name: p\nstages:\n  import: {{dataset: {tmp_path / 'r1'}, form: openr1-math}}\n  verify: {{traces: import}}\n",
     )
-    assert done["verify"].figures["correct"] == 1
-    assert store.rows("SELECT model, thinking, answer FROM traces") == [
-        {"model": "imported:DeepSeek-R1", "thinking": "hm", "answer": "42"}
+    assert [done["verify"].figures[outcome] for outcome in ("correct", "incorrect")] == [1, 1]
+    assert store.rows("SELECT model, thinking, answer FROM traces ORDER BY sample_index") == [
+        {"model": "imported:DeepSeek-R1", "thinking": "hm", "answer": "42"},
+        {"model": "imported:DeepSeek-R1", "thinking": "no", "answer": "41"},
     ]
+    found = store.rows("SELECT verifier, outcome, other_verifier, other_outcome FROM disagreements")
+    assert found == [
+        {"verifier": "published", "outcome": "correct", "other_verifier": "math", "other_outcome": "incorrect"}
+    ]
+    judged = store.rows("SELECT verifier, outcome FROM overview ORDER BY sample_index")
+    assert [tuple(row.values()) for row in judged] == [("math", "correct"), ("math", "incorrect")]
 
 
 def test_without_a_hub_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
+from statistics import fmean
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.randomness import generator
-from distill.statistics import clustered_mean, paired_difference, pass_at_k, wilson
+from distill.statistics import clustered_mean, holm, paired_difference, pass_at_k, sign_test, wilson
 from pipeline.errors import InputError
 
 
@@ -70,3 +71,45 @@ def test_a_paired_difference_that_all_problems_show_still_has_a_width() -> None:
     assert never.value == 0.0 and never.low == pytest.approx(-wilson(0.0, 5)[1]) == -never.high
     always = paired_difference(zeros, ones)
     assert always.value == always.high == 1.0 and -1.0 < always.low < 0.2
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=7), st.data())
+def test_the_mean_of_n_samples_is_that_of_every_subset(values: list[float], data: st.DataObject) -> None:
+    """avg@k, of any k, is unbiased for pass@1, and over all subsets of n samples the same number."""
+    k = data.draw(st.integers(1, len(values)))
+    averages = [fmean(subset) for subset in combinations(values, k)]
+    assert fmean(averages) == pytest.approx(clustered_mean({"a": values}).value)
+    assert pass_at_k(len(values), round(sum(values)), 1) == pytest.approx(fmean(values))
+
+
+def test_a_paired_interval_covers_as_often_as_it_says() -> None:
+    covered = 0
+    for trial in range(400):
+        draw = generator("paired coverage", trial)
+        before = draw.beta(1, 1, size=100)
+        after = before + 0.2 * (1 - before)  # the true mean gain is 0.1
+        scores = [
+            {str(i): [float(x) for x in draw.random(4) < p] for i, p in enumerate(chances)}
+            for chances in (before, after)
+        ]
+        estimate = paired_difference(*scores)
+        covered += estimate.low <= 0.1 <= estimate.high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+@given(st.integers(0, 6), st.integers(0, 6))
+def test_the_sign_test_is_the_share_of_outcomes_at_least_as_uneven(better: int, worse: int) -> None:
+    """Every way in which so many problems could have fallen, each as likely: McNemar's exact test by enumeration."""
+    seen = abs(better - worse)
+    ways = [abs(sum(signs)) for signs in product((-1, 1), repeat=better + worse)]
+    assert sign_test(better, worse) == pytest.approx(sum(way >= seen for way in ways) / len(ways))
+
+
+def test_the_sign_test_errs_no_more_often_than_it_says() -> None:
+    flips = [generator("null", trial).binomial(40, 0.5) for trial in range(1000)]
+    assert sum(sign_test(int(n), 40 - int(n)) < 0.05 for n in flips) / 1000 <= 0.05
+
+
+def test_holm_multiplies_the_smallest_by_all_and_never_falls() -> None:
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.voting import Sample, majority_at_k
+from distill.voting import Sample, best_of_k, majority_at_k, weighted_vote_at_k
 from pipeline.errors import InputError
 
 samples = st.lists(
@@ -18,6 +18,7 @@ samples = st.lists(
         Sample,
         answer=st.sampled_from(["a", "b", "c", "d", None]),
         correct=st.sampled_from([0.0, 1.0]),
+        score=st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.9]),
     ),
     min_size=1,
     max_size=7,
@@ -36,6 +37,19 @@ def majority(found: Sequence[Sample]) -> Callable[[Sequence[Sample]], float]:
     return choose
 
 
+def weighed(subset: Sequence[Sample]) -> float:
+    """The answer with the largest sum of scores wins, a tie sharing; it is as right as its samples in the subset."""
+    answers = {s.answer for s in subset if s.answer is not None}
+    weight = {answer: round(sum(s.score for s in subset if s.answer == answer), 9) for answer in answers}
+    winners = [answer for answer in answers if weight[answer] == max(weight.values())]
+    return fmean([fmean(s.correct for s in subset if s.answer == winner) for winner in winners] or [0.0])
+
+
+def best(subset: Sequence[Sample]) -> float:
+    highest = max(s.score for s in subset)
+    return fmean(s.correct for s in subset if s.score == highest)
+
+
 def enumerated(found: Sequence[Sample], k: int, choose: Callable[[Sequence[Sample]], float]) -> float:
     return fmean(choose(subset) for subset in combinations(found, k))
 
@@ -44,6 +58,19 @@ def enumerated(found: Sequence[Sample], k: int, choose: Callable[[Sequence[Sampl
 def test_majority_is_the_mean_over_all_subsets(case: tuple[list[Sample], int]) -> None:
     found, k = case
     assert majority_at_k(found, k) == pytest.approx(enumerated(found, k, majority(found)))
+
+
+@given(with_k)
+def test_weighed_votes_and_the_best_are_means_over_all_subsets(case: tuple[list[Sample], int]) -> None:
+    found, k = case
+    assert weighted_vote_at_k(found, k) == pytest.approx(enumerated(found, k, weighed))
+    assert best_of_k(found, k) == pytest.approx(enumerated(found, k, best))
+
+
+def test_many_subsets_are_drawn_and_near_the_mean_over_all() -> None:
+    found = [Sample("ab"[n % 3 == 0], float(n % 3 == 0), score=(n % 5) / 5) for n in range(12)]
+    drawn = weighted_vote_at_k(found, 5)
+    assert drawn == weighted_vote_at_k(found, 5) and drawn == pytest.approx(enumerated(found, 5, weighed), abs=0.1)
 
 
 @given(with_k)
@@ -64,3 +91,7 @@ def test_more_samples_than_there_are_is_refused(k: int) -> None:
     found = [Sample("a", 1.0), Sample("b", 0.0)]
     with pytest.raises(InputError, match=f"a choice of {k} samples"):
         majority_at_k(found, k)
+    with pytest.raises(InputError, match=f"a choice of {k} samples"):
+        weighted_vote_at_k(found, k)
+    with pytest.raises(InputError, match=f"a choice of {k} samples"):
+        best_of_k(found, k)

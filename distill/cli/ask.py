@@ -1,51 +1,187 @@
-"""``distill ask``: one question to a student (or any model), thinking hidden unless asked for."""
+"""``distill ask``: one question to a student (or any model), thinking hidden unless asked for.
+
+One response is shown while it is made (`distill.cli.speaking`); with a strategy several are made, and one is chosen
+(`rl.search`, through the catalog).
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from distill import engines, keys, modelspec
+from pydantic import ValidationError
+
+from distill import catalog, engines, keys, modelspec
 from distill.cli.open import load, workspace_of
 from distill.cli.options import Effort
+from distill.cli.speaking import Speaker, speak
 from distill.cli.traces import printable
-from distill.engines.base import response_of
-from distill.engines.options import TransformersOptions
+from distill.engines.base import NoSteps, response_of, streamed
+from distill.engines.options import OpenAIOptions, TransformersOptions, VllmOptions
 from distill.modelspec import Model
-from distill.types import Problem, Request, Sampling, ThinkingBudget
+from distill.thinking import OPEN, split_thinking
+from distill.types import Completion, Finish, Problem, Request, Sampling, ThinkingBudget
+from pipeline.document import parse_value
 from pipeline.errors import InputError
+from pipeline.fingerprint import FileHashes
 
 SHARES = {Effort.LOW: 8, Effort.MEDIUM: 2, Effort.HIGH: None}
 """Thinking may take so many times less than --max-tokens; None sets no bound."""
 
 
+@dataclass(frozen=True)
+class Where:
+    """Which model answers, and by which engine."""
+
+    model: str | None
+    pipeline: Path
+    workspace: Path | None
+    engine: str = "transformers"
+    base_url: str | None = None
+    key_from: str | None = None
+
+    def options(self) -> engines.Options:
+        if self.base_url is None and self.engine == "openai":
+            raise InputError("--engine openai needs the endpoint's address: --base-url http://host/v1")
+        if self.base_url is not None:
+            if not self.model:
+                raise InputError("--base-url needs the model's name there: --model NAME")
+            key = {"key_from": self.key_from} if self.key_from else {}
+            return _checked(OpenAIOptions, base_url=self.base_url, retries=1, **key)
+        if self.engine == "transformers":
+            return TransformersOptions(workers=1)
+        if self.engine == "vllm":
+            return VllmOptions()
+        raise InputError(f"--engine {self.engine}: there are transformers, vllm and openai (with --base-url)")
+
+
+@dataclass(frozen=True)
+class Search:
+    """How several samples become one answer."""
+
+    strategy: str | None = None
+    samples: int = 8
+    prm: str | None = None
+    likelihood: str | None = None
+
+
 def ask(
-    question: str, model: str | None, pipeline: Path, workspace: Path | None, show_thinking: bool,
-    temperature: float, max_tokens: int, budget: int | None, effort: Effort | None, force_budget: int,
-    seed: int, as_json: bool,
+    question: str, where: Where, search: Search, show_thinking: bool, temperature: float | None, max_tokens: int,
+    budget: int | None, effort: Effort | None, force_budget: int, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     if not question.strip():
         raise InputError("the question is empty")
-    found = find(model, pipeline, workspace)
     problem = Problem("ask", question, "", "exact", "ask")
-    sampling = Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)
-    thinking = bounds(max_tokens, budget, effort, force_budget)
-    key = keys.trace_key(problem, found.identity, sampling, 0)
-    request = Request(key, problem.messages, sampling, budget=thinking)
-    with closing(engines.open_engine(TransformersOptions(workers=1), found)) as engine:
-        (completion,) = engine.generate([request])
+    thinking, options = bounds(max_tokens, budget, effort, force_budget), where.options()
+    strategy = _strategy(search, where)
+    usual = 1.0 if strategy and strategy.samples_at_random else 0.0
+    sampling = Sampling(temperature=usual if temperature is None else temperature, max_tokens=max_tokens, seed=seed)
+    if strategy:
+        _check(strategy, sampling, options)
+    with closing(engines.open_engine(options, _model(where, options), _note)) as engine:
+        if strategy:
+            _tell_result(strategy.answer(engine, problem, sampling, thinking), strategy.label, show_thinking, as_json)
+            return
+        key = keys.trace_key(problem, engine.model, sampling, 0)
+        request = Request(key, problem.messages, sampling, budget=thinking)
+        if as_json:
+            (completion,) = engine.generate([request])
+            _tell(completion)
+        else:
+            completion = speak(streamed(engine, request, _note), Speaker(sys.stdout, show_thinking))
+            _tell_cut(completion, max_tokens)
+
+
+def _check(strategy: Any, sampling: Sampling, options: engines.Options) -> None:
+    if strategy.samples_at_random and not sampling.temperature:
+        raise InputError(f"--strategy {strategy.label} needs a --temperature above 0: at 0 all samples are one")
+    if strategy.needs_steps and options.kind != "transformers":
+        raise NoSteps(options.kind)
+
+
+def _tell(completion: Completion) -> None:
     parts = response_of(completion)
+    print(json.dumps({
+        "answer": parts.answer, "thinking": parts.thinking, "closed": parts.closed,
+        "tokens": completion.tokens, "thinking_tokens": completion.thinking_tokens,
+        "finish": str(completion.finish),
+    }))  # fmt: skip
+
+
+def _tell_cut(completion: Completion, max_tokens: int) -> None:
+    """What an answer that was cut off lacks is told, and does not pass for an answer."""
+    if completion.finish is Finish.LENGTH:
+        what = "an answer" if response_of(completion).closed else "an end of the thinking"
+        _note(f"cut off at {max_tokens} tokens, before {what} was complete; raise --max-tokens, or set a --budget")
+
+
+def _tell_result(result: Any, label: str, show_thinking: bool, as_json: bool) -> None:
+    """A search's answer with its bill. (A `rl.search.drive.Result`.)"""
+    piece, weights, bill = result.choice.piece, result.choice.weights, result.bill
+    parts = split_thinking(piece.text, opened=piece.prompt.rstrip().endswith(OPEN))
     if as_json:
         print(json.dumps({
-            "answer": parts.answer, "thinking": parts.thinking, "closed": parts.closed,
-            "tokens": len(completion.token_ids), "thinking_tokens": completion.thinking_tokens,
-            "finish": str(completion.finish),
+            "answer": parts.answer, "thinking": parts.thinking, "closed": parts.closed, "finish": str(piece.finish),
+            "strategy": label, "weights": dict(weights), "calls": bill.calls, "prompt_tokens": bill.prompt,
+            "sampled_tokens": bill.sampled, "scored_tokens": bill.scored,
         }))  # fmt: skip
         return
     if show_thinking:
         print(f"{printable(parts.thinking)}\n")
-    print(printable(parts.answer) if parts.closed else f"(no answer within {max_tokens} tokens: still thinking)")
+    if parts.closed and parts.answer:
+        print(printable(parts.answer))
+    share = f", {weights[0][1] / sum(weight for _, weight in weights):.0%} of the weight" if weights else ", no vote"
+    scored = f", {bill.scored:,} scored" if bill.scored else ""
+    _note(f"{label}{share}: {bill.calls} calls, {bill.sampled:,} tokens sampled{scored}")
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _checked(kind: type[OpenAIOptions], **settings: Any) -> OpenAIOptions:
+    try:
+        return kind(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + "-".join(str(first["loc"][0]).split("_"))
+        raise InputError(f"{option}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _model(where: Where, options: engines.Options) -> Model:
+    if isinstance(options, OpenAIOptions):
+        assert where.model
+        return engines.standing_model(where.model, options, FileHashes())
+    return find(where.model, where.pipeline, where.workspace)
+
+
+def _strategy(search: Search, where: Where) -> Any:
+    """The search that was asked for (`rl.search.live.LiveSearch`), or None."""
+    if search.strategy is None:
+        if search.prm or search.likelihood:
+            raise InputError("--prm and --likelihood score the steps of a search: name a --strategy too")
+        return None
+    if search.prm and search.likelihood:
+        raise InputError("--prm and --likelihood both say who scores steps; give one of them")
+    spec = parse_value(search.strategy) if search.strategy.lstrip().startswith("{") else search.strategy
+    likelihood = find(search.likelihood, where.pipeline, where.workspace) if search.likelihood else None
+    prm = _directory(search.prm, where) if search.prm else None
+    return catalog.resolve("doors", "search")(spec, search.samples, prm, likelihood)
+
+
+def _directory(prm: str, where: Where) -> Path:
+    """Where a process reward model lies: a directory, or what the stage of ``prm:STAGE`` made."""
+    stage = prm.removeprefix("prm:")
+    found = Path(prm)
+    if stage != prm:
+        found = workspace_of(load(where.pipeline, workspace=where.workspace)).path / stage
+    if not found.is_dir():
+        raise InputError(f"--prm {prm}: {found} is no directory")
+    return found
 
 
 def bounds(max_tokens: int, budget: int | None, effort: Effort | None, force_budget: int) -> ThinkingBudget | None:

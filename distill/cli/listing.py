@@ -26,6 +26,7 @@ def list_names(kind: str | None, as_json: bool) -> None:
         "verifiers": lambda: _first_lines("verifiers"),
         "engines": lambda: _first_lines("engines"),
         "families": lambda: _first_lines("families"),
+        "strategies": _strategies,
         "forms": _forms,
         "models": _models,
         "pipelines": _pipelines,
@@ -47,6 +48,19 @@ def _stages() -> Rows:
     return [
         {"name": name, "makes": catalog.stage(name).produces, "about": catalog.stage(name).about}
         for name in catalog.names("stages")
+    ]
+
+
+def _strategies() -> Rows:
+    """Of each what its class says first, and what it needs beside samples."""
+    found = {name: catalog.resolve("strategies", name) for name in catalog.names("strategies")}
+    return [
+        {
+            "name": name,
+            "about": kind.__doc__.splitlines()[0],
+            "needs": ", ".join(sorted(kind().needs)),
+        }
+        for name, kind in found.items()
     ]
 
 

@@ -117,14 +117,49 @@ def status(
     command("status", "status")(pipeline, workspace, set_ or [], limit, json_)
 
 
-@app.command("list", epilog="Example: distill list verifiers")
-def list_(
-    kind: Annotated[
-        str | None, typer.Argument(help="stages, verifiers, engines, families, forms, models or pipelines.")
+@app.command(epilog="Example: distill compare sft grpo --pipeline configs/quickstart.yaml")
+def compare(
+    before: Annotated[str, typer.Argument(help="A model's label in an evaluate stage, or stage/label.")],
+    after: Annotated[str, typer.Argument(help="The other model.")],
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="The evaluate stage; by default the pipeline's last.")
+    ] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="The greedy answers, one a problem: McNemar's test.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Compare two models on the same problems: in all, by family and by difficulty."""
+    command("compare", "compare")(before, after, pipeline, workspace, stage, greedy, json_)
+
+
+@app.command("lm-eval", epilog="Example: distill lm-eval tasks/ grpo --pipeline configs/quickstart.yaml")
+def lm_eval(
+    directory: Annotated[Path, typer.Argument(help="Where to write the tasks.")],
+    model: Annotated[
+        str | None, typer.Argument(help="A model's label in the stage: the command that is printed runs it.")
+    ] = None,
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="The evaluate stage; by default the pipeline's last.")
     ] = None,
     json_: Json = False,
 ) -> None:
-    """List the stages, verifiers, engines, problem families, published forms, shipped models and starter pipelines."""
+    """Write the problems of an evaluate stage as tasks for lm-evaluation-harness, judged by their own verifiers."""
+    command("harness", "lm_eval")(directory, model, pipeline, workspace, stage, json_)
+
+
+@app.command("list", epilog="Example: distill list verifiers")
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(help="stages, verifiers, engines, families, strategies, forms, models or pipelines.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """List stages, verifiers, engines, problem families, search strategies, forms, shipped models or pipelines."""
     command("listing", "list_names")(kind, json_)
 
 
@@ -159,7 +194,9 @@ def ask(
     pipeline: PipelineFile = DEFAULT_PIPELINE,
     workspace: WorkspaceOption = None,
     show_thinking: Annotated[bool, typer.Option("--show-thinking", help="Print the thinking too.")] = False,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="0 is greedy, and usual; with a strategy that samples, 1.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Thinking and answer together.")] = 512,
     budget: Annotated[
         int | None, typer.Option(min=0, help="After so many tokens of thinking it is closed and the answer asked for.")
@@ -170,13 +207,32 @@ def ask(
     force_budget: Annotated[
         int, typer.Option(min=0, help="Thinking that ends before so many tokens is made to go on.")
     ] = 0,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="Make several samples one answer: majority, adaptive, weighted... (`distill list strategies`)."
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples, or beams, of the strategy; at most.")] = 8,
+    prm: Annotated[str | None, typer.Option(help="Who scores steps: a directory, or prm:STAGE.")] = None,
+    likelihood: Annotated[
+        str | None, typer.Option(help="In place of --prm: a model whose probability of a step is its score.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="transformers, vllm, or openai with --base-url.")] = "transformers",
+    base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint that has the model.")] = None,
+    key_from: Annotated[
+        str | None, typer.Option(help="The environment variable with its key; OPENAI_API_KEY by default.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 0,
     json_: Json = False,
 ) -> None:
-    """Talk to a student. Only the answer is shown unless the thinking is asked for."""
+    """Talk to a student. The answer is shown as it comes, the thinking only if it is asked for."""
+    from distill.cli.ask import Search, Where
+
     command("ask", "ask")(
-        question, model, pipeline, workspace, show_thinking, temperature, max_tokens, budget, effort, force_budget,
-        seed, json_,
+        question, Where(model, pipeline, workspace, engine, base_url, key_from),
+        Search(strategy, samples, prm, likelihood), show_thinking, temperature, max_tokens, budget, effort,
+        force_budget, seed, json_,
     )  # fmt: skip
 
 
@@ -260,6 +316,11 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 def _interrupted() -> None:
     """Python may end an interrupted process by the signal itself, whatever it was told: so end it here."""
+    if sys.argv[1:2] == ["ask"]:
+        try:
+            _fail("interrupted", Exit.AGAIN)
+        finally:
+            os._exit(Exit.AGAIN)
     nothing_kept = sys.argv[1:2] == ["verify"] and not {"-o", "--output"} & {word.split("=")[0] for word in sys.argv}
     kept = "nothing is kept without --output" if nothing_kept else "what was made is kept, run the same command again"
     try:

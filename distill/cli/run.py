@@ -15,6 +15,7 @@ from typing import Any
 from distill.cli import display
 from distill.cli.open import load, workspace_of
 from distill.cli.table import render
+from distill.report.rows import contaminated
 from distill.store import Store
 from pipeline import runner
 from pipeline.config import PipelineSpec
@@ -85,6 +86,7 @@ def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float) -> None:
         if "subjects" in manifest.figures:
             display.say("")
             display.say(render(_scores(manifest.figures["subjects"])))
+            display.say(f"protocol {manifest.figures['protocol']}: scores of the same one may be compared")
     spent = sum(manifest.seconds for manifest, _ in done)
     now, all_told = display.duration(seconds), display.duration(spent)
     display.say(f"\n{len(done)} stages up to date in {spec.workspace} ({now} now, {all_told} in all)")
@@ -93,7 +95,8 @@ def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float) -> None:
 
 
 def _scores(subjects: dict[str, Any]) -> list[dict[str, str]]:
-    """The table at the end: each model's pass@1 with its interval."""
+    """The table at the end: each model's pass@1 with its interval; ``seen`` is the share of the problems that it
+    has been trained on, or nearly so."""
     rows = []
     for name, s in subjects.items():
         low, high = s["ci95"]
@@ -104,6 +107,7 @@ def _scores(subjects: dict[str, Any]) -> list[dict[str, str]]:
                 "95% interval": f"{100 * low:.1f} to {100 * high:.1f}",
                 "greedy": "" if s.get("greedy") is None else f"{100 * s['greedy']:.1f}%",
                 "tokens/answer": f"{s['tokens_per_answer']:.1f}",
+                "seen": contaminated(s),
                 "problems": str(s["problems"]),
                 "samples": str(s["samples"]),
             }

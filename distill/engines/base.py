@@ -8,6 +8,7 @@ only what was in flight. An engine never writes to the store and knows nothing o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import Protocol
 
@@ -29,6 +30,16 @@ class PromptTooLong(InputError):
     def __init__(self, key: str, tokens: int, limit: int) -> None:
         super().__init__(f"a prompt of {tokens} tokens leaves no room for an answer in the model's {limit}")
         self.key = key
+
+
+class NoSteps(InputError):
+    """An engine that cannot end a response after a step was asked to."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"engine {name} cannot stop at the end of a step, so it cannot search step by step; use the transformers "
+            "engine, or a strategy that takes whole responses (majority, best_of, weighted, adaptive)"
+        )
 
 
 class Engine(Protocol):
@@ -55,6 +66,32 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SoFar:
+    """A response on its way: its text, its beginning included, and about how many tokens it has."""
+
+    prompt: str
+    text: str
+    tokens: int
+
+
+class Streaming(Protocol):
+    """An engine that can show a response while it is made."""
+
+    def stream(self, request: Request) -> Iterator[SoFar | Completion]:
+        """What there is of it, a few times a second; at last the completion. Whoever stops iterating ends it."""
+        ...
+
+
+def streamed(engine: Engine, request: Request, note: Callable[[str], None]) -> Iterator[SoFar | Completion]:
+    """As `Streaming.stream`; of an engine that cannot, the whole at once, which is said."""
+    if hasattr(engine, "stream"):
+        yield from engine.stream(request)
+        return
+    note(f"engine {engine.name} shows no response while it is made: it comes whole")
+    yield from engine.generate([request])
 
 
 def wanted_now(requests: Iterator[Request | None], most: int) -> list[Request]:

@@ -5,15 +5,19 @@ it each token, and it says whether to go back, what must be fed next, and whethe
 count is `distill.thinking.count_thinking_tokens`'s: while thinking is open, every token of the response
 so far is thinking.
 
+A course also ends a row where a step of it is complete (`StepEnd`), if no more than that was asked for.
+
 Left out: tags that a tokenizer merges with their neighbours; those of reasoning models are tokens of
-their own. Asked by `distill.engines.decode` of rows that have a budget, and of no others.
+their own. Asked by `distill.engines.decode` of rows that have a budget or end after a step, and of no others.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+
+from distill.thinking import CLOSE, OPEN
 
 NOTHING = -1
 """In place of a token: the next one is drawn."""
@@ -33,11 +37,33 @@ class Budget:
     opened: bool
 
 
+UNBOUNDED = Budget(None, 0, (), (), 0, open=(), close=(), opened=False)
+"""Of a row that is only to end after a step."""
+
+
+class StepEnd:
+    """Tells when what is sampled completes a step: ``stop`` comes after something other than tags and white space.
+
+    ``text_of`` is a token's text. One that holds the stop and more ends the step with more of it.
+    """
+
+    def __init__(self, stop: str, text_of: Callable[[int], str]) -> None:
+        self._stop, self._text_of, self._said = stop, text_of, ""
+
+    def ended(self, token: int) -> bool:
+        before = len(self._said)
+        self._said += self._text_of(token)
+        at = self._said.find(self._stop, max(0, before + 1 - len(self._stop)))
+        return at >= 0 and bool(self._said[:at].replace(OPEN, "").replace(CLOSE, "").strip())
+
+
 class Course:
     """One response on its way. ``limit`` is its ``max_tokens``; ``given`` are the tokens it begins with."""
 
-    def __init__(self, budget: Budget, limit: int, given: Sequence[int], stop_ids: Iterable[int]) -> None:
-        self._budget, self._limit, self._stop_ids = budget, limit, frozenset(stop_ids)
+    def __init__(
+        self, budget: Budget, limit: int, given: Sequence[int], stop_ids: Iterable[int], step: StepEnd | None = None
+    ) -> None:
+        self._budget, self._limit, self._stop_ids, self._step = budget, limit, frozenset(stop_ids), step
         self._tokens: list[int] = []
         self._queue: deque[int] = deque()
         self._left = budget.extensions
@@ -46,7 +72,9 @@ class Course:
         self._fixed = len(given)
         self.forced: list[int] = []
         self.over = False
-        """Thinking is at its most and there is no room to close it: the response ends here, by length."""
+        """The response ends here: thinking is at its most and there is no room to close it, or a step is complete."""
+        self.stepped = False
+        """A step is complete, and the response may go on."""
         for token in given:
             self._note(token)
         self._close_if_due()
@@ -73,6 +101,8 @@ class Course:
             return end
         if token not in self._stop_ids:
             self._close_if_due()
+            if self._step and self._step.ended(token):
+                self.stepped = self.over = True
         return None
 
     @property

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from distill.engines.budget import Budget, Course
+from distill.engines.budget import UNBOUNDED, Budget, Course, StepEnd
 from distill.engines.cache import SlotCache
 from distill.engines.groups import Beginning, Groups, Layout, granules
 from distill.engines.prefill import ROWS, Plan, prefill
@@ -46,6 +46,8 @@ class Job:
     sampling: Sampling
     given: tuple[int, ...] = ()
     budget: Budget | None = None
+    stop: str = ""
+    """The text that ends a step, where the row is to end after one."""
 
     @property
     def beginning(self) -> Beginning:
@@ -64,7 +66,7 @@ class Job:
 class Sample:
     """A finished job. ``seconds`` is the wall time from entering the batch to the last token.
 
-    ``forced`` are the places of the tokens that were not drawn.
+    ``forced`` are the places of the tokens that were not drawn. ``stepped``: it ended behind a step, not for good.
     """
 
     key: str
@@ -73,6 +75,7 @@ class Sample:
     stopped: bool
     seconds: float
     forced: tuple[int, ...] = ()
+    stepped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +91,15 @@ class Running:
 class Decoder:
     """Samples from ``model`` (a private one, plugged into slots) with up to ``slots`` rows at a time.
 
-    ``memory`` bounds keys and values, in bytes; one row may always run.
+    ``memory`` bounds keys and values, in bytes; one row may always run. ``text_of``, a token's text, is needed
+    for jobs that end after a step.
     """
 
-    def __init__(self, model: Any, *, stop_ids: Sequence[int], slots: int, memory: float = 2**31) -> None:
-        self.model = model
+    def __init__(
+        self, model: Any, *, stop_ids: Sequence[int], slots: int, memory: float = 2**31,
+        text_of: Callable[[int], str] = lambda token: "",
+    ) -> None:  # fmt: skip
+        self.model, self._text_of = model, text_of
         self.slots = _ceil(slots, ROWS)
         self._memory = memory / bytes_per_position(model)
         self._stop_set = frozenset(stop_ids)
@@ -123,6 +130,11 @@ class Decoder:
         """Drop what waits and what runs."""
         self._waiting.clear()
         self._release(list(self._running))
+
+    def so_far(self, key: str) -> tuple[int, ...]:
+        """The tokens that a running job has come to; none where it waits, or has ended."""
+        slot = next((slot for slot, running in self._running.items() if running.job.key == key), None)
+        return () if slot is None else next(self._rows.results([slot], self._stop_ids))[0]
 
     @torch.inference_mode()
     def step(self) -> list[Sample]:
@@ -176,7 +188,8 @@ class Decoder:
         ):
             running = self._running[slot]
             forced = (*range(len(running.job.given)), *(running.course.forced if running.course else ()))
-            samples.append(Sample(running.job.key, token_ids, logprobs, stopped, now - running.begun, forced))
+            stepped = bool(running.course and running.course.stepped)
+            samples.append(Sample(running.job.key, token_ids, logprobs, stopped, now - running.begun, forced, stepped))
         self._release(finished)
         if not self._waiting:
             self._compact()
@@ -231,6 +244,12 @@ class Decoder:
             self._enter(entering)
             self._laid_out = None
 
+    def _course(self, job: Job) -> Course | None:
+        if not (job.budget or job.stop):
+            return None
+        step = StepEnd(job.stop, self._text_of) if job.stop else None
+        return Course(job.budget or UNBOUNDED, job.sampling.max_tokens, job.given, self._stop_set, step)
+
     def _fits(self, slot: int, job: Job, entering: bool) -> bool:
         """Whether keys and values with this job in them stay within memory; one row may always run."""
         if not entering and not self._running:
@@ -247,7 +266,7 @@ class Decoder:
     def _enter(self, entering: list[tuple[int, Job]]) -> None:
         now, entries = time.perf_counter(), []
         for slot, job in entering:
-            course = Course(job.budget, job.sampling.max_tokens, job.given, self._stop_set) if job.budget else None
+            course = self._course(job)
             entry = Entry(slot, job.key, job.beginning, job.sampling, self._known.get(job.beginning, ()))
             own = len(job.beginning.ids) - 1 - entry.start
             self._running[slot] = Running(job, own - self._steps, now, course)

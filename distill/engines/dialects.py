@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from distill.engines.base import NoSteps
 from distill.engines.options import OpenAIOptions
 from distill.thinking import OPEN, split_thinking
 from distill.types import Request, ThinkingBudget
@@ -116,6 +117,8 @@ def check_wished(engine: Settings, budget: ThinkingBudget | None, begun: bool) -
 def check_request(request: Request, options: OpenAIOptions) -> None:
     """`InputError` for what cannot be asked of this server, before anything is sent."""
     dialect = DIALECTS[options.dialect]
+    if request.stop:
+        raise NoSteps(f"openai at {options.base_url}")
     if why := no_budget(request.budget, options) or (no_beginning(options) if request.prefix else None):
         raise InputError(f"{options.base_url}: {why}")
     if request.prefix and dialect.thinking_field and is_open(request.prefix):

@@ -16,12 +16,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 from distill.engines import chat, early_exit, pacing
-from distill.engines.base import Stopping, never
+from distill.engines.base import SoFar, Stopping, never
 from distill.engines.calls import Call, CallLog, Outcome, part_key
 from distill.engines.chat import Reply
 from distill.engines.concurrency import Concurrency
@@ -31,6 +32,7 @@ from distill.engines.feed import Feed
 from distill.engines.options import OpenAIOptions
 from distill.engines.prices import NOTHING, Bill, money
 from distill.modelspec import Model
+from distill.thinking import estimate_tokens, join_thinking
 from distill.types import Completion, Request, Sampling
 from pipeline.errors import CapReached, InputError, PipelineError, Stopped
 
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     import httpx2
 
 HEARTBEAT_SECONDS = 0.5
+SHOWN_SECONDS = 0.05
+"""Between two looks at a response on its way."""
 
 ENDED = Request("", (), Sampling())
 """Stands for the end of the requests."""
@@ -79,6 +83,7 @@ class OpenAIEngine:
         """Set when requests may be had again (`distill.engines.feed`)."""
         self._estimating = self._hides = False
         self._answers = self._retries = 0
+        self._latest = "", Progress()
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
         self._thread.start()
@@ -113,6 +118,34 @@ class OpenAIEngine:
                 requests.listen()
             run.cancel()
             self._note(self._account(made))
+
+    def stream(self, request: Request) -> Iterator[SoFar | Completion]:
+        """See `distill.engines.base.Streaming`; of an endpoint that sends its reply in one piece, that alone."""
+        over, shown = Event(), ""
+        with ThreadPoolExecutor(1) as pool:
+            made = pool.submit(lambda: list(self.generate([request], over.is_set)))
+            try:
+                while not wait([made], SHOWN_SECONDS).done:
+                    text = asyncio.run_coroutine_threadsafe(self._said(), self._loop).result()
+                    if text != shown:
+                        shown = text
+                        yield SoFar("", text, estimate_tokens(text))
+                yield from made.result()
+            finally:
+                over.set()
+
+    async def _said(self) -> str:
+        """The text of the newest call, as far as it has come. (In the loop's thread, which owns the stream.)"""
+        begun, progress = self._latest
+        if progress.stream is None:
+            return begun
+        try:
+            thinking, answer = progress.stream.said()
+        except chat.Malformed:
+            return begun  # whoever waits for the reply is told
+        return (
+            begun + thinking + answer if begun else join_thinking(thinking, answer, closed=bool(answer or not thinking))
+        )
 
     def hand_back(self, keys: Iterable[str]) -> None:
         """Completions of which nothing was made, as votes without a verdict: the next run gets them for nothing."""
@@ -232,6 +265,7 @@ class OpenAIEngine:
                 if self._failure:
                     raise Abandoned
                 call, progress = self._calls.begin(key, most), Progress()
+                self._latest = request.prefix, progress
                 try:
                     reply = await self._call(line, request, call, progress)
                 finally:

@@ -35,6 +35,12 @@ class Stream:
         if self._size > LOOKED_INTO:
             self._look()
 
+    def said(self) -> tuple[str, str]:
+        """(thinking, answer) so far."""
+        self._look()
+        thinking = self._texts.get("reasoning", self._texts.get("reasoning_content", []))
+        return "".join(thinking), "".join(self._texts.get("content", []))
+
     @property
     def received(self) -> int:
         """The bytes of text so far: at least as many as tokens."""

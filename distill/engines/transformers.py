@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from distill.engines.base import PromptTooLong, Stopping, never, wanted_now
+from distill.engines.base import PromptTooLong, SoFar, Stopping, never, wanted_now
 from distill.engines.budget import Budget
 from distill.engines.decode import Decoder, Job, Sample
 from distill.engines.invariance import is_batch_invariant
@@ -37,6 +38,10 @@ SLOTS = 256
 """Rows at a time, of one process."""
 AHEAD = 8
 """Requests taken in advance, as a multiple of the rows: enough to sort, few enough to stay a stream."""
+SHOWN_SECONDS = 0.05
+"""Between two looks at a response on its way: each decodes all of it."""
+HALF_A_LETTER = "\ufffd"
+"""What the last bytes of a text decode to where a letter's other bytes are still to come."""
 SMALL = 50_000_000
 """Parameters up to which a process of its own for each core is fastest."""
 
@@ -60,8 +65,9 @@ class TransformersEngine:
         self._stop_ids = stop_ids(model, tokenizer)
         self._pieces = lru_cache(1024)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
         decoder = partial(
-            Decoder, self._copy.model, stop_ids=self._stop_ids, slots=slots, memory=memory_for(model) / workers
-        )
+            Decoder, self._copy.model, stop_ids=self._stop_ids, slots=slots, memory=memory_for(model) / workers,
+            text_of=lru_cache(None)(lambda token: tokenizer.decode([token], clean_up_tokenization_spaces=False)),
+        )  # fmt: skip
         self._decoder: Decoder | WorkerPool = decoder() if workers == 1 else WorkerPool(decoder, workers, slots)
         self._ahead = AHEAD * slots * workers
         self._encoded = lru_cache(self._ahead)(self._encode)
@@ -91,6 +97,26 @@ class TransformersEngine:
         finally:
             self._decoder.clear()
 
+    def stream(self, request: Request) -> Iterator[SoFar | Completion]:
+        """See `distill.engines.base.Streaming`. Rows in other processes (``workers``) show nothing on their way."""
+        prompt, job = self._job(request)
+        self._decoder.add([job])
+        shown = time.monotonic()
+        try:
+            while True:
+                if samples := self._decoder.step():
+                    yield self._completion(samples[0], prompt, job)
+                    return
+                if isinstance(self._decoder, Decoder) and time.monotonic() - shown >= SHOWN_SECONDS:
+                    shown, ids = time.monotonic(), self._decoder.so_far(job.key)
+                    yield SoFar(prompt, self._text(ids).rstrip(HALF_A_LETTER), len(ids))
+        finally:
+            self._decoder.clear()
+
+    def _text(self, ids: Sequence[int]) -> str:
+        said: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return said
+
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt as the model sees it, up to where the assistant's turn begins."""
         if not self.tokenizer.chat_template:
@@ -115,7 +141,7 @@ class TransformersEngine:
             )
         sampling = replace(request.sampling, max_tokens=min(asked, limit - len(ids)))
         budget = self._budget(request.budget, has_opened(prompt)) if request.budget else None
-        return prompt, Job(request.key, ids, sampling, given, budget)
+        return prompt, Job(request.key, ids, sampling, given, budget, request.stop)
 
     def _budget(self, budget: ThinkingBudget, opened: bool) -> Budget:
         closing, extension = self._tokens(budget.closing), self._tokens(budget.extension)
@@ -140,8 +166,11 @@ class TransformersEngine:
 
     def _completion(self, sample: Sample, prompt: str, job: Job) -> Completion:
         said = sample.token_ids[:-1] if sample.stopped else sample.token_ids
-        text = self.tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        finish = Finish.LENGTH if not sample.stopped else Finish.STOP if text.strip() else Finish.EMPTY
+        text = self._text(said)
+        finish = Finish.STOP if text.strip() else Finish.EMPTY
+        if not sample.stopped:
+            room = len(sample.token_ids) < job.sampling.max_tokens
+            finish = Finish.STEP if sample.stepped and room else Finish.LENGTH
         thinking, _ = count_thinking_tokens(
             sample.token_ids, self._tokens(CLOSE), self._tokens(OPEN), has_opened(prompt)
         )

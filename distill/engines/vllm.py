@@ -22,7 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.engines.base import PromptTooLong, Stopping, never, wanted_now
+from distill.engines.base import NoSteps, PromptTooLong, Stopping, never, wanted_now
 from distill.engines.budget import Budget
 from distill.engines.options import VllmOptions
 from distill.engines.vllm_response import Piece, Response, prompt_logprobs
@@ -97,6 +97,8 @@ class VllmEngine:
         try:
             while not stopping():
                 for request in wanted_now(source, self._ahead - len(running)):
+                    if request.stop:
+                        raise NoSteps(self.name)
                     response = self._response(request)
                     self._add(running, response, response.begin())
                 if not running:

@@ -10,8 +10,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from distill import hub
 from distill.engines.options import VllmOptions
-from distill.modelspec import Model
+from distill.modelspec import Model, directory_of
 from pipeline.errors import InputError
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -28,6 +29,9 @@ ENVIRONMENT = {
 def engine_arguments(model: Model, options: VllmOptions, lora_rank: int = 0) -> tuple[Any, Any]:
     """vLLM's EngineArgs for a model, and its LLMEngine, the class that takes them. `InputError` where it is not
     installed, and for an adapter that it cannot apply."""
+    if directory_of(model.source) is None:
+        hub.check_reachable(model.source, model.revision)
+        hub.quiet()
     arguments, engine_class = _vllm()
     import torch
 

@@ -50,9 +50,57 @@ class Family(Protocol):
         """
         ...
 
+    def next_line(self, problem: Problem, lines: Sequence[str]) -> str | None:
+        """What a careful author writes below these lines, right or wrong as they are; None where the working is
+        complete. ValueError where they leave nothing to go on from."""
+        ...
+
+    def final(self, problem: Problem, lines: Sequence[str]) -> str | None:
+        """The answer below these lines; None where lines are missing. Errors as in `next_line`."""
+        ...
+
     def guess(self, rng: np.random.Generator) -> str:
         """An answer of the right form by somebody who did not work it out."""
         ...
+
+
+Slip = Callable[[str, "np.random.Generator"], str]
+"""A line's result, written down wrong."""
+
+
+def worked(
+    family: Family, problem: Problem, slips: float, rng: np.random.Generator | None, slip: Slip
+) -> Solution:  # fmt: skip
+    """`Family.solve` by the family's own next lines."""
+    lines: list[str] = []
+    while (line := family.next_line(problem, lines)) is not None:
+        if rng is not None and rng.random() < slips:
+            working, equals, result = line.rpartition(" = ")
+            line = working + equals + slip(result, rng)
+        lines.append(line)
+    answer = family.final(problem, lines)
+    assert answer is not None
+    return Solution("\n".join(lines), answer)
+
+
+def result_of(line: str) -> int:
+    """The number that a line of working comes to."""
+    return int(line.rpartition(" = ")[2])
+
+
+def labels(family: Family, problem: Problem, lines: Sequence[str], answer: str) -> list[bool | None]:
+    """Whether each line follows from those before it, and last whether the answer does: labels local to the line, so
+    that one slip spoils one of them. None where a line can be neither right nor wrong, for one before it says nothing.
+    """
+
+    def right(given: str, expect: Callable[[Problem, Sequence[str]], str | None], before: Sequence[str]) -> bool | None:
+        try:
+            return " ".join(given.split()) == expect(problem, before)
+        except ValueError:
+            return None
+
+    found = [right(line, family.next_line, lines[:n]) for n, line in enumerate(lines)]
+    return [*found, right(answer, family.final, lines)]
 
 
 def code_of(families: Sequence[str], hashes: FileHashes) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from distill.families.base import Solution, draw, problem_of
+from distill.families.base import Solution, draw, problem_of, result_of, worked
 from distill.types import Problem
 
 if TYPE_CHECKING:
@@ -35,18 +35,27 @@ class Calc:
         return draw(partial(_candidate, self._steps), self.name, seed, index, split)
 
     def solve(self, problem: Problem, slips: float = 0.0, rng: np.random.Generator | None = None) -> Solution:
-        value, *rest = problem.prompt.removeprefix(PREFIX).split()
-        lines = []
-        for operator, operand in zip(rest[::2], rest[1::2], strict=True):
-            result = apply(int(value), operator, int(operand))
-            if rng is not None and rng.random() < slips:
-                result = slipped(result, rng)
-            lines.append(f"{value} {operator} {operand} = {result}")
-            value = str(result)
-        return Solution("\n".join(lines), value)
+        return worked(self, problem, slips, rng, lambda result, draws: str(slipped(int(result), draws)))
+
+    def next_line(self, problem: Problem, lines: Sequence[str]) -> str | None:
+        start, chain = _chain(problem)
+        if len(lines) >= len(chain):
+            return None
+        value = result_of(lines[-1]) if lines else start
+        operator, operand = chain[len(lines)]
+        return f"{value} {operator} {operand} = {apply(value, operator, operand)}"
+
+    def final(self, problem: Problem, lines: Sequence[str]) -> str | None:
+        return str(result_of(lines[-1])) if len(lines) == len(_chain(problem)[1]) else None
 
     def guess(self, rng: np.random.Generator) -> str:
         return str(rng.integers(TOP + 1))
+
+
+def _chain(problem: Problem) -> tuple[int, list[tuple[str, int]]]:
+    """Where it starts, and each operator with its operand."""
+    start, *rest = problem.prompt.removeprefix(PREFIX).split()
+    return int(start), [(operator, int(operand)) for operator, operand in zip(rest[::2], rest[1::2], strict=True)]
 
 
 def apply(value: int, operator: str, operand: int) -> int:

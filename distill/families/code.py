@@ -11,9 +11,10 @@ itself, so no function of a held-out problem is ever trained on, from any points
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from distill.families.base import Solution, draw, problem_of
+from distill.families.base import Solution, draw, problem_of, result_of, worked
 from distill.families.calc import slipped
 from distill.types import Problem
 
@@ -33,24 +34,26 @@ class Code:
         return draw(_candidate, self.name, seed, index, split)
 
     def solve(self, problem: Problem, slips: float = 0.0, rng: np.random.Generator | None = None) -> Solution:
+        return worked(self, problem, slips, rng, lambda result, draws: str(slipped(int(result), draws)))
+
+    def next_line(self, problem: Problem, lines: Sequence[str]) -> str | None:
         y1, x1, y2, x2 = map(int, re.findall(r"\d+", problem.prompt))
+        known = [result_of(line) for line in lines]
+        match known:
+            case []:
+                return f"{x2} - {x1} = {x2 - x1}"
+            case [_]:
+                return f"{y2} - {y1} = {y2 - y1}"
+            case [run, rise]:
+                return f"{rise} / {run} = {rise // max(run, 1)}"
+            case [_, _, slope]:
+                return f"{slope} * {x1} = {slope * x1}"
+            case [_, _, _, shift]:
+                return f"{y1} - {shift} = {y1 - shift}"
+        return None
 
-        def written(result: int) -> int:
-            return slipped(result, rng) if rng is not None and rng.random() < slips else result
-
-        run = written(x2 - x1)
-        rise = written(y2 - y1)
-        slope = written(rise // max(run, 1))
-        shift = written(slope * x1)
-        intercept = written(y1 - shift)
-        lines = (
-            f"{x2} - {x1} = {run}",
-            f"{y2} - {y1} = {rise}",
-            f"{rise} / {run} = {slope}",
-            f"{slope} * {x1} = {shift}",
-            f"{y1} - {shift} = {intercept}",
-        )
-        return Solution("\n".join(lines), expression(slope, intercept))
+    def final(self, problem: Problem, lines: Sequence[str]) -> str | None:
+        return expression(result_of(lines[2]), result_of(lines[4])) if len(lines) == STEPS else None
 
     def guess(self, rng: np.random.Generator) -> str:
         return expression(int(rng.choice(SLOPES)), int(rng.integers(-60, TOP + 1)))

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from distill.families.base import Solution, draw, problem_of
+from distill.families.base import Solution, draw, problem_of, worked
 from distill.types import Problem
 
 if TYPE_CHECKING:
@@ -41,15 +41,18 @@ class Logic:
         return draw(partial(_candidate, self._steps), self.name, seed, index, split)
 
     def solve(self, problem: Problem, slips: float = 0.0, rng: np.random.Generator | None = None) -> Solution:
+        return worked(self, problem, slips, rng, lambda result, draws: f"{slipped(int(result, 2), draws):08b}")
+
+    def next_line(self, problem: Problem, lines: Sequence[str]) -> str | None:
         first, rest = _chain(problem.reference)
-        column, label, lines = _column(first), f"{first} ", []
-        for connective, literal in rest:
-            column = _connect(column, connective, _column(literal))
-            if rng is not None and rng.random() < slips:
-                column = slipped(column, rng)
-            lines.append(f"{label}{connective} {literal} = {column:08b}")
-            label = ""
-        return Solution("\n".join(lines), f"{column:08b}")
+        if len(lines) >= len(rest):
+            return None
+        column, label = (_written(lines[-1]), "") if lines else (_column(first), f"{first} ")
+        connective, literal = rest[len(lines)]
+        return f"{label}{connective} {literal} = {_connect(column, connective, _column(literal)):08b}"
+
+    def final(self, problem: Problem, lines: Sequence[str]) -> str | None:
+        return f"{_written(lines[-1]):08b}" if len(lines) == len(_chain(problem.reference)[1]) else None
 
     def guess(self, rng: np.random.Generator) -> str:
         return f"{int(rng.integers(1, ALL)):08b}"
@@ -60,6 +63,14 @@ def slipped(column: int, rng: np.random.Generator) -> int:
     for row in rng.choice(8, size=int(rng.integers(1, 3)), replace=False):
         column ^= 1 << int(row)
     return column
+
+
+def _written(line: str) -> int:
+    """The column that a line comes to."""
+    found = re.fullmatch("[01]{8}", line.rpartition(" = ")[2])
+    if found is None:
+        raise ValueError(f"no column: {line!r}")
+    return int(found.group(), 2)
 
 
 def _column(literal: str) -> int:

@@ -18,13 +18,20 @@ and further what the evaluate stage says of it (``greedy``, ``truncated``, ``by_
     sampling  how they were sampled
     protocol  a name for how was measured: scores may be compared where it is the same
     paired    differences on the same problems: along the story, and controls against its first student
+              (`distill.comparison`: interval, problems better and worse, p)
+    pairs     the same of every two models
     funnel    from generated to kept, by reason of rejection, with the ``cost`` where an endpoint was paid; null
               without a selection. Its ``bias`` tells how much easier the kept traces are than what was asked
               (`distill.difficulty`)
     curves    by training stage and metric: [step, value], thinned to `CURVE_POINTS` means of bins
     alarms    by training stage: what its run was suspected of (`rl.alarms`), with name, step and evidence
+    emergence by training stage with rollouts: behaviours, corrections and lengths over its steps (`distill.emergence`)
+    reward_models  by prm stage its figures: how it was tested, with reliability bins
+    choices   by choose stage what choosing among stored samples buys
     lengths   histograms of tokens per answer: bin ``edges``, counts of right and other ones
     examples  problems with the answers of the student before, between and after
+    search    what ways to spend several samples on a problem come to, as the search stage says it: by strategy the
+              points of its curve; null without one
     stages    name, kind, seconds, figures and identity of each stage
     software  versions
 
@@ -37,17 +44,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from distill import modelspec
+from distill.comparison import pair_of
 from distill.report import examples, words
 from distill.spending import spent_on
-from distill.statistics import paired_difference
 from distill.store import Store
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
@@ -59,17 +66,24 @@ RESERVED = frozenset(
         "sampling",
         "protocol",
         "paired",
+        "pairs",
         "funnel",
         "curves",
         "alarms",
+        "emergence",
+        "reward_models",
+        "choices",
         "lengths",
         "examples",
+        "search",
         "stages",
         "software",
     }
 )
 CURVE_POINTS = 300
 LENGTH_BINS = 24
+ELSEWHERE = ("subjects", "pairs", "strategies", "rivals")
+"""Figures of stages that have a place of their own."""
 
 Report = dict[str, Any]
 Named = Mapping[str, Manifest]
@@ -87,11 +101,16 @@ class Sources:
     controls: Named
     others: Named
     examples: int
+    emergence: Callable[[Manifest], dict[str, Any] | None] | None = None
+    search: tuple[str, Manifest] | None = None
+    reward_models: Named = field(default_factory=dict)
+    choices: Named = field(default_factory=dict)
 
     @property
     def stages(self) -> dict[str, Manifest]:
         chosen = dict([self.selection]) if self.selection else {}
-        return {**self.others, **chosen, **self.training, **self.controls, **dict([self.evaluation])}
+        judging = {**self.reward_models, **self.choices, **(dict([self.search]) if self.search else {})}
+        return {**self.others, **judging, **chosen, **self.training, **self.controls, **dict([self.evaluation])}
 
 
 def gather(sources: Sources) -> Report:
@@ -109,7 +128,8 @@ def gather(sources: Sources) -> Report:
         "headline": words.headline([subjects[label] for label in story]) or words.plain_headline(subjects),
         "sampling": {**settings["sampling"], "samples": settings["samples"], "split": settings["split"]},
         "protocol": evaluation.figures["protocol"],
-        "paired": _paired(store, evaluation.digest, _pairs(subjects, story)) or evaluation.figures["paired"],
+        "paired": _paired(evaluation.figures["pairs"], subjects, story),
+        "pairs": evaluation.figures["pairs"],
         "funnel": _funnel(store, sources.selection[1]) if sources.selection else None,
         "curves": {
             name: curves
@@ -121,8 +141,16 @@ def gather(sources: Sources) -> Report:
             for name, manifest in {**sources.training, **sources.controls}.items()
             if (alarms := _alarms(store, manifest.fingerprint))
         },
+        "emergence": {
+            name: seen
+            for name, manifest in {**sources.training, **sources.controls}.items()
+            if sources.emergence and (seen := sources.emergence(manifest))
+        },
+        "reward_models": {name: dict(manifest.figures) for name, manifest in sources.reward_models.items()},
+        "choices": {name: dict(manifest.figures) for name, manifest in sources.choices.items()},
         "lengths": _lengths(store, evaluation.digest, labels),
         "examples": examples.gather(store, evaluation.digest, story or labels[:3], sources.examples),
+        "search": _search(*sources.search) if sources.search else None,
         "stages": [_stage(name, manifest) for name, manifest in sources.stages.items()],
         "software": dict(sorted({k: v for m in sources.stages.values() for k, v in m.software.items()}.items())),
     }
@@ -185,31 +213,17 @@ def parameters(directory: Path) -> int | None:
     return total or None
 
 
-def _pairs(subjects: Mapping[str, Mapping[str, Any]], story: Sequence[str]) -> list[tuple[str, str]]:
+def _paired(
+    pairs: Sequence[Mapping[str, Any]], subjects: Mapping[str, Mapping[str, Any]], story: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Along the story, then controls against its first student; without a story each model against the next."""
     students = [label for label in story if subjects[label]["role"] == "student"]
     controls = [label for label, subject in subjects.items() if subject["role"] == "control"]
-    return [*pairwise(story), *((students[0], control) for control in controls if students)]
+    told = [*pairwise(story), *((students[0], control) for control in controls if students)]
+    return [pair_of(pairs, before, after) for before, after in told or pairwise(subjects)]
 
 
 # -- from the store ---------------------------------------------------------------------------
-
-
-def _paired(store: Store, evaluation: str, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    rows = store.rows(
-        "SELECT m.label, v.problem_key, CAST(v.outcome = 'correct' AS DOUBLE) AS score FROM members m "
-        "JOIN verdicts v ON m.row_key = v.verdict_key "
-        "WHERE m.collection = ? AND v.outcome <> 'unverifiable' ORDER BY m.position",
-        [evaluation],
-    )
-    scores: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        scores.setdefault(row["label"], {}).setdefault(row["problem_key"], []).append(row["score"])
-    steps = []
-    for before, after in pairs:
-        found = paired_difference(scores.get(before, {}), scores.get(after, {}))
-        value, low, high = (None if math.isnan(x) else round(x, 4) for x in (found.value, found.low, found.high))
-        steps.append({"from": before, "to": after, "difference": value, "ci95": [low, high]})
-    return steps
 
 
 def _funnel(store: Store, manifest: Manifest) -> dict[str, Any]:
@@ -244,6 +258,12 @@ def _paid(store: Store, selection: str, kept: int) -> dict[str, float | None]:
     """What the endpoint took for the traces, lost calls and rejected traces included; null where none was paid."""
     cost = spent_on(store, selection).get("cost")
     return {"cost": cost, "cost_per_kept": round(cost / kept, 6) if cost and kept else None}
+
+
+def _search(name: str, manifest: Manifest) -> dict[str, Any]:
+    shown = ("protocol", "problems", "samples", "tokens_per_sample", "strategies", "rivals")
+    model = manifest.identity.settings["model"] or manifest.identity.inputs.get("model")
+    return {"stage": name, "model": model, **{key: manifest.figures[key] for key in shown}}
 
 
 def _alarms(store: Store, run: str) -> list[dict[str, Any]]:
@@ -299,7 +319,7 @@ def _stage(name: str, manifest: Manifest) -> dict[str, Any]:
         "version": identity.version,
         "seconds": manifest.seconds,
         "finished": manifest.finished,
-        "figures": {key: value for key, value in manifest.figures.items() if key not in ("subjects", "paired")},
+        "figures": {key: value for key, value in manifest.figures.items() if key not in ELSEWHERE},
         "fingerprint": manifest.fingerprint,
         "digest": manifest.digest,
         "settings": dict(identity.settings),

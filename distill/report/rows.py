@@ -8,8 +8,9 @@ from typing import Any
 
 from distill import difficulty
 from distill.cli.display import duration
+from distill.emergence import CHANGES
 from distill.report.data import Report
-from distill.report.words import interval, percent, points, visible
+from distill.report.words import chance, interval, percent, points, visible
 
 Rows = list[list[str]]
 
@@ -23,18 +24,46 @@ def accuracy(subjects: Sequence[Mapping[str, Any]]) -> Rows:
             percent(s["greedy"]) if "greedy" in s else "",
             f"{s['tokens_per_answer']:.1f}",
             f"{s['tokens_per_correct']:,.1f}" if s["tokens_per_correct"] else "none right",
+            percent(s["stopped"]),
             percent(s["truncated"]),
+            contaminated(s),
             duration(s["seconds"]) if s["seconds"] else "",
         ]
         for s in subjects
     ]
 
 
-def differences(report: Report) -> Rows:
+def contaminated(subject: Mapping[str, Any]) -> str:
+    """The share of the problems that the model has seen in training, as far as that is known."""
+    found = subject.get("contamination")
+    return percent(found["share"]) if found else "unknown"
+
+
+def contamination(subjects: Sequence[Mapping[str, Any]]) -> Rows:
+    """One row a model whose training is known: what it was trained on, and its score on either part."""
     return [
-        [visible(f"{step['from']} → {step['to']}"), points(step["difference"]), *map(points, step["ci95"])]
-        for step in report["paired"]
-    ]
+        [
+            visible(s["label"]), f"{found['trained_on']:,}", f"{found['problems']:,}", _part(found["clean"]),
+            _part(found["contaminated"]),
+        ]
+        for s in subjects
+        if (found := s.get("contamination"))
+    ]  # fmt: skip
+
+
+def _part(score: Mapping[str, Any]) -> str:
+    return f"{_share(score)} of {score['problems']:,}" if score["problems"] else ""
+
+
+def differences(pairs: Sequence[Mapping[str, Any]]) -> Rows:
+    return [
+        [
+            visible(f"{pair['from']} → {pair['to']}"), points(pair["difference"]), *map(points, pair["ci95"]),
+            f"{pair['better']:,}", f"{pair['worse']:,}", f"{pair['equal']:,}", chance(pair["p"]),
+            chance(pair["p_holm"]),
+        ]
+        for pair in pairs
+    ]  # fmt: skip
 
 
 def funnel(found: Mapping[str, Any] | None) -> Rows:
@@ -89,6 +118,62 @@ def by_length(subjects: Sequence[Mapping[str, Any]]) -> Rows:
     """One row a model; none where there are too few samples a problem."""
     return [
         [visible(s["label"]), *(_share(third) for third in s["by_length"].values())] for s in subjects if s["by_length"]
+    ]
+
+
+def by_budget(subjects: Sequence[Mapping[str, Any]]) -> Rows:
+    """One row a model and thinking budget."""
+    return [
+        [
+            visible(s["label"]), "none" if at["budget"] is None else f"{at['budget']:,}",
+            f"{at['thinking_tokens']:,.1f}",
+            f"{at['tokens']:,.1f}", _share(at), f"{at['new']:,} of {at['samples']:,}",
+        ]
+        for s in subjects
+        for at in s.get("by_budget", ())
+    ]  # fmt: skip
+
+
+def against_no_thinking(subjects: Sequence[Mapping[str, Any]]) -> Rows:
+    """One row a model and family or difficulty."""
+    return [
+        [
+            visible(f"{s['label']}: {row['of']}"), percent(row["thinking"]), percent(row["without"]),
+            f"{points(row['difference'])} ({points(row['ci95'][0])} to {points(row['ci95'][1])})",
+            f"{row['tokens']:,.1f}", f"{row['tokens_without']:,.1f}", row["says"],
+        ]
+        for s in subjects
+        for row in s.get("against_no_thinking", ())
+    ]  # fmt: skip
+
+
+def does_not_pay(subjects: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each model with something of the kind: where its thinking is not shown to pay."""
+    found = []
+    for s in subjects:
+        told = s.get("against_no_thinking", ())
+        where = [row["of"] for row in told if row["says"] != "pays"]
+        if where:
+            found.append(visible(f"{s['label']}: {'everywhere' if len(where) == len(told) else ', '.join(where)}"))
+    return found
+
+
+def behaviours(seen: Mapping[str, Any]) -> Rows:
+    """One row a behaviour: the share of rollouts at first, at last and in all, and what they earn."""
+    return [
+        [
+            visible(name), percent(one["shares"][0]), percent(one["shares"][-1]), percent(one["share"]),
+            *("" if one[key] is None else f"{one[key]:.3f}" for key in ("reward_with", "reward_without")),
+        ]
+        for name, one in seen["behaviours"].items()
+    ]  # fmt: skip
+
+
+def changes(seen: Mapping[str, Any]) -> Rows:
+    """One row a family: what became of an answer that the thinking had named before."""
+    return [
+        [visible(source), *(f"{counts.get(change, 0):,}" for change in CHANGES.values())]
+        for source, counts in seen["changes_by_source"].items()
     ]
 
 

@@ -155,6 +155,37 @@ def slopes(name: str, title: str, about: str, categories: Sequence[str], lines: 
     return _svg(name, title, about, height + 26, body, "plot gutter")
 
 
+def trade(name: str, title: str, about: str, lines: Sequence[Line]) -> str:
+    """Shares (0 to 1) against what they cost, on a scale of doublings, one line a way to spend."""
+    height, body = 230, []
+    costs = [x for line in lines for x, _ in line.points]
+    shares = [y for line in lines for low, high in line.intervals for y in (low, high)]
+    low, high, ticks = min(costs), max(costs), nice_ticks(min(shares), max(shares), 5)
+    bottom, top = ticks[0], ticks[-1]
+
+    def across(cost: float) -> float:
+        return 0.02 + 0.96 * (math.log(cost / low) / math.log(high / low) if high > low else 0.5)
+
+    for tick in ticks:
+        body.append(_horizontal(_down(tick, bottom, top, height), f"{100 * tick:.0f}%"))
+    for tick in doublings(low, high):
+        body.append(_text(across(tick), height + 20, number(tick), "tick", _anchor(across(tick))))
+    for line in lines:
+        places = [(across(x), _down(y, bottom, top, height)) for x, y in line.points]
+        body.append(_polyline(places, line.colour, height, "strong"))
+        for (x, y), (cost, share), (least, most) in zip(places, line.points, line.intervals, strict=True):
+            ends = f'y1="{_down(least, bottom, top, height):.1f}" y2="{_down(most, bottom, top, height):.1f}"'
+            body.append(f'<line x1="{_pc(x)}" x2="{_pc(x)}" {ends} stroke="{line.colour}" class="thin"/>')
+            body.append(_dot(x, y, 4, line.colour, f"{line.label}: {100 * share:.1f}% for {cost:,.0f} tokens"))
+    return _svg(name, title, about, height + 26, body, "plot gutter")
+
+
+def doublings(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10, 20, 50... between two costs."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [step * 10.0**power for power in powers for step in (1, 2, 5) if low <= step * 10.0**power <= high]
+
+
 def histogram(
     name: str, title: str, about: str, right: Sequence[int], other: Sequence[int], colour: str, mean: float | None
 ) -> str:

@@ -42,6 +42,11 @@ def points(difference: float | None) -> str:
     return "n/a" if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
 
 
+def chance(p: float) -> str:
+    """A p value: ``0.031``, and below what anybody needs ``< 0.0001``."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
 def count(number: int) -> str:
     """``0.7M``, ``1.5B``, ``82,000``."""
     if number >= 1e9:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, PlainSerializer
 
 from distill import verification, verifiers
 from distill.engines.options import ThinkingSettings
+from distill.prm import files
 from distill.prompting import Ask, PromptingSettings, asking
 from distill.store import Store
 from distill.store.records import problems
@@ -16,7 +17,7 @@ from distill.types import Problem
 from distill.verifiers.compose import Spec
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
-from pipeline.stage import Context
+from pipeline.stage import Context, Input
 
 Problems = ("problems",)
 Traces = ("traces",)
@@ -34,6 +35,20 @@ VerifierName = Annotated[str, AfterValidator(_buildable)]
 """A verifier that a name alone describes."""
 VerifierSpec = Annotated[str | dict[str, Any], AfterValidator(_buildable), PlainSerializer(verifiers.settled)]
 """A verifier as in `distill.verifiers.compose`. In a fingerprint are just the settings that change verdicts."""
+
+
+RewardModel = Input(accepts=("prm",), prefix=files.PREFIX)
+"""Marks a setting that may hold a verifier with a process reward model of the pipeline's (``prm:STAGE``)."""
+
+
+def resolved(context: Context, spec: Any) -> Any:
+    """A verifier's spec with the directory of each reward model in place of its stage's name."""
+    if isinstance(spec, str) and spec.startswith(files.PREFIX):
+        known = spec.removeprefix(files.PREFIX) in context.inputs
+        return str(files.directory_of(spec, context.workspace, context.inputs)) if known else spec
+    if isinstance(spec, Mapping):
+        return {key: resolved(context, value) for key, value in spec.items()}
+    return [resolved(context, value) for value in spec] if isinstance(spec, list) else spec
 
 
 def store_of(context: Context) -> Store:

@@ -7,37 +7,46 @@ again, and every score can be traced to its texts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
-from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill import engines, modelspec, scoring, verification
+from distill import comparison, engines, exposure, modelspec, scoring, verification
 from distill.engines import dialects
 from distill.engines.options import (
     EngineOptions,
     SamplingSettings,
     Seed,
     Thinking,
+    ThinkingSettings,
     TransformersOptions,
     check_model,
     check_thinking,
 )
-from distill.generation import Wanted, make_traces, wanted
+from distill.generation import Wanted, wanted
 from distill.prompting import Ask, Prompting, plainly
-from distill.spending import Spending
 from distill.stages.common import VerifierSpec, ask_of, members_present, store_of
-from distill.statistics import Estimate, clustered_mean, paired_difference
-from distill.store.records import problems, record_members
-from distill.types import Problem
+from distill.stages.measuring import GREEDY, Measure
+from distill.statistics import Estimate, clustered_mean
+from distill.store.records import Row, problems, record_members
+from distill.types import Problem, ThinkingBudget
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
 PROTOCOL = ("sampling", "samples", "prompting", "thinking", "verifier", "split")
 """The settings that make a score what it is, beside the problems and the versions of their verifiers."""
+
+
+class ContaminationSettings(Settings):
+    """Prompts of the problems that are measured are looked for in those that the student was trained on."""
+
+    ngram: Annotated[int, Field(ge=2, le=50)] = 13
+    """Words in a row that make an overlap, as in `curate`; a shorter prompt must be found whole."""
+    share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """The share of a problem's n-grams that must be found; at 0, one is enough."""
 
 
 class EvaluateSettings(Settings):
@@ -53,6 +62,11 @@ class EvaluateSettings(Settings):
     prompting: Prompting = None
     """How each problem is put to the models; a string is a template, or the name of one."""
     thinking: Thinking = None
+    budgets: Annotated[list[Annotated[int, Field(ge=0)]] | None, Field(min_length=1)] = None
+    """Accuracy under these thinking budgets as well, from the same samples: those that thought longer are cut there and
+    asked for the answer. `[0, 64, 256]`; 0 is no thinking at all."""
+    contamination: ContaminationSettings | None = ContaminationSettings()
+    """Null looks for no overlap with training problems."""
     verifier: VerifierSpec | None = None
     """Who judges; by default each problem's own."""
     split: Literal["train", "heldout"] = "heldout"
@@ -64,9 +78,22 @@ class EvaluateSettings(Settings):
         for name in self.models.values():
             check_model(name, self.engine)
         check_thinking(self.thinking, self.sampling)
+        self._check_budgets()
         budget = self.thinking.thinking_budget() if self.thinking else None
         dialects.check_wished(self.engine, budget, begun=bool(self.prompting and self.prompting.prefill))
         return self
+
+    def _check_budgets(self) -> None:
+        if not self.budgets:
+            return
+        if sorted(set(self.budgets)) != self.budgets:
+            raise ValueError("budgets: must rise, each once")
+        if self.prompting and self.prompting.prefill:
+            raise ValueError("budgets and prompting.prefill exclude each other: a cut sample is a begun response too")
+        if self.thinking and (self.thinking.least or self.budgets[-1] >= (self.thinking.budget or 2**31)):
+            raise ValueError("budgets: must lie below thinking.budget, and there can be no thinking.least beside them")
+        check_thinking(ThinkingSettings(budget=self.budgets[-1]), self.sampling)
+        dialects.check_wished(self.engine, ThinkingBudget(self.budgets[-1]), begun=True)
 
 
 def run(context: Context, settings: EvaluateSettings) -> Output:
@@ -78,32 +105,46 @@ def run(context: Context, settings: EvaluateSettings) -> Output:
     by_problem: dict[str, dict[str, list[float]]] = {}
     for label, name in settings.models.items():
         model = engines.model_of(name, settings.engine, context)
-        wishes = wishes_of(settings, tasks, model.identity, ask)
-        spending = Spending(store, context.name)
-        open_engine = partial(engines.open_engine, settings.engine, model, context.note, spending)
-        make_traces(store, wishes, open_engine, context, label)
-        judged = verification.judgements(
-            [(wish.key, wish.problem_key, wish.problem) for wish in wishes], settings.verifier, context.hashes
-        )
-        verdicts = verification.make_verdicts(store, judged, context, settings.workers, label)
-        labels = [
-            label if wish.sampling.temperature == settings.sampling.temperature else f"{label}/greedy"
-            for wish in wishes
-        ]
-        members += list(zip(labels, verdicts, strict=True))
-        label_of = {key: name for name, key in members}
-        rows = verification.scores(store, verdicts, answers=True)
-        sampled = [row for row in rows if label_of[row["verdict_key"]] == label]
-        by_problem[label] = scoring.by_problem(sampled)
-        subjects[label] = scoring.summary(sampled, settings.pass_at)
-        if greedy := [row for row in rows if label_of[row["verdict_key"]] != label]:
+        with ExitStack() as stack:
+            measure = Measure(context, settings, store, model, label, stack)
+            sampled = measure.sampled(wishes_of(settings, tasks, model.identity, ask))
+        kinds = measure.judged(sampled)
+        members += [(kind, key) for kind, keys in kinds.items() for key in keys]
+        rows = {kind: verification.scores(store, keys, answers=True) for kind, keys in kinds.items()}
+        by_problem[label] = scoring.by_problem(rows[label])
+        subjects[label] = scoring.summary(rows[label], settings.pass_at)
+        if greedy := rows.get(f"{label}/{GREEDY}"):
             subjects[label]["greedy"] = scoring.mean(greedy)["pass_at_1"]
+        subjects[label] |= measure.paid_off(rows)
+        subjects[label]["contamination"] = _contamination(context, settings, label, tasks, rows[label])
         context.note(f"{label}: pass@1 {_percent(clustered_mean(by_problem[label]))}")
     digest = record_members(store, members)
-    steps = _paired_steps(by_problem)
     again = verification.failed_once([key for _, key in members])
-    figures = {"members": len(members), "protocol": protocol(context, settings), "subjects": subjects, "paired": steps}
-    return Output(digest, {**figures, **again})
+    figures = {"members": len(members), "protocol": protocol(context, settings), "subjects": subjects}
+    return Output(digest, {**figures, "pairs": comparison.every_pair(by_problem), **again})
+
+
+def _contamination(
+    context: Context, settings: EvaluateSettings, label: str, tasks: Sequence[tuple[str, Problem]], rows: Sequence[Row]
+) -> dict[str, Any] | None:
+    """What of the problems the model was trained on, and the score with and without them; None where that is
+    not known, as no stage made the model."""
+    how, name = settings.contamination, settings.models[label]
+    made = context.inputs.get(name.removeprefix(modelspec.STAGE)) if name.startswith(modelspec.STAGE) else None
+    if made is None or how is None:
+        return None
+    store = store_of(context)
+    seen = exposure.of_student(store, context.workspace, made, tasks, how.ngram, how.share)
+    if not seen.taught:
+        return None
+    store.append("exposure", exposure.evidence(context.fingerprint, label, seen))
+    return {
+        "trained_by": list(seen.stages),
+        "trained_on": seen.taught,
+        "problems": len(seen.found),
+        "share": round(len(seen.found) / len(tasks), 4),
+        **scoring.apart(rows, seen.found),
+    }
 
 
 def protocol(context: Context, settings: EvaluateSettings) -> str:
@@ -116,6 +157,7 @@ def protocol(context: Context, settings: EvaluateSettings) -> str:
 def wishes_of(
     settings: EvaluateSettings, tasks: Sequence[tuple[str, Problem]], model: str, ask: Ask = plainly
 ) -> list[Wanted]:
+    """All but the continuations under budgets, which depend on what these say."""
     sampling = settings.sampling.sampling(settings.seed)
     wishes = wanted(tasks, model, sampling, settings.samples, ask)
     if settings.greedy and sampling.temperature > 0:
@@ -127,17 +169,6 @@ def _percent(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.1f}% (95%: {100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
 
 
-def _paired_steps(by_problem: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
-    """Each model against the one before it, on the same problems."""
-    labels = list(by_problem)
-    steps = []
-    for before, after in pairwise(labels):
-        difference = paired_difference(by_problem[before], by_problem[after])
-        interval = [scoring.rounded(difference.low), scoring.rounded(difference.high)]
-        steps.append({"from": before, "to": after, "difference": scoring.rounded(difference.value), "ci95": interval})
-    return steps
-
-
 def refuse(settings: EvaluateSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
     if (highest := max(settings.pass_at, default=1)) > settings.samples:
         return f"pass@{highest} needs at least {highest} samples a problem; there are {settings.samples}"
@@ -147,12 +178,13 @@ def refuse(settings: EvaluateSettings, figures: Mapping[str, Mapping[str, Any]])
 
 
 def forecast(context: Context, settings: EvaluateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
+    """Continuations under budgets are among the calls at most: how many there are depends on the samples."""
     each = settings.samples + int(settings.greedy and settings.sampling.temperature > 0)
     count = expected.get(settings.problems, {}).get(settings.split)
     if count is None:
         return Forecast("answers")
     total, done = count * each * len(settings.models), _done(context, settings)
-    calls = total - done
+    calls = total - done + count * settings.samples * len(settings.models) * len(settings.budgets or ())
     return Forecast("answers", total, done, {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens})
 
 
@@ -183,7 +215,7 @@ def dependencies(settings: EvaluateSettings, hashes: FileHashes, upstream: Mappi
 
 STAGE = Stage(
     kind="evaluate",
-    version=2,
+    version=3,
     about="measure each model on held-out problems, with intervals",
     settings=EvaluateSettings,
     produces="evaluation",

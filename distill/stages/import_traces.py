@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -13,15 +14,18 @@ from distill.columns import Column, Pattern, ProblemColumns
 from distill.published import Said, TraceColumns
 from distill.sources import least
 from distill.stages.common import VerifierName, members_present, store_of
-from distill.store.records import batched, problem_row, record_members, trace_row
+from distill.store.records import Row as StoreRow
+from distill.store.records import batched, problem_row, record_members, trace_row, verdict_row
 from distill.thinking import estimate_tokens
-from distill.types import Finish, Problem, Sampling, Trace
+from distill.types import Finish, Problem, Sampling, Trace, Verdict
 from pipeline.errors import InputError
-from pipeline.fingerprint import FileHashes
+from pipeline.fingerprint import FileHashes, canonical
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, File, Forecast, Operational, Output, Settings, Stage, later, stop_check
 
 BATCH = 2000
+PUBLISHED = "published"
+"""The verifier that verdicts which came with the traces go by."""
 UNKNOWN = dict.fromkeys(("temperature", "top_p", "top_k", "max_tokens", "seed"))
 """How a published trace was sampled is not known: null, not a guess."""
 
@@ -31,11 +35,12 @@ def _check_dataset(name: str | None) -> str | None:
 
 
 class ImportSettings(Settings):
-    """One trace a row: of a JSONL, JSON, CSV or Parquet file (also gzipped), or of a Hugging Face data set.
+    """Traces in the rows of a JSONL, JSON, CSV or Parquet file (also gzipped), or of a Hugging Face data set.
 
     Either ``messages`` names a column of conversations with think tags in the assistant's turn, or
     ``prompt`` and ``answer`` (and ``thinking``, where it is not inside the answer) name columns, or are Jinja
-    templates over them. ``reference`` and ``reference_pattern`` are as in a file of problems.
+    templates over them; or ``prompt`` and ``generations`` do, of which one row holds several traces.
+    ``reference`` and ``reference_pattern`` are as in a file of problems.
     """
 
     form: Annotated[forms.TraceForm | None, Field(exclude=True)] = None
@@ -54,6 +59,11 @@ class ImportSettings(Settings):
     thinking: Column | None = None
     answer: Column | None = None
     messages: str | None = None
+    generations: str | None = later()
+    """A column of lists of responses to `prompt`, with think tags in them: each is a trace."""
+    flags: str | None = later()
+    """A column of lists beside `generations`: which the publisher found right. Kept as verdicts of `published`, to be
+    compared with those of our verifiers (`distill traces diff-verifiers`)."""
     tags: list[str] | None = later()
     """Two tags that open and close the thinking, or four (the answer's too), where they are not `<think>`."""
     reference: Column | dict[str, Column] | None = None
@@ -76,13 +86,21 @@ class ImportSettings(Settings):
         columns = (self.prompt, self.thinking, self.answer)
         if (self.file is None) == (self.dataset is None):
             raise ValueError("takes either file or dataset")
-        if self.messages is not None and any(columns):
-            raise ValueError("takes either messages or prompt, thinking and answer")
-        if self.messages is None and (self.prompt is None or self.answer is None):
-            raise ValueError("needs the columns prompt and answer, or messages")
+        if self.messages is not None and (any(columns) or self.generations):
+            raise ValueError("takes either messages or prompt, thinking and answer, or prompt and generations")
+        if self.generations is not None and (self.thinking or self.answer):
+            raise ValueError("takes either generations, which hold thinking and answer, or thinking and answer")
+        if self.messages is None and (self.prompt is None or (self.answer or self.generations) is None):
+            raise ValueError("needs the columns prompt and answer, prompt and generations, or messages")
+        if self.flags is not None and self.generations is None:
+            raise ValueError("flags are of generations, which is not set")
         if self.tags is not None and len(self.tags) not in (2, 4):
             raise ValueError("tags are two, around the thinking, or four, around the answer too")
         return self
+
+    @property
+    def columns(self) -> TraceColumns:
+        return TraceColumns(self.answer, self.thinking, self.messages, self.tags or (), self.generations, self.flags)
 
     @property
     def data(self) -> huggingface.DataSet | None:
@@ -103,9 +121,10 @@ def run(context: Context, settings: ImportSettings) -> Output:
     tally: Counter[str] = Counter()
     context.note("import: the file tells no token counts; they are estimated from the texts, four letters to a token")
     for batch in batched(_traces(context, settings, tally), BATCH):
-        store.append("problems", list({row["problem_key"]: row for row, _ in batch}.values()))
-        store.append("traces", [row for _, row in batch])
-        members |= {row["trace_key"]: of_problem["problem_key"] for of_problem, row in batch}
+        store.append("problems", list({row["problem_key"]: row for row, *_ in batch}.values()))
+        store.append("traces", [row for _, row, _ in batch])
+        store.append("verdicts", [row for *_, row in batch if row])
+        members |= {row["trace_key"]: of_problem["problem_key"] for of_problem, row, _ in batch}
         context.progress(len(members), None)
         stop_check(context.stopping)
     if not members:
@@ -116,28 +135,13 @@ def run(context: Context, settings: ImportSettings) -> Output:
 
 def _traces(
     context: Context, settings: ImportSettings, tally: Counter[str]
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """(problem row, trace row) of each usable row; a text that was there before is passed over."""
-    columns = TraceColumns(settings.answer, settings.thinking, settings.messages, settings.tags or ())
-    mapping = ProblemColumns(settings.prompt, settings.reference, settings.reference_pattern, settings.difficulty)
+) -> Iterator[tuple[StoreRow, StoreRow, StoreRow | None]]:
+    """(problem row, trace row, row of the publisher's verdict) of each usable trace; a text that was there before
+    is passed over."""
     seen: set[str] = set()
     samples: Counter[str] = Counter()
     take = least(settings.take, settings.limit)
-    for row in settings.rows():
-        if len(seen) >= take:
-            break
-        source = settings.source or row.stem
-        try:
-            said = columns.read(row)
-            problem = mapping.problem(
-                row, settings.verifier, source, "train", settings.licence, prompt=said.prompt, system=said.system
-            )
-        except InputError as error:
-            if settings.on_bad_row == "stop":
-                raise
-            tally["skipped"] += 1
-            context.note(f"skipped {error}")
-            continue
+    for problem, said in _said(context, settings, tally):
         of_problem = problem_row(problem)
         asked = of_problem["prompt_key"]
         trace = _trace(said, problem, f"imported:{settings.teacher}", samples[asked])
@@ -146,7 +150,42 @@ def _traces(
             continue
         seen.add(trace.key)
         samples[asked] += 1
-        yield of_problem, trace_row(trace, asked) | UNKNOWN
+        flagged = None if said.flag is None else _published(trace.key, of_problem["problem_key"], said.flag, settings)
+        yield of_problem, trace_row(trace, asked) | UNKNOWN, flagged
+        if len(seen) >= take:
+            return
+
+
+def _said(context: Context, settings: ImportSettings, tally: Counter[str]) -> Iterator[tuple[Problem, Said]]:
+    """Every trace of every row with the problem that it answers; what cannot be used is noted, or ends it."""
+    mapping = ProblemColumns(settings.prompt, settings.reference, settings.reference_pattern, settings.difficulty)
+    for row in settings.rows():
+        for said in settings.columns.each(row):
+            try:
+                if isinstance(said, InputError):
+                    raise said
+                problem = mapping.problem(
+                    row, settings.verifier, settings.source or row.stem, "train", settings.licence, said.prompt,
+                    said.system,
+                )  # fmt: skip
+            except InputError as error:
+                if settings.on_bad_row == "stop":
+                    raise
+                tally["skipped"] += 1
+                context.note(f"skipped {error}")
+                if error is not said:
+                    break  # the problem is at fault: so it is for all traces of the row
+            else:
+                yield problem, said
+
+
+def _published(trace_key: str, problem_key: str, right: bool, settings: ImportSettings) -> StoreRow:
+    """What the publisher said of a trace, as a verdict: never ours, and older than ours."""
+    said = Verdict.correct if right else Verdict.incorrect
+    verdict = replace(said(f"the set says so in {settings.flags}"), verifier=PUBLISHED, version="1")
+    spec = {PUBLISHED: {"flags": settings.flags}}
+    key = keys.verdict_key(trace_key, problem_key, PUBLISHED, "1", canonical(spec))
+    return verdict_row(key, trace_key, problem_key, verdict, spec)
 
 
 def _trace(said: Said, problem: Problem, model: str, sample_index: int) -> Trace:
@@ -172,7 +211,7 @@ def _trace(said: Said, problem: Problem, model: str, sample_index: int) -> Trace
 
 
 def forecast(context: Context, settings: ImportSettings, _: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    found = settings.take or settings.count()
+    found = settings.take if settings.generations else settings.take or settings.count()
     return Forecast("traces", settings.limit if found is None else least(found, settings.limit))
 
 

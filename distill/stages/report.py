@@ -1,26 +1,65 @@
 """report: what the run found, as one page to look at and one file to read by program.
 
-Reads the manifests of its inputs and the store; makes nothing new. The data is described in
+Reads the manifests of its inputs and the store; samples nothing. The data is described in
 `distill.report.data`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterable, Mapping
-from typing import Annotated
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from distill.behaviours import CANDIDATES, shipped
+from distill.emergence import Asked, Looking, observe
 from distill.report.data import Sources, gather
 from distill.stages.common import store_of
+from distill.types import Verdict
+from distill.verifiers import VerifierPool
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
-from pipeline.stage import Context, Input, Output, Settings, Stage
+from pipeline.stage import Context, Input, Output, Settings, Stage, later, stop_check
 
 HTML, JSON = "report.html", "report.json"
 Students = Annotated[list[str], Input(accepts=("student", "model"), figures=True), Field(default_factory=list)]
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    return pattern
+
+
+def _names_something(pattern: str) -> str:
+    if re.compile(pattern).groups != 1:
+        raise ValueError(f"{pattern!r}: one group (in parentheses) must say what the answer is")
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+NamesAnswer = Annotated[Pattern, AfterValidator(_names_something)]
+
+
+class EmergenceSettings(Settings):
+    """What is looked for in the rollouts of the stages that trained the student."""
+
+    phrases: dict[str, list[Pattern]] = Field(default_factory=dict)
+    """Behaviours by name, each a list of regular expressions, beside the shipped ones (`verification`, `backtracking`,
+    `subgoals`); of the same name, in their place."""
+    candidates: list[NamesAnswer] = Field(default_factory=lambda: list(CANDIDATES))
+    """How the thinking names an answer before the final one: the first group."""
+    each: Annotated[int, Field(ge=1)] = 200
+    """Rollouts that are read for each point of a curve."""
+
+    def looking(self) -> Looking:
+        return Looking({**shipped(), **self.phrases}, self.candidates, self.each)
 
 
 class ReportSettings(Settings):
@@ -35,8 +74,16 @@ class ReportSettings(Settings):
         list[str], Input(accepts=("problems", "traces", "verdicts", "selection", "student", "model"), figures=True)
     ] = Field(default_factory=list)
     """Further stages whose seconds and figures are shown."""
+    search: Annotated[str | None, Input(accepts=("search",), figures=True)] = later()
+    """Shown as what a token buys: accuracy against tokens of each strategy."""
+    reward_models: Annotated[list[str], Input(accepts=("prm",), figures=True)] = later([])
+    """Stages that trained process reward models: how these were tested."""
+    choices: Annotated[list[str], Input(accepts=("choice",), figures=True)] = later([])
+    """`choose` stages: what choosing among stored samples buys."""
     examples: Annotated[int, Field(ge=0)] = 3
     """Problems shown with the answers before and after."""
+    emergence: EmergenceSettings | None = EmergenceSettings()
+    """What the thinking becomes while it is trained, from stored rollouts; null leaves it out."""
 
 
 def run(context: Context, settings: ReportSettings) -> Output:
@@ -45,14 +92,20 @@ def run(context: Context, settings: ReportSettings) -> Output:
     def named(names: Iterable[str]) -> dict[str, Manifest]:
         return {name: context.inputs[name] for name in names}
 
+    store = store_of(context)
+    how = settings.emergence
     sources = Sources(
-        store_of(context),
+        store,
         evaluation=(settings.evaluation, context.inputs[settings.evaluation]),
         selection=(settings.selection, context.inputs[settings.selection]) if settings.selection else None,
         training=named(settings.training),
         controls=named(settings.controls),
         others=named(settings.stages),
         examples=settings.examples,
+        emergence=partial(observe, store, looking=how.looking(), judge=partial(_judge, context)) if how else None,
+        search=(settings.search, context.inputs[settings.search]) if settings.search else None,
+        reward_models=named(settings.reward_models),
+        choices=named(settings.choices),
     )
     report = gather(sources)
     built = context.work / "artifact"
@@ -62,6 +115,12 @@ def run(context: Context, settings: ReportSettings) -> Output:
     (built / JSON).write_text(text + "\n", encoding="utf-8")
     (built / HTML).write_text(render(report), encoding="utf-8")
     return Output(context.publish(built), {"models": len(report["models"]), "headline": report["headline"]})
+
+
+def _judge(context: Context, asked: Iterable[Asked]) -> Iterator[tuple[Any, Verdict]]:
+    with VerifierPool(1, note=context.note, hashes=context.hashes) as pool:
+        yield from pool.verify_many(asked, context.stopping)
+    stop_check(context.stopping)
 
 
 def dependencies(settings: ReportSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from distill import difficulty, selection, verification
 from distill.stages.common import members_present, store_of
 from distill.store import Store
-from distill.store.records import Row, record_members
+from distill.store.records import Row, of_kept, record_members
 from distill.verifiers.language import SCRIPTS
 from pipeline.stage import Context, Forecast, Input, Output, Settings, Stage, later
 
@@ -68,7 +68,8 @@ class SelectSettings(Settings):
 
 def run(context: Context, settings: SelectSettings) -> Output:
     store = store_of(context)
-    rows = _candidates(store, context.inputs[settings.verdicts].digest)
+    verdicts = context.inputs[settings.verdicts].digest
+    rows = _candidates(store, verdicts)
     reasons = selection.reasons(store, rows, settings)
     members = [
         ("kept" if reason is None else "rejected", row["trace_key"]) for row, reason in zip(rows, reasons, strict=True)
@@ -80,18 +81,10 @@ def run(context: Context, settings: SelectSettings) -> Output:
     figures: dict[str, Any] = {"members": len(rows), "kept": kept, "rejected": dict(sorted(rejected.items()))}
     if kept:
         figures["bias"] = difficulty.bias(rows, [reason is None for reason in reasons])
-        figures["verifiers"] = _verifiers(store, digest)
+        judges = of_kept(store, digest, verdicts, "DISTINCT p.verifier AS name")  # for stages that judge the student
+        figures["verifiers"] = sorted(row["name"] for row in judges)
         context.note(f"{context.name}: {figures['bias']['says']}")
     return Output(digest, figures)
-
-
-def _verifiers(store: Store, digest: str) -> list[str]:
-    """Those of the problems whose traces are kept, for stages that judge the student on them."""
-    sql = (
-        "SELECT DISTINCT p.verifier FROM members m JOIN traces t ON m.row_key = t.trace_key "
-        "JOIN problems p USING (prompt_key) WHERE m.collection = ? AND m.label = 'kept' ORDER BY 1"
-    )
-    return [row["verifier"] for row in store.rows(sql, [digest])]
 
 
 def _candidates(store: Store, collection: str) -> list[Row]:

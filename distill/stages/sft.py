@@ -116,7 +116,7 @@ def _lessons(context: Context, settings: SftSettings, tokenizer: Any, ask: Ask) 
     """What there is to learn, and the keys of the traces that are too long for it."""
     from distill.training.batching import fitting
 
-    rows = kept(store_of(context), context.inputs[settings.data].digest)
+    rows = kept(store_of(context), context.inputs[settings.data])
     if not rows:
         raise PipelineError(
             f"stage {context.name}: {settings.data} kept no trace to train on; `distill traces stats` shows the "
@@ -251,9 +251,11 @@ def forecast(context: Context, settings: SftSettings, expected: Mapping[str, Map
 
 def dependencies(settings: SftSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
     found = dict(modelspec.dependency(settings.student, hashes))
-    judged = settings.heldout and settings.heldout.measure == "pass_at_1"
-    if judged and "verifiers" in upstream[settings.data].figures:  # else it was made by an older distill
-        found["verifiers"] = content_hash(verification.versions(None, upstream[settings.data], hashes))
+    data = upstream[settings.data]
+    if settings.heldout and settings.heldout.measure == "pass_at_1":  # by the problems that the traces were judged by
+        found["verdicts"] = data.identity.inputs["verdicts"]
+        if "verifiers" in data.figures:  # else it was made by an older distill
+            found["verifiers"] = content_hash(verification.versions(None, data, hashes))
     return found
 
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from distill import verification, verifiers
-from distill.stages.common import VerifierSpec, judged_as_now, store_of
+from distill.stages.common import RewardModel, VerifierSpec, judged_as_now, resolved, store_of
 from distill.store import Store
-from distill.store.records import problem_of, record_members
+from distill.store.records import record_members
 from distill.types import Problem
+from distill.verification import Judgement
+from distill.verifiers.run import unusable
+from pipeline.errors import InputError
+from pipeline.fingerprint import canonical
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
 
 class VerifySettings(Settings):
     traces: Annotated[str, Input(accepts=("traces",))]
-    verifier: VerifierSpec | None = None
+    verifier: Annotated[VerifierSpec | None, RewardModel] = None
     """A name, a name with settings, a composition, `file.py:Class`; by default each problem's own."""
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
 
@@ -27,24 +31,44 @@ class VerifySettings(Settings):
 def run(context: Context, settings: VerifySettings) -> Output:
     store = store_of(context)
     traces = traces_of(store, context.inputs[settings.traces].digest)
-    wishes = verification.judgements(traces, settings.verifier, context.hashes)
+    wishes = verification.judgements(traces, resolved(context, settings.verifier), context.hashes)
+    _tell_unusable(context, wishes)
     keys = verification.make_verdicts(store, wishes, context, settings.workers)
     digest = record_members(store, [("verdict", key) for key in keys])
     judges = _judges(store, digest) if settings.verifier and verification.most(settings.verifier, 1) else {}
     figures = {"members": len(keys), **_totals(store, digest), **verification.failed_once(keys), **judges}
-    return Output(digest, {**figures, "versions": verification.used(wishes)})
+    return Output(digest, {**figures, "versions": _versions(context, settings, wishes)})
+
+
+def _versions(context: Context, settings: VerifySettings, wishes: list[verification.Judgement]) -> dict[str, str]:
+    """Who judged. A verifier that the settings name goes by what they say: where a reward model lies may change."""
+    if settings.verifier is None:
+        return verification.used(wishes)
+    named = canonical(settings.verifier)
+    return {named: verification.version_of(named, context.hashes)}
+
+
+def _tell_unusable(context: Context, wishes: Sequence[Judgement]) -> None:
+    """A verifier that can judge no answer to a problem is told before it has said so of every trace."""
+    specs = {canonical(wish.verifier): wish.verifier for wish in wishes}
+    built = {text: verifiers.build(spec, context.hashes) for text, spec in specs.items()}
+    asked = {(wish.problem_key, canonical(wish.verifier)): wish.problem for wish in wishes}
+    found = {at: why for at, problem in asked.items() if (why := unusable(built[at[1]], problem))}
+    if not found:
+        return
+    (at, why), *_ = found.items()
+    said = f"{len(found)} of {len(asked)} problems have no answer that {built[at[1]].name} could judge; "
+    said += f"{asked[at].name}: {why}"
+    if len(found) == len(asked):
+        raise InputError(f"stage {context.name}: {said}")
+    context.note(f"{context.name}: {said}")
 
 
 def traces_of(store: Store, collection: str) -> list[tuple[str, str, Problem]]:
     """(trace key, problem key, problem) of a generate or import stage's output, in order: each of its
     members is a trace, labelled with the problem it is to be judged by."""
     rows = store.rows("SELECT row_key, label FROM members WHERE collection = ? ORDER BY position", [collection])
-    found = store.rows(
-        "SELECT * FROM problems SEMI JOIN (SELECT label AS problem_key FROM members WHERE collection = ?) "
-        "USING (problem_key)",
-        [collection],
-    )
-    problems = {row["problem_key"]: problem_of(row) for row in found}
+    problems = verification.problems_of(store, sorted({row["label"] for row in rows}))
     return [(row["row_key"], row["label"], problems[row["label"]]) for row in rows]
 
 
@@ -79,7 +103,8 @@ def forecast(context: Context, settings: VerifySettings, expected: Mapping[str, 
     total, done = expected.get(settings.traces, {}).get("traces"), 0
     if upstream is not None:
         store = store_of(context)
-        wishes = verification.judgements(traces_of(store, upstream.digest), settings.verifier, context.hashes)
+        spec = resolved(context, settings.verifier)
+        wishes = verification.judgements(traces_of(store, upstream.digest), spec, context.hashes)
         total, done = len(wishes), len(store.present("verdicts", [wish.key for wish in wishes]))
     most = verification.most(settings.verifier, total - done) if settings.verifier and total is not None else {}
     return Forecast("verdicts", total, done, most)

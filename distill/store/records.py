@@ -12,6 +12,7 @@ from distill.store.store import Store
 from distill.thinking import join_thinking
 from distill.types import Completion, Finish, Problem, Trace, Verdict
 from pipeline.fingerprint import canonical, content_hash
+from pipeline.manifest import Manifest
 
 Row = dict[str, Any]
 
@@ -160,16 +161,26 @@ def problems(store: Store, collection: str, split: str | None = None) -> list[tu
     return [(row["problem_key"], problem_of(row)) for row in rows]
 
 
-def kept(store: Store, collection: str) -> list[Row]:
-    """The traces that a selection kept, with what they answer, in its order. (Sorted here: DuckDB would carry the
-    texts through its sort.)"""
-    rows = store.rows(
-        "WITH asked AS (SELECT * FROM problems QUALIFY row_number() OVER (PARTITION BY prompt_key "
-        "ORDER BY problem_key) = 1) SELECT m.position, t.trace_key, t.thinking, t.answer, p.* FROM members m "
-        "JOIN traces t ON m.row_key = t.trace_key JOIN asked p USING (prompt_key) "
-        "WHERE m.collection = ? AND m.label = 'kept'",
-        [collection],
-    )
+KEPT = (
+    "WITH judged AS (SELECT trace_key, problem_key FROM members m JOIN verdicts ON m.row_key = verdict_key "
+    "WHERE m.collection = $verdicts QUALIFY row_number() OVER "
+    "(PARTITION BY trace_key ORDER BY outcome <> 'correct', m.position) = 1) "
+    "SELECT {what} FROM members m JOIN traces t ON m.row_key = t.trace_key JOIN judged USING (trace_key) "
+    "JOIN problems p ON p.problem_key = judged.problem_key WHERE m.collection = $collection AND m.label = 'kept'"
+)
+
+
+def of_kept(store: Store, selection: str, verdicts: str, what: str) -> list[Row]:
+    """``what`` of the traces ``t`` (members ``m``) that a selection kept and the problems ``p`` by which these were
+    judged: among the ``verdicts`` it was made from, since a prompt may have had another reference before."""
+    return store.rows(KEPT.format(what=what), {"collection": selection, "verdicts": verdicts})
+
+
+def kept(store: Store, selection: Manifest) -> list[Row]:
+    """The traces that a selection kept, with the problem that each was judged by, in its order. (Sorted here:
+    DuckDB would carry the texts through its sort.)"""
+    what = "m.position, t.trace_key, t.thinking, t.answer, p.*"
+    rows = of_kept(store, selection.digest, selection.identity.inputs["verdicts"], what)
     return sorted(rows, key=lambda row: row["position"])
 
 

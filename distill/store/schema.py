@@ -33,6 +33,10 @@ KEYS: dict[str, tuple[str, ...]] = {
     "trace_losses": ("run", "trace_key", "epoch"),
     "calls": ("call_id",),
     "curation": ("run", "position"),
+    "exposure": ("run", "label", "problem_key"),
+    "step_labels": ("run", "source", "example", "step"),
+    "searches": ("run", "strategy", "budget", "start", "problem_key"),
+    "step_scores": ("score_key",),
 }
 """What identifies a row of each table: a row whose key is there already is not ingested again."""
 
@@ -122,6 +126,11 @@ def arrow_schemas() -> dict[str, pa.Schema]:
         return {t: connection.sql(f"SELECT * FROM {t} LIMIT 0").to_arrow_table().schema for t in KEYS}
 
 
+def _columns_of(connection: duckdb.DuckDBPyConnection, view: str) -> str:
+    found = connection.execute(f"DESCRIBE {view}").fetchall()
+    return "Columns: " + ", ".join(f"`{name}` {kind.lower()}" for name, kind, *_ in found) + "."
+
+
 def documentation() -> str:
     """The schema as Markdown, for ``docs/store.md``."""
     import duckdb
@@ -151,5 +160,6 @@ def documentation() -> str:
             lines += [f"| `{name}` | {kind} | {what} |" for name, kind, what in columns] + [""]
         views = "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal ORDER BY view_name"
         for view, what in connection.execute(views).fetchall():
-            lines += [] if view in KEYS else [f"### `{view}` (a view)", "", str(what), ""]
+            if view not in KEYS:
+                lines += [f"### `{view}` (a view)", "", str(what), "", _columns_of(connection, view), ""]
     return "\n".join(lines)

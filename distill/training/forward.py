@@ -125,6 +125,11 @@ def logprobs(model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
     return tell(model, batch, temperature).logprobs
 
 
+def told(model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """Natural log-probabilities (L,), fp32, of ``targets`` (L,) from the hidden states (L, D) that predict them."""
+    return of_states(causal_lm(model).get_output_embeddings(), hidden, targets, temperature, False)[0]
+
+
 def of_states(head: Any, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, ...]:
     """Log-probabilities (L,) of ``targets``, and of the distributions their entropies (L,) if asked: a by-product,
     with one more chunk of probabilities for a moment."""

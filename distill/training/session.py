@@ -38,7 +38,7 @@ def learning(
     """
     with assembled(settings.devices) as ranks:
         if ranks and measure is not logprobs:
-            raise InputError("a teacher's distributions can be learned on one device only (devices: 1)")
+            raise InputError("what a measure of its own makes of a pass can be learned on one device only (devices: 1)")
         processes = 1 if ranks else _processes(model, settings)
         with prepared(model, max(1, settings.threads // (ranks.size if ranks else processes))):
             check_packing(model)

@@ -15,6 +15,8 @@ More is optional:
   and thread; the pool asks it in the caller's own and goes to a worker just where it says None
   (``quick = verify`` where all of a verifier is like that).
 - ``prepare()`` imports or tries what is needed, ahead of the first verdict and outside its limits.
+- ``unusable(problem) -> str | None`` says why it could judge no answer to a problem (its tests are none), where the
+  problem alone tells: so it is told where the problem is read, and not by a verdict on every answer.
 - ``open(note) -> Session`` is for what judges many at a time by itself: a model behind an engine. The pool
   opens it once, in the caller's process, and asks it last, where the rules leave something open
   (`distill.verifiers.asking`). It is in no worker, so nobody kills it.

@@ -69,10 +69,9 @@ class Code:
             raise InputError("verifier 'code': limits want at least 1 s of CPU, some wall time and 64 MiB of memory")
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
-        try:
-            tests = tests_of(json.loads(problem.reference), problem.metadata)
-        except UNREADABLE as error:
-            return Verdict.unverifiable(f"the reference holds no tests: {str(error)[:100]!r}")
+        tests = _tests(problem)
+        if isinstance(tests, str):
+            return Verdict.unverifiable(tests)
         program = program_of(trace.answer, tests)
         if fault := _unfit(trace.answer, program):
             return Verdict.incorrect(fault)
@@ -83,6 +82,10 @@ class Code:
             max(self.tolerance, tests.tolerance),
         )
         return self._verdict(tests, examine.examine(program, tests, room), room.sandbox)
+
+    def unusable(self, problem: Problem) -> str | None:
+        tests = _tests(problem)
+        return tests if isinstance(tests, str) else None
 
     def prepare(self) -> None:
         """Try the sandbox now, so that its absence is one clear error and not a verdict per answer."""
@@ -108,6 +111,14 @@ class Code:
         score = passed / max(found.cases, len(found.rows), 1) if self.partial else 0.0
         evidence["failed"] = failed
         return Verdict(Outcome.INCORRECT, score, f"{row.name}: {row.why}", evidence)
+
+
+def _tests(problem: Problem) -> Tests | str:
+    """The tests, or what is wrong with them."""
+    try:
+        return tests_of(json.loads(problem.reference), problem.metadata)
+    except UNREADABLE as error:
+        return f"the reference holds no tests: {str(error)[:100]!r}"
 
 
 def _shown(rows: Sequence[Row]) -> list[Row]:

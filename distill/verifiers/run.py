@@ -96,6 +96,12 @@ def shown(verifier: Verifier, trace: Response | str) -> Response:
     return Response(parts.thinking if reads_thinking(verifier) else "", parts.answer, parts.closed)
 
 
+def unusable(verifier: Verifier, problem: Problem) -> str | None:
+    """Why the verifier could judge no answer to the problem, as far as it says so."""
+    found: str | None = getattr(verifier, "unusable", lambda problem: None)(problem)
+    return found
+
+
 def prepare(verifier: Verifier) -> None:
     """Let a verifier import what it needs, where it has something to import."""
     getattr(verifier, "prepare", lambda: None)()

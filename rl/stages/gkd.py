@@ -140,7 +140,7 @@ def _examples(
     from distill.training.student import conversation
 
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
-    rows = kept(store_of(context), context.inputs[settings.data].digest)
+    rows = kept(store_of(context), context.inputs[settings.data])
     pairs: list[tuple[Example, tuple[str, Problem]]] = []
     for row in rows:
         problem = problem_of(row)

@@ -18,7 +18,8 @@ from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Output, Stage, later
 from rl import rewards
 from rl.stages import refining
-from rl.stages.options import RewardedSettings
+from rl.stages.options import ProcessSettings, RewardedSettings
+from rl.stages.process import process_dependency
 from rl.stages.teacher import TeacherSettings, check_teacher
 
 ABOUT = "A student refined by group-relative policy optimisation (GRPO) on verifiable rewards."
@@ -39,12 +40,17 @@ class GrpoSettings(RewardedSettings):
     teacher: TeacherSettings | None = later()
     """Adds a teacher's log-ratio to the advantage of every token (a reverse KL term); every group then teaches."""
 
+    process: ProcessSettings | None = later()
+    """A process reward model that rewards each step of a rollout beside the outcome (dense rewards)."""
+
     @model_validator(mode="after")
     def _can_be_taught(self) -> GrpoSettings:
         if self.teacher:
             check_teacher(self.teacher, self.sampling.temperature)
         if self.teacher and self.refills:
             raise ValueError("refills and teacher exclude each other: with a teacher no group is without a gradient")
+        if self.process and self.refills:
+            raise ValueError("refills and process exclude each other: steps differ where outcomes do not")
         return self
 
 
@@ -90,7 +96,8 @@ def dependencies(settings: GrpoSettings, hashes: FileHashes, upstream: Mapping[s
     ]
     versions = {name: version for found in every for name, version in found.items()}
     teacher = modelspec.dependency(settings.teacher.model, hashes) if settings.teacher else {}
-    return {**modelspec.dependency(settings.student, hashes), **teacher, "verifiers": content_hash(versions)}
+    process = process_dependency(settings.process, hashes)
+    return {**modelspec.dependency(settings.student, hashes), **teacher, **process, "verifiers": content_hash(versions)}
 
 
 STAGE = Stage(

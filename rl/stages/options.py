@@ -11,8 +11,9 @@ from pydantic import Field, model_validator
 
 from distill.engines.options import PolicyEngine, SamplingSettings, Thinking, VllmOptions, check_thinking
 from distill.modelspec import ModelName
+from distill.prm import files
 from distill.prompting import Prompting
-from distill.stages.common import VerifierSpec
+from distill.stages.common import RewardModel, VerifierSpec
 from distill.stages.student import StudentSettings
 from pipeline.stage import Input, Operational, Settings, later
 from rl import rewards
@@ -40,6 +41,18 @@ class PassRateSettings(Settings):
     known_from: Annotated[str | None, Input(accepts=("verdicts", "student"))] = None
     """What is known before the first step: verdicts of a teacher's or this student's traces, or the rollouts of
     an earlier grpo stage. By default nothing; then this run's own rollouts tell."""
+
+
+class ProcessSettings(Settings):
+    """A process reward model that rewards each step of a rollout, at the step's last token."""
+
+    model: Annotated[str, Input(accepts=("prm",), prefix=files.PREFIX)]
+    """`prm:STAGE`, or the directory that a `prm` stage made. It must read the student's tokens."""
+    weight: Annotated[float, Field(gt=0)] = 0.5
+    """Of its advantage, beside the outcome's."""
+    form: Literal["minimum", "sum"] = "minimum"
+    """What a rollout's steps are worth: its worst step, which length cannot buy (PURE), or the `sum` of the steps to
+    come, normalised in the group (DeepSeekMath), which it can: a policy learns to write more of what scores well."""
 
 
 class LengthSettings(Settings):
@@ -107,7 +120,7 @@ class SampledSettings(WatchedSettings, StudentSettings):
     """Weights for the difference between the engine's and the trainer's log-probabilities, per token."""
     engine_cap: Annotated[float, Field(gt=0)] = 2.0
     """The largest such weight."""
-    verifier: VerifierSpec | None = None
+    verifier: Annotated[VerifierSpec | None, RewardModel] = None
     """Who judges what is sampled; by default each problem's own verifier."""
     workers: Annotated[int, Operational(), Field(ge=0)] = 0
     """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""

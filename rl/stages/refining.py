@@ -6,7 +6,8 @@ Settings are those of grpo: the others say theirs in its words. Called by the th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from distill import modelspec
 from distill.engines.options import VllmOptions
 from distill.modelspec import Model
 from distill.spending import Spending
-from distill.stages.common import ask_of, store_of
+from distill.stages.common import ask_of, resolved, store_of
 from distill.stages.devices import check_memory
 from distill.stages.student import load_student, publish
 from distill.types import Problem
@@ -22,6 +23,7 @@ from distill.verifiers import VerifierPool
 from pipeline.stage import Context, Output, Settings
 from rl import rewards
 from rl.stages import drawing
+from rl.stages.process import process_rewards
 from rl.stages.teacher import scoring
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def refine(
         Recorder(store, context, _shown(settings, critic), settings.log_to) as recorder,
         _mix(context, settings, outcome, tokenizer) as mix,
     ):
-        verifiers = rewards.verifiers(settings.components)
+        verifiers = resolved(context, rewards.verifiers(settings.components))
         ledger = Ledger(
             store, context.fingerprint, how, problem_keys, pool, verifiers, context.stopping, ask, policy.name
         )  # fmt: skip
@@ -96,15 +98,26 @@ def refine(
 
 @contextmanager
 def _mix(context: Context, settings: GrpoSettings, outcome: float, tokenizer: Any) -> Iterator[Mix]:
-    """What a rollout gets credit for: its reward, and what a teacher says of its tokens."""
+    """What a rollout gets credit for: its reward, its steps, and what a teacher says of its tokens."""
     from rl.step_credit import Mixture, outcome_alone
 
-    if settings.teacher is None:
+    if settings.teacher is None and settings.process is None:
         yield outcome_alone
         return
-    temperature, weight = settings.sampling.temperature, settings.teacher.weight
-    with scoring(context, settings.teacher, tokenizer, temperature, settings.micro_batch_tokens) as score:
-        yield Mixture(outcome, score, weight, leave_out_cut=settings.overlong == "filter")
+    mixture = Mixture(outcome, leave_out_cut=settings.overlong == "filter")
+    if settings.process:
+        steps, weight, form = (
+            process_rewards(context, settings.process, tokenizer),
+            settings.process.weight,
+            settings.process.form,
+        )
+        mixture = replace(mixture, steps=steps, step_weight=weight, step_form=form)
+    with ExitStack() as stack:
+        if settings.teacher:
+            temperature, tokens = settings.sampling.temperature, settings.micro_batch_tokens
+            score = stack.enter_context(scoring(context, settings.teacher, tokenizer, temperature, tokens))
+            mixture = replace(mixture, teacher=score, teacher_weight=settings.teacher.weight)
+        yield mixture
 
 
 def _shown(settings: GrpoSettings, critic: Critic | None) -> tuple[str, ...]:

@@ -1,0 +1,62 @@
+"""What a thinking budget would have done to samples that are there: which are as they would have been, which are not.
+
+A sample that thought no longer than ``most`` tokens is what a run with that budget would have drawn: it stands, at no
+cost. A longer one is cut at about ``most`` tokens, at the end of a word, and the model is asked to go on from there
+with the budget set, so that thinking is closed at once and only an answer is sampled (`s1`, arXiv:2501.19393). Such a
+continuation is a trace like any other: kept under a key of its content and never sampled twice. At a budget of 0 every
+thinking sample is one: that is how a model does without thinking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from distill import keys
+from distill.generation import Wanted
+from distill.store import Store
+from distill.store.records import Row
+from distill.thinking import OPEN
+from distill.types import ThinkingBudget
+
+THOUGHT = (
+    "SELECT trace_key, thinking, thinking_tokens, ends_with(rtrim(prompt, E' \\n\\t'), '</>') AS opened "
+    "FROM traces SEMI JOIN wanted USING (trace_key)"
+).replace("</>", OPEN)
+
+
+def under(
+    store: Store, wishes: Sequence[Wanted], budgets: Sequence[int], model: str, closing: str
+) -> dict[int, list[Wanted]]:
+    """For each budget the samples that stand for ``wishes``, which are in the store: themselves, or cut."""
+    rows = {row["trace_key"]: row for row in store.among("trace_key", [wish.key for wish in wishes], THOUGHT)}
+    return {
+        most: [within(wish, rows[wish.key], ThinkingBudget(most, closing=closing), model) for wish in wishes]
+        for most in budgets
+    }
+
+
+def within(wish: Wanted, thought: Row, budget: ThinkingBudget, model: str) -> Wanted:
+    """The wish itself where its thinking fits, else the one that goes on from where it is cut."""
+    most, tokens = budget.most or 0, thought["thinking_tokens"]
+    if tokens <= most:
+        return wish
+    begun = ("" if thought["opened"] else f"{OPEN}\n") + cut(thought["thinking"], most / tokens)
+    asked = replace(wish.asked, prefix=begun, budget=budget)
+    beyond = keys.asked_key(wish.problem, asked)
+    key = keys.trace_key(wish.problem, model, wish.sampling, wish.sample_index, beyond)
+    return replace(wish, key=key, asked=asked)
+
+
+def cut(thinking: str, share: float) -> str:
+    """About this share of a text, whole words."""
+    begun = thinking[: int(len(thinking) * share)]
+    if thinking[len(begun) : len(begun) + 1].isspace():
+        return begun.rstrip()
+    return begun[: max(begun.rfind(" "), begun.rfind("\n"), 0)].rstrip()
+
+
+def made_anew(standing: Mapping[int, Sequence[Wanted]], wishes: Sequence[Wanted]) -> list[Wanted]:
+    """Of the samples that stand, those that are none of ``wishes``."""
+    own = {wish.key for wish in wishes}
+    return [wish for some in standing.values() for wish in some if wish.key not in own]

@@ -1,0 +1,135 @@
+"""``distill compare``: two models of an evaluation on the same problems, in all, by family and by difficulty.
+
+A model is its label in an evaluate stage of the pipeline; of another stage, ``stage/label``. Scores of different
+protocols are not compared: what differs is said instead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill import comparison, scoring, verification
+from distill.cli.open import load, workspace_of
+from distill.cli.table import render
+from distill.report.words import chance, percent, points
+from distill.stages.evaluate import PROTOCOL
+from distill.stages.measuring import GREEDY
+from distill.store import Store
+from distill.store.records import Row
+from pipeline import manifest as manifests
+from pipeline.config import PipelineSpec, nearest
+from pipeline.errors import InputError
+from pipeline.fingerprint import differences
+from pipeline.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model as an evaluation measured it."""
+
+    label: str
+    evaluation: Manifest
+
+    @property
+    def name(self) -> str:
+        return f"{self.evaluation.stage}/{self.label}"
+
+
+def compare(
+    before: str, after: str, pipeline: Path, workspace: Path | None, stage: str | None, greedy: bool, as_json: bool
+) -> None:
+    spec = load(pipeline, workspace=workspace)
+    path = workspace_of(spec).path
+    pair = [_subject(name, spec, path, stage) for name in (before, after)]
+    _check_protocol(*pair)
+    store = Store(path)
+    rows = [_rows(store, subject, greedy) for subject in pair]
+    found = {
+        "before": pair[0].name,
+        "after": pair[1].name,
+        "protocol": pair[0].evaluation.figures["protocol"],
+        "samples": "greedy" if greedy else pair[0].evaluation.identity.settings["samples"],
+        "of": [{"of": key, **_line(*parts)} for key, parts in _parts(*rows).items()],
+    }
+    print(json.dumps(found) if as_json else _words(found))
+
+
+def _subject(name: str, spec: PipelineSpec, workspace: Path, stage: str | None) -> Subject:
+    known = [s.name for s in spec.stages.values() if s.stage.produces == "evaluation"]
+    label = name
+    head, slash, tail = name.partition("/")
+    if slash and head in known:
+        stage, label = head, tail
+    if not known:
+        raise InputError("the pipeline has no evaluate stage, so there are no scores to compare")
+    chosen = stage or known[-1]
+    if chosen not in known:
+        raise InputError(f"--stage {chosen}: no evaluate stage is called so{nearest(chosen, known)}")
+    record = manifests.current(workspace, chosen)
+    if record is None or "pairs" not in record.figures:
+        raise InputError(f"stage {chosen} has no scores yet; run it: distill run {chosen}")
+    if label not in record.figures["subjects"]:
+        raise InputError(f"stage {chosen} measured no model {label!r}{nearest(label, record.figures['subjects'])}")
+    return Subject(label, record)
+
+
+def _check_protocol(one: Subject, other: Subject) -> None:
+    first, second = one.evaluation, other.evaluation
+    if first.figures["protocol"] == second.figures["protocol"]:
+        return
+    old, new = ({name: record.identity.settings.get(name) for name in PROTOCOL} for record in (first, second))
+    told = differences(old, new) or ["the problems, or a verifier's version"]
+    raise InputError(
+        f"{one.name} and {other.name} were measured by different protocols ({', '.join(told)}), so their scores cannot "
+        "be compared; measure both in one evaluate stage"
+    )
+
+
+def _rows(store: Store, subject: Subject, greedy: bool) -> list[Row]:
+    label = f"{subject.label}/{GREEDY}" if greedy else subject.label
+    members = store.rows(
+        "SELECT row_key FROM members WHERE collection = ? AND label = ? ORDER BY position",
+        [subject.evaluation.digest, label],
+    )
+    if not members:
+        raise InputError(
+            f"{subject.name}: no greedy answers were sampled; set greedy: true in {subject.evaluation.stage}"
+        )
+    return verification.scores(store, [row["row_key"] for row in members], answers=True)
+
+
+def _parts(before: Sequence[Row], after: Sequence[Row]) -> dict[str, tuple[Sequence[Row], Sequence[Row]]]:
+    found = {"all": (before, after)}
+    for name, parts in scoring.groups(before).items():
+        others = scoring.groups(after)[name]
+        found |= {key: (parts[key], others[key]) for key in sorted(parts) if key in others}
+    return found
+
+
+def _line(before: Sequence[Row], after: Sequence[Row]) -> dict[str, Any]:
+    means = {name: scoring.mean(rows)["pass_at_1"] for name, rows in (("before", before), ("after", after))}
+    return {**means, **comparison.between(scoring.by_problem(before), scoring.by_problem(after))}
+
+
+def _words(found: Mapping[str, Any]) -> str:
+    lines = [
+        {
+            "problems of": row["of"],
+            "n": row["problems"],
+            found["before"]: percent(row["before"]),
+            found["after"]: percent(row["after"]),
+            "points": points(row["difference"]),
+            "95% interval": " to ".join(map(points, row["ci95"])),
+            "better": row["better"],
+            "worse": row["worse"],
+            "p": chance(row["p"]),
+        }
+        for row in found["of"]
+    ]
+    test = "McNemar's exact test" if found["samples"] in (1, "greedy") else "the exact sign test over problems"
+    about = f"better, worse: problems; p: {test}, not adjusted for several rows"
+    return f"{render(lines)}\n\nprotocol {found['protocol']}; {about}"

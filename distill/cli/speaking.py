@@ -1,0 +1,107 @@
+"""A response shown while it is made: the answer as it comes, the thinking dimmed, or as a count of its tokens.
+
+`Speaker` is told what there is so far, again and again, and prints what is new of it. On a terminal thinking that is
+not shown is one line that counts and goes away again; in a pipe there is nothing but text. What might yet become a
+think tag is held back.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from typing import TextIO
+
+from distill.cli.traces import printable
+from distill.engines.base import SoFar, response_of
+from distill.thinking import CLOSE, OPEN, Response, split_thinking
+from distill.types import Completion
+
+DIM, PLAIN, WIPE = "\x1b[2m", "\x1b[0m", "\r\x1b[K"
+
+
+class Speaker:
+    def __init__(self, out: TextIO, show_thinking: bool) -> None:
+        self._out, self._show = out, show_thinking
+        self._terminal = out.isatty()
+        self._thinking = self._answer = ""
+        """What is printed of both."""
+        self._counting = False
+
+    def tell(self, so_far: SoFar) -> None:
+        if (text := held_back(so_far.text)) is None:
+            return
+        parts = split_thinking(text, opened=so_far.prompt.rstrip().endswith(OPEN))
+        if not parts.closed or parts.thinking:
+            self._think(parts, so_far.tokens)
+        if parts.closed:
+            self._say(parts.answer)
+
+    def end(self, completion: Completion) -> None:
+        """All of it; what was printed already is not printed again."""
+        parts = response_of(completion)
+        self._wipe()
+        if self._show:
+            self._more("_thinking", printable(parts.thinking), DIM)
+        if parts.closed:
+            self._say(parts.answer)
+        self._write("\n" if self._answer else "")
+
+    def broken_off(self) -> None:
+        """The reader has had enough."""
+        self._wipe()
+        self._write((PLAIN if self._terminal else "") + ("\n" if self._thinking or self._answer else ""))
+
+    def _think(self, parts: Response, tokens: int) -> None:
+        if self._show:
+            self._more("_thinking", printable(parts.thinking), DIM)
+        elif self._terminal and not parts.closed:
+            self._counting = True
+            self._write(f"{WIPE}{DIM}thinking: {tokens:,} tokens{PLAIN}"[: shutil.get_terminal_size().columns + 20])
+
+    def _say(self, answer: str) -> None:
+        self._wipe()
+        if answer and not self._answer and self._thinking:
+            self._write("\n\n")
+        self._more("_answer", printable(answer), "")
+
+    def _more(self, name: str, text: str, look: str) -> None:
+        """Print what of a text is new. Where it is another by now (the model took something back), all of it again."""
+        printed = getattr(self, name)
+        if text == printed:
+            return
+        new = text.removeprefix(printed) if text.startswith(printed) else f"\n{text}"
+        self._write(f"{look}{new}{PLAIN}" if look and self._terminal else new)
+        setattr(self, name, text)
+
+    def _wipe(self) -> None:
+        if self._counting:
+            self._counting = False
+            self._write(WIPE)
+
+    def _write(self, text: str) -> None:
+        if text:
+            self._out.write(text)
+            self._out.flush()
+
+
+def held_back(text: str) -> str | None:
+    """A text without what may be the beginning of a think tag at its end; None where nothing is left of it."""
+    for tag in (OPEN, CLOSE):
+        cut = next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
+        if cut:
+            text = text[:-cut]
+    return text if text.strip() else None
+
+
+def speak(pieces: Iterable[SoFar | Completion], speaker: Speaker) -> Completion:
+    """Show a response until it is complete."""
+    try:
+        for piece in pieces:
+            if isinstance(piece, Completion):
+                speaker.end(piece)
+                return piece
+            speaker.tell(piece)
+    except KeyboardInterrupt:
+        speaker.broken_off()
+        raise
+    raise AssertionError("an engine's stream ends with the completion")

@@ -1,0 +1,69 @@
+"""What thinking buys: accuracy against thinking tokens, and with thinking against without, from verdict rows.
+
+Rows are those of `distill.verification.scores`; which samples stand for a budget is `distill.budgets`. Everything is
+paired: the same problems, and of each the same samples as far as a budget leaves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from distill.scoring import by_problem, groups, mean
+from distill.statistics import Estimate, paired_difference, rounded
+from distill.store.records import Row
+
+PAYS, COSTS, UNDECIDED = "pays", "costs accuracy", "not shown to pay"
+
+
+def curve(standing: Mapping[int, Sequence[Row]], whole: Sequence[Row], new: Mapping[int, int]) -> list[dict[str, Any]]:
+    """Accuracy under each budget, and last without one (None). ``new`` of the samples of a point are continuations
+    that were sampled for it; the rest were there."""
+    points: list[tuple[int | None, Sequence[Row]]] = [*sorted(standing.items()), (None, whole)]
+    return [
+        {
+            "budget": most,
+            "thinking_tokens": round(fmean(row["thinking_tokens"] for row in rows), 2),
+            "tokens": round(fmean(row["tokens"] for row in rows), 2),
+            **mean(rows),
+            "new": 0 if most is None else new[most],
+            "samples": len(whole),
+        }
+        for most, rows in points
+    ]
+
+
+def against_none(thinking: Sequence[Row], without: Sequence[Row]) -> list[dict[str, Any]]:
+    """Where reasoning pays: a row for all problems, each family, and each difficulty of it."""
+    found = {"all": (thinking, without)}
+    for name in ("by_source", "by_difficulty"):
+        parts, others = groups(thinking)[name], groups(without)[name]
+        found |= {key: (parts[key], others.get(key, [])) for key in sorted(parts)}
+    kept = {key: pair for key, pair in found.items() if pair[1] and not _same_as_source(key, found)}
+    return [_line(key, *pair) for key, pair in kept.items()]
+
+
+def _same_as_source(key: str, found: Mapping[str, tuple[Sequence[Row], Sequence[Row]]]) -> bool:
+    """A family of a single difficulty is told once."""
+    source, slash, _ = key.rpartition("/")
+    return bool(slash) and source in found and len(found[source][0]) == len(found[key][0])
+
+
+def _line(key: str, thinking: Sequence[Row], without: Sequence[Row]) -> dict[str, Any]:
+    found = paired_difference(by_problem(without), by_problem(thinking))
+    return {
+        "of": key,
+        "problems": found.problems,
+        "thinking": mean(thinking)["pass_at_1"],
+        "without": mean(without)["pass_at_1"],
+        "difference": rounded(found.value),
+        "ci95": [rounded(found.low), rounded(found.high)],
+        "tokens": round(fmean(row["tokens"] for row in thinking), 2),
+        "tokens_without": round(fmean(row["tokens"] for row in without), 2),
+        "says": _says(found),
+    }
+
+
+def _says(difference: Estimate) -> str:
+    return PAYS if difference.low > 0 else COSTS if difference.high < 0 else UNDECIDED

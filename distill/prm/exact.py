@@ -1,0 +1,74 @@
+"""Labels from those who know: a problem family's own next lines, for stored responses and for planted slips.
+
+The labels are local to the line: a line is right if it follows from those before it, right or wrong as these are. One
+slip spoils one label, not all after it, and the product of such labels is still whether the whole is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from distill import catalog
+from distill.families.base import Family, labels
+from distill.prm.examples import Label
+from distill.prm.labels import Labelled, Marked, of_steps
+from distill.randomness import generator
+from distill.steps import Span, split
+from distill.thinking import CLOSE, join_thinking
+from distill.types import Problem
+from pipeline.fingerprint import content_hash
+
+
+class Checkers:
+    """The families that can tell, by name; each is loaded once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Family | None] = {}
+
+    def of(self, problem: Problem) -> Family | None:
+        """The family that made a problem, if it can tell which line follows."""
+        name = problem.source
+        if name not in self._known:
+            family = catalog.resolve("families", name)() if name in catalog.names("families") else None
+            self._known[name] = family if hasattr(family, "next_line") else None
+        return self._known[name]
+
+    def marked(self, problem: Problem, response: str) -> list[Marked] | None:
+        """The lines of a response with their labels; None where no family can tell."""
+        family = self.of(problem)
+        if family is None:
+            return None
+        lines, closed = split(response, "line"), CLOSE in response
+        end = response.rfind(CLOSE) if closed else len(response)
+        thinking = [line for line in lines if line.start < end]
+        answer = [line for line in lines if line.start >= end]
+        found = labels(family, problem, [line.text for line in thinking], answer[0].text if answer else "")
+        told: list[Label] = [None if label is None else float(label) for label in found]
+        more = [0.0] * (len(answer) - 1)  # an answer goes on below what it should be
+        return [((line.start, line.end), label) for line, label in zip(lines, [*told, *more], strict=False)]
+
+
+def checked(
+    checkers: Checkers, key: str, problem: Problem, response: str, rule: str, *,
+    trace: str | None = None, correct: bool | None = None, tokens: Sequence[Span] | None = None,
+) -> Labelled | None:  # fmt: skip
+    """A response labelled by its problem's family; None where there is none, or no step."""
+    marked = checkers.marked(problem, response)
+    found = of_steps(response, rule, marked, tokens) if marked else ()
+    return Labelled(key, problem, response, found, "exact", trace, correct) if found else None
+
+
+def planted(
+    checkers: Checkers, problems: Sequence[Problem], rule: str, slips: float, each: int, seed: int
+) -> Iterator[Labelled]:
+    """Working by careless authors, ``each`` pages a problem: a line's result is wrong with chance ``slips``, and what
+    follows goes on from it. Costs no sampling, and is never short of wrong lines."""
+    for problem in problems:
+        family = checkers.of(problem)
+        for page in range(each if family else 0):
+            assert family is not None
+            draws = generator(seed, "planted", problem.id, page)
+            response = join_thinking(*family.solve(problem, slips, draws))
+            key = content_hash(["planted", problem.messages, response])
+            if labelled := checked(checkers, key, problem, response, rule):
+                yield Labelled(key, problem, response, labelled.labels, "slips")

@@ -1,0 +1,76 @@
+"""From a labelled response to a row for the trainer: where each step ends among the tokens.
+
+A reward model reads a response as text, in its own chat template and tokens, whoever sampled it. The score of a step
+is read at the last token that holds a character of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distill.steps import Span, last_tokens, split
+from distill.training.batching import Example
+
+Label = float | None
+"""The chance that a step is right, 0 or 1 where that is known; None where nothing is said of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepExample(Example):
+    """``ends[k]`` is the last token of step k. A labelled step is marked in ``labels_mask`` at the token after it,
+    whose source it is. ``start`` is the first token of the response."""
+
+    start: int = 0
+    ends: tuple[int, ...] = ()
+    labels: tuple[Label, ...] = ()
+
+    @property
+    def learned(self) -> tuple[int, ...]:
+        """The steps that are labelled."""
+        return tuple(k for k, label in enumerate(self.labels) if label is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of prompt and response, one more at the end that predicts nothing, and where steps end."""
+
+    ids: tuple[int, ...]
+    start: int
+    ends: tuple[int, ...]
+    texts: tuple[str, ...]
+    """The steps themselves."""
+
+
+def encode(tokenizer: Any, prompt: str, response: str, rule: str) -> Encoded:
+    """``prompt`` is rendered, up to where the response begins."""
+    encoded = tokenizer(prompt + response, add_special_tokens=False, return_offsets_mapping=True)
+    ids, begin = encoded["input_ids"], len(prompt)
+    spans: list[Span] = [(left - begin, right - begin) for left, right in encoded["offset_mapping"]]
+    start = next((t for t, (_, right) in enumerate(spans) if right > 0), len(spans))
+    own = spans[start:]
+    steps = split(response, rule, own)
+    ends = [start + at for at in last_tokens(steps, own)]
+    closing = tokenizer.eos_token_id or 0
+    return Encoded((*ids, closing), start, tuple(ends), tuple(step.text for step in steps))
+
+
+def example_of(key: str, encoded: Encoded, labels: Sequence[Label]) -> StepExample | None:
+    """A row to learn from; None where no step is labelled. Of steps that end in one token the last is learned."""
+    last = {end: k for k, end in enumerate(encoded.ends)}
+    kept = tuple(
+        label if last[end] == k else None for k, (end, label) in enumerate(zip(encoded.ends, labels, strict=True))
+    )
+    marked = {end + 1 for end, label in zip(encoded.ends, kept, strict=True) if label is not None}
+    if not marked:
+        return None
+    mask = tuple(t in marked for t in range(len(encoded.ids)))
+    return StepExample(key, encoded.ids, mask, 1.0, encoded.start, encoded.ends, kept)
+
+
+def unlabelled(key: str, encoded: Encoded) -> StepExample:
+    """A row to be scored: all of its steps are asked for."""
+    found = example_of(key, encoded, [0.0] * len(encoded.ends))
+    assert found is not None
+    return found

@@ -1,0 +1,99 @@
+"""What a process reward model is on disk, and how it is named.
+
+    model/            the body: a causal LM as the ecosystem reads it, with its tokenizer and a card
+    adapter/          the LoRA adapter that was merged into it, where there was one
+    head.safetensors  the head (`distill.prm.head`)
+    prm.json          what fits what: the rule for steps, the width, the tokenizer; and the figures of its test
+
+A name is ``prm:STAGE`` (that stage of the pipeline) or the path of such a directory. Whoever puts another body or
+tokenizer into the directory is told when it is loaded, not by strange scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from distill.modelspec import MODEL
+from pipeline.errors import InputError
+from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.manifest import Manifest
+
+if TYPE_CHECKING:
+    from distill.prm.head import StepHead
+
+PREFIX = "prm:"
+HEAD, ABOUT = "head.safetensors", "prm.json"
+FORMAT = 1
+PROBE = "Let x = 3.14: 12 + 7*x <= 40?\n\n<think>\nfirst, naïve – 你好\n</think>\n\n\\boxed{\\frac{1}{2}}"
+
+
+class About(BaseModel):
+    """`prm.json`. ``tokenizer`` is `tokenizer_identity` of the one that it was trained with."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: int
+    rule: str
+    width: int
+    likelihood: bool
+    tokenizer: str
+    start: str
+    figures: dict[str, Any] = {}
+
+
+def tokenizer_identity(tokenizer: Any) -> str:
+    """Equal for tokenizers that cut text alike, whichever version of a library wrote their files."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return content_hash([vocabulary, tokenizer.encode(PROBE, add_special_tokens=False), tokenizer.eos_token_id])
+
+
+def write(directory: Path, head: StepHead, about: About) -> None:
+    """The head and `prm.json`, beside a ``model`` that is there."""
+    from safetensors.torch import save_file
+
+    save_file({name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}, directory / HEAD)
+    (directory / ABOUT).write_text(json.dumps(about.model_dump(), indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def directory_of(name: str, workspace: Path = Path(), inputs: Mapping[str, Manifest] | None = None) -> Path:
+    """Where a reward model lies. ``inputs`` are the manifests of upstream stages, by name."""
+    if not name.startswith(PREFIX):
+        return checked(Path(name).expanduser(), name)
+    manifest = (inputs or {}).get(name.removeprefix(PREFIX))
+    if manifest is None or manifest.artifact is None:
+        raise InputError(f"prm {name}: what a stage makes cannot be meant here; name the directory that it made")
+    return checked(workspace / manifest.artifact, name)
+
+
+def checked(directory: Path, name: str) -> Path:
+    """``directory``, if it holds a reward model; before anything heavy is loaded."""
+    if not directory.is_dir():
+        raise InputError(f"prm {name}: {directory} is not a directory; expected {PREFIX}STAGE or what a prm stage made")
+    if missing := [part for part in (ABOUT, HEAD, MODEL) if not (directory / part).exists()]:
+        raise InputError(f"prm {name}: {directory} has no {missing[0]}: not a process reward model, as prm stages make")
+    about(directory, name)
+    return directory
+
+
+def about(directory: Path, name: str) -> About:
+    try:
+        found = About.model_validate_json((directory / ABOUT).read_text("utf-8"))
+    except (OSError, ValueError, ValidationError):
+        raise InputError(f"prm {name}: {directory / ABOUT} cannot be read; let its stage make it again") from None
+    if found.format > FORMAT:
+        raise InputError(f"prm {name}: written by a newer distill (form {found.format}); upgrade distill to read it")
+    return found
+
+
+def identity_of(directory: Path, hashes: FileHashes) -> str:
+    """Content hash of all that a score depends on: not the figures, nor the card."""
+    from distill.modelspec import CONTENT
+
+    files = [directory / HEAD, *sorted(p for p in (directory / MODEL).iterdir() if p.suffix in CONTENT)]
+    known = about(directory, str(directory)).model_dump(exclude={"figures", "start"})
+    return content_hash([known, *([path.name, hashes.of(path)] for path in files)])

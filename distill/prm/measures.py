@@ -1,0 +1,133 @@
+"""How good a process reward model is on steps that it has not seen: accuracy, first errors, calibration, ranking.
+
+Pure functions of probabilities and hard labels. Steps without a label count nowhere; a soft label counts as right
+from a half up. Two kinds of AUC stand side by side because the pooled one flatters: a head learns first how hard
+problems are and how far a response has got, which ranks nothing within one problem.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+from distill.statistics import clustered_mean
+
+BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A response to ``problem`` with the probability and the label of each step. ``correct``: its final answer."""
+
+    problem: str
+    probabilities: Sequence[float]
+    labels: Sequence[float | None]
+    correct: bool | None = None
+    score: float = 0.0
+    """What the probabilities come to (`distill.prm.scorer.aggregate`)."""
+
+    @property
+    def pairs(self) -> list[tuple[float, bool]]:
+        both = zip(self.probabilities, self.labels, strict=True)
+        return [(p, label >= 0.5) for p, label in both if label is not None]
+
+
+def summary(rows: Sequence[Scored], threshold: float = 0.5) -> dict[str, Any]:
+    """Everything that is said of a reward model; None where nothing can be."""
+    pairs = [pair for row in rows for pair in row.pairs]
+    accuracy = clustered_mean(_by_problem(rows, lambda row: [float((p >= threshold) == y) for p, y in row.pairs]))
+    bins = reliability(pairs)
+    return {
+        "steps": len(pairs),
+        "responses": len(rows),
+        "right": _rounded(fmean(y for _, y in pairs)) if pairs else None,
+        "step_accuracy": _rounded(accuracy.value),
+        "ci95": [_rounded(accuracy.low), _rounded(accuracy.high)],
+        "first_error_accuracy": _rounded(first_error_accuracy(rows, threshold)),
+        "ece": _rounded(expected_calibration_error(bins)),
+        "bins": bins,
+        "step_auc": _rounded(auc(pairs)),
+        "step_auc_within": _rounded(auc_within({key: _steps(part) for key, part in _grouped(rows).items()})),
+        "answer_auc": _rounded(auc([(row.score, row.correct) for row in rows if row.correct is not None])),
+        "answer_auc_within": _rounded(auc_within({key: _answers(part) for key, part in _grouped(rows).items()})),
+    }
+
+
+def auc(pairs: Sequence[tuple[float, bool]]) -> float | None:
+    """The chance that a right one scores higher than a wrong one, a tie counting half; None without both kinds."""
+    right = sorted(p for p, y in pairs if y)
+    wrong = [p for p, y in pairs if not y]
+    if not right or not wrong:
+        return None
+    above = sum(2 * len(right) - bisect_left(right, p) - bisect_right(right, p) for p in wrong)
+    return above / (2 * len(right) * len(wrong))
+
+
+def auc_within(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> float | None:
+    """The same among the pairs of one problem alone, all pairs counting alike."""
+    total, weight = 0.0, 0
+    for pairs in groups.values():
+        if (value := auc(pairs)) is not None:
+            right = sum(y for _, y in pairs)
+            total, weight = total + value * right * (len(pairs) - right), weight + right * (len(pairs) - right)
+    return total / weight if weight else None
+
+
+def first_error_accuracy(rows: Sequence[Scored], threshold: float = 0.5) -> float | None:
+    """The share of responses whose first wrong step is found: the first below the threshold is the first that is
+    labelled wrong, and none is where none is (ProcessBench, https://arxiv.org/abs/2412.06559)."""
+    hits = [
+        next((k for k, (p, _) in enumerate(row.pairs) if p < threshold), None)
+        == next((k for k, (_, y) in enumerate(row.pairs) if not y), None)
+        for row in rows
+        if row.pairs
+    ]
+    return fmean(hits) if hits else None
+
+
+def reliability(pairs: Sequence[tuple[float, bool]], bins: int = BINS) -> list[dict[str, Any]]:
+    """Steps by what was said of them, in bins of equal width: how many, the mean said, the share that is right."""
+    edges = [n / bins for n in range(bins + 1)]
+    found: list[dict[str, Any]] = []
+    for low, high in pairwise(edges):
+        inside = [(p, y) for p, y in pairs if low <= p < high or (p == high == 1.0)]
+        if inside:
+            said, right = fmean(p for p, _ in inside), fmean(y for _, y in inside)
+            found.append(
+                {"from": low, "to": high, "steps": len(inside), "said": round(said, 4), "right": round(right, 4)}
+            )
+    return found
+
+
+def expected_calibration_error(bins: Sequence[Mapping[str, Any]]) -> float | None:
+    """The mean distance between what is said and what is right, over the steps of `reliability`'s bins."""
+    total = sum(b["steps"] for b in bins)
+    return sum(b["steps"] * abs(b["said"] - b["right"]) for b in bins) / total if total else None
+
+
+def _grouped(rows: Sequence[Scored]) -> dict[str, list[Scored]]:
+    groups: dict[str, list[Scored]] = defaultdict(list)
+    for row in rows:
+        groups[row.problem].append(row)
+    return groups
+
+
+def _by_problem(rows: Sequence[Scored], of: Any) -> dict[str, list[float]]:
+    return {key: [value for row in part for value in of(row)] for key, part in _grouped(rows).items()}
+
+
+def _steps(rows: Sequence[Scored]) -> list[tuple[float, bool]]:
+    return [pair for row in rows for pair in row.pairs]
+
+
+def _answers(rows: Sequence[Scored]) -> list[tuple[float, bool]]:
+    return [(row.score, row.correct) for row in rows if row.correct is not None]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or value != value else round(value, 4)

@@ -1,0 +1,100 @@
+"""A process reward model at work: loaded from its directory, scoring responses in packed passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill import pretrained
+from distill.engines.prefill import positions_limit
+from distill.modelspec import MODEL, Model
+from distill.prm import files
+from distill.prm.examples import Encoded, encode, unlabelled
+from distill.prm.head import NAME, StepHead, step_logits
+from distill.training.batching import micro_batches
+from distill.training.forward import causal_lm, check_packing
+from distill.types import Message
+from pipeline.errors import InputError, PipelineError
+
+BATCH_TOKENS = 8192
+SURE = 30.0
+"""Log-odds beyond which a double's probability would be 0 or 1, which nobody can be."""
+
+
+class TooLong(InputError):
+    """A prompt with its response is longer than the body's positions."""
+
+
+class PrmScorer:
+    """See `distill.prm.scorer.StepScorer`. ``network`` has its head attached; equal texts are scored once."""
+
+    def __init__(
+        self, network: Any, tokenizer: Any, rule: str, name: str = "", batch_tokens: int = BATCH_TOKENS
+    ) -> None:
+        self._network, self._tokenizer, self._batch_tokens = network.eval(), tokenizer, batch_tokens
+        self.rule, self.name = rule, name
+        self._limit = positions_limit(causal_lm(network))
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A prompt as this model reads it, up to where the response begins."""
+        rendered: str = self._tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+        )
+        return rendered
+
+    def encoded(self, prompt: str, response: str) -> Encoded:
+        found = encode(self._tokenizer, prompt, response, self.rule)
+        if self._limit and len(found.ids) - 1 > self._limit:
+            raise TooLong(f"prm {self.name}: {len(found.ids) - 1} tokens, and its body has {self._limit} positions")
+        return found
+
+    @torch.no_grad()
+    def score(self, asked: Sequence[tuple[str, str]]) -> list[list[float]]:
+        """Raises `TooLong`, and `PipelineError` where a score is no number: the model is broken."""
+        order = {pair: str(n) for n, pair in enumerate(dict.fromkeys(asked))}
+        known: dict[str, list[float]] = {key: [] for key in order.values()}
+        encoded = {key: self.encoded(*pair) for pair, key in order.items()}
+        rows = [unlabelled(key, found) for key, found in encoded.items() if found.ends]
+        for run in micro_batches(rows, self._batch_tokens) if rows else ():
+            part = [rows[i] for i in run]
+            for row, logits in zip(part, step_logits(self._network, part), strict=True):
+                known[row.key] = torch.sigmoid(logits.double().clamp(-SURE, SURE)).tolist()
+        if any(p != p for row in known.values() for p in row):
+            raise PipelineError(f"prm {self.name}: gives scores that are no numbers: its weights are broken")
+        return [known[order[pair]] for pair in asked]
+
+    def check_reads(self, tokenizer: Any, whose: str) -> None:
+        """`InputError` unless prompts rendered for ``whose`` model mean the same to this one."""
+        if files.tokenizer_identity(tokenizer) != files.tokenizer_identity(self._tokenizer):
+            raise InputError(
+                f"prm {self.name}: its tokenizer is not that of {whose}, so it cannot read what that was asked; take a "
+                "reward model of the same family of models, or train one on it (stage prm)"
+            )
+
+
+def load(directory: Path, name: str = "", device: str = "auto", dtype: str = "float32") -> PrmScorer:
+    """Load what lies in ``directory`` (`distill.prm.files`); `InputError` where its parts do not fit each other."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    name = name or str(directory)
+    about = files.about(files.checked(directory, name), name)
+    network, tokenizer = pretrained.load(Model(str((directory / MODEL).absolute()), ""), dtype, device)
+    if (width := causal_lm(network).config.hidden_size) != about.width:
+        raise InputError(
+            f"prm {name}: its head reads states of width {about.width}, and the body in {directory / MODEL} has "
+            f"{width}: it is another body than it was trained with"
+        )
+    if files.tokenizer_identity(tokenizer) != about.tokenizer:
+        raise InputError(f"prm {name}: the tokenizer in {directory / MODEL} is not the one that it was trained with")
+    head = StepHead(about.width, about.likelihood)
+    try:
+        head.load_state_dict(load_file(directory / files.HEAD))
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise InputError(f"prm {name}: {directory / files.HEAD}: {str(error).strip().splitlines()[0]}") from None
+    setattr(network.requires_grad_(False), NAME, head.requires_grad_(False).to(network.device))
+    check_packing(network)
+    return PrmScorer(network, tokenizer, about.rule, name)

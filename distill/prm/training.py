@@ -1,0 +1,101 @@
+"""From labelled responses to a trained head: rows, the split by structure, the run, the test on what was held out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from distill.prm.examples import StepExample, encode, example_of
+from distill.prm.head import step_logits
+from distill.prm.labels import Labelled, noisy
+from distill.prm.measures import Scored, summary
+from distill.prm.scorer import Aggregate, aggregate
+from distill.randomness import permutation
+from distill.training.batching import micro_batches
+from distill.types import Message
+
+Render = Callable[[Sequence[Message]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A labelled response as a row."""
+
+    labelled: Labelled
+    row: StepExample
+
+
+def lessons(
+    labelled: Sequence[Labelled],
+    tokenizer: Any,
+    rule: str,
+    messages: Callable[[Labelled], Sequence[Message]],
+    longest: int,
+) -> tuple[list[Lesson], int]:
+    """The rows of at most ``longest`` tokens that hold a label, each response once; and how many were too long."""
+    found: dict[str, Lesson] = {}
+    dropped = 0
+    for one in labelled:
+        prompt = tokenizer.apply_chat_template(
+            [dict(message) for message in messages(one)], tokenize=False, add_generation_prompt=True
+        )
+        row = example_of(one.key, encode(tokenizer, prompt, one.response, rule), one.labels)
+        if row is not None and len(row) - 1 > longest:
+            dropped += 1
+        elif row is not None:
+            found.setdefault(f"{one.source} {one.key}", Lesson(one, row))
+    return list(found.values()), dropped
+
+
+def apart(lessons: Sequence[Lesson], share: float, seed: int) -> tuple[list[Lesson], list[Lesson]]:
+    """What is learned from, and what is held out: about ``share`` of the structures, whole."""
+    names = sorted({lesson.labelled.structure for lesson in lessons})
+    count = min(max(1, round(share * len(names))), len(names) - 1) if len(names) > 1 else 0
+    held = {names[i] for i in permutation(len(names), seed, "heldout")[:count]}
+    sides: tuple[list[Lesson], list[Lesson]] = ([], [])
+    for lesson in lessons:
+        sides[lesson.labelled.structure in held].append(lesson)
+    return sides
+
+
+def turned(lesson: Lesson, share: float, seed: int) -> Lesson:
+    """The lesson with a share of its labels turned around (`distill.prm.labels.noisy`)."""
+    labels = noisy(lesson.labelled, share, seed)
+    known = tuple(None if old is None else new for old, new in zip(lesson.row.labels, labels.labels, strict=True))
+    return Lesson(labels, replace(lesson.row, labels=known))
+
+
+@torch.no_grad()
+def probabilities(network: Any, rows: Sequence[StepExample], micro_batch_tokens: int) -> list[list[float]]:
+    """Of every step of each row, labelled or not."""
+    known = {row.input_ids: row for row in rows}  # samples of one problem often say the same
+    once = list(known.values())
+    found: dict[tuple[int, ...], list[float]] = {}
+    training = network.training
+    network.eval()
+    for run in micro_batches(once, micro_batch_tokens) if once else ():
+        part = [once[i] for i in run]
+        for row, logits in zip(part, step_logits(network, part), strict=True):
+            found[row.input_ids] = torch.sigmoid(logits.double()).tolist()
+    network.train(training)
+    return [found[row.input_ids] for row in rows]
+
+
+def measured(
+    network: Any, lessons: Sequence[Lesson], micro_batch_tokens: int, threshold: float, how: Aggregate
+) -> Mapping[str, Any]:
+    """How good the reward model is on these: `distill.prm.measures.summary`, whole and by who labelled."""
+    found = probabilities(network, [lesson.row for lesson in lessons], micro_batch_tokens)
+    scored = [
+        Scored(lesson.labelled.structure, row, lesson.labelled.labels, lesson.labelled.correct, aggregate(row, how))
+        for lesson, row in zip(lessons, found, strict=True)
+    ]
+    by_source: dict[str, list[Scored]] = defaultdict(list)
+    for lesson, one in zip(lessons, scored, strict=True):
+        by_source[lesson.labelled.source].append(one)
+    parts = {source: summary(part, threshold) for source, part in sorted(by_source.items())}
+    return {**summary(scored, threshold), **({"by_source": parts} if len(parts) > 1 else {})}

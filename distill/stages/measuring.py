@@ -1,0 +1,91 @@
+"""One model measured: its samples, its greedy answers and its samples under thinking budgets, made and judged.
+
+The part of `evaluate` that calls the engine. It is opened once a model, for the first thing that is missing, and
+not at all where everything is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Any
+
+from distill import budgets, engines, payoff, verification
+from distill.engines.options import USUAL
+from distill.generation import Wanted, missing_of, sample
+from distill.modelspec import Model
+from distill.spending import Spending
+from distill.store import Store
+from distill.store.records import Row
+from pipeline.stage import Context, stop_check
+
+if TYPE_CHECKING:
+    from distill.engines.base import Engine
+    from distill.stages.evaluate import EvaluateSettings
+
+GREEDY = "greedy"
+
+
+class Measure:
+    """``stack`` closes the engine when the model has been measured."""
+
+    def __init__(
+        self, context: Context, settings: EvaluateSettings, store: Store, model: Model, label: str, stack: ExitStack
+    ) -> None:
+        self._context, self._settings, self._store, self._model = context, settings, store, model
+        self._label, self._stack = label, stack
+        self._engine: Engine | None = None
+        self._new: dict[int, int] = {}
+
+    def sampled(self, wishes: Sequence[Wanted]) -> dict[str, list[Wanted]]:
+        """By kind: those of the label itself, ``label/greedy``, and under a budget ``label/thinking-N``."""
+        self._make(wishes)
+        warm = self._settings.sampling.temperature
+        kinds = {self._label: [wish for wish in wishes if wish.sampling.temperature == warm]}
+        if greedy := [wish for wish in wishes if wish.sampling.temperature != warm]:
+            kinds[f"{self._label}/{GREEDY}"] = greedy
+        return kinds | self._under_budgets(kinds[self._label])
+
+    def judged(self, kinds: Mapping[str, Sequence[Wanted]]) -> dict[str, list[str]]:
+        """The key of the verdict that stands for each, by kind."""
+        every = [(wish.key, wish.problem_key, wish.problem) for some in kinds.values() for wish in some]
+        wishes = verification.judgements(every, self._settings.verifier, self._context.hashes)
+        keys = verification.make_verdicts(self._store, wishes, self._context, self._settings.workers, self._label)
+        verdicts = iter(keys)
+        return {kind: [next(verdicts) for _ in some] for kind, some in kinds.items()}
+
+    def _under_budgets(self, samples: Sequence[Wanted]) -> dict[str, list[Wanted]]:
+        if not self._settings.budgets:
+            return {}
+        closing = self._settings.thinking.closing if self._settings.thinking else USUAL.closing
+        standing = budgets.under(self._store, samples, self._settings.budgets, self._model.identity, closing)
+        own = {wish.key for wish in samples}
+        self._new = {most: len({w.key for w in some} - own) for most, some in standing.items()}
+        self._make(budgets.made_anew(standing, samples))
+        return {kind_of(self._label, most): some for most, some in standing.items()}
+
+    def _make(self, wishes: Sequence[Wanted]) -> None:
+        """Sample what the store lacks of ``wishes``."""
+        missing, done = missing_of(self._store, wishes)
+        if not missing:
+            return
+        stop_check(self._context.stopping)
+        if self._engine is None:
+            spending = Spending(self._store, self._context.name)
+            opened = engines.open_engine(self._settings.engine, self._model, self._context.note, spending)
+            self._engine = self._stack.enter_context(closing(opened))
+        sample(self._store, self._engine, missing, done, self._context, self._label)
+
+    def paid_off(self, rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+        """The figures of the budgets, from the verdict rows of each kind of sample; none where there are none."""
+        wanted = self._settings.budgets
+        if not wanted:
+            return {}
+        whole = rows[self._label]
+        standing = {most: rows[kind_of(self._label, most)] for most in wanted}
+        found: dict[str, Any] = {"by_budget": payoff.curve(standing, whole, self._new)}
+        return found | ({"against_no_thinking": payoff.against_none(whole, standing[0])} if 0 in standing else {})
+
+
+def kind_of(label: str, budget: int) -> str:
+    return f"{label}/thinking-{budget}"

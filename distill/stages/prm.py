@@ -1,0 +1,242 @@
+"""prm: train a process reward model on labelled steps, test it on what was held out, publish it.
+
+The body is any causal LM, the student's or the teacher's; on it a head is trained (`distill.prm.head`), with the body
+whole, through LoRA, or as it is. Labels come from one or several sources (`distill.stages.prm_labels`) and are rows of
+the store; training is that of `sft`: packed, and resumed to the last bit.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from distill import modelspec, verification
+from distill.cards import write_model_card, write_prm_card
+from distill.modelspec import ModelName
+from distill.prm import files
+from distill.prm.labels import Labelled
+from distill.prm.scorer import Aggregate
+from distill.prompting import Prompting, asking
+from distill.stages.common import store_of
+from distill.stages.devices import check_memory, foreseen
+from distill.stages.prm_labels import LabelSource, RolloutLabels, gather, label_rows
+from distill.stages.student import StudentSettings, load_student
+from distill.steps import Rule
+from pipeline.errors import InputError
+from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.manifest import Manifest
+from pipeline.stage import Context, Forecast, Output, Stage
+
+if TYPE_CHECKING:
+    from distill.prm.training import Lesson
+    from distill.training.loop import TrainSettings
+
+ABOUT = "The body of a process reward model: a causal LM whose last hidden states, and log-likelihoods, its head reads."
+HEAD_STEP = 1.28
+"""By how much one update of a fresh head may move a logit, roughly: its learning rate is that over the width."""
+
+
+class PrmSettings(StudentSettings):
+    student: ModelName
+    """The body to start from: a model that can solve the problems (a teacher) learns to judge them soonest."""
+    labels: Annotated[list[LabelSource], Field(min_length=1)]
+    """Who says which steps are right: `{exact: STAGE}`, `{slips: STAGE}`, `{rollouts: STAGE, ...}`, `{groups: STAGE}`,
+    `{file: PATH}`."""
+    test: Annotated[list[LabelSource], Field(default_factory=list)]
+    """Labels to be tested on beside what is held out, and never learned from."""
+    steps: Rule = "line"
+    """What a step is: a `line`, a `paragraph`, a `numbered` step, or `tokens:N`."""
+    body: Literal["trained", "frozen"] = "trained"
+    """`frozen` trains the head alone."""
+    likelihood: bool = True
+    """The body's log-likelihood of a step is part of its score; turn it off where a right step has many wordings."""
+    heldout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """The share of the problems, by structure, that is tested on and not learned from."""
+    noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """So large a share of the labels that are learned from is turned around, to see what bad labels cost."""
+    prompting: Prompting = None
+    """How the problem stands before a response (`system`, `template`); by default as it is."""
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    """The body's; by default from the model's hidden size, as in `sft`."""
+    head_learning_rate: Annotated[float | None, Field(gt=0)] = None
+    """The head's; by default 1.28 over its width."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    epochs: Annotated[int, Field(ge=1)] = 1
+    max_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Longer responses, prompt included, are dropped and counted, never cut."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The probability from which a step counts as called right, in the test."""
+    aggregate: Aggregate = "product"
+    """What a response's steps come to, in the test."""
+
+    @model_validator(mode="after")
+    def _can_be(self) -> PrmSettings:
+        if self.prompting and (self.prompting.prefill or self.prompting.examples is not None):
+            raise ValueError("prompting: a reward model reads whole responses; here are just system and template")
+        if self.ranks() > 1 or self.parallel == "fsdp":
+            raise ValueError("devices: a head of steps is trained on one device only")
+        return self
+
+
+def run(context: Context, settings: PrmSettings) -> Output:
+    from distill.prm import head as heads
+    from distill.prm.training import apart, measured, turned
+    from distill.training.loop import train
+    from distill.training.metrics import Recorder
+    from distill.training.student import default_learning_rate
+
+    start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
+    if settings.body == "trained":
+        check_memory(context, settings, start)
+    labelled = _labelled(context, settings, settings.labels)
+    network, tokenizer = load_student(_held(settings), start)
+    if settings.body == "frozen":
+        network.requires_grad_(False)
+    rate = settings.learning_rate or default_learning_rate(network)
+    head = heads.attach(network, settings.likelihood)
+    lessons = _lessons(context, settings, tokenizer, labelled)
+    taught, held = apart(lessons, settings.heldout, settings.seed)
+    tested = _lessons(context, settings, tokenizer, _labelled(context, settings, settings.test))
+    _keep(context, {"train": taught, "heldout": held, "test": tested})
+    rows = [turned(lesson, settings.noise, settings.seed).row for lesson in taught]
+    with Recorder(store_of(context), context, ("loss", "learning_rate"), settings.log_to) as recorder:
+        result = train(
+            network, rows, _how(settings, rate, head.weight.numel()), checkpoints=context.work / "checkpoints",
+            stop=context.stopping, on_step=recorder, before_save=recorder.flush, measure=heads.fitness,
+        )  # fmt: skip
+    test = partial(
+        measured, network, micro_batch_tokens=settings.micro_batch_tokens, threshold=settings.threshold,
+        how=settings.aggregate,
+    )  # fmt: skip
+    figures: dict[str, Any] = {
+        "examples": len(rows),
+        "learned_steps": sum(row.supervised for row in rows),
+        "steps": result.steps,
+        "sources": dict(Counter(lesson.labelled.source for lesson in lessons)),
+        "noise": settings.noise,
+        "heldout": test(held),
+        **({"test": test(tested)} if tested else {}),
+        "loss": recorder.last().get("loss"),
+    }
+    return Output(_publish(context, settings, network, tokenizer, figures), figures)
+
+
+def _held(settings: PrmSettings) -> PrmSettings:
+    """How the body is held: one that is frozen needs no adapter."""
+    return settings if settings.body == "trained" else settings.model_copy(update={"lora": None, "quantize": None})
+
+
+def _labelled(context: Context, settings: PrmSettings, sources: Sequence[LabelSource]) -> list[Labelled]:
+    found: list[Labelled] = []
+    for source in sources:
+        own = gather(context, source, settings.steps, settings.seed)
+        steps = sum(label is not None for one in own for label in one.labels)
+        context.note(f"labels: {len(own):,} responses, {steps:,} steps ({own[0].source if own else 'none'})")
+        found += own
+    return found
+
+
+def _lessons(context: Context, settings: PrmSettings, tokenizer: Any, labelled: Sequence[Labelled]) -> list[Lesson]:
+    from distill.prm.training import lessons
+
+    ask = asking(settings.prompting, key=f"{context.name}.prompting")
+    found, dropped = lessons(
+        labelled, tokenizer, settings.steps, lambda one: ask(one.problem).messages, settings.max_tokens
+    )
+    if labelled and not found:
+        raise InputError(
+            f"stage {context.name}: none of {len(labelled)} responses has a labelled step within "
+            f"{settings.max_tokens} tokens"
+        )
+    if dropped:
+        context.note(f"dropped {dropped} of {len(labelled)} responses: longer than {settings.max_tokens} tokens")
+    return found
+
+
+def _keep(context: Context, parts: Mapping[str, Sequence[Lesson]]) -> None:
+    """The labels as rows; those of a run that is made again are the same."""
+    store = store_of(context)
+    for part, lessons in parts.items():
+        store.append("step_labels", label_rows(context.fingerprint, [lesson.labelled for lesson in lessons], part))
+    store.ingest()
+
+
+def _how(settings: PrmSettings, rate: float, width: int) -> TrainSettings:
+    from distill.prm.head import NAME
+    from distill.training import student
+    from distill.training.loop import TrainSettings
+    from distill.training.optimizer import OptimizerSettings
+
+    head_rate = settings.head_learning_rate or HEAD_STEP / width
+    return TrainSettings(
+        OptimizerSettings(
+            rate, schedule=settings.schedule, warmup=settings.warmup, apart=((NAME, head_rate),)
+        ),
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        precision=settings.precision,
+        seed=settings.seed,
+        threads=student.threads(settings.threads),
+    )  # fmt: skip
+
+
+def _publish(
+    context: Context, settings: PrmSettings, network: Any, tokenizer: Any, figures: Mapping[str, Any]
+) -> str:  # fmt: skip
+    """The directory that `distill.prm.files` describes."""
+    from distill.prm import head as heads
+    from distill.training.export import MODEL, export_student
+
+    built = context.work / "artifact"
+    shutil.rmtree(built, ignore_errors=True)
+    head = heads.detach(network)
+    export_student(network, tokenizer, built, half=settings.export_precision == "bf16")
+    told = settings.model_dump(mode="json")
+    write_model_card(built / MODEL, context, ABOUT, settings.student, told)
+    about = files.About(
+        format=files.FORMAT,
+        rule=settings.steps,
+        width=head.weight.numel(),
+        likelihood=head.likelihood is not None,
+        tokenizer=files.tokenizer_identity(tokenizer),
+        start=settings.student,
+        figures=dict(figures),
+    )
+    files.write(built, head, about)
+    write_prm_card(built, context, settings.student, figures)
+    return context.publish(built)
+
+
+def forecast(context: Context, settings: PrmSettings, _: Mapping[str, Mapping[str, Any]]) -> Forecast:
+    return Forecast("steps", figures=foreseen(settings))
+
+
+def dependencies(settings: PrmSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
+    found = dict(modelspec.dependency(settings.student, hashes))
+    for source in [*settings.labels, *settings.test]:
+        if isinstance(source, RolloutLabels):
+            found |= modelspec.dependency(source.policy, hashes)
+            if source.verifier is not None:
+                found["verifier"] = content_hash(
+                    verification.versions(source.verifier, upstream[source.rollouts], hashes)
+                )
+    return found
+
+
+STAGE = Stage(
+    kind="prm",
+    about="train a process reward model on labelled steps",
+    settings=PrmSettings,
+    produces="prm",
+    run=run,
+    forecast=forecast,
+    dependencies=dependencies,
+)

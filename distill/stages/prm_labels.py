@@ -1,0 +1,280 @@
+"""Where a prm stage takes its labels from: what YAML may say of each source, and how it is read from the store."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from distill import engines, generation, verification
+from distill.engines import dialects
+from distill.engines.options import EngineOptions, SamplingSettings, Seed, TransformersOptions, check_model
+from distill.modelspec import StageOrName
+from distill.prm import exact, groups, imported, rollouts
+from distill.prm.labels import Labelled
+from distill.prm.rollouts import Prefix, Tried
+from distill.spending import Spending
+from distill.stages.common import VerifierSpec, store_of
+from distill.store.records import Row, problem_of
+from distill.store.records import problems as problems_of
+from distill.thinking import join_thinking
+from distill.types import Asked, Problem
+from distill.verifiers import settled
+from pipeline.errors import InputError
+from pipeline.fingerprint import canonical
+from pipeline.stage import Context, File, Input, Operational, Settings
+
+Verdicts = Annotated[str, Input(accepts=("verdicts",))]
+
+
+class ExactLabels(Settings):
+    """Judged traces, each line checked by the problem's family."""
+
+    exact: Verdicts
+
+
+class SlipLabels(Settings):
+    """Working of the families' authors, with slips planted in it: no sampling, exact labels."""
+
+    slips: Annotated[str, Input(accepts=("problems",))]
+    chance: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """That a line's result is written down wrong."""
+    each: Annotated[int, Field(ge=1)] = 1
+    """Pages a problem."""
+
+
+class RolloutLabels(Settings):
+    """Judged traces, each prefix completed by a policy and the ends judged (Math-Shepherd)."""
+
+    rollouts: Verdicts
+    policy: StageOrName
+    """Who goes on from the prefixes: by right the model whose traces they are."""
+    engine: EngineOptions = TransformersOptions()
+    samples: Annotated[int, Field(ge=1)] = 4
+    """Completions of each prefix."""
+    search: Literal["every", "first_error"] = "every"
+    """From `every` prefix, or from those that a binary search for the `first_error` asks about."""
+    kind: Literal["hard", "soft"] = "soft"
+    """Whether any completion is right, or the share that is. (A `first_error` is hard.)"""
+    sampling: SamplingSettings = SamplingSettings()
+    """``max_tokens`` counts the prefix too."""
+    verifier: VerifierSpec | None = None
+    """Who judges the completions; by default each problem's own."""
+    most: Annotated[int | None, Field(ge=1)] = None
+    """Of the traces just the first so many."""
+    workers: Annotated[int, Operational(), Field(ge=1)] = 2
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> RolloutLabels:
+        check_model(self.policy, self.engine)
+        dialects.check_wished(self.engine, None, begun=True)
+        return self
+
+
+class GroupLabels(Settings):
+    """Samples of one problem that begin alike: a grpo stage's groups, or judged traces."""
+
+    groups: Annotated[str, Input(accepts=("verdicts", "student"))]
+    kind: Literal["hard", "soft"] = "soft"
+    shared: Annotated[int, Field(ge=1)] = 2
+    """A step is labelled where so many samples go through it."""
+
+
+class FileLabels(Settings):
+    """A JSON Lines file in PRM800K's form, or one of prompts, completions and labels."""
+
+    file: Annotated[str, File()]
+    thinking: bool = True
+    """The steps are the thinking; else the answer."""
+
+
+SOURCES = ("exact", "slips", "rollouts", "groups", "file")
+
+
+def _tag(value: Any) -> str:
+    keys = value if isinstance(value, dict) else type(value).model_fields
+    return next((f"{name} labels" for name in SOURCES if name in keys), "exact labels")
+
+
+LabelSource = Annotated[
+    Annotated[ExactLabels, Tag("exact labels")]
+    | Annotated[SlipLabels, Tag("slips labels")]
+    | Annotated[RolloutLabels, Tag("rollouts labels")]
+    | Annotated[GroupLabels, Tag("groups labels")]
+    | Annotated[FileLabels, Tag("file labels")],
+    Discriminator(_tag),
+]
+
+
+def gather(context: Context, source: LabelSource, rule: str, seed: int) -> list[Labelled]:
+    """All that a source labels. Roll-outs that are missing are made; they are kept as they come."""
+    if isinstance(source, FileLabels):
+        return list(imported.read(Path(source.file), rule, source.thinking))
+    if isinstance(source, SlipLabels):
+        rows = problems_of(store_of(context), context.inputs[source.slips].digest, "train")
+        found = [problem for _, problem in rows]
+        return _told(
+            context, source.slips, list(exact.planted(exact.Checkers(), found, rule, source.chance, source.each, seed))
+        )
+    if isinstance(source, ExactLabels):
+        checkers, tried = exact.Checkers(), _tried(context, source.exact)
+        checked = [
+            exact.checked(checkers, t.key, t.problem, t.response, rule, trace=t.key, correct=t.correct) for t in tried
+        ]
+        return _told(context, source.exact, [one for one in checked if one is not None])
+    if isinstance(source, GroupLabels):
+        return _groups(context, source, rule)
+    return _rollouts(context, source, rule)
+
+
+def _told(context: Context, stage: str, found: list[Labelled]) -> list[Labelled]:
+    if not found:
+        raise InputError(
+            f"stage {context.name}: no problem of {stage} is of a family that can check its lines; take other labels"
+        )
+    return found
+
+
+TEXT = "t.trace_key, t.thinking, t.answer, t.closed, t.cut"
+
+
+def response_of(row: Row) -> str:
+    """A stored trace as it was generated, near enough; one that was cut to the letter."""
+    return row["cut"] or join_thinking(row["thinking"], row["answer"], row["closed"])
+
+
+def _tried(context: Context, stage: str) -> list[Tried]:
+    """The traces of a verify stage that were judged, in order."""
+    rows = store_of(context).rows(
+        f"SELECT m.position, v.outcome, {TEXT}, p.* FROM members m JOIN verdicts v ON m.row_key = v.verdict_key "
+        "JOIN traces t ON t.trace_key = v.trace_key JOIN problems p ON p.problem_key = v.problem_key "
+        "WHERE m.collection = ? AND v.outcome <> 'unverifiable'",
+        [context.inputs[stage].digest],
+    )
+    return [
+        Tried(row["trace_key"], row["problem_key"], problem_of(row), response_of(row), row["outcome"] == "correct")
+        for row in sorted(rows, key=lambda row: row["position"])
+    ]
+
+
+# -- groups -----------------------------------------------------------------------------------
+
+
+def _groups(context: Context, source: GroupLabels, rule: str) -> list[Labelled]:
+    manifest = context.inputs[source.groups]
+    judged = _tried(context, source.groups) if manifest.identity.kind == "verify" else []
+    members = [((one.problem_key, 0), one) for one in judged] or _rolled(context, source.groups)
+    if not members:
+        raise InputError(
+            f"stage {context.name}: {source.groups} left no judged rollouts; name a grpo or a verify stage"
+        )
+    by_group: dict[tuple[str, int], list[Tried]] = defaultdict(list)
+    for group, one in members:
+        by_group[group].append(one)
+    found: list[Labelled] = []
+    for part in by_group.values():
+        tree = {one.key: groups.Member(one.response, one.correct) for one in part}
+        told = groups.tree_labels(tree, rule, source.kind, source.shared)
+        found += [
+            Labelled(one.key, one.problem, one.response, told[one.key], "groups", one.key, one.correct) for one in part
+        ]
+    return found
+
+
+def _rolled(context: Context, stage: str) -> list[tuple[tuple[str, int], Tried]]:
+    """The judged rollouts of a grpo run with the group of each: a problem at a step, all by one policy."""
+    manifest = context.inputs[stage]
+    rows = store_of(context).rows(
+        f"SELECT r.step, r.group_index, v.settings AS judge, v.score, {TEXT}, p.* FROM rollouts r "
+        "JOIN traces t USING (trace_key) JOIN problems p USING (problem_key) "
+        "JOIN verdicts v ON v.trace_key = r.trace_key WHERE r.run = ? AND v.score IS NOT NULL",
+        [manifest.fingerprint],
+    )
+    named = _judge_of(manifest.identity.settings)
+    counting = [r for r in rows if r["judge"] == canonical(settled(r["verifier"] if named is None else named))]
+    return [
+        (
+            (row["problem_key"], row["step"]),
+            Tried(row["trace_key"], row["problem_key"], problem_of(row), response_of(row), row["score"] >= 0.5),
+        )
+        for row in sorted(counting, key=lambda row: (row["step"], row["problem_key"], row["group_index"]))
+    ]
+
+
+def _judge_of(settings: Mapping[str, Any]) -> Any:
+    """The verifier that says what is right in a grpo stage's settings; None is each problem's own."""
+    components = [c for c in settings.get("reward") or () if "verifier" in c]
+    judging = next((c for c in components if c.get("weight", 1.0)), None)
+    return judging["verifier"] if judging else settings.get("verifier")
+
+
+# -- roll-outs --------------------------------------------------------------------------------
+
+
+def _rollouts(context: Context, source: RolloutLabels, rule: str) -> list[Labelled]:
+    tried = _tried(context, source.rollouts)[: source.most]
+    problems = {one.problem_key: one.problem for one in tried}
+    outcomes = partial(_outcomes, context, source, problems)
+    if source.search == "first_error":
+        return rollouts.first_error(tried, rule, outcomes)
+    return rollouts.every(tried, rule, source.kind, outcomes)
+
+
+def _outcomes(
+    context: Context, source: RolloutLabels, problems: Mapping[str, Problem], prefixes: Sequence[Prefix]
+) -> dict[Prefix, list[bool]]:
+    """Complete prefixes and have the ends judged; what the store has of either is not made again."""
+    store, model = store_of(context), engines.model_of(source.policy, source.engine, context)
+    sampling = source.sampling.sampling(source.seed)
+    wishes = {
+        (key, prefix): generation.wanted(
+            [(key, problems[key])], model.identity, sampling, source.samples,
+            lambda problem, prefix=prefix: Asked(problem.messages, prefix),  # type: ignore[misc]
+        )
+        for key, prefix in dict.fromkeys(prefixes)
+    }  # fmt: skip
+    every = [wish for part in wishes.values() for wish in part]
+    spending = Spending(store, context.name)
+    open_engine = partial(engines.open_engine, source.engine, model, context.note, spending)
+    generation.make_traces(store, every, open_engine, context, "roll-outs")
+    asked = [(wish.key, wish.problem_key, wish.problem) for wish in every]
+    judged = verification.judgements(asked, source.verifier, context.hashes)
+    verdicts = verification.make_verdicts(store, judged, context, source.workers, "roll-outs")
+    rows = store.among(
+        "verdict_key", verdicts, "SELECT trace_key, outcome FROM verdicts SEMI JOIN wanted USING (verdict_key)"
+    )
+    right = {row["trace_key"]: row["outcome"] == "correct" for row in rows if row["outcome"] != "unverifiable"}
+    return {prefix: [right[w.key] for w in part if w.key in right] for prefix, part in wishes.items()}
+
+
+def label_rows(run: str, labelled: Sequence[Labelled], part: str) -> list[Row]:
+    """What is kept of labels in the store."""
+    return [
+        {
+            "run": run,
+            "example": one.key,
+            "step": step,
+            "label": label,
+            "source": one.source,
+            "part": part,
+            "trace_key": one.trace,
+        }
+        for one in labelled
+        for step, label in enumerate(one.labels)
+        if label is not None
+    ]
+
+
+def files_of(sources: Sequence[LabelSource]) -> list[str]:
+    return [source.file for source in sources if isinstance(source, FileLabels)]
+
+
+def identity(sources: Sequence[LabelSource]) -> str:
+    """Settings of label sources in one line, for a card."""
+    return json.dumps([source.model_dump(mode="json", exclude_defaults=True) for source in sources])

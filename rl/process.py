@@ -1,0 +1,55 @@
+"""A process reward model in the loop: step rewards of rollouts, each at the last token of its step.
+
+The model reads the prompt and the response as text, so what it says depends on nothing but the rollout, and a killed
+step is rewarded again to the same values. What becomes of the rewards is `rl.step_credit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from distill.prm.scorer import StepScorer
+from distill.steps import Span, last_tokens, split
+from distill.types import Completion, Finish
+from rl.step_credit import StepReward
+from rl.update import Rollout
+
+
+@dataclass(frozen=True)
+class ProcessRewards:
+    """An `rl.step_credit.StepRewards`; ``tokenizer`` is the policy's."""
+
+    scorer: StepScorer
+    tokenizer: Any
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[list[StepReward]]:
+        texts = [self._text(rollout.completion) for rollout in rollouts]
+        asked = [(r.completion.prompt, text) for r, (text, _) in zip(rollouts, texts, strict=True)]
+        scores = self.scorer.score(asked)
+        return [
+            list(zip(last_tokens(split(text, self.scorer.rule, spans), spans), row, strict=True))
+            for (text, spans), row in zip(texts, scores, strict=True)
+        ]
+
+    def _text(self, completion: Completion) -> tuple[str, list[Span]]:
+        """What was sampled, as text without the end of the turn, and where its tokens lie in it."""
+        ended = completion.finish in (Finish.STOP, Finish.EMPTY)
+        return text_of(self.tokenizer, completion.token_ids[:-1] if ended else completion.token_ids)
+
+
+def text_of(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:
+    """The text of token ids, and the span of each in it."""
+
+    def decoded(count: int) -> str:
+        text: str = tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    text = decoded(len(ids))
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    if encoded["input_ids"] == list(ids):
+        return text, [(left, right) for left, right in encoded["offset_mapping"]]
+    edges = [min(len(decoded(count)), len(text)) for count in range(len(ids) + 1)]  # sampled otherwise than it is cut
+    return text, list(pairwise(edges))

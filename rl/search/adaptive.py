@@ -1,0 +1,45 @@
+"""Adaptive self-consistency: votes are drawn until the vote is settled, at most as many as the budget.
+
+What is spent is decided problem by problem, from the samples of that problem alone: easy ones stop after a few. A
+total that is shared out among problems is `rl.search.allocation`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.stage import Settings
+from rl.search.base import Piece, Resource, Search, draw, whole
+from rl.search.settled import at_least, leaders
+from rl.search.vote import elect
+
+
+class Stop(Settings):
+    """When a vote is settled."""
+
+    stop: Literal["beta", "certain"] = "beta"
+    """``certain``: what is left cannot overturn it; ``beta``: the leader is the likelier of the two leading answers
+    with this confidence."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+    @property
+    def asked(self) -> float | None:
+        return self.confidence if self.stop == "beta" else None
+
+
+class AdaptiveVote(Stop):
+    """A majority that stops early: as soon as the vote is settled."""
+
+    independent: ClassVar[bool] = True
+
+    @property
+    def needs(self) -> frozenset[Resource]:
+        return frozenset()
+
+    def search(self, samples: int) -> Search:
+        pieces: list[Piece] = []
+        while more := at_least(*leaders([p.ballot for p in pieces]), samples - len(pieces), self.asked):
+            pieces += yield from draw(whole(more, len(pieces)))
+        return elect(pieces)

@@ -1,0 +1,78 @@
+"""A total of tokens shared out among many problems: each gets one answer, then those go on whose vote is not settled.
+
+The next sample goes to the problem that has the fewest, of these to the one whose vote is least settled: so what is
+saved on easy problems lifts the limit of all hard ones alike, and none that is hopeless takes it all. Spending ends
+where one more answer, as long as the longest so far, might not fit.
+
+It is one search over all problems, and a pure function of their samples. The total is ``tokens``, or what the budget
+would take uniformly: that many times the tokens of the first answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from pipeline.errors import InputError
+from rl.search.adaptive import Stop
+from rl.search.base import Choice, Draft, Piece, Resource
+from rl.search.settled import lead_is_real, leaders, settled
+from rl.search.vote import elect
+
+Wanted = list[tuple[int, Draft]]
+"""(number of the problem, the sample wanted of it)."""
+JointSearch = Generator[Wanted, Any, list[Choice]]
+
+
+class Allocation(Stop):
+    """Adaptive self-consistency under one total for all problems."""
+
+    independent: ClassVar[bool] = True
+    most: Annotated[int, Field(ge=1)] | None = None
+    """Samples that a problem gets at most; by default as many as there are."""
+    tokens: Annotated[int, Field(ge=1)] | None = None
+    """The total of sampled tokens; by default the budget's samples times the tokens of one answer to each problem."""
+
+    @property
+    def needs(self) -> frozenset[Resource]:
+        return frozenset()
+
+    def search_all(self, problems: int, samples: int, stored: int) -> JointSearch:
+        """Of problems that have ``stored`` samples each, as many as ``samples`` for each would take."""
+        most = min(self.most or stored, stored)
+        drawn: list[list[Piece]] = [[] for _ in range(problems)]
+        spent = yield from _draw(drawn, list(range(problems)))
+        total = self.tokens or samples * spent
+        if total < spent:
+            raise InputError(
+                f"allocate: a total of {total:,} tokens is less than one answer to each of the {problems} problems "
+                f"takes ({spent:,})"
+            )
+        while wanted := self._next(drawn, most, total - spent):
+            spent += yield from _draw(drawn, wanted)
+        return [elect(pieces) for pieces in drawn]
+
+    def _next(self, drawn: list[list[Piece]], most: int, left: int) -> list[int]:
+        """Problems that get one more sample each: all that have the fewest, as far as what is left goes."""
+        open_ = [number for number, pieces in enumerate(drawn) if not self._ended(pieces, most)]
+        fewest = min((len(drawn[number]) for number in open_), default=0)
+        level = [number for number in open_ if len(drawn[number]) == fewest]
+        longest = max(piece.tokens for pieces in drawn for piece in pieces) or 1
+        return sorted(level, key=lambda number: _sureness(drawn[number]))[: left // longest]
+
+    def _ended(self, pieces: list[Piece], most: int) -> bool:
+        return settled(*leaders([p.ballot for p in pieces]), most - len(pieces), self.asked)
+
+
+def _sureness(pieces: list[Piece]) -> float:
+    return lead_is_real(*leaders([piece.ballot for piece in pieces]))
+
+
+def _draw(drawn: list[list[Piece]], numbers: list[int]) -> Generator[Wanted, Any, int]:
+    """One more sample of each; the tokens that they took."""
+    pieces: list[Piece] = yield [(number, Draft(len(drawn[number]))) for number in numbers]
+    for number, piece in zip(numbers, pieces, strict=True):
+        drawn[number].append(piece)
+    return sum(piece.tokens for piece in pieces)

@@ -1,0 +1,126 @@
+"""What the searches come to: accuracy against samples and against tokens, and beside a majority at equal tokens.
+
+A problem is the unit of every interval. A majority at a number of tokens between those of k and of k + 1 samples is
+the one that takes k + 1 with the probability that makes the means equal: its accuracy is known exactly, problem by
+problem, from the stored samples (`distill.voting`), so a strategy is compared with it on the same problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from distill.statistics import Estimate, clustered_mean, paired_difference, rounded
+from distill.voting import Sample, majority_at_k
+from rl.search.drive import Bill
+
+Scores = Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One search: of which problem, whether its answer is right (None: nobody can tell), what it took."""
+
+    problem: str
+    correct: bool | None
+    bill: Bill
+
+
+def point(budget: int, outcomes: Sequence[Outcome], votes: Votes) -> dict[str, Any]:
+    """Everything that is said of one strategy with one budget."""
+    scores = by_problem(outcomes)
+    sampled = fmean(outcome.bill.sampled for outcome in outcomes)
+    tokens = fmean(outcome.bill.tokens for outcome in outcomes)
+    return {
+        "samples": budget,
+        **_estimate(clustered_mean(scores), "accuracy"),
+        "calls": round(fmean(outcome.bill.calls for outcome in outcomes), 3),
+        "prompt_tokens": round(fmean(outcome.bill.prompt for outcome in outcomes), 2),
+        "sampled_tokens": round(sampled, 2),
+        "scored_tokens": round(tokens - sampled, 2),
+        "tokens": round(tokens, 2),
+        "tokens_saved": rounded(1 - tokens / (budget * votes.tokens)) if votes.tokens else None,
+        "against_majority": {
+            "at_equal_samples": votes.compared(scores, budget),
+            "at_equal_tokens": votes.compared(scores, votes.samples_for(tokens)),
+        },
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A strategy's accuracy of each problem by its mean tokens, cheapest first: what it has with a number of tokens
+    between those of two budgets is the mean of both, drawn by lot so that the tokens are equal."""
+
+    points: Sequence[tuple[float, Mapping[str, float]]]
+
+    def at(self, tokens: float) -> tuple[float, dict[str, list[float]]]:
+        """(the tokens that it has, accuracy by problem); its cheapest or dearest point beyond its ends."""
+        costs = [cost for cost, _ in self.points]
+        had = min(max(tokens, costs[0]), costs[-1])
+        above = next(n for n, cost in enumerate(costs) if cost >= had)
+        (low, before), (high, after) = self.points[max(above - 1, 0)], self.points[above]
+        share = (had - low) / (high - low) if high > low else 1.0
+        return had, {key: [(1 - share) * before.get(key, now) + share * now] for key, now in after.items()}
+
+
+def curve(points: Sequence[tuple[dict[str, Any], Scores]]) -> Curve:
+    """Of (what `point` said, accuracies by problem)."""
+    found = [(said["tokens"], {key: fmean(values) for key, values in scores.items()}) for said, scores in points]
+    return Curve(sorted(found, key=lambda each: each[0]))
+
+
+def rival(scores: Scores, tokens: float, other: Curve) -> dict[str, Any]:
+    """A strategy less another at equal tokens, on the same problems. ``tokens`` are those that the other had."""
+    had, theirs = other.at(tokens)
+    return {"tokens": round(had, 2), **_estimate(paired_difference(theirs, scores), "difference")}
+
+
+def by_problem(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        if outcome.correct is not None:
+            found.setdefault(outcome.problem, []).append(float(outcome.correct))
+    return found
+
+
+class Votes:
+    """Majorities of the stored samples of each problem, of any number of samples, whole or not."""
+
+    def __init__(self, samples: Mapping[str, Sequence[Sample]]) -> None:
+        self._samples = {key: part for key, part in samples.items() if part}
+        self.most = min(map(len, self._samples.values()), default=0)
+        self.tokens = fmean(fmean(s.tokens for s in part) for part in self._samples.values()) if self._samples else 0.0
+        """Of one sample, on average."""
+        self._known: dict[int, dict[str, float]] = {}
+
+    def samples_for(self, tokens: float) -> float:
+        """How many samples so many tokens buy."""
+        return tokens / self.tokens if self.tokens else 0.0
+
+    def at(self, samples: float) -> dict[str, list[float]]:
+        """The majority's accuracy of each problem; with more samples than there are, with all."""
+        wished = min(max(samples, 1.0), float(self.most))
+        low = int(wished)
+        share = wished - low
+        after = self._of(low + 1) if share else self._of(low)
+        return {key: [(1 - share) * value + share * after[key]] for key, value in self._of(low).items()}
+
+    def _of(self, k: int) -> dict[str, float]:
+        if k not in self._known:
+            self._known[k] = {key: majority_at_k(part, k) for key, part in self._samples.items()}
+        return self._known[k]
+
+    def compared(self, scores: Scores, samples: float) -> dict[str, Any] | None:
+        """A strategy less the majority of so many samples, on the same problems. ``samples`` tells how many could be
+        had: fewer than asked for where no more are stored."""
+        if not self.most:
+            return None
+        had = min(max(samples, 1.0), float(self.most))
+        return {"samples": round(had, 2), **_estimate(paired_difference(self.at(had), scores), "difference")}
+
+
+def _estimate(found: Estimate, name: str) -> dict[str, Any]:
+    return {name: rounded(found.value), "ci95": [rounded(found.low), rounded(found.high)]}

@@ -1,0 +1,128 @@
+"""Searches brought forward together, and what each of them took.
+
+All that wait for samples are served by one call of the sampler, then all that wait for scores, then for verdicts, until
+none is left: a search of many steps costs as many rounds as one problem has steps, however many problems there are.
+Who samples, scores and judges is a `World`'s; the bill is kept here, the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rl.search.allocation import JointSearch
+from rl.search.base import Choice, Draft, Draw, Judge, Need, Piece, Score, Search
+
+
+class World(Protocol):
+    """What searches ask of. The first of each pair is the number of the problem."""
+
+    def draw(self, wanted: Sequence[tuple[int, Draft]]) -> list[Piece]: ...
+
+    def score(self, pieces: Sequence[tuple[int, Piece]]) -> list[list[float]]: ...
+
+    def judge(self, pieces: Sequence[tuple[int, Piece]]) -> list[bool]: ...
+
+
+@dataclass(slots=True)
+class Bill:
+    """Tokens by kind (`rl.search.base`), and calls to the sampler. A trace that is asked for twice, a text that is
+    scored twice in one search, counts once."""
+
+    prompt: int = 0
+    sampled: int = 0
+    scored: int = 0
+    calls: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """What was computed for the answer beyond the prompts: by the model that samples, and the one that scores."""
+        return self.sampled + self.scored
+
+
+@dataclass(slots=True)
+class Result:
+    choice: Choice
+    bill: Bill
+
+
+@dataclass(slots=True)
+class _Meter:
+    bill: Bill = field(default_factory=Bill)
+    seen: set[tuple[str, str]] = field(default_factory=set)
+
+    def drawn(self, piece: Piece) -> None:
+        if self._is_new("drawn", piece.key):
+            self.bill.calls += 1
+            self.bill.prompt += piece.prompt_tokens
+            self.bill.sampled += piece.tokens
+
+    def scored(self, piece: Piece) -> None:
+        if self._is_new("scored", piece.text):
+            self.bill.scored += piece.prompt_tokens + piece.tokens
+
+    def _is_new(self, what: str, name: str) -> bool:
+        known = (what, name) in self.seen
+        self.seen.add((what, name))
+        return not known
+
+
+@dataclass(slots=True)
+class _Going:
+    """A search on its way, with what it waits for."""
+
+    problem: int
+    search: Search
+    need: Need | None = None
+    choice: Choice | None = None
+    meter: _Meter = field(default_factory=_Meter)
+
+    def advance(self, answers: Sequence[Any] | None) -> None:
+        for answer in answers or ():
+            if isinstance(self.need, Draw):
+                self.meter.drawn(answer)
+        for piece in self.need.items if isinstance(self.need, Score) else ():
+            self.meter.scored(piece)
+        try:
+            self.need = self.search.send(answers)
+        except StopIteration as ended:
+            self.need, self.choice = None, ended.value
+
+
+def run(searches: Sequence[tuple[int, Search]], world: World) -> list[Result]:
+    """The result of each (number of the problem, search of it), in their order."""
+    going = [_Going(problem, search) for problem, search in searches]
+    for each in going:
+        each.advance(None)
+    ask: dict[type[Need], Callable[[list[Any]], list[Any]]] = {Draw: world.draw, Score: world.score, Judge: world.judge}
+    while any(each.need for each in going):
+        for kind, served in ask.items():
+            _serve([each for each in going if isinstance(each.need, kind)], served)
+    return [Result(each.choice, each.meter.bill) for each in going if each.choice]
+
+
+def _serve(waiting: Sequence[_Going], served: Callable[[list[Any]], list[Any]]) -> None:
+    """Answer all of these, which want the same kind of thing, at once."""
+    if not waiting:
+        return
+    wanted = [(each.problem, each.need.items if each.need else ()) for each in waiting]
+    answers = served([(problem, item) for problem, items in wanted for item in items])
+    at = 0
+    for each, (_, items) in zip(waiting, wanted, strict=True):
+        each.advance(answers[at : (at := at + len(items))])
+
+
+def run_joint(search: JointSearch, problems: int, world: World) -> list[Result]:
+    """The result for each problem of one search over all of them."""
+    meters = [_Meter() for _ in range(problems)]
+    pieces: list[Piece] | None = None
+    while True:
+        try:
+            wanted = search.send(pieces)
+        except StopIteration as ended:
+            choices: list[Choice] = ended.value
+            return [Result(choice, meter.bill) for choice, meter in zip(choices, meters, strict=True)]
+        pieces = world.draw(wanted)
+        for (number, _), piece in zip(wanted, pieces, strict=True):
+            meters[number].drawn(piece)

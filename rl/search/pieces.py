@@ -1,0 +1,47 @@
+"""A trace as the piece of a response that a search sees, from a row of the store or fresh from an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distill.engines.base import response_of
+from distill.thinking import join_thinking
+from distill.types import Completion, Finish
+from distill.voting import ballot
+from rl.search.base import Piece
+
+COLUMNS = (
+    "trace_key, prompt, thinking, answer, closed, cut, finish, forced, prompt_tokens, thinking_tokens, answer_tokens"
+)
+"""Of the table `traces`."""
+
+
+def of_row(row: Mapping[str, Any]) -> Piece:
+    """Of a row with `COLUMNS`."""
+    text = row["cut"] if row["cut"] is not None else join_thinking(row["thinking"], row["answer"], row["closed"])
+    given, finish = _given(row["forced"] or ()), Finish(row["finish"])
+    return Piece(
+        row["trace_key"], row["prompt"], text, row["answer"], _vote(row["answer"], row["closed"], finish), finish,
+        row["prompt_tokens"] + given, row["thinking_tokens"] + row["answer_tokens"] - given,
+    )  # fmt: skip
+
+
+def of_completion(completion: Completion) -> Piece:
+    parts, given = response_of(completion), _given(completion.forced)
+    prompt = len(completion.prompt_ids) if completion.prompt_tokens is None else completion.prompt_tokens
+    return Piece(
+        completion.key, completion.prompt, completion.text, parts.answer,
+        _vote(parts.answer, parts.closed, completion.finish), completion.finish, prompt + given,
+        completion.tokens - given,
+    )  # fmt: skip
+
+
+def _vote(answer: str, closed: bool, finish: Finish) -> str | None:
+    """As `distill.scoring.samples` has it: what was cut or said nothing casts no vote."""
+    return (ballot(answer) or None) if closed and finish is Finish.STOP else None
+
+
+def _given(forced: Sequence[int]) -> int:
+    """How many tokens the response began with: those of its forced ones that nothing sampled comes before."""
+    return next((at for at, place in enumerate(forced) if at != place), len(forced))

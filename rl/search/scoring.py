@@ -1,0 +1,57 @@
+"""Which step scorer a search uses, by identity, loaded when the first text is to be scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+
+from distill.modelspec import Model
+from distill.prm.scorer import StepScorer
+from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Manifest
+
+PRM = "prm:"
+"""``prm:STAGE`` is the reward model that a stage made."""
+
+
+@dataclass
+class Scorer:
+    """``load`` is slow."""
+
+    identity: str
+    load: Callable[[], StepScorer]
+    _opened: list[StepScorer] = field(default_factory=list)
+
+    def open(self) -> StepScorer:
+        if not self._opened:
+            self._opened.append(self.load())
+        return self._opened[0]
+
+
+def likelihood_of(model: Model, rule: str) -> Scorer:
+    """How likely a model finds each step (`rl.search.likelihood`)."""
+
+    def load() -> StepScorer:
+        from rl.search.likelihood import open_likelihood
+
+        return open_likelihood(model, rule)
+
+    return Scorer(f"likelihood:{rule}:{model.identity}", load)
+
+
+def prm_of(name: str, workspace: Path, inputs: Mapping[str, Manifest], hashes: FileHashes) -> Scorer:
+    """The process reward model that a stage made, or that lies in a directory."""
+    if name.startswith(PRM):
+        made = inputs[name.removeprefix(PRM)]
+        assert made.artifact is not None
+        directory = workspace / made.artifact
+    else:
+        directory = Path(name)
+
+    def load() -> StepScorer:
+        loaded: StepScorer = import_module("distill.prm.reading").load(directory, name)
+        return loaded
+
+    return Scorer(f"prm:{hashes.of(directory)}", load)

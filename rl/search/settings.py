@@ -1,0 +1,52 @@
+"""Strategies as YAML says them: a name, or a name with its settings, as in ``{beam: {width: 8}}``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import PlainSerializer, PlainValidator, ValidationError
+
+from distill import catalog
+from pipeline.errors import InputError
+from rl.search.allocation import Allocation
+from rl.search.base import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A strategy with its label: the name, and the settings that are not the usual ones."""
+
+    name: str
+    strategy: Strategy | Allocation
+
+    @property
+    def label(self) -> str:
+        return " ".join([self.name, *(f"{key}={value}" for key, value in self._own().items())])
+
+    def _own(self) -> dict[str, Any]:
+        return self.strategy.model_dump(mode="json", exclude_defaults=True)  # type: ignore[union-attr]
+
+    def plain(self) -> Any:
+        return {self.name: own} if (own := self._own()) else self.name
+
+
+def named(spec: Any) -> Named:
+    """`ValueError` for what is none."""
+    if isinstance(spec, Named):
+        return spec
+    name, settings = next(iter(spec.items())) if isinstance(spec, Mapping) and len(spec) == 1 else (spec, {})
+    if not isinstance(name, str):
+        raise ValueError("expected the name of a strategy, or one name with its settings: {beam: {width: 8}}")
+    try:
+        built = catalog.resolve("strategies", catalog.check("strategies", name))
+        return Named(name, built.model_validate(settings or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join([name, *map(str, first['loc'])])}: {first['msg']}") from None
+    except InputError as error:
+        raise ValueError(str(error)) from None
+
+
+StrategySpec = Annotated[Named, PlainValidator(named), PlainSerializer(Named.plain)]

@@ -1,0 +1,36 @@
+"""One response: the likeliest, or one that is sampled. What every other strategy has to be better than."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pipeline.stage import Settings
+from rl.search.base import Choice, Draft, Resource, Search, draw
+
+
+class Greedy(Settings):
+    """The likeliest token at every place, whatever the budget."""
+
+    independent: ClassVar[bool] = False  # a greedy response stands for no other
+
+    @property
+    def needs(self) -> frozenset[Resource]:
+        return frozenset()
+
+    def search(self, samples: int) -> Search:
+        (piece,) = yield from draw([Draft(greedy=True)])
+        return Choice(piece)
+
+
+class Sample(Settings):
+    """One sample, whatever the budget."""
+
+    independent: ClassVar[bool] = True
+
+    @property
+    def needs(self) -> frozenset[Resource]:
+        return frozenset()
+
+    def search(self, samples: int) -> Search:
+        (piece,) = yield from draw([Draft()])
+        return Choice(piece)

@@ -1,0 +1,46 @@
+"""Votes: the answers of several responses, counted or weighed.
+
+The answer with the largest sum wins; of equal ones that which was given first. (Samples are exchangeable, so that is
+as good as a lot.) The trace it rests on is its heaviest one, the first where they weigh the same. A response without
+an answer casts no vote; where none has any, the first one is the choice, and it is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pipeline.stage import Settings
+from rl.search.base import Choice, Piece, Resource, Search, draw, whole
+
+
+def elect(pieces: Sequence[Piece], weights: Sequence[float] | None = None) -> Choice:
+    """The winner of a vote; every vote weighs 1 where no ``weights`` are given."""
+    cast = [1.0] * len(pieces) if weights is None else weights
+    totals: dict[str, float] = {}
+    heaviest: dict[str, int] = {}
+    for at, (piece, weight) in enumerate(zip(pieces, cast, strict=True)):
+        if piece.ballot is not None:
+            totals[piece.ballot] = totals.get(piece.ballot, 0.0) + weight
+            if piece.ballot not in heaviest or weight > cast[heaviest[piece.ballot]]:
+                heaviest[piece.ballot] = at
+    if not totals:
+        return Choice(pieces[0])
+    ranked = sorted(totals.items(), key=lambda item: -item[1])  # stable: the first given leads among equals
+    return Choice(pieces[heaviest[ranked[0][0]]], tuple(ranked))
+
+
+class Majority(Settings):
+    """Self-consistency: the most frequent answer.
+
+    Wang et al. 2022, https://arxiv.org/abs/2203.11171.
+    """
+
+    independent: ClassVar[bool] = True
+
+    @property
+    def needs(self) -> frozenset[Resource]:
+        return frozenset()
+
+    def search(self, samples: int) -> Search:
+        return elect((yield from draw(whole(samples))))

@@ -1,0 +1,31 @@
+"""A process reward model in a grpo stage: found, loaded, and held against the student's tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from distill.prm import files
+from pipeline.fingerprint import FileHashes
+from pipeline.stage import Context
+from rl.stages.options import ProcessSettings
+
+if TYPE_CHECKING:
+    from rl.process import ProcessRewards
+
+
+def process_rewards(context: Context, settings: ProcessSettings, tokenizer: Any) -> ProcessRewards:
+    """The model, loaded; `InputError` where it is none, or reads other tokens than the student writes."""
+    from distill.prm.reading import load
+    from rl.process import ProcessRewards
+
+    scorer = load(files.directory_of(settings.model, context.workspace, context.inputs), settings.model)
+    scorer.check_reads(tokenizer, "the student")
+    return ProcessRewards(scorer, tokenizer)
+
+
+def process_dependency(settings: ProcessSettings | None, hashes: FileHashes) -> Mapping[str, str]:
+    """What a stage depends on besides its inputs; a stage's model is one of these."""
+    if settings is None or settings.model.startswith(files.PREFIX):
+        return {}
+    return {"process": files.identity_of(files.directory_of(settings.model), hashes)}

@@ -1,0 +1,215 @@
+"""search: what each way to spend several samples on a problem comes to, against samples and against tokens.
+
+All strategies see the same stored samples of the same problems; those that need only whole responses cost no call
+beyond them, and are averaged over several orders of these. Searches step by step sample what they need. Everything
+is a row, so a killed run goes on where it was, and another strategy costs what it alone needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from distill import engines, modelspec, verification
+from distill.engines import dialects
+from distill.engines.base import NoSteps
+from distill.engines.options import (
+    EngineOptions,
+    SamplingSettings,
+    Seed,
+    Thinking,
+    TransformersOptions,
+    check_model,
+    check_thinking,
+)
+from distill.modelspec import StageOrName
+from distill.prompting import Prompting
+from distill.spending import Spending
+from distill.stages.common import VerifierSpec, ask_of, members_present, store_of
+from distill.store import Store
+from distill.store.records import problems, record_members
+from pipeline.errors import InputError
+from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.manifest import Manifest
+from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
+from rl.search.allocation import Allocation
+from rl.search.base import whole
+from rl.search.beam import Tree
+from rl.search.measure import measure
+from rl.search.scoring import PRM, Scorer, likelihood_of, prm_of
+from rl.search.settings import Named, StrategySpec, named
+from rl.search.stored import StoredWorld
+
+STEPS = {"line": "\n", "paragraph": "\n\n"}
+"""The text that ends a step that is sampled."""
+USUAL = ("greedy", "majority", "adaptive", "allocate")
+PROTOCOL = {"sampling", "samples", "prompting", "thinking", "verifier", "split", "step", "budgets"}
+
+
+class SearchSettings(Settings):
+    problems: Annotated[str, Input(accepts=("problems",))]
+    model: StageOrName
+    strategies: Annotated[list[StrategySpec], Field(min_length=1)] = Field(
+        default_factory=lambda: [named(name) for name in USUAL]
+    )
+    """`distill list strategies`: each a name, or a name with its settings (`{beam: {width: 8}}`)."""
+    budgets: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = Field(
+        default_factory=lambda: [1, 2, 4, 8, 16]
+    )
+    """Samples a problem, or beams; each is a point of the curves."""
+    samples: Annotated[int, Field(ge=1)] | None = None
+    """Samples of each problem that all strategies choose from; by default the largest budget."""
+    stored: bool = False
+    """No new call: strategies that need samples which are not in the store are refused."""
+    prm: Annotated[str | None, Input(accepts=("prm",), prefix=PRM)] = None
+    """The process reward model that scores steps: `prm:STAGE`, or a directory."""
+    likelihood: StageOrName | None = None
+    """In place of `prm`: a model whose own probability of each step is its score."""
+    step: Literal["line", "paragraph"] = "line"
+    """What a search step by step takes for a step."""
+    engine: EngineOptions = TransformersOptions()
+    sampling: SamplingSettings = SamplingSettings()
+    prompting: Prompting = None
+    """How each problem is put to the model; a string is a template, or the name of one."""
+    thinking: Thinking = None
+    verifier: VerifierSpec | None = None
+    """Who judges; by default each problem's own."""
+    orders: Annotated[int, Field(ge=1)] = 8
+    """Strategies of whole responses are averaged over so many orders of the samples."""
+    split: Literal["train", "heldout"] = "heldout"
+    workers: Annotated[int, Operational(), Field(ge=1)] = 2
+    seed: Seed = 0
+
+    @property
+    def pool(self) -> int:
+        return self.samples or max(self.budgets)
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> SearchSettings:
+        check_model(self.model, self.engine)
+        check_thinking(self.thinking, self.sampling)
+        budget = self.thinking.thinking_budget() if self.thinking else None
+        dialects.check_wished(self.engine, budget, begun=bool(self.prompting and self.prompting.prefill))
+        if not self.sampling.temperature:
+            raise ValueError("sampling.temperature must be above 0: at 0 all samples are one")
+        if self.pool < max(self.budgets):
+            raise ValueError(f"a budget of {max(self.budgets)} samples is more than the {self.pool} there are")
+        if self.prm and self.likelihood:
+            raise ValueError("prm and likelihood both say who scores steps; name one of them")
+        if len({each.label for each in self.strategies}) < len(self.strategies):
+            raise ValueError("strategies: one is named twice")
+        for each in self.strategies:
+            self._check(each)
+        return self
+
+    def _check(self, each: Named) -> None:
+        """ValueError for a strategy that cannot be run here."""
+        strategy, place = each.strategy, f"strategies.{each.label}"
+        if "prm" in strategy.needs and not (self.prm or self.likelihood):
+            raise ValueError(f"{place}: needs somebody who scores steps; name a `prm`, or a model as `likelihood`")
+        if "steps" in strategy.needs and self.engine.kind != "transformers":
+            raise ValueError(f"{place}: {NoSteps(self.engine.kind)}")
+        if isinstance(strategy, Tree):
+            try:
+                for budget in self.budgets:
+                    strategy.beams(budget)
+            except InputError as error:
+                raise ValueError(f"{place}: {error}") from None
+        if isinstance(strategy, Allocation) and (strategy.most or 0) > self.pool:
+            raise ValueError(f"{place}: {strategy.most} samples of a problem are more than the {self.pool} there are")
+
+
+def run(context: Context, settings: SearchSettings) -> Output:
+    store = store_of(context)
+    store.ingest()  # what a killed run has left
+    world = _world(context, settings, store)
+    try:
+        figures, members = measure(context, settings, world)
+    finally:
+        world.close()
+    again = verification.failed_once([key for _, key in members])
+    digest = record_members(store, members)
+    return Output(digest, {"members": len(members), "protocol": _protocol(context, settings), **figures, **again})
+
+
+def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWorld:
+    model = engines.model_of(settings.model, settings.engine, context)
+    spending = Spending(store, context.name)
+    return StoredWorld(
+        store=store,
+        context=context,
+        tasks=problems(store, context.inputs[settings.problems].digest, settings.split),
+        model=model.identity,
+        sampling=settings.sampling.sampling(settings.seed),
+        ask=ask_of(context, settings.prompting, settings.thinking, settings.problems),
+        stop=STEPS[settings.step],
+        open_engine=None
+        if settings.stored
+        else partial(engines.open_engine, settings.engine, model, context.note, spending),
+        scorer=_scorer(context, settings),
+        judges=verification.Judges(settings.verifier, context.hashes),
+        workers=settings.workers,
+    )
+
+
+def _scorer(context: Context, settings: SearchSettings) -> Scorer | None:
+    if settings.likelihood:
+        model = modelspec.find(settings.likelihood, context.workspace, context.inputs, context.hashes)
+        return likelihood_of(model, settings.step)
+    return prm_of(settings.prm, context.workspace, context.inputs, context.hashes) if settings.prm else None
+
+
+def _protocol(context: Context, settings: SearchSettings) -> str:
+    """A name for how was measured; scores that carry it may be compared."""
+    how = settings.model_dump(mode="json", include=PROTOCOL)
+    verifiers = verification.versions(settings.verifier, context.inputs[settings.problems], context.hashes)
+    return content_hash({"problems": context.inputs[settings.problems].digest, "verifiers": verifiers, **how})[:12]
+
+
+def refuse(settings: SearchSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
+    if settings.problems in figures and not figures[settings.problems].get(settings.split):
+        return f"{settings.problems} holds no {settings.split} problem to measure on"
+    return None
+
+
+def forecast(context: Context, settings: SearchSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
+    """The whole responses; what searches step by step will draw is not known before."""
+    count = expected.get(settings.problems, {}).get(settings.split)
+    if count is None:
+        return Forecast("samples")
+    total, done = count * settings.pool, 0
+    stage = settings.model.removeprefix(modelspec.STAGE)
+    if settings.problems in context.inputs and (stage == settings.model or stage in context.inputs):
+        world = _world(context, settings, store_of(context))
+        wanted = {world.wish(n, draft).key for n in range(len(world.tasks)) for draft in whole(settings.pool)}
+        done = len(world.store.present("traces", wanted))
+    calls = total - done
+    return Forecast("samples", total, done, {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens})
+
+
+def dependencies(settings: SearchSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
+    versions = verification.versions(settings.verifier, upstream[settings.problems], hashes)
+    found = {f"verifier {name}": version for name, version in versions.items()}
+    found |= engines.model_dependency(settings.model, settings.engine, hashes)
+    if settings.likelihood:
+        found |= modelspec.dependency(settings.likelihood, hashes)
+    if settings.prm and not settings.prm.startswith(PRM):
+        found[f"prm {settings.prm}"] = hashes.of(settings.prm)
+    return found
+
+
+STAGE = Stage(
+    kind="search",
+    about="measure ways to spend several samples on a problem, against samples and tokens",
+    settings=SearchSettings,
+    produces="search",
+    run=run,
+    forecast=forecast,
+    dependencies=dependencies,
+    refuse=refuse,
+    check=members_present,
+    again=verification.judged_again,
+)

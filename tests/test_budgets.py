@@ -1,0 +1,93 @@
+"""Thinking budgets in evaluation: what stands, what is cut, and that nothing is sampled twice; by the embedded teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distill import budgets, catalog
+from distill.generation import wanted
+from distill.store import Store
+from distill.types import Sampling, ThinkingBudget
+from pipeline import config, runner
+from pipeline.errors import InputError
+from pipeline.events import Listener
+from pipeline.workspace import Workspace
+
+THOUGHT = {"thinking": "12 + 7 = 19\n19 * 3 = 57", "thinking_tokens": 20, "opened": False}
+
+
+def wish() -> Any:
+    problem = catalog.resolve("families", "calc")().generate(0, 0, "heldout")
+    return wanted([("p", problem)], "model", Sampling(seed=3), 1)[0]
+
+
+def test_what_fits_stands_as_it_is() -> None:
+    assert budgets.within(wish(), THOUGHT, ThinkingBudget(20), "model") is not None
+    assert budgets.within(own := wish(), THOUGHT, ThinkingBudget(20), "model") is own
+
+
+def test_what_is_longer_is_cut_at_a_word_and_goes_on_under_the_budget() -> None:
+    cut = budgets.within(wish(), THOUGHT, ThinkingBudget(10), "model")
+    assert cut.asked.prefix == "<think>\n12 + 7 = 19" and cut.asked.budget == ThinkingBudget(10)
+    assert cut.key != wish().key and cut.sample_index == wish().sample_index
+    assert budgets.within(wish(), THOUGHT, ThinkingBudget(0), "model").asked.prefix == "<think>\n"
+    opened = budgets.within(wish(), {**THOUGHT, "opened": True}, ThinkingBudget(10), "model")
+    assert opened.asked.prefix == "12 + 7 = 19"
+
+
+@pytest.mark.parametrize(
+    ("text", "share", "kept"),
+    [("one two three", 0.5, "one"), ("one two three", 8 / 13, "one two"), ("unspaced", 0.5, ""), ("", 0.0, "")],
+)
+def test_a_text_is_cut_in_whole_words(text: str, share: float, kept: str) -> None:
+    assert budgets.cut(text, share) == kept
+
+
+def run(where: Path, samples: int = 2, **evaluate: Any) -> dict[str, Any]:
+    stages = {
+        "problems": {"sources": [{"family": "calc", "train": 1, "heldout": 6}]},
+        "evaluate": {
+            "problems": "problems", "models": {"teacher": "embedded:teacher"}, "samples": samples, "greedy": False,
+            "engine": {"kind": "transformers", "workers": 1}, "sampling": {"max_tokens": 96}, "workers": 1, **evaluate,
+        },
+    }  # fmt: skip
+    (where / "p.yaml").write_text(yaml.safe_dump({"name": "p", "workspace": str(where / "w"), "stages": stages}))
+    spec = config.load(where / "p.yaml", catalog.stage)
+    return dict(runner.run(spec, Workspace(where / "w"), Listener(), lambda: False)[-1].manifest.figures)
+
+
+def test_a_curve_costs_the_answers_of_what_was_cut_once(tmp_path: Path) -> None:
+    figures = run(tmp_path, budgets=[0, 24, 90])["subjects"]["teacher"]
+    points = {at["budget"]: at for at in figures["by_budget"]}
+    assert points[0]["new"] == 12 and 0 < points[24]["new"] <= 12 and points[90]["new"] == 0
+    assert points[90]["pass_at_1"] == points[None]["pass_at_1"] > points[0]["pass_at_1"]
+    rows = Store(tmp_path / "w").rows("SELECT budget, thinking_tokens, answer FROM traces WHERE budget IS NOT NULL")
+    assert len(rows) == points[0]["new"] + points[24]["new"] and all(row["answer"] for row in rows)
+    closing = 6  # tokens that close the thinking, counted with it
+    assert all(row["thinking_tokens"] <= 24 + closing for row in rows if '"most":24' in row["budget"].replace(" ", ""))
+    run(tmp_path, budgets=[0, 24])  # nothing more is sampled for fewer budgets, nor judged otherwise
+    assert len(Store(tmp_path / "w").rows("SELECT 1 FROM traces")) == 12 + len(rows)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"budgets": [8, 8]}, "budgets: must rise, each once"),
+        ({"budgets": [0, 96]}, "96 tokens of thinking leave no room for the answer"),
+        ({"budgets": [8], "prompting": {"prefill": "<think>\nSo"}}, "exclude each other"),
+        ({"budgets": [8], "thinking": {"budget": 8}}, "must lie below thinking.budget"),
+        (
+            {"budgets": [8], "engine": {"kind": "openai", "base_url": "http://localhost/v1"}},
+            "dialect openai knows no thinking budget",
+        ),
+    ],
+)
+def test_budgets_that_cannot_be_are_told_when_the_yaml_is_read(
+    tmp_path: Path, settings: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(InputError, match=why):
+        run(tmp_path, **settings)

@@ -1,0 +1,87 @@
+"""Two models on the same problems: what is said of a pair, and the command that says it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import run_pipeline
+
+from distill import comparison
+from distill.cli.compare import compare
+from pipeline.errors import InputError
+
+BEFORE = {"a": [0.0, 0.0], "b": [1.0, 0.0], "c": [1.0, 1.0], "d": [0.0, 1.0], "only before": [1.0]}
+AFTER = {"a": [1.0, 0.0], "b": [1.0, 1.0], "c": [1.0, 0.0], "d": [1.0, 0.0], "not judged": []}
+
+
+def test_a_pair_is_told_over_the_problems_that_both_have() -> None:
+    found = comparison.between(BEFORE, AFTER)
+    assert (found["problems"], found["better"], found["worse"], found["equal"]) == (4, 2, 1, 1)
+    assert found["difference"] == pytest.approx((0.5 + 0.5 - 0.5 + 0) / 4)
+    assert found["p"] == 1.0  # two against one
+
+
+def test_every_two_models_are_compared_and_the_p_of_all_adjusted() -> None:
+    none, some = {str(i): [0.0] for i in range(9)}, {str(i): [float(i < 7)] for i in range(9)}
+    pairs = comparison.every_pair({"none": none, "some": some, "all": {key: [1.0] for key in none}})
+    assert [(p["from"], p["to"]) for p in pairs] == [("none", "some"), ("none", "all"), ("some", "all")]
+    assert [p["p"] for p in pairs] == pytest.approx([2 / 2**7, 2 / 2**9, 0.5], rel=1e-3)
+    assert [p["p_holm"] for p in pairs] == pytest.approx([2 * 2 / 2**7, 3 * 2 / 2**9, 0.5], rel=1e-3)
+
+
+PIPELINE = """\
+name: two
+stages:
+  problems: {{sources: [{{family: calc, train: 1, heldout: {heldout}}}, {{family: code, train: 1, heldout: {heldout}}}]}}
+  evaluate: {{problems: problems, models: {{good: models/teacher, bad: models/base}}, samples: 2, workers: 1}}
+  colder: {{kind: evaluate, problems: problems, models: {{good: models/teacher}}, samples: 2, greedy: false, workers: 1,
+           sampling: {{temperature: 0.5}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    directory = tmp_path_factory.mktemp("two")
+    return directory / "pipeline.yaml", run_pipeline(directory, heldout=8, text=PIPELINE)
+
+
+def said(evaluated: tuple[Path, Path], before: str, after: str, **how: Any) -> None:
+    asked: dict[str, Any] = {"stage": "evaluate", "greedy": False, "as_json": True} | how
+    compare(before, after, *evaluated, asked["stage"], asked["greedy"], asked["as_json"])
+
+
+def test_the_command_compares_in_all_and_by_family_and_difficulty(
+    evaluated: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(evaluated, "bad", "good")
+    found = json.loads(capsys.readouterr().out)
+    rows = {row["of"]: row for row in found["of"]}
+    assert rows["all"]["problems"] == 16 == rows["calc"]["problems"] + rows["code"]["problems"]
+    assert rows["all"]["better"] > 12 and rows["all"]["p"] < 0.001 and rows["all"]["difference"] > 0.8
+    assert "code/5" in rows and len(found["protocol"]) == 12
+    said(evaluated, "good", "evaluate/bad", as_json=False, greedy=True)
+    table = capsys.readouterr().out
+    assert "evaluate/good" in table and "McNemar's exact test" in table and f"protocol {found['protocol']}" in table
+
+
+@pytest.mark.parametrize(
+    ("asked", "how", "why"),
+    [
+        (("god", "bad"), {}, "measured no model 'god'; did you mean 'good'?"),
+        (("good", "bad"), {"stage": "evaluat"}, "no evaluate stage is called so; did you mean 'evaluate'?"),
+        (("good", "colder/good"), {}, r"different protocols \(sampling.temperature: 1.0 -> 0.5\)"),
+        (
+            ("colder/good", "colder/good"),
+            {"greedy": True},
+            "no greedy answers were sampled; set greedy: true in colder",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(
+    evaluated: tuple[Path, Path], asked: tuple[str, str], how: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(InputError, match=why):
+        said(evaluated, *asked, **how)

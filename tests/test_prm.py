@@ -1,0 +1,403 @@
+"""Process reward models: labels by every source, the head against arithmetic, measures against enumeration, files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+from tiny import chat_tokenizer, tiny  # noqa: E402
+
+from distill.families.base import labels as family_labels  # noqa: E402
+from distill.families.calc import Calc  # noqa: E402
+from distill.families.code import Code  # noqa: E402
+from distill.families.logic import Logic  # noqa: E402
+from distill.prm import exact, files, groups, head, imported, measures, rollouts  # noqa: E402
+from distill.prm.examples import encode, example_of, unlabelled  # noqa: E402
+from distill.prm.labels import Labelled, noisy, of_steps  # noqa: E402
+from distill.prm.measures import Scored  # noqa: E402
+from distill.prm.reading import PrmScorer, TooLong, load  # noqa: E402
+from distill.randomness import generator  # noqa: E402
+from distill.thinking import join_thinking  # noqa: E402
+from distill.training.forward import pack  # noqa: E402
+from distill.training.loop import TrainSettings, train  # noqa: E402
+from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.types import Problem  # noqa: E402
+from pipeline.errors import InputError, PipelineError, Stopped  # noqa: E402
+
+FAMILIES = (Calc(), Logic(), Code())
+CHAIN = Problem("p", "Compute left to right: 12 + 7 * 3 - 4", "53", "math", "calc")
+
+# ------------------------------------------------------------------ labels of families
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_careful_author_is_right_in_every_line_and_slips_are_where_they_were_planted(family: Any) -> None:
+    for index in range(40):
+        problem = family.generate(0, index, "train")
+        careful = family.solve(problem)
+        lines = careful.thinking.split("\n")
+        assert family_labels(family, problem, lines, careful.answer) == [True] * (len(lines) + 1)
+        careless = family.solve(problem, 0.5, generator("slips", index))
+        written = careless.thinking.split("\n")
+        # by another way: what a careful author would have gone on with from the lines before
+        expected = [family.next_line(problem, written[:n]) == line for n, line in enumerate(written)]
+        found = family_labels(family, problem, written, careless.answer)
+        assert found == [*expected, True] and (False in found) == (written != lines)
+
+
+def test_one_slip_spoils_one_label_and_what_follows_nonsense_has_none() -> None:
+    assert family_labels(Calc(), CHAIN, ["12 + 7 = 19", "19 * 3 = 58", "58 - 4 = 54"], "54") == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert family_labels(Calc(), CHAIN, ["12 + 7 = 19", "hm", "58 - 4 = 54"], "54") == [True, False, None, True]
+    assert family_labels(Calc(), CHAIN, ["12 + 7 = 19", "19 * 3 = 57"], "57") == [True, True, False]
+    assert family_labels(Calc(), CHAIN, ["12 + 7 = 19", "19 * 3 = 57", "57 - 4 = 53", "53 + 1 = 54"], "53")[3:] == [
+        False, False,
+    ]  # fmt: skip
+
+
+def test_responses_are_checked_with_their_tags_and_cut_ones_as_far_as_they_go() -> None:
+    checkers = exact.Checkers()
+
+    def labels(text: str, rule: str = "line") -> Any:
+        found = exact.checked(checkers, "k", CHAIN, text, rule)
+        return found and found.labels
+
+    whole = join_thinking("12 + 7 = 19\n19 * 3 = 58\n58 - 4 = 54", "54")
+    assert labels(whole) == (1.0, 0.0, 1.0, 1.0)
+    assert labels(whole, "paragraph") == (0.0, 1.0)  # a step is as right as the worst of its lines
+    assert labels("<think>\n12 + 7 = 19\n19 * 3") == (1.0, 0.0)
+    assert labels(whole + "\nor 55") == (1.0, 0.0, 1.0, 1.0, 0.0)
+    assert labels("") is None and exact.checked(checkers, "k", replace(CHAIN, source="mine"), whole, "line") is None
+
+
+def test_planted_slips_are_a_pure_function_and_hold_wrong_lines() -> None:
+    problems = [Calc().generate(0, n, "train") for n in range(20)]
+    made = list(exact.planted(exact.Checkers(), problems, "line", 0.3, 2, seed=1))
+    assert made == list(exact.planted(exact.Checkers(), problems, "line", 0.3, 2, seed=1)) and len(made) == 40
+    wrong = sum(label == 0.0 for one in made for label in one.labels)
+    assert 0.15 < wrong / sum(len(one.labels) for one in made) < 0.4
+
+
+def test_noise_turns_its_share_of_labels() -> None:
+    one = Labelled("k", CHAIN, "", (1.0, 0.0, None) * 500, "exact")
+    turned = noisy(one, 0.2, seed=3)
+    changed = sum(a != b for a, b in zip(one.labels, turned.labels, strict=True))
+    assert 150 < changed < 250 and turned.labels[2] is None and noisy(one, 0.0, 3) == one
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, None]), min_size=1, max_size=6))
+def test_labels_of_lines_are_labels_of_line_steps(labels: list[float | None]) -> None:
+    text = "\n".join("abcdef"[: len(labels)])
+    marked = [((2 * n, 2 * n + 1), label) for n, label in enumerate(labels)]
+    assert of_steps(text, "line", marked) == tuple(labels)
+    whole = of_steps(text.replace("\n", " "), "line", marked)
+    assert whole == (0.0,) if 0.0 in labels else whole == (None if None in labels else 1.0,)
+
+
+def test_a_wrong_span_of_several_steps_blames_the_last_alone() -> None:
+    assert of_steps("a\nb\nc", "line", [((0, 3), 0.0), ((4, 5), 1.0)]) == (None, 0.0, 1.0)
+
+
+# ------------------------------------------------------------------ roll-outs, groups, files
+
+
+def test_every_prefix_is_completed_and_the_end_is_the_response_s_own() -> None:
+    asked: list[Any] = []
+
+    def outcomes(prefixes: Any) -> dict[Any, list[bool]]:
+        asked.extend(prefixes)
+        return {prefix: [True, "b" not in prefix[1]] if "c" not in prefix[1] else [] for prefix in prefixes}
+
+    tried = [rollouts.Tried("k", "p", CHAIN, "<think>\na\nb\nc\nd", False)]
+    (soft,) = rollouts.every(tried, "line", "soft", outcomes)
+    assert soft.labels == (1.0, 0.5, None, 0.0) and soft.source == "rollouts"
+    assert asked == [("p", "<think>\na"), ("p", "<think>\na\nb"), ("p", "<think>\na\nb\nc")]
+    assert rollouts.every(tried, "line", "hard", outcomes)[0].labels == (1.0, 1.0, None, 0.0)
+
+
+@given(st.integers(1, 12), st.data())
+def test_binary_search_finds_the_first_error_in_few_roll_outs(steps: int, data: Any) -> None:
+    first = data.draw(st.integers(1, steps))
+    asked: list[Any] = []
+
+    def outcomes(prefixes: Any) -> dict[Any, list[bool]]:
+        asked.extend(prefixes)
+        return {prefix: [False, len(prefix[1].split("\n")) < first] for prefix in prefixes}
+
+    response = "\n".join(f"line {n}" for n in range(steps))
+    tried = rollouts.Tried("k", "p", CHAIN, response, False)
+    right = replace(tried, key="r", response="x\ny", correct=True)
+    found, sound = rollouts.first_error([tried, right], "line", outcomes)
+    assert found.labels == (*[1.0] * (first - 1), 0.0, *[None] * (steps - first)) and sound.labels == (1.0, 1.0)
+    assert len(asked) <= (steps - 1).bit_length()
+
+
+def test_samples_that_begin_alike_tell_what_their_beginning_is_worth() -> None:
+    tree = {
+        "1": groups.Member("a\nb\nx", True), "2": groups.Member("a\nb\ny", False), "3": groups.Member("a\nc\nz", False),
+    }  # fmt: skip
+    assert groups.tree_labels(tree, "line") == {"1": (1 / 3, 0.5, 1.0), "2": (1 / 3, 0.5, 0.0), "3": (1 / 3, None, 0.0)}
+    assert groups.tree_labels(tree, "line", "hard")["3"] == (1.0, None, 0.0)
+    assert groups.tree_labels(tree, "line", shared=1)["3"] == (1 / 3, 0.0, 0.0)
+
+
+PRM800K = {
+    "question": {"problem": "What is 6 x 7?", "ground_truth_answer": "42"},
+    "label": {
+        "steps": [
+            {"completions": [{"text": "6 x 7 is 6 x 5 + 6 x 2.", "rating": 1}], "chosen_completion": 0},
+            {
+                "completions": [{"text": "That is 30 + 14.", "rating": -1}, {"text": "That is 30 + 12.", "rating": 0}],
+                "chosen_completion": 1,
+            },
+            {"completions": [{"text": "# Answer\n\n43", "rating": -1}], "chosen_completion": None},
+        ],
+        "finish_reason": "found_error",
+    },
+}
+
+
+def test_labels_in_prm800k_s_form(tmp_path: Path) -> None:
+    file = tmp_path / "labels.jsonl"
+    stepwise = {"prompt": "1 + 1?", "completions": ["It is 1 + 1.", "3"], "labels": [True, False]}
+    file.write_text(json.dumps(PRM800K) + "\n\n" + json.dumps(stepwise) + "\n")
+    other, wrong, plain = imported.read(file, "line")
+    assert other.response == "<think>\n6 x 7 is 6 x 5 + 6 x 2.\nThat is 30 + 14." and other.labels == (1.0, 0.0)
+    assert wrong.labels == (1.0, 1.0, None, 0.0)  # the step of two lines is wrong; the last line tells
+    assert wrong.problem.reference == "42"
+    assert plain.labels == (1.0, 0.0) and plain.problem.prompt == "1 + 1?"
+    assert next(imported.read(file, "line", thinking=False)).response.startswith("6 x 7")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", ":1: not JSON"),
+        ('{"a": 1}', ":1: expected a row of PRM800K"),
+        ('{"question": {}, "label": 1}', ":1: not in"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_told(tmp_path: Path, line: str, said: str) -> None:
+    (tmp_path / "bad.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match=said):
+        list(imported.read(tmp_path / "bad.jsonl", "line"))
+    with pytest.raises(InputError, match="cannot be read"):
+        list(imported.read(tmp_path / "none.jsonl", "line"))
+
+
+# ------------------------------------------------------------------ the head
+
+ASKED = [("<user>sum<end>\n<bot>", "ab\ncd ef\ng"), ("<user>sum<end>\n<bot>", "ab\nd"), ("<user>x<end>\n<bot>", "hij")]
+
+
+def rows(tokenizer: Any, labels: Any = None) -> list[Any]:
+    encoded = [encode(tokenizer, *pair, "line") for pair in ASKED]
+    if labels is None:
+        return [unlabelled(str(n), one) for n, one in enumerate(encoded)]
+    return [example_of(str(n), one, row) for n, (one, row) in enumerate(zip(encoded, labels, strict=True))]
+
+
+@pytest.mark.parametrize("likelihood", [False, True])
+def test_logits_are_those_of_each_response_alone(likelihood: bool) -> None:
+    """Against the model's own unpacked pass: states at the steps' last tokens, and the sums of their tokens' logs."""
+    network, tokenizer = tiny().eval(), chat_tokenizer()
+    own = head.attach(network, likelihood)
+    with torch.no_grad():
+        own.weight.copy_(torch.from_numpy(generator("head").normal(0, 1, 32)))
+        found = head.step_logits(network, rows(tokenizer))
+        for (prompt, response), logits in zip(ASKED, found, strict=True):
+            ids = torch.tensor([tokenizer(prompt + response, add_special_tokens=False)["input_ids"]])
+            out = network(ids, output_hidden_states=True)
+            hidden, logs = out.hidden_states[-1][0], out.logits[0].log_softmax(-1)
+            told = [0.0] + [logs[t - 1, ids[0, t]].item() for t in range(1, ids.shape[1])]
+            end = ids.shape[1] - len(response) - 1
+            for step, logit in zip(response.split("\n"), logits, strict=True):
+                begin, end = end + 1, end + len(step) + ("\n" in response[: end + 2 - (ids.shape[1] - len(response))])
+                expected = hidden[end] @ own.weight + own.bias[0]
+                expected += sum(told[begin : end + 1]) if likelihood else 0.0
+                assert logit.item() == pytest.approx(expected.item(), abs=1e-3)
+
+
+def test_fitness_is_the_log_probability_of_the_labels_and_leaves_out_what_is_not_labelled() -> None:
+    network, tokenizer = tiny().eval(), chat_tokenizer()
+    head.attach(network, True)
+    labelled = rows(tokenizer, [(1.0, None, 0.0), (None, 0.25), (1.0,)])
+    logits = torch.cat([part.detach() for part in head.step_logits(network, labelled)])
+    p = torch.sigmoid(logits)
+    expected = [p[0].log(), (1 - p[2]).log(), 0.25 * p[4].log() + 0.75 * (1 - p[4]).log(), p[5].log()]
+    found = head.fitness(network, pack(labelled)).tolist()
+    assert found == pytest.approx([value.item() for value in expected], abs=1e-5)
+    assert [row.supervised for row in labelled] == [2, 1, 1]
+
+
+def test_steps_that_end_in_one_token_are_learned_once() -> None:
+    tokenizer = chat_tokenizer()
+    one = encode(tokenizer, "<bot>", "ab\ncd", "line")
+    both = replace(one, ends=(one.ends[1], one.ends[1]))
+    assert example_of("k", both, (1.0, 0.0)).labels == (None, 0.0)
+    assert example_of("k", both, (1.0, None)) is None
+
+
+def how(steps: int) -> TrainSettings:
+    optimizer = OptimizerSettings(3e-3, apart=((head.NAME, 3e-2),))
+    return TrainSettings(optimizer, batch_size=2, steps=steps, checkpoint_steps=1)
+
+
+def test_training_learns_the_labels_and_a_kill_changes_nothing(tmp_path: Path) -> None:
+    tokenizer, labels = chat_tokenizer(), [(1.0, 0.0, 1.0), (1.0, 0.0), (0.0,)]
+
+    def trained(where: str, kills: int) -> tuple[Any, list[float]]:
+        network, losses = tiny(), list[float]()
+        head.attach(network, True)
+        for attempt in range(kills + 1):
+            if attempt:
+                network = tiny()
+                head.attach(network, True)
+            seen = len(losses)
+            try:
+                train(
+                    network, rows(tokenizer, labels), how(12), checkpoints=tmp_path / where,
+                    on_step=lambda step: losses.append(step.loss), measure=head.fitness,
+                    stop=lambda seen=seen, attempt=attempt: attempt < kills and len(losses) >= seen + 4,
+                )  # fmt: skip
+            except Stopped:
+                continue
+        return network, losses
+
+    whole, losses = trained("whole", 0)
+    assert losses[-1] < 0.5 * losses[0]
+    killed, _ = trained("killed", 2)
+    for ours, theirs in zip(whole.state_dict().values(), killed.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+# ------------------------------------------------------------------ measures
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.3, 0.5, 0.9]), st.booleans()), max_size=12))
+def test_auc_is_the_share_of_pairs_in_order(pairs: list[tuple[float, bool]]) -> None:
+    compared = [(a > b) + 0.5 * (a == b) for a, y in pairs if y for b, z in pairs if not z]
+    assert measures.auc(pairs) == (pytest.approx(sum(compared) / len(compared)) if compared else None)
+
+
+def test_a_head_that_knows_the_problem_alone_ranks_nothing_within_it() -> None:
+    easy = [Scored("easy", [0.9], [1.0], True, 0.9)] * 3 + [Scored("easy", [0.9], [0.0], False, 0.9)]
+    hard = [Scored("hard", [0.1], [1.0], True, 0.1)] + [Scored("hard", [0.1], [0.0], False, 0.1)] * 3
+    found = measures.summary(easy + hard)
+    assert found["step_auc"] == 0.75 and found["step_auc_within"] == 0.5 == found["answer_auc_within"]
+
+
+def test_first_errors_and_calibration() -> None:
+    scored = [
+        Scored("a", [0.9, 0.2, 0.9], [1.0, 0.0, 1.0]),  # found
+        Scored("a", [0.9, 0.9, 0.2], [1.0, 0.0, 0.0]),  # too late
+        Scored("b", [0.9, 0.6], [1.0, 1.0]),  # nothing to be found
+        Scored("b", [0.4, 0.9], [1.0, None]),  # seen where there is none
+    ]
+    assert measures.first_error_accuracy(scored) == 0.5
+    bins = measures.reliability([(0.95, True), (0.92, False), (1.0, True), (0.05, False)])
+    assert [(b["steps"], b["right"]) for b in bins] == [(1, 0.0), (3, 0.6667)]
+    said = (0.95 + 0.92 + 1.0) / 3
+    assert measures.expected_calibration_error(bins) == pytest.approx((3 * (said - 2 / 3) + 0.05) / 4, abs=1e-4)
+    assert measures.summary([])["step_accuracy"] is None
+
+
+# ------------------------------------------------------------------ files
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model of a random body, as a stage writes it."""
+    from distill.training.export import export_student
+
+    directory = tmp_path_factory.mktemp("prm")
+    network, tokenizer = tiny(max_position_embeddings=64), chat_tokenizer()
+    export_student(network, tokenizer, directory)
+    files.write(directory, head.StepHead(32, True), about(tokenizer))
+    return directory
+
+
+def about(tokenizer: Any, **changes: Any) -> files.About:
+    known = {"format": 1, "rule": "line", "width": 32, "likelihood": True, "start": "x"}
+    return files.About(**known, tokenizer=files.tokenizer_identity(tokenizer)).model_copy(update=changes)
+
+
+def test_what_was_written_is_loaded_and_scores_a_batch_as_single_calls(artifact: Path) -> None:
+    scorer = load(artifact)
+    found = scorer.score([*ASKED, ASKED[0], ("<bot>", " \n")])
+    assert [len(row) for row in found] == [3, 2, 1, 3, 0] and found[0] == found[3]
+    assert all(0.0 < p < 1.0 for row in found for p in row)
+    for pair, row in zip(ASKED, found, strict=False):
+        assert scorer.score([pair])[0] == pytest.approx(row, abs=1e-5)
+    begun = scorer.score([(ASKED[0][0], "ab\ncd ef")])[0]
+    assert begun == pytest.approx(found[0][:2], abs=1e-5)
+    with pytest.raises(TooLong, match="64 positions"):
+        scorer.score([("<bot>", "a" * 70)])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda d: (d / "prm.json").unlink(), "has no prm.json: not a process reward model"),
+        (lambda d: (d / "prm.json").write_text("{"), "cannot be read"),
+        (lambda d: (d / "prm.json").write_text(about(chat_tokenizer(), format=9).model_dump_json()), "upgrade distill"),
+        (lambda d: (d / "prm.json").write_text(about(chat_tokenizer(), width=16).model_dump_json()), "width 16, and"),
+        (lambda d: (d / "head.safetensors").write_bytes(b"xx"), "head.safetensors"),
+        (lambda d: chat_tokenizer("{{ messages }}").save_pretrained(d / "model"), None),
+        (lambda d: _other_tokenizer().save_pretrained(d / "model"), "not the one that it was trained with"),
+    ],
+)
+def test_parts_that_do_not_fit_are_told_in_one_line(
+    artifact: Path, tmp_path: Path, spoil: Any, said: str | None
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact, copy)
+    spoil(copy)
+    if said is None:  # a template is no part of what a tokenizer is
+        load(copy)
+        return
+    with pytest.raises(InputError, match=said) as caught:
+        load(copy)
+    assert "\n" not in str(caught.value)
+
+
+def _other_tokenizer() -> Any:
+    tokenizer = chat_tokenizer()
+    tokenizer.add_tokens(["ab"])
+    return tokenizer
+
+
+def test_names_of_reward_models(artifact: Path) -> None:
+    assert files.directory_of(str(artifact)) == artifact
+    with pytest.raises(InputError, match="is not a directory"):
+        files.directory_of("no/such/place")
+    with pytest.raises(InputError, match="name the directory"):
+        files.directory_of("prm:judge")
+
+
+def test_another_tokenizer_is_told(artifact: Path) -> None:
+    scorer = load(artifact)
+    scorer.check_reads(chat_tokenizer(), "the student")
+    with pytest.raises(InputError, match="its tokenizer is not that of the student"):
+        scorer.check_reads(_other_tokenizer(), "the student")
+
+
+def test_scores_that_are_no_numbers_are_an_error_and_no_verdict() -> None:
+    network = tiny()
+    own = head.attach(network, False)
+    own.bias.data.fill_(float("nan"))
+    with pytest.raises(PipelineError, match="weights are broken"):
+        PrmScorer(network, chat_tokenizer(), "line").score(ASKED)

@@ -1,0 +1,170 @@
+"""A reward model through the pipeline: labels of every kind, training, and its uses, on the embedded models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytest.importorskip("torch")
+
+from distill import catalog
+from distill.prm import files
+from distill.prm.reading import load
+from distill.store import Store
+from pipeline import config, runner
+from pipeline.errors import InputError
+from pipeline.events import Listener
+from pipeline.workspace import Workspace
+
+JUDGE = {"prm": {"model": "prm:prm"}}
+HOT = {"temperature": 1.5, "max_tokens": 96}
+STAGES: dict[str, Any] = {
+    "problems": {"sources": [{"family": "calc", "train": 16, "heldout": 4}]},
+    "generate": {"problems": "problems", "teacher": "embedded:teacher", "samples": 3, "sampling": HOT},
+    "verify": {"traces": "generate"},
+    "prm": {
+        "student": "embedded:teacher",
+        "labels": [
+            {"exact": "verify"},
+            {"slips": "problems", "each": 2},
+            {
+                "rollouts": "verify", "policy": "embedded:teacher", "samples": 2, "search": "first_error", "most": 20,
+                "sampling": HOT,
+            },
+            {"groups": "verify", "shared": 1},
+        ],
+        "test": [{"exact": "verify"}],
+        "body": "frozen",
+        "heldout": 0.2,
+    },
+    "scored": {"kind": "verify", "traces": "generate", "verifier": JUDGE},
+    "choose": {"samples": "verify", "scorers": {"mine": JUDGE}, "at": [1, 3]},
+    "grpo": {
+        "student": "embedded:student-base", "problems": "problems", "steps": 1, "prompts": 3, "group": 3,
+        "sampling": HOT, "process": {"model": "prm:prm"},
+    },
+}  # fmt: skip
+
+
+def run(where: Path, stages: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The outcome of each stage by name."""
+    text = yaml.safe_dump({"name": "p", "workspace": str(where / "w"), "stages": stages or STAGES}, sort_keys=False)
+    (where / "p.yaml").write_text(text)
+    spec = config.load(where / "p.yaml", catalog.stage)
+    return {one.manifest.stage: one for one in runner.run(spec, Workspace(where / "w"), Listener(), lambda: False)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+    where = tmp_path_factory.mktemp("prm-pipeline")
+    yield where, run(where)
+
+
+def rows(where: Path, sql: str) -> list[dict[str, Any]]:
+    return Store(where / "w").rows(sql)
+
+
+def test_it_learns_from_every_source_and_keeps_the_labels(whole: Any) -> None:
+    where, made = whole
+    figures = made["prm"].manifest.figures
+    assert set(figures["sources"]) == {"exact", "slips", "rollouts", "groups"}
+    assert figures["heldout"]["by_source"].keys() <= figures["sources"].keys()
+    kept = rows(where, "SELECT part, count(DISTINCT (source, example)) AS n FROM step_labels GROUP BY 1")
+    assert {row["part"]: row["n"] for row in kept}["train"] == figures["examples"]
+    assert figures["test"]["step_auc"] > 0.65  # the teacher's own likelihood tells slips of a hot one
+    assert load(where / "w" / made["prm"].manifest.artifact).rule == "line"
+
+
+def test_roll_outs_are_traces_and_no_prefix_is_rolled_out_twice(whole: Any, tmp_path: Path) -> None:
+    where, _ = whole
+    shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
+    count = "SELECT count(*) AS n FROM traces WHERE prefix IS NOT NULL"
+    before = rows(tmp_path, count)[0]["n"]
+    prm = {**STAGES["prm"], "head_learning_rate": 1e-3}
+    run(tmp_path, {**{name: STAGES[name] for name in ("problems", "generate", "verify")}, "prm": prm})
+    assert before > 0 and rows(tmp_path, count)[0]["n"] == before
+
+
+def test_a_moved_workspace_is_up_to_date(whole: Any, tmp_path: Path) -> None:
+    where, made = whole
+    shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
+    again = run(tmp_path)
+    assert {name: one.manifest.fingerprint for name, one in again.items()} == {
+        name: one.manifest.fingerprint for name, one in made.items()
+    }
+    assert [one.manifest.finished for one in again.values()] == [one.manifest.finished for one in made.values()]
+
+
+def test_a_reward_model_of_the_pipeline_is_a_verifier(whole: Any) -> None:
+    where, made = whole
+    (row,) = rows(where, "SELECT * FROM verdicts WHERE verifier = 'prm' ORDER BY verdict_key LIMIT 1")
+    evidence = json.loads(row["evidence"])
+    product = 1.0
+    for step in evidence["steps"]:
+        product *= step["probability"]
+    assert row["score"] == pytest.approx(product, abs=1e-4) and json.loads(row["settings"]) == {"prm": {}}
+    prm = made["prm"].manifest
+    assert row["version"] == f"1+{files.identity_of(where / 'w' / prm.artifact, runner_hashes())[:12]}"
+    assert made["scored"].manifest.identity.inputs["verifier.prm.model"] == prm.digest
+
+
+def runner_hashes() -> Any:
+    from pipeline.fingerprint import FileHashes
+
+    return FileHashes()
+
+
+def test_choices_among_stored_samples(whole: Any) -> None:
+    _, made = whole
+    figures = made["choose"].manifest.figures
+    one, three = figures["points"]
+    assert [point["samples"] for point in figures["points"]] == [1, 3]
+    names = ["one", "majority", "any", "vote by mine", "best by mine"]
+    assert list(three["strategies"]) == names
+    alone = {name: one["strategies"][name]["accuracy"] for name in names}
+    assert len({round(value, 3) for value in alone.values()}) == 1  # a choice of one is no choice
+    assert three["strategies"]["any"]["accuracy"] >= three["strategies"]["best by mine"]["accuracy"]
+    assert figures["scorers"]["mine"].keys() == {"auc", "auc_within"}
+
+
+def test_each_step_of_a_rollout_is_rewarded_and_the_rewards_are_rows(whole: Any) -> None:
+    where, _ = whole
+    found = rows(where, "SELECT r.step_rewards, r.used, t.token_ids FROM rollouts r JOIN traces t USING (trace_key)")
+    assert len(found) == 9 and all(0 < p < 1 for row in found for p in row["step_rewards"] or [])
+    assert any(row["step_rewards"] for row in found) and any(row["used"] for row in found)
+    (told,) = rows(where, "SELECT value FROM metrics WHERE name = 'worst_step'")
+    assert 0 < told["value"] < 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "said"),
+    [
+        ("prm", {"labels": [{"groups": "grpo0"}]}, "left no judged rollouts"),
+        ("choose", {"at": [4]}, "a choice of 4 samples needs as many judged ones of every problem; verify has 3"),
+        ("choose", {"scorers": {"mine": {"prm": {"model": "prm:verify"}}}}, "verify"),
+        ("prm", {"labels": [{"exakt": "verify"}]}, "exakt"),
+        ("prm", {"steps": "lines"}, "no rule for steps is called 'lines'"),
+        ("prm", {"devices": 2}, "one device"),
+    ],
+)
+def test_what_cannot_be_is_told(whole: Any, tmp_path: Path, stage: str, changes: dict[str, Any], said: str) -> None:
+    where, _ = whole
+    shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
+    base = {name: STAGES[name] for name in ("problems", "generate", "verify")}
+    other: dict[str, Any] = {}
+    if changes.get("labels") == [{"groups": "grpo0"}]:
+        select = {"verdicts": "verify", "keep": "all"}
+        other = {
+            "select": select,
+            "grpo0": {"kind": "sft", "data": "select", "student": "embedded:student-base", "stop_test": None},
+        }
+    stages = {**base, **other, "prm": STAGES["prm"], stage: {**STAGES[stage], **changes}}
+    with pytest.raises(InputError, match=said) as caught:
+        run(tmp_path, stages)
+    assert "\n" not in str(caught.value).strip() or "exakt" in said

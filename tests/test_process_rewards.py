@@ -1,0 +1,99 @@
+"""Dense rewards: the minimum form by hand, why it cannot be bought by length, and rewards at the right tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+from test_opd import rolled  # noqa: E402
+from tiny import chat_tokenizer  # noqa: E402
+
+from distill.steps import split  # noqa: E402
+from distill.types import Finish  # noqa: E402
+from rl.credit import EPSILON  # noqa: E402
+from rl.process import ProcessRewards, text_of  # noqa: E402
+from rl.step_credit import Mixture, least_advantages, step_advantages  # noqa: E402
+
+
+def test_praise_goes_to_all_and_blame_ends_with_the_worst_step() -> None:
+    good, bad = [(1, 0.9), (3, 0.8)], [(1, 0.9), (2, 0.2), (4, 0.95)]
+    first, second = least_advantages([good, bad], [5, 6])
+    z = 0.3 / (torch.tensor([0.8, 0.2]).std().item() + EPSILON)
+    assert first == pytest.approx([z] * 4 + [0.0])
+    assert second == pytest.approx([-z] * 3 + [0.0] * 3)
+
+
+def test_equal_responses_and_lonely_ones_teach_nothing() -> None:
+    row = [(0, 0.5), (2, 0.9)]
+    assert least_advantages([row, row, row], [3, 3, 3]) == [[0.0] * 3] * 3
+    assert least_advantages([row], [3]) == [[0.0] * 3] and least_advantages([[], row], [2, 3])[0] == [0.0, 0.0]
+
+
+@settings(max_examples=40)
+@given(st.lists(st.lists(st.floats(0.01, 0.99), min_size=1, max_size=4), min_size=2, max_size=5), st.integers(1, 6))
+def test_more_steps_that_score_well_buy_nothing(group: list[list[float]], more: int) -> None:
+    """What the sum form would pay for: a response that goes on with steps that are easily right."""
+    plain = [[(n, value) for n, value in enumerate(row)] for row in group]
+    padded = [*plain[:-1], [*plain[-1], *((len(plain[-1]) + n, 0.995) for n in range(more))]]
+    before, after = (least_advantages(rows, [20] * len(rows)) for rows in (plain, padded))
+    assert after[-1][0] == pytest.approx(before[-1][0]) and after[:-1] == before[:-1]
+    assert max(map(abs, after[-1])) <= max(map(abs, before[-1])) + 1e-9
+    bounded = [abs(value) for row in after for value in row]
+    assert max(bounded) <= (len(group) - 1) / len(group) ** 0.5 + 1e-9  # no z-score of a group is larger
+
+
+def test_the_sum_form_pays_for_length() -> None:
+    short, long = [(0, 0.9), (1, 0.2)], [(0, 0.9), (1, 0.2), (2, 0.99), (3, 0.99), (4, 0.99)]
+    least, total = least_advantages([short, long], [5, 5]), step_advantages([short, long], [5, 5])
+    assert least[1][0] == least[0][0] == 0.0 and total[1][0] > total[0][0] + 1
+
+
+class Reader:
+    """A scorer that tells the share of a's in each step; and what it was asked."""
+
+    rule = "line"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def score(self, asked: Sequence[tuple[str, str]]) -> list[list[float]]:
+        self.asked += asked
+        return [[(step.text.count("a") + 0.5) / (len(step.text) + 1) for step in split(text)] for _, text in asked]
+
+
+def spelled(tokenizer: Any, text: str, end: bool = True) -> Any:
+    ids = [*tokenizer.encode(text), *([tokenizer.eos_token_id] if end else [])]
+    rollout = rolled([0] * len(ids), finish=Finish.STOP if end else Finish.LENGTH)
+    return replace(rollout, completion=replace(rollout.completion, token_ids=tuple(ids), prompt="<bot>"))
+
+
+def test_rewards_stand_at_the_last_tokens_of_steps() -> None:
+    tokenizer, reader = chat_tokenizer(), Reader()
+    rollouts = [spelled(tokenizer, "aa\nab\nb"), spelled(tokenizer, "bb\na", end=False), spelled(tokenizer, "")]
+    whole, cut, empty = ProcessRewards(reader, tokenizer)(rollouts)
+    assert [end for end, _ in whole] == [1, 4, 6] and [end for end, _ in cut] == [1, 3] and empty == []
+    assert [text.replace(" ", "") for _, text in reader.asked] == ["aa\nab\nb", "bb\na", ""]
+    mixed = Mixture(0.0, steps=ProcessRewards(reader, tokenizer), step_form="minimum")(rollouts[:2])
+    assert mixed[0].steps == tuple(value for _, value in whole) and mixed[0].trained
+    assert mixed[0].advantages[0] > 0 > mixed[1].advantages[0] and mixed[0].advantages[-1] == 0.0
+
+
+def test_tokens_that_were_sampled_otherwise_than_text_is_cut_have_spans_all_the_same() -> None:
+    from distill import modelspec, pretrained
+
+    _, tokenizer = pretrained.load(modelspec.Model(str(modelspec.EMBEDDED / "teacher"), ""))
+    text = "<think>\nnot a or b = 11010011\n</think>"
+    usual = tokenizer.encode(text, add_special_tokens=False)
+    letters = [i for c in text for i in tokenizer.encode(c, add_special_tokens=False)]
+    assert len(letters) > len(usual)
+    for ids in (usual, letters):
+        found, spans = text_of(tokenizer, ids)
+        assert found == text and spans[0][0] == 0 and spans[-1][1] == len(text)
+        assert all(tokenizer.decode([i]) == text[a:b] for i, (a, b) in zip(ids, spans, strict=True))

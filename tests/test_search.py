@@ -1,0 +1,277 @@
+"""Search strategies where everything can be enumerated: each one's choice and its bill are known exactly."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+from toy_search import PROMPT, ToyWorld
+
+from distill import catalog
+from distill.types import Finish
+from distill.voting import Sample, majority_at_k
+from pipeline.errors import InputError
+from rl.search.adaptive import AdaptiveVote
+from rl.search.allocation import Allocation
+from rl.search.base import Piece
+from rl.search.beam import Beam
+from rl.search.drive import Bill, Result, run, run_joint
+from rl.search.dvts import Dvts
+from rl.search.lookahead import Lookahead
+from rl.search.ranked import BestOf, WeightedVote
+from rl.search.settings import named
+from rl.search.settled import at_least, certain, lead_is_real, leaders, settled
+from rl.search.shifted import shifted, starts
+from rl.search.single import Greedy
+from rl.search.vote import Majority, elect
+
+
+def piece(answer: str | None, tokens: int = 1) -> Piece:
+    return Piece(f"{answer}", "p", answer or "", answer or "", answer, Finish.STOP, PROMPT, tokens)
+
+
+def search(strategy: Any, samples: int, world: ToyWorld) -> Result:
+    return run([(0, strategy.search(samples))], world)[0]
+
+
+def says(answers: str) -> ToyWorld:
+    """Whole responses with these answers, in order; "-" is one that was cut."""
+    return ToyWorld(whole=lambda _, index: None if answers[index] == "-" else answers[index])
+
+
+# -- votes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answers", "weights", "winner"),
+    [
+        ("abb", None, "b"),
+        ("abba", None, "a"),  # level: who was first
+        ("-bb", None, "b"),
+        ("--", None, None),
+        ("abb", [0.9, 0.3, 0.3], "a"),
+        ("abb", [0.9, 0.5, 0.5], "b"),
+    ],
+)
+def test_a_vote_is_won_by_the_largest_sum_and_of_equal_ones_by_the_first(
+    answers: str, weights: list[float] | None, winner: str | None
+) -> None:
+    choice = elect([piece(None if a == "-" else a) for a in answers], weights)
+    assert choice.piece.ballot == winner
+    assert (choice.weights[0][0] if choice.weights else None) == winner
+
+
+def test_the_majority_over_all_orders_is_the_exact_estimate() -> None:
+    """Held against `distill.voting`, which counts subsets, ties by lot."""
+    answers, right, k = "aabbc-", "a", 3
+    samples = [Sample(None if a == "-" else a, float(a == right)) for a in answers]
+    orders = list(product(range(len(answers)), repeat=k))
+    orders = [order for order in orders if len(set(order)) == k]
+    won = sum(
+        search(Majority(), k, says("".join(answers[i] for i in order))).choice.piece.ballot == right for order in orders
+    )
+    assert won / len(orders) == pytest.approx(majority_at_k(samples, k))
+
+
+def test_best_of_takes_the_highest_score_and_a_verifier_the_first_that_is_right() -> None:
+    world = says("-bcab")
+    world.values = lambda text: {"": [0.99], "b": [0.5, 0.9], "c": [0.6, 0.6], "a": [0.9, 0.4]}[text]
+    assert search(BestOf(), 5, world).choice.piece.ballot == "b"  # .45 against .36; a cut one is no answer
+    assert search(BestOf(aggregate="minimum"), 5, world).choice.piece.ballot == "c"
+    assert search(BestOf(aggregate="last"), 3, world).choice.piece.ballot == "b"
+    assert search(BestOf(by="verifier"), 5, world).choice.piece.ballot == "a"
+    weighted = search(WeightedVote(), 5, world)
+    assert dict(weighted.choice.weights) == pytest.approx({"b": 0.9, "c": 0.36, "a": 0.36})
+
+
+def test_the_bill_counts_each_trace_and_each_scored_text_once() -> None:
+    """Of five responses one is cut and two say the same: five calls, four texts."""
+    world = says("-bcab")
+    assert search(Majority(), 5, world).bill == Bill(prompt=5 * PROMPT, sampled=4 * 2 + 1, calls=5)
+    by_prm = search(WeightedVote(), 5, world).bill
+    assert by_prm == Bill(5 * PROMPT, 9, scored=(PROMPT + 1) + 3 * (PROMPT + 2), calls=5)
+    assert by_prm.tokens == by_prm.sampled + by_prm.scored
+    assert search(Greedy(), 16, world).bill.calls == 1
+
+
+# -- when a vote is settled -------------------------------------------------------------------
+
+
+def test_certain_is_that_no_outcome_of_the_votes_left_makes_another_winner() -> None:
+    for cast, left in [(cast, left) for n in range(5) for cast in product("abc", repeat=n) for left in range(4)]:
+        if not cast:
+            continue
+        winner = elect([piece(a) for a in cast]).piece.ballot
+        ends = [elect([piece(a) for a in (*cast, *rest)]).piece.ballot for rest in product("abcd", repeat=left)]
+        unsure = any(end != winner for end in ends)
+        first, second = leaders(cast)
+        assert not (certain(first, second, left) and unsure)
+        if not unsure:  # what is left out is the lead that ties would still give to whoever came first
+            assert certain(first, second, left) or first - second == left
+
+
+def test_the_beta_tail_is_the_integral_that_it_stands_for() -> None:
+    cells = 20_000
+    for first, second in [(0, 0), (4, 0), (6, 1), (3, 3), (9, 4)]:
+        grid = [(i + 0.5) / cells for i in range(cells)]
+        density = [p**first * (1 - p) ** second for p in grid]
+        above = sum(d for p, d in zip(grid, density, strict=True) if p > 0.5) / sum(density)
+        assert lead_is_real(first, second) == pytest.approx(above, abs=1e-6)
+    assert lead_is_real(4, 0) == 31 / 32
+
+
+@pytest.mark.parametrize("confidence", [None, 0.95, 0.8])
+def test_adaptive_votes_stop_exactly_where_the_rule_says_and_none_is_drawn_in_vain(confidence: float | None) -> None:
+    """Over every sequence of seven answers: as many are drawn as a rule asked after each would have drawn."""
+    strategy = AdaptiveVote(stop="certain") if confidence is None else AdaptiveVote(confidence=confidence)
+    most = 7
+    for sequence in product("ab-", repeat=most):
+        votes = [None if a == "-" else a for a in sequence]
+        stops = next(n for n in range(most + 1) if settled(*leaders(votes[:n]), most - n, confidence))
+        found = search(strategy, most, says("".join(sequence)))
+        assert found.bill.calls == stops
+        if confidence is None and any(votes):
+            everything = elect([piece(v) for v in votes])
+            assert found.choice.piece.ballot == everything.piece.ballot
+    assert at_least(0, 0, 16, 0.95) == 4 and at_least(3, 1, 12, 0.95) == 3 and at_least(8, 7, 1, None) == 1
+
+
+# -- one total for all ------------------------------------------------------------------------
+
+
+def test_a_total_goes_to_the_problems_whose_vote_is_not_settled_and_is_not_exceeded() -> None:
+    """Four problems: two agree with themselves at once, one changes its mind every time, one is never heard."""
+    votes = [lambda i: "a", lambda i: "b", lambda i: "abcdefgh"[i], lambda i: None]
+    world = ToyWorld(whole=lambda problem, index: votes[problem](index))
+    results = run_joint(Allocation().search_all(4, samples=5, stored=8), 4, world)
+    calls = [result.bill.calls for result in results]
+    assert calls == [4, 4, 6, 6]  # 4 settle a unanimous vote; what is left of the total goes to the others alike
+    spent, first = sum(r.bill.sampled for r in results), 2 + 2 + 2 + 1
+    assert 0 <= 5 * first - spent < 2  # the next might take two
+    assert [r.choice.piece.ballot for r in results] == ["a", "b", "a", None]
+
+
+def test_a_total_below_one_answer_each_is_told() -> None:
+    with pytest.raises(
+        InputError, match=r"a total of 5 tokens is less than one answer to each of the 4 problems .*\(8\)"
+    ):
+        run_joint(Allocation(tokens=5).search_all(4, 1, 8), 4, ToyWorld())
+
+
+def test_no_problem_gets_more_than_there_is() -> None:
+    results = run_joint(Allocation(most=3).search_all(2, 100, stored=8), 2, ToyWorld())
+    assert [result.bill.calls for result in results] == [3, 3]
+
+
+# -- step by step -----------------------------------------------------------------------------
+
+
+def worth(text: str) -> list[float]:
+    """A step is worth more the later its letter; so the best of all is "c c c"."""
+    return [{"a": 0.2, "b": 0.5, "c": 0.8}[step] for step in text.split()]
+
+
+def test_beam_search_keeps_the_best_and_its_bill_is_known_before() -> None:
+    """Budget 4, width 2: 4 first steps, of which the best 2 go on with 2 steps each, twice. Steps are a, b, c by
+    index, so the first best are c and b, and each goes on with a and b."""
+    found = search(Beam(width=2, final="best"), 4, ToyWorld(values=worth))
+    assert found.choice.piece.text == "c\nb\nb\n"
+    drawn = 4 + 4 + 4
+    assert (found.bill.calls, found.bill.sampled) == (drawn, drawn)
+    assert found.bill.prompt == 4 * PROMPT + 4 * (PROMPT + 1) + 4 * (PROMPT + 2)
+    # "a" comes twice among the first four: three texts, then four, then four
+    assert found.bill.scored == 3 * (PROMPT + 1) + 4 * (PROMPT + 2) + 4 * (PROMPT + 3)
+
+
+def test_beam_search_over_everything_finds_the_best_response_there_is() -> None:
+    """With room for all 27 responses it is exhaustive search."""
+    best = max(
+        ("\n".join(r) + "\n" for r in product("abc", repeat=3)),
+        key=lambda text: worth(text)[0] * worth(text)[1] * worth(text)[2],
+    )
+    found = search(Beam(width=3, final="best"), 27, ToyWorld(values=worth))
+    assert found.choice.piece.text == best == "c\nc\nc\n"
+
+
+def test_dvts_follows_the_best_step_in_each_tree_and_trees_do_not_meet() -> None:
+    """Budget 4, width 2: one tree sees samples 0 and 1 (a, b), the other 2 and 3 (c, a)."""
+    world = ToyWorld(values=worth)
+    found = search(Dvts(width=2), 4, world)
+    assert dict(found.choice.weights) == pytest.approx({"b": 0.5**3, "c": 0.8**3})
+    assert found.choice.piece.text == "c\nc\nc\n"
+    assert (found.bill.calls, world.calls) == (12, [4, 4, 4])
+
+
+def test_lookahead_sees_a_trap_that_beam_search_walks_into() -> None:
+    """ "c" looks best at first and leads to nothing."""
+
+    def traps(text: str) -> list[float]:
+        steps = text.split()
+        return [0.9 if step == "c" and at == 0 else 0.01 if steps[0] == "c" else 0.6 for at, step in enumerate(steps)]
+
+    world = ToyWorld(values=traps)
+    greedy_beam = search(Beam(width=3, final="best"), 3, world)
+    ahead = search(Lookahead(width=3, ahead=1, final="best"), 3, world)
+    assert greedy_beam.choice.piece.text[0] == "c" and ahead.choice.piece.text[0] != "c"
+    # three steps, three looked ahead from them; again; the last three have ended, and nothing is looked for
+    assert (greedy_beam.bill.calls, ahead.bill.calls) == (9, 15)
+
+
+def test_a_budget_that_beams_cannot_share_is_told() -> None:
+    with pytest.raises(InputError, match="a budget of 6 samples is no multiple of the search's width, 4"):
+        search(Beam(), 6, ToyWorld())
+
+
+# -- many at once -----------------------------------------------------------------------------
+
+
+def test_searches_together_come_to_what_each_comes_to_alone() -> None:
+    """Of all kinds at once, and each kind of need is served by one call a round."""
+    kinds: list[Any] = [Majority(), AdaptiveVote(), BestOf(), BestOf(by="verifier"), Beam(width=2), Dvts(width=2)]
+    world = ToyWorld(values=lambda text: [0.1 + (len(text) + ord(text[0])) % 7 / 10], right="3")
+    together = run([(n, kind.search(4)) for n, kind in enumerate(kinds)], world)
+    assert len(world.calls) <= 4
+    for n, (kind, found) in enumerate(zip(kinds, together, strict=True)):
+        alone = run([(n, kind.search(4))], world)[0]
+        assert (alone.choice, alone.bill) == (found.choice, found.bill)
+
+
+def test_another_order_takes_the_same_samples_from_another_place() -> None:
+    world = says("abcd")
+    found = run([(0, shifted(Majority().search(2), start, 4)) for start in starts(4, 8)], world)
+    assert [result.choice.piece.ballot for result in found] == ["a", "b", "c", "d"]
+    assert starts(16, 8) == [0, 2, 4, 6, 8, 10, 12, 14] and starts(3, 8) == [0, 1, 2]
+
+
+# -- by name ----------------------------------------------------------------------------------
+
+
+def test_every_strategy_of_the_catalog_chooses_and_says_what_it_needs() -> None:
+    for name in catalog.names("strategies"):
+        strategy = named(name).strategy
+        assert strategy.needs <= {"prm", "verifier", "steps"} and type(strategy).__doc__
+        if isinstance(strategy, Allocation):
+            result = run_joint(strategy.search_all(1, 4, 4), 1, ToyWorld())[0]
+        else:
+            result = search(strategy, 4, ToyWorld())
+        assert result.choice.piece.ballot is not None and result.bill.sampled > 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("beem", "no strategy is called 'beem'; did you mean 'beam'?"),
+        ({"beam": {"widht": 2}}, "beam.widht: Extra inputs are not permitted"),
+        ({"beam": {}, "dvts": {}}, "expected the name of a strategy"),
+        (3, "expected the name of a strategy"),
+    ],
+)
+def test_what_is_no_strategy_is_told(spec: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said.replace("?", r"\?")):
+        named(spec)
+
+
+def test_a_label_says_what_is_not_usual() -> None:
+    assert named({"beam": {"width": 8, "final": "best"}}).label == "beam width=8 final=best"
+    assert named({"beam": {"width": 4}}).label == named("beam").label == "beam"

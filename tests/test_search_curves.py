@@ -1,0 +1,59 @@
+"""What searches come to: exact on a few problems, and equal to what the definitions say."""
+
+from __future__ import annotations
+
+import pytest
+
+from distill.voting import Sample, majority_at_k
+from rl.search.curves import Outcome, Votes, curve, point, rival
+from rl.search.drive import Bill
+
+SAMPLES = {
+    "easy": [Sample(a, float(a == "r"), 10) for a in "rrrr"],
+    "even": [Sample(a, float(a == "r"), 20) for a in "rwrw"],
+    "hard": [Sample(a, float(a == "r"), 30) for a in "rwww"],
+}
+
+
+def outcomes(correct: str, tokens: int, scored: int = 0) -> list[Outcome]:
+    found = {"y": True, "n": False, "?": None}
+    return [
+        Outcome(name, found[c], Bill(5, tokens, scored, 2)) for name, c in zip(SAMPLES, correct, strict=True)
+    ]  # fmt: skip
+
+
+def test_a_majority_between_two_numbers_of_samples_is_drawn_by_lot() -> None:
+    votes = Votes(SAMPLES)
+    assert (votes.most, votes.tokens) == (4, 20)
+    assert votes.at(3) == {key: [majority_at_k(part, 3)] for key, part in SAMPLES.items()}
+    between = votes.at(2.25)
+    assert between["hard"][0] == pytest.approx(0.75 * votes.at(2)["hard"][0] + 0.25 * votes.at(3)["hard"][0])
+    assert votes.at(99) == votes.at(4) and votes.at(0.3) == votes.at(1)
+
+
+def test_a_point_counts_what_was_computed_and_compares_at_equal_tokens() -> None:
+    said = point(4, outcomes("yyn", tokens=30, scored=15), Votes(SAMPLES))
+    assert said["accuracy"] == pytest.approx(2 / 3, abs=1e-4)
+    assert (said["sampled_tokens"], said["scored_tokens"], said["tokens"]) == (30, 15, 45)
+    assert said["tokens_saved"] == pytest.approx(1 - 45 / (4 * 20))
+    equal = said["against_majority"]["at_equal_tokens"]
+    assert equal["samples"] == pytest.approx(45 / 20, abs=1e-2)
+    majority = Votes(SAMPLES).at(45 / 20)
+    expected = (2 - sum(values[0] for values in majority.values())) / 3
+    assert equal["difference"] == pytest.approx(expected, abs=1e-4)
+    assert said["against_majority"]["at_equal_samples"]["samples"] == 4
+
+
+def test_an_answer_that_nobody_can_judge_is_neither_right_nor_wrong() -> None:
+    assert point(1, outcomes("y?n", 10), Votes(SAMPLES))["accuracy"] == 0.5
+
+
+def test_two_strategies_are_compared_where_they_take_as_much() -> None:
+    """The other one is right on one problem of three for 10 tokens and on all for 50."""
+    cheap, dear = outcomes("ynn", 10), outcomes("yyy", 50)
+    scores = [{o.problem: [float(o.correct or 0)] for o in each} for each in (cheap, dear)]
+    other = curve([({"tokens": 50}, scores[1]), ({"tokens": 10}, scores[0])])
+    ours = {key: [1.0] for key in SAMPLES}
+    assert rival(ours, 30, other)["difference"] == pytest.approx(1 / 3, abs=1e-4)
+    assert rival(ours, 500, other) | {"ci95": None} == {"tokens": 50, "difference": 0.0, "ci95": None}
+    assert rival(ours, 10, other)["difference"] == pytest.approx(2 / 3, abs=1e-4)

@@ -1,0 +1,159 @@
+"""The search stage: stored samples cost nothing, a killed run ends as if it had not been, bad settings are one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distill import catalog
+from distill.store import Store
+from distill.types import Finish
+from pipeline import config, runner
+from pipeline.errors import InputError, Stopped
+from pipeline.events import Listener
+from pipeline.workspace import Workspace
+from rl.search import pieces
+
+TEACHER = "embedded:teacher"
+SAMPLING = {"temperature": 1.5, "max_tokens": 96}
+ENGINE = {"kind": "transformers", "workers": 1}
+ALONE = ["greedy", "majority", "adaptive", "allocate"]
+HELPED = [{"best_of": {"by": "verifier"}}, "weighted", {"beam": {"width": 2}}]
+SEARCH = {
+    "problems": "problems", "model": TEACHER, "engine": ENGINE, "sampling": SAMPLING, "budgets": [1, 4],
+    "likelihood": TEACHER, "strategies": [*ALONE, *HELPED],
+}  # fmt: skip
+EVALUATE = {
+    "problems": "problems", "models": {"m": TEACHER}, "engine": ENGINE, "sampling": SAMPLING, "samples": 4,
+    "greedy": False,
+}  # fmt: skip
+
+
+def run(
+    where: Path, stopping: Callable[[], bool] = lambda: False, only: str = "search", **changes: Any
+) -> dict[str, Any]:
+    stages = {
+        "problems": {"sources": [{"family": "calc", "heldout": 3}]}, "evaluate": EVALUATE, "search": SEARCH | changes,
+    }  # fmt: skip
+    (where / "p.yaml").write_text(yaml.safe_dump({"name": "p", "workspace": str(where / "w"), "stages": stages}))
+    spec = config.load(where / "p.yaml", catalog.stage)
+    done = runner.run(spec, Workspace(where / "w"), Listener(), stopping, [only])
+    return dict(done[-1].manifest.figures)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("search")
+
+
+@pytest.fixture(scope="module")
+def figures(place: Path) -> dict[str, Any]:
+    run(place, only="evaluate")
+    return run(place)
+
+
+def rows(place: Path, sql: str) -> list[dict[str, Any]]:
+    return Store(place / "w").rows(sql)
+
+
+def test_whole_responses_are_those_that_evaluate_has_sampled(figures: dict[str, Any], place: Path) -> None:
+    """12 samples, a greedy response to each of the three; all else are pieces of searches."""
+    told = rows(place, "SELECT count(*) AS n FROM traces WHERE prefix IS NULL AND finish <> 'step'")[0]["n"]
+    first_steps = rows(place, "SELECT count(*) AS n FROM traces WHERE prefix IS NULL AND finish = 'step'")[0]["n"]
+    assert told == 3 * 4 + 3 and first_steps > 0
+    assert [point["calls"] for point in figures["strategies"]["majority"]["points"]] == [1, 4]
+
+
+def test_the_majority_is_that_of_the_stored_samples(figures: dict[str, Any], place: Path) -> None:
+    point = figures["strategies"]["majority"]["points"][-1]
+    assert point["tokens_saved"] == 0 and point["scored_tokens"] == 0
+    equal = point["against_majority"]["at_equal_samples"]
+    assert equal["samples"] == 4 and abs(equal["difference"]) < 0.3  # of ties by lot, eight orders
+
+
+def test_each_choice_is_a_row_with_its_bill_and_a_judged_trace(figures: dict[str, Any], place: Path) -> None:
+    found = rows(
+        place,
+        "SELECT s.strategy, s.budget, s.calls, s.sampled_tokens, s.correct, t.answer FROM searches s "
+        "JOIN traces t USING (trace_key) JOIN verdicts v USING (trace_key, problem_key)",
+    )
+    orders = dict.fromkeys(figures["strategies"], 4)
+    expected = sum(3 * 2 * (1 if label in ("greedy",) or "width" in label else orders[label]) for label in orders)
+    assert len(found) == expected
+    for label, told in figures["strategies"].items():
+        for point in told["points"]:
+            ours = [row for row in found if row["strategy"] == label and row["budget"] == point["samples"]]
+            assert sum(row["calls"] for row in ours) / len(ours) == pytest.approx(point["calls"], abs=1e-3)
+            assert sum(row["correct"] for row in ours) / len(ours) == pytest.approx(point["accuracy"], abs=1e-3)
+
+
+def test_pieces_of_a_search_begin_where_others_end(figures: dict[str, Any], place: Path) -> None:
+    found = rows(place, "SELECT prefix, cut, finish FROM traces WHERE prefix IS NOT NULL")
+    texts = {row["cut"] for row in rows(place, "SELECT cut FROM traces WHERE finish = 'step'")}
+    assert found and all(row["prefix"] in texts for row in found)
+    assert {row["finish"] for row in found} <= {str(f) for f in (Finish.STEP, Finish.STOP, Finish.LENGTH)}
+
+
+def test_searches_step_by_step_are_compared_with_choices_among_whole_responses(figures: dict[str, Any]) -> None:
+    assert {(rival["strategy"], rival["against"]) for rival in figures["rivals"]} == {
+        ("beam width=2", "weighted")
+    }  # fmt: skip
+
+
+def test_stopped_anywhere_it_ends_as_if_it_had_not_been(figures: dict[str, Any], place: Path, tmp_path: Path) -> None:
+    stops, found = 0, None
+    for patience in (3, 17, 40, 10_000):
+        asked = count()
+        try:
+            found = run(tmp_path, lambda asked=asked, patience=patience: next(asked) > patience)  # type: ignore[misc]
+            break
+        except Stopped:
+            stops += 1
+    assert stops >= 2 and found == figures
+    for table in ("searches", "step_scores"):
+        both = [rows(where, f"SELECT * FROM {table} ORDER BY ALL") for where in (place, tmp_path)]
+        assert len(both[0]) == len(both[1]) > 0
+    assert rows(tmp_path, "SELECT count(*) - count(DISTINCT trace_key) AS twice FROM traces") == [{"twice": 0}]
+
+
+def test_from_stored_samples_alone(figures: dict[str, Any], place: Path) -> None:
+    """The same without an engine; what is not there is told, and nothing is made."""
+    again = run(place, stored=True, strategies=["majority", "adaptive"])
+    assert again["strategies"]["adaptive"] == figures["strategies"]["adaptive"]
+    with pytest.raises(InputError, match=r"sample 5 is wanted, and the store holds fewer; lower the budgets, or leave"):
+        run(place, stored=True, budgets=[8], strategies=["majority"])
+
+
+def test_a_piece_is_the_same_from_the_store_and_from_the_engine(figures: dict[str, Any], place: Path) -> None:
+    store = Store(place / "w")
+    found = [pieces.of_row(row) for row in store.rows(f"SELECT {pieces.COLUMNS} FROM traces")]
+    assert all(piece.prompt_tokens > 0 and piece.tokens > 0 for piece in found)
+    assert all(piece.ballot is None for piece in found if piece.finish is not Finish.STOP)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"likelihood": None}, "strategies.weighted: needs somebody who scores steps"),
+        ({"engine": {"kind": "openai", "base_url": "http://127.0.0.1:1/v1"}, "model": "m"}, "cannot stop at the end of a step"),
+        ({"budgets": [1, 3]}, "a budget of 3 samples is no multiple of the search's width, 2"),
+        ({"samples": 2}, "a budget of 4 samples is more than the 2 there are"),
+        ({"sampling": {"temperature": 0.0}}, "temperature must be above 0"),
+        ({"strategies": ["majority", {"majority": {}}]}, "one is named twice"),
+        ({"strategies": [{"allocate": {"most": 9}}]}, "9 samples of a problem are more than the 4 there are"),
+        ({"strategies": ["beem"]}, "did you mean 'beam'?"),
+        ({"prm": "prm:none"}, "prm"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_run_is_one_line_before_anything_is_made(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as told:
+        run(tmp_path, **changes)
+    assert said in str(told.value) and "\n" not in str(told.value)
+    assert not (tmp_path / "w" / "store.duckdb").exists()
