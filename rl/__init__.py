@@ -1,6 +1,7 @@
 """Refining a student with verifiable rewards: credit, loss, the GRPO loop, and the stages of these.
 
-Read in this order: `credit` (rewards to advantages), `loss` (advantages to a loss), `grpo` (the loop).
+Read in this order: `credit` (rewards to advantages), `loss` (advantages to a loss), `grpo` (the loop), `critic` (what
+makes it PPO).
 """
 
 __version__ = "0.1.0"

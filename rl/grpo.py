@@ -144,6 +144,8 @@ def train_grpo(
         raise InputError("grpo with a KL term needs a LoRA adapter: the reference is the model without it")
     if settings.group < 2 and mix is outcome_alone and not critic:
         raise InputError("grpo compares samples of one problem: group must be at least 2")
+    if critic and mix is not outcome_alone:
+        raise InputError("a critic says what each token earned; other credit cannot be mixed into it")
     every = settings.checkpoint_steps and settings.checkpoint_steps * settings.each_step
     how = replace(settings, checkpoint_steps=every, optimizer=_with_head(settings))
     total = settings.steps * settings.each_step

@@ -25,6 +25,7 @@ from distill.types import Completion, Problem, Sampling  # noqa: E402
 from pipeline.errors import InputError, Stopped  # noqa: E402
 from rl import loss  # noqa: E402
 from rl.critic import ActorCritic, Critic, generalised_advantages, value_errors, whitened  # noqa: E402
+from rl.step_credit import Mixture  # noqa: E402
 
 # ------------------------------------------------------------------ generalised advantages
 
@@ -293,6 +294,8 @@ def test_killed_within_a_step_and_run_again_equals_uninterrupted(tmp_path: Path,
 def test_what_has_no_meaning_with_a_critic_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="refills has no meaning"):
         grpo(student(), tmp_path, refills=1, critic=CRITIC)
+    with pytest.raises(InputError, match="other credit cannot be mixed"):
+        grpo(student(), tmp_path, mix=Mixture(), critic=CRITIC)
 
 
 def test_problems_of_a_later_pass_are_shuffled_whole() -> None:

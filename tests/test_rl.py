@@ -182,7 +182,7 @@ def student() -> Any:
 
 
 def grpo(model: Any, directory: Path, engine: Any = None, **changes: Any) -> tuple[list[GrpoMetrics], list[Rollout]]:
-    hooks = {name: changes.pop(name) for name in ("stop", "recall", "ask") if name in changes}
+    hooks = {name: changes.pop(name) for name in ("stop", "recall", "ask", "mix") if name in changes}
     reward, sample = changes.pop("reward", likes_a), changes.pop("sample", problems)
     if mixture := changes.pop("mixture", ()):
         changes["reward"] = mixture

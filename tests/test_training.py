@@ -282,6 +282,28 @@ def test_chunked_logprobs_and_gradients_equal_whole_ones(monkeypatch: pytest.Mon
         torch.testing.assert_close(p.grad, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [7 * VOCABULARY, 1 << 24], ids=["chunked", "whole"])
+def test_entropies_are_those_of_full_logits_and_change_no_bit_of_the_rest(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distill.training import forward
+
+    monkeypatch.setattr(forward, "CHUNK", chunk)
+    model, batch = tiny(), pack(examples(6))
+    found = []
+    for entropy in (False, True):
+        model.zero_grad()
+        told = forward.tell(model, batch, 0.7, entropy)
+        told.logprobs.sum().backward()
+        found.append([told.logprobs.detach(), *(p.grad.clone() for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert told.entropy is not None and not told.entropy.requires_grad
+    for example, values in zip(batch.examples, told.entropy.split([e.supervised for e in batch.examples]), strict=True):
+        logits = model(input_ids=torch.tensor([example.input_ids]), use_cache=False).logits[0, :-1] / 0.7
+        own = torch.distributions.Categorical(logits=logits).entropy()[torch.tensor(example.labels_mask[1:])]
+        torch.testing.assert_close(values, own, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("rank", [1, 8], ids=["small rank", "large rank"])
 def test_lean_layers_have_the_values_and_gradients_of_peft_and_autograd(rank: int) -> None:
     model = add_lora(tiny(), rank=rank, alpha=2 * rank, seed=1, final_norm=True)

@@ -36,6 +36,7 @@ METRICS = {
     "truncated": "cut off",
     "distinct": "distinct answers per group",
     "kl": "KL to the start",
+    "value_explained": "variance explained by the value head",
     "logprob_gap": "engine against trainer, nats",
     "grad_norm": "gradient norm",
     "learning_rate": "learning rate",
