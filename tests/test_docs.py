@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from distill import catalog
-from distill.cli.open import starters
+from distill.cli.open import load, starters
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,3 +60,9 @@ def test_links_and_configs_named_in_the_documents_exist() -> None:
 def test_every_starter_pipeline_is_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
     assert all(f"configs/{name}.yaml" in text for name in starters())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_pipelines_of_the_log_are_read(path: Path) -> None:
+    assert f"docs/experiments/{path.name}" in path.read_text() and list(load(path, []).stages)
+    assert f"experiments/{path.name}" in (ROOT / "docs/log.md").read_text()
