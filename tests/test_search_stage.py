@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -39,6 +40,7 @@ def run(
 ) -> dict[str, Any]:
     stages = {
         "problems": {"sources": [{"family": "calc", "heldout": 3}]}, "evaluate": EVALUATE, "search": SEARCH | changes,
+        "report": {"evaluation": "evaluate", "search": "search", "examples": 0},
     }  # fmt: skip
     (where / "p.yaml").write_text(yaml.safe_dump({"name": "p", "workspace": str(where / "w"), "stages": stages}))
     spec = config.load(where / "p.yaml", catalog.stage)
@@ -103,6 +105,19 @@ def test_searches_step_by_step_are_compared_with_choices_among_whole_responses(f
     assert {(rival["strategy"], rival["against"]) for rival in figures["rivals"]} == {
         ("beam width=2", "weighted")
     }  # fmt: skip
+
+
+def test_the_report_draws_every_curve_and_has_a_table_beside_it(figures: dict[str, Any], place: Path) -> None:
+    run(place, only="report")
+    told = json.loads((place / "w" / "report.json").read_text())["search"]
+    page = (place / "w" / "report.html").read_text()
+    assert told["strategies"] == figures["strategies"] and told["rivals"] == figures["rivals"]
+    section = page[page.index('id="h-search"') : page.index('id="h-lengths"')]
+    assert "What a token buys" in section and section.count("<svg ") >= 3
+    for label, found in figures["strategies"].items():
+        assert section.count(f"<td>{label}</td>") >= len(found["points"])
+        assert f"{label}: " in section  # in a drawing's words
+    assert "against 4 sample" in section and "nan" not in section
 
 
 def test_stopped_anywhere_it_ends_as_if_it_had_not_been(figures: dict[str, Any], place: Path, tmp_path: Path) -> None:

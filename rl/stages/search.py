@@ -25,7 +25,7 @@ from distill.engines.options import (
     check_model,
     check_thinking,
 )
-from distill.modelspec import StageOrName
+from distill.modelspec import Model, StageOrName
 from distill.prompting import Prompting
 from distill.spending import Spending
 from distill.stages.common import VerifierSpec, ask_of, members_present, store_of
@@ -151,17 +151,20 @@ def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWo
         open_engine=None
         if settings.stored
         else partial(engines.open_engine, settings.engine, model, context.note, spending),
-        scorer=_scorer(context, settings),
+        scorer=_scorer(context, settings, model if settings.engine.kind != "openai" else None),
+        rendered=settings.engine.kind != "openai",
         judges=verification.Judges(settings.verifier, context.hashes),
         workers=settings.workers,
     )
 
 
-def _scorer(context: Context, settings: SearchSettings) -> Scorer | None:
+def _scorer(context: Context, settings: SearchSettings, policy: Model | None) -> Scorer | None:
     if settings.likelihood:
         model = modelspec.find(settings.likelihood, context.workspace, context.inputs, context.hashes)
         return likelihood_of(model, settings.step)
-    return prm_of(settings.prm, context.workspace, context.inputs, context.hashes) if settings.prm else None
+    if settings.prm:
+        return prm_of(settings.prm, context.workspace, context.inputs, context.hashes, policy)
+    return None
 
 
 def _protocol(context: Context, settings: SearchSettings) -> str:
