@@ -101,6 +101,15 @@ def test_pieces_of_a_search_begin_where_others_end(figures: dict[str, Any], plac
     assert {row["finish"] for row in found} <= {str(f) for f in (Finish.STEP, Finish.STOP, Finish.LENGTH)}
 
 
+def test_steps_of_searches_are_not_offered_as_responses(figures: dict[str, Any], place: Path) -> None:
+    counted = rows(
+        place, "SELECT sum(traces)::INTEGER AS n, sum(finished + truncated + empty)::INTEGER AS e FROM outcomes"
+    )[0]
+    offered = rows(place, "SELECT count(*) AS n FROM overview")[0]["n"]
+    whole = rows(place, "SELECT count(*) AS n FROM traces WHERE finish <> 'step'")[0]["n"]
+    assert counted["n"] == counted["e"] == offered == whole
+
+
 def test_searches_step_by_step_are_compared_with_choices_among_whole_responses(figures: dict[str, Any]) -> None:
     assert {(rival["strategy"], rival["against"]) for rival in figures["rivals"]} == {
         ("beam width=2", "weighted")
