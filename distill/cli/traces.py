@@ -102,7 +102,7 @@ def stats(pipeline: Path, workspace: Path | None, as_json: bool) -> None:
             "count(*) FILTER (t.finish = 'length') AS truncated, count(*) FILTER (t.finish = 'refused') AS refused, "
             "count(*) FILTER (t.finish = 'empty') AS empty "
             "FROM traces t LEFT JOIN newest v USING (trace_key) LEFT JOIN prompts p USING (prompt_key) "
-            "WHERE t.trace_key NOT IN (SELECT trace_key FROM rollouts) GROUP BY ALL ORDER BY ALL"
+            "WHERE t.finish <> 'step' AND t.trace_key NOT IN (SELECT trace_key FROM rollouts) GROUP BY ALL ORDER BY ALL"
         )
         verifiers = store.rows("SELECT * FROM verifier_rates ORDER BY ALL")
     for kind, rows in (("traces", traces), ("verifier", verifiers)):
