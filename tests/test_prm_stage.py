@@ -23,10 +23,11 @@ from pipeline.events import Listener
 from pipeline.workspace import Workspace
 
 JUDGE = {"prm": {"model": "prm:prm"}}
+ALONE = {"kind": "transformers", "workers": 1}
 HOT = {"temperature": 1.5, "max_tokens": 96}
 STAGES: dict[str, Any] = {
-    "problems": {"sources": [{"family": "calc", "train": 16, "heldout": 4}]},
-    "generate": {"problems": "problems", "teacher": "embedded:teacher", "samples": 3, "sampling": HOT},
+    "problems": {"sources": [{"family": "calc", "train": 10, "heldout": 2}]},
+    "generate": {"problems": "problems", "teacher": "embedded:teacher", "samples": 3, "sampling": HOT, "engine": ALONE},
     "verify": {"traces": "generate"},
     "prm": {
         "student": "embedded:teacher",
@@ -34,20 +35,21 @@ STAGES: dict[str, Any] = {
             {"exact": "verify"},
             {"slips": "problems", "each": 2},
             {
-                "rollouts": "verify", "policy": "embedded:teacher", "samples": 2, "search": "first_error", "most": 20,
-                "sampling": HOT,
+                "rollouts": "verify", "policy": "embedded:teacher", "samples": 2, "search": "first_error", "most": 10,
+                "sampling": HOT, "engine": ALONE,
             },
             {"groups": "verify", "shared": 1},
         ],
         "test": [{"exact": "verify"}],
         "body": "frozen",
+        "threads": 1,
         "heldout": 0.2,
     },
     "scored": {"kind": "verify", "traces": "generate", "verifier": JUDGE},
     "choose": {"samples": "verify", "scorers": {"mine": JUDGE}, "at": [1, 3]},
     "grpo": {
-        "student": "embedded:student-base", "problems": "problems", "steps": 1, "prompts": 3, "group": 3,
-        "sampling": HOT, "process": {"model": "prm:prm"},
+        "student": "embedded:teacher", "problems": "problems", "steps": 1, "prompts": 3, "group": 3,
+        "sampling": HOT, "process": {"model": "prm:prm"}, "workers": 1, "threads": 1,
     },
 }  # fmt: skip
 
