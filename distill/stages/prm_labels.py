@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from distill import engines, generation, verification
 from distill.engines import dialects
@@ -102,13 +102,22 @@ def _tag(value: Any) -> str:
     return next((f"{name} labels" for name in SOURCES if name in keys), "exact labels")
 
 
+def _known(value: Any) -> Any:
+    if isinstance(value, dict) and not set(SOURCES) & set(value):
+        raise ValueError(f"names no source of labels; one of {', '.join(SOURCES)} says where they are from")
+    return value
+
+
 LabelSource = Annotated[
-    Annotated[ExactLabels, Tag("exact labels")]
-    | Annotated[SlipLabels, Tag("slips labels")]
-    | Annotated[RolloutLabels, Tag("rollouts labels")]
-    | Annotated[GroupLabels, Tag("groups labels")]
-    | Annotated[FileLabels, Tag("file labels")],
-    Discriminator(_tag),
+    Annotated[
+        Annotated[ExactLabels, Tag("exact labels")]
+        | Annotated[SlipLabels, Tag("slips labels")]
+        | Annotated[RolloutLabels, Tag("rollouts labels")]
+        | Annotated[GroupLabels, Tag("groups labels")]
+        | Annotated[FileLabels, Tag("file labels")],
+        Discriminator(_tag),
+    ],
+    BeforeValidator(_known),
 ]
 
 
