@@ -12,7 +12,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from distill import engines, modelspec, scoring, verification
 from distill.engines import dialects
@@ -27,6 +27,7 @@ from distill.engines.options import (
 )
 from distill.generation import Wanted, make_traces, wanted
 from distill.prompting import Ask, Prompting, plainly
+from distill.report.data import RESERVED
 from distill.spending import Spending
 from distill.stages.common import VerifierSpec, ask_of, members_present, store_of
 from distill.statistics import Estimate, clustered_mean, paired_difference
@@ -40,9 +41,20 @@ PROTOCOL = ("sampling", "samples", "prompting", "thinking", "verifier", "split")
 """The settings that make a score what it is, beside the problems and the versions of their verifiers."""
 
 
+def _label(label: str) -> str:
+    why = "report.json uses that word" if label in RESERVED else "it holds a slash" if "/" in label else None
+    if why:
+        raise ValueError(f"a model cannot be labelled {label!r}: {why}; rename it")
+    return label
+
+
 class EvaluateSettings(Settings):
     problems: Annotated[str, Input(accepts=("problems",))]
-    models: Annotated[dict[str, str], Input(accepts=("student", "model"), prefix=modelspec.STAGE), Field(min_length=1)]
+    models: Annotated[
+        dict[Annotated[str, AfterValidator(_label)], str],
+        Input(accepts=("student", "model"), prefix=modelspec.STAGE),
+        Field(min_length=1),
+    ]
     """A label for each model, in the order of the report."""
     engine: EngineOptions = TransformersOptions()
     sampling: SamplingSettings = SamplingSettings()
