@@ -6,13 +6,13 @@ seconds, so that a log of a night stays short.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from distill.cli.table import as_line
 from pipeline.events import Listener
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class PlainLines(Listener):
     def start(self, stage: str, plan: StagePlan) -> None:
         self._rate, self._said = Rate(), time.monotonic()
         why = "; ".join(plan.reasons)
-        self._say(stage, "going on where it stopped" if plan.status == "partly done" else f"running ({why})")
+        self._say(stage, f"{'going on' if plan.status == 'partly done' else 'running'} ({why})")
 
     def progress(self, stage: str, done: int, total: int | None, figures: Mapping[str, Any]) -> None:
         left = self._rate.left(done, total)
@@ -138,4 +138,4 @@ class JsonLines(Listener):
         self._say("finish", stage=stage, seconds=manifest.seconds, figures=manifest.figures)
 
     def _say(self, event: str, **what: Any) -> None:
-        say(json.dumps({"event": event, "time": round(time.time(), 3), **what}, default=str))
+        say(as_line({"event": event, "time": round(time.time(), 3), **what}))

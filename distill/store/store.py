@@ -21,6 +21,7 @@ from distill.store import filed, opening, schema, shards
 from distill.store.opening import Busy, Damaged, first_line
 from pipeline.errors import InputError, PipelineError
 from pipeline.files import TEMPORARY, disk_errors, make_directory
+from pipeline.lock import workspace_lock
 from pipeline.scratch import scratch
 
 if TYPE_CHECKING:
@@ -100,7 +101,10 @@ class Store:
                 if self.path.exists():
                     with self.reading():  # a damaged store is for the next run to set aside
                         pass
-                self.ingest(patience=0.0)
+                    self.ingest(patience=0.0)
+                else:  # nobody may be making it at the same time
+                    with workspace_lock(self.path.parent, wait=False, stopping=lambda: True):
+                        self.ingest(patience=0.0)
 
     def mend(self) -> None:
         """Remake a store that cannot be opened, and bring back from the journal the rows that one has lost
