@@ -81,7 +81,7 @@ def run(context: Context, settings: SelectSettings) -> Output:
     if kept:
         figures["bias"] = difficulty.bias(rows, [reason is None for reason in reasons])
         figures["verifiers"] = _verifiers(store, digest)
-        context.note(f"{context.name}: {figures['bias']['says']}")
+        context.note(figures["bias"]["says"])
     return Output(digest, figures)
 
 
