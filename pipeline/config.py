@@ -78,6 +78,8 @@ def load(
         if key not in TOP_KEYS:
             raise InputError(f"{document.where((key,))}: unknown key{nearest(key, TOP_KEYS)}")
     name = _top(document, "name", str, path.stem)
+    if "/" in name or name in ("", ".", ".."):
+        raise InputError(f"{document.where(('name',))}: {name!r} cannot name a directory; `workspace` takes a path")
     seed = _top(document, "seed", int, 0)
     space = workspace or _workspace(document, name)
     stages = _top(document, "stages", dict, None)

@@ -289,6 +289,10 @@ MISTAKES = {
     "key": ("? [a]\n: b\n", "p.yaml:1: a key must be a single value"),
     "twice": (YAML.replace("seed: 3", "name: y"), "p.yaml:2: name: stands here twice (first on line 1)"),
     "top key": (YAML.replace("seed:", "sede:"), "p.yaml:2: sede: unknown key; did you mean 'seed'?"),
+    "a path as name": (
+        YAML.replace("name: letters", "name: ../up"),
+        "'../up' cannot name a directory; `workspace` takes",
+    ),
     "top type": (YAML.replace("seed: 3", "seed: three"), "p.yaml:2: seed: expected a whole number, found 'three'"),
     "no stages": ("name: x\n", "stages: is missing"),
     "kind": (
@@ -488,6 +492,24 @@ def test_a_child_that_outlives_a_killed_run_does_not_hold_the_workspace(tmp_path
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
         holder.communicate()
+
+
+FORKED = """
+import os, signal
+from pipeline.forking import fork
+def wait(): signal.pause()
+child = fork(wait, ())
+for number in (signal.SIGTERM, signal.SIGINT):
+    os.kill(child.pid, number)
+child.join(0.2)
+print(child.is_alive(), flush=True)
+"""
+
+
+def test_a_forked_child_leaves_signals_to_its_parent_and_ends_with_it() -> None:
+    """Not closed, and deaf to what multiprocessing ends its children with: the interpreter must not wait for it."""
+    result = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60)
+    assert (result.stdout, result.stderr, result.returncode) == ("True\n", "", 0)
 
 
 def test_sigterm_becomes_a_question() -> None:

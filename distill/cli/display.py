@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pipeline.plan import StagePlan
 
 PLAIN_SECONDS = 5.0
+TOLD = 8
+"""Figures of a stage in one line: GRPO has thirty."""
 
 
 def choose(as_json: bool) -> Listener:
@@ -60,9 +62,10 @@ def number(value: Any) -> str:
 
 
 def phrase(figures: Mapping[str, Any]) -> str:
-    """``reward 0.42, tokens 12,345``: the plain figures, nested ones left out."""
-    plain = {k: v for k, v in figures.items() if isinstance(v, int | float | str) and k != "members"}
-    return ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in plain.items())
+    """``reward 0.42, tokens 12,345, …``: the first of the plain figures; `distill status --json` has them all."""
+    plain = [(k, v) for k, v in figures.items() if isinstance(v, int | float | str) and k != "members"]
+    told = [f"{name.replace('_', ' ')} {number(value)}" for name, value in plain[:TOLD]]
+    return ", ".join([*told, "…"] if len(plain) > TOLD else told)
 
 
 class Rate:
