@@ -21,8 +21,8 @@ from distill.published import TraceColumns
 from distill.templates import FIELDS, Template, fields_of
 from distill.thinking import join_thinking
 from distill.types import Asked, Message, Problem, ThinkingBudget
-from pipeline.config import nearest
 from pipeline.errors import InputError
+from pipeline.mistakes import nearest
 from pipeline.stage import File, Settings
 
 Ask = Callable[[Problem], Asked]

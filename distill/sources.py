@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
@@ -97,10 +98,16 @@ class RowSource(Settings):
         """How many rows there are, where that is known without reading them all."""
 
 
+def _no_directory(file: str) -> str:
+    if Path(file).is_dir():
+        raise ValueError(f"{file}: is a directory; a data set in one is read with `dataset:` in place of `file:`")
+    return file
+
+
 class FileSource(RowSource):
     """Problems in a JSONL, JSON, CSV or Parquet file (also gzipped), one a row."""
 
-    file: Annotated[str, File()]
+    file: Annotated[str, File(), AfterValidator(_no_directory)]
 
     def rows(self) -> Iterator[tables.Row]:
         return tables.read(self.file)

@@ -59,7 +59,9 @@ def read(path: str | Path) -> Iterator[Row]:
     """The rows of a file, its form told by its name: .jsonl, .json (a list), .csv, .tsv, .parquet; .gz too."""
     path = Path(path)
     if path.is_dir():
-        raise InputError(f"{path}: is a directory; a data set in one is read with `dataset:` in place of `file:`")
+        raise InputError(f"{path}: is a directory, not a file of rows")
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
     form = path.name.removesuffix(".gz").rpartition(".")[2]
     readers = {
         "jsonl": _jsonl,

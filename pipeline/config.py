@@ -7,21 +7,24 @@ caller's: it passes a lookup (`distill.catalog.stage`).
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from pipeline.document import Document, KeyPath, parse_value, read
 from pipeline.errors import InputError
+from pipeline.mistakes import MISSING, mistake, nearest
 from pipeline.stage import File, Input, Settings, Stage, marked, references
 
 TOP_KEYS = ("name", "workspace", "seed", "stages")
-MISSING = "is missing"
+STAGE_NAME = re.compile(r"\w[\w-]{0,99}")
 StageLookup = Callable[[str], Stage]
 
 
@@ -59,14 +62,6 @@ class PipelineSpec:
         return [spec for name, spec in self.stages.items() if name in wanted]
 
 
-def nearest(name: object, valid: Iterable[str]) -> str:
-    """``; did you mean 'x'?``, or the valid names where none is near."""
-    names = list(valid)
-    if close := difflib.get_close_matches(str(name), names, n=1, cutoff=0.55):
-        return f"; did you mean {close[0]!r}?"
-    return f"; valid: {', '.join(names)}" if names else ""
-
-
 def load(
     path: Path,
     lookup: StageLookup,
@@ -83,8 +78,10 @@ def load(
         if key not in TOP_KEYS:
             raise InputError(f"{document.where((key,))}: unknown key{nearest(key, TOP_KEYS)}")
     name = _top(document, "name", str, path.stem)
+    if "/" in name or name in ("", ".", ".."):
+        raise InputError(f"{document.where(('name',))}: {name!r} cannot name a directory; `workspace` takes a path")
     seed = _top(document, "seed", int, 0)
-    space = workspace or Path(_top(document, "workspace", str, f"runs/{name}"))
+    space = workspace or _workspace(document, name)
     stages = _top(document, "stages", dict, None)
     if not stages:
         raise InputError(f"{document.where(('stages',))}: holds no stage")
@@ -101,24 +98,35 @@ def _top(document: Document, key: str, kind: type, default: Any) -> Any:
     return value
 
 
+def _workspace(document: Document, name: str) -> Path:
+    """Where the results lie: ``runs/NAME`` if the file does not say; ``~`` is the home directory."""
+    if not name.isprintable() or "/" in name or not name.strip(". "):
+        raise InputError(f"{document.where(('name',))}: {name!r} cannot name a directory, as it does under runs/")
+    place = _top(document, "workspace", str, f"runs/{name}")
+    if not place.isprintable() or not place.strip():
+        raise InputError(f"{document.where(('workspace',))}: {place!r} is no directory's name")
+    return Path(os.path.expanduser(place))
+
+
 def _words(kind: type) -> str:
     return {str: "text", int: "a whole number", dict: "a mapping"}.get(kind, kind.__name__)
 
 
 def _stage(document: Document, name: Any, body: Any, lookup: StageLookup, seed: int, limit: int | None) -> StageSpec:
     where: KeyPath = ("stages", name)
-    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
-        raise InputError(f"{document.where(where)}: a stage's name is made of letters, digits, - and _")
+    if not isinstance(name, str) or not STAGE_NAME.fullmatch(name):
+        raise InputError(f"{document.where(where)}: a stage's name is made of letters, digits, - and _ (100 at most)")
     body = {} if body is None else body
     if not isinstance(body, dict):
         raise InputError(f"{document.where(where)}: expected a mapping of settings, found {body!r}")
     body = dict(body)
-    kind = body.pop("kind", name)
+    kind = body.pop("kind", None)
     try:
-        stage = lookup(str(kind))
+        stage = lookup(str(kind or name))
     except InputError as error:
-        at = (*where, "kind") if (*where, "kind") in document.lines else where
-        raise InputError(f"{document.where(at)}: {error}") from None
+        at = (*where, "kind") if kind else where
+        hint = "" if kind else "; a stage with a name of its own says what it is with `kind`"
+        raise InputError(f"{document.where(at)}: {error}{hint}") from None
     fields = stage.settings.model_fields
     if "seed" in fields:
         body.setdefault("seed", seed)
@@ -130,8 +138,9 @@ def _stage(document: Document, name: Any, body: Any, lookup: StageLookup, seed: 
         raise InputError(_explain(error, document, where, stage)) from None
     for path, _, value in marked(settings, File):
         for file in [value] if isinstance(value, str) else value or []:
-            if not Path(file).exists():
-                raise InputError(f"{document.where((*where, *path))}: {file}: no such file{_looked_in(file)}")
+            if not Path(file).is_file():
+                what = "is not a file" if Path(file).exists() else f"no such file{_looked_in(file)}"
+                raise InputError(f"{document.where((*where, *path))}: {file}: {what}")
     return StageSpec(name, stage, settings)
 
 
@@ -146,86 +155,14 @@ def _explain(error: ValidationError, document: Document, where: KeyPath, stage: 
     return f"{document.where((*where, *location))}: {what}{feeds}"
 
 
-def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tuple[KeyPath, str]:
-    """The first mistake pydantic found in the settings ``body``: where it is, and what it is in words."""
-    first = error.errors()[0]
-    location = _in_yaml(first["loc"], body)
-    if first["type"] == "extra_forbidden":
-        return location, f"unknown key{nearest(location[-1], _valid_keys(settings, first['loc'][:-1]))}"
-    if first["type"].startswith("union_tag"):
-        return _which_variant(first, location, settings)
-    if first["type"] == "missing":
-        return location, MISSING
-    if first["type"] == "literal_error":
-        expected = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return location, f"{first['input']!r} is not valid{nearest(first['input'], expected)}"
-    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-    if first["type"] == "value_error":  # one of our own, which says what it found
-        return location, message
-    return location, f"{message[0].lower()}{message[1:]}, found {first['input']!r}"
-
-
-def _in_yaml(location: Sequence[str | int], body: Any) -> tuple[str | int, ...]:
-    """A place as the user wrote it: without what pydantic adds for variants and functions, nor what lies inside
-    of a value that is short for a mapping."""
-    kept: list[str | int] = []
-    for part in location[:-1]:
-        inner = _inside(body, part)
-        if isinstance(inner, Mapping | list):
-            kept.append(part)
-            body = inner
-        elif inner is not None:
-            return (*kept, part)
-    last = location[-1:]
-    beside = isinstance(body, list) and not isinstance(location[-1], int)
-    variant = isinstance(body, Mapping) and last and last[0] == body.get("kind") and last[0] not in body
-    added = last and (beside or variant or str(last[0]).startswith(("function-", "literal[")))
-    return tuple(kept) if added else (*kept, *last)
-
-
-def _inside(body: Any, part: str | int) -> Any:
-    if isinstance(body, Mapping):
-        return body.get(part)
-    return body[part] if isinstance(body, list) and isinstance(part, int) and part < len(body) else None
-
-
-def _which_variant(error: Any, location: KeyPath, settings: type[BaseModel]) -> tuple[KeyPath, str]:
-    """A key (`kind`) that says which of several mappings is meant is missing or none of theirs. What stands beside
-    it is not repeated: it may hold a secret that was put into the wrong place."""
-    key, tag = str(error["ctx"]["discriminator"]).strip("'"), error["ctx"].get("tag")
-    fields = [m.model_fields[key] for m in _models_at(settings, error["loc"]) if key in m.model_fields]
-    names = [str(info.default) for info in fields]
-    if tag is None:
-        return (*location, key), f"{MISSING}; valid: {', '.join(names)}"
-    return (*location, key), f"{tag!r} is not valid{nearest(tag, names)}"
-
-
-def _valid_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    """The keys that the settings allow at pydantic's ``path``; of all variants where it does not say which."""
-    keys = dict.fromkeys(key for m in _models_at(model, path) for key in m.model_fields)
-    return [*keys, "kind"] if not path else list(keys)
-
-
-def _models_at(model: type[BaseModel], path: Sequence[str | int]) -> list[type[BaseModel]]:
-    models = [model]
-    for part in path:
-        annotations = [m.model_fields[str(part)].annotation for m in models if str(part) in m.model_fields]
-        variant = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
-        models = [found for annotation in annotations for found in _models_in(annotation)] or variant or models
-    return models
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for inner in getattr(annotation, "__args__", ()) for m in _models_in(inner)]
-
-
 def _what_feeds(stage: Stage, field: str, document: Document) -> str:
     info = stage.settings.model_fields.get(field)
     for mark in info.metadata if info else ():
         if isinstance(mark, Input):
-            return f": nothing feeds this stage; name one that makes {' or '.join(mark.accepts)}"
+            makes = " or ".join(mark.accepts)
+            if mark.prefix:
+                return f": give a name, or {mark.prefix}NAME of a stage that makes {makes}"
+            return f": nothing feeds this stage; name one that makes {makes}"
     return ""
 
 
@@ -268,14 +205,26 @@ def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
             if not isinstance(stages, dict) or path[0] not in stages:
                 raise InputError(f"--set {text}: no stage is called {path[0]!r}{nearest(path[0], stages or ())}")
             path = ("stages", *path)
-        target: Any = document.data
-        for part in path[:-1]:
-            if target.get(part) is None:
-                target[part] = {}
-            target = target[part]
-            if not isinstance(target, dict):
-                raise InputError(f"--set {text}: {part!r} holds a single value, not keys")
+        target, last = _holder(document.data, path, text)
         try:
-            target[path[-1]] = parse_value(value)
+            target[last] = parse_value(value)
         except InputError as error:
             raise InputError(f"--set {key}={error}") from None
+
+
+def _holder(data: Any, path: Sequence[str], text: str) -> tuple[Any, str | int]:
+    """What holds the value at ``path``, and its key there; items of lists go by number. All on the way is copied:
+    what stands in several places through an alias is set in one."""
+    for index, part in enumerate(path):
+        if isinstance(data, list):
+            if not part.isdecimal() or int(part) >= len(data):
+                raise InputError(f"--set {text}: {part!r} is none of the {len(data)} items of a list, counted from 0")
+        elif not isinstance(data, dict):
+            raise InputError(f"--set {text}: {path[index - 1]!r} holds a single value, not keys")
+        where = int(part) if isinstance(data, list) else part
+        if index == len(path) - 1:
+            return data, where
+        inner = data.get(where) if isinstance(data, dict) else data[where]
+        data[where] = {} if inner is None else copy(inner)
+        data = data[where]
+    raise AssertionError("a path has parts")

@@ -32,8 +32,8 @@ class Document:
 
     path: Path
     data: dict[str, Any]
-    lines: dict[KeyPath, int] = field(repr=False)
-    said: dict[KeyPath, str] = field(default_factory=dict, repr=False)
+    lines: dict[tuple[str, ...], int] = field(repr=False)
+    said: dict[tuple[str, ...], str] = field(default_factory=dict, repr=False)
     """What the command line has put into ``data``, by key path (``--set``, without the leading "stages")."""
 
     def get(self, key: KeyPath) -> Any:
@@ -46,11 +46,11 @@ class Document:
     def where(self, key: KeyPath) -> str:
         """``file:line: a.b.c`` of a key; the nearest enclosing line where the key is not there; ``--set ...``
         where it came from the command line."""
-        short = key[1:] if key[:1] == ("stages",) else key
+        known = tuple(map(str, key))
+        short = known[1:] if known[:1] == ("stages",) else known
         for path, text in self.said.items():
             if short[: len(path)] == path:
                 return f"--set {text}"
-        known: KeyPath = key
         while known and known not in self.lines:
             known = known[:-1]
         name = ".".join(map(str, key))
@@ -76,7 +76,7 @@ def parse(text: str, path: Path) -> Document:
         if not isinstance(node, yaml.MappingNode):
             kind = "list" if isinstance(node, yaml.SequenceNode) else "single value"
             raise InputError(f"{path}:1: is a {kind}; expected a mapping with the keys name, stages, ...")
-        lines: dict[KeyPath, int] = {}
+        lines: dict[tuple[str, ...], int] = {}
         _collect(node, (), lines, path)
         return Document(path, loader.construct_document(node), lines)
     except yaml.YAMLError as error:
@@ -90,7 +90,7 @@ def parse(text: str, path: Path) -> Document:
         loader.dispose()
 
 
-def _collect(node: yaml.Node, prefix: KeyPath, lines: dict[KeyPath, int], path: Path) -> None:
+def _collect(node: yaml.Node, prefix: tuple[str, ...], lines: dict[tuple[str, ...], int], path: Path) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -105,8 +105,8 @@ def _collect(node: yaml.Node, prefix: KeyPath, lines: dict[KeyPath, int], path: 
             _collect(value, where, lines, path)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            lines[(*prefix, index)] = value.start_mark.line + 1
-            _collect(value, (*prefix, index), lines, path)
+            lines[(*prefix, str(index))] = value.start_mark.line + 1
+            _collect(value, (*prefix, str(index)), lines, path)
 
 
 def parse_value(text: str) -> Any:

@@ -1,7 +1,7 @@
 """One run on a workspace at a time: an advisory lock that dies with its holder.
 
 The kernel's `flock`, so a killed run leaves nothing to clean up by hand. The file says who holds it.
-Readers (`status`, `traces`) take no lock.
+Readers (`status`, `traces`) do not wait for it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 from pipeline.errors import Exit, PipelineError
 from pipeline.files import disk_errors, make_directory
 
+PATIENCE = 1.0
+"""Seconds for which somebody may just be looking (`running`)."""
 _held: set[int] = set()
 
 
@@ -41,21 +43,29 @@ class Held(PipelineError):
 
 
 @contextmanager
-def workspace_lock(workspace: Path, *, wait: bool, stopping: Callable[[], bool], command: str = "") -> Iterator[None]:
-    """Hold the workspace; raise `Held`, naming the holder, or wait for it."""
+def workspace_lock(
+    workspace: Path, *, wait: bool, stopping: Callable[[], bool], command: str = "",
+    waiting: Callable[[str], None] = lambda text: None,
+) -> Iterator[None]:  # fmt: skip
+    """Hold the workspace; raise `Held`, naming the holder, or wait for it, which is told once to ``waiting``."""
     make_directory(workspace)
     path = workspace / ".lock"
     with disk_errors(path):
         file = open(path, "a+")  # noqa: SIM115  (closed below: what fails in the run is not the lock's)
     with file:
+        began, told = time.monotonic(), False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not wait or stopping():
+                late = time.monotonic() - began > PATIENCE
+                if stopping() or (late and not wait):
                     raise Held(f"{workspace}: in use by {holder(path)}; wait for it (--wait) or stop it") from None
-                time.sleep(0.2)
+                if late and not told:
+                    waiting(f"for {holder(path)}, which uses {workspace}")
+                    told = True
+                time.sleep(0.1)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         info = {"pid": os.getpid(), "host": socket.gethostname(), "started": started, "command": command}
         with disk_errors(path):
@@ -68,6 +78,21 @@ def workspace_lock(workspace: Path, *, wait: bool, stopping: Callable[[], bool],
         finally:
             _held.discard(file.fileno())
             file.truncate(0)
+
+
+def running(workspace: Path) -> int | None:
+    """The process of the run that holds the workspace now, if one does. The number alone would not tell: another
+    process may have got it since."""
+    path = workspace / ".lock"
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with suppress(OSError, ValueError, KeyError):
+            return int(json.loads(path.read_text())["pid"])
+    except OSError:
+        pass
+    return None
 
 
 def holder(path: Path) -> str:

@@ -105,7 +105,7 @@ def explain(spec: StageSpec, identity: Identity, workspace: Workspace) -> tuple[
         lines += _other_than(old.inputs, identity.inputs, "input {}", "input {} changed")
         lines += _other_than(old.files, identity.files, "{}", "content of {} changed")
         return tuple(lines) or ("its record was removed",)
-    return ("never run",)
+    return ("never finished" if workspace.begun(identity) else "never run",)
 
 
 def _other_than(old: Mapping[str, str], new: Mapping[str, str], named: str, changed: str) -> Iterator[str]:

@@ -95,6 +95,7 @@ def _run_stage(
         stopping=stopping, listener=listener, _clock=clock,
     )  # fmt: skip
     listener.start(spec.name, found)
+    clock.beat()  # whoever asks sees that it runs, also while it has no progress to tell
     output = spec.stage.run(context, spec.settings)
     _check_unchanged(spec, identity, inputs, workspace)  # type: ignore[arg-type]
     manifest = Manifest(

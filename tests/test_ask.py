@@ -1,16 +1,23 @@
-"""`distill ask`: how long the thinking may and must be, and what is shown of it."""
+"""`distill ask`: how long the thinking may and must be, what is shown of it and when, and what several samples say."""
 
 from __future__ import annotations
 
+import io
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import serving, streamed
 
 from distill.cli import ask as asking
+from distill.cli.ask import Search, Where
 from distill.cli.options import Effort
-from distill.types import ThinkingBudget
+from distill.cli.speaking import Speaker, held_back, speak
+from distill.engines.base import SoFar
+from distill.types import Completion, Finish, ThinkingBudget
 from pipeline.errors import InputError
 
 QUESTION = "Compute left to right: 4 + 32 - 10 - 1 * 3 + 13"
@@ -21,21 +28,12 @@ PIPELINE = "name: p\nstages:\n  problems: {sources: [{family: calc, train: 2}]}\
 def ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     (tmp_path / "p.yaml").write_text(PIPELINE)
 
-    def ask(budget: int | None = None, effort: Effort | None = None, force: int = 0, as_json: bool = True) -> Any:
-        asking.ask(
-            QUESTION,
-            "embedded:teacher",
-            tmp_path / "p.yaml",
-            None,
-            not as_json,
-            0.0,
-            96,
-            budget,
-            effort,
-            force,
-            0,
-            as_json,
-        )
+    def ask(
+        budget: int | None = None, effort: Effort | None = None, force: int = 0, as_json: bool = True,
+        model: str = "embedded:teacher", search: Search | None = None, temperature: float | None = None, **where: Any,
+    ) -> Any:  # fmt: skip
+        place = Where(model, tmp_path / "p.yaml", None, **where)
+        asking.ask(QUESTION, place, search or Search(), not as_json, temperature, 96, budget, effort, force, 0, as_json)
         said = capsys.readouterr().out
         return json.loads(said) if as_json else said
 
@@ -58,6 +56,126 @@ def test_forced_thinking_goes_on(ask: Any) -> None:
 def test_the_thinking_is_hidden_unless_asked_for(ask: Any) -> None:
     told = ask()
     assert told["thinking"] in ask(as_json=False) and told["answer"] in ask(as_json=False)
+
+
+# -- as it comes ------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+SAID = [
+    "<thi",
+    "<think>\nTwo ",
+    "<think>\nTwo threes</th",
+    "<think>\nTwo threes\n</think>\n\n",
+    "<think>\nTwo threes\n</think>\n\n6",
+]
+
+
+def told(out: io.StringIO, show: bool, texts: list[str] = SAID, cut: bool = False) -> str:
+    finish = Finish.LENGTH if cut else Finish.STOP
+    end = Completion("k", "p", (1,), texts[-1], (1, 2), None, finish)
+    pieces = [SoFar("p", text, at) for at, text in enumerate(texts)]
+    assert speak([*pieces, end], Speaker(out, show)) is end
+    return out.getvalue()
+
+
+def test_in_a_pipe_there_is_the_text_and_nothing_else() -> None:
+    assert told(io.StringIO(), show=False) == "6\n"
+    assert told(io.StringIO(), show=True) == "Two threes\n\n6\n"
+
+
+def test_on_a_terminal_the_thinking_is_a_count_that_goes_away_or_dimmed() -> None:
+    counted = told(Terminal(), show=False)
+    assert "thinking: 1 tokens" in counted and "Two" not in counted
+    assert counted.endswith("\r\x1b[K6\n") and counted.rindex("thinking") < counted.rindex("\x1b[K")
+    assert told(Terminal(), show=True) == "\x1b[2mTwo\x1b[0m\x1b[2m threes\x1b[0m\n\n6\n"
+
+
+def test_what_may_become_a_tag_is_held_back_and_what_was_taken_back_is_said_anew() -> None:
+    assert held_back("a </thin") == "a " and held_back("<") is None and held_back("a < b") == "a < b"
+    changed = ["<think>\nso 6.", "<think>\nso", "<think>\nso\nWait, 7.\n</think>\n\n7"]
+    assert told(io.StringIO(), show=True, texts=changed).endswith("so\nWait, 7.\n\n7\n")
+
+
+def test_a_reader_who_has_enough_gets_a_clean_terminal() -> None:
+    def pieces() -> Iterator[SoFar]:
+        yield SoFar("p", SAID[1], 3)
+        raise KeyboardInterrupt
+
+    for show, end in ((False, "\r\x1b[K\x1b[0m"), (True, "Two\x1b[0m\x1b[0m\n")):
+        out = Terminal()
+        with pytest.raises(KeyboardInterrupt):
+            speak(pieces(), Speaker(out, show))
+        assert out.getvalue().endswith(end)
+
+
+def test_a_letter_is_written_once_and_an_escape_never(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "\x1b" not in told(io.StringIO(), show=False, texts=["evil \x1b[31m", "evil \x1b[31mred"])
+
+
+def test_an_endpoint_s_answer_is_shown_while_it_comes(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    tell = Speaker.tell
+    monkeypatch.setattr(Speaker, "tell", lambda self, so_far: (shown.append(so_far.text), tell(self, so_far))[1])
+    with serving() as server:
+        first = streamed(
+            {"reasoning_content": "Two threes"}, {"content": "It "}, {"content": "is 6."},
+            pause=lambda: time.sleep(0.15),
+        )  # fmt: skip
+        server.otherwise = first
+        said = ask(as_json=False, model="tiny", base_url=server.url)
+    assert said == "Two threes\n\nIt is 6.\n"
+    assert "<think>\nTwo threes" in shown and "<think>\nTwo threes\n</think>\n\nIt " in shown
+
+
+# -- several samples --------------------------------------------------------------------------
+
+
+def test_a_strategy_answers_with_its_bill(ask: Any) -> None:
+    found = ask(search=Search("majority", 3), as_json=True)
+    assert found["calls"] == 3 and sum(found["weights"].values()) == 3 and found["sampled_tokens"] > 60
+    assert found["answer"] == max(found["weights"], key=found["weights"].get)
+    searched = ask(search=Search("{beam: {width: 2}}", 2, likelihood="embedded:teacher"))
+    assert searched["strategy"] == "beam width=2" and searched["scored_tokens"] > 0 and searched["answer"]
+
+
+@pytest.mark.parametrize(
+    ("search", "more", "said"),
+    [
+        (Search("beem"), {}, "did you mean 'beam'?"),
+        (Search("beam"), {}, "--prm DIRECTORY or --likelihood MODEL"),
+        (Search("allocate"), {}, "for one question take adaptive"),
+        (Search("{best_of: {by: verifier}}"), {}, "a question has no right answer to judge by"),
+        (Search("beam", 6, likelihood="embedded:teacher"), {}, "6 samples is no multiple of the search's width, 4"),
+        (Search("majority"), {"temperature": 0.0}, "needs a --temperature above 0"),
+        (Search(prm="x"), {}, "name a --strategy too"),
+        (Search("weighted", prm="nowhere"), {}, "--prm nowhere: nowhere is no directory"),
+        (Search("beam", likelihood="embedded:teacher"), {"base_url": "http://127.0.0.1:1/v1"}, "cannot stop at the end"),
+        (Search(), {"base_url": "nonsense"}, "--base-url: expected http"),
+        (Search(), {"engine": "openai"}, "needs the endpoint's address"),
+        (Search(), {"engine": "tgi"}, "there are transformers, vllm and openai"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_is_one_line(ask: Any, search: Search, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as told:
+        ask(search=search, **more)
+    assert said in str(told.value) and "\n" not in str(told.value)
+
+
+def test_an_answer_that_was_cut_does_not_pass_for_one(
+    ask: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    where = Where("embedded:teacher", tmp_path / "p.yaml", None)
+    asking.ask(QUESTION, where, Search(), False, None, 12, None, None, 0, 0, False)
+    said = capsys.readouterr()
+    assert said.out == "" and "cut off at 12 tokens, before an end of the thinking was complete" in said.err
+
+
+# -- how long ---------------------------------------------------------------------------------
 
 
 def test_effort_is_a_share_of_what_there_is() -> None:

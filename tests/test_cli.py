@@ -127,7 +127,9 @@ def test_list_init_doctor(tmp_path: Path) -> None:
 def test_bad_input_is_one_line(project: Path) -> None:
     assert "nothing.yaml: no such file" in refused("run", "-p", "nothing.yaml", cwd=project)
     assert "did you mean 'generate'?" in refused("run", "generat", "-p", "p.yaml", cwd=project)
-    assert "write it as 3h50m" in refused("run", "-p", "p.yaml", "--max-time", "soon", cwd=project)
+    for more in ([], ["--dry-run"]):
+        assert "write it as 3h50m" in refused("run", "-p", "p.yaml", "--max-time", "soon", *more, cwd=project)
+        assert "did you mean 'generate'?" in refused("run", "-p", "p.yaml", "--force", "generat", *more, cwd=project)
     assert "no such workspace" in refused("traces", "stats", "-p", "p.yaml", cwd=project)
     assert "has no student yet" in refused("ask", "hello", "-p", "p.yaml", cwd=project)
     (project / "list.yaml").write_text("- problems\n- generate\n")
@@ -230,6 +232,12 @@ def brought(project: Path, rows: str | bytes, **changes: str) -> None:
         (["generate.teacher=./nowhere"], "nowhere is not a directory"),
         (["evaluate.pass_at=[8]"], "pass@8 needs at least 8 samples a problem"),
         (["problems.sources=[{foo: 1}]"], "problems.sources"),
+        (["problems.sources.0.file=x"], "problems.sources.0.file=x: cannot stand beside the other keys here"),
+        (["problems.sources=[calc]"], "should be a mapping of keys to values, found 'calc'"),
+        (["generate.engine=openai"], "generate.engine=openai: base_url is missing"),
+        (["generate.teacher="], "should be text, found None"),
+        (["evaluate.models.headline=embedded:teacher"], "cannot be labelled 'headline': report.json uses that word"),
+        (["evaluate.models.sft/greedy=embedded:teacher"], "it holds a slash"),
     ],
 )
 def test_what_cannot_work_is_told_before_anything_is_made(overrides: list[str], said: str, tmp_path: Path) -> None:
@@ -301,6 +309,12 @@ def test_a_reader_that_goes_away_does_not_end_a_run(project: Path) -> None:
     )
     assert (result.returncode, len(result.stdout.splitlines())) == (0, 1), result.stderr
     assert list(project.glob("runs/small/manifests/problems/*.json"))
+
+
+def test_what_json_does_not_know_is_null_and_columns_of_one_name_are_told_apart(done: Path) -> None:
+    query = "SELECT 1/0 AS x, [0.5, 'nan'::DOUBLE] AS x, NULL AS y, 1 AS x"
+    told = distill("traces", "sql", query, "-p", "p.yaml", "--json", cwd=done).stdout
+    assert told == '{"x": null, "x_1": [0.5, null], "y": null, "x_2": 1}\n'
 
 
 def test_an_empty_query_is_told(done: Path) -> None:

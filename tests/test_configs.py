@@ -108,3 +108,15 @@ def test_a_file_that_is_missing_is_told_with_its_line(tmp_path: Path, monkeypatc
     path = next(path for path in CONFIGS if path.stem == "gsm8k_embedded")
     with pytest.raises(InputError, match=r"gsm8k_embedded\.yaml:\d+: .*data/gsm8k_train\.jsonl: no such file"):
         config.load(path, catalog.stage)
+
+
+@pytest.mark.slow
+def test_a_student_that_learned_nothing_from_the_users_file_does_not_stop_the_run(data: Path) -> None:
+    """Most of the embedded teacher's answers to such questions are cut off, so the student does not end its own."""
+    question = (
+        "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. Altogether?"
+    )
+    write(data / "data/gsm8k_train.jsonl", [{"question": f"{question} {n}", "answer": "#### 72"} for n in range(8)])
+    spec = config.load(Path(__file__).parents[1] / "configs/gsm8k_embedded.yaml", catalog.stage)
+    runner.run(spec, Workspace(spec.workspace, spec.seed), Listener(), lambda: False, ["sft"])
+    assert (spec.workspace / "sft/model/model.safetensors").is_file()

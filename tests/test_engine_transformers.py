@@ -361,10 +361,13 @@ def test_a_dead_worker_is_one_clear_line(opened: Any) -> None:
         list(completions)
 
 
-def test_ctrl_c_is_not_the_workers_business(opened: Any, alone: dict[str, Any]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_schedulers_sigterm_are_not_the_workers_business(
+    opened: Any, alone: dict[str, Any], number: signal.Signals
+) -> None:
     engine = opened()
     for worker in multiprocessing.active_children():
-        os.kill(worker.pid or 0, signal.SIGINT)
+        os.kill(worker.pid or 0, number)
     assert by_key(engine.generate(crowd(20))) == {r.key: alone[r.key] for r in crowd(20)}
 
 

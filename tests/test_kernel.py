@@ -21,6 +21,7 @@ from pipeline import config, runner
 from pipeline.errors import Exit, InputError, PipelineError, Stopped
 from pipeline.events import Listener
 from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.mistakes import nearest
 from pipeline.plan import plan as make_plan
 from pipeline.stage import File, Forecast, Input, Operational, Output, Settings, Stage
 from pipeline.stopping import Stopper, parse_duration
@@ -47,6 +48,14 @@ class SumSettings(Settings):
 
 class ShowSettings(Settings):
     counted: Annotated[str, Input(accepts=("count",), figures=True)]
+
+
+class LetterSettings(Settings):
+    letter: str
+
+
+class NestedSettings(Settings):
+    of: list[LetterSettings]
 
 
 def read_text(context: Any, settings: TextSettings) -> Output:
@@ -86,7 +95,7 @@ stages:
 
 def lookup(kind: str) -> Stage:
     if kind not in STAGES:
-        raise InputError(f"no stage is called {kind!r}{config.nearest(kind, STAGES)}")
+        raise InputError(f"no stage is called {kind!r}{nearest(kind, STAGES)}")
     return STAGES[kind]
 
 
@@ -280,6 +289,10 @@ MISTAKES = {
     "key": ("? [a]\n: b\n", "p.yaml:1: a key must be a single value"),
     "twice": (YAML.replace("seed: 3", "name: y"), "p.yaml:2: name: stands here twice (first on line 1)"),
     "top key": (YAML.replace("seed:", "sede:"), "p.yaml:2: sede: unknown key; did you mean 'seed'?"),
+    "a path as name": (
+        YAML.replace("name: letters", "name: ../up"),
+        "'../up' cannot name a directory; `workspace` takes",
+    ),
     "top type": (YAML.replace("seed: 3", "seed: three"), "p.yaml:2: seed: expected a whole number, found 'three'"),
     "no stages": ("name: x\n", "stages: is missing"),
     "kind": (
@@ -290,7 +303,15 @@ MISTAKES = {
         YAML.replace("letter: b", "leter: b"),
         "p.yaml:6: stages.b.leter: unknown key; did you mean 'letter'?",
     ),
-    "type": (YAML.replace("letter: b", "letter: 5"), "p.yaml:6: stages.b.letter: should be a valid string, found 5"),
+    "type": (YAML.replace("letter: b", "letter: 5"), "p.yaml:6: stages.b.letter: should be text, found 5"),
+    "no name": (YAML.replace("letters", "''", 1), "p.yaml:1: name: '' cannot name a directory"),
+    "name elsewhere": (YAML.replace("letters", "../x", 1), "p.yaml:1: name: '../x' cannot name a directory"),
+    "no workspace": ('workspace: ""\n' + YAML, "p.yaml:1: workspace: '' is no directory's name"),
+    "workspace": ('workspace: "a\\0b"\n' + YAML, "is no directory's name"),
+    "directory": (YAML.replace("input.txt", "."), "p.yaml:4: stages.text.file: .: is not a file"),
+    "stage name": ("stages:\n  1: {}\n", "p.yaml:2: stages.1: a stage's name is made of letters"),
+    "no kind": (YAML.replace("kind: count, text: text}", "text: text}"), "says what it is with `kind`"),
+    "too few": (YAML.replace("[a, b]", "[]"), "p.yaml:7: stages.sum.counts: should hold at least 1, holds 0"),
     "file": (YAML.replace("input.txt", "inptu.txt"), "p.yaml:4: stages.text.file: inptu.txt: no such file"),
     "nothing feeds": (
         YAML.replace("kind: count, text: text}", "kind: count}"),
@@ -330,13 +351,29 @@ def test_a_mistake_is_one_line_with_its_place(name: str, project: Path, monkeypa
         ("b.leter=r", "unknown key; did you mean 'letter'?"),
         ("bb.letter=r", "no stage is called 'bb'"),
         ("letter", "expected stage.key=value"),
-        ("b.letter.x=r", "holds a single value, not keys"),
+        ("b.letter.x=r", "'letter' holds a single value, not keys"),
+        ("sum.counts.2=a", "'2' is none of the 2 items of a list, counted from 0"),
+        ("sum.counts.0=c", "--set sum.counts.0=c: no stage is called 'c'"),
         ("b.letter=[", "not valid YAML"),
     ],
 )
 def test_a_mistaken_override_is_one_line(override: str, expected: str, project: Path) -> None:
     with pytest.raises(InputError, match=expected.replace("?", r"\?")):
         load(overrides=[override])
+
+
+def test_an_override_reaches_into_lists_and_one_of_the_places_of_an_alias(project: Path) -> None:
+    lists = "stages:\n  text: {kind: nested, of: &of [{letter: a}, {letter: b}]}\n  other: {kind: nested, of: *of}\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(STAGES, "nested", Stage("nested", "", NestedSettings, "text", read_text))
+        spec = load(lists, overrides=["text.of.1.letter=z"])
+    letters = {name: [part.letter for part in stage.settings.of] for name, stage in spec.stages.items()}  # type: ignore[attr-defined]
+    assert letters == {"text": ["a", "z"], "other": ["a", "b"]}
+
+
+def test_a_workspace_may_lie_in_the_home_directory(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load("workspace: ~/runs\n" + YAML).workspace == Path("/home/me/runs")
 
 
 def test_exponents_without_a_dot_are_numbers(project: Path) -> None:
@@ -406,7 +443,7 @@ with workspace_lock(Path(sys.argv[1]), wait=False, stopping=lambda: False, comma
 
 
 def test_a_held_workspace_names_its_holder_and_a_killed_one_is_free(tmp_path: Path) -> None:
-    from pipeline.lock import Held, workspace_lock
+    from pipeline.lock import Held, running, workspace_lock
 
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
@@ -417,9 +454,15 @@ def test_a_held_workspace_names_its_holder_and_a_killed_one_is_free(tmp_path: Pa
         ):
             pass
         assert caught.value.exit_code is Exit.AGAIN
+        assert running(tmp_path) == holder.pid
+        told: list[str] = []
+        with pytest.raises(Held), workspace_lock(tmp_path, wait=True, stopping=lambda: bool(told), waiting=told.append):
+            pass
+        assert f"for process {holder.pid}" in told[0]
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
+    assert running(tmp_path) is None, "whoever has its number now"
     with workspace_lock(tmp_path, wait=True, stopping=lambda: False, command="next"):
         assert "next" in (tmp_path / ".lock").read_text()
 
@@ -449,6 +492,24 @@ def test_a_child_that_outlives_a_killed_run_does_not_hold_the_workspace(tmp_path
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
         holder.communicate()
+
+
+FORKED = """
+import os, signal
+from pipeline.forking import fork
+def wait(): signal.pause()
+child = fork(wait, ())
+for number in (signal.SIGTERM, signal.SIGINT):
+    os.kill(child.pid, number)
+child.join(0.2)
+print(child.is_alive(), flush=True)
+"""
+
+
+def test_a_forked_child_leaves_signals_to_its_parent_and_ends_with_it() -> None:
+    """Not closed, and deaf to what multiprocessing ends its children with: the interpreter must not wait for it."""
+    result = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60)
+    assert (result.stdout, result.stderr, result.returncode) == ("True\n", "", 0)
 
 
 def test_sigterm_becomes_a_question() -> None:

@@ -129,7 +129,7 @@ stages:
         ("prompting: {template: '{{ lipsum() }} {{ prompt }}'}", "there is no field 'lipsum'"),
         ("prompting: {temlate: boxed}", "prompting.temlate: unknown key; did you mean 'template'?"),
         ("prompting: {examples: {file: none.jsonl}}", "prompting.examples.file: none.jsonl: no such file"),
-        ("prompting: {examples: []}", "prompting.examples: list should have at least 1 item"),
+        ("prompting: {examples: []}", "prompting.examples: should hold at least 1"),
         ("prompting: {examples: {count: 2, answer: '{{ refrence }}'}}", "prompting.examples.answer: there is no field"),
         ("prompting: 5", "7: stages.generate.prompting"),
         ("thinking: {}", "7: stages.generate.thinking: sets no bound"),

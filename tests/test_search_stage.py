@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -39,6 +40,7 @@ def run(
 ) -> dict[str, Any]:
     stages = {
         "problems": {"sources": [{"family": "calc", "heldout": 3}]}, "evaluate": EVALUATE, "search": SEARCH | changes,
+        "report": {"evaluation": "evaluate", "search": "search", "examples": 0},
     }  # fmt: skip
     (where / "p.yaml").write_text(yaml.safe_dump({"name": "p", "workspace": str(where / "w"), "stages": stages}))
     spec = config.load(where / "p.yaml", catalog.stage)
@@ -99,10 +101,32 @@ def test_pieces_of_a_search_begin_where_others_end(figures: dict[str, Any], plac
     assert {row["finish"] for row in found} <= {str(f) for f in (Finish.STEP, Finish.STOP, Finish.LENGTH)}
 
 
+def test_steps_of_searches_are_not_offered_as_responses(figures: dict[str, Any], place: Path) -> None:
+    counted = rows(
+        place, "SELECT sum(traces)::INTEGER AS n, sum(finished + truncated + empty)::INTEGER AS e FROM outcomes"
+    )[0]
+    offered = rows(place, "SELECT count(*) AS n FROM overview")[0]["n"]
+    whole = rows(place, "SELECT count(*) AS n FROM traces WHERE finish <> 'step'")[0]["n"]
+    assert counted["n"] == counted["e"] == offered == whole
+
+
 def test_searches_step_by_step_are_compared_with_choices_among_whole_responses(figures: dict[str, Any]) -> None:
     assert {(rival["strategy"], rival["against"]) for rival in figures["rivals"]} == {
         ("beam width=2", "weighted")
     }  # fmt: skip
+
+
+def test_the_report_draws_every_curve_and_has_a_table_beside_it(figures: dict[str, Any], place: Path) -> None:
+    run(place, only="report")
+    told = json.loads((place / "w" / "report.json").read_text())["search"]
+    page = (place / "w" / "report.html").read_text()
+    assert told["strategies"] == figures["strategies"] and told["rivals"] == figures["rivals"]
+    section = page[page.index('id="h-search"') : page.index('id="h-lengths"')]
+    assert "What a token buys" in section and section.count("<svg ") >= 3
+    for label, found in figures["strategies"].items():
+        assert section.count(f"<td>{label}</td>") >= len(found["points"])
+        assert f"{label}: " in section  # in a drawing's words
+    assert "against 4 sample" in section and "nan" not in section
 
 
 def test_stopped_anywhere_it_ends_as_if_it_had_not_been(figures: dict[str, Any], place: Path, tmp_path: Path) -> None:

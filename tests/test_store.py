@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,21 @@ def test_a_damaged_store_is_remade_from_the_journal(damage: str, tmp_path: Path)
     store.ingest()
     assert keys_in(store) == ["a", "b", "c"]
     assert damage == "lost" or "remade from the journal" in said[0]
+
+
+@pytest.mark.parametrize("by", [Store.mend, Store.refresh])
+def test_a_database_that_was_deleted_is_there_again_before_anything_reads(
+    by: Callable[[Store], None], tmp_path: Path
+) -> None:
+    """`distill plan` must not count as lost what the next run brings back."""
+    said: list[str] = []
+    store = Store(tmp_path, said.append)
+    store.append("problems", rows("a", "b"))
+    store.ingest()
+    store.path.unlink()
+    by(store)
+    assert keys_in(store) == ["a", "b"]
+    assert by is Store.refresh or said == [f"{store.path}: is gone; remade from the journal"]
 
 
 def test_a_damaged_log_is_set_aside(tmp_path: Path) -> None:

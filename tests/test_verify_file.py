@@ -157,13 +157,14 @@ def test_the_progress_bar_has_room_for_count_and_time_in_80_columns() -> None:
 
 def test_bad_arguments_are_one_line(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", ROWS)
-    (tmp_path / "empty.jsonl").touch()
+    for name in ("empty.jsonl", "a.txt"):
+        (tmp_path / name).touch()
     (tmp_path / "broken.py").write_text("x = y\n")
     for arguments, message in [
         (("a.jsonl", "--verifier", "maths"), "did you mean 'math'?"),
         (("a.jsonl", "--verifier", "broken:X"), "cannot be loaded: NameError: name 'y' is not defined"),
         (("a.jsonl", "--verifier", "{format: {boxes: true}}"), "boxes"),
-        (("b.jsonl", "--verifier", "math"), "b.jsonl: cannot be read"),
+        (("b.jsonl", "--verifier", "math"), "b.jsonl: no such file"),
         (("a.txt", "--verifier", "math"), "unknown form"),
         (("empty.jsonl", "--verifier", "math"), "has no rows"),
         (("a.jsonl", "--verifier", "math", "--output", "./a.jsonl"), "is the file that is judged"),

@@ -21,10 +21,11 @@ from distill.stages.measuring import GREEDY
 from distill.store import Store
 from distill.store.records import Row
 from pipeline import manifest as manifests
-from pipeline.config import PipelineSpec, nearest
+from pipeline.config import PipelineSpec
 from pipeline.errors import InputError
 from pipeline.fingerprint import differences
 from pipeline.manifest import Manifest
+from pipeline.mistakes import nearest
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,11 @@ from distill.dataset import card as cards
 from distill.dataset import choice, facts, write
 from distill.stages import import_traces
 from distill.store import Store
-from pipeline.config import mistake
 from pipeline.document import parse_value
 from pipeline.errors import InputError
 from pipeline.files import write_atomic
 from pipeline.lock import workspace_lock
+from pipeline.mistakes import mistake
 from pipeline.stopping import Stopper
 from pipeline.workspace import StageContext, Workspace
 

@@ -6,13 +6,13 @@ seconds, so that a log of a night stays short.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from distill.cli.table import as_line
 from pipeline.events import Listener
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pipeline.plan import StagePlan
 
 PLAIN_SECONDS = 5.0
+TOLD = 8
+"""Figures of a stage in one line: GRPO has thirty."""
 
 
 def choose(as_json: bool) -> Listener:
@@ -60,9 +62,10 @@ def number(value: Any) -> str:
 
 
 def phrase(figures: Mapping[str, Any]) -> str:
-    """``reward 0.42, tokens 12,345``: the plain figures, nested ones left out."""
-    plain = {k: v for k, v in figures.items() if isinstance(v, int | float | str) and k != "members"}
-    return ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in plain.items())
+    """``reward 0.42, tokens 12,345, …``: the first of the plain figures; `distill status --json` has them all."""
+    plain = [(k, v) for k, v in figures.items() if isinstance(v, int | float | str) and k != "members"]
+    told = [f"{name.replace('_', ' ')} {number(value)}" for name, value in plain[:TOLD]]
+    return ", ".join([*told, "…"] if len(plain) > TOLD else told)
 
 
 class Rate:
@@ -94,7 +97,7 @@ class PlainLines(Listener):
     def start(self, stage: str, plan: StagePlan) -> None:
         self._rate, self._said = Rate(), time.monotonic()
         why = "; ".join(plan.reasons)
-        self._say(stage, "going on where it stopped" if plan.status == "partly done" else f"running ({why})")
+        self._say(stage, f"{'going on' if plan.status == 'partly done' else 'running'} ({why})")
 
     def progress(self, stage: str, done: int, total: int | None, figures: Mapping[str, Any]) -> None:
         left = self._rate.left(done, total)
@@ -138,4 +141,4 @@ class JsonLines(Listener):
         self._say("finish", stage=stage, seconds=manifest.seconds, figures=manifest.figures)
 
     def _say(self, event: str, **what: Any) -> None:
-        say(json.dumps({"event": event, "time": round(time.time(), 3), **what}, default=str))
+        say(as_line({"event": event, "time": round(time.time(), 3), **what}))

@@ -13,8 +13,9 @@ from distill.prompting import asking
 from distill.store import Store
 from distill.store.records import problems
 from pipeline import manifest as manifests
-from pipeline.config import PipelineSpec, nearest
+from pipeline.config import PipelineSpec
 from pipeline.errors import InputError
+from pipeline.mistakes import nearest
 
 
 def lm_eval(

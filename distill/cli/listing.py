@@ -12,9 +12,9 @@ from distill import catalog, forms
 from distill.cli.open import starters
 from distill.cli.table import show
 from distill.modelspec import EMBEDDED
-from pipeline.config import nearest
 from pipeline.errors import InputError
 from pipeline.files import write_atomic
+from pipeline.mistakes import nearest
 
 UNCUT = 10_000
 Rows = list[dict[str, Any]]

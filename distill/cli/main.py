@@ -46,7 +46,6 @@ traces = typer.Typer(
 )
 app.add_typer(traces)
 traces_commands.add(traces)
-dataset_commands.add(app, traces)
 
 
 def _version(asked: bool) -> None:
@@ -276,6 +275,9 @@ def verify(
     reference = None if no_answer else parse_value(answer_key) if several else answer_key
     columns = AnswerColumns(response_key, reference, answer_pattern, prompt_key, thinking_key, id_key, think_opened)
     command("verify", "verify")(file, verifier, columns, output, workers, limit, on_bad_row, json_)
+
+
+dataset_commands.add(app, traces)
 
 
 def main() -> None:

@@ -4,13 +4,13 @@ its name when it is complete."""
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from distill.cli.table import as_line
 from pipeline.errors import InputError
 from pipeline.files import disk_errors, fsync_directory
 from pipeline.scratch import scratch
@@ -56,7 +56,7 @@ def _jsonl(path: Path, rows: Iterator[Row]) -> int:
     with open(path, "w", encoding="utf-8") as file:
         for row in rows:
             count += 1
-            file.write(json.dumps(row, default=str, ensure_ascii=False) + "\n")
+            file.write(as_line(row) + "\n")
     return count
 
 

@@ -41,22 +41,26 @@ def _run(
     stages: Sequence[str], pipeline: Path, workspace: Path | None, overrides: Sequence[str], limit: int | None,
     force: Sequence[str], max_time: str | None, wait: bool, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    if dry_run:
-        from distill.cli.plan import plan
-
-        plan(stages, pipeline, workspace, overrides, limit, as_json, force)
-        return
     began = time.monotonic()
     spec = load(pipeline, overrides, limit, workspace)
     named = [stage.name for stage in spec.closure(stages)]  # a misspelt stage is told before anything is made
     if missed := [name for name in force if name in spec.stages and name not in named]:
         raise InputError(f"--force {missed[0]}: is not among the stages to run: {', '.join(named)}")
     spec.closure(force)
+    stopper = Stopper(parse_duration(max_time) if max_time else None)
+    if dry_run:
+        from distill.cli.plan import plan
+
+        plan(stages, pipeline, workspace, overrides, limit, as_json, force)
+        return
     space = workspace_of(spec)
     listener = display.choose(as_json)
-    stopper = Stopper(parse_duration(max_time) if max_time else None)
+    waiting = partial(listener.note, "waiting")
     command = shlex.join(["distill", *sys.argv[1:]])
-    with stopper.listening(), workspace_lock(spec.workspace, wait=wait, stopping=stopper, command=command):
+    with (
+        stopper.listening(),
+        workspace_lock(spec.workspace, wait=wait, stopping=stopper, command=command, waiting=waiting),
+    ):
         try:
             space.sweep()
             Store(spec.workspace, partial(listener.note, "store")).mend()

@@ -1,9 +1,8 @@
-"""``distill status``: how far a run is, read from manifests and heartbeats; takes no lock, stops nothing."""
+"""``distill status``: how far a run is, read from manifests and heartbeats; keeps nobody from running."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from distill.cli.display import duration, phrase
 from distill.cli.open import load, workspace_of
 from distill.cli.table import show
+from pipeline.lock import running
 from pipeline.plan import StagePlan, Status, plan
 from pipeline.workspace import Workspace
 
@@ -51,19 +51,9 @@ def _state(item: StagePlan, space: Workspace) -> tuple[str, float | None, int | 
         try:
             path = space.work(item.identity.kind, item.identity.fingerprint) / "heartbeat.json"
             beat = json.loads(path.read_text())
-            state = "running" if _alive(beat["pid"]) else "interrupted"
+            state = "running" if running(space.path) == beat["pid"] else "interrupted"
             return state, beat["seconds"], beat["done"], beat["total"], beat["figures"]
         except (OSError, ValueError, KeyError):
             pass
     forecast = item.forecast
     return "waiting", None, forecast.done if forecast else None, forecast.total if forecast else None, {}
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

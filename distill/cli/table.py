@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,9 +25,25 @@ def show(rows: Iterable[Mapping[str, Any]], as_json: bool, width: int = 60) -> N
     """Print rows for a person, cells cut to ``width``, or as JSON lines."""
     if as_json:
         for row in rows:
-            print(json.dumps(row, default=str, ensure_ascii=False))
+            print(as_line(row))
     else:
         print(render(list(rows), width))
+
+
+def as_line(row: Mapping[str, Any]) -> str:
+    """A row as JSON, which knows neither NaN nor infinity: they are null."""
+    try:
+        return json.dumps(row, default=str, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(row), default=str, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: Any, width: int) -> str:

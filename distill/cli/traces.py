@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def sql(
     with store_at(pipeline, workspace).reading() as connection:
         try:
             result = connection.execute(query)
-            names = [column[0] for column in result.description or ()]
+            names = distinct(column[0] for column in result.description or ())
             rows = (dict(zip(names, row, strict=True)) for row in stream(result, limit))
             if output is not None:
                 print(f"wrote {write_rows(output, rows):,} rows to {output}")
@@ -72,6 +72,15 @@ def sql(
                 _show_table(rows, limit)
         except duckdb.Error as error:
             raise InputError(" ".join(str(error).split())[:500]) from None
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """Columns of one name told apart: a, a_1, a_2."""
+    given: list[str] = []
+    for name in names:
+        free = (new for new in chain([name], (f"{name}_{i}" for i in count(1))) if new not in given)
+        given.append(next(free))
+    return given
 
 
 def _show_table(rows: Iterator[dict[str, Any]], limit: int | None) -> None:
@@ -102,7 +111,7 @@ def stats(pipeline: Path, workspace: Path | None, as_json: bool) -> None:
             "count(*) FILTER (t.finish = 'length') AS truncated, count(*) FILTER (t.finish = 'refused') AS refused, "
             "count(*) FILTER (t.finish = 'empty') AS empty "
             "FROM traces t LEFT JOIN newest v USING (trace_key) LEFT JOIN prompts p USING (prompt_key) "
-            "WHERE t.trace_key NOT IN (SELECT trace_key FROM rollouts) GROUP BY ALL ORDER BY ALL"
+            "WHERE t.finish <> 'step' AND t.trace_key NOT IN (SELECT trace_key FROM rollouts) GROUP BY ALL ORDER BY ALL"
         )
         verifiers = store.rows("SELECT * FROM verifier_rates ORDER BY ALL")
     for kind, rows in (("traces", traces), ("verifier", verifiers)):

@@ -8,6 +8,7 @@ a stopped or killed command, run again, goes on after the last whole line.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -96,7 +97,7 @@ def _count(file: Path, limit: int | None, columns: AnswerColumns | None) -> int:
     try:
         total = sum(1 for _ in rows) if columns is None else check_rows(rows, columns)
     except InputError as error:
-        if columns is None or not error.args or not str(error).startswith(f"{file}:"):
+        if columns is None or not re.match(rf"{re.escape(str(file))}:\d", str(error)):
             raise
         raise InputError(f"{error}; --on-bad-row skip goes on past such rows") from None
     if total == 0:

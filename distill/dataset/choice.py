@@ -13,9 +13,9 @@ from typing import Any
 from distill import catalog
 from distill.types import Finish, Outcome
 from pipeline import manifest as manifests
-from pipeline.config import nearest
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
+from pipeline.mistakes import nearest
 
 OF_COLLECTION = (
     "(trace_key IN (SELECT row_key FROM members WHERE collection = $collection AND label <> 'rejected') OR "

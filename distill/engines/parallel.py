@@ -7,8 +7,8 @@ message. That is safe because a worker computes in one thread and touches nothin
 pipe, as torch's own data loaders do. Jobs with equal prompts go to one worker; since a sample does not
 depend on its neighbours, which worker draws it changes nothing.
 
-A worker ends when its pipe closes, however its parent died; it ignores Ctrl-C, which is the parent's
-to handle. A worker that dies is an error of one line. Linux only, and only on a CPU.
+A worker ends when its pipe closes, however its parent died; signals are the parent's to handle
+(`pipeline.forking`). A worker that dies is an error of one line. Linux only, and only on a CPU.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 
 from distill.engines.decode import Decoder, Job, Sample, order
 from pipeline.errors import PipelineError
+from pipeline.forking import fork
 
 GROUP = 16
 """Jobs of one prompt that travel together, at most."""
@@ -92,13 +93,7 @@ class _Worker:
     def __init__(self, decoder: Callable[[], Decoder], others: list[Connection]) -> None:
         self.held = 0
         self.pipe, theirs = multiprocessing.Pipe()
-        fork = multiprocessing.get_context("fork")
-        self._process = fork.Process(target=_work, args=(decoder, theirs, [self.pipe, *others]), daemon=True)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._process = fork(_work, (decoder, theirs, [self.pipe, *others]))
         theirs.close()
 
     def take(self, jobs: list[Job]) -> None:
@@ -150,9 +145,6 @@ def _work(decoder: Callable[[], Decoder], pipe: Connection, inherited: list[Conn
     import torch
 
     parent = os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     for other in inherited:  # else this process would keep its siblings' pipes open when the parent dies
         other.close()
     torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import nearest
+from pipeline.mistakes import nearest
 
 OPTIONS = {
     "dtype": "dtype",

@@ -56,7 +56,6 @@ from distill.comparison import pair_of
 from distill.report import examples, words
 from distill.spending import spent_on
 from distill.store import Store
-from pipeline.errors import InputError
 from pipeline.manifest import Manifest
 
 RESERVED = frozenset(
@@ -80,6 +79,7 @@ RESERVED = frozenset(
         "software",
     }
 )
+"""What no model may be called (the evaluate stage refuses it): keys that stand beside the labels."""
 CURVE_POINTS = 300
 LENGTH_BINS = 24
 ELSEWHERE = ("subjects", "pairs", "strategies", "rivals")
@@ -114,11 +114,9 @@ class Sources:
 
 
 def gather(sources: Sources) -> Report:
-    """The content of ``report.json``. `InputError` where a label is one of the report's own words."""
+    """The content of ``report.json``."""
     store, evaluation = sources.store, sources.evaluation[1]
     labels = list(evaluation.figures["subjects"])
-    if clash := sorted(RESERVED.intersection(labels)):
-        raise InputError(f"report: a model cannot be labelled {clash[0]!r}: report.json uses that word; rename it")
     subjects = {label: _subject(label, sources) for label in labels}
     story = [label for label in labels if subjects[label]["role"] in ("base", "student")]
     settings = evaluation.identity.settings

@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from distill import difficulty
 from distill.cli.display import duration, number, phrase
-from distill.report import judging, rows, searches, svg
+from distill.report import judging, rows, searches, svg, thinking
 from distill.report.data import Report
 from distill.report.words import count, interval, percent, points, visible
 
@@ -74,7 +74,7 @@ def render(report: Report) -> str:
         funnel=_funnel(report["funnel"]),
         bias=_bias(report["funnel"]),
         curves=_curves(report, subjects, colours),
-        emergence=_emergence(report, subjects, colours),
+        emergence=thinking.emergence(report["emergence"], subjects, colours),
         families=families,
         by_samples=_by_samples(subjects, colours),
         searches=searches.panels(report["search"]),
@@ -91,10 +91,10 @@ def render(report: Report) -> str:
         bias_rows=rows.bias(report["funnel"]),
         family_rows=rows.families(families, report["models"]),
         sample_rows=rows.by_samples(subjects),
-        by_budget=_by_budget(subjects, colours),
-        budget_rows=rows.by_budget(subjects),
-        against_rows=rows.against_no_thinking(subjects),
-        does_not_pay=rows.does_not_pay(subjects),
+        by_budget=thinking.budgets(subjects, colours),
+        budget_rows=thinking.budget_rows(subjects),
+        against_rows=thinking.against_rows(subjects),
+        does_not_pay=thinking.does_not_pay(subjects),
         model_rows=judging.model_rows(report["reward_models"]),
         reliability=judging.reliability(report["reward_models"]),
         choice_panels=judging.choice_panels(report["choices"]),
@@ -218,38 +218,6 @@ def _curves(
     return found
 
 
-def _emergence(
-    report: Report, subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """For each stage with rollouts: a panel a behaviour that was seen and a difficulty, and its tables."""
-    colour_of = {s["stage"]: colours[s["label"]] for s in subjects if s["stage"]}
-    found = []
-    for stage, seen in report["emergence"].items():
-        series = {
-            f"{name}: share of rollouts": list(zip(seen["steps"], one["shares"], strict=True))
-            for name, one in seen["behaviours"].items()
-            if one["share"]
-        }
-        series |= {f"{of}: tokens": [(step, tokens) for step, tokens in line] for of, line in seen["lengths"].items()}
-        panels = [
-            _small(f"emergence-{stage}-{at}", f"{stage}: {title}", title, values, colour_of.get(stage, "var(--ink-2)"))
-            for at, (title, values) in enumerate(series.items())
-        ]
-        never = [name.replace("_", " ") for name, one in seen["behaviours"].items() if not one["share"]]
-        tables = {"behaviours": rows.behaviours(seen), "changes": rows.changes(seen)}
-        found.append({"stage": stage, "looked_at": seen["looked_at"], "panels": panels, "never": never, **tables})
-    return found
-
-
-def _small(name: str, title: str, short: str, values: Sequence[svg.Point], colour: str) -> dict[str, Any]:
-    first, last = svg.number(values[0][1]), svg.number(values[-1][1])
-    about = f"from {first} at first to {last} at step {values[-1][0]:.0f}"
-    return {
-        "title": visible(short), "first": first, "last": last,
-        "svg": Markup(svg.curve(name, visible(title), about, values, colour, 84)),
-    }  # fmt: skip
-
-
 def _panel(stage: str, name: str, values: Sequence[svg.Point], colour: str, large: bool) -> dict[str, Any]:
     first, last = svg.number(values[0][1]), svg.number(values[-1][1])
     title, about = METRICS[name], f"from {first} at first to {last} at step {values[-1][0]:.0f}"
@@ -301,21 +269,6 @@ def _strategy(
     about = "; ".join(f"{line.label}: {percent(line.points[-1][1])}" for line in lines if line.points)
     drawn = svg.slopes(f"samples-{name}", STRATEGIES[name], about, list(map(str, counts)), lines)
     return {"title": STRATEGIES[name], "svg": Markup(drawn)}
-
-
-def _by_budget(subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> Markup | None:
-    """Accuracy against the thinking budget; None where none was measured."""
-    told = [s for s in subjects if s.get("by_budget")]
-    if not told:
-        return None
-    names = ["no budget" if at["budget"] is None else f"{at['budget']:,}" for at in told[0]["by_budget"]]
-    lines = []
-    for s in told:
-        known = [(float(i), at) for i, at in enumerate(s["by_budget"]) if at["pass_at_1"] is not None]
-        places, ends = [(i, at["pass_at_1"]) for i, at in known], [tuple(at["ci95"]) for _, at in known]
-        lines.append(svg.Line(visible(s["label"]), places, colours[s["label"]], ends))
-    about = "; ".join(f"{line.label}: {', '.join(percent(share) for _, share in line.points)}" for line in lines)
-    return Markup(svg.slopes("budgets", "Share solved by thinking budget", about, names, lines))
 
 
 def _by_difficulty(subject: Mapping[str, Any], source: str) -> dict[str, Mapping[str, Any]]:

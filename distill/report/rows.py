@@ -8,7 +8,6 @@ from typing import Any
 
 from distill import difficulty
 from distill.cli.display import duration
-from distill.emergence import CHANGES
 from distill.report.data import Report
 from distill.report.words import chance, interval, percent, points, visible
 
@@ -118,62 +117,6 @@ def by_length(subjects: Sequence[Mapping[str, Any]]) -> Rows:
     """One row a model; none where there are too few samples a problem."""
     return [
         [visible(s["label"]), *(_share(third) for third in s["by_length"].values())] for s in subjects if s["by_length"]
-    ]
-
-
-def by_budget(subjects: Sequence[Mapping[str, Any]]) -> Rows:
-    """One row a model and thinking budget."""
-    return [
-        [
-            visible(s["label"]), "none" if at["budget"] is None else f"{at['budget']:,}",
-            f"{at['thinking_tokens']:,.1f}",
-            f"{at['tokens']:,.1f}", _share(at), f"{at['new']:,} of {at['samples']:,}",
-        ]
-        for s in subjects
-        for at in s.get("by_budget", ())
-    ]  # fmt: skip
-
-
-def against_no_thinking(subjects: Sequence[Mapping[str, Any]]) -> Rows:
-    """One row a model and family or difficulty."""
-    return [
-        [
-            visible(f"{s['label']}: {row['of']}"), percent(row["thinking"]), percent(row["without"]),
-            f"{points(row['difference'])} ({points(row['ci95'][0])} to {points(row['ci95'][1])})",
-            f"{row['tokens']:,.1f}", f"{row['tokens_without']:,.1f}", row["says"],
-        ]
-        for s in subjects
-        for row in s.get("against_no_thinking", ())
-    ]  # fmt: skip
-
-
-def does_not_pay(subjects: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each model with something of the kind: where its thinking is not shown to pay."""
-    found = []
-    for s in subjects:
-        told = s.get("against_no_thinking", ())
-        where = [row["of"] for row in told if row["says"] != "pays"]
-        if where:
-            found.append(visible(f"{s['label']}: {'everywhere' if len(where) == len(told) else ', '.join(where)}"))
-    return found
-
-
-def behaviours(seen: Mapping[str, Any]) -> Rows:
-    """One row a behaviour: the share of rollouts at first, at last and in all, and what they earn."""
-    return [
-        [
-            visible(name), percent(one["shares"][0]), percent(one["shares"][-1]), percent(one["share"]),
-            *("" if one[key] is None else f"{one[key]:.3f}" for key in ("reward_with", "reward_without")),
-        ]
-        for name, one in seen["behaviours"].items()
-    ]  # fmt: skip
-
-
-def changes(seen: Mapping[str, Any]) -> Rows:
-    """One row a family: what became of an answer that the thinking had named before."""
-    return [
-        [visible(source), *(f"{counts.get(change, 0):,}" for change in CHANGES.values())]
-        for source, counts in seen["changes_by_source"].items()
     ]
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from distill import comparison, engines, exposure, modelspec, scoring, verification
 from distill.engines import dialects
@@ -27,6 +27,7 @@ from distill.engines.options import (
 )
 from distill.generation import Wanted, wanted
 from distill.prompting import Ask, Prompting, plainly
+from distill.report.data import RESERVED
 from distill.stages.common import VerifierSpec, ask_of, members_present, store_of
 from distill.stages.measuring import GREEDY, Measure
 from distill.statistics import Estimate, clustered_mean
@@ -40,6 +41,13 @@ PROTOCOL = ("sampling", "samples", "prompting", "thinking", "verifier", "split")
 """The settings that make a score what it is, beside the problems and the versions of their verifiers."""
 
 
+def _label(label: str) -> str:
+    why = "report.json uses that word" if label in RESERVED else "it holds a slash" if "/" in label else None
+    if why:
+        raise ValueError(f"a model cannot be labelled {label!r}: {why}; rename it")
+    return label
+
+
 class ContaminationSettings(Settings):
     """Prompts of the problems that are measured are looked for in those that the student was trained on."""
 
@@ -51,7 +59,11 @@ class ContaminationSettings(Settings):
 
 class EvaluateSettings(Settings):
     problems: Annotated[str, Input(accepts=("problems",))]
-    models: Annotated[dict[str, str], Input(accepts=("student", "model"), prefix=modelspec.STAGE), Field(min_length=1)]
+    models: Annotated[
+        dict[Annotated[str, AfterValidator(_label)], str],
+        Input(accepts=("student", "model"), prefix=modelspec.STAGE),
+        Field(min_length=1),
+    ]
     """A label for each model, in the order of the report."""
     engine: EngineOptions = TransformersOptions()
     sampling: SamplingSettings = SamplingSettings()

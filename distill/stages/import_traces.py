@@ -119,7 +119,7 @@ def run(context: Context, settings: ImportSettings) -> Output:
     store = store_of(context)
     members: dict[str, str] = {}
     tally: Counter[str] = Counter()
-    context.note("import: the file tells no token counts; they are estimated from the texts, four letters to a token")
+    context.note("the file tells no token counts; they are estimated from the texts, four letters to a token")
     for batch in batched(_traces(context, settings, tally), BATCH):
         store.append("problems", list({row["problem_key"]: row for row, *_ in batch}.values()))
         store.append("traces", [row for _, row, _ in batch])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from distill import engines, generation, verification
 from distill.engines import dialects
+from distill.engines.base import Engine
 from distill.engines.options import EngineOptions, SamplingSettings, Seed, TransformersOptions, check_model
 from distill.modelspec import StageOrName
 from distill.prm import exact, groups, imported, rollouts
@@ -102,13 +104,22 @@ def _tag(value: Any) -> str:
     return next((f"{name} labels" for name in SOURCES if name in keys), "exact labels")
 
 
+def _known(value: Any) -> Any:
+    if isinstance(value, dict) and not set(SOURCES) & set(value):
+        raise ValueError(f"names no source of labels; one of {', '.join(SOURCES)} says where they are from")
+    return value
+
+
 LabelSource = Annotated[
-    Annotated[ExactLabels, Tag("exact labels")]
-    | Annotated[SlipLabels, Tag("slips labels")]
-    | Annotated[RolloutLabels, Tag("rollouts labels")]
-    | Annotated[GroupLabels, Tag("groups labels")]
-    | Annotated[FileLabels, Tag("file labels")],
-    Discriminator(_tag),
+    Annotated[
+        Annotated[ExactLabels, Tag("exact labels")]
+        | Annotated[SlipLabels, Tag("slips labels")]
+        | Annotated[RolloutLabels, Tag("rollouts labels")]
+        | Annotated[GroupLabels, Tag("groups labels")]
+        | Annotated[FileLabels, Tag("file labels")],
+        Discriminator(_tag),
+    ],
+    BeforeValidator(_known),
 ]
 
 
@@ -220,29 +231,42 @@ def _judge_of(settings: Mapping[str, Any]) -> Any:
 def _rollouts(context: Context, source: RolloutLabels, rule: str) -> list[Labelled]:
     tried = _tried(context, source.rollouts)[: source.most]
     problems = {one.problem_key: one.problem for one in tried}
-    outcomes = partial(_outcomes, context, source, problems)
-    if source.search == "first_error":
-        return rollouts.first_error(tried, rule, outcomes)
-    return rollouts.every(tried, rule, source.kind, outcomes)
+    with ExitStack() as stack:
+        outcomes = partial(_outcomes, context, source, problems, _once(context, source, stack))
+        if source.search == "first_error":
+            return rollouts.first_error(tried, rule, outcomes)
+        return rollouts.every(tried, rule, source.kind, outcomes)
+
+
+def _once(context: Context, source: RolloutLabels, stack: ExitStack) -> Callable[[], Engine]:
+    """The policy's engine, opened when it is first needed and kept for all rounds of a search."""
+
+    @cache
+    def engine() -> Engine:
+        model = engines.model_of(source.policy, source.engine, context)
+        spending = Spending(store_of(context), context.name)
+        return stack.enter_context(closing(engines.open_engine(source.engine, model, context.note, spending)))
+
+    return engine
 
 
 def _outcomes(
-    context: Context, source: RolloutLabels, problems: Mapping[str, Problem], prefixes: Sequence[Prefix]
-) -> dict[Prefix, list[bool]]:
+    context: Context, source: RolloutLabels, problems: Mapping[str, Problem], engine: Callable[[], Engine],
+    prefixes: Sequence[Prefix],
+) -> dict[Prefix, list[bool]]:  # fmt: skip
     """Complete prefixes and have the ends judged; what the store has of either is not made again."""
     store, model = store_of(context), engines.model_of(source.policy, source.engine, context)
     sampling = source.sampling.sampling(source.seed)
     wishes = {
         (key, prefix): generation.wanted(
-            [(key, problems[key])], model.identity, sampling, source.samples,
-            lambda problem, prefix=prefix: Asked(problem.messages, prefix),  # type: ignore[misc]
+            [(key, problems[key])], model.identity, sampling, source.samples, partial(_begun, prefix)
         )
         for key, prefix in dict.fromkeys(prefixes)
-    }  # fmt: skip
+    }
     every = [wish for part in wishes.values() for wish in part]
-    spending = Spending(store, context.name)
-    open_engine = partial(engines.open_engine, source.engine, model, context.note, spending)
-    generation.make_traces(store, every, open_engine, context, "roll-outs")
+    missing, there = generation.missing_of(store, every)
+    if missing:
+        generation.sample(store, engine(), missing, there, context, "roll-outs")
     asked = [(wish.key, wish.problem_key, wish.problem) for wish in every]
     judged = verification.judgements(asked, source.verifier, context.hashes)
     verdicts = verification.make_verdicts(store, judged, context, source.workers, "roll-outs")
@@ -251,6 +275,10 @@ def _outcomes(
     )
     right = {row["trace_key"]: row["outcome"] == "correct" for row in rows if row["outcome"] != "unverifiable"}
     return {prefix: [right[w.key] for w in part if w.key in right] for prefix, part in wishes.items()}
+
+
+def _begun(prefix: str, problem: Problem) -> Asked:
+    return Asked(problem.messages, prefix)
 
 
 def label_rows(run: str, labelled: Sequence[Labelled], part: str) -> list[Row]:

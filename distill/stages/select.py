@@ -83,7 +83,7 @@ def run(context: Context, settings: SelectSettings) -> Output:
         figures["bias"] = difficulty.bias(rows, [reason is None for reason in reasons])
         judges = of_kept(store, digest, verdicts, "DISTINCT p.verifier AS name")  # for stages that judge the student
         figures["verifiers"] = sorted(row["name"] for row in judges)
-        context.note(f"{context.name}: {figures['bias']['says']}")
+        context.note(figures["bias"]["says"])
     return Output(digest, figures)
 
 

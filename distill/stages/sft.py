@@ -117,11 +117,6 @@ def _lessons(context: Context, settings: SftSettings, tokenizer: Any, ask: Ask) 
     from distill.training.batching import fitting
 
     rows = kept(store_of(context), context.inputs[settings.data])
-    if not rows:
-        raise PipelineError(
-            f"stage {context.name}: {settings.data} kept no trace to train on; `distill traces stats` shows the "
-            f"verdicts, and the rules of {settings.data} (keep, max_tokens) what was rejected"
-        )
     every = [example_of(tokenizer, row, settings, ask) for row in rows]
     _, dropped = fitting(every, settings.max_tokens)
     if len(dropped) == len(rows):
@@ -244,6 +239,15 @@ def example_of(tokenizer: Any, row: Row, settings: SftSettings, ask: Ask) -> Exa
     return from_messages(tokenizer, row["trace_key"], conversation(asked, thinking, row["answer"]))
 
 
+def refuse(settings: SftSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
+    if figures.get(settings.data, {}).get("kept") == 0:
+        return (
+            f"{settings.data} kept no trace to train on; `distill traces stats` shows the verdicts, `rejected` in "
+            f"`distill status --json` why"
+        )
+    return None
+
+
 def forecast(context: Context, settings: SftSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
     steps = settings.steps(expected)
     return Forecast("steps") if steps is None else Forecast("steps", steps, 0, foreseen(settings))
@@ -267,4 +271,5 @@ STAGE = Stage(
     run=run,
     forecast=forecast,
     dependencies=dependencies,
+    refuse=refuse,
 )

@@ -21,6 +21,7 @@ from distill.store import filed, opening, schema, shards
 from distill.store.opening import Busy, Damaged, first_line
 from pipeline.errors import InputError, PipelineError
 from pipeline.files import TEMPORARY, disk_errors, make_directory
+from pipeline.lock import workspace_lock
 from pipeline.scratch import scratch
 
 if TYPE_CHECKING:
@@ -93,14 +94,21 @@ class Store:
             self.ingest(patience=0.0)
 
     def refresh(self) -> None:
-        """For commands that read: what a killed run had made durable is seen too. What stands in the way (somebody
-        reads or writes, no right to write, a damaged file) is for the reading to tell, or no harm."""
-        if any(self._pending().values()):
+        """For commands that read: what a killed run had made durable is seen too, and a database that was deleted is
+        there again. What stands in the way (somebody reads or writes, no right to write, a damaged file) is for the
+        reading to tell, or no harm."""
+        if self._deleted() or any(self._pending().values()):
             with suppress(PipelineError, OSError):
                 if self.path.exists():
                     with self.reading():  # a damaged store is for the next run to set aside
                         pass
-                self.ingest(patience=0.0)
+                    self.ingest(patience=0.0)
+                else:  # nobody may be making it at the same time
+                    with workspace_lock(self.path.parent, wait=False, stopping=lambda: True):
+                        self.ingest(patience=0.0)
+
+    def _deleted(self) -> bool:
+        return not self.path.exists() and any(shards.pending(self.journal, table) for table in schema.KEYS)
 
     def mend(self) -> None:
         """Remake a store that cannot be opened, and bring back from the journal the rows that one has lost
@@ -108,6 +116,9 @@ class Store:
         the workspace, before anything reads."""
         for directory in (self.shards, self.journal):
             make_directory(directory)
+        if self._deleted():
+            self._note(f"{self.path}: is gone; remade from the journal")
+            self.ingest()
         if not self.path.exists():
             return
         try:
@@ -232,12 +243,14 @@ class Store:
         except duckdb.Error as error:
             if not opening.DAMAGE.search(str(error)):
                 raise
-            raise Damaged(
-                f"{self.path}: damaged: {first_line(error)}; move it away: the next `distill run` remakes it "
-                "from the journal"
-            ) from None
+            raise Damaged(f"{self.path}: damaged: {first_line(error)}; {self._mended_by(error)}") from None
         finally:
             connection.close()
+
+    def _mended_by(self, error: Exception) -> str:
+        if f"/{self.journal.name}/" in str(error):
+            return "the next `distill run` remakes it, or makes its rows again"
+        return "move it away: the next `distill run` remakes it from the journal"
 
     @contextmanager
     def snapshot(self) -> Iterator[Store]:

@@ -60,10 +60,12 @@ class Recorder:
         self._rows, self._appended = [], time.monotonic()
 
     def last(self) -> dict[str, float]:
-        """The numbers of the last step there is, whichever attempt made it. Call it after the ``with``."""
+        """The numbers of the last step there is, whichever attempt made it, those on the display first. Call it after
+        the ``with``."""
         rows = self._store.rows(
             "SELECT name, value FROM metrics WHERE run = $run "
             "AND step = (SELECT max(step) FROM metrics WHERE run = $run) ORDER BY name",
             {"run": self._context.fingerprint},
         )
-        return {row["name"]: row["value"] for row in rows}
+        found = {row["name"]: row["value"] for row in rows}
+        return {name: found[name] for name in self._shown if name in found} | found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.training.ranks import alike, full
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PipelineError
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,15 @@ class Optimizer:
     def step(self, scale: float) -> float:
         """Clip, update at ``scale`` times the peak rates, clear. Returns the norm before clipping."""
         limit = self.settings.clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit, error_if_nonfinite=True)
+        norm = float(full(nn.utils.clip_grad_norm_(self.parameters, limit)))
+        if not math.isfinite(norm):
+            raise PipelineError("training diverged: its gradients are no finite numbers any more; lower learning_rate")
         for peak, optimizer in self.parts:
             for group in optimizer.param_groups:
                 group["lr"] = peak * scale
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return float(full(norm))
+        return norm
 
     def state(self) -> list[dict[str, Any]]:
         """Whole, also where the weights are sharded; then all ranks must ask."""

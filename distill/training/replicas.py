@@ -12,7 +12,6 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
+from pipeline.forking import fork
 
 ORPHANED = 1.0
 """Seconds between looks, of an idle replica, whether its parent lives. The pipe tells first, as a rule."""
@@ -46,14 +46,7 @@ class Replica:
         self._gradient = [shared(p.numel(), p.dtype).view(p.shape) for p in parameters]
         self._pipe, theirs = multiprocessing.Pipe()
         inherited = [self._pipe, *(other._pipe for other in others)]
-        fork = multiprocessing.get_context("fork")
-        arguments = (work, parameters, self._gradient, theirs, inherited)
-        self._process = fork.Process(target=_serve, args=arguments, daemon=True)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._process = fork(_serve, (work, parameters, self._gradient, theirs, inherited))
         theirs.close()
 
     def send(self, message: Any) -> None:
@@ -93,9 +86,6 @@ def _serve(
 ) -> None:
     """A replica's life, from fork to exit."""
     parent = os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     for other in inherited:  # else this process would keep its siblings' pipes open when the parent dies
         other.close()
     torch.set_num_threads(1)

@@ -32,9 +32,9 @@ from distill.types import Completion, Outcome, Problem, Request, Verdict
 from distill.verifiers import judge_votes
 from distill.verifiers.base import Note, silent
 from distill.verifiers.judge_prompt import PAIRWISE, REFERENCE, Grades, Rubric, Words
-from pipeline.config import mistake
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.mistakes import mistake
 from pipeline.stage import Operational, Settings, marked
 
 if TYPE_CHECKING:

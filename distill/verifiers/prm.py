@@ -23,9 +23,9 @@ from distill.steps import split
 from distill.thinking import Response, join_thinking
 from distill.types import Outcome, Problem, Verdict
 from distill.verifiers.base import Key, Note, Stopping, never, silent
-from pipeline.config import mistake
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
+from pipeline.mistakes import mistake
 from pipeline.stage import Settings
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from typing import Any
 from distill.modelspec import Model
 from distill.pretrained import load
 from distill.steps import needs_tokens, split
+from distill.types import Message
 from pipeline.errors import InputError
 
 ROWS = 64
@@ -31,6 +32,13 @@ class Likelihood:
             raise InputError(f"the likelihood of steps needs a rule of text, not {rule}")
         self.rule = rule
         self._network, self._tokenizer = network.eval().requires_grad_(False), tokenizer
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A prompt as this model reads it."""
+        rendered: str = self._tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+        )
+        return rendered
 
     def score(self, asked: Sequence[tuple[str, str]]) -> list[list[float]]:
         order = sorted(range(len(asked)), key=lambda at: len(asked[at][0]) + len(asked[at][1]))

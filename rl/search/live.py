@@ -18,7 +18,7 @@ from rl.search.base import Draft, Piece
 from rl.search.beam import Tree
 from rl.search.drive import Result, run
 from rl.search.pieces import of_completion
-from rl.search.scoring import Scorer, likelihood_of, prm_of
+from rl.search.scoring import Scorer, likelihood_of, prm_of, prompt_read
 from rl.search.settings import named
 
 STEP, STOP = "line", "\n"
@@ -51,7 +51,8 @@ class LiveWorld:
 
     def score(self, pieces: Sequence[tuple[int, Piece]]) -> list[list[float]]:
         assert self.scorer
-        return self.scorer.open().score([(piece.prompt, piece.text) for _, piece in pieces])
+        scorer, messages, rendered = self.scorer.open(), self.problem.messages, self.engine.name != "openai"
+        return scorer.score([(prompt_read(scorer, piece, messages, rendered), piece.text) for _, piece in pieces])
 
     def judge(self, pieces: Sequence[tuple[int, Piece]]) -> list[bool]:
         raise InputError("a question has no right answer to judge by")

@@ -38,7 +38,7 @@ def measure(
     members = [(SAMPLES, key) for key in world.verdicts.values()]
     told: dict[str, Any] = {}
     scores: dict[str, list[tuple[dict[str, Any], curves.Scores]]] = {}
-    for named in settings.strategies:
+    for named in settings.named:
         before = set(world.verdicts.values())
         scores[named.label] = points = []
         for budget in settings.budgets:
@@ -56,7 +56,7 @@ def measure(
         "samples": settings.pool,
         "tokens_per_sample": round(votes.tokens, 2),
         "strategies": told,
-        "rivals": _rivals(settings.strategies, scores),
+        "rivals": _rivals(settings.named, scores),
     }
     return figures, members
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
 from distill.modelspec import Model
 from distill.prm.scorer import StepScorer
+from distill.types import Message
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
+from rl.search.base import Piece
 
 PRM = "prm:"
 """``prm:STAGE`` is the reward model that a stage made."""
@@ -30,6 +32,12 @@ class Scorer:
         return self._opened[0]
 
 
+def prompt_read(scorer: StepScorer, piece: Piece, messages: Sequence[Message], rendered: bool) -> str:
+    """The prompt that a scorer reads before a response: the one the model saw; where that is an endpoint's secret
+    (``rendered`` is False), by the scorer's own template."""
+    return piece.prompt if rendered else str(scorer.render(messages))  # type: ignore[attr-defined]
+
+
 def likelihood_of(model: Model, rule: str) -> Scorer:
     """How likely a model finds each step (`rl.search.likelihood`)."""
 
@@ -41,8 +49,11 @@ def likelihood_of(model: Model, rule: str) -> Scorer:
     return Scorer(f"likelihood:{rule}:{model.identity}", load)
 
 
-def prm_of(name: str, workspace: Path, inputs: Mapping[str, Manifest], hashes: FileHashes) -> Scorer:
-    """The process reward model that a stage made, or that lies in a directory."""
+def prm_of(
+    name: str, workspace: Path, inputs: Mapping[str, Manifest], hashes: FileHashes, policy: Model | None = None
+) -> Scorer:
+    """The process reward model that a stage made, or that lies in a directory. `InputError`, when it is opened, for
+    one whose tokenizer is not that of ``policy``, whose prompts it is to read."""
     if name.startswith(PRM):
         made = inputs[name.removeprefix(PRM)]
         assert made.artifact is not None
@@ -51,7 +62,13 @@ def prm_of(name: str, workspace: Path, inputs: Mapping[str, Manifest], hashes: F
         directory = Path(name)
 
     def load() -> StepScorer:
-        loaded: StepScorer = import_module("distill.prm.reading").load(directory, name)
-        return loaded
+        loaded = import_module("distill.prm.reading").load(directory, name)
+        if policy:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(policy.source, revision=policy.revision)
+            loaded.check_reads(tokenizer, f"model {policy.source}")
+        scorer: StepScorer = loaded
+        return scorer
 
     return Scorer(f"prm:{hashes.of(directory)}", load)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import PlainSerializer, PlainValidator, ValidationError
+from pydantic import AfterValidator, ValidationError
 
 from distill import catalog
 from pipeline.errors import InputError
@@ -34,8 +34,6 @@ class Named:
 
 def named(spec: Any) -> Named:
     """`ValueError` for what is none."""
-    if isinstance(spec, Named):
-        return spec
     name, settings = next(iter(spec.items())) if isinstance(spec, Mapping) and len(spec) == 1 else (spec, {})
     if not isinstance(name, str):
         raise ValueError("expected the name of a strategy, or one name with its settings: {beam: {width: 8}}")
@@ -49,4 +47,5 @@ def named(spec: Any) -> Named:
         raise ValueError(str(error)) from None
 
 
-StrategySpec = Annotated[Named, PlainValidator(named), PlainSerializer(Named.plain)]
+StrategySpec = Annotated[str | dict[str, Any], AfterValidator(lambda spec: named(spec).plain())]
+"""A strategy in YAML, without the settings that are the usual ones."""

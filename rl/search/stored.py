@@ -24,7 +24,7 @@ from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context, stop_check
 from rl.search import pieces
 from rl.search.base import Draft, Piece
-from rl.search.scoring import Scorer
+from rl.search.scoring import Scorer, prompt_read
 
 PORTION = 256
 """Texts scored at a time: what a kill may lose."""
@@ -45,6 +45,8 @@ class StoredWorld:
     scorer: Scorer | None
     judges: Judges
     workers: int
+    rendered: bool = True
+    """Whether traces tell the prompt as the model saw it; an endpoint's do not."""
     label: str = ""
     verdicts: dict[tuple[str, str], str] = field(default_factory=dict)
     """The key of the verdict that stands, by problem key and trace key."""
@@ -117,29 +119,34 @@ class StoredWorld:
     def score(self, wanted: Sequence[tuple[int, Piece]]) -> list[list[float]]:
         if self.scorer is None:
             raise InputError("a step scorer is needed; name one with `prm`")
-        by_key = {keys.score_key(self.scorer.identity, piece.key): piece for _, piece in wanted}
-        unknown = {key: piece for key, piece in by_key.items() if key not in self._scores}
+        by_key = {keys.score_key(self.scorer.identity, piece.key): (number, piece) for number, piece in wanted}
+        unknown = {key: asked for key, asked in by_key.items() if key not in self._scores}
         if unknown:
             sql = "SELECT score_key, steps FROM step_scores SEMI JOIN wanted USING (score_key)"
             found = self.store.among("score_key", unknown, sql)
             self._scores |= {row["score_key"]: list(row["steps"]) for row in found}
-            self._make_scores({key: piece for key, piece in unknown.items() if key not in self._scores})
+            self._make_scores({key: asked for key, asked in unknown.items() if key not in self._scores})
         return [self._scores[keys.score_key(self.scorer.identity, piece.key)] for _, piece in wanted]
 
-    def _make_scores(self, missing: dict[str, Piece]) -> None:
+    def _make_scores(self, missing: dict[str, tuple[int, Piece]]) -> None:
         items = list(missing.items())
         for at in range(0, len(items), PORTION):
             stop_check(self.context.stopping)
             part = items[at : at + PORTION]
             assert self.scorer
-            found = self.scorer.open().score([(piece.prompt, piece.text) for _, piece in part])
+            found = self.scorer.open().score([self._asked(*asked) for _, asked in part])
             rows: list[dict[str, Any]] = [
                 {"score_key": key, "scorer": self.scorer.identity, "trace_key": piece.key, "steps": steps}
-                for (key, piece), steps in zip(part, found, strict=True)
+                for (key, (_, piece)), steps in zip(part, found, strict=True)
             ]
             self.store.append("step_scores", rows)
             self._scores |= {row["score_key"]: row["steps"] for row in rows}
             self.context.progress(at + len(part), len(items), scored=at + len(part))
+
+    def _asked(self, number: int, piece: Piece) -> tuple[str, str]:
+        assert self.scorer
+        messages = self.ask(self.tasks[number][1]).messages
+        return prompt_read(self.scorer.open(), piece, messages, self.rendered), piece.text
 
     # -- verdicts -----------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from distill.engines.options import (
     check_model,
     check_thinking,
 )
-from distill.modelspec import StageOrName
+from distill.modelspec import Model, StageOrName
 from distill.prompting import Prompting
 from distill.spending import Spending
 from distill.stages.common import VerifierSpec, ask_of, members_present, store_of
@@ -52,9 +52,7 @@ PROTOCOL = {"sampling", "samples", "prompting", "thinking", "verifier", "split",
 class SearchSettings(Settings):
     problems: Annotated[str, Input(accepts=("problems",))]
     model: StageOrName
-    strategies: Annotated[list[StrategySpec], Field(min_length=1)] = Field(
-        default_factory=lambda: [named(name) for name in USUAL]
-    )
+    strategies: Annotated[list[StrategySpec], Field(min_length=1, default_factory=lambda: list(USUAL))]
     """`distill list strategies`: each a name, or a name with its settings (`{beam: {width: 8}}`)."""
     budgets: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = Field(
         default_factory=lambda: [1, 2, 4, 8, 16]
@@ -84,6 +82,10 @@ class SearchSettings(Settings):
     seed: Seed = 0
 
     @property
+    def named(self) -> list[Named]:
+        return [named(spec) for spec in self.strategies]
+
+    @property
     def pool(self) -> int:
         return self.samples or max(self.budgets)
 
@@ -99,9 +101,9 @@ class SearchSettings(Settings):
             raise ValueError(f"a budget of {max(self.budgets)} samples is more than the {self.pool} there are")
         if self.prm and self.likelihood:
             raise ValueError("prm and likelihood both say who scores steps; name one of them")
-        if len({each.label for each in self.strategies}) < len(self.strategies):
+        if len({each.label for each in self.named}) < len(self.strategies):
             raise ValueError("strategies: one is named twice")
-        for each in self.strategies:
+        for each in self.named:
             self._check(each)
         return self
 
@@ -149,17 +151,20 @@ def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWo
         open_engine=None
         if settings.stored
         else partial(engines.open_engine, settings.engine, model, context.note, spending),
-        scorer=_scorer(context, settings),
+        scorer=_scorer(context, settings, model if settings.engine.kind != "openai" else None),
+        rendered=settings.engine.kind != "openai",
         judges=verification.Judges(settings.verifier, context.hashes),
         workers=settings.workers,
     )
 
 
-def _scorer(context: Context, settings: SearchSettings) -> Scorer | None:
+def _scorer(context: Context, settings: SearchSettings, policy: Model | None) -> Scorer | None:
     if settings.likelihood:
         model = modelspec.find(settings.likelihood, context.workspace, context.inputs, context.hashes)
         return likelihood_of(model, settings.step)
-    return prm_of(settings.prm, context.workspace, context.inputs, context.hashes) if settings.prm else None
+    if settings.prm:
+        return prm_of(settings.prm, context.workspace, context.inputs, context.hashes, policy)
+    return None
 
 
 def _protocol(context: Context, settings: SearchSettings) -> str:

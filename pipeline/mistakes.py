@@ -1,0 +1,115 @@
+"""What pydantic finds wrong with settings, in the words of whoever wrote the YAML: where, what, the nearest valid name.
+
+Knows pydantic's errors and the shape of settings; `pipeline.config` adds file and line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.document import KeyPath
+
+MISSING = "is missing"
+WORDS = {
+    "string_type": "should be text",
+    "int_type": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_type": "should be a number",
+    "bool_type": "should be true or false",
+    "list_type": "should be a list",
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "should be a mapping of keys to values"),
+}
+"""Pydantic's errors about types, by their names."""
+
+
+def nearest(name: object, valid: Iterable[str]) -> str:
+    """``; did you mean 'x'?``, or the valid names where none is near."""
+    names = list(valid)
+    if close := difflib.get_close_matches(str(name), names, n=1, cutoff=0.55):
+        return f"; did you mean {close[0]!r}?"
+    return f"; valid: {', '.join(names)}" if names else ""
+
+
+def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tuple[KeyPath, str]:
+    """The first mistake pydantic found in the settings ``body``: where it is, and what it is in words."""
+    first = error.errors()[0]
+    location = _in_yaml(first["loc"], body)
+    if first["type"] == "extra_forbidden":
+        valid = _valid_keys(settings, first["loc"][:-1])
+        if location[-1] in valid:  # of another variant than the one that the keys beside it make this
+            return location, "cannot stand beside the other keys here"
+        return location, f"unknown key{nearest(location[-1], valid)}"
+    if first["type"].startswith("union_tag"):
+        return _which_variant(first, location, settings)
+    if first["type"] == "missing":  # in a value that was short for a mapping (`engine: openai`), say what
+        return location, MISSING if location[-1:] == first["loc"][-1:] else f"{first['loc'][-1]} {MISSING}"
+    if first["type"] == "literal_error":
+        expected = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        return location, f"{first['input']!r} is not valid{nearest(first['input'], expected)}"
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    if first["type"] == "value_error":  # one of our own, which says what it found
+        return location, message
+    if first["type"] == "too_short":
+        return location, f"should hold at least {first['ctx']['min_length']}, holds {first['ctx']['actual_length']}"
+    message = WORDS.get(first["type"], message)
+    return location, f"{message[0].lower()}{message[1:]}, found {first['input']!r}"
+
+
+def _in_yaml(location: Sequence[str | int], body: Any) -> tuple[str | int, ...]:
+    """A place as the user wrote it: without what pydantic adds for variants and functions, nor what lies inside
+    of a value that is short for a mapping."""
+    kept: list[str | int] = []
+    for part in location[:-1]:
+        inner = _inside(body, part)
+        if isinstance(inner, Mapping | list):
+            kept.append(part)
+            body = inner
+        elif inner is not None:
+            return (*kept, part)
+    last = location[-1:]
+    beside = isinstance(body, list) and not isinstance(location[-1], int)
+    variant = isinstance(body, Mapping) and last and last[0] == body.get("kind") and last[0] not in body
+    added = last and (beside or variant or str(last[0]).startswith(("function-", "literal[")))
+    return tuple(kept) if added else (*kept, *last)
+
+
+def _inside(body: Any, part: str | int) -> Any:
+    if isinstance(body, Mapping):
+        return body.get(part)
+    return body[part] if isinstance(body, list) and isinstance(part, int) and part < len(body) else None
+
+
+def _which_variant(error: Any, location: KeyPath, settings: type[BaseModel]) -> tuple[KeyPath, str]:
+    """A key (`kind`) that says which of several mappings is meant is missing or none of theirs. What stands beside
+    it is not repeated: it may hold a secret that was put into the wrong place."""
+    key, tag = str(error["ctx"]["discriminator"]).strip("'"), error["ctx"].get("tag")
+    fields = [m.model_fields[key] for m in _models_at(settings, error["loc"]) if key in m.model_fields]
+    names = [str(info.default) for info in fields]
+    if tag is None:
+        return (*location, key), f"{MISSING}; valid: {', '.join(names)}"
+    return (*location, key), f"{tag!r} is not valid{nearest(tag, names)}"
+
+
+def _valid_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """The keys that the settings allow at pydantic's ``path``; of all variants where it does not say which."""
+    keys = dict.fromkeys(key for m in _models_at(model, path) for key in m.model_fields)
+    return [*keys, "kind"] if not path else list(keys)
+
+
+def _models_at(model: type[BaseModel], path: Sequence[str | int]) -> list[type[BaseModel]]:
+    models = [model]
+    for part in path:
+        annotations = [m.model_fields[str(part)].annotation for m in models if str(part) in m.model_fields]
+        variant = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
+        models = [found for annotation in annotations for found in _models_in(annotation)] or variant or models
+    return models
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for inner in getattr(annotation, "__args__", ()) for m in _models_in(inner)]
