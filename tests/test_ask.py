@@ -156,6 +156,7 @@ def test_a_strategy_answers_with_its_bill(ask: Any) -> None:
         (Search("weighted", prm="nowhere"), {}, "--prm nowhere: nowhere is no directory"),
         (Search("beam", likelihood="embedded:teacher"), {"base_url": "http://127.0.0.1:1/v1"}, "cannot stop at the end"),
         (Search(), {"base_url": "nonsense"}, "--base-url: expected http"),
+        (Search(), {"base_url": "http://127.0.0.1:1/v1", "dialect": "tgi"}, "--dialect: Input should be 'openai'"),
         (Search(), {"engine": "openai"}, "needs the endpoint's address"),
         (Search(), {"engine": "tgi"}, "there are transformers, vllm and openai"),
     ],

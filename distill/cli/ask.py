@@ -43,6 +43,7 @@ class Where:
     engine: str = "transformers"
     base_url: str | None = None
     key_from: str | None = None
+    dialect: str | None = None
 
     def options(self) -> engines.Options:
         if self.base_url is None and self.engine == "openai":
@@ -50,8 +51,9 @@ class Where:
         if self.base_url is not None:
             if not self.model:
                 raise InputError("--base-url needs the model's name there: --model NAME")
-            key = {"key_from": self.key_from} if self.key_from else {}
-            return _checked(OpenAIOptions, base_url=self.base_url, retries=1, **key)
+            said = {"key_from": self.key_from, "dialect": self.dialect}
+            given = {name: value for name, value in said.items() if value is not None}
+            return _checked(OpenAIOptions, base_url=self.base_url, retries=1, **given)
         if self.engine == "transformers":
             return TransformersOptions(workers=1)
         if self.engine == "vllm":
