@@ -28,7 +28,7 @@ from distill.engines.options import (
 from distill.generation import Wanted, wanted
 from distill.prompting import Ask, Prompting, plainly
 from distill.report.data import RESERVED
-from distill.stages.common import VerifierSpec, ask_of, members_present, store_of
+from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, store_of
 from distill.stages.measuring import GREEDY, Measure
 from distill.statistics import Estimate, clustered_mean
 from distill.store.records import Row, problems, record_members
@@ -79,7 +79,7 @@ class EvaluateSettings(Settings):
     asked for the answer. `[0, 64, 256]`; 0 is no thinking at all."""
     contamination: ContaminationSettings | None = ContaminationSettings()
     """Null looks for no overlap with training problems."""
-    verifier: VerifierSpec | None = None
+    verifier: Annotated[VerifierSpec | None, RewardModel] = None
     """Who judges; by default each problem's own."""
     split: Literal["train", "heldout"] = "heldout"
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
