@@ -75,8 +75,6 @@ def read(path: str | Path) -> Iterator[Row]:
         raise InputError(f"{path}: unknown form; the name should end in {', '.join('.' + f for f in readers)}")
     try:
         yield from readers[form](path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
