@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from distill.cli import display
+
 ROOT = Path(__file__).parents[1]
 
 SMALL = """\
@@ -319,3 +321,9 @@ def test_what_json_does_not_know_is_null_and_columns_of_one_name_are_told_apart(
 
 def test_an_empty_query_is_told(done: Path) -> None:
     assert "the query is empty" in refused("traces", "sql", " ; ", "-p", "p.yaml", cwd=done)
+
+
+def test_a_stages_line_tells_counts_that_are_nested_and_no_more_than_fits() -> None:
+    figures = {"members": 120, "kept": 62, "rejected": {"duplicate": 54, "incorrect": 4}, "bias": {"by": "level"}}
+    assert display.phrase(figures) == "kept 62, rejected duplicate 54, rejected incorrect 4"
+    assert display.phrase({f"clip_{n}": n for n in range(30)}).endswith("clip 6 6, clip 7 7, …")
