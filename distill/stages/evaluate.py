@@ -17,6 +17,7 @@ from distill import comparison, engines, exposure, modelspec, scoring, verificat
 from distill.engines import dialects
 from distill.engines.options import (
     EngineOptions,
+    OpenAIOptions,
     SamplingSettings,
     Seed,
     Thinking,
@@ -32,7 +33,7 @@ from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_pre
 from distill.stages.measuring import GREEDY, Measure
 from distill.statistics import Estimate, clustered_mean
 from distill.store.records import Row, problems, record_members
-from distill.types import Problem, ThinkingBudget
+from distill.types import Problem
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
@@ -105,7 +106,8 @@ class EvaluateSettings(Settings):
         if self.thinking and (self.thinking.least or self.budgets[-1] >= (self.thinking.budget or 2**31)):
             raise ValueError("budgets: must lie below thinking.budget, and there can be no thinking.least beside them")
         check_thinking(ThinkingSettings(budget=self.budgets[-1]), self.sampling)
-        dialects.check_wished(self.engine, ThinkingBudget(self.budgets[-1]), begun=True)
+        if isinstance(self.engine, OpenAIOptions) and (why := dialects.no_beginning(self.engine)):
+            raise ValueError(f"budgets: {why}")
 
 
 def run(context: Context, settings: EvaluateSettings) -> Output:
