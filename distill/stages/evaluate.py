@@ -57,6 +57,13 @@ class ContaminationSettings(Settings):
     """The share of a problem's n-grams that must be found; at 0, one is enough."""
 
 
+def _label(label: str) -> str:
+    why = "report.json uses that word" if label in RESERVED else "it holds a slash" if "/" in label else None
+    if why:
+        raise ValueError(f"a model cannot be labelled {label!r}: {why}; rename it")
+    return label
+
+
 class EvaluateSettings(Settings):
     problems: Annotated[str, Input(accepts=("problems",))]
     models: Annotated[
