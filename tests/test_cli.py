@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -189,6 +191,28 @@ def test_a_second_run_is_told_who_holds_the_workspace(project: Path) -> None:
         result = distill("run", "-p", "p.yaml", cwd=project, code=75)
     assert f"in use by process {os.getpid()}" in result.stderr
     assert "(the first)" in result.stderr
+
+
+def test_a_stage_is_running_while_its_run_holds_the_workspace(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A killed run's process number may be anybody's: that of a process that lives proves nothing."""
+    from distill.cli.plan import plan
+    from distill.cli.status import status
+    from pipeline.lock import workspace_lock
+
+    def states(command: Callable[..., None], *more: Any) -> dict[str, Any]:
+        command(*more, Path("p.yaml"), None, (), None, True)
+        return {row["stage"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+
+    monkeypatch.chdir(project)
+    fingerprint = states(plan, ())["problems"]["fingerprint"]
+    beat = project / "runs/small/work" / f"problems-{fingerprint[:12]}" / "heartbeat.json"
+    beat.parent.mkdir(parents=True)
+    beat.write_text(json.dumps({"pid": os.getpid(), "seconds": 1.5, "done": 1, "total": 2, "figures": {}}))
+    assert states(status)["problems"]["state"] == "interrupted"
+    with workspace_lock(project / "runs/small", wait=False, stopping=lambda: False):
+        assert states(status)["problems"]["state"] == "running"
 
 
 def test_an_error_is_json_when_json_was_asked_for(project: Path) -> None:
