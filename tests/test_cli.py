@@ -261,7 +261,7 @@ def brought(project: Path, rows: str | bytes, **changes: str) -> None:
         (["generate.engine=openai"], "generate.engine=openai: base_url is missing"),
         (["generate.teacher="], "should be text, found None"),
         (["evaluate.models.headline=embedded:teacher"], "cannot be labelled 'headline': report.json uses that word"),
-        (["evaluate.models.sft/greedy=embedded:teacher"], "it holds a slash"),
+        (["evaluate.models.sft/greedy=embedded:teacher"], "would be taken for a part of 'sft'"),
     ],
 )
 def test_what_cannot_work_is_told_before_anything_is_made(overrides: list[str], said: str, tmp_path: Path) -> None:

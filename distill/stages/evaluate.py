@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import permutations
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -58,9 +59,8 @@ class ContaminationSettings(Settings):
 
 
 def _label(label: str) -> str:
-    why = "report.json uses that word" if label in RESERVED else "it holds a slash" if "/" in label else None
-    if why:
-        raise ValueError(f"a model cannot be labelled {label!r}: {why}; rename it")
+    if label in RESERVED:
+        raise ValueError(f"a model cannot be labelled {label!r}: report.json uses that word; rename it")
     return label
 
 
@@ -94,6 +94,9 @@ class EvaluateSettings(Settings):
 
     @model_validator(mode="after")
     def _can_be_had(self) -> EvaluateSettings:
+        for a, b in permutations(self.models, 2):
+            if b.startswith(f"{a}/"):  # the name of other samples of `a`
+                raise ValueError(f"models: {b!r} would be taken for a part of {a!r}; rename it")
         for name in self.models.values():
             check_model(name, self.engine)
         check_thinking(self.thinking, self.sampling)
