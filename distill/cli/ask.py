@@ -23,8 +23,10 @@ from distill.cli.traces import printable
 from distill.engines.base import NoSteps, response_of, streamed
 from distill.engines.options import OpenAIOptions, TransformersOptions, VllmOptions
 from distill.modelspec import Model
+from distill.stages.report import ReportSettings
 from distill.thinking import OPEN, split_thinking
 from distill.types import Completion, Finish, Problem, Request, Sampling, ThinkingBudget
+from pipeline.config import PipelineSpec
 from pipeline.document import parse_value
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
@@ -202,6 +204,14 @@ def bounds(max_tokens: int, budget: int | None, effort: Effort | None, force_bud
     return ThinkingBudget(most, force_budget) if most is not None or force_budget else None
 
 
+def _last(spec: PipelineSpec, made: list[str]) -> str:
+    """The last student of the story that a report tells; without one the last that is no report's control."""
+    reports = [stage.settings for stage in spec.stages.values() if isinstance(stage.settings, ReportSettings)]
+    told = [name for report in reports for name in report.training if name in made]
+    controls = {name for report in reports for name in report.controls}
+    return (told or [name for name in made if name not in controls] or made)[-1]
+
+
 def find(name: str | None, pipeline: Path, workspace: Path | None) -> Model:
     """A stage's student by the stage's name, or any model by its own; the last student by default."""
     spec = load(pipeline, workspace=workspace)
@@ -212,7 +222,7 @@ def find(name: str | None, pipeline: Path, workspace: Path | None) -> Model:
     if name is None:
         if not made:
             raise InputError(f"{space.path}: has no student yet; run the pipeline, or name a model with --model")
-        name = next((s for s in reversed(list(made)) if "control" not in s), list(made)[-1])
+        name = _last(spec, list(made))
     if name in made:
         return Model(str(made[name]), modelspec.identity_of(str(made[name].absolute()), space.hashes))
     if name in students:

@@ -187,7 +187,7 @@ def ask(
         typer.Option(
             "--model",
             "-m",
-            help="A stage's name, a directory, a hub name, or embedded:NAME; by default the last student made.",
+            help="A stage, a directory, a hub name, or embedded:NAME; by default the last student, controls aside.",
         ),
     ] = None,
     pipeline: PipelineFile = DEFAULT_PIPELINE,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import permutations
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -58,6 +59,12 @@ class ContaminationSettings(Settings):
     """The share of a problem's n-grams that must be found; at 0, one is enough."""
 
 
+def _label(label: str) -> str:
+    if label in RESERVED:
+        raise ValueError(f"a model cannot be labelled {label!r}: report.json uses that word; rename it")
+    return label
+
+
 class EvaluateSettings(Settings):
     problems: Annotated[str, Input(accepts=("problems",))]
     models: Annotated[
@@ -88,6 +95,9 @@ class EvaluateSettings(Settings):
 
     @model_validator(mode="after")
     def _can_be_had(self) -> EvaluateSettings:
+        for a, b in permutations(self.models, 2):
+            if b.startswith(f"{a}/"):  # the name of other samples of `a`
+                raise ValueError(f"models: {b!r} would be taken for a part of {a!r}; rename it")
         for name in self.models.values():
             check_model(name, self.engine)
         check_thinking(self.thinking, self.sampling)
