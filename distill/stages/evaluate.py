@@ -43,13 +43,6 @@ PROTOCOL = ("sampling", "samples", "prompting", "thinking", "verifier", "split")
 """The settings that make a score what it is, beside the problems and the versions of their verifiers."""
 
 
-def _label(label: str) -> str:
-    why = "report.json uses that word" if label in RESERVED else "it holds a slash" if "/" in label else None
-    if why:
-        raise ValueError(f"a model cannot be labelled {label!r}: {why}; rename it")
-    return label
-
-
 class ContaminationSettings(Settings):
     """Prompts of the problems that are measured are looked for in those that the student was trained on."""
 
