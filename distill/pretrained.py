@@ -37,7 +37,7 @@ def load(
         network: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=model.revision, dtype=getattr(torch, dtype), **how
         )
-        network = network if quantize else network.to(device)
+        network = _in_one_layout(network) if quantize else network.to(device)
         if model.adapter:
             network = _folded(network, model.adapter)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -67,6 +67,15 @@ def _quantised(model: Model, dtype: str, device: str) -> dict[str, Any]:
             bnb_4bit_compute_dtype=getattr(torch, dtype),
         ),
     }
+
+
+def _in_one_layout(network: Any) -> Any:
+    """On a CPU with AVX512-BF16 bitsandbytes packs weights anew for inference: in bf16 whatever the compute type, for
+    sizes that 32 divides alone, and for good. Then sampling and training would see two models, and many crash."""
+    for module in network.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return network
 
 
 def _checked(model: Model) -> str:
