@@ -1,10 +1,10 @@
 """What a thinking budget would have done to samples that are there: which are as they would have been, which are not.
 
 A sample that thought no longer than ``most`` tokens is what a run with that budget would have drawn: it stands, at no
-cost. A longer one is cut at about ``most`` tokens, at the end of a word, and the model is asked to go on from there
-with the budget set, so that thinking is closed at once and only an answer is sampled (`s1`, arXiv:2501.19393). Such a
-continuation is a trace like any other: kept under a key of its content and never sampled twice. At a budget of 0 every
-thinking sample is one: that is how a model does without thinking.
+cost. A longer one is cut at about ``most`` tokens, at the end of a word, its thinking is closed there, and the model is
+asked to go on: only an answer is sampled (`s1`, arXiv:2501.19393). The budget goes with it, so that an engine of one's
+own closes thinking that is opened again. Such a continuation is a trace like any other: kept under a key of its content
+and never sampled twice. At a budget of 0 every thinking sample is one: that is how a model does without thinking.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def within(wish: Wanted, thought: Row, budget: ThinkingBudget, model: str) -> Wa
     most, tokens = budget.most or 0, thought["thinking_tokens"]
     if tokens <= most:
         return wish
-    begun = ("" if thought["opened"] else f"{OPEN}\n") + cut(thought["thinking"], most / tokens)
+    begun = ("" if thought["opened"] else f"{OPEN}\n") + cut(thought["thinking"], most / tokens) + budget.closing
     asked = replace(wish.asked, prefix=begun, budget=budget)
     beyond = keys.asked_key(wish.problem, asked)
     key = keys.trace_key(wish.problem, model, wish.sampling, wish.sample_index, beyond)

@@ -76,7 +76,7 @@ def read(path: str | Path) -> Iterator[Row]:
     try:
         yield from readers[form](path)
     except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def count(path: str | Path) -> int:

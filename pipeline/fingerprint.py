@@ -43,8 +43,10 @@ class FileHashes:
         self._known: dict[str, list[Any]] = {}
         self._changed = False
         if memory is not None:
-            with contextlib.suppress(OSError, ValueError):  # none, or a damaged one, costs a re-hash, nothing else
-                self._known = json.loads(memory.read_text())
+            # None, or a damaged one, costs a re-hash, nothing else.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                found = json.loads(memory.read_text()).items()
+                self._known = {name: entry for name, entry in found if isinstance(entry, list)}
 
     def of(self, path: str | os.PathLike[str]) -> str:
         """Hash of a file, or of a directory's relative names and contents. InputError if absent."""

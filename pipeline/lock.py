@@ -88,7 +88,7 @@ def running(workspace: Path) -> int | None:
         with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        with suppress(OSError, ValueError, KeyError):
+        with suppress(OSError, ValueError, KeyError, TypeError):
             return int(json.loads(path.read_text())["pid"])
     except OSError:
         pass
@@ -100,5 +100,5 @@ def holder(path: Path) -> str:
     try:
         info = json.loads(path.read_text())
         return f"process {info['pid']} on {info['host']} since {info['started']} ({info['command']})"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "another run"

@@ -139,7 +139,7 @@ class Clock:
     def resume(cls, path: Path) -> Clock:
         try:
             return cls(path, float(json.loads(path.read_text())["seconds"]))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return cls(path)
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from chat_server import serving, streamed
 
+from distill import modelspec
 from distill.cli import ask as asking
 from distill.cli.ask import Search, Where
 from distill.cli.options import Effort
@@ -156,6 +157,7 @@ def test_a_strategy_answers_with_its_bill(ask: Any) -> None:
         (Search("weighted", prm="nowhere"), {}, "--prm nowhere: nowhere is no directory"),
         (Search("beam", likelihood="embedded:teacher"), {"base_url": "http://127.0.0.1:1/v1"}, "cannot stop at the end"),
         (Search(), {"base_url": "nonsense"}, "--base-url: expected http"),
+        (Search(), {"base_url": "http://127.0.0.1:1/v1", "dialect": "tgi"}, "--dialect: Input should be 'openai'"),
         (Search(), {"engine": "openai"}, "needs the endpoint's address"),
         (Search(), {"engine": "tgi"}, "there are transformers, vllm and openai"),
     ],
@@ -196,3 +198,17 @@ def test_effort_is_a_share_of_what_there_is() -> None:
 def test_bounds_that_make_no_sense_are_refused(asked: tuple[Any, ...], said: str) -> None:
     with pytest.raises(InputError, match=said):
         asking.bounds(*asked)
+
+
+def test_without_a_name_the_last_student_that_is_no_control_is_asked(tmp_path: Path) -> None:
+    """In the quickstart the controls are trained last."""
+    quickstart = Path(asking.__file__).parents[2] / "configs/quickstart.yaml"
+    for stage, asked in (
+        ("sft-unverified", "sft-unverified"),
+        ("sft", "sft"),
+        ("sft-answers", "sft"),
+        ("grpo", "grpo"),
+    ):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "model").symlink_to(modelspec.EMBEDDED / "student-base")
+        assert asking.find(None, quickstart, tmp_path).source == str(tmp_path / asked / "model")

@@ -30,13 +30,13 @@ def test_what_fits_stands_as_it_is() -> None:
     assert budgets.within(own := wish(), THOUGHT, ThinkingBudget(20), "model") is own
 
 
-def test_what_is_longer_is_cut_at_a_word_and_goes_on_under_the_budget() -> None:
+def test_what_is_longer_is_cut_at_a_word_and_closed_there() -> None:
     cut = budgets.within(wish(), THOUGHT, ThinkingBudget(10), "model")
-    assert cut.asked.prefix == "<think>\n12 + 7 = 19" and cut.asked.budget == ThinkingBudget(10)
+    assert cut.asked.prefix == "<think>\n12 + 7 = 19\n</think>\n\n" and cut.asked.budget == ThinkingBudget(10)
     assert cut.key != wish().key and cut.sample_index == wish().sample_index
-    assert budgets.within(wish(), THOUGHT, ThinkingBudget(0), "model").asked.prefix == "<think>\n"
+    assert budgets.within(wish(), THOUGHT, ThinkingBudget(0), "model").asked.prefix == "<think>\n\n</think>\n\n"
     opened = budgets.within(wish(), {**THOUGHT, "opened": True}, ThinkingBudget(10), "model")
-    assert opened.asked.prefix == "12 + 7 = 19"
+    assert opened.asked.prefix == "12 + 7 = 19\n</think>\n\n"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_curve_costs_the_answers_of_what_was_cut_once(tmp_path: Path) -> None:
         ({"budgets": [8], "thinking": {"budget": 8}}, "must lie below thinking.budget"),
         (
             {"budgets": [8], "engine": {"kind": "openai", "base_url": "http://localhost/v1"}},
-            "dialect openai knows no thinking budget",
+            "budgets: dialect openai cannot go on with a begun response",
         ),
     ],
 )

@@ -7,10 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from distill.cli import display
 
 ROOT = Path(__file__).parents[1]
 
@@ -191,6 +195,28 @@ def test_a_second_run_is_told_who_holds_the_workspace(project: Path) -> None:
     assert "(the first)" in result.stderr
 
 
+def test_a_stage_is_running_while_its_run_holds_the_workspace(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A killed run's process number may be anybody's: that of a process that lives proves nothing."""
+    from distill.cli.plan import plan
+    from distill.cli.status import status
+    from pipeline.lock import workspace_lock
+
+    def states(command: Callable[..., None], *more: Any) -> dict[str, Any]:
+        command(*more, Path("p.yaml"), None, (), None, True)
+        return {row["stage"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+
+    monkeypatch.chdir(project)
+    fingerprint = states(plan, ())["problems"]["fingerprint"]
+    beat = project / "runs/small/work" / f"problems-{fingerprint[:12]}" / "heartbeat.json"
+    beat.parent.mkdir(parents=True)
+    beat.write_text(json.dumps({"pid": os.getpid(), "seconds": 1.5, "done": 1, "total": 2, "figures": {}}))
+    assert states(status)["problems"]["state"] == "interrupted"
+    with workspace_lock(project / "runs/small", wait=False, stopping=lambda: False):
+        assert states(status)["problems"]["state"] == "running"
+
+
 def test_an_error_is_json_when_json_was_asked_for(project: Path) -> None:
     result = distill("run", "-p", "nothing.yaml", "--json", cwd=project, code=2)
     assert json.loads(result.stdout.splitlines()[-1]) | {"message": ""} == {
@@ -237,7 +263,7 @@ def brought(project: Path, rows: str | bytes, **changes: str) -> None:
         (["generate.engine=openai"], "generate.engine=openai: base_url is missing"),
         (["generate.teacher="], "should be text, found None"),
         (["evaluate.models.headline=embedded:teacher"], "cannot be labelled 'headline': report.json uses that word"),
-        (["evaluate.models.sft/greedy=embedded:teacher"], "it holds a slash"),
+        (["evaluate.models.sft/greedy=embedded:teacher"], "would be taken for a part of 'sft'"),
     ],
 )
 def test_what_cannot_work_is_told_before_anything_is_made(overrides: list[str], said: str, tmp_path: Path) -> None:
@@ -319,3 +345,9 @@ def test_what_json_does_not_know_is_null_and_columns_of_one_name_are_told_apart(
 
 def test_an_empty_query_is_told(done: Path) -> None:
     assert "the query is empty" in refused("traces", "sql", " ; ", "-p", "p.yaml", cwd=done)
+
+
+def test_a_stages_line_tells_counts_that_are_nested_and_no_more_than_fits() -> None:
+    figures = {"members": 120, "kept": 62, "rejected": {"duplicate": 54, "incorrect": 4}, "bias": {"by": "level"}}
+    assert display.phrase(figures) == "kept 62, rejected duplicate 54, rejected incorrect 4"
+    assert display.phrase({f"clip_{n}": n for n in range(30)}).endswith("clip 6 6, clip 7 7, …")

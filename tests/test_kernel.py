@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from pipeline.mistakes import nearest
 from pipeline.plan import plan as make_plan
 from pipeline.stage import File, Forecast, Input, Operational, Output, Settings, Stage
 from pipeline.stopping import Stopper, parse_duration
-from pipeline.workspace import Workspace
+from pipeline.workspace import Clock, Workspace
 
 
 class TextSettings(Settings):
@@ -406,7 +407,12 @@ def test_remembered_file_hashes_notice_edits(tmp_path: Path) -> None:
     first.save()
     assert FileHashes(tmp_path / "memory").of(tmp_path / "d") == before
     (tmp_path / "d/x").write_text("2 now")
-    assert FileHashes(tmp_path / "memory").of(tmp_path / "d") != before
+    after = FileHashes(tmp_path / "memory").of(tmp_path / "d")
+    assert after != before
+    for damaged in ("", "[]", "3", '{"a": 1}', json.dumps({str(tmp_path / "d/x"): 1})):
+        (tmp_path / "memory").write_text(damaged)
+        assert FileHashes(tmp_path / "memory").of(tmp_path / "d") == after
+        assert Clock.resume(tmp_path / "memory").before == 0.0
 
 
 def test_an_edit_that_keeps_size_and_time_is_noticed(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ class Authors:
             solution = author.solve(Problem("", prompt, formula, "", ""), slips, rng)
             text, thought = solution.answer, solution.thinking
         if request.budget:  # its thinking is cut: closed at once, and an answer to the rest by guess
-            thought, text = request.prefix.removeprefix("<think>\n"), author.guess(rng)
+            thought, text = request.prefix.removeprefix("<think>\n").partition("\n</think>")[0], author.guess(rng)
         whole = f"<think>\n{thought}\n</think>\n{text}" if thought else text
         cut = rng.random() < 0.02
         tokens = len(whole.split()) + int(rng.integers(4))

@@ -206,3 +206,5 @@ def test_what_cannot_be_trained_is_told(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("\n".join(rows))
     with pytest.raises(InputError, match="heldout: all examples answer one problem"):
         run(yaml, Heard())
+    with pytest.raises(InputError, match="stage sft: select kept no trace to train on"):
+        run(yaml, Heard(), ("select.min_tokens=100000",))

@@ -33,7 +33,7 @@ from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.training.session import prepared  # noqa: E402
 from distill.types import Problem  # noqa: E402
-from pipeline.errors import InputError, Stopped  # noqa: E402
+from pipeline.errors import InputError, PipelineError, Stopped  # noqa: E402
 
 ADAMW = OptimizerSettings(learning_rate=1e-2)
 
@@ -339,6 +339,11 @@ def run(model: Any, rows: Any, directory: Path, **changes: Any) -> tuple[Any, li
     metrics: list[StepMetrics] = []
     how = TrainSettings(**({"optimizer": ADAMW, "batch_size": 4} | changes))
     return train(model, rows, how, checkpoints=directory, on_step=metrics.append, **callbacks), metrics
+
+
+def test_a_training_that_diverges_says_so(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"training diverged: .*; lower learning_rate"):
+        run(tiny(), examples(8), tmp_path, epochs=4, optimizer=OptimizerSettings(1e30, warmup=0))
 
 
 def test_training_learns_and_reports_each_example(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from distill.adaptive.course import Course, Quota
 from distill.adaptive.rule import Rule
-from distill.stages.common import VerifierSpec
+from distill.stages.common import RewardModel, VerifierSpec
 from distill.types import Problem
 from pipeline.errors import InputError
 from pipeline.stage import Operational, Settings
@@ -44,7 +44,7 @@ class UntilSettings(Settings):
     """A problem whose pass rate is below this is given up early; one above it is with a chance of 5% at most."""
     unverifiable: Count | None = 4
     """A problem of which the first so many cannot be judged is left at these."""
-    verifier: VerifierSpec | None = None
+    verifier: Annotated[VerifierSpec | None, RewardModel] = None
     """As in `verify`; by default each problem's own."""
     quotas: list[QuotaSettings] = Field(default_factory=list)
     """How much is wanted of each source and difficulty, the first problems first; by default all problems are asked."""

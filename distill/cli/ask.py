@@ -23,8 +23,10 @@ from distill.cli.traces import printable
 from distill.engines.base import NoSteps, response_of, streamed
 from distill.engines.options import OpenAIOptions, TransformersOptions, VllmOptions
 from distill.modelspec import Model
+from distill.stages.report import ReportSettings
 from distill.thinking import OPEN, split_thinking
 from distill.types import Completion, Finish, Problem, Request, Sampling, ThinkingBudget
+from pipeline.config import PipelineSpec
 from pipeline.document import parse_value
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
@@ -43,6 +45,7 @@ class Where:
     engine: str = "transformers"
     base_url: str | None = None
     key_from: str | None = None
+    dialect: str | None = None
 
     def options(self) -> engines.Options:
         if self.base_url is None and self.engine == "openai":
@@ -50,8 +53,9 @@ class Where:
         if self.base_url is not None:
             if not self.model:
                 raise InputError("--base-url needs the model's name there: --model NAME")
-            key = {"key_from": self.key_from} if self.key_from else {}
-            return _checked(OpenAIOptions, base_url=self.base_url, retries=1, **key)
+            said = {"key_from": self.key_from, "dialect": self.dialect}
+            given = {name: value for name, value in said.items() if value is not None}
+            return _checked(OpenAIOptions, base_url=self.base_url, retries=1, **given)
         if self.engine == "transformers":
             return TransformersOptions(workers=1)
         if self.engine == "vllm":
@@ -200,6 +204,14 @@ def bounds(max_tokens: int, budget: int | None, effort: Effort | None, force_bud
     return ThinkingBudget(most, force_budget) if most is not None or force_budget else None
 
 
+def _last(spec: PipelineSpec, made: list[str]) -> str:
+    """The last student of the story that a report tells; without one the last that is no report's control."""
+    reports = [stage.settings for stage in spec.stages.values() if isinstance(stage.settings, ReportSettings)]
+    told = [name for report in reports for name in report.training if name in made]
+    controls = {name for report in reports for name in report.controls}
+    return (told or [name for name in made if name not in controls] or made)[-1]
+
+
 def find(name: str | None, pipeline: Path, workspace: Path | None) -> Model:
     """A stage's student by the stage's name, or any model by its own; the last student by default."""
     spec = load(pipeline, workspace=workspace)
@@ -210,7 +222,7 @@ def find(name: str | None, pipeline: Path, workspace: Path | None) -> Model:
     if name is None:
         if not made:
             raise InputError(f"{space.path}: has no student yet; run the pipeline, or name a model with --model")
-        name = next((s for s in reversed(list(made)) if "control" not in s), list(made)[-1])
+        name = _last(spec, list(made))
     if name in made:
         return Model(str(made[name]), modelspec.identity_of(str(made[name].absolute()), space.hashes))
     if name in students:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill.cli.table import as_line
@@ -62,10 +62,19 @@ def number(value: Any) -> str:
 
 
 def phrase(figures: Mapping[str, Any]) -> str:
-    """``reward 0.42, tokens 12,345, …``: the first of the plain figures; `distill status --json` has them all."""
-    plain = [(k, v) for k, v in figures.items() if isinstance(v, int | float | str) and k != "members"]
+    """``kept 62, rejected duplicate 54, …``: the first of the plain figures; `distill status --json` has them all."""
+    plain = list(_plain(figures))
     told = [f"{name.replace('_', ' ')} {number(value)}" for name, value in plain[:TOLD]]
     return ", ".join([*told, "…"] if len(plain) > TOLD else told)
+
+
+def _plain(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Numbers and texts; of what is nested, the counts."""
+    for name, value in figures.items():
+        if isinstance(value, dict) and all(isinstance(count, int) for count in value.values()):
+            yield from ((f"{name} {what}", count) for what, count in value.items())
+        elif isinstance(value, int | float | str) and name != "members":
+            yield name, value
 
 
 class Rate:

@@ -33,6 +33,8 @@ class _Row:
     rate: Rate = field(default_factory=Rate)
 
 
+WIDE = 100
+"""Columns of a terminal from which on the bars may be long; in a narrower one the figures need the room."""
 STYLES = {"waiting": "dim", "cached": "cyan", "running": "bold", "done": "green", "stopped": "yellow"}
 
 
@@ -51,7 +53,7 @@ class Live(Listener):
     def close(self) -> None:
         for row in self._rows.values():
             if row.state == "running":
-                row.state = "stopped"
+                row.state, row.left = "stopped", None
         self._live.stop()
 
     def cached(self, stage: str, manifest: Manifest) -> None:
@@ -75,9 +77,10 @@ class Live(Listener):
         row.state, row.seconds, row.figures, row.left = "done", manifest.seconds, manifest.figures, None
 
     def _table(self) -> RenderableType:
+        bar = 20 if self._console.width >= WIDE else 10
         table = Table(box=None, pad_edge=False, expand=True)
         for name, options in (
-            ("stage", {"no_wrap": True}), ("", {"no_wrap": True}), ("progress", {"width": 22}),
+            ("stage", {"no_wrap": True}), ("", {"no_wrap": True}), ("progress", {"width": bar + 2}),
             ("time", {"justify": "right", "no_wrap": True}), ("left", {"justify": "right", "no_wrap": True}),
             ("so far", {"ratio": 1, "no_wrap": True, "overflow": "ellipsis"}),
         ):  # fmt: skip
@@ -88,7 +91,7 @@ class Live(Listener):
             table.add_row(
                 Text(name, style=STYLES[row.state]),
                 Text(row.state, style=STYLES[row.state]),
-                ProgressBar(total=row.total, completed=row.done, width=20, pulse=row.total is None) if running else "",
+                ProgressBar(total=row.total, completed=row.done, width=bar, pulse=row.total is None) if running else "",
                 duration(spent) if spent is not None else "",
                 duration(row.left) if row.left is not None else "",
                 Text(phrase(row.figures), style="dim" if not running else ""),

@@ -187,7 +187,7 @@ def ask(
         typer.Option(
             "--model",
             "-m",
-            help="A stage's name, a directory, a hub name, or embedded:NAME; by default the last student made.",
+            help="A stage, a directory, a hub name, or embedded:NAME; by default the last student, controls aside.",
         ),
     ] = None,
     pipeline: PipelineFile = DEFAULT_PIPELINE,
@@ -222,6 +222,9 @@ def ask(
     key_from: Annotated[
         str | None, typer.Option(help="The environment variable with its key; OPENAI_API_KEY by default.")
     ] = None,
+    dialect: Annotated[
+        str | None, typer.Option(help="Which server it is, for thinking budgets: vllm, sglang, llama.cpp...")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 0,
     json_: Json = False,
 ) -> None:
@@ -229,7 +232,7 @@ def ask(
     from distill.cli.ask import Search, Where
 
     command("ask", "ask")(
-        question, Where(model, pipeline, workspace, engine, base_url, key_from),
+        question, Where(model, pipeline, workspace, engine, base_url, key_from, dialect),
         Search(strategy, samples, prm, likelihood), show_thinking, temperature, max_tokens, budget, effort,
         force_budget, seed, json_,
     )  # fmt: skip

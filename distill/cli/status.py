@@ -53,7 +53,7 @@ def _state(item: StagePlan, space: Workspace) -> tuple[str, float | None, int | 
             beat = json.loads(path.read_text())
             state = "running" if running(space.path) == beat["pid"] else "interrupted"
             return state, beat["seconds"], beat["done"], beat["total"], beat["figures"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             pass
     forecast = item.forecast
     return "waiting", None, forecast.done if forecast else None, forecast.total if forecast else None, {}

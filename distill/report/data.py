@@ -239,6 +239,8 @@ def _funnel(store: Store, manifest: Manifest) -> dict[str, Any]:
         [selection],
     )[0]
     kept = [row for row in rows if row["reason"] is None]
+    # A selection that keeps the same for other reasons shares its rows with the one that came first.
+    rejected = manifest.figures["rejected"].items()
     return {
         "problems": asked["problems"],
         "kept_problems": asked["kept"],
@@ -246,10 +248,14 @@ def _funnel(store: Store, manifest: Manifest) -> dict[str, Any]:
         "kept": sum(row["traces"] for row in kept),
         "tokens": sum(row["tokens"] for row in rows),
         "kept_tokens": sum(row["tokens"] for row in kept),
-        "rejected": [{"reason": r["reason"], "traces": r["traces"]} for r in rows if r["reason"] is not None],
+        "rejected": [{"reason": reason, "traces": count} for reason, count in sorted(rejected, key=_largest_first)],
         "bias": manifest.figures.get("bias"),
         **_paid(store, manifest.digest, kept=sum(row["traces"] for row in kept)),
     }
+
+
+def _largest_first(counted: tuple[str, int]) -> tuple[int, str]:
+    return -counted[1], counted[0]
 
 
 def _paid(store: Store, selection: str, kept: int) -> dict[str, float | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import permutations
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -17,6 +18,7 @@ from distill import comparison, engines, exposure, modelspec, scoring, verificat
 from distill.engines import dialects
 from distill.engines.options import (
     EngineOptions,
+    OpenAIOptions,
     SamplingSettings,
     Seed,
     Thinking,
@@ -28,24 +30,17 @@ from distill.engines.options import (
 from distill.generation import Wanted, wanted
 from distill.prompting import Ask, Prompting, plainly
 from distill.report.data import RESERVED
-from distill.stages.common import VerifierSpec, ask_of, members_present, store_of
+from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, store_of
 from distill.stages.measuring import GREEDY, Measure
 from distill.statistics import Estimate, clustered_mean
 from distill.store.records import Row, problems, record_members
-from distill.types import Problem, ThinkingBudget
+from distill.types import Problem
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
 PROTOCOL = ("sampling", "samples", "prompting", "thinking", "verifier", "split")
 """The settings that make a score what it is, beside the problems and the versions of their verifiers."""
-
-
-def _label(label: str) -> str:
-    why = "report.json uses that word" if label in RESERVED else "it holds a slash" if "/" in label else None
-    if why:
-        raise ValueError(f"a model cannot be labelled {label!r}: {why}; rename it")
-    return label
 
 
 class ContaminationSettings(Settings):
@@ -55,6 +50,12 @@ class ContaminationSettings(Settings):
     """Words in a row that make an overlap, as in `curate`; a shorter prompt must be found whole."""
     share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """The share of a problem's n-grams that must be found; at 0, one is enough."""
+
+
+def _label(label: str) -> str:
+    if label in RESERVED:
+        raise ValueError(f"a model cannot be labelled {label!r}: report.json uses that word; rename it")
+    return label
 
 
 class EvaluateSettings(Settings):
@@ -79,7 +80,7 @@ class EvaluateSettings(Settings):
     asked for the answer. `[0, 64, 256]`; 0 is no thinking at all."""
     contamination: ContaminationSettings | None = ContaminationSettings()
     """Null looks for no overlap with training problems."""
-    verifier: VerifierSpec | None = None
+    verifier: Annotated[VerifierSpec | None, RewardModel] = None
     """Who judges; by default each problem's own."""
     split: Literal["train", "heldout"] = "heldout"
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
@@ -87,6 +88,9 @@ class EvaluateSettings(Settings):
 
     @model_validator(mode="after")
     def _can_be_had(self) -> EvaluateSettings:
+        for a, b in permutations(self.models, 2):
+            if b.startswith(f"{a}/"):  # the name of other samples of `a`
+                raise ValueError(f"models: {b!r} would be taken for a part of {a!r}; rename it")
         for name in self.models.values():
             check_model(name, self.engine)
         check_thinking(self.thinking, self.sampling)
@@ -105,7 +109,8 @@ class EvaluateSettings(Settings):
         if self.thinking and (self.thinking.least or self.budgets[-1] >= (self.thinking.budget or 2**31)):
             raise ValueError("budgets: must lie below thinking.budget, and there can be no thinking.least beside them")
         check_thinking(ThinkingSettings(budget=self.budgets[-1]), self.sampling)
-        dialects.check_wished(self.engine, ThinkingBudget(self.budgets[-1]), begun=True)
+        if isinstance(self.engine, OpenAIOptions) and (why := dialects.no_beginning(self.engine)):
+            raise ValueError(f"budgets: {why}")
 
 
 def run(context: Context, settings: EvaluateSettings) -> Output:

@@ -15,6 +15,7 @@ from distill.engines.options import USUAL
 from distill.generation import Wanted, missing_of, sample
 from distill.modelspec import Model
 from distill.spending import Spending
+from distill.stages.common import resolved
 from distill.store import Store
 from distill.store.records import Row
 from pipeline.stage import Context, stop_check
@@ -49,7 +50,7 @@ class Measure:
     def judged(self, kinds: Mapping[str, Sequence[Wanted]]) -> dict[str, list[str]]:
         """The key of the verdict that stands for each, by kind."""
         every = [(wish.key, wish.problem_key, wish.problem) for some in kinds.values() for wish in some]
-        wishes = verification.judgements(every, self._settings.verifier, self._context.hashes)
+        wishes = verification.judgements(every, resolved(self._context, self._settings.verifier), self._context.hashes)
         keys = verification.make_verdicts(self._store, wishes, self._context, self._settings.workers, self._label)
         verdicts = iter(keys)
         return {kind: [next(verdicts) for _ in some] for kind, some in kinds.items()}

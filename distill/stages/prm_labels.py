@@ -21,7 +21,7 @@ from distill.prm import exact, groups, imported, rollouts
 from distill.prm.labels import Labelled
 from distill.prm.rollouts import Prefix, Tried
 from distill.spending import Spending
-from distill.stages.common import VerifierSpec, store_of
+from distill.stages.common import RewardModel, VerifierSpec, resolved, store_of
 from distill.store.records import Row, problem_of
 from distill.store.records import problems as problems_of
 from distill.thinking import join_thinking
@@ -65,7 +65,7 @@ class RolloutLabels(Settings):
     """Whether any completion is right, or the share that is. (A `first_error` is hard.)"""
     sampling: SamplingSettings = SamplingSettings()
     """``max_tokens`` counts the prefix too."""
-    verifier: VerifierSpec | None = None
+    verifier: Annotated[VerifierSpec | None, RewardModel] = None
     """Who judges the completions; by default each problem's own."""
     most: Annotated[int | None, Field(ge=1)] = None
     """Of the traces just the first so many."""
@@ -268,7 +268,7 @@ def _outcomes(
     if missing:
         generation.sample(store, engine(), missing, there, context, "roll-outs")
     asked = [(wish.key, wish.problem_key, wish.problem) for wish in every]
-    judged = verification.judgements(asked, source.verifier, context.hashes)
+    judged = verification.judgements(asked, resolved(context, source.verifier), context.hashes)
     verdicts = verification.make_verdicts(store, judged, context, source.workers, "roll-outs")
     rows = store.among(
         "verdict_key", verdicts, "SELECT trace_key, outcome FROM verdicts SEMI JOIN wanted USING (verdict_key)"

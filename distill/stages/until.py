@@ -13,6 +13,7 @@ from distill.adaptive.settings import UntilSettings
 from distill.adaptive.stream import Stream
 from distill.engines.base import Engine
 from distill.generation import Wanted
+from distill.stages.common import resolved
 from distill.store import Store
 from distill.store.records import record_members
 from distill.types import Problem
@@ -59,5 +60,5 @@ def _begin(
     context: Context, store: Store, until: UntilSettings, tasks: Tasks, tries: Sequence[Wanted]
 ) -> tuple[Course, Known, verification.Judges]:
     course = until.course([problem for _, problem in tasks])
-    judges = verification.Judges(until.verifier, context.hashes)
+    judges = verification.Judges(resolved(context, until.verifier), context.hashes)
     return course, Known(store, tries, until.most, judges), judges

@@ -95,7 +95,9 @@ def _no_bars() -> Iterator[None]:
 def _settle(path: Path) -> None:
     """Make what peft wrote the same for equal runs anywhere: sets in order, no path of this machine.
 
-    peft writes sets in the order of the process's hash seed, and names the base by where it was loaded from.
+    peft writes sets in the order of the process's hash seed, and names the base by where it was loaded from. A base
+    that is another stage's student is named from here (as `distill.modelspec.base_of` reads it): students lie side by
+    side, in directories named by their content.
     """
     config = json.loads(path.read_text())
     for key, value in config.items():
@@ -103,7 +105,9 @@ def _settle(path: Path) -> None:
             config[key] = sorted(value)
     base = str(config.get("base_model_name_or_path") or "")
     if Path(base).is_dir():
-        config["base_model_name_or_path"] = Path(base).resolve().name
+        place = Path(base).resolve()
+        beside = f"../../{place.parent.name}/{MODEL}"
+        config["base_model_name_or_path"] = beside if place.name == MODEL else place.name
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     path.with_name("README.md").unlink(missing_ok=True)  # peft's card names that path too; ours lies in model/
 

@@ -18,7 +18,7 @@ from distill.engines.options import SamplingSettings, TransformersOptions
 from distill.modelspec import ModelName
 from distill.prompting import asking
 from distill.spending import Spending
-from distill.stages.common import VerifierSpec, store_of
+from distill.stages.common import RewardModel, VerifierSpec, resolved, store_of
 from distill.stages.devices import check_memory
 from distill.stages.student import SupervisedSettings, load_student, publish
 from distill.store.records import kept, problem_of
@@ -61,7 +61,7 @@ class GkdSettings(WatchedSettings, SupervisedSettings):
     temperature: Annotated[float, Field(gt=0)] = 0.9
     """At which both distributions are compared."""
     sampling: SamplingSettings = SamplingSettings()
-    verifier: VerifierSpec | None = None
+    verifier: Annotated[VerifierSpec | None, RewardModel] = None
     """Who judges the samples, for the curves and alarms alone; by default each problem's own verifier."""
     workers: Annotated[int, Operational(), Field(ge=0)] = 0
     """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
@@ -177,7 +177,8 @@ def _batches(
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
     keys = {problem.id: key for key, problem in asked}
     ledger = Ledger(
-        store_of(context), context.fingerprint, how, keys, pool, {JUDGE: settings.verifier}, context.stopping, ask
+        store_of(context), context.fingerprint, how, keys, pool,
+        {JUDGE: resolved(context, settings.verifier)}, context.stopping, ask,
     )  # fmt: skip
 
     def write(step: int, samples: Sequence[tuple[Problem, Completion]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from distill.prompting import Ask
-from distill.stages.common import store_of
+from distill.stages.common import resolved, store_of
 from distill.store.records import problems
 from distill.types import Sampling
 from pipeline.errors import InputError
@@ -61,4 +61,6 @@ def _watch(
     if not tasks:
         raise InputError(f"stage {context.name}: watch: {settings.watch.problems} holds out no problem")
     how = settings.watch
-    return Watch(measuring(context, store, policy, tasks, sampling, how.samples, how.verifier, ask), how.every)
+    return Watch(
+        measuring(context, store, policy, tasks, sampling, how.samples, resolved(context, how.verifier), ask), how.every
+    )

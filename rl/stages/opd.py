@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from distill.engines.options import TransformersOptions
 from distill.modelspec import ModelName
 from distill.prompting import Prompting
-from distill.stages.common import VerifierSpec
+from distill.stages.common import RewardModel, VerifierSpec
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Output, Stage
@@ -47,7 +47,7 @@ class OpdSettings(SampledSettings):
     schedule: Literal["cosine", "linear", "constant"] = "constant"
     overlong: Literal["keep", "filter"] = "keep"
     """Responses cut at `max_tokens`: learned from (their tokens are scored like any), or left out."""
-    verifier: VerifierSpec | None = None
+    verifier: Annotated[VerifierSpec | None, RewardModel] = None
     """Who judges what is sampled, for the curves and alarms alone; by default each problem's own verifier."""
 
     @model_validator(mode="after")

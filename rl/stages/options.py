@@ -69,7 +69,7 @@ class WatchSettings(Settings):
 
     problems: Annotated[str, Input(accepts=("problems",))]
     """Their held-out split is asked."""
-    verifier: VerifierSpec | None = None
+    verifier: Annotated[VerifierSpec | None, RewardModel] = None
     """Who judges; by default each problem's own."""
     every: Annotated[int, Field(ge=1)] = 20
     """Steps between two measurements; before the first step and after the last there is one too."""

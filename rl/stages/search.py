@@ -28,7 +28,7 @@ from distill.engines.options import (
 from distill.modelspec import Model, StageOrName
 from distill.prompting import Prompting
 from distill.spending import Spending
-from distill.stages.common import VerifierSpec, ask_of, members_present, store_of
+from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, resolved, store_of
 from distill.store import Store
 from distill.store.records import problems, record_members
 from pipeline.errors import InputError
@@ -73,7 +73,7 @@ class SearchSettings(Settings):
     prompting: Prompting = None
     """How each problem is put to the model; a string is a template, or the name of one."""
     thinking: Thinking = None
-    verifier: VerifierSpec | None = None
+    verifier: Annotated[VerifierSpec | None, RewardModel] = None
     """Who judges; by default each problem's own."""
     orders: Annotated[int, Field(ge=1)] = 8
     """Strategies of whole responses are averaged over so many orders of the samples."""
@@ -153,7 +153,7 @@ def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWo
         else partial(engines.open_engine, settings.engine, model, context.note, spending),
         scorer=_scorer(context, settings, model if settings.engine.kind != "openai" else None),
         rendered=settings.engine.kind != "openai",
-        judges=verification.Judges(settings.verifier, context.hashes),
+        judges=verification.Judges(resolved(context, settings.verifier), context.hashes),
         workers=settings.workers,
     )
 
