@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill import engines, forecasts, truncation, verification
+from distill import engines, forecasts, truncation, verification, verifiers
 from distill.adaptive.known import Cuts
 from distill.adaptive.settings import UntilSettings
 from distill.engines import dialects
@@ -171,6 +171,11 @@ def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str
         figures |= {"calls": total - done, "max_tokens": tokens}
         if isinstance(settings.engine, OpenAIOptions):
             figures |= _foreseen(context, settings, settings.engine, figures, missing)
+        if settings.until and settings.until.verifier:
+            judge = verifiers.build(settings.until.verifier, context.hashes)
+            figures = forecasts.added(
+                figures, forecasts.of_judges(judge, store_of(context), context.name, total - done)
+            )
     return Forecast("traces", total, done, figures)
 
 
