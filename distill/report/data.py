@@ -251,7 +251,6 @@ def _funnel(store: Store, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-
 def _paid(store: Store, selection: str, kept: int) -> dict[str, float | None]:
     """What the endpoint took for the traces, lost calls and rejected traces included; null where none was paid."""
     cost = spent_on(store, selection).get("cost")
