@@ -15,7 +15,7 @@ test: $(READY)
 
 test-all: $(READY)
 	.ci/install-extras
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	DISTILL_ENGINE_KILLS=5 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # On a machine with a GPU and no network, with the packages that PYTHON finds (nothing is installed): the tests that
 # need CUDA. What could not be run is listed with its reason.

@@ -43,7 +43,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distill.store import Store, schema
-from distill.store.records import kept, record_members
+from distill.store.records import of_kept, record_members
 from pipeline.fingerprint import content_hash
 
 BATCH = 10_000
@@ -198,11 +198,18 @@ class Ours:
     def close(self) -> None:
         self.store.mend()
 
+    def judged(self) -> None:
+        """The verdicts as a verify stage leaves them: members of a collection."""
+        with self.store.reading() as connection:
+            keys = [("verdict", key) for (key,) in connection.execute("SELECT verdict_key FROM verdicts").fetchall()]
+        self.verdicts = record_members(self.store, keys)
+
     def select(self) -> int:
         with self.store.reading() as connection:
             best = [("kept", key) for (key,) in connection.execute(BEST).fetchall()]
         collection = record_members(self.store, best)
-        return sum(len(row["thinking"]) + len(row["answer"]) for row in kept(self.store, collection))
+        rows = of_kept(self.store, collection, self.verdicts, "m.position, t.trace_key, t.thinking, t.answer, p.*")
+        return sum(len(row["thinking"]) + len(row["answer"]) for row in rows)
 
     def query(self, sql: str) -> int:
         with self.store.reading() as connection:
@@ -292,6 +299,9 @@ def compare(directory: Path, rows: int) -> tuple[dict[str, float], dict[str, Any
     rates, detail = ingest(sides, rows)
     sizes = {name: size(directory / name) for name in sides}
     say(f"ingested, traces per CPU-second: {rates}; bytes: {sizes}")
+    ours = sides["ours"]
+    assert isinstance(ours, Ours)
+    ours.judged()
     selects = select(sides, peers=3 if rows <= 200_000 else 1)
     say(f"selection, CPU-seconds: {selects}")
     ratios = {

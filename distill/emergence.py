@@ -124,7 +124,7 @@ def _changes(
     for row in texts:
         said = behaviours.earlier(row["thinking"], row["answer"], looking.candidates) if row["closed"] else None
         spec: Spec = row["verifier"] if verifier is None else verifier
-        if said is None or verification.most(spec, 1):
+        if said is None or verification.asks(spec):
             continue
         problem = problem_of(row)
         place[row["trace_key"]] = row["bin"], row["source"]

@@ -1,12 +1,12 @@
-"""What samples that are still to be made will take at an endpoint: by what earlier calls took, and at the most.
+"""What is still to be asked of an endpoint will take: by what earlier calls took, and at the most.
 
-For `distill plan` and the forecast of a running stage; a forecast is never a promise, an upper bound is. Left
-out: engines that cost no money.
+For `distill plan` and the forecast of a running stage; a forecast is never a promise, an upper bound is. What is
+asked are samples, or a judge's questions. Left out: engines that cost no money.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -17,6 +17,9 @@ from distill.engines.options import OpenAIOptions
 from distill.engines.prices import Bill, Prices
 from distill.store import Store
 from distill.types import Request
+from distill.verifiers import Verifier
+from distill.verifiers.compose import Composed
+from distill.verifiers.llm_judge import Judge
 
 
 def bound(options: OpenAIOptions, requests: Sequence[Request], tokens: int) -> dict[str, Any]:
@@ -49,6 +52,38 @@ def expected(options: OpenAIOptions, store: Store, account: str, model: str, cal
     cost = calls * Prices.of(options).bill(bill.prompt_tokens, bill.tokens, bill.cached_tokens).cost
     found = {"tokens": calls * bill.tokens, "seconds": round(max(waits), 1)}
     return found | ({"cost": float(round(cost, 4))} if cost else {})
+
+
+def of_judges(verifier: Verifier, store: Store, account: str, verdicts: int) -> dict[str, Any]:
+    """What so many verdicts can take of the judges in a verifier, each asked about every answer; nothing where there
+    are none, or no verdicts. The prompts are not reckoned in what they can cost at most: they are not put yet."""
+    if isinstance(verifier, Composed):
+        return added(*(of_judges(part, store, account, verdicts) for part in verifier.parts))
+    each = getattr(verifier, "most", {})
+    if not verdicts or not each:
+        return {}
+    found: dict[str, Any] = {name: n * verdicts for name, n in each.items()}
+    if isinstance(verifier, Judge) and isinstance(options := verifier.settings.engine, OpenAIOptions):
+        account = f"{account}/{verifier.account}"
+        found |= bound_of_responses(options, found["max_tokens"])
+        found |= expected(options, store, account, verifier.model.identity, found["calls"])
+        found |= left_of_cap(options, store, account)
+    return found
+
+
+def added(*figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of several that are asked one after the other. What one of them lacks that is asked too (the others
+    have been asked before, it has not) is told of none: a sum of some of them would pass for that of all. Of caps the
+    least is told."""
+    asked = [each for each in figures if each.get("calls")]
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(name for each in asked for name in each):
+        values = [each[name] for each in asked if name in each]
+        if name.startswith("cap_leaves"):
+            found[name] = min(values)
+        elif len(values) == len(asked) or name not in ("tokens", "cost", "seconds"):
+            found[name] = sum(values)
+    return found
 
 
 def left_of_cap(options: OpenAIOptions, store: Store, account: str) -> dict[str, Any]:

@@ -47,17 +47,18 @@ def make_whole(
                 continue
             stop_check(context.stopping)
             engine = engine or stack.enter_context(closing(open_engine()))
-            sample(store, engine, _begun(store, missing), present, context)
+            sample(store, engine, begun(store, missing), present, context)
     return standing
 
 
 def continued(store: Store, wishes: Sequence[Wanted], limit: int) -> list[Wanted]:
     """The wishes, with the one that goes on up to ``limit`` in place of each that is there and was cut."""
     cut = cut_among(store, (wish.key for wish in wishes), CAN_GO_ON)
-    return [_longer(wish, limit) if wish.key in cut else wish for wish in wishes]
+    return [longer(wish, limit) if wish.key in cut else wish for wish in wishes]
 
 
-def _longer(wish: Wanted, limit: int) -> Wanted:
+def longer(wish: Wanted, limit: int) -> Wanted:
+    """The wish that goes on from one that was cut, up to ``limit``; its beginning is yet to be given (`begun`)."""
     key, sampling = keys.continued_key(wish.key, limit), replace(wish.sampling, max_tokens=limit)
     return replace(wish, key=key, sampling=sampling, continues=wish.key)
 
@@ -80,7 +81,7 @@ def foreseen(store: Store, wishes: Sequence[Wanted], limits: Sequence[int]) -> t
     return len(most), len(present), sum(tokens for key, tokens in most.items() if key not in present)
 
 
-def _begun(store: Store, missing: Mapping[str, Wanted]) -> dict[str, Wanted]:
+def begun(store: Store, missing: Mapping[str, Wanted]) -> dict[str, Wanted]:
     """The same, those that go on from a cut trace with its text as their beginning."""
     cut = [wish.continues for wish in missing.values() if wish.continues]
     rows = _rows(store, cut, "trace_key, prompt, thinking, answer, closed, cut", CUT) if cut else []

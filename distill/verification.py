@@ -97,9 +97,9 @@ def versions(verifier: Spec | None, problems: Manifest, hashes: FileHashes) -> d
     return {canonical(verifiers.settled(spec)): verifiers.build(spec, hashes).version for spec in specs}
 
 
-def most(verifier: Spec, verdicts: int) -> dict[str, float]:
-    """What so many verdicts can take at most (``calls``, ``max_tokens``, ``max_cost``), where they take anything."""
-    return {name: each * verdicts for name, each in getattr(verifiers.build(verifier), "most", {}).items()}
+def asks(verifier: Spec) -> bool:
+    """Whether there is a judge in a verifier, which calls an engine."""
+    return bool(getattr(verifiers.build(verifier), "most", {}))
 
 
 def make_verdicts(

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distill.adaptive.course import Course, Place, Quota
-from distill.adaptive.rule import ERROR, Fate, Rule
+from distill.adaptive.rule import ERROR, Fate, Repeat, Result, Rule
 from distill.types import Outcome, Problem
 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
@@ -26,22 +26,33 @@ def told(letters: str) -> list[Outcome | None]:
 
 
 def rules() -> st.SearchStrategy[Rule]:
-    def build(accepted: int, more: int, trivial: int | None, hopeless: float | None, unknown: int | None) -> Rule:
+    def build(
+        accepted: int, more: int, trivial: int | None, hopeless: float | None, unknown: int | None, distinct: bool
+    ) -> Rule:
         trivial = trivial if trivial and trivial < accepted else None
-        return Rule(accepted, accepted + more, trivial, hopeless, unknown)
+        return Rule(accepted, accepted + more, trivial, hopeless, unknown, distinct)
 
     return st.builds(
         build, st.integers(1, 4), st.integers(0, 6), st.none() | st.integers(1, 3),
-        st.none() | st.sampled_from([0.2, 0.5, 0.8]), st.none() | st.integers(1, 4),
+        st.none() | st.sampled_from([0.2, 0.5, 0.8]), st.none() | st.integers(1, 4), st.booleans(),
     )  # fmt: skip
 
 
-def one_at_a_time(rule: Rule, verdicts: Sequence[Outcome]) -> int:
+def one_at_a_time(rule: Rule, verdicts: Sequence[Result]) -> int:
     """How many samples somebody asks for who waits for each verdict before asking for another."""
     tries = 0
     while rule.ended(verdicts[:tries]) is None:
         tries += 1
     return tries
+
+
+def told_apart(rule: Rule, verdicts: Sequence[Outcome], said: Sequence[str]) -> list[Result]:
+    """Where it matters, a correct sample that says what an earlier one says is a repeat."""
+    right = [what if verdict is C else None for verdict, what in zip(verdicts, said, strict=True)]
+    return [
+        Repeat.REPEATED if rule.distinct and what and what in right[:at] else verdicts[at]
+        for at, what in enumerate(right)
+    ]
 
 
 def problem(number: int, source: str = "calc", difficulty: int | None = None) -> Problem:
@@ -78,6 +89,18 @@ def test_a_trivial_problem_is_left_at_its_first_samples() -> None:
     assert rule.ended(told("wccc")) is None
 
 
+def test_a_repeat_is_correct_but_is_not_accepted_once_more() -> None:
+    course = Course([problem(0)], Rule(accepted=2, most=4, distinct=True))
+    assert course.start() == [(0, 0), (0, 1)]
+    assert course.judged((0, 1), C, "same") == []  # it may yet turn out a repeat: nothing is certain
+    assert course.judged((0, 0), C, "same") == [(0, 2)]
+    assert course.judged((0, 2), C, "other") == []
+    assert (course.fate(0), course.accepted(0), course.repeated(0)) == (Fate.SATISFIED, 2, 1)
+    rule = Rule(accepted=4, most=8, trivial=2, distinct=True)
+    assert rule.ended([C, Repeat.REPEATED]) == (2, Fate.TRIVIAL)
+    assert Rule(accepted=2, most=9, hopeless=0.4, distinct=True).ended([C, *[Repeat.REPEATED] * 7]) is None
+
+
 def test_as_many_are_asked_for_at_once_as_are_certainly_wanted() -> None:
     rule = Rule(accepted=3, most=5)
     assert [rule.certain(told(letters)) for letters in ("", "?w", "w", "ww", "www", "ccc", "wwwww")] == [
@@ -94,10 +117,10 @@ def test_certain_is_the_fewest_samples_that_a_problem_can_come_to(rule: Rule, da
     verdicts = data.draw(st.lists(st.sampled_from([C, W, U, None, None]), max_size=rule.most))
     verdicts += [None] * (min(rule.most, 6) - len(verdicts))
     unknown = verdicts.count(None)
-    if unknown > 6:
+    if unknown > (5 if rule.distinct else 6):
         return
     ends = []
-    for guess in product(Outcome, repeat=unknown):
+    for guess in product([*Outcome, Repeat.REPEATED] if rule.distinct else Outcome, repeat=unknown):
         guesses = iter(guess)
         filled = [outcome or next(guesses) for outcome in verdicts]
         end = rule.ended(filled)
@@ -141,7 +164,7 @@ def test_wanting_more_only_adds_samples(rule: Rule, accepted: int, most: int, ve
 
 
 def in_order(
-    problems: Sequence[Problem], rule: Rule, quotas: Sequence[Quota], verdicts: Sequence[Sequence[Outcome]]
+    problems: Sequence[Problem], rule: Rule, quotas: Sequence[Quota], verdicts: Sequence[Sequence[Result]]
 ) -> list[Place]:
     """The samples made by somebody who takes one problem after the other and one sample after the other."""
     left = [quota.accepted for quota in quotas]
@@ -171,7 +194,9 @@ def test_whatever_order_verdicts_come_in_the_same_samples_are_made(rule: Rule, q
     problems = [problem(n, chance.choice(["calc", "logic"]), chance.choice([1, 2, None])) for n in range(count)]
     weights = [[chance.random() for _ in Outcome] for _ in problems]
     verdicts = [chance.choices(list(Outcome), weights[n], k=rule.most) for n in range(count)]
-    expected = in_order(problems, rule, quotas, verdicts)
+    said = [chance.choices("ab" if n % 2 else "abcdef", k=rule.most) for n in range(count)]
+    results = [told_apart(rule, *both) for both in zip(verdicts, said, strict=True)]
+    expected = in_order(problems, rule, quotas, results)
 
     course = Course(problems, rule, quotas)
     waiting = course.start()
@@ -180,7 +205,8 @@ def test_whatever_order_verdicts_come_in_the_same_samples_are_made(rule: Rule, q
         assert set(asked) <= set(expected) <= set(course.may_want())  # none in vain, and the bounds hold
         assert not course.complete
         place = waiting.pop(chance.randrange(len(waiting)))
-        new = course.judged(place, verdicts[place[0]][place[1]])
+        number, index = place
+        new = course.judged(place, verdicts[number][index], said[number][index])
         waiting += new
         asked += new
     assert course.complete

@@ -102,6 +102,18 @@ def duplicates_of(texts: Sequence[str], similarity: float = 0.8, batch: int = 7)
     return {duplicate.index: duplicate.of for duplicate in found}
 
 
+def test_fixed_texts_never_go_and_what_is_like_them_does_or_is_told() -> None:
+    one, other = (" ".join(sentence(n, 60)[:-1]) for n in (1, 2))
+    texts = [f"{one} a", f"{one} b", f"{one} c", f"{one} d", f"{other} e", f"{other} f"]
+    found = [
+        near_duplicates([texts[:3], texts[3:]], lambda some: [texts[n] for n in some], 0.8, 3, 2, spare)
+        for spare in (False, True)
+    ]
+    gone, told = [[(duplicate.index, duplicate.of) for duplicate in each] for each in found]
+    assert gone == [(2, 0), (3, 0), (5, 4)]
+    assert told == [(2, 0), (3, 0), (3, 2), (5, 4)]
+
+
 @quick
 @given(st.integers(0, 10**6), st.integers(1, 15))
 def test_of_likenesses_the_first_is_kept_and_nothing_else_goes(seed: int, batch: int) -> None:
@@ -235,6 +247,11 @@ def test_the_review_finds_each_kind() -> None:
     ]  # fmt: skip
     told = reviewed(entries, [item], Rules(exact=False, similarity=None, tell=True))
     assert [(o.key, o.removed) for o in told] == [("e", False)]
+    alike = Item("set", "n", "", " ".join(word if n % 12 else "other" for n, word in enumerate(base[3].split(), 1)))
+    (near,) = [o for o in reviewed(entries, [item, alike], Rules(similarity=0.5)) if o.key == "f"]
+    assert (near.kind, near.other, near.ngram, near.removed) == ("near", alike, None, True) and 0.5 <= near.share < 1
+    (kept,) = [o for o in reviewed(entries, [alike], Rules(similarity=0.5, tell=True)) if o.key == "f"]
+    assert (kept.other, kept.removed) == (alike, False)
     half = Item("set", "j", "", f"{base[2]} {base[3]} x")
     assert [o.key for o in reviewed(entries, [half], Rules(share=0.9)) if o.kind == "evaluation" and o.removed] == []
 

@@ -24,7 +24,7 @@ from distill.dataset import card, facts, write
 from distill.dataset.choice import Choice
 from distill.published import TraceColumns
 from distill.store import Store
-from distill.store.records import problem_row, record_members, trace_row, verdict_row
+from distill.store.records import problem_row, record_members, record_rejections, trace_row, verdict_row
 from distill.tables import read
 from distill.types import Finish, Problem, Sampling, Trace, Verdict
 from pipeline.errors import InputError
@@ -181,7 +181,7 @@ def count(store: Store, choice: Choice) -> int:
 
 
 def test_filters(store: Store) -> None:
-    selection = record_members(store, [("kept", SAID[0][1].key), ("rejected", SAID[1][1].key)], [None, "incorrect"])
+    selection = record_members(store, [("kept", SAID[0][1].key), ("rejected", SAID[1][1].key)])
     judged = record_members(store, [("verdict", f"v-{SAID[1][1].key}")])
     asked: list[tuple[dict[str, Any], int]] = [
         ({}, 4), ({"outcome": "correct"}, 2), ({"source": "sums"}, 2), ({"finish": "length"}, 1), ({"model": "each"}, 4),
@@ -232,8 +232,10 @@ def test_the_card_tells_what_is_in_the_store(store: Store) -> None:
 
 def test_the_card_of_a_selection_tells_what_was_rejected_and_why(store: Store) -> None:
     members = [("kept", SAID[0][1].key), ("rejected", SAID[1][1].key), ("rejected", SAID[2][1].key)]
-    selection = record_members(store, members, [None, "incorrect", "truncated"])
-    found = told(store, Choice(selection))
+    selection = record_members(store, members)
+    record_rejections(store, "this", selection, [None, "incorrect", "truncated"])
+    record_rejections(store, "another", selection, [None, "truncated", "truncated"])
+    found = told(store, Choice(selection, run="this"))
     assert [(f["outcome"], f["traces"]) for f in found["funnel"]] == [("kept", 1), ("incorrect", 1), ("truncated", 1)]
     assert "with what was rejected" in card.render(found)
 

@@ -51,6 +51,7 @@ SELECTS: dict[str, tuple[str, dict[str, int]]] = {
         {"kept": 1, "incorrect": 6, "pass rate above 0.9": 3, "pass rate below 0.3": 1},
     ),
     "long": ("min_tokens: 15", {"kept": 3, "incorrect": 6, "shorter than 15 tokens": 2}),
+    "as-long": ("min_tokens: 16", {"kept": 3, "incorrect": 6, "shorter than 16 tokens": 2}),
     "middle": (
         "min_tokens: 12, max_tokens: 60",
         {"kept": 2, "incorrect": 6, "longer than 60 tokens": 2, "shorter than 12 tokens": 1},
@@ -81,7 +82,10 @@ def selected(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[s
     workspace = Workspace(place / "run")
     spec = config.load(place / "p.yaml", catalog.stage, workspace=workspace.path)
     done = runner.run(spec, workspace, Listener(), lambda: False)
-    return {d.manifest.stage: {**d.manifest.figures, "digest": d.manifest.digest} for d in done}, Store(workspace.path)
+    return {
+        d.manifest.stage: {**d.manifest.figures, "digest": d.manifest.digest, "run": d.manifest.fingerprint}
+        for d in done
+    }, Store(workspace.path)
 
 
 @pytest.mark.parametrize("name", SELECTS)
@@ -89,10 +93,9 @@ def test_each_rule_keeps_what_it_says_and_tells_the_reason_of_the_rest(name: str
     figures, store = selected
     assert {"kept": figures[name]["kept"], **figures[name]["rejected"]} == SELECTS[name][1]
     rows = store.rows(
-        "SELECT coalesce(reason, 'kept') AS reason, count(*) AS n FROM members WHERE collection = ? GROUP BY 1",
-        [figures[name]["digest"]],
+        "SELECT outcome, sum(traces)::INTEGER AS n FROM funnel WHERE run = ? GROUP BY 1", [figures[name]["run"]]
     )
-    assert {row["reason"]: row["n"] for row in rows} == SELECTS[name][1]
+    assert {row["outcome"]: row["n"] for row in rows} == SELECTS[name][1]
 
 
 def test_the_shortest_is_taken_first(selected: Any) -> None:
@@ -189,3 +192,11 @@ def test_pass_rates_leave_out_what_nobody_could_judge() -> None:
         "100%", "75 to 99%", "75 to 99%", "50 to 74%", "50 to 74%", "25 to 49%", "25 to 49%", "1 to 24%", "1 to 24%",
         "0%", "unknown",
     ]  # fmt: skip
+
+
+def test_rules_that_choose_the_same_keep_their_own_reasons(selected: Any) -> None:
+    figures, store = selected
+    assert figures["long"]["digest"] == figures["as-long"]["digest"]
+    sql = "SELECT DISTINCT outcome FROM funnel WHERE run = ? AND starts_with(outcome, 'shorter')"
+    reasons = [store.rows(sql, [figures[name]["run"]]) for name in ("long", "as-long")]
+    assert reasons == [[{"outcome": f"shorter than {least} tokens"}] for least in (15, 16)]

@@ -337,3 +337,56 @@ def test_two_judges_and_the_stage_have_accounts_of_their_own(tmp_path: Path) -> 
     store.ingest()
     totals = [spending.spent(store, name).cost for name in ("verify", "verify/judge-1", "verify/judge-2", "nobody")]
     assert totals == [1, 4, 9, 0]
+
+
+JUDGED = """\
+  verify:
+    traces: generate
+    verifier:
+      judge: {model: tiny, engine: {kind: openai, base_url: "URL", key_from: TEST_KEY, price_input: 1000,
+              price_cached_input: 100, price_output: 10000, max_cost: 900, retries: 0}, sampling: {max_tokens: 50}}
+"""
+MEASURED = """\
+  evaluate:
+    problems: problems
+    models: {it: tiny}
+    split: train
+    greedy: false
+    samples: 1
+    sampling: {temperature: 1.0, max_tokens: 100}
+    engine: {kind: openai, base_url: "URL", key_from: TEST_KEY, price_input: 1000, price_cached_input: 100,
+             price_output: 10000, max_cost: 900}
+"""
+
+
+def foreseen(here: Path, *overrides: str) -> dict[str, Any]:
+    ahead = planned(here, *overrides).forecast
+    assert ahead is not None
+    return dict(ahead.figures)
+
+
+def test_the_plan_foretells_what_an_evaluation_costs(here: Path, server: Server) -> None:
+    (here / "p.yaml").write_text((YAML[: YAML.index("  generate:")] + MEASURED).replace("URL", server.url))
+    assert foreseen(here) == {"calls": 20, "max_tokens": 2000, "max_output_cost": 20.0, "cap_leaves": 900.0}
+    run(here)
+    figures = foreseen(here, "evaluate.samples=3")
+    assert figures.pop("seconds") >= 0 and figures.pop("max_cost") > 40
+    assert figures == {
+        "calls": 40, "max_tokens": 4000, "tokens": 1600, "cost": float(COST * 40), "cap_leaves": float(900 - COST * 20),
+    }  # fmt: skip
+
+
+def test_the_plan_foretells_what_a_judge_costs(here: Path, server: Server) -> None:
+    (here / "p.yaml").write_text((YAML + JUDGED).replace("URL", server.url))
+    assert foreseen(here) == {"calls": 20, "max_tokens": 1000, "max_output_cost": 10.0, "cap_leaves": 900.0}
+    run(here)
+    (asked,) = Store(here / "run").rows("SELECT * FROM spending WHERE starts_with(account, 'verify/judge-')")
+    assert asked["calls"] == 20
+    figures = foreseen(here, "verify.verifier.judge.mode=pairwise")
+    assert (figures["calls"], figures["max_tokens"]) == (40, 2000)
+    figures = foreseen(here, "generate.samples=2")
+    assert figures.pop("seconds") >= 0
+    assert figures == {
+        "calls": 40, "max_tokens": 2000, "max_output_cost": 20.0, "tokens": 1600, "cost": float(2 * asked["cost"]),
+        "cap_leaves": float(900 - asked["cost"]),
+    }  # fmt: skip

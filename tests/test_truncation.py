@@ -263,6 +263,54 @@ def test_show_tells_what_was_given_and_what_goes_on(
     assert (stats["traces"], stats["truncated"], stats["refused"], stats["empty"]) == (2, 1, 0, 0)
 
 
+UNTIL = "    until: {accepted: 1, most: 3, verifier: {regex: {pattern: '42', search: true}}}\n"
+
+
+def test_until_drops_cut_tries_without_judging_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = project(tmp_path / "p", TEXTS, UNTIL)
+    setting = ("generate.sampling.temperature=1.0", "generate.truncated=drop")
+    found = run_here(directory, monkeypatch, *setting)
+    short = PROBLEMS - len(LONG)
+    assert (found["members"], found["accepted"]) == (short, short)
+    assert (found["truncated"], found["left_out"], found["hopeless_problems"]) == (3 * len(LONG),) * 2 + (len(LONG),)
+    store = Store(directory / "runs/small")
+    assert store.rows("SELECT count(*) AS n FROM verdicts") == [{"n": short}]
+    more = run_here(directory, monkeypatch, *setting, "generate.until.most=4")
+    assert more["truncated"] == 4 * len(LONG) and len(rows_of(directory)) == short + 4 * len(LONG)
+
+
+def test_until_judges_a_cut_try_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was made without going on is gone on with; each problem has its one accepted try, however often cut."""
+    directory = project(tmp_path / "p", [*TEXTS, TEXTS[0]], UNTIL)
+    hot = "generate.sampling.temperature=1.0"
+    run_here(directory, monkeypatch, hot)
+    kept = len(rows_of(directory))
+    assert kept > PROBLEMS  # cut ones were judged, and tried again
+    whole = ("generate.truncated=continue", "generate.continue_tokens=[30, 100]")
+    found = run_here(directory, monkeypatch, hot, *whole)
+    assert (found["members"], found["accepted"], found["truncated"]) == (PROBLEMS, PROBLEMS, 0)
+    rows = rows_of(directory)
+    very = [text for text in LONG if len(words(f"user: {text}\n")) > 30]
+    assert len(rows) == kept + len(LONG) + len(very)
+    judged = Store(directory / "runs/small").rows(
+        "SELECT t.thinking, t.answer FROM traces t JOIN verdicts v USING (trace_key) WHERE v.outcome = 'correct'"
+    )
+    parts = [split_thinking("".join(words(f"user: {text}\n"))) for text in TEXTS]
+    assert sorted(map(tuple, map(dict.values, judged))) == sorted((p.thinking, p.answer) for p in parts)
+    fresh = project(tmp_path / "fresh", TEXTS, UNTIL)
+    assert run_here(fresh, monkeypatch, hot, *whole)["accepted"] == PROBLEMS
+    assert len(rows_of(fresh)) == PROBLEMS + len(LONG) + len(very)
+
+
+@pytest.mark.parametrize("what", ["answer", "text"])
+def test_until_counts_what_says_the_same_once(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = project(tmp_path / "p", [SHORT], UNTIL)
+    setting = ("generate.sampling.temperature=1.0", "generate.until.accepted=2")
+    assert run_here(directory, monkeypatch, *setting)["accepted"] == 2
+    found = run_here(directory, monkeypatch, *setting, f"generate.until.distinct={what}")
+    assert (found["members"], found["accepted"], found["repeated"], found["short_problems"]) == (3, 1, 2, 1)
+
+
 # Killed.
 
 RUN = """

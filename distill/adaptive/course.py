@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from distill.adaptive.rule import Fate, Rule
+from distill.adaptive.rule import Fate, Repeat, Result, Rule
 from distill.types import Outcome, Problem
 
 Place = tuple[int, int]
@@ -56,8 +56,24 @@ class _Problem:
     share: Share
     best: int
     verdicts: list[Outcome | None] = field(default_factory=list)
+    said: list[str | None] = field(default_factory=list)
     wanted: int = 0
     fate: Fate | None = None
+
+    def results(self, distinct: bool) -> list[Result | None]:
+        """The verdicts; where the accepted samples are to be distinct, told apart by what they say."""
+        if not distinct:
+            return list(self.verdicts)
+        found: list[Result | None] = []
+        seen: set[str | None] = set()
+        for verdict, said in zip(self.verdicts, self.said, strict=True):
+            if verdict is not Outcome.CORRECT:
+                found.append(verdict)
+            else:
+                new = Repeat.OPEN if None in found else Outcome.CORRECT
+                found.append(Repeat.REPEATED if said in seen else new)
+                seen.add(said)
+        return found
 
 
 class Course:
@@ -90,13 +106,16 @@ class Course:
     def start(self) -> list[Place]:
         return [place for share in self.shares for place in self._begin(share)]
 
-    def judged(self, place: Place, outcome: Outcome) -> list[Place]:
+    def judged(self, place: Place, outcome: Outcome, said: str | None = None) -> list[Place]:
+        """``said`` stands for what a sample says, where that is to be distinct."""
         number, index = place
         problem = self._problems[number]
-        problem.verdicts += [None] * (index + 1 - len(problem.verdicts))
-        problem.verdicts[index] = outcome
+        new = index + 1 - len(problem.verdicts)
+        problem.verdicts += [None] * new
+        problem.said += [None] * new
+        problem.verdicts[index], problem.said[index] = outcome, said
         wanted = self._more(number)
-        if end := self.rule.ended(problem.verdicts):
+        if end := self.rule.ended(problem.results(self.rule.distinct)):
             problem.fate = end[1]
             problem.share.accepted += self.accepted(number)
             self._open -= 1
@@ -106,10 +125,11 @@ class Course:
 
     def _best(self, problem: _Problem) -> int:
         """The most accepted samples that it can come to."""
-        correct, out = problem.verdicts.count(Outcome.CORRECT), problem.verdicts.count(None)
+        results = problem.results(self.rule.distinct)
+        correct, out = results.count(Outcome.CORRECT), results.count(None) + results.count(Repeat.OPEN)
         if problem.fate:
             return correct
-        return min(self.rule.accepted, correct + out + self.rule.most - len(problem.verdicts))
+        return min(self.rule.accepted, correct + out + self.rule.most - len(results))
 
     def _begin(self, share: Share) -> list[Place]:
         wanted = []
@@ -123,14 +143,20 @@ class Course:
 
     def _more(self, number: int) -> list[Place]:
         problem = self._problems[number]
-        before, problem.wanted = problem.wanted, max(problem.wanted, self.rule.certain(problem.verdicts))
+        before, problem.wanted = problem.wanted, max(problem.wanted, self._certain(problem))
         return [(number, index) for index in range(before, problem.wanted)]
+
+    def _certain(self, problem: _Problem) -> int:
+        return self.rule.certain(problem.results(self.rule.distinct))
 
     def fate(self, number: int) -> Fate | None:
         return self._problems[number].fate
 
     def accepted(self, number: int) -> int:
-        return self._problems[number].verdicts.count(Outcome.CORRECT)
+        return self._problems[number].results(self.rule.distinct).count(Outcome.CORRECT)
+
+    def repeated(self, number: int) -> int:
+        return self._problems[number].results(self.rule.distinct).count(Repeat.REPEATED)
 
     def members(self) -> Iterator[Place]:
         """Every sample that has been wanted, problem by problem."""

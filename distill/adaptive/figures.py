@@ -23,6 +23,8 @@ def figures_of(store: Store, collection: str, course: Course, problem_keys: Sequ
     accepted = sum(share.accepted for share in course.shares)
     tries, tokens = sum(row["tries"] for row in rows), sum(row["tokens"] for row in rows)
     figures: dict[str, Any] = {"accepted": accepted}
+    if course.rule.distinct:
+        figures["repeated"] = sum(course.repeated(number) for number in range(len(problem_keys)))
     if accepted:
         figures["tries_per_accepted"] = round(tries / accepted, 3)
         figures["tokens_per_accepted"] = round(tokens / accepted, 1)

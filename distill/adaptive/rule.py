@@ -22,7 +22,16 @@ from distill.types import Outcome
 ERROR = 0.05
 """The chance, at most, that a problem with a pass rate of ``hopeless`` or more is given up."""
 
-Verdicts = tuple[Outcome | None, ...]
+
+class Repeat(StrEnum):
+    """A correct sample that brings nothing new, where the accepted ones are to be distinct."""
+
+    REPEATED = "repeated"  # an earlier correct sample says the same
+    OPEN = "open"  # a sample before it whose verdict is out may yet say the same
+
+
+Result = Outcome | Repeat
+Verdicts = tuple[Result | None, ...]
 """Of samples 0, 1, 2...; None where it is still out."""
 
 
@@ -41,12 +50,14 @@ class Counts:
     correct: int = 0
     incorrect: int = 0
     unverifiable: int = 0
+    repeated: int = 0
 
-    def plus(self, outcome: Outcome) -> Counts:
+    def plus(self, result: Result) -> Counts:
         return Counts(
-            self.correct + (outcome is Outcome.CORRECT),
-            self.incorrect + (outcome is Outcome.INCORRECT),
-            self.unverifiable + (outcome is Outcome.UNVERIFIABLE),
+            self.correct + (result is Outcome.CORRECT),
+            self.incorrect + (result is Outcome.INCORRECT),
+            self.unverifiable + (result is Outcome.UNVERIFIABLE),
+            self.repeated + (result is Repeat.REPEATED),
         )
 
 
@@ -54,18 +65,20 @@ class Counts:
 class Rule:
     """``accepted`` correct samples are wanted, in ``most`` tries. Left earlier is a problem of which the
     first ``trivial`` are all correct or the first ``unverifiable`` cannot be judged, and one whose pass rate
-    is below ``hopeless`` by the test of `given_up_at`; each None for never."""
+    is below ``hopeless`` by the test of `given_up_at`; each None for never. With ``distinct`` a repeat is not
+    accepted once more; it is correct all the same."""
 
     accepted: int
     most: int
     trivial: int | None = None
     hopeless: float | None = None
     unverifiable: int | None = None
+    distinct: bool = False
 
     def fate(self, seen: Counts) -> Fate | None:
         """What such verdicts of the first samples decide; None where another sample is wanted."""
-        right, wrong, unknown = seen.correct, seen.incorrect, seen.unverifiable
-        if right >= self.accepted:
+        right, wrong, unknown = seen.correct + seen.repeated, seen.incorrect, seen.unverifiable
+        if seen.correct >= self.accepted:
             return Fate.SATISFIED
         if self.trivial and right >= self.trivial and not wrong + unknown:
             return Fate.TRIVIAL
@@ -77,7 +90,7 @@ class Rule:
             return None
         return Fate.SHORT if right else Fate.HOPELESS if wrong else Fate.UNVERIFIABLE
 
-    def ended(self, verdicts: Sequence[Outcome | None]) -> tuple[int, Fate] | None:
+    def ended(self, verdicts: Sequence[Result | None]) -> tuple[int, Fate] | None:
         """(how many samples were wanted, how the problem ended); None where that is open."""
         seen = Counts()
         for tries, outcome in enumerate([*verdicts, None]):
@@ -88,7 +101,7 @@ class Rule:
             seen = seen.plus(outcome)
         return None
 
-    def certain(self, verdicts: Sequence[Outcome | None]) -> int:
+    def certain(self, verdicts: Sequence[Result | None]) -> int:
         """How many samples, the first ones, are wanted whatever the verdicts that are out will be: the fewest
         that the problem can come to. All of them where it has ended."""
         return _certain(self, tuple(verdicts))
@@ -98,10 +111,16 @@ class Rule:
 def _certain(rule: Rule, verdicts: Verdicts) -> int:
     possible, tries = {Counts()}, 0
     while not any(map(rule.fate, possible)):
-        outcome = verdicts[tries] if tries < len(verdicts) else None
-        possible = {seen.plus(each) for seen in possible for each in ([outcome] if outcome else Outcome)}
+        result = verdicts[tries] if tries < len(verdicts) else None
+        possible = {seen.plus(each) for seen in possible for each in _may_be(result, rule.distinct)}
         tries += 1
     return tries
+
+
+def _may_be(result: Result | None, distinct: bool) -> Sequence[Result]:
+    if result is None:
+        return [*Outcome, Repeat.REPEATED] if distinct else [*Outcome]
+    return [Outcome.CORRECT, Repeat.REPEATED] if result is Repeat.OPEN else [result]
 
 
 def given_up_at(rate: float, judged: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,7 @@ from distill.adaptive.rule import Rule
 from distill.stages.common import RewardModel, VerifierSpec
 from distill.types import Problem
 from pipeline.errors import InputError
-from pipeline.stage import Operational, Settings
+from pipeline.stage import Operational, Settings, later
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -44,6 +44,8 @@ class UntilSettings(Settings):
     """A problem whose pass rate is below this is given up early; one above it is with a chance of 5% at most."""
     unverifiable: Count | None = 4
     """A problem of which the first so many cannot be judged is left at these."""
+    distinct: Literal["answer", "text"] | None = later()
+    """Correct traces with the same answer, or the same thinking and answer, count once."""
     verifier: Annotated[VerifierSpec | None, RewardModel] = None
     """As in `verify`; by default each problem's own."""
     quotas: list[QuotaSettings] = Field(default_factory=list)
@@ -59,7 +61,7 @@ class UntilSettings(Settings):
         return self
 
     def rule(self) -> Rule:
-        return Rule(self.accepted, self.most, self.trivial, self.hopeless, self.unverifiable)
+        return Rule(self.accepted, self.most, self.trivial, self.hopeless, self.unverifiable, self.distinct is not None)
 
     def course(self, problems: Sequence[Problem]) -> Course:
         """`InputError` for a quota of no problem: a source's name is easily misspelled."""

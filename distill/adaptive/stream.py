@@ -26,8 +26,8 @@ from distill.generation import request_of, row_of
 from distill.spending import Spending
 from distill.store import Store
 from distill.store.appending import Appender
-from distill.store.records import verdict_row
-from distill.types import Completion, Verdict
+from distill.store.records import Row, verdict_row
+from distill.types import Completion, Outcome, Verdict
 from distill.verification import Judgement, check_same, kept_under, responses_of
 from distill.verifiers import VerifierPool
 from pipeline.errors import InputError, PipelineError
@@ -90,14 +90,24 @@ class Stream:
     def _answered(self, completion: Completion, engine: Engine) -> None:
         with self._lock:
             places = self._asked.pop(completion.key)
-            self._appender.add("traces", row_of(self._known.wish(places[0]), completion, engine))
-            self._known.traces.add(completion.key)
+            row = row_of(self._known.wish(places[0]), completion, engine)
+            self._appender.add("traces", row)
+            to_judge = [place for place in places if self._taken(place, completion, row)]
         self._made, self._tokens = self._made + 1, self._tokens + completion.tokens
         self._cost += completion.cost
         response = response_of(completion)
-        for place in places:
+        for place in to_judge:
             self._judging.begin(place, self._known.judgement(place), response)
         self._feed.answered()
+
+    def _taken(self, place: Place, completion: Completion, row: Row) -> bool:
+        """Whether it is to be judged; if not, what follows from it is wanted now."""
+        done = self._known.take(place, completion, row)
+        if done == "go on":
+            self._want([place])
+        elif done == "failed":
+            self._want(self._course.judged(place, Outcome.INCORRECT))
+        return done == "judge"
 
     def _judged(self, place: Place, wish: Judgement, found: Verdict | BaseException) -> None:
         """In any thread. What fails here must not fail silently, as it would in a future's callback."""
@@ -115,7 +125,7 @@ class Stream:
         if isinstance(found, BaseException):
             raise found
         self._record(wish, found)
-        self._want(self._course.judged(place, found.outcome))
+        self._want(self._course.judged(place, found.outcome, self._known.said(place)))
 
     def _record(self, wish: Judgement, found: Verdict) -> None:
         check_same(wish, found)
@@ -133,7 +143,7 @@ class Stream:
                 self._asked[wish.key].append(place)
             else:
                 self._asked[wish.key] = [place]
-                self._feed.put(place, request_of(wish))
+                self._feed.put((*place, wish.sampling.max_tokens), request_of(wish))
         if self._course.complete:
             self._feed.end()
 

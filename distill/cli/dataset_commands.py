@@ -34,7 +34,8 @@ def add(app: typer.Typer, traces: typer.Typer) -> None:
 
 def traces_import(
     file: Annotated[
-        Path, typer.Argument(help="A .jsonl, .json, .csv, .tsv or .parquet file, or .gz; one trace a row.")
+        Path,
+        typer.Argument(help="A .jsonl, .json, .csv, .tsv or .parquet file, or .gz; one or more traces a row."),
     ],
     teacher: Annotated[str, typer.Option(help="Who wrote the traces: recorded as the model imported:NAME.")],
     prompt: Annotated[str | None, typer.Option(help="The column of the question.")] = None,

@@ -2,7 +2,8 @@
 
 Texts come in an order that content alone decides (by key), and one is dropped if it is as alike as asked to one
 before it that is kept. So every dropped text has a kept one that stands for it, and no two kept ones that were
-compared are duplicates. Candidates come from `distill.curation.minhash`; near the threshold the similarity itself
+compared are duplicates. Those that come first may be fixed: they go for nothing, as the items of an evaluation set.
+Candidates come from `distill.curation.minhash`; near the threshold the similarity itself
 decides, not its estimate, unless there are too many such pairs (`DOUBTS`) to look at each.
 
 Of a crowd, very many texts that share a band, not every pair is compared: there the same is done again with those
@@ -43,8 +44,13 @@ class Duplicate:
     similarity: float
 
 
-def near_duplicates(batches: Iterable[Sequence[str]], texts: Texts, similarity: float, shingle: int) -> list[Duplicate]:
-    """The duplicates among the texts of all batches, numbered as they come; ``texts`` gives some once more."""
+def near_duplicates(
+    batches: Iterable[Sequence[str]], texts: Texts, similarity: float, shingle: int, fixed: int = 0, spare: bool = False
+) -> list[Duplicate]:
+    """The duplicates among the texts of all batches, numbered as they come; ``texts`` gives some once more.
+
+    The first ``fixed`` texts never go. What is like one of these is told, and goes, unless ``spare``.
+    """
     sketches = Sketches(shingle, similarity)
     total = 0
     for batch in batches:
@@ -54,21 +60,19 @@ def near_duplicates(batches: Iterable[Sequence[str]], texts: Texts, similarity: 
         return []
     low_bytes, keys = sketches.taken()
     kept = np.arange(total)
-    found: list[Duplicate] = []
+    found: dict[tuple[int, int], Duplicate] = {}
     for _ in range(ROUNDS):
         edges = _edges(low_bytes, keys, partial(_of, texts, kept), similarity, shingle)
-        dropped = _greedy(edges)
-        pairs = np.array(list(dropped.items()), np.int64).reshape(-1, 2)
+        dropped, spared = _greedy(edges, fixed, spare)
+        pairs = np.array([*dropped.items(), *spared.items()], np.int64).reshape(-1, 2)
         alike = _similarities(pairs, partial(_of, texts, kept), shingle)
-        found += [
-            Duplicate(int(kept[index]), int(kept[of]), similar)
-            for (index, of), similar in zip(dropped.items(), alike, strict=True)
-        ]
+        for (index, of), similar in zip(kept[pairs].tolist(), alike, strict=True):
+            found[index, of] = Duplicate(index, of, similar)
         if not dropped or not crowded(keys):
             break
         gone = list(dropped)
         low_bytes, keys, kept = np.delete(low_bytes, gone, 0), np.delete(keys, gone, 0), np.delete(kept, gone)
-    return sorted(found, key=lambda duplicate: duplicate.index)
+    return sorted(found.values(), key=lambda duplicate: (duplicate.index, duplicate.of))
 
 
 def _of(texts: Texts, kept: Places, places: Places) -> Sequence[str]:
@@ -119,10 +123,16 @@ def _similarities(pairs: Places, texts: Callable[[Places], Sequence[str]], shing
     return found
 
 
-def _greedy(edges: NDArray[np.int64]) -> dict[int, int]:
-    """Which texts go, and for which kept one; ``edges`` (later, earlier) are sorted."""
+def _greedy(edges: NDArray[np.int64], fixed: int, spare: bool) -> tuple[dict[int, int], dict[int, int]]:
+    """Which texts go, and for which kept one; and which are spared that are like a fixed one. ``edges`` (later,
+    earlier) are sorted."""
     dropped: dict[int, int] = {}
+    spared: dict[int, int] = {}
     for later, earlier in edges.tolist():
-        if later not in dropped and earlier not in dropped:
+        if later < fixed or later in dropped or earlier in dropped:
+            continue
+        if earlier < fixed and spare:
+            spared.setdefault(later, earlier)
+        else:
             dropped[later] = earlier
-    return dropped
+    return dropped, spared

@@ -1,5 +1,5 @@
 """One review of a set of problems: exact duplicates go first, then what overlaps with evaluation sets, then near
-duplicates of what is left.
+duplicates: of an item of these sets, or of another problem that is left.
 
 In this order, so that a contaminated problem never stands for a clean one that resembles it. The problems are read
 several times, in portions, by an order of their content (their keys); what is kept of each in between are a few
@@ -68,8 +68,7 @@ def review(read: Read, texts: Texts, items: Sequence[Item], rules: Rules) -> lis
     found = list(_first_pass(read, _evaluations(items, cut, rules.ngram), cut, rules))
     if rules.similarity is None:
         return found
-    gone = {overlap.key for overlap in found if overlap.removed}
-    return [*found, *_near(read, texts, cut, gone, rules, rules.similarity)]
+    return [*found, *_near(read, texts, cut, items, found, rules, rules.similarity)]
 
 
 def _evaluations(items: Sequence[Item], cut: Cutter, ngram: int) -> Evaluations:
@@ -99,18 +98,29 @@ def _contaminated(entry: Entry, hits: Sequence[Hit], rules: Rules) -> Iterator[O
 
 
 def _near(
-    read: Read, texts: Texts, cut: Cutter, gone: set[str], rules: Rules, similarity: float
+    read: Read, texts: Texts, cut: Cutter, items: Sequence[Item], found: Sequence[Overlap], rules: Rules,
+    similarity: float,
 ) -> Iterator[Overlap]:  # fmt: skip
+    """Near duplicates of what is left; an item that shares a run of words with a problem was ``found`` before."""
+    gone = {overlap.key for overlap in found if overlap.removed}
+    told = {(overlap.key, overlap.other) for overlap in found}
+    asked = [cut(item.text) for item in items]
     keys: list[str] = []
 
     def batches() -> Iterator[list[str]]:
+        yield asked
         for batch in read():
             left = [entry for entry in batch if entry.key not in gone]
             keys.extend(entry.key for entry in left)
             yield [cut(entry.text) for entry in left]
 
     def again(numbers: Sequence[int]) -> list[str]:
-        return [cut(text) for text in texts([keys[number] for number in numbers])]
+        some = iter(texts([keys[number - len(items)] for number in numbers if number >= len(items)]))
+        return [asked[number] if number < len(items) else cut(next(some)) for number in numbers]
 
-    for duplicate in near_duplicates(batches(), again, similarity, rules.shingle):
-        yield Overlap(keys[duplicate.index], NEAR, keys[duplicate.of], duplicate.similarity)
+    for duplicate in near_duplicates(batches(), again, similarity, rules.shingle, len(items), rules.tell):
+        key, of = keys[duplicate.index - len(items)], duplicate.of
+        if of >= len(items):
+            yield Overlap(key, NEAR, keys[of - len(items)], duplicate.similarity)
+        elif (key, items[of]) not in told:
+            yield Overlap(key, NEAR, items[of], duplicate.similarity, removed=not rules.tell)

@@ -53,6 +53,8 @@ class Choice:
     where: str | None = None
     rollouts: bool = False
     verdicts: str | None = None
+    run: str | None = None
+    """Fingerprint of the stage that made the collection: a selection's reasons are its."""
 
     def __post_init__(self) -> None:
         for name, known in (("outcome", Outcome), ("finish", Finish)):
@@ -64,7 +66,7 @@ class Choice:
     def of(cls, record: Manifest, **conditions: Any) -> Choice:
         """Of a stage's output, with the verdicts that it holds or, of a selection, was chosen by."""
         judged = record.digest if _makes(record.identity.kind) == "verdicts" else record.identity.inputs.get("verdicts")
-        return cls(record.digest, verdicts=judged, **conditions)
+        return cls(record.digest, verdicts=judged, run=record.fingerprint, **conditions)
 
     def condition(self) -> tuple[str, str, dict[str, Any]]:
         """What to choose from, in SQL, with the condition on it and the parameters of both."""

@@ -114,11 +114,12 @@ def _example(connection: duckdb.DuckDBPyConnection) -> str | None:
 
 def _funnel(connection: duckdb.DuckDBPyConnection, choice: Choice) -> list[dict[str, Any]]:
     """From generated to kept: by reason of rejection where there is a selection, else by the newest verdict."""
+    of_run = "AND (run IS NULL OR run = $run)" if "rejections" in _tables(connection) else "AND $run IS NOT NULL"
     rows = _rows(
         connection,
         "SELECT outcome, sum(traces)::BIGINT AS traces, sum(tokens)::BIGINT AS tokens FROM funnel "
-        "WHERE collection = ? GROUP BY outcome",
-        [choice.collection],
+        f"WHERE collection = $collection {of_run} GROUP BY outcome",
+        {"collection": choice.collection, "run": choice.run},
     )
     rows.sort(key=lambda row: (row["outcome"] != "kept", -row["traces"], row["outcome"]))
     return rows or _rows(
@@ -151,7 +152,7 @@ def _overlap(connection: duckdb.DuckDBPyConnection, chain: list[Manifest]) -> li
         connection,
         "SELECT evaluation, count(DISTINCT problem_key) AS problems, "
         "count(DISTINCT problem_key) FILTER (problem_key IN (SELECT problem_key FROM chosen)) AS among_these, "
-        "max(share) AS largest_share FROM curation WHERE kind = 'evaluation' AND ($runs = [] OR run IN $runs) "
+        "max(share) AS largest_share FROM curation WHERE evaluation IS NOT NULL AND ($runs = [] OR run IN $runs) "
         "GROUP BY ALL ORDER BY ALL",
         {"runs": list(curations)},
     )

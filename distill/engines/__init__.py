@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from distill import catalog, modelspec
 from distill.engines.base import Engine
 from distill.engines.options import OpenAIOptions, TransformersOptions, VllmOptions
-from distill.engines.prices import Prices
 from distill.modelspec import Model
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, canonical
@@ -86,10 +84,3 @@ def open_engine(
         return opened
     engine: Engine = factory(model, options, note)
     return engine
-
-
-def max_cost(options: Options, tokens: int, prompt_tokens: int = 0) -> Decimal:
-    """An upper bound in the currency of the price settings; zero where nothing is paid."""
-    if not isinstance(options, OpenAIOptions):
-        return Decimal(0)
-    return Prices.of(options).bill(prompt_tokens, tokens).cost

@@ -227,10 +227,9 @@ def _paired(
 def _funnel(store: Store, manifest: Manifest) -> dict[str, Any]:
     selection = manifest.digest
     rows = store.rows(
-        "SELECT m.reason, count(*) AS traces, sum(t.thinking_tokens + t.answer_tokens)::BIGINT AS tokens "
-        "FROM members m JOIN traces t ON m.row_key = t.trace_key WHERE m.collection = ? "
-        "GROUP BY m.reason ORDER BY traces DESC, m.reason",
-        [selection],
+        "SELECT outcome, sum(traces)::BIGINT AS traces, sum(tokens)::BIGINT AS tokens FROM funnel "
+        "WHERE collection = ? AND (run IS NULL OR run = ?) GROUP BY outcome ORDER BY traces DESC, outcome",
+        [selection, manifest.fingerprint],
     )
     asked = store.rows(
         "SELECT count(DISTINCT prompt_key) AS problems, "
@@ -238,9 +237,7 @@ def _funnel(store: Store, manifest: Manifest) -> dict[str, Any]:
         "JOIN traces t ON m.row_key = t.trace_key WHERE m.collection = ?",
         [selection],
     )[0]
-    kept = [row for row in rows if row["reason"] is None]
-    # A selection that keeps the same for other reasons shares its rows with the one that came first.
-    rejected = manifest.figures["rejected"].items()
+    kept = [row for row in rows if row["outcome"] == "kept"]
     return {
         "problems": asked["problems"],
         "kept_problems": asked["kept"],
@@ -248,14 +245,10 @@ def _funnel(store: Store, manifest: Manifest) -> dict[str, Any]:
         "kept": sum(row["traces"] for row in kept),
         "tokens": sum(row["tokens"] for row in rows),
         "kept_tokens": sum(row["tokens"] for row in kept),
-        "rejected": [{"reason": reason, "traces": count} for reason, count in sorted(rejected, key=_largest_first)],
+        "rejected": [{"reason": r["outcome"], "traces": r["traces"]} for r in rows if r["outcome"] != "kept"],
         "bias": manifest.figures.get("bias"),
         **_paid(store, manifest.digest, kept=sum(row["traces"] for row in kept)),
     }
-
-
-def _largest_first(counted: tuple[str, int]) -> tuple[int, str]:
-    return -counted[1], counted[0]
 
 
 def _paid(store: Store, selection: str, kept: int) -> dict[str, float | None]:

@@ -38,7 +38,8 @@ IN_TRACES = TEXTS.format(column="label", which="true")
 
 
 class NearSettings(Settings):
-    """Problems are as alike as the share of runs of ``shingle`` tokens that they have in common."""
+    """Problems are as alike as the share of runs of ``shingle`` tokens that they have in common. What is so like an
+    item of an evaluation set is contaminated."""
 
     similarity: Annotated[float, Field(ge=0.3, le=1.0)] = 0.8
     """From this Jaccard similarity on two problems are one. Another number in a short problem is another problem."""
@@ -198,16 +199,16 @@ def _evidence(store: Store, run: str, found: Sequence[Overlap]) -> list[Row]:
 
 def _figures(found: Sequence[Overlap]) -> dict[str, Any]:
     """How many problems of each kind, and of each evaluation set."""
-    kinds = {kind: {o.key for o in found if o.kind == kind} for kind in ("exact", "near", "evaluation")}
+    among = {kind: {o.key for o in found if o.kind == kind and isinstance(o.other, str)} for kind in ("exact", "near")}
     sets = sorted({o.other.evaluation for o in found if not isinstance(o.other, str)})
     against = {
         name: len({o.key for o in found if not isinstance(o.other, str) and o.other.evaluation == name})
         for name in sets
     }
     return {
-        "exact_duplicates": len(kinds["exact"]),
-        "near_duplicates": len(kinds["near"]),
-        "contaminated": len(kinds["evaluation"]),
+        "exact_duplicates": len(among["exact"]),
+        "near_duplicates": len(among["near"]),
+        "contaminated": len({o.key for o in found if not isinstance(o.other, str)}),
         "against": against,
     }
 
@@ -236,6 +237,7 @@ STAGE = Stage(
     settings=CurateSettings,
     produces="problems",
     run=run,
+    version=2,
     forecast=forecast,
     dependencies=dependencies,
     check=members_present,
@@ -247,6 +249,7 @@ TRACES = Stage(
     settings=CurateTracesSettings,
     produces="traces",
     run=run_traces,
+    version=2,
     forecast=forecast_traces,
     dependencies=dependencies,
     check=members_present,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from distill import comparison, engines, exposure, modelspec, scoring, verification
+from distill import comparison, engines, exposure, forecasts, modelspec, scoring, verification, verifiers
 from distill.engines import dialects
 from distill.engines.options import (
     EngineOptions,
@@ -27,7 +27,7 @@ from distill.engines.options import (
     check_model,
     check_thinking,
 )
-from distill.generation import Wanted, wanted
+from distill.generation import Wanted, request_of, wanted
 from distill.prompting import Ask, Prompting, plainly
 from distill.report.data import RESERVED
 from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, store_of
@@ -200,26 +200,70 @@ def forecast(context: Context, settings: EvaluateSettings, expected: Mapping[str
     count = expected.get(settings.problems, {}).get(settings.split)
     if count is None:
         return Forecast("answers")
-    total, done = count * each * len(settings.models), _done(context, settings)
-    calls = total - done + count * settings.samples * len(settings.models) * len(settings.budgets or ())
-    return Forecast("answers", total, done, {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens})
+    total, store, wishes = count * each * len(settings.models), store_of(context), _expected(context, settings)
+    by_key = {wish.key: wish for of_model in wishes.values() for wish in of_model}
+    present = store.present("traces", by_key)
+    missing = {model: [wish for wish in of_model if wish.key not in present] for model, of_model in wishes.items()}
+    cut = count * settings.samples * len(settings.budgets or ())  # of each model's answers, made of what is there
+    calls = total - len(present) + cut * len(settings.models)
+    figures: dict[str, Any] = {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens}
+    if isinstance(settings.engine, OpenAIOptions):
+        figures |= _of_endpoint(context, settings.engine, figures, missing, cut)
+    if settings.verifier is not None:
+        figures = forecasts.added(figures, _of_judges(context, settings, total, list(by_key.values())))
+    return Forecast("answers", total, len(present), figures)
 
 
-def _done(context: Context, settings: EvaluateSettings) -> int:
-    """Answers there already, of the models that exist already."""
+def _of_endpoint(
+    context: Context, options: OpenAIOptions, figures: Mapping[str, Any], missing: Mapping[str, list[Wanted]],
+    cut: int,
+) -> dict[str, Any]:  # fmt: skip
+    """What the answers that are missing will take; an endpoint's models are all there, so all are known once the
+    problems are. Not known before they are made are the ``cut`` ones of each model: how much was thought."""
+    store = store_of(context)
+    cap = forecasts.left_of_cap(options, store, context.name)
+    if not missing:
+        return {**forecasts.bound_of_responses(options, figures["max_tokens"]), **cap}
+    requests = [request_of(wish) for of_model in missing.values() for wish in of_model]
+    of_models = (
+        {"calls": calls, **forecasts.expected(options, store, context.name, model, calls)}
+        for model, of_model in missing.items()
+        if (calls := len(of_model) + cut)
+    )
+    usual, tokens = forecasts.added(*of_models), figures["max_tokens"]
+    return {
+        **(forecasts.bound_of_responses(options, tokens) if cut else forecasts.bound(options, requests, tokens)),
+        **{name: value for name, value in usual.items() if name != "calls"},
+        **cap,
+    }
+
+
+def _of_judges(context: Context, settings: EvaluateSettings, total: int, wishes: Sequence[Wanted]) -> dict[str, Any]:
+    """What the verdicts that are missing will take."""
+    assert settings.verifier is not None
+    store = store_of(context)
+    judged = verification.judgements(
+        [(wish.key, wish.problem_key, wish.problem) for wish in wishes], settings.verifier, context.hashes
+    )
+    missing = total - len(store.present("verdicts", {wish.key for wish in judged}))
+    return forecasts.of_judges(verifiers.build(settings.verifier, context.hashes), store, context.name, missing)
+
+
+def _expected(context: Context, settings: EvaluateSettings) -> dict[str, list[Wanted]]:
+    """The answers wanted of the models that exist already, by the models' identities; none while the problems are
+    not there."""
     upstream = context.inputs.get(settings.problems)
     if upstream is None:
-        return 0
-    store = store_of(context)
-    tasks = problems(store, upstream.digest, settings.split)
+        return {}
+    tasks = problems(store_of(context), upstream.digest, settings.split)
     ask = ask_of(context, settings.prompting, settings.thinking, settings.problems)
-    keys: list[str] = []
+    found: dict[str, list[Wanted]] = {}
     for name in settings.models.values():
         stage = name.removeprefix(modelspec.STAGE)
         if stage == name or stage in context.inputs:
             model = engines.model_of(name, settings.engine, context)
-            keys += [wish.key for wish in wishes_of(settings, tasks, model.identity, ask)]
-    return len(store.present("traces", keys))
+            found[model.identity] = wishes_of(settings, tasks, model.identity, ask)
+    return found
 
 
 def dependencies(settings: EvaluateSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:

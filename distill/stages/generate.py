@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill import engines, forecasts, truncation, verification
+from distill import engines, forecasts, truncation, verification, verifiers
+from distill.adaptive.known import Cuts
 from distill.adaptive.settings import UntilSettings
 from distill.engines import dialects
 from distill.engines.options import (
@@ -54,7 +55,8 @@ class GenerateSettings(Settings):
     thinking: Thinking = None
     truncated: Annotated[Literal["keep", "drop", "continue"], Field(exclude_if=lambda value: value == "keep")] = "keep"
     """What becomes of a response cut at `sampling.max_tokens`: kept among the others, left out of them, or gone
-    on with from the cut."""
+    on with from the cut. With `until`, one that is left out is a try that failed; one that is gone on with is judged
+    when it is whole."""
     continue_tokens: Annotated[Tokens | list[Tokens] | None, Field(exclude_if=lambda value: value is None)] = None
     """The larger limit up to which `continue` goes on; of several, rising, each goes on from the one before."""
     split: Literal["train", "heldout"] = "train"
@@ -80,8 +82,10 @@ class GenerateSettings(Settings):
             raise ValueError("samples and until exclude each other: until.most says how many tries there are")
         if self.until and not self.sampling.temperature:
             raise ValueError("until needs sampling.temperature above 0: at 0 every try gives the same answer")
-        if self.until and self.truncated != "keep":
-            raise ValueError(f"truncated: {self.truncated} and until exclude each other: a cut try is judged as it is")
+
+    @property
+    def cuts(self) -> Cuts:
+        return Cuts(self.truncated == "drop", self.limits)
 
     @property
     def limits(self) -> list[int]:
@@ -96,19 +100,24 @@ def run(context: Context, settings: GenerateSettings) -> Output:
     tasks, wishes = _wishes(context, settings, store, model.identity)
     open_engine = partial(engines.open_engine, settings.engine, model, context.note, Spending(store, context.name))
     if settings.until:
-        digest, figures = until.make(context, store, settings.until, tasks, wishes, open_engine)
+        digest, figures = until.make(context, store, settings.until, settings.cuts, tasks, wishes, open_engine)
+        _check_any(context, settings, figures["members"], figures.get("left_out", 0))
         return Output(digest, {**_totals(store, digest), **figures})
     standing = truncation.make_whole(store, wishes, open_engine, context, settings.limits)
     cut = truncation.cut_among(store, [wish.key for wish in standing]) if settings.truncated == "drop" else set()
     members = [(wish.problem_key, wish.key) for wish in standing if wish.key not in cut]
-    if standing and not members:
+    _check_any(context, settings, len(members), len(standing) - len(members))
+    digest = record_members(store, members)
+    left_out = {"truncated": len(cut), "left_out": len(standing) - len(members)} if cut else {}
+    return Output(digest, {"members": len(members), **_totals(store, digest), **left_out})
+
+
+def _check_any(context: Context, settings: GenerateSettings, members: int, left_out: int) -> None:
+    if left_out and not members:
         raise PipelineError(
             f"stage {context.name}: every response was cut at {settings.sampling.max_tokens} tokens, and `drop` "
             "leaves none; they are kept in the store; raise sampling.max_tokens, or say truncated: continue"
         )
-    digest = record_members(store, members)
-    left_out = {"truncated": len(cut), "left_out": len(standing) - len(members)} if cut else {}
-    return Output(digest, {"members": len(members), **_totals(store, digest), **left_out})
 
 
 def _wishes(context: Context, settings: GenerateSettings, store: Store, model: str) -> tuple[until.Tasks, list[Wanted]]:
@@ -153,7 +162,7 @@ def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str
         model = engines.model_of(settings.teacher, settings.engine, context)
         tasks, wishes = _wishes(context, settings, store, model.identity)
         if settings.until:
-            total, done, least = until.bounds(context, store, settings.until, tasks, wishes)
+            total, done, least = until.bounds(context, store, settings.until, settings.cuts, tasks, wishes)
             figures, tokens = {"least_calls": least}, (total - done) * most
         else:
             total, done, tokens = truncation.foreseen(store, wishes, settings.limits)
@@ -162,6 +171,11 @@ def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str
         figures |= {"calls": total - done, "max_tokens": tokens}
         if isinstance(settings.engine, OpenAIOptions):
             figures |= _foreseen(context, settings, settings.engine, figures, missing)
+        if settings.until and settings.until.verifier:
+            judge = verifiers.build(settings.until.verifier, context.hashes)
+            figures = forecasts.added(
+                figures, forecasts.of_judges(judge, store_of(context), context.name, total - done)
+            )
     return Forecast("traces", total, done, figures)
 
 

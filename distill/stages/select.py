@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from distill import difficulty, selection, verification
 from distill.stages.common import members_present, store_of
 from distill.store import Store
-from distill.store.records import Row, of_kept, record_members
+from distill.store.records import Row, of_kept, record_members, record_rejections
 from distill.verifiers.language import SCRIPTS
 from pipeline.stage import Context, Forecast, Input, Output, Settings, Stage, later
 
@@ -74,7 +74,8 @@ def run(context: Context, settings: SelectSettings) -> Output:
     members = [
         ("kept" if reason is None else "rejected", row["trace_key"]) for row, reason in zip(rows, reasons, strict=True)
     ]
-    digest = record_members(store, members, reasons)
+    digest = record_members(store, members)
+    record_rejections(store, context.fingerprint, digest, reasons)
     rejected = Counter(reason for reason in reasons if reason)
     kept = len(rows) - rejected.total()
     context.progress(len(rows), len(rows), kept=kept)

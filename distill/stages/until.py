@@ -8,7 +8,7 @@ from typing import Any
 from distill import verification
 from distill.adaptive.course import Course
 from distill.adaptive.figures import figures_of
-from distill.adaptive.known import Known
+from distill.adaptive.known import Cuts, Known
 from distill.adaptive.settings import UntilSettings
 from distill.adaptive.stream import Stream
 from distill.engines.base import Engine
@@ -23,16 +23,17 @@ Tasks = Sequence[tuple[str, Problem]]
 
 
 def make(
-    context: Context, store: Store, until: UntilSettings, tasks: Tasks, tries: Sequence[Wanted],
+    context: Context, store: Store, until: UntilSettings, cuts: Cuts, tasks: Tasks, tries: Sequence[Wanted],
     open_engine: Callable[[], Engine],
 ) -> tuple[str, dict[str, Any]]:  # fmt: skip
     """Make what is missing of ``tries``, ``until.most`` a problem; returns the digest of the members, in the form
     of a uniform `generate`, and the figures."""
     store.ingest()
-    course, known, judges = _begin(context, store, until, tasks, tries)
+    course, known, judges = _begin(context, store, until, cuts, tasks, tries)
     stream = Stream(store, course, known, context)
     stream.run(open_engine, until.workers)
-    wishes = [known.wish(place) for place in course.members()]
+    tried = [known.wish(place) for place in course.members()]
+    wishes = [wish for wish in tried if wish.key not in known.cut]
     digest = record_members(store, [(wish.problem_key, wish.key) for wish in wishes])
     done, total = course.progress()
     context.progress(done, total)
@@ -41,15 +42,17 @@ def make(
         if share.quota and share.accepted < share.quota.accepted:
             context.note(f"quota of {share.quota}: {share.accepted} of {share.quota.accepted}; no problem is left")
     figures["members"] = len(wishes)
+    if left_out := len(tried) - len(wishes):
+        figures |= {"truncated": len({wish.key for wish in tried} & known.cut), "left_out": left_out}
     return digest, figures | verification.failed_once(stream.verdicts) | {"versions": judges.versions}
 
 
 def bounds(
-    context: Context, store: Store, until: UntilSettings, tasks: Tasks, tries: Sequence[Wanted]
+    context: Context, store: Store, until: UntilSettings, cuts: Cuts, tasks: Tasks, tries: Sequence[Wanted]
 ) -> tuple[int, int, int]:
     """(traces in all at most, of these there already, to be made at least) as far as the verdicts go that are
     known now."""
-    course, known, _ = _begin(context, store, until, tasks, tries)
+    course, known, _ = _begin(context, store, until, cuts, tasks, tries)
     open_ = known.open(course, course.start())
     least = {known.wish(place).key for place in open_} - known.traces
     most = {known.wish(place).key for place in course.may_want()}
@@ -57,8 +60,8 @@ def bounds(
 
 
 def _begin(
-    context: Context, store: Store, until: UntilSettings, tasks: Tasks, tries: Sequence[Wanted]
+    context: Context, store: Store, until: UntilSettings, cuts: Cuts, tasks: Tasks, tries: Sequence[Wanted]
 ) -> tuple[Course, Known, verification.Judges]:
     course = until.course([problem for _, problem in tasks])
     judges = verification.Judges(resolved(context, until.verifier), context.hashes)
-    return course, Known(store, tries, until.most, judges), judges
+    return course, Known(store, tries, until.most, judges, cuts, until.distinct), judges

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from distill import verification, verifiers
+from distill import forecasts, verification, verifiers
 from distill.stages.common import RewardModel, VerifierSpec, judged_as_now, resolved, store_of
 from distill.store import Store
 from distill.store.records import record_members
@@ -35,7 +35,7 @@ def run(context: Context, settings: VerifySettings) -> Output:
     _tell_unusable(context, wishes)
     keys = verification.make_verdicts(store, wishes, context, settings.workers)
     digest = record_members(store, [("verdict", key) for key in keys])
-    judges = _judges(store, digest) if settings.verifier and verification.most(settings.verifier, 1) else {}
+    judges = _judges(store, digest) if settings.verifier and verification.asks(settings.verifier) else {}
     figures = {"members": len(keys), **_totals(store, digest), **verification.failed_once(keys), **judges}
     return Output(digest, {**figures, "versions": _versions(context, settings, wishes)})
 
@@ -97,8 +97,9 @@ def _judges(store: Store, collection: str) -> dict[str, float]:
 
 
 def forecast(context: Context, settings: VerifySettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    if settings.verifier is not None:
-        _ = verifiers.build(settings.verifier, context.hashes).version  # a model that is missing is told now
+    verifier = None if settings.verifier is None else verifiers.build(settings.verifier, context.hashes)
+    if verifier is not None:
+        _ = verifier.version  # a model that is missing is told now
     upstream = context.inputs.get(settings.traces)
     total, done = expected.get(settings.traces, {}).get("traces"), 0
     if upstream is not None:
@@ -106,8 +107,10 @@ def forecast(context: Context, settings: VerifySettings, expected: Mapping[str, 
         spec = resolved(context, settings.verifier)
         wishes = verification.judgements(traces_of(store, upstream.digest), spec, context.hashes)
         total, done = len(wishes), len(store.present("verdicts", [wish.key for wish in wishes]))
-    most = verification.most(settings.verifier, total - done) if settings.verifier and total is not None else {}
-    return Forecast("verdicts", total, done, most)
+    if verifier is None or total is None:
+        return Forecast("verdicts", total, done)
+    figures = forecasts.of_judges(verifier, store_of(context), context.name, total - done)
+    return Forecast("verdicts", total, done, figures)
 
 
 STAGE = Stage(

@@ -121,22 +121,31 @@ def verdict_row(key: str, trace_key: str, problem_key: str, verdict: Verdict, sp
     }
 
 
-def record_members(
-    store: Store, members: Sequence[tuple[str, str]], reasons: Sequence[str | None] | None = None
-) -> str:
+def record_members(store: Store, members: Sequence[tuple[str, str]]) -> str:
     """Keep which rows (label, key) a stage's output consists of; returns their digest, which knows their
     order: what is trained on it does too."""
     collection = content_hash([list(member) for member in members])
-    why = reasons or [None] * len(members)
     store.append(
         "members",
         [
-            {"collection": collection, "position": i, "label": label, "row_key": key, "reason": reason}
-            for i, ((label, key), reason) in enumerate(zip(members, why, strict=True))
+            {"collection": collection, "position": i, "label": label, "row_key": key, "reason": None}
+            for i, (label, key) in enumerate(members)
         ],
     )
     store.ingest()
     return collection
+
+
+def record_rejections(store: Store, run: str, collection: str, reasons: Sequence[str | None]) -> None:
+    """Keep why members of a collection were left out, by their places. Rules that choose the same for other
+    reasons make the same collection, so the reasons are those of a run."""
+    rows = [
+        {"run": run, "collection": collection, "position": i, "reason": reason}
+        for i, reason in enumerate(reasons)
+        if reason is not None
+    ]
+    store.append("rejections", rows)
+    store.ingest()
 
 
 def record_losses(store: Store, run: str, losses: Mapping[str, Sequence[float]]) -> None:

@@ -26,6 +26,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "traces": ("trace_key",),
     "verdicts": ("verdict_key",),
     "members": ("collection", "position"),
+    "rejections": ("run", "position"),
     "rollouts": ("trace_key",),
     "updates": ("run", "optimizer_step", "trace_key"),
     "metrics": ("run", "step", "name"),

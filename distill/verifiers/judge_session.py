@@ -19,7 +19,6 @@ from distill.types import Completion, Problem, Request, Verdict
 from distill.verifiers.base import Key, Note, Stopping, never
 from distill.verifiers.llm_judge import Judge
 from pipeline.errors import PipelineError
-from pipeline.fingerprint import content_hash
 
 if TYPE_CHECKING:
     from distill.spending import Spending
@@ -30,7 +29,7 @@ class JudgeSession:
 
     def __init__(self, judge: Judge, note: Note, spending: Spending | None = None) -> None:
         self._judge, self._note = judge, note
-        self._spending = spending.of(f"judge-{content_hash(judge.settled)[:12]}") if spending else None
+        self._spending = spending.of(judge.account) if spending else None
         self._engine: Engine | None = None
         self._lock, self._owner = threading.Lock(), 0
 

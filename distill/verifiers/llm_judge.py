@@ -141,8 +141,12 @@ class Judge:
     def most(self) -> Mapping[str, float]:
         calls = self.settings.samples * (2 if self.settings.mode == "pairwise" else 1)
         tokens = calls * self.settings.sampling.max_tokens
-        cost = float(engines.max_cost(self.settings.engine, tokens))
-        return {"calls": calls, "max_tokens": tokens, **({"max_cost": cost} if cost else {})}
+        return {"calls": calls, "max_tokens": tokens}
+
+    @property
+    def account(self) -> str:
+        """What it pays under, beside the name of the stage that asks it (`distill.spending`)."""
+        return f"judge-{content_hash(self.settled)[:12]}"
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
         """What needs no judge."""
