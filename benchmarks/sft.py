@@ -1,7 +1,8 @@
 """SFT: our training loop against TRL's, padded and packed: same model, LoRA, rows, precision, one thread.
 
 Figures are real tokens per CPU-second, and peak memory above what the process had before the model. Ratios are
-to the better of TRL's two. Every run is a process of its own; ours and TRL's alternate.
+to the better of TRL's two. Every run is a process of its own, in which a training of one tiny step has been before, so
+that imports and first calls are in neither figure; ours and TRL's alternate.
 
     python benchmarks/sft.py [--quick]
 """
@@ -19,7 +20,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from _trl_models import SHAPES, Clock, apart, student, tokenizer
+from _trl_models import SHAPES, WARM, Clock, apart, student, tokenizer
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
@@ -45,7 +46,12 @@ def rows(count: int, vocabulary: int) -> list[Example]:
 
 def ours(shape: dict[str, int], count: int) -> list[float]:
     examples, model = rows(count, shape["vocab_size"]), student(shape)
-    settings = TrainSettings(OptimizerSettings(1e-3), batch_size=BATCH, checkpoint_seconds=None)
+    settings = TrainSettings(
+        OptimizerSettings(1e-3),
+        batch_size=BATCH,
+        micro_batch_tokens=int(os.environ.get("MB", PACK)),
+        checkpoint_seconds=None,
+    )
     with tempfile.TemporaryDirectory() as directory:
         clock = Clock()
         train(model, examples, settings, checkpoints=Path(directory), on_step=clock)
@@ -78,7 +84,7 @@ def measure(shape: dict[str, int], count: int, repeats: int) -> dict[str, Any]:
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, (run, *how) in sides.items():
-            steps, peak = apart(run, *how, shape, count)
+            steps, peak = apart(run, *how, shape, count, warm=(*how, WARM, BATCH))
             found[name].append((sum(steps), peak))
     tokens = sum(map(len, rows(count, shape["vocab_size"])))
     return {
