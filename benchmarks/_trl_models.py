@@ -86,6 +86,9 @@ class Clock:
     """CPU seconds of each step, by the marks between them."""
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
         self.marks = [time.process_time()]
 
     def __call__(self, *_: Any) -> None:

@@ -106,7 +106,7 @@ def main() -> None:
     for name, shape in SHAPES.items():
         if quick and name == "100M":
             continue
-        count = {"3M": 160, "100M": 40}.get(name, 64) // (2 if quick else 1)
+        count = {"3M": 160, "100M": 40}.get(name, 64) // (4 if quick else 1)
         found = detail[name] = measure(shape, count, 1 if quick else 3)
         print(f"{name}: {found}", flush=True)
         rates = {who: values["tokens_per_cpu_second"] for who, values in found.items()}
