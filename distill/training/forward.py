@@ -12,7 +12,8 @@ called once per run, and catches both contamination between documents and heads 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -100,19 +101,35 @@ def packed(config: Any) -> Iterator[None]:
 @contextmanager
 def asking(model: Any, rows: Tensor | None) -> Iterator[None]:
     """Within this context the last layer's feed-forward block, after which no token sees another, computes only
-    ``rows`` of the pack; all others get zero. Not with gradient checkpointing, whose second pass is outside."""
+    ``rows`` of the pack; all others get zero."""
     block = getattr(next(reversed(getattr(model, "layers", [])), None), "mlp", None)
-    if rows is None or block is None or model.is_gradient_checkpointing:
+    if rows is None or block is None:
         yield
         return
     before = vars(block).get("forward")
     block.forward = partial(_only, rows, block.forward)
+    token = _ASKED.set((model, rows))
     try:
         yield
     finally:
+        _ASKED.reset(token)
         del block.forward
         if before is not None:
             block.forward = before
+
+
+def second_pass(config: Any) -> AbstractContextManager[None]:
+    """What holds now, to be entered again where gradient checkpointing computes anew, outside of `states`."""
+    return _again(config, *_ASKED.get())
+
+
+@contextmanager
+def _again(config: Any, model: Any, rows: Tensor | None) -> Iterator[None]:
+    with packed(config), asking(model, rows):
+        yield
+
+
+_ASKED: ContextVar[tuple[Any, Tensor | None]] = ContextVar("asked", default=(None, None))
 
 
 def _only(rows: Tensor, forward: Callable[..., Any], hidden_states: Tensor, *rest: Any, **settings: Any) -> Any:

@@ -42,7 +42,7 @@ class _Through(Function):
         learns = ctx.needs_input_grad[0]
         scaled = hidden / temperature if temperature != 1 else hidden
         found, entropies, back = [], [], []
-        for states, labels in zip(scaled.split(ROWS), targets.split(ROWS), strict=True):
+        for states, labels in zip(torch.split(scaled, ROWS), torch.split(targets, ROWS), strict=True):
             own = weight.index_select(0, labels)
             total, mixed = _normaliser(states, weight, learns or entropy)
             found.append(torch.linalg.vecdot(states, own) - total)
@@ -68,7 +68,7 @@ def _normaliser(states: Tensor, weight: Tensor, mix: bool) -> tuple[Tensor, Tens
     top, total = states.new_full((len(states), 1), -math.inf), states.new_zeros(len(states), 1)
     mixed = torch.zeros_like(states)
     tile = states.new_empty(len(states) * min(WIDTH, len(weight)))
-    for part in weight.split(WIDTH):
+    for part in torch.split(weight, WIDTH):
         logits = torch.mm(states, part.t(), out=tile[: len(states) * len(part)].view(len(states), -1))
         before, top = top, torch.maximum(top, logits.amax(-1, keepdim=True))
         fall = (before - top).exp_()
