@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from distill.training.lora import add_lora
 
+WARM = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 128}
 TINY = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "vocab_size": 128}
 SHAPES: dict[str, dict[str, int]] = {
     "3M": TINY,
@@ -24,7 +26,10 @@ END = 0
 
 def student(shape: dict[str, int]) -> Any:
     torch.manual_seed(0)
-    heads = {"num_attention_heads": shape["hidden_size"] // 64, "num_key_value_heads": shape["hidden_size"] // 128}
+    heads = {
+        "num_attention_heads": shape["hidden_size"] // 64,
+        "num_key_value_heads": max(1, shape["hidden_size"] // 128),
+    }
     config = Qwen3Config(**shape, **heads, head_dim=64, eos_token_id=END, pad_token_id=END)
     return add_lora(Qwen3ForCausalLM(config), rank=16, alpha=32, seed=0)
 
@@ -43,12 +48,21 @@ def tokenizer() -> Any:
     return made
 
 
-def apart(run: Callable[..., list[float]], *arguments: Any) -> tuple[list[float], float]:
-    """What ``run`` measured in a forked process, and its peak memory above what was there, in MB."""
+def apart(
+    run: Callable[..., list[float]], *arguments: Any, warm: Sequence[Any] | None = None
+) -> tuple[list[float], float]:
+    """What ``run`` measured in a forked process, and its peak memory above what was there, in MB.
+
+    With ``warm`` it has run before, with these arguments: imports and first calls are in neither figure.
+    """
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
 
     def child() -> None:
+        if warm is not None:
+            run(*warm)
+            gc.collect()
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
         before = _memory("VmRSS")
         theirs.send((run(*arguments), _memory("VmHWM") - before))
 
@@ -72,6 +86,9 @@ class Clock:
     """CPU seconds of each step, by the marks between them."""
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
         self.marks = [time.process_time()]
 
     def __call__(self, *_: Any) -> None:

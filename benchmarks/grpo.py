@@ -1,7 +1,8 @@
 """GRPO: our step against TRL's, sampling and training: 16 prompts of 70 tokens, 8 samples of up to 64, 3M parameters.
 
 With a reference pass (beta 0.04) and without; TRL samples with transformers' own generate(). One thread each; CPU
-seconds are medians over steps, the first left out. Every run is a process of its own; ours and TRL's alternate.
+seconds are medians over steps. Every run is a process of its own, in which a step of two prompts has been before, so
+that imports and first calls are not measured; ours and TRL's alternate.
 
     python benchmarks/grpo.py [--quick]
 """
@@ -44,7 +45,7 @@ def reward(text: str) -> float:
     return float(zlib.crc32(text.encode()) % 2)
 
 
-def ours(beta: float, steps: int) -> list[float]:
+def ours(beta: float, steps: int, prompts: int = PROMPTS) -> list[float]:
     model = student(TINY)
     policy = TransformersEngine(model, tokenizer(), model_identity="benchmark")
     settings = GrpoSettings(
@@ -54,7 +55,7 @@ def ours(beta: float, steps: int) -> list[float]:
 
     def problems(step: int, draw: int) -> Sequence[Problem]:
         return [
-            Problem(str(i), prompt(i), "", "none", "benchmark") for i in range(step * PROMPTS, (step + 1) * PROMPTS)
+            Problem(str(i), prompt(i), "", "none", "benchmark") for i in range(step * prompts, (step + 1) * prompts)
         ]
 
     clock = Clock()
@@ -74,12 +75,12 @@ class _Marks(TrainerCallback):
         self.clock()
 
 
-def theirs(beta: float, steps: int) -> list[float]:
+def theirs(beta: float, steps: int, prompts: int = PROMPTS) -> list[float]:
     model, clock = student(TINY), Clock()
-    table = Dataset.from_list([{"prompt": prompt(i)} for i in range(steps * PROMPTS)])
+    table = Dataset.from_list([{"prompt": prompt(i)} for i in range(steps * prompts)])
     with tempfile.TemporaryDirectory() as directory:
         settings = GRPOConfig(
-            output_dir=directory, max_steps=steps, per_device_train_batch_size=PROMPTS * GROUP, beta=beta,
+            output_dir=directory, max_steps=steps, per_device_train_batch_size=prompts * GROUP, beta=beta,
             num_generations=GROUP, max_completion_length=LENGTH, learning_rate=RATE, gradient_checkpointing=False,
             use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True, logging_strategy="no",
         )  # fmt: skip
@@ -87,13 +88,14 @@ def theirs(beta: float, steps: int) -> list[float]:
             model=model, args=settings, train_dataset=table, processing_class=tokenizer(), callbacks=[_Marks(clock)],
             reward_funcs=lambda completions, **_: [reward(text) for text in completions],
         )  # fmt: skip
+        clock.restart()
         trainer.train()
     return clock.steps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two steps, one repeat, within a minute")
+    parser.add_argument("--quick", action="store_true", help="one step, one repeat, within a minute")
     quick = parser.parse_args().quick
     torch.set_num_threads(1)
     ratios, detail = {}, {}
@@ -102,8 +104,8 @@ def main() -> None:
         peaks: dict[str, float] = {}
         for _ in range(1 if quick else 3):
             for side, run in (("ours", ours), ("trl", theirs)):
-                steps, peaks[side] = apart(run, beta, 2 if quick else 4)
-                seconds[side] += steps[1:]
+                steps, peaks[side] = apart(run, beta, 1 if quick else 3, warm=(beta, 1, 2))
+                seconds[side] += steps
         spent = {side: round(statistics.median(times), 2) for side, times in seconds.items()}
         detail[name] = {"cpu_seconds_a_step": spent, "peak_mb": {side: round(mb) for side, mb in peaks.items()}}
         ratios[name] = round(spent["trl"] / spent["ours"], 2)

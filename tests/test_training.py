@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -23,7 +24,7 @@ from tiny import VOCABULARY, chat_tokenizer, examples, tiny, weights  # noqa: E4
 from distill.prompting import asking  # noqa: E402
 from distill.stages import sft  # noqa: E402
 from distill.store.records import problem_row  # noqa: E402
-from distill.training import attention, checkpoint  # noqa: E402
+from distill.training import attention, checkpoint, head, rotary  # noqa: E402
 from distill.training.batching import Example, Order, fitting, from_messages, from_tokens, micro_batches  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
 from distill.training.forward import check_packing, logprobs, pack  # noqa: E402
@@ -324,6 +325,63 @@ def test_lean_layers_have_the_values_and_gradients_of_peft_and_autograd(rank: in
     for plain, ours in zip(*found, strict=True):
         assert (ours - plain).norm() <= 1e-5 * plain.norm()
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_frozen_head_in_tiles_has_the_values_and_gradients_of_autograd(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "ROWS", 5)
+    monkeypatch.setattr(head, "WIDTH", 16)  # 40 tokens are two tiles and a half
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, VOCABULARY, bias=False).requires_grad_(False)
+    layer.weight.mul_(30)  # logits of up to 100: whoever forgets the largest overflows
+    hidden, weigh = torch.randn(13, 8, requires_grad=True), torch.randn(13)
+    targets = torch.randint(0, VOCABULARY, (13,))
+    assert head.is_plain(layer, hidden) and not head.is_plain(layer.requires_grad_(True), hidden)
+    exact = (layer(hidden) / temperature).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    ours, entropy = head.through(hidden, layer.weight.detach(), targets, temperature, True)
+    torch.testing.assert_close(ours, exact, atol=1e-5, rtol=1e-6)
+    table = torch.distributions.Categorical(logits=layer(hidden) / temperature)
+    torch.testing.assert_close(entropy, table.entropy().detach(), atol=1e-4, rtol=0)
+    gradients = [torch.autograd.grad((values * weigh).sum(), hidden)[0] for values in (exact, ours)]
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_last_block_is_asked_for_what_predicts_alone() -> None:
+    model = tiny()
+    rows = [from_tokens("row", [1, 2, 3, 4, 5, i], [7, 8, i]) for i in range(6)]
+    batch, seen = pack(rows), list[int]()
+    counting = model.model.layers[-1].mlp.gate_proj.register_forward_hook(lambda m, x, y: seen.append(y.shape[1]))
+    gradients = []
+    for asked in (batch.asked, None):
+        model.zero_grad()
+        values = logprobs(model, replace(batch, asked=asked))
+        values.sum().backward()
+        gradients.append(torch.cat([values.detach(), *(p.grad.flatten() for p in model.parameters())]))
+    counting.remove()
+    assert seen == [6 * 3, batch.input_ids.shape[1]] and seen[0] < seen[1]
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-5)
+    assert "forward" not in vars(model.model.layers[-1].mlp)
+
+
+def test_rotary_has_the_values_and_gradients_of_the_models_own() -> None:
+    from transformers.models.gptj import modeling_gptj
+    from transformers.models.qwen3 import modeling_qwen3
+
+    own, interleaved = modeling_qwen3.apply_rotary_pos_emb, modeling_gptj.apply_rotary_pos_emb
+    assert rotary._is_plain(own) and not rotary._is_plain(interleaved)
+    angles = torch.randn(1, 7, 4).repeat(1, 1, 2)
+    q, k = (torch.randn(1, heads, 7, 8, requires_grad=True) for heads in (4, 2))
+    found = []
+    for turn in (own, rotary.rotate):
+        turned = turn(q, k, angles.cos(), angles.sin())
+        found.append((*turned, *torch.autograd.grad(turned, (q, k), [x.detach().cos() for x in turned])))
+    for exact, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, exact, atol=1e-6, rtol=1e-6)
+    with rotary.quick_rotary(tiny()):
+        assert modeling_qwen3.apply_rotary_pos_emb is not own
+    assert modeling_qwen3.apply_rotary_pos_emb is own
 
 
 def test_lora_starts_from_its_seed_alone() -> None:

@@ -93,5 +93,6 @@ def test_twenty_steps_equal_trl_s(lora: bool, packed: bool, tmp_path: Path) -> N
 
     pairs = zip(trainer.losses[::2], trainer.losses[1::2], strict=True)
     torch.testing.assert_close([m.loss for m in heard], [sum(pair) for pair in pairs], atol=1e-5, rtol=0)
-    torch.testing.assert_close(weights(ours), weights(theirs), atol=1e-6, rtol=0)
+    # AdamW divides by the gradient's own size, so the rounding of one near zero shows whole: 1.7e-6 in one weight
+    torch.testing.assert_close(weights(ours), weights(theirs), atol=1e-6 if lora else 3e-6, rtol=0)
     assert (weights(ours) - weights(model(lora))).abs().max() > 1e-3  # they did move

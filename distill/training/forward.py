@@ -1,18 +1,21 @@
 """What a pass tells of the supervised tokens of a packed micro-batch: log-probabilities, and where asked entropies
 and a value head's estimates. All that a loss ever needs.
 
-Hidden states are picked where a label exists before the output head runs, and the head runs in
-chunks that are recomputed in the backward pass when the vocabulary is large: full logits never
-exist. `check_packing` compares with the model's own forward on each document alone; it is called
-once per run, and catches both contamination between documents and heads with extras of their own
+Hidden states are picked where a label exists before the output head runs, and the head runs in tiles
+(`distill.training.head`), or, where it is trained or no plain one, in chunks that are recomputed in the
+backward pass when the vocabulary is large: full logits never exist. The last feed-forward block runs for
+the same tokens alone. `check_packing` compares with the model's own forward on each document alone; it is
+called once per run, and catches both contamination between documents and heads with extras of their own
 (soft-capped or scaled logits).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -23,18 +26,22 @@ from torch.utils.checkpoint import checkpoint
 
 from distill.training import attention
 from distill.training.batching import Example, from_tokens
+from distill.training.head import is_plain, through
 from distill.training.prefixes import Segment, segments
 from pipeline.errors import InputError
 
 CHUNK = 1 << 24
 """Logits held at once (elements): 64 MB in fp32."""
+SPARSE = 0.95
+"""The last feed-forward block runs for the tokens that predict something alone where they are at most this share."""
 
 
 @dataclass(frozen=True)
 class Pack:
     """Examples as one row. N tokens are computed, L are learned, in the order of ``examples``.
 
-    ``sources`` (L,) are the places in the row whose hidden state predicts ``targets`` (L,).
+    ``sources`` (L,) are the places in the row whose hidden state predicts ``targets`` (L,). ``asked`` are the same,
+    each once and in order, or None where they are nearly all.
     """
 
     examples: tuple[Example, ...]
@@ -43,6 +50,7 @@ class Pack:
     documents: list[attention.Block]
     sources: Tensor
     targets: Tensor
+    asked: Tensor | None
 
 
 def pack(examples: Sequence[Example], device: torch.device | str = "cpu") -> Pack:
@@ -58,6 +66,7 @@ def pack(examples: Sequence[Example], device: torch.device | str = "cpu") -> Pac
     learned = [[t for t, m in enumerate(e.labels_mask) if m and t] for e in examples]
     sources = [where[t - 1] for where, positions in zip(places, learned, strict=True) for t in positions]
     targets = [e.input_ids[t] for e, positions in zip(examples, learned, strict=True) for t in positions]
+    asked = sorted(set(sources))
     ids, positions = (
         torch.tensor([list(chain.from_iterable(parts))], device=device)
         for parts in ((s.ids for s in found), (range(s.first, s.last) for s in found))
@@ -69,6 +78,7 @@ def pack(examples: Sequence[Example], device: torch.device | str = "cpu") -> Pac
         documents=attention.blocks([[*(spans[b] for b in s.before), spans[s]] for s in found], device),
         sources=torch.tensor(sources, device=device),
         targets=torch.tensor(targets, device=device),
+        asked=torch.tensor(asked, device=device) if len(asked) <= SPARSE * end else None,
     )
 
 
@@ -88,10 +98,54 @@ def packed(config: Any) -> Iterator[None]:
         config._attn_implementation = before
 
 
+@contextmanager
+def asking(model: Any, rows: Tensor | None) -> Iterator[None]:
+    """Within this context the last layer's feed-forward block, after which no token sees another, computes only
+    ``rows`` of the pack; all others get zero."""
+    block = getattr(next(reversed(getattr(model, "layers", [])), None), "mlp", None)
+    if rows is None or block is None:
+        yield
+        return
+    before = vars(block).get("forward")
+    block.forward = partial(_only, rows, block.forward)
+    token = _ASKED.set((model, rows))
+    try:
+        yield
+    finally:
+        _ASKED.reset(token)
+        del block.forward
+        if before is not None:
+            block.forward = before
+
+
+def second_pass(config: Any) -> AbstractContextManager[None]:
+    """What holds now, to be entered again where gradient checkpointing computes anew, outside of `states`."""
+    return _again(config, *_ASKED.get())
+
+
+@contextmanager
+def _again(config: Any, model: Any, rows: Tensor | None) -> Iterator[None]:
+    with packed(config), asking(model, rows):
+        yield
+
+
+_ASKED: ContextVar[tuple[Any, Tensor | None]] = ContextVar("asked", default=(None, None))
+
+
+def _only(rows: Tensor, forward: Callable[..., Any], hidden_states: Tensor, *rest: Any, **settings: Any) -> Any:
+    """(1, N, D) -> (1, N, D), for a block that is no more than that."""
+    if rest or settings:
+        return forward(hidden_states, *rest, **settings)
+    made = forward(hidden_states.index_select(1, rows))
+    if not isinstance(made, Tensor):
+        return forward(hidden_states)
+    return torch.zeros_like(hidden_states).index_copy(1, rows, made)
+
+
 def states(model: Any, batch: Pack) -> Tensor:
     """Hidden states (L, D), before the output head, from which the supervised tokens are predicted."""
     causal = causal_lm(model)
-    with packed(causal.config):
+    with packed(causal.config), asking(causal.base_model, batch.asked):
         hidden = causal.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -133,6 +187,8 @@ def told(model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0) 
 def of_states(head: Any, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, ...]:
     """Log-probabilities (L,) of ``targets``, and of the distributions their entropies (L,) if asked: a by-product,
     with one more chunk of probabilities for a moment."""
+    if is_plain(head, hidden):
+        return through(hidden, head.weight, targets, temperature, entropy)
 
     def of(states: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         logits = head(states).float() / temperature

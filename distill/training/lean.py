@@ -94,7 +94,7 @@ class _Folded(Function):
             whole = (g.t() @ x).mul_(ctx.scaling)
             return back, None, None, b.t() @ whole, whole @ a.t(), None
         to_a, to_b = (g @ b).mul_(ctx.scaling), (x @ a.t()).mul_(ctx.scaling)
-        return back, None, None, to_a.t() @ x, g.t() @ to_b, None
+        return back, None, None, to_a.t() @ x, (to_b.t() @ g).t(), None  # g.t() @ to_b is slower by half
 
 
 def _norm(epsilon: float, module: Any, otherwise: Callable[[Tensor], Tensor], hidden_states: Tensor) -> Tensor:

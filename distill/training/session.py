@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch.utils import deterministic
 
+from distill.training.allocator import keeping
 from distill.training.forward import check_packing, logprobs
 from distill.training.lean import lean
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing
 from distill.training.passes import Measure
 from distill.training.ranks import Ranks, assembled
+from distill.training.rotary import quick_rotary
 from pipeline.errors import InputError
 
 SMALL = 50_000_000
@@ -72,7 +74,7 @@ def prepared(model: Any, threads: int) -> Iterator[None]:
     before = model.training
     model.train()
     try:
-        with steady(threads), lean(model):
+        with steady(threads), lean(model), quick_rotary(model):
             yield
     finally:
         model.train(before)
@@ -80,13 +82,14 @@ def prepared(model: Any, threads: int) -> Iterator[None]:
 
 @contextmanager
 def steady(threads: int) -> Iterator[None]:
-    """A fixed number of threads, deterministic kernels; undone afterwards."""
+    """A fixed number of threads, deterministic kernels, memory that is kept; undone afterwards."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (a costly debugging aid)
     try:
-        yield
+        with keeping():
+            yield
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])

@@ -67,9 +67,9 @@ def checkpoint_layers(network: Any) -> None:
 
 
 def _passes(config: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    from distill.training.forward import packed
+    from distill.training.forward import second_pass
 
-    return nullcontext(), packed(config)
+    return nullcontext(), second_pass(config)
 
 
 LORA_FACTOR = 10
