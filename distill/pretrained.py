@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ def load(
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as library_logging
 
+    getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)  # it lacks a kernel that `_in_one_layout` rules out
     logging: Any = library_logging  # its functions have no types
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
