@@ -173,7 +173,8 @@ class ProblemColumns:
         prompt: str | None = None,
         system: str | None = None,
     ) -> Problem:
-        """The row's problem; ``prompt`` is its text where no column holds it."""
+        """The row's problem; ``prompt`` is its text where no column holds it. ``verifier`` "" is for whoever has one
+        of their own."""
         if self.prompt is not None:
             prompt = text(row, self.prompt)
             if not isinstance(cell(row, self.prompt), str | int | float):
@@ -193,7 +194,7 @@ class ProblemColumns:
             system=system,
             origin=row.where,
         )
-        if self.reference is not None and (why := unusable(_built(verifier), problem)):
+        if self.reference is not None and verifier and (why := unusable(_built(verifier), problem)):
             raise InputError(f"{row.where}: the verifier {verifier!r} could judge no answer to this: {why}")
         return problem
 

@@ -29,10 +29,10 @@ ENVIRONMENT = {
 def engine_arguments(model: Model, options: VllmOptions, lora_rank: int = 0) -> tuple[Any, Any]:
     """vLLM's EngineArgs for a model, and its LLMEngine, the class that takes them. `InputError` where it is not
     installed, and for an adapter that it cannot apply."""
+    arguments, engine_class = _vllm()
     if directory_of(model.source) is None:
         hub.check_reachable(model.source, model.revision)
         hub.quiet()
-    arguments, engine_class = _vllm()
     import torch
 
     if model.adapter:
