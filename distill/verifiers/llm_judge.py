@@ -22,7 +22,7 @@ from contextlib import closing
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from distill import engines
 from distill.engines.options import EngineOptions, SamplingSettings, TransformersOptions
@@ -32,9 +32,9 @@ from distill.types import Completion, Outcome, Problem, Request, Verdict
 from distill.verifiers import judge_votes
 from distill.verifiers.base import Note, silent
 from distill.verifiers.judge_prompt import PAIRWISE, REFERENCE, Grades, Rubric, Words
+from distill.verifiers.settings import settings_of
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, content_hash
-from pipeline.mistakes import mistake
 from pipeline.stage import Operational, Settings, marked
 
 if TYPE_CHECKING:
@@ -102,14 +102,10 @@ class Judge:
     settings_model: ClassVar[type[JudgeSettings]] = JudgeSettings
 
     def __init__(self, hashes: FileHashes | None = None, **settings: Any) -> None:
+        self.settings = settings_of(self.name, JudgeSettings, settings)
+        mode = self.settings.mode
         try:
-            self.settings = JudgeSettings.model_validate(settings)
-            mode = self.settings.mode
             self.rubric = Rubric(self.settings.rubric or RUBRICS[mode], PIECES[mode])
-        except ValidationError as error:
-            where, what = mistake(error, JudgeSettings, settings)
-            place = ".".join(map(str, where))
-            raise InputError(f"verifier 'judge': {place}{': ' if place else ''}{what}") from None
         except InputError as error:
             raise InputError(f"verifier 'judge': {error}") from None
         self.form = Grades(self.settings.criteria) if mode == "rubric" else Words(*WORDS[mode])

@@ -15,7 +15,7 @@ from contextlib import closing
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from distill.prm import files
 from distill.prm.scorer import Aggregate, aggregate
@@ -23,9 +23,8 @@ from distill.steps import split
 from distill.thinking import Response, join_thinking
 from distill.types import Outcome, Problem, Verdict
 from distill.verifiers.base import Key, Note, Stopping, never, silent
-from pipeline.errors import InputError
+from distill.verifiers.settings import settings_of
 from pipeline.fingerprint import FileHashes
-from pipeline.mistakes import mistake
 from pipeline.stage import Settings
 
 if TYPE_CHECKING:
@@ -55,12 +54,7 @@ class Prm:
     settings_model: ClassVar[type[PrmSettings]] = PrmSettings
 
     def __init__(self, hashes: FileHashes | None = None, **settings: Any) -> None:
-        try:
-            self.settings = PrmSettings.model_validate(settings)
-        except ValidationError as error:
-            where, what = mistake(error, PrmSettings, settings)
-            place = ".".join(map(str, where))
-            raise InputError(f"verifier 'prm': {place}{': ' if place else ''}{what}") from None
+        self.settings = settings_of(self.name, PrmSettings, settings)
         self._hashes = hashes or FileHashes()
         self.standing = not self.settings.model.startswith(files.PREFIX)
         """Whether it can be opened: a stage's name is not resolved yet."""
