@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import comb, fsum
 
-import numpy as np
-
 from distill.randomness import generator
 from pipeline.errors import InputError
 
@@ -63,6 +61,8 @@ def majority_at_k(samples: Sequence[Sample], k: int) -> float:
 
 def _wins(own: int, others: Sequence[int], abstained: int, k: int) -> float:
     """In how many subsets of ``k`` an answer of ``own`` samples wins, a tie of t + 1 counting 1 / (t + 1)."""
+    import numpy as np  # not above: a run that has nothing to do would load it too
+
     total = 0.0
     for j in range(1, min(own, k) + 1):
         rest = k - j
@@ -99,6 +99,8 @@ def weighted_vote_at_k(samples: Sequence[Sample], k: int, seed: int = 0) -> floa
     """The mean correctness of the answer whose samples' scores add up highest, over subsets of k (all
     of them where there are no more than `DRAWS`, else as many drawn from ``seed``); ties are shared. A vote without a
     ballot is wrong."""
+    import numpy as np
+
     _enough(samples, k)
     ballots = list(dict.fromkeys(s.answer for s in samples if s.answer is not None))
     if not ballots:
