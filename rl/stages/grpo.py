@@ -5,9 +5,9 @@ The settings that are its own, and what is known before it runs; how it runs is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import ceil
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -15,12 +15,14 @@ from distill import modelspec, verification
 from distill.stages.devices import foreseen
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
-from pipeline.stage import Context, Forecast, Output, Stage, later
+from pipeline.stage import Context, Forecast, Output, Settings, Stage, later
 from rl import rewards
 from rl.stages import refining
 from rl.stages.options import ProcessSettings, RewardedSettings
 from rl.stages.process import process_dependency
 from rl.stages.teacher import TeacherSettings, check_teacher
+
+Own = TypeVar("Own", bound=Settings)
 
 ABOUT = "A student refined by group-relative policy optimisation (GRPO) on verifiable rewards."
 
@@ -110,3 +112,23 @@ STAGE = Stage(
     dependencies=dependencies,
     refuse=refuse,
 )
+
+
+def relative(
+    kind: str,
+    about: str,
+    settings: type[Own],
+    as_grpo: Callable[[Own], GrpoSettings],
+    run: Callable[[Context, Own], Output],
+) -> Stage:
+    """A stage in GRPO's loop whose ``settings`` come down to grpo's: foretold, refused and keyed as with these."""
+    return Stage(
+        kind=kind,
+        about=about,
+        settings=settings,
+        produces="student",
+        run=run,
+        forecast=lambda context, own, expected: forecast(context, as_grpo(own), expected),
+        dependencies=lambda own, hashes, upstream: dependencies(as_grpo(own), hashes, upstream),
+        refuse=lambda own, figures: refuse(as_grpo(own), figures),
+    )

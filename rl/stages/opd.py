@@ -8,8 +8,7 @@ else is grpo's (`rl.stages.refining`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,9 +16,7 @@ from distill.engines.options import TransformersOptions
 from distill.modelspec import ModelName
 from distill.prompting import Prompting
 from distill.stages.common import RewardModel, VerifierSpec
-from pipeline.fingerprint import FileHashes
-from pipeline.manifest import Manifest
-from pipeline.stage import Context, Forecast, Input, Output, Stage
+from pipeline.stage import Context, Input, Output
 from rl.stages import grpo, refining
 from rl.stages.options import SampledSettings
 from rl.stages.teacher import ScoringEngine, TeacherSettings, check_teacher
@@ -70,25 +67,4 @@ def run(context: Context, settings: OpdSettings) -> Output:
     return refining.refine(context, _as_grpo(settings), outcome=0.0, about=ABOUT, told=settings)
 
 
-def refuse(settings: OpdSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
-    return grpo.refuse(_as_grpo(settings), figures)
-
-
-def forecast(context: Context, settings: OpdSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    return grpo.forecast(context, _as_grpo(settings), expected)
-
-
-def dependencies(settings: OpdSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
-    return grpo.dependencies(_as_grpo(settings), hashes, upstream)
-
-
-STAGE = Stage(
-    kind="opd",
-    about="distil on-policy: a teacher scores what the student samples",
-    settings=OpdSettings,
-    produces="student",
-    run=run,
-    forecast=forecast,
-    dependencies=dependencies,
-    refuse=refuse,
-)
+STAGE = grpo.relative("opd", "distil on-policy: a teacher scores what the student samples", OpdSettings, _as_grpo, run)

@@ -8,14 +8,11 @@ sake and not published.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
-from pipeline.fingerprint import FileHashes
-from pipeline.manifest import Manifest
-from pipeline.stage import Context, Forecast, Output, Stage
+from pipeline.stage import Context, Output
 from rl.stages import grpo, refining
 from rl.stages.options import RewardedSettings
 
@@ -87,25 +84,6 @@ def run(context: Context, settings: PpoSettings) -> Output:
     return refining.refine(context, _as_grpo(settings), about=ABOUT, told=settings, critic=_critic(settings))
 
 
-def refuse(settings: PpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
-    return grpo.refuse(_as_grpo(settings), figures)
-
-
-def forecast(context: Context, settings: PpoSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    return grpo.forecast(context, _as_grpo(settings), expected)
-
-
-def dependencies(settings: PpoSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
-    return grpo.dependencies(_as_grpo(settings), hashes, upstream)
-
-
-STAGE = Stage(
-    kind="ppo",
-    about="refine a student on verifiable rewards, with a value head as the baseline",
-    settings=PpoSettings,
-    produces="student",
-    run=run,
-    forecast=forecast,
-    dependencies=dependencies,
-    refuse=refuse,
+STAGE = grpo.relative(
+    "ppo", "refine a student on verifiable rewards, with a value head as the baseline", PpoSettings, _as_grpo, run
 )
