@@ -66,7 +66,6 @@ STAGES: dict[str, str] = {
     "ppo": "rl.stages.ppo:STAGE",
     "opd": "rl.stages.opd:STAGE",
     "gkd": "rl.stages.gkd:STAGE",
-    "choose": "distill.stages.choose:STAGE",
     "evaluate": "distill.stages.evaluate:STAGE",
     "search": "rl.stages.search:STAGE",
     "report": "distill.stages.report:STAGE",
@@ -74,7 +73,7 @@ STAGES: dict[str, str] = {
 
 STRATEGIES: dict[str, str] = {
     "greedy": "rl.search.single:Greedy",
-    "sample": "rl.search.single:Sample",
+    "sample": "rl.search.single:One",
     "majority": "rl.search.vote:Majority",
     "adaptive": "rl.search.adaptive:AdaptiveVote",
     "allocate": "rl.search.allocation:Allocation",

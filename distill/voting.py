@@ -3,6 +3,8 @@
 Of n samples of a problem every subset of k is as likely as any other, so the accuracy that a strategy has
 with k samples is its mean over subsets; no new sample is drawn. Where the mean has a closed form it is
 used (pass@k is in `distill.statistics`): the values are exact for the samples at hand, ties included.
+The strategies themselves, which pick from samples as they come, are in `rl.search`; tests hold each of these against
+its strategy on every order of the samples.
 
 Samples vote with their answers as they stand, white space aside: equal values in different words are
 different votes, as they are to whoever has no reference.
@@ -10,17 +12,21 @@ different votes, as they are to whoever has no reference.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from math import comb, fsum
+from typing import Any
 
 from distill.randomness import generator
 from pipeline.errors import InputError
 
-DRAWS = 200
-"""Subsets that stand for all of them where the mean over subsets has no closed form."""
+ALL = 20_000
+"""Up to so many subsets all are gone through where their mean has no closed form: for any number of 16 samples."""
+DRAWS = 2_000
+"""Where there are more, so many drawn ones stand for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +86,18 @@ def _wins(own: int, others: Sequence[int], abstained: int, k: int) -> float:
 
 
 def best_of_k(samples: Sequence[Sample], k: int) -> float:
-    """The mean correctness of the sample with the highest score of k, ties broken by lot.
+    """The mean correctness of the sample with the highest score of k, ties broken by lot. One without an answer is
+    taken only where none has any.
 
-    The best of a subset has score s in C(a, k) - C(b, k) of the C(n, k) subsets, where a samples have
-    at most s and b less.
+    The best of a subset ranks s in C(a, k) - C(b, k) of the C(n, k) subsets, where a samples rank at most s and b
+    below it.
     """
     _enough(samples, k)
+    ranks: dict[tuple[bool, float], list[float]] = defaultdict(list)
+    for sample in samples:
+        ranks[sample.answer is not None, sample.score].append(sample.correct)
     total, below = 0.0, 0
-    for score in sorted({s.score for s in samples}):
-        level = [s.correct for s in samples if s.score == score]
+    for _, level in sorted(ranks.items()):
         upto = below + len(level)
         total += fsum(level) / len(level) * (comb(upto, k) - comb(below, k))
         below = upto
@@ -96,29 +105,58 @@ def best_of_k(samples: Sequence[Sample], k: int) -> float:
 
 
 def weighted_vote_at_k(samples: Sequence[Sample], k: int, seed: int = 0) -> float:
-    """The mean correctness of the answer whose samples' scores add up highest, over subsets of k (all
-    of them where there are no more than `DRAWS`, else as many drawn from ``seed``); ties are shared. A vote without a
-    ballot is wrong."""
+    """The mean correctness of the answer whose samples' scores add up highest, over subsets of k (all of them up to
+    `ALL`, else `DRAWS` drawn from ``seed``); ties are shared. An answer is as right as its sample with the highest
+    score, which it rests on. A vote without a ballot is wrong."""
     import numpy as np
 
     _enough(samples, k)
-    ballots = list(dict.fromkeys(s.answer for s in samples if s.answer is not None))
-    if not ballots:
+    answers = {s.answer: [i for i, other in enumerate(samples) if other.answer == s.answer] for s in samples}
+    answers.pop(None, None)
+    if not answers:
         return 0.0
-    given = np.array([[s.answer == answer for answer in ballots] for s in samples], dtype=float)
-    scores, right = (np.array([getattr(s, name) for s in samples]) for name in ("score", "correct"))
-    if comb(len(samples), k) <= DRAWS:
-        chosen = np.array(list(combinations(range(len(samples)), k)))
+    subsets = _subsets(len(samples), k, seed)
+    scores = np.array([s.score for s in samples])
+    weights, rights = [], []
+    for own in answers.values():
+        given = subsets[:, own]
+        weights.append(np.where(given.any(1), given @ scores[own], -np.inf))
+        rights.append(_heaviest(given, [samples[i] for i in own]))
+    cast = np.array(weights)  # (answers, subsets)
+    winners = np.isclose(cast, cast.max(0), rtol=1e-12, atol=0.0)  # sums in another order
+    shared = (np.array(rights) * winners).sum(0) / winners.sum(0)
+    return float(np.where(np.isfinite(cast).any(0), shared, 0.0).mean())
+
+
+def _heaviest(given: Any, own: Sequence[Sample]) -> Any:
+    """In each subset the correctness of an answer's sample with the highest score. ``given``: which of its samples
+    a subset has."""
+    import numpy as np
+
+    if len({s.correct for s in own}) == 1:
+        return np.full(len(given), own[0].correct)
+    right, left = np.zeros(len(given)), np.ones(len(given), dtype=bool)
+    for score in sorted({s.score for s in own}, reverse=True):
+        level = [at for at, s in enumerate(own) if s.score == score]
+        count = given[:, level].sum(1)
+        here = left & (count > 0)
+        right[here] = (given[:, level] @ np.array([own[at].correct for at in level]))[here] / count[here]
+        left &= ~here
+    return right
+
+
+@lru_cache(16)
+def _subsets(count: int, k: int, seed: int) -> Any:
+    """Subsets of ``k`` of so many samples: (subsets, samples), 1.0 where a sample is in."""
+    import numpy as np
+
+    if comb(count, k) <= ALL:
+        chosen = np.array(list(combinations(range(count), k)))
     else:
-        draws = generator(seed, "weighted vote", len(samples), k)
-        chosen = np.argsort(draws.random((DRAWS, len(samples))), axis=1)[:, :k]
-    votes = given[chosen]  # (draws, k, answers)
-    counts = votes.sum(1)
-    weights = np.where(counts > 0, np.einsum("dk,dka->da", scores[chosen], votes), -np.inf)
-    winners = np.isclose(weights, weights.max(1, keepdims=True), rtol=1e-12, atol=0.0)  # sums in another order
-    rights = np.einsum("dk,dka->da", right[chosen], votes) / np.maximum(counts, 1)
-    shared = (rights * winners).sum(1) / winners.sum(1)
-    return float(np.where(counts.sum(1) > 0, shared, 0.0).mean())
+        chosen = np.argsort(generator(seed, "weighted vote", count, k).random((DRAWS, count)), axis=1)[:, :k]
+    subsets = np.zeros((len(chosen), count))
+    np.put_along_axis(subsets, chosen, 1.0, axis=1)
+    return subsets
 
 
 def _enough(samples: Sequence[Sample], k: int) -> None:

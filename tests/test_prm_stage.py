@@ -46,7 +46,11 @@ STAGES: dict[str, Any] = {
         "heldout": 0.2,
     },
     "scored": {"kind": "verify", "traces": "generate", "verifier": JUDGE},
-    "choose": {"samples": "verify", "scorers": {"mine": JUDGE}, "at": [1, 3]},
+    "search": {
+        "problems": "problems", "model": "embedded:teacher", "split": "train", "engine": ALONE, "sampling": HOT,
+        "scorers": {"mine": "prm:prm", "teacher": {"likelihood": "embedded:teacher"}}, "budgets": [1, 3],
+        "strategies": ["best_of"], "stored": True,
+    },
     "grpo": {
         "student": "embedded:teacher", "problems": "problems", "steps": 1, "prompts": 3, "group": 3,
         "sampling": HOT, "process": {"model": "prm:prm"}, "workers": 1, "threads": 1,
@@ -122,17 +126,17 @@ def runner_hashes() -> Any:
     return FileHashes()
 
 
-def test_choices_among_stored_samples(whole: Any) -> None:
-    _, made = whole
-    figures = made["choose"].manifest.figures
-    one, three = figures["points"]
-    assert [point["samples"] for point in figures["points"]] == [1, 3]
-    names = ["one", "majority", "any", "vote by mine", "best by mine"]
-    assert list(three["strategies"]) == names
-    alone = {name: one["strategies"][name]["accuracy"] for name in names}
-    assert len({round(value, 3) for value in alone.values()}) == 1  # a choice of one is no choice
-    assert three["strategies"]["any"]["accuracy"] >= three["strategies"]["best by mine"]["accuracy"]
-    assert figures["scorers"]["mine"].keys() == {"auc", "auc_within"}
+def test_a_reward_model_of_the_pipeline_chooses_among_samples_that_generate_made(whole: Any) -> None:
+    where, made = whole
+    search = made["search"].manifest
+    assert search.identity.inputs["scorers.mine"] == made["prm"].manifest.digest
+    assert list(search.figures["strategies"]) == ["best_of by mine", "best_of by teacher"]
+    (scored,) = rows(where, "SELECT count(*) AS n, count(DISTINCT scorer) AS who FROM step_scores")
+    assert scored == {"n": 2 * 10 * 3, "who": 2}
+    by_score = "SELECT trace_key, list_product(steps) AS score FROM step_scores WHERE scorer LIKE 'prm:%'"
+    as_verdict = "SELECT trace_key, score AS said FROM verdicts WHERE verifier = 'prm'"
+    both = rows(where, f"SELECT score, said FROM ({by_score}) JOIN ({as_verdict}) USING (trace_key)")
+    assert len(both) == 30 and all(row["score"] == pytest.approx(row["said"]) for row in both)
 
 
 def test_each_step_of_a_rollout_is_rewarded_and_the_rewards_are_rows(whole: Any) -> None:
@@ -148,8 +152,8 @@ def test_each_step_of_a_rollout_is_rewarded_and_the_rewards_are_rows(whole: Any)
     ("stage", "changes", "said"),
     [
         ("prm", {"labels": [{"groups": "grpo0"}]}, "left no judged rollouts"),
-        ("choose", {"at": [4]}, "a choice of 4 samples needs as many judged ones of every problem; verify has 3"),
-        ("choose", {"scorers": {"mine": {"prm": {"model": "prm:verify"}}}}, "verify"),
+        ("search", {"budgets": [4]}, "sample 4 is wanted, and the store holds fewer"),
+        ("search", {"scorers": {"mine": "prm:verify"}}, "verify"),
         ("prm", {"labels": [{"exakt": "verify"}]}, "names no source of labels; one of exact, slips"),
         ("prm", {"steps": "lines"}, "no rule for steps is called 'lines'"),
         ("prm", {"devices": 2}, "one device"),

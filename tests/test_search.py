@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import product
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations, product
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -14,16 +17,17 @@ from distill.voting import Sample, majority_at_k
 from pipeline.errors import InputError
 from rl.search.adaptive import AdaptiveVote
 from rl.search.allocation import Allocation
-from rl.search.base import Piece
+from rl.search.base import Draft, Piece
 from rl.search.beam import Beam
 from rl.search.drive import Bill, Result, run, run_joint
 from rl.search.dvts import Dvts
 from rl.search.lookahead import Lookahead
+from rl.search.pool import mean_bill
 from rl.search.ranked import BestOf, WeightedVote
 from rl.search.settings import named
 from rl.search.settled import at_least, certain, lead_is_real, leaders, settled
 from rl.search.shifted import shifted, starts
-from rl.search.single import Greedy
+from rl.search.single import Greedy, One
 from rl.search.vote import Majority, elect
 
 
@@ -72,6 +76,47 @@ def test_the_majority_over_all_orders_is_the_exact_estimate() -> None:
         search(Majority(), k, says("".join(answers[i] for i in order))).choice.piece.ballot == right for order in orders
     )
     assert won / len(orders) == pytest.approx(majority_at_k(samples, k))
+
+
+@dataclass
+class Deck:
+    """A world whose samples are these, in this order; a sample's text says how it is scored."""
+
+    pieces: Sequence[Piece]
+    scores: dict[str, float]
+
+    def draw(self, wanted: Sequence[tuple[int, Draft]]) -> list[Piece]:
+        return [self.pieces[draft.index] for _, draft in wanted]
+
+    def score(self, pieces: Sequence[tuple[int, Piece]]) -> list[list[float]]:
+        return [[self.scores[piece.text]] for _, piece in pieces]
+
+    def judge(self, pieces: Sequence[tuple[int, Piece]]) -> list[bool]:
+        return [piece.ballot == "a" for _, piece in pieces]
+
+
+SAID = [("one", "a"), ("one", "a"), ("two", "b"), ("three", "a"), ("four", "b"), ("cut", None)]
+"""Text and answer of six samples, two of which say the same."""
+
+
+@pytest.mark.parametrize("strategy", [One(), Majority(), BestOf(by="x"), BestOf(by="verifier"), WeightedVote(by="x")])
+@pytest.mark.parametrize(
+    "ranks", [(0.9, 0.21, 0.35, 0.72, 0.8), (0.1, 0.2, 0.15, 0.7, 0.95), (0.4, 0.9, 0.6, 0.07, 0.3)]
+)
+def test_accuracy_and_bill_over_all_subsets_are_the_strategys_means_over_all_orders(strategy: Any, ranks: Any) -> None:
+    scores = dict(zip(("one", "two", "three", "four", "cut"), ranks, strict=True))
+    pieces = [
+        Piece(str(n), "p", text, text, answer, Finish.STOP, PROMPT, len(text)) for n, (text, answer) in enumerate(SAID)
+    ]
+    samples = [Sample(p.ballot, float(p.ballot == "a"), p.tokens, scores[p.text]) for p in pieces]
+    for k in (1, 3, 4):
+        orders = list(permutations(pieces, k))
+        found = [run([(0, strategy.search(k))], Deck(order, scores))[0] for order in orders]
+        right = fmean(result.choice.piece.ballot == "a" for result in found)
+        assert strategy.over_subsets(samples, strategy.takes(k)) == pytest.approx(right)
+        bill = mean_bill(pieces, strategy.takes(k), "scorer" in strategy.needs)
+        for kind in ("prompt", "sampled", "scored", "calls"):
+            assert getattr(bill, kind) == pytest.approx(fmean(getattr(result.bill, kind) for result in found))
 
 
 def test_best_of_takes_the_highest_score_and_a_verifier_the_first_that_is_right() -> None:
@@ -250,7 +295,7 @@ def test_another_order_takes_the_same_samples_from_another_place() -> None:
 def test_every_strategy_of_the_catalog_chooses_and_says_what_it_needs() -> None:
     for name in catalog.names("strategies"):
         strategy = named(name).strategy
-        assert strategy.needs <= {"prm", "verifier", "steps"} and type(strategy).__doc__
+        assert strategy.needs <= {"scorer", "verifier", "steps"} and type(strategy).__doc__
         if isinstance(strategy, Allocation):
             result = run_joint(strategy.search_all(1, 4, 4), 1, ToyWorld())[0]
         else:
@@ -275,3 +320,12 @@ def test_what_is_no_strategy_is_told(spec: Any, said: str) -> None:
 def test_a_label_says_what_is_not_usual() -> None:
     assert named({"beam": {"width": 8, "final": "best"}}).label == "beam width=8 final=best"
     assert named({"beam": {"width": 4}}).label == named("beam").label == "beam"
+    by = named({"beam": {"by": "mine", "width": 8}})
+    assert (by.label, by.way, by.by) == ("beam width=8 by mine", "beam width=8", "mine")
+
+
+def test_a_strategy_that_does_not_say_whose_scores_takes_each_ones() -> None:
+    assert [each.label for each in named("weighted").each(["a", "b"])] == ["weighted by a", "weighted by b"]
+    assert [each.label for each in named({"weighted": {"by": "b"}}).each(["a", "b"])] == ["weighted by b"]
+    for alone in ("majority", {"best_of": {"by": "verifier"}}):
+        assert named(alone).each(["a", "b"]) == [named(alone)]

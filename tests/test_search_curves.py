@@ -48,6 +48,12 @@ def test_an_answer_that_nobody_can_judge_is_neither_right_nor_wrong() -> None:
     assert point(1, outcomes("y?n", 10), Votes(SAMPLES))["accuracy"] == 0.5
 
 
+def test_a_problem_with_too_few_judged_samples_takes_no_vote_from_the_others() -> None:
+    votes = Votes({**SAMPLES, "short": SAMPLES["even"][:2], "none": []})
+    assert votes.most == 4 and votes.at(4) == Votes(SAMPLES).at(4)
+    assert votes.at(2).keys() == {*SAMPLES, "short"} and votes.at(2.5).keys() == set(SAMPLES)
+
+
 def test_two_strategies_are_compared_where_they_take_as_much() -> None:
     """The other one is right on one problem of three for 10 tokens and on all for 50."""
     cheap, dear = outcomes("ynn", 10), outcomes("yyy", 50)

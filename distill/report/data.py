@@ -27,11 +27,10 @@ and further what the evaluate stage says of it (``greedy``, ``truncated``, ``by_
     alarms    by training stage: what its run was suspected of (`rl.alarms`), with name, step and evidence
     emergence by training stage with rollouts: behaviours, corrections and lengths over its steps (`distill.emergence`)
     reward_models  by prm stage its figures: how it was tested, with reliability bins
-    choices   by choose stage what choosing among stored samples buys
     lengths   histograms of tokens per answer: bin ``edges``, counts of right and other ones
     examples  problems with the answers of the student before, between and after
     search    what ways to spend several samples on a problem come to, as the search stage says it: by strategy the
-              points of its curve; null without one
+              points of its curve, by scorer how it ranks; null without one
     stages    name, kind, seconds, figures and identity of each stage
     software  versions
 
@@ -71,7 +70,6 @@ RESERVED = frozenset(
         "alarms",
         "emergence",
         "reward_models",
-        "choices",
         "lengths",
         "examples",
         "search",
@@ -82,7 +80,7 @@ RESERVED = frozenset(
 """What no model may be called (the evaluate stage refuses it): keys that stand beside the labels."""
 CURVE_POINTS = 300
 LENGTH_BINS = 24
-ELSEWHERE = ("subjects", "pairs", "strategies", "rivals")
+ELSEWHERE = ("subjects", "pairs", "scorers", "strategies", "rivals")
 """Figures of stages that have a place of their own."""
 
 Report = dict[str, Any]
@@ -104,12 +102,11 @@ class Sources:
     emergence: Callable[[Manifest], dict[str, Any] | None] | None = None
     search: tuple[str, Manifest] | None = None
     reward_models: Named = field(default_factory=dict)
-    choices: Named = field(default_factory=dict)
 
     @property
     def stages(self) -> dict[str, Manifest]:
         chosen = dict([self.selection]) if self.selection else {}
-        judging = {**self.reward_models, **self.choices, **(dict([self.search]) if self.search else {})}
+        judging = {**self.reward_models, **(dict([self.search]) if self.search else {})}
         return {**self.others, **judging, **chosen, **self.training, **self.controls, **dict([self.evaluation])}
 
 
@@ -145,7 +142,6 @@ def gather(sources: Sources) -> Report:
             if sources.emergence and (seen := sources.emergence(manifest))
         },
         "reward_models": {name: dict(manifest.figures) for name, manifest in sources.reward_models.items()},
-        "choices": {name: dict(manifest.figures) for name, manifest in sources.choices.items()},
         "lengths": _lengths(store, evaluation.digest, labels),
         "examples": examples.gather(store, evaluation.digest, story or labels[:3], sources.examples),
         "search": _search(*sources.search) if sources.search else None,
@@ -258,7 +254,7 @@ def _paid(store: Store, selection: str, kept: int) -> dict[str, float | None]:
 
 
 def _search(name: str, manifest: Manifest) -> dict[str, Any]:
-    shown = ("protocol", "problems", "samples", "tokens_per_sample", "strategies", "rivals")
+    shown = ("protocol", "problems", "samples", "tokens_per_sample", "scorers", "strategies", "rivals")
     model = manifest.identity.settings["model"] or manifest.identity.inputs.get("model")
     return {"stage": name, "model": model, **{key: manifest.figures[key] for key in shown}}
 

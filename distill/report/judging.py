@@ -1,17 +1,17 @@
-"""The section on process reward models: how they were tested, and what choosing by them buys.
+"""The section on process reward models: how they were tested. What choosing by them buys is in `searches`.
 
-Takes the figures of prm and choose stages as they are (``reward_models`` and ``choices`` in ``report.json``).
+Takes the figures of prm stages as they are (``reward_models`` in ``report.json``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup
 
 from distill.report import svg
-from distill.report.words import percent, points, visible
+from distill.report.words import visible
 
 Rows = list[list[str]]
 TESTS = {"heldout": "held out", "test": "test"}
@@ -20,7 +20,6 @@ HEAD = [
     "reward model", "labelled steps", "steps right", "first errors found", "calibration error", "AUC of steps",
     "within a problem", "of answers within",
 ]  # fmt: skip
-CHOICE_HEAD = ["choice", "samples", "accuracy", "95% low", "95% high", "over majority", "low", "high"]
 
 
 def model_rows(models: Mapping[str, Any]) -> Rows:
@@ -48,45 +47,6 @@ def reliability(models: Mapping[str, Any]) -> list[dict[str, Any]]:
         drawn = svg.slopes(f"reliability-{index}", title, about, names, [said, right])
         panels.append({"title": title, "aside": about, "svg": Markup(drawn)})
     return panels
-
-
-def choice_rows(choices: Mapping[str, Any]) -> Rows:
-    """One row a way to choose and number of samples."""
-    found: Rows = []
-    for figures in choices.values():
-        for point in figures["points"]:
-            for name, at in point["strategies"].items():
-                over = map(points, at["over_majority"]) if "over_majority" in at else [""] * 3
-                shares = (at["accuracy"], *at["ci95"])
-                found.append([visible(name), str(point["samples"]), *map(percent, shares), *over])
-    return found
-
-
-def choice_panels(choices: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A panel a scorer: the majority, its vote and its best against the number of samples."""
-    panels = []
-    for stage, figures in choices.items():
-        counts = [str(point["samples"]) for point in figures["points"]]
-        for index, (scorer, rank) in enumerate(figures["scorers"].items()):
-            lines = [
-                _line(figures["points"], name, colour)
-                for name, colour in (
-                    ("majority", "var(--ink-2)"), (f"vote by {scorer}", "var(--right)"),
-                    (f"best by {scorer}", "var(--wrong)"),
-                )
-            ]  # fmt: skip
-            title = visible(f"{stage}, {scorer}: majority (grey), weighed vote (green), best (red)")
-            aside = f"AUC {_figure(rank['auc'])}, within a problem {_figure(rank['auc_within'])}"
-            about = "; ".join(f"{line.label}: {percent(line.points[-1][1])}" for line in lines)
-            drawn = svg.slopes(f"choice-{stage}-{index}", title, visible(about), counts, lines)
-            panels.append({"title": title, "aside": aside, "svg": Markup(drawn)})
-    return panels
-
-
-def _line(found: Sequence[Mapping[str, Any]], name: str, colour: str) -> svg.Line:
-    at = [point["strategies"][name] for point in found]
-    shares = [(float(i), one["accuracy"]) for i, one in enumerate(at)]
-    return svg.Line(visible(name), shares, colour, [tuple(one["ci95"]) for one in at])
 
 
 def _figure(value: float | None) -> str:

@@ -13,58 +13,81 @@ from distill.report.words import interval, percent, points, visible
 
 Search = Mapping[str, Any] | None
 COLOURS = [f"var(--{name})" for name in (
-    "student-1", "student-2", "student-3", "right", "control-2", "other-4", "control-3", "other-2", "control-1",
+    "student-1", "right", "wrong", "student-3", "control-2", "other-4", "student-2", "control-3", "other-2",
 )]  # fmt: skip
 REFERENCE = "var(--teacher-1)"
 """The majority's, which every other way is measured against."""
+AXES = {"samples": "samples", "tokens": "tokens"}
+"""What a curve runs against, by the figure of a point."""
 
 
-def panels(search: Search) -> list[dict[str, Any]]:
-    """Two plots: ways that need nothing but samples, and ways that need somebody to score or judge."""
+def groups(search: Search) -> list[dict[str, Any]]:
+    """Ways that need no scores, then those of each scorer, beside the majority: two plots each, against samples and
+    against tokens, all on one scale."""
     if not search:
         return []
-    colours = _colours(search["strategies"])
-    free = [label for label, found in search["strategies"].items() if not found["needs"]]
-    helped = [label for label, found in search["strategies"].items() if found["needs"] or found["kind"] == "majority"]
-    titles = {"Samples alone": free, "With step scores, or a verifier": helped}
+    strategies, colours = search["strategies"], _colours(search["strategies"])
+    shares = [s for one in strategies.values() for p in _known(one) for s in p["ci95"]]
+    found = [("Without scores", "", [one for one in strategies.values() if "scorer" not in one["needs"]])]
+    majority = [one for one in strategies.values() if one["kind"] == "majority"]
+    for label, scorer in search["scorers"].items():
+        if own := [one for one in strategies.values() if "scorer" in one["needs"] and one["by"] == label]:
+            found.append((visible(f"Scored by {label}"), _ranks(scorer), majority + own))
     return [
-        _panel(f"search-{at}", title, labels, search, colours)
-        for at, (title, labels) in enumerate(titles.items())
-        if any(search["strategies"][label]["kind"] != "majority" for label in labels)
+        {
+            "title": title,
+            "aside": aside,
+            "panels": [_panel(f"search-{at}-{axis}", axis, members, colours, shares) for axis in AXES],
+        }
+        for at, (title, aside, members) in enumerate(found)
+        if any(map(_known, members))
     ]
 
 
+def ways(search: Search) -> list[dict[str, str]]:
+    """The legend: each way with its colour."""
+    colours = _colours(search["strategies"]) if search else {}
+    return [{"label": visible(way), "colour": colour} for way, colour in colours.items()]
+
+
 def _colours(strategies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    others = [label for label, found in strategies.items() if found["kind"] != "majority"]
-    own = {label: COLOURS[at % len(COLOURS)] for at, label in enumerate(others)}
-    return {label: own.get(label, REFERENCE) for label in strategies}
+    """By way, whoever scores."""
+    kinds = {one["way"]: one["kind"] for one in strategies.values()}
+    others = [way for way, kind in kinds.items() if kind != "majority"]
+    own = {way: COLOURS[at % len(COLOURS)] for at, way in enumerate(others)}
+    return {way: own.get(way, REFERENCE) for way in kinds}
+
+
+def _ranks(scorer: Mapping[str, Any]) -> str:
+    shown = ("n/a" if scorer[name] is None else f"{scorer[name]:.3f}" for name in ("auc", "auc_within"))
+    return "AUC of right against wrong samples {}, within a problem {}".format(*shown)
 
 
 def _panel(
-    name: str, title: str, labels: Sequence[str], search: Mapping[str, Any], colours: Mapping[str, str]
+    name: str, axis: str, strategies: Sequence[Mapping[str, Any]], colours: Mapping[str, str], shares: Sequence[float]
 ) -> dict[str, Any]:
     lines = []
-    for label in labels:
-        found = _drawn(search["strategies"][label])
+    for one in strategies:
+        found = _drawn(one, axis)
         lines.append(svg.Line(
-            visible(label), [(point["tokens"], point["accuracy"]) for point in found], colours[label],
+            visible(one["way"]), [(point[axis], point["accuracy"]) for point in found], colours[one["way"]],
             [tuple(point["ci95"]) for point in found],
         ))  # fmt: skip
     lines = [line for line in lines if line.points]
-    if not lines:
-        return {"title": title, "svg": "", "lines": []}
-    about = "; ".join(
-        f"{line.label}: {percent(line.points[-1][1])} for {line.points[-1][0]:,.0f} tokens" for line in lines
-    )
-    drawn = svg.trade(name, f"{title}: accuracy against tokens", about, lines)
-    return {"title": title, "svg": Markup(drawn), "lines": lines}
+    ends = [(line.label, *line.points[-1]) for line in lines]
+    about = "; ".join(f"{label}: {percent(share)} for {cost:,.0f} {AXES[axis]}" for label, cost, share in ends)
+    drawn = svg.trade(name, f"accuracy against {AXES[axis]}", about, lines, AXES[axis], (min(shares), max(shares)))
+    return {"title": f"by {AXES[axis]} per problem", "svg": Markup(drawn)}
 
 
-def _drawn(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _known(strategy: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [point for point in strategy["points"] if point["accuracy"] is not None and point["tokens"] > 0]
+
+
+def _drawn(strategy: Mapping[str, Any], axis: str) -> list[Mapping[str, Any]]:
     """The points of a curve; of a way that takes no more with a larger budget, one."""
-    known = [point for point in found["points"] if point["accuracy"] is not None and point["tokens"] > 0]
-    distinct = {(point["tokens"], point["accuracy"]): point for point in reversed(known)}
-    return sorted(distinct.values(), key=lambda point: point["tokens"])
+    distinct = {(point["tokens"], point["accuracy"]): point for point in reversed(_known(strategy))}
+    return sorted(distinct.values(), key=lambda point: point[axis])
 
 
 def differences(search: Search) -> Markup | None:
@@ -80,7 +103,7 @@ def differences(search: Search) -> Markup | None:
         drawn.append(svg.Bar(
             visible(f"{label}, {point['samples']}: against {against['samples']:g} sample(s)"), against["difference"],
             tuple(against["ci95"]), points(against["difference"]),
-            f"{points(against['ci95'][0])} to {points(against['ci95'][1])}", colours[label],
+            f"{points(against['ci95'][0])} to {points(against['ci95'][1])}", colours[found["way"]],
         ))  # fmt: skip
     if not drawn:
         return None
@@ -117,3 +140,12 @@ def rivals(search: Search) -> Rows:
         ]
         for r in (search or {"rivals": []})["rivals"]
     ]  # fmt: skip
+
+
+def scorers(search: Search) -> Rows:
+    """One row a scorer."""
+    found = (search or {"scorers": {}})["scorers"]
+    return [
+        [visible(label), *("n/a" if one[name] is None else f"{one[name]:.3f}" for name in ("auc", "auc_within"))]
+        for label, one in found.items()
+    ]

@@ -155,12 +155,12 @@ def slopes(name: str, title: str, about: str, categories: Sequence[str], lines: 
     return _svg(name, title, about, height + 26, body, "plot gutter")
 
 
-def trade(name: str, title: str, about: str, lines: Sequence[Line]) -> str:
-    """Shares (0 to 1) against what they cost, on a scale of doublings, one line a way to spend."""
+def trade(name: str, title: str, about: str, lines: Sequence[Line], unit: str, span: tuple[float, float]) -> str:
+    """Shares (0 to 1, of which those in ``span`` are shown) against what they cost, on a scale of doublings, one line
+    a way to spend."""
     height, body = 230, []
     costs = [x for line in lines for x, _ in line.points]
-    shares = [y for line in lines for low, high in line.intervals for y in (low, high)]
-    low, high, ticks = min(costs), max(costs), nice_ticks(min(shares), max(shares), 5)
+    low, high, ticks = min(costs), max(costs), nice_ticks(*span, 5)
     bottom, top = ticks[0], ticks[-1]
 
     def across(cost: float) -> float:
@@ -176,7 +176,7 @@ def trade(name: str, title: str, about: str, lines: Sequence[Line]) -> str:
         for (x, y), (cost, share), (least, most) in zip(places, line.points, line.intervals, strict=True):
             ends = f'y1="{_down(least, bottom, top, height):.1f}" y2="{_down(most, bottom, top, height):.1f}"'
             body.append(f'<line x1="{_pc(x)}" x2="{_pc(x)}" {ends} stroke="{line.colour}" class="thin"/>')
-            body.append(_dot(x, y, 4, line.colour, f"{line.label}: {100 * share:.1f}% for {cost:,.0f} tokens"))
+            body.append(_dot(x, y, 4, line.colour, f"{line.label}: {100 * share:.1f}% for {cost:,.0f} {unit}"))
     return _svg(name, title, about, height + 26, body, "plot gutter")
 
 

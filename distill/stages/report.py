@@ -75,11 +75,9 @@ class ReportSettings(Settings):
     ] = Field(default_factory=list)
     """Further stages whose seconds and figures are shown."""
     search: Annotated[str | None, Input(accepts=("search",), figures=True)] = later()
-    """Shown as what a token buys: accuracy against tokens of each strategy."""
+    """Shown as what a token buys: accuracy against samples and tokens, of each strategy and scorer."""
     reward_models: Annotated[list[str], Input(accepts=("prm",), figures=True)] = later([])
     """Stages that trained process reward models: how these were tested."""
-    choices: Annotated[list[str], Input(accepts=("choice",), figures=True)] = later([])
-    """`choose` stages: what choosing among stored samples buys."""
     examples: Annotated[int, Field(ge=0)] = 3
     """Problems shown with the answers before and after."""
     emergence: EmergenceSettings | None = EmergenceSettings()
@@ -105,7 +103,6 @@ def run(context: Context, settings: ReportSettings) -> Output:
         emergence=partial(observe, store, looking=how.looking(), judge=partial(_judge, context)) if how else None,
         search=(settings.search, context.inputs[settings.search]) if settings.search else None,
         reward_models=named(settings.reward_models),
-        choices=named(settings.choices),
     )
     report = gather(sources)
     built = context.work / "artifact"

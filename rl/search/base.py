@@ -13,14 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from distill.prm.scorer import Aggregate, aggregate
 from distill.types import Finish
+from distill.voting import Sample
+from pipeline.stage import Settings
 
-Resource = Literal["prm", "verifier", "steps"]
+Resource = Literal["scorer", "verifier", "steps"]
 """What a strategy may need beside samples: a step scorer, a verifier with a reference, an engine that stops at the
 ends of steps."""
+VERIFIER = "verifier"
+"""In place of a scorer's label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,32 @@ class Strategy(Protocol):
     def search(self, samples: int) -> Search:
         """With a budget of so many samples."""
         ...
+
+
+@runtime_checkable
+class Exact(Protocol):
+    """A strategy of whole responses whose accuracy with k of n samples is known, as the mean over all subsets of k: no
+    order of the samples is drawn for it."""
+
+    @property
+    def needs(self) -> frozenset[Resource]: ...
+
+    def takes(self, samples: int) -> int:
+        """How many responses it draws with a budget."""
+        ...
+
+    def over_subsets(self, samples: Sequence[Sample], k: int) -> float:
+        """The mean correctness of its choice among k of these. Where it asks for scores, they carry them."""
+        ...
+
+
+class ByScore(Settings):
+    """What all strategies have that go by the scores of steps."""
+
+    by: str | None = None
+    """Whose scores: the label of one of the stage's `scorers`; by default each of them, a curve for each."""
+    aggregate: Aggregate = "product"
+    """What the step probabilities of a response come to."""
 
 
 def draw(drafts: Sequence[Draft]) -> Generator[Need, Any, list[Piece]]:

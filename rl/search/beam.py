@@ -15,29 +15,25 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from distill.prm.scorer import Aggregate
 from pipeline.errors import InputError
-from pipeline.stage import Settings
-from rl.search.base import Choice, Draft, Need, Piece, Resource, Search, draw, score
+from rl.search.base import ByScore, Choice, Draft, Need, Piece, Resource, Search, draw, score
 from rl.search.ranked import conclude
 
 Scored = tuple[Piece, float]
 
 
-class Tree(Settings):
+class Tree(ByScore):
     """What all searches over steps have."""
 
     independent: ClassVar[bool] = False
     width: Annotated[int, Field(ge=2)] = 4
     """M: so many next steps are drawn of each beam. A budget below it is one beam."""
-    aggregate: Aggregate = "product"
-    """What the step probabilities of a response come to."""
     final: Literal["weighted", "best"] = "weighted"
     """How the answer is chosen among the responses that it comes to: the vote by score, or the highest."""
 
     @property
     def needs(self) -> frozenset[Resource]:
-        return frozenset(("prm", "steps"))
+        return frozenset(("scorer", "steps"))
 
     def beams(self, samples: int) -> tuple[int, int]:
         """(beams that go on, steps drawn of each)."""

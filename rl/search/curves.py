@@ -21,10 +21,11 @@ Scores = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One search: of which problem, whether its answer is right (None: nobody can tell), what it took."""
+    """One search, or the mean of several: of which problem, whether its answer is right (None: nobody can tell), what
+    it took."""
 
     problem: str
-    correct: bool | None
+    correct: float | None
     bill: Bill
 
 
@@ -91,7 +92,7 @@ class Votes:
 
     def __init__(self, samples: Mapping[str, Sequence[Sample]]) -> None:
         self._samples = {key: part for key, part in samples.items() if part}
-        self.most = min(map(len, self._samples.values()), default=0)
+        self.most = max(map(len, self._samples.values()), default=0)
         self.tokens = fmean(fmean(s.tokens for s in part) for part in self._samples.values()) if self._samples else 0.0
         """Of one sample, on average."""
         self._known: dict[int, dict[str, float]] = {}
@@ -106,11 +107,14 @@ class Votes:
         low = int(wished)
         share = wished - low
         after = self._of(low + 1) if share else self._of(low)
-        return {key: [(1 - share) * value + share * after[key]] for key, value in self._of(low).items()}
+        before = self._of(low)
+        return {key: [(1 - share) * before[key] + share * value] for key, value in after.items()}
 
     def _of(self, k: int) -> dict[str, float]:
+        """Of the problems with so many judged samples."""
         if k not in self._known:
-            self._known[k] = {key: majority_at_k(part, k) for key, part in self._samples.items()}
+            enough = {key: part for key, part in self._samples.items() if len(part) >= k}
+            self._known[k] = {key: majority_at_k(part, k) for key, part in enough.items()}
         return self._known[k]
 
     def compared(self, scores: Scores, samples: float) -> dict[str, Any] | None:

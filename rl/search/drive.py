@@ -28,15 +28,15 @@ class World(Protocol):
 @dataclass(slots=True)
 class Bill:
     """Tokens by kind (`rl.search.base`), and calls to the sampler. A trace that is asked for twice, a text that is
-    scored twice in one search, counts once."""
+    scored twice in one search, counts once. Fractions where it is a mean."""
 
-    prompt: int = 0
-    sampled: int = 0
-    scored: int = 0
-    calls: int = 0
+    prompt: float = 0
+    sampled: float = 0
+    scored: float = 0
+    calls: float = 0
 
     @property
-    def tokens(self) -> int:
+    def tokens(self) -> float:
         """What was computed for the answer beyond the prompts: by the model that samples, and the one that scores."""
         return self.sampled + self.scored
 

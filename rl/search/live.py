@@ -75,7 +75,11 @@ class LiveSearch:
             raise InputError("--strategy allocate shares a total among many problems; for one question take adaptive")
         if "verifier" in chosen.strategy.needs:
             raise InputError(f"--strategy {chosen.label}: a question has no right answer to judge by")
-        if "prm" in chosen.strategy.needs and not (prm or likelihood):
+        if chosen.by:
+            raise InputError(
+                f"--strategy {chosen.label}: for a question --prm or --likelihood says who scores, not `by`"
+            )
+        if "scorer" in chosen.strategy.needs and not (prm or likelihood):
             raise InputError(
                 f"--strategy {chosen.label} needs somebody who scores steps: --prm DIRECTORY or --likelihood MODEL"
             )

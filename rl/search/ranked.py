@@ -1,52 +1,61 @@
-"""Whole responses, ranked: best-of-N by a process reward model or a verifier, and the vote that a PRM weighs."""
+"""Whole responses, ranked: best-of-N by a step scorer or a verifier, and the vote that a step scorer weighs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
-from distill.prm.scorer import Aggregate
-from pipeline.stage import Settings
-from rl.search.base import Choice, Piece, Resource, Search, draw, judge, score, whole
+from distill.voting import Sample, best_of_k, weighted_vote_at_k
+from rl.search.base import VERIFIER, ByScore, Choice, Piece, Resource, Search, draw, judge, score, whole
 from rl.search.vote import elect
 
 
-class BestOf(Settings):
-    """Best-of-N: the response that scores highest, or the first that the verifier accepts.
+class BestOf(ByScore):
+    """Best-of-N: the response that scores highest, or (`by: verifier`) the first that the verifier accepts.
 
-    By PRM: Lightman et al. 2023, https://arxiv.org/abs/2305.20050. By verifier: what a perfect judge of answers could
-    make of the samples. Under a weak PRM it falls as N grows: the maximum goes to whatever the PRM is wrong about.
+    By step scores: Lightman et al. 2023, https://arxiv.org/abs/2305.20050. By verifier: what a perfect judge of answers
+    could make of the samples. Under a weak scorer it falls as N grows: the maximum goes to whatever deceives it
+    (over-optimisation, Gao et al. 2022, https://arxiv.org/abs/2210.10760), while in a vote a few such are outvoted.
     """
 
     independent: ClassVar[bool] = True
-    by: Literal["prm", "verifier"] = "prm"
-    aggregate: Aggregate = "product"
-    """What the step probabilities of a response come to."""
 
     @property
     def needs(self) -> frozenset[Resource]:
-        return frozenset((self.by,))
+        return frozenset(("verifier",) if self.by == VERIFIER else ("scorer",))
+
+    def takes(self, samples: int) -> int:
+        return samples
+
+    def over_subsets(self, samples: Sequence[Sample], k: int) -> float:
+        by_verdict = [replace(s, score=s.correct) for s in samples]
+        return best_of_k(by_verdict if self.by == VERIFIER else samples, k)
 
     def search(self, samples: int) -> Search:
         pieces = yield from draw(whole(samples))
-        if self.by == "verifier":
+        if self.by == VERIFIER:
             return best(pieces, [float(right) for right in (yield from judge(pieces))])
         return best(pieces, (yield from score(pieces, self.aggregate)))
 
 
-class WeightedVote(Settings):
+class WeightedVote(ByScore):
     """A vote in which each answer has the sum of its responses' scores.
 
     Also known as weighted best-of-N (Li et al. 2022, https://arxiv.org/abs/2206.02336; Beeching et al. 2024).
     """
 
     independent: ClassVar[bool] = True
-    aggregate: Aggregate = "product"
-    """What the step probabilities of a response come to."""
 
     @property
     def needs(self) -> frozenset[Resource]:
-        return frozenset(("prm",))
+        return frozenset(("scorer",))
+
+    def takes(self, samples: int) -> int:
+        return samples
+
+    def over_subsets(self, samples: Sequence[Sample], k: int) -> float:
+        return weighted_vote_at_k(samples, k)
 
     def search(self, samples: int) -> Search:
         pieces = yield from draw(whole(samples))

@@ -1,4 +1,4 @@
-"""Which step scorer a search uses, by identity, loaded when the first text is to be scored."""
+"""Who scores steps: as YAML says it, and found, by identity, loaded when the first text is to be scored."""
 
 from __future__ import annotations
 
@@ -6,16 +6,38 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import Annotated
 
-from distill.modelspec import Model
+from pydantic import AfterValidator
+
+from distill.modelspec import Model, StageOrName
+from distill.prm import files
 from distill.prm.scorer import StepScorer
 from distill.types import Message
+from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
+from pipeline.stage import Settings
 from rl.search.base import Piece
 
-PRM = "prm:"
-"""``prm:STAGE`` is the reward model that a stage made."""
+
+class ByLikelihood(Settings):
+    """Any model, whose own probability of each step is its score: nothing to train."""
+
+    likelihood: StageOrName
+
+
+def _there(name: str) -> str:
+    try:
+        if not name.startswith(files.PREFIX):
+            files.directory_of(name)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+ScorerSpec = Annotated[str, AfterValidator(_there)] | ByLikelihood
+"""A process reward model, ``prm:STAGE`` or its directory; or ``{likelihood: MODEL}``."""
 
 
 @dataclass
@@ -54,12 +76,7 @@ def prm_of(
 ) -> Scorer:
     """The process reward model that a stage made, or that lies in a directory. `InputError`, when it is opened, for
     one whose tokenizer is not that of ``policy``, whose prompts it is to read."""
-    if name.startswith(PRM):
-        made = inputs[name.removeprefix(PRM)]
-        assert made.artifact is not None
-        directory = workspace / made.artifact
-    else:
-        directory = Path(name)
+    directory = files.directory_of(name, workspace, inputs)
 
     def load() -> StepScorer:
         loaded = import_module("distill.prm.reading").load(directory, name)

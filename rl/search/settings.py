@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,14 +16,31 @@ from rl.search.base import Strategy
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A strategy with its label: the name, and the settings that are not the usual ones."""
+    """A strategy with its label: the name, who scores, and the settings that are not the usual ones."""
 
     name: str
     strategy: Strategy | Allocation
 
     @property
     def label(self) -> str:
-        return " ".join([self.name, *(f"{key}={value}" for key, value in self._own().items())])
+        return f"{self.way} by {self.by}" if self.by else self.way
+
+    @property
+    def way(self) -> str:
+        """What is done, whoever scores."""
+        own = {key: value for key, value in self._own().items() if key != "by"}
+        return " ".join([self.name, *(f"{key}={value}" for key, value in own.items())])
+
+    @property
+    def by(self) -> str | None:
+        return getattr(self.strategy, "by", None)
+
+    def each(self, scorers: Iterable[str]) -> list[Named]:
+        """Of a strategy that goes by scores and does not say whose, one for each of them."""
+        if self.by or "scorer" not in self.strategy.needs:
+            return [self]
+        built: Any = self.strategy
+        return [Named(self.name, built.model_copy(update={"by": label})) for label in scorers]
 
     def _own(self) -> dict[str, Any]:
         return self.strategy.model_dump(mode="json", exclude_defaults=True)  # type: ignore[union-attr]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
 from typing import ClassVar
 
+from distill.voting import Sample
 from pipeline.stage import Settings
 from rl.search.base import Choice, Draft, Resource, Search, draw
 
@@ -22,7 +25,7 @@ class Greedy(Settings):
         return Choice(piece)
 
 
-class Sample(Settings):
+class One(Settings):
     """One sample, whatever the budget."""
 
     independent: ClassVar[bool] = True
@@ -30,6 +33,12 @@ class Sample(Settings):
     @property
     def needs(self) -> frozenset[Resource]:
         return frozenset()
+
+    def takes(self, samples: int) -> int:
+        return 1
+
+    def over_subsets(self, samples: Sequence[Sample], k: int) -> float:
+        return fmean(sample.correct for sample in samples)
 
     def search(self, samples: int) -> Search:
         (piece,) = yield from draw([Draft()])

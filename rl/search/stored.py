@@ -8,7 +8,7 @@ verdicts are made: a round of a search step by step is short, and bringing rows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,12 +42,14 @@ class StoredWorld:
     ask: Ask
     stop: str
     open_engine: Callable[[], Engine] | None
-    scorer: Scorer | None
+    scorers: Mapping[str, Scorer]
     judges: Judges
     workers: int
     rendered: bool = True
     """Whether traces tell the prompt as the model saw it; an endpoint's do not."""
     label: str = ""
+    by: str = ""
+    """The scorer that scores now."""
     verdicts: dict[tuple[str, str], str] = field(default_factory=dict)
     """The key of the verdict that stands, by problem key and trace key."""
     _pieces: dict[str, Piece] = field(default_factory=dict)
@@ -117,36 +119,33 @@ class StoredWorld:
     # -- scores -------------------------------------------------------------------------------
 
     def score(self, wanted: Sequence[tuple[int, Piece]]) -> list[list[float]]:
-        if self.scorer is None:
-            raise InputError("a step scorer is needed; name one with `prm`")
-        by_key = {keys.score_key(self.scorer.identity, piece.key): (number, piece) for number, piece in wanted}
+        scorer = self.scorers[self.by]
+        by_key = {keys.score_key(scorer.identity, piece.key): (number, piece) for number, piece in wanted}
         unknown = {key: asked for key, asked in by_key.items() if key not in self._scores}
         if unknown:
             sql = "SELECT score_key, steps FROM step_scores SEMI JOIN wanted USING (score_key)"
             found = self.store.among("score_key", unknown, sql)
             self._scores |= {row["score_key"]: list(row["steps"]) for row in found}
-            self._make_scores({key: asked for key, asked in unknown.items() if key not in self._scores})
-        return [self._scores[keys.score_key(self.scorer.identity, piece.key)] for _, piece in wanted]
+            self._make_scores(scorer, {key: asked for key, asked in unknown.items() if key not in self._scores})
+        return [self._scores[keys.score_key(scorer.identity, piece.key)] for _, piece in wanted]
 
-    def _make_scores(self, missing: dict[str, tuple[int, Piece]]) -> None:
+    def _make_scores(self, scorer: Scorer, missing: dict[str, tuple[int, Piece]]) -> None:
         items = list(missing.items())
         for at in range(0, len(items), PORTION):
             stop_check(self.context.stopping)
             part = items[at : at + PORTION]
-            assert self.scorer
-            found = self.scorer.open().score([self._asked(*asked) for _, asked in part])
+            found = scorer.open().score([self._asked(scorer, *asked) for _, asked in part])
             rows: list[dict[str, Any]] = [
-                {"score_key": key, "scorer": self.scorer.identity, "trace_key": piece.key, "steps": steps}
+                {"score_key": key, "scorer": scorer.identity, "trace_key": piece.key, "steps": steps}
                 for (key, (_, piece)), steps in zip(part, found, strict=True)
             ]
             self.store.append("step_scores", rows)
             self._scores |= {row["score_key"]: row["steps"] for row in rows}
-            self.context.progress(at + len(part), len(items), scored=at + len(part))
+            self.context.progress(at + len(part), len(items), strategy=f"scores by {self.by}")
 
-    def _asked(self, number: int, piece: Piece) -> tuple[str, str]:
-        assert self.scorer
+    def _asked(self, scorer: Scorer, number: int, piece: Piece) -> tuple[str, str]:
         messages = self.ask(self.tasks[number][1]).messages
-        return prompt_read(self.scorer.open(), piece, messages, self.rendered), piece.text
+        return prompt_read(scorer.open(), piece, messages, self.rendered), piece.text
 
     # -- verdicts -----------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from distill.voting import Sample, majority_at_k
 from pipeline.stage import Settings
 from rl.search.base import Choice, Piece, Resource, Search, draw, whole
 
@@ -41,6 +42,12 @@ class Majority(Settings):
     @property
     def needs(self) -> frozenset[Resource]:
         return frozenset()
+
+    def takes(self, samples: int) -> int:
+        return samples
+
+    def over_subsets(self, samples: Sequence[Sample], k: int) -> float:
+        return majority_at_k(samples, k)
 
     def search(self, samples: int) -> Search:
         return elect((yield from draw(whole(samples))))

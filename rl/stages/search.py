@@ -1,8 +1,9 @@
 """search: what each way to spend several samples on a problem comes to, against samples and against tokens.
 
 All strategies see the same stored samples of the same problems; those that need only whole responses cost no call
-beyond them, and are averaged over several orders of these. Searches step by step sample what they need. Everything
-is a row, so a killed run goes on where it was, and another strategy costs what it alone needs.
+beyond them, and are means over all subsets of these, or over several orders where they stop early. Searches step by
+step sample what they need. Everything is a row, so a killed run goes on where it was, and another strategy, or scorer,
+costs what it alone needs.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from distill.engines.options import (
     check_thinking,
 )
 from distill.modelspec import Model, StageOrName
+from distill.prm import files
 from distill.prompting import Prompting
 from distill.spending import Spending
 from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, resolved, store_of
@@ -36,24 +38,29 @@ from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 from rl.search.allocation import Allocation
-from rl.search.base import whole
+from rl.search.base import VERIFIER, whole
 from rl.search.beam import Tree
 from rl.search.measure import measure
-from rl.search.scoring import PRM, Scorer, likelihood_of, prm_of
+from rl.search.scoring import ByLikelihood, Scorer, ScorerSpec, likelihood_of, prm_of
 from rl.search.settings import Named, StrategySpec, named
 from rl.search.stored import StoredWorld
 
 STEPS = {"line": "\n", "paragraph": "\n\n"}
 """The text that ends a step that is sampled."""
 USUAL = ("greedy", "majority", "adaptive", "allocate")
+SCORING = ("best_of", "weighted")
 PROTOCOL = {"sampling", "samples", "prompting", "thinking", "verifier", "split", "step", "budgets"}
 
 
 class SearchSettings(Settings):
     problems: Annotated[str, Input(accepts=("problems",))]
     model: StageOrName
-    strategies: Annotated[list[StrategySpec], Field(min_length=1, default_factory=lambda: list(USUAL))]
-    """`distill list strategies`: each a name, or a name with its settings (`{beam: {width: 8}}`)."""
+    scorers: Annotated[dict[Annotated[str, Field(min_length=1)], ScorerSpec], RewardModel] = Field(default_factory=dict)
+    """Who scores steps, by a label: a process reward model (`prm:STAGE`, or its directory), or `{likelihood: MODEL}`: a
+    model whose own probability of each step is its score."""
+    strategies: Annotated[list[StrategySpec] | None, Field(min_length=1)] = None
+    """`distill list strategies`: each a name, or a name with its settings (`{beam: {width: 8, by: LABEL}}`); without
+    `by`, each scorer's. By default greedy, majority, adaptive and allocate, and with scorers best_of and weighted."""
     budgets: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = Field(
         default_factory=lambda: [1, 2, 4, 8, 16]
     )
@@ -62,10 +69,6 @@ class SearchSettings(Settings):
     """Samples of each problem that all strategies choose from; by default the largest budget."""
     stored: bool = False
     """No new call: strategies that need samples which are not in the store are refused."""
-    prm: Annotated[str | None, Input(accepts=("prm",), prefix=PRM)] = None
-    """The process reward model that scores steps: `prm:STAGE`, or a directory."""
-    likelihood: StageOrName | None = None
-    """In place of `prm`: a model whose own probability of each step is its score."""
     step: Literal["line", "paragraph"] = "line"
     """What a search step by step takes for a step."""
     engine: EngineOptions = TransformersOptions()
@@ -76,14 +79,16 @@ class SearchSettings(Settings):
     verifier: Annotated[VerifierSpec | None, RewardModel] = None
     """Who judges; by default each problem's own."""
     orders: Annotated[int, Field(ge=1)] = 8
-    """Strategies of whole responses are averaged over so many orders of the samples."""
+    """Strategies that stop early are averaged over so many orders of the samples."""
     split: Literal["train", "heldout"] = "heldout"
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
     seed: Seed = 0
 
     @property
     def named(self) -> list[Named]:
-        return [named(spec) for spec in self.strategies]
+        """The strategies, of each scorer where they do not say of which."""
+        specs = self.strategies or [*USUAL, *(SCORING if self.scorers else ())]
+        return [each for spec in specs for each in named(spec).each(self.scorers)]
 
     @property
     def pool(self) -> int:
@@ -99,19 +104,25 @@ class SearchSettings(Settings):
             raise ValueError("sampling.temperature must be above 0: at 0 all samples are one")
         if self.pool < max(self.budgets):
             raise ValueError(f"a budget of {max(self.budgets)} samples is more than the {self.pool} there are")
-        if self.prm and self.likelihood:
-            raise ValueError("prm and likelihood both say who scores steps; name one of them")
-        if len({each.label for each in self.named}) < len(self.strategies):
-            raise ValueError("strategies: one is named twice")
-        for each in self.named:
-            self._check(each)
+        if VERIFIER in self.scorers:
+            raise ValueError(f"scorers.{VERIFIER}: `by: {VERIFIER}` means the verifier; give it another label")
+        for spec in self.strategies or ():
+            self._check(named(spec))
+        labels = [each.label for each in self.named]
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise ValueError(f"strategies: {twice} is named twice")
         return self
 
     def _check(self, each: Named) -> None:
         """ValueError for a strategy that cannot be run here."""
         strategy, place = each.strategy, f"strategies.{each.label}"
-        if "prm" in strategy.needs and not (self.prm or self.likelihood):
-            raise ValueError(f"{place}: needs somebody who scores steps; name a `prm`, or a model as `likelihood`")
+        if "scorer" in strategy.needs and not self.scorers:
+            raise ValueError(
+                f"{place}: needs somebody who scores steps; name one under `scorers`: prm:STAGE, a reward model's "
+                "directory, or {likelihood: MODEL}"
+            )
+        if "scorer" in strategy.needs and each.by and each.by not in self.scorers:
+            raise ValueError(f"{place}: no scorer is called {each.by}; there are: {', '.join(self.scorers)}")
         if "steps" in strategy.needs and self.engine.kind != "transformers":
             raise ValueError(f"{place}: {NoSteps(self.engine.kind)}")
         if isinstance(strategy, Tree):
@@ -151,20 +162,21 @@ def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWo
         open_engine=None
         if settings.stored
         else partial(engines.open_engine, settings.engine, model, context.note, spending),
-        scorer=_scorer(context, settings, model if settings.engine.kind != "openai" else None),
+        scorers={
+            label: _scorer(context, settings, spec, model if settings.engine.kind != "openai" else None)
+            for label, spec in settings.scorers.items()
+        },
         rendered=settings.engine.kind != "openai",
         judges=verification.Judges(resolved(context, settings.verifier), context.hashes),
         workers=settings.workers,
     )
 
 
-def _scorer(context: Context, settings: SearchSettings, policy: Model | None) -> Scorer | None:
-    if settings.likelihood:
-        model = modelspec.find(settings.likelihood, context.workspace, context.inputs, context.hashes)
+def _scorer(context: Context, settings: SearchSettings, spec: ScorerSpec, policy: Model | None) -> Scorer:
+    if isinstance(spec, ByLikelihood):
+        model = modelspec.find(spec.likelihood, context.workspace, context.inputs, context.hashes)
         return likelihood_of(model, settings.step)
-    if settings.prm:
-        return prm_of(settings.prm, context.workspace, context.inputs, context.hashes, policy)
-    return None
+    return prm_of(spec, context.workspace, context.inputs, context.hashes, policy)
 
 
 def _protocol(context: Context, settings: SearchSettings) -> str:
@@ -199,10 +211,11 @@ def dependencies(settings: SearchSettings, hashes: FileHashes, upstream: Mapping
     versions = verification.versions(settings.verifier, upstream[settings.problems], hashes)
     found = {f"verifier {name}": version for name, version in versions.items()}
     found |= engines.model_dependency(settings.model, settings.engine, hashes)
-    if settings.likelihood:
-        found |= modelspec.dependency(settings.likelihood, hashes)
-    if settings.prm and not settings.prm.startswith(PRM):
-        found[f"prm {settings.prm}"] = hashes.of(settings.prm)
+    for spec in settings.scorers.values():
+        if isinstance(spec, ByLikelihood):
+            found |= modelspec.dependency(spec.likelihood, hashes)
+        elif not spec.startswith(files.PREFIX):
+            found[f"prm {spec}"] = hashes.of(spec)
     return found
 
 

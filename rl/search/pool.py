@@ -1,0 +1,110 @@
+"""The stored samples that strategies of whole responses choose from: judged, scored, and their worth over all subsets.
+
+Where a strategy's mean over all subsets is known (`rl.search.base.Exact`) it is what a point says, with the mean of the
+bill beside it, and no order of the samples is drawn. A sample that nobody can judge is in no subset, and paid for; of a
+problem with fewer judged ones than a budget nobody can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from distill.prm.measures import auc, auc_within
+from distill.prm.scorer import Aggregate, aggregate
+from distill.statistics import pass_at_k, rounded
+from distill.types import Outcome as Verdict
+from distill.voting import Sample
+from rl.search.base import Exact, Piece, whole
+from rl.search.curves import Outcome, Votes
+from rl.search.drive import Bill
+from rl.search.stored import StoredWorld
+
+Samples = Mapping[str, Sequence[Sample]]
+"""The judged samples by problem key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What was drawn of a problem, and which of it is right."""
+
+    key: str
+    number: int
+    pieces: Sequence[Piece]
+    judged: Sequence[tuple[Piece, bool]]
+
+
+@dataclass(frozen=True)
+class Pool:
+    problems: Sequence[Drawn]
+
+    def samples(self) -> Samples:
+        return {
+            problem.key: [Sample(piece.ballot, float(right), piece.tokens) for piece, right in problem.judged]
+            for problem in self.problems
+        }
+
+    def scored(self, world: StoredWorld, by: str, how: Aggregate) -> Samples:
+        """The samples with their scores by a scorer."""
+        world.by = by
+        wanted = [(problem.number, piece) for problem in self.problems for piece, _ in problem.judged]
+        scores = iter([aggregate(steps, how) for steps in world.score(wanted)])
+        return {
+            key: [Sample(s.answer, s.correct, s.tokens, next(scores)) for s in part]
+            for key, part in self.samples().items()
+        }
+
+    def votes(self) -> Votes:
+        return Votes(self.samples())
+
+    def outcomes(self, strategy: Exact, samples: Samples, budget: int) -> list[Outcome]:
+        """The mean over subsets of each problem. ``samples`` carry the scores that the strategy goes by."""
+        k, scored = strategy.takes(budget), "scorer" in strategy.needs
+        return [
+            Outcome(
+                problem.key,
+                strategy.over_subsets(samples[problem.key], k) if len(problem.judged) >= k else None,
+                mean_bill(problem.pieces, k, scored),
+            )
+            for problem in self.problems
+        ]
+
+
+def drawn(world: StoredWorld, size: int) -> Pool:
+    """So many samples of each problem, sampled and judged where they are not."""
+    wanted = [(number, draft) for number in range(len(world.tasks)) for draft in whole(size)]
+    pieces = list(zip([number for number, _ in wanted], world.draw(wanted), strict=True))
+    verdicts = world.outcomes(pieces)
+    found = []
+    for number, (key, _) in enumerate(world.tasks):
+        own = range(number * size, (number + 1) * size)
+        judged = [(pieces[at][1], verdicts[at] is Verdict.CORRECT) for at in own if _is_judged(verdicts[at])]
+        found.append(Drawn(key, number, [pieces[at][1] for at in own], judged))
+    return Pool(found)
+
+
+def _is_judged(verdict: Verdict) -> bool:
+    return verdict is not Verdict.UNVERIFIABLE
+
+
+def mean_bill(pieces: Sequence[Piece], k: int, scored: bool) -> Bill:
+    """What k of these take, on average over all subsets. A text that several say is scored once: it is among the k as
+    often as any of them is."""
+    reading = 0.0
+    if scored:
+        said: dict[str, list[int]] = {}
+        for piece in pieces:
+            said.setdefault(piece.text, []).append(piece.prompt_tokens + piece.tokens)
+        reading = sum(fmean(tokens) * pass_at_k(len(pieces), len(tokens), k) for tokens in said.values())
+    prompt, sampled = fmean(p.prompt_tokens for p in pieces), fmean(p.tokens for p in pieces)
+    return Bill(k * prompt, k * sampled, reading, k)
+
+
+def ranking(samples: Samples) -> dict[str, Any]:
+    """How well scores tell right samples from wrong ones: over all, and within a problem, which is what a choice among
+    its samples needs."""
+    groups = {key: [(s.score, s.correct >= 0.5) for s in part] for key, part in samples.items()}
+    told = {"auc": auc([pair for part in groups.values() for pair in part]), "auc_within": auc_within(groups)}
+    return {name: None if value is None else rounded(value) for name, value in told.items()}
