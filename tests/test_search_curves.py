@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from distill.types import Finish
 from distill.voting import Sample, majority_at_k
+from rl.search.base import Piece
 from rl.search.curves import Outcome, Votes, curve, point, rival
 from rl.search.drive import Bill
+from rl.search.measure import in_words
+from rl.search.pool import Drawn, Pool, ranking
+from rl.search.vote import Majority
 
 SAMPLES = {
     "easy": [Sample(a, float(a == "r"), 10) for a in "rrrr"],
@@ -52,6 +57,20 @@ def test_a_problem_with_too_few_judged_samples_takes_no_vote_from_the_others() -
     votes = Votes({**SAMPLES, "short": SAMPLES["even"][:2], "none": []})
     assert votes.most == 4 and votes.at(4) == Votes(SAMPLES).at(4)
     assert votes.at(2).keys() == {*SAMPLES, "short"} and votes.at(2.5).keys() == set(SAMPLES)
+
+
+def test_what_nobody_could_judge_is_paid_for_and_says_nothing() -> None:
+    pieces = [Piece(str(n), "p", a, a, a, Finish.STOP, 10, 4) for n, a in enumerate("aab")]
+    judged = [(piece, piece.ballot == "a") for piece in pieces]
+    pool = Pool([Drawn("all", 0, pieces, judged), Drawn("two", 1, pieces, judged[1:]), Drawn("none", 2, pieces, [])])
+    outcomes = pool.outcomes(Majority(), pool.samples(), 3)
+    assert [(o.problem, o.correct) for o in outcomes] == [("all", 1.0), ("two", None), ("none", None)]
+    assert {(o.bill.calls, o.bill.sampled, o.bill.prompt) for o in outcomes} == {(3, 12, 30)}
+    alone = Pool(pool.problems[2:])
+    nothing = point(3, alone.outcomes(Majority(), alone.samples(), 3), alone.votes())
+    assert nothing["accuracy"] is None and nothing["against_majority"]["at_equal_tokens"] is None
+    assert "nobody can tell" in in_words(nothing)
+    assert ranking(alone.samples()) == {"auc": None, "auc_within": None}
 
 
 def test_two_strategies_are_compared_where_they_take_as_much() -> None:

@@ -51,7 +51,7 @@ def measure(
             "kind": named.name, "way": named.way, "by": named.by, "needs": sorted(named.strategy.needs),
             "points": [point for point, _ in points],
         }  # fmt: skip
-        context.note(f"{named.label}: {_said(points[-1][0])}")
+        context.note(f"{named.label}: {in_words(points[-1][0])}")
     figures = {
         "problems": len(world.tasks),
         "samples": settings.pool,
@@ -151,9 +151,10 @@ def _row(outcome: Outcome, start: int = 0, chosen: Piece | None = None) -> dict[
     }  # fmt: skip
 
 
-def _said(point: dict[str, Any]) -> str:
+def in_words(point: dict[str, Any]) -> str:
     low, high = point["ci95"]
+    share = f"{100 * point['accuracy']:.1f}%" if point["accuracy"] is not None else "nobody can tell"
     return (
-        f"{100 * point['accuracy']:.1f}% (95%: {100 * low:.1f} to {100 * high:.1f}) with {point['samples']} samples, "
+        f"{share} (95%: {100 * low:.1f} to {100 * high:.1f}) with {point['samples']} samples, "
         f"{point['tokens']:,.0f} tokens"
     )
