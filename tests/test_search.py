@@ -101,7 +101,7 @@ SAID = [("one", "a"), ("one", "a"), ("two", "b"), ("three", "a"), ("four", "b"),
 
 @pytest.mark.parametrize("strategy", [One(), Majority(), BestOf(by="x"), BestOf(by="verifier"), WeightedVote(by="x")])
 @pytest.mark.parametrize(
-    "ranks", [(0.9, 0.21, 0.35, 0.72, 0.8), (0.1, 0.2, 0.15, 0.7, 0.95), (0.4, 0.9, 0.6, 0.07, 0.3)]
+    "ranks", [(0.9, 0.21, 0.35, 0.72, 0.8), (0.11, 0.2, 0.15, 0.72, 0.95), (0.4, 0.9, 0.6, 0.07, 0.3)]
 )
 def test_accuracy_and_bill_over_all_subsets_are_the_strategys_means_over_all_orders(strategy: Any, ranks: Any) -> None:
     scores = dict(zip(("one", "two", "three", "four", "cut"), ranks, strict=True))
