@@ -20,6 +20,8 @@ REFERENCE = "var(--teacher-1)"
 AXES = {"samples": "samples", "tokens": "tokens"}
 """What a curve runs against, by the figure of a point."""
 
+PERFECT = "best_of is by the verifier here: what a perfect judge would choose"
+
 
 def groups(search: Search) -> list[dict[str, Any]]:
     """Ways that need no scores, then those of each scorer, beside the majority: two plots each, against samples and
@@ -28,7 +30,11 @@ def groups(search: Search) -> list[dict[str, Any]]:
         return []
     strategies, colours = search["strategies"], _colours(search["strategies"])
     shares = [s for one in strategies.values() for p in _known(one) for s in p["ci95"]]
-    found = [("Without scores", "", [one for one in strategies.values() if "scorer" not in one["needs"]])]
+    free = [one for one in strategies.values() if "scorer" not in one["needs"]]
+    perfect = any("verifier" in one["needs"] for one in free)
+    found = [
+        ("Without scores", "best_of is the verifier's: what a perfect judge would choose" if perfect else "", free)
+    ]
     majority = [one for one in strategies.values() if one["kind"] == "majority"]
     for label, scorer in search["scorers"].items():
         if own := [one for one in strategies.values() if "scorer" in one["needs"] and one["by"] == label]:
@@ -76,7 +82,9 @@ def _panel(
     lines = [line for line in lines if line.points]
     ends = [(line.label, *line.points[-1]) for line in lines]
     about = "; ".join(f"{label}: {percent(share)} for {cost:,.0f} {AXES[axis]}" for label, cost, share in ends)
-    drawn = svg.trade(name, f"accuracy against {AXES[axis]}", about, lines, AXES[axis], (min(shares), max(shares)))
+    marks = sorted({cost for line in lines for cost, _ in line.points}) if axis == "samples" else ()
+    span = min(shares), max(shares)
+    drawn = svg.trade(name, f"accuracy against {AXES[axis]}", about, lines, AXES[axis], span, marks)
     return {"title": f"by {AXES[axis]} per problem", "svg": Markup(drawn)}
 
 

@@ -155,9 +155,12 @@ def slopes(name: str, title: str, about: str, categories: Sequence[str], lines: 
     return _svg(name, title, about, height + 26, body, "plot gutter")
 
 
-def trade(name: str, title: str, about: str, lines: Sequence[Line], unit: str, span: tuple[float, float]) -> str:
+def trade(
+    name: str, title: str, about: str, lines: Sequence[Line], unit: str, span: tuple[float, float],
+    marks: Sequence[float] = (),
+) -> str:  # fmt: skip
     """Shares (0 to 1, of which those in ``span`` are shown) against what they cost, on a scale of doublings, one line
-    a way to spend."""
+    a way to spend. ``marks`` are the costs that are told, by default round ones."""
     height, body = 230, []
     costs = [x for line in lines for x, _ in line.points]
     low, high, ticks = min(costs), max(costs), nice_ticks(*span, 5)
@@ -168,7 +171,7 @@ def trade(name: str, title: str, about: str, lines: Sequence[Line], unit: str, s
 
     for tick in ticks:
         body.append(_horizontal(_down(tick, bottom, top, height), f"{100 * tick:.0f}%"))
-    for tick in doublings(low, high):
+    for tick in marks or doublings(low, high):
         body.append(_text(across(tick), height + 20, number(tick), "tick", _anchor(across(tick))))
     for line in lines:
         places = [(across(x), _down(y, bottom, top, height)) for x, y in line.points]
