@@ -166,7 +166,7 @@ def test_the_report_draws_every_curve_and_has_a_table_beside_it(figures: dict[st
     for label, found in figures["strategies"].items():
         assert section.count(f"<td>{escape(label)}</td>") >= len(found["points"])
         assert f"{found['way']}: " in section  # in a drawing's words
-    assert "against 4 sample" in section and "nan" not in section
+    assert ": a majority of 4<" in section and "nan" not in section
 
 
 def test_stopped_anywhere_it_ends_as_if_it_had_not_been(figures: dict[str, Any], place: Path, tmp_path: Path) -> None:

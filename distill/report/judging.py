@@ -42,8 +42,8 @@ def reliability(models: Mapping[str, Any]) -> list[dict[str, Any]]:
             svg.Line(label, [(float(i), b[key]) for i, b in enumerate(bins)], colour, [(b[key], b[key]) for b in bins])
             for label, key, colour in (("said", "said", "var(--ink-2)"), ("right", "right", "var(--right)"))
         )
-        title, names = visible(f"{name}: said (grey) and right (green)"), [f"{b['from']:.1f}" for b in bins]
-        about = f"calibration error {_figure(figures[part]['ece'])} over {figures[part]['steps']:,} steps"
+        title, names = visible(name), [f"{b['from']:.1f}" for b in bins]
+        about = f"error {_figure(figures[part]['ece'])} over {figures[part]['steps']:,} steps"
         drawn = svg.slopes(f"reliability-{index}", title, about, names, [said, right])
         panels.append({"title": title, "aside": about, "svg": Markup(drawn)})
     return panels

@@ -13,7 +13,7 @@ from distill.report.words import interval, percent, points, visible
 
 Search = Mapping[str, Any] | None
 COLOURS = [f"var(--{name})" for name in (
-    "student-1", "right", "wrong", "student-3", "control-2", "other-4", "student-2", "control-3", "other-2",
+    "student-1", "right", "wrong", "student-3", "control-2", "student-2", "ink", "other-4", "control-3", "other-2",
 )]  # fmt: skip
 REFERENCE = "var(--teacher-1)"
 """The majority's, which every other way is measured against."""
@@ -104,12 +104,13 @@ def differences(search: Search) -> Markup | None:
         return None
     colours, drawn = _colours(search["strategies"]), []
     for label, found in search["strategies"].items():
-        point = found["points"][-1]
+        point = found["points"][-1]  # of several that took as much, the one with the smallest budget
+        point = next((one for one in _drawn(found, "tokens") if one["tokens"] == point["tokens"]), point)
         against = point["against_majority"]["at_equal_tokens"]
         if found["kind"] == "majority" or not against or against["difference"] is None:
             continue
         drawn.append(svg.Bar(
-            visible(f"{label}, {point['samples']}: against {against['samples']:g} sample(s)"), against["difference"],
+            visible(f"{label}, {point['samples']}: a majority of {against['samples']:g}"), against["difference"],
             tuple(against["ci95"]), points(against["difference"]),
             f"{points(against['ci95'][0])} to {points(against['ci95'][1])}", colours[found["way"]],
         ))  # fmt: skip
@@ -126,15 +127,15 @@ def rows(search: Search) -> Rows:
             visible(label), f"{p['samples']}", percent(p["accuracy"]), interval(p["ci95"]), f"{p['calls']:.1f}",
             f"{p['sampled_tokens']:,.0f}", f"{p['scored_tokens']:,.0f}" if p["scored_tokens"] else "",
             percent(p["tokens_saved"]) if p["tokens_saved"] else "",
-            *(_against(p["against_majority"][how]) for how in ("at_equal_samples", "at_equal_tokens")),
+            *(_against(found["kind"], p["against_majority"][how]) for how in ("at_equal_samples", "at_equal_tokens")),
         ]
         for label, found in (search or {"strategies": {}})["strategies"].items()
         for p in found["points"]
     ]  # fmt: skip
 
 
-def _against(found: Mapping[str, Any] | None) -> str:
-    if not found or found["difference"] is None:
+def _against(kind: str, found: Mapping[str, Any] | None) -> str:
+    if kind == "majority" or not found or found["difference"] is None:
         return ""
     return f"{points(found['difference'])} ({points(found['ci95'][0])} to {points(found['ci95'][1])})"
 
