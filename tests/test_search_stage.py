@@ -207,6 +207,8 @@ def test_a_piece_is_the_same_from_the_store_and_from_the_engine(figures: dict[st
         ({"strategies": [{"weighted": {"by": "mine"}}]}, "no scorer is called mine; there are: teacher, <base>"),
         ({"strategies": ["weighted", {"weighted": {"by": "teacher"}}]}, "weighted by teacher is named twice"),
         ({"scorers": {"verifier": {"likelihood": TEACHER}}}, "give it another label"),
+        ({"scorers": {"mine": {"prm": "prm:x"}}}, "scorers.mine: expected a process reward model (prm:STAGE, or its"),
+        ({"scorers": {"mine": {"likelihood": "embedded:nope"}}}, "scorers.mine: likelihood: "),
         ({"scorers": {"mine": "nowhere"}}, "prm nowhere: nowhere is not a directory; expected prm:STAGE or what a prm"),
         ({"engine": {"kind": "openai", "base_url": "http://127.0.0.1:1/v1"}, "model": "m"}, "cannot stop at the end of a step"),
         ({"budgets": [1, 3]}, "a budget of 3 samples is no multiple of the search's width, 2"),

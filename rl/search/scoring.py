@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator, ValidationError
 
-from distill.modelspec import Model, StageOrName
+from distill.modelspec import Model, ModelName
 from distill.prm import files
 from distill.prm.scorer import StepScorer
 from distill.types import Message
@@ -24,19 +24,30 @@ from rl.search.base import Piece
 class ByLikelihood(Settings):
     """Any model, whose own probability of each step is its score: nothing to train."""
 
-    likelihood: StageOrName
+    likelihood: ModelName
 
 
-def _there(name: str) -> str:
+def _a_scorer(said: Any) -> str | ByLikelihood:
+    if isinstance(said, str | ByLikelihood):
+        return said
+    if not isinstance(said, Mapping) or set(said) != {"likelihood"}:
+        raise ValueError("expected a process reward model (prm:STAGE, or its directory), or {likelihood: MODEL}")
     try:
-        if not name.startswith(files.PREFIX):
-            files.directory_of(name)
+        return ByLikelihood.model_validate(said)
+    except ValidationError as error:
+        raise ValueError(f"likelihood: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+
+
+def _there(said: str | ByLikelihood) -> str | ByLikelihood:
+    try:
+        if isinstance(said, str) and not said.startswith(files.PREFIX):
+            files.directory_of(said)
     except InputError as error:
-        raise ValueError(str(error)) from None
-    return name
+        raise ValueError(f"{error}; or {{likelihood: MODEL}}") from None
+    return said
 
 
-ScorerSpec = Annotated[str, AfterValidator(_there)] | ByLikelihood
+ScorerSpec = Annotated[str | ByLikelihood, BeforeValidator(_a_scorer), AfterValidator(_there)]
 """A process reward model, ``prm:STAGE`` or its directory; or ``{likelihood: MODEL}``."""
 
 
