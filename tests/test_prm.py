@@ -187,7 +187,14 @@ def test_labels_in_prm800k_s_form(tmp_path: Path) -> None:
     [
         ("{", ":1: not JSON"),
         ('{"a": 1}', ":1: expected a row of PRM800K"),
-        ('{"question": {}, "label": 1}', ":1: not in"),
+        ('{"question": {}, "label": 1}', ":1: question.problem: is missing"),
+        ('{"prompt": 5, "completions": ["a"], "labels": [true]}', ":1: prompt: should be a valid string"),
+        ('{"prompt": "x", "completions": "ab", "labels": [true, false]}', ":1: completions: should be a valid list"),
+        ('{"prompt": "x", "completions": ["a", "b"], "labels": [true]}', ":1: 2 completions have 1 labels"),
+        ('{"prompt": "x", "completions": ["a"], "labels": ["yes"]}', ":1: labels.0: should be true, false, null"),
+        ('{"prompt": "x", "completions": ["a"], "labels": [7]}', ":1: labels.0: should be true, false, null"),
+        (json.dumps(PRM800K).replace('"rating": -1', '"rating": 2'), "rating: should be 1, 0, -1 or null, found 2"),
+        (json.dumps(PRM800K).replace(": 0}", ": 3}"), "chosen_completion: 3 of 1 completions"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_told(tmp_path: Path, line: str, said: str) -> None:
