@@ -24,7 +24,7 @@ from distill.prm.scorer import Aggregate
 from distill.prompting import Prompting, asking
 from distill.stages.common import store_of
 from distill.stages.devices import check_memory, foreseen
-from distill.stages.prm_labels import LabelSource, RolloutLabels, gather, label_rows
+from distill.stages.prm_labels import LabelSource, RolloutLabels, foresee, gather, label_rows
 from distill.stages.student import StudentSettings, load_student
 from distill.steps import Rule
 from pipeline.errors import InputError
@@ -216,7 +216,9 @@ def _publish(
 
 
 def forecast(context: Context, settings: PrmSettings, _: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    return Forecast("steps", figures=foreseen(settings))
+    """Training is short beside roll-outs, which may be paid for: these are told, as many as are asked for at most."""
+    figures = foresee(context, [*settings.labels, *settings.test], settings.steps)
+    return Forecast("roll-outs", figures.pop("total", None), figures={**figures, **foreseen(settings)})
 
 
 def dependencies(settings: PrmSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
