@@ -20,6 +20,7 @@ from distill.cards import write_model_card, write_prm_card
 from distill.modelspec import ModelName
 from distill.prm import files
 from distill.prm.labels import Labelled
+from distill.prm.measures import in_words
 from distill.prm.scorer import Aggregate
 from distill.prompting import Prompting, asking
 from distill.stages.common import store_of
@@ -125,6 +126,9 @@ def run(context: Context, settings: PrmSettings) -> Output:
         **({"test": test(tested)} if tested else {}),
         "loss": recorder.last().get("loss"),
     }
+    for part in ("heldout", "test"):
+        if part in figures:
+            context.note(f"{part}: {in_words(figures[part])}")
     return Output(_publish(context, settings, network, tokenizer, figures), figures)
 
 
@@ -137,8 +141,11 @@ def _labelled(context: Context, settings: PrmSettings, sources: Sequence[LabelSo
     found: list[Labelled] = []
     for source in sources:
         own = gather(context, source, settings.steps, settings.seed)
+        if not own:
+            said = source.model_dump_json(exclude_defaults=True)
+            raise InputError(f"stage {context.name}: labels: {said} labels no step; look into it, or take it out")
         steps = sum(label is not None for one in own for label in one.labels)
-        context.note(f"labels: {len(own):,} responses, {steps:,} steps ({own[0].source if own else 'none'})")
+        context.note(f"labels: {len(own):,} responses, {steps:,} steps ({own[0].source})")
         found += own
     return found
 
