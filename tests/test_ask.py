@@ -16,7 +16,7 @@ from distill import modelspec
 from distill.cli import ask as asking
 from distill.cli.ask import Search, Where
 from distill.cli.options import Effort
-from distill.cli.speaking import Speaker, held_back, speak
+from distill.cli.speaking import Aside, Speaker, held_back, speak
 from distill.engines.base import SoFar
 from distill.types import Completion, Finish, ThinkingBudget
 from pipeline.errors import InputError
@@ -154,10 +154,16 @@ def test_a_strategy_answers_with_its_bill(ask: Any) -> None:
         (Search("beam", 6, likelihood="embedded:teacher"), {}, "6 samples is no multiple of the search's width, 4"),
         (Search("majority"), {"temperature": 0.0}, "needs a --temperature above 0"),
         (Search(prm="x"), {}, "name a --strategy too"),
-        (Search("weighted", prm="nowhere"), {}, "--prm nowhere: nowhere is no directory"),
+        (Search(samples=3), {}, "name a --strategy too"),
+        (Search("weighted", prm="nowhere"), {}, "nowhere is no directory; what a stage made is prm:STAGE"),
+        (Search("weighted", prm="prm:judge"), {}, "--prm prm:judge: no stage of"),
+        (Search(), {"model": "stage:problems"}, "stage:problems: no stage of"),
         (Search("beam", likelihood="embedded:teacher"), {"base_url": "http://127.0.0.1:1/v1"}, "cannot stop at the end"),
         (Search(), {"base_url": "nonsense"}, "--base-url: expected http"),
         (Search(), {"base_url": "http://127.0.0.1:1/v1", "dialect": "tgi"}, "--dialect: Input should be 'openai'"),
+        (Search(), {"base_url": "http://127.0.0.1:1/v1", "engine": "vllm"}, "give one of them"),
+        (Search(), {"base_url": "http://127.0.0.1:1/v1", "key_from": "NO_SUCH_KEY"}, "no such environment variable"),
+        (Search(), {"dialect": "vllm"}, "--dialect is about an endpoint"),
         (Search(), {"engine": "openai"}, "needs the endpoint's address"),
         (Search(), {"engine": "tgi"}, "there are transformers, vllm and openai"),
     ],
@@ -174,7 +180,30 @@ def test_an_answer_that_was_cut_does_not_pass_for_one(
     where = Where("embedded:teacher", tmp_path / "p.yaml", None)
     asking.ask(QUESTION, where, Search(), False, None, 12, None, None, 0, 0, False)
     said = capsys.readouterr()
-    assert said.out == "" and "cut off at 12 tokens, before an end of the thinking was complete" in said.err
+    assert said.out == "" and "cut off at 12 tokens, before the thinking was complete" in said.err
+
+
+def test_no_answer_is_told_and_what_the_engine_says_comes_after(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with serving() as server:
+        server.otherwise = streamed({"content": "<think>\nTwo threes"})
+        where = Where("tiny", tmp_path / "p.yaml", None, base_url=server.url)
+        asking.ask(QUESTION, where, Search(), True, None, None, None, None, 0, 0, False)
+    said = capsys.readouterr()
+    assert said.out == "Two threes\n"
+    notes = said.err.splitlines()
+    assert len(notes) == 2 and notes[1] == "no answer: the model stopped inside its thinking"
+
+
+def test_an_engine_waits_with_its_notes_until_the_answer_is_there() -> None:
+    out = io.StringIO()
+    aside = Aside(out)
+    aside.tell("loading")
+    with aside.waiting():
+        aside.tell("one call made again")
+        assert out.getvalue() == "loading\n"
+    assert out.getvalue() == "loading\none call made again\n"
 
 
 # -- how long ---------------------------------------------------------------------------------
@@ -198,6 +227,10 @@ def test_effort_is_a_share_of_what_there_is() -> None:
 def test_bounds_that_make_no_sense_are_refused(asked: tuple[Any, ...], said: str) -> None:
     with pytest.raises(InputError, match=said):
         asking.bounds(*asked)
+
+
+def test_without_max_tokens_there_is_room_for_the_thinking_that_was_asked_for() -> None:
+    assert (asking.room(0), asking.room(511), asking.room(2000)) == (512, 512, 2512)
 
 
 def test_without_a_name_the_last_student_that_is_no_control_is_asked(tmp_path: Path) -> None:

@@ -187,7 +187,14 @@ def test_labels_in_prm800k_s_form(tmp_path: Path) -> None:
     [
         ("{", ":1: not JSON"),
         ('{"a": 1}', ":1: expected a row of PRM800K"),
-        ('{"question": {}, "label": 1}', ":1: not in"),
+        ('{"question": {}, "label": 1}', ":1: question.problem: is missing"),
+        ('{"prompt": 5, "completions": ["a"], "labels": [true]}', ":1: prompt: should be a valid string"),
+        ('{"prompt": "x", "completions": "ab", "labels": [true, false]}', ":1: completions: should be a valid list"),
+        ('{"prompt": "x", "completions": ["a", "b"], "labels": [true]}', ":1: 2 completions have 1 labels"),
+        ('{"prompt": "x", "completions": ["a"], "labels": ["yes"]}', ":1: labels.0: should be true, false, null"),
+        ('{"prompt": "x", "completions": ["a"], "labels": [7]}', ":1: labels.0: should be true, false, null"),
+        (json.dumps(PRM800K).replace('"rating": -1', '"rating": 2'), "rating: should be 1, 0, -1 or null, found 2"),
+        (json.dumps(PRM800K).replace(": 0}", ": 3}"), "chosen_completion: 3 of 1 completions"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_told(tmp_path: Path, line: str, said: str) -> None:
@@ -298,6 +305,8 @@ def test_a_head_that_knows_the_problem_alone_ranks_nothing_within_it() -> None:
     hard = [Scored("hard", [0.1], [1.0], True, 0.1)] + [Scored("hard", [0.1], [0.0], False, 0.1)] * 3
     found = measures.summary(easy + hard)
     assert found["step_auc"] == 0.75 and found["step_auc_within"] == 0.5 == found["answer_auc_within"]
+    said = "75.0% of 8 steps called as they are (50.0% by always saying the same), AUC within a problem 0.500"
+    assert measures.in_words(found) == said
 
 
 def test_first_errors_and_calibration() -> None:
@@ -313,6 +322,7 @@ def test_first_errors_and_calibration() -> None:
     said = (0.95 + 0.92 + 1.0) / 3
     assert measures.expected_calibration_error(bins) == pytest.approx((3 * (said - 2 / 3) + 0.05) / 4, abs=1e-4)
     assert measures.summary([])["step_accuracy"] is None
+    assert "no labelled step" in measures.in_words(measures.summary([]))
 
 
 # ------------------------------------------------------------------ files

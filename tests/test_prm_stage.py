@@ -20,6 +20,7 @@ from distill.store import Store
 from pipeline import config, runner
 from pipeline.errors import InputError
 from pipeline.events import Listener
+from pipeline.plan import plan
 from pipeline.workspace import Workspace
 
 JUDGE = {"prm": {"model": "prm:prm"}}
@@ -174,3 +175,14 @@ def test_what_cannot_be_is_told(whole: Any, tmp_path: Path, stage: str, changes:
     with pytest.raises(InputError, match=said) as caught:
         run(tmp_path, stages)
     assert "\n" not in str(caught.value).strip()
+
+
+def test_the_plan_tells_what_roll_outs_take(whole: Any) -> None:
+    where, _ = whole
+    text = (where / "p.yaml").read_text()
+    (where / "more.yaml").write_text(text.replace("samples: 2", "samples: 3"))
+    spec = config.load(where / "more.yaml", catalog.stage)
+    told = {one.spec.name: one.forecast for one in plan(spec, Workspace(where / "w"), ["prm"])}["prm"]
+    assert told and told.total and told.total % 3 == 0 and told.figures["max_tokens"] == 96 * told.total
+    made = rows(where, "SELECT count(*) AS n FROM traces WHERE prefix IS NOT NULL")[0]["n"]  # two of each prefix
+    assert 0 < made <= told.total * 2 / 3

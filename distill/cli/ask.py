@@ -7,7 +7,9 @@ One response is shown while it is made (`distill.cli.speaking`); with a strategy
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +20,25 @@ from pydantic import ValidationError
 from distill import catalog, engines, keys, modelspec
 from distill.cli.open import load, workspace_of
 from distill.cli.options import Effort
-from distill.cli.speaking import Speaker, speak
+from distill.cli.speaking import Aside, Speaker, speak
 from distill.cli.traces import printable
 from distill.engines.base import NoSteps, response_of, streamed
 from distill.engines.options import OpenAIOptions, TransformersOptions, VllmOptions
 from distill.modelspec import Model
+from distill.prm import files
 from distill.stages.report import ReportSettings
-from distill.thinking import OPEN, split_thinking
+from distill.thinking import OPEN, Response, split_thinking
 from distill.types import Completion, Finish, Problem, Request, Sampling, ThinkingBudget
 from pipeline.config import PipelineSpec
 from pipeline.document import parse_value
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
+from pipeline.mistakes import nearest
 
+MAX_TOKENS = 512
+"""Of thinking and answer, where nobody says how many: of the answer alone, where more thinking is asked for."""
+SAMPLES = 8
+"""Of a strategy, where nobody says how many."""
 SHARES = {Effort.LOW: 8, Effort.MEDIUM: 2, Effort.HIGH: None}
 """Thinking may take so many times less than --max-tokens; None sets no bound."""
 
@@ -48,19 +56,29 @@ class Where:
     dialect: str | None = None
 
     def options(self) -> engines.Options:
-        if self.base_url is None and self.engine == "openai":
-            raise InputError("--engine openai needs the endpoint's address: --base-url http://host/v1")
+        said = {"key_from": self.key_from, "dialect": self.dialect}
+        given = {name: value for name, value in said.items() if value is not None}
         if self.base_url is not None:
-            if not self.model:
-                raise InputError("--base-url needs the model's name there: --model NAME")
-            said = {"key_from": self.key_from, "dialect": self.dialect}
-            given = {name: value for name, value in said.items() if value is not None}
-            return _checked(OpenAIOptions, base_url=self.base_url, retries=1, **given)
+            return self._endpoint(given)
+        if self.engine == "openai":
+            raise InputError("--engine openai needs the endpoint's address: --base-url http://host/v1")
+        if given:
+            option = "--" + next(iter(given)).replace("_", "-")
+            raise InputError(f"{option} is about an endpoint; name it: --base-url http://host/v1")
         if self.engine == "transformers":
             return TransformersOptions(workers=1)
         if self.engine == "vllm":
             return VllmOptions()
         raise InputError(f"--engine {self.engine}: there are transformers, vllm and openai (with --base-url)")
+
+    def _endpoint(self, given: Mapping[str, str]) -> OpenAIOptions:
+        if self.engine == "vllm":
+            raise InputError("--engine vllm runs here and --base-url elsewhere; give one of them (--dialect vllm?)")
+        if not self.model:
+            raise InputError("--base-url needs the model's name there: --model NAME")
+        if self.key_from and not os.environ.get(self.key_from):
+            raise InputError(f"--key-from {self.key_from}: there is no such environment variable")
+        return _checked(OpenAIOptions, base_url=self.base_url, retries=1, **given)
 
 
 @dataclass(frozen=True)
@@ -68,17 +86,18 @@ class Search:
     """How several samples become one answer."""
 
     strategy: str | None = None
-    samples: int = 8
+    samples: int | None = None
     prm: str | None = None
     likelihood: str | None = None
 
 
 def ask(
-    question: str, where: Where, search: Search, show_thinking: bool, temperature: float | None, max_tokens: int,
-    budget: int | None, effort: Effort | None, force_budget: int, seed: int, as_json: bool,
+    question: str, where: Where, search: Search, show_thinking: bool, temperature: float | None,
+    max_tokens: int | None, budget: int | None, effort: Effort | None, force_budget: int, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     if not question.strip():
         raise InputError("the question is empty")
+    max_tokens = max_tokens or room(max(budget or 0, force_budget))
     problem = Problem("ask", question, "", "exact", "ask")
     thinking, options = bounds(max_tokens, budget, effort, force_budget), where.options()
     strategy = _strategy(search, where)
@@ -86,9 +105,12 @@ def ask(
     sampling = Sampling(temperature=usual if temperature is None else temperature, max_tokens=max_tokens, seed=seed)
     if strategy:
         _check(strategy, sampling, options)
-    with closing(engines.open_engine(options, _model(where, options), _note)) as engine:
+    aside = Aside(sys.stderr)
+    with closing(engines.open_engine(options, _model(where, options), aside.tell)) as engine:
         if strategy:
-            _tell_result(strategy.answer(engine, problem, sampling, thinking), strategy.label, show_thinking, as_json)
+            _tell_result(
+                strategy.answer(engine, problem, sampling, thinking), strategy.label, max_tokens, show_thinking, as_json
+            )
             return
         key = keys.trace_key(problem, engine.model, sampling, 0)
         request = Request(key, problem.messages, sampling, budget=thinking)
@@ -96,8 +118,9 @@ def ask(
             (completion,) = engine.generate([request])
             _tell(completion)
         else:
-            completion = speak(streamed(engine, request, _note), Speaker(sys.stdout, show_thinking))
-            _tell_cut(completion, max_tokens)
+            with aside.waiting():
+                completion = speak(streamed(engine, request, _note), Speaker(sys.stdout, show_thinking))
+            _tell_lack(response_of(completion), completion.finish, max_tokens)
 
 
 def _check(strategy: Any, sampling: Sampling, options: engines.Options) -> None:
@@ -116,14 +139,18 @@ def _tell(completion: Completion) -> None:
     }))  # fmt: skip
 
 
-def _tell_cut(completion: Completion, max_tokens: int) -> None:
-    """What an answer that was cut off lacks is told, and does not pass for an answer."""
-    if completion.finish is Finish.LENGTH:
-        what = "an answer" if response_of(completion).closed else "an end of the thinking"
+def _tell_lack(parts: Response, finish: Finish, max_tokens: int) -> None:
+    """What an answer lacks is told: silence does not pass for an answer, nor a part of one for all of it."""
+    if finish is Finish.LENGTH:
+        what = "the answer" if parts.closed else "the thinking"
         _note(f"cut off at {max_tokens} tokens, before {what} was complete; raise --max-tokens, or set a --budget")
+    elif not parts.closed:
+        _note("no answer: the model stopped inside its thinking")
+    elif not parts.answer:
+        _note("no answer: the model said nothing after its thinking")
 
 
-def _tell_result(result: Any, label: str, show_thinking: bool, as_json: bool) -> None:
+def _tell_result(result: Any, label: str, max_tokens: int, show_thinking: bool, as_json: bool) -> None:
     """A search's answer with its bill. (A `rl.search.drive.Result`.)"""
     piece, weights, bill = result.choice.piece, result.choice.weights, result.bill
     parts = split_thinking(piece.text, opened=piece.prompt.rstrip().endswith(OPEN))
@@ -138,6 +165,7 @@ def _tell_result(result: Any, label: str, show_thinking: bool, as_json: bool) ->
         print(f"{printable(parts.thinking)}\n")
     if parts.closed and parts.answer:
         print(printable(parts.answer))
+    _tell_lack(parts, piece.finish, max_tokens)
     share = f", {weights[0][1] / sum(weight for _, weight in weights):.0%} of the weight" if weights else ", no vote"
     scored = f", {bill.scored:,} scored" if bill.scored else ""
     _note(f"{label}{share}: {bill.calls} calls, {bill.sampled:,} tokens sampled{scored}")
@@ -168,24 +196,38 @@ def _strategy(search: Search, where: Where) -> Any:
     if search.strategy is None:
         if search.prm or search.likelihood:
             raise InputError("--prm and --likelihood score the steps of a search: name a --strategy too")
+        if search.samples:
+            raise InputError("--samples is how many a strategy may take: name a --strategy too (majority?)")
         return None
     if search.prm and search.likelihood:
         raise InputError("--prm and --likelihood both say who scores steps; give one of them")
     spec = parse_value(search.strategy) if search.strategy.lstrip().startswith("{") else search.strategy
     likelihood = find(search.likelihood, where.pipeline, where.workspace) if search.likelihood else None
     prm = _directory(search.prm, where) if search.prm else None
-    return catalog.resolve("doors", "search")(spec, search.samples, prm, likelihood)
+    return catalog.resolve("doors", "search")(spec, search.samples or SAMPLES, prm, likelihood)
 
 
 def _directory(prm: str, where: Where) -> Path:
     """Where a process reward model lies: a directory, or what the stage of ``prm:STAGE`` made."""
-    stage = prm.removeprefix("prm:")
-    found = Path(prm)
-    if stage != prm:
-        found = workspace_of(load(where.pipeline, workspace=where.workspace)).path / stage
-    if not found.is_dir():
-        raise InputError(f"--prm {prm}: {found} is no directory")
+    stage = prm.removeprefix(files.PREFIX)
+    if stage == prm:
+        if not Path(prm).is_dir():
+            raise InputError(f"--prm {prm}: {prm} is no directory; what a stage made is {files.PREFIX}STAGE")
+        return Path(prm)
+    spec = load(where.pipeline, workspace=where.workspace)
+    makers = [s.name for s in spec.stages.values() if s.stage.produces == "prm"]
+    if stage not in makers:
+        raise InputError(
+            f"--prm {prm}: no stage of {where.pipeline} that trains one is called so{nearest(stage, makers)}"
+        )
+    if not (found := workspace_of(spec).path / stage).is_dir():
+        raise InputError(f"--prm {prm}: not trained yet; run it: distill run {stage} --pipeline {where.pipeline}")
     return found
+
+
+def room(thinking: int) -> int:
+    """What thinking and answer may take where nobody says it: with a large budget more than is usual."""
+    return MAX_TOKENS if thinking < MAX_TOKENS else thinking + MAX_TOKENS
 
 
 def bounds(max_tokens: int, budget: int | None, effort: Effort | None, force_budget: int) -> ThinkingBudget | None:
@@ -216,15 +258,19 @@ def find(name: str | None, pipeline: Path, workspace: Path | None) -> Model:
     """A stage's student by the stage's name, or any model by its own; the last student by default."""
     spec = load(pipeline, workspace=workspace)
     space = workspace_of(spec)
-    name = name.removeprefix(modelspec.STAGE) if name else None
+    asked, name = name, name.removeprefix(modelspec.STAGE) if name else None
     students = [s.name for s in spec.stages.values() if s.stage.produces == "student"]
     made = {s: space.path / s / modelspec.MODEL for s in students if (space.path / s / modelspec.MODEL).is_dir()}
     if name is None:
         if not made:
-            raise InputError(f"{space.path}: has no student yet; run the pipeline, or name a model with --model")
+            raise InputError(
+                f"{space.path}: has no student yet; run the pipeline, or name another (--pipeline) or a model (--model)"
+            )
         name = _last(spec, list(made))
     if name in made:
         return Model(str(made[name]), modelspec.identity_of(str(made[name].absolute()), space.hashes))
     if name in students:
         raise InputError(f"stage {name} has made no student yet; run it: distill run {name} --pipeline {pipeline}")
+    if name != asked or (name in spec.stages and not Path(name).exists()):
+        raise InputError(f"{asked}: no stage of {pipeline} that makes a student is called so{nearest(name, students)}")
     return modelspec.find(name, space.path, {}, space.hashes)

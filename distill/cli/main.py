@@ -196,7 +196,9 @@ def ask(
     temperature: Annotated[
         float | None, typer.Option(min=0.0, help="0 is greedy, and usual; with a strategy that samples, 1.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Thinking and answer together.")] = 512,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Thinking and answer together; 512, and more with a --budget of that.")
+    ] = None,
     budget: Annotated[
         int | None, typer.Option(min=0, help="After so many tokens of thinking it is closed and the answer asked for.")
     ] = None,
@@ -212,7 +214,9 @@ def ask(
             help="Make several samples one answer: majority, adaptive, weighted... (`distill list strategies`)."
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Samples, or beams, of the strategy; at most.")] = 8,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Samples, or beams, of the strategy; at most. 8 by default.")
+    ] = None,
     prm: Annotated[str | None, typer.Option(help="Who scores steps: a directory, or prm:STAGE.")] = None,
     likelihood: Annotated[
         str | None, typer.Option(help="In place of --prm: a model whose probability of a step is its score.")

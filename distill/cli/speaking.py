@@ -8,7 +8,8 @@ think tag is held back.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from distill.cli.traces import printable
@@ -44,7 +45,7 @@ class Speaker:
             self._more("_thinking", printable(parts.thinking), DIM)
         if parts.closed:
             self._say(parts.answer)
-        self._write("\n" if self._answer else "")
+        self._write("\n" if self._answer or (self._show and self._thinking) else "")
 
     def broken_off(self) -> None:
         """The reader has had enough."""
@@ -82,6 +83,30 @@ class Speaker:
         if text:
             self._out.write(text)
             self._out.flush()
+
+
+class Aside:
+    """What an engine has to say beside the answer. While an answer is being shown it waits: they would share a line."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._held: list[str] | None = None
+
+    def tell(self, text: str) -> None:
+        if self._held is not None:
+            self._held.append(text)
+        else:
+            print(text, file=self._out, flush=True)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        self._held = []
+        try:
+            yield
+        finally:
+            held, self._held = self._held, None
+            for text in held:
+                self.tell(text)
 
 
 def held_back(text: str) -> str | None:

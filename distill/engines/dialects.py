@@ -74,7 +74,7 @@ def can_go_on(options: OpenAIOptions) -> str | None:
     if DIALECTS[options.dialect].prefix is not None:
         return None
     able = ", ".join(name for name, known in DIALECTS.items() if known.prefix is not None)
-    return f"an openai engine can go on with a cut response only where engine.dialect says how ({able})"
+    return f"an openai engine can go on with a cut response only where its dialect says how ({able})"
 
 
 def no_budget(budget: ThinkingBudget | None, options: OpenAIOptions) -> str | None:
@@ -88,7 +88,7 @@ def no_budget(budget: ThinkingBudget | None, options: OpenAIOptions) -> str | No
     if budget and budget.most is not None and not dialect.budget and dialect.prefix is None:
         able = ", ".join(name for name, known in DIALECTS.items() if known.budget or known.prefix is not None)
         return (
-            f"dialect {options.dialect} knows no thinking budget; say which server it is (engine.dialect: {able}), "
+            f"dialect {options.dialect} knows no thinking budget; say which server it is (dialect: {able}), "
             "or leave the budget out"
         )
     return None
@@ -101,7 +101,7 @@ def no_beginning(options: OpenAIOptions) -> str | None:
     able = ", ".join(name for name, known in DIALECTS.items() if known.prefix is not None)
     return (
         f"dialect {options.dialect} cannot go on with a begun response; say which server it is "
-        f"(engine.dialect: {able}), or leave the beginning out"
+        f"(dialect: {able}), or leave the beginning out"
     )
 
 

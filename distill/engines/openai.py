@@ -117,7 +117,8 @@ class OpenAIEngine:
             if isinstance(requests, Feed):
                 requests.listen()
             run.cancel()
-            self._note(self._account(made))
+            if account := self._account(made):
+                self._note(account)
 
     def stream(self, request: Request) -> Iterator[SoFar | Completion]:
         """See `distill.engines.base.Streaming`; of an endpoint that sends its reply in one piece, that alone."""
@@ -161,8 +162,11 @@ class OpenAIEngine:
             self._calls.close()
 
     def _account(self, made: int) -> str:
-        """One line on what was made and what it took."""
+        """One line on what was made and what it took; none where one call at most was made, that went well and cost
+        nothing."""
         spent, before, cap = self.spent, self._calls.spent, self._options.max_cost
+        if made <= 1 and not self._retries and not spent.cost:
+            return ""
         text = f"{self.url}: {made} answers, {self._retries} calls made again"
         if not spent.cost:
             return text

@@ -13,10 +13,12 @@ plainer form is stepwise supervision, as on the hub: ``{"prompt": "...", "comple
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic_core import from_json
 
 from distill.prm.examples import Label
 from distill.prm.labels import Labelled, Marked, of_steps
@@ -25,9 +27,76 @@ from distill.types import Problem
 from pipeline.errors import InputError
 from pipeline.fingerprint import content_hash
 
-RATINGS: Mapping[Any, Label] = {1: 1.0, 0: 1.0, -1: 0.0, None: None}
+RATINGS: dict[Any, Label] = {1: 1.0, 0: 1.0, -1: 0.0, None: None}
 Rated = tuple[str, Label]
 """A step and what it was rated."""
+
+
+def _rating(value: Any) -> Label:
+    if isinstance(value, int | None) and value in RATINGS:
+        return RATINGS[value]
+    raise ValueError(f"should be 1, 0, -1 or null, found {value!r}")
+
+
+def _label(value: Any) -> Label:
+    if value is None or (isinstance(value, int | float) and 0 <= value <= 1):
+        return None if value is None else float(value)
+    raise ValueError(f"should be true, false, null or a share of 1, found {value!r}")
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class _Completion(_Row):
+    text: str
+    rating: Annotated[Label, BeforeValidator(_rating)] = None
+
+
+class _Step(_Row):
+    completions: list[_Completion] | None = None
+    chosen_completion: int | None = None
+    human_completion: _Completion | None = None
+
+    @model_validator(mode="after")
+    def _chosen_is_there(self) -> _Step:
+        if self.chosen_completion is not None and not 0 <= self.chosen_completion < len(self.completions or ()):
+            raise ValueError(
+                f"chosen_completion: {self.chosen_completion} of {len(self.completions or ())} completions"
+            )
+        return self
+
+
+class _Question(_Row):
+    problem: str
+    ground_truth_answer: str | None = None
+
+
+class _Solution(_Row):
+    steps: list[_Step]
+
+
+class _Prm800k(_Row):
+    question: _Question
+    label: _Solution
+
+    def read(self) -> tuple[str, str, list[list[Rated]]]:
+        return self.question.problem, self.question.ground_truth_answer or "", list(_paths(self.label.steps))
+
+
+class _Stepwise(_Row):
+    prompt: str
+    completions: list[str]
+    labels: list[Annotated[Label, BeforeValidator(_label)]]
+
+    @model_validator(mode="after")
+    def _one_label_each(self) -> _Stepwise:
+        if len(self.completions) != len(self.labels):
+            raise ValueError(f"{len(self.completions)} completions have {len(self.labels)} labels")
+        return self
+
+    def read(self) -> tuple[str, str, list[list[Rated]]]:
+        return self.prompt, "", [list(zip(self.completions, self.labels, strict=True))]
 
 
 def read(path: Path, rule: str, thinking: bool = True) -> Iterator[Labelled]:
@@ -42,27 +111,24 @@ def read(path: Path, rule: str, thinking: bool = True) -> Iterator[Labelled]:
         raise InputError(f"{path}: cannot be read: {error}") from None
 
 
-def _row(line: str, where: str) -> Mapping[str, Any]:
+def _row(line: str, where: str) -> _Prm800k | _Stepwise:
     try:
-        row = json.loads(line)
+        row = from_json(line)
     except ValueError:
         raise InputError(f"{where}: not JSON") from None
     if not isinstance(row, dict) or not ("question" in row or "prompt" in row):
         raise InputError(f"{where}: expected a row of PRM800K (question, label) or of prompt, completions, labels")
-    return row
-
-
-def _labelled(row: Mapping[str, Any], where: str, rule: str, thinking: bool) -> Iterator[Labelled]:
     try:
-        if "question" in row:
-            prompt, reference = row["question"]["problem"], str(row["question"].get("ground_truth_answer") or "")
-            paths = list(_paths(row["label"]["steps"]))
-        else:
-            prompt, reference = row["prompt"], ""
-            rated = zip(row["completions"], row["labels"], strict=True)
-            paths = [[(text, None if label is None else float(label)) for text, label in rated]]
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise InputError(f"{where}: not in the form it seems to have: {type(error).__name__}: {error}") from None
+        return (_Prm800k if "question" in row else _Stepwise).model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        words = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+        words = words.replace("Field required", "is missing")
+        raise InputError(f"{where}: {': '.join(filter(None, ['.'.join(map(str, first['loc'])), words]))}") from None
+
+
+def _labelled(row: _Prm800k | _Stepwise, where: str, rule: str, thinking: bool) -> Iterator[Labelled]:
+    prompt, reference, paths = row.read()
     name = content_hash(["imported", prompt])[:12]
     problem = Problem(f"{name}", prompt, reference, "math", "imported", origin=where)
     for path in paths:
@@ -72,17 +138,17 @@ def _labelled(row: Mapping[str, Any], where: str, rule: str, thinking: bool) -> 
             yield Labelled(content_hash(["imported", prompt, response]), problem, response, labels, "imported")
 
 
-def _paths(steps: Sequence[Mapping[str, Any]]) -> Iterator[list[Rated]]:
+def _paths(steps: Sequence[_Step]) -> Iterator[list[Rated]]:
     """The responses that a labelled solution holds: the one that was gone on with, and each other completion."""
     before: list[Rated] = []
     for step in steps:
-        rated = [(c["text"], RATINGS[c["rating"]]) for c in step["completions"] or ()]
-        chosen = step.get("chosen_completion")
+        rated = [(each.text, each.rating) for each in step.completions or ()]
+        chosen = step.chosen_completion
         yield from ([*before, other] for n, other in enumerate(rated) if n != chosen and other[1] is not None)
         if chosen is not None:
             before.append(rated[chosen])
-        elif step.get("human_completion"):
-            before.append((step["human_completion"]["text"], 1.0))
+        elif step.human_completion:
+            before.append((step.human_completion.text, 1.0))
         else:
             break
     else:

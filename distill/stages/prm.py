@@ -20,11 +20,12 @@ from distill.cards import write_model_card, write_prm_card
 from distill.modelspec import ModelName
 from distill.prm import files
 from distill.prm.labels import Labelled
+from distill.prm.measures import in_words
 from distill.prm.scorer import Aggregate
 from distill.prompting import Prompting, asking
 from distill.stages.common import store_of
 from distill.stages.devices import check_memory, foreseen
-from distill.stages.prm_labels import LabelSource, RolloutLabels, gather, label_rows
+from distill.stages.prm_labels import LabelSource, RolloutLabels, foresee, gather, label_rows
 from distill.stages.student import StudentSettings, load_student
 from distill.steps import Rule
 from pipeline.errors import InputError
@@ -125,6 +126,9 @@ def run(context: Context, settings: PrmSettings) -> Output:
         **({"test": test(tested)} if tested else {}),
         "loss": recorder.last().get("loss"),
     }
+    for part in ("heldout", "test"):
+        if part in figures:
+            context.note(f"{part}: {in_words(figures[part])}")
     return Output(_publish(context, settings, network, tokenizer, figures), figures)
 
 
@@ -137,8 +141,11 @@ def _labelled(context: Context, settings: PrmSettings, sources: Sequence[LabelSo
     found: list[Labelled] = []
     for source in sources:
         own = gather(context, source, settings.steps, settings.seed)
+        if not own:
+            said = source.model_dump_json(exclude_defaults=True)
+            raise InputError(f"stage {context.name}: labels: {said} labels no step; look into it, or take it out")
         steps = sum(label is not None for one in own for label in one.labels)
-        context.note(f"labels: {len(own):,} responses, {steps:,} steps ({own[0].source if own else 'none'})")
+        context.note(f"labels: {len(own):,} responses, {steps:,} steps ({own[0].source})")
         found += own
     return found
 
@@ -216,7 +223,9 @@ def _publish(
 
 
 def forecast(context: Context, settings: PrmSettings, _: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    return Forecast("steps", figures=foreseen(settings))
+    """Training is short beside roll-outs, which may be paid for: these are told, as many as are asked for at most."""
+    figures = foresee(context, [*settings.labels, *settings.test], settings.steps)
+    return Forecast("roll-outs", figures.pop("total", None), figures={**figures, **foreseen(settings)})
 
 
 def dependencies(settings: PrmSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:

@@ -12,16 +12,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from distill import engines, generation, verification
+from distill import engines, forecasts, generation, verification
 from distill.engines import dialects
 from distill.engines.base import Engine
-from distill.engines.options import EngineOptions, SamplingSettings, Seed, TransformersOptions, check_model
+from distill.engines.options import (
+    EngineOptions,
+    OpenAIOptions,
+    SamplingSettings,
+    Seed,
+    TransformersOptions,
+    check_model,
+)
 from distill.modelspec import StageOrName
 from distill.prm import exact, groups, imported, rollouts
 from distill.prm.labels import Labelled
 from distill.prm.rollouts import Prefix, Tried
 from distill.spending import Spending
 from distill.stages.common import RewardModel, VerifierSpec, resolved, store_of
+from distill.steps import split
 from distill.store.records import Row, problem_of
 from distill.store.records import problems as problems_of
 from distill.thinking import join_thinking
@@ -306,3 +314,28 @@ def files_of(sources: Sequence[LabelSource]) -> list[str]:
 def identity(sources: Sequence[LabelSource]) -> str:
     """Settings of label sources in one line, for a card."""
     return json.dumps([source.model_dump(mode="json", exclude_defaults=True) for source in sources])
+
+
+def foresee(context: Context, sources: Sequence[LabelSource], rule: str) -> dict[str, Any]:
+    """What the roll-outs take at most: ``total`` of them, and what they come to. Nothing where there are none, or where
+    it cannot be known yet (the traces are not judged, or steps are told by a tokenizer)."""
+    wanted = [source for source in sources if isinstance(source, RolloutLabels)]
+    if not wanted or rule.startswith("tokens") or any(source.rollouts not in context.inputs for source in wanted):
+        return {}
+    bills = [_bill(source, _prefixes(context, source, rule) * source.samples) for source in wanted]
+    return {"total": sum(bill["calls"] for bill in bills), **forecasts.added(*bills)}
+
+
+def _prefixes(context: Context, source: RolloutLabels, rule: str) -> int:
+    """How many are completed: all but the whole response, or as many as halving asks about where it is wrong."""
+    tried = _tried(context, source.rollouts)[: source.most]
+    steps = [(len(split(one.response, rule)), one.correct) for one in tried]
+    if source.search == "every":
+        return sum(count - 1 for count, _ in steps if count)
+    return sum((count - 1).bit_length() for count, correct in steps if count and not correct)
+
+
+def _bill(source: RolloutLabels, calls: int) -> dict[str, Any]:
+    tokens, engine = calls * source.sampling.max_tokens, source.engine
+    money = forecasts.bound_of_responses(engine, tokens) if isinstance(engine, OpenAIOptions) else {}
+    return {"calls": calls, "max_tokens": tokens, **money}
