@@ -27,6 +27,9 @@ class Status(StrEnum):
     RUN = "will run"
 
 
+NEVER = ("never run",)
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """One stage's state. ``identity`` is None while an input has yet to be made."""
@@ -79,6 +82,8 @@ def examine(
         reasons = ("--force",) if forced else explain(spec, identity, workspace)
     forecast = _forecast(spec, workspace, identity, inputs, expected)
     begun = bool(forecast and forecast.done) or workspace.begun(identity)
+    if forecast and forecast.done and reasons == NEVER:
+        reasons = ("never run, but a part is there already",)
     status = Status.PARTIAL if begun else Status.RUN
     return StagePlan(spec, status, reasons, identity, None, forecast, _last(spec, workspace), _figures(forecast))
 
@@ -105,7 +110,7 @@ def explain(spec: StageSpec, identity: Identity, workspace: Workspace) -> tuple[
         lines += _other_than(old.inputs, identity.inputs, "input {}", "input {} changed")
         lines += _other_than(old.files, identity.files, "{}", "content of {} changed")
         return tuple(lines) or ("its record was removed",)
-    return ("never finished" if workspace.begun(identity) else "never run",)
+    return ("never finished",) if workspace.begun(identity) else NEVER
 
 
 def _other_than(old: Mapping[str, str], new: Mapping[str, str], named: str, changed: str) -> Iterator[str]:

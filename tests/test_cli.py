@@ -93,6 +93,19 @@ def test_an_edited_setting_is_named_by_the_plan(done: Path) -> None:
     assert (rows["generate"]["status"], rows["generate"]["done"], rows["generate"]["total"]) == ("partly done", 12, 24)
 
 
+def test_what_another_stage_has_made_is_told_of_one_that_never_ran(done: Path) -> None:
+    more = (
+        SMALL.splitlines()[3]
+        .replace("generate:", "more:")
+        .replace("{problems", "{kind: generate, samples: 2, problems")
+    )
+    (done / "more.yaml").write_text(f"{SMALL}{more}\n")
+    rows = distill("plan", "more", "-p", "more.yaml", "--json", cwd=done).stdout.splitlines()
+    row = json.loads(rows[-1])
+    assert (row["status"], row["done"], row["total"]) == ("partly done", 12, 24)
+    assert row["reasons"] == ["never run, but a part is there already"]
+
+
 def test_the_store_can_be_looked_into(done: Path) -> None:
     out = distill("traces", "list", "-p", "p.yaml", "--json", cwd=done).stdout
     listed = [json.loads(line) for line in out.splitlines()]

@@ -30,6 +30,7 @@ from distill.types import Sampling  # noqa: E402
 from pipeline import config, runner  # noqa: E402
 from pipeline.errors import InputError, Stopped  # noqa: E402
 from pipeline.events import Listener  # noqa: E402
+from pipeline.plan import plan  # noqa: E402
 from pipeline.workspace import Workspace  # noqa: E402
 from rl.gkd import Batches  # noqa: E402
 from rl.grpo import GrpoSettings  # noqa: E402
@@ -163,7 +164,10 @@ stages:
 def test_the_stage_keeps_every_sample_it_learned_from(tmp_path: Path) -> None:
     file = tmp_path / "gkd.yaml"
     file.write_text(PIPELINE)
-    runner.run(config.load(file, catalog.stage), Workspace(tmp_path / "run"), Listener(), lambda: False)
+    spec, workspace = config.load(file, catalog.stage), Workspace(tmp_path / "run")
+    forecast = plan(spec, workspace)[-1].forecast
+    assert forecast is not None and forecast.figures["memory"] > 0
+    runner.run(spec, workspace, Listener(), lambda: False)
     store = Store(tmp_path / "run")
     losses = store.rows("SELECT value FROM metrics WHERE name = 'loss' AND value > 0")
     steps = store.rows("SELECT step, count(*) AS samples FROM rollouts JOIN traces USING (trace_key) GROUP BY step")

@@ -19,7 +19,7 @@ from distill.modelspec import ModelName
 from distill.prompting import asking
 from distill.spending import Spending
 from distill.stages.common import RewardModel, VerifierSpec, resolved, store_of
-from distill.stages.devices import check_memory
+from distill.stages.devices import check_memory, foreseen
 from distill.stages.student import SupervisedSettings, load_student, publish
 from distill.store.records import kept, problem_of
 from distill.types import Completion, Problem
@@ -212,7 +212,8 @@ def _how(settings: GkdSettings, rate: float, steps: int) -> TrainSettings:
 
 
 def forecast(context: Context, settings: GkdSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    return Forecast("steps", settings.steps(expected))
+    steps = settings.steps(expected)
+    return Forecast("steps") if steps is None else Forecast("steps", steps, 0, foreseen(settings, samples=True))
 
 
 def dependencies(settings: GkdSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
