@@ -24,7 +24,7 @@ from tiny import VOCABULARY, chat_tokenizer, examples, tiny, weights  # noqa: E4
 from distill.prompting import asking  # noqa: E402
 from distill.stages import sft  # noqa: E402
 from distill.store.records import problem_row  # noqa: E402
-from distill.training import attention, checkpoint, head, rotary  # noqa: E402
+from distill.training import attention, checkpoint, gated, head, rotary  # noqa: E402
 from distill.training.batching import Example, Order, fitting, from_messages, from_tokens, micro_batches  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
 from distill.training.forward import check_packing, logprobs, pack  # noqa: E402
@@ -306,7 +306,10 @@ def test_entropies_are_those_of_full_logits_and_change_no_bit_of_the_rest(
 
 
 @pytest.mark.parametrize("rank", [1, 8], ids=["small rank", "large rank"])
-def test_lean_layers_have_the_values_and_gradients_of_peft_and_autograd(rank: int) -> None:
+def test_lean_layers_have_the_values_and_gradients_of_peft_and_autograd(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gated, "TILE", 16)  # the pack is two tiles and a half
     model = add_lora(tiny(), rank=rank, alpha=2 * rank, seed=1, final_norm=True)
     for name, p in model.named_parameters():
         if "lora_B" in name or "norm" in name:
@@ -325,6 +328,31 @@ def test_lean_layers_have_the_values_and_gradients_of_peft_and_autograd(rank: in
     for plain, ours in zip(*found, strict=True):
         assert (ours - plain).norm() <= 1e-5 * plain.norm()
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_block_that_is_more_than_a_gate_is_left_alone() -> None:
+    model = add_lora(tiny(hidden_act="gelu"), rank=2, alpha=2, seed=1)
+    plain = logprobs(model, pack(examples(3)))
+    with lean(model):
+        torch.testing.assert_close(logprobs(model, pack(examples(3))), plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rows", ["alone", "ragged", "sharing a beginning"])
+def test_attention_written_out_has_the_values_and_gradients_of_autograd(
+    rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"alone": (50, 61, 61), "ragged": (3, 9, 4, 40)}.get(rows)
+    made = [from_tokens("row", [1, 2], [i] * n) for i, n in enumerate(sizes or ())]
+    batch = pack(made or [from_tokens("row", [1] * 20, [i] * (5 + i)) for i in range(4)])
+    found = []
+    for written_out in (True, False):
+        monkeypatch.setattr(attention, "_written_out", lambda q, v, ours=written_out: ours)
+        torch.manual_seed(0)
+        sides = [torch.randn(1, heads, batch.input_ids.shape[1], 8, requires_grad=True) for heads in (4, 2, 2)]
+        out, _ = attention.packed_attention(torch.nn.Module(), *sides, None, documents=batch.documents)
+        found.append((out, *torch.autograd.grad(out, sides, torch.randn_like(out))))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -1,8 +1,9 @@
 """Attention over packed rows: each document attends to itself alone, with no dense mask.
 
 A micro-batch is one row of packed tokens, so linear layers compute no padding. For attention the
-documents, sorted by length, are spread into a few right-padded rectangles, each one causal SDPA call:
-a real token never looks at padding, which lies after it. A beginning that documents share is once in
+documents, sorted by length, are spread into right-padded rectangles, each one causal SDPA call:
+a real token never looks at padding, which lies after it. On CPU, where a call costs little, a document of
+some length is a rectangle of its own, which is no copy. A beginning that documents share is once in
 the pack and in each of their rows, where it only answers. A dense block mask over the pack is slower
 than padding on CPU, and transformers' own packed path contaminates silently unless the cache is off
 (`use_cache=False`) and no mask is given; `distill.training.forward` checks that it does not happen.
@@ -15,7 +16,7 @@ attention sinks are refused, not approximated.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
 from transformers import AttentionInterface
 
 from pipeline.errors import InputError
@@ -30,6 +32,8 @@ from pipeline.errors import InputError
 NAME = "distill_packed"
 WASTE = 1.3
 """A rectangle may hold this many times the attention area that its documents need."""
+ALONE = 48
+"""On CPU a document of so many tokens shares its rectangle with none of another length: copies cost more than calls."""
 SKIP = 3
 """What a row sees beside its own tokens asks nothing if it is at least 1 / SKIP of the row: a mask costs, too."""
 SHORT = 256
@@ -62,10 +66,12 @@ def blocks(documents: Sequence[Sequence[range]], device: torch.device | str = "c
     Neighbours should be of about the same length.
     """
     lengths = [sum(map(len, spans)) for spans in documents]
+    alone = ALONE if torch.device(device).type == "cpu" else math.inf
     runs: list[list[int]] = []
     area = widest = 0
     for index, length in enumerate(lengths):
-        fits = runs and (len(runs[-1]) + 1) * max(widest, length) ** 2 <= WASTE * (area + length**2)
+        waste = WASTE if max(widest, length) < alone or len(documents[index]) > 1 else 1
+        fits = runs and (len(runs[-1]) + 1) * max(widest, length) ** 2 <= waste * (area + length**2)
         if not fits or (len(documents[index]) > 1) != (len(documents[index - 1]) > 1):
             runs.append([])
             area = widest = 0
@@ -112,24 +118,84 @@ def packed_attention(
         raise InputError(f"a document is longer than the model's sliding window of {sliding_window} tokens")
     # under autocast, norms and rotary return fp32 while the projections (value) are half precision
     q, k, v = (x.squeeze(0).transpose(0, 1).to(value.dtype) for x in (query, key, value))
-    out = [_attend(block, q, k, v, scaling) for block in documents]
-    return (out[0] if len(out) == 1 else torch.cat(out)).unsqueeze(0), None
+    if _written_out(q, v):
+        out: Tensor = _packed(q, k, v, documents, scaling)
+    else:
+        parts = [_attend(block, q, k, v, scaling) for block in documents]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out.unsqueeze(0), None
+
+
+def _written_out(q: Tensor, v: Tensor) -> bool:
+    return q.device.type == "cpu" and q.dtype == torch.float32 and q.shape[-1] == v.shape[-1]
 
 
 def _attend(block: Block, q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
     """The answers (end - start, heads, D) to the block's tokens."""
+    attend = _products if q.device.type == "cpu" and q.element_size() == 2 and block.width <= SHORT else _sdpa
+    return _answers(block, attend(*_rectangles(block, q, k, v), scaling))
+
+
+def _rectangles(block: Block, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Packed q, k and v (tokens, heads, D) as they attend in a block, (rows, heads, slots, D)."""
 
     def rectangle(x: Tensor, skip: int = 0) -> Tensor:
-        if block.tokens is None:
-            x = x[block.start : block.end]
-        else:
-            x = x.index_select(0, block.tokens.view(block.rows, -1)[:, skip:].flatten())
+        slots = _slots(block, skip)
+        x = x[block.start : block.end] if slots is None else x.index_select(0, slots)
         return x.view(block.rows, -1, *x.shape[1:]).transpose(1, 2)
 
-    attend = _products if q.device.type == "cpu" and q.element_size() == 2 and block.width <= SHORT else _sdpa
-    out = attend(rectangle(q, block.skip), rectangle(k), rectangle(v), scaling)
+    return rectangle(q, block.skip), rectangle(k), rectangle(v)
+
+
+def _slots(block: Block, skip: int) -> Tensor | None:
+    return None if block.tokens is None else block.tokens.view(block.rows, -1)[:, skip:].flatten()
+
+
+def _answers(block: Block, out: Tensor) -> Tensor:
+    """(rows, heads, slots, D) -> (end - start, heads, D)"""
     flat = out.transpose(1, 2).flatten(0, 1)
     return flat if block.places is None else flat.index_select(0, block.places)
+
+
+class _Packed(Function):
+    """All blocks of a pack at once: what autograd would keep of each rectangle, and add up over the whole pack for
+    each, is neither. q (N, heads, D), k and v (N, kv_heads, D) -> (N, heads, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, documents: list[Block], scaling: float | None) -> Tensor:
+        out, sums = torch.empty_like(q, memory_format=torch.contiguous_format), []
+        for block in documents:
+            sides = _rectangles(block, q, k, v)
+            made, total = _flash(*sides, 0.0, **_causality(*sides[:2]), scale=scaling)
+            out[block.start : block.end] = _answers(block, made)
+            sums.append(total)
+        ctx.save_for_backward(q, k, v, out, *sums)
+        ctx.documents, ctx.scaling = documents, scaling
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        q, k, v, out, *sums = ctx.saved_tensors
+        back = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
+        for block, total in zip(ctx.documents, sums, strict=True):
+            sides = _rectangles(block, q, k, v)
+            g, made = (_asked(block, x[block.start : block.end]) for x in (grads[0], out))
+            found = _flash_backward(g, *sides, made, total, 0.0, **_causality(*sides[:2]), scale=ctx.scaling)
+            for whole, part, skip in zip(back, found, (block.skip, 0, 0), strict=True):
+                slots, flat = _slots(block, skip), part.transpose(1, 2).flatten(0, 1)
+                if slots is None:
+                    whole[block.start : block.end] += flat
+                else:
+                    whole.index_add_(0, slots, flat)
+        return *back, None, None
+
+
+def _asked(block: Block, x: Tensor) -> Tensor:
+    """(end - start, heads, D) -> (rows, heads, slots that ask, D), the contrary of `_answers`; zero where none does."""
+    if block.places is not None:
+        slots = x.new_zeros(block.rows * (block.width - block.skip), *x.shape[1:])
+        x = slots.index_copy_(0, block.places, x)
+    return x.view(block.rows, -1, *x.shape[1:]).transpose(1, 2)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
@@ -137,9 +203,13 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
 
     The queries are the last T of L positions, each of which sees those before it.
     """
-    grouped, whole = q.shape[1] != k.shape[1], q.shape[2] == k.shape[2]
-    mask = None if whole else _causal(q, k)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=whole, scale=scaling, enable_gqa=grouped)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, **_causality(q, k), scale=scaling, enable_gqa=grouped)
+
+
+def _causality(q: Tensor, k: Tensor) -> dict[str, Any]:
+    whole = q.shape[2] == k.shape[2]
+    return {"attn_mask": None if whole else _causal(q, k), "is_causal": whole}
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
@@ -159,4 +229,7 @@ def _causal(q: Tensor, k: Tensor) -> Tensor:
     return q.new_full((asked, seen), -math.inf).triu(1 + seen - asked)
 
 
+_packed: Callable[..., Tensor] = _Packed.apply
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 AttentionInterface.register(NAME, packed_attention)
