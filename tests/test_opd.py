@@ -156,9 +156,8 @@ def test_another_tokenizer_is_refused_in_one_line() -> None:
     with pytest.raises(InputError, match=r"teacher t: its tokenizer is not the student's \(1 of their tokens") as told:
         check_same_tokenizer(same, other, "t")
     assert "\n" not in str(told.value)
-    ends = chat_tokenizer()
-    ends.eos_token = "<bot>"
-    with pytest.raises(InputError, match="turns end with '<end>' for one and '<bot>'"):
+    ends = chat_tokenizer(same.chat_template.replace("<end>", "<user>"))
+    with pytest.raises(InputError, match="turns end with '<end>' for one and '<user>'"):
         check_same_tokenizer(same, ends, "t")
 
 

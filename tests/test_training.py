@@ -25,7 +25,7 @@ from distill.prompting import asking  # noqa: E402
 from distill.stages import sft  # noqa: E402
 from distill.store.records import problem_row  # noqa: E402
 from distill.training import attention, checkpoint, head, rotary  # noqa: E402
-from distill.training.batching import Example, Order, fitting, from_messages, from_tokens, micro_batches  # noqa: E402
+from distill.training.batching import Example, Order, fitting, from_tokens, micro_batches  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
 from distill.training.forward import check_packing, logprobs, pack  # noqa: E402
 from distill.training.lean import lean  # noqa: E402
@@ -62,30 +62,6 @@ def test_overlong_rows_are_dropped_and_named_never_cut() -> None:
     kept, dropped = fitting(rows, 10)
     assert all(len(e) <= 10 for e in kept) and dropped == [e.key for e in rows if len(e) > 10]
     assert {e.key: e.input_ids for e in kept}.items() <= {e.key: e.input_ids for e in rows}.items()
-
-
-def test_only_assistant_turns_are_learned_with_their_end_token() -> None:
-    tokenizer = chat_tokenizer()
-    turns = [("user", "ab"), ("assistant", "cd"), ("user", "e"), ("assistant", "f g")]
-    row = from_messages(tokenizer, "k", [{"role": r, "content": c} for r, c in turns])
-    learned = tokenizer.decode([i for i, m in zip(row.input_ids, row.labels_mask, strict=True) if m])
-    assert learned.replace(" ", "") == "cd<end>fg<end>"
-
-
-def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
-    forgetful = "{% for m in messages %}{{ m.content if loop.last else 'x' }}<end>{% endfor %}"
-    turns = [
-        {"role": r, "content": c} for r, c in [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
-    ]
-    with pytest.raises(InputError, match="rewrites earlier turns"):
-        from_messages(chat_tokenizer(forgetful), "k", turns)
-
-
-def test_a_template_that_drops_the_thinking_is_refused() -> None:
-    dropping = "{% for m in messages %}{{ m.content.split('z')[-1] }}<end>{% endfor %}"
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "work z answer"}]
-    with pytest.raises(InputError, match="leaves out part of what the assistant says"):
-        from_messages(chat_tokenizer(dropping), "k", turns)
 
 
 # ------------------------------------------------------------------ order and cutting

@@ -24,7 +24,7 @@ from distill.engines.base import NoSteps, response_of, streamed
 from distill.engines.options import OpenAIOptions, TransformersOptions, VllmOptions
 from distill.modelspec import Model
 from distill.stages.report import ReportSettings
-from distill.thinking import OPEN, split_thinking
+from distill.thinking import opened, split_thinking
 from distill.types import Completion, Finish, Problem, Request, Sampling, ThinkingBudget
 from pipeline.config import PipelineSpec
 from pipeline.document import parse_value
@@ -126,7 +126,7 @@ def _tell_cut(completion: Completion, max_tokens: int) -> None:
 def _tell_result(result: Any, label: str, show_thinking: bool, as_json: bool) -> None:
     """A search's answer with its bill. (A `rl.search.drive.Result`.)"""
     piece, weights, bill = result.choice.piece, result.choice.weights, result.bill
-    parts = split_thinking(piece.text, opened=piece.prompt.rstrip().endswith(OPEN))
+    parts = split_thinking(piece.text, opened=opened(piece.prompt))
     if as_json:
         print(json.dumps({
             "answer": parts.answer, "thinking": parts.thinking, "closed": parts.closed, "finish": str(piece.finish),

@@ -63,7 +63,7 @@ class PretrainSettings(Settings):
 
 
 def run(context: Context, settings: PretrainSettings) -> Output:
-    from distill.training.batching import from_messages
+    from distill.training.conversations import from_messages
     from distill.training.loop import train
     from distill.training.metrics import Recorder
 

@@ -136,7 +136,7 @@ def _examples(
     context: Context, settings: GkdSettings, tokenizer: Any
 ) -> tuple[list[Example], list[tuple[str, Problem]]]:
     """The teacher's traces that are not too long, and (problem key, problem) that each answers."""
-    from distill.training.batching import from_messages
+    from distill.training.conversations import from_messages
     from distill.training.student import conversation
 
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
