@@ -180,5 +180,5 @@ def test_what_cannot_be_learned_is_told() -> None:
         from_messages(endless, "k", conversation((QUESTION,), "", "4"))
     with pytest.raises(InputError, match="no supervised token"):
         from_messages(chat_tokenizer(), "k", [{"role": "user", "content": "ab"}])
-    with pytest.raises(InputError, match="the last turn is the user's"):
+    with pytest.raises(InputError, match="it ends with a turn of the user"):
         from_messages(tokenizer_of(STYLES["glm"]), "k", [QUESTION])
