@@ -32,10 +32,10 @@ from pipeline.events import Listener  # noqa: E402
 from pipeline.workspace import Workspace  # noqa: E402
 from rl import credit, loss  # noqa: E402
 from rl.grpo import GrpoSettings, train_grpo  # noqa: E402
-from rl.monitors import GrpoMetrics  # noqa: E402
+from rl.monitors import GrpoMetrics, observe  # noqa: E402
 from rl.step_credit import Mixture, log_ratios, step_advantages  # noqa: E402
 from rl.teacher import TransformersTeacher, VllmTeacher, check_same_tokenizer  # noqa: E402
-from rl.update import Rollout  # noqa: E402
+from rl.update import Made, Rollout  # noqa: E402
 
 # ------------------------------------------------------------------ the estimator, on a vocabulary of 16 tokens
 
@@ -112,6 +112,15 @@ def test_nothing_is_learned_from_what_was_cut_or_given_where_so_asked() -> None:
     cut, given_ = rolled([1, 2], finish=Finish.LENGTH), rolled([1, 2], forced=(0, 1))
     assert [r.trained for r in Mixture(0.0, scores)([cut, given_])] == [True, False]
     assert [r.trained for r in Mixture(0.0, scores, leave_out_cut=True)([cut])] == [False]
+
+
+def test_the_metrics_of_samples_leave_out_what_was_given() -> None:
+    row = rolled([3, 5, 9], forced=(1,))
+    row = replace(row, reward=0.1, teacher=tuple(scores([row.completion])[0]))
+    told = observe(GrpoSettings(optimizer=OptimizerSettings(1.0), steps=1, group=3), 1, [row] * 3, 1, Made(), (0, 0))
+    assert told.entropy == pytest.approx(-(STUDENT[3] + STUDENT[9]).item() / 2)
+    assert told.teacher_kl == pytest.approx((STUDENT - THEIRS)[[3, 9]].mean().item())
+    assert told.zero_variance == 1  # three times 0.1 has a deviation of 1e-17
 
 
 def test_step_rewards_are_normalised_in_their_group_and_credit_all_before_them() -> None:

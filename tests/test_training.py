@@ -678,3 +678,12 @@ def test_a_student_is_trained_on_what_it_will_be_asked() -> None:
         sft.SftSettings(
             data="select", student="embedded:student-base", prompting={"template": "boxed", "prefill": "so"}
         )
+
+
+def test_a_step_without_rows_learns_nothing_and_counts(tmp_path: Path) -> None:
+    """A source may have none: all that a student sampled was empty, say."""
+    model, told = tiny(), list[Any]()
+    before = weights(model)
+    settings = TrainSettings(OptimizerSettings(1e-2), steps=2)
+    train(model, lambda step: [], settings, checkpoints=tmp_path, on_step=told.append)
+    assert torch.equal(weights(model), before) and [m.step for m in told] == [1, 2]

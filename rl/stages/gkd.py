@@ -15,11 +15,11 @@ from pydantic import Field, model_validator
 
 from distill import modelspec, pretrained
 from distill.engines.options import SamplingSettings, TransformersOptions
-from distill.modelspec import ModelName
+from distill.modelspec import Model, ModelName
 from distill.prompting import asking
 from distill.spending import Spending
 from distill.stages.common import RewardModel, VerifierSpec, resolved, store_of
-from distill.stages.devices import check_memory
+from distill.stages.devices import check_memory, foreseen
 from distill.stages.student import SupervisedSettings, load_student, publish
 from distill.store.records import kept, problem_of
 from distill.types import Completion, Problem
@@ -86,10 +86,11 @@ def run(context: Context, settings: GkdSettings) -> Output:
 
     store = store_of(context)
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
-    check_memory(context, settings, start, samples=True)
+    teacher = modelspec.find(settings.teacher, context.workspace, context.inputs, context.hashes)
+    check_memory(context, settings, start, samples=True, teacher=(teacher, settings.teacher_engine.dtype))
     network, tokenizer = load_student(settings, start)
     rate = settings.learning_rate or default_learning_rate(network)
-    measure = _measure(context, settings, tokenizer)
+    measure = _measure(settings, teacher, tokenizer)
     examples, asked = _examples(context, settings, tokenizer)
     workers = workers_for(network, settings.workers)
     with (
@@ -120,12 +121,11 @@ def run(context: Context, settings: GkdSettings) -> Output:
     return Output(digest, figures | {"loss": recorder.last().get("loss")} | guard.figures())
 
 
-def _measure(context: Context, settings: GkdSettings, tokenizer: Any) -> Agreement:
+def _measure(settings: GkdSettings, found: Model, tokenizer: Any) -> Agreement:
     from distill.training.divergence import Agreement
     from distill.training.forward import check_packing
     from rl.teacher import check_same_tokenizer
 
-    found = modelspec.find(settings.teacher, context.workspace, context.inputs, context.hashes)
     teacher, theirs = pretrained.load(found, settings.teacher_engine.dtype, settings.teacher_engine.device)
     check_same_tokenizer(tokenizer, theirs, settings.teacher)
     check_packing(teacher.requires_grad_(False).eval())
@@ -212,7 +212,7 @@ def _how(settings: GkdSettings, rate: float, steps: int) -> TrainSettings:
 
 
 def forecast(context: Context, settings: GkdSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    return Forecast("steps", settings.steps(expected))
+    return Forecast("steps", settings.steps(expected), 0, foreseen(settings, samples=True))
 
 
 def dependencies(settings: GkdSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
