@@ -26,6 +26,7 @@ from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.types import Completion, Finish, Problem, Request, Sampling  # noqa: E402
 from rl import loss  # noqa: E402
 from rl.grpo import GrpoSettings, train_grpo  # noqa: E402
+from rl.monitors import GrpoMetrics  # noqa: E402
 
 PROMPTS, GROUP, STEPS, PASSES, LONGEST, RATE = 3, 4, 5, 2, 8, 1e-3
 GIVEN = 2
@@ -66,7 +67,8 @@ class Remembering:
             )
 
 
-def ours(model: Any, directory: Path, kind: str, kl: float, scale: Any) -> None:
+def ours(model: Any, directory: Path, kind: str, kl: float, scale: Any) -> list[float]:
+    """The norms of the gradients, in the mean of each step's updates; AdamW would forgive a wrong scale."""
     recipe = loss.RECIPES[kind]
     policy = loss.PolicyLoss(
         recipe.objective, recipe.level, recipe.clip_low, recipe.clip_high, None, loss.EngineCorrection("none"), kl,
@@ -76,14 +78,16 @@ def ours(model: Any, directory: Path, kind: str, kl: float, scale: Any) -> None:
         OptimizerSettings(RATE, schedule="constant", warmup=0), steps=STEPS, group=GROUP, passes=PASSES, scale=scale,
         loss=policy, aggregation=recipe.aggregation, sampling=Sampling(max_tokens=LONGEST), micro_batch_tokens=60,
     )  # fmt: skip
+    heard: list[GrpoMetrics] = []
     train_grpo(
-        model, Remembering(), settings, checkpoints=directory,
+        model, Remembering(), settings, checkpoints=directory, on_step=heard.append,
         sample=lambda step, _: [Problem(str(PROMPTS * step + i), "", "", "", "") for i in range(PROMPTS)],
         reward=lambda asked: [reward(c.token_ids) for _, c in asked],
     )  # fmt: skip
+    return [m.grad_norm for m in heard]
 
 
-def theirs(model: Any, directory: Path, kind: str, kl: float, scale: str) -> None:
+def theirs(model: Any, directory: Path, kind: str, kl: float, scale: str) -> list[float]:
     def rollouts(names: list[str], trainer: Any) -> dict[str, Any]:
         made = [drawn(name, index % GROUP) for index, name in enumerate(names)]
         mask = [[int(t not in forced(ids)) for t in range(len(ids))] for ids in made]
@@ -97,13 +101,16 @@ def theirs(model: Any, directory: Path, kind: str, kl: float, scale: str) -> Non
         loss_type=kind, beta=kl, scale_rewards=scale, epsilon=recipe.clip_low, epsilon_high=recipe.clip_high,
         importance_sampling_level=recipe.level, learning_rate=RATE, lr_scheduler_type="constant", adam_beta2=0.95,
         shuffle_dataset=False, gradient_checkpointing=False, use_cpu=True, bf16=False, report_to="none",
-        save_strategy="no", disable_tqdm=True, logging_strategy="no",
+        save_strategy="no", disable_tqdm=True, logging_steps=1,
     )  # fmt: skip
     names = Dataset.from_list([{"prompt": str(i)} for i in range(PROMPTS * STEPS)])
-    GRPOTrainer(
+    trainer = GRPOTrainer(
         model=model, args=arguments, train_dataset=names, processing_class=chat_tokenizer(), rollout_func=rollouts,
         reward_funcs=lambda completion_ids, **_: [reward(ids) for ids in completion_ids],
-    ).train()  # fmt: skip
+    )  # fmt: skip
+    trainer.train()
+    norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    return [sum(norms[i : i + PASSES]) / PASSES for i in range(0, len(norms), PASSES)]
 
 
 CASES = [
@@ -120,12 +127,13 @@ def test_ten_updates_on_frozen_rollouts_equal_trl_s(
     kind: str, lora: bool, kl: float, scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    ends = []
+    ends, norms = [], []
     for run in (ours, theirs):
         made = add_lora(tiny(), rank=4, alpha=8, seed=1) if lora else tiny()
         before = weights(made)
-        run(made, tmp_path / run.__name__, kind, kl, scale)
+        norms.append(run(made, tmp_path / run.__name__, kind, kl, scale))
         ends.append(weights(made).detach())
         assert (ends[-1] - before).abs().max() > 1e-3
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4) and len(norms[0]) == STEPS
     # AdamW divides by the gradient's own size, so the rounding of one near zero shows whole
     torch.testing.assert_close(*ends, atol=1e-6 if lora else 3e-6, rtol=0)
