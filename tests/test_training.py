@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -597,6 +598,19 @@ def test_sigkill_at_random_moments_gives_equal_weights(tmp_path: Path) -> None:
     assert torch.equal(torch.load(tmp_path / "killed.pt"), torch.load(tmp_path / "straight.pt"))
 
 
+def test_a_disk_that_takes_no_more_is_named_and_what_was_there_stays(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, "r", {"weights": [torch.ones(10)]})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*state\.pt'"):
+            checkpoint.save(tmp_path, 2, "r", {"weights": [torch.ones(1_000_000)]})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    step, state = checkpoint.latest(tmp_path, "r") or (0, {})
+    assert step == 1 and torch.equal(state["weights"][0], torch.ones(10))
+
+
 def test_a_checkpoint_marker_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(*_: Any) -> None:
         raise OSError("No space left on device")
@@ -625,6 +639,13 @@ def test_exported_student_loads_in_plain_transformers(tmp_path: Path, wrap: bool
     assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
     assert AutoTokenizer.from_pretrained(tmp_path / "student/model").chat_template == tokenizer.chat_template
     assert load_model(tmp_path / "student/model").dtype == torch.float32
+
+
+def test_files_that_say_something_else_than_what_was_trained_are_refused(tmp_path: Path) -> None:
+    model = add_lora(tiny(), rank=4, alpha=8, seed=0)
+    model.get_output_embeddings().register_forward_hook(lambda module, seen, made: 1.01 * made)  # in no file
+    with pytest.raises(PipelineError, match=r"logits differ from the trained model's by 0\.0099"):
+        export_student(model, chat_tokenizer(), tmp_path / "out")
 
 
 def test_settings_of_the_process_are_put_back() -> None:
