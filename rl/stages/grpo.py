@@ -28,7 +28,7 @@ ABOUT = "A student refined by group-relative policy optimisation (GRPO) on verif
 
 
 class GrpoSettings(RewardedSettings):
-    """Defaults are for a LoRA on a model of 0.5 to 8B parameters; sources in ``docs/design``."""
+    """Defaults are for a LoRA on a model of 0.5 to 8B parameters; sources in ``docs/design/012-training.md``."""
 
     group: Annotated[int, Field(ge=2)] = 8
     """Samples a problem; they are compared with each other."""
