@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,6 +231,33 @@ def how(name: str, **changes: Any) -> dict[str, Any]:
     recipe = loss.RECIPES[name]
     terms = loss.PolicyLoss(recipe.objective, recipe.level, recipe.clip_low, recipe.clip_high, **changes)
     return {"loss": terms, "aggregation": recipe.aggregation}
+
+
+class Lying:
+    """A policy whose engine tells every second token's log-probability too low by ``nats``."""
+
+    name = "transformers"
+
+    def __init__(self, engine: TransformersEngine, nats: float) -> None:
+        self.engine, self.nats = engine, nats
+        self.refresh = engine.refresh
+
+    def generate(self, requests: Iterable[Request], stopping: Callable[[], bool]) -> Iterator[Completion]:
+        for made in self.engine.generate(list(requests), stopping):
+            told = tuple(p - self.nats * (t % 2) for t, p in enumerate(made.logprobs or ()))
+            yield replace(made, logprobs=told)
+
+
+def test_what_is_told_of_a_gap_between_engine_and_trainer(tmp_path: Path) -> None:
+    """Ratios before truncation, and what truncation leaves: half of the tokens weigh 2 in place of 4."""
+    model = student()
+    (m,), rollouts = grpo(model, tmp_path, Lying(policy(model), math.log(4)), steps=1)
+    lengths = [len(r.completion.token_ids) for r in rollouts if r.trained]
+    odd = sum(n // 2 for n in lengths) / sum(lengths)
+    assert m.ratio_max == pytest.approx(4, rel=1e-3) and m.ratio_mean == pytest.approx(1 + 3 * odd, rel=1e-3)
+    assert m.logprob_gap == pytest.approx(odd * math.log(4), rel=1e-3)
+    assert m.effective_share == pytest.approx((1 + odd) ** 2 / (1 + 3 * odd), rel=1e-3)
+    assert m.corrected == pytest.approx(odd)
 
 
 @pytest.mark.parametrize("name", [name for name in loss.RECIPES if name != "bnpo"])
