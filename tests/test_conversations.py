@@ -172,7 +172,17 @@ def _sampled(model: Any, tokenizer: Any) -> Any:
 
 
 def test_what_cannot_be_learned_is_told() -> None:
-    """A tokenizer without any end, and a conversation without an answer."""
+    """A tokenizer without any end, a conversation without an answer, and one that a template does not take."""
+    strict = tokenizer_of(Style("{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+                                + GEMMA, "<end_of_turn>", "<eos>"))  # fmt: skip
+    asked: list[Message] = [{"role": "system", "content": "Be brief."}, QUESTION]
+    for refused in (
+        lambda: from_messages(strict, "k", conversation(tuple(asked), "", "4")),
+        lambda: TransformersEngine(tiny(), strict, model_identity="m").render(asked),
+    ):
+        with pytest.raises(InputError, match=r"takes no conversation of system, user.*: no system role") as told:
+            refused()
+        assert "\n" not in str(told.value)
     endless = tokenizer_of(STYLES["glm"])
     endless.eos_token = None
     assert turn_end(endless) is None

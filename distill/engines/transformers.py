@@ -31,7 +31,7 @@ from distill.engines.weights import InferenceCopy
 from distill.modelspec import Model
 from distill.pretrained import load
 from distill.thinking import CLOSE, OPEN, count_thinking_tokens, opened
-from distill.turns import stop_ids
+from distill.turns import rendered, stop_ids
 from distill.types import Completion, Finish, Message, Request, ThinkingBudget
 from pipeline.errors import InputError
 
@@ -121,12 +121,7 @@ class TransformersEngine:
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt as the model sees it, up to where the assistant's turn begins."""
-        if not self.tokenizer.chat_template:
-            raise InputError("the model's tokenizer has no chat template, so messages cannot be put to it")
-        rendered: str = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-        )
-        return rendered
+        return rendered(self.tokenizer, messages)
 
     def _job(self, request: Request) -> tuple[str, Job]:
         prompt, ids = self._encoded(tuple(tuple(message.items()) for message in request.messages))

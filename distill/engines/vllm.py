@@ -29,7 +29,7 @@ from distill.engines.vllm_response import Piece, Response, prompt_logprobs
 from distill.engines.vllm_start import engine_arguments, one_line
 from distill.modelspec import Model
 from distill.thinking import CLOSE, OPEN, count_thinking_tokens, opened
-from distill.turns import stop_ids
+from distill.turns import rendered, stop_ids
 from distill.types import Completion, Finish, Request
 from pipeline.errors import InputError, PipelineError
 
@@ -235,11 +235,7 @@ class VllmEngine:
         return outputs
 
     def _encode(self, items: tuple[tuple[tuple[str, str], ...], ...]) -> tuple[str, tuple[int, ...]]:
-        if not self.tokenizer.chat_template:
-            raise InputError("the model's tokenizer has no chat template, so messages cannot be put to it")
-        prompt: str = self.tokenizer.apply_chat_template(
-            [dict(item) for item in items], tokenize=False, add_generation_prompt=True
-        )
+        prompt = rendered(self.tokenizer, [dict(item) for item in items])
         return prompt, self._ids(prompt)
 
     def _ids(self, text: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from distill.thinking import CLOSE, OPEN, opened
 from distill.training.batching import Example, from_tokens
-from distill.turns import turn_end
+from distill.turns import rendered, turn_end
 from distill.types import Message
 from pipeline.errors import InputError
 
@@ -22,7 +22,7 @@ from pipeline.errors import InputError
 def from_messages(tokenizer: Any, key: str, messages: Sequence[Message], weight: float = 1.0) -> Example:
     """A row from a conversation that ends with an assistant's turn."""
     end = turn_end(tokenizer)
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False)
+    text = rendered(tokenizer, messages, asking=False)
     spans = _spans(tokenizer, text, messages) if end is not None else None
     if spans is None:
         return _last_turn(tokenizer, key, messages, tokenizer.eos_token_id if end is None else end, weight)
@@ -43,9 +43,9 @@ def _spans(tokenizer: Any, text: str, messages: Sequence[Message]) -> list[tuple
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = tokenizer.apply_chat_template(list(messages[:turn]), tokenize=False, add_generation_prompt=True)
+        before = rendered(tokenizer, messages[:turn])
         last = turn == len(messages) - 1
-        after = text if last else tokenizer.apply_chat_template(list(messages[: turn + 1]), tokenize=False)
+        after = text if last else rendered(tokenizer, messages[: turn + 1], asking=False)
         located = text.startswith(after) and after.startswith(before) and not opened(before)
         if not located or _letters(message["content"]) not in _letters(text[len(before) : len(after)]):
             return None
@@ -64,7 +64,7 @@ def _last_turn(tokenizer: Any, key: str, messages: Sequence[Message], end: int |
         raise InputError(
             f"example {key}: it ends with a turn of the {last['role']}, and what is learned is the assistant's"
         )
-    prompt = tokenizer.apply_chat_template(context, tokenize=False, add_generation_prompt=True)
+    prompt = rendered(tokenizer, context)
     asked, said = (
         tokenizer(part, add_special_tokens=False)["input_ids"] for part in (prompt, _after(prompt, last["content"]))
     )
