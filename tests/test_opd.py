@@ -117,7 +117,10 @@ def test_nothing_is_learned_from_what_was_cut_or_given_where_so_asked() -> None:
 def test_the_metrics_of_samples_leave_out_what_was_given() -> None:
     row = rolled([3, 5, 9], forced=(1,))
     row = replace(row, reward=0.1, teacher=tuple(scores([row.completion])[0]))
-    told = observe(GrpoSettings(optimizer=OptimizerSettings(1.0), steps=1, group=3), 1, [row] * 3, 1, Made(), (0, 0))
+    other = replace(row, completion=replace(row.completion, finish=Finish.LENGTH, text="4"))
+    how = GrpoSettings(optimizer=OptimizerSettings(1.0), steps=1, group=3)
+    told = observe(how, 1, [row, other, row], 1, Made(), (0, 0))
+    assert told.distinct == 2 and told.truncated == pytest.approx(1 / 3)
     assert told.entropy == pytest.approx(-(STUDENT[3] + STUDENT[9]).item() / 2)
     assert told.teacher_kl == pytest.approx((STUDENT - THEIRS)[[3, 9]].mean().item())
     assert told.zero_variance == 1  # three times 0.1 has a deviation of 1e-17
