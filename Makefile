@@ -21,7 +21,7 @@ test-all: $(READY)
 # need CUDA. What could not be run is listed with its reason.
 gpu:
 	$(PYTHON) -m pytest -p no:xdist -m gpu -r sf tests
-	@echo "not run: benchmarks/*.py compare CPU-seconds and have no form for a GPU yet; NF4 on CUDA has no test yet"
+	@echo "not run: benchmarks/*.py compare CPU-seconds and have no form for a GPU yet"
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -1,4 +1,8 @@
-"""Model cards: what a student is, what taught it, how it was made; written beside its weights."""
+"""Model cards: what a student is, what taught it, how it was made; written beside its weights.
+
+A licence is never made up: weights that began as somebody's are under that model's licence, as its own card tells it,
+and where none tells it the card says so.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from distill import modelspec
 from pipeline.stage import Context
+
+FROM_NOTHING = "random weights"
+"""What a model began with that began with no model."""
+OWN_LICENCE = "apache-2.0"
 
 
 def write_model_card(directory: Path, context: Context, about: str, start: str, settings: Mapping[str, Any]) -> None:
@@ -14,8 +25,7 @@ def write_model_card(directory: Path, context: Context, about: str, start: str, 
     inputs = "\n".join(f"- `{name}`: digest `{m.digest}`" for name, m in sorted(context.inputs.items())) or "- none"
     rows = "\n".join(f"| `{key}` | {value} |" for key, value in settings.items())
     text = f"""---
-license: apache-2.0
-library_name: transformers
+{_head(context, start)}library_name: transformers
 pipeline_tag: text-generation
 tags: [distillation, reasoning, distill]
 ---
@@ -53,6 +63,33 @@ It thinks between `<think>` and `</think>`; what follows is its answer.
     (directory / "README.md").write_text(text, encoding="utf-8")
 
 
+def _head(context: Context, start: str) -> str:
+    """The lines of a card's head on where its model comes from."""
+    if start == FROM_NOTHING:
+        return f"license: {OWN_LICENCE}\n"
+    if start.startswith(modelspec.STAGE):
+        artifact = context.inputs[start.removeprefix(modelspec.STAGE)].artifact
+        directory = context.workspace / (artifact or "") / modelspec.MODEL
+    else:
+        directory = modelspec.directory_of(start) or Path()
+    told = _told(directory / "README.md")
+    if not told and "/" in start and modelspec.directory_of(start) is None:
+        told = {"base_model": start.partition("@")[0]}  # on the hub, whose page knows its licence
+    unknown = (
+        "" if "license" in told else "# no license is told here: it is that of the model that training began with\n"
+    )
+    return unknown + (yaml.safe_dump(told, sort_keys=False) if told else "")
+
+
+def _told(card: Path) -> dict[str, Any]:
+    """What a model's own card says of its licence and of the model it comes from."""
+    try:
+        head = yaml.safe_load(card.read_text(encoding="utf-8").split("---\n")[1])
+        return {key: head[key] for key in ("license", "license_name", "license_link", "base_model") if key in head}
+    except (OSError, UnicodeDecodeError, IndexError, TypeError, yaml.YAMLError):
+        return {}
+
+
 def write_prm_card(directory: Path, context: Context, start: str, figures: Mapping[str, Any]) -> None:
     """``README.md`` of a process reward model: what it was tested to do, and what not to use it for."""
     inputs = "\n".join(f"- `{name}`: digest `{m.digest}`" for name, m in sorted(context.inputs.items())) or "- none"
@@ -60,8 +97,7 @@ def write_prm_card(directory: Path, context: Context, start: str, figures: Mappi
     columns = [name for name in ("heldout", "test") if name in figures]
     rows = "\n".join(f"| {name} | {' | '.join(str(figures[c][name]) for c in columns)} |" for name in names)
     text = f"""---
-license: apache-2.0
-library_name: transformers
+{_head(context, start)}library_name: transformers
 tags: [process-reward-model, reasoning, distill]
 ---
 

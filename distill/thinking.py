@@ -41,6 +41,11 @@ def split_thinking(text: str, opened: bool = False) -> Response:
     return Response("", text.strip(), closed=True)
 
 
+def opened(prompt: str) -> bool:
+    """Whether a prompt ends inside thinking that its template has opened."""
+    return prompt.rstrip().endswith(OPEN)
+
+
 def join_thinking(thinking: str, answer: str, closed: bool = True) -> str:
     """The response that `split_thinking` takes apart again; without thinking, the answer alone."""
     if not closed:

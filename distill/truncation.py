@@ -17,7 +17,7 @@ from distill import keys
 from distill.engines.base import Engine
 from distill.generation import Wanted, missing_of, sample
 from distill.store import Store
-from distill.thinking import OPEN, join_thinking
+from distill.thinking import OPEN, join_thinking, opened
 from pipeline.stage import Context, stop_check
 
 CUT = "finish = 'length'"
@@ -98,7 +98,7 @@ def text_of(row: Mapping[str, Any]) -> str:
     text = row["cut"]
     if text is None:
         text = join_thinking(row["thinking"], row["answer"], row["closed"])
-        if row["prompt"].rstrip().endswith(OPEN):
+        if opened(row["prompt"]):
             text = text.removeprefix(OPEN).removeprefix("\n")
     return str(text).rstrip("\ufffd")
 

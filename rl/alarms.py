@@ -36,7 +36,7 @@ class AlarmSettings(Settings):
     """`format_only`: another component has risen by this much, and the one that says what is right by less than
     `heldout_share` of it."""
     length_ratio: Annotated[float, Field(gt=1)] = 2.0
-    """`length`: responses are so many times as long as at first, or as short."""
+    """`length`: responses are so many times as long as at first, or as short; within a stage of `lengths`."""
     entropy_share: Share = 0.1
     """`entropy`: it has fallen below this share of what it was, while the reward is no higher."""
     distinct_share: Share = 0.5
@@ -60,10 +60,11 @@ class Alarm:
 class History:
     """What steps have told: metrics by name and step (from 1), and the held-out problems' scores at the steps
     (from 0) at which they were measured. ``judge``: the reward's component that says what is right, ``others``
-    the verifiers beside it."""
+    the verifiers beside it. ``stages``: the last steps of stages of length, after which responses may be longer."""
 
     judge: str = ""
     others: Sequence[str] = ()
+    stages: Sequence[int] = ()
     metrics: dict[str, dict[int, float]] = field(default_factory=dict)
     heldout: dict[int, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
@@ -77,11 +78,11 @@ class History:
         values = [told[step] for step in range(first, last + 1) if step in told]
         return math.fsum(values) / len(values) if values else math.nan
 
-    def change(self, name: str, step: int, window: int) -> tuple[float, float]:
-        """(at first, now); both NaN before there is enough to compare."""
-        if step < 2 * window:
+    def change(self, name: str, step: int, window: int, since: int = 0) -> tuple[float, float]:
+        """(at first, after step ``since``; now); both NaN before there is enough to compare."""
+        if step < since + 2 * window:
             return math.nan, math.nan
-        return self.mean(name, 1, window), self.mean(name, step - window + 1, step)
+        return self.mean(name, since + 1, since + window), self.mean(name, step - window + 1, step)
 
     def rise(self, name: str, step: int, window: int) -> float:
         before, now = self.change(name, step, window)
@@ -118,7 +119,8 @@ def format_only(history: History, step: int, limits: AlarmSettings) -> Cause | N
 
 
 def length(history: History, step: int, limits: AlarmSettings) -> Cause | None:
-    before, now = history.change("length", step, limits.window)
+    since = max((stage for stage in history.stages if stage < step), default=0)
+    before, now = history.change("length", step, limits.window, since)
     ratio = now / before if before else math.nan
     if not (ratio >= limits.length_ratio or ratio <= 1 / limits.length_ratio):
         return None

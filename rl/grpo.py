@@ -163,7 +163,8 @@ def train_grpo(
             rollouts = assess(learner, now, critic, judged) if critic else mix(judged)
             on_rollouts(step + 1, rollouts)
             sampled = time.perf_counter()
-            made, used = update(learner, now, step + 1, [r for r in rollouts if r.trained])
+            trained = [r for r in rollouts if r.trained]
+            made, used = update(learner, now, step + 1, trained, len(rollouts) / draws)
             on_updates(used)
             seconds = (sampled - started, time.perf_counter() - sampled)
             on_step(observe(now, step + 1, rollouts, draws, made, seconds))

@@ -18,6 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pipeline.errors import InputError
+
 Level = Literal["token", "sequence"]
 Objective = Literal["clip", "cispo"]
 Estimator = Literal["k1", "k2", "k3"]
@@ -62,6 +64,10 @@ class PolicyLoss:
     kl: float = 0.0
     estimator: Estimator = "k3"
     kl_corrected: bool = False
+
+    def __post_init__(self) -> None:
+        if self.clip_cap is not None and self.clip_cap <= 1 + self.clip_high:
+            raise InputError(f"clip_cap ({self.clip_cap}) must be above 1 + clip_high ({self.clip_high})")
 
     def __call__(self, logprobs: Tensor, streams: Mapping[str, Tensor]) -> Tensor:
         rows, advantages = streams["row"].long(), streams["advantage"]
@@ -138,7 +144,10 @@ def engine_weights(old: Tensor, engine: Tensor, rows: Tensor, correction: Engine
 def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: Estimator = "k3") -> Tensor:
     """Schulman's estimates of KL(policy, reference) from samples of the policy, d = ref - logp.
 
-    k1: -d, unbiased. k2: d^2 / 2, low variance. k3: exp(d) - d - 1, unbiased and positive.
+    k1: -d, unbiased. k2: d^2 / 2, low variance. k3: exp(d) - d - 1, unbiased and positive. As terms of a loss they
+    are differentiated, which is another matter: the gradient of k1 is 0 on average, that of k2 is that of the
+    divergence, that of k3 that of the forward KL(reference, policy); multiplied by rho those of k1 and k3 are the
+    divergence's own (https://arxiv.org/abs/2510.01555).
     """
     difference = reference - logprobs
     if estimator == "k1":
@@ -149,19 +158,22 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: Estimator = "k3"
 
 
 def token_weights(
-    lengths: Sequence[int], aggregation: Aggregation, *, longest: int, micro_batches: Sequence[Sequence[int]]
-) -> list[float]:
+    lengths: Sequence[int], aggregation: Aggregation, *, longest: int, micro_batches: Sequence[Sequence[int]],
+    sampled: float | None = None,
+) -> list[float]:  # fmt: skip
     """The weight of each row's tokens in the loss of one optimizer step. ``lengths`` count response tokens.
 
     row_mean: mean over rows of each row's mean. token_mean: mean over all tokens of the step. constant: sum
-    over tokens / (rows * ``longest``), the longest response allowed (no length bias). micro_batch_mean: the
-    mean over ``micro_batches`` (row indices) of each one's token mean; the only one that depends on the cut.
+    over tokens / (``sampled`` * ``longest``), the longest response allowed (no length bias), where all rows that were
+    sampled for the step count, also those that are not learned from: a divisor that knew which are would weigh steps
+    by their outcome. micro_batch_mean: the mean over ``micro_batches`` (row indices) of each one's token mean; the
+    only one that depends on the cut.
     """
     rows = len(lengths)
     if aggregation == "row_mean":
         return [1 / (rows * length) for length in lengths]
     if aggregation == "constant":
-        return [1 / (rows * longest)] * rows
+        return [1 / ((rows if sampled is None else sampled) * longest)] * rows
     if aggregation == "token_mean":
         return [1 / sum(lengths)] * rows
     weights = [0.0] * rows
@@ -171,9 +183,14 @@ def token_weights(
     return weights
 
 
-def clip_fractions(rho: Tensor, advantages: Tensor, low: float, high: float) -> tuple[float, float]:
-    """The shares of tokens whose gradient the lower and the upper clip stop."""
+def clip_fractions(rho: Tensor, advantages: Tensor, policy: PolicyLoss) -> tuple[float, float]:
+    """The shares of tokens whose gradient the lower and the upper clip stop; of cispo, which stops none, of those
+    whose weight is bounded."""
     if not len(rho):
         return math.nan, math.nan
-    below, above = (rho < 1 - low) & (advantages < 0), (rho > 1 + high) & (advantages > 0)
+    if policy.objective == "cispo":
+        return 0.0, (rho > policy.clip_high).double().mean().item()
+    below, above = (rho < 1 - policy.clip_low) & (advantages < 0), (rho > 1 + policy.clip_high) & (advantages > 0)
+    if policy.clip_cap is not None:
+        above |= (rho > policy.clip_cap) & (advantages < 0)
     return below.double().mean().item(), above.double().mean().item()

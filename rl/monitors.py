@@ -4,16 +4,16 @@ any step tells that samples."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, compress
 from typing import TYPE_CHECKING, TypedDict
 
 from distill import behaviours
 from distill.engines.base import response_of
 from distill.types import Finish
 from rl.step_credit import log_ratios
-from rl.update import Made, Rollout, logprobs
+from rl.update import Made, Rollout, logprobs, sampled
 
 if TYPE_CHECKING:
     from rl.grpo import GrpoSettings
@@ -91,7 +91,7 @@ def observe(
         step=step,
         total=settings.steps,
         reward_std=_mean(deviations),
-        zero_variance=_mean([float(d == 0) for d in deviations]),
+        zero_variance=_mean([float(len(set(values)) < 2) for values in judged]) if settings.group > 1 else math.nan,
         distinct=_mean([float(len({response_of(r.completion).answer for r in group})) for group in groups]),
         draws=draws,
         kl=made.kl if settings.loss.kl else None,
@@ -135,7 +135,7 @@ def of_samples(rollouts: Sequence[Rollout]) -> Samples:
         unverifiable=1 - len(rewards) / len(rollouts),
         length=_mean([float(len(r.completion.token_ids)) for r in rollouts]),
         truncated=_mean([float(r.completion.finish is Finish.LENGTH) for r in rollouts]),
-        entropy=-_mean(list(chain.from_iterable(logprobs(r.completion) for r in rollouts))),
+        entropy=-_mean([p for r in rollouts for p in _of_sampled(r, logprobs(r.completion))]),
         verifications=_mean([float(said("verifications", r.completion.text)) for r in rollouts]),
         corrections=_mean([float(said("corrections", r.completion.text)) for r in rollouts]),
     )
@@ -148,7 +148,12 @@ def said(kind: str, text: str) -> int:
 
 def _teacher_kl(rollouts: Sequence[Rollout]) -> float | None:
     told = [r for r in rollouts if r.teacher]
-    return -_mean(list(chain.from_iterable(log_ratios(r.completion, r.teacher) for r in told))) if told else None
+    return -_mean([d for r in told for d in _of_sampled(r, log_ratios(r.completion, r.teacher))]) if told else None
+
+
+def _of_sampled(rollout: Rollout, values: Sequence[float]) -> Iterator[float]:
+    """Those of the tokens that the policy chose."""
+    return compress(values, sampled(rollout.completion))
 
 
 def _explained(rollouts: Sequence[Rollout]) -> float:

@@ -17,6 +17,7 @@ import torch
 
 from distill.training.batching import Example, from_tokens, micro_batches
 from distill.training.forward import check_packing, logprobs, pack
+from distill.turns import turn_end
 from distill.types import Completion
 from pipeline.errors import InputError, PipelineError
 
@@ -75,6 +76,12 @@ class VllmTeacher:
         return scores
 
 
+def _end(tokenizer: Any) -> str | None:
+    """The token that ends a turn, or a text where the template says none."""
+    found = turn_end(tokenizer)
+    return tokenizer.eos_token if found is None else str(tokenizer.convert_ids_to_tokens(found))
+
+
 def check_same_tokenizer(student: Any, teacher: Any, name: str) -> None:
     """`InputError` unless ids mean the same to both: equal vocabularies, and equal ids for a probing text."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()
@@ -83,8 +90,8 @@ def check_same_tokenizer(student: Any, teacher: Any, name: str) -> None:
         what = f"{len(differing)} of their tokens differ, {differing[0]!r} for one"
     elif student.encode(PROBE, add_special_tokens=False) != teacher.encode(PROBE, add_special_tokens=False):
         what = "they cut one text into different tokens"
-    elif student.eos_token_id != teacher.eos_token_id:
-        what = f"turns end with {student.eos_token!r} for one and {teacher.eos_token!r} for the other"
+    elif (own := _end(student)) != (other := _end(teacher)):
+        what = f"turns end with {own!r} for one and {other!r} for the other"
     else:
         return
     raise InputError(

@@ -105,14 +105,20 @@ class Used:
     logprobs: Sequence[float]
 
 
-def update(learner: Learner, settings: GrpoSettings, step: int, rollouts: Sequence[Rollout]) -> tuple[Made, list[Used]]:
-    """``settings.passes`` over the rollouts of ``step`` (from 1), each of ``settings.updates`` optimizer steps."""
+def update(
+    learner: Learner, settings: GrpoSettings, step: int, rollouts: Sequence[Rollout], sampled: float
+) -> tuple[Made, list[Used]]:
+    """``settings.passes`` over the rollouts of ``step`` (from 1), each of ``settings.updates`` optimizer steps.
+
+    ``sampled``: how many rollouts a step has, with those that are not learned from.
+    """
     rows = {id(r): row_of(r) for r in rollouts}
     old = _before(learner, settings, rollouts, rows)
     made, used = [], []
     for number in range(settings.passes):
         for part in _shares(rollouts, settings.updates, settings.sampling.seed, step, number):
-            one, weights, scored = _step(learner, settings, [(rows[id(r)], old.get(id(r))) for r in part])
+            batch = [(rows[id(r)], old.get(id(r))) for r in part]
+            one, weights, scored = _step(learner, settings, batch, sampled / settings.updates)
             made.append(one)
             used += [Used(r, learner.done, w, s.logprobs) for r, w, s in zip(part, weights, scored, strict=True)]
     return _merged(made), used
@@ -165,7 +171,7 @@ def logprobs(completion: Completion) -> Sequence[float]:
 
 
 def _step(
-    learner: Learner, settings: GrpoSettings, rows: list[tuple[Row, Sequence[float] | None]]
+    learner: Learner, settings: GrpoSettings, rows: list[tuple[Row, Sequence[float] | None]], sampled: float
 ) -> tuple[Made, Sequence[float], list[Scored]]:
     """One optimizer step on ``rows``, each with its old log-probabilities if they are not the present ones. Beside
     what it did: each row's weight in the loss, and its scores."""
@@ -178,6 +184,7 @@ def _step(
         settings.aggregation,
         longest=settings.sampling.max_tokens,
         micro_batches=learner.cut([row.example for row, _ in rows]),
+        sampled=sampled,
     )
     batch = []
     for index, ((row, old), length, weight) in enumerate(zip(rows, lengths, weights, strict=True)):
@@ -206,7 +213,7 @@ def _accounted(
     gap = old - engine
     weighed = loss.engine_weights(old, engine, index_of, policy.correction)
     rho = loss.ratio(present, old, index_of, policy.level)
-    low, high = loss.clip_fractions(rho, stream("advantage"), policy.clip_low, policy.clip_high)
+    low, high = loss.clip_fractions(rho, stream("advantage"), policy)
     errors = _flat([s.values for s in scored]) - stream("target") if "target" in batch[0].streams else None
     return Made(
         norm=norm,

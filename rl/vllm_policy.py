@@ -21,6 +21,7 @@ import torch
 
 from distill.engines.options import VllmOptions
 from distill.modelspec import Model
+from distill.turns import rendered
 from distill.types import Completion, Problem, Request
 from pipeline.errors import InputError, PipelineError
 
@@ -94,9 +95,7 @@ def open_policy(
 
     if start.adapter:
         raise InputError(f"grpo with engine vllm starts from a whole model; merge the adapter {start.adapter} first")
-    said = [dict(message) for message in probe.messages]
-    text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer.encode(text, add_special_tokens=False)[:PROBE]
+    ids = tokenizer.encode(rendered(tokenizer, probe.messages), add_special_tokens=False)[:PROBE]
     rank = max(config.r for config in model.peft_config.values())
     return VllmPolicy(model, vllm.open(start, options, note, lora_rank=rank), directory, ids)
 

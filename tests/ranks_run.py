@@ -12,10 +12,10 @@ import torch
 from test_rl import grpo, policy, student
 from tiny import examples, tiny, weights
 
+from distill.training.launch import run_of_several
 from distill.training.loop import TrainSettings, train
 from distill.training.lora import add_lora
 from distill.training.optimizer import OptimizerSettings
-from distill.training.ranks import run_of_several
 from pipeline.errors import Stopped
 from rl.critic import Critic
 from rl.loss import PolicyLoss

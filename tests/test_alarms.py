@@ -92,6 +92,14 @@ def test_each_rule(metrics: dict[str, Sequence[float]], expected: list[str]) -> 
     assert names(history(**metrics), min(map(len, metrics.values()))) == expected
 
 
+def test_a_longer_budget_is_no_drift() -> None:
+    """Where responses may be longer from step 3 on they are compared with those since then."""
+    found = history(length=[40, 40, 90, 90, 95, 95, 200, 200])
+    assert [step for step in range(1, 9) if names(found, step)] == [4, 5, 6, 7, 8]
+    found.stages = (2,)
+    assert [step for step in range(1, 9) if names(found, step)] == [8]
+
+
 def test_a_rollback_needs_to_know_what_is_good() -> None:
     usual = {"student": "embedded:student-base", "problems": "p"}
     with pytest.raises(ValidationError, match="rollback needs `watch`"):

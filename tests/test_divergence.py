@@ -20,7 +20,8 @@ from distill.cli.open import load  # noqa: E402
 from distill.randomness import generator  # noqa: E402
 from distill.store import Store  # noqa: E402
 from distill.training import forward  # noqa: E402
-from distill.training.batching import Order, from_messages  # noqa: E402
+from distill.training.batching import Order  # noqa: E402
+from distill.training.conversations import from_messages  # noqa: E402
 from distill.training.divergence import Agreement, coarsened, generalised_jsd  # noqa: E402
 from distill.training.forward import pack  # noqa: E402
 from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402

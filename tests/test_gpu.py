@@ -17,8 +17,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from ranks_run import ROWS, STEPS, model  # noqa: E402
-from tiny import weights  # noqa: E402
+from tiny import chat_tokenizer, weights  # noqa: E402
 
+from distill.modelspec import Model  # noqa: E402
+from distill.training import student  # noqa: E402
+from distill.training.export import export_student  # noqa: E402
 from distill.training.forward import check_packing  # noqa: E402
 from distill.training.loop import TrainSettings, train  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
@@ -56,6 +59,20 @@ def test_a_device_learns_what_a_cpu_does(device: str, lora: bool, tmp_path: Path
 def test_bf16_stays_near_full_precision(device: str, tmp_path: Path) -> None:
     half, full = (trained(device, tmp_path / p, precision=p)[1] for p in ("bf16", "fp32"))
     assert half == pytest.approx(full, rel=0.05)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_nf4_learns_and_is_merged_as_it_was_trained(device: str, tmp_path: Path) -> None:
+    """QLoRA; what is written is compared with what was trained by `export_student`."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra: qlora)")
+    model(lora=False).save_pretrained(tmp_path / "base")
+    chat_tokenizer().save_pretrained(tmp_path / "base")
+    base = Model(str(tmp_path / "base"), "base")
+    made, tokenizer = student.load(base, student.Adapter(8, 16), quantize="nf4", device=device)
+    settings, metrics = TrainSettings(OptimizerSettings(1e-2), batch_size=4, steps=12), list[Any]()
+    train(made, ROWS, settings, checkpoints=tmp_path / "checkpoints", on_step=metrics.append)
+    assert made.device.type == device and metrics[-1].loss < metrics[0].loss
+    export_student(made, tokenizer, tmp_path / "out")
 
 
 @pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=several), pytest.param("fsdp", marks=several)])

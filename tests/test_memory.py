@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from tiny import tiny  # noqa: E402
 
 from distill.training.lora import add_lora  # noqa: E402
-from distill.training.memory import Training, check_fits, estimate, free_of_machine  # noqa: E402
+from distill.training.memory import Training, check_fits, estimate, free_of_machine, weights_of  # noqa: E402
 from pipeline.errors import InputError  # noqa: E402
 
 USUAL = Training(micro_batch_tokens=512, rank=4)
@@ -45,6 +45,14 @@ def test_weights_gradients_and_moments_are_those_of_the_model(model: Path) -> No
 def test_what_the_refusal_advises_lowers_the_need(smaller: dict[str, int], model: Path) -> None:
     before, after = estimate(model, USUAL), estimate(model, replace(USUAL, **smaller))
     assert before and after and after.total < before.total
+
+
+def test_a_teacher_beside_the_student_counts(model: Path) -> None:
+    alone, beside = estimate(model, USUAL), estimate(model, replace(USUAL, teacher=weights_of(model, 4)))
+    assert alone and beside and beside.total - alone.total == bytes_of(tiny())
+    assert weights_of(model, 2) == bytes_of(tiny()) // 2 and weights_of(model / "nowhere", 4) == 0
+    with pytest.raises(InputError, match=r"training needs about .*teacher"):
+        check_fits(model, replace(USUAL, teacher=1 << 40), "stage opd", 1 << 30)
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers_and_what_to_change(model: Path) -> None:

@@ -32,10 +32,10 @@ from pipeline.events import Listener  # noqa: E402
 from pipeline.workspace import Workspace  # noqa: E402
 from rl import credit, loss  # noqa: E402
 from rl.grpo import GrpoSettings, train_grpo  # noqa: E402
-from rl.monitors import GrpoMetrics  # noqa: E402
+from rl.monitors import GrpoMetrics, observe  # noqa: E402
 from rl.step_credit import Mixture, log_ratios, step_advantages  # noqa: E402
 from rl.teacher import TransformersTeacher, VllmTeacher, check_same_tokenizer  # noqa: E402
-from rl.update import Rollout  # noqa: E402
+from rl.update import Made, Rollout  # noqa: E402
 
 # ------------------------------------------------------------------ the estimator, on a vocabulary of 16 tokens
 
@@ -114,6 +114,18 @@ def test_nothing_is_learned_from_what_was_cut_or_given_where_so_asked() -> None:
     assert [r.trained for r in Mixture(0.0, scores, leave_out_cut=True)([cut])] == [False]
 
 
+def test_the_metrics_of_samples_leave_out_what_was_given() -> None:
+    row = rolled([3, 5, 9], forced=(1,))
+    row = replace(row, reward=0.1, teacher=tuple(scores([row.completion])[0]))
+    other = replace(row, completion=replace(row.completion, finish=Finish.LENGTH, text="4"))
+    how = GrpoSettings(optimizer=OptimizerSettings(1.0), steps=1, group=3)
+    told = observe(how, 1, [row, other, row], 1, Made(), (0, 0))
+    assert told.distinct == 2 and told.truncated == pytest.approx(1 / 3)
+    assert told.entropy == pytest.approx(-(STUDENT[3] + STUDENT[9]).item() / 2)
+    assert told.teacher_kl == pytest.approx((STUDENT - THEIRS)[[3, 9]].mean().item())
+    assert told.zero_variance == 1  # three times 0.1 has a deviation of 1e-17
+
+
 def test_step_rewards_are_normalised_in_their_group_and_credit_all_before_them() -> None:
     first, second = step_advantages([[(1, 1.0), (3, 0.0)], [(2, 1.0)]], [5, 3])
     deviation = torch.tensor([1.0, 0.0, 1.0]).std().item() + credit.EPSILON
@@ -156,9 +168,8 @@ def test_another_tokenizer_is_refused_in_one_line() -> None:
     with pytest.raises(InputError, match=r"teacher t: its tokenizer is not the student's \(1 of their tokens") as told:
         check_same_tokenizer(same, other, "t")
     assert "\n" not in str(told.value)
-    ends = chat_tokenizer()
-    ends.eos_token = "<bot>"
-    with pytest.raises(InputError, match="turns end with '<end>' for one and '<bot>'"):
+    ends = chat_tokenizer(same.chat_template.replace("<end>", "<user>"))
+    with pytest.raises(InputError, match="turns end with '<end>' for one and '<user>'"):
         check_same_tokenizer(same, ends, "t")
 
 

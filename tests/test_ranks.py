@@ -101,7 +101,7 @@ def test_a_rank_that_is_killed_ends_the_run_which_goes_on_exactly(together: Path
 
 def rank_1() -> int:
     for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-        if b"distill.training.ranks" in Path(f"/proc/{child}/cmdline").read_bytes():
+        if b"distill.training.launch" in Path(f"/proc/{child}/cmdline").read_bytes():
             return int(child)
     raise AssertionError("no rank was started")
 

@@ -149,9 +149,13 @@ def made_twice(directory: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_sigterm_stops_in_order_and_running_again_goes_on(undisturbed: Path, tmp_path: Path) -> None:
-    """Sent to the whole group, as timeout, Slurm and systemd do: the trainer's other processes get it too."""
+def test_time_and_sigterm_stop_in_order_and_running_again_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+    """First by ``--max-time``, wherever that falls. Then by SIGTERM while training, sent to the whole group, as
+    timeout, Slurm and systemd do: the trainer's other processes get it too."""
     directory = project(tmp_path / "p")
+    process = start(directory, "sft", "--max-time", "2s")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75 and "(--max-time)" in err
     process = start(directory, "sft")
     for event in events(process):
         if event["event"] == "progress" and event["stage"] == "sft":

@@ -313,6 +313,13 @@ def test_settings_at_their_defaults_are_in_no_fingerprint() -> None:
         ({"lengths": [{"until": 5, "max_tokens": 9999}]}, "no stage is longer"),
         ({"lengths": [{"until": 5, "max_tokens": 8}, {"until": 5, "max_tokens": 9}]}, "ends at a later step"),
         ({"pass_rate": {"aim": 1.0}}, "less than 1"),
+        ({"sampling": {"top_p": 0.9}}, "no truncation"),
+        ({"overlong": "punish"}, "overlong_buffer between 0 and max_tokens"),
+        ({"kl": 0.1, "lora": None}, "kl needs `lora`"),
+        ({"kl": 0.1, "kl_estimator": "k1"}, "gradient of k1 is 0"),
+        ({"clip_cap": 1.1, "clip_high": 0.2}, "clip_cap must be above"),
+        ({"loss": "cispo", "clip_low": 0.1}, "cispo has one bound"),
+        ({"engine_floor": 3}, "below engine_cap"),
         ({"reward": [MATH, MATH]}, "two components"),
     ],
 )

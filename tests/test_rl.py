@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,14 +83,35 @@ def test_the_clip_stops_the_gradient_exactly_where_it_says() -> None:
     assert beyond.any() and not beyond.all()
     expected = torch.where(beyond, 0.0, -rho * advantages)
     torch.testing.assert_close(new.grad, expected)
-    low, high = loss.clip_fractions(rho, advantages, 0.2, 0.28)
-    assert low + high == pytest.approx(beyond.double().mean().item()) and low > 0 and high > 0
 
 
 def test_a_cap_bounds_what_a_bad_token_can_cost() -> None:
     rho, advantages = torch.tensor([0.5, 1.0, 50.0]), torch.tensor([-1.0, -1.0, -1.0])
     assert loss.clipped(rho, advantages, 0.2, 0.2).tolist() == pytest.approx([0.8, 1.0, 50.0])
     assert loss.clipped(rho, advantages, 0.2, 0.2, cap=4.0).tolist() == pytest.approx([0.8, 1.0, 4.0])
+    with pytest.raises(InputError, match=r"clip_cap \(1.1\) must be above 1"):
+        loss.PolicyLoss(clip_cap=1.1)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [loss.PolicyLoss(), loss.PolicyLoss(clip_cap=1.5), loss.PolicyLoss(level="sequence", clip_low=0.1)],
+    ids=["clip", "cap", "sequence"],
+)
+def test_clip_fractions_are_the_shares_of_tokens_without_a_gradient(policy: Any) -> None:
+    new, old, advantages, engine = draws("new", "old", "advantages", "engine")
+    advantages = (advantages + 1)[ROWS] if policy.level == "sequence" else advantages + 1
+    new.requires_grad_()
+    streams = {"old": old, "advantage": advantages, "engine": engine, "weight": torch.ones_like(old), "row": ROWS}
+    policy(new, streams).backward()
+    low, high = loss.clip_fractions(loss.ratio(new, old, ROWS, policy.level), advantages, policy)
+    assert low + high == pytest.approx((new.grad == 0).double().mean().item()) and low + high > 0
+
+
+def test_of_cispo_they_are_the_shares_of_bounded_weights() -> None:
+    rho, advantages = torch.tensor([0.1, 0.9, 4.9, 5.1]), torch.tensor([-1.0, 1.0, 1.0, -1.0])
+    policy = loss.PolicyLoss("cispo", clip_low=0.0, clip_high=5.0)
+    assert loss.clip_fractions(rho, advantages, policy) == (0.0, 0.25)
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
@@ -212,6 +233,33 @@ def how(name: str, **changes: Any) -> dict[str, Any]:
     return {"loss": terms, "aggregation": recipe.aggregation}
 
 
+class Lying:
+    """A policy whose engine tells every second token's log-probability too low by ``nats``."""
+
+    name = "transformers"
+
+    def __init__(self, engine: TransformersEngine, nats: float) -> None:
+        self.engine, self.nats = engine, nats
+        self.refresh = engine.refresh
+
+    def generate(self, requests: Iterable[Request], stopping: Callable[[], bool]) -> Iterator[Completion]:
+        for made in self.engine.generate(list(requests), stopping):
+            told = tuple(p - self.nats * (t % 2) for t, p in enumerate(made.logprobs or ()))
+            yield replace(made, logprobs=told)
+
+
+def test_what_is_told_of_a_gap_between_engine_and_trainer(tmp_path: Path) -> None:
+    """Ratios before truncation, and what truncation leaves: half of the tokens weigh 2 in place of 4."""
+    model = student()
+    (m,), rollouts = grpo(model, tmp_path, Lying(policy(model), math.log(4)), steps=1)
+    lengths = [len(r.completion.token_ids) for r in rollouts if r.trained]
+    odd = sum(n // 2 for n in lengths) / sum(lengths)
+    assert m.ratio_max == pytest.approx(4, rel=1e-3) and m.ratio_mean == pytest.approx(1 + 3 * odd, rel=1e-3)
+    assert m.logprob_gap == pytest.approx(odd * math.log(4), rel=1e-3)
+    assert m.effective_share == pytest.approx((1 + odd) ** 2 / (1 + 3 * odd), rel=1e-3)
+    assert m.corrected == pytest.approx(odd)
+
+
 @pytest.mark.parametrize("name", [name for name in loss.RECIPES if name != "bnpo"])
 def test_the_cut_into_micro_batches_changes_no_update(tmp_path: Path, name: str) -> None:
     ends = []
@@ -220,6 +268,21 @@ def test_the_cut_into_micro_batches_changes_no_update(tmp_path: Path, name: str)
         grpo(model, tmp_path / str(limit), steps=1, micro_batch_tokens=limit, **how(name, kl=0.1))
         ends.append(weights(model))
     torch.testing.assert_close(*ends, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "share"), [("dr_grpo", 0.5), ("dapo", 1.0)])
+def test_a_group_that_teaches_nothing_counts_where_the_divisor_is_a_constant(
+    tmp_path: Path, name: str, share: float
+) -> None:
+    """Two of four problems are never solved. A divisor that left them out would weigh a step by its own outcome."""
+
+    def half(pairs: Sequence[tuple[Problem, Completion]]) -> list[float | None]:
+        return [0.0 if p.id.endswith(("2", "3")) else likes_a([(p, c)])[0] for p, c in pairs]
+
+    alone, _ = grpo(student(), tmp_path / "a", steps=1, sample=lambda *at: problems(*at)[:2], **how(name))
+    beside, rollouts = grpo(student(), tmp_path / "b", steps=1, reward=half, **how(name))
+    assert sum(r.trained for r in rollouts) <= 16
+    assert beside[0].grad_norm == pytest.approx(share * alone[0].grad_norm, rel=1e-4)
 
 
 def test_the_update_equals_a_plain_loop_over_padded_rows(tmp_path: Path) -> None:

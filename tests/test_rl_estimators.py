@@ -87,6 +87,30 @@ def test_sampled_updates_average_to_the_policy_gradient() -> None:
     assert ((each.mean(0) - exact(theta, pays)).abs() < 3 * error + 1e-4).all()
 
 
+def test_what_the_gradient_of_a_kl_term_is_on_average() -> None:
+    """Differentiating a good estimate does not estimate the gradient: k1 has none, k3 has the forward divergence's;
+    k2, and k1 and k3 times the ratio, have that of KL(policy, reference)."""
+    theta, reference = BIASED.clone().requires_grad_(), torch.tensor([-0.9, 0.8], dtype=torch.float64).log_softmax(-1)
+
+    def of(divergence: Any) -> Any:
+        return torch.autograd.grad(divergence, theta)[0]
+
+    policy = theta.log_softmax(-1)
+    reverse = of((policy.exp() * (policy - reference)).sum())
+    policy = theta.log_softmax(-1)
+    forward = of((reference.exp() * (reference - policy)).sum())
+    found = {}
+    for kind, corrected in itertools.product(("k1", "k2", "k3"), (False, True)):
+        policy = theta.log_softmax(-1)
+        streams = {"advantage": torch.zeros(2), "row": torch.arange(2), "reference": reference}
+        streams |= {"engine": policy.detach(), "weight": policy.detach().exp()}  # each arm as often as it is sampled
+        found[kind, corrected] = of(loss.PolicyLoss(kl=1.0, estimator=kind, kl_corrected=corrected)(policy, streams))  # type: ignore[arg-type]
+    torch.testing.assert_close(found["k1", False], torch.zeros(2, dtype=torch.float64))
+    torch.testing.assert_close(found["k3", False], forward)
+    for right in (("k2", False), ("k1", True), ("k3", True)):
+        torch.testing.assert_close(found[right], reverse)
+
+
 def test_the_mean_over_a_response_punishes_long_failures_less() -> None:
     """The length bias of GRPO's aggregation, and its absence with a constant divisor."""
     lengths, micro = [2, 20], [[0, 1]]

@@ -93,7 +93,7 @@ def test_an_alarm_rolls_a_real_run_back(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kl_in_reward": 0.1, "lora": None}, "need `lora`"),
+        ({"kl_in_reward": 0.1, "lora": None}, "needs `lora`"),
         ({"decay": 1.5}, "decay"),
         ({"baseline": "group"}, "baseline"),
         ({"on_alarm": "rollback"}, "rollback needs `watch`"),

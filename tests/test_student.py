@@ -207,6 +207,14 @@ def test_training_ends_when_nothing_gets_better_with_the_best_weights(tmp_path: 
     assert total / count == pytest.approx(min(heard.values()), abs=1e-4)
 
 
+def test_what_is_only_as_good_as_before_is_no_better(tmp_path: Path) -> None:
+    """Shares of few problems are often equal."""
+    settings = TrainSettings(ADAMW, batch_size=4, epochs=20)
+    watch = Heldout(lambda learner: (-0.5, {}), every=2, patience=3)
+    result = train(tiny(), examples(8), settings, checkpoints=tmp_path, heldout=watch)
+    assert (result.best_step, result.steps) == (2, 8)
+
+
 def test_without_patience_all_steps_are_made_and_the_best_weights_kept(tmp_path: Path) -> None:
     _, result, heard = watched(tmp_path, patience=None)
     assert result.steps == 40 and set(heard) == {*range(3, 40, 3), 40}

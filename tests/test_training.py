@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from distill.prompting import asking  # noqa: E402
 from distill.stages import sft  # noqa: E402
 from distill.store.records import problem_row  # noqa: E402
 from distill.training import attention, checkpoint, gated, head, rotary  # noqa: E402
-from distill.training.batching import Example, Order, fitting, from_messages, from_tokens, micro_batches  # noqa: E402
+from distill.training.batching import Example, Order, fitting, from_tokens, micro_batches  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
 from distill.training.forward import check_packing, logprobs, pack  # noqa: E402
 from distill.training.lean import lean  # noqa: E402
@@ -62,30 +63,6 @@ def test_overlong_rows_are_dropped_and_named_never_cut() -> None:
     kept, dropped = fitting(rows, 10)
     assert all(len(e) <= 10 for e in kept) and dropped == [e.key for e in rows if len(e) > 10]
     assert {e.key: e.input_ids for e in kept}.items() <= {e.key: e.input_ids for e in rows}.items()
-
-
-def test_only_assistant_turns_are_learned_with_their_end_token() -> None:
-    tokenizer = chat_tokenizer()
-    turns = [("user", "ab"), ("assistant", "cd"), ("user", "e"), ("assistant", "f g")]
-    row = from_messages(tokenizer, "k", [{"role": r, "content": c} for r, c in turns])
-    learned = tokenizer.decode([i for i, m in zip(row.input_ids, row.labels_mask, strict=True) if m])
-    assert learned.replace(" ", "") == "cd<end>fg<end>"
-
-
-def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
-    forgetful = "{% for m in messages %}{{ m.content if loop.last else 'x' }}<end>{% endfor %}"
-    turns = [
-        {"role": r, "content": c} for r, c in [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
-    ]
-    with pytest.raises(InputError, match="rewrites earlier turns"):
-        from_messages(chat_tokenizer(forgetful), "k", turns)
-
-
-def test_a_template_that_drops_the_thinking_is_refused() -> None:
-    dropping = "{% for m in messages %}{{ m.content.split('z')[-1] }}<end>{% endfor %}"
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "work z answer"}]
-    with pytest.raises(InputError, match="leaves out part of what the assistant says"):
-        from_messages(chat_tokenizer(dropping), "k", turns)
 
 
 # ------------------------------------------------------------------ order and cutting
@@ -649,6 +626,19 @@ def test_sigkill_at_random_moments_gives_equal_weights(tmp_path: Path) -> None:
     assert torch.equal(torch.load(tmp_path / "killed.pt"), torch.load(tmp_path / "straight.pt"))
 
 
+def test_a_disk_that_takes_no_more_is_named_and_what_was_there_stays(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, "r", {"weights": [torch.ones(10)]})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*state\.pt'"):
+            checkpoint.save(tmp_path, 2, "r", {"weights": [torch.ones(1_000_000)]})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    step, state = checkpoint.latest(tmp_path, "r") or (0, {})
+    assert step == 1 and torch.equal(state["weights"][0], torch.ones(10))
+
+
 def test_a_checkpoint_marker_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(*_: Any) -> None:
         raise OSError("No space left on device")
@@ -677,6 +667,13 @@ def test_exported_student_loads_in_plain_transformers(tmp_path: Path, wrap: bool
     assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
     assert AutoTokenizer.from_pretrained(tmp_path / "student/model").chat_template == tokenizer.chat_template
     assert load_model(tmp_path / "student/model").dtype == torch.float32
+
+
+def test_files_that_say_something_else_than_what_was_trained_are_refused(tmp_path: Path) -> None:
+    model = add_lora(tiny(), rank=4, alpha=8, seed=0)
+    model.get_output_embeddings().register_forward_hook(lambda module, seen, made: 1.01 * made)  # in no file
+    with pytest.raises(PipelineError, match=r"logits differ from the trained model's by 0\.0099"):
+        export_student(model, chat_tokenizer(), tmp_path / "out")
 
 
 def test_settings_of_the_process_are_put_back() -> None:
@@ -730,3 +727,12 @@ def test_a_student_is_trained_on_what_it_will_be_asked() -> None:
         sft.SftSettings(
             data="select", student="embedded:student-base", prompting={"template": "boxed", "prefill": "so"}
         )
+
+
+def test_a_step_without_rows_learns_nothing_and_counts(tmp_path: Path) -> None:
+    """A source may have none: all that a student sampled was empty, say."""
+    model, told = tiny(), list[Any]()
+    before = weights(model)
+    settings = TrainSettings(OptimizerSettings(1e-2), steps=2)
+    train(model, lambda step: [], settings, checkpoints=tmp_path, on_step=told.append)
+    assert torch.equal(weights(model), before) and [m.step for m in told] == [1, 2]

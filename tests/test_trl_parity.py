@@ -42,12 +42,15 @@ def drawn(name: str, spread: float = 0.4) -> Any:
 MASK = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).double()
 NEW, OLD, REFERENCE, ENGINE = (drawn(name) for name in ("new", "old", "reference", "engine"))
 ADVANTAGES = torch.tensor([1.1, -0.4, 0.7, -1.3], dtype=torch.float64)
+TOKEN_ADVANTAGES = drawn("advantages", 1.0)
 
 
-def theirs(kind: str, level: str, beta: float, delta: float | None, engine: bool, corrected: bool) -> tuple[float, Any]:
+def theirs(
+    kind: str, level: str, beta: float, delta: float | None, engine: bool, corrected: bool, per_token: bool
+) -> tuple[float, Any]:
     leaf = NEW.clone().requires_grad_()
     total = 0.0
-    recipe = loss.RECIPES["dapo" if kind == "luspo" else kind]
+    recipe = loss.RECIPES[kind]
     for rows in MICRO:
         trainer = SimpleNamespace(
             _get_per_token_logps_and_entropies=lambda *_, rows=rows, **__: (leaf[rows], torch.zeros_like(NEW[rows]), None),
@@ -61,7 +64,7 @@ def theirs(kind: str, level: str, beta: float, delta: float | None, engine: bool
         inputs = {
             "prompt_ids": torch.zeros(len(rows), 1).long(), "prompt_mask": torch.ones(len(rows), 1).long(),
             "completion_ids": torch.zeros_like(NEW[rows]).long(), "completion_mask": MASK[rows],
-            "advantages": ADVANTAGES[rows], "old_per_token_logps": OLD[rows], "ref_per_token_logps": REFERENCE[rows],
+            "advantages": TOKEN_ADVANTAGES[rows] if per_token else ADVANTAGES[rows], "old_per_token_logps": OLD[rows], "ref_per_token_logps": REFERENCE[rows],
             "importance_sampling_ratio": (OLD[rows] - ENGINE[rows]).exp().clamp(max=2.0), "num_items_in_batch": MASK.sum() / len(MICRO),
         }  # fmt: skip
         part = GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
@@ -70,7 +73,9 @@ def theirs(kind: str, level: str, beta: float, delta: float | None, engine: bool
     return total, leaf.grad
 
 
-def ours(kind: str, level: str, beta: float, delta: float | None, engine: bool, corrected: bool) -> tuple[float, Any]:
+def ours(
+    kind: str, level: str, beta: float, delta: float | None, engine: bool, corrected: bool, per_token: bool
+) -> tuple[float, Any]:
     recipe = loss.RECIPES[kind]
     policy = loss.PolicyLoss(
         recipe.objective, level, recipe.clip_low, recipe.clip_high, delta,
@@ -87,7 +92,7 @@ def ours(kind: str, level: str, beta: float, delta: float | None, engine: bool, 
 
         shape = torch.ones_like(NEW)
         streams = {
-            "advantage": flat(ADVANTAGES[:, None] * shape), "engine": flat(ENGINE), "old": flat(OLD),
+            "advantage": flat(TOKEN_ADVANTAGES if per_token else ADVANTAGES[:, None] * shape), "engine": flat(ENGINE), "old": flat(OLD),
             "reference": flat(REFERENCE), "weight": flat(torch.tensor(weights, dtype=torch.float64)[:, None] * shape),
             "row": flat(torch.arange(len(LENGTHS))[:, None] * shape),
         }  # fmt: skip
@@ -103,6 +108,7 @@ GRID = list(
         ("token", "sequence"),
         (0.0, 0.04),
         (None, 1.5),
+        (False, True),
         (False, True),
         (False, True),
     )

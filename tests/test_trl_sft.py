@@ -20,7 +20,8 @@ from torch.utils.data import SequentialSampler  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
 
 from distill.randomness import generator  # noqa: E402
-from distill.training.batching import Order, from_messages  # noqa: E402
+from distill.training.batching import Order  # noqa: E402
+from distill.training.conversations import from_messages  # noqa: E402
 from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402

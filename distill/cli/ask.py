@@ -27,7 +27,7 @@ from distill.engines.options import OpenAIOptions, TransformersOptions, VllmOpti
 from distill.modelspec import Model
 from distill.prm import files
 from distill.stages.report import ReportSettings
-from distill.thinking import OPEN, Response, split_thinking
+from distill.thinking import Response, opened, split_thinking
 from distill.types import Completion, Finish, Problem, Request, Sampling, ThinkingBudget
 from pipeline.config import PipelineSpec
 from pipeline.document import parse_value
@@ -153,7 +153,7 @@ def _tell_lack(parts: Response, finish: Finish, max_tokens: int) -> None:
 def _tell_result(result: Any, label: str, max_tokens: int, show_thinking: bool, as_json: bool) -> None:
     """A search's answer with its bill. (A `rl.search.drive.Result`.)"""
     piece, weights, bill = result.choice.piece, result.choice.weights, result.bill
-    parts = split_thinking(piece.text, opened=piece.prompt.rstrip().endswith(OPEN))
+    parts = split_thinking(piece.text, opened=opened(piece.prompt))
     if as_json:
         print(json.dumps({
             "answer": parts.answer, "thinking": parts.thinking, "closed": parts.closed, "finish": str(piece.finish),

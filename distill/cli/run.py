@@ -30,7 +30,7 @@ def run(*asked: Any) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         _run(*asked)
         return
-    from distill.training.ranks import run_of_several
+    from distill.training.launch import run_of_several
 
     with run_of_several() as first:
         if first:

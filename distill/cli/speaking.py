@@ -14,7 +14,7 @@ from typing import TextIO
 
 from distill.cli.traces import printable
 from distill.engines.base import SoFar, response_of
-from distill.thinking import CLOSE, OPEN, Response, split_thinking
+from distill.thinking import CLOSE, OPEN, Response, opened, split_thinking
 from distill.types import Completion
 
 DIM, PLAIN, WIPE = "\x1b[2m", "\x1b[0m", "\r\x1b[K"
@@ -31,7 +31,7 @@ class Speaker:
     def tell(self, so_far: SoFar) -> None:
         if (text := held_back(so_far.text)) is None:
             return
-        parts = split_thinking(text, opened=so_far.prompt.rstrip().endswith(OPEN))
+        parts = split_thinking(text, opened=opened(so_far.prompt))
         if not parts.closed or parts.thinking:
             self._think(parts, so_far.tokens)
         if parts.closed:

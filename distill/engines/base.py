@@ -13,7 +13,7 @@ from itertools import islice, takewhile
 from typing import Protocol
 
 from distill.randomness import generator
-from distill.thinking import OPEN, Response, split_thinking
+from distill.thinking import Response, opened, split_thinking
 from distill.types import Completion, Request
 from pipeline.errors import InputError
 
@@ -102,7 +102,7 @@ def wanted_now(requests: Iterator[Request | None], most: int) -> list[Request]:
 
 def response_of(completion: Completion) -> Response:
     """Thinking and answer told apart. Some templates have opened the thinking in the prompt already."""
-    return split_thinking(completion.text, opened=completion.prompt.rstrip().endswith(OPEN))
+    return split_thinking(completion.text, opened=opened(completion.prompt))
 
 
 def seed_of(request: Request) -> int:

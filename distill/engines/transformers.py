@@ -30,7 +30,8 @@ from distill.engines.prefill import positions_limit
 from distill.engines.weights import InferenceCopy
 from distill.modelspec import Model
 from distill.pretrained import load
-from distill.thinking import CLOSE, OPEN, count_thinking_tokens
+from distill.thinking import CLOSE, OPEN, count_thinking_tokens, opened
+from distill.turns import rendered, stop_ids
 from distill.types import Completion, Finish, Message, Request, ThinkingBudget
 from pipeline.errors import InputError
 
@@ -62,7 +63,8 @@ class TransformersEngine:
         self._copy = InferenceCopy(model)
         self._slots = slots
         self._limit = positions_limit(self._copy.model)
-        self._stop_ids = stop_ids(model, tokenizer)
+        config = getattr(model, "generation_config", None)
+        self._stop_ids = stop_ids(config and config.eos_token_id, tokenizer)
         self._pieces = lru_cache(1024)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
         decoder = partial(
             Decoder, self._copy.model, stop_ids=self._stop_ids, slots=slots, memory=memory_for(model) / workers,
@@ -119,12 +121,7 @@ class TransformersEngine:
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt as the model sees it, up to where the assistant's turn begins."""
-        if not self.tokenizer.chat_template:
-            raise InputError("the model's tokenizer has no chat template, so messages cannot be put to it")
-        rendered: str = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-        )
-        return rendered
+        return rendered(self.tokenizer, messages)
 
     def _job(self, request: Request) -> tuple[str, Job]:
         prompt, ids = self._encoded(tuple(tuple(message.items()) for message in request.messages))
@@ -140,7 +137,7 @@ class TransformersEngine:
                 f"nothing of its max_tokens, {asked}"
             )
         sampling = replace(request.sampling, max_tokens=min(asked, limit - len(ids)))
-        budget = self._budget(request.budget, has_opened(prompt)) if request.budget else None
+        budget = self._budget(request.budget, opened(prompt)) if request.budget else None
         return prompt, Job(request.key, ids, sampling, given, budget, request.stop)
 
     def _budget(self, budget: ThinkingBudget, opened: bool) -> Budget:
@@ -171,9 +168,7 @@ class TransformersEngine:
         if not sample.stopped:
             room = len(sample.token_ids) < job.sampling.max_tokens
             finish = Finish.STEP if sample.stepped and room else Finish.LENGTH
-        thinking, _ = count_thinking_tokens(
-            sample.token_ids, self._tokens(CLOSE), self._tokens(OPEN), has_opened(prompt)
-        )
+        thinking, _ = count_thinking_tokens(sample.token_ids, self._tokens(CLOSE), self._tokens(OPEN), opened(prompt))
         return Completion(
             key=sample.key,
             prompt=prompt,
@@ -196,20 +191,6 @@ class TransformersEngine:
     def close(self) -> None:
         if isinstance(self._decoder, WorkerPool):
             self._decoder.close()
-
-
-def has_opened(prompt: str) -> bool:
-    """Whether the template has opened the thinking already."""
-    return prompt.rstrip().endswith(OPEN)
-
-
-def stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The ids that end a turn: the generation config's, and the tokenizer's end token."""
-    ids = getattr(model, "generation_config", None) and model.generation_config.eos_token_id
-    found = set(ids if isinstance(ids, list) else [] if ids is None else [ids])
-    if tokenizer.eos_token_id is not None:
-        found.add(tokenizer.eos_token_id)
-    return sorted(found)
 
 
 def memory_for(model: Any) -> float:

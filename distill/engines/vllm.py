@@ -28,7 +28,8 @@ from distill.engines.options import VllmOptions
 from distill.engines.vllm_response import Piece, Response, prompt_logprobs
 from distill.engines.vllm_start import engine_arguments, one_line
 from distill.modelspec import Model
-from distill.thinking import CLOSE, OPEN, count_thinking_tokens
+from distill.thinking import CLOSE, OPEN, count_thinking_tokens, opened
+from distill.turns import rendered, stop_ids
 from distill.types import Completion, Finish, Request
 from pipeline.errors import InputError, PipelineError
 
@@ -84,7 +85,8 @@ class VllmEngine:
         self._ahead: int = AHEAD * config.scheduler_config.max_num_seqs
         self._speculates: bool = config.speculative_config is not None
         self._on_cpu: bool = config.device_config.device_type == "cpu"
-        self._stop_ids = _stop_ids(config.model_config, self.tokenizer)
+        configured = config.model_config.try_get_generation_config().get("eos_token_id")
+        self._stop_ids = stop_ids(configured, self.tokenizer)
         self._open, self._close = (self._ids(tag) for tag in (OPEN, CLOSE))
         self._names, self._adapters = count(), count(1)
         self._lora: Any = None
@@ -205,7 +207,7 @@ class VllmEngine:
             wanted.extensions,
             self._open,
             self._close,
-            _opened(prompt),
+            opened(prompt),
         )
 
     def _add(self, running: dict[str, tuple[Response, Piece]], response: Response, pieces: list[Piece]) -> None:
@@ -233,11 +235,7 @@ class VllmEngine:
         return outputs
 
     def _encode(self, items: tuple[tuple[tuple[str, str], ...], ...]) -> tuple[str, tuple[int, ...]]:
-        if not self.tokenizer.chat_template:
-            raise InputError("the model's tokenizer has no chat template, so messages cannot be put to it")
-        prompt: str = self.tokenizer.apply_chat_template(
-            [dict(item) for item in items], tokenize=False, add_generation_prompt=True
-        )
+        prompt = rendered(self.tokenizer, [dict(item) for item in items])
         return prompt, self._ids(prompt)
 
     def _ids(self, text: str) -> tuple[int, ...]:
@@ -250,7 +248,7 @@ class VllmEngine:
         said = ids[:-1] if response.stopped else ids
         text = self.tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         finish = Finish.LENGTH if not response.stopped else Finish.STOP if text.strip() else Finish.EMPTY
-        thinking, _ = count_thinking_tokens(ids, self._close, self._open, _opened(response.prompt))
+        thinking, _ = count_thinking_tokens(ids, self._close, self._open, opened(response.prompt))
         return Completion(
             key=response.request.key,
             prompt=response.prompt,
@@ -263,16 +261,3 @@ class VllmEngine:
             thinking_tokens=thinking,
             forced=response.forced,
         )
-
-
-def _opened(prompt: str) -> bool:
-    return prompt.rstrip().endswith(OPEN)
-
-
-def _stop_ids(config: Any, tokenizer: Any) -> list[int]:
-    """The ids that end a turn, by the rule of the embedded engine: the generation config's, and the tokenizer's."""
-    ids = config.try_get_generation_config().get("eos_token_id")
-    found = set(ids if isinstance(ids, list) else [] if ids is None else [ids])
-    if tokenizer.eos_token_id is not None:
-        found.add(tokenizer.eos_token_id)
-    return sorted(found)

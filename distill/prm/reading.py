@@ -16,6 +16,7 @@ from distill.prm.examples import Encoded, encode, unlabelled
 from distill.prm.head import NAME, StepHead, step_logits
 from distill.training.batching import micro_batches
 from distill.training.forward import causal_lm, check_packing
+from distill.turns import rendered
 from distill.types import Message
 from pipeline.errors import InputError, PipelineError
 
@@ -40,10 +41,7 @@ class PrmScorer:
 
     def render(self, messages: Sequence[Message]) -> str:
         """A prompt as this model reads it, up to where the response begins."""
-        rendered: str = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-        )
-        return rendered
+        return rendered(self._tokenizer, messages)
 
     def encoded(self, prompt: str, response: str) -> Encoded:
         found = encode(self._tokenizer, prompt, response, self.rule)

@@ -16,6 +16,7 @@ from distill.prm.measures import Scored, summary
 from distill.prm.scorer import Aggregate, aggregate
 from distill.randomness import permutation
 from distill.training.batching import micro_batches
+from distill.turns import rendered
 from distill.types import Message
 
 Render = Callable[[Sequence[Message]], str]
@@ -40,9 +41,7 @@ def lessons(
     found: dict[str, Lesson] = {}
     dropped = 0
     for one in labelled:
-        prompt = tokenizer.apply_chat_template(
-            [dict(message) for message in messages(one)], tokenize=False, add_generation_prompt=True
-        )
+        prompt = rendered(tokenizer, messages(one))
         row = example_of(one.key, encode(tokenizer, prompt, one.response, rule), one.labels)
         if row is not None and len(row) - 1 > longest:
             dropped += 1

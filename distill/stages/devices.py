@@ -27,12 +27,20 @@ class DeviceSettings(Settings):
         return max(self.devices, int(os.environ.get("WORLD_SIZE", "1")))
 
 
-def check_memory(context: Context, settings: Any, start: Model, *, samples: bool = False) -> None:
-    """Refuse a training that cannot fit, before its model is loaded."""
+def check_memory(
+    context: Context, settings: Any, start: Model, *, samples: bool = False, teacher: tuple[Model, str] | None = None
+) -> None:
+    """Refuse a training that cannot fit, before its model is loaded. A ``teacher`` (and its dtype) is held beside."""
+    beside = _bytes(*teacher) if teacher else 0
     memory.check_fits(
-        modelspec.directory_of(start.source), _training(settings, samples), f"stage {context.name}",
+        modelspec.directory_of(start.source), _training(settings, samples, beside), f"stage {context.name}",
         memory.free_memory(),
     )  # fmt: skip
+
+
+def _bytes(model: Model, dtype: str) -> int:
+    directory = modelspec.directory_of(model.source)
+    return memory.weights_of(directory, 4 if dtype == "float32" else 2) if directory else 0
 
 
 def foreseen(settings: Any, *, samples: bool = False) -> dict[str, int]:
@@ -43,7 +51,7 @@ def foreseen(settings: Any, *, samples: bool = False) -> dict[str, int]:
     return {"memory": need.total} if need else {}
 
 
-def _training(settings: Any, samples: bool) -> memory.Training:
+def _training(settings: Any, samples: bool, teacher: int = 0) -> memory.Training:
     return memory.Training(
         settings.micro_batch_tokens,
         settings.lora.rank if settings.lora else None,
@@ -51,4 +59,5 @@ def _training(settings: Any, samples: bool) -> memory.Training:
         checkpointing=settings.gradient_checkpointing,
         samples=samples,
         shards=settings.ranks() if settings.parallel == "fsdp" else 1,
+        teacher=teacher,
     )

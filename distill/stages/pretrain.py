@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from distill import catalog, pretraining
+from distill.cards import FROM_NOTHING
 from distill.families.base import code_of
 from distill.stages.common import store_of
 from distill.stages.student import publish
@@ -63,7 +64,7 @@ class PretrainSettings(Settings):
 
 
 def run(context: Context, settings: PretrainSettings) -> Output:
-    from distill.training.batching import from_messages
+    from distill.training.conversations import from_messages
     from distill.training.loop import train
     from distill.training.metrics import Recorder
 
@@ -86,7 +87,7 @@ def run(context: Context, settings: PretrainSettings) -> Output:
             network, batch, _how(settings), checkpoints=context.work / "checkpoints",
             stop=context.stopping, on_step=recorder, before_save=recorder.flush,
         )  # fmt: skip
-    digest = publish(context, network, tokenizer, ABOUT, "random weights", settings)
+    digest = publish(context, network, tokenizer, ABOUT, FROM_NOTHING, settings)
     parameters = sum(p.numel() for p in network.parameters())
     return Output(digest, {"parameters": parameters, "steps": settings.steps, **recorder.last()})
 

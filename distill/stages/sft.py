@@ -231,7 +231,7 @@ def _how(settings: SftSettings, rate: float) -> TrainSettings:
 
 def example_of(tokenizer: Any, row: Row, settings: SftSettings, ask: Ask) -> Example:
     """A trace in the student's own template and tokens, whoever its teacher was."""
-    from distill.training.batching import from_messages
+    from distill.training.conversations import from_messages
     from distill.training.student import conversation
 
     thinking = row["thinking"] if settings.thinking else ""

@@ -40,7 +40,8 @@ class StudentSettings(DeviceSettings):
     threads: Annotated[int, Operational(), Field(ge=0)] = 0
     """0 takes all cores. Weights are equal to the last bit for an equal number."""
     log_to: Annotated[list[Logger], Operational(), Field(default_factory=list)]
-    """Copies of the curves for TensorBoard, trackio or Weights & Biases, in `logs/` of the workspace."""
+    """Copies of the curves for TensorBoard and Weights & Biases (in `logs/` of the workspace) or trackio (where it
+    keeps its own)."""
     seed: int = 0
 
     @model_validator(mode="after")

@@ -13,13 +13,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
 
 from distill.randomness import permutation, shuffled
 from pipeline.errors import InputError
-
-if TYPE_CHECKING:
-    from distill.types import Message
 
 WINDOW = 8
 """Batches per window inside which rows are grouped by length: enough for little waste, and random."""
@@ -61,47 +57,6 @@ def from_tokens(key: str, prompt_ids: Sequence[int], response_ids: Sequence[int]
     """A row from the very ids an engine saw and sampled (end token included): no re-tokenising."""
     mask = (False,) * len(prompt_ids) + (True,) * len(response_ids)
     return Example(key, (*prompt_ids, *response_ids), mask, weight)
-
-
-def from_messages(tokenizer: Any, key: str, messages: Sequence[Message], weight: float = 1.0) -> Example:
-    """A row from a conversation; only assistant turns are learned, up to and with their end token.
-
-    Spans are found by rendering the template with and without each assistant turn, so the template
-    needs no ``{% generation %}`` tags; one that rewrites earlier turns, or drops the thinking, is refused.
-    """
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = encoded["input_ids"]
-    mask = [False] * len(ids)
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        start, end = _span(tokenizer, text, messages, turn, key)
-        if _letters(message["content"]) not in _letters(text[start:end]):
-            raise InputError(
-                f"example {key}: the chat template leaves out part of what the assistant says (its thinking, most "
-                "likely), so that would not be learned; give the student's tokenizer a template that keeps it"
-            )
-        inside = [t for t, (left, _) in enumerate(encoded["offset_mapping"]) if start <= left < end]
-        ends = [t for t in inside if ids[t] == tokenizer.eos_token_id]
-        for t in inside:  # what follows the end token (a newline) is the template's, not the assistant's
-            mask[t] = not ends or t <= ends[-1]
-    return Example(key, tuple(ids), tuple(mask), weight)
-
-
-def _letters(text: str) -> str:
-    return "".join(text.split())
-
-
-def _span(tokenizer: Any, text: str, messages: Sequence[Message], turn: int, key: str) -> tuple[int, int]:
-    before = tokenizer.apply_chat_template(list(messages[:turn]), tokenize=False, add_generation_prompt=True)
-    after = tokenizer.apply_chat_template(list(messages[: turn + 1]), tokenize=False)
-    if not (text.startswith(after) and after.startswith(before)):
-        raise InputError(
-            f"example {key}: the chat template rewrites earlier turns, so assistant turn "
-            f"{turn} cannot be located; train on single-turn traces or on token ids"
-        )
-    return len(before), len(after)
 
 
 def fitting(examples: Sequence[Example], max_tokens: int) -> tuple[list[Example], list[str]]:

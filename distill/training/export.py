@@ -20,6 +20,7 @@ from torch import Tensor
 
 from distill.engines.weights import folded, plain
 from distill.training.forward import causal_lm
+from distill.turns import stop_ids
 from pipeline.errors import PipelineError
 
 ADAPTER, MODEL = "adapter", "model"
@@ -49,7 +50,8 @@ def export_student(model: Any, tokenizer: Any, directory: Path, half: bool = Fal
     if half:
         merged = (copy.deepcopy(merged) if merged is model else merged).to(torch.bfloat16)
     generation = merged.generation_config
-    generation.eos_token_id = generation.eos_token_id or tokenizer.eos_token_id
+    ends = stop_ids(generation.eos_token_id, tokenizer)
+    generation.eos_token_id = ends[0] if len(ends) == 1 else ends
     generation.pad_token_id = tokenizer.pad_token_id if generation.pad_token_id is None else generation.pad_token_id
     with _no_bars():
         merged.save_pretrained(directory / MODEL, safe_serialization=True)

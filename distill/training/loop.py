@@ -130,8 +130,11 @@ def _unseen(order: Order | None, total: int) -> Tensor:
 
 
 def _step(learner: Learner, batch: Sequence[Example]) -> tuple[StepMetrics, list[float]]:
-    """One update, and the mean loss of each example of the batch."""
+    """One update, and the mean loss of each example of the batch. Of an empty one nothing is learned."""
     started = time.perf_counter()
+    if not batch:
+        learner.skip()
+        return StepMetrics(learner.done, learner.total, math.nan, 0, 0.0, 0.0, 0.0), []
     total = sum(e.weight * e.supervised for e in batch)
     rows = [Row(e, {"weight": [e.weight / total] * e.supervised}) for e in batch]
     means = [-math.fsum(scored.logprobs) / len(scored.logprobs) for scored in learner.gradients(rows, cross_entropy)]

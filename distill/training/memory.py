@@ -31,16 +31,16 @@ GIB = 1 << 30
 @dataclass(frozen=True, slots=True)
 class Training:
     """The settings that memory depends on. ``rank`` None trains all weights; ``bits`` of a frozen weight;
-    ``copies`` processes on one machine's memory hold gradients and a micro-batch each; over ``shards``
-    devices weights, gradients and moments are cut up."""
+    over ``shards`` devices weights, gradients and moments are cut up. ``teacher``: bytes of a model that is held
+    beside the student."""
 
     micro_batch_tokens: int
     rank: int | None
     bits: int = 32
     checkpointing: bool = False
     samples: bool = False
-    copies: int = 1
     shards: int = 1
+    teacher: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,11 @@ class Estimate:
     activations: int
     logits: int
     sampling: int = 0
+    teacher: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.moments + self.activations + self.logits + self.sampling
+        return sum(getattr(self, name) for name in self.__slots__)
 
     def __str__(self) -> str:
         named = {name: getattr(self, name) for name in self.__slots__}
@@ -90,15 +91,24 @@ def estimate(directory: Path, training: Training, chunk: int = 1 << 24) -> Estim
     per_layer = 7 * hidden + 4 * inner + 4 * (queries + keys)
     kept = layers * hidden + per_layer if training.checkpointing else layers * per_layer
     folded = matrices if training.rank is not None and training.bits == 32 else 0  # W + s B A, kept for the backward
-    tokens, copies = training.micro_batch_tokens, training.copies
+    tokens = training.micro_batch_tokens
     return Estimate(
         weights=(frozen + 4 * trained) // training.shards,
-        gradients=4 * trained * copies // training.shards,
+        gradients=4 * trained // training.shards,
         moments=8 * trained // training.shards,
-        activations=4 * (tokens * kept + folded) * copies,
-        logits=4 * HEAD * min(chunk, tokens * vocabulary) * copies,
+        activations=4 * (tokens * kept + folded),
+        logits=4 * HEAD * min(chunk, tokens * vocabulary),
         sampling=4 * (every if training.rank is None else matrices) if training.samples else 0,
+        teacher=training.teacher,
     )
+
+
+def weights_of(directory: Path, size: int) -> int:
+    """Bytes of a model's weights at ``size`` bytes each; 0 where the files do not tell."""
+    try:
+        return size * sum(_count(shape) for file in directory.glob("*.safetensors") for shape in _shapes(file))
+    except (OSError, ValueError, KeyError, struct.error):
+        return 0
 
 
 def _shapes(file: Path) -> Iterator[list[int]]:

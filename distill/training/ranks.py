@@ -1,4 +1,4 @@
-"""Several devices: ranks that share each step's micro-batches, under torchrun or started by the run itself.
+"""Several devices: ranks that share each step's micro-batches; who they are is `distill.training.launch`.
 
 Rank 0 *is* the run: the loop, the store, checkpoints, sampling, display and the decision to stop are its
 alone, so they need no agreement and no second code path. The other ranks hold a copy of the model (ddp) or a
@@ -6,8 +6,7 @@ shard of it (fsdp), given to them by rank 0, and do what it asks of all ranks at
 own `Learner`. So a rank never reads a file of the run, and what is on disk knows nothing of ranks.
 
 Asking goes through a gloo group without a timeout, since rank 0 may sample for hours between two steps. Tensors
-go through the default group: gloo on CPUs, NCCL on GPUs. A rank that dies ends the others: gloo tells at once;
-those that the run started are watched besides; under torchrun its agent kills the rest.
+go through the default group: gloo on CPUs, NCCL on GPUs. A rank that dies ends the others: gloo tells at once.
 
 Left out: sampling on other ranks (a rollout is keyed by its request, so it would change no bit; the engine has
 processes of its own for CPUs), ranks that join later, and shards of quantised weights.
@@ -17,31 +16,22 @@ from __future__ import annotations
 
 import gc
 import io
-import os
 import pickle
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 
 from distill.training.forward import Pack, Told, causal_lm, tell
-from pipeline.errors import InputError, PipelineError
+from pipeline.errors import PipelineError
 
-tcp_store: Any = dist.TCPStore  # type: ignore[attr-defined]
 Parallel = Literal["ddp", "fsdp"]
 FOREVER = timedelta(days=365)
-GRACE = 5.0
-"""Seconds in which the run is to notice by itself that a rank is gone; then it is ended."""
 BUCKET = 1 << 24
 """Gradients summed in one call (elements), at least."""
 
@@ -63,7 +53,7 @@ class Ranks:
     def call(self, methods: Any, name: str, arguments: Sequence[Any]) -> list[Any]:
         """Have every rank call the method ``name`` with its own of the arguments; the answers by rank."""
         if not self._in_step:
-            raise _gone()
+            raise gone()
         self._in_step = False
         self._tell([(name, argument) for argument in arguments])
         with _lost_peers():
@@ -242,103 +232,7 @@ def alike(value: Tensor, model: Tensor) -> Tensor:
     return distribute_tensor(value.to(model.device), model.device_mesh, model.placements, src_data_rank=None)
 
 
-# ------------------------------------------------------------------ who there is
-
-
-def launched() -> int | None:
-    """This process's rank, if torchrun started it as one of several."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and "MASTER_PORT" in os.environ
-    return int(os.environ["RANK"]) if several else None
-
-
-@cache
-def joined() -> Ranks:
-    """The ranks that torchrun, or another rank 0, made this process one of."""
-    store, rank, size = next(rendezvous("env://", timeout=FOREVER))
-    return Ranks(store, rank, size, int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def serve() -> None:
-    """The life of a rank above 0, until rank 0 ends it or is gone. Signals are for rank 0 to heed."""
-    from distill.training.session import follow
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    ranks = joined()
-    while (opening := ranks.told()) is not None:
-        follow(ranks, **opening)
-    ranks.close()
-
-
-@contextmanager
-def run_of_several() -> Iterator[bool]:
-    """Around a command under torchrun: whether this process is to do what it says. The others serve."""
-    if launched():
-        serve()
-        yield False
-        return
-    if launched() is None:
-        yield True
-        return
-    try:
-        yield True
-    finally:
-        joined().dismiss()
-        joined().close()
-
-
-@contextmanager
-def assembled(devices: int) -> Iterator[Ranks | None]:
-    """The ranks of one training: torchrun's, or as many processes as there are to be ``devices``, or none."""
-    if launched() is not None:
-        yield joined()
-        return
-    visible = torch.cuda.device_count()
-    if visible and devices > visible:
-        raise InputError(f"devices: {devices} asked for, but {visible} GPU(s) can be seen here")
-    if devices < 2:
-        yield None
-        return
-    store = tcp_store("127.0.0.1", 0, devices, is_master=True, wait_for_workers=False)
-    children = [_child(rank, devices, store.port) for rank in range(1, devices)]
-    over = threading.Event()
-    for rank, child in enumerate(children, start=1):
-        threading.Thread(target=_watch, args=(rank, child, over), daemon=True).start()
-    ranks = Ranks(store, 0, devices, 0)
-    try:
-        yield ranks
-        over.set()
-        ranks.dismiss()
-    finally:
-        over.set()
-        ranks.close()
-        for child in children:
-            child.kill()
-            child.communicate()
-
-
-def _child(rank: int, size: int, port: int) -> subprocess.Popen[bytes]:
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
-    env = os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    return subprocess.Popen([sys.executable, "-m", "distill.training.ranks"], env=env, stdin=subprocess.PIPE)
-
-
-def _watch(rank: int, child: subprocess.Popen[bytes], over: threading.Event) -> None:
-    """End the run when a rank that it started is gone, be it inside a call that waits for it."""
-    code = child.wait()
-    if not over.wait(GRACE):
-        print(f"distill: {_gone(f'rank {rank} ended with exit code {code}')}", file=sys.stderr, flush=True)
-        os._exit(1)
-
-
-def _orphaned() -> None:
-    """End this rank when the run that started it is gone: then its stdin ends."""
-    os.read(0, 1)
-    os._exit(1)
-
-
-def _gone(what: str = "a training process of another rank ended") -> PipelineError:
+def gone(what: str = "a training process of another rank ended") -> PipelineError:
     return PipelineError(f"{what}; run the same command again to go on from the last checkpoint")
 
 
@@ -348,18 +242,8 @@ def _lost_peers() -> Iterator[None]:
     try:
         yield
     except dist.DistError as error:
-        raise _gone() from error
+        raise gone() from error
     except RuntimeError as error:
         if "gloo" not in str(error):
             raise
-        raise _gone() from error
-
-
-def main() -> None:
-    threading.Thread(target=_orphaned, daemon=True).start()
-    with suppress(PipelineError):  # it is for rank 0, or torchrun, to say who was lost
-        serve()
-
-
-if __name__ == "__main__":
-    main()
+        raise gone() from error

@@ -16,10 +16,11 @@ from torch.utils import deterministic
 
 from distill.training.allocator import keeping
 from distill.training.forward import check_packing, logprobs
+from distill.training.launch import assembled
 from distill.training.lean import lean
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing
 from distill.training.passes import Measure
-from distill.training.ranks import Ranks, assembled
+from distill.training.ranks import Ranks
 from distill.training.rotary import quick_rotary
 from pipeline.errors import InputError
 

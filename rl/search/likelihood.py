@@ -14,6 +14,7 @@ from typing import Any
 from distill.modelspec import Model
 from distill.pretrained import load
 from distill.steps import needs_tokens, split
+from distill.turns import rendered
 from distill.types import Message
 from pipeline.errors import InputError
 
@@ -35,10 +36,7 @@ class Likelihood:
 
     def render(self, messages: Sequence[Message]) -> str:
         """A prompt as this model reads it."""
-        rendered: str = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-        )
-        return rendered
+        return rendered(self._tokenizer, messages)
 
     def score(self, asked: Sequence[tuple[str, str]]) -> list[list[float]]:
         order = sorted(range(len(asked)), key=lambda at: len(asked[at][0]) + len(asked[at][1]))

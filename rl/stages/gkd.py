@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from distill import modelspec, pretrained
 from distill.engines.options import SamplingSettings, TransformersOptions
-from distill.modelspec import ModelName
+from distill.modelspec import Model, ModelName
 from distill.prompting import asking
 from distill.spending import Spending
 from distill.stages.common import RewardModel, VerifierSpec, resolved, store_of
@@ -86,10 +86,11 @@ def run(context: Context, settings: GkdSettings) -> Output:
 
     store = store_of(context)
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
-    check_memory(context, settings, start, samples=True)
+    teacher = modelspec.find(settings.teacher, context.workspace, context.inputs, context.hashes)
+    check_memory(context, settings, start, samples=True, teacher=(teacher, settings.teacher_engine.dtype))
     network, tokenizer = load_student(settings, start)
     rate = settings.learning_rate or default_learning_rate(network)
-    measure = _measure(context, settings, tokenizer)
+    measure = _measure(settings, teacher, tokenizer)
     examples, asked = _examples(context, settings, tokenizer)
     workers = workers_for(network, settings.workers)
     with (
@@ -120,12 +121,11 @@ def run(context: Context, settings: GkdSettings) -> Output:
     return Output(digest, figures | {"loss": recorder.last().get("loss")} | guard.figures())
 
 
-def _measure(context: Context, settings: GkdSettings, tokenizer: Any) -> Agreement:
+def _measure(settings: GkdSettings, found: Model, tokenizer: Any) -> Agreement:
     from distill.training.divergence import Agreement
     from distill.training.forward import check_packing
     from rl.teacher import check_same_tokenizer
 
-    found = modelspec.find(settings.teacher, context.workspace, context.inputs, context.hashes)
     teacher, theirs = pretrained.load(found, settings.teacher_engine.dtype, settings.teacher_engine.device)
     check_same_tokenizer(tokenizer, theirs, settings.teacher)
     check_packing(teacher.requires_grad_(False).eval())
@@ -136,7 +136,7 @@ def _examples(
     context: Context, settings: GkdSettings, tokenizer: Any
 ) -> tuple[list[Example], list[tuple[str, Problem]]]:
     """The teacher's traces that are not too long, and (problem key, problem) that each answers."""
-    from distill.training.batching import from_messages
+    from distill.training.conversations import from_messages
     from distill.training.student import conversation
 
     ask = asking(settings.prompting, key=f"{context.name}.prompting")

@@ -28,7 +28,7 @@ ABOUT = "A student refined by group-relative policy optimisation (GRPO) on verif
 
 
 class GrpoSettings(RewardedSettings):
-    """Defaults are for a LoRA on a model of 0.5 to 8B parameters; sources in ``docs/design``."""
+    """Defaults are for a LoRA on a model of 0.5 to 8B parameters; sources in ``docs/design/012-training.md``."""
 
     group: Annotated[int, Field(ge=2)] = 8
     """Samples a problem; they are compared with each other."""
@@ -37,6 +37,8 @@ class GrpoSettings(RewardedSettings):
     scale: Literal["group", "batch", "none"] = "group"
     """Advantages are divided by the standard deviation of the group, of the step, or not at all."""
     loss: Literal["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "cispo"] = "dapo"
+    """Clip and mean, as published (`rl.loss.RECIPES`). Groups whose rewards are equal are in no mean; the divisor of
+    `dr_grpo` counts every rollout."""
     refills: Annotated[int, Field(ge=0)] = 0
     """So many times new problems are drawn for groups without a gradient (DAPO's dynamic sampling)."""
     teacher: TeacherSettings | None = later()
@@ -44,6 +46,12 @@ class GrpoSettings(RewardedSettings):
 
     process: ProcessSettings | None = later()
     """A process reward model that rewards each step of a rollout beside the outcome (dense rewards)."""
+
+    @model_validator(mode="after")
+    def _clips(self) -> GrpoSettings:
+        if self.loss == "cispo" and (self.clip_low is not None or self.clip_cap is not None):
+            raise ValueError("cispo has one bound, clip_high (of the weight itself): leave clip_low and clip_cap out")
+        return self
 
     @model_validator(mode="after")
     def _can_be_taught(self) -> GrpoSettings:

@@ -28,7 +28,8 @@ def of_rewards(
     judge = rewards.judge_of(settings.components)
     verified = [c.label for c in settings.components if isinstance(c, Verified)]
     right = judge.label if judge else ""
-    history = History(right, [name for name in verified if name != right])
+    stages = [stage.until for stage in settings.lengths or ()]
+    history = History(right, [name for name in verified if name != right], stages)
     each = settings.updates * settings.passes
     return guard(context, settings, policy, sampling, ask, history, steps=settings.steps, updates=each)
 

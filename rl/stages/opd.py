@@ -25,7 +25,8 @@ ABOUT = "A student trained by on-policy distillation: on its own samples, scored
 
 
 class OpdSettings(SampledSettings):
-    """Defaults are for a LoRA on a model of 0.5 to 8B parameters; tinker-cookbook's, less its larger batches."""
+    """Defaults are for a LoRA on a model of 0.5 to 8B parameters; tinker-cookbook's, less its larger batches
+    (``docs/design/012-training.md``)."""
 
     student: ModelName
     """The model to start from. One that never samples what the teacher would say learns slowly: SFT comes first."""

@@ -53,9 +53,9 @@ class PpoSettings(RewardedSettings):
     """The head learns from the student's states as they are; `false` has its gradient change the student too."""
 
     @model_validator(mode="after")
-    def _has_a_reference(self) -> PpoSettings:
-        if (self.kl or self.kl_in_reward) and self.lora is None:
-            raise ValueError("kl and kl_in_reward need `lora`: the reference is the student without its new adapter")
+    def _prices_a_reference(self) -> PpoSettings:
+        if self.kl_in_reward and self.lora is None:
+            raise ValueError("kl_in_reward needs `lora`: the reference is the student without its new adapter")
         return self
 
 

@@ -24,7 +24,7 @@ from pipeline.stage import Context, Output, Settings
 from rl import rewards
 from rl.stages import drawing
 from rl.stages.process import process_rewards
-from rl.stages.teacher import scoring
+from rl.stages.teacher import held_beside, scoring
 
 if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
@@ -54,7 +54,7 @@ def refine(
     store.ingest()
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
     tasks, problem_keys = drawing.tasks(context, settings)
-    check_memory(context, settings, start, samples=True)
+    check_memory(context, settings, start, samples=True, teacher=held_beside(context, settings.teacher))
     network, tokenizer = load_student(settings, start, final_norm=settings.norm_learning_rate is not None, samples=True)
     how, ask = _how(settings, critic), ask_of(context, settings.prompting, settings.thinking, settings.tasks[0].stage)
     with (
@@ -186,7 +186,9 @@ def _loss(settings: GrpoSettings) -> PolicyLoss:
         clip_low=recipe.clip_low if settings.clip_low is None else settings.clip_low,
         clip_high=recipe.clip_high if settings.clip_high is None else settings.clip_high,
         clip_cap=settings.clip_cap,
-        correction=EngineCorrection(settings.engine_correction, high=settings.engine_cap),
+        correction=EngineCorrection(
+            settings.engine_correction, settings.engine_level, settings.engine_floor, settings.engine_cap
+        ),
         kl=settings.kl,
         estimator=settings.kl_estimator,
         kl_corrected=settings.kl_corrected,

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from distill import modelspec
 from distill.engines.options import TransformersOptions, VllmOptions
-from distill.modelspec import ModelName
+from distill.modelspec import Model, ModelName
 from pipeline.stage import Context, Settings
 
 if TYPE_CHECKING:
@@ -38,6 +38,13 @@ def check_teacher(teacher: TeacherSettings, temperature: float) -> None:
         raise ValueError("a teacher in vllm scores at temperature 1: set sampling.temperature 1, or use transformers")
     if isinstance(teacher.engine, VllmOptions) and teacher.engine.speculative:
         raise ValueError("teacher: vllm tells no log-probabilities of prompts with `speculative`; leave it out")
+
+
+def held_beside(context: Context, teacher: TeacherSettings | None) -> tuple[Model, str] | None:
+    """A teacher that takes this process's memory, and its dtype; vLLM's takes what it is given."""
+    if teacher is None or isinstance(teacher.engine, VllmOptions):
+        return None
+    return modelspec.find(teacher.model, context.workspace, context.inputs, context.hashes), teacher.engine.dtype
 
 
 @contextmanager

@@ -1,0 +1,53 @@
+"""Messages as a model reads them, by its chat template; and where an assistant's turn ends: at the token that the
+template writes after what is said.
+
+That need not be the tokenizer's ``eos_token``. Qwen's base models name the end of a text so and end turns with
+``<|im_end|>``; Gemma and Phi do alike. A student that learns the template's token, sampled by an engine that waits for
+the tokenizer's alone, would never come to an end: so both ask here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from distill.types import Message
+from pipeline.errors import InputError
+
+SAID = "Good."
+"""What is said to see what comes after it."""
+
+
+def rendered(tokenizer: Any, messages: Sequence[Message], asking: bool = True) -> str:
+    """The conversation as text; ``asking``: up to where the assistant's next turn begins."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise InputError("the model's tokenizer has no chat template, so messages cannot be put to it")
+    plain = [dict(message) for message in messages]
+    try:
+        text: str = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=asking)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise InputError(f"the model's chat template takes no conversation of {roles}: {error}") from None
+    return text
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The special token right after what an assistant says; None where the template ends a turn with none."""
+    turns: list[Message] = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": SAID}]
+    try:
+        _, found, after = rendered(tokenizer, turns, asking=False).rpartition(SAID)
+    except InputError:
+        return None
+    special = set(tokenizer.all_special_ids)
+    special |= {id for id, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+    ids = tokenizer.encode(after, add_special_tokens=False) if found else ()
+    return next((id for id in ids if id in special), None)
+
+
+def stop_ids(configured: int | Iterable[int] | None, tokenizer: Any) -> list[int]:
+    """The ids that end a turn: the generation config's (``eos_token_id``), the tokenizer's and the template's."""
+    listed = [configured] if isinstance(configured, int) else list(configured or ())
+    found = {*listed, tokenizer.eos_token_id, turn_end(tokenizer)}
+    return sorted(id for id in found if id is not None)

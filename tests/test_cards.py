@@ -1,0 +1,57 @@
+"""A student's card: its lineage, and the licence of the model that it began as, which is never made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distill.cards import FROM_NOTHING, write_model_card
+from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Identity, Manifest
+from pipeline.workspace import StageContext
+
+BASE = "---\nlicense: llama3.1\nbase_model: meta-llama/Llama-3.1-8B\ntags: [llama]\n---\n# A base\n"
+
+
+def head(place: Path, start: str, inputs: dict[str, Manifest] | None = None) -> dict[str, Any]:
+    context = StageContext(
+        "sft", "sft", "f" * 32, place, inputs or {}, place / "a", place / "w", FileHashes(place / "h")
+    )
+    write_model_card(place, context, "About.", start, {"epochs": 3})
+    text = (place / "README.md").read_text()
+    assert "| `epochs` | 3 |" in text and start in text
+    told: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
+    return told
+
+
+@pytest.mark.parametrize(
+    ("card", "told"),
+    [(BASE, ("llama3.1", "meta-llama/Llama-3.1-8B")), ("no head", (None, None)), ("---\n- 1\n---\n", (None, None))],
+)
+def test_the_licence_is_that_of_the_model_that_training_began_with(
+    tmp_path: Path, card: str, told: tuple[str | None, str | None]
+) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text(card)
+    found = head(tmp_path, str(base))
+    assert (found.get("license"), found.get("base_model")) == told
+
+
+def test_it_goes_from_student_to_student(tmp_path: Path) -> None:
+    identity = Identity("sft", 1, {}, {}, {})
+    manifest = Manifest("sft", "f" * 32, identity, "d" * 32, {}, 0.0, "", "made")
+    (tmp_path / "made/model").mkdir(parents=True)
+    (tmp_path / "made/model/README.md").write_text(BASE)
+    assert head(tmp_path, "stage:sft", {"sft": manifest})["license"] == "llama3.1"
+    assert "digest `" + "d" * 32 in (tmp_path / "README.md").read_text()
+
+
+def test_what_is_ours_and_what_lies_on_the_hub(tmp_path: Path) -> None:
+    assert head(tmp_path, FROM_NOTHING)["license"] == "apache-2.0"
+    assert head(tmp_path, "embedded:student-base")["license"] == "apache-2.0"
+    found = head(tmp_path, "Qwen/Qwen3-0.6B-Base@main")
+    assert found["base_model"] == "Qwen/Qwen3-0.6B-Base" and "license" not in found
