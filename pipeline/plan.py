@@ -6,13 +6,14 @@ before a stage would run, `distill plan` calls it for all stages without running
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from pipeline import manifest as manifests
 from pipeline.config import PipelineSpec, StageSpec
+from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, content_hash, differences
 from pipeline.manifest import Identity, Manifest
 from pipeline.stage import File, Forecast, Input, marked, references, result_settings
@@ -144,3 +145,12 @@ def _last(spec: StageSpec, workspace: Workspace) -> float | None:
     for earlier in manifests.history(workspace.path, spec.stage.kind, spec.name):
         return earlier.seconds if earlier.stage == spec.name else None
     return None
+
+
+def foresee(specs: Iterable[StageSpec], known: Mapping[str, Mapping[str, Any]]) -> None:
+    """`InputError` if a stage is already known to be impossible, by its settings and the figures of those before it."""
+    for spec in specs:
+        if spec.stage.refuse:
+            figures = {name: known[name] for name in spec.upstream if name in known}
+            if why := spec.stage.refuse(spec.settings, figures):
+                raise InputError(f"stage {spec.name}: {why}")

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from pipeline import manifest as manifests
 from pipeline.config import PipelineSpec, StageSpec
-from pipeline.errors import InputError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.events import Listener
 from pipeline.files import link, link_place, make_directory
 from pipeline.manifest import Identity, Manifest
-from pipeline.plan import StagePlan, Status, examine, identify
+from pipeline.plan import StagePlan, Status, examine, foresee, identify
 from pipeline.stage import stop_check
 from pipeline.workspace import Clock, Workspace
 
@@ -54,7 +54,7 @@ def run(
             listener.cached(spec.name, found.manifest)  # type: ignore[arg-type]
         else:
             stop_check(stopping)
-            _foresee(specs, plans)
+            foresee([s for s in specs if s.name not in plans], {name: p.figures for name, p in plans.items()})
             manifest = _run_stage(found, plans, workspace, listener, stopping, spec.name in force)
             found = StagePlan(spec, Status.CACHED, (), found.identity, manifest, figures=manifest.figures)
         plans[spec.name] = found
@@ -63,15 +63,6 @@ def run(
         workspace.hashes.save()
         done.append(Done(found.manifest, cached))  # type: ignore[arg-type]
     return done
-
-
-def _foresee(specs: Sequence[StageSpec], plans: Mapping[str, StagePlan]) -> None:
-    """Raise `InputError` if a stage, this one or a later one, is already known to be impossible."""
-    for spec in specs:
-        if spec.stage.refuse and spec.name not in plans:
-            known = {name: plans[name].figures for name in spec.upstream if name in plans}
-            if why := spec.stage.refuse(spec.settings, known):
-                raise InputError(f"stage {spec.name}: {why}")
 
 
 def _run_stage(

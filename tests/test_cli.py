@@ -149,6 +149,11 @@ def test_bad_input_is_one_line(project: Path) -> None:
         assert "did you mean 'generate'?" in refused("run", "-p", "p.yaml", "--force", "generat", *more, cwd=project)
     assert "no such workspace" in refused("traces", "stats", "-p", "p.yaml", cwd=project)
     assert "has no student yet" in refused("ask", "hello", "-p", "p.yaml", cwd=project)
+    exam = (
+        "  evaluate: {problems: problems, models: {a: embedded:teacher}, samples: 4, pass_at: [8], budgets: [0, 8]}\n"
+    )
+    (project / "exam.yaml").write_text((project / "p.yaml").read_text().rstrip("\n") + "\n" + exam)
+    assert "needs at least 8 samples" in refused("plan", "evaluate", "-p", "exam.yaml", cwd=project)
     (project / "list.yaml").write_text("- problems\n- generate\n")
     assert "list.yaml:1: is a list" in refused("run", "-p", "list.yaml", cwd=project)
 

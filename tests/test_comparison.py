@@ -37,8 +37,8 @@ name: two
 stages:
   problems: {{sources: [{{family: calc, train: 1, heldout: {heldout}}}, {{family: code, train: 1, heldout: {heldout}}}]}}
   evaluate: {{problems: problems, models: {{good: models/teacher, bad: models/base}}, samples: 2, workers: 1}}
-  colder: {{kind: evaluate, problems: problems, models: {{good: models/teacher}}, samples: 2, greedy: false, workers: 1,
-           sampling: {{temperature: 0.5}}}}
+  colder: {{kind: evaluate, problems: problems, models: {{good: models/teacher, same: models/teacher}}, samples: 2,
+           greedy: false, workers: 1, sampling: {{temperature: 0.5}}}}
 """
 
 
@@ -73,8 +73,9 @@ def test_the_command_compares_in_all_and_by_family_and_difficulty(
         (("god", "bad"), {}, "measured no model 'god'; did you mean 'good'?"),
         (("good", "bad"), {"stage": "evaluat"}, "no evaluate stage is called so; did you mean 'evaluate'?"),
         (("good", "colder/good"), {}, r"different protocols \(sampling.temperature: 1.0 -> 0.5\)"),
+        (("good", "evaluate/good"), {}, "evaluate/good would be compared with itself"),
         (
-            ("colder/good", "colder/good"),
+            ("colder/good", "colder/same"),
             {"greedy": True},
             "no greedy answers were sampled; set greedy: true in colder",
         ),

@@ -45,7 +45,9 @@ def compare(
 ) -> None:
     spec = load(pipeline, workspace=workspace)
     path = workspace_of(spec).path
-    pair = [_subject(name, spec, path, stage) for name in (before, after)]
+    pair = [_subject(name, spec, path, stage, pipeline) for name in (before, after)]
+    if pair[0] == pair[1]:
+        raise InputError(f"{pair[0].name} would be compared with itself; name two models")
     _check_protocol(*pair)
     store = Store(path)
     rows = [_rows(store, subject, greedy) for subject in pair]
@@ -59,7 +61,7 @@ def compare(
     print(json.dumps(found) if as_json else _words(found))
 
 
-def _subject(name: str, spec: PipelineSpec, workspace: Path, stage: str | None) -> Subject:
+def _subject(name: str, spec: PipelineSpec, workspace: Path, stage: str | None, pipeline: Path) -> Subject:
     known = [s.name for s in spec.stages.values() if s.stage.produces == "evaluation"]
     label = name
     head, slash, tail = name.partition("/")
@@ -72,7 +74,7 @@ def _subject(name: str, spec: PipelineSpec, workspace: Path, stage: str | None) 
         raise InputError(f"--stage {chosen}: no evaluate stage is called so{nearest(chosen, known)}")
     record = manifests.current(workspace, chosen)
     if record is None or "pairs" not in record.figures:
-        raise InputError(f"stage {chosen} has no scores yet; run it: distill run {chosen}")
+        raise InputError(f"stage {chosen} has no scores yet; run it: distill run {chosen} --pipeline {pipeline}")
     if label not in record.figures["subjects"]:
         raise InputError(f"stage {chosen} measured no model {label!r}{nearest(label, record.figures['subjects'])}")
     return Subject(label, record)

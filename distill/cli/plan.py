@@ -11,7 +11,7 @@ from distill.cli.open import load, workspace_of
 from distill.cli.table import cut, render
 from distill.store import Store
 from distill.training.memory import size
-from pipeline.plan import StagePlan, Status
+from pipeline.plan import StagePlan, Status, foresee
 from pipeline.plan import plan as make_plan
 
 
@@ -24,13 +24,19 @@ def plan(
     Store(spec.workspace).refresh()
     plans = make_plan(spec, space, stages, force)
     space.hashes.save() if spec.workspace.is_dir() else None
+    to_run = [item for item in plans if item.status is not Status.CACHED]
     if as_json:
         for item in plans:
             print(json.dumps(_as_dict(item)))
-        return
+    else:
+        _show(plans, to_run, spec.workspace)
+    made = {item.spec.name: item.figures for item in plans if item.status is Status.CACHED}
+    foresee([item.spec for item in to_run], made)
+
+
+def _show(plans: Sequence[StagePlan], to_run: Sequence[StagePlan], workspace: Path) -> None:
     print(render([_row(item) for item in plans], width=1000))
-    to_run = [item for item in plans if item.status is not Status.CACHED]
-    print(f"\n{len(plans) - len(to_run)} cached, {len(to_run)} to run in {spec.workspace}" + _total(to_run))
+    print(f"\n{len(plans) - len(to_run)} cached, {len(to_run)} to run in {workspace}" + _total(to_run))
 
 
 FORESEEN = (

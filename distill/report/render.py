@@ -30,6 +30,7 @@ METRICS = {
     "loss": "loss",
     "reward": "reward",
     "heldout_pass_at_1": "held-out pass@1",
+    "worst_step": "worst step, by the reward model",
     "length": "tokens per rollout",
     "entropy": "entropy",
     "zero_variance": "tied groups",

@@ -195,7 +195,7 @@ def refuse(settings: EvaluateSettings, figures: Mapping[str, Mapping[str, Any]])
 
 
 def forecast(context: Context, settings: EvaluateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    """Continuations under budgets are among the calls at most: how many there are depends on the samples."""
+    """Continuations under budgets are among the answers at most: how many there are depends on the samples."""
     each = settings.samples + int(settings.greedy and settings.sampling.temperature > 0)
     count = expected.get(settings.problems, {}).get(settings.split)
     if count is None:
@@ -205,13 +205,13 @@ def forecast(context: Context, settings: EvaluateSettings, expected: Mapping[str
     present = store.present("traces", by_key)
     missing = {model: [wish for wish in of_model if wish.key not in present] for model, of_model in wishes.items()}
     cut = count * settings.samples * len(settings.budgets or ())  # of each model's answers, made of what is there
-    calls = total - len(present) + cut * len(settings.models)
-    figures: dict[str, Any] = {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens}
+    least, cuts = total - len(present), cut * len(settings.models)
+    figures: dict[str, Any] = {"calls": least + cuts, "max_tokens": (least + cuts) * settings.sampling.max_tokens}
     if isinstance(settings.engine, OpenAIOptions):
         figures |= _of_endpoint(context, settings.engine, figures, missing, cut)
     if settings.verifier is not None:
         figures = forecasts.added(figures, _of_judges(context, settings, total, list(by_key.values())))
-    return Forecast("answers", total, len(present), figures)
+    return Forecast("answers", total + cuts, len(present), {**figures, "least_calls": least} if cuts else figures)
 
 
 def _of_endpoint(
