@@ -31,10 +31,8 @@ def groups(search: Search) -> list[dict[str, Any]]:
     strategies, colours = search["strategies"], _colours(search["strategies"])
     shares = [s for one in strategies.values() for p in _known(one) for s in p["ci95"]]
     free = [one for one in strategies.values() if "scorer" not in one["needs"]]
-    perfect = any("verifier" in one["needs"] for one in free)
-    found = [
-        ("Without scores", "best_of is the verifier's: what a perfect judge would choose" if perfect else "", free)
-    ]
+    aside = PERFECT if any("verifier" in one["needs"] for one in free) else ""
+    found = [("Without scores", aside, free)]
     majority = [one for one in strategies.values() if one["kind"] == "majority"]
     for label, scorer in search["scorers"].items():
         if own := [one for one in strategies.values() if "scorer" in one["needs"] and one["by"] == label]:
