@@ -17,7 +17,7 @@ COLOURS = [f"var(--{name})" for name in (
 )]  # fmt: skip
 REFERENCE = "var(--teacher-1)"
 """The majority's, which every other way is measured against."""
-AXES = {"samples": "samples", "tokens": "tokens"}
+AXES = ("samples", "tokens")
 """What a curve runs against, by the figure of a point."""
 
 PERFECT = "best_of is by the verifier here: what a perfect judge would choose"
@@ -31,10 +31,8 @@ def groups(search: Search) -> list[dict[str, Any]]:
     strategies, colours = search["strategies"], _colours(search["strategies"])
     shares = [s for one in strategies.values() for p in _known(one) for s in p["ci95"]]
     free = [one for one in strategies.values() if "scorer" not in one["needs"]]
-    perfect = any("verifier" in one["needs"] for one in free)
-    found = [
-        ("Without scores", "best_of is the verifier's: what a perfect judge would choose" if perfect else "", free)
-    ]
+    aside = PERFECT if any("verifier" in one["needs"] for one in free) else ""
+    found = [("Without scores", aside, free)]
     majority = [one for one in strategies.values() if one["kind"] == "majority"]
     for label, scorer in search["scorers"].items():
         if own := [one for one in strategies.values() if "scorer" in one["needs"] and one["by"] == label]:
@@ -81,11 +79,11 @@ def _panel(
         ))  # fmt: skip
     lines = [line for line in lines if line.points]
     ends = [(line.label, *line.points[-1]) for line in lines]
-    about = "; ".join(f"{label}: {percent(share)} for {cost:,.0f} {AXES[axis]}" for label, cost, share in ends)
+    about = "; ".join(f"{label}: {percent(share)} for {cost:,.0f} {axis}" for label, cost, share in ends)
     marks = sorted({cost for line in lines for cost, _ in line.points}) if axis == "samples" else ()
     span = min(shares), max(shares)
-    drawn = svg.trade(name, f"accuracy against {AXES[axis]}", about, lines, AXES[axis], span, marks)
-    return {"title": f"by {AXES[axis]} per problem", "svg": Markup(drawn)}
+    drawn = svg.trade(name, f"accuracy against {axis}", about, lines, axis, span, marks)
+    return {"title": f"by {axis} per problem", "svg": Markup(drawn)}
 
 
 def _known(strategy: Mapping[str, Any]) -> list[Mapping[str, Any]]:
