@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM_TESTS := tests/test_engine_vllm.py tests/test_vllm_policy.py tests/test_vllm_server.py
 
 .PHONY: gpu quickstart test test-all check format models bench docs clean
 
@@ -16,6 +17,7 @@ test: $(READY)
 test-all: $(READY)
 	.ci/install-extras
 	DISTILL_ENGINE_KILLS=5 $(BIN)/python -m pytest -n 2 --dist loadfile
+	if [ -x $(VENV)-vllm/bin/vllm ]; then $(VENV)-vllm/bin/python -m pytest $(VLLM_TESTS); fi
 
 # On a machine with a GPU and no network, with the packages that PYTHON finds (nothing is installed): the tests that
 # need CUDA. What could not be run is listed with its reason.

@@ -1,7 +1,8 @@
 """GRPO: our step against TRL's, sampling and training: 16 prompts of 70 tokens, 8 samples of up to 64, 3M parameters.
 
 With a reference pass (beta 0.04) and without; TRL samples with transformers' own generate(). One thread each; CPU
-seconds are medians over steps. Every run is a process of its own, in which a step of two prompts has been before, so
+seconds are medians over steps. An end token is sampled by both once in 128, so that lengths are alike; their means are
+in the detail. Every run is a process of its own, in which a step of two prompts has been before, so
 that imports and first calls are not measured; ours and TRL's alternate.
 
     python benchmarks/grpo.py [--quick]
@@ -41,11 +42,19 @@ def prompt(index: int) -> str:
     return "".join(chr(33 + int(i)) for i in generator("benchmark", "grpo", index).integers(2, 127, 70))
 
 
-def reward(text: str) -> float:
-    return float(zlib.crc32(text.encode()) % 2)
+class Reward:
+    """A coin by text. Remembers the lengths of what it saw, in tokens: one character each."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        self.lengths += map(len, texts)
+        return [float(zlib.crc32(text.encode()) % 2) for text in texts]
 
 
 def ours(beta: float, steps: int, prompts: int = PROMPTS) -> list[float]:
+    """CPU-seconds of each step, and the mean length of the responses."""
     model = student(TINY)
     policy = TransformersEngine(model, tokenizer(), model_identity="benchmark")
     settings = GrpoSettings(
@@ -58,13 +67,13 @@ def ours(beta: float, steps: int, prompts: int = PROMPTS) -> list[float]:
             Problem(str(i), prompt(i), "", "none", "benchmark") for i in range(step * prompts, (step + 1) * prompts)
         ]
 
-    clock = Clock()
+    clock, reward = Clock(), Reward()
     with tempfile.TemporaryDirectory() as directory:
         train_grpo(
-            model, policy, settings, sample=problems, reward=lambda pairs: [reward(c.text) for _, c in pairs],
+            model, policy, settings, sample=problems, reward=lambda pairs: reward([c.text for _, c in pairs]),
             checkpoints=Path(directory), on_step=clock,
         )  # fmt: skip
-    return clock.steps
+    return [*clock.steps, statistics.mean(reward.lengths)]
 
 
 class _Marks(TrainerCallback):
@@ -76,7 +85,8 @@ class _Marks(TrainerCallback):
 
 
 def theirs(beta: float, steps: int, prompts: int = PROMPTS) -> list[float]:
-    model, clock = student(TINY), Clock()
+    """The same."""
+    model, clock, reward = student(TINY), Clock(), Reward()
     table = Dataset.from_list([{"prompt": prompt(i)} for i in range(steps * prompts)])
     with tempfile.TemporaryDirectory() as directory:
         settings = GRPOConfig(
@@ -86,11 +96,11 @@ def theirs(beta: float, steps: int, prompts: int = PROMPTS) -> list[float]:
         )  # fmt: skip
         trainer = GRPOTrainer(
             model=model, args=settings, train_dataset=table, processing_class=tokenizer(), callbacks=[_Marks(clock)],
-            reward_funcs=lambda completions, **_: [reward(text) for text in completions],
+            reward_funcs=lambda completions, **_: reward(completions),
         )  # fmt: skip
         clock.restart()
         trainer.train()
-    return clock.steps
+    return [*clock.steps, statistics.mean(reward.lengths)]
 
 
 def main() -> None:
@@ -102,12 +112,18 @@ def main() -> None:
     for name, beta in (("no reference pass", 0.0), ("reference pass", 0.04)):
         seconds: dict[str, list[float]] = {"ours": [], "trl": []}
         peaks: dict[str, float] = {}
+        lengths: dict[str, list[float]] = {"ours": [], "trl": []}
         for _ in range(1 if quick else 3):
             for side, run in (("ours", ours), ("trl", theirs)):
-                steps, peaks[side] = apart(run, beta, 1 if quick else 3, warm=(beta, 1, 2))
+                (*steps, length), peaks[side] = apart(run, beta, 1 if quick else 3, warm=(beta, 1, 2))
                 seconds[side] += steps
+                lengths[side].append(length)
         spent = {side: round(statistics.median(times), 2) for side, times in seconds.items()}
-        detail[name] = {"cpu_seconds_a_step": spent, "peak_mb": {side: round(mb) for side, mb in peaks.items()}}
+        detail[name] = {
+            "cpu_seconds_a_step": spent,
+            "peak_mb": {side: round(mb) for side, mb in peaks.items()},
+            "tokens_a_response": {side: round(statistics.mean(means), 1) for side, means in lengths.items()},
+        }
         ratios[name] = round(spent["trl"] / spent["ours"], 2)
         print(f"{name}: {detail[name]}", flush=True)
     print(json.dumps({"benchmark": "grpo", "ratios": ratios, "detail": detail}))
