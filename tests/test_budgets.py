@@ -15,6 +15,7 @@ from distill.types import Sampling, ThinkingBudget
 from pipeline import config, runner
 from pipeline.errors import InputError
 from pipeline.events import Listener
+from pipeline.plan import plan
 from pipeline.workspace import Workspace
 
 THOUGHT = {"thinking": "12 + 7 = 19\n19 * 3 = 57", "thinking_tokens": 20, "opened": False}
@@ -47,7 +48,7 @@ def test_a_text_is_cut_in_whole_words(text: str, share: float, kept: str) -> Non
     assert budgets.cut(text, share) == kept
 
 
-def run(where: Path, samples: int = 2, **evaluate: Any) -> dict[str, Any]:
+def load(where: Path, samples: int = 2, **evaluate: Any) -> config.PipelineSpec:
     stages = {
         "problems": {"sources": [{"family": "calc", "train": 1, "heldout": 6}]},
         "evaluate": {
@@ -56,7 +57,11 @@ def run(where: Path, samples: int = 2, **evaluate: Any) -> dict[str, Any]:
         },
     }  # fmt: skip
     (where / "p.yaml").write_text(yaml.safe_dump({"name": "p", "workspace": str(where / "w"), "stages": stages}))
-    spec = config.load(where / "p.yaml", catalog.stage)
+    return config.load(where / "p.yaml", catalog.stage)
+
+
+def run(where: Path, **evaluate: Any) -> dict[str, Any]:
+    spec = load(where, **evaluate)
     return dict(runner.run(spec, Workspace(where / "w"), Listener(), lambda: False)[-1].manifest.figures)
 
 
@@ -71,6 +76,9 @@ def test_a_curve_costs_the_answers_of_what_was_cut_once(tmp_path: Path) -> None:
     assert all(row["thinking_tokens"] <= 24 + closing for row in rows if '"most":24' in row["budget"].replace(" ", ""))
     run(tmp_path, budgets=[0, 24])  # nothing more is sampled for fewer budgets, nor judged otherwise
     assert len(Store(tmp_path / "w").rows("SELECT 1 FROM traces")) == 12 + len(rows)
+    forecast = plan(load(tmp_path, budgets=[0, 24, 48]), Workspace(tmp_path / "w"))[-1].forecast
+    assert forecast is not None and (forecast.total, forecast.done) == (12, 12)
+    assert forecast.figures["max_continued"] == 36
 
 
 @pytest.mark.parametrize(

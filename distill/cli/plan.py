@@ -34,6 +34,7 @@ def plan(
 
 
 FORESEEN = (
+    ("", "max_continued", "{} continued under budgets"),
     ("tokens", "max_tokens", "{} tokens"),
     ("cost", "max_cost", "{} to pay"),
     ("", "max_output_cost", "{} to pay for responses"),

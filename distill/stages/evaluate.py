@@ -207,6 +207,8 @@ def forecast(context: Context, settings: EvaluateSettings, expected: Mapping[str
     cut = count * settings.samples * len(settings.budgets or ())  # of each model's answers, made of what is there
     calls = total - len(present) + cut * len(settings.models)
     figures: dict[str, Any] = {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens}
+    if cut:
+        figures["max_continued"] = cut * len(settings.models)
     if isinstance(settings.engine, OpenAIOptions):
         figures |= _of_endpoint(context, settings.engine, figures, missing, cut)
     if settings.verifier is not None:
