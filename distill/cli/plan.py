@@ -13,6 +13,7 @@ from distill.store import Store
 from distill.training.memory import size
 from pipeline.plan import StagePlan, Status, foresee
 from pipeline.plan import plan as make_plan
+from pipeline.stage import Forecast
 
 
 def plan(
@@ -65,12 +66,8 @@ def _row(item: StagePlan) -> dict[str, str]:
 def _work(item: StagePlan) -> str:
     """``1,200 of 3,000 traces left, at most 192,000 tokens``."""
     forecast = item.forecast
-    if item.status is Status.CACHED or forecast is None or forecast.total is None:
+    if item.status is Status.CACHED or forecast is None:
         return ""
-    left = forecast.total - forecast.done
-    least = forecast.figures.get("least_calls", left)
-    some = f"{left:,}" if least == left else f"{least:,} to {left:,}"
-    text = f"{some} {forecast.unit}" if not forecast.done else f"{some} of {forecast.total:,} {forecast.unit} left"
     known = {name: number(value) for name, value in forecast.figures.items()}
     if "seconds" in known:
         known["seconds"] = duration(forecast.figures["seconds"])
@@ -78,7 +75,17 @@ def _work(item: StagePlan) -> str:
         known["memory"] = size(forecast.figures["memory"])
     told = [_told(known, *what) for what in FORESEEN if known.keys() & set(what[:2])]
     told += [f"the cap leaves {known[name]}{unit}" for name, unit in CAPS.items() if name in known]
-    return ", ".join([text, *told])
+    return ", ".join([*_counted(forecast), *told])
+
+
+def _counted(forecast: Forecast) -> list[str]:
+    """``1,200 of 3,000 traces left``, where that is known."""
+    if forecast.total is None:
+        return []
+    left = forecast.total - forecast.done
+    least = forecast.figures.get("least_calls", left)
+    some = f"{left:,}" if least == left else f"{least:,} to {left:,}"
+    return [f"{some} {forecast.unit}" if not forecast.done else f"{some} of {forecast.total:,} {forecast.unit} left"]
 
 
 def _told(known: Mapping[str, str], usual: str, most: str, words: str) -> str:
