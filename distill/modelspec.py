@@ -87,7 +87,8 @@ def check_directory(path: Path, name: str) -> None:
 
 def _check_whole(path: Path, name: str) -> None:
     if not (path / "config.json").is_file():
-        raise InputError(f"model {name}: {path} has no config.json: not a Hugging Face model directory")
+        inside = f"; what a stage made has it in {path / MODEL}" if (path / MODEL / "config.json").is_file() else ""
+        raise InputError(f"model {name}: {path} has no config.json: not a Hugging Face model directory{inside}")
     try:
         json.loads((path / "config.json").read_text())
     except ValueError:

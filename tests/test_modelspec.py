@@ -261,6 +261,13 @@ def test_a_model_that_cannot_be_had_is_one_line_at_once(
     assert capfd.readouterr() == ("", "")
 
 
+def test_the_directory_of_a_stage_is_told_from_that_of_its_model(tmp_path: Path) -> None:
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft/model").symlink_to(EMBEDDED / "teacher")
+    with pytest.raises(InputError, match=r"what a stage made has it in .*sft/model"):
+        find(str(tmp_path / "sft"), tmp_path, {}, FileHashes())
+
+
 def test_a_students_adapter_finds_the_student_it_went_on_from(tmp_path: Path) -> None:
     """By the link of its stage too, and wherever the workspace is moved to."""
     base, adapter = tmp_path / "runs/artifacts/sft-1/model", tmp_path / "runs/artifacts/grpo-2/adapter"
