@@ -87,7 +87,8 @@ def estimate(directory: Path, training: Training, chunk: int = 1 << 24) -> Estim
     linear = [s for s in shapes if len(s) == 2 and vocabulary not in s]
     matrices, every = sum(a * b for a, b in linear), sum(map(_count, shapes))
     trained = every if training.rank is None else sum(training.rank * (a + b) for a, b in linear)
-    frozen = 0 if training.rank is None else 4 * (every - matrices) + training.bits * matrices // 8
+    outside = 2 if training.bits == 16 else 4  # bytes of an embedding's or norm's weight
+    frozen = 0 if training.rank is None else outside * (every - matrices) + training.bits * matrices // 8
     per_layer = 7 * hidden + 4 * inner + 4 * (queries + keys)
     kept = layers * hidden + per_layer if training.checkpointing else layers * per_layer
     folded = matrices if training.rank is not None and training.bits == 32 else 0  # W + s B A, kept for the backward
@@ -98,7 +99,7 @@ def estimate(directory: Path, training: Training, chunk: int = 1 << 24) -> Estim
         moments=8 * trained // training.shards,
         activations=4 * (tokens * kept + folded),
         logits=4 * HEAD * min(chunk, tokens * vocabulary),
-        sampling=4 * (every if training.rank is None else matrices) if training.samples else 0,
+        sampling=(4 * every if training.rank is None else outside * matrices) if training.samples else 0,
         teacher=training.teacher,
     )
 
@@ -134,6 +135,7 @@ def check_fits(directory: Path | None, training: Training, where: str, free: int
     changes = [f"lower micro_batch_tokens ({training.micro_batch_tokens})"]
     changes += [] if training.checkpointing else ["set gradient_checkpointing"]
     changes += ["train an adapter (lora)"] if training.rank is None else ["set quantize: nf4"] * (training.bits > 4)
+    changes += ["set base_precision: bf16"] * (training.rank is not None and training.bits == 32)
     changes += ["use several devices with parallel: fsdp"] if training.shards == 1 else ["use more devices"]
     raise InputError(
         f"{where}: training needs about {size(need.total)} ({need}), but {size(free)} are free; "
