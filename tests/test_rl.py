@@ -466,6 +466,15 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(tmp_path: Path) -> No
     assert all(texts[r.step, r.problem.id, r.index] == r.completion.text for r in rollouts)
 
 
+def test_a_problem_that_comes_again_is_answered_anew(tmp_path: Path) -> None:
+    """The draws of a sample belong to its step: else each epoch would learn from the noise of the first."""
+    settings = {"steps": 2, "optimizer": OptimizerSettings(1e-9), "sample": lambda step, draw: problems(0)}
+    _, rollouts = grpo(student(), tmp_path, **settings)
+    first, second = rollouts[: len(rollouts) // 2], rollouts[len(rollouts) // 2 :]
+    same = [a.completion.text == b.completion.text for a, b in zip(first, second, strict=True)]
+    assert sum(same) < len(same) / 2
+
+
 def test_rollouts_kept_by_the_caller_are_not_sampled_again(tmp_path: Path) -> None:
     first = student()
     _, rollouts = grpo(first, tmp_path / "a", steps=2)

@@ -13,8 +13,10 @@ torch = pytest.importorskip("torch")
 
 from tiny import chat_tokenizer, examples, tiny, weights  # noqa: E402
 
+from distill.engines.transformers import TransformersEngine  # noqa: E402
 from distill.modelspec import Model  # noqa: E402
 from distill.training import student  # noqa: E402
+from distill.training.batching import from_tokens  # noqa: E402
 from distill.training.early_stopping import Heldout, heldout_loss  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
 from distill.training.forward import check_packing, logprobs, pack  # noqa: E402
@@ -22,7 +24,9 @@ from distill.training.learner import Learner  # noqa: E402
 from distill.training.loop import StepMetrics, TrainResult, TrainSettings, train  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
-from distill.training.session import prepared  # noqa: E402
+from distill.training.passes import Row  # noqa: E402
+from distill.training.session import learning, prepared  # noqa: E402
+from distill.types import Request, Sampling  # noqa: E402
 from pipeline.errors import InputError, Stopped  # noqa: E402
 
 ADAMW = OptimizerSettings(learning_rate=1e-2)
@@ -77,6 +81,41 @@ def test_gradient_checkpointing_changes_no_bit(wrap: bool, tmp_path: Path) -> No
         ends.append(weights(model))
     assert torch.equal(*gradients) and gradients[0].abs().max() > 0
     assert torch.equal(*ends)
+
+
+# ------------------------------------------------------------------ frozen weights in bf16
+
+
+def halved(base: Model) -> Any:
+    return student.load(base, student.Adapter(8, 16), half=True, half_base=True)[0]
+
+
+def fit_half(model: Any, directory: Path, stop: Any = lambda: False) -> TrainResult:
+    settings = TrainSettings(ADAMW, batch_size=4, steps=12, precision="bf16")
+    return train(model, examples(8), settings, checkpoints=directory, stop=stop)
+
+
+def test_frozen_weights_in_half_precision_learn_resume_sample_and_are_merged(base: Model, tmp_path: Path) -> None:
+    """The adapter itself is held in full precision."""
+    straight, resumed = halved(base), halved(base)
+    held = {p.requires_grad: p.dtype for p in straight.parameters()}
+    assert held == {False: torch.bfloat16, True: torch.float32}
+    result = fit_half(straight, tmp_path / "a")
+    assert all(column[-1] < column[0] for column in result.losses.values())
+    with pytest.raises(Stopped):
+        fit_half(halved(base), tmp_path / "b", iter([False] * 3 + [True]).__next__)
+    assert fit_half(resumed, tmp_path / "b").resumed_at == 4
+    assert torch.equal(weights(straight), weights(resumed))
+    export_student(straight, chat_tokenizer(), tmp_path / "out")
+    assert load_model(tmp_path / "out/model", torch.bfloat16).dtype == torch.bfloat16
+    asked = [Request(str(i), ({"role": "user", "content": "ab"},), Sampling(max_tokens=8)) for i in range(4)]
+    completions = list(TransformersEngine(straight, chat_tokenizer(), model_identity="m").generate(asked))
+    told = {c.key: c.logprobs for c in completions}
+    rows = [Row(from_tokens(c.key, c.prompt_ids, c.token_ids), {}) for c in completions]
+    settings = TrainSettings(ADAMW, precision="bf16")
+    with learning(straight, settings, 1, tmp_path / "c", "run") as learner:
+        for row, scored in zip(rows, learner.score(rows), strict=True):
+            assert scored.logprobs == pytest.approx(told[row.example.key], abs=0.2)
 
 
 # ------------------------------------------------------------------ QLoRA
@@ -154,9 +193,6 @@ def test_nf4_without_bitsandbytes_or_over_an_adapter_is_one_line(
 
 
 def test_the_engine_samples_from_a_quantised_student(base: Model) -> None:
-    from distill.engines.transformers import TransformersEngine
-    from distill.types import Request, Sampling
-
     model = quantised(base)
     tokenizer = chat_tokenizer()
     engine = TransformersEngine(model, tokenizer, model_identity="q")

@@ -433,8 +433,8 @@ def test_the_cut_into_micro_batches_changes_no_gradient(tmp_path: Path) -> None:
 def test_one_step_equals_a_plain_loop(tmp_path: Path) -> None:
     """The reference: padded rows, torch's AdamW, the loss written out."""
     rows, model, reference = examples(4), tiny(), tiny()
-    run(model, rows, tmp_path, steps=1, optimizer=OptimizerSettings(1e-3, warmup=0, schedule="constant"))
-    optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0)
+    run(model, rows, tmp_path, steps=1, optimizer=OptimizerSettings(1e-3, warmup=0, weight_decay=1))
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=1)
     total = sum(e.weight * e.supervised for e in rows)
     loss = -sum((single(reference, e).sum() * e.weight for e in rows), torch.zeros(())) / total
     loss.backward()

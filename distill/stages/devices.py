@@ -55,7 +55,8 @@ def _training(settings: Any, samples: bool, teacher: int = 0) -> memory.Training
     return memory.Training(
         settings.micro_batch_tokens,
         settings.lora.rank if settings.lora else None,
-        bits=4 if settings.quantize else 32,
+        bits=4 if settings.quantize else 16 if settings.base_precision == "bf16" else 32,
+        half=settings.precision == "bf16",
         checkpointing=settings.gradient_checkpointing,
         samples=samples,
         shards=settings.ranks() if settings.parallel == "fsdp" else 1,

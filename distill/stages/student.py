@@ -33,7 +33,10 @@ class StudentSettings(DeviceSettings):
     gradient_checkpointing: Annotated[bool, Operational()] = False
     """Keeps less of the forward pass and computes it again for the backward: less memory, a third more time."""
     precision: Precision = "fp32"
-    """`bf16` computes in half precision, over fp32 weights."""
+    """`bf16` computes in half precision; what is trained is held in fp32."""
+    base_precision: Precision = later("fp32")
+    """Of the weights under an adapter. `bf16` takes half their memory (it needs `lora` and `precision: bf16`); the
+    merged model is then written so. With rewards, what is sampled from is the adapter rounded into such weights."""
     export_precision: Precision = later("fp32")
     """Of the merged model that is written. It is checked against the trained one, with that much rounding."""
     micro_batch_tokens: Annotated[int, Operational(), Field(ge=1)] = 4096
@@ -48,6 +51,10 @@ class StudentSettings(DeviceSettings):
     def _trains_something(self) -> StudentSettings:
         if self.quantize and self.lora is None:
             raise ValueError("quantize: weights in 4 bits cannot be trained themselves; it needs `lora`")
+        if self.base_precision == "bf16" and (self.lora is None or self.precision != "bf16" or self.quantize):
+            raise ValueError("base_precision: bf16 needs `lora` and `precision: bf16`, and `quantize` takes its place")
+        if self.base_precision == "bf16" and self.parallel == "fsdp":
+            raise ValueError("base_precision: bf16 and an adapter in fp32 cannot be cut up together; use ddp")
         if self.quantize and (self.devices > 1 or self.parallel == "fsdp"):
             raise ValueError("quantize: with several devices weights in 4 bits cannot be trained on yet; use one")
         return self
@@ -97,6 +104,7 @@ def load_student(
         quantize=settings.quantize,
         gradient_checkpointing=settings.gradient_checkpointing,
         half=settings.precision == "bf16",
+        half_base=settings.base_precision == "bf16",
         device="cpu" if settings.parallel == "fsdp" and settings.ranks() > 1 and not samples else "auto",
     )
 

@@ -3,7 +3,8 @@
 Arithmetic on the shapes in the headers of the weight files and on config.json: no torch, so `distill plan` can
 tell it too. Weights, gradients and AdamW's two moments are exact. What a micro-batch keeps for its backward pass
 was measured on Qwen3 (tensors saved by autograd): for each token and layer 7 times the hidden size, 4 times the
-intermediate size, 4 times the width of queries and of keys; models of another build differ. Left out: the
+intermediate size, 4 times the width of queries and of keys; 5, 2 and 3 times where layers are written out
+(`distill.training.lean`); models of another build differ. Left out: the
 interpreter and its libraries, allocators' waste, the sampling engine's cache (it takes what is free), and models
 whose files are not here yet: nothing is told of these.
 """
@@ -20,9 +21,9 @@ from typing import Any
 from pipeline.errors import InputError
 
 MARGIN = 0.9
-"""A run is refused when this share of its estimate is more than what is free. On CPU estimates were 0.67 to 1.00
-of the measured peak (0.31M and 100M parameters), never above it; the tenth is for models of another build: what
-would fit must not be refused."""
+"""A run is refused when this share of its estimate is more than what is free. On CPU estimates were 0.92 to 1.17 of the
+measured peak (27M parameters, LoRA and full, fp32 and bf16); the tenth is for models of another build: what would fit
+must not be refused."""
 HEAD = 3
 """Copies of a chunk of logits at once: they, their softmax, their gradient."""
 GIB = 1 << 30
@@ -38,6 +39,7 @@ class Training:
     rank: int | None
     bits: int = 32
     checkpointing: bool = False
+    half: bool = False
     samples: bool = False
     shards: int = 1
     teacher: int = 0
@@ -87,18 +89,20 @@ def estimate(directory: Path, training: Training, chunk: int = 1 << 24) -> Estim
     linear = [s for s in shapes if len(s) == 2 and vocabulary not in s]
     matrices, every = sum(a * b for a, b in linear), sum(map(_count, shapes))
     trained = every if training.rank is None else sum(training.rank * (a + b) for a, b in linear)
-    frozen = 0 if training.rank is None else 4 * (every - matrices) + training.bits * matrices // 8
-    per_layer = 7 * hidden + 4 * inner + 4 * (queries + keys)
+    outside = 2 if training.bits == 16 else 4  # bytes of an embedding's or norm's weight
+    frozen = 0 if training.rank is None else outside * (every - matrices) + training.bits * matrices // 8
+    lean = training.rank is not None and training.bits == 32 and not training.half
+    times = (5, 2, 3) if lean else (7, 4, 4)
+    per_layer = sum(n * size for n, size in zip(times, (hidden, inner, queries + keys), strict=True))
     kept = layers * hidden + per_layer if training.checkpointing else layers * per_layer
-    folded = matrices if training.rank is not None and training.bits == 32 else 0  # W + s B A, kept for the backward
     tokens = training.micro_batch_tokens
     return Estimate(
         weights=(frozen + 4 * trained) // training.shards,
         gradients=4 * trained // training.shards,
         moments=8 * trained // training.shards,
-        activations=4 * (tokens * kept + folded),
+        activations=4 * tokens * kept,
         logits=4 * HEAD * min(chunk, tokens * vocabulary),
-        sampling=4 * (every if training.rank is None else matrices) if training.samples else 0,
+        sampling=(4 * every if training.rank is None else outside * matrices) if training.samples else 0,
         teacher=training.teacher,
     )
 
@@ -134,6 +138,7 @@ def check_fits(directory: Path | None, training: Training, where: str, free: int
     changes = [f"lower micro_batch_tokens ({training.micro_batch_tokens})"]
     changes += [] if training.checkpointing else ["set gradient_checkpointing"]
     changes += ["train an adapter (lora)"] if training.rank is None else ["set quantize: nf4"] * (training.bits > 4)
+    changes += ["set base_precision: bf16"] * (training.rank is not None and training.bits == 32)
     changes += ["use several devices with parallel: fsdp"] if training.shards == 1 else ["use more devices"]
     raise InputError(
         f"{where}: training needs about {size(need.total)} ({need}), but {size(free)} are free; "

@@ -36,9 +36,11 @@ def load(
     quantize: pretrained.Quantization | None = None,
     gradient_checkpointing: bool = False,
     half: bool = False,
+    half_base: bool = False,
     device: str = "auto",
 ) -> tuple[Any, Any]:
-    """(network on the best device, tokenizer). Weights are fp32, in NF4 those of a quantised base's linear layers.
+    """(network on the best device, tokenizer). Weights are fp32, in NF4 those of a quantised base's linear layers, in
+    bf16 all that are not trained with ``half_base``.
 
     Without an ``adapter`` all weights are trained. ``gradient_checkpointing`` keeps each layer's input alone
     and computes the rest anew in the backward pass: a third more time, the same gradients. ``half``: it will
@@ -48,7 +50,8 @@ def load(
 
     from distill.training.lora import add_lora
 
-    network, tokenizer = pretrained.load(model, device=device, quantize=quantize)
+    dtype = "bfloat16" if half_base else "float32"
+    network, tokenizer = pretrained.load(model, dtype, device, quantize)
     if tokenizer.chat_template is None:
         raise InputError(f"model {model.source}: its tokenizer has no chat template; a student needs one")
     if half and network.device.type == "cuda" and not torch.cuda.is_bf16_supported():
@@ -57,6 +60,9 @@ def load(
         checkpoint_layers(network)
     if adapter:
         network = add_lora(network, rank=adapter.rank, alpha=adapter.alpha, seed=seed, final_norm=adapter.final_norm)
+    for weight in network.parameters():
+        if weight.requires_grad:  # in bf16 an update of less than 1 / 256 of a weight is none
+            weight.data = weight.data.float()
     return network, tokenizer
 
 

@@ -139,6 +139,8 @@ class SampledSettings(WatchedSettings, StudentSettings):
             raise ValueError(
                 "sampling: what is learned from needs temperature > 0, top_p 1 and top_k 0 (no truncation)"
             )
+        if self.norm_learning_rate is not None and self.base_precision == "bf16":
+            raise ValueError("norm_learning_rate: a norm in bf16 cannot be trained; leave it or base_precision out")
         if self.engine_floor >= self.engine_cap:
             raise ValueError("engine_floor must be below engine_cap")
         if isinstance(self.engine, VllmOptions):
