@@ -276,7 +276,7 @@ def dependencies(settings: EvaluateSettings, hashes: FileHashes, upstream: Mappi
 
 STAGE = Stage(
     kind="evaluate",
-    version=3,
+    version=4,
     about="measure each model on held-out problems, with intervals",
     settings=EvaluateSettings,
     produces="evaluation",
