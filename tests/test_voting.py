@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.voting import Sample, best_of_k, majority_at_k, weighted_vote_at_k
+from distill.voting import Sample, ballot, best_of_k, majority_at_k, weighted_vote_at_k
 from pipeline.errors import InputError
 
 samples = st.lists(
@@ -53,6 +53,22 @@ def best(subset: Sequence[Sample]) -> float:
 
 def enumerated(found: Sequence[Sample], k: int, choose: Callable[[Sequence[Sample]], float]) -> float:
     return fmean(choose(subset) for subset in combinations(found, k))
+
+
+def test_prose_votes_with_the_result_that_it_states() -> None:
+    """As Wang et al. count them; a vote of whole texts would be one of singletons, no better than one sample."""
+    said = ["So 6 * 7 gives\n\\boxed{42}", "We get $\\boxed{ 42. }$, as asked.", "The answer is 42.", "Well.\n#### 42"]
+    assert {ballot(text) for text in said} == {"42"} == {ballot(" 42\n")}
+    assert ballot("\\boxed{\\dfrac12}") == ballot("Half: \\boxed{\\frac{1}{2}}") != ballot("\\boxed{0.5}")
+    assert ballot("The answer is not 42") != "42"
+    found = [Sample(ballot(text), 1.0) for text in said] + [Sample(ballot("So it is \\boxed{41}"), 0.0)]
+    assert majority_at_k(found, 5) == 1.0
+
+
+def test_programs_and_plain_answers_vote_with_all_of_their_text() -> None:
+    one, other = ("def f(x):\n    answer = 1\n    return x{}".format(sign) for sign in ("", " + 1"))
+    assert ballot(one) != ballot(other) and ballot(f"```\n{one}\n```") != ballot(f"```\n{other}\n```")
+    assert ballot("[1,  2]\nNone") == "[1, 2] None" and ballot("p and q") == "p and q" and ballot("  ") == ""
 
 
 @given(with_k)
