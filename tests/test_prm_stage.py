@@ -84,7 +84,9 @@ def test_it_learns_from_every_source_and_keeps_the_labels(whole: Any) -> None:
     assert figures["heldout"]["by_source"].keys() <= figures["sources"].keys()
     kept = rows(where, "SELECT part, count(DISTINCT (source, example)) AS n FROM step_labels GROUP BY 1")
     assert {row["part"]: row["n"] for row in kept}["train"] == figures["examples"]
-    assert figures["test"]["step_auc"] > 0.65  # the teacher's own likelihood tells slips of a hot one
+    assert figures["heldout"]["step_auc"] > 0.65  # the teacher's own likelihood tells slips of a hot one
+    # of one stage's traces those to problems that nothing was learned of
+    assert figures["test"]["responses"] == figures["heldout"]["by_source"]["exact"]["responses"] < 15
     assert load(where / "w" / made["prm"].manifest.artifact).rule == "line"
 
 
@@ -117,7 +119,7 @@ def test_a_reward_model_of_the_pipeline_is_a_verifier(whole: Any) -> None:
         product *= step["probability"]
     assert row["score"] == pytest.approx(product, abs=1e-4) and json.loads(row["settings"]) == {"prm": {}}
     prm = made["prm"].manifest
-    assert row["version"] == f"1+{files.identity_of(where / 'w' / prm.artifact, runner_hashes())[:12]}"
+    assert row["version"] == f"2+{files.identity_of(where / 'w' / prm.artifact, runner_hashes())[:12]}"
     assert made["scored"].manifest.identity.inputs["verifier.prm.model"] == prm.digest
 
 
@@ -149,6 +151,20 @@ def test_each_step_of_a_rollout_is_rewarded_and_the_rewards_are_rows(whole: Any)
     assert 0 < told["value"] < 1
 
 
+OWN = [{"file": "own.jsonl"}]
+BESIDE: dict[str, dict[str, Any]] = {
+    "grpo0": {
+        "select": {"verdicts": "verify", "keep": "all"},
+        "grpo0": {"kind": "sft", "data": "select", "student": "embedded:student-base", "stop_test": None},
+    },
+    "verify-held": {
+        "held": {**STAGES["generate"], "kind": "generate", "split": "heldout"},
+        "verify-held": {"kind": "verify", "traces": "held"},
+    },
+}
+"""What labels come from that cannot be."""
+
+
 @pytest.mark.parametrize(
     ("stage", "changes", "said"),
     [
@@ -156,21 +172,23 @@ def test_each_step_of_a_rollout_is_rewarded_and_the_rewards_are_rows(whole: Any)
         ("search", {"budgets": [4]}, "sample 4 is wanted, and the store holds fewer"),
         ("search", {"scorers": {"mine": "prm:verify"}}, "verify"),
         ("prm", {"labels": [{"exakt": "verify"}]}, "names no source of labels; one of exact, slips"),
+        ("prm", {"labels": [{"exact": "verify-held"}]}, "6 of 6 responses answer held-out problems"),
+        ("prm", {"labels": OWN, "test": OWN}, "`test` labels just the problems that are learned from"),
         ("prm", {"steps": "lines"}, "no rule for steps is called 'lines'"),
         ("prm", {"devices": 2}, "one device"),
     ],
 )
-def test_what_cannot_be_is_told(whole: Any, tmp_path: Path, stage: str, changes: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_is_told(
+    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, changes: dict[str, Any], said: str
+) -> None:
     where, _ = whole
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
     base = {name: STAGES[name] for name in ("problems", "generate", "verify")}
-    other: dict[str, Any] = {}
-    if changes.get("labels") == [{"groups": "grpo0"}]:
-        select = {"verdicts": "verify", "keep": "all"}
-        other = {
-            "select": select,
-            "grpo0": {"kind": "sft", "data": "select", "student": "embedded:student-base", "stop_test": None},
-        }
+    row = {"prompt": "1 + 1?", "completions": ["It is 1 + 1.", "3"], "labels": [True, False]}
+    (tmp_path / "own.jsonl").write_text(json.dumps(row))
+    named = {name for source in changes.get("labels", ()) for name in source.values()}
+    other = next((found for name, found in BESIDE.items() if name in named), {})
     stages = {**base, **other, "prm": STAGES["prm"], stage: {**STAGES[stage], **changes}}
     with pytest.raises(InputError, match=said) as caught:
         run(tmp_path, stages)

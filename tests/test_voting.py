@@ -66,7 +66,7 @@ def test_prose_votes_with_the_result_that_it_states() -> None:
 
 
 def test_programs_and_plain_answers_vote_with_all_of_their_text() -> None:
-    one, other = ("def f(x):\n    answer = 1\n    return x{}".format(sign) for sign in ("", " + 1"))
+    one, other = (f"def f(x):\n    answer = 1\n    return x{sign}" for sign in ("", " + 1"))
     assert ballot(one) != ballot(other) and ballot(f"```\n{one}\n```") != ballot(f"```\n{other}\n```")
     assert ballot("[1,  2]\nNone") == "[1, 2] None" and ballot("p and q") == "p and q" and ballot("  ") == ""
 

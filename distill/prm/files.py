@@ -33,7 +33,8 @@ PROBE = "Let x = 3.14: 12 + 7*x <= 40?\n\n<think>\nfirst, naïve – 你好\n</t
 
 
 class About(BaseModel):
-    """`prm.json`. ``tokenizer`` is `tokenizer_identity` of the one that it was trained with."""
+    """`prm.json`. ``tokenizer`` is `tokenizer_identity` of the one that it was trained with, ``prompting`` how the
+    problems stood before the responses that it learned from, where not as they are."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -43,6 +44,7 @@ class About(BaseModel):
     likelihood: bool
     tokenizer: str
     start: str
+    prompting: dict[str, Any] | None = None
     figures: dict[str, Any] = {}
 
 
@@ -95,5 +97,5 @@ def identity_of(directory: Path, hashes: FileHashes) -> str:
     from distill.modelspec import CONTENT
 
     files = [directory / HEAD, *sorted(p for p in (directory / MODEL).iterdir() if p.suffix in CONTENT)]
-    known = about(directory, str(directory)).model_dump(exclude={"figures", "start"})
+    known = about(directory, str(directory)).model_dump(exclude={"figures", "start"}, exclude_none=True)
     return content_hash([known, *([path.name, hashes.of(path)] for path in files)])

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from distill import modelspec, verification
 from distill.cards import write_model_card, write_prm_card
 from distill.modelspec import ModelName
+from distill.pretrained import tokenizer_of
 from distill.prm import files
 from distill.prm.labels import Labelled
 from distill.prm.measures import in_words
@@ -27,7 +28,7 @@ from distill.stages.common import store_of
 from distill.stages.devices import check_memory, foreseen
 from distill.stages.prm_labels import LabelSource, RolloutLabels, foresee, gather, label_rows
 from distill.stages.student import StudentSettings, load_student
-from distill.steps import Rule
+from distill.steps import Rule, Split, needs_tokens, splitter
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
@@ -49,7 +50,8 @@ class PrmSettings(StudentSettings):
     """Who says which steps are right: `{exact: STAGE}`, `{slips: STAGE}`, `{rollouts: STAGE, ...}`, `{groups: STAGE}`,
     `{file: PATH}`."""
     test: Annotated[list[LabelSource], Field(default_factory=list)]
-    """Labels to be tested on beside what is held out, and never learned from."""
+    """Labels to be tested on beside what is held out, and never learned from; nor are their problems: what answers one
+    that is learned from is left out."""
     steps: Rule = "line"
     """What a step is: a `line`, a `paragraph`, a `numbered` step, or `tokens:N`."""
     body: Literal["trained", "frozen"] = "trained"
@@ -96,7 +98,8 @@ def run(context: Context, settings: PrmSettings) -> Output:
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
     if settings.body == "trained":
         check_memory(context, settings, start)
-    labelled = _labelled(context, settings, settings.labels)
+    split = splitter(settings.steps, tokenizer_of(start) if needs_tokens(settings.steps) else None)
+    labelled = _taught(context, _labelled(context, settings, settings.labels, split))
     network, tokenizer = load_student(_held(settings), start)
     if settings.body == "frozen":
         network.requires_grad_(False)
@@ -104,7 +107,8 @@ def run(context: Context, settings: PrmSettings) -> Output:
     head = heads.attach(network, settings.likelihood)
     lessons = _lessons(context, settings, tokenizer, labelled)
     taught, held = apart(lessons, settings.heldout, settings.seed)
-    tested = _lessons(context, settings, tokenizer, _labelled(context, settings, settings.test))
+    tested = _lessons(context, settings, tokenizer, _labelled(context, settings, settings.test, split))
+    tested = _unseen(context, taught, tested)
     _keep(context, {"train": taught, "heldout": held, "test": tested})
     rows = [turned(lesson, settings.noise, settings.seed).row for lesson in taught]
     with Recorder(store_of(context), context, ("loss", "learning_rate"), settings.log_to) as recorder:
@@ -137,16 +141,39 @@ def _held(settings: PrmSettings) -> PrmSettings:
     return settings if settings.body == "trained" else settings.model_copy(update={"lora": None, "quantize": None})
 
 
-def _labelled(context: Context, settings: PrmSettings, sources: Sequence[LabelSource]) -> list[Labelled]:
+def _labelled(
+    context: Context, settings: PrmSettings, sources: Sequence[LabelSource], split: Split
+) -> list[Labelled]:  # fmt: skip
     found: list[Labelled] = []
     for source in sources:
-        own = gather(context, source, settings.steps, settings.seed)
+        own = gather(context, source, split, settings.seed)
         if not own:
             said = source.model_dump_json(exclude_defaults=True)
             raise InputError(f"stage {context.name}: labels: {said} labels no step; look into it, or take it out")
         steps = sum(label is not None for one in own for label in one.labels)
         context.note(f"labels: {len(own):,} responses, {steps:,} steps ({own[0].source})")
         found += own
+    return found
+
+
+def _taught(context: Context, labelled: list[Labelled]) -> list[Labelled]:
+    """What may be learned from: choosing by a reward model that has seen held-out problems would look too good."""
+    if held := sum(one.problem.split == "heldout" for one in labelled):
+        raise InputError(
+            f"stage {context.name}: labels: {held} of {len(labelled)} responses answer held-out problems, on which "
+            "choices by reward models are measured; label training problems, and name these under `test`"
+        )
+    return labelled
+
+
+def _unseen(context: Context, taught: Sequence[Lesson], tested: Sequence[Lesson]) -> list[Lesson]:
+    """Of the labels to be tested on those to problems that nothing was learned of."""
+    known = {lesson.labelled.structure for lesson in taught}
+    found = [lesson for lesson in tested if lesson.labelled.structure not in known]
+    if tested and not found:
+        raise InputError(f"stage {context.name}: `test` labels just the problems that are learned from; take others")
+    if left := len(tested) - len(found):
+        context.note(f"test: {left} of {len(tested)} responses left out, as their problems are learned from")
     return found
 
 
@@ -215,6 +242,7 @@ def _publish(
         likelihood=head.likelihood is not None,
         tokenizer=files.tokenizer_identity(tokenizer),
         start=settings.student,
+        prompting=settings.prompting.model_dump(mode="json", exclude_defaults=True) if settings.prompting else None,
         figures=dict(figures),
     )
     files.write(built, head, about)
@@ -242,6 +270,7 @@ def dependencies(settings: PrmSettings, hashes: FileHashes, upstream: Mapping[st
 
 STAGE = Stage(
     kind="prm",
+    version=2,
     about="train a process reward model on labelled steps",
     settings=PrmSettings,
     produces="prm",

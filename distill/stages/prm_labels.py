@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -29,7 +28,7 @@ from distill.prm.labels import Labelled
 from distill.prm.rollouts import Prefix, Tried
 from distill.spending import Spending
 from distill.stages.common import RewardModel, VerifierSpec, resolved, store_of
-from distill.steps import split
+from distill.steps import Split, split
 from distill.store.records import Row, problem_of
 from distill.store.records import problems as problems_of
 from distill.thinking import join_thinking
@@ -131,25 +130,25 @@ LabelSource = Annotated[
 ]
 
 
-def gather(context: Context, source: LabelSource, rule: str, seed: int) -> list[Labelled]:
+def gather(context: Context, source: LabelSource, split: Split, seed: int) -> list[Labelled]:
     """All that a source labels. Roll-outs that are missing are made; they are kept as they come."""
     if isinstance(source, FileLabels):
-        return list(imported.read(Path(source.file), rule, source.thinking))
+        return list(imported.read(Path(source.file), split, source.thinking))
     if isinstance(source, SlipLabels):
         rows = problems_of(store_of(context), context.inputs[source.slips].digest, "train")
         found = [problem for _, problem in rows]
         return _told(
-            context, source.slips, list(exact.planted(exact.Checkers(), found, rule, source.chance, source.each, seed))
+            context, source.slips, list(exact.planted(exact.Checkers(), found, split, source.chance, source.each, seed))
         )
     if isinstance(source, ExactLabels):
         checkers, tried = exact.Checkers(), _tried(context, source.exact)
         checked = [
-            exact.checked(checkers, t.key, t.problem, t.response, rule, trace=t.key, correct=t.correct) for t in tried
+            exact.checked(checkers, t.key, t.problem, t.response, split, trace=t.key, correct=t.correct) for t in tried
         ]
         return _told(context, source.exact, [one for one in checked if one is not None])
     if isinstance(source, GroupLabels):
-        return _groups(context, source, rule)
-    return _rollouts(context, source, rule)
+        return _groups(context, source, split)
+    return _rollouts(context, source, split)
 
 
 def _told(context: Context, stage: str, found: list[Labelled]) -> list[Labelled]:
@@ -185,7 +184,7 @@ def _tried(context: Context, stage: str) -> list[Tried]:
 # -- groups -----------------------------------------------------------------------------------
 
 
-def _groups(context: Context, source: GroupLabels, rule: str) -> list[Labelled]:
+def _groups(context: Context, source: GroupLabels, split: Split) -> list[Labelled]:
     manifest = context.inputs[source.groups]
     judged = _tried(context, source.groups) if manifest.identity.kind == "verify" else []
     members = [((one.problem_key, 0), one) for one in judged] or _rolled(context, source.groups)
@@ -199,7 +198,7 @@ def _groups(context: Context, source: GroupLabels, rule: str) -> list[Labelled]:
     found: list[Labelled] = []
     for part in by_group.values():
         tree = {one.key: groups.Member(one.response, one.correct) for one in part}
-        told = groups.tree_labels(tree, rule, source.kind, source.shared)
+        told = groups.tree_labels(tree, split, source.kind, source.shared)
         found += [
             Labelled(one.key, one.problem, one.response, told[one.key], "groups", one.key, one.correct) for one in part
         ]
@@ -236,14 +235,14 @@ def _judge_of(settings: Mapping[str, Any]) -> Any:
 # -- roll-outs --------------------------------------------------------------------------------
 
 
-def _rollouts(context: Context, source: RolloutLabels, rule: str) -> list[Labelled]:
+def _rollouts(context: Context, source: RolloutLabels, split: Split) -> list[Labelled]:
     tried = _tried(context, source.rollouts)[: source.most]
     problems = {one.problem_key: one.problem for one in tried}
     with ExitStack() as stack:
         outcomes = partial(_outcomes, context, source, problems, _once(context, source, stack))
         if source.search == "first_error":
-            return rollouts.first_error(tried, rule, outcomes)
-        return rollouts.every(tried, rule, source.kind, outcomes)
+            return rollouts.first_error(tried, split, outcomes)
+        return rollouts.every(tried, split, source.kind, outcomes)
 
 
 def _once(context: Context, source: RolloutLabels, stack: ExitStack) -> Callable[[], Engine]:
@@ -305,15 +304,6 @@ def label_rows(run: str, labelled: Sequence[Labelled], part: str) -> list[Row]:
         for step, label in enumerate(one.labels)
         if label is not None
     ]
-
-
-def files_of(sources: Sequence[LabelSource]) -> list[str]:
-    return [source.file for source in sources if isinstance(source, FileLabels)]
-
-
-def identity(sources: Sequence[LabelSource]) -> str:
-    """Settings of label sources in one line, for a card."""
-    return json.dumps([source.model_dump(mode="json", exclude_defaults=True) for source in sources])
 
 
 def foresee(context: Context, sources: Sequence[LabelSource], rule: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Prm:
 
     @cached_property
     def version(self) -> str:
-        return f"1+{files.identity_of(self.directory, self._hashes)[:12]}" if self.standing else "1"
+        return f"2+{files.identity_of(self.directory, self._hashes)[:12]}" if self.standing else "1"
 
     @property
     def settled(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class PrmSession:
             self._scorer = load(self._verifier.directory, settings.model, settings.device, settings.dtype)
         asked: list[tuple[Key, tuple[str, str], tuple[str, ...]]] = []
         for key, problem, trace in items:
-            pair = self._scorer.render(problem.messages), _text(trace)
+            pair = self._scorer.prompt(problem), _text(trace)
             try:
                 texts = self._scorer.encoded(*pair).texts
             except TooLong as error:
