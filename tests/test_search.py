@@ -130,6 +130,17 @@ def test_best_of_takes_the_highest_score_and_a_verifier_the_first_that_is_right(
     assert dict(weighted.choice.weights) == pytest.approx({"b": 0.9, "c": 0.36, "a": 0.36})
 
 
+def test_hundreds_of_doubtful_steps_are_told_apart_all_the_same() -> None:
+    """Their product is no number above zero; what it is a product of still ranks, and weighs."""
+    world = says("baac")
+    world.values = lambda text: {"a": [0.1] * 400, "b": [0.1] * 399 + [0.15], "c": [0.05] * 400}[text]
+    assert search(BestOf(), 4, world).choice.piece.ballot == "b"
+    weighted = search(WeightedVote(), 4, world).choice
+    assert weighted.piece.ballot == "a" and weighted.weights[0][1] == pytest.approx(weighted.weights[1][1] * 4 / 3)
+    small = ToyWorld(values=lambda text: [value / 1e200 for value in worth(text)])
+    assert search(Beam(width=2, final="best"), 4, small).choice.piece.text == "c\nb\nb\n"
+
+
 def test_the_bill_counts_each_trace_and_each_scored_text_once() -> None:
     """Of five responses one is cut and two say the same: five calls, four texts."""
     world = says("-bcab")

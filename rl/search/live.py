@@ -62,11 +62,13 @@ class LiveSearch:
     """A strategy for one question, told by name or as in YAML. `InputError` for one that cannot be had, before any
     model is loaded.
 
-    ``prm`` is the directory of a process reward model; ``likelihood`` a model whose own probability of each step
-    scores it.
+    ``prm`` is the directory of a process reward model, which must read the tokens of ``policy``; ``likelihood`` a model
+    whose own probability of each step scores it.
     """
 
-    def __init__(self, spec: Any, samples: int, prm: Path | None, likelihood: Model | None) -> None:
+    def __init__(
+        self, spec: Any, samples: int, prm: Path | None, likelihood: Model | None, policy: Model | None = None
+    ) -> None:  # fmt: skip
         try:
             chosen = named(spec)
         except ValueError as error:
@@ -88,9 +90,17 @@ class LiveSearch:
         self._strategy, self._samples, self.label = chosen.strategy, samples, chosen.label
         self.samples_at_random = chosen.name != "greedy"
         self.needs_steps = "steps" in chosen.strategy.needs
-        self._scorer = prm_of(str(prm), Path(), {}, FileHashes()) if prm else None
+        if (prm or likelihood) and "scorer" not in chosen.strategy.needs:
+            raise InputError(f"--strategy {self.label} asks nobody who scores steps; leave --prm and --likelihood out")
+        self._scorer = prm_of(str(prm), Path(), {}, FileHashes(), policy) if prm else None
         self._scorer = likelihood_of(likelihood, STEP) if likelihood else self._scorer
 
     def answer(self, engine: Engine, problem: Problem, sampling: Sampling, budget: ThinkingBudget | None) -> Result:
+        """`InputError`, before anything is sampled, for a scorer that cannot read what this engine says."""
+        if self._scorer and (rule := self._scorer.open().rule) != STEP and self.needs_steps:
+            raise InputError(
+                f"--strategy {self.label} goes line by line, and the reward model's steps are another rule's ({rule}); "
+                "take one that was trained with `steps: line`"
+            )
         world = LiveWorld(engine, problem, sampling, budget, self._scorer)
         return run([(0, self._strategy.search(self._samples))], world)[0]
