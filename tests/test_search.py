@@ -208,6 +208,14 @@ def test_a_total_goes_to_the_problems_whose_vote_is_not_settled_and_is_not_excee
     assert [r.choice.piece.ballot for r in results] == ["a", "b", "a", None]
 
 
+def test_what_is_left_of_a_total_goes_to_whose_vote_is_least_settled() -> None:
+    """Two answers each, and tokens for one more."""
+    votes = ["aaaa", "abab", "aaaa"]
+    world = ToyWorld(whole=lambda problem, index: votes[problem][index])
+    results = run_joint(Allocation(tokens=3 * 2 * 2 + 2).search_all(3, samples=1, stored=4), 3, world)
+    assert [result.bill.calls for result in results] == [2, 3, 2]
+
+
 def test_a_total_below_one_answer_each_is_told() -> None:
     with pytest.raises(
         InputError, match=r"a total of 5 tokens is less than one answer to each of the 4 problems .*\(8\)"

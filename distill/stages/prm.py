@@ -30,7 +30,7 @@ from distill.stages.prm_labels import LabelSource, RolloutLabels, foresee, gathe
 from distill.stages.student import StudentSettings, load_student
 from distill.steps import Rule, Split, needs_tokens, splitter
 from pipeline.errors import InputError
-from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Output, Stage
 
@@ -262,9 +262,8 @@ def dependencies(settings: PrmSettings, hashes: FileHashes, upstream: Mapping[st
         if isinstance(source, RolloutLabels):
             found |= modelspec.dependency(source.policy, hashes)
             if source.verifier is not None:
-                found["verifier"] = content_hash(
-                    verification.versions(source.verifier, upstream[source.rollouts], hashes)
-                )
+                versions = verification.versions(source.verifier, upstream[source.rollouts], hashes)
+                found |= {f"verifier {name}": version for name, version in versions.items()}
     return found
 
 
