@@ -248,6 +248,13 @@ def test_beam_search_keeps_the_best_and_its_bill_is_known_before() -> None:
     assert found.bill.scored == 3 * (PROMPT + 1) + 4 * (PROMPT + 2) + 4 * (PROMPT + 3)
 
 
+def test_equal_texts_are_one_beam() -> None:
+    """ "c" comes twice at first, and takes one of the two places."""
+    world = ToyWorld(steps=2, says=lambda prefix, index: "abc"[index % 3] if prefix else "ccba"[index], values=worth)
+    found = search(Beam(width=2), 4, world)
+    assert dict(found.choice.weights) == pytest.approx({"b": 0.8 * 0.5 + 0.5 * 0.5}) and world.calls == [4, 4]
+
+
 def test_beam_search_over_everything_finds_the_best_response_there_is() -> None:
     """With room for all 27 responses it is exhaustive search."""
     best = max(

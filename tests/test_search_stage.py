@@ -214,6 +214,7 @@ def test_a_piece_is_the_same_from_the_store_and_from_the_engine() -> None:
     assert found == [pieces.of_row(row_of(wish, made[wish.key], engine)) for wish in wishes]
     assert [piece.finish for piece in found] == [Finish.STEP, Finish.STEP, Finish.STOP, Finish.LENGTH, Finish.STOP]
     begun = len(made["1"].forced)
+    assert made["2"].forced and found[2].tokens == made["2"].tokens  # its thinking was closed, and nothing given
     assert found[1].prompt_tokens == found[0].prompt_tokens + begun and found[1].tokens == made["1"].tokens - begun
     assert [piece.ballot is None for piece in found] == [True, True, False, True, False]
 

@@ -157,6 +157,7 @@ def _contamination(
     store.append("exposure", exposure.evidence(context.fingerprint, label, seen))
     return {
         "trained_by": list(seen.stages),
+        **({"unrecorded": list(seen.unrecorded)} if seen.unrecorded else {}),
         "trained_on": seen.taught,
         "problems": len(seen.found),
         "share": round(len(seen.found) / len(tasks), 4),
