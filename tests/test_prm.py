@@ -451,8 +451,17 @@ def test_a_problem_stands_before_a_response_as_it_did_in_training(artifact: Path
     problem = replace(CHAIN, prompt="a b")
     assert load(artifact).prompt(problem) == "<user>a b<end>\n<bot>"
     assert load(tmp_path / "prm").prompt(problem) == "<user>sum a b<end>\n<bot>"
-    hashes = FileHashes()
-    assert files.identity_of(artifact, hashes) != files.identity_of(tmp_path / "prm", hashes)
+
+
+def test_what_a_score_depends_on_is_in_the_identity_and_no_figure(artifact: Path, tmp_path: Path) -> None:
+    def identity(**changes: Any) -> str:
+        (tmp_path / "prm" / "prm.json").write_text(about(chat_tokenizer(), **changes).model_dump_json())
+        return files.identity_of(tmp_path / "prm", FileHashes())
+
+    shutil.copytree(artifact, tmp_path / "prm")
+    same = identity(figures={"steps": 3}, start="another name")
+    assert same == files.identity_of(artifact, FileHashes())
+    assert len({same, identity(rule="paragraph"), identity(prompting={"system": "s"}), identity(likelihood=False)}) == 4
 
 
 def test_names_of_reward_models(artifact: Path) -> None:

@@ -16,12 +16,15 @@ pytest.importorskip("torch")
 from distill import catalog
 from distill.prm import files
 from distill.prm.reading import load
+from distill.stages.prm_labels import GroupLabels, gather
+from distill.steps import splitter
 from distill.store import Store
 from pipeline import config, runner
 from pipeline.errors import InputError
 from pipeline.events import Listener
+from pipeline.fingerprint import FileHashes
 from pipeline.plan import plan
-from pipeline.workspace import Workspace
+from pipeline.workspace import StageContext, Workspace
 
 JUDGE = {"prm": {"model": "prm:prm"}}
 ALONE = {"kind": "transformers", "workers": 1}
@@ -100,6 +103,34 @@ def test_roll_outs_are_traces_and_no_prefix_is_rolled_out_twice(whole: Any, tmp_
     assert before > 0 and rows(tmp_path, count)[0]["n"] == before
 
 
+def test_groups_of_a_grpo_run_are_labelled_by_the_judge_of_the_run_alone(whole: Any, tmp_path: Path) -> None:
+    """Another verifier has said the contrary of each rollout since, and does not count."""
+    where, made = whole
+    shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
+    grpo = made["grpo"].manifest
+    context = StageContext(
+        "prm", "prm", "f", tmp_path / "w", {"grpo": grpo}, tmp_path / "a", tmp_path / "b", FileHashes()
+    )
+
+    def labels() -> dict[str, tuple[Any, ...]]:
+        found = gather(context, GroupLabels(groups="grpo", shared=1), splitter("line"), 0)
+        assert {one.source for one in found} == {"groups"}
+        return {one.key: one.labels for one in found}
+
+    before = labels()
+    assert before and all(row[-1] in (0.0, 1.0) for row in before.values())
+    store = Store(tmp_path / "w")
+    known = "SELECT DISTINCT v.* FROM verdicts v JOIN rollouts USING (trace_key, problem_key) WHERE v.score IS NOT NULL"
+    others = [
+        {**row, "verdict_key": f"{row['verdict_key']}-2", "verifier": "other", "settings": '"other"',
+         "score": 1 - row["score"]}
+        for row in store.rows(known)
+    ]  # fmt: skip
+    store.append("verdicts", others)
+    store.ingest()
+    assert len(others) == len(before) and labels() == before
+
+
 def test_a_moved_workspace_is_up_to_date(whole: Any, tmp_path: Path) -> None:
     where, made = whole
     shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
@@ -119,14 +150,8 @@ def test_a_reward_model_of_the_pipeline_is_a_verifier(whole: Any) -> None:
         product *= step["probability"]
     assert row["score"] == pytest.approx(product, abs=1e-4) and json.loads(row["settings"]) == {"prm": {}}
     prm = made["prm"].manifest
-    assert row["version"] == f"2+{files.identity_of(where / 'w' / prm.artifact, runner_hashes())[:12]}"
+    assert row["version"] == f"2+{files.identity_of(where / 'w' / prm.artifact, FileHashes())[:12]}"
     assert made["scored"].manifest.identity.inputs["verifier.prm.model"] == prm.digest
-
-
-def runner_hashes() -> Any:
-    from pipeline.fingerprint import FileHashes
-
-    return FileHashes()
 
 
 def test_a_reward_model_of_the_pipeline_chooses_among_samples_that_generate_made(whole: Any) -> None:

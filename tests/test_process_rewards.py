@@ -33,6 +33,8 @@ def test_praise_goes_to_all_and_blame_ends_with_the_worst_step() -> None:
 def test_equal_responses_and_lonely_ones_teach_nothing() -> None:
     row = [(0, 0.5), (2, 0.9)]
     assert least_advantages([row, row, row], [3, 3, 3]) == [[0.0] * 3] * 3
+    nearly = [(0, 0.5 + 1e-6), (2, 0.9)]  # what differs by rounding is not blown up to a difference of one
+    assert least_advantages([row, nearly, row], [3, 3, 3]) == [[0.0] * 3] * 3
     assert least_advantages([row], [3]) == [[0.0] * 3] and least_advantages([[], row], [2, 3])[0] == [0.0, 0.0]
 
 
