@@ -98,7 +98,8 @@ def test_roll_outs_are_traces_and_no_prefix_is_rolled_out_twice(whole: Any, tmp_
     shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
     count = "SELECT count(*) AS n FROM traces WHERE prefix IS NOT NULL"
     before = rows(tmp_path, count)[0]["n"]
-    prm = {**STAGES["prm"], "head_learning_rate": 1e-3}
+    again = [source for source in STAGES["prm"]["labels"] if "rollouts" in source]
+    prm = {**STAGES["prm"], "labels": again, "test": []}
     run(tmp_path, {**{name: STAGES[name] for name in ("problems", "generate", "verify")}, "prm": prm})
     assert before > 0 and rows(tmp_path, count)[0]["n"] == before
 
@@ -177,27 +178,19 @@ def test_each_step_of_a_rollout_is_rewarded_and_the_rewards_are_rows(whole: Any)
 
 
 OWN = [{"file": "own.jsonl"}]
-BESIDE: dict[str, dict[str, Any]] = {
-    "grpo0": {
-        "select": {"verdicts": "verify", "keep": "all"},
-        "grpo0": {"kind": "sft", "data": "select", "student": "embedded:student-base", "stop_test": None},
-    },
-    "verify-held": {
-        "held": {**STAGES["generate"], "kind": "generate", "split": "heldout"},
-        "verify-held": {"kind": "verify", "traces": "held"},
-    },
+HELD = {
+    "held": {**STAGES["generate"], "kind": "generate", "split": "heldout", "samples": 1},
+    "verify-held": {"kind": "verify", "traces": "held"},
 }
-"""What labels come from that cannot be."""
 
 
 @pytest.mark.parametrize(
     ("stage", "changes", "said"),
     [
-        ("prm", {"labels": [{"groups": "grpo0"}]}, "left no judged rollouts"),
         ("search", {"budgets": [4]}, "sample 4 is wanted, and the store holds fewer"),
         ("search", {"scorers": {"mine": "prm:verify"}}, "verify"),
         ("prm", {"labels": [{"exakt": "verify"}]}, "names no source of labels; one of exact, slips"),
-        ("prm", {"labels": [{"exact": "verify-held"}]}, "6 of 6 responses answer held-out problems"),
+        ("prm", {"labels": [{"exact": "verify-held"}]}, "2 of 2 responses answer held-out problems"),
         ("prm", {"labels": OWN, "test": OWN}, "`test` labels just the problems that are learned from"),
         ("prm", {"steps": "lines"}, "no rule for steps is called 'lines'"),
         ("prm", {"devices": 2}, "one device"),
@@ -212,8 +205,7 @@ def test_what_cannot_be_is_told(
     base = {name: STAGES[name] for name in ("problems", "generate", "verify")}
     row = {"prompt": "1 + 1?", "completions": ["It is 1 + 1.", "3"], "labels": [True, False]}
     (tmp_path / "own.jsonl").write_text(json.dumps(row))
-    named = {name for source in changes.get("labels", ()) for name in source.values()}
-    other = next((found for name, found in BESIDE.items() if name in named), {})
+    other = HELD if changes.get("labels") == [{"exact": "verify-held"}] else {}
     stages = {**base, **other, "prm": STAGES["prm"], stage: {**STAGES[stage], **changes}}
     with pytest.raises(InputError, match=said) as caught:
         run(tmp_path, stages)
@@ -229,3 +221,11 @@ def test_the_plan_tells_what_roll_outs_take(whole: Any) -> None:
     assert told and told.total and told.total % 3 == 0 and told.figures["max_tokens"] == 96 * told.total
     made = rows(where, "SELECT count(*) AS n FROM traces WHERE prefix IS NOT NULL")[0]["n"]  # two of each prefix
     assert 0 < made <= told.total * 2 / 3
+
+
+def test_a_student_without_rollouts_has_no_groups(whole: Any, tmp_path: Path) -> None:
+    where, made = whole
+    inputs = {"sft": made["generate"].manifest}
+    context = StageContext("prm", "prm", "f", where / "w", inputs, tmp_path / "a", tmp_path / "b", FileHashes())
+    with pytest.raises(InputError, match="sft left no judged rollouts; name a grpo or a verify stage"):
+        gather(context, GroupLabels(groups="sft"), splitter("line"), 0)
