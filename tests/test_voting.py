@@ -84,6 +84,11 @@ def test_weighed_votes_and_the_best_are_means_over_all_subsets(case: tuple[list[
     assert best_of_k(found, k) == pytest.approx(enumerated(found, k, best))
 
 
+def test_sums_that_differ_by_rounding_are_level() -> None:
+    found = [Sample("a", 1.0, score=score) for score in (0.1, 0.2, 0.3)] + [Sample("b", 0.0, score=0.6)]
+    assert 0.1 + 0.2 + 0.3 != 0.6 and weighted_vote_at_k(found, 4) == 0.5
+
+
 def test_many_subsets_are_drawn_and_near_the_mean_over_all() -> None:
     found = [Sample("ab"[n % 3 == 0], float(n % 3 == 0), score=(n % 5) / 5) for n in range(20)]
     drawn = weighted_vote_at_k(found, 6)
