@@ -129,6 +129,9 @@ def test_every_prefix_is_completed_and_the_end_is_the_response_s_own() -> None:
     assert soft.labels == (1.0, 0.5, None, 0.0) and soft.source == "rollouts"
     assert asked == [("p", "<think>\na\n"), ("p", "<think>\na\nb\n"), ("p", "<think>\na\nb\nc\n")]
     assert rollouts.every(tried, LINES, "hard", outcomes)[0].labels == (1.0, 1.0, None, 0.0)
+    asked.clear()  # a prompt that has opened the thinking is gone on with as it was
+    rollouts.every([replace(tried[0], prompt="<bot><think>\n")], LINES, "hard", outcomes)
+    assert [prefix for _, prefix in asked] == ["a\n", "a\nb\n", "a\nb\nc\n"]
 
 
 @given(st.integers(1, 12), st.data())

@@ -22,6 +22,7 @@ from distill.prm.examples import Label
 from distill.prm.groups import value_of
 from distill.prm.labels import Labelled
 from distill.steps import Split, Step
+from distill.thinking import opened_twice
 from distill.types import Problem
 
 LINE_END = re.compile(r"\s*\n")
@@ -41,6 +42,8 @@ class Tried:
     problem: Problem
     response: str
     correct: bool
+    prompt: str = ""
+    """As its model saw it, where that is known."""
 
 
 def every(tried: Sequence[Tried], split: Split, kind: Literal["hard", "soft"], outcomes: Outcomes) -> list[Labelled]:
@@ -107,9 +110,10 @@ class _Search:
 
 
 def _prefix(tried: Tried, step: Step) -> Prefix:
-    """Up to the end of the step's last line, which completions would write on else."""
-    end = LINE_END.match(tried.response, step.end)
-    return tried.problem_key, tried.response[: end.end() if end else step.end]
+    """Up to the end of the step's last line, which completions would write on else; thinking that the prompt opens is
+    not opened again."""
+    begin, end = opened_twice(tried.prompt, tried.response), LINE_END.match(tried.response, step.end)
+    return tried.problem_key, tried.response[begin : end.end() if end else step.end]
 
 
 def _labelled(tried: Tried, labels: Sequence[Label]) -> Labelled:

@@ -23,7 +23,7 @@ from distill.prm import files
 from distill.prm.labels import Labelled
 from distill.prm.measures import in_words
 from distill.prm.scorer import Aggregate
-from distill.prompting import Prompting, asking
+from distill.prompting import Ask, Prompting, asking
 from distill.stages.common import store_of
 from distill.stages.devices import check_memory, foreseen
 from distill.stages.prm_labels import LabelSource, RolloutLabels, foresee, gather, label_rows
@@ -63,7 +63,8 @@ class PrmSettings(StudentSettings):
     noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """So large a share of the labels that are learned from is turned around, to see what bad labels cost."""
     prompting: Prompting = None
-    """How the problem stands before a response (`system`, `template`); by default as it is."""
+    """How the problem stands before a response (`system`, `template`), also where a policy goes on from its steps; by
+    default as it is."""
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     """The body's; by default from the model's hidden size, as in `sft`."""
     head_learning_rate: Annotated[float | None, Field(gt=0)] = None
@@ -107,6 +108,8 @@ def run(context: Context, settings: PrmSettings) -> Output:
     head = heads.attach(network, settings.likelihood)
     lessons = _lessons(context, settings, tokenizer, labelled)
     taught, held = apart(lessons, settings.heldout, settings.seed)
+    if not held:
+        context.note("nothing is held out, as all labels are of one problem")
     tested = _lessons(context, settings, tokenizer, _labelled(context, settings, settings.test, split))
     tested = _unseen(context, taught, tested)
     _keep(context, {"train": taught, "heldout": held, "test": tested})
@@ -146,7 +149,7 @@ def _labelled(
 ) -> list[Labelled]:  # fmt: skip
     found: list[Labelled] = []
     for source in sources:
-        own = gather(context, source, split, settings.seed)
+        own = gather(context, source, split, settings.seed, _ask(context, settings))
         if not own:
             said = source.model_dump_json(exclude_defaults=True)
             raise InputError(f"stage {context.name}: labels: {said} labels no step; look into it, or take it out")
@@ -154,6 +157,10 @@ def _labelled(
         context.note(f"labels: {len(own):,} responses, {steps:,} steps ({own[0].source})")
         found += own
     return found
+
+
+def _ask(context: Context, settings: PrmSettings) -> Ask:
+    return asking(settings.prompting, key=f"{context.name}.prompting")
 
 
 def _taught(context: Context, labelled: list[Labelled]) -> list[Labelled]:
@@ -180,7 +187,7 @@ def _unseen(context: Context, taught: Sequence[Lesson], tested: Sequence[Lesson]
 def _lessons(context: Context, settings: PrmSettings, tokenizer: Any, labelled: Sequence[Labelled]) -> list[Lesson]:
     from distill.prm.training import lessons
 
-    ask = asking(settings.prompting, key=f"{context.name}.prompting")
+    ask = _ask(context, settings)
     found, dropped = lessons(
         labelled, tokenizer, settings.steps, lambda one: ask(one.problem).messages, settings.max_tokens
     )

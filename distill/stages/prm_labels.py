@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +27,7 @@ from distill.modelspec import StageOrName
 from distill.prm import exact, groups, imported, rollouts
 from distill.prm.labels import Labelled
 from distill.prm.rollouts import Prefix, Tried
+from distill.prompting import Ask, plainly
 from distill.spending import Spending
 from distill.stages.common import RewardModel, VerifierSpec, resolved, store_of
 from distill.steps import Split, split
@@ -130,8 +132,11 @@ LabelSource = Annotated[
 ]
 
 
-def gather(context: Context, source: LabelSource, split: Split, seed: int) -> list[Labelled]:
-    """All that a source labels. Roll-outs that are missing are made; they are kept as they come."""
+def gather(
+    context: Context, source: LabelSource, split: Split, seed: int, ask: Ask = plainly
+) -> list[Labelled]:  # fmt: skip
+    """All that a source labels. Roll-outs that are missing are made, of problems as ``ask`` puts them; they are kept as
+    they come."""
     if isinstance(source, FileLabels):
         return list(imported.read(Path(source.file), split, source.thinking))
     if isinstance(source, SlipLabels):
@@ -148,7 +153,7 @@ def gather(context: Context, source: LabelSource, split: Split, seed: int) -> li
         return _told(context, source.exact, [one for one in checked if one is not None])
     if isinstance(source, GroupLabels):
         return _groups(context, source, split)
-    return _rollouts(context, source, split)
+    return _rollouts(context, source, split, ask)
 
 
 def _told(context: Context, stage: str, found: list[Labelled]) -> list[Labelled]:
@@ -159,7 +164,7 @@ def _told(context: Context, stage: str, found: list[Labelled]) -> list[Labelled]
     return found
 
 
-TEXT = "t.trace_key, t.thinking, t.answer, t.closed, t.cut"
+TEXT = "t.trace_key, t.prompt AS asked, t.thinking, t.answer, t.closed, t.cut"
 
 
 def response_of(row: Row) -> str:
@@ -176,7 +181,14 @@ def _tried(context: Context, stage: str) -> list[Tried]:
         [context.inputs[stage].digest],
     )
     return [
-        Tried(row["trace_key"], row["problem_key"], problem_of(row), response_of(row), row["outcome"] == "correct")
+        Tried(
+            row["trace_key"],
+            row["problem_key"],
+            problem_of(row),
+            response_of(row),
+            row["outcome"] == "correct",
+            row["asked"],
+        )
         for row in sorted(rows, key=lambda row: row["position"])
     ]
 
@@ -235,11 +247,11 @@ def _judge_of(settings: Mapping[str, Any]) -> Any:
 # -- roll-outs --------------------------------------------------------------------------------
 
 
-def _rollouts(context: Context, source: RolloutLabels, split: Split) -> list[Labelled]:
+def _rollouts(context: Context, source: RolloutLabels, split: Split, ask: Ask) -> list[Labelled]:
     tried = _tried(context, source.rollouts)[: source.most]
     problems = {one.problem_key: one.problem for one in tried}
     with ExitStack() as stack:
-        outcomes = partial(_outcomes, context, source, problems, _once(context, source, stack))
+        outcomes = partial(_outcomes, context, source, problems, ask, _once(context, source, stack))
         if source.search == "first_error":
             return rollouts.first_error(tried, split, outcomes)
         return rollouts.every(tried, split, source.kind, outcomes)
@@ -258,7 +270,7 @@ def _once(context: Context, source: RolloutLabels, stack: ExitStack) -> Callable
 
 
 def _outcomes(
-    context: Context, source: RolloutLabels, problems: Mapping[str, Problem], engine: Callable[[], Engine],
+    context: Context, source: RolloutLabels, problems: Mapping[str, Problem], ask: Ask, engine: Callable[[], Engine],
     prefixes: Sequence[Prefix],
 ) -> dict[Prefix, list[bool]]:  # fmt: skip
     """Complete prefixes and have the ends judged; what the store has of either is not made again."""
@@ -266,7 +278,7 @@ def _outcomes(
     sampling = source.sampling.sampling(source.seed)
     wishes = {
         (key, prefix): generation.wanted(
-            [(key, problems[key])], model.identity, sampling, source.samples, partial(_begun, prefix)
+            [(key, problems[key])], model.identity, sampling, source.samples, partial(_begun, ask, prefix)
         )
         for key, prefix in dict.fromkeys(prefixes)
     }
@@ -284,8 +296,8 @@ def _outcomes(
     return {prefix: [right[w.key] for w in part if w.key in right] for prefix, part in wishes.items()}
 
 
-def _begun(prefix: str, problem: Problem) -> Asked:
-    return Asked(problem.messages, prefix)
+def _begun(ask: Ask, prefix: str, problem: Problem) -> Asked:
+    return replace(ask(problem), prefix=prefix)
 
 
 def label_rows(run: str, labelled: Sequence[Labelled], part: str) -> list[Row]:
