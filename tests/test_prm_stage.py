@@ -16,7 +16,8 @@ pytest.importorskip("torch")
 from distill import catalog
 from distill.prm import files
 from distill.prm.reading import load
-from distill.stages.prm_labels import GroupLabels, gather
+from distill.stages.labelling import gather
+from distill.stages.prm_labels import GroupLabels
 from distill.steps import splitter
 from distill.store import Store
 from pipeline import config, runner

@@ -26,7 +26,8 @@ from distill.prm.scorer import Aggregate
 from distill.prompting import Ask, Prompting, asking
 from distill.stages.common import store_of
 from distill.stages.devices import check_memory, foreseen
-from distill.stages.prm_labels import LabelSource, RolloutLabels, foresee, gather, label_rows
+from distill.stages.labelling import foresee, gather, label_rows
+from distill.stages.prm_labels import LabelSource, RolloutLabels
 from distill.stages.student import StudentSettings, load_student
 from distill.steps import Rule, Split, needs_tokens, splitter
 from pipeline.errors import InputError

@@ -63,7 +63,7 @@ class Likelihood:
         """Of each token of the responses, after its prompt."""
         with torch.no_grad():
             each = logprobs(self._network, pack(rows, self._network.device)).exp().cpu()
-        return [row.tolist() for row in each.split([row.supervised for row in rows])]
+        return [part.tolist() for part in torch.split(each, [row.supervised for row in rows])]
 
     def _steps(self, text: str, spans: Sequence[Span], values: Sequence[float]) -> list[float]:
         least = (min(_inside(spans, values, step.start, step.end)) for step in split(text, self.rule))
