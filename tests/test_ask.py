@@ -14,7 +14,7 @@ from chat_server import serving, streamed
 
 pytest.importorskip("torch")
 
-from tiny import chat_tokenizer, tiny
+from tiny import chat_tokenizer, reward_model
 
 from distill import modelspec, pretrained
 from distill.cli import ask as asking
@@ -22,8 +22,6 @@ from distill.cli.ask import Search, Where
 from distill.cli.options import Effort
 from distill.cli.speaking import Aside, Speaker, held_back, speak
 from distill.engines.base import SoFar
-from distill.prm import files, head
-from distill.training.export import export_student
 from distill.types import Completion, Finish, ThinkingBudget
 from pipeline.errors import InputError
 
@@ -150,17 +148,6 @@ def test_a_strategy_answers_with_its_bill(ask: Any) -> None:
     assert searched["strategy"] == "beam width=2" and searched["scored_tokens"] > 0 and searched["answer"]
 
 
-def reward_model(directory: Path, tokenizer: Any, rule: str) -> str:
-    """One of random weights."""
-    network = tiny(vocab_size=len(tokenizer))
-    export_student(network, tokenizer, directory)
-    about = files.About(
-        format=1, rule=rule, width=32, likelihood=False, start="x", tokenizer=files.tokenizer_identity(tokenizer)
-    )
-    files.write(directory, head.StepHead(32, False), about)
-    return str(directory)
-
-
 def test_a_reward_model_scores_what_it_can_read_and_is_refused_before_anything_is_sampled(
     ask: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,7 +156,7 @@ def test_a_reward_model_scores_what_it_can_read_and_is_refused_before_anything_i
     by_paragraph = reward_model(tmp_path / "paragraph", own, "paragraph")
     with pytest.raises(InputError, match=r"its tokenizer is not that of model .*teacher"):
         ask(search=Search("weighted", 2, prm=foreign))
-    with pytest.raises(InputError, match=r"goes line by line, and .* another rule's \(paragraph\)"):
+    with pytest.raises(InputError, match=r"goes on by the line, and .* another rule's \(paragraph\)"):
         ask(search=Search("dvts", 4, prm=by_paragraph))
     found = ask(search=Search("best_of", 2, prm=by_paragraph))
     assert 0 < found["score"] < 1 and not found["weights"] and found["scored_tokens"] > found["sampled_tokens"] / 2

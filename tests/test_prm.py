@@ -476,10 +476,9 @@ def test_names_of_reward_models(artifact: Path) -> None:
 
 
 def test_another_tokenizer_is_told(artifact: Path) -> None:
-    scorer = load(artifact)
-    scorer.check_reads(chat_tokenizer(), "the student")
-    with pytest.raises(InputError, match="its tokenizer is not that of the student"):
-        scorer.check_reads(_other_tokenizer(), "the student")
+    files.check_reads(artifact, "mine", chat_tokenizer(), "the student")
+    with pytest.raises(InputError, match="prm mine: its tokenizer is not that of the student"):
+        files.check_reads(artifact, "mine", _other_tokenizer(), "the student")
 
 
 def test_scores_that_are_no_numbers_are_an_error_and_no_verdict() -> None:

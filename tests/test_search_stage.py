@@ -14,7 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from distill import catalog, modelspec
+pytest.importorskip("torch")
+
+from tiny import chat_tokenizer, reward_model
+
+from distill import catalog, modelspec, pretrained
 from distill.engines import open_engine
 from distill.engines.options import TransformersOptions
 from distill.generation import Wanted, request_of, row_of
@@ -246,3 +250,16 @@ def test_what_cannot_be_run_is_one_line_before_anything_is_made(
         run(tmp_path, **changes)
     assert said in str(told.value) and "\n" not in str(told.value)
     assert not (tmp_path / "w" / "store.duckdb").exists()
+
+
+def test_a_reward_model_that_cannot_read_the_answers_is_told_before_any_is_sampled(tmp_path: Path) -> None:
+    own = pretrained.tokenizer_of(modelspec.Model(str(modelspec.EMBEDDED / "teacher"), ""))
+    foreign = reward_model(tmp_path / "foreign", chat_tokenizer(), "line")
+    by_paragraph = reward_model(tmp_path / "paragraph", own, "paragraph")
+    for scorer, said in (
+        (foreign, "its tokenizer is not that of model"),
+        (by_paragraph, "goes on by the line, and the"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run(tmp_path, scorers={"mine": scorer}, strategies=["majority", {"dvts": {"width": 2}}], budgets=[2])
+    assert rows(tmp_path, "SELECT count(*) AS n FROM traces") == [{"n": 0}]

@@ -99,3 +99,12 @@ def identity_of(directory: Path, hashes: FileHashes) -> str:
     files = [directory / HEAD, *sorted(p for p in (directory / MODEL).iterdir() if p.suffix in CONTENT)]
     known = about(directory, str(directory)).model_dump(exclude={"figures", "start"}, exclude_none=True)
     return content_hash([known, *([path.name, hashes.of(path)] for path in files)])
+
+
+def check_reads(directory: Path, name: str, tokenizer: Any, whose: str) -> None:
+    """`InputError` unless prompts rendered for ``whose`` model mean the same to the one in ``directory``."""
+    if tokenizer_identity(tokenizer) != about(directory, name).tokenizer:
+        raise InputError(
+            f"prm {name}: its tokenizer is not that of {whose}, so it cannot read what that was asked; take a reward "
+            "model of the same family of models, or train one on it (stage prm)"
+        )

@@ -70,14 +70,6 @@ class PrmScorer:
             raise PipelineError(f"prm {self.name}: gives scores that are no numbers: its weights are broken")
         return [known[order[pair]] for pair in asked]
 
-    def check_reads(self, tokenizer: Any, whose: str) -> None:
-        """`InputError` unless prompts rendered for ``whose`` model mean the same to this one."""
-        if files.tokenizer_identity(tokenizer) != files.tokenizer_identity(self._tokenizer):
-            raise InputError(
-                f"prm {self.name}: its tokenizer is not that of {whose}, so it cannot read what that was asked; take a "
-                "reward model of the same family of models, or train one on it (stage prm)"
-            )
-
 
 def load(directory: Path, name: str = "", device: str = "auto", dtype: str = "float32") -> PrmScorer:
     """Load what lies in ``directory`` (`distill.prm.files`); `InputError` where its parts do not fit each other."""

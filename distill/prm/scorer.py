@@ -13,6 +13,8 @@ from typing import Literal, Protocol, get_args
 from pipeline.errors import InputError
 
 Aggregate = Literal["product", "minimum", "last"]
+VERSION = "2"
+"""Goes up whenever the same weights would score the same response otherwise."""
 SMALLEST = -600.0
 """Below about this logarithm a double loses digits."""
 

@@ -18,7 +18,7 @@ from rl.search.base import Draft, Piece
 from rl.search.beam import Tree
 from rl.search.drive import Result, run
 from rl.search.pieces import of_completion
-from rl.search.scoring import Scorer, likelihood_of, prm_of, prompt_read
+from rl.search.scoring import Scorer, check_steps, likelihood_of, prm_of
 from rl.search.settings import named
 
 STEP, STOP = "line", "\n"
@@ -51,8 +51,8 @@ class LiveWorld:
 
     def score(self, pieces: Sequence[tuple[int, Piece]]) -> list[list[float]]:
         assert self.scorer
-        scorer, messages, rendered = self.scorer.open(), self.problem.messages, self.engine.name != "openai"
-        return scorer.score([(prompt_read(scorer, piece, messages, rendered), piece.text) for _, piece in pieces])
+        scorer, messages, rendered = self.scorer, self.problem.messages, self.engine.name != "openai"
+        return scorer.open().score([(scorer.prompt(piece, messages, rendered), piece.text) for _, piece in pieces])
 
     def judge(self, pieces: Sequence[tuple[int, Piece]]) -> list[bool]:
         raise InputError("a question has no right answer to judge by")
@@ -94,13 +94,11 @@ class LiveSearch:
             raise InputError(f"--strategy {self.label} asks nobody who scores steps; leave --prm and --likelihood out")
         self._scorer = prm_of(str(prm), Path(), {}, FileHashes(), policy) if prm else None
         self._scorer = likelihood_of(likelihood, STEP) if likelihood else self._scorer
+        if self._scorer and self.needs_steps:
+            check_steps(self._scorer, STEP, f"--strategy {self.label}")
+        if self._scorer:
+            self._scorer.check()
 
     def answer(self, engine: Engine, problem: Problem, sampling: Sampling, budget: ThinkingBudget | None) -> Result:
-        """`InputError`, before anything is sampled, for a scorer that cannot read what this engine says."""
-        if self._scorer and (rule := self._scorer.open().rule) != STEP and self.needs_steps:
-            raise InputError(
-                f"--strategy {self.label} goes line by line, and the reward model's steps are another rule's ({rule}); "
-                "take one that was trained with `steps: line`"
-            )
         world = LiveWorld(engine, problem, sampling, budget, self._scorer)
         return run([(0, self._strategy.search(self._samples))], world)[0]
