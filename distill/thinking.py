@@ -57,7 +57,7 @@ def opened_twice(prompt: str, response: str) -> int:
     """How many characters of a response open the thinking that ``prompt`` has opened already, its white space included:
     some templates end in a tag, and what is stored always begins with one (`join_thinking`)."""
     begun = response.lstrip()
-    if not prompt.rstrip().endswith(OPEN) or not begun.startswith(OPEN):
+    if not opened(prompt) or not begun.startswith(OPEN):
         return 0
     after = begun.removeprefix(OPEN)
     return len(response) - len(after.lstrip() if prompt[-1].isspace() else after)
