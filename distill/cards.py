@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from distill import modelspec
+from distill.prm.measures import TOLD
 from pipeline.stage import Context
 
 FROM_NOTHING = "random weights"
@@ -93,9 +94,8 @@ def _told(card: Path) -> dict[str, Any]:
 def write_prm_card(directory: Path, context: Context, start: str, figures: Mapping[str, Any]) -> None:
     """``README.md`` of a process reward model: what it was tested to do, and what not to use it for."""
     inputs = "\n".join(f"- `{name}`: digest `{m.digest}`" for name, m in sorted(context.inputs.items())) or "- none"
-    names = ("step_accuracy", "first_error_accuracy", "ece", "step_auc", "step_auc_within", "answer_auc_within")
     columns = [name for name in ("heldout", "test") if name in figures]
-    rows = "\n".join(f"| {name} | {' | '.join(str(figures[c][name]) for c in columns)} |" for name in names)
+    rows = "\n".join(f"| {name} | {' | '.join(str(figures[c][name]) for c in columns)} |" for name in TOLD)
     text = f"""---
 {_head(context, start)}library_name: transformers
 tags: [process-reward-model, reasoning, distill]

@@ -31,6 +31,9 @@ TAUGHT = """
 """The problems of the rollouts of some runs, and of the kept traces of some selections."""
 
 
+ROLLED = "SELECT DISTINCT run FROM rollouts WHERE list_contains($runs, run)"
+
+
 @dataclass(frozen=True, slots=True)
 class Exposed:
     """An evaluation problem, and the training problem that has most of it."""
@@ -43,9 +46,11 @@ class Exposed:
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """``stages`` trained the student, the last of them first, on ``taught`` problems."""
+    """``stages`` trained the student, the last of them first, on ``taught`` problems. ``unrecorded`` are those of its
+    stages that leave no record of what they read, as a pre-training does."""
 
     stages: tuple[str, ...]
+    unrecorded: tuple[str, ...]
     taught: int
     found: Mapping[str, Exposed]
 
@@ -60,7 +65,10 @@ def of_student(
         "selections": [digest for stage in chain for name, digest in stage.identity.inputs.items() if name == "data"],
     }
     rows = store.rows(TAUGHT, asked)
-    return Exposure(tuple(stage.stage for stage in chain), len(rows), overlaps(rows, tasks, ngram, share))
+    rolled = {row["run"] for row in store.rows(ROLLED, {"runs": asked["runs"]})}
+    known = [stage for stage in chain if "data" in stage.identity.inputs or stage.fingerprint in rolled]
+    names, others = (tuple(s.stage for s in chain if (s in known) is told) for told in (True, False))
+    return Exposure(names, others, len(rows), overlaps(rows, tasks, ngram, share))
 
 
 def schooling(workspace: Path, made: Manifest) -> Iterator[Manifest]:

@@ -50,6 +50,17 @@ def load(
     return network, tokenizer
 
 
+def tokenizer_of(model: Model) -> Any:
+    """The tokenizer alone."""
+    source = _checked(model)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(_tokenizer_in(model) or source, revision=model.revision)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {model.source} has no tokenizer: {str(error).strip().splitlines()[0]}") from error
+
+
 def _quantised(model: Model, dtype: str, device: str) -> dict[str, Any]:
     """What makes transformers load in NF4 with double quantisation (QLoRA, https://arxiv.org/abs/2305.14314)."""
     if find_spec("bitsandbytes") is None:

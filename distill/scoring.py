@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from distill.statistics import Estimate, clustered_mean, pass_at_k, rounded
+from distill.statistics import Estimate, clustered_mean, paired_difference, pass_at_k, rounded
 from distill.store.records import Row
 from distill.voting import Sample, ballot, majority_at_k
 
@@ -106,17 +106,26 @@ def _point(found: Found, k: int) -> dict[str, Any]:
 
 def by_length(found: Found) -> dict[str, dict[str, Any]]:
     """Accuracy of the shorter, middle and longer third of each problem's own samples: within a problem, since
-    hard problems have longer answers and fewer right ones anyway. Falling means that more thinking does not pay.
-    Empty with fewer than three samples a problem."""
+    hard problems have longer answers and fewer right ones anyway, and of those that came to an answer, since one that
+    was cut is long and wrong whatever it thought. Beside the longer third stands by how much it differs from the
+    shorter one of the same problems: below zero, more thinking does not pay. Empty with fewer than three samples a
+    problem."""
     thirds: dict[str, dict[str, list[float]]] = {name: {} for name in THIRDS}
     for key, part in found.items():
-        if len(part) >= len(THIRDS):
-            ordered, size = sorted(part, key=lambda s: s.tokens), len(part) // len(THIRDS)
+        answered = [s for s in part if s.answer is not None]
+        if len(answered) >= len(THIRDS):
+            ordered, size = sorted(answered, key=lambda s: s.tokens), len(answered) // len(THIRDS)
             ends = (ordered[:size], ordered[size:-size], ordered[-size:])
             for name, third in zip(THIRDS, ends, strict=True):
                 thirds[name][key] = [s.correct for s in third]
     values = {name: clustered_mean(third) for name, third in thirds.items() if third}
-    return {name: {"pass_at_1": rounded(v.value), "ci95": _interval(v)} for name, v in values.items()}
+    told: dict[str, dict[str, Any]] = {
+        name: {"pass_at_1": rounded(v.value), "ci95": _interval(v)} for name, v in values.items()
+    }
+    if told:
+        more = paired_difference(thirds["shorter"], thirds["longer"])
+        told["longer"] |= {"over_shorter": rounded(more.value), "over_shorter_ci95": _interval(more)}
+    return told
 
 
 def _interval(estimate: Estimate) -> list[float | None]:

@@ -1,6 +1,8 @@
 """Estimators over verdicts: pass@k, intervals clustered by problem, paired tests. Pure functions, no numpy.
 
-Samples of one problem are not independent, so every interval here treats the problem as the unit.
+Samples of one problem are not independent, so every interval here treats the problem as the unit. Problems are few and
+models good, where the normal interval covers too seldom (85% of the time at 97% of 150 problems, by simulation): a mean
+has Wilson's interval for as many problems as its spread is worth, a difference Student's.
 An unverifiable sample counts neither as right nor as wrong.
 """
 
@@ -14,6 +16,10 @@ from statistics import fmean, stdev
 from pipeline.errors import InputError
 
 Z95 = 1.959963984540054
+FEW = (math.inf, 12.706204736174698, 4.302652729749462)
+"""Student's quantile with no, one, and two degrees of freedom."""
+ALIKE = 1e-18
+"""Variances below it are those of sums in another order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,30 +46,45 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def clustered_mean(by_problem: Mapping[str, Sequence[float]]) -> Estimate:
-    """Mean over problems of each problem's mean, with the normal 95% interval of the problem means,
-    cut to [0, 1]; Wilson's interval where all problems agree and the normal one would have no width."""
+    """Mean over problems of each problem's mean, values in [0, 1], with its 95% interval: Wilson's, for the number of
+    right-or-wrong trials that would spread as the problem means do (Korn and Graubard 1998; Franco et al. 2019,
+    https://doi.org/10.1093/jssam/smy019), with Student's quantile. Where all problems agree that is Wilson's for their
+    number."""
     means = [fmean(values) for values in by_problem.values() if values]
     count = len(means)
     if count == 0:
         return Estimate(math.nan, 0.0, 1.0, 0)
     value = fmean(means)
-    spread = stdev(means) if count > 1 else 0.0
-    if spread == 0.0:
-        return Estimate(value, *wilson(value, count), count)
-    half = Z95 * spread / math.sqrt(count)
-    return Estimate(value, max(0.0, value - half), min(1.0, value + half), count)
+    variance = stdev(means) ** 2 / count if count > 1 else 0.0
+    trials = value * (1 - value) / variance if variance > ALIKE else float(count)
+    return Estimate(value, *wilson(value, trials, student(count - 1) if count > 1 else Z95), count)
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95% score interval for ``share`` of ``count`` trials."""
+def student(freedom: int) -> float:
+    """The quantile of Student's t for a 95% interval; by the expansion of Abramowitz and Stegun, 26.7.5, from three
+    degrees of freedom on, where it errs by less than 0.004."""
+    if freedom < len(FEW):
+        return FEW[freedom]
     z2 = Z95 * Z95
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
+    terms = (
+        (z2 + 1) / 4,
+        ((5 * z2 + 16) * z2 + 3) / 96,
+        (((3 * z2 + 19) * z2 + 17) * z2 - 15) / 384,
+        ((((79 * z2 + 776) * z2 + 1482) * z2 - 1920) * z2 - 945) / 92160,
+    )
+    return Z95 * (1 + sum(term / freedom**n for n, term in enumerate(terms, start=1)))
+
+
+def wilson(share: float, trials: float, quantile: float = Z95) -> tuple[float, float]:
+    """Wilson's 95% score interval for ``share`` of so many trials."""
+    z2 = quantile * quantile
+    middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = quantile / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def paired_difference(a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]]) -> Estimate:
-    """Mean of ``b - a`` over the problems both have, with its 95% interval: tighter than comparing two
+    """Mean of ``b - a`` over the problems both have, with its 95% interval (Student's): tighter than comparing two
     intervals, since each problem is its own control. Where all problems agree, Wilson's bound on the share
     of those that would not."""
     shared = [key for key in a if a[key] and b.get(key)]
@@ -73,11 +94,11 @@ def paired_difference(a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence
     value = fmean(differences)
     if len(differences) == 1:  # one problem says nothing of others
         return Estimate(value, -1.0, 1.0, 1)
-    spread, count = stdev(differences), len(differences)
-    if spread == 0.0:  # up to so large a share of problems may differ from those seen, by as much as can be
+    variance, count = stdev(differences) ** 2 / len(differences), len(differences)
+    if variance <= ALIKE:  # up to so large a share of problems may differ from those seen, by as much as can be
         others = wilson(0.0, count)[1]
         return Estimate(value, value - others * (value + 1), value + others * (1 - value), count)
-    half = Z95 * spread / math.sqrt(count)
+    half = student(count - 1) * math.sqrt(variance)
     return Estimate(value, max(-1.0, value - half), min(1.0, value + half), count)
 
 

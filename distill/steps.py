@@ -14,9 +14,9 @@ Left out: splitting by a model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
@@ -52,6 +52,8 @@ def check_rule(rule: str) -> str:
 
 
 Rule = Annotated[str, AfterValidator(check_rule)]
+Split = Callable[[str], list[Step]]
+"""A rule at work on one response."""
 
 
 def needs_tokens(rule: str) -> bool:
@@ -77,6 +79,23 @@ def split(text: str, rule: str = "line", tokens: Sequence[Span] | None = None) -
         found = [piece for part in parts for piece in _parts(text, BOUNDARIES[rule], part)]
     steps = (_stripped(text, span) for span in found)
     return [Step(start, end, text[start:end]) for start, end in steps if start < end]
+
+
+def splitter(rule: str, tokenizer: Any = None) -> Split:
+    """`split` by one rule; a ``tokenizer`` is asked where the rule counts its tokens."""
+
+    def cut(text: str) -> list[Step]:
+        return split(text, rule, spans_of(tokenizer, text)[1] if tokenizer and needs_tokens(rule) else None)
+
+    return cut
+
+
+def spans_of(tokenizer: Any, text: str) -> tuple[list[int], list[Span]]:
+    """The tokens of a text on its own: ids, and where each stands."""
+    if not tokenizer.is_fast:
+        raise InputError("steps need a fast tokenizer, which tells where its tokens stand; this one cannot")
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return list(encoded["input_ids"]), [(start, end) for start, end in encoded["offset_mapping"]]
 
 
 def last_tokens(steps: Sequence[Step], tokens: Sequence[Span]) -> list[int]:

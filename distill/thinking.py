@@ -53,6 +53,16 @@ def join_thinking(thinking: str, answer: str, closed: bool = True) -> str:
     return f"{OPEN}\n{thinking}\n{CLOSE}\n\n{answer}" if thinking else answer
 
 
+def opened_twice(prompt: str, response: str) -> int:
+    """How many characters of a response open the thinking that ``prompt`` has opened already, its white space included:
+    some templates end in a tag, and what is stored always begins with one (`join_thinking`)."""
+    begun = response.lstrip()
+    if not opened(prompt) or not begun.startswith(OPEN):
+        return 0
+    after = begun.removeprefix(OPEN)
+    return len(response) - len(after.lstrip() if prompt[-1].isspace() else after)
+
+
 def count_thinking_tokens(
     token_ids: Sequence[int], close: Sequence[int], open: Sequence[int] = (), opened: bool = False
 ) -> tuple[int, int]:

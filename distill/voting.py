@@ -6,12 +6,13 @@ used (pass@k is in `distill.statistics`): the values are exact for the samples a
 The strategies themselves, which pick from samples as they come, are in `rl.search`; tests hold each of these against
 its strategy on every order of the samples.
 
-Samples vote with their answers as they stand, white space aside: equal values in different words are
-different votes, as they are to whoever has no reference.
+Samples vote with the result that their answer states, and where none is marked as such with all of it (`ballot`):
+equal values written differently are different votes, as they are to whoever has no reference.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import Any
 from distill.randomness import generator
 from pipeline.errors import InputError
 
+PROGRAM = re.compile(r"```|^\s*(?:def|class|import|from)\s", re.MULTILINE)
 ALL = 20_000
 """Up to so many subsets all are gone through where their mean has no closed form: for any number of 16 samples."""
 DRAWS = 2_000
@@ -41,8 +43,13 @@ class Sample:
 
 
 def ballot(answer: str) -> str:
-    """An answer as it is counted."""
-    return " ".join(answer.split())
+    """An answer as it is counted, white space aside: of prose what it marks as its result (a box, ``####``, "the answer
+    is ..."), in one spelling, as the verifier of mathematics finds it; else, and of a program, all of it."""
+    from distill.verifiers.extract import MARKED, final_answer
+    from distill.verifiers.number import canonical, plain
+
+    span = None if PROGRAM.search(answer) else final_answer(answer)
+    return " ".join((plain(canonical(span.text)) if span and span.text and span.rule in MARKED else answer).split())
 
 
 def majority_at_k(samples: Sequence[Sample], k: int) -> float:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from distill.prm.scorer import StepScorer
-from distill.steps import Span, last_tokens, split
+from distill.steps import Span, last_tokens, spans_of, splitter
 from distill.types import Completion, Finish
 from rl.step_credit import StepReward
 from rl.update import Rollout
@@ -29,8 +29,9 @@ class ProcessRewards:
         texts = [self._text(rollout.completion) for rollout in rollouts]
         asked = [(r.completion.prompt, text) for r, (text, _) in zip(rollouts, texts, strict=True)]
         scores = self.scorer.score(asked)
+        steps = splitter(self.scorer.rule, self.tokenizer)
         return [
-            list(zip(last_tokens(split(text, self.scorer.rule, spans), spans), row, strict=True))
+            list(zip(last_tokens(steps(text), spans), row, strict=True))
             for (text, spans), row in zip(texts, scores, strict=True)
         ]
 
@@ -48,8 +49,8 @@ def text_of(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:
         return text
 
     text = decoded(len(ids))
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    if encoded["input_ids"] == list(ids):
-        return text, [(left, right) for left, right in encoded["offset_mapping"]]
+    again, spans = spans_of(tokenizer, text)
+    if again == list(ids):
+        return text, spans
     edges = [min(len(decoded(count)), len(text)) for count in range(len(ids) + 1)]  # sampled otherwise than it is cut
     return text, list(pairwise(edges))

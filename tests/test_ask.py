@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 from chat_server import serving, streamed
 
-from distill import modelspec
+pytest.importorskip("torch")
+
+from tiny import chat_tokenizer, reward_model
+
+from distill import modelspec, pretrained
 from distill.cli import ask as asking
 from distill.cli.ask import Search, Where
 from distill.cli.options import Effort
@@ -144,6 +148,23 @@ def test_a_strategy_answers_with_its_bill(ask: Any) -> None:
     assert searched["strategy"] == "beam width=2" and searched["scored_tokens"] > 0 and searched["answer"]
 
 
+def test_a_reward_model_scores_what_it_can_read_and_is_refused_before_anything_is_sampled(
+    ask: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = pretrained.tokenizer_of(modelspec.Model(str(modelspec.EMBEDDED / "teacher"), ""))
+    foreign = reward_model(tmp_path / "foreign", chat_tokenizer(), "line")
+    by_paragraph = reward_model(tmp_path / "paragraph", own, "paragraph")
+    with pytest.raises(InputError, match=r"its tokenizer is not that of model .*teacher"):
+        ask(search=Search("weighted", 2, prm=foreign))
+    with pytest.raises(InputError, match=r"goes on by the line, and .* another rule's \(paragraph\)"):
+        ask(search=Search("dvts", 4, prm=by_paragraph))
+    found = ask(search=Search("best_of", 2, prm=by_paragraph))
+    assert 0 < found["score"] < 1 and not found["weights"] and found["scored_tokens"] > found["sampled_tokens"] / 2
+    asking.ask(QUESTION, Where("embedded:teacher", tmp_path / "p.yaml", None), Search("best_of", 2, by_paragraph), False,
+               None, 96, None, None, 0, 0, False)  # fmt: skip
+    assert "best_of, score 0." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("search", "more", "said"),
     [
@@ -152,13 +173,15 @@ def test_a_strategy_answers_with_its_bill(ask: Any) -> None:
         (Search("allocate"), {}, "for one question take adaptive"),
         (Search("{best_of: {by: verifier}}"), {}, "a question has no right answer to judge by"),
         (Search("beam", 6, likelihood="embedded:teacher"), {}, "6 samples is no multiple of the search's width, 4"),
+        (Search("majority", prm="."), {}, "asks nobody who scores steps; leave --prm"),
         (Search("majority"), {"temperature": 0.0}, "needs a --temperature above 0"),
         (Search(prm="x"), {}, "name a --strategy too"),
         (Search(samples=3), {}, "name a --strategy too"),
         (Search("weighted", prm="nowhere"), {}, "nowhere is no directory; what a stage made is prm:STAGE"),
         (Search("weighted", prm="prm:judge"), {}, "--prm prm:judge: no stage of"),
         (Search(), {"model": "stage:problems"}, "stage:problems: no stage of"),
-        (Search("beam", likelihood="embedded:teacher"), {"base_url": "http://127.0.0.1:1/v1"}, "cannot stop at the end"),
+        (Search("beam", likelihood="embedded:teacher"), {"base_url": "http://127.0.0.1:1/v1", "model": "tiny"},
+         "cannot stop at the end"),
         (Search(), {"base_url": "nonsense"}, "--base-url: expected http"),
         (Search(), {"base_url": "http://127.0.0.1:1/v1", "dialect": "tgi"}, "--dialect: Input should be 'openai'"),
         (Search(), {"base_url": "http://127.0.0.1:1/v1", "engine": "vllm"}, "give one of them"),

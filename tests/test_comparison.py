@@ -11,7 +11,11 @@ from test_report import run_pipeline
 
 from distill import comparison
 from distill.cli.compare import compare
+from distill.stages import evaluate
 from pipeline.errors import InputError
+from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Identity, Manifest
+from pipeline.workspace import StageContext
 
 BEFORE = {"a": [0.0, 0.0], "b": [1.0, 0.0], "c": [1.0, 1.0], "d": [0.0, 1.0], "only before": [1.0]}
 AFTER = {"a": [1.0, 0.0], "b": [1.0, 1.0], "c": [1.0, 0.0], "d": [1.0, 0.0], "not judged": []}
@@ -86,3 +90,20 @@ def test_what_cannot_be_compared_is_one_line(
 ) -> None:
     with pytest.raises(InputError, match=why):
         said(evaluated, *asked, **how)
+
+
+def test_the_protocol_is_all_that_a_score_depends_on_but_the_model(tmp_path: Path) -> None:
+    usual: dict[str, Any] = {"problems": "problems", "models": {"m": "embedded:teacher"}}
+
+    def protocol(digest: str = "d", verifiers: tuple[str, ...] = ("math",), **changes: Any) -> str:
+        figures = {"verifiers": list(verifiers)}
+        made = Manifest("problems", "f", Identity("problems", 1, {}, {}, {}), digest, figures, 0.0, "")
+        context = StageContext("e", "evaluate", "f", tmp_path, {"problems": made}, tmp_path, tmp_path, FileHashes())
+        return evaluate.protocol(context, evaluate.EvaluateSettings.model_validate(usual | changes))
+
+    others: list[dict[str, Any]] = [
+        {"digest": "e"}, {"verifiers": ("math", "exact")}, {"sampling": {"max_tokens": 7}}, {"samples": 2},
+        {"prompting": "boxed"}, {"thinking": {"budget": 9}}, {"verifier": "exact"}, {"split": "train"},
+    ]  # fmt: skip
+    assert len({protocol(), *(protocol(**change) for change in others)}) == len(others) + 1
+    assert protocol() == protocol(models={"n": "embedded:student-base"}, seed=3, pass_at=[2], budgets=[4])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from test_report import run_pipeline
 from distill import catalog, exposure
 from distill.store import Store
 from distill.types import Problem
+from pipeline import manifest as manifests
 
 FRAME = "Answer briefly and show your work. "
 LONG = "A farmer has {} hens and every hen lays {} eggs a week of which he sells all but five at the market"
@@ -96,3 +98,13 @@ def test_the_evidence_names_both_problems(planted: Path) -> None:
     )
     assert len(rows) == 2 and {row["label"] for row in rows} == {"sft"}
     assert all(row["asked"].split() == row["taught"].split() and row["share"] == 1.0 for row in rows)
+
+
+def test_what_a_stage_read_that_keeps_no_record_is_not_said_to_be_looked_at(planted: Path) -> None:
+    sft = manifests.current(planted, "sft")
+    assert sft
+    grown = replace(sft, stage="pretrain", identity=replace(sft.identity, inputs={}))
+    found = exposure.of_student(Store(planted), planted, grown, [asked("a", LONG)], 13, 0.0)
+    assert (found.stages, found.unrecorded, found.taught) == ((), ("pretrain",), 0)
+    known = exposure.of_student(Store(planted), planted, sft, [asked("a", LONG)], 13, 0.0)
+    assert known.stages == ("sft",) and not known.unrecorded

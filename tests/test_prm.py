@@ -26,13 +26,16 @@ from distill.prm.labels import Labelled, noisy, of_steps  # noqa: E402
 from distill.prm.measures import Scored  # noqa: E402
 from distill.prm.reading import PrmScorer, TooLong, load  # noqa: E402
 from distill.randomness import generator  # noqa: E402
-from distill.thinking import join_thinking  # noqa: E402
+from distill.steps import splitter  # noqa: E402
+from distill.thinking import CLOSE, OPEN, join_thinking  # noqa: E402
 from distill.training.forward import pack  # noqa: E402
 from distill.training.loop import TrainSettings, train  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.types import Problem  # noqa: E402
 from pipeline.errors import InputError, PipelineError, Stopped  # noqa: E402
+from pipeline.fingerprint import FileHashes  # noqa: E402
 
+LINES = splitter("line")
 FAMILIES = (Calc(), Logic(), Code())
 CHAIN = Problem("p", "Compute left to right: 12 + 7 * 3 - 4", "53", "math", "calc")
 
@@ -72,7 +75,7 @@ def test_responses_are_checked_with_their_tags_and_cut_ones_as_far_as_they_go() 
     checkers = exact.Checkers()
 
     def labels(text: str, rule: str = "line") -> Any:
-        found = exact.checked(checkers, "k", CHAIN, text, rule)
+        found = exact.checked(checkers, "k", CHAIN, text, splitter(rule))
         return found and found.labels
 
     whole = join_thinking("12 + 7 = 19\n19 * 3 = 58\n58 - 4 = 54", "54")
@@ -80,13 +83,13 @@ def test_responses_are_checked_with_their_tags_and_cut_ones_as_far_as_they_go() 
     assert labels(whole, "paragraph") == (0.0, 1.0)  # a step is as right as the worst of its lines
     assert labels("<think>\n12 + 7 = 19\n19 * 3") == (1.0, 0.0)
     assert labels(whole + "\nor 55") == (1.0, 0.0, 1.0, 1.0, 0.0)
-    assert labels("") is None and exact.checked(checkers, "k", replace(CHAIN, source="mine"), whole, "line") is None
+    assert labels("") is None and exact.checked(checkers, "k", replace(CHAIN, source="mine"), whole, LINES) is None
 
 
 def test_planted_slips_are_a_pure_function_and_hold_wrong_lines() -> None:
     problems = [Calc().generate(0, n, "train") for n in range(20)]
-    made = list(exact.planted(exact.Checkers(), problems, "line", 0.3, 2, seed=1))
-    assert made == list(exact.planted(exact.Checkers(), problems, "line", 0.3, 2, seed=1)) and len(made) == 40
+    made = list(exact.planted(exact.Checkers(), problems, LINES, 0.3, 2, seed=1))
+    assert made == list(exact.planted(exact.Checkers(), problems, LINES, 0.3, 2, seed=1)) and len(made) == 40
     wrong = sum(label == 0.0 for one in made for label in one.labels)
     assert 0.15 < wrong / sum(len(one.labels) for one in made) < 0.4
 
@@ -102,13 +105,13 @@ def test_noise_turns_its_share_of_labels() -> None:
 def test_labels_of_lines_are_labels_of_line_steps(labels: list[float | None]) -> None:
     text = "\n".join("abcdef"[: len(labels)])
     marked = [((2 * n, 2 * n + 1), label) for n, label in enumerate(labels)]
-    assert of_steps(text, "line", marked) == tuple(labels)
-    whole = of_steps(text.replace("\n", " "), "line", marked)
+    assert of_steps(text, LINES, marked) == tuple(labels)
+    whole = of_steps(text.replace("\n", " "), LINES, marked)
     assert whole == (0.0,) if 0.0 in labels else whole == (None if None in labels else 1.0,)
 
 
 def test_a_wrong_span_of_several_steps_blames_the_last_alone() -> None:
-    assert of_steps("a\nb\nc", "line", [((0, 3), 0.0), ((4, 5), 1.0)]) == (None, 0.0, 1.0)
+    assert of_steps("a\nb\nc", LINES, [((0, 3), 0.0), ((4, 5), 1.0)]) == (None, 0.0, 1.0)
 
 
 # ------------------------------------------------------------------ roll-outs, groups, files
@@ -122,10 +125,13 @@ def test_every_prefix_is_completed_and_the_end_is_the_response_s_own() -> None:
         return {prefix: [True, "b" not in prefix[1]] if "c" not in prefix[1] else [] for prefix in prefixes}
 
     tried = [rollouts.Tried("k", "p", CHAIN, "<think>\na\nb\nc\nd", False)]
-    (soft,) = rollouts.every(tried, "line", "soft", outcomes)
+    (soft,) = rollouts.every(tried, LINES, "soft", outcomes)
     assert soft.labels == (1.0, 0.5, None, 0.0) and soft.source == "rollouts"
-    assert asked == [("p", "<think>\na"), ("p", "<think>\na\nb"), ("p", "<think>\na\nb\nc")]
-    assert rollouts.every(tried, "line", "hard", outcomes)[0].labels == (1.0, 1.0, None, 0.0)
+    assert asked == [("p", "<think>\na\n"), ("p", "<think>\na\nb\n"), ("p", "<think>\na\nb\nc\n")]
+    assert rollouts.every(tried, LINES, "hard", outcomes)[0].labels == (1.0, 1.0, None, 0.0)
+    asked.clear()  # a prompt that has opened the thinking is gone on with as it was
+    rollouts.every([replace(tried[0], prompt="<bot><think>\n")], LINES, "hard", outcomes)
+    assert [prefix for _, prefix in asked] == ["a\n", "a\nb\n", "a\nb\nc\n"]
 
 
 @given(st.integers(1, 12), st.data())
@@ -135,23 +141,35 @@ def test_binary_search_finds_the_first_error_in_few_roll_outs(steps: int, data: 
 
     def outcomes(prefixes: Any) -> dict[Any, list[bool]]:
         asked.extend(prefixes)
-        return {prefix: [False, len(prefix[1].split("\n")) < first] for prefix in prefixes}
+        return {prefix: [False, prefix[1].count("\n") < first] for prefix in prefixes}
 
     response = "\n".join(f"line {n}" for n in range(steps))
     tried = rollouts.Tried("k", "p", CHAIN, response, False)
     right = replace(tried, key="r", response="x\ny", correct=True)
-    found, sound = rollouts.first_error([tried, right], "line", outcomes)
+    found, sound = rollouts.first_error([tried, right], LINES, outcomes)
     assert found.labels == (*[1.0] * (first - 1), 0.0, *[None] * (steps - first)) and sound.labels == (1.0, 1.0)
     assert len(asked) <= (steps - 1).bit_length()
+
+
+def test_where_nobody_could_judge_the_error_is_not_said_to_be() -> None:
+    tried = rollouts.Tried("k", "p", CHAIN, "\n".join("abcdefgh"), False)
+    asked: list[int] = []
+
+    def outcomes(prefixes: Any) -> dict[Any, list[bool]]:
+        asked.extend(prefix[1].count("\n") for prefix in prefixes)
+        return {prefix: [True] if prefix[1].count("\n") <= 4 else [] for prefix in prefixes}
+
+    (found,) = rollouts.first_error([tried], LINES, outcomes)
+    assert found.labels == (*[1.0] * 4, *[None] * 4) and asked == [4, 6]
 
 
 def test_samples_that_begin_alike_tell_what_their_beginning_is_worth() -> None:
     tree = {
         "1": groups.Member("a\nb\nx", True), "2": groups.Member("a\nb\ny", False), "3": groups.Member("a\nc\nz", False),
     }  # fmt: skip
-    assert groups.tree_labels(tree, "line") == {"1": (1 / 3, 0.5, 1.0), "2": (1 / 3, 0.5, 0.0), "3": (1 / 3, None, 0.0)}
-    assert groups.tree_labels(tree, "line", "hard")["3"] == (1.0, None, 0.0)
-    assert groups.tree_labels(tree, "line", shared=1)["3"] == (1 / 3, 0.0, 0.0)
+    assert groups.tree_labels(tree, LINES) == {"1": (1 / 3, 0.5, 1.0), "2": (1 / 3, 0.5, 0.0), "3": (1 / 3, None, 0.0)}
+    assert groups.tree_labels(tree, LINES, "hard")["3"] == (1.0, None, 0.0)
+    assert groups.tree_labels(tree, LINES, shared=1)["3"] == (1 / 3, 0.0, 0.0)
 
 
 PRM800K = {
@@ -174,12 +192,12 @@ def test_labels_in_prm800k_s_form(tmp_path: Path) -> None:
     file = tmp_path / "labels.jsonl"
     stepwise = {"prompt": "1 + 1?", "completions": ["It is 1 + 1.", "3"], "labels": [True, False]}
     file.write_text(json.dumps(PRM800K) + "\n\n" + json.dumps(stepwise) + "\n")
-    other, wrong, plain = imported.read(file, "line")
+    other, wrong, plain = imported.read(file, LINES)
     assert other.response == "<think>\n6 x 7 is 6 x 5 + 6 x 2.\nThat is 30 + 14." and other.labels == (1.0, 0.0)
     assert wrong.labels == (1.0, 1.0, None, 0.0)  # the step of two lines is wrong; the last line tells
     assert wrong.problem.reference == "42"
     assert plain.labels == (1.0, 0.0) and plain.problem.prompt == "1 + 1?"
-    assert next(imported.read(file, "line", thinking=False)).response.startswith("6 x 7")
+    assert next(imported.read(file, LINES, thinking=False)).response.startswith("6 x 7")
 
 
 @pytest.mark.parametrize(
@@ -200,9 +218,9 @@ def test_labels_in_prm800k_s_form(tmp_path: Path) -> None:
 def test_a_line_that_cannot_be_read_is_told(tmp_path: Path, line: str, said: str) -> None:
     (tmp_path / "bad.jsonl").write_text(line + "\n")
     with pytest.raises(InputError, match=said):
-        list(imported.read(tmp_path / "bad.jsonl", "line"))
+        list(imported.read(tmp_path / "bad.jsonl", LINES))
     with pytest.raises(InputError, match="cannot be read"):
-        list(imported.read(tmp_path / "none.jsonl", "line"))
+        list(imported.read(tmp_path / "none.jsonl", LINES))
 
 
 # ------------------------------------------------------------------ the head
@@ -248,6 +266,37 @@ def test_fitness_is_the_log_probability_of_the_labels_and_leaves_out_what_is_not
     found = head.fitness(network, pack(labelled)).tolist()
     assert found == pytest.approx([value.item() for value in expected], abs=1e-5)
     assert [row.supervised for row in labelled] == [2, 1, 1]
+
+
+def tagged_tokenizer() -> Any:
+    tokenizer = chat_tokenizer()
+    tokenizer.add_tokens([OPEN, CLOSE])
+    return tokenizer
+
+
+@pytest.mark.parametrize("rule", ["line", "tokens:2"])
+@pytest.mark.parametrize("prompt", ["<bot><think>\n", "<bot><think>"])
+def test_thinking_that_the_template_has_opened_is_not_opened_again(rule: str, prompt: str) -> None:
+    """What is stored begins with a tag; what a policy says after such a template does not. Both are read alike."""
+    tokenizer = tagged_tokenizer()
+    stored, said = "<think>\nab\ncd\n</think>\nno", ("" if prompt.endswith("\n") else "\n") + "ab\ncd\n</think>\nno"
+    ours = encode(tokenizer, prompt, stored, rule)
+    assert ours.ids == (*tokenizer(prompt + said, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+    assert encode(tokenizer, "<bot>", stored, rule).texts == ours.texts
+    if rule == "line":
+        assert ours == encode(tokenizer, prompt, said, rule)
+
+
+def test_labels_by_tokens_are_those_of_the_steps_that_are_read() -> None:
+    """A slip spoils every step of so many tokens that its line ends in, whichever prompt stands before it."""
+    from distill.prm.training import lessons
+
+    tokenizer, cut = tagged_tokenizer(), splitter("tokens:5", tagged_tokenizer())
+    response = join_thinking("12 + 7 = 19\n19 * 3 = 58\n58 - 4 = 54", "54")
+    labelled = exact.checked(exact.Checkers(), "k", CHAIN, response, cut)
+    assert labelled and [step.text for step in cut(response)][-1] == "54" and labelled.labels.count(0.0) == 1
+    (lesson,), dropped = lessons([labelled], tokenizer, "tokens:5", lambda one: one.problem.messages, 500)
+    assert lesson.row.labels == labelled.labels and not dropped
 
 
 def test_steps_that_end_in_one_token_are_learned_once() -> None:
@@ -317,12 +366,20 @@ def test_first_errors_and_calibration() -> None:
         Scored("b", [0.4, 0.9], [1.0, None]),  # seen where there is none
     ]
     assert measures.first_error_accuracy(scored) == 0.5
+    assert measures.first_error_f1([*scored, scored[2]]) == pytest.approx(2 / (1 / 0.5 + 1 / (2 / 3)))
+    assert measures.first_error_f1(scored[2:]) is None and measures.first_error_f1([scored[1], scored[2]]) == 0.0
     bins = measures.reliability([(0.95, True), (0.92, False), (1.0, True), (0.05, False)])
     assert [(b["steps"], b["right"]) for b in bins] == [(1, 0.0), (3, 0.6667)]
     said = (0.95 + 0.92 + 1.0) / 3
     assert measures.expected_calibration_error(bins) == pytest.approx((3 * (said - 2 / 3) + 0.05) / 4, abs=1e-4)
     assert measures.summary([])["step_accuracy"] is None
     assert "no labelled step" in measures.in_words(measures.summary([]))
+
+
+def test_who_says_the_soft_labels_themselves_is_calibrated() -> None:
+    shares = [n / 20 for n in range(1, 20)]
+    assert measures.summary([Scored("a", shares, shares)])["ece"] == 0.0
+    assert measures.summary([Scored("a", shares, [float(p >= 0.5) for p in shares])])["ece"] > 0.2
 
 
 # ------------------------------------------------------------------ files
@@ -390,6 +447,26 @@ def _other_tokenizer() -> Any:
     return tokenizer
 
 
+def test_a_problem_stands_before_a_response_as_it_did_in_training(artifact: Path, tmp_path: Path) -> None:
+    shutil.copytree(artifact, tmp_path / "prm")
+    told = about(chat_tokenizer(), prompting={"template": "sum {{ prompt }}"}).model_dump_json()
+    (tmp_path / "prm" / "prm.json").write_text(told)
+    problem = replace(CHAIN, prompt="a b")
+    assert load(artifact).prompt(problem) == "<user>a b<end>\n<bot>"
+    assert load(tmp_path / "prm").prompt(problem) == "<user>sum a b<end>\n<bot>"
+
+
+def test_what_a_score_depends_on_is_in_the_identity_and_no_figure(artifact: Path, tmp_path: Path) -> None:
+    def identity(**changes: Any) -> str:
+        (tmp_path / "prm" / "prm.json").write_text(about(chat_tokenizer(), **changes).model_dump_json())
+        return files.identity_of(tmp_path / "prm", FileHashes())
+
+    shutil.copytree(artifact, tmp_path / "prm")
+    same = identity(figures={"steps": 3}, start="another name")
+    assert same == files.identity_of(artifact, FileHashes())
+    assert len({same, identity(rule="paragraph"), identity(prompting={"system": "s"}), identity(likelihood=False)}) == 4
+
+
 def test_names_of_reward_models(artifact: Path) -> None:
     assert files.directory_of(str(artifact)) == artifact
     with pytest.raises(InputError, match="is not a directory"):
@@ -399,10 +476,9 @@ def test_names_of_reward_models(artifact: Path) -> None:
 
 
 def test_another_tokenizer_is_told(artifact: Path) -> None:
-    scorer = load(artifact)
-    scorer.check_reads(chat_tokenizer(), "the student")
-    with pytest.raises(InputError, match="its tokenizer is not that of the student"):
-        scorer.check_reads(_other_tokenizer(), "the student")
+    files.check_reads(artifact, "mine", chat_tokenizer(), "the student")
+    with pytest.raises(InputError, match="prm mine: its tokenizer is not that of the student"):
+        files.check_reads(artifact, "mine", _other_tokenizer(), "the student")
 
 
 def test_scores_that_are_no_numbers_are_an_error_and_no_verdict() -> None:

@@ -16,12 +16,16 @@ pytest.importorskip("torch")
 from distill import catalog
 from distill.prm import files
 from distill.prm.reading import load
+from distill.stages.labelling import gather
+from distill.stages.prm_labels import GroupLabels
+from distill.steps import splitter
 from distill.store import Store
 from pipeline import config, runner
 from pipeline.errors import InputError
 from pipeline.events import Listener
+from pipeline.fingerprint import FileHashes
 from pipeline.plan import plan
-from pipeline.workspace import Workspace
+from pipeline.workspace import StageContext, Workspace
 
 JUDGE = {"prm": {"model": "prm:prm"}}
 ALONE = {"kind": "transformers", "workers": 1}
@@ -84,7 +88,9 @@ def test_it_learns_from_every_source_and_keeps_the_labels(whole: Any) -> None:
     assert figures["heldout"]["by_source"].keys() <= figures["sources"].keys()
     kept = rows(where, "SELECT part, count(DISTINCT (source, example)) AS n FROM step_labels GROUP BY 1")
     assert {row["part"]: row["n"] for row in kept}["train"] == figures["examples"]
-    assert figures["test"]["step_auc"] > 0.65  # the teacher's own likelihood tells slips of a hot one
+    assert figures["heldout"]["step_auc"] > 0.65  # the teacher's own likelihood tells slips of a hot one
+    # of one stage's traces those to problems that nothing was learned of
+    assert figures["test"]["responses"] == figures["heldout"]["by_source"]["exact"]["responses"] < 15
     assert load(where / "w" / made["prm"].manifest.artifact).rule == "line"
 
 
@@ -93,9 +99,38 @@ def test_roll_outs_are_traces_and_no_prefix_is_rolled_out_twice(whole: Any, tmp_
     shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
     count = "SELECT count(*) AS n FROM traces WHERE prefix IS NOT NULL"
     before = rows(tmp_path, count)[0]["n"]
-    prm = {**STAGES["prm"], "head_learning_rate": 1e-3}
+    again = [source for source in STAGES["prm"]["labels"] if "rollouts" in source]
+    prm = {**STAGES["prm"], "labels": again, "test": []}
     run(tmp_path, {**{name: STAGES[name] for name in ("problems", "generate", "verify")}, "prm": prm})
     assert before > 0 and rows(tmp_path, count)[0]["n"] == before
+
+
+def test_groups_of_a_grpo_run_are_labelled_by_the_judge_of_the_run_alone(whole: Any, tmp_path: Path) -> None:
+    """Another verifier has said the contrary of each rollout since, and does not count."""
+    where, made = whole
+    shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
+    grpo = made["grpo"].manifest
+    context = StageContext(
+        "prm", "prm", "f", tmp_path / "w", {"grpo": grpo}, tmp_path / "a", tmp_path / "b", FileHashes()
+    )
+
+    def labels() -> dict[str, tuple[Any, ...]]:
+        found = gather(context, GroupLabels(groups="grpo", shared=1), splitter("line"), 0)
+        assert {one.source for one in found} == {"groups"}
+        return {one.key: one.labels for one in found}
+
+    before = labels()
+    assert before and all(row[-1] in (0.0, 1.0) for row in before.values())
+    store = Store(tmp_path / "w")
+    known = "SELECT DISTINCT v.* FROM verdicts v JOIN rollouts USING (trace_key, problem_key) WHERE v.score IS NOT NULL"
+    others = [
+        {**row, "verdict_key": f"{row['verdict_key']}-2", "verifier": "other", "settings": '"other"',
+         "score": 1 - row["score"]}
+        for row in store.rows(known)
+    ]  # fmt: skip
+    store.append("verdicts", others)
+    store.ingest()
+    assert len(others) == len(before) and labels() == before
 
 
 def test_a_moved_workspace_is_up_to_date(whole: Any, tmp_path: Path) -> None:
@@ -117,14 +152,8 @@ def test_a_reward_model_of_the_pipeline_is_a_verifier(whole: Any) -> None:
         product *= step["probability"]
     assert row["score"] == pytest.approx(product, abs=1e-4) and json.loads(row["settings"]) == {"prm": {}}
     prm = made["prm"].manifest
-    assert row["version"] == f"1+{files.identity_of(where / 'w' / prm.artifact, runner_hashes())[:12]}"
+    assert row["version"] == f"2+{files.identity_of(where / 'w' / prm.artifact, FileHashes())[:12]}"
     assert made["scored"].manifest.identity.inputs["verifier.prm.model"] == prm.digest
-
-
-def runner_hashes() -> Any:
-    from pipeline.fingerprint import FileHashes
-
-    return FileHashes()
 
 
 def test_a_reward_model_of_the_pipeline_chooses_among_samples_that_generate_made(whole: Any) -> None:
@@ -149,28 +178,35 @@ def test_each_step_of_a_rollout_is_rewarded_and_the_rewards_are_rows(whole: Any)
     assert 0 < told["value"] < 1
 
 
+OWN = [{"file": "own.jsonl"}]
+HELD = {
+    "held": {**STAGES["generate"], "kind": "generate", "split": "heldout", "samples": 1},
+    "verify-held": {"kind": "verify", "traces": "held"},
+}
+
+
 @pytest.mark.parametrize(
     ("stage", "changes", "said"),
     [
-        ("prm", {"labels": [{"groups": "grpo0"}]}, "left no judged rollouts"),
         ("search", {"budgets": [4]}, "sample 4 is wanted, and the store holds fewer"),
         ("search", {"scorers": {"mine": "prm:verify"}}, "verify"),
         ("prm", {"labels": [{"exakt": "verify"}]}, "names no source of labels; one of exact, slips"),
+        ("prm", {"labels": [{"exact": "verify-held"}]}, "2 of 2 responses answer held-out problems"),
+        ("prm", {"labels": OWN, "test": OWN}, "`test` labels just the problems that are learned from"),
         ("prm", {"steps": "lines"}, "no rule for steps is called 'lines'"),
         ("prm", {"devices": 2}, "one device"),
     ],
 )
-def test_what_cannot_be_is_told(whole: Any, tmp_path: Path, stage: str, changes: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_is_told(
+    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, changes: dict[str, Any], said: str
+) -> None:
     where, _ = whole
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
     base = {name: STAGES[name] for name in ("problems", "generate", "verify")}
-    other: dict[str, Any] = {}
-    if changes.get("labels") == [{"groups": "grpo0"}]:
-        select = {"verdicts": "verify", "keep": "all"}
-        other = {
-            "select": select,
-            "grpo0": {"kind": "sft", "data": "select", "student": "embedded:student-base", "stop_test": None},
-        }
+    row = {"prompt": "1 + 1?", "completions": ["It is 1 + 1.", "3"], "labels": [True, False]}
+    (tmp_path / "own.jsonl").write_text(json.dumps(row))
+    other = HELD if changes.get("labels") == [{"exact": "verify-held"}] else {}
     stages = {**base, **other, "prm": STAGES["prm"], stage: {**STAGES[stage], **changes}}
     with pytest.raises(InputError, match=said) as caught:
         run(tmp_path, stages)
@@ -186,3 +222,11 @@ def test_the_plan_tells_what_roll_outs_take(whole: Any) -> None:
     assert told and told.total and told.total % 3 == 0 and told.figures["max_tokens"] == 96 * told.total
     made = rows(where, "SELECT count(*) AS n FROM traces WHERE prefix IS NOT NULL")[0]["n"]  # two of each prefix
     assert 0 < made <= told.total * 2 / 3
+
+
+def test_a_student_without_rollouts_has_no_groups(whole: Any, tmp_path: Path) -> None:
+    where, made = whole
+    inputs = {"sft": made["generate"].manifest}
+    context = StageContext("prm", "prm", "f", where / "w", inputs, tmp_path / "a", tmp_path / "b", FileHashes())
+    with pytest.raises(InputError, match="sft left no judged rollouts; name a grpo or a verify stage"):
+        gather(context, GroupLabels(groups="sft"), splitter("line"), 0)

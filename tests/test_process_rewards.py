@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from test_opd import rolled  # noqa: E402
 from tiny import chat_tokenizer  # noqa: E402
 
-from distill.steps import split  # noqa: E402
+from distill.steps import split, splitter  # noqa: E402
 from distill.types import Finish  # noqa: E402
 from rl.credit import EPSILON  # noqa: E402
 from rl.process import ProcessRewards, text_of  # noqa: E402
@@ -33,6 +33,8 @@ def test_praise_goes_to_all_and_blame_ends_with_the_worst_step() -> None:
 def test_equal_responses_and_lonely_ones_teach_nothing() -> None:
     row = [(0, 0.5), (2, 0.9)]
     assert least_advantages([row, row, row], [3, 3, 3]) == [[0.0] * 3] * 3
+    nearly = [(0, 0.5 + 1e-6), (2, 0.9)]  # what differs by rounding is not blown up to a difference of one
+    assert least_advantages([row, nearly, row], [3, 3, 3]) == [[0.0] * 3] * 3
     assert least_advantages([row], [3]) == [[0.0] * 3] and least_advantages([[], row], [2, 3])[0] == [0.0, 0.0]
 
 
@@ -97,3 +99,22 @@ def test_tokens_that_were_sampled_otherwise_than_text_is_cut_have_spans_all_the_
         found, spans = text_of(tokenizer, ids)
         assert found == text and spans[0][0] == 0 and spans[-1][1] == len(text)
         assert all(tokenizer.decode([i]) == text[a:b] for i, (a, b) in zip(ids, spans, strict=True))
+
+
+def test_steps_by_tokens_are_the_scorer_s_however_the_policy_cut_its_own() -> None:
+    from tokenizers.decoders import Fuse
+
+    tokenizer = chat_tokenizer()
+    tokenizer.add_tokens(["ab"])
+    tokenizer.backend_tokenizer.decoder = Fuse()
+
+    class Pairs(Reader):
+        rule = "tokens:2"
+
+        def score(self, asked: Sequence[tuple[str, str]]) -> list[list[float]]:
+            return [[0.5] * len(splitter(self.rule, tokenizer)(text)) for _, text in asked]
+
+    ids = [tokenizer.convert_tokens_to_ids(letter) for letter in "abcde"]  # a scorer reads ab, c, d, e
+    rollout = rolled([0] * len(ids), finish=Finish.LENGTH)
+    rollout = replace(rollout, completion=replace(rollout.completion, token_ids=tuple(ids), prompt="<bot>"))
+    assert ProcessRewards(Pairs(), tokenizer)([rollout]) == [[(2, 0.5), (4, 0.5)]]

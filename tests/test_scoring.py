@@ -49,7 +49,14 @@ def test_length_is_compared_within_a_problem() -> None:
     hard = [row("b", "7", RIGHT, 90), row("b", "8", WRONG, 91), row("b", "8", WRONG, 92)]
     found = scoring.summary(easy + hard, [])["by_length"]
     assert [found[third]["pass_at_1"] for third in scoring.THIRDS] == [1.0, 0.5, 0.0]
+    assert found["longer"]["over_shorter"] == -1.0 and found["longer"]["over_shorter_ci95"][1] < 0.7
     assert scoring.summary(easy[:2], [])["by_length"] == {}
+
+
+def test_what_was_cut_is_no_long_thought_that_failed() -> None:
+    cut = [row("a", "", WRONG, 99, finish="length")] * 3
+    found = scoring.summary([*cut, *(row("a", "7", RIGHT, n) for n in (10, 20, 30))], [])["by_length"]
+    assert [found[third]["pass_at_1"] for third in scoring.THIRDS] == [1.0, 1.0, 1.0]
 
 
 def test_what_a_right_answer_costs() -> None:

@@ -130,6 +130,17 @@ def test_best_of_takes_the_highest_score_and_a_verifier_the_first_that_is_right(
     assert dict(weighted.choice.weights) == pytest.approx({"b": 0.9, "c": 0.36, "a": 0.36})
 
 
+def test_hundreds_of_doubtful_steps_are_told_apart_all_the_same() -> None:
+    """Their product is no number above zero; what it is a product of still ranks, and weighs."""
+    world = says("baac")
+    world.values = lambda text: {"a": [0.1] * 400, "b": [0.1] * 399 + [0.15], "c": [0.05] * 400}[text]
+    assert search(BestOf(), 4, world).choice.piece.ballot == "b"
+    weighted = search(WeightedVote(), 4, world).choice
+    assert weighted.piece.ballot == "a" and weighted.weights[0][1] == pytest.approx(weighted.weights[1][1] * 4 / 3)
+    small = ToyWorld(values=lambda text: [value / 1e200 for value in worth(text)])
+    assert search(Beam(width=2, final="best"), 4, small).choice.piece.text == "c\nb\nb\n"
+
+
 def test_the_bill_counts_each_trace_and_each_scored_text_once() -> None:
     """Of five responses one is cut and two say the same: five calls, four texts."""
     world = says("-bcab")
@@ -197,6 +208,14 @@ def test_a_total_goes_to_the_problems_whose_vote_is_not_settled_and_is_not_excee
     assert [r.choice.piece.ballot for r in results] == ["a", "b", "a", None]
 
 
+def test_what_is_left_of_a_total_goes_to_whose_vote_is_least_settled() -> None:
+    """Two answers each, and tokens for one more."""
+    votes = ["aaaa", "abab", "aaaa"]
+    world = ToyWorld(whole=lambda problem, index: votes[problem][index])
+    results = run_joint(Allocation(tokens=3 * 2 * 2 + 2).search_all(3, samples=1, stored=4), 3, world)
+    assert [result.bill.calls for result in results] == [2, 3, 2]
+
+
 def test_a_total_below_one_answer_each_is_told() -> None:
     with pytest.raises(
         InputError, match=r"a total of 5 tokens is less than one answer to each of the 4 problems .*\(8\)"
@@ -227,6 +246,13 @@ def test_beam_search_keeps_the_best_and_its_bill_is_known_before() -> None:
     assert found.bill.prompt == 4 * PROMPT + 4 * (PROMPT + 1) + 4 * (PROMPT + 2)
     # "a" comes twice among the first four: three texts, then four, then four
     assert found.bill.scored == 3 * (PROMPT + 1) + 4 * (PROMPT + 2) + 4 * (PROMPT + 3)
+
+
+def test_equal_texts_are_one_beam() -> None:
+    """ "c" comes twice at first, and takes one of the two places."""
+    world = ToyWorld(steps=2, says=lambda prefix, index: "abc"[index % 3] if prefix else "ccba"[index], values=worth)
+    found = search(Beam(width=2), 4, world)
+    assert dict(found.choice.weights) == pytest.approx({"b": 0.8 * 0.5 + 0.5 * 0.5}) and world.calls == [4, 4]
 
 
 def test_beam_search_over_everything_finds_the_best_response_there_is() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from toy_search import ToyWorld
 
 from distill.types import Finish
 from distill.voting import Sample, majority_at_k
@@ -11,6 +12,7 @@ from rl.search.curves import Outcome, Votes, curve, point, rival
 from rl.search.drive import Bill
 from rl.search.measure import in_words
 from rl.search.pool import Drawn, Pool, ranking
+from rl.search.ranked import BestOf
 from rl.search.vote import Majority
 
 SAMPLES = {
@@ -70,7 +72,17 @@ def test_what_nobody_could_judge_is_paid_for_and_says_nothing() -> None:
     nothing = point(3, alone.outcomes(Majority(), alone.samples(), 3), alone.votes())
     assert nothing["accuracy"] is None and nothing["against_majority"]["at_equal_tokens"] is None
     assert "nobody can tell" in in_words(nothing)
-    assert ranking(alone.samples()) == {"auc": None, "auc_within": None}
+    assert ranking({"none": []}) == {"auc": None, "auc_within": None}
+
+
+def test_products_of_hundreds_of_steps_rank_and_weigh_though_they_are_no_numbers() -> None:
+    pieces = [Piece(str(n), "p", a, a, a, Finish.STOP, 10, 4) for n, a in enumerate("abc")]
+    pool = Pool([Drawn("p", 0, pieces, [(piece, piece.ballot == "b") for piece in pieces])])
+    world = ToyWorld(values=lambda text: [0.1] * 399 + [{"a": 0.1, "b": 0.2, "c": 0.05}[text]])
+    scored = pool.scored(world, "toy", "product")  # type: ignore[arg-type]
+    assert [sample.score for sample in scored["p"]] == pytest.approx([0.5, 1.0, 0.25])
+    assert pool.ranking(world, "toy") == {"auc": 1.0, "auc_within": 1.0}  # type: ignore[arg-type]
+    assert BestOf().over_subsets(scored["p"], 3) == 1.0
 
 
 def test_two_strategies_are_compared_where_they_take_as_much() -> None:

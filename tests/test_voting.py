@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.voting import Sample, best_of_k, majority_at_k, weighted_vote_at_k
+from distill.voting import Sample, ballot, best_of_k, majority_at_k, weighted_vote_at_k
 from pipeline.errors import InputError
 
 samples = st.lists(
@@ -55,6 +55,22 @@ def enumerated(found: Sequence[Sample], k: int, choose: Callable[[Sequence[Sampl
     return fmean(choose(subset) for subset in combinations(found, k))
 
 
+def test_prose_votes_with_the_result_that_it_states() -> None:
+    """As Wang et al. count them; a vote of whole texts would be one of singletons, no better than one sample."""
+    said = ["So 6 * 7 gives\n\\boxed{42}", "We get $\\boxed{ 42. }$, as asked.", "The answer is 42.", "Well.\n#### 42"]
+    assert {ballot(text) for text in said} == {"42"} == {ballot(" 42\n")}
+    assert ballot("\\boxed{\\dfrac12}") == ballot("Half: \\boxed{\\frac{1}{2}}") != ballot("\\boxed{0.5}")
+    assert ballot("The answer is not 42") != "42"
+    found = [Sample(ballot(text), 1.0) for text in said] + [Sample(ballot("So it is \\boxed{41}"), 0.0)]
+    assert majority_at_k(found, 5) == 1.0
+
+
+def test_programs_and_plain_answers_vote_with_all_of_their_text() -> None:
+    one, other = (f"def f(x):\n    answer = 1\n    return x{sign}" for sign in ("", " + 1"))
+    assert ballot(one) != ballot(other) and ballot(f"```\n{one}\n```") != ballot(f"```\n{other}\n```")
+    assert ballot("[1,  2]\nNone") == "[1, 2] None" and ballot("p and q") == "p and q" and ballot("  ") == ""
+
+
 @given(with_k)
 def test_majority_is_the_mean_over_all_subsets(case: tuple[list[Sample], int]) -> None:
     found, k = case
@@ -66,6 +82,11 @@ def test_weighed_votes_and_the_best_are_means_over_all_subsets(case: tuple[list[
     found, k = case
     assert weighted_vote_at_k(found, k) == pytest.approx(enumerated(found, k, weighed))
     assert best_of_k(found, k) == pytest.approx(enumerated(found, k, best))
+
+
+def test_sums_that_differ_by_rounding_are_level() -> None:
+    found = [Sample("a", 1.0, score=score) for score in (0.1, 0.2, 0.3)] + [Sample("b", 0.0, score=0.6)]
+    assert 0.1 + 0.2 + 0.3 != 0.6 and weighted_vote_at_k(found, 4) == 0.5
 
 
 def test_many_subsets_are_drawn_and_near_the_mean_over_all() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,3 +57,16 @@ def chat_tokenizer(template: str | None = None) -> Any:
         "{% if add_generation_prompt %}<bot>{% endif %}"
     )
     return tokenizer
+
+
+def reward_model(directory: Path, tokenizer: Any, rule: str) -> str:
+    """The directory of a process reward model of random weights."""
+    from distill.prm import files, head
+    from distill.training.export import export_student
+
+    export_student(tiny(vocab_size=len(tokenizer)), tokenizer, directory)
+    about = files.About(
+        format=1, rule=rule, width=32, likelihood=False, start="x", tokenizer=files.tokenizer_identity(tokenizer)
+    )
+    files.write(directory, head.StepHead(32, False), about)
+    return str(directory)

@@ -100,13 +100,14 @@ def ask(
     max_tokens = max_tokens or room(max(budget or 0, force_budget))
     problem = Problem("ask", question, "", "exact", "ask")
     thinking, options = bounds(max_tokens, budget, effort, force_budget), where.options()
-    strategy = _strategy(search, where)
+    model = _model(where, options)
+    strategy = _strategy(search, where, None if isinstance(options, OpenAIOptions) else model)
     usual = 1.0 if strategy and strategy.samples_at_random else 0.0
     sampling = Sampling(temperature=usual if temperature is None else temperature, max_tokens=max_tokens, seed=seed)
     if strategy:
         _check(strategy, sampling, options)
     aside = Aside(sys.stderr)
-    with closing(engines.open_engine(options, _model(where, options), aside.tell)) as engine:
+    with closing(engines.open_engine(options, model, aside.tell)) as engine:
         if strategy:
             _tell_result(
                 strategy.answer(engine, problem, sampling, thinking), strategy.label, max_tokens, show_thinking, as_json
@@ -152,13 +153,13 @@ def _tell_lack(parts: Response, finish: Finish, max_tokens: int) -> None:
 
 def _tell_result(result: Any, label: str, max_tokens: int, show_thinking: bool, as_json: bool) -> None:
     """A search's answer with its bill. (A `rl.search.drive.Result`.)"""
-    piece, weights, bill = result.choice.piece, result.choice.weights, result.bill
+    piece, weights, score, bill = result.choice.piece, result.choice.weights, result.choice.score, result.bill
     parts = split_thinking(piece.text, opened=opened(piece.prompt))
     if as_json:
         print(json.dumps({
             "answer": parts.answer, "thinking": parts.thinking, "closed": parts.closed, "finish": str(piece.finish),
-            "strategy": label, "weights": dict(weights), "calls": bill.calls, "prompt_tokens": bill.prompt,
-            "sampled_tokens": bill.sampled, "scored_tokens": bill.scored,
+            "strategy": label, "weights": dict(weights), "score": score, "calls": bill.calls,
+            "prompt_tokens": bill.prompt, "sampled_tokens": bill.sampled, "scored_tokens": bill.scored,
         }))  # fmt: skip
         return
     if show_thinking:
@@ -166,9 +167,11 @@ def _tell_result(result: Any, label: str, max_tokens: int, show_thinking: bool, 
     if parts.closed and parts.answer:
         print(printable(parts.answer))
     _tell_lack(parts, piece.finish, max_tokens)
-    share = f", {weights[0][1] / sum(weight for _, weight in weights):.0%} of the weight" if weights else ", no vote"
+    chosen = "no vote" if score is None else f"score {score:.2g}"
+    if weights:
+        chosen = f"{weights[0][1] / sum(weight for _, weight in weights):.0%} of the weight"
     scored = f", {bill.scored:,} scored" if bill.scored else ""
-    _note(f"{label}{share}: {bill.calls} calls, {bill.sampled:,} tokens sampled{scored}")
+    _note(f"{label}, {chosen}: {bill.calls} calls, {bill.sampled:,} tokens sampled{scored}")
 
 
 def _note(text: str) -> None:
@@ -191,8 +194,9 @@ def _model(where: Where, options: engines.Options) -> Model:
     return find(where.model, where.pipeline, where.workspace)
 
 
-def _strategy(search: Search, where: Where) -> Any:
-    """The search that was asked for (`rl.search.live.LiveSearch`), or None."""
+def _strategy(search: Search, where: Where, policy: Model | None) -> Any:
+    """The search that was asked for (`rl.search.live.LiveSearch`), or None. ``policy`` is who answers, where its
+    tokenizer is here."""
     if search.strategy is None:
         if search.prm or search.likelihood:
             raise InputError("--prm and --likelihood score the steps of a search: name a --strategy too")
@@ -204,7 +208,7 @@ def _strategy(search: Search, where: Where) -> Any:
     spec = parse_value(search.strategy) if search.strategy.lstrip().startswith("{") else search.strategy
     likelihood = find(search.likelihood, where.pipeline, where.workspace) if search.likelihood else None
     prm = _directory(search.prm, where) if search.prm else None
-    return catalog.resolve("doors", "search")(spec, search.samples or SAMPLES, prm, likelihood)
+    return catalog.resolve("doors", "search")(spec, search.samples or SAMPLES, prm, likelihood, policy)
 
 
 def _directory(prm: str, where: Where) -> Path:

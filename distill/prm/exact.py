@@ -13,10 +13,12 @@ from distill.families.base import Family, labels
 from distill.prm.examples import Label
 from distill.prm.labels import Labelled, Marked, of_steps
 from distill.randomness import generator
-from distill.steps import Span, split
+from distill.steps import Split, splitter
 from distill.thinking import CLOSE, join_thinking
 from distill.types import Problem
 from pipeline.fingerprint import content_hash
+
+LINES = splitter("line")
 
 
 class Checkers:
@@ -38,7 +40,7 @@ class Checkers:
         family = self.of(problem)
         if family is None:
             return None
-        lines, closed = split(response, "line"), CLOSE in response
+        lines, closed = LINES(response), CLOSE in response
         end = response.rfind(CLOSE) if closed else len(response)
         thinking = [line for line in lines if line.start < end]
         answer = [line for line in lines if line.start >= end]
@@ -49,17 +51,17 @@ class Checkers:
 
 
 def checked(
-    checkers: Checkers, key: str, problem: Problem, response: str, rule: str, *,
-    trace: str | None = None, correct: bool | None = None, tokens: Sequence[Span] | None = None,
+    checkers: Checkers, key: str, problem: Problem, response: str, split: Split, *,
+    trace: str | None = None, correct: bool | None = None,
 ) -> Labelled | None:  # fmt: skip
     """A response labelled by its problem's family; None where there is none, or no step."""
     marked = checkers.marked(problem, response)
-    found = of_steps(response, rule, marked, tokens) if marked else ()
+    found = of_steps(response, split, marked) if marked else ()
     return Labelled(key, problem, response, found, "exact", trace, correct) if found else None
 
 
 def planted(
-    checkers: Checkers, problems: Sequence[Problem], rule: str, slips: float, each: int, seed: int
+    checkers: Checkers, problems: Sequence[Problem], split: Split, slips: float, each: int, seed: int
 ) -> Iterator[Labelled]:
     """Working by careless authors, ``each`` pages a problem: a line's result is wrong with chance ``slips``, and what
     follows goes on from it. Costs no sampling, and is never short of wrong lines."""
@@ -70,5 +72,5 @@ def planted(
             draws = generator(seed, "planted", problem.id, page)
             response = join_thinking(*family.solve(problem, slips, draws))
             key = content_hash(["planted", problem.messages, response])
-            if labelled := checked(checkers, key, problem, response, rule):
+            if labelled := checked(checkers, key, problem, response, split):
                 yield Labelled(key, problem, response, labelled.labels, "slips")

@@ -1,7 +1,9 @@
 """From a labelled response to a row for the trainer: where each step ends among the tokens.
 
-A reward model reads a response as text, in its own chat template and tokens, whoever sampled it. The score of a step
-is read at the last token that holds a character of it.
+A reward model reads a response as text, in its own chat template and tokens, whoever sampled it. Prompt and response
+are cut into tokens apart, as whoever samples sees them, so the steps of a response are the same behind any prompt; a
+tag that the template has opened already is not opened again. The score of a step is read at the last token that holds
+a character of it.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.steps import Span, last_tokens, split
+from distill.steps import last_tokens, spans_of, split
+from distill.thinking import opened_twice
 from distill.training.batching import Example
 
 Label = float | None
@@ -45,15 +48,14 @@ class Encoded:
 
 def encode(tokenizer: Any, prompt: str, response: str, rule: str) -> Encoded:
     """``prompt`` is rendered, up to where the response begins."""
-    encoded = tokenizer(prompt + response, add_special_tokens=False, return_offsets_mapping=True)
-    ids, begin = encoded["input_ids"], len(prompt)
-    spans: list[Span] = [(left - begin, right - begin) for left, right in encoded["offset_mapping"]]
-    start = next((t for t, (_, right) in enumerate(spans) if right > 0), len(spans))
-    own = spans[start:]
-    steps = split(response, rule, own)
-    ends = [start + at for at in last_tokens(steps, own)]
+    before, _ = spans_of(tokenizer, prompt)
+    ids, spans = spans_of(tokenizer, response)
+    steps, again = split(response, rule, spans), opened_twice(prompt, response)
+    skipped = sum(end <= again for _, end in spans)
+    start = len(before)
+    ends = [start + at - skipped for at in last_tokens(steps, spans)]
     closing = tokenizer.eos_token_id or 0
-    return Encoded((*ids, closing), start, tuple(ends), tuple(step.text for step in steps))
+    return Encoded((*before, *ids[skipped:], closing), start, tuple(ends), tuple(step.text for step in steps))
 
 
 def example_of(key: str, encoded: Encoded, labels: Sequence[Label]) -> StepExample | None:

@@ -33,7 +33,8 @@ PROBE = "Let x = 3.14: 12 + 7*x <= 40?\n\n<think>\nfirst, naïve – 你好\n</t
 
 
 class About(BaseModel):
-    """`prm.json`. ``tokenizer`` is `tokenizer_identity` of the one that it was trained with."""
+    """`prm.json`. ``tokenizer`` is `tokenizer_identity` of the one that it was trained with, ``prompting`` how the
+    problems stood before the responses that it learned from, where not as they are."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -43,6 +44,7 @@ class About(BaseModel):
     likelihood: bool
     tokenizer: str
     start: str
+    prompting: dict[str, Any] | None = None
     figures: dict[str, Any] = {}
 
 
@@ -95,5 +97,14 @@ def identity_of(directory: Path, hashes: FileHashes) -> str:
     from distill.modelspec import CONTENT
 
     files = [directory / HEAD, *sorted(p for p in (directory / MODEL).iterdir() if p.suffix in CONTENT)]
-    known = about(directory, str(directory)).model_dump(exclude={"figures", "start"})
+    known = about(directory, str(directory)).model_dump(exclude={"figures", "start"}, exclude_none=True)
     return content_hash([known, *([path.name, hashes.of(path)] for path in files)])
+
+
+def check_reads(directory: Path, name: str, tokenizer: Any, whose: str) -> None:
+    """`InputError` unless prompts rendered for ``whose`` model mean the same to the one in ``directory``."""
+    if tokenizer_identity(tokenizer) != about(directory, name).tokenizer:
+        raise InputError(
+            f"prm {name}: its tokenizer is not that of {whose}, so it cannot read what that was asked; take a reward "
+            "model of the same family of models, or train one on it (stage prm)"
+        )

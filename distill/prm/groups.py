@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from distill.prm.examples import Label
-from distill.steps import split
+from distill.steps import Split
 
 
 class Member(NamedTuple):
@@ -22,10 +22,10 @@ class Member(NamedTuple):
 
 
 def tree_labels(
-    members: Mapping[str, Member], rule: str, kind: Literal["hard", "soft"] = "soft", shared: int = 2
+    members: Mapping[str, Member], split: Split, kind: Literal["hard", "soft"] = "soft", shared: int = 2
 ) -> dict[str, tuple[Label, ...]]:
     """The samples of one problem, from one model, by key -> a label for each step of each."""
-    steps = {key: tuple(step.text for step in split(member.response, rule)) for key, member in members.items()}
+    steps = {key: tuple(step.text for step in split(member.response)) for key, member in members.items()}
     through: dict[tuple[str, ...], list[bool]] = defaultdict(list)
     for key, path in steps.items():
         for k in range(1, len(path) + 1):

@@ -22,6 +22,7 @@ from pydantic_core import from_json
 
 from distill.prm.examples import Label
 from distill.prm.labels import Labelled, Marked, of_steps
+from distill.steps import Split
 from distill.thinking import OPEN
 from distill.types import Problem
 from pipeline.errors import InputError
@@ -99,14 +100,14 @@ class _Stepwise(_Row):
         return self.prompt, "", [list(zip(self.completions, self.labels, strict=True))]
 
 
-def read(path: Path, rule: str, thinking: bool = True) -> Iterator[Labelled]:
+def read(path: Path, split: Split, thinking: bool = True) -> Iterator[Labelled]:
     """The labelled responses of a file; ``thinking`` puts the steps into think tags, as reasoning models have them.
     A line that cannot be read is told with its number."""
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield from _labelled(_row(line, f"{path}:{number}"), f"{path}:{number}", rule, thinking)
+                    yield from _labelled(_row(line, f"{path}:{number}"), f"{path}:{number}", split, thinking)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
 
@@ -127,13 +128,13 @@ def _row(line: str, where: str) -> _Prm800k | _Stepwise:
         raise InputError(f"{where}: {': '.join(filter(None, ['.'.join(map(str, first['loc'])), words]))}") from None
 
 
-def _labelled(row: _Prm800k | _Stepwise, where: str, rule: str, thinking: bool) -> Iterator[Labelled]:
+def _labelled(row: _Prm800k | _Stepwise, where: str, split: Split, thinking: bool) -> Iterator[Labelled]:
     prompt, reference, paths = row.read()
     name = content_hash(["imported", prompt])[:12]
     problem = Problem(f"{name}", prompt, reference, "math", "imported", origin=where)
     for path in paths:
         response, marked = _joined(path, thinking)
-        labels = of_steps(response, rule, marked)
+        labels = of_steps(response, split, marked)
         if any(label is not None for label in labels):
             yield Labelled(content_hash(["imported", prompt, response]), problem, response, labels, "imported")
 

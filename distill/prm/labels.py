@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from distill.prm.examples import Label
 from distill.randomness import generator
-from distill.steps import Span, split
+from distill.steps import Span, Split
 from distill.types import Problem
 
 Marked = tuple[Span, Label]
@@ -38,16 +38,14 @@ class Labelled:
         return self.problem.structure or self.problem.prompt
 
 
-def of_steps(
-    response: str, rule: str, marked: Sequence[Marked], tokens: Sequence[Span] | None = None
-) -> tuple[Label, ...]:
+def of_steps(response: str, split: Split, marked: Sequence[Marked]) -> tuple[Label, ...]:
     """Labels of spans as labels of the steps that a rule finds.
 
     A step of several spans is as right as the worst of them. Of a span that several steps share, each is right where
     it is; where it is wrong nobody knows in which of them, and the last, where the span ends, is told.
     """
     labels: list[Label] = []
-    for step in split(response, rule, tokens):
+    for step in split(response):
         inside = [(span, label) for span, label in marked if span[0] < step.end and step.start < span[1]]
         said = [
             label if span[1] <= step.end or (label is not None and label >= 0.5) else None for span, label in inside

@@ -1,8 +1,9 @@
 """How good a process reward model is on steps that it has not seen: accuracy, first errors, calibration, ranking.
 
-Pure functions of probabilities and hard labels. Steps without a label count nowhere; a soft label counts as right
-from a half up. Two kinds of AUC stand side by side because the pooled one flatters: a head learns first how hard
-problems are and how far a response has got, which ranks nothing within one problem.
+Pure functions of probabilities and labels. Steps without a label count nowhere; a soft label counts as right from a
+half up, and in calibration as the probability that it is. Two kinds of AUC stand side by side because the pooled one
+flatters: a head learns first how hard problems are and how far a response has got, which ranks nothing within one of
+them.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, harmonic_mean
 from typing import Any
 
 from distill.statistics import clustered_mean
 
 BINS = 10
+TOLD = (
+    "step_accuracy", "first_error_accuracy", "first_error_f1", "ece", "step_auc", "step_auc_within",
+    "answer_auc_within",
+)  # fmt: skip
+"""Of `summary`, what cards and reports tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +38,20 @@ class Scored:
     """What the probabilities come to (`distill.prm.scorer.aggregate`)."""
 
     @property
-    def pairs(self) -> list[tuple[float, bool]]:
+    def told(self) -> list[tuple[float, float]]:
         both = zip(self.probabilities, self.labels, strict=True)
-        return [(p, label >= 0.5) for p, label in both if label is not None]
+        return [(p, label) for p, label in both if label is not None]
+
+    @property
+    def pairs(self) -> list[tuple[float, bool]]:
+        return [(p, label >= 0.5) for p, label in self.told]
 
 
 def summary(rows: Sequence[Scored], threshold: float = 0.5) -> dict[str, Any]:
     """Everything that is said of a reward model; None where nothing can be."""
     pairs = [pair for row in rows for pair in row.pairs]
     accuracy = clustered_mean(_by_problem(rows, lambda row: [float((p >= threshold) == y) for p, y in row.pairs]))
-    bins = reliability(pairs)
+    bins = reliability([pair for row in rows for pair in row.told])
     return {
         "steps": len(pairs),
         "responses": len(rows),
@@ -49,6 +59,7 @@ def summary(rows: Sequence[Scored], threshold: float = 0.5) -> dict[str, Any]:
         "step_accuracy": _rounded(accuracy.value),
         "ci95": [_rounded(accuracy.low), _rounded(accuracy.high)],
         "first_error_accuracy": _rounded(first_error_accuracy(rows, threshold)),
+        "first_error_f1": _rounded(first_error_f1(rows, threshold)),
         "ece": _rounded(expected_calibration_error(bins)),
         "bins": bins,
         "step_auc": _rounded(auc(pairs)),
@@ -91,17 +102,29 @@ def auc_within(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> float | No
 
 def first_error_accuracy(rows: Sequence[Scored], threshold: float = 0.5) -> float | None:
     """The share of responses whose first wrong step is found: the first below the threshold is the first that is
-    labelled wrong, and none is where none is (ProcessBench, https://arxiv.org/abs/2412.06559)."""
-    hits = [
-        next((k for k, (p, _) in enumerate(row.pairs) if p < threshold), None)
-        == next((k for k, (_, y) in enumerate(row.pairs) if not y), None)
-        for row in rows
-        if row.pairs
-    ]
+    labelled wrong, and none is where none is. Where most responses are right, who finds nothing has most of it."""
+    hits = [hit for part in _first_errors(rows, threshold) for hit in part]
     return fmean(hits) if hits else None
 
 
-def reliability(pairs: Sequence[tuple[float, bool]], bins: int = BINS) -> list[dict[str, Any]]:
+def first_error_f1(rows: Sequence[Scored], threshold: float = 0.5) -> float | None:
+    """ProcessBench's figure (https://arxiv.org/abs/2412.06559): the harmonic mean of that share among responses with a
+    wrong step and among those without; None where there are not both."""
+    shares = [fmean(part) for part in _first_errors(rows, threshold) if part]
+    return harmonic_mean(shares) if len(shares) == 2 else None
+
+
+def _first_errors(rows: Sequence[Scored], threshold: float) -> tuple[list[bool], list[bool]]:
+    """Whether the first error was told, of responses with one and of those without."""
+    found: tuple[list[bool], list[bool]] = ([], [])
+    for pairs in (row.pairs for row in rows if row.pairs):
+        told = next((k for k, (p, _) in enumerate(pairs) if p < threshold), None)
+        there = next((k for k, (_, y) in enumerate(pairs) if not y), None)
+        found[there is None].append(told == there)
+    return found
+
+
+def reliability(pairs: Sequence[tuple[float, float]], bins: int = BINS) -> list[dict[str, Any]]:
     """Steps by what was said of them, in bins of equal width: how many, the mean said, the share that is right."""
     edges = [n / bins for n in range(bins + 1)]
     found: list[dict[str, Any]] = []

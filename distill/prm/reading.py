@@ -14,10 +14,11 @@ from distill.modelspec import MODEL, Model
 from distill.prm import files
 from distill.prm.examples import Encoded, encode, unlabelled
 from distill.prm.head import NAME, StepHead, step_logits
+from distill.prompting import Ask, PromptingSettings, asking, plainly
 from distill.training.batching import micro_batches
 from distill.training.forward import causal_lm, check_packing
 from distill.turns import rendered
-from distill.types import Message
+from distill.types import Message, Problem
 from pipeline.errors import InputError, PipelineError
 
 BATCH_TOKENS = 8192
@@ -33,15 +34,20 @@ class PrmScorer:
     """See `distill.prm.scorer.StepScorer`. ``network`` has its head attached; equal texts are scored once."""
 
     def __init__(
-        self, network: Any, tokenizer: Any, rule: str, name: str = "", batch_tokens: int = BATCH_TOKENS
-    ) -> None:
+        self, network: Any, tokenizer: Any, rule: str, name: str = "", batch_tokens: int = BATCH_TOKENS,
+        ask: Ask = plainly,
+    ) -> None:  # fmt: skip
         self._network, self._tokenizer, self._batch_tokens = network.eval(), tokenizer, batch_tokens
-        self.rule, self.name = rule, name
+        self.rule, self.name, self._ask = rule, name, ask
         self._limit = positions_limit(causal_lm(network))
 
     def render(self, messages: Sequence[Message]) -> str:
         """A prompt as this model reads it, up to where the response begins."""
         return rendered(self._tokenizer, messages)
+
+    def prompt(self, problem: Problem) -> str:
+        """A problem as those stood before the responses that it learned from."""
+        return self.render(self._ask(problem).messages)
 
     def encoded(self, prompt: str, response: str) -> Encoded:
         found = encode(self._tokenizer, prompt, response, self.rule)
@@ -63,14 +69,6 @@ class PrmScorer:
         if any(p != p for row in known.values() for p in row):
             raise PipelineError(f"prm {self.name}: gives scores that are no numbers: its weights are broken")
         return [known[order[pair]] for pair in asked]
-
-    def check_reads(self, tokenizer: Any, whose: str) -> None:
-        """`InputError` unless prompts rendered for ``whose`` model mean the same to this one."""
-        if files.tokenizer_identity(tokenizer) != files.tokenizer_identity(self._tokenizer):
-            raise InputError(
-                f"prm {self.name}: its tokenizer is not that of {whose}, so it cannot read what that was asked; take a "
-                "reward model of the same family of models, or train one on it (stage prm)"
-            )
 
 
 def load(directory: Path, name: str = "", device: str = "auto", dtype: str = "float32") -> PrmScorer:
@@ -95,4 +93,5 @@ def load(directory: Path, name: str = "", device: str = "auto", dtype: str = "fl
         raise InputError(f"prm {name}: {directory / files.HEAD}: {str(error).strip().splitlines()[0]}") from None
     setattr(network.requires_grad_(False), NAME, head.requires_grad_(False).to(network.device))
     check_packing(network)
-    return PrmScorer(network, tokenizer, about.rule, name)
+    asked = PromptingSettings.model_validate(about.prompting) if about.prompting else None
+    return PrmScorer(network, tokenizer, about.rule, name, ask=asking(asked, key=f"prm {name}"))

@@ -10,22 +10,22 @@ from typing import Any
 
 from markupsafe import Markup
 
+from distill.prm.measures import TOLD
 from distill.report import svg
 from distill.report.words import visible
 
 Rows = list[list[str]]
 TESTS = {"heldout": "held out", "test": "test"}
-MEASURES = ("step_accuracy", "first_error_accuracy", "ece", "step_auc", "step_auc_within", "answer_auc_within")
 HEAD = [
-    "reward model", "labelled steps", "steps right", "first errors found", "calibration error", "AUC of steps",
-    "within a problem", "of answers within",
+    "reward model", "labelled steps", "steps right", "first errors found", "F1 of first errors", "calibration error",
+    "AUC of steps", "within a problem", "of answers within",
 ]  # fmt: skip
 
 
 def model_rows(models: Mapping[str, Any]) -> Rows:
     """One row a reward model and test."""
     return [
-        [visible(f"{name}, {told}"), f"{figures[part]['steps']:,}", *map(_figure, map(figures[part].get, MEASURES))]
+        [visible(f"{name}, {told}"), f"{figures[part]['steps']:,}", *map(_figure, map(figures[part].get, TOLD))]
         for name, figures in models.items()
         for part, told in TESTS.items()
         if part in figures

@@ -116,8 +116,17 @@ def _bought(score: Mapping[str, Any]) -> str:
 def by_length(subjects: Sequence[Mapping[str, Any]]) -> Rows:
     """One row a model; none where there are too few samples a problem."""
     return [
-        [visible(s["label"]), *(_share(third) for third in s["by_length"].values())] for s in subjects if s["by_length"]
+        [visible(s["label"]), *map(_share, s["by_length"].values()), _over(s["by_length"]["longer"])]
+        for s in subjects
+        if s["by_length"]
     ]
+
+
+def _over(longer: Mapping[str, Any]) -> str:
+    if "over_shorter" not in longer:
+        return "n/a"
+    low, high = longer["over_shorter_ci95"]
+    return f"{points(longer['over_shorter'])} ({points(low)} to {points(high)})"
 
 
 def lengths(report: Report, labels: Sequence[str]) -> Rows:

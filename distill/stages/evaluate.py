@@ -157,6 +157,7 @@ def _contamination(
     store.append("exposure", exposure.evidence(context.fingerprint, label, seen))
     return {
         "trained_by": list(seen.stages),
+        **({"unrecorded": list(seen.unrecorded)} if seen.unrecorded else {}),
         "trained_on": seen.taught,
         "problems": len(seen.found),
         "share": round(len(seen.found) / len(tasks), 4),
@@ -276,7 +277,7 @@ def dependencies(settings: EvaluateSettings, hashes: FileHashes, upstream: Mappi
 
 STAGE = Stage(
     kind="evaluate",
-    version=3,
+    version=4,
     about="measure each model on held-out problems, with intervals",
     settings=EvaluateSettings,
     produces="evaluation",

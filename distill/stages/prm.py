@@ -18,18 +18,20 @@ from pydantic import Field, model_validator
 from distill import modelspec, verification
 from distill.cards import write_model_card, write_prm_card
 from distill.modelspec import ModelName
+from distill.pretrained import tokenizer_of
 from distill.prm import files
 from distill.prm.labels import Labelled
 from distill.prm.measures import in_words
 from distill.prm.scorer import Aggregate
-from distill.prompting import Prompting, asking
+from distill.prompting import Ask, Prompting, asking
 from distill.stages.common import store_of
 from distill.stages.devices import check_memory, foreseen
-from distill.stages.prm_labels import LabelSource, RolloutLabels, foresee, gather, label_rows
+from distill.stages.labelling import foresee, gather, label_rows
+from distill.stages.prm_labels import LabelSource, RolloutLabels
 from distill.stages.student import StudentSettings, load_student
-from distill.steps import Rule
+from distill.steps import Rule, Split, needs_tokens, splitter
 from pipeline.errors import InputError
-from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Output, Stage
 
@@ -49,7 +51,8 @@ class PrmSettings(StudentSettings):
     """Who says which steps are right: `{exact: STAGE}`, `{slips: STAGE}`, `{rollouts: STAGE, ...}`, `{groups: STAGE}`,
     `{file: PATH}`."""
     test: Annotated[list[LabelSource], Field(default_factory=list)]
-    """Labels to be tested on beside what is held out, and never learned from."""
+    """Labels to be tested on beside what is held out, and never learned from; nor are their problems: what answers one
+    that is learned from is left out."""
     steps: Rule = "line"
     """What a step is: a `line`, a `paragraph`, a `numbered` step, or `tokens:N`."""
     body: Literal["trained", "frozen"] = "trained"
@@ -61,7 +64,8 @@ class PrmSettings(StudentSettings):
     noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """So large a share of the labels that are learned from is turned around, to see what bad labels cost."""
     prompting: Prompting = None
-    """How the problem stands before a response (`system`, `template`); by default as it is."""
+    """How the problem stands before a response (`system`, `template`), also where a policy goes on from its steps; by
+    default as it is."""
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     """The body's; by default from the model's hidden size, as in `sft`."""
     head_learning_rate: Annotated[float | None, Field(gt=0)] = None
@@ -96,7 +100,8 @@ def run(context: Context, settings: PrmSettings) -> Output:
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
     if settings.body == "trained":
         check_memory(context, settings, start)
-    labelled = _labelled(context, settings, settings.labels)
+    split = splitter(settings.steps, tokenizer_of(start) if needs_tokens(settings.steps) else None)
+    labelled = _taught(context, _labelled(context, settings, settings.labels, split))
     network, tokenizer = load_student(_held(settings), start)
     if settings.body == "frozen":
         network.requires_grad_(False)
@@ -104,7 +109,10 @@ def run(context: Context, settings: PrmSettings) -> Output:
     head = heads.attach(network, settings.likelihood)
     lessons = _lessons(context, settings, tokenizer, labelled)
     taught, held = apart(lessons, settings.heldout, settings.seed)
-    tested = _lessons(context, settings, tokenizer, _labelled(context, settings, settings.test))
+    if not held:
+        context.note("nothing is held out, as all labels are of one problem")
+    tested = _lessons(context, settings, tokenizer, _labelled(context, settings, settings.test, split))
+    tested = _unseen(context, taught, tested)
     _keep(context, {"train": taught, "heldout": held, "test": tested})
     rows = [turned(lesson, settings.noise, settings.seed).row for lesson in taught]
     with Recorder(store_of(context), context, ("loss", "learning_rate"), settings.log_to) as recorder:
@@ -137,10 +145,12 @@ def _held(settings: PrmSettings) -> PrmSettings:
     return settings if settings.body == "trained" else settings.model_copy(update={"lora": None, "quantize": None})
 
 
-def _labelled(context: Context, settings: PrmSettings, sources: Sequence[LabelSource]) -> list[Labelled]:
+def _labelled(
+    context: Context, settings: PrmSettings, sources: Sequence[LabelSource], split: Split
+) -> list[Labelled]:  # fmt: skip
     found: list[Labelled] = []
     for source in sources:
-        own = gather(context, source, settings.steps, settings.seed)
+        own = gather(context, source, split, settings.seed, _ask(context, settings))
         if not own:
             said = source.model_dump_json(exclude_defaults=True)
             raise InputError(f"stage {context.name}: labels: {said} labels no step; look into it, or take it out")
@@ -150,10 +160,35 @@ def _labelled(context: Context, settings: PrmSettings, sources: Sequence[LabelSo
     return found
 
 
+def _ask(context: Context, settings: PrmSettings) -> Ask:
+    return asking(settings.prompting, key=f"{context.name}.prompting")
+
+
+def _taught(context: Context, labelled: list[Labelled]) -> list[Labelled]:
+    """What may be learned from: choosing by a reward model that has seen held-out problems would look too good."""
+    if held := sum(one.problem.split == "heldout" for one in labelled):
+        raise InputError(
+            f"stage {context.name}: labels: {held} of {len(labelled)} responses answer held-out problems, on which "
+            "choices by reward models are measured; label training problems, and name these under `test`"
+        )
+    return labelled
+
+
+def _unseen(context: Context, taught: Sequence[Lesson], tested: Sequence[Lesson]) -> list[Lesson]:
+    """Of the labels to be tested on those to problems that nothing was learned of."""
+    known = {lesson.labelled.structure for lesson in taught}
+    found = [lesson for lesson in tested if lesson.labelled.structure not in known]
+    if tested and not found:
+        raise InputError(f"stage {context.name}: `test` labels just the problems that are learned from; take others")
+    if left := len(tested) - len(found):
+        context.note(f"test: {left} of {len(tested)} responses left out, as their problems are learned from")
+    return found
+
+
 def _lessons(context: Context, settings: PrmSettings, tokenizer: Any, labelled: Sequence[Labelled]) -> list[Lesson]:
     from distill.prm.training import lessons
 
-    ask = asking(settings.prompting, key=f"{context.name}.prompting")
+    ask = _ask(context, settings)
     found, dropped = lessons(
         labelled, tokenizer, settings.steps, lambda one: ask(one.problem).messages, settings.max_tokens
     )
@@ -215,6 +250,7 @@ def _publish(
         likelihood=head.likelihood is not None,
         tokenizer=files.tokenizer_identity(tokenizer),
         start=settings.student,
+        prompting=settings.prompting.model_dump(mode="json", exclude_defaults=True) if settings.prompting else None,
         figures=dict(figures),
     )
     files.write(built, head, about)
@@ -234,14 +270,14 @@ def dependencies(settings: PrmSettings, hashes: FileHashes, upstream: Mapping[st
         if isinstance(source, RolloutLabels):
             found |= modelspec.dependency(source.policy, hashes)
             if source.verifier is not None:
-                found["verifier"] = content_hash(
-                    verification.versions(source.verifier, upstream[source.rollouts], hashes)
-                )
+                versions = verification.versions(source.verifier, upstream[source.rollouts], hashes)
+                found |= {f"verifier {name}": version for name, version in versions.items()}
     return found
 
 
 STAGE = Stage(
     kind="prm",
+    version=2,
     about="train a process reward model on labelled steps",
     settings=PrmSettings,
     produces="prm",

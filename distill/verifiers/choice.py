@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from distill.thinking import Response
 from distill.types import Problem, Verdict
-from distill.verifiers.extract import TAIL, TAKEN, at_most, denied, final_answer
+from distill.verifiers.extract import MARKED, TAIL, TAKEN, at_most, denied, final_answer
 from distill.verifiers.number import canonical
 
 LETTER = re.compile(
@@ -40,7 +40,7 @@ NOT_OTHERS = re.compile(
     r"(?:\s*(?:,|\bn?or\b|\band\b)\s*[(*$]{0,3}[A-Z](?![\w'’])[)*$]{0,3})*(?:,?\s+but\b)?"
 )
 """Letters that are set aside beside the one chosen: "B, not A", "not A but B"."""
-WRITTEN = frozenset({"boxed", "boxes", "<answer>", "####", "answer:", "corrected", TAKEN})
+WRITTEN = MARKED | {TAKEN}
 MAX_LENGTH = 500
 
 

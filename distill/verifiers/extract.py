@@ -142,6 +142,8 @@ class Span(NamedTuple):
 
 
 TAKEN = "taken back"
+MARKED = frozenset({"boxed", "boxes", "<answer>", "####", "answer:", "corrected"})
+"""The rules that find what the writer marked as the answer; the others take what is likeliest."""
 
 
 def at_most(verdict: Verdict, rule: str) -> Verdict:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from distill.prm import files
-from distill.prm.scorer import Aggregate, aggregate
+from distill.prm.scorer import VERSION, Aggregate, aggregate
 from distill.steps import split
 from distill.thinking import Response, join_thinking
 from distill.types import Outcome, Problem, Verdict
@@ -63,7 +63,7 @@ class Prm:
 
     @cached_property
     def version(self) -> str:
-        return f"1+{files.identity_of(self.directory, self._hashes)[:12]}" if self.standing else "1"
+        return f"{VERSION}+{files.identity_of(self.directory, self._hashes)[:12]}" if self.standing else "1"
 
     @property
     def settled(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class PrmSession:
             self._scorer = load(self._verifier.directory, settings.model, settings.device, settings.dtype)
         asked: list[tuple[Key, tuple[str, str], tuple[str, ...]]] = []
         for key, problem, trace in items:
-            pair = self._scorer.render(problem.messages), _text(trace)
+            pair = self._scorer.prompt(problem), _text(trace)
             try:
                 texts = self._scorer.encoded(*pair).texts
             except TooLong as error:

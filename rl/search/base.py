@@ -15,7 +15,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from distill.prm.scorer import Aggregate, aggregate
+from distill.prm.scorer import Aggregate, log_aggregate
 from distill.types import Finish
 from distill.voting import Sample
 from pipeline.stage import Settings
@@ -84,10 +84,11 @@ class Judge:
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The answer of a search is that of ``piece``, the trace it rests on. ``weights`` are what each answer had for it
-    (votes, or scores), the winner's first."""
+    in a vote, the winner's first; ``score`` is the piece's, where it was chosen by that."""
 
     piece: Piece
     weights: tuple[tuple[str, float], ...] = ()
+    score: float | None = None
 
 
 Need = Draw | Score | Judge
@@ -140,9 +141,9 @@ def draw(drafts: Sequence[Draft]) -> Generator[Need, Any, list[Piece]]:
 
 
 def score(pieces: Sequence[Piece], how: Aggregate) -> Generator[Need, Any, list[float]]:
-    """One score for each."""
+    """The logarithm of one score for each."""
     steps: list[list[float]] = yield Score(tuple(pieces))
-    return [aggregate(each, how) for each in steps]
+    return [log_aggregate(each, how) for each in steps]
 
 
 def judge(pieces: Sequence[Piece]) -> Generator[Need, Any, list[bool]]:

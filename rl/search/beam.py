@@ -20,6 +20,7 @@ from rl.search.base import ByScore, Choice, Draft, Need, Piece, Resource, Search
 from rl.search.ranked import conclude
 
 Scored = tuple[Piece, float]
+"""A beginning, and the logarithm of what it is worth."""
 
 
 class Tree(ByScore):
@@ -43,7 +44,7 @@ class Tree(ByScore):
         return samples // width, width
 
     def values(self, pieces: Sequence[Piece]) -> Generator[Need, Any, list[float]]:
-        """What each beginning is worth."""
+        """What each beginning is worth (the logarithm)."""
         return (yield from score(pieces, self.aggregate))
 
     def grow(self, drafts: Sequence[Draft]) -> Generator[Need, Any, list[Scored]]:

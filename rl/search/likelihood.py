@@ -8,18 +8,22 @@ text with its own tokenizer, so the two need not share one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from distill.modelspec import Model
 from distill.pretrained import load
-from distill.steps import needs_tokens, split
+from distill.steps import Span, needs_tokens, spans_of, split
+from distill.thinking import opened_twice
+from distill.training.batching import Example, from_tokens, micro_batches
+from distill.training.forward import check_packing, logprobs, pack
 from distill.turns import rendered
 from distill.types import Message
 from pipeline.errors import InputError
 
-ROWS = 64
-"""Responses read at a time."""
+BATCH_TOKENS = 8192
 LEAST = 1e-6
 
 
@@ -27,49 +31,43 @@ class Likelihood:
     """A `distill.prm.scorer.StepScorer`."""
 
     def __init__(self, network: Any, tokenizer: Any, rule: str = "line") -> None:
-        if not tokenizer.is_fast:
-            raise InputError("the likelihood of steps needs a fast tokenizer, which tells where tokens stand")
         if needs_tokens(rule):
             raise InputError(f"the likelihood of steps needs a rule of text, not {rule}")
         self.rule = rule
         self._network, self._tokenizer = network.eval().requires_grad_(False), tokenizer
+        check_packing(network)
 
     def render(self, messages: Sequence[Message]) -> str:
         """A prompt as this model reads it."""
         return rendered(self._tokenizer, messages)
 
     def score(self, asked: Sequence[tuple[str, str]]) -> list[list[float]]:
-        order = sorted(range(len(asked)), key=lambda at: len(asked[at][0]) + len(asked[at][1]))
-        found: dict[int, list[float]] = {}
-        for at in range(0, len(order), ROWS):
-            numbers = order[at : at + ROWS]
-            found |= dict(zip(numbers, self._portion([asked[n] for n in numbers]), strict=True))
-        return [found[at] for at in range(len(asked))]
+        """In passes of packed tokens, equal texts once; the logits of all of them are never held."""
+        read = {pair: self._read(str(n), *pair) for n, pair in enumerate(dict.fromkeys(asked))}
+        rows = [row for row, _ in read.values() if row]
+        known: dict[str, list[float]] = {}
+        for run in micro_batches(rows, BATCH_TOKENS) if rows else ():
+            part = [rows[at] for at in run]
+            known |= zip((row.key for row in part), self._probabilities(part), strict=True)
+        steps = {pair: self._steps(pair[1], spans, known[row.key]) for pair, (row, spans) in read.items() if row}
+        return [steps.get(pair, []) for pair in asked]
 
-    def _portion(self, asked: Sequence[tuple[str, str]]) -> Iterator[list[float]]:
-        prompts = [self._tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt, _ in asked]
-        read = [self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True) for _, text in asked]
-        logprobs = self._logprobs(prompts, [each["input_ids"] for each in read])
-        for (_, text), tokens, row in zip(asked, read, logprobs, strict=True):
-            yield [
-                max(LEAST, min(1 - LEAST, min(_inside(tokens["offset_mapping"], row, step.start, step.end))))
-                for step in split(text, self.rule)
-            ]
+    def _read(self, key: str, prompt: str, text: str) -> tuple[Example | None, list[Span]]:
+        """A row, where there is a token, and the spans of its response's; a tag that the prompt has is read once."""
+        before, _ = spans_of(self._tokenizer, prompt)
+        ids, spans = spans_of(self._tokenizer, text)
+        again = sum(end <= opened_twice(prompt, text) for _, end in spans)
+        return from_tokens(key, before, ids[again:]) if ids[again:] else None, spans[again:]
 
-    def _logprobs(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The probability of each token of the responses, after its prompt."""
-        import torch
+    def _probabilities(self, rows: Sequence[Example]) -> list[list[float]]:
+        """Of each token of the responses, after its prompt."""
+        with torch.no_grad():
+            each = logprobs(self._network, pack(rows, self._network.device)).exp().cpu()
+        return [part.tolist() for part in torch.split(each, [row.supervised for row in rows])]
 
-        rows = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self._network.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=ids.device)
-        with torch.inference_mode():
-            logits = self._network(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-            each = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0].exp()
-        begins = [len(prompt) - 1 for prompt in prompts]
-        ends = [begin + len(response) for begin, response in zip(begins, responses, strict=True)]
-        return [row[begin:end].tolist() for row, begin, end in zip(each, begins, ends, strict=True)]
+    def _steps(self, text: str, spans: Sequence[Span], values: Sequence[float]) -> list[float]:
+        least = (min(_inside(spans, values, step.start, step.end)) for step in split(text, self.rule))
+        return [max(LEAST, min(1 - LEAST, value)) for value in least]
 
 
 def _inside(spans: Sequence[tuple[int, int]], values: Sequence[float], start: int, end: int) -> list[float]:

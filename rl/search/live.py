@@ -18,7 +18,7 @@ from rl.search.base import Draft, Piece
 from rl.search.beam import Tree
 from rl.search.drive import Result, run
 from rl.search.pieces import of_completion
-from rl.search.scoring import Scorer, likelihood_of, prm_of, prompt_read
+from rl.search.scoring import Scorer, check_steps, likelihood_of, prm_of
 from rl.search.settings import named
 
 STEP, STOP = "line", "\n"
@@ -51,8 +51,8 @@ class LiveWorld:
 
     def score(self, pieces: Sequence[tuple[int, Piece]]) -> list[list[float]]:
         assert self.scorer
-        scorer, messages, rendered = self.scorer.open(), self.problem.messages, self.engine.name != "openai"
-        return scorer.score([(prompt_read(scorer, piece, messages, rendered), piece.text) for _, piece in pieces])
+        scorer, messages, rendered = self.scorer, self.problem.messages, self.engine.name != "openai"
+        return scorer.open().score([(scorer.prompt(piece, messages, rendered), piece.text) for _, piece in pieces])
 
     def judge(self, pieces: Sequence[tuple[int, Piece]]) -> list[bool]:
         raise InputError("a question has no right answer to judge by")
@@ -62,11 +62,13 @@ class LiveSearch:
     """A strategy for one question, told by name or as in YAML. `InputError` for one that cannot be had, before any
     model is loaded.
 
-    ``prm`` is the directory of a process reward model; ``likelihood`` a model whose own probability of each step
-    scores it.
+    ``prm`` is the directory of a process reward model, which must read the tokens of ``policy``; ``likelihood`` a model
+    whose own probability of each step scores it.
     """
 
-    def __init__(self, spec: Any, samples: int, prm: Path | None, likelihood: Model | None) -> None:
+    def __init__(
+        self, spec: Any, samples: int, prm: Path | None, likelihood: Model | None, policy: Model | None = None
+    ) -> None:  # fmt: skip
         try:
             chosen = named(spec)
         except ValueError as error:
@@ -88,8 +90,14 @@ class LiveSearch:
         self._strategy, self._samples, self.label = chosen.strategy, samples, chosen.label
         self.samples_at_random = chosen.name != "greedy"
         self.needs_steps = "steps" in chosen.strategy.needs
-        self._scorer = prm_of(str(prm), Path(), {}, FileHashes()) if prm else None
+        if (prm or likelihood) and "scorer" not in chosen.strategy.needs:
+            raise InputError(f"--strategy {self.label} asks nobody who scores steps; leave --prm and --likelihood out")
+        self._scorer = prm_of(str(prm), Path(), {}, FileHashes(), policy) if prm else None
         self._scorer = likelihood_of(likelihood, STEP) if likelihood else self._scorer
+        if self._scorer and self.needs_steps:
+            check_steps(self._scorer, STEP, f"--strategy {self.label}")
+        if self._scorer:
+            self._scorer.check()
 
     def answer(self, engine: Engine, problem: Problem, sampling: Sampling, budget: ThinkingBudget | None) -> Result:
         world = LiveWorld(engine, problem, sampling, budget, self._scorer)

@@ -65,7 +65,7 @@ def measure(
 
 def _scorer(context: Context, label: str, found: Pool, world: StoredWorld) -> dict[str, Any]:
     """How a scorer ranks all samples, by the product over their steps."""
-    told = pool.ranking(found.scored(world, label, "product"))
+    told = found.ranking(world, label)
     shown = ["n/a" if told[name] is None else f"{told[name]:.3f}" for name in ("auc", "auc_within")]
     context.note(f"{label}: AUC of right against wrong samples {shown[0]}, within a problem {shown[1]}")
     return told

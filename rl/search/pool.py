@@ -8,12 +8,12 @@ problem with fewer judged ones than a budget nobody can tell.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from distill.prm.measures import auc, auc_within
-from distill.prm.scorer import Aggregate, aggregate
+from distill.prm.scorer import Aggregate, log_aggregate, weights
 from distill.statistics import pass_at_k, rounded
 from distill.types import Outcome as Verdict
 from distill.voting import Sample
@@ -48,13 +48,28 @@ class Pool:
 
     def scored(self, world: StoredWorld, by: str, how: Aggregate) -> Samples:
         """The samples with their scores by a scorer."""
-        world.by = by
-        wanted = [(problem.number, piece) for problem in self.problems for piece, _ in problem.judged]
-        scores = iter([aggregate(steps, how) for steps in world.score(wanted)])
+        logs = self._logs(world, by, how)
         return {
-            key: [Sample(s.answer, s.correct, s.tokens, next(scores)) for s in part]
+            key: [replace(s, score=score) for s, score in zip(part, weights(logs[key]), strict=True)]
             for key, part in self.samples().items()
         }
+
+    def ranking(self, world: StoredWorld, by: str) -> dict[str, Any]:
+        """How well a scorer, by the product over steps, tells right samples from wrong ones: over all, and within a
+        problem, which is what a choice among its samples needs."""
+        logs = self._logs(world, by, "product")
+        groups = {
+            problem.key: [(value, right) for value, (_, right) in zip(logs[problem.key], problem.judged, strict=True)]
+            for problem in self.problems
+        }
+        return ranking(groups)
+
+    def _logs(self, world: StoredWorld, by: str, how: Aggregate) -> dict[str, list[float]]:
+        """The logarithms of the scores, by problem."""
+        world.by = by
+        wanted = [(problem.number, piece) for problem in self.problems for piece, _ in problem.judged]
+        found = iter([log_aggregate(steps, how) for steps in world.score(wanted)])
+        return {problem.key: [next(found) for _ in problem.judged] for problem in self.problems}
 
     def votes(self) -> Votes:
         return Votes(self.samples())
@@ -102,9 +117,7 @@ def mean_bill(pieces: Sequence[Piece], k: int, scored: bool) -> Bill:
     return Bill(k * prompt, k * sampled, reading, k)
 
 
-def ranking(samples: Samples) -> dict[str, Any]:
-    """How well scores tell right samples from wrong ones: over all, and within a problem, which is what a choice among
-    its samples needs."""
-    groups = {key: [(s.score, s.correct >= 0.5) for s in part] for key, part in samples.items()}
+def ranking(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> dict[str, Any]:
+    """AUC of (score, whether right) by problem: over all, and within a problem."""
     told = {"auc": auc([pair for part in groups.values() for pair in part]), "auc_within": auc_within(groups)}
     return {name: None if value is None else rounded(value) for name, value in told.items()}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import exp, inf
 from typing import ClassVar, Literal
 
+from distill.prm.scorer import weights
 from distill.voting import Sample, best_of_k, weighted_vote_at_k
 from rl.search.base import VERIFIER, ByScore, Choice, Piece, Resource, Search, draw, judge, score, whole
 from rl.search.vote import elect
@@ -35,7 +37,7 @@ class BestOf(ByScore):
     def search(self, samples: int) -> Search:
         pieces = yield from draw(whole(samples))
         if self.by == VERIFIER:
-            return best(pieces, [float(right) for right in (yield from judge(pieces))])
+            return best(pieces, [0.0 if right else -inf for right in (yield from judge(pieces))])
         return best(pieces, (yield from score(pieces, self.aggregate)))
 
 
@@ -59,17 +61,17 @@ class WeightedVote(ByScore):
 
     def search(self, samples: int) -> Search:
         pieces = yield from draw(whole(samples))
-        return elect(pieces, (yield from score(pieces, self.aggregate)))
+        return elect(pieces, weights((yield from score(pieces, self.aggregate))))
 
 
-def best(pieces: Sequence[Piece], scores: Sequence[float]) -> Choice:
-    """The highest score, among those that have an answer if any has; the first of equal ones."""
+def best(pieces: Sequence[Piece], logs: Sequence[float]) -> Choice:
+    """The highest score, among those that have an answer if any has; the first of equal ones. Scores come as their
+    logarithms."""
     able = [at for at, piece in enumerate(pieces) if piece.ballot is not None] or range(len(pieces))
-    at = max(able, key=lambda index: scores[index])
-    ballot = pieces[at].ballot
-    return Choice(pieces[at], () if ballot is None else ((ballot, scores[at]),))
+    at = max(able, key=lambda index: logs[index])
+    return Choice(pieces[at], score=exp(logs[at]))
 
 
-def conclude(pieces: Sequence[Piece], scores: Sequence[float], final: Literal["weighted", "best"]) -> Choice:
+def conclude(pieces: Sequence[Piece], logs: Sequence[float], final: Literal["weighted", "best"]) -> Choice:
     """How a search step by step chooses among the responses it comes to."""
-    return elect(pieces, scores) if final == "weighted" else best(pieces, scores)
+    return elect(pieces, weights(logs)) if final == "weighted" else best(pieces, logs)

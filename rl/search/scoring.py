@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +12,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, ValidationError
 
 from distill.modelspec import Model, ModelName
+from distill.pretrained import tokenizer_of
 from distill.prm import files
-from distill.prm.scorer import StepScorer
+from distill.prm.scorer import VERSION, StepScorer
 from distill.types import Message
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
@@ -51,24 +53,38 @@ ScorerSpec = Annotated[str | ByLikelihood, BeforeValidator(_a_scorer), AfterVali
 """A process reward model, ``prm:STAGE`` or its directory; or ``{likelihood: MODEL}``."""
 
 
+def nothing() -> None:
+    """The check of a scorer that reads whatever there is."""
+
+
 @dataclass
 class Scorer:
-    """``load`` is slow."""
+    """``load`` is slow, and so is ``identify``. ``rule`` is how it splits a response into steps; ``own_template``, that
+    it reads problems in its own words, whoever answers. ``check`` raises `InputError` where it cannot read what it
+    should."""
 
-    identity: str
+    identify: Callable[[], str]
+    rule: str
     load: Callable[[], StepScorer]
+    own_template: bool = False
+    check: Callable[[], None] = nothing
     _opened: list[StepScorer] = field(default_factory=list)
+
+    @cached_property
+    def identity(self) -> str:
+        return self.identify()
 
     def open(self) -> StepScorer:
         if not self._opened:
             self._opened.append(self.load())
         return self._opened[0]
 
-
-def prompt_read(scorer: StepScorer, piece: Piece, messages: Sequence[Message], rendered: bool) -> str:
-    """The prompt that a scorer reads before a response: the one the model saw; where that is an endpoint's secret
-    (``rendered`` is False), by the scorer's own template."""
-    return piece.prompt if rendered else str(scorer.render(messages))  # type: ignore[attr-defined]
+    def prompt(self, piece: Piece, messages: Sequence[Message], rendered: bool) -> str:
+        """What is read before a response: the prompt that the model saw; where that is an endpoint's secret
+        (``rendered`` is False), or another model's language, by the scorer's own template."""
+        if rendered and not self.own_template:
+            return piece.prompt
+        return str(self.open().render(messages))  # type: ignore[attr-defined]
 
 
 def likelihood_of(model: Model, rule: str) -> Scorer:
@@ -79,24 +95,34 @@ def likelihood_of(model: Model, rule: str) -> Scorer:
 
         return open_likelihood(model, rule)
 
-    return Scorer(f"likelihood:{rule}:{model.identity}", load)
+    return Scorer(lambda: f"likelihood:{VERSION}:{rule}:{model.identity}", rule, load, own_template=True)
 
 
 def prm_of(
     name: str, workspace: Path, inputs: Mapping[str, Manifest], hashes: FileHashes, policy: Model | None = None
 ) -> Scorer:
-    """The process reward model that a stage made, or that lies in a directory. `InputError`, when it is opened, for
-    one whose tokenizer is not that of ``policy``, whose prompts it is to read."""
+    """The process reward model that a stage made, or that lies in a directory. Its ``check`` refuses one whose
+    tokenizer is not that of ``policy``, whose prompts it is to read."""
     directory = files.directory_of(name, workspace, inputs)
 
-    def load() -> StepScorer:
-        loaded = import_module("distill.prm.reading").load(directory, name)
+    def check() -> None:
         if policy:
-            from transformers import AutoTokenizer
+            files.check_reads(directory, name, tokenizer_of(policy), f"model {policy.source}")
 
-            tokenizer = AutoTokenizer.from_pretrained(policy.source, revision=policy.revision)
-            loaded.check_reads(tokenizer, f"model {policy.source}")
-        scorer: StepScorer = loaded
+    def load() -> StepScorer:
+        scorer: StepScorer = import_module("distill.prm.reading").load(directory, name)
         return scorer
 
-    return Scorer(f"prm:{hashes.of(directory)}", load)
+    def identify() -> str:
+        return f"prm:{VERSION}:{files.identity_of(directory, hashes)}"
+
+    return Scorer(identify, files.about(directory, name).rule, load, check=check)
+
+
+def check_steps(scorer: Scorer, step: str, who: str) -> None:
+    """`InputError` where a search by ``step`` would be scored by other steps than its own."""
+    if scorer.rule != step:
+        raise InputError(
+            f"{who} goes on by the {step}, and the steps of the reward model are another rule's ({scorer.rule}); take "
+            f"one that was trained with `steps: {step}`"
+        )

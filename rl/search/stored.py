@@ -24,7 +24,7 @@ from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context, stop_check
 from rl.search import pieces
 from rl.search.base import Draft, Piece
-from rl.search.scoring import Scorer, prompt_read
+from rl.search.scoring import Scorer
 
 PORTION = 256
 """Texts scored at a time: what a kill may lose."""
@@ -145,7 +145,7 @@ class StoredWorld:
 
     def _asked(self, scorer: Scorer, number: int, piece: Piece) -> tuple[str, str]:
         messages = self.ask(self.tasks[number][1]).messages
-        return prompt_read(scorer.open(), piece, messages, self.rendered), piece.text
+        return scorer.prompt(piece, messages, self.rendered), piece.text
 
     # -- verdicts -----------------------------------------------------------------------------
 

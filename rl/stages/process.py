@@ -19,9 +19,9 @@ def process_rewards(context: Context, settings: ProcessSettings, tokenizer: Any)
     from distill.prm.reading import load
     from rl.process import ProcessRewards
 
-    scorer = load(files.directory_of(settings.model, context.workspace, context.inputs), settings.model)
-    scorer.check_reads(tokenizer, "the student")
-    return ProcessRewards(scorer, tokenizer)
+    directory = files.directory_of(settings.model, context.workspace, context.inputs)
+    files.check_reads(directory, settings.model, tokenizer, "the student")
+    return ProcessRewards(load(directory, settings.model), tokenizer)
 
 
 def process_dependency(settings: ProcessSettings | None, hashes: FileHashes) -> Mapping[str, str]:

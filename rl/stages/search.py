@@ -41,7 +41,7 @@ from rl.search.allocation import Allocation
 from rl.search.base import VERIFIER, whole
 from rl.search.beam import Tree
 from rl.search.measure import measure
-from rl.search.scoring import ByLikelihood, Scorer, ScorerSpec, likelihood_of, prm_of
+from rl.search.scoring import ByLikelihood, Scorer, ScorerSpec, check_steps, likelihood_of, prm_of
 from rl.search.settings import Named, StrategySpec, named
 from rl.search.stored import StoredWorld
 
@@ -139,6 +139,7 @@ def run(context: Context, settings: SearchSettings) -> Output:
     store = store_of(context)
     store.ingest()  # what a killed run has left
     world = _world(context, settings, store)
+    _check_scorers(context, settings, world)
     try:
         figures, members = measure(context, settings, world)
     finally:
@@ -146,6 +147,15 @@ def run(context: Context, settings: SearchSettings) -> Output:
     again = verification.failed_once([key for _, key in members])
     digest = record_members(store, members)
     return Output(digest, {"members": len(members), "protocol": _protocol(context, settings), **figures, **again})
+
+
+def _check_scorers(context: Context, settings: SearchSettings, world: StoredWorld) -> None:
+    """Before anything is sampled for them."""
+    for each in settings.named:
+        if each.by and "steps" in each.strategy.needs:
+            check_steps(world.scorers[each.by], settings.step, f"stage {context.name}: {each.label}")
+    for scorer in world.scorers.values():
+        scorer.check()
 
 
 def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWorld:
@@ -215,12 +225,13 @@ def dependencies(settings: SearchSettings, hashes: FileHashes, upstream: Mapping
         if isinstance(spec, ByLikelihood):
             found |= modelspec.dependency(spec.likelihood, hashes)
         elif not spec.startswith(files.PREFIX):
-            found[f"prm {spec}"] = hashes.of(spec)
+            found[f"prm {spec}"] = files.identity_of(files.directory_of(spec), hashes)
     return found
 
 
 STAGE = Stage(
     kind="search",
+    version=2,
     about="measure ways to spend several samples on a problem, against samples and tokens",
     settings=SearchSettings,
     produces="search",

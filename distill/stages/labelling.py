@@ -1,0 +1,242 @@
+"""The labels of a prm stage's sources (`distill.stages.prm_labels`), read from the store; roll-outs are made."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from distill import engines, forecasts, generation, verification
+from distill.engines.base import Engine
+from distill.engines.options import OpenAIOptions
+from distill.prm import exact, groups, imported, rollouts
+from distill.prm.labels import Labelled
+from distill.prm.rollouts import Prefix, Tried
+from distill.prompting import Ask, plainly
+from distill.spending import Spending
+from distill.stages.common import resolved, store_of
+from distill.stages.prm_labels import ExactLabels, FileLabels, GroupLabels, LabelSource, RolloutLabels, SlipLabels
+from distill.steps import Split, split
+from distill.store.records import Row, problem_of
+from distill.store.records import problems as problems_of
+from distill.thinking import join_thinking
+from distill.types import Asked, Problem
+from distill.verifiers import settled
+from pipeline.errors import InputError
+from pipeline.fingerprint import canonical
+from pipeline.stage import Context
+
+
+def gather(
+    context: Context, source: LabelSource, split: Split, seed: int, ask: Ask = plainly
+) -> list[Labelled]:  # fmt: skip
+    """All that a source labels. Roll-outs that are missing are made, of problems as ``ask`` puts them; they are kept as
+    they come."""
+    if isinstance(source, FileLabels):
+        return list(imported.read(Path(source.file), split, source.thinking))
+    if isinstance(source, SlipLabels):
+        rows = problems_of(store_of(context), context.inputs[source.slips].digest, "train")
+        found = [problem for _, problem in rows]
+        return _told(
+            context, source.slips, list(exact.planted(exact.Checkers(), found, split, source.chance, source.each, seed))
+        )
+    if isinstance(source, ExactLabels):
+        checkers, tried = exact.Checkers(), _tried(context, source.exact)
+        checked = [
+            exact.checked(checkers, t.key, t.problem, t.response, split, trace=t.key, correct=t.correct) for t in tried
+        ]
+        return _told(context, source.exact, [one for one in checked if one is not None])
+    if isinstance(source, GroupLabels):
+        return _groups(context, source, split)
+    return _rollouts(context, source, split, ask)
+
+
+def _told(context: Context, stage: str, found: list[Labelled]) -> list[Labelled]:
+    if not found:
+        raise InputError(
+            f"stage {context.name}: no problem of {stage} is of a family that can check its lines; take other labels"
+        )
+    return found
+
+
+TEXT = "t.trace_key, t.prompt AS asked, t.thinking, t.answer, t.closed, t.cut"
+
+
+def response_of(row: Row) -> str:
+    """A stored trace as it was generated, near enough; one that was cut to the letter."""
+    return row["cut"] or join_thinking(row["thinking"], row["answer"], row["closed"])
+
+
+def _tried(context: Context, stage: str) -> list[Tried]:
+    """The traces of a verify stage that were judged, in order."""
+    rows = store_of(context).rows(
+        f"SELECT m.position, v.outcome, {TEXT}, p.* FROM members m JOIN verdicts v ON m.row_key = v.verdict_key "
+        "JOIN traces t ON t.trace_key = v.trace_key JOIN problems p ON p.problem_key = v.problem_key "
+        "WHERE m.collection = ? AND v.outcome <> 'unverifiable'",
+        [context.inputs[stage].digest],
+    )
+    return [
+        Tried(
+            row["trace_key"],
+            row["problem_key"],
+            problem_of(row),
+            response_of(row),
+            row["outcome"] == "correct",
+            row["asked"],
+        )
+        for row in sorted(rows, key=lambda row: row["position"])
+    ]
+
+
+# -- groups -----------------------------------------------------------------------------------
+
+
+def _groups(context: Context, source: GroupLabels, split: Split) -> list[Labelled]:
+    manifest = context.inputs[source.groups]
+    judged = _tried(context, source.groups) if manifest.identity.kind == "verify" else []
+    members = [((one.problem_key, 0), one) for one in judged] or _rolled(context, source.groups)
+    if not members:
+        raise InputError(
+            f"stage {context.name}: {source.groups} left no judged rollouts; name a grpo or a verify stage"
+        )
+    by_group: dict[tuple[str, int], list[Tried]] = defaultdict(list)
+    for group, one in members:
+        by_group[group].append(one)
+    found: list[Labelled] = []
+    for part in by_group.values():
+        tree = {one.key: groups.Member(one.response, one.correct) for one in part}
+        told = groups.tree_labels(tree, split, source.kind, source.shared)
+        found += [
+            Labelled(one.key, one.problem, one.response, told[one.key], "groups", one.key, one.correct) for one in part
+        ]
+    return found
+
+
+def _rolled(context: Context, stage: str) -> list[tuple[tuple[str, int], Tried]]:
+    """The judged rollouts of a grpo run with the group of each: a problem at a step, all by one policy."""
+    manifest = context.inputs[stage]
+    rows = store_of(context).rows(
+        f"SELECT r.step, r.group_index, v.settings AS judge, v.score, {TEXT}, p.* FROM rollouts r "
+        "JOIN traces t USING (trace_key) JOIN problems p USING (problem_key) "
+        "JOIN verdicts v ON v.trace_key = r.trace_key WHERE r.run = ? AND v.score IS NOT NULL",
+        [manifest.fingerprint],
+    )
+    named = _judge_of(manifest.identity.settings)
+    counting = [r for r in rows if r["judge"] == canonical(settled(r["verifier"] if named is None else named))]
+    return [
+        (
+            (row["problem_key"], row["step"]),
+            Tried(row["trace_key"], row["problem_key"], problem_of(row), response_of(row), row["score"] >= 0.5),
+        )
+        for row in sorted(counting, key=lambda row: (row["step"], row["problem_key"], row["group_index"]))
+    ]
+
+
+def _judge_of(settings: Mapping[str, Any]) -> Any:
+    """The verifier that says what is right in a grpo stage's settings; None is each problem's own."""
+    components = [c for c in settings.get("reward") or () if "verifier" in c]
+    judging = next((c for c in components if c.get("weight", 1.0)), None)
+    return judging["verifier"] if judging else settings.get("verifier")
+
+
+# -- roll-outs --------------------------------------------------------------------------------
+
+
+def _rollouts(context: Context, source: RolloutLabels, split: Split, ask: Ask) -> list[Labelled]:
+    tried = _tried(context, source.rollouts)[: source.most]
+    problems = {one.problem_key: one.problem for one in tried}
+    with ExitStack() as stack:
+        outcomes = partial(_outcomes, context, source, problems, ask, _once(context, source, stack))
+        if source.search == "first_error":
+            return rollouts.first_error(tried, split, outcomes)
+        return rollouts.every(tried, split, source.kind, outcomes)
+
+
+def _once(context: Context, source: RolloutLabels, stack: ExitStack) -> Callable[[], Engine]:
+    """The policy's engine, opened when it is first needed and kept for all rounds of a search."""
+
+    @cache
+    def engine() -> Engine:
+        model = engines.model_of(source.policy, source.engine, context)
+        spending = Spending(store_of(context), context.name)
+        return stack.enter_context(closing(engines.open_engine(source.engine, model, context.note, spending)))
+
+    return engine
+
+
+def _outcomes(
+    context: Context, source: RolloutLabels, problems: Mapping[str, Problem], ask: Ask, engine: Callable[[], Engine],
+    prefixes: Sequence[Prefix],
+) -> dict[Prefix, list[bool]]:  # fmt: skip
+    """Complete prefixes and have the ends judged; what the store has of either is not made again."""
+    store, model = store_of(context), engines.model_of(source.policy, source.engine, context)
+    sampling = source.sampling.sampling(source.seed)
+    wishes = {
+        (key, prefix): generation.wanted(
+            [(key, problems[key])], model.identity, sampling, source.samples, partial(_begun, ask, prefix)
+        )
+        for key, prefix in dict.fromkeys(prefixes)
+    }
+    every = [wish for part in wishes.values() for wish in part]
+    missing, there = generation.missing_of(store, every)
+    if missing:
+        generation.sample(store, engine(), missing, there, context, "roll-outs")
+    asked = [(wish.key, wish.problem_key, wish.problem) for wish in every]
+    judged = verification.judgements(asked, resolved(context, source.verifier), context.hashes)
+    verdicts = verification.make_verdicts(store, judged, context, source.workers, "roll-outs")
+    rows = store.among(
+        "verdict_key", verdicts, "SELECT trace_key, outcome FROM verdicts SEMI JOIN wanted USING (verdict_key)"
+    )
+    right = {row["trace_key"]: row["outcome"] == "correct" for row in rows if row["outcome"] != "unverifiable"}
+    return {prefix: [right[w.key] for w in part if w.key in right] for prefix, part in wishes.items()}
+
+
+def _begun(ask: Ask, prefix: str, problem: Problem) -> Asked:
+    return replace(ask(problem), prefix=prefix)
+
+
+def label_rows(run: str, labelled: Sequence[Labelled], part: str) -> list[Row]:
+    """What is kept of labels in the store."""
+    return [
+        {
+            "run": run,
+            "example": one.key,
+            "step": step,
+            "label": label,
+            "source": one.source,
+            "part": part,
+            "trace_key": one.trace,
+        }
+        for one in labelled
+        for step, label in enumerate(one.labels)
+        if label is not None
+    ]
+
+
+def foresee(context: Context, sources: Sequence[LabelSource], rule: str) -> dict[str, Any]:
+    """What the roll-outs take at most: ``total`` of them, and what they come to. Nothing where there are none, or where
+    it cannot be known yet (the traces are not judged, or steps are told by a tokenizer)."""
+    wanted = [source for source in sources if isinstance(source, RolloutLabels)]
+    if not wanted or rule.startswith("tokens") or any(source.rollouts not in context.inputs for source in wanted):
+        return {}
+    bills = [_bill(source, _prefixes(context, source, rule) * source.samples) for source in wanted]
+    return {"total": sum(bill["calls"] for bill in bills), **forecasts.added(*bills)}
+
+
+def _prefixes(context: Context, source: RolloutLabels, rule: str) -> int:
+    """How many are completed: all but the whole response, or as many as halving asks about where it is wrong."""
+    tried = _tried(context, source.rollouts)[: source.most]
+    steps = [(len(split(one.response, rule)), one.correct) for one in tried]
+    if source.search == "every":
+        return sum(count - 1 for count, _ in steps if count)
+    return sum((count - 1).bit_length() for count, correct in steps if count and not correct)
+
+
+def _bill(source: RolloutLabels, calls: int) -> dict[str, Any]:
+    tokens, engine = calls * source.sampling.max_tokens, source.engine
+    money = forecasts.bound_of_responses(engine, tokens) if isinstance(engine, OpenAIOptions) else {}
+    return {"calls": calls, "max_tokens": tokens, **money}
