@@ -661,6 +661,9 @@ def test_exported_student_loads_in_plain_transformers(tmp_path: Path, wrap: bool
     tokenizer = chat_tokenizer()
     export_student(model, tokenizer, tmp_path / "student")
     assert (tmp_path / "student/adapter/adapter_model.safetensors").exists() == wrap
+    if wrap:  # peft writes sets in the order of the process's hash seed: equal runs would make unequal files
+        targets = json.loads((tmp_path / "student/adapter/adapter_config.json").read_text())["target_modules"]
+        assert targets == sorted(targets) and len(targets) == 2 * 7
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "student/model")
     with torch.no_grad():
         torch.testing.assert_close(single(loaded, examples(1)[0]), single(model, examples(1)[0]), atol=1e-4, rtol=0)
