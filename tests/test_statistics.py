@@ -56,6 +56,8 @@ def test_an_interval_is_no_narrower_where_equal_numbers_differ_in_their_last_dig
     assert 0.7 - 0.4 != 0.3
     found = paired_difference(before, after)
     assert found.high - found.low > 0.5
+    nearly = {str(i): [1.0 - 1e-12 * (i == 0)] for i in range(20)}  # as a vote's exact mean comes out
+    assert clustered_mean(nearly).low == pytest.approx(clustered_mean({key: [1.0] for key in nearly}).low)
 
 
 def test_agreement_of_all_problems_still_has_a_width() -> None:
