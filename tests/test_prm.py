@@ -325,16 +325,16 @@ def test_training_learns_the_labels_and_a_kill_changes_nothing(tmp_path: Path) -
             seen = len(losses)
             try:
                 train(
-                    network, rows(tokenizer, labels), how(12), checkpoints=tmp_path / where,
+                    network, rows(tokenizer, labels), how(7), checkpoints=tmp_path / where,
                     on_step=lambda step: losses.append(step.loss), measure=head.fitness,
-                    stop=lambda seen=seen, attempt=attempt: attempt < kills and len(losses) >= seen + 4,
+                    stop=lambda seen=seen, attempt=attempt: attempt < kills and len(losses) >= seen + 2,
                 )  # fmt: skip
             except Stopped:
                 continue
         return network, losses
 
     whole, losses = trained("whole", 0)
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
     killed, _ = trained("killed", 2)
     for ours, theirs in zip(whole.state_dict().values(), killed.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
