@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+import golden_prm  # noqa: E402
 from tiny import chat_tokenizer, tiny  # noqa: E402
 
 from distill.families.base import labels as family_labels  # noqa: E402
@@ -21,7 +22,7 @@ from distill.families.calc import Calc  # noqa: E402
 from distill.families.code import Code  # noqa: E402
 from distill.families.logic import Logic  # noqa: E402
 from distill.prm import exact, files, groups, head, imported, measures, rollouts  # noqa: E402
-from distill.prm.examples import encode, example_of, unlabelled  # noqa: E402
+from distill.prm.examples import StepExample, encode, example_of, unlabelled  # noqa: E402
 from distill.prm.labels import Labelled, noisy, of_steps  # noqa: E402
 from distill.prm.measures import Scored  # noqa: E402
 from distill.prm.reading import PrmScorer, TooLong, load  # noqa: E402
@@ -487,3 +488,31 @@ def test_scores_that_are_no_numbers_are_an_error_and_no_verdict() -> None:
     own.bias.data.fill_(float("nan"))
     with pytest.raises(PipelineError, match="weights are broken"):
         PrmScorer(network, chat_tokenizer(), "line").score(ASKED)
+
+
+def test_the_head_learns_what_trl_made_of_the_same_rows(tmp_path: Path) -> None:
+    expected = json.loads(golden_prm.FILE.read_text())
+    network = tiny(**golden_prm.SHAPE)
+    golden_prm.fill(network.model)
+    network.lm_head.requires_grad_(False)  # TRL's model has none
+    ours = head.attach(network, likelihood=False)
+    with torch.no_grad():
+        ours.weight.copy_(golden_prm.direction())
+        ours.bias.zero_()
+    rows = []
+    for n, (ids, ends, labels) in enumerate(golden_prm.rows()):
+        mask = tuple(t - 1 in ends for t in range(len(ids)))
+        rows.append(StepExample(str(n), tuple(ids), mask, 1.0, 4, tuple(ends), tuple(map(float, labels))))
+    rate = golden_prm.RATE  # the head's is twice that: AdamW moves the two logits that it stands for apart by as much
+    optimizer = OptimizerSettings(rate, schedule="constant", warmup=0, clip=0, apart=((head.NAME, 2 * rate),))
+    settings = TrainSettings(optimizer, batch_size=len(rows), epochs=golden_prm.EPOCHS, checkpoint_seconds=None)
+    losses: list[float] = []
+    train(
+        network, rows, settings, checkpoints=tmp_path, on_step=lambda step: losses.append(step.loss),
+        measure=head.fitness,
+    )  # fmt: skip
+    assert losses == pytest.approx(expected["losses"], abs=1e-5)
+    assert ours.weight.tolist() == pytest.approx(expected["weight"], abs=1e-5)
+    assert ours.bias.item() == pytest.approx(expected["bias"], abs=1e-5)
+    first = network.model.layers[0].mlp.up_proj.weight[0]
+    assert first.tolist() == pytest.approx(expected["first_layer"], abs=1e-5)
