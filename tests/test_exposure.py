@@ -58,7 +58,8 @@ stages:
   select: {{verdicts: verify, keep: all}}
   sft: {{data: select, student: models/base}}
   evaluate: {{problems: problems, models: {{base: models/base, sft: "stage:sft"}}, samples: 2, workers: 1}}
-  report: {{evaluation: evaluate, training: [sft]}}
+  search: {{problems: problems, model: "stage:sft", strategies: [majority], budgets: [2], workers: 1}}
+  report: {{evaluation: evaluate, search: search, training: [sft]}}
 """
 
 
@@ -91,12 +92,22 @@ def test_a_duplicate_planted_in_training_stands_beside_the_score(planted: Path) 
     assert "2 of 8 problems (25.0%) overlap with what sft trained on" in " ".join(page.split())
 
 
+def test_it_stands_beside_the_curves_of_a_search_too(planted: Path) -> None:
+    report = json.loads((planted / "report.json").read_text())
+    found, (point,) = report["search"]["contamination"], report["search"]["strategies"]["majority"]["points"]
+    assert (found["problems"], found["share"], found["trained_by"]) == (2, 0.25, ["sft"])
+    assert 0 <= 8 * point["accuracy"] - 6 * point["clean_accuracy"] <= 2 + 1e-3
+    assert "of which 2 (25.0%) overlap with what sft trained on" in " ".join(
+        (planted / "report.html").read_text().split()
+    )
+
+
 def test_the_evidence_names_both_problems(planted: Path) -> None:
     rows = Store(planted).rows(
         "SELECT e.label, a.prompt AS asked, t.prompt AS taught, e.share FROM exposure e "
         "JOIN problems a USING (problem_key) JOIN problems t ON t.problem_key = e.taught_key"
     )
-    assert len(rows) == 2 and {row["label"] for row in rows} == {"sft"}
+    assert sorted(row["label"] for row in rows) == ["model", "model", "sft", "sft"]  # of search, and of evaluate
     assert all(row["asked"].split() == row["taught"].split() and row["share"] == 1.0 for row in rows)
 
 

@@ -49,6 +49,18 @@ def test_a_point_counts_what_was_computed_and_compares_at_equal_tokens() -> None
     expected = (2 - sum(values[0] for values in majority.values())) / 3
     assert equal["difference"] == pytest.approx(expected, abs=1e-4)
     assert said["against_majority"]["at_equal_samples"]["samples"] == 4
+    assert "clean_accuracy" not in said
+
+
+def test_a_majority_of_fewer_samples_than_the_tokens_buy_says_so() -> None:
+    equal = point(4, outcomes("yyn", tokens=130), Votes(SAMPLES))["against_majority"]["at_equal_tokens"]
+    assert (equal["samples"], equal["wished"]) == (4, 130 / 20)
+
+
+def test_accuracy_without_the_problems_that_were_seen_in_training() -> None:
+    first, *_ = outcomes("yyn", 10)
+    said = point(1, outcomes("yyn", 10), Votes(SAMPLES), {first.problem})
+    assert (said["accuracy"], said["clean_accuracy"]) == (pytest.approx(2 / 3, abs=1e-4), 0.5)
 
 
 def test_an_answer_that_nobody_can_judge_is_neither_right_nor_wrong() -> None:

@@ -198,7 +198,7 @@ def test_from_stored_samples_alone(figures: dict[str, Any], place: Path) -> None
     """The same without an engine; what is not there is told, and nothing is made."""
     again = run(place, stored=True, strategies=["majority", "adaptive"])
     assert again["strategies"]["adaptive"] == figures["strategies"]["adaptive"]
-    with pytest.raises(InputError, match=r"sample 5 is wanted, and the store holds fewer; lower the budgets, or leave"):
+    with pytest.raises(InputError, match=r"sample 5 is wanted, and the store holds fewer; lower the budgets; leave"):
         run(place, stored=True, budgets=[8], strategies=["majority"])
 
 

@@ -254,7 +254,7 @@ def _paid(store: Store, selection: str, kept: int) -> dict[str, float | None]:
 
 
 def _search(name: str, manifest: Manifest) -> dict[str, Any]:
-    shown = ("protocol", "problems", "samples", "tokens_per_sample", "scorers", "strategies", "rivals")
+    shown = ("protocol", "contamination", "problems", "samples", "tokens_per_sample", "scorers", "strategies", "rivals")
     model = manifest.identity.settings["model"] or manifest.identity.inputs.get("model")
     return {"stage": name, "model": model, **{key: manifest.figures[key] for key in shown}}
 

@@ -108,7 +108,7 @@ def differences(search: Search) -> Markup | None:
         if found["kind"] == "majority" or not against or against["difference"] is None:
             continue
         drawn.append(svg.Bar(
-            visible(f"{label}, {point['samples']}: a majority of {against['samples']:g}"), against["difference"],
+            visible(f"{label}, {point['samples']}: a majority of {_had(against)}"), against["difference"],
             tuple(against["ci95"]), points(against["difference"]),
             f"{points(against['ci95'][0])} to {points(against['ci95'][1])}", colours[found["way"]],
         ))  # fmt: skip
@@ -135,7 +135,14 @@ def rows(search: Search) -> Rows:
 def _against(kind: str, found: Mapping[str, Any] | None) -> str:
     if kind == "majority" or not found or found["difference"] is None:
         return ""
-    return f"{points(found['difference'])} ({points(found['ci95'][0])} to {points(found['ci95'][1])})"
+    short = f", of {_had(found)}" if found["wished"] > found["samples"] else ""
+    return f"{points(found['difference'])} ({points(found['ci95'][0])} to {points(found['ci95'][1])}){short}"
+
+
+def _had(against: Mapping[str, Any]) -> str:
+    """How many samples a majority of equal tokens was made of, and how many it should have been made of."""
+    wished = f", where its tokens buy {against['wished']:g}" if against["wished"] > against["samples"] else ""
+    return f"{against['samples']:g}{wished}"
 
 
 def rivals(search: Search) -> Rows:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from distill import comparison, engines, exposure, forecasts, modelspec, scoring, verification, verifiers
+from distill import comparison, engines, forecasts, modelspec, scoring, verification, verifiers
 from distill.engines import dialects
 from distill.engines.options import (
     EngineOptions,
@@ -32,8 +32,9 @@ from distill.prompting import Ask, Prompting, plainly
 from distill.report.data import RESERVED
 from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, store_of
 from distill.stages.measuring import GREEDY, Measure
+from distill.stages.seen import ContaminationSettings, exposure_of, figures_of
 from distill.statistics import Estimate, clustered_mean
-from distill.store.records import Row, problems, record_members
+from distill.store.records import problems, record_members
 from distill.types import Problem
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
@@ -41,15 +42,6 @@ from pipeline.stage import Context, Forecast, Input, Operational, Output, Settin
 
 PROTOCOL = ("sampling", "samples", "prompting", "thinking", "verifier", "split")
 """The settings that make a score what it is, beside the problems and the versions of their verifiers."""
-
-
-class ContaminationSettings(Settings):
-    """Prompts of the problems that are measured are looked for in those that the student was trained on."""
-
-    ngram: Annotated[int, Field(ge=2, le=50)] = 13
-    """Words in a row that make an overlap, as in `curate`; a shorter prompt must be found whole."""
-    share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """The share of a problem's n-grams that must be found; at 0, one is enough."""
 
 
 def _label(label: str) -> str:
@@ -133,36 +125,14 @@ def run(context: Context, settings: EvaluateSettings) -> Output:
         if greedy := rows.get(f"{label}/{GREEDY}"):
             subjects[label]["greedy"] = scoring.mean(greedy)["pass_at_1"]
         subjects[label] |= measure.paid_off(rows)
-        subjects[label]["contamination"] = _contamination(context, settings, label, tasks, rows[label])
+        seen = exposure_of(context, settings.contamination, name, label, tasks)
+        overlap = {**figures_of(seen, tasks), **scoring.apart(rows[label], seen.found)} if seen else None
+        subjects[label]["contamination"] = overlap
         context.note(f"{label}: pass@1 {_percent(clustered_mean(by_problem[label]))}")
     digest = record_members(store, members)
     again = verification.failed_once([key for _, key in members])
     figures = {"members": len(members), "protocol": protocol(context, settings), "subjects": subjects}
     return Output(digest, {**figures, "pairs": comparison.every_pair(by_problem), **again})
-
-
-def _contamination(
-    context: Context, settings: EvaluateSettings, label: str, tasks: Sequence[tuple[str, Problem]], rows: Sequence[Row]
-) -> dict[str, Any] | None:
-    """What of the problems the model was trained on, and the score with and without them; None where that is
-    not known, as no stage made the model."""
-    how, name = settings.contamination, settings.models[label]
-    made = context.inputs.get(name.removeprefix(modelspec.STAGE)) if name.startswith(modelspec.STAGE) else None
-    if made is None or how is None:
-        return None
-    store = store_of(context)
-    seen = exposure.of_student(store, context.workspace, made, tasks, how.ngram, how.share)
-    if not seen.taught:
-        return None
-    store.append("exposure", exposure.evidence(context.fingerprint, label, seen))
-    return {
-        "trained_by": list(seen.stages),
-        **({"unrecorded": list(seen.unrecorded)} if seen.unrecorded else {}),
-        "trained_on": seen.taught,
-        "problems": len(seen.found),
-        "share": round(len(seen.found) / len(tasks), 4),
-        **scoring.apart(rows, seen.found),
-    }
 
 
 def protocol(context: Context, settings: EvaluateSettings) -> str:

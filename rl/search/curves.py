@@ -7,7 +7,7 @@ problem, from the stored samples (`distill.voting`), so a strategy is compared w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -29,14 +29,17 @@ class Outcome:
     bill: Bill
 
 
-def point(budget: int, outcomes: Sequence[Outcome], votes: Votes) -> dict[str, Any]:
-    """Everything that is said of one strategy with one budget."""
+def point(budget: int, outcomes: Sequence[Outcome], votes: Votes, seen: Set[str] = frozenset()) -> dict[str, Any]:
+    """Everything that is said of one strategy with one budget; where some problems have been ``seen`` in training, its
+    accuracy on the others too."""
     scores = by_problem(outcomes)
+    clean = [fmean(values) for key, values in scores.items() if key not in seen]
     sampled = fmean(outcome.bill.sampled for outcome in outcomes)
     tokens = fmean(outcome.bill.tokens for outcome in outcomes)
     return {
         "samples": budget,
         **_estimate(clustered_mean(scores), "accuracy"),
+        **({"clean_accuracy": rounded(fmean(clean)) if clean else None} if seen else {}),
         "calls": round(fmean(outcome.bill.calls for outcome in outcomes), 3),
         "prompt_tokens": round(fmean(outcome.bill.prompt for outcome in outcomes), 2),
         "sampled_tokens": round(sampled, 2),
@@ -119,11 +122,15 @@ class Votes:
 
     def compared(self, scores: Scores, samples: float) -> dict[str, Any] | None:
         """A strategy less the majority of so many samples, on the same problems. ``samples`` tells how many could be
-        had: fewer than asked for where no more are stored."""
+        had, fewer than the ``wished`` where no more are stored: then the strategy took more tokens."""
         if not self.most:
             return None
         had = min(max(samples, 1.0), float(self.most))
-        return {"samples": round(had, 2), **_estimate(paired_difference(self.at(had), scores), "difference")}
+        return {
+            "samples": round(had, 2),
+            "wished": round(samples, 2),
+            **_estimate(paired_difference(self.at(had), scores), "difference"),
+        }
 
 
 def _estimate(found: Estimate, name: str) -> dict[str, Any]:

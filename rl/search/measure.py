@@ -5,7 +5,7 @@ Called by `rl.stages.search`, which says what is to be measured; the maths is `r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from distill.types import Outcome as Verdict
@@ -33,9 +33,9 @@ Measured = tuple[dict[str, Any], curves.Scores]
 
 
 def measure(
-    context: Context, settings: SearchSettings, world: StoredWorld
+    context: Context, settings: SearchSettings, world: StoredWorld, seen: Set[str]
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """The figures, and the members: (label, key of a verdict)."""
+    """The figures, and the members: (label, key of a verdict). ``seen`` are problems that the model was trained on."""
     found = pool.drawn(world, settings.pool)
     votes = found.votes()
     members = [(SAMPLES, key) for key in world.verdicts.values()]
@@ -45,7 +45,7 @@ def measure(
     for named in settings.named:
         before = set(world.verdicts.values())
         world.by = named.by or ""
-        scores[named.label] = points = _points(context, settings, world, named, found, votes)
+        scores[named.label] = points = _points(context, settings, world, named, found, votes, seen)
         members += [(named.label, key) for key in world.verdicts.values() if key not in before]
         told[named.label] = {
             "kind": named.name, "way": named.way, "by": named.by, "needs": sorted(named.strategy.needs),
@@ -72,8 +72,9 @@ def _scorer(context: Context, label: str, found: Pool, world: StoredWorld) -> di
 
 
 def _points(
-    context: Context, settings: SearchSettings, world: StoredWorld, named: Named, found: Pool, votes: Votes
-) -> list[Measured]:
+    context: Context, settings: SearchSettings, world: StoredWorld, named: Named, found: Pool, votes: Votes,
+    seen: Set[str],
+) -> list[Measured]:  # fmt: skip
     """The points of a strategy, one a budget, each with the accuracies by problem."""
     points: list[Measured] = []
     strategy = named.strategy
@@ -88,7 +89,7 @@ def _points(
             outcomes, rows = _judged(world, _runs(named, budget, settings, world))
         kept = {"run": context.fingerprint, "strategy": named.label, "budget": budget}
         world.store.append("searches", [kept | row for row in rows])
-        points.append((curves.point(budget, outcomes, votes), curves.by_problem(outcomes)))
+        points.append((curves.point(budget, outcomes, votes, seen), curves.by_problem(outcomes)))
     return points
 
 
@@ -155,6 +156,6 @@ def in_words(point: dict[str, Any]) -> str:
     low, high = point["ci95"]
     share = f"{100 * point['accuracy']:.1f}%" if point["accuracy"] is not None else "nobody can tell"
     return (
-        f"{share} (95%: {100 * low:.1f} to {100 * high:.1f}) with {point['samples']} samples, "
-        f"{point['tokens']:,.0f} tokens"
+        f"{share} (95%: {100 * low:.1f} to {100 * high:.1f}) for {point['calls']:,.4g} calls and "
+        f"{point['tokens']:,.0f} tokens a problem, with a budget of {point['samples']}"
     )

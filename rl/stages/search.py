@@ -31,6 +31,7 @@ from distill.prm import files
 from distill.prompting import Prompting
 from distill.spending import Spending
 from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, resolved, store_of
+from distill.stages.seen import ContaminationSettings, exposure_of, figures_of
 from distill.store import Store
 from distill.store.records import problems, record_members
 from pipeline.errors import InputError
@@ -45,6 +46,8 @@ from rl.search.scoring import ByLikelihood, Scorer, ScorerSpec, check_steps, lik
 from rl.search.settings import Named, StrategySpec, named
 from rl.search.stored import StoredWorld
 
+SEEN = "model"
+"""The label in the table `exposure`."""
 STEPS = {"line": "\n", "paragraph": "\n\n"}
 """The text that ends a step that is sampled."""
 USUAL = ("greedy", "majority", "adaptive", "allocate")
@@ -81,6 +84,8 @@ class SearchSettings(Settings):
     orders: Annotated[int, Field(ge=1)] = 8
     """Strategies that stop early are averaged over so many orders of the samples."""
     split: Literal["train", "heldout"] = "heldout"
+    contamination: ContaminationSettings | None = ContaminationSettings()
+    """Whether the problems overlap with what the model was trained on stands beside the curves."""
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
     seed: Seed = 0
 
@@ -141,12 +146,15 @@ def run(context: Context, settings: SearchSettings) -> Output:
     world = _world(context, settings, store)
     _check_scorers(context, settings, world)
     try:
-        figures, members = measure(context, settings, world)
+        seen = exposure_of(context, settings.contamination, settings.model, SEEN, world.tasks)
+        figures, members = measure(context, settings, world, frozenset(seen.found) if seen else frozenset())
     finally:
         world.close()
     again = verification.failed_once([key for _, key in members])
     digest = record_members(store, members)
-    return Output(digest, {"members": len(members), "protocol": _protocol(context, settings), **figures, **again})
+    overlap = {"contamination": figures_of(seen, world.tasks) if seen else None}
+    protocol = _protocol(context, settings)
+    return Output(digest, {"members": len(members), "protocol": protocol, **overlap, **figures, **again})
 
 
 def _check_scorers(context: Context, settings: SearchSettings, world: StoredWorld) -> None:
@@ -203,7 +211,7 @@ def refuse(settings: SearchSettings, figures: Mapping[str, Mapping[str, Any]]) -
 
 
 def forecast(context: Context, settings: SearchSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    """The whole responses; what searches step by step will draw is not known before."""
+    """The whole responses; what searches step by step will draw is not known before, and no bound is told with them."""
     count = expected.get(settings.problems, {}).get(settings.split)
     if count is None:
         return Forecast("samples")
@@ -214,7 +222,9 @@ def forecast(context: Context, settings: SearchSettings, expected: Mapping[str, 
         wanted = {world.wish(n, draft).key for n in range(len(world.tasks)) for draft in whole(settings.pool)}
         done = len(world.store.present("traces", wanted))
     calls = total - done
-    return Forecast("samples", total, done, {"calls": calls, "max_tokens": calls * settings.sampling.max_tokens})
+    by_step = any("steps" in each.strategy.needs for each in settings.named)
+    bound = {} if by_step else {"max_tokens": calls * settings.sampling.max_tokens}
+    return Forecast("samples", total, done, {"calls": calls, **bound})
 
 
 def dependencies(settings: SearchSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:

@@ -1,0 +1,49 @@
+"""What of the problems that a stage measures on the model was trained on: `distill.exposure` for stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from distill import exposure, modelspec
+from distill.exposure import Exposure
+from distill.stages.common import store_of
+from distill.types import Problem
+from pipeline.stage import Context, Settings
+
+
+class ContaminationSettings(Settings):
+    """Prompts of the problems that are measured are looked for in those that the student was trained on."""
+
+    ngram: Annotated[int, Field(ge=2, le=50)] = 13
+    """Words in a row that make an overlap, as in `curate`; a shorter prompt must be found whole."""
+    share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """The share of a problem's n-grams that must be found; at 0, one is enough."""
+
+
+def exposure_of(
+    context: Context, how: ContaminationSettings | None, model: str, label: str, tasks: Sequence[tuple[str, Problem]]
+) -> Exposure | None:
+    """What ``model`` saw of ``tasks``, kept under ``label`` in the store. None where that is not known, as no stage
+    made it."""
+    made = context.inputs.get(model.removeprefix(modelspec.STAGE)) if model.startswith(modelspec.STAGE) else None
+    if made is None or how is None:
+        return None
+    store = store_of(context)
+    seen = exposure.of_student(store, context.workspace, made, tasks, how.ngram, how.share)
+    if not seen.taught:
+        return None
+    store.append("exposure", exposure.evidence(context.fingerprint, label, seen))
+    return seen
+
+
+def figures_of(seen: Exposure, tasks: Sequence[tuple[str, Problem]]) -> dict[str, Any]:
+    return {
+        "trained_by": list(seen.stages),
+        **({"unrecorded": list(seen.unrecorded)} if seen.unrecorded else {}),
+        "trained_on": seen.taught,
+        "problems": len(seen.found),
+        "share": round(len(seen.found) / len(tasks), 4),
+    }
