@@ -36,13 +36,14 @@ def nearest(name: object, valid: Iterable[str]) -> str:
 
 def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tuple[KeyPath, str]:
     """The first mistake pydantic found in the settings ``body``: where it is, and what it is in words."""
-    first = error.errors()[0]
+    first = _telling(error)
     location = _in_yaml(first["loc"], body)
     if first["type"] == "extra_forbidden":
         valid = _valid_keys(settings, first["loc"][:-1])
         if location[-1] in valid:  # of another variant than the one that the keys beside it make this
             return location, "cannot stand beside the other keys here"
-        return location, f"unknown key{nearest(location[-1], valid)}"
+        deeper = _deeper(settings, first["loc"][:-1], str(location[-1]))
+        return location, f"unknown key{nearest(location[-1], [deeper] if deeper else valid)}"
     if first["type"].startswith("union_tag"):
         return _which_variant(first, location, settings)
     if first["type"] == "missing":  # in a value that was short for a mapping (`engine: openai`), say what
@@ -57,6 +58,16 @@ def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tup
         return location, f"should hold at least {first['ctx']['min_length']}, holds {first['ctx']['actual_length']}"
     message = WORDS.get(first["type"], message)
     return location, f"{message[0].lower()}{message[1:]}, found {first['input']!r}"
+
+
+def _telling(error: ValidationError) -> Any:
+    """The first error; of a value that may have several forms, that of the form which it has, if there is one."""
+    first, *others = error.errors()
+    if first["type"] not in WORDS:
+        return first
+    place = len(first["loc"]) - 1  # where the value lies: what follows names one of its forms
+    same = [e for e in others if len(e["loc"]) > place + 1 and e["loc"][:place] == first["loc"][:place]]
+    return next((e for e in same if e["type"] not in WORDS), first)
 
 
 def _in_yaml(location: Sequence[str | int], body: Any) -> tuple[str | int, ...]:
@@ -98,6 +109,15 @@ def _valid_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """The keys that the settings allow at pydantic's ``path``; of all variants where it does not say which."""
     keys = dict.fromkeys(key for m in _models_at(model, path) for key in m.model_fields)
     return [*keys, "kind"] if not path else list(keys)
+
+
+def _deeper(model: type[BaseModel], path: Sequence[str | int], name: str) -> str | None:
+    """``sampling.max_tokens`` for a ``max_tokens`` that belongs into a mapping beside it."""
+    for outer in _models_at(model, path):
+        for field, info in outer.model_fields.items():
+            if any(name in inner.model_fields for inner in _models_in(info.annotation)):
+                return f"{field}.{name}"
+    return None
 
 
 def _models_at(model: type[BaseModel], path: Sequence[str | int]) -> list[type[BaseModel]]:

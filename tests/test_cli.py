@@ -271,6 +271,8 @@ def brought(project: Path, rows: str | bytes, **changes: str) -> None:
     [
         (["sft.lora.rank=abc"], "--set sft.lora.rank=abc: "),
         (["sft.lora.rnk=3"], "--set sft.lora.rnk=3: unknown key; did you mean 'rank'?"),
+        (["sft.rank=3"], "--set sft.rank=3: unknown key; did you mean 'lora.rank'?"),
+        (["grpo.problems=[{stage: problems, weight: 0}]"], "weight: 0}]: should be greater than 0, found 0"),
         (["sft.student=embedded:student-bse"], "shipped models: embedded:student-base, embedded:teacher"),
         (["sft.student=nowhere"], "expected embedded:NAME, stage:NAME, a directory, or a hub name"),
         (["generate.teacher=./nowhere"], "nowhere is not a directory"),
