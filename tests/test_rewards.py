@@ -322,6 +322,8 @@ def test_settings_at_their_defaults_are_in_no_fingerprint() -> None:
         ({"engine_floor": 3}, "below engine_cap"),
         ({"base_precision": "bf16"}, "needs `lora` and `precision: bf16`"),
         ({"base_precision": "bf16", "precision": "bf16", "norm_learning_rate": 0.1}, "norm in bf16"),
+        ({"overlong_buffer": 16}, "overlong_buffer lowers rewards with `overlong: punish` alone"),
+        ({"updates": 9, "prompts": 8}, r"a step has 8 \(prompts\)"),
         ({"reward": [MATH, MATH]}, "two components"),
     ],
 )

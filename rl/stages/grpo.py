@@ -81,7 +81,7 @@ def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> 
         if there < wanted:
             return (
                 f"{wanted} prompts a step, but only {there} problems to train on in {task.stage}; "
-                "lower `prompts` or `refills`"
+                "lower `prompts` or `refills`, or take more problems (`train`, --limit)"
             )
     return None
 

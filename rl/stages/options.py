@@ -143,6 +143,8 @@ class SampledSettings(WatchedSettings, StudentSettings):
             raise ValueError("norm_learning_rate: a norm in bf16 cannot be trained; leave it or base_precision out")
         if self.engine_floor >= self.engine_cap:
             raise ValueError("engine_floor must be below engine_cap")
+        if self.updates > self.prompts:
+            raise ValueError(f"updates: each learns from problems of its own, and a step has {self.prompts} (prompts)")
         if isinstance(self.engine, VllmOptions):
             if self.lora is None:
                 raise ValueError("engine vllm needs `lora`: it takes up an adapter at each step, not a model")
@@ -209,6 +211,8 @@ class RewardedSettings(SampledSettings):
         shortest = min([self.sampling.max_tokens, *(stage.max_tokens for stage in self.lengths or ())])
         if self.overlong == "punish" and not 0 < self.overlong_buffer < shortest:
             raise ValueError(f"overlong: punish needs an overlong_buffer between 0 and max_tokens ({shortest})")
+        if self.overlong != "punish" and self.overlong_buffer:
+            raise ValueError("overlong_buffer lowers rewards with `overlong: punish` alone; set that, or leave it out")
         return self
 
     @model_validator(mode="after")
