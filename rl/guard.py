@@ -26,7 +26,7 @@ from distill.training.learner import Learner
 from distill.training.metrics import figures
 from distill.types import Completion, Outcome, Problem, Request, Sampling
 from distill.verifiers.compose import Spec
-from pipeline.errors import PipelineError
+from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context
 from rl.alarms import Alarm, AlarmSettings, History, raised
 from rl.grpo import Policy
@@ -189,6 +189,11 @@ def measuring(
         for row in verification.scores(store, verdicts):
             if row["outcome"] != Outcome.UNVERIFIABLE:
                 scores[row["problem_key"]].append(float(row["outcome"] == Outcome.CORRECT))
+        if not scores:
+            raise InputError(
+                f"stage {context.name}: watch: none of the answers to {len(tasks)} held-out problems can be judged, so "
+                "there is no pass@1; give the problems a reference, or `watch` another `verifier`"
+            )
         return scores
 
     return measure

@@ -15,6 +15,7 @@ from distill.engines.transformers import TransformersEngine, workers_for
 from distill.prompting import Ask
 from distill.types import Finish, Outcome, Problem, Request, Sampling
 from distill.verifiers import VerifierPool
+from pipeline.errors import InputError
 from pipeline.stage import stop_check
 
 
@@ -45,13 +46,18 @@ def pass_at_1(
     stopping: Callable[[], bool],
 ) -> float:
     """The share of ``problems`` that the present weights answer correctly, by their own verifiers; those that
-    cannot be verified left out. Raises `Stopped` when ``stopping()`` turns true."""
+    cannot be verified left out. Raises `Stopped` when ``stopping()`` turns true, `InputError` where none can be."""
     engine.refresh()
     items = (
         (completion.key, problems[completion.key].verifier, problems[completion.key], response_of(completion))
         for completion in engine.generate(asked, stopping)
     )
-    outcomes = [verdict.outcome for _, verdict in pool.verify_many(items, stopping)]
+    verdicts = [verdict for _, verdict in pool.verify_many(items, stopping)]
     stop_check(stopping)
-    judged = [outcome for outcome in outcomes if outcome is not Outcome.UNVERIFIABLE]
-    return judged.count(Outcome.CORRECT) / max(1, len(judged))
+    judged = [verdict.outcome for verdict in verdicts if verdict.outcome is not Outcome.UNVERIFIABLE]
+    if not judged:
+        raise InputError(
+            f"none of {len(verdicts)} held-out answers can be judged (the first: {verdicts[0].reason}), so there is no "
+            "pass@1 to stop by; take `measure: loss`"
+        )
+    return judged.count(Outcome.CORRECT) / len(judged)
