@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distill.store import Store
-from distill.training.logs import Logger, Logs
+from distill.training.logs import Logger, Logs, check_installed
 from distill.training.metrics import Recorder
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
@@ -89,6 +89,16 @@ def test_a_missing_library_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(InputError, match=rf"log_to: {name} is not installed .*distill-reasoning\[{name}\]") as error:
         recorder(tmp_path, name)
     assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=rf"log_to: {name} is not installed"):  # before the model is loaded
+        check_installed([name])
+
+
+def test_small_rates_are_told_to_four_digits(tmp_path: Path) -> None:
+    heard: list[dict[str, float]] = []
+    with recorder(tmp_path) as told:
+        told._context.progress = lambda done, total, **figures: heard.append(figures)  # type: ignore[attr-defined]
+        told(Told(1, 1, 0.000062347))
+    assert heard == [{"loss": 6.235e-05}]
 
 
 def test_nothing_is_imported_or_written_unless_asked_for(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from distill.families.calc import Calc  # noqa: E402
 from distill.modelspec import Model  # noqa: E402
 from distill.pretrained import load  # noqa: E402
 from distill.stages.sft import SftSettings  # noqa: E402
+from distill.stages.student import check_positions  # noqa: E402
 from distill.store import Store  # noqa: E402
+from distill.training.batching import from_tokens  # noqa: E402
 from pipeline import config, runner  # noqa: E402
 from pipeline.errors import InputError, PipelineError, Stopped  # noqa: E402
 from pipeline.events import Listener  # noqa: E402
@@ -208,3 +210,20 @@ def test_what_cannot_be_trained_is_told(tmp_path: Path) -> None:
         run(yaml, Heard())
     with pytest.raises(InputError, match="stage sft: select kept no trace to train on"):
         run(yaml, Heard(), ("select.min_tokens=100000",))
+
+
+def test_held_out_problems_that_nobody_can_judge_stop_nothing(tmp_path: Path) -> None:
+    """A share of nothing is no pass@1: of 0 it would end training early, with the first weights."""
+    yaml = write(tmp_path, {"sft": f"student: {STUDENT}, {LORA}, heldout: {{share: 0.5, measure: pass_at_1}}"})
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()[2:8]]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row | {"a": ""}) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"none of \d+ held-out answers can be judged \(.*take `measure: loss`"):
+        run(yaml, Heard(), ("select.keep=all", "import.reference=null"))
+
+
+def test_a_trace_longer_than_the_students_positions_is_refused() -> None:
+    network, _ = load(Model(STUDENT, ""))
+    longest = network.config.max_position_embeddings
+    check_positions("sft", network, [from_tokens("a", [5], [5] * (longest - 1))])
+    with pytest.raises(InputError, match=f"trace b has {longest + 1} tokens, .* knows {longest} positions .* lower"):
+        check_positions("sft", network, [from_tokens("a", [5], [5]), from_tokens("b", [5], [5] * longest)])

@@ -19,7 +19,7 @@ from distill.randomness import permutation
 from distill.spending import Spending
 from distill.stages.common import store_of
 from distill.stages.devices import check_memory, foreseen
-from distill.stages.student import SupervisedSettings, load_student, publish
+from distill.stages.student import SupervisedSettings, check_positions, load_student, publish
 from distill.store.records import Row, kept, problem_of, record_losses
 from distill.types import Problem, Sampling
 from distill.verifiers import VerifierPool
@@ -79,6 +79,7 @@ def run(context: Context, settings: SftSettings) -> Output:
     rate = _learning_rate(context, settings, network)
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
     lessons, dropped = _lessons(context, settings, tokenizer, ask)
+    check_positions(context.name, network, [example for _, example in lessons])
     taught, held = _split(settings, lessons)
     limit = max(example.supervised for _, example in taught)
     with (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,8 +12,12 @@ from distill.cards import write_model_card
 from distill.modelspec import Model, ModelName
 from distill.prompting import Prompting
 from distill.stages.devices import DeviceSettings
-from distill.training.logs import Logger
+from distill.training.logs import Logger, check_installed
+from pipeline.errors import InputError
 from pipeline.stage import Context, Input, Operational, Settings, later
+
+if TYPE_CHECKING:
+    from distill.training.batching import Example
 
 Precision = Literal["fp32", "bf16"]
 
@@ -96,6 +100,7 @@ def load_student(
     to be cut up lies in the machine's memory, unless this process ``samples`` from it."""
     from distill.training import student
 
+    check_installed(settings.log_to)
     adapter = student.Adapter(settings.lora.rank, settings.lora.alpha, final_norm) if settings.lora else None
     return student.load(
         start,
@@ -107,6 +112,19 @@ def load_student(
         half_base=settings.base_precision == "bf16",
         device="cpu" if settings.parallel == "fsdp" and settings.ranks() > 1 and not samples else "auto",
     )
+
+
+def check_positions(stage: str, network: Any, examples: Sequence[Example]) -> None:
+    """Refuse examples with more tokens than the model has positions: what it says behind them is noise, or a crash."""
+    from distill.engines.prefill import positions_limit
+
+    limit = positions_limit(network)
+    longest = max(examples, key=len)
+    if limit is not None and len(longest) > limit:
+        raise InputError(
+            f"stage {stage}: trace {longest.key[:12]} has {len(longest)} tokens, but the student knows {limit} "
+            f"positions (its config.json says so); lower max_tokens to {limit}, which leaves out what is longer"
+        )
 
 
 def publish(

@@ -26,7 +26,7 @@ def from_messages(tokenizer: Any, key: str, messages: Sequence[Message], weight:
     spans = _spans(tokenizer, text, messages) if end is not None else None
     if spans is None:
         return _last_turn(tokenizer, key, messages, tokenizer.eos_token_id if end is None else end, weight)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = encoded["input_ids"]
     mask = [False] * len(ids)
     for first, last in spans:
@@ -65,9 +65,8 @@ def _last_turn(tokenizer: Any, key: str, messages: Sequence[Message], end: int |
             f"example {key}: it ends with a turn of the {last['role']}, and what is learned is the assistant's"
         )
     prompt = rendered(tokenizer, context)
-    asked, said = (
-        tokenizer(part, add_special_tokens=False)["input_ids"] for part in (prompt, _after(prompt, last["content"]))
-    )
+    parts = (prompt, _after(prompt, last["content"]))
+    asked, said = (tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in parts)
     return from_tokens(key, _shared(asked), _shared([*said, end]), weight)
 
 

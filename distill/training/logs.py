@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -59,14 +60,25 @@ def _last(directory: Path, name: str) -> int:
     return 0
 
 
+def check_installed(names: Sequence[Logger]) -> None:
+    """Raise `InputError` for a library that is not there, before anything heavy is loaded."""
+    for name in names:
+        if find_spec(name) is None:
+            raise _missing(name, "there is no such package here")
+
+
+def _missing(name: Logger, why: object) -> InputError:
+    return InputError(
+        f"log_to: {name} is not installed ({why}); pip install 'distill-reasoning[{name}]', or leave it out"
+    )
+
+
 def _open(name: Logger, directory: Path, stage: str, run: str, told: int) -> Log:
     make_directory(directory)
     try:
         return OPEN[name](directory, stage, run, told)
     except ImportError as error:
-        raise InputError(
-            f"log_to: {name} is not installed ({error}); pip install 'distill-reasoning[{name}]', or leave it out"
-        ) from None
+        raise _missing(name, error) from None
 
 
 class _TensorBoard:

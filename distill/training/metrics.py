@@ -51,7 +51,7 @@ class Recorder:
         run = self._context.fingerprint
         self._rows += [{"run": run, "step": step, "name": k, "value": v} for k, v in told.items()]
         self._logs.write(step, told)
-        self._context.progress(step, total, **{k: round(told[k], 4) for k in self._shown if k in told})
+        self._context.progress(step, total, **{k: float(f"{told[k]:.4g}") for k in self._shown if k in told})
         if time.monotonic() - self._appended > APPEND_SECONDS:
             self.flush()
 

@@ -20,7 +20,7 @@ from distill.prompting import asking
 from distill.spending import Spending
 from distill.stages.common import RewardModel, VerifierSpec, resolved, store_of
 from distill.stages.devices import check_memory, foreseen
-from distill.stages.student import SupervisedSettings, load_student, publish
+from distill.stages.student import SupervisedSettings, check_positions, load_student, publish
 from distill.store.records import kept, problem_of
 from distill.types import Completion, Problem
 from distill.verifiers import VerifierPool
@@ -92,6 +92,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
     rate = settings.learning_rate or default_learning_rate(network)
     measure = _measure(settings, teacher, tokenizer)
     examples, asked = _examples(context, settings, tokenizer)
+    check_positions(context.name, network, examples)
     workers = workers_for(network, settings.workers)
     with (
         closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
