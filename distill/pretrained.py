@@ -43,8 +43,10 @@ def load(
         if model.adapter:
             network = _folded(network, model.adapter)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        named = model.adapter or model.source
-        raise InputError(f"model {named} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        named, lines = model.adapter or model.source, [line.strip() for line in str(error).strip().splitlines()]
+        said = " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # torch names what does not fit in the second
+        other = f"; is it an adapter of another base model than {source}?" if model.adapter else ""
+        raise InputError(f"model {named} cannot be loaded: {said}{other}") from error
     if getattr(network, "_hf_peft_config_loaded", False):
         raise InputError(f"model {model.source} is an adapter on the hub; download it and name the directory")
     return network, tokenizer

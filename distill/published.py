@@ -94,7 +94,7 @@ class TraceColumns:
             parts = split_thinking(_usual(_optional(row, self.answer), self.tags))
             said = Said(parts.thinking, parts.answer, parts.closed)
         if not said.thinking and not said.answer:
-            raise InputError(f"{row.where}: the trace is empty")
+            raise InputError(f"{row.where}: the trace is empty (on_bad_row: skip leaves such rows out)")
         return said
 
 

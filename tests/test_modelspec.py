@@ -122,7 +122,7 @@ def test_an_adapter_that_cannot_be_is_one_line(adapter: Path, changes: dict[str,
 
 def test_an_adapter_without_weights_or_with_those_of_another_model(adapter: Path) -> None:
     build_model("Qwen3", tie_word_embeddings=True, hidden_size=64).save_pretrained(adapter.parent / "base")
-    with pytest.raises(InputError, match="adapter cannot be loaded"):
+    with pytest.raises(InputError, match=r"adapter cannot be loaded: .* size mismatch .* another base model than"):
         load(find(str(adapter), Path(), {}, FileHashes()))
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match="no weights"):

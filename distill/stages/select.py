@@ -41,7 +41,8 @@ class PassRate(Settings):
 class SelectSettings(Settings):
     verdicts: Annotated[str, Input(accepts=("verdicts",))]
     keep: Literal["correct", "all"] = "correct"
-    """``all`` is the control: what would be learned had nothing been verified."""
+    """``all`` is the control: what would be learned had nothing been verified; and for conversations of your own that
+    no reference judges."""
     per_problem: Annotated[int | None, Field(ge=1)] = None
     prefer: Literal["first", "shortest"] = "first"
     """Which traces of a problem are taken first."""
