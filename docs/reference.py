@@ -202,6 +202,13 @@ QUESTIONS = {
         "QUALIFY last_loss > avg(last_loss) OVER (PARTITION BY run) + 3 * stddev(last_loss) OVER (PARTITION BY run)\n"
         "ORDER BY last_loss DESC"
     ),
+    "What the first optimizer update of GRPO learned from, and how strongly (a token's weight times its advantage\n"
+    "times the gradient of its log-probability, before clips)": (
+        "SELECT u.run[:12] AS run, problem_id, u.trace_key[:12] AS trace, reward, components, advantage, u.weight,\n"
+        "       list_avg(u.logprobs) AS logprob, t.answer\n"
+        "FROM updates u JOIN rollouts USING (run, trace_key) JOIN problems USING (problem_key)\n"
+        "JOIN traces t USING (trace_key) WHERE optimizer_step = 1 ORDER BY run, problem_id, reward DESC"
+    ),
 }
 
 

@@ -24,7 +24,7 @@ from distill.training.metrics import Recorder  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.types import Problem, Sampling  # noqa: E402
 from distill.verifiers import VerifierPool  # noqa: E402
-from pipeline.errors import PipelineError  # noqa: E402
+from pipeline.errors import InputError, PipelineError  # noqa: E402
 from pipeline.fingerprint import FileHashes  # noqa: E402
 from pipeline.workspace import StageContext  # noqa: E402
 from rl import rewards  # noqa: E402
@@ -196,6 +196,13 @@ def test_what_held_out_problems_were_answered_is_in_the_store(hacked: Any) -> No
         "FROM traces JOIN verdicts USING (trace_key) WHERE trace_key NOT IN (SELECT trace_key FROM rollouts)"
     )
     assert row["problems"] == len(HELD) and row["n"] == 2 * row["times"] * len(HELD)
+
+
+def test_held_out_problems_that_nobody_can_judge_are_told_before_the_first_step(tmp_path: Path) -> None:
+    """Their pass@1 would be no number."""
+    with pytest.raises(InputError, match=f"watch: none of the answers to {len(HELD)} held-out problems can be judged"):
+        refined(tmp_path, {"exact": {}}, steps=1)
+    assert Store(tmp_path).rows("SELECT * FROM rollouts") == []
 
 
 @pytest.mark.parametrize("said", ["pass@1 at step 4", "alarm hacking"])

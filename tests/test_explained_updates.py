@@ -95,6 +95,17 @@ def test_the_gradient_of_an_update_follows_from_its_rows(tmp_path: Path) -> None
     assert told[0].ratio_mean == pytest.approx(1, abs=1e-4) and told[0].effective_share == pytest.approx(1, abs=1e-4)
 
 
+def test_the_question_in_the_documentation_is_answered(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs/store.md").read_text()
+    (asked,) = (
+        part.partition("```")[0] for part in page.split("```sql\n") if "FROM updates" in part.partition("```")[0]
+    )
+    _, store, _ = refined(tmp_path)
+    told, rows = store.rows(asked), store.rows(EXPLAINED, [1])
+    assert len(told) == len(rows) > 0 and {row["problem_id"] for row in told} <= {p.id for p in PROBLEMS}
+    assert sorted(row["advantage"] for row in told) == sorted(row["advantage"] for row in rows)
+
+
 def test_each_rollout_tells_the_updates_that_used_it(tmp_path: Path) -> None:
     _, store, _ = refined(tmp_path, updates=2)
     rows = store.rows(

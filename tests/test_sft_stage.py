@@ -130,7 +130,7 @@ def test_every_trace_has_its_loss_of_every_epoch(made: Any, capsys: pytest.Captu
 
 def test_the_questions_in_the_documentation_are_answered(made: Any) -> None:
     page = (Path(__file__).parents[1] / "docs/store.md").read_text()
-    least, mislabelled = (part.partition("```")[0] for part in page.split("```sql\n")[1:])
+    least, mislabelled, _ = (part.partition("```")[0] for part in page.split("```sql\n")[1:])
     store = Store(made[2].path)
     found = store.rows(least)
     assert len(found) == 10 and found[0]["first_loss"] == min(row["first_loss"] for row in store.rows("FROM lessons"))
