@@ -28,7 +28,7 @@ def load(
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as library_logging
 
-    getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)  # it lacks a kernel that `_in_one_layout` rules out
+    hush()
     logging: Any = library_logging  # its functions have no types
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -61,6 +61,12 @@ def tokenizer_of(model: Model) -> Any:
         return AutoTokenizer.from_pretrained(_tokenizer_in(model) or source, revision=model.revision)
     except (OSError, ValueError) as error:
         raise InputError(f"model {model.source} has no tokenizer: {str(error).strip().splitlines()[0]}") from error
+
+
+def hush() -> None:
+    """Keep bitsandbytes from telling of a kernel that it lacks, which `_in_one_layout` rules out anyway. For every
+    process that is to import it, before."""
+    getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
 
 
 def _quantised(model: Model, dtype: str, device: str) -> dict[str, Any]:

@@ -42,8 +42,10 @@ def joined() -> Ranks:
 
 def serve() -> None:
     """The life of a rank above 0, until rank 0 ends it or is gone. Signals are for rank 0 to heed."""
+    from distill.pretrained import hush
     from distill.training.session import follow
 
+    hush()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     ranks = joined()
