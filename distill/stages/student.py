@@ -48,7 +48,7 @@ class StudentSettings(DeviceSettings):
     """0 takes all cores. Weights are equal to the last bit for an equal number."""
     log_to: Annotated[list[Logger], Operational(), Field(default_factory=list)]
     """Copies of the curves for TensorBoard and Weights & Biases (in `logs/` of the workspace) or trackio (where it
-    keeps its own)."""
+    keeps its own), of what is trained from then on."""
     seed: int = 0
 
     @model_validator(mode="after")
