@@ -19,10 +19,11 @@ test-all: $(READY)
 	DISTILL_ENGINE_KILLS=5 $(BIN)/python -m pytest -n 2 --dist loadfile
 	if [ -x $(VENV)-vllm/bin/vllm ]; then $(VENV)-vllm/bin/python -m pytest $(VLLM_TESTS); fi
 
-# On a machine with a GPU and no network, with the packages that PYTHON finds (nothing is installed): the tests that
-# need CUDA. What could not be run is listed with its reason.
+# On a machine with a GPU and no network, with the packages that are there (nothing is installed): those of PYTHON where
+# it is given, else of the environment if it was made. The tests that need CUDA; what could not be run is listed, and why.
+gpu: HERE = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard $(BIN)/python),$(PYTHON)),$(PYTHON))
 gpu:
-	$(PYTHON) -m pytest -p no:xdist -m gpu -r sf tests
+	$(HERE) -m pytest -p no:xdist -m gpu -r sf $$(grep -rl --include='*.py' 'mark.gpu' tests)  # others need packages that may be missing
 	@echo "not run: benchmarks/*.py compare CPU-seconds and have no form for a GPU yet"
 
 check: $(READY)
