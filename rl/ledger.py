@@ -136,7 +136,7 @@ class Ledger:
         ``name`` said of it: of this run, or of an earlier one."""
         rows = self._store.rows(
             "SELECT r.step, r.problem_key, p.verifier, v.settings, v.score FROM rollouts r "
-            "JOIN problems p USING (problem_key) JOIN verdicts v ON v.trace_key = r.trace_key "
+            "JOIN problems p USING (problem_key) JOIN verdicts v USING (trace_key, problem_key) "
             "WHERE r.run = ? AND v.score IS NOT NULL ORDER BY r.trace_key",
             [run or self._run],
         )

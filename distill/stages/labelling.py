@@ -122,7 +122,7 @@ def _rolled(context: Context, stage: str) -> list[tuple[tuple[str, int], Tried]]
     rows = store_of(context).rows(
         f"SELECT r.step, r.group_index, v.settings AS judge, v.score, {TEXT}, p.* FROM rollouts r "
         "JOIN traces t USING (trace_key) JOIN problems p USING (problem_key) "
-        "JOIN verdicts v ON v.trace_key = r.trace_key WHERE r.run = ? AND v.score IS NOT NULL",
+        "JOIN verdicts v USING (trace_key, problem_key) WHERE r.run = ? AND v.score IS NOT NULL",
         [manifest.fingerprint],
     )
     named = _judge_of(manifest.identity.settings)
