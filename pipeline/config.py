@@ -171,12 +171,14 @@ def _ordered(document: Document, specs: dict[str, StageSpec]) -> dict[str, Stage
     for name, spec in specs.items():
         for path, mark, upstream in references(spec.settings):
             at = document.where(("stages", name, *path))
+            valid = [n for n, s in specs.items() if s.stage.produces in mark.accepts and n != name]
             if upstream not in specs:
-                valid = [n for n, s in specs.items() if s.stage.produces in mark.accepts]
                 raise InputError(f"{at}: no stage is called {upstream!r}{nearest(upstream, valid)}")
             makes = specs[upstream].stage.produces
             if makes not in mark.accepts:
-                raise InputError(f"{at}: stage {upstream!r} makes {makes}; needed: {' or '.join(mark.accepts)}")
+                who = f"made by {', '.join(valid)}" if valid else "which no stage here makes (`distill list stages`)"
+                needed = " or ".join(mark.accepts)
+                raise InputError(f"{at}: stage {upstream!r} makes {makes}; needed: {needed}, {who}")
     graph = {name: spec.upstream for name, spec in specs.items()}
     try:
         order = list(TopologicalSorter(graph).static_order())

@@ -319,7 +319,7 @@ MISTAKES = {
         "p.yaml:5: stages.a.text: is missing: nothing feeds this stage; name one that makes text",
     ),
     "unknown stage": (YAML.replace("[a, b]", "[a, c]"), "p.yaml:7: stages.sum.counts.1: no stage is called 'c'"),
-    "wrong kind": (YAML.replace("[a, b]", "[a, text]"), "stage 'text' makes text; needed: count"),
+    "wrong kind": (YAML.replace("[a, b]", "[a, text]"), "stage 'text' makes text; needed: count, made by a, b"),
     "cycle": (
         "name: x\nstages:\n  sum: {counts: [a], model: 'stage:a'}\n  a: {kind: loop, text: sum}\n",
         "feed each other in a circle",
