@@ -43,13 +43,13 @@ def prompt(index: int) -> str:
 
 
 class Reward:
-    """A coin by text. Remembers the lengths of what it saw, in tokens: one character each."""
+    """A coin by text. Remembers the lengths of what it saw, in tokens."""
 
     def __init__(self) -> None:
         self.lengths: list[int] = []
 
-    def __call__(self, texts: Sequence[str]) -> list[float]:
-        self.lengths += map(len, texts)
+    def __call__(self, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> list[float]:
+        self.lengths += map(len, tokens)
         return [float(zlib.crc32(text.encode()) % 2) for text in texts]
 
 
@@ -70,8 +70,8 @@ def ours(beta: float, steps: int, prompts: int = PROMPTS) -> list[float]:
     clock, reward = Clock(), Reward()
     with tempfile.TemporaryDirectory() as directory:
         train_grpo(
-            model, policy, settings, sample=problems, reward=lambda pairs: reward([c.text for _, c in pairs]),
-            checkpoints=Path(directory), on_step=clock,
+            model, policy, settings, sample=problems, checkpoints=Path(directory), on_step=clock,
+            reward=lambda pairs: reward([c.text for _, c in pairs], [c.token_ids for _, c in pairs]),
         )  # fmt: skip
     return [*clock.steps, statistics.mean(reward.lengths)]
 
@@ -96,7 +96,7 @@ def theirs(beta: float, steps: int, prompts: int = PROMPTS) -> list[float]:
         )  # fmt: skip
         trainer = GRPOTrainer(
             model=model, args=settings, train_dataset=table, processing_class=tokenizer(), callbacks=[_Marks(clock)],
-            reward_funcs=lambda completions, **_: reward(completions),
+            reward_funcs=lambda completions, completion_ids, **_: reward(completions, completion_ids),
         )  # fmt: skip
         clock.restart()
         trainer.train()
