@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -302,3 +303,38 @@ def test_responses_of_many_pieces_may_be_more_than_are_asked_for_ahead() -> None
     wanted = requests(8, budget=ThinkingBudget(most=5), temperature=0.7)
     with vllm_engine(MODEL, engine_args={"max_num_seqs": 2}) as engine:
         drawn(engine, wanted)
+
+
+@needs_vllm
+@needs_teacher
+def test_greedy_steps_one_after_the_other_are_the_greedy_response(engine: VllmEngine) -> None:
+    """As with the transformers engine: each says that it is a step, begins with the one before, and the last stops."""
+    (asked,) = requests(1, temperature=0.0)
+    (whole,) = engine.generate([asked])
+    text, ends = "", []
+    while not ends or ends[-1] is Finish.STEP:
+        (piece,) = engine.generate([replace(asked, prefix=text, stop="\n")])
+        assert piece.text.startswith(text) and piece.forced == tuple(range(len(piece.forced)))
+        assert len(piece.logprobs) == len(piece.token_ids)
+        text = piece.text
+        ends.append(piece.finish)
+    assert text == whole.text and ends[-1] is whole.finish is Finish.STOP
+    assert len(ends) == len([line for line in whole.text.split("\n") if line and "think" not in line])
+
+
+@needs_vllm
+@needs_teacher
+def test_steps_and_whole_responses_run_side_by_side_and_a_limit_is_no_step(engine: VllmEngine) -> None:
+    wanted = requests(12)
+    mixed = [replace(asked, stop="\n" if n % 2 else "") for n, asked in enumerate(wanted)]
+    found = drawn(engine, mixed)
+    for n, asked in enumerate(wanted):
+        said = found[asked.key]
+        if n % 2 == 0:
+            assert said.finish is not Finish.STEP
+        elif said.finish is Finish.STEP:
+            assert said.text.endswith("\n") and said.text.replace("<think>", "").strip()
+    step = next(said for said in found.values() if said.finish is Finish.STEP)
+    asked = next(asked for asked in mixed if asked.key == step.key)
+    exact = replace(asked, sampling=replace(asked.sampling, max_tokens=len(step.token_ids)))
+    assert drawn(engine, [exact])[asked.key].finish is Finish.LENGTH

@@ -127,7 +127,7 @@ def ask(
 def _check(strategy: Any, sampling: Sampling, options: engines.Options) -> None:
     if strategy.samples_at_random and not sampling.temperature:
         raise InputError(f"--strategy {strategy.label} needs a --temperature above 0: at 0 all samples are one")
-    if strategy.needs_steps and options.kind != "transformers":
+    if strategy.needs_steps and options.kind == "openai":
         raise NoSteps(options.kind)
 
 

@@ -38,7 +38,7 @@ class NoSteps(InputError):
     def __init__(self, name: str) -> None:
         super().__init__(
             f"engine {name} cannot stop at the end of a step, so it cannot search step by step; use the transformers "
-            "engine, or a strategy that takes whole responses (majority, best_of, weighted, adaptive)"
+            "or the vllm engine, or a strategy that takes whole responses (majority, best_of, weighted, adaptive)"
         )
 
 

@@ -8,9 +8,9 @@ not promised equal to the bit whatever runs beside it: batch sizes change the or
 decoding it is not repeatable at all: the seed drives the target's draws, but how many there are depends on
 what was drafted. Greedy samples are.
 
-A LoRA adapter is applied by vLLM, beside its base, under an id of its own (`VllmEngine.adopt`); prefixes
-and thinking budgets are `distill.engines.vllm_response`. Left out: changing the base's own weights while the
-engine runs (on a CPU vLLM would go on sampling from the old ones without a word).
+A LoRA adapter is applied by vLLM, beside its base, under an id of its own (`VllmEngine.adopt`); prefixes,
+thinking budgets and responses that end after a step are `distill.engines.vllm_response`. Left out: changing the
+base's own weights while the engine runs (on a CPU vLLM would go on sampling from the old ones without a word).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.engines.base import NoSteps, PromptTooLong, Stopping, never, wanted_now
-from distill.engines.budget import Budget
+from distill.engines.base import PromptTooLong, Stopping, never, wanted_now
+from distill.engines.budget import Budget, StepEnd
 from distill.engines.options import VllmOptions
 from distill.engines.vllm_response import Piece, Response, prompt_logprobs
 from distill.engines.vllm_start import engine_arguments, one_line
@@ -91,6 +91,7 @@ class VllmEngine:
         self._names, self._adapters = count(), count(1)
         self._lora: Any = None
         self._encoded = lru_cache(self._ahead)(self._encode)
+        self._text_of = lru_cache(None)(lambda token: self._text([token]))
 
     def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
         """Completions in the order they finish. `PromptTooLong` where a prompt leaves no room."""
@@ -99,8 +100,6 @@ class VllmEngine:
         try:
             while not stopping():
                 for request in wanted_now(source, self._ahead - len(running)):
-                    if request.stop:
-                        raise NoSteps(self.name)
                     response = self._response(request)
                     self._add(running, response, response.begin())
                 if not running:
@@ -192,6 +191,7 @@ class VllmEngine:
             given=given,
             limit=min(request.sampling.max_tokens, room),
             budget=self._budget(request, prompt),
+            step=StepEnd(request.stop, self._text_of) if request.stop else None,
             stop_ids=self._stop_ids,
             one_pass=self._speculates,
         )
@@ -241,13 +241,19 @@ class VllmEngine:
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
+    def _text(self, ids: Sequence[int]) -> str:
+        said: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return said
+
     def _completion(self, response: Response) -> Completion:
         ids, logprobs = tuple(response.tokens), tuple(response.known)
         if math.isnan(math.fsum(logprobs)):
             raise PipelineError("vllm sampled from a broken distribution (its log-probabilities are no numbers)")
         said = ids[:-1] if response.stopped else ids
-        text = self.tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        finish = Finish.LENGTH if not response.stopped else Finish.STOP if text.strip() else Finish.EMPTY
+        text = self._text(said)
+        finish = Finish.STOP if text.strip() else Finish.EMPTY
+        if not response.stopped:
+            finish = Finish.STEP if response.stepped else Finish.LENGTH
         thinking, _ = count_thinking_tokens(ids, self._close, self._open, opened(response.prompt))
         return Completion(
             key=response.request.key,

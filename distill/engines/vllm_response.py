@@ -1,7 +1,7 @@
 """One response on its way through vLLM: the pieces it is asked for in, and what they come to.
 
-Most responses are one piece, drawn to its end. One with a thinking budget is followed token by token
-(`distill.engines.budget`): where something must be put in, its piece is dropped, and another begins
+Most responses are one piece, drawn to its end. One with a thinking budget, or that ends after a step, is followed token
+by token (`distill.engines.budget`): where something must be put in, its piece is dropped, and another begins
 behind what now stands; vLLM's prefix cache has all of it but the last block. Each piece has a seed of its
 own, so that none draws its predecessor's numbers again.
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from distill.engines.base import seed_of
-from distill.engines.budget import NOTHING, Budget, Course
+from distill.engines.budget import NOTHING, UNBOUNDED, Budget, Course, StepEnd
 from distill.types import Request
 
 SINGLES = 16
@@ -51,6 +51,7 @@ class Response:
         given: tuple[int, ...],
         limit: int,
         budget: Budget | None,
+        step: StepEnd | None,
         stop_ids: Sequence[int],
         one_pass: bool,
     ) -> None:
@@ -60,7 +61,8 @@ class Response:
         self.logprobs: list[float | None] = [None] * len(given)
         self.stopped = False
         self._limit, self._stop_ids, self._one_pass = limit, list(stop_ids), one_pass
-        self._course = Course(budget, limit, given, stop_ids) if budget else None
+        steered = budget is not None or step is not None
+        self._course = Course(budget or UNBOUNDED, limit, given, stop_ids, step) if steered else None
         self._given, self._pieces, self._unknown = len(given), 0, 0
 
     @property
@@ -68,6 +70,11 @@ class Response:
         """The places that were not drawn."""
         put_in = self._course.forced if self._course else ()
         return (*range(self._given), *(place for place in put_in if place < len(self.tokens)))
+
+    @property
+    def stepped(self) -> bool:
+        """It ends with a step, after which it may go on."""
+        return bool(self._course and self._course.stepped) and not self.stopped and len(self.tokens) < self._limit
 
     @property
     def done(self) -> bool:

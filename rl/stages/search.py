@@ -128,7 +128,7 @@ class SearchSettings(Settings):
             )
         if "scorer" in strategy.needs and each.by and each.by not in self.scorers:
             raise ValueError(f"{place}: no scorer is called {each.by}; there are: {', '.join(self.scorers)}")
-        if "steps" in strategy.needs and self.engine.kind != "transformers":
+        if "steps" in strategy.needs and self.engine.kind == "openai":
             raise ValueError(f"{place}: {NoSteps(self.engine.kind)}")
         if isinstance(strategy, Tree):
             try:
