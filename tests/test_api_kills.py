@@ -11,9 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from typing import Any
 
 import pytest
 from chat_server import Handler, cut, malformed, reply, serving, status, streamed
+from killed_runs import finish, kill, start
 
 from distill.store import Store
 
@@ -116,21 +115,6 @@ def witness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Witness
         yield witness
 
 
-def start(directory: Path, name: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "distill", "run", "--pipeline", f"{name}.yaml", "--json"],
-        cwd=directory, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def finish(directory: Path, name: str) -> None:
-    process = start(directory, name)
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert KEY not in out + err
-
-
 def kill_in_generate(directory: Path, witness: Witness, calls: int, delay: float) -> None:
     process = start(directory, "killed")
     witness.wait_for(calls, process)
@@ -149,12 +133,6 @@ def kill_in_verify(directory: Path, delay: float) -> None:
     kill(process)
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-
-
 def contents(directory: Path) -> dict[str, list[dict[str, Any]]]:
     store = Store(directory)
     found = {}
@@ -169,7 +147,7 @@ def contents(directory: Path) -> dict[str, list[dict[str, Any]]]:
 def test_killed_at_random_moments_it_ends_as_if_left_alone_and_pays_nothing_twice(
     tmp_path: Path, witness: Witness
 ) -> None:
-    finish(tmp_path, "alone")
+    assert KEY not in finish(tmp_path, "alone")
     whole_run = sum(witness.asked.values())
     assert all(count == 1 for count in witness.answered.values()) and len(witness.answered) == SAMPLES
     witness.reset()
@@ -180,7 +158,7 @@ def test_killed_at_random_moments_it_ends_as_if_left_alone_and_pays_nothing_twic
             kill_in_generate(tmp_path, witness, int(place / 0.9 * whole_run), chance.uniform(0, 0.05))
         else:
             kill_in_verify(tmp_path, chance.uniform(0, 0.2))
-    finish(tmp_path, "killed")
+    assert KEY not in finish(tmp_path, "killed")
 
     expected, found = contents(tmp_path / "alone"), contents(tmp_path / "killed")
     for table in expected:

@@ -13,15 +13,13 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from killed_runs import finish, kill, start
 
 from distill.store import Store
 from pipeline.files import TEMPORARY
@@ -42,20 +40,6 @@ stages:
   verify: {traces: generate}
 """
 TIMES = {"seconds", "created"}
-
-
-def start(directory: Path, name: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "distill", "run", "--pipeline", f"{name}.yaml", "--json"],
-        cwd=directory, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def finish(directory: Path, name: str) -> None:
-    process = start(directory, name)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
 
 
 def kill_when(directory: Path, stage: str, done: int, delay: float) -> int:
@@ -79,12 +63,6 @@ def kill_after(directory: Path, delay: float) -> int:
     time.sleep(delay)
     kill(process)
     return 0
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
 
 
 def durable(workspace: Path) -> int:

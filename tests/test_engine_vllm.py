@@ -302,7 +302,8 @@ def test_responses_of_many_pieces_may_be_more_than_are_asked_for_ahead() -> None
     """Each response with a budget asks for the log-probabilities of what was put in, place by place, at its end."""
     wanted = requests(8, budget=ThinkingBudget(most=5), temperature=0.7)
     with vllm_engine(MODEL, engine_args={"max_num_seqs": 2}) as engine:
-        drawn(engine, wanted)
+        found = drawn(engine, wanted)
+    assert all(c.forced and len(c.logprobs) == len(c.token_ids) for c in found.values())
 
 
 @needs_vllm
