@@ -38,14 +38,24 @@ def test_weights_gradients_and_moments_are_those_of_the_model(model: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "smaller",
-    [{"micro_batch_tokens": 256}, {"checkpointing": True}, {"bits": 4}, {"bits": 16}, {"shards": 2}],
-    ids=lambda change: next(iter(change)),
+    ("advice", "change"),
+    [
+        ("lower micro_batch_tokens", {"micro_batch_tokens": 16}),
+        ("gradient_checkpointing", {"checkpointing": True}),
+        ("quantize: nf4", {"bits": 4}),
+        ("base_precision: bf16", {"bits": 16}),
+        ("fsdp", {"shards": 2}),
+    ],
 )
-def test_what_the_refusal_advises_lowers_the_need(smaller: dict[str, int], model: Path) -> None:
-    usual = replace(USUAL, half=True)
-    before, after = estimate(model, usual), estimate(model, replace(usual, **smaller))
-    assert before and after and after.total < before.total
+@pytest.mark.parametrize("tokens", [32, 4096], ids=["weights weigh", "activations weigh"])
+def test_what_the_refusal_advises_lowers_the_need(
+    tokens: int, advice: str, change: dict[str, int], model: Path
+) -> None:
+    usual = replace(USUAL, half=True, micro_batch_tokens=tokens)
+    with pytest.raises(InputError) as refused:
+        check_fits(model, usual, "stage sft", 0)
+    before, after = estimate(model, usual), estimate(model, replace(usual, **change))
+    assert before and after and (after.total < before.total) == (advice in str(refused.value))
 
 
 def test_a_teacher_beside_the_student_counts(model: Path) -> None:

@@ -25,7 +25,8 @@ from tiny import VOCABULARY, chat_tokenizer, examples, tiny, weights  # noqa: E4
 from distill.prompting import asking  # noqa: E402
 from distill.stages import sft  # noqa: E402
 from distill.store.records import problem_row  # noqa: E402
-from distill.training import attention, checkpoint, gated, head, rotary  # noqa: E402
+from distill.training import attention, checkpoint, gated, head, rectangles, rotary  # noqa: E402
+from distill.training.adapted import adapted  # noqa: E402
 from distill.training.batching import Example, Order, fitting, from_tokens, micro_batches  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
 from distill.training.forward import check_packing, logprobs, pack  # noqa: E402
@@ -172,6 +173,21 @@ def test_what_rows_share_is_computed_once_with_the_same_gradient(rows: list[Exam
     assert difference.norm() <= 1e-5 * gradient.norm()
 
 
+@settings(max_examples=12)
+@given(packs(), st.sampled_from([8, 64]))
+def test_what_a_row_is_filled_up_with_nobody_sees(rows: list[Example], multiple: int) -> None:
+    model, found = MODELS["Qwen3"], []
+    for batch in (pack(rows), pack(rows, multiple=multiple)):
+        model.zero_grad()
+        values = logprobs(model, batch)
+        values.sum().backward()
+        found.append((values.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    assert batch.input_ids.shape[1] % multiple == 0 and all(b.width % multiple == 0 for b in batch.documents)
+    assert batch.asked is None or len(batch.asked) % multiple == 0
+    for plain, filled in zip(*found, strict=True):
+        assert (filled - plain).norm() <= 1e-5 * plain.norm()
+
+
 def test_a_group_costs_its_prompt_once_and_what_a_system_prompt_costs_too() -> None:
     system, asked, said = [1] * 40, ([2] * 10, [3] * 10), ([4] * 5, [5] * 6, [6] * 7)
     rows = [from_tokens("row", [*system, *prompt], response) for prompt in asked for response in said]
@@ -184,7 +200,9 @@ def test_a_group_costs_its_prompt_once_and_what_a_system_prompt_costs_too() -> N
 def test_half_precision_products_agree_with_sdpa(skip: int) -> None:
     q, k, v = (torch.randn(3, heads, 17, 8) for heads in (4, 2, 2))
     q = q[:, :, skip:]
-    torch.testing.assert_close(attention._products(q, k, v, 0.3), attention._sdpa(q, k, v, 0.3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        rectangles.Products.forward(q, k, v, 0.3)[0], attention._sdpa(q, k, v, 0.3), atol=1e-5, rtol=0
+    )
 
 
 WRONG: dict[str, Callable[[list[list[range]]], list[list[range]]]] = {
@@ -202,8 +220,8 @@ def test_the_guard_notices_contamination(wrong: Any, monkeypatch: pytest.MonkeyP
     check_packing(model)
     whole = attention.blocks
 
-    def wrongly(documents: list[list[range]], device: str = "cpu") -> list[attention.Block]:
-        return whole(wrong(documents), device)
+    def wrongly(documents: list[list[range]], *rest: Any) -> list[attention.Block]:
+        return whole(wrong(documents), *rest)
 
     monkeypatch.setattr(attention, "blocks", wrongly)
     with pytest.raises(InputError, match="cannot be trained on packed rows"):
@@ -307,6 +325,55 @@ def test_lean_layers_have_the_values_and_gradients_of_peft_and_autograd(
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@pytest.mark.parametrize("rank", [1, 8], ids=["small rank", "large rank"])
+@pytest.mark.parametrize("base", [torch.float32, torch.bfloat16], ids=["fp32 base", "bf16 base"])
+def test_lean_layers_in_half_precision_are_as_near_to_the_truth_as_peft_under_autocast(
+    base: torch.dtype, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gated, "TILE", 16)
+    model = add_lora(tiny(initializer_range=0.2).to(torch.bfloat16).to(base), rank=rank, alpha=2 * rank, seed=1)
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            p.data = p.data.float().uniform_(-0.2, 0.2) if "lora_B" in name else p.data.float()
+    batch = pack(examples(8))
+
+    def passed(half: bool) -> list[torch.Tensor]:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            values = logprobs(model, batch)
+            with torch.no_grad(), model.disable_adapter():
+                reference = logprobs(model, batch)
+        values.sum().backward()
+        return [
+            values.detach(),
+            reference,
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]),
+        ]
+
+    plain = passed(True)
+    with lean(model):
+        ours = passed(True)
+    model.to(torch.float32)
+    for exact, eager, written_out in zip(passed(False), plain, ours, strict=True):
+        error = (written_out - exact).norm()
+        assert 0 < error <= 1.5 * (eager - exact).norm() and error <= 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("part", [1e-2, 1e-3, 1e-4])
+def test_an_update_is_not_lost_beside_a_weight_in_half_precision_however_small(part: float) -> None:
+    """Rounded into the weight, or added to what was rounded, 1 / 1000 would be none; so it is in its gradient."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(4000, 64).bfloat16().requires_grad_(), torch.randn(64, 64).bfloat16()
+    a, b, g = torch.randn(4, 64), torch.randn(64, 4) * part / 2, torch.randn(4000, 64).bfloat16()
+    found = []
+    for factor in (b, torch.zeros_like(b)):
+        made = adapted(x, None, weight, a, factor, 1.0)
+        found.append((made.detach().float(), torch.autograd.grad(made, x, g)[0].float()))
+    for with_it, without, true in zip(*found, (x.float() @ (b @ a).t(), g.float() @ (b @ a)), strict=True):
+        seen = ((with_it - without) * true).sum() / true.square().sum()
+        assert abs(seen - 1) < 0.2
+
+
 def test_a_block_that_is_more_than_a_gate_is_left_alone() -> None:
     model = add_lora(tiny(hidden_act="gelu"), rank=2, alpha=2, seed=1)
     plain = logprobs(model, pack(examples(3)))
@@ -315,8 +382,9 @@ def test_a_block_that_is_more_than_a_gate_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("rows", ["alone", "ragged", "sharing a beginning"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_attention_written_out_has_the_values_and_gradients_of_autograd(
-    rows: str, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, rows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = {"alone": (50, 61, 61), "ragged": (3, 9, 4, 40)}.get(rows)
     made = [from_tokens("row", [1, 2], [i] * n) for i, n in enumerate(sizes or ())]
@@ -325,32 +393,45 @@ def test_attention_written_out_has_the_values_and_gradients_of_autograd(
     for written_out in (True, False):
         monkeypatch.setattr(attention, "_written_out", lambda q, v, ours=written_out: ours)
         torch.manual_seed(0)
-        sides = [torch.randn(1, heads, batch.input_ids.shape[1], 8, requires_grad=True) for heads in (4, 2, 2)]
+        width = batch.input_ids.shape[1]
+        sides = [torch.randn(1, heads, width, 8).to(dtype).requires_grad_() for heads in (4, 2, 2)]
         out, _ = attention.packed_attention(torch.nn.Module(), *sides, None, documents=batch.documents)
         found.append((out, *torch.autograd.grad(out, sides, torch.randn_like(out))))
     for ours, plain in zip(*found, strict=True):
-        torch.testing.assert_close(ours, plain, atol=2e-6, rtol=1e-5)
+        close = {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
+        torch.testing.assert_close(ours, plain, **close)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(("dtype", "spread", "gap"), [(torch.float32, 30, 1e-5), (torch.bfloat16, 1, 0.02)])
 def test_a_frozen_head_in_tiles_has_the_values_and_gradients_of_autograd(
-    temperature: float, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, spread: float, gap: float, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "ROWS", 5)
     monkeypatch.setattr(head, "WIDTH", 16)  # 40 tokens are two tiles and a half
     torch.manual_seed(0)
     layer = torch.nn.Linear(8, VOCABULARY, bias=False).requires_grad_(False)
-    layer.weight.mul_(30)  # logits of up to 100: whoever forgets the largest overflows
+    layer.weight.mul_(spread)  # by 30 logits are up to 100: whoever forgets the largest overflows
     hidden, weigh = torch.randn(13, 8, requires_grad=True), torch.randn(13)
     targets = torch.randint(0, VOCABULARY, (13,))
-    assert head.is_plain(layer, hidden) and not head.is_plain(layer.requires_grad_(True), hidden)
+    assert head.is_plain(layer) and not head.is_plain(layer.requires_grad_(True))
     exact = (layer(hidden) / temperature).log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    ours, entropy = head.through(hidden, layer.weight.detach(), targets, temperature, True)
-    torch.testing.assert_close(ours, exact, atol=1e-5, rtol=1e-6)
+    ours, entropy = head.through(hidden, layer.weight.detach(), targets, temperature, True, dtype)
+    torch.testing.assert_close(ours, exact, atol=gap, rtol=1e-6)
     table = torch.distributions.Categorical(logits=layer(hidden) / temperature)
-    torch.testing.assert_close(entropy, table.entropy().detach(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(entropy, table.entropy().detach(), atol=10 * gap, rtol=0)
     gradients = [torch.autograd.grad((values * weigh).sum(), hidden)[0] for values in (exact, ours)]
-    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=gap, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sure", [False, True])
+def test_in_half_precision_a_head_says_nothing_impossible(sure: bool) -> None:
+    """A label's logit is rounded as the others are: no probability is above 1, no entropy below 0."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(64, 32), torch.randn(VOCABULARY, 32) * 3
+    targets = (hidden @ weight.t()).argmax(-1) if sure else torch.randint(0, VOCABULARY, (64,))
+    values, entropy = head.through(hidden, weight, targets, 1.0, True, torch.bfloat16)
+    assert values.max() <= 1e-5 and entropy.min() >= -1e-5
 
 
 def test_the_last_block_is_asked_for_what_predicts_alone() -> None:

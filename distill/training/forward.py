@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from distill.training import attention
+from distill.training.adapted import precision
 from distill.training.batching import Example, from_tokens
 from distill.training.head import is_plain, through
 from distill.training.prefixes import Segment, segments
@@ -32,6 +33,9 @@ from pipeline.errors import InputError
 
 CHUNK = 1 << 24
 """Logits held at once (elements): 64 MB in fp32."""
+FEW = 64
+"""In half precision on CPU every new shape of a product costs a millisecond and a megabyte (oneDNN's kernels are made
+for it), so shapes are made few."""
 SPARSE = 0.95
 """The last feed-forward block runs for the tokens that predict something alone where they are at most this share."""
 
@@ -53,8 +57,9 @@ class Pack:
     asked: Tensor | None
 
 
-def pack(examples: Sequence[Example], device: torch.device | str = "cpu") -> Pack:
-    """Lay the segments of examples end to end, each at the positions it has in its rows."""
+def pack(examples: Sequence[Example], device: torch.device | str = "cpu", multiple: int = 1) -> Pack:
+    """Lay the segments of examples end to end, each at the positions it has in its rows. The row is filled up with
+    tokens that nobody sees to a ``multiple`` of that, and so are rectangles of attention (`FEW`)."""
     spans: dict[Segment, range] = {}
     end = 0
     for segment in (found := segments(examples)):
@@ -66,16 +71,19 @@ def pack(examples: Sequence[Example], device: torch.device | str = "cpu") -> Pac
     learned = [[t for t, m in enumerate(e.labels_mask) if m and t] for e in examples]
     sources = [where[t - 1] for where, positions in zip(places, learned, strict=True) for t in positions]
     targets = [e.input_ids[t] for e, positions in zip(examples, learned, strict=True) for t in positions]
-    asked = sorted(set(sources))
+    fill = range(end, -(-end // multiple) * multiple)
+    others = sorted(set(range(fill.stop)) - set(sources), reverse=True)
+    asked = sorted({*sources, *others[: -len(set(sources)) % multiple]})
+    seen = [[*(spans[b] for b in s.before), spans[s]] for s in found] + [[fill]] * bool(fill)
     ids, positions = (
-        torch.tensor([list(chain.from_iterable(parts))], device=device)
+        torch.tensor([[*chain.from_iterable(parts), *[0] * len(fill)]], device=device)
         for parts in ((s.ids for s in found), (range(s.first, s.last) for s in found))
     )
     return Pack(
         examples=tuple(examples),
         input_ids=ids,
         position_ids=positions,
-        documents=attention.blocks([[*(spans[b] for b in s.before), spans[s]] for s in found], device),
+        documents=attention.blocks(seen, device, multiple),
         sources=torch.tensor(sources, device=device),
         targets=torch.tensor(targets, device=device),
         asked=torch.tensor(asked, device=device) if len(asked) <= SPARSE * end else None,
@@ -187,8 +195,8 @@ def told(model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0) 
 def of_states(head: Any, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, ...]:
     """Log-probabilities (L,) of ``targets``, and of the distributions their entropies (L,) if asked: a by-product,
     with one more chunk of probabilities for a moment."""
-    if is_plain(head, hidden):
-        return through(hidden, head.weight, targets, temperature, entropy)
+    if is_plain(head):
+        return through(hidden, head.weight, targets, temperature, entropy, precision(hidden))
 
     def of(states: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         logits = head(states).float() / temperature

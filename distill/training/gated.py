@@ -8,7 +8,7 @@ and makes the rest of it again in the backward pass, which costs no product.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from distill.training.folded import Factors, Lora, can_fold, lora_of
+from distill.training.adapted import Lora, Products, is_plain
 
 TILE = 256
 """Tokens that pass through the block at once, on CPU."""
@@ -26,31 +26,30 @@ PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 def projections(block: nn.Module) -> list[Any] | None:
     """The three LoRA layers of a block that is no more than this, or None."""
     found = [getattr(block, name, None) for name in PROJECTIONS]
-    plain = all(_is_plain(layer) for layer in found)
+    plain = all(_has_no_bias(layer) for layer in found)
     return found if plain and _is_gated(block, found) else None
 
 
-def _is_plain(layer: Any) -> bool:
+def _has_no_bias(layer: Any) -> bool:
     from peft.tuners.lora import Linear
 
-    return type(layer) is Linear and can_fold(layer) and layer.get_base_layer().bias is None
+    return type(layer) is Linear and is_plain(layer) and layer.get_base_layer().bias is None
 
 
 @torch.no_grad()
 def _is_gated(block: nn.Module, layers: list[Any]) -> bool:
     gate, up, down = layers
     weight = gate.get_base_layer().weight
-    probe = torch.randn(1, 3, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.device)
+    probe = torch.randn(1, 3, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
     try:
         return torch.allclose(block(probe), down(F.silu(gate(probe)) * up(probe)), atol=1e-6)
     except (TypeError, ValueError, RuntimeError):  # one that wants more than hidden states
         return False
 
 
-def gated(layers: list[Any], x: Tensor) -> Tensor:
+def gated(x: Tensor, sides: Sequence[Lora]) -> Tensor:
     """(..., D) -> (..., D)"""
-    gate, up, down = (lora_of(layer) for layer in layers)
-    made: Tensor = _gated(x.flatten(0, -2), *gate, *up, *down)
+    made: Tensor = _gated(x.flatten(0, -2), *(field for side in sides for field in side))
     return made.view_as(x)
 
 
@@ -59,41 +58,34 @@ class _Gated(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *fields: Any) -> Tensor:
-        gate, up, down = _loras(fields)
-        (to_gate, to_up), from_inner = (side.folded().t() for side in (gate, up)), down.folded().t()
-        opened, raised, out = (x.new_empty(len(x), n) for n in (len(gate.weight), len(up.weight), len(down.weight)))
+        gate, up, down = sides = [Products(Lora(*fields[i : i + 4])) for i in (0, 4, 8)]
+        opened, raised, out = (x.new_empty(len(x), len(side.lora.weight)) for side in sides)
         for tile in _tiles(x):
-            torch.mm(x[tile], to_gate, out=opened[tile])
-            torch.mm(x[tile], to_up, out=raised[tile])
-            torch.mm(F.silu(opened[tile]).mul_(raised[tile]), from_inner, out=out[tile])
-        tensors = [field for field in fields if isinstance(field, Tensor)]
-        ctx.save_for_backward(x, opened, raised, *tensors)
-        ctx.scalings = [side.scaling for side in (gate, up, down)]
+            gate.forward(x[tile], opened[tile])
+            up.forward(x[tile], raised[tile])
+            down.forward(F.silu(opened[tile]).mul_(raised[tile]), out[tile])
+        ctx.save_for_backward(x, opened, raised, *(field for field in fields if isinstance(field, Tensor)))
+        ctx.scalings = [side.lora.scaling for side in sides]
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, opened, raised, *tensors = ctx.saved_tensors
-        sides = [Lora(*tensors[3 * i : 3 * i + 3], scaling) for i, scaling in enumerate(ctx.scalings)]  # type: ignore[call-arg]
-        gate, up, down = (side.folded() for side in sides)
-        sums = [Factors(side) for side in sides]
+        gate, up, down = sides = [
+            Products(Lora(*tensors[3 * i : 3 * i + 3], scaling))  # type: ignore[call-arg]
+            for i, scaling in enumerate(ctx.scalings)
+        ]
         back = torch.empty_like(x)
         for tile in _tiles(x):
-            g, before = grads[0][tile], opened[tile]
-            active = F.silu(before)
-            inner = g @ down
-            sums[2].add(active * raised[tile], g)
+            before = opened[tile]
+            active, inner = F.silu(before), torch.empty_like(before)
+            down.backward(grads[0][tile], active * raised[tile], inner)
             to_up = active.mul_(inner)
             to_gate = torch.ops.aten.silu_backward(inner.mul_(raised[tile]), before)
-            sums[0].add(x[tile], to_gate)
-            sums[1].add(x[tile], to_up)
-            torch.mm(to_gate, gate, out=back[tile]).addmm_(to_up, up)
-        factors = [total.gradients() for total in sums]
+            gate.backward(to_gate, x[tile], back[tile])
+            up.backward(to_up, x[tile], back[tile], add=True)
+        factors = [side.gradients() for side in sides]
         return back, *(part for a, b in factors for part in (None, a, b, None))
-
-
-def _loras(fields: tuple[Any, ...]) -> tuple[Lora, Lora, Lora]:
-    return Lora(*fields[:4]), Lora(*fields[4:8]), Lora(*fields[8:])
 
 
 def _tiles(x: Tensor) -> list[slice]:

@@ -5,51 +5,51 @@ cache, and the softmax is summed as it goes (Milakov and Gimelshein 2018, https:
 log-probability depends on its own hidden state alone, so its gradient there, W[label] - softmax(W h) W, is formed
 in the same pass and only scaled in the backward one: two matrix products in all, where recomputing takes three.
 
-Full precision and plain linear heads that are not trained; all others go through autograd
-(`distill.training.forward`).
+Plain linear heads that are not trained; all others go through autograd (`distill.training.forward`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
 ROWS, WIDTH = 512, 2048
-"""A tile of logits: 4 MB."""
+"""A tile of logits: 4 MB on CPU."""
+MANY_ROWS = 8192
+"""Of a tile on a GPU, where nothing is gained by small ones."""
 
 
-def is_plain(head: Any, hidden: Tensor) -> bool:
-    """Whether `through` may stand in for ``head`` on ``hidden``."""
+def is_plain(head: Any) -> bool:
+    """Whether `through` may stand in for ``head``."""
     if type(head) is not nn.Linear or "forward" in vars(head) or head.bias is not None or head.weight.requires_grad:
         return False
-    full = head.weight.dtype == hidden.dtype == torch.float32
-    return full and not torch.is_autocast_enabled(hidden.device.type)
+    return head.weight.dtype in (torch.float32, torch.bfloat16)
 
 
 class _Through(Function):
     """hidden (L, D), weight (V, D), targets (L,) to log softmax(weight hidden / temperature) at the targets, (L,), and
-    where asked the entropy of the softmax, (L,), which has no gradient."""
+    where asked the entropy of the softmax, (L,), which has no gradient. Products are computed in ``dtype``, what is
+    made of them in fp32."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy: bool, dtype: torch.dtype
     ) -> tuple[Tensor, ...]:
         learns = ctx.needs_input_grad[0]
-        scaled = hidden / temperature if temperature != 1 else hidden
+        scaled = (hidden / temperature if temperature != 1 else hidden).to(dtype)
+        size = ROWS if hidden.device.type == "cpu" else MANY_ROWS
         found, entropies, back = [], [], []
-        for states, labels in zip(torch.split(scaled, ROWS), torch.split(targets, ROWS), strict=True):
-            own = weight.index_select(0, labels)
-            total, mixed = _normaliser(states, weight, learns or entropy)
-            found.append(torch.linalg.vecdot(states, own) - total)
-            if entropy:  # log sum exp less the mean logit, which is that of the mean weight
-                entropies.append(total - torch.linalg.vecdot(states, mixed))
+        for states, labels in zip(torch.split(scaled, size), torch.split(targets, size), strict=True):
+            told = _softmax(states, weight, labels, learns, entropy)
+            found.append(told.label - told.total)
+            entropies.append(told.total - told.mean)
             if learns:
-                back.append(own.sub_(mixed))
+                back.append(weight.index_select(0, labels) - told.mixed)
         ctx.save_for_backward(*([torch.cat(back).div_(temperature)] if back else []))
         if not entropy:
             return (torch.cat(found),)
@@ -60,23 +60,42 @@ class _Through(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (back,) = ctx.saved_tensors
-        return back * grads[0].unsqueeze(-1), None, None, None, None
+        return back * grads[0].unsqueeze(-1), None, None, None, None, None
 
 
-def _normaliser(states: Tensor, weight: Tensor, mix: bool) -> tuple[Tensor, Tensor]:
-    """log sum exp of the logits of ``states`` (R, D), (R,); and the softmax's mean of ``weight``, (R, D), if asked."""
-    top, total = states.new_full((len(states), 1), -math.inf), states.new_zeros(len(states), 1)
-    mixed = torch.zeros_like(states)
-    tile = states.new_empty(len(states) * min(WIDTH, len(weight)))
-    for part in torch.split(weight, WIDTH):
-        logits = torch.mm(states, part.t(), out=tile[: len(states) * len(part)].view(len(states), -1))
+class _Softmax(NamedTuple):
+    """Of R rows of logits, fp32: that of the label, (R,); log sum exp, (R,); the mean logit, (R,), and the mean of
+    ``weight``, (R, D), by the softmax, where asked for."""
+
+    label: Tensor
+    total: Tensor
+    mean: Tensor
+    mixed: Tensor
+
+
+def _softmax(states: Tensor, weight: Tensor, labels: Tensor, mix: bool, entropy: bool) -> _Softmax:
+    rows = len(states)
+    top, total = states.new_full((rows, 1), -math.inf, dtype=torch.float32), states.new_zeros(rows, 1).float()
+    label, below, mixed = torch.zeros_like(total), torch.zeros_like(total), torch.zeros_like(states).float()
+    tile = states.new_empty(rows * min(WIDTH, len(weight)))
+    for start in range(0, len(weight), WIDTH):
+        part = weight[start : start + WIDTH].to(states.dtype)
+        logits = torch.mm(states, part.t(), out=tile[: rows * len(part)].view(rows, -1)).float()
+        place = (labels - start).unsqueeze(-1)
+        here = (place >= 0) & (place < len(part))
+        label = torch.where(here, logits.gather(1, place.clamp(0, len(part) - 1)), label)
         before, top = top, torch.maximum(top, logits.amax(-1, keepdim=True))
         fall = (before - top).exp_()
-        logits.sub_(top).exp_()
-        total = total.mul_(fall).add_(logits.sum(-1, keepdim=True))
+        logits.sub_(top)
+        shares = logits.exp() if entropy else logits.exp_()
+        if entropy:  # sum of e^(logit - top) (logit - top)
+            below = below.addcmul_(total, (before - top).nan_to_num_(neginf=0.0)).mul_(fall)
+            below.add_(torch.linalg.vecdot(shares, logits).unsqueeze(-1))
+        total = total.mul_(fall).add_(shares.sum(-1, keepdim=True))
         if mix:
-            mixed.mul_(fall).addmm_(logits, part)
-    return (top + total.log()).squeeze(-1), mixed.div_(total)
+            mixed.mul_(fall).add_(shares.to(part.dtype) @ part)
+    sums, mean = (x.squeeze(-1) for x in (top + total.log(), top + below / total))
+    return _Softmax(label.squeeze(-1), sums, mean, mixed.div_(total))
 
 
-through: Callable[[Tensor, Tensor, Tensor, float, bool], tuple[Tensor, ...]] = _Through.apply
+through: Callable[..., tuple[Tensor, ...]] = _Through.apply

@@ -2,10 +2,9 @@
 
 Arithmetic on the shapes in the headers of the weight files and on config.json: no torch, so `distill plan` can
 tell it too. Weights, gradients and AdamW's two moments are exact. What a micro-batch keeps for its backward pass
-was measured on Qwen3 (tensors saved by autograd): for each token and layer 7 times the hidden size, 4 times the
-intermediate size, 4 times the width of queries and of keys; 5, 2 and 3 times where layers are written out
-(`distill.training.lean`); models of another build differ. Left out: the
-interpreter and its libraries, allocators' waste, the sampling engine's cache (it takes what is free), and models
+was measured on Qwen3 (tensors saved by autograd, in units of fp32): for each token and layer some times the hidden
+size, the intermediate size, and the widths of queries and of keys (`KEPT`); models of another build differ. Left out:
+the interpreter and its libraries, allocators' waste, the sampling engine's cache (it takes what is free), and models
 whose files are not here yet: nothing is told of these.
 """
 
@@ -14,7 +13,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ MARGIN = 0.9
 """A run is refused when this share of its estimate is more than what is free. On CPU estimates were 0.92 to 1.17 of the
 measured peak (27M parameters, LoRA and full, fp32 and bf16); the tenth is for models of another build: what would fit
 must not be refused."""
+KEPT = {"all": (5, 4, 3), "nf4": (7, 4, 4), "lora": (4, 2, 3), "half": (4, 1.7, 1.5)}
+"""Where layers are written out (`distill.training.lean`) it is less."""
 HEAD = 3
 """Copies of a chunk of logits at once: they, their softmax, their gradient."""
 GIB = 1 << 30
@@ -91,16 +92,16 @@ def estimate(directory: Path, training: Training, chunk: int = 1 << 24) -> Estim
     trained = every if training.rank is None else sum(training.rank * (a + b) for a, b in linear)
     outside = 2 if training.bits == 16 else 4  # bytes of an embedding's or norm's weight
     frozen = 0 if training.rank is None else outside * (every - matrices) + training.bits * matrices // 8
-    lean = training.rank is not None and training.bits == 32 and not training.half
-    times = (5, 2, 3) if lean else (7, 4, 4)
-    per_layer = sum(n * size for n, size in zip(times, (hidden, inner, queries + keys), strict=True))
+    kind = "all" if training.rank is None else "nf4" if training.bits == 4 else "half" if training.half else "lora"
+    per_layer = sum(n * size for n, size in zip(KEPT[kind], (hidden, inner, queries + keys), strict=True))
+    casts = 2 * matrices if kind == "half" and training.bits == 32 and training.shards == 1 else 0
     kept = layers * hidden + per_layer if training.checkpointing else layers * per_layer
     tokens = training.micro_batch_tokens
     return Estimate(
-        weights=(frozen + 4 * trained) // training.shards,
+        weights=(frozen + casts + 4 * trained) // training.shards,
         gradients=4 * trained // training.shards,
         moments=8 * trained // training.shards,
-        activations=4 * tokens * kept,
+        activations=round(4 * tokens * kept),
         logits=4 * HEAD * min(chunk, tokens * vocabulary),
         sampling=(4 * every if training.rank is None else outside * matrices) if training.samples else 0,
         teacher=training.teacher,
@@ -132,17 +133,22 @@ def _count(shape: list[int]) -> int:
 
 def check_fits(directory: Path | None, training: Training, where: str, free: int) -> None:
     """Refuse, in one line, what cannot fit into ``free`` bytes."""
-    need = estimate(directory, training) if directory else None
-    if need is None or need.total * MARGIN <= free:
+    if directory is None or (need := estimate(directory, training)) is None or need.total * MARGIN <= free:
         return
-    changes = [f"lower micro_batch_tokens ({training.micro_batch_tokens})"]
-    changes += [] if training.checkpointing else ["set gradient_checkpointing"]
-    changes += ["train an adapter (lora)"] if training.rank is None else ["set quantize: nf4"] * (training.bits > 4)
-    changes += ["set base_precision: bf16"] * (training.rank is not None and training.bits == 32)
-    changes += ["use several devices with parallel: fsdp"] if training.shards == 1 else ["use more devices"]
+    changes: dict[str, dict[str, Any]] = {
+        f"lower micro_batch_tokens ({training.micro_batch_tokens})": {
+            "micro_batch_tokens": training.micro_batch_tokens // 2
+        },
+        "set gradient_checkpointing": {"checkpointing": True},
+        "train an adapter (lora)": {"rank": 16} if training.rank is None else {},
+        "set quantize: nf4": {"bits": 4} if training.rank is not None else {},
+        "set base_precision: bf16": {"bits": 16} if training.rank is not None and training.bits == 32 else {},
+        "use more devices with parallel: fsdp": {"shards": 2 * training.shards},
+    }
+    needs = {advice: estimate(directory, replace(training, **change)) for advice, change in changes.items()}
+    helps = [advice for advice, less in needs.items() if less and less.total < need.total]
     raise InputError(
-        f"{where}: training needs about {size(need.total)} ({need}), but {size(free)} are free; "
-        + ", or ".join(changes)
+        f"{where}: training needs about {size(need.total)} ({need}), but {size(free)} are free; " + ", or ".join(helps)
     )
 
 

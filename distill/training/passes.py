@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.training.batching import Example
-from distill.training.forward import Pack, Told, pack
+from distill.training.forward import FEW, Pack, Told, pack
 from distill.training.ranks import Scorer
 
 
@@ -70,7 +70,7 @@ def accumulate(task: Task, ask: Scorer, model: Any, device: torch.device, half: 
     scored = []
     for number, run in enumerate(task.runs):
         counts = number < len(task.runs) - task.idle
-        batch = pack([row.example for row in run], device)
+        batch = pack([row.example for row in run], device, FEW if half and device.type == "cpu" else 1)
         streams = {
             name: torch.tensor([value for row in run for value in row.streams[name]], device=device)
             for name in run[0].streams

@@ -43,7 +43,8 @@ def learning(
         if ranks and measure is not logprobs:
             raise InputError("what a measure of its own makes of a pass can be learned on one device only (devices: 1)")
         processes = 1 if ranks else _processes(model, settings)
-        with prepared(model, max(1, settings.threads // (ranks.size if ranks else processes))):
+        sharded = ranks is not None and settings.parallel == "fsdp"
+        with prepared(model, max(1, settings.threads // (ranks.size if ranks else processes)), sharded):
             check_packing(model)
             if ranks:
                 ranks.begin({"settings": settings, "total": total})
@@ -70,12 +71,12 @@ def follow(ranks: Ranks, settings: LearnerSettings, total: int) -> None:
 
 
 @contextmanager
-def prepared(model: Any, threads: int) -> Iterator[None]:
+def prepared(model: Any, threads: int, sharded: bool = False) -> Iterator[None]:
     """Training mode and lean layers, in a process made `steady`; undone afterwards."""
     before = model.training
     model.train()
     try:
-        with steady(threads), lean(model), quick_rotary(model):
+        with steady(threads), lean(model, sharded), quick_rotary(model):
             yield
     finally:
         model.train(before)

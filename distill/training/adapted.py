@@ -1,0 +1,135 @@
+"""A linear layer with LoRA written out: forward and backward of x W^T + s (x A^T) B^T for a fixed W.
+
+It is one product, [x, x A^T] [W, s B]^T: in half precision a sum of two, each rounded, would lose what is less than
+1 / 256 of the other, as a young adapter's part is; and so would W + s B A. Only in full precision, and where W is
+about as small as A and B, W + s B A is formed, and the gradients of A and B come from that of W. Which layers of a
+model these are is `distill.training.lean`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+SMALL = 4
+"""W is small where in * out <= SMALL r (in + out): equal operations for its gradient at 2, larger products."""
+FULL, HALF = torch.float32, torch.bfloat16
+
+
+def precision(x: Tensor) -> torch.dtype:
+    """That of a product with ``x``."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class Lora(NamedTuple):
+    """``weight`` (out, in), fixed, of the products' precision; ``a`` (r, in) and ``b`` (out, r), trained, fp32."""
+
+    weight: Tensor
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+    @property
+    def small(self) -> bool:
+        few = self.weight.numel() <= SMALL * len(self.a) * sum(self.weight.shape)
+        return few and self.weight.dtype == FULL
+
+
+class Products:
+    """What one layer makes of tiles of tokens ``x`` (n, in), and of the gradients ``g`` (n, out) of that; those of A
+    and B are added up, in fp32, over the tiles."""
+
+    def __init__(self, lora: Lora) -> None:
+        self.lora = lora
+        self._a, self._b = lora.a.to(lora.weight.dtype), (lora.b * lora.scaling).to(lora.weight.dtype)
+        self._whole = torch.addmm(lora.weight, self._b, self._a) if lora.small else None
+        self._sums: list[Tensor] = []
+
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """(n, in) -> (n, out)"""
+        if self._whole is not None:
+            return torch.mm(x, self._whole.t(), out=out)
+        return torch.mm(torch.cat((x, x @ self._a.t()), 1), self._wide.t(), out=out)
+
+    def backward(self, g: Tensor, x: Tensor, out: Tensor | None, add: bool = False) -> None:
+        """The gradient of ``x`` into ``out`` (n, in), or with ``add`` onto it, or with None nowhere."""
+        if self._whole is not None:
+            self._sum(g.t() @ x)
+            weight = self._whole
+        else:
+            low = g @ self._b
+            self._sum(low.t() @ x, (x @ self._a.t()).t() @ g)  # g.t() @ (x @ a.t()) is slower by half
+            if out is not None:
+                g, weight = torch.cat((g, low), 1), self._tall
+        if out is not None:
+            out.addmm_(g, weight) if add else torch.mm(g, weight, out=out)
+
+    @cached_property
+    def _wide(self) -> Tensor:
+        return torch.cat((self.lora.weight, self._b), 1)
+
+    @cached_property
+    def _tall(self) -> Tensor:
+        return torch.cat((self.lora.weight, self._a), 0)
+
+    def _sum(self, *parts: Tensor) -> None:
+        if not self._sums:
+            self._sums = [part.float() for part in parts]
+        else:
+            for total, part in zip(self._sums, parts, strict=True):
+                total.add_(part)
+
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """Of A (r, in) and B (out, r)."""
+        scaling = self.lora.scaling
+        if self.lora.small:
+            (whole,) = self._sums
+            return self._b.t() @ whole, (whole @ self._a.t()).mul_(scaling)
+        to_a, to_b = self._sums
+        return to_a, to_b.t().mul_(scaling)
+
+
+def is_plain(layer: Any) -> bool:
+    """Whether this LoRA layer of peft is no more than that."""
+    base = layer.get_base_layer()
+    if type(base) is not nn.Linear or base.weight.dtype not in (FULL, HALF) or layer.merged or layer.lora_variant:
+        return False
+    return len(layer.active_adapters) == 1 and isinstance(layer.lora_dropout[layer.active_adapters[0]], nn.Identity)
+
+
+def lora_of(layer: Any, weight: Tensor) -> Lora:
+    name = layer.active_adapters[0]
+    return Lora(weight, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
+
+
+class _Adapted(Function):
+    """x (..., in) to x W^T + s (x A^T) B^T + bias, (..., out), for fixed W and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, bias: Tensor | None, weight: Tensor, a: Tensor, b: Tensor, scaling: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, a, b)
+        ctx.scaling = scaling
+        made = Products(Lora(weight, a, b, scaling)).forward(x.flatten(0, -2))
+        if bias is not None:
+            made.add_(bias)
+        return made.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b = ctx.saved_tensors
+        products = Products(Lora(weight, a, b, ctx.scaling))
+        back = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        g = grads[0].flatten(0, -2)
+        products.backward(g, x.flatten(0, -2), None if back is None else back.view(-1, x.shape[-1]))
+        return back, None, None, *products.gradients(), None
+
+
+adapted: Callable[..., Tensor] = _Adapted.apply
