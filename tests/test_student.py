@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from distill.training.batching import from_tokens  # noqa: E402
 from distill.training.early_stopping import Heldout, heldout_loss  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
 from distill.training.forward import check_packing, logprobs, pack  # noqa: E402
+from distill.training.lean import lean  # noqa: E402
 from distill.training.learner import Learner  # noqa: E402
 from distill.training.loop import StepMetrics, TrainResult, TrainSettings, train  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
@@ -149,6 +151,31 @@ def test_nf4_holds_the_base_in_four_bits_and_learns(base: Model, tmp_path: Path)
     result = fit(model, tmp_path, steps=20)
     assert all(column[-1] < column[0] for column in result.losses.values())
     assert all(map(torch.equal, frozen, before))
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+def test_over_four_bits_layers_are_written_out_with_the_same_values_and_gradients(base: Model, half: bool) -> None:
+    model = quantised(base)
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            p.data.uniform_(-0.2, 0.2)
+    batch, found, asked = pack(examples(5)), [], []
+    bases = [module for name, module in model.named_modules() if name.endswith("base_layer")]
+    for base_layer in bases:
+        base_layer.register_forward_hook(lambda *_: asked.append(1))
+    for written_out in (False, True):
+        model.zero_grad()
+        with lean(model) if written_out else nullcontext(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            asked.clear()  # `lean` tries out what it replaces
+            values = logprobs(model, batch)
+            with torch.no_grad(), model.disable_adapter():
+                reference = logprobs(model, batch)
+        values.sum().backward()
+        assert len(asked) == (0 if written_out else 2 * len(bases))
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+        found.append((values.detach(), reference, gradient))
+    for plain, ours in zip(*found, strict=True):
+        assert (ours - plain).norm() <= (0.05 if half else 1e-5) * plain.norm()
 
 
 def test_nf4_stopped_and_resumed_equals_uninterrupted(base: Model, tmp_path: Path) -> None:

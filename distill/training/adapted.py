@@ -28,17 +28,14 @@ def precision(x: Tensor) -> torch.dtype:
 
 
 class Lora(NamedTuple):
-    """``weight`` (out, in), fixed, of the products' precision; ``a`` (r, in) and ``b`` (out, r), trained, fp32."""
+    """``weight`` (out, in), fixed, of the products' precision, or what ``dense`` makes one of (quantised weights);
+    ``a`` (r, in) and ``b`` (out, r), trained, fp32."""
 
     weight: Tensor
     a: Tensor
     b: Tensor
     scaling: float
-
-    @property
-    def small(self) -> bool:
-        few = self.weight.numel() <= SMALL * len(self.a) * sum(self.weight.shape)
-        return few and self.weight.dtype == FULL
+    dense: Callable[[Tensor], Tensor] | None = None
 
 
 class Products:
@@ -46,9 +43,12 @@ class Products:
     and B are added up, in fp32, over the tiles."""
 
     def __init__(self, lora: Lora) -> None:
-        self.lora = lora
-        self._a, self._b = lora.a.to(lora.weight.dtype), (lora.b * lora.scaling).to(lora.weight.dtype)
-        self._whole = torch.addmm(lora.weight, self._b, self._a) if lora.small else None
+        self._scaling = lora.scaling
+        self._weight = lora.dense(lora.weight) if lora.dense else lora.weight
+        self.width, dtype = len(self._weight), self._weight.dtype
+        self._a, self._b = lora.a.to(dtype), (lora.b * lora.scaling).to(dtype)
+        few = self._weight.numel() <= SMALL * len(lora.a) * sum(self._weight.shape)
+        self._whole = torch.addmm(self._weight, self._b, self._a) if few and dtype == FULL else None
         self._sums: list[Tensor] = []
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -72,11 +72,11 @@ class Products:
 
     @cached_property
     def _wide(self) -> Tensor:
-        return torch.cat((self.lora.weight, self._b), 1)
+        return torch.cat((self._weight, self._b), 1)
 
     @cached_property
     def _tall(self) -> Tensor:
-        return torch.cat((self.lora.weight, self._a), 0)
+        return torch.cat((self._weight, self._a), 0)
 
     def _sum(self, *parts: Tensor) -> None:
         if not self._sums:
@@ -87,49 +87,56 @@ class Products:
 
     def gradients(self) -> tuple[Tensor, Tensor]:
         """Of A (r, in) and B (out, r)."""
-        scaling = self.lora.scaling
-        if self.lora.small:
+        if self._whole is not None:
             (whole,) = self._sums
-            return self._b.t() @ whole, (whole @ self._a.t()).mul_(scaling)
+            return self._b.t() @ whole, (whole @ self._a.t()).mul_(self._scaling)
         to_a, to_b = self._sums
-        return to_a, to_b.t().mul_(scaling)
+        return to_a, to_b.t().mul_(self._scaling)
 
 
-def is_plain(layer: Any) -> bool:
-    """Whether this LoRA layer of peft is no more than that."""
-    base = layer.get_base_layer()
-    if type(base) is not nn.Linear or base.weight.dtype not in (FULL, HALF) or layer.merged or layer.lora_variant:
+def is_plain(module: Any) -> bool:
+    """Whether this is a LoRA layer of peft over weights in full, half or 4-bit precision, and no more than that."""
+    kind = type(module)
+    if not kind.__module__.startswith("peft.tuners.lora.") or kind.__name__ not in ("Linear", "Linear4bit"):
         return False
-    return len(layer.active_adapters) == 1 and isinstance(layer.lora_dropout[layer.active_adapters[0]], nn.Identity)
+    base, names = module.get_base_layer(), module.active_adapters
+    if module.merged or module.lora_variant or len(names) != 1:
+        return False
+    known = is_packed(base.weight) or (type(base) is nn.Linear and base.weight.dtype in (FULL, HALF))
+    return known and isinstance(module.lora_dropout[names[0]], nn.Identity)
 
 
-def lora_of(layer: Any, weight: Tensor) -> Lora:
-    name = layer.active_adapters[0]
-    return Lora(weight, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
+def is_packed(weight: Tensor) -> bool:
+    """Whether this is a weight in 4 bits of bitsandbytes."""
+    return getattr(weight, "quant_state", None) is not None
+
+
+def factors_of(layer: Any) -> tuple[Tensor, Tensor, float]:
+    """A, B and the scaling of a LoRA layer of peft."""
+    (name,) = layer.active_adapters
+    return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
 
 
 class _Adapted(Function):
-    """x (..., in) to x W^T + s (x A^T) B^T + bias, (..., out), for fixed W and bias."""
+    """x (..., in) and the fields of a `Lora` to x W^T + s (x A^T) B^T + bias, (..., out), for a fixed bias."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, bias: Tensor | None, weight: Tensor, a: Tensor, b: Tensor, scaling: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, *fields: Any) -> Tensor:
+        weight, a, b, *ctx.rest = fields
         ctx.save_for_backward(x, weight, a, b)
-        ctx.scaling = scaling
-        made = Products(Lora(weight, a, b, scaling)).forward(x.flatten(0, -2))
+        made = Products(Lora(*fields)).forward(x.flatten(0, -2))
         if bias is not None:
             made.add_(bias)
         return made.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b = ctx.saved_tensors
-        products = Products(Lora(weight, a, b, ctx.scaling))
+        x, *tensors = ctx.saved_tensors
+        products = Products(Lora(*tensors, *ctx.rest))
         back = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         g = grads[0].flatten(0, -2)
         products.backward(g, x.flatten(0, -2), None if back is None else back.view(-1, x.shape[-1]))
-        return back, None, None, *products.gradients(), None
+        return back, None, None, *products.gradients(), None, None
 
 
 adapted: Callable[..., Tensor] = _Adapted.apply

@@ -8,7 +8,7 @@ and makes the rest of it again in the backward pass, which costs no product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,31 +16,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from distill.training.adapted import Lora, Products, is_plain
+from distill.training.adapted import Lora, Products, factors_of
 
 TILE = 256
 """Tokens that pass through the block at once, on CPU."""
+WIDTH, TENSORS = len(Lora._fields), 3
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
-def projections(block: nn.Module) -> list[Any] | None:
-    """The three LoRA layers of a block that is no more than this, or None."""
-    found = [getattr(block, name, None) for name in PROJECTIONS]
-    plain = all(_has_no_bias(layer) for layer in found)
-    return found if plain and _is_gated(block, found) else None
-
-
-def _has_no_bias(layer: Any) -> bool:
-    from peft.tuners.lora import Linear
-
-    return type(layer) is Linear and is_plain(layer) and layer.get_base_layer().bias is None
+def projections(block: nn.Module, plain: Collection[nn.Module]) -> list[Any] | None:
+    """The three LoRA layers of a block, all among the ``plain`` ones, that is no more than this; or None."""
+    found: list[Any] = [getattr(block, name, None) for name in PROJECTIONS]
+    if any(layer not in plain or layer.get_base_layer().bias is not None for layer in found):
+        return None
+    return found if _is_gated(block, found) else None
 
 
 @torch.no_grad()
 def _is_gated(block: nn.Module, layers: list[Any]) -> bool:
     gate, up, down = layers
-    weight = gate.get_base_layer().weight
-    probe = torch.randn(1, 3, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    a, weight = factors_of(gate)[0], gate.get_base_layer().weight
+    probe = torch.randn(1, 3, a.shape[1], generator=torch.Generator().manual_seed(0))
+    probe = probe.to(weight if weight.is_floating_point() else a)
     try:
         return torch.allclose(block(probe), down(F.silu(gate(probe)) * up(probe)), atol=1e-6)
     except (TypeError, ValueError, RuntimeError):  # one that wants more than hidden states
@@ -58,22 +55,22 @@ class _Gated(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *fields: Any) -> Tensor:
-        gate, up, down = sides = [Products(Lora(*fields[i : i + 4])) for i in (0, 4, 8)]
-        opened, raised, out = (x.new_empty(len(x), len(side.lora.weight)) for side in sides)
+        sides = [fields[i : i + WIDTH] for i in range(0, len(fields), WIDTH)]
+        gate, up, down = products = [Products(Lora(*side)) for side in sides]
+        opened, raised, out = (x.new_empty(len(x), each.width) for each in products)
         for tile in _tiles(x):
             gate.forward(x[tile], opened[tile])
             up.forward(x[tile], raised[tile])
             down.forward(F.silu(opened[tile]).mul_(raised[tile]), out[tile])
-        ctx.save_for_backward(x, opened, raised, *(field for field in fields if isinstance(field, Tensor)))
-        ctx.scalings = [side.lora.scaling for side in sides]
+        ctx.save_for_backward(x, opened, raised, *(tensor for side in sides for tensor in side[:TENSORS]))
+        ctx.rest = [side[TENSORS:] for side in sides]
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, opened, raised, *tensors = ctx.saved_tensors
-        gate, up, down = sides = [
-            Products(Lora(*tensors[3 * i : 3 * i + 3], scaling))  # type: ignore[call-arg]
-            for i, scaling in enumerate(ctx.scalings)
+        gate, up, down = products = [
+            Products(Lora(*tensors[TENSORS * i : TENSORS * (i + 1)], *rest)) for i, rest in enumerate(ctx.rest)
         ]
         back = torch.empty_like(x)
         for tile in _tiles(x):
@@ -84,8 +81,8 @@ class _Gated(Function):
             to_gate = torch.ops.aten.silu_backward(inner.mul_(raised[tile]), before)
             gate.backward(to_gate, x[tile], back[tile])
             up.backward(to_up, x[tile], back[tile], add=True)
-        factors = [side.gradients() for side in sides]
-        return back, *(part for a, b in factors for part in (None, a, b, None))
+        factors = [each.gradients() for each in products]
+        return back, *(part for a, b in factors for part in (None, a, b, None, None))
 
 
 def _tiles(x: Tensor) -> list[slice]:

@@ -6,14 +6,14 @@ training, the forward of
 - LoRA layers (`distill.training.adapted`), and gated feed-forward blocks of three of them (`distill.training.gated`);
 - RMS norms that are no more than that (`distill.engines.norms` finds them): an eighth of autograd's passes.
 
-In fp32, and under autocast as that would: products in half precision, norms in full. What is of another kind
-(quantised or trained weights under an adapter, dropout) stays as it was.
+In fp32, and under autocast as that would: products in half precision, norms in full. Weights in 4 bits are unpacked for
+each pass over them. What is of another kind (8 bits, trained weights under an adapter, dropout) stays as it was.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from distill.engines.norms import plain_norms
-from distill.training.adapted import FULL, HALF, adapted, is_plain, lora_of, precision
+from distill.training.adapted import FULL, HALF, Lora, adapted, factors_of, is_packed, is_plain, precision
 from distill.training.gated import gated, projections
 
 
@@ -32,11 +32,10 @@ from distill.training.gated import gated, projections
 def lean(model: nn.Module, sharded: bool = False) -> Iterator[None]:
     """Within this context the layers of ``model`` that can be are replaced. From its first use under autocast on, each
     has its fixed weight in half precision, too, unless weights are ``sharded``, which come and go."""
-    from peft.tuners.lora import Linear
-
     casts = Casts(keeps=not sharded)
-    found: dict[Any, Any] = {m: partial(_lora, casts) for m in model.modules() if type(m) is Linear and is_plain(m)}
-    found |= {m: partial(_feed_forward, casts, layers) for m in model.modules() if (layers := projections(m))}
+    plain = [module for module in model.modules() if is_plain(module)]
+    found: dict[Any, Any] = {module: partial(_lora, casts) for module in plain}
+    found |= {m: partial(_feed_forward, casts, layers) for m in model.modules() if (layers := projections(m, plain))}
     found |= {m: partial(_norm, epsilon) for m, epsilon in plain_norms(model, FULL).items()}
     for module, forward in found.items():
         module.forward = partial(forward, module, module.forward)
@@ -73,31 +72,46 @@ class Casts:
         return self._input[1]
 
 
-def _is_fixed(layers: Sequence[Any], dtype: torch.dtype) -> bool:
-    """Whether the weights under the adapters are not trained, and are or can be had in this precision."""
-    weights = [layer.get_base_layer().weight for layer in layers]
-    return dtype in (FULL, HALF) and not any(w.requires_grad or w.dtype not in (dtype, FULL) for w in weights)
+def _fixed(casts: Casts, layer: Any, dtype: torch.dtype) -> tuple[Tensor, Callable[[Tensor], Tensor] | None] | None:
+    """The weight under an adapter in this precision, or packed and what unpacks it so; None if there is none such."""
+    weight = layer.get_base_layer().weight
+    if weight.requires_grad or dtype not in (FULL, HALF):
+        return None
+    if is_packed(weight):
+        return weight, partial(_unpacked, weight.quant_state, dtype)
+    return (casts.weight(weight, dtype), None) if weight.dtype in (dtype, FULL) else None
+
+
+def _unpacked(state: Any, dtype: torch.dtype, packed: Tensor) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(packed, state).to(dtype)
+
+
+def _side(casts: Casts, layer: Any, dtype: torch.dtype) -> Lora | None:
+    found = _fixed(casts, layer, dtype)
+    return Lora(found[0], *factors_of(layer), found[1]) if found else None
 
 
 def _lora(casts: Casts, layer: Any, otherwise: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    dtype = precision(x)
-    if not _is_fixed([layer], dtype):
+    dtype, bias = precision(x), layer.get_base_layer().bias
+    side = _side(casts, layer, dtype)
+    if side is None:
         return otherwise(x)
-    base = layer.get_base_layer()
-    x, weight = casts.input(x, dtype), casts.weight(base.weight, dtype)
+    x = casts.input(x, dtype)
     if layer.disable_adapters:
-        return F.linear(x, weight, None if base.bias is None else base.bias.to(dtype))
-    return adapted(x, base.bias, *lora_of(layer, weight))
+        weight = side.dense(side.weight) if side.dense else side.weight
+        return F.linear(x, weight, None if bias is None else bias.to(dtype))
+    return adapted(x, bias, *side)
 
 
 def _feed_forward(
     casts: Casts, layers: list[Any], block: Any, otherwise: Callable[[Tensor], Tensor], x: Tensor
 ) -> Tensor:
     dtype = precision(x)
-    if any(layer.disable_adapters for layer in layers) or not _is_fixed(layers, dtype):
-        return otherwise(x)
-    sides = [lora_of(layer, casts.weight(layer.get_base_layer().weight, dtype)) for layer in layers]
-    return gated(casts.input(x, dtype), sides)
+    sides = [_side(casts, layer, dtype) for layer in layers if not layer.disable_adapters]
+    found = [side for side in sides if side]
+    return gated(casts.input(x, dtype), found) if len(found) == len(layers) else otherwise(x)
 
 
 def _norm(epsilon: float, module: Any, otherwise: Callable[[Tensor], Tensor], hidden_states: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ MARGIN = 0.9
 """A run is refused when this share of its estimate is more than what is free. On CPU estimates were 0.92 to 1.17 of the
 measured peak (27M parameters, LoRA and full, fp32 and bf16); the tenth is for models of another build: what would fit
 must not be refused."""
-KEPT = {"all": (5, 4, 3), "nf4": (7, 4, 4), "lora": (4, 2, 3), "half": (4, 1.7, 1.5)}
+KEPT = {"all": (5, 4, 3), "lora": (4, 2, 3), "half": (4, 1.7, 1.5)}
 """Where layers are written out (`distill.training.lean`) it is less."""
 HEAD = 3
 """Copies of a chunk of logits at once: they, their softmax, their gradient."""
@@ -92,7 +92,7 @@ def estimate(directory: Path, training: Training, chunk: int = 1 << 24) -> Estim
     trained = every if training.rank is None else sum(training.rank * (a + b) for a, b in linear)
     outside = 2 if training.bits == 16 else 4  # bytes of an embedding's or norm's weight
     frozen = 0 if training.rank is None else outside * (every - matrices) + training.bits * matrices // 8
-    kind = "all" if training.rank is None else "nf4" if training.bits == 4 else "half" if training.half else "lora"
+    kind = "all" if training.rank is None else "half" if training.half else "lora"
     per_layer = sum(n * size for n, size in zip(KEPT[kind], (hidden, inner, queries + keys), strict=True))
     casts = 2 * matrices if kind == "half" and training.bits == 32 and training.shards == 1 else 0
     kept = layers * hidden + per_layer if training.checkpointing else layers * per_layer
