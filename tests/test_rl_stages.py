@@ -30,6 +30,14 @@ PRICED = {"reward": [{"verifier": None}, {"length": "target", "tokens": 20, "wei
 """No two responses are likely to be worth the same."""
 
 
+class Heard(Listener):
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    def start(self, stage: str, plan: Any) -> None:
+        self.ran.append(stage)
+
+
 def run(where: Path, kind: str, **changes: Any) -> tuple[Store, dict[str, Any]]:
     stages = {
         "problems": {"sources": [{"family": "logic", "train": 24, "heldout": 6}]},
@@ -105,3 +113,27 @@ def test_what_ppo_cannot_do_is_said_when_the_yaml_is_read(
     with pytest.raises(InputError, match=message) as told:
         run(tmp_path, "ppo", **changes)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "limit", "message"),
+    [
+        ({}, 5, "refine: 6 prompts a step, but only 5 problems to train on in late; lower `prompts`"),
+        ({"watch": {"problems": "late"}}, None, "refine: watch: late holds out no problem"),
+    ],
+)
+def test_too_few_problems_are_told_before_anything_runs(
+    tmp_path: Path, changes: dict[str, Any], limit: int | None, message: str
+) -> None:
+    sources = {"sources": [{"family": "logic", "train": 24}]}
+    stages = {
+        "problems": sources,
+        "first": {"kind": "generate", "problems": "problems", "teacher": "embedded:teacher"},
+        "late": {"kind": "problems", "seed": 1, **sources},
+        "refine": {"kind": "ppo", **SMALL, "problems": "late", **changes},
+    }
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"name": "p", "workspace": str(tmp_path / "w"), "stages": stages}))
+    spec, heard = config.load(tmp_path / "p.yaml", catalog.stage, limit=limit), Heard()
+    with pytest.raises(InputError, match=message):
+        runner.run(spec, Workspace(tmp_path / "w"), heard, lambda: False)
+    assert heard.ran == []

@@ -229,4 +229,5 @@ STAGE = Stage(
     run=run,
     forecast=forecast,
     dependencies=dependencies,
+    refuse=lambda settings, figures: settings.unwatchable(figures),
 )

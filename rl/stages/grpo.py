@@ -83,7 +83,7 @@ def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> 
                 f"{wanted} prompts a step, but only {there} problems to train on in {task.stage}; "
                 "lower `prompts` or `refills`, or take more problems (`train`, --limit)"
             )
-    return None
+    return settings.unwatchable(figures)
 
 
 def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:

@@ -5,7 +5,8 @@ settings that are mappings of their own. What a stage alone means is in its modu
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -93,6 +94,12 @@ class WatchedSettings(Settings):
         if self.on_alarm == "rollback" and self.watch is None:
             raise ValueError("on_alarm: rollback needs `watch`: held-out problems say which checkpoint is good")
         return self
+
+    def unwatchable(self, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """Why there is nothing to watch, by the figures of upstream stages."""
+        if self.watch is None or self.watch.problems not in figures or figures[self.watch.problems].get("heldout"):
+            return None
+        return f"watch: {self.watch.problems} holds out no problem"
 
 
 class SampledSettings(WatchedSettings, StudentSettings):
