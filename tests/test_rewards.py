@@ -320,6 +320,11 @@ def test_settings_at_their_defaults_are_in_no_fingerprint() -> None:
         ({"clip_cap": 1.1, "clip_high": 0.2}, "clip_cap must be above"),
         ({"loss": "cispo", "clip_low": 0.1}, "cispo has one bound"),
         ({"engine_floor": 3}, "below engine_cap"),
+        (
+            {"engine_level": "sequence", "engine_correction": "none"},
+            "engine_level does nothing with `engine_correction:",
+        ),
+        ({"engine_cap": 3.0, "engine_correction": "none"}, "engine_cap does nothing with `engine_correction: none`"),
         ({"base_precision": "bf16"}, "needs `lora` and `precision: bf16`"),
         ({"base_precision": "bf16", "precision": "bf16", "norm_learning_rate": 0.1}, "norm in bf16"),
         ({"overlong_buffer": 16}, "overlong_buffer lowers rewards with `overlong: punish` alone"),

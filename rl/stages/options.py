@@ -150,6 +150,9 @@ class SampledSettings(WatchedSettings, StudentSettings):
             raise ValueError("norm_learning_rate: a norm in bf16 cannot be trained; leave it or base_precision out")
         if self.engine_floor >= self.engine_cap:
             raise ValueError("engine_floor must be below engine_cap")
+        for name in ("engine_level", "engine_floor", "engine_cap"):
+            if self.engine_correction == "none" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} does nothing with `engine_correction: none`; leave one of the two out")
         if self.updates > self.prompts:
             raise ValueError(f"updates: each learns from problems of its own, and a step has {self.prompts} (prompts)")
         if isinstance(self.engine, VllmOptions):
