@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,27 @@ class Heard(Listener):
         self.ran.append(stage)
 
 
-def run(where: Path, kind: str, **changes: Any) -> tuple[Store, dict[str, Any]]:
+def run(where: Path, kind: str, more: Sequence[Any] = (), **changes: Any) -> tuple[Store, dict[str, Any]]:
     stages = {
-        "problems": {"sources": [{"family": "logic", "train": 24, "heldout": 6}]},
+        "problems": {"sources": [{"family": "logic", "train": 24, "heldout": 6}, *more]},
         "refine": {"kind": kind, **SMALL, **changes},
     }
     (where / "p.yaml").write_text(yaml.safe_dump({"name": "p", "workspace": str(where / "w"), "stages": stages}))
     spec = config.load(where / "p.yaml", catalog.stage)
     result = runner.run(spec, Workspace(where / "w"), Listener(), lambda: False)[-1]
     return Store(where / "w"), dict(result.manifest.figures)
+
+
+def test_every_prompt_of_a_step_is_a_rollout_though_problems_come_again(tmp_path: Path) -> None:
+    """Of 24 problems 20 a step: with no groups, a step whose problems were too few was a step with fewer rollouts."""
+    store, figures = run(tmp_path, "ppo", prompts=20, group=1, steps=4)
+    rows = store.rows("SELECT step, count(*) AS n, count(DISTINCT problem_key) AS kinds FROM rollouts GROUP BY 1")
+    assert figures["rollouts"] == 80 and {(row["n"], row["kinds"]) for row in rows} == {(20, 20)}
+
+
+def test_a_source_that_cannot_fill_its_share_of_a_step_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="stage refine: 6 prompts a step of source 'calc' of problems, which has 5"):
+        run(tmp_path, "ppo", [{"family": "calc", "train": 5}], problems=[{"stage": "problems", "source": "calc"}])
 
 
 @needs_teacher
