@@ -39,6 +39,7 @@ def load(
         network: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=model.revision, dtype=getattr(torch, dtype), **how
         )
+        network.config._commit_hash = model.revision  # transformers writes it down no more
         network = _in_one_layout(network) if quantize else network.to(device)
         if model.adapter:
             network = _folded(network, model.adapter)

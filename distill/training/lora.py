@@ -16,14 +16,11 @@ from distill.randomness import generator
 from pipeline.errors import InputError
 
 
-def add_lora(
-    model: Any, *, rank: int, alpha: float, seed: int, final_norm: bool = False, revision: str | None = None
-) -> Any:
+def add_lora(model: Any, *, rank: int, alpha: float, seed: int, final_norm: bool = False) -> Any:
     """Wrap ``model`` with a LoRA adapter on every linear layer but the output head; dropout 0.
 
     ``final_norm`` trains (a copy of) the last norm's weight too: it scales the logits, which low-rank
-    updates inside the network can hardly do, and which is most of what RL has to change at first. ``revision`` is
-    that of the model, where it came from the hub; the adapter's configuration tells it.
+    updates inside the network can hardly do, and which is most of what RL has to change at first.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -33,7 +30,7 @@ def add_lora(
         lora_dropout=0.0,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
-        revision=revision,
+        revision=getattr(model.config, "_commit_hash", None),  # of a base from the hub: `distill.pretrained` says it
         modules_to_save=[_final_norm(model)] if final_norm else None,
     )
     student = get_peft_model(model, config)

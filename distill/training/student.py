@@ -62,10 +62,7 @@ def load(
     if gradient_checkpointing:
         checkpoint_layers(network)
     if adapter:
-        network = add_lora(
-            network, rank=adapter.rank, alpha=adapter.alpha, seed=seed, final_norm=adapter.final_norm,
-            revision=model.revision,
-        )  # fmt: skip
+        network = add_lora(network, rank=adapter.rank, alpha=adapter.alpha, seed=seed, final_norm=adapter.final_norm)
     for weight in network.parameters():
         if weight.requires_grad:  # in bf16 an update of less than 1 / 256 of a weight is none
             weight.data = weight.data.float()
