@@ -58,10 +58,36 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("<this directory>")
 tokenizer = AutoTokenizer.from_pretrained("<this directory>")
 ```
-
+{_adapter(directory.parent, start)}
 It thinks between `<think>` and `</think>`; what follows is its answer.
 """
     (directory / "README.md").write_text(text, encoding="utf-8")
+
+
+def _adapter(artifact: Path, start: str) -> str:
+    """How the adapter beside the model is used, where there is one."""
+    if not (artifact / "adapter").is_dir():
+        return ""
+    directory = None if start.startswith(modelspec.STAGE) else modelspec.directory_of(start)
+    if directory and modelspec.is_adapter(directory):
+        return f"\nThe adapter in `adapter/` belongs on `{start}` merged into its base; the model above is whole.\n"
+    base = (
+        f"`{start}`, which is fetched from the hub."
+        if not directory and not start.startswith(modelspec.STAGE)
+        else "the directory that held its base when it was trained. Elsewhere, write where the base is into\n"
+        "`base_model_name_or_path`, or take the model above, which is whole."
+    )
+    return f"""
+The adapter alone lies beside this directory, in `adapter/`, and may be taken anywhere:
+
+```python
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("<directory of the adapter>")
+```
+
+Its `adapter_config.json` names {base}
+"""
 
 
 def _head(context: Context, start: str) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -115,7 +115,7 @@ def base_of(path: Path, name: str) -> str:
     """The name of the model that an adapter belongs on top of.
 
     A relative path counts from the adapter's directory, or from where one stands; a bare name may be
-    that of a shipped model.
+    that of a shipped model. What one of ours names by a path that is no more may have moved along with it.
     """
     try:
         config = json.loads((path / ADAPTER_CONFIG).read_text())
@@ -126,12 +126,21 @@ def base_of(path: Path, name: str) -> str:
         raise InputError(f"model {name}: {path} is an adapter of type {kind}; only LORA ones can be loaded")
     if not isinstance(base, str) or not base:
         raise InputError(f"model {name}: {path / ADAPTER_CONFIG} names no base model (base_model_name_or_path)")
-    for place in (path / base, Path(base).expanduser(), EMBEDDED / base):
+    for place in (path / base, Path(base).expanduser(), EMBEDDED / base, *_moved(path, Path(base))):
         if place.is_dir() and place != path:
             return str(place.absolute())
     if not re.fullmatch(HUB_NAME, base):
         raise InputError(f"model {name}: its base model {base}, named in {path / ADAPTER_CONFIG}, is not there")
     return f"{base}@{revision}" if revision and "@" not in base else base
+
+
+def _moved(adapter: Path, base: Path) -> Iterator[Path]:
+    """Where an adapter's base may lie now: another stage's student in the workspace that both are in, beside the
+    adapter in a directory named by its content; a shipped model in this installation."""
+    if base.name == MODEL:
+        yield adapter.resolve().parent.parent / base.parent.name / MODEL
+    if base.parts[-3:-1] == EMBEDDED.parts[-2:]:
+        yield EMBEDDED / base.name
 
 
 def _check_adapter(path: Path, name: str) -> None:

@@ -39,9 +39,12 @@ def load(
         network: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=model.revision, dtype=getattr(torch, dtype), **how
         )
+        network.config._commit_hash = model.revision  # transformers writes it down no more
         network = _in_one_layout(network) if quantize else network.to(device)
         if model.adapter:
             network = _folded(network, model.adapter)
+            # No file holds what an adapter trained from here belongs on: by either name it would load, and be wrong.
+            network.name_or_path = f"{model.adapter} merged into {model.source}"
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         named, lines = model.adapter or model.source, [line.strip() for line in str(error).strip().splitlines()]
         said = " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # torch names what does not fit in the second

@@ -43,6 +43,13 @@ class StagePlan:
     forecast: Forecast | None = None
     last_seconds: float | None = None
     figures: Mapping[str, Any] = field(default_factory=dict)
+    """What was made; else what will be, as far as it is known."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether no more than ``figures`` will come of it: it is made, or its settings alone say how much it makes."""
+        foretold = not self.spec.upstream and self.forecast is not None and self.forecast.total
+        return self.manifest is not None or bool(foretold)  # one that will make nothing tells itself why
 
 
 def identify(spec: StageSpec, upstream: Mapping[str, Manifest], hashes: FileHashes) -> Identity:
@@ -87,6 +94,15 @@ def examine(
         reasons = ("never run, but a part is there already",)
     status = Status.PARTIAL if begun else Status.RUN
     return StagePlan(spec, status, reasons, identity, None, forecast, _last(spec, workspace), _figures(forecast))
+
+
+def at_most(specs: Iterable[StageSpec], workspace: Workspace) -> dict[str, StagePlan]:
+    """What stages that read no other will make, by their settings alone; whether they are made nobody looks."""
+    forecasts = {spec.name: (spec, _forecast(spec, workspace, None, {}, {})) for spec in specs if not spec.upstream}
+    return {
+        name: StagePlan(spec, Status.RUN, (), forecast=forecast, figures=_figures(forecast))
+        for name, (spec, forecast) in forecasts.items()
+    }
 
 
 def plan(
@@ -147,10 +163,10 @@ def _last(spec: StageSpec, workspace: Workspace) -> float | None:
     return None
 
 
-def foresee(specs: Iterable[StageSpec], known: Mapping[str, Mapping[str, Any]]) -> None:
+def foresee(specs: Iterable[StageSpec], plans: Mapping[str, StagePlan]) -> None:
     """`InputError` if a stage is already known to be impossible, by its settings and the figures of those before it."""
     for spec in specs:
         if spec.stage.refuse:
-            figures = {name: known[name] for name in spec.upstream if name in known}
+            figures = {n: plans[n].figures for n in spec.upstream if n in plans and plans[n].counts}
             if why := spec.stage.refuse(spec.settings, figures):
                 raise InputError(f"stage {spec.name}: {why}")

@@ -18,7 +18,7 @@ from pipeline.errors import PipelineError
 from pipeline.events import Listener
 from pipeline.files import link, link_place, make_directory
 from pipeline.manifest import Identity, Manifest
-from pipeline.plan import StagePlan, Status, examine, foresee, identify
+from pipeline.plan import StagePlan, Status, at_most, examine, foresee, identify
 from pipeline.stage import stop_check
 from pipeline.workspace import Clock, Workspace
 
@@ -41,6 +41,7 @@ def run(
     """Bring the targets (all stages for none) up to date; returns what is there now, in order."""
     specs = pipeline.closure(targets)
     plans: dict[str, StagePlan] = {}
+    ahead: dict[str, StagePlan] = {}
     done: list[Done] = []
     workspace.make()
     for spec in specs:
@@ -54,7 +55,9 @@ def run(
             listener.cached(spec.name, found.manifest)  # type: ignore[arg-type]
         else:
             stop_check(stopping)
-            foresee([s for s in specs if s.name not in plans], {name: p.figures for name, p in plans.items()})
+            left = [s for s in specs if s.name not in plans]
+            ahead = ahead or at_most(left, workspace)
+            foresee(left, ahead | plans)
             manifest = _run_stage(found, plans, workspace, listener, stopping, spec.name in force)
             found = StagePlan(spec, Status.CACHED, (), found.identity, manifest, figures=manifest.figures)
         plans[spec.name] = found

@@ -134,7 +134,8 @@ class Stage:
     """``(settings, hashes, manifests of upstream stages by name) -> {name: content hash}`` of what is read
     beyond inputs and `File`s."""
     refuse: Callable[[Any, Mapping[str, Mapping[str, Any]]], str | None] | None = None
-    """``(settings, figures of those upstream stages that are complete) -> why this stage cannot run``, or None.
+    """``(settings, figures of upstream stages by name) -> why this stage cannot run``, or None: of those that are
+    complete, and of those that will make at most so much by their settings alone (they read no other stage).
     Asked before any stage runs, so that nothing is made, and paid for, on the way to a refusal."""
     check: Callable[[Any, Any], str | None] | None = None
     """``(context, manifest) -> why the output is not whole (any more)``, or None. Asked before an output is

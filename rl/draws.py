@@ -11,7 +11,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
 
 from distill.randomness import generator, permutation
@@ -37,6 +36,12 @@ def shares(weights: Sequence[float], count: int, *parts: object) -> list[int]:
     whole = math.fsum(weights)
     edges = [math.floor(count * edge / whole + start) for edge in accumulate(weights[:-1])]
     return [after - before for before, after in zip([0, *edges], [*edges, count], strict=True)]
+
+
+def most(weights: Sequence[float], count: int, draws: int = 1) -> list[int]:
+    """The largest `shares` that there can be, in so many draws together."""
+    whole = math.fsum(weights)
+    return [math.ceil(count * weight / whole) * draws for weight in weights]
 
 
 class PassRates:
@@ -89,7 +94,8 @@ class Preference:
 
 class Draws:
     """The problems of (step, draw), both from 0; see `rl.grpo.Sample`. A step has room for ``draws`` draws of
-    ``prompts`` problems, whether they are made or not, so that a draw depends on no other."""
+    ``prompts`` problems, whether they are made or not, so that a draw depends on no other. All are different, so no
+    task may hold fewer than may fall to it."""
 
     def __init__(
         self, tasks: Sequence[Task], prompts: int, draws: int = 1, seed: int = 0,
@@ -98,9 +104,13 @@ class Draws:
         names = [problem.id for task in tasks for problem in task.problems]
         if len(set(names)) < len(names):
             raise InputError("two tasks hold one problem: each problem belongs to one")
+        for task, wanted in zip(tasks, most([task.weight for task in tasks], prompts, draws), strict=True):
+            if len(task.problems) < wanted:
+                raise InputError(f"{wanted} problems a step of a task that holds {len(task.problems)}")
         self._tasks, self._prompts, self._draws, self._seed = tasks, prompts, draws, seed
         self._prefer, self.rates = prefer, rates or PassRates()
         self._starts = [[0] * len(tasks)]
+        self._walks: list[list[int]] = [[] for _ in tasks]
 
     def __call__(self, step: int, draw: int = 0) -> list[Problem]:
         made = [self._counts(step, earlier) for earlier in range(draw + 1)]
@@ -122,16 +132,23 @@ class Draws:
 
     def _walked(self, step: int, index: int, count: int) -> Iterator[tuple[int, Problem]]:
         """A walk through permutations of a task's problems, a new one for each round."""
-        while len(self._starts) <= step:
-            made = zip(*(self._counts(len(self._starts) - 1, draw) for draw in range(self._draws)), strict=True)
-            self._starts.append([was + sum(counts) for was, counts in zip(self._starts[-1], made, strict=True)])
-        problems, seen = self._tasks[index].problems, set[str]()
-        for offset in range(count):
-            around, place = divmod(self._starts[step][index] + offset, len(problems))
-            problem = problems[_round(len(problems), self._seed, around, index)[place]]
-            if problem.id not in seen:  # where one round ends and the next begins
-                seen.add(problem.id)
-                yield offset, problem
+        while len(self._starts) <= step + 1:
+            self._go_on(len(self._starts) - 1)
+        start, problems = self._starts[step][index], self._tasks[index].problems
+        yield from enumerate(problems[i] for i in self._walks[index][start : start + count])
+
+    def _go_on(self, step: int) -> None:
+        """Walk up to where the room of ``step`` ends. A round that begins within it gives it none of the problems
+        again that the round before gave it."""
+        made = zip(*(self._counts(step, draw) for draw in range(self._draws)), strict=True)
+        starts = self._starts[-1]
+        ends = [start + sum(counts) for start, counts in zip(starts, made, strict=True)]
+        for index, (walk, start, end) in enumerate(zip(self._walks, starts, ends, strict=True)):
+            if len(walk) < end:
+                count = len(self._tasks[index].problems)
+                order = permutation(count, self._seed, "grpo", len(walk) // count, *([index] if index else []))
+                walk += _apart(order, walk[start:], end - len(walk))
+        self._starts.append(ends)
 
     def _preferred(self, step: int, index: int, count: int) -> Iterator[tuple[int, Problem]]:
         """Without replacement, each next one by its weight: the first ``count`` to arrive, where arrivals are
@@ -142,9 +159,15 @@ class Draws:
         yield from enumerate(problems[i] for i in sorted(range(len(problems)), key=times.__getitem__)[:count])
 
 
-@lru_cache(maxsize=8)
-def _round(count: int, seed: int, around: int, index: int) -> list[int]:
-    return permutation(count, seed, "grpo", around, *([index] if index else []))
+def _apart(order: list[int], given: Sequence[int], head: int) -> list[int]:
+    """``order`` with none of ``given`` in its first ``head`` places: they change places with the first after them."""
+    order, barred = list(order), set(given)
+    free = (place for place in range(head, len(order)) if order[place] not in barred)
+    for place in range(head):
+        if order[place] in barred:
+            other = next(free)
+            order[place], order[other] = order[other], order[place]
+    return order
 
 
 def zero_variance(draws: Draws, steps: int) -> dict[str, float]:

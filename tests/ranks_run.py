@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from collections import Counter
 from contextlib import suppress
+from functools import wraps
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora import Linear
 from test_rl import grpo, policy, student
 from tiny import examples, tiny, weights
+from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from distill.training.launch import run_of_several
 from distill.training.loop import TrainSettings, train
@@ -59,19 +65,45 @@ def valued(directory: Path, **changes: Any) -> tuple[Any, list[float]]:
     return torch.cat([found, *(w.flatten() for w in state["weights"][-2:])]), rewards
 
 
+class Written:
+    """How often a gradient will be taken through what the library wrote of a layer, by its name, in this process:
+    where ours is in its place, never."""
+
+    def __init__(self) -> None:
+        self.passes: Counter[str] = Counter()
+        for home, name in ((qwen3, "apply_rotary_pos_emb"), (qwen3.Qwen3RMSNorm, "forward"), (Linear, "forward")):
+            setattr(home, name, self._counted(f"{home.__name__} {name}", getattr(home, name)))
+
+    def _counted(self, name: str, own: Any) -> Any:
+        @wraps(own)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.passes[name] += any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+            return own(*args, **kwargs)
+
+        return counted
+
+
 def main(directory: Path) -> None:
+    written = Written()
     with run_of_several() as first:
-        if not first:
-            return
-        found: dict[str, Any] = {}
-        for parallel in ("ddp", "fsdp"):
-            for lora in (True, False):
-                place = directory / f"{parallel}-{lora}"
-                found[f"{parallel} {lora}"] = supervised(place, lora, parallel=parallel)
-            found[f"grpo {parallel}"] = refined(directory / f"grpo-{parallel}", parallel=parallel)
-            found[f"ppo {parallel}"] = valued(directory / f"ppo-{parallel}", parallel=parallel)
-            supervised(directory / "legs", False, LEG, parallel=parallel)  # goes on from where another leg ended
-        torch.save(found, directory / "found.pt")
+        learn(directory, first)
+    rank, in_training = os.environ["RANK"], written.passes.total()
+    model(True)(torch.arange(9)[None])  # and as the library has it, when training is over
+    (directory / f"written-{rank}.json").write_text(json.dumps({"in training": in_training, **written.passes}))
+
+
+def learn(directory: Path, first: bool) -> None:
+    if not first:
+        return
+    found: dict[str, Any] = {}
+    for parallel in ("ddp", "fsdp"):
+        for lora in (True, False):
+            place = directory / f"{parallel}-{lora}"
+            found[f"{parallel} {lora}"] = supervised(place, lora, parallel=parallel)
+        found[f"grpo {parallel}"] = refined(directory / f"grpo-{parallel}", parallel=parallel)
+        found[f"ppo {parallel}"] = valued(directory / f"ppo-{parallel}", parallel=parallel)
+        supervised(directory / "legs", False, LEG, parallel=parallel)  # goes on from where another leg ended
+    torch.save(found, directory / "found.pt")
 
 
 if __name__ == "__main__":

@@ -55,3 +55,25 @@ def test_what_is_ours_and_what_lies_on_the_hub(tmp_path: Path) -> None:
     assert head(tmp_path, "embedded:student-base")["license"] == "apache-2.0"
     found = head(tmp_path, "Qwen/Qwen3-0.6B-Base@main")
     assert found["base_model"] == "Qwen/Qwen3-0.6B-Base" and "license" not in found
+
+
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        ("org/name@main", "`org/name@main`, which is fetched from the hub"),
+        ("stage:sft", "write where the base is into"),
+    ],
+)
+def test_it_says_where_an_adapter_has_its_base(
+    tmp_path: Path, start: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/adapter_config.json").write_text("{}")
+    (tmp_path / "made/model").mkdir(parents=True)
+    manifest = Manifest("sft", "f" * 32, Identity("sft", 1, {}, {}, {}), "d" * 32, {}, 0.0, "", "made")
+    head(tmp_path / "made/model", start, {"sft": manifest})
+    assert "AutoPeft" not in (tmp_path / "made/model/README.md").read_text()
+    (tmp_path / "made/adapter").mkdir()
+    head(tmp_path / "made/model", start, {"sft": manifest})
+    assert told in (tmp_path / "made/model/README.md").read_text()

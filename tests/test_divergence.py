@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from safetensors import safe_open  # noqa: E402
 from test_rl import after, policy, problems, student  # noqa: E402
 from tiny import VOCABULARY, examples, tiny, weights  # noqa: E402
 from vllm_models import needs_teacher  # noqa: E402
 
 from distill import catalog  # noqa: E402
 from distill.cli.open import load  # noqa: E402
+from distill.modelspec import EMBEDDED  # noqa: E402
 from distill.randomness import generator  # noqa: E402
 from distill.store import Store  # noqa: E402
 from distill.training import forward  # noqa: E402
@@ -157,6 +159,7 @@ stages:
   gkd:
     {data: select, student: "embedded:student-base", teacher: "embedded:teacher", epochs: 2, batch_size: 4,
      top_k: 8, sampling: {max_tokens: 16}, lora: {rank: 8, alpha: 16}, threads: 1, workers: 1,
+     norm_learning_rate: 5e-2,
      watch: {problems: problems, every: 3}}
 """
 
@@ -169,6 +172,7 @@ def test_the_stage_keeps_every_sample_it_learned_from(tmp_path: Path) -> None:
     forecast = plan(spec, workspace)[-1].forecast
     assert forecast is not None and forecast.figures["memory"] > 0
     runner.run(spec, workspace, Listener(), lambda: False)
+    assert (norm_of(tmp_path / "run/gkd/model") - norm_of(EMBEDDED / "student-base")).abs().max() > 0.05
     store = Store(tmp_path / "run")
     losses = store.rows("SELECT value FROM metrics WHERE name = 'loss' AND value > 0")
     steps = store.rows("SELECT step, count(*) AS samples FROM rollouts JOIN traces USING (trace_key) GROUP BY step")
@@ -178,6 +182,12 @@ def test_the_stage_keeps_every_sample_it_learned_from(tmp_path: Path) -> None:
     measured = store.rows("SELECT step FROM metrics WHERE name = 'heldout_pass_at_1' ORDER BY step")
     assert [row["step"] for row in measured] == [0, 3, 6]
     rolled_back(tmp_path, file)
+
+
+def norm_of(directory: Path) -> Any:
+    """The weight of the final norm."""
+    with safe_open(directory / "model.safetensors", "pt") as file:
+        return file.get_tensor("model.norm.weight")
 
 
 def rolled_back(where: Path, file: Path) -> None:

@@ -229,6 +229,19 @@ def test_a_result_that_is_not_whole_is_not_recorded(project: Path, monkeypatch: 
     assert not list(Path("runs/letters/manifests/count").glob("*.json"))
 
 
+def test_what_settings_alone_make_impossible_is_refused_before_anything_runs(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the stage that will make too little comes after others, which would run for nothing."""
+    picky = replace(STAGES["count"], refuse=lambda own, figures: f"{figures[own.text]['texts']} is too few")
+    monkeypatch.setitem(STAGES, "picky", replace(picky, kind="picky"))
+    heard, spec = Heard(), load(YAML + "  late: {kind: text, file: input.txt}\n  c: {kind: picky, text: late}\n")
+    with pytest.raises(InputError, match="stage c: 1 is too few"):
+        runner.run(spec, Workspace(spec.workspace), heard, lambda: False)
+    assert heard.ran == []
+    assert run(spec, ("sum",)) == ["text", "a", "b", "sum"]
+
+
 def test_a_stage_with_a_name_that_the_workspace_uses_is_refused_before_it_runs(project: Path) -> None:
     heard = Heard()
     spec = load(YAML.replace("  a:", "  work:").replace("[a, b]", "[work, b]"))

@@ -19,9 +19,8 @@ from tiny_engine import build_model, build_tokenizer
 from distill import engines
 from distill.engines.options import OpenAIOptions, TransformersOptions
 from distill.hub import check_reachable
-from distill.modelspec import EMBEDDED, Model, base_of, check_name, find, identity_of
+from distill.modelspec import EMBEDDED, Model, check_name, find, identity_of
 from distill.pretrained import load
-from distill.training.export import _settle
 from distill.types import Request, Sampling
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
@@ -266,17 +265,3 @@ def test_the_directory_of_a_stage_is_told_from_that_of_its_model(tmp_path: Path)
     (tmp_path / "sft/model").symlink_to(EMBEDDED / "teacher")
     with pytest.raises(InputError, match=r"what a stage made has it in .*sft/model"):
         find(str(tmp_path / "sft"), tmp_path, {}, FileHashes())
-
-
-def test_a_students_adapter_finds_the_student_it_went_on_from(tmp_path: Path) -> None:
-    """By the link of its stage too, and wherever the workspace is moved to."""
-    base, adapter = tmp_path / "runs/artifacts/sft-1/model", tmp_path / "runs/artifacts/grpo-2/adapter"
-    for directory in (base, adapter):
-        directory.mkdir(parents=True)
-    (adapter / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(base)})
-    )
-    _settle(adapter / "adapter_config.json")
-    (tmp_path / "runs/grpo").symlink_to("artifacts/grpo-2")
-    (tmp_path / "runs").rename(tmp_path / "moved")
-    assert Path(base_of(tmp_path / "moved/grpo/adapter", "x")).samefile(tmp_path / "moved/artifacts/sft-1/model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -65,6 +66,14 @@ def test_grpo_samples_once_and_learns_on_all_ranks(parallel: str, together: Path
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_value_head_is_learned_on_all_ranks(parallel: str, together: Path, tmp_path: Path) -> None:
     close(torch.load(together / "found.pt")[f"ppo {parallel}"], valued(tmp_path))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_computes_layers_as_they_are_written_out_for_training(rank: int, together: Path) -> None:
+    """Rotary embeddings, norms and LoRA layers: in another way the last bits would depend on who computes a row."""
+    written = json.loads((together / f"written-{rank}.json").read_text())
+    assert written.pop("in training") == 0
+    assert len(written) == 3 and all(written.values()), written  # and what counts them counts
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(together: Path, tmp_path: Path) -> None:

@@ -182,6 +182,26 @@ def test_every_task_is_walked_through_before_a_problem_comes_again() -> None:
     assert again(3) == draws(3) and [len(draws(step)) for step in range(4)] == [8] * 4
 
 
+@given(st.integers(1, 12), st.integers(1, 2), st.integers(0, 30), st.integers(0, 5))
+def test_where_a_round_ends_within_a_step_none_is_lost_and_none_comes_twice(
+    prompts: int, rooms: int, more: int, seed: int
+) -> None:
+    """Each step is full, of different problems; each round has every problem once; each draw is a pure function."""
+    size = prompts * rooms + more
+    draws = Draws([task("a", size)], prompts, rooms, seed)
+    steps = [[p.id for draw in range(rooms) for p in draws(step, draw)] for step in range(30)]
+    assert all(len(step) == len(set(step)) == prompts * rooms for step in steps)
+    walk = [name for step in steps for name in step]
+    rounds = [walk[begin : begin + size] for begin in range(0, len(walk) - size, size)]
+    assert all(len(set(names)) == size for names in rounds)
+    assert [p.id for p in Draws([task("a", size)], prompts, rooms, seed)(29, rooms - 1)] == steps[29][-prompts:]
+
+
+def test_a_task_that_cannot_fill_its_share_of_a_step_is_refused() -> None:
+    with pytest.raises(InputError, match="8 problems a step of a task that holds 7"):
+        Draws([task("a", 7, 3.0), task("b", 9)], prompts=5, draws=2)
+
+
 @pytest.mark.parametrize("prefer", [None, Preference()])
 def test_draws_of_a_step_share_no_problem(prefer: Preference | None) -> None:
     draws = Draws([task("a", 40, 2.0), task("b", 20)], prompts=9, draws=2, prefer=prefer)
@@ -320,6 +340,11 @@ def test_settings_at_their_defaults_are_in_no_fingerprint() -> None:
         ({"clip_cap": 1.1, "clip_high": 0.2}, "clip_cap must be above"),
         ({"loss": "cispo", "clip_low": 0.1}, "cispo has one bound"),
         ({"engine_floor": 3}, "below engine_cap"),
+        (
+            {"engine_level": "sequence", "engine_correction": "none"},
+            "engine_level does nothing with `engine_correction:",
+        ),
+        ({"engine_cap": 3.0, "engine_correction": "none"}, "engine_cap does nothing with `engine_correction: none`"),
         ({"base_precision": "bf16"}, "needs `lora` and `precision: bf16`"),
         ({"base_precision": "bf16", "precision": "bf16", "norm_learning_rate": 0.1}, "norm in bf16"),
         ({"overlong_buffer": 16}, "overlong_buffer lowers rewards with `overlong: punish` alone"),

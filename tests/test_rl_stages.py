@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,35 @@ PRICED = {"reward": [{"verifier": None}, {"length": "target", "tokens": 20, "wei
 """No two responses are likely to be worth the same."""
 
 
-def run(where: Path, kind: str, **changes: Any) -> tuple[Store, dict[str, Any]]:
+class Heard(Listener):
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    def start(self, stage: str, plan: Any) -> None:
+        self.ran.append(stage)
+
+
+def run(where: Path, kind: str, more: Sequence[Any] = (), **changes: Any) -> tuple[Store, dict[str, Any]]:
     stages = {
-        "problems": {"sources": [{"family": "logic", "train": 24, "heldout": 6}]},
+        "problems": {"sources": [{"family": "logic", "train": 24, "heldout": 6}, *more]},
         "refine": {"kind": kind, **SMALL, **changes},
     }
     (where / "p.yaml").write_text(yaml.safe_dump({"name": "p", "workspace": str(where / "w"), "stages": stages}))
     spec = config.load(where / "p.yaml", catalog.stage)
     result = runner.run(spec, Workspace(where / "w"), Listener(), lambda: False)[-1]
     return Store(where / "w"), dict(result.manifest.figures)
+
+
+def test_every_prompt_of_a_step_is_a_rollout_though_problems_come_again(tmp_path: Path) -> None:
+    """Of 24 problems 20 a step: with no groups, a step whose problems were too few was a step with fewer rollouts."""
+    store, figures = run(tmp_path, "ppo", prompts=20, group=1, steps=4)
+    rows = store.rows("SELECT step, count(*) AS n, count(DISTINCT problem_key) AS kinds FROM rollouts GROUP BY 1")
+    assert figures["rollouts"] == 80 and {(row["n"], row["kinds"]) for row in rows} == {(20, 20)}
+
+
+def test_a_source_that_cannot_fill_its_share_of_a_step_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="stage refine: 6 prompts a step of source 'calc' of problems, which has 5"):
+        run(tmp_path, "ppo", [{"family": "calc", "train": 5}], problems=[{"stage": "problems", "source": "calc"}])
 
 
 @needs_teacher
@@ -105,3 +126,27 @@ def test_what_ppo_cannot_do_is_said_when_the_yaml_is_read(
     with pytest.raises(InputError, match=message) as told:
         run(tmp_path, "ppo", **changes)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "limit", "message"),
+    [
+        ({}, 5, "refine: 6 prompts a step, but only 5 problems to train on in late; lower `prompts`"),
+        ({"watch": {"problems": "late"}}, None, "refine: watch: late holds out no problem"),
+    ],
+)
+def test_too_few_problems_are_told_before_anything_runs(
+    tmp_path: Path, changes: dict[str, Any], limit: int | None, message: str
+) -> None:
+    sources = {"sources": [{"family": "logic", "train": 24}]}
+    stages = {
+        "problems": sources,
+        "first": {"kind": "generate", "problems": "problems", "teacher": "embedded:teacher"},
+        "late": {"kind": "problems", "seed": 1, **sources},
+        "refine": {"kind": "ppo", **SMALL, "problems": "late", **changes},
+    }
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"name": "p", "workspace": str(tmp_path / "w"), "stages": stages}))
+    spec, heard = config.load(tmp_path / "p.yaml", catalog.stage, limit=limit), Heard()
+    with pytest.raises(InputError, match=message):
+        runner.run(spec, Workspace(tmp_path / "w"), heard, lambda: False)
+    assert heard.ran == []

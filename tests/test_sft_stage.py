@@ -41,6 +41,7 @@ STAGES = {
     "plain": f"student: {STUDENT}, {LORA}, epochs: 2, max_tokens: 160",
     "watched": f"student: {STUDENT}, {LORA}, learning_rate: 3e-2, epochs: 4, schedule: constant, "
     "heldout: {share: 0.3, every: 2, patience: 2, measure: pass_at_1}",
+    "normed": f"student: {STUDENT}, {LORA}, epochs: 2, max_tokens: 160, norm_learning_rate: 5e-2",
     "whole": f"student: {STUDENT}, lora: null, learning_rate: 1e-3, gradient_checkpointing: true, export_precision: bf16",
 }
 
@@ -95,7 +96,7 @@ def test_overlong_traces_are_dropped_and_told_with_their_share(made: Any) -> Non
     manifests, notes, _ = made
     figures = manifests["plain"].figures
     assert (figures["examples"], figures["dropped"], figures["dropped_share"]) == (38, 2, 0.05)
-    (told,) = [note for note in notes if "dropped" in note]
+    (told,) = [note for note in notes if note.startswith("plain: dropped")]
     assert "dropped 2 of 40 examples (5.0%; the first is trace " in told and told.endswith("raise max_tokens")
 
 
@@ -106,6 +107,17 @@ def test_the_learning_rate_comes_from_the_hidden_size_and_is_said_so(made: Any) 
     assert "| `learning_rate` | 0.00062 (from the model's hidden size) |" in card(manifests["plain"], workspace)
     assert not any("watched: learning_rate" in note for note in notes)
     assert "| `learning_rate` | 0.03 |" in card(manifests["watched"], workspace)
+
+
+def test_the_final_norm_learns_at_its_own_rate_where_it_is_given_one(made: Any) -> None:
+    manifests, _, workspace = made
+    norms = {
+        name: load(Model(str(workspace.path / name / "model"), ""))[0].model.norm.weight for name in ("plain", "normed")
+    }
+    start = load(Model(STUDENT, ""))[0].model.norm.weight
+    assert torch.equal(norms["plain"], start) and (norms["normed"] - start).abs().max() > 0.05
+    assert manifests["normed"].figures["loss"] < manifests["plain"].figures["loss"]
+    assert "norm_learning_rate" not in manifests["plain"].identity.settings  # nor is what was made before it undone
 
 
 def card(manifest: Manifest, workspace: Workspace) -> str:

@@ -31,8 +31,7 @@ def plan(
             print(json.dumps(_as_dict(item)))
     else:
         _show(plans, to_run, spec.workspace)
-    made = {item.spec.name: item.figures for item in plans if item.status is Status.CACHED}
-    foresee([item.spec for item in to_run], made)
+    foresee([item.spec for item in to_run], {item.spec.name: item for item in plans})
 
 
 def _show(plans: Sequence[StagePlan], to_run: Sequence[StagePlan], workspace: Path) -> None:

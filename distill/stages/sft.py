@@ -218,7 +218,12 @@ def _how(settings: SftSettings, rate: float) -> TrainSettings:
     from distill.training.optimizer import OptimizerSettings
 
     return TrainSettings(
-        OptimizerSettings(rate, schedule=settings.schedule, warmup=settings.warmup),
+        OptimizerSettings(
+            rate,
+            norm_learning_rate=settings.norm_learning_rate,
+            schedule=settings.schedule,
+            warmup=settings.warmup,
+        ),
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         micro_batch_tokens=settings.micro_batch_tokens,

@@ -64,7 +64,20 @@ class StudentSettings(DeviceSettings):
         return self
 
 
-class SupervisedSettings(StudentSettings):
+class WriterSettings(StudentSettings):
+    """What stages share whose student writes: all but those of reward models."""
+
+    norm_learning_rate: Annotated[float | None, Field(gt=0)] = later()
+    """Trains the final norm's weight beside the adapter, at this rate: the quickest way to sharpen."""
+
+    @model_validator(mode="after")
+    def _trains_a_norm(self) -> WriterSettings:
+        if self.norm_learning_rate is not None and self.base_precision == "bf16":
+            raise ValueError("norm_learning_rate: a norm in bf16 cannot be trained; leave it or base_precision out")
+        return self
+
+
+class SupervisedSettings(WriterSettings):
     """What stages share that train on the examples of a selection."""
 
     data: Annotated[str, Input(accepts=("selection",))]
@@ -93,15 +106,14 @@ class SupervisedSettings(StudentSettings):
         return None if examples is None else -(-examples // self.batch_size) * self.epochs
 
 
-def load_student(
-    settings: StudentSettings, start: Model, final_norm: bool = False, samples: bool = False
-) -> tuple[Any, Any]:
-    """(network ready to be trained, tokenizer); ``final_norm`` trains that too, beside the adapter. A model that is
-    to be cut up lies in the machine's memory, unless this process ``samples`` from it."""
+def load_student(settings: StudentSettings, start: Model, samples: bool = False) -> tuple[Any, Any]:
+    """(network ready to be trained, tokenizer). A model that is to be cut up lies in the machine's memory, unless this
+    process ``samples`` from it."""
     from distill.training import student
 
     check_installed(settings.log_to)
-    adapter = student.Adapter(settings.lora.rank, settings.lora.alpha, final_norm) if settings.lora else None
+    norm = isinstance(settings, WriterSettings) and settings.norm_learning_rate is not None
+    adapter = student.Adapter(settings.lora.rank, settings.lora.alpha, norm) if settings.lora else None
     return student.load(
         start,
         adapter,

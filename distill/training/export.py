@@ -44,7 +44,8 @@ def export_student(model: Any, tokenizer: Any, directory: Path, half: bool = Fal
     """
     merged = model
     if hasattr(model, "peft_config"):
-        model.save_pretrained(directory / ADAPTER, safe_serialization=True)
+        # Else peft looks for the base's vocabulary on the hub; ours is never another one.
+        model.save_pretrained(directory / ADAPTER, safe_serialization=True, save_embedding_layers=False)
         _settle(directory / ADAPTER / "adapter_config.json")
         merged = _merged(model)
     if half:
@@ -95,23 +96,18 @@ def _no_bars() -> Iterator[None]:
 
 
 def _settle(path: Path) -> None:
-    """Make what peft wrote the same for equal runs anywhere: sets in order, no path of this machine.
-
-    peft writes sets in the order of the process's hash seed, and names the base by where it was loaded from. A base
-    that is another stage's student is named from here (as `distill.modelspec.base_of` reads it): students lie side by
-    side, in directories named by their content.
-    """
+    """Have what peft wrote name the adapter's base so that peft finds it from anywhere, and equal runs write equal
+    files: peft writes sets in the order of the process's hash seed, and a directory as it was told, relative to where
+    that process stood."""
     config = json.loads(path.read_text())
     for key, value in config.items():
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             config[key] = sorted(value)
-    base = str(config.get("base_model_name_or_path") or "")
-    if Path(base).is_dir():
-        place = Path(base).resolve()
-        beside = f"../../{place.parent.name}/{MODEL}"
-        config["base_model_name_or_path"] = beside if place.name == MODEL else place.name
+    place = Path(str(config.get("base_model_name_or_path") or ""))
+    if place.name and place.is_dir():
+        config["base_model_name_or_path"] = str(place.resolve())
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    path.with_name("README.md").unlink(missing_ok=True)  # peft's card names that path too; ours lies in model/
+    path.with_name("README.md").unlink(missing_ok=True)  # peft's card says next to nothing; ours lies in model/
 
 
 def _check(trained: Any, loaded: Any) -> None:

@@ -30,6 +30,7 @@ def add_lora(model: Any, *, rank: int, alpha: float, seed: int, final_norm: bool
         lora_dropout=0.0,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
+        revision=getattr(model.config, "_commit_hash", None),  # of a base from the hub: `distill.pretrained` says it
         modules_to_save=[_final_norm(model)] if final_norm else None,
     )
     student = get_peft_model(model, config)

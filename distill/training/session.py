@@ -62,12 +62,14 @@ def _processes(model: Any, settings: LearnerSettings) -> int:
 
 
 def follow(ranks: Ranks, settings: LearnerSettings, total: int) -> None:
-    """What a rank above 0 does for one training: what rank 0's learner asks of all, until it is over."""
+    """What a rank above 0 does for one training: what rank 0's learner asks of all, until it is over. The model comes
+    as rank 0 has `prepared` it, lean layers too, but for what is replaced outside of it, in the library's modules."""
     with steady(max(1, settings.threads // ranks.size)):
         learner = Learner(None, settings, total, Path(), "", nothing, ranks)
-        while (asked := ranks.told()) is not None:
-            name, argument = asked
-            ranks.answer(getattr(learner, name)(argument))
+        with quick_rotary(learner.model):
+            while (asked := ranks.told()) is not None:
+                name, argument = asked
+                ranks.answer(getattr(learner, name)(argument))
 
 
 @contextmanager

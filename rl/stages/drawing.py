@@ -10,7 +10,7 @@ from distill.store.records import problems
 from pipeline.errors import InputError
 from pipeline.stage import Context
 from rl import rewards
-from rl.draws import Draws, PassRates, Preference, Task
+from rl.draws import Draws, PassRates, Preference, Task, most
 from rl.rewards import Verified
 
 if TYPE_CHECKING:
@@ -23,12 +23,18 @@ def tasks(context: Context, settings: GrpoSettings) -> tuple[list[Task], dict[st
     """The tasks, and the key of each of their problems by its name."""
     found: list[Task] = []
     key_of: dict[str, str] = {}
-    for task in settings.tasks:
+    every = most([task.weight for task in settings.tasks], settings.prompts, 1 + settings.refills)
+    for task, wanted in zip(settings.tasks, every, strict=True):
         rows = problems(store_of(context), context.inputs[task.stage].digest, "train")
         own = [(key, problem) for key, problem in rows if task.source in (None, problem.source)]
         if not own:
             sources = ", ".join(sorted({problem.source for _, problem in rows}))
             raise InputError(f"stage {context.name}: {task.stage} has no problem of source {task.source!r}: {sources}")
+        if len(own) < wanted:
+            raise InputError(
+                f"stage {context.name}: {wanted} prompts a step of source {task.source!r} of {task.stage}, which has "
+                f"{len(own)}; lower `prompts`, `refills` or its weight, or take more problems (`train`, --limit)"
+            )
         found.append(Task([problem for _, problem in own], task.weight))
         for key, problem in own:
             if problem.id in key_of:

@@ -202,7 +202,12 @@ def _how(settings: GkdSettings, rate: float, steps: int) -> TrainSettings:
     from distill.training.optimizer import OptimizerSettings
 
     return TrainSettings(
-        OptimizerSettings(rate, schedule=settings.schedule, warmup=settings.warmup),
+        OptimizerSettings(
+            rate,
+            norm_learning_rate=settings.norm_learning_rate,
+            schedule=settings.schedule,
+            warmup=settings.warmup,
+        ),
         batch_size=settings.batch_size,
         steps=steps,
         micro_batch_tokens=settings.micro_batch_tokens,
@@ -229,4 +234,5 @@ STAGE = Stage(
     run=run,
     forecast=forecast,
     dependencies=dependencies,
+    refuse=lambda settings, figures: settings.unwatchable(figures),
 )

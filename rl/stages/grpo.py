@@ -6,7 +6,6 @@ The settings that are its own, and what is known before it runs; how it runs is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import ceil
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
@@ -17,6 +16,7 @@ from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Output, Settings, Stage, later
 from rl import rewards
+from rl.draws import most
 from rl.stages import refining
 from rl.stages.options import ProcessSettings, RewardedSettings
 from rl.stages.process import process_dependency
@@ -74,16 +74,15 @@ def _rollouts(settings: GrpoSettings) -> int:
 
 
 def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
-    whole = sum(task.weight for task in settings.tasks)
-    for task in settings.tasks:
-        wanted = ceil(settings.prompts * task.weight / whole) * (1 + settings.refills)
+    every = most([task.weight for task in settings.tasks], settings.prompts, 1 + settings.refills)
+    for task, wanted in zip(settings.tasks, every, strict=True):
         there = figures[task.stage].get("train", 0) if task.stage in figures else wanted
         if there < wanted:
             return (
                 f"{wanted} prompts a step, but only {there} problems to train on in {task.stage}; "
                 "lower `prompts` or `refills`, or take more problems (`train`, --limit)"
             )
-    return None
+    return settings.unwatchable(figures)
 
 
 def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:

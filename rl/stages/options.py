@@ -5,7 +5,8 @@ settings that are mappings of their own. What a stage alone means is in its modu
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,7 +15,7 @@ from distill.modelspec import ModelName
 from distill.prm import files
 from distill.prompting import Prompting
 from distill.stages.common import RewardModel, VerifierSpec
-from distill.stages.student import StudentSettings
+from distill.stages.student import WriterSettings
 from pipeline.stage import Input, Operational, Settings, later
 from rl import rewards
 from rl.alarms import AlarmSettings
@@ -94,8 +95,14 @@ class WatchedSettings(Settings):
             raise ValueError("on_alarm: rollback needs `watch`: held-out problems say which checkpoint is good")
         return self
 
+    def unwatchable(self, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """Why there is nothing to watch, by the figures of upstream stages."""
+        if self.watch is None or self.watch.problems not in figures or figures[self.watch.problems].get("heldout"):
+            return None
+        return f"watch: {self.watch.problems} holds out no problem"
 
-class SampledSettings(WatchedSettings, StudentSettings):
+
+class SampledSettings(WatchedSettings, WriterSettings):
     student: ModelName
     """The model to refine; without its new adapter it is the reference of a KL term."""
     steps: Annotated[int, Field(ge=1)] = 100
@@ -108,7 +115,7 @@ class SampledSettings(WatchedSettings, StudentSettings):
     """How each problem is put to the student; what is prefilled is seen and not learned."""
     thinking: Thinking = None
     learning_rate: Annotated[float, Field(gt=0)] = 4e-5
-    norm_learning_rate: Annotated[float | None, Field(gt=0)] = None
+    norm_learning_rate: Annotated[float | None, Field(gt=0)] = None  # in fingerprints here, left at it too
     """Trains the final norm's weight beside the adapter, at this rate: the quickest way to sharpen."""
     schedule: Literal["cosine", "linear", "constant"] = "linear"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -139,10 +146,11 @@ class SampledSettings(WatchedSettings, StudentSettings):
             raise ValueError(
                 "sampling: what is learned from needs temperature > 0, top_p 1 and top_k 0 (no truncation)"
             )
-        if self.norm_learning_rate is not None and self.base_precision == "bf16":
-            raise ValueError("norm_learning_rate: a norm in bf16 cannot be trained; leave it or base_precision out")
         if self.engine_floor >= self.engine_cap:
             raise ValueError("engine_floor must be below engine_cap")
+        for name in ("engine_level", "engine_floor", "engine_cap"):
+            if self.engine_correction == "none" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} does nothing with `engine_correction: none`; leave one of the two out")
         if self.updates > self.prompts:
             raise ValueError(f"updates: each learns from problems of its own, and a step has {self.prompts} (prompts)")
         if isinstance(self.engine, VllmOptions):

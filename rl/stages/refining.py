@@ -55,7 +55,7 @@ def refine(
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
     tasks, problem_keys = drawing.tasks(context, settings)
     check_memory(context, settings, start, samples=True, teacher=held_beside(context, settings.teacher))
-    network, tokenizer = load_student(settings, start, final_norm=settings.norm_learning_rate is not None, samples=True)
+    network, tokenizer = load_student(settings, start, samples=True)
     how, ask = _how(settings, critic), ask_of(context, settings.prompting, settings.thinking, settings.tasks[0].stage)
     with (
         closing(_policy(context, settings, start, network, tokenizer, tasks[0].problems[0])) as policy,

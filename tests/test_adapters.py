@@ -1,0 +1,119 @@
+"""An exported adapter, taken anywhere, is put by plain peft on the base that it was trained on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tiny import chat_tokenizer, tiny  # noqa: E402
+
+from distill.modelspec import EMBEDDED, base_of, find  # noqa: E402
+from distill.training import student  # noqa: E402
+from distill.training.export import export_student  # noqa: E402
+from pipeline.errors import InputError  # noqa: E402
+from pipeline.fingerprint import FileHashes  # noqa: E402
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LOADED = """
+import sys, torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM
+found, merged = AutoPeftModelForCausalLM.from_pretrained(sys.argv[1]), AutoModelForCausalLM.from_pretrained(sys.argv[2])
+ids = torch.arange(10).unsqueeze(0)
+with torch.no_grad():
+    torch.testing.assert_close(found(input_ids=ids).logits, merged(input_ids=ids).logits, atol=1e-4, rtol=0)
+config = found.peft_config["default"]
+print(config.base_model_name_or_path, config.revision)
+"""
+
+
+def base(place: Path) -> Path:
+    tokenizer = chat_tokenizer()
+    tiny(vocab_size=len(tokenizer)).save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
+
+
+def taught(name: Path | str, place: Path) -> Path:
+    """Where a student of that base was exported to."""
+    found = find(str(name), Path(), {}, FileHashes())
+    model, tokenizer = student.load(found, student.Adapter(4, 8, final_norm=True))
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, mean=float("norm" in name), std=0.1)
+    export_student(model, tokenizer, place)
+    return place
+
+
+def plainly_loaded(adapter: Path, merged: Path, elsewhere: Path, **environment: str) -> str:
+    """What peft takes for the base of ``adapter``, in a process of its own and far from where it was made; the
+    model that it puts together is the merged one."""
+    elsewhere.mkdir()
+    shutil.copytree(adapter, elsewhere / "mine")
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, "mine", merged.resolve()], cwd=elsewhere, capture_output=True, text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_its_base_is_a_directory_told_from_where_training_stood(tmp_path: Path, monkeypatch: Any) -> None:
+    base(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    taught("./base", Path("out"))
+    assert plainly_loaded(tmp_path / "out/adapter", tmp_path / "out/model", tmp_path / "far") == f"{tmp_path}/base None"
+
+
+def test_its_base_is_a_model_of_the_hub_at_the_commit_it_was_trained_on(tmp_path: Path) -> None:
+    folder = tmp_path / "hub/models--org--model"
+    base(folder / "snapshots" / COMMIT)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text(COMMIT)
+    code = f"import test_adapters as t; t.taught('org/model', t.Path({str(tmp_path)!r}) / 'out')"
+    hub = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    subprocess.run([sys.executable, "-c", code], env=os.environ | hub | {"PYTHONPATH": paths}, check=True)
+    told = plainly_loaded(tmp_path / "out/adapter", tmp_path / "out/model", tmp_path / "far", **hub)
+    assert told == f"org/model {COMMIT}"
+    assert base_of(tmp_path / "out/adapter", "x") == f"org/model@{COMMIT}"
+
+
+def test_its_base_is_a_shipped_model_which_another_installation_has_too(tmp_path: Path) -> None:
+    shipped = taught(EMBEDDED / "student-base", tmp_path / "out") / "adapter"
+    assert base_of(shipped, "x") == str(EMBEDDED / "student-base")
+    config = shipped / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(EMBEDDED), "/gone/distill/models"))
+    assert base_of(shipped, "x") == str(EMBEDDED / "student-base")
+
+
+def test_its_base_is_another_stages_student_wherever_the_workspace_is_moved_to(tmp_path: Path) -> None:
+    """By the link of its stage too."""
+    first = taught(base(tmp_path / "base"), tmp_path / "runs/artifacts/sft-1")
+    second = taught(first / "model", tmp_path / "runs/artifacts/grpo-2")
+    (tmp_path / "runs/grpo").symlink_to("artifacts/grpo-2")
+    told = plainly_loaded(tmp_path / "runs/grpo/adapter", second / "model", tmp_path / "far")
+    assert told == f"{first}/model None"
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    assert Path(base_of(tmp_path / "moved/grpo/adapter", "x")).samefile(tmp_path / "moved/artifacts/sft-1/model")
+
+
+def test_of_a_student_that_began_as_an_adapter_no_base_is_made_up(tmp_path: Path) -> None:
+    """Neither the bare model nor the earlier adapter is what it belongs on; plain peft would take either."""
+    first = taught(base(tmp_path / "base"), tmp_path / "first")
+    second = taught(first / "adapter", tmp_path / "second")
+    with pytest.raises(InputError, match=f"{first}/adapter merged into {tmp_path}/base, named in .* is not there"):
+        base_of(second / "adapter", "x")
+    from peft import AutoPeftModelForCausalLM
+
+    with pytest.raises(OSError, match="merged into"):
+        AutoPeftModelForCausalLM.from_pretrained(second / "adapter")
