@@ -1,37 +1,51 @@
-"""What the benchmarks against TRL share: models, a tokenizer, and runs in processes of their own."""
+"""What the benchmarks against TRL share: models, a tokenizer, TRL's settings, arguments and the last line."""
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from _apart import Clock, Place, machine
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 
 from distill.training.lora import add_lora
 
-WARM = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 128}
-TINY = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "vocab_size": 128}
-SHAPES: dict[str, dict[str, int]] = {
-    "3M": TINY,
-    "3M, vocabulary 32k": TINY | {"vocab_size": 32768},
-    "100M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 16, "vocab_size": 128},
-}
+Shape = Mapping[str, Any]
+WARM: Shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 128}
+SHAPE_3M: Shape = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "vocab_size": 128}
+SHAPE_100M: Shape = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 16, "vocab_size": 128}
+QWEN3_06B: Shape = {
+    "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "vocab_size": 151_936,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+"""https://huggingface.co/Qwen/Qwen3-0.6B, config.json"""
+QWEN3_TINY = QWEN3_06B | {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 4096}
+"""The same in small, to try where there is no GPU."""
 END = 0
 
 
-def student(shape: dict[str, int]) -> Any:
+def student(shape: Shape, device: str) -> Any:
+    """Random weights in fp32, and a LoRA adapter, on a device."""
     torch.manual_seed(0)
     heads = {
         "num_attention_heads": shape["hidden_size"] // 64,
         "num_key_value_heads": max(1, shape["hidden_size"] // 128),
+        "head_dim": 64,
     }
-    config = Qwen3Config(**shape, **heads, head_dim=64, eos_token_id=END, pad_token_id=END)
-    return add_lora(Qwen3ForCausalLM(config), rank=16, alpha=32, seed=0)
+    config = Qwen3Config(**(heads | shape), eos_token_id=END, pad_token_id=END)
+    with torch.device(device):
+        model = Qwen3ForCausalLM(config)
+    return add_lora(model, rank=16, alpha=32, seed=0)
 
 
 def tokenizer() -> Any:
@@ -48,52 +62,65 @@ def tokenizer() -> Any:
     return made
 
 
-def apart(
-    run: Callable[..., list[float]], *arguments: Any, warm: Sequence[Any] | None = None
-) -> tuple[list[float], float]:
-    """What ``run`` measured in a forked process, and its peak memory above what was there, in MB.
+def trl_settings(device: str, precision: str) -> dict[str, Any]:
+    """Of every Trainer: nothing but training; bf16 is autocast over fp32 weights, as ours."""
+    return {
+        "use_cpu": device == "cpu", "bf16": precision == "bf16", "gradient_checkpointing": False, "report_to": "none",
+        "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
+    }  # fmt: skip
 
-    With ``warm`` it has run before, with these arguments: imports and first calls are in neither figure.
-    """
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
 
-    def child() -> None:
-        if warm is not None:
-            run(*warm)
-            gc.collect()
-            Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
-        before = _memory("VmRSS")
-        theirs.send((run(*arguments), _memory("VmHWM") - before))
+class Marks(TrainerCallback):
+    """Starts the clock when all is ready for the first step, and marks the end of each."""
 
-    process = context.Process(target=child)
-    process.start()
-    theirs.close()
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def on_train_begin(self, *arguments: Any, **rest: Any) -> None:
+        self._clock.restart()
+
+    def on_step_end(self, *arguments: Any, **rest: Any) -> None:
+        self._clock()
+
+
+def begins(clock: Clock) -> Any:
+    """The same for ours, which asks before each step whether it is over; its steps end with ``on_step``."""
+
+    def over(learner: Any) -> bool:
+        if not learner.done:
+            clock.restart()
+        return False
+
+    return over
+
+
+def arguments(about: str | None, quick: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
+    parser.add_argument(
+        "--tiny", action="store_true",
+        help="what is measured on a GPU, with a tiny model and short rows: whether it runs, also on a CPU",
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def has_trl(trainer: str) -> bool:
+    """Whether TRL is there. It is imported, so that forked processes have it."""
     try:
-        measured: tuple[list[float], float] = ours.recv()
-    except EOFError:
-        raise SystemExit(f"{run.__name__}{arguments} failed") from None
-    process.join()
-    return measured
+        getattr(import_module("trl"), trainer)
+    except (ImportError, RuntimeError) as error:
+        print(f"TRL cannot be imported ({str(error).splitlines()[0]}): ours alone is measured, there is no ratio")
+        return False
+    return True
 
 
-def _memory(field: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
-class Clock:
-    """CPU seconds of each step, by the marks between them."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.marks = [time.process_time()]
-
-    def __call__(self, *_: Any) -> None:
-        self.marks.append(time.process_time())
-
-    @property
-    def steps(self) -> list[float]:
-        return [after - before for before, after in zip(self.marks, self.marks[1:], strict=False)]
+def finish(
+    name: str, place: Place, peer: bool, ratios: Mapping[str, float], detail: dict[str, Any], lost: Mapping[str, str]
+) -> None:
+    """The last line. Exit code 1 where something was ``lost``, by name with the reason."""
+    about = {"machine": machine(place), "trl": version("trl") if peer else None}
+    if lost:
+        about["not_measured"] = dict(lost)
+    print(json.dumps({"benchmark": name, "ratios": ratios, "detail": about | detail}), flush=True)
+    sys.exit(1 if lost else 0)

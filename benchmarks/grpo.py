@@ -1,41 +1,72 @@
-"""GRPO: our step against TRL's, sampling and training: 16 prompts of 70 tokens, 8 samples of up to 64, 3M parameters.
+"""GRPO: our step against TRL's, sampling and training, with a reference pass (beta 0.04) and without; LoRA.
 
-With a reference pass (beta 0.04) and without; TRL samples with transformers' own generate(). One thread each; CPU
-seconds are medians over steps. An end token is sampled by both once in 128, so that lengths are alike; their means are
-in the detail. Every run is a process of its own, in which a step of two prompts has been before, so
-that imports and first calls are not measured; ours and TRL's alternate.
+16 prompts of 70 tokens, 8 samples of up to 64 each, 3M parameters, fp32, one thread: CPU-seconds of a step. On a GPU
+Qwen3-0.6B with random weights, samples of up to 256 tokens, bf16 autocast in training: seconds of a step. Medians over
+steps, from when everything is ready for the first to the end of the last. TRL samples with transformers' own
+generate(); its other way, vLLM, is not the peer here. An end token is sampled by both with the probability of one in
+the vocabulary, so that lengths are alike; their means are in the detail. Every run is a process of its own; ours and
+TRL's alternate.
 
-    python benchmarks/grpo.py [--quick]
+    python benchmarks/grpo.py [--quick] [--device cpu] [--tiny]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import torch
-from _trl_models import TINY, Clock, apart, student, tokenizer
-from datasets import Dataset
-from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from _apart import SECOND, Clock, NotMeasured, Place, apart, find_place
+from _trl_models import (
+    QWEN3_06B,
+    QWEN3_TINY,
+    SHAPE_3M,
+    Marks,
+    Shape,
+    arguments,
+    begins,
+    finish,
+    has_trl,
+    student,
+    tokenizer,
+    trl_settings,
+)
 
 from distill.engines.transformers import TransformersEngine
 from distill.randomness import generator
 from distill.training.optimizer import OptimizerSettings
-from distill.types import Problem, Sampling
+from distill.types import Completion, Problem, Sampling
 from rl.grpo import GrpoSettings, train_grpo
 from rl.loss import PolicyLoss
 
-PROMPTS, GROUP, LENGTH, RATE = 16, 8, 64, 1e-5
+GROUP, RATE = 8, 1e-5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and a step: ``prompts``, ``length`` tokens at most to each sample. ``tokens`` are in one of our
+    micro-batches, ``rows`` in one of TRL's."""
+
+    shape: Shape
+    precision: Literal["fp32", "bf16"]
+    length: int
+    tokens: int
+    rows: int
+    steps: int
+    prompts: int = 16
+
+    def warm(self) -> Case:
+        """A small step of the same kind."""
+        return replace(self, steps=1, prompts=4, length=min(self.length, 16))
+
+
+ON_CPU = Case(SHAPE_3M, "fp32", length=64, tokens=4096, rows=4 * GROUP, steps=3)
+ON_GPU = Case(QWEN3_06B, "bf16", length=256, tokens=10_432, rows=4 * GROUP, steps=3)
+TINY = replace(ON_GPU, shape=QWEN3_TINY, length=32, tokens=1024)
 
 
 def prompt(index: int) -> str:
@@ -43,90 +74,108 @@ def prompt(index: int) -> str:
 
 
 class Reward:
-    """A coin by text. Remembers the lengths of what it saw, in tokens."""
+    """A coin by the tokens. Remembers the lengths of what it saw."""
 
     def __init__(self) -> None:
         self.lengths: list[int] = []
 
-    def __call__(self, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> list[float]:
-        self.lengths += map(len, tokens)
-        return [float(zlib.crc32(text.encode()) % 2) for text in texts]
+    def __call__(self, samples: Iterable[Sequence[int]]) -> list[float]:
+        samples = [list(ids) for ids in samples]
+        self.lengths += map(len, samples)
+        return [float(zlib.crc32(repr(ids).encode()) % 2) for ids in samples]
 
 
-def ours(beta: float, steps: int, prompts: int = PROMPTS) -> list[float]:
-    """CPU-seconds of each step, and the mean length of the responses."""
-    model = student(TINY)
+def ours(beta: float, case: Case, device: str) -> list[float]:
+    """Seconds of each step, and the mean length of the responses."""
+    model, clock, reward = student(case.shape, device), Clock(device), Reward()
     policy = TransformersEngine(model, tokenizer(), model_identity="benchmark")
     settings = GrpoSettings(
-        optimizer=OptimizerSettings(RATE), steps=steps, group=GROUP, sampling=Sampling(max_tokens=LENGTH),
-        loss=PolicyLoss(kl=beta), checkpoint_seconds=None, micro_batch_tokens=4096,
+        optimizer=OptimizerSettings(RATE), steps=case.steps, group=GROUP, sampling=Sampling(max_tokens=case.length),
+        loss=PolicyLoss(kl=beta), precision=case.precision, micro_batch_tokens=case.tokens, checkpoint_seconds=None,
     )  # fmt: skip
 
     def problems(step: int, draw: int) -> Sequence[Problem]:
-        return [
-            Problem(str(i), prompt(i), "", "none", "benchmark") for i in range(step * prompts, (step + 1) * prompts)
-        ]
+        wanted = range(step * case.prompts, (step + 1) * case.prompts)
+        return [Problem(str(i), prompt(i), "", "none", "benchmark") for i in wanted]
 
-    clock, reward = Clock(), Reward()
+    def judge(pairs: Sequence[tuple[Problem, Completion]]) -> list[float]:
+        return reward(completion.token_ids for _, completion in pairs)
+
     with tempfile.TemporaryDirectory() as directory:
         train_grpo(
-            model, policy, settings, sample=problems, checkpoints=Path(directory), on_step=clock,
-            reward=lambda pairs: reward([c.text for _, c in pairs], [c.token_ids for _, c in pairs]),
+            model, policy, settings, sample=problems, reward=judge, checkpoints=Path(directory), on_step=clock,
+            over=begins(clock),
         )  # fmt: skip
     return [*clock.steps, statistics.mean(reward.lengths)]
 
 
-class _Marks(TrainerCallback):
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-
-    def on_step_end(self, *arguments: Any, **rest: Any) -> None:
-        self.clock()
-
-
-def theirs(beta: float, steps: int, prompts: int = PROMPTS) -> list[float]:
+def theirs(beta: float, case: Case, device: str) -> list[float]:
     """The same."""
-    model, clock, reward = student(TINY), Clock(), Reward()
-    table = Dataset.from_list([{"prompt": prompt(i)} for i in range(steps * prompts)])
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    model, clock, reward = student(case.shape, device), Clock(device), Reward()
+    table = Dataset.from_list([{"prompt": prompt(i)} for i in range(case.steps * case.prompts)])
     with tempfile.TemporaryDirectory() as directory:
         settings = GRPOConfig(
-            output_dir=directory, max_steps=steps, per_device_train_batch_size=prompts * GROUP, beta=beta,
-            num_generations=GROUP, max_completion_length=LENGTH, learning_rate=RATE, gradient_checkpointing=False,
-            use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True, logging_strategy="no",
+            directory, max_steps=case.steps, per_device_train_batch_size=case.rows, beta=beta, num_generations=GROUP,
+            gradient_accumulation_steps=case.prompts * GROUP // case.rows, max_completion_length=case.length,
+            learning_rate=RATE, **trl_settings(device, case.precision),
         )  # fmt: skip
         trainer = GRPOTrainer(
-            model=model, args=settings, train_dataset=table, processing_class=tokenizer(), callbacks=[_Marks(clock)],
-            reward_funcs=lambda completions, completion_ids, **_: reward(completions, completion_ids),
+            model, args=settings, train_dataset=table, processing_class=tokenizer(), callbacks=[Marks(clock)],
+            reward_funcs=lambda completion_ids, **_: reward(completion_ids),
         )  # fmt: skip
-        clock.restart()
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return [*clock.steps, statistics.mean(reward.lengths)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one step, one repeat, within a minute")
-    quick = parser.parse_args().quick
-    torch.set_num_threads(1)
-    ratios, detail = {}, {}
-    for name, beta in (("no reference pass", 0.0), ("reference pass", 0.04)):
-        seconds: dict[str, list[float]] = {"ours": [], "trl": []}
-        peaks: dict[str, float] = {}
-        lengths: dict[str, list[float]] = {"ours": [], "trl": []}
-        for _ in range(1 if quick else 3):
-            for side, run in (("ours", ours), ("trl", theirs)):
-                (*steps, length), peaks[side] = apart(run, beta, 1 if quick else 3, warm=(beta, 1, 2))
-                seconds[side] += steps
-                lengths[side].append(length)
-        spent = {side: round(statistics.median(times), 2) for side, times in seconds.items()}
-        detail[name] = {
-            "cpu_seconds_a_step": spent,
-            "peak_mb": {side: round(mb) for side, mb in peaks.items()},
-            "tokens_a_response": {side: round(statistics.mean(means), 1) for side, means in lengths.items()},
+def measure(beta: float, case: Case, place: Place, repeats: int, peer: bool) -> tuple[dict[str, Any], dict[str, str]]:
+    """Seconds a step, peak memory (MB) and tokens a response of each side; and why one could not be measured."""
+    sides = {"ours": ours, "trl": theirs} if peer else {"ours": ours}
+    found: dict[str, list[tuple[list[float], float, float]]] = {}
+    lost: dict[str, str] = {}
+    for _ in range(repeats):
+        for side, run in sides.items():
+            try:
+                (*steps, length), peak = apart(
+                    place, run, (beta, case, place.device), (beta, case.warm(), place.device)
+                )
+            except NotMeasured as why:
+                lost[side] = str(why)
+            else:
+                found.setdefault(side, []).append((steps, peak, length))
+    measured = {
+        side: {
+            f"{SECOND[place.device]}s_a_step": round(statistics.median(s for steps, _, _ in runs for s in steps), 2),
+            "peak_mb": round(statistics.median(peak for _, peak, _ in runs)),
+            "tokens_a_response": round(statistics.mean(length for _, _, length in runs), 1),
         }
-        ratios[name] = round(spent["trl"] / spent["ours"], 2)
-        print(f"{name}: {detail[name]}", flush=True)
-    print(json.dumps({"benchmark": "grpo", "ratios": ratios, "detail": detail}))
+        for side, runs in found.items()
+    }
+    return measured, lost
+
+
+def main() -> None:
+    asked = arguments(__doc__, "one step, one repeat: within a minute")
+    place, peer = find_place(asked.device, spawn=asked.tiny), has_trl("GRPOTrainer")
+    case = TINY if asked.tiny else ON_GPU if place.device == "cuda" else ON_CPU
+    case, repeats = (replace(case, steps=1), 1) if asked.quick else (case, 3)
+    ratios: dict[str, float] = {}
+    detail: dict[str, Any] = {}
+    lost: dict[str, str] = {}
+    for name, beta in (("no reference pass", 0.0), ("reference pass", 0.04)):
+        found, failed = measure(beta, case, place, repeats, peer)
+        lost |= {f"{name}: {side}": why for side, why in failed.items()}
+        if len(found) == 2:
+            spent = f"{SECOND[place.device]}s_a_step"
+            ratios[name] = round(found["trl"][spent] / found["ours"][spent], 2)
+            ratios[f"{name}, memory"] = round(found["trl"]["peak_mb"] / found["ours"]["peak_mb"], 2)
+        detail[name] = found
+        print(f"{name}: {found}", flush=True)
+    finish("grpo", place, peer, ratios, detail, lost)
 
 
 if __name__ == "__main__":

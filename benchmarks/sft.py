@@ -1,142 +1,212 @@
-"""SFT: our training loop against TRL's, padded and packed: same model, LoRA, rows, precision, one thread.
+"""SFT: our training loop against TRL's, packed and padded: same model, LoRA, rows, precision and tokens in a pass.
 
-Figures are real tokens per CPU-second, and peak memory above what the process had before the model. Ratios are
-to the better of TRL's two. Every run is a process of its own, in which a tiny training has been before, so that
-imports and first calls are in neither figure; nor is the start of a training. Ours and TRL's alternate. ``--quick``
-leaves out what takes long: the model of 100M, and TRL's padded side, which is the slower one of the two, with a large
-vocabulary.
+Measured are all rows once, from when everything is ready for the first step to the end of the last: real tokens per
+CPU-second of one thread (on a GPU: per second), and peak memory above what the process had before the model. Every run
+is a process of its own; the sides alternate.
 
-    python benchmarks/sft.py [--quick]
+How many tokens are in a pass is a part of the case, for it decides who wins:
+
+- 4,096 is the setting of the trial that our aims come from: TRL flattens 4 packs of 1,024 into one row and attends over
+  all of it behind a mask; padded it has 8 rows, in the order they come.
+- 1,024 is where TRL is at its best on a CPU: one pack in a pass, a sixteenth of that mask.
+
+Ours takes as many rows into a step as fill that on average (32 and 8) and cuts the step into micro-batches of about as
+many tokens; an update of TRL's is one pass. Ratios are to the faster of TRL's sides in a case; "best of each" is our
+faster setting to TRL's fastest. The padded side is measured at 3M alone: elsewhere it has half the packed one's speed or
+less. bf16 is autocast over fp32 weights on both sides, and TRL's gradient checkpointing is off.
+
+On a GPU: Qwen3-0.6B with random weights, rows of up to 4,096 tokens, 16,384 in a pass (TRL: 4 packs, or 4 padded rows),
+bf16; TRL has flash-attn where that is installed.
+
+``--quick`` is 4,096 tokens in fp32 alone, at 3M, without the padded side.
+
+    python benchmarks/sft.py [--quick] [--device cpu] [--tiny]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
+import math
 import statistics
 import tempfile
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import torch
-from _trl_models import SHAPES, WARM, Clock, apart, student, tokenizer
-from datasets import Dataset
-from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from _apart import SECOND, Clock, NotMeasured, Place, apart, find_place
+from _trl_models import (
+    QWEN3_06B,
+    QWEN3_TINY,
+    SHAPE_3M,
+    SHAPE_100M,
+    WARM,
+    Marks,
+    Shape,
+    arguments,
+    begins,
+    finish,
+    has_trl,
+    student,
+    tokenizer,
+    trl_settings,
+)  # fmt: skip
 
 from distill.randomness import generator
 from distill.training.batching import Example, from_tokens
-from distill.training.loop import StepMetrics, TrainSettings, train
+from distill.training.loop import TrainSettings, train
 from distill.training.optimizer import OptimizerSettings
 
-BATCH = 8
-PACK = 1024
+RATE = 1e-3
 
 
-def rows(count: int, vocabulary: int) -> list[Example]:
-    """Lengths are lognormal, as those of reasoning traces are; the first quarter is the prompt."""
-    examples = []
-    for i in range(count):
-        draw = generator("benchmark", i)
-        length = int(min(PACK, max(8, draw.lognormal(4.6, 0.8))))
-        ids = [int(x) for x in draw.integers(1, vocabulary, length)]
-        examples.append(from_tokens(str(i), ids[: length // 4], ids[length // 4 :]))
-    return examples
+@dataclass(frozen=True)
+class Case:
+    """A model, a precision, and ``count`` rows of lognormal lengths, of which ``fill`` make a pack on average.
+
+    ``pack`` bounds their length, and is TRL's ``max_length``; ``tokens`` are what is in a pass, each measured.
+    """
+
+    model: str
+    shape: Shape
+    count: int
+    precision: Literal["fp32", "bf16"] = "fp32"
+    tokens: tuple[int, ...] = (4096, 1024)
+    repeats: int = 3
+    padded: bool = False
+    pack: int = 1024
+    fill: int = 8
+    warm: Shape = field(default_factory=lambda: WARM)
+
+    def rows(self) -> list[Example]:
+        """Lengths as those of reasoning traces; the first quarter is the prompt."""
+        examples, middle = [], math.log(self.pack / self.fill) - 0.25
+        for i in range(self.count):
+            draw = generator("benchmark", i)
+            length = int(min(self.pack, max(8, draw.lognormal(middle, 0.8))))
+            ids = [int(x) for x in draw.integers(1, self.shape["vocab_size"], length)]
+            examples.append(from_tokens(str(i), ids[: length // 4], ids[length // 4 :]))
+        return examples
 
 
-def ours(shape: dict[str, int], count: int) -> list[float]:
-    examples, model = rows(count, shape["vocab_size"]), student(shape)
-    settings = TrainSettings(
-        OptimizerSettings(1e-3),
-        batch_size=BATCH,
-        micro_batch_tokens=int(os.environ.get("MB", PACK)),
-        checkpoint_seconds=None,
-    )
-    with tempfile.TemporaryDirectory() as directory:
-        clock, tokens = Clock(), list[float]()
-
-        def on_step(metrics: StepMetrics) -> None:
-            clock()
-            tokens.append(metrics.tokens)
-
-        train(model, examples, settings, checkpoints=Path(directory), on_step=on_step)
-    return [sum(clock.steps[1:]), sum(tokens[1:])]  # the first step has the start in it
-
-
-def theirs(packed: bool, shape: dict[str, int], count: int) -> list[float]:
-    table = [
-        {"input_ids": list(e.input_ids), "completion_mask": [int(m) for m in e.labels_mask]}
-        for e in rows(count, shape["vocab_size"])
+def cases(quick: bool) -> list[Case]:
+    large = SHAPE_3M | {"vocab_size": 32_768}
+    if quick:
+        how: dict[str, Any] = {"tokens": (4096,), "repeats": 1}
+        return [Case("3M", SHAPE_3M, 64, **how), Case("3M, vocabulary 32k", large, 18, **how)]
+    return [
+        Case("3M", SHAPE_3M, 96, padded=True),
+        Case("3M, vocabulary 32k", large, 64, repeats=1),
+        Case("100M", SHAPE_100M, 40, repeats=1),
+        Case("3M", SHAPE_3M, 96, "bf16", padded=True),
+        Case("100M", SHAPE_100M, 40, "bf16", repeats=1),
     ]
-    model = student(shape)
+
+
+def on_gpu(quick: bool, tiny: bool) -> list[Case]:
+    case = Case(
+        "0.6B", QWEN3_06B, count=64 if quick else 256, precision="bf16", tokens=(16_384,), repeats=1 if quick else 3,
+        padded=True, pack=4096, fill=4, warm=QWEN3_06B,
+    )  # fmt: skip
+    small = replace(case, model="tiny", shape=QWEN3_TINY, warm=QWEN3_TINY, count=64, tokens=(1024,), pack=256)
+    return [small if tiny else case]
+
+
+def ours(tokens: int, case: Case, device: str) -> list[float]:
+    """Seconds of each step, of so many tokens in a pass."""
+    examples, model, clock = case.rows(), student(case.shape, device), Clock(device)
+    settings = TrainSettings(
+        OptimizerSettings(RATE), batch_size=case.fill * tokens // case.pack, micro_batch_tokens=tokens,
+        precision=case.precision, checkpoint_seconds=None,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
-        batch = 1 if packed else BATCH
+        train(model, examples, settings, checkpoints=Path(directory), on_step=clock, over=begins(clock))
+    return clock.steps
+
+
+def theirs(packs: int, case: Case, device: str) -> list[float]:
+    """The same, of so many packs in a pass; 0 are padded rows."""
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from transformers.utils import is_flash_attn_2_available
+    from trl import SFTConfig, SFTTrainer
+
+    table = [{"input_ids": list(e.input_ids), "completion_mask": [int(m) for m in e.labels_mask]} for e in case.rows()]
+    model, clock = student(case.shape, device), Clock(device)
+    model.get_base_model().set_attn_implementation("flash_attention_2" if is_flash_attn_2_available() else "sdpa")
+    with tempfile.TemporaryDirectory() as directory:
         settings = SFTConfig(
-            output_dir=directory, num_train_epochs=1, per_device_train_batch_size=batch, learning_rate=1e-3,
-            completion_only_loss=True, packing=packed, max_length=PACK, gradient_checkpointing=False,
-            use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True, logging_strategy="no",
+            directory, num_train_epochs=1, per_device_train_batch_size=packs or case.fill, learning_rate=RATE,
+            completion_only_loss=True, packing=packs > 0, packing_strategy="bfd", max_length=case.pack,
+            **trl_settings(device, case.precision),
         )  # fmt: skip
-        clock = Clock()
         trainer = SFTTrainer(
             model, settings, train_dataset=Dataset.from_list(table), processing_class=tokenizer(),
-            callbacks=[_Begins(clock)],
+            callbacks=[Marks(clock)],
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
-        clock()
-    return [sum(clock.steps), float(sum(map(len, rows(count, shape["vocab_size"]))))]
+    return clock.steps
 
 
-class _Begins(TrainerCallback):
-    """Starts the clock when all is ready for the first step."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-
-    def on_train_begin(self, *arguments: Any, **rest: Any) -> None:
-        self.clock.restart()
-
-
-def measure(shape: dict[str, int], count: int, repeats: int, padded: bool = True) -> dict[str, Any]:
-    """Tokens per CPU-second and peak memory (MB) of each."""
-    sides: dict[str, Any] = {"ours": (ours,), "padded": (theirs, False), "packed": (theirs, True)}
-    if not padded:
-        del sides["padded"]
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, (run, *how) in sides.items():
-            (spent, tokens), peak = apart(run, *how, shape, count, warm=(*how, WARM, 2 * BATCH))
-            found[name].append((tokens / spent, peak))
+def measure(case: Case, place: Place, peer: bool, lost: dict[str, str]) -> dict[str, dict[str, float]]:
+    """Tokens a second and peak memory (MB) of each side, by name; why one could not be measured goes into ``lost``."""
+    sides: dict[str, tuple[Any, int]] = {}
+    for tokens in case.tokens:
+        sides[f"ours, {tokens:,}"] = ours, tokens
+        sides[f"packed, {tokens:,}"] = theirs, tokens // case.pack
+    if case.padded:
+        sides["padded"] = theirs, 0
+    total = sum(map(len, case.rows()))
+    warm = replace(case, shape=case.warm, count=case.fill * max(case.tokens) // case.pack)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(case.repeats):
+        for side, (run, size) in sides.items():
+            if run is theirs and not peer:
+                continue
+            try:
+                steps, peak = apart(place, run, (size, case, place.device), (size, warm, place.device))
+            except NotMeasured as why:
+                lost[f"{case.model}, {case.precision}: {side}"] = str(why)
+            else:
+                found.setdefault(side, []).append((total / sum(steps), peak))
     return {
-        name: {
-            "tokens_per_cpu_second": round(statistics.median(rate for rate, _ in pairs)),
+        side: {
+            f"tokens_per_{SECOND[place.device]}": round(statistics.median(rate for rate, _ in pairs)),
             "peak_mb": round(statistics.median(peak for _, peak in pairs)),
         }
-        for name, pairs in found.items()
+        for side, pairs in found.items()
     }
 
 
+def compared(case: Case, found: dict[str, dict[str, float]], rate: str) -> dict[str, float]:
+    """Ours to the fastest of TRL's, in speed and memory, for each number of tokens and over all of them."""
+    ratios = {}
+    groups = {f"{tokens:,} tokens": (tokens,) for tokens in case.tokens}
+    if len(groups) > 1:
+        groups["best of each"] = case.tokens
+    for name, all_tokens in groups.items():
+        mine = [found[side] for tokens in all_tokens if (side := f"ours, {tokens:,}") in found]
+        peers = [found[side] for side in ("padded", *(f"packed, {t:,}" for t in all_tokens)) if side in found]
+        if mine and peers:
+            own, best = (max(sides, key=lambda side: side[rate]) for sides in (mine, peers))
+            title = f"{case.model}, {name}, {case.precision}"
+            ratios[title] = round(own[rate] / best[rate], 2)
+            ratios[f"{title}, memory"] = round(best["peak_mb"] / own["peak_mb"], 2)
+    return ratios
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rows, one repeat, no 100M model, within a minute")
-    quick = parser.parse_args().quick
-    torch.set_num_threads(1)
+    asked = arguments(__doc__, "fewer cases and rows, one repeat: within a minute")
+    place, peer = find_place(asked.device, spawn=asked.tiny), has_trl("SFTTrainer")
+    chosen = on_gpu(asked.quick, asked.tiny) if asked.tiny or place.device == "cuda" else cases(asked.quick)
     ratios: dict[str, float] = {}
-    detail = {}
-    for name, shape in SHAPES.items():
-        if quick and name == "100M":
-            continue
-        count = {"3M": 160, "100M": 40}.get(name, 64) // (4 if quick else 1)
-        padded = not (quick and shape["vocab_size"] > 1000)
-        found = detail[name] = measure(shape, count, 1 if quick else 3, padded)
+    detail: dict[str, Any] = {}
+    lost: dict[str, str] = {}
+    for case in chosen:
+        name = f"{case.model}, {case.precision}"
+        found = detail[name] = measure(case, place, peer, lost)
         print(f"{name}: {found}", flush=True)
-        rates = {who: values["tokens_per_cpu_second"] for who, values in found.items()}
-        best = max(found.keys() - {"ours"}, key=rates.__getitem__)
-        ratios[name] = round(rates["ours"] / rates[best], 2)
-        ratios[f"{name}, memory"] = round(found[best]["peak_mb"] / found["ours"]["peak_mb"], 2)
-    print(json.dumps({"benchmark": "sft", "ratios": ratios, "detail": detail}))
+        ratios |= compared(case, found, f"tokens_per_{SECOND[place.device]}")
+    finish("sft", place, peer, ratios, detail, lost)
 
 
 if __name__ == "__main__":

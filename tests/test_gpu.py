@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,21 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import test_rl  # noqa: E402
 from ranks_run import ROWS, STEPS, model  # noqa: E402
-from tiny import chat_tokenizer, weights  # noqa: E402
+from tiny import chat_tokenizer, tiny, weights  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
 from distill.modelspec import Model  # noqa: E402
 from distill.training import student  # noqa: E402
+from distill.training.batching import from_tokens  # noqa: E402
 from distill.training.export import export_student  # noqa: E402
-from distill.training.forward import check_packing  # noqa: E402
+from distill.training.forward import check_packing, logprobs, pack  # noqa: E402
 from distill.training.loop import TrainSettings, train  # noqa: E402
+from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from pipeline.errors import Stopped  # noqa: E402
+from rl.loss import PolicyLoss  # noqa: E402
 
 GPUS = torch.cuda.device_count()
 cuda = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 1, reason="no GPU here")]
@@ -33,12 +40,24 @@ DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=cuda)]
 HERE = Path(__file__).parent
 
 
-def trained(device: str, directory: Path, lora: bool = True, **changes: Any) -> tuple[Any, list[float]]:
-    """The weights and losses of a short training on a device."""
-    made, metrics = model(lora).to(device), list[Any]()
+def trained(device: str, directory: Path, kind: str = "lora", stop_at: int = 0, **changes: Any) -> tuple[Any, Any]:
+    """The weights and losses of a short training on a device, which ends before its time after step ``stop_at``."""
+    made, metrics = made_of(kind).to(device), list[Any]()
     settings = TrainSettings(OptimizerSettings(1e-3), batch_size=4, steps=STEPS, micro_batch_tokens=30, **changes)
-    train(made, ROWS, settings, checkpoints=directory, on_step=metrics.append)
+    with suppress(Stopped):
+        train(
+            made, ROWS, settings, checkpoints=directory, on_step=metrics.append,
+            stop=lambda: len(metrics) == stop_at > 0,
+        )  # fmt: skip
     return weights(made).cpu(), [m.loss for m in metrics]
+
+
+def made_of(kind: str) -> Any:
+    if kind != "checkpointing":
+        return model(kind == "lora")
+    network = tiny()
+    student.checkpoint_layers(network)
+    return add_lora(network, rank=4, alpha=8, seed=0)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -46,13 +65,48 @@ def test_packed_rows_see_only_themselves(device: str) -> None:
     check_packing(model(lora=True).to(device))
 
 
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("kind", ["lora", "full", "checkpointing"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_device_learns_what_a_cpu_does(device: str, lora: bool, tmp_path: Path) -> None:
-    found, losses = trained(device, tmp_path / "there", lora)
-    expected, known = trained("cpu", tmp_path / "here", lora)
+def test_a_device_learns_what_a_cpu_does(device: str, kind: str, tmp_path: Path) -> None:
+    """With gradient checkpointing too, whose second pass a GPU makes in a thread of its own."""
+    found, losses = trained(device, tmp_path / "there", kind)
+    expected, known = trained("cpu", tmp_path / "here", "full" if kind == "full" else "lora")
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
     assert losses == pytest.approx(known, abs=1e-3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_run_that_was_stopped_goes_on_on_a_device(device: str, tmp_path: Path) -> None:
+    _, first = trained(device, tmp_path / "run", stop_at=3)
+    found, rest = trained(device, tmp_path / "run")
+    expected, losses = trained(device, tmp_path / "whole")
+    assert len(first) == 3 and first + rest == pytest.approx(losses, abs=1e-4)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_half_precision_attends_by_a_fused_kernel(device: str) -> None:
+    """With no other allowed torch says so if it cannot serve what it is given: few key-value heads, rows packed."""
+    network = tiny(head_dim=64, max_position_embeddings=512).to(device)
+    rows = [from_tokens(str(n), [n % 40], [(7 * i + n) % 40 for i in range(n)]) for n in (300, 310, 400)]
+    packed = pack(rows, device)
+    found = []
+    for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
+        with sdpa_kernel(kernel):
+            with torch.autocast(device, torch.bfloat16):
+                found.append(logprobs(network, packed))
+            found[-1].sum().backward()
+    fused, plain = found
+    torch.testing.assert_close(fused, plain, atol=0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_device_samples_from_what_it_trains(device: str, tmp_path: Path) -> None:
+    """GRPO: the engine's log-probabilities are the trainer's, after updates too."""
+    made = test_rl.student().to(device)
+    metrics, _ = test_rl.grpo(made, tmp_path, steps=3, loss=PolicyLoss(kl=0.1))
+    assert max(m.logprob_gap for m in metrics) < 1e-4
+    assert metrics[-1].kl and made.device.type == device
 
 
 @pytest.mark.parametrize("device", DEVICES)
