@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -184,6 +185,7 @@ def test_what_a_row_is_filled_up_with_nobody_sees(rows: list[Example], multiple:
         found.append((values.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
     assert batch.input_ids.shape[1] % multiple == 0 and all(b.width % multiple == 0 for b in batch.documents)
     assert batch.asked is None or len(batch.asked) % multiple == 0
+    assert [b.start for b in batch.documents] + [batch.input_ids.shape[1]] == [0] + [b.end for b in batch.documents]
     for plain, filled in zip(*found, strict=True):
         assert (filled - plain).norm() <= 1e-5 * plain.norm()
 
@@ -305,9 +307,9 @@ def test_lean_layers_have_the_values_and_gradients_of_peft_and_autograd(
     rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gated, "TILE", 16)  # the pack is two tiles and a half
-    model = add_lora(tiny(), rank=rank, alpha=2 * rank, seed=1, final_norm=True)
+    model = add_lora(tiny(attention_bias=True), rank=rank, alpha=2 * rank, seed=1, final_norm=True)
     for name, p in model.named_parameters():
-        if "lora_B" in name or "norm" in name:
+        if "lora_B" in name or "norm" in name or "bias" in name:
             p.data.uniform_(-0.2, 0.2)
     batch, found = pack(examples(5)), []
     for context in (torch.enable_grad(), lean(model)):
@@ -331,8 +333,11 @@ def test_lean_layers_in_half_precision_are_as_near_to_the_truth_as_peft_under_au
     base: torch.dtype, rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gated, "TILE", 16)
-    model = add_lora(tiny(initializer_range=0.2).to(torch.bfloat16).to(base), rank=rank, alpha=2 * rank, seed=1)
+    plain_model = tiny(initializer_range=0.2, attention_bias=True).to(torch.bfloat16).to(base)
+    model = add_lora(plain_model, rank=rank, alpha=2 * rank, seed=1)
     for name, p in model.named_parameters():
+        if "bias" in name:
+            p.data.uniform_(-0.2, 0.2)
         if p.requires_grad:
             p.data = p.data.float().uniform_(-0.2, 0.2) if "lora_B" in name else p.data.float()
     batch = pack(examples(8))
@@ -353,6 +358,8 @@ def test_lean_layers_in_half_precision_are_as_near_to_the_truth_as_peft_under_au
     plain = passed(True)
     with lean(model):
         ours = passed(True)
+    with lean(model, sharded=True):  # weights are cast for each pass
+        assert all(map(torch.equal, passed(True), ours))
     model.to(torch.float32)
     for exact, eager, written_out in zip(passed(False), plain, ours, strict=True):
         error = (written_out - exact).norm()
@@ -395,7 +402,7 @@ def test_attention_written_out_has_the_values_and_gradients_of_autograd(
         torch.manual_seed(0)
         width = batch.input_ids.shape[1]
         sides = [torch.randn(1, heads, width, 8).to(dtype).requires_grad_() for heads in (4, 2, 2)]
-        out, _ = attention.packed_attention(torch.nn.Module(), *sides, None, documents=batch.documents)
+        out, _ = attention.packed_attention(torch.nn.Module(), *sides, None, 0.6, documents=batch.documents)
         found.append((out, *torch.autograd.grad(out, sides, torch.randn_like(out))))
     for ours, plain in zip(*found, strict=True):
         close = {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
@@ -432,6 +439,23 @@ def test_in_half_precision_a_head_says_nothing_impossible(sure: bool) -> None:
     targets = (hidden @ weight.t()).argmax(-1) if sure else torch.randint(0, VOCABULARY, (64,))
     values, entropy = head.through(hidden, weight, targets, 1.0, True, torch.bfloat16)
     assert values.max() <= 1e-5 and entropy.min() >= -1e-5
+
+
+@pytest.mark.parametrize("unsure", [1e-1, 1e-2, 1e-3])
+@pytest.mark.parametrize("grid", [False, True], ids=["fp32 weights", "bf16 weights"])
+def test_in_half_precision_what_is_left_to_learn_of_a_sure_label_is_not_rounded_away(grid: bool, unsure: float) -> None:
+    """Each label has one rival: the gradient is (1 - p) (W[label] - W[rival]), and about nothing but rounding else."""
+    torch.manual_seed(0)
+    weight = torch.linalg.qr(torch.randn(64, 64))[0][:VOCABULARY]
+    weight = weight.bfloat16().float() if grid else weight
+    labels, gap = torch.arange(0, VOCABULARY, 2), math.log((1 - unsure) / unsure)
+    hidden = ((30 + gap) * weight[labels] + 30 * weight[labels + 1]).requires_grad_()
+    half = hidden.detach().bfloat16().float().requires_grad_()
+    (exact,) = torch.autograd.grad((half @ weight.t()).log_softmax(-1).gather(1, labels[:, None]).sum(), half)
+    values = head.through(hidden, weight, labels, 1.0, False, torch.bfloat16)[0]
+    (ours,) = torch.autograd.grad(values.sum(), hidden)
+    assert torch.cosine_similarity(ours, exact, dim=-1).min() > 0.99
+    assert (ours.norm(dim=-1) / exact.norm(dim=-1)).log().abs().max() < 0.3  # a logit of 30 is rounded by up to 1 / 16
 
 
 def test_the_last_block_is_asked_for_what_predicts_alone() -> None:

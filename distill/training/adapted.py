@@ -100,7 +100,9 @@ def is_plain(module: Any) -> bool:
     if not kind.__module__.startswith("peft.tuners.lora.") or kind.__name__ not in ("Linear", "Linear4bit"):
         return False
     base, names = module.get_base_layer(), module.active_adapters
-    if module.merged or module.lora_variant or len(names) != 1:
+    if module.merged or module.lora_variant or len(names) != 1 or module.lora_B[names[0]].bias is not None:
+        return False
+    if base.bias is not None and base.bias.requires_grad:
         return False
     known = is_packed(base.weight) or (type(base) is nn.Linear and base.weight.dtype in (FULL, HALF))
     return known and isinstance(module.lora_dropout[names[0]], nn.Identity)

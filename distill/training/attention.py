@@ -170,7 +170,7 @@ class _Packed(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         q, k, v, out, *sums = ctx.saved_tensors
-        back = [torch.zeros(x.shape) for x in (q, k, v)]  # in fp32, since what rows share gets many small parts
+        back = [torch.zeros(x.shape, dtype=torch.float32) for x in (q, k, v)]  # what rows share gets many small parts
         for block, total in zip(ctx.documents, sums, strict=True):
             g, made = (_asked(block, x[block.start : block.end]) for x in (grads[0], out))
             found = _rule(block, q).backward(g, *_rectangles(block, q, k, v), made, total, ctx.scaling)

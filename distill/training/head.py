@@ -3,7 +3,9 @@
 With a large vocabulary the head costs more than the network under it. Its logits are made in tiles that stay in
 cache, and the softmax is summed as it goes (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867). A label's
 log-probability depends on its own hidden state alone, so its gradient there, W[label] - softmax(W h) W, is formed
-in the same pass and only scaled in the backward one: two matrix products in all, where recomputing takes three.
+in the same pass and only scaled in the backward one: two matrix products in all, where recomputing takes three. The
+label's own part of the sum is put together with W[label] exactly: where p is near 1 the two nearly cancel, and what
+is left would be less than the sum's rounding.
 
 Plain linear heads that are not trained; all others go through autograd (`distill.training.forward`).
 """
@@ -49,7 +51,8 @@ class _Through(Function):
             found.append(told.label - told.total)
             entropies.append(told.total - told.mean)
             if learns:
-                back.append(weight.index_select(0, labels) - told.mixed)
+                others = -torch.expm1(told.label - told.total).unsqueeze(-1)
+                back.append(weight.index_select(0, labels) * others - told.mixed)
         ctx.save_for_backward(*([torch.cat(back).div_(temperature)] if back else []))
         if not entropy:
             return (torch.cat(found),)
@@ -64,8 +67,8 @@ class _Through(Function):
 
 
 class _Softmax(NamedTuple):
-    """Of R rows of logits, fp32: that of the label, (R,); log sum exp, (R,); the mean logit, (R,), and the mean of
-    ``weight``, (R, D), by the softmax, where asked for."""
+    """Of R rows of logits, fp32: that of the label, (R,); log sum exp, (R,); the mean logit by the softmax, (R,), and
+    all but the label's part of the mean of ``weight``, (R, D), where asked for."""
 
     label: Tensor
     total: Tensor
@@ -83,16 +86,18 @@ def _softmax(states: Tensor, weight: Tensor, labels: Tensor, mix: bool, entropy:
         logits = torch.mm(states, part.t(), out=tile[: rows * len(part)].view(rows, -1)).float()
         place = (labels - start).unsqueeze(-1)
         here = (place >= 0) & (place < len(part))
-        label = torch.where(here, logits.gather(1, place.clamp(0, len(part) - 1)), label)
+        at = place.clamp(0, len(part) - 1)
+        label = torch.where(here, logits.gather(1, at), label)
         before, top = top, torch.maximum(top, logits.amax(-1, keepdim=True))
         fall = (before - top).exp_()
         logits.sub_(top)
         shares = logits.exp() if entropy else logits.exp_()
         if entropy:  # sum of e^(logit - top) (logit - top)
             below = below.addcmul_(total, (before - top).nan_to_num_(neginf=0.0)).mul_(fall)
-            below.add_(torch.linalg.vecdot(shares, logits).unsqueeze(-1))
+            below.add_(logits.mul_(shares).sum(-1, keepdim=True))
         total = total.mul_(fall).add_(shares.sum(-1, keepdim=True))
         if mix:
+            shares.scatter_(1, at, shares.gather(1, at).masked_fill_(here, 0.0))
             mixed.mul_(fall).add_(shares.to(part.dtype) @ part)
     sums, mean = (x.squeeze(-1) for x in (top + total.log(), top + below / total))
     return _Softmax(label.squeeze(-1), sums, mean, mixed.div_(total))

@@ -52,34 +52,32 @@ class Casts:
     def __init__(self, keeps: bool) -> None:
         self._keeps = keeps
         self._weights: dict[int, Tensor] = {}
-        self._input: tuple[Callable[[], Any], Tensor] | None = None
+        self._input: tuple[Any, Tensor] | None = None
 
     def __reduce__(self) -> Any:
         return Casts, (self._keeps,)  # another process makes its own
 
-    def weight(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        if weight.dtype == dtype or not self._keeps:
-            return weight.to(dtype)
+    def weight(self, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Dense | None]:
+        """A weight, all that is kept for a backward pass, and what makes it one of ``dtype``, if it is not yet."""
+        if is_packed(weight):
+            return weight, partial(_unpacked, weight.quant_state, dtype)  # type: ignore[attr-defined]
+        if weight.dtype == dtype:
+            return weight, None
+        if not self._keeps:
+            return weight, partial(_cast, dtype)
         if id(weight) not in self._weights:
             self._weights[id(weight)] = weight.detach().to(dtype)
-        return self._weights[id(weight)]
+        return self._weights[id(weight)], None
 
     def input(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if x.dtype == dtype:
             return x
-        if self._input is None or self._input[0]() is not x:
-            self._input = weakref.ref(x), x.to(dtype)
+        if self._input is None or not self._input[0](x):
+            self._input = partial(_same, weakref.ref(x), x._version, torch.is_grad_enabled()), x.to(dtype)
         return self._input[1]
 
 
-def _fixed(casts: Casts, layer: Any, dtype: torch.dtype) -> tuple[Tensor, Callable[[Tensor], Tensor] | None] | None:
-    """The weight under an adapter in this precision, or packed and what unpacks it so; None if there is none such."""
-    weight = layer.get_base_layer().weight
-    if weight.requires_grad or dtype not in (FULL, HALF):
-        return None
-    if is_packed(weight):
-        return weight, partial(_unpacked, weight.quant_state, dtype)
-    return (casts.weight(weight, dtype), None) if weight.dtype in (dtype, FULL) else None
+Dense = Callable[[Tensor], Tensor]
 
 
 def _unpacked(state: Any, dtype: torch.dtype, packed: Tensor) -> Tensor:
@@ -88,9 +86,22 @@ def _unpacked(state: Any, dtype: torch.dtype, packed: Tensor) -> Tensor:
     return dequantize_4bit(packed, state).to(dtype)
 
 
+def _cast(dtype: torch.dtype, weight: Tensor) -> Tensor:
+    return weight.detach().to(dtype)
+
+
+def _same(last: Callable[[], Tensor | None], version: int, learns: bool, x: Tensor) -> bool:
+    return last() is x and x._version == version and torch.is_grad_enabled() == learns
+
+
 def _side(casts: Casts, layer: Any, dtype: torch.dtype) -> Lora | None:
-    found = _fixed(casts, layer, dtype)
-    return Lora(found[0], *factors_of(layer), found[1]) if found else None
+    """A layer for products in ``dtype``; None where there can be none such."""
+    weight = layer.get_base_layer().weight
+    known = is_packed(weight) or weight.dtype in (dtype, FULL)
+    if weight.requires_grad or dtype not in (FULL, HALF) or not known:
+        return None
+    fixed, dense = casts.weight(weight, dtype)
+    return Lora(fixed, *factors_of(layer), dense)
 
 
 def _lora(casts: Casts, layer: Any, otherwise: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -21,10 +21,16 @@ from pipeline.errors import InputError
 
 MARGIN = 0.9
 """A run is refused when this share of its estimate is more than what is free. On CPU estimates were 0.92 to 1.17 of the
-measured peak (27M parameters, LoRA and full, fp32 and bf16); the tenth is for models of another build: what would fit
-must not be refused."""
-KEPT = {"all": (5, 4, 3), "lora": (4, 2, 3), "half": (4, 1.7, 1.5)}
-"""Where layers are written out (`distill.training.lean`) it is less."""
+measured peak with LoRA (15M parameters), 0.75 to 1 where all weights are trained; the tenth is for models of another
+build: what would fit must not be refused."""
+KEPT = {
+    ("all", False): (4, 4, 3),
+    ("all", True): (4.5, 2, 1.5),
+    ("lora", False): (4, 2, 3),
+    ("lora", True): (3, 1, 1.5),
+    ("base", True): (2, 1, 1.5),
+}
+"""By what is trained (all, an adapter, one over a base in bf16) and whether in half precision."""
 HEAD = 3
 """Copies of a chunk of logits at once: they, their softmax, their gradient."""
 GIB = 1 << 30
@@ -92,13 +98,15 @@ def estimate(directory: Path, training: Training, chunk: int = 1 << 24) -> Estim
     trained = every if training.rank is None else sum(training.rank * (a + b) for a, b in linear)
     outside = 2 if training.bits == 16 else 4  # bytes of an embedding's or norm's weight
     frozen = 0 if training.rank is None else outside * (every - matrices) + training.bits * matrices // 8
-    kind = "all" if training.rank is None else "half" if training.half else "lora"
-    per_layer = sum(n * size for n, size in zip(KEPT[kind], (hidden, inner, queries + keys), strict=True))
-    casts = 2 * matrices if kind == "half" and training.bits == 32 and training.shards == 1 else 0
+    kind = "all" if training.rank is None else "base" if training.bits == 16 else "lora"
+    per_layer = sum(
+        n * size for n, size in zip(KEPT[kind, training.half], (hidden, inner, queries + keys), strict=True)
+    )
+    cast = training.half and training.bits == 32 and (training.rank is None or training.shards == 1)
     kept = layers * hidden + per_layer if training.checkpointing else layers * per_layer
     tokens = training.micro_batch_tokens
     return Estimate(
-        weights=(frozen + casts + 4 * trained) // training.shards,
+        weights=(frozen + 4 * trained) // training.shards + 2 * matrices * cast,
         gradients=4 * trained // training.shards,
         moments=8 * trained // training.shards,
         activations=round(4 * tokens * kept),
@@ -142,7 +150,9 @@ def check_fits(directory: Path | None, training: Training, where: str, free: int
         "set gradient_checkpointing": {"checkpointing": True},
         "train an adapter (lora)": {"rank": 16} if training.rank is None else {},
         "set quantize: nf4": {"bits": 4} if training.rank is not None else {},
-        "set base_precision: bf16": {"bits": 16} if training.rank is not None and training.bits == 32 else {},
+        "set base_precision: bf16": {"bits": 16, "half": True}
+        if training.rank is not None and training.bits == 32
+        else {},
         "use more devices with parallel: fsdp": {"shards": 2 * training.shards},
     }
     needs = {advice: estimate(directory, replace(training, **change)) for advice, change in changes.items()}

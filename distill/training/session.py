@@ -46,6 +46,9 @@ def learning(
         sharded = ranks is not None and settings.parallel == "fsdp"
         with prepared(model, max(1, settings.threads // (ranks.size if ranks else processes)), sharded):
             check_packing(model)
+            if settings.precision == "bf16":  # before processes part, which then share the weights that are cast
+                with torch.autocast(model.device.type, torch.bfloat16):
+                    check_packing(model)
             if ranks:
                 ranks.begin({"settings": settings, "total": total})
             learner = Learner(model, settings, total, directory, run, before_save, ranks, measure)

@@ -59,10 +59,10 @@ def load(
         )
     if half and network.device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise InputError("precision: bf16 is not supported by this GPU; use fp32")
-    if gradient_checkpointing:
-        checkpoint_layers(network)
     if adapter:
         network = add_lora(network, rank=adapter.rank, alpha=adapter.alpha, seed=seed, final_norm=adapter.final_norm)
+    if gradient_checkpointing:
+        checkpoint_layers(network)
     for weight in network.parameters():
         if weight.requires_grad:  # in bf16 an update of less than 1 / 256 of a weight is none
             weight.data = weight.data.float()
@@ -71,8 +71,10 @@ def load(
 
 def checkpoint_layers(network: Any) -> None:
     """Gradient checkpointing, whose second pass too attends to packed rows: the backward runs outside `logprobs`."""
-    how = {"use_reentrant": False, "context_fn": partial(_passes, network.config)}  # a model is sent to other ranks
-    network.gradient_checkpointing_enable(how)
+    causal = network.get_base_model() if hasattr(network, "peft_config") else network
+    how = {"use_reentrant": False, "context_fn": partial(_passes, causal.config)}  # a model is sent to other ranks
+    causal.gradient_checkpointing_enable(how)
+    causal.disable_input_require_grads()  # a hook that only reentrant checkpoints need, and that cannot be sent
 
 
 def _passes(config: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
