@@ -22,11 +22,13 @@ from distill.training.launch import run_of_several
 from distill.training.loop import TrainSettings, train
 from distill.training.lora import add_lora
 from distill.training.optimizer import OptimizerSettings
+from distill.training.student import checkpoint_layers
 from pipeline.errors import Stopped
 from rl.critic import Critic
 from rl.loss import PolicyLoss
 
 ROWS = examples(13)  # the last batch of an epoch is one row: a rank has nothing to do
+HALF: dict[str, Any] = {"precision": "bf16", "checkpointed": True}
 STEPS, LEG = 8, 2
 """Updates of a run, and of one leg of a run that several numbers of ranks have a part in."""
 
@@ -35,9 +37,13 @@ def model(lora: bool) -> Any:
     return add_lora(tiny(), rank=4, alpha=8, seed=0) if lora else tiny()
 
 
-def supervised(directory: Path, lora: bool, legs: int | None = None, **changes: Any) -> tuple[Any, list[float]]:
-    """A whole run, or a leg of it: the weights and losses."""
+def supervised(
+    directory: Path, lora: bool, legs: int | None = None, checkpointed: bool = False, **changes: Any
+) -> tuple[Any, list[float]]:
+    """A whole run, or a leg of it: the weights and losses. ``checkpointed`` is about gradients."""
     made, metrics, asked = model(lora), list[Any](), count(1)
+    if checkpointed:
+        checkpoint_layers(made)
     settings = TrainSettings(
         OptimizerSettings(1e-3), batch_size=4, steps=STEPS, micro_batch_tokens=30, **changes
     )  # fmt: skip
@@ -100,6 +106,7 @@ def learn(directory: Path, first: bool) -> None:
         for lora in (True, False):
             place = directory / f"{parallel}-{lora}"
             found[f"{parallel} {lora}"] = supervised(place, lora, parallel=parallel)
+        found[f"{parallel} half"] = supervised(directory / f"{parallel}-half", True, parallel=parallel, **HALF)
         found[f"grpo {parallel}"] = refined(directory / f"grpo-{parallel}", parallel=parallel)
         found[f"ppo {parallel}"] = valued(directory / f"ppo-{parallel}", parallel=parallel)
         supervised(directory / "legs", False, LEG, parallel=parallel)  # goes on from where another leg ended

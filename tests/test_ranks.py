@@ -15,7 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ranks_run import LEG, ROWS, STEPS, model, refined, supervised, valued  # noqa: E402
+from ranks_run import HALF, LEG, ROWS, STEPS, model, refined, supervised, valued  # noqa: E402
 from tiny import weights  # noqa: E402
 
 from distill.training.learner import run_identity  # noqa: E402
@@ -56,6 +56,18 @@ def alike(found: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_ranks_learn_what_one_process_does(parallel: str, lora: bool, together: Path, tmp_path: Path) -> None:
     close(torch.load(together / "found.pt")[f"{parallel} {lora}"], supervised(tmp_path, lora))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_in_half_precision_checkpointed_layers_learn_on_all_ranks(
+    parallel: str, together: Path, tmp_path: Path
+) -> None:
+    (found, losses), (expected, own) = (
+        torch.load(together / "found.pt")[f"{parallel} half"],
+        supervised(tmp_path, True, **HALF),
+    )
+    assert losses == pytest.approx(own, abs=0.02) and losses[-1] < losses[0]
+    assert (found - expected).norm() <= 0.05 * (expected - weights(model(True))).norm()
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
