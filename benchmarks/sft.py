@@ -12,8 +12,8 @@ How many tokens are in a pass is a part of the case, for it decides who wins:
 
 Ours takes as many rows into a step as fill that on average (32 and 8) and cuts the step into micro-batches of about as
 many tokens; an update of TRL's is one pass. Ratios are to the faster of TRL's sides in a case; "best of each" is our
-faster setting to TRL's fastest. The padded side is measured at 3M alone: elsewhere it has at most half the packed one's
-speed. bf16 is autocast over fp32 weights on both sides, and TRL's gradient checkpointing is off.
+faster setting to TRL's fastest. The padded side is measured at 3M alone: elsewhere it has some half of the packed
+one's speed. bf16 is autocast over fp32 weights on both sides, and TRL's gradient checkpointing is off.
 
 On a GPU: Qwen3-0.6B with random weights, rows of up to 4,096 tokens, 16,384 in a pass (TRL: 4 packs, or 4 padded rows),
 bf16; TRL has flash-attn where that is installed.
