@@ -12,8 +12,8 @@ How many tokens are in a pass is a part of the case, for it decides who wins:
 
 Ours takes as many rows into a step as fill that on average (32 and 8) and cuts the step into micro-batches of about as
 many tokens; an update of TRL's is one pass. Ratios are to the faster of TRL's sides in a case; "best of each" is our
-faster setting to TRL's fastest. The padded side is measured at 3M alone: elsewhere it has half the packed one's speed or
-less. bf16 is autocast over fp32 weights on both sides, and TRL's gradient checkpointing is off.
+faster setting to TRL's fastest. The padded side is measured at 3M alone: elsewhere it has some half of the packed
+one's speed. bf16 is autocast over fp32 weights on both sides, and TRL's gradient checkpointing is off.
 
 On a GPU: Qwen3-0.6B with random weights, rows of up to 4,096 tokens, 16,384 in a pass (TRL: 4 packs, or 4 padded rows),
 bf16; TRL has flash-attn where that is installed.
@@ -178,7 +178,7 @@ def measure(case: Case, place: Place, peer: bool, lost: dict[str, str]) -> dict[
 
 
 def compared(case: Case, found: dict[str, dict[str, float]], rate: str) -> dict[str, float]:
-    """Ours to the fastest of TRL's, in speed and memory, for each number of tokens and over all of them."""
+    """Ours to the fastest of TRL's: speed and memory for each number of tokens, and speed over all of them."""
     ratios = {}
     groups = {f"{tokens:,} tokens": (tokens,) for tokens in case.tokens}
     if len(groups) > 1:
@@ -190,7 +190,8 @@ def compared(case: Case, found: dict[str, dict[str, float]], rate: str) -> dict[
             own, best = (max(sides, key=lambda side: side[rate]) for sides in (mine, peers))
             title = f"{case.model}, {name}, {case.precision}"
             ratios[title] = round(own[rate] / best[rate], 2)
-            ratios[f"{title}, memory"] = round(best["peak_mb"] / own["peak_mb"], 2)
+            if len(all_tokens) == 1:
+                ratios[f"{title}, memory"] = round(best["peak_mb"] / own["peak_mb"], 2)
     return ratios
 
 
