@@ -26,8 +26,8 @@ def shorten_norms(model: nn.Module) -> int:
 
 
 def plain_norms(model: nn.Module, dtype: torch.dtype | None = None) -> dict[Any, float]:
-    """The RMS norms of ``model`` that are no more than that (were their weights of another ``dtype``), each with its
-    epsilon."""
+    """The RMS norms of ``model`` that are no more than that (were they of another ``dtype`` and on a CPU, where
+    equal means equal bits), each with its epsilon."""
     named = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     candidates = [(module, epsilon) for module in named if (epsilon := _epsilon(module)) is not None]
     return {module: epsilon for module, epsilon in candidates if _is_plain(module, epsilon, dtype)}
@@ -40,7 +40,8 @@ def _epsilon(module: Any) -> float | None:
 
 @torch.inference_mode()
 def _is_plain(module: nn.Module, epsilon: float, dtype: torch.dtype | None) -> bool:
-    probe: Any = copy.deepcopy(module).to(dtype)
+    probe: Any = copy.deepcopy(module)
+    probe = probe.to("cpu", dtype) if dtype else probe
     generator = torch.Generator().manual_seed(0)
     weight, inputs = (torch.randn(shape, generator=generator).to(probe.weight) for shape in _shapes(probe))
     probe.weight = nn.Parameter(weight, requires_grad=False)

@@ -196,11 +196,13 @@ def _asked(block: Block, x: Tensor) -> Tensor:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
-    """q (N, heads, T, D), k and v (N, kv_heads, L, D) -> (N, heads, T, D); kv never repeated.
+    """q (N, heads, T, D), k and v (N, kv_heads, L, D) -> (N, heads, T, D).
 
     The queries are the last T of L positions, each of which sees those before it.
     """
-    grouped, how = q.shape[1] != k.shape[1], rectangles.causality(q, k)
+    how, grouped = rectangles.causality(q, k), q.shape[1] != k.shape[1]
+    if grouped and (how["attn_mask"] is not None or q.element_size() > 2):  # else CUDA keeps all scores
+        k, v, grouped = *(x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v)), False
     return F.scaled_dot_product_attention(q, k, v, **how, scale=scaling, enable_gqa=grouped)
 
 
