@@ -368,7 +368,7 @@ def test_lean_layers_in_half_precision_are_as_near_to_the_truth_as_peft_under_au
 
 @pytest.mark.parametrize("part", [1e-2, 1e-3, 1e-4])
 def test_an_update_is_not_lost_beside_a_weight_in_half_precision_however_small(part: float) -> None:
-    """Rounded into the weight, or added to what was rounded, 1 / 1000 would be none; so it is in its gradient."""
+    """Rounded into the weight, or added to what was rounded, half of 1 / 1000 is lost; backward, too."""
     torch.manual_seed(0)
     x, weight = torch.randn(4000, 64).bfloat16().requires_grad_(), torch.randn(64, 64).bfloat16()
     a, b, g = torch.randn(4, 64), torch.randn(64, 4) * part / 2, torch.randn(4000, 64).bfloat16()

@@ -1,7 +1,7 @@
 """A linear layer with LoRA written out: forward and backward of x W^T + s (x A^T) B^T for a fixed W.
 
-It is one product, [x, x A^T] [W, s B]^T: in half precision a sum of two, each rounded, would lose what is less than
-1 / 256 of the other, as a young adapter's part is; and so would W + s B A. Only in full precision, and where W is
+It is one product, [x, x A^T] [W, s B]^T: in half precision a sum of two, each rounded, loses most of what is far less
+than 1 / 256 of the other, as a young adapter's part is; and so does W + s B A. Only in full precision, and where W is
 about as small as A and B, W + s B A is formed, and the gradients of A and B come from that of W. Which layers of a
 model these are is `distill.training.lean`'s.
 """
