@@ -20,8 +20,9 @@ from typing import Any
 from pipeline.errors import InputError
 
 MARGIN = 0.9
-"""A run is refused when this share of its estimate is more than what is free. On CPU estimates were 0.92 to 1.17 of the
-measured peak with LoRA (15M parameters), 0.75 to 1 where all weights are trained; the tenth is for models of another
+"""A run is refused when this share of its estimate is more than what is free. On CPU the estimate for LoRA at 100M
+parameters and 4,096 tokens was 1.0 (fp32) and 0.82 (bf16) of the measured peak (benchmarks/sft.py), at 15M and 2,048
+tokens 0.5 to 0.7, all weights trained or not: what is left out weighs more there. The tenth is for models of another
 build: what would fit must not be refused."""
 KEPT = {
     ("all", False): (4, 4, 3),
