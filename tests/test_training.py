@@ -388,6 +388,26 @@ def test_a_block_that_is_more_than_a_gate_is_left_alone() -> None:
         torch.testing.assert_close(logprobs(model, pack(examples(3))), plain, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("more", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}], ids=str)
+def test_an_adapter_that_is_more_than_two_factors_is_left_to_peft(more: dict[str, Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules="all-linear", **more)
+    model = get_peft_model(tiny(attention_bias=True), config).train()  # type: ignore[arg-type]
+    for name, p in model.named_parameters():
+        if p.requires_grad or "bias" in name:
+            p.data.uniform_(-0.3, 0.3)
+    batch, found = pack(examples(3)), []
+    for context in (torch.enable_grad(), lean(model)):
+        with context:
+            model.zero_grad()
+            torch.manual_seed(1)  # for dropout
+            logprobs(model, batch).sum().backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
+    for name, plain in found[0].items():
+        assert plain.norm() > 0 and (found[1][name] - plain).norm() <= 1e-5 * plain.norm(), name
+
+
 @pytest.mark.parametrize("rows", ["alone", "ragged", "sharing a beginning"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_attention_written_out_has_the_values_and_gradients_of_autograd(
