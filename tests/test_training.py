@@ -30,7 +30,7 @@ from distill.training import attention, checkpoint, gated, head, rectangles, rot
 from distill.training.adapted import adapted  # noqa: E402
 from distill.training.batching import Example, Order, fitting, from_tokens, micro_batches  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
-from distill.training.forward import check_packing, logprobs, pack  # noqa: E402
+from distill.training.forward import FEW, check_packing, logprobs, pack  # noqa: E402
 from distill.training.lean import lean  # noqa: E402
 from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
@@ -262,6 +262,27 @@ def test_a_model_that_attends_in_windows_is_refused() -> None:
     windowed = tiny(use_sliding_window=True, sliding_window=4, max_window_layers=0)
     with pytest.raises(InputError, match="sliding window"):
         logprobs(windowed, pack(examples(3)))
+
+
+@pytest.mark.parametrize("window", [20, 70], ids=["less than the filling", "no multiple of it"])
+@pytest.mark.parametrize("multiple", [1, FEW])
+def test_documents_up_to_a_window_are_those_of_transformers_however_rows_are_filled_up(
+    window: int, multiple: int
+) -> None:
+    model = tiny(use_sliding_window=True, sliding_window=window, max_window_layers=0)
+    rows = [from_tokens("row", [1, 2], [(3 * i + n) % VOCABULARY for n in range(i)]) for i in (5, 16, window - 1)]
+    found = []
+    for values in (
+        lambda: torch.cat([single(model, row) for row in rows]),
+        lambda: logprobs(model, pack(rows, multiple=multiple)),
+    ):
+        model.zero_grad()
+        (made := values()).sum().backward()
+        found.append((made.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    for exact, ours in zip(*found, strict=True):
+        assert (ours - exact).norm() <= 1e-5 * exact.norm()
+    with pytest.raises(InputError, match=f"longer than the model's sliding window of {window} tokens"):
+        logprobs(model, pack([*rows, from_tokens("row", [1, 2], [3] * window)], multiple=multiple))
 
 
 def test_chunked_logprobs_and_gradients_equal_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
