@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distill.training.allocator import LARGE
 from pipeline.errors import InputError
 
 MARGIN = 0.9
@@ -34,6 +35,17 @@ KEPT = {
 """By what is trained (all, an adapter, one over a base in bf16) and whether in half precision."""
 HEAD = 3
 """Copies of a chunk of logits at once: they, their softmax, their gradient."""
+TILE = 1 << 20
+"""Logits of a frozen head that are there at once on a CPU, `distill.training.head`; on a GPU it is a chunk."""
+HEAP = 0.4
+"""What glibc keeps of blocks that micro-batches of other sizes freed (`distill.training.allocator`), beside what a pass
+holds at most: 0.39 to 0.49 of it was measured. Blocks of `LARGE` and more it gives back."""
+KERNELS = 200 << 20
+"""Kernels of oneDNN and what they compute in, in half precision: 200 MB was measured beside all else, of which kernels
+of the usual `distill.training.kernels.KEPT` shapes are the most."""
+SMALL = 50_000_000
+"""Parameters up to which, on a CPU, a process for each core is faster than threads. Each passes over micro-batches of
+its own, and has its own gradient."""
 GIB = 1 << 30
 
 
@@ -41,7 +53,7 @@ GIB = 1 << 30
 class Training:
     """The settings that memory depends on. ``rank`` None trains all weights; ``bits`` of a frozen weight;
     over ``shards`` devices weights, gradients and moments are cut up. ``teacher``: bytes of a model that is held
-    beside the student."""
+    beside the student. ``cores`` of a CPU, 0 on a GPU."""
 
     micro_batch_tokens: int
     rank: int | None
@@ -51,6 +63,7 @@ class Training:
     samples: bool = False
     shards: int = 1
     teacher: int = 0
+    cores: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +75,8 @@ class Estimate:
     moments: int
     activations: int
     logits: int
+    allocator: int = 0
+    kernels: int = 0
     sampling: int = 0
     teacher: int = 0
 
@@ -106,12 +121,21 @@ def estimate(directory: Path, training: Training, chunk: int = 1 << 24) -> Estim
     cast = training.half and training.bits == 32 and (training.rank is None or training.shards == 1)
     kept = layers * hidden + per_layer if training.checkpointing else layers * per_layer
     tokens = training.micro_batch_tokens
+    if training.rank is None:
+        logits = HEAD * min(chunk, tokens * vocabulary)
+    else:  # a tile in the precision of products and in fp32, and the gradient of hidden states twice for a moment
+        logits = 2 * min(TILE if training.cores else chunk, tokens * vocabulary) + 2 * tokens * hidden
+    passing = 4 * (tokens * kept + logits)
+    in_heap = training.cores and 4 * tokens * max(hidden, inner) < LARGE
+    processes = training.cores if training.cores and every <= SMALL else 1
     return Estimate(
         weights=(frozen + 4 * trained) // training.shards + 2 * matrices * cast,
-        gradients=4 * trained // training.shards,
+        gradients=4 * trained * processes // training.shards,
         moments=8 * trained // training.shards,
-        activations=round(4 * tokens * kept),
-        logits=4 * HEAD * min(chunk, tokens * vocabulary),
+        activations=round(4 * tokens * kept) * processes,
+        logits=4 * logits * processes,
+        allocator=round(HEAP * passing) * processes if in_heap else 0,
+        kernels=KERNELS * processes if training.cores and training.half else 0,
         sampling=(4 * every if training.rank is None else outside * matrices) if training.samples else 0,
         teacher=training.teacher,
     )
@@ -163,10 +187,19 @@ def check_fits(directory: Path | None, training: Training, where: str, free: int
     )
 
 
-def free_memory() -> int:
-    """Bytes that a process may still take: of the GPU where there is one, else of the machine or its cgroup."""
-    import torch
+def has_gpu() -> bool:
+    """As NVIDIA's driver tells it, for torch is not to be loaded for an estimate."""
+    return Path("/dev/nvidiactl").exists()
 
+
+def free_memory() -> int:
+    """Bytes that a process may still take: of the GPU where there is one, else of the machine or its cgroup, less what
+    the libraries of a training, which are loaded here, take there."""
+    import peft  # noqa: F401
+    import torch
+    import transformers
+
+    _ = transformers.AutoModelForCausalLM  # loaded when it is asked for
     return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else free_of_machine()
 
 
