@@ -16,7 +16,7 @@ from tiny import tiny  # noqa: E402
 
 from distill.training.kernels import KEPT, NAMES, few_kernels  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
-from distill.training.memory import LARGE, TILE, Training, check_fits, estimate, free_of_machine, weights_of  # noqa: E402
+from distill.training.memory import TILE, Training, check_fits, estimate, free_of_machine, weights_of  # noqa: E402
 from pipeline.errors import InputError  # noqa: E402
 
 ROOT = str(Path(__file__).parent.parent)
@@ -68,11 +68,17 @@ def test_on_a_cpu_each_process_passes_over_its_own_rows_and_glibc_and_onednn_kee
     assert gpu and one and two
     assert (gpu.allocator, gpu.activations, gpu.logits) == (0, one.activations, one.logits) and one.allocator > 0
     assert two.gradients == 2 * one.gradients and two.weights == one.weights and two.moments == one.moments
-    assert two.activations + two.logits + two.allocator == 2 * (one.activations + one.logits + one.allocator)
+    freed = one.allocator + one.moments  # in which moments then lie
+    assert (two.activations, two.logits, two.allocator) == (
+        2 * one.activations, 2 * one.logits, 2 * freed - one.moments,
+    )  # fmt: skip
     half, halves = (estimate(model, replace(USUAL, half=True, cores=cores)) for cores in (1, 2))
     assert half and halves and halves.kernels == 2 * half.kernels > 0 == one.kernels
-    wide = estimate(model, replace(USUAL, cores=1, micro_batch_tokens=LARGE))  # given back when they are freed
-    assert wide and wide.allocator == 0
+    for each in (replace(USUAL, cores=1), replace(USUAL, cores=1, half=True)):
+        sizes = [estimate(model, replace(each, micro_batch_tokens=1 << n)) for n in range(6, 26)]
+        needs = [found.total for found in sizes if found]
+        assert len(needs) == 20 and needs == sorted(needs)
+        assert sizes[-1] and sizes[-1].allocator == 0  # such blocks are given back when they are freed
 
 
 def test_a_frozen_head_is_reckoned_in_the_tiles_that_it_is_computed_in(model: Path) -> None:
