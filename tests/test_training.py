@@ -409,6 +409,7 @@ def test_a_block_that_is_more_than_a_gate_is_left_alone() -> None:
         torch.testing.assert_close(logprobs(model, pack(examples(3))), plain, atol=1e-5, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*merging LoRA weights")
 @pytest.mark.parametrize("more", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}], ids=str)
 def test_an_adapter_that_is_more_than_two_factors_is_left_to_peft(more: dict[str, Any]) -> None:
     from peft import LoraConfig, get_peft_model
