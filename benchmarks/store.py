@@ -5,16 +5,8 @@ them); each side takes each batch in turn and makes it durable: ours by `Store.a
 every batch, JSONL by write and fsync, SQLite (WAL, a primary key on the trace) by a transaction. All sides hold
 the same columns. Sizes are of everything on disk: ours is the database, the journal and what is left of shards.
 
-The selection query: of the correct traces of each problem the four shortest, with their text, fetched in batches.
-Ours is the query as a person writes it (``query``); beside it stand the same with the keys first and the texts by
-a semi-join (``keys_first``; the bar is 1/1.5 of it), and the way of the stages (``stages``: the keys become members
-of a collection, their texts are read as sft reads them; the rows are written and read back, so it costs more).
-SQLite has an index and takes the keys first; JSONL is read three times by a short program.
-
-The text is made, not real: words of a made-up vocabulary (6,000 words, those more frequent are shorter, drawn by
-Zipf's law with exponent 0.9), numbers, and the turns of phrase of chains of thought. Its parameters were set so
-that zstd shrinks it as it shrinks real ones: measured at levels 1 and 3, 2.6 and 2.9 times; five real R1 traces
-2.6 and 2.7, the solutions of GSM8K 2.5 and 2.9, those of MATH-500 2.7 and 3.0. ``detail`` says what this run's had.
+The selection query is told in `_store_sides`, how the text is made in `_made_traces`; ``detail`` says how far zstd
+shrinks this run's.
 
     python benchmarks/store.py [--quick] [--rows N]
 """
@@ -25,258 +17,19 @@ import argparse
 import gc
 import json
 import os
-import random
 import resource
-import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-
-from distill.store import Store, schema
-from distill.store.records import of_kept, record_members
-from pipeline.fingerprint import content_hash
-
-BATCH = 10_000
-TABLES = ("problems", "traces", "verdicts")
-SAMPLES = 8
-Rows = list[dict[str, Any]]
-PHRASES = (
-    "Okay, let me think about this. ", "Let me see. ", "Wait, ", "let me check that again: ", "so the answer is ",
-    "we have ", "which means that ", "if we substitute ", "adding this to both sides, ", "\\frac{1}{2} ", "= ", "+ ",
-    "$x^2$ ", "that cannot be right. ", "in total, ", "\n\n", "\n", "Alternatively, ", "on the other hand, ",
-    "by the same argument ", "the remainder is ", "the sum of ",
-)  # fmt: skip
-
-
-class Text:
-    """Draws texts: 70% words by Zipf's law, 20% phrases, 10% numbers."""
-
-    def __init__(self) -> None:
-        draw = random.Random(0)
-        made = dict.fromkeys(self._word(draw, rank) for rank in range(6_000))
-        words = [word + (draw.choice((". ", ", ")) if draw.random() < 0.1 else " ") for word in made]
-        weights = 1 / (np.arange(len(words)) + 3) ** 0.9
-        parts = (0.7 * weights / weights.sum(), np.full(len(PHRASES), 0.2 / len(PHRASES)), np.full(1_000, 0.1 / 1_000))
-        self._pieces = pa.array([*words, *PHRASES, *(f"{n} " for n in range(1_000))])
-        self._cumulated = np.cumsum(np.concatenate(parts))
-        lengths = pc.binary_length(self._pieces).to_numpy()
-        self._length = float(np.dot(np.concatenate(parts), lengths))
-
-    @staticmethod
-    def _word(draw: random.Random, rank: int) -> str:
-        syllables = 1 if rank < 120 else 2 if rank < 2_500 else 3
-        spelled = (draw.choice("bcdfghklmnprstvwyz") + draw.choice("aeiou") + draw.choice(("", "", "n", "r", "s"))
-                   for _ in range(syllables))  # fmt: skip
-        return "".join(spelled)
-
-    def draw(self, generator: np.random.Generator, count: int, size: int) -> list[str]:
-        """``count`` texts of about ``size`` bytes."""
-        pieces = generator.poisson(size / self._length, count)
-        ends = np.concatenate([[0], np.cumsum(pieces)]).astype("int32")
-        drawn = np.searchsorted(self._cumulated, generator.random(ends[-1]) * self._cumulated[-1])
-        lists = pa.ListArray.from_arrays(pa.array(ends), self._pieces.take(pa.array(drawn)))
-        found: list[str] = pc.binary_join(lists, "").to_pylist()
-        return found
-
-
-def batches(rows: int) -> Iterator[dict[str, Rows]]:
-    """Rows of each table, `SAMPLES` traces a problem, six in ten of them correct."""
-    text = Text()
-    for first in range(0, rows, BATCH):
-        count = min(BATCH, rows - first)
-        generator = np.random.default_rng(first)
-        prompts = text.draw(generator, -(-count // SAMPLES), 180)
-        thoughts = text.draw(generator, count, 1_640)
-        answers = text.draw(generator, count, 180)
-        correct = generator.random(count) < 0.6
-        traces = [
-            _trace(first + i, first // BATCH, prompts[i // SAMPLES], thoughts[i], answers[i]) for i in range(count)
-        ]
-        yield {
-            "problems": [_problem(prompt) for prompt in prompts],
-            "traces": traces,
-            "verdicts": [_verdict(trace, bool(right)) for trace, right in zip(traces, correct, strict=True)],
-        }
-
-
-def _problem(prompt: str) -> dict[str, Any]:
-    key = content_hash(["prompt", prompt])
-    return {
-        "problem_key": key,
-        "prompt_key": key,
-        "problem_id": f"made/{key[:12]}",
-        "source": "made",
-        "split": "train",
-        "verifier": "math",
-        "licence": "Apache-2.0",
-        "prompt": prompt,
-        "reference": "1",
-        "metadata": "{}",
-    }
-
-
-def _trace(number: int, batch: int, prompt: str, thinking: str, answer: str) -> dict[str, Any]:
-    return {
-        "trace_key": content_hash(["trace", number]),
-        "prompt_key": content_hash(["prompt", prompt]),
-        "model": "http://api.example.com/v1 teacher-large",
-        "engine": "openai",
-        "temperature": 0.6,
-        "top_p": 0.95,
-        "top_k": 0,
-        "max_tokens": 4096,
-        "seed": 0,
-        "sample_index": number % SAMPLES,
-        "finish": "stop",
-        "closed": True,
-        "prompt_tokens": len(prompt) // 4,
-        "thinking_tokens": len(thinking) // 4,
-        "answer_tokens": len(answer) // 4,
-        "seconds": round(3 + number * 0.618 % 1, 3),
-        "created": datetime(2026, 1, 1, batch // 3600 % 24, batch // 60 % 60, batch % 60),
-        "prompt": prompt,
-        "thinking": thinking,
-        "answer": answer,
-    }
-
-
-def _verdict(trace: dict[str, Any], right: bool) -> dict[str, Any]:
-    return {
-        "verdict_key": content_hash(["verdict", trace["trace_key"]]),
-        "trace_key": trace["trace_key"],
-        "problem_key": trace["prompt_key"],
-        "verifier": "math",
-        "version": "7",
-        "settings": '"math"',
-        "outcome": "correct" if right else "incorrect",
-        "score": float(right),
-        "reason": "equal to the reference" if right else "another number than the reference",
-        "evidence": '{"path": "exact"}',
-        "seconds": 0.001,
-        "created": trace["created"],
-    }
-
-
-NATURAL = """
-    SELECT thinking, answer FROM (
-        SELECT t.*, row_number() OVER (
-            PARTITION BY t.prompt_key ORDER BY t.thinking_tokens + t.answer_tokens, t.trace_key) AS nth
-        FROM traces t JOIN verdicts v ON v.trace_key = t.trace_key WHERE v.outcome = 'correct') ranked
-    WHERE nth <= 4
-"""
-BEST = """
-    SELECT trace_key FROM (
-        SELECT t.trace_key, row_number() OVER (
-            PARTITION BY t.prompt_key ORDER BY t.thinking_tokens + t.answer_tokens, t.trace_key) AS nth
-        FROM traces t JOIN verdicts v ON v.trace_key = t.trace_key WHERE v.outcome = 'correct') ranked
-    WHERE nth <= 4
-"""
-KEYS_FIRST = f"SELECT thinking, answer FROM traces WHERE trace_key IN ({BEST})"
-
-
-class Ours:
-    """`select` goes the way of the stages: the keys of the chosen become members of a collection, and the texts
-    of its members are read."""
-
-    def __init__(self, directory: Path) -> None:
-        self.store = Store(directory)
-
-    def add(self, table: str, rows: Rows) -> None:
-        self.store.append(table, rows)
-        self.store.ingest()
-
-    def close(self) -> None:
-        self.store.mend()
-
-    def judged(self) -> None:
-        """The verdicts as a verify stage leaves them: members of a collection."""
-        with self.store.reading() as connection:
-            keys = [("verdict", key) for (key,) in connection.execute("SELECT verdict_key FROM verdicts").fetchall()]
-        self.verdicts = record_members(self.store, keys)
-
-    def select(self) -> int:
-        with self.store.reading() as connection:
-            best = [("kept", key) for (key,) in connection.execute(BEST).fetchall()]
-        collection = record_members(self.store, best)
-        rows = of_kept(self.store, collection, self.verdicts, "m.position, t.trace_key, t.thinking, t.answer, p.*")
-        return sum(len(row["thinking"]) + len(row["answer"]) for row in rows)
-
-    def query(self, sql: str) -> int:
-        with self.store.reading() as connection:
-            return _length(connection.execute(sql))
-
-
-def _length(result: Any) -> int:
-    """Of all texts; they are fetched, in batches, as whoever wants them must."""
-    length = 0
-    while rows := result.fetchmany(BATCH):
-        length += sum(len(thinking) + len(answer) for thinking, answer in rows)
-    return length
-
-
-class Jsonl:
-    def __init__(self, directory: Path) -> None:
-        self._paths = {table: directory / f"{table}.jsonl" for table in TABLES}
-
-    def add(self, table: str, rows: Rows) -> None:
-        with open(self._paths[table], "a") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def close(self) -> None:
-        pass
-
-    def select(self) -> int:
-        """In two passes, so that not all texts are held."""
-        right = {v["trace_key"] for v in self._read("verdicts") if v["outcome"] == "correct"}
-        of_prompt: dict[str, list[tuple[int, str]]] = defaultdict(list)
-        for t in self._read("traces"):
-            if t["trace_key"] in right:
-                of_prompt[t["prompt_key"]].append((t["thinking_tokens"] + t["answer_tokens"], t["trace_key"]))
-        kept = {key for found in of_prompt.values() for _, key in sorted(found)[:4]}
-        return sum(len(t["thinking"]) + len(t["answer"]) for t in self._read("traces") if t["trace_key"] in kept)
-
-    def _read(self, table: str) -> Iterator[dict[str, Any]]:
-        with open(self._paths[table]) as lines:
-            yield from map(json.loads, lines)
-
-
-class Sqlite:
-    def __init__(self, directory: Path) -> None:
-        self._connection = sqlite3.connect(directory / "store.sqlite")
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")
-        for table in TABLES:
-            columns = ", ".join(schema.arrow_schemas()[table].names)
-            self._connection.execute(f"CREATE TABLE {table} ({columns}, PRIMARY KEY ({schema.KEYS[table][0]}))")
-        self._connection.execute("CREATE INDEX by_trace ON verdicts (trace_key)")
-
-    def add(self, table: str, rows: Rows) -> None:
-        marks = ", ".join("?" * len(rows[0]))
-        values = [[str(v) if isinstance(v, datetime) else v for v in row.values()] for row in rows]
-        with self._connection:
-            sql = f"INSERT OR IGNORE INTO {table} ({', '.join(rows[0])}) VALUES ({marks})"
-            self._connection.executemany(sql, values)
-
-    def close(self) -> None:
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    def select(self) -> int:
-        return _length(self._connection.execute(KEYS_FIRST))
-
-
-Side = Ours | Jsonl | Sqlite
+from _made_traces import batches
+from _store_sides import KEYS_FIRST, NATURAL, TABLES, Jsonl, Ours, Side, Sqlite
 
 
 def main() -> None:

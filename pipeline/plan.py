@@ -7,7 +7,7 @@ before a stage would run, `distill plan` calls it for all stages without running
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +44,8 @@ class StagePlan:
     last_seconds: float | None = None
     figures: Mapping[str, Any] = field(default_factory=dict)
     """What was made; else what will be, as far as it is known."""
-
-    @property
-    def counts(self) -> bool:
-        """Whether no more than ``figures`` will come of it: it is made, or its settings alone say how much it makes."""
-        foretold = not self.spec.upstream and self.forecast is not None and self.forecast.total
-        return self.manifest is not None or bool(foretold)  # one that will make nothing tells itself why
+    counts: bool = False
+    """Whether no more than ``figures`` will come of it."""
 
 
 def identify(spec: StageSpec, upstream: Mapping[str, Manifest], hashes: FileHashes) -> Identity:
@@ -73,36 +69,59 @@ def examine(
 ) -> StagePlan:
     """Look at one stage; ``upstream`` are the plans of those that feed it, by name."""
     missing = [name for name in spec.upstream if upstream[name].manifest is None]
-    expected = {name: upstream[name].figures for name in spec.upstream}
     if missing:
         waits = f"waits for {', '.join(missing)}"
-        forecast = _forecast(spec, workspace, None, {}, expected)
-        return StagePlan(spec, Status.RUN, (waits,), None, None, forecast, _last(spec, workspace), _figures(forecast))
+        return replace(_foretold(spec, workspace, upstream), reasons=(waits,), last_seconds=_last(spec, workspace))
     inputs = {name: plan.manifest for name, plan in upstream.items() if plan.manifest}
     identity = identify(spec, inputs, workspace.hashes)
     found = manifests.find(workspace.path, identity)
     if found and not forced:
         why = workspace.lost(spec, found, inputs) or (spec.stage.again(found) if spec.stage.again else None)
         if why is None:
-            return StagePlan(spec, Status.CACHED, (), identity, found, figures=found.figures)
+            return complete(spec, found)
         reasons: tuple[str, ...] = (why,)
     else:
         reasons = ("--force",) if forced else explain(spec, identity, workspace)
-    forecast = _forecast(spec, workspace, identity, inputs, expected)
+    foretold = _foretold(spec, workspace, upstream, identity)
+    forecast = foretold.forecast
     begun = bool(forecast and forecast.done) or workspace.begun(identity)
     if forecast and forecast.done and reasons == NEVER:
         reasons = ("never run, but a part is there already",)
     status = Status.PARTIAL if begun else Status.RUN
-    return StagePlan(spec, status, reasons, identity, None, forecast, _last(spec, workspace), _figures(forecast))
+    return replace(foretold, status=status, reasons=reasons, last_seconds=_last(spec, workspace))
 
 
-def at_most(specs: Iterable[StageSpec], workspace: Workspace) -> dict[str, StagePlan]:
-    """What stages that read no other will make, by their settings alone; whether they are made nobody looks."""
-    forecasts = {spec.name: (spec, _forecast(spec, workspace, None, {}, {})) for spec in specs if not spec.upstream}
-    return {
-        name: StagePlan(spec, Status.RUN, (), forecast=forecast, figures=_figures(forecast))
-        for name, (spec, forecast) in forecasts.items()
-    }
+def complete(spec: StageSpec, manifest: Manifest) -> StagePlan:
+    return StagePlan(spec, Status.CACHED, (), manifest.identity, manifest, figures=manifest.figures, counts=True)
+
+
+def at_most(specs: Iterable[StageSpec], known: Mapping[str, StagePlan], workspace: Workspace) -> dict[str, StagePlan]:
+    """``known``, and what those of ``specs``, in running order, will make that read no other or narrow what is known;
+    whether they are made nobody looks."""
+    found = dict(known)
+    for spec in specs:
+        if (spec.name not in found and not spec.upstream) or _narrows(spec, found):
+            found[spec.name] = _foretold(spec, workspace, found)
+    return found
+
+
+def _narrows(spec: StageSpec, plans: Mapping[str, StagePlan]) -> bool:
+    return spec.stage.narrows and all(name in plans and plans[name].counts for name in spec.upstream)
+
+
+def _foretold(
+    spec: StageSpec, workspace: Workspace, upstream: Mapping[str, StagePlan], identity: Identity | None = None
+) -> StagePlan:
+    """A stage to run, of which is known what its forecast says."""
+    forecast, figures = None, dict[str, Any]()
+    if spec.stage.forecast:
+        inputs = {n: made for n in spec.upstream if identity and (made := upstream[n].manifest)}
+        context = workspace.context(spec, identity.fingerprint if identity else "", inputs)
+        forecast = spec.stage.forecast(context, spec.settings, {n: upstream[n].figures for n in spec.upstream})
+        figures = {**({} if forecast.total is None else {forecast.unit: forecast.total}), **forecast.figures}
+    bounded = not spec.upstream or _narrows(spec, upstream)
+    counts = bool(bounded and forecast and forecast.total)  # one that will make nothing tells itself why
+    return StagePlan(spec, Status.RUN, (), identity, None, forecast, figures=figures, counts=counts)
 
 
 def plan(
@@ -136,25 +155,6 @@ def _other_than(old: Mapping[str, str], new: Mapping[str, str], named: str, chan
         if old.get(key) != new.get(key):
             told = changed if key in old and key in new else f"{named} is {'new' if key in new else 'read no more'}"
             yield told.format(key)
-
-
-def _forecast(
-    spec: StageSpec,
-    workspace: Workspace,
-    identity: Identity | None,
-    inputs: Mapping[str, Manifest],
-    expected: Mapping[str, Mapping[str, Any]],
-) -> Forecast | None:
-    if spec.stage.forecast is None:
-        return None
-    context = workspace.context(spec, identity.fingerprint if identity else "", inputs)
-    return spec.stage.forecast(context, spec.settings, expected)
-
-
-def _figures(forecast: Forecast | None) -> Mapping[str, Any]:
-    if forecast is None:
-        return {}
-    return {forecast.unit: forecast.total, **forecast.figures} if forecast.total is not None else forecast.figures
 
 
 def _last(spec: StageSpec, workspace: Workspace) -> float | None:

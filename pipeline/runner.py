@@ -18,7 +18,7 @@ from pipeline.errors import PipelineError
 from pipeline.events import Listener
 from pipeline.files import link, link_place, make_directory
 from pipeline.manifest import Identity, Manifest
-from pipeline.plan import StagePlan, Status, at_most, examine, foresee, identify
+from pipeline.plan import StagePlan, Status, at_most, complete, examine, foresee, identify
 from pipeline.stage import stop_check
 from pipeline.workspace import Clock, Workspace
 
@@ -56,10 +56,10 @@ def run(
         else:
             stop_check(stopping)
             left = [s for s in specs if s.name not in plans]
-            ahead = ahead or at_most(left, workspace)
-            foresee(left, ahead | plans)
+            ahead = at_most(left, ahead | plans, workspace)
+            foresee(left, ahead)
             manifest = _run_stage(found, plans, workspace, listener, stopping, spec.name in force)
-            found = StagePlan(spec, Status.CACHED, (), found.identity, manifest, figures=manifest.figures)
+            found = complete(spec, manifest)
         plans[spec.name] = found
         _link(found, workspace)
         manifests.stand(workspace.path, spec.name, found.manifest)  # type: ignore[arg-type]

@@ -135,11 +135,13 @@ class Stage:
     beyond inputs and `File`s."""
     refuse: Callable[[Any, Mapping[str, Mapping[str, Any]]], str | None] | None = None
     """``(settings, figures of upstream stages by name) -> why this stage cannot run``, or None: of those that are
-    complete, and of those that will make at most so much by their settings alone (they read no other stage).
+    complete, and of those that will make at most so much: by their settings alone, or as they narrow such a one.
     Asked before any stage runs, so that nothing is made, and paid for, on the way to a refusal."""
     check: Callable[[Any, Any], str | None] | None = None
     """``(context, manifest) -> why the output is not whole (any more)``, or None. Asked before an output is
     recorded too."""
+    narrows: bool = False
+    """It makes a part of what it reads, so that its forecast, as theirs, says how much it will be at most."""
     again: Callable[[Manifest], str | None] | None = None
     """``manifest -> why an output that is whole is to be made again``, or None: a part of it failed and may
     come out otherwise. Asked when the next run is planned."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +14,12 @@ torch = pytest.importorskip("torch")
 
 from tiny import tiny  # noqa: E402
 
+from distill.training.kernels import KEPT, NAMES, few_kernels  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
-from distill.training.memory import Training, check_fits, estimate, free_of_machine, weights_of  # noqa: E402
+from distill.training.memory import TILE, Training, check_fits, estimate, free_of_machine, weights_of  # noqa: E402
 from pipeline.errors import InputError  # noqa: E402
 
+ROOT = str(Path(__file__).parent.parent)
 USUAL = Training(micro_batch_tokens=512, rank=4)
 
 
@@ -56,6 +61,67 @@ def test_what_the_refusal_advises_lowers_the_need(
         check_fits(model, usual, "stage sft", 0)
     before, after = estimate(model, usual), estimate(model, replace(usual, **change))
     assert before and after and (after.total < before.total) == (advice in str(refused.value))
+
+
+def test_on_a_cpu_each_process_passes_over_its_own_rows_and_glibc_and_onednn_keep_what_they_made(model: Path) -> None:
+    gpu, one, two = (estimate(model, replace(USUAL, rank=None, cores=cores)) for cores in (0, 1, 2))
+    assert gpu and one and two
+    assert (gpu.allocator, gpu.activations, gpu.logits) == (0, one.activations, one.logits) and one.allocator > 0
+    assert two.gradients == 2 * one.gradients and two.weights == one.weights and two.moments == one.moments
+    freed = one.allocator + one.moments  # in which moments then lie
+    assert (two.activations, two.logits, two.allocator) == (
+        2 * one.activations, 2 * one.logits, 2 * freed - one.moments,
+    )  # fmt: skip
+    half, halves = (estimate(model, replace(USUAL, half=True, cores=cores)) for cores in (1, 2))
+    assert half and halves and halves.kernels == 2 * half.kernels > 0 == one.kernels
+    for each in (replace(USUAL, cores=1), replace(USUAL, cores=1, half=True)):
+        sizes = [estimate(model, replace(each, micro_batch_tokens=1 << n)) for n in range(6, 26)]
+        needs = [found.total for found in sizes if found]
+        assert len(needs) == 20 and needs == sorted(needs)
+        assert sizes[-1] and sizes[-1].allocator == 0  # such blocks are given back when they are freed
+
+
+def test_a_frozen_head_is_reckoned_in_the_tiles_that_it_is_computed_in(model: Path) -> None:
+    from distill.training import forward, head
+
+    assert head.ROWS * head.WIDTH == TILE and head.MANY_ROWS * head.WIDTH == forward.CHUNK
+    config = model / "config.json"
+    config.write_text(config.read_text().replace('"vocab_size": 40', '"vocab_size": 150000'))
+    frozen, trained = (estimate(model, replace(USUAL, rank=rank, cores=1)) for rank in (4, None))
+    assert frozen and trained and frozen.logits < 1 << 24 < trained.logits
+
+
+def test_kernels_of_half_precision_are_few_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = NAMES
+    monkeypatch.setenv(first, "7")
+    monkeypatch.setenv(second, "7")  # and put back afterwards
+    del os.environ[second]
+    few_kernels()
+    assert os.environ[first] == "7" and os.environ[second] == str(KEPT)
+
+
+SHAPES = """
+from pathlib import Path
+import torch
+from distill.training.session import steady
+
+def taken():
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in line)
+
+with steady(1):
+    for n in range(1, 1000):
+        torch.zeros(n, 64, dtype=torch.bfloat16) @ torch.zeros(64, 64, dtype=torch.bfloat16)
+        before = taken() if n == 300 else before if n > 300 else 0
+    print((taken() - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as Linux tells what is taken")
+def test_products_of_ever_other_shapes_take_no_more_memory() -> None:
+    """Half a gigabyte, by default, where a CPU computes in bf16."""
+    done = subprocess.run([sys.executable, "-c", SHAPES], env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert int(done.stdout) < 50
 
 
 def test_a_teacher_beside_the_student_counts(model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,11 @@ import yaml
 pytest.importorskip("torch")
 
 from safetensors import safe_open
+from typer.testing import CliRunner
 from vllm_models import needs_teacher
 
 from distill import catalog
+from distill.cli.main import app
 from distill.store import Store
 from pipeline import config, runner
 from pipeline.errors import InputError
@@ -132,7 +135,9 @@ def test_what_ppo_cannot_do_is_said_when_the_yaml_is_read(
     ("changes", "limit", "message"),
     [
         ({}, 5, "refine: 6 prompts a step, but only 5 problems to train on in late; lower `prompts`"),
+        ({"problems": "rare"}, 5, "refine: 6 prompts a step, but only 5 problems to train on in rare; lower `prompts`"),
         ({"watch": {"problems": "late"}}, None, "refine: watch: late holds out no problem"),
+        ({"watch": {"problems": "rare"}}, None, "refine: watch: rare holds out no problem"),
     ],
 )
 def test_too_few_problems_are_told_before_anything_runs(
@@ -143,6 +148,8 @@ def test_too_few_problems_are_told_before_anything_runs(
         "problems": sources,
         "first": {"kind": "generate", "problems": "problems", "teacher": "embedded:teacher"},
         "late": {"kind": "problems", "seed": 1, **sources},
+        "curated": {"kind": "curate", "problems": "late"},
+        "rare": {"kind": "curate", "problems": "curated", "near": None},
         "refine": {"kind": "ppo", **SMALL, "problems": "late", **changes},
     }
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({"name": "p", "workspace": str(tmp_path / "w"), "stages": stages}))
@@ -150,3 +157,23 @@ def test_too_few_problems_are_told_before_anything_runs(
     with pytest.raises(InputError, match=message):
         runner.run(spec, Workspace(tmp_path / "w"), heard, lambda: False)
     assert heard.ran == []
+
+
+def test_too_few_problems_left_by_curation_are_told_when_they_are_known_and_why(tmp_path: Path) -> None:
+    """Before the stage that would have run between, and by `plan`."""
+    rows = [{"question": f"What is {n // 4} and {' ' * (n % 4)}7?", "answer": f"#### {n // 4 + 7}"} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stages = {
+        "problems": {"sources": [{"file": str(tmp_path / "rows.jsonl"), "form": "gsm8k"}]},
+        "curate": {"problems": "problems", "near": None},
+        "first": {"kind": "generate", "problems": "problems", "teacher": "embedded:teacher"},
+        "refine": {"kind": "ppo", **SMALL, "problems": "curate"},
+    }
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"name": "p", "workspace": str(tmp_path / "w"), "stages": stages}))
+    message = "refine: 6 prompts a step, but only 5 problems to train on in curate, which took out 15 "
+    spec, heard = config.load(tmp_path / "p.yaml", catalog.stage), Heard()
+    with pytest.raises(InputError, match=message):
+        runner.run(spec, Workspace(tmp_path / "w"), heard, lambda: False)
+    assert heard.ran == ["problems", "curate"]
+    told = CliRunner().invoke(app, ["plan", "-p", str(tmp_path / "p.yaml")]).exception
+    assert isinstance(told, InputError) and message in str(told)

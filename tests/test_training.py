@@ -30,7 +30,7 @@ from distill.training import attention, checkpoint, gated, head, rectangles, rot
 from distill.training.adapted import adapted  # noqa: E402
 from distill.training.batching import Example, Order, fitting, from_tokens, micro_batches  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
-from distill.training.forward import check_packing, logprobs, pack  # noqa: E402
+from distill.training.forward import FEW, check_packing, logprobs, pack  # noqa: E402
 from distill.training.lean import lean  # noqa: E402
 from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
@@ -264,6 +264,27 @@ def test_a_model_that_attends_in_windows_is_refused() -> None:
         logprobs(windowed, pack(examples(3)))
 
 
+@pytest.mark.parametrize("window", [20, 70], ids=["less than the filling", "no multiple of it"])
+@pytest.mark.parametrize("multiple", [1, FEW])
+def test_documents_up_to_a_window_are_those_of_transformers_however_rows_are_filled_up(
+    window: int, multiple: int
+) -> None:
+    model = tiny(use_sliding_window=True, sliding_window=window, max_window_layers=0)
+    rows = [from_tokens("row", [1, 2], [(3 * i + n) % VOCABULARY for n in range(i)]) for i in (5, 16, window - 1)]
+    found = []
+    for values in (
+        lambda: torch.cat([single(model, row) for row in rows]),
+        lambda: logprobs(model, pack(rows, multiple=multiple)),
+    ):
+        model.zero_grad()
+        (made := values()).sum().backward()
+        found.append((made.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    for exact, ours in zip(*found, strict=True):
+        assert (ours - exact).norm() <= 1e-5 * exact.norm()
+    with pytest.raises(InputError, match=f"longer than the model's sliding window of {window} tokens"):
+        logprobs(model, pack([*rows, from_tokens("row", [1, 2], [3] * window)], multiple=multiple))
+
+
 def test_chunked_logprobs_and_gradients_equal_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     from distill.training import forward
 
@@ -386,6 +407,27 @@ def test_a_block_that_is_more_than_a_gate_is_left_alone() -> None:
     plain = logprobs(model, pack(examples(3)))
     with lean(model):
         torch.testing.assert_close(logprobs(model, pack(examples(3))), plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*merging LoRA weights")
+@pytest.mark.parametrize("more", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}], ids=str)
+def test_an_adapter_that_is_more_than_two_factors_is_left_to_peft(more: dict[str, Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules="all-linear", **more)
+    model = get_peft_model(tiny(attention_bias=True), config).train()  # type: ignore[arg-type]
+    for name, p in model.named_parameters():
+        if p.requires_grad or "bias" in name:
+            p.data.uniform_(-0.3, 0.3)
+    batch, found = pack(examples(3)), []
+    for context in (torch.enable_grad(), lean(model)):
+        with context:
+            model.zero_grad()
+            torch.manual_seed(1)  # for dropout
+            logprobs(model, batch).sum().backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
+    for name, plain in found[0].items():
+        assert plain.norm() > 0 and (found[1][name] - plain).norm() <= 1e-5 * plain.norm(), name
 
 
 @pytest.mark.parametrize("rows", ["alone", "ragged", "sharing a beginning"])

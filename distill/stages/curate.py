@@ -209,6 +209,7 @@ def _figures(found: Sequence[Overlap]) -> dict[str, Any]:
         "exact_duplicates": len(among["exact"]),
         "near_duplicates": len(among["near"]),
         "contaminated": len({o.key for o in found if not isinstance(o.other, str)}),
+        "removed": len({o.key for o in found if o.removed}),
         "against": against,
     }
 
@@ -239,6 +240,7 @@ STAGE = Stage(
     run=run,
     version=2,
     forecast=forecast,
+    narrows=True,
     dependencies=dependencies,
     check=members_present,
 )
@@ -251,6 +253,7 @@ TRACES = Stage(
     run=run_traces,
     version=2,
     forecast=forecast_traces,
+    narrows=True,
     dependencies=dependencies,
     check=members_present,
 )

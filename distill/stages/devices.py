@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from distill import modelspec
 from distill.training import memory
+from distill.training.student import threads
 from pipeline.stage import Context, Operational, Settings
 
 if TYPE_CHECKING:
@@ -61,4 +63,11 @@ def _training(settings: Any, samples: bool, teacher: int = 0) -> memory.Training
         samples=samples,
         shards=settings.ranks() if settings.parallel == "fsdp" else 1,
         teacher=teacher,
+        cores=0 if memory.has_gpu() else _cores(settings),
     )
+
+
+def _cores(settings: Any) -> int:
+    """Those that one rank computes on; of several ranks each is one process."""
+    ranks = settings.ranks()
+    return threads(settings.threads) if ranks == 1 and sys.platform == "linux" else 1

@@ -49,23 +49,33 @@ class Block:
     packed token lies in each slot (any, where the slot is empty: it comes after all others), or is None where
     they lie there in order. The first ``skip`` slots of each row ask nothing; ``places`` (end - start,) says
     where each token's answer is among the rows * (width - skip) others, or is None where they are in order.
+    Of its documents the ``longest`` has so many tokens: a sliding window must reach over these, not over empty slots.
     """
 
     start: int
     end: int
     rows: int
     width: int
+    longest: int
     skip: int = 0
     tokens: Tensor | None = None
     places: Tensor | None = None
 
 
-def blocks(documents: Sequence[Sequence[range]], device: torch.device | str = "cpu", multiple: int = 1) -> list[Block]:
+def blocks(
+    documents: Sequence[Sequence[range]],
+    device: torch.device | str = "cpu",
+    multiple: int = 1,
+    fill: range = range(0),
+) -> list[Block]:
     """Cover documents with few, well-filled rectangles, whose widths are a ``multiple`` of that.
 
     A document is given by the spans of packed tokens that it sees, its own last; own spans follow each other.
-    Neighbours should be of about the same length.
+    Neighbours should be of about the same length. ``fill`` are tokens after them whose answers nobody sees.
     """
+    sizes = [sum(map(len, spans)) for spans in documents]
+    if fill:
+        documents, sizes = [*documents, [fill]], [*sizes, 0]
     lengths = [-(-sum(map(len, spans)) // multiple) * multiple for spans in documents]
     alone = ALONE if torch.device(device).type == "cpu" else math.inf
     runs: list[list[int]] = []
@@ -78,13 +88,16 @@ def blocks(documents: Sequence[Sequence[range]], device: torch.device | str = "c
             area = widest = 0
         runs[-1].append(index)
         area, widest = area + length**2, max(widest, length)
-    return [_block([documents[i] for i in run], max(lengths[i] for i in run), device) for run in runs]
+    return [
+        _block([documents[i] for i in run], max(lengths[i] for i in run), max(sizes[i] for i in run), device)
+        for run in runs
+    ]
 
 
-def _block(documents: Sequence[Sequence[range]], width: int, device: torch.device | str) -> Block:
+def _block(documents: Sequence[Sequence[range]], width: int, longest: int, device: torch.device | str) -> Block:
     start, end, rows = documents[0][-1].start, documents[-1][-1].stop, len(documents)
     if end - start == rows * width:
-        return Block(start, end, rows, width)
+        return Block(start, end, rows, width, longest)
     seen = min(sum(map(len, spans[:-1])) for spans in documents)
     skip = seen if SKIP * seen >= width else 0
     tokens: list[int] = []
@@ -95,7 +108,7 @@ def _block(documents: Sequence[Sequence[range]], width: int, device: torch.devic
         places += range(first + len(filled) - len(spans[-1]), first + len(filled))
         tokens += filled + [start] * (width - len(filled))
     indices = (torch.tensor(values, device=device) for values in (tokens, places))
-    return Block(start, end, rows, width, skip, *indices)
+    return Block(start, end, rows, width, longest, skip, *indices)
 
 
 def packed_attention(
@@ -115,7 +128,7 @@ def packed_attention(
         raise InputError("packed attention needs the documents of the pack, and no attention mask")
     if dropout or any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise InputError("packed attention has no dropout, soft-capping, sinks or position bias")
-    if sliding_window is not None and sliding_window < max(block.width for block in documents):
+    if sliding_window is not None and sliding_window < max(block.longest for block in documents):
         raise InputError(f"a document is longer than the model's sliding window of {sliding_window} tokens")
     # under autocast, norms and rotary return fp32 while the projections (value) are half precision
     q, k, v = (x.squeeze(0).transpose(0, 1).to(value.dtype) for x in (query, key, value))

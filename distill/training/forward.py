@@ -74,7 +74,7 @@ def pack(examples: Sequence[Example], device: torch.device | str = "cpu", multip
     fill = range(end, -(-end // multiple) * multiple)
     others = sorted(set(range(fill.stop)) - set(sources), reverse=True)
     asked = sorted({*sources, *others[: -len(set(sources)) % multiple]})
-    seen = [[*(spans[b] for b in s.before), spans[s]] for s in found] + [[fill]] * bool(fill)
+    seen = [[*(spans[b] for b in s.before), spans[s]] for s in found]
     ids, positions = (
         torch.tensor([[*chain.from_iterable(parts), *[0] * len(fill)]], device=device)
         for parts in ((s.ids for s in found), (range(s.first, s.last) for s in found))
@@ -83,7 +83,7 @@ def pack(examples: Sequence[Example], device: torch.device | str = "cpu", multip
         examples=tuple(examples),
         input_ids=ids,
         position_ids=positions,
-        documents=attention.blocks(seen, device, multiple),
+        documents=attention.blocks(seen, device, multiple, fill),
         sources=torch.tensor(sources, device=device),
         targets=torch.tensor(targets, device=device),
         asked=torch.tensor(asked, device=device) if len(asked) <= SPARSE * end else None,

@@ -3,9 +3,10 @@
 Arithmetic on the shapes in the headers of the weight files and on config.json: no torch, so `distill plan` can
 tell it too. Weights, gradients and AdamW's two moments are exact. What a micro-batch keeps for its backward pass
 was measured on Qwen3 (tensors saved by autograd, in units of fp32): for each token and layer some times the hidden
-size, the intermediate size, and the widths of queries and of keys (`KEPT`); models of another build differ. Left out:
-the interpreter and its libraries, allocators' waste, the sampling engine's cache (it takes what is free), and models
-whose files are not here yet: nothing is told of these.
+size, the intermediate size, and the widths of queries and of keys (`KEPT`); models of another build differ. On a CPU
+glibc and oneDNN keep memory, too, and processes that share the work each take their own. Left out: the libraries (they
+are loaded before it is asked what is free), the waste of a GPU's allocator, the sampling engine's cache (it takes what
+is free), and models whose files are not here yet: nothing is told of these.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distill.training.allocator import LARGE
 from pipeline.errors import InputError
 
 MARGIN = 0.9
-"""A run is refused when this share of its estimate is more than what is free. On CPU the estimate for LoRA at 100M
-parameters and 4,096 tokens was 1.0 (fp32) and 0.82 (bf16) of the measured peak (benchmarks/sft.py), at 15M and 2,048
-tokens 0.5 to 0.7, all weights trained or not: what is left out weighs more there. The tenth is for models of another
-build: what would fit must not be refused."""
+"""A run is refused when this share of its estimate is more than what is free. Of the measured peak, above what the
+process had with its libraries, the estimate was 0.80 to 0.96 in fp32 and 0.78 to 1.06 in bf16: Qwen3's build, 3M, 15M
+and 100M parameters, 2,048 tokens and a vocabulary of 4,096, LoRA and all weights, one process on a CPU, 4 to 12
+micro-batches (it was 0.45 to 1.04 before, and 0.44 and 0.52 for two processes at 15M: 0.94 and 1.08 now). The tenth is
+for models of another build: what would fit must not be refused."""
 KEPT = {
     ("all", False): (4, 4, 3),
     ("all", True): (4.5, 2, 1.5),
@@ -34,6 +37,19 @@ KEPT = {
 """By what is trained (all, an adapter, one over a base in bf16) and whether in half precision."""
 HEAD = 3
 """Copies of a chunk of logits at once: they, their softmax, their gradient."""
+TILE = 1 << 20
+"""Logits of a frozen head that are there at once on a CPU, `distill.training.head`; on a GPU it is a chunk."""
+HEAP = {False: 0.5, True: 1.0}
+"""What glibc keeps of blocks that micro-batches of other sizes freed (`distill.training.allocator`), as a share of what
+a pass holds at most, by whether in half precision: there tensors of two precisions and kernels lie between each other.
+It falls to nothing as blocks grow to `LARGE`, from where on they are given back (a share above 1 would say then that
+more tokens need less). Moments, which are made when the first passes are over, lie in what these have freed."""
+KERNELS = 200 << 20
+"""What oneDNN takes for its kernels in half precision: those that `distill.training.kernels` lets it keep, their code,
+and what they compute in."""
+SMALL = 50_000_000
+"""Parameters up to which, on a CPU, a process for each core is faster than threads. Each passes over micro-batches of
+its own, and has its own gradient."""
 GIB = 1 << 30
 
 
@@ -41,7 +57,7 @@ GIB = 1 << 30
 class Training:
     """The settings that memory depends on. ``rank`` None trains all weights; ``bits`` of a frozen weight;
     over ``shards`` devices weights, gradients and moments are cut up. ``teacher``: bytes of a model that is held
-    beside the student."""
+    beside the student. ``cores`` of a CPU, 0 on a GPU."""
 
     micro_batch_tokens: int
     rank: int | None
@@ -51,6 +67,7 @@ class Training:
     samples: bool = False
     shards: int = 1
     teacher: int = 0
+    cores: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +79,8 @@ class Estimate:
     moments: int
     activations: int
     logits: int
+    allocator: int = 0
+    kernels: int = 0
     sampling: int = 0
     teacher: int = 0
 
@@ -106,12 +125,22 @@ def estimate(directory: Path, training: Training, chunk: int = 1 << 24) -> Estim
     cast = training.half and training.bits == 32 and (training.rank is None or training.shards == 1)
     kept = layers * hidden + per_layer if training.checkpointing else layers * per_layer
     tokens = training.micro_batch_tokens
+    if training.rank is None:
+        logits = HEAD * min(chunk, tokens * vocabulary)
+    else:  # a tile in the precision of products and in fp32, and the gradient of hidden states twice for a moment
+        logits = 2 * min(TILE if training.cores else chunk, tokens * vocabulary) + 2 * tokens * hidden
+    passing = 4 * (tokens * kept + logits)
+    in_heap = max(0.0, 1 - 4 * tokens * max(hidden, inner) / LARGE) if training.cores else 0.0
+    moments = 8 * trained // training.shards
+    processes = training.cores if training.cores and every <= SMALL else 1
     return Estimate(
         weights=(frozen + 4 * trained) // training.shards + 2 * matrices * cast,
-        gradients=4 * trained // training.shards,
-        moments=8 * trained // training.shards,
-        activations=round(4 * tokens * kept),
-        logits=4 * HEAD * min(chunk, tokens * vocabulary),
+        gradients=4 * trained * processes // training.shards,
+        moments=moments,
+        activations=round(4 * tokens * kept) * processes,
+        logits=4 * logits * processes,
+        allocator=max(0, round(HEAP[training.half] * in_heap * passing) * processes - moments),
+        kernels=KERNELS * processes if training.cores and training.half else 0,
         sampling=(4 * every if training.rank is None else outside * matrices) if training.samples else 0,
         teacher=training.teacher,
     )
@@ -163,10 +192,19 @@ def check_fits(directory: Path | None, training: Training, where: str, free: int
     )
 
 
-def free_memory() -> int:
-    """Bytes that a process may still take: of the GPU where there is one, else of the machine or its cgroup."""
-    import torch
+def has_gpu() -> bool:
+    """As NVIDIA's driver tells it, for torch is not to be loaded for an estimate."""
+    return Path("/dev/nvidiactl").exists()
 
+
+def free_memory() -> int:
+    """Bytes that a process may still take: of the GPU where there is one, else of the machine or its cgroup, less what
+    the libraries of a training, which are loaded here, take there."""
+    import peft  # noqa: F401
+    import torch
+    import transformers
+
+    _ = transformers.AutoModelForCausalLM  # loaded when it is asked for
     return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else free_of_machine()
 
 

@@ -16,16 +16,15 @@ from torch.utils import deterministic
 
 from distill.training.allocator import keeping
 from distill.training.forward import check_packing, logprobs
+from distill.training.kernels import few_kernels
 from distill.training.launch import assembled
 from distill.training.lean import lean
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing
+from distill.training.memory import SMALL
 from distill.training.passes import Measure
 from distill.training.ranks import Ranks
 from distill.training.rotary import quick_rotary
 from pipeline.errors import InputError
-
-SMALL = 50_000_000
-"""Parameters up to which a process for each core is faster than threads."""
 
 
 @contextmanager
@@ -89,7 +88,8 @@ def prepared(model: Any, threads: int, sharded: bool = False) -> Iterator[None]:
 
 @contextmanager
 def steady(threads: int) -> Iterator[None]:
-    """A fixed number of threads, deterministic kernels, memory that is kept; undone afterwards."""
+    """A fixed number of threads, deterministic kernels, few of them, memory that is kept; undone afterwards."""
+    few_kernels()
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())

@@ -76,10 +76,12 @@ def _rollouts(settings: GrpoSettings) -> int:
 def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
     every = most([task.weight for task in settings.tasks], settings.prompts, 1 + settings.refills)
     for task, wanted in zip(settings.tasks, every, strict=True):
-        there = figures[task.stage].get("train", 0) if task.stage in figures else wanted
+        known = figures.get(task.stage, {"train": wanted})
+        there, removed = known.get("train", 0), known.get("removed")
         if there < wanted:
+            left = f", which took out {removed} (`distill traces sql` asks `curation` why)" if removed else ""
             return (
-                f"{wanted} prompts a step, but only {there} problems to train on in {task.stage}; "
+                f"{wanted} prompts a step, but only {there} problems to train on in {task.stage}{left}; "
                 "lower `prompts` or `refills`, or take more problems (`train`, --limit)"
             )
     return settings.unwatchable(figures)

@@ -1,0 +1,50 @@
+"""What is computed from half-precision tensors, but not in half precision: norms' statistics, and sums over tiles."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from distill.training import head  # noqa: E402
+from distill.training.lean import _rms_norm  # noqa: E402
+
+
+@pytest.mark.parametrize("half_weight", [False, True], ids=["fp32 weight", "bf16 weight"])
+def test_a_norm_of_half_precision_is_rounded_once_at_its_end_forward_and_backward(half_weight: bool) -> None:
+    """Of statistics in bf16, 1 / 256 wide of the mark, some third of all results would be another number."""
+    torch.manual_seed(0)
+    x, g = (torch.randn(300, 96).bfloat16() for _ in range(2))
+    weight = torch.randn(96).bfloat16()
+    found = []
+    for dtype in (torch.float64, torch.bfloat16):
+        rows = x.to(dtype).requires_grad_()
+        scales = weight.to(dtype if half_weight or dtype == torch.float64 else torch.float32).requires_grad_()
+        if dtype == torch.float64:
+            made = scales * rows * (rows.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        else:
+            made = _rms_norm(rows, scales, 1e-6)
+            assert made.dtype == scales.dtype
+        found.append((made, *torch.autograd.grad(made, (rows, scales), g.to(made.dtype))))
+    for exact, ours in zip(*found, strict=True):
+        if ours.dtype == torch.float32:
+            assert (ours - exact).norm() <= 1e-6 * exact.norm()
+        else:
+            assert (ours != exact.bfloat16()).float().mean() < 1e-3
+
+
+def test_the_tiles_of_a_head_are_added_up_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand tiles of about equal parts: a sum in bf16 stands still after some 256 of them."""
+    monkeypatch.setattr(head, "WIDTH", 8)
+    torch.manual_seed(0)
+    hidden = (torch.randn(12, 16) / 16).bfloat16().float().requires_grad_()
+    weight = (1 + torch.randn(8 * 1024, 16) / 4).bfloat16().float()
+    targets = torch.randint(0, len(weight), (12,))
+    logits = (hidden.detach().bfloat16() @ weight.bfloat16().t()).double()  # rounded as the products are
+    table = torch.distributions.Categorical(logits=logits)
+    values, entropy = head.through(hidden, weight, targets, 1.0, True, torch.bfloat16)
+    torch.testing.assert_close(values.double(), table.log_prob(targets), atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropy.double(), table.entropy(), atol=1e-4, rtol=0)
+    (back,) = torch.autograd.grad(values.sum(), hidden)
+    exact = weight[targets] - table.probs @ weight.double()
+    assert (back - exact).norm() <= 1e-3 * exact.norm()
