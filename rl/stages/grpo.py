@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distill import modelspec, verification
 from distill.stages.devices import foreseen
@@ -46,6 +46,13 @@ class GrpoSettings(RewardedSettings):
 
     process: ProcessSettings | None = later()
     """A process reward model that rewards each step of a rollout beside the outcome (dense rewards)."""
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _is_a_loss(cls, value: Any) -> Any:
+        if value == "rloo":
+            raise ValueError("rloo is a baseline: set `baseline: leave_one_out` and, as published, `scale: none`")
+        return value
 
     @model_validator(mode="after")
     def _clips(self) -> GrpoSettings:
