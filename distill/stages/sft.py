@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from distill import modelspec, verification
+from distill.lacking import lacking
 from distill.prompting import Ask, asking
 from distill.randomness import permutation
 from distill.spending import Spending
@@ -121,7 +122,7 @@ def _lessons(context: Context, settings: SftSettings, tokenizer: Any, ask: Ask) 
     every = [example_of(tokenizer, row, settings, ask) for row in rows]
     _, dropped = fitting(every, settings.max_tokens)
     if len(dropped) == len(rows):
-        raise PipelineError(
+        raise InputError(
             f"stage {context.name}: all {len(rows)} examples are longer than {settings.max_tokens} tokens (the "
             f"shortest has {min(map(len, every))}); raise max_tokens"
         )
@@ -251,7 +252,7 @@ def refuse(settings: SftSettings, figures: Mapping[str, Mapping[str, Any]]) -> s
             f"{settings.data} kept no trace to train on; `distill traces stats` shows the verdicts, `rejected` in "
             f"`distill status --json` why"
         )
-    return None
+    return lacking(settings)
 
 
 def forecast(context: Context, settings: SftSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from distill import modelspec, verification
+from distill.lacking import lacking
 from distill.stages.devices import foreseen
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
@@ -82,7 +83,7 @@ def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> 
                 f"{wanted} prompts a step, but only {there} problems to train on in {task.stage}; "
                 "lower `prompts` or `refills`, or take more problems (`train`, --limit)"
             )
-    return settings.unwatchable(figures)
+    return settings.unwatchable(figures) or lacking(settings)
 
 
 def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
