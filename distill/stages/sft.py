@@ -81,7 +81,7 @@ def run(context: Context, settings: SftSettings) -> Output:
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
     lessons, dropped = _lessons(context, settings, tokenizer, ask)
     check_positions(context.name, network, [example for _, example in lessons])
-    taught, held = _split(settings, lessons)
+    taught, held = _split(context.name, settings, lessons)
     limit = max(example.supervised for _, example in taught)
     with (
         Recorder(store_of(context), context, ("loss", "heldout_loss", "learning_rate"), settings.log_to) as recorder,
@@ -137,14 +137,16 @@ def _lessons(context: Context, settings: SftSettings, tokenizer: Any, ask: Ask) 
     return [lesson for lesson in zip(rows, every, strict=True) if lesson[1].key not in gone], dropped
 
 
-def _split(settings: SftSettings, lessons: list[Lesson]) -> tuple[list[Lesson], list[Lesson]]:
+def _split(stage: str, settings: SftSettings, lessons: list[Lesson]) -> tuple[list[Lesson], list[Lesson]]:
     """What is learned and what is held out, by problem: all that share a structure lie on one side."""
     if settings.heldout is None:
         return lessons, []
     groups = [row["structure"] or row["prompt_key"] for row, _ in lessons]
     names = sorted(set(groups))
     if len(names) < 2:
-        raise InputError("heldout: all examples answer one problem, so none can be held out; leave heldout away")
+        raise InputError(
+            f"stage {stage}: heldout: all examples answer one problem; none can be held out, leave it away"
+        )
     count = min(max(1, round(settings.heldout.share * len(names))), len(names) - 1)
     held = {names[i] for i in permutation(len(names), settings.seed, "heldout")[:count]}
     sides: tuple[list[Lesson], list[Lesson]] = ([], [])
