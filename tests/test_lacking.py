@@ -1,9 +1,11 @@
-"""What this machine lacks for a stage is one line, before anything is run."""
+"""What is lacking for a stage is one line, before anything is run."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import pytest
 
 from distill import catalog
+from distill.lacking import lacking
+from distill.modelspec import EMBEDDED
 from pipeline import config, runner
 from pipeline.errors import InputError
 from pipeline.events import Listener
@@ -72,3 +76,18 @@ def test_what_is_lacking_is_told_before_anything_is_run(
         runner.run(spec, Workspace(tmp_path / "runs"), heard, lambda: False)
     assert heard.ran == []
     assert "\n" not in str(error.value)
+
+
+def test_a_student_without_a_chat_template_is_refused_before_anything_is_run(tmp_path: Path) -> None:
+    directory = tmp_path / "student"
+    shutil.copytree(EMBEDDED / "student-base", directory)
+    (tmp_path / "p.yaml").write_text("name: p\nstages:\n" + SFT.replace("embedded:student-base", str(directory)).replace("SETTING", "epochs: 2"))  # fmt: skip
+    spec, heard = config.load(tmp_path / "p.yaml", catalog.stage), Heard()
+    assert lacking(spec.stages["sft"].settings) is None
+    (directory / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match=r"stage sft: model .*/student: its tokenizer has no chat template"):
+        runner.run(spec, Workspace(tmp_path / "runs"), heard, lambda: False)
+    assert heard.ran == []
+    inside = json.loads((directory / "tokenizer_config.json").read_text()) | {"chat_template": "{{ messages }}"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(inside))
+    assert lacking(spec.stages["sft"].settings) is None
