@@ -80,8 +80,8 @@ def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> 
         there = figures[task.stage].get("train", 0) if task.stage in figures else wanted
         if there < wanted:
             return (
-                f"{wanted} prompts a step, but only {there} problems to train on in {task.stage}; "
-                "lower `prompts` or `refills`, or take more problems (`train`, --limit)"
+                f"{wanted} prompts a step, but only {there} problems to train on in {task.stage}; lower "
+                f"`prompts`{' or `refills`' if settings.refills else ''}, or take more problems (`train`, --limit)"
             )
     return settings.unwatchable(figures) or lacking(settings)
 
