@@ -92,6 +92,11 @@ def run(context: Context, settings: SftSettings) -> Output:
             stop=context.stopping, on_step=recorder, before_save=recorder.flush, heldout=heldout,
         )  # fmt: skip
     record_losses(store_of(context), context.fingerprint, result.losses)
+    if result.steps < (planned := -(-len(taught) // settings.batch_size) * settings.epochs):
+        context.note(
+            f"stopped early, after step {result.steps} of {planned}: what is held out was best after step "
+            f"{result.best_step}, and these weights are kept"
+        )
     _stop_test(context, settings, network, tokenizer, taught, ask, limit)
     told = {} if settings.learning_rate else {"learning_rate": f"{rate} (from the model's hidden size)"}
     digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, told)
@@ -206,8 +211,9 @@ def _stop_test(
     if len(asked) - cut < settings.stop_test * len(asked):
         raise PipelineError(
             f"stage {context.name}: the student does not end {cut} of {len(asked)} answers to training prompts within "
-            f"{limit} tokens, the longest of its training answers; train it longer (epochs, learning_rate), or lower "
-            f"stop_test ({settings.stop_test}; null turns it off): what is trained is kept"
+            f"{limit} tokens, the longest of its training answers; train it longer (epochs, learning_rate), or more "
+            f"slowly if its loss rose, or lower stop_test ({settings.stop_test}; null turns it off): what is trained "
+            "is kept"
         )
 
 
