@@ -19,6 +19,12 @@ from pipeline.stage import Context
 FROM_NOTHING = "random weights"
 """What a model began with that began with no model."""
 OWN_LICENCE = "apache-2.0"
+SAMPLED = ("grpo", "ppo", "opd", "gkd")
+"""Kinds of stages whose students learn from what they sample, which the store keeps as rollouts."""
+QUANTISED = """
+It was learned over the base in 4 bits, and belongs on it loaded so (NF4, double quantisation); on the base in full
+precision it answers otherwise. The model above holds the weights that it was learned over.
+"""
 
 
 def write_model_card(directory: Path, context: Context, about: str, start: str, settings: Mapping[str, Any]) -> None:
@@ -40,10 +46,7 @@ Made by the `{context.kind}` stage of [distill], fingerprint `{context.fingerpri
 ## Lineage
 
 {inputs}
-
-Which traces taught it:
-`distill traces sql "SELECT row_key FROM members WHERE collection = '<digest>' AND label = 'kept'"`.
-
+{_teaching(context)}
 ## Settings
 
 | setting | value |
@@ -58,13 +61,26 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("<this directory>")
 tokenizer = AutoTokenizer.from_pretrained("<this directory>")
 ```
-{_adapter(directory.parent, start)}
+{_adapter(directory.parent, start, bool(settings.get("quantize")))}
 It thinks between `<think>` and `</think>`; what follows is its answer.
 """
     (directory / "README.md").write_text(text, encoding="utf-8")
 
 
-def _adapter(artifact: Path, start: str) -> str:
+def _teaching(context: Context) -> str:
+    """How the store is asked which traces taught the student: those of a selection, and what it sampled itself."""
+    queries = [
+        f"SELECT row_key FROM members WHERE collection = '{made.digest}' AND label = 'kept'"
+        for made in context.inputs.values()
+        if made.identity.kind == "select"
+    ]
+    if context.kind in SAMPLED:
+        queries.append(f"SELECT trace_key FROM rollouts WHERE run = '{context.fingerprint}'")
+    asked = "\n".join(f'`distill traces sql "{query}"`' for query in queries)
+    return f"\nWhich traces taught it:\n{asked}\n" if asked else ""
+
+
+def _adapter(artifact: Path, start: str, quantised: bool) -> str:
     """How the adapter beside the model is used, where there is one."""
     if not (artifact / "adapter").is_dir():
         return ""
@@ -87,7 +103,7 @@ model = AutoPeftModelForCausalLM.from_pretrained("<directory of the adapter>")
 ```
 
 Its `adapter_config.json` names {base}
-"""
+{QUANTISED if quantised else ""}"""
 
 
 def _head(context: Context, start: str) -> str:

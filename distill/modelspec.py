@@ -66,6 +66,22 @@ class Model:
     adapter: str | None = None
 
 
+NO_TEMPLATE = (
+    "its tokenizer has no chat template, by which a student is asked; put one into the model's directory as "
+    "chat_template.jinja (that of a chat model of the same family, say)"
+)
+
+
+def has_template(directory: Path) -> bool:
+    """Whether a model's directory holds a chat template; True too where only loading can tell."""
+    if is_adapter(directory) or any((directory / f"chat_template.{form}").is_file() for form in ("jinja", "json")):
+        return True
+    try:
+        return bool(json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return True
+
+
 def directory_of(name: str) -> Path | None:
     """The directory meant by ``embedded:...`` or a path; None for hub and stage names."""
     if name.startswith("embedded:"):

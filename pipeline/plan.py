@@ -124,6 +124,22 @@ def _foretold(
     return StagePlan(spec, Status.RUN, (), identity, None, forecast, figures=figures, counts=counts)
 
 
+def incomplete(specs: Iterable[StageSpec], plans: Mapping[str, StagePlan], workspace: Workspace) -> Iterator[StageSpec]:
+    """Those of ``specs`` that nothing on record answers; a stage is taken to be run where one that feeds it is."""
+    made = {name: plan.manifest for name, plan in plans.items() if plan.manifest}
+    for spec in specs:
+        if not (found := _on_record(spec, made, workspace)):
+            yield spec
+        else:
+            made[spec.name] = found
+
+
+def _on_record(spec: StageSpec, made: Mapping[str, Manifest], workspace: Workspace) -> Manifest | None:
+    if any(name not in made for name in spec.upstream):
+        return None
+    return manifests.find(workspace.path, identify(spec, {n: made[n] for n in spec.upstream}, workspace.hashes))
+
+
 def plan(
     pipeline: PipelineSpec, workspace: Workspace, targets: Sequence[str] = (), force: Sequence[str] = ()
 ) -> list[StagePlan]:

@@ -18,7 +18,7 @@ from pipeline.errors import PipelineError
 from pipeline.events import Listener
 from pipeline.files import link, link_place, make_directory
 from pipeline.manifest import Identity, Manifest
-from pipeline.plan import StagePlan, Status, at_most, complete, examine, foresee, identify
+from pipeline.plan import StagePlan, Status, at_most, complete, examine, foresee, identify, incomplete
 from pipeline.stage import stop_check
 from pipeline.workspace import Clock, Workspace
 
@@ -57,7 +57,7 @@ def run(
             stop_check(stopping)
             left = [s for s in specs if s.name not in plans]
             ahead = at_most(left, ahead | plans, workspace)
-            foresee(left, ahead)
+            foresee([spec, *incomplete(left[1:], plans, workspace)], ahead)
             manifest = _run_stage(found, plans, workspace, listener, stopping, spec.name in force)
             found = complete(spec, manifest)
         plans[spec.name] = found

@@ -27,7 +27,8 @@ class AlarmSettings(Settings):
     and distinct answers to 0.75 of what they were, lengths stay, and the log-probability gap is below 1e-6."""
 
     window: Annotated[int, Field(ge=1)] = 10
-    """The last so many steps are compared with the first so many; before twice as many nothing is compared."""
+    """The last so many steps are compared with the first so many; before twice as many nothing is compared.
+    `no_gradient`: in so many steps running no two rewards of a group differed, so nothing was learned."""
     reward_rise: Positive = 0.1
     """`hacking`: the training reward has risen by this much..."""
     heldout_share: Share = 0.25
@@ -156,6 +157,16 @@ def kl(history: History, step: int, limits: AlarmSettings) -> Cause | None:
     return (said, now, limits.kl) if now >= limits.kl else None
 
 
+def no_gradient(history: History, step: int, limits: AlarmSettings) -> Cause | None:
+    """Every update of the last steps was none: all rewards of a group alike, or none that could be told."""
+    norms = [history.metrics.get("grad_norm", {}).get(s) for s in range(step - limits.window + 1, step + 1)]
+    if any(norm != 0 for norm in norms):
+        return None
+    reward = history.mean("reward", step - limits.window + 1, step)
+    told = "no reward could be told" if math.isnan(reward) else f"rewards are alike within each group ({reward:.3g})"
+    return f"nothing was learned in {limits.window} steps: {told}", 0.0, 0.0
+
+
 RULES: Mapping[str, Rule] = {
     "hacking": hacking,
     "format_only": format_only,
@@ -164,6 +175,7 @@ RULES: Mapping[str, Rule] = {
     "diversity": diversity,
     "logprob_gap": logprob_gap,
     "kl": kl,
+    "no_gradient": no_gradient,
 }
 
 

@@ -86,6 +86,10 @@ def test_few_heldout_problems_do_not_accuse() -> None:
         ({"kl": [0.0, 0.1, 2.0, 2.0]}, ["kl"]),
         ({"kl": [0.0, 0.1, 0.2, 0.2]}, []),
         ({"entropy": DOWN[1:], "reward": FLAT[1:]}, []),  # too early to compare
+        ({"grad_norm": [0.3, 0.2, 0.0, 0.0], "reward": FLAT}, ["no_gradient"]),
+        ({"grad_norm": [0.0, 0.0]}, ["no_gradient"]),  # no reward at all, told as soon as a window is full
+        ({"grad_norm": [0.0, 0.0, 0.0, 1e-9]}, []),
+        ({"grad_norm": [0.0]}, []),
     ],
 )
 def test_each_rule(metrics: dict[str, Sequence[float]], expected: list[str]) -> None:

@@ -77,3 +77,35 @@ def test_it_says_where_an_adapter_has_its_base(
     (tmp_path / "made/adapter").mkdir()
     head(tmp_path / "made/model", start, {"sft": manifest})
     assert told in (tmp_path / "made/model/README.md").read_text()
+
+
+def card(place: Path, kind: str, settings: dict[str, Any]) -> str:
+    """A card of a student of ``kind``, whose inputs are a selection and problems."""
+    inputs = {
+        name: Manifest(name, "f" * 32, Identity(name, 1, {}, {}, {}), digest * 32, {}, 0.0, "", None)
+        for name, digest in (("select", "c"), ("problems", "b"))
+        if kind != "pretrain" and (kind in ("sft", "gkd") or name == "problems")
+    }
+    (place / "adapter").mkdir(exist_ok=True)
+    (place / "model").mkdir(exist_ok=True)
+    context = StageContext(kind, kind, "e" * 32, place, inputs, place / "a", place / "w", FileHashes(place / "h"))
+    write_model_card(place / "model", context, "About.", "org/base", settings)
+    return (place / "model/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept", "sampled"),
+    [("sft", True, False), ("grpo", False, True), ("gkd", True, True), ("pretrain", False, False)],
+)
+def test_a_card_asks_the_store_for_what_taught_that_kind_of_student(
+    tmp_path: Path, kind: str, kept: bool, sampled: bool
+) -> None:
+    text = card(tmp_path, kind, {})
+    assert (f"WHERE collection = '{'c' * 32}' AND label = 'kept'" in text) == kept
+    assert (f"SELECT trace_key FROM rollouts WHERE run = '{'e' * 32}'" in text) == sampled
+    assert ("Which traces taught it" in text) == (kept or sampled)
+
+
+def test_a_card_says_what_an_adapter_over_4_bits_belongs_on(tmp_path: Path) -> None:
+    assert "belongs on it loaded so (NF4, double quantisation)" in card(tmp_path, "sft", {"quantize": "nf4"})
+    assert "NF4" not in card(tmp_path, "sft", {"quantize": None})

@@ -48,13 +48,23 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def run(tmp_path: Path, file: Path, columns: str, verify: str = "traces: import") -> tuple[list[Manifest], Store]:
+class Heard(Listener):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, stage: str, text: str) -> None:
+        self.notes.append(text)
+
+
+def run(
+    tmp_path: Path, file: Path, columns: str, verify: str = "traces: import", listener: Listener | None = None
+) -> tuple[list[Manifest], Store]:
     yaml = tmp_path / "pipeline.yaml"
     tmp_path.mkdir(exist_ok=True)
     yaml.write_text(PIPELINE.format(file=file, columns=columns, verify=verify))
     workspace = Workspace(tmp_path / "run")
     spec = config.load(yaml, catalog.stage, workspace=workspace.path)
-    manifests = [done.manifest for done in runner.run(spec, workspace, Listener(), lambda: False)]
+    manifests = [done.manifest for done in runner.run(spec, workspace, listener or Listener(), lambda: False)]
     assert all(plan.status is Status.CACHED for plan in make_plan(spec, workspace))
     return manifests, Store(workspace.path)
 
@@ -73,6 +83,17 @@ def test_traces_in_columns_are_imported_verified_and_selected(tmp_path: Path) ->
     assert not any("<think>" in r["thinking"] or "</think>" in r["thinking"] for r in rows)
     assert all(r["thinking_tokens"] + r["answer_tokens"] > 0 for r in rows)
     assert store.rows("SELECT count(DISTINCT prompt_key) AS n FROM traces")[0]["n"] == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "told"), [("<think>one</think>\\boxed{4}", False), ("<mull>one</mull>\\boxed{4}", True)]
+)
+def test_traces_without_thinking_are_told(tmp_path: Path, said: str, told: bool) -> None:
+    """Whose tags are not ours, say: else a student would learn to answer without reasoning, and nobody would know."""
+    rows = [{"q": "2 + 2", "said": said, "a": "#### 4"}, {"q": "1 + 3", "said": "<think>b</think>4", "a": "#### 4"}]
+    heard = Heard()
+    run(tmp_path, write(tmp_path / "t.jsonl", rows), COLUMNS.replace("thinking: thought, ", ""), listener=heard)
+    assert any("1 of 2 traces hold no thinking" in note and "`tags`" in note for note in heard.notes) == told
 
 
 def test_the_order_of_the_file_does_not_change_what_a_trace_is(tmp_path: Path) -> None:

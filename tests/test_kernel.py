@@ -242,6 +242,18 @@ def test_what_settings_alone_make_impossible_is_refused_before_anything_runs(
     assert run(spec, ("sum",)) == ["text", "a", "b", "sum"]
 
 
+def test_a_stage_that_has_nothing_to_do_is_not_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it was made on a machine that has what this one lacks."""
+    spec = load()
+    run(spec, ("b",))
+    lacking = replace(STAGES["count"], refuse=lambda own, _: "no b is known here" if own.letter == "b" else None)
+    monkeypatch.setitem(STAGES, "count", lacking)
+    assert run(load()) == ["a", "sum"]
+    Path("input.txt").write_text("other letters")
+    with pytest.raises(InputError, match="stage b: no b is known here"):
+        run(load())
+
+
 def test_a_stage_with_a_name_that_the_workspace_uses_is_refused_before_it_runs(project: Path) -> None:
     heard = Heard()
     spec = load(YAML.replace("  a:", "  work:").replace("[a, b]", "[work, b]"))

@@ -134,7 +134,7 @@ def test_what_ppo_cannot_do_is_said_when_the_yaml_is_read(
 @pytest.mark.parametrize(
     ("changes", "limit", "message"),
     [
-        ({}, 5, "refine: 6 prompts a step, but only 5 problems to train on in late; lower `prompts`"),
+        ({}, 5, "refine: 6 prompts a step, but only 5 problems to train on in late; lower `prompts`, or take"),
         ({"problems": "rare"}, 5, "refine: 6 prompts a step, but only 5 problems to train on in rare; lower `prompts`"),
         ({"watch": {"problems": "late"}}, None, "refine: watch: late holds out no problem"),
         ({"watch": {"problems": "rare"}}, None, "refine: watch: rare holds out no problem"),

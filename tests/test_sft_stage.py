@@ -150,7 +150,7 @@ def test_the_questions_in_the_documentation_are_answered(made: Any) -> None:
 
 
 def test_problems_are_held_out_whole_and_the_best_weights_are_kept(made: Any) -> None:
-    manifests, _, workspace = made
+    manifests, notes, workspace = made
     store, figures, run = Store(workspace.path), manifests["watched"].figures, manifests["watched"].fingerprint
     of = {row["trace_key"]: row["prompt_key"] for row in store.rows("SELECT trace_key, prompt_key FROM traces")}
     taught = {row["trace_key"] for row in store.rows("SELECT trace_key FROM trace_losses WHERE run = ?", [run])}
@@ -161,6 +161,8 @@ def test_problems_are_held_out_whole_and_the_best_weights_are_kept(made: Any) ->
     assert solved.keys() == {row["step"] for row in store.rows(curves, [run, "heldout_loss"])}
     assert solved[figures["best_step"]] == max(solved.values()) and figures["steps"] == max(solved)
     assert figures["steps"] in (figures["best_step"] + 4, 16)  # two measurements without a better one, or the end
+    assert figures["steps"] < 16
+    assert f"watched: stopped early, after step {figures['steps']} of 16: " in "\n".join(notes)
 
 
 def test_a_watched_run_that_is_stopped_ends_with_the_same_student(made: Any, tmp_path: Path) -> None:
@@ -213,7 +215,7 @@ def test_a_student_that_does_not_end_is_not_published_and_not_lost(endless: Path
 def test_what_cannot_be_trained_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="quantize: weights in 4 bits cannot be trained themselves"):
         SftSettings(data="s", student=STUDENT, lora=None, quantize="nf4")
-    with pytest.raises(PipelineError, match=r"all 40 examples are longer than 10 tokens \(the shortest has \d+\)"):
+    with pytest.raises(InputError, match=r"all 40 examples are longer than 10 tokens \(the shortest has \d+\)"):
         run(write(tmp_path, {"sft": f"student: {STUDENT}, max_tokens: 10"}), Heard())
     rows = (tmp_path / "t.jsonl").read_text().splitlines()[2:4]
     yaml = write(tmp_path, {"sft": f"student: {STUDENT}, heldout: {{share: 0.5}}"})

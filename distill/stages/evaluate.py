@@ -28,6 +28,7 @@ from distill.engines.options import (
     check_thinking,
 )
 from distill.generation import Wanted, request_of, wanted
+from distill.lacking import lacking
 from distill.prompting import Ask, Prompting, plainly
 from distill.report.data import RESERVED
 from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, store_of
@@ -162,7 +163,7 @@ def refuse(settings: EvaluateSettings, figures: Mapping[str, Mapping[str, Any]])
         return f"pass@{highest} needs at least {highest} samples a problem; there are {settings.samples}"
     if settings.problems in figures and not figures[settings.problems].get(settings.split):
         return f"{settings.problems} holds no {settings.split} problem to measure on"
-    return None
+    return lacking(settings)
 
 
 def forecast(context: Context, settings: EvaluateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:

@@ -27,6 +27,7 @@ from distill.engines.options import (
     check_thinking,
 )
 from distill.generation import UNANSWERED, Wanted, request_of, wanted
+from distill.lacking import lacking
 from distill.modelspec import StageOrName
 from distill.prompting import Prompting
 from distill.spending import Spending, spent_on
@@ -144,7 +145,7 @@ def _totals(store: Store, collection: str) -> dict[str, Any]:
 def refuse(settings: GenerateSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
     if settings.problems in figures and not figures[settings.problems].get(settings.split):
         return f"{settings.problems} holds no {settings.split} problem to answer"
-    return None
+    return lacking(settings)
 
 
 def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:

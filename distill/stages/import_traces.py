@@ -118,6 +118,7 @@ class ImportSettings(Settings):
 def run(context: Context, settings: ImportSettings) -> Output:
     store = store_of(context)
     members: dict[str, str] = {}
+    thoughtless = 0
     tally: Counter[str] = Counter()
     context.note("the file tells no token counts; they are estimated from the texts, four letters to a token")
     for batch in batched(_traces(context, settings, tally), BATCH):
@@ -125,10 +126,16 @@ def run(context: Context, settings: ImportSettings) -> Output:
         store.append("traces", [row for _, row, _ in batch])
         store.append("verdicts", [row for *_, row in batch if row])
         members |= {row["trace_key"]: of_problem["problem_key"] for of_problem, row, _ in batch}
+        thoughtless += sum(not row["thinking"] for _, row, _ in batch)
         context.progress(len(members), None)
         stop_check(context.stopping)
     if not members:
         raise InputError(f"{settings.file or settings.dataset}: holds no trace that can be used")
+    if thoughtless:
+        context.note(
+            f"{thoughtless} of {len(members)} traces hold no thinking (no <think> in the text): their answers alone "
+            "are learned; if there is some, say where: `thinking` is its column, `tags` are what encloses it"
+        )
     digest = record_members(store, [(problem, key) for key, problem in members.items()])
     return Output(digest, {"members": len(members), "traces": len(members), **tally})
 

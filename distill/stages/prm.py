@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from distill import modelspec, verification
 from distill.cards import write_model_card, write_prm_card
+from distill.lacking import lacking
 from distill.modelspec import ModelName
 from distill.pretrained import tokenizer_of
 from distill.prm import files
@@ -284,4 +285,5 @@ STAGE = Stage(
     run=run,
     forecast=forecast,
     dependencies=dependencies,
+    refuse=lambda settings, _: lacking(settings),
 )

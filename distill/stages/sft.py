@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from distill import modelspec, verification
+from distill.lacking import lacking
 from distill.prompting import Ask, asking
 from distill.randomness import permutation
 from distill.spending import Spending
@@ -80,7 +81,7 @@ def run(context: Context, settings: SftSettings) -> Output:
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
     lessons, dropped = _lessons(context, settings, tokenizer, ask)
     check_positions(context.name, network, [example for _, example in lessons])
-    taught, held = _split(settings, lessons)
+    taught, held = _split(context.name, settings, lessons)
     limit = max(example.supervised for _, example in taught)
     with (
         Recorder(store_of(context), context, ("loss", "heldout_loss", "learning_rate"), settings.log_to) as recorder,
@@ -91,6 +92,11 @@ def run(context: Context, settings: SftSettings) -> Output:
             stop=context.stopping, on_step=recorder, before_save=recorder.flush, heldout=heldout,
         )  # fmt: skip
     record_losses(store_of(context), context.fingerprint, result.losses)
+    if result.steps < (planned := -(-len(taught) // settings.batch_size) * settings.epochs):
+        context.note(
+            f"stopped early, after step {result.steps} of {planned}: what is held out was best after step "
+            f"{result.best_step}, and these weights are kept"
+        )
     _stop_test(context, settings, network, tokenizer, taught, ask, limit)
     told = {} if settings.learning_rate else {"learning_rate": f"{rate} (from the model's hidden size)"}
     digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, told)
@@ -121,7 +127,7 @@ def _lessons(context: Context, settings: SftSettings, tokenizer: Any, ask: Ask) 
     every = [example_of(tokenizer, row, settings, ask) for row in rows]
     _, dropped = fitting(every, settings.max_tokens)
     if len(dropped) == len(rows):
-        raise PipelineError(
+        raise InputError(
             f"stage {context.name}: all {len(rows)} examples are longer than {settings.max_tokens} tokens (the "
             f"shortest has {min(map(len, every))}); raise max_tokens"
         )
@@ -136,14 +142,16 @@ def _lessons(context: Context, settings: SftSettings, tokenizer: Any, ask: Ask) 
     return [lesson for lesson in zip(rows, every, strict=True) if lesson[1].key not in gone], dropped
 
 
-def _split(settings: SftSettings, lessons: list[Lesson]) -> tuple[list[Lesson], list[Lesson]]:
+def _split(stage: str, settings: SftSettings, lessons: list[Lesson]) -> tuple[list[Lesson], list[Lesson]]:
     """What is learned and what is held out, by problem: all that share a structure lie on one side."""
     if settings.heldout is None:
         return lessons, []
     groups = [row["structure"] or row["prompt_key"] for row, _ in lessons]
     names = sorted(set(groups))
     if len(names) < 2:
-        raise InputError("heldout: all examples answer one problem, so none can be held out; leave heldout away")
+        raise InputError(
+            f"stage {stage}: heldout: all examples answer one problem; none can be held out, leave it away"
+        )
     count = min(max(1, round(settings.heldout.share * len(names))), len(names) - 1)
     held = {names[i] for i in permutation(len(names), settings.seed, "heldout")[:count]}
     sides: tuple[list[Lesson], list[Lesson]] = ([], [])
@@ -203,8 +211,9 @@ def _stop_test(
     if len(asked) - cut < settings.stop_test * len(asked):
         raise PipelineError(
             f"stage {context.name}: the student does not end {cut} of {len(asked)} answers to training prompts within "
-            f"{limit} tokens, the longest of its training answers; train it longer (epochs, learning_rate), or lower "
-            f"stop_test ({settings.stop_test}; null turns it off): what is trained is kept"
+            f"{limit} tokens, the longest of its training answers; train it longer (epochs, learning_rate), or more "
+            f"slowly if its loss rose, or lower stop_test ({settings.stop_test}; null turns it off): what is trained "
+            "is kept"
         )
 
 
@@ -251,7 +260,7 @@ def refuse(settings: SftSettings, figures: Mapping[str, Mapping[str, Any]]) -> s
             f"{settings.data} kept no trace to train on; `distill traces stats` shows the verdicts, `rejected` in "
             f"`distill status --json` why"
         )
-    return None
+    return lacking(settings)
 
 
 def forecast(context: Context, settings: SftSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:

