@@ -26,7 +26,7 @@ from distill.modelspec import Model  # noqa: E402
 from distill.training import student  # noqa: E402
 from distill.training.batching import from_tokens  # noqa: E402
 from distill.training.export import export_student  # noqa: E402
-from distill.training.forward import check_packing, logprobs, pack  # noqa: E402
+from distill.training.forward import check_packing, checkpoint_layers, logprobs, pack  # noqa: E402
 from distill.training.loop import TrainSettings, train  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
@@ -56,7 +56,7 @@ def made_of(kind: str) -> Any:
     if kind != "checkpointing":
         return model(kind == "lora")
     network = tiny()
-    student.checkpoint_layers(network)
+    checkpoint_layers(network)
     return add_lora(network, rank=4, alpha=8, seed=0)
 
 

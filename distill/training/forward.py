@@ -12,7 +12,7 @@ called once per run, and catches both contamination between documents and heads 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -126,9 +126,17 @@ def asking(model: Any, rows: Tensor | None) -> Iterator[None]:
             block.forward = before
 
 
-def second_pass(config: Any) -> AbstractContextManager[None]:
-    """What holds now, to be entered again where gradient checkpointing computes anew, outside of `states`."""
-    return _again(config, *_ASKED.get())
+def checkpoint_layers(model: Any) -> None:
+    """Gradient checkpointing, whose second pass, outside of `states`, is what the first was."""
+    causal = causal_lm(model)
+    how = {"use_reentrant": False, "context_fn": partial(_passes, causal.config)}  # a model is sent to other ranks
+    causal.gradient_checkpointing_enable(how)
+    causal.disable_input_require_grads()  # a hook that only reentrant checkpoints need, and that cannot be sent
+
+
+def _passes(config: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What the first pass over a layer, and the second, are to be in."""
+    return nullcontext(), _again(config, *_ASKED.get())
 
 
 @contextmanager

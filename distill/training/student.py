@@ -7,14 +7,16 @@ without. Shared by sft and grpo.
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
+
+import torch
 
 from distill import pretrained
 from distill.modelspec import Model
 from distill.thinking import join_thinking
+from distill.training.forward import checkpoint_layers
+from distill.training.lora import add_lora
 from distill.types import Message
 from pipeline.errors import InputError
 
@@ -46,10 +48,6 @@ def load(
     and computes the rest anew in the backward pass: a third more time, the same gradients. ``half``: it will
     be computed in bf16, which the device must support.
     """
-    import torch
-
-    from distill.training.lora import add_lora
-
     dtype = "bfloat16" if half_base else "float32"
     network, tokenizer = pretrained.load(model, dtype, device, quantize)
     if tokenizer.chat_template is None:
@@ -67,20 +65,6 @@ def load(
         if weight.requires_grad:  # in bf16 an update of less than 1 / 256 of a weight is none
             weight.data = weight.data.float()
     return network, tokenizer
-
-
-def checkpoint_layers(network: Any) -> None:
-    """Gradient checkpointing, whose second pass too attends to packed rows: the backward runs outside `logprobs`."""
-    causal = network.get_base_model() if hasattr(network, "peft_config") else network
-    how = {"use_reentrant": False, "context_fn": partial(_passes, causal.config)}  # a model is sent to other ranks
-    causal.gradient_checkpointing_enable(how)
-    causal.disable_input_require_grads()  # a hook that only reentrant checkpoints need, and that cannot be sent
-
-
-def _passes(config: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    from distill.training.forward import second_pass
-
-    return nullcontext(), second_pass(config)
 
 
 LORA_FACTOR = 10
@@ -102,10 +86,7 @@ def conversation(messages: tuple[Message, ...], thinking: str, answer: str) -> l
     return [*messages, {"role": "assistant", "content": join_thinking(thinking, answer)}]
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def threads(asked: int) -> int:
     """0 means one a core."""
-    return asked or cores()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked or cores
