@@ -31,7 +31,7 @@ from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.training.student import conversation  # noqa: E402
 from distill.types import Sampling  # noqa: E402
 from pipeline import config, runner  # noqa: E402
-from pipeline.errors import InputError, Stopped  # noqa: E402
+from pipeline.errors import Stopped  # noqa: E402
 from pipeline.events import Listener  # noqa: E402
 from pipeline.plan import plan  # noqa: E402
 from pipeline.workspace import Workspace  # noqa: E402
@@ -86,17 +86,11 @@ def test_packed_and_chunked_equals_autograd_on_full_logits(
         total = total + generalised_jsd(*coarsened(p, q, top_k), beta).sum()
     total.backward()
     monkeypatch.setattr(forward, "CHUNK", 2 * VOCABULARY * 7)  # seven tokens at a time
-    value = -Agreement(teacher, beta, top_k)(packed, pack(rows)).sum()
+    value = -Agreement(teacher, beta, top_k)(packed, pack(rows)).logprobs.sum()
     value.backward()
     assert value.item() == pytest.approx(total.item(), rel=1e-4)
     for (name, one), other in zip(packed.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, atol=2e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def test_what_is_no_divergence_is_refused() -> None:
-    for wrong in ({"beta": 1.5}, {"beta": -0.1}, {"top_k": 0}):
-        with pytest.raises(InputError, match=r"beta is between|top_k is at least"):
-            Agreement(None, **wrong)
 
 
 # ------------------------------------------------------------------ GKD: the loop and the stage

@@ -185,9 +185,9 @@ class Told(NamedTuple):
 def tell(model: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> Told:
     """One pass over a pack."""
     hidden = states(model, batch)
-    found = of_states(causal_lm(model).get_output_embeddings(), hidden, batch.targets, temperature, entropy)
+    told = Told(*of_states(model, hidden, batch.targets, temperature, entropy))
     head = getattr(model, "value_head", None)
-    return Told(found[0], found[1] if entropy else None, head(hidden) if head is not None else None)
+    return told if head is None else told._replace(values=head(hidden))
 
 
 def logprobs(model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
@@ -195,14 +195,12 @@ def logprobs(model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
     return tell(model, batch, temperature).logprobs
 
 
-def told(model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """Natural log-probabilities (L,), fp32, of ``targets`` (L,) from the hidden states (L, D) that predict them."""
-    return of_states(causal_lm(model).get_output_embeddings(), hidden, targets, temperature, False)[0]
-
-
-def of_states(head: Any, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, ...]:
-    """Log-probabilities (L,) of ``targets``, and of the distributions their entropies (L,) if asked: a by-product,
-    with one more chunk of probabilities for a moment."""
+def of_states(
+    model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, ...]:
+    """Log-probabilities (L,) of ``targets`` (L,) from the hidden states (L, D) that predict them, and the entropies
+    (L,) of the distributions if asked: a by-product, with one more chunk of probabilities for a moment."""
+    head = causal_lm(model).get_output_embeddings()
     if is_plain(head):
         return through(hidden, head.weight, targets, temperature, entropy, precision(hidden))
 
@@ -215,11 +213,17 @@ def of_states(head: Any, hidden: Tensor, targets: Tensor, temperature: float, en
         with torch.no_grad():  # last: when the chunk is recomputed for its gradient this is not
             return told, -table.exp().mul_(table).sum(-1)
 
-    size = max(1, CHUNK // head.weight.shape[0])
-    if len(hidden) <= size:
-        return of(hidden, targets)
-    parts = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
-    found: list[tuple[Tensor, ...]] = [checkpoint(of, h, t, use_reentrant=False) for h, t in parts]
+    return in_chunks(of, head.weight.shape[0], hidden, targets)
+
+
+def in_chunks(of: Callable[..., tuple[Tensor, ...]], width: int, *rows: Tensor) -> tuple[Tensor, ...]:
+    """What ``of`` makes of ``rows``, each with ``width`` logits: `CHUNK` of these at once. Where there are more, each
+    chunk is computed anew in the backward pass."""
+    size = max(1, CHUNK // width)
+    if len(rows[0]) <= size:
+        return of(*rows)
+    parts = zip(*(torch.split(each, size) for each in rows), strict=True)
+    found: list[tuple[Tensor, ...]] = [checkpoint(of, *part, use_reentrant=False) for part in parts]
     return tuple(map(torch.cat, zip(*found, strict=True)))
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from distill.training import checkpoint
 from distill.training.batching import Example, micro_batches
-from distill.training.forward import logprobs, tell
+from distill.training.forward import tell
 from distill.training.optimizer import Optimizer, OptimizerSettings
-from distill.training.passes import Measure, Objective, Row, Scored, Task, accumulate, measured
+from distill.training.passes import Objective, Pass, Row, Scored, Task, accumulate
 from distill.training.ranks import Parallel, Ranks, Scorer, alike, full
 from distill.training.replicas import Replica, share
 from pipeline.errors import Stopped
@@ -64,7 +64,7 @@ class Learner:
 
     def __init__(
         self, model: Any, settings: LearnerSettings, total: int, directory: Path, run: str,
-        before_save: BeforeSave, ranks: Ranks | None = None, measure: Measure = logprobs,
+        before_save: BeforeSave, ranks: Ranks | None = None, measure: Pass = tell,
     ) -> None:  # fmt: skip
         self._before_save = before_save
         self.settings, self.total, self.directory, self.run = settings, total, directory, run
@@ -73,8 +73,7 @@ class Learner:
         self._replicas: list[Replica] = []
         self._ranks = ranks
         self._ask: Scorer
-        own = partial(tell, model) if measure is logprobs else partial(measured, measure, model)
-        trained, self._ask = ranks.module(model, settings.parallel) if ranks else (model, own)
+        trained, self._ask = ranks.module(model, settings.parallel) if ranks else (model, partial(measure, model))
         self.model, self._trained = trained if model is None else model, trained
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         """What is trained, whole. With fsdp it is as old as the last `gather`."""

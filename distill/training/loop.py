@@ -21,9 +21,9 @@ from torch import Tensor
 
 from distill.training.batching import Example, Order
 from distill.training.early_stopping import Best, Heldout
-from distill.training.forward import logprobs
+from distill.training.forward import tell
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing, run_identity
-from distill.training.passes import Measure, Row
+from distill.training.passes import Pass, Row
 from distill.training.session import learning
 from pipeline.errors import InputError
 
@@ -84,7 +84,7 @@ def train(
     on_step: Callable[[StepMetrics], None] = lambda metrics: None,
     before_save: BeforeSave = nothing,
     heldout: Heldout | None = None,
-    measure: Measure = logprobs,
+    measure: Pass = tell,
     over: Callable[[Learner], bool] = lambda learner: False,
 ) -> TrainResult:
     """Fit the trainable parameters of ``model`` in place, going on from ``checkpoints`` if there are any.
@@ -92,7 +92,7 @@ def train(
     ``checkpoints`` belongs to this one run: the same model, examples and settings. ``on_step`` may see
     a step again after a resume, with the same numbers; ``before_save`` is called ahead of each checkpoint,
     after which steps are not seen again. With ``heldout`` the model ends with the weights that were best by it.
-    ``measure`` stands in for the log-probabilities whose weighed mean is maximised
+    ``measure`` says what stands in for the log-probabilities, whose weighed mean is maximised
     (`distill.training.divergence`). ``over`` is asked before each step and after the last whether the run ends here,
     and may put the learner back to an earlier step. Raises `Stopped` after checkpointing when ``stop()`` turns true.
     """

@@ -36,9 +36,9 @@ its streams. It is sent to other processes: a module's function, or a `functools
 """
 
 
-Measure = Callable[[Any, Pack, float], Tensor]
-"""What a pass makes of each supervised token of a pack at a temperature, (L,): what objectives are told as its
-log-probability. By default it is that (`forward.logprobs`)."""
+Pass = Callable[[Any, Pack, float, bool], Told]
+"""What is made of a pack by a model, at a temperature, with entropies or without. By default it is `forward.tell`;
+another tells objectives something else as a token's log-probability."""
 
 
 class Scored(NamedTuple):
@@ -90,11 +90,6 @@ def accumulate(task: Task, ask: Scorer, model: Any, device: torch.device, half: 
             columns = (told.logprobs, streams.get("reference"), told.entropy, told.values)
             scored += [Scored(*row) for row in zip(*(_by_row(column, run) for column in columns), strict=True)]
     return scored
-
-
-def measured(measure: Measure, model: Any, batch: Pack, temperature: float, entropy: bool) -> Told:
-    """A measure as a `Scorer`."""
-    return Told(measure(model, batch, temperature))
 
 
 def _by_row(values: Tensor | None, run: Sequence[Row]) -> list[list[float]]:
