@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from distill.training.batching import Example
-from distill.training.forward import FEW, Pack, Told, pack
+from distill.training.batching import Example, micro_batches
+from distill.training.forward import FEW, Pack, Told, logprobs, pack
 from distill.training.ranks import Scorer
 
 
@@ -90,6 +90,17 @@ def accumulate(task: Task, ask: Scorer, model: Any, device: torch.device, half: 
             columns = (told.logprobs, streams.get("reference"), told.entropy, told.values)
             scored += [Scored(*row) for row in zip(*(_by_row(column, run) for column in columns), strict=True)]
     return scored
+
+
+@torch.no_grad()
+def likelihoods(model: Any, examples: Sequence[Example], max_tokens: int, temperature: float = 1.0) -> list[Tensor]:
+    """The log-probabilities of each example's supervised tokens, in micro-batches; no logits are kept."""
+    found: dict[int, Tensor] = {}
+    for run in micro_batches(examples, max_tokens):
+        batch = pack([examples[i] for i in run], model.device)
+        parts = torch.split(logprobs(model, batch, temperature), [example.supervised for example in batch.examples])
+        found |= zip(run, parts, strict=True)
+    return [found[i] for i in range(len(examples))]
 
 
 def _by_row(values: Tensor | None, run: Sequence[Row]) -> list[list[float]]:
