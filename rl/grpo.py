@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from distill.training.value_head import NAME as HEAD
 from distill.training.value_head import value_head
 from distill.types import Completion, Finish, Problem, Request, Sampling
 from pipeline.errors import InputError, Stopped
+from pipeline.stage import stop_check
 from rl import credit, rewards
 from rl.critic import ActorCritic, Critic, assess
 from rl.loss import Aggregation, PolicyLoss
@@ -90,10 +91,10 @@ class GrpoSettings(LearnerSettings):
         critic = self.critic
         return ActorCritic(self.loss, critic.weight, critic.clip) if critic else self.loss
 
-    def at(self, step: int) -> GrpoSettings:
-        """What holds at ``step`` (from 0): the sampler's limit, and all that is measured by it."""
+    def sampling_at(self, step: int) -> Sampling:
+        """How is sampled at ``step`` (from 0)."""
         longest = next((tokens for until, tokens in self.lengths if step < until), self.sampling.max_tokens)
-        return replace(self, sampling=replace(self.sampling, max_tokens=longest), lengths=())
+        return replace(self.sampling, max_tokens=longest)
 
     def __post_init__(self) -> None:
         if self.sampling.temperature <= 0 or self.sampling.top_p < 1 or self.sampling.top_k:
@@ -157,9 +158,13 @@ def train_grpo(
         while not over(learner) and learner.done < total:
             step, started = learner.done // settings.each_step, time.perf_counter()
             learner.gather()
-            now = settings.at(step)
+            now = replace(settings, sampling=settings.sampling_at(step))
             policy.refresh()
-            judged, draws = _rollouts(learner, policy, now, step, sample, ask, reward, list(recall(step)), stop)
+            try:
+                judged, draws = _rollouts(policy, now, step, sample, ask, reward, list(recall(step)), stop)
+            except Stopped:
+                learner.save({})  # else the updates since the last checkpoint were lost
+                raise
             rollouts = assess(learner, now, critic, judged) if critic else mix(judged)
             on_rollouts(step + 1, rollouts)
             sampled = time.perf_counter()
@@ -179,7 +184,6 @@ def _with_head(settings: GrpoSettings) -> OptimizerSettings:
 
 
 def _rollouts(
-    learner: Learner,
     policy: Policy,
     settings: GrpoSettings,
     step: int,
@@ -197,8 +201,8 @@ def _rollouts(
     for draw in range(1 + settings.refills):
         fresh = sample(step, draw)
         wanted = wanted or len(fresh)
-        requests = [request(settings, step, p, i, ask) for p in fresh for i in range(settings.group)]
-        made = _complete(learner, policy, requests, kept, stop)
+        requests = [request(settings.sampling, step, p, i, ask) for p in fresh for i in range(settings.group)]
+        made = complete(policy, requests, kept, stop)
         asked = [p for p in fresh for _ in range(settings.group)]
         mixtures += _mixed(settings, made, reward(list(zip(asked, made, strict=True))))
         problems += fresh
@@ -210,40 +214,31 @@ def _rollouts(
     return judge(settings, step + 1, problems, completions, mixtures, wanted), draw + 1
 
 
-def request(settings: GrpoSettings, step: int, problem: Problem, index: int, ask: Ask = plainly) -> Request:
+def request(sampling: Sampling, step: int, problem: Problem, index: int, ask: Ask = plainly) -> Request:
     """Sample ``index`` of ``problem`` at ``step`` (from 0). The key seeds its draws."""
     asked = ask(problem)
     key = f"grpo/{step}/{problem.id}/{index}"
-    return Request(key, asked.messages, settings.sampling, asked.prefix, asked.budget)
+    return Request(key, asked.messages, sampling, asked.prefix, asked.budget)
 
 
-def _complete(
-    learner: Learner, policy: Policy, requests: list[Request], kept: Iterable[Completion], stop: Callable[[], bool]
+def complete(
+    policy: Policy, requests: Sequence[Request], kept: Iterable[Completion], stop: Callable[[], bool]
 ) -> list[Completion]:
     """One completion for each request, in their order: those kept, the rest sampled."""
-    wanted = {r.key for r in requests}
-    found = {c.key: c for c in kept if c.key in wanted}
-    for completion in policy.generate([r for r in requests if r.key not in found], stop):
-        found[completion.key] = completion
-    if stop():
-        learner.save({})
-        raise Stopped(f"stopped while sampling for update {learner.done + 1} of {learner.total}; run again to go on")
+    found = {c.key: c for c in kept}
+    found |= {c.key: c for c in policy.generate([r for r in requests if r.key not in found], stop)}
+    stop_check(stop)
     return [found[r.key] for r in requests]
 
 
-def _mixed(
-    settings: GrpoSettings, completions: Sequence[Completion], said: Sequence[float | None] | Sequence[Scores]
-) -> list[Mixed]:
+def _mixed(settings: GrpoSettings, completions: Sequence[Completion], said: Sequence[Any]) -> list[Mixed]:
     """What was said of whole groups as rewards, with the soft punishment of overlong responses where asked for."""
-    longest, found = settings.sampling.max_tokens, list[Mixed]()
-    for start in range(0, len(completions), settings.group):
-        group = list(zip(completions, said, strict=True))[start : start + settings.group]
-        scored = [rewards.Sampled(c.token_ids, scores) for c, scores in group if isinstance(scores, Mapping)]
-        found += (
-            rewards.mixed(settings.reward, scored, longest)
-            if scored
-            else [Mixed(r) for _, r in group if not isinstance(r, Mapping)]
-        )
+    longest = settings.sampling.max_tokens
+    found = [Mixed(value) for value in said]
+    if settings.reward:
+        scored = [rewards.Sampled(c.token_ids, scores) for c, scores in zip(completions, said, strict=True)]
+        groups = [scored[i : i + settings.group] for i in range(0, len(scored), settings.group)]
+        found = [mixture for group in groups for mixture in rewards.mixed(settings.reward, group, longest)]
     if settings.overlong != "punish":
         return found
     falls = [credit.soft_overlong(len(c.token_ids), longest, settings.overlong_buffer) for c in completions]

@@ -36,7 +36,6 @@ from pipeline.events import Listener  # noqa: E402
 from pipeline.plan import plan  # noqa: E402
 from pipeline.workspace import Workspace  # noqa: E402
 from rl.gkd import Batches  # noqa: E402
-from rl.grpo import GrpoSettings  # noqa: E402
 
 BETAS = (0.0, 0.5, 1.0)
 
@@ -104,9 +103,15 @@ def gkd(
     tokenizer = engine.tokenizer
     rows = [from_messages(tokenizer, p.id, conversation(p.messages, "", "abc")) for p in tasks]
     order, sampled, metrics = Order(tuple(map(len, rows)), 4, 0), list[int](), list[StepMetrics]()
-    how = GrpoSettings(optimizer=OptimizerSettings(1e-2), steps=1, group=1, sampling=Sampling(max_tokens=8))
     source = Batches(
-        rows, tasks, order, engine, how, on_policy, stop, on_samples=lambda step, samples: sampled.append(step)
+        rows,
+        tasks,
+        order,
+        engine,
+        Sampling(max_tokens=8),
+        on_policy,
+        stop,
+        on_samples=lambda step, samples: sampled.append(step),
     )
     settings = TrainSettings(OptimizerSettings(1e-2), steps=12, batch_size=4)
     teacher = tiny(initializer_range=0.1, tie_word_embeddings=False)

@@ -104,7 +104,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
         told: dict[int, Samples] = {}
         source = _batches(context, settings, examples, asked, order, policy, pool, told)
         guard = guarding.guard(
-            context, settings, policy, source.how.sampling, source.ask, History(JUDGE), steps=how.steps or 0
+            context, settings, policy, source.sampling, source.ask, History(JUDGE), steps=how.steps or 0
         )  # fmt: skip
 
         def hear(metrics: StepMetrics) -> None:
@@ -166,19 +166,16 @@ def _batches(
 ) -> Batches:  # fmt: skip
     """The batches, whose samples are rows in the store before they are learned from; ``told`` is what those of a step
     (from 1) were like."""
-    from distill.training.optimizer import OptimizerSettings
     from rl.gkd import Batches
-    from rl.grpo import GrpoSettings
     from rl.ledger import Ledger
     from rl.monitors import of_samples
     from rl.update import Rollout
 
     sampling = settings.sampling.sampling(settings.seed)
-    how = GrpoSettings(OptimizerSettings(1.0), steps=1, group=1, sampling=sampling)  # names requests alone
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
     keys = {problem.id: key for key, problem in asked}
     ledger = Ledger(
-        store_of(context), context.fingerprint, how, keys, pool,
+        store_of(context), context.fingerprint, lambda step: sampling, keys, pool,
         {JUDGE: resolved(context, settings.verifier)}, context.stopping, ask,
     )  # fmt: skip
 
@@ -192,7 +189,7 @@ def _batches(
 
     problems = [problem for _, problem in asked]
     return Batches(
-        examples, problems, order, policy, how, settings.on_policy, context.stopping, ask, ledger.recall, write
+        examples, problems, order, policy, sampling, settings.on_policy, context.stopping, ask, ledger.recall, write
     )  # fmt: skip
 
 

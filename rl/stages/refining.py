@@ -65,7 +65,8 @@ def refine(
     ):
         verifiers = resolved(context, rewards.verifiers(settings.components))
         ledger = Ledger(
-            store, context.fingerprint, how, problem_keys, pool, verifiers, context.stopping, ask, policy.name
+            store, context.fingerprint, how.sampling_at, problem_keys, pool, verifiers, context.stopping, ask,
+            policy.name,
         )  # fmt: skip
         draws = drawing.draws(context, settings, tasks, ledger, problem_keys)
         guard = guarding.of_rewards(context, settings, policy, how.sampling, ask)
