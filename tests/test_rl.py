@@ -228,9 +228,8 @@ def test_it_learns_what_is_rewarded(tmp_path: Path) -> None:
 
 def how(name: str, **changes: Any) -> dict[str, Any]:
     """The settings of a published loss."""
-    recipe = loss.RECIPES[name]
-    terms = loss.PolicyLoss(recipe.objective, recipe.level, recipe.clip_low, recipe.clip_high, **changes)
-    return {"loss": terms, "aggregation": recipe.aggregation}
+    terms, aggregation = loss.RECIPES[name]
+    return {"loss": replace(terms, **changes), "aggregation": aggregation}
 
 
 class Lying:

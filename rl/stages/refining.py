@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
     from rl.critic import Critic
     from rl.grpo import GrpoSettings as LoopSettings
-    from rl.loss import PolicyLoss
+    from rl.loss import Aggregation, PolicyLoss
     from rl.monitors import GrpoMetrics
     from rl.stages.grpo import GrpoSettings
     from rl.step_credit import Mix
@@ -143,8 +143,8 @@ def _how(settings: GrpoSettings, critic: Critic | None) -> LoopSettings:
     from distill.training.optimizer import OptimizerSettings
     from distill.training.student import threads
     from rl.grpo import GrpoSettings as LoopSettings
-    from rl.loss import RECIPES
 
+    loss, aggregation = _loss(settings)
     return LoopSettings(
         optimizer=OptimizerSettings(
             settings.learning_rate,
@@ -158,8 +158,8 @@ def _how(settings: GrpoSettings, critic: Critic | None) -> LoopSettings:
         sampling=settings.sampling.sampling(settings.seed),
         baseline=settings.baseline,
         scale=settings.scale,
-        loss=_loss(settings),
-        aggregation=RECIPES[settings.loss].aggregation,
+        loss=loss,
+        aggregation=aggregation,
         updates=settings.updates,
         passes=settings.passes,
         refills=settings.refills,
@@ -177,15 +177,14 @@ def _how(settings: GrpoSettings, critic: Critic | None) -> LoopSettings:
     )
 
 
-def _loss(settings: GrpoSettings) -> PolicyLoss:
-    from rl.loss import RECIPES, EngineCorrection, PolicyLoss
+def _loss(settings: GrpoSettings) -> tuple[PolicyLoss, Aggregation]:
+    from rl.loss import RECIPES, EngineCorrection
 
-    recipe = RECIPES[settings.loss]
-    return PolicyLoss(
-        objective=recipe.objective,
-        level=recipe.level,
-        clip_low=recipe.clip_low if settings.clip_low is None else settings.clip_low,
-        clip_high=recipe.clip_high if settings.clip_high is None else settings.clip_high,
+    terms, aggregation = RECIPES[settings.loss]
+    changed = replace(
+        terms,
+        clip_low=terms.clip_low if settings.clip_low is None else settings.clip_low,
+        clip_high=terms.clip_high if settings.clip_high is None else settings.clip_high,
         clip_cap=settings.clip_cap,
         correction=EngineCorrection(
             settings.engine_correction, settings.engine_level, settings.engine_floor, settings.engine_cap
@@ -194,3 +193,4 @@ def _loss(settings: GrpoSettings) -> PolicyLoss:
         estimator=settings.kl_estimator,
         kl_corrected=settings.kl_corrected,
     )
+    return changed, aggregation
