@@ -23,12 +23,11 @@ from distill.randomness import generator  # noqa: E402
 from distill.store import Store  # noqa: E402
 from distill.training import forward  # noqa: E402
 from distill.training.batching import Order  # noqa: E402
-from distill.training.conversations import from_messages  # noqa: E402
+from distill.training.conversations import conversation, from_messages  # noqa: E402
 from distill.training.divergence import Agreement, coarsened, generalised_jsd  # noqa: E402
 from distill.training.forward import pack  # noqa: E402
 from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
-from distill.training.student import conversation  # noqa: E402
 from distill.types import Sampling  # noqa: E402
 from pipeline import config, runner  # noqa: E402
 from pipeline.errors import Stopped  # noqa: E402

@@ -14,10 +14,8 @@ import torch
 
 from distill import pretrained
 from distill.modelspec import Model
-from distill.thinking import join_thinking
 from distill.training.forward import checkpoint_layers
 from distill.training.lora import add_lora
-from distill.types import Message
 from pipeline.errors import InputError
 
 
@@ -79,11 +77,6 @@ def default_learning_rate(network: Any) -> float:
     config = network.config
     rate = 5e-5 * (2000 / config.hidden_size) ** FALL.get(config.model_type, 0.0775)
     return float(f"{rate * (LORA_FACTOR if hasattr(network, 'peft_config') else 1):.2g}")
-
-
-def conversation(messages: tuple[Message, ...], thinking: str, answer: str) -> list[Message]:
-    """A trace as a conversation in the student's own form of thinking."""
-    return [*messages, {"role": "assistant", "content": join_thinking(thinking, answer)}]
 
 
 def threads(asked: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
@@ -20,7 +21,7 @@ from distill.prompting import asking
 from distill.spending import Spending
 from distill.stages.common import RewardModel, VerifierSpec, resolved, store_of
 from distill.stages.devices import check_memory, foreseen
-from distill.stages.student import SupervisedSettings, check_positions, load_student, publish
+from distill.stages.student import SupervisedSettings, check_positions, example_of, load_student, publish, supervised
 from distill.store.records import kept, problem_of
 from distill.types import Completion, Problem
 from distill.verifiers import VerifierPool
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
     from distill.training.batching import Example, Order
     from distill.training.divergence import Agreement
-    from distill.training.loop import StepMetrics, TrainSettings
+    from distill.training.loop import StepMetrics
     from rl.gkd import Batches
     from rl.monitors import Samples
 
@@ -100,7 +101,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
         Recorder(store, context, ("loss", "learning_rate"), settings.log_to) as recorder,
     ):
         order = Order(tuple(map(len, examples)), settings.batch_size, settings.seed)
-        how = _how(settings, rate, order.steps_per_epoch * settings.epochs)
+        how = replace(supervised(settings, rate), epochs=1, steps=order.steps_per_epoch * settings.epochs)
         told: dict[int, Samples] = {}
         source = _batches(context, settings, examples, asked, order, policy, pool, told)
         guard = guarding.guard(
@@ -137,18 +138,13 @@ def _examples(
     context: Context, settings: GkdSettings, tokenizer: Any
 ) -> tuple[list[Example], list[tuple[str, Problem]]]:
     """The teacher's traces that are not too long, and (problem key, problem) that each answers."""
-    from distill.training.conversations import from_messages
-    from distill.training.student import conversation
-
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
     rows = kept(store_of(context), context.inputs[settings.data])
     pairs: list[tuple[Example, tuple[str, Problem]]] = []
     for row in rows:
-        problem = problem_of(row)
-        messages = conversation(ask(problem).messages, row["thinking"], row["answer"])
-        example = from_messages(tokenizer, row["trace_key"], messages)
+        example = example_of(tokenizer, row, ask)
         if len(example) <= settings.max_tokens:
-            pairs.append((example, (row["problem_key"], problem)))
+            pairs.append((example, (row["problem_key"], problem_of(row))))
     if not pairs:
         raise PipelineError(
             f"stage {context.name}: {settings.data} kept no trace of at most {settings.max_tokens} tokens to learn from"
@@ -191,27 +187,6 @@ def _batches(
     return Batches(
         examples, problems, order, policy, sampling, settings.on_policy, context.stopping, ask, ledger.recall, write
     )  # fmt: skip
-
-
-def _how(settings: GkdSettings, rate: float, steps: int) -> TrainSettings:
-    from distill.training import student
-    from distill.training.loop import TrainSettings
-    from distill.training.optimizer import OptimizerSettings
-
-    return TrainSettings(
-        OptimizerSettings(
-            rate,
-            norm_learning_rate=settings.norm_learning_rate,
-            schedule=settings.schedule,
-            warmup=settings.warmup,
-        ),
-        batch_size=settings.batch_size,
-        steps=steps,
-        micro_batch_tokens=settings.micro_batch_tokens,
-        precision=settings.precision,
-        seed=settings.seed,
-        threads=student.threads(settings.threads),
-    )
 
 
 def forecast(context: Context, settings: GkdSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
