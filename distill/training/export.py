@@ -69,15 +69,7 @@ def _merged(model: Any) -> Any:
             merged.set_submodule(name, plain(layer, folded(layer)))
     merged = merged.merge_and_unload()
     if getattr(merged, "is_quantized", False):  # it is not any more: nothing may say so, in memory or in the files
-        del merged.config.quantization_config
-        for mark in (
-            "is_quantized",
-            "is_loaded_in_4bit",
-            "is_4bit_serializable",
-            "quantization_method",
-            "hf_quantizer",
-        ):
-            merged.__dict__.pop(mark, None)
+        merged.hf_quantizer.remove_quantization_config(merged)
     return merged
 
 
