@@ -127,7 +127,7 @@ class Learner:
             for runs, more in zip(made, idle, strict=True)
         ]
         if self._ranks:
-            answers = self._ranks.call(self, "_accumulate", tasks)
+            answers = self._ranks.call(self, "_accumulate", [(task,) for task in tasks])
         else:
             for replica, task in zip(self._replicas, tasks[1:], strict=True):
                 replica.send(task)
@@ -167,13 +167,13 @@ class Learner:
     def gather(self) -> None:
         """Bring ``model`` up to date, as whoever samples from it or saves it needs; with fsdp it is not by itself."""
         if self._sharded:
-            self._everywhere("_gather", None)
+            self._everywhere("_gather")
 
-    def _everywhere(self, name: str, argument: Any) -> Any:
+    def _everywhere(self, name: str, *arguments: Any) -> Any:
         """Call a method of this learner on every rank; what it returns here."""
         if self._ranks is None:
-            return getattr(self, name)(argument)
-        return self._ranks.call(self, name, [argument] * self._ranks.size)[0]
+            return getattr(self, name)(*arguments)
+        return self._ranks.call(self, name, [arguments] * self._ranks.size)[0]
 
     def _apply(self, scale: float) -> float:
         if self._ranks and not self._sharded:  # shards add their gradients up in the backward pass
@@ -189,13 +189,13 @@ class Learner:
         self.optimizer.load(state["optimizer"])
 
     @torch.no_grad()
-    def _gather(self, _: None) -> None:
+    def _gather(self) -> None:
         for parameter, own in zip(self.optimizer.parameters, self.weights, strict=True):
             value = full(parameter)
             if self._ranks and self._ranks.rank == 0:
                 own.copy_(value)
 
-    def _moments(self, _: None) -> Any:
+    def _moments(self) -> Any:
         state = self.optimizer.state()
         return state if self._ranks is None or self._ranks.rank == 0 else None
 
@@ -204,7 +204,7 @@ class Learner:
         self._before_save()
         self.gather()
         weights = [p.detach() for p in self.weights]
-        state = {"weights": weights, "optimizer": self._everywhere("_moments", None), "extra": extra}
+        state = {"weights": weights, "optimizer": self._everywhere("_moments"), "extra": extra}
         checkpoint.save(directory or self.directory, self.done, self.run, state)
         self._last_save = time.monotonic()
 

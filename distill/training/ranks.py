@@ -50,14 +50,14 @@ class Ranks:
         self._control: Any = dist.new_group(backend="gloo", timeout=FOREVER)
         self._in_step = True  # False once a call has failed: then nobody can be asked anything any more
 
-    def call(self, methods: Any, name: str, arguments: Sequence[Any]) -> list[Any]:
+    def call(self, methods: Any, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Have every rank call the method ``name`` with its own of the arguments; the answers by rank."""
         if not self._in_step:
             raise gone()
         self._in_step = False
-        self._tell([(name, argument) for argument in arguments])
+        self._tell([(name, own) for own in arguments])
         with _lost_peers():
-            answer = getattr(methods, name)(arguments[0])
+            answer = getattr(methods, name)(*arguments[0])
             answers: list[Any] = [None] * self.size
             dist.gather_object(None, answers, group=self._control)
         self._in_step = True

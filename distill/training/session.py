@@ -71,8 +71,8 @@ def follow(ranks: Ranks, settings: LearnerSettings, total: int) -> None:
         learner = Learner(None, settings, total, Path(), "", nothing, ranks)
         with quick_rotary(learner.model):
             while (asked := ranks.told()) is not None:
-                name, argument = asked
-                ranks.answer(getattr(learner, name)(argument))
+                name, arguments = asked
+                ranks.answer(getattr(learner, name)(*arguments))
 
 
 @contextmanager
