@@ -165,7 +165,7 @@ def train_grpo(
             except Stopped:
                 learner.save({})  # else the updates since the last checkpoint were lost
                 raise
-            rollouts = assess(learner, now, critic, judged) if critic else mix(judged)
+            rollouts = assess(learner, critic, now.sampling.temperature, judged) if critic else mix(judged)
             on_rollouts(step + 1, rollouts)
             sampled = time.perf_counter()
             trained = [r for r in rollouts if r.trained]
