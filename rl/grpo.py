@@ -29,7 +29,7 @@ from distill.training.session import learning
 from distill.training.value_head import NAME as HEAD
 from distill.training.value_head import value_head
 from distill.types import Completion, Finish, Problem, Request, Sampling
-from pipeline.errors import InputError, Stopped
+from pipeline.errors import Stopped
 from pipeline.stage import stop_check
 from rl import credit, rewards
 from rl.critic import ActorCritic, Critic, assess
@@ -55,6 +55,8 @@ class Policy(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class GrpoSettings(LearnerSettings):
     """``group`` samples of each problem of a step, ``updates`` optimizer steps on them in each of ``passes`` over them.
+    What goes together is checked where a user writes it (`rl.stages.options`): sampling without truncation, which would
+    bias the ratios, an adapter where there is a KL term, at least two samples where they are compared.
 
     ``refills``: groups whose rewards are all equal teach nothing; so many times, as many problems again
     are drawn until there are as many informative groups as the step has problems (DAPO's dynamic sampling).
@@ -96,15 +98,6 @@ class GrpoSettings(LearnerSettings):
         longest = next((tokens for until, tokens in self.lengths if step < until), self.sampling.max_tokens)
         return replace(self.sampling, max_tokens=longest)
 
-    def __post_init__(self) -> None:
-        if self.sampling.temperature <= 0 or self.sampling.top_p < 1 or self.sampling.top_k:
-            raise InputError("grpo samples with temperature > 0, top_p 1 and top_k 0: truncation biases its ratios")
-        shortest = min([self.sampling.max_tokens, *(tokens for _, tokens in self.lengths)])
-        if self.overlong == "punish" and not 0 < self.overlong_buffer < shortest:
-            raise InputError(f"overlong: punish needs an overlong_buffer between 0 and max_tokens ({shortest})")
-        if self.critic and self.refills:
-            raise InputError("refills has no meaning with a critic: no group is without a gradient")
-
 
 Reward = Callable[[Sequence[tuple[Problem, Completion]]], Sequence[float | None] | Sequence[Scores]]
 """Rewards of rollouts, in their order, None where unverifiable; or, where `GrpoSettings.reward` says what rewards
@@ -141,12 +134,6 @@ def train_grpo(
     Raises `Stopped` after checkpointing when ``stop()`` turns true, within a step too.
     """
     critic = settings.critic
-    if (settings.loss.kl or (critic and critic.kl)) and not hasattr(model, "disable_adapter"):
-        raise InputError("grpo with a KL term needs a LoRA adapter: the reference is the model without it")
-    if settings.group < 2 and mix is outcome_alone and not critic:
-        raise InputError("grpo compares samples of one problem: group must be at least 2")
-    if critic and mix is not outcome_alone:
-        raise InputError("a critic says what each token earned; other credit cannot be mixed into it")
     every = settings.checkpoint_steps and settings.checkpoint_steps * settings.each_step
     how = replace(settings, checkpoint_steps=every, optimizer=_with_head(settings))
     total = settings.steps * settings.each_step
@@ -209,8 +196,6 @@ def _rollouts(
         completions += made
         if sum(credit.informative(_table(settings, mixtures)).tolist()) >= wanted:
             break
-    if len({p.id for p in problems}) < len(problems):
-        raise InputError("a step of grpo names a problem twice")
     return judge(settings, step + 1, problems, completions, mixtures, wanted), draw + 1
 
 

@@ -42,12 +42,6 @@ class VllmPolicy:
     name = "vllm"
 
     def __init__(self, model: Any, engine: VllmEngine, directory: Path, probe: Sequence[int]) -> None:
-        if not hasattr(model, "peft_config"):
-            raise InputError("grpo with engine vllm needs `lora`: vLLM takes up an adapter at each step, not a model")
-        if any(config.modules_to_save for config in model.peft_config.values()):
-            raise InputError("grpo with engine vllm cannot train a norm (norm_learning_rate): vLLM applies LoRA alone")
-        if len(probe) < 2:
-            raise ValueError("a probe has two tokens at least")
         self._model, self._engine, self._directory = model, engine, directory
         self._probe, self._noise = list(probe), 0.0
         self._before: tuple[list[float], list[float]] | None = None

@@ -22,10 +22,9 @@ from tiny import weights  # noqa: E402
 from distill.randomness import generator  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.types import Completion, Problem, Sampling  # noqa: E402
-from pipeline.errors import InputError, Stopped  # noqa: E402
+from pipeline.errors import Stopped  # noqa: E402
 from rl import loss  # noqa: E402
 from rl.critic import ActorCritic, Critic, generalised_advantages, value_errors, whitened  # noqa: E402
-from rl.step_credit import Mixture  # noqa: E402
 
 # ------------------------------------------------------------------ generalised advantages
 
@@ -289,13 +288,6 @@ def test_killed_within_a_step_and_run_again_equals_uninterrupted(tmp_path: Path,
     metrics, _ = grpo(resumed, tmp_path / "b", **how)
     assert metrics[0].step == (1 if update <= 4 else 2)
     assert torch.equal(weights(resumed), weights(straight)) and same(tmp_path / "a", tmp_path / "b")
-
-
-def test_what_has_no_meaning_with_a_critic_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="refills has no meaning"):
-        grpo(student(), tmp_path, refills=1, critic=CRITIC)
-    with pytest.raises(InputError, match="other credit cannot be mixed"):
-        grpo(student(), tmp_path, mix=Mixture(), critic=CRITIC)
 
 
 def test_problems_of_a_later_pass_are_shuffled_whole() -> None:
