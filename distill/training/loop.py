@@ -96,10 +96,10 @@ def train(
     (`distill.training.divergence`). ``over`` is asked before each step and after the last whether the run ends here,
     and may put the learner back to an earlier step. Raises `Stopped` after checkpointing when ``stop()`` turns true.
     """
-    order = None if callable(examples) else _order(examples, settings)
+    order = None if callable(examples) else Order(tuple(map(len, examples)), settings.batch_size, settings.seed)
     total = settings.steps or (order.steps_per_epoch * settings.epochs if order else 0)
-    if total < 1:
-        raise InputError("a batch source has no end of its own: give `steps`")
+    if not total:
+        raise InputError("there is nothing to train on: no example, or a batch source without `steps`")
     run = run_identity(settings, () if callable(examples) else examples)
     with learning(model, settings, total, checkpoints, run, before_save, measure) as learner:
         found = learner.resume()
@@ -147,9 +147,3 @@ def _step(learner: Learner, batch: Sequence[Example]) -> tuple[StepMetrics, list
 def cross_entropy(logprobs: Tensor, streams: Mapping[str, Tensor]) -> Tensor:
     """The weighted sum of -log p. An `Objective`."""
     return -(streams["weight"] * logprobs).sum()
-
-
-def _order(examples: Sequence[Example], settings: TrainSettings) -> Order:
-    if not examples:
-        raise InputError("there is no example to train on")
-    return Order(tuple(map(len, examples)), settings.batch_size, settings.seed)
