@@ -14,6 +14,7 @@ processes of its own for CPUs), ranks that join later, and shards of quantised w
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import pickle
@@ -123,10 +124,8 @@ class Ranks:
         if parallel == "ddp":
             model = self.share(model, self.device)
             return model, partial(tell, model)
-        copy = self.share(model, torch.device("cpu"))
-        if self.rank == 0:
-            copy = _copied(model)
-        return _sharded(copy, self.device)
+        own = self.share(model, torch.device("cpu"))
+        return _sharded(_copied(model) if self.rank == 0 else own, self.device)
 
     def close(self) -> None:
         """Leave the others, and wait for gloo's threads to end: one that still lets go of a tensor when the
@@ -187,15 +186,9 @@ class _Whole(nn.Module):
 
 
 def _copied(model: Any) -> Any:
-    """A copy in the machine's memory, by the way that the other ranks get theirs."""
-    out = io.BytesIO()
-    pickler = _Structure(out)
-    pickler.dump(model)
-    reader = _Build(io.BytesIO(out.getvalue()), torch.device("cpu"))
-    built = reader.load()
-    for index, tensor in enumerate(pickler.tensors):
-        reader.tensors[index].data.copy_(tensor.data)
-    return built
+    """A copy in the machine's memory, wherever the model lies."""
+    weights = {id(p): nn.Parameter(p.detach().to("cpu", copy=True), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, {**weights, **{id(b): b.to("cpu", copy=True) for b in model.buffers()}})
 
 
 def _sharded(model: Any, device: torch.device) -> tuple[Any, Scorer]:
