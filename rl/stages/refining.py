@@ -6,7 +6,7 @@ Settings are those of grpo: the others say theirs in its words. Called by the th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -102,23 +102,19 @@ def _mix(context: Context, settings: GrpoSettings, outcome: float, tokenizer: An
     """What a rollout gets credit for: its reward, its steps, and what a teacher says of its tokens."""
     from rl.step_credit import Mixture, outcome_alone
 
-    if settings.teacher is None and settings.process is None:
+    teacher, process = settings.teacher, settings.process
+    if teacher is None and process is None:
         yield outcome_alone
         return
     mixture = Mixture(outcome, leave_out_cut=settings.overlong == "filter")
-    if settings.process:
-        steps, weight, form = (
-            process_rewards(context, settings.process, tokenizer),
-            settings.process.weight,
-            settings.process.form,
-        )
-        mixture = replace(mixture, steps=steps, step_weight=weight, step_form=form)
-    with ExitStack() as stack:
-        if settings.teacher:
-            temperature, tokens = settings.sampling.temperature, settings.micro_batch_tokens
-            score = stack.enter_context(scoring(context, settings.teacher, tokenizer, temperature, tokens))
-            mixture = replace(mixture, teacher=score, teacher_weight=settings.teacher.weight)
+    if process:
+        steps = process_rewards(context, process, tokenizer)
+        mixture = replace(mixture, steps=steps, step_weight=process.weight, step_form=process.form)
+    if teacher is None:
         yield mixture
+        return
+    with scoring(context, teacher, tokenizer, settings.sampling.temperature, settings.micro_batch_tokens) as score:
+        yield replace(mixture, teacher=score, teacher_weight=teacher.weight)
 
 
 def _shown(settings: GrpoSettings, critic: Critic | None) -> tuple[str, ...]:
