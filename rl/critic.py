@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distill.training.learner import Learner
 from rl.loss import PolicyLoss
-from rl.update import Assessed, Rollout, row_of, sampled
+from rl.update import Assessed, Rollout, aligned, row_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +100,11 @@ def assess(learner: Learner, critic: Critic, temperature: float, rollouts: Seque
     advantages = generalised_advantages(rewards, values, mask, critic.discount, critic.decay)
     targets = advantages + values
     credit = whitened(advantages, mask) if critic.whiten else advantages
-    rows = zip(kept, found, credit.tolist(), targets.tolist(), strict=True)
-    told = {id(r): _told(r, Assessed(s.logprobs, s.values, t[: len(s.values)]), a) for r, s, a, t in rows}
+    told = {}
+    for r, s, advantage, target in zip(kept, found, credit.tolist(), targets.tolist(), strict=True):
+        assessed = Assessed(s.logprobs, s.values, target[: len(s.values)])
+        told[id(r)] = replace(r, advantages=tuple(aligned(r.completion, advantage, 0.0)), assessed=assessed)
     return [told.get(id(rollout), rollout) for rollout in rollouts]
-
-
-def _told(rollout: Rollout, assessed: Assessed, advantages: Sequence[float]) -> Rollout:
-    """A token that was not sampled has no advantage."""
-    left = iter(advantages)
-    return replace(
-        rollout,
-        advantages=tuple(next(left) if own else 0.0 for own in sampled(rollout.completion)),
-        assessed=assessed,
-    )
 
 
 def _table(rows: Sequence[Sequence[float]]) -> Tensor:

@@ -23,7 +23,6 @@ import torch
 
 from distill.prompting import Ask, plainly
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing, run_identity
-from distill.training.optimizer import OptimizerSettings
 from distill.training.passes import Objective
 from distill.training.session import learning
 from distill.training.value_head import NAME as HEAD
@@ -134,8 +133,9 @@ def train_grpo(
     Raises `Stopped` after checkpointing when ``stop()`` turns true, within a step too.
     """
     critic = settings.critic
+    head = ((HEAD, critic.learning_rate),) if critic else ()
     every = settings.checkpoint_steps and settings.checkpoint_steps * settings.each_step
-    how = replace(settings, checkpoint_steps=every, optimizer=_with_head(settings))
+    how = replace(settings, checkpoint_steps=every, optimizer=replace(settings.optimizer, apart=head))
     total = settings.steps * settings.each_step
     with (
         value_head(model, critic.detached) if critic else nullcontext(),
@@ -162,12 +162,6 @@ def train_grpo(
             on_step(observe(now, step + 1, rollouts, draws, made, seconds))
             learner.save_if_due({}, stop)
         learner.gather()
-
-
-def _with_head(settings: GrpoSettings) -> OptimizerSettings:
-    critic = settings.critic
-    apart = ((HEAD, critic.learning_rate),) if critic else ()
-    return replace(settings.optimizer, apart=apart)
 
 
 def _rollouts(

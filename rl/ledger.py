@@ -25,7 +25,7 @@ from pipeline.fingerprint import canonical
 from pipeline.stage import stop_check
 from rl.grpo import request
 from rl.rewards import Scores
-from rl.update import Rollout, Used, sampled
+from rl.update import Rollout, Used, aligned
 
 INGEST_STEPS = 10
 
@@ -101,8 +101,8 @@ class Ledger:
             "advantage": rollout.advantage,
             "used": rollout.trained,
             "teacher_logprobs": list(rollout.teacher) or None,
-            "state_values": _aligned(rollout, rollout.assessed.values) if rollout.assessed else None,
-            "value_targets": _aligned(rollout, rollout.assessed.targets) if rollout.assessed else None,
+            "state_values": aligned(completion, rollout.assessed.values, None) if rollout.assessed else None,
+            "value_targets": aligned(completion, rollout.assessed.targets, None) if rollout.assessed else None,
             "step_rewards": list(rollout.steps) or None,
             "components": json.dumps(dict(rollout.components)) if rollout.components else None,
             "advantages": list(rollout.advantages) if len(set(rollout.advantages)) > 1 else None,
@@ -162,9 +162,3 @@ class Ledger:
         for row in rows:
             problem = Problem(row["problem_id"], "", "", "", "")
             yield completion_of(row, request(self._sampling(step), step, problem, row["sample_index"]).key)
-
-
-def _aligned(rollout: Rollout, values: Sequence[float]) -> list[float | None]:
-    """What is known of sampled tokens, one a token id."""
-    left = iter(values)
-    return [next(left) if own else None for own in sampled(rollout.completion)]

@@ -18,9 +18,6 @@ from rl.update import Made, Rollout, logprobs, sampled
 if TYPE_CHECKING:
     from rl.grpo import GrpoSettings
 
-PHRASES = {"verifications": "verification", "corrections": "backtracking"}
-"""The metrics that count phrases, with the behaviour of `distill.behaviours` that each is about."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrpoMetrics(Made):
@@ -31,7 +28,7 @@ class GrpoMetrics(Made):
     one (both NaN for groups of one), ``distinct`` the mean number of different answers in a group, ``draws`` how
     often problems were drawn. ``entropy`` is estimated by -log p of the sampled tokens (nats per token).
     ``components`` are the means of what the reward is made of, as ``reward/NAME``; ``verifications`` and
-    ``corrections`` count the phrases of `PHRASES` per rollout.
+    ``corrections`` count the phrases of two behaviours per rollout (`distill.behaviours`).
     ``teacher_kl`` estimates the reverse KL(student, teacher) in nats per token from the sampled tokens,
     ``worst_step`` is the mean of the rollouts' lowest step rewards, ``value_explained`` the share of the variance of a
     value head's targets that it explained before the step: 0 is no better than a constant.
@@ -107,14 +104,15 @@ def of_samples(rollouts: Sequence[Rollout]) -> Samples:
         length=_mean([float(len(r.completion.token_ids)) for r in rollouts]),
         truncated=_mean([float(r.completion.finish is Finish.LENGTH) for r in rollouts]),
         entropy=-_mean([p for r in rollouts for p in _of_sampled(r, logprobs(r.completion))]),
-        verifications=_mean([float(said("verifications", r.completion.text)) for r in rollouts]),
-        corrections=_mean([float(said("corrections", r.completion.text)) for r in rollouts]),
+        verifications=_said("verification", rollouts),
+        corrections=_said("backtracking", rollouts),
     )
 
 
-def said(kind: str, text: str) -> int:
-    """How often a text says what stands under ``kind`` in `PHRASES`."""
-    return behaviours.count(behaviours.shipped()[PHRASES[kind]], text)
+def _said(behaviour: str, rollouts: Sequence[Rollout]) -> float:
+    """How often a rollout says what is a sign of a behaviour."""
+    phrases = behaviours.shipped()[behaviour]
+    return _mean([float(behaviours.count(phrases, r.completion.text)) for r in rollouts])
 
 
 def _teacher_kl(rollouts: Sequence[Rollout]) -> float:

@@ -10,10 +10,10 @@ learned.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import chain
-from typing import TYPE_CHECKING
+from itertools import chain, compress
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -154,14 +154,21 @@ def sampled(completion: Completion) -> list[bool]:
     return [t not in forced for t in range(len(completion.token_ids))]
 
 
+def aligned(completion: Completion, values: Iterable[float], given: Any) -> list[Any]:
+    """What is known of each sampled token, one a token; ``given`` for those that were not sampled."""
+    left = iter(values)
+    return [next(left) if own else given for own in sampled(completion)]
+
+
 def row_of(rollout: Rollout) -> Row:
     """The rollout's sampled tokens as what is learned, with what the loss needs of each."""
     completion, chosen = rollout.completion, sampled(rollout.completion)
     prompt = completion.prompt_ids
     example = Example(completion.key, (*prompt, *completion.token_ids), (*(False for _ in prompt), *chosen))
-    engine = [p for p, kept in zip(logprobs(completion), chosen, strict=True) if kept]
-    advantage = [a for a, kept in zip(rollout.advantages, chosen, strict=True) if kept]
-    streams: dict[str, Sequence[float]] = {"advantage": advantage, "engine": engine}
+    streams: dict[str, Sequence[float]] = {
+        "advantage": list(compress(rollout.advantages, chosen)),
+        "engine": list(compress(logprobs(completion), chosen)),
+    }
     if rollout.assessed:
         streams |= {"expected": rollout.assessed.values, "target": rollout.assessed.targets}
     return Row(example, streams)

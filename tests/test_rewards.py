@@ -262,7 +262,9 @@ def refined(directory: Path, die_at: int | None = None) -> Any:
     )  # fmt: skip
     model, drawn = student(), []
     with VerifierPool(workers=1) as pool:
-        ledger = Ledger(store, "run", settings, {p.id: problem_key(p) for p in EXACT}, pool, rewards.verifiers(mixture))
+        ledger = Ledger(
+            store, "run", settings.sampling_at, {p.id: problem_key(p) for p in EXACT}, pool, rewards.verifiers(mixture)
+        )
         rates = PassRates()
         for step, said in ledger.passes("verifier").items():
             rates.add(step, said)
@@ -307,7 +309,9 @@ def test_every_verdict_of_every_component_is_stored_with_refills_too(tmp_path: P
     )
     model = student()
     with VerifierPool(workers=1) as pool:
-        ledger = Ledger(store, "run", settings, {p.id: problem_key(p) for p in EXACT}, pool, rewards.verifiers(mixture))
+        ledger = Ledger(
+            store, "run", settings.sampling_at, {p.id: problem_key(p) for p in EXACT}, pool, rewards.verifiers(mixture)
+        )
         train_grpo(
             model, policy(model), settings, sample=Draws([Task(EXACT)], prompts=2, draws=3), reward=ledger.reward,
             checkpoints=tmp_path / "checkpoints", on_rollouts=ledger.write,
