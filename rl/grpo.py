@@ -239,7 +239,7 @@ def judge(
     problems: Sequence[Problem],
     completions: Sequence[Completion],
     mixtures: Sequence[Mixed],
-    wanted: int | None = None,
+    wanted: float = math.inf,
 ) -> list[Rollout]:
     """Rewards to advantages. Trained on are judged rollouts with a sampled token, of the first ``wanted``
     groups whose rewards differ, less those cut at the limit where these are filtered. With a critic groups need not
@@ -247,10 +247,7 @@ def judge(
     table = _table(settings, mixtures)
     advantages = credit.advantages(table, settings.baseline, settings.scale).flatten().tolist()
     differ = credit.informative(table).tolist()
-    taken = [
-        bool(settings.critic) or (d and sum(differ[:g]) < (len(problems) if wanted is None else wanted))
-        for g, d in enumerate(differ)
-    ]
+    taken = [bool(settings.critic) or (differs and sum(differ[:g]) < wanted) for g, differs in enumerate(differ)]
     rows = []
     for row, (completion, mixture, advantage) in enumerate(zip(completions, mixtures, advantages, strict=True)):
         group, index = divmod(row, settings.group)
