@@ -17,13 +17,11 @@ from pydantic import Field
 from distill import modelspec, verification
 from distill.prompting import Ask, asking
 from distill.randomness import permutation
-from distill.spending import Spending
 from distill.stages.common import store_of
 from distill.stages.devices import check_memory, foreseen
 from distill.stages.student import SupervisedSettings, check_positions, example_of, load_student, publish, supervised
 from distill.store.records import Row, kept, problem_of, record_losses
 from distill.types import Problem, Sampling
-from distill.verifiers import VerifierPool
 from pipeline.errors import InputError, PipelineError
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
@@ -172,10 +170,9 @@ def _watch(
         return
     problems = _problems(held)
     asked = trials.requests(problems, ask, Sampling(0.0, max_tokens=limit, seed=settings.seed))
-    spending = Spending(store_of(context), context.name)
     with (
         closing(trials.open_engine(network, tokenizer)) as engine,
-        VerifierPool(1, note=context.note, hashes=context.hashes, spending=spending) as pool,
+        verification.pool_of(store_of(context), context) as pool,
     ):
 
         def solved(learner: Learner) -> tuple[float, Mapping[str, float]]:

@@ -18,12 +18,12 @@ from distill import modelspec, pretrained
 from distill.engines.options import SamplingSettings, TransformersOptions
 from distill.modelspec import Model, ModelName
 from distill.prompting import asking
-from distill.spending import Spending
 from distill.stages.common import RewardModel, VerifierSpec, resolved, store_of
 from distill.stages.devices import check_memory, foreseen
 from distill.stages.student import SupervisedSettings, check_positions, example_of, load_student, publish, supervised
 from distill.store.records import kept, problem_of
 from distill.types import Completion, Problem
+from distill.verification import pool_of
 from distill.verifiers import VerifierPool
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
@@ -97,7 +97,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
     workers = workers_for(network, settings.workers)
     with (
         closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
-        VerifierPool(1, note=context.note, hashes=context.hashes, spending=Spending(store, context.name)) as pool,
+        pool_of(store, context) as pool,
         Recorder(store, context, ("loss", "learning_rate"), settings.log_to) as recorder,
     ):
         order = Order(tuple(map(len, examples)), settings.batch_size, settings.seed)

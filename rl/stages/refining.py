@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 from distill import modelspec
 from distill.engines.options import VllmOptions
 from distill.modelspec import Model
-from distill.spending import Spending
 from distill.stages.common import ask_of, resolved, store_of
 from distill.stages.devices import check_memory
 from distill.stages.student import load_student, publish
 from distill.types import Problem
-from distill.verifiers import VerifierPool
+from distill.verification import pool_of
 from pipeline.stage import Context, Output, Settings
 from rl import rewards
 from rl.stages import drawing
@@ -59,7 +58,7 @@ def refine(
     how, ask = _how(settings, critic), ask_of(context, settings.prompting, settings.thinking, settings.tasks[0].stage)
     with (
         closing(_policy(context, settings, start, network, tokenizer, tasks[0].problems[0])) as policy,
-        VerifierPool(1, note=context.note, hashes=context.hashes, spending=Spending(store, context.name)) as pool,
+        pool_of(store, context) as pool,
         Recorder(store, context, _shown(settings, critic), settings.log_to) as recorder,
         _mix(context, settings, outcome, tokenizer) as mix,
     ):
