@@ -10,7 +10,7 @@ a few updates, where the first has to learn to compare what is written with what
 right step has many wordings; then w and b have to do the work, and `likelihood: false` leaves it out.
 
 Learned by cross-entropy, hard or soft labels, through `distill.training` as it is: `fitness` is a
-`distill.training.passes.Pass`. Left out: heads of several layers, pairwise losses.
+`distill.training.forward.Pass`. Left out: heads of several layers, pairwise losses.
 """
 
 from __future__ import annotations

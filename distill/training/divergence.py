@@ -1,10 +1,9 @@
 """Divergence from a teacher over whole distributions, not sampled tokens: generalised JSD (GKD).
 
-A `distill.training.passes.Pass` as `forward.tell` is one: hidden states of student and teacher are picked where a
-label exists, and both heads run in chunks that are recomputed in the backward pass, so that neither's full logits
-ever exist. With ``top_k`` the vocabulary is coarsened, token by token, to the teacher's
-k likeliest and one bucket for all others: a divergence too, never above that of the whole, and equal to it
-where k is the vocabulary.
+A `distill.training.forward.Pass` as `tell` is one: hidden states of student and teacher are picked where a label
+exists, and both heads run in chunks that are recomputed in the backward pass, so that neither's full logits ever
+exist. With ``top_k`` the vocabulary is coarsened, token by token, to the teacher's k likeliest and one bucket for all
+others: a divergence too, never above that of the whole, and equal to it where k is the vocabulary.
 """
 
 from __future__ import annotations
@@ -33,7 +32,9 @@ class Agreement:
     temperature: float = 1.0
 
     def __call__(self, model: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> Told:
-        ours, theirs = states(model, batch), self._states(batch)
+        ours = states(model, batch)
+        with torch.no_grad():
+            theirs = states(self.teacher, batch)
         head, teacher_head = causal_lm(model).get_output_embeddings(), causal_lm(self.teacher).get_output_embeddings()
 
         def of(own: Tensor, other: Tensor) -> tuple[Tensor]:
@@ -43,10 +44,6 @@ class Agreement:
             return (-generalised_jsd(p, q, self.beta),)
 
         return Told(*in_chunks(of, head.weight.shape[0] + teacher_head.weight.shape[0], ours, theirs))
-
-    @torch.no_grad()
-    def _states(self, batch: Pack) -> Tensor:
-        return states(self.teacher, batch)
 
 
 def generalised_jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor:

@@ -182,6 +182,13 @@ class Told(NamedTuple):
     values: Tensor | None = None
 
 
+Pass = Callable[[Any, Pack, float, bool], Told]
+"""What is made of a pack by a model, at a temperature, with entropies or without. By default it is `tell`; another
+tells objectives something else as a token's log-probability."""
+Scorer = Callable[[Pack, float, bool], Told]
+"""A `Pass` of one model."""
+
+
 def tell(model: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> Told:
     """One pass over a pack."""
     hidden = states(model, batch)

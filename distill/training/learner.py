@@ -20,10 +20,10 @@ from torch import Tensor
 
 from distill.training import checkpoint
 from distill.training.batching import Example, micro_batches
-from distill.training.forward import tell
+from distill.training.forward import Pass, Scorer, tell
 from distill.training.optimizer import Optimizer, OptimizerSettings
-from distill.training.passes import Objective, Pass, Row, Scored, Task, accumulate
-from distill.training.ranks import Parallel, Ranks, Scorer, alike, full
+from distill.training.passes import Objective, Row, Scored, Task, accumulate
+from distill.training.ranks import Parallel, Ranks, alike, full
 from distill.training.replicas import Replica, share
 from pipeline.errors import Stopped
 

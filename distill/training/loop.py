@@ -21,9 +21,9 @@ from torch import Tensor
 
 from distill.training.batching import Example, Order
 from distill.training.early_stopping import Best, Heldout
-from distill.training.forward import tell
+from distill.training.forward import Pass, tell
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing, run_identity
-from distill.training.passes import Pass, Row
+from distill.training.passes import Row
 from distill.training.session import learning
 from pipeline.errors import InputError
 

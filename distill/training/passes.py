@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.training.batching import Example, micro_batches
-from distill.training.forward import FEW, Pack, Told, logprobs, pack
-from distill.training.ranks import Scorer
+from distill.training.forward import FEW, Scorer, logprobs, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +33,6 @@ streams are ``reference`` where asked for, and ``value``, with its gradient, whe
 Losses of micro-batches are summed, so an objective must carry its normalisation by the whole step in
 its streams. It is sent to other processes: a module's function, or a `functools.partial` of one.
 """
-
-
-Pass = Callable[[Any, Pack, float, bool], Told]
-"""What is made of a pack by a model, at a temperature, with entropies or without. By default it is `forward.tell`;
-another tells objectives something else as a token's log-probability."""
 
 
 class Scored(NamedTuple):

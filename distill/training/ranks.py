@@ -18,7 +18,7 @@ import copy
 import gc
 import io
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distill.training.forward import Pack, Told, causal_lm, tell
+from distill.training.forward import Pack, Scorer, Told, causal_lm, tell
 from pipeline.errors import PipelineError
 
 Parallel = Literal["ddp", "fsdp"]
@@ -135,10 +135,6 @@ class Ranks:
             dist.destroy_process_group()
         self._control = None
         gc.collect()
-
-
-Scorer = Callable[[Pack, float, bool], Told]
-"""A pass over a pack at a temperature, with entropies or without."""
 
 
 class _Structure(pickle.Pickler):

@@ -15,11 +15,10 @@ import torch
 from torch.utils import deterministic
 
 from distill.training.allocator import keeping
-from distill.training.forward import check_packing, tell
+from distill.training.forward import Pass, check_packing, tell
 from distill.training.launch import assembled
 from distill.training.lean import lean
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing
-from distill.training.passes import Pass
 from distill.training.ranks import Ranks
 from distill.training.rotary import quick_rotary
 from pipeline.errors import InputError
