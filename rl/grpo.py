@@ -213,11 +213,12 @@ def complete(
 def _mixed(settings: GrpoSettings, completions: Sequence[Completion], said: Sequence[Any]) -> list[Mixed]:
     """What was said of whole groups as rewards, with the soft punishment of overlong responses where asked for."""
     longest = settings.sampling.max_tokens
-    found = [Mixed(value) for value in said]
     if settings.reward:
         scored = [rewards.Sampled(c.token_ids, scores) for c, scores in zip(completions, said, strict=True)]
         groups = [scored[i : i + settings.group] for i in range(0, len(scored), settings.group)]
         found = [mixture for group in groups for mixture in rewards.mixed(settings.reward, group, longest)]
+    else:
+        found = [Mixed(reward) for reward in said]
     if settings.overlong != "punish":
         return found
     falls = [credit.soft_overlong(len(c.token_ids), longest, settings.overlong_buffer) for c in completions]
