@@ -46,8 +46,8 @@ class Best:
     @property
     def over(self) -> bool:
         """Whether training has nothing more to gain."""
-        patience = self._heldout and self._heldout.patience
-        return bool(patience) and self._misses >= (patience or 0)
+        patience = self._heldout.patience if self._heldout else None
+        return patience is not None and self._misses >= patience
 
     def look(self) -> Mapping[str, Any]:
         """After an update: measure, if it is time. Returns the figures."""
