@@ -26,13 +26,10 @@ def load(
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as library_logging
 
     hush()
-    logging: Any = library_logging  # its functions have no types
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(_tokenizer_in(model) or source, revision=model.revision)
         how = _quantised(model, dtype, device) if quantize else {}
@@ -67,8 +64,11 @@ def tokenizer_of(model: Model) -> Any:
 
 
 def hush() -> None:
-    """Keep bitsandbytes from telling of a kernel that it lacks, which `_in_one_layout` rules out anyway. For every
-    process that is to import it, before."""
+    """Keep transformers from drawing progress bars over whatever display there is, and bitsandbytes from telling of a
+    kernel that it lacks, which `_in_one_layout` rules out anyway. For every process that is to import it, before."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
 
 

@@ -102,6 +102,12 @@ def asks(verifier: Spec) -> bool:
     return bool(getattr(verifiers.build(verifier), "most", {}))
 
 
+def pool_of(store: Store, context: Context, workers: int = 1) -> VerifierPool:
+    """Those who judge for a stage; what their calls cost is on its account."""
+    spending = Spending(store, context.name)
+    return VerifierPool(workers=workers, note=context.note, hashes=context.hashes, spending=spending)
+
+
 def make_verdicts(
     store: Store, wishes: Sequence[Judgement], context: Context, workers: int, label: str = ""
 ) -> list[str]:
@@ -114,8 +120,7 @@ def make_verdicts(
         return [wish.key for wish in wishes]
     stop_check(context.stopping)
     writer = _Writer(store, context, found, len(wishes) - len(missing), len(wishes), label)
-    spending = Spending(store, context.name)
-    with VerifierPool(workers=workers, note=context.note, hashes=context.hashes, spending=spending) as pool:
+    with pool_of(store, context, workers) as pool:
         items = _to_judge(store, list(missing.values()))
 
         def stopping() -> bool:  # asked every second or so, also while a judge thinks

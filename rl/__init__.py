@@ -1,7 +1,7 @@
 """Refining a student with verifiable rewards: credit, loss, the GRPO loop, and the stages of these.
 
-Read in this order: `credit` (rewards to advantages), `loss` (advantages to a loss), `grpo` (the loop), `critic` (what
-makes it PPO).
+Read in this order: `credit` (rewards to advantages), `loss` (advantages to a loss), `update` (rollouts to optimizer
+steps), `grpo` (the loop), `critic` (what makes it PPO); `docs/design/012-training.md` says where the rest belongs.
 """
 
 __version__ = "0.1.0"

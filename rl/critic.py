@@ -12,17 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from distill.training.learner import Learner
 from rl.loss import PolicyLoss
-from rl.update import Assessed, Rollout, row_of, sampled
-
-if TYPE_CHECKING:
-    from rl.grpo import GrpoSettings
+from rl.update import Assessed, Rollout, aligned, row_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +84,12 @@ def whitened(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, (values - kept.mean()) / (deviation + 1e-8), 0.0)
 
 
-def assess(learner: Learner, settings: GrpoSettings, critic: Critic, rollouts: Sequence[Rollout]) -> list[Rollout]:
+def assess(learner: Learner, critic: Critic, temperature: float, rollouts: Sequence[Rollout]) -> list[Rollout]:
     """The rollouts of a step with an advantage for each sampled token, by the weights that sampled them."""
     kept = [rollout for rollout in rollouts if rollout.trained]
     if not kept:
         return list(rollouts)
-    found = learner.score([row_of(r) for r in kept], settings.sampling.temperature, reference=critic.kl > 0)
+    found = learner.score([row_of(r) for r in kept], temperature, reference=critic.kl > 0)
     mask = _table([[1.0] * len(scored.values) for scored in found]) > 0
     values, own = _table([scored.values for scored in found]), _table([scored.logprobs for scored in found])
     rewards = torch.zeros_like(values)
@@ -104,19 +100,11 @@ def assess(learner: Learner, settings: GrpoSettings, critic: Critic, rollouts: S
     advantages = generalised_advantages(rewards, values, mask, critic.discount, critic.decay)
     targets = advantages + values
     credit = whitened(advantages, mask) if critic.whiten else advantages
-    rows = zip(kept, found, credit.tolist(), targets.tolist(), strict=True)
-    told = {id(r): _told(r, Assessed(s.logprobs, s.values, t[: len(s.values)]), a) for r, s, a, t in rows}
+    told = {}
+    for r, s, advantage, target in zip(kept, found, credit.tolist(), targets.tolist(), strict=True):
+        assessed = Assessed(s.logprobs, s.values, target[: len(s.values)])
+        told[id(r)] = replace(r, advantages=tuple(aligned(r.completion, advantage, 0.0)), assessed=assessed)
     return [told.get(id(rollout), rollout) for rollout in rollouts]
-
-
-def _told(rollout: Rollout, assessed: Assessed, advantages: Sequence[float]) -> Rollout:
-    """A token that was not sampled has no advantage."""
-    left = iter(advantages)
-    return replace(
-        rollout,
-        advantages=tuple(next(left) if own else 0.0 for own in sampled(rollout.completion)),
-        assessed=assessed,
-    )
 
 
 def _table(rows: Sequence[Sequence[float]]) -> Tensor:

@@ -15,7 +15,6 @@ from itertools import accumulate
 
 from distill.randomness import generator, permutation
 from distill.types import Problem
-from pipeline.errors import InputError
 
 Tally = tuple[float, float]
 """How often a problem was solved, and in how many tries."""
@@ -95,18 +94,12 @@ class Preference:
 class Draws:
     """The problems of (step, draw), both from 0; see `rl.grpo.Sample`. A step has room for ``draws`` draws of
     ``prompts`` problems, whether they are made or not, so that a draw depends on no other. All are different, so no
-    task may hold fewer than may fall to it."""
+    task may hold fewer than may fall to it (`most`), and no two the same."""
 
     def __init__(
         self, tasks: Sequence[Task], prompts: int, draws: int = 1, seed: int = 0,
         prefer: Preference | None = None, rates: PassRates | None = None,
     ) -> None:  # fmt: skip
-        names = [problem.id for task in tasks for problem in task.problems]
-        if len(set(names)) < len(names):
-            raise InputError("two tasks hold one problem: each problem belongs to one")
-        for task, wanted in zip(tasks, most([task.weight for task in tasks], prompts, draws), strict=True):
-            if len(task.problems) < wanted:
-                raise InputError(f"{wanted} problems a step of a task that holds {len(task.problems)}")
         self._tasks, self._prompts, self._draws, self._seed = tasks, prompts, draws, seed
         self._prefer, self.rates = prefer, rates or PassRates()
         self._starts = [[0] * len(tasks)]

@@ -15,9 +15,8 @@ from distill.prompting import Ask, plainly
 from distill.randomness import generator
 from distill.training.batching import Example, Order, from_tokens
 from distill.training.loop import StepMetrics
-from distill.types import Completion, Problem
-from pipeline.stage import stop_check
-from rl.grpo import GrpoSettings, Policy, request
+from distill.types import Completion, Problem, Sampling
+from rl.grpo import Policy, complete, request
 from rl.monitors import Samples
 
 
@@ -34,15 +33,15 @@ class GkdMetrics:
 class Batches:
     """A `distill.training.loop.BatchSource`. ``examples`` are the teacher's traces, ``problems`` what they answer.
 
-    ``how`` says how to sample; requests and rows are named as those of a GRPO of these settings.
-    ``recall`` and ``on_samples`` are as in `rl.grpo.train_grpo`, with the step from 0.
+    Requests and rows are named as those of GRPO. ``recall`` and ``on_samples`` are as in `rl.grpo.train_grpo`, with
+    the step from 0.
     """
 
     examples: Sequence[Example]
     problems: Sequence[Problem]
     order: Order
     policy: Policy
-    how: GrpoSettings
+    sampling: Sampling
     on_policy: float
     stop: Callable[[], bool]
     ask: Ask = plainly
@@ -55,14 +54,9 @@ class Batches:
             return [self.examples[row] for row in rows]
         asked = {self.problems[row].id: self.problems[row] for row in rows}
         self.policy.refresh()
-        samples = self._sampled(step, list(asked.values()))
+        problems = list(asked.values())
+        requests = [request(self.sampling, step, problem, 0, self.ask) for problem in problems]
+        made = complete(self.policy, requests, self.recall(step), self.stop)
+        samples = list(zip(problems, made, strict=True))
         self.on_samples(step, samples)
         return [from_tokens(c.key, c.prompt_ids, c.token_ids) for _, c in samples if c.token_ids]
-
-    def _sampled(self, step: int, problems: Sequence[Problem]) -> list[tuple[Problem, Completion]]:
-        requests = {r.key: r for r in (request(self.how, step, problem, 0, self.ask) for problem in problems)}
-        found = {c.key: c for c in self.recall(step) if c.key in requests}
-        for completion in self.policy.generate([r for key, r in requests.items() if key not in found], self.stop):
-            found[completion.key] = completion
-        stop_check(self.stop)
-        return [(problem, found[key]) for problem, key in zip(problems, requests, strict=True)]

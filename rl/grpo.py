@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,13 +23,13 @@ import torch
 
 from distill.prompting import Ask, plainly
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing, run_identity
-from distill.training.optimizer import OptimizerSettings
 from distill.training.passes import Objective
 from distill.training.session import learning
 from distill.training.value_head import NAME as HEAD
 from distill.training.value_head import value_head
 from distill.types import Completion, Finish, Problem, Request, Sampling
-from pipeline.errors import InputError, Stopped
+from pipeline.errors import Stopped
+from pipeline.stage import stop_check
 from rl import credit, rewards
 from rl.critic import ActorCritic, Critic, assess
 from rl.loss import Aggregation, PolicyLoss
@@ -54,6 +54,8 @@ class Policy(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class GrpoSettings(LearnerSettings):
     """``group`` samples of each problem of a step, ``updates`` optimizer steps on them in each of ``passes`` over them.
+    What goes together is checked where a user writes it (`rl.stages.options`): sampling without truncation, which would
+    bias the ratios, an adapter where there is a KL term, at least two samples where they are compared.
 
     ``refills``: groups whose rewards are all equal teach nothing; so many times, as many problems again
     are drawn until there are as many informative groups as the step has problems (DAPO's dynamic sampling).
@@ -90,19 +92,10 @@ class GrpoSettings(LearnerSettings):
         critic = self.critic
         return ActorCritic(self.loss, critic.weight, critic.clip) if critic else self.loss
 
-    def at(self, step: int) -> GrpoSettings:
-        """What holds at ``step`` (from 0): the sampler's limit, and all that is measured by it."""
+    def sampling_at(self, step: int) -> Sampling:
+        """How is sampled at ``step`` (from 0)."""
         longest = next((tokens for until, tokens in self.lengths if step < until), self.sampling.max_tokens)
-        return replace(self, sampling=replace(self.sampling, max_tokens=longest), lengths=())
-
-    def __post_init__(self) -> None:
-        if self.sampling.temperature <= 0 or self.sampling.top_p < 1 or self.sampling.top_k:
-            raise InputError("grpo samples with temperature > 0, top_p 1 and top_k 0: truncation biases its ratios")
-        shortest = min([self.sampling.max_tokens, *(tokens for _, tokens in self.lengths)])
-        if self.overlong == "punish" and not 0 < self.overlong_buffer < shortest:
-            raise InputError(f"overlong: punish needs an overlong_buffer between 0 and max_tokens ({shortest})")
-        if self.critic and self.refills:
-            raise InputError("refills has no meaning with a critic: no group is without a gradient")
+        return replace(self.sampling, max_tokens=longest)
 
 
 Reward = Callable[[Sequence[tuple[Problem, Completion]]], Sequence[float | None] | Sequence[Scores]]
@@ -140,14 +133,9 @@ def train_grpo(
     Raises `Stopped` after checkpointing when ``stop()`` turns true, within a step too.
     """
     critic = settings.critic
-    if (settings.loss.kl or (critic and critic.kl)) and not hasattr(model, "disable_adapter"):
-        raise InputError("grpo with a KL term needs a LoRA adapter: the reference is the model without it")
-    if settings.group < 2 and mix is outcome_alone and not critic:
-        raise InputError("grpo compares samples of one problem: group must be at least 2")
-    if critic and mix is not outcome_alone:
-        raise InputError("a critic says what each token earned; other credit cannot be mixed into it")
+    head = ((HEAD, critic.learning_rate),) if critic else ()
     every = settings.checkpoint_steps and settings.checkpoint_steps * settings.each_step
-    how = replace(settings, checkpoint_steps=every, optimizer=_with_head(settings))
+    how = replace(settings, checkpoint_steps=every, optimizer=replace(settings.optimizer, apart=head))
     total = settings.steps * settings.each_step
     with (
         value_head(model, critic.detached) if critic else nullcontext(),
@@ -157,10 +145,14 @@ def train_grpo(
         while not over(learner) and learner.done < total:
             step, started = learner.done // settings.each_step, time.perf_counter()
             learner.gather()
-            now = settings.at(step)
+            now = replace(settings, sampling=settings.sampling_at(step))
             policy.refresh()
-            judged, draws = _rollouts(learner, policy, now, step, sample, ask, reward, list(recall(step)), stop)
-            rollouts = assess(learner, now, critic, judged) if critic else mix(judged)
+            try:
+                judged, draws = _rollouts(policy, now, step, sample, ask, reward, list(recall(step)), stop)
+            except Stopped:
+                learner.save({})  # else the updates since the last checkpoint were lost
+                raise
+            rollouts = assess(learner, critic, now.sampling.temperature, judged) if critic else mix(judged)
             on_rollouts(step + 1, rollouts)
             sampled = time.perf_counter()
             trained = [r for r in rollouts if r.trained]
@@ -172,14 +164,7 @@ def train_grpo(
         learner.gather()
 
 
-def _with_head(settings: GrpoSettings) -> OptimizerSettings:
-    critic = settings.critic
-    apart = ((HEAD, critic.learning_rate),) if critic else ()
-    return replace(settings.optimizer, apart=apart)
-
-
 def _rollouts(
-    learner: Learner,
     policy: Policy,
     settings: GrpoSettings,
     step: int,
@@ -197,53 +182,43 @@ def _rollouts(
     for draw in range(1 + settings.refills):
         fresh = sample(step, draw)
         wanted = wanted or len(fresh)
-        requests = [request(settings, step, p, i, ask) for p in fresh for i in range(settings.group)]
-        made = _complete(learner, policy, requests, kept, stop)
+        requests = [request(settings.sampling, step, p, i, ask) for p in fresh for i in range(settings.group)]
+        made = complete(policy, requests, kept, stop)
         asked = [p for p in fresh for _ in range(settings.group)]
         mixtures += _mixed(settings, made, reward(list(zip(asked, made, strict=True))))
         problems += fresh
         completions += made
         if sum(credit.informative(_table(settings, mixtures)).tolist()) >= wanted:
             break
-    if len({p.id for p in problems}) < len(problems):
-        raise InputError("a step of grpo names a problem twice")
     return judge(settings, step + 1, problems, completions, mixtures, wanted), draw + 1
 
 
-def request(settings: GrpoSettings, step: int, problem: Problem, index: int, ask: Ask = plainly) -> Request:
+def request(sampling: Sampling, step: int, problem: Problem, index: int, ask: Ask = plainly) -> Request:
     """Sample ``index`` of ``problem`` at ``step`` (from 0). The key seeds its draws."""
     asked = ask(problem)
     key = f"grpo/{step}/{problem.id}/{index}"
-    return Request(key, asked.messages, settings.sampling, asked.prefix, asked.budget)
+    return Request(key, asked.messages, sampling, asked.prefix, asked.budget)
 
 
-def _complete(
-    learner: Learner, policy: Policy, requests: list[Request], kept: Iterable[Completion], stop: Callable[[], bool]
+def complete(
+    policy: Policy, requests: Sequence[Request], kept: Iterable[Completion], stop: Callable[[], bool]
 ) -> list[Completion]:
     """One completion for each request, in their order: those kept, the rest sampled."""
-    wanted = {r.key for r in requests}
-    found = {c.key: c for c in kept if c.key in wanted}
-    for completion in policy.generate([r for r in requests if r.key not in found], stop):
-        found[completion.key] = completion
-    if stop():
-        learner.save({})
-        raise Stopped(f"stopped while sampling for update {learner.done + 1} of {learner.total}; run again to go on")
+    found = {c.key: c for c in kept}
+    found |= {c.key: c for c in policy.generate([r for r in requests if r.key not in found], stop)}
+    stop_check(stop)
     return [found[r.key] for r in requests]
 
 
-def _mixed(
-    settings: GrpoSettings, completions: Sequence[Completion], said: Sequence[float | None] | Sequence[Scores]
-) -> list[Mixed]:
+def _mixed(settings: GrpoSettings, completions: Sequence[Completion], said: Sequence[Any]) -> list[Mixed]:
     """What was said of whole groups as rewards, with the soft punishment of overlong responses where asked for."""
-    longest, found = settings.sampling.max_tokens, list[Mixed]()
-    for start in range(0, len(completions), settings.group):
-        group = list(zip(completions, said, strict=True))[start : start + settings.group]
-        scored = [rewards.Sampled(c.token_ids, scores) for c, scores in group if isinstance(scores, Mapping)]
-        found += (
-            rewards.mixed(settings.reward, scored, longest)
-            if scored
-            else [Mixed(r) for _, r in group if not isinstance(r, Mapping)]
-        )
+    longest = settings.sampling.max_tokens
+    if settings.reward:
+        scored = [rewards.Sampled(c.token_ids, scores) for c, scores in zip(completions, said, strict=True)]
+        groups = [scored[i : i + settings.group] for i in range(0, len(scored), settings.group)]
+        found = [mixture for group in groups for mixture in rewards.mixed(settings.reward, group, longest)]
+    else:
+        found = [Mixed(reward) for reward in said]
     if settings.overlong != "punish":
         return found
     falls = [credit.soft_overlong(len(c.token_ids), longest, settings.overlong_buffer) for c in completions]
@@ -265,7 +240,7 @@ def judge(
     problems: Sequence[Problem],
     completions: Sequence[Completion],
     mixtures: Sequence[Mixed],
-    wanted: int | None = None,
+    wanted: float = math.inf,
 ) -> list[Rollout]:
     """Rewards to advantages. Trained on are judged rollouts with a sampled token, of the first ``wanted``
     groups whose rewards differ, less those cut at the limit where these are filtered. With a critic groups need not
@@ -273,10 +248,7 @@ def judge(
     table = _table(settings, mixtures)
     advantages = credit.advantages(table, settings.baseline, settings.scale).flatten().tolist()
     differ = credit.informative(table).tolist()
-    taken = [
-        bool(settings.critic) or (d and sum(differ[:g]) < (len(problems) if wanted is None else wanted))
-        for g, d in enumerate(differ)
-    ]
+    taken = [bool(settings.critic) or (differs and sum(differ[:g]) < wanted) for g, differs in enumerate(differ)]
     rows = []
     for row, (completion, mixture, advantage) in enumerate(zip(completions, mixtures, advantages, strict=True)):
         group, index = divmod(row, settings.group)

@@ -7,7 +7,7 @@ SQL query explains any update: text, log-probabilities, verdict, reward, advanta
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -17,29 +17,30 @@ from distill.generation import trace_of
 from distill.prompting import Ask, plainly
 from distill.store import Store
 from distill.store.records import Row, completion_of, trace_row, verdict_row
-from distill.types import Completion, Problem, Verdict
+from distill.types import Completion, Problem, Sampling, Verdict
 from distill.verifiers import VerifierPool, settled
 from distill.verifiers.base import Stopping, never
 from distill.verifiers.compose import Spec
 from pipeline.fingerprint import canonical
 from pipeline.stage import stop_check
-from rl.grpo import GrpoSettings, request
+from rl.grpo import request
 from rl.rewards import Scores
-from rl.update import Rollout, Used, sampled
+from rl.update import Rollout, Used, aligned
 
 INGEST_STEPS = 10
 
 
 class Ledger:
-    """What one run of GRPO leaves in the store. ``problem_keys`` maps problem ids to their keys, ``verifiers`` the
-    reward's components to who judges them; None is each problem's own. ``engine`` is who samples."""
+    """What one run of GRPO leaves in the store. ``sampling`` is that of a step (from 0), ``engine`` who samples.
+    ``problem_keys`` maps problem ids to their keys, ``verifiers`` the reward's components to who judges them; None is
+    each problem's own."""
 
     def __init__(
-        self, store: Store, run: str, settings: GrpoSettings, problem_keys: Mapping[str, str],
+        self, store: Store, run: str, sampling: Callable[[int], Sampling], problem_keys: Mapping[str, str],
         pool: VerifierPool, verifiers: Mapping[str, Spec | None], stopping: Stopping = never, ask: Ask = plainly,
         engine: str = "transformers",
     ) -> None:  # fmt: skip
-        self._store, self._run, self._settings = store, run, settings
+        self._store, self._run, self._sampling = store, run, sampling
         self._problem_keys, self._pool, self._verifiers = problem_keys, pool, verifiers
         self._stopping, self._ask, self._engine = stopping, ask, engine
         self._counting: dict[str, Spec] = {}
@@ -82,7 +83,7 @@ class Ledger:
         key = self._key(rollout)
         weights = f"{self._run}@{rollout.step - 1}"
         trace = trace_of(
-            completion, problem.id, self._settings.at(rollout.step - 1).sampling,
+            completion, problem.id, self._sampling(rollout.step - 1),
             model=weights, engine=self._engine, sample_index=rollout.index, asked=self._ask(problem),
         )  # fmt: skip
         verdicts: dict[str, Row] = {}  # by key: two components may ask one verifier
@@ -100,8 +101,8 @@ class Ledger:
             "advantage": rollout.advantage,
             "used": rollout.trained,
             "teacher_logprobs": list(rollout.teacher) or None,
-            "state_values": _aligned(rollout, rollout.assessed.values) if rollout.assessed else None,
-            "value_targets": _aligned(rollout, rollout.assessed.targets) if rollout.assessed else None,
+            "state_values": aligned(completion, rollout.assessed.values, None) if rollout.assessed else None,
+            "value_targets": aligned(completion, rollout.assessed.targets, None) if rollout.assessed else None,
             "step_rewards": list(rollout.steps) or None,
             "components": json.dumps(dict(rollout.components)) if rollout.components else None,
             "advantages": list(rollout.advantages) if len(set(rollout.advantages)) > 1 else None,
@@ -160,10 +161,4 @@ class Ledger:
         )
         for row in rows:
             problem = Problem(row["problem_id"], "", "", "", "")
-            yield completion_of(row, request(self._settings.at(step), step, problem, row["sample_index"]).key)
-
-
-def _aligned(rollout: Rollout, values: Sequence[float]) -> list[float | None]:
-    """What is known of sampled tokens, one a token id."""
-    left = iter(values)
-    return [next(left) if own else None for own in sampled(rollout.completion)]
+            yield completion_of(row, request(self._sampling(step), step, problem, row["sample_index"]).key)

@@ -84,25 +84,21 @@ class PolicyLoss:
         return (streams["weight"] * terms).sum()
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """A published loss: its objective, the level of its ratio, its aggregation and its usual clip."""
-
-    objective: Objective
-    level: Level
-    aggregation: Aggregation
-    clip_low: float
-    clip_high: float
-
-
-RECIPES: Mapping[str, Recipe] = {
-    "grpo": Recipe("clip", "token", "row_mean", 0.2, 0.2),  # DeepSeekMath, eq. 3, https://arxiv.org/abs/2402.03300
-    "dapo": Recipe("clip", "token", "token_mean", 0.2, 0.28),  # https://arxiv.org/abs/2503.14476
-    "dr_grpo": Recipe("clip", "token", "constant", 0.2, 0.2),  # https://arxiv.org/abs/2503.20783
-    "bnpo": Recipe("clip", "token", "micro_batch_mean", 0.2, 0.2),  # TRL's name for the mean of a local batch
-    "gspo": Recipe("clip", "sequence", "row_mean", 3e-4, 4e-4),  # https://arxiv.org/abs/2507.18071
-    "cispo": Recipe("cispo", "token", "token_mean", 0.0, 5.0),  # https://arxiv.org/abs/2506.13585
+RECIPES: Mapping[str, tuple[PolicyLoss, Aggregation]] = {
+    # DeepSeekMath, eq. 3, https://arxiv.org/abs/2402.03300
+    "grpo": (PolicyLoss("clip", "token", 0.2, 0.2), "row_mean"),
+    # https://arxiv.org/abs/2503.14476
+    "dapo": (PolicyLoss("clip", "token", 0.2, 0.28), "token_mean"),
+    # https://arxiv.org/abs/2503.20783
+    "dr_grpo": (PolicyLoss("clip", "token", 0.2, 0.2), "constant"),
+    # TRL's name for the mean of a local batch
+    "bnpo": (PolicyLoss("clip", "token", 0.2, 0.2), "micro_batch_mean"),
+    # https://arxiv.org/abs/2507.18071
+    "gspo": (PolicyLoss("clip", "sequence", 3e-4, 4e-4), "row_mean"),
+    # https://arxiv.org/abs/2506.13585
+    "cispo": (PolicyLoss("cispo", "token", 0.0, 5.0), "token_mean"),
 }
+"""Published losses, with their usual clips, and how each sums up tokens."""
 
 
 def row_mean(values: Tensor, rows: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import chain, compress
 from typing import TYPE_CHECKING, TypedDict
 
@@ -18,27 +18,20 @@ from rl.update import Made, Rollout, logprobs, sampled
 if TYPE_CHECKING:
     from rl.grpo import GrpoSettings
 
-PHRASES = {"verifications": "verification", "corrections": "backtracking"}
-"""The metrics that count phrases, with the behaviour of `distill.behaviours` that each is about."""
 
-
-@dataclass(frozen=True, slots=True)
-class GrpoMetrics:
-    """After step ``step`` (from 1) of ``total``. Means are over all rollouts unless said otherwise.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpoMetrics(Made):
+    """After step ``step`` (from 1) of ``total``: what the updates did, and of all rollouts the means of what follows;
+    NaN where there is no such thing.
 
     ``reward_std`` is the mean of the groups' deviations, ``zero_variance`` the share of groups without
     one (both NaN for groups of one), ``distinct`` the mean number of different answers in a group, ``draws`` how
     often problems were drawn. ``entropy`` is estimated by -log p of the sampled tokens (nats per token).
-    Over trained tokens: ``entropy_exact`` (of the whole distribution that each was drawn from, the same in the mean),
-    ``kl`` (None if not asked for), ``ratio_max``, ``ratio_mean``, ``effective_share``, ``corrected`` and
-    ``logprob_gap`` (trainer against engine, see `rl.update.Made`),
-    ``clip_low`` and ``clip_high`` (shares of tokens whose gradient a clip stops).
-    ``tokens`` went through training, prompts included. ``components`` are the means of what the reward is made of,
-    as ``reward/NAME``; ``verifications`` and ``corrections`` count the phrases of `PHRASES` per rollout.
-    ``teacher_kl`` estimates the reverse KL(student, teacher) in nats per token from the sampled tokens (None
-    without a teacher), ``worst_step`` is the mean of the rollouts' lowest step rewards (None without them).
-    ``value_error`` is half the mean squared error of a value head, ``value_explained`` the share of its targets'
-    variance that it explained before the step: 0 is no better than a constant (None without one).
+    ``components`` are the means of what the reward is made of, as ``reward/NAME``; ``verifications`` and
+    ``corrections`` count the phrases of two behaviours per rollout (`distill.behaviours`).
+    ``teacher_kl`` estimates the reverse KL(student, teacher) in nats per token from the sampled tokens,
+    ``worst_step`` is the mean of the rollouts' lowest step rewards, ``value_explained`` the share of the variance of a
+    value head's targets that it explained before the step: 0 is no better than a constant.
     """
 
     step: int
@@ -52,27 +45,14 @@ class GrpoMetrics:
     length: float
     truncated: float
     entropy: float
-    kl: float | None
-    ratio_max: float
-    ratio_mean: float
-    effective_share: float
-    corrected: float
-    logprob_gap: float
-    clip_low: float
-    clip_high: float
-    grad_norm: float
-    learning_rate: float
-    tokens: int
-    sampling_seconds: float
-    training_seconds: float
     verifications: float
     corrections: float
-    entropy_exact: float = math.nan
-    teacher_kl: float | None = None
-    worst_step: float | None = None
-    value_error: float | None = None
-    value_explained: float | None = None
-    components: Mapping[str, float] = field(default_factory=dict)
+    sampling_seconds: float
+    training_seconds: float
+    teacher_kl: float
+    worst_step: float
+    value_explained: float
+    components: Mapping[str, float]
 
 
 def observe(
@@ -85,33 +65,21 @@ def observe(
 ) -> GrpoMetrics:
     groups = [rollouts[i : i + settings.group] for i in range(0, len(rollouts), settings.group)]
     judged = [[r.reward for r in group if r.reward is not None] for group in groups]
-    deviations = [_deviation(values) for values in judged] if settings.group > 1 else []
+    compared = judged if settings.group > 1 else []
     return GrpoMetrics(
+        **asdict(made),
         **of_samples(rollouts),
         step=step,
         total=settings.steps,
-        reward_std=_mean(deviations),
-        zero_variance=_mean([float(len(set(values)) < 2) for values in judged]) if settings.group > 1 else math.nan,
+        reward_std=_mean([_deviation(values) for values in compared]),
+        zero_variance=_mean([float(len(set(values)) < 2) for values in compared]),
         distinct=_mean([float(len({response_of(r.completion).answer for r in group})) for group in groups]),
         draws=draws,
-        kl=made.kl if settings.loss.kl else None,
-        ratio_max=made.ratio_max,
-        ratio_mean=made.ratio_mean,
-        effective_share=made.effective,
-        corrected=made.corrected,
-        logprob_gap=made.gap,
-        clip_low=made.clip_low,
-        clip_high=made.clip_high,
-        grad_norm=made.norm,
-        learning_rate=made.rate,
-        tokens=made.tokens,
         sampling_seconds=seconds[0],
         training_seconds=seconds[1],
-        entropy_exact=made.entropy,
         teacher_kl=_teacher_kl(rollouts),
-        worst_step=_worst_step(rollouts),
-        value_error=made.value_error if settings.critic else None,
-        value_explained=_explained(rollouts) if settings.critic else None,
+        worst_step=_mean([min(r.steps) for r in rollouts if r.steps]),
+        value_explained=_explained(rollouts),
         components=_components(rollouts),
     )
 
@@ -136,19 +104,20 @@ def of_samples(rollouts: Sequence[Rollout]) -> Samples:
         length=_mean([float(len(r.completion.token_ids)) for r in rollouts]),
         truncated=_mean([float(r.completion.finish is Finish.LENGTH) for r in rollouts]),
         entropy=-_mean([p for r in rollouts for p in _of_sampled(r, logprobs(r.completion))]),
-        verifications=_mean([float(said("verifications", r.completion.text)) for r in rollouts]),
-        corrections=_mean([float(said("corrections", r.completion.text)) for r in rollouts]),
+        verifications=_said("verification", rollouts),
+        corrections=_said("backtracking", rollouts),
     )
 
 
-def said(kind: str, text: str) -> int:
-    """How often a text says what stands under ``kind`` in `PHRASES`."""
-    return behaviours.count(behaviours.shipped()[PHRASES[kind]], text)
+def _said(behaviour: str, rollouts: Sequence[Rollout]) -> float:
+    """How often a rollout says what is a sign of a behaviour."""
+    phrases = behaviours.shipped()[behaviour]
+    return _mean([float(behaviours.count(phrases, r.completion.text)) for r in rollouts])
 
 
-def _teacher_kl(rollouts: Sequence[Rollout]) -> float | None:
+def _teacher_kl(rollouts: Sequence[Rollout]) -> float:
     told = [r for r in rollouts if r.teacher]
-    return -_mean([d for r in told for d in _of_sampled(r, log_ratios(r.completion, r.teacher))]) if told else None
+    return -_mean([d for r in told for d in _of_sampled(r, log_ratios(r.completion, r.teacher))])
 
 
 def _of_sampled(rollout: Rollout, values: Sequence[float]) -> Iterator[float]:
@@ -163,11 +132,6 @@ def _explained(rollouts: Sequence[Rollout]) -> float:
     errors = [target - value for target, value in zip(targets, values, strict=True)]
     whole = _deviation(targets) ** 2
     return 1 - _deviation(errors) ** 2 / whole if whole > 0 else math.nan
-
-
-def _worst_step(rollouts: Sequence[Rollout]) -> float | None:
-    worst = [min(r.steps) for r in rollouts if r.steps]
-    return _mean(worst) if worst else None
 
 
 def _components(rollouts: Sequence[Rollout]) -> dict[str, float]:

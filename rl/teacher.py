@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from distill.training.batching import Example, from_tokens, micro_batches
-from distill.training.forward import check_packing, logprobs, pack
+from distill.training.batching import from_tokens
+from distill.training.forward import check_packing
+from distill.training.passes import likelihoods
 from distill.turns import turn_end
 from distill.types import Completion
 from pipeline.errors import InputError, PipelineError
@@ -43,23 +42,10 @@ class TransformersTeacher:
         self.network.requires_grad_(False).eval()
         check_packing(self.network)
 
-    @torch.no_grad()
     def __call__(self, completions: Sequence[Completion]) -> list[list[float]]:
-        rows = [_example(index, completion) for index, completion in enumerate(completions)]
-        filled = [row for row in rows if row is not None]
-        result: list[list[float]] = [[] for _ in completions]
-        for run in micro_batches(filled, self.micro_batch_tokens) if filled else ():
-            batch = pack([filled[i] for i in run], self.network.device)
-            parts = torch.split(logprobs(self.network, batch, self.temperature), [e.supervised for e in batch.examples])
-            for example, part in zip(batch.examples, parts, strict=True):
-                result[int(example.key)] = part.tolist()
-        return result
-
-
-def _example(index: int, completion: Completion) -> Example | None:
-    if not completion.token_ids:
-        return None
-    return from_tokens(str(index), completion.prompt_ids, completion.token_ids)
+        rows = [from_tokens(c.key, c.prompt_ids, c.token_ids) for c in completions if c.token_ids]
+        told = iter(likelihoods(self.network, rows, self.micro_batch_tokens, self.temperature))
+        return [next(told).tolist() if c.token_ids else [] for c in completions]
 
 
 @dataclass

@@ -10,10 +10,10 @@ learned.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import chain, compress
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -70,27 +70,31 @@ class Rollout:
         return self.advantages[0] if self.advantages else 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """What the updates of a step did, over trained tokens. ``ratio_max`` is the largest trainer-to-engine
-    ratio before truncation, ``ratio_mean`` their mean, ``effective`` the effective sample size of the weights after
-    it, as a share of the tokens, ``corrected`` the share of tokens whose ratio the correction changed, ``gap``
-    the mean absolute difference of trainer and engine in nats; these are of the weights that sampled.
-    ``kl``, ``entropy`` (of whole distributions, nats), the clip fractions and ``value_error`` (half the mean squared
-    error of a value head) are of the weights just before each update."""
+    """What the updates of a step did, by the names of its metrics; over trained tokens, and NaN where not asked for.
 
-    norm: float = 0.0
-    rate: float = 0.0
+    Of the weights that sampled: ``ratio_max`` is the largest trainer-to-engine ratio before correction, ``ratio_mean``
+    their mean, ``effective_share`` the effective sample size of the weights after it, as a share of the tokens,
+    ``corrected`` the share of tokens whose ratio the correction changed, ``logprob_gap`` the mean absolute difference
+    of trainer and engine in nats. Of the weights just before each update: ``kl``, ``entropy_exact`` (of the whole
+    distribution that each token was drawn from, nats), ``clip_low`` and ``clip_high`` (the shares of tokens whose
+    gradient a clip stops), ``value_error`` (half the mean squared error of a value head). ``tokens`` went through
+    training, prompts included; ``grad_norm`` is before clipping.
+    """
+
+    grad_norm: float = 0.0
+    learning_rate: float = 0.0
     tokens: int = 0
-    kl: float = 0.0
+    kl: float = math.nan
     ratio_max: float = 1.0
     ratio_mean: float = 1.0
-    effective: float = 1.0
+    effective_share: float = 1.0
     corrected: float = 0.0
-    gap: float = 0.0
+    logprob_gap: float = 0.0
     clip_low: float = 0.0
     clip_high: float = 0.0
-    entropy: float = math.nan
+    entropy_exact: float = math.nan
     value_error: float = math.nan
 
 
@@ -150,14 +154,21 @@ def sampled(completion: Completion) -> list[bool]:
     return [t not in forced for t in range(len(completion.token_ids))]
 
 
+def aligned(completion: Completion, values: Iterable[float], given: Any) -> list[Any]:
+    """What is known of each sampled token, one a token; ``given`` for those that were not sampled."""
+    left = iter(values)
+    return [next(left) if own else given for own in sampled(completion)]
+
+
 def row_of(rollout: Rollout) -> Row:
     """The rollout's sampled tokens as what is learned, with what the loss needs of each."""
     completion, chosen = rollout.completion, sampled(rollout.completion)
     prompt = completion.prompt_ids
     example = Example(completion.key, (*prompt, *completion.token_ids), (*(False for _ in prompt), *chosen))
-    engine = [p for p, kept in zip(logprobs(completion), chosen, strict=True) if kept]
-    advantage = [a for a, kept in zip(rollout.advantages, chosen, strict=True) if kept]
-    streams: dict[str, Sequence[float]] = {"advantage": advantage, "engine": engine}
+    streams: dict[str, Sequence[float]] = {
+        "advantage": list(compress(rollout.advantages, chosen)),
+        "engine": list(compress(logprobs(completion), chosen)),
+    }
     if rollout.assessed:
         streams |= {"expected": rollout.assessed.values, "target": rollout.assessed.targets}
     return Row(example, streams)
@@ -216,18 +227,18 @@ def _accounted(
     low, high = loss.clip_fractions(rho, stream("advantage"), policy)
     errors = _flat([s.values for s in scored]) - stream("target") if "target" in batch[0].streams else None
     return Made(
-        norm=norm,
-        rate=rate,
+        grad_norm=norm,
+        learning_rate=rate,
         tokens=sum(len(row.example) for row in batch),
-        kl=loss.kl_estimate(present, reference).mean().item() if policy.kl else 0.0,
+        kl=loss.kl_estimate(present, reference).mean().item() if policy.kl else math.nan,
         ratio_max=gap.max().exp().item(),
         ratio_mean=gap.exp().mean().item(),
-        effective=(weighed.sum().square() / weighed.square().sum() / len(weighed)).item(),
+        effective_share=(weighed.sum().square() / weighed.square().sum() / len(weighed)).item(),
         corrected=((weighed - gap.exp()).abs() > 1e-9).double().mean().item(),
-        gap=gap.abs().mean().item(),
+        logprob_gap=gap.abs().mean().item(),
         clip_low=low,
         clip_high=high,
-        entropy=_flat([s.entropy for s in scored]).mean().item(),
+        entropy_exact=_flat([s.entropy for s in scored]).mean().item(),
         value_error=math.nan if errors is None else errors.square().mean().item() / 2,
     )
 
@@ -236,20 +247,13 @@ def _flat(values: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(list(chain.from_iterable(values)), dtype=torch.float64)
 
 
-MEANS = (
-    "norm", "kl", "ratio_mean", "effective", "corrected", "gap", "clip_low", "clip_high", "entropy", "value_error",
-)  # fmt: skip
-
-
 def _merged(made: Sequence[Made]) -> Made:
-    """One account of a step: sums of tokens, the largest ratio, means of the rest over updates that learned."""
+    """One account of a step: the last rate, sums of tokens, the largest ratio, means of the rest over updates that
+    learned."""
     learned = [m for m in made if m.tokens]
     if len(learned) < 2:
         return learned[0] if learned else made[-1]
-
-    def mean(name: str) -> float:
-        return math.fsum(getattr(m, name) for m in learned) / len(learned)
-
-    means = {name: mean(name) for name in MEANS}
-    total, largest = sum(m.tokens for m in learned), max(m.ratio_max for m in learned)
-    return Made(rate=learned[-1].rate, tokens=total, ratio_max=largest, **means)
+    columns = {one.name: [getattr(m, one.name) for m in learned] for one in fields(Made)}
+    means = {name: math.fsum(column) / len(learned) for name, column in columns.items()}
+    whole = {"learning_rate": learned[-1].learning_rate, "tokens": sum(columns["tokens"])}
+    return Made(**means | whole | {"ratio_max": max(columns["ratio_max"])})

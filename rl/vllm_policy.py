@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from distill.engines.options import VllmOptions
 from distill.modelspec import Model
+from distill.training.batching import from_tokens
+from distill.training.passes import likelihoods
 from distill.turns import rendered
 from distill.types import Completion, Problem, Request
 from pipeline.errors import InputError, PipelineError
@@ -42,12 +42,6 @@ class VllmPolicy:
     name = "vllm"
 
     def __init__(self, model: Any, engine: VllmEngine, directory: Path, probe: Sequence[int]) -> None:
-        if not hasattr(model, "peft_config"):
-            raise InputError("grpo with engine vllm needs `lora`: vLLM takes up an adapter at each step, not a model")
-        if any(config.modules_to_save for config in model.peft_config.values()):
-            raise InputError("grpo with engine vllm cannot train a norm (norm_learning_rate): vLLM applies LoRA alone")
-        if len(probe) < 2:
-            raise ValueError("a probe has two tokens at least")
         self._model, self._engine, self._directory = model, engine, directory
         self._probe, self._noise = list(probe), 0.0
         self._before: tuple[list[float], list[float]] | None = None
@@ -76,15 +70,9 @@ class VllmPolicy:
             )
         self._before = trainer, engine
 
-    @torch.no_grad()
     def _told_by_trainer(self) -> list[float]:
-        was_training = self._model.training
-        self._model.eval()
-        ids = torch.tensor([self._probe], device=self._model.device)
-        logits = self._model(ids).logits[0, :-1].float()
-        self._model.train(was_training)
-        told: list[float] = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].tolist()
-        return told
+        (told,) = likelihoods(self._model, [from_tokens("probe", self._probe[:1], self._probe[1:])], PROBE)
+        return told.tolist()
 
 
 def open_policy(

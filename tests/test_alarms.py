@@ -146,7 +146,7 @@ def refined(place: Path, judge: Any, on_alarm: Any = "warn", steps: int = 9, die
 
     with VerifierPool(workers=1) as pool, Recorder(store, context, ()) as recorder:
         ledger = Ledger(
-            store, "run", settings, {p.id: problem_key(p) for p in TRAIN}, pool, rewards.verifiers(HACKABLE)
+            store, "run", settings.sampling_at, {p.id: problem_key(p) for p in TRAIN}, pool, rewards.verifiers(HACKABLE)
         )
         guard = Guard(
             store, "run", History("regex"), AlarmSettings(window=4), place / "good", on_alarm=on_alarm, steps=steps,

@@ -20,9 +20,8 @@ from transformers import PreTrainedTokenizerFast
 from distill.engines.base import response_of
 from distill.engines.transformers import TransformersEngine
 from distill.thinking import opened, split_thinking
-from distill.training.conversations import from_messages
+from distill.training.conversations import conversation, from_messages
 from distill.training.export import MODEL, export_student, load_model
-from distill.training.student import conversation
 from distill.turns import stop_ids, turn_end
 from distill.types import Message, Request, Sampling
 from pipeline.errors import InputError

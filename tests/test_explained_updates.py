@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 from test_rewards import made  # noqa: E402
 from test_rl import policy, student, weights  # noqa: E402
 
+from distill import behaviours  # noqa: E402
 from distill.keys import problem_key  # noqa: E402
 from distill.store import Store  # noqa: E402
 from distill.store.records import problem_row  # noqa: E402
@@ -24,7 +25,7 @@ from distill.verifiers import VerifierPool  # noqa: E402
 from rl import rewards  # noqa: E402
 from rl.grpo import GrpoSettings, train_grpo  # noqa: E402
 from rl.ledger import Ledger  # noqa: E402
-from rl.monitors import GrpoMetrics, said  # noqa: E402
+from rl.monitors import GrpoMetrics  # noqa: E402
 
 PROBLEMS = [Problem(f"{i}", "ab"[i % 2] * (1 + i), "a", "exact", "test") for i in range(4)]
 HAS_A = made({"verifier": {"regex": {"pattern": "a", "search": True}}}, {"length": "linear", "weight": 0.5})
@@ -50,7 +51,7 @@ def refined(directory: Path, die_at: int = 0, **changes: Any) -> tuple[Any, Stor
     model, told = student(), list[GrpoMetrics]()
     with VerifierPool(workers=1) as pool:
         names = {p.id: problem_key(p) for p in PROBLEMS}
-        ledger = Ledger(store, "run", settings, names, pool, rewards.verifiers(HAS_A))
+        ledger = Ledger(store, "run", settings.sampling_at, names, pool, rewards.verifiers(HAS_A))
 
         def learned(used: Any) -> None:
             ledger.learned(used)
@@ -144,4 +145,5 @@ def test_components_are_kept_with_their_rollout(tmp_path: Path) -> None:
 
 def test_phrases_of_looking_back_are_counted() -> None:
     text = "12 + 7 = 20. Wait, that's wrong. Let me check: 12 + 7 = 19. Waiting is no correction."
-    assert (said("corrections", text), said("verifications", text)) == (2, 1)
+    counts = [behaviours.count(behaviours.shipped()[name], text) for name in ("backtracking", "verification")]
+    assert counts == [2, 1]

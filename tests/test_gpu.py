@@ -26,7 +26,7 @@ from distill.modelspec import Model  # noqa: E402
 from distill.training import student  # noqa: E402
 from distill.training.batching import from_tokens  # noqa: E402
 from distill.training.export import export_student  # noqa: E402
-from distill.training.forward import check_packing, logprobs, pack  # noqa: E402
+from distill.training.forward import check_packing, checkpoint_layers, logprobs, pack  # noqa: E402
 from distill.training.loop import TrainSettings, train  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
@@ -56,7 +56,7 @@ def made_of(kind: str) -> Any:
     if kind != "checkpointing":
         return model(kind == "lora")
     network = tiny()
-    student.checkpoint_layers(network)
+    checkpoint_layers(network)
     return add_lora(network, rank=4, alpha=8, seed=0)
 
 
@@ -106,7 +106,7 @@ def test_a_device_samples_from_what_it_trains(device: str, tmp_path: Path) -> No
     made = test_rl.student().to(device)
     metrics, _ = test_rl.grpo(made, tmp_path, steps=3, loss=PolicyLoss(kl=0.1))
     assert max(m.logprob_gap for m in metrics) < 1e-4
-    assert metrics[-1].kl and made.device.type == device
+    assert metrics[-1].kl >= 0 and made.device.type == device
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -27,7 +27,7 @@ TEXTS = ("work\n</think>\n\\boxed{42}", "it could be \\boxed{42}, but let me che
 
 def completion(text: str, index: int) -> Completion:
     """As a template that opens the thinking in the prompt has it."""
-    key = request(SETTINGS, 0, PROBLEM, index).key
+    key = request(SETTINGS.sampling, 0, PROBLEM, index).key
     return Completion(key, "6 * 7?<think>\n", (1, 2), text, (3, 4), (-0.1, -0.2), Finish.LENGTH, thinking_tokens=1)
 
 
@@ -37,12 +37,12 @@ def test_a_rollout_cut_off_in_its_thinking_gets_no_reward_then_or_when_read_back
     store.ingest()
     completions = [completion(text, index) for index, text in enumerate(TEXTS)]
     with VerifierPool(workers=1) as pool:
-        ledger = Ledger(store, "run", SETTINGS, {PROBLEM.id: problem_key(PROBLEM)}, pool, OWN)
+        ledger = Ledger(store, "run", SETTINGS.sampling_at, {PROBLEM.id: problem_key(PROBLEM)}, pool, OWN)
         rewards = ledger.reward([(PROBLEM, c) for c in completions])
         assert rewards == [{"verifier": 1.0}, {"verifier": 0.0}]
         ledger.write(1, judge(SETTINGS, 1, [PROBLEM], completions, [Mixed(r["verifier"]) for r in rewards]))
         store.ingest()
-        again = Ledger(store, "run", SETTINGS, {PROBLEM.id: problem_key(PROBLEM)}, pool, OWN)
+        again = Ledger(store, "run", SETTINGS.sampling_at, {PROBLEM.id: problem_key(PROBLEM)}, pool, OWN)
         kept = sorted(again.recall(0), key=lambda c: c.key)
         assert [c.key for c in kept] == [c.key for c in completions]
         assert again.reward([(PROBLEM, c) for c in kept]) == rewards
@@ -61,15 +61,15 @@ def test_what_was_given_of_a_rollout_is_in_its_row_and_read_back(tmp_path: Path)
     store.append("problems", [problem_row(PROBLEM)])
     store.ingest()
     asked = Asked(PROBLEM.messages, "work", ThinkingBudget(most=9))
-    assert request(SETTINGS, 0, PROBLEM, 1, lambda _: asked).prefix == "work"
+    assert request(SETTINGS.sampling, 0, PROBLEM, 1, lambda _: asked).prefix == "work"
     completions = [replace(completion(text, index), forced=(0,)) for index, text in enumerate(TEXTS)]
     with VerifierPool(workers=1) as pool:
         names = {PROBLEM.id: problem_key(PROBLEM)}
-        ledger = Ledger(store, "run", SETTINGS, names, pool, OWN, ask=lambda _: asked)
+        ledger = Ledger(store, "run", SETTINGS.sampling_at, names, pool, OWN, ask=lambda _: asked)
         rewards = ledger.reward([(PROBLEM, c) for c in completions])
         ledger.write(1, judge(SETTINGS, 1, [PROBLEM], completions, [Mixed(r["verifier"]) for r in rewards]))
         store.ingest()
-        again = Ledger(store, "run", SETTINGS, names, pool, OWN, ask=lambda _: asked)
+        again = Ledger(store, "run", SETTINGS.sampling_at, names, pool, OWN, ask=lambda _: asked)
     assert [c.forced for c in again.recall(0)] == [(0,), (0,)]
     rows = store.rows("SELECT DISTINCT prefix, budget, forced FROM traces")
     assert rows == [{"prefix": "work", "budget": '{"closing":"\\n</think>\\n\\n","most":9}', "forced": [0]}]

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 from tiny import tiny  # noqa: E402
 
+from distill.training import forward, memory  # noqa: E402
 from distill.training.kernels import KEPT, NAMES, few_kernels  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
 from distill.training.memory import TILE, Training, check_fits, estimate, free_of_machine, weights_of  # noqa: E402
@@ -40,6 +41,10 @@ def test_weights_gradients_and_moments_are_those_of_the_model(model: Path) -> No
     assert full.weights == full.gradients == full.moments // 2 == bytes_of(whole)
     assert lora.weights == bytes_of(adapted)
     assert lora.gradients == lora.moments // 2 == bytes_of(adapted, trained=True)
+
+
+def test_as_many_logits_are_reckoned_with_as_are_held() -> None:
+    assert memory.CHUNK == forward.CHUNK
 
 
 @pytest.mark.parametrize(

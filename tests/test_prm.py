@@ -264,7 +264,7 @@ def test_fitness_is_the_log_probability_of_the_labels_and_leaves_out_what_is_not
     logits = torch.cat([part.detach() for part in head.step_logits(network, labelled)])
     p = torch.sigmoid(logits)
     expected = [p[0].log(), (1 - p[2]).log(), 0.25 * p[4].log() + 0.75 * (1 - p[4]).log(), p[5].log()]
-    found = head.fitness(network, pack(labelled)).tolist()
+    found = head.fitness(network, pack(labelled)).logprobs.tolist()
     assert found == pytest.approx([value.item() for value in expected], abs=1e-5)
     assert [row.supervised for row in labelled] == [2, 1, 1]
 

@@ -228,9 +228,8 @@ def test_it_learns_what_is_rewarded(tmp_path: Path) -> None:
 
 def how(name: str, **changes: Any) -> dict[str, Any]:
     """The settings of a published loss."""
-    recipe = loss.RECIPES[name]
-    terms = loss.PolicyLoss(recipe.objective, recipe.level, recipe.clip_low, recipe.clip_high, **changes)
-    return {"loss": terms, "aggregation": recipe.aggregation}
+    terms, aggregation = loss.RECIPES[name]
+    return {"loss": replace(terms, **changes), "aggregation": aggregation}
 
 
 class Lying:
@@ -307,7 +306,7 @@ def test_a_kl_term_holds_the_policy_near_its_start(tmp_path: Path) -> None:
     free, _ = grpo(student(), tmp_path / "free", **how("dapo", kl=1e-9))
     held, _ = grpo(student(), tmp_path / "held", **how("dapo", kl=2.0))
     assert free[0].kl == pytest.approx(0, abs=1e-6)
-    assert free[-1].kl is not None and held[-1].kl is not None and held[-1].kl < free[-1].kl / 2
+    assert held[-1].kl < free[-1].kl / 2
 
 
 def test_several_updates_are_off_policy_and_clipped(tmp_path: Path) -> None:
@@ -362,8 +361,6 @@ def test_overlong_responses_are_filtered_or_punished(tmp_path: Path) -> None:
         if before.reward is not None:
             fall = max(0.0, (len(before.completion.token_ids) - 4) / 4)
             assert lower.reward == pytest.approx(before.reward - fall)
-    with pytest.raises(InputError, match="overlong_buffer"):
-        GrpoSettings(optimizer=OptimizerSettings(1e-2), steps=1, overlong="punish")
 
 
 def test_forced_tokens_are_seen_and_not_learned(tmp_path: Path) -> None:
@@ -420,12 +417,6 @@ def test_nothing_to_learn_is_a_step_too(tmp_path: Path) -> None:
         sample=problems, reward=lambda pairs: [1.0] * len(pairs), checkpoints=tmp_path, on_step=seen.append,
     )  # fmt: skip
     assert torch.equal(weights(model), before) and [m.zero_variance for m in seen] == [1.0, 1.0]
-
-
-def test_settings_that_would_bias_the_ratios_are_refused() -> None:
-    for sampling in (Sampling(temperature=0), Sampling(top_p=0.9), Sampling(top_k=5)):
-        with pytest.raises(InputError, match="truncation biases"):
-            GrpoSettings(optimizer=OptimizerSettings(1e-2), steps=1, sampling=sampling)
 
 
 # ------------------------------------------------------------------ stopping, killing, resuming

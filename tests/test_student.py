@@ -20,7 +20,7 @@ from distill.training import student  # noqa: E402
 from distill.training.batching import from_tokens  # noqa: E402
 from distill.training.early_stopping import Heldout, heldout_loss  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
-from distill.training.forward import check_packing, logprobs, pack  # noqa: E402
+from distill.training.forward import check_packing, checkpoint_layers, logprobs, pack  # noqa: E402
 from distill.training.lean import lean  # noqa: E402
 from distill.training.learner import Learner  # noqa: E402
 from distill.training.loop import StepMetrics, TrainResult, TrainSettings, train  # noqa: E402
@@ -72,7 +72,7 @@ def test_gradient_checkpointing_changes_no_bit(wrap: bool, tmp_path: Path) -> No
     for checkpointed in (False, True):
         model = tiny()
         if checkpointed:
-            student.checkpoint_layers(model)
+            checkpoint_layers(model)
         model = add_lora(model, rank=4, alpha=8, seed=0) if wrap else model
         with prepared(model, 1):
             logprobs(model, pack(examples(6))).sum().backward()

@@ -25,10 +25,11 @@ from tiny import VOCABULARY, chat_tokenizer, examples, tiny, weights  # noqa: E4
 
 from distill.prompting import asking  # noqa: E402
 from distill.stages import sft  # noqa: E402
+from distill.stages.student import example_of  # noqa: E402
 from distill.store.records import problem_row  # noqa: E402
 from distill.training import attention, checkpoint, gated, head, rectangles, rotary  # noqa: E402
 from distill.training.adapted import adapted  # noqa: E402
-from distill.training.batching import Example, Order, fitting, from_tokens, micro_batches  # noqa: E402
+from distill.training.batching import Example, Order, from_tokens, micro_batches  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
 from distill.training.forward import FEW, check_packing, logprobs, pack  # noqa: E402
 from distill.training.lean import lean  # noqa: E402
@@ -58,13 +59,6 @@ def test_a_row_that_teaches_nothing_is_refused() -> None:
         from_tokens("k", [1, 2, 3], [])
     with pytest.raises(InputError, match="no supervised token"):
         Example("k", (5, 6), (True, False))  # the first token has nothing before it
-
-
-def test_overlong_rows_are_dropped_and_named_never_cut() -> None:
-    rows = examples(10)
-    kept, dropped = fitting(rows, 10)
-    assert all(len(e) <= 10 for e in kept) and dropped == [e.key for e in rows if len(e) > 10]
-    assert {e.key: e.input_ids for e in kept}.items() <= {e.key: e.input_ids for e in rows}.items()
 
 
 # ------------------------------------------------------------------ order and cutting
@@ -869,7 +863,7 @@ def test_a_student_is_trained_on_what_it_will_be_asked() -> None:
     ]
     for said, prompt in ways:
         settings = sft.SftSettings(data="select", student="embedded:student-base", prompting=said)
-        example = sft.example_of(chat_tokenizer(), row, settings, asking(settings.prompting))
+        example = example_of(chat_tokenizer(), row, asking(settings.prompting))
         first = example.labels_mask.index(True)
         assert "".join(chat_tokenizer().convert_ids_to_tokens(example.input_ids[:first])) == f"{prompt}<bot>"
         assert not any(example.labels_mask[:first]) and all(example.labels_mask[first:-1])

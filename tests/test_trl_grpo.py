@@ -8,6 +8,7 @@ are given, not sampled (TRL's ``env_mask``). Skipped where TRL is not installed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,11 @@ class Remembering:
 
 def ours(model: Any, directory: Path, kind: str, kl: float, scale: Any) -> list[float]:
     """The norms of the gradients, in the mean of each step's updates; AdamW would forgive a wrong scale."""
-    recipe = loss.RECIPES[kind]
-    policy = loss.PolicyLoss(
-        recipe.objective, recipe.level, recipe.clip_low, recipe.clip_high, None, loss.EngineCorrection("none"), kl,
-        kl_corrected=True,
-    )  # fmt: skip
+    recipe, aggregation = loss.RECIPES[kind]
+    policy = replace(recipe, correction=loss.EngineCorrection("none"), kl=kl, kl_corrected=True)
     settings = GrpoSettings(
         OptimizerSettings(RATE, schedule="constant", warmup=0), steps=STEPS, group=GROUP, passes=PASSES, scale=scale,
-        loss=policy, aggregation=recipe.aggregation, sampling=Sampling(max_tokens=LONGEST), micro_batch_tokens=60,
+        loss=policy, aggregation=aggregation, sampling=Sampling(max_tokens=LONGEST), micro_batch_tokens=60,
     )  # fmt: skip
     heard: list[GrpoMetrics] = []
     train_grpo(
@@ -94,7 +92,7 @@ def theirs(model: Any, directory: Path, kind: str, kl: float, scale: str) -> lis
         told = [[0.0] * len(ids) for ids in made]
         return {"prompt_ids": list(map(prompt, names)), "completion_ids": made, "logprobs": told, "env_mask": mask}
 
-    recipe = loss.RECIPES[kind]
+    recipe, _ = loss.RECIPES[kind]
     arguments = GRPOConfig(
         output_dir=str(directory), max_steps=STEPS * PASSES, num_generations=GROUP, num_iterations=PASSES,
         per_device_train_batch_size=PROMPTS * GROUP // 2, gradient_accumulation_steps=2, max_completion_length=LONGEST,

@@ -11,6 +11,7 @@ import inspect
 import itertools
 from collections import defaultdict
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,7 +51,7 @@ def theirs(
 ) -> tuple[float, Any]:
     leaf = NEW.clone().requires_grad_()
     total = 0.0
-    recipe = loss.RECIPES[kind]
+    recipe, _ = loss.RECIPES[kind]
     for rows in MICRO:
         trainer = SimpleNamespace(
             _get_per_token_logps_and_entropies=lambda *_, rows=rows, **__: (leaf[rows], torch.zeros_like(NEW[rows]), None),
@@ -76,12 +77,10 @@ def theirs(
 def ours(
     kind: str, level: str, beta: float, delta: float | None, engine: bool, corrected: bool, per_token: bool
 ) -> tuple[float, Any]:
-    recipe = loss.RECIPES[kind]
-    policy = loss.PolicyLoss(
-        recipe.objective, level, recipe.clip_low, recipe.clip_high, delta,
-        loss.EngineCorrection("truncate" if engine else "none", high=2.0), beta, "k3", corrected,
-    )  # fmt: skip
-    weights = loss.token_weights(LENGTHS, recipe.aggregation, longest=LONGEST, micro_batches=MICRO)
+    recipe, aggregation = loss.RECIPES[kind]
+    correction = loss.EngineCorrection("truncate" if engine else "none", high=2.0)
+    policy = replace(recipe, level=level, clip_cap=delta, correction=correction, kl=beta, kl_corrected=corrected)
+    weights = loss.token_weights(LENGTHS, aggregation, longest=LONGEST, micro_batches=MICRO)
     leaf = NEW.clone().requires_grad_()
     total = 0.0
     for rows in MICRO:

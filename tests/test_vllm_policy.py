@@ -39,16 +39,6 @@ def move(network: Any, seed: int, scale: float) -> None:
             weight.data.normal_(0, scale)
 
 
-@needs_teacher
-def test_what_vllm_cannot_take_up_is_said_at_once(tmp_path: Path) -> None:
-    nobody: Any = None
-    plain, _ = pretrained.load(MODEL, device="cpu")
-    with pytest.raises(InputError, match="needs `lora`"):
-        VllmPolicy(plain, nobody, tmp_path, [1, 2])
-    with pytest.raises(InputError, match="cannot train a norm"):
-        VllmPolicy(student(final_norm=True)[0], nobody, tmp_path, [1, 2])
-
-
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[vllm.VllmEngine]:
     for name, value in SMALL.items():

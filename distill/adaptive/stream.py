@@ -23,13 +23,11 @@ from distill.adaptive.known import Known
 from distill.engines.base import Engine, PromptTooLong, response_of
 from distill.engines.feed import Feed
 from distill.generation import request_of, row_of
-from distill.spending import Spending
 from distill.store import Store
 from distill.store.appending import Appender
 from distill.store.records import Row, verdict_row
 from distill.types import Completion, Outcome, Verdict
-from distill.verification import Judgement, check_same, kept_under, responses_of
-from distill.verifiers import VerifierPool
+from distill.verification import Judgement, check_same, kept_under, pool_of, responses_of
 from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context, stop_check
 
@@ -57,8 +55,7 @@ class Stream:
 
     def run(self, open_engine: Callable[[], Engine], workers: int) -> None:
         """The engine is opened only if a sample is missing. Whatever ends it early, what was made is kept."""
-        context, spending = self._context, Spending(self._store, self._context.name)
-        with VerifierPool(workers=workers, note=context.note, hashes=context.hashes, spending=spending) as pool:
+        with pool_of(self._store, self._context, workers) as pool:
             self._judging = Judging(pool, self._judged, lambda: self._over or self._context.stopping())
             try:
                 with self._lock:

@@ -91,8 +91,12 @@ def folded(layer: Any) -> Tensor:
 
 def _own(tensor: Tensor) -> nn.Parameter:
     """Memory of this shape, not yet filled, that forked processes share (on a CPU)."""
-    if tensor.device.type != "cpu":
-        return nn.Parameter(torch.empty_like(tensor), requires_grad=False)
-    buffer = mmap.mmap(-1, max(1, tensor.numel() * tensor.element_size()))
-    flat = torch.frombuffer(buffer, dtype=tensor.dtype, count=tensor.numel())
-    return nn.Parameter(flat.view(tensor.shape), requires_grad=False)
+    memory = shared(tensor) if tensor.device.type == "cpu" else torch.empty_like(tensor)
+    return nn.Parameter(memory, requires_grad=False)
+
+
+def shared(tensor: Tensor) -> Tensor:
+    """Zeros like ``tensor`` in memory that processes forked from now on share; torch's own lies in /dev/shm, which
+    containers keep small."""
+    buffer = mmap.mmap(-1, max(1, tensor.nbytes))
+    return torch.frombuffer(buffer, dtype=tensor.dtype, count=tensor.numel()).view(tensor.shape)

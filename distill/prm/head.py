@@ -10,7 +10,7 @@ a few updates, where the first has to learn to compare what is written with what
 right step has many wordings; then w and b have to do the work, and `likelihood: false` leaves it out.
 
 Learned by cross-entropy, hard or soft labels, through `distill.training` as it is: `fitness` is a
-`distill.training.learner.Measure`. Left out: heads of several layers, pairwise losses.
+`distill.training.forward.Pass`. Left out: heads of several layers, pairwise losses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.prm.examples import StepExample
-from distill.training.forward import Pack, causal_lm, pack, states, told
+from distill.training.forward import Pack, Told, causal_lm, of_states, pack, states
 
 NAME = "step_head"
 """The attribute of the network that holds the head, and so the beginning of its parameters' names."""
@@ -67,7 +67,7 @@ def step_logits(network: Any, examples: Sequence[StepExample]) -> list[Tensor]:
     batch = pack(rows, next(network.parameters()).device)
     hidden = states(network, batch)
     sizes = [row.supervised for row in rows]
-    logprobs = torch.split(told(network, hidden, batch.targets), sizes) if every else [None] * len(rows)
+    logprobs = torch.split(of_states(network, hidden, batch.targets)[0], sizes) if every else [None] * len(rows)
     return [
         _logits(head, row, every, part, own)
         for row, part, own in zip(examples, torch.split(hidden, sizes), logprobs, strict=True)
@@ -91,9 +91,9 @@ def _logits(head: StepHead, row: StepExample, every: bool, hidden: Tensor, logpr
     return head(hidden[[end + 1 - row.start for end in row.ends]], torch.stack(sums))
 
 
-def fitness(network: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
+def fitness(network: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> Told:
     """The log-probability that the head gives each step's label (L,), minus its cross-entropy."""
     rows = [row for row in batch.examples if isinstance(row, StepExample)]
     logits = torch.cat([part[list(row.learned)] for row, part in zip(rows, step_logits(network, rows), strict=True)])
     labels = torch.tensor([row.labels[k] for row in rows for k in row.learned], device=logits.device)
-    return -F.binary_cross_entropy_with_logits(logits / temperature, labels, reduction="none")
+    return Told(-F.binary_cross_entropy_with_logits(logits / temperature, labels, reduction="none"))

@@ -62,7 +62,7 @@ class PrmScorer:
         known: dict[str, list[float]] = {key: [] for key in order.values()}
         encoded = {key: self.encoded(*pair) for pair, key in order.items()}
         rows = [unlabelled(key, found) for key, found in encoded.items() if found.ends]
-        for run in micro_batches(rows, self._batch_tokens) if rows else ():
+        for run in micro_batches(rows, self._batch_tokens):
             part = [rows[i] for i in run]
             for row, logits in zip(part, step_logits(self._network, part), strict=True):
                 known[row.key] = torch.sigmoid(logits.double().clamp(-SURE, SURE)).tolist()

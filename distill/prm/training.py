@@ -76,7 +76,7 @@ def probabilities(network: Any, rows: Sequence[StepExample], micro_batch_tokens:
     found: dict[tuple[int, ...], list[float]] = {}
     training = network.training
     network.eval()
-    for run in micro_batches(once, micro_batch_tokens) if once else ():
+    for run in micro_batches(once, micro_batch_tokens):
         part = [once[i] for i in run]
         for row, logits in zip(part, step_logits(network, part), strict=True):
             found[row.input_ids] = torch.sigmoid(logits.double()).tolist()

@@ -10,7 +10,6 @@ from pydantic import Field
 
 from distill import modelspec
 from distill.training import memory
-from distill.training.student import threads
 from pipeline.stage import Context, Operational, Settings
 
 if TYPE_CHECKING:
@@ -27,6 +26,12 @@ class DeviceSettings(Settings):
     def ranks(self) -> int:
         """How many there will be."""
         return max(self.devices, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def threads(asked: int) -> int:
+    """0 means one a core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked or cores
 
 
 def check_memory(

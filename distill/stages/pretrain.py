@@ -15,6 +15,7 @@ from distill import catalog, pretraining
 from distill.cards import FROM_NOTHING
 from distill.families.base import code_of
 from distill.stages.common import store_of
+from distill.stages.devices import threads
 from distill.stages.student import publish
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
@@ -95,7 +96,6 @@ def run(context: Context, settings: PretrainSettings) -> Output:
 def _how(settings: PretrainSettings) -> TrainSettings:
     from distill.training.loop import TrainSettings
     from distill.training.optimizer import OptimizerSettings
-    from distill.training.student import threads
 
     optimizer = OptimizerSettings(
         settings.learning_rate, settings.muon_learning_rate, warmup=settings.warmup, final=0.0

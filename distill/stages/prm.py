@@ -26,7 +26,7 @@ from distill.prm.measures import in_words
 from distill.prm.scorer import Aggregate
 from distill.prompting import Ask, Prompting, asking
 from distill.stages.common import store_of
-from distill.stages.devices import check_memory, foreseen
+from distill.stages.devices import check_memory, foreseen, threads
 from distill.stages.labelling import foresee, gather, label_rows
 from distill.stages.prm_labels import LabelSource, RolloutLabels
 from distill.stages.student import StudentSettings, load_student
@@ -213,7 +213,6 @@ def _keep(context: Context, parts: Mapping[str, Sequence[Lesson]]) -> None:
 
 def _how(settings: PrmSettings, rate: float, width: int) -> TrainSettings:
     from distill.prm.head import NAME
-    from distill.training import student
     from distill.training.loop import TrainSettings
     from distill.training.optimizer import OptimizerSettings
 
@@ -227,7 +226,7 @@ def _how(settings: PrmSettings, rate: float, width: int) -> TrainSettings:
         micro_batch_tokens=settings.micro_batch_tokens,
         precision=settings.precision,
         seed=settings.seed,
-        threads=student.threads(settings.threads),
+        threads=threads(settings.threads),
     )  # fmt: skip
 
 

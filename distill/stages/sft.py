@@ -1,8 +1,9 @@
 """sft: fine-tune a student on the selected traces, through LoRA or whole.
 
-Traces that are too long are dropped and told, never cut; training may be watched on held-out problems
-(`heldout`) and then ends with the best weights; each trace's loss goes into the store; and before anything is
-published, the student has to show that its answers end (`stop_test`).
+Traces that are too long are dropped and told, never cut, for one would lose its answer and its end token, and teach
+endless thinking. Training may be watched on held-out problems (`heldout`) and then ends with the best weights; each
+trace's loss goes into the store; and before anything is published, the student has to show that its answers end
+(`stop_test`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ from distill import modelspec, verification
 from distill.lacking import lacking
 from distill.prompting import Ask, asking
 from distill.randomness import permutation
-from distill.spending import Spending
 from distill.stages.common import store_of
 from distill.stages.devices import check_memory, foreseen
-from distill.stages.student import SupervisedSettings, check_positions, load_student, publish
+from distill.stages.student import SupervisedSettings, check_positions, example_of, load_student, publish, supervised
 from distill.store.records import Row, kept, problem_of, record_losses
 from distill.types import Problem, Sampling
-from distill.verifiers import VerifierPool
 from pipeline.errors import InputError, PipelineError
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from distill.training.batching import Example
     from distill.training.early_stopping import Heldout
     from distill.training.learner import Learner
-    from distill.training.loop import TrainSettings
 
 ABOUT = "A student fine-tuned on a teacher's verified reasoning traces."
 STOP_PROMPTS = 32
@@ -89,8 +87,9 @@ def run(context: Context, settings: SftSettings) -> Output:
         _watch(context, settings, network, tokenizer, held, ask, limit) as heldout,
     ):
         result = train(
-            network, [example for _, example in taught], _how(settings, rate), checkpoints=context.work / "checkpoints",
-            stop=context.stopping, on_step=recorder, before_save=recorder.flush, heldout=heldout,
+            network, [example for _, example in taught], supervised(settings, rate),
+            checkpoints=context.work / "checkpoints", stop=context.stopping, on_step=recorder,
+            before_save=recorder.flush, heldout=heldout,
         )  # fmt: skip
     record_losses(store_of(context), context.fingerprint, result.losses)
     if result.best_step == 0:
@@ -130,11 +129,9 @@ def _learning_rate(context: Context, settings: SftSettings, network: Any) -> flo
 
 def _lessons(context: Context, settings: SftSettings, tokenizer: Any, ask: Ask) -> tuple[list[Lesson], list[str]]:
     """What there is to learn, and the keys of the traces that are too long for it."""
-    from distill.training.batching import fitting
-
     rows = kept(store_of(context), context.inputs[settings.data])
-    every = [example_of(tokenizer, row, settings, ask) for row in rows]
-    _, dropped = fitting(every, settings.max_tokens)
+    every = [example_of(tokenizer, row, ask, settings.thinking) for row in rows]
+    dropped = [example.key for example in every if len(example) > settings.max_tokens]
     if len(dropped) == len(rows):
         raise InputError(
             f"stage {context.name}: all {len(rows)} examples are longer than {settings.max_tokens} tokens (the "
@@ -147,8 +144,7 @@ def _lessons(context: Context, settings: SftSettings, tokenizer: Any, ask: Ask) 
             f"dropped {len(dropped)} of {len(rows)} examples ({share:.1%}; the first is trace {dropped[0][:12]}): "
             f"longer than {settings.max_tokens} tokens{warning}"
         )
-    gone = set(dropped)
-    return [lesson for lesson in zip(rows, every, strict=True) if lesson[1].key not in gone], dropped
+    return [lesson for lesson in zip(rows, every, strict=True) if len(lesson[1]) <= settings.max_tokens], dropped
 
 
 def _split(stage: str, settings: SftSettings, lessons: list[Lesson]) -> tuple[list[Lesson], list[Lesson]]:
@@ -191,10 +187,9 @@ def _watch(
         return
     problems = _problems(held)
     asked = trials.requests(problems, ask, Sampling(0.0, max_tokens=limit, seed=settings.seed))
-    spending = Spending(store_of(context), context.name)
     with (
         closing(trials.open_engine(network, tokenizer)) as engine,
-        VerifierPool(1, note=context.note, hashes=context.hashes, spending=spending) as pool,
+        verification.pool_of(store_of(context), context) as pool,
     ):
 
         def solved(learner: Learner) -> tuple[float, Mapping[str, float]]:
@@ -228,39 +223,6 @@ def _stop_test(
 
 def _problems(lessons: list[Lesson]) -> dict[str, Problem]:
     return {row["problem_key"]: problem_of(row) for row, _ in lessons}
-
-
-def _how(settings: SftSettings, rate: float) -> TrainSettings:
-    from distill.training import student
-    from distill.training.loop import TrainSettings
-    from distill.training.optimizer import OptimizerSettings
-
-    return TrainSettings(
-        OptimizerSettings(
-            rate,
-            norm_learning_rate=settings.norm_learning_rate,
-            schedule=settings.schedule,
-            warmup=settings.warmup,
-        ),
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        micro_batch_tokens=settings.micro_batch_tokens,
-        precision=settings.precision,
-        seed=settings.seed,
-        threads=student.threads(settings.threads),
-        devices=settings.devices,
-        parallel=settings.parallel,
-    )
-
-
-def example_of(tokenizer: Any, row: Row, settings: SftSettings, ask: Ask) -> Example:
-    """A trace in the student's own template and tokens, whoever its teacher was."""
-    from distill.training.conversations import from_messages
-    from distill.training.student import conversation
-
-    thinking = row["thinking"] if settings.thinking else ""
-    asked = ask(problem_of(row)).messages
-    return from_messages(tokenizer, row["trace_key"], conversation(asked, thinking, row["answer"]))
 
 
 def refuse(settings: SftSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:

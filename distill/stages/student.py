@@ -10,14 +10,16 @@ from pydantic import Field, model_validator
 
 from distill.cards import write_model_card
 from distill.modelspec import Model, ModelName
-from distill.prompting import Prompting
-from distill.stages.devices import DeviceSettings
+from distill.prompting import Ask, Prompting
+from distill.stages.devices import DeviceSettings, threads
+from distill.store.records import Row, problem_of
 from distill.training.logs import Logger
 from pipeline.errors import InputError
 from pipeline.stage import Context, Input, Operational, Settings, later
 
 if TYPE_CHECKING:
     from distill.training.batching import Example
+    from distill.training.loop import TrainSettings
 
 Precision = Literal["fp32", "bf16"]
 
@@ -123,6 +125,38 @@ def load_student(settings: StudentSettings, start: Model, samples: bool = False)
         half_base=settings.base_precision == "bf16",
         device="cpu" if settings.parallel == "fsdp" and settings.ranks() > 1 and not samples else "auto",
     )
+
+
+def supervised(settings: SupervisedSettings, rate: float) -> TrainSettings:
+    """``rate`` is the learning rate, which the settings may leave open."""
+    from distill.training.loop import TrainSettings
+    from distill.training.optimizer import OptimizerSettings
+
+    return TrainSettings(
+        OptimizerSettings(
+            rate,
+            norm_learning_rate=settings.norm_learning_rate,
+            schedule=settings.schedule,
+            warmup=settings.warmup,
+        ),
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        precision=settings.precision,
+        seed=settings.seed,
+        threads=threads(settings.threads),
+        devices=settings.devices,
+        parallel=settings.parallel,
+    )
+
+
+def example_of(tokenizer: Any, row: Row, ask: Ask, thinking: bool = True) -> Example:
+    """A trace in the student's own template and tokens, whoever its teacher was."""
+    from distill.training.conversations import conversation, from_messages
+
+    said = row["thinking"] if thinking else ""
+    messages = conversation(ask(problem_of(row)).messages, said, row["answer"])
+    return from_messages(tokenizer, row["trace_key"], messages)
 
 
 def check_positions(stage: str, network: Any, examples: Sequence[Example]) -> None:

@@ -1,10 +1,10 @@
-"""From tokens to micro-batches: what is supervised, what is too long, which rows share a step.
+"""From tokens to micro-batches: what is supervised, which rows share a step.
 
 An `Example` is a row of token ids with a mask of what is learned from. The order of a run is a pure
 function of (seed, epoch), so a resumed run needs no cursor but its step. Rows of similar length meet
 in one batch (within a window of the shuffled epoch), because attention works on rectangles
 (`distill.training.attention`); everything else works on packed tokens and never sees padding.
-Nothing here is cut to fit: over-long rows are dropped and counted, rows that teach nothing refused.
+Rows that teach nothing are refused.
 """
 
 from __future__ import annotations
@@ -57,15 +57,6 @@ def from_tokens(key: str, prompt_ids: Sequence[int], response_ids: Sequence[int]
     """A row from the very ids an engine saw and sampled (end token included): no re-tokenising."""
     mask = (False,) * len(prompt_ids) + (True,) * len(response_ids)
     return Example(key, (*prompt_ids, *response_ids), mask, weight)
-
-
-def fitting(examples: Sequence[Example], max_tokens: int) -> tuple[list[Example], list[str]]:
-    """The rows of at most ``max_tokens`` tokens, and the keys of those dropped.
-
-    A row is never cut: it would lose its answer and its end token, and teach endless thinking.
-    """
-    kept = [e for e in examples if len(e) <= max_tokens]
-    return kept, [e.key for e in examples if len(e) > max_tokens]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import torch
 
@@ -35,34 +35,16 @@ def save(directory: Path, step: int, run: str, state: dict[str, Any]) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
     with disk_errors(directory), (temporary / _STATE).open("wb") as file:
-        writing = _Writing(file)
         try:
-            torch.save(state, cast(Any, writing))
-        except RuntimeError as error:
-            raise writing.error or error from None
+            torch.save(state, file)
+        except RuntimeError as error:  # torch makes a riddle of a full disk; what it met is beneath
+            met = error.__context__
+            raise OSError(met.errno, met.strerror, file.name) if isinstance(met, OSError) else error from None
     with (temporary / _MARKER).open("w") as file:
         json.dump({"step": step, "run": run, "sha256": _digest(temporary / _STATE)}, file)
     publish_directory(temporary, final)
     for old in _complete(directory)[:-KEEP]:
         shutil.rmtree(_path(directory, old), ignore_errors=True)
-
-
-class _Writing:
-    """A file that remembers why it could not be written: torch makes a riddle of a full disk."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = OSError(error.errno, error.strerror, self._file.name)
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 def latest(directory: Path, run: str, device: torch.device | str = "cpu") -> tuple[int, dict[str, Any]] | None:

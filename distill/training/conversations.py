@@ -12,11 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from distill.thinking import CLOSE, OPEN, opened
+from distill.thinking import CLOSE, OPEN, join_thinking, opened
 from distill.training.batching import Example, from_tokens
 from distill.turns import rendered, turn_end
 from distill.types import Message
 from pipeline.errors import InputError
+
+
+def conversation(messages: tuple[Message, ...], thinking: str, answer: str) -> list[Message]:
+    """A trace as a conversation in the student's own form of thinking."""
+    return [*messages, {"role": "assistant", "content": join_thinking(thinking, answer)}]
 
 
 def from_messages(tokenizer: Any, key: str, messages: Sequence[Message], weight: float = 1.0) -> Example:

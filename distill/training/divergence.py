@@ -1,10 +1,9 @@
 """Divergence from a teacher over whole distributions, not sampled tokens: generalised JSD (GKD).
 
-A `distill.training.passes.Measure` as `forward.logprobs` is one: hidden states of student and teacher are
-picked where a label exists, and both heads run in chunks that are recomputed in the backward pass, so that
-neither's full logits ever exist. With ``top_k`` the vocabulary is coarsened, token by token, to the teacher's
-k likeliest and one bucket for all others: a divergence too, never above that of the whole, and equal to it
-where k is the vocabulary.
+A `distill.training.forward.Pass` as `tell` is one: hidden states of student and teacher are picked where a label
+exists, and both heads run in chunks that are recomputed in the backward pass, so that neither's full logits ever
+exist. With ``top_k`` the vocabulary is coarsened, token by token, to the teacher's k likeliest and one bucket for all
+others: a divergence too, never above that of the whole, and equal to it where k is the vocabulary.
 """
 
 from __future__ import annotations
@@ -15,11 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from distill.training import forward
-from distill.training.forward import Pack, causal_lm, states
-from pipeline.errors import InputError
+from distill.training.forward import Pack, Told, causal_lm, in_chunks, states
 
 
 @dataclass(frozen=True)
@@ -35,31 +31,19 @@ class Agreement:
     top_k: int | None = None
     temperature: float = 1.0
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.beta <= 1:
-            raise InputError(f"beta is between 0 (forward KL) and 1 (reverse KL), not {self.beta}")
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top_k is at least 1, not {self.top_k}")
-
-    def __call__(self, model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
-        ours, theirs = states(model, batch), self._states(batch)
+    def __call__(self, model: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> Told:
+        ours = states(model, batch)
+        with torch.no_grad():
+            theirs = states(self.teacher, batch)
         head, teacher_head = causal_lm(model).get_output_embeddings(), causal_lm(self.teacher).get_output_embeddings()
 
-        def of(own: Tensor, other: Tensor) -> Tensor:
+        def of(own: Tensor, other: Tensor) -> tuple[Tensor]:
             p, q = (x.float() / (self.temperature * temperature) for x in (head(own), teacher_head(other)))
             width = min(p.shape[-1], q.shape[-1])  # what one has beyond the other is padding of its head
             p, q = coarsened(p[:, :width].log_softmax(-1), q[:, :width].log_softmax(-1), self.top_k)
-            return -generalised_jsd(p, q, self.beta)
+            return (-generalised_jsd(p, q, self.beta),)
 
-        size = max(1, forward.CHUNK // (head.weight.shape[0] + teacher_head.weight.shape[0]))
-        if len(ours) <= size:
-            return of(ours, theirs)
-        parts = zip(torch.split(ours, size), torch.split(theirs, size), strict=True)
-        return torch.cat([checkpoint(of, p, q, use_reentrant=False) for p, q in parts])
-
-    @torch.no_grad()
-    def _states(self, batch: Pack) -> Tensor:
-        return states(self.teacher, batch)
+        return Told(*in_chunks(of, head.weight.shape[0] + teacher_head.weight.shape[0], ours, theirs))
 
 
 def generalised_jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor:

@@ -53,8 +53,8 @@ class Best:
     @property
     def over(self) -> bool:
         """Whether training has nothing more to gain."""
-        patience = self._heldout and self._heldout.patience
-        return bool(patience) and self._misses >= (patience or 0)
+        patience = self._heldout.patience if self._heldout else None
+        return patience is not None and self._misses >= patience
 
     def look(self) -> Mapping[str, Any]:
         """Before the first update and after each: measure, if it is time. Returns the figures."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from distill.engines.weights import folded, plain
+from distill.pretrained import hush
 from distill.training.forward import causal_lm
 from distill.turns import stop_ids
 from pipeline.errors import PipelineError
@@ -32,8 +31,8 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     """A causal LM from a local directory, nothing fetched."""
     from transformers import AutoModelForCausalLM
 
-    with _no_bars():
-        return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
+    hush()
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
 
 
 def export_student(model: Any, tokenizer: Any, directory: Path, half: bool = False) -> None:
@@ -42,6 +41,7 @@ def export_student(model: Any, tokenizer: Any, directory: Path, half: bool = Fal
 
     Raises `PipelineError` where the files' logits differ from the trained model's.
     """
+    hush()
     merged = model
     if hasattr(model, "peft_config"):
         # Else peft looks for the base's vocabulary on the hub; ours is never another one.
@@ -54,8 +54,7 @@ def export_student(model: Any, tokenizer: Any, directory: Path, half: bool = Fal
     ends = stop_ids(generation.eos_token_id, tokenizer)
     generation.eos_token_id = ends[0] if len(ends) == 1 else ends
     generation.pad_token_id = tokenizer.pad_token_id if generation.pad_token_id is None else generation.pad_token_id
-    with _no_bars():
-        merged.save_pretrained(directory / MODEL, safe_serialization=True)
+    merged.save_pretrained(directory / MODEL, safe_serialization=True)
     tokenizer.save_pretrained(directory / MODEL)
     _check(model, load_model(directory / MODEL, merged.dtype))
 
@@ -69,30 +68,8 @@ def _merged(model: Any) -> Any:
             merged.set_submodule(name, plain(layer, folded(layer)))
     merged = merged.merge_and_unload()
     if getattr(merged, "is_quantized", False):  # it is not any more: nothing may say so, in memory or in the files
-        del merged.config.quantization_config
-        for mark in (
-            "is_quantized",
-            "is_loaded_in_4bit",
-            "is_4bit_serializable",
-            "quantization_method",
-            "hf_quantizer",
-        ):
-            merged.__dict__.pop(mark, None)
+        merged.hf_quantizer.remove_quantization_config(merged)
     return merged
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """transformers draws progress bars over whatever display there is."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _settle(path: Path) -> None:

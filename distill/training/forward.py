@@ -12,7 +12,7 @@ called once per run, and catches both contamination between documents and heads 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -126,9 +126,17 @@ def asking(model: Any, rows: Tensor | None) -> Iterator[None]:
             block.forward = before
 
 
-def second_pass(config: Any) -> AbstractContextManager[None]:
-    """What holds now, to be entered again where gradient checkpointing computes anew, outside of `states`."""
-    return _again(config, *_ASKED.get())
+def checkpoint_layers(model: Any) -> None:
+    """Gradient checkpointing, whose second pass, outside of `states`, is what the first was."""
+    causal = causal_lm(model)
+    how = {"use_reentrant": False, "context_fn": partial(_passes, causal.config)}  # a model is sent to other ranks
+    causal.gradient_checkpointing_enable(how)
+    causal.disable_input_require_grads()  # a hook that only reentrant checkpoints need, and that cannot be sent
+
+
+def _passes(config: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What the first pass over a layer, and the second, are to be in."""
+    return nullcontext(), _again(config, *_ASKED.get())
 
 
 @contextmanager
@@ -174,12 +182,19 @@ class Told(NamedTuple):
     values: Tensor | None = None
 
 
+Pass = Callable[[Any, Pack, float, bool], Told]
+"""What is made of a pack by a model, at a temperature, with entropies or without. By default it is `tell`; another
+tells objectives something else as a token's log-probability."""
+Scorer = Callable[[Pack, float, bool], Told]
+"""A `Pass` of one model."""
+
+
 def tell(model: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> Told:
     """One pass over a pack."""
     hidden = states(model, batch)
-    found = of_states(causal_lm(model).get_output_embeddings(), hidden, batch.targets, temperature, entropy)
+    told = Told(*of_states(model, hidden, batch.targets, temperature, entropy))
     head = getattr(model, "value_head", None)
-    return Told(found[0], found[1] if entropy else None, head(hidden) if head is not None else None)
+    return told if head is None else told._replace(values=head(hidden))
 
 
 def logprobs(model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
@@ -187,14 +202,12 @@ def logprobs(model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
     return tell(model, batch, temperature).logprobs
 
 
-def told(model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """Natural log-probabilities (L,), fp32, of ``targets`` (L,) from the hidden states (L, D) that predict them."""
-    return of_states(causal_lm(model).get_output_embeddings(), hidden, targets, temperature, False)[0]
-
-
-def of_states(head: Any, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, ...]:
-    """Log-probabilities (L,) of ``targets``, and of the distributions their entropies (L,) if asked: a by-product,
-    with one more chunk of probabilities for a moment."""
+def of_states(
+    model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, ...]:
+    """Log-probabilities (L,) of ``targets`` (L,) from the hidden states (L, D) that predict them, and the entropies
+    (L,) of the distributions if asked: a by-product, with one more chunk of probabilities for a moment."""
+    head = causal_lm(model).get_output_embeddings()
     if is_plain(head):
         return through(hidden, head.weight, targets, temperature, entropy, precision(hidden))
 
@@ -207,11 +220,17 @@ def of_states(head: Any, hidden: Tensor, targets: Tensor, temperature: float, en
         with torch.no_grad():  # last: when the chunk is recomputed for its gradient this is not
             return told, -table.exp().mul_(table).sum(-1)
 
-    size = max(1, CHUNK // head.weight.shape[0])
-    if len(hidden) <= size:
-        return of(hidden, targets)
-    parts = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
-    found: list[tuple[Tensor, ...]] = [checkpoint(of, h, t, use_reentrant=False) for h, t in parts]
+    return in_chunks(of, head.weight.shape[0], hidden, targets)
+
+
+def in_chunks(of: Callable[..., tuple[Tensor, ...]], width: int, *rows: Tensor) -> tuple[Tensor, ...]:
+    """What ``of`` makes of ``rows``, each with ``width`` logits: `CHUNK` of these at once. Where there are more, each
+    chunk is computed anew in the backward pass."""
+    size = max(1, CHUNK // width)
+    if len(rows[0]) <= size:
+        return of(*rows)
+    parts = zip(*(torch.split(each, size) for each in rows), strict=True)
+    found: list[tuple[Tensor, ...]] = [checkpoint(of, *part, use_reentrant=False) for part in parts]
     return tuple(map(torch.cat, zip(*found, strict=True)))
 
 

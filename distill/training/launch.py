@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +21,6 @@ from torch.distributed.rendezvous import rendezvous
 from distill.training.ranks import FOREVER, Ranks, gone
 from pipeline.errors import InputError, PipelineError
 
-tcp_store: Any = dist.TCPStore  # type: ignore[attr-defined]
 GRACE = 5.0
 """Seconds in which the run is to notice by itself that a rank is gone; then it is ended."""
 
@@ -83,7 +81,7 @@ def assembled(devices: int) -> Iterator[Ranks | None]:
     if devices < 2:
         yield None
         return
-    store = tcp_store("127.0.0.1", 0, devices, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", 0, devices, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     children = [_child(rank, devices, store.port) for rank in range(1, devices)]
     over = threading.Event()
     for rank, child in enumerate(children, start=1):

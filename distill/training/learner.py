@@ -20,10 +20,10 @@ from torch import Tensor
 
 from distill.training import checkpoint
 from distill.training.batching import Example, micro_batches
-from distill.training.forward import logprobs, tell
+from distill.training.forward import Pass, Scorer, tell
 from distill.training.optimizer import Optimizer, OptimizerSettings
-from distill.training.passes import Measure, Objective, Row, Scored, Task, accumulate, measured
-from distill.training.ranks import Parallel, Ranks, Scorer, alike, full
+from distill.training.passes import Objective, Row, Scored, Task, accumulate
+from distill.training.ranks import Parallel, Ranks, alike, full
 from distill.training.replicas import Replica, share
 from pipeline.errors import Stopped
 
@@ -64,7 +64,7 @@ class Learner:
 
     def __init__(
         self, model: Any, settings: LearnerSettings, total: int, directory: Path, run: str,
-        before_save: BeforeSave, ranks: Ranks | None = None, measure: Measure = logprobs,
+        before_save: BeforeSave, ranks: Ranks | None = None, measure: Pass = tell,
     ) -> None:  # fmt: skip
         self._before_save = before_save
         self.settings, self.total, self.directory, self.run = settings, total, directory, run
@@ -73,8 +73,7 @@ class Learner:
         self._replicas: list[Replica] = []
         self._ranks = ranks
         self._ask: Scorer
-        own = partial(tell, model) if measure is logprobs else partial(measured, measure, model)
-        trained, self._ask = ranks.module(model, settings.parallel) if ranks else (model, own)
+        trained, self._ask = ranks.module(model, settings.parallel) if ranks else (model, partial(measure, model))
         self.model, self._trained = trained if model is None else model, trained
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         """What is trained, whole. With fsdp it is as old as the last `gather`."""
@@ -128,7 +127,7 @@ class Learner:
             for runs, more in zip(made, idle, strict=True)
         ]
         if self._ranks:
-            answers = self._ranks.call(self, "_accumulate", tasks)
+            answers = self._ranks.call(self, "_accumulate", [(task,) for task in tasks])
         else:
             for replica, task in zip(self._replicas, tasks[1:], strict=True):
                 replica.send(task)
@@ -168,13 +167,13 @@ class Learner:
     def gather(self) -> None:
         """Bring ``model`` up to date, as whoever samples from it or saves it needs; with fsdp it is not by itself."""
         if self._sharded:
-            self._everywhere("_gather", None)
+            self._everywhere("_gather")
 
-    def _everywhere(self, name: str, argument: Any) -> Any:
+    def _everywhere(self, name: str, *arguments: Any) -> Any:
         """Call a method of this learner on every rank; what it returns here."""
         if self._ranks is None:
-            return getattr(self, name)(argument)
-        return self._ranks.call(self, name, [argument] * self._ranks.size)[0]
+            return getattr(self, name)(*arguments)
+        return self._ranks.call(self, name, [arguments] * self._ranks.size)[0]
 
     def _apply(self, scale: float) -> float:
         if self._ranks and not self._sharded:  # shards add their gradients up in the backward pass
@@ -190,13 +189,13 @@ class Learner:
         self.optimizer.load(state["optimizer"])
 
     @torch.no_grad()
-    def _gather(self, _: None) -> None:
+    def _gather(self) -> None:
         for parameter, own in zip(self.optimizer.parameters, self.weights, strict=True):
             value = full(parameter)
             if self._ranks and self._ranks.rank == 0:
                 own.copy_(value)
 
-    def _moments(self, _: None) -> Any:
+    def _moments(self) -> Any:
         state = self.optimizer.state()
         return state if self._ranks is None or self._ranks.rank == 0 else None
 
@@ -205,7 +204,7 @@ class Learner:
         self._before_save()
         self.gather()
         weights = [p.detach() for p in self.weights]
-        state = {"weights": weights, "optimizer": self._everywhere("_moments", None), "extra": extra}
+        state = {"weights": weights, "optimizer": self._everywhere("_moments"), "extra": extra}
         checkpoint.save(directory or self.directory, self.done, self.run, state)
         self._last_save = time.monotonic()
 

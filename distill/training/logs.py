@@ -92,27 +92,11 @@ class _TensorBoard:
         self._writer.close()
 
 
-class _Trackio:
-    def __init__(self, directory: Path, stage: str, run: str, told: int) -> None:
-        import trackio
+class _Run:
+    """A run of wandb, or trackio, which speaks as that does."""
 
-        self._trackio: Any = trackio
-        trackio.init(project="distill", name=f"{stage}-{run[:12]}", resume="allow")
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._trackio.log(dict(values), step=step)
-
-    def close(self) -> None:
-        self._trackio.finish()
-
-
-class _Wandb:
-    def __init__(self, directory: Path, stage: str, run: str, told: int) -> None:
-        import wandb
-
-        self._run: Any = wandb.init(
-            project="distill", name=stage, id=run[:12], resume="allow", dir=str(directory), reinit="create_new"
-        )
+    def __init__(self, run: Any) -> None:
+        self._run = run
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -121,4 +105,19 @@ class _Wandb:
         self._run.finish()
 
 
-OPEN: Mapping[Logger, Open] = {"tensorboard": _TensorBoard, "trackio": _Trackio, "wandb": _Wandb}
+def _trackio(directory: Path, stage: str, run: str, told: int) -> Log:
+    import trackio
+
+    trackio.init(project="distill", name=f"{stage}-{run[:12]}", resume="allow")
+    return _Run(trackio)
+
+
+def _wandb(directory: Path, stage: str, run: str, told: int) -> Log:
+    import wandb
+
+    return _Run(
+        wandb.init(project="distill", name=stage, id=run[:12], resume="allow", dir=str(directory), reinit="create_new")
+    )
+
+
+OPEN: Mapping[Logger, Open] = {"tensorboard": _TensorBoard, "trackio": _trackio, "wandb": _wandb}

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from distill.training.batching import Example, Order
 from distill.training.early_stopping import Best, Heldout
-from distill.training.forward import logprobs
+from distill.training.forward import Pass, tell
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing, run_identity
-from distill.training.passes import Measure, Row
+from distill.training.passes import Row
 from distill.training.session import learning
 from pipeline.errors import InputError
 
@@ -85,7 +85,7 @@ def train(
     on_step: Callable[[StepMetrics], None] = lambda metrics: None,
     before_save: BeforeSave = nothing,
     heldout: Heldout | None = None,
-    measure: Measure = logprobs,
+    measure: Pass = tell,
     over: Callable[[Learner], bool] = lambda learner: False,
 ) -> TrainResult:
     """Fit the trainable parameters of ``model`` in place, going on from ``checkpoints`` if there are any.
@@ -93,14 +93,14 @@ def train(
     ``checkpoints`` belongs to this one run: the same model, examples and settings. ``on_step`` may see
     a step again after a resume, with the same numbers; ``before_save`` is called ahead of each checkpoint,
     after which steps are not seen again. With ``heldout`` the model ends with the weights that were best by it.
-    ``measure`` stands in for the log-probabilities whose weighed mean is maximised
+    ``measure`` says what stands in for the log-probabilities, whose weighed mean is maximised
     (`distill.training.divergence`). ``over`` is asked before each step and after the last whether the run ends here,
     and may put the learner back to an earlier step. Raises `Stopped` after checkpointing when ``stop()`` turns true.
     """
-    order = None if callable(examples) else _order(examples, settings)
+    order = None if callable(examples) else Order(tuple(map(len, examples)), settings.batch_size, settings.seed)
     total = settings.steps or (order.steps_per_epoch * settings.epochs if order else 0)
-    if total < 1:
-        raise InputError("a batch source has no end of its own: give `steps`")
+    if not total:
+        raise InputError("there is nothing to train on: no example, or a batch source without `steps`")
     run = run_identity(settings, () if callable(examples) else examples)
     with learning(model, settings, total, checkpoints, run, before_save, measure) as learner:
         found = learner.resume()
@@ -151,9 +151,3 @@ def _step(learner: Learner, batch: Sequence[Example]) -> tuple[StepMetrics, list
 def cross_entropy(logprobs: Tensor, streams: Mapping[str, Tensor]) -> Tensor:
     """The weighted sum of -log p. An `Objective`."""
     return -(streams["weight"] * logprobs).sum()
-
-
-def _order(examples: Sequence[Example], settings: TrainSettings) -> Order:
-    if not examples:
-        raise InputError("there is no example to train on")
-    return Order(tuple(map(len, examples)), settings.batch_size, settings.seed)

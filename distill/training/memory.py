@@ -12,6 +12,7 @@ is free), and models whose files are not here yet: nothing is told of these.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ KEPT = {
     ("base", True): (2, 1, 1.5),
 }
 """By what is trained (all, an adapter, one over a base in bf16) and whether in half precision."""
+CHUNK = 1 << 24
+"""`distill.training.forward.CHUNK`, without torch."""
 HEAD = 3
 """Copies of a chunk of logits at once: they, their softmax, their gradient."""
 TILE = 1 << 20
@@ -97,24 +100,21 @@ def size(count: int) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / (1 << 20):.0f} MiB"
 
 
-def estimate(directory: Path, training: Training, chunk: int = 1 << 24) -> Estimate | None:
-    """What training the model in ``directory`` takes of the fullest device; None where the files do not tell.
-
-    ``chunk`` is `distill.training.forward.CHUNK`.
-    """
+def estimate(directory: Path, training: Training) -> Estimate | None:
+    """What training the model in ``directory`` takes of the fullest device; None where the files do not tell."""
+    shapes = _shapes(directory)
     try:
         config = json.loads((directory / "config.json").read_text())
-        shapes = [shape for file in directory.glob("*.safetensors") for shape in _shapes(file)]
         hidden, inner, layers = (config[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers"))
         heads, vocabulary = config["num_attention_heads"], config["vocab_size"]
-    except (OSError, ValueError, KeyError, struct.error):
+    except (OSError, ValueError, KeyError):
         return None
     if not shapes:
         return None
     width = config.get("head_dim") or hidden // heads
     queries, keys = heads * width, (config.get("num_key_value_heads") or heads) * width
     linear = [s for s in shapes if len(s) == 2 and vocabulary not in s]
-    matrices, every = sum(a * b for a, b in linear), sum(map(_count, shapes))
+    matrices, every = sum(a * b for a, b in linear), sum(map(math.prod, shapes))
     trained = every if training.rank is None else sum(training.rank * (a + b) for a, b in linear)
     outside = 2 if training.bits == 16 else 4  # bytes of an embedding's or norm's weight
     frozen = 0 if training.rank is None else outside * (every - matrices) + training.bits * matrices // 8
@@ -126,9 +126,9 @@ def estimate(directory: Path, training: Training, chunk: int = 1 << 24) -> Estim
     kept = layers * hidden + per_layer if training.checkpointing else layers * per_layer
     tokens = training.micro_batch_tokens
     if training.rank is None:
-        logits = HEAD * min(chunk, tokens * vocabulary)
+        logits = HEAD * min(CHUNK, tokens * vocabulary)
     else:  # a tile in the precision of products and in fp32, and the gradient of hidden states twice for a moment
-        logits = 2 * min(TILE if training.cores else chunk, tokens * vocabulary) + 2 * tokens * hidden
+        logits = 2 * min(TILE if training.cores else CHUNK, tokens * vocabulary) + 2 * tokens * hidden
     passing = 4 * (tokens * kept + logits)
     in_heap = max(0.0, 1 - 4 * tokens * max(hidden, inner) / LARGE) if training.cores else 0.0
     moments = 8 * trained // training.shards
@@ -148,25 +148,24 @@ def estimate(directory: Path, training: Training, chunk: int = 1 << 24) -> Estim
 
 def weights_of(directory: Path, size: int) -> int:
     """Bytes of a model's weights at ``size`` bytes each; 0 where the files do not tell."""
+    return size * sum(map(math.prod, _shapes(directory)))
+
+
+def _shapes(directory: Path) -> list[list[int]]:
+    """The shapes of all tensors in a model's safetensors files: their headers, no more, are read. Empty where there are
+    no such files, or one is damaged."""
     try:
-        return size * sum(_count(shape) for file in directory.glob("*.safetensors") for shape in _shapes(file))
+        headers = [_header(file) for file in directory.glob("*.safetensors")]
+        return [entry["shape"] for header in headers for name, entry in header.items() if name != "__metadata__"]
     except (OSError, ValueError, KeyError, struct.error):
-        return 0
+        return []
 
 
-def _shapes(file: Path) -> Iterator[list[int]]:
-    """The shapes of the tensors in a safetensors file: its header, no more, is read."""
+def _header(file: Path) -> dict[str, Any]:
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
         header: dict[str, Any] = json.loads(opened.read(length))
-    return (entry["shape"] for name, entry in header.items() if name != "__metadata__")
-
-
-def _count(shape: list[int]) -> int:
-    product = 1
-    for length in shape:
-        product *= length
-    return product
+    return header
 
 
 def check_fits(directory: Path | None, training: Training, where: str, free: int) -> None:

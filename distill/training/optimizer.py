@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distill.training.ranks import alike, full
 from pipeline.errors import InputError, PipelineError
@@ -98,10 +98,7 @@ class Optimizer:
     def load(self, states: list[dict[str, Any]]) -> None:
         for (_, optimizer), state in zip(self.parts, states, strict=True):
             own = optimizer.param_groups[0]["params"]
-            cut = {
-                i: {k: v if k == "step" or not isinstance(v, Tensor) else alike(v, own[i]) for k, v in one.items()}
-                for i, one in state.items()
-            }
+            cut = {i: {k: v if k == "step" else alike(v, own[i]) for k, v in one.items()} for i, one in state.items()}
             optimizer.load_state_dict({"state": cut, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from distill.training.batching import Example
-from distill.training.forward import FEW, Pack, Told, pack
-from distill.training.ranks import Scorer
+from distill.training.batching import Example, micro_batches
+from distill.training.forward import FEW, Scorer, logprobs, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +33,6 @@ streams are ``reference`` where asked for, and ``value``, with its gradient, whe
 Losses of micro-batches are summed, so an objective must carry its normalisation by the whole step in
 its streams. It is sent to other processes: a module's function, or a `functools.partial` of one.
 """
-
-
-Measure = Callable[[Any, Pack, float], Tensor]
-"""What a pass makes of each supervised token of a pack at a temperature, (L,): what objectives are told as its
-log-probability. By default it is that (`forward.logprobs`)."""
 
 
 class Scored(NamedTuple):
@@ -92,9 +86,15 @@ def accumulate(task: Task, ask: Scorer, model: Any, device: torch.device, half: 
     return scored
 
 
-def measured(measure: Measure, model: Any, batch: Pack, temperature: float, entropy: bool) -> Told:
-    """A measure as a `Scorer`."""
-    return Told(measure(model, batch, temperature))
+@torch.no_grad()
+def likelihoods(model: Any, examples: Sequence[Example], max_tokens: int, temperature: float = 1.0) -> list[Tensor]:
+    """The log-probabilities of each example's supervised tokens, in micro-batches; no logits are kept."""
+    found: dict[int, Tensor] = {}
+    for run in micro_batches(examples, max_tokens):
+        batch = pack([examples[i] for i in run], model.device)
+        parts = torch.split(logprobs(model, batch, temperature), [example.supervised for example in batch.examples])
+        found |= zip(run, parts, strict=True)
+    return [found[i] for i in range(len(examples))]
 
 
 def _by_row(values: Tensor | None, run: Sequence[Row]) -> list[list[float]]:

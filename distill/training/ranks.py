@@ -14,10 +14,11 @@ processes of its own for CPUs), ranks that join later, and shards of quantised w
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -27,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distill.training.forward import Pack, Told, causal_lm, tell
+from distill.training.forward import Pack, Scorer, Told, causal_lm, tell
 from pipeline.errors import PipelineError
 
 Parallel = Literal["ddp", "fsdp"]
@@ -50,14 +51,14 @@ class Ranks:
         self._control: Any = dist.new_group(backend="gloo", timeout=FOREVER)
         self._in_step = True  # False once a call has failed: then nobody can be asked anything any more
 
-    def call(self, methods: Any, name: str, arguments: Sequence[Any]) -> list[Any]:
+    def call(self, methods: Any, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Have every rank call the method ``name`` with its own of the arguments; the answers by rank."""
         if not self._in_step:
             raise gone()
         self._in_step = False
-        self._tell([(name, argument) for argument in arguments])
+        self._tell([(name, own) for own in arguments])
         with _lost_peers():
-            answer = getattr(methods, name)(arguments[0])
+            answer = getattr(methods, name)(*arguments[0])
             answers: list[Any] = [None] * self.size
             dist.gather_object(None, answers, group=self._control)
         self._in_step = True
@@ -123,10 +124,8 @@ class Ranks:
         if parallel == "ddp":
             model = self.share(model, self.device)
             return model, partial(tell, model)
-        copy = self.share(model, torch.device("cpu"))
-        if self.rank == 0:
-            copy = _copied(model)
-        return _sharded(copy, self.device)
+        own = self.share(model, torch.device("cpu"))
+        return _sharded(_copied(model) if self.rank == 0 else own, self.device)
 
     def close(self) -> None:
         """Leave the others, and wait for gloo's threads to end: one that still lets go of a tensor when the
@@ -136,10 +135,6 @@ class Ranks:
             dist.destroy_process_group()
         self._control = None
         gc.collect()
-
-
-Scorer = Callable[[Pack, float, bool], Told]
-"""A pass over a pack at a temperature, with entropies or without."""
 
 
 class _Structure(pickle.Pickler):
@@ -187,15 +182,9 @@ class _Whole(nn.Module):
 
 
 def _copied(model: Any) -> Any:
-    """A copy in the machine's memory, by the way that the other ranks get theirs."""
-    out = io.BytesIO()
-    pickler = _Structure(out)
-    pickler.dump(model)
-    reader = _Build(io.BytesIO(out.getvalue()), torch.device("cpu"))
-    built = reader.load()
-    for index, tensor in enumerate(pickler.tensors):
-        reader.tensors[index].data.copy_(tensor.data)
-    return built
+    """A copy in the machine's memory, wherever the model lies."""
+    weights = {id(p): nn.Parameter(p.detach().to("cpu", copy=True), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, {**weights, **{id(b): b.to("cpu", copy=True) for b in model.buffers()}})
 
 
 def _sharded(model: Any, device: torch.device) -> tuple[Any, Scorer]:

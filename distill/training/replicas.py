@@ -9,7 +9,6 @@ ends when its pipe closes or its parent is gone. Linux only, and only on a CPU.
 
 from __future__ import annotations
 
-import mmap
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.engines.weights import shared
 from pipeline.errors import PipelineError
 from pipeline.forking import fork
 
@@ -26,16 +26,10 @@ ORPHANED = 1.0
 """Seconds between looks, of an idle replica, whether its parent lives. The pipe tells first, as a rule."""
 
 
-def shared(numel: int, dtype: torch.dtype) -> Tensor:
-    """A flat zeroed tensor in memory that processes forked from now on share."""
-    buffer = mmap.mmap(-1, max(1, numel * dtype.itemsize))
-    return torch.frombuffer(buffer, dtype=dtype, count=numel)
-
-
 def share(parameters: Sequence[Tensor]) -> None:
     """Move parameters into shared memory, keeping their identity and values."""
     for parameter in parameters:
-        parameter.data = shared(parameter.numel(), parameter.dtype).view(parameter.shape).copy_(parameter.data)
+        parameter.data = shared(parameter).copy_(parameter.data)
 
 
 class Replica:
@@ -43,7 +37,7 @@ class Replica:
 
     def __init__(self, work: Callable[[Any], Any], parameters: Sequence[Tensor], others: Sequence[Replica]) -> None:
         self._parameters = parameters
-        self._gradient = [shared(p.numel(), p.dtype).view(p.shape) for p in parameters]
+        self._gradient = [shared(p) for p in parameters]
         self._pipe, theirs = multiprocessing.Pipe()
         inherited = [self._pipe, *(other._pipe for other in others)]
         self._process = fork(_serve, (work, parameters, self._gradient, theirs, inherited))

@@ -15,13 +15,12 @@ import torch
 from torch.utils import deterministic
 
 from distill.training.allocator import keeping
-from distill.training.forward import check_packing, logprobs
+from distill.training.forward import Pass, check_packing, tell
 from distill.training.kernels import few_kernels
 from distill.training.launch import assembled
 from distill.training.lean import lean
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing
 from distill.training.memory import SMALL
-from distill.training.passes import Measure
 from distill.training.ranks import Ranks
 from distill.training.rotary import quick_rotary
 from pipeline.errors import InputError
@@ -30,7 +29,7 @@ from pipeline.errors import InputError
 @contextmanager
 def learning(
     model: Any, settings: LearnerSettings, total: int, directory: Path, run: str, before_save: BeforeSave = nothing,
-    measure: Measure = logprobs,
+    measure: Pass = tell,
 ) -> Iterator[Learner]:  # fmt: skip
     """A learner in a process made ready for it: see `prepared`. ``settings.threads`` cores compute:
     processes of one thread each for a small model on Linux and CPU, threads of one process otherwise.
@@ -39,7 +38,7 @@ def learning(
     step counts as done.
     """
     with assembled(settings.devices) as ranks:
-        if ranks and measure is not logprobs:
+        if ranks and measure is not tell:
             raise InputError("what a measure of its own makes of a pass can be learned on one device only (devices: 1)")
         processes = 1 if ranks else _processes(model, settings)
         sharded = ranks is not None and settings.parallel == "fsdp"
@@ -70,8 +69,8 @@ def follow(ranks: Ranks, settings: LearnerSettings, total: int) -> None:
         learner = Learner(None, settings, total, Path(), "", nothing, ranks)
         with quick_rotary(learner.model):
             while (asked := ranks.told()) is not None:
-                name, argument = asked
-                ranks.answer(getattr(learner, name)(argument))
+                name, arguments = asked
+                ranks.answer(getattr(learner, name)(*arguments))
 
 
 @contextmanager

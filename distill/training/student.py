@@ -6,16 +6,15 @@ without. Shared by sft and grpo.
 
 from __future__ import annotations
 
-import os
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
+
+import torch
 
 from distill import pretrained
 from distill.modelspec import NO_TEMPLATE, Model
-from distill.thinking import join_thinking
-from distill.types import Message
+from distill.training.forward import checkpoint_layers
+from distill.training.lora import add_lora
 from pipeline.errors import InputError
 
 
@@ -46,10 +45,6 @@ def load(
     and computes the rest anew in the backward pass: a third more time, the same gradients. ``half``: it will
     be computed in bf16, which the device must support.
     """
-    import torch
-
-    from distill.training.lora import add_lora
-
     dtype = "bfloat16" if half_base else "float32"
     network, tokenizer = pretrained.load(model, dtype, device, quantize)
     if tokenizer.chat_template is None:
@@ -66,20 +61,6 @@ def load(
     return network, tokenizer
 
 
-def checkpoint_layers(network: Any) -> None:
-    """Gradient checkpointing, whose second pass too attends to packed rows: the backward runs outside `logprobs`."""
-    causal = network.get_base_model() if hasattr(network, "peft_config") else network
-    how = {"use_reentrant": False, "context_fn": partial(_passes, causal.config)}  # a model is sent to other ranks
-    causal.gradient_checkpointing_enable(how)
-    causal.disable_input_require_grads()  # a hook that only reentrant checkpoints need, and that cannot be sent
-
-
-def _passes(config: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    from distill.training.forward import second_pass
-
-    return nullcontext(), second_pass(config)
-
-
 LORA_FACTOR = 10
 """The best learning rate of LoRA over that of full fine-tuning, whatever the rank (LoRA Without Regret)."""
 FALL = {"llama": 0.781}
@@ -92,17 +73,3 @@ def default_learning_rate(network: Any) -> float:
     config = network.config
     rate = 5e-5 * (2000 / config.hidden_size) ** FALL.get(config.model_type, 0.0775)
     return float(f"{rate * (LORA_FACTOR if hasattr(network, 'peft_config') else 1):.2g}")
-
-
-def conversation(messages: tuple[Message, ...], thinking: str, answer: str) -> list[Message]:
-    """A trace as a conversation in the student's own form of thinking."""
-    return [*messages, {"role": "assistant", "content": join_thinking(thinking, answer)}]
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def threads(asked: int) -> int:
-    """0 means one a core."""
-    return asked or cores()

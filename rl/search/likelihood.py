@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from distill.modelspec import Model
 from distill.pretrained import load
 from distill.steps import Span, needs_tokens, spans_of, split
 from distill.thinking import opened_twice
-from distill.training.batching import Example, from_tokens, micro_batches
-from distill.training.forward import check_packing, logprobs, pack
+from distill.training.batching import Example, from_tokens
+from distill.training.forward import check_packing
+from distill.training.passes import likelihoods
 from distill.turns import rendered
 from distill.types import Message
 from pipeline.errors import InputError
@@ -45,10 +44,8 @@ class Likelihood:
         """In passes of packed tokens, equal texts once; the logits of all of them are never held."""
         read = {pair: self._read(str(n), *pair) for n, pair in enumerate(dict.fromkeys(asked))}
         rows = [row for row, _ in read.values() if row]
-        known: dict[str, list[float]] = {}
-        for run in micro_batches(rows, BATCH_TOKENS) if rows else ():
-            part = [rows[at] for at in run]
-            known |= zip((row.key for row in part), self._probabilities(part), strict=True)
+        told = likelihoods(self._network, rows, BATCH_TOKENS)
+        known = {row.key: part.exp().tolist() for row, part in zip(rows, told, strict=True)}
         steps = {pair: self._steps(pair[1], spans, known[row.key]) for pair, (row, spans) in read.items() if row}
         return [steps.get(pair, []) for pair in asked]
 
@@ -58,12 +55,6 @@ class Likelihood:
         ids, spans = spans_of(self._tokenizer, text)
         again = sum(end <= opened_twice(prompt, text) for _, end in spans)
         return from_tokens(key, before, ids[again:]) if ids[again:] else None, spans[again:]
-
-    def _probabilities(self, rows: Sequence[Example]) -> list[list[float]]:
-        """Of each token of the responses, after its prompt."""
-        with torch.no_grad():
-            each = logprobs(self._network, pack(rows, self._network.device)).exp().cpu()
-        return [part.tolist() for part in torch.split(each, [row.supervised for row in rows])]
 
     def _steps(self, text: str, spans: Sequence[Span], values: Sequence[float]) -> list[float]:
         least = (min(_inside(spans, values, step.start, step.end)) for step in split(text, self.rule))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
@@ -18,12 +19,12 @@ from distill.engines.options import SamplingSettings, TransformersOptions
 from distill.lacking import lacking
 from distill.modelspec import Model, ModelName
 from distill.prompting import asking
-from distill.spending import Spending
 from distill.stages.common import RewardModel, VerifierSpec, resolved, store_of
 from distill.stages.devices import check_memory, foreseen
-from distill.stages.student import SupervisedSettings, check_positions, load_student, publish
+from distill.stages.student import SupervisedSettings, check_positions, example_of, load_student, publish, supervised
 from distill.store.records import kept, problem_of
 from distill.types import Completion, Problem
+from distill.verification import pool_of
 from distill.verifiers import VerifierPool
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
     from distill.training.batching import Example, Order
     from distill.training.divergence import Agreement
-    from distill.training.loop import StepMetrics, TrainSettings
+    from distill.training.loop import StepMetrics
     from rl.gkd import Batches
     from rl.monitors import Samples
 
@@ -97,15 +98,15 @@ def run(context: Context, settings: GkdSettings) -> Output:
     workers = workers_for(network, settings.workers)
     with (
         closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
-        VerifierPool(1, note=context.note, hashes=context.hashes, spending=Spending(store, context.name)) as pool,
+        pool_of(store, context) as pool,
         Recorder(store, context, ("loss", "learning_rate"), settings.log_to) as recorder,
     ):
         order = Order(tuple(map(len, examples)), settings.batch_size, settings.seed)
-        how = _how(settings, rate, order.steps_per_epoch * settings.epochs)
+        how = replace(supervised(settings, rate), epochs=1, steps=order.steps_per_epoch * settings.epochs)
         told: dict[int, Samples] = {}
         source = _batches(context, settings, examples, asked, order, policy, pool, told)
         guard = guarding.guard(
-            context, settings, policy, source.how.sampling, source.ask, History(JUDGE), steps=how.steps or 0
+            context, settings, policy, source.sampling, source.ask, History(JUDGE), steps=how.steps or 0
         )  # fmt: skip
 
         def hear(metrics: StepMetrics) -> None:
@@ -138,18 +139,13 @@ def _examples(
     context: Context, settings: GkdSettings, tokenizer: Any
 ) -> tuple[list[Example], list[tuple[str, Problem]]]:
     """The teacher's traces that are not too long, and (problem key, problem) that each answers."""
-    from distill.training.conversations import from_messages
-    from distill.training.student import conversation
-
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
     rows = kept(store_of(context), context.inputs[settings.data])
     pairs: list[tuple[Example, tuple[str, Problem]]] = []
     for row in rows:
-        problem = problem_of(row)
-        messages = conversation(ask(problem).messages, row["thinking"], row["answer"])
-        example = from_messages(tokenizer, row["trace_key"], messages)
+        example = example_of(tokenizer, row, ask)
         if len(example) <= settings.max_tokens:
-            pairs.append((example, (row["problem_key"], problem)))
+            pairs.append((example, (row["problem_key"], problem_of(row))))
     if not pairs:
         raise PipelineError(
             f"stage {context.name}: {settings.data} kept no trace of at most {settings.max_tokens} tokens to learn from"
@@ -167,19 +163,16 @@ def _batches(
 ) -> Batches:  # fmt: skip
     """The batches, whose samples are rows in the store before they are learned from; ``told`` is what those of a step
     (from 1) were like."""
-    from distill.training.optimizer import OptimizerSettings
     from rl.gkd import Batches
-    from rl.grpo import GrpoSettings
     from rl.ledger import Ledger
     from rl.monitors import of_samples
     from rl.update import Rollout
 
     sampling = settings.sampling.sampling(settings.seed)
-    how = GrpoSettings(OptimizerSettings(1.0), steps=1, group=1, sampling=sampling)  # names requests alone
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
     keys = {problem.id: key for key, problem in asked}
     ledger = Ledger(
-        store_of(context), context.fingerprint, how, keys, pool,
+        store_of(context), context.fingerprint, lambda step: sampling, keys, pool,
         {JUDGE: resolved(context, settings.verifier)}, context.stopping, ask,
     )  # fmt: skip
 
@@ -193,29 +186,8 @@ def _batches(
 
     problems = [problem for _, problem in asked]
     return Batches(
-        examples, problems, order, policy, how, settings.on_policy, context.stopping, ask, ledger.recall, write
+        examples, problems, order, policy, sampling, settings.on_policy, context.stopping, ask, ledger.recall, write
     )  # fmt: skip
-
-
-def _how(settings: GkdSettings, rate: float, steps: int) -> TrainSettings:
-    from distill.training import student
-    from distill.training.loop import TrainSettings
-    from distill.training.optimizer import OptimizerSettings
-
-    return TrainSettings(
-        OptimizerSettings(
-            rate,
-            norm_learning_rate=settings.norm_learning_rate,
-            schedule=settings.schedule,
-            warmup=settings.warmup,
-        ),
-        batch_size=settings.batch_size,
-        steps=steps,
-        micro_batch_tokens=settings.micro_batch_tokens,
-        precision=settings.precision,
-        seed=settings.seed,
-        threads=student.threads(settings.threads),
-    )
 
 
 def forecast(context: Context, settings: GkdSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:

@@ -6,7 +6,7 @@ Settings are those of grpo: the others say theirs in its words. Called by the th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 from distill import modelspec
 from distill.engines.options import VllmOptions
 from distill.modelspec import Model
-from distill.spending import Spending
 from distill.stages.common import ask_of, resolved, store_of
-from distill.stages.devices import check_memory
+from distill.stages.devices import check_memory, threads
 from distill.stages.student import load_student, publish
 from distill.types import Problem
-from distill.verifiers import VerifierPool
+from distill.verification import pool_of
 from pipeline.stage import Context, Output, Settings
 from rl import rewards
 from rl.stages import drawing
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
     from rl.critic import Critic
     from rl.grpo import GrpoSettings as LoopSettings
-    from rl.loss import PolicyLoss
+    from rl.loss import Aggregation, PolicyLoss
     from rl.monitors import GrpoMetrics
     from rl.stages.grpo import GrpoSettings
     from rl.step_credit import Mix
@@ -59,13 +58,14 @@ def refine(
     how, ask = _how(settings, critic), ask_of(context, settings.prompting, settings.thinking, settings.tasks[0].stage)
     with (
         closing(_policy(context, settings, start, network, tokenizer, tasks[0].problems[0])) as policy,
-        VerifierPool(1, note=context.note, hashes=context.hashes, spending=Spending(store, context.name)) as pool,
+        pool_of(store, context) as pool,
         Recorder(store, context, _shown(settings, critic), settings.log_to) as recorder,
         _mix(context, settings, outcome, tokenizer) as mix,
     ):
         verifiers = resolved(context, rewards.verifiers(settings.components))
         ledger = Ledger(
-            store, context.fingerprint, how, problem_keys, pool, verifiers, context.stopping, ask, policy.name
+            store, context.fingerprint, how.sampling_at, problem_keys, pool, verifiers, context.stopping, ask,
+            policy.name,
         )  # fmt: skip
         draws = drawing.draws(context, settings, tasks, ledger, problem_keys)
         guard = guarding.of_rewards(context, settings, policy, how.sampling, ask)
@@ -101,23 +101,19 @@ def _mix(context: Context, settings: GrpoSettings, outcome: float, tokenizer: An
     """What a rollout gets credit for: its reward, its steps, and what a teacher says of its tokens."""
     from rl.step_credit import Mixture, outcome_alone
 
-    if settings.teacher is None and settings.process is None:
+    teacher, process = settings.teacher, settings.process
+    if teacher is None and process is None:
         yield outcome_alone
         return
     mixture = Mixture(outcome, leave_out_cut=settings.overlong == "filter")
-    if settings.process:
-        steps, weight, form = (
-            process_rewards(context, settings.process, tokenizer),
-            settings.process.weight,
-            settings.process.form,
-        )
-        mixture = replace(mixture, steps=steps, step_weight=weight, step_form=form)
-    with ExitStack() as stack:
-        if settings.teacher:
-            temperature, tokens = settings.sampling.temperature, settings.micro_batch_tokens
-            score = stack.enter_context(scoring(context, settings.teacher, tokenizer, temperature, tokens))
-            mixture = replace(mixture, teacher=score, teacher_weight=settings.teacher.weight)
+    if process:
+        steps = process_rewards(context, process, tokenizer)
+        mixture = replace(mixture, steps=steps, step_weight=process.weight, step_form=process.form)
+    if teacher is None:
         yield mixture
+        return
+    with scoring(context, teacher, tokenizer, settings.sampling.temperature, settings.micro_batch_tokens) as score:
+        yield replace(mixture, teacher=score, teacher_weight=teacher.weight)
 
 
 def _shown(settings: GrpoSettings, critic: Critic | None) -> tuple[str, ...]:
@@ -140,10 +136,9 @@ def _policy(
 
 def _how(settings: GrpoSettings, critic: Critic | None) -> LoopSettings:
     from distill.training.optimizer import OptimizerSettings
-    from distill.training.student import threads
     from rl.grpo import GrpoSettings as LoopSettings
-    from rl.loss import RECIPES
 
+    loss, aggregation = _loss(settings)
     return LoopSettings(
         optimizer=OptimizerSettings(
             settings.learning_rate,
@@ -157,8 +152,8 @@ def _how(settings: GrpoSettings, critic: Critic | None) -> LoopSettings:
         sampling=settings.sampling.sampling(settings.seed),
         baseline=settings.baseline,
         scale=settings.scale,
-        loss=_loss(settings),
-        aggregation=RECIPES[settings.loss].aggregation,
+        loss=loss,
+        aggregation=aggregation,
         updates=settings.updates,
         passes=settings.passes,
         refills=settings.refills,
@@ -176,15 +171,14 @@ def _how(settings: GrpoSettings, critic: Critic | None) -> LoopSettings:
     )
 
 
-def _loss(settings: GrpoSettings) -> PolicyLoss:
-    from rl.loss import RECIPES, EngineCorrection, PolicyLoss
+def _loss(settings: GrpoSettings) -> tuple[PolicyLoss, Aggregation]:
+    from rl.loss import RECIPES, EngineCorrection
 
-    recipe = RECIPES[settings.loss]
-    return PolicyLoss(
-        objective=recipe.objective,
-        level=recipe.level,
-        clip_low=recipe.clip_low if settings.clip_low is None else settings.clip_low,
-        clip_high=recipe.clip_high if settings.clip_high is None else settings.clip_high,
+    terms, aggregation = RECIPES[settings.loss]
+    changed = replace(
+        terms,
+        clip_low=terms.clip_low if settings.clip_low is None else settings.clip_low,
+        clip_high=terms.clip_high if settings.clip_high is None else settings.clip_high,
         clip_cap=settings.clip_cap,
         correction=EngineCorrection(
             settings.engine_correction, settings.engine_level, settings.engine_floor, settings.engine_cap
@@ -193,3 +187,4 @@ def _loss(settings: GrpoSettings) -> PolicyLoss:
         estimator=settings.kl_estimator,
         kl_corrected=settings.kl_corrected,
     )
+    return changed, aggregation
