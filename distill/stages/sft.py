@@ -19,7 +19,7 @@ from distill.lacking import lacking
 from distill.prompting import Ask, asking
 from distill.randomness import permutation
 from distill.stages.common import store_of
-from distill.stages.devices import check_memory, foreseen
+from distill.stages.devices import check_memory, foreseen, too_large
 from distill.stages.student import SupervisedSettings, check_positions, example_of, load_student, publish, supervised
 from distill.store.records import Row, kept, problem_of, record_losses
 from distill.types import Problem, Sampling
@@ -231,7 +231,7 @@ def refuse(settings: SftSettings, figures: Mapping[str, Mapping[str, Any]]) -> s
             f"{settings.data} kept no trace to train on; `distill traces stats` shows the verdicts, `rejected` in "
             f"`distill status --json` why"
         )
-    return lacking(settings)
+    return lacking(settings) or too_large(settings)
 
 
 def forecast(context: Context, settings: SftSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:

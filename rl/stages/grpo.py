@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from distill import modelspec, verification
 from distill.lacking import lacking
-from distill.stages.devices import foreseen
+from distill.stages.devices import foreseen, too_large
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Output, Settings, Stage, later
@@ -92,7 +92,7 @@ def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> 
                 f"{wanted} prompts a step, but only {there} problems to train on in {task.stage}{left}; lower "
                 f"`prompts`{' or `refills`' if settings.refills else ''}, or take more problems (`train`, --limit)"
             )
-    return settings.unwatchable(figures) or lacking(settings)
+    return settings.unwatchable(figures) or lacking(settings) or too_large(settings, samples=True)
 
 
 def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
