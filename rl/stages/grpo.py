@@ -15,6 +15,7 @@ from distill.lacking import lacking
 from distill.stages.devices import foreseen, too_large
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
+from pipeline.mistakes import nearest
 from pipeline.stage import Context, Forecast, Output, Settings, Stage, later
 from rl import rewards
 from rl.draws import most
@@ -85,6 +86,9 @@ def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> 
     every = most([task.weight for task in settings.tasks], settings.prompts, 1 + settings.refills)
     for task, wanted in zip(settings.tasks, every, strict=True):
         known = figures.get(task.stage, {"train": wanted})
+        names = known.get("train_sources")
+        if names is not None and task.source not in (None, *names):
+            return f"problems: {task.stage} has no problem of source {task.source!r}{nearest(task.source, names)}"
         there, removed = known.get("train", 0), known.get("removed")
         if there < wanted:
             left = f", which took out {removed} (`distill traces sql` asks `curation` why)" if removed else ""
