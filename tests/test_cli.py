@@ -152,6 +152,19 @@ def test_list_init_doctor(tmp_path: Path) -> None:
     assert "embedded:teacher" in distill("doctor", cwd=tmp_path).stdout
 
 
+def test_the_settings_of_a_stage_are_listed(tmp_path: Path) -> None:
+    out = distill("list", "stages", "sft", cwd=tmp_path).stdout
+    assert "\nheldout.every: integer, default 50\n    Optimizer steps from one measurement" in out
+    assert '\nschedule: cosine | linear | constant, default "cosine"\n' in out and "\nstudent: text, required\n" in out
+    keys = {
+        row["name"]: row
+        for row in map(json.loads, distill("list", "stages", "sft", "--json", cwd=tmp_path).stdout.splitlines())
+    }
+    assert keys["lora.rank"] == {"name": "lora.rank", "type": "integer", "default": "32", "what": ""}
+    assert "did you mean 'grpo'?" in refused("list", "stages", "grppo", cwd=tmp_path)
+    assert "`distill list stages sft`" in refused("list", "engines", "vllm", cwd=tmp_path)
+
+
 def test_bad_input_is_one_line(project: Path) -> None:
     assert "nothing.yaml: no such file" in refused("run", "-p", "nothing.yaml", cwd=project)
     assert "did you mean 'generate'?" in refused("run", "generat", "-p", "p.yaml", cwd=project)
