@@ -76,7 +76,8 @@ def yaml() -> str:
         "names to settings. `kind` says what a stage is; left out, it is the stage's name. A model is",
         "`embedded:NAME`, `stage:NAME`, a directory, or `org/name[@revision]` on the hub.",
         "",
-        "Keys marked *speed* change no result and are no part of any fingerprint.",
+        "Keys marked *speed* change no result and are no part of any fingerprint. In a terminal:",
+        "`distill list stages sft`.",
         "",
     ]
     for kind in catalog.names("stages"):
