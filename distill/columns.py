@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator
@@ -116,6 +117,19 @@ def cell(row: Row, column: str) -> Any:
         return whole_letters(_template(column).render({**row.values, "row": row.values}))
     except Exception as error:  # whatever a template of the user's does with a row it does not fit
         raise InputError(f"{row.where}: {column!r}: {' '.join(str(error).split())}") from None
+
+
+def unreadable(rows: Iterator[Row], columns: Iterable[str | Mapping[str, str] | None]) -> str | None:
+    """Why the first row cannot be read by these columns: one that is not there, most likely. None where it can be, and
+    where there is no row, which is for whoever wants rows to tell."""
+    named = [name for column in columns for name in (column.values() if isinstance(column, Mapping) else [column])]
+    try:
+        for row in islice(rows, 1):
+            for name in filter(None, named):
+                cell(row, name)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def text(row: Row, column: str) -> str:

@@ -49,6 +49,10 @@ def make(
     raise InputError(f"reasoning_gym {name}: cannot give {wanted} problems ({split}): {fault}")
 
 
+def source_of(name: str) -> str:
+    return f"reasoning_gym/{name}"
+
+
 def _data_set(name: str, config: Mapping[str, Any], seed: int, split: str, size: int) -> Any:
     try:
         import reasoning_gym
@@ -72,7 +76,7 @@ def _problem(name: str, question: str, reference: str, split: str, instruction: 
         prompt=prompt,
         reference=reference,
         verifier="reasoning_gym",
-        source=f"reasoning_gym/{name}",
+        source=source_of(name),
         split=split,
         licence="Apache-2.0",
     )

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from distill import catalog, forms, huggingface, puzzles, tables
 from distill.columns import Column, Pattern, ProblemColumns
+from distill.columns import unreadable as unreadable_row
 from distill.families.base import code_of
 from distill.stages.common import VerifierName
 from distill.types import Problem
@@ -226,6 +227,28 @@ def counts(sources: Sequence[Source], limit: int | None) -> Counter[str] | None:
         else:
             found[source.split] += least(rows, limit)
     return found
+
+
+def train_names(sources: Sequence[Source]) -> list[str] | None:
+    """What the training problems will say that their source is; None where a data set has yet to tell."""
+    names = {_name(source) for source in sources if isinstance(source, RowSource) and source.split == "train"}
+    made = [source for source in sources if isinstance(source, FamilySource | PuzzleSource) and source.train]
+    names |= {s.family if isinstance(s, FamilySource) else puzzles.source_of(s.reasoning_gym) for s in made}
+    return None if None in names else sorted(filter(None, names))
+
+
+def _name(source: RowSource) -> str | None:
+    return source.source or (tables.stem(Path(source.file)) if isinstance(source, FileSource) else None)
+
+
+def unreadable(sources: Sequence[Source]) -> str | None:
+    """Why the first row of a file is no problem (`distill.columns.unreadable`), or None."""
+    found = (
+        unreadable_row(source.rows(), (source.prompt, source.reference, source.difficulty))
+        for source in sources
+        if isinstance(source, FileSource) and source.on_bad_row == "stop"
+    )
+    return next(filter(None, found), None)
 
 
 def dependencies(sources: Sequence[Source], hashes: FileHashes) -> dict[str, str]:

@@ -45,7 +45,7 @@ class Row:
 
     @property
     def stem(self) -> str:
-        return self.name or self.path.name.split(".")[0]
+        return self.name or stem(self.path)
 
     def get(self, column: str) -> Any:
         if self.fault is not None:
@@ -53,6 +53,10 @@ class Row:
         if column not in self.values:
             raise InputError(f"{self.where}: has no column {column!r}; it has {', '.join(self.values)}")
         return self.values[column]
+
+
+def stem(path: Path) -> str:
+    return path.name.split(".")[0]
 
 
 def read(path: str | Path) -> Iterator[Row]:

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import sys
-import typing
 from collections.abc import Iterator
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +19,9 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # the code beside this file, wherever another is installed
 
 from distill import catalog  # noqa: E402
+from distill.cli.keys import REQUIRED, Key, in_json, keys_of  # noqa: E402
 from distill.cli.main import app  # noqa: E402
 from distill.store import schema  # noqa: E402
-from pipeline.stage import File, Input, Operational  # noqa: E402
 
 MADE = "<!-- Made by docs/reference.py from the code (`make docs`); do not edit. -->\n"
 
@@ -79,7 +76,8 @@ def yaml() -> str:
         "names to settings. `kind` says what a stage is; left out, it is the stage's name. A model is",
         "`embedded:NAME`, `stage:NAME`, a directory, or `org/name[@revision]` on the hub.",
         "",
-        "Keys marked *speed* change no result and are no part of any fingerprint.",
+        "Keys marked *speed* change no result and are no part of any fingerprint. In a terminal:",
+        "`distill list stages sft`.",
         "",
     ]
     for kind in catalog.names("stages"):
@@ -105,91 +103,19 @@ def _verifiers() -> list[str]:
         if settings := getattr(made, "settings_model", None):
             lines += [*_model(settings), ""]
         elif fields := dataclasses.fields(made) if dataclasses.is_dataclass(made) else ():
-            rows = [f"| `{field.name}` | `{_plain(field.default)}` |" for field in fields]
+            rows = [f"| `{field.name}` | `{in_json(field.default)}` |" for field in fields]
             lines += ["| key | default |", "|---|---|", *rows, ""]
     return lines
 
 
-def _model(model: type[BaseModel], prefix: str = "") -> list[str]:
-    head = ["| key | type | default | what |", "|---|---|---|---|"] if not prefix else []
-    docs = _attribute_docs(model)
-    rows = []
-    for name, info in model.model_fields.items():
-        inner = _models_in(info.annotation) + [m for mark in info.metadata for m in _models_in(mark)]
-        default = "required" if info.is_required() else f"`{_plain(info.get_default(call_default_factory=True))}`"
-        marks = [_mark(mark) for mark in info.metadata]
-        what = " ".join(part for part in [docs.get(name, ""), *marks] if part)
-        rows.append(f"| `{prefix}{name}` | {_type(info.annotation)} | {default} | {what} |")
-        for part in inner:
-            label = (
-                f"{prefix}{name}."
-                if len(inner) == 1
-                else f"{prefix}{name}({part.__name__.removesuffix('Options').removesuffix('Source').lower()})."
-            )
-            rows += _model(part, label)
-    return head + rows
+def _model(model: type[BaseModel]) -> list[str]:
+    head = ["| key | type | default | what |", "|---|---|---|---|"]
+    return head + [_row(key) for key in keys_of(model)]
 
 
-def _mark(mark: Any) -> str:
-    if isinstance(mark, Operational):
-        return "*speed*"
-    if isinstance(mark, File):
-        return "A file; its content counts."
-    if isinstance(mark, Input):
-        makes = " or ".join(mark.accepts)
-        return "A model." if mark.prefix else f"The stage that makes {makes}."
-    return ""
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]
-
-
-def _type(annotation: Any) -> str:
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "mapping"
-    if origin is typing.Literal:
-        return " \\| ".join(f"`{value}`" for value in inner)
-    if origin is typing.Annotated:
-        return _type(inner[0])
-    if origin in (list, tuple):
-        return f"list of {_type(inner[0])}"
-    if origin is dict:
-        return f"mapping to {_type(inner[1])}"
-    if inner:
-        return " \\| ".join(dict.fromkeys(_type(part) for part in inner))
-    names = {type(None): "null", str: "text", int: "integer", float: "number", Decimal: "number", bool: "true/false"}
-    return {**names, Any: "any"}.get(annotation, str(annotation))
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, BaseModel):
-        return json.dumps(value.model_dump(mode="json"))
-    return json.dumps(value, default=str)
-
-
-def _attribute_docs(model: type[BaseModel]) -> dict[str, str]:
-    """The docstrings under the fields, which Python itself throws away."""
-    import ast
-    import inspect
-    from itertools import pairwise
-
-    found: dict[str, str] = {}
-    for cls in reversed(model.__mro__[:-1]):
-        if not issubclass(cls, BaseModel) or cls is BaseModel:
-            continue
-        body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-        for field, after in pairwise(body):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(after, ast.Expr)
-                and isinstance(after.value, ast.Constant)
-            ):
-                found[field.target.id] = " ".join(str(after.value.value).split())  # type: ignore[union-attr]
-    return found
+def _row(key: Key) -> str:
+    default = key.default if key.default == REQUIRED else f"`{key.default}`"
+    return f"| `{key.name}` | {key.type.replace('|', chr(92) + '|')} | {default} | {key.what} |"
 
 
 QUESTIONS = {

@@ -61,12 +61,17 @@ def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tup
 
 
 def _telling(error: ValidationError) -> Any:
-    """The first error; of a value that may have several forms, that of the form which it has, if there is one."""
+    """The first error; of a value that may have several forms, that of the form which it has, if there is one: a list
+    that is too short is a list."""
     first, *others = error.errors()
     if first["type"] not in WORDS:
         return first
     place = len(first["loc"]) - 1  # where the value lies: what follows names one of its forms
-    same = [e for e in others if len(e["loc"]) > place + 1 and e["loc"][:place] == first["loc"][:place]]
+    same = [
+        e
+        for e in others
+        if (len(e["loc"]) > place + 1 or e["type"] == "too_short") and e["loc"][:place] == first["loc"][:place]
+    ]
     return next((e for e in same if e["type"] not in WORDS), first)
 
 

@@ -93,6 +93,17 @@ def test_an_edited_setting_is_named_by_the_plan(done: Path) -> None:
     assert (rows["generate"]["status"], rows["generate"]["done"], rows["generate"]["total"]) == ("partly done", 12, 24)
 
 
+def test_of_many_edited_settings_a_run_names_the_first(project: Path) -> None:
+    distill("run", "problems", "-p", "p.yaml", cwd=project)
+    edits = ["sources.0.train=7", "sources.0.heldout=4", "sources.1.train=7", "sources.1.heldout=4", "seed=3"]
+    edited = [part for edit in edits for part in ("--set", f"problems.{edit}")]
+    planned = distill("plan", "problems", "-p", "p.yaml", "--json", *edited, cwd=project).stdout
+    assert len(json.loads(planned)["reasons"]) == 5
+    out = distill("run", "problems", "-p", "p.yaml", *edited, cwd=project).stdout
+    told = next(line for line in out.splitlines() if "running (" in line)
+    assert told.endswith("; and 2 more)") and told.count(" -> ") == 3
+
+
 def test_what_another_stage_has_made_is_told_of_one_that_never_ran(done: Path) -> None:
     more = (
         SMALL.splitlines()[3]
@@ -139,6 +150,19 @@ def test_list_init_doctor(tmp_path: Path) -> None:
     assert "exists already" in refused("init", "mine.yaml", cwd=tmp_path)
     assert "did you mean 'quickstart'" in refused("init", "x.yaml", "--from", "quickstrat", cwd=tmp_path)
     assert "embedded:teacher" in distill("doctor", cwd=tmp_path).stdout
+
+
+def test_the_settings_of_a_stage_are_listed(tmp_path: Path) -> None:
+    out = distill("list", "stages", "sft", cwd=tmp_path).stdout
+    assert "\nheldout.every: integer, default 50\n    Optimizer steps from one measurement" in out
+    assert '\nschedule: cosine | linear | constant, default "cosine"\n' in out and "\nstudent: text, required\n" in out
+    keys = {
+        row["name"]: row
+        for row in map(json.loads, distill("list", "stages", "sft", "--json", cwd=tmp_path).stdout.splitlines())
+    }
+    assert keys["lora.rank"] == {"name": "lora.rank", "type": "integer", "default": "32", "what": ""}
+    assert "did you mean 'grpo'?" in refused("list", "stages", "grppo", cwd=tmp_path)
+    assert "`distill list stages sft`" in refused("list", "engines", "vllm", cwd=tmp_path)
 
 
 def test_bad_input_is_one_line(project: Path) -> None:
@@ -273,6 +297,9 @@ def brought(project: Path, rows: str | bytes, **changes: str) -> None:
         (["sft.lora.rnk=3"], "--set sft.lora.rnk=3: unknown key; did you mean 'rank'?"),
         (["sft.rank=3"], "--set sft.rank=3: unknown key; did you mean 'lora.rank'?"),
         (["grpo.problems=[{stage: problems, weight: 0}]"], "weight: 0}]: should be greater than 0, found 0"),
+        (["grpo.problems=[]"], "--set grpo.problems=[]: should hold at least 1, holds 0"),
+        (["grpo.loss=rloo"], "--set grpo.loss=rloo: rloo is a baseline: set `baseline: leave_one_out`"),
+        (["grpo.steps=4", "grpo.lengths=[{until: 30, max_tokens: 20}]"], "lengths: a stage ends at step 30, but there"),
         (["sft.student=embedded:student-bse"], "shipped models: embedded:student-base, embedded:teacher"),
         (["sft.student=nowhere"], "expected embedded:NAME, stage:NAME, a directory, or a hub name"),
         (["generate.teacher=./nowhere"], "nowhere is not a directory"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,28 @@ def test_a_row_of_several_generations_is_several_traces_and_a_bad_one_is_told_by
         {"outcome": "correct", "reason": "the set says so in ok"},
         {"outcome": "incorrect", "reason": "the set says so in ok"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (
+            COLUMNS.replace("prompt: q", "prompt: nothere"),
+            "t.jsonl:1: has no column 'nothere'; it has q, thought, said, a",
+        ),
+        (COLUMNS.replace("reference: a", "reference: {test: b}"), "t.jsonl:1: has no column 'b'"),
+        (COLUMNS.replace("prompt: q", 'prompt: "{{ query }}"'), "t.jsonl:1: '{{ query }}': 'query' is undefined"),
+    ],
+)
+def test_a_column_that_is_not_there_is_told_before_anything_runs(columns: str, said: str, tmp_path: Path) -> None:
+    first = "  first: {kind: problems, sources: [{family: calc, train: 2}]}\n"
+    text = PIPELINE.format(file=write(tmp_path / "t.jsonl", ROWS), columns=columns, verify="traces: import")
+    (tmp_path / "p.yaml").write_text(text.replace("stages:\n", f"stages:\n{first}"))
+    workspace = Workspace(tmp_path / "run")
+    spec = config.load(tmp_path / "p.yaml", catalog.stage, workspace=workspace.path)
+    with pytest.raises(InputError, match=re.escape(said)):
+        runner.run(spec, workspace, Listener(), lambda: False)
+    assert not list(workspace.path.glob("manifests/*/*.json"))
 
 
 def test_take_is_of_traces_and_reads_no_further(tmp_path: Path) -> None:

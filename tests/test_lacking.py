@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import pytest
 
 from distill import catalog
+from distill.cli.plan import plan
 from distill.lacking import lacking
 from distill.modelspec import EMBEDDED
+from distill.training import memory
 from pipeline import config, runner
 from pipeline.errors import InputError
 from pipeline.events import Listener
@@ -76,6 +79,30 @@ def test_what_is_lacking_is_told_before_anything_is_run(
         runner.run(spec, Workspace(tmp_path / "runs"), heard, lambda: False)
     assert heard.ran == []
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stages", [SFT, GRPO], ids=["sft", "grpo"])
+def test_a_student_larger_than_the_machine_is_refused_before_anything_is_run_and_by_plan(
+    stages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "student"
+    shutil.copytree(EMBEDDED / "student-base", directory)
+    rows = memory.size_of_machine() // 4096  # of 1024 weights of 4 bytes: as many bytes as there are
+    header = json.dumps({"w": {"dtype": "F32", "shape": [rows, 1024], "data_offsets": [0, 0]}}).encode()
+    (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    (tmp_path / "p.yaml").write_text("name: p\nstages:\n" + stages.replace("embedded:student-base", str(directory)).replace("SETTING", "seed: 1"))  # fmt: skip
+    spec, heard = config.load(tmp_path / "p.yaml", catalog.stage), Heard()
+    name = list(spec.stages)[-1]
+    monkeypatch.setattr(memory, "has_gpu", lambda: False)
+    said = rf"stage {name}: training needs about \d+\.\d GiB \(weights .*, but \d+\.\d GiB are in this machine; "
+    with pytest.raises(InputError, match=said):
+        runner.run(spec, Workspace(tmp_path / "runs"), heard, lambda: False)
+    assert heard.ran == []
+    with pytest.raises(InputError, match=said):
+        plan([], tmp_path / "p.yaml", tmp_path / "w", [], None, False)
+    assert "GiB of memory" in capsys.readouterr().out
+    monkeypatch.setattr(memory, "has_gpu", lambda: True)  # it may have more: the stage asks it
+    plan([], tmp_path / "p.yaml", tmp_path / "w", [], None, False)
 
 
 def test_a_student_without_a_chat_template_is_refused_before_anything_is_run(tmp_path: Path) -> None:

@@ -17,7 +17,15 @@ from tiny import tiny  # noqa: E402
 from distill.training import forward, memory  # noqa: E402
 from distill.training.kernels import KEPT, NAMES, few_kernels  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
-from distill.training.memory import TILE, Training, check_fits, estimate, free_of_machine, weights_of  # noqa: E402
+from distill.training.memory import (  # noqa: E402
+    TILE,
+    Training,
+    check_fits,
+    estimate,
+    free_of_machine,
+    size_of_machine,
+    weights_of,
+)
 from pipeline.errors import InputError  # noqa: E402
 
 ROOT = str(Path(__file__).parent.parent)
@@ -163,7 +171,9 @@ def test_a_cgroup_above_bounds_what_is_free(names: tuple[str, str, str, str], tm
     write(tmp_path / "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
     write(tmp_path / "proc/self/cgroup", f"{line}/job/step\n")
     assert free_of_machine(tmp_path / "proc", tmp_path / "groups") == 8000 * 1024
+    assert size_of_machine(tmp_path / "proc", tmp_path / "groups") == 9000 * 1024
     write(group / limit, "5000000")
     write(group / used, "3000000")
     write(group / "memory.stat", f"{cached} 1000000\n")
     assert free_of_machine(tmp_path / "proc", tmp_path / "groups") == 3_000_000
+    assert size_of_machine(tmp_path / "proc", tmp_path / "groups") == 5_000_000

@@ -136,10 +136,15 @@ def test_what_ppo_cannot_do_is_said_when_the_yaml_is_read(
     [
         ({}, 5, "refine: 6 prompts a step, but only 5 problems to train on in late; lower `prompts`, or take"),
         ({"problems": "rare"}, 5, "refine: 6 prompts a step, but only 5 problems to train on in rare; lower `prompts`"),
+        (
+            {"problems": [{"stage": "late", "source": "logi"}]}, None,
+            "refine: problems: late has no problem of source 'logi'; did you mean 'logic'?",
+        ),
+        ({"problems": [{"stage": "rare", "source": "calc"}]}, None, "rare has no problem of source 'calc'; valid: logic"),
         ({"watch": {"problems": "late"}}, None, "refine: watch: late holds out no problem"),
         ({"watch": {"problems": "rare"}}, None, "refine: watch: rare holds out no problem"),
     ],
-)
+)  # fmt: skip
 def test_too_few_problems_are_told_before_anything_runs(
     tmp_path: Path, changes: dict[str, Any], limit: int | None, message: str
 ) -> None:
@@ -157,6 +162,15 @@ def test_too_few_problems_are_told_before_anything_runs(
     with pytest.raises(InputError, match=message):
         runner.run(spec, Workspace(tmp_path / "w"), heard, lambda: False)
     assert heard.ran == []
+
+
+def test_a_source_that_problems_made_before_do_not_have_is_told_before_anything_runs(tmp_path: Path) -> None:
+    rows = [{"q": f"{n} + {n}", "a": str(2 * n)} for n in range(8)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sums = {"file": str(tmp_path / "sums.jsonl"), "prompt": "q", "reference": "a"}
+    run(tmp_path, "grpo", [sums], steps=1, problems=[{"stage": "problems", "source": "sums"}])
+    with pytest.raises(InputError, match=r"has no problem of source 'sumz'; did you mean 'sums'\?"):
+        run(tmp_path, "grpo", [sums], steps=1, problems=[{"stage": "problems", "source": "sumz"}])
 
 
 def test_too_few_problems_left_by_curation_are_told_when_they_are_known_and_why(tmp_path: Path) -> None:

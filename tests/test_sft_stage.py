@@ -39,8 +39,9 @@ COMMON = "kind: sft, data: select, batch_size: 8, threads: 1"
 LORA = "lora: {rank: 8, alpha: 16}"
 STAGES = {
     "plain": f"student: {STUDENT}, {LORA}, epochs: 2, max_tokens: 160",
-    "watched": f"student: {STUDENT}, {LORA}, learning_rate: 3e-2, epochs: 4, schedule: constant, "
+    "watched": f"student: {STUDENT}, {LORA}, learning_rate: 3e-3, epochs: 4, schedule: constant, "
     "heldout: {share: 0.3, every: 2, patience: 2, measure: pass_at_1}",
+    "hurt": f"student: {STUDENT}, {LORA}, learning_rate: 3, heldout: {{share: 0.3, every: 1, patience: 1}}, stop_test: null",
     "normed": f"student: {STUDENT}, {LORA}, epochs: 2, max_tokens: 160, norm_learning_rate: 5e-2",
     "whole": f"student: {STUDENT}, lora: null, learning_rate: 1e-3, gradient_checkpointing: true, export_precision: bf16",
 }
@@ -106,7 +107,7 @@ def test_the_learning_rate_comes_from_the_hidden_size_and_is_said_so(made: Any) 
     assert "plain: learning_rate 0.00062 for LoRA, from the model's hidden size of 128" in notes
     assert "| `learning_rate` | 0.00062 (from the model's hidden size) |" in card(manifests["plain"], workspace)
     assert not any("watched: learning_rate" in note for note in notes)
-    assert "| `learning_rate` | 0.03 |" in card(manifests["watched"], workspace)
+    assert "| `learning_rate` | 0.003 |" in card(manifests["watched"], workspace)
 
 
 def test_the_final_norm_learns_at_its_own_rate_where_it_is_given_one(made: Any) -> None:
@@ -163,6 +164,25 @@ def test_problems_are_held_out_whole_and_the_best_weights_are_kept(made: Any) ->
     assert figures["steps"] in (figures["best_step"] + 4, 16)  # two measurements without a better one, or the end
     assert figures["steps"] < 16
     assert f"watched: stopped early, after step {figures['steps']} of 16: " in "\n".join(notes)
+
+
+def test_the_figures_of_a_watched_run_are_those_of_the_step_that_is_kept(made: Any) -> None:
+    manifests, _, workspace = made
+    rows = "SELECT name, value FROM metrics WHERE run = ? AND step = ? AND name IN ('loss', 'heldout_loss', 'heldout_pass_at_1')"
+    for name, many in (("watched", 3), ("hurt", 1)):
+        run, figures = manifests[name].fingerprint, manifests[name].figures
+        kept = {row["name"]: row["value"] for row in Store(workspace.path).rows(rows, [run, figures["best_step"]])}
+        assert len(kept) == many and kept.items() <= figures.items() and ("loss" in figures) == (many == 3)
+    assert manifests["watched"].figures["best_step"] < manifests["watched"].figures["steps"]
+
+
+def test_a_student_that_only_got_worse_is_the_one_that_training_began_with(made: Any) -> None:
+    manifests, notes, workspace = made
+    assert (manifests["hurt"].figures["best_step"], manifests["hurt"].figures["steps"]) == (0, 1)
+    told = [note for note in notes if note.startswith("hurt: ") and "nothing was learned: " in note]
+    assert len(told) == 1 and "lower learning_rate" in told[0]
+    start, end = (load(Model(place, ""))[0] for place in (STUDENT, str(workspace.path / "hurt/model")))
+    assert all(map(torch.equal, start.state_dict().values(), end.state_dict().values()))
 
 
 def test_a_watched_run_that_is_stopped_ends_with_the_same_student(made: Any, tmp_path: Path) -> None:

@@ -278,9 +278,25 @@ def test_what_is_only_as_good_as_before_is_no_better(tmp_path: Path) -> None:
     assert (result.best_step, result.steps) == (2, 8)
 
 
+def test_a_training_that_only_hurts_ends_with_the_weights_it_began_with(tmp_path: Path) -> None:
+    model, heard = tiny(), dict[int, float]()
+    start, others = weights(model).clone(), examples(6, seed=9)
+    settings = TrainSettings(OptimizerSettings(1.0), batch_size=4, epochs=20)
+    watch = Heldout(
+        lambda learner: (heldout_loss(learner, others), {"heldout_loss": heldout_loss(learner, others)}), 2, 2
+    )
+
+    def hear(metrics: StepMetrics) -> None:
+        heard.update({metrics.step: metrics.heldout_loss} if metrics.heldout_loss < math.inf else {})
+
+    result = train(model, examples(8), settings, checkpoints=tmp_path, on_step=hear, heldout=watch)
+    assert (result.best_step, result.steps) == (0, 4) and list(heard) == [0, 2, 4] and heard[0] == min(heard.values())
+    assert torch.equal(weights(model), start)
+
+
 def test_without_patience_all_steps_are_made_and_the_best_weights_kept(tmp_path: Path) -> None:
     _, result, heard = watched(tmp_path, patience=None)
-    assert result.steps == 40 and set(heard) == {*range(3, 40, 3), 40}
+    assert result.steps == 40 and set(heard) == {*range(0, 40, 3), 40}
     assert heard[result.best_step] == min(heard.values())
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PLAIN_SECONDS = 5.0
 TOLD = 8
 """Figures of a stage in one line: GRPO has thirty."""
+CHANGES = 3
+"""Reasons in one line: whoever edits a stage much changes thirty settings at once."""
 
 
 def choose(as_json: bool) -> Listener:
@@ -68,6 +70,12 @@ def phrase(figures: Mapping[str, Any]) -> str:
     return ", ".join([*told, "…"] if len(plain) > TOLD else told)
 
 
+def because(reasons: Sequence[str]) -> str:
+    """``epochs: 1 -> 2; seed: 0 -> 7; and 12 more``: `distill plan --json` has them all."""
+    told, more = reasons[:CHANGES], len(reasons) - CHANGES
+    return "; ".join([*told, f"and {more} more"] if more > 0 else told)
+
+
 def _plain(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Numbers and texts; of what is nested, the counts."""
     for name, value in figures.items():
@@ -105,8 +113,7 @@ class PlainLines(Listener):
 
     def start(self, stage: str, plan: StagePlan) -> None:
         self._rate, self._said = Rate(), time.monotonic()
-        why = "; ".join(plan.reasons)
-        self._say(stage, f"{'going on' if plan.status == 'partly done' else 'running'} ({why})")
+        self._say(stage, f"{'going on' if plan.status == 'partly done' else 'running'} ({because(plan.reasons)})")
 
     def progress(self, stage: str, done: int, total: int | None, figures: Mapping[str, Any]) -> None:
         left = self._rate.left(done, total)

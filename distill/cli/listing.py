@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from shutil import get_terminal_size
+from textwrap import fill
 from typing import Any
 
 from distill import catalog, forms
+from distill.cli.keys import REQUIRED, keys_of
 from distill.cli.open import starters
 from distill.cli.table import show
 from distill.modelspec import EMBEDDED
@@ -20,7 +23,7 @@ UNCUT = 10_000
 Rows = list[dict[str, Any]]
 
 
-def list_names(kind: str | None, as_json: bool) -> None:
+def list_names(kind: str | None, name: str | None, as_json: bool) -> None:
     kinds: dict[str, Callable[[], Rows]] = {
         "stages": _stages,
         "verifiers": lambda: _first_lines("verifiers"),
@@ -33,10 +36,29 @@ def list_names(kind: str | None, as_json: bool) -> None:
     }
     if kind is not None and kind not in kinds:
         raise InputError(f"nothing is listed under {kind!r}{nearest(kind, kinds)}")
-    for name in [kind] if kind else kinds:
+    if name is not None:
+        if kind != "stages":
+            raise InputError(f"the settings of {kind} are not listed, those of a stage are: `distill list stages sft`")
+        _settings(name, as_json)
+        return
+    for each in [kind] if kind else kinds:
         if not as_json and kind is None:
-            print(f"\n{name}")
-        show([{"kind": name, **row} if as_json else row for row in kinds[name]()], as_json, _room())
+            print(f"\n{each}")
+        show([{"kind": each, **row} if as_json else row for row in kinds[each]()], as_json, _room())
+
+
+def _settings(stage: str, as_json: bool) -> None:
+    """Every key of a stage, and under it what it means."""
+    keys = list(keys_of(catalog.stage(stage).settings))
+    if as_json:
+        show([asdict(key) for key in keys], as_json)
+        return
+    wide = min(get_terminal_size().columns, 120)
+    for key in keys:
+        default = key.default if key.default == REQUIRED else f"default {key.default}"
+        print(f"{key.name}: {key.type.replace('`', '')}, {default}")
+        if key.what:
+            print(fill(key.what, wide, initial_indent="    ", subsequent_indent="    "))
 
 
 def _room() -> int:

@@ -156,10 +156,12 @@ def list_(
     kind: Annotated[
         str | None, typer.Argument(help="stages, verifiers, engines, families, strategies, forms, models or pipelines.")
     ] = None,
+    name: Annotated[str | None, typer.Argument(help="A kind of stage: its settings (`list stages sft`).")] = None,
     json_: Json = False,
 ) -> None:
-    """List stages, verifiers, engines, problem families, search strategies, forms, shipped models or pipelines."""
-    command("listing", "list_names")(kind, json_)
+    """List stages, verifiers, engines, problem families, search strategies, forms, shipped models or pipelines; or the
+    settings of a stage."""
+    command("listing", "list_names")(kind, name, json_)
 
 
 @app.command(epilog="Example: distill init my_pipeline.yaml --from gsm8k_embedded")

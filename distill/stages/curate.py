@@ -223,7 +223,8 @@ def dependencies(settings: CurationSettings, hashes: FileHashes, _: Mapping[str,
 
 def forecast(context: Context, settings: CurateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
     known = {side: n for side, n in expected.get(settings.problems, {}).items() if side in sources.SPLITS}
-    return Forecast("problems", sum(known.values()) if known else None, figures=known)
+    names = {key: of for key, of in expected.get(settings.problems, {}).items() if key == "train_sources"}
+    return Forecast("problems", sum(known.values()) if known else None, figures=known | names)
 
 
 def forecast_traces(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -50,10 +51,25 @@ def _bytes(model: Model, dtype: str) -> int:
     return memory.weights_of(directory, 4 if dtype == "float32" else 2) if directory else 0
 
 
+def too_large(settings: Any, *, samples: bool = False) -> str | None:
+    """Why a training can never fit into this machine, before anything is run; None where that has yet to be seen.
+    With a GPU it has: to ask it how much it has, and then to fork, is one too many."""
+    if memory.has_gpu():
+        return None
+    return memory.excess(
+        _there(settings), _training(settings, samples), memory.size_of_machine(), "are in this machine"
+    )
+
+
+def _there(settings: Any) -> Path | None:
+    """The student's directory, where it has one already."""
+    name = settings.student
+    return None if name.startswith(modelspec.STAGE) else modelspec.directory_of(name)
+
+
 def foreseen(settings: Any, *, samples: bool = False) -> dict[str, int]:
     """The figure that `distill plan` shows, where the model is there to be looked at."""
-    name = settings.student
-    directory = None if name.startswith(modelspec.STAGE) else modelspec.directory_of(name)
+    directory = _there(settings)
     need = memory.estimate(directory, _training(settings, samples)) if directory else None
     return {"memory": need.total} if need else {}
 

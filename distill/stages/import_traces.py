@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from distill import forms, huggingface, keys, tables
-from distill.columns import Column, Pattern, ProblemColumns
+from distill.columns import Column, Pattern, ProblemColumns, unreadable
 from distill.published import Said, TraceColumns
 from distill.sources import least
 from distill.stages.common import VerifierName, members_present, store_of
@@ -226,6 +226,13 @@ def dependencies(settings: ImportSettings, hashes: FileHashes, _: Mapping[str, M
     return {f"data set {settings.dataset}": settings.data.identity(hashes)} if settings.data else {}
 
 
+def refuse(settings: ImportSettings, _: Mapping[str, Mapping[str, Any]]) -> str | None:
+    if settings.file is None or settings.on_bad_row == "skip":
+        return None
+    said = (settings.thinking, settings.answer, settings.messages, settings.generations, settings.flags)
+    return unreadable(settings.rows(), (settings.prompt, *said, settings.reference, settings.difficulty))
+
+
 STAGE = Stage(
     kind="import",
     about="take published traces from a file or a Hugging Face data set, without a teacher",
@@ -235,4 +242,5 @@ STAGE = Stage(
     forecast=forecast,
     dependencies=dependencies,
     check=members_present,
+    refuse=refuse,
 )

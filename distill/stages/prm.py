@@ -26,7 +26,7 @@ from distill.prm.measures import in_words
 from distill.prm.scorer import Aggregate
 from distill.prompting import Ask, Prompting, asking
 from distill.stages.common import store_of
-from distill.stages.devices import check_memory, foreseen, threads
+from distill.stages.devices import check_memory, foreseen, threads, too_large
 from distill.stages.labelling import foresee, gather, label_rows
 from distill.stages.prm_labels import LabelSource, RolloutLabels
 from distill.stages.student import StudentSettings, load_student
@@ -284,5 +284,5 @@ STAGE = Stage(
     run=run,
     forecast=forecast,
     dependencies=dependencies,
-    refuse=lambda settings, _: lacking(settings),
+    refuse=lambda settings, _: lacking(settings) or (too_large(settings) if settings.body == "trained" else None),
 )

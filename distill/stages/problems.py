@@ -53,7 +53,9 @@ def run(context: Context, settings: ProblemsSettings) -> Output:
     context.progress(len(members), len(members))
     digest = record_members(store, members)
     verifiers = sorted({row["verifier"] for row in rows.values()})
-    return Output(digest, {"members": len(members), "repeats": repeats, "verifiers": verifiers, **counts})
+    names = sorted({row["source"] for row in rows.values() if row["split"] == "train"})
+    figures = {"members": len(members), "repeats": repeats, "verifiers": verifiers, "train_sources": names}
+    return Output(digest, figures | counts)
 
 
 def _all(settings: ProblemsSettings, context: Context) -> Iterator[Problem]:
@@ -64,7 +66,11 @@ def _all(settings: ProblemsSettings, context: Context) -> Iterator[Problem]:
 
 def forecast(context: Context, settings: ProblemsSettings, _: Mapping[str, Mapping[str, Any]]) -> Forecast:
     counts = sources.counts(settings.sources, settings.limit)
-    return Forecast("problems") if counts is None else Forecast("problems", counts.total(), figures=dict(counts))
+    if counts is None:
+        return Forecast("problems")
+    names = sources.train_names(settings.sources)
+    known = {} if names is None else {"train_sources": names}
+    return Forecast("problems", counts.total(), figures={**counts, **known})
 
 
 def dependencies(settings: ProblemsSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> dict[str, str]:
@@ -81,4 +87,5 @@ STAGE = Stage(
     forecast=forecast,
     dependencies=dependencies,
     check=members_present,
+    refuse=lambda settings, _: sources.unreadable(settings.sources),
 )

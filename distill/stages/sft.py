@@ -19,7 +19,7 @@ from distill.lacking import lacking
 from distill.prompting import Ask, asking
 from distill.randomness import permutation
 from distill.stages.common import store_of
-from distill.stages.devices import check_memory, foreseen
+from distill.stages.devices import check_memory, foreseen, too_large
 from distill.stages.student import SupervisedSettings, check_positions, example_of, load_student, publish, supervised
 from distill.store.records import Row, kept, problem_of, record_losses
 from distill.types import Problem, Sampling
@@ -46,9 +46,10 @@ class HeldoutSettings(Settings):
     share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Of the problems: all traces of one are on the same side, and problems of one structure too."""
     every: Annotated[int, Field(ge=1)] = 50
-    """Optimizer steps from one measurement to the next; there is one at the end too."""
+    """Optimizer steps from one measurement to the next; there is one before the first step and one at the end too."""
     patience: Annotated[int | None, Field(ge=1)] = 3
-    """After so many measurements without a better one training ends; `null`: never, and the best is kept."""
+    """After so many measurements without a better one training ends; `null`: never, and the best is kept: the student
+    as it was at the start, and a line says so, where every step made it worse."""
     measure: Literal["loss", "pass_at_1"] = "loss"
     """What is to get better: the loss of the held-out traces, or also sampled: the share of the held-out problems
     solved (greedily, by each problem's own verifier)."""
@@ -91,7 +92,12 @@ def run(context: Context, settings: SftSettings) -> Output:
             before_save=recorder.flush, heldout=heldout,
         )  # fmt: skip
     record_losses(store_of(context), context.fingerprint, result.losses)
-    if result.steps < (planned := -(-len(taught) // settings.batch_size) * settings.epochs):
+    if result.best_step == 0:
+        context.note(
+            "nothing was learned: by what is held out every step was worse than the student that training began with, "
+            "whose weights are kept; lower learning_rate, or see whether what is learned from is good"
+        )
+    elif result.steps < (planned := -(-len(taught) // settings.batch_size) * settings.epochs):
         context.note(
             f"stopped early, after step {result.steps} of {planned}: what is held out was best after step "
             f"{result.best_step}, and these weights are kept"
@@ -99,12 +105,15 @@ def run(context: Context, settings: SftSettings) -> Output:
     _stop_test(context, settings, network, tokenizer, taught, ask, limit)
     told = {} if settings.learning_rate else {"learning_rate": f"{rate} (from the model's hidden size)"}
     digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, told)
-    figures = {"examples": len(taught), "dropped": len(dropped), "steps": result.steps, "learning_rate": rate}
+    figures: dict[str, Any] = {"examples": len(taught), "dropped": len(dropped)}
     if dropped:
         figures |= {"dropped_share": round(len(dropped) / (len(lessons) + len(dropped)), 4)}
-    if held:
-        figures |= {"heldout": len(held), "best_step": result.best_step}
-    return Output(digest, figures | {"loss": recorder.last().get("loss")})
+    figures |= {"learning_rate": rate, "steps": result.steps}
+    of_kept = recorder.last(result.best_step)
+    curves = ("loss", "heldout_pass_at_1", "heldout_loss")
+    best = {"best_step": result.best_step} if held else {}
+    figures |= best | {name: of_kept[name] for name in curves if name in of_kept}
+    return Output(digest, figures | ({"heldout": len(held)} if held else {}))
 
 
 def _learning_rate(context: Context, settings: SftSettings, network: Any) -> float:
@@ -222,7 +231,7 @@ def refuse(settings: SftSettings, figures: Mapping[str, Mapping[str, Any]]) -> s
             f"{settings.data} kept no trace to train on; `distill traces stats` shows the verdicts, `rejected` in "
             f"`distill status --json` why"
         )
-    return lacking(settings)
+    return lacking(settings) or too_large(settings)
 
 
 def forecast(context: Context, settings: SftSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:

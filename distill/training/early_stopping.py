@@ -1,5 +1,5 @@
-"""Early stopping: a measure on held-out data every so many steps, the best weights kept, an end when nothing
-gets better.
+"""Early stopping: a measure on held-out data before the first step and every so many, the best weights kept, an end
+when nothing gets better.
 
 What is measured is the caller's. The state is tensors beside the weights in each checkpoint, so a run that
 is killed ends at the same step with the same weights as one that is not. The best weights are a copy of
@@ -26,8 +26,8 @@ Measure = Callable[[Learner], tuple[float, Mapping[str, float]]]
 
 @dataclass(frozen=True, slots=True)
 class Heldout:
-    """``measure`` is taken every ``every`` steps and at the end. After ``patience`` measurements in a row without
-    a better one training ends; None: it never does, and just the best weights are kept."""
+    """``measure`` is taken at step 0, every ``every`` steps and at the end. After ``patience`` measurements in a row
+    without a better one training ends; None: it never does, and just the best weights are kept."""
 
     measure: Measure
     every: int
@@ -35,13 +35,20 @@ class Heldout:
 
 
 class Best:
-    """The best weights so far. ``state`` is what `state` gave of an earlier attempt, or nothing."""
+    """The best weights so far; those of the start only while every other was worse, for a share of few problems is
+    often equal, and who trains wants what is trained. ``state`` is what `state` gave of an earlier attempt, or nothing.
+    """
 
     def __init__(self, heldout: Heldout | None, learner: Learner, state: Mapping[str, Tensor]) -> None:
         self._heldout, self._learner = heldout, learner
         self._value, step, misses = state.get("best", torch.tensor([math.inf, 0, 0], dtype=torch.float64)).tolist()
         self.step, self._misses = int(step), int(misses)
-        self._weights = [state[f"best.{i}"] for i in range(len(learner.weights))] if self.step else []
+        self._weights = [state[f"best.{i}"] for i in range(len(learner.weights))] if self.known else []
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was measured."""
+        return math.isfinite(self._value)
 
     @property
     def over(self) -> bool:
@@ -50,12 +57,12 @@ class Best:
         return patience is not None and self._misses >= patience
 
     def look(self) -> Mapping[str, Any]:
-        """After an update: measure, if it is time. Returns the figures."""
+        """Before the first update and after each: measure, if it is time. Returns the figures."""
         done, learner = self._learner.done, self._learner
         if self._heldout is None or (done % self._heldout.every and done < learner.total):
             return {}
         value, figures = self._heldout.measure(learner)
-        if value < self._value:
+        if value < self._value or (value == self._value and self.step == 0):
             self._value, self.step, self._misses = value, done, 0
             learner.gather()
             self._weights = [weight.detach().clone() for weight in learner.weights]

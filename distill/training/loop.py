@@ -43,7 +43,8 @@ class TrainSettings(LearnerSettings):
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """After update ``step`` (from 1) of ``total``. ``loss`` is the mean over supervised tokens, nats.
+    """After update ``step`` (from 1) of ``total``; 0 is the start, of which there is just what is held out.
+    ``loss`` is the mean over supervised tokens, nats.
 
     ``tokens`` are all real tokens of the step, prompts included; ``grad_norm`` is before clipping.
     ``heldout_loss`` and ``heldout_pass_at_1`` are of the weights after the update, NaN where not measured.
@@ -65,7 +66,7 @@ class TrainResult:
     """``losses`` holds each example's mean loss in every epoch, seen before the update it took part in.
 
     Empty for a batch source. ``steps`` were made, ``resumed_at`` of them found done; the weights are those
-    after ``best_step``.
+    after ``best_step``: 0 where no held-out measurement was as good as that of the start.
     """
 
     steps: int
@@ -105,6 +106,8 @@ def train(
         found = learner.resume()
         losses = found.get("trace_losses", _unseen(order, total))
         best, resumed_at = Best(heldout, learner, found), learner.done
+        if heldout and not learner.done:
+            on_step(StepMetrics(0, total, math.nan, 0, math.nan, math.nan, 0.0, **best.look()))
         while not over(learner) and learner.done < total and not best.over:
             rows = order(learner.done) if order else []
             batch = examples(learner.done) if callable(examples) else [examples[i] for i in rows]
@@ -120,7 +123,8 @@ def train(
         steps = learner.done
     columns = zip(() if callable(examples) else examples, losses.T.tolist(), strict=True)
     seen = {e.key: [loss for loss in column if not math.isnan(loss)] for e, column in columns}
-    return TrainResult(steps, resumed_at, {key: column for key, column in seen.items() if column}, best.step or steps)
+    kept = best.step if best.known else steps
+    return TrainResult(steps, resumed_at, {key: column for key, column in seen.items() if column}, kept)
 
 
 def _unseen(order: Order | None, total: int) -> Tensor:

@@ -54,6 +54,7 @@ SMALL = 50_000_000
 """Parameters up to which, on a CPU, a process for each core is faster than threads. Each passes over micro-batches of
 its own, and has its own gradient."""
 GIB = 1 << 30
+NO_BOUND = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +171,14 @@ def _header(file: Path) -> dict[str, Any]:
 
 def check_fits(directory: Path | None, training: Training, where: str, free: int) -> None:
     """Refuse, in one line, what cannot fit into ``free`` bytes."""
-    if directory is None or (need := estimate(directory, training)) is None or need.total * MARGIN <= free:
-        return
+    if why := excess(directory, training, free, "are free"):
+        raise InputError(f"{where}: {why}")
+
+
+def excess(directory: Path | None, training: Training, there: int, what: str) -> str | None:
+    """Why a training cannot fit into the bytes that are ``there`` ("are free"), and what to change; or None."""
+    if directory is None or (need := estimate(directory, training)) is None or need.total * MARGIN <= there:
+        return None
     changes: dict[str, dict[str, Any]] = {
         f"lower micro_batch_tokens ({training.micro_batch_tokens})": {
             "micro_batch_tokens": training.micro_batch_tokens // 2
@@ -186,9 +193,7 @@ def check_fits(directory: Path | None, training: Training, where: str, free: int
     }
     needs = {advice: estimate(directory, replace(training, **change)) for advice, change in changes.items()}
     helps = [advice for advice, less in needs.items() if less and less.total < need.total]
-    raise InputError(
-        f"{where}: training needs about {size(need.total)} ({need}), but {size(free)} are free; " + ", or ".join(helps)
-    )
+    return f"training needs about {size(need.total)} ({need}), but {size(there)} {what}; " + ", or ".join(helps)
 
 
 def has_gpu() -> bool:
@@ -209,21 +214,30 @@ def free_memory() -> int:
 
 def free_of_machine(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
     """What Linux calls available, less where a cgroup (v1 or v2, or one above) allows less; elsewhere no bound."""
-    bounds = []
+    return min((free for _, free in _bounds(proc, groups)), default=NO_BOUND)
+
+
+def size_of_machine(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """All memory that the machine has, or a cgroup allows, whoever takes it now."""
+    return min((whole for whole, _ in _bounds(proc, groups)), default=NO_BOUND)
+
+
+def _bounds(proc: Path, groups: Path) -> Iterator[tuple[int, int]]:
+    """(all that there is, what is left of it) of the machine and of each cgroup."""
     try:
         lines = dict(line.split(":") for line in (proc / "meminfo").read_text().splitlines())
-        bounds.append(int(lines["MemAvailable"].split()[0]) * 1024)
+        whole, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+        yield whole, free
         for line in (proc / "self/cgroup").read_text().splitlines():
             _, kinds, path = line.split(":", 2)
             if kinds in ("", "memory"):
-                bounds += _left(groups / kinds, path, v1=kinds == "memory")
+                yield from _of_groups(groups / kinds, path, v1=kinds == "memory")
     except (OSError, ValueError, KeyError):
         pass
-    return min(bounds, default=1 << 62)
 
 
-def _left(root: Path, path: str, v1: bool) -> Iterator[int]:
-    """What a cgroup and those above it leave; pages of files that may be dropped count as free."""
+def _of_groups(root: Path, path: str, v1: bool) -> Iterator[tuple[int, int]]:
+    """What a cgroup and those above it allow and leave; pages of files that may be dropped count as free."""
     limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if v1 else ("memory.max", "memory.current")
     here = root / path.lstrip("/")
     for group in (here, *here.parents):
@@ -231,7 +245,7 @@ def _left(root: Path, path: str, v1: bool) -> Iterator[int]:
             most = int((group / limit).read_text())
             stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
             cached = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
-            yield most - int((group / used).read_text()) + cached
+            yield most, most - int((group / used).read_text()) + cached
         except (OSError, ValueError):
             pass
         if group == root:

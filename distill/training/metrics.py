@@ -44,7 +44,7 @@ class Recorder:
         self._store.ingest()
 
     def __call__(self, metrics: Any) -> None:
-        """``metrics`` is a dataclass of `figures`, with ``step`` (from 1) and ``total``."""
+        """``metrics`` is a dataclass of `figures`, with ``step`` (from 1; 0 is the start) and ``total``."""
         values = figures(metrics)
         step, total = int(values["step"]), int(values["total"])
         told = {k: float(v) for k, v in values.items() if k not in HIDDEN and math.isfinite(v)}
@@ -59,13 +59,13 @@ class Recorder:
         self._store.append("metrics", self._rows)
         self._rows, self._appended = [], time.monotonic()
 
-    def last(self) -> dict[str, float]:
-        """The numbers of the last step there is, whichever attempt made it, those on the display first. Call it after
-        the ``with``."""
+    def last(self, step: int | None = None) -> dict[str, float]:
+        """The numbers of the last step there is, or of ``step``, whichever attempt made it, those on the display first.
+        Call it after the ``with``."""
         rows = self._store.rows(
             "SELECT name, value FROM metrics WHERE run = $run "
-            "AND step = (SELECT max(step) FROM metrics WHERE run = $run) ORDER BY name",
-            {"run": self._context.fingerprint},
+            "AND step = coalesce($step, (SELECT max(step) FROM metrics WHERE run = $run)) ORDER BY name",
+            {"run": self._context.fingerprint, "step": step},
         )
         found = {row["name"]: row["value"] for row in rows}
         return {name: found[name] for name in self._shown if name in found} | found

@@ -20,7 +20,7 @@ from distill.lacking import lacking
 from distill.modelspec import Model, ModelName
 from distill.prompting import asking
 from distill.stages.common import RewardModel, VerifierSpec, resolved, store_of
-from distill.stages.devices import check_memory, foreseen
+from distill.stages.devices import check_memory, foreseen, too_large
 from distill.stages.student import SupervisedSettings, check_positions, example_of, load_student, publish, supervised
 from distill.store.records import kept, problem_of
 from distill.types import Completion, Problem
@@ -199,6 +199,10 @@ def dependencies(settings: GkdSettings, hashes: FileHashes, upstream: Mapping[st
     return {**modelspec.dependency(settings.student, hashes), **modelspec.dependency(settings.teacher, hashes)}
 
 
+def refuse(settings: GkdSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
+    return settings.unwatchable(figures) or lacking(settings) or too_large(settings, samples=True)
+
+
 STAGE = Stage(
     kind="gkd",
     about="distil a teacher's distributions (generalised JSD), on its traces and the student's own samples",
@@ -207,5 +211,5 @@ STAGE = Stage(
     run=run,
     forecast=forecast,
     dependencies=dependencies,
-    refuse=lambda settings, figures: settings.unwatchable(figures) or lacking(settings),
+    refuse=refuse,
 )

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distill import modelspec, verification
 from distill.lacking import lacking
-from distill.stages.devices import foreseen
+from distill.stages.devices import foreseen, too_large
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
+from pipeline.mistakes import nearest
 from pipeline.stage import Context, Forecast, Output, Settings, Stage, later
 from rl import rewards
 from rl.draws import most
@@ -48,6 +49,13 @@ class GrpoSettings(RewardedSettings):
     process: ProcessSettings | None = later()
     """A process reward model that rewards each step of a rollout beside the outcome (dense rewards)."""
 
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _is_a_loss(cls, value: Any) -> Any:
+        if value == "rloo":
+            raise ValueError("rloo is a baseline: set `baseline: leave_one_out` and, as published, `scale: none`")
+        return value
+
     @model_validator(mode="after")
     def _clips(self) -> GrpoSettings:
         if self.loss == "cispo" and (self.clip_low is not None or self.clip_cap is not None):
@@ -78,6 +86,9 @@ def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> 
     every = most([task.weight for task in settings.tasks], settings.prompts, 1 + settings.refills)
     for task, wanted in zip(settings.tasks, every, strict=True):
         known = figures.get(task.stage, {"train": wanted})
+        names = known.get("train_sources")
+        if names is not None and task.source not in (None, *names):
+            return f"problems: {task.stage} has no problem of source {task.source!r}{nearest(task.source, names)}"
         there, removed = known.get("train", 0), known.get("removed")
         if there < wanted:
             left = f", which took out {removed} (`distill traces sql` asks `curation` why)" if removed else ""
@@ -85,7 +96,7 @@ def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> 
                 f"{wanted} prompts a step, but only {there} problems to train on in {task.stage}{left}; lower "
                 f"`prompts`{' or `refills`' if settings.refills else ''}, or take more problems (`train`, --limit)"
             )
-    return settings.unwatchable(figures) or lacking(settings)
+    return settings.unwatchable(figures) or lacking(settings) or too_large(settings, samples=True)
 
 
 def forecast(context: Context, settings: GrpoSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:

@@ -228,6 +228,11 @@ class RewardedSettings(SampledSettings):
         untils = [stage.until for stage in self.lengths or ()]
         if untils != sorted(set(untils)):
             raise ValueError("lengths: each stage ends at a later step than the one before it")
+        if untils and untils[-1] > self.steps:
+            raise ValueError(
+                f"lengths: a stage ends at step {untils[-1]}, but there are {self.steps} (steps); raise `steps`, or"
+                " lower `until` (`lengths=null` takes them out of a short trial)"
+            )
         if any(stage.max_tokens > self.sampling.max_tokens for stage in self.lengths or ()):
             raise ValueError("lengths: no stage is longer than sampling.max_tokens, which holds after the last of them")
         for stage in self.lengths or ():
