@@ -58,7 +58,8 @@ def _settings(stage: str, as_json: bool) -> None:
         default = key.default if key.default == REQUIRED else f"default {key.default}"
         print(f"{key.name}: {key.type.replace('`', '')}, {default}")
         if key.what:
-            print(fill(key.what, wide, initial_indent="    ", subsequent_indent="    "))
+            what = key.what.replace("``", "`").replace("*speed*", "(Changes no result.)")
+            print(fill(what, wide, initial_indent="    ", subsequent_indent="    "))
 
 
 def _room() -> int:
