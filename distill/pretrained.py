@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from distill import hub
 from distill.modelspec import Model, check_directory, directory_of
+from distill.training.kernels import few_kernels
 from pipeline.errors import InputError
 
 Quantization = Literal["nf4"]
@@ -28,6 +29,7 @@ def load(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     hush()
+    few_kernels()  # where a process samples before it trains, the first product is the sampler's
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

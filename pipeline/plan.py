@@ -6,7 +6,7 @@ before a stage would run, `distill plan` calls it for all stages without running
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -124,11 +124,14 @@ def _foretold(
     return StagePlan(spec, Status.RUN, (), identity, None, forecast, figures=figures, counts=counts)
 
 
-def incomplete(specs: Iterable[StageSpec], plans: Mapping[str, StagePlan], workspace: Workspace) -> Iterator[StageSpec]:
-    """Those of ``specs`` that nothing on record answers; a stage is taken to be run where one that feeds it is."""
+def incomplete(
+    specs: Iterable[StageSpec], plans: Mapping[str, StagePlan], workspace: Workspace, force: Container[str] = ()
+) -> Iterator[StageSpec]:
+    """Those of ``specs`` that are forced or that nothing on record answers; a stage is taken to be run where one that
+    feeds it is."""
     made = {name: plan.manifest for name, plan in plans.items() if plan.manifest}
     for spec in specs:
-        if not (found := _on_record(spec, made, workspace)):
+        if spec.name in force or not (found := _on_record(spec, made, workspace)):
             yield spec
         else:
             made[spec.name] = found

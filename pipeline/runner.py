@@ -57,7 +57,7 @@ def run(
             stop_check(stopping)
             left = [s for s in specs if s.name not in plans]
             ahead = at_most(left, ahead | plans, workspace)
-            foresee([spec, *incomplete(left[1:], plans, workspace)], ahead)
+            foresee([spec, *incomplete(left[1:], plans, workspace, force)], ahead)
             manifest = _run_stage(found, plans, workspace, listener, stopping, spec.name in force)
             found = complete(spec, manifest)
         plans[spec.name] = found

@@ -28,7 +28,7 @@ class AlarmSettings(Settings):
 
     window: Annotated[int, Field(ge=1)] = 10
     """The last so many steps are compared with the first so many; before twice as many nothing is compared.
-    `no_gradient`: in so many steps running no two rewards of a group differed, so nothing was learned."""
+    `no_gradient`: in so many steps running nothing was learned, for no two rewards of a group differed, say."""
     reward_rise: Positive = 0.1
     """`hacking`: the training reward has risen by this much..."""
     heldout_share: Share = 0.25
@@ -158,12 +158,20 @@ def kl(history: History, step: int, limits: AlarmSettings) -> Cause | None:
 
 
 def no_gradient(history: History, step: int, limits: AlarmSettings) -> Cause | None:
-    """Every update of the last steps was none: all rewards of a group alike, or none that could be told."""
-    norms = [history.metrics.get("grad_norm", {}).get(s) for s in range(step - limits.window + 1, step + 1)]
+    """Every update of the last steps was none: no reward, none that differ within a group, or these left out."""
+    first = step - limits.window + 1
+    norms = [history.metrics.get("grad_norm", {}).get(s) for s in range(first, step + 1)]
     if any(norm != 0 for norm in norms):
         return None
-    reward = history.mean("reward", step - limits.window + 1, step)
-    told = "no reward could be told" if math.isnan(reward) else f"rewards are alike within each group ({reward:.3g})"
+    reward = history.mean("reward", first, step)
+    if math.isnan(reward):
+        told = "no reward could be told"
+    elif history.mean("truncated", first, step) == 1:
+        told = f"all responses are cut at max_tokens (reward {reward:.3g})"
+    elif history.mean("zero_variance", first, step) < 1:
+        told = "rewards differ, but only those of responses cut at max_tokens, which `overlong: filter` leaves out"
+    else:
+        told = f"rewards are alike within each group ({reward:.3g})"
     return f"nothing was learned in {limits.window} steps: {told}", 0.0, 0.0
 
 

@@ -27,7 +27,7 @@ from distill.verifiers import VerifierPool  # noqa: E402
 from pipeline.errors import InputError, PipelineError  # noqa: E402
 from pipeline.fingerprint import FileHashes  # noqa: E402
 from pipeline.workspace import StageContext  # noqa: E402
-from rl import rewards  # noqa: E402
+from rl import alarms, rewards  # noqa: E402
 from rl.alarms import AlarmSettings, History, raised  # noqa: E402
 from rl.grpo import GrpoSettings, train_grpo  # noqa: E402
 from rl.guard import Guard, Watch, measuring  # noqa: E402
@@ -94,6 +94,20 @@ def test_few_heldout_problems_do_not_accuse() -> None:
 )
 def test_each_rule(metrics: dict[str, Sequence[float]], expected: list[str]) -> None:
     assert names(history(**metrics), min(map(len, metrics.values()))) == expected
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({}, "no reward could be told"),
+        ({"reward": FLAT, "zero_variance": [1.0] * 4, "truncated": [0.5] * 4}, "alike within each group (0.2)"),
+        ({"reward": FLAT, "zero_variance": [0.2] * 4, "truncated": [0.9] * 4}, "rewards differ, but"),
+        ({"reward": FLAT, "truncated": [1.0] * 4}, "all responses are cut at max_tokens"),  # of ppo, say
+    ],
+)
+def test_why_nothing_was_learned_is_what_the_steps_told(metrics: dict[str, Sequence[float]], said: str) -> None:
+    cause = alarms.no_gradient(history(grad_norm=[0.0] * 4, **metrics), 4, AlarmSettings(window=4))
+    assert cause and said in cause[0]
 
 
 def test_a_longer_budget_is_no_drift() -> None:

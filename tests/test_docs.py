@@ -57,6 +57,12 @@ def test_links_and_configs_named_in_the_documents_exist() -> None:
             assert config in starters(), f"{page.name}: configs/{config}.yaml"
 
 
+def test_every_module_of_the_trainer_is_in_its_reading_order() -> None:
+    text = (ROOT / "docs/design/012-training.md").read_text().split("## Reading order")[1].split("\n## ")[0]
+    modules = [path.stem for place in ("distill/training", "rl") for path in (ROOT / place).glob("*.py")]
+    assert [name for name in modules if name != "__init__" and not re.search(rf"\b{name}\b", text)] == []
+
+
 def test_every_starter_pipeline_is_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
     assert all(f"configs/{name}.yaml" in text for name in starters())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -48,3 +50,27 @@ def test_the_tiles_of_a_head_are_added_up_in_full_precision(monkeypatch: pytest.
     (back,) = torch.autograd.grad(values.sum(), hidden)
     exact = weight[targets] - table.probs @ weight.double()
     assert (back - exact).norm() <= 1e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("largest", [10.0, 40.0, 200.0])
+@pytest.mark.parametrize("place", [0, 5, 4095], ids=["first tile", "within", "last tile"])
+def test_what_many_tiles_hold_of_next_to_nothing_is_not_lost(
+    largest: float, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sure label: each of 255 tiles has 1/25,000 of all, less than the rounding of a logarithm as large as the logits
+    adds up to; together they are all that is to be learned."""
+    monkeypatch.setattr(head, "WIDTH", 16)
+    weight = torch.randn(4096, 16, generator=torch.Generator().manual_seed(0)) / 50
+    weight[:, 0] = largest - math.log(4096 / 1e-2)
+    weight[place] = torch.tensor([largest] + [0.0] * 15)
+    hidden, label = torch.randn(3, 16, generator=torch.Generator().manual_seed(1)), torch.full((3,), place)
+    hidden[:, 0] = 1
+    hidden.requires_grad_()
+    values, entropy = head.through(hidden, weight, label, 1.0, True, torch.float32)
+    table = (hidden.detach() @ weight.t()).double().log_softmax(-1)  # of logits as they are, rounded
+    torch.testing.assert_close(values.double(), table[:, place], atol=0, rtol=1e-4)
+    torch.testing.assert_close(entropy.double(), -(table.exp() * table).sum(-1), atol=0, rtol=1e-4)
+    (back,) = torch.autograd.grad(values.sum(), hidden)
+    others = table.exp().index_fill(1, torch.tensor([place]), 0.0)
+    exact = others.sum(-1, keepdim=True) * weight[place].double() - others @ weight.double()
+    assert (back - exact).norm() <= 1e-4 * largest * exact.norm()

@@ -249,6 +249,10 @@ def test_a_stage_that_has_nothing_to_do_is_not_refused(project: Path, monkeypatc
     lacking = replace(STAGES["count"], refuse=lambda own, _: "no b is known here" if own.letter == "b" else None)
     monkeypatch.setitem(STAGES, "count", lacking)
     assert run(load()) == ["a", "sum"]
+    heard = Heard()
+    with pytest.raises(InputError, match="stage b: no b is known here"):  # forced, it has something to do
+        runner.run(load(), Workspace(spec.workspace), heard, lambda: False, force=("a", "b"))
+    assert heard.ran == []
     Path("input.txt").write_text("other letters")
     with pytest.raises(InputError, match="stage b: no b is known here"):
         run(load())

@@ -48,10 +48,10 @@ class _Through(Function):
         found, entropies, back = [], [], []
         for states, labels in zip(torch.split(scaled, size), torch.split(targets, size), strict=True):
             told = _softmax(states, weight, labels, learns, entropy)
-            found.append(told.label - told.total)
+            found.append(told.logprob)
             entropies.append(told.entropy)
             if learns:
-                others = -torch.expm1(told.label - told.total).unsqueeze(-1)
+                others = -torch.expm1(told.logprob).unsqueeze(-1)
                 back.append(weight.index_select(0, labels) * others - told.mixed)
         ctx.save_for_backward(*([torch.cat(back).div_(temperature)] if back else []))
         if not entropy:
@@ -67,18 +67,20 @@ class _Through(Function):
 
 
 class _Softmax(NamedTuple):
-    """Of R rows of logits, fp32: that of the label, (R,); log sum exp, (R,); the softmax's entropy, (R,), and all but
-    the label's part of the mean of ``weight`` by it, (R, D), where asked for."""
+    """Of R rows of logits, fp32: the label's log-probability, (R,); the softmax's entropy, (R,), and all but the
+    label's part of the mean of ``weight`` by it, (R, D), where asked for."""
 
-    label: Tensor
-    total: Tensor
+    logprob: Tensor
     entropy: Tensor
     mixed: Tensor
 
 
 def _softmax(states: Tensor, weight: Tensor, labels: Tensor, mix: bool, entropy: bool) -> _Softmax:
-    total = states.new_full((len(states), 1), -math.inf, dtype=torch.float32)
-    label, spread, mixed = torch.zeros_like(total), torch.zeros_like(total), torch.zeros_like(states).float()
+    """Sums are kept over e^top and in fp64, not as logarithms: of many tiles that hold next to nothing, each would be
+    lost in the rounding of a number as large as the logits, and with them all that is learned where p is near 1."""
+    top = states.new_full((len(states), 1), -math.inf, dtype=torch.float32)
+    label, spread, total = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top, dtype=torch.float64)
+    mixed = torch.zeros_like(states).float()
     tile = states.new_empty(len(states) * min(WIDTH, len(weight)))
     for start in range(0, len(weight), WIDTH):
         part = weight[start : start + WIDTH].to(states.dtype)
@@ -87,18 +89,21 @@ def _softmax(states: Tensor, weight: Tensor, labels: Tensor, mix: bool, entropy:
         here = (place >= 0) & (place < len(part))
         at = place.clamp(0, len(part) - 1)
         label = torch.where(here, logits.gather(1, at), label)
-        top = logits.amax(-1, keepdim=True)
+        highest = logits.amax(-1, keepdim=True)
         shares = torch.softmax(logits, -1) if entropy else torch.softmax(logits, -1, out=logits)
-        own = top - shares.amax(-1, keepdim=True).log_()  # the tile's log sum exp: the largest share is e^(top - own)
-        before, total = total, torch.logaddexp(total, own)
-        fall, rise = (before - total).exp_(), (own - total).exp_()
+        own = shares.amax(-1, keepdim=True).reciprocal_()  # sum of e^(logit - highest): the largest share is 1 over it
+        before, top = top, torch.maximum(top, highest)
+        kept, new = total.mul_((before - top).exp_()), own.double().mul_((highest - top).exp_())
+        total = kept + new
+        fall, rise = kept.div_(total).float(), new.div_(total).float()
         if entropy:  # that of which tile it is, and those within
-            within = torch.linalg.vecdot(shares, own - logits).unsqueeze(-1)
+            within = own.log().sub_(torch.linalg.vecdot(shares, logits.sub_(highest)).unsqueeze(-1))
             spread.mul_(fall).addcmul_(within, rise).add_(torch.special.entr(fall)).add_(torch.special.entr(rise))
         if mix:
             shares.scatter_(1, at, shares.gather(1, at).masked_fill_(here, 0.0))
             mixed.mul_(fall).addcmul_(shares.to(part.dtype) @ part, rise)
-    return _Softmax(label.squeeze(-1), total.squeeze(-1), spread.squeeze(-1), mixed)
+    logprob = (label - top).sub_(total.log_())
+    return _Softmax(logprob.squeeze(-1), spread.squeeze(-1), mixed)
 
 
 def _logits(states: Tensor, part: Tensor, tile: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ NAMES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
 def few_kernels() -> None:
-    """To be called before the first product in half precision of a process, which is when they are read. What the user
-    has set stays."""
+    """To be called before the first product in half precision of a process, which is when they are read: by whoever
+    loads a model, and by whoever trains one. What the user has set stays."""
     for name in NAMES:
         os.environ.setdefault(name, str(KEPT))
