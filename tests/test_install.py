@@ -25,8 +25,14 @@ packages = ["pipeline"]
 """
 
 
+def alone() -> dict[str, str]:
+    """The environment without a PYTHONPATH, on which pip would find us installed."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+
 def pip(*arguments: object) -> None:
-    done = subprocess.run([sys.executable, "-m", "pip", *map(str, arguments)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip", *map(str, arguments)]
+    done = subprocess.run(command, env=alone(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -59,8 +65,7 @@ class Environment:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         elsewhere = self.directory / "empty"
         elsewhere.mkdir(exist_ok=True)
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        return subprocess.run(arguments, cwd=elsewhere, env=environment, capture_output=True, text=True)
+        return subprocess.run(arguments, cwd=elsewhere, env=alone(), capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
