@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from heard import Heard
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
 from pipeline import config, runner
 from pipeline.errors import Exit, InputError, PipelineError, Stopped
-from pipeline.events import Listener
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.mistakes import nearest
 from pipeline.plan import plan as make_plan
@@ -98,14 +98,6 @@ def lookup(kind: str) -> Stage:
     if kind not in STAGES:
         raise InputError(f"no stage is called {kind!r}{nearest(kind, STAGES)}")
     return STAGES[kind]
-
-
-class Heard(Listener):
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-
-    def start(self, stage: str, plan: Any) -> None:
-        self.ran.append(stage)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from heard import Heard
 
 from distill import catalog
 from distill.cli.plan import plan
@@ -20,7 +21,6 @@ from distill.modelspec import EMBEDDED
 from distill.training import memory
 from pipeline import config, runner
 from pipeline.errors import InputError
-from pipeline.events import Listener
 from pipeline.workspace import Workspace
 
 PROBLEMS = "  problems: {sources: [{family: calc, train: 8}]}\n"
@@ -30,14 +30,6 @@ SFT = LESSONS + "  sft: {data: select, student: 'embedded:student-base', SETTING
 GRPO = PROBLEMS + "  grpo: {problems: problems, student: 'embedded:student-base', prompts: 8, SETTING}\n"
 OPD = GRPO.replace("grpo:", "opd:").replace("prompts", "teacher: 'embedded:teacher', prompts")
 GENERATE = PROBLEMS + "  generate: {problems: problems, teacher: 'embedded:teacher', SETTING}\n"
-
-
-class Heard(Listener):
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-
-    def start(self, stage: str, plan: Any) -> None:
-        self.ran.append(stage)
 
 
 @pytest.fixture

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,14 +67,23 @@ def test_tensorboard_drops_a_step_that_a_kill_made_twice(tmp_path: Path) -> None
     assert [(e.step, e.value) for e in found.Scalars("loss")] == [(1, 9.0), (2, 9.0), (3, 1.0)]
 
 
-def test_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+def test_trackio(tmp_path: Path) -> None:
+    """In a process of its own, for where trackio keeps its runs is read when it is imported."""
     pytest.importorskip("trackio", reason="trackio is not installed (extra: trackio)")
-    from trackio.sqlite_storage import SQLiteStorage
-
-    attempts(tmp_path, "trackio")
-    found = SQLiteStorage.get_logs("distill", f"sft-{'f' * 12}")
-    assert [(row["step"], row["loss"]) for row in found] == EXPECTED
+    code = (
+        "import json, sys; from pathlib import Path; from test_logs import attempts\n"
+        "from trackio.sqlite_storage import SQLiteStorage\n"
+        "attempts(Path(sys.argv[1]), 'trackio')\n"
+        f"rows = SQLiteStorage.get_logs('distill', 'sft-{'f' * 12}')\n"
+        "print(json.dumps([(row['step'], row['loss']) for row in rows]))\n"
+    )
+    here = Path(__file__).parent
+    where = {"TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent)))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=os.environ | where, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert [tuple(row) for row in json.loads(done.stdout.splitlines()[-1])] == EXPECTED
 
 
 def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
