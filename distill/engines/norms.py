@@ -2,8 +2,9 @@
 
 A step over small rows is as much calling as computing, and a model has four norms a layer. Which norm is
 which nobody asks: a norm is replaced if, with random weights, it gives what `torch.nn.functional.rms_norm`
-gives, to the last bit; all others (Gemma's adds one to its weight) stay. Used by `distill.engines.weights`
-and, for training, by `distill.training.lean`.
+gives, to the last bit; all others (Gemma's adds one to its weight) stay. On a GPU, whose fused kernel adds up in an
+order of its own, it is tried on the CPU in fp32. Used by `distill.engines.weights` and, for training, by
+`distill.training.lean`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ PROBES = 64
 
 def shorten_norms(model: nn.Module) -> int:
     """Replace what can be in ``model``, a private copy; how many were."""
-    found = plain_norms(model)
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    found = plain_norms(model, None if on_cpu else torch.float32)
     for module, epsilon in found.items():
         module.forward = _plain(module, epsilon)
     return len(found)

@@ -8,7 +8,7 @@ tokens that a response begins with, the log-probabilities are taken on the way. 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +20,13 @@ from distill.engines.sampling import logprobs_of
 ROWS = 16
 """The granule of batches. Below 4 rows (12 on two threads) MKL takes other paths, with other bits."""
 PIECE = 128
-"""Prompts are prefilled in pieces of at most this many tokens."""
+"""On a CPU prompts are prefilled in pieces of at most this many tokens."""
 TOKENS = 1024
-"""Tokens prefilled at once: enough for matrix products, few enough that activations stay in cache."""
+"""Tokens prefilled at once there: enough for matrix products, few enough that activations stay in cache."""
+MANY = 16384
+"""On a GPU, where a pass costs its launches and pieces may be as large as it is."""
+LARGE = 2**28
+"""Attention scores of a layer, or logits, that a pass on a GPU may have: some 1.5 GB, with the softmax in fp32."""
 NEVER = 2**62
 LOGITS = 2**24
 """Logits computed at once, where the log-probabilities of given tokens are wanted."""
@@ -75,34 +79,53 @@ def prefill(model: Any, cache: SlotCache, plan: Plan) -> dict[Beginning, tuple[f
 def _fill(
     model: Any, cache: SlotCache, store: Store, prompts: dict[int, Beginning]
 ) -> dict[Beginning, tuple[float, ...]]:
+    sizes = _sizes(model, max((len(begin.ids) for begin in prompts.values()), default=0))
     plain = [(slot, begin) for slot, begin in prompts.items() if not begin.given and len(begin.ids) > 1]
-    for batch in _batches(plain, TOKENS):
-        for _ in _passes(model, cache, store, batch):
+    for batch in _batches(plain, sizes.piece, sizes.tokens):
+        for _ in _passes(model, cache, store, batch, sizes.piece):
             pass
     given = [(slot, begin) for slot, begin in prompts.items() if begin.given]
     found: dict[Beginning, tuple[float, ...]] = {begin: () for _, begin in given}
-    for batch in _batches(given, max(1, min(TOKENS, LOGITS // model.config.get_text_config().vocab_size))):
+    told = max(PIECE, min(sizes.piece, sizes.logits))
+    for batch in _batches(given, told, sizes.logits):
         first = min(len(begin.ids) - begin.given for _, begin in batch) - 1
-        for piece, output in _passes(model, cache, store, batch, first):
+        for piece, output in _passes(model, cache, store, batch, told, first):
             if piece.stop > first:
                 for (_, begin), logits in zip(batch, output.logits, strict=True):
                     found[begin] += _given_logprobs(logits, piece, begin)
     return found
 
 
-def _batches(prompts: list[tuple[int, Beginning]], tokens: int) -> Iterable[list[tuple[int, Beginning]]]:
-    """Long ones first; so many that a piece of each makes about so many ``tokens``."""
+class _Sizes(NamedTuple):
+    """Tokens of one prompt in a pass, of all prompts, and of all where logits are wanted."""
+
+    piece: int
+    tokens: int
+    logits: int
+
+
+def _sizes(model: Any, longest: int) -> _Sizes:
+    """Of passes over prompts the ``longest`` of which has so many tokens."""
+    config = model.config.get_text_config()
+    if model.device.type == "cpu":
+        return _Sizes(PIECE, TOKENS, min(TOKENS, max(1, LOGITS // config.vocab_size)))
+    tokens = max(TOKENS, min(MANY, LARGE // (config.num_attention_heads * granules(longest))))
+    return _Sizes(tokens, tokens, min(tokens, max(1, LARGE // config.vocab_size)))
+
+
+def _batches(prompts: list[tuple[int, Beginning]], piece: int, tokens: int) -> Iterable[list[tuple[int, Beginning]]]:
+    """Long ones first; so many that a ``piece`` of each makes about so many ``tokens``."""
     left = sorted(prompts, key=lambda prompt: (len(prompt[1].ids), -prompt[0]))
     while left:
-        rows = max(1, tokens // min(PIECE, len(left[-1][1].ids)))
+        rows = max(1, tokens // min(piece, len(left[-1][1].ids)))
         yield left[-rows:][::-1]
         del left[-rows:]
 
 
 def _passes(
-    model: Any, cache: SlotCache, store: Store, batch: list[tuple[int, Beginning]], first: int = NEVER
+    model: Any, cache: SlotCache, store: Store, batch: list[tuple[int, Beginning]], size: int, first: int = NEVER
 ) -> Iterable[tuple[range, Any]]:
-    """The outputs, piece by piece, with logits from the piece on that holds position ``first``.
+    """The outputs, in pieces of ``size`` tokens, with logits from the piece on that holds position ``first``.
 
     Padding lies behind the prompt, where nothing looks at it.
     """
@@ -110,8 +133,8 @@ def _passes(
     padded = [begin.ids[:-1] + (0,) * (length - len(begin.ids) + 1) for _, begin in batch]
     tokens = torch.tensor(padded, device=model.device)
     limit = positions_limit(model) or length
-    for start in range(0, length, PIECE):
-        piece = range(start, min(start + PIECE, length))
+    for start in range(0, length, size):
+        piece = range(start, min(start + size, length))
         cache.fill(store, [slot for slot, _ in batch], piece)
         run = model if piece.stop > first else model.base_model
         yield (

@@ -106,7 +106,7 @@ class Rows:
         self.position[rows] += active
         count += active
         done = (torch.isin(token, stop_ids) | (count >= self._limit[rows])) & active.bool()
-        return done.nonzero()[:, 0].tolist()
+        return [slot for slot, ended in enumerate(done.tolist()) if ended]
 
     def said(self, slots: list[int]) -> list[int]:
         """The last token of each of ``slots``."""

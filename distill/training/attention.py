@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 from transformers import AttentionInterface
 
+from distill.tensors import put
 from distill.training import rectangles
 from pipeline.errors import InputError
 
@@ -107,7 +108,7 @@ def _block(documents: Sequence[Sequence[range]], width: int, longest: int, devic
         first = row * (width - skip) - skip
         places += range(first + len(filled) - len(spans[-1]), first + len(filled))
         tokens += filled + [start] * (width - len(filled))
-    indices = (torch.tensor(values, device=device) for values in (tokens, places))
+    indices = (put(values, device) for values in (tokens, places))
     return Block(start, end, rows, width, longest, skip, *indices)
 
 

@@ -47,8 +47,11 @@ def save(directory: Path, step: int, run: str, state: dict[str, Any]) -> None:
         shutil.rmtree(_path(directory, old), ignore_errors=True)
 
 
-def latest(directory: Path, run: str, device: torch.device | str = "cpu") -> tuple[int, dict[str, Any]] | None:
-    """(step, state) of the newest whole checkpoint, or None. One of another run is an InputError."""
+def latest(directory: Path, run: str) -> tuple[int, dict[str, Any]] | None:
+    """(step, state) of the newest whole checkpoint, or None. One of another run is an InputError.
+
+    All of it is on the CPU, wherever it was: what the model wants goes to its device, and what was counted beside it
+    stays where it is counted."""
     for step in reversed(_complete(directory)):
         path = _path(directory, step)
         if (owner := _owner(path)) is None:
@@ -56,7 +59,7 @@ def latest(directory: Path, run: str, device: torch.device | str = "cpu") -> tup
             continue
         if owner != run:
             raise InputError(f"{directory} holds checkpoints of another run: give each run a directory of its own")
-        return step, torch.load(path / _STATE, map_location=device, weights_only=True)
+        return step, torch.load(path / _STATE, map_location="cpu", weights_only=True)
     return None
 
 

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from distill.tensors import put
 from distill.training import attention
 from distill.training.adapted import precision
 from distill.training.batching import Example, from_tokens
@@ -76,7 +77,7 @@ def pack(examples: Sequence[Example], device: torch.device | str = "cpu", multip
     asked = sorted({*sources, *others[: -len(set(sources)) % multiple]})
     seen = [[*(spans[b] for b in s.before), spans[s]] for s in found]
     ids, positions = (
-        torch.tensor([[*chain.from_iterable(parts), *[0] * len(fill)]], device=device)
+        put([[*chain.from_iterable(parts), *[0] * len(fill)]], device)
         for parts in ((s.ids for s in found), (range(s.first, s.last) for s in found))
     )
     return Pack(
@@ -84,9 +85,9 @@ def pack(examples: Sequence[Example], device: torch.device | str = "cpu", multip
         input_ids=ids,
         position_ids=positions,
         documents=attention.blocks(seen, device, multiple, fill),
-        sources=torch.tensor(sources, device=device),
-        targets=torch.tensor(targets, device=device),
-        asked=torch.tensor(asked, device=device) if len(asked) <= SPARSE * end else None,
+        sources=put(sources, device),
+        targets=put(targets, device),
+        asked=put(asked, device) if len(asked) <= SPARSE * end else None,
     )
 
 

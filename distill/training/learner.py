@@ -154,7 +154,7 @@ class Learner:
 
     def resume(self, directory: Path | None = None) -> dict[str, Tensor]:
         """Load the newest checkpoint, if any, and return what was saved beside the weights."""
-        found = checkpoint.latest(directory or self.directory, self.run, self.device)
+        found = checkpoint.latest(directory or self.directory, self.run)
         if found is None:
             return {}
         self.done, state = found

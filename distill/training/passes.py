@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from distill.tensors import put
 from distill.training.batching import Example, micro_batches
 from distill.training.forward import FEW, Scorer, logprobs, pack
 
@@ -61,14 +63,12 @@ class Task(NamedTuple):
 
 def accumulate(task: Task, ask: Scorer, model: Any, device: torch.device, half: bool) -> list[Scored]:
     """Forward and backward over micro-batches; gradients add up in the parameters. ``ask`` passes over ``model``."""
-    scored = []
+    rows: list[Row] = []
+    columns: list[tuple[Tensor | None, ...]] = []
     for number, run in enumerate(task.runs):
         counts = number < len(task.runs) - task.idle
         batch = pack([row.example for row in run], device, FEW if half and device.type == "cpu" else 1)
-        streams = {
-            name: torch.tensor([value for row in run for value in row.streams[name]], device=device)
-            for name in run[0].streams
-        }
+        streams = {name: put([value for row in run for value in row.streams[name]], device) for name in run[0].streams}
         precision = partial(torch.autocast, device.type, torch.bfloat16) if half else nullcontext
         if task.reference:
             with torch.no_grad(), model.disable_adapter(), precision():
@@ -81,9 +81,11 @@ def accumulate(task: Task, ask: Scorer, model: Any, device: torch.device, half: 
             if task.objective is not None:
                 torch.autograd.backward(task.objective(told.logprobs, streams) * (1.0 if counts else 0.0))
         if counts:
-            columns = (told.logprobs, streams.get("reference"), told.entropy, told.values)
-            scored += [Scored(*row) for row in zip(*(_by_row(column, run) for column in columns), strict=True)]
-    return scored
+            rows += run
+            known = (told.logprobs, streams.get("reference"), told.entropy, told.values)
+            columns.append(tuple(None if values is None else values.detach() for values in known))
+    # Read at the end: a GPU is waited for here, not after each micro-batch, whose successor would find it idle.
+    return [Scored(*row) for row in zip(*(_by_row(column, rows) for column in zip(*columns, strict=True)), strict=True)]
 
 
 @torch.no_grad()
@@ -97,7 +99,9 @@ def likelihoods(model: Any, examples: Sequence[Example], max_tokens: int, temper
     return [found[i] for i in range(len(examples))]
 
 
-def _by_row(values: Tensor | None, run: Sequence[Row]) -> list[list[float]]:
-    if values is None:
-        return [[] for _ in run]
-    return [part.tolist() for part in torch.split(values.detach(), [row.example.supervised for row in run])]
+def _by_row(parts: Sequence[Tensor | None], rows: Sequence[Row]) -> list[list[float]]:
+    """What micro-batches were told, one after the other, as a list for each of their rows."""
+    if not (found := [part for part in parts if part is not None]):
+        return [[] for _ in rows]
+    numbers = iter(torch.cat(found).tolist())
+    return [[*islice(numbers, row.example.supervised)] for row in rows]

@@ -87,11 +87,14 @@ def prepared(model: Any, threads: int, sharded: bool = False) -> Iterator[None]:
 
 @contextmanager
 def steady(threads: int) -> Iterator[None]:
-    """A fixed number of threads, deterministic kernels, few of them, memory that is kept; undone afterwards."""
+    """A fixed number of threads, deterministic kernels, few of them, memory that is kept; undone afterwards.
+
+    On a GPU kernels are torch's choice: the same bits are promised on CPUs, and its deterministic ones cost much where
+    a sampler writes keys and values (index_put sorts), and are lacking for some of what it does."""
     few_kernels()
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.use_deterministic_algorithms(not torch.cuda.is_available())
     setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (a costly debugging aid)
     try:
         with keeping():
