@@ -42,6 +42,7 @@ def run(
     specs = pipeline.closure(targets)
     plans: dict[str, StagePlan] = {}
     ahead: dict[str, StagePlan] = {}
+    whole: dict[str, bool] = {}
     done: list[Done] = []
     workspace.make()
     for spec in specs:
@@ -57,7 +58,7 @@ def run(
             stop_check(stopping)
             left = [s for s in specs if s.name not in plans]
             ahead = at_most(left, ahead | plans, workspace)
-            foresee([spec, *incomplete(left[1:], plans, workspace, force)], ahead)
+            foresee([spec, *incomplete(left[1:], plans, workspace, force, whole)], ahead)
             manifest = _run_stage(found, plans, workspace, listener, stopping, spec.name in force)
             found = complete(spec, manifest)
         plans[spec.name] = found

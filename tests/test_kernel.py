@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,8 +185,6 @@ def test_what_is_read_no_more_did_not_change(project: Path) -> None:
 
 
 def test_a_lost_artifact_is_made_again(project: Path) -> None:
-    import shutil
-
     run(load())
     shutil.rmtree("runs/letters/artifacts")
     assert "is gone" in plans(load())["text"][1][0]
@@ -248,6 +247,25 @@ def test_a_stage_that_has_nothing_to_do_is_not_refused(project: Path, monkeypatc
     Path("input.txt").write_text("other letters")
     with pytest.raises(InputError, match="stage b: no b is known here"):
         run(load())
+
+
+@pytest.mark.parametrize("amiss", ["gone", "again"])
+def test_what_is_on_record_and_has_to_be_made_again_is_refused_before_others_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch, amiss: str
+) -> None:
+    """As a student whose directory was deleted, on a machine that cannot train it, while another branch has work."""
+    monkeypatch.setitem(STAGES, "last", replace(STAGES["text"], kind="last"))
+    spec = load("name: letters\nstages:\n  a: {kind: text, file: input.txt}\n  b: {kind: last, file: input.txt}\n")
+    run(spec, ("b",))
+    if amiss == "gone":
+        shutil.rmtree("runs/letters/artifacts")
+    again = (lambda found: "a part of it failed") if amiss == "again" else None
+    lacking = replace(STAGES["last"], refuse=lambda own, _: "no b is known here", again=again)
+    monkeypatch.setitem(STAGES, "last", lacking)
+    heard, spec = Heard(), load()
+    with pytest.raises(InputError, match="stage b: no b is known here"):
+        runner.run(spec, Workspace(spec.workspace), heard, lambda: False)
+    assert heard.ran == []
 
 
 def test_a_stage_with_a_name_that_the_workspace_uses_is_refused_before_it_runs(project: Path) -> None:
