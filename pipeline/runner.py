@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import NamedTuple
 
 from pipeline import manifest as manifests
@@ -50,7 +51,9 @@ def run(
             link_place(workspace.path / name)
     listener.begin([spec.name for spec in specs])
     for spec in specs:
+        workspace.hashes.tell = partial(listener.note, spec.name)
         found = examine(spec, {name: plans[name] for name in spec.upstream}, workspace, spec.name in force)
+        workspace.hashes.save()  # what took minutes to read is not read again after a kill
         cached = found.status is Status.CACHED
         if cached:
             listener.cached(spec.name, found.manifest)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from pipeline import config, runner
+from pipeline import config, fingerprint, runner
 from pipeline.errors import Exit, InputError, PipelineError, Stopped
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.mistakes import nearest
@@ -452,6 +452,33 @@ def test_remembered_file_hashes_notice_edits(tmp_path: Path) -> None:
         (tmp_path / "memory").write_text(damaged)
         assert FileHashes(tmp_path / "memory").of(tmp_path / "d") == after
         assert Clock.resume(tmp_path / "memory").before == 0.0
+
+
+def test_much_that_has_to_be_read_is_told_of_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+
+    class Noted(Heard):
+        def note(self, stage: str, text: str) -> None:
+            notes.append(f"{stage}: {text}")
+
+    def again() -> list[str]:
+        spec = load(YAML.replace("input.txt}", "input.txt, limit: 5}"))
+        runner.run(spec, Workspace(spec.workspace), Noted(), lambda: False)
+        return notes
+
+    Path("input.txt").write_text("n" * (1 << 20))
+    monkeypatch.setattr(fingerprint, "MUCH", 1 << 20)
+    assert again() == ["text: reading input.txt for its content hash, once: 0.0 GiB"]
+    assert again() == notes[:1]
+    Path("input.txt").write_text("n" * ((1 << 20) - 1))
+    assert again() == notes[:1]  # not so much
+
+
+def test_what_was_read_is_remembered_although_the_stage_was_killed(project: Path) -> None:
+    spec = load()
+    with pytest.raises(Stopped):
+        runner.run(spec, Workspace(spec.workspace), Heard(), lambda: True)
+    assert str(Path("input.txt").resolve()) in json.loads((spec.workspace / ".hashes.json").read_text())
 
 
 def test_an_edit_that_keeps_size_and_time_is_noticed(tmp_path: Path) -> None:
