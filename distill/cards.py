@@ -68,14 +68,15 @@ It thinks between `<think>` and `</think>`; what follows is its answer.
 
 
 def _teaching(context: Context) -> str:
-    """How the store is asked which traces taught the student: those of a selection, and what it sampled itself."""
+    """How the store is asked which traces taught the student: those of a selection, and of what it sampled itself those
+    that an optimizer step used."""
     queries = [
         f"SELECT row_key FROM members WHERE collection = '{made.digest}' AND label = 'kept'"
         for made in context.inputs.values()
         if made.identity.kind == "select"
     ]
     if context.kind in SAMPLED:
-        queries.append(f"SELECT trace_key FROM rollouts WHERE run = '{context.fingerprint}'")
+        queries.append(f"SELECT trace_key FROM rollouts WHERE run = '{context.fingerprint}' AND used")
     asked = "\n".join(f'`distill traces sql "{query}"`' for query in queries)
     return f"\nWhich traces taught it:\n{asked}\n" if asked else ""
 

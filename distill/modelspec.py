@@ -188,7 +188,8 @@ def identity_of(name: str, hashes: FileHashes) -> str:
         known = commit_of(repository, revision) or revision
         return f"hub:{repository}@{known}" if known else f"hub:{repository}"
     check_directory(path, name)
-    content = [[p.name, hashes.of(p)] for p in sorted(path.iterdir()) if p.suffix in CONTENT]
+    files = [p for p in sorted(path.iterdir()) if p.suffix in CONTENT and p.is_file()]
+    content = [[p.name, value] for p, value in zip(files, hashes.each(files, f"model {name}"), strict=True)]
     return content_hash([*content, ["base", identity_of(base_of(path, name), hashes)]] if is_adapter(path) else content)
 
 

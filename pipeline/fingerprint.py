@@ -10,13 +10,15 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.files import write_atomic
 
+MUCH = 4 << 30
+"""Bytes from which on reading is told of: some seconds, or with a slow disk some minutes, without another word."""
 LENGTH = 32
 """Hex digits kept of a SHA-256: 128 bits, so that a clash will not be seen in any store."""
 
@@ -35,10 +37,11 @@ class FileHashes:
     """Content hashes of files and directories, remembered by (size, mtime, ctime, inode).
 
     The memory makes hashing a model of many gigabytes a matter of one `stat` a file the second
-    time; it lies in the workspace and may be deleted at any time.
+    time; it lies in the workspace and may be deleted at any time. ``tell`` hears of what takes long, beforehand.
     """
 
-    def __init__(self, memory: Path | None = None) -> None:
+    def __init__(self, memory: Path | None = None, tell: Callable[[str], None] = lambda text: None) -> None:
+        self.tell = tell
         self._memory = memory
         self._known: dict[str, list[Any]] = {}
         self._changed = False
@@ -54,21 +57,32 @@ class FileHashes:
         if not path.exists():
             raise InputError(f"{path}: no such file or directory")
         if path.is_file():
-            return self._file(path)
+            return self.each([path], str(path))[0]
         return content_hash(sorted(self.tree(path).items()))
 
     def tree(self, directory: Path) -> dict[str, str]:
         """Hash of each file in a directory, by relative name."""
-        return {p.relative_to(directory).as_posix(): self._file(p) for p in directory.rglob("*") if p.is_file()}
+        files = [p for p in directory.rglob("*") if p.is_file()]
+        names = [p.relative_to(directory).as_posix() for p in files]
+        return dict(zip(names, self.each(files, str(directory)), strict=True))
 
-    def _file(self, path: Path) -> str:
-        status = path.stat()
-        key, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        if (known := self._known.get(key)) and known[:-1] == stamp:
-            return str(known[-1])
+    def each(self, files: Sequence[Path], what: str) -> list[str]:
+        """Hashes of files, in their order; ``what`` they are together is for people."""
+        known = [self._remembered(path) for path in files]
+        unread = sum(path.stat().st_size for path, value in zip(files, known, strict=True) if value is None)
+        if unread >= MUCH:
+            self.tell(f"reading {what} for its content hash, once: {unread / (1 << 30):.1f} GiB")
+        return [value or self._read(path) for path, value in zip(files, known, strict=True)]
+
+    def _remembered(self, path: Path) -> str | None:
+        known = self._known.get(str(path.resolve()))
+        return str(known[-1]) if known and known[:-1] == _stamp(path) else None
+
+    def _read(self, path: Path) -> str:
+        stamp = _stamp(path)  # before it is read: a change meanwhile is noticed the next time
         with open(path, "rb") as file:
             value = hashlib.file_digest(file, "sha256").hexdigest()[:LENGTH]
-        self._known[key] = [*stamp, value]
+        self._known[str(path.resolve())] = [*stamp, value]
         self._changed = True
         return value
 
@@ -77,6 +91,11 @@ class FileHashes:
             with contextlib.suppress(InputError):  # on a disk that is full or read-only it is done without
                 write_atomic(self._memory, json.dumps(self._known), durable=False)
             self._changed = False
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:

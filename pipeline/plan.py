@@ -76,7 +76,7 @@ def examine(
     identity = identify(spec, inputs, workspace.hashes)
     found = manifests.find(workspace.path, identity)
     if found and not forced:
-        why = workspace.lost(spec, found, inputs) or (spec.stage.again(found) if spec.stage.again else None)
+        why = _amiss(spec, found, inputs, workspace)
         if why is None:
             return complete(spec, found)
         reasons: tuple[str, ...] = (why,)
@@ -89,6 +89,11 @@ def examine(
         reasons = ("never run, but a part is there already",)
     status = Status.PARTIAL if begun else Status.RUN
     return replace(foretold, status=status, reasons=reasons, last_seconds=_last(spec, workspace))
+
+
+def _amiss(spec: StageSpec, found: Manifest, inputs: Mapping[str, Manifest], workspace: Workspace) -> str | None:
+    """Why what is on record is made again nevertheless: it is not whole any more, or a part of it failed."""
+    return workspace.lost(spec, found, inputs) or (spec.stage.again(found) if spec.stage.again else None)
 
 
 def complete(spec: StageSpec, manifest: Manifest) -> StagePlan:
@@ -125,22 +130,29 @@ def _foretold(
 
 
 def incomplete(
-    specs: Iterable[StageSpec], plans: Mapping[str, StagePlan], workspace: Workspace, force: Container[str] = ()
-) -> Iterator[StageSpec]:
+    specs: Iterable[StageSpec], plans: Mapping[str, StagePlan], workspace: Workspace, force: Container[str],
+    whole: dict[str, bool],
+) -> Iterator[StageSpec]:  # fmt: skip
     """Those of ``specs`` that are forced or that nothing on record answers; a stage is taken to be run where one that
-    feeds it is."""
+    feeds it is. ``whole`` keeps, by fingerprint, what was seen of records, which is not looked at again."""
     made = {name: plan.manifest for name, plan in plans.items() if plan.manifest}
     for spec in specs:
-        if spec.name in force or not (found := _on_record(spec, made, workspace)):
+        if spec.name in force or not (found := _on_record(spec, made, workspace, whole)):
             yield spec
         else:
             made[spec.name] = found
 
 
-def _on_record(spec: StageSpec, made: Mapping[str, Manifest], workspace: Workspace) -> Manifest | None:
+def _on_record(
+    spec: StageSpec, made: Mapping[str, Manifest], workspace: Workspace, whole: dict[str, bool]
+) -> Manifest | None:
     if any(name not in made for name in spec.upstream):
         return None
-    return manifests.find(workspace.path, identify(spec, {n: made[n] for n in spec.upstream}, workspace.hashes))
+    inputs = {name: made[name] for name in spec.upstream}
+    found = manifests.find(workspace.path, identify(spec, inputs, workspace.hashes))
+    if found and found.fingerprint not in whole:
+        whole[found.fingerprint] = _amiss(spec, found, inputs, workspace) is None
+    return found if found and whole[found.fingerprint] else None
 
 
 def plan(

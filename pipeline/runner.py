@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import NamedTuple
 
 from pipeline import manifest as manifests
@@ -42,6 +43,7 @@ def run(
     specs = pipeline.closure(targets)
     plans: dict[str, StagePlan] = {}
     ahead: dict[str, StagePlan] = {}
+    whole: dict[str, bool] = {}
     done: list[Done] = []
     workspace.make()
     for spec in specs:
@@ -49,7 +51,9 @@ def run(
             link_place(workspace.path / name)
     listener.begin([spec.name for spec in specs])
     for spec in specs:
+        workspace.hashes.tell = partial(listener.note, spec.name)
         found = examine(spec, {name: plans[name] for name in spec.upstream}, workspace, spec.name in force)
+        workspace.hashes.save()  # what took minutes to read is not read again after a kill
         cached = found.status is Status.CACHED
         if cached:
             listener.cached(spec.name, found.manifest)  # type: ignore[arg-type]
@@ -57,7 +61,7 @@ def run(
             stop_check(stopping)
             left = [s for s in specs if s.name not in plans]
             ahead = at_most(left, ahead | plans, workspace)
-            foresee([spec, *incomplete(left[1:], plans, workspace, force)], ahead)
+            foresee([spec, *incomplete(left[1:], plans, workspace, force, whole)], ahead)
             manifest = _run_stage(found, plans, workspace, listener, stopping, spec.name in force)
             found = complete(spec, manifest)
         plans[spec.name] = found

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
+from rl.clips import CLIPS
 
 Level = Literal["token", "sequence"]
 Objective = Literal["clip", "cispo"]
@@ -86,17 +87,17 @@ class PolicyLoss:
 
 RECIPES: Mapping[str, tuple[PolicyLoss, Aggregation]] = {
     # DeepSeekMath, eq. 3, https://arxiv.org/abs/2402.03300
-    "grpo": (PolicyLoss("clip", "token", 0.2, 0.2), "row_mean"),
+    "grpo": (PolicyLoss("clip", "token", *CLIPS["grpo"]), "row_mean"),
     # https://arxiv.org/abs/2503.14476
-    "dapo": (PolicyLoss("clip", "token", 0.2, 0.28), "token_mean"),
+    "dapo": (PolicyLoss("clip", "token", *CLIPS["dapo"]), "token_mean"),
     # https://arxiv.org/abs/2503.20783
-    "dr_grpo": (PolicyLoss("clip", "token", 0.2, 0.2), "constant"),
+    "dr_grpo": (PolicyLoss("clip", "token", *CLIPS["dr_grpo"]), "constant"),
     # TRL's name for the mean of a local batch
-    "bnpo": (PolicyLoss("clip", "token", 0.2, 0.2), "micro_batch_mean"),
+    "bnpo": (PolicyLoss("clip", "token", *CLIPS["bnpo"]), "micro_batch_mean"),
     # https://arxiv.org/abs/2507.18071
-    "gspo": (PolicyLoss("clip", "sequence", 3e-4, 4e-4), "row_mean"),
+    "gspo": (PolicyLoss("clip", "sequence", *CLIPS["gspo"]), "row_mean"),
     # https://arxiv.org/abs/2506.13585
-    "cispo": (PolicyLoss("cispo", "token", 0.0, 5.0), "token_mean"),
+    "cispo": (PolicyLoss("cispo", "token", *CLIPS["cispo"]), "token_mean"),
 }
 """Published losses, with their usual clips, and how each sums up tokens."""
 

@@ -126,6 +126,14 @@ def test_a_rollback_needs_to_know_what_is_good() -> None:
     assert told[0] == told[1]  # so that a run that was stopped can go on
 
 
+def test_the_store_says_which_alarms_there_are(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append("alarms", [{"run": "a", "name": "kl"}])
+    store.ingest()
+    told = store.rows("SELECT comment FROM duckdb_columns() WHERE table_name = 'alarms' AND column_name = 'name'")
+    assert set(told[0]["comment"].replace(" or ", ", ").split(", ")) == set(alarms.RULES)
+
+
 # ------------------------------------------------------------------ a policy that hacks
 
 HELDOUT = "name = 'heldout_pass_at_1'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from distill.cards import FROM_NOTHING, write_model_card
+from distill.store import Store
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Identity, Manifest
 from pipeline.workspace import StageContext
@@ -102,8 +104,17 @@ def test_a_card_asks_the_store_for_what_taught_that_kind_of_student(
 ) -> None:
     text = card(tmp_path, kind, {})
     assert (f"WHERE collection = '{'c' * 32}' AND label = 'kept'" in text) == kept
-    assert (f"SELECT trace_key FROM rollouts WHERE run = '{'e' * 32}'" in text) == sampled
+    assert (f"SELECT trace_key FROM rollouts WHERE run = '{'e' * 32}' AND used" in text) == sampled
     assert ("Which traces taught it" in text) == (kept or sampled)
+
+
+def test_what_no_step_used_did_not_teach(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    rows = [{"run": "e" * 32, "trace_key": key, "used": used} for key, used in (("learned", True), ("equal", False))]
+    store.append("rollouts", rows)
+    store.ingest()
+    (query,) = re.findall(r'`distill traces sql "(.*)"`', card(tmp_path, "grpo", {}))
+    assert store.rows(query) == [{"trace_key": "learned"}]
 
 
 def test_a_card_says_what_an_adapter_over_4_bits_belongs_on(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from pipeline import config, runner
+from pipeline import config, fingerprint, runner
 from pipeline.errors import Exit, InputError, PipelineError, Stopped
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.mistakes import nearest
@@ -184,8 +185,6 @@ def test_what_is_read_no_more_did_not_change(project: Path) -> None:
 
 
 def test_a_lost_artifact_is_made_again(project: Path) -> None:
-    import shutil
-
     run(load())
     shutil.rmtree("runs/letters/artifacts")
     assert "is gone" in plans(load())["text"][1][0]
@@ -248,6 +247,25 @@ def test_a_stage_that_has_nothing_to_do_is_not_refused(project: Path, monkeypatc
     Path("input.txt").write_text("other letters")
     with pytest.raises(InputError, match="stage b: no b is known here"):
         run(load())
+
+
+@pytest.mark.parametrize("amiss", ["gone", "again"])
+def test_what_is_on_record_and_has_to_be_made_again_is_refused_before_others_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch, amiss: str
+) -> None:
+    """As a student whose directory was deleted, on a machine that cannot train it, while another branch has work."""
+    monkeypatch.setitem(STAGES, "last", replace(STAGES["text"], kind="last"))
+    spec = load("name: letters\nstages:\n  a: {kind: text, file: input.txt}\n  b: {kind: last, file: input.txt}\n")
+    run(spec, ("b",))
+    if amiss == "gone":
+        shutil.rmtree("runs/letters/artifacts")
+    again = (lambda found: "a part of it failed") if amiss == "again" else None
+    lacking = replace(STAGES["last"], refuse=lambda own, _: "no b is known here", again=again)
+    monkeypatch.setitem(STAGES, "last", lacking)
+    heard, spec = Heard(), load()
+    with pytest.raises(InputError, match="stage b: no b is known here"):
+        runner.run(spec, Workspace(spec.workspace), heard, lambda: False)
+    assert heard.ran == []
 
 
 def test_a_stage_with_a_name_that_the_workspace_uses_is_refused_before_it_runs(project: Path) -> None:
@@ -434,6 +452,33 @@ def test_remembered_file_hashes_notice_edits(tmp_path: Path) -> None:
         (tmp_path / "memory").write_text(damaged)
         assert FileHashes(tmp_path / "memory").of(tmp_path / "d") == after
         assert Clock.resume(tmp_path / "memory").before == 0.0
+
+
+def test_much_that_has_to_be_read_is_told_of_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+
+    class Noted(Heard):
+        def note(self, stage: str, text: str) -> None:
+            notes.append(f"{stage}: {text}")
+
+    def again() -> list[str]:
+        spec = load(YAML.replace("input.txt}", "input.txt, limit: 5}"))
+        runner.run(spec, Workspace(spec.workspace), Noted(), lambda: False)
+        return notes
+
+    Path("input.txt").write_text("n" * (1 << 20))
+    monkeypatch.setattr(fingerprint, "MUCH", 1 << 20)
+    assert again() == ["text: reading input.txt for its content hash, once: 0.0 GiB"]
+    assert again() == notes[:1]
+    Path("input.txt").write_text("n" * ((1 << 20) - 1))
+    assert again() == notes[:1]  # not so much
+
+
+def test_what_was_read_is_remembered_although_the_stage_was_killed(project: Path) -> None:
+    spec = load()
+    with pytest.raises(Stopped):
+        runner.run(spec, Workspace(spec.workspace), Heard(), lambda: True)
+    assert str(Path("input.txt").resolve()) in json.loads((spec.workspace / ".hashes.json").read_text())
 
 
 def test_an_edit_that_keeps_size_and_time_is_noticed(tmp_path: Path) -> None:

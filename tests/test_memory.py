@@ -15,6 +15,8 @@ torch = pytest.importorskip("torch")
 from tiny import tiny  # noqa: E402
 
 from distill.modelspec import EMBEDDED  # noqa: E402
+from distill.stages.devices import foreseen  # noqa: E402
+from distill.stages.student import StudentSettings  # noqa: E402
 from distill.training import forward, memory  # noqa: E402
 from distill.training.kernels import KEPT, NAMES, few_kernels  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
@@ -93,6 +95,28 @@ def test_on_a_cpu_each_process_passes_over_its_own_rows_and_glibc_and_onednn_kee
         needs = [found.total for found in sizes if found]
         assert len(needs) == 20 and needs == sorted(needs)
         assert sizes[-1] and sizes[-1].allocator == 0  # such blocks are given back when they are freed
+
+
+def test_ranks_on_a_cpu_share_its_memory_and_rank_0_alone_samples(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "has_gpu", lambda: False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    usual = replace(USUAL, cores=1, samples=True, teacher=12345)
+    one, two = estimate(model, usual), estimate(model, replace(usual, ranks=2))
+    assert one and two and one.sampling == two.sampling > 0 and one.teacher == two.teacher
+    beside = one.sampling + one.teacher
+    assert two.total - beside == 2 * (one.total - beside)
+    with pytest.raises(InputError, match=r"use fewer devices \(2\)"):
+        check_fits(model, replace(usual, ranks=2), "stage sft", 0)
+
+    alone = StudentSettings(student="embedded:student-base", threads=1)
+    both = alone.model_copy(update={"devices": 2})
+    memory_of_two = foreseen(both)["memory"]
+    assert memory_of_two == 2 * foreseen(alone)["memory"] > 0
+    monkeypatch.setenv("WORLD_SIZE", "6")  # of torchrun, on two machines
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert 2 * foreseen(alone)["memory"] == 3 * memory_of_two
+    monkeypatch.setattr(memory, "has_gpu", lambda: True)  # each has one of its own
+    assert foreseen(both) == foreseen(alone)
 
 
 def test_a_frozen_head_is_reckoned_in_the_tiles_that_it_is_computed_in(model: Path) -> None:

@@ -19,9 +19,10 @@ from tiny_engine import build_model, build_tokenizer
 from distill import engines
 from distill.engines.options import OpenAIOptions, TransformersOptions
 from distill.hub import check_reachable
-from distill.modelspec import EMBEDDED, Model, check_name, find, identity_of
+from distill.modelspec import CONTENT, EMBEDDED, Model, check_name, find, identity_of
 from distill.pretrained import load
 from distill.types import Request, Sampling
+from pipeline import fingerprint
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
 
@@ -82,6 +83,16 @@ def test_an_adapters_identity_covers_itself_and_its_base(base: Path, adapter: Pa
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     seen.add(identity_of(str(adapter), hashes))
     assert len(seen) == 4
+
+
+def test_a_large_model_is_told_of_once_before_it_is_read(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, however many files it has, none of which is large by itself."""
+    weights = [path for path in base.iterdir() if path.suffix in CONTENT]
+    monkeypatch.setattr(fingerprint, "MUCH", sum(path.stat().st_size for path in weights))
+    told: list[str] = []
+    hashes = FileHashes(tell=told.append)
+    assert identity_of(str(base), hashes) == identity_of(str(base), hashes)
+    assert len(told) == 1 and told[0].startswith(f"reading model {base} for its content hash, once: ")
 
 
 def test_an_adapters_base_may_be_named_from_its_own_directory(base: Path, adapter: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -12,8 +13,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from typer.testing import CliRunner  # noqa: E402
+
 from distill import catalog, pretraining  # noqa: E402
 from distill.cli import traces  # noqa: E402
+from distill.cli.main import app  # noqa: E402
 from distill.families.calc import Calc  # noqa: E402
 from distill.modelspec import Model  # noqa: E402
 from distill.pretrained import load  # noqa: E402
@@ -225,11 +229,19 @@ def endless(tmp_path: Path) -> Path:
 
 def test_a_student_that_does_not_end_is_not_published_and_not_lost(endless: Path, tmp_path: Path) -> None:
     yaml = write(tmp_path, {"sft": f"student: {endless}, {LORA}, epochs: 1"})
-    with pytest.raises(PipelineError, match=r"does not end \d+ of 20 answers .* within \d+ tokens, .* lower stop_test"):
+    told = (
+        r'does not end \d+ of 20 answers .* within \d+ tokens, .* lower stop_test .* `distill ask "..." --model (.*)`'
+    )
+    with pytest.raises(PipelineError, match=told) as refused:
         run(yaml, Heard())
+    left = re.search(told, str(refused.value))
+    assert left and not (tmp_path / "w/sft").exists()
+    asked = CliRunner().invoke(app, ["ask", "2 + 3", "--model", left[1], "--max-tokens", "5", "--json"])
+    assert asked.exit_code == 0 and json.loads(asked.stdout)["finish"] == "length"
     heard = Heard()
     manifests = run(yaml, heard, ("sft.stop_test=null",))
     assert heard.steps == [] and manifests["sft"].artifact  # nothing is trained again
+    assert not Path(left[1]).exists()
 
 
 def test_what_cannot_be_trained_is_told(tmp_path: Path) -> None:

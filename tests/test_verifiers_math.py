@@ -86,8 +86,17 @@ RULES = [
     )),
     ("25", "0.25", INCORRECT),
     ("N/A", "5", INCORRECT),
+    *((words, value, UNVERIFIABLE) for words, value in (
+        ("row 7", r"\boxed{8}"), ("wrongref 7", "7"), ("June 20", r"\boxed{\frac12}"),
+        ("3 hours and 20 minutes", "200 minutes"), ("proof", "7"), ("Not found.", r"\boxed{not found}"),
+    )),
+    *((words, other, INCORRECT) for words, other in (
+        ("June 20", "Friday"), ("June 20", r"\boxed{21 June}"), (r"\text{Monday}", "7"), ("yes", r"\boxed{8}"),
+        ("5 apples", "7"), ("Tuesday", "Monday"),
+    )),
+    ("June 20", r"\boxed{\text{June 20}}", CORRECT),
 ]  # fmt: skip
-"""Undone arithmetic, percents, positions, as the docstring of `distill.verifiers.math` has them."""
+"""Undone arithmetic, percents, positions, references in words, as the docstring of `distill.verifiers.math` has them."""
 
 
 @pytest.mark.parametrize(("reference", "answer", "expected"), KNOWN_WRONG_ELSEWHERE + TAKEN_BACK + RULES)

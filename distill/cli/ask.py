@@ -277,4 +277,6 @@ def find(name: str | None, pipeline: Path, workspace: Path | None) -> Model:
         raise InputError(f"stage {name} has made no student yet; run it: distill run {name} --pipeline {pipeline}")
     if name != asked or (name in spec.stages and not Path(name).exists()):
         raise InputError(f"{asked}: no stage of {pipeline} that makes a student is called so{nearest(name, students)}")
-    return modelspec.find(name, space.path, {}, space.hashes)
+    model = modelspec.find(name, space.path, {}, space.hashes)
+    space.hashes.save() if space.path.is_dir() else None
+    return model

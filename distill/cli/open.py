@@ -37,7 +37,14 @@ def starters() -> dict[str, Path]:
 
 
 def workspace_of(spec: PipelineSpec) -> Workspace:
-    return Workspace(spec.workspace, software())
+    space = Workspace(spec.workspace, software())
+    space.hashes.tell = aside  # a run has its display instead
+    return space
+
+
+def aside(text: str) -> None:
+    """Tell people what no program reads."""
+    print(f"distill: {text}", file=sys.stderr, flush=True)
 
 
 def software() -> dict[str, str]:

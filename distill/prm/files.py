@@ -98,7 +98,8 @@ def identity_of(directory: Path, hashes: FileHashes) -> str:
 
     files = [directory / HEAD, *sorted(p for p in (directory / MODEL).iterdir() if p.suffix in CONTENT)]
     known = about(directory, str(directory)).model_dump(exclude={"figures", "start"}, exclude_none=True)
-    return content_hash([known, *([path.name, hashes.of(path)] for path in files)])
+    read = zip(files, hashes.each(files, f"prm {directory}"), strict=True)
+    return content_hash([known, *([path.name, value] for path, value in read)])
 
 
 def check_reads(directory: Path, name: str, tokenizer: Any, whose: str) -> None:

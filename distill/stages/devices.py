@@ -28,6 +28,11 @@ class DeviceSettings(Settings):
         """How many there will be."""
         return max(self.devices, int(os.environ.get("WORLD_SIZE", "1")))
 
+    def ranks_here(self) -> int:
+        """How many of these there will be on this machine."""
+        launched = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1")
+        return max(self.devices, int(launched))
+
 
 def threads(asked: int) -> int:
     """0 means one a core."""
@@ -85,6 +90,7 @@ def _training(settings: Any, samples: bool, teacher: int = 0) -> memory.Training
         shards=settings.ranks() if settings.parallel == "fsdp" else 1,
         teacher=teacher,
         cores=0 if memory.has_gpu() else _cores(settings),
+        ranks=1 if memory.has_gpu() else settings.ranks_here(),
     )
 
 

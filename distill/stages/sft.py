@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -20,7 +21,15 @@ from distill.prompting import Ask, asking
 from distill.randomness import permutation
 from distill.stages.common import store_of
 from distill.stages.devices import check_memory, foreseen, too_large
-from distill.stages.student import SupervisedSettings, check_positions, example_of, load_student, publish, supervised
+from distill.stages.student import (
+    SupervisedSettings,
+    check_positions,
+    example_of,
+    exported,
+    load_student,
+    publish,
+    supervised,
+)
 from distill.store.records import Row, kept, problem_of, record_losses
 from distill.types import Problem, Sampling
 from pipeline.errors import InputError, PipelineError
@@ -202,7 +211,7 @@ def _watch(
 def _stop_test(
     context: Context, settings: SftSettings, network: Any, tokenizer: Any, taught: list[Lesson], ask: Ask, limit: int
 ) -> None:  # fmt: skip
-    """Fail where the student, asked what it was taught, does not come to an end."""
+    """Fail where the student, asked what it was taught, does not come to an end; it is left for people to ask."""
     from distill.training import trials
 
     if settings.stop_test is None:
@@ -213,11 +222,12 @@ def _stop_test(
     asked = trials.requests(dict(there[i] for i in chosen), ask, sampling)
     cut = trials.endless(network, tokenizer, asked, context.stopping)
     if len(asked) - cut < settings.stop_test * len(asked):
+        left = exported(context, network, tokenizer, settings, "unpublished") / modelspec.MODEL
         raise PipelineError(
             f"stage {context.name}: the student does not end {cut} of {len(asked)} answers to training prompts within "
-            f"{limit} tokens, the longest of its training answers; train it longer (epochs, learning_rate), or more "
-            f"slowly if its loss rose, or lower stop_test ({settings.stop_test}; null turns it off): what is trained "
-            "is kept"
+            f"{limit} tokens, the longest of its training answers, and is not published; train it longer (epochs, "
+            f"learning_rate), or more slowly if its loss rose, or lower stop_test ({settings.stop_test}; null turns it "
+            f'off), which trains nothing again. To look at it: `distill ask "..." --model {quote(str(left))}`'
         )
 
 

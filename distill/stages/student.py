@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from distill.cards import write_model_card
-from distill.modelspec import Model, ModelName
+from distill.modelspec import MODEL, Model, ModelName
 from distill.prompting import Ask, Prompting
 from distill.stages.devices import DeviceSettings, threads
 from distill.store.records import Row, problem_of
@@ -172,6 +173,16 @@ def check_positions(stage: str, network: Any, examples: Sequence[Example]) -> No
         )
 
 
+def exported(context: Context, network: Any, tokenizer: Any, settings: Settings, name: str) -> Path:
+    """Adapter and merged model, in the stage's own directory, which is gone when the stage is done."""
+    from distill.training.export import export_student
+
+    built = context.work / name
+    shutil.rmtree(built, ignore_errors=True)  # what an earlier attempt left
+    export_student(network, tokenizer, built, half=getattr(settings, "export_precision", "fp32") == "bf16")
+    return built
+
+
 def publish(
     context: Context,
     network: Any,
@@ -186,10 +197,6 @@ def publish(
     ``start`` names the model that training began with. ``told`` is said in the card of settings that were
     left to the stage.
     """
-    from distill.training.export import MODEL, export_student
-
-    built = context.work / "artifact"
-    shutil.rmtree(built, ignore_errors=True)  # what an earlier attempt left
-    export_student(network, tokenizer, built, half=getattr(settings, "export_precision", "fp32") == "bf16")
+    built = exported(context, network, tokenizer, settings, "artifact")
     write_model_card(built / MODEL, context, about, start, {**settings.model_dump(mode="json"), **(told or {})})
     return context.publish(built)

@@ -7,6 +7,9 @@ size, the intermediate size, and the widths of queries and of keys (`KEPT`); mod
 glibc and oneDNN keep memory, too, and processes that share the work each take their own. Left out: the libraries (they
 are loaded before it is asked what is free), the waste of a GPU's allocator, the sampling engine's cache (it takes what
 is free), and models whose files are not here yet: nothing is told of these.
+
+The estimate is of the memory that it is compared with: on GPUs that of the fullest one, on a CPU that of the machine,
+which all ranks on it share.
 """
 
 from __future__ import annotations
@@ -26,8 +29,8 @@ MARGIN = 0.9
 """A run is refused when this share of its estimate is more than what is free. Of the measured peak, above what the
 process had with its libraries, the estimate was 0.80 to 0.96 in fp32 and 0.78 to 1.06 in bf16: Qwen3's build, 3M, 15M
 and 100M parameters, 2,048 tokens and a vocabulary of 4,096, LoRA and all weights, one process on a CPU, 4 to 12
-micro-batches (it was 0.45 to 1.04 before, and 0.44 and 0.52 for two processes at 15M: 0.94 and 1.08 now). The tenth is
-for models of another build: what would fit must not be refused."""
+micro-batches (it was 0.45 to 1.04 before, and 0.44 and 0.52 for two processes at 15M: 0.94 and 1.08 now); of two ranks
+at 46M, ddp and fsdp, 0.81 to 1.05. The tenth is for models of another build: what would fit must not be refused."""
 KEPT = {
     ("all", False): (4, 4, 3),
     ("all", True): (4.5, 2, 1.5),
@@ -61,7 +64,8 @@ NO_BOUND = 1 << 62
 class Training:
     """The settings that memory depends on. ``rank`` None trains all weights; ``bits`` of a frozen weight;
     over ``shards`` devices weights, gradients and moments are cut up. ``teacher``: bytes of a model that is held
-    beside the student. ``cores`` of a CPU, 0 on a GPU."""
+    beside the student. ``cores`` of a CPU that each of ``ranks`` computes on, which share its memory; 0 and 1 on GPUs,
+    where each rank has one of its own. Rank 0 alone samples, and holds the teacher."""
 
     micro_batch_tokens: int
     rank: int | None
@@ -72,6 +76,7 @@ class Training:
     shards: int = 1
     teacher: int = 0
     cores: int = 0
+    ranks: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,8 @@ def size(count: int) -> str:
 
 
 def estimate(directory: Path, training: Training) -> Estimate | None:
-    """What training the model in ``directory`` takes of the fullest device; None where the files do not tell."""
+    """What training the model in ``directory`` takes of the fullest device, or of the machine where ranks share it;
+    None where the files do not tell."""
     shapes = _shapes(directory)
     try:
         config = json.loads((directory / "config.json").read_text())
@@ -134,14 +140,15 @@ def estimate(directory: Path, training: Training) -> Estimate | None:
     in_heap = max(0.0, 1 - 4 * tokens * max(hidden, inner) / LARGE) if training.cores else 0.0
     moments = 8 * trained // training.shards
     processes = training.cores if training.cores and every <= SMALL else 1
+    ranks = training.ranks
     return Estimate(
-        weights=(frozen + 4 * trained) // training.shards + 2 * matrices * cast,
-        gradients=4 * trained * processes // training.shards,
-        moments=moments,
-        activations=round(4 * tokens * kept) * processes,
-        logits=4 * logits * processes,
-        allocator=max(0, round(HEAP[training.half] * in_heap * passing) * processes - moments),
-        kernels=KERNELS * processes if training.cores and training.half else 0,
+        weights=ranks * ((frozen + 4 * trained) // training.shards + 2 * matrices * cast),
+        gradients=ranks * (4 * trained * processes // training.shards),
+        moments=ranks * moments,
+        activations=ranks * round(4 * tokens * kept) * processes,
+        logits=ranks * 4 * logits * processes,
+        allocator=ranks * max(0, round(HEAP[training.half] * in_heap * passing) * processes - moments),
+        kernels=ranks * KERNELS * processes if training.cores and training.half else 0,
         sampling=(4 * every if training.rank is None else outside * matrices) if training.samples else 0,
         teacher=training.teacher,
     )
@@ -189,7 +196,8 @@ def excess(directory: Path | None, training: Training, there: int, what: str) ->
         "set base_precision: bf16": {"bits": 16, "half": True}
         if training.rank is not None and training.bits == 32
         else {},
-        "use more devices with parallel: fsdp": {"shards": 2 * training.shards},
+        "use more devices with parallel: fsdp": {"shards": 2 * training.shards} if not training.cores else {},
+        f"use fewer devices ({training.ranks})": {"ranks": max(1, training.ranks // 2)},
     }
     needs = {advice: estimate(directory, replace(training, **change)) for advice, change in changes.items()}
     helps = [advice for advice, less in needs.items() if less and less.total < need.total]

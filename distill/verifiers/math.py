@@ -24,7 +24,10 @@ What is decided here:
   is wrong. A position (5th) beside a number (5) is `unverifiable` too.
 - A decimal that is an exact value rounded (0.33 for 1/3) is `unverifiable`.
 - A box that the words around it deny or take back is never correct (`extract`); a later answer counts instead.
-- A reference that is one letter is a choice, and read like one (`choice`). An unreadable reference never scores.
+- A reference that is one letter is a choice, and read like one (`choice`). An unreadable reference never scores, nor
+  does what data sets write where they have none (``proof``, ``not found``).
+- A reference of words with a number in it (``June 20``, ``row 7``) is compared with words; a bare value beside it
+  (``8``, ``200 minutes``) is `unverifiable`, for nothing tells how the one is to be read as the other.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ class Math:
 
     @property
     def version(self) -> str:
-        return f"3/{installed('math-verify')}"
+        return f"4/{installed('math-verify')}"
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
         """Texts and reading; None where algebra is to be asked."""
@@ -118,6 +121,8 @@ def reference_of(text: str) -> str | Verdict:
     text = canonical(text if boxed is None else boxed)
     if not any(character.isalnum() for character in text):
         return Verdict.unverifiable("the reference is empty")
+    if words.PLACEHOLDER.fullmatch(words.unwrapped(text)):
+        return Verdict.unverifiable(f"the reference is no answer, but a word in place of one: {text}")
     if not balanced(text):
         return Verdict.unverifiable("the reference has unbalanced braces")
     return text
@@ -188,8 +193,17 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
             return None
         if (spelled := words.in_digits(reference)) and (number := read_number(given)):
             return same_number(Number(Fraction(int(spelled)), "", 0), number, evidence)
+        if re.search(r"\d", reference) and _is_value(given):
+            return Verdict.unverifiable("a value beside a reference in words with a number", **evidence, method="words")
         return words.same_words(reference, given, evidence)
     return None
+
+
+def _is_value(text: str) -> bool:
+    """A number, alone or with a unit that is surely one, or a formula: ``200 minutes``, not ``21 June``."""
+    if number := read_number(text):
+        return not number.unit or units.quantity(number.unit) is not None
+    return bool(latex.readings(_with_unit(text)[0]))
 
 
 def _undone(text: str) -> bool:

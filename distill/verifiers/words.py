@@ -20,6 +20,8 @@ BASE = re.compile(
 """A number in a base; letters alone are one just where they can be: ``x_1`` is a variable."""
 CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?(?:[ap]\.?m\.?)?", re.ASCII | re.IGNORECASE)
 NOT_APPLICABLE = re.compile(r"n\.?\s?/\s?a\.?|not\s?applicable", re.IGNORECASE)
+PLACEHOLDER = re.compile(r"proof|not\s?found", re.IGNORECASE)
+"""What data sets (NuminaMath, for one) write where a problem asks for a proof, or the answer was not found."""
 TEXT = re.compile(r"\\text\s?\{([^{}]*)\}")
 DECISIONS = frozenset({"yes", "no", "true", "false"})
 FILLERS = frozenset({"a", "an", "the", "it", "is", "its"})

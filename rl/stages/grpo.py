@@ -18,6 +18,7 @@ from pipeline.manifest import Manifest
 from pipeline.mistakes import nearest
 from pipeline.stage import Context, Forecast, Output, Settings, Stage, later
 from rl import rewards
+from rl.clips import CLIPS
 from rl.draws import most
 from rl.stages import refining
 from rl.stages.options import ProcessSettings, RewardedSettings
@@ -60,6 +61,12 @@ class GrpoSettings(RewardedSettings):
     def _clips(self) -> GrpoSettings:
         if self.loss == "cispo" and (self.clip_low is not None or self.clip_cap is not None):
             raise ValueError("cispo has one bound, clip_high (of the weight itself): leave clip_low and clip_cap out")
+        own = CLIPS[self.loss][1]
+        if self.clip_cap is not None and self.clip_high is None and self.clip_cap <= 1 + own:
+            raise ValueError(
+                f"clip_cap ({self.clip_cap}) must be above 1 + clip_high, which is {own} for `loss: {self.loss}`: "
+                "raise clip_cap, or set a lower clip_high"
+            )
         return self
 
     @model_validator(mode="after")
