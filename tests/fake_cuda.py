@@ -115,6 +115,8 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in (torch.tensor, torch.as_tensor) and _is_cuda(kwargs.get("device")):
             return func(*args, **kwargs | {"device": "cpu"}).to(CUDA)
+        if func is Tensor.pin_memory:
+            return args[0]
         if args and isinstance(args[0], There) and func in _ANSWERS:
             return _ANSWERS[func](*args, **kwargs)
         return func(*args, **kwargs)
@@ -247,7 +249,12 @@ _PATCHES: list[tuple[Any, dict[str, Any]]] = [
             "synchronize": lambda device=None: None,
             "get_rng_state": lambda device="cuda": torch.zeros(16, dtype=torch.uint8),
             "set_rng_state": lambda state, device="cuda": None,
-            "device": lambda device: nullcontext(),
+            "device": type("device", (nullcontext,), {}),
+            "set_device": lambda device: None,
+            "empty_cache": lambda: None,
+            "memory_allocated": lambda device=None: 0,
+            "max_memory_allocated": lambda device=None: 0,
+            "reset_peak_memory_stats": lambda device=None: None,
             "_lazy_init": lambda: None,
         },
     ),
