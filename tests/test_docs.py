@@ -10,9 +10,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from distill import catalog
 from distill.cli.open import load, starters
+from distill.store import Store
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,3 +74,20 @@ def test_every_starter_pipeline_is_in_the_readme() -> None:
 def test_pipelines_of_the_log_are_read(path: Path) -> None:
     assert f"docs/experiments/{path.name}" in path.read_text() and list(load(path, []).stages)
     assert f"experiments/{path.name}" in (ROOT / "docs/log.md").read_text()
+
+
+def test_the_page_of_training_names_what_there_is(tmp_path: Path) -> None:
+    """Its stages are read as parts of a pipeline, and its queries are of tables that a new store has."""
+    text = (ROOT / "docs/training.md").read_text()
+    stages, queries = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("yaml", "sql"))
+    assert len(stages) >= 4 and len(queries) >= 4
+    rest = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
+    for number, written in enumerate(stages):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(yaml.safe_dump(rest | {"stages": rest["stages"] | yaml.safe_load(written)}))
+        assert list(load(file, []).stages)
+    store = Store(tmp_path)
+    store.ingest()
+    with store.reading() as connection:
+        for query in queries:
+            connection.execute(query)

@@ -278,5 +278,6 @@ def find(name: str | None, pipeline: Path, workspace: Path | None) -> Model:
     if name != asked or (name in spec.stages and not Path(name).exists()):
         raise InputError(f"{asked}: no stage of {pipeline} that makes a student is called so{nearest(name, students)}")
     model = modelspec.find(name, space.path, {}, space.hashes)
-    space.hashes.save() if space.path.is_dir() else None
+    if space.path.is_dir():
+        space.hashes.save()
     return model
