@@ -171,13 +171,16 @@ def explain(spec: StageSpec, identity: Identity, workspace: Workspace) -> tuple[
     for earlier in manifests.history(workspace.path, identity.kind, spec.name):
         if earlier.stage != spec.name:
             break
-        old = earlier.identity
-        lines = [f"stage version: {old.version} -> {identity.version}"] if old.version != identity.version else []
-        lines += differences(old.settings, identity.settings)
-        lines += _other_than(old.inputs, identity.inputs, "input {}", "input {} changed")
-        lines += _other_than(old.files, identity.files, "{}", "content of {} changed")
-        return tuple(lines) or ("its record was removed",)
+        return tuple(changes(earlier.identity, identity)) or ("its record was removed",)
     return ("never finished",) if workspace.begun(identity) else NEVER
+
+
+def changes(old: Identity, new: Identity) -> list[str]:
+    """What a result depends on that is not as it was, one line each."""
+    lines = [f"stage version: {old.version} -> {new.version}"] if old.version != new.version else []
+    lines += differences(old.settings, new.settings)
+    lines += _other_than(old.inputs, new.inputs, "input {}", "input {} changed")
+    return [*lines, *_other_than(old.files, new.files, "{}", "content of {} changed")]
 
 
 def _other_than(old: Mapping[str, str], new: Mapping[str, str], named: str, changed: str) -> Iterator[str]:

@@ -40,20 +40,33 @@ class Workspace:
             make_directory(self.path / name)
 
     def sweep(self) -> None:
-        """Take away what killed runs have left: unfinished files, and the work of stages that are complete. For
-        whoever holds the workspace. The work of an unfinished stage stays, whatever its settings: it may go on."""
-        for name in ("manifests", "artifacts", "shards", "journal"):
-            for left in (self.path / name).glob(f"**/{TEMPORARY}*"):
-                if left.is_dir() and not left.is_symlink():
-                    shutil.rmtree(left, ignore_errors=True)
-                else:
-                    left.unlink(missing_ok=True)
+        """Take away what killed runs have left (`leftovers`). For whoever holds the workspace."""
+        for left in self.leftovers():
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
         for left in self.path.glob(f"{TEMPORARY}snapshot-*"):
             sweep_directory(left)
-        done = {f"{p.parent.name}-{p.stem[:12]}" for p in manifests.directory(self.path).glob("*/*.json")}
-        for work in (self.path / "work").glob("*"):
-            if work.name in done:
-                shutil.rmtree(work, ignore_errors=True)
+
+    def leftovers(self) -> list[Path]:
+        """Unfinished files, and the work of stages that are complete. The work of an unfinished stage is none,
+        whatever its settings: it may go on. Nor is that of one whose result was deleted since: it makes it again."""
+        places = [(name, f"**/{TEMPORARY}*") for name in ("manifests", "artifacts", "shards", "journal")]
+        found = [left for name, pattern in [*places, ("work", f"{TEMPORARY}*")]
+                 for left in (self.path / name).glob(pattern)]  # fmt: skip
+        return found + [work for work in (self.path / "work").glob("*") if self._complete(work.name)]
+
+    def _complete(self, name: str) -> bool:
+        made = self.recorded(name)
+        return made is not None and not (made.artifact and self._damage(self.path / made.artifact, made.files))
+
+    def recorded(self, name: str) -> Manifest | None:
+        """The record of what an artifact holds, or a directory of `work` was for, by the directory's name."""
+        kind, _, short = name.rpartition("-")
+        found = (manifests.read(path) for path in (manifests.directory(self.path) / kind).glob("*.json")
+                 if path.stem.startswith(short))  # fmt: skip
+        return next((made for made in found if made), None)
 
     def artifact(self, kind: str, fingerprint: str) -> Path:
         return self.path / "artifacts" / f"{kind}-{fingerprint[:12]}"

@@ -60,7 +60,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_help_ends_with_an_example(tmp_path: Path) -> None:
     assert "Example: distill run" in distill("--help", cwd=tmp_path).stdout
-    for command in (["run"], ["plan"], ["status"], ["list"], ["init"], ["doctor"], ["ask"], ["traces", "sql"]):
+    commands = ["run"], ["plan"], ["status"], ["prune"], ["list"], ["init"], ["doctor"], ["ask"], ["traces", "sql"]
+    for command in commands:
         assert "Example: distill" in distill(*command, "--help", cwd=tmp_path).stdout
 
 

@@ -116,6 +116,28 @@ def status(
     command("status", "status")(pipeline, workspace, set_ or [], limit, json_)
 
 
+@app.command(epilog="Example: distill prune --pipeline configs/quickstart.yaml --keep-days 7 --yes")
+def prune(
+    pipeline: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--pipeline", "-p", help="A pipeline whose results are kept. May be repeated.", envvar="DISTILL_PIPELINE"
+        ),
+    ] = None,
+    workspace: WorkspaceOption = None,
+    set_: Set = None,
+    limit: Limit = None,
+    keep_days: Annotated[float, typer.Option(min=0.0, help="Keep what is younger than so many days.")] = 0.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete what is shown.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for a run on the workspace to end.")] = False,
+    json_: Json = False,
+) -> None:
+    """Show, and with --yes delete, what no current setting of these pipelines needs: students and checkpoints of other
+    settings, leftovers of killed runs. What is cached by them, or would go on, stays; so do traces, verdicts and all
+    else in the store, and the record of each result. A deleted one is made again if its settings come back."""
+    command("prune", "prune")(pipeline or [], workspace, set_ or [], limit, keep_days, yes, wait, json_)
+
+
 @app.command(epilog="Example: distill compare sft grpo --pipeline configs/quickstart.yaml")
 def compare(
     before: Annotated[str, typer.Argument(help="A model's label in an evaluate stage, or stage/label.")],

@@ -1,0 +1,121 @@
+"""What a workspace holds that no pipeline named needs any more, and its removal. `distill prune` asks for it.
+
+Results are kept by content, so that going back to an earlier setting costs nothing; each setting tried leaves its
+artifact, each training given up its checkpoints. Needed is whatever `pipeline.plan` would find: the artifact or the
+work of each stage by its settings, and by what those before it have on record. Where an input has yet to be made nobody
+knows what a stage will find, so all that its settings fit stays. Records stay in any case: they are small, lineage is
+read from them, and a record whose artifact is gone makes the plan say so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline import manifest as manifests
+from pipeline.config import PipelineSpec, StageSpec
+from pipeline.files import TEMPORARY, disk_errors, fsync_directory
+from pipeline.manifest import Identity, Manifest
+from pipeline.plan import changes, identify
+from pipeline.stage import result_settings
+from pipeline.workspace import Workspace
+
+OURS = re.compile(r"[\w-]+-[0-9a-f]{12}")
+"""Names in ``artifacts/`` and ``work/``; anything else there is somebody's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unneeded:
+    """``path`` (a file or directory), its size in ``bytes``, and when it was last written to (seconds since 1970)."""
+
+    path: Path
+    why: str
+    bytes: int
+    written: float
+
+
+@dataclass
+class Needs:
+    """The current stages: those whose identity is known, by their directory's name, and those that wait for others."""
+
+    known: dict[str, tuple[str, Identity]] = field(default_factory=dict)
+    waiting: list[StageSpec] = field(default_factory=list)
+
+
+def needs(pipelines: Iterable[PipelineSpec], workspace: Workspace) -> Needs:
+    """A record counts, whole or not: what is made again usually comes out as it was."""
+    found = Needs()
+    for pipeline in pipelines:
+        made: dict[str, Manifest] = {}
+        for spec in pipeline.stages.values():
+            if any(name not in made for name in spec.upstream):
+                found.waiting.append(spec)
+                continue
+            identity = identify(spec, {name: made[name] for name in spec.upstream}, workspace.hashes)
+            found.known[workspace.artifact(identity.kind, identity.fingerprint).name] = (spec.name, identity)
+            if record := manifests.find(workspace.path, identity):
+                made[spec.name] = record
+    return found
+
+
+def unneeded(workspace: Workspace, needed: Needs) -> list[Unneeded]:
+    """For whoever holds the workspace: to others, what a run is writing looks as if left behind."""
+    found = dict.fromkeys(workspace.leftovers(), "left by a killed run")
+    for place in ("artifacts", "work"):
+        for path in sorted((workspace.path / place).glob("*")):
+            ours = OURS.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+            if ours and path.name not in needed.known and path not in found:
+                kind, record = path.name.rpartition("-")[0], workspace.recorded(path.name)
+                if not _may_be_found(kind, record, needed.waiting):
+                    found[path] = ("unfinished: " if place == "work" else "") + _why(kind, record, needed)
+    return [Unneeded(path, why, *_measure(path)) for path, why in found.items()]
+
+
+def _may_be_found(kind: str, record: Manifest | None, waiting: Iterable[StageSpec]) -> bool:
+    """Whether a waiting stage may turn out to be the one that this is of."""
+    same = [spec for spec in waiting if spec.stage.kind == kind]
+    return any(record is None or record.identity.settings == result_settings(spec.settings) for spec in same)
+
+
+def _why(kind: str, record: Manifest | None, needed: Needs) -> str:
+    if record is None:
+        return f"{kind}, of which there is no record"
+    now = [identity for stage, identity in needed.known.values() if (stage, identity.kind) == (record.stage, kind)]
+    if now:
+        return f"another {record.stage} than now ({'; '.join(changes(record.identity, now[0]))})"
+    if any((spec.name, spec.stage.kind) == (record.stage, kind) for spec in needed.waiting):
+        return f"another {record.stage} than now"
+    return f"{record.stage}: no pipeline named has such a stage"
+
+
+def _measure(path: Path) -> tuple[int, float]:
+    """(bytes, when last written to) of a file, or of all in a directory."""
+    files = [Path(root) / name for root, _, names in os.walk(path) for name in names] or [path]
+    seen = [os.lstat(file) for file in files]
+    return sum(s.st_size for s in seen), max(s.st_mtime for s in seen)
+
+
+def remove(workspace: Workspace, items: Iterable[Unneeded]) -> None:
+    """Delete, and the links to it. A result loses its name first, so that half of one is never found."""
+    for item in items:
+        path = item.path
+        with disk_errors(path):
+            if not path.name.startswith(TEMPORARY):
+                path = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
+                os.replace(item.path, path / item.path.name)
+                fsync_directory(path.parent)
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    for link in _dangling(workspace.path):
+        link.unlink()
+
+
+def _dangling(workspace: Path) -> Iterator[Path]:
+    """Names of stages that stand for an artifact which is gone."""
+    for path in list(workspace.iterdir()):
+        if path.is_symlink() and not path.exists() and os.readlink(path).startswith("artifacts/"):
+            yield path

@@ -1,0 +1,257 @@
+"""`distill prune` through the command line, on a workspace that real trainings have filled by two settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+YAML = """\
+name: small
+stages:
+  problems: {sources: [{family: calc, train: 30, heldout: 4}]}
+  generate: {problems: problems, teacher: "embedded:teacher", sampling: {max_tokens: 96}}
+  verify: {traces: generate}
+  select: {verdicts: verify}
+  sft: {data: select, student: "embedded:student-base", lora: {rank: 4}, batch_size: 4, epochs: 2}
+"""
+OTHER = ("--set", "sft.epochs=3")
+SPACE = Path("runs/small")
+pytestmark = pytest.mark.slow
+
+
+def start(directory: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "distill", *arguments], cwd=directory, env=ENVIRONMENT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def distill(directory: Path, *arguments: str, code: int = 0) -> str:
+    """What is said on stdout, or where it fails the one line on stderr."""
+    process = start(directory, *arguments)
+    out, err = process.communicate()
+    assert process.returncode == code, out + err
+    assert "Traceback" not in err
+    if code:
+        assert len(err.strip().splitlines()) == 1, err
+    return err if code else out
+
+
+def rows(directory: Path, command: str, *arguments: str) -> list[dict[str, Any]]:
+    out = distill(directory, command, "-p", "p.yaml", "--json", *arguments)
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def statuses(directory: Path, *arguments: str) -> dict[str, str]:
+    return {row["stage"]: row["status"] for row in rows(directory, "plan", *arguments)}
+
+
+def tree(directory: Path) -> dict[str, str]:
+    """Each file and link of the workspace with what is in it, but for the lock and the memory of hashes."""
+    space, found = directory / SPACE, {}
+    for path in (path for path in space.rglob("*") if path.name not in (".lock", ".hashes.json")):
+        if path.is_symlink():
+            found[str(path.relative_to(space))] = os.readlink(path)
+        elif path.is_file():
+            found[str(path.relative_to(space))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def of(files: dict[str, str], *places: str) -> dict[str, str]:
+    return {name: value for name, value in files.items() if name.split("/")[0] in places}
+
+
+def stop_in_training(directory: Path, *arguments: str) -> None:
+    """SIGTERM after the first step: a checkpoint is written."""
+    process = start(directory, "run", "-p", "p.yaml", "--json", *arguments)
+    assert process.stdout
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["event"] == "progress" and event["stage"] == "sft":
+            os.killpg(process.pid, signal.SIGTERM)
+            break
+    _, err = process.communicate()
+    assert process.returncode == 75, err
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("filled")
+    (directory / "p.yaml").write_text(YAML)
+    distill(directory, "run", "-p", "p.yaml")
+    distill(directory, "run", "-p", "p.yaml", *OTHER)
+    return directory
+
+
+@pytest.fixture
+def project(filled: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(filled, tmp_path / "p", symlinks=True)
+
+
+def test_nothing_is_deleted_without_yes_and_going_back_is_cached(project: Path) -> None:
+    before = tree(project)
+    (row,) = rows(project, "prune")
+    assert row["path"].startswith("artifacts/sft-")
+    assert row["why"] == "another sft than now (epochs: 3 -> 2)"
+    assert row["bytes"] == sum(f.stat().st_size for f in (project / SPACE / row["path"]).rglob("*") if f.is_file())
+    assert "1 to delete" in (said := distill(project, "prune", "-p", "p.yaml")) and "--yes deletes" in said
+    assert tree(project) == before
+    assert set(statuses(project).values()) == set(statuses(project, *OTHER).values()) == {"cached"}
+
+
+def test_a_pruned_result_is_told_as_gone_and_made_again_alike(project: Path) -> None:
+    before = tree(project)
+    distill(project, "prune", "-p", "p.yaml", "--yes")
+    after = tree(project)
+    gone = before.keys() - after.keys()
+    assert after.items() <= before.items()
+    assert {name.split("/")[0] for name in gone} == {"artifacts", "sft"}  # the link to what was made last goes along
+    assert set(statuses(project).values()) == {"cached"}
+    assert rows(project, "prune") == []
+    planned = {row["stage"]: row for row in rows(project, "plan", *OTHER)}
+    assert (planned["select"]["status"], planned["sft"]["status"]) == ("cached", "will run")
+    assert re.fullmatch(r"its artifact artifacts/sft-\w+ is gone", planned["sft"]["reasons"][0])
+    lineage = distill(project, "traces", "sql", "-w", str(SPACE), "--json", "SELECT count(*) AS n FROM lineage")
+    assert json.loads(lineage.splitlines()[0])["n"] > 0
+    assert "made no student yet" in distill(project, "ask", "1 + 1", "-p", "p.yaml", "-m", "sft", code=2)
+    distill(project, "run", "-p", "p.yaml", *OTHER)
+    assert of(tree(project), "artifacts", "sft") == of(before, "artifacts", "sft")
+
+
+def test_what_any_pipeline_named_needs_or_is_young_is_kept(project: Path) -> None:
+    (project / "other.yaml").write_text(
+        re.sub(r"  sft: {", "  trained: {kind: sft, ", YAML).replace("epochs: 2", "epochs: 3")
+    )
+    assert rows(project, "prune", "-p", "other.yaml") == []
+    (project / "without.yaml").write_text(YAML[: YAML.index("  sft:")])
+    out = distill(project, "prune", "-p", "without.yaml", "--json")
+    assert [json.loads(line)["why"] for line in out.splitlines()] == ["sft: no pipeline named has such a stage"] * 2
+    assert rows(project, "prune", "--keep-days", "1") == []
+    (row,) = rows(project, "prune")
+    for file in (project / SPACE / row["path"]).rglob("*"):
+        os.utime(file, (time.time() - 2 * 86400,) * 2)
+    assert [found["path"] for found in rows(project, "prune", "--keep-days", "1")] == [row["path"]]
+
+
+def test_what_a_stage_that_waits_may_come_to_is_kept(project: Path) -> None:
+    """More samples may choose the same traces in the end; that other epochs are not needed is known already."""
+    (row,) = rows(project, "prune", "--set", "generate.samples=2")
+    assert row["why"] == "another sft than now"
+    assert row["path"] == rows(project, "prune")[0]["path"]
+    assert "stages wait for others" in distill(project, "prune", "-p", "p.yaml", "--set", "generate.samples=2")
+
+
+def test_a_training_goes_on_after_a_prune(project: Path) -> None:
+    """One that makes again what an earlier prune took, too: its checkpoints are not those of a finished stage."""
+    before = tree(project)
+    distill(project, "prune", "-p", "p.yaml", "--yes")
+    stop_in_training(project, *OTHER)
+    begun = of(tree(project), "work")
+    assert any(name.endswith("/COMPLETE") for name in begun)
+    rows(project, "prune", "--yes", *OTHER)
+    assert of(tree(project), "work") == begun
+    (row,) = rows(project, "prune")
+    assert row["path"].startswith("work/sft-") and row["why"] == "unfinished: another sft than now (epochs: 3 -> 2)"
+    out = distill(project, "run", "-p", "p.yaml", "--json", *OTHER)
+    steps = [e["done"] for e in map(json.loads, out.splitlines()) if e["event"] == "progress" and e["stage"] == "sft"]
+    assert min(steps) > 1, "it began anew"
+    made = of(tree(project), "artifacts", "sft")
+    assert made and made.items() <= before.items()
+
+
+def test_checkpoints_of_other_settings_go(project: Path) -> None:
+    stop_in_training(project, "--set", "sft.epochs=4")
+    found = {row["path"].split("-")[0]: row["why"] for row in rows(project, "prune", "--yes")}
+    assert found.keys() == {"work/sft", "artifacts/sft"}
+    assert found["work/sft"] == "unfinished: sft, of which there is no record"
+    assert not of(tree(project), "work")
+
+
+def test_it_waits_its_turn(project: Path) -> None:
+    process = start(project, "run", "-p", "p.yaml", "--json", "--set", "sft.epochs=9")
+    assert process.stdout
+    for line in process.stdout:
+        if json.loads(line)["event"] == "start":
+            break
+    try:
+        assert f"process {process.pid}" in distill(project, "prune", "-p", "p.yaml", "--yes", code=75)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_killed_midway_it_leaves_no_half_and_ends_as_if_undisturbed(project: Path, tmp_path: Path) -> None:
+    (row,) = rows(project, "prune")
+    artifact = project / SPACE / row["path"]
+    (artifact / "many").mkdir()
+    for number in range(20_000):  # so that deleting takes long enough to be killed in it
+        (artifact / "many" / str(number)).touch()
+    undisturbed = shutil.copytree(project, tmp_path / "undisturbed", symlinks=True)
+    distill(undisturbed, "prune", "-p", "p.yaml", "--yes")
+    process = start(project, "prune", "-p", "p.yaml", "--yes")
+    os.setpriority(os.PRIO_PROCESS, process.pid, 19)
+    while artifact.exists():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    left = list((project / SPACE / "artifacts").glob(".tmp-*/sft-*"))
+    assert left, "it was killed too late"
+    assert statuses(project, *OTHER)["sft"] == "will run"
+    assert [found["why"] for found in rows(project, "prune")] == ["left by a killed run"]
+    distill(project, "prune", "-p", "p.yaml", "--yes")
+    assert tree(project) == tree(undisturbed)
+
+
+def test_what_is_somebody_elses_stays(project: Path) -> None:
+    space = project / SPACE
+    shutil.copytree(space / rows(project, "prune")[0]["path"], space / "artifacts/my-favourite")
+    (space / "artifacts/sft-0123456789ab").symlink_to(project)
+    (space / "best").symlink_to("artifacts/my-favourite")
+    assert len(rows(project, "prune", "--yes")) == 1
+    assert (space / "best/model/config.json").is_file() and (space / "artifacts/sft-0123456789ab/p.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "say which pipelines' results are kept"),
+        (("-p", "nowhere.yaml"), "nowhere.yaml: no such file"),
+        (("-p", "p.yaml", "-w", "nowhere"), "nowhere: no workspace"),
+        (("-p", "p.yaml", "-p", "far.yaml"), "their workspaces are runs/small and runs/far"),
+        (("-p", "p.yaml", "--set", "sft.epoch=3"), "did you mean 'epochs'"),
+    ],
+)
+def test_bad_input_is_one_line(filled: Path, arguments: tuple[str, ...], expected: str) -> None:
+    (filled / "far.yaml").write_text(YAML.replace("name: small", "name: far"))
+    assert expected in distill(filled, "prune", *arguments, code=2)
+    assert not (filled / "nowhere").exists()
+
+
+LIGHT = """
+import sys
+sys.argv = ["distill", "prune", "--pipeline", "p.yaml", "--json"]
+from distill.cli.main import main
+try:
+    main()
+finally:
+    print([name for name in ("torch", "transformers", "duckdb", "pyarrow") if name in sys.modules], file=sys.stderr)
+"""
+
+
+def test_it_loads_nothing_heavy(filled: Path) -> None:
+    result = subprocess.run([sys.executable, "-c", LIGHT], cwd=filled, capture_output=True, text=True, env=ENVIRONMENT)
+    assert len(result.stdout.splitlines()) == 1
+    assert result.stderr.strip() == "[]"
