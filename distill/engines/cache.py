@@ -60,6 +60,11 @@ class Store:
             for tensor in (t for pair in self._layers.values() for t in pair):
                 tensor[to, :, :length] = tensor[from_, :, :length]
 
+    def empty(self) -> None:
+        """Let go of all that is there."""
+        self.slots = self.capacity = 0
+        self._layers.clear()
+
     def _new(self, like: Tensor) -> Tensor:
         # Zeros and not empty: a masked position must hold a finite number. Untouched pages cost nothing.
         shape = (self.slots, like.shape[1], self.capacity, like.shape[3])
@@ -92,6 +97,13 @@ class SlotCache(Cache):
         self._length = 0
         self._own = torch.zeros(0, dtype=torch.long)
         self._written: dict[int, Tensor] = {}
+
+    def empty(self) -> None:
+        """Give the memory back. What is next is a `fill`, or a step of rows that have nothing before it."""
+        self.prompts.empty()
+        self.rows.empty()
+        self.layout = self.shared = self._filling = self._handed = None
+        self._length = 0
 
     def fill(self, store: Store, slots: list[int], piece: range) -> None:
         """The next pass computes this piece of the prompts in these slots of a store, after what is before it."""
