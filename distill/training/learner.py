@@ -161,7 +161,11 @@ class Learner:
         with torch.no_grad():
             for parameter, value in zip(self.weights, state["weights"], strict=True):
                 parameter.copy_(value)
-        self._everywhere("_load", {"weights": state["weights"], "optimizer": state["optimizer"]})
+        whole = {"weights": state["weights"], "optimizer": state["optimizer"]}
+        if self._ranks:
+            self._ranks.call(self, "_load", [(whole,), *[(None,)] * (self._ranks.size - 1)])
+        else:
+            self._load(whole)
         return state["extra"]
 
     def gather(self) -> None:
@@ -182,8 +186,9 @@ class Learner:
 
     @torch.no_grad()
     def _load(self, state: Any) -> None:
+        """Take over what rank 0 has of a checkpoint. Where weights are cut up a GPU has no room for all of it."""
         if self._ranks:
-            state = self._ranks.share(state, self.device)
+            state = self._ranks.share(state, torch.device("cpu") if self._sharded else self.device)
         for parameter, value in zip(self.optimizer.parameters, state["weights"], strict=True):
             parameter.copy_(alike(value, parameter))
         self.optimizer.load(state["optimizer"])
@@ -196,8 +201,9 @@ class Learner:
                 own.copy_(value)
 
     def _moments(self) -> Any:
-        state = self.optimizer.state()
-        return state if self._ranks is None or self._ranks.rank == 0 else None
+        wanted = self._ranks is None or self._ranks.rank == 0
+        state = self.optimizer.state(wanted)
+        return state if wanted else None
 
     def save(self, extra: dict[str, Tensor], directory: Path | None = None) -> None:
         """Write a checkpoint; in a ``directory`` of its own it is kept beside those that `resume` goes on from."""
