@@ -16,8 +16,10 @@ from tiny import chat_tokenizer, tiny
 from distill.engines.decode import Decoder, Job
 from distill.engines.transformers import TransformersEngine
 from distill.engines.weights import InferenceCopy
+from distill.training.batching import from_tokens
 from distill.training.early_stopping import Best, Heldout
 from distill.training.export import export_student
+from distill.training.forward import logprobs, pack
 from distill.training.loop import TrainSettings, train
 from distill.training.lora import add_lora
 from distill.training.optimizer import OptimizerSettings
@@ -104,6 +106,19 @@ def test_prompts_are_read_in_one_pass() -> None:
 def test_a_step_of_training_waits_as_often_for_many_micro_batches_as_for_one(tmp_path: Path) -> None:
     many, one = (second_step(tokens, tmp_path / f"{tokens}") for tokens in (8, 1000))
     assert many.launches > 2 * one.launches and many.waits == one.waits <= 2
+
+
+@pytest.mark.parametrize(("lora", "more"), [(True, 100), (False, 0)])
+def test_a_large_vocabulary_is_passed_over_in_few_large_tiles(lora: bool, more: int) -> None:
+    taken = []
+    for vocabulary in (2048, 2**16):
+        network = tiny(vocab_size=vocabulary).to("cuda")
+        network = add_lora(network, rank=2, alpha=4, seed=0) if lora else network
+        batch = pack([from_tokens("row", [1], [i % 40 for i in range(600)])], "cuda")
+        with counted() as counts:
+            logprobs(network, batch).sum().backward()
+        taken.append(counts.launches)
+    assert taken[1] <= taken[0] + more
 
 
 def test_memory_for_sampling_is_given_back() -> None:

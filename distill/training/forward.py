@@ -34,6 +34,9 @@ from pipeline.errors import InputError
 
 CHUNK = 1 << 24
 """Logits held at once (elements): 64 MB in fp32."""
+LARGE_CHUNK = 1 << 27
+"""The same on a GPU: each chunk reads a trained head's weights and adds to its gradient, and at a vocabulary of 152k
+small ones would be of a hundred rows."""
 FEW = 64
 """In half precision on CPU every new shape of a product costs a millisecond and a megabyte (oneDNN's kernels are made
 for it), so shapes are made few."""
@@ -230,9 +233,9 @@ def of_states(
 
 
 def in_chunks(of: Callable[..., tuple[Tensor, ...]], width: int, *rows: Tensor) -> tuple[Tensor, ...]:
-    """What ``of`` makes of ``rows``, each with ``width`` logits: `CHUNK` of these at once. Where there are more, each
-    chunk is computed anew in the backward pass."""
-    size = max(1, CHUNK // width)
+    """What ``of`` makes of ``rows``, each with ``width`` logits: `CHUNK` of these at once (`LARGE_CHUNK` on a GPU). Where
+    there are more, each chunk is computed anew in the backward pass."""
+    size = max(1, (CHUNK if rows[0].device.type == "cpu" else LARGE_CHUNK) // width)
     if len(rows[0]) <= size:
         return of(*rows)
     parts = zip(*(torch.split(each, size) for each in rows), strict=True)
