@@ -91,6 +91,18 @@ def test_a_step_of_sampling_waits_once() -> None:
     assert waits == [4, 4] and launches[0] == launches[1]
 
 
+def test_rows_enter_without_a_wait() -> None:
+    """But for the one in which the step ends, however many they are."""
+    waits = []
+    for rows in (4, 32):
+        decoder = Decoder(InferenceCopy(tiny().to("cuda")).model, stop_ids=(), slots=32)
+        decoder.add([Job(f"{row}", (1, 2, 3), Sampling(max_tokens=8)) for row in range(rows)])
+        with counted() as counts:
+            decoder.step()
+        waits.append(counts.waits)
+    assert waits == [1, 1]
+
+
 def test_prompts_are_read_in_one_pass() -> None:
     """Not in pieces that suit a CPU's cache."""
     taken = []

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from distill.engines.groups import Layout, granules
+from distill.tensors import put
 
 NOWHERE = 2**30
 """The position of what is not there: later than everything, so no mask lets it be seen."""
@@ -56,7 +57,7 @@ class Store:
     def copy(self, sources: list[int], targets: list[int], length: int) -> None:
         """Copy the first ``length`` positions of slots onto other slots."""
         if sources:
-            from_, to = torch.tensor(sources, device=self._device), torch.tensor(targets, device=self._device)
+            from_, to = put(sources, self._device), put(targets, self._device)
             for tensor in (t for pair in self._layers.values() for t in pair):
                 tensor[to, :, :length] = tensor[from_, :, :length]
 
@@ -109,7 +110,7 @@ class SlotCache(Cache):
         """The next pass computes this piece of the prompts in these slots of a store, after what is before it."""
         CURRENT.set(self)
         self._filling, self.layout, self.shared = store, None, None
-        self._slots, self._piece = _contiguous(slots) or torch.tensor(slots, device=self._device), piece
+        self._slots, self._piece = _contiguous(slots) or put(slots, self._device), piece
         self._length = granules(piece.stop)
         self.positions = torch.arange(piece.start, piece.stop, device=self._device).expand(len(slots), -1)
         self.seen = torch.arange(self._length, device=self._device)

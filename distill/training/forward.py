@@ -233,8 +233,8 @@ def of_states(
 
 
 def in_chunks(of: Callable[..., tuple[Tensor, ...]], width: int, *rows: Tensor) -> tuple[Tensor, ...]:
-    """What ``of`` makes of ``rows``, each with ``width`` logits: `CHUNK` of these at once (`LARGE_CHUNK` on a GPU). Where
-    there are more, each chunk is computed anew in the backward pass."""
+    """What ``of`` makes of ``rows``, each with ``width`` logits: `CHUNK` of these at once (`LARGE_CHUNK` on a GPU).
+    Where there are more, each chunk is computed anew in the backward pass."""
     size = max(1, (CHUNK if rows[0].device.type == "cpu" else LARGE_CHUNK) // width)
     if len(rows[0]) <= size:
         return of(*rows)

@@ -23,7 +23,7 @@ from torch.autograd import Function
 ROWS, WIDTH = 512, 2048
 """A tile of logits: 4 MB on CPU."""
 MANY_ROWS = 8192
-"""Of a tile on a GPU, where nothing is gained by small ones: fewer rows have wider tiles, as each costs its launches."""
+"""Of a tile on a GPU, where nothing is gained by small ones; fewer rows have wider tiles."""
 
 
 def is_plain(head: Any) -> bool:
