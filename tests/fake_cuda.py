@@ -83,10 +83,12 @@ def counted() -> Iterator[Counts]:
 
 @dataclass
 class Memory:
-    """Bytes on the device: of all tensors there, those that share a storage counted once."""
+    """Bytes on the device: of all tensors there, those that share a storage counted once. ``kept`` is what torch has
+    taken for them, and gives back when asked."""
 
     now: int = 0
     peak: int = 0
+    kept: int = 0
 
 
 _memory, _holders = Memory(), Counter[int]()
@@ -96,7 +98,7 @@ def _held(tensor: Tensor, storage: Any) -> None:
     place, size = storage.data_ptr(), storage.nbytes()
     if not _holders[place]:
         _memory.now += size
-        _memory.peak = max(_memory.peak, _memory.now)
+        _memory.peak, _memory.kept = max(_memory.peak, _memory.now), max(_memory.kept, _memory.now)
     _holders[place] += 1
     weakref.finalize(tensor, _let_go, place, size).atexit = False
 
@@ -110,6 +112,10 @@ def _let_go(place: int, size: int) -> None:
 
 def _forget_peak(device: Any = None) -> None:
     _memory.peak = _memory.now
+
+
+def _give_back() -> None:
+    _memory.kept = _memory.now
 
 
 class There(Tensor):
@@ -279,13 +285,13 @@ _PATCHES: list[tuple[Any, dict[str, Any]]] = [
             "current_device": lambda: 0,
             "get_device_name": lambda device=None: "no GPU, but a fake one",
             "is_bf16_supported": lambda including_emulation=True: True,
-            "mem_get_info": lambda device=None: (MEMORY // 2, MEMORY),
+            "mem_get_info": lambda device=None: (MEMORY - _memory.kept, MEMORY),
             "synchronize": lambda device=None: None,
             "get_rng_state": lambda device="cuda": torch.zeros(16, dtype=torch.uint8),
             "set_rng_state": lambda state, device="cuda": None,
             "device": type("device", (nullcontext,), {}),
             "set_device": lambda device: None,
-            "empty_cache": lambda: None,
+            "empty_cache": _give_back,
             "memory_allocated": lambda device=None: _memory.now,
             "max_memory_allocated": lambda device=None: _memory.peak,
             "reset_peak_memory_stats": _forget_peak,

@@ -6,6 +6,7 @@ import gc
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from distill.training.export import export_student
 from distill.training.forward import logprobs, pack
 from distill.training.loop import TrainSettings, train
 from distill.training.lora import add_lora
+from distill.training.memory import free_memory
 from distill.training.optimizer import OptimizerSettings
 from distill.training.session import learning
 from distill.types import Request, Sampling
@@ -131,6 +133,15 @@ def test_a_large_vocabulary_is_passed_over_in_few_large_tiles(lora: bool, more: 
             logprobs(network, batch).sum().backward()
         taken.append(counts.launches)
     assert taken[1] <= taken[0] + more
+
+
+def test_memory_that_stages_before_have_left_is_free() -> None:
+    """Stages run in one process: what torch keeps for it, and what waits for Python's collector, is not taken."""
+    network: Any = tiny(intermediate_size=2**16).to("cuda")
+    network.itself, size = network, sum(p.nbytes for p in network.parameters())
+    before = free_memory()
+    del network
+    assert free_memory() >= before + size
 
 
 def test_memory_for_sampling_is_given_back() -> None:

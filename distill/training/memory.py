@@ -216,8 +216,10 @@ def free_memory() -> int:
     import torch
     import transformers
 
+    from distill.tensors import free_of_gpu
+
     _ = transformers.AutoModelForCausalLM  # loaded when it is asked for
-    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else free_of_machine()
+    return free_of_gpu() if torch.cuda.is_available() else free_of_machine()
 
 
 def free_of_machine(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
