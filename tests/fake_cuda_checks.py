@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_cuda import CUDA, Counts, counted
+from fake_cuda import CUDA, MEMORY, Counts, counted
 from ranks_run import ROWS, model
 from tiny import chat_tokenizer, tiny
 
@@ -26,6 +26,7 @@ from distill.training.lora import add_lora
 from distill.training.memory import free_memory
 from distill.training.optimizer import OptimizerSettings
 from distill.training.session import learning
+from distill.training.trials import endless
 from distill.types import Request, Sampling
 
 
@@ -155,6 +156,18 @@ def test_memory_for_sampling_is_given_back() -> None:
     list(engine.generate(requests, lambda: next(looks) == 3))
     gc.collect()
     assert torch.cuda.max_memory_allocated() - before > stores > 4 * (torch.cuda.memory_allocated() - before)
+
+
+@pytest.mark.parametrize(("free", "device"), [(MEMORY, "cuda"), (100_000, "cpu")])
+def test_a_student_whose_training_was_cut_up_is_asked_on_a_gpu_with_room(
+    free: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where it lies after that, in the machine's memory."""
+    network = model(lora=True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (free, MEMORY))
+    asked = [Request("a", ({"role": "user", "content": "a"},), Sampling(max_tokens=2))]
+    assert endless(network, chat_tokenizer(), asked, lambda: False) in (0, 1)
+    assert network.device.type == device
 
 
 @pytest.mark.parametrize("lora", [True, False])
