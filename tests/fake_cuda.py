@@ -17,6 +17,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -79,6 +81,43 @@ def counted() -> Iterator[Counts]:
         _counts = before
 
 
+@dataclass
+class Memory:
+    """Bytes on the device: of all tensors there, those that share a storage counted once. ``kept`` is what torch has
+    taken for them, and gives back when asked."""
+
+    now: int = 0
+    peak: int = 0
+    kept: int = 0
+
+
+_memory, _holders = Memory(), Counter[int]()
+
+
+def _held(tensor: Tensor, storage: Any) -> None:
+    place, size = storage.data_ptr(), storage.nbytes()
+    if not _holders[place]:
+        _memory.now += size
+        _memory.peak, _memory.kept = max(_memory.peak, _memory.now), max(_memory.kept, _memory.now)
+    _holders[place] += 1
+    weakref.finalize(tensor, _let_go, place, size).atexit = False
+
+
+def _let_go(place: int, size: int) -> None:
+    _holders[place] -= 1
+    if not _holders[place]:
+        del _holders[place]
+        _memory.now -= size
+
+
+def _forget_peak(device: Any = None) -> None:
+    _memory.peak = _memory.now
+
+
+def _give_back() -> None:
+    _memory.kept = _memory.now
+
+
 class There(Tensor):
     """A tensor on the device: a shell around one on the CPU."""
 
@@ -91,6 +130,7 @@ class There(Tensor):
             device=CUDA, requires_grad=here.requires_grad,
         )  # fmt: skip
         made.here = here
+        _held(made, here.untyped_storage())
         return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -245,16 +285,16 @@ _PATCHES: list[tuple[Any, dict[str, Any]]] = [
             "current_device": lambda: 0,
             "get_device_name": lambda device=None: "no GPU, but a fake one",
             "is_bf16_supported": lambda including_emulation=True: True,
-            "mem_get_info": lambda device=None: (MEMORY // 2, MEMORY),
+            "mem_get_info": lambda device=None: (MEMORY - _memory.kept, MEMORY),
             "synchronize": lambda device=None: None,
             "get_rng_state": lambda device="cuda": torch.zeros(16, dtype=torch.uint8),
             "set_rng_state": lambda state, device="cuda": None,
             "device": type("device", (nullcontext,), {}),
             "set_device": lambda device: None,
-            "empty_cache": lambda: None,
-            "memory_allocated": lambda device=None: 0,
-            "max_memory_allocated": lambda device=None: 0,
-            "reset_peak_memory_stats": lambda device=None: None,
+            "empty_cache": _give_back,
+            "memory_allocated": lambda device=None: _memory.now,
+            "max_memory_allocated": lambda device=None: _memory.peak,
+            "reset_peak_memory_stats": _forget_peak,
             "_lazy_init": lambda: None,
         },
     ),

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from fake_cuda import CUDA, Counts, counted
+from fake_cuda import CUDA, MEMORY, Counts, counted
 from ranks_run import ROWS, model
-from tiny import tiny
+from tiny import chat_tokenizer, tiny
 
 from distill.engines.decode import Decoder, Job
+from distill.engines.transformers import TransformersEngine
 from distill.engines.weights import InferenceCopy
+from distill.training.batching import from_tokens
+from distill.training.early_stopping import Best, Heldout
+from distill.training.export import export_student
+from distill.training.forward import logprobs, pack
 from distill.training.loop import TrainSettings, train
+from distill.training.lora import add_lora
+from distill.training.memory import free_memory
 from distill.training.optimizer import OptimizerSettings
-from distill.types import Sampling
+from distill.training.session import learning
+from distill.training.trials import endless
+from distill.types import Request, Sampling
 
 
 def test_a_tensor_says_where_it_is_and_a_model_goes_there_whole() -> None:
@@ -56,6 +68,18 @@ def test_what_the_cpu_waits_for_is_counted() -> None:
     assert counts.waits == 4
 
 
+def test_memory_is_that_of_what_is_held_and_views_take_none() -> None:
+    before, allocated = torch.cuda.memory_allocated(), torch.cuda.memory_allocated
+    x = torch.zeros(100, device="cuda")
+    y = x.view(10, 10)
+    torch.cuda.reset_peak_memory_stats()
+    assert allocated() == before + 400
+    x = x + y.sum()
+    assert allocated() == before + 800
+    del y
+    assert allocated() == before + 400 and torch.cuda.max_memory_allocated() > before + 800
+
+
 def test_a_step_of_sampling_waits_once() -> None:
     """For which rows ended: all else stays on the device, whatever the number of rows."""
     waits, launches = [], []
@@ -68,6 +92,18 @@ def test_a_step_of_sampling_waits_once() -> None:
         waits.append(counts.waits)
         launches.append(counts.launches)
     assert waits == [4, 4] and launches[0] == launches[1]
+
+
+def test_rows_enter_without_a_wait() -> None:
+    """But for the one in which the step ends, however many they are."""
+    waits = []
+    for rows in (4, 32):
+        decoder = Decoder(InferenceCopy(tiny().to("cuda")).model, stop_ids=(), slots=32)
+        decoder.add([Job(f"{row}", (1, 2, 3), Sampling(max_tokens=8)) for row in range(rows)])
+        with counted() as counts:
+            decoder.step()
+        waits.append(counts.waits)
+    assert waits == [1, 1]
 
 
 def test_prompts_are_read_in_one_pass() -> None:
@@ -85,6 +121,74 @@ def test_prompts_are_read_in_one_pass() -> None:
 def test_a_step_of_training_waits_as_often_for_many_micro_batches_as_for_one(tmp_path: Path) -> None:
     many, one = (second_step(tokens, tmp_path / f"{tokens}") for tokens in (8, 1000))
     assert many.launches > 2 * one.launches and many.waits == one.waits <= 2
+
+
+@pytest.mark.parametrize(("lora", "more"), [(True, 100), (False, 0)])
+def test_a_large_vocabulary_is_passed_over_in_few_large_tiles(lora: bool, more: int) -> None:
+    taken = []
+    for vocabulary in (2048, 2**16):
+        network = tiny(vocab_size=vocabulary).to("cuda")
+        network = add_lora(network, rank=2, alpha=4, seed=0) if lora else network
+        batch = pack([from_tokens("row", [1], [i % 40 for i in range(600)])], "cuda")
+        with counted() as counts:
+            logprobs(network, batch).sum().backward()
+        taken.append(counts.launches)
+    assert taken[1] <= taken[0] + more
+
+
+def test_memory_that_stages_before_have_left_is_free() -> None:
+    """Stages run in one process: what torch keeps for it, and what waits for Python's collector, is not taken."""
+    network: Any = tiny(intermediate_size=2**16).to("cuda")
+    network.itself, size = network, sum(p.nbytes for p in network.parameters())
+    before = free_memory()
+    del network
+    assert free_memory() >= before + size
+
+
+def test_memory_for_sampling_is_given_back() -> None:
+    """Else a trainer beside the sampler would have half of what it was told is free."""
+    engine = TransformersEngine(tiny().to("cuda"), chat_tokenizer(), model_identity="tiny", slots=16)
+    requests = [Request(f"{row}", ({"role": "user", "content": "a"},), Sampling(max_tokens=2000)) for row in range(8)]
+    stores = 8 * 2000 * 2 * 8 * 4 * 2 * 2  # bytes of keys and values: 2 heads of size 8, 2 layers
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    before, looks = torch.cuda.memory_allocated(), count()
+    list(engine.generate(requests, lambda: next(looks) == 3))
+    gc.collect()
+    assert torch.cuda.max_memory_allocated() - before > stores > 4 * (torch.cuda.memory_allocated() - before)
+
+
+@pytest.mark.parametrize(("free", "device"), [(MEMORY, "cuda"), (100_000, "cpu")])
+def test_a_student_whose_training_was_cut_up_is_asked_on_a_gpu_with_room(
+    free: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where it lies after that, in the machine's memory."""
+    network = model(lora=True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (free, MEMORY))
+    asked = [Request("a", ({"role": "user", "content": "a"},), Sampling(max_tokens=2))]
+    assert endless(network, chat_tokenizer(), asked, lambda: False) in (0, 1)
+    assert network.device.type == device
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_student_is_merged_in_the_machines_memory(lora: bool, tmp_path: Path) -> None:
+    """The device need not have room for a second one."""
+    network = tiny(intermediate_size=2048, tie_word_embeddings=True).to("cuda")
+    size = sum(p.nbytes for p in network.parameters())
+    network = add_lora(network, rank=2, alpha=4, seed=0) if lora else network
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    export_student(network, chat_tokenizer(), tmp_path, half=not lora)
+    assert torch.cuda.max_memory_allocated() - before < size / 2
+
+
+def test_the_best_weights_so_far_are_kept_in_the_machines_memory(tmp_path: Path) -> None:
+    settings = TrainSettings(OptimizerSettings(1e-3), steps=2)
+    with learning(model(lora=False).to("cuda"), settings, 2, tmp_path, "run") as learner:
+        best = Best(Heldout(lambda learner: (1.0, {}), every=1), learner, {})
+        best.look()
+        assert {weight.device.type for weight in best.state().values()} == {"cpu"}
 
 
 def second_step(micro_batch_tokens: int, directory: Path) -> Counts:

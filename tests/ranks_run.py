@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from peft.tuners.lora import Linear
 from test_rl import grpo, policy, student
 from tiny import examples, tiny, weights
@@ -89,12 +91,26 @@ class Written:
         return counted
 
 
+def longest_message() -> list[int]:
+    """Will hold the bytes of the longest message that one rank sends to the others."""
+    told, own = [0], dist.scatter_object_list
+
+    @wraps(own)
+    def scatter(output: Any, messages: Any = None, **how: Any) -> None:
+        told[0] = max(told[0], *(len(pickle.dumps(message)) for message in messages or [None]), 0)
+        own(output, messages, **how)
+
+    setattr(dist, "scatter_object_list", scatter)  # noqa: B010
+    return told
+
+
 def main(directory: Path) -> None:
-    written = Written()
+    written, longest = Written(), longest_message()
     with run_of_several() as first:
         learn(directory, first)
     rank, in_training = os.environ["RANK"], written.passes.total()
     model(True)(torch.arange(9)[None])  # and as the library has it, when training is over
+    (directory / f"longest-message-{rank}.json").write_text(json.dumps(longest[0]))
     (directory / f"written-{rank}.json").write_text(json.dumps({"in training": in_training, **written.passes}))
 
 

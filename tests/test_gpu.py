@@ -21,10 +21,11 @@ import test_rl  # noqa: E402
 from ranks_run import ROWS, STEPS, model  # noqa: E402
 from tiny import chat_tokenizer, tiny, weights  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+from torch.overrides import TorchFunctionMode  # noqa: E402
 
 from distill.modelspec import Model  # noqa: E402
 from distill.training import student  # noqa: E402
-from distill.training.batching import from_tokens  # noqa: E402
+from distill.training.batching import Example, from_tokens  # noqa: E402
 from distill.training.export import export_student  # noqa: E402
 from distill.training.forward import check_packing, checkpoint_layers, logprobs, pack  # noqa: E402
 from distill.training.loop import TrainSettings, train  # noqa: E402
@@ -60,6 +61,10 @@ def made_of(kind: str) -> Any:
     return add_lora(network, rank=4, alpha=8, seed=0)
 
 
+def probes(*lengths: int) -> list[Example]:
+    return [from_tokens(str(n), [n % 40], [(7 * i + n) % 40 for i in range(n)]) for n in lengths]
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_packed_rows_see_only_themselves(device: str) -> None:
     check_packing(model(lora=True).to(device))
@@ -88,8 +93,7 @@ def test_a_run_that_was_stopped_goes_on_on_a_device(device: str, tmp_path: Path)
 def test_half_precision_attends_by_a_fused_kernel(device: str) -> None:
     """With no other allowed torch says so if it cannot serve what it is given: few key-value heads, rows packed."""
     network = tiny(head_dim=64, max_position_embeddings=512).to(device)
-    rows = [from_tokens(str(n), [n % 40], [(7 * i + n) % 40 for i in range(n)]) for n in (300, 310, 400)]
-    packed = pack(rows, device)
+    packed = pack(probes(300, 310, 400), device)
     found = []
     for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
         with sdpa_kernel(kernel):
@@ -98,6 +102,29 @@ def test_half_precision_attends_by_a_fused_kernel(device: str) -> None:
             found[-1].sum().backward()
     fused, plain = found
     torch.testing.assert_close(fused, plain, atol=0.1, rtol=0.05)
+
+
+class Planned(TorchFunctionMode):
+    """Whether cuDNN might serve each attention that is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[bool] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            self.told.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=cuda)])
+def test_no_kernel_is_planned_for_each_shape_of_a_pack(device: str) -> None:
+    """cuDNN's are, in half a second each. In the second pass of gradient checkpointing, too."""
+    network, batch = made_of("checkpointing").to(device).train(), pack(probes(20, 23, 31), device)
+    with Planned() as planned:
+        logprobs(network, batch).sum().backward()
+    assert len(planned.told) >= 2 and not any(planned.told)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize("device", DEVICES)

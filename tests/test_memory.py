@@ -55,7 +55,7 @@ def test_weights_gradients_and_moments_are_those_of_the_model(model: Path) -> No
 
 
 def test_as_many_logits_are_reckoned_with_as_are_held() -> None:
-    assert memory.CHUNK == forward.CHUNK
+    assert (memory.CHUNK, memory.LARGE_CHUNK) == (forward.CHUNK, forward.LARGE_CHUNK)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,12 @@ def test_a_run_goes_on_with_another_number_of_ranks(together: Path, tmp_path: Pa
     alike(last, whole[0])
 
 
+def test_weights_and_moments_do_not_go_in_messages(together: Path) -> None:
+    """Of a large model they would not fit; not when a run goes on either. They go one by one, by NCCL where it is."""
+    longest = json.loads((together / "longest-message-0.json").read_text())
+    assert 0 < longest < sum(weight.nbytes for weight in model(lora=False).parameters())
+
+
 def test_the_number_of_devices_is_no_part_of_a_runs_identity() -> None:
     one = TrainSettings(OptimizerSettings(1e-3))
     assert run_identity(one) == run_identity(TrainSettings(OptimizerSettings(1e-3), devices=4, parallel="fsdp"))

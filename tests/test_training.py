@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -658,6 +659,24 @@ def test_torn_checkpoints_are_ignored_and_two_are_kept(tmp_path: Path) -> None:
     again = tiny()
     run(again, examples(6), tmp_path, steps=6, checkpoint_steps=1)
     assert torch.equal(weights(model), weights(again))
+
+
+@pytest.mark.parametrize(("takes", "most"), [(0.0, 50), (10.0, 3)])
+def test_checkpoints_that_take_long_are_few(takes: float, most: int, tmp_path: Path, monkeypatch: Any) -> None:
+    """By a clock of the test's own: each of 50 steps takes 5 seconds, and one checkpoint as many as told."""
+    now, saved = [0.0], list[float]()
+
+    def pass_by(seconds: float) -> None:
+        now[0] += seconds
+
+    def save() -> None:
+        saved.append(now[0])
+        pass_by(takes)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    settings = TrainSettings(OptimizerSettings(1e-3), batch_size=4, steps=50, checkpoint_seconds=1.0)
+    train(tiny(), examples(4), settings, checkpoints=tmp_path, on_step=lambda _: pass_by(5.0), before_save=save)
+    assert len(saved) == most
 
 
 def flipped(content: bytes) -> bytes:

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from distill.engines.groups import Layout, granules
+from distill.tensors import put
 
 NOWHERE = 2**30
 """The position of what is not there: later than everything, so no mask lets it be seen."""
@@ -56,9 +57,14 @@ class Store:
     def copy(self, sources: list[int], targets: list[int], length: int) -> None:
         """Copy the first ``length`` positions of slots onto other slots."""
         if sources:
-            from_, to = torch.tensor(sources, device=self._device), torch.tensor(targets, device=self._device)
+            from_, to = put(sources, self._device), put(targets, self._device)
             for tensor in (t for pair in self._layers.values() for t in pair):
                 tensor[to, :, :length] = tensor[from_, :, :length]
+
+    def empty(self) -> None:
+        """Let go of all that is there."""
+        self.slots = self.capacity = 0
+        self._layers.clear()
 
     def _new(self, like: Tensor) -> Tensor:
         # Zeros and not empty: a masked position must hold a finite number. Untouched pages cost nothing.
@@ -93,11 +99,18 @@ class SlotCache(Cache):
         self._own = torch.zeros(0, dtype=torch.long)
         self._written: dict[int, Tensor] = {}
 
+    def empty(self) -> None:
+        """Give the memory back. What is next is a `fill`, or a step of rows that have nothing before it."""
+        self.prompts.empty()
+        self.rows.empty()
+        self.layout = self.shared = self._filling = self._handed = None
+        self._length = 0
+
     def fill(self, store: Store, slots: list[int], piece: range) -> None:
         """The next pass computes this piece of the prompts in these slots of a store, after what is before it."""
         CURRENT.set(self)
         self._filling, self.layout, self.shared = store, None, None
-        self._slots, self._piece = _contiguous(slots) or torch.tensor(slots, device=self._device), piece
+        self._slots, self._piece = _contiguous(slots) or put(slots, self._device), piece
         self._length = granules(piece.stop)
         self.positions = torch.arange(piece.start, piece.stop, device=self._device).expand(len(slots), -1)
         self.seen = torch.arange(self._length, device=self._device)

@@ -127,9 +127,12 @@ class Decoder:
             heapq.heappush(self._waiting, (order(job), job))
 
     def clear(self) -> None:
-        """Drop what waits and what runs."""
+        """Drop what waits and what runs; on a GPU, keys and values too, whose memory a trainer beside it needs."""
         self._waiting.clear()
         self._release(list(self._running))
+        self._laid_out = None
+        if self.model.device.type != "cpu":
+            self._cache.empty()
 
     def so_far(self, key: str) -> tuple[int, ...]:
         """The tokens that a running job has come to; none where it waits, or has ended."""

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from distill.tensors import put
+
 SHARE = 8
 """Rows at one stored prompt, at most: more would make lone rows beside them pay for empty places."""
 FEWEST = 4
@@ -136,7 +138,7 @@ class Groups:
             length = max(length, len(group.beginning.ids) - 1)
             for place, row in enumerate(group.rows):
                 members[slot][place], places[row], sharing[row] = row, slot * share + place, 1.0
-        tensors = (torch.tensor(values, device=device) for values in (members, places, sharing))
+        tensors = (put(values, device) for values in (members, places, sharing))
         return Layout(prompts, share, granules(length), *tensors)
 
     def _with_room(self, beginning: Beginning) -> int | None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from distill.engines.cache import SlotCache, Store
 from distill.engines.groups import Beginning, granules
 from distill.engines.sampling import logprobs_of
+from distill.tensors import put
 
 ROWS = 16
 """The granule of batches. Below 4 rows (12 on two threads) MKL takes other paths, with other bits."""
@@ -131,7 +131,7 @@ def _passes(
     """
     length = max(ROWS, -(-max(len(begin.ids) - 1 for _, begin in batch) // 4) * 4)
     padded = [begin.ids[:-1] + (0,) * (length - len(begin.ids) + 1) for _, begin in batch]
-    tokens = torch.tensor(padded, device=model.device)
+    tokens = put(padded, model.device)
     limit = positions_limit(model) or length
     for start in range(0, length, size):
         piece = range(start, min(start + size, length))
@@ -153,7 +153,7 @@ def _given_logprobs(logits: Tensor, piece: range, begin: Beginning) -> tuple[flo
     behind = range(max(piece.start, len(begin.ids) - begin.given - 1), min(piece.stop, len(begin.ids) - 1))
     if not behind:
         return ()
-    wanted = torch.tensor(begin.ids[behind.start + 1 : behind.stop + 1], device=logits.device)
+    wanted = put(begin.ids[behind.start + 1 : behind.stop + 1], logits.device)
     told = logits[behind.start - piece.start : behind.stop - piece.start]
     return tuple(logprobs_of(told, wanted, begin.temperature).tolist())
 

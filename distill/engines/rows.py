@@ -17,6 +17,7 @@ from distill.engines.budget import NOTHING
 from distill.engines.groups import Beginning
 from distill.engines.sampling import BELOW_ONE, draw
 from distill.randomness import generator
+from distill.tensors import put
 from distill.types import Sampling
 
 
@@ -56,30 +57,33 @@ class Rows:
 
     def enter(self, entries: Sequence[Entry]) -> None:
         """Begin jobs in free slots. The uniform for token t is number t of ("sample", seed, key)."""
-        samplings = [entry.sampling for entry in entries]
-        self._reserve(max(s.max_tokens for s in samplings))
-        for entry in entries:
+        samplings, device = [entry.sampling for entry in entries], self.token.device
+        longest = max(s.max_tokens for s in samplings)
+        self._reserve(longest)
+        uniforms = torch.zeros(len(entries), longest, dtype=torch.float64)
+        for row, entry in zip(uniforms, entries, strict=True):
             limit, slot, given = entry.sampling.max_tokens, entry.slot, entry.beginning.given
-            uniforms = generator("sample", entry.sampling.seed, entry.key).random(limit)
-            self._uniforms[slot, :limit] = torch.from_numpy(uniforms.clip(max=BELOW_ONE))
+            drawn = generator("sample", entry.sampling.seed, entry.key).random(limit)
+            row[:limit] = torch.from_numpy(drawn.clip(max=BELOW_ONE))
             if given:
-                self._tokens[slot, :given] = torch.tensor(entry.beginning.ids[-given:])
-                self._logprobs[slot, :given] = torch.tensor(entry.logprobs)
-        at = torch.tensor([entry.slot for entry in entries], device=self.token.device)
+                self._tokens[slot, :given] = put(entry.beginning.ids[-given:], device)
+                self._logprobs[slot, :given] = put(entry.logprobs, device)
+        at = put([entry.slot for entry in entries], device)
+        self._uniforms[at, :longest] = uniforms.to(device, non_blocking=True)
 
-        def put(target: Tensor, values: list[float]) -> None:
-            target[at] = torch.tensor(values, dtype=target.dtype, device=target.device)
+        def enter(target: Tensor, values: list[float]) -> None:
+            target[at] = put(values, device, target.dtype)
 
-        put(self.token, [entry.beginning.ids[-1] for entry in entries])
-        put(self.position, [len(entry.beginning.ids) - 1 for entry in entries])
-        put(self.start, [entry.start for entry in entries])
-        put(self._active, [1] * len(entries))
-        put(self._count, [entry.beginning.given for entry in entries])
-        put(self._limit, [s.max_tokens for s in samplings])
-        put(self._temperature, [s.temperature or 1.0 for s in samplings])
-        put(self._greedy, [s.temperature == 0 for s in samplings])
-        put(self._top_p, [s.top_p for s in samplings])
-        put(self._top_k, [s.top_k for s in samplings])
+        enter(self.token, [entry.beginning.ids[-1] for entry in entries])
+        enter(self.position, [len(entry.beginning.ids) - 1 for entry in entries])
+        enter(self.start, [entry.start for entry in entries])
+        enter(self._active, [1] * len(entries))
+        enter(self._count, [entry.beginning.given for entry in entries])
+        enter(self._limit, [s.max_tokens for s in samplings])
+        enter(self._temperature, [s.temperature or 1.0 for s in samplings])
+        enter(self._greedy, [s.temperature == 0 for s in samplings])
+        enter(self._top_p, [s.top_p for s in samplings])
+        enter(self._top_k, [s.top_k for s in samplings])
         for entry, sampling in zip(entries, samplings, strict=True):
             if sampling.temperature == 0:
                 self._greedy_slots.add(entry.slot)
@@ -110,15 +114,15 @@ class Rows:
 
     def said(self, slots: list[int]) -> list[int]:
         """The last token of each of ``slots``."""
-        tokens: list[int] = self.token[torch.tensor(slots, device=self.token.device)].tolist()
+        tokens: list[int] = self.token[put(slots, self.token.device)].tolist()
         return tokens
 
     def force(self, tokens: Mapping[int, int]) -> None:
         """What comes next in these slots, whatever is drawn there; `NOTHING` for what is drawn."""
         changed = {s: t for s, t in tokens.items() if t != NOTHING or s in self._forced_slots}
         if changed:
-            at = torch.tensor(list(changed), device=self.token.device)
-            self._forced[at] = torch.tensor(list(changed.values()), device=self.token.device)
+            at = put(list(changed), self.token.device)
+            self._forced[at] = put(list(changed.values()), self.token.device)
             self._forced_slots.difference_update(changed)
             self._forced_slots.update(slot for slot, token in changed.items() if token != NOTHING)
 
@@ -130,7 +134,7 @@ class Rows:
 
     def results(self, slots: list[int], stop_ids: Tensor) -> Iterator[tuple[tuple[int, ...], tuple[float, ...], bool]]:
         """Token ids, log-probabilities and whether it stopped by itself, for each of ``slots``."""
-        at = torch.tensor(slots, device=self.token.device)
+        at = put(slots, self.token.device)
         counts = self._count[at].tolist()
         stopped = torch.isin(self.token[at], stop_ids).tolist()
         width = max(counts)
@@ -139,7 +143,7 @@ class Rows:
             yield tuple(ids[:count]), tuple(logs[:count]), stop
 
     def release(self, slots: list[int]) -> None:
-        at = torch.tensor(slots, dtype=torch.long, device=self.token.device)
+        at = put(slots, self.token.device, torch.long)
         for tensor in (self._active, self._count, self.position, self.start):
             tensor[at] = 0
         self.force(dict.fromkeys(slots, NOTHING))
@@ -148,7 +152,7 @@ class Rows:
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Rows change their slots, free ones being the targets."""
-        from_, to = (torch.tensor(slots, device=self.token.device) for slots in (sources, targets))
+        from_, to = (put(slots, self.token.device) for slots in (sources, targets))
         for tensor in vars(self).values():
             if isinstance(tensor, Tensor):
                 tensor[to] = tensor[from_]

@@ -18,8 +18,6 @@ from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
-import torch
-
 from distill.engines.base import PromptTooLong, SoFar, Stopping, never, wanted_now
 from distill.engines.budget import Budget
 from distill.engines.decode import Decoder, Job, Sample
@@ -30,6 +28,7 @@ from distill.engines.prefill import positions_limit
 from distill.engines.weights import InferenceCopy
 from distill.modelspec import Model
 from distill.pretrained import load
+from distill.tensors import free_of_gpu
 from distill.thinking import CLOSE, OPEN, count_thinking_tokens, opened
 from distill.turns import rendered, stop_ids
 from distill.types import Completion, Finish, Message, Request, ThinkingBudget
@@ -196,7 +195,7 @@ class TransformersEngine:
 def memory_for(model: Any) -> float:
     """Bytes that keys and values may take: half of what is free on the model's device."""
     if model.device.type == "cuda":
-        return torch.cuda.mem_get_info(model.device)[0] / 2
+        return free_of_gpu(model.device) / 2
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
 
 

@@ -3,7 +3,7 @@ when nothing gets better.
 
 What is measured is the caller's. The state is tensors beside the weights in each checkpoint, so a run that
 is killed ends at the same step with the same weights as one that is not. The best weights are a copy of
-all that is trained: little for LoRA, as much again as the model for full fine-tuning.
+all that is trained, in the machine's memory: little for LoRA, as much again as the model for full fine-tuning.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Best:
         if value < self._value or (value == self._value and self.step == 0):
             self._value, self.step, self._misses = value, done, 0
             learner.gather()
-            self._weights = [weight.detach().clone() for weight in learner.weights]
+            self._weights = [weight.detach().to("cpu", copy=True) for weight in learner.weights]
         else:
             self._misses += 1
         return figures

@@ -8,7 +8,6 @@ caller's.
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from torch import Tensor
 
 from distill.engines.weights import folded, plain
 from distill.pretrained import hush
+from distill.tensors import copied
+from distill.training.adapted import is_packed
 from distill.training.forward import causal_lm
 from distill.turns import stop_ids
 from pipeline.errors import PipelineError
@@ -49,23 +50,25 @@ def export_student(model: Any, tokenizer: Any, directory: Path, half: bool = Fal
         _settle(directory / ADAPTER / "adapter_config.json")
         merged = _merged(model)
     if half:
-        merged = (copy.deepcopy(merged) if merged is model else merged).to(torch.bfloat16)
+        merged = (copied(merged) if merged is model else merged).to(torch.bfloat16)
     generation = merged.generation_config
     ends = stop_ids(generation.eos_token_id, tokenizer)
     generation.eos_token_id = ends[0] if len(ends) == 1 else ends
     generation.pad_token_id = tokenizer.pad_token_id if generation.pad_token_id is None else generation.pad_token_id
     merged.save_pretrained(directory / MODEL, safe_serialization=True)
     tokenizer.save_pretrained(directory / MODEL)
-    _check(model, load_model(directory / MODEL, merged.dtype))
+    dtype = merged.dtype
+    del merged  # before the machine's memory is to hold what is read back, too
+    _check(model, load_model(directory / MODEL, dtype))
 
 
 def _merged(model: Any) -> Any:
-    """A plain copy with the adapter in its weights."""
-    merged = copy.deepcopy(model)
-    for name, layer in list(merged.named_modules()):
-        base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else None
-        if base is not None and hasattr(base.weight, "quant_state"):
-            merged.set_submodule(name, plain(layer, folded(layer)))
+    """A plain copy with the adapter in its weights. It lies in the machine's memory: a GPU that had room to train may
+    have none for all weights once more, and in full where they were in 4 bits."""
+    merged = copied(model, shared=filter(is_packed, model.parameters()))
+    for name, layer in model.named_modules():
+        if hasattr(layer, "get_base_layer") and is_packed(layer.get_base_layer().weight):
+            merged.set_submodule(name, plain(merged.get_submodule(name), folded(layer).cpu()))
     merged = merged.merge_and_unload()
     if getattr(merged, "is_quantized", False):  # it is not any more: nothing may say so, in memory or in the files
         merged.hf_quantizer.remove_quantization_config(merged)

@@ -34,6 +34,9 @@ from pipeline.errors import InputError
 
 CHUNK = 1 << 24
 """Logits held at once (elements): 64 MB in fp32."""
+LARGE_CHUNK = 1 << 27
+"""The same on a GPU: each chunk reads a trained head's weights and adds to its gradient, and at a vocabulary of 152k
+small ones would be of a hundred rows."""
 FEW = 64
 """In half precision on CPU every new shape of a product costs a millisecond and a megabyte (oneDNN's kernels are made
 for it), so shapes are made few."""
@@ -98,13 +101,18 @@ def causal_lm(model: Any) -> Any:
 
 @contextmanager
 def packed(config: Any) -> Iterator[None]:
-    """Within this context a model with this ``config`` attends to packed rows."""
-    before = config._attn_implementation
+    """Within this context a model with this ``config`` attends to packed rows, and torch asks cuDNN for no attention.
+    On Hopper and Blackwell it would be the first to be asked (torch 2.11, with cuDNN 9.15 or later), and it plans for
+    half a second, forward and backward each, for every new shape: of packed rows nearly all are new."""
+    flags: Any = torch.backends.cuda  # they have no types
+    before, planned = config._attn_implementation, flags.cudnn_sdp_enabled()
     config._attn_implementation = attention.NAME
+    flags.enable_cudnn_sdp(False)
     try:
         yield
     finally:
         config._attn_implementation = before
+        flags.enable_cudnn_sdp(planned)
 
 
 @contextmanager
@@ -225,9 +233,9 @@ def of_states(
 
 
 def in_chunks(of: Callable[..., tuple[Tensor, ...]], width: int, *rows: Tensor) -> tuple[Tensor, ...]:
-    """What ``of`` makes of ``rows``, each with ``width`` logits: `CHUNK` of these at once. Where there are more, each
-    chunk is computed anew in the backward pass."""
-    size = max(1, CHUNK // width)
+    """What ``of`` makes of ``rows``, each with ``width`` logits: `CHUNK` of these at once (`LARGE_CHUNK` on a GPU).
+    Where there are more, each chunk is computed anew in the backward pass."""
+    size = max(1, (CHUNK if rows[0].device.type == "cpu" else LARGE_CHUNK) // width)
     if len(rows[0]) <= size:
         return of(*rows)
     parts = zip(*(torch.split(each, size) for each in rows), strict=True)

@@ -23,7 +23,7 @@ from torch.autograd import Function
 ROWS, WIDTH = 512, 2048
 """A tile of logits: 4 MB on CPU."""
 MANY_ROWS = 8192
-"""Of a tile on a GPU, where nothing is gained by small ones."""
+"""Of a tile on a GPU, where nothing is gained by small ones; fewer rows have wider tiles."""
 
 
 def is_plain(head: Any) -> bool:
@@ -81,9 +81,10 @@ def _softmax(states: Tensor, weight: Tensor, labels: Tensor, mix: bool, entropy:
     top = states.new_full((len(states), 1), -math.inf, dtype=torch.float32)
     label, spread, total = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top, dtype=torch.float64)
     mixed = torch.zeros_like(states).float()
-    tile = states.new_empty(len(states) * min(WIDTH, len(weight)))
-    for start in range(0, len(weight), WIDTH):
-        part = weight[start : start + WIDTH].to(states.dtype)
+    width = WIDTH if states.device.type == "cpu" else WIDTH * max(1, MANY_ROWS // max(1, len(states)))
+    tile = states.new_empty(len(states) * min(width, len(weight)))
+    for start in range(0, len(weight), width):
+        part = weight[start : start + width].to(states.dtype)
         logits = _logits(states, part, tile).float()
         place = (labels - start).unsqueeze(-1)
         here = (place >= 0) & (place < len(part))

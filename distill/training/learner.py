@@ -35,8 +35,8 @@ class LearnerSettings:
     ``precision`` bf16 means autocast over fp32 weights. ``threads`` is the number of cores to use; the
     same number gives the same bits. ``devices`` processes share the work, each with a copy of the model (ddp) or
     a shard of it (fsdp), see `distill.training.ranks`; they are no part of a run's identity. Checkpoints are
-    written after as many steps or seconds, whichever comes first (None: not for that reason), when asked to
-    stop, and at the end.
+    written after as many steps or seconds, whichever comes first (None: not for that reason; seconds are more where
+    writing takes long, see `SAVING`), when asked to stop, and at the end.
     """
 
     optimizer: OptimizerSettings
@@ -49,6 +49,9 @@ class LearnerSettings:
     parallel: Parallel = field(default="ddp", repr=False)
 
 
+SAVING = 0.05
+"""The share of a run's time that its checkpoints may take where seconds call for them: of a large model, all trained,
+one is many gigabytes."""
 BeforeSave = Callable[[], None]
 
 
@@ -69,7 +72,7 @@ class Learner:
         self._before_save = before_save
         self.settings, self.total, self.directory, self.run = settings, total, directory, run
         self.done = 0
-        self._last_save = time.monotonic()
+        self._last_save, self._saving = time.monotonic(), 0.0
         self._replicas: list[Replica] = []
         self._ranks = ranks
         self._ask: Scorer
@@ -161,7 +164,11 @@ class Learner:
         with torch.no_grad():
             for parameter, value in zip(self.weights, state["weights"], strict=True):
                 parameter.copy_(value)
-        self._everywhere("_load", {"weights": state["weights"], "optimizer": state["optimizer"]})
+        whole = {"weights": state["weights"], "optimizer": state["optimizer"]}
+        if self._ranks:
+            self._ranks.call(self, "_load", [(whole,), *[(None,)] * (self._ranks.size - 1)])
+        else:
+            self._load(whole)
         return state["extra"]
 
     def gather(self) -> None:
@@ -182,8 +189,9 @@ class Learner:
 
     @torch.no_grad()
     def _load(self, state: Any) -> None:
+        """Take over what rank 0 has of a checkpoint. Where weights are cut up a GPU has no room for all of it."""
         if self._ranks:
-            state = self._ranks.share(state, self.device)
+            state = self._ranks.share(state, torch.device("cpu") if self._sharded else self.device)
         for parameter, value in zip(self.optimizer.parameters, state["weights"], strict=True):
             parameter.copy_(alike(value, parameter))
         self.optimizer.load(state["optimizer"])
@@ -196,23 +204,26 @@ class Learner:
                 own.copy_(value)
 
     def _moments(self) -> Any:
-        state = self.optimizer.state()
-        return state if self._ranks is None or self._ranks.rank == 0 else None
+        wanted = self._ranks is None or self._ranks.rank == 0
+        state = self.optimizer.state(wanted)
+        return state if wanted else None
 
     def save(self, extra: dict[str, Tensor], directory: Path | None = None) -> None:
         """Write a checkpoint; in a ``directory`` of its own it is kept beside those that `resume` goes on from."""
+        started = time.monotonic()
         self._before_save()
         self.gather()
         weights = [p.detach() for p in self.weights]
         state = {"weights": weights, "optimizer": self._everywhere("_moments"), "extra": extra}
         checkpoint.save(directory or self.directory, self.done, self.run, state)
         self._last_save = time.monotonic()
+        self._saving = self._last_save - started
 
     def save_if_due(self, extra: dict[str, Tensor], stop: Callable[[], bool]) -> None:
         """Checkpoint at the end, on time, or because asked to stop: then `Stopped` is raised."""
         steps, seconds = self.settings.checkpoint_steps, self.settings.checkpoint_seconds
         asked = self.done < self.total and stop()
-        late = seconds is not None and time.monotonic() - self._last_save >= seconds
+        late = seconds is not None and time.monotonic() - self._last_save >= max(seconds, self._saving / SAVING)
         if asked or late or self.done == self.total or (steps is not None and self.done % steps == 0):
             self.save(extra)
         if asked:

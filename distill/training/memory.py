@@ -39,8 +39,8 @@ KEPT = {
     ("base", True): (2, 1, 1.5),
 }
 """By what is trained (all, an adapter, one over a base in bf16) and whether in half precision."""
-CHUNK = 1 << 24
-"""`distill.training.forward.CHUNK`, without torch."""
+CHUNK, LARGE_CHUNK = 1 << 24, 1 << 27
+"""`distill.training.forward`'s, without torch; the latter on a GPU."""
 HEAD = 3
 """Copies of a chunk of logits at once: they, their softmax, their gradient."""
 TILE = 1 << 20
@@ -133,7 +133,7 @@ def estimate(directory: Path, training: Training) -> Estimate | None:
     kept = layers * hidden + per_layer if training.checkpointing else layers * per_layer
     tokens = training.micro_batch_tokens
     if training.rank is None:
-        logits = HEAD * min(CHUNK, tokens * vocabulary)
+        logits = HEAD * min(CHUNK if training.cores else LARGE_CHUNK, tokens * vocabulary)
     else:  # a tile in the precision of products and in fp32, and the gradient of hidden states twice for a moment
         logits = 2 * min(TILE if training.cores else CHUNK, tokens * vocabulary) + 2 * tokens * hidden
     passing = 4 * (tokens * kept + logits)
@@ -216,8 +216,10 @@ def free_memory() -> int:
     import torch
     import transformers
 
+    from distill.tensors import free_of_gpu
+
     _ = transformers.AutoModelForCausalLM  # loaded when it is asked for
-    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else free_of_machine()
+    return free_of_gpu() if torch.cuda.is_available() else free_of_machine()
 
 
 def free_of_machine(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:

@@ -90,10 +90,18 @@ class Optimizer:
             optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def state(self) -> list[dict[str, Any]]:
-        """Whole, also where the weights are sharded; then all ranks must ask."""
-        states = [optimizer.state_dict()["state"] for _, optimizer in self.parts]
-        return [{i: {k: full(v) for k, v in one.items()} for i, one in state.items()} for state in states]
+    def state(self, wanted: bool = True) -> list[dict[str, Any]]:
+        """Whole, also where the weights are sharded. Then all ranks must ask, those too by whom it is not ``wanted``;
+        it is gathered piece by piece, and lies in the machine's memory, for a GPU may have no room for all of it."""
+        found: list[dict[str, Any]] = []
+        for _, optimizer in self.parts:
+            found.append({})
+            for index, one in optimizer.state_dict()["state"].items():
+                for name, value in one.items():
+                    whole = full(value)
+                    if wanted:
+                        found[-1].setdefault(index, {})[name] = whole if whole is value else whole.cpu()
+        return found
 
     def load(self, states: list[dict[str, Any]]) -> None:
         for (_, optimizer), state in zip(self.parts, states, strict=True):

@@ -14,7 +14,6 @@ processes of its own for CPUs), ranks that join later, and shards of quantised w
 
 from __future__ import annotations
 
-import copy
 import gc
 import io
 import pickle
@@ -28,6 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from distill.tensors import copied
 from distill.training.forward import Pack, Scorer, Told, causal_lm, tell
 from pipeline.errors import PipelineError
 
@@ -125,7 +125,7 @@ class Ranks:
             model = self.share(model, self.device)
             return model, partial(tell, model)
         own = self.share(model, torch.device("cpu"))
-        return _sharded(_copied(model) if self.rank == 0 else own, self.device)
+        return _sharded(copied(model) if self.rank == 0 else own, self.device)
 
     def close(self) -> None:
         """Leave the others, and wait for gloo's threads to end: one that still lets go of a tensor when the
@@ -179,12 +179,6 @@ class _Whole(nn.Module):
 
     def forward(self, batch: Pack, temperature: float, entropy: bool) -> Told:
         return tell(self.model, batch, temperature, entropy)
-
-
-def _copied(model: Any) -> Any:
-    """A copy in the machine's memory, wherever the model lies."""
-    weights = {id(p): nn.Parameter(p.detach().to("cpu", copy=True), p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, {**weights, **{id(b): b.to("cpu", copy=True) for b in model.buffers()}})
 
 
 def _sharded(model: Any, device: torch.device) -> tuple[Any, Scorer]:

@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
+import torch
+
 from distill.engines.base import response_of
 from distill.engines.transformers import TransformersEngine, workers_for
 from distill.prompting import Ask
+from distill.tensors import free_of_gpu
 from distill.types import Finish, Outcome, Problem, Request, Sampling
 from distill.verifiers import VerifierPool
 from pipeline.errors import InputError
@@ -29,10 +32,19 @@ def requests(problems: Mapping[str, Problem], ask: Ask, sampling: Sampling) -> l
     return [Request(key, ask(problem).messages, sampling) for key, problem in problems.items()]
 
 
+def where_sampling_is_fast(model: Any) -> Any:
+    """``model`` on a GPU. One that was cut up over several for its training lies in the machine's memory, where an
+    answer takes minutes; it goes to one of them where that has room for it and for the engine's copy."""
+    twice = 2 * sum(weight.nbytes for weight in model.parameters())
+    if model.device.type == "cpu" and torch.cuda.is_available() and twice < free_of_gpu():
+        return model.to("cuda")
+    return model
+
+
 def endless(model: Any, tokenizer: Any, asked: Sequence[Request], stopping: Callable[[], bool]) -> int:
     """How many of ``asked`` are not answered within their limit: a student that has not learned, or was never
     shown, the end token goes on until it is cut. Raises `Stopped` when ``stopping()`` turns true."""
-    with closing(open_engine(model, tokenizer)) as engine:
+    with closing(open_engine(where_sampling_is_fast(model), tokenizer)) as engine:
         cut = sum(completion.finish is Finish.LENGTH for completion in engine.generate(asked, stopping))
     stop_check(stopping)
     return cut
