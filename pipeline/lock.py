@@ -19,6 +19,7 @@ from pathlib import Path
 from pipeline.errors import Exit, PipelineError
 from pipeline.files import disk_errors, make_directory
 
+LOCK = ".lock"
 PATIENCE = 1.0
 """Seconds for which somebody may just be looking (`running`)."""
 _held: set[int] = set()
@@ -49,7 +50,7 @@ def workspace_lock(
 ) -> Iterator[None]:  # fmt: skip
     """Hold the workspace; raise `Held`, naming the holder, or wait for it, which is told once to ``waiting``."""
     make_directory(workspace)
-    path = workspace / ".lock"
+    path = workspace / LOCK
     with disk_errors(path):
         file = open(path, "a+")  # noqa: SIM115  (closed below: what fails in the run is not the lock's)
     with file:
@@ -83,7 +84,7 @@ def workspace_lock(
 def running(workspace: Path) -> int | None:
     """The process of the run that holds the workspace now, if one does. The number alone would not tell: another
     process may have got it since."""
-    path = workspace / ".lock"
+    path = workspace / LOCK
     try:
         with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

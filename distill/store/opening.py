@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LOCKED = re.compile("could not set lock on file|conflicting lock is held", re.IGNORECASE)
 IN_USE_HERE = "different configuration than existing connections"
 """What DuckDB says where this process reads and is to write, or the other way round."""
-DISK = re.compile("no space|read-only file|permission denied", re.IGNORECASE)
+DISK = re.compile("no space|quota exceeded|file too large|read-only file|permission denied", re.IGNORECASE)
 DAMAGE = re.compile(
     r"corrupt database file|could not read enough bytes|journal/\w+/[-\w]+\.parquet|parquet.*corrupt|zstd",
     re.IGNORECASE | re.DOTALL,
