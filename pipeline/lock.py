@@ -62,7 +62,8 @@ def workspace_lock(
             except BlockingIOError:
                 late = time.monotonic() - began > PATIENCE
                 if stopping() or (late and not wait):
-                    raise Held(f"{workspace}: in use by {holder(path)}; wait for it (--wait) or stop it") from None
+                    after = "run this again when it has ended (`distill run --wait` waits), or stop it"
+                    raise Held(f"{workspace}: in use by {holder(path)}; {after}") from None
                 if late and not told:
                     waiting(f"for {holder(path)}, which uses {workspace}")
                     told = True

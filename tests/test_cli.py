@@ -287,6 +287,23 @@ def test_an_error_is_json_when_json_was_asked_for(project: Path) -> None:
     }
 
 
+def test_an_unexpected_failure_is_json_too_when_json_was_asked_for(project: Path) -> None:
+    code = (
+        "import sys; import distill.cli.status as status; from distill.cli.main import main\n"
+        "def load(*_): raise ZeroDivisionError('by surprise')\n"
+        "status.load = load; sys.argv = ['distill', 'status', '--json']; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert json.loads(result.stdout) == {
+        "event": "error", "message": "ZeroDivisionError: by surprise", "exit_code": 1
+    }  # fmt: skip
+    assert "Traceback" in result.stderr, "for whoever is to mend it"
+
+
 def test_a_prompt_longer_than_the_model_names_its_problem_and_loses_nothing(project: Path) -> None:
     rows = [{"q": "Compute left to right: 1 + 2", "a": "3"}, {"q": "1 + " * 9000 + "1", "a": "9001"}]
     (project / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
