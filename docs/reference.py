@@ -77,8 +77,8 @@ def yaml() -> str:
         "The top holds `name`, `workspace` (default `runs/<name>`), `seed` (default 0) and `stages`, a mapping of "
         "stage",
         "names to settings. `kind` says what a stage is; left out, it is the stage's name. A model is",
-        "`embedded:NAME`, `stage:NAME`, a directory, or `org/name[@revision]` on the hub. Relative paths are taken from",
-        "the directory in which `distill` is started, not from that of the file.",
+        "`embedded:NAME`, `stage:NAME`, a directory, or `org/name[@revision]` on the hub. Relative paths are taken",
+        "from the directory in which `distill` is started, not from that of the file.",
         "",
         "Keys marked *speed* change no result and are no part of any fingerprint. In a terminal:",
         "`distill list stages sft`.",

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.errors import Exit, PipelineError
+from pipeline.errors import Exit, InputError, PipelineError
 from pipeline.files import disk_errors, make_directory
 
 LOCK = ".lock"
@@ -68,6 +68,9 @@ def workspace_lock(
                     waiting(f"for {holder(path)}, which uses {workspace}")
                     told = True
                 time.sleep(0.1)
+            except OSError as error:  # of some network and user-space file systems
+                text = f"{path}: its file system gives no locks ({error.strerror}); choose a workspace on another"
+                raise InputError(text) from None
         started = datetime.now(UTC).isoformat(timespec="seconds")
         info = {"pid": os.getpid(), "host": socket.gethostname(), "started": started, "command": command}
         with disk_errors(path):

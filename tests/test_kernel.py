@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -538,6 +539,21 @@ def test_a_held_workspace_names_its_holder_and_a_killed_one_is_free(tmp_path: Pa
     assert running(tmp_path) is None, "whoever has its number now"
     with workspace_lock(tmp_path, wait=True, stopping=lambda: False, command="next"):
         assert "next" in (tmp_path / ".lock").read_text()
+
+
+def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some over a network or in user space are, which cannot be mounted here."""
+    from pipeline import lock
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    with (
+        pytest.raises(InputError, match=r"gives no locks .*choose a workspace on another"),
+        lock.workspace_lock(tmp_path, wait=False, stopping=lambda: False),
+    ):
+        pass
 
 
 FORKING = HOLDER.replace(
