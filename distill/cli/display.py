@@ -155,7 +155,7 @@ class PlainLines(Listener):
         if now - self._said < PLAIN_SECONDS:
             return
         self._said = now
-        share = f"{done:,}/{total:,} ({100 * done / max(total, 1):.0f}%)" if total else f"{done:,}"
+        share = f"{done:,}/{total:,} ({100 * done / max(total, 1):.0f}%)" if total else f"{done:,} so far"
         eta = f", {duration(left)} left" if left is not None else ""
         self._say(stage, ", ".join(part for part in (share + eta, phrase(figures)) if part))
 
