@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.store import filed, opening, schema, shards
-from distill.store.opening import Busy, Damaged, first_line
+from distill.store.opening import Busy, Damaged, NoMemory, first_line
 from pipeline.errors import InputError, PipelineError
 from pipeline.files import TEMPORARY, disk_errors, make_directory
 from pipeline.lock import workspace_lock
@@ -242,6 +242,8 @@ class Store:
                 _checked.add(stamp)
             yield connection
         except duckdb.Error as error:
+            if isinstance(error, duckdb.OutOfMemoryException) or opening.MEMORY.search(str(error)):
+                raise NoMemory(self.path, error) from None
             if not opening.DAMAGE.search(str(error)):
                 raise
             raise Damaged(f"{self.path}: damaged: {first_line(error)}; {self._mended_by(error)}") from None
