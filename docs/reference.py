@@ -31,10 +31,13 @@ EXIT_CODES = """\
 | code | meaning |
 |---|---|
 | 0 | done |
-| 1 | a stage failed |
-| 2 | the input is wrong; the message says what, where and what to do |
+| 1 | a stage failed; what was made is kept, also where an endpoint stayed away after all `retries` |
+| 2 | the input is wrong, a disk full or not writable; the message says what, where and what to do |
 | 3 | a cap on money or tokens was reached; what was made is kept |
-| 75 | stopped in time (SIGTERM, Ctrl-C, `--max-time`), or the workspace is in use: run the same command again |
+| 75 | stopped in time (SIGTERM, Ctrl-C, a closed terminal, `--max-time`), or in use: run the same command again |
+
+What ends a command is one line on stderr; with `--json` it is an object on stdout too, `{"event": "error", "message",
+"exit_code"}`. Relative paths, those in the YAML too, are taken from the directory in which the command is started.
 """
 
 
@@ -74,7 +77,8 @@ def yaml() -> str:
         "The top holds `name`, `workspace` (default `runs/<name>`), `seed` (default 0) and `stages`, a mapping of "
         "stage",
         "names to settings. `kind` says what a stage is; left out, it is the stage's name. A model is",
-        "`embedded:NAME`, `stage:NAME`, a directory, or `org/name[@revision]` on the hub.",
+        "`embedded:NAME`, `stage:NAME`, a directory, or `org/name[@revision]` on the hub. Relative paths are taken",
+        "from the directory in which `distill` is started, not from that of the file.",
         "",
         "Keys marked *speed* change no result and are no part of any fingerprint. In a terminal:",
         "`distill list stages sft`.",

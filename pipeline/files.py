@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from pipeline.errors import InputError
 
 TEMPORARY = ".tmp-"
 """Prefix of everything unfinished; whatever carries it may be deleted when no run is going on."""
+UMASK = os.umask(0o022)
+"""Who may read and write what is made here: asked once, for asking is setting it, which threads would see."""
+os.umask(UMASK)
 
 
 @contextlib.contextmanager
@@ -26,8 +30,13 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno == errno.ENOSPC:
             raise InputError(f"{path}: no space left on the disk; free some and run the same command again") from None
+        if error.errno in (errno.EDQUOT, errno.EFBIG):
+            raise InputError(
+                f"{path}: more than you may write here ({error.strerror}); free some, or raise the quota or "
+                "`ulimit -f`, and run the same command again"
+            ) from None
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
@@ -52,11 +61,14 @@ def fsync_directory(path: Path) -> None:
 
 
 def fsync_tree(directory: Path) -> None:
-    """Make every file below ``directory``, and the directories themselves, durable."""
+    """Make every file below ``directory``, and the directories themselves, durable, and readable as far as the umask
+    lets others read."""
     for root, _, names in os.walk(directory):
         for name in names:
             with open(Path(root) / name, "rb") as file:
                 os.fsync(file.fileno())
+                if os.fstat(file.fileno()).st_mode & 0o777 == 0o600:
+                    os.fchmod(file.fileno(), 0o666 & ~UMASK)  # safetensors writes for its owner alone
         fsync_directory(Path(root))
 
 
@@ -65,14 +77,15 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
     make_directory(path.parent)
     data = content.encode() if isinstance(content, str) else content
     with disk_errors(path):
-        descriptor, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+        name = (
+            path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+        )  # tempfile's are for their owner alone, whatever the umask
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with open(name, "xb") as file:
                 file.write(data)
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
-            os.chmod(name, 0o644)
             os.replace(name, path)
         except BaseException:
             with contextlib.suppress(OSError):

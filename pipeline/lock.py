@@ -16,9 +16,10 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.errors import Exit, PipelineError
+from pipeline.errors import Exit, InputError, PipelineError
 from pipeline.files import disk_errors, make_directory
 
+LOCK = ".lock"
 PATIENCE = 1.0
 """Seconds for which somebody may just be looking (`running`)."""
 _held: set[int] = set()
@@ -49,7 +50,7 @@ def workspace_lock(
 ) -> Iterator[None]:  # fmt: skip
     """Hold the workspace; raise `Held`, naming the holder, or wait for it, which is told once to ``waiting``."""
     make_directory(workspace)
-    path = workspace / ".lock"
+    path = workspace / LOCK
     with disk_errors(path):
         file = open(path, "a+")  # noqa: SIM115  (closed below: what fails in the run is not the lock's)
     with file:
@@ -61,11 +62,15 @@ def workspace_lock(
             except BlockingIOError:
                 late = time.monotonic() - began > PATIENCE
                 if stopping() or (late and not wait):
-                    raise Held(f"{workspace}: in use by {holder(path)}; wait for it (--wait) or stop it") from None
+                    after = "run this again when it has ended (`distill run --wait` waits), or stop it"
+                    raise Held(f"{workspace}: in use by {holder(path)}; {after}") from None
                 if late and not told:
                     waiting(f"for {holder(path)}, which uses {workspace}")
                     told = True
                 time.sleep(0.1)
+            except OSError as error:  # of some network and user-space file systems
+                text = f"{path}: its file system gives no locks ({error.strerror}); choose a workspace on another"
+                raise InputError(text) from None
         started = datetime.now(UTC).isoformat(timespec="seconds")
         info = {"pid": os.getpid(), "host": socket.gethostname(), "started": started, "command": command}
         with disk_errors(path):
@@ -83,7 +88,7 @@ def workspace_lock(
 def running(workspace: Path) -> int | None:
     """The process of the run that holds the workspace now, if one does. The number alone would not tell: another
     process may have got it since."""
-    path = workspace / ".lock"
+    path = workspace / LOCK
     try:
         with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

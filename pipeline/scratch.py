@@ -9,8 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,11 +29,11 @@ def scratch(parent: Path, name: str) -> Iterator[Path]:
     for left in parent.glob(f"{glob_escape(prefix)}*"):
         sweep_directory(left)
     with disk_errors(parent / name):
-        directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        directory = parent / f"{prefix}{uuid.uuid4().hex[:8]}"  # tempfile's are for their owner alone
+        directory.mkdir()
         descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.chmod(directory, 0o755)
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Stopping in order: SIGTERM, Ctrl-C and --max-time all become one question, `stopping()`.
+"""Stopping in order: SIGTERM, Ctrl-C, a terminal that closes and --max-time all become one question, `stopping()`.
 
 Stages ask it where they can stop without loss, commit what they have and raise `Stopped` (exit 75).
 A second Ctrl-C stops at once, which is safe too: nothing relies on an orderly end.
@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 from pipeline.errors import InputError
+
+HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopper:
@@ -35,8 +37,9 @@ class Stopper:
 
     @contextmanager
     def listening(self) -> Iterator[Stopper]:
-        """Take over SIGTERM and SIGINT for the length of a run."""
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        """Take over SIGTERM, SIGINT and SIGHUP for the length of a run; under nohup SIGHUP stays ignored."""
+        heeded = [n for n in HEEDED if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._on_signal) for number in heeded}
         try:
             yield self
         finally:

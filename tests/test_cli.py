@@ -27,10 +27,10 @@ stages:
 """
 
 
-def distill(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+def distill(*arguments: str, cwd: Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     result = subprocess.run(
         [sys.executable, "-m", "distill", *arguments],
-        cwd=cwd, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300,
+        cwd=cwd, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, timeout=300,
     )  # fmt: skip
     assert result.returncode == code, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
@@ -229,13 +229,32 @@ def test_a_read_only_workspace_is_one_line(small_disk: Path, project: Path) -> N
     assert "cannot be written" in message
 
 
+def test_a_read_only_store_is_exported(small_disk: Path, done: Path, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    shutil.copytree(done / "runs/small", small_disk / "w", symlinks=True)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    told = distill("traces", "export", "x.parquet", "--workspace", str(small_disk / "w"), cwd=tmp_path,
+                   TMPDIR=str(temporary)).stdout  # fmt: skip
+    assert told == "wrote 12 traces to x.parquet\n"
+    assert list(temporary.iterdir()) == []
+
+
 def test_a_second_run_is_told_who_holds_the_workspace(project: Path) -> None:
     from pipeline.lock import workspace_lock
 
     with workspace_lock(project / "runs/small", wait=False, stopping=lambda: False, command="the first"):
-        result = distill("run", "-p", "p.yaml", cwd=project, code=75)
-    assert f"in use by process {os.getpid()}" in result.stderr
-    assert "(the first)" in result.stderr
+        said = [distill("run", "-p", "p.yaml", cwd=project, code=75).stderr]
+        said.append(distill("status", "-p", "p.yaml", cwd=project).stderr)
+    for text in said:
+        assert f"in use by process {os.getpid()}" in text
+        assert "(the first)" in text
+
+
+def test_status_says_where_it_looked_when_there_is_nothing(project: Path) -> None:
+    """A relative workspace is another one from another directory, as cron starts in the home directory."""
+    assert f"runs/small: no such workspace (yet) in {project}" in distill("status", "-p", "p.yaml", cwd=project).stderr
 
 
 def test_a_stage_is_running_while_its_run_holds_the_workspace(
@@ -267,6 +286,23 @@ def test_an_error_is_json_when_json_was_asked_for(project: Path) -> None:
         "message": "",
         "exit_code": 2,
     }
+
+
+def test_an_unexpected_failure_is_json_too_when_json_was_asked_for(project: Path) -> None:
+    code = (
+        "import sys; import distill.cli.status as status; from distill.cli.main import main\n"
+        "def load(*_): raise ZeroDivisionError('by surprise')\n"
+        "status.load = load; sys.argv = ['distill', 'status', '--json']; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert json.loads(result.stdout) == {
+        "event": "error", "message": "ZeroDivisionError: by surprise", "exit_code": 1
+    }  # fmt: skip
+    assert "Traceback" in result.stderr, "for whoever is to mend it"
 
 
 def test_a_prompt_longer_than_the_model_names_its_problem_and_loses_nothing(project: Path) -> None:
@@ -383,6 +419,51 @@ def test_a_reader_that_goes_away_does_not_end_a_run(project: Path) -> None:
     )
     assert (result.returncode, len(result.stdout.splitlines())) == (0, 1), result.stderr
     assert list(project.glob("runs/small/manifests/problems/*.json"))
+
+
+@pytest.mark.parametrize("where", [">/dev/full", ">&-"])
+def test_a_log_that_cannot_be_written_does_not_end_a_run(where: str, project: Path) -> None:
+    result = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m distill run problems -p p.yaml {where}"],
+        cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0
+    lines = result.stderr.splitlines()
+    assert ["distill: nothing more can be printed (No space left" in line for line in lines] == [True] * (
+        where != ">&-"
+    )
+    assert list(project.glob("runs/small/manifests/problems/*.json"))
+
+
+def test_a_terminal_that_closes_does_not_end_a_run_that_nohup_protects(project: Path) -> None:
+    """With the live display, which draws from a thread of its own."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "distill", "run", "-p", "p.yaml"]
+    run = subprocess.Popen(
+        command, cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=theirs, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    os.read(ours, 1)
+    os.close(ours)
+    _, said = run.communicate()
+    assert run.returncode == 0, said
+    assert said.startswith("distill: nothing more can be printed (")
+    assert len(said.splitlines()) == 1
+    assert list(project.glob("runs/small/manifests/verify/*.json"))
+
+
+def test_a_command_that_is_stopped_before_it_began_says_so_by_its_exit_code(project: Path) -> None:
+    """The pipeline is a pipe that nobody writes to, so that the command is known to be reading it."""
+    os.mkfifo(project / "pipe.yaml")
+    run = subprocess.Popen(
+        [sys.executable, "-m", "distill", "run", "-p", "pipe.yaml"],
+        cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with open(project / "pipe.yaml", "w"):
+        run.terminate()
+        _, said = run.communicate()
+    assert (run.returncode, said) == (75, "distill: interrupted; what was made is kept, run the same command again\n")
 
 
 def test_what_json_does_not_know_is_null_and_columns_of_one_name_are_told_apart(done: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from pydantic import Field
 from pipeline import config, fingerprint, runner
 from pipeline.errors import Exit, InputError, PipelineError, Stopped
 from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.forking import held_back
 from pipeline.mistakes import nearest
 from pipeline.plan import plan as make_plan
 from pipeline.stage import File, Forecast, Input, Operational, Output, Settings, Stage
@@ -539,6 +541,21 @@ def test_a_held_workspace_names_its_holder_and_a_killed_one_is_free(tmp_path: Pa
         assert "next" in (tmp_path / ".lock").read_text()
 
 
+def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some over a network or in user space are, which cannot be mounted here."""
+    from pipeline import lock
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    with (
+        pytest.raises(InputError, match=r"gives no locks .*choose a workspace on another"),
+        lock.workspace_lock(tmp_path, wait=False, stopping=lambda: False),
+    ):
+        pass
+
+
 FORKING = HOLDER.replace(
     '    print("held", flush=True)\n',
     """\
@@ -571,7 +588,7 @@ import os, signal
 from pipeline.forking import fork
 def wait(): signal.pause()
 child = fork(wait, ())
-for number in (signal.SIGTERM, signal.SIGINT):
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     os.kill(child.pid, number)
 child.join(0.2)
 print(child.is_alive(), flush=True)
@@ -584,13 +601,70 @@ def test_a_forked_child_leaves_signals_to_its_parent_and_ends_with_it() -> None:
     assert (result.stdout, result.stderr, result.returncode) == ("True\n", "", 0)
 
 
-def test_sigterm_becomes_a_question() -> None:
+STARTED = """
+import sys
+print("up", flush=True)
+sys.stdin.readline()
+from pipeline.forking import leave_to_parent
+leave_to_parent()
+print("deaf", flush=True)
+"""
+
+
+def test_a_child_that_is_stopped_before_it_can_leave_that_to_its_parent_lives() -> None:
+    """A rank of a training imports for seconds before it can, and timeout, Slurm and systemd stop the whole job."""
+    with held_back():
+        child = subprocess.Popen([sys.executable, "-c", STARTED], stdin=-1, stdout=-1, text=True)
+    assert child.stdin and child.stdout
+    assert child.stdout.readline() == "up\n"
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        child.send_signal(number)
+    assert child.communicate("\n") == ("deaf\n", None)
+    assert child.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_becomes_a_question(name: str) -> None:
     with Stopper().listening() as stopping:
         assert not stopping()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), getattr(signal, name))
         assert stopping()
-        assert stopping.reason == "SIGTERM"
+        assert stopping.reason == name
     assert Stopper(max_seconds=0)()
+
+
+def test_a_closed_terminal_does_not_stop_what_nohup_protects() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stopper().listening() as stopping:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stopping()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+MADE = """
+import os
+from pathlib import Path
+from pipeline.files import publish_directory, write_atomic
+from pipeline.scratch import scratch
+write_atomic(Path("record"), "text")
+Path("built").mkdir()
+os.close(os.open("built/weights", os.O_CREAT, 0o600))
+publish_directory(Path("built"), Path("whole"))
+with scratch(Path("."), "some") as directory:
+    print(*(f"{path.stat().st_mode & 0o777:o}" for path in (Path("record"), Path("whole/weights"), directory)))
+"""
+
+
+@pytest.mark.parametrize(("umask", "rights"), [(0o022, "644 644 755"), (0o002, "664 664 775"), (0o077, "600 600 700")])
+def test_the_umask_says_who_may_read_what_is_made(umask: int, rights: str, tmp_path: Path) -> None:
+    """tempfile and safetensors make files for their owner alone: colleagues could not use a student."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, "-c", MADE], cwd=tmp_path, umask=umask, env=env, capture_output=True, text=True
+    )
+    assert result.stdout.strip() == rights, result.stderr
 
 
 def test_a_workspace_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

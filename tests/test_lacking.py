@@ -30,6 +30,8 @@ SFT = LESSONS + "  sft: {data: select, student: 'embedded:student-base', SETTING
 GRPO = PROBLEMS + "  grpo: {problems: problems, student: 'embedded:student-base', prompts: 8, SETTING}\n"
 OPD = GRPO.replace("grpo:", "opd:").replace("prompts", "teacher: 'embedded:teacher', prompts")
 GENERATE = PROBLEMS + "  generate: {problems: problems, teacher: 'embedded:teacher', SETTING}\n"
+JUDGE = LESSONS.replace("generate}", "generate, verifier: {all: [format, judge: {model: m, SETTING}]}}")
+ENDPOINT = "{kind: openai, base_url: 'https://api.example.org/v1', key_from: ABSENT_KEY}"
 
 
 @pytest.fixture
@@ -57,6 +59,8 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         (GRPO, "engine: vllm", "vllm", r"stage grpo: engine: vllm is not installed"),
         (GRPO, "teacher: {model: 'embedded:teacher', engine: vllm}", "vllm", r"stage grpo: engine: vllm is not inst"),
         (OPD, "teacher_engine: vllm", "vllm", r"stage opd: engine: vllm is not installed"),
+        (GENERATE, f"engine: {ENDPOINT}", "", r"stage generate: https://api.example.org/v1: needs a key; .* ABSENT_KEY"),
+        (JUDGE, f"engine: {ENDPOINT}", "", r"stage verify: https://api.example.org/v1: needs a key; .* ABSENT_KEY"),
         (SFT, f"devices: {(os.cpu_count() or 1) + 1}", "", r"stage sft: devices: \d+ processes .* has \d+ cores"),
         (GRPO, f"devices: {(os.cpu_count() or 1) + 1}", "", r"stage grpo: devices: "),
     ],

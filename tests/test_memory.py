@@ -211,3 +211,11 @@ def test_a_cgroup_above_bounds_what_is_free(names: tuple[str, str, str, str], tm
     write(group / "memory.stat", f"{cached} 1000000\n")
     assert free_of_machine(tmp_path / "proc", tmp_path / "groups") == 3_000_000
     assert size_of_machine(tmp_path / "proc", tmp_path / "groups") == 5_000_000
+
+
+def test_what_is_asked_first_of_a_training_says_nothing_of_libraries() -> None:
+    """Where all before `sft` is cached, the pre-flight is what imports peft, and with it bitsandbytes."""
+    pytest.importorskip("bitsandbytes")
+    code = "from distill.training.memory import free_memory; free_memory()"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from distill.keys import problem_key, trace_key
 from distill.store import Store, schema, shards
+from distill.store.opening import NoMemory
 from distill.store.records import problem_of, problem_row, problems, record_members
 from distill.types import Problem, Sampling
 from pipeline.errors import Exit, InputError
@@ -188,6 +189,17 @@ def test_a_machine_without_descriptors_does_not_make_a_shard_damaged(tmp_path: P
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert shards.readable(shard)
+
+
+def test_a_machine_short_of_memory_does_not_make_a_store_damaged(tmp_path: Path) -> None:
+    """Who is told of damage moves the store away."""
+    store = Store(tmp_path)
+    store.append("problems", rows("a"))
+    store.ingest()
+    with pytest.raises(NoMemory, match="not enough memory to read it"), store.reading() as connection:
+        connection.execute("SET memory_limit = '1MB'")
+        connection.execute("SELECT list(range) FROM range(10000000)").fetchall()
+    assert keys_in(store) == ["a"]
 
 
 def test_a_reader_who_stays_does_not_stop_a_stage(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO
 
+from distill.cli.open import aside
 from distill.cli.table import as_line
 from pipeline.events import Listener
 
@@ -29,21 +31,53 @@ CHANGES = 3
 def choose(as_json: bool) -> Listener:
     if as_json:
         return JsonLines()
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         from distill.cli.live import Live
 
         return Live()
     return PlainLines()
 
 
-def say(line: str) -> None:
-    """Print a line of a run. A reader that goes away (``| head``) does not end the run: it goes on unheard."""
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Around what a run prints: a reader that goes away (``| head``), a terminal that closes, a log whose disk is full
+    do not end it; it goes on unheard, and `distill status` tells how far it is."""
     try:
-        print(line, flush=True)
-    except BrokenPipeError:
+        yield
+    except OSError as error:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
+        if not isinstance(error, BrokenPipeError):
+            with suppress(OSError):
+                aside(
+                    f"nothing more can be printed ({error.strerror}); the run goes on, `distill status` tells how far"
+                )
+
+
+def say(line: str) -> None:
+    """Print a line of a run."""
+    with unheard():
+        print(line, flush=True)
+
+
+class Steady:
+    """A stream for rich, with what `say` does where nobody hears it."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
+
+    def write(self, text: str) -> int:
+        with unheard():
+            self._out.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with unheard():
+            self._out.flush()
 
 
 def duration(seconds: float) -> str:
@@ -121,7 +155,7 @@ class PlainLines(Listener):
         if now - self._said < PLAIN_SECONDS:
             return
         self._said = now
-        share = f"{done:,}/{total:,} ({100 * done / max(total, 1):.0f}%)" if total else f"{done:,}"
+        share = f"{done:,}/{total:,} ({100 * done / max(total, 1):.0f}%)" if total else f"{done:,} so far"
         eta = f", {duration(left)} left" if left is not None else ""
         self._say(stage, ", ".join(part for part in (share + eta, phrase(figures)) if part))
 
@@ -132,7 +166,7 @@ class PlainLines(Listener):
         self._say(stage, f"done in {duration(manifest.seconds)}: {phrase(manifest.figures)}".rstrip(": "))
 
     def _say(self, stage: str, text: str) -> None:
-        say(f"{time.strftime('%H:%M:%S')}  {stage:<14} {text}")
+        say(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {stage:<14} {text}")
 
 
 class JsonLines(Listener):

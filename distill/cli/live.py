@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live as RichLive
@@ -13,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from distill.cli.display import Rate, duration, phrase
+from distill.cli.display import Rate, Steady, duration, phrase
 from pipeline.events import Listener
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Live(Listener):
     """Stages as rows: state, bar, time, ETA, and what is known so far."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False)
+        self._console = Console(file=cast(TextIO, Steady(sys.stdout)), highlight=False)
         self._rows: dict[str, _Row] = {}
         self._live = RichLive(console=self._console, refresh_per_second=4, get_renderable=self._table)
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import sys
-from errno import EDQUOT, ENOSPC
+from contextlib import suppress
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from typing import Annotated
 
@@ -316,15 +319,18 @@ def main() -> None:
     # No telemetry, no update checks, and no thread pools that fight over two cores.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until a command heeds both itself
     try:
         app()
     except PipelineError as error:
         _fail(str(error), error.exit_code)
     except Exception as error:
         if _disk_is_full(error):
-            _fail("no space left on the disk; free some and run the same command again, nothing is lost", Exit.INPUT)
+            _fail("no space left on the disk, or in your quota; free some and run the same command again", Exit.INPUT)
         if isinstance(error, OSError) and error.filename:
             _fail(f"{error.filename}: {error.strerror}", Exit.FAILED)
+        if "--json" in sys.argv:
+            _event(f"{type(error).__name__}: {error}", Exit.FAILED)  # the traceback, on stderr, no program reads
         raise
     except SystemExit as ended:
         if ended.code != TYPER_INTERRUPTED:
@@ -334,6 +340,8 @@ def main() -> None:
         _interrupted()
 
 
+FULL = re.compile("no space left on device|disk quota exceeded|file too large", re.IGNORECASE)
+"""What a library's own error says of a full disk, a quota that is used up, a limit on files (`ulimit -f`)."""
 TYPER_INTERRUPTED = 130
 """What typer makes of Ctrl-C. (A reader that goes away, as `head` does, it handles itself.)"""
 
@@ -341,7 +349,7 @@ TYPER_INTERRUPTED = 130
 def _disk_is_full(error: BaseException | None) -> bool:
     """Whether an error, or one behind it, is that of a full disk: libraries wrap it in their own."""
     while error is not None:
-        if "No space left on device" in str(error) or getattr(error, "errno", None) in (ENOSPC, EDQUOT):
+        if FULL.search(str(error)) or getattr(error, "errno", None) in (ENOSPC, EDQUOT, EFBIG):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -362,11 +370,22 @@ def _interrupted() -> None:
         os._exit(Exit.AGAIN)
 
 
+def _event(message: str, code: Exit) -> None:
+    """What failed, for programs."""
+    event = {"event": "error", "message": message, "exit_code": int(code)}
+    with suppress(OSError):
+        print(json.dumps(event), file=sys.stderr if _rows_on_stdout() else sys.stdout, flush=True)
+
+
+def _rows_on_stdout() -> bool:
+    return sys.argv[1:2] == ["verify"]
+
+
 def _fail(message: str, code: Exit) -> None:
-    rows_on_stdout = sys.argv[1:2] == ["verify"]
+    """Say it and end; that nobody can hear it (a terminal that is gone, a full disk under the log) changes no code."""
     if "--json" in sys.argv:
-        event = {"event": "error", "message": message, "exit_code": int(code)}
-        print(json.dumps(event), file=sys.stderr if rows_on_stdout else sys.stdout, flush=True)
-    if not ("--json" in sys.argv and rows_on_stdout):
-        print(f"distill: {message}", file=sys.stderr, flush=True)
+        _event(message, code)
+    if not ("--json" in sys.argv and _rows_on_stdout()):
+        with suppress(OSError):
+            print(f"distill: {message}", file=sys.stderr, flush=True)
     sys.exit(int(code))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.cli.display import duration, phrase
-from distill.cli.open import load, workspace_of
+from distill.cli.open import aside, load, workspace_of
 from distill.cli.table import show
-from pipeline.lock import running
+from pipeline.lock import LOCK, holder, running
 from pipeline.plan import StagePlan, Status, plan
 from pipeline.workspace import Workspace
 
@@ -20,6 +20,10 @@ def status(pipeline: Path, workspace: Path | None, overrides: Sequence[str], lim
     space = workspace_of(spec)
     rows = [_row(item, space, as_json) for item in plan(spec, space)]
     show(rows, as_json)
+    if not space.path.is_dir():
+        aside(f"{space.path}: no such workspace (yet) in {Path.cwd()}")
+    elif running(space.path):
+        aside(f"{space.path}: in use by {holder(space.path / LOCK)}")
 
 
 def _row(item: StagePlan, space: Workspace, as_json: bool) -> dict[str, Any]:

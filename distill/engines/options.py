@@ -114,6 +114,8 @@ class OpenAIOptions(Settings):
     longest_call: Annotated[float, Operational(), Field(gt=0)] = 7200.0
     """Seconds that a call may take in all."""
     retries: Annotated[int, Operational(), Field(ge=0)] = 5
+    """Tries after the first, with pauses that double from half a second to a minute: 5 outlast a quarter of a minute,
+    12 about five, as a server takes to start again. Then the stage fails (exit code 1), and the next run goes on."""
     price_input: Annotated[Price, Operational()] = Decimal(0)
     """Per million tokens, as are the other two, in the currency you are billed in."""
     price_cached_input: Annotated[Price | None, Operational()] = None

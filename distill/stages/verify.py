@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from distill import forecasts, verification, verifiers
+from distill.lacking import lacking_judges
 from distill.stages.common import RewardModel, VerifierSpec, judged_as_now, resolved, store_of
 from distill.store import Store
 from distill.store.records import record_members
@@ -113,6 +114,10 @@ def forecast(context: Context, settings: VerifySettings, expected: Mapping[str, 
     return Forecast("verdicts", total, done, figures)
 
 
+def refuse(settings: VerifySettings, _figures: Mapping[str, Mapping[str, Any]]) -> str | None:
+    return lacking_judges(verifiers.build(settings.verifier)) if settings.verifier is not None else None
+
+
 STAGE = Stage(
     kind="verify",
     about="judge every trace with its problem's verifier, or one named here",
@@ -120,6 +125,7 @@ STAGE = Stage(
     produces="verdicts",
     run=run,
     forecast=forecast,
+    refuse=refuse,
     check=judged_as_now,
     again=verification.judged_again,
 )

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 LOCKED = re.compile("could not set lock on file|conflicting lock is held", re.IGNORECASE)
 IN_USE_HERE = "different configuration than existing connections"
 """What DuckDB says where this process reads and is to write, or the other way round."""
-DISK = re.compile("no space|read-only file|permission denied", re.IGNORECASE)
+DISK = re.compile("no space|quota exceeded|file too large|read-only file|permission denied", re.IGNORECASE)
 DAMAGE = re.compile(
     r"corrupt database file|could not read enough bytes|journal/\w+/[-\w]+\.parquet|parquet.*corrupt|zstd",
     re.IGNORECASE | re.DOTALL,
 )
+MEMORY = re.compile("not enough memory", re.IGNORECASE)
+"""What zstd says where memory is short, in the midst of words of damage."""
 PAUSE = 0.05
 
 _connecting = threading.Lock()
@@ -40,6 +42,14 @@ _writers: defaultdict[Path, threading.RLock] = defaultdict(threading.RLock)
 
 class Busy(PipelineError):
     exit_code = Exit.AGAIN
+
+
+class NoMemory(PipelineError):
+    """The machine is short of memory; the file that was being read may well be whole."""
+
+    def __init__(self, path: Path, error: BaseException) -> None:
+        said = first_line(error)
+        super().__init__(f"{path}: not enough memory to read it ({said}); free some and run the same command again")
 
 
 class Damaged(InputError):

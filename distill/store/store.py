@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.store import filed, opening, schema, shards
-from distill.store.opening import Busy, Damaged, first_line
+from distill.store.opening import Busy, Damaged, NoMemory, first_line
 from pipeline.errors import InputError, PipelineError
 from pipeline.files import TEMPORARY, disk_errors, make_directory
 from pipeline.lock import workspace_lock
@@ -241,6 +242,8 @@ class Store:
                 _checked.add(stamp)
             yield connection
         except duckdb.Error as error:
+            if isinstance(error, duckdb.OutOfMemoryException) or opening.MEMORY.search(str(error)):
+                raise NoMemory(self.path, error) from None
             if not opening.DAMAGE.search(str(error)):
                 raise
             raise Damaged(f"{self.path}: damaged: {first_line(error)}; {self._mended_by(error)}") from None
@@ -255,12 +258,14 @@ class Store:
     @contextmanager
     def snapshot(self) -> Iterator[Store]:
         """The store as it is now, in a directory of its own: whoever reads for long keeps nobody from writing.
-        The files of the journal are linked, not copied; they never change."""
-        with scratch(self.path.parent, "snapshot") as directory:
+        The files of the journal are linked, not copied; they never change. Of a workspace that one may read only (a
+        colleague's, a read-only disk) it lies among the system's temporary files."""
+        near = os.access(self.path.parent, os.W_OK)
+        with scratch(self.path.parent if near else Path(tempfile.gettempdir()), "snapshot") as directory:
             with self.reading() as connection, disk_errors(directory):
                 place = make_directory(directory / self.journal.name / filed.TABLE)
-                for name in filed.files(connection):
-                    _link(self.journal / filed.TABLE / name, place / name)
+                for name, rows in filed.files(connection).items():
+                    _link(self.journal / filed.TABLE / name, place / name, lasting=rows >= filed.LARGE)
                 for name in (self.path.name, f"{self.path.name}.wal"):
                     if (file := self.path.with_name(name)).exists():
                         shutil.copyfile(file, directory / name)
@@ -317,12 +322,13 @@ def _dicts(result: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
-def _link(path: Path, other: Path) -> None:
-    """A second name for a file, or a copy where the file system knows none."""
+def _link(path: Path, other: Path, lasting: bool) -> None:
+    """A second name for a file. Where the system gives it none (another disk, another's file), one that is ``lasting``
+    is pointed at, and one that may be merged away is copied."""
     try:
         os.link(path, other)
     except OSError:
-        shutil.copyfile(path, other)
+        other.symlink_to(path.absolute()) if lasting else shutil.copyfile(path, other)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -6,7 +6,6 @@ Those that the run started are watched, and end with it, as it does with them; u
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from distill.training.ranks import FOREVER, Ranks, gone
 from pipeline.errors import InputError, PipelineError
+from pipeline.forking import held_back, leave_to_parent
 
 GRACE = 5.0
 """Seconds in which the run is to notice by itself that a rank is gone; then it is ended."""
@@ -44,8 +44,7 @@ def serve() -> None:
     from distill.training.session import follow
 
     hush()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    leave_to_parent()
     ranks = joined()
     while (opening := ranks.told()) is not None:
         follow(ranks, **opening)
@@ -103,7 +102,8 @@ def _child(rank: int, size: int, port: int) -> subprocess.Popen[bytes]:
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
     env = os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    return subprocess.Popen([sys.executable, "-m", "distill.training.launch"], env=env, stdin=subprocess.PIPE)
+    with held_back():  # it imports torch for seconds before it can say that signals are for rank 0
+        return subprocess.Popen([sys.executable, "-m", "distill.training.launch"], env=env, stdin=subprocess.PIPE)
 
 
 def _watch(rank: int, child: subprocess.Popen[bytes], over: threading.Event) -> None:

@@ -212,6 +212,9 @@ def has_gpu() -> bool:
 def free_memory() -> int:
     """Bytes that a process may still take: of the GPU where there is one, else of the machine or its cgroup, less what
     the libraries of a training, which are loaded here, take there."""
+    from distill.pretrained import hush
+
+    hush()
     import peft  # noqa: F401
     import torch
     import transformers
