@@ -16,7 +16,7 @@ test: $(READY)
 
 test-all: $(READY)
 	.ci/install-extras
-	DISTILL_ENGINE_KILLS=5 $(BIN)/python -m pytest -n 2 --dist loadfile
+	DISTILL_ENGINE_KILLS=5 $(BIN)/python -m pytest -n 2 --dist loadfile $(LESS)
 	if [ -x $(VENV)-vllm/bin/vllm ]; then $(VENV)-vllm/bin/python -m pytest $(VLLM_TESTS); fi
 
 # On a machine with a GPU and no network, with the packages that are there (nothing is installed): those of PYTHON where
