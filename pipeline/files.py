@@ -77,9 +77,8 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
     make_directory(path.parent)
     data = content.encode() if isinstance(content, str) else content
     with disk_errors(path):
-        name = (
-            path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
-        )  # tempfile's are for their owner alone, whatever the umask
+        # tempfile's would be for their owner alone, whatever the umask
+        name = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
             with open(name, "xb") as file:
                 file.write(data)

@@ -103,7 +103,8 @@ def causal_lm(model: Any) -> Any:
 def packed(config: Any) -> Iterator[None]:
     """Within this context a model with this ``config`` attends to packed rows, and torch asks cuDNN for no attention.
     On Hopper and Blackwell it would be the first to be asked (torch 2.11, with cuDNN 9.15 or later), and it plans for
-    half a second, forward and backward each, for every new shape: of packed rows nearly all are new."""
+    half a second, forward and backward each, for every new shape (measured by others on a B200,
+    modelscope/FunASR#3704): of packed rows nearly all are new."""
     flags: Any = torch.backends.cuda  # they have no types
     before, planned = config._attn_implementation, flags.cudnn_sdp_enabled()
     config._attn_implementation = attention.NAME
