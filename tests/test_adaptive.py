@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
-import select
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -352,70 +350,48 @@ def test_a_run_stopped_in_order_goes_on_where_it_stopped(undisturbed: Path, tmp_
 
 
 RUNS = """
-import os, sys
+import os, signal, sys
 import pyarrow.dataset, transformers, distill.engines.transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from distill.cli.main import main
+from distill.store import Store, appending
 
-for _ in sys.stdin:
+append = Store.append
+appending.APPEND_SECONDS = 0.0  # as often as it may: on a fast machine a run is over within the half second
+
+def last(store, table, rows):
+    global left
+    if rows and table in ("traces", "verdicts"):
+        left -= 1
+        if left == 0:
+            os.killpg(0, signal.SIGKILL)
+    append(store, table, rows)
+
+for line in sys.stdin:
+    left = int(line)
     if not (child := os.fork()):
         os.setsid()
+        Store.append = last
         sys.stdout = open(os.devnull, "w")
         sys.argv = ["distill", "run", "--pipeline", "p.yaml", "--json"]
         main()
-    print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-"""For each line, a run in a process group of its own: the imports, which take longer, are made once."""
-
-
-@contextmanager
-def runs(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUNS], cwd=directory, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-    )  # fmt: skip
-    with process:
-        yield process
-        assert process.stdin
-        process.stdin.close()
-
-
-def once(process: subprocess.Popen[str], until: Callable[[], bool]) -> int:
-    """One run, killed as soon as ``until`` says so; its exit code."""
-    assert process.stdin and process.stdout
-    print("run", file=process.stdin)
-    group = int(process.stdout.readline())
-    while not select.select([process.stdout], [], [], 0.01)[0]:
-        if until():
-            os.killpg(group, signal.SIGKILL)
-            break
-    return int(process.stdout.readline())
-
-
-class Moment:
-    """True at so many looks after new traces have come to lie on the disk."""
-
-    def __init__(self, directory: Path, looks: int) -> None:
-        self._directory, self._looks, self._before = directory, looks, shards(directory)
-
-    def __call__(self) -> bool:
-        if shards(self._directory) == self._before:
-            return False
-        self._looks -= 1
-        return self._looks <= 0
+"""For each line, a run in a process group of its own, killed whole instead of so many appends of traces or verdicts
+(0: left alone): the imports, which take longer, are made once."""
 
 
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_like_one_left_alone(undisturbed: Path, tmp_path: Path) -> None:
     """Killed while it samples and judges: a trace is on the disk, its verdict may be or not."""
     load(tmp_path)
-    with runs(tmp_path) as process:
-        codes = []
-        for kill in range(6):
-            codes.append(once(process, Moment(tmp_path, looks=random.Random(kill).randrange(1, 30))))
-        codes.append(once(process, lambda: False))
-    assert codes[-1] == 0 and -signal.SIGKILL in codes
+    chance = random.Random(0)
+    kills = [chance.randrange(2, 7) for _ in range(4)]
+    runs = subprocess.run(
+        [sys.executable, "-c", RUNS], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        input="".join(f"{kill}\n" for kill in (*kills, 0)), stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    assert runs.stdout.split() == [str(-signal.SIGKILL)] * len(kills) + ["0"]
     assert contents(tmp_path) == contents(undisturbed)
     journal = [str(path) for path in (tmp_path / "runs/a/journal/traces").glob("*.parquet")]
     query = "SELECT trace_key FROM read_parquet(?) GROUP BY trace_key HAVING count(DISTINCT created) > 1"

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -324,11 +323,12 @@ main()
 MANY = [f"question {i}" for i in range(60)]
 
 
-def start(directory: Path) -> subprocess.Popen[bytes]:
+def start(directory: Path, killed_at: int = 0) -> subprocess.Popen[bytes]:
     paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     return subprocess.Popen(
         [sys.executable, "-c", RUN], cwd=directory, start_new_session=True, stdout=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": paths, "WORDS_LOG": "asked.log", "WORDS_PAUSE": "0.01"},
+        env=os.environ | {"PYTHONPATH": paths, "WORDS_LOG": "asked.log", "WORDS_PAUSE": "0.01",
+                          "WORDS_KILLED_AT": str(killed_at)},
     )  # fmt: skip
 
 
@@ -366,12 +366,7 @@ def test_killed_while_cut_responses_are_gone_on_with_nothing_is_made_twice(
     assert total > len(MANY) + 20
     for at in (len(MANY) + 20, total - 5):
         before, asked = kept_in(killed), len(asked_in(killed))
-        process = start(killed)
-        while process.poll() is None and len(asked_in(killed)) < at:
-            time.sleep(0.005)
-        assert process.poll() is None, "it was to be killed, and has ended"
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        assert start(killed, killed_at=at - asked).wait() == -signal.SIGKILL
         assert not before & set(asked_in(killed)[asked:])
     before, asked = kept_in(killed), len(asked_in(killed))
     assert before

@@ -2,13 +2,14 @@
 
 The response to a prompt is a fixed sequence of words, so going on from any beginning of it comes to the same
 end. A token is a word with the space after it. In the file WORDS_LOG it writes down each
-request as it gets it.
+request as it gets it; at request WORDS_KILLED_AT its whole process group is killed.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class WordsEngine:
     name: str = "words"
     batch_invariant: bool = True
     opened: int = 0
+    asked: int = 0
 
     def generate(self, requests: Iterable[Request], stopping: Stopping = never) -> Iterator[Completion]:
         for request in requests:
@@ -42,6 +44,9 @@ class WordsEngine:
             if log := os.environ.get("WORDS_LOG"):
                 with open(log, "a") as file:
                     file.write(f"{request.key}\n")
+            self.asked += 1
+            if self.asked == int(os.environ.get("WORDS_KILLED_AT", "0")):
+                os.killpg(0, signal.SIGKILL)
             time.sleep(float(os.environ.get("WORDS_PAUSE", "0")))
             yield self._answer(request)
 
