@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# In the order of tests/conftest.py.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 VLLM_TESTS := tests/test_engine_vllm.py tests/test_vllm_policy.py tests/test_vllm_server.py
 
 .PHONY: gpu quickstart test test-all check format models bench docs clean
@@ -12,11 +14,11 @@ quickstart: $(READY)
 	$(BIN)/python -m distill run --pipeline configs/quickstart.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(READY)
 	.ci/install-extras
-	DISTILL_ENGINE_KILLS=5 $(BIN)/python -m pytest -n 2 --dist loadfile $(LESS)
+	DISTILL_ENGINE_KILLS=5 $(BIN)/python -m pytest $(PARALLEL) $(LESS)
 	if [ -x $(VENV)-vllm/bin/vllm ]; then $(VENV)-vllm/bin/python -m pytest $(VLLM_TESTS); fi
 
 # On a machine with a GPU and no network, with the packages that are there (nothing is installed): those of PYTHON where

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -9,12 +10,20 @@ from hypothesis import HealthCheck, settings
 # Nothing is timed: a busy machine must fail no property.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+# `make test` has a process a core: of torch's threads in each, those that wait would spin in the way of the others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The same bits are promised on CPUs: a machine's GPUs are for what is marked so (`make gpu`) alone."""
     if "gpu" not in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with what is slow come first: at the end one core would wait for the other."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 # A shell's background jobs ignore Ctrl-C, those of nohup SIGHUP, and so would all that they start.

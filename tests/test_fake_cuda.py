@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 ONE_DEVICE = "(cuda or fake_cuda_checks) and not nf4"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here, which fake_cuda needs")
 def test_what_is_for_a_gpu_runs_on_a_fake_one() -> None:
     command = [
