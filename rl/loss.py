@@ -1,6 +1,7 @@
 """The policy-gradient loss, term by term. Pure functions on the response tokens of a packed micro-batch.
 
-Every tensor is flat, (L,), one entry a token; ``rows`` (L,) says which response each token belongs to.
+Every tensor is flat, (L,), one entry a token; ``rows`` (L,) says which response each token belongs to, by any
+numbers: the tokens of one lie side by side.
 What ties tokens into rows and rows into a step are the `token_weights`, computed once for the whole
 optimizer step: then ``loss = (weights * terms).sum()`` over any cut into micro-batches has the same
 gradient. A response is never divided between micro-batches, so sequence means are whole.
@@ -71,7 +72,7 @@ class PolicyLoss:
             raise InputError(f"clip_cap ({self.clip_cap}) must be above 1 + clip_high ({self.clip_high})")
 
     def __call__(self, logprobs: Tensor, streams: Mapping[str, Tensor]) -> Tensor:
-        rows, advantages = streams["row"].long(), streams["advantage"]
+        rows, advantages = streams["row"], streams["advantage"]
         old = streams.get("old", logprobs.detach())
         rho = ratio(logprobs, old, rows, self.level)
         if self.objective == "cispo":
@@ -104,11 +105,19 @@ RECIPES: Mapping[str, tuple[PolicyLoss, Aggregation]] = {
 
 def row_mean(values: Tensor, rows: Tensor) -> Tensor:
     """Each token's value replaced by the mean over its row, differentiable."""
-    count = int(rows.max()) + 1 if len(rows) else 0
-    zeros = values.new_zeros(count)
-    sums = zeros.index_add(0, rows, values)
-    sizes = zeros.index_add(0, rows, torch.ones_like(values))
-    return (sums / sizes.clamp(min=1)).index_select(0, rows)
+    places = _places(rows)
+    means = _sums(values, places) / _sums(torch.ones_like(values), places).clamp(min=1)
+    return means.index_select(0, places)
+
+
+def _places(rows: Tensor) -> Tensor:
+    """Rows numbered as they come, from 0. How many there are is never asked: a GPU would have to be waited for."""
+    return rows.diff(prepend=rows[:1]).ne(0).cumsum(0)
+
+
+def _sums(values: Tensor, places: Tensor) -> Tensor:
+    """Over each row, by its place; zeros beyond the last, for there are no more rows than tokens."""
+    return torch.zeros_like(values).index_add(0, places, values)
 
 
 def ratio(logprobs: Tensor, old: Tensor, rows: Tensor, level: Level = "token") -> Tensor:
@@ -130,8 +139,8 @@ def engine_weights(old: Tensor, engine: Tensor, rows: Tensor, correction: Engine
         return torch.ones_like(engine)
     gap = old.detach() - engine
     if correction.level == "sequence":
-        count = int(rows.max()) + 1 if len(rows) else 0
-        gap = gap.new_zeros(count).index_add(0, rows, gap).index_select(0, rows)
+        places = _places(rows)
+        gap = _sums(gap, places).index_select(0, places)
     weights = gap.exp()
     if correction.how == "truncate":
         return weights.clamp(correction.low, correction.high)

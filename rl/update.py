@@ -220,10 +220,10 @@ def _accounted(
         return _flat([row.streams[name] for row in batch])
 
     present, old, reference = _flat([s.logprobs for s in scored]), _flat(before), _flat([s.reference for s in scored])
-    index_of, engine = stream("row").long(), stream("engine")
+    rows, engine = stream("row"), stream("engine")
     gap = old - engine
-    weighed = loss.engine_weights(old, engine, index_of, policy.correction)
-    rho = loss.ratio(present, old, index_of, policy.level)
+    weighed = loss.engine_weights(old, engine, rows, policy.correction)
+    rho = loss.ratio(present, old, rows, policy.level)
     low, high = loss.clip_fractions(rho, stream("advantage"), policy)
     errors = _flat([s.values for s in scored]) - stream("target") if "target" in batch[0].streams else None
     return Made(
