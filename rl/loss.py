@@ -23,6 +23,7 @@ from pipeline.errors import InputError
 from rl.clips import CLIPS
 
 Level = Literal["token", "sequence"]
+RatioLevel = Literal["token", "sequence", "sequence_token"]
 Objective = Literal["clip", "cispo"]
 Estimator = Literal["k1", "k2", "k3"]
 Aggregation = Literal["row_mean", "token_mean", "constant", "micro_batch_mean"]
@@ -49,16 +50,17 @@ class PolicyLoss:
 
     ``clip``: -min(rho A, clip(rho, 1 - low, 1 + high) A) (PPO; high > low is DAPO's clip-higher, ``cap``
     bounds rho first: two-sided clipping, INTELLECT-2). ``cispo``: -sg(min(rho, high)) A logp (MiniMax-M1).
-    ``level`` sequence takes the mean log-ratio of a response for all of its tokens (GSPO). ``kl`` weighs
-    an estimate of KL(policy, reference), multiplied by rho if ``kl_corrected`` (the gradient is then
-    unbiased, DeepSeek-V3.2).
+    ``level`` sequence takes the mean log-ratio of a response for all of its tokens (GSPO), so that whatever credit
+    its tokens have apart is spread over all of them; sequence_token has the same ratios, and each token its own
+    gradient (GSPO-token). ``kl`` weighs an estimate of KL(policy, reference), multiplied by rho if ``kl_corrected``
+    (the gradient of k1 and k3 is then unbiased, DeepSeek-V3.2).
 
     Streams: ``advantage``, ``engine`` (logp_mu), ``weight``, ``row``; ``old`` unless the old policy is the
     present one; ``reference`` where ``kl`` > 0.
     """
 
     objective: Objective = "clip"
-    level: Level = "token"
+    level: RatioLevel = "token"
     clip_low: float = 0.2
     clip_high: float = 0.28
     clip_cap: float | None = None
@@ -120,10 +122,14 @@ def _sums(values: Tensor, places: Tensor) -> Tensor:
     return torch.zeros_like(values).index_add(0, places, values)
 
 
-def ratio(logprobs: Tensor, old: Tensor, rows: Tensor, level: Level = "token") -> Tensor:
-    """rho per token: exp(logp - logp_old), or exp of its mean over the row. On-policy it is 1, with a gradient."""
+def ratio(logprobs: Tensor, old: Tensor, rows: Tensor, level: RatioLevel = "token") -> Tensor:
+    """rho per token: exp(logp - logp_old), or exp of its mean over the row; of sequence_token sg(that) p / sg(p)
+    (https://arxiv.org/abs/2507.18071, eq. 16). On-policy it is 1, with a gradient."""
     difference = logprobs - old
-    return (row_mean(difference, rows) if level == "sequence" else difference).exp()
+    if level == "token":
+        return difference.exp()
+    whole = row_mean(difference, rows).exp()
+    return whole if level == "sequence" else whole.detach() * (logprobs - logprobs.detach()).exp()
 
 
 def clipped(rho: Tensor, advantages: Tensor, low: float, high: float, cap: float | None = None) -> Tensor:
@@ -144,7 +150,7 @@ def engine_weights(old: Tensor, engine: Tensor, rows: Tensor, correction: Engine
     weights = gap.exp()
     if correction.how == "truncate":
         return weights.clamp(correction.low, correction.high)
-    return weights * ((weights >= correction.low) & (weights <= correction.high))
+    return torch.where((weights >= correction.low) & (weights <= correction.high), weights, 0.0)  # inf * 0 is NaN
 
 
 def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: Estimator = "k3") -> Tensor:

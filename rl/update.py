@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, compress
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,7 @@ class Made:
 
     Of the weights that sampled: ``ratio_max`` is the largest trainer-to-engine ratio before correction, ``ratio_mean``
     their mean, ``effective_share`` the effective sample size of the weights after it, as a share of the tokens,
-    ``corrected`` the share of tokens whose ratio the correction changed, ``logprob_gap`` the mean absolute difference
+    ``corrected`` the share of tokens whose weight it bounded, ``logprob_gap`` the mean absolute difference
     of trainer and engine in nats. Of the weights just before each update: ``kl``, ``entropy_exact`` (of the whole
     distribution that each token was drawn from, nats), ``clip_low`` and ``clip_high`` (the shares of tokens whose
     gradient a clip stops), ``value_error`` (half the mean squared error of a value head). ``tokens`` went through
@@ -222,7 +222,9 @@ def _accounted(
     present, old, reference = _flat([s.logprobs for s in scored]), _flat(before), _flat([s.reference for s in scored])
     rows, engine = stream("row"), stream("engine")
     gap = old - engine
-    weighed = loss.engine_weights(old, engine, rows, policy.correction)
+    correction = policy.correction
+    weighed = loss.engine_weights(old, engine, rows, correction)
+    unbounded = loss.engine_weights(old, engine, rows, replace(correction, low=0.0, high=math.inf))
     rho = loss.ratio(present, old, rows, policy.level)
     low, high = loss.clip_fractions(rho, stream("advantage"), policy)
     errors = _flat([s.values for s in scored]) - stream("target") if "target" in batch[0].streams else None
@@ -234,7 +236,7 @@ def _accounted(
         ratio_max=gap.max().exp().item(),
         ratio_mean=gap.exp().mean().item(),
         effective_share=(weighed.sum().square() / weighed.square().sum() / len(weighed)).item(),
-        corrected=((weighed - gap.exp()).abs() > 1e-9).double().mean().item(),
+        corrected=(weighed != unbounded).double().mean().item(),
         logprob_gap=gap.abs().mean().item(),
         clip_low=low,
         clip_high=high,

@@ -138,7 +138,7 @@ def _how(settings: GrpoSettings, critic: Critic | None) -> LoopSettings:
     from distill.training.optimizer import OptimizerSettings
     from rl.grpo import GrpoSettings as LoopSettings
 
-    loss, aggregation = _loss(settings)
+    loss, aggregation = loss_of(settings)
     return LoopSettings(
         optimizer=OptimizerSettings(
             settings.learning_rate,
@@ -171,12 +171,15 @@ def _how(settings: GrpoSettings, critic: Critic | None) -> LoopSettings:
     )
 
 
-def _loss(settings: GrpoSettings) -> tuple[PolicyLoss, Aggregation]:
+def loss_of(settings: GrpoSettings) -> tuple[PolicyLoss, Aggregation]:
+    """The loss that settings name, with what they change of it, and how it sums up tokens."""
     from rl.loss import RECIPES, EngineCorrection
 
     terms, aggregation = RECIPES[settings.loss]
+    by_token = settings.teacher is not None or settings.process is not None
     changed = replace(
         terms,
+        level="sequence_token" if by_token and terms.level == "sequence" else terms.level,
         clip_low=terms.clip_low if settings.clip_low is None else settings.clip_low,
         clip_high=terms.clip_high if settings.clip_high is None else settings.clip_high,
         clip_cap=settings.clip_cap,
