@@ -562,6 +562,20 @@ def test_training_learns_and_reports_each_example(tmp_path: Path) -> None:
     assert len(result.losses[rows[0].key]) == 25 and result.losses[rows[0].key][-1] == pytest.approx(now, rel=0.5)
 
 
+def test_a_stop_while_a_batch_is_made_loses_no_step(tmp_path: Path) -> None:
+    """As when a student is asked for its rows: they may take minutes."""
+    rows, settings = examples(4), TrainSettings(OptimizerSettings(1e-3), steps=4, checkpoint_seconds=None)
+
+    def stopped(step: int) -> list[Example]:
+        if step == 2:
+            raise Stopped("stopped")
+        return rows
+
+    with pytest.raises(Stopped):
+        train(tiny(), stopped, settings, checkpoints=tmp_path)
+    assert train(tiny(), lambda step: rows, settings, checkpoints=tmp_path).resumed_at == 2
+
+
 def test_the_cut_into_micro_batches_changes_no_gradient(tmp_path: Path) -> None:
     ends = []
     for limit in (1, 30, 10_000):

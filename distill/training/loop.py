@@ -25,7 +25,7 @@ from distill.training.forward import Pass, tell
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing, run_identity
 from distill.training.passes import Row
 from distill.training.session import learning
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Stopped
 
 BatchSource = Callable[[int], Sequence[Example]]
 """The examples of a global step, made on the fly: a pure function of the step (and of the weights)."""
@@ -110,7 +110,11 @@ def train(
             on_step(StepMetrics(0, total, math.nan, 0, math.nan, math.nan, 0.0, **best.look()))
         while not over(learner) and learner.done < total and not best.over:
             rows = order(learner.done) if order else []
-            batch = examples(learner.done) if callable(examples) else [examples[i] for i in rows]
+            try:
+                batch = examples(learner.done) if callable(examples) else [examples[i] for i in rows]
+            except Stopped:
+                learner.save({"trace_losses": losses, **best.state()})  # else updates since the last one were lost
+                raise
             epoch = learner.done // order.steps_per_epoch if order else 0
             metrics, means = _step(learner, batch)
             if rows:
