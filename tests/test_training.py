@@ -26,7 +26,7 @@ from tiny import VOCABULARY, chat_tokenizer, examples, tiny, weights  # noqa: E4
 
 from distill.prompting import asking  # noqa: E402
 from distill.stages import sft  # noqa: E402
-from distill.stages.student import example_of  # noqa: E402
+from distill.stages.supervised import example_of  # noqa: E402
 from distill.store.records import problem_row  # noqa: E402
 from distill.training import attention, checkpoint, gated, head, rectangles, rotary  # noqa: E402
 from distill.training.adapted import adapted  # noqa: E402

@@ -18,15 +18,15 @@ from distill import modelspec, pretrained
 from distill.engines.options import SamplingSettings, TransformersOptions
 from distill.lacking import lacking
 from distill.modelspec import Model, ModelName
-from distill.prompting import asking
+from distill.prompting import Ask, asking
 from distill.stages.common import RewardModel, VerifierSpec, resolved, store_of
 from distill.stages.devices import check_memory, foreseen, too_large
-from distill.stages.student import SupervisedSettings, check_positions, example_of, load_student, publish, supervised
-from distill.store.records import kept, problem_of
+from distill.stages.student import load_student, publish
+from distill.stages.supervised import SupervisedSettings, learning_rate, lessons, supervised
+from distill.store.records import problem_of
 from distill.types import Completion, Problem
 from distill.verification import pool_of
 from distill.verifiers import VerifierPool
-from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Stage
@@ -82,7 +82,6 @@ def run(context: Context, settings: GkdSettings) -> Output:
     from distill.training.batching import Order
     from distill.training.loop import train
     from distill.training.metrics import Recorder
-    from distill.training.student import default_learning_rate
     from rl.gkd import GkdMetrics
     from rl.stages import guarding
 
@@ -91,10 +90,12 @@ def run(context: Context, settings: GkdSettings) -> Output:
     teacher = modelspec.find(settings.teacher, context.workspace, context.inputs, context.hashes)
     check_memory(context, settings, start, samples=True, teacher=(teacher, settings.teacher_engine.dtype))
     network, tokenizer = load_student(settings, start)
-    rate = settings.learning_rate or default_learning_rate(network)
+    rate, said = learning_rate(context, settings, network)
     measure = _measure(settings, teacher, tokenizer)
-    examples, asked = _examples(context, settings, tokenizer)
-    check_positions(context.name, network, examples)
+    ask = asking(settings.prompting, key=f"{context.name}.prompting")
+    found, _ = lessons(context, settings, network, tokenizer, ask)
+    examples = [example for _, example in found]
+    asked = [(row["problem_key"], problem_of(row)) for row, _ in found]
     workers = workers_for(network, settings.workers)
     with (
         closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
@@ -104,7 +105,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
         order = Order(tuple(map(len, examples)), settings.batch_size, settings.seed)
         how = replace(supervised(settings, rate), epochs=1, steps=order.steps_per_epoch * settings.epochs)
         told: dict[int, Samples] = {}
-        source = _batches(context, settings, examples, asked, order, policy, pool, told)
+        source = _batches(context, settings, examples, asked, order, policy, pool, ask, told)
         guard = guarding.guard(
             context, settings, policy, source.sampling, source.ask, History(JUDGE), steps=how.steps or 0
         )  # fmt: skip
@@ -118,8 +119,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
             network, source, how, checkpoints=context.work / "checkpoints", stop=context.stopping,
             on_step=hear, before_save=recorder.flush, measure=measure, over=guard.over,
         )  # fmt: skip
-    said = {"learning_rate": str(rate), **guard.told()}
-    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, said)
+    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, said | guard.told())
     figures = {"examples": len(examples), "steps": how.steps, "learning_rate": rate}
     return Output(digest, figures | {"loss": recorder.last().get("loss")} | guard.figures())
 
@@ -135,31 +135,9 @@ def _measure(settings: GkdSettings, found: Model, tokenizer: Any) -> Agreement:
     return Agreement(teacher, settings.beta, settings.top_k, settings.temperature)
 
 
-def _examples(
-    context: Context, settings: GkdSettings, tokenizer: Any
-) -> tuple[list[Example], list[tuple[str, Problem]]]:
-    """The teacher's traces that are not too long, and (problem key, problem) that each answers."""
-    ask = asking(settings.prompting, key=f"{context.name}.prompting")
-    rows = kept(store_of(context), context.inputs[settings.data])
-    pairs: list[tuple[Example, tuple[str, Problem]]] = []
-    for row in rows:
-        example = example_of(tokenizer, row, ask)
-        if len(example) <= settings.max_tokens:
-            pairs.append((example, (row["problem_key"], problem_of(row))))
-    if not pairs:
-        raise PipelineError(
-            f"stage {context.name}: {settings.data} kept no trace of at most {settings.max_tokens} tokens to learn from"
-        )
-    if len(pairs) < len(rows):
-        context.note(
-            f"dropped {len(rows) - len(pairs)} of {len(rows)} traces: longer than {settings.max_tokens} tokens"
-        )
-    return [example for example, _ in pairs], [asked for _, asked in pairs]
-
-
 def _batches(
     context: Context, settings: GkdSettings, examples: list[Example], asked: list[tuple[str, Problem]],
-    order: Order, policy: TransformersEngine, pool: VerifierPool, told: dict[int, Samples],
+    order: Order, policy: TransformersEngine, pool: VerifierPool, ask: Ask, told: dict[int, Samples],
 ) -> Batches:  # fmt: skip
     """The batches, whose samples are rows in the store before they are learned from; ``told`` is what those of a step
     (from 1) were like."""
@@ -169,7 +147,6 @@ def _batches(
     from rl.update import Rollout
 
     sampling = settings.sampling.sampling(settings.seed)
-    ask = asking(settings.prompting, key=f"{context.name}.prompting")
     keys = {problem.id: key for key, problem in asked}
     ledger = Ledger(
         store_of(context), context.fingerprint, lambda step: sampling, keys, pool,
@@ -200,7 +177,12 @@ def dependencies(settings: GkdSettings, hashes: FileHashes, upstream: Mapping[st
 
 
 def refuse(settings: GkdSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
-    return settings.unwatchable(figures) or lacking(settings) or too_large(settings, samples=True)
+    return (
+        settings.unteachable(figures)
+        or settings.unwatchable(figures)
+        or lacking(settings)
+        or too_large(settings, samples=True)
+    )
 
 
 STAGE = Stage(
