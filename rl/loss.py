@@ -24,7 +24,6 @@ from rl.clips import CLIPS
 
 Level = Literal["token", "sequence"]
 RatioLevel = Literal["token", "sequence", "sequence_token"]
-Objective = Literal["clip", "cispo"]
 Estimator = Literal["k1", "k2", "k3"]
 Aggregation = Literal["row_mean", "token_mean", "constant", "micro_batch_mean"]
 
@@ -59,7 +58,7 @@ class PolicyLoss:
     present one; ``reference`` where ``kl`` > 0.
     """
 
-    objective: Objective = "clip"
+    objective: Literal["clip", "cispo"] = "clip"
     level: RatioLevel = "token"
     clip_low: float = 0.2
     clip_high: float = 0.28

@@ -70,7 +70,7 @@ class Rollout:
         return self.advantages[0] if self.advantages else 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Made:
     """What the updates of a step did, by the names of its metrics; over trained tokens, and NaN where not asked for.
 

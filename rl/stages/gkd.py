@@ -111,7 +111,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
         )  # fmt: skip
 
         def hear(metrics: StepMetrics) -> None:
-            heard = GkdMetrics(metrics.step, metrics, told.pop(metrics.step, {}))
+            heard = GkdMetrics(metrics.step, metrics, told.pop(metrics.step, None))
             recorder(heard)
             guard.hear(heard)
 
