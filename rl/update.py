@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Assessed:
-    """What the trainer made of a rollout's sampled tokens under the weights that sampled: ``logprobs``, ``values`` by
-    the value head, and the ``targets`` that it is to learn (`rl.critic`)."""
+    """What the trainer made of a rollout's sampled tokens under the weights that sampled: ``logprobs``, those of the
+    ``reference`` where a KL penalty is in the reward, ``values`` by the value head, and the ``targets`` that it is to
+    learn (`rl.critic`)."""
 
     logprobs: Sequence[float]
+    reference: Sequence[float]
     values: Sequence[float]
     targets: Sequence[float]
 
@@ -171,6 +173,7 @@ def row_of(rollout: Rollout) -> Row:
     }
     if rollout.assessed:
         streams |= {"expected": rollout.assessed.values, "target": rollout.assessed.targets}
+        streams |= {"reference": rollout.assessed.reference} if rollout.assessed.reference else {}
     return Row(example, streams)
 
 
@@ -232,7 +235,7 @@ def _accounted(
         grad_norm=norm,
         learning_rate=rate,
         tokens=sum(len(row.example) for row in batch),
-        kl=loss.kl_estimate(present, reference).mean().item() if policy.kl else math.nan,
+        kl=loss.kl_estimate(present, reference).mean().item() if len(reference) else math.nan,
         ratio_max=gap.max().exp().item(),
         ratio_mean=gap.exp().mean().item(),
         effective_share=(weighed.sum().square() / weighed.square().sum() / len(weighed)).item(),

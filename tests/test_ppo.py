@@ -195,7 +195,8 @@ def test_the_update_equals_a_plain_loop(tmp_path: Path) -> None:
     critic = Critic(learning_rate=1e-2, discount=0.9, decay=0.8, kl=0.05, weight=0.3, detached=False)
     model, reference = student(), student()
     how = {"steps": 2, "group": 2, "optimizer": OptimizerSettings(1e-3, warmup=0, schedule="constant")}
-    _, rollouts = grpo(model, tmp_path, critic=critic, **how)
+    metrics, rollouts = grpo(model, tmp_path, critic=critic, **how)
+    assert metrics[0].kl == pytest.approx(0, abs=1e-6) and metrics[1].kl > 1e-6  # told where it is but in the reward
     head = torch.nn.Linear(32, 1)
     torch.nn.init.zeros_(head.weight), torch.nn.init.zeros_(head.bias)
     body = [p for p in reference.parameters() if p.requires_grad]
