@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
-from distill import modelspec, pretrained
+from distill import modelspec
 from distill.engines.options import SamplingSettings, TransformersOptions
 from distill.lacking import lacking
 from distill.modelspec import Model, ModelName
@@ -32,6 +32,7 @@ from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Stage
 from rl.alarms import History
 from rl.stages.options import WatchedSettings
+from rl.stages.teacher import loaded
 
 if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
@@ -126,12 +127,9 @@ def run(context: Context, settings: GkdSettings) -> Output:
 
 def _measure(settings: GkdSettings, found: Model, tokenizer: Any) -> Agreement:
     from distill.training.divergence import Agreement
-    from distill.training.forward import check_packing
-    from rl.teacher import check_same_tokenizer
+    from rl.teacher import fixed
 
-    teacher, theirs = pretrained.load(found, settings.teacher_engine.dtype, settings.teacher_engine.device)
-    check_same_tokenizer(tokenizer, theirs, settings.teacher)
-    check_packing(teacher.requires_grad_(False).eval())
+    teacher = fixed(loaded(found, settings.teacher_engine, tokenizer, settings.teacher))
     return Agreement(teacher, settings.beta, settings.top_k, settings.temperature)
 
 
