@@ -22,7 +22,7 @@ from distill.prompting import Ask, asking
 from distill.stages.common import RewardModel, VerifierSpec, resolved, store_of
 from distill.stages.devices import check_memory, foreseen, too_large
 from distill.stages.student import load_student, publish
-from distill.stages.supervised import SupervisedSettings, learning_rate, lessons, supervised
+from distill.stages.supervised import Lesson, SupervisedSettings, learning_rate, lessons, supervised
 from distill.store.records import problem_of
 from distill.types import Completion, Problem
 from distill.verification import pool_of
@@ -36,7 +36,7 @@ from rl.stages.teacher import loaded
 
 if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
-    from distill.training.batching import Example, Order
+    from distill.training.batching import Order
     from distill.training.divergence import Agreement
     from distill.training.loop import StepMetrics
     from rl.gkd import Batches
@@ -79,10 +79,10 @@ class GkdSettings(WatchedSettings, SupervisedSettings):
 
 
 def run(context: Context, settings: GkdSettings) -> Output:
-    from distill.engines.transformers import TransformersEngine, workers_for
     from distill.training.batching import Order
     from distill.training.loop import train
     from distill.training.metrics import Recorder
+    from distill.training.trials import open_engine
     from rl.gkd import GkdMetrics
     from rl.stages import guarding
 
@@ -92,21 +92,18 @@ def run(context: Context, settings: GkdSettings) -> Output:
     check_memory(context, settings, start, samples=True, teacher=(teacher, settings.teacher_engine.dtype))
     network, tokenizer = load_student(settings, start)
     rate, said = learning_rate(context, settings, network)
-    measure = _measure(settings, teacher, tokenizer)
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
     found, _ = lessons(context, settings, network, tokenizer, ask)
-    examples = [example for _, example in found]
-    asked = [(row["problem_key"], problem_of(row)) for row, _ in found]
-    workers = workers_for(network, settings.workers)
+    measure = _measure(settings, teacher, tokenizer)
     with (
-        closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
+        closing(open_engine(network, tokenizer, context.fingerprint, settings.workers)) as policy,
         pool_of(store, context) as pool,
         Recorder(store, context, ("loss", "learning_rate"), settings.log_to) as recorder,
     ):
-        order = Order(tuple(map(len, examples)), settings.batch_size, settings.seed)
+        order = Order(tuple(len(example) for _, example in found), settings.batch_size, settings.seed)
         how = replace(supervised(settings, rate), epochs=1, steps=order.steps_per_epoch * settings.epochs)
         told: dict[int, Samples] = {}
-        source = _batches(context, settings, examples, asked, order, policy, pool, ask, told)
+        source = _batches(context, settings, found, order, policy, pool, ask, told)
         guard = guarding.guard(
             context, settings, policy, source.sampling, source.ask, History(JUDGE), steps=how.steps or 0
         )  # fmt: skip
@@ -121,7 +118,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
             on_step=hear, before_save=recorder.flush, measure=measure, over=guard.over,
         )  # fmt: skip
     digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, said | guard.told())
-    figures = {"examples": len(examples), "steps": how.steps, "learning_rate": rate}
+    figures = {"examples": len(found), "steps": how.steps, "learning_rate": rate}
     return Output(digest, figures | {"loss": recorder.last().get("loss")} | guard.figures())
 
 
@@ -134,8 +131,8 @@ def _measure(settings: GkdSettings, found: Model, tokenizer: Any) -> Agreement:
 
 
 def _batches(
-    context: Context, settings: GkdSettings, examples: list[Example], asked: list[tuple[str, Problem]],
-    order: Order, policy: TransformersEngine, pool: VerifierPool, ask: Ask, told: dict[int, Samples],
+    context: Context, settings: GkdSettings, found: list[Lesson], order: Order, policy: TransformersEngine,
+    pool: VerifierPool, ask: Ask, told: dict[int, Samples],
 ) -> Batches:  # fmt: skip
     """The batches, whose samples are rows in the store before they are learned from; ``told`` is what those of a step
     (from 1) were like."""
@@ -145,7 +142,8 @@ def _batches(
     from rl.update import Rollout
 
     sampling = settings.sampling.sampling(settings.seed)
-    keys = {problem.id: key for key, problem in asked}
+    problems = [problem_of(row) for row, _ in found]
+    keys = {problem.id: row["problem_key"] for problem, (row, _) in zip(problems, found, strict=True)}
     ledger = Ledger(
         store_of(context), context.fingerprint, lambda step: sampling, keys, pool,
         {JUDGE: resolved(context, settings.verifier)}, context.stopping, ask,
@@ -159,7 +157,7 @@ def _batches(
         ledger.write(step + 1, rollouts)
         told[step + 1] = of_samples(rollouts)
 
-    problems = [problem for _, problem in asked]
+    examples = [example for _, example in found]
     return Batches(
         examples, problems, order, policy, sampling, settings.on_policy, context.stopping, ask, ledger.recall, write
     )  # fmt: skip

@@ -125,13 +125,12 @@ def _shown(settings: GrpoSettings, critic: Critic | None) -> tuple[str, ...]:
 def _policy(
     context: Context, settings: GrpoSettings, start: Model, network: Any, tokenizer: Any, probe: Problem
 ) -> TransformersEngine | VllmPolicy:
-    from distill.engines.transformers import TransformersEngine, workers_for
+    from distill.training.trials import open_engine
     from rl.vllm_policy import open_policy
 
     if isinstance(settings.engine, VllmOptions):
         return open_policy(network, tokenizer, start, settings.engine, context.work / "policy", probe, context.note)
-    workers = workers_for(network, settings.workers)
-    return TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)
+    return open_engine(network, tokenizer, context.fingerprint, settings.workers)
 
 
 def _how(settings: GrpoSettings, critic: Critic | None) -> LoopSettings:
