@@ -7,7 +7,7 @@ Philox is counter-based and stable across platforms and releases.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -28,6 +28,13 @@ def generator(*parts: object) -> np.random.Generator:
 def permutation(length: int, *parts: object) -> list[int]:
     """A permutation of ``range(length)``, a pure function of ``parts``."""
     return [int(i) for i in generator(*parts).permutation(length)]
+
+
+def held_out(groups: Iterable[str], share: float, *parts: object) -> set[str]:
+    """About ``share`` of the groups, of several at least one and not all: a pure function of them and ``parts``."""
+    names = sorted(set(groups))
+    count = min(max(1, round(share * len(names))), len(names) - 1)
+    return {names[i] for i in permutation(len(names), *parts)[:count]}
 
 
 def shuffled(items: Sequence[T], *parts: object) -> list[T]:

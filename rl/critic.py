@@ -102,7 +102,7 @@ def assess(learner: Learner, critic: Critic, temperature: float, rollouts: Seque
     credit = whitened(advantages, mask) if critic.whiten else advantages
     told = {}
     for r, s, advantage, target in zip(kept, found, credit.tolist(), targets.tolist(), strict=True):
-        assessed = Assessed(s.logprobs, s.values, target[: len(s.values)])
+        assessed = Assessed(s.logprobs, s.reference, s.values, target[: len(s.values)])
         told[id(r)] = replace(r, advantages=tuple(aligned(r.completion, advantage, 0.0)), assessed=assessed)
     return [told.get(id(rollout), rollout) for rollout in rollouts]
 

@@ -8,7 +8,7 @@ as it is (Agarwal et al. 2023, algorithm 1). Which, is a function of (seed, step
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from distill.prompting import Ask, plainly
@@ -26,7 +26,7 @@ class GkdMetrics:
 
     step: int
     training: StepMetrics
-    samples: Samples | Mapping[str, float]
+    samples: Samples | None
 
 
 @dataclass(frozen=True)

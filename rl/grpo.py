@@ -246,9 +246,13 @@ def judge(
     groups whose rewards differ, less those cut at the limit where these are filtered. With a critic groups need not
     differ, and the advantages are yet to come."""
     table = _table(settings, mixtures)
-    advantages = credit.advantages(table, settings.baseline, settings.scale).flatten().tolist()
-    differ = credit.informative(table).tolist()
-    taken = [bool(settings.critic) or (differs and sum(differ[:g]) < wanted) for g, differs in enumerate(differ)]
+    if settings.critic:
+        compared, taken = torch.zeros_like(table), [True] * len(table)
+    else:
+        differ = credit.informative(table).tolist()
+        compared = credit.advantages(table, settings.baseline, settings.scale)
+        taken = [differs and sum(differ[:g]) < wanted for g, differs in enumerate(differ)]
+    advantages = compared.flatten().tolist()
     rows = []
     for row, (completion, mixture, advantage) in enumerate(zip(completions, mixtures, advantages, strict=True)):
         group, index = divmod(row, settings.group)

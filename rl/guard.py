@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from distill import verification
 from distill.generation import missing_of, sample, wanted
@@ -68,24 +68,31 @@ class Guard:
         if not self._begun:
             self._remember(step)
         if self._due(step):
-            learner.gather()
-            if learner.done:
-                learner.save({})  # measuring takes a while: whatever ends it, the step is not lost
             self._measure(step, learner)
+        self._raise_alarms(step)
+        if not self.alarms or self._on_alarm == "warn":
+            return False
+        if self._on_alarm == "stop":
+            self._stop(step, learner)
+        self._roll_back(step, learner)
+        return True
+
+    def _raise_alarms(self, step: int) -> None:
         fresh = [alarm for alarm in raised(self._history, step, self._limits) if alarm.name not in self.alarms]
         for alarm in fresh:
             self.alarms[alarm.name] = alarm
             self._note(f"alarm {alarm.name} at step {step}: {alarm.evidence}")
         self._store.append("alarms", [{"run": self._run, **asdict(alarm)} for alarm in fresh])
-        if not self.alarms or self._on_alarm == "warn":
-            return False
+
+    def _stop(self, step: int, learner: Learner) -> NoReturn:
+        learner.save({})
         first = next(iter(self.alarms.values()))
-        if self._on_alarm == "stop":
-            learner.save({})
-            raise PipelineError(
-                f"stopped at step {step} by the alarm {first.name}: {first.evidence}; what is trained is kept: "
-                "`on_alarm: warn` goes on from here"
-            )
+        raise PipelineError(
+            f"stopped at step {step} by the alarm {first.name}: {first.evidence}; what is trained is kept: "
+            "`on_alarm: warn` goes on from here"
+        )
+
+    def _roll_back(self, step: int, learner: Learner) -> None:
         learner.resume(self._good)
         if learner.done != self._best_step * self._updates:
             raise PipelineError(
@@ -93,7 +100,6 @@ class Guard:
             )
         self.rolled_back_to, self._ended = learner.done // self._updates, step
         self._note(f"rolled back to step {self.rolled_back_to}, whose held-out pass@1 was {self._best:.3f}")
-        return True
 
     def _remember(self, step: int) -> None:
         """What earlier attempts had seen by ``step``: they may have come further, which does not count yet."""
@@ -120,6 +126,9 @@ class Guard:
         return better
 
     def _measure(self, step: int, learner: Learner) -> None:
+        learner.gather()
+        if learner.done:
+            learner.save({})  # measuring takes a while: whatever ends it, the step is not lost
         if self._took(step):
             learner.save({}, self._good)
         value = clustered_mean(self._history.heldout[step]).value

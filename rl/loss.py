@@ -1,6 +1,7 @@
 """The policy-gradient loss, term by term. Pure functions on the response tokens of a packed micro-batch.
 
-Every tensor is flat, (L,), one entry a token; ``rows`` (L,) says which response each token belongs to.
+Every tensor is flat, (L,), one entry a token; ``rows`` (L,) says which response each token belongs to, by any
+numbers: the tokens of one lie side by side.
 What ties tokens into rows and rows into a step are the `token_weights`, computed once for the whole
 optimizer step: then ``loss = (weights * terms).sum()`` over any cut into micro-batches has the same
 gradient. A response is never divided between micro-batches, so sequence means are whole.
@@ -22,7 +23,7 @@ from pipeline.errors import InputError
 from rl.clips import CLIPS
 
 Level = Literal["token", "sequence"]
-Objective = Literal["clip", "cispo"]
+RatioLevel = Literal["token", "sequence", "sequence_token"]
 Estimator = Literal["k1", "k2", "k3"]
 Aggregation = Literal["row_mean", "token_mean", "constant", "micro_batch_mean"]
 
@@ -48,16 +49,17 @@ class PolicyLoss:
 
     ``clip``: -min(rho A, clip(rho, 1 - low, 1 + high) A) (PPO; high > low is DAPO's clip-higher, ``cap``
     bounds rho first: two-sided clipping, INTELLECT-2). ``cispo``: -sg(min(rho, high)) A logp (MiniMax-M1).
-    ``level`` sequence takes the mean log-ratio of a response for all of its tokens (GSPO). ``kl`` weighs
-    an estimate of KL(policy, reference), multiplied by rho if ``kl_corrected`` (the gradient is then
-    unbiased, DeepSeek-V3.2).
+    ``level`` sequence takes the mean log-ratio of a response for all of its tokens (GSPO), so that whatever credit
+    its tokens have apart is spread over all of them; sequence_token has the same ratios, and each token its own
+    gradient (GSPO-token). ``kl`` weighs an estimate of KL(policy, reference), multiplied by rho if ``kl_corrected``
+    (the gradient of k1 and k3 is then unbiased, DeepSeek-V3.2).
 
     Streams: ``advantage``, ``engine`` (logp_mu), ``weight``, ``row``; ``old`` unless the old policy is the
     present one; ``reference`` where ``kl`` > 0.
     """
 
-    objective: Objective = "clip"
-    level: Level = "token"
+    objective: Literal["clip", "cispo"] = "clip"
+    level: RatioLevel = "token"
     clip_low: float = 0.2
     clip_high: float = 0.28
     clip_cap: float | None = None
@@ -71,7 +73,7 @@ class PolicyLoss:
             raise InputError(f"clip_cap ({self.clip_cap}) must be above 1 + clip_high ({self.clip_high})")
 
     def __call__(self, logprobs: Tensor, streams: Mapping[str, Tensor]) -> Tensor:
-        rows, advantages = streams["row"].long(), streams["advantage"]
+        rows, advantages = streams["row"], streams["advantage"]
         old = streams.get("old", logprobs.detach())
         rho = ratio(logprobs, old, rows, self.level)
         if self.objective == "cispo":
@@ -104,17 +106,29 @@ RECIPES: Mapping[str, tuple[PolicyLoss, Aggregation]] = {
 
 def row_mean(values: Tensor, rows: Tensor) -> Tensor:
     """Each token's value replaced by the mean over its row, differentiable."""
-    count = int(rows.max()) + 1 if len(rows) else 0
-    zeros = values.new_zeros(count)
-    sums = zeros.index_add(0, rows, values)
-    sizes = zeros.index_add(0, rows, torch.ones_like(values))
-    return (sums / sizes.clamp(min=1)).index_select(0, rows)
+    places = _places(rows)
+    means = _sums(values, places) / _sums(torch.ones_like(values), places).clamp(min=1)
+    return means.index_select(0, places)
 
 
-def ratio(logprobs: Tensor, old: Tensor, rows: Tensor, level: Level = "token") -> Tensor:
-    """rho per token: exp(logp - logp_old), or exp of its mean over the row. On-policy it is 1, with a gradient."""
+def _places(rows: Tensor) -> Tensor:
+    """Rows numbered as they come, from 0. How many there are is never asked: a GPU would have to be waited for."""
+    return rows.diff(prepend=rows[:1]).ne(0).cumsum(0)
+
+
+def _sums(values: Tensor, places: Tensor) -> Tensor:
+    """Over each row, by its place; zeros beyond the last, for there are no more rows than tokens."""
+    return torch.zeros_like(values).index_add(0, places, values)
+
+
+def ratio(logprobs: Tensor, old: Tensor, rows: Tensor, level: RatioLevel = "token") -> Tensor:
+    """rho per token: exp(logp - logp_old), or exp of its mean over the row; of sequence_token sg(that) p / sg(p)
+    (https://arxiv.org/abs/2507.18071, eq. 16). On-policy it is 1, with a gradient."""
     difference = logprobs - old
-    return (row_mean(difference, rows) if level == "sequence" else difference).exp()
+    if level == "token":
+        return difference.exp()
+    whole = row_mean(difference, rows).exp()
+    return whole if level == "sequence" else whole.detach() * (logprobs - logprobs.detach()).exp()
 
 
 def clipped(rho: Tensor, advantages: Tensor, low: float, high: float, cap: float | None = None) -> Tensor:
@@ -130,12 +144,12 @@ def engine_weights(old: Tensor, engine: Tensor, rows: Tensor, correction: Engine
         return torch.ones_like(engine)
     gap = old.detach() - engine
     if correction.level == "sequence":
-        count = int(rows.max()) + 1 if len(rows) else 0
-        gap = gap.new_zeros(count).index_add(0, rows, gap).index_select(0, rows)
+        places = _places(rows)
+        gap = _sums(gap, places).index_select(0, places)
     weights = gap.exp()
     if correction.how == "truncate":
         return weights.clamp(correction.low, correction.high)
-    return weights * ((weights >= correction.low) & (weights <= correction.high))
+    return torch.where((weights >= correction.low) & (weights <= correction.high), weights, 0.0)  # inf * 0 is NaN
 
 
 def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: Estimator = "k3") -> Tensor:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, compress
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from distill import behaviours
 from distill.engines.base import response_of
@@ -19,16 +19,29 @@ if TYPE_CHECKING:
     from rl.grpo import GrpoSettings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrpoMetrics(Made):
-    """After step ``step`` (from 1) of ``total``: what the updates did, and of all rollouts the means of what follows;
-    NaN where there is no such thing.
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What every step that samples tells of its samples, whoever learns from them: means, NaN where there is no such
+    thing. ``entropy`` is estimated by -log p of the sampled tokens (nats per token); ``verifications`` and
+    ``corrections`` count the phrases of two behaviours per rollout (`distill.behaviours`)."""
+
+    reward: float
+    unverifiable: float
+    length: float
+    truncated: float
+    entropy: float
+    verifications: float
+    corrections: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoMetrics(Made, Samples):
+    """After step ``step`` (from 1) of ``total``: what the updates did, what the samples were like, and of all rollouts
+    the means of what follows; NaN where there is no such thing.
 
     ``reward_std`` is the mean of the groups' deviations, ``zero_variance`` the share of groups without
     one (both NaN for groups of one), ``distinct`` the mean number of different answers in a group, ``draws`` how
-    often problems were drawn. ``entropy`` is estimated by -log p of the sampled tokens (nats per token).
-    ``components`` are the means of what the reward is made of, as ``reward/NAME``; ``verifications`` and
-    ``corrections`` count the phrases of two behaviours per rollout (`distill.behaviours`).
+    often problems were drawn. ``components`` are the means of what the reward is made of, as ``reward/NAME``.
     ``teacher_kl`` estimates the reverse KL(student, teacher) in nats per token from the sampled tokens,
     ``worst_step`` is the mean of the rollouts' lowest step rewards, ``value_explained`` the share of the variance of a
     value head's targets that it explained before the step: 0 is no better than a constant.
@@ -36,17 +49,10 @@ class GrpoMetrics(Made):
 
     step: int
     total: int
-    reward: float
     reward_std: float
-    unverifiable: float
     zero_variance: float
     distinct: float
     draws: int
-    length: float
-    truncated: float
-    entropy: float
-    verifications: float
-    corrections: float
     sampling_seconds: float
     training_seconds: float
     teacher_kl: float
@@ -68,7 +74,7 @@ def observe(
     compared = judged if settings.group > 1 else []
     return GrpoMetrics(
         **asdict(made),
-        **of_samples(rollouts),
+        **asdict(of_samples(rollouts)),
         step=step,
         total=settings.steps,
         reward_std=_mean([_deviation(values) for values in compared]),
@@ -82,18 +88,6 @@ def observe(
         value_explained=_explained(rollouts),
         components=_components(rollouts),
     )
-
-
-class Samples(TypedDict):
-    """What every step that samples tells of its samples, whoever learns from them; as in `GrpoMetrics`."""
-
-    reward: float
-    unverifiable: float
-    length: float
-    truncated: float
-    entropy: float
-    verifications: float
-    corrections: float
 
 
 def of_samples(rollouts: Sequence[Rollout]) -> Samples:

@@ -30,6 +30,12 @@ PROBE = (
 """A text in which tokenizers that differ would show it: numbers, spaces, markup, letters of several scripts."""
 
 
+def fixed(network: Any) -> Any:
+    """A network that only tells, which it does of packed rows; `InputError` where it cannot."""
+    check_packing(network.requires_grad_(False).eval())
+    return network
+
+
 @dataclass
 class TransformersTeacher:
     """A causal LM of transformers, its scores at ``temperature``. ``micro_batch_tokens`` bounds what is in memory."""
@@ -39,8 +45,7 @@ class TransformersTeacher:
     micro_batch_tokens: int = 4096
 
     def __post_init__(self) -> None:
-        self.network.requires_grad_(False).eval()
-        check_packing(self.network)
+        fixed(self.network)
 
     def __call__(self, completions: Sequence[Completion]) -> list[list[float]]:
         rows = [from_tokens(c.key, c.prompt_ids, c.token_ids) for c in completions if c.token_ids]

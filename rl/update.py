@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, compress
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Assessed:
-    """What the trainer made of a rollout's sampled tokens under the weights that sampled: ``logprobs``, ``values`` by
-    the value head, and the ``targets`` that it is to learn (`rl.critic`)."""
+    """What the trainer made of a rollout's sampled tokens under the weights that sampled: ``logprobs``, those of the
+    ``reference`` where a KL penalty is in the reward, ``values`` by the value head, and the ``targets`` that it is to
+    learn (`rl.critic`)."""
 
     logprobs: Sequence[float]
+    reference: Sequence[float]
     values: Sequence[float]
     targets: Sequence[float]
 
@@ -70,13 +72,13 @@ class Rollout:
         return self.advantages[0] if self.advantages else 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Made:
     """What the updates of a step did, by the names of its metrics; over trained tokens, and NaN where not asked for.
 
     Of the weights that sampled: ``ratio_max`` is the largest trainer-to-engine ratio before correction, ``ratio_mean``
     their mean, ``effective_share`` the effective sample size of the weights after it, as a share of the tokens,
-    ``corrected`` the share of tokens whose ratio the correction changed, ``logprob_gap`` the mean absolute difference
+    ``corrected`` the share of tokens whose weight it bounded, ``logprob_gap`` the mean absolute difference
     of trainer and engine in nats. Of the weights just before each update: ``kl``, ``entropy_exact`` (of the whole
     distribution that each token was drawn from, nats), ``clip_low`` and ``clip_high`` (the shares of tokens whose
     gradient a clip stops), ``value_error`` (half the mean squared error of a value head). ``tokens`` went through
@@ -171,6 +173,7 @@ def row_of(rollout: Rollout) -> Row:
     }
     if rollout.assessed:
         streams |= {"expected": rollout.assessed.values, "target": rollout.assessed.targets}
+        streams |= {"reference": rollout.assessed.reference} if rollout.assessed.reference else {}
     return Row(example, streams)
 
 
@@ -220,21 +223,23 @@ def _accounted(
         return _flat([row.streams[name] for row in batch])
 
     present, old, reference = _flat([s.logprobs for s in scored]), _flat(before), _flat([s.reference for s in scored])
-    index_of, engine = stream("row").long(), stream("engine")
+    rows, engine = stream("row"), stream("engine")
     gap = old - engine
-    weighed = loss.engine_weights(old, engine, index_of, policy.correction)
-    rho = loss.ratio(present, old, index_of, policy.level)
+    correction = policy.correction
+    weighed = loss.engine_weights(old, engine, rows, correction)
+    unbounded = loss.engine_weights(old, engine, rows, replace(correction, low=0.0, high=math.inf))
+    rho = loss.ratio(present, old, rows, policy.level)
     low, high = loss.clip_fractions(rho, stream("advantage"), policy)
     errors = _flat([s.values for s in scored]) - stream("target") if "target" in batch[0].streams else None
     return Made(
         grad_norm=norm,
         learning_rate=rate,
         tokens=sum(len(row.example) for row in batch),
-        kl=loss.kl_estimate(present, reference).mean().item() if policy.kl else math.nan,
+        kl=loss.kl_estimate(present, reference).mean().item() if len(reference) else math.nan,
         ratio_max=gap.max().exp().item(),
         ratio_mean=gap.exp().mean().item(),
         effective_share=(weighed.sum().square() / weighed.square().sum() / len(weighed)).item(),
-        corrected=((weighed - gap.exp()).abs() > 1e-9).double().mean().item(),
+        corrected=(weighed != unbounded).double().mean().item(),
         logprob_gap=gap.abs().mean().item(),
         clip_low=low,
         clip_high=high,

@@ -28,6 +28,7 @@ from distill.training.optimizer import OptimizerSettings
 from distill.training.session import learning
 from distill.training.trials import endless
 from distill.types import Request, Sampling
+from rl.loss import EngineCorrection, PolicyLoss
 
 
 def test_a_tensor_says_where_it_is_and_a_model_goes_there_whole() -> None:
@@ -121,6 +122,16 @@ def test_prompts_are_read_in_one_pass() -> None:
 def test_a_step_of_training_waits_as_often_for_many_micro_batches_as_for_one(tmp_path: Path) -> None:
     many, one = (second_step(tokens, tmp_path / f"{tokens}") for tokens in (8, 1000))
     assert many.launches > 2 * one.launches and many.waits == one.waits <= 2
+
+
+def test_a_loss_over_whole_responses_waits_for_nothing() -> None:
+    """Not for how many there are, either."""
+    policy = PolicyLoss(level="sequence", correction=EngineCorrection("mask", "sequence"))
+    rows = torch.arange(12, device="cuda") // 4
+    new, other = torch.zeros(12, device="cuda", requires_grad=True), torch.full((12,), 0.01, device="cuda")
+    with counted() as counts:
+        policy(new, {"row": rows, "advantage": other, "engine": other, "weight": other}).backward()
+    assert counts.waits == 0 and counts.launches > 10
 
 
 @pytest.mark.parametrize(("lora", "more"), [(True, 100), (False, 0)])

@@ -162,6 +162,14 @@ stages:
 """
 
 
+def test_no_trace_to_learn_from_is_told_before_anything_runs(tmp_path: Path) -> None:
+    file = tmp_path / "gkd.yaml"
+    file.write_text(PIPELINE)
+    wished = config.load(file, catalog.stage).stages["gkd"]
+    told = wished.stage.refuse(wished.settings, {"select": {"kept": 0}, "problems": {"heldout": 3}})
+    assert told is not None and told.startswith("select kept no trace to train on")
+
+
 @needs_teacher
 def test_the_stage_keeps_every_sample_it_learned_from(tmp_path: Path) -> None:
     file = tmp_path / "gkd.yaml"

@@ -189,13 +189,21 @@ def test_it_learns_what_is_rewarded(tmp_path: Path) -> None:
     assert all(m.entropy_exact > 0 and m.value_error > 0 for m in metrics)
 
 
+def test_what_is_left_out_has_no_advantage_of_another_kind(tmp_path: Path) -> None:
+    """Nor that of its group, which is nothing to a value head."""
+    _, rollouts = grpo(student(), tmp_path, steps=1, group=4, overlong="filter", critic=CRITIC)
+    left = [r for r in rollouts if not r.trained]
+    assert any(r.reward for r in left) and not any(r.assessed or r.advantage for r in left)
+
+
 def test_the_update_equals_a_plain_loop(tmp_path: Path) -> None:
     """The oracle (TRL has no PPO any more): each rollout alone through the model, values, advantages, losses and AdamW
     written out; a head that moves the student too, after a first update that gave it something to say."""
     critic = Critic(learning_rate=1e-2, discount=0.9, decay=0.8, kl=0.05, weight=0.3, detached=False)
     model, reference = student(), student()
     how = {"steps": 2, "group": 2, "optimizer": OptimizerSettings(1e-3, warmup=0, schedule="constant")}
-    _, rollouts = grpo(model, tmp_path, critic=critic, **how)
+    metrics, rollouts = grpo(model, tmp_path, critic=critic, **how)
+    assert metrics[0].kl == pytest.approx(0, abs=1e-6) and metrics[1].kl > 1e-6  # told where it is but in the reward
     head = torch.nn.Linear(32, 1)
     torch.nn.init.zeros_(head.weight), torch.nn.init.zeros_(head.bias)
     body = [p for p in reference.parameters() if p.requires_grad]

@@ -340,6 +340,7 @@ def test_settings_at_their_defaults_are_in_no_fingerprint() -> None:
         ),
         ({"kl": 0.1, "lora": None}, "kl needs `lora`"),
         ({"kl": 0.1, "kl_estimator": "k1"}, "gradient of k1 is 0"),
+        ({"kl": 0.1, "kl_estimator": "k2", "kl_corrected": True}, "k2 has the divergence's gradient as it is"),
         ({"clip_cap": 1.1, "clip_high": 0.2}, "clip_cap must be above"),
         ({"clip_cap": 1.25}, r"clip_cap \(1.25\) must be above 1 \+ clip_high, which is 0.28 for `loss: dapo`"),
         ({"clip_cap": 1.2, "loss": "grpo"}, r"which is 0.2 for `loss: grpo`"),

@@ -114,7 +114,19 @@ def test_of_cispo_they_are_the_shares_of_bounded_weights() -> None:
     assert loss.clip_fractions(rho, advantages, policy) == (0.0, 0.25)
 
 
-@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("level", ["token", "sequence_token"])
+def test_credit_by_token_reaches_its_own_token(level: Any) -> None:
+    """Off-policy too, with the weight that the ratio says; a mean over the response would level it."""
+    new, old, advantages = draws("new", "old", "advantages")
+    new.requires_grad_()
+    rho = loss.ratio(new, old, ROWS, level)
+    (-rho * advantages).sum().backward()
+    torch.testing.assert_close(new.grad, -rho.detach() * advantages)
+    if level == "sequence_token":
+        assert torch.equal(rho, loss.ratio(new, old, ROWS, "sequence"))
+
+
+@pytest.mark.parametrize("level", ["token", "sequence", "sequence_token"])
 def test_on_policy_the_gradient_is_the_policy_gradient(level: Any) -> None:
     """A response has one advantage, so that the mean ratio of a response spreads the same gradient."""
     (new,) = draws("new")
@@ -158,6 +170,9 @@ def test_engine_weights_are_bounded_and_have_no_gradient() -> None:
     assert of("truncate") == pytest.approx([2.0, 1.0, small])
     assert of("mask") == pytest.approx([0.0, 1.0, small])
     assert of("mask", low=0.5, high=30.0) == pytest.approx([math.exp(3), 1.0, 0.0])
+    engine[0] = -100.0  # a weight that is no number any more
+    assert of("mask", "sequence") == pytest.approx([0.0, 0.0, small]) and of("truncate")[0] == 2.0
+    engine[0] = -3.0
     assert of("truncate", "sequence", high=9.0) == pytest.approx([9.0, 9.0, small])
     assert of("none") == [1.0, 1.0, 1.0]
 
@@ -247,16 +262,28 @@ class Lying:
             yield replace(made, logprobs=told)
 
 
+def told_of_a_gap(directory: Path, **correction: Any) -> tuple[GrpoMetrics, list[Rollout]]:
+    """Every second token's ratio is 4."""
+    model = student()
+    terms = loss.PolicyLoss(correction=loss.EngineCorrection(**correction))
+    (m,), rollouts = grpo(model, directory, Lying(policy(model), math.log(4)), steps=1, loss=terms)
+    return m, rollouts
+
+
 def test_what_is_told_of_a_gap_between_engine_and_trainer(tmp_path: Path) -> None:
     """Ratios before truncation, and what truncation leaves: half of the tokens weigh 2 in place of 4."""
-    model = student()
-    (m,), rollouts = grpo(model, tmp_path, Lying(policy(model), math.log(4)), steps=1)
+    m, rollouts = told_of_a_gap(tmp_path)
     lengths = [len(r.completion.token_ids) for r in rollouts if r.trained]
     odd = sum(n // 2 for n in lengths) / sum(lengths)
     assert m.ratio_max == pytest.approx(4, rel=1e-3) and m.ratio_mean == pytest.approx(1 + 3 * odd, rel=1e-3)
     assert m.logprob_gap == pytest.approx(odd * math.log(4), rel=1e-3)
     assert m.effective_share == pytest.approx((1 + odd) ** 2 / (1 + 3 * odd), rel=1e-3)
     assert m.corrected == pytest.approx(odd)
+
+
+@pytest.mark.parametrize("correction", [{"how": "none"}, {"level": "sequence", "high": 1e9}])
+def test_where_no_weight_is_bounded_none_is_said_to_be(correction: dict[str, Any], tmp_path: Path) -> None:
+    assert told_of_a_gap(tmp_path, **correction)[0].corrected == 0
 
 
 @pytest.mark.parametrize("name", [name for name in loss.RECIPES if name != "bnpo"])

@@ -24,6 +24,8 @@ from pipeline import config, runner
 from pipeline.errors import InputError
 from pipeline.events import Listener
 from pipeline.workspace import Workspace
+from rl.stages.grpo import GrpoSettings
+from rl.stages.refining import loss_of
 
 SMALL: dict[str, Any] = {
     "student": "embedded:student-base", "problems": "problems", "steps": 2, "prompts": 6, "group": 2,
@@ -129,6 +131,16 @@ def test_what_ppo_cannot_do_is_said_when_the_yaml_is_read(
     with pytest.raises(InputError, match=message) as told:
         run(tmp_path, "ppo", **changes)
     assert "\n" not in str(told.value)
+
+
+def test_credit_by_token_is_not_spread_over_the_response_by_gspo() -> None:
+    def level(**changes: Any) -> str:
+        settings = GrpoSettings(student="embedded:student-base", problems="problems", **changes)
+        return loss_of(settings)[0].level
+
+    teacher = {"model": "embedded:teacher"}
+    assert level(loss="gspo") == "sequence" and level(loss="dapo", teacher=teacher) == "token"
+    assert level(loss="gspo", teacher=teacher) == level(loss="gspo", process={"model": "prm:prm"}) == "sequence_token"
 
 
 @pytest.mark.parametrize(

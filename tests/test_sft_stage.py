@@ -22,7 +22,7 @@ from distill.families.calc import Calc  # noqa: E402
 from distill.modelspec import Model  # noqa: E402
 from distill.pretrained import load  # noqa: E402
 from distill.stages.sft import SftSettings  # noqa: E402
-from distill.stages.student import check_positions  # noqa: E402
+from distill.stages.supervised import check_positions  # noqa: E402
 from distill.store import Store  # noqa: E402
 from distill.training.batching import from_tokens  # noqa: E402
 from pipeline import config, runner  # noqa: E402

@@ -26,7 +26,7 @@ from tiny import VOCABULARY, chat_tokenizer, examples, tiny, weights  # noqa: E4
 
 from distill.prompting import asking  # noqa: E402
 from distill.stages import sft  # noqa: E402
-from distill.stages.student import example_of  # noqa: E402
+from distill.stages.supervised import example_of  # noqa: E402
 from distill.store.records import problem_row  # noqa: E402
 from distill.training import attention, checkpoint, gated, head, rectangles, rotary  # noqa: E402
 from distill.training.adapted import adapted  # noqa: E402
@@ -560,6 +560,20 @@ def test_training_learns_and_reports_each_example(tmp_path: Path) -> None:
     with torch.no_grad():
         now = -single(model, rows[0]).mean().item()
     assert len(result.losses[rows[0].key]) == 25 and result.losses[rows[0].key][-1] == pytest.approx(now, rel=0.5)
+
+
+def test_a_stop_while_a_batch_is_made_loses_no_step(tmp_path: Path) -> None:
+    """As when a student is asked for its rows: they may take minutes."""
+    rows, settings = examples(4), TrainSettings(OptimizerSettings(1e-3), steps=4, checkpoint_seconds=None)
+
+    def stopped(step: int) -> list[Example]:
+        if step == 2:
+            raise Stopped("stopped")
+        return rows
+
+    with pytest.raises(Stopped):
+        train(tiny(), stopped, settings, checkpoints=tmp_path)
+    assert train(tiny(), lambda step: rows, settings, checkpoints=tmp_path).resumed_at == 2
 
 
 def test_the_cut_into_micro_batches_changes_no_gradient(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from distill.prm.head import step_logits
 from distill.prm.labels import Labelled, noisy
 from distill.prm.measures import Scored, summary
 from distill.prm.scorer import Aggregate, aggregate
-from distill.randomness import permutation
+from distill.randomness import held_out
 from distill.training.batching import micro_batches
 from distill.turns import rendered
 from distill.types import Message
@@ -52,9 +52,7 @@ def lessons(
 
 def apart(lessons: Sequence[Lesson], share: float, seed: int) -> tuple[list[Lesson], list[Lesson]]:
     """What is learned from, and what is held out: about ``share`` of the structures, whole."""
-    names = sorted({lesson.labelled.structure for lesson in lessons})
-    count = min(max(1, round(share * len(names))), len(names) - 1) if len(names) > 1 else 0
-    held = {names[i] for i in permutation(len(names), seed, "heldout")[:count]}
+    held = held_out((lesson.labelled.structure for lesson in lessons), share, seed, "heldout")
     sides: tuple[list[Lesson], list[Lesson]] = ([], [])
     for lesson in lessons:
         sides[lesson.labelled.structure in held].append(lesson)

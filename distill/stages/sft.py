@@ -18,19 +18,12 @@ from pydantic import Field
 from distill import modelspec, verification
 from distill.lacking import lacking
 from distill.prompting import Ask, asking
-from distill.randomness import permutation
+from distill.randomness import held_out, permutation
 from distill.stages.common import store_of
 from distill.stages.devices import check_memory, foreseen, too_large
-from distill.stages.student import (
-    SupervisedSettings,
-    check_positions,
-    example_of,
-    exported,
-    load_student,
-    publish,
-    supervised,
-)
-from distill.store.records import Row, kept, problem_of, record_losses
+from distill.stages.student import exported, load_student, publish
+from distill.stages.supervised import Lesson, SupervisedSettings, learning_rate, lessons, supervised
+from distill.store.records import problem_of, record_losses
 from distill.types import Problem, Sampling
 from pipeline.errors import InputError, PipelineError
 from pipeline.fingerprint import FileHashes, content_hash
@@ -38,15 +31,12 @@ from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Operational, Output, Settings, Stage, later
 
 if TYPE_CHECKING:
-    from distill.training.batching import Example
     from distill.training.early_stopping import Heldout
     from distill.training.learner import Learner
 
 ABOUT = "A student fine-tuned on a teacher's verified reasoning traces."
 STOP_PROMPTS = 32
 """Training prompts that the stop test samples answers to."""
-MUCH_DROPPED = 0.03
-"""So large a share of over-long examples is warned of: what is left out is the longest reasoning."""
 
 
 class HeldoutSettings(Settings):
@@ -74,10 +64,6 @@ class SftSettings(SupervisedSettings):
     for the student to be published; `null`: no test."""
 
 
-Lesson = tuple[Row, "Example"]
-"""A selected trace with its problem, and what is learned of it."""
-
-
 def run(context: Context, settings: SftSettings) -> Output:
     from distill.training.loop import train
     from distill.training.metrics import Recorder
@@ -85,11 +71,10 @@ def run(context: Context, settings: SftSettings) -> Output:
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
     check_memory(context, settings, start)
     network, tokenizer = load_student(settings, start)
-    rate = _learning_rate(context, settings, network)
+    rate, told = learning_rate(context, settings, network)
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
-    lessons, dropped = _lessons(context, settings, tokenizer, ask)
-    check_positions(context.name, network, [example for _, example in lessons])
-    taught, held = _split(context.name, settings, lessons)
+    found, dropped = lessons(context, settings, network, tokenizer, ask, settings.thinking)
+    taught, held = _split(context.name, settings, found)
     limit = max(example.supervised for _, example in taught)
     with (
         Recorder(store_of(context), context, ("loss", "heldout_loss", "learning_rate"), settings.log_to) as recorder,
@@ -112,11 +97,10 @@ def run(context: Context, settings: SftSettings) -> Output:
             f"{result.best_step}, and these weights are kept"
         )
     _stop_test(context, settings, network, tokenizer, taught, ask, limit)
-    told = {} if settings.learning_rate else {"learning_rate": f"{rate} (from the model's hidden size)"}
     digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, told)
     figures: dict[str, Any] = {"examples": len(taught), "dropped": len(dropped)}
     if dropped:
-        figures |= {"dropped_share": round(len(dropped) / (len(lessons) + len(dropped)), 4)}
+        figures |= {"dropped_share": round(len(dropped) / (len(found) + len(dropped)), 4)}
     figures |= {"learning_rate": rate, "steps": result.steps}
     of_kept = recorder.last(result.best_step)
     curves = ("loss", "heldout_pass_at_1", "heldout_loss")
@@ -125,49 +109,16 @@ def run(context: Context, settings: SftSettings) -> Output:
     return Output(digest, figures | ({"heldout": len(held)} if held else {}))
 
 
-def _learning_rate(context: Context, settings: SftSettings, network: Any) -> float:
-    from distill.training.student import default_learning_rate
-
-    if settings.learning_rate is not None:
-        return settings.learning_rate
-    rate = default_learning_rate(network)
-    what = "LoRA" if settings.lora else "all weights"
-    context.note(f"learning_rate {rate} for {what}, from the model's hidden size of {network.config.hidden_size}")
-    return rate
-
-
-def _lessons(context: Context, settings: SftSettings, tokenizer: Any, ask: Ask) -> tuple[list[Lesson], list[str]]:
-    """What there is to learn, and the keys of the traces that are too long for it."""
-    rows = kept(store_of(context), context.inputs[settings.data])
-    every = [example_of(tokenizer, row, ask, settings.thinking) for row in rows]
-    dropped = [example.key for example in every if len(example) > settings.max_tokens]
-    if len(dropped) == len(rows):
-        raise InputError(
-            f"stage {context.name}: all {len(rows)} examples are longer than {settings.max_tokens} tokens (the "
-            f"shortest has {min(map(len, every))}); raise max_tokens"
-        )
-    if dropped:
-        share = len(dropped) / len(rows)
-        warning = "; the longest reasoning is not learned: raise max_tokens" if share > MUCH_DROPPED else ""
-        context.note(
-            f"dropped {len(dropped)} of {len(rows)} examples ({share:.1%}; the first is trace {dropped[0][:12]}): "
-            f"longer than {settings.max_tokens} tokens{warning}"
-        )
-    return [lesson for lesson in zip(rows, every, strict=True) if len(lesson[1]) <= settings.max_tokens], dropped
-
-
 def _split(stage: str, settings: SftSettings, lessons: list[Lesson]) -> tuple[list[Lesson], list[Lesson]]:
     """What is learned and what is held out, by problem: all that share a structure lie on one side."""
     if settings.heldout is None:
         return lessons, []
     groups = [row["structure"] or row["prompt_key"] for row, _ in lessons]
-    names = sorted(set(groups))
-    if len(names) < 2:
+    if len(set(groups)) < 2:
         raise InputError(
             f"stage {stage}: heldout: all examples answer one problem; none can be held out, leave it away"
         )
-    count = min(max(1, round(settings.heldout.share * len(names))), len(names) - 1)
-    held = {names[i] for i in permutation(len(names), settings.seed, "heldout")[:count]}
+    held = held_out(groups, settings.heldout.share, settings.seed, "heldout")
     sides: tuple[list[Lesson], list[Lesson]] = ([], [])
     for group, lesson in zip(groups, lessons, strict=True):
         sides[group in held].append(lesson)
@@ -236,12 +187,7 @@ def _problems(lessons: list[Lesson]) -> dict[str, Problem]:
 
 
 def refuse(settings: SftSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
-    if figures.get(settings.data, {}).get("kept") == 0:
-        return (
-            f"{settings.data} kept no trace to train on; `distill traces stats` shows the verdicts, `rejected` in "
-            f"`distill status --json` why"
-        )
-    return lacking(settings) or too_large(settings)
+    return settings.unteachable(figures) or lacking(settings) or too_large(settings)
 
 
 def forecast(context: Context, settings: SftSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from distill.cards import write_model_card
 from distill.modelspec import MODEL, Model, ModelName
-from distill.prompting import Ask, Prompting
-from distill.stages.devices import DeviceSettings, threads
-from distill.store.records import Row, problem_of
+from distill.stages.devices import DeviceSettings
 from distill.training.logs import Logger
-from pipeline.errors import InputError
-from pipeline.stage import Context, Input, Operational, Settings, later
-
-if TYPE_CHECKING:
-    from distill.training.batching import Example
-    from distill.training.loop import TrainSettings
+from pipeline.stage import Context, Operational, Settings, later
 
 Precision = Literal["fp32", "bf16"]
 
@@ -80,35 +73,6 @@ class WriterSettings(StudentSettings):
         return self
 
 
-class SupervisedSettings(WriterSettings):
-    """What stages share that train on the examples of a selection."""
-
-    data: Annotated[str, Input(accepts=("selection",))]
-    prompting: Prompting = None
-    """How the student is asked (`system`, `template`), here as later in use; by default as the problem stands,
-    however its teacher was asked."""
-    learning_rate: Annotated[float | None, Field(gt=0)] = None
-    """By default from the model's hidden size (5e-5 for all weights and ten times that for LoRA, at 2,000)."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    epochs: Annotated[int, Field(ge=1)] = 1
-    max_tokens: Annotated[int, Field(ge=1)] = 4096
-    """Longer examples are dropped and counted, never cut."""
-
-    @model_validator(mode="after")
-    def _answers_by_itself(self) -> SupervisedSettings:
-        if self.prompting and (self.prompting.prefill or self.prompting.examples is not None):
-            raise ValueError("prompting: a student learns to answer by itself; here are just system and template")
-        return self
-
-    def steps(self, expected: Mapping[str, Mapping[str, Any]]) -> int | None:
-        """Optimizer steps; before the selection is made, as many as there would be if all were kept."""
-        data = expected.get(self.data, {})
-        examples = data.get("kept", data.get("traces"))
-        return None if examples is None else -(-examples // self.batch_size) * self.epochs
-
-
 def load_student(settings: StudentSettings, start: Model, samples: bool = False) -> tuple[Any, Any]:
     """(network ready to be trained, tokenizer). A model that is to be cut up lies in the machine's memory, unless this
     process ``samples`` from it."""
@@ -126,51 +90,6 @@ def load_student(settings: StudentSettings, start: Model, samples: bool = False)
         half_base=settings.base_precision == "bf16",
         device="cpu" if settings.parallel == "fsdp" and settings.ranks() > 1 and not samples else "auto",
     )
-
-
-def supervised(settings: SupervisedSettings, rate: float) -> TrainSettings:
-    """``rate`` is the learning rate, which the settings may leave open."""
-    from distill.training.loop import TrainSettings
-    from distill.training.optimizer import OptimizerSettings
-
-    return TrainSettings(
-        OptimizerSettings(
-            rate,
-            norm_learning_rate=settings.norm_learning_rate,
-            schedule=settings.schedule,
-            warmup=settings.warmup,
-        ),
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        micro_batch_tokens=settings.micro_batch_tokens,
-        precision=settings.precision,
-        seed=settings.seed,
-        threads=threads(settings.threads),
-        devices=settings.devices,
-        parallel=settings.parallel,
-    )
-
-
-def example_of(tokenizer: Any, row: Row, ask: Ask, thinking: bool = True) -> Example:
-    """A trace in the student's own template and tokens, whoever its teacher was."""
-    from distill.training.conversations import conversation, from_messages
-
-    said = row["thinking"] if thinking else ""
-    messages = conversation(ask(problem_of(row)).messages, said, row["answer"])
-    return from_messages(tokenizer, row["trace_key"], messages)
-
-
-def check_positions(stage: str, network: Any, examples: Sequence[Example]) -> None:
-    """Refuse examples with more tokens than the model has positions: what it says behind them is noise, or a crash."""
-    from distill.engines.prefill import positions_limit
-
-    limit = positions_limit(network)
-    longest = max(examples, key=len)
-    if limit is not None and len(longest) > limit:
-        raise InputError(
-            f"stage {stage}: trace {longest.key[:12]} has {len(longest)} tokens, but the student knows {limit} "
-            f"positions (its config.json says so); lower max_tokens to {limit}, which leaves out what is longer"
-        )
 
 
 def exported(context: Context, network: Any, tokenizer: Any, settings: Settings, name: str) -> Path:

@@ -24,13 +24,13 @@ def conversation(messages: tuple[Message, ...], thinking: str, answer: str) -> l
     return [*messages, {"role": "assistant", "content": join_thinking(thinking, answer)}]
 
 
-def from_messages(tokenizer: Any, key: str, messages: Sequence[Message], weight: float = 1.0) -> Example:
+def from_messages(tokenizer: Any, key: str, messages: Sequence[Message]) -> Example:
     """A row from a conversation that ends with an assistant's turn."""
     end = turn_end(tokenizer)
     text = rendered(tokenizer, messages, asking=False)
     spans = _spans(tokenizer, text, messages) if end is not None else None
     if spans is None:
-        return _last_turn(tokenizer, key, messages, tokenizer.eos_token_id if end is None else end, weight)
+        return _last_turn(tokenizer, key, messages, tokenizer.eos_token_id if end is None else end)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = encoded["input_ids"]
     mask = [False] * len(ids)
@@ -39,7 +39,7 @@ def from_messages(tokenizer: Any, key: str, messages: Sequence[Message], weight:
         ends = [t for t in inside if ids[t] == end]
         for t in inside:  # what follows the end token (a newline) is the template's, not the assistant's
             mask[t] = not ends or t <= ends[-1]
-    return Example(key, _shared(ids), tuple(mask), weight)
+    return Example(key, _shared(ids), tuple(mask))
 
 
 def _spans(tokenizer: Any, text: str, messages: Sequence[Message]) -> list[tuple[int, int]] | None:
@@ -58,7 +58,7 @@ def _spans(tokenizer: Any, text: str, messages: Sequence[Message]) -> list[tuple
     return found
 
 
-def _last_turn(tokenizer: Any, key: str, messages: Sequence[Message], end: int | None, weight: float) -> Example:
+def _last_turn(tokenizer: Any, key: str, messages: Sequence[Message], end: int | None) -> Example:
     *context, last = messages
     if end is None:
         raise InputError(
@@ -72,7 +72,7 @@ def _last_turn(tokenizer: Any, key: str, messages: Sequence[Message], end: int |
     prompt = rendered(tokenizer, context)
     parts = (prompt, _after(prompt, last["content"]))
     asked, said = (tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in parts)
-    return from_tokens(key, _shared(asked), _shared([*said, end]), weight)
+    return from_tokens(key, _shared(asked), _shared([*said, end]))
 
 
 _IDS: dict[int, int] = {}

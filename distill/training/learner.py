@@ -150,10 +150,9 @@ class Learner:
         self.done += 1
         return norm, self.settings.optimizer.learning_rate * scale
 
-    def skip(self) -> tuple[float, float]:
+    def skip(self) -> None:
         """Count a step that has nothing to learn from."""
         self.done += 1
-        return 0.0, 0.0
 
     def resume(self, directory: Path | None = None) -> dict[str, Tensor]:
         """Load the newest checkpoint, if any, and return what was saved beside the weights."""
@@ -161,14 +160,12 @@ class Learner:
         if found is None:
             return {}
         self.done, state = found
-        with torch.no_grad():
-            for parameter, value in zip(self.weights, state["weights"], strict=True):
-                parameter.copy_(value)
         whole = {"weights": state["weights"], "optimizer": state["optimizer"]}
         if self._ranks:
             self._ranks.call(self, "_load", [(whole,), *[(None,)] * (self._ranks.size - 1)])
         else:
             self._load(whole)
+        self.gather()
         return state["extra"]
 
     def gather(self) -> None:

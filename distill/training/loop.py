@@ -25,7 +25,7 @@ from distill.training.forward import Pass, tell
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing, run_identity
 from distill.training.passes import Row
 from distill.training.session import learning
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Stopped
 
 BatchSource = Callable[[int], Sequence[Example]]
 """The examples of a global step, made on the fly: a pure function of the step (and of the weights)."""
@@ -97,31 +97,40 @@ def train(
     (`distill.training.divergence`). ``over`` is asked before each step and after the last whether the run ends here,
     and may put the learner back to an earlier step. Raises `Stopped` after checkpointing when ``stop()`` turns true.
     """
-    order = None if callable(examples) else Order(tuple(map(len, examples)), settings.batch_size, settings.seed)
+    rows: Sequence[Example] = () if callable(examples) else examples
+    order = None if callable(examples) else Order(tuple(map(len, rows)), settings.batch_size, settings.seed)
     total = settings.steps or (order.steps_per_epoch * settings.epochs if order else 0)
     if not total:
         raise InputError("there is nothing to train on: no example, or a batch source without `steps`")
-    run = run_identity(settings, () if callable(examples) else examples)
+    run = run_identity(settings, rows)
     with learning(model, settings, total, checkpoints, run, before_save, measure) as learner:
         found = learner.resume()
         losses = found.get("trace_losses", _unseen(order, total))
         best, resumed_at = Best(heldout, learner, found), learner.done
+
+        def state() -> dict[str, Tensor]:
+            return {"trace_losses": losses, **best.state()}
+
         if heldout and not learner.done:
             on_step(StepMetrics(0, total, math.nan, 0, math.nan, math.nan, 0.0, **best.look()))
         while not over(learner) and learner.done < total and not best.over:
-            rows = order(learner.done) if order else []
-            batch = examples(learner.done) if callable(examples) else [examples[i] for i in rows]
-            epoch = learner.done // order.steps_per_epoch if order else 0
+            step = learner.done
+            chosen = order(step) if order else []
+            try:
+                batch = examples(step) if callable(examples) else [rows[i] for i in chosen]
+            except Stopped:
+                learner.save(state())  # else the updates since the last checkpoint were lost
+                raise
             metrics, means = _step(learner, batch)
-            if rows:
-                losses[epoch, rows] = torch.tensor(means)
+            if order:
+                losses[step // order.steps_per_epoch, chosen] = torch.tensor(means)
             on_step(replace(metrics, **best.look()))
-            learner.save_if_due({"trace_losses": losses, **best.state()}, stop)
+            learner.save_if_due(state(), stop)
         if best.over:
-            learner.save({"trace_losses": losses, **best.state()})
+            learner.save(state())
         best.restore()
         steps = learner.done
-    columns = zip(() if callable(examples) else examples, losses.T.tolist(), strict=True)
+    columns = zip(rows, losses.T.tolist(), strict=True)
     seen = {e.key: [loss for loss in column if not math.isnan(loss)] for e, column in columns}
     kept = best.step if best.known else steps
     return TrainResult(steps, resumed_at, {key: column for key, column in seen.items() if column}, kept)

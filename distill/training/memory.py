@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,26 @@ def size(count: int) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / (1 << 20):.0f} MiB"
 
 
-def estimate(directory: Path, training: Training) -> Estimate | None:
-    """What training the model in ``directory`` takes of the fullest device, or of the machine where ranks share it;
-    None where the files do not tell."""
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """A model as its files tell it: the number of all its weights, the shapes of its ``linear`` layers, and sizes as in
+    config.json; ``attention`` is the width of queries and keys together."""
+
+    weights: int
+    linear: Sequence[Sequence[int]]
+    hidden: int
+    inner: int
+    layers: int
+    attention: int
+    vocabulary: int
+
+    @property
+    def matrices(self) -> int:
+        """Weights of linear layers."""
+        return sum(a * b for a, b in self.linear)
+
+
+def _build(directory: Path) -> _Build | None:
     shapes = _shapes(directory)
     try:
         config = json.loads((directory / "config.json").read_text())
@@ -116,42 +133,61 @@ def estimate(directory: Path, training: Training) -> Estimate | None:
         heads, vocabulary = config["num_attention_heads"], config["vocab_size"]
     except (OSError, ValueError, KeyError):
         return None
-    if not shapes:
-        return None
     width = config.get("head_dim") or hidden // heads
-    queries, keys = heads * width, (config.get("num_key_value_heads") or heads) * width
+    attention = width * (heads + (config.get("num_key_value_heads") or heads))
     linear = [s for s in shapes if len(s) == 2 and vocabulary not in s]
-    matrices, every = sum(a * b for a, b in linear), sum(map(math.prod, shapes))
-    trained = every if training.rank is None else sum(training.rank * (a + b) for a, b in linear)
-    outside = 2 if training.bits == 16 else 4  # bytes of an embedding's or norm's weight
-    frozen = 0 if training.rank is None else outside * (every - matrices) + training.bits * matrices // 8
-    kind = "all" if training.rank is None else "base" if training.bits == 16 else "lora"
-    per_layer = sum(
-        n * size for n, size in zip(KEPT[kind, training.half], (hidden, inner, queries + keys), strict=True)
-    )
-    cast = training.half and training.bits == 32 and (training.rank is None or training.shards == 1)
-    kept = layers * hidden + per_layer if training.checkpointing else layers * per_layer
-    tokens = training.micro_batch_tokens
-    if training.rank is None:
-        logits = HEAD * min(CHUNK if training.cores else LARGE_CHUNK, tokens * vocabulary)
-    else:  # a tile in the precision of products and in fp32, and the gradient of hidden states twice for a moment
-        logits = 2 * min(TILE if training.cores else CHUNK, tokens * vocabulary) + 2 * tokens * hidden
-    passing = 4 * (tokens * kept + logits)
-    in_heap = max(0.0, 1 - 4 * tokens * max(hidden, inner) / LARGE) if training.cores else 0.0
+    weights = sum(map(math.prod, shapes))
+    return _Build(weights, linear, hidden, inner, layers, attention, vocabulary) if shapes else None
+
+
+def estimate(directory: Path, training: Training) -> Estimate | None:
+    """What training the model in ``directory`` takes of the fullest device, or of the machine where ranks share it;
+    None where the files do not tell."""
+    build = _build(directory)
+    return None if build is None else _needs(build, training)
+
+
+def _needs(build: _Build, training: Training) -> Estimate:
+    rank, ranks, half = training.rank, training.ranks, training.half
+    trained = build.weights if rank is None else sum(rank * (a + b) for a, b in build.linear)
+    outside = (2 if training.bits == 16 else 4) * (build.weights - build.matrices)  # embeddings and norms, in bytes
+    frozen = 0 if rank is None else outside + training.bits * build.matrices // 8
+    cast = half and training.bits == 32 and (rank is None or training.shards == 1)
+    activations, logits = 4 * training.micro_batch_tokens * _kept(build, training), 4 * _logits(build, training)
+    block = 4 * training.micro_batch_tokens * max(build.hidden, build.inner)
+    in_heap = max(0.0, 1 - block / LARGE) * HEAP[half] if training.cores else 0.0
     moments = 8 * trained // training.shards
-    processes = training.cores if training.cores and every <= SMALL else 1
-    ranks = training.ranks
+    processes = training.cores if training.cores and build.weights <= SMALL else 1
+    sampler = 4 * build.weights if rank is None else (2 if training.bits == 16 else 4) * build.matrices
     return Estimate(
-        weights=ranks * ((frozen + 4 * trained) // training.shards + 2 * matrices * cast),
+        weights=ranks * ((frozen + 4 * trained) // training.shards + 2 * build.matrices * cast),
         gradients=ranks * (4 * trained * processes // training.shards),
         moments=ranks * moments,
-        activations=ranks * round(4 * tokens * kept) * processes,
-        logits=ranks * 4 * logits * processes,
-        allocator=ranks * max(0, round(HEAP[training.half] * in_heap * passing) * processes - moments),
-        kernels=ranks * KERNELS * processes if training.cores and training.half else 0,
-        sampling=(4 * every if training.rank is None else outside * matrices) if training.samples else 0,
+        activations=ranks * round(activations) * processes,
+        logits=ranks * logits * processes,
+        allocator=ranks * max(0, round(in_heap * (activations + logits)) * processes - moments),
+        kernels=ranks * KERNELS * processes if training.cores and half else 0,
+        sampling=sampler if training.samples else 0,
         teacher=training.teacher,
     )
+
+
+def _kept(build: _Build, training: Training) -> float:
+    """Numbers that a token leaves for the backward pass."""
+    kind = "all" if training.rank is None else "base" if training.bits == 16 else "lora"
+    widths = build.hidden, build.inner, build.attention
+    per_layer = sum(times * width for times, width in zip(KEPT[kind, training.half], widths, strict=True))
+    return build.layers * build.hidden + per_layer if training.checkpointing else build.layers * per_layer
+
+
+def _logits(build: _Build, training: Training) -> int:
+    """Numbers that the output head holds at once."""
+    tokens = training.micro_batch_tokens
+    every = tokens * build.vocabulary
+    if training.rank is None:
+        return HEAD * min(CHUNK if training.cores else LARGE_CHUNK, every)
+    # a tile in the precision of products and in fp32, and the gradient of hidden states twice for a moment
+    return 2 * min(TILE if training.cores else CHUNK, every) + 2 * tokens * build.hidden
 
 
 def weights_of(directory: Path, size: int) -> int:

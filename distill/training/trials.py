@@ -1,7 +1,8 @@
 """What a student does when it is asked: whether its answers end, and how many are right.
 
 Samples come from the embedded engine on the live weights, keyed by problem, so they depend on the weights alone.
-Called by the sft stage: the stop test after training, pass@1 on held-out problems during it.
+Called by the sft stage: the stop test after training, pass@1 on held-out problems during it. Stages that learn from
+what their student samples open their engine here, too.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from pipeline.errors import InputError
 from pipeline.stage import stop_check
 
 
-def open_engine(model: Any, tokenizer: Any) -> TransformersEngine:
-    """An engine that samples from ``model``, a student under training, as it was at the last `refresh`."""
-    return TransformersEngine(model, tokenizer, model_identity="student", workers=workers_for(model, 0))
+def open_engine(model: Any, tokenizer: Any, identity: str = "student", workers: int = 0) -> TransformersEngine:
+    """An engine that samples from ``model``, a student under training, as it was at the last `refresh`. ``workers`` 0
+    is as many processes as are good for it."""
+    return TransformersEngine(model, tokenizer, model_identity=identity, workers=workers_for(model, workers))
 
 
 def requests(problems: Mapping[str, Problem], ask: Ask, sampling: Sampling) -> list[Request]:

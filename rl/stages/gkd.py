@@ -14,28 +14,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
-from distill import modelspec, pretrained
+from distill import modelspec
 from distill.engines.options import SamplingSettings, TransformersOptions
 from distill.lacking import lacking
 from distill.modelspec import Model, ModelName
-from distill.prompting import asking
+from distill.prompting import Ask, asking
 from distill.stages.common import RewardModel, VerifierSpec, resolved, store_of
 from distill.stages.devices import check_memory, foreseen, too_large
-from distill.stages.student import SupervisedSettings, check_positions, example_of, load_student, publish, supervised
-from distill.store.records import kept, problem_of
+from distill.stages.student import load_student, publish
+from distill.stages.supervised import Lesson, SupervisedSettings, learning_rate, lessons, supervised
+from distill.store.records import problem_of
 from distill.types import Completion, Problem
 from distill.verification import pool_of
 from distill.verifiers import VerifierPool
-from pipeline.errors import PipelineError
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Stage
 from rl.alarms import History
 from rl.stages.options import WatchedSettings
+from rl.stages.teacher import loaded
 
 if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
-    from distill.training.batching import Example, Order
+    from distill.training.batching import Order
     from distill.training.divergence import Agreement
     from distill.training.loop import StepMetrics
     from rl.gkd import Batches
@@ -78,11 +79,10 @@ class GkdSettings(WatchedSettings, SupervisedSettings):
 
 
 def run(context: Context, settings: GkdSettings) -> Output:
-    from distill.engines.transformers import TransformersEngine, workers_for
     from distill.training.batching import Order
     from distill.training.loop import train
     from distill.training.metrics import Recorder
-    from distill.training.student import default_learning_rate
+    from distill.training.trials import open_engine
     from rl.gkd import GkdMetrics
     from rl.stages import guarding
 
@@ -91,26 +91,25 @@ def run(context: Context, settings: GkdSettings) -> Output:
     teacher = modelspec.find(settings.teacher, context.workspace, context.inputs, context.hashes)
     check_memory(context, settings, start, samples=True, teacher=(teacher, settings.teacher_engine.dtype))
     network, tokenizer = load_student(settings, start)
-    rate = settings.learning_rate or default_learning_rate(network)
+    rate, said = learning_rate(context, settings, network)
+    ask = asking(settings.prompting, key=f"{context.name}.prompting")
+    found, _ = lessons(context, settings, network, tokenizer, ask)
     measure = _measure(settings, teacher, tokenizer)
-    examples, asked = _examples(context, settings, tokenizer)
-    check_positions(context.name, network, examples)
-    workers = workers_for(network, settings.workers)
     with (
-        closing(TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)) as policy,
+        closing(open_engine(network, tokenizer, context.fingerprint, settings.workers)) as policy,
         pool_of(store, context) as pool,
         Recorder(store, context, ("loss", "learning_rate"), settings.log_to) as recorder,
     ):
-        order = Order(tuple(map(len, examples)), settings.batch_size, settings.seed)
+        order = Order(tuple(len(example) for _, example in found), settings.batch_size, settings.seed)
         how = replace(supervised(settings, rate), epochs=1, steps=order.steps_per_epoch * settings.epochs)
         told: dict[int, Samples] = {}
-        source = _batches(context, settings, examples, asked, order, policy, pool, told)
+        source = _batches(context, settings, found, order, policy, pool, ask, told)
         guard = guarding.guard(
             context, settings, policy, source.sampling, source.ask, History(JUDGE), steps=how.steps or 0
         )  # fmt: skip
 
         def hear(metrics: StepMetrics) -> None:
-            heard = GkdMetrics(metrics.step, metrics, told.pop(metrics.step, {}))
+            heard = GkdMetrics(metrics.step, metrics, told.pop(metrics.step, None))
             recorder(heard)
             guard.hear(heard)
 
@@ -118,48 +117,22 @@ def run(context: Context, settings: GkdSettings) -> Output:
             network, source, how, checkpoints=context.work / "checkpoints", stop=context.stopping,
             on_step=hear, before_save=recorder.flush, measure=measure, over=guard.over,
         )  # fmt: skip
-    said = {"learning_rate": str(rate), **guard.told()}
-    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, said)
-    figures = {"examples": len(examples), "steps": how.steps, "learning_rate": rate}
+    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, said | guard.told())
+    figures = {"examples": len(found), "steps": how.steps, "learning_rate": rate}
     return Output(digest, figures | {"loss": recorder.last().get("loss")} | guard.figures())
 
 
 def _measure(settings: GkdSettings, found: Model, tokenizer: Any) -> Agreement:
     from distill.training.divergence import Agreement
-    from distill.training.forward import check_packing
-    from rl.teacher import check_same_tokenizer
+    from rl.teacher import fixed
 
-    teacher, theirs = pretrained.load(found, settings.teacher_engine.dtype, settings.teacher_engine.device)
-    check_same_tokenizer(tokenizer, theirs, settings.teacher)
-    check_packing(teacher.requires_grad_(False).eval())
+    teacher = fixed(loaded(found, settings.teacher_engine, tokenizer, settings.teacher))
     return Agreement(teacher, settings.beta, settings.top_k, settings.temperature)
 
 
-def _examples(
-    context: Context, settings: GkdSettings, tokenizer: Any
-) -> tuple[list[Example], list[tuple[str, Problem]]]:
-    """The teacher's traces that are not too long, and (problem key, problem) that each answers."""
-    ask = asking(settings.prompting, key=f"{context.name}.prompting")
-    rows = kept(store_of(context), context.inputs[settings.data])
-    pairs: list[tuple[Example, tuple[str, Problem]]] = []
-    for row in rows:
-        example = example_of(tokenizer, row, ask)
-        if len(example) <= settings.max_tokens:
-            pairs.append((example, (row["problem_key"], problem_of(row))))
-    if not pairs:
-        raise PipelineError(
-            f"stage {context.name}: {settings.data} kept no trace of at most {settings.max_tokens} tokens to learn from"
-        )
-    if len(pairs) < len(rows):
-        context.note(
-            f"dropped {len(rows) - len(pairs)} of {len(rows)} traces: longer than {settings.max_tokens} tokens"
-        )
-    return [example for example, _ in pairs], [asked for _, asked in pairs]
-
-
 def _batches(
-    context: Context, settings: GkdSettings, examples: list[Example], asked: list[tuple[str, Problem]],
-    order: Order, policy: TransformersEngine, pool: VerifierPool, told: dict[int, Samples],
+    context: Context, settings: GkdSettings, found: list[Lesson], order: Order, policy: TransformersEngine,
+    pool: VerifierPool, ask: Ask, told: dict[int, Samples],
 ) -> Batches:  # fmt: skip
     """The batches, whose samples are rows in the store before they are learned from; ``told`` is what those of a step
     (from 1) were like."""
@@ -169,8 +142,8 @@ def _batches(
     from rl.update import Rollout
 
     sampling = settings.sampling.sampling(settings.seed)
-    ask = asking(settings.prompting, key=f"{context.name}.prompting")
-    keys = {problem.id: key for key, problem in asked}
+    problems = [problem_of(row) for row, _ in found]
+    keys = {problem.id: row["problem_key"] for problem, (row, _) in zip(problems, found, strict=True)}
     ledger = Ledger(
         store_of(context), context.fingerprint, lambda step: sampling, keys, pool,
         {JUDGE: resolved(context, settings.verifier)}, context.stopping, ask,
@@ -184,7 +157,7 @@ def _batches(
         ledger.write(step + 1, rollouts)
         told[step + 1] = of_samples(rollouts)
 
-    problems = [problem for _, problem in asked]
+    examples = [example for _, example in found]
     return Batches(
         examples, problems, order, policy, sampling, settings.on_policy, context.stopping, ask, ledger.recall, write
     )  # fmt: skip
@@ -200,7 +173,12 @@ def dependencies(settings: GkdSettings, hashes: FileHashes, upstream: Mapping[st
 
 
 def refuse(settings: GkdSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
-    return settings.unwatchable(figures) or lacking(settings) or too_large(settings, samples=True)
+    return (
+        settings.unteachable(figures)
+        or settings.unwatchable(figures)
+        or lacking(settings)
+        or too_large(settings, samples=True)
+    )
 
 
 STAGE = Stage(

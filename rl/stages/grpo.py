@@ -41,7 +41,7 @@ class GrpoSettings(RewardedSettings):
     """Advantages are divided by the standard deviation of the group, of the step, or not at all."""
     loss: Literal["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "cispo"] = "dapo"
     """Clip and mean, as published (`rl.loss.RECIPES`). Groups whose rewards are equal are in no mean; the divisor of
-    `dr_grpo` counts every rollout."""
+    `dr_grpo` counts every rollout. With `teacher` or `process` `gspo` is its variant for credit by token."""
     refills: Annotated[int, Field(ge=0)] = 0
     """So many times new problems are drawn for groups without a gradient (DAPO's dynamic sampling)."""
     teacher: TeacherSettings | None = later()

@@ -190,7 +190,7 @@ class RewardedSettings(SampledSettings):
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """`k3` is low and never negative; `k2` has the divergence's gradient; `k1` has none, unless `kl_corrected`."""
     kl_corrected: bool = False
-    """Multiply the KL term by the ratio, which makes its gradient unbiased."""
+    """Multiply the KL term by the ratio, which makes the gradient of `k1` and `k3` unbiased."""
 
     @model_validator(mode="after")
     def _is_rewarded(self) -> RewardedSettings:
@@ -206,6 +206,8 @@ class RewardedSettings(SampledSettings):
             raise ValueError("kl needs `lora`: the reference is the student without its new adapter")
         if self.kl and self.kl_estimator == "k1" and not self.kl_corrected:
             raise ValueError("kl_estimator: the gradient of k1 is 0 on average; set kl_corrected, or take k2 or k3")
+        if self.kl and self.kl_estimator == "k2" and self.kl_corrected:
+            raise ValueError("kl_corrected: k2 has the divergence's gradient as it is; leave it out, or take k1 or k3")
         return self
 
     @model_validator(mode="after")

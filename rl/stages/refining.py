@@ -125,20 +125,19 @@ def _shown(settings: GrpoSettings, critic: Critic | None) -> tuple[str, ...]:
 def _policy(
     context: Context, settings: GrpoSettings, start: Model, network: Any, tokenizer: Any, probe: Problem
 ) -> TransformersEngine | VllmPolicy:
-    from distill.engines.transformers import TransformersEngine, workers_for
+    from distill.training.trials import open_engine
     from rl.vllm_policy import open_policy
 
     if isinstance(settings.engine, VllmOptions):
         return open_policy(network, tokenizer, start, settings.engine, context.work / "policy", probe, context.note)
-    workers = workers_for(network, settings.workers)
-    return TransformersEngine(network, tokenizer, model_identity=context.fingerprint, workers=workers)
+    return open_engine(network, tokenizer, context.fingerprint, settings.workers)
 
 
 def _how(settings: GrpoSettings, critic: Critic | None) -> LoopSettings:
     from distill.training.optimizer import OptimizerSettings
     from rl.grpo import GrpoSettings as LoopSettings
 
-    loss, aggregation = _loss(settings)
+    loss, aggregation = loss_of(settings)
     return LoopSettings(
         optimizer=OptimizerSettings(
             settings.learning_rate,
@@ -171,12 +170,15 @@ def _how(settings: GrpoSettings, critic: Critic | None) -> LoopSettings:
     )
 
 
-def _loss(settings: GrpoSettings) -> tuple[PolicyLoss, Aggregation]:
+def loss_of(settings: GrpoSettings) -> tuple[PolicyLoss, Aggregation]:
+    """The loss that settings name, with what they change of it, and how it sums up tokens."""
     from rl.loss import RECIPES, EngineCorrection
 
     terms, aggregation = RECIPES[settings.loss]
+    by_token = settings.teacher is not None or settings.process is not None
     changed = replace(
         terms,
+        level="sequence_token" if by_token and terms.level == "sequence" else terms.level,
         clip_low=terms.clip_low if settings.clip_low is None else settings.clip_low,
         clip_high=terms.clip_high if settings.clip_high is None else settings.clip_high,
         clip_cap=settings.clip_cap,

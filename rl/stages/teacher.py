@@ -1,4 +1,5 @@
-"""A teacher that scores, as a YAML names it: a model and what runs it. Shared by grpo and opd."""
+"""A teacher as a YAML names it: a model and what runs it. One that scores is shared by grpo and opd; gkd's is `loaded`
+alike."""
 
 from __future__ import annotations
 
@@ -52,7 +53,6 @@ def scoring(
     context: Context, teacher: TeacherSettings, tokenizer: Any, temperature: float, micro_batch_tokens: int
 ) -> Iterator[Score]:
     """The teacher, loaded; `InputError` where its tokenizer is another than the student's."""
-    from distill import pretrained
     from rl.teacher import TransformersTeacher, VllmTeacher, check_same_tokenizer
 
     model = modelspec.find(teacher.model, context.workspace, context.inputs, context.hashes)
@@ -63,6 +63,15 @@ def scoring(
             check_same_tokenizer(tokenizer, engine.tokenizer, teacher.model)
             yield VllmTeacher(engine)
     else:
-        network, theirs = pretrained.load(model, teacher.engine.dtype, teacher.engine.device)
-        check_same_tokenizer(tokenizer, theirs, teacher.model)
+        network = loaded(model, teacher.engine, tokenizer, teacher.model)
         yield TransformersTeacher(network, temperature, micro_batch_tokens)
+
+
+def loaded(found: Model, engine: TransformersOptions, tokenizer: Any, name: str) -> Any:
+    """A teacher's network; `InputError` where its tokenizer is another than the student's."""
+    from distill import pretrained
+    from rl.teacher import check_same_tokenizer
+
+    network, theirs = pretrained.load(found, engine.dtype, engine.device)
+    check_same_tokenizer(tokenizer, theirs, name)
+    return network
