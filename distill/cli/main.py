@@ -147,6 +147,8 @@ def compare(
     after: Annotated[str, typer.Argument(help="The other model.")],
     pipeline: PipelineFile = DEFAULT_PIPELINE,
     workspace: WorkspaceOption = None,
+    set_: Set = None,
+    limit: Limit = None,
     stage: Annotated[
         str | None, typer.Option("--stage", help="The evaluate stage; by default the pipeline's last.")
     ] = None,
@@ -156,7 +158,7 @@ def compare(
     json_: Json = False,
 ) -> None:
     """Compare two models on the same problems: in all, by family and by difficulty."""
-    command("compare", "compare")(before, after, pipeline, workspace, stage, greedy, json_)
+    command("compare", "compare")(before, after, pipeline, workspace, set_ or [], limit, stage, greedy, json_)
 
 
 @app.command("lm-eval", epilog="Example: distill lm-eval tasks/ grpo --pipeline configs/quickstart.yaml")
