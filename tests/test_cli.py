@@ -217,7 +217,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(small_disk: Path, project: 
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * 700_000)
     message = refused("run", "-p", "p.yaml", "--workspace", str(small_disk / "w"), cwd=project)
-    assert "no space left" in message.lower()
+    assert "no space left" in message.lower() and str(small_disk / "w") in message
     filler.unlink()
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
     distill("run", "-p", "p.yaml", "--workspace", str(small_disk / "w"), cwd=project)
