@@ -91,6 +91,11 @@ class RowSource(Settings):
     def _fill(cls, data: Any) -> Any:
         return forms.fill("problems", data)
 
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where the rows are, for people."""
+
     @abstractmethod
     def rows(self) -> Iterator[tables.Row]: ...
 
@@ -110,6 +115,10 @@ class FileSource(RowSource):
 
     file: Annotated[str, File(), AfterValidator(_no_directory)]
 
+    @property
+    def place(self) -> str:
+        return self.file
+
     def rows(self) -> Iterator[tables.Row]:
         return tables.read(self.file)
 
@@ -128,6 +137,10 @@ class DatasetSource(RowSource):
     """The data set's configuration, such as `main`."""
     revision: str | None = None
     """A branch, tag or commit of the hub; with a commit the hub need not be asked what is meant."""
+
+    @property
+    def place(self) -> str:
+        return self.dataset
 
     @property
     def data(self) -> huggingface.DataSet:
@@ -209,6 +222,8 @@ def _rows(source: RowSource, limit: int | None, note: Callable[[str], None]) -> 
             if source.on_bad_row == "stop":
                 raise
             note(f"skipped {error}")
+    if not made:  # beside other sources it would not be missed
+        raise InputError(f"{source.place}: holds no problem that can be used")
 
 
 def least(*limits: int | None) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -22,6 +23,19 @@ TEMPORARY = ".tmp-"
 UMASK = os.umask(0o022)
 """Who may read and write what is made here: asked once, for asking is setting it, which threads would see."""
 os.umask(UMASK)
+
+
+FULL = re.compile("no space left on device|disk quota exceeded|file too large", re.IGNORECASE)
+"""What a library's own error says of a full disk, a quota that is used up, a limit on files (`ulimit -f`)."""
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, is that of a full disk: libraries wrap it in their own."""
+    while error is not None:
+        if FULL.search(str(error)) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextlib.contextmanager

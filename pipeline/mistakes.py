@@ -27,8 +27,14 @@ WORDS = {
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:
-    """``; did you mean 'x'?``, or the valid names where none is near."""
+    """``; did you mean 'x'?``, or the valid names where none is near. Near is also what ``name`` says in short (`lr`)
+    or at greater length (`num_train_epochs`)."""
     names = list(valid)
+    words = str(name).split("_")
+    short = [n for n in names if str(name) == "".join(word[:1] for word in n.split("_")) and "_" in n]
+    ends = [n for n in names if len(words) > 1 and words[-len(n.split("_")) :] == n.split("_")]
+    if same := short or sorted(ends, key=len, reverse=True):
+        return f"; did you mean {same[0]!r}?"
     if close := difflib.get_close_matches(str(name), names, n=1, cutoff=0.55):
         return f"; did you mean {close[0]!r}?"
     return f"; valid: {', '.join(names)}" if names else ""
@@ -43,7 +49,7 @@ def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tup
         if location[-1] in valid:  # of another variant than the one that the keys beside it make this
             return location, "cannot stand beside the other keys here"
         deeper = _deeper(settings, first["loc"][:-1], str(location[-1]))
-        return location, f"unknown key{nearest(location[-1], [deeper] if deeper else valid)}"
+        return location, f"unknown key{nearest(location[-1], [deeper] if deeper else valid)}{_others(error)}"
     if first["type"].startswith("union_tag"):
         return _which_variant(first, location, settings)
     if first["type"] == "missing":  # in a value that was short for a mapping (`engine: openai`), say what
@@ -58,6 +64,13 @@ def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tup
         return location, f"should hold at least {first['ctx']['min_length']}, holds {first['ctx']['actual_length']}"
     message = WORDS.get(first["type"], message)
     return location, f"{message[0].lower()}{message[1:]}, found {first['input']!r}"
+
+
+def _others(error: ValidationError) -> str:
+    """The other unknown keys beside the first: where one stage was taken for another there are several."""
+    first, *others = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
+    names = [str(loc[-1]) for loc in others if loc[:-1] == first[:-1]]
+    return f" (unknown here too: {', '.join(names)})" if names else ""
 
 
 def _telling(error: ValidationError) -> Any:

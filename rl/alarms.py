@@ -105,7 +105,8 @@ def hacking(history: History, step: int, limits: AlarmSettings) -> Cause | None:
     gain, needed = paired_difference(history.heldout[0], history.heldout[step]), limits.heldout_share * rise
     if gain.high >= needed:
         return None
-    said = f"the training reward rose by {rise:.2f}, held-out pass@1 by {gain.value:.2f} (at most {gain.high:.2f})"
+    change = f"changed by {gain.value:+.2f} (95%: {gain.high:+.2f} at most)"
+    said = f"the training reward rose by {rise:.2f}, held-out pass@1 {change}"
     return said, gain.high, needed
 
 

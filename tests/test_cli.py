@@ -129,6 +129,9 @@ def test_the_store_can_be_looked_into(done: Path) -> None:
     counted = distill("traces", "sql", sql, "-p", "p.yaml", "--json", cwd=done).stdout
     assert sum(json.loads(line)["n"] for line in counted.splitlines()) == 12
     assert "traces" in distill("traces", "stats", "-p", "p.yaml", cwd=done).stdout
+    long = "SELECT repeat('x', 61) AS one, 'short' AS other"
+    assert "cut at 60 letters; --json" in distill("traces", "sql", long, "-p", "p.yaml", cwd=done).stderr
+    assert "cut at" not in distill("traces", "sql", long.replace("61", "60"), "-p", "p.yaml", cwd=done).stderr
     assert "does not exist" in refused("traces", "sql", "SELECT * FROM nothing", "-p", "p.yaml", cwd=done)
     assert "read-only" in refused("traces", "sql", "DELETE FROM verdicts", "-p", "p.yaml", cwd=done)
     assert "no trace begins with" in refused("traces", "show", "zzz", "-p", "p.yaml", cwd=done)
@@ -217,7 +220,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(small_disk: Path, project: 
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * 700_000)
     message = refused("run", "-p", "p.yaml", "--workspace", str(small_disk / "w"), cwd=project)
-    assert "no space left" in message.lower()
+    assert "no space left" in message.lower() and str(small_disk / "w") in message
     filler.unlink()
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
     distill("run", "-p", "p.yaml", "--workspace", str(small_disk / "w"), cwd=project)
@@ -360,7 +363,7 @@ def test_what_cannot_work_is_told_before_anything_is_made(overrides: list[str], 
 @pytest.mark.parametrize(
     ("rows", "changes", "said"),
     [
-        ("", {}, "its sources hold no problem"),
+        ("", {}, "p.jsonl: holds no problem that can be used"),
         ('{"q": "1 + 1", "a": "2"}\n{"q": ', {}, "p.jsonl:2: not valid JSON (Expecting value, column"),
         ('{"q": {"x": 1}, "a": "2"}', {}, "p.jsonl:1: column 'q' is not text"),
         ('{"q": "1", "a": "2"}', {"reference_pattern": "'####('"}, "p.yaml:3: stages.problems.sources.0.reference_pattern: "),

@@ -53,8 +53,9 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def said(evaluated: tuple[Path, Path], before: str, after: str, **how: Any) -> None:
-    asked: dict[str, Any] = {"stage": "evaluate", "greedy": False, "as_json": True} | how
-    compare(before, after, *evaluated, asked["stage"], asked["greedy"], asked["as_json"])
+    asked: dict[str, Any] = {"overrides": [], "stage": "evaluate", "greedy": False, "as_json": True} | how
+    where = asked["overrides"], None, asked["stage"]
+    compare(before, after, *evaluated, *where, asked["greedy"], asked["as_json"])
 
 
 def test_the_command_compares_in_all_and_by_family_and_difficulty(
@@ -90,6 +91,28 @@ def test_what_cannot_be_compared_is_one_line(
 ) -> None:
     with pytest.raises(InputError, match=why):
         said(evaluated, *asked, **how)
+
+
+def test_scores_are_those_of_the_settings_and_not_of_the_last_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = PIPELINE.partition("  colder:")[0]
+    measured = tmp_path / "pipeline.yaml", run_pipeline(tmp_path, heldout=2, text=text)
+    run_pipeline(tmp_path, heldout=2, text=text.replace("samples: 2", "samples: 1"))
+    measured[0].write_text(text.format(heldout=2))
+    monkeypatch.chdir(tmp_path)
+
+    def samples(*overrides: str) -> int:
+        said(measured, "bad", "good", overrides=overrides)
+        return int(json.loads(capsys.readouterr().out)["samples"])
+
+    assert (samples(), samples("evaluate.samples=1")) == (2, 1)
+    with pytest.raises(InputError, match="stage evaluate has no scores yet with these settings; run it: distill run"):
+        samples("evaluate.samples=3")
+    measured[0].write_text(text.format(heldout=2).replace("samples: 2", "samples: 3"))
+    said(measured, "bad", "good")
+    shown = capsys.readouterr()
+    assert "with the settings as they are now (samples: 1 -> 3)" in shown.err and '"samples": 1' in shown.out
 
 
 def test_the_protocol_is_all_that_a_score_depends_on_but_the_model(tmp_path: Path) -> None:

@@ -345,6 +345,10 @@ MISTAKES = {
         YAML.replace("letter: b", "leter: b"),
         "p.yaml:6: stages.b.leter: unknown key; did you mean 'letter'?",
     ),
+    "unknown keys": (
+        YAML.replace("letter: b", "leter: b, more: 1, again: 2"),
+        "p.yaml:6: stages.b.leter: unknown key; did you mean 'letter'? (unknown here too: more, again)",
+    ),
     "type": (YAML.replace("letter: b", "letter: 5"), "p.yaml:6: stages.b.letter: should be text, found 5"),
     "no name": (YAML.replace("letters", "''", 1), "p.yaml:1: name: '' cannot name a directory"),
     "name elsewhere": (YAML.replace("letters", "../x", 1), "p.yaml:1: name: '../x' cannot name a directory"),
@@ -370,6 +374,15 @@ MISTAKES = {
         "p.yaml:4: stages.text: expected a mapping of settings, found 5",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("lr", "learning_rate"), ("num_train_epochs", "epochs"), ("device_train_batch_size", "batch_size")],
+)
+def test_a_name_in_short_or_at_length_is_near(name: str, meant: str) -> None:
+    valid = ["lora", "norm_learning_rate", "epochs", "size", "learning_rate", "batch_size"]
+    assert nearest(name, valid) == f"; did you mean {meant!r}?"
 
 
 @pytest.mark.parametrize("name", MISTAKES)

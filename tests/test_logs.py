@@ -35,8 +35,11 @@ def attempts(place: Path, name: Logger) -> None:
     """Killed after step 4 where the last checkpoint was of step 2, and gone on."""
     for steps in (range(1, 5), range(3, 7)):
         with recorder(place, name) as told:
+            told.heldout(steps[0] - 1, {"heldout": 1 - steps[0]})  # before the first step, and again before going on
             for step in steps:
                 told(Told(step, 6, 1 / step))
+                if step % 2 == 0:
+                    told.heldout(step, {"heldout": -step})
 
 
 EXPECTED = [(step, pytest.approx(1 / step)) for step in range(1, 7)]
@@ -50,6 +53,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     (place,) = tmp_path.glob("logs/sft-*/tensorboard")
     found = EventAccumulator(str(place)).Reload()  # type: ignore[no-untyped-call]
     assert [(e.step, e.value) for e in found.Scalars("loss")] == EXPECTED
+    assert [(e.step, e.value) for e in found.Scalars("heldout")] == [(step, -step) for step in (0, 2, 4, 6)]
 
 
 def test_tensorboard_drops_a_step_that_a_kill_made_twice(tmp_path: Path) -> None:
@@ -75,7 +79,7 @@ def test_trackio(tmp_path: Path) -> None:
         "from trackio.sqlite_storage import SQLiteStorage\n"
         "attempts(Path(sys.argv[1]), 'trackio')\n"
         f"rows = SQLiteStorage.get_logs('distill', 'sft-{'f' * 12}')\n"
-        "print(json.dumps([(row['step'], row['loss']) for row in rows]))\n"
+        "print(json.dumps([(row['step'], row['loss']) for row in rows if 'loss' in row]))\n"
     )
     here = Path(__file__).parent
     where = {"TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent)))}

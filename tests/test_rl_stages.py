@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,19 @@ def test_ppo_explains_its_updates(tmp_path: Path) -> None:
         assert not [name for name in file.keys() if "value" in name and "v_proj" not in name]  # noqa: SIM118
 
 
+def accumulated(place: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(place)).Reload()  # type: ignore[no-untyped-call]
+
+
 @needs_teacher
 @pytest.mark.parametrize("kind", ["grpo", "opd"])
 def test_an_alarm_rolls_a_real_run_back(tmp_path: Path, kind: str) -> None:
     """Engine and trainer always differ by some rounding, which an alarm at 1e-12 takes for the end of the world."""
-    own = {"teacher": "embedded:teacher"} if kind == "opd" else PRICED
+    own: dict[str, Any] = {"teacher": "embedded:teacher"} if kind == "opd" else PRICED
+    logged = kind == "opd" and find_spec("tensorboard") is not None
+    own = own | {"log_to": ["tensorboard"] if logged else []}
     store, figures = run(
         tmp_path, kind, steps=3, learning_rate=1.0, watch={"problems": "problems", "every": 1, "samples": 2},
         alarms={"window": 1, "logprob_gap": 1e-12}, on_alarm="rollback", **own,
@@ -104,6 +113,11 @@ def test_an_alarm_rolls_a_real_run_back(tmp_path: Path, kind: str) -> None:
     assert [row["name"] for row in store.rows("SELECT name FROM alarms")] == ["logprob_gap"]
     measured = store.rows("SELECT step, value FROM metrics WHERE name = 'heldout_pass_at_1' ORDER BY step")
     assert [row["step"] for row in measured] == [0, 1] and measured[0]["value"] >= measured[1]["value"]
+    if logged:
+        found = accumulated(next(tmp_path.glob("w/logs/refine-*/tensorboard")))
+        assert [(e.step, e.value) for e in found.Scalars("heldout_pass_at_1")] == [
+            (row["step"], pytest.approx(row["value"])) for row in measured
+        ]
     (counts,) = store.rows(
         "SELECT count(*) FILTER (used) AS used, count(u.trace_key) AS updates, max(abs(len(u.logprobs) - len(t.token_ids))) "
         "AS short FROM rollouts r JOIN traces t USING (trace_key) LEFT JOIN updates u USING (run, trace_key)"

@@ -70,6 +70,15 @@ def test_nothing_but_misbehaviour(pool: VerifierPool) -> None:
     assert len(verdicts) == 20 and {v.outcome for v in verdicts.values()} == {Outcome.UNVERIFIABLE}
 
 
+def test_each_kind_of_failure_is_told_once() -> None:
+    told: list[str] = []
+    with VerifierPool(workers=1, note=told.append) as pool:
+        items = [(i, HOSTILE, PROBLEM, act) for i, act in enumerate(["raise", "fine", "raise", "exit", "raise"])]
+        assert len(dict(pool.verify_many(items))) == 5
+    raised, ended = sorted(told)
+    assert "ValueError: no (hostile_verifiers.py:" in raised and "status 3" in ended
+
+
 def test_an_abstention_is_no_failure(pool: VerifierPool) -> None:
     verdict = pool.verify("math", "}{", "42")
     assert verdict.outcome is Outcome.UNVERIFIABLE and verdict.failure is None

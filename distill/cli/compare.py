@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distill import comparison, scoring, verification
-from distill.cli.open import load, workspace_of
+from distill.cli.open import aside, load, workspace_of
 from distill.cli.table import render
 from distill.report.words import chance, percent, points
 from distill.stages.evaluate import PROTOCOL
@@ -26,6 +26,8 @@ from pipeline.errors import InputError
 from pipeline.fingerprint import differences
 from pipeline.manifest import Manifest
 from pipeline.mistakes import nearest
+from pipeline.plan import plan
+from pipeline.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +43,19 @@ class Subject:
 
 
 def compare(
-    before: str, after: str, pipeline: Path, workspace: Path | None, stage: str | None, greedy: bool, as_json: bool
-) -> None:
-    spec = load(pipeline, workspace=workspace)
-    path = workspace_of(spec).path
-    pair = [_subject(name, spec, path, stage, pipeline) for name in (before, after)]
+    before: str, after: str, pipeline: Path, workspace: Path | None, overrides: Sequence[str], limit: int | None,
+    stage: str | None, greedy: bool, as_json: bool,
+) -> None:  # fmt: skip
+    spec = load(pipeline, overrides, limit, workspace)
+    space = workspace_of(spec)
+    named = [_named(name, spec, stage) for name in (before, after)]
+    asked = bool(overrides) or limit is not None
+    records = {chosen: _scores(spec, space, chosen, asked) for chosen in dict.fromkeys(chosen for chosen, _ in named)}
+    pair = [_subject(label, records[chosen]) for chosen, label in named]
     if pair[0] == pair[1]:
         raise InputError(f"{pair[0].name} would be compared with itself; name two models")
     _check_protocol(*pair)
-    store = Store(path)
+    store = Store(space.path)
     rows = [_rows(store, subject, greedy) for subject in pair]
     found = {
         "before": pair[0].name,
@@ -61,7 +67,8 @@ def compare(
     print(json.dumps(found) if as_json else _words(found))
 
 
-def _subject(name: str, spec: PipelineSpec, workspace: Path, stage: str | None, pipeline: Path) -> Subject:
+def _named(name: str, spec: PipelineSpec, stage: str | None) -> tuple[str, str]:
+    """The evaluate stage and the label in it that a model's name means."""
     known = [s.name for s in spec.stages.values() if s.stage.produces == "evaluation"]
     label = name
     head, slash, tail = name.partition("/")
@@ -72,11 +79,34 @@ def _subject(name: str, spec: PipelineSpec, workspace: Path, stage: str | None, 
     chosen = stage or known[-1]
     if chosen not in known:
         raise InputError(f"--stage {chosen}: no evaluate stage is called so{nearest(chosen, known)}")
-    record = manifests.current(workspace, chosen)
-    if record is None or "pairs" not in record.figures:
-        raise InputError(f"stage {chosen} has no scores yet; run it: distill run {chosen} --pipeline {pipeline}")
+    return chosen, label
+
+
+def _scores(spec: PipelineSpec, space: Workspace, stage: str, asked: bool) -> Manifest:
+    """The scores of the settings as they are now; where there are none yet, those of the stage's last run, which is
+    said, or where the settings were ``asked`` for an error."""
+    try:
+        now = next(item for item in plan(spec, space, [stage]) if item.spec.name == stage)
+        found, why = now.manifest, ", ".join(now.reasons)
+    except InputError as error:  # a file that has gone since: what was measured is on record
+        found, why = None, str(error)
+    if found is not None and "pairs" in found.figures:
+        return found
+    last = manifests.current(space.path, stage)
+    if last is None or "pairs" not in last.figures or asked:
+        settings = " with these settings" if asked else ""
+        raise InputError(
+            f"stage {stage} has no scores yet{settings}; run it: distill run {stage} --pipeline {spec.file}"
+        )
+    aside(f"{stage} has not been run with the settings as they are now ({why}); these are the scores of its last run")
+    return last
+
+
+def _subject(label: str, record: Manifest) -> Subject:
     if label not in record.figures["subjects"]:
-        raise InputError(f"stage {chosen} measured no model {label!r}{nearest(label, record.figures['subjects'])}")
+        raise InputError(
+            f"stage {record.stage} measured no model {label!r}{nearest(label, record.figures['subjects'])}"
+        )
     return Subject(label, record)
 
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 from contextlib import suppress
-from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +28,7 @@ from distill.cli.options import (
     command,
 )
 from pipeline.errors import Exit, PipelineError
+from pipeline.files import disk_is_full
 
 app = typer.Typer(
     name="distill",
@@ -147,6 +146,8 @@ def compare(
     after: Annotated[str, typer.Argument(help="The other model.")],
     pipeline: PipelineFile = DEFAULT_PIPELINE,
     workspace: WorkspaceOption = None,
+    set_: Set = None,
+    limit: Limit = None,
     stage: Annotated[
         str | None, typer.Option("--stage", help="The evaluate stage; by default the pipeline's last.")
     ] = None,
@@ -156,7 +157,7 @@ def compare(
     json_: Json = False,
 ) -> None:
     """Compare two models on the same problems: in all, by family and by difficulty."""
-    command("compare", "compare")(before, after, pipeline, workspace, stage, greedy, json_)
+    command("compare", "compare")(before, after, pipeline, workspace, set_ or [], limit, stage, greedy, json_)
 
 
 @app.command("lm-eval", epilog="Example: distill lm-eval tasks/ grpo --pipeline configs/quickstart.yaml")
@@ -325,7 +326,7 @@ def main() -> None:
     except PipelineError as error:
         _fail(str(error), error.exit_code)
     except Exception as error:
-        if _disk_is_full(error):
+        if disk_is_full(error):
             _fail("no space left on the disk, or in your quota; free some and run the same command again", Exit.INPUT)
         if isinstance(error, OSError) and error.filename:
             _fail(f"{error.filename}: {error.strerror}", Exit.FAILED)
@@ -340,19 +341,8 @@ def main() -> None:
         _interrupted()
 
 
-FULL = re.compile("no space left on device|disk quota exceeded|file too large", re.IGNORECASE)
-"""What a library's own error says of a full disk, a quota that is used up, a limit on files (`ulimit -f`)."""
 TYPER_INTERRUPTED = 130
 """What typer makes of Ctrl-C. (A reader that goes away, as `head` does, it handles itself.)"""
-
-
-def _disk_is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, is that of a full disk: libraries wrap it in their own."""
-    while error is not None:
-        if FULL.search(str(error)) or getattr(error, "errno", None) in (ENOSPC, EDQUOT, EFBIG):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _interrupted() -> None:

@@ -62,7 +62,10 @@ def store_at(pipeline: Path, workspace: Path | None) -> Store:
     """The store of a workspace given directly, or of the pipeline's."""
     path = workspace or load(pipeline).workspace
     if not path.is_dir():
-        raise InputError(f"{path}: no such workspace; `distill run` makes it, --workspace names another")
+        whose = "" if workspace else f", which {pipeline} names"
+        raise InputError(
+            f"{path}: no such workspace{whose}; `distill run` makes it, -p FILE or -w DIRECTORY names another"
+        )
     store = Store(path)
     store.refresh()
     return store

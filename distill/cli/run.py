@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from distill.report.rows import contaminated
 from distill.store import Store
 from pipeline import runner
 from pipeline.config import PipelineSpec
-from pipeline.errors import InputError, Stopped
+from pipeline.errors import InputError, PipelineError, Stopped
+from pipeline.files import disk_is_full
 from pipeline.lock import workspace_lock
 from pipeline.runner import Done
 from pipeline.stopping import Stopper, parse_duration
@@ -67,6 +69,12 @@ def _run(
             done = runner.run(spec, space, listener, stopper, stages, force)
         except Stopped as stopped:
             raise Stopped(f"{stopped} ({stopper.reason})" if stopper.reason else str(stopped)) from None
+        except PipelineError:
+            raise
+        except Exception as error:
+            if disk_is_full(error):
+                raise InputError(_full(spec.workspace)) from None
+            raise
         finally:
             listener.close()
     if as_json:
@@ -77,6 +85,16 @@ def _run(
         display.say(json.dumps({"event": "done", "seconds": round(time.monotonic() - began, 3), "stages": found}))
         return
     _summary(spec, done, time.monotonic() - began)
+
+
+def _full(workspace: Path) -> str:
+    """Libraries do not say which disk: it is the workspace's, or if that has room the one for temporary files, or a
+    quota."""
+    free = shutil.disk_usage(workspace).free / 1e6
+    return (
+        f"no space left on the disk, or in your quota (the disk of {workspace} has {free:,.0f} MB free); free some and "
+        "run the same command again"
+    )
 
 
 def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float) -> None:

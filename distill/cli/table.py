@@ -7,8 +7,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+WIDTH = 60
 
-def render(rows: Sequence[Mapping[str, Any]], width: int = 60) -> str:
+
+def render(rows: Sequence[Mapping[str, Any]], width: int = WIDTH) -> str:
     """A plain aligned table: numbers to the right, long and multi-line text cut to one line."""
     if not rows:
         return "(no rows)"
@@ -21,7 +23,7 @@ def render(rows: Sequence[Mapping[str, Any]], width: int = 60) -> str:
     return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
-def show(rows: Iterable[Mapping[str, Any]], as_json: bool, width: int = 60) -> None:
+def show(rows: Iterable[Mapping[str, Any]], as_json: bool, width: int = WIDTH) -> None:
     """Print rows for a person, cells cut to ``width``, or as JSON lines."""
     if as_json:
         for row in rows:
@@ -36,6 +38,11 @@ def as_line(row: Mapping[str, Any]) -> str:
         return json.dumps(row, default=str, ensure_ascii=False, allow_nan=False)
     except ValueError:
         return json.dumps(_finite(row), default=str, ensure_ascii=False)
+
+
+def is_cut(rows: Iterable[Mapping[str, Any]], width: int = WIDTH) -> bool:
+    """Whether a table of these rows shows less than they hold."""
+    return any(len(str(value)) > width for row in rows for value in row.values())
 
 
 def _finite(value: Any) -> Any:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.cli.audit import views
-from distill.cli.open import store_at
+from distill.cli.open import aside, store_at
 from distill.cli.rows_file import check_output, write_rows
+from distill.cli.table import WIDTH, is_cut
 from distill.cli.table import show as show_rows
 from distill.dataset.choice import chosen_by
 from distill.store import Store
@@ -86,6 +87,8 @@ def distinct(names: Iterable[str]) -> list[str]:
 def _show_table(rows: Iterator[dict[str, Any]], limit: int | None) -> None:
     shown = list(islice(rows, limit or TABLE_ROWS))
     show_rows(shown, False)
+    if is_cut(shown):
+        aside(f"cells are cut at {WIDTH} letters; --json and --output show all of them")
     if limit is None and next(rows, None) is not None:
         print(f"({TABLE_ROWS} rows shown; --limit shows more, --json and --output all)")
 

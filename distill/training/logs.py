@@ -35,15 +35,18 @@ class Logs:
 
     def __init__(self, names: Sequence[Logger], directory: Path, stage: str, run: str) -> None:
         self._directory = directory
-        self._told = {name: _last(directory, name) for name in dict.fromkeys(names)}
-        self._logs = {name: _open(name, directory, stage, run, told) for name, told in self._told.items()}
+        self._logs = {name: _open(name, directory, stage, run, _last(directory, name)) for name in dict.fromkeys(names)}
+        self._told: dict[str, int] = {}
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float], kind: str = "") -> None:
+        """``kind`` is what is told of a step apart from its metrics, after them: each kind once a step, and of the
+        start (step 0) too."""
         for name, log in self._logs.items():
-            if step > self._told[name]:
+            marker = f"{name}.{kind}" if kind else name
+            if step > self._told.setdefault(marker, _last(self._directory, marker, -1 if kind else 0)):
                 log.write(step, values)
-                self._told[name] = step
-                write_atomic(_marker(self._directory, name), str(step), durable=False)
+                self._told[marker] = step
+                write_atomic(_marker(self._directory, marker), str(step), durable=False)
 
     def close(self) -> None:
         for log in self._logs.values():
@@ -54,10 +57,10 @@ def _marker(directory: Path, name: str) -> Path:
     return directory / f"{name}.step"
 
 
-def _last(directory: Path, name: str) -> int:
+def _last(directory: Path, name: str, none: int = 0) -> int:
     with suppress(OSError, ValueError):
         return int(_marker(directory, name).read_text())
-    return 0
+    return none
 
 
 def missing(name: Logger) -> str | None:

@@ -69,8 +69,8 @@ class VerifierPool:
         self, workers: int | None = None, limits: Limits | None = None, *,
         note: Note = silent, hashes: FileHashes | None = None, spending: Spending | None = None,
     ) -> None:  # fmt: skip
-        """``note`` is told what an opened verifier has to say; ``hashes`` remembers what files hold; on ``spending``
-        is kept what opened verifiers pay for."""
+        """``note`` is told what an opened verifier has to say, and each kind of failure once; ``hashes`` remembers what
+        files hold; on ``spending`` is kept what opened verifiers pay for."""
         self.workers = workers or max(1, len(os.sched_getaffinity(0)))
         self.limits = limits or Limits()
         self.restarts = 0
@@ -79,6 +79,7 @@ class VerifierPool:
         self._note, self._hashes, self._spending = note, hashes or FileHashes(), spending
         self._built: dict[str, Verifier] = {}
         self._sessions: dict[str, Session] = {}
+        self._told: set[tuple[str, Failure]] = set()
         self._askers = ThreadPoolExecutor(1, "asking")  # one: a session is not asked twice at a time
         self._lock = threading.Lock()
         self._opening = threading.Lock()  # one of its own, for loading a model takes long
@@ -141,7 +142,16 @@ class VerifierPool:
         """
         whole = ((key, spec, posed(problem), trace) for key, spec, problem, trace in items)
         in_workers = partial(self._in_workers, stopping)
-        return asking.verify_many(whole, self._verifier, self._session, in_workers, stopping)
+        for key, verdict in asking.verify_many(whole, self._verifier, self._session, in_workers, stopping):
+            self._tell(verdict)
+            yield key, verdict
+
+    def _tell(self, verdict: Verdict) -> None:
+        """A failure is told when it is first seen: one in a user's own verifier strikes every answer, and a training
+        that gets no reward has nobody to ask."""
+        if verdict.failure and (kind := (verdict.verifier, verdict.failure)) not in self._told:
+            self._told.add(kind)
+            self._note(f"{verdict.verifier} gave no verdict: {verdict.reason}; such answers are unverifiable")
 
     def _verifier(self, spec: Spec) -> Verifier:
         name = spec if isinstance(spec, str) else repr(spec)

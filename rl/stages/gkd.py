@@ -105,7 +105,8 @@ def run(context: Context, settings: GkdSettings) -> Output:
         told: dict[int, Samples] = {}
         source = _batches(context, settings, found, order, policy, pool, ask, told)
         guard = guarding.guard(
-            context, settings, policy, source.sampling, source.ask, History(JUDGE), steps=how.steps or 0
+            context, settings, policy, source.sampling, source.ask, History(JUDGE), recorder,
+            steps=how.steps or 0,
         )  # fmt: skip
 
         def hear(metrics: StepMetrics) -> None:

@@ -16,13 +16,14 @@ from rl.guard import Guard, Watch, measuring
 from rl.rewards import Verified
 
 if TYPE_CHECKING:
+    from distill.training.metrics import Recorder
     from rl.grpo import Policy
     from rl.stages.grpo import GrpoSettings
     from rl.stages.options import WatchedSettings
 
 
 def of_rewards(
-    context: Context, settings: GrpoSettings, policy: Policy, sampling: Sampling, ask: Ask
+    context: Context, settings: GrpoSettings, policy: Policy, sampling: Sampling, ask: Ask, recorder: Recorder
 ) -> Guard:  # fmt: skip
     """Of a run on rewards, whose components say what is right and what else is rewarded."""
     judge = rewards.judge_of(settings.components)
@@ -31,12 +32,12 @@ def of_rewards(
     stages = [stage.until for stage in settings.lengths or ()]
     history = History(right, [name for name in verified if name != right], stages)
     each = settings.updates * settings.passes
-    return guard(context, settings, policy, sampling, ask, history, steps=settings.steps, updates=each)
+    return guard(context, settings, policy, sampling, ask, history, recorder, steps=settings.steps, updates=each)
 
 
 def guard(
-    context: Context, settings: WatchedSettings, policy: Policy, sampling: Sampling, ask: Ask, history: History, *,
-    steps: int, updates: int = 1,
+    context: Context, settings: WatchedSettings, policy: Policy, sampling: Sampling, ask: Ask, history: History,
+    recorder: Recorder, *, steps: int, updates: int = 1,
 ) -> Guard:  # fmt: skip
     return Guard(
         store_of(context),
@@ -49,6 +50,7 @@ def guard(
         steps=steps,
         updates=updates,
         note=context.note,
+        log=recorder.heldout,
     )
 
 
