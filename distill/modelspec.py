@@ -23,7 +23,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from distill.hub import commit_of
+from distill.hub import check_reachable, commit_of
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.manifest import Manifest
@@ -170,6 +170,16 @@ def _check_adapter(path: Path, name: str) -> None:
             check_directory(directory, base)
         except InputError as error:
             raise InputError(f"model {name}: its base model is not there as it should be: {error}") from None
+
+
+def check_at_hand(name: str) -> None:
+    """`InputError` for a model of the hub, or an adapter's base there, that is neither in the cache nor to be had."""
+    path = directory_of(name)
+    if path is None:
+        repository, revision = _hub_name(name)
+        check_reachable(repository, commit_of(repository, revision) or revision)
+    elif is_adapter(path):
+        check_at_hand(base_of(path, name))
 
 
 def check_hub_name(name: str) -> None:

@@ -77,6 +77,30 @@ def test_what_is_lacking_is_told_before_anything_is_run(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("stages", "stage"),
+    [
+        (SFT.replace("embedded:student-base", "org/absent"), "sft"),
+        (OPD.replace("embedded:teacher", "org/absent"), "opd"),
+        (JUDGE.replace("model: m", "model: org/absent"), "verify"),
+        (GRPO.replace("SETTING", "teacher: {model: org/absent}"), "grpo"),
+    ],
+    ids=lambda value: value if len(value) < 9 else "",
+)
+def test_a_model_that_is_neither_here_nor_to_be_had_is_told_before_anything_is_run(
+    stages: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "p.yaml").write_text("name: p\nstages:\n" + stages.replace(", SETTING", ""))
+    spec, heard = config.load(tmp_path / "p.yaml", catalog.stage), Heard()
+    with pytest.raises(
+        InputError, match=rf"stage {stage}: model org/absent: is not in the cache .* HF_HUB_OFFLINE is set"
+    ):
+        runner.run(spec, Workspace(tmp_path / "runs"), heard, lambda: False)
+    assert heard.ran == []
+
+
 @pytest.mark.parametrize("stages", [SFT, GRPO], ids=["sft", "grpo"])
 def test_a_student_larger_than_the_machine_is_refused_before_anything_is_run_and_by_plan(
     stages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
