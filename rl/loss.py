@@ -124,15 +124,20 @@ def clipped(rho: Tensor, advantages: Tensor, low: float, high: float, cap: float
     return -torch.min(free * advantages, bounded * advantages)
 
 
+def engine_ratios(old: Tensor, engine: Tensor, rows: Tensor, level: Level = "token") -> Tensor:
+    """exp(logp_old - logp_mu) per token, or its product over the row: what a correction bounds. Without gradient."""
+    gap = old.detach() - engine
+    if level == "sequence":
+        count = int(rows.max()) + 1 if len(rows) else 0
+        gap = gap.new_zeros(count).index_add(0, rows, gap).index_select(0, rows)
+    return gap.exp()
+
+
 def engine_weights(old: Tensor, engine: Tensor, rows: Tensor, correction: EngineCorrection) -> Tensor:
     """The weights of `EngineCorrection`, per token, without gradient."""
     if correction.how == "none":
         return torch.ones_like(engine)
-    gap = old.detach() - engine
-    if correction.level == "sequence":
-        count = int(rows.max()) + 1 if len(rows) else 0
-        gap = gap.new_zeros(count).index_add(0, rows, gap).index_select(0, rows)
-    weights = gap.exp()
+    weights = engine_ratios(old, engine, rows, correction.level)
     if correction.how == "truncate":
         return weights.clamp(correction.low, correction.high)
     return weights * ((weights >= correction.low) & (weights <= correction.high))

@@ -75,9 +75,10 @@ class Made:
     """What the updates of a step did, by the names of its metrics; over trained tokens, and NaN where not asked for.
 
     Of the weights that sampled: ``ratio_max`` is the largest trainer-to-engine ratio before correction, ``ratio_mean``
-    their mean, ``effective_share`` the effective sample size of the weights after it, as a share of the tokens,
-    ``corrected`` the share of tokens whose ratio the correction changed, ``logprob_gap`` the mean absolute difference
-    of trainer and engine in nats. Of the weights just before each update: ``kl``, ``entropy_exact`` (of the whole
+    their mean (of a response's products where its level is the sequence), ``ratio_corrected`` their mean after it,
+    ``effective_share`` the effective sample size of the weights after it, as a share of the tokens, ``corrected`` the
+    share of tokens whose ratio the correction changed, ``logprob_gap`` the mean absolute difference of trainer and
+    engine in nats, a token. Of the weights just before each update: ``kl``, ``entropy_exact`` (of the whole
     distribution that each token was drawn from, nats), ``clip_low`` and ``clip_high`` (the shares of tokens whose
     gradient a clip stops), ``value_error`` (half the mean squared error of a value head). ``tokens`` went through
     training, prompts included; ``grad_norm`` is before clipping.
@@ -89,6 +90,7 @@ class Made:
     kl: float = math.nan
     ratio_max: float = 1.0
     ratio_mean: float = 1.0
+    ratio_corrected: float = 1.0
     effective_share: float = 1.0
     corrected: float = 0.0
     logprob_gap: float = 0.0
@@ -221,8 +223,9 @@ def _accounted(
 
     present, old, reference = _flat([s.logprobs for s in scored]), _flat(before), _flat([s.reference for s in scored])
     index_of, engine = stream("row").long(), stream("engine")
-    gap = old - engine
+    ratios = loss.engine_ratios(old, engine, index_of, policy.correction.level)
     weighed = loss.engine_weights(old, engine, index_of, policy.correction)
+    changed = (weighed - ratios).abs() > 1e-9 if policy.correction.how != "none" else torch.zeros_like(ratios)
     rho = loss.ratio(present, old, index_of, policy.level)
     low, high = loss.clip_fractions(rho, stream("advantage"), policy)
     errors = _flat([s.values for s in scored]) - stream("target") if "target" in batch[0].streams else None
@@ -231,11 +234,12 @@ def _accounted(
         learning_rate=rate,
         tokens=sum(len(row.example) for row in batch),
         kl=loss.kl_estimate(present, reference).mean().item() if policy.kl else math.nan,
-        ratio_max=gap.max().exp().item(),
-        ratio_mean=gap.exp().mean().item(),
+        ratio_max=ratios.max().item(),
+        ratio_mean=ratios.mean().item(),
+        ratio_corrected=weighed.mean().item(),
         effective_share=(weighed.sum().square() / weighed.square().sum() / len(weighed)).item(),
-        corrected=((weighed - gap.exp()).abs() > 1e-9).double().mean().item(),
-        logprob_gap=gap.abs().mean().item(),
+        corrected=changed.double().mean().item(),
+        logprob_gap=(old - engine).abs().mean().item(),
         clip_low=low,
         clip_high=high,
         entropy_exact=_flat([s.entropy for s in scored]).mean().item(),
