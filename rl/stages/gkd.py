@@ -93,7 +93,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
     network, tokenizer = load_student(settings, start)
     rate = settings.learning_rate or default_learning_rate(network)
     measure = _measure(settings, teacher, tokenizer)
-    examples, asked = _examples(context, settings, tokenizer)
+    examples, asked, dropped = _examples(context, settings, tokenizer)
     check_positions(context.name, network, examples)
     workers = workers_for(network, settings.workers)
     with (
@@ -120,7 +120,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
         )  # fmt: skip
     said = {"learning_rate": str(rate), **guard.told()}
     digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, said)
-    figures = {"examples": len(examples), "steps": how.steps, "learning_rate": rate}
+    figures = {"examples": len(examples), "dropped": dropped, "steps": how.steps, "learning_rate": rate}
     return Output(digest, figures | {"loss": recorder.last().get("loss")} | guard.figures())
 
 
@@ -137,8 +137,8 @@ def _measure(settings: GkdSettings, found: Model, tokenizer: Any) -> Agreement:
 
 def _examples(
     context: Context, settings: GkdSettings, tokenizer: Any
-) -> tuple[list[Example], list[tuple[str, Problem]]]:
-    """The teacher's traces that are not too long, and (problem key, problem) that each answers."""
+) -> tuple[list[Example], list[tuple[str, Problem]], int]:
+    """The teacher's traces that are not too long, (problem key, problem) that each answers, how many were dropped."""
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
     rows = kept(store_of(context), context.inputs[settings.data])
     pairs: list[tuple[Example, tuple[str, Problem]]] = []
@@ -150,11 +150,9 @@ def _examples(
         raise PipelineError(
             f"stage {context.name}: {settings.data} kept no trace of at most {settings.max_tokens} tokens to learn from"
         )
-    if len(pairs) < len(rows):
-        context.note(
-            f"dropped {len(rows) - len(pairs)} of {len(rows)} traces: longer than {settings.max_tokens} tokens"
-        )
-    return [example for example, _ in pairs], [asked for _, asked in pairs]
+    if dropped := len(rows) - len(pairs):
+        context.note(f"dropped {dropped} of {len(rows)} traces: longer than {settings.max_tokens} tokens")
+    return [example for example, _ in pairs], [asked for _, asked in pairs], dropped
 
 
 def _batches(
