@@ -103,12 +103,16 @@ class Made:
 @dataclass(frozen=True, slots=True)
 class Used:
     """That optimizer update ``update`` (from 1) learned from a rollout: ``logprobs`` are the trainer's own of its
-    sampled tokens, under the weights before that update; each of them weighs ``weight`` in the loss."""
+    sampled tokens, under the weights before that update; each of them weighs ``weight`` in the loss. ``old`` are those
+    under the weights that sampled, where a step makes several updates, ``reference`` those that a KL term compares
+    with; else nothing."""
 
     rollout: Rollout
     update: int
     weight: float
     logprobs: Sequence[float]
+    old: Sequence[float] = ()
+    reference: Sequence[float] = ()
 
 
 def update(
@@ -126,7 +130,10 @@ def update(
             batch = [(rows[id(r)], old.get(id(r))) for r in part]
             one, weights, scored = _step(learner, settings, batch, sampled / settings.updates)
             made.append(one)
-            used += [Used(r, learner.done, w, s.logprobs) for r, w, s in zip(part, weights, scored, strict=True)]
+            used += [
+                Used(r, learner.done, w, s.logprobs, old.get(id(r), ()) if settings.each_step > 1 else (), s.reference)
+                for r, w, s in zip(part, weights, scored, strict=True)
+            ]
     return _merged(made), used
 
 
