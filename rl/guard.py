@@ -43,15 +43,17 @@ class Watch:
 
 
 class Guard:
-    """``good`` is a directory of ours, for the checkpoint that a rollback restores."""
+    """``good`` is a directory of ours, for the checkpoint that a rollback restores. ``log`` hears what was measured."""
 
     def __init__(
         self, store: Store, run: str, history: History, limits: AlarmSettings, good: Path, *,
         watch: Watch | None = None, on_alarm: OnAlarm = "warn", steps: int, updates: int = 1,
         note: Callable[[str], None] = lambda text: None,
+        log: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
     ) -> None:  # fmt: skip
         self._store, self._run, self._history, self._limits, self._good = store, run, history, limits, good
         self._watch, self._on_alarm, self._steps, self._updates, self._note = watch, on_alarm, steps, updates, note
+        self._log = log
         self._best, self._best_step = -1.0, 0
         self._begun, self._ended = False, steps
         self.alarms: dict[str, Alarm] = {}
@@ -126,6 +128,7 @@ class Guard:
         self._note(f"held-out pass@1 at step {step}: {value:.3f}")
         name = "heldout_pass_at_1"
         self._store.append("metrics", [{"run": self._run, "step": step, "name": name, "value": value}])
+        self._log(step, {name: value})
 
     def told(self) -> dict[str, str]:
         """For the student's card: where it comes from, if not from the last step."""

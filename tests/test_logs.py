@@ -37,6 +37,8 @@ def attempts(place: Path, name: Logger) -> None:
         with recorder(place, name) as told:
             for step in steps:
                 told(Told(step, 6, 1 / step))
+                if step % 2 == 0:  # measured when the rest has been told
+                    told.log(step, {"heldout": step / 6})
 
 
 EXPECTED = [(step, pytest.approx(1 / step)) for step in range(1, 7)]
@@ -50,6 +52,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     (place,) = tmp_path.glob("logs/sft-*/tensorboard")
     found = EventAccumulator(str(place)).Reload()  # type: ignore[no-untyped-call]
     assert [(e.step, e.value) for e in found.Scalars("loss")] == EXPECTED
+    assert [(e.step, e.value) for e in found.Scalars("heldout")] == [(n, pytest.approx(n / 6)) for n in (2, 4, 6)]
 
 
 def test_tensorboard_drops_a_step_that_a_kill_made_twice(tmp_path: Path) -> None:
@@ -75,7 +78,7 @@ def test_trackio(tmp_path: Path) -> None:
         "from trackio.sqlite_storage import SQLiteStorage\n"
         "attempts(Path(sys.argv[1]), 'trackio')\n"
         f"rows = SQLiteStorage.get_logs('distill', 'sft-{'f' * 12}')\n"
-        "print(json.dumps([(row['step'], row['loss']) for row in rows]))\n"
+        "print(json.dumps([[(row['step'], row[name]) for row in rows if name in row] for name in ('loss', 'heldout')]))\n"
     )
     here = Path(__file__).parent
     where = {"TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent)))}
@@ -83,7 +86,8 @@ def test_trackio(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path)], env=os.environ | where, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert [tuple(row) for row in json.loads(done.stdout.splitlines()[-1])] == EXPECTED
+    losses, measured = ([tuple(row) for row in rows] for rows in json.loads(done.stdout.splitlines()[-1]))
+    assert losses == EXPECTED and measured == [(n, pytest.approx(n / 6)) for n in (2, 4, 6)]
 
 
 def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ SMALL: dict[str, Any] = {
     "sampling": {"max_tokens": 40}, "lora": {"rank": 4, "alpha": 8}, "learning_rate": 1e-3, "workers": 1, "threads": 1,
 }  # fmt: skip
 """A run of a second or two."""
+LOGGED = ["tensorboard"] if find_spec("tensorboard") else []
 PRICED = {"reward": [{"verifier": None}, {"length": "target", "tokens": 20, "weight": 0.01}]}
 """No two responses are likely to be worth the same."""
 
@@ -95,13 +97,19 @@ def test_an_alarm_rolls_a_real_run_back(tmp_path: Path, kind: str) -> None:
     own = {"teacher": "embedded:teacher"} if kind == "opd" else PRICED
     store, figures = run(
         tmp_path, kind, steps=3, learning_rate=1.0, watch={"problems": "problems", "every": 1, "samples": 2},
-        alarms={"window": 1, "logprob_gap": 1e-12}, on_alarm="rollback", **own,
+        alarms={"window": 1, "logprob_gap": 1e-12}, on_alarm="rollback", log_to=LOGGED, **own,
     )  # fmt: skip
     assert figures["alarms"] == "logprob_gap at step 1" and figures["steps"] == 1 and figures["rolled_back_to"] == 0
     assert ("reward/verifier" in figures) == (kind == "grpo")  # one component alone is the reward
     assert [row["name"] for row in store.rows("SELECT name FROM alarms")] == ["logprob_gap"]
     measured = store.rows("SELECT step, value FROM metrics WHERE name = 'heldout_pass_at_1' ORDER BY step")
     assert [row["step"] for row in measured] == [0, 1] and measured[0]["value"] >= measured[1]["value"]
+    if LOGGED:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        (place,) = tmp_path.glob("w/logs/refine-*/tensorboard")
+        told = EventAccumulator(str(place)).Reload().Scalars("heldout_pass_at_1")  # type: ignore[no-untyped-call]
+        assert [(e.step, e.value) for e in told] == [(row["step"], pytest.approx(row["value"])) for row in measured]
     (counts,) = store.rows(
         "SELECT count(*) FILTER (used) AS used, count(u.trace_key) AS updates, max(abs(len(u.logprobs) - len(t.token_ids))) "
         "AS short FROM rollouts r JOIN traces t USING (trace_key) LEFT JOIN updates u USING (run, trace_key)"

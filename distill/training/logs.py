@@ -21,7 +21,7 @@ from pipeline.files import make_directory, write_atomic
 Logger = Literal["tensorboard", "trackio", "wandb"]
 
 Open = Callable[[Path, str, str, int], "Log"]
-"""(directory, name of the stage, fingerprint of the run, the last step that was told) -> a log."""
+"""(directory, name of the stage, fingerprint of the run, the last step that was told or -1) -> a log."""
 
 
 class Log(Protocol):
@@ -31,33 +31,38 @@ class Log(Protocol):
 
 
 class Logs:
-    """The logs of one run, in ``directory``; of steps that they know already nothing is told."""
+    """The logs of one run, in ``directory``; of steps that they know already nothing is told.
+
+    What is told of a step later than the rest of it, and not of every step, is a ``series`` of its own."""
 
     def __init__(self, names: Sequence[Logger], directory: Path, stage: str, run: str) -> None:
         self._directory = directory
-        self._told = {name: _last(directory, name) for name in dict.fromkeys(names)}
-        self._logs = {name: _open(name, directory, stage, run, told) for name, told in self._told.items()}
+        self._told: dict[Path, int] = {}
+        self._logs = {name: _open(name, directory, stage, run, self._last(name)) for name in dict.fromkeys(names)}
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float], series: str = "") -> None:
         for name, log in self._logs.items():
-            if step > self._told[name]:
+            if step > self._last(name, series):
                 log.write(step, values)
-                self._told[name] = step
-                write_atomic(_marker(self._directory, name), str(step), durable=False)
+                self._told[_marker(self._directory, name, series)] = step
+                write_atomic(_marker(self._directory, name, series), str(step), durable=False)
+
+    def _last(self, name: Logger, series: str = "") -> int:
+        """The last step that was told, by an earlier attempt maybe; -1 where none was."""
+        marker = _marker(self._directory, name, series)
+        if marker not in self._told:
+            self._told[marker] = -1
+            with suppress(OSError, ValueError):
+                self._told[marker] = int(marker.read_text())
+        return self._told[marker]
 
     def close(self) -> None:
         for log in self._logs.values():
             log.close()
 
 
-def _marker(directory: Path, name: str) -> Path:
-    return directory / f"{name}.step"
-
-
-def _last(directory: Path, name: str) -> int:
-    with suppress(OSError, ValueError):
-        return int(_marker(directory, name).read_text())
-    return 0
+def _marker(directory: Path, name: str, series: str) -> Path:
+    return directory / f"{name}{series and '.'}{series}.step"
 
 
 def missing(name: Logger) -> str | None:
@@ -81,7 +86,7 @@ class _TensorBoard:
     def __init__(self, directory: Path, stage: str, run: str, told: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(directory / "tensorboard"), purge_step=told + 1 if told else None)
+        self._writer: Any = SummaryWriter(str(directory / "tensorboard"), purge_step=told + 1 if told >= 0 else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -54,6 +54,10 @@ class Recorder:
         self._context.progress(step, total, **{k: float(f"{told[k]:.4g}") for k in self._shown if k in told})
         if time.monotonic() - self._appended > APPEND_SECONDS:
             self.flush()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """What was measured on held-out problems after ``step``, for the logs alone: who measures it keeps it."""
+        self._logs.write(step, values, "heldout")
 
     def flush(self) -> None:
         self._store.append("metrics", self._rows)

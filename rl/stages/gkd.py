@@ -106,7 +106,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
         told: dict[int, Samples] = {}
         source = _batches(context, settings, examples, asked, order, policy, pool, told)
         guard = guarding.guard(
-            context, settings, policy, source.sampling, source.ask, History(JUDGE), steps=how.steps or 0
+            context, settings, policy, source.sampling, source.ask, History(JUDGE), recorder.log, steps=how.steps or 0
         )  # fmt: skip
 
         def hear(metrics: StepMetrics) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from distill.prompting import Ask
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
     from rl.stages.options import WatchedSettings
 
 
+Log = Callable[[int, Mapping[str, float]], None]
+"""Hears what was measured after a step."""
+
+
 def of_rewards(
-    context: Context, settings: GrpoSettings, policy: Policy, sampling: Sampling, ask: Ask
+    context: Context, settings: GrpoSettings, policy: Policy, sampling: Sampling, ask: Ask, log: Log
 ) -> Guard:  # fmt: skip
     """Of a run on rewards, whose components say what is right and what else is rewarded."""
     judge = rewards.judge_of(settings.components)
@@ -31,11 +36,12 @@ def of_rewards(
     stages = [stage.until for stage in settings.lengths or ()]
     history = History(right, [name for name in verified if name != right], stages)
     each = settings.updates * settings.passes
-    return guard(context, settings, policy, sampling, ask, history, steps=settings.steps, updates=each)
+    return guard(context, settings, policy, sampling, ask, history, log, steps=settings.steps, updates=each)
 
 
 def guard(
-    context: Context, settings: WatchedSettings, policy: Policy, sampling: Sampling, ask: Ask, history: History, *,
+    context: Context, settings: WatchedSettings, policy: Policy, sampling: Sampling, ask: Ask, history: History,
+    log: Log, *,
     steps: int, updates: int = 1,
 ) -> Guard:  # fmt: skip
     return Guard(
@@ -49,6 +55,7 @@ def guard(
         steps=steps,
         updates=updates,
         note=context.note,
+        log=log,
     )
 
 

@@ -68,7 +68,7 @@ def refine(
             policy.name,
         )  # fmt: skip
         draws = drawing.draws(context, settings, tasks, ledger, problem_keys)
-        guard = guarding.of_rewards(context, settings, policy, how.sampling, ask)
+        guard = guarding.of_rewards(context, settings, policy, how.sampling, ask, recorder.log)
 
         def hear(metrics: GrpoMetrics) -> None:
             recorder(metrics)
