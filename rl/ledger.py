@@ -119,6 +119,8 @@ class Ledger:
                 "trace_key": self._key(one.rollout),
                 "weight": one.weight,
                 "logprobs": list(one.logprobs),
+                "old_logprobs": list(one.old) or None,
+                "reference_logprobs": list(one.reference) or None,
             }
             for one in used
         ]

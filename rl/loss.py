@@ -138,15 +138,20 @@ def clipped(rho: Tensor, advantages: Tensor, low: float, high: float, cap: float
     return -torch.min(free * advantages, bounded * advantages)
 
 
+def engine_ratios(old: Tensor, engine: Tensor, rows: Tensor, level: Level = "token") -> Tensor:
+    """exp(logp_old - logp_mu) per token, or its product over the row: what a correction bounds. Without gradient."""
+    gap = old.detach() - engine
+    if level == "sequence":
+        places = _places(rows)
+        gap = _sums(gap, places).index_select(0, places)
+    return gap.exp()
+
+
 def engine_weights(old: Tensor, engine: Tensor, rows: Tensor, correction: EngineCorrection) -> Tensor:
     """The weights of `EngineCorrection`, per token, without gradient."""
     if correction.how == "none":
         return torch.ones_like(engine)
-    gap = old.detach() - engine
-    if correction.level == "sequence":
-        places = _places(rows)
-        gap = _sums(gap, places).index_select(0, places)
-    weights = gap.exp()
+    weights = engine_ratios(old, engine, rows, correction.level)
     if correction.how == "truncate":
         return weights.clamp(correction.low, correction.high)
     return torch.where((weights >= correction.low) & (weights <= correction.high), weights, 0.0)  # inf * 0 is NaN

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from distill import behaviours
 from distill.engines.base import response_of
 from distill.types import Finish
+from distill.voting import ballot
 from rl.step_credit import log_ratios
 from rl.update import Made, Rollout, logprobs, sampled
 
@@ -40,8 +41,9 @@ class GrpoMetrics(Made, Samples):
     the means of what follows; NaN where there is no such thing.
 
     ``reward_std`` is the mean of the groups' deviations, ``zero_variance`` the share of groups without
-    one (both NaN for groups of one), ``distinct`` the mean number of different answers in a group, ``draws`` how
-    often problems were drawn. ``components`` are the means of what the reward is made of, as ``reward/NAME``.
+    one (both NaN for groups of one), ``distinct`` the mean number of different answers in a group (of prose what it
+    marks as its result: `distill.voting.ballot`), ``draws`` how often problems were drawn. ``components`` are the means
+    of what the reward is made of, as ``reward/NAME``.
     ``teacher_kl`` estimates the reverse KL(student, teacher) in nats per token from the sampled tokens,
     ``worst_step`` is the mean of the rollouts' lowest step rewards, ``value_explained`` the share of the variance of a
     value head's targets that it explained before the step: 0 is no better than a constant.
@@ -79,7 +81,7 @@ def observe(
         total=settings.steps,
         reward_std=_mean([_deviation(values) for values in compared]),
         zero_variance=_mean([float(len(set(values)) < 2) for values in compared]),
-        distinct=_mean([float(len({response_of(r.completion).answer for r in group})) for group in groups]),
+        distinct=_mean([float(len({ballot(response_of(r.completion).answer) for r in group})) for group in groups]),
         draws=draws,
         sampling_seconds=seconds[0],
         training_seconds=seconds[1],

@@ -77,9 +77,10 @@ class Made:
     """What the updates of a step did, by the names of its metrics; over trained tokens, and NaN where not asked for.
 
     Of the weights that sampled: ``ratio_max`` is the largest trainer-to-engine ratio before correction, ``ratio_mean``
-    their mean, ``effective_share`` the effective sample size of the weights after it, as a share of the tokens,
-    ``corrected`` the share of tokens whose weight it bounded, ``logprob_gap`` the mean absolute difference
-    of trainer and engine in nats. Of the weights just before each update: ``kl``, ``entropy_exact`` (of the whole
+    their mean (of a response's products where its level is the sequence), ``ratio_corrected`` their mean after it,
+    ``effective_share`` the effective sample size of the weights after it, as a share of the tokens, ``corrected`` the
+    share of tokens whose weight it bounded, ``logprob_gap`` the mean absolute difference of trainer and
+    engine in nats, a token. Of the weights just before each update: ``kl``, ``entropy_exact`` (of the whole
     distribution that each token was drawn from, nats), ``clip_low`` and ``clip_high`` (the shares of tokens whose
     gradient a clip stops), ``value_error`` (half the mean squared error of a value head). ``tokens`` went through
     training, prompts included; ``grad_norm`` is before clipping.
@@ -91,6 +92,7 @@ class Made:
     kl: float = math.nan
     ratio_max: float = 1.0
     ratio_mean: float = 1.0
+    ratio_corrected: float = 1.0
     effective_share: float = 1.0
     corrected: float = 0.0
     logprob_gap: float = 0.0
@@ -103,12 +105,16 @@ class Made:
 @dataclass(frozen=True, slots=True)
 class Used:
     """That optimizer update ``update`` (from 1) learned from a rollout: ``logprobs`` are the trainer's own of its
-    sampled tokens, under the weights before that update; each of them weighs ``weight`` in the loss."""
+    sampled tokens, under the weights before that update; each of them weighs ``weight`` in the loss. ``old`` are those
+    under the weights that sampled, where a step makes several updates, ``reference`` those that a KL term compares
+    with; else nothing."""
 
     rollout: Rollout
     update: int
     weight: float
     logprobs: Sequence[float]
+    old: Sequence[float] = ()
+    reference: Sequence[float] = ()
 
 
 def update(
@@ -126,7 +132,10 @@ def update(
             batch = [(rows[id(r)], old.get(id(r))) for r in part]
             one, weights, scored = _step(learner, settings, batch, sampled / settings.updates)
             made.append(one)
-            used += [Used(r, learner.done, w, s.logprobs) for r, w, s in zip(part, weights, scored, strict=True)]
+            used += [
+                Used(r, learner.done, w, s.logprobs, old.get(id(r), ()) if settings.each_step > 1 else (), s.reference)
+                for r, w, s in zip(part, weights, scored, strict=True)
+            ]
     return _merged(made), used
 
 
@@ -223,9 +232,8 @@ def _accounted(
         return _flat([row.streams[name] for row in batch])
 
     present, old, reference = _flat([s.logprobs for s in scored]), _flat(before), _flat([s.reference for s in scored])
-    rows, engine = stream("row"), stream("engine")
-    gap = old - engine
-    correction = policy.correction
+    rows, engine, correction = stream("row"), stream("engine"), policy.correction
+    ratios = loss.engine_ratios(old, engine, rows, correction.level)
     weighed = loss.engine_weights(old, engine, rows, correction)
     unbounded = loss.engine_weights(old, engine, rows, replace(correction, low=0.0, high=math.inf))
     rho = loss.ratio(present, old, rows, policy.level)
@@ -236,11 +244,12 @@ def _accounted(
         learning_rate=rate,
         tokens=sum(len(row.example) for row in batch),
         kl=loss.kl_estimate(present, reference).mean().item() if len(reference) else math.nan,
-        ratio_max=gap.max().exp().item(),
-        ratio_mean=gap.exp().mean().item(),
+        ratio_max=ratios.max().item(),
+        ratio_mean=ratios.mean().item(),
+        ratio_corrected=weighed.mean().item(),
         effective_share=(weighed.sum().square() / weighed.square().sum() / len(weighed)).item(),
         corrected=(weighed != unbounded).double().mean().item(),
-        logprob_gap=gap.abs().mean().item(),
+        logprob_gap=(old - engine).abs().mean().item(),
         clip_low=low,
         clip_high=high,
         entropy_exact=_flat([s.entropy for s in scored]).mean().item(),

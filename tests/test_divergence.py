@@ -199,7 +199,14 @@ def norm_of(directory: Path) -> Any:
 def rolled_back(where: Path, file: Path) -> None:
     """Lengths of samples always differ a little, which is taken for drift: the run ends as the best student was."""
     alarmed = ["gkd.alarms={window: 1, length_ratio: 1.00001}", "gkd.on_alarm=rollback", "gkd.on_policy=1.0"]
-    settings = ["gkd.sampling.max_tokens=64", "gkd.watch.every=1", "gkd.learning_rate=1.0", *alarmed]
+    settings = [
+        "gkd.sampling.max_tokens=64",
+        "gkd.watch.every=1",
+        "gkd.learning_rate=1.0",
+        "gkd.max_tokens=60",
+        *alarmed,
+    ]
     spec = load(file, settings)
     figures = runner.run(spec, Workspace(where / "run"), Listener(), lambda: False)[-1].manifest.figures
     assert figures["alarms"].startswith("length at step") and figures["rolled_back_to"] < figures["steps"] < 6
+    assert figures["dropped"] and figures["examples"] + figures["dropped"] == 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from distill.store.records import problem_row  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.types import Problem, Sampling  # noqa: E402
 from distill.verifiers import VerifierPool  # noqa: E402
-from rl import rewards  # noqa: E402
+from rl import loss, rewards  # noqa: E402
 from rl.grpo import GrpoSettings, train_grpo  # noqa: E402
 from rl.ledger import Ledger  # noqa: E402
 from rl.monitors import GrpoMetrics  # noqa: E402
@@ -94,6 +95,27 @@ def test_the_gradient_of_an_update_follows_from_its_rows(tmp_path: Path) -> None
         abs=1e-6,
     )
     assert told[0].ratio_mean == pytest.approx(1, abs=1e-4) and told[0].effective_share == pytest.approx(1, abs=1e-4)
+
+
+def test_what_later_updates_are_compared_with_is_in_their_rows(tmp_path: Path) -> None:
+    """Ratios are to the weights that sampled, and a KL term to the student without its adapter."""
+    terms = replace(loss.RECIPES["dapo"][0], kl=0.1)
+    _, store, _ = refined(tmp_path, updates=2, loss=terms)
+    rows = store.rows(f"{EXPLAINED.replace('WHERE u.optimizer_step = ?', '')}")
+    rows = [row | more for row, more in zip(rows, store.rows("SELECT * FROM updates ORDER BY trace_key"), strict=True)]
+    moved = {0: 0.0, 1: 0.0}
+    for row in rows:
+        old, engine, present = (torch.tensor(row[name]) for name in ("old_logprobs", "engine", "logprobs"))
+        torch.testing.assert_close(old, engine, atol=1e-5, rtol=0)
+        second = row["optimizer_step"] % 2 == 0
+        moved[second] = max(moved[second], float((present - old).abs().max()))
+    assert moved[0] < 1e-5 and moved[1] > 1e-3
+    first = [row for row in rows if row["optimizer_step"] == 1]  # when the adapter is nothing yet
+    assert first and all(row["reference_logprobs"] == pytest.approx(row["logprobs"], abs=1e-5) for row in first)
+    last = [row for row in rows if row["optimizer_step"] == max(row["optimizer_step"] for row in rows)]
+    assert any(
+        abs(a - b) > 1e-2 for row in last for a, b in zip(row["reference_logprobs"], row["logprobs"], strict=True)
+    )
 
 
 def test_the_question_in_the_documentation_is_answered(tmp_path: Path) -> None:

@@ -124,6 +124,8 @@ def test_the_metrics_of_samples_leave_out_what_was_given() -> None:
     assert told.entropy == pytest.approx(-(STUDENT[3] + STUDENT[9]).item() / 2)
     assert told.teacher_kl == pytest.approx((STUDENT - THEIRS)[[3, 9]].mean().item())
     assert told.zero_variance == 1  # three times 0.1 has a deviation of 1e-17
+    same = replace(row, completion=replace(row.completion, text="Twice 2, so the answer is 4."))
+    assert observe(how, 1, [row, other, same], 1, Made(), (0, 0)).distinct == 2  # one answer in two wordings
 
 
 def test_step_rewards_are_normalised_in_their_group_and_credit_all_before_them() -> None:

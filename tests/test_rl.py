@@ -278,7 +278,28 @@ def test_what_is_told_of_a_gap_between_engine_and_trainer(tmp_path: Path) -> Non
     assert m.ratio_max == pytest.approx(4, rel=1e-3) and m.ratio_mean == pytest.approx(1 + 3 * odd, rel=1e-3)
     assert m.logprob_gap == pytest.approx(odd * math.log(4), rel=1e-3)
     assert m.effective_share == pytest.approx((1 + odd) ** 2 / (1 + 3 * odd), rel=1e-3)
-    assert m.corrected == pytest.approx(odd)
+    assert m.corrected == pytest.approx(odd) and m.ratio_corrected == pytest.approx(1 + odd, rel=1e-3)
+
+
+@pytest.mark.parametrize("how", ["none", "mask"])
+def test_ratios_are_told_as_the_correction_sees_them(how: Any, tmp_path: Path) -> None:
+    """Uncorrected none is changed; by the sequence, products are compared with the bounds, and told."""
+    model = student()
+    policy_loss = replace(
+        loss.RECIPES["dapo"][0], correction=loss.EngineCorrection(how, "token" if how == "none" else "sequence", 0, 2)
+    )
+    (m,), rollouts = grpo(model, tmp_path, Lying(policy(model), math.log(1.5)), steps=1, loss=policy_loss)
+    lengths = [len(r.completion.token_ids) for r in rollouts if r.trained]
+    if how == "none":
+        assert m.corrected == 0 and m.ratio_corrected == m.effective_share == 1 and m.ratio_max > 1.4
+        return
+    products = [(n, 1.5 ** (n // 2)) for n in lengths]
+    assert len({p > 2 for _, p in products}) == 2
+    total = sum(lengths)
+    assert m.ratio_max == pytest.approx(max(p for _, p in products), rel=1e-3)
+    assert m.ratio_mean == pytest.approx(sum(n * p for n, p in products) / total, rel=1e-3)
+    assert m.ratio_corrected == pytest.approx(sum(n * p for n, p in products if p <= 2) / total, rel=1e-3)
+    assert m.corrected == pytest.approx(sum(n for n, p in products if p > 2) / total)
 
 
 @pytest.mark.parametrize("correction", [{"how": "none"}, {"level": "sequence", "high": 1e9}])

@@ -28,7 +28,8 @@ from distill.prompting import asking  # noqa: E402
 from distill.stages import sft  # noqa: E402
 from distill.stages.supervised import example_of  # noqa: E402
 from distill.store.records import problem_row  # noqa: E402
-from distill.training import attention, checkpoint, gated, head, rectangles, rotary  # noqa: E402
+from distill.tensors import copied  # noqa: E402
+from distill.training import attention, checkpoint, export, gated, head, rectangles, rotary  # noqa: E402
 from distill.training.adapted import adapted  # noqa: E402
 from distill.training.batching import Example, Order, from_tokens, micro_batches  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
@@ -851,6 +852,20 @@ def test_files_that_say_something_else_than_what_was_trained_are_refused(tmp_pat
     model.get_output_embeddings().register_forward_hook(lambda module, seen, made: 1.01 * made)  # in no file
     with pytest.raises(PipelineError, match=r"logits differ from the trained model's by 0\.0099"):
         export_student(model, chat_tokenizer(), tmp_path / "out")
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+def test_an_adapter_that_gets_lost_is_noticed_in_half_precision_too(
+    half: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it changes is less here than what rounding to bf16 may."""
+    model = add_lora(tiny(), rank=4, alpha=8, seed=0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight.data, std=1e-3, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(export, "_merged", lambda trained: copied(trained).unload())
+    with pytest.raises(PipelineError, match=r"logits differ from the trained model's by 0\.00"):
+        export_student(model, chat_tokenizer(), tmp_path / "out", half)
 
 
 def test_settings_of_the_process_are_put_back() -> None:

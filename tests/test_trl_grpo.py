@@ -1,8 +1,9 @@
 """GRPO against TRL, the whole trainer: frozen rollouts, ten updates, the same weights.
 
 TRL gets its rollouts through ``rollout_func``, ours through a policy that remembers; so what is compared is all that
-comes after sampling: advantages, old and reference log-probabilities, loss, accumulation, clipping, AdamW. Some tokens
-are given, not sampled (TRL's ``env_mask``). Skipped where TRL is not installed.
+comes after sampling: advantages, old and reference log-probabilities, the correction of an engine whose
+log-probabilities are others (TRL's four modes of it), loss, accumulation, clipping, AdamW. Some tokens are given, not
+sampled (TRL's ``env_mask``). Skipped where TRL is not installed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -30,6 +31,7 @@ from rl.grpo import GrpoSettings, train_grpo  # noqa: E402
 from rl.monitors import GrpoMetrics  # noqa: E402
 
 PROMPTS, GROUP, STEPS, PASSES, LONGEST, RATE = 3, 4, 5, 2, 8, 1e-3
+CAP = 1.5
 GIVEN = 2
 """The place of the token of every longer response that was given."""
 
@@ -45,6 +47,12 @@ def forced(ids: Sequence[int]) -> tuple[int, ...]:
 
 def prompt(name: str) -> list[int]:
     return drawn(name)
+
+
+def told(*place: object) -> list[float]:
+    """What the engine says that its tokens' log-probabilities were; the trainer's are -4.8 in the mean."""
+    ids = drawn(*place)
+    return [float(x) for x in generator("engine", *place).uniform(-5.3, -4.3, len(ids))]
 
 
 def reward(ids: Sequence[int]) -> float:
@@ -63,15 +71,26 @@ class Remembering:
         for request in requests:
             _, _, name, index = request.key.split("/")
             ids = tuple(drawn(name, int(index)))
-            yield Completion(
-                request.key, "", tuple(prompt(name)), "", ids, (0.0,) * len(ids), Finish.STOP, forced=forced(ids)
-            )
+            said = tuple(told(name, int(index)))
+            yield Completion(request.key, "", tuple(prompt(name)), "", ids, said, Finish.STOP, forced=forced(ids))
 
 
-def ours(model: Any, directory: Path, kind: str, kl: float, scale: Any) -> list[float]:
+class Corrected(GRPOTrainer):
+    """Corrects what ``rollout_func`` gives as if vLLM had sampled it."""
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        self.use_vllm = False
+        found = super()._generate(prompts)
+        self.use_vllm = True
+        return found
+
+
+def ours(model: Any, directory: Path, kind: str, kl: float, scale: Any, mode: str) -> list[float]:
     """The norms of the gradients, in the mean of each step's updates; AdamW would forgive a wrong scale."""
     recipe, aggregation = loss.RECIPES[kind]
-    policy = replace(recipe, correction=loss.EngineCorrection("none"), kl=kl, kl_corrected=True)
+    level, how = mode.split("_")
+    correction = loss.EngineCorrection(cast(Any, how), cast(Any, level), high=CAP)
+    policy = replace(recipe, correction=correction, kl=kl, kl_corrected=True)
     settings = GrpoSettings(
         OptimizerSettings(RATE, schedule="constant", warmup=0), steps=STEPS, group=GROUP, passes=PASSES, scale=scale,
         loss=policy, aggregation=aggregation, sampling=Sampling(max_tokens=LONGEST), micro_batch_tokens=60,
@@ -82,15 +101,16 @@ def ours(model: Any, directory: Path, kind: str, kl: float, scale: Any) -> list[
         sample=lambda step, _: [Problem(str(PROMPTS * step + i), "", "", "", "") for i in range(PROMPTS)],
         reward=lambda asked: [reward(c.token_ids) for _, c in asked],
     )  # fmt: skip
+    assert all(0 < m.corrected < 1 for m in heard)
     return [m.grad_norm for m in heard]
 
 
-def theirs(model: Any, directory: Path, kind: str, kl: float, scale: str) -> list[float]:
+def theirs(model: Any, directory: Path, kind: str, kl: float, scale: str, mode: str) -> list[float]:
     def rollouts(names: list[str], trainer: Any) -> dict[str, Any]:
         made = [drawn(name, index % GROUP) for index, name in enumerate(names)]
         mask = [[int(t not in forced(ids)) for t in range(len(ids))] for ids in made]
-        told = [[0.0] * len(ids) for ids in made]
-        return {"prompt_ids": list(map(prompt, names)), "completion_ids": made, "logprobs": told, "env_mask": mask}
+        said = [told(name, index % GROUP) for index, name in enumerate(names)]
+        return {"prompt_ids": list(map(prompt, names)), "completion_ids": made, "logprobs": said, "env_mask": mask}
 
     recipe, _ = loss.RECIPES[kind]
     arguments = GRPOConfig(
@@ -99,10 +119,11 @@ def theirs(model: Any, directory: Path, kind: str, kl: float, scale: str) -> lis
         loss_type=kind, beta=kl, scale_rewards=scale, epsilon=recipe.clip_low, epsilon_high=recipe.clip_high,
         importance_sampling_level=recipe.level, learning_rate=RATE, lr_scheduler_type="constant", adam_beta2=0.95,
         shuffle_dataset=False, gradient_checkpointing=False, use_cpu=True, bf16=False, report_to="none",
-        save_strategy="no", disable_tqdm=True, logging_steps=1,
+        save_strategy="no", disable_tqdm=True, logging_steps=1, vllm_importance_sampling_mode=mode,
+        vllm_importance_sampling_clip_max=CAP,
     )  # fmt: skip
     names = Dataset.from_list([{"prompt": str(i)} for i in range(PROMPTS * STEPS)])
-    trainer = GRPOTrainer(
+    trainer = Corrected(
         model=model, args=arguments, train_dataset=names, processing_class=chat_tokenizer(), rollout_func=rollouts,
         reward_funcs=lambda completion_ids, **_: [reward(ids) for ids in completion_ids],
     )  # fmt: skip
@@ -112,26 +133,28 @@ def theirs(model: Any, directory: Path, kind: str, kl: float, scale: str) -> lis
 
 
 CASES = [
-    ("dapo", True, 0.04, "group"),
-    ("dr_grpo", True, 0.0, "none"),
-    ("grpo", False, 0.0, "batch"),
-    ("cispo", True, 0.0, "group"),
+    ("dapo", True, 0.04, "group", "token_truncate"),
+    ("dr_grpo", True, 0.0, "none", "token_mask"),
+    ("grpo", False, 0.0, "batch", "sequence_truncate"),
+    ("cispo", True, 0.0, "group", "sequence_mask"),
 ]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("kind", "lora", "kl", "scale"), CASES, ids=[f"{c[0]}-{'lora' if c[1] else 'full'}" for c in CASES])  # fmt: skip
+@pytest.mark.parametrize(("kind", "lora", "kl", "scale", "mode"), CASES, ids=[f"{c[0]}-{'lora' if c[1] else 'full'}" for c in CASES])  # fmt: skip
 def test_ten_updates_on_frozen_rollouts_equal_trl_s(
-    kind: str, lora: bool, kl: float, scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, lora: bool, kl: float, scale: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     ends, norms = [], []
     for run in (ours, theirs):
         made = add_lora(tiny(), rank=4, alpha=8, seed=1) if lora else tiny()
         before = weights(made)
-        norms.append(run(made, tmp_path / run.__name__, kind, kl, scale))
+        norms.append(run(made, tmp_path / run.__name__, kind, kl, scale, mode))
         ends.append(weights(made).detach())
         assert (ends[-1] - before).abs().max() > 1e-3
     assert norms[0] == pytest.approx(norms[1], rel=1e-4) and len(norms[0]) == STEPS
-    # AdamW divides by the gradient's own size, so the rounding of one near zero shows whole
-    torch.testing.assert_close(*ends, atol=3e-6, rtol=0)
+    # AdamW divides by the gradient's own size, so the rounding of one near zero shows whole: of a weight in a thousand,
+    # and on another CPU of others
+    gaps = (ends[0] - ends[1]).abs()
+    assert gaps.quantile(0.999) < 3e-6 and gaps.max() < RATE / 10

@@ -13,7 +13,7 @@ from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -23,11 +23,11 @@ pytest.importorskip("trl", reason="TRL is not installed (extra: oracle)")
 from tiny import tiny  # noqa: E402
 from trl import GRPOTrainer  # noqa: E402
 from trl.rewards import get_soft_overlong_punishment  # noqa: E402
-from trl.trainer.utils import add_fused_lm_head  # noqa: E402
+from trl.trainer.utils import add_fused_lm_head, nanstd  # noqa: E402
 
 from distill.randomness import generator  # noqa: E402
 from distill.training.batching import from_tokens  # noqa: E402
-from distill.training.forward import logprobs, pack  # noqa: E402
+from distill.training.forward import pack, tell  # noqa: E402
 from rl import credit, loss  # noqa: E402
 
 LENGTHS = (4, 7, 2, 6)
@@ -114,11 +114,13 @@ GRID = list(
 )
 
 
+GRID = [case for case in GRID if case[0] != "cispo" or case[3] is None]  # two-sided clipping is the clipped one's
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_loss_and_gradient_equal_trl_on_the_whole_grid() -> None:
+    assert len(set(GRID)) == 288
     for case in GRID:
-        if case[0] == "cispo" and case[3] is not None:
-            continue  # two-sided clipping is the clipped objective's
         their_loss, their_gradient = theirs(*case)
         our_loss, our_gradient = ours(*case)
         assert our_loss == pytest.approx(their_loss, rel=1e-7), case
@@ -128,7 +130,7 @@ def test_loss_and_gradient_equal_trl_on_the_whole_grid() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_of_packed_rows_equal_trl_s_of_padded_ones(temperature: float) -> None:
+def test_logprobs_and_entropies_of_packed_rows_equal_trl_s_of_padded_ones(temperature: float) -> None:
     model, patched = tiny(initializer_range=0.3), tiny(initializer_range=0.3)
     add_fused_lm_head(patched, temperature=temperature, outputs=("log_probs", "entropy"))
     draw = generator("parity", "ids")
@@ -142,20 +144,35 @@ def test_logprobs_of_packed_rows_equal_trl_s_of_padded_ones(temperature: float) 
     )  # fmt: skip
     with torch.no_grad():
         measured = inspect.unwrap(GRPOTrainer._get_per_token_logps_and_entropies)  # less its profiler
-        found = measured(trainer, patched, ids, mask, width)[0]
+        found, spread, _ = measured(trainer, patched, ids, mask, width, compute_entropy=True)
         batch = pack([from_tokens(str(i), p, r) for i, (p, r) in enumerate(rows)])
-        got = torch.split(logprobs(model, batch, temperature), [e.supervised for e in batch.examples])
-    for example, values in zip(batch.examples, got, strict=True):
-        torch.testing.assert_close(values, found[int(example.key), : len(values)], atol=1e-5, rtol=0)
+        made = tell(model, batch, temperature, entropy=True)
+    assert made.entropy is not None
+    ours = (torch.split(values, [e.supervised for e in batch.examples]) for values in (made.logprobs, made.entropy))
+    for example, got, entropy in zip(batch.examples, *ours, strict=True):
+        row = int(example.key)
+        torch.testing.assert_close(got, found[row, : len(got)], atol=1e-5, rtol=0)
+        torch.testing.assert_close(entropy, spread[row, : len(got)], atol=1e-5, rtol=0)
 
 
-def test_advantages_equal_trl_s_formulas() -> None:
-    """As `_generate_and_score_completions` writes them: the group's mean, over ddof-1 deviations."""
-    for seed in range(50):
-        rewards = torch.from_numpy(generator("parity", seed).integers(0, 3, (5, 4)).astype(float))
-        centred = rewards - rewards.mean(1, keepdim=True)
-        for scale, deviation in (("group", rewards.std(1, keepdim=True)), ("batch", rewards.std())):
-            torch.testing.assert_close(credit.advantages(rewards, scale=scale), centred / (deviation + 1e-4))
+@pytest.mark.parametrize("group", [2, 4])
+def test_advantages_equal_trl_s_formulas(group: int) -> None:
+    """As `_generate_and_score_completions` writes them: the group's mean, over TRL's own deviation, and nothing where
+    a reward is NaN. Constant groups are among them, and groups of which one or none is judged."""
+    seen = set()
+    for seed in range(100):
+        draw = generator("parity", group, seed)
+        rewards = torch.from_numpy(draw.integers(0, 3, (5, group)).astype(float))
+        rewards[torch.from_numpy(draw.random((5, group)) < 0.2)] = torch.nan
+        judged = (~rewards.isnan()).sum(1)
+        seen |= {(int(n), bool(one)) for n, one in zip(judged, credit.informative(rewards), strict=True)}
+        centred = rewards - rewards.nanmean(1, keepdim=True)
+        deviations = {"group": nanstd(rewards, 1, keepdim=True) + 1e-4, "batch": nanstd(rewards) + 1e-4, "none": 1.0}
+        for scale, deviation in deviations.items():
+            theirs = (centred / deviation).nan_to_num(0.0)
+            ours = credit.advantages(rewards, scale=cast(Any, scale))
+            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    assert {(0, False), (1, False), (group, False), (group, True)} <= seen
 
 
 def test_the_soft_overlong_punishment_equals_trl_s() -> None:

@@ -40,7 +40,8 @@ def export_student(model: Any, tokenizer: Any, directory: Path, half: bool = Fal
     """Write ``directory/model``, in bf16 if ``half``, and ``directory/adapter`` where there is one; the model is
     unchanged.
 
-    Raises `PipelineError` where the files' logits differ from the trained model's.
+    Raises `PipelineError` where the logits of the files, or of the merged model before it is rounded, differ from the
+    trained model's.
     """
     hush()
     merged = model
@@ -50,6 +51,8 @@ def export_student(model: Any, tokenizer: Any, directory: Path, half: bool = Fal
         _settle(directory / ADAPTER / "adapter_config.json")
         merged = _merged(model)
     if half:
+        if merged is not model:  # rounding to half precision is as large as what an adapter changes, and would hide it
+            _check(model, merged)
         merged = (copied(merged) if merged is model else merged).to(torch.bfloat16)
     generation = merged.generation_config
     ends = stop_ids(generation.eos_token_id, tokenizer)

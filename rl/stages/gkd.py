@@ -93,7 +93,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
     network, tokenizer = load_student(settings, start)
     rate, said = learning_rate(context, settings, network)
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
-    found, _ = lessons(context, settings, network, tokenizer, ask)
+    found, dropped = lessons(context, settings, network, tokenizer, ask)
     measure = _measure(settings, teacher, tokenizer)
     with (
         closing(open_engine(network, tokenizer, context.fingerprint, settings.workers)) as policy,
@@ -119,7 +119,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
             on_step=hear, before_save=recorder.flush, measure=measure, over=guard.over,
         )  # fmt: skip
     digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, said | guard.told())
-    figures = {"examples": len(found), "steps": how.steps, "learning_rate": rate}
+    figures = {"examples": len(found), "dropped": len(dropped), "steps": how.steps, "learning_rate": rate}
     return Output(digest, figures | {"loss": recorder.last().get("loss")} | guard.figures())
 
 
