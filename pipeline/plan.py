@@ -84,7 +84,7 @@ def examine(
         reasons = ("--force",) if forced else explain(spec, identity, workspace)
     foretold = _foretold(spec, workspace, upstream, identity)
     forecast = foretold.forecast
-    begun = bool(forecast and forecast.done) or workspace.begun(identity)
+    begun = bool(forecast and forecast.done) or workspace.has_part(identity)
     if forecast and forecast.done and reasons == NEVER:
         reasons = ("never run, but a part is there already",)
     status = Status.PARTIAL if begun else Status.RUN

@@ -87,7 +87,7 @@ def _run_stage(
     if forced:
         _discard(workspace, identity)
     make_directory(work)
-    clock = Clock.resume(work / "heartbeat.json")
+    clock = Clock.resume(workspace.heartbeat(identity))
     context = workspace.context(
         spec, identity.fingerprint, inputs,  # type: ignore[arg-type]
         stopping=stopping, listener=listener, _clock=clock,

@@ -23,6 +23,7 @@ from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Identity, Manifest
 from pipeline.scratch import sweep_directory
 
+HEARTBEAT = "heartbeat.json"
 HEARTBEAT_SECONDS = 1.0
 
 
@@ -75,7 +76,16 @@ class Workspace:
         return self.path / "work" / f"{kind}-{fingerprint[:12]}"
 
     def begun(self, identity: Identity) -> bool:
+        """Whether an attempt was made."""
         return self.work(identity.kind, identity.fingerprint).exists()
+
+    def has_part(self, identity: Identity) -> bool:
+        """Whether an attempt has left more than the time that it took."""
+        left = self.work(identity.kind, identity.fingerprint).rglob("*")
+        return any(path.is_file() and path.name != HEARTBEAT for path in left)
+
+    def heartbeat(self, identity: Identity) -> Path:
+        return self.work(identity.kind, identity.fingerprint) / HEARTBEAT
 
     def context(self, spec: StageSpec, fingerprint: str, inputs: Mapping[str, Manifest], **more: Any) -> StageContext:
         kind = spec.stage.kind

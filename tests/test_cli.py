@@ -121,14 +121,15 @@ def test_what_another_stage_has_made_is_told_of_one_that_never_ran(done: Path) -
 def test_the_store_can_be_looked_into(done: Path) -> None:
     out = distill("traces", "list", "-p", "p.yaml", "--json", cwd=done).stdout
     listed = [json.loads(line) for line in out.splitlines()]
-    assert len(listed) == 12
+    assert len(listed) == 12 and {row["model"] for row in listed} == {"embedded:teacher"}
+    assert distill("traces", "list", "-p", "p.yaml", "--json", "--model", "d:teach", cwd=done).stdout == out
     shown = distill("traces", "show", listed[0]["trace"], "-p", "p.yaml", cwd=done).stdout
     assert "--- thinking" in shown
     assert "<|im_start|>user" in shown  # the prompt as it was rendered
     sql = "SELECT outcome, count(*) AS n FROM verdicts GROUP BY 1"
     counted = distill("traces", "sql", sql, "-p", "p.yaml", "--json", cwd=done).stdout
     assert sum(json.loads(line)["n"] for line in counted.splitlines()) == 12
-    assert "traces" in distill("traces", "stats", "-p", "p.yaml", cwd=done).stdout
+    assert "embedded:teacher " in distill("traces", "stats", "-p", "p.yaml", cwd=done).stdout
     long = "SELECT repeat('x', 61) AS one, 'short' AS other"
     assert "cut at 60 letters; --json" in distill("traces", "sql", long, "-p", "p.yaml", cwd=done).stderr
     assert "cut at" not in distill("traces", "sql", long.replace("61", "60"), "-p", "p.yaml", cwd=done).stderr

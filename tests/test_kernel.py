@@ -186,6 +186,13 @@ def test_what_is_read_no_more_did_not_change(project: Path) -> None:
     assert "also[0] is read no more" in reasons and not [reason for reason in reasons if "content of" in reason]
 
 
+def test_an_attempt_that_left_nothing_is_no_part(project: Path) -> None:
+    (project / "input.txt").write_bytes(b"\xff")
+    with pytest.raises(UnicodeDecodeError):
+        run(load())
+    assert plans(load())["text"] == ("will run", ("never finished",))
+
+
 def test_a_lost_artifact_is_made_again(project: Path) -> None:
     run(load())
     shutil.rmtree("runs/letters/artifacts")

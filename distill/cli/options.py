@@ -51,7 +51,7 @@ OutcomeFilter = Annotated[
     typer.Option("--outcome", help="correct, incorrect or unverifiable, by the stage's verdict or the newest."),
 ]
 SourceFilter = Annotated[str | None, typer.Option("--source", help="Problems of this source only.")]
-ModelFilter = Annotated[str | None, typer.Option("--model", help="Models whose identity contains this.")]
+ModelFilter = Annotated[str | None, typer.Option("--model", help="Models whose name or identity contains this.")]
 FinishFilter = Annotated[str | None, typer.Option("--finish", help="stop, length, refused or empty.")]
 ProblemFilter = Annotated[str | None, typer.Option("--problem", help="Problems whose name begins like this.")]
 Where = Annotated[

@@ -53,7 +53,7 @@ def _state(item: StagePlan, space: Workspace) -> tuple[str, float | None, int | 
         return "done", item.manifest.seconds, None, None, dict(item.manifest.figures)
     if item.identity:
         try:
-            path = space.work(item.identity.kind, item.identity.fingerprint) / "heartbeat.json"
+            path = space.heartbeat(item.identity)
             beat = json.loads(path.read_text())
             state = "running" if running(space.path) == beat["pid"] else "interrupted"
             return state, beat["seconds"], beat["done"], beat["total"], beat["figures"]

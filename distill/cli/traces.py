@@ -25,6 +25,8 @@ LONG = {
     "answer": "answer",
 }
 """Texts that are shown last, each under a title."""
+NAMES = "SELECT model, string_agg(name, ', ' ORDER BY name) AS name FROM models GROUP BY model"
+"""What each model is called."""
 TABLE_ROWS = 1_000
 """What a table on the terminal shows: its columns must be held to be aligned."""
 
@@ -43,9 +45,10 @@ def list_traces(
             parameters |= {"created": last["created"], "trace_key": last["trace_key"]}
         rows = store.rows(
             f"WITH page AS (SELECT * FROM {traces} WHERE {condition} ORDER BY created DESC, trace_key LIMIT $limit) "
-            "SELECT o.trace_key[:12] AS trace, o.problem_id AS problem, o.model[:24] AS model, o.outcome, "
-            "o.verifier || ' ' || o.version AS verifier, o.thinking_tokens + o.answer_tokens AS tokens, o.finish, "
-            "t.answer FROM page o JOIN traces t USING (trace_key) ORDER BY o.created DESC, o.trace_key",
+            "SELECT o.trace_key[:12] AS trace, o.problem_id AS problem, coalesce(m.name, o.model[:24]) AS model, "
+            "o.outcome, o.verifier || ' ' || o.version AS verifier, o.thinking_tokens + o.answer_tokens AS tokens, "
+            "o.finish, t.answer FROM page o JOIN traces t USING (trace_key) "
+            f"LEFT JOIN ({NAMES}) m ON m.model = o.model ORDER BY o.created DESC, o.trace_key",
             {**parameters, "limit": limit},
         )
     show_rows(rows, as_json)
@@ -106,7 +109,7 @@ def stats(pipeline: Path, workspace: Path | None, as_json: bool) -> None:
     with views(store):
         traces = store.rows(
             "WITH newest AS (SELECT trace_key, arg_max(outcome, created) AS outcome FROM judgements GROUP BY 1) "
-            "SELECT t.model[:12] AS model, p.source, count(*) AS traces, "
+            "SELECT coalesce(m.name || ' ', '') || t.model[:12] AS model, p.source, count(*) AS traces, "
             "round(avg(t.thinking_tokens + t.answer_tokens), 1) AS tokens_each, "
             "sum(t.thinking_tokens + t.answer_tokens)::BIGINT AS tokens, "
             "count(*) FILTER (v.outcome = 'correct') AS correct, count(*) FILTER (v.outcome = 'incorrect') "
@@ -114,6 +117,7 @@ def stats(pipeline: Path, workspace: Path | None, as_json: bool) -> None:
             "count(*) FILTER (t.finish = 'length') AS truncated, count(*) FILTER (t.finish = 'refused') AS refused, "
             "count(*) FILTER (t.finish = 'empty') AS empty "
             "FROM traces t LEFT JOIN newest v USING (trace_key) LEFT JOIN prompts p USING (prompt_key) "
+            f"LEFT JOIN ({NAMES}) m ON m.model = t.model "
             "WHERE t.finish <> 'step' AND t.trace_key NOT IN (SELECT trace_key FROM rollouts) GROUP BY ALL ORDER BY ALL"
         )
         verifiers = store.rows("SELECT * FROM verifier_rates ORDER BY ALL")

@@ -22,6 +22,7 @@ OF_COLLECTION = (
     "trace_key IN (SELECT v.trace_key FROM verdicts v JOIN members m ON m.row_key = v.verdict_key "
     "WHERE m.collection = $collection))"
 )
+OF_MODEL = "(contains(model, $model) OR model IN (SELECT m.model FROM models m WHERE contains(m.name, $model)))"
 
 
 AS_JUDGED_THERE = """(
@@ -74,7 +75,7 @@ class Choice:
             "collection": OF_COLLECTION,
             "outcome": "outcome = $outcome",
             "source": "source = $source",
-            "model": "contains(model, $model)",
+            "model": OF_MODEL,
             "finish": "finish = $finish",
             "problem": "starts_with(problem_id, $problem)",
         }

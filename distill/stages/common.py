@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, PlainSerializer
 
-from distill import verification, verifiers
+from distill import engines, verification, verifiers
 from distill.engines.options import ThinkingSettings
+from distill.modelspec import Model
 from distill.prm import files
 from distill.prompting import Ask, PromptingSettings, asking
 from distill.store import Store
@@ -53,6 +54,13 @@ def resolved(context: Context, spec: Any) -> Any:
 
 def store_of(context: Context) -> Store:
     return Store(context.workspace, note=context.note)
+
+
+def sampler(context: Context, store: Store, name: str, engine: engines.Options) -> Model:
+    """The model that a stage is about to sample from; what it is called is kept for those who read its traces."""
+    model = engines.model_of(name, engine, context)
+    store.append("models", [{"model": model.identity, "name": name}])
+    return model
 
 
 def ask_of(

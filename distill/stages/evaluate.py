@@ -31,7 +31,7 @@ from distill.generation import Wanted, request_of, wanted
 from distill.lacking import lacking
 from distill.prompting import Ask, Prompting, plainly
 from distill.report.data import RESERVED
-from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, store_of
+from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, sampler, store_of
 from distill.stages.measuring import GREEDY, Measure
 from distill.stages.seen import ContaminationSettings, exposure_of, figures_of
 from distill.statistics import Estimate, clustered_mean
@@ -114,7 +114,7 @@ def run(context: Context, settings: EvaluateSettings) -> Output:
     subjects: dict[str, Any] = {}
     by_problem: dict[str, dict[str, list[float]]] = {}
     for label, name in settings.models.items():
-        model = engines.model_of(name, settings.engine, context)
+        model = sampler(context, store, name, settings.engine)
         with ExitStack() as stack:
             measure = Measure(context, settings, store, model, label, stack)
             sampled = measure.sampled(wishes_of(settings, tasks, model.identity, ask))

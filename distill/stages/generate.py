@@ -32,7 +32,7 @@ from distill.modelspec import StageOrName
 from distill.prompting import Prompting
 from distill.spending import Spending, spent_on
 from distill.stages import until
-from distill.stages.common import ask_of, judged_as_now, store_of
+from distill.stages.common import ask_of, judged_as_now, sampler, store_of
 from distill.store import Store
 from distill.store.records import problems, record_members
 from distill.types import Request
@@ -97,7 +97,7 @@ class GenerateSettings(Settings):
 
 def run(context: Context, settings: GenerateSettings) -> Output:
     store = store_of(context)
-    model = engines.model_of(settings.teacher, settings.engine, context)
+    model = sampler(context, store, settings.teacher, settings.engine)
     tasks, wishes = _wishes(context, settings, store, model.identity)
     open_engine = partial(engines.open_engine, settings.engine, model, context.note, Spending(store, context.name))
     if settings.until:

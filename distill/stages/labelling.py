@@ -18,7 +18,7 @@ from distill.prm.labels import Labelled
 from distill.prm.rollouts import Prefix, Tried
 from distill.prompting import Ask, plainly
 from distill.spending import Spending
-from distill.stages.common import resolved, store_of
+from distill.stages.common import resolved, sampler, store_of
 from distill.stages.prm_labels import ExactLabels, FileLabels, GroupLabels, LabelSource, RolloutLabels, SlipLabels
 from distill.steps import Split, split
 from distill.store.records import Row, problem_of
@@ -173,7 +173,8 @@ def _outcomes(
     prefixes: Sequence[Prefix],
 ) -> dict[Prefix, list[bool]]:  # fmt: skip
     """Complete prefixes and have the ends judged; what the store has of either is not made again."""
-    store, model = store_of(context), engines.model_of(source.policy, source.engine, context)
+    store = store_of(context)
+    model = sampler(context, store, source.policy, source.engine)
     sampling = source.sampling.sampling(source.seed)
     wishes = {
         (key, prefix): generation.wanted(

@@ -38,6 +38,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "step_labels": ("run", "source", "example", "step"),
     "searches": ("run", "strategy", "budget", "start", "problem_key"),
     "step_scores": ("score_key",),
+    "models": ("model", "name"),
 }
 """What identifies a row of each table: a row whose key is there already is not ingested again."""
 

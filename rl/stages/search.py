@@ -31,7 +31,7 @@ from distill.modelspec import Model, StageOrName
 from distill.prm import files
 from distill.prompting import Prompting
 from distill.spending import Spending
-from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, resolved, store_of
+from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, resolved, sampler, store_of
 from distill.stages.seen import ContaminationSettings, exposure_of, figures_of
 from distill.store import Store
 from distill.store.records import problems, record_members
@@ -168,7 +168,7 @@ def _check_scorers(context: Context, settings: SearchSettings, world: StoredWorl
 
 
 def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWorld:
-    model = engines.model_of(settings.model, settings.engine, context)
+    model = sampler(context, store, settings.model, settings.engine)
     spending = Spending(store, context.name)
     return StoredWorld(
         store=store,
