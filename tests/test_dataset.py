@@ -44,13 +44,16 @@ def trace(problem: Problem, index: int, thinking: str, answer: str, closed: bool
 
 def put(store: Store, said: list[tuple[Problem, Trace, Verdict | None]], first: int = 0) -> None:
     """Traces, each a second after the other, with their problems and verdicts."""
+    problems, traces, verdicts = {}, [], []
     for number, (problem, one, verdict) in enumerate(said, first):
         row = problem_row(problem)
-        store.append("problems", [row])
-        store.append("traces", [trace_row(one, row["prompt_key"]) | {"created": START + timedelta(seconds=number)}])
+        problems[row["problem_key"]] = row
+        traces.append(trace_row(one, row["prompt_key"]) | {"created": START + timedelta(seconds=number)})
         if verdict:
-            judged = verdict_row(f"v-{one.key}", one.key, row["problem_key"], verdict, "math")
-            store.append("verdicts", [judged])
+            verdicts.append(verdict_row(f"v-{one.key}", one.key, row["problem_key"], verdict, "math"))
+    store.append("problems", list(problems.values()))
+    store.append("traces", traces)
+    store.append("verdicts", verdicts)
     store.ingest()
 
 

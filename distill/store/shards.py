@@ -77,12 +77,14 @@ def _row_groups(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
     import pyarrow as pa
 
     held: list[pa.Table] = []
+    count = size = 0
     for part in parts:
         if part.num_rows:
             held.append(part)
-        if sum(p.num_rows for p in held) >= ROW_GROUP_ROWS or sum(p.nbytes for p in held) >= ROW_GROUP_BYTES:
+            count, size = count + part.num_rows, size + part.nbytes
+        if count >= ROW_GROUP_ROWS or size >= ROW_GROUP_BYTES:
             yield pa.concat_tables(held, promote_options="default")
-            held = []
+            held, count, size = [], 0, 0
     if held:
         yield pa.concat_tables(held, promote_options="default")
 
