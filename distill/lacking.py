@@ -7,7 +7,6 @@ after hours of another stage that something is missing. What only loading can te
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -17,6 +16,7 @@ from pydantic import BaseModel
 from distill import modelspec
 from distill.engines.endpoint import checked_key
 from distill.engines.options import OpenAIOptions, VllmOptions
+from distill.machine import cores
 from distill.stages.student import StudentSettings, WriterSettings
 from distill.training import logs
 from distill.verifiers.base import Verifier
@@ -59,9 +59,8 @@ def _missing(part: BaseModel) -> Iterator[str]:
         yield from filter(None, map(logs.missing, part.log_to))
         if part.quantize and find_spec("bitsandbytes") is None:
             yield "quantize: nf4 needs bitsandbytes; pip install 'distill-reasoning[qlora]', or leave it out"
-        cores = os.cpu_count() or 1
-        if part.devices > cores:
-            yield f"devices: {part.devices} processes are to train, and this machine has {cores} cores; take fewer"
+        if part.devices > (there := cores()):
+            yield f"devices: {part.devices} processes are to train, and there are {there} cores for them; take fewer"
 
 
 def _models(part: BaseModel) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from heard import Heard
 from distill import catalog
 from distill.cli.plan import plan
 from distill.lacking import lacking
+from distill.machine import cores, size_of_machine
 from distill.modelspec import EMBEDDED
 from distill.training import memory
 from pipeline import config, runner
@@ -61,8 +61,8 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         (OPD, "teacher_engine: vllm", "vllm", r"stage opd: engine: vllm is not installed"),
         (GENERATE, f"engine: {ENDPOINT}", "", r"stage generate: https://api.example.org/v1: needs a key; .* ABSENT_KEY"),
         (JUDGE, f"engine: {ENDPOINT}", "", r"stage verify: https://api.example.org/v1: needs a key; .* ABSENT_KEY"),
-        (SFT, f"devices: {(os.cpu_count() or 1) + 1}", "", r"stage sft: devices: \d+ processes .* has \d+ cores"),
-        (GRPO, f"devices: {(os.cpu_count() or 1) + 1}", "", r"stage grpo: devices: "),
+        (SFT, f"devices: {cores() + 1}", "", r"stage sft: devices: \d+ processes .* there are \d+ cores"),
+        (GRPO, f"devices: {cores() + 1}", "", r"stage grpo: devices: "),
     ],
 )  # fmt: skip
 def test_what_is_lacking_is_told_before_anything_is_run(
@@ -107,7 +107,7 @@ def test_a_student_larger_than_the_machine_is_refused_before_anything_is_run_and
 ) -> None:
     directory = tmp_path / "student"
     shutil.copytree(EMBEDDED / "student-base", directory)
-    rows = memory.size_of_machine() // 4096  # of 1024 weights of 4 bytes: as many bytes as there are
+    rows = size_of_machine() // 4096  # of 1024 weights of 4 bytes: as many bytes as there are
     header = json.dumps({"w": {"dtype": "F32", "shape": [rows, 1024], "data_offsets": [0, 0]}}).encode()
     (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     (tmp_path / "p.yaml").write_text("name: p\nstages:\n" + stages.replace("embedded:student-base", str(directory)).replace("SETTING", "seed: 1"))  # fmt: skip

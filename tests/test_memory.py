@@ -25,8 +25,6 @@ from distill.training.memory import (  # noqa: E402
     Training,
     check_fits,
     estimate,
-    free_of_machine,
-    size_of_machine,
     weights_of,
 )
 from pipeline.errors import InputError  # noqa: E402
@@ -191,26 +189,6 @@ def test_a_model_that_cannot_be_looked_at_is_let_through(tmp_path: Path) -> None
     assert estimate(tmp_path, USUAL) is None
     check_fits(tmp_path, USUAL, "stage sft", 0)
     check_fits(None, USUAL, "stage sft", 0)
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-@pytest.mark.parametrize("names", [("memory.max", "memory.current", "inactive_file", "0::"), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "4:memory:")], ids=["v2", "v1"])  # fmt: skip
-def test_a_cgroup_above_bounds_what_is_free(names: tuple[str, str, str, str], tmp_path: Path) -> None:
-    limit, used, cached, line = names
-    group = tmp_path / "groups" / ("memory" if "memory:" in line else "") / "job"
-    write(tmp_path / "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
-    write(tmp_path / "proc/self/cgroup", f"{line}/job/step\n")
-    assert free_of_machine(tmp_path / "proc", tmp_path / "groups") == 8000 * 1024
-    assert size_of_machine(tmp_path / "proc", tmp_path / "groups") == 9000 * 1024
-    write(group / limit, "5000000")
-    write(group / used, "3000000")
-    write(group / "memory.stat", f"{cached} 1000000\n")
-    assert free_of_machine(tmp_path / "proc", tmp_path / "groups") == 3_000_000
-    assert size_of_machine(tmp_path / "proc", tmp_path / "groups") == 5_000_000
 
 
 def test_what_is_asked_first_of_a_training_says_nothing_of_libraries() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from typing import NamedTuple
 
 from distill import modelspec, ownership
+from distill.machine import cores
 from distill.modelspec import EMBEDDED
 from pipeline.errors import InputError
 
@@ -72,7 +72,7 @@ def _devices() -> Iterator[Finding]:
         for index in range(torch.cuda.device_count()):
             yield Finding("ok", f"cuda:{index}", torch.cuda.get_device_name(index))
     else:
-        yield Finding("note", "device", f"no GPU; {os.cpu_count()} CPU cores")
+        yield Finding("note", "device", f"no GPU; {cores()} CPU cores")
 
 
 def _models() -> Iterator[Finding]:

@@ -27,6 +27,7 @@ from distill.cli.options import (
     WorkspaceOption,
     command,
 )
+from distill.machine import heed_cores
 from pipeline.errors import Exit, PipelineError
 from pipeline.files import disk_is_full
 
@@ -320,6 +321,7 @@ def main() -> None:
     # No telemetry, no update checks, and no thread pools that fight over two cores.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    heed_cores()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until a command heeds both itself
     try:
         app()

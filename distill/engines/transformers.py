@@ -10,7 +10,6 @@ Left out: quantised loading, several devices, speculative decoding; `vllm` is fo
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from distill.engines.options import TransformersOptions
 from distill.engines.parallel import WorkerPool
 from distill.engines.prefill import positions_limit
 from distill.engines.weights import InferenceCopy
+from distill.machine import cores, free_of_machine
 from distill.modelspec import Model
 from distill.pretrained import load
 from distill.tensors import free_of_gpu
@@ -194,9 +194,7 @@ class TransformersEngine:
 
 def memory_for(model: Any) -> float:
     """Bytes that keys and values may take: half of what is free on the model's device."""
-    if model.device.type == "cuda":
-        return free_of_gpu(model.device) / 2
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    return (free_of_gpu(model.device) if model.device.type == "cuda" else free_of_machine()) / 2
 
 
 def workers_for(model: Any, asked: int) -> int:
@@ -204,7 +202,7 @@ def workers_for(model: Any, asked: int) -> int:
     if asked:
         return asked
     small = sum(p.numel() for p in model.parameters()) <= SMALL
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" and model.device.type == "cpu" and small else 1
+    return cores() if sys.platform == "linux" and model.device.type == "cpu" and small else 1
 
 
 def open_engine(

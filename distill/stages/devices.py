@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from distill import modelspec
+from distill.machine import cores, size_of_machine
 from distill.training import memory
 from pipeline.stage import Context, Operational, Settings
 
@@ -36,8 +37,7 @@ class DeviceSettings(Settings):
 
 def threads(asked: int) -> int:
     """0 means one a core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return asked or cores
+    return asked or cores()
 
 
 def check_memory(
@@ -61,9 +61,7 @@ def too_large(settings: Any, *, samples: bool = False) -> str | None:
     With a GPU it has: to ask it how much it has, and then to fork, is one too many."""
     if memory.has_gpu():
         return None
-    return memory.excess(
-        _there(settings), _training(settings, samples), memory.size_of_machine(), "are in this machine"
-    )
+    return memory.excess(_there(settings), _training(settings, samples), size_of_machine(), "are in this machine")
 
 
 def _there(settings: Any) -> Path | None:

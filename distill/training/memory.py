@@ -17,11 +17,12 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distill.machine import free_of_machine
 from distill.training.allocator import LARGE
 from pipeline.errors import InputError
 
@@ -57,7 +58,6 @@ SMALL = 50_000_000
 """Parameters up to which, on a CPU, a process for each core is faster than threads. Each passes over micro-batches of
 its own, and has its own gradient."""
 GIB = 1 << 30
-NO_BOUND = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,43 +259,3 @@ def free_memory() -> int:
 
     _ = transformers.AutoModelForCausalLM  # loaded when it is asked for
     return free_of_gpu() if torch.cuda.is_available() else free_of_machine()
-
-
-def free_of_machine(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """What Linux calls available, less where a cgroup (v1 or v2, or one above) allows less; elsewhere no bound."""
-    return min((free for _, free in _bounds(proc, groups)), default=NO_BOUND)
-
-
-def size_of_machine(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """All memory that the machine has, or a cgroup allows, whoever takes it now."""
-    return min((whole for whole, _ in _bounds(proc, groups)), default=NO_BOUND)
-
-
-def _bounds(proc: Path, groups: Path) -> Iterator[tuple[int, int]]:
-    """(all that there is, what is left of it) of the machine and of each cgroup."""
-    try:
-        lines = dict(line.split(":") for line in (proc / "meminfo").read_text().splitlines())
-        whole, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-        yield whole, free
-        for line in (proc / "self/cgroup").read_text().splitlines():
-            _, kinds, path = line.split(":", 2)
-            if kinds in ("", "memory"):
-                yield from _of_groups(groups / kinds, path, v1=kinds == "memory")
-    except (OSError, ValueError, KeyError):
-        pass
-
-
-def _of_groups(root: Path, path: str, v1: bool) -> Iterator[tuple[int, int]]:
-    """What a cgroup and those above it allow and leave; pages of files that may be dropped count as free."""
-    limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if v1 else ("memory.max", "memory.current")
-    here = root / path.lstrip("/")
-    for group in (here, *here.parents):
-        try:
-            most = int((group / limit).read_text())
-            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            cached = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
-            yield most, most - int((group / used).read_text()) + cached
-        except (OSError, ValueError):
-            pass
-        if group == root:
-            return

@@ -16,7 +16,6 @@ so that nothing is held up by a hang.
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
 import threading
 import time
@@ -29,6 +28,7 @@ from functools import partial
 from multiprocessing.connection import Pipe, wait
 from typing import TYPE_CHECKING, Any
 
+from distill.machine import cores
 from distill.thinking import Response
 from distill.types import Failure, Problem, Verdict
 from distill.verifiers import asking
@@ -71,7 +71,7 @@ class VerifierPool:
     ) -> None:  # fmt: skip
         """``note`` is told what an opened verifier has to say, and each kind of failure once; ``hashes`` remembers what
         files hold; on ``spending`` is kept what opened verifiers pay for."""
-        self.workers = workers or max(1, len(os.sched_getaffinity(0)))
+        self.workers = workers or cores()
         self.limits = limits or Limits()
         self.restarts = 0
         """How many workers had to be replaced so far; for the report."""

@@ -1,0 +1,93 @@
+"""What the machine gives this process: cores and memory, as far as Linux's cgroups (v1, v2) let it have them.
+
+A container of two cores on a node of a hundred sees a hundred, and all of its memory: a process for each, and a cache
+in half of that, would be its end.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+NO_BOUND = 1 << 62
+PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def cores(proc: Path = PROC, groups: Path = GROUPS) -> int:
+    """Those that the process may run on, or as many as its share of time comes to, rounded up."""
+    return min([_allowed(), *(math.ceil(share) for share in _shares(proc, groups))])
+
+
+def heed_cores() -> None:
+    """Keep torch, which counts the node's, to those that there are. To be called before it is imported."""
+    if (there := cores()) < _allowed():
+        os.environ.setdefault("OMP_NUM_THREADS", str(there))
+
+
+def _allowed() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_of_machine(proc: Path = PROC, groups: Path = GROUPS) -> int:
+    """Bytes: what Linux calls available, less where a cgroup (or one above) allows less; elsewhere no bound."""
+    return min((free for _, free in _bounds(proc, groups)), default=NO_BOUND)
+
+
+def size_of_machine(proc: Path = PROC, groups: Path = GROUPS) -> int:
+    """All memory that the machine has, or a cgroup allows, whoever takes it now."""
+    return min((whole for whole, _ in _bounds(proc, groups)), default=NO_BOUND)
+
+
+def _bounds(proc: Path, groups: Path) -> Iterator[tuple[int, int]]:
+    """(all that there is, what is left of it) of the machine and of each cgroup, where pages of files that may be
+    dropped count as free."""
+    try:
+        lines = dict(line.split(":") for line in (proc / "meminfo").read_text().splitlines())
+        whole, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+        yield whole, free
+    except (OSError, ValueError, KeyError):
+        return
+    for group, v1 in _groups("memory", proc, groups):
+        limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if v1 else ("memory.max", "memory.current")
+        try:
+            most = int((group / limit).read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            cached = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+            yield most, most - int((group / used).read_text()) + cached
+        except (OSError, ValueError):
+            continue
+
+
+def _shares(proc: Path, groups: Path) -> Iterator[float]:
+    """Of how many cores each cgroup gives the whole time."""
+    for group, v1 in _groups("cpu", proc, groups):
+        try:
+            if v1:
+                quota, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            else:
+                quota, period = map(int, (group / "cpu.max").read_text().split())
+            if quota > 0 and period > 0:
+                yield quota / period
+        except (OSError, ValueError):  # "max": no limit
+            continue
+
+
+def _groups(kind: str, proc: Path, groups: Path) -> Iterator[tuple[Path, bool]]:
+    """The cgroups that the process is in, from its own upwards, and whether they are of v1, where each ``kind`` of
+    resource has its own."""
+    try:
+        lines = (proc / "self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds and kind not in kinds.split(","):
+            continue
+        root = groups / kinds
+        here = root / path.lstrip("/")
+        for group in (here, *here.parents):
+            yield group, bool(kinds)
+            if group == root:
+                break
