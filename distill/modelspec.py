@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -176,10 +177,16 @@ def check_at_hand(name: str) -> None:
     """`InputError` for a model of the hub, or an adapter's base there, that is neither in the cache nor to be had."""
     path = directory_of(name)
     if path is None:
-        repository, revision = _hub_name(name)
-        check_reachable(repository, commit_of(repository, revision) or revision)
+        _check_at_hub(*_hub_name(name))
     elif is_adapter(path):
         check_at_hand(base_of(path, name))
+
+
+@lru_cache(maxsize=256)
+def _check_at_hub(repository: str, revision: str | None) -> None:
+    """What was found once is not asked for again: a run looks ahead before each of its stages, and must not end for a
+    hub that is away for a moment while nothing is wanted of it."""
+    check_reachable(repository, commit_of(repository, revision) or revision)
 
 
 def check_hub_name(name: str) -> None:

@@ -19,7 +19,7 @@ from tiny_engine import build_model, build_tokenizer
 from distill import engines
 from distill.engines.options import OpenAIOptions, TransformersOptions
 from distill.hub import check_reachable
-from distill.modelspec import CONTENT, EMBEDDED, Model, check_name, find, identity_of
+from distill.modelspec import CONTENT, EMBEDDED, Model, check_at_hand, check_name, find, identity_of
 from distill.pretrained import load
 from distill.types import Request, Sampling
 from pipeline import fingerprint
@@ -283,6 +283,22 @@ def test_a_model_that_cannot_be_had_is_one_line_at_once(
     with pytest.raises(InputError, match="is not in the cache"):
         check_reachable("org/model", SECOND)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_hub_that_is_away_for_a_moment_ends_no_run(
+    tmp_path: Path, hub: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run looks ahead before each stage."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_TOKEN", "sesame")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match="cannot be reached"):
+        check_at_hand("org/private@main")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+    check_at_hand("org/private@main")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    check_at_hand("org/private@main")
 
 
 def test_the_directory_of_a_stage_is_told_from_that_of_its_model(tmp_path: Path) -> None:
