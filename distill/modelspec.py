@@ -173,13 +173,18 @@ def _check_adapter(path: Path, name: str) -> None:
             raise InputError(f"model {name}: its base model is not there as it should be: {error}") from None
 
 
-def check_at_hand(name: str) -> None:
-    """`InputError` for a model of the hub, or an adapter's base there, that is neither in the cache nor to be had."""
+def check_at_hand(name: str, loaded: bool = True) -> None:
+    """`InputError` for a model of the hub, or an adapter's base there, that is neither in the cache nor to be had.
+
+    Unless it is sure to be ``loaded``, one whose commit is known passes: all that is wanted of it may be in the store,
+    under that commit."""
     path = directory_of(name)
     if path is None:
-        _check_at_hub(*_hub_name(name))
+        repository, revision = _hub_name(name)
+        if loaded or commit_of(repository, revision) is None:
+            _check_at_hub(repository, revision)
     elif is_adapter(path):
-        check_at_hand(base_of(path, name))
+        check_at_hand(base_of(path, name), loaded)
 
 
 @lru_cache(maxsize=256)
