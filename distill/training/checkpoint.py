@@ -60,7 +60,7 @@ def latest(directory: Path, run: str) -> tuple[int, dict[str, Any]] | None:
         if owner != run:
             raise InputError(
                 f"{directory} holds checkpoints of another run (other settings, or a distill that trains otherwise): "
-                "delete it to begin anew, or give each run a directory of its own"
+                "end it with those, or begin anew with another seed or directory"
             )
         return step, torch.load(path / _STATE, map_location="cpu", weights_only=True)
     return None
