@@ -93,11 +93,13 @@ def _is_set(variable: str) -> bool:
 
 def cache() -> Path:
     """Where Hugging Face's library keeps what it has downloaded, by its own environment variables."""
-    return Path(os.environ.get("HF_HUB_CACHE") or _home() / "hub").expanduser()
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")  # an older name, still read
+    return Path(os.path.expandvars(named or _home() / "hub")).expanduser()
 
 
 def _home() -> Path:
-    return Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    named = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.path.expandvars(named))
 
 
 def _token() -> str | None:

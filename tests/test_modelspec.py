@@ -285,6 +285,18 @@ def test_a_model_that_cannot_be_had_is_one_line_at_once(
     assert capfd.readouterr() == ("", "")
 
 
+def test_the_cache_is_where_the_library_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached(tmp_path / "hub", FIRST)
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    for name, place in (("HUGGINGFACE_HUB_CACHE", "$PLACE/hub"), ("HF_HOME", "$PLACE")):
+        with monkeypatch.context() as set_up:
+            set_up.setenv(name, place)
+            check_reachable("org/model", FIRST)
+
+
 def test_a_hub_that_is_away_for_a_moment_ends_no_run(
     tmp_path: Path, hub: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
