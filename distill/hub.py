@@ -84,20 +84,41 @@ def _commit_in(folder: Path, revision: str | None) -> str | None:
 
 
 def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return _is_set("HF_HUB_OFFLINE")
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def cache() -> Path:
     """Where Hugging Face's library keeps what it has downloaded, by its own environment variables."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")  # an older name, still read
+    return Path(os.path.expandvars(named or _home() / "hub")).expanduser()
+
+
+def _home() -> Path:
+    named = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.path.expandvars(named))
+
+
+def _token() -> str | None:
+    """As the library finds it: in the environment, else where `hf auth login` has put it."""
+    if _is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+        return None
+    if told := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return told.strip()
+    try:
+        return Path(os.environ.get("HF_TOKEN_PATH") or _home() / "token").expanduser().read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _at_hub(repository: str, revision: str | None) -> str | None:
     address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     quoted = urllib.parse.quote(revision or "main", safe="")
     request = urllib.request.Request(f"{address.rstrip('/')}/api/models/{repository}/revision/{quoted}")
-    if token := os.environ.get("HF_TOKEN"):
+    if token := _token():
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
@@ -112,9 +133,9 @@ def _at_hub(repository: str, revision: str | None) -> str | None:
 
 def _refusal(repository: str, revision: str | None, code: str | None) -> str | None:
     reasons = {
-        "RepoNotFound": f"the hub has no model {repository} (a private one needs HF_TOKEN)",
+        "RepoNotFound": f"the hub has no model {repository} (a private one needs HF_TOKEN, or `hf auth login`)",
         "RevisionNotFound": f"the hub has no revision {revision} of it",
-        "GatedRepo": "the hub gives it only to those who have accepted its terms; set HF_TOKEN",
+        "GatedRepo": "the hub gives it only to those who have accepted its terms; set HF_TOKEN, or `hf auth login`",
     }
     name = repository + (f"@{revision}" if revision else "")
     return f"model {name}: {reasons[code]}" if code in reasons else None

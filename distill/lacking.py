@@ -48,7 +48,7 @@ def _missing(part: BaseModel) -> Iterator[str]:
         if isinstance(part, OpenAIOptions):
             checked_key(part, lambda text: None)
         for name in _models(part):
-            modelspec.check_at_hand(name)
+            modelspec.check_at_hand(name, loaded=isinstance(part, StudentSettings))
     except InputError as error:
         yield str(error)
     if isinstance(part, WriterSettings) and not part.student.startswith(modelspec.STAGE):

@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -172,14 +173,25 @@ def _check_adapter(path: Path, name: str) -> None:
             raise InputError(f"model {name}: its base model is not there as it should be: {error}") from None
 
 
-def check_at_hand(name: str) -> None:
-    """`InputError` for a model of the hub, or an adapter's base there, that is neither in the cache nor to be had."""
+def check_at_hand(name: str, loaded: bool = True) -> None:
+    """`InputError` for a model of the hub, or an adapter's base there, that is neither in the cache nor to be had.
+
+    Unless it is sure to be ``loaded``, one whose commit is known passes: all that is wanted of it may be in the store,
+    under that commit."""
     path = directory_of(name)
     if path is None:
         repository, revision = _hub_name(name)
-        check_reachable(repository, commit_of(repository, revision) or revision)
+        if loaded or commit_of(repository, revision) is None:
+            _check_at_hub(repository, revision)
     elif is_adapter(path):
-        check_at_hand(base_of(path, name))
+        check_at_hand(base_of(path, name), loaded)
+
+
+@lru_cache(maxsize=256)
+def _check_at_hub(repository: str, revision: str | None) -> None:
+    """What was found once is not asked for again: a run looks ahead before each of its stages, and must not end for a
+    hub that is away for a moment while nothing is wanted of it."""
+    check_reachable(repository, commit_of(repository, revision) or revision)
 
 
 def check_hub_name(name: str) -> None:

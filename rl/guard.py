@@ -99,7 +99,8 @@ class Guard:
         learner.resume(self._good)
         if learner.done != self._best_step * self._updates:
             raise PipelineError(
-                f"{self._good}: the checkpoint of step {self._best_step} is gone or damaged; run with --force"
+                f"{self._good}: the checkpoint of step {self._best_step} is gone or damaged; delete "
+                f"{self._good.parent} to begin anew"  # --force forgets what is complete, and this is not
             )
         self.rolled_back_to, self._ended = learner.done // self._updates, step
         self._note(f"rolled back to step {self.rolled_back_to}, whose held-out pass@1 was {self._best:.3f}")

@@ -123,7 +123,7 @@ def _sums(values: Tensor, places: Tensor) -> Tensor:
 
 def ratio(logprobs: Tensor, old: Tensor, rows: Tensor, level: RatioLevel = "token") -> Tensor:
     """rho per token: exp(logp - logp_old), or exp of its mean over the row; of sequence_token sg(that) p / sg(p)
-    (https://arxiv.org/abs/2507.18071, eq. 16). On-policy it is 1, with a gradient."""
+    (https://arxiv.org/abs/2507.18071, section 4.3). On-policy it is 1, with a gradient."""
     difference = logprobs - old
     if level == "token":
         return difference.exp()

@@ -122,6 +122,8 @@ def test_the_store_can_be_looked_into(done: Path) -> None:
     out = distill("traces", "list", "-p", "p.yaml", "--json", cwd=done).stdout
     listed = [json.loads(line) for line in out.splitlines()]
     assert len(listed) == 12 and {row["model"] for row in listed} == {"embedded:teacher"}
+    one = f"SELECT DISTINCT name FROM models WHERE model = '{listed[0]['identity']}'"
+    assert "embedded:teacher" in distill("traces", "sql", one, "-p", "p.yaml", cwd=done).stdout
     assert distill("traces", "list", "-p", "p.yaml", "--json", "--model", "d:teach", cwd=done).stdout == out
     shown = distill("traces", "show", listed[0]["trace"], "-p", "p.yaml", cwd=done).stdout
     assert "--- thinking" in shown

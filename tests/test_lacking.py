@@ -101,6 +101,23 @@ def test_a_model_that_is_neither_here_nor_to_be_had_is_told_before_anything_is_r
     assert heard.ran == []
 
 
+def test_a_model_that_may_not_be_needed_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answers may all be in the store, under its commit; a student is loaded in any case."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    text = SFT.replace("embedded:", "org/").replace(", SETTING", "")
+    evaluate = "  evaluate: {problems: problems, models: {teacher: org/teacher}}\n"
+
+    def lacks(commit: str, stage: str) -> bool:
+        pinned = (text + evaluate).replace("org/teacher", f"org/teacher{commit}").replace("-base", f"-base{commit}")
+        (tmp_path / "p.yaml").write_text("name: p\nstages:\n" + pinned)
+        return lacking(config.load(tmp_path / "p.yaml", catalog.stage).stages[stage].settings) is not None
+
+    commit = "@" + "a" * 40
+    assert not lacks(commit, "generate") and not lacks(commit, "evaluate") and lacks(commit, "sft")
+    assert lacks("", "generate") and lacks("", "evaluate") and lacks("", "sft")
+
+
 @pytest.mark.parametrize("stages", [SFT, GRPO], ids=["sft", "grpo"])
 def test_a_student_larger_than_the_machine_is_refused_before_anything_is_run_and_by_plan(
     stages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -19,7 +19,7 @@ from tiny_engine import build_model, build_tokenizer
 from distill import engines
 from distill.engines.options import OpenAIOptions, TransformersOptions
 from distill.hub import check_reachable
-from distill.modelspec import CONTENT, EMBEDDED, Model, check_name, find, identity_of
+from distill.modelspec import CONTENT, EMBEDDED, Model, check_at_hand, check_name, find, identity_of
 from distill.pretrained import load
 from distill.types import Request, Sampling
 from pipeline import fingerprint
@@ -155,14 +155,17 @@ REFUSALS = {
 
 
 class Hub(BaseHTTPRequestHandler):
-    """A hub that has org/model, whose main is at `commit`; org/gated it does not give to everyone."""
+    """A hub that has org/model, whose main is at `commit`; org/gated it does not give to everyone, org/private to
+    nobody without the token."""
 
     commit = FIRST
     asked: list[str]
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        known = self.path == "/api/models/org/model/revision/main"
+        known = self.path == "/api/models/org/model/revision/main" or (
+            self.path == "/api/models/org/private/revision/main" and self.headers["Authorization"] == "Bearer sesame"
+        )
         body = json.dumps({"id": "org/model", "sha": self.commit}).encode()
         self.send_response(200 if known else 401)
         if not known:
@@ -184,7 +187,7 @@ def hub() -> Iterator[ThreadingHTTPServer]:
         server.shutdown()
 
 
-def told(cache: Path, *names: str, server: ThreadingHTTPServer | None = None) -> list[str]:
+def told(cache: Path, *names: str, server: ThreadingHTTPServer | None = None, **variables: str) -> list[str]:
     """What another process says of each name: ``identity revision``, or its error."""
     script = (
         "import sys\nfrom pathlib import Path\nfrom distill.modelspec import find\n"
@@ -195,6 +198,7 @@ def told(cache: Path, *names: str, server: ThreadingHTTPServer | None = None) ->
     )
     address = f"http://127.0.0.1:{server.server_port}" if server else "http://127.0.0.1:9"
     environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+    environment |= {"HF_HOME": str(cache / "home"), "HF_TOKEN": "", "HUGGING_FACE_HUB_TOKEN": ""} | variables
     done = subprocess.run(
         [sys.executable, "-c", script, *names], env=environment, capture_output=True, text=True, timeout=120, check=True
     )
@@ -231,10 +235,20 @@ def test_the_hub_is_asked_once_and_a_branch_that_moves_changes_nothing(
 
 def test_a_name_the_hub_does_not_give_is_one_line(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
     assert told(tmp_path, "org/other", "org/model@v9", "org/gated", server=hub) == [
-        "model org/other: the hub has no model org/other (a private one needs HF_TOKEN)",
+        "model org/other: the hub has no model org/other (a private one needs HF_TOKEN, or `hf auth login`)",
         "model org/model@v9: the hub has no revision v9 of it",
-        "model org/gated: the hub gives it only to those who have accepted its terms; set HF_TOKEN",
+        "model org/gated: the hub gives it only to those who have accepted its terms; set HF_TOKEN, or `hf auth login`",
     ]
+
+
+def test_a_private_model_is_had_by_a_token_or_a_login(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "token").write_text("sesame\n")
+    refused = ["model org/private: the hub has no model org/private (a private one needs HF_TOKEN, or `hf auth login`)"]
+    assert told(tmp_path, "org/private", server=hub, HF_TOKEN="another") == refused
+    assert told(tmp_path, "org/private", server=hub, HF_HUB_DISABLE_IMPLICIT_TOKEN="1") == refused
+    assert told(tmp_path / "1", "org/private", server=hub, HF_TOKEN="sesame") == [f"hub:org/private@{FIRST} {FIRST}"]
+    assert told(tmp_path, "org/private", server=hub) == [f"hub:org/private@{FIRST} {FIRST}"]
 
 
 def test_what_is_noted_in_the_cache_is_what_the_library_reads(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
@@ -269,6 +283,34 @@ def test_a_model_that_cannot_be_had_is_one_line_at_once(
     with pytest.raises(InputError, match="is not in the cache"):
         check_reachable("org/model", SECOND)
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_cache_is_where_the_library_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached(tmp_path / "hub", FIRST)
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    for name, place in (("HUGGINGFACE_HUB_CACHE", "$PLACE/hub"), ("HF_HOME", "$PLACE")):
+        with monkeypatch.context() as set_up:
+            set_up.setenv(name, place)
+            check_reachable("org/model", FIRST)
+
+
+def test_a_hub_that_is_away_for_a_moment_ends_no_run(
+    tmp_path: Path, hub: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run looks ahead before each stage."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_TOKEN", "sesame")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match="cannot be reached"):
+        check_at_hand("org/private@main")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+    check_at_hand("org/private@main")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    check_at_hand("org/private@main")
 
 
 def test_the_directory_of_a_stage_is_told_from_that_of_its_model(tmp_path: Path) -> None:

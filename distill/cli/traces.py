@@ -43,11 +43,12 @@ def list_traces(
             last = find(store, after)
             condition += " AND (created < $created OR (created = $created AND trace_key > $trace_key))"
             parameters |= {"created": last["created"], "trace_key": last["trace_key"]}
+        identity = ", o.model AS identity" if as_json else ""  # what two students of one stage differ in
         rows = store.rows(
             f"WITH page AS (SELECT * FROM {traces} WHERE {condition} ORDER BY created DESC, trace_key LIMIT $limit) "
             "SELECT o.trace_key[:12] AS trace, o.problem_id AS problem, coalesce(m.name, o.model[:24]) AS model, "
             "o.outcome, o.verifier || ' ' || o.version AS verifier, o.thinking_tokens + o.answer_tokens AS tokens, "
-            "o.finish, t.answer FROM page o JOIN traces t USING (trace_key) "
+            f"o.finish, t.answer{identity} FROM page o JOIN traces t USING (trace_key) "
             f"LEFT JOIN ({NAMES}) m ON m.model = o.model ORDER BY o.created DESC, o.trace_key",
             {**parameters, "limit": limit},
         )

@@ -58,7 +58,10 @@ def latest(directory: Path, run: str) -> tuple[int, dict[str, Any]] | None:
             shutil.rmtree(path, ignore_errors=True)
             continue
         if owner != run:
-            raise InputError(f"{directory} holds checkpoints of another run: give each run a directory of its own")
+            raise InputError(
+                f"{directory} holds checkpoints of another run (other settings, or a distill that trains otherwise): "
+                "end it with those, or begin anew with another seed or directory"
+            )
         return step, torch.load(path / _STATE, map_location="cpu", weights_only=True)
     return None
 

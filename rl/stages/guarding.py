@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from distill.prompting import Ask
@@ -21,10 +20,6 @@ if TYPE_CHECKING:
     from rl.grpo import Policy
     from rl.stages.grpo import GrpoSettings
     from rl.stages.options import WatchedSettings
-
-
-Log = Callable[[int, Mapping[str, float]], None]
-"""Hears what was measured after a step."""
 
 
 def of_rewards(
