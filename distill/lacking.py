@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any
 
 from pydantic import BaseModel
 
-from distill import modelspec
+from distill import modelspec, verifiers
 from distill.engines.endpoint import checked_key
 from distill.engines.options import OpenAIOptions, VllmOptions
 from distill.machine import cores
@@ -28,7 +29,12 @@ from pipeline.stage import Input
 
 def lacking(settings: BaseModel) -> str | None:
     """Why this machine cannot do what ``settings`` ask for, or None."""
-    return next((why for part in _parts(settings) for why in _missing(part)), None)
+    parts = list(_parts(settings))
+    found = (why for part in parts for why in _missing(part))
+    # What a training samples is judged anew; where samples lie in the store, perhaps nobody is to be asked.
+    specs = [getattr(part, "verifier", None) for part in parts] if isinstance(settings, StudentSettings) else []
+    judges = (why for spec in specs if spec is not None and (why := lacking_judges(verifiers.build(spec))))
+    return next(chain(found, judges), None)
 
 
 def lacking_judges(verifier: Verifier) -> str | None:

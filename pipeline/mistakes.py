@@ -48,8 +48,10 @@ def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tup
         valid = _valid_keys(settings, first["loc"][:-1])
         if location[-1] in valid:  # of another variant than the one that the keys beside it make this
             return location, "cannot stand beside the other keys here"
-        deeper = _deeper(settings, first["loc"][:-1], str(location[-1]))
-        return location, f"unknown key{nearest(location[-1], [deeper] if deeper else valid)}{_others(error)}"
+        name = str(location[-1])
+        if meant := _elsewhere(settings, first["loc"][:-1], name, valid) or _deeper(settings, first["loc"][:-1], name):
+            return location, f"unknown key; did you mean {meant!r}?{_others(error)}"
+        return location, f"unknown key{nearest(name, valid)}{_others(error)}"
     if first["type"].startswith("union_tag"):
         return _which_variant(first, location, settings)
     if first["type"] == "missing":  # in a value that was short for a mapping (`engine: openai`), say what
@@ -127,6 +129,12 @@ def _valid_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """The keys that the settings allow at pydantic's ``path``; of all variants where it does not say which."""
     keys = dict.fromkeys(key for m in _models_at(model, path) for key in m.model_fields)
     return [*keys, "kind"] if not path else list(keys)
+
+
+def _elsewhere(model: type[BaseModel], path: Sequence[str | int], name: str, valid: Sequence[str]) -> str | None:
+    """The key that another tool calls so, if there is one here."""
+    known = [getattr(m, "ELSEWHERE", {}).get(name, "") for m in _models_at(model, path)]
+    return next((key for key in known if key.partition(".")[0] in valid), None)
 
 
 def _deeper(model: type[BaseModel], path: Sequence[str | int], name: str) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,6 +29,9 @@ class Settings(BaseModel):
     A field called ``seed`` left unset takes the pipeline's seed; one called ``limit`` is what
     ``--limit`` sets.
     """
+
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {}
+    """What other tools call keys of these settings, for those who bring their words."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 

@@ -14,7 +14,10 @@ import yaml
 
 from distill import catalog
 from distill.cli.open import load, starters
+from distill.stages.student import StudentSettings
 from distill.store import Store
+from pipeline import config
+from pipeline.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,8 +58,8 @@ def test_links_and_configs_named_in_the_documents_exist() -> None:
         text = page.read_text()
         for target in re.findall(r"\]\((?!http|#)([^)#]+)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
-        for config in re.findall(r"configs/(\w+)\.yaml", text):
-            assert config in starters(), f"{page.name}: configs/{config}.yaml"
+        for name in re.findall(r"configs/(\w+)\.yaml", text):
+            assert name in starters(), f"{page.name}: configs/{name}.yaml"
 
 
 def test_every_module_of_the_trainer_is_in_its_reading_order() -> None:
@@ -91,3 +94,20 @@ def test_the_page_of_training_names_what_there_is(tmp_path: Path) -> None:
     with store.reading() as connection:
         for query in queries:
             connection.execute(query)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("grpo.num_generations=8", "group"), ("sft.report_to=[]", "log_to"), ("sft.lora={lora_alpha: 8}", "alpha")],
+)
+def test_who_brings_another_tools_words_is_told_ours(theirs: str, ours: str) -> None:
+    with pytest.raises(InputError, match=rf"unknown key; did you mean '{ours}'\?"):
+        config.load(ROOT / "configs/quickstart.yaml", catalog.stage, overrides=[theirs])
+
+
+def test_other_tools_words_are_on_the_page_of_training_and_name_what_there_is() -> None:
+    page = (ROOT / "docs/training.md").read_text()
+    known = {key for kind in ("sft", "grpo", "ppo", "opd", "gkd") for key in catalog.stage(kind).settings.model_fields}
+    for theirs, ours in StudentSettings.ELSEWHERE.items():
+        assert f"`{theirs}`" in page, theirs
+        assert ours.partition(".")[0] in known, ours

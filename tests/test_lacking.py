@@ -83,6 +83,8 @@ def test_what_is_lacking_is_told_before_anything_is_run(
         (SFT.replace("embedded:student-base", "org/absent"), "sft"),
         (OPD.replace("embedded:teacher", "org/absent"), "opd"),
         (JUDGE.replace("model: m", "model: org/absent"), "verify"),
+        (GRPO.replace("SETTING", "verifier: {judge: {model: org/absent}}"), "grpo"),
+        (GRPO.replace("SETTING", "reward: [{verifier: {all: [format, judge: {model: org/absent}]}}]"), "grpo"),
         (GRPO.replace("SETTING", "teacher: {model: org/absent}"), "grpo"),
     ],
     ids=lambda value: value if len(value) < 9 else "",

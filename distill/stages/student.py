@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,11 +19,23 @@ Precision = Literal["fp32", "bf16"]
 
 
 class LoraSettings(Settings):
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {"r": "rank", "lora_alpha": "alpha"}  # peft's names
     rank: Annotated[int, Field(ge=1)] = 32
     alpha: Annotated[float, Field(gt=0)] = 32.0
 
 
 class StudentSettings(DeviceSettings):
+    # TRL's, verl's and transformers' names: docs/training.md has the table.
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {
+        "max_steps": "steps", "max_length": "max_tokens", "max_completion_length": "sampling.max_tokens",
+        "per_device_train_batch_size": "batch_size", "num_generations": "group", "reward_funcs": "reward",
+        "reward_weights": "reward", "beta": "kl", "kl_loss_coef": "kl", "epsilon": "clip_low",
+        "epsilon_high": "clip_high", "delta": "clip_cap",
+        "num_iterations": "passes", "ppo_epochs": "passes", "steps_per_generation": "updates",
+        "scale_rewards": "scale", "loss_type": "loss", "mask_truncated_completions": "overlong", "lmbda": "on_policy",
+        "r": "lora.rank", "lora_alpha": "lora.alpha", "load_in_4bit": "quantize", "bf16": "precision",
+        "report_to": "log_to", "vllm_importance_sampling_mode": "engine_correction",
+    }  # fmt: skip
     student: ModelName
     """The model to start from."""
     lora: LoraSettings | None = LoraSettings()
