@@ -22,7 +22,7 @@ from distill import catalog
 from distill.cli.main import app
 from distill.store import Store
 from pipeline import config, runner
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PipelineError
 from pipeline.events import Listener
 from pipeline.workspace import Workspace
 from rl.stages.grpo import GrpoSettings
@@ -66,6 +66,21 @@ def test_every_prompt_of_a_step_is_a_rollout_though_problems_come_again(tmp_path
 def test_a_source_that_cannot_fill_its_share_of_a_step_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="stage refine: 6 prompts a step of source 'calc' of problems, which has 5"):
         run(tmp_path, "ppo", [{"family": "calc", "train": 5}], problems=[{"stage": "problems", "source": "calc"}])
+
+
+MISTAKEN = """
+class Own:
+    name, version = "own", "1"
+    def verify(self, problem, trace):
+        raise KeyError("solution")
+"""
+
+
+def test_a_run_of_which_nothing_can_be_judged_ends_with_its_first_step(tmp_path: Path) -> None:
+    """It went on to the end, with a line of the first failure, and learned nothing."""
+    (tmp_path / "own.py").write_text(MISTAKEN)
+    with pytest.raises(PipelineError, match="stage refine: of the first 12 rollouts no verifier could judge any"):
+        run(tmp_path, "grpo", verifier=f"{tmp_path / 'own.py'}:Own")
 
 
 @needs_teacher

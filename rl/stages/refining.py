@@ -5,7 +5,7 @@ Settings are those of grpo: the others say theirs in its words. Called by the th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,8 +17,9 @@ from distill.modelspec import Model
 from distill.stages.common import ask_of, resolved, store_of
 from distill.stages.devices import check_memory, threads
 from distill.stages.student import load_student, publish
-from distill.types import Problem
+from distill.types import Completion, Problem
 from distill.verification import pool_of
+from pipeline.errors import PipelineError
 from pipeline.stage import Context, Output, Settings
 from rl import rewards
 from rl.stages import drawing
@@ -31,9 +32,12 @@ if TYPE_CHECKING:
     from rl.grpo import GrpoSettings as LoopSettings
     from rl.loss import Aggregation, PolicyLoss
     from rl.monitors import GrpoMetrics
+    from rl.rewards import Scores
     from rl.stages.grpo import GrpoSettings
     from rl.step_credit import Mix
     from rl.vllm_policy import VllmPolicy
+
+    Judge = Callable[[Sequence[tuple[Problem, Completion]]], list[Scores]]
 
 
 def refine(
@@ -70,6 +74,9 @@ def refine(
         draws = drawing.draws(context, settings, tasks, ledger, problem_keys)
         guard = guarding.of_rewards(context, settings, policy, how.sampling, ask, recorder)
 
+        others = settings.teacher or settings.process  # they give credit, too
+        judge = ledger.reward if others else _told_of_some(context.name, ledger.reward)
+
         def hear(metrics: GrpoMetrics) -> None:
             recorder(metrics)
             guard.hear(metrics)
@@ -79,7 +86,7 @@ def refine(
             policy,
             how,
             sample=draws,
-            reward=ledger.reward,
+            reward=judge,
             mix=mix,
             ask=ask,
             checkpoints=context.work / "checkpoints",
@@ -94,6 +101,25 @@ def refine(
     digest = publish(context, network, tokenizer, about, settings.student, told, guard.told())
     figures = {"steps": settings.steps, "rollouts": ledger.count()} | recorder.last() | guard.figures()
     return Output(digest, figures | (zero_variance(draws, settings.steps) if settings.pass_rate else {}))
+
+
+def _told_of_some(stage: str, reward: Judge) -> Judge:
+    """``reward``; `PipelineError` where of the first rollouts of a run no verifier can judge any. It would go on to the
+    end and learn nothing."""
+    told = False
+
+    def judge(asked: Sequence[tuple[Problem, Completion]]) -> list[Scores]:
+        nonlocal told
+        scores = reward(asked)
+        told = told or any(score is not None for each in scores for score in each.values())
+        if asked and not told:
+            raise PipelineError(
+                f"stage {stage}: of the first {len(asked)} rollouts no verifier could judge any, so there is nothing "
+                "to learn; mend it or the problems' references (`distill verify` tries both on a file)"
+            )
+        return scores
+
+    return judge
 
 
 @contextmanager
