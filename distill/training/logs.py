@@ -21,7 +21,7 @@ from pipeline.files import make_directory, write_atomic
 Logger = Literal["tensorboard", "trackio", "wandb"]
 
 Open = Callable[[Path, str, str, int], "Log"]
-"""(directory, name of the stage, fingerprint of the run, the last step that was told or -1) -> a log."""
+"""(directory, name of the stage, fingerprint of the run, the last step that was told or 0) -> a log."""
 
 
 class Log(Protocol):
@@ -31,9 +31,7 @@ class Log(Protocol):
 
 
 class Logs:
-    """The logs of one run, in ``directory``; of steps that they know already nothing is told.
-
-    What is told of a step later than the rest of it, and not of every step, is a ``series`` of its own."""
+    """The logs of one run, in ``directory``; of steps that they know already nothing is told."""
 
     def __init__(self, names: Sequence[Logger], directory: Path, stage: str, run: str) -> None:
         self._directory = directory
@@ -86,7 +84,7 @@ class _TensorBoard:
     def __init__(self, directory: Path, stage: str, run: str, told: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(directory / "tensorboard"), purge_step=told + 1 if told >= 0 else None)
+        self._writer: Any = SummaryWriter(str(directory / "tensorboard"), purge_step=told + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
