@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +19,8 @@ from typing import Any
 
 import pytest
 from chat_server import Handler, cut, malformed, reply, serving, status, streamed
-from killed_runs import finish, kill, start
+from command import Command
+from killed_runs import finish, start
 
 from distill.store import Store
 
@@ -94,7 +94,7 @@ class Witness:
         else:
             streamed({"content": f"<think>{thinking}"}, finish="length", usage=usage)(handler)
 
-    def wait_for(self, calls: int, process: subprocess.Popen[str]) -> None:
+    def wait_for(self, calls: int, process: Command) -> None:
         """Until so many calls were made in all, or the process has ended."""
         with self.heard:
             while sum(self.asked.values()) < calls and process.poll() is None:
@@ -119,18 +119,17 @@ def kill_in_generate(directory: Path, witness: Witness, calls: int, delay: float
     process = start(directory, "killed")
     witness.wait_for(calls, process)
     threading.Event().wait(delay)
-    kill(process)
+    process.kill()
 
 
 def kill_in_verify(directory: Path, delay: float) -> None:
     process = start(directory, "killed")
-    assert process.stdout
     for line in process.stdout:
         event = json.loads(line)
         if event["event"] == "start" and event["stage"] == "verify":
             threading.Event().wait(delay)
             break
-    kill(process)
+    process.kill()
 
 
 def contents(directory: Path) -> dict[str, list[dict[str, Any]]]:

@@ -10,13 +10,12 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from command import ROOT, Command
 
 from distill.cli import display
-
-ROOT = Path(__file__).parents[1]
 
 SMALL = """\
 name: small
@@ -27,14 +26,13 @@ stages:
 """
 
 
-def distill(*arguments: str, cwd: Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [sys.executable, "-m", "distill", *arguments],
-        cwd=cwd, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == code, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
-    return result
+class Said(NamedTuple):
+    stdout: str
+    stderr: str
+
+
+def distill(*arguments: str, cwd: Path, code: int = 0) -> Said:
+    return Said(*Command(cwd, *arguments).ended(code))
 
 
 def refused(*arguments: str, cwd: Path) -> str:
@@ -235,14 +233,16 @@ def test_a_read_only_workspace_is_one_line(small_disk: Path, project: Path) -> N
     assert "cannot be written" in message
 
 
-def test_a_read_only_store_is_exported(small_disk: Path, done: Path, tmp_path: Path) -> None:
+def test_a_read_only_store_is_exported(
+    small_disk: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
     shutil.copytree(done / "runs/small", small_disk / "w", symlinks=True)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    told = distill("traces", "export", "x.parquet", "--workspace", str(small_disk / "w"), cwd=tmp_path,
-                   TMPDIR=str(temporary)).stdout  # fmt: skip
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    told = distill("traces", "export", "x.parquet", "--workspace", str(small_disk / "w"), cwd=tmp_path).stdout
     assert told == "wrote 12 traces to x.parquet\n"
     assert list(temporary.iterdir()) == []
 

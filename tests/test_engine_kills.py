@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from killed_runs import finish, kill, start
+from killed_runs import finish, start
 
 from distill.store import Store
 from pipeline.files import TEMPORARY
@@ -45,7 +45,6 @@ TIMES = {"seconds", "created"}
 def kill_when(directory: Path, stage: str, done: int, delay: float) -> int:
     """Kill the run as soon as a stage has told of so many, and a little later; returns how many it told of."""
     process, told = start(directory, "killed"), 0
-    assert process.stdout
     for line in process.stdout:
         event = json.loads(line)
         if event.get("stage") == stage and event["event"] in ("start", "progress"):
@@ -53,7 +52,7 @@ def kill_when(directory: Path, stage: str, done: int, delay: float) -> int:
             if told >= done:
                 break
     time.sleep(delay)
-    kill(process)
+    process.kill()
     return told
 
 
@@ -61,7 +60,7 @@ def kill_after(directory: Path, delay: float) -> int:
     """While it starts, most likely."""
     process = start(directory, "killed")
     time.sleep(delay)
-    kill(process)
+    process.kill()
     return 0
 
 

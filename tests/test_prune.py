@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import ROOT, Command
 
-ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 YAML = """\
 name: small
@@ -32,19 +32,9 @@ SPACE = Path("runs/small")
 pytestmark = pytest.mark.slow
 
 
-def start(directory: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "distill", *arguments], cwd=directory, env=ENVIRONMENT,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
 def distill(directory: Path, *arguments: str, code: int = 0) -> str:
     """What is said on stdout, or where it fails the one line on stderr."""
-    process = start(directory, *arguments)
-    out, err = process.communicate()
-    assert process.returncode == code, out + err
-    assert "Traceback" not in err
+    out, err = Command(directory, *arguments).ended(code)
     if code:
         assert len(err.strip().splitlines()) == 1, err
     return err if code else out
@@ -76,8 +66,7 @@ def of(files: dict[str, str], *places: str) -> dict[str, str]:
 
 def stop_in_training(directory: Path, *arguments: str) -> None:
     """SIGTERM after the first step: a checkpoint is written."""
-    process = start(directory, "run", "-p", "p.yaml", "--json", *arguments)
-    assert process.stdout
+    process = Command(directory, "run", "-p", "p.yaml", "--json", *arguments)
     for line in process.stdout:
         event = json.loads(line)
         if event["event"] == "progress" and event["stage"] == "sft":
@@ -180,16 +169,14 @@ def test_checkpoints_of_other_settings_go(project: Path) -> None:
 
 
 def test_it_waits_its_turn(project: Path) -> None:
-    process = start(project, "run", "-p", "p.yaml", "--json", "--set", "sft.epochs=9")
-    assert process.stdout
+    process = Command(project, "run", "-p", "p.yaml", "--json", "--set", "sft.epochs=9")
     for line in process.stdout:
         if json.loads(line)["event"] == "start":
             break
     try:
         assert f"process {process.pid}" in distill(project, "prune", "-p", "p.yaml", "--yes", code=75)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()
 
 
 KILLED = """

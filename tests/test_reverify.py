@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
+from command import Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,13 +28,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def distill(*arguments: str, cwd: Path, code: int = 0) -> str:
-    result = subprocess.run(
-        [sys.executable, "-m", "distill", *arguments, "-p", "p.yaml"],
-        cwd=cwd, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == code, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stdout if code == 0 else result.stderr
+    out, err = Command(cwd, *arguments, "-p", "p.yaml").ended(code)
+    return out if code == 0 else err
 
 
 def run(cwd: Path, *arguments: str) -> dict[str, dict[str, Any]]:

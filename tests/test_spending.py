@@ -6,9 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -20,6 +17,7 @@ from typing import Any
 
 import pytest
 from chat_server import Handler, Server, reply, serving, streamed
+from command import Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,13 +166,6 @@ def planned(here: Path, *overrides: str) -> StagePlan:
     return plan(*load(here, *overrides))[-1]
 
 
-def distill(here: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "distill", *arguments], cwd=here, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
 def test_what_it_cost_is_in_the_store_to_the_last_digit(here: Path) -> None:
     figures = run(here)
     assert figures["calls"] == PROBLEMS and figures["cost"] == float(COST * PROBLEMS)
@@ -218,15 +209,14 @@ def test_a_cap_counts_what_a_killed_run_spent(here: Path, server: Server) -> Non
 
     answer, server.otherwise = server.otherwise, act
     cap = f"generate.engine.max_cost={COST * 4 + 2 * Decimal('1.2') + COST * 3}"
-    process = distill(here, "run", "--pipeline", "p.yaml", "--set", cap)
+    process = Command(here, "run", "--pipeline", "p.yaml", "--set", cap)
     assert hanging.wait(60)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
     server.otherwise = answer
     release.set()
-    again = distill(here, "run", "--pipeline", "p.yaml", "--set", cap)
-    _, err = again.communicate()
-    assert again.returncode == 3 and "in all runs of this stage" in err, err
+    again = Command(here, "run", "--pipeline", "p.yaml", "--set", cap)
+    _, err = again.ended(3)
+    assert "in all runs of this stage" in err
     (row,) = Store(here / "run").rows("SELECT * FROM spending")
     assert row["unanswered"] in (1, 2) and row["cost"] <= Decimal(cap.partition("=")[2])
     assert row["cost"] >= COST * (sum(server.asked.values()) - row["unanswered"])
