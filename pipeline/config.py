@@ -152,7 +152,10 @@ def _explain(error: ValidationError, document: Document, where: KeyPath, stage: 
     """The first mistake pydantic found, as one line a user can act on."""
     location, what = mistake(error, stage.settings, document.get(where))
     feeds = _what_feeds(stage, str(location[-1]), document) if what == MISSING else ""
-    return f"{document.where((*where, *location))}: {what}{feeds}"
+    place = document.where((*where, *location))
+    if what.startswith(MISSING) and place.startswith("--set "):  # which names what was given, and not what was left out
+        what = f"{location[-1]} {what}"
+    return f"{place}: {what}{feeds}"
 
 
 def _what_feeds(stage: Stage, field: str, document: Document) -> str:

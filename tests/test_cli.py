@@ -337,6 +337,7 @@ def brought(project: Path, rows: str | bytes, **changes: str) -> None:
     ("overrides", "said"),
     [
         (["sft.lora.rank=abc"], "--set sft.lora.rank=abc: "),
+        (["generate.engine={kind: openai}"], "--set generate.engine={kind: openai}: base_url is missing"),
         (["sft.lora.rnk=3"], "--set sft.lora.rnk=3: unknown key; did you mean 'rank'?"),
         (["sft.rank=3"], "--set sft.rank=3: unknown key; did you mean 'lora.rank'?"),
         (["grpo.problems=[{stage: problems, weight: 0}]"], "weight: 0}]: should be greater than 0, found 0"),

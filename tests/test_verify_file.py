@@ -253,6 +253,26 @@ def test_why_there_is_no_verdict_stands_in_the_summary(tmp_path: Path) -> None:
     assert f"1 x {reasons[0]}" in said
 
 
+def test_a_verdict_that_says_no_verdict_is_a_failure(tmp_path: Path) -> None:
+    """A score that is no number would be no JSON here, and in GRPO the reward of a whole group."""
+    (tmp_path / "mine.py").write_text(
+        "from distill.types import Verdict\n\n\nclass Mine:\n    name = 'mine'\n    version = '1'\n\n"
+        "    def verify(self, problem, trace):\n"
+        "        return eval(trace.answer, {'Verdict': Verdict, 'nan': float('nan')})\n"
+    )
+    said = ["'correct', nan, ''", "'correct', 7, ''", "'correct', None, ''", "'right', 1.0, ''", "'correct', 0.5, ''"]
+    jsonl(tmp_path / "a.jsonl", [{"response": f"Verdict({text})"} for text in said])
+    lines, _ = verify("a.jsonl", "--verifier", "./mine.py:Mine", "--no-answer", cwd=tmp_path)
+    assert [line["verdict"] for line in lines] == ["unverifiable"] * 4 + ["correct"]
+    assert [line["score"] for line in lines] == [None] * 4 + [0.5]
+    assert [line["reason"].partition("its ")[2] for line in lines[:4]] == [
+        "score is nan, no number from 0 to 1",
+        "score is 7, no number from 0 to 1",
+        "score is None, no number from 0 to 1",
+        "outcome is 'right', none of correct, incorrect, unverifiable",
+    ]
+
+
 def test_a_judge_must_be_shown_the_problem(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", ROWS)
     spec = "{judge: {model: 'embedded:teacher'}}"

@@ -15,11 +15,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from distill.thinking import Response, split_thinking
-from distill.types import Failure, Problem, Verdict
+from distill.types import Failure, Outcome, Problem, Verdict
 from distill.verifiers.base import Key, Session, Stopping, Verifier, never
 from pipeline.errors import InputError, PipelineError
 
@@ -137,9 +138,23 @@ def _failed(error: BaseException) -> Verdict:
 
 def signed(verifier: Verifier, seen: Response, verdict: Verdict, seconds: float) -> Verdict:
     """The verdict with the verifier's name, its version, and what it was shown."""
+    if wrong := _wrong(verdict):
+        verdict = Verdict.failed(Failure.ERROR, f"the verifier failed: {wrong}")
     evidence = {"judged": _judged(verifier, seen), **plain(verdict.evidence)}
+    outcome = Outcome(verdict.outcome)
+    score = None if verdict.score is None or outcome is Outcome.UNVERIFIABLE else float(verdict.score)
     # Not dataclasses.replace, which takes a tenth of an integer's whole verdict.
-    return Verdict(verdict.outcome, verdict.score, verdict.reason, evidence, verifier.name, verifier.version, seconds)
+    return Verdict(outcome, score, verdict.reason, evidence, verifier.name, verifier.version, seconds)
+
+
+def _wrong(verdict: Verdict) -> str | None:
+    """What no verdict can say. A score that is no number would be a reward that is none, to a whole group of GRPO."""
+    if verdict.outcome not in tuple(Outcome):
+        return f"its outcome is {str(verdict.outcome)[:40]!r}, none of {', '.join(Outcome)}"
+    score: Any = verdict.score
+    if verdict.outcome == Outcome.UNVERIFIABLE or (isinstance(score, Real) and 0 <= float(score) <= 1):
+        return None
+    return f"its score is {str(score)[:40]}, no number from 0 to 1"
 
 
 def plain(data: Any, depth: int = 0) -> Any:
