@@ -23,6 +23,7 @@ _PUBLIC = {
     "Verdict": "distill.types",
     "Outcome": "distill.types",
     "Store": "distill.store",
+    "check": "distill.verifiers",
     "split_thinking": "distill.thinking",
 }
 
@@ -33,3 +34,7 @@ def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'distill' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -59,3 +59,11 @@ def test_each_package_carries_the_owner_marker() -> None:
     import rl
 
     assert distill.__owner__ == pipeline.__owner__ == rl.__owner__
+
+
+def test_the_public_api_is_there_and_completed() -> None:
+    import distill
+
+    assert dir(distill) == sorted(distill.__all__)
+    for name in distill.__all__:
+        assert getattr(distill, name) is not None

@@ -27,6 +27,7 @@ from pipeline.errors import InputError, PipelineError
 LARGEST_BITS = 10_000
 """Of an integer in the evidence: Python refuses to write those of more than 4,300 digits."""
 DEEPEST = 50
+OUTCOMES = tuple(Outcome)
 
 
 def judge(verifier: Verifier, problem: Problem | str, trace: Response | str) -> Verdict:
@@ -149,8 +150,8 @@ def signed(verifier: Verifier, seen: Response, verdict: Verdict, seconds: float)
 
 def _wrong(verdict: Verdict) -> str | None:
     """What no verdict can say. A score that is no number would be a reward that is none, to a whole group of GRPO."""
-    if verdict.outcome not in tuple(Outcome):
-        return f"its outcome is {str(verdict.outcome)[:40]!r}, none of {', '.join(Outcome)}"
+    if verdict.outcome not in OUTCOMES:
+        return f"its outcome is {str(verdict.outcome)[:40]!r}, none of {', '.join(OUTCOMES)}"
     score: Any = verdict.score
     if verdict.outcome == Outcome.UNVERIFIABLE or (isinstance(score, Real) and 0 <= float(score) <= 1):
         return None
