@@ -15,8 +15,12 @@ from ranks_run import ROWS, model
 from tiny import chat_tokenizer, tiny
 
 from distill.engines.decode import Decoder, Job
+from distill.engines.options import VllmOptions
 from distill.engines.transformers import TransformersEngine
 from distill.engines.weights import InferenceCopy
+from distill.modelspec import Model
+from distill.stages.devices import beside_training
+from distill.stages.student import StudentSettings
 from distill.training.batching import from_tokens
 from distill.training.early_stopping import Best, Heldout
 from distill.training.export import export_student
@@ -29,6 +33,8 @@ from distill.training.session import learning
 from distill.training.trials import endless
 from distill.types import Request, Sampling
 from rl.loss import EngineCorrection, PolicyLoss
+
+SHARE = "gpu_memory_utilization"
 
 
 def test_a_tensor_says_where_it_is_and_a_model_goes_there_whole() -> None:
@@ -179,6 +185,19 @@ def test_a_student_whose_training_was_cut_up_is_asked_on_a_gpu_with_room(
     asked = [Request("a", ({"role": "user", "content": "a"},), Sampling(max_tokens=2))]
     assert endless(network, chat_tokenizer(), asked, lambda: False) in (0, 1)
     assert network.device.type == device
+
+
+@pytest.mark.parametrize(("tokens", "said", "share"), [(1000, {}, 0.9), (2**17, {}, 0.4), (2**17, {SHARE: 0.7}, 0.7)])
+def test_vllm_takes_what_the_training_beside_it_leaves(
+    tokens: int, said: dict[str, float], share: float, tmp_path: Path
+) -> None:
+    """Or what the user says. Of 16 GiB the second training takes 9."""
+    network = tiny(vocab_size=2**15, intermediate_size=2**10).to("cuda")
+    network.save_pretrained(tmp_path)
+    chat_tokenizer().save_pretrained(tmp_path)
+    settings = StudentSettings(student=str(tmp_path), lora=None, micro_batch_tokens=tokens)
+    engine = beside_training(VllmOptions(**said), settings, Model(str(tmp_path), "tiny"), network)
+    assert engine.gpu_memory_utilization == pytest.approx(share, abs=0.1)
 
 
 @pytest.mark.parametrize("lora", [True, False])
