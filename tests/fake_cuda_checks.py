@@ -221,6 +221,15 @@ def test_the_best_weights_so_far_are_kept_in_the_machines_memory(tmp_path: Path)
         assert {weight.device.type for weight in best.state().values()} == {"cpu"}
 
 
+def test_products_in_half_precision_are_summed_in_full(tmp_path: Path) -> None:
+    """cuBLAS may round parts of a sum unless it's told not to: what a young adapter adds would be lost in them."""
+    products: Any = torch.backends.cuda.matmul
+    settings = TrainSettings(OptimizerSettings(1e-3), steps=1, precision="bf16")
+    with learning(model(lora=True).to("cuda"), settings, 1, tmp_path, "run"):
+        assert not products.allow_bf16_reduced_precision_reduction
+    assert products.allow_bf16_reduced_precision_reduction
+
+
 def second_step(micro_batch_tokens: int, directory: Path) -> Counts:
     told: list[Counts] = []
     settings = TrainSettings(OptimizerSettings(1e-3), batch_size=4, steps=3, micro_batch_tokens=micro_batch_tokens)
