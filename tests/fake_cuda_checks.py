@@ -15,8 +15,12 @@ from ranks_run import ROWS, model
 from tiny import chat_tokenizer, tiny
 
 from distill.engines.decode import Decoder, Job
+from distill.engines.options import VllmOptions
 from distill.engines.transformers import TransformersEngine
 from distill.engines.weights import InferenceCopy
+from distill.modelspec import Model
+from distill.stages.devices import beside_training
+from distill.stages.student import StudentSettings
 from distill.training.batching import from_tokens
 from distill.training.early_stopping import Best, Heldout
 from distill.training.export import export_student
@@ -29,6 +33,8 @@ from distill.training.session import learning
 from distill.training.trials import endless
 from distill.types import Request, Sampling
 from rl.loss import EngineCorrection, PolicyLoss
+
+SHARE = "gpu_memory_utilization"
 
 
 def test_a_tensor_says_where_it_is_and_a_model_goes_there_whole() -> None:
@@ -181,6 +187,19 @@ def test_a_student_whose_training_was_cut_up_is_asked_on_a_gpu_with_room(
     assert network.device.type == device
 
 
+@pytest.mark.parametrize(("tokens", "said", "share"), [(1000, {}, 0.9), (2**17, {}, 0.4), (2**17, {SHARE: 0.7}, 0.7)])
+def test_vllm_takes_what_the_training_beside_it_leaves(
+    tokens: int, said: dict[str, float], share: float, tmp_path: Path
+) -> None:
+    """Or what the user says. Of 16 GiB the second training takes 9."""
+    network = tiny(vocab_size=2**15, intermediate_size=2**10).to("cuda")
+    network.save_pretrained(tmp_path)
+    chat_tokenizer().save_pretrained(tmp_path)
+    settings = StudentSettings(student=str(tmp_path), lora=None, micro_batch_tokens=tokens)
+    engine = beside_training(VllmOptions(**said), settings, Model(str(tmp_path), "tiny"), network)
+    assert engine.gpu_memory_utilization == pytest.approx(share, abs=0.1)
+
+
 @pytest.mark.parametrize("lora", [True, False])
 def test_a_student_is_merged_in_the_machines_memory(lora: bool, tmp_path: Path) -> None:
     """The device need not have room for a second one."""
@@ -200,6 +219,15 @@ def test_the_best_weights_so_far_are_kept_in_the_machines_memory(tmp_path: Path)
         best = Best(Heldout(lambda learner: (1.0, {}), every=1), learner, {})
         best.look()
         assert {weight.device.type for weight in best.state().values()} == {"cpu"}
+
+
+def test_products_in_half_precision_are_summed_in_full(tmp_path: Path) -> None:
+    """cuBLAS may round parts of a sum unless it's told not to: what a young adapter adds would be lost in them."""
+    products: Any = torch.backends.cuda.matmul
+    settings = TrainSettings(OptimizerSettings(1e-3), steps=1, precision="bf16")
+    with learning(model(lora=True).to("cuda"), settings, 1, tmp_path, "run"):
+        assert not products.allow_bf16_reduced_precision_reduction
+    assert products.allow_bf16_reduced_precision_reduction
 
 
 def second_step(micro_batch_tokens: int, directory: Path) -> Counts:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from distill.engines import vllm
 from distill.engines.options import TransformersOptions, VllmOptions
 from distill.modelspec import Model
 from distill.thinking import split_thinking
+from distill.training.launch import assembled
 from distill.types import Completion, Finish, Outcome, Problem, Request, Sampling, ThinkingBudget
 from distill.verifiers import VerifierPool
 from pipeline.errors import InputError
@@ -107,6 +109,22 @@ def test_what_changes_samples_is_part_of_the_identity() -> None:
     ]
     assert len({plain, *others}) == 6
     assert identity(speculative=ngram) == identity(speculative=dict(reversed(ngram.items())))
+
+
+@needs_vllm
+@needs_teacher
+def test_a_closed_engine_leaves_the_process_to_a_training() -> None:
+    """Its memory, and torch's process group, which several devices train by. (Ahead of `engine`, open to the end.)"""
+    from torch import distributed
+
+    with vllm_engine(MODEL) as opened:
+        core: Any = opened._engine.engine_core
+        network = weakref.ref(core.engine_core.model_executor.driver_worker.worker.model_runner.model)
+        del core
+        with pytest.raises(InputError, match="devices: 1"), assembled(2):
+            pass
+    del opened
+    assert network() is None and not distributed.is_initialized()
 
 
 @pytest.fixture(scope="module")

@@ -111,6 +111,7 @@ def test_grpo_runs_on_vllm(tmp_path: Path) -> None:
     [
         ("grpo.lora=null", "engine vllm needs `lora`"),
         ("grpo.norm_learning_rate=0.1", "applies LoRA alone"),
+        ("grpo.devices=2", "process group to itself"),
         ("grpo.engine=vlm", "'vlm' is not valid"),
     ],
 )

@@ -56,6 +56,7 @@ def open(model: Model, options: VllmOptions, note: Note, lora_rank: int = 0) -> 
     ``lora_rank`` makes room for adapters that come later (`VllmEngine.adopt`).
     """
     arguments, engine_class = engine_arguments(model, options, lora_rank)
+    _check_alone()
     note(f"vllm: loading {model.source}")
     if options.speculative:
         note("vllm: with speculative decoding a seed does not repeat its sample (greedy decoding does)")
@@ -67,6 +68,17 @@ def open(model: Model, options: VllmOptions, note: Note, lora_rank: int = 0) -> 
     if model.adapter:
         opened.adopt(model.adapter)
     return opened
+
+
+def _check_alone() -> None:
+    """Under torchrun a training leaves torch's process group there, in which vLLM would wait for the other ranks."""
+    from torch import distributed
+
+    if distributed.is_initialized() and not _OPEN:
+        raise InputError(
+            "engine vllm: this process trains with others (torchrun), which vllm cannot run beside; set `devices` in "
+            "place of torchrun, or run what samples with vllm by itself"
+        )
 
 
 class VllmEngine:
@@ -162,6 +174,10 @@ class VllmEngine:
             _CLOSED.append(self._engine)
             self._engine = None
         if not _OPEN:
+            # Not left to the collector, from which vLLM hides what it holds (gc.freeze): the model, the GPU's memory,
+            # workers, and torch's process group, which a training on several devices needs, would stay.
+            for engine in _CLOSED:
+                engine.engine_core.shutdown()
             _CLOSED.clear()
             gc.collect()
 

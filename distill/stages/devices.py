@@ -12,9 +12,11 @@ from pydantic import Field
 from distill import modelspec
 from distill.machine import cores, size_of_machine
 from distill.training import memory
+from pipeline.errors import InputError
 from pipeline.stage import Context, Operational, Settings
 
 if TYPE_CHECKING:
+    from distill.engines.options import VllmOptions
     from distill.modelspec import Model
 
 
@@ -49,6 +51,29 @@ def check_memory(
         modelspec.directory_of(start.source), _training(settings, samples, beside), f"stage {context.name}",
         memory.free_memory(),
     )  # fmt: skip
+
+
+SPARE = 0.95
+"""Of what a training leaves of a GPU, the share that vLLM may have: torch's allocator wastes some."""
+
+
+def beside_training(engine: VllmOptions, settings: Any, start: Model, network: Any) -> VllmOptions:
+    """``engine`` with what is free of the GPU where ``network`` lies, less what its training has yet to take: of the
+    0.9 that vLLM takes by default nothing would be left. What the user has set stays."""
+    if network.device.type != "cuda" or "gpu_memory_utilization" in engine.model_fields_set:
+        return engine
+    import torch
+
+    from distill.tensors import free_of_gpu
+
+    free, directory = free_of_gpu(network.device), modelspec.directory_of(start.source)
+    need = memory.estimate(directory, _training(settings, samples=False)) if directory else None
+    held = sum(weight.nbytes for weight in network.parameters())
+    left = free - max(0, need.total - held) if need else free / 2
+    share = SPARE * left / torch.cuda.mem_get_info(network.device)[1]
+    if share <= 0:
+        raise InputError(f"engine vllm: its training leaves nothing of the GPU ({memory.size(free)} free): {need}")
+    return engine.model_copy(update={"gpu_memory_utilization": min(engine.gpu_memory_utilization, share)})
 
 
 def _bytes(model: Model, dtype: str) -> int:

@@ -72,6 +72,8 @@ def run_of_several() -> Iterator[bool]:
 def assembled(devices: int) -> Iterator[Ranks | None]:
     """The ranks of one training: torchrun's, or as many processes as there are to be ``devices``, or none."""
     if launched() is not None:
+        if not joined.cache_info().currsize:
+            _check_alone()
         yield joined()
         return
     visible = torch.cuda.device_count()
@@ -80,6 +82,7 @@ def assembled(devices: int) -> Iterator[Ranks | None]:
     if devices < 2:
         yield None
         return
+    _check_alone()
     store = dist.TCPStore("127.0.0.1", 0, devices, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     children = [_child(rank, devices, store.port) for rank in range(1, devices)]
     over = threading.Event()
@@ -96,6 +99,15 @@ def assembled(devices: int) -> Iterator[Ranks | None]:
         for child in children:
             child.kill()
             child.communicate()
+
+
+def _check_alone() -> None:
+    """torch has one default group a process, and vLLM makes it its own while it is open, on a single device too."""
+    if dist.is_initialized():
+        raise InputError(
+            "several devices cannot train beside an open vllm, which has torch's process group: sample and score with "
+            "engine: transformers, or set devices: 1 (without torchrun)"
+        )
 
 
 def _child(rank: int, size: int, port: int) -> subprocess.Popen[bytes]:

@@ -92,8 +92,11 @@ def steady(threads: int) -> Iterator[None]:
     On a GPU kernels are torch's choice: the same bits are promised on CPUs, and its deterministic ones cost much where
     a sampler writes keys and values (index_put sorts), and are lacking for some of what it does."""
     few_kernels()
+    products: Any = torch.backends.cuda.matmul
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    rounds = products.allow_bf16_reduced_precision_reduction
     torch.set_num_threads(threads)
+    products.allow_bf16_reduced_precision_reduction = False  # by default cuBLAS may round parts of a sum, too
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (a costly debugging aid)
     try:
@@ -102,3 +105,4 @@ def steady(threads: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
+        products.allow_bf16_reduced_precision_reduction = rounds

@@ -15,7 +15,7 @@ from distill import modelspec
 from distill.engines.options import VllmOptions
 from distill.modelspec import Model
 from distill.stages.common import ask_of, resolved, store_of
-from distill.stages.devices import check_memory, threads
+from distill.stages.devices import beside_training, check_memory, threads
 from distill.stages.student import load_student, publish
 from distill.types import Completion, Problem
 from distill.verification import pool_of
@@ -155,7 +155,8 @@ def _policy(
     from rl.vllm_policy import open_policy
 
     if isinstance(settings.engine, VllmOptions):
-        return open_policy(network, tokenizer, start, settings.engine, context.work / "policy", probe, context.note)
+        engine = beside_training(settings.engine, settings, start, network)
+        return open_policy(network, tokenizer, start, engine, context.work / "policy", probe, context.note)
     return open_engine(network, tokenizer, context.fingerprint, settings.workers)
 
 
