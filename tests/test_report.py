@@ -244,10 +244,14 @@ def test_a_model_is_known_by_the_stage_that_made_it(report: dict[str, Any], work
 
 
 def test_the_headline_tells_the_story(report: dict[str, Any]) -> None:
-    base, sft, grpo = (f"{100 * report[label]['pass_at_1']:.1f}%" for label in ("base", "sft", "grpo"))
+    base, sft, grpo = (
+        f"{100 * report[label]['pass_at_1']:.1f}% ({100 * report[label]['ci95'][0]:.1f} to "
+        f"{100 * report[label]['ci95'][1]:.1f})"
+        for label in ("base", "sft", "grpo")
+    )
     assert report["headline"] == (
         f"A 0.7M-parameter student went from {base} to {sft} after learning from verified traces"
-        f" and to {grpo} after reinforcement learning."
+        f" and to {grpo} after reinforcement learning (95% intervals)."
     )
 
 
@@ -485,7 +489,9 @@ def test_without_selection_and_training_the_page_says_what_there_is(
 ) -> None:
     workspace = run_bare(tmp_path, monkeypatch)
     report, page = json.loads((workspace / "report.json").read_text()), (workspace / "report.html").read_text()
-    assert report["headline"] == "Share of problems solved: mine 0.0%."
+    assert re.fullmatch(
+        r"Share of problems solved: mine 0\.0% \(0\.0 to [0-9.]+\) \(95% intervals\)\.", report["headline"]
+    )
     assert report["funnel"] is None and report["curves"] == {} and report["paired"] == []
     ids = Page(page).values("id")
     assert "h-funnel" not in ids and "h-accuracy" in ids

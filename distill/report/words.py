@@ -13,19 +13,25 @@ _MADE_BY = {"sft": "after learning from verified traces", "grpo": "after reinfor
 
 
 def headline(story: Sequence[Mapping[str, Any]]) -> str | None:
-    """``A 0.7M-parameter student went from 1.4% to 45.9% after ... and to 55.1% after ...``, from the models
-    of the story in order; None where there is no before or no after."""
+    """``A 0.7M-parameter student went from 1.4% (0.9 to 2.1) to 45.9% (42.8 to 49.1) after ...``, from the models of
+    the story in order, with their 95% intervals; None where there is no before or no after."""
     if len(story) < 2 or story[0]["role"] != "base":
         return None
     size = story[-1]["parameters"]
     start = f"A {count(size)}-parameter student" if size else "The student"
-    steps = [f"to {percent(s['pass_at_1'])} {_MADE_BY.get(s['kind'], 'after ' + str(s['stage']))}" for s in story[1:]]
-    return f"{start} went from {percent(story[0]['pass_at_1'])} {' and '.join(steps)}."
+    steps = [f"to {scored(s)} {_MADE_BY.get(s['kind'], 'after ' + str(s['stage']))}" for s in story[1:]]
+    return f"{start} went from {scored(story[0])} {' and '.join(steps)} (95% intervals)."
 
 
 def plain_headline(subjects: Mapping[str, Mapping[str, Any]]) -> str:
-    scores = [f"{label} {percent(subject['pass_at_1'])}" for label, subject in subjects.items()]
-    return f"Share of problems solved: {', '.join(scores)}."
+    scores = [f"{label} {scored(subject)}" for label, subject in subjects.items()]
+    return f"Share of problems solved: {', '.join(scores)} (95% intervals)."
+
+
+def scored(subject: Mapping[str, Any]) -> str:
+    """``45.9% (42.8 to 49.1)``: a model's pass@1."""
+    share = subject["pass_at_1"]
+    return percent(share) if share is None else f"{percent(share)} ({interval(subject['ci95'])})"
 
 
 def percent(share: float | None) -> str:
