@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import Command
 
 from distill import catalog
 from distill.store import Store
@@ -175,3 +176,33 @@ def test_the_example_in_the_contributors_guide_works(here: Path) -> None:
     events = [json.loads(line) for line in done.stdout.splitlines()]
     (finished,) = [event for event in events if event["event"] == "finish" and event["stage"] == "verify"]
     assert finished["figures"]["correct"] == 1
+
+
+STAGED = """\
+name: small
+workspace: run
+stages:
+  problems: {sources: [{family: calc, train: 2}]}
+  generate: {problems: problems, teacher: "embedded:teacher", sampling: {max_tokens: 96, temperature: 0}}
+  verify: {traces: generate}
+  select: {verdicts: verify}
+  lengths: {kind: KIND, data: select}
+"""
+
+
+@pytest.mark.parametrize("kind", ["./lengths.py:STAGE", "lengths"])
+def test_the_stage_of_the_contributors_guide_works(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file of one's own, and by the name that another distribution gives it."""
+    code = (ROOT / "CONTRIBUTING.md").read_text().split("```python")[2].split("```")[0]
+    (tmp_path / "lengths.py").write_text(code)
+    installed = tmp_path / "lengths-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: lengths\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[distill.stages]\nlengths = lengths:STAGE\n")
+    (tmp_path / "p.yaml").write_text(STAGED.replace("KIND", kind))
+    monkeypatch.syspath_prepend(tmp_path)
+    Command(tmp_path, "run", "-p", "p.yaml").ended()
+    told = json.loads((tmp_path / "run/lengths/lengths.json").read_text())
+    assert len(told["longest"]) == 2 and all(words > 0 for words in told["longest"])
+    out, _ = Command(tmp_path, "plan", "-p", "p.yaml", "--json").ended()
+    assert {row["status"] for row in map(json.loads, out.splitlines())} == {"cached"}
