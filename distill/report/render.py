@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from distill import difficulty
 from distill.cli.display import duration, number, phrase
-from distill.report import judging, rows, searches, svg, thinking
+from distill.report import judging, rows, searches, svg, thinking, words
 from distill.report.data import Report
 from distill.report.words import count, interval, percent, points, visible
 
@@ -122,13 +122,13 @@ def colours_of(subjects: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _headline(text: str, story: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> Markup:
-    """The headline with each model's share in its colour."""
-    whole = str(escape(visible(text)))
+    """The headline with each model's share in its colour and, smaller, its interval (a card tells the level)."""
+    whole = str(escape(visible(text.replace(f" {words.LEVEL}", ""))))
     for subject in story:
         share = percent(subject["pass_at_1"])
         coloured = f'<em style="--colour: {colours[subject["label"]]}">{share}</em>'
         whole = re.sub(rf"(?<![\d.>]){re.escape(share)}(?!<)", coloured, whole, count=1)
-    return Markup(whole)
+    return Markup(re.sub(r"\(([\d.]+ to [\d.]+)\)", r"<small>\1</small>", whole))
 
 
 def _pretty(settings: Mapping[str, Any]) -> str:

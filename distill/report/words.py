@@ -9,6 +9,7 @@ from typing import Any
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufffe\uffff]"
 )
+LEVEL = "(95% intervals)"
 _MADE_BY = {"sft": "after learning from verified traces", "grpo": "after reinforcement learning"}
 
 
@@ -20,12 +21,12 @@ def headline(story: Sequence[Mapping[str, Any]]) -> str | None:
     size = story[-1]["parameters"]
     start = f"A {count(size)}-parameter student" if size else "The student"
     steps = [f"to {scored(s)} {_MADE_BY.get(s['kind'], 'after ' + str(s['stage']))}" for s in story[1:]]
-    return f"{start} went from {scored(story[0])} {' and '.join(steps)} (95% intervals)."
+    return f"{start} went from {scored(story[0])} {' and '.join(steps)} {LEVEL}."
 
 
 def plain_headline(subjects: Mapping[str, Mapping[str, Any]]) -> str:
     scores = [f"{label} {scored(subject)}" for label, subject in subjects.items()]
-    return f"Share of problems solved: {', '.join(scores)} (95% intervals)."
+    return f"Share of problems solved: {', '.join(scores)} {LEVEL}."
 
 
 def scored(subject: Mapping[str, Any]) -> str:
