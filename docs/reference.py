@@ -125,17 +125,17 @@ def _row(key: Key) -> str:
 
 
 QUESTIONS = {
-    "Which traces taught the students least (they could nearly have been said without training)": (
+    "Which traces taught the students least? (The model could nearly have written them before training.)": (
         "SELECT run[:12] AS run, problem_id, trace_key[:12] AS trace, first_loss, learned\n"
         "FROM lessons ORDER BY first_loss LIMIT 10"
     ),
-    "Which look mislabelled (after the last epoch still far more surprising than the run's others)": (
+    "Which traces look mislabelled? (Even after the last epoch, their loss is far above the run's mean.)": (
         "SELECT run[:12] AS run, problem_id, trace_key[:12] AS trace, first_loss, last_loss FROM lessons\n"
         "QUALIFY last_loss > avg(last_loss) OVER (PARTITION BY run) + 3 * stddev(last_loss) OVER (PARTITION BY run)\n"
         "ORDER BY last_loss DESC"
     ),
-    "What the first optimizer update of GRPO learned from, and how strongly (a token's weight times its advantage\n"
-    "times the gradient of its log-probability, before clips)": (
+    "What did the first optimizer update of GRPO learn from, and how strongly? (Each token contributes its weight\n"
+    "times its advantage times the gradient of its log-probability, before clipping.)": (
         "SELECT u.run[:12] AS run, problem_id, u.trace_key[:12] AS trace, reward, components, advantage, u.weight,\n"
         "       list_avg(u.logprobs) AS logprob, t.answer\n"
         "FROM updates u JOIN rollouts USING (run, trace_key) JOIN problems USING (problem_key)\n"
@@ -149,15 +149,22 @@ def store() -> str:
         MADE,
         "# The trace store",
         "",
-        "`<workspace>/store.duckdb`, queried with `distill traces sql`. Tables are append-only; keys are content "
+        "The store is the DuckDB file `<workspace>/store.duckdb`. Its tables are append-only, and keys are content "
         "hashes.",
-        "From Python: `with Store(Path(workspace)).reading() as connection:` (`distill.store`), or any DuckDB client",
-        "after `SET VARIABLE workspace = 'the/workspace'`, by which the view `traces` finds its files.",
-        "Why it is as it is: [design/002-store.md](design/002-store.md).",
+        "There are three ways to query it:",
+        "",
+        "- in a terminal, `distill traces sql`;",
+        "- in Python, `with Store(Path(workspace)).reading() as connection:` (`distill.store`);",
+        "- in any DuckDB client, after `SET VARIABLE workspace = 'the/workspace'`. The view `traces` needs this",
+        "  variable to find its files.",
+        "",
+        "[design/002-store.md](design/002-store.md) explains why the store is built this way.",
+        "",
+        "Three queries to start with; the tables and views follow below.",
         "",
     ]
-    asked = [line for question, sql in QUESTIONS.items() for line in (f"{question}:", "", "```sql", sql, "```", "")]
-    return "\n".join([*head, *asked]) + schema.documentation()
+    asked = [line for question, sql in QUESTIONS.items() for line in (question, "", "```sql", sql, "```", "")]
+    return "\n".join([*head, *asked, ""]) + schema.documentation()
 
 
 def verifiers() -> str:
