@@ -2,8 +2,8 @@ r"""`choice`: the letter, or the letters, of a multiple-choice question, however
 
 ``B``, ``(B)``, ``B.``, ``\boxed{\text{(B)}}``, ``<answer>B</answer>``, "the answer is B) 12", "the correct option is
 B", "I think (B)", "I choose B", "Therefore, B." and "the answer is B, not A" all choose B. A reference of several
-letters (``A, C``, ``AC``, "A and C") wants just that set, in any order. Any other reference is `unverifiable`; an
-answer that names no letter, or others besides, is wrong.
+letters (``A, C``, ``AC``, "A and C") wants exactly that set, in any order. Any other reference is `unverifiable`. An
+answer that names no letter, or names further ones, is wrong.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`code`: does the program in the answer do what the tests ask? It runs in the sandbox, or not at all.
 
-The reference is JSON in one of these forms; ``prompt`` (code that the answer continues or relies on) and
-``tolerance`` (for floats) may stand beside each:
+The reference is JSON in one of these forms. Each may also have a ``prompt`` (code that the answer continues or relies
+on) and a ``tolerance`` (for floats):
 
     {"entry_point": "add", "cases": [{"args": [2, 3], "expected": 5}, ...]}      values, compared strictly
     {"entry_point": "add", "test": "def check(candidate): ..."}                  HumanEval, a row as it is
@@ -11,10 +11,10 @@ The reference is JSON in one of these forms; ``prompt`` (code that the answer co
     [{"input": "2\\n3", "output": "5", "testtype": "functional"}, ...]            LiveCodeBench, or its row
     {"pytest": "from solution import add\\n...", "module": "solution"}            a test file
 
-Only the standard library is there: an answer that imports numpy is `incorrect`, and its reason says so. The
-answer gets inputs and returns plain data; expected values never enter its process. Values and texts are
-compared here (`distill.verifiers.cases`); a test that is more than calls and values runs in a second box, where
-the answer's functions are stand-ins that pass data to and fro (`sandbox.inside.remote`). The evidence then says
+Only the standard library is available: an answer that imports numpy is `incorrect`, and its reason says so. The
+answer gets inputs and returns plain data; expected values never enter its process. Values and texts are compared
+outside the sandbox (`distill.verifiers.cases`). A test that is more than calls and values runs in a second sandbox,
+where stand-ins for the answer's functions pass the data to and fro (`sandbox.inside.remote`). The evidence then says
 ``level: strong``. A test that hands functions to what an answer has *returned* is `unverifiable` (`incorrect` where
 plain data would have taken them, as a list's ``sort`` does). A test that must run in the answer's process (it patches
 it, hands it functions, says ``"beside": true``) could be cheated by it, and one about the answer's own objects, or

@@ -1,7 +1,7 @@
-"""`exact`: the final answer is the reference, sign for sign, but for white space at the ends and between.
+"""`exact`: the final answer is the reference, character for character; only the amount of white space may differ.
 
 ``whole: true`` compares the whole visible answer instead of the span that `extract` finds in it;
-``ignore_case: true`` forgets the case.
+``ignore_case: true`` ignores case.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`expression`: the answer is an expression in x that must be the same function as the reference.
 
 The answer is read with `ast`, never executed: integers, x, + - * and parentheses only. Both sides are
-polynomials then, of a degree no higher than the number of x in them, so agreement at one point more
-than that is proof of equality, and shared text does not matter (``2 + 5*x`` is ``5*x + 2``). A leading
+therefore polynomials whose degree is at most the number of x in them, so if they agree at one point more
+than that, they are equal, however they are written (``2 + 5*x`` is ``5*x + 2``). A leading
 ``f(x) =`` or ``y =`` is allowed. No powers and no division: their values can explode or be undefined.
 """
 

@@ -1,7 +1,7 @@
-r"""`format`: thinking closed, an answer given, in the right language; whether it is right is not asked here.
+r"""`format`: is the thinking closed, and is there an answer, in the right language? Not whether the answer is right.
 
-Wrong form are a response cut off inside its thinking, an empty answer, and a think tag inside the answer
-(`distill.thinking` has the rule). What else is asked for are settings:
+A response has the wrong form if it is cut off inside its thinking, if its answer is empty, or if there is a think
+tag inside the answer (`distill.thinking` has the rule). Settings ask for more:
 
     boxed: true          exactly one \boxed{...}
     one_answer: true     exactly one answer: one box; without any, one "####" or "answer is", "answer:"
@@ -9,8 +9,8 @@ Wrong form are a response cut off inside its thinking, an empty answer, and a th
     language: en         thinking and answer are in a language of that script (`language`); `prompt`: the
                          problem's own. ``language_share`` (0.9) of the words must be, in each of the two
 
-Meant as a part of a composition; the reference is not looked at. A text of under five words is in any
-language; a prompt of so few has none, and then ``language: prompt`` is `unverifiable`.
+Meant as a part of a composition; it does not look at the reference. A text of under five words passes as any
+language. A prompt that short has none, and then ``language: prompt`` is `unverifiable`.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""`judge`: a language model says whether the answer is right, by the reference or a rubric, or better than another.
+"""`judge`: a language model says whether the answer is right, by a reference or rubric, or is better than another.
 
     judge:
       model: deepseek-chat
       engine: {kind: openai, base_url: https://api.deepseek.com/v1, key_from: DEEPSEEK_API_KEY, max_cost: 5.0, ...}
       mode: reference            # or `rubric` (grades from 0 to 10), or `pairwise` (against the reference response)
 
-It judges many at a time through any engine, in the caller's process (`distill.verifiers.asking`), and each
-reply is a verdict or none: what cannot be read, a judge that was cut off, votes that disagree and a preference
-that turns with the order are all `unverifiable`, with the texts in the evidence. Its version covers the
-model's identity, so another model, rubric or weights judge again.
+It judges many answers at a time through any engine, in the caller's process (`distill.verifiers.asking`). A reply that
+cannot be read, a judge that was cut off, votes that disagree and a preference that changes with the order are all
+`unverifiable`, with the texts in the evidence. The version covers the model's identity, so after a change of model,
+rubric or weights everything is judged again.
 
-A judge is an opinion, and may be talked over by what it reads (`distill.verifiers.judge_prompt`): have it
-judged itself, by a second `verify` stage with rules on the same traces. Left out: few-shot examples, several
-turns, pairs of two traces.
+A judge's verdict is an opinion, and the text it reads may talk it round (`distill.verifiers.judge_prompt`). Check
+it with a second `verify` stage that applies rules to the same traces. Left out: few-shot examples, several turns, pairs
+of two traces.
 """
 
 from __future__ import annotations

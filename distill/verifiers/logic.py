@@ -12,9 +12,9 @@ The reference is JSON, its formulas in the syntax of `distill.verifiers.syntax`:
     {"task": "countermodel", "premises": [...], "conclusion": "..."} the same, where the conclusion is false
     {"task": "proof", "premises": [...], "conclusion": "..."}        numbered lines (`proof`)
 
-The truth is worked out from the formulas. A ``label`` may stand beside them; where it contradicts the
-solver, or the premises contradict each other, or the solver gives up, the verdict is `unverifiable`. Models
-need no solver to be checked. Not meant here: closed worlds, where what is not said is false.
+The truth is worked out from the formulas. A reference may also have a ``label``. If it contradicts the solver, if the
+premises contradict each other, or if the solver gives up, the verdict is `unverifiable`. Models are checked without a
+solver. Closed worlds, where what is not said is false, are not supported.
 """
 
 from __future__ import annotations

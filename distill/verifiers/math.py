@@ -1,33 +1,33 @@
 r"""`math`: is the final answer equal to the reference, as numbers or as formulas?
 
-Four steps, each named in the evidence (``method``); the first that can tell decides:
+Three steps, each named in the evidence (``method``); the first that can tell decides:
 
 1. texts: equal texts, words, letters, bases, exact numbers with their units. It settles nearly all integers;
-2. reading: both sides as trees (`latex`). Equal normal forms (`normal`) prove, a clear difference at random
-   points (`points`) disproves;
-3. algebra: math-verify (the extra ``verify``), for what is equal at the points without a proof, and for
-   what cannot be read. Correct is said just where algebra and the points agree. Where they disagree the
-   verdict is `unverifiable` and the evidence says ``disagreement: true`` beside both opinions (``algebra``,
-   ``points``); where algebra alone says equal it is `unverifiable` too.
+2. reading: both sides as trees (`latex`). Equal normal forms (`normal`) prove equality, a clear difference at
+   random points (`points`) disproves it;
+3. algebra: math-verify (the extra ``verify``), for what is equal at the points but not proved, and for
+   what cannot be read. The verdict is `correct` only if algebra and the points agree. If they disagree, it is
+   `unverifiable`, and the evidence has ``disagreement: true`` and both opinions (``algebra``, ``points``). If
+   algebra alone says equal, it is `unverifiable` too.
 
 Steps 1 and 2 are `quick`: bounded, without third-party code, safe anywhere. Step 3 may hang: run it in
 the pool.
 
-What is decided here:
+Decisions on cases that could go either way:
 
-- Where a number is asked for, plain arithmetic is no answer (``12 + 30`` or ``5 \times 10`` for 42 and 50,
-  ``\frac13 + \frac14`` for 7/12), otherwise copying the question would be one: numbers with a sum, a difference, a
-  product, or a fraction of fractions are wrong, whatever they come to. One fraction, a power, a root, a factorial
-  and a power of ten with its factor are numbers.
+- If a number is asked for, plain arithmetic is no answer (``12 + 30`` or ``5 \times 10`` for 42 and 50,
+  ``\frac13 + \frac14`` for 7/12), or else copying the question would be one. A sum, a difference, a product or a
+  fraction of fractions is therefore wrong, whatever its value. One fraction, a power, a root, a factorial and a power
+  of ten with its factor count as numbers.
 - A percent sign is a unit, and like any unit it may be left out: 25 and 25% are the same, as are 25 and 25 apples.
-  Whether it means a hundredth just the question tells, so 0.25 or 1/4 beside 25% is `unverifiable`; 0.25 beside 25
+  Only the question tells whether it means a hundredth, so 0.25 or 1/4 beside 25% is `unverifiable`; 0.25 beside 25
   is wrong. A position (5th) beside a number (5) is `unverifiable` too.
-- A decimal that is an exact value rounded (0.33 for 1/3) is `unverifiable`.
-- A box that the words around it deny or take back is never correct (`extract`); a later answer counts instead.
-- A reference that is one letter is a choice, and read like one (`choice`). An unreadable reference never scores, nor
-  does what data sets write where they have none (``proof``, ``not found``).
+- A decimal that rounds an exact value (0.33 for 1/3) is `unverifiable`.
+- A box is never correct if the words around it deny it or take it back (`extract`); a later answer counts instead.
+- A reference that is one letter is read as a choice (`choice`). An unreadable reference never scores, nor does what
+  data sets write when they have none (``proof``, ``not found``).
 - A reference of words with a number in it (``June 20``, ``row 7``) is compared with words; a bare value beside it
-  (``8``, ``200 minutes``) is `unverifiable`, for nothing tells how the one is to be read as the other.
+  (``8``, ``200 minutes``) is `unverifiable`, because nothing tells how to read one as the other.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""`prm`: a process reward model scores each step of a response, thinking included, and the whole by what they come to.
+"""`prm`: a process reward model scores each step of a response, thinking included; its score is their aggregate.
 
     prm: {model: prm:STAGE, threshold: 0.5, aggregate: product}
 
-A reward model is an estimate, however sure it sounds: choosing the best of many responses by it finds its mistakes
-(the report's curves show how many). It reads the response alone, never the reference. The scores of all steps lie in
-the evidence, so that what they come to can be reckoned anew from the store. Its version covers its weights; where it
-lies is in no key. ``prm:STAGE`` is resolved by the stages that take a verifier (`distill.stages.common.resolved`).
+A reward model only estimates, however sure it sounds. Choosing the best of many responses by it also picks out its
+mistakes (the report's curves show how many). It reads only the response, never the reference. The evidence has
+the scores of all steps, so their aggregate can be computed anew from the store. The version covers the model's
+weights; its location is in no key. The stages that take a verifier resolve ``prm:STAGE``
+(`distill.stages.common.resolved`).
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ The reference is JSON: ``{"dataset": name, "entry": {question, answer, metadata}
 `reference_of`, which keeps tuples apart from lists because some scorers do. The score is the scorer's; from
 ``threshold`` on (1.0) the answer is correct, and below it the partial score stays in the verdict.
 
-A scorer is believed of an entry just where it gives the entry's own answer full marks and a nonsense answer
-none (`_fault`); else the verdict is `unverifiable`, as where a scorer raises. Several scorers hand the answer
-to Python's ``eval``, some through sympy: what those get to see is plain data or plain arithmetic (`EVALUATED`).
-Three accept what is wrong (`refused`). An answer kept from its scorer is wrong.
+A scorer is trusted with an entry only if it gives the entry's own answer full marks and a nonsense answer none
+(`_fault`). Otherwise, or if the scorer raises, the verdict is `unverifiable`. Several scorers hand the answer to
+Python's ``eval``, some through sympy: they are shown only plain data or plain arithmetic (`EVALUATED`). Three accept
+wrong answers (`refused`). An answer that is kept from its scorer is wrong.
 
 What is judged is the last ``<answer>...</answer>`` or box, what follows the last "answer:", or all of the
 answer. The first use imports the library, which takes seconds: run it in the pool.

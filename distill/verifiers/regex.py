@@ -1,12 +1,12 @@
 r"""`regex`: the final answer matches a regular expression, Python's own.
 
-The expression is the reference, or ``pattern`` for all problems (the reference then says nothing). All of the
-final answer must match; ``search: true`` finds it anywhere in there. ``whole: true`` takes the whole visible
-answer instead of the span that `extract` finds, ``ignore_case: true`` forgets the case. A dot matches a line
+The expression is the reference, or ``pattern`` for all problems (the reference is then ignored). All of the final
+answer must match; with ``search: true`` any part of it may. ``whole: true`` takes the whole visible
+answer instead of the span that `extract` finds, ``ignore_case: true`` ignores case. A dot matches a line
 break too.
 
 There is no quick part: an expression that takes forever costs one verdict in the pool, nothing more. A bad
-``pattern`` is told at once, a bad reference is `unverifiable`.
+``pattern`` is reported at once; a bad reference is `unverifiable`.
 """
 
 from __future__ import annotations

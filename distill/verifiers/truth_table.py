@@ -1,9 +1,9 @@
 """`truth_table`: the answer is the truth table column of the formula in the reference.
 
-The column is worked out here, from the formula and by a parser of its own, so that a slip of the
-author who made the problem could not pass as truth. Operators bind from left to right with equal
+The column is worked out here from the formula, by a separate parser, so that a mistake of the
+problem's author cannot pass as truth. Operators bind from left to right with equal
 strength (parentheses decide), `not` binds tightest; rows run from all false to all true with the
-first variable of the alphabet slowest. Whitespace in an answer means nothing. Not judged: the working.
+first variable of the alphabet slowest. Whitespace in an answer means nothing. The working is not judged.
 """
 
 from __future__ import annotations
