@@ -254,17 +254,3 @@ def test_bounds_that_make_no_sense_are_refused(asked: tuple[Any, ...], said: str
 
 def test_without_max_tokens_there_is_room_for_the_thinking_that_was_asked_for() -> None:
     assert (asking.room(0), asking.room(511), asking.room(2000)) == (512, 512, 2512)
-
-
-def test_without_a_name_the_last_student_that_is_no_control_is_asked(tmp_path: Path) -> None:
-    """In the quickstart the controls are trained last."""
-    quickstart = Path(asking.__file__).parents[2] / "configs/quickstart.yaml"
-    for stage, asked in (
-        ("sft-unverified", "sft-unverified"),
-        ("sft", "sft"),
-        ("sft-answers", "sft"),
-        ("grpo", "grpo"),
-    ):
-        (tmp_path / stage).mkdir()
-        (tmp_path / stage / "model").symlink_to(modelspec.EMBEDDED / "student-base")
-        assert asking.find(None, quickstart, tmp_path).source == str(tmp_path / asked / "model")

@@ -1,6 +1,6 @@
-"""A real vLLM server on loopback, with the embedded teacher, drawn from through the openai engine.
+"""`distill serve` on loopback: real servers of vLLM and transformers, drawn from through the openai engine.
 
-One server for all tests of the file: it takes half a minute to minutes to come up.
+One server of vLLM for all tests of the file: it takes half a minute to minutes to come up.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +32,32 @@ from pipeline.errors import InputError
 pytestmark = [needs_vllm, needs_teacher]
 KEY = "sk-vllm-0123456789"
 UP_SECONDS = 600
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Its base url. Ended with all its processes."""
+    """vLLM's, with a key. Its base url."""
     directory = tmp_path_factory.mktemp("server")
-    log, model = directory / "log", plain_tags(directory / "model")
+    plain_tags(directory / "teacher")
+    more = ["--api-key", KEY, "--dtype", "float32", "--max-model-len", "256", "--reasoning-parser", "deepseek_r1"]
+    with serving(directory, "--model", "./teacher", "--", "--served-model-name", "teacher", *more) as url:
+        yield url
+
+
+@contextmanager
+def serving(directory: Path, *asked: str) -> Iterator[str]:
+    """The base url of a server, ended with all its processes."""
+    log = directory / "log"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
-        *("--served-model-name", "teacher", "--host", "127.0.0.1", "--port", str(port), "--api-key", KEY),
-        *("--dtype", "float32", "--max-model-len", "256", "--enforce-eager", "--no-enable-chunked-prefill"),
-        *("--reasoning-parser", "deepseek_r1"),
-    ]
-    environment = {**os.environ, **SMALL, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "distill", "serve", "--port", str(port), *asked]
+    environment = {**os.environ, **SMALL, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=directory, start_new_session=True
         )
     try:
         _wait_until_up(port, process, log)
@@ -149,3 +155,13 @@ def test_what_the_server_refuses_is_one_line(server: str, monkeypatch: pytest.Mo
     with pytest.raises(InputError, match="refuses the key in TEST_KEY") as caught:
         drawn(server, requests(1))
     assert "sk-" not in str(caught.value)
+
+
+def test_transformers_serves_the_same_answers(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn")
+    wanted = requests(2, temperature=0.0)
+    with serving(tmp_path, "--engine", "transformers", "--model", "embedded:teacher") as url:
+        told = drawn(url, wanted, model=str(TEACHER))
+    with vllm_engine(Model(str(TEACHER), "teacher")) as engine:
+        for inside in engine.generate(wanted):
+            assert response_of(told[inside.key]).answer.strip() == response_of(inside).answer.strip() != ""

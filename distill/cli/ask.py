@@ -17,7 +17,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from distill import catalog, engines, keys, modelspec
+from distill import catalog, engines, keys
+from distill.cli import students
 from distill.cli.open import load, workspace_of
 from distill.cli.options import Effort
 from distill.cli.speaking import Aside, Speaker, speak
@@ -26,10 +27,8 @@ from distill.engines.base import NoSteps, response_of, streamed
 from distill.engines.options import OpenAIOptions, TransformersOptions, VllmOptions
 from distill.modelspec import Model
 from distill.prm import files
-from distill.stages.report import ReportSettings
 from distill.thinking import Response, opened, split_thinking
 from distill.types import Completion, Finish, Problem, Request, Sampling, ThinkingBudget
-from pipeline.config import PipelineSpec
 from pipeline.document import parse_value
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
@@ -191,7 +190,7 @@ def _model(where: Where, options: engines.Options) -> Model:
     if isinstance(options, OpenAIOptions):
         assert where.model
         return engines.standing_model(where.model, options, FileHashes())
-    return find(where.model, where.pipeline, where.workspace)
+    return students.find(where.model, where.pipeline, where.workspace)
 
 
 def _strategy(search: Search, where: Where, policy: Model | None) -> Any:
@@ -206,7 +205,7 @@ def _strategy(search: Search, where: Where, policy: Model | None) -> Any:
     if search.prm and search.likelihood:
         raise InputError("--prm and --likelihood both say who scores steps; give one of them")
     spec = parse_value(search.strategy) if search.strategy.lstrip().startswith("{") else search.strategy
-    likelihood = find(search.likelihood, where.pipeline, where.workspace) if search.likelihood else None
+    likelihood = students.find(search.likelihood, where.pipeline, where.workspace) if search.likelihood else None
     prm = _directory(search.prm, where) if search.prm else None
     return catalog.resolve("doors", "search")(spec, search.samples or SAMPLES, prm, likelihood, policy)
 
@@ -248,36 +247,3 @@ def bounds(max_tokens: int, budget: int | None, effort: Effort | None, force_bud
             f"{bound} tokens of thinking leave no room for the answer in --max-tokens {max_tokens}; raise that"
         )
     return ThinkingBudget(most, force_budget) if most is not None or force_budget else None
-
-
-def _last(spec: PipelineSpec, made: list[str]) -> str:
-    """The last student of the story that a report tells; without one the last that is no report's control."""
-    reports = [stage.settings for stage in spec.stages.values() if isinstance(stage.settings, ReportSettings)]
-    told = [name for report in reports for name in report.training if name in made]
-    controls = {name for report in reports for name in report.controls}
-    return (told or [name for name in made if name not in controls] or made)[-1]
-
-
-def find(name: str | None, pipeline: Path, workspace: Path | None) -> Model:
-    """A stage's student by the stage's name, or any model by its own; the last student by default."""
-    spec = load(pipeline, workspace=workspace)
-    space = workspace_of(spec)
-    asked, name = name, name.removeprefix(modelspec.STAGE) if name else None
-    students = [s.name for s in spec.stages.values() if s.stage.produces == "student"]
-    made = {s: space.path / s / modelspec.MODEL for s in students if (space.path / s / modelspec.MODEL).is_dir()}
-    if name is None:
-        if not made:
-            raise InputError(
-                f"{space.path}: has no student yet; run the pipeline, or name another (--pipeline) or a model (--model)"
-            )
-        name = _last(spec, list(made))
-    if name in made:
-        return Model(str(made[name]), modelspec.identity_of(str(made[name].absolute()), space.hashes))
-    if name in students:
-        raise InputError(f"stage {name} has made no student yet; run it: distill run {name} --pipeline {pipeline}")
-    if name != asked or (name in spec.stages and not Path(name).exists()):
-        raise InputError(f"{asked}: no stage of {pipeline} that makes a student is called so{nearest(name, students)}")
-    model = modelspec.find(name, space.path, {}, space.hashes)
-    if space.path.is_dir():
-        space.hashes.save()
-    return model

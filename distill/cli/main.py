@@ -271,6 +271,34 @@ def ask(
     )  # fmt: skip
 
 
+@app.command(epilog="Example: distill serve --model grpo --port 8000 -- --max-model-len 4096")
+def serve(
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- SERVER OPTIONS]", help="Options of the server itself, as its --help tells them."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A stage, a directory, a hub name, or embedded:NAME; by default the last student, controls aside.",
+        ),
+    ] = None,
+    pipeline: PipelineFile = DEFAULT_PIPELINE,
+    workspace: WorkspaceOption = None,
+    engine: Annotated[
+        str | None, typer.Option(help="vllm or transformers; by default the first of them that is installed.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is reachable from other machines.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+) -> None:
+    """Serve a student over an OpenAI-compatible API, with vLLM or transformers."""
+    command("serve", "serve")(model, pipeline, workspace, engine, host, port, more or [])
+
+
 @app.command(epilog="Example: distill verify answers.jsonl --verifier math --output verdicts.jsonl")
 def verify(
     file: Annotated[Path, typer.Argument(help="A file of answers: .jsonl, .json, .csv, .tsv, .parquet, or .gz.")],

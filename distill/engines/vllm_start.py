@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 from distill import hub
 from distill.engines.options import VllmOptions
+from distill.machine import free_of_machine
 from distill.modelspec import Model, directory_of
 from pipeline.errors import InputError
 
@@ -37,7 +39,6 @@ def engine_arguments(model: Model, options: VllmOptions, lora_rank: int = 0) -> 
 
     if model.adapter:
         lora_rank = rank_of(Path(model.adapter))
-    on_cpu = not torch.cuda.is_available()
     given: dict[str, Any] = {
         "model": model.source,
         "revision": model.revision,
@@ -49,11 +50,11 @@ def engine_arguments(model: Model, options: VllmOptions, lora_rank: int = 0) -> 
         "speculative_config": options.speculative,
         "scheduling_policy": "priority",
         "logprobs_mode": "processed_logprobs",  # after temperature and truncation
-        "enforce_eager": on_cpu,  # compiling takes a minute there and gains little
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
     }
-    if on_cpu:  # vLLM 0.32 breaks down there where it cuts the prompt of a seeded request in two
-        given["enable_chunked_prefill"] = False
+    if not torch.cuda.is_available():
+        given |= cpu_arguments("gpu_memory_utilization" in options.model_fields_set)
     if lora_rank:
         room = next((rank for rank in RANKS if rank >= lora_rank), lora_rank)
         given |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
@@ -65,9 +66,23 @@ def engine_arguments(model: Model, options: VllmOptions, lora_rank: int = 0) -> 
         raise InputError(f"engine vllm: {one_line(error)}") from None
 
 
+def cpu_arguments(share_is_set: bool) -> dict[str, Any]:
+    """What vLLM 0.32 is told where there is no GPU.
+
+    Unless a share of the memory is set it gets a quarter of what is free for keys and values: its own default is 0.9 of
+    the machine, a container's limit or not, and it does not start where less than that is free.
+    """
+    arguments: dict[str, Any] = {
+        "enforce_eager": True,  # compiling takes a minute and gains little
+        "enable_chunked_prefill": False,  # it breaks down where it cuts the prompt of a seeded request in two
+    }
+    return arguments if share_is_set else arguments | {"kv_cache_memory_bytes": free_of_machine() // 4}
+
+
 def _vllm() -> tuple[Any, Any]:
     """Its EngineArgs and LLMEngine, imported under `ENVIRONMENT`."""
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     try:
         from vllm import EngineArgs, LLMEngine
     except ImportError as error:

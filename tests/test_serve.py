@@ -1,0 +1,82 @@
+"""`distill serve`: which student is meant, and what cannot be served is one line before any server starts.
+
+Real servers are in test_vllm_server.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from distill import modelspec
+from distill.cli import serve, students
+from distill.cli.main import app
+from pipeline.errors import InputError
+
+PIPELINE = "name: p\nstages:\n  problems: {sources: [{family: calc, train: 2}]}\n"
+
+
+@pytest.mark.parametrize(
+    ("engine", "name", "installed", "said"),
+    [
+        (None, "embedded:teacher", (), "the server of vllm or transformers is not installed; pip install"),
+        ("vllm", "embedded:teacher", ("fastapi", "uvicorn"), "the server of vllm is not installed"),
+        ("transformers", "embedded:teacher", ("vllm", "uvicorn"), "the server of transformers is not installed"),
+        ("sglang", "embedded:teacher", ("vllm",), "--engine sglang: the servers are vllm and transformers"),
+        (None, None, ("vllm",), "has no student yet"),
+        (None, "./adapter", ("vllm",), "./adapter: an adapter cannot be served alone"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(
+    engine: str | None, name: str | None, installed: tuple[str, ...], said: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(serve, "find_spec", lambda package: package in installed or None)
+    (tmp_path / "p.yaml").write_text(PIPELINE)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "student-base"}'
+    )
+    (tmp_path / "adapter/adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError) as caught:
+        serve.serve(name, Path("p.yaml"), None, engine, "127.0.0.1", 8000, [])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_server_gets_its_own_options_after_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(serve, "find_spec", lambda package: package == "vllm")
+    monkeypatch.setattr(serve.os, "execv", lambda path, words: started.append(words))
+    words = [
+        "serve",
+        "--model",
+        "embedded:teacher",
+        "--port",
+        "81",
+        "--",
+        "--gpu-memory-utilization=0.5",
+        "--dtype",
+        "half",
+    ]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    command = " ".join(started[0])
+    assert command.endswith("--host 127.0.0.1 --port 81 --gpu-memory-utilization=0.5 --dtype half")
+    assert "kv-cache-memory-bytes" not in command  # a share that is given is not overruled
+
+
+def test_without_a_name_the_last_student_that_is_no_control_is_meant(tmp_path: Path) -> None:
+    """In the quickstart the controls are trained last."""
+    quickstart = Path(students.__file__).parents[2] / "configs/quickstart.yaml"
+    for stage, asked in (
+        ("sft-unverified", "sft-unverified"),
+        ("sft", "sft"),
+        ("sft-answers", "sft"),
+        ("grpo", "grpo"),
+    ):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "model").symlink_to(modelspec.EMBEDDED / "student-base")
+        assert students.find(None, quickstart, tmp_path).source == str(tmp_path / asked / "model")
