@@ -114,10 +114,16 @@ def test_what_changes_samples_is_part_of_the_identity() -> None:
 @needs_vllm
 @needs_teacher
 def test_a_closed_engine_leaves_the_process_to_a_training() -> None:
-    """Its memory, and torch's process group, which several devices train by. (Ahead of `engine`, open to the end.)"""
+    """Its memory, the number of threads, and torch's process group, which several devices train by. (Ahead of `engine`,
+    open to the end.)"""
+    import torch
     from torch import distributed
 
+    threads = torch.get_num_threads()
     with vllm_engine(MODEL) as opened:
+        torch.set_num_threads(threads + 1)
+        assert torch.get_num_threads() == threads + 1
+        torch.set_num_threads(threads)
         core: Any = opened._engine.engine_core
         network = weakref.ref(core.engine_core.model_executor.driver_worker.worker.model_runner.model)
         del core

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -61,13 +62,27 @@ def open(model: Model, options: VllmOptions, note: Note, lora_rank: int = 0) -> 
     if options.speculative:
         note("vllm: with speculative decoding a seed does not repeat its sample (greedy decoding does)")
     try:
-        engine = engine_class.from_engine_args(arguments)
+        with _threads_settable():
+            engine = engine_class.from_engine_args(arguments)
     except Exception as error:  # whatever a model, a GPU or vLLM itself may come up with
         raise PipelineError(f"vllm: cannot load {model.source}: {type(error).__name__}: {one_line(error)}") from error
     opened = VllmEngine(engine, model.identity)
     if model.adapter:
         opened.adopt(model.adapter)
     return opened
+
+
+@contextmanager
+def _threads_settable() -> Iterator[None]:
+    """On a CPU vLLM puts a function that does nothing in the place of `torch.set_num_threads`, for good: a training in
+    the same process could not set its threads, and its forked replicas would wait for threads that a fork leaves."""
+    import torch
+
+    settable = torch.set_num_threads
+    try:
+        yield
+    finally:
+        torch.set_num_threads = settable
 
 
 def _check_alone() -> None:
