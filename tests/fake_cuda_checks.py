@@ -19,6 +19,8 @@ from distill.engines.options import VllmOptions
 from distill.engines.transformers import TransformersEngine
 from distill.engines.weights import InferenceCopy
 from distill.modelspec import Model
+from distill.prm.examples import StepExample
+from distill.prm.head import attach, fitness, probabilities
 from distill.stages.devices import beside_training
 from distill.stages.student import StudentSettings
 from distill.training.batching import from_tokens
@@ -140,6 +142,23 @@ def test_a_loss_over_whole_responses_waits_for_nothing() -> None:
     assert counts.waits == 0 and counts.launches > 10
 
 
+@pytest.mark.parametrize("likelihood", [True, False])
+def test_steps_are_learned_without_a_wait_and_scored_with_one(likelihood: bool) -> None:
+    """However many rows and steps there are, and in however many passes."""
+    network = tiny().to("cuda")
+    attach(network, likelihood)
+    rows = [steps_of(row, count) for row, count in enumerate((2, 5, 9, 4, 4, 7))]
+    with counted() as counts:
+        fitness(network, pack(rows, "cuda")).logprobs.sum().backward()
+    assert counts.waits == 0
+    few, many = list[Any](), list[Any]()
+    for told, tokens in ((few, 1000), (many, 40)):
+        with counted() as counts:
+            told += [probabilities(network, rows, tokens), counts]
+    assert many[1].launches > 2 * few[1].launches and many[1].waits == few[1].waits == 1
+    assert [pytest.approx(row, abs=1e-5) for row in few[0]] == many[0]
+
+
 @pytest.mark.parametrize(("lora", "more"), [(True, 100), (False, 0)])
 def test_a_large_vocabulary_is_passed_over_in_few_large_tiles(lora: bool, more: int) -> None:
     taken = []
@@ -228,6 +247,14 @@ def test_products_in_half_precision_are_summed_in_full(tmp_path: Path) -> None:
     with learning(model(lora=True).to("cuda"), settings, 1, tmp_path, "run"):
         assert not products.allow_bf16_reduced_precision_reduction
     assert products.allow_bf16_reduced_precision_reduction
+
+
+def steps_of(row: int, count: int) -> StepExample:
+    """A prompt of 3 tokens, and ``count`` steps of 4, every other one of them labelled."""
+    ids, ends = tuple((7 * t + row) % 40 for t in range(3 + 4 * count + 1)), tuple(range(6, 3 + 4 * count, 4))
+    labels = tuple(None if k % 2 else float(k % 4 == 0) for k in range(count))
+    mask = tuple(t - 1 in ends[::2] for t in range(len(ids)))
+    return StepExample(f"{row}", ids, mask, 1.0, 3, ends, labels)
 
 
 def second_step(micro_batch_tokens: int, directory: Path) -> Counts:
