@@ -60,7 +60,7 @@ class Allocation(Stop):
         fewest = min((len(drawn[number]) for number in open_), default=0)
         level = [number for number in open_ if len(drawn[number]) == fewest]
         longest = max(piece.tokens for pieces in drawn for piece in pieces) or 1
-        return sorted(level, key=lambda number: _sureness(drawn[number]))[: left // longest]
+        return sorted(level, key=lambda number: _sureness(drawn[number]))[: max(0, left) // longest]
 
     def _ended(self, pieces: list[Piece], most: int) -> bool:
         return settled(*leaders([p.ballot for p in pieces]), most - len(pieces), self.asked)

@@ -57,7 +57,7 @@ class WeightedVote(ByScore):
         return samples
 
     def over_subsets(self, samples: Sequence[Sample], k: int) -> float:
-        return weighted_vote_at_k(samples, k)
+        return weighted_vote_at_k(samples, k, logs=True)
 
     def search(self, samples: int) -> Search:
         pieces = yield from draw(whole(samples))
