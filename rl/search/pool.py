@@ -75,7 +75,7 @@ class Pool:
         return Votes(self.samples())
 
     def outcomes(self, strategy: Exact, samples: Samples, budget: int) -> list[Outcome]:
-        """The mean over subsets of each problem. ``samples`` carry the scores that the strategy goes by (logarithms)."""
+        """The mean over subsets of each problem. ``samples`` carry the scores that the strategy goes by."""
         k, scored = strategy.takes(budget), "scorer" in strategy.needs
         return [
             Outcome(
