@@ -72,7 +72,7 @@ class VllmPolicy:
 
     def _told_by_trainer(self) -> list[float]:
         (told,) = likelihoods(self._model, [from_tokens("probe", self._probe[:1], self._probe[1:])], PROBE)
-        return told.tolist()
+        return told
 
 
 def open_policy(

@@ -31,6 +31,7 @@ from distill.training.loop import TrainSettings, train
 from distill.training.lora import add_lora
 from distill.training.memory import free_memory
 from distill.training.optimizer import OptimizerSettings
+from distill.training.passes import likelihoods
 from distill.training.session import learning
 from distill.training.trials import endless
 from distill.types import Request, Sampling
@@ -157,6 +158,15 @@ def test_steps_are_learned_without_a_wait_and_scored_with_one(likelihood: bool) 
             told += [probabilities(network, rows, tokens), counts]
     assert many[1].launches > 2 * few[1].launches and many[1].waits == few[1].waits == 1
     assert [pytest.approx(row, abs=1e-5) for row in few[0]] == many[0]
+
+
+def test_a_teacher_is_waited_for_once() -> None:
+    """However many responses it scores, and in however many passes."""
+    rows = [from_tokens(f"{row}", [row], [(7 * t + row) % 40 for t in range(9)]) for row in range(6)]
+    network = tiny().to("cuda")
+    with counted() as counts:
+        likelihoods(network, rows, 20)
+    assert counts.waits == 1
 
 
 @pytest.mark.parametrize(("lora", "more"), [(True, 100), (False, 0)])

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from math import inf
 from typing import Any
 
@@ -29,6 +28,7 @@ from distill.prm.examples import StepExample
 from distill.tensors import put
 from distill.training.batching import micro_batches
 from distill.training.forward import Pack, Told, causal_lm, of_states, pack, states
+from distill.training.passes import in_order
 
 NAME = "step_head"
 """The attribute of the network that holds the head, and so the beginning of its parameters' names."""
@@ -112,13 +112,8 @@ def fitness(network: Any, batch: Pack, temperature: float = 1.0, entropy: bool =
 def probabilities(
     network: Any, rows: Sequence[StepExample], micro_batch_tokens: int, sure: float = inf
 ) -> list[list[float]]:
-    """Of every step of each row, labelled or not; log-odds count up to ``sure``. A GPU is waited for once."""
-    order, told = list[int](), list[Tensor]()
-    for run in micro_batches(rows, micro_batch_tokens):
-        told += step_logits(network, [rows[i] for i in run])
-        order += run
-    if not told:
-        return []
-    values = iter(torch.sigmoid(torch.cat(told).double().clamp(-sure, sure)).tolist())
-    known = {i: [*islice(values, len(rows[i].ends))] for i in order}
-    return [known[i] for i in range(len(rows))]
+    """Of every step of each row, labelled or not; log-odds count up to ``sure``."""
+    runs = micro_batches(rows, micro_batch_tokens)
+    logits = [torch.cat(step_logits(network, [rows[i] for i in run])) for run in runs]
+    told = [torch.sigmoid(part.double().clamp(-sure, sure)) for part in logits]
+    return in_order(told, runs, [len(row.ends) for row in rows])
