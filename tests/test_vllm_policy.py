@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import tiny
 from vllm_models import SMALL, TEACHER, needs_teacher, needs_vllm, requests
 
 from distill import pretrained
@@ -20,7 +23,9 @@ from distill.engines import vllm
 from distill.engines.options import VllmOptions
 from distill.engines.transformers import TransformersEngine
 from distill.modelspec import Model
+from distill.training.batching import from_tokens
 from distill.training.lora import add_lora
+from distill.training.passes import likelihoods
 from pipeline.errors import InputError, PipelineError
 from rl.vllm_policy import VllmPolicy
 
@@ -75,6 +80,35 @@ def test_each_refresh_samples_from_the_weights_of_that_step(
     policy.refresh()
     monkeypatch.setattr(engine, "adopt", lambda adapter: None)
     move(network, 7, 0.3005)  # as little as a step of training, far below what rounding may be
+    with pytest.raises(PipelineError, match="did not arrive"):
+        policy.refresh()
+
+
+class Jittery:
+    """An engine of the weights that it took up last, whose sums are in another order each time, as on a GPU."""
+
+    def __init__(self, network: Any, probe: list[int]) -> None:
+        self._network, self._probe, self.deaf, self._told, self._calls = network, probe, False, list[float](), count()
+
+    def adopt(self, adapter: Path) -> None:
+        if not self.deaf:
+            (self._told,) = likelihoods(self._network, [from_tokens("probe", self._probe[:1], self._probe[1:])], 256)
+
+    def score(self, sequences: Any) -> list[list[float]]:
+        rounding = 1e-5 * next(self._calls)
+        return [[math.nan, *(value + rounding for value in self._told)]]
+
+
+def test_an_adapter_that_does_not_arrive_is_seen_though_no_two_scores_are_equal(tmp_path: Path) -> None:
+    network, probe = add_lora(tiny(), rank=4, alpha=8, seed=0), [7 * i % 40 for i in range(60)]
+    engine: Any = Jittery(network, probe)
+    policy = VllmPolicy(network, engine, tmp_path / "adapter", probe)
+    for step, scale in enumerate((0.0, 0.002, 0.002)):
+        move(network, step, scale)
+        policy.refresh()
+    policy.refresh()  # nothing was learned, nothing moved
+    engine.deaf = True
+    move(network, 7, 0.002)
     with pytest.raises(PipelineError, match="did not arrive"):
         policy.refresh()
 
