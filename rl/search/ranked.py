@@ -48,10 +48,7 @@ class WeightedVote(ByScore):
     """
 
     independent: ClassVar[bool] = True
-
-    @property
-    def needs(self) -> frozenset[Resource]:
-        return frozenset(("scorer",))
+    needs: ClassVar[frozenset[Resource]] = frozenset(("scorer",))
 
     def takes(self, samples: int) -> int:
         return samples
