@@ -225,8 +225,22 @@ def test_vllm_takes_what_the_training_beside_it_leaves(
     network.save_pretrained(tmp_path)
     chat_tokenizer().save_pretrained(tmp_path)
     settings = StudentSettings(student=str(tmp_path), lora=None, micro_batch_tokens=tokens)
-    engine = beside_training(VllmOptions(**said), settings, Model(str(tmp_path), "tiny"), network)
+    start = Model(str(tmp_path), "tiny")
+    engine = beside_training(VllmOptions(**said), settings, start, network)
     assert engine.gpu_memory_utilization == pytest.approx(share, abs=0.1)
+
+
+def test_vllm_leaves_room_for_a_teacher_and_a_reward_model_that_come_after_it(tmp_path: Path) -> None:
+    network = tiny(vocab_size=2**15, intermediate_size=2**10).to("cuda")
+    network.save_pretrained(tmp_path)
+    chat_tokenizer().save_pretrained(tmp_path)
+    settings = StudentSettings(student=str(tmp_path), lora=None, micro_batch_tokens=2**16)
+    start, size = Model(str(tmp_path), "tiny"), sum(p.nbytes for p in network.parameters())
+    alone, beside = (
+        beside_training(VllmOptions(), settings, start, network, [(start, "float32")] * count).gpu_memory_utilization
+        for count in (0, 200)
+    )
+    assert 0.05 < alone - beside == pytest.approx(0.95 * 200 * size / MEMORY, rel=0.01)
 
 
 @pytest.mark.parametrize("lora", [True, False])
