@@ -314,6 +314,21 @@ def test_thinking_that_the_template_has_opened_is_not_opened_again(rule: str, pr
         assert ours == encode(tokenizer, prompt, said, rule)
 
 
+def test_responses_of_many_doubtful_steps_are_ranked_though_their_products_are_no_numbers() -> None:
+    from distill.prm.training import lessons, measured
+
+    network, tokenizer = tiny(), chat_tokenizer()
+    own = head.attach(network, False)
+    own.bias.data.fill_(-30.0)  # 1e-13 a step
+    said = {"\n".join("abcdefghijkl"[k % 12] for k in range(steps)): steps == 30 for steps in (30, 40, 60)}
+    labelled = [
+        Labelled(str(len(text)), CHAIN, text, (1.0,) * len(text.split()), "exact", correct=right)
+        for text, right in said.items()
+    ]
+    rows, _ = lessons(labelled, tokenizer, "line", lambda one: one.problem.messages, 500)
+    assert measured(network, rows, 1000, 0.5, "product")["answer_auc"] == 1.0
+
+
 def test_labels_by_tokens_are_those_of_the_steps_that_are_read() -> None:
     """A slip spoils every step of so many tokens that its line ends in, whichever prompt stands before it."""
     from distill.prm.training import lessons

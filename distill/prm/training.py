@@ -11,7 +11,7 @@ from distill.prm.examples import StepExample, encode, example_of
 from distill.prm.head import probabilities
 from distill.prm.labels import Labelled, noisy
 from distill.prm.measures import Scored, summary
-from distill.prm.scorer import Aggregate, aggregate
+from distill.prm.scorer import Aggregate, log_aggregate
 from distill.randomness import held_out
 from distill.turns import rendered
 from distill.types import Message
@@ -73,7 +73,7 @@ def measured(
     network.train(training)
     told = [found[lesson.row.input_ids] for lesson in lessons]
     scored = [
-        Scored(lesson.labelled.structure, row, lesson.labelled.labels, lesson.labelled.correct, aggregate(row, how))
+        Scored(lesson.labelled.structure, row, lesson.labelled.labels, lesson.labelled.correct, log_aggregate(row, how))
         for lesson, row in zip(lessons, told, strict=True)
     ]
     by_source: dict[str, list[Scored]] = defaultdict(list)
