@@ -21,7 +21,7 @@ from distill.engines.weights import InferenceCopy
 from distill.modelspec import Model
 from distill.prm.examples import StepExample
 from distill.prm.head import attach, fitness, probabilities
-from distill.stages.devices import beside_training
+from distill.stages.devices import beside_models, beside_training
 from distill.stages.student import StudentSettings
 from distill.training.batching import from_tokens
 from distill.training.early_stopping import Best, Heldout
@@ -35,6 +35,7 @@ from distill.training.passes import likelihoods
 from distill.training.session import learning
 from distill.training.trials import endless
 from distill.types import Request, Sampling
+from pipeline.errors import InputError
 from rl.loss import EngineCorrection, PolicyLoss
 
 SHARE = "gpu_memory_utilization"
@@ -240,6 +241,17 @@ def test_vllm_leaves_room_for_a_teacher_and_a_reward_model_that_come_after_it(tm
         for count in (0, 200)
     )
     assert 0.05 < alone - beside == pytest.approx(0.95 * 200 * size / MEMORY, rel=0.01)
+
+
+@pytest.mark.parametrize(("said", "share"), [({}, 0.95 * 0.25), ({SHARE: 0.7}, 0.7)])
+def test_vllm_leaves_room_for_scorers_that_come_after_it(
+    said: dict[str, float], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (MEMORY // 2, MEMORY))
+    assert beside_models(VllmOptions(**said), 0) == VllmOptions(**said)
+    assert beside_models(VllmOptions(**said), MEMORY // 4).gpu_memory_utilization == pytest.approx(share)
+    with pytest.raises(InputError, match=r"need 16\.0 GiB, and leave nothing"):
+        beside_models(VllmOptions(), MEMORY)
 
 
 @pytest.mark.parametrize("lora", [True, False])

@@ -58,7 +58,7 @@ def check_memory(
 
 
 SPARE = 0.95
-"""Of what a training leaves of a GPU, the share that vLLM may have: torch's allocator wastes some."""
+"""Of what others leave of a GPU, the share that vLLM may have: torch's allocator wastes some."""
 
 
 def beside_training(
@@ -68,21 +68,40 @@ def beside_training(
     yet to take: of the 0.9 that vLLM takes by default nothing would be left. What the user has set stays."""
     if network.device.type != "cuda" or "gpu_memory_utilization" in engine.model_fields_set:
         return engine
-    import torch
-
     from distill.tensors import free_of_gpu
 
     free, directory = free_of_gpu(network.device), modelspec.directory_of(start.source)
     need = memory.estimate(directory, _training(settings, False, beside)) if directory else None
     held = sum(weight.nbytes for weight in network.parameters())
-    left = free - max(0, need.total - held) if need else (free - _bytes(beside)) / 2
-    share = SPARE * left / torch.cuda.mem_get_info(network.device)[1]
-    if share <= 0:
+    left = free - max(0, need.total - held) if need else (free - size_of(beside)) // 2
+    if left <= 0:
         raise InputError(f"engine vllm: its training leaves nothing of the GPU ({memory.size(free)} free): {need}")
+    return _with(engine, left, network.device)
+
+
+def beside_models(engine: VllmOptions, taken: int) -> VllmOptions:
+    """``engine`` with what is free of the GPU less what models that are loaded after it will take, in bytes. What the
+    user has set stays."""
+    import torch
+
+    if not taken or not torch.cuda.is_available() or "gpu_memory_utilization" in engine.model_fields_set:
+        return engine
+    from distill.tensors import free_of_gpu
+
+    if (left := free_of_gpu() - taken) <= 0:
+        raise InputError(f"engine vllm: the scorers beside it need {memory.size(taken)}, and leave nothing of the GPU")
+    return _with(engine, left, "cuda")
+
+
+def _with(engine: VllmOptions, left: int, device: Any) -> VllmOptions:
+    import torch
+
+    share = SPARE * left / torch.cuda.mem_get_info(device)[1]
     return engine.model_copy(update={"gpu_memory_utilization": min(engine.gpu_memory_utilization, share)})
 
 
-def _bytes(models: Sequence[Held]) -> int:
+def size_of(models: Sequence[Held]) -> int:
+    """Bytes of their weights, as far as their files tell."""
     found = ((modelspec.directory_of(model.source), 4 if dtype == "float32" else 2) for model, dtype in models)
     return sum(memory.weights_of(directory, size) for directory, size in found if directory)
 
@@ -117,7 +136,7 @@ def _training(settings: Any, samples: bool, beside: Sequence[Held] = ()) -> memo
         checkpointing=settings.gradient_checkpointing,
         samples=samples,
         shards=settings.ranks() if settings.parallel == "fsdp" else 1,
-        others=_bytes(beside),
+        others=size_of(beside),
         cores=0 if memory.has_gpu() else _cores(settings),
         ranks=1 if memory.has_gpu() else settings.ranks_here(),
     )
