@@ -37,8 +37,8 @@ class VllmOptions(Settings):
     max_model_len: Annotated[int | None, Field(ge=1)] = None
     tensor_parallel: Annotated[int, Operational(), Field(ge=1)] = 1
     gpu_memory_utilization: Annotated[float, Operational(), Field(gt=0, le=1)] = 0.9
-    """The share of a GPU that vLLM takes. What samples for a student beside its training takes, unless this is set, no
-    more than training leaves."""
+    """The share of a GPU that vLLM takes. What samples for a student beside its training, or for a search with scorers,
+    takes, unless this is set, no more than these leave."""
     prefix_caching: Annotated[bool, Operational()] = True
     speculative: Annotated[dict[str, Any] | None, AfterValidator(vllm_arguments.checked_speculation)] = None
     """vLLM's `speculative_config`, `{method: ngram, num_speculative_tokens: 3}`. Seeds do not repeat with it."""
