@@ -111,10 +111,11 @@ def best_of_k(samples: Sequence[Sample], k: int) -> float:
     return total / comb(len(samples), k)
 
 
-def weighted_vote_at_k(samples: Sequence[Sample], k: int, seed: int = 0) -> float:
+def weighted_vote_at_k(samples: Sequence[Sample], k: int, seed: int = 0, logs: bool = False) -> float:
     """The mean correctness of the answer whose samples' scores add up highest, over subsets of k (all of them up to
     `ALL`, else `DRAWS` drawn from ``seed``); ties are shared. An answer is as right as its sample with the highest
-    score, which it rests on. A vote without a ballot is wrong."""
+    score, which it rests on. A vote without a ballot is wrong. With ``logs`` scores are the logarithms of what adds up,
+    which may be no number next to the highest of all, and yet decide among k."""
     import numpy as np
 
     _enough(samples, k)
@@ -124,10 +125,15 @@ def weighted_vote_at_k(samples: Sequence[Sample], k: int, seed: int = 0) -> floa
         return 0.0
     subsets = _subsets(len(samples), k, seed)
     scores = np.array([s.score for s in samples])
+    if logs:  # in terms of each subset's highest, as `distill.prm.scorer.weights` has it; all alike where it is none
+        top = np.where(subsets > 0, scores, -np.inf).max(1, keepdims=True)
+        known = np.isfinite(top)
+        scores = np.where(known, np.exp(np.minimum(scores - np.where(known, top, 0.0), 0.0)), 1.0)
+    parts = subsets * scores
     weights, rights = [], []
     for own in answers.values():
         given = subsets[:, own]
-        weights.append(np.where(given.any(1), given @ scores[own], -np.inf))
+        weights.append(np.where(given.any(1), parts[:, own].sum(1), -np.inf))
         rights.append(_heaviest(given, [samples[i] for i in own]))
     cast = np.array(weights)  # (answers, subsets)
     winners = np.isclose(cast, cast.max(0), rtol=1e-12, atol=0.0)  # sums in another order

@@ -133,9 +133,11 @@ def _collapsed(history: History, step: int, window: int, metric: str, share: flo
     """Less of something than ``share`` of what there was, and no better reward for it: a policy that gets
     certain because it is right is as it should be."""
     before, now = history.change(metric, step, window)
-    if not now < share * before or history.rise("reward", step, window) > 0:
+    rise = history.rise("reward", step, window)
+    if not now < share * before or rise > 0:
         return None
-    return f"{words} fell from {before:.3g} to {now:.3g}, and the reward did not rise", now, share * before
+    why = "no reward is known that would explain it" if math.isnan(rise) else "the reward did not rise"
+    return f"{words} fell from {before:.3g} to {now:.3g}, and {why}", now, share * before
 
 
 def entropy(history: History, step: int, limits: AlarmSettings) -> Cause | None:

@@ -88,7 +88,7 @@ class Preference:
     def weight(self, tally: Tally) -> float:
         rate = (tally[0] + 2 * self.aim) / (tally[1] + 2)
         gap = self.aim * math.log(self.aim / rate) + (1 - self.aim) * math.log((1 - self.aim) / (1 - rate))
-        return math.exp(-self.strength * gap)
+        return math.exp(-min(self.strength * gap, 600))  # above zero, and so is what it divides
 
 
 class Draws:
@@ -116,9 +116,19 @@ class Draws:
         ]
 
     def weights(self, step: int) -> dict[str, float]:
-        """How likely each problem is to be drawn at ``step``, beside others of its task."""
+        """How likely each problem is to be drawn at ``step``, next to as if its task's were drawn alike (1)."""
+        found = dict[str, float]()
+        for task in self._tasks:
+            own = self._weights(step, task)
+            found |= {
+                problem.id: weight * len(own) / math.fsum(own)
+                for problem, weight in zip(task.problems, own, strict=True)
+            }
+        return found
+
+    def _weights(self, step: int, task: Task) -> list[float]:
         prefer, known = self._prefer or Preference(strength=0.0), self.rates.at(step)
-        return {p.id: prefer.weight(known.get(p.id, (0.0, 0.0))) for task in self._tasks for p in task.problems}
+        return [prefer.weight(known.get(problem.id, (0.0, 0.0))) for problem in task.problems]
 
     def _counts(self, step: int, draw: int) -> list[int]:
         return shares([task.weight for task in self._tasks], self._prompts, self._seed, "tasks", step, draw)
@@ -146,9 +156,9 @@ class Draws:
     def _preferred(self, step: int, index: int, count: int) -> Iterator[tuple[int, Problem]]:
         """Without replacement, each next one by its weight: the first ``count`` to arrive, where arrivals are
         exponential with the weights as rates (Efraimidis and Spirakis, 2006)."""
-        problems, weight = self._tasks[index].problems, self.weights(step)
+        problems, weights = self._tasks[index].problems, self._weights(step, self._tasks[index])
         arrivals = generator(self._seed, "grpo arrivals", step, index).exponential(size=len(problems))
-        times = [float(time) / weight[problem.id] for time, problem in zip(arrivals, problems, strict=True)]
+        times = [float(time) / weight for time, weight in zip(arrivals, weights, strict=True)]
         yield from enumerate(problems[i] for i in sorted(range(len(problems)), key=times.__getitem__)[:count])
 
 

@@ -99,8 +99,8 @@ class GrpoSettings(LearnerSettings):
 
 
 Reward = Callable[[Sequence[tuple[Problem, Completion]]], Sequence[float | None] | Sequence[Scores]]
-"""Rewards of rollouts, in their order, None where unverifiable; or, where `GrpoSettings.reward` says what rewards
-are made of, the scores that verifiers give. A pure function of its argument."""
+"""Rewards of rollouts, in their order, None or NaN where unverifiable; or, where `GrpoSettings.reward` says what
+rewards are made of, the scores that verifiers give. A pure function of its argument."""
 
 Sample = Callable[[int, int], Sequence[Problem]]
 """The problems of (step, draw), both from 0; no problem twice in a step. A pure function."""
@@ -218,7 +218,7 @@ def _mixed(settings: GrpoSettings, completions: Sequence[Completion], said: Sequ
         groups = [scored[i : i + settings.group] for i in range(0, len(scored), settings.group)]
         found = [mixture for group in groups for mixture in rewards.mixed(settings.reward, group, longest)]
     else:
-        found = [Mixed(reward) for reward in said]
+        found = [Mixed(None if reward is None or math.isnan(reward) else reward) for reward in said]
     if settings.overlong != "punish":
         return found
     falls = [credit.soft_overlong(len(c.token_ids), longest, settings.overlong_buffer) for c in completions]

@@ -6,7 +6,7 @@ step is rewarded again to the same values. What becomes of the rewards is `rl.st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -44,13 +44,26 @@ class ProcessRewards:
 def text_of(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:
     """The text of token ids, and the span of each in it."""
 
-    def decoded(count: int) -> str:
-        text: str = tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    def decoded(begin: int, end: int) -> str:
+        text: str = tokenizer.decode(ids[begin:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
-    text = decoded(len(ids))
+    text = decoded(0, len(ids))
     again, spans = spans_of(tokenizer, text)
     if again == list(ids):
         return text, spans
-    edges = [min(len(decoded(count)), len(text)) for count in range(len(ids) + 1)]  # sampled otherwise than it is cut
-    return text, list(pairwise(edges))
+    return text, list(pairwise(_edges(decoded, len(ids))))  # sampled otherwise than it is cut
+
+
+def _edges(decoded: Callable[[int, int], str], count: int) -> Iterator[int]:
+    """Where each token ends, by what it adds to the text of the few before it: to decode all of them for each would
+    take seconds a response. A character of several tokens is the last one's."""
+    begin = whole = known = edge = 0
+    yield 0
+    for end in range(1, count + 1):
+        text = decoded(begin, end)
+        if end == count or not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            edge += len(text) - known
+            begin, whole = whole, end
+            known = len(decoded(begin, whole))
+        yield edge

@@ -233,6 +233,11 @@ def _weighed(component: Component, values: Sequence[float | None]) -> list[float
     if not component.weight:
         return [0.0] * len(values)
     said = [value for value in values if value is not None]
-    unsaid = math.fsum(said) / max(1, len(said)) if component.optional else None
+    unsaid = _mean(said) if component.optional else None
     filled = [unsaid if value is None else value for value in values]
     return [None if value is None else component.weight * value for value in filled]
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of equal values that value itself: a last bit beside it would make a group of equals seem to differ."""
+    return min(max(math.fsum(values) / len(values), min(values)), max(values)) if values else 0.0

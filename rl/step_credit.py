@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Literal
 
 import torch
@@ -133,14 +133,13 @@ def step_advantages(steps: Sequence[Sequence[StepReward]], lengths: Sequence[int
     Rewards are normalised over all steps of the group (mean, ddof-1 deviation); a token gets the sum of those
     of the steps that end at it or later, so that text after the last step gets none.
     """
-    rewards = torch.tensor([value for row in steps for _, value in row], dtype=torch.float64)
-    deviation = rewards.std().item() if len(rewards) > 1 else 0.0
-    mean = rewards.mean().item() if len(rewards) else 0.0
-    result = []
-    for row, length in zip(steps, lengths, strict=True):
-        credit = [0.0] * length
+    rewards = [value for row in steps for _, value in row]
+    result = [[0.0] * length for length in lengths]
+    if len(set(rewards)) < 2:
+        return result
+    deviation, mean = torch.tensor(rewards, dtype=torch.float64).std().item(), sum(rewards) / len(rewards)
+    for row, credit in zip(steps, result, strict=True):
         for end, value in row:
-            for t in range(end + 1):
-                credit[t] += (value - mean) / (deviation + EPSILON)
-        result.append(credit)
+            credit[end] += (value - mean) / (deviation + EPSILON)
+        credit[:] = [*accumulate(reversed(credit))][::-1]
     return result

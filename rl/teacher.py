@@ -50,7 +50,7 @@ class TransformersTeacher:
     def __call__(self, completions: Sequence[Completion]) -> list[list[float]]:
         rows = [from_tokens(c.key, c.prompt_ids, c.token_ids) for c in completions if c.token_ids]
         told = iter(likelihoods(self.network, rows, self.micro_batch_tokens, self.temperature))
-        return [next(told).tolist() if c.token_ids else [] for c in completions]
+        return [next(told) if c.token_ids else [] for c in completions]
 
 
 @dataclass

@@ -19,7 +19,9 @@ from distill.engines.options import VllmOptions
 from distill.engines.transformers import TransformersEngine
 from distill.engines.weights import InferenceCopy
 from distill.modelspec import Model
-from distill.stages.devices import beside_training
+from distill.prm.examples import StepExample
+from distill.prm.head import attach, fitness, probabilities
+from distill.stages.devices import beside_models, beside_training
 from distill.stages.student import StudentSettings
 from distill.training.batching import from_tokens
 from distill.training.early_stopping import Best, Heldout
@@ -29,9 +31,11 @@ from distill.training.loop import TrainSettings, train
 from distill.training.lora import add_lora
 from distill.training.memory import free_memory
 from distill.training.optimizer import OptimizerSettings
+from distill.training.passes import likelihoods
 from distill.training.session import learning
 from distill.training.trials import endless
 from distill.types import Request, Sampling
+from pipeline.errors import InputError
 from rl.loss import EngineCorrection, PolicyLoss
 
 SHARE = "gpu_memory_utilization"
@@ -140,6 +144,31 @@ def test_a_loss_over_whole_responses_waits_for_nothing() -> None:
     assert counts.waits == 0 and counts.launches > 10
 
 
+def test_steps_are_learned_without_a_wait_and_scored_with_one() -> None:
+    """However many rows and steps there are, and in however many passes."""
+    network = tiny().to("cuda")
+    attach(network, likelihood=True)
+    rows = [steps_of(row, count) for row, count in enumerate((2, 5, 3))]
+    with counted() as counts:
+        fitness(network, pack(rows, "cuda")).logprobs.sum().backward()
+    assert counts.waits == 0
+    few, many = list[Any](), list[Any]()
+    for told, tokens in ((few, 1000), (many, 20)):
+        with counted() as counts:
+            told += [probabilities(network, rows, tokens), counts]
+    assert many[1].launches > 2 * few[1].launches and many[1].waits == few[1].waits == 1
+    assert [pytest.approx(row, abs=1e-5) for row in few[0]] == many[0]
+
+
+def test_a_teacher_is_waited_for_once() -> None:
+    """However many responses it scores, and in however many passes."""
+    rows = [from_tokens(f"{row}", [row], [(7 * t + row) % 40 for t in range(9)]) for row in range(6)]
+    network = tiny().to("cuda")
+    with counted() as counts:
+        likelihoods(network, rows, 20)
+    assert counts.waits == 1
+
+
 @pytest.mark.parametrize(("lora", "more"), [(True, 100), (False, 0)])
 def test_a_large_vocabulary_is_passed_over_in_few_large_tiles(lora: bool, more: int) -> None:
     taken = []
@@ -196,8 +225,33 @@ def test_vllm_takes_what_the_training_beside_it_leaves(
     network.save_pretrained(tmp_path)
     chat_tokenizer().save_pretrained(tmp_path)
     settings = StudentSettings(student=str(tmp_path), lora=None, micro_batch_tokens=tokens)
-    engine = beside_training(VllmOptions(**said), settings, Model(str(tmp_path), "tiny"), network)
+    start = Model(str(tmp_path), "tiny")
+    engine = beside_training(VllmOptions(**said), settings, start, network)
     assert engine.gpu_memory_utilization == pytest.approx(share, abs=0.1)
+
+
+def test_vllm_leaves_room_for_a_teacher_and_a_reward_model_that_come_after_it(tmp_path: Path) -> None:
+    network = tiny(vocab_size=2**15, intermediate_size=2**10).to("cuda")
+    network.save_pretrained(tmp_path)
+    chat_tokenizer().save_pretrained(tmp_path)
+    settings = StudentSettings(student=str(tmp_path), lora=None, micro_batch_tokens=2**16)
+    start, size = Model(str(tmp_path), "tiny"), sum(p.nbytes for p in network.parameters())
+    alone, beside = (
+        beside_training(VllmOptions(), settings, start, network, [(start, "float32")] * count).gpu_memory_utilization
+        for count in (0, 200)
+    )
+    assert 0.05 < alone - beside == pytest.approx(0.95 * 200 * size / MEMORY, rel=0.01)
+
+
+@pytest.mark.parametrize(("said", "share"), [({}, 0.95 * 0.25), ({SHARE: 0.7}, 0.7)])
+def test_vllm_leaves_room_for_scorers_that_come_after_it(
+    said: dict[str, float], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (MEMORY // 2, MEMORY))
+    assert beside_models(VllmOptions(**said), 0) == VllmOptions(**said)
+    assert beside_models(VllmOptions(**said), MEMORY // 4).gpu_memory_utilization == pytest.approx(share)
+    with pytest.raises(InputError, match=r"need 16\.0 GiB, and leave nothing"):
+        beside_models(VllmOptions(), MEMORY)
 
 
 @pytest.mark.parametrize("lora", [True, False])
@@ -228,6 +282,14 @@ def test_products_in_half_precision_are_summed_in_full(tmp_path: Path) -> None:
     with learning(model(lora=True).to("cuda"), settings, 1, tmp_path, "run"):
         assert not products.allow_bf16_reduced_precision_reduction
     assert products.allow_bf16_reduced_precision_reduction
+
+
+def steps_of(row: int, count: int) -> StepExample:
+    """A prompt of 3 tokens, and ``count`` steps of 4, every other one of them labelled."""
+    ids, ends = tuple((7 * t + row) % 40 for t in range(3 + 4 * count + 1)), tuple(range(6, 3 + 4 * count, 4))
+    labels = tuple(None if k % 2 else float(k % 4 == 0) for k in range(count))
+    mask = tuple(t - 1 in ends[::2] for t in range(len(ids)))
+    return StepExample(f"{row}", ids, mask, 1.0, 3, ends, labels)
 
 
 def second_step(micro_batch_tokens: int, directory: Path) -> Counts:

@@ -96,6 +96,12 @@ def test_each_rule(metrics: dict[str, Sequence[float]], expected: list[str]) -> 
     assert names(history(**metrics), min(map(len, metrics.values()))) == expected
 
 
+def test_what_falls_without_a_reward_is_not_said_to_have_one() -> None:
+    """As where a teacher alone gives credit."""
+    (flat,), (none,) = (raised(history(entropy=DOWN, **reward), 4, LIMITS) for reward in ({"reward": FLAT}, {}))
+    assert "the reward did not rise" in flat.evidence and "no reward is known" in none.evidence
+
+
 @pytest.mark.parametrize(
     ("metrics", "said"),
     [

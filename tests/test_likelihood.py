@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from tiny import chat_tokenizer, tiny  # noqa: E402
 
 from distill.thinking import CLOSE, OPEN  # noqa: E402
-from pipeline.errors import InputError  # noqa: E402
+from pipeline.errors import InputError, PipelineError  # noqa: E402
 from rl.search.likelihood import Likelihood  # noqa: E402
 
 ASKED = [
@@ -54,3 +54,25 @@ def test_thinking_that_the_prompt_has_opened_is_read_once(scorer: Likelihood) ->
 def test_steps_by_tokens_have_no_likelihood() -> None:
     with pytest.raises(InputError, match="needs a rule of text, not tokens:4"):
         Likelihood(tiny(), chat_tokenizer(), "tokens:4")
+
+
+def test_a_model_that_tells_no_numbers_finds_nothing_likely() -> None:
+    """What is no number is not less than any, and would be the most that there is."""
+    broken = Likelihood(tiny(), chat_tokenizer())
+    broken._network.get_input_embeddings().weight[3] = torch.nan
+    assert broken.score([("<bot>", "bcd")])[0]
+    with pytest.raises(PipelineError, match="log-probabilities that are no numbers"):
+        broken.score([("<bot>", "\nbcd"), ("<bot>", "bcd")])
+
+
+def test_steps_of_a_text_with_characters_of_several_tokens_have_their_own_tokens() -> None:
+    from distill import modelspec, pretrained
+
+    scorer = Likelihood(*pretrained.load(modelspec.Model(str(modelspec.EMBEDDED / "teacher"), "")))
+    (row,), text = scorer.score([("a", "1 你\n2 好")]), "1 你\n2 好"
+    before, ids = (scorer._tokenizer(part, add_special_tokens=False)["input_ids"] for part in ("a", text))
+    logs = scorer._network(torch.tensor([[*before, *ids]])).logits[0].log_softmax(-1)
+    told = [logs[len(before) + at - 1, token].exp().item() for at, token in enumerate(ids)]
+    half = ids.index(scorer._tokenizer.encode("\n", add_special_tokens=False)[0])
+    expected = [max(1e-6, min(part)) for part in (told[:half], told[half + 1 :])]
+    assert row == pytest.approx(expected, rel=1e-3)

@@ -98,10 +98,10 @@ def test_on_a_cpu_each_process_passes_over_its_own_rows_and_glibc_and_onednn_kee
 def test_ranks_on_a_cpu_share_its_memory_and_rank_0_alone_samples(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "has_gpu", lambda: False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    usual = replace(USUAL, cores=1, samples=True, teacher=12345)
+    usual = replace(USUAL, cores=1, samples=True, others=12345)
     one, two = estimate(model, usual), estimate(model, replace(usual, ranks=2))
-    assert one and two and one.sampling == two.sampling > 0 and one.teacher == two.teacher
-    beside = one.sampling + one.teacher
+    assert one and two and one.sampling == two.sampling > 0 and one.others == two.others
+    beside = one.sampling + one.others
     assert two.total - beside == 2 * (one.total - beside)
     with pytest.raises(InputError, match=r"use fewer devices \(2\)"):
         check_fits(model, replace(usual, ranks=2), "stage sft", 0)
@@ -170,11 +170,11 @@ def test_products_of_ever_other_shapes_take_no_more_memory(before: list[str]) ->
 
 
 def test_a_teacher_beside_the_student_counts(model: Path) -> None:
-    alone, beside = estimate(model, USUAL), estimate(model, replace(USUAL, teacher=weights_of(model, 4)))
+    alone, beside = estimate(model, USUAL), estimate(model, replace(USUAL, others=weights_of(model, 4)))
     assert alone and beside and beside.total - alone.total == bytes_of(tiny())
     assert weights_of(model, 2) == bytes_of(tiny()) // 2 and weights_of(model / "nowhere", 4) == 0
-    with pytest.raises(InputError, match=r"training needs about .*teacher"):
-        check_fits(model, replace(USUAL, teacher=1 << 40), "stage opd", 1 << 30)
+    with pytest.raises(InputError, match=r"training needs about .*others"):
+        check_fits(model, replace(USUAL, others=1 << 40), "stage opd", 1 << 30)
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers_and_what_to_change(model: Path) -> None:

@@ -257,6 +257,32 @@ def test_logits_are_those_of_each_response_alone(likelihood: bool) -> None:
                 assert logit.item() == pytest.approx(expected.item(), abs=1e-3)
 
 
+def test_a_head_reads_in_full_precision_whatever_its_body_is_computed_in() -> None:
+    """Autocast would round its product: a logit of 7.25 to sixteenths, and with it what the head learns."""
+    own = head.StepHead(32, False)
+    own.weight.data.copy_(torch.from_numpy(generator("head").normal(0, 1, 32)))
+    hidden = torch.from_numpy(generator("states").normal(0, 1, (64, 32))).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = own(hidden, None)
+    torch.testing.assert_close(found, hidden @ own.weight + own.bias, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("likelihood", [False, True])
+def test_a_response_with_nothing_before_it_is_scored_but_for_its_first_token(likelihood: bool) -> None:
+    """Of which nothing says how likely it is."""
+    network, tokenizer = tiny().eval(), chat_tokenizer()
+    head.attach(network, likelihood)
+    bare, begun = (unlabelled(prompt, encode(tokenizer, prompt, "ab\nc", "line")) for prompt in ("", "<bot>"))
+    found = head.step_logits(network, [bare, begun, bare])
+    ids = torch.tensor([bare.input_ids])
+    logs = network(ids).logits[0].log_softmax(-1)
+    told = [logs[t - 1, ids[0, t]].item() if likelihood else 0.0 for t in range(1, ids.shape[1])]
+    expected = [head.PRIOR + told[0], head.PRIOR + sum(told[1:3])]
+    assert [len(part) for part in found] == [2, 2, 2]
+    for part in (found[0], found[2]):
+        assert part.tolist() == pytest.approx(expected, abs=1e-4)
+
+
 def test_fitness_is_the_log_probability_of_the_labels_and_leaves_out_what_is_not_labelled() -> None:
     network, tokenizer = tiny().eval(), chat_tokenizer()
     head.attach(network, True)
@@ -286,6 +312,21 @@ def test_thinking_that_the_template_has_opened_is_not_opened_again(rule: str, pr
     assert encode(tokenizer, "<bot>", stored, rule).texts == ours.texts
     if rule == "line":
         assert ours == encode(tokenizer, prompt, said, rule)
+
+
+def test_responses_of_many_doubtful_steps_are_ranked_though_their_products_are_no_numbers() -> None:
+    from distill.prm.training import lessons, measured
+
+    network, tokenizer = tiny(), chat_tokenizer()
+    own = head.attach(network, False)
+    own.bias.data.fill_(-30.0)  # 1e-13 a step
+    said = {"\n".join("abcdefghijkl"[k % 12] for k in range(steps)): steps == 30 for steps in (30, 40, 60)}
+    labelled = [
+        Labelled(str(len(text)), CHAIN, text, (1.0,) * len(text.split()), "exact", correct=right)
+        for text, right in said.items()
+    ]
+    rows, _ = lessons(labelled, tokenizer, "line", lambda one: one.problem.messages, 500)
+    assert measured(network, rows, 1000, 0.5, "product")["answer_auc"] == 1.0
 
 
 def test_labels_by_tokens_are_those_of_the_steps_that_are_read() -> None:

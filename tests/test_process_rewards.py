@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from test_opd import rolled  # noqa: E402
 from tiny import chat_tokenizer  # noqa: E402
 
-from distill.steps import split, splitter  # noqa: E402
+from distill.steps import last_tokens, split, splitter  # noqa: E402
 from distill.types import Finish  # noqa: E402
 from rl.credit import EPSILON  # noqa: E402
 from rl.process import ProcessRewards, text_of  # noqa: E402
@@ -99,6 +99,36 @@ def test_tokens_that_were_sampled_otherwise_than_text_is_cut_have_spans_all_the_
         found, spans = text_of(tokenizer, ids)
         assert found == text and spans[0][0] == 0 and spans[-1][1] == len(text)
         assert all(tokenizer.decode([i]) == text[a:b] for i, (a, b) in zip(ids, spans, strict=True))
+
+
+def test_a_step_that_ends_in_a_character_of_several_tokens_ends_at_the_last_of_them() -> None:
+    from distill import modelspec, pretrained
+
+    _, tokenizer = pretrained.load(modelspec.Model(str(modelspec.EMBEDDED / "teacher"), ""))
+    lines = ["not 你", "naïve 好", "or 🙂"]
+    letters = [[i for c in line for i in tokenizer.encode(c, add_special_tokens=False)] for line in lines]
+    line_break = tokenizer.encode("\n", add_special_tokens=False)
+    ids = [*letters[0], *line_break, *letters[1], *line_break, *letters[2]]
+    text, spans = text_of(tokenizer, ids)
+    assert text == "\n".join(lines) and ids != tokenizer.encode(text, add_special_tokens=False)
+    ends = [len(letters[0]) - 1, len(letters[0]) + len(letters[1]), len(ids) - 1]
+    assert last_tokens(split(text), spans) == ends
+
+
+def test_a_long_response_is_decoded_a_few_tokens_at_a_time() -> None:
+    """Else seconds pass for each that was sampled otherwise than it is cut."""
+    tokenizer = chat_tokenizer()
+    tokenizer.add_tokens(["ab"])
+    ids = [tokenizer.convert_tokens_to_ids(letter) for letter in "ab" * 400]
+    decode, read = tokenizer.decode, list[int]()
+    tokenizer.decode = lambda part, **how: read.append(len(part)) or decode(part, **how)
+    _, spans = text_of(tokenizer, ids)
+    assert len(spans) == len(ids) and sum(read) < 10 * len(ids)
+
+
+def test_steps_that_are_all_worth_the_same_are_no_credit() -> None:
+    """Their mean is theirs but for rounding, which would make a rollout count among those that are learned from."""
+    assert step_advantages([[(0, 0.1)], [(1, 0.1)], [(0, 0.1)]], [2, 2, 2]) == [[0.0, 0.0]] * 3
 
 
 def test_steps_by_tokens_are_the_scorer_s_however_the_policy_cut_its_own() -> None:

@@ -73,6 +73,13 @@ def test_the_silence_of_an_optional_component_neither_lifts_nor_lowers(scores: l
     assert silent == pytest.approx([math.fsum(found) / len(found)] * len(silent))
 
 
+def test_silence_among_equals_makes_no_group_that_differs() -> None:
+    """To the last bit: the mean of three times 0.1 is not 0.1."""
+    optional = made(MATH, {**FORMAT, "optional": True, "weight": 1.0})
+    found = mixed(optional, *((5, {"math": 0.0, "format": s}) for s in (0.1, 0.1, 0.1, None)))
+    assert len({m.reward for m in found}) == 1
+
+
 @pytest.mark.parametrize(
     ("components", "said"),
     [
@@ -238,6 +245,15 @@ def test_the_share_without_preference_is_that_of_drawing_alike() -> None:
     found = zero_variance(draws, 40)
     assert found["all_alike"] < found["all_alike_without_preference"] - 0.1
     assert found["all_alike_without_preference"] == pytest.approx(0.5, abs=0.12)
+
+
+def test_what_tasks_get_is_no_preference() -> None:
+    """Within each of two tasks all problems are alike, in one of them less liked: none is drawn more than another."""
+    easy, hard = task("a", 20), task("b", 20)
+    rates = PassRates({problem.id: (0.0, 30.0) for problem in hard.problems})
+    draws = Draws([easy, hard], prompts=8, prefer=Preference(strength=1000), rates=rates)
+    rates.add(1, [(p.id, p.id.startswith("a") and first) for p in draws(0) for first in (True, False)])
+    assert zero_variance(draws, 1) == {"all_alike": 0.5, "all_alike_without_preference": 0.5}
 
 
 # ------------------------------------------------------------------ killed

@@ -241,6 +241,20 @@ def test_it_learns_what_is_rewarded(tmp_path: Path) -> None:
     assert all((r.reward is None) == ("z" in r.completion.text) for r in rollouts)
 
 
+def test_a_reward_that_is_no_number_is_none(tmp_path: Path) -> None:
+    """Else its rollout would be learned from, at a credit of 0, and the step's mean reward be no number."""
+
+    def told(pairs: Any) -> Any:
+        return [math.nan if reward is None else reward for reward in likes_a(pairs)]
+
+    metrics, rollouts = grpo(student(), tmp_path / "nan", steps=1, reward=told)
+    expected, known = grpo(student(), tmp_path / "none", steps=1)
+    unjudged = [r for r in rollouts if r.reward is None]
+    assert unjudged and not any(r.trained for r in unjudged)
+    assert [r.advantages for r in rollouts] == [r.advantages for r in known]
+    assert (metrics[0].reward, metrics[0].unverifiable) == (expected[0].reward, expected[0].unverifiable)
+
+
 def how(name: str, **changes: Any) -> dict[str, Any]:
     """The settings of a published loss."""
     terms, aggregation = loss.RECIPES[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
+from math import log
 from statistics import fmean
 from typing import Any
 
@@ -89,7 +90,7 @@ class Deck:
         return [self.pieces[draft.index] for _, draft in wanted]
 
     def score(self, pieces: Sequence[tuple[int, Piece]]) -> list[list[float]]:
-        return [[self.scores[piece.text]] for _, piece in pieces]
+        return [[self.scores[piece.text]] * 2 for _, piece in pieces]
 
     def judge(self, pieces: Sequence[tuple[int, Piece]]) -> list[bool]:
         return [piece.ballot == "a" for _, piece in pieces]
@@ -101,14 +102,20 @@ SAID = [("one", "a"), ("one", "a"), ("two", "b"), ("three", "a"), ("four", "b"),
 
 @pytest.mark.parametrize("strategy", [One(), Majority(), BestOf(by="x"), BestOf(by="verifier"), WeightedVote(by="x")])
 @pytest.mark.parametrize(
-    "ranks", [(0.9, 0.21, 0.35, 0.72, 0.8), (0.11, 0.2, 0.15, 0.72, 0.95), (0.4, 0.9, 0.6, 0.07, 0.3)]
+    "ranks",
+    [
+        (0.9, 0.21, 0.35, 0.72, 0.8),
+        (0.11, 0.2, 0.15, 0.72, 0.95),
+        (0.4, 0.9, 0.6, 0.07, 0.3),
+        (1e-290, 1e-291, 1e-289, 0.4, 1e-288),  # squared they are no numbers, and but for one are compared as such
+    ],
 )
 def test_accuracy_and_bill_over_all_subsets_are_the_strategys_means_over_all_orders(strategy: Any, ranks: Any) -> None:
     scores = dict(zip(("one", "two", "three", "four", "cut"), ranks, strict=True))
     pieces = [
         Piece(str(n), "p", text, text, answer, Finish.STOP, PROMPT, len(text)) for n, (text, answer) in enumerate(SAID)
     ]
-    samples = [Sample(p.ballot, float(p.ballot == "a"), p.tokens, scores[p.text]) for p in pieces]
+    samples = [Sample(p.ballot, float(p.ballot == "a"), p.tokens, 2 * log(scores[p.text])) for p in pieces]
     for k in (1, 3, 4):
         orders = list(permutations(pieces, k))
         found = [run([(0, strategy.search(k))], Deck(order, scores))[0] for order in orders]
@@ -214,6 +221,13 @@ def test_what_is_left_of_a_total_goes_to_whose_vote_is_least_settled() -> None:
     world = ToyWorld(whole=lambda problem, index: votes[problem][index])
     results = run_joint(Allocation(tokens=3 * 2 * 2 + 2).search_all(3, samples=1, stored=4), 3, world)
     assert [result.bill.calls for result in results] == [2, 3, 2]
+
+
+def test_a_total_that_long_answers_have_used_up_is_not_gone_beyond() -> None:
+    """Room for three more as long as the first was takes three that are longer: no problem gets a third."""
+    world = ToyWorld(whole=lambda problem, index: "abcdefgh"[index] * (1 + 2 * index))
+    results = run_joint(Allocation(tokens=6 * 2 + 3 * 2).search_all(6, samples=1, stored=8), 6, world)
+    assert sorted(result.bill.calls for result in results) == [1, 1, 1, 2, 2, 2]
 
 
 def test_a_total_below_one_answer_each_is_told() -> None:

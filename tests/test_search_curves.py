@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import exp
+
 import pytest
 from toy_search import ToyWorld
 
@@ -92,7 +94,8 @@ def test_products_of_hundreds_of_steps_rank_and_weigh_though_they_are_no_numbers
     pool = Pool([Drawn("p", 0, pieces, [(piece, piece.ballot == "b") for piece in pieces])])
     world = ToyWorld(values=lambda text: [0.1] * 399 + [{"a": 0.1, "b": 0.2, "c": 0.05}[text]])
     scored = pool.scored(world, "toy", "product")  # type: ignore[arg-type]
-    assert [sample.score for sample in scored["p"]] == pytest.approx([0.5, 1.0, 0.25])
+    ranks = [sample.score - scored["p"][1].score for sample in scored["p"]]
+    assert [exp(rank) for rank in ranks] == pytest.approx([0.5, 1.0, 0.25])
     assert pool.ranking(world, "toy") == {"auc": 1.0, "auc_within": 1.0}  # type: ignore[arg-type]
     assert BestOf().over_subsets(scored["p"], 3) == 1.0
 

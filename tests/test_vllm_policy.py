@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import tiny
 from vllm_models import SMALL, TEACHER, needs_teacher, needs_vllm, requests
 
 from distill import pretrained
@@ -20,7 +23,9 @@ from distill.engines import vllm
 from distill.engines.options import VllmOptions
 from distill.engines.transformers import TransformersEngine
 from distill.modelspec import Model
+from distill.training.batching import from_tokens
 from distill.training.lora import add_lora
+from distill.training.passes import likelihoods
 from pipeline.errors import InputError, PipelineError
 from rl.vllm_policy import VllmPolicy
 
@@ -76,6 +81,61 @@ def test_each_refresh_samples_from_the_weights_of_that_step(
     monkeypatch.setattr(engine, "adopt", lambda adapter: None)
     move(network, 7, 0.3005)  # as little as a step of training, far below what rounding may be
     with pytest.raises(PipelineError, match="did not arrive"):
+        policy.refresh()
+
+
+class Rounding:
+    """An engine of the weights that it took up last, which is ``off`` by so much a token, in another direction each
+    time, as sums on a GPU are."""
+
+    def __init__(self, network: Any, probe: list[int], off: float) -> None:
+        self._network, self._row, self.off, self.deaf = network, from_tokens("p", probe[:1], probe[1:]), off, False
+        self._calls = count()
+        with network.disable_adapter():
+            self.adopt()
+
+    def adopt(self, adapter: Path | None = None) -> None:
+        if not self.deaf:
+            (self._told,) = likelihoods(self._network, [self._row], 256)
+
+    def score(self, sequences: Any) -> list[list[float]]:
+        sign = self.off * (-1) ** next(self._calls)
+        return [[math.nan, *(value + sign * (-1) ** at for at, value in enumerate(self._told))]]
+
+
+def beside(directory: Path, off: float) -> tuple[Any, Any, VllmPolicy]:
+    network, probe = add_lora(tiny(), rank=4, alpha=8, seed=0), [7 * i % 40 for i in range(60)]
+    engine: Any = Rounding(network, probe, off)
+    return network, engine, VllmPolicy(network, engine, directory, probe)
+
+
+@pytest.mark.parametrize(("off", "scale"), [(1e-6, 0.002), (0.08, 0.05)])
+def test_what_an_engine_rounds_is_no_other_weights_and_an_adapter_that_stays_behind_is(
+    tmp_path: Path, off: float, scale: float
+) -> None:
+    """Also where no two scores of one text are equal."""
+    network, engine, policy = beside(tmp_path, off)
+    for step in range(3):
+        move(network, step, scale * bool(step))
+        policy.refresh()
+    policy.refresh()  # nothing was learned, nothing moved
+    engine.deaf = True
+    move(network, 7, scale)
+    with pytest.raises(PipelineError, match=r"did not arrive|other weights than the trainer's"):
+        policy.refresh()
+
+
+def test_a_run_that_goes_on_sees_at_once_that_its_adapter_does_not_arrive(tmp_path: Path) -> None:
+    network, engine, policy = beside(tmp_path, 1e-6)
+    move(network, 0, 0.05)
+    engine.deaf = True
+    with pytest.raises(PipelineError, match="other weights than the trainer's"):
+        policy.refresh()
+
+
+def test_an_engine_with_another_base_is_refused(tmp_path: Path) -> None:
+    _, _, policy = beside(tmp_path, 0.7)
+    with pytest.raises(PipelineError, match=r"another model than the trainer: .* differ by 0.7 nats"):
         policy.refresh()
 
 

@@ -37,8 +37,8 @@ class VllmOptions(Settings):
     max_model_len: Annotated[int | None, Field(ge=1)] = None
     tensor_parallel: Annotated[int, Operational(), Field(ge=1)] = 1
     gpu_memory_utilization: Annotated[float, Operational(), Field(gt=0, le=1)] = 0.9
-    """The share of the GPU's memory that vLLM takes. Unless it is set, vLLM beside a training takes no more than the
-    training leaves, and without a GPU it takes a quarter of the free memory for keys and values."""
+    """The share of the GPU's memory that vLLM takes. Unless it is set, vLLM beside a training, or beside the scorers of
+    a search, takes no more than these leave, and without a GPU a quarter of the free memory for keys and values."""
     prefix_caching: Annotated[bool, Operational()] = True
     speculative: Annotated[dict[str, Any] | None, AfterValidator(vllm_arguments.checked_speculation)] = None
     """vLLM's `speculative_config`, `{method: ngram, num_speculative_tokens: 3}`. Seeds do not repeat with it."""

@@ -29,11 +29,6 @@ class StepExample(Example):
     ends: tuple[int, ...] = ()
     labels: tuple[Label, ...] = ()
 
-    @property
-    def learned(self) -> tuple[int, ...]:
-        """The steps that are labelled."""
-        return tuple(k for k, label in enumerate(self.labels) if label is not None)
-
 
 @dataclass(frozen=True, slots=True)
 class Encoded:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import torch
@@ -24,7 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.prm.examples import StepExample
+from distill.tensors import put
+from distill.training.batching import micro_batches
 from distill.training.forward import Pack, Told, causal_lm, of_states, pack, states
+from distill.training.passes import in_order
 
 NAME = "step_head"
 """The attribute of the network that holds the head, and so the beginning of its parameters' names."""
@@ -40,8 +44,9 @@ class StepHead(nn.Module):
         self.likelihood = nn.Parameter(torch.ones(1)) if likelihood else None
 
     def forward(self, hidden: Tensor, likelihood: Tensor | None) -> Tensor:
-        """Hidden states (S, D) at the ends of steps and log-likelihoods (S,) of them -> logits (S,)."""
-        logits: Tensor = hidden.float() @ self.weight + self.bias
+        """Hidden states (S, D) at the ends of steps and log-likelihoods (S,) of them -> logits (S,), in fp32 always."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits: Tensor = hidden.float() @ self.weight + self.bias
         return logits if self.likelihood is None or likelihood is None else logits + self.likelihood * likelihood
 
 
@@ -62,16 +67,16 @@ def detach(network: Any) -> StepHead:
 def step_logits(network: Any, examples: Sequence[StepExample]) -> list[Tensor]:
     """For each row the logits of all its steps (S,), labelled or not; one packed pass."""
     head: StepHead = getattr(network, NAME)
-    every = head.likelihood is not None
+    every, device = head.likelihood is not None, next(network.parameters()).device
     rows = [replace(row, labels_mask=_wanted(row, every)) for row in examples]
-    batch = pack(rows, next(network.parameters()).device)
+    batch = pack(rows, device)
     hidden = states(network, batch)
-    sizes = [row.supervised for row in rows]
-    logprobs = torch.split(of_states(network, hidden, batch.targets)[0], sizes) if every else [None] * len(rows)
-    return [
-        _logits(head, row, every, part, own)
-        for row, part, own in zip(examples, torch.split(hidden, sizes), logprobs, strict=True)
-    ]
+    begins, ends = (put(places, device) for places in _places(rows))
+    sums = None
+    if every:
+        so_far = F.pad(of_states(network, hidden, batch.targets)[0].double().cumsum(0), (1, 0))
+        sums = (so_far.index_select(0, ends) - so_far.index_select(0, begins)).float()
+    return list(head(hidden.index_select(0, ends), sums).split([len(row.ends) for row in rows]))
 
 
 def _wanted(row: StepExample, every: bool) -> tuple[bool, ...]:
@@ -81,19 +86,34 @@ def _wanted(row: StepExample, every: bool) -> tuple[bool, ...]:
     return tuple((row.start <= t <= last) if every else t in after for t in range(len(row.input_ids)))
 
 
-def _logits(head: StepHead, row: StepExample, every: bool, hidden: Tensor, logprobs: Tensor | None) -> Tensor:
-    if not every or logprobs is None:
-        order = {end: n for n, end in enumerate(sorted(set(row.ends)))}
-        return head(hidden[[order[end] for end in row.ends]], None)
-    # Token t is predicted at place t - start; the state at a step's last token predicts the one after it.
-    before = [row.start, *(end + 1 for end in row.ends[:-1])]
-    sums = [logprobs[a - row.start : b + 1 - row.start].sum() for a, b in zip(before, row.ends, strict=True)]
-    return head(hidden[[end + 1 - row.start for end in row.ends]], torch.stack(sums))
+def _places(rows: Sequence[StepExample]) -> tuple[list[int], list[int]]:
+    """Of all steps: where, among the tokens that are predicted, those of the step begin, and where the one after it
+    is, which the state at its last token predicts. The first token of a row is predicted from nothing, and left out."""
+    begins, ends, at = [], [], 0
+    for row in rows:
+        place = {t: n for n, t in enumerate((t for t, asked in enumerate(row.labels_mask) if asked and t), at)}
+        begins += [place.get(max(1, begin), at) for begin in (row.start, *(end + 1 for end in row.ends[:-1]))]
+        ends += [place[end + 1] for end in row.ends]
+        at += len(place)
+    return begins, ends
 
 
 def fitness(network: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> Told:
     """The log-probability that the head gives each step's label (L,), minus its cross-entropy."""
     rows = [row for row in batch.examples if isinstance(row, StepExample)]
-    logits = torch.cat([part[list(row.learned)] for row, part in zip(rows, step_logits(network, rows), strict=True)])
-    labels = torch.tensor([row.labels[k] for row in rows for k in row.learned], device=logits.device)
-    return Told(-F.binary_cross_entropy_with_logits(logits / temperature, labels, reduction="none"))
+    labels = [label for row in rows for label in row.labels]
+    learned = [k for k, label in enumerate(labels) if label is not None]
+    every = torch.cat(step_logits(network, rows))
+    logits, told = every.index_select(0, put(learned, every.device)), put([labels[k] for k in learned], every.device)
+    return Told(-F.binary_cross_entropy_with_logits(logits / temperature, told, reduction="none"))
+
+
+@torch.no_grad()
+def probabilities(
+    network: Any, rows: Sequence[StepExample], micro_batch_tokens: int, sure: float = inf
+) -> list[list[float]]:
+    """Of every step of each row, labelled or not; log-odds count up to ``sure``."""
+    runs = micro_batches(rows, micro_batch_tokens)
+    logits = [torch.cat(step_logits(network, [rows[i] for i in run])) for run in runs]
+    told = [torch.sigmoid(part.double().clamp(-sure, sure)) for part in logits]
+    return in_order(told, runs, [len(row.ends) for row in rows])

@@ -8,7 +8,7 @@ A source of labels is a module of its own beside this one: `exact` (checkers of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distill.prm.examples import Label
 from distill.randomness import generator
@@ -62,7 +62,4 @@ def noisy(labelled: Labelled, share: float, seed: int) -> Labelled:
         label if label is None or draw >= share else 1.0 - label
         for label, draw in zip(labelled.labels, draws, strict=True)
     ]
-    return Labelled(
-        labelled.key, labelled.problem, labelled.response, tuple(turned), labelled.source, labelled.trace,
-        labelled.correct,
-    )  # fmt: skip
+    return replace(labelled, labels=tuple(turned))

@@ -35,7 +35,7 @@ class Scored:
     labels: Sequence[float | None]
     correct: bool | None = None
     score: float = 0.0
-    """What the probabilities come to (`distill.prm.scorer.aggregate`)."""
+    """What the probabilities come to, or its logarithm (`distill.prm.scorer`): responses are ranked by it."""
 
     @property
     def told(self) -> list[tuple[float, float]]:

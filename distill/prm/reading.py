@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from distill import pretrained
 from distill.engines.prefill import positions_limit
 from distill.modelspec import MODEL, Model
 from distill.prm import files
 from distill.prm.examples import Encoded, encode, unlabelled
-from distill.prm.head import NAME, StepHead, step_logits
+from distill.prm.head import NAME, StepHead, probabilities
 from distill.prompting import Ask, PromptingSettings, asking, plainly
-from distill.training.batching import micro_batches
 from distill.training.forward import causal_lm, check_packing
 from distill.turns import rendered
 from distill.types import Message, Problem
@@ -55,20 +52,15 @@ class PrmScorer:
             raise TooLong(f"prm {self.name}: {len(found.ids) - 1} tokens, and its body has {self._limit} positions")
         return found
 
-    @torch.no_grad()
     def score(self, asked: Sequence[tuple[str, str]]) -> list[list[float]]:
         """Raises `TooLong`, and `PipelineError` where a score is no number: the model is broken."""
-        order = {pair: str(n) for n, pair in enumerate(dict.fromkeys(asked))}
-        known: dict[str, list[float]] = {key: [] for key in order.values()}
-        encoded = {key: self.encoded(*pair) for pair, key in order.items()}
-        rows = [unlabelled(key, found) for key, found in encoded.items() if found.ends]
-        for run in micro_batches(rows, self._batch_tokens):
-            part = [rows[i] for i in run]
-            for row, logits in zip(part, step_logits(self._network, part), strict=True):
-                known[row.key] = torch.sigmoid(logits.double().clamp(-SURE, SURE)).tolist()
-        if any(p != p for row in known.values() for p in row):
+        encoded = {pair: self.encoded(*pair) for pair in dict.fromkeys(asked)}
+        rows = {pair: unlabelled(str(n), found) for n, (pair, found) in enumerate(encoded.items()) if found.ends}
+        found = probabilities(self._network, list(rows.values()), self._batch_tokens, SURE)
+        if any(p != p for row in found for p in row):
             raise PipelineError(f"prm {self.name}: gives scores that are no numbers: its weights are broken")
-        return [known[order[pair]] for pair in asked]
+        known = dict(zip(rows, found, strict=True))
+        return [known.get(pair, []) for pair in asked]
 
 
 def load(directory: Path, name: str = "", device: str = "auto", dtype: str = "float32") -> PrmScorer:

@@ -7,15 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from distill.prm.examples import StepExample, encode, example_of
-from distill.prm.head import step_logits
+from distill.prm.head import probabilities
 from distill.prm.labels import Labelled, noisy
 from distill.prm.measures import Scored, summary
-from distill.prm.scorer import Aggregate, aggregate
+from distill.prm.scorer import Aggregate, log_aggregate
 from distill.randomness import held_out
-from distill.training.batching import micro_batches
 from distill.turns import rendered
 from distill.types import Message
 
@@ -66,30 +63,18 @@ def turned(lesson: Lesson, share: float, seed: int) -> Lesson:
     return Lesson(labels, replace(lesson.row, labels=known))
 
 
-@torch.no_grad()
-def probabilities(network: Any, rows: Sequence[StepExample], micro_batch_tokens: int) -> list[list[float]]:
-    """Of every step of each row, labelled or not."""
-    known = {row.input_ids: row for row in rows}  # samples of one problem often say the same
-    once = list(known.values())
-    found: dict[tuple[int, ...], list[float]] = {}
-    training = network.training
-    network.eval()
-    for run in micro_batches(once, micro_batch_tokens):
-        part = [once[i] for i in run]
-        for row, logits in zip(part, step_logits(network, part), strict=True):
-            found[row.input_ids] = torch.sigmoid(logits.double()).tolist()
-    network.train(training)
-    return [found[row.input_ids] for row in rows]
-
-
 def measured(
     network: Any, lessons: Sequence[Lesson], micro_batch_tokens: int, threshold: float, how: Aggregate
 ) -> Mapping[str, Any]:
     """How good the reward model is on these: `distill.prm.measures.summary`, whole and by who labelled."""
-    found = probabilities(network, [lesson.row for lesson in lessons], micro_batch_tokens)
+    rows = {lesson.row.input_ids: lesson.row for lesson in lessons}  # samples of one problem often say the same
+    training = network.training
+    found = dict(zip(rows, probabilities(network.eval(), list(rows.values()), micro_batch_tokens), strict=True))
+    network.train(training)
+    told = [found[lesson.row.input_ids] for lesson in lessons]
     scored = [
-        Scored(lesson.labelled.structure, row, lesson.labelled.labels, lesson.labelled.correct, aggregate(row, how))
-        for lesson, row in zip(lessons, found, strict=True)
+        Scored(lesson.labelled.structure, row, lesson.labelled.labels, lesson.labelled.correct, log_aggregate(row, how))
+        for lesson, row in zip(lessons, told, strict=True)
     ]
     by_source: dict[str, list[Scored]] = defaultdict(list)
     for lesson, one in zip(lessons, scored, strict=True):

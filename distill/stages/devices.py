@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -42,11 +43,14 @@ def threads(asked: int) -> int:
     return asked or cores()
 
 
+Held = tuple["Model", str]
+"""A model that a training holds beside its student, and the dtype."""
+
+
 def check_memory(
-    context: Context, settings: Any, start: Model, *, samples: bool = False, teacher: tuple[Model, str] | None = None
+    context: Context, settings: Any, start: Model, *, samples: bool = False, beside: Sequence[Held] = ()
 ) -> None:
-    """Refuse a training that cannot fit, before its model is loaded. A ``teacher`` (and its dtype) is held beside."""
-    beside = _bytes(*teacher) if teacher else 0
+    """Refuse a training that cannot fit, before its model is loaded, and those that are held ``beside``."""
     memory.check_fits(
         modelspec.directory_of(start.source), _training(settings, samples, beside), f"stage {context.name}",
         memory.free_memory(),
@@ -54,31 +58,52 @@ def check_memory(
 
 
 SPARE = 0.95
-"""Of what a training leaves of a GPU, the share that vLLM may have: torch's allocator wastes some."""
+"""Of what others leave of a GPU, the share that vLLM may have: torch's allocator wastes some."""
 
 
-def beside_training(engine: VllmOptions, settings: Any, start: Model, network: Any) -> VllmOptions:
-    """``engine`` with what is free of the GPU where ``network`` lies, less what its training has yet to take: of the
-    0.9 that vLLM takes by default nothing would be left. What the user has set stays."""
+def beside_training(
+    engine: VllmOptions, settings: Any, start: Model, network: Any, beside: Sequence[Held] = ()
+) -> VllmOptions:
+    """``engine`` with what is free of the GPU where ``network`` lies, less what its training and models ``beside`` have
+    yet to take: of the 0.9 that vLLM takes by default nothing would be left. What the user has set stays."""
     if network.device.type != "cuda" or "gpu_memory_utilization" in engine.model_fields_set:
         return engine
-    import torch
-
     from distill.tensors import free_of_gpu
 
     free, directory = free_of_gpu(network.device), modelspec.directory_of(start.source)
-    need = memory.estimate(directory, _training(settings, samples=False)) if directory else None
+    need = memory.estimate(directory, _training(settings, False, beside)) if directory else None
     held = sum(weight.nbytes for weight in network.parameters())
-    left = free - max(0, need.total - held) if need else free / 2
-    share = SPARE * left / torch.cuda.mem_get_info(network.device)[1]
-    if share <= 0:
+    left = free - max(0, need.total - held) if need else (free - size_of(beside)) // 2
+    if left <= 0:
         raise InputError(f"engine vllm: its training leaves nothing of the GPU ({memory.size(free)} free): {need}")
+    return _with(engine, left, network.device)
+
+
+def beside_models(engine: VllmOptions, taken: int) -> VllmOptions:
+    """``engine`` with what is free of the GPU less what models that are loaded after it will take, in bytes. What the
+    user has set stays."""
+    import torch
+
+    if not taken or not torch.cuda.is_available() or "gpu_memory_utilization" in engine.model_fields_set:
+        return engine
+    from distill.tensors import free_of_gpu
+
+    if (left := free_of_gpu() - taken) <= 0:
+        raise InputError(f"engine vllm: the scorers beside it need {memory.size(taken)}, and leave nothing of the GPU")
+    return _with(engine, left, "cuda")
+
+
+def _with(engine: VllmOptions, left: int, device: Any) -> VllmOptions:
+    import torch
+
+    share = SPARE * left / torch.cuda.mem_get_info(device)[1]
     return engine.model_copy(update={"gpu_memory_utilization": min(engine.gpu_memory_utilization, share)})
 
 
-def _bytes(model: Model, dtype: str) -> int:
-    directory = modelspec.directory_of(model.source)
-    return memory.weights_of(directory, 4 if dtype == "float32" else 2) if directory else 0
+def size_of(models: Sequence[Held]) -> int:
+    """Bytes of their weights, as far as their files tell."""
+    found = ((modelspec.directory_of(model.source), 4 if dtype == "float32" else 2) for model, dtype in models)
+    return sum(memory.weights_of(directory, size) for directory, size in found if directory)
 
 
 def too_large(settings: Any, *, samples: bool = False) -> str | None:
@@ -102,7 +127,7 @@ def foreseen(settings: Any, *, samples: bool = False) -> dict[str, int]:
     return {"memory": need.total} if need else {}
 
 
-def _training(settings: Any, samples: bool, teacher: int = 0) -> memory.Training:
+def _training(settings: Any, samples: bool, beside: Sequence[Held] = ()) -> memory.Training:
     return memory.Training(
         settings.micro_batch_tokens,
         settings.lora.rank if settings.lora else None,
@@ -111,7 +136,7 @@ def _training(settings: Any, samples: bool, teacher: int = 0) -> memory.Training
         checkpointing=settings.gradient_checkpointing,
         samples=samples,
         shards=settings.ranks() if settings.parallel == "fsdp" else 1,
-        teacher=teacher,
+        others=size_of(beside),
         cores=0 if memory.has_gpu() else _cores(settings),
         ranks=1 if memory.has_gpu() else settings.ranks_here(),
     )

@@ -63,9 +63,9 @@ GIB = 1 << 30
 @dataclass(frozen=True, slots=True)
 class Training:
     """The settings that memory depends on. ``rank`` None trains all weights; ``bits`` of a frozen weight;
-    over ``shards`` devices weights, gradients and moments are cut up. ``teacher``: bytes of a model that is held
-    beside the student. ``cores`` of a CPU that each of ``ranks`` computes on, which share its memory; 0 and 1 on GPUs,
-    where each rank has one of its own. Rank 0 alone samples, and holds the teacher."""
+    over ``shards`` devices weights, gradients and moments are cut up. ``others``: bytes of models that are held beside
+    the student (a teacher, a reward model). ``cores`` of a CPU that each of ``ranks`` computes on, which share its
+    memory; 0 and 1 on GPUs, where each rank has one of its own. Rank 0 alone samples, and holds the others."""
 
     micro_batch_tokens: int
     rank: int | None
@@ -74,7 +74,7 @@ class Training:
     half: bool = False
     samples: bool = False
     shards: int = 1
-    teacher: int = 0
+    others: int = 0
     cores: int = 0
     ranks: int = 1
 
@@ -91,7 +91,7 @@ class Estimate:
     allocator: int = 0
     kernels: int = 0
     sampling: int = 0
-    teacher: int = 0
+    others: int = 0
 
     @property
     def total(self) -> int:
@@ -168,7 +168,7 @@ def _needs(build: _Build, training: Training) -> Estimate:
         allocator=ranks * max(0, round(in_heap * (activations + logits)) * processes - moments),
         kernels=ranks * KERNELS * processes if training.cores and half else 0,
         sampling=sampler if training.samples else 0,
-        teacher=training.teacher,
+        others=training.others,
     )
 
 

@@ -5,11 +5,12 @@ What the loss is, and how rows are cut and shared out, is the caller's (`distill
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from distill.tensors import put
 from distill.training.batching import Example, micro_batches
 from distill.training.forward import FEW, Scorer, logprobs, pack
+from pipeline.errors import PipelineError
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +87,37 @@ def accumulate(task: Task, ask: Scorer, model: Any, device: torch.device, half: 
             known = (told.logprobs, streams.get("reference"), told.entropy, told.values)
             columns.append(tuple(None if values is None else values.detach() for values in known))
     # Read at the end: a GPU is waited for here, not after each micro-batch, whose successor would find it idle.
-    return [Scored(*row) for row in zip(*(_by_row(column, rows) for column in zip(*columns, strict=True)), strict=True)]
+    sizes = [row.example.supervised for row in rows]
+    return [
+        Scored(*row) for row in zip(*(_by_row(column, sizes) for column in zip(*columns, strict=True)), strict=True)
+    ]
 
 
 @torch.no_grad()
-def likelihoods(model: Any, examples: Sequence[Example], max_tokens: int, temperature: float = 1.0) -> list[Tensor]:
-    """The log-probabilities of each example's supervised tokens, in micro-batches; no logits are kept."""
-    found: dict[int, Tensor] = {}
-    for run in micro_batches(examples, max_tokens):
-        batch = pack([examples[i] for i in run], model.device)
-        parts = torch.split(logprobs(model, batch, temperature), [example.supervised for example in batch.examples])
-        found |= zip(run, parts, strict=True)
-    return [found[i] for i in range(len(examples))]
+def likelihoods(
+    model: Any, examples: Sequence[Example], max_tokens: int, temperature: float = 1.0
+) -> list[list[float]]:
+    """The log-probabilities of each example's supervised tokens, in micro-batches; no logits are kept. Raises
+    `PipelineError` where one is no number: whoever reads them would take it for some likelihood."""
+    order = micro_batches(examples, max_tokens)
+    told = [logprobs(model, pack([examples[i] for i in run], model.device), temperature) for run in order]
+    found = in_order(told, order, [example.supervised for example in examples])
+    if any(map(math.isnan, chain.from_iterable(found))):
+        name = model.config.name_or_path
+        raise PipelineError(f"model {name}: gives log-probabilities that are no numbers: its weights are broken")
+    return found
 
 
-def _by_row(parts: Sequence[Tensor | None], rows: Sequence[Row]) -> list[list[float]]:
+def in_order(parts: Sequence[Tensor], runs: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[list[float]]:
+    """The numbers of each row, of which a part has those of a run. Read at once: a GPU is waited for here alone."""
+    rows = list(chain.from_iterable(runs))
+    found = dict(zip(rows, _by_row(parts, [sizes[row] for row in rows]), strict=True))
+    return [found[row] for row in range(len(sizes))]
+
+
+def _by_row(parts: Sequence[Tensor | None], sizes: Sequence[int]) -> list[list[float]]:
     """What micro-batches were told, one after the other, as a list for each of their rows."""
     if not (found := [part for part in parts if part is not None]):
-        return [[] for _ in rows]
+        return [[] for _ in sizes]
     numbers = iter(torch.cat(found).tolist())
-    return [[*islice(numbers, row.example.supervised)] for row in rows]
+    return [[*islice(numbers, size)] for size in sizes]

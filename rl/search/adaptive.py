@@ -33,10 +33,7 @@ class AdaptiveVote(Stop):
     """A majority that stops early: as soon as the vote is settled."""
 
     independent: ClassVar[bool] = True
-
-    @property
-    def needs(self) -> frozenset[Resource]:
-        return frozenset()
+    needs: ClassVar[frozenset[Resource]] = frozenset()
 
     def search(self, samples: int) -> Search:
         pieces: list[Piece] = []

@@ -30,14 +30,11 @@ class Allocation(Stop):
     """Adaptive self-consistency under one total for all problems."""
 
     independent: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Resource]] = frozenset()
     most: Annotated[int, Field(ge=1)] | None = None
     """Samples that a problem gets at most; by default as many as there are."""
     tokens: Annotated[int, Field(ge=1)] | None = None
     """The total of sampled tokens; by default the budget's samples times the tokens of one answer to each problem."""
-
-    @property
-    def needs(self) -> frozenset[Resource]:
-        return frozenset()
 
     def search_all(self, problems: int, samples: int, stored: int) -> JointSearch:
         """Of problems that have ``stored`` samples each, as many as ``samples`` for each would take."""
@@ -60,7 +57,7 @@ class Allocation(Stop):
         fewest = min((len(drawn[number]) for number in open_), default=0)
         level = [number for number in open_ if len(drawn[number]) == fewest]
         longest = max(piece.tokens for pieces in drawn for piece in pieces) or 1
-        return sorted(level, key=lambda number: _sureness(drawn[number]))[: left // longest]
+        return sorted(level, key=lambda number: _sureness(drawn[number]))[: max(0, left) // longest]
 
     def _ended(self, pieces: list[Piece], most: int) -> bool:
         return settled(*leaders([p.ballot for p in pieces]), most - len(pieces), self.asked)

@@ -122,7 +122,8 @@ class Exact(Protocol):
         ...
 
     def over_subsets(self, samples: Sequence[Sample], k: int) -> float:
-        """The mean correctness of its choice among k of these. Where it asks for scores, they carry them."""
+        """The mean correctness of its choice among k of these. Where it asks for scores, they carry the
+        logarithms of these."""
         ...
 
 

@@ -27,14 +27,11 @@ class Tree(ByScore):
     """What all searches over steps have."""
 
     independent: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Resource]] = frozenset(("scorer", "steps"))
     width: Annotated[int, Field(ge=2)] = 4
     """M: so many next steps are drawn of each beam. A budget below it is one beam."""
     final: Literal["weighted", "best"] = "weighted"
     """How the answer is chosen among the responses that it comes to: the vote by score, or the highest."""
-
-    @property
-    def needs(self) -> frozenset[Resource]:
-        return frozenset(("scorer", "steps"))
 
     def beams(self, samples: int) -> tuple[int, int]:
         """(beams that go on, steps drawn of each)."""

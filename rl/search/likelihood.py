@@ -8,7 +8,9 @@ text with its own tokenizer, so the two need not share one.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from math import exp
 from typing import Any
 
 from distill.modelspec import Model
@@ -45,7 +47,7 @@ class Likelihood:
         read = {pair: self._read(str(n), *pair) for n, pair in enumerate(dict.fromkeys(asked))}
         rows = [row for row, _ in read.values() if row]
         told = likelihoods(self._network, rows, BATCH_TOKENS)
-        known = {row.key: part.exp().tolist() for row, part in zip(rows, told, strict=True)}
+        known = {row.key: logs for row, logs in zip(rows, told, strict=True)}
         steps = {pair: self._steps(pair[1], spans, known[row.key]) for pair, (row, spans) in read.items() if row}
         return [steps.get(pair, []) for pair in asked]
 
@@ -53,17 +55,16 @@ class Likelihood:
         """A row, where there is a token, and the spans of its response's; a tag that the prompt has is read once."""
         before, _ = spans_of(self._tokenizer, prompt)
         ids, spans = spans_of(self._tokenizer, text)
-        again = sum(end <= opened_twice(prompt, text) for _, end in spans)
+        twice = opened_twice(prompt, text)
+        again = sum(end <= twice for _, end in spans)
         return from_tokens(key, before, ids[again:]) if ids[again:] else None, spans[again:]
 
-    def _steps(self, text: str, spans: Sequence[Span], values: Sequence[float]) -> list[float]:
-        least = (min(_inside(spans, values, step.start, step.end)) for step in split(text, self.rule))
-        return [max(LEAST, min(1 - LEAST, value)) for value in least]
-
-
-def _inside(spans: Sequence[tuple[int, int]], values: Sequence[float], start: int, end: int) -> list[float]:
-    """The values of the tokens that overlap a span; 1 where there is none."""
-    return [value for (a, b), value in zip(spans, values, strict=True) if a < end and b > start] or [1.0]
+    def _steps(self, text: str, spans: Sequence[Span], logs: Sequence[float]) -> list[float]:
+        """The least of the tokens that overlap each step; of a step without one nothing is known, and 1 is said."""
+        starts, ends = [start for start, _ in spans], [end for _, end in spans]
+        steps = split(text, self.rule)
+        inside = [logs[bisect_right(ends, step.start) : bisect_left(starts, step.end)] for step in steps]
+        return [max(LEAST, min(1 - LEAST, exp(min(part, default=0.0)))) for part in inside]
 
 
 def open_likelihood(model: Model, rule: str = "line") -> Likelihood:

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from distill.prm.measures import auc, auc_within
-from distill.prm.scorer import Aggregate, log_aggregate, weights
+from distill.prm.scorer import Aggregate, log_aggregate
 from distill.statistics import pass_at_k, rounded
 from distill.types import Outcome as Verdict
 from distill.voting import Sample
@@ -47,10 +47,10 @@ class Pool:
         }
 
     def scored(self, world: StoredWorld, by: str, how: Aggregate) -> Samples:
-        """The samples with their scores by a scorer."""
+        """The samples with the logarithms of their scores by a scorer."""
         logs = self._logs(world, by, how)
         return {
-            key: [replace(s, score=score) for s, score in zip(part, weights(logs[key]), strict=True)]
+            key: [replace(s, score=value) for s, value in zip(part, logs[key], strict=True)]
             for key, part in self.samples().items()
         }
 

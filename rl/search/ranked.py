@@ -48,16 +48,13 @@ class WeightedVote(ByScore):
     """
 
     independent: ClassVar[bool] = True
-
-    @property
-    def needs(self) -> frozenset[Resource]:
-        return frozenset(("scorer",))
+    needs: ClassVar[frozenset[Resource]] = frozenset(("scorer",))
 
     def takes(self, samples: int) -> int:
         return samples
 
     def over_subsets(self, samples: Sequence[Sample], k: int) -> float:
-        return weighted_vote_at_k(samples, k)
+        return weighted_vote_at_k(samples, k, logs=True)
 
     def search(self, samples: int) -> Search:
         pieces = yield from draw(whole(samples))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ValidationError
 
-from distill.modelspec import Model, ModelName
+from distill.modelspec import MODEL, Model, ModelName
 from distill.pretrained import tokenizer_of
 from distill.prm import files
 from distill.prm.scorer import VERSION, StepScorer
@@ -59,13 +59,14 @@ def nothing() -> None:
 
 @dataclass
 class Scorer:
-    """``load`` is slow, and so is ``identify``. ``rule`` is how it splits a response into steps; ``own_template``, that
-    it reads problems in its own words, whoever answers. ``check`` raises `InputError` where it cannot read what it
-    should."""
+    """``load`` is slow, and so is ``identify``. ``rule`` is how it splits a response into steps; ``model`` is what is
+    loaded, in full precision; ``own_template``, that it reads problems in its own words, whoever answers. ``check``
+    raises `InputError` where it cannot read what it should."""
 
     identify: Callable[[], str]
     rule: str
     load: Callable[[], StepScorer]
+    model: Model
     own_template: bool = False
     check: Callable[[], None] = nothing
     _opened: list[StepScorer] = field(default_factory=list)
@@ -95,7 +96,7 @@ def likelihood_of(model: Model, rule: str) -> Scorer:
 
         return open_likelihood(model, rule)
 
-    return Scorer(lambda: f"likelihood:{VERSION}:{rule}:{model.identity}", rule, load, own_template=True)
+    return Scorer(lambda: f"likelihood:{VERSION}:{rule}:{model.identity}", rule, load, model, own_template=True)
 
 
 def prm_of(
@@ -116,7 +117,7 @@ def prm_of(
     def identify() -> str:
         return f"prm:{VERSION}:{files.identity_of(directory, hashes)}"
 
-    return Scorer(identify, files.about(directory, name).rule, load, check=check)
+    return Scorer(identify, files.about(directory, name).rule, load, Model(str(directory / MODEL), ""), check=check)
 
 
 def check_steps(scorer: Scorer, step: str, who: str) -> None:

@@ -15,10 +15,7 @@ class Greedy(Settings):
     """The likeliest token at every place, whatever the budget."""
 
     independent: ClassVar[bool] = False  # a greedy response stands for no other
-
-    @property
-    def needs(self) -> frozenset[Resource]:
-        return frozenset()
+    needs: ClassVar[frozenset[Resource]] = frozenset()
 
     def search(self, samples: int) -> Search:
         (piece,) = yield from draw([Draft(greedy=True)])
@@ -29,10 +26,7 @@ class One(Settings):
     """One sample, whatever the budget."""
 
     independent: ClassVar[bool] = True
-
-    @property
-    def needs(self) -> frozenset[Resource]:
-        return frozenset()
+    needs: ClassVar[frozenset[Resource]] = frozenset()
 
     def takes(self, samples: int) -> int:
         return 1

@@ -38,10 +38,7 @@ class Majority(Settings):
     """
 
     independent: ClassVar[bool] = True
-
-    @property
-    def needs(self) -> frozenset[Resource]:
-        return frozenset()
+    needs: ClassVar[frozenset[Resource]] = frozenset()
 
     def takes(self, samples: int) -> int:
         return samples

@@ -89,7 +89,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
     store = store_of(context)
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
     teacher = modelspec.find(settings.teacher, context.workspace, context.inputs, context.hashes)
-    check_memory(context, settings, start, samples=True, teacher=(teacher, settings.teacher_engine.dtype))
+    check_memory(context, settings, start, samples=True, beside=[(teacher, settings.teacher_engine.dtype)])
     network, tokenizer = load_student(settings, start)
     rate, said = learning_rate(context, settings, network)
     ask = asking(settings.prompting, key=f"{context.name}.prompting")

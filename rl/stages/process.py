@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from distill.modelspec import MODEL, Model
 from distill.prm import files
+from distill.stages.devices import Held
 from pipeline.fingerprint import FileHashes
 from pipeline.stage import Context
 from rl.stages.options import ProcessSettings
@@ -22,6 +24,14 @@ def process_rewards(context: Context, settings: ProcessSettings, tokenizer: Any)
     directory = files.directory_of(settings.model, context.workspace, context.inputs)
     files.check_reads(directory, settings.model, tokenizer, "the student")
     return ProcessRewards(load(directory, settings.model), tokenizer)
+
+
+def reward_models(context: Context, settings: ProcessSettings | None) -> list[Held]:
+    """What `process_rewards` will load, if anything: in full precision, on the student's device."""
+    if settings is None:
+        return []
+    directory = files.directory_of(settings.model, context.workspace, context.inputs)
+    return [(Model(str(directory / MODEL), ""), "float32")]
 
 
 def process_dependency(settings: ProcessSettings | None, hashes: FileHashes) -> Mapping[str, str]:

@@ -15,7 +15,7 @@ from distill import modelspec
 from distill.engines.options import VllmOptions
 from distill.modelspec import Model
 from distill.stages.common import ask_of, resolved, store_of
-from distill.stages.devices import beside_training, check_memory, threads
+from distill.stages.devices import Held, beside_training, check_memory, threads
 from distill.stages.student import load_student, publish
 from distill.types import Completion, Problem
 from distill.verification import pool_of
@@ -23,8 +23,8 @@ from pipeline.errors import PipelineError
 from pipeline.stage import Context, Output, Settings
 from rl import rewards
 from rl.stages import drawing
-from rl.stages.process import process_rewards
-from rl.stages.teacher import held_beside, scoring
+from rl.stages.process import process_rewards, reward_models
+from rl.stages.teacher import scoring, teachers
 
 if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
@@ -57,11 +57,12 @@ def refine(
     store.ingest()
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
     tasks, problem_keys = drawing.tasks(context, settings)
-    check_memory(context, settings, start, samples=True, teacher=held_beside(context, settings.teacher))
+    beside = [*teachers(context, settings.teacher), *reward_models(context, settings.process)]
+    check_memory(context, settings, start, samples=True, beside=beside)
     network, tokenizer = load_student(settings, start, samples=True)
     how, ask = _how(settings, critic), ask_of(context, settings.prompting, settings.thinking, settings.tasks[0].stage)
     with (
-        closing(_policy(context, settings, start, network, tokenizer, tasks[0].problems[0])) as policy,
+        closing(_policy(context, settings, start, beside, network, tokenizer, tasks[0].problems[0])) as policy,
         pool_of(store, context) as pool,
         Recorder(store, context, _shown(settings, critic), settings.log_to) as recorder,
         _mix(context, settings, outcome, tokenizer) as mix,
@@ -149,13 +150,19 @@ def _shown(settings: GrpoSettings, critic: Critic | None) -> tuple[str, ...]:
 
 
 def _policy(
-    context: Context, settings: GrpoSettings, start: Model, network: Any, tokenizer: Any, probe: Problem
+    context: Context,
+    settings: GrpoSettings,
+    start: Model,
+    beside: Sequence[Held],
+    network: Any,
+    tokenizer: Any,
+    probe: Problem,
 ) -> TransformersEngine | VllmPolicy:
     from distill.training.trials import open_engine
     from rl.vllm_policy import open_policy
 
     if isinstance(settings.engine, VllmOptions):
-        engine = beside_training(settings.engine, settings, start, network)
+        engine = beside_training(settings.engine, settings, start, network, beside)
         return open_policy(network, tokenizer, start, engine, context.work / "policy", probe, context.note)
     return open_engine(network, tokenizer, context.fingerprint, settings.workers)
 

@@ -9,20 +9,20 @@ costs what it alone needs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from distill import engines, modelspec, verification
 from distill.engines import dialects
-from distill.engines.base import NoSteps
+from distill.engines.base import Engine, NoSteps
 from distill.engines.options import (
     EngineOptions,
     SamplingSettings,
     Seed,
     Thinking,
     TransformersOptions,
+    VllmOptions,
     check_model,
     check_thinking,
 )
@@ -32,6 +32,7 @@ from distill.prm import files
 from distill.prompting import Prompting
 from distill.spending import Spending
 from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, resolved, sampler, store_of
+from distill.stages.devices import beside_models, size_of
 from distill.stages.seen import ContaminationSettings, exposure_of, figures_of
 from distill.store import Store
 from distill.store.records import problems, record_members
@@ -169,7 +170,16 @@ def _check_scorers(context: Context, settings: SearchSettings, world: StoredWorl
 
 def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWorld:
     model = sampler(context, store, settings.model, settings.engine)
-    spending = Spending(store, context.name)
+    scorers = {
+        label: _scorer(context, settings, spec, model if settings.engine.kind != "openai" else None)
+        for label, spec in settings.scorers.items()
+    }
+
+    def open_engine() -> Engine:
+        beside = size_of([(scorer.model, "float32") for scorer in scorers.values()])
+        engine = beside_models(settings.engine, beside) if isinstance(settings.engine, VllmOptions) else settings.engine
+        return engines.open_engine(engine, model, context.note, Spending(store, context.name))
+
     return StoredWorld(
         store=store,
         context=context,
@@ -178,13 +188,8 @@ def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWo
         sampling=settings.sampling.sampling(settings.seed),
         ask=ask_of(context, settings.prompting, settings.thinking, settings.problems),
         stop=STEPS[settings.step],
-        open_engine=None
-        if settings.stored
-        else partial(engines.open_engine, settings.engine, model, context.note, spending),
-        scorers={
-            label: _scorer(context, settings, spec, model if settings.engine.kind != "openai" else None)
-            for label, spec in settings.scorers.items()
-        },
+        open_engine=None if settings.stored else open_engine,
+        scorers=scorers,
         rendered=settings.engine.kind != "openai",
         judges=verification.Judges(resolved(context, settings.verifier), context.hashes),
         workers=settings.workers,

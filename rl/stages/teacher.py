@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 from distill import modelspec
 from distill.engines.options import TransformersOptions, VllmOptions
 from distill.modelspec import Model, ModelName
+from distill.stages.devices import Held
 from pipeline.stage import Context, Settings
 
 if TYPE_CHECKING:
@@ -41,11 +42,11 @@ def check_teacher(teacher: TeacherSettings, temperature: float) -> None:
         raise ValueError("teacher: vllm tells no log-probabilities of prompts with `speculative`; leave it out")
 
 
-def held_beside(context: Context, teacher: TeacherSettings | None) -> tuple[Model, str] | None:
-    """A teacher that takes this process's memory, and its dtype; vLLM's takes what it is given."""
+def teachers(context: Context, teacher: TeacherSettings | None) -> list[Held]:
+    """One that takes this process's memory, if there is; vLLM's takes what it is given."""
     if teacher is None or isinstance(teacher.engine, VllmOptions):
-        return None
-    return modelspec.find(teacher.model, context.workspace, context.inputs, context.hashes), teacher.engine.dtype
+        return []
+    return [(modelspec.find(teacher.model, context.workspace, context.inputs, context.hashes), teacher.engine.dtype)]
 
 
 @contextmanager
