@@ -159,7 +159,7 @@ def test_list_init_doctor(tmp_path: Path) -> None:
 
 def test_the_settings_of_a_stage_are_listed(tmp_path: Path) -> None:
     out = distill("list", "stages", "sft", cwd=tmp_path).stdout
-    assert "\nheldout.every: integer, default 50\n    Optimizer steps from one measurement" in out
+    assert "\nheldout.every: integer, default 50\n    Optimizer steps between measurements." in out
     assert '\nschedule: cosine | linear | constant, default "cosine"\n' in out and "\nstudent: text, required\n" in out
     keys = {
         row["name"]: row
