@@ -1,7 +1,7 @@
 """The command line as a process group of its own, to be read from and to be killed whole.
 
-Half of what a short run takes is importing torch, transformers and peft. So each process is forked from one that has
-done that, once for all of a test process. A test of how a command starts, what it imports or what libraries read of
+Half of what a short run takes is importing torch, transformers, peft and our own stages. So each process is forked from
+one that has done that, once for all of a test process. A test of how a command starts, what it imports or what libraries read of
 the environment while they are imported starts ``python -m distill`` itself.
 """
 
@@ -15,8 +15,24 @@ from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from distill import catalog
+
 ROOT = Path(__file__).parents[1]
-IMPORTED = ("torch", "transformers.models.qwen3.modeling_qwen3", "peft")
+COMMANDS = ("main", "run", "plan", "status", "traces", "dataset", "audit", "ask", "verify", "prune", "listing")
+IMPORTED = (
+    *(
+        "torch",
+        "transformers.models.qwen3.modeling_qwen3",
+        "peft",
+        "duckdb",
+        "pyarrow.parquet",
+        "jinja2",
+        "rich.progress",
+    ),
+    *(f"distill.cli.{name}" for name in COMMANDS),
+    *(where.partition(":")[0] for where in catalog.STAGES.values()),
+    *("distill.engines.transformers", "distill.training.loop", "distill.training.export"),
+)
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(list(IMPORTED))
 
