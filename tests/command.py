@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,15 +39,16 @@ FORKS.set_forkserver_preload(list(IMPORTED))
 
 
 class Command:
-    """``distill ARGUMENTS`` in a directory, begun: as `subprocess.Popen` has it, whose names these are."""
+    """``distill ARGUMENTS`` in a directory, begun: as `subprocess.Popen` has it, whose names these are. ``first`` is
+    called there before: a function of a module, or an instance of a class of one."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, first: Callable[[], object] | None = None) -> None:
         reader, writer = Pipe(duplex=False)
         led, leads = Pipe(duplex=False)
         self._errors = tempfile.NamedTemporaryFile("r")  # noqa: SIM115 - for as long as the process
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         self._process = FORKS.Process(
-            target=_run, args=(str(directory), arguments, environment, leads, writer, self._errors.name)
+            target=_run, args=(str(directory), arguments, environment, leads, writer, self._errors.name, first)
         )
         self._process.start()
         leads.close()
@@ -97,6 +99,7 @@ def _run(
     leads: Connection,
     out: Connection,
     err: str,
+    first: Callable[[], object] | None,
 ) -> None:
     os.setsid()
     leads.send("a process group")
@@ -113,4 +116,6 @@ def _run(
     sys.argv = ["distill", *arguments]
     from distill.__main__ import main
 
+    if first is not None:
+        first()
     main()

@@ -445,7 +445,7 @@ def test_a_log_that_cannot_be_written_does_not_end_a_run(where: str, project: Pa
 def test_a_terminal_that_closes_does_not_end_a_run_that_nohup_protects(project: Path) -> None:
     """With the live display, which draws from a thread of its own."""
     ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "distill", "run", "-p", "p.yaml"]
+    command = [sys.executable, "-m", "distill", "run", "-p", "p.yaml", "--limit", "1"]
     run = subprocess.Popen(
         command, cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=theirs, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
