@@ -46,7 +46,7 @@ class Command:
         reader, writer = Pipe(duplex=False)
         led, leads = Pipe(duplex=False)
         self._errors = tempfile.NamedTemporaryFile("r")  # noqa: SIM115 - for as long as the process
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
         self._process = FORKS.Process(
             target=_run, args=(str(directory), arguments, environment, leads, writer, self._errors.name, first)
         )
