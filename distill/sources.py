@@ -116,7 +116,7 @@ class RowSource(Settings):
 
 def _no_directory(file: str) -> str:
     if Path(file).is_dir():
-        raise ValueError(f"{file}: is a directory; a data set in one is read with `dataset:` in place of `file:`")
+        raise ValueError(f"{file}: is a directory; to read a data set in it, use `dataset:` instead of `file:`")
     return file
 
 

@@ -84,8 +84,8 @@ def _variable(name: str) -> str:
     """What may be the key itself is not repeated."""
     if not re.fullmatch("[A-Z_][A-Z0-9_]*", name):
         raise ValueError(
-            "expected the name of an environment variable, in capitals (DEEPSEEK_API_KEY); the key itself belongs "
-            "into that variable and nowhere else"
+            "expected the name of an environment variable, in capitals (DEEPSEEK_API_KEY); put the key itself "
+            "into that variable, and nowhere else"
         )
     return name
 
@@ -134,7 +134,7 @@ class OpenAIOptions(Settings):
     @model_validator(mode="after")
     def _can_be_reckoned(self) -> OpenAIOptions:
         if self.max_cost is not None and not (self.price_input or self.price_output):
-            raise ValueError("max_cost needs price_input and price_output (per million tokens) to reckon with")
+            raise ValueError("max_cost needs price_input and price_output (per million tokens)")
         return self
 
 

@@ -88,9 +88,11 @@ class PrmSettings(StudentSettings):
     @model_validator(mode="after")
     def _can_be(self) -> PrmSettings:
         if self.prompting and (self.prompting.prefill or self.prompting.examples is not None):
-            raise ValueError("prompting: a reward model reads whole responses; here are just system and template")
+            raise ValueError(
+                "prompting: only `system` and `template` can be set here; a reward model reads whole responses"
+            )
         if self.ranks() > 1 or self.parallel == "fsdp":
-            raise ValueError("devices: a head of steps is trained on one device only")
+            raise ValueError("devices: a reward model can be trained on one device only")
         return self
 
 

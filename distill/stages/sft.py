@@ -116,7 +116,7 @@ def _split(stage: str, settings: SftSettings, lessons: list[Lesson]) -> tuple[li
     groups = [row["structure"] or row["prompt_key"] for row, _ in lessons]
     if len(set(groups)) < 2:
         raise InputError(
-            f"stage {stage}: heldout: all examples answer one problem; none can be held out, leave it away"
+            f"stage {stage}: heldout: all examples answer one problem, so none can be held out; leave `heldout` out"
         )
     held = held_out(groups, settings.heldout.share, settings.seed, "heldout")
     sides: tuple[list[Lesson], list[Lesson]] = ([], [])

@@ -65,11 +65,13 @@ class StudentSettings(DeviceSettings):
         if self.quantize and self.lora is None:
             raise ValueError("quantize: weights in 4 bits cannot be trained themselves; it needs `lora`")
         if self.base_precision == "bf16" and (self.lora is None or self.precision != "bf16" or self.quantize):
-            raise ValueError("base_precision: bf16 needs `lora` and `precision: bf16`, and `quantize` takes its place")
+            raise ValueError(
+                "base_precision: bf16 needs `lora` and `precision: bf16`, and cannot be combined with `quantize`"
+            )
         if self.base_precision == "bf16" and self.parallel == "fsdp":
-            raise ValueError("base_precision: bf16 and an adapter in fp32 cannot be cut up together; use ddp")
+            raise ValueError("base_precision: bf16 cannot be sharded together with an adapter in fp32; use ddp")
         if self.quantize and (self.devices > 1 or self.parallel == "fsdp"):
-            raise ValueError("quantize: with several devices weights in 4 bits cannot be trained on yet; use one")
+            raise ValueError("quantize: training on 4-bit weights works on one device only, so far")
         return self
 
 

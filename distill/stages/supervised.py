@@ -44,7 +44,9 @@ class SupervisedSettings(WriterSettings):
     @model_validator(mode="after")
     def _answers_by_itself(self) -> SupervisedSettings:
         if self.prompting and (self.prompting.prefill or self.prompting.examples is not None):
-            raise ValueError("prompting: a student learns to answer by itself; here are just system and template")
+            raise ValueError(
+                "prompting: only `system` and `template` can be set here; a student learns to answer by itself"
+            )
         return self
 
     def steps(self, expected: Mapping[str, Mapping[str, Any]]) -> int | None:
