@@ -38,6 +38,7 @@ stages:
   generate:
     problems: problems
     teacher: embedded:teacher
+    engine: {kind: transformers, workers: 1}
     sampling: {temperature: 1.5, max_tokens: 96}
     until: {accepted: 2, most: 6, hopeless: 0.4}
   verify: {traces: generate}
