@@ -84,15 +84,16 @@ class FileExemplars(Settings):
     answer: columns.Column = "answer"
     thinking: columns.Column | None = None
     count: Annotated[int | None, Field(ge=1)] = None
-    """So many for each problem; all of the file by default."""
+    """Examples per problem. Default: all in the file."""
 
 
 class TrainingExemplars(Settings):
     """Exemplars among the training problems of the same ``problems`` stage, answered by their references."""
 
     count: Annotated[int, Field(ge=1)]
+    """Examples per problem, taken from the training problems."""
     answer: Annotated[str, _compiles((*FIELDS, "reference"))] = "{{ reference }}"
-    """How the answer is said: a template over the problem's fields and its `reference`."""
+    """The assistant's turn: a template over the problem's fields and its `reference`."""
 
 
 def _form(value: Any) -> str:
@@ -114,13 +115,13 @@ class PromptingSettings(Settings):
     """Templates are Jinja over `prompt`, `system`, `source`, `difficulty` and `metadata` of the problem."""
 
     system: TemplateText | None = None
-    """The system prompt, a template; by default the problem's own."""
+    """System prompt, a template. Default: the problem's own."""
     template: Annotated[TemplateText, BeforeValidator(_ready)] = TEMPLATES["plain"]
-    """What the user's turn says: a template, or the name of one: `plain`, `chain_of_thought`, `boxed`."""
+    """User turn: a template, or the name of one (`plain`, `chain_of_thought`, `boxed`)."""
     examples: Exemplars | None = None
-    """Earlier turns of user and assistant. A problem is never its own exemplar."""
+    """Few-shot examples, as earlier user and assistant turns. A problem is never its own example."""
     prefill: TemplateText = ""
-    """The beginning of the response, given and not sampled, a template: `"<think>\\nOkay"`."""
+    """Start of the response, given and not sampled; a template: `"<think>\\nOkay"`."""
 
     @model_validator(mode="after")
     def _asks(self) -> PromptingSettings:

@@ -38,9 +38,11 @@ class FamilySource(Settings):
 
     family: Annotated[str, AfterValidator(partial(catalog.check, "families"))]
     train: Count = 0
+    """Number of training problems."""
     heldout: Count = 0
+    """Number of held-out problems."""
     steps: Annotated[list[Annotated[int, Field(ge=1)]] | None, Field(min_length=1)] = later()
-    """Of `calc` and `logic`: how many steps of reasoning its problems take; by default 3, 4 and 5."""
+    """For `calc` and `logic`: the numbers of reasoning steps. Default: 3, 4 and 5."""
 
     @model_validator(mode="after")
     def _has_steps(self) -> FamilySource:
@@ -53,13 +55,15 @@ class PuzzleSource(Settings):
     """``train`` and ``heldout`` puzzles of a data set of reasoning-gym (the extra of that name)."""
 
     reasoning_gym: str
-    """A data set of the library, such as `basic_arithmetic`."""
+    """A reasoning-gym data set, such as `basic_arithmetic`."""
     train: Count = 0
+    """Number of training problems."""
     heldout: Count = 0
+    """Number of held-out problems."""
     config: dict[str, Any] = Field(default_factory=dict)
-    """The library's own settings of that data set, less seed and size."""
+    """The data set's own settings, except seed and size."""
     instruction: str = ""
-    """Text put after every prompt, such as how to write the answer."""
+    """Text appended to every prompt, such as how to write the answer."""
 
 
 class RowSource(Settings):
@@ -71,20 +75,26 @@ class RowSource(Settings):
     """
 
     form: Annotated[forms.ProblemForm | None, Field(exclude=True)] = None
-    """A published form, such as `gsm8k`: sets what is not written here (`distill list forms`)."""
+    """A published format, such as `gsm8k`, that fills in the keys you leave out (`distill list forms`)."""
     prompt: Column
-    """A column, or a template: `{{ question }}`."""
+    """A column, or a Jinja template over columns: `{{ question }}`."""
     reference: Column | dict[str, Column]
+    """The column or template of the right answer; a mapping combines several columns."""
     reference_pattern: Pattern | None = None
+    """A regular expression with one group. The reference is the group's last match (`#### (.+)`)."""
     verifier: VerifierName = "math"
     split: Literal["train", "heldout"] = "train"
+    """What the problems are used for."""
     instruction: str = ""
-    """Text put after every prompt, such as how to write the answer."""
+    """Text appended to every prompt, such as how to write the answer."""
     difficulty: Column | None = None
+    """The column or template of the difficulty, an integer."""
     licence: str = "unknown"
     source: str | None = None
     take: Annotated[int | None, Field(ge=1)] = None
+    """Maximum number of problems, the first ones."""
     on_bad_row: Literal["stop", "skip"] = "stop"
+    """`skip` leaves out rows that cannot be read; `stop` fails at the first."""
 
     @model_validator(mode="before")
     @classmethod
@@ -106,7 +116,7 @@ class RowSource(Settings):
 
 def _no_directory(file: str) -> str:
     if Path(file).is_dir():
-        raise ValueError(f"{file}: is a directory; a data set in one is read with `dataset:` in place of `file:`")
+        raise ValueError(f"{file}: is a directory; to read a data set in it, use `dataset:` instead of `file:`")
     return file
 
 
@@ -130,13 +140,14 @@ class DatasetSource(RowSource):
     """Problems in a Hugging Face data set, one a row."""
 
     dataset: Annotated[str, AfterValidator(huggingface.check_name)]
-    """`org/name` on the hub, or a directory: from `save_to_disk`, or a repository of Parquet files and the like."""
+    """`org/name` on the hub, or a local directory (from `save_to_disk`, or a repository of Parquet or similar
+    files)."""
     dataset_split: str = "train"
-    """The data set's own split; ours is `split`."""
+    """The data set's own split to read. Ours is `split`."""
     config: str | None = None
     """The data set's configuration, such as `main`."""
     revision: str | None = None
-    """A branch, tag or commit of the hub; with a commit the hub need not be asked what is meant."""
+    """A branch, tag or commit on the hub. A commit saves asking the hub which version is meant."""
 
     @property
     def place(self) -> str:

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # the code beside this file, wherever another is installed
 
 from distill import catalog  # noqa: E402
-from distill.cli.keys import REQUIRED, Key, in_json, keys_of  # noqa: E402
+from distill.cli.keys import REQUIRED, Key, attribute_docs, in_json, keys_of  # noqa: E402
 from distill.cli.main import app  # noqa: E402
 from distill.store import schema  # noqa: E402
 
@@ -31,13 +31,13 @@ EXIT_CODES = """\
 | code | meaning |
 |---|---|
 | 0 | done |
-| 1 | a stage failed; what was made is kept, also where an endpoint stayed away after all `retries` |
-| 2 | the input is wrong, a disk full or not writable; the message says what, where and what to do |
-| 3 | a cap on money or tokens was reached; what was made is kept |
-| 75 | stopped in time (SIGTERM, Ctrl-C, a closed terminal, `--max-time`), or in use: run the same command again |
+| 1 | a stage failed, for example because an endpoint did not answer after all `retries`; finished work is kept |
+| 2 | the input is wrong, or a disk is full or not writable; the message says what, where and what to do |
+| 3 | a cap on money or tokens was reached; finished work is kept |
+| 75 | stopped cleanly (SIGTERM, Ctrl-C, terminal closed, `--max-time`), or workspace in use: run the command again |
 
-What ends a command is one line on stderr; with `--json` it is an object on stdout too, `{"event": "error", "message",
-"exit_code"}`. Relative paths, those in the YAML too, are taken from the directory in which the command is started.
+A command that fails prints one line on stderr; with `--json` also an object on stdout, `{"event": "error", "message",
+"exit_code"}`. Relative paths, also those in the YAML, start at the directory in which you run the command.
 """
 
 
@@ -76,14 +76,13 @@ def yaml() -> str:
         MADE,
         "# Pipelines in YAML",
         "",
-        "The top holds `name`, `workspace` (default `runs/<name>`), `seed` (default 0) and `stages`, a mapping of "
-        "stage",
-        "names to settings. `kind` says what a stage is; left out, it is the stage's name. A model is",
-        "`embedded:NAME`, `stage:NAME`, a directory, or `org/name[@revision]` on the hub. Relative paths are taken",
-        "from the directory in which `distill` is started, not from that of the file.",
+        "The top level holds `name`, `workspace` (default `runs/<name>`), `seed` (default 0) and `stages`, a mapping",
+        "of stage names to settings. `kind` is the kind of stage; the default is the stage's name. A model is",
+        "`embedded:NAME`, `stage:NAME`, a directory, or `org/name[@revision]` on the hub. Relative paths start at",
+        "the directory in which you run `distill`, not at that of the file.",
         "",
-        "Keys marked *speed* change no result and are no part of any fingerprint. In a terminal:",
-        "`distill list stages sft`.",
+        "Keys marked *speed* do not change results and are not part of any fingerprint. In a terminal,",
+        "`distill list stages sft` shows the keys of a stage.",
         "",
     ]
     for kind in catalog.names("stages"):
@@ -94,11 +93,11 @@ def yaml() -> str:
 
 
 def _verifiers() -> list[str]:
-    """What may stand under `verifier`: each name with its settings."""
+    """What `verifier` may be: each name with its settings."""
     lines = [
         "# Verifiers",
         "",
-        "A `verifier` is a name, one name with its settings (`{format: {boxed: true}}`), a file of one's own",
+        "A `verifier` is a name, a name with its settings (`{format: {boxed: true}}`), a class in a file of your own",
         "(`./my_verifier.py:MyVerifier`), or a composition: `{all: [math, format]}`, `{any: [math, exact]}`,",
         "`{weighted: [{of: math, weight: 0.9}, {of: format, weight: 0.1}]}`.",
         "",
@@ -109,8 +108,9 @@ def _verifiers() -> list[str]:
         if settings := getattr(made, "settings_model", None):
             lines += [*_model(settings), ""]
         elif fields := dataclasses.fields(made) if dataclasses.is_dataclass(made) else ():
-            rows = [f"| `{field.name}` | `{in_json(field.default)}` |" for field in fields]
-            lines += ["| key | default |", "|---|---|", *rows, ""]
+            docs = attribute_docs(made)
+            rows = [f"| `{f.name}` | `{in_json(f.default)}` | {docs.get(f.name, '')} |" for f in fields]
+            lines += ["| key | default | what |", "|---|---|---|", *rows, ""]
     return lines
 
 

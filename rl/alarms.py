@@ -27,25 +27,26 @@ class AlarmSettings(Settings):
     and distinct answers to 0.75 of what they were, lengths stay, and the log-probability gap is below 1e-6."""
 
     window: Annotated[int, Field(ge=1)] = 10
-    """The last so many steps are compared with the first so many; before twice as many nothing is compared.
-    `no_gradient`: in so many steps running nothing was learned, for no two rewards of a group differed, say."""
+    """The last steps are compared with the first, this many each, once there are twice as many. `no_gradient`: nothing
+    was learned for this many steps in a row, for example because all rewards of a group are equal."""
     reward_rise: Positive = 0.1
-    """`hacking`: the training reward has risen by this much..."""
+    """`hacking`: the training reward rose by at least this much..."""
     heldout_share: Share = 0.25
     """...and held-out pass@1, at the upper end of its 95% interval, by less than this share of it."""
     format_rise: Positive = 0.1
-    """`format_only`: another component has risen by this much, and the one that says what is right by less than
+    """`format_only`: another component rose by this much, and the one that judges correctness by less than
     `heldout_share` of it."""
     length_ratio: Annotated[float, Field(gt=1)] = 2.0
-    """`length`: responses are so many times as long as at first, or as short; within a stage of `lengths`."""
+    """`length`: responses became this many times longer or shorter than at first, within a stage of `lengths`."""
     entropy_share: Share = 0.1
-    """`entropy`: it has fallen below this share of what it was, while the reward is no higher."""
+    """`entropy`: it fell below this share of its first value, and the reward did not rise."""
     distinct_share: Share = 0.5
-    """`diversity`: distinct answers per group have fallen so, while the reward is no higher."""
+    """`diversity`: distinct answers per group fell below this share of their first value, and the reward did not
+    rise."""
     logprob_gap: Positive = 0.1
-    """`logprob_gap`: engine and trainer differ by so many nats per token, in the mean of the last steps."""
+    """`logprob_gap`: engine and trainer differ by this many nats per token, on average over the last steps."""
     kl: Positive = 1.0
-    """`kl`: the policy is so many nats per token away from its reference (where `kl` is measured)."""
+    """`kl`: the policy is this many nats per token away from its reference (if `kl` is measured)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,14 +53,14 @@ class Verified(Settings):
     """What a verifier says."""
 
     verifier: Annotated[VerifierSpec | None, RewardModel]
-    """Any verifier with its settings; `null` is each problem's own."""
+    """Any verifier, with its settings; `null` means each problem's own."""
     values: Annotated[Pair, Field(default_factory=lambda: [0.0, 1.0])]
-    """What a score of 0 and a score of 1 are worth: `[-1, 1]` punishes the wrong."""
+    """Rewards for a score of 0 and a score of 1. `[-1, 1]` punishes wrong answers."""
     weight: float = 1.0
     optional: bool = False
-    """Where it cannot judge the others decide alone, else there is no reward."""
+    """If the verifier cannot judge a sample: with `true` the other components decide, otherwise there is no reward."""
     name: str = ""
-    """By which it is told apart in metrics; by default the verifier's."""
+    """Name in the metrics. Default: the verifier's."""
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
@@ -83,15 +83,15 @@ class Length(Settings):
     """A value by the number of response tokens, thinking included."""
 
     length: Literal["cosine", "linear", "relative", "target"]
-    """`cosine` and `linear` go from the value of no tokens to that of `max_tokens`; `relative` compares with the
-    shortest and the longest of the group; `target` is minus the distance from so many `tokens`."""
+    """`cosine` and `linear` go from the value at no tokens to the value at `max_tokens`; `relative` compares with the
+    shortest and the longest of the group; `target` is minus the distance from `tokens`."""
     right: Annotated[Pair, Field(default_factory=lambda: [1.0, 0.5])]
-    """`cosine`, `linear`: what a right answer is worth at no tokens, and at `max_tokens`."""
+    """`cosine`, `linear`: the value of a right answer at no tokens, and at `max_tokens`."""
     wrong: Annotated[Pair, Field(default_factory=lambda: [-1.0, -0.5])]
-    """The same of a wrong one. `[0, 0]` with `right: [0, -1]` is a price on the tokens of right answers."""
+    """The same for a wrong answer. `[0, 0]` with `right: [0, -1]` charges right answers for their tokens."""
     tokens: Annotated[int | None, Field(ge=1)] = None
     weight: float = 1.0
-    """Of `target` it is the price of one token."""
+    """For `target`, the price of one token."""
     optional: bool = False
     name: str = ""
 
@@ -124,7 +124,7 @@ class Repetition(Settings):
     """Minus the share of n-grams of tokens that were there before (0 to -1)."""
 
     repetition: Annotated[int, Field(ge=1)]
-    """The n."""
+    """n: the component is minus the share of n-grams that repeat an earlier one."""
     weight: float = 1.0
     optional: bool = False
     name: str = ""

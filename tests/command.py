@@ -1,7 +1,7 @@
 """The command line as a process group of its own, to be read from and to be killed whole.
 
-Half of what a short run takes is importing torch, transformers and peft. So each process is forked from one that has
-done that, once for all of a test process. A test of how a command starts, what it imports or what libraries read of
+Half of what a short run takes is importing torch, transformers, peft and our own stages. So each process is forked from
+one that has done that, once for all of a test process. A test of how a command starts, what it imports or what libraries read of
 the environment while they are imported starts ``python -m distill`` itself.
 """
 
@@ -11,26 +11,44 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from distill import catalog
+
 ROOT = Path(__file__).parents[1]
-IMPORTED = ("torch", "transformers.models.qwen3.modeling_qwen3", "peft")
+COMMANDS = ("main", "run", "plan", "status", "traces", "dataset", "audit", "ask", "verify", "prune", "listing")
+IMPORTED = (
+    *(
+        "torch",
+        "transformers.models.qwen3.modeling_qwen3",
+        "peft",
+        "duckdb",
+        "pyarrow.parquet",
+        "jinja2",
+        "rich.progress",
+    ),
+    *(f"distill.cli.{name}" for name in COMMANDS),
+    *(where.partition(":")[0] for where in catalog.STAGES.values()),
+    *("distill.engines.transformers", "distill.training.loop", "distill.training.export"),
+)
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(list(IMPORTED))
 
 
 class Command:
-    """``distill ARGUMENTS`` in a directory, begun: as `subprocess.Popen` has it, whose names these are."""
+    """``distill ARGUMENTS`` in a directory, begun: as `subprocess.Popen` has it, whose names these are. ``first`` is
+    called there before: a function of a module, or an instance of a class of one."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, first: Callable[[], object] | None = None) -> None:
         reader, writer = Pipe(duplex=False)
         led, leads = Pipe(duplex=False)
         self._errors = tempfile.NamedTemporaryFile("r")  # noqa: SIM115 - for as long as the process
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
         self._process = FORKS.Process(
-            target=_run, args=(str(directory), arguments, environment, leads, writer, self._errors.name)
+            target=_run, args=(str(directory), arguments, environment, leads, writer, self._errors.name, first)
         )
         self._process.start()
         leads.close()
@@ -81,6 +99,7 @@ def _run(
     leads: Connection,
     out: Connection,
     err: str,
+    first: Callable[[], object] | None,
 ) -> None:
     os.setsid()
     leads.send("a process group")
@@ -97,4 +116,6 @@ def _run(
     sys.argv = ["distill", *arguments]
     from distill.__main__ import main
 
+    if first is not None:
+        first()
     main()

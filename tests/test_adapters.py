@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -22,17 +23,12 @@ from pipeline.errors import InputError  # noqa: E402
 from pipeline.fingerprint import FileHashes  # noqa: E402
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-LOADED = """
-import sys, torch
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoModelForCausalLM
-found, merged = AutoPeftModelForCausalLM.from_pretrained(sys.argv[1]), AutoModelForCausalLM.from_pretrained(sys.argv[2])
-ids = torch.arange(10).unsqueeze(0)
-with torch.no_grad():
-    torch.testing.assert_close(found(input_ids=ids).logits, merged(input_ids=ids).logits, atol=1e-4, rtol=0)
-config = found.peft_config["default"]
-print(config.base_model_name_or_path, config.revision)
-"""
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """peft looks for a relative directory's files on the hub, too."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def base(place: Path) -> Path:
@@ -54,17 +50,21 @@ def taught(name: Path | str, place: Path) -> Path:
     return place
 
 
-def plainly_loaded(adapter: Path, merged: Path, elsewhere: Path, **environment: str) -> str:
-    """What peft takes for the base of ``adapter``, in a process of its own and far from where it was made; the
-    model that it puts together is the merged one."""
-    elsewhere.mkdir()
+def plainly_loaded(adapter: Path, merged: Path, elsewhere: Path) -> str:
+    """What peft takes for the base of ``adapter``, far from where it was made; the model that it puts together is the
+    merged one."""
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
     shutil.copytree(adapter, elsewhere / "mine")
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED, "mine", merged.resolve()], cwd=elsewhere, capture_output=True, text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", **environment},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    merged = merged.resolve()
+    with contextlib.chdir(elsewhere):
+        found, whole = AutoPeftModelForCausalLM.from_pretrained("mine"), AutoModelForCausalLM.from_pretrained(merged)
+    ids = torch.arange(10).unsqueeze(0)
+    with torch.no_grad():
+        torch.testing.assert_close(found(input_ids=ids).logits, whole(input_ids=ids).logits, atol=1e-4, rtol=0)
+    config = found.peft_config["default"]
+    return f"{config.base_model_name_or_path} {config.revision}"
 
 
 def test_its_base_is_a_directory_told_from_where_training_stood(tmp_path: Path, monkeypatch: Any) -> None:
@@ -79,12 +79,16 @@ def test_its_base_is_a_model_of_the_hub_at_the_commit_it_was_trained_on(tmp_path
     base(folder / "snapshots" / COMMIT)
     (folder / "refs").mkdir()
     (folder / "refs/main").write_text(COMMIT)
-    code = f"import test_adapters as t; t.taught('org/model', t.Path({str(tmp_path)!r}) / 'out')"
+    code = (
+        f"import test_adapters as t; place = t.Path({str(tmp_path)!r}); out = t.taught('org/model', place / 'out')\n"
+        "print(t.plainly_loaded(out / 'adapter', out / 'model', place / 'far'))"
+    )  # in a process of its own, as the cache's place is read when it is imported
     hub = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
-    subprocess.run([sys.executable, "-c", code], env=os.environ | hub | {"PYTHONPATH": paths}, check=True)
-    told = plainly_loaded(tmp_path / "out/adapter", tmp_path / "out/model", tmp_path / "far", **hub)
-    assert told == f"org/model {COMMIT}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | hub | {"PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert done.stdout == f"org/model {COMMIT}\n", done.stderr
     assert base_of(tmp_path / "out/adapter", "x") == f"org/model@{COMMIT}"
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,6 +15,8 @@ from typing import Any
 import duckdb
 import pytest
 from chat_server import Handler, Server, reply, serving
+from command import Command
+from killed_runs import KilledAtAppend, finish
 
 from distill import catalog
 from distill.adaptive.rule import Rule
@@ -31,19 +30,20 @@ from pipeline.manifest import Manifest
 from pipeline.plan import StagePlan, plan
 from pipeline.workspace import Workspace
 
-ROOT = Path(__file__).parents[1]
 YAML = """\
 name: adaptive
 workspace: runs/a
 stages:
-  problems: {sources: [{family: calc, train: 24}, {family: logic, train: 12}]}
+  problems: {sources: [{family: calc, train: 12}, {family: logic, train: 6}]}
   generate:
     problems: problems
     teacher: embedded:teacher
+    engine: {kind: transformers, workers: 1}
     sampling: {temperature: 1.5, max_tokens: 96}
     until: {accepted: 2, most: 6, hopeless: 0.4}
   verify: {traces: generate}
 """
+PROBLEMS = 18
 RULE = Rule(accepted=2, most=6, hopeless=0.4, unverifiable=4)
 TIME_COLUMNS = {"seconds", "created"}
 
@@ -129,7 +129,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_problem_gets_the_samples_that_its_verdicts_ask_for(undisturbed: Path) -> None:
     made = manifest(undisturbed)
     found = samples(undisturbed, made.digest)
-    assert len(found) == 36
+    assert len(found) == PROBLEMS
     for judged in found.values():
         assert [index for index, _ in judged] == list(range(len(judged)))
         end = RULE.ended([outcome for _, outcome in judged])
@@ -191,11 +191,11 @@ def test_wanting_more_generates_just_what_is_missing(undisturbed: Path, tmp_path
 
 def test_the_plan_tells_bounds_before_anything_is_there(tmp_path: Path) -> None:
     forecast = planned(tmp_path)["generate"].forecast
-    assert forecast and (forecast.total, forecast.done) == (36 * 6, 0)
+    assert forecast and (forecast.total, forecast.done) == (PROBLEMS * 6, 0)
     run(tmp_path, targets=["problems"])
     forecast = planned(tmp_path)["generate"].forecast
-    assert forecast and (forecast.total, forecast.done) == (36 * 6, 0)
-    assert forecast.figures == {"least_calls": 36 * 2, "calls": 36 * 6, "max_tokens": 36 * 6 * 96}
+    assert forecast and (forecast.total, forecast.done) == (PROBLEMS * 6, 0)
+    assert forecast.figures == {"least_calls": PROBLEMS * 2, "calls": PROBLEMS * 6, "max_tokens": PROBLEMS * 6 * 96}
 
 
 def test_traces_that_a_uniform_stage_has_made_are_judged_and_not_made_again(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_traces_that_a_uniform_stage_has_made_are_judged_and_not_made_again(tmp_
 
 
 QUOTAS = YAML.replace(
-    "hopeless: 0.4}", "quotas: [{source: logic, difficulty: 3, accepted: 5}, {source: calc, accepted: 9}]}"
+    "hopeless: 0.4}", "quotas: [{source: logic, difficulty: 3, accepted: 3}, {source: calc, accepted: 9}]}"
 )
 
 
@@ -222,7 +222,7 @@ def test_quotas_ask_the_first_problems_and_no_more_than_needed(tmp_path: Path) -
     rows = store(tmp_path).rows(
         "SELECT problem_key, source, difficulty FROM problems JOIN members ON row_key = problem_key ORDER BY position"
     )
-    for source, difficulty, wanted in (("logic", 3, 5), ("calc", None, 9)):
+    for source, difficulty, wanted in (("logic", 3, 3), ("calc", None, 9)):
         covered = [r["problem_key"] for r in rows if r["source"] == source and difficulty in (None, r["difficulty"])]
         asked = [key for key in covered if key in found]
         assert asked == covered[: len(asked)]
@@ -232,7 +232,7 @@ def test_quotas_ask_the_first_problems_and_no_more_than_needed(tmp_path: Path) -
         assert sum(yields[:-1]) < wanted
         assert sum(yields) >= wanted or asked == covered
     assert {r["source"] for r in rows if r["problem_key"] in found} == {"calc", "logic"}
-    assert made.figures["problems_not_asked"] == 36 - len(found)
+    assert made.figures["problems_not_asked"] == PROBLEMS - len(found)
 
 
 def test_a_quota_of_no_problem_and_settings_that_contradict_each_other_are_told(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_verifier_that_crashes_counts_as_neither_and_is_asked_once_more(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(OWN)
-    text = YAML.replace("{family: calc, train: 24}, {family: logic, train: 12}", "{family: calc, train: 4}")
+    text = YAML.replace("{family: calc, train: 12}, {family: logic, train: 6}", "{family: calc, train: 4}")
     text = text.replace("hopeless: 0.4", "unverifiable: null, verifier: ./own.py:Own")
     run(tmp_path, text=text, targets=["generate"])
     outcomes = {r["outcome"] for r in store(tmp_path).rows("SELECT outcome FROM verdicts")}
@@ -349,49 +349,16 @@ def test_a_run_stopped_in_order_goes_on_where_it_stopped(undisturbed: Path, tmp_
     assert contents(tmp_path) == contents(undisturbed)
 
 
-RUNS = """
-import os, signal, sys
-import pyarrow.dataset, transformers, distill.engines.transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from distill.cli.main import main
-from distill.store import Store, appending
-
-append = Store.append
-appending.APPEND_SECONDS = 0.0  # as often as it may: on a fast machine a run is over within the half second
-
-def last(store, table, rows):
-    global left
-    if rows and table in ("traces", "verdicts"):
-        left -= 1
-        if left == 0:
-            os.killpg(0, signal.SIGKILL)
-    append(store, table, rows)
-
-for line in sys.stdin:
-    left = int(line)
-    if not (child := os.fork()):
-        os.setsid()
-        Store.append = last
-        sys.stdout = open(os.devnull, "w")
-        sys.argv = ["distill", "run", "--pipeline", "p.yaml", "--json"]
-        main()
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-"""For each line, a run in a process group of its own, killed whole instead of so many appends of traces or verdicts
-(0: left alone): the imports, which take longer, are made once."""
-
-
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_like_one_left_alone(undisturbed: Path, tmp_path: Path) -> None:
     """Killed while it samples and judges: a trace is on the disk, its verdict may be or not."""
     load(tmp_path)
     chance = random.Random(0)
-    kills = [chance.randrange(2, 7) for _ in range(4)]
-    runs = subprocess.run(
-        [sys.executable, "-c", RUNS], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        input="".join(f"{kill}\n" for kill in (*kills, 0)), stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
-    assert runs.stdout.split() == [str(-signal.SIGKILL)] * len(kills) + ["0"]
+    for _ in range(3):
+        run = Command(tmp_path, "run", "--pipeline", "p.yaml", "--json", first=KilledAtAppend(chance.randrange(2, 7)))
+        said = run.communicate()
+        assert run.returncode == -signal.SIGKILL, said
+    finish(tmp_path, "p")
     assert contents(tmp_path) == contents(undisturbed)
     journal = [str(path) for path in (tmp_path / "runs/a/journal/traces").glob("*.parquet")]
     query = "SELECT trace_key FROM read_parquet(?) GROUP BY trace_key HAVING count(DISTINCT created) > 1"

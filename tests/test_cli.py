@@ -159,7 +159,7 @@ def test_list_init_doctor(tmp_path: Path) -> None:
 
 def test_the_settings_of_a_stage_are_listed(tmp_path: Path) -> None:
     out = distill("list", "stages", "sft", cwd=tmp_path).stdout
-    assert "\nheldout.every: integer, default 50\n    Optimizer steps from one measurement" in out
+    assert "\nheldout.every: integer, default 50\n    Optimizer steps between measurements." in out
     assert '\nschedule: cosine | linear | constant, default "cosine"\n' in out and "\nstudent: text, required\n" in out
     keys = {
         row["name"]: row
@@ -445,7 +445,7 @@ def test_a_log_that_cannot_be_written_does_not_end_a_run(where: str, project: Pa
 def test_a_terminal_that_closes_does_not_end_a_run_that_nohup_protects(project: Path) -> None:
     """With the live display, which draws from a thread of its own."""
     ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "distill", "run", "-p", "p.yaml"]
+    command = [sys.executable, "-m", "distill", "run", "-p", "p.yaml", "--limit", "1"]
     run = subprocess.Popen(
         command, cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=theirs, stderr=subprocess.PIPE,
         text=True, start_new_session=True,

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +11,7 @@ from typing import Any
 
 import pytest
 from chat_server import Handler, Server, reply, serving
+from command import Command
 from test_verifier_judge import honest, material
 
 from distill import catalog
@@ -188,18 +185,14 @@ def test_killed_in_the_middle_nothing_finished_is_asked_again(here: Path, server
         answer(handler)
 
     server.otherwise = slow
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "distill", "run", "judged", "--pipeline", "p.yaml", "--workspace", "run", "--json"]
-    process = subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    command = ("run", "judged", "--pipeline", "p.yaml", "--workspace", "run", "--json")
+    process = Command(here, *command)
     assert hanging.wait(120)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
     server.otherwise = answer
     release.set()
     before = judged(here)
-    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert KEY not in done.stdout + done.stderr
+    assert KEY not in "".join(Command(here, *command).ended())
     rows = Store(here / "run").rows("SELECT evidence FROM verdicts WHERE verifier = 'judge'")
     assert len(rows) == ROWS and KEY not in str(rows)
     again = sum(count - 1 for count in server.asked.values())

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,21 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+ALONE: dict[str, Callable[[Path], Any]] = {
+    "lora": lambda place: supervised(place, True),
+    "full": lambda place: supervised(place, False),
+    "half": lambda place: supervised(place, True, **HALF),
+    "grpo": refined,
+    "ppo": valued,
+}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """What one process learns, once for both ways of sharing."""
+    return cache(lambda name: ALONE[name](tmp_path_factory.mktemp(name)))
+
+
 def close(found: Any, expected: Any) -> None:
     alike(found[0], expected[0])
     assert found[1] == pytest.approx(expected[1], rel=1e-6, abs=1e-6)
@@ -54,30 +71,25 @@ def alike(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_ranks_learn_what_one_process_does(parallel: str, lora: bool, together: Path, tmp_path: Path) -> None:
-    close(torch.load(together / "found.pt")[f"{parallel} {lora}"], supervised(tmp_path, lora))
+def test_two_ranks_learn_what_one_process_does(parallel: str, lora: bool, together: Path, alone: Any) -> None:
+    close(torch.load(together / "found.pt")[f"{parallel} {lora}"], alone("lora" if lora else "full"))
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_in_half_precision_checkpointed_layers_learn_on_all_ranks(
-    parallel: str, together: Path, tmp_path: Path
-) -> None:
-    (found, losses), (expected, own) = (
-        torch.load(together / "found.pt")[f"{parallel} half"],
-        supervised(tmp_path, True, **HALF),
-    )
+def test_in_half_precision_checkpointed_layers_learn_on_all_ranks(parallel: str, together: Path, alone: Any) -> None:
+    (found, losses), (expected, own) = torch.load(together / "found.pt")[f"{parallel} half"], alone("half")
     assert losses == pytest.approx(own, abs=0.02) and losses[-1] < losses[0]
     assert (found - expected).norm() <= 0.05 * (expected - weights(model(True))).norm()
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_grpo_samples_once_and_learns_on_all_ranks(parallel: str, together: Path, tmp_path: Path) -> None:
-    close(torch.load(together / "found.pt")[f"grpo {parallel}"], refined(tmp_path))
+def test_grpo_samples_once_and_learns_on_all_ranks(parallel: str, together: Path, alone: Any) -> None:
+    close(torch.load(together / "found.pt")[f"grpo {parallel}"], alone("grpo"))
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_a_value_head_is_learned_on_all_ranks(parallel: str, together: Path, tmp_path: Path) -> None:
-    close(torch.load(together / "found.pt")[f"ppo {parallel}"], valued(tmp_path))
+def test_a_value_head_is_learned_on_all_ranks(parallel: str, together: Path, alone: Any) -> None:
+    close(torch.load(together / "found.pt")[f"ppo {parallel}"], alone("ppo"))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -88,10 +100,10 @@ def test_every_rank_computes_layers_as_they_are_written_out_for_training(rank: i
     assert len(written) == 3 and all(written.values()), written  # and what counts them counts
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(together: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_another_number_of_ranks(together: Path, alone: Any) -> None:
     """One process, then two with copies, then two with shards, then one again: as if it had been one."""
     last, losses = supervised(together / "legs", False)
-    whole = supervised(tmp_path, False)
+    whole = alone("full")
     assert len(losses) == STEPS - 3 * LEG
     alike(last, whole[0])
 

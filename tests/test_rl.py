@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +14,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from killed_trainings import killed_and_straight  # noqa: E402
 from tiny import chat_tokenizer, tiny, weights  # noqa: E402
 
 from distill.engines.transformers import TransformersEngine  # noqa: E402
@@ -537,43 +535,13 @@ def test_rollouts_kept_by_the_caller_are_not_sampled_again(tmp_path: Path) -> No
     assert counting.asked == 5 and torch.equal(weights(first), weights(second))
 
 
-KILLED = """
-import os, random, signal, sys, time
-from pathlib import Path
-root, here = Path(sys.argv[1]), sys.argv[2]
-sys.path.insert(0, here)
-import peft, torch
-from test_rl import grpo, student, weights
-
-def child(name, seconds=None):
-    process = os.fork()
-    if process == 0:
-        try:
-            model = student()
-            metrics, _ = grpo(model, root / name, steps=12, checkpoint_steps=1)
-            torch.save(weights(model), root / f"{name}.pt")
-            print(name, "from", metrics[0].step if metrics else "the end", flush=True)
-        finally:
-            os._exit(0)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-
-started = time.monotonic()
-child("straight")
-whole = time.monotonic() - started
-for kill in range(5):
-    child("killed", whole * random.Random(kill).uniform(0.1, 0.5))
-child("killed")
-"""
+def long(place: Path) -> tuple[int, Any]:
+    model = student()
+    metrics, _ = grpo(model, place, steps=12, checkpoint_steps=1)
+    return metrics[0].step if metrics else 13, weights(model)
 
 
 @pytest.mark.slow
 def test_sigkill_at_random_moments_gives_equal_weights(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": str(here.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(here)]
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    assert "straight from 1\n" in printed and "killed from 1\n" not in printed
-    assert torch.equal(torch.load(tmp_path / "killed.pt"), torch.load(tmp_path / "straight.pt"))
+    (resumed, found), (begun, expected) = killed_and_straight(tmp_path, long, kills=5, latest=0.5)
+    assert begun == 1 < resumed and torch.equal(found, expected)

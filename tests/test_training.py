@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from killed_trainings import killed_and_straight  # noqa: E402
 from tiny import VOCABULARY, chat_tokenizer, examples, tiny, weights  # noqa: E402
 
 from distill.prompting import asking  # noqa: E402
@@ -750,55 +749,16 @@ def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
         run(tiny(), examples(7), tmp_path)
 
 
-KILLED = """
-import os, random, signal, sys, time
-from pathlib import Path
-root, here = Path(sys.argv[1]), sys.argv[2]
-sys.path.insert(0, here)
-import peft, torch
-from tiny import examples, tiny, weights
-from distill.training.loop import TrainSettings, train
-from distill.training.lora import add_lora
-from distill.training.optimizer import OptimizerSettings
-
-def work(name):
+def long(place: Path) -> tuple[int, Any]:
     model = add_lora(tiny(), rank=4, alpha=8, seed=0)
-    settings = TrainSettings(OptimizerSettings(1e-2), batch_size=2, steps=120, checkpoint_steps=2)
-    result = train(model, examples(50), settings, checkpoints=root / name)
-    torch.save(weights(model), root / f"{name}.pt")
-    return result.resumed_at
-
-def child(name, seconds=None):
-    process = os.fork()
-    if process == 0:
-        try:
-            resumed = work(name)
-            print(name, "finished from", resumed, flush=True)
-        finally:
-            os._exit(0)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-
-started = time.monotonic()
-child("straight")
-whole = time.monotonic() - started
-for kill in range(6):
-    child("killed", whole * random.Random(kill).uniform(0.1, 0.4))
-child("killed")
-"""
-"""Kills forks of one process, so that the libraries are imported once."""
+    settings = TrainSettings(OptimizerSettings(1e-2), batch_size=2, steps=60, checkpoint_steps=2)
+    return train(model, examples(50), settings, checkpoints=place).resumed_at, weights(model)
 
 
 @pytest.mark.slow
 def test_sigkill_at_random_moments_gives_equal_weights(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": str(here.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(here)]
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    assert "straight finished from 0" in printed and "killed finished from 0" not in printed
-    assert torch.equal(torch.load(tmp_path / "killed.pt"), torch.load(tmp_path / "straight.pt"))
+    (resumed, found), (begun, expected) = killed_and_straight(tmp_path, long, kills=4, latest=0.5)
+    assert begun == 0 < resumed and torch.equal(found, expected)
 
 
 def test_a_disk_that_takes_no_more_is_named_and_what_was_there_stays(tmp_path: Path) -> None:

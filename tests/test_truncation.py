@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +11,8 @@ from typing import Any
 
 import duckdb
 import pytest
-from words_engine import WordsEngine, words
+from command import Command
+from words_engine import LOG, Installed, WordsEngine, words
 
 from distill import catalog, keys, truncation
 from distill.cli import traces as cli_traces
@@ -312,28 +310,15 @@ def test_until_counts_what_says_the_same_once(what: str, tmp_path: Path, monkeyp
 
 # Killed.
 
-RUN = """
-import sys
-from distill import catalog
-catalog.ENGINES["transformers"] = "words_engine:open_engine"
-sys.argv = ["distill", "run", "--pipeline", "p.yaml", "--json"]
-from distill.__main__ import main
-main()
-"""
 MANY = [f"question {i}" for i in range(60)]
 
 
-def start(directory: Path, killed_at: int = 0) -> subprocess.Popen[bytes]:
-    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN], cwd=directory, start_new_session=True, stdout=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": paths, "WORDS_LOG": "asked.log", "WORDS_PAUSE": "0.01",
-                          "WORDS_KILLED_AT": str(killed_at)},
-    )  # fmt: skip
+def start(directory: Path, killed_at: int = 0) -> Command:
+    return Command(directory, "run", "--pipeline", "p.yaml", "--json", first=Installed(killed_at))
 
 
 def asked_in(directory: Path) -> list[str]:
-    log = directory / "asked.log"
+    log = directory / LOG
     return log.read_text().split("\n")[:-1] if log.exists() else []
 
 
@@ -366,11 +351,13 @@ def test_killed_while_cut_responses_are_gone_on_with_nothing_is_made_twice(
     assert total > len(MANY) + 20
     for at in (len(MANY) + 20, total - 5):
         before, asked = kept_in(killed), len(asked_in(killed))
-        assert start(killed, killed_at=at - asked).wait() == -signal.SIGKILL
+        run = start(killed, killed_at=at - asked)
+        said = run.communicate()
+        assert run.returncode == -signal.SIGKILL, said
         assert not before & set(asked_in(killed)[asked:])
     before, asked = kept_in(killed), len(asked_in(killed))
     assert before
-    assert start(killed).wait() == 0
+    start(killed).ended()
     assert not before & set(asked_in(killed)[asked:])
     assert rows_of(killed) == rows_of(alone)
     assert members_of(killed) == members_of(alone)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -47,10 +48,7 @@ def start(*arguments: str, cwd: Path, **options: Any) -> subprocess.Popen[str]:
 
 def verify(*arguments: str, cwd: Path, code: int = 0) -> tuple[list[dict[str, Any]], str]:
     """(the lines, what was said on stderr)"""
-    process = start(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == code, err
-    assert "Traceback" not in err
+    out, err = Command(cwd, "verify", *arguments).ended(code)
     return [json.loads(line) for line in out.splitlines()], err
 
 

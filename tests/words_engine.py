@@ -1,8 +1,8 @@
 """A small engine that speaks from its own text: for tests of what is made of cut, refused and empty responses.
 
 The response to a prompt is a fixed sequence of words, so going on from any beginning of it comes to the same
-end. A token is a word with the space after it. In the file WORDS_LOG it writes down each
-request as it gets it; at request WORDS_KILLED_AT its whole process group is killed.
+end. A token is a word with the space after it. In the file `LOG` it writes down each request as it gets it, if it is
+`Installed`; at the request with the number ``killed_at`` (from 1) its whole process group is killed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import signal
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from distill import catalog
 from distill.engines.base import Stopping, never
 from distill.thinking import CLOSE, OPEN, count_thinking_tokens
 from distill.types import Completion, Finish, Request
@@ -28,8 +29,27 @@ def words(prompt: str) -> list[str]:
     return [f"{OPEN}\n", *thinking, f"\n{CLOSE}\n\n", *(f"a{i} " for i in range(3)), "42"]
 
 
+LOG = "asked.log"
+PAUSE = 0.01
+
+
+@dataclass
+class Installed:
+    """In place of the embedded engine, in the process where it is called."""
+
+    killed_at: int = 0
+
+    def __call__(self) -> None:
+        catalog.ENGINES["transformers"] = "words_engine:open_engine"
+        WordsEngine.log, WordsEngine.killed_at, WordsEngine.pause = LOG, self.killed_at, PAUSE
+
+
 @dataclass
 class WordsEngine:
+    log: ClassVar[str | None] = None
+    killed_at: ClassVar[int] = 0
+    pause: ClassVar[float] = 0.0
+
     model: str
     positions: int = 10**9
     name: str = "words"
@@ -41,13 +61,13 @@ class WordsEngine:
         for request in requests:
             if stopping():
                 return
-            if log := os.environ.get("WORDS_LOG"):
-                with open(log, "a") as file:
+            if self.log:
+                with open(self.log, "a") as file:
                     file.write(f"{request.key}\n")
             self.asked += 1
-            if self.asked == int(os.environ.get("WORDS_KILLED_AT", "0")):
+            if self.asked == self.killed_at:
                 os.killpg(0, signal.SIGKILL)
-            time.sleep(float(os.environ.get("WORDS_PAUSE", "0")))
+            time.sleep(self.pause)
             yield self._answer(request)
 
     def _answer(self, request: Request) -> Completion:

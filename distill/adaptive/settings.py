@@ -21,7 +21,7 @@ class QuotaSettings(Settings):
     """So many accepted traces of the problems of a source, of a difficulty, of both, or (neither) of all."""
 
     accepted: Count
-    """Correct traces wanted in all; up to one problem's ``accepted`` less one more may come."""
+    """Correct traces wanted in total. The last problem may add up to its `accepted` less one."""
     source: str | None = None
     difficulty: int | None = None
 
@@ -35,22 +35,25 @@ class UntilSettings(Settings):
     """
 
     accepted: Count
-    """Correct traces wanted of each problem."""
+    """Correct traces wanted per problem."""
     most: Annotated[int, Field(ge=1, le=1024)]
-    """Tries at most, of each problem."""
+    """Maximum number of tries per problem."""
     trivial: Count | None = None
-    """A problem of which the first so many are all correct is left at these."""
+    """A problem ends at this many samples if all of them are correct."""
     hopeless: Annotated[float | None, Field(gt=0, lt=1)] = None
-    """A problem whose pass rate is below this is given up early; one above it is with a chance of 5% at most."""
+    """A problem is given up early if its pass rate is below this. One above it is given up with a probability of at
+    most 5%."""
     unverifiable: Count | None = 4
-    """A problem of which the first so many cannot be judged is left at these."""
+    """A problem ends at this many samples if none of them can be judged."""
     distinct: Literal["answer", "text"] | None = later()
-    """Correct traces with the same answer, or the same thinking and answer, count once."""
+    """Count correct traces with the same `answer`, or the same thinking and answer (`text`), only once."""
     verifier: Annotated[VerifierSpec | None, RewardModel] = None
-    """As in `verify`; by default each problem's own."""
+    """As in `verify`. Default: each problem's own verifier."""
     quotas: list[QuotaSettings] = Field(default_factory=list)
-    """How much is wanted of each source and difficulty, the first problems first; by default all problems are asked."""
+    """Traces wanted per source and difficulty, filled in the order of the problems. Default: all problems are
+    sampled."""
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
+    """Processes that verify."""
 
     @model_validator(mode="after")
     def _fits(self) -> UntilSettings:

@@ -35,24 +35,26 @@ def add(app: typer.Typer, traces: typer.Typer) -> None:
 def traces_import(
     file: Annotated[
         Path,
-        typer.Argument(help="A .jsonl, .json, .csv, .tsv or .parquet file, or .gz; one or more traces a row."),
+        typer.Argument(
+            help="A .jsonl, .json, .csv, .tsv or .parquet file (also .gz), with one or more traces per row."
+        ),
     ],
-    teacher: Annotated[str, typer.Option(help="Who wrote the traces: recorded as the model imported:NAME.")],
+    teacher: Annotated[str, typer.Option(help="Who wrote the traces; recorded as the model imported:NAME.")],
     prompt: Annotated[str | None, typer.Option(help="The column of the question.")] = None,
-    answer: Annotated[str | None, typer.Option(help="The column of the response, think tags and all.")] = None,
-    thinking: Annotated[str | None, typer.Option(help="The column of the thinking, if it has its own.")] = None,
-    messages: Annotated[str | None, typer.Option(help="The column of conversations, in place of the three.")] = None,
+    answer: Annotated[str | None, typer.Option(help="The column of the response, including think tags.")] = None,
+    thinking: Annotated[str | None, typer.Option(help="The column of the thinking, if it is separate.")] = None,
+    messages: Annotated[str | None, typer.Option(help="The column of conversations, instead of these three.")] = None,
     reference: Annotated[
-        str | None, typer.Option(help="The column of the right answer; or several: '{test: test, entry_point: name}'.")
+        str | None, typer.Option(help="The column of the right answer, or several: '{test: test, entry_point: name}'.")
     ] = None,
-    reference_pattern: Annotated[str | None, typer.Option(help="Take the last match in it: '#### (.+)'.")] = None,
-    verifier: Annotated[str | None, typer.Option(help="The verifier of these problems; math by default.")] = None,
-    licence: Annotated[str | None, typer.Option(help="Of the problems.")] = None,
-    source: Annotated[
-        str | None, typer.Option(help="What the problems are called; by default the file's name.")
+    reference_pattern: Annotated[
+        str | None, typer.Option(help="Use the last match of this pattern in it: '#### (.+)'.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first so many traces only.")] = None,
-    on_bad_row: Annotated[str | None, typer.Option(help="stop (the default) or skip.")] = None,
+    verifier: Annotated[str | None, typer.Option(help="The verifier of these problems. Default: math.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the problems.")] = None,
+    source: Annotated[str | None, typer.Option(help="Name of the problems' source. Default: the file's name.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of traces, the first ones.")] = None,
+    on_bad_row: Annotated[str | None, typer.Option(help="If a row cannot be read: stop (default) or skip.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Another key of the import stage: key=value. May be repeated.")
     ] = None,
@@ -60,7 +62,7 @@ def traces_import(
     workspace: WorkspaceOption = None,
     json_: Json = False,
 ) -> None:
-    """Take published traces into the store, as the import stage does. Doing it again adds nothing."""
+    """Import published traces into the store, as the import stage does. Importing them again adds nothing."""
     asked = {
         "teacher": teacher, "prompt": prompt, "answer": answer, "thinking": thinking, "messages": messages,
         "reference": reference, "reference_pattern": reference_pattern, "verifier": verifier, "licence": licence,
@@ -70,7 +72,7 @@ def traces_import(
 
 
 def traces_export(
-    target: Annotated[Path, typer.Argument(help="A directory to make (a Hugging Face data set), or a .parquet file.")],
+    target: Annotated[Path, typer.Argument(help="A new directory (for a Hugging Face data set), or a .parquet file.")],
     pipeline: PipelineFile = DEFAULT_PIPELINE,
     workspace: WorkspaceOption = None,
     selection: Selection = None,
@@ -83,7 +85,7 @@ def traces_export(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     json_: Json = False,
 ) -> None:
-    """Write traces as conversations, to one Parquet file or to a data set with its card; also while a run goes on."""
+    """Write traces as conversations, to a Parquet file or a data set with its card. Also works during a run."""
     asked = {
         "outcome": outcome, "source": source, "model": model, "finish": finish, "problem": problem, "where": where
     }  # fmt: skip
@@ -98,9 +100,9 @@ def card(
     source: SourceFilter = None,
     model: ModelFilter = None,
     where: Where = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here, not to stdout.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file, not to stdout.")] = None,
     json_: Json = False,
 ) -> None:
-    """Say what the traces of a store are: problems, teacher, sampling, verification, lengths, overlap, price."""
+    """Describe the traces in a store: problems, teacher, sampling, verification, lengths, overlap, price."""
     asked = {"outcome": outcome, "source": source, "model": model, "where": where}
     command("dataset", "card")(pipeline, workspace, selection, asked, output, json_)

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from distill.modelspec import STAGE
 from pipeline.stage import File, Input, Operational
 
 REQUIRED = "required"
@@ -35,7 +36,7 @@ class Key:
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
     """Every key, with those in it after it."""
-    docs = _attribute_docs(model)
+    docs = attribute_docs(model)
     for name, info in model.model_fields.items():
         inner = _models_in(info.annotation) + [m for mark in info.metadata for m in _models_in(mark)]
         default = REQUIRED if info.is_required() else in_json(info.get_default(call_default_factory=True))
@@ -50,10 +51,12 @@ def _mark(mark: Any) -> str:
     if isinstance(mark, Operational):
         return "*speed*"
     if isinstance(mark, File):
-        return "A file; its content counts."
+        return "A file; its content is part of the fingerprint."
     if isinstance(mark, Input):
         makes = " or ".join(mark.accepts)
-        return "A model." if mark.prefix else f"The stage that makes {makes}."
+        if mark.prefix:
+            return "A model." if mark.prefix == STAGE else ""
+        return f"A stage that makes {makes}."
     return ""
 
 
@@ -87,11 +90,11 @@ def in_json(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def _attribute_docs(model: type[BaseModel]) -> dict[str, str]:
+def attribute_docs(settings: type) -> dict[str, str]:
     """The docstrings under the fields, which Python itself throws away."""
     found: dict[str, str] = {}
-    for cls in reversed(model.__mro__[:-1]):
-        if not issubclass(cls, BaseModel) or cls is BaseModel:
+    for cls in reversed(settings.__mro__[:-1]):
+        if cls is BaseModel:
             continue
         body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
         for field, after in pairwise(body):

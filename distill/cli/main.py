@@ -42,7 +42,7 @@ app = typer.Typer(
 )
 traces = typer.Typer(
     name="traces",
-    help="Look into the trace store, also while a run goes on.",
+    help="Look into the trace store, even during a run.",
     epilog='Example: distill traces sql "SELECT source, count(*) FROM problems GROUP BY 1"',
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -62,7 +62,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is, and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Options of `distill` itself; what the command is for is said in `app`."""
@@ -77,18 +77,18 @@ def run(
     limit: Limit = None,
     force: Annotated[
         list[str] | None,
-        typer.Option("--force", help="Run this stage again although it is complete; rows in the store are kept."),
+        typer.Option("--force", help="Rerun this stage even if it is complete; rows in the store are kept."),
     ] = None,
     max_time: Annotated[
-        str | None, typer.Option("--max-time", help="Stop in order after this time (3h50m); exit code 75.")
+        str | None, typer.Option("--max-time", help="Stop cleanly after this time (3h50m); exit code 75.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for another run on the workspace to end.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until another run in the workspace ends.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run, as `distill plan` does, and stop.")
+        bool, typer.Option("--dry-run", help="Show what would run, as `distill plan` does, and exit.")
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Run a pipeline, or one stage with what it needs. Running again goes on where it stopped."""
+    """Run a pipeline, or some stages with all that they need. Run it again to continue after a stop."""
     command("run", "run")(
         stages or [], pipeline, workspace, set_ or [], limit, force or [], max_time, wait, dry_run, json_
     )
@@ -103,7 +103,7 @@ def plan(
     limit: Limit = None,
     json_: Json = False,
 ) -> None:
-    """Say for each stage whether it is cached, partly done or will run, why, and what it will cost."""
+    """Show for each stage whether it is cached, partly done or will run, why, and what it will cost."""
     command("plan", "plan")(stages or [], pipeline, workspace, set_ or [], limit, json_)
 
 
@@ -115,7 +115,7 @@ def status(
     limit: Limit = None,
     json_: Json = False,
 ) -> None:
-    """Say how far a run is, also from another terminal while it goes on."""
+    """Show how far a run is, also from another terminal during the run."""
     command("status", "status")(pipeline, workspace, set_ or [], limit, json_)
 
 
@@ -124,40 +124,40 @@ def prune(
     pipeline: Annotated[
         list[Path] | None,
         typer.Option(
-            "--pipeline", "-p", help="A pipeline whose results are kept. May be repeated.", envvar="DISTILL_PIPELINE"
+            "--pipeline", "-p", help="A pipeline whose results to keep. May be repeated.", envvar="DISTILL_PIPELINE"
         ),
     ] = None,
     workspace: WorkspaceOption = None,
     set_: Set = None,
     limit: Limit = None,
-    keep_days: Annotated[float, typer.Option(min=0.0, help="Keep what is younger than so many days.")] = 0.0,
+    keep_days: Annotated[float, typer.Option(min=0.0, help="Keep anything younger than this many days.")] = 0.0,
     yes: Annotated[bool, typer.Option("--yes", help="Delete what is shown.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for a run on the workspace to end.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until a run in the workspace ends.")] = False,
     json_: Json = False,
 ) -> None:
-    """Show, and with --yes delete, what no current setting of these pipelines needs: students and checkpoints of other
-    settings, leftovers of killed runs. What is cached by them, or would go on, stays; so do traces, verdicts and all
-    else in the store, and the record of each result. A deleted one is made again if its settings come back."""
+    """Show, and with --yes delete, what these pipelines no longer need: students and checkpoints of other settings, and
+    leftovers of killed runs. Kept are their cached results and unfinished stages, everything in the store, and the
+    record of each result. If you return to old settings, what was deleted is made again."""
     command("prune", "prune")(pipeline or [], workspace, set_ or [], limit, keep_days, yes, wait, json_)
 
 
 @app.command(epilog="Example: distill compare sft grpo --pipeline configs/quickstart.yaml")
 def compare(
-    before: Annotated[str, typer.Argument(help="A model's label in an evaluate stage, or stage/label.")],
+    before: Annotated[str, typer.Argument(help="A model's label in an evaluate stage, or STAGE/LABEL.")],
     after: Annotated[str, typer.Argument(help="The other model.")],
     pipeline: PipelineFile = DEFAULT_PIPELINE,
     workspace: WorkspaceOption = None,
     set_: Set = None,
     limit: Limit = None,
     stage: Annotated[
-        str | None, typer.Option("--stage", help="The evaluate stage; by default the pipeline's last.")
+        str | None, typer.Option("--stage", help="The evaluate stage. Default: the pipeline's last.")
     ] = None,
     greedy: Annotated[
-        bool, typer.Option("--greedy", help="The greedy answers, one a problem: McNemar's test.")
+        bool, typer.Option("--greedy", help="Compare the greedy answers, one per problem (McNemar's test).")
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Compare two models on the same problems: in all, by family and by difficulty."""
+    """Compare two models on the same problems: overall, by family and by difficulty."""
     command("compare", "compare")(before, after, pipeline, workspace, set_ or [], limit, stage, greedy, json_)
 
 
@@ -165,12 +165,12 @@ def compare(
 def lm_eval(
     directory: Annotated[Path, typer.Argument(help="Where to write the tasks.")],
     model: Annotated[
-        str | None, typer.Argument(help="A model's label in the stage: the command that is printed runs it.")
+        str | None, typer.Argument(help="A model's label in the stage, for the command that is printed.")
     ] = None,
     pipeline: PipelineFile = DEFAULT_PIPELINE,
     workspace: WorkspaceOption = None,
     stage: Annotated[
-        str | None, typer.Option("--stage", help="The evaluate stage; by default the pipeline's last.")
+        str | None, typer.Option("--stage", help="The evaluate stage. Default: the pipeline's last.")
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -181,9 +181,14 @@ def lm_eval(
 @app.command("list", epilog="Example: distill list verifiers")
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(help="stages, verifiers, engines, families, strategies, forms, models or pipelines.")
+        str | None,
+        typer.Argument(
+            help="stages, verifiers, engines, families, strategies, forms, models or pipelines. Default: all."
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Argument(help="A kind of stage: its settings (`list stages sft`).")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A kind of stage, to list its settings (`list stages sft`).")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """List stages, verifiers, engines, problem families, search strategies, forms, shipped models or pipelines; or the
@@ -204,64 +209,68 @@ def init(
 
 @app.command(epilog="Example: distill doctor")
 def doctor(json_: Json = False) -> None:
-    """Check this installation: packages, devices, shipped models, who owns the `distill` script."""
+    """Check the installation: packages, devices, shipped models, and which package owns the `distill` script."""
     command("doctor", "doctor")(json_)
 
 
 @app.command(epilog='Example: distill ask "Compute left to right: 12 + 7 * 3 - 4" --show-thinking')
 def ask(
-    question: Annotated[str, typer.Argument(help="What to ask.")],
+    question: Annotated[str, typer.Argument(help="The question.")],
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
             "-m",
-            help="A stage, a directory, a hub name, or embedded:NAME; by default the last student, controls aside.",
+            help="A stage, a directory, a hub name, or embedded:NAME. Default: the last student, controls aside.",
         ),
     ] = None,
     pipeline: PipelineFile = DEFAULT_PIPELINE,
     workspace: WorkspaceOption = None,
     show_thinking: Annotated[bool, typer.Option("--show-thinking", help="Print the thinking too.")] = False,
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="0 is greedy, and usual; with a strategy that samples, 1.")
+        float | None,
+        typer.Option(min=0.0, help="Sampling temperature. Default: 0 (greedy), or 1 with a strategy that samples."),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Thinking and answer together; 512, and more with a --budget of that.")
+        int | None,
+        typer.Option(min=1, help="Maximum for thinking and answer together. Default: 512, more with a large --budget."),
     ] = None,
     budget: Annotated[
-        int | None, typer.Option(min=0, help="After so many tokens of thinking it is closed and the answer asked for.")
+        int | None, typer.Option(min=0, help="Maximum thinking tokens, after which the model must answer.")
     ] = None,
     effort: Annotated[
-        Effort | None, typer.Option(help="A budget by name: an eighth, a half or all of --max-tokens.")
+        Effort | None, typer.Option(help="A budget by name: an eighth, half or all of --max-tokens.")
     ] = None,
     force_budget: Annotated[
-        int, typer.Option(min=0, help="Thinking that ends before so many tokens is made to go on.")
+        int, typer.Option(min=0, help="Minimum thinking tokens: thinking that ends earlier is continued.")
     ] = 0,
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="Make several samples one answer: majority, adaptive, weighted... (`distill list strategies`)."
+            help="How several samples become one answer: majority, adaptive, weighted... (`distill list strategies`)."
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Samples, or beams, of the strategy; at most. 8 by default.")
+        int | None, typer.Option(min=1, help="Maximum samples (or beams) for the strategy. Default: 8.")
     ] = None,
-    prm: Annotated[str | None, typer.Option(help="Who scores steps: a directory, or prm:STAGE.")] = None,
+    prm: Annotated[
+        str | None, typer.Option(help="The process reward model that scores steps: a directory, or prm:STAGE.")
+    ] = None,
     likelihood: Annotated[
-        str | None, typer.Option(help="In place of --prm: a model whose probability of a step is its score.")
+        str | None, typer.Option(help="Instead of --prm: a model whose probability of a step is its score.")
     ] = None,
     engine: Annotated[str, typer.Option(help="transformers, vllm, or openai with --base-url.")] = "transformers",
-    base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint that has the model.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint that serves the model.")] = None,
     key_from: Annotated[
-        str | None, typer.Option(help="The environment variable with its key; OPENAI_API_KEY by default.")
+        str | None, typer.Option(help="The environment variable with its key. Default: OPENAI_API_KEY.")
     ] = None,
     dialect: Annotated[
-        str | None, typer.Option(help="Which server it is, for thinking budgets: vllm, sglang, llama.cpp...")
+        str | None, typer.Option(help="The kind of server, for thinking budgets: vllm, sglang, llama.cpp...")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 0,
+    seed: Annotated[int, typer.Option(help="Sampling seed.")] = 0,
     json_: Json = False,
 ) -> None:
-    """Talk to a student. The answer is shown as it comes, the thinking only if it is asked for."""
+    """Ask a student a question. The answer is streamed; the thinking is shown only with --show-thinking."""
     from distill.cli.ask import Search, Where
 
     command("ask", "ask")(
@@ -301,37 +310,49 @@ def serve(
 
 @app.command(epilog="Example: distill verify answers.jsonl --verifier math --output verdicts.jsonl")
 def verify(
-    file: Annotated[Path, typer.Argument(help="A file of answers: .jsonl, .json, .csv, .tsv, .parquet, or .gz.")],
+    file: Annotated[
+        Path, typer.Argument(help="A file of answers: .jsonl, .json, .csv, .tsv or .parquet, also gzipped (.gz).")
+    ],
     verifier: Annotated[
         str,
         typer.Option(help="A name (`distill list verifiers`), module:attribute, or a spec: '{all: [math, format]}'."),
     ],
     answer_key: Annotated[
         str,
-        typer.Option(help="The column of the right answer; or several, as in '{test: tests, entry_point: name}'."),
+        typer.Option(help="The column of the right answer, or several: '{test: tests, entry_point: name}'."),
     ] = "answer",
-    response_key: Annotated[str, typer.Option(help="The column of the response, think tags and all.")] = "response",
+    response_key: Annotated[str, typer.Option(help="The column of the response, including think tags.")] = "response",
     answer_pattern: Annotated[
-        str | None, typer.Option(help="Take the last match of this pattern in the answer: '#### (.+)'.")
+        str | None, typer.Option(help="Use the last match of this pattern in the right answer: '#### (.+)'.")
     ] = None,
-    no_answer: Annotated[bool, typer.Option("--no-answer", help="There is no right answer (judge the form).")] = False,
-    prompt_key: Annotated[str | None, typer.Option(help="The column of the prompt, if the verifier reads it.")] = None,
-    thinking_key: Annotated[str | None, typer.Option(help="The column of the thinking, if it has its own.")] = None,
-    think_opened: Annotated[
-        bool, typer.Option("--think-opened", help="Prompts ended in <think>: without </think> it is all thinking.")
+    no_answer: Annotated[
+        bool, typer.Option("--no-answer", help="There is no right answer; only the form is judged.")
     ] = False,
-    id_key: Annotated[str | None, typer.Option(help="The column copied as `id`; `id` itself by default.")] = None,
+    prompt_key: Annotated[str | None, typer.Option(help="The column of the prompt, if the verifier reads it.")] = None,
+    thinking_key: Annotated[str | None, typer.Option(help="The column of the thinking, if it is separate.")] = None,
+    think_opened: Annotated[
+        bool,
+        typer.Option(
+            "--think-opened", help="Prompts ended in <think>, so a response without </think> is all thinking."
+        ),
+    ] = False,
+    id_key: Annotated[str | None, typer.Option(help="The column to copy as `id`. Default: `id`.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write here when complete, not to stdout; goes on if stopped.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write to this file when complete, not to stdout. Run again to continue after a stop.",
+        ),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows only.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of rows, the first ones.")] = None,
     on_bad_row: Annotated[
-        str, typer.Option(help="stop: judge nothing if a row cannot be read; skip: its line says why.")
+        str, typer.Option(help="If a row cannot be read: stop (judge nothing), or skip (its output line says why).")
     ] = "stop",
-    json_: Annotated[bool, typer.Option("--json", help="Print the summary, on stderr, as one JSON object.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the summary (on stderr) as one JSON object.")] = False,
 ) -> None:
-    """Judge a file of answers: one JSON line a row, in order, on stdout; a summary on stderr."""
+    """Judge a file of answers: one JSON line per row, in order, on stdout; a summary on stderr."""
     from distill.answers import AnswerColumns
     from pipeline.document import parse_value
 

@@ -16,13 +16,13 @@ PipelineFile = Annotated[
     Path, typer.Option("--pipeline", "-p", help="The pipeline's YAML file.", envvar="DISTILL_PIPELINE")
 ]
 WorkspaceOption = Annotated[
-    Path | None, typer.Option("--workspace", "-w", help="Use this directory, whatever the YAML says.")
+    Path | None, typer.Option("--workspace", "-w", help="Workspace directory; overrides the YAML.")
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: stage.key=value. May be repeated.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many problems of each source and split.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Maximum number of problems per source and split.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StageNames = Annotated[
-    list[str] | None, typer.Argument(help="Stages to bring up to date, with all they need; all if none.")
+    list[str] | None, typer.Argument(help="Stages to bring up to date, with all that they need. Default: all.")
 ]
 
 
@@ -42,18 +42,18 @@ def command(module: str, function: str) -> Callable[..., Any]:
 
 Selection = Annotated[
     str | None,
-    typer.Option(
-        "--selection", "--stage", help="The traces of this stage of the pipeline; of a selection, those kept."
-    ),
+    typer.Option("--selection", "--stage", help="Only traces of this stage; of a selection, only those kept."),
 ]
 OutcomeFilter = Annotated[
     str | None,
-    typer.Option("--outcome", help="correct, incorrect or unverifiable, by the stage's verdict or the newest."),
+    typer.Option("--outcome", help="correct, incorrect or unverifiable, by the stage's verdict or else the newest."),
 ]
-SourceFilter = Annotated[str | None, typer.Option("--source", help="Problems of this source only.")]
-ModelFilter = Annotated[str | None, typer.Option("--model", help="Models whose name or identity contains this.")]
-FinishFilter = Annotated[str | None, typer.Option("--finish", help="stop, length, refused or empty.")]
-ProblemFilter = Annotated[str | None, typer.Option("--problem", help="Problems whose name begins like this.")]
+SourceFilter = Annotated[str | None, typer.Option("--source", help="Only problems of this source.")]
+ModelFilter = Annotated[str | None, typer.Option("--model", help="Only models whose name or identity contains this.")]
+FinishFilter = Annotated[
+    str | None, typer.Option("--finish", help="Only this finish reason: stop, length, refused or empty.")
+]
+ProblemFilter = Annotated[str | None, typer.Option("--problem", help="Only problems whose name starts with this.")]
 Where = Annotated[
-    str | None, typer.Option("--where", help="A condition in SQL over the view `overview` (docs/store.md).")
+    str | None, typer.Option("--where", help="An SQL condition over the view `overview` (docs/store.md).")
 ]

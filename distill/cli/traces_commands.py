@@ -45,11 +45,11 @@ def traces_list(
     model: ModelFilter = None,
     finish: FinishFilter = None,
     problem: ProblemFilter = None,
-    limit: Annotated[int, typer.Option(min=1, help="So many traces.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Number of traces.")] = 20,
     after: Annotated[
-        str | None, typer.Option("--after", help="The next page: traces that come after this one, by its key.")
+        str | None, typer.Option("--after", help="Key of a trace; list those after it (the next page).")
     ] = None,
-    rollouts: Annotated[bool, typer.Option("--rollouts", help="Rollouts of GRPO too.")] = False,
+    rollouts: Annotated[bool, typer.Option("--rollouts", help="Include rollouts.")] = False,
     json_: Json = False,
 ) -> None:
     """List traces with their newest verdict, newest first."""
@@ -58,12 +58,12 @@ def traces_list(
 
 
 def traces_show(
-    key: Annotated[str, typer.Argument(help="A trace key or its beginning.")],
+    key: Annotated[str, typer.Argument(help="A trace key, or its beginning.")],
     pipeline: PipelineFile = DEFAULT_PIPELINE,
     workspace: WorkspaceOption = None,
     json_: Json = False,
 ) -> None:
-    """Show one trace: prompt as rendered, thinking, answer, sampling, all verdicts."""
+    """Show one trace: rendered prompt, thinking, answer, sampling, and all verdicts."""
     command("traces", "show")(key, pipeline, workspace, json_)
 
 
@@ -72,14 +72,14 @@ def traces_sql(
     pipeline: PipelineFile = DEFAULT_PIPELINE,
     workspace: WorkspaceOption = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many rows; by default a table shows 1000, the rest all.")
+        int | None, typer.Option(min=1, help="Maximum number of rows. Default: 1000 in a table, otherwise all.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write a .csv, .jsonl or .parquet file, not to stdout.")
+        Path | None, typer.Option("--output", "-o", help="Write to this .csv, .jsonl or .parquet file, not to stdout.")
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Query the store. It is opened read-only; rows are printed as they come."""
+    """Query the store, read-only. Rows are printed as they arrive."""
     command("traces", "sql")(query, pipeline, workspace, limit, output, json_)
 
 
@@ -93,23 +93,23 @@ def traces_stats(
 def traces_diff_verifiers(
     a: Annotated[
         str | None,
-        typer.Option("--a", help="A verifier: NAME, NAME@VERSION, or a spec; both left out: the two there are."),
+        typer.Option("--a", help="A verifier: NAME, NAME@VERSION, or a spec. Default: the two in the store."),
     ] = None,
     b: Annotated[str | None, typer.Option("--b", help="Another verifier, or another version of it.")] = None,
     pipeline: PipelineFile = DEFAULT_PIPELINE,
     workspace: WorkspaceOption = None,
-    limit: Annotated[int, typer.Option(min=0, help="List so many of the traces on which they differ.")] = 20,
+    limit: Annotated[int, typer.Option(min=0, help="How many of the traces on which they differ to list.")] = 20,
     json_: Json = False,
 ) -> None:
-    """Compare what two verifiers, or two versions of one, said of the same traces."""
+    """Compare the verdicts of two verifiers, or of two versions of one, on the same traces."""
     command("audit", "diff_verifiers")(a, b, pipeline, workspace, limit, json_)
 
 
 def traces_disagreements(
     pipeline: PipelineFile = DEFAULT_PIPELINE,
     workspace: WorkspaceOption = None,
-    limit: Annotated[int, typer.Option(min=1, help="So many of them.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Number of traces.")] = 20,
     json_: Json = False,
 ) -> None:
-    """List traces that one verifier calls correct and another incorrect, or whose own check disagrees."""
+    """List traces with contradicting verdicts: of two verifiers, or of one and its own second check."""
     command("audit", "disagreements")(pipeline, workspace, limit, json_)

@@ -26,7 +26,7 @@ class TransformersOptions(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Annotated[str, Operational()] = "auto"
     workers: Annotated[int, Operational(), Field(ge=0)] = 0
-    """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
+    """Sampling processes. 0 means one per core for a small model on a CPU, otherwise one."""
 
 
 class VllmOptions(Settings):
@@ -37,15 +37,16 @@ class VllmOptions(Settings):
     max_model_len: Annotated[int | None, Field(ge=1)] = None
     tensor_parallel: Annotated[int, Operational(), Field(ge=1)] = 1
     gpu_memory_utilization: Annotated[float, Operational(), Field(gt=0, le=1)] = 0.9
-    """The share of the GPU's memory that vLLM takes. Unless it is set, vLLM beside a training, or beside the scorers of
-    a search, takes no more than these leave, and without a GPU a quarter of the free memory for keys and values."""
+    """Share of the GPU's memory that vLLM may use. Beside a training run, or the scorers of a search, the default is
+    lowered to what these leave free. Without a GPU, the default is a quarter of the free memory for keys and values."""
     prefix_caching: Annotated[bool, Operational()] = True
     speculative: Annotated[dict[str, Any] | None, AfterValidator(vllm_arguments.checked_speculation)] = None
-    """vLLM's `speculative_config`, `{method: ngram, num_speculative_tokens: 3}`. Seeds do not repeat with it."""
+    """vLLM's `speculative_config`, such as `{method: ngram, num_speculative_tokens: 3}`. A seed then no longer
+    reproduces its sample."""
     engine_args: Annotated[
         dict[str, Any] | None, AfterValidator(vllm_arguments.checked), PlainSerializer(vllm_arguments.changing)
     ] = None
-    """Any other of vLLM's engine arguments, by its own name; those that change samples are part of the keys."""
+    """Other vLLM engine arguments, by vLLM's names. Those that change samples are part of each trace's key."""
 
 
 def _exact(value: Any) -> Any:
@@ -83,8 +84,8 @@ def _variable(name: str) -> str:
     """What may be the key itself is not repeated."""
     if not re.fullmatch("[A-Z_][A-Z0-9_]*", name):
         raise ValueError(
-            "expected the name of an environment variable, in capitals (DEEPSEEK_API_KEY); the key itself belongs "
-            "into that variable and nowhere else"
+            "expected the name of an environment variable, in capitals (DEEPSEEK_API_KEY); put the key itself "
+            "into that variable, and nowhere else"
         )
     return name
 
@@ -94,44 +95,46 @@ class OpenAIOptions(Settings):
 
     kind: Literal["openai"] = "openai"
     base_url: Annotated[str, AfterValidator(_address)]
-    """Part of every trace's key, so a slash at its end must not make another endpoint of it."""
+    """The endpoint's address, `http(s)://host/path`. It is part of each trace's key; a trailing slash is ignored."""
     dialect: Annotated[
         Literal["openai", "vllm", "sglang", "deepseek", "mistral", "llama.cpp", "openrouter", "dashscope"],
         Operational(),
     ] = "openai"
-    """Which server it is: how a begun response and a thinking budget are asked for."""
+    """The kind of server; decides how a prefilled response and a thinking budget are requested."""
     extra_body: Annotated[dict[str, Any], Field(default_factory=dict)]
-    """More fields for each call (`reasoning_effort: high`); they change the answers, so they are part of the keys."""
+    """Extra fields for each request (`reasoning_effort: high`). They change the answers, so they are part of each
+    trace's key."""
     key_from: Annotated[str, Operational(), AfterValidator(_variable)] = "OPENAI_API_KEY"
-    """The environment variable that holds the key; the key itself is written nowhere."""
+    """Name of the environment variable that holds the API key. The key itself is never stored."""
     concurrency: Annotated[int, Operational(), Field(ge=1)] = 16
-    """At most so many calls at a time: it begins with a few, and takes back where the endpoint has too much."""
+    """Maximum number of concurrent calls. Starts with a few, and backs off when the endpoint is overloaded."""
     requests_per_minute: Annotated[int | None, Operational(), Field(ge=1)] = None
     tokens_per_minute: Annotated[int | None, Operational(), Field(ge=1)] = None
-    """Of prompts and responses together."""
+    """Prompt and response tokens together."""
     stream: Annotated[bool, Operational()] = True
-    """Replies piece by piece: a long one is not taken for silence, and a call that is dropped is billed no further."""
+    """Stream replies, so that `timeout` does not end a long one and a dropped call is billed no further."""
     timeout: Annotated[float, Operational(), Field(gt=0)] = 600.0
-    """Seconds of silence after which a call is given up."""
+    """Seconds without data after which a call is given up."""
     longest_call: Annotated[float, Operational(), Field(gt=0)] = 7200.0
-    """Seconds that a call may take in all."""
+    """Maximum seconds for one call."""
     retries: Annotated[int, Operational(), Field(ge=0)] = 5
-    """Tries after the first, with pauses that double from half a second to a minute: 5 outlast a quarter of a minute,
-    12 about five, as a server takes to start again. Then the stage fails (exit code 1), and the next run goes on."""
+    """Attempts after the first, with pauses that double from half a second up to a minute: 5 cover about 15 seconds, 12
+    about five minutes (a server's restart). After the last, the stage fails (exit code 1); the next run continues."""
     price_input: Annotated[Price, Operational()] = Decimal(0)
-    """Per million tokens, as are the other two, in the currency you are billed in."""
+    """Price per million prompt tokens, in the currency you are billed in."""
     price_cached_input: Annotated[Price | None, Operational()] = None
-    """For the part of a prompt that the endpoint had cached; by default as the rest."""
+    """Price per million prompt tokens that the endpoint had cached. Default: `price_input`."""
     price_output: Annotated[Price, Operational()] = Decimal(0)
+    """Price per million response tokens."""
     max_cost: Annotated[Money | None, Operational(), Field(gt=0)] = None
-    """What all runs of the stage together may cost; then it stops cleanly (exit code 3)."""
+    """Spending limit for all runs of the stage together. At the limit it stops cleanly (exit code 3)."""
     max_total_tokens: Annotated[int | None, Operational(), Field(gt=0)] = None
-    """The same in tokens, of prompts and responses together."""
+    """The same limit in tokens, prompts and responses together."""
 
     @model_validator(mode="after")
     def _can_be_reckoned(self) -> OpenAIOptions:
         if self.max_cost is not None and not (self.price_input or self.price_output):
-            raise ValueError("max_cost needs price_input and price_output (per million tokens) to reckon with")
+            raise ValueError("max_cost needs price_input and price_output (per million tokens)")
         return self
 
 
@@ -146,7 +149,9 @@ class SamplingSettings(Settings):
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """0 turns it off."""
     max_tokens: Tokens = 512
+    """Thinking and answer together."""
 
     def sampling(self, seed: int) -> Sampling:
         return Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, seed)
@@ -159,14 +164,15 @@ class ThinkingSettings(Settings):
     """How long a response may and must think, in thinking tokens."""
 
     budget: Annotated[int | None, Field(ge=0)] = None
-    """After so many the thinking is closed and the answer is asked for (early exit)."""
+    """Maximum thinking tokens. At this limit the thinking is closed and the model answers (early exit)."""
     closing: str = USUAL.closing
-    """What closes it: it must hold the closing think tag."""
+    """Text that closes the thinking at the limit. Must contain `</think>`."""
     least: Annotated[int, Field(ge=0)] = 0
-    """An end of thinking before so many is replaced by `extension` (budget forcing)."""
+    """Minimum thinking tokens. An earlier end of thinking is replaced by `extension` (budget forcing)."""
     extension: Annotated[str, Field(min_length=1)] = USUAL.extension
+    """Text that keeps the thinking going."""
     extensions: Annotated[int, Field(ge=1)] = USUAL.extensions
-    """At most so many times."""
+    """Maximum number of extensions per response."""
 
     @model_validator(mode="after")
     def _bounds(self) -> ThinkingSettings:

@@ -42,30 +42,33 @@ class NearSettings(Settings):
     item of an evaluation set is contaminated."""
 
     similarity: Annotated[float, Field(ge=0.3, le=1.0)] = 0.8
-    """From this Jaccard similarity on two problems are one. Another number in a short problem is another problem."""
+    """Jaccard similarity from which two problems count as one. In a short problem, another number makes another
+    problem."""
     shingle: Annotated[int, Field(ge=1, le=20)] = 3
+    """Tokens per shingle, the runs that are compared."""
 
 
 class CurationSettings(Settings):
     exact: bool = True
-    """One of several problems with the same text, white space aside."""
+    """Keep only one of several problems with the same text (ignoring white space)."""
     near: NearSettings | None = NearSettings()
-    """Null keeps near duplicates."""
+    """Remove near duplicates; `null` keeps them."""
     against: dict[str, Source] = Field(default_factory=dict)
-    """Evaluation sets by name: sources as in `problems`; `{math500: {file: data/math500_test.json, form: math500}}`."""
+    """Evaluation sets to check against, by name, each a source as in `problems`: `{math500: {file:
+    data/math500_test.json, form: math500}}`."""
     ngram: Annotated[int, Field(ge=2, le=50)] = 13
-    """Words in a row that make an overlap. 13 is GPT-3's measure, 8 the stricter one of s1 and open-r1."""
+    """Number of consecutive words that count as an overlap: 13 in GPT-3; s1 and open-r1 use a stricter 8."""
     share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """The share of an evaluation item's n-grams that must be found; at 0, one is enough."""
+    """Minimum share of an evaluation item's n-grams that must be found. At 0, one is enough."""
     contaminated: Literal["drop", "tell"] = "drop"
-    """`tell` keeps them, and the evidence."""
+    """`tell` keeps contaminated problems and only records the evidence."""
     seed: int = 0
 
 
 class CurateSettings(CurationSettings):
     problems: Annotated[str, Input(accepts=Problems)]
     heldout: bool = True
-    """The held-out problems of the same stage are an evaluation set too, called `heldout`."""
+    """Also check against the same stage's held-out problems (as evaluation set `heldout`)."""
 
 
 class CurateTracesSettings(CurationSettings):
@@ -235,7 +238,7 @@ def forecast_traces(
 
 STAGE = Stage(
     kind="curate",
-    about="take out duplicate problems, and those that overlap with evaluation sets, with evidence",
+    about="remove duplicate problems, and those that overlap with evaluation sets, and keep the evidence",
     settings=CurateSettings,
     produces="problems",
     run=run,
@@ -248,7 +251,7 @@ STAGE = Stage(
 
 TRACES = Stage(
     kind="curate-traces",
-    about="take out traces whose problem is a duplicate or overlaps with evaluation sets, with evidence",
+    about="remove traces whose problem is a duplicate or overlaps with evaluation sets, and keep the evidence",
     settings=CurateTracesSettings,
     produces="traces",
     run=run_traces,

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 class DeviceSettings(Settings):
     devices: Annotated[int, Operational(), Field(ge=1)] = 1
-    """So many processes train, each on a GPU of its own (without any, on CPU cores). Under `torchrun` there are as
-    many as it started."""
+    """Number of training processes, one per GPU (or on CPU cores without any). Under `torchrun`, the number it
+    started."""
     parallel: Annotated[Literal["ddp", "fsdp"], Operational()] = "ddp"
-    """With several devices each holds a copy of the model (`ddp`), or they share its weights out (`fsdp`)."""
+    """With several devices: `ddp` keeps a copy of the model on each, `fsdp` shards its weights."""
 
     def ranks(self) -> int:
         """How many there will be."""

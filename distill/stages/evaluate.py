@@ -58,25 +58,29 @@ class EvaluateSettings(Settings):
         Input(accepts=("student", "model"), prefix=modelspec.STAGE),
         Field(min_length=1),
     ]
-    """A label for each model, in the order of the report."""
+    """The models, by label, in the order of the report."""
     engine: EngineOptions = TransformersOptions()
     sampling: SamplingSettings = SamplingSettings()
     samples: Annotated[int, Field(ge=1)] = 4
+    """Samples per problem."""
     pass_at: Annotated[list[Annotated[int, Field(ge=1)]], Field(default_factory=lambda: [1])]
+    """Values of k for pass@k."""
     greedy: bool = True
-    """Also one greedy sample a problem."""
+    """Also take one greedy sample per problem."""
     prompting: Prompting = None
-    """How each problem is put to the models; a string is a template, or the name of one."""
+    """How prompts are built for the models; a string is a template, or the name of one."""
     thinking: Thinking = None
     budgets: Annotated[list[Annotated[int, Field(ge=0)]] | None, Field(min_length=1)] = None
-    """Accuracy under these thinking budgets as well, from the same samples: those that thought longer are cut there and
-    asked for the answer. `[0, 64, 256]`; 0 is no thinking at all."""
+    """Also measure accuracy under these thinking budgets, such as `[0, 64, 256]`, from the same samples: longer
+    thinking is cut and the answer asked for. 0 means no thinking."""
     contamination: ContaminationSettings | None = ContaminationSettings()
-    """Null looks for no overlap with training problems."""
+    """Check for overlap with the training problems; `null` turns it off."""
     verifier: Annotated[VerifierSpec | None, RewardModel] = None
-    """Who judges; by default each problem's own."""
+    """Judges the answers. Default: each problem's own verifier."""
     split: Literal["train", "heldout"] = "heldout"
+    """Which problems to measure on."""
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
+    """Processes that verify."""
     seed: Seed = 0
 
     @model_validator(mode="after")

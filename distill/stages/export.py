@@ -16,11 +16,12 @@ from pipeline.stage import Context, Forecast, Input, Output, Settings, Stage
 
 class ExportSettings(Settings):
     traces: Annotated[str, Input(accepts=("selection", "verdicts", "traces"))]
-    """Of a selection, what it kept."""
+    """Of a selection, only the kept traces are exported."""
     outcome: Literal["correct", "incorrect", "unverifiable"] | None = None
-    """By the verdicts that the selection was made by, or the stage made; of traces, by the newest of each."""
+    """Export only traces with this verdict: the one that the selection or stage used, or, for plain traces, the
+    newest."""
     where: str | None = None
-    """A condition in SQL over the view `overview`."""
+    """An SQL condition over the view `overview`."""
 
 
 def run(context: Context, settings: ExportSettings) -> Output:
@@ -47,7 +48,7 @@ def dependencies(settings: ExportSettings, hashes: FileHashes, upstream: Mapping
 
 STAGE = Stage(
     kind="export",
-    about="write traces as a data set for others, with its card",
+    about="write traces as a data set to publish, with its card",
     settings=ExportSettings,
     produces="dataset",
     run=run,

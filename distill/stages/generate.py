@@ -48,19 +48,19 @@ class GenerateSettings(Settings):
     engine: EngineOptions = TransformersOptions()
     sampling: SamplingSettings = SamplingSettings()
     samples: Annotated[int, Field(ge=1)] = 1
-    """Samples a problem. Raising it makes just the new ones."""
+    """Samples per problem. If you raise it, only the new ones are generated."""
     until: Annotated[UntilSettings | None, Field(exclude_if=lambda until: until is None)] = None
-    """In place of ``samples``: until so many are correct (adaptive sampling)."""
+    """Instead of `samples`: sample each problem until enough are correct (adaptive sampling)."""
     prompting: Prompting = None
-    """How each problem is put to the teacher; a string is a template, or the name of one."""
+    """How prompts are built for the teacher; a string is a template, or the name of one."""
     thinking: Thinking = None
     truncated: Annotated[Literal["keep", "drop", "continue"], Field(exclude_if=lambda value: value == "keep")] = "keep"
-    """What becomes of a response cut at `sampling.max_tokens`: kept among the others, left out of them, or gone
-    on with from the cut. With `until`, one that is left out is a try that failed; one that is gone on with is judged
-    when it is whole."""
+    """Whether to keep, drop or continue responses cut at `sampling.max_tokens`. With `until`, a dropped response is a
+    failed try, and a continued one is judged when it is complete."""
     continue_tokens: Annotated[Tokens | list[Tokens] | None, Field(exclude_if=lambda value: value is None)] = None
-    """The larger limit up to which `continue` goes on; of several, rising, each goes on from the one before."""
+    """The higher limit for `continue`. A rising list continues in several rounds."""
     split: Literal["train", "heldout"] = "train"
+    """Which problems to sample."""
     seed: Seed = 0
 
     @model_validator(mode="after")

@@ -44,35 +44,43 @@ class ImportSettings(Settings):
     """
 
     form: Annotated[forms.TraceForm | None, Field(exclude=True)] = None
-    """A published form, such as `openr1-math`: sets what is not written here (`distill list forms`)."""
+    """A published format, such as `openr1-math`, that fills in the keys you leave out (`distill list forms`)."""
     file: Annotated[str | None, File()] = None
     dataset: Annotated[str | None, AfterValidator(_check_dataset)] = later()
-    """In place of `file`: `org/name` on the hub, or a directory, as in a source of problems."""
+    """Instead of `file`: `org/name` on the hub, or a directory, as in a source of problems."""
     dataset_split: str = later("train")
+    """The data set's own split to read."""
     config: str | None = later()
     """The data set's configuration."""
     revision: str | None = later()
-    """A branch, tag or commit of the hub."""
+    """A branch, tag or commit on the hub."""
     teacher: str
-    """Who wrote the traces: recorded as the model ``imported:NAME``."""
+    """Who wrote the traces; recorded as the model `imported:NAME`."""
     prompt: Column | None = None
+    """A column, or a Jinja template over columns."""
     thinking: Column | None = None
+    """The column or template of the thinking, if it is not inside the answer."""
     answer: Column | None = None
+    """The column or template of the response."""
     messages: str | None = None
+    """Instead of `prompt` and `answer`: a column of conversations."""
     generations: str | None = later()
-    """A column of lists of responses to `prompt`, with think tags in them: each is a trace."""
+    """A column of lists of responses to `prompt`, think tags included. Each response is a trace."""
     flags: str | None = later()
-    """A column of lists beside `generations`: which the publisher found right. Kept as verdicts of `published`, to be
-    compared with those of our verifiers (`distill traces diff-verifiers`)."""
+    """A column of lists that say which `generations` the publisher found correct. They are kept as verdicts of
+    `published`, to compare with our verifiers' (`distill traces diff-verifiers`)."""
     tags: list[str] | None = later()
-    """Two tags that open and close the thinking, or four (the answer's too), where they are not `<think>`."""
+    """The two tags around the thinking, or four (around the answer too), if they are not `<think>`."""
     reference: Column | dict[str, Column] | None = None
+    """The column or template of the right answer; a mapping combines several columns."""
     reference_pattern: Pattern | None = None
+    """A regular expression with one group. The reference is the group's last match (`#### (.+)`)."""
     verifier: VerifierName = "math"
     difficulty: Column | None = None
     licence: str = "unknown"
     source: str | None = None
     take: Annotated[int | None, Field(ge=1)] = None
+    """Maximum number of traces, the first ones."""
     on_bad_row: Annotated[Literal["stop", "skip"], Operational()] = "stop"
     limit: Annotated[int | None, Field(ge=1)] = None
 
@@ -235,7 +243,7 @@ def refuse(settings: ImportSettings, _: Mapping[str, Mapping[str, Any]]) -> str 
 
 STAGE = Stage(
     kind="import",
-    about="take published traces from a file or a Hugging Face data set, without a teacher",
+    about="import published traces from a file or a Hugging Face data set, without a teacher",
     settings=ImportSettings,
     produces="traces",
     run=run,

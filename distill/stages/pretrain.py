@@ -33,10 +33,13 @@ class AuthorsSettings(Settings):
     """Who writes the corpus: shares of those who work problems out, who are hasty, who only guess."""
 
     worked: Share = 1.0
+    """Share of problems worked out in full."""
     hasty: Share = 0.0
+    """Share broken off after some lines and then guessed."""
     bare: Share = 0.0
+    """Share guessed without any working."""
     slips: Share = 0.0
-    """Chance that a line of working is written down wrong."""
+    """Probability of a mistake in a line of working."""
 
 
 class ShapeSettings(Settings):
@@ -49,18 +52,20 @@ class ShapeSettings(Settings):
 
 class PretrainSettings(Settings):
     families: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
-    """Problem families and how often each comes."""
+    """Problem families and their relative frequencies."""
     authors: AuthorsSettings = AuthorsSettings()
     shape: ShapeSettings = ShapeSettings()
     vocabulary: Annotated[int, Field(ge=261)] = 512
     steps: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
-    """AdamW's, for embeddings and norms."""
+    """AdamW's learning rate, for embeddings and norms."""
     muon_learning_rate: Annotated[float, Field(gt=0)] = 5e-3
-    """Muon's, for the matrices inside."""
+    """Muon's learning rate, for the inner matrices."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.025
+    """Share of steps spent warming up."""
     threads: Annotated[int, Operational(), Field(ge=0)] = 0
+    """0 uses all cores."""
     seed: int = 0
 
 
@@ -121,7 +126,7 @@ def dependencies(settings: PretrainSettings, hashes: FileHashes, upstream: Mappi
 
 STAGE = Stage(
     kind="pretrain",
-    about="make a small model from procedural authors",
+    about="pretrain a small model from scratch on procedurally written solutions",
     settings=PretrainSettings,
     produces="model",
     run=run,

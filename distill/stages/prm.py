@@ -47,47 +47,52 @@ HEAD_STEP = 1.28
 
 class PrmSettings(StudentSettings):
     student: ModelName
-    """The body to start from: a model that can solve the problems (a teacher) learns to judge them soonest."""
+    """The body to start from. A model that can solve the problems (a teacher) learns to judge them fastest."""
     labels: Annotated[list[LabelSource], Field(min_length=1)]
-    """Who says which steps are right: `{exact: STAGE}`, `{slips: STAGE}`, `{rollouts: STAGE, ...}`, `{groups: STAGE}`,
+    """Where step labels come from: `{exact: STAGE}`, `{slips: STAGE}`, `{rollouts: STAGE, ...}`, `{groups: STAGE}`,
     `{file: PATH}`."""
     test: Annotated[list[LabelSource], Field(default_factory=list)]
-    """Labels to be tested on beside what is held out, and never learned from; nor are their problems: what answers one
-    that is learned from is left out."""
+    """Labels to test on, beside what is held out. They are never trained on; those of problems in the training labels
+    are left out."""
     steps: Rule = "line"
-    """What a step is: a `line`, a `paragraph`, a `numbered` step, or `tokens:N`."""
+    """What counts as a step: a `line`, a `paragraph`, a `numbered` step, or `tokens:N`."""
     body: Literal["trained", "frozen"] = "trained"
-    """`frozen` trains the head alone."""
+    """`frozen` trains only the head."""
     likelihood: bool = True
-    """The body's log-likelihood of a step is part of its score; turn it off where a right step has many wordings."""
+    """Include the body's log-likelihood of a step in its score. Turn it off if a right step can be worded in many
+    ways."""
     heldout: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """The share of the problems, by structure, that is tested on and not learned from."""
+    """Share of the problems, by structure, that is held out for the test."""
     noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """So large a share of the labels that are learned from is turned around, to see what bad labels cost."""
+    """Share of training labels to flip, to see what bad labels cost."""
     prompting: Prompting = None
-    """How the problem stands before a response (`system`, `template`), also where a policy goes on from its steps; by
-    default as it is."""
+    """How the problem is prompted before a response (`system`, `template`), also for the policy of `rollouts`. Default:
+    the plain problem."""
     learning_rate: Annotated[float | None, Field(gt=0)] = None
-    """The body's; by default from the model's hidden size, as in `sft`."""
+    """Learning rate of the body. Default: from the model's hidden size, as in `sft`."""
     head_learning_rate: Annotated[float | None, Field(gt=0)] = None
-    """The head's; by default 1.28 over its width."""
+    """Learning rate of the head. Default: 1.28 / its width."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of steps spent warming up."""
     batch_size: Annotated[int, Field(ge=1)] = 32
+    """Responses per optimizer step."""
     epochs: Annotated[int, Field(ge=1)] = 1
     max_tokens: Annotated[int, Field(ge=1)] = 4096
-    """Longer responses, prompt included, are dropped and counted, never cut."""
+    """Longer responses, prompt included, are dropped and counted, never truncated."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """The probability from which a step counts as called right, in the test."""
+    """In the test, the probability from which a step is called right."""
     aggregate: Aggregate = "product"
-    """What a response's steps come to, in the test."""
+    """In the test, how the scores of a response's steps are combined."""
 
     @model_validator(mode="after")
     def _can_be(self) -> PrmSettings:
         if self.prompting and (self.prompting.prefill or self.prompting.examples is not None):
-            raise ValueError("prompting: a reward model reads whole responses; here are just system and template")
+            raise ValueError(
+                "prompting: only `system` and `template` can be set here; a reward model reads whole responses"
+            )
         if self.ranks() > 1 or self.parallel == "fsdp":
-            raise ValueError("devices: a head of steps is trained on one device only")
+            raise ValueError("devices: a reward model can be trained on one device only")
         return self
 
 

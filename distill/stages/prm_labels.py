@@ -26,9 +26,9 @@ class SlipLabels(Settings):
 
     slips: Annotated[str, Input(accepts=("problems",))]
     chance: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """That a line's result is written down wrong."""
+    """Probability that a line gets a wrong result."""
     each: Annotated[int, Field(ge=1)] = 1
-    """Pages a problem."""
+    """Worked solutions per problem."""
 
 
 class RolloutLabels(Settings):
@@ -36,20 +36,20 @@ class RolloutLabels(Settings):
 
     rollouts: Verdicts
     policy: StageOrName
-    """Who goes on from the prefixes: by right the model whose traces they are."""
+    """The model that completes the prefixes; normally the one whose traces they are."""
     engine: EngineOptions = TransformersOptions()
     samples: Annotated[int, Field(ge=1)] = 4
-    """Completions of each prefix."""
+    """Completions per prefix."""
     search: Literal["every", "first_error"] = "every"
-    """From `every` prefix, or from those that a binary search for the `first_error` asks about."""
+    """Complete `every` prefix, or only those that a binary search for the `first_error` needs."""
     kind: Literal["hard", "soft"] = "soft"
-    """Whether any completion is right, or the share that is. (A `first_error` is hard.)"""
+    """`hard`: whether any completion is right. `soft`: the share that is. (`first_error` is always hard.)"""
     sampling: SamplingSettings = SamplingSettings()
-    """``max_tokens`` counts the prefix too."""
+    """`max_tokens` includes the prefix."""
     verifier: Annotated[VerifierSpec | None, RewardModel] = None
-    """Who judges the completions; by default each problem's own."""
+    """Judges the completions. Default: each problem's own verifier."""
     most: Annotated[int | None, Field(ge=1)] = None
-    """Of the traces just the first so many."""
+    """Maximum number of traces, the first ones."""
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
     seed: Seed = 0
 
@@ -66,7 +66,7 @@ class GroupLabels(Settings):
     groups: Annotated[str, Input(accepts=("verdicts", "student"))]
     kind: Literal["hard", "soft"] = "soft"
     shared: Annotated[int, Field(ge=1)] = 2
-    """A step is labelled where so many samples go through it."""
+    """Minimum number of samples that must share a step for it to be labelled."""
 
 
 class FileLabels(Settings):
@@ -74,7 +74,7 @@ class FileLabels(Settings):
 
     file: Annotated[str, File()]
     thinking: bool = True
-    """The steps are the thinking; else the answer."""
+    """Whether the steps are the thinking (`true`) or the answer."""
 
 
 SOURCES = ("exact", "slips", "rollouts", "groups", "file")

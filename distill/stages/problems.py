@@ -23,7 +23,7 @@ class ProblemsSettings(Settings):
     sources: Annotated[list[Source], Field(min_length=1)]
     seed: int = 0
     limit: Annotated[int | None, Field(ge=1)] = None
-    """At most so many of each source and split."""
+    """Maximum number of problems per source and split."""
 
 
 def run(context: Context, settings: ProblemsSettings) -> Output:

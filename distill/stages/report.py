@@ -51,12 +51,12 @@ class EmergenceSettings(Settings):
     """What is looked for in the rollouts of the stages that trained the student."""
 
     phrases: dict[str, list[Pattern]] = Field(default_factory=dict)
-    """Behaviours by name, each a list of regular expressions, beside the shipped ones (`verification`, `backtracking`,
-    `subgoals`); of the same name, in their place."""
+    """More behaviours to count, by name, each a list of regular expressions. A name of a shipped one (`verification`,
+    `backtracking`, `subgoals`) replaces it."""
     candidates: list[NamesAnswer] = Field(default_factory=lambda: list(CANDIDATES))
-    """How the thinking names an answer before the final one: the first group."""
+    """Regular expressions whose group is an answer that the thinking names before the final one."""
     each: Annotated[int, Field(ge=1)] = 200
-    """Rollouts that are read for each point of a curve."""
+    """Rollouts read for each point of a curve."""
 
     def looking(self) -> Looking:
         return Looking({**shipped(), **self.phrases}, self.candidates, self.each)
@@ -67,21 +67,21 @@ class ReportSettings(Settings):
     selection: Annotated[str | None, Input(accepts=("selection",), figures=True)] = None
     """Shown as the funnel from generated to kept."""
     training: Students
-    """The stages that made the student, in order: the story, with its curves."""
+    """The stages that made the student, in order; shown with their curves."""
     controls: Students
-    """Stages that made students for comparison."""
+    """Stages that trained students for comparison."""
     stages: Annotated[
         list[str], Input(accepts=("problems", "traces", "verdicts", "selection", "student", "model"), figures=True)
     ] = Field(default_factory=list)
-    """Further stages whose seconds and figures are shown."""
+    """Other stages whose time and figures are shown."""
     search: Annotated[str | None, Input(accepts=("search",), figures=True)] = later()
-    """Shown as what a token buys: accuracy against samples and tokens, of each strategy and scorer."""
+    """Shown as accuracy against samples and tokens, for each strategy and scorer."""
     reward_models: Annotated[list[str], Input(accepts=("prm",), figures=True)] = later([])
-    """Stages that trained process reward models: how these were tested."""
+    """Stages that trained process reward models; their test results are shown."""
     examples: Annotated[int, Field(ge=0)] = 3
-    """Problems shown with the answers before and after."""
+    """Number of problems shown with the answers before and after."""
     emergence: EmergenceSettings | None = EmergenceSettings()
-    """What the thinking becomes while it is trained, from stored rollouts; null leaves it out."""
+    """How the thinking changes during training, from stored rollouts; `null` leaves it out."""
 
 
 def run(context: Context, settings: ReportSettings) -> Output:

@@ -18,9 +18,9 @@ class ContaminationSettings(Settings):
     """Prompts of the problems that are measured are looked for in those that the student was trained on."""
 
     ngram: Annotated[int, Field(ge=2, le=50)] = 13
-    """Words in a row that make an overlap, as in `curate`; a shorter prompt must be found whole."""
+    """Number of consecutive words that count as an overlap, as in `curate`. A shorter prompt must match whole."""
     share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """The share of a problem's n-grams that must be found; at 0, one is enough."""
+    """Minimum share of a problem's n-grams that must be found. At 0, one is enough."""
 
 
 def exposure_of(

@@ -41,30 +41,36 @@ class PassRate(Settings):
 class SelectSettings(Settings):
     verdicts: Annotated[str, Input(accepts=("verdicts",))]
     keep: Literal["correct", "all"] = "correct"
-    """``all`` is the control: what would be learned had nothing been verified; and for conversations of your own that
-    no reference judges."""
+    """`all` also keeps what is not verified as correct: as a control, or for your own conversations without a
+    reference."""
     per_problem: Annotated[int | None, Field(ge=1)] = None
+    """Maximum number of traces per problem."""
     prefer: Literal["first", "shortest"] = "first"
-    """Which traces of a problem are taken first."""
+    """Which traces of a problem to take first."""
     distinct: bool = True
-    """One of several traces of a problem with the same text."""
+    """Keep only one of several traces of a problem with the same text."""
     truncated: Literal["drop", "keep"] = "drop"
+    """What to do with responses cut at the token limit."""
     max_tokens: Annotated[int | None, Field(ge=1)] = None
+    """Maximum length of thinking and answer together."""
     min_tokens: Annotated[int | None, Field(ge=1)] = later()
+    """Minimum length of thinking and answer together."""
     pass_rate: PassRate | None = later()
-    """Only problems neither too hard nor too easy for the teacher: `{least: 0.1, most: 0.9}`."""
+    """Keep only problems within this range, neither too hard nor too easy for the teacher: `{least: 0.1, most:
+    0.9}`."""
     language: Annotated[str | None, AfterValidator(_known_language)] = later()
-    """Thinking and answer are in a language of that script, such as `en`, as the verifier `format` asks."""
+    """Keep only traces in the script of this language, such as `en` (as in the verifier `format`)."""
     language_share: Annotated[float, Field(gt=0.0, le=1.0)] = later(0.9)
-    """The share of the words that must be."""
+    """Minimum share of words in that script."""
     max_similarity: Annotated[float | None, Field(ge=0.0, lt=1.0)] = later()
-    """Of traces of a problem that are more alike than this (Jaccard, estimated by MinHash) the first is kept."""
+    """Keep only the first of a problem's traces that are more similar than this (Jaccard, estimated by MinHash)."""
     per_source: Quota | dict[str, Quota] | None = later()
-    """At most so many of each source, or of the sources named."""
+    """Maximum number of traces per source, or for each of the sources named."""
     per_difficulty: Annotated[int | None, Field(ge=1)] = later()
-    """At most so many of each difficulty (of each bin of pass rates, where none is known): against the easy bias."""
+    """Maximum number of traces per difficulty (or per bin of pass rates, if unknown). Counters the bias to easy
+    problems."""
     take: Annotated[int | None, Field(ge=1)] = None
-    """At most so many in all, the first problems first."""
+    """Maximum number of traces in total, in the order of the problems."""
 
 
 def run(context: Context, settings: SelectSettings) -> Output:
@@ -111,7 +117,7 @@ def forecast(context: Context, settings: SelectSettings, expected: Mapping[str, 
 
 STAGE = Stage(
     kind="select",
-    about="choose the training set among the verified traces",
+    about="select the training set from the verified traces",
     settings=SelectSettings,
     produces="selection",
     run=run,

@@ -43,25 +43,25 @@ class HeldoutSettings(Settings):
     """Traces of some problems are not learned from, and tell when to stop; the best weights are kept."""
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Of the problems: all traces of one are on the same side, and problems of one structure too."""
+    """Share of problems held out. All traces of a problem, and problems of the same structure, stay on one side."""
     every: Annotated[int, Field(ge=1)] = 50
-    """Optimizer steps from one measurement to the next; there is one before the first step and one at the end too."""
+    """Optimizer steps between measurements. It is also measured before the first step and after the last."""
     patience: Annotated[int | None, Field(ge=1)] = 3
-    """After so many measurements without a better one training ends; `null`: never, and the best is kept: the student
-    as it was at the start, and a line says so, where every step made it worse."""
+    """Stop after this many measurements without improvement; `null` never stops early. The best weights are kept. If
+    every step made the student worse, these are the initial ones, and a note says so."""
     measure: Literal["loss", "pass_at_1"] = "loss"
-    """What is to get better: the loss of the held-out traces, or also sampled: the share of the held-out problems
+    """What has to improve: the held-out traces' `loss`, or also by sampling `pass_at_1`: the share of held-out problems
     solved (greedily, by each problem's own verifier)."""
 
 
 class SftSettings(SupervisedSettings):
     thinking: bool = True
-    """False is the control: the answers alone are learned, without the reasoning."""
+    """`false` trains on the answers alone, without the reasoning, as a control."""
     heldout: HeldoutSettings | None = later()
-    """Early stopping."""
+    """Early stopping on held-out problems."""
     stop_test: Annotated[float | None, Operational(), Field(gt=0, le=1)] = 0.75
-    """The share of sampled training prompts whose answer must end by itself, within the longest training answer,
-    for the student to be published; `null`: no test."""
+    """Minimum share of sampled answers to training prompts that must end by themselves, within the length of the
+    longest training answer; otherwise the student is not published. `null` skips the test."""
 
 
 def run(context: Context, settings: SftSettings) -> Output:
@@ -116,7 +116,7 @@ def _split(stage: str, settings: SftSettings, lessons: list[Lesson]) -> tuple[li
     groups = [row["structure"] or row["prompt_key"] for row, _ in lessons]
     if len(set(groups)) < 2:
         raise InputError(
-            f"stage {stage}: heldout: all examples answer one problem; none can be held out, leave it away"
+            f"stage {stage}: heldout: all examples answer one problem, so none can be held out; leave `heldout` out"
         )
     held = held_out(groups, settings.heldout.share, settings.seed, "heldout")
     sides: tuple[list[Lesson], list[Lesson]] = ([], [])

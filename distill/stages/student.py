@@ -39,24 +39,25 @@ class StudentSettings(DeviceSettings):
     student: ModelName
     """The model to start from."""
     lora: LoraSettings | None = LoraSettings()
-    """``null`` trains all weights."""
+    """`null` trains all weights."""
     quantize: Literal["nf4"] | None = later()
-    """`nf4` holds the linear layers under the adapter in 4 bits (QLoRA; the extra `qlora`)."""
+    """`nf4` holds the linear layers under the adapter in 4 bits (QLoRA; needs the extra `qlora`)."""
     gradient_checkpointing: Annotated[bool, Operational()] = False
-    """Keeps less of the forward pass and computes it again for the backward: less memory, a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     precision: Precision = "fp32"
-    """`bf16` computes in half precision; what is trained is held in fp32."""
+    """`bf16` computes in bfloat16; trained weights stay in fp32."""
     base_precision: Precision = later("fp32")
-    """Of the weights under an adapter. `bf16` takes half their memory (it needs `lora` and `precision: bf16`); the
-    merged model is then written so. With rewards, what is sampled from is the adapter rounded into such weights."""
+    """Precision of the weights under an adapter. `bf16` halves their memory (needs `lora` and `precision: bf16`), and
+    the merged model is saved in bf16. RL stages then sample with the adapter rounded into bf16 weights."""
     export_precision: Precision = later("fp32")
-    """Of the merged model that is written. It is checked against the trained one, with that much rounding."""
+    """Precision of the saved merged model. It is checked against the trained one, allowing for this rounding."""
     micro_batch_tokens: Annotated[int, Operational(), Field(ge=1)] = 4096
+    """Tokens computed at once. Lower it to save memory; only rounding changes."""
     threads: Annotated[int, Operational(), Field(ge=0)] = 0
-    """0 takes all cores. Weights are equal to the last bit for an equal number."""
+    """CPU threads; 0 uses all cores. Weights are bit-identical only for the same number."""
     log_to: Annotated[list[Logger], Operational(), Field(default_factory=list)]
-    """Copies of the curves for TensorBoard and Weights & Biases (in `logs/` of the workspace) or trackio (where it
-    keeps its own), of what is trained from then on."""
+    """Also write the curves, from this run on, to TensorBoard or Weights & Biases (`logs/` in the workspace) or to
+    trackio (its own place)."""
     seed: int = 0
 
     @model_validator(mode="after")
@@ -64,11 +65,13 @@ class StudentSettings(DeviceSettings):
         if self.quantize and self.lora is None:
             raise ValueError("quantize: weights in 4 bits cannot be trained themselves; it needs `lora`")
         if self.base_precision == "bf16" and (self.lora is None or self.precision != "bf16" or self.quantize):
-            raise ValueError("base_precision: bf16 needs `lora` and `precision: bf16`, and `quantize` takes its place")
+            raise ValueError(
+                "base_precision: bf16 needs `lora` and `precision: bf16`, and cannot be combined with `quantize`"
+            )
         if self.base_precision == "bf16" and self.parallel == "fsdp":
-            raise ValueError("base_precision: bf16 and an adapter in fp32 cannot be cut up together; use ddp")
+            raise ValueError("base_precision: bf16 cannot be sharded together with an adapter in fp32; use ddp")
         if self.quantize and (self.devices > 1 or self.parallel == "fsdp"):
-            raise ValueError("quantize: with several devices weights in 4 bits cannot be trained on yet; use one")
+            raise ValueError("quantize: training on 4-bit weights works on one device only, so far")
         return self
 
 
@@ -76,7 +79,7 @@ class WriterSettings(StudentSettings):
     """What stages share whose student writes: all but those of reward models."""
 
     norm_learning_rate: Annotated[float | None, Field(gt=0)] = later()
-    """Trains the final norm's weight beside the adapter, at this rate: the quickest way to sharpen."""
+    """Also train the final norm's weight, at this learning rate. It is the quickest way to sharpen the distribution."""
 
     @model_validator(mode="after")
     def _trains_a_norm(self) -> WriterSettings:

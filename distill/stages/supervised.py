@@ -28,21 +28,25 @@ class SupervisedSettings(WriterSettings):
 
     data: Annotated[str, Input(accepts=("selection",))]
     prompting: Prompting = None
-    """How the student is asked (`system`, `template`), here as later in use; by default as the problem stands,
-    however its teacher was asked."""
+    """How the student is prompted (`system`, `template`), now and in later use. Default: the plain problem, whatever
+    the teacher's prompt was."""
     learning_rate: Annotated[float | None, Field(gt=0)] = None
-    """By default from the model's hidden size (5e-5 for all weights and ten times that for LoRA, at 2,000)."""
+    """Default: from the model's hidden size. At 2,000 it is 5e-5 for all weights, and ten times that for LoRA."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of steps spent warming up."""
     batch_size: Annotated[int, Field(ge=1)] = 16
+    """Examples per optimizer step."""
     epochs: Annotated[int, Field(ge=1)] = 1
     max_tokens: Annotated[int, Field(ge=1)] = 4096
-    """Longer examples are dropped and counted, never cut."""
+    """Longer examples are dropped and counted, never truncated."""
 
     @model_validator(mode="after")
     def _answers_by_itself(self) -> SupervisedSettings:
         if self.prompting and (self.prompting.prefill or self.prompting.examples is not None):
-            raise ValueError("prompting: a student learns to answer by itself; here are just system and template")
+            raise ValueError(
+                "prompting: only `system` and `template` can be set here; a student learns to answer by itself"
+            )
         return self
 
     def steps(self, expected: Mapping[str, Mapping[str, Any]]) -> int | None:

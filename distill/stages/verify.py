@@ -25,8 +25,9 @@ from pipeline.stage import Context, Forecast, Input, Operational, Output, Settin
 class VerifySettings(Settings):
     traces: Annotated[str, Input(accepts=("traces",))]
     verifier: Annotated[VerifierSpec | None, RewardModel] = None
-    """A name, a name with settings, a composition, `file.py:Class`; by default each problem's own."""
+    """A name, a name with settings, a composition, or `file.py:Class`. Default: each problem's own verifier."""
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
+    """Processes that verify."""
 
 
 def run(context: Context, settings: VerifySettings) -> Output:
@@ -120,7 +121,7 @@ def refuse(settings: VerifySettings, _figures: Mapping[str, Mapping[str, Any]]) 
 
 STAGE = Stage(
     kind="verify",
-    about="judge every trace with its problem's verifier, or one named here",
+    about="judge every trace, with its problem's verifier or one named here",
     settings=VerifySettings,
     produces="verdicts",
     run=run,

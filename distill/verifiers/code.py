@@ -1,4 +1,4 @@
-"""`code`: does the program in the answer do what the tests ask? It runs in the sandbox, or not at all.
+"""`code`: does the program in the answer pass the tests? It is run in a sandbox.
 
 The reference is JSON in one of these forms. Each may also have a ``prompt`` (code that the answer continues or relies
 on) and a ``tolerance`` (for floats):
@@ -13,12 +13,14 @@ on) and a ``tolerance`` (for floats):
 
 Only the standard library is available: an answer that imports numpy is `incorrect`, and its reason says so. The
 answer gets inputs and returns plain data; expected values never enter its process. Values and texts are compared
-outside the sandbox (`distill.verifiers.cases`). A test that is more than calls and values runs in a second sandbox,
-where stand-ins for the answer's functions pass the data to and fro (`sandbox.inside.remote`). The evidence then says
-``level: strong``. A test that hands functions to what an answer has *returned* is `unverifiable` (`incorrect` where
-plain data would have taken them, as a list's ``sort`` does). A test that must run in the answer's process (it patches
-it, hands it functions, says ``"beside": true``) could be cheated by it, and one about the answer's own objects, or
-that asks one function of the answer about another's result, believes what they say: ``level: weak``.
+outside the sandbox (`distill.verifiers.cases`). A test that needs more than calls and values runs in a second sandbox,
+where stand-ins for the answer's functions pass the data back and forth (`sandbox.inside.remote`). The evidence then
+says ``level: strong``. If a test passes functions to an object that the answer *returned*, the verdict is
+`unverifiable`, or `incorrect` if plain data would have accepted them (as a list's ``sort`` does).
+
+``level: weak`` marks a test that a dishonest answer could pass: it must run in the answer's process (it patches it,
+passes it functions, or says ``"beside": true``), it trusts the answer's own objects, or it has one function of the
+answer check another's result.
 """
 
 from __future__ import annotations
@@ -46,17 +48,18 @@ PYTHON = frozenset({"python", "py", "python3"})
 
 @dataclass(frozen=True)
 class Code:
-    """``cpu_seconds``, ``wall_seconds`` and ``memory_mib`` are of one run: all calls of a function, or one text of a
-    whole program; wall time counts while the machine would have let the program run. ``sandbox`` names a backend.
-    ``partial`` makes the score the share of cases passed, and so runs all of them; the outcome stays all or
-    nothing. ``tolerance`` is for floats, in values and in texts."""
-
     cpu_seconds: int = 5
+    """CPU seconds for one run: all calls of a function, or one input of a whole program."""
     wall_seconds: float = 15.0
+    """Wall-clock seconds for one run, counted while the machine would have let the program run."""
     memory_mib: int = 1024
+    """Memory for one run, in MiB."""
     sandbox: str = sandbox.AUTO
+    """The backend (`namespaces`, `bubblewrap`, or `unsafe`); `auto` takes the first that passes its self-test."""
     partial: bool = False
+    """The score is the share of cases passed, so all of them are run. The outcome stays all or nothing."""
     tolerance: float = 0.0
+    """Tolerance for floats in values and texts, absolute or relative, whichever is larger."""
 
     name: ClassVar[str] = "code"
     version: ClassVar[str] = "3"

@@ -17,7 +17,9 @@ from distill.verifiers.extract import at_most, final_answer
 @dataclass(frozen=True)
 class Exact:
     whole: bool = False
+    """Compare the whole visible answer, not just the final answer found in it."""
     ignore_case: bool = False
+    """Ignore case."""
 
     name: ClassVar[str] = "exact"
     version: ClassVar[str] = "3"

@@ -1,4 +1,4 @@
-r"""`format`: is the thinking closed, and is there an answer, in the right language? Not whether the answer is right.
+r"""`format`: is the thinking closed, and is there an answer in the right language? Correctness is not judged.
 
 A response has the wrong form if it is cut off inside its thinking, if its answer is empty, or if there is a think
 tag inside the answer (`distill.thinking` has the rule). Settings ask for more:
@@ -33,10 +33,15 @@ OF_PROMPT = "prompt"
 @dataclass(frozen=True)
 class Format:
     boxed: bool = False
+    """Require exactly one `\\boxed{...}`."""
     one_answer: bool = False
+    """Require exactly one answer: one box, or else one "####", "answer is" or "answer:"."""
     thinking: bool = False
+    """Require some thinking."""
     language: str | None = None
+    """Require thinking and answer to be in the script of this language, such as `en`; `prompt` means the problem's."""
     language_share: float = 0.9
+    """Minimum share of words in that script, in each of the two."""
 
     name: ClassVar[str] = "format"
     version: ClassVar[str] = "3"

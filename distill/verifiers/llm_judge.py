@@ -1,4 +1,4 @@
-"""`judge`: a language model says whether the answer is right, by a reference or rubric, or is better than another.
+"""`judge`: a language model judges the answer by a reference or a rubric, or compares it with the reference.
 
     judge:
       model: deepseek-chat
@@ -65,19 +65,20 @@ class JudgeSettings(Settings):
     """A directory, a hub id, `embedded:NAME`, or the model's name at the endpoint."""
     engine: EngineOptions = TransformersOptions()
     mode: Literal["reference", "rubric", "pairwise"] = "reference"
-    """Same result as the reference? Or grades from 0 to 10? Or, asked in both orders: no worse than the reference?"""
+    """`reference`: does the answer have the same result? `rubric`: grades from 0 to 10. `pairwise`: is it no worse than
+    the reference, asked in both orders?"""
     rubric: str = ""
     """What to look at: a Jinja template over problem, reference, answer and thinking (pairwise: problem, first and
-    second). What it does not name is put after it, but for the thinking (in mode `rubric` the reference, too)."""
+    second). Fields it does not use are appended, except the thinking and, in mode `rubric`, the reference."""
     criteria: Annotated[dict[str, str], Field(default_factory=dict)]
-    """For `rubric`: a grade for each, by name with what it asks; the score is their mean."""
+    """For `rubric`: criteria by name, each with its question. Each gets a grade; the score is their mean."""
     threshold: Annotated[float, Field(ge=0, le=10)] = 7.0
-    """For `rubric`: the mean grade from which an answer is correct."""
+    """For `rubric`: the minimum mean grade of a correct answer."""
     samples: Annotated[int, Field(ge=1)] = 1
-    """Votes. More than half of them must agree; needs a temperature above 0."""
+    """Number of votes. More than half must agree; several need a temperature above 0."""
     sampling: JudgeSampling = JudgeSampling()
     longest: Annotated[int, Field(ge=1)] = 20_000
-    """Characters of an answer (and of its thinking, if shown); a longer one is unverifiable and costs nothing."""
+    """Maximum characters of an answer (and of its thinking, if shown). A longer one is unverifiable, without a call."""
     seed: int = 0
 
     @model_validator(mode="after")

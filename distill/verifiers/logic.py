@@ -1,4 +1,4 @@
-"""`logic`: entailment, equivalence, satisfiability; formulas, models and proofs as answers. Judged by z3.
+"""`logic`: entailment, equivalence, satisfiability; answers may be formulas, models or proofs. Judged by z3.
 
 The reference is JSON, its formulas in the syntax of `distill.verifiers.syntax`:
 

@@ -1,4 +1,4 @@
-"""`prm`: a process reward model scores each step of a response, thinking included; its score is their aggregate.
+"""`prm`: a process reward model scores each step of a response, thinking included; the score combines them.
 
     prm: {model: prm:STAGE, threshold: 0.5, aggregate: product}
 
@@ -37,11 +37,11 @@ AT_A_TIME = 256
 
 class PrmSettings(Settings):
     model: str
-    """`prm:STAGE`, or the directory that a `prm` stage made."""
+    """`prm:STAGE`, or the directory of a `prm` stage's result."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """The score from which a response is correct."""
+    """Minimum score of a correct response."""
     aggregate: Aggregate = "product"
-    """What the steps' probabilities come to: their `product`, the `minimum`, or the `last`."""
+    """How the steps' probabilities are combined into the score."""
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
 

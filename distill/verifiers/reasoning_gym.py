@@ -1,4 +1,4 @@
-r"""`reasoning_gym`: the puzzle families of reasoning-gym, by the library's own scorers (extra ``reasoning-gym``).
+r"""`reasoning_gym`: the puzzle families of reasoning-gym, judged by the library's own scorers (extra `reasoning-gym`).
 
 The reference is JSON: ``{"dataset": name, "entry": {question, answer, metadata}, "config": {...}}``, made by
 `reference_of`, which keeps tuples apart from lists because some scorers do. The score is the scorer's; from
@@ -62,7 +62,7 @@ TEXT = re.compile(r"\\text\s?\{([^{}]*)\}")
 @dataclass(frozen=True)
 class ReasoningGym:
     threshold: float = 1.0
-    """The score from which an answer is correct."""
+    """Minimum score of a correct answer."""
 
     name: ClassVar[str] = "reasoning_gym"
 

@@ -1,4 +1,4 @@
-r"""`regex`: the final answer matches a regular expression, Python's own.
+r"""`regex`: the final answer matches a regular expression (Python's `re`).
 
 The expression is the reference, or ``pattern`` for all problems (the reference is then ignored). All of the final
 answer must match; with ``search: true`` any part of it may. ``whole: true`` takes the whole visible
@@ -24,9 +24,13 @@ from pipeline.errors import InputError
 @dataclass(frozen=True)
 class Regex:
     pattern: str | None = None
+    """The expression for all problems. Default: each problem's reference."""
     search: bool = False
+    """Any part of the answer may match, not only all of it."""
     whole: bool = False
+    """Match the whole visible answer, not just the final answer found in it."""
     ignore_case: bool = False
+    """Ignore case."""
 
     name: ClassVar[str] = "regex"
     version: ClassVar[str] = "2"

@@ -20,8 +20,8 @@ class Stop(Settings):
     """When a vote is settled."""
 
     stop: Literal["beta", "certain"] = "beta"
-    """``certain``: what is left cannot overturn it; ``beta``: the leader is the likelier of the two leading answers
-    with this confidence."""
+    """`certain`: the remaining samples cannot change the winner. `beta`: of the two leading answers, the leader is the
+    likelier one with this confidence."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
 
     @property

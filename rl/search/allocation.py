@@ -32,9 +32,9 @@ class Allocation(Stop):
     independent: ClassVar[bool] = True
     needs: ClassVar[frozenset[Resource]] = frozenset()
     most: Annotated[int, Field(ge=1)] | None = None
-    """Samples that a problem gets at most; by default as many as there are."""
+    """Maximum number of samples per problem. Default: as many as there are."""
     tokens: Annotated[int, Field(ge=1)] | None = None
-    """The total of sampled tokens; by default the budget's samples times the tokens of one answer to each problem."""
+    """Total of sampled tokens. Default: the budget's samples times the tokens of one answer to each problem."""
 
     def search_all(self, problems: int, samples: int, stored: int) -> JointSearch:
         """Of problems that have ``stored`` samples each, as many as ``samples`` for each would take."""

@@ -29,9 +29,9 @@ class Tree(ByScore):
     independent: ClassVar[bool] = False
     needs: ClassVar[frozenset[Resource]] = frozenset(("scorer", "steps"))
     width: Annotated[int, Field(ge=2)] = 4
-    """M: so many next steps are drawn of each beam. A budget below it is one beam."""
+    """M: next steps drawn per beam. A smaller budget is one beam."""
     final: Literal["weighted", "best"] = "weighted"
-    """How the answer is chosen among the responses that it comes to: the vote by score, or the highest."""
+    """How the final answer is chosen: by a vote weighted by score, or the highest score."""
 
     def beams(self, samples: int) -> tuple[int, int]:
         """(beams that go on, steps drawn of each)."""

@@ -19,7 +19,7 @@ class Lookahead(Beam):
     """Beam search that scores each step by where it leads."""
 
     ahead: Annotated[int, Field(ge=1)] = 2
-    """So many steps are gone on with, greedily, before a step is scored."""
+    """How many steps to look ahead, greedily, before a step is scored."""
 
     def values(self, pieces: Sequence[Piece]) -> Generator[Need, Any, list[float]]:
         seen = list(pieces)

@@ -51,23 +51,23 @@ class GkdSettings(WatchedSettings, SupervisedSettings):
     """Defaults are TRL's, but for the learning rate, which is `sft`'s."""
 
     data: Annotated[str, Input(accepts=("selection",))]
-    """The teacher's traces; their problems are what the student is asked."""
+    """The teacher's traces. The student samples answers to their problems."""
     teacher: ModelName
-    """Its tokenizer must be the student's."""
+    """It must use the student's tokenizer."""
     teacher_engine: TransformersOptions = TransformersOptions()
     beta: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """0 is the forward KL, 1 the reverse, between them the generalised Jensen-Shannon divergence."""
+    """0 is the forward KL divergence, 1 the reverse; in between, the generalised Jensen-Shannon divergence."""
     on_policy: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """The share of steps on the student's own samples (lambda); the others are on the teacher's traces."""
+    """Share of steps on the student's own samples (lambda); the others use the teacher's traces."""
     top_k: Annotated[int | None, Field(ge=1)] = None
-    """So many of the teacher's likeliest tokens are told apart, all others are one; by default all are."""
+    """Compare only this many of the teacher's likeliest tokens one by one, all others as one. Default: all tokens."""
     temperature: Annotated[float, Field(gt=0)] = 0.9
-    """At which both distributions are compared."""
+    """Temperature at which both distributions are compared."""
     sampling: SamplingSettings = SamplingSettings()
     verifier: Annotated[VerifierSpec | None, RewardModel] = None
-    """Who judges the samples, for the curves and alarms alone; by default each problem's own verifier."""
+    """Judges the samples, for curves and alarms only. Default: each problem's own verifier."""
     workers: Annotated[int, Operational(), Field(ge=0)] = 0
-    """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
+    """Sampling processes. 0 means one per core for a small model on a CPU, otherwise one."""
 
     @model_validator(mode="after")
     def _can_be(self) -> GkdSettings:

@@ -34,21 +34,22 @@ class GrpoSettings(RewardedSettings):
     """Defaults are for a LoRA on a model of 0.5 to 8B parameters; sources in ``docs/design/012-training.md``."""
 
     group: Annotated[int, Field(ge=2)] = 8
-    """Samples a problem; they are compared with each other."""
+    """Samples per problem; they are compared with each other."""
     baseline: Literal["group", "leave_one_out"] = "group"
-    """A reward is compared with the mean of its group, or of the others of its group (RLOO)."""
+    """Compare a reward with the mean of its group, or of the others in its group (RLOO)."""
     scale: Literal["group", "batch", "none"] = "group"
-    """Advantages are divided by the standard deviation of the group, of the step, or not at all."""
+    """Divide advantages by the standard deviation of the group, of the whole step (`batch`), or not at all."""
     loss: Literal["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "cispo"] = "dapo"
-    """Clip and mean, as published (`rl.loss.RECIPES`). Groups whose rewards are equal are in no mean; the divisor of
-    `dr_grpo` counts every rollout. With `teacher` or `process` `gspo` is its variant for credit by token."""
+    """Clipping and averaging as published (`rl.loss.RECIPES`). Groups with equal rewards are left out of the means; the
+    divisor of `dr_grpo` counts every rollout. With `teacher` or `process`, `gspo` is its variant with credit per
+    token."""
     refills: Annotated[int, Field(ge=0)] = 0
-    """So many times new problems are drawn for groups without a gradient (DAPO's dynamic sampling)."""
+    """How many times to draw new problems in place of groups without a gradient (DAPO's dynamic sampling)."""
     teacher: TeacherSettings | None = later()
-    """Adds a teacher's log-ratio to the advantage of every token (a reverse KL term); every group then teaches."""
+    """Add a teacher's log-ratio to the advantage of every token (a reverse KL term), so that every group teaches."""
 
     process: ProcessSettings | None = later()
-    """A process reward model that rewards each step of a rollout beside the outcome (dense rewards)."""
+    """A process reward model that rewards each step of a rollout, beside the outcome (dense rewards)."""
 
     @field_validator("loss", mode="before")
     @classmethod

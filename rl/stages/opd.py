@@ -29,24 +29,24 @@ class OpdSettings(SampledSettings):
     (``docs/design/012-training.md``)."""
 
     student: ModelName
-    """The model to start from. One that never samples what the teacher would say learns slowly: SFT comes first."""
+    """The model to start from. It learns slowly if it never samples what the teacher would say, so run SFT first."""
     teacher: ModelName
-    """It scores, and samples nothing; its tokenizer must be the student's."""
+    """Scores tokens, and samples nothing. It must use the student's tokenizer."""
     teacher_engine: ScoringEngine = TransformersOptions()
     """What runs the teacher: `transformers`, or `vllm` (at temperature 1)."""
     problems: Annotated[str, Input(accepts=("problems",))]
     prompts: Annotated[int, Field(ge=1)] = 128
-    """Problems a step."""
+    """Problems per step."""
     group: Annotated[int, Field(ge=1)] = 4
-    """Samples a problem. They are not compared, so more problems are worth more than more samples."""
+    """Samples per problem. They are not compared, so more problems are worth more than more samples."""
     prompting: Prompting = None
-    """How each problem is put to the student, and so to the teacher; what is prefilled is seen and not learned."""
+    """How prompts are built for the student, and so for the teacher. What is prefilled is not trained on."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     schedule: Literal["cosine", "linear", "constant"] = "constant"
     overlong: Literal["keep", "filter"] = "keep"
-    """Responses cut at `max_tokens`: learned from (their tokens are scored like any), or left out."""
+    """Responses cut at `max_tokens`: train on them (their tokens are scored like any), or leave them out."""
     verifier: Annotated[VerifierSpec | None, RewardModel] = None
-    """Who judges what is sampled, for the curves and alarms alone; by default each problem's own verifier."""
+    """Judges the samples, for curves and alarms only. Default: each problem's own verifier."""
 
     @model_validator(mode="after")
     def _can_be_taught(self) -> OpdSettings:

@@ -27,38 +27,39 @@ class TaskSettings(Settings):
 
     stage: Annotated[str, Input(accepts=("problems",))]
     source: str | None = None
-    """Only its problems of this source: a family, or what its `source` says."""
+    """Use only problems of this source: a family, or the `source` given there."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Its share of a step is this over the sum of all, exactly on average."""
+    """Relative weight: its share of each step is this over the sum of all, exactly on average."""
 
 
 class PassRateSettings(Settings):
     """Problems that are neither always nor never solved come more often."""
 
     aim: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """The pass rate that is preferred."""
+    """Preferred pass rate."""
     strength: Annotated[float, Field(ge=0)] = 4.0
-    """How strongly: a problem's weight is exp(-strength KL(aim, rate))."""
+    """Strength of the preference: a problem's weight is exp(-strength KL(aim, rate))."""
     known_from: Annotated[str | None, Input(accepts=("verdicts", "student"))] = None
-    """What is known before the first step: verdicts of a teacher's or this student's traces, or the rollouts of
-    an earlier grpo stage. By default nothing; then this run's own rollouts tell."""
+    """Pass rates known before the first step: verdicts on a teacher's or this student's traces, or the rollouts of an
+    earlier grpo stage. Default: none, only this run's own rollouts."""
 
 
 class ProcessSettings(Settings):
     """A process reward model that rewards each step of a rollout, at the step's last token."""
 
     model: Annotated[str, Input(accepts=("prm",), prefix=files.PREFIX)]
-    """`prm:STAGE`, or the directory that a `prm` stage made. It must read the student's tokens."""
+    """`prm:STAGE`, or the directory of a `prm` stage's result. It must use the student's tokenizer."""
     weight: Annotated[float, Field(gt=0)] = 0.5
-    """Of its advantage, beside the outcome's."""
+    """Weight of its advantage, beside the outcome's."""
     form: Literal["minimum", "sum"] = "minimum"
-    """What a rollout's steps are worth: its worst step, which length cannot buy (PURE), or the `sum` of the steps to
-    come, normalised in the group (DeepSeekMath), which it can: a policy learns to write more of what scores well."""
+    """What a rollout's steps are worth: its worst step (`minimum`, PURE), which length cannot increase, or the `sum` of
+    the steps to come, normalised in the group (DeepSeekMath), which it can: the policy learns to write more of what
+    scores well."""
 
 
 class LengthSettings(Settings):
     until: Annotated[int, Field(ge=1)]
-    """The last step (from 1) of this stage."""
+    """Last step (from 1) of this stage."""
     max_tokens: Annotated[int, Field(ge=1)]
 
 
@@ -69,25 +70,25 @@ class WatchSettings(Settings):
     """Problems that are never trained on, judged by somebody whom the policy does not learn to please."""
 
     problems: Annotated[str, Input(accepts=("problems",))]
-    """Their held-out split is asked."""
+    """Its held-out problems are measured."""
     verifier: Annotated[VerifierSpec | None, RewardModel] = None
-    """Who judges; by default each problem's own."""
+    """Judges the answers. Default: each problem's own verifier."""
     every: Annotated[int, Field(ge=1)] = 20
-    """Steps between two measurements; before the first step and after the last there is one too."""
+    """Steps between measurements. It is also measured before the first step and after the last."""
     samples: Annotated[int, Field(ge=1)] = 1
-    """Of each problem."""
+    """Samples per problem."""
 
 
 class WatchedSettings(Settings):
     """How a run that learns from its own samples is watched (`rl.guard`)."""
 
     watch: WatchSettings | None = later()
-    """Held-out problems that are measured while training goes on, by a verifier that gives no reward."""
+    """Measure held-out problems during training, by a verifier that gives no reward."""
     alarms: AlarmSettings = later(AlarmSettings())
-    """When to say that the reward is being hacked, or that the policy is falling apart."""
+    """When to warn that the reward is being hacked or the policy is collapsing."""
     on_alarm: Annotated[OnAlarm, Field(exclude_if=lambda value: value != "rollback")] = "warn"
-    """`warn` says so and goes on; `stop` ends the run after a checkpoint, from which `warn` goes on; `rollback` (it
-    needs `watch`) ends with the student whose held-out pass@1 was best."""
+    """`warn` reports it and continues. `stop` ends the run after a checkpoint; with `warn` it can continue from there.
+    `rollback` (needs `watch`) ends with the student that had the best held-out pass@1."""
 
     @model_validator(mode="after")
     def _knows_what_is_good(self) -> WatchedSettings:
@@ -104,40 +105,41 @@ class WatchedSettings(Settings):
 
 class SampledSettings(WatchedSettings, WriterSettings):
     student: ModelName
-    """The model to refine; without its new adapter it is the reference of a KL term."""
+    """The model to refine. Without its new adapter it is the reference of the KL term."""
     steps: Annotated[int, Field(ge=1)] = 100
     prompts: Annotated[int, Field(ge=1)] = 32
-    """Problems a step."""
+    """Problems per step."""
     group: Annotated[int, Field(ge=1)] = 8
-    """Samples a problem."""
+    """Samples per problem."""
     sampling: SamplingSettings = SamplingSettings()
     prompting: Prompting = None
-    """How each problem is put to the student; what is prefilled is seen and not learned."""
+    """How prompts are built for the student. What is prefilled is not trained on."""
     thinking: Thinking = None
     learning_rate: Annotated[float, Field(gt=0)] = 4e-5
     norm_learning_rate: Annotated[float | None, Field(gt=0)] = None  # in fingerprints here, left at it too
-    """Trains the final norm's weight beside the adapter, at this rate: the quickest way to sharpen."""
+    """Also train the final norm's weight, at this learning rate. It is the quickest way to sharpen the distribution."""
     schedule: Literal["cosine", "linear", "constant"] = "linear"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of steps spent warming up."""
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """What the learning rate falls to, as a share of its peak."""
+    """Final learning rate, as a share of its peak."""
     updates: Annotated[int, Field(ge=1)] = 1
-    """Optimizer steps on the rollouts of a step, each on its share of them; with 1 it is strictly on-policy."""
+    """Optimizer steps per step, each on its share of the rollouts. With 1, training is strictly on-policy."""
     engine_correction: Literal["truncate", "mask", "none"] = "truncate"
-    """Weights for the difference between the engine's and the trainer's log-probabilities, per token."""
+    """Importance weights that correct for differences between the engine's and the trainer's log-probabilities."""
     engine_cap: Annotated[float, Field(gt=0)] = 2.0
-    """The largest such weight: larger ones are lowered to it (`truncate`) or set to 0 (`mask`)."""
+    """Upper bound of these weights: larger ones are lowered to it (`truncate`) or set to 0 (`mask`)."""
     engine_floor: Annotated[float, Field(ge=0)] = later(0.0)
-    """The smallest such weight, alike (IcePop: `mask` between 0.5 and 5)."""
+    """Lower bound of these weights, applied likewise (IcePop: `mask` between 0.5 and 5)."""
     engine_level: Literal["token", "sequence"] = later("token")
-    """Each token's own weight, or the product of a response's for all of its tokens, which over a long response is
-    next to nothing: a gap of 0.012 nats leaves a median of 0.03 after 32,000 tokens."""
+    """A weight per token, or their product for the whole response. Over a long response the product vanishes: a gap of
+    0.012 nats leaves a median of 0.03 after 32,000 tokens."""
     verifier: Annotated[VerifierSpec | None, RewardModel] = None
-    """Who judges what is sampled; by default each problem's own verifier."""
+    """Judges the samples. Default: each problem's own verifier."""
     workers: Annotated[int, Operational(), Field(ge=0)] = 0
-    """Processes to sample with; 0 means one a core for a small model on a CPU, else one."""
+    """Sampling processes. 0 means one per core for a small model on a CPU, otherwise one."""
     engine: PolicyEngine = "transformers"
-    """What samples: `transformers`, or `vllm`, which takes up the adapter at each step (it needs `lora`)."""
+    """What samples: `transformers`, or `vllm`, which loads the adapter at each step (needs `lora`)."""
 
     @model_validator(mode="after")
     def _can_be_sampled(self) -> SampledSettings:
@@ -169,28 +171,30 @@ class SampledSettings(WatchedSettings, WriterSettings):
 
 class RewardedSettings(SampledSettings):
     problems: Annotated[str | Annotated[list[TaskSettings], Field(min_length=1)], Input(accepts=("problems",))]
-    """The stage that makes problems, or several of them, or parts of them, with weights."""
+    """One stage, or a list of stages, or of sources in them, with weights."""
     pass_rate: PassRateSettings | None = later()
-    """Prefer problems by how often they are solved; by default all are walked through."""
+    """Prefer problems by their pass rate. Default: go through all of them."""
     lengths: list[LengthSettings] | None = later()
-    """Stages of a shorter `max_tokens`, each up to a step; after the last that of `sampling` holds."""
+    """Stages with a lower `max_tokens`, each up to a step. After the last one, `sampling.max_tokens` applies."""
     reward: Annotated[list[Component], Field(min_length=1)] | None = later()
-    """The reward as a weighted sum of named components, in place of `verifier`."""
+    """Instead of `verifier`: a weighted sum of named components."""
     overlong: Literal["keep", "filter", "punish"] = "keep"
-    """Responses cut at `max_tokens`: learned from, left out of the loss, or their reward lowered softly."""
+    """Responses cut at `max_tokens`: train on them, leave them out of the loss (`filter`), or lower their reward
+    gradually (`punish`)."""
     overlong_buffer: Annotated[int, Field(ge=0)] = 0
-    """`punish`: over so many tokens before the limit the reward falls by up to 1."""
+    """For `punish`: over this many tokens before the limit, the reward falls by up to 1."""
     passes: Annotated[int, Field(ge=1)] = later(1)
-    """Over the rollouts of a step, each in as many `updates`; after the first, problems are shuffled."""
+    """Passes over the rollouts of a step, each with `updates` optimizer steps. Later passes shuffle the problems."""
     clip_low: Annotated[float | None, Field(gt=0)] = None
-    """The clip of the ratio below 1 and above it; by default that of the loss (dapo: 0.2 and 0.28)."""
+    """Clips the ratio to 1 - `clip_low` and 1 + `clip_high`. Default: the loss's own (dapo: 0.2 and 0.28)."""
     clip_high: Annotated[float | None, Field(gt=0)] = None
     clip_cap: Annotated[float | None, Field(gt=1)] = None
-    """Bounds the ratio of tokens with a negative advantage too (two-sided clipping); above 1 + `clip_high`."""
+    """Also bounds the ratio of tokens with a negative advantage (two-sided clipping). Must be above 1 + `clip_high`."""
     kl: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the KL divergence from the student without its new adapter."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """`k3` is low and never negative; `k2` has the divergence's gradient; `k1` has none, unless `kl_corrected`."""
+    """`k3` has low variance and is never negative; `k2` has the divergence's gradient; `k1` has none on average, unless
+    `kl_corrected`."""
     kl_corrected: bool = False
     """Multiply the KL term by the ratio, which makes the gradient of `k1` and `k3` unbiased."""
 

@@ -26,31 +26,32 @@ class PpoSettings(RewardedSettings):
     """The policy's defaults are grpo's, but for clips (PPO's own) and passes; the rest in `rl.critic`."""
 
     group: Annotated[int, Field(ge=1)] = 1
-    """Samples a problem. They are not compared, so more problems are worth more than more samples."""
+    """Samples per problem. They are not compared, so more problems are worth more than more samples."""
     prompts: Annotated[int, Field(ge=1)] = 256
-    """Problems a step."""
+    """Problems per step."""
     passes: Annotated[int, Field(ge=1)] = 2
-    """Over the rollouts of a step, each in as many `updates`; after the first, problems are shuffled."""
+    """Passes over the rollouts of a step, each with `updates` optimizer steps. Later passes shuffle the problems."""
     clip_low: Annotated[float, Field(gt=0)] = 0.2
-    """The clip of the ratio below 1 and above it."""
+    """Clips the ratio to 1 - `clip_low` and 1 + `clip_high`."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
     kl_in_reward: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the same divergence as a price on each token in the reward, which the head learns to expect."""
+    """Weight of the same divergence as a penalty on each token's reward, which the value head learns to expect."""
     discount: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Gamma: what a reward one token later is worth."""
+    """Discount factor per token (gamma)."""
     decay: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Lambda of the generalised advantage: 1 compares what came with what was expected, less trusts the head's later
-    estimates more."""
+    """Lambda of generalised advantage estimation. 1 compares the actual return with the estimate; lower values trust
+    the value head's later estimates more."""
     whiten: bool = True
-    """Advantages of a step have mean 0 and deviation 1."""
+    """Normalise the advantages of a step to mean 0 and standard deviation 1."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    """Of the head, one linear function that begins at zero: about how far an update moves an estimate."""
+    """Learning rate of the value head, a linear function that starts at zero: about how far one update moves an
+    estimate."""
     value_weight: Annotated[float, Field(gt=0)] = 0.5
-    """Of its loss beside the policy's; with `value_detached` the learning rate alone counts."""
+    """Weight of the value loss beside the policy's. With `value_detached`, only the learning rate matters."""
     value_clip: Annotated[float | None, Field(gt=0)] = 0.2
-    """Estimates move by so much from those before the step, or gain nothing; `null`: freely."""
+    """How far an estimate may move from its value before the step; further moves gain nothing. `null`: no limit."""
     value_detached: bool = True
-    """The head learns from the student's states as they are; `false` has its gradient change the student too."""
+    """Keep the value head's gradient out of the student; with `false` it changes the student too."""
 
     @model_validator(mode="after")
     def _prices_a_reference(self) -> PpoSettings:

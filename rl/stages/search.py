@@ -61,34 +61,37 @@ class SearchSettings(Settings):
     problems: Annotated[str, Input(accepts=("problems",))]
     model: StageOrName
     scorers: Annotated[dict[Annotated[str, Field(min_length=1)], ScorerSpec], RewardModel] = Field(default_factory=dict)
-    """Who scores steps, by a label: a process reward model (`prm:STAGE`, or its directory), or `{likelihood: MODEL}`: a
-    model whose own probability of each step is its score."""
+    """Step scorers by label: a process reward model (`prm:STAGE`, or its directory), or `{likelihood: MODEL}`, whose
+    own probability of a step is the score."""
     strategies: Annotated[list[StrategySpec] | None, Field(min_length=1)] = None
-    """`distill list strategies`: each a name, or a name with its settings (`{beam: {width: 8, by: LABEL}}`); without
-    `by`, each scorer's. By default greedy, majority, adaptive and allocate, and with scorers best_of and weighted."""
+    """Names from `distill list strategies`, or one with its settings (`{beam: {width: 8, by: LABEL}}`). Without `by`,
+    it runs once per scorer. Default: greedy, majority, adaptive and allocate; with scorers also best_of and
+    weighted."""
     budgets: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = Field(
         default_factory=lambda: [1, 2, 4, 8, 16]
     )
-    """Samples a problem, or beams; each is a point of the curves."""
+    """Samples (or beams) per problem. Each is a point on the curves."""
     samples: Annotated[int, Field(ge=1)] | None = None
-    """Samples of each problem that all strategies choose from; by default the largest budget."""
+    """Samples per problem that all strategies choose from. Default: the largest budget."""
     stored: bool = False
-    """No new call: strategies that need samples which are not in the store are refused."""
+    """Make no new calls. Strategies that need samples not in the store are refused."""
     step: Literal["line", "paragraph"] = "line"
-    """What a search step by step takes for a step."""
+    """What a step is, in search step by step."""
     engine: EngineOptions = TransformersOptions()
     sampling: SamplingSettings = SamplingSettings()
     prompting: Prompting = None
-    """How each problem is put to the model; a string is a template, or the name of one."""
+    """How prompts are built for the model; a string is a template, or the name of one."""
     thinking: Thinking = None
     verifier: Annotated[VerifierSpec | None, RewardModel] = None
-    """Who judges; by default each problem's own."""
+    """Judges the answers. Default: each problem's own verifier."""
     orders: Annotated[int, Field(ge=1)] = 8
-    """Strategies that stop early are averaged over so many orders of the samples."""
+    """Number of sample orders that strategies which stop early are averaged over."""
     split: Literal["train", "heldout"] = "heldout"
+    """Which problems to measure on."""
     contamination: ContaminationSettings | None = ContaminationSettings()
-    """Whether the problems overlap with what the model was trained on stands beside the curves."""
+    """Report, beside the curves, how far the problems overlap with the model's training data; `null` turns it off."""
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
+    """Processes that verify."""
     seed: Seed = 0
 
     @property

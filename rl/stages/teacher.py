@@ -29,9 +29,9 @@ class TeacherSettings(Settings):
 
     model: ModelName
     engine: ScoringEngine = TransformersOptions()
-    """What runs it: `transformers`, or `vllm` (at temperature 1)."""
+    """What runs the teacher: `transformers`, or `vllm` (at temperature 1)."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Of its log-ratio in a token's advantage, beside the reward's."""
+    """Weight of its log-ratio in a token's advantage, beside the reward's."""
 
 
 def check_teacher(teacher: TeacherSettings, temperature: float) -> None:
