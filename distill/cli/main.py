@@ -24,6 +24,7 @@ from distill.cli.options import (
     PipelineFile,
     Set,
     StageNames,
+    StudentName,
     WorkspaceOption,
     command,
 )
@@ -216,14 +217,7 @@ def doctor(json_: Json = False) -> None:
 @app.command(epilog='Example: distill ask "Compute left to right: 12 + 7 * 3 - 4" --show-thinking')
 def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A stage, a directory, a hub name, or embedded:NAME. Default: the last student, controls aside.",
-        ),
-    ] = None,
+    model: StudentName = None,
     pipeline: PipelineFile = DEFAULT_PIPELINE,
     workspace: WorkspaceOption = None,
     show_thinking: Annotated[bool, typer.Option("--show-thinking", help="Print the thinking too.")] = False,
@@ -284,25 +278,18 @@ def ask(
 def serve(
     more: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- SERVER OPTIONS]", help="Options of the server itself, as its --help tells them."),
+        typer.Argument(metavar="[-- SERVER OPTIONS]", help="Options for the server itself."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A stage, a directory, a hub name, or embedded:NAME; by default the last student, controls aside.",
-        ),
-    ] = None,
+    model: StudentName = None,
     pipeline: PipelineFile = DEFAULT_PIPELINE,
     workspace: WorkspaceOption = None,
     engine: Annotated[
-        str | None, typer.Option(help="vllm or transformers; by default the first of them that is installed.")
+        str | None, typer.Option(help="vllm or transformers. Default: the first of these that is installed.")
     ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is reachable from other machines.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is reachable from other machines.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
 ) -> None:
     """Serve a student over an OpenAI-compatible API, with vLLM or transformers."""
     command("serve", "serve")(model, pipeline, workspace, engine, host, port, more or [])

@@ -24,6 +24,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StageNames = Annotated[
     list[str] | None, typer.Argument(help="Stages to bring up to date, with all that they need. Default: all.")
 ]
+StudentName = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A stage, a directory, a hub name, or embedded:NAME. Default: the last student, controls aside.",
+    ),
+]
 
 
 class Effort(StrEnum):
