@@ -185,6 +185,8 @@ def test_bad_input_is_one_line(project: Path) -> None:
     assert "needs at least 8 samples" in refused("plan", "evaluate", "-p", "exam.yaml", cwd=project)
     (project / "list.yaml").write_text("- problems\n- generate\n")
     assert "list.yaml:1: is a list" in refused("run", "-p", "list.yaml", cwd=project)
+    for words in (("run", "--limit", "0"), ("traces", "list", "--nothing"), ("sleep",), ("verify", "a.jsonl")):
+        assert "--help` tells what there is" in refused(*words, cwd=project)
 
 
 @pytest.mark.parametrize(
@@ -285,8 +287,9 @@ def test_a_stage_is_running_while_its_run_holds_the_workspace(
         assert states(status)["problems"]["state"] == "running"
 
 
-def test_an_error_is_json_when_json_was_asked_for(project: Path) -> None:
-    result = distill("run", "-p", "nothing.yaml", "--json", cwd=project, code=2)
+@pytest.mark.parametrize("wrong", [("-p", "nothing.yaml"), ("--limit", "0")])
+def test_an_error_is_json_when_json_was_asked_for(wrong: tuple[str, str], project: Path) -> None:
+    result = distill("run", *wrong, "--json", cwd=project, code=2)
     assert json.loads(result.stdout.splitlines()[-1]) | {"message": ""} == {
         "event": "error",
         "message": "",
@@ -471,6 +474,18 @@ def test_a_command_that_is_stopped_before_it_began_says_so_by_its_exit_code(proj
         run.terminate()
         _, said = run.communicate()
     assert (run.returncode, said) == (75, "distill: interrupted; what was made is kept, run the same command again\n")
+
+
+def test_a_signal_after_the_end_of_a_command_changes_nothing(tmp_path: Path) -> None:
+    code = (
+        "import atexit, os, signal, sys; from distill.cli.main import main\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGTERM); sys.argv = ['distill', '--version']; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_what_json_does_not_know_is_null_and_columns_of_one_name_are_told_apart(done: Path) -> None:

@@ -11,7 +11,7 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -360,10 +360,12 @@ def main() -> None:
     heed_cores()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until a command heeds both itself
     try:
-        app()
+        code = app(standalone_mode=False)
     except PipelineError as error:
         _fail(str(error), error.exit_code)
     except Exception as error:
+        if (wrong := _misused(error)) is not None:
+            _fail(wrong, Exit.INPUT)
         if disk_is_full(error):
             _fail("no space left on the disk, or in your quota; free some and run the same command again", Exit.INPUT)
         if isinstance(error, OSError) and error.filename:
@@ -371,16 +373,29 @@ def main() -> None:
         if "--json" in sys.argv:
             _event(f"{type(error).__name__}: {error}", Exit.FAILED)  # the traceback, on stderr, no program reads
         raise
-    except SystemExit as ended:
-        if ended.code != TYPER_INTERRUPTED:
-            raise
-        _interrupted()
     except KeyboardInterrupt:
         _interrupted()
+    if code == TYPER_INTERRUPTED:
+        _interrupted()
+    _end(code or Exit.DONE)
 
 
 TYPER_INTERRUPTED = 130
 """What typer makes of Ctrl-C. (A reader that goes away, as `head` does, it handles itself.)"""
+
+
+def _misused(error: Exception) -> str | None:
+    """What is wrong with a command line, in one line; None for another error. Told by what the error can do, for typer
+    has moved the class. A command without a word after it prints its help."""
+    if not hasattr(error, "format_message"):
+        return None
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)
+        _end(Exit.INPUT)
+    command = context.command_path.removeprefix(context.find_root().command_path) if context else ""
+    said = " ".join(error.format_message().split()).rstrip(".")
+    return f"{said}; `distill{command} --help` tells what there is"
 
 
 def _interrupted() -> None:
@@ -409,11 +424,19 @@ def _rows_on_stdout() -> bool:
     return sys.argv[1:2] == ["verify"]
 
 
-def _fail(message: str, code: Exit) -> None:
+def _fail(message: str, code: Exit) -> NoReturn:
     """Say it and end; that nobody can hear it (a terminal that is gone, a full disk under the log) changes no code."""
     if "--json" in sys.argv:
         _event(message, code)
     if not ("--json" in sys.argv and _rows_on_stdout()):
         with suppress(OSError):
             print(f"distill: {message}", file=sys.stderr, flush=True)
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """A signal that comes now, while Python takes down what torch has built, finds nothing left to stop: it must not
+    make of a run that is done one that was killed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(int(code))
