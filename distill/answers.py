@@ -99,9 +99,13 @@ class Tally(Counter[str]):
     def __init__(self) -> None:
         super().__init__()
         self.reasons: Counter[str] = Counter()
+        self.failures: dict[str, str] = {}
+        """The first reason of each kind of failure."""
 
     def add(self, outcome: str, failure: str | None, reason: str = "") -> None:
         self.update([str(outcome), *([str(failure)] if failure else [])])
+        if failure:
+            self.failures.setdefault(str(failure), reason[:160])
         known = reason in self.reasons or len(self.reasons) < MOST_REASONS
         if outcome == Outcome.UNVERIFIABLE and known:
             self.reasons[reason[:160]] += 1
@@ -115,13 +119,23 @@ class Tally(Counter[str]):
         return self[Outcome.UNVERIFIABLE] - sum(self[failure] for failure in Failure)
 
 
-def check_rows(rows: Iterable[Row], columns: AnswerColumns) -> int:
+def check_rows(rows: Iterable[Row], columns: AnswerColumns, skip: bool) -> int:
     """The number of rows, if all of them can be read: so that a slip on the last line is told before hours
-    of judging, not after."""
-    count = 0
+    of judging, not after. With ``skip``, if one can: where none can, a column's name is wrong and not the rows."""
+    count, first, found = 0, None, False
     for row in rows:
-        columns.read(row)
         count += 1
+        if found and skip:
+            continue
+        try:
+            columns.read(row)
+            found = True
+        except InputError as error:
+            if not skip:
+                raise InputError(f"{error}; --on-bad-row skip goes on past such rows") from None
+            first = first or error
+    if first and not found:
+        raise InputError(f"{first}; none of the {count:,} rows can be read")
     return count
 
 

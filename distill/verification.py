@@ -6,7 +6,8 @@ verdicts missing and the old ones stay.
 
 A timeout, a crash, a lack of memory may be the machine's fault, so the first such failure is no verdict
 yet: it is kept under a key of its own, and the next run judges that trace once more. What comes of that, a
-second failure too, is the verdict. See docs/design/007-failures.md.
+second failure too, is the verdict. A verifier that fails on every trace has judged nothing: the stage fails, and
+what it lacked may be mended, so no such failure is a verdict, an exception neither. See docs/design/007-failures.md.
 """
 
 from __future__ import annotations
@@ -137,6 +138,12 @@ def make_verdicts(
             writer.flush()
             store.ingest()
     stop_check(context.stopping)
+    if not writer.judged:
+        _, first = writer.failures[0]
+        raise PipelineError(
+            f"stage {context.name}: verifier {first.verifier} failed on every answer ({len(wishes):,}) and judged "
+            f"none; the first: {first.reason}. When the cause is mended, the same command judges them all"
+        )
     return [writer.stands.get(wish.key, wish.key) for wish in wishes]
 
 
@@ -177,14 +184,27 @@ class _Writer:
         self._spent: Counter[str] = Counter()
         self._appender = Appender(store, ("verdicts",))
         self._shown = time.monotonic()
+        self.judged = done > 0
+        """Whether any of the answers has a verdict."""
+        self.failures: list[tuple[Judgement, Verdict]] = []
+        """Those that came before anything was judged: what they are kept as depends on whether something is."""
 
     def add(self, wish: Judgement, verdict: Verdict) -> None:
-        key = kept_under(wish, verdict, self._found)
-        self.stands[wish.key] = key
-        self._appender.add("verdicts", verdict_row(key, wish.trace_key, wish.problem_key, verdict, wish.settled))
+        self.judged = self.judged or not verdict.failure
+        self.failures.append((wish, verdict))
+        if self.judged:
+            self._keep()
         self._tally.update([verdict.outcome, *([verdict.failure] if verdict.failure else [])])
         self._spent.update(spent_in(verdict.evidence))
         self._done += 1
+
+    def _keep(self) -> None:
+        for wish, verdict in self.failures:
+            key = kept_under(wish, verdict, self._found) if self.judged else keys.failed_key(wish.key)
+            self.stands[wish.key] = key
+            self._appender.add("verdicts", verdict_row(key, wish.trace_key, wish.problem_key, verdict, wish.settled))
+        if self.judged:
+            self.failures.clear()
 
     def tick(self) -> bool:
         """True where it was time to look up."""
@@ -195,6 +215,7 @@ class _Writer:
         return True
 
     def flush(self) -> None:
+        self._keep()
         self._appender.flush()
         self._show()
 

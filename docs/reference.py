@@ -31,7 +31,7 @@ EXIT_CODES = """\
 | code | meaning |
 |---|---|
 | 0 | done |
-| 1 | a stage failed, for example because an endpoint did not answer after all `retries`; finished work is kept |
+| 1 | a stage failed, or a verifier on every answer, or an endpoint after all `retries`; finished work is kept |
 | 2 | the input is wrong, or a disk is full or not writable; the message says what, where and what to do |
 | 3 | a cap on money or tokens was reached; finished work is kept |
 | 75 | stopped cleanly (SIGTERM, Ctrl-C, terminal closed, `--max-time`), or workspace in use: run the command again |

@@ -167,6 +167,20 @@ def test_a_second_failure_is_the_verdict(crashing: Path) -> None:
     assert rates(crashing).items() >= {"verdicts": 4, "crashes": 1}.items()
 
 
+def test_a_verifier_that_fails_on_every_trace_fails_the_stage_until_it_is_mended(crashing: Path) -> None:
+    """What a verifier needs and does not find (a package, a service) is no property of the traces: no exception of it
+    is a verdict, in the first run or the second."""
+    (crashing / "mine.py").write_text(CRASHES.replace('"1"', '"2"').replace("os._exit(9)", "pass").replace(
+        "        if trace", "        open('needed').close()\n        if trace"))  # fmt: skip
+    for _ in range(2):
+        said = distill("run", cwd=crashing, code=1).splitlines()[-1]
+        assert "stage verify: verifier crashes failed on every answer (4) and judged none; the first: " in said
+        assert "No such file or directory: 'needed' (mine.py:7)" in said
+    (crashing / "needed").touch()
+    assert run(crashing)["verify"]["figures"].items() >= {"members": 4, "correct": 4}.items()
+    assert all(stage["cached"] for stage in run(crashing).values())
+
+
 # -- the comparison itself, on rows made by hand ------------------------------------------------
 
 A, B = Version("math", "1", '"math"'), Version("exact", "1", '"exact"')

@@ -141,6 +141,9 @@ def test_a_bad_row_stops_before_anything_is_judged_or_says_so_on_its_line(
     assert [line["row"] for line in lines] == [1, 2, 3]
     assert message in lines[1]["reason"] and lines[1]["evidence"] == {"failure": "input"}
     assert "bad rows 1" in said
+    jsonl(tmp_path / "a.jsonl", [bad, bad])
+    lines, said = verify("a.jsonl", "--verifier", "math", "--on-bad-row", "skip", cwd=tmp_path, code=2)
+    assert lines == [] and message.replace(":2:", ":1:") in said and "none of the 2 rows can be read" in said
 
 
 def test_the_progress_bar_has_room_for_count_and_time_in_80_columns() -> None:
@@ -242,7 +245,10 @@ def test_why_there_is_no_verdict_stands_in_the_summary(tmp_path: Path) -> None:
     jsonl(
         tmp_path / "a.jsonl", [{"answer": "", "response": text} for text in ("forget", "raise", "leave", "interrupt")]
     )
-    lines, said = verify("a.jsonl", "--verifier", "./mine.py:Mine", "--no-answer", cwd=tmp_path)
+    lines, said = verify("a.jsonl", "--verifier", "./mine.py:Mine", "--no-answer", cwd=tmp_path, code=1)
+    assert said.splitlines()[-1].startswith(
+        "distill: verifier mine: failed on every answer (4) and judged none; the first"
+    )
     reasons = [line["reason"] for line in lines]
     assert all(line["evidence"]["failure"] == "error" for line in lines)
     assert "returned NoneType, not a Verdict" in reasons[0]

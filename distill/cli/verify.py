@@ -1,6 +1,7 @@
 """``distill verify``: judge a file of answers. Rows go to stdout or --output, the summary to stderr.
 
-The file is read twice: once to check and count its rows, once to judge them. With --output the lines are
+The file is read twice: once to check and count its rows, once to judge them. A verifier that fails on every answer
+ends it with exit code 1, when the lines are written. With --output the lines are
 gathered beside it under a name made of all that they depend on, and get its name when they are complete;
 a stopped or killed command, run again, goes on after the last whole line.
 """
@@ -8,7 +9,6 @@ a stopped or killed command, run again, goes on after the last whole line.
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,12 +23,12 @@ from distill.answers import AnswerColumns, Tally, check_rows, judge_rows
 from distill.cli.display import Rate, duration
 from distill.cli.lines import Output, Rows, Stdout
 from distill.cli.traces import printable
-from distill.types import Outcome
+from distill.types import Failure, Outcome
 from distill.verifiers import VerifierPool, build
 from distill.verifiers.asking import holds_opened
 from distill.verifiers.compose import Spec
 from pipeline.document import parse_value
-from pipeline.errors import InputError, Stopped
+from pipeline.errors import InputError, PipelineError, Stopped
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.stopping import Stopper
 
@@ -52,7 +52,7 @@ def verify(
     if columns.prompt is None and holds_opened(built):
         raise InputError(f"verifier {built.name}: is shown the problem too; name its column with --prompt-key")
     began = time.monotonic()
-    total = _count(file, limit, columns if on_bad_row == "stop" else None)
+    total = _count(file, limit, columns, skip=on_bad_row == "skip")
     tally = Tally()
     stopper = Stopper()
     with stopper.listening(), _rows(output, file, [spec, built.version, asdict(columns), limit, on_bad_row]) as rows:
@@ -80,6 +80,7 @@ def verify(
         },
         as_json,
     )  # fmt: skip
+    _refuse_silence(tally, built.name)
 
 
 def _note(text: str) -> None:
@@ -92,17 +93,19 @@ def spec_of(text: str) -> Spec:
     return spec
 
 
-def _count(file: Path, limit: int | None, columns: AnswerColumns | None) -> int:
-    rows = islice(tables.read(file), limit)
-    try:
-        total = sum(1 for _ in rows) if columns is None else check_rows(rows, columns)
-    except InputError as error:
-        if columns is None or not re.match(rf"{re.escape(str(file))}:\d", str(error)):
-            raise
-        raise InputError(f"{error}; --on-bad-row skip goes on past such rows") from None
-    if total == 0:
+def _count(file: Path, limit: int | None, columns: AnswerColumns, skip: bool) -> int:
+    if (total := check_rows(islice(tables.read(file), limit), columns, skip)) == 0:
         raise InputError(f"{file}: has no rows")
     return total
+
+
+def _refuse_silence(tally: Tally, name: str) -> None:
+    """A verifier that failed on every answer has judged nothing, and whoever asked does not want an exit code of 0."""
+    asked = tally.rows - tally[Failure.INPUT]
+    failed = sum(tally[failure] for failure in Failure) - tally[Failure.INPUT]
+    if asked and failed == asked:
+        why = next(reason for failure, reason in tally.failures.items() if failure != Failure.INPUT)
+        raise PipelineError(f"verifier {name}: failed on every answer ({asked:,}) and judged none; the first: {why}")
 
 
 @contextmanager
