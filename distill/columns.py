@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
 from functools import cache
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator
@@ -119,17 +118,27 @@ def cell(row: Row, column: str) -> Any:
         raise InputError(f"{row.where}: {column!r}: {' '.join(str(error).split())}") from None
 
 
-def unreadable(rows: Iterator[Row], columns: Iterable[str | Mapping[str, str] | None]) -> str | None:
+def unreadable(
+    rows: Iterator[Row], columns: Iterable[str | Mapping[str, str] | None], skip: bool = False
+) -> str | None:
     """Why the first row cannot be read by these columns: one that is not there, most likely. None where it can be, and
-    where there is no row, which is for whoever wants rows to tell."""
+    where there is no row, which is for whoever wants rows to tell. With ``skip``, None where any row can be read."""
     named = [name for column in columns for name in (column.values() if isinstance(column, Mapping) else [column])]
+    first: str | None = None
     try:
-        for row in islice(rows, 1):
-            for name in filter(None, named):
-                cell(row, name)
-    except InputError as error:
+        for row in rows:
+            try:
+                for name in filter(None, named):
+                    cell(row, name)
+            except InputError as error:
+                if not skip:
+                    return str(error)
+                first = first or f"{error}; no row can be read"
+            else:
+                return None
+    except InputError as error:  # of the file
         return str(error)
-    return None
+    return first
 
 
 def text(row: Row, column: str) -> str:

@@ -268,11 +268,11 @@ def _name(source: RowSource) -> str | None:
 
 
 def unreadable(sources: Sequence[Source]) -> str | None:
-    """Why the first row of a file is no problem (`distill.columns.unreadable`), or None."""
+    """Why the first row of a file, or each where bad ones are skipped, is no problem (`distill.columns.unreadable`)."""
     found = (
-        unreadable_row(source.rows(), (source.prompt, source.reference, source.difficulty))
+        unreadable_row(source.rows(), (source.prompt, source.reference, source.difficulty), source.on_bad_row == "skip")
         for source in sources
-        if isinstance(source, FileSource) and source.on_bad_row == "stop"
+        if isinstance(source, FileSource)
     )
     return next(filter(None, found), None)
 

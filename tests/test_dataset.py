@@ -325,8 +325,9 @@ def test_import_export_and_card_by_command(tmp_path: Path) -> None:
     assert len(listed(tmp_path)) == 6
     distill("traces", "export", "out", "-w", "w", cwd=tmp_path)
     assert "# w\n\n6 reasoning traces on 1 problems, imported" in (tmp_path / "out/README.md").read_text()
-    back = ("traces", "import", "out/data/train-00000-of-00001.parquet", "-w", "again", "--teacher", "r1")
-    distill(*back, "--messages", "messages", "--reference", "reference", "--source", "t", cwd=tmp_path)
+    back = ("traces", "import", "out", "-w", "again", "--teacher", "r1", "--source", "t")
+    said = distill(*back, "--messages", "messages", "--reference", "reference", cwd=tmp_path).stdout
+    assert "`distill traces list --workspace again --model imported:r1`" in said
     sql = "SELECT trace_key, thinking, answer FROM traces ORDER BY 1"
     there = [distill("traces", "sql", sql, "-w", name, "--json", cwd=tmp_path).stdout for name in ("w", "again")]
     assert there[0] == there[1] and there[0].count("\n") == 6
@@ -337,6 +338,10 @@ def test_import_export_and_card_by_command(tmp_path: Path) -> None:
         (
             ("traces", "import", "t.jsonl", "--teacher", "x", "--prompt", "z", "--answer", "r"),
             "t.jsonl:1: has no column 'z'",
+        ),
+        (
+            ("traces", "import", "t.jsonl", "--teacher", "x", "--prompt", "z", "--answer", "r", "--on-bad-row", "skip"),
+            "t.jsonl:1: has no column 'z'; it has q, r, a; no row can be read",
         ),
         (("traces", "import", "t.jsonl", "--teacher", "x", "--set", "promt=q"), "did you mean 'prompt'"),
         (("traces", "export", "out"), "exists already"),

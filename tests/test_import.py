@@ -230,6 +230,10 @@ def test_a_row_of_several_generations_is_several_traces_and_a_bad_one_is_told_by
             "t.jsonl:1: has no column 'nothere'; it has q, thought, said, a",
         ),
         (COLUMNS.replace("reference: a", "reference: {test: b}"), "t.jsonl:1: has no column 'b'"),
+        (
+            COLUMNS.replace("reference: a", "reference: b, on_bad_row: skip"),
+            "has no column 'b'; it has q, thought, said, a;",
+        ),
         (COLUMNS.replace("prompt: q", 'prompt: "{{ query }}"'), "t.jsonl:1: '{{ query }}': 'query' is undefined"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from pydantic import ValidationError
@@ -73,9 +74,12 @@ def import_file(
     file: Path, pipeline: Path, workspace: Path | None, asked: Mapping[str, Any], more: Sequence[str], as_json: bool
 ) -> None:
     space = workspace or load(pipeline).workspace
-    settings = _settings({"file": str(file), **{k: v for k, v in asked.items() if v is not None}}, more)
-    if not file.is_file():
+    if not file.exists():
         raise InputError(f"{file}: no such file (looked in {Path.cwd()})")
+    where = "dataset" if file.is_dir() else "file"
+    settings = _settings({where: str(file), **{k: v for k, v in asked.items() if v is not None}}, more)
+    if why := import_traces.refuse(settings, {}):
+        raise InputError(why)
     listener = display.choose(as_json)
     stopper = Stopper(None)
     with stopper.listening(), workspace_lock(space, wait=False, stopping=stopper, command=f"traces import {file}"):
@@ -94,7 +98,7 @@ def import_file(
     if as_json:
         print(json.dumps({"event": "done", "figures": dict(figures)}))
     else:
-        shown = f"`distill traces list --model imported:{settings.teacher}`"
+        shown = f"`distill traces list --workspace {quote(str(space))} --model {quote(f'imported:{settings.teacher}')}`"
         print(f"{figures['traces']:,} traces of {file} are in {space}: {shown}")
 
 

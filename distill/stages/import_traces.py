@@ -235,10 +235,11 @@ def dependencies(settings: ImportSettings, hashes: FileHashes, _: Mapping[str, M
 
 
 def refuse(settings: ImportSettings, _: Mapping[str, Mapping[str, Any]]) -> str | None:
-    if settings.file is None or settings.on_bad_row == "skip":
+    if settings.file is None:
         return None
     said = (settings.thinking, settings.answer, settings.messages, settings.generations, settings.flags)
-    return unreadable(settings.rows(), (settings.prompt, *said, settings.reference, settings.difficulty))
+    skip = settings.on_bad_row == "skip"
+    return unreadable(settings.rows(), (settings.prompt, *said, settings.reference, settings.difficulty), skip)
 
 
 STAGE = Stage(
