@@ -33,6 +33,10 @@ class Hostile:
                 time.sleep(0.02)
         if answer == "memory":
             return Verdict.correct(str(len(b"x" * (1 << 42))))
+        if answer == "grow":  # too slowly to reach the limit in the time that there is
+            held = b"x" * (200 << 20)
+            while held:
+                pass
         if answer == "exit":
             os._exit(3)
         if answer == "die":

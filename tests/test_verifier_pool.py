@@ -64,6 +64,14 @@ def test_misbehaviour_costs_one_verdict(pool: VerifierPool, act: str, failure: s
     assert all(verdict.outcome is Outcome.CORRECT for verdict in verdicts.values())
 
 
+def test_memory_that_takes_the_time_is_told_as_memory() -> None:
+    with VerifierPool(workers=1, limits=Limits(cpu_seconds=2.0, memory_bytes=1 << 29)) as pool:
+        assert pool.verify(HOSTILE, PROBLEM, "fine").outcome is Outcome.CORRECT
+        verdict = pool.verify(HOSTILE, PROBLEM, "grow")
+    assert verdict.failure == "memory"
+    assert verdict.reason == "more than 0.125 GiB of memory, and of 2 s of CPU time"
+
+
 def test_nothing_but_misbehaviour(pool: VerifierPool) -> None:
     items = [(i, HOSTILE, PROBLEM, act) for i, act in enumerate(["exit", "die", "raise", "memory"] * 5)]
     verdicts = dict(pool.verify_many(items))

@@ -34,7 +34,7 @@ from distill.types import Failure, Problem, Verdict
 from distill.verifiers import asking
 from distill.verifiers.base import Key, Note, Session, Stopping, Verifier, never, silent
 from distill.verifiers.compose import Spec, build
-from distill.verifiers.process import Job, WorkerProcess
+from distill.verifiers.process import LOOK_SECONDS, Job, WorkerProcess
 from distill.verifiers.run import judge_quickly, posed, shown, signed
 from distill.verifiers.worker import Limits
 from pipeline.errors import PipelineError
@@ -246,6 +246,7 @@ class VerifierPool:
                 if self._ear in heard:
                     self._answer_bell(workers)
                 for worker in list(workers):
+                    worker.look()
                     if worker.connection in heard:
                         self._listen(worker, workers)
                     elif worker.busy and time.monotonic() >= worker.deadline:
@@ -260,8 +261,8 @@ class VerifierPool:
             self._fail([job for worker in workers for job in worker.jobs if job], "the verifier pool was closed")
 
     def _timeout(self, workers: list[WorkerProcess]) -> float | None:
-        """Seconds until a worker is late, or has kept others waiting for too long."""
-        ends = [worker.deadline for worker in workers if worker.busy]
+        """Seconds until a worker is late, has kept others waiting for too long, or is to be looked at."""
+        ends = [min(worker.deadline, time.monotonic() + LOOK_SECONDS) for worker in workers if worker.busy]
         if self.workers > 1:
             ends += [worker.patience for worker in workers if worker.holds_up]
         return max(0.0, min(ends) - time.monotonic()) if ends else None

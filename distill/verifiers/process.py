@@ -17,6 +17,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 
 from distill.thinking import Response
 from distill.types import Failure, Problem, Verdict
@@ -29,6 +30,11 @@ WORKER = "from distill.verifiers.worker import main; main()"
 START_SECONDS = 120.0
 GRACE_SECONDS = 1.0
 """What a verdict that nobody waits for any more may still take: less than a new worker costs."""
+LOOK_SECONDS = 0.5
+"""From one look at how much memory a long verdict has taken to the next."""
+MUCH = 4
+"""The part of its memory limit with which a worker that dies otherwise is said to have died of memory: much of the CPU
+time goes into making the pages that are asked for."""
 PATIENCE_SECONDS = 0.25
 """So long may an item keep the rest of its batch waiting."""
 
@@ -62,6 +68,8 @@ class WorkerProcess:
     """Its batch, the one it is at first; None stands for one that another worker got meanwhile."""
     patience: float = 0.0
     """When the rest of the batch is taken from it."""
+    held: int = 0
+    """The most bytes of memory that it was seen to hold at its item."""
 
     @property
     def busy(self) -> bool:
@@ -82,7 +90,15 @@ class WorkerProcess:
         self.began = time.monotonic()
         self.deadline = self.began + limits.wall_seconds
         self.patience = time.monotonic() + PATIENCE_SECONDS
+        self.held = 0
         self.hurry()
+
+    def look(self) -> None:
+        """Note how much memory it holds, where its item takes long: once it is dead nobody can tell."""
+        if self.jobs and time.monotonic() - self.began >= LOOK_SECONDS:
+            with suppress(OSError, IndexError, ValueError):
+                pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+                self.held = max(self.held, pages * os.sysconf("SC_PAGESIZE"))
 
     def hurry(self) -> None:
         """Allow little time for what nobody waits for any more."""
@@ -107,6 +123,10 @@ class WorkerProcess:
     def death(self, limits: Limits) -> Verdict:
         """What to say of a verdict at which it died."""
         code = self.process.returncode
+        much = limits.memory_bytes // MUCH
+        if code == -signal.SIGPROF and self.held > much:
+            why = f"more than {much / (1 << 30):g} GiB of memory, and of {limits.cpu_seconds:g} s of CPU time"
+            return Verdict.failed(Failure.MEMORY, why)
         if code == -signal.SIGPROF:
             return Verdict.failed(Failure.TIMEOUT, f"more than {limits.cpu_seconds:g} s of CPU time")
         if code < 0:
