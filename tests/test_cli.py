@@ -479,7 +479,7 @@ def test_a_command_that_is_stopped_before_it_began_says_so_by_its_exit_code(proj
 
 def test_a_signal_after_the_end_of_a_command_changes_nothing(tmp_path: Path) -> None:
     code = (
-        "import atexit, os, signal, sys; from distill.cli.main import main\n"
+        "import atexit, os, signal, sys; from distill.__main__ import main\n"
         "atexit.register(os.kill, os.getpid(), signal.SIGTERM); sys.argv = ['distill', '--version']; main()"
     )
     ended = subprocess.run(

@@ -377,7 +377,7 @@ def main() -> None:
         _interrupted()
     if code == TYPER_INTERRUPTED:
         _interrupted()
-    _end(code or Exit.DONE)
+    sys.exit(code)
 
 
 TYPER_INTERRUPTED = 130
@@ -392,7 +392,7 @@ def _misused(error: Exception) -> str | None:
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message(), file=sys.stderr)
-        _end(Exit.INPUT)
+        sys.exit(int(Exit.INPUT))
     command = context.command_path.removeprefix(context.find_root().command_path) if context else ""
     said = " ".join(error.format_message().split()).rstrip(".")
     return f"{said}; `distill{command} --help` tells what there is"
@@ -431,12 +431,4 @@ def _fail(message: str, code: Exit) -> NoReturn:
     if not ("--json" in sys.argv and _rows_on_stdout()):
         with suppress(OSError):
             print(f"distill: {message}", file=sys.stderr, flush=True)
-    _end(code)
-
-
-def _end(code: int) -> NoReturn:
-    """A signal that comes now, while Python takes down what torch has built, finds nothing left to stop: it must not
-    make of a run that is done one that was killed."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
     sys.exit(int(code))

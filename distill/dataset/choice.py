@@ -128,10 +128,15 @@ def recorded(workspace: Path) -> Iterator[Manifest]:
 def lineage(workspace: Path, collection: str | None) -> list[Manifest]:
     """The records of the stages that a collection comes from, the first of them first; of all stages for none.
 
-    Several stages may have the same output: a curation that took nothing out has that of the stage before it. Of
-    these the newest is meant that was there when the stage was made which took it.
+    Several stages may have the same output: a curation that took nothing out has that of the stage before it, and of
+    itself by other settings. Of these that one is meant at which its stage stands, else the newest; and one that was
+    there when the stage was made which took it.
     """
-    newest_first = sorted(recorded(workspace), key=lambda m: m.finished, reverse=True)
+
+    def rank(made: Manifest) -> tuple[bool, str]:
+        return manifests.current(workspace, made.stage) == made, made.finished
+
+    newest_first = sorted(recorded(workspace), key=rank, reverse=True)
     of_digest: dict[str, list[Manifest]] = {}
     for found in newest_first:
         of_digest.setdefault(found.digest, []).append(found)
@@ -140,7 +145,8 @@ def lineage(workspace: Path, collection: str | None) -> list[Manifest]:
     chain: dict[str, Manifest] = {}
 
     def follow(digest: str, after: tuple[Manifest, ...]) -> None:
-        candidates = [m for m in of_digest.get(digest, ()) if m not in after]
+        passed = {m.stage for m in after}
+        candidates = [m for m in of_digest.get(digest, ()) if m.stage not in passed]
         by_then = (m for m in candidates if not after or m.finished <= after[-1].finished)
         if found := next(by_then, candidates[0] if candidates else None):
             for upstream in found.identity.inputs.values():
