@@ -68,17 +68,21 @@ It thinks between `<think>` and `</think>`; what follows is its answer.
 
 
 def _teaching(context: Context) -> str:
-    """How the store is asked which traces taught the student: those of a selection, and of what it sampled itself those
-    that an optimizer step used."""
+    """How the store is asked which traces taught the student: those of a selection (of which sft knows what it learned
+    of each, and left out those that were too long), and of what it sampled itself those that an optimizer step used."""
     queries = [
         f"SELECT row_key FROM members WHERE collection = '{made.digest}' AND label = 'kept'"
         for made in context.inputs.values()
-        if made.identity.kind == "select"
+        if made.identity.kind == "select" and context.kind != "sft"
     ]
+    if context.kind == "sft":
+        queries.append(f"SELECT trace_key, first_loss, last_loss FROM lessons WHERE run = '{context.fingerprint}'")
     if context.kind in SAMPLED:
         queries.append(f"SELECT trace_key FROM rollouts WHERE run = '{context.fingerprint}' AND used")
-    asked = "\n".join(f'`distill traces sql "{query}"`' for query in queries)
-    return f"\nWhich traces taught it:\n{asked}\n" if asked else ""
+    asked = "\n".join(f'`distill traces sql -w WORKSPACE "{query}"`' for query in queries)
+    return (
+        f"\nWhich traces taught it, by the store of the workspace that it was trained in:\n{asked}\n" if asked else ""
+    )
 
 
 def _adapter(artifact: Path, start: str, quantised: bool) -> str:

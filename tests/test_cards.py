@@ -97,15 +97,16 @@ def card(place: Path, kind: str, settings: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize(
     ("kind", "kept", "sampled"),
-    [("sft", True, False), ("grpo", False, True), ("gkd", True, True), ("pretrain", False, False)],
+    [("sft", False, False), ("grpo", False, True), ("gkd", True, True), ("pretrain", False, False)],
 )
 def test_a_card_asks_the_store_for_what_taught_that_kind_of_student(
     tmp_path: Path, kind: str, kept: bool, sampled: bool
 ) -> None:
     text = card(tmp_path, kind, {})
+    assert (f"FROM lessons WHERE run = '{'e' * 32}'" in text) == (kind == "sft")
     assert (f"WHERE collection = '{'c' * 32}' AND label = 'kept'" in text) == kept
     assert (f"SELECT trace_key FROM rollouts WHERE run = '{'e' * 32}' AND used" in text) == sampled
-    assert ("Which traces taught it" in text) == (kept or sampled)
+    assert ("Which traces taught it" in text) == (kind != "pretrain")
 
 
 def test_what_no_step_used_did_not_teach(tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_what_no_step_used_did_not_teach(tmp_path: Path) -> None:
     rows = [{"run": "e" * 32, "trace_key": key, "used": used} for key, used in (("learned", True), ("equal", False))]
     store.append("rollouts", rows)
     store.ingest()
-    (query,) = re.findall(r'`distill traces sql "(.*)"`', card(tmp_path, "grpo", {}))
+    (query,) = re.findall(r'`distill traces sql -w WORKSPACE "(.*)"`', card(tmp_path, "grpo", {}))
     assert store.rows(query) == [{"trace_key": "learned"}]
 
 

@@ -331,6 +331,15 @@ def test_import_export_and_card_by_command(tmp_path: Path) -> None:
     sql = "SELECT trace_key, thinking, answer FROM traces ORDER BY 1"
     there = [distill("traces", "sql", sql, "-w", name, "--json", cwd=tmp_path).stdout for name in ("w", "again")]
     assert there[0] == there[1] and there[0].count("\n") == 6
+    for name in ("DeepSeek-R1", "DeepSeek-V3"):
+        distill(*("traces", "import", "t.jsonl", "-w", "w", "--prompt", "q", "--answer", "r", "--teacher", name),
+                "--reference", "a", cwd=tmp_path)  # fmt: skip
+    told = [
+        json.loads(line) for line in distill("traces", "stats", "-w", "w", "--json", cwd=tmp_path).stdout.splitlines()
+    ]
+    assert [row["model"] for row in told if row["kind"] == "traces"] == [
+        "imported:DeepSeek-R1", "imported:DeepSeek-V3", "imported:r1",
+    ]  # fmt: skip
     assert distill("card", "-w", "w", "--json", cwd=tmp_path).stdout.startswith('{"name"')
     for wrong, why in (
         (("traces", "import", "none.jsonl", "--teacher", "x", "--prompt", "q", "--answer", "r"), "no such file"),

@@ -27,6 +27,8 @@ LONG = {
 """Texts that are shown last, each under a title."""
 NAMES = "SELECT model, string_agg(name, ', ' ORDER BY name) AS name FROM models GROUP BY model"
 """What each model is called."""
+SHORT = "if(regexp_full_match({0}, '[0-9a-f]{{24,}}'), {0}[:12], {0})"
+"""An identity: the beginning of a hash, any other (`imported:DeepSeek-R1`) whole, for two may begin alike."""
 TABLE_ROWS = 1_000
 """What a table on the terminal shows: its columns must be held to be aligned."""
 
@@ -46,7 +48,8 @@ def list_traces(
         identity = ", o.model AS identity" if as_json else ""  # what two students of one stage differ in
         rows = store.rows(
             f"WITH page AS (SELECT * FROM {traces} WHERE {condition} ORDER BY created DESC, trace_key LIMIT $limit) "
-            "SELECT o.trace_key[:12] AS trace, o.problem_id AS problem, coalesce(m.name, o.model[:24]) AS model, "
+            "SELECT o.trace_key[:12] AS trace, o.problem_id AS problem, "
+            f"coalesce(m.name, {SHORT.format('o.model')}) AS model, "
             "o.outcome, o.verifier || ' ' || o.version AS verifier, o.thinking_tokens + o.answer_tokens AS tokens, "
             f"o.finish, t.answer{identity} FROM page o JOIN traces t USING (trace_key) "
             f"LEFT JOIN ({NAMES}) m ON m.model = o.model ORDER BY o.created DESC, o.trace_key",
@@ -110,7 +113,7 @@ def stats(pipeline: Path, workspace: Path | None, as_json: bool) -> None:
     with views(store):
         traces = store.rows(
             "WITH newest AS (SELECT trace_key, arg_max(outcome, created) AS outcome FROM judgements GROUP BY 1) "
-            "SELECT coalesce(m.name || ' ', '') || t.model[:12] AS model, p.source, count(*) AS traces, "
+            f"SELECT coalesce(m.name || ' ', '') || {SHORT.format('t.model')} AS model, p.source, count(*) AS traces, "
             "round(avg(t.thinking_tokens + t.answer_tokens), 1) AS tokens_each, "
             "sum(t.thinking_tokens + t.answer_tokens)::BIGINT AS tokens, "
             "count(*) FILTER (v.outcome = 'correct') AS correct, count(*) FILTER (v.outcome = 'incorrect') "
