@@ -61,6 +61,8 @@ def _missing(part: BaseModel) -> Iterator[str]:
         directory = modelspec.directory_of(part.student)
         if directory and not modelspec.has_template(directory):
             yield f"model {part.student}: {modelspec.NO_TEMPLATE}"
+        elif directory and not modelspec.has_end(directory):
+            yield f"model {part.student}: {modelspec.NO_END}"
     if isinstance(part, StudentSettings):
         yield from filter(None, map(logs.missing, part.log_to))
         if part.quantize and find_spec("bitsandbytes") is None:

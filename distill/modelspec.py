@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -81,6 +81,37 @@ def has_template(directory: Path) -> bool:
         return bool(json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
     except (OSError, ValueError, AttributeError):
         return True
+
+
+NO_END = (
+    "its chat template ends turns with no special token and its tokenizer has no eos_token, so that a student could "
+    'neither learn to stop nor be told to; put one into its tokenizer_config.json ("eos_token")'
+)
+PLAIN_TOKENIZERS = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
+"""Classes whose end token is what the files say; others have one of their own."""
+
+
+def has_end(directory: Path) -> bool:
+    """Whether a model's directory names a token that ends a turn; True too where only loading can tell."""
+    try:
+        told = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+        known = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+        special = [token["content"] for token in known if token["special"]]
+        if is_adapter(directory) or told.get("eos_token") or told.get("tokenizer_class") not in PLAIN_TOKENIZERS:
+            return True
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return True
+    named = ("special_tokens_map.json", "generation_config.json", "config.json")
+    if any(re.search(r'"eos_token(_id)?":(?!\s*null)', text) for text in _texts(directory, named)):
+        return True
+    template = (
+        f"{told.get('chat_template')} {' '.join(_texts(directory, ('chat_template.jinja', 'chat_template.json')))}"
+    )
+    return any(token in template for token in special)
+
+
+def _texts(directory: Path, names: Iterable[str]) -> list[str]:
+    return [path.read_text(encoding="utf-8") for name in names if (path := directory / name).is_file()]
 
 
 def directory_of(name: str) -> Path | None:

@@ -120,6 +120,24 @@ def test_a_model_that_may_not_be_needed_is_not_missed(tmp_path: Path, monkeypatc
     assert lacks("", "generate") and lacks("", "evaluate") and lacks("", "sft")
 
 
+@pytest.mark.parametrize("told", [None, "tokenizer_config.json", "generation_config.json", "chat_template.jinja"])
+def test_a_student_that_no_token_ends_is_told_before_anything_is_run(told: str | None, tmp_path: Path) -> None:
+    """Each of these files may name the token; here none of them does, or one."""
+    student = tmp_path / "student"
+    shutil.copytree(EMBEDDED / "student-base", student)
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        if name != told:
+            found = json.loads((student / name).read_text())
+            (student / name).write_text(json.dumps({k: v for k, v in found.items() if not k.startswith("eos")}))
+    if told != "chat_template.jinja":
+        (student / "chat_template.jinja").write_text(
+            "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}"
+        )
+    (tmp_path / "p.yaml").write_text("name: p\nstages:\n" + GRPO.replace("embedded:student-base", str(student)).replace("SETTING", "seed: 1"))  # fmt: skip
+    found = lacking(config.load(tmp_path / "p.yaml", catalog.stage).stages["grpo"].settings)
+    assert (found is None) if told else ("could neither learn to stop" in str(found))
+
+
 @pytest.mark.parametrize("stages", [SFT, GRPO], ids=["sft", "grpo"])
 def test_a_student_larger_than_the_machine_is_refused_before_anything_is_run_and_by_plan(
     stages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

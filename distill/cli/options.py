@@ -50,7 +50,9 @@ def command(module: str, function: str) -> Callable[..., Any]:
 
 Selection = Annotated[
     str | None,
-    typer.Option("--selection", "--stage", help="Only traces of this stage; of a selection, only those kept."),
+    typer.Option(
+        "--selection", "--stage", help="Only traces of this stage, as last run; of a selection, only those kept."
+    ),
 ]
 OutcomeFilter = Annotated[
     str | None,
