@@ -273,3 +273,17 @@ def test_a_trace_longer_than_the_students_positions_is_refused() -> None:
     check_positions("sft", network, [from_tokens("a", [5], [5] * (longest - 1))])
     with pytest.raises(InputError, match=f"trace b has {longest + 1} tokens, .* knows {longest} positions .* lower"):
         check_positions("sft", network, [from_tokens("a", [5], [5]), from_tokens("b", [5], [5] * longest)])
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "remedy"), [(40, "raise max_tokens"), (4096, "this student knows no more than 4096 positions")]
+)
+def test_more_tokens_than_the_student_has_positions_are_not_proposed(
+    max_tokens: int, remedy: str, tmp_path: Path
+) -> None:
+    yaml = write(tmp_path, {"sft": f"student: {STUDENT}, {LORA}, max_tokens: {max_tokens}"})
+    row = json.loads((tmp_path / "t.jsonl").read_text().splitlines()[0])
+    long = row | {"thought": row["thought"] + "\n7" * (2 * max_tokens)}
+    (tmp_path / "t.jsonl").write_text(json.dumps(long) + "\n")
+    with pytest.raises(InputError, match=rf"all 1 examples are longer than {max_tokens} tokens .*; {remedy}$"):
+        run(yaml, Heard())

@@ -114,11 +114,12 @@ def lessons(
     if len(dropped) == len(rows):
         raise InputError(
             f"stage {context.name}: all {len(rows)} examples are longer than {settings.max_tokens} tokens (the "
-            f"shortest has {min(map(len, every))}); raise max_tokens"
+            f"shortest has {min(map(len, every))}); {_remedy(network, settings.max_tokens)}"
         )
     if dropped:
         share = len(dropped) / len(rows)
-        warning = "; the longest reasoning is not learned: raise max_tokens" if share > MUCH_DROPPED else ""
+        remedy = _remedy(network, settings.max_tokens)
+        warning = f"; the longest reasoning is not learned: {remedy}" if share > MUCH_DROPPED else ""
         context.note(
             f"dropped {len(dropped)} of {len(rows)} examples ({share:.1%}; the first is trace {dropped[0][:12]}): "
             f"longer than {settings.max_tokens} tokens{warning}"
@@ -126,6 +127,16 @@ def lessons(
     found = [lesson for lesson in zip(rows, every, strict=True) if len(lesson[1]) <= settings.max_tokens]
     check_positions(context.name, network, [example for _, example in found])
     return found, dropped
+
+
+def _remedy(network: Any, max_tokens: int) -> str:
+    """What to do about examples that are too long: nobody is to raise `max_tokens` to be told to lower it again."""
+    from distill.engines.prefill import positions_limit
+
+    limit = positions_limit(network)
+    if limit is None or limit > max_tokens:
+        return "raise max_tokens"
+    return f"this student knows no more than {limit} positions"
 
 
 def example_of(tokenizer: Any, row: Row, ask: Ask, thinking: bool = True) -> Example:
