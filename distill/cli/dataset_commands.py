@@ -36,7 +36,7 @@ def traces_import(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A .jsonl, .json, .csv, .tsv or .parquet file (also .gz), or a data set's directory; a row holds traces."
+            help="A .jsonl, .json, .csv, .tsv or .parquet file (also .gz), or a data set's directory; traces in rows."
         ),
     ],
     teacher: Annotated[str, typer.Option(help="Who wrote the traces; recorded as the model imported:NAME.")],
