@@ -53,8 +53,11 @@ STAGES: dict[str, Any] = {
     "scored": {"kind": "verify", "traces": "generate", "verifier": JUDGE},
     "search": {
         "problems": "problems", "model": "embedded:teacher", "split": "train", "engine": ALONE, "sampling": HOT,
-        "scorers": {"mine": "prm:prm", "teacher": {"likelihood": "embedded:teacher"}}, "budgets": [1, 3],
-        "strategies": ["best_of"], "stored": True,
+        "scorers": {
+            "mine": "prm:prm", "half": {"model": "prm:prm", "dtype": "bfloat16"},
+            "teacher": {"likelihood": "embedded:teacher"},
+        },
+        "budgets": [1, 3], "strategies": ["best_of"], "stored": True,
     },
     "grpo": {
         "student": "embedded:teacher", "problems": "problems", "steps": 1, "prompts": 3, "group": 3,
@@ -159,14 +162,28 @@ def test_a_reward_model_of_the_pipeline_is_a_verifier(whole: Any) -> None:
 def test_a_reward_model_of_the_pipeline_chooses_among_samples_that_generate_made(whole: Any) -> None:
     where, made = whole
     search = made["search"].manifest
-    assert search.identity.inputs["scorers.mine"] == made["prm"].manifest.digest
-    assert list(search.figures["strategies"]) == ["best_of by mine", "best_of by teacher"]
+    told = {search.identity.inputs[name] for name in ("scorers.mine", "scorers.half.model")}
+    assert told == {made["prm"].manifest.digest}
+    assert list(search.figures["strategies"]) == ["best_of by mine", "best_of by half", "best_of by teacher"]
     (scored,) = rows(where, "SELECT count(*) AS n, count(DISTINCT scorer) AS who FROM step_scores")
-    assert scored == {"n": 2 * 10 * 3, "who": 2}
-    by_score = "SELECT trace_key, list_product(steps) AS score FROM step_scores WHERE scorer LIKE 'prm:%'"
+    assert scored == {"n": 3 * 10 * 3, "who": 3}
+    by_score = (
+        "SELECT trace_key, list_product(steps) AS score FROM step_scores WHERE scorer SIMILAR TO 'prm:2:[0-9a-f]+'"
+    )
     as_verdict = "SELECT trace_key, score AS said FROM verdicts WHERE verifier = 'prm'"
     both = rows(where, f"SELECT score, said FROM ({by_score}) JOIN ({as_verdict}) USING (trace_key)")
     assert len(both) == 30 and all(row["score"] == pytest.approx(row["said"]) for row in both)
+
+
+def test_scores_in_half_precision_are_others_and_nearly_the_same(whole: Any) -> None:
+    where, _ = whole
+    pairs = rows(
+        where,
+        "SELECT one.steps AS full, other.steps AS half FROM step_scores one JOIN step_scores other "
+        "ON other.trace_key = one.trace_key AND other.scorer = one.scorer || ':bfloat16'",
+    )
+    assert len(pairs) == 30 and any(row["full"] != row["half"] for row in pairs)
+    assert all(row["full"] == pytest.approx(row["half"], abs=0.15) for row in pairs)
 
 
 def test_each_step_of_a_rollout_is_rewarded_and_the_rewards_are_rows(whole: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +14,18 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from test_opd import rolled  # noqa: E402
-from tiny import chat_tokenizer  # noqa: E402
+from tiny import chat_tokenizer, reward_model  # noqa: E402
 
+from distill.prm.reading import load  # noqa: E402
+from distill.stages.devices import size_of  # noqa: E402
 from distill.steps import last_tokens, split, splitter  # noqa: E402
 from distill.types import Finish  # noqa: E402
+from pipeline.fingerprint import FileHashes  # noqa: E402
+from pipeline.workspace import StageContext  # noqa: E402
 from rl.credit import EPSILON  # noqa: E402
 from rl.process import ProcessRewards, text_of  # noqa: E402
+from rl.stages.options import ProcessSettings  # noqa: E402
+from rl.stages.process import process_rewards, reward_models  # noqa: E402
 from rl.step_credit import Mixture, least_advantages, step_advantages  # noqa: E402
 
 
@@ -148,3 +155,15 @@ def test_steps_by_tokens_are_the_scorer_s_however_the_policy_cut_its_own() -> No
     rollout = rolled([0] * len(ids), finish=Finish.LENGTH)
     rollout = replace(rollout, completion=replace(rollout.completion, token_ids=tuple(ids), prompt="<bot>"))
     assert ProcessRewards(Pairs(), tokenizer)([rollout]) == [[(2, 0.5), (4, 0.5)]]
+
+
+def test_a_reward_model_in_half_precision_takes_half_the_memory_and_scores_as_one(tmp_path: Path) -> None:
+    name, asked = reward_model(tmp_path / "prm", chat_tokenizer(), "line"), [("<user>a b<end>\n<bot>", "a b\nc d\n")]
+    context = StageContext("grpo", "grpo", "f", tmp_path, {}, tmp_path / "a", tmp_path / "b", FileHashes())
+    full, half = (ProcessSettings.model_validate({"model": name, **more}) for more in ({}, {"dtype": "bfloat16"}))
+    sizes = [size_of(reward_models(context, settings)) for settings in (full, half)]
+    assert sizes[0] == 2 * sizes[1] > 0
+    scores = [process_rewards(context, each, chat_tokenizer()).scorer.score(asked) for each in (full, half)]
+    assert scores == [load(Path(name), dtype=dtype).score(asked) for dtype in ("float32", "bfloat16")]
+    assert scores[0] != scores[1] and scores[0][0] == pytest.approx(scores[1][0], abs=0.1)
+    assert full.model_dump() == {"model": name, "weight": 0.5, "form": "minimum"}  # as before there was a dtype

@@ -27,8 +27,10 @@ from distill.types import Asked, Finish, Sampling, ThinkingBudget
 from pipeline import config, runner
 from pipeline.errors import InputError, Stopped
 from pipeline.events import Listener
+from pipeline.stage import result_settings
 from pipeline.workspace import Workspace
 from rl.search import pieces
+from rl.stages.search import SearchSettings
 
 TEACHER = "embedded:teacher"
 SAMPLING = {"temperature": 1.5, "max_tokens": 96}
@@ -202,6 +204,36 @@ def test_from_stored_samples_alone(figures: dict[str, Any], place: Path) -> None
         run(place, stored=True, budgets=[8], strategies=["majority"])
 
 
+def test_a_scorer_in_half_precision_is_another_scorer(figures: dict[str, Any], place: Path) -> None:
+    """And the usual precision, said or not, is the one that scored before it could be said."""
+    before = {row["scorer"] for row in rows(place, "SELECT DISTINCT scorer FROM step_scores")}
+    asked: list[dict[str, Any]] = [{"likelihood": TEACHER, "dtype": dtype} for dtype in ("float32", "bfloat16")]
+    again = [run(place, stored=True, strategies=["weighted"], scorers={"s": spec}) for spec in asked]
+    (new,) = {row["scorer"] for row in rows(place, "SELECT DISTINCT scorer FROM step_scores")} - before
+    assert new.removesuffix(":bfloat16") in before
+    assert again[0]["scorers"]["s"] == figures["scorers"]["teacher"]
+    pairs = rows(
+        place, f"SELECT h.steps AS half, f.steps AS full FROM step_scores h JOIN step_scores f USING (trace_key) "
+        f"WHERE h.scorer = '{new}' AND f.scorer || ':bfloat16' = '{new}'"
+    )  # fmt: skip
+    assert len(pairs) == 12 and any(row["half"] != row["full"] for row in pairs)
+
+
+def test_what_is_said_in_more_words_is_the_same(tmp_path: Path) -> None:
+    directory = reward_model(tmp_path / "prm", chat_tokenizer(), "line")
+
+    def told(spec: Any) -> dict[str, Any]:
+        return result_settings(
+            SearchSettings.model_validate(SEARCH | {"scorers": {"s": spec}, "strategies": ["weighted"]})
+        )
+
+    for short, long in (
+        (directory, {"model": directory}), ("prm:prm", {"model": "prm:prm"}),
+        ({"likelihood": TEACHER}, {"likelihood": TEACHER}),
+    ):  # fmt: skip
+        assert told(short) == told({**long, "dtype": "float32"}) != told({**long, "dtype": "bfloat16"})
+
+
 def test_a_piece_is_the_same_from_the_store_and_from_the_engine() -> None:
     """A step, one that goes on from it, a response under a budget, and one that is cut."""
     problem = catalog.resolve("families", "calc")().generate(0, 0, "heldout")
@@ -232,6 +264,9 @@ def test_a_piece_is_the_same_from_the_store_and_from_the_engine() -> None:
         ({"scorers": {"verifier": {"likelihood": TEACHER}}}, "give it another label"),
         ({"scorers": {"mine": {"prm": "prm:x"}}}, "scorers.mine: expected a process reward model (prm:STAGE, or its"),
         ({"scorers": {"mine": {"likelihood": "embedded:nope"}}}, "scorers.mine: likelihood: "),
+        ({"scorers": {"mine": {"model": "prm:x", "dtype": "fp8"}}}, "scorers.mine: dtype: should be 'float32' or 'bfloat16'"),
+        ({"scorers": {"mine": {"model": "prm:x", "likelihood": TEACHER}}}, "scorers.mine: expected a process reward"),
+        ({"scorers": {"mine": {"model": "nowhere", "dtype": "bfloat16"}}}, "prm nowhere: nowhere is not a directory"),
         ({"scorers": {"mine": "nowhere"}}, "prm nowhere: nowhere is not a directory; expected prm:STAGE or what a prm"),
         ({"engine": {"kind": "openai", "base_url": "http://127.0.0.1:1/v1"}, "model": "m"}, "cannot stop at the end of a step"),
         ({"budgets": [1, 3]}, "a budget of 3 samples is no multiple of the search's width, 2"),

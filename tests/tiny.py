@@ -68,5 +68,7 @@ def reward_model(directory: Path, tokenizer: Any, rule: str) -> str:
     about = files.About(
         format=1, rule=rule, width=32, likelihood=False, start="x", tokenizer=files.tokenizer_identity(tokenizer)
     )
-    files.write(directory, head.StepHead(32, False), about)
+    own = head.StepHead(32, False)
+    own.weight.data.normal_(std=0.1)
+    files.write(directory, own, about)
     return str(directory)

@@ -67,5 +67,5 @@ class Likelihood:
         return [max(LEAST, min(1 - LEAST, exp(min(part, default=0.0)))) for part in inside]
 
 
-def open_likelihood(model: Model, rule: str = "line") -> Likelihood:
-    return Likelihood(*load(model), rule)
+def open_likelihood(model: Model, rule: str = "line", dtype: str = "float32") -> Likelihood:
+    return Likelihood(*load(model, dtype), rule)

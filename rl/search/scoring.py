@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ValidationError
 
@@ -19,38 +19,74 @@ from distill.types import Message
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
-from pipeline.stage import Settings
+from pipeline.stage import Input, Settings, later
 from rl.search.base import Piece
+
+FULL = "float32"
+Dtype = Literal["float32", "bfloat16"]
+
+
+class ByReward(Settings):
+    """A process reward model, where there is more to say than its name."""
+
+    model: Annotated[str, Input(accepts=("prm",), prefix=files.PREFIX)]
+    """`prm:STAGE`, or the directory of a `prm` stage's result."""
+    dtype: Dtype = later(FULL)
+    """`bfloat16` takes half the memory and, on a GPU, a fraction of the time."""
 
 
 class ByLikelihood(Settings):
     """Any model, whose own probability of each step is its score: nothing to train."""
 
     likelihood: ModelName
+    dtype: Dtype = later(FULL)
+    """As for a reward model."""
 
 
-def _a_scorer(said: Any) -> str | ByLikelihood:
-    if isinstance(said, str | ByLikelihood):
+Said = str | ByReward | ByLikelihood
+KINDS: Mapping[str, type[ByReward | ByLikelihood]] = {"model": ByReward, "likelihood": ByLikelihood}
+"""By the key that says who."""
+
+
+def _a_scorer(said: Any) -> Said:
+    """A reward model of which nothing but its name is said is that name, whichever way it is said."""
+    if isinstance(said, str | ByReward | ByLikelihood):
         return said
-    if not isinstance(said, Mapping) or set(said) != {"likelihood"}:
-        raise ValueError("expected a process reward model (prm:STAGE, or its directory), or {likelihood: MODEL}")
+    who = [key for key in KINDS if key in said] if isinstance(said, Mapping) else []
+    if len(who) != 1:
+        raise ValueError(
+            "expected a process reward model (prm:STAGE, or its directory; {model: prm:STAGE, dtype: bfloat16}), or "
+            "{likelihood: MODEL}"
+        )
     try:
-        return ByLikelihood.model_validate(said)
+        found = KINDS[who[0]].model_validate(said)
     except ValidationError as error:
-        raise ValueError(f"likelihood: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
+    return found.model if isinstance(found, ByReward) and found.dtype == FULL else found
 
 
-def _there(said: str | ByLikelihood) -> str | ByLikelihood:
+def reward_model(said: str | ByReward) -> tuple[str, str]:
+    """Its name and dtype."""
+    return (said, FULL) if isinstance(said, str) else (said.model, said.dtype)
+
+
+def _there(said: Said) -> Said:
+    if isinstance(said, ByLikelihood):
+        return said
+    name, _ = reward_model(said)
     try:
-        if isinstance(said, str) and not said.startswith(files.PREFIX):
-            files.directory_of(said)
+        if not name.startswith(files.PREFIX):
+            files.directory_of(name)
     except InputError as error:
         raise ValueError(f"{error}; or {{likelihood: MODEL}}") from None
     return said
 
 
-ScorerSpec = Annotated[str | ByLikelihood, BeforeValidator(_a_scorer), AfterValidator(_there)]
-"""A process reward model, ``prm:STAGE`` or its directory; or ``{likelihood: MODEL}``."""
+ScorerSpec = Annotated[Said, BeforeValidator(_a_scorer), AfterValidator(_there)]
+"""A process reward model, ``prm:STAGE`` or its directory, or ``{model: prm:STAGE, dtype: bfloat16}``; or
+``{likelihood: MODEL}``, with a ``dtype`` too."""
 
 
 def nothing() -> None:
@@ -60,13 +96,14 @@ def nothing() -> None:
 @dataclass
 class Scorer:
     """``load`` is slow, and so is ``identify``. ``rule`` is how it splits a response into steps; ``model`` is what is
-    loaded, in full precision; ``own_template``, that it reads problems in its own words, whoever answers. ``check``
+    loaded, in ``dtype``; ``own_template``, that it reads problems in its own words, whoever answers. ``check``
     raises `InputError` where it cannot read what it should."""
 
     identify: Callable[[], str]
     rule: str
     load: Callable[[], StepScorer]
     model: Model
+    dtype: str = FULL
     own_template: bool = False
     check: Callable[[], None] = nothing
     _opened: list[StepScorer] = field(default_factory=list)
@@ -88,20 +125,24 @@ class Scorer:
         return str(self.open().render(messages))  # type: ignore[attr-defined]
 
 
-def likelihood_of(model: Model, rule: str) -> Scorer:
+def likelihood_of(model: Model, rule: str, dtype: str = FULL) -> Scorer:
     """How likely a model finds each step (`rl.search.likelihood`)."""
 
     def load() -> StepScorer:
         from rl.search.likelihood import open_likelihood
 
-        return open_likelihood(model, rule)
+        return open_likelihood(model, rule, dtype)
 
-    return Scorer(lambda: f"likelihood:{VERSION}:{rule}:{model.identity}", rule, load, model, own_template=True)
+    def identify() -> str:
+        return f"likelihood:{VERSION}:{rule}:{model.identity}{_unlike(dtype)}"
+
+    return Scorer(identify, rule, load, model, dtype, own_template=True)
 
 
 def prm_of(
-    name: str, workspace: Path, inputs: Mapping[str, Manifest], hashes: FileHashes, policy: Model | None = None
-) -> Scorer:
+    name: str, workspace: Path, inputs: Mapping[str, Manifest], hashes: FileHashes, policy: Model | None = None,
+    dtype: str = FULL,
+) -> Scorer:  # fmt: skip
     """The process reward model that a stage made, or that lies in a directory. Its ``check`` refuses one whose
     tokenizer is not that of ``policy``, whose prompts it is to read."""
     directory = files.directory_of(name, workspace, inputs)
@@ -111,13 +152,19 @@ def prm_of(
             files.check_reads(directory, name, tokenizer_of(policy), f"model {policy.source}")
 
     def load() -> StepScorer:
-        scorer: StepScorer = import_module("distill.prm.reading").load(directory, name)
+        scorer: StepScorer = import_module("distill.prm.reading").load(directory, name, dtype=dtype)
         return scorer
 
     def identify() -> str:
-        return f"prm:{VERSION}:{files.identity_of(directory, hashes)}"
+        return f"prm:{VERSION}:{files.identity_of(directory, hashes)}{_unlike(dtype)}"
 
-    return Scorer(identify, files.about(directory, name).rule, load, Model(str(directory / MODEL), ""), check=check)
+    body, rule = Model(str(directory / MODEL), ""), files.about(directory, name).rule
+    return Scorer(identify, rule, load, body, dtype, check=check)
+
+
+def _unlike(dtype: str) -> str:
+    """What an identity says of a ``dtype``: nothing of that of the scores which were made before there was another."""
+    return "" if dtype == FULL else f":{dtype}"
 
 
 def check_steps(scorer: Scorer, step: str, who: str) -> None:

@@ -23,15 +23,15 @@ def process_rewards(context: Context, settings: ProcessSettings, tokenizer: Any)
 
     directory = files.directory_of(settings.model, context.workspace, context.inputs)
     files.check_reads(directory, settings.model, tokenizer, "the student")
-    return ProcessRewards(load(directory, settings.model), tokenizer)
+    return ProcessRewards(load(directory, settings.model, dtype=settings.dtype), tokenizer)
 
 
 def reward_models(context: Context, settings: ProcessSettings | None) -> list[Held]:
-    """What `process_rewards` will load, if anything: in full precision, on the student's device."""
+    """What `process_rewards` will load, if anything, on the student's device."""
     if settings is None:
         return []
     directory = files.directory_of(settings.model, context.workspace, context.inputs)
-    return [(Model(str(directory / MODEL), ""), "float32")]
+    return [(Model(str(directory / MODEL), ""), settings.dtype)]
 
 
 def process_dependency(settings: ProcessSettings | None, hashes: FileHashes) -> Mapping[str, str]:

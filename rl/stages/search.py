@@ -44,7 +44,7 @@ from rl.search.allocation import Allocation
 from rl.search.base import VERIFIER, whole
 from rl.search.beam import Tree
 from rl.search.measure import measure
-from rl.search.scoring import ByLikelihood, Scorer, ScorerSpec, check_steps, likelihood_of, prm_of
+from rl.search.scoring import ByLikelihood, Said, Scorer, ScorerSpec, check_steps, likelihood_of, prm_of, reward_model
 from rl.search.settings import Named, StrategySpec, named
 from rl.search.stored import StoredWorld
 
@@ -61,8 +61,8 @@ class SearchSettings(Settings):
     problems: Annotated[str, Input(accepts=("problems",))]
     model: StageOrName
     scorers: Annotated[dict[Annotated[str, Field(min_length=1)], ScorerSpec], RewardModel] = Field(default_factory=dict)
-    """Step scorers by label: a process reward model (`prm:STAGE`, or its directory), or `{likelihood: MODEL}`, whose
-    own probability of a step is the score."""
+    """Step scorers by label: a process reward model (`prm:STAGE`, or its directory; with a dtype, `{model: prm:STAGE,
+    dtype: bfloat16}`), or `{likelihood: MODEL}`, whose own probability of a step is the score."""
     strategies: Annotated[list[StrategySpec] | None, Field(min_length=1)] = None
     """Names from `distill list strategies`, or one with its settings (`{beam: {width: 8, by: LABEL}}`). Without `by`,
     it runs once per scorer. Default: greedy, majority, adaptive and allocate; with scorers also best_of and
@@ -179,7 +179,7 @@ def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWo
     }
 
     def open_engine() -> Engine:
-        beside = size_of([(scorer.model, "float32") for scorer in scorers.values()])
+        beside = size_of([(scorer.model, scorer.dtype) for scorer in scorers.values()])
         engine = beside_models(settings.engine, beside) if isinstance(settings.engine, VllmOptions) else settings.engine
         return engines.open_engine(engine, model, context.note, Spending(store, context.name))
 
@@ -199,11 +199,12 @@ def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWo
     )
 
 
-def _scorer(context: Context, settings: SearchSettings, spec: ScorerSpec, policy: Model | None) -> Scorer:
+def _scorer(context: Context, settings: SearchSettings, spec: Said, policy: Model | None) -> Scorer:
     if isinstance(spec, ByLikelihood):
         model = modelspec.find(spec.likelihood, context.workspace, context.inputs, context.hashes)
-        return likelihood_of(model, settings.step)
-    return prm_of(spec, context.workspace, context.inputs, context.hashes, policy)
+        return likelihood_of(model, settings.step, spec.dtype)
+    name, dtype = reward_model(spec)
+    return prm_of(name, context.workspace, context.inputs, context.hashes, policy, dtype)
 
 
 def _protocol(context: Context, settings: SearchSettings) -> str:
@@ -243,8 +244,8 @@ def dependencies(settings: SearchSettings, hashes: FileHashes, upstream: Mapping
     for spec in settings.scorers.values():
         if isinstance(spec, ByLikelihood):
             found |= modelspec.dependency(spec.likelihood, hashes)
-        elif not spec.startswith(files.PREFIX):
-            found[f"prm {spec}"] = files.identity_of(files.directory_of(spec), hashes)
+        elif not (name := reward_model(spec)[0]).startswith(files.PREFIX):
+            found[f"prm {name}"] = files.identity_of(files.directory_of(name), hashes)
     return found
 
 
