@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 import golden_prm  # noqa: E402
-from tiny import chat_tokenizer, tiny  # noqa: E402
+from tiny import chat_tokenizer, multimodal, reward_model, tiny  # noqa: E402
 
 from distill.families.base import labels as family_labels  # noqa: E402
 from distill.families.calc import Calc  # noqa: E402
@@ -32,6 +32,7 @@ from distill.thinking import CLOSE, OPEN, join_thinking  # noqa: E402
 from distill.training.forward import pack  # noqa: E402
 from distill.training.loop import TrainSettings, train  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.training.student import default_learning_rate  # noqa: E402
 from distill.types import Problem  # noqa: E402
 from pipeline.errors import InputError, PipelineError, Stopped  # noqa: E402
 from pipeline.fingerprint import FileHashes  # noqa: E402
@@ -507,6 +508,17 @@ def test_what_a_score_depends_on_is_in_the_identity_and_no_figure(artifact: Path
     same = identity(figures={"steps": 3}, start="another name")
     assert same == files.identity_of(artifact, FileHashes())
     assert len({same, identity(rule="paragraph"), identity(prompting={"system": "s"}), identity(likelihood=False)}) == 4
+
+
+def test_a_body_that_reads_images_too_has_the_width_of_its_language_model(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer()
+    network = multimodal(len(tokenizer))
+    assert not hasattr(network.config, "hidden_size")
+    assert head.attach(network, True).weight.shape == (32,)
+    head.detach(network)
+    assert default_learning_rate(network) == default_learning_rate(tiny())
+    scores = load(Path(reward_model(tmp_path / "prm", tokenizer, "line", network))).score(ASKED)
+    assert all(0 < p < 1 for row in scores for p in row) and len(set(map(tuple, scores))) > 1
 
 
 def test_names_of_reward_models(artifact: Path) -> None:

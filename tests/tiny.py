@@ -59,12 +59,25 @@ def chat_tokenizer(template: str | None = None) -> Any:
     return tokenizer
 
 
-def reward_model(directory: Path, tokenizer: Any, rule: str) -> str:
+def multimodal(vocabulary: int) -> Any:
+    """A model whose sizes stand in the config of its language model alone."""
+    from transformers import AutoModelForCausalLM, Gemma3Config
+
+    torch.manual_seed(0)
+    shape = {"num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 16}
+    text = {"vocab_size": vocabulary, "hidden_size": 32, "num_key_value_heads": 2, "head_dim": 8, **shape}
+    vision = {"hidden_size": 16, "image_size": 16, "patch_size": 8, **shape}
+    special = {f"{name}_token_index": vocabulary - 1 for name in ("image", "boi", "eoi")}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, **special)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def reward_model(directory: Path, tokenizer: Any, rule: str, network: Any = None) -> str:
     """The directory of a process reward model of random weights."""
     from distill.prm import files, head
     from distill.training.export import export_student
 
-    export_student(tiny(vocab_size=len(tokenizer)), tokenizer, directory)
+    export_student(network or tiny(vocab_size=len(tokenizer)), tokenizer, directory)
     about = files.About(
         format=1, rule=rule, width=32, likelihood=False, start="x", tokenizer=files.tokenizer_identity(tokenizer)
     )

@@ -52,7 +52,8 @@ class StepHead(nn.Module):
 
 def attach(network: Any, likelihood: bool) -> StepHead:
     """Give a causal LM (a peft model, too) a fresh head."""
-    head = StepHead(causal_lm(network).config.hidden_size, likelihood).to(next(network.parameters()).device)
+    width, device = causal_lm(network).config.get_text_config().hidden_size, next(network.parameters()).device
+    head = StepHead(width, likelihood).to(device)
     setattr(network, NAME, head)
     return head
 

@@ -71,7 +71,7 @@ def load(directory: Path, name: str = "", device: str = "auto", dtype: str = "fl
     name = name or str(directory)
     about = files.about(files.checked(directory, name), name)
     network, tokenizer = pretrained.load(Model(str((directory / MODEL).absolute()), ""), dtype, device)
-    if (width := causal_lm(network).config.hidden_size) != about.width:
+    if (width := causal_lm(network).config.get_text_config().hidden_size) != about.width:
         raise InputError(
             f"prm {name}: its head reads states of width {about.width}, and the body in {directory / MODEL} has "
             f"{width}: it is another body than it was trained with"

@@ -99,8 +99,8 @@ def learning_rate(context: Context, settings: SupervisedSettings, network: Any) 
     if settings.learning_rate is not None:
         return settings.learning_rate, {}
     rate = default_learning_rate(network)
-    what = "LoRA" if settings.lora else "all weights"
-    context.note(f"learning_rate {rate} for {what}, from the model's hidden size of {network.config.hidden_size}")
+    what, width = "LoRA" if settings.lora else "all weights", network.config.get_text_config().hidden_size
+    context.note(f"learning_rate {rate} for {what}, from the model's hidden size of {width}")
     return rate, {"learning_rate": f"{rate} (from the model's hidden size)"}
 
 

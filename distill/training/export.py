@@ -104,6 +104,7 @@ def _check(trained: Any, loaded: Any) -> None:
 def _probe(model: Any) -> Tensor:
     training = model.training
     ids = torch.arange(16, device=next(model.parameters()).device).unsqueeze(0)
-    logits = model.eval()(input_ids=ids % model.config.vocab_size, use_cache=False).logits.float().cpu()
+    ids %= model.config.get_text_config().vocab_size
+    logits = model.eval()(input_ids=ids, use_cache=False).logits.float().cpu()
     model.train(training)
     return logits

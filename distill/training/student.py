@@ -70,6 +70,6 @@ FALL = {"llama": 0.781}
 def default_learning_rate(network: Any) -> float:
     """5e-5 (2000 / hidden size)^P, ten times that for LoRA: fitted to sweeps over models of 1B to 70B parameters
     (tinker-cookbook, ``hyperparam_utils.py``)."""
-    config = network.config
+    config = network.config.get_text_config()
     rate = 5e-5 * (2000 / config.hidden_size) ** FALL.get(config.model_type, 0.0775)
     return float(f"{rate * (LORA_FACTOR if hasattr(network, 'peft_config') else 1):.2g}")
