@@ -29,14 +29,18 @@ from distill.training.export import export_student
 from distill.training.forward import logprobs, pack
 from distill.training.loop import TrainSettings, train
 from distill.training.lora import add_lora
-from distill.training.memory import free_memory
+from distill.training.memory import free_memory, weights_of
 from distill.training.optimizer import OptimizerSettings
 from distill.training.passes import likelihoods
 from distill.training.session import learning
 from distill.training.trials import endless
 from distill.types import Request, Sampling
 from pipeline.errors import InputError
+from pipeline.fingerprint import FileHashes
+from pipeline.workspace import StageContext
 from rl.loss import EngineCorrection, PolicyLoss
+from rl.stages.grpo import GrpoSettings
+from rl.stages.refining import with_room
 
 SHARE = "gpu_memory_utilization"
 
@@ -226,8 +230,8 @@ def test_vllm_takes_what_the_training_beside_it_leaves(
     chat_tokenizer().save_pretrained(tmp_path)
     settings = StudentSettings(student=str(tmp_path), lora=None, micro_batch_tokens=tokens)
     start = Model(str(tmp_path), "tiny")
-    engine = beside_training(VllmOptions(**said), settings, start, network)
-    assert engine.gpu_memory_utilization == pytest.approx(share, abs=0.1)
+    engines = beside_training({"policy": (start, VllmOptions(**said))}, settings, start, network)
+    assert engines["policy"].gpu_memory_utilization == pytest.approx(share, abs=0.1)
 
 
 def test_vllm_leaves_room_for_a_teacher_and_a_reward_model_that_come_after_it(tmp_path: Path) -> None:
@@ -236,11 +240,45 @@ def test_vllm_leaves_room_for_a_teacher_and_a_reward_model_that_come_after_it(tm
     chat_tokenizer().save_pretrained(tmp_path)
     settings = StudentSettings(student=str(tmp_path), lora=None, micro_batch_tokens=2**16)
     start, size = Model(str(tmp_path), "tiny"), sum(p.nbytes for p in network.parameters())
+    engines = {"policy": (start, VllmOptions())}
     alone, beside = (
-        beside_training(VllmOptions(), settings, start, network, [(start, "float32")] * count).gpu_memory_utilization
-        for count in (0, 200)
+        beside_training(engines, settings, start, network, [(start, "float32")] * count)["policy"] for count in (0, 200)
     )
-    assert 0.05 < alone - beside == pytest.approx(0.95 * 200 * size / MEMORY, rel=0.01)
+    less = alone.gpu_memory_utilization - beside.gpu_memory_utilization
+    assert 0.05 < less == pytest.approx(0.95 * 200 * size / MEMORY, rel=0.01)
+
+
+def test_a_policy_and_a_teacher_in_vllm_share_what_training_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its weights and half of the rest; of what the user says of one, the other has what is left."""
+    free = MEMORY // 2
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (free, MEMORY))
+    network = tiny(vocab_size=2**15).to("cuda")
+    small, large = (saved(tiny(vocab_size=2**15, hidden_size=size), tmp_path / f"{size}") for size in (32, 512))
+    more = weights_of(Path(large.source), 2) - weights_of(Path(small.source), 2)
+    context = StageContext("grpo", "grpo", "f", tmp_path, {}, tmp_path / "a", tmp_path / "b", FileHashes())
+    asked = {"problems": "p", "student": small.source, "micro_batch_tokens": 1000}
+
+    def shares(teacher: dict[str, Any], policy: Any = "vllm") -> list[float]:
+        """Of the policy and the teacher, in bytes, before what torch's allocator wastes."""
+        told = {"model": large.source, **teacher, "engine": {"kind": "vllm", **teacher.get("engine", {})}}
+        settings = GrpoSettings.model_validate({**asked, "engine": policy, "teacher": told})
+        found = with_room(context, settings, small, network, [])
+        assert found.teacher
+        engines: list[Any] = [found.engine, found.teacher.engine]
+        return [engine.gpu_memory_utilization * MEMORY / 0.95 for engine in engines if engine != "transformers"]
+
+    both, alike = shares({}), shares({"model": small.source})
+    assert 0.9 * free < sum(both) < free and sum(both) == pytest.approx(sum(alike))
+    assert alike[0] == pytest.approx(alike[1]) and both[1] - both[0] == pytest.approx(more, rel=1e-3)
+    assert 0.4 * free < shares({}, "transformers")[0] < 0.6 * free  # half is for what the trainer's own sampler keeps
+    rest = shares({"engine": {SHARE: 0.3}})
+    assert rest == [pytest.approx(sum(both) - 0.3 * MEMORY), pytest.approx(0.3 * MEMORY / 0.95)]
+    free = more
+    with pytest.raises(InputError, match=r"weights of the policy and the teacher are .*: train with less, or set gpu_"):
+        shares({})
+    assert len(shares({"engine": {SHARE: 0.3}}, {"kind": "vllm", SHARE: 0.2})) == 2
 
 
 @pytest.mark.parametrize(("said", "share"), [({}, 0.95 * 0.25), ({SHARE: 0.7}, 0.7)])
@@ -282,6 +320,12 @@ def test_products_in_half_precision_are_summed_in_full(tmp_path: Path) -> None:
     with learning(model(lora=True).to("cuda"), settings, 1, tmp_path, "run"):
         assert not products.allow_bf16_reduced_precision_reduction
     assert products.allow_bf16_reduced_precision_reduction
+
+
+def saved(network: Any, directory: Path) -> Model:
+    network.save_pretrained(directory)
+    chat_tokenizer().save_pretrained(directory)
+    return Model(str(directory), "tiny")
 
 
 def steps_of(row: int, count: int) -> StepExample:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -62,21 +62,33 @@ SPARE = 0.95
 
 
 def beside_training(
-    engine: VllmOptions, settings: Any, start: Model, network: Any, beside: Sequence[Held] = ()
-) -> VllmOptions:
-    """``engine`` with what is free of the GPU where ``network`` lies, less what its training and models ``beside`` have
-    yet to take: of the 0.9 that vLLM takes by default nothing would be left. What the user has set stays."""
-    if network.device.type != "cuda" or "gpu_memory_utilization" in engine.model_fields_set:
-        return engine
+    engines: Mapping[str, tuple[Model, VllmOptions]], settings: Any, start: Model, network: Any,
+    beside: Sequence[Held] = (), samples: bool = False,
+) -> dict[str, VllmOptions]:  # fmt: skip
+    """``engines`` with what is free of the GPU where ``network`` lies, less what its training and models ``beside``
+    have yet to take: of the 0.9 that vLLM takes by default nothing would be left. Of several each has its weights and
+    an equal part of what remains; so has the trainer's own sampler where that ``samples`` (its weights are counted
+    with the training). What the user has set stays."""
+    asked = {name: engine for name, (_, engine) in engines.items()}
+    unset = [name for name, engine in asked.items() if "gpu_memory_utilization" not in engine.model_fields_set]
+    if network.device.type != "cuda" or not unset:
+        return asked
     from distill.tensors import free_of_gpu
 
     free, directory = free_of_gpu(network.device), modelspec.directory_of(start.source)
-    need = memory.estimate(directory, _training(settings, False, beside)) if directory else None
+    need = memory.estimate(directory, _training(settings, samples, beside)) if directory else None
     held = sum(weight.nbytes for weight in network.parameters())
     left = free - max(0, need.total - held) if need else (free - size_of(beside)) // 2
-    if left <= 0:
-        raise InputError(f"engine vllm: its training leaves nothing of the GPU ({memory.size(free)} free): {need}")
-    return _with(engine, left, network.device)
+    left -= sum(_bytes_of(asked[name], network.device) for name in asked if name not in unset)
+    weights = {name: size_of([(engines[name][0], asked[name].dtype)]) // asked[name].tensor_parallel for name in unset}
+    remain, parts = left - sum(weights.values()), len(unset) + samples
+    if left <= 0 or (parts > 1 and remain <= 0):
+        raise InputError(
+            f"engine vllm: of the {memory.size(free)} that are free of the GPU training ({need or 'about half'}) and "
+            f"what is beside it leave {memory.size(max(0, left))}; weights of the {' and the '.join(unset)} are "
+            f"{memory.size(sum(weights.values()))}: train with less, or set gpu_memory_utilization of each engine"
+        )
+    return asked | {name: _with(asked[name], weights[name] + remain // parts, network.device) for name in unset}
 
 
 def beside_models(engine: VllmOptions, taken: int) -> VllmOptions:
@@ -100,10 +112,16 @@ def _with(engine: VllmOptions, left: int, device: Any) -> VllmOptions:
     return engine.model_copy(update={"gpu_memory_utilization": min(engine.gpu_memory_utilization, share)})
 
 
+def _bytes_of(engine: VllmOptions, device: Any) -> int:
+    import torch
+
+    return int(engine.gpu_memory_utilization * torch.cuda.mem_get_info(device)[1])
+
+
 def size_of(models: Sequence[Held]) -> int:
     """Bytes of their weights, as far as their files tell."""
-    found = ((modelspec.directory_of(model.source), 4 if dtype == "float32" else 2) for model, dtype in models)
-    return sum(memory.weights_of(directory, size) for directory, size in found if directory)
+    found = ((modelspec.directory_of(model.source), dtype in ("float32", "float")) for model, dtype in models)
+    return sum(memory.weights_of(directory, 4 if full else 2) for directory, full in found if directory)
 
 
 def too_large(settings: Any, *, samples: bool = False) -> str | None:

@@ -24,7 +24,7 @@ from pipeline.stage import Context, Output, Settings
 from rl import rewards
 from rl.stages import drawing
 from rl.stages.process import process_rewards, reward_models
-from rl.stages.teacher import scoring, teachers
+from rl.stages.teacher import in_vllm, scoring, teachers
 
 if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
@@ -60,12 +60,13 @@ def refine(
     beside = [*teachers(context, settings.teacher), *reward_models(context, settings.process)]
     check_memory(context, settings, start, samples=True, beside=beside)
     network, tokenizer = load_student(settings, start, samples=True)
+    fitted = with_room(context, settings, start, network, beside)
     how, ask = _how(settings, critic), ask_of(context, settings.prompting, settings.thinking, settings.tasks[0].stage)
     with (
-        closing(_policy(context, settings, start, beside, network, tokenizer, tasks[0].problems[0])) as policy,
+        closing(_policy(context, fitted, start, network, tokenizer, tasks[0].problems[0])) as policy,
         pool_of(store, context) as pool,
         Recorder(store, context, _shown(settings, critic), settings.log_to) as recorder,
-        _mix(context, settings, outcome, tokenizer) as mix,
+        _mix(context, fitted, outcome, tokenizer) as mix,
     ):
         verifiers = resolved(context, rewards.verifiers(settings.components))
         ledger = Ledger(
@@ -149,21 +150,27 @@ def _shown(settings: GrpoSettings, critic: Critic | None) -> tuple[str, ...]:
     return ("reward", own, "entropy", "length", "grad_norm")
 
 
+def with_room(
+    context: Context, settings: GrpoSettings, start: Model, network: Any, beside: Sequence[Held]
+) -> GrpoSettings:
+    """``settings`` with what policy and teacher may take of the GPU where ``network`` lies, where vLLM has them."""
+    engine, teacher = settings.engine, settings.teacher
+    engines = {"policy": (start, engine)} if isinstance(engine, VllmOptions) else {}
+    samples = not engines
+    fitted = beside_training(engines | in_vllm(context, teacher), settings, start, network, beside, samples)
+    if teacher and "teacher" in fitted:
+        teacher = teacher.model_copy(update={"engine": fitted["teacher"]})
+    return settings.model_copy(update={"engine": fitted.get("policy", engine), "teacher": teacher})
+
+
 def _policy(
-    context: Context,
-    settings: GrpoSettings,
-    start: Model,
-    beside: Sequence[Held],
-    network: Any,
-    tokenizer: Any,
-    probe: Problem,
+    context: Context, settings: GrpoSettings, start: Model, network: Any, tokenizer: Any, probe: Problem
 ) -> TransformersEngine | VllmPolicy:
     from distill.training.trials import open_engine
     from rl.vllm_policy import open_policy
 
     if isinstance(settings.engine, VllmOptions):
-        engine = beside_training(settings.engine, settings, start, network, beside)
-        return open_policy(network, tokenizer, start, engine, context.work / "policy", probe, context.note)
+        return open_policy(network, tokenizer, start, settings.engine, context.work / "policy", probe, context.note)
     return open_engine(network, tokenizer, context.fingerprint, settings.workers)
 
 

@@ -43,10 +43,18 @@ def check_teacher(teacher: TeacherSettings, temperature: float) -> None:
 
 
 def teachers(context: Context, teacher: TeacherSettings | None) -> list[Held]:
-    """One that takes this process's memory, if there is; vLLM's takes what it is given."""
+    """One that is loaded beside the student, if there is; vLLM's takes what it is given (`in_vllm`)."""
     if teacher is None or isinstance(teacher.engine, VllmOptions):
         return []
     return [(modelspec.find(teacher.model, context.workspace, context.inputs, context.hashes), teacher.engine.dtype)]
+
+
+def in_vllm(context: Context, teacher: TeacherSettings | None) -> dict[str, tuple[Model, VllmOptions]]:
+    """One that is not."""
+    if teacher is None or not isinstance(teacher.engine, VllmOptions):
+        return {}
+    model = modelspec.find(teacher.model, context.workspace, context.inputs, context.hashes)
+    return {"teacher": (model, teacher.engine)}
 
 
 @contextmanager
