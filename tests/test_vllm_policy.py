@@ -133,6 +133,15 @@ def test_a_run_that_goes_on_sees_at_once_that_its_adapter_does_not_arrive(tmp_pa
         policy.refresh()
 
 
+def test_a_step_smaller_than_rounding_may_leave_the_engine_where_it_was(tmp_path: Path) -> None:
+    network, engine, policy = beside(tmp_path, 0.02)
+    policy.refresh()
+    engine.off, engine.deaf = 0.0, True
+    policy.refresh()
+    move(network, 0, 0.005)
+    policy.refresh()
+
+
 def test_an_engine_with_another_base_is_refused(tmp_path: Path) -> None:
     _, _, policy = beside(tmp_path, 0.7)
     with pytest.raises(PipelineError, match=r"another model than the trainer: .* differ by 0.7 nats"):
