@@ -110,17 +110,18 @@ def pool_of(store: Store, context: Context, workers: int = 1) -> VerifierPool:
 
 
 def make_verdicts(
-    store: Store, wishes: Sequence[Judgement], context: Context, workers: int, label: str = ""
+    store: Store, wishes: Sequence[Judgement], context: Context, workers: int, label: str = "", judged: bool = False
 ) -> list[str]:
     """Judge what the store lacks of ``wishes``; each verdict is kept as it comes, whatever ends the rest.
-    Returns the key of the verdict that stands for each."""
+    Returns the key of the verdict that stands for each. ``judged``: answers before these have a verdict, so that a
+    few that the verifier fails on, one perhaps, do not say that it is broken."""
     store.ingest()
     found = store.present("verdicts", [key for wish in wishes for key in (wish.key, keys.failed_key(wish.key))])
     missing = {wish.key: wish for wish in wishes if wish.key not in found}
     if not missing:
         return [wish.key for wish in wishes]
     stop_check(context.stopping)
-    writer = _Writer(store, context, found, len(wishes) - len(missing), len(wishes), label)
+    writer = _Writer(store, context, found, len(wishes) - len(missing), len(wishes), label, judged)
     with pool_of(store, context, workers) as pool:
         items = _to_judge(store, list(missing.values()))
 
@@ -138,8 +139,7 @@ def make_verdicts(
             writer.flush()
             store.ingest()
     stop_check(context.stopping)
-    if not writer.judged:
-        _, first = writer.failures[0]
+    if not writer.judged and (first := writer.first):
         raise PipelineError(
             f"stage {context.name}: verifier {first.verifier} failed on every answer ({len(wishes):,}) and judged "
             f"none; the first: {first.reason}. When the cause is mended, the same command judges them all"
@@ -174,8 +174,8 @@ class _Writer:
     """Collects verdicts, and makes them durable and shown often enough that a crash costs half a second."""
 
     def __init__(
-        self, store: Store, context: Context, found: set[str], done: int, total: int, label: str
-    ) -> None:  # fmt: skip
+        self, store: Store, context: Context, found: set[str], done: int, total: int, label: str, judged: bool
+    ) -> None:
         self._context, self._found, self._done, self._total = context, found, done, total
         self.stands: dict[str, str] = {}
         """The key under which each verdict was kept, by the one that was wished for."""
@@ -184,14 +184,15 @@ class _Writer:
         self._spent: Counter[str] = Counter()
         self._appender = Appender(store, ("verdicts",))
         self._shown = time.monotonic()
-        self.judged = done > 0
+        self.judged = judged or done > 0
         """Whether any of the answers has a verdict."""
-        self.failures: list[tuple[Judgement, Verdict]] = []
-        """Those that came before anything was judged: what they are kept as depends on whether something is."""
+        self.first: Verdict | None = None
+        self._held: list[tuple[Judgement, Verdict]] = []
+        """Failures that came before anything was judged: what they are kept as depends on whether something is."""
 
     def add(self, wish: Judgement, verdict: Verdict) -> None:
-        self.judged = self.judged or not verdict.failure
-        self.failures.append((wish, verdict))
+        self.judged, self.first = self.judged or not verdict.failure, self.first or verdict
+        self._held.append((wish, verdict))
         if self.judged:
             self._keep()
         self._tally.update([verdict.outcome, *([verdict.failure] if verdict.failure else [])])
@@ -199,12 +200,11 @@ class _Writer:
         self._done += 1
 
     def _keep(self) -> None:
-        for wish, verdict in self.failures:
+        for wish, verdict in self._held:
             key = kept_under(wish, verdict, self._found) if self.judged else keys.failed_key(wish.key)
             self.stands[wish.key] = key
             self._appender.add("verdicts", verdict_row(key, wish.trace_key, wish.problem_key, verdict, wish.settled))
-        if self.judged:
-            self.failures.clear()
+        self._held.clear()
 
     def tick(self) -> bool:
         """True where it was time to look up."""

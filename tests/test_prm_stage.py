@@ -17,7 +17,7 @@ from distill import catalog
 from distill.prm import files
 from distill.prm.reading import load
 from distill.stages.labelling import gather
-from distill.stages.prm_labels import GroupLabels
+from distill.stages.prm_labels import GroupLabels, RolloutLabels
 from distill.steps import splitter
 from distill.store import Store
 from pipeline import config, runner
@@ -65,6 +65,24 @@ STAGES: dict[str, Any] = {
     },
 }  # fmt: skip
 
+ONCE = """
+import os
+from pathlib import Path
+from distill import Verdict
+
+class Once:
+    name, version = "once", "1"
+
+    def verify(self, problem, trace):
+        with open(Path(__file__).parent / "workers", "a+") as workers:
+            workers.write(f"{os.getpid()} ")
+            workers.seek(0)
+            first = workers.read().split()[0]
+        if first != str(os.getpid()):
+            raise OSError("gone")
+        return Verdict.incorrect("so far")
+"""
+
 
 def run(where: Path, stages: dict[str, Any] | None = None) -> dict[str, Any]:
     """The outcome of each stage by name."""
@@ -106,6 +124,24 @@ def test_roll_outs_are_traces_and_no_prefix_is_rolled_out_twice(whole: Any, tmp_
     prm = {**STAGES["prm"], "labels": again, "test": []}
     run(tmp_path, {**{name: STAGES[name] for name in ("problems", "generate", "verify")}, "prm": prm})
     assert before > 0 and rows(tmp_path, count)[0]["n"] == before
+
+
+def test_a_round_of_which_no_end_can_be_judged_loses_its_responses_and_not_the_labels(
+    whole: Any, tmp_path: Path
+) -> None:
+    """Each round has a worker of its own: this verifier fails in all but the first."""
+    where, made = whole
+    shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
+    (tmp_path / "mine.py").write_text(ONCE)
+    context = StageContext(
+        "prm", "prm", "f", tmp_path / "w", {"verify": made["verify"].manifest}, tmp_path / "a", tmp_path / "b",
+        FileHashes(),
+    )  # fmt: skip
+    (rollouts,) = (source for source in STAGES["prm"]["labels"] if "rollouts" in source)
+    source = RolloutLabels(**rollouts | {"verifier": f"{tmp_path}/mine.py:Once", "workers": 1})
+    found = [one.labels for one in gather(context, source, splitter("line"), 0) if not one.correct]
+    assert any(labels[0] is None and len(labels) > 2 for labels in found)
+    assert len(set((tmp_path / "workers").read_text().split())) > 1
 
 
 def test_groups_of_a_grpo_run_are_labelled_by_the_judge_of_the_run_alone(whole: Any, tmp_path: Path) -> None:

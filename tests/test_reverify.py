@@ -157,6 +157,8 @@ def test_a_failure_is_judged_once_more_and_what_follows_it_hears_of_it(crashing:
     assert all(stage["cached"] for stage in run(crashing).values())
     assert rates(crashing).items() >= {"verdicts": 4, "crashes": 0, "correct": 4}.items()
     assert len(rows(crashing, "SELECT * FROM verdicts")) == 5  # the failure is kept, too
+    journal = crashing / "runs/small/journal/verdicts/*.parquet"
+    assert rows(crashing, f"SELECT count(*) AS kept FROM read_parquet('{journal}')") == [{"kept": 5}]
 
 
 def test_a_second_failure_is_the_verdict(crashing: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -47,6 +48,18 @@ EVALUATE = {
     "problems": "problems", "models": {"m": TEACHER}, "engine": ENGINE, "sampling": SAMPLING, "samples": 4,
     "greedy": False,
 }  # fmt: skip
+
+FAILS = """
+from distill import Verdict
+
+class Mine:
+    name, version = "mine", "1"
+
+    def verify(self, problem, trace):
+        if trace.answer in {answers}:
+            raise OSError("hangs")
+        return Verdict.correct("as any")
+"""
 
 
 def run(
@@ -232,6 +245,18 @@ def test_what_is_said_in_more_words_is_the_same(tmp_path: Path) -> None:
         ({"likelihood": TEACHER}, {"likelihood": TEACHER}),
     ):  # fmt: skip
         assert told(short) == told({**long, "dtype": "float32"}) != told({**long, "dtype": "bfloat16"})
+
+
+def test_a_verifier_that_fails_on_all_that_one_strategy_adds_has_judged_before(
+    figures: dict[str, Any], place: Path, tmp_path: Path
+) -> None:
+    """What is new to a strategy may be one answer, at which it hangs; that is no broken verifier."""
+    shutil.copytree(place / "w", tmp_path / "w", symlinks=True)
+    greedy = rows(place, "SELECT answer FROM traces WHERE temperature = 0 AND finish <> 'step' AND prefix IS NULL")
+    (tmp_path / "mine.py").write_text(FAILS.format(answers=[row["answer"] for row in greedy]))
+    own = f"{tmp_path}/mine.py:Mine"
+    found = run(tmp_path, stored=True, scorers={}, verifier=own, strategies=["majority", "greedy"])["strategies"]
+    assert found["majority"]["points"][0]["accuracy"] > 0 and found["greedy"]["points"][0]["accuracy"] is None
 
 
 def test_a_piece_is_the_same_from_the_store_and_from_the_engine() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def _rollouts(context: Context, source: RolloutLabels, split: Split, ask: Ask) -
     tried = _tried(context, source.rollouts)[: source.most]
     problems = {one.problem_key: one.problem for one in tried}
     with ExitStack() as stack:
-        outcomes = partial(_outcomes, context, source, problems, ask, _once(context, source, stack))
+        outcomes = partial(_outcomes, context, source, problems, ask, _once(context, source, stack), count())
         if source.search == "first_error":
             return rollouts.first_error(tried, split, outcomes)
         return rollouts.every(tried, split, source.kind, outcomes)
@@ -170,9 +171,10 @@ def _once(context: Context, source: RolloutLabels, stack: ExitStack) -> Callable
 
 def _outcomes(
     context: Context, source: RolloutLabels, problems: Mapping[str, Problem], ask: Ask, engine: Callable[[], Engine],
-    prefixes: Sequence[Prefix],
+    rounds: Iterator[int], prefixes: Sequence[Prefix],
 ) -> dict[Prefix, list[bool]]:  # fmt: skip
-    """Complete prefixes and have the ends judged; what the store has of either is not made again."""
+    """Complete prefixes and have the ends judged; what the store has of either is not made again. Late in a search a
+    round may be the ends of one prefix, of which none can be judged."""
     store = store_of(context)
     model = sampler(context, store, source.policy, source.engine)
     sampling = source.sampling.sampling(source.seed)
@@ -188,7 +190,7 @@ def _outcomes(
         generation.sample(store, engine(), missing, there, context, "roll-outs")
     asked = [(wish.key, wish.problem_key, wish.problem) for wish in every]
     judged = verification.judgements(asked, resolved(context, source.verifier), context.hashes)
-    verdicts = verification.make_verdicts(store, judged, context, source.workers, "roll-outs")
+    verdicts = verification.make_verdicts(store, judged, context, source.workers, "roll-outs", next(rounds) > 0)
     rows = store.among(
         "verdict_key", verdicts, "SELECT trace_key, outcome FROM verdicts SEMI JOIN wanted USING (verdict_key)"
     )

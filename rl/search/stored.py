@@ -156,7 +156,8 @@ class StoredWorld:
         unknown = [each for pair, each in new.items() if pair not in self.verdicts]
         if unknown:
             wishes = [self.judges.judgement(*each) for each in unknown]
-            stand = verification.make_verdicts(self.store, wishes, self.context, self.workers, self.label)
+            judged = bool(self.verdicts)  # by an earlier strategy: what is new here may be one answer
+            stand = verification.make_verdicts(self.store, wishes, self.context, self.workers, self.label, judged)
             self.verdicts |= {(w.problem_key, w.trace_key): key for w, key in zip(wishes, stand, strict=True)}
             sql = "SELECT verdict_key, outcome FROM verdicts SEMI JOIN wanted USING (verdict_key)"
             rows = self.store.among("verdict_key", stand, sql)
