@@ -8,9 +8,11 @@ torch = pytest.importorskip("torch")
 
 from tiny import chat_tokenizer, tiny  # noqa: E402
 
+from distill.modelspec import EMBEDDED, Model  # noqa: E402
 from distill.thinking import CLOSE, OPEN  # noqa: E402
 from pipeline.errors import InputError, PipelineError  # noqa: E402
 from rl.search.likelihood import Likelihood  # noqa: E402
+from rl.search.scoring import likelihood_of, unloaded  # noqa: E402
 
 ASKED = [
     ("<user>sum<end>\n<bot>", "ab\n\ncd ef\ng"),
@@ -54,6 +56,15 @@ def test_thinking_that_the_prompt_has_opened_is_read_once(scorer: Likelihood) ->
 def test_steps_by_tokens_have_no_likelihood() -> None:
     with pytest.raises(InputError, match="needs a rule of text, not tokens:4"):
         Likelihood(tiny(), chat_tokenizer(), "tokens:4")
+
+
+def test_what_is_loaded_already_takes_no_more_memory() -> None:
+    """Where samples are in the store, responses are scored before vLLM is opened for a search step by step."""
+    model = Model(str(EMBEDDED / "teacher"), "")
+    scorer, other = likelihood_of(model, "line"), likelihood_of(model, "line", "bfloat16")
+    assert unloaded([scorer, other]) == [(model, "float32"), (model, "bfloat16")]
+    scorer.open()
+    assert unloaded([scorer, other]) == [(model, "bfloat16")]
 
 
 def test_a_model_that_tells_no_numbers_finds_nothing_likely() -> None:

@@ -93,7 +93,7 @@ def _places(rows: Sequence[StepExample]) -> tuple[list[int], list[int]]:
     begins, ends, at = [], [], 0
     for row in rows:
         place = {t: n for n, t in enumerate((t for t, asked in enumerate(row.labels_mask) if asked and t), at)}
-        begins += [place.get(max(1, begin), at) for begin in (row.start, *(end + 1 for end in row.ends[:-1]))]
+        begins += [place.get(begin, at) for begin in (row.start, *(end + 1 for end in row.ends[:-1]))]
         ends += [place[end + 1] for end in row.ends]
         at += len(place)
     return begins, ends

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -123,6 +123,11 @@ class Scorer:
         if rendered and not self.own_template:
             return piece.prompt
         return str(self.open().render(messages))  # type: ignore[attr-defined]
+
+
+def unloaded(scorers: Iterable[Scorer]) -> list[tuple[Model, str]]:
+    """What of these has yet to take its memory, with the dtype."""
+    return [(scorer.model, scorer.dtype) for scorer in scorers if not scorer._opened]
 
 
 def likelihood_of(model: Model, rule: str, dtype: str = FULL) -> Scorer:

@@ -44,7 +44,17 @@ from rl.search.allocation import Allocation
 from rl.search.base import VERIFIER, whole
 from rl.search.beam import Tree
 from rl.search.measure import measure
-from rl.search.scoring import ByLikelihood, Said, Scorer, ScorerSpec, check_steps, likelihood_of, prm_of, reward_model
+from rl.search.scoring import (
+    ByLikelihood,
+    Said,
+    Scorer,
+    ScorerSpec,
+    check_steps,
+    likelihood_of,
+    prm_of,
+    reward_model,
+    unloaded,
+)
 from rl.search.settings import Named, StrategySpec, named
 from rl.search.stored import StoredWorld
 
@@ -179,8 +189,9 @@ def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWo
     }
 
     def open_engine() -> Engine:
-        beside = size_of([(scorer.model, scorer.dtype) for scorer in scorers.values()])
-        engine = beside_models(settings.engine, beside) if isinstance(settings.engine, VllmOptions) else settings.engine
+        engine = settings.engine
+        if isinstance(engine, VllmOptions):
+            engine = beside_models(engine, size_of(unloaded(scorers.values())))
         return engines.open_engine(engine, model, context.note, Spending(store, context.name))
 
     return StoredWorld(
