@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 from chat_server import Handler, Server, reply, serving
 from command import Command
@@ -349,6 +350,12 @@ def test_a_run_stopped_in_order_goes_on_where_it_stopped(undisturbed: Path, tmp_
     assert contents(tmp_path) == contents(undisturbed)
 
 
+def durable(directory: Path, table: str) -> set[str]:
+    """The traces that the rows on the disk are of, in the store or yet to be brought there."""
+    found = (directory / "runs/a").glob(f"*/{table}/**/*.parquet")
+    return {key for path in found for key in pq.read_table(path, columns=["trace_key"])["trace_key"].to_pylist()}
+
+
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_like_one_left_alone(undisturbed: Path, tmp_path: Path) -> None:
     """Killed while it samples and judges: a trace is on the disk, its verdict may be or not."""
@@ -358,6 +365,7 @@ def test_a_run_killed_again_and_again_ends_like_one_left_alone(undisturbed: Path
         run = Command(tmp_path, "run", "--pipeline", "p.yaml", "--json", first=KilledAtAppend(chance.randrange(2, 7)))
         said = run.communicate()
         assert run.returncode == -signal.SIGKILL, said
+        assert durable(tmp_path, "verdicts") <= durable(tmp_path, "traces")
     finish(tmp_path, "p")
     assert contents(tmp_path) == contents(undisturbed)
     journal = [str(path) for path in (tmp_path / "runs/a/journal/traces").glob("*.parquet")]
