@@ -65,6 +65,16 @@ def test_of_a_curation_by_several_settings_that_changed_nothing_the_one_at_hand_
     ]  # fmt: skip
 
 
+def test_of_a_whole_store_the_stages_are_told_in_the_order_in_which_they_were_made(where: Path) -> None:
+    """Also one by settings that are no longer those of the pipeline."""
+    distill(where, "run", "--set", "select.take=3")
+    distill(where, "run")
+    told = json.loads(distill(where, "card", "--json"))
+    assert [stage["stage"] for stage in told["stages"]] == [
+        "curate-traces", "verify", "select", "export", "select", "export",
+    ]  # fmt: skip
+
+
 def test_curated_traces_can_be_chosen_by_their_stage(where: Path) -> None:
     assert json.loads(distill(where, "traces", "export", "out", "--selection", "curate-traces", "--json")) == {
         "traces": len(ROWS),

@@ -136,12 +136,11 @@ def lineage(workspace: Path, collection: str | None) -> list[Manifest]:
     def rank(made: Manifest) -> tuple[bool, str]:
         return manifests.current(workspace, made.stage) == made, made.finished
 
-    newest_first = sorted(recorded(workspace), key=rank, reverse=True)
     of_digest: dict[str, list[Manifest]] = {}
-    for found in newest_first:
+    for found in sorted(recorded(workspace), key=rank, reverse=True):
         of_digest.setdefault(found.digest, []).append(found)
     if collection is None:
-        return [found[0] for found in of_digest.values()][::-1]
+        return sorted((found[0] for found in of_digest.values()), key=lambda made: made.finished)
     chain: dict[str, Manifest] = {}
 
     def follow(digest: str, after: tuple[Manifest, ...]) -> None:
