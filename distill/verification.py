@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,11 +139,7 @@ def make_verdicts(
             writer.flush()
             store.ingest()
     stop_check(context.stopping)
-    if not writer.judged and (first := writer.first):
-        raise PipelineError(
-            f"stage {context.name}: verifier {first.verifier} failed on every answer ({len(wishes):,}) and judged "
-            f"none; the first: {first.reason}. When the cause is mended, the same command judges them all"
-        )
+    writer.attempts.check(context.name)
     return [writer.stands.get(wish.key, wish.key) for wish in wishes]
 
 
@@ -161,6 +157,50 @@ def kept_under(wish: Judgement, verdict: Verdict, found: Container[str]) -> str:
     return failed if verdict.failure and verdict.failure.may_pass and failed not in found else wish.key
 
 
+class Attempts:
+    """Under which keys verdicts are kept, as they come (`kept_under`).
+
+    An exception is final, unless the verifier fails on every answer: then it is broken, or lacks something that may be
+    mended. So an exception waits until an answer is judged (``judged``: one was before), or until there are no more.
+    """
+
+    def __init__(self, found: Container[str], judged: bool) -> None:
+        self._found, self._judged = found, judged
+        self._waiting: list[tuple[Judgement, Verdict]] = []
+        self._first: Verdict | None = None
+        self._failed = 0
+
+    def take(self, wish: Judgement, verdict: Verdict) -> list[tuple[str, Judgement, Verdict]]:
+        """What is to be kept now: key, wish and verdict of each."""
+        self._judged, self._first = self._judged or not verdict.failure, self._first or verdict
+        ready = [*self._waiting, (wish, verdict)]
+        if verdict.failure and not verdict.failure.may_pass and not self._judged:
+            self._waiting = ready
+            return []
+        if not self._judged:
+            ready = ready[-1:]
+        else:
+            self._waiting = []
+        return [self._counted(kept_under(w, v, self._found), w, v) for w, v in ready]
+
+    def rest(self) -> list[tuple[str, Judgement, Verdict]]:
+        """What still waits when no more come: to be judged again."""
+        ready, self._waiting = self._waiting, []
+        return [self._counted(keys.failed_key(w.key), w, v) for w, v in ready]
+
+    def _counted(self, key: str, wish: Judgement, verdict: Verdict) -> tuple[str, Judgement, Verdict]:
+        self._failed += key != wish.key
+        return key, wish, verdict
+
+    def check(self, stage: str) -> None:
+        """Refuse to go on where nothing was judged, and the next run may judge it."""
+        if self._failed and not self._judged and (first := self._first):
+            raise PipelineError(
+                f"stage {stage}: verifier {first.verifier} failed on every answer ({self._failed:,}) and judged none; "
+                f"the first: {first.reason}. When the cause is mended, the same command judges them again"
+            )
+
+
 def check_same(wish: Judgement, verdict: Verdict) -> None:
     """Refuse a verdict by other code than the key says: somebody edited the verifier's file meanwhile."""
     if verdict.version != wish.version:
@@ -176,7 +216,7 @@ class _Writer:
     def __init__(
         self, store: Store, context: Context, found: set[str], done: int, total: int, label: str, judged: bool
     ) -> None:
-        self._context, self._found, self._done, self._total = context, found, done, total
+        self._context, self._done, self._total = context, done, total
         self.stands: dict[str, str] = {}
         """The key under which each verdict was kept, by the one that was wished for."""
         self._figures: dict[str, Any] = {"model": label} if label else {}
@@ -184,27 +224,18 @@ class _Writer:
         self._spent: Counter[str] = Counter()
         self._appender = Appender(store, ("verdicts",))
         self._shown = time.monotonic()
-        self.judged = judged or done > 0
-        """Whether any of the answers has a verdict."""
-        self.first: Verdict | None = None
-        self._held: list[tuple[Judgement, Verdict]] = []
-        """Failures that came before anything was judged: what they are kept as depends on whether something is."""
+        self.attempts = Attempts(found, judged or done > 0)
 
     def add(self, wish: Judgement, verdict: Verdict) -> None:
-        self.judged, self.first = self.judged or not verdict.failure, self.first or verdict
-        self._held.append((wish, verdict))
-        if self.judged:
-            self._keep()
+        self._keep(self.attempts.take(wish, verdict))
         self._tally.update([verdict.outcome, *([verdict.failure] if verdict.failure else [])])
         self._spent.update(spent_in(verdict.evidence))
         self._done += 1
 
-    def _keep(self) -> None:
-        for wish, verdict in self._held:
-            key = kept_under(wish, verdict, self._found) if self.judged else keys.failed_key(wish.key)
+    def _keep(self, ready: Iterable[tuple[str, Judgement, Verdict]]) -> None:
+        for key, wish, verdict in ready:
             self.stands[wish.key] = key
             self._appender.add("verdicts", verdict_row(key, wish.trace_key, wish.problem_key, verdict, wish.settled))
-        self._held.clear()
 
     def tick(self) -> bool:
         """True where it was time to look up."""
@@ -215,7 +246,7 @@ class _Writer:
         return True
 
     def flush(self) -> None:
-        self._keep()
+        self._keep(self.attempts.rest())
         self._appender.flush()
         self._show()
 

@@ -24,7 +24,7 @@ from distill.adaptive.rule import Rule
 from distill.store import Store
 from distill.types import Outcome
 from pipeline import config, runner
-from pipeline.errors import InputError, Stopped
+from pipeline.errors import InputError, PipelineError, Stopped
 from pipeline.events import Listener
 from pipeline.files import TEMPORARY
 from pipeline.manifest import Manifest
@@ -285,6 +285,28 @@ def test_a_verifier_that_crashes_counts_as_neither_and_is_asked_once_more(
     assert planned(tmp_path, text=text)["generate"].status == "cached"
     found = samples(tmp_path, manifest(tmp_path, text=text).digest)
     assert sum(outcome is Outcome.CORRECT for judged in found.values() for _, outcome in judged) == 8
+
+
+def test_a_verifier_that_fails_on_every_answer_fails_the_stage_until_it_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        OWN.replace("            os.kill", "            raise OSError\n            os.kill").replace("% 2", ">= 0")
+    )
+    text = YAML.replace("{family: calc, train: 12}, {family: logic, train: 6}", "{family: calc, train: 2}")
+    text = text.replace("hopeless: 0.4", "verifier: ./own.py:Own")
+    for _ in range(2):
+        with pytest.raises(PipelineError, match="stage generate: verifier own failed on every answer"):
+            run(tmp_path, text=text, targets=["generate"])
+    made = len(store(tmp_path).rows("SELECT * FROM traces"))
+    (tmp_path / "mended").touch()
+    run(tmp_path, text=text, targets=["generate"])
+    found = samples(tmp_path, manifest(tmp_path, text=text).digest)
+    assert sum(outcome is Outcome.CORRECT for judged in found.values() for _, outcome in judged) >= 4
+    assert (
+        len(store(tmp_path).rows("SELECT * FROM traces")) == made
+    )  # what the verifier failed on is judged, not made anew
 
 
 @pytest.fixture

@@ -183,6 +183,15 @@ def test_a_verifier_that_fails_on_every_trace_fails_the_stage_until_it_is_mended
     assert all(stage["cached"] for stage in run(crashing).values())
 
 
+def test_a_few_answers_that_all_crash_twice_are_unverifiable_and_the_stage_ends(crashing: Path) -> None:
+    """As on one hard trace: the machine may be to blame once, and not for ever."""
+    (crashing / "mine.py").write_text(
+        CRASHES.replace('"1"', '"3"').replace('problem.reference == "2"', "problem.reference")
+    )
+    assert "failed on every answer (4)" in distill("run", "verify", cwd=crashing, code=1)
+    assert run(crashing, "verify")["verify"]["figures"].items() >= {"unverifiable": 4, "crash": 4}.items()
+
+
 # -- the comparison itself, on rows made by hand ------------------------------------------------
 
 A, B = Version("math", "1", '"math"'), Version("exact", "1", '"exact"')

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from decimal import Decimal
 
@@ -27,7 +27,7 @@ from distill.store import Store
 from distill.store.appending import Appender
 from distill.store.records import Row, verdict_row
 from distill.types import Completion, Outcome, Verdict
-from distill.verification import Judgement, check_same, kept_under, pool_of, responses_of
+from distill.verification import Attempts, Judgement, check_same, pool_of, responses_of
 from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context, stop_check
 
@@ -40,6 +40,7 @@ class Stream:
     def __init__(self, store: Store, course: Course, known: Known, context: Context) -> None:
         self._store, self._course, self._known, self._context = store, course, known, context
         self.verdicts: list[str] = []
+        self._attempts = Attempts(known.verdicts, known.judged)
         self._feed = Feed(self._stopping)
         self._appender = Appender(store, ("traces", "verdicts"))
         self._lock = threading.RLock()  # of the course, and of what is wanted
@@ -66,6 +67,7 @@ class Stream:
             finally:
                 self._over = True
                 self._judging.close()
+                self._write(self._attempts.rest())
                 self._appender.flush()
                 self._store.ingest()
         if self._failure:
@@ -73,6 +75,7 @@ class Stream:
         stop_check(self._context.stopping)
         if not self._course.complete:
             raise PipelineError("the engine ended before all samples were made; run the same command again")
+        self._attempts.check(self._context.name)
 
     def _sample(self, engine: Engine) -> None:
         try:
@@ -126,9 +129,12 @@ class Stream:
 
     def _record(self, wish: Judgement, found: Verdict) -> None:
         check_same(wish, found)
-        key = kept_under(wish, found, self._known.verdicts)
-        self._appender.add("verdicts", verdict_row(key, wish.trace_key, wish.problem_key, found, wish.settled))
-        self.verdicts.append(key)
+        self._write(self._attempts.take(wish, found))
+
+    def _write(self, ready: Iterable[tuple[str, Judgement, Verdict]]) -> None:
+        for key, wish, verdict in ready:
+            self._appender.add("verdicts", verdict_row(key, wish.trace_key, wish.problem_key, verdict, wish.settled))
+            self.verdicts.append(key)
 
     def _want(self, wanted: list[Place]) -> None:
         for place in self._known.open(self._course, wanted):
