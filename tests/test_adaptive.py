@@ -287,6 +287,25 @@ def test_a_verifier_that_crashes_counts_as_neither_and_is_asked_once_more(
     assert sum(outcome is Outcome.CORRECT for judged in found.values() for _, outcome in judged) == 8
 
 
+def test_problems_that_ask_the_same_share_a_trace_and_are_judged_each_by_its_own_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    question = "Compute left to right: 12 + 7 * 3 - 4"
+    rows = [{"q": question, "a": "53"}, {"q": question, "a": "54"}]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = YAML.replace(
+        "{family: calc, train: 12}, {family: logic, train: 6}", "{file: q.jsonl, prompt: q, reference: a}"
+    )
+    text = text.replace("temperature: 1.5", "temperature: 0.5").replace(
+        "accepted: 2, most: 6, hopeless: 0.4", "accepted: 1, most: 2"
+    )
+    run(tmp_path, text=text, targets=["generate"])
+    found = samples(tmp_path, manifest(tmp_path, text=text).digest)
+    assert [[str(outcome) for _, outcome in judged] for judged in found.values()] == [["correct"], ["incorrect"] * 2]
+    assert len(store(tmp_path).rows("SELECT * FROM traces")) == 2
+
+
 def test_a_verifier_that_fails_on_every_answer_fails_the_stage_until_it_is_mended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
