@@ -138,8 +138,10 @@ def test_a_step_smaller_than_rounding_may_leave_the_engine_where_it_was(tmp_path
     policy.refresh()
     engine.off, engine.deaf = 0.0, True
     policy.refresh()
+    before = engine.score([])[0][1:]
     move(network, 0, 0.005)
-    policy.refresh()
+    policy.refresh()  # is not refused
+    assert engine.score([])[0][1:] == before
 
 
 def test_an_engine_with_another_base_is_refused(tmp_path: Path) -> None:
