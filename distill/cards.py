@@ -1,7 +1,7 @@
-"""Model cards: what a student is, what taught it, how it was made; written beside its weights.
+"""Write model cards beside the weights: what a student is, what it was trained on, and how it was made.
 
-A licence is never made up: weights that began as somebody's are under that model's licence, as its own card tells it,
-and where none tells it the card says so.
+A licence is never invented. Weights that started from another model keep the licence in that model's own card. If no
+card names one, the new card says so.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from distill.prm.measures import TOLD
 from pipeline.stage import Context
 
 FROM_NOTHING = "random weights"
-"""What a model began with that began with no model."""
+"""The ``start`` of a model that was trained from scratch."""
 OWN_LICENCE = "apache-2.0"
 SAMPLED = ("grpo", "ppo", "opd", "gkd")
-"""Kinds of stages whose students learn from what they sample, which the store keeps as rollouts."""
+"""Kinds of stages whose students learn from their own samples, which the store keeps as rollouts."""
 QUANTISED = """
 It was learned over the base in 4 bits, and belongs on it loaded so (NF4, double quantisation); on the base in full
 precision it answers otherwise. The model above holds the weights that it was learned over.
@@ -28,7 +28,7 @@ precision it answers otherwise. The model above holds the weights that it was le
 
 
 def write_model_card(directory: Path, context: Context, about: str, start: str, settings: Mapping[str, Any]) -> None:
-    """``README.md`` in the form the hub reads. Deterministic: no dates, no paths of this machine."""
+    """Write ``README.md`` in the hub's format. It is deterministic: no dates, no paths of this machine."""
     inputs = "\n".join(f"- `{name}`: digest `{m.digest}`" for name, m in sorted(context.inputs.items())) or "- none"
     rows = "\n".join(f"| `{key}` | {value} |" for key, value in settings.items())
     text = f"""---
@@ -68,8 +68,11 @@ It thinks between `<think>` and `</think>`; what follows is its answer.
 
 
 def _teaching(context: Context) -> str:
-    """How the store is asked which traces taught the student: those of a selection (of which sft knows what it learned
-    of each, and left out those that were too long), and of what it sampled itself those that an optimizer step used."""
+    """The queries that list the traces that taught the student.
+
+    These are the kept traces of its selection, and the rollouts that an optimizer step used. For sft they are the
+    lessons, which hold the loss on each trace and leave out those that were too long.
+    """
     queries = [
         f"SELECT row_key FROM members WHERE collection = '{made.digest}' AND label = 'kept'"
         for made in context.inputs.values()
@@ -86,7 +89,7 @@ def _teaching(context: Context) -> str:
 
 
 def _adapter(artifact: Path, start: str, quantised: bool) -> str:
-    """How the adapter beside the model is used, where there is one."""
+    """How to use the adapter beside the model, if there is one."""
     if not (artifact / "adapter").is_dir():
         return ""
     directory = None if start.startswith(modelspec.STAGE) else modelspec.directory_of(start)
@@ -112,7 +115,7 @@ Its `adapter_config.json` names {base}
 
 
 def _head(context: Context, start: str) -> str:
-    """The lines of a card's head on where its model comes from."""
+    """The lines of the card's front matter that name the licence and the base model."""
     if start == FROM_NOTHING:
         return f"license: {OWN_LICENCE}\n"
     if start.startswith(modelspec.STAGE):
@@ -122,7 +125,7 @@ def _head(context: Context, start: str) -> str:
         directory = modelspec.directory_of(start) or Path()
     told = _told(directory / "README.md")
     if not told and "/" in start and modelspec.directory_of(start) is None:
-        told = {"base_model": start.partition("@")[0]}  # on the hub, whose page knows its licence
+        told = {"base_model": start.partition("@")[0]}  # a hub model: its page there states the licence
     unknown = (
         "" if "license" in told else "# no license is told here: it is that of the model that training began with\n"
     )
@@ -130,7 +133,7 @@ def _head(context: Context, start: str) -> str:
 
 
 def _told(card: Path) -> dict[str, Any]:
-    """What a model's own card says of its licence and of the model it comes from."""
+    """The licence and base model in a model's own card; empty if there is no readable card."""
     try:
         head = yaml.safe_load(card.read_text(encoding="utf-8").split("---\n")[1])
         return {key: head[key] for key in ("license", "license_name", "license_link", "base_model") if key in head}
@@ -139,7 +142,7 @@ def _told(card: Path) -> dict[str, Any]:
 
 
 def write_prm_card(directory: Path, context: Context, start: str, figures: Mapping[str, Any]) -> None:
-    """``README.md`` of a process reward model: what it was tested to do, and what not to use it for."""
+    """Write the ``README.md`` of a process reward model: how it was tested, and what not to use it for."""
     inputs = "\n".join(f"- `{name}`: digest `{m.digest}`" for name, m in sorted(context.inputs.items())) or "- none"
     columns = [name for name in ("heldout", "test") if name in figures]
     rows = "\n".join(f"| {name} | {' | '.join(str(figures[c][name]) for c in columns)} |" for name in TOLD)

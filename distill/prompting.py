@@ -1,10 +1,10 @@
-"""How a problem is put to a model: system prompt, template, exemplars, the beginning of the response.
+"""Build the prompt for a problem: system prompt, user template, few-shot examples, and the start of the response.
 
-What YAML says under ``prompting``, and the pure function it becomes: a problem to what is `Asked`. Rendering
-draws nothing by chance and knows no other problem's turn, so a trace's key can be told before anything runs.
-Exemplars stand in one order for all problems, so that engines share the prefix. An exemplar that is the
-problem itself would give its answer away: it is passed over and the next one taken. Left out: exemplars chosen
-by likeness to the problem.
+Holds the settings under ``prompting`` in YAML and the pure function that they define, from a problem to `Asked`.
+Rendering involves no randomness and no other problem's turn, so a trace's key is known before anything runs. The
+examples have the same order for all problems, so that engines can share the prefix. An example that is the problem
+itself would give its answer away; it is skipped and the next one is used. Left out: choosing examples by similarity to
+the problem.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ TEMPLATES = {
     "plain": "{{ prompt }}",
     # Kojima et al., https://arxiv.org/abs/2205.11916
     "chain_of_thought": "{{ prompt }}\n\nLet's think step by step.",
-    # as DeepSeek-R1 and Qwen2.5-Math are asked in their reports; problems of a published form ask for it themselves
+    # as in the reports of DeepSeek-R1 and Qwen2.5-Math; problems of a published form already contain this instruction
     "boxed": "{{ prompt }}{% if '\\\\boxed' not in prompt %}"
     "\n\nPlease reason step by step, and put your final answer within \\boxed{}.{% endif %}",
 }
-"""Templates that go by a name."""
+"""The templates that have a name."""
 
 
 def plainly(problem: Problem) -> Asked:
-    """What the problem asks, as it is."""
+    """Ask the problem's own messages, unchanged."""
     return Asked(problem.messages)
 
 
-# -- what YAML may say ------------------------------------------------------------------------
+# -- settings ---------------------------------------------------------------------------------
 
 
 def _compiles(names: tuple[str, ...] = FIELDS) -> AfterValidator:
@@ -55,7 +55,7 @@ def _compiles(names: tuple[str, ...] = FIELDS) -> AfterValidator:
 
 
 def _ready(text: Any) -> Any:
-    """A template, or the name of one."""
+    """Replace the name of a template by the template."""
     if not isinstance(text, str) or "{{" in text or "{%" in text:
         return text
     if text not in TEMPLATES:
@@ -100,7 +100,7 @@ def _form(value: Any) -> str:
     if isinstance(value, list):
         return "list"
     from_file = isinstance(value, FileExemplars) or (isinstance(value, dict) and "file" in value)
-    return "of a file" if from_file else "of training"  # no key is called so: a mistake's place leaves it out
+    return "of a file" if from_file else "of training"  # no YAML key has these names, so error messages leave them out
 
 
 Exemplars = Annotated[
@@ -137,15 +137,15 @@ def _expand(value: Any) -> Any:
 Prompting = Annotated[
     Annotated[PromptingSettings | None, BeforeValidator(_expand)], Field(exclude_if=lambda value: value is None)
 ]
-"""``prompting: boxed`` is short for ``prompting: {template: boxed}``. Unset, it is in no fingerprint."""
+"""``prompting: boxed`` is short for ``prompting: {template: boxed}``. If unset, it is not part of the fingerprint."""
 
 
-# -- what becomes of it -----------------------------------------------------------------------
+# -- rendering --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Exemplar:
-    """An exemplar as turns; ``asks`` is its question in the form in which questions are compared."""
+    """An example as turns; ``asks`` is its question, normalised for comparison (`_folded`)."""
 
     asks: str
     structure: str | None
@@ -153,7 +153,7 @@ class _Exemplar:
 
 
 class _Asking:
-    """The function that a problem is put through."""
+    """The function from a problem to what is asked."""
 
     def __init__(
         self, settings: PromptingSettings, budget: ThinkingBudget | None, training: Sequence[Problem], key: str
@@ -196,8 +196,11 @@ def asking(
     training: Callable[[], Sequence[Problem]] = tuple,
     key: str = "prompting",
 ) -> Ask:
-    """How each problem is asked. ``training`` gives the problems that exemplars may be taken from, if they are;
-    ``key`` is where the settings stand in YAML."""
+    """The function from a problem to what is asked.
+
+    ``training`` returns the problems for examples from the training problems; it is called only if the settings ask for
+    those. ``key`` is the place of the settings in YAML, for error messages.
+    """
     if settings is None:
         return plainly if budget is None else lambda problem: replace(plainly(problem), budget=budget)
     pool = training() if isinstance(settings.examples, TrainingExemplars) else ()
@@ -205,7 +208,7 @@ def asking(
 
 
 def exemplars(settings: Any, training: Sequence[Problem], key: str) -> Iterable[tuple[Problem, str]]:
-    """(the exemplar's question as a problem, what the assistant says), in order."""
+    """(question as a problem, assistant's turn) of each example, in order."""
     if isinstance(settings, FileExemplars):
         return list(_in_file(settings))
     if isinstance(settings, TrainingExemplars):
@@ -235,14 +238,14 @@ def _question(prompt: str, source: str) -> Problem:
 
 
 def _same(exemplar: _Exemplar, asks: str, structure: str | None) -> bool:
-    """Whether an exemplar is the problem: its words, with or without an instruction around them, or another
-    instance of what is underneath (`Problem.structure`)."""
+    """Whether an example is the problem itself: the same words, with or without an instruction around them, or another
+    instance of the same structure (`Problem.structure`)."""
     if structure is not None and exemplar.structure == structure:
         return True
     return exemplar.asks in asks or asks in exemplar.asks
 
 
 def _folded(text: str) -> str:
-    """A question as its words, whatever their case and spacing; with a space at both ends, so that one is found in
-    another by whole words."""
+    """A question with case and white space normalised, and a space at both ends, so that one is found in another only
+    as whole words."""
     return f" {' '.join(text.casefold().split())} "
