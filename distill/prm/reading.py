@@ -1,4 +1,4 @@
-"""A process reward model at work: loaded from its directory, scoring responses in packed passes."""
+"""Load a process reward model from its directory, and score responses in packed passes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.errors import InputError, PipelineError
 
 BATCH_TOKENS = 8192
 SURE = 30.0
-"""Log-odds beyond which a double's probability would be 0 or 1, which nobody can be."""
+"""Log-odds are clamped to this, so that no probability is rounded to exactly 0 or 1."""
 
 
 class TooLong(InputError):
@@ -28,7 +28,8 @@ class TooLong(InputError):
 
 
 class PrmScorer:
-    """See `distill.prm.scorer.StepScorer`. ``network`` has its head attached; equal texts are scored once."""
+    """Implements `distill.prm.scorer.StepScorer`. ``network`` must have its head attached. Equal texts are scored
+    once."""
 
     def __init__(
         self, network: Any, tokenizer: Any, rule: str, name: str = "", batch_tokens: int = BATCH_TOKENS,
@@ -39,11 +40,11 @@ class PrmScorer:
         self._limit = positions_limit(causal_lm(network))
 
     def render(self, messages: Sequence[Message]) -> str:
-        """A prompt as this model reads it, up to where the response begins."""
+        """Render a prompt with this model's template, up to where the response begins."""
         return rendered(self._tokenizer, messages)
 
     def prompt(self, problem: Problem) -> str:
-        """A problem as those stood before the responses that it learned from."""
+        """Render a problem in the way the problems were asked in its training data."""
         return self.render(self._ask(problem).messages)
 
     def encoded(self, prompt: str, response: str) -> Encoded:
@@ -53,7 +54,8 @@ class PrmScorer:
         return found
 
     def score(self, asked: Sequence[tuple[str, str]]) -> list[list[float]]:
-        """Raises `TooLong`, and `PipelineError` where a score is no number: the model is broken."""
+        """The probability of each step. Raises `TooLong`, and `PipelineError` if a score is NaN because the weights are
+        broken."""
         encoded = {pair: self.encoded(*pair) for pair in dict.fromkeys(asked)}
         rows = {pair: unlabelled(str(n), found) for n, (pair, found) in enumerate(encoded.items()) if found.ends}
         found = probabilities(self._network, list(rows.values()), self._batch_tokens, SURE)
@@ -64,7 +66,7 @@ class PrmScorer:
 
 
 def load(directory: Path, name: str = "", device: str = "auto", dtype: str = "float32") -> PrmScorer:
-    """Load what lies in ``directory`` (`distill.prm.files`); `InputError` where its parts do not fit each other."""
+    """Load the model in ``directory`` (`distill.prm.files`). Raises `InputError` if its parts do not fit together."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
