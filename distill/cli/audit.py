@@ -1,4 +1,4 @@
-"""``distill traces diff-verifiers`` and ``disagreements``: where verifiers do not say the same."""
+"""``distill traces diff-verifiers`` and ``disagreements``: find traces on which verifiers disagree."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _brief(row: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def views(store: Store) -> Iterator[None]:
-    """A store that no run of this distill has opened yet lacks the newer views and columns."""
+    """Turn a missing view or column into an `InputError`: the store is from an older distill and not yet migrated."""
     import duckdb
 
     try:

@@ -1,7 +1,7 @@
-"""``distill compare``: two models of an evaluation on the same problems, in all, by family and by difficulty.
+"""``distill compare``: compare two evaluated models on the same problems, overall, by source and by difficulty.
 
-A model is its label in an evaluate stage of the pipeline; of another stage, ``stage/label``. Scores of different
-protocols are not compared: what differs is said instead.
+A model is named by its label in the pipeline's evaluate stage, or by ``stage/label`` for another stage. Scores of
+different protocols are not compared; the error message says what differs.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def compare(
 
 
 def _named(name: str, spec: PipelineSpec, stage: str | None) -> tuple[str, str]:
-    """The evaluate stage and the label in it that a model's name means."""
+    """Resolve a model's name to an evaluate stage and a label in it."""
     known = [s.name for s in spec.stages.values() if s.stage.produces == "evaluation"]
     label = name
     head, slash, tail = name.partition("/")
@@ -83,12 +83,12 @@ def _named(name: str, spec: PipelineSpec, stage: str | None) -> tuple[str, str]:
 
 
 def _scores(spec: PipelineSpec, space: Workspace, stage: str, asked: bool) -> Manifest:
-    """The scores of the settings as they are now; where there are none yet, those of the stage's last run, which is
-    said, or where the settings were ``asked`` for an error."""
+    """The scores for the current settings. If there are none, use those of the stage's last run with a note, or raise
+    `InputError` if the command line ``asked`` for these settings."""
     try:
         now = next(item for item in plan(spec, space, [stage]) if item.spec.name == stage)
         found, why = now.manifest, ", ".join(now.reasons)
-    except InputError as error:  # a file that has gone since: what was measured is on record
+    except InputError as error:  # a file is gone since, but the scores of the last run are recorded
         found, why = None, str(error)
     if found is not None and "pairs" in found.figures:
         return found

@@ -1,4 +1,4 @@
-"""``distill traces export`` and ``import``, and ``distill card``: traces out of a store, and into one."""
+"""``distill traces export`` and ``import``, and ``distill card``: move traces out of a store and into one."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def card(
 
 
 def _text_of(pipeline: Path, workspace: Path | None) -> Path | None:
-    """The pipeline's file, where it is that of the workspace: a default beside another's store tells nothing."""
+    """The pipeline's file, if it belongs to the workspace. A workspace that was given directly may have nothing to do
+    with the default pipeline."""
     if not pipeline.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""``distill doctor``: is this installation whole? One line a finding; exit 2 if something is broken."""
+"""``distill doctor``: check the installation. Prints one line per finding; exits with 2 if something is broken."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _models() -> Iterator[Finding]:
 
 
 def _names() -> Iterator[Finding]:
-    """Other distributions may own the script called ``distill`` or ship packages of our names."""
+    """Other distributions may own the script called ``distill`` or ship packages with our names."""
     if wrong := ownership.clash():
         yield Finding("broken", "packages", wrong)
     owners = sorted(
@@ -110,7 +110,7 @@ def _names() -> Iterator[Finding]:
 
 
 def _sandboxes() -> Iterator[Finding]:
-    """The walls around model-written code, each tried by attacking itself; one that holds is enough."""
+    """The sandboxes for model-written code. Each self-test tries to break out; one sandbox that holds is enough."""
     from distill.verifiers import sandbox
 
     found = sandbox.survey()

@@ -1,4 +1,4 @@
-"""``distill lm-eval``: what an evaluate stage measures, written as tasks for lm-evaluation-harness."""
+"""``distill lm-eval``: write the problems of an evaluate stage as tasks for lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _evaluation(spec: PipelineSpec, stage: str | None) -> tuple[str, Any]:
 
 
 def _student(models: dict[str, str], label: str, workspace: Path, stage: str) -> Path:
-    """The directory of a model that the stage measures."""
+    """The directory of a model that the stage evaluates."""
     if label not in models:
         raise InputError(f"stage {stage} measures no model {label!r}{nearest(label, models)}")
     made = models[label].removeprefix(modelspec.STAGE)

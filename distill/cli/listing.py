@@ -1,4 +1,4 @@
-"""``distill list`` and ``distill init``: what there is to choose from, and a pipeline to start from."""
+"""``distill list`` and ``distill init``: list what is available, and write a starter pipeline."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def list_names(kind: str | None, name: str | None, as_json: bool) -> None:
 
 
 def _settings(stage: str, as_json: bool) -> None:
-    """Every key of a stage, and under it what it means."""
+    """Print every key of a stage with its meaning below it."""
     keys = list(keys_of(catalog.stage(stage).settings))
     if as_json:
         show([asdict(key) for key in keys], as_json)
@@ -63,7 +63,7 @@ def _settings(stage: str, as_json: bool) -> None:
 
 
 def _room() -> int:
-    """For one cell: on a terminal what is beside the names, in a pipe whatever it takes."""
+    """The width of one cell: on a terminal the space beside the names, in a pipe unlimited."""
     return max(40, get_terminal_size().columns - 30) if sys.stdout.isatty() else UNCUT
 
 
@@ -75,7 +75,7 @@ def _stages() -> Rows:
 
 
 def _strategies() -> Rows:
-    """Of each what its class says first, and what it needs beside samples."""
+    """Each strategy with the first line of its docstring and what it needs besides samples."""
     found = {name: catalog.resolve("strategies", name) for name in catalog.names("strategies")}
     return [
         {
@@ -88,7 +88,7 @@ def _strategies() -> Rows:
 
 
 def _first_lines(kind: str) -> Rows:
-    """Name and the first line of the module's docstring, read from the source: nothing is imported."""
+    """Each name with the first line of its module's docstring, read from the source without importing it."""
     return [{"name": name, "about": _docstring(where.partition(":")[0])} for name, where in catalog.names(kind).items()]
 
 
@@ -103,7 +103,7 @@ def _docstring(module: str) -> str:
 
 
 def _forms() -> Rows:
-    """The published forms, with the settings that each stands for."""
+    """The published forms, with the main settings of each."""
     return [
         {"name": name, "for": kind, "about": form.about, "verifier": form.settings.get("verifier", ""),
          "licence": form.settings.get("licence", "")}

@@ -1,4 +1,5 @@
-"""``distill prune``: what a workspace may lose, its size and why; with ``--yes`` it is deleted. Loads no model."""
+"""``distill prune``: list what a workspace no longer needs, with sizes and reasons; ``--yes`` deletes it. Loads no
+model."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ def _waiting(text: str) -> None:
 
 
 def _one_workspace(specs: Sequence[PipelineSpec]) -> PipelineSpec:
-    """Any of the pipelines, all of which have the same workspace."""
+    """Check that all pipelines have the same workspace, and return the first of them."""
     first = specs[0]
     for other in specs:
         if other.workspace.resolve() != first.workspace.resolve():

@@ -1,9 +1,9 @@
 """``distill verify``: judge a file of answers. Rows go to stdout or --output, the summary to stderr.
 
-The file is read twice: once to check and count its rows, once to judge them. A verifier that fails on every answer
-ends it with exit code 1, when the lines are written. With --output the lines are
-gathered beside it under a name made of all that they depend on, and get its name when they are complete;
-a stopped or killed command, run again, goes on after the last whole line.
+The file is read twice: once to check and count its rows, once to judge them. If the verifier fails on every answer, the
+exit code is 1 after all lines are written. With --output, the lines first go to a temporary file beside it, whose name
+is made from everything that they depend on; it is renamed once complete. After a stop or a kill, the same command
+continues after the last complete line.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _note(text: str) -> None:
 
 
 def spec_of(text: str) -> Spec:
-    """A name, a ``module:attribute``, or a spec in YAML or JSON."""
+    """Parse a verifier: a name, a ``module:attribute``, or a spec in YAML or JSON."""
     spec: Spec = parse_value(text) if text.lstrip().startswith("{") else text
     return spec
 
@@ -100,7 +100,7 @@ def _count(file: Path, limit: int | None, columns: AnswerColumns, skip: bool) ->
 
 
 def _refuse_silence(tally: Tally, name: str) -> None:
-    """A verifier that failed on every answer has judged nothing, and whoever asked does not want an exit code of 0."""
+    """Raise `PipelineError` if the verifier failed on every answer, so that the exit code is not 0."""
     asked = tally.rows - tally[Failure.INPUT]
     failed = sum(tally[failure] for failure in Failure) - tally[Failure.INPUT]
     if asked and failed == asked:
@@ -121,7 +121,7 @@ def _rows(output: Path | None, file: Path, depends_on: list[Any]) -> Iterator[Ro
 
 @contextmanager
 def _progress(total: int, kept: int, as_json: bool, output: Path | None) -> Iterator[Callable[[Tally], None]]:
-    """A bar on a terminal (unless the rows themselves go there), now and then a line elsewhere."""
+    """Show a bar on a terminal (unless the rows themselves go there), and an occasional line elsewhere."""
     if as_json or (output is None and sys.stdout.isatty()):
         yield lambda tally: None
     elif sys.stderr.isatty():
