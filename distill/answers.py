@@ -135,7 +135,7 @@ def check_rows(rows: Iterable[Row], columns: AnswerColumns, skip: bool) -> int:
             found = True
         except InputError as error:
             if not skip:
-                raise InputError(f"{error}; --on-bad-row skip goes on past such rows") from None
+                raise InputError(f"{error}; to skip such rows, add --on-bad-row skip") from None
             first = first or error
     if first and not found:
         raise InputError(f"{first}; none of the {count:,} rows can be read")

@@ -142,7 +142,7 @@ def check(kind: str, name: str) -> str:
 
 def _unknown(kind: str, name: str) -> str:
     if name.endswith(".py"):
-        return f"{name}: name what is meant in that file too, {name}:Name"
+        return f"{name}: name the object in that file too, as {name}:Name"
     return f"no {_singular(kind)} is called {name!r}{suggestion(name, names(kind))}"
 
 
@@ -156,7 +156,7 @@ def stage(kind: str) -> Stage:
     from pipeline.stage import Stage
 
     if not isinstance(found, Stage):
-        raise InputError(f"stage {kind!r} is no pipeline.stage.Stage")
+        raise InputError(f"stage {kind!r} is not a pipeline.stage.Stage")
     return found
 
 

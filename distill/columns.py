@@ -37,9 +37,9 @@ def one_group(pattern: str) -> str:
     try:
         groups = re.compile(pattern).groups
     except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
     if groups != 1:
-        raise ValueError(f"{pattern!r} has {groups} groups in parentheses; it needs one, around what is taken")
+        raise ValueError(f"{pattern!r} has {groups} groups in parentheses; it needs one, around the part to extract")
     return pattern
 
 
@@ -64,7 +64,7 @@ def column_or_template(column: str) -> str:
     try:
         _template(column)
     except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"{column!r} is no Jinja template: {error.message}") from None
+        raise ValueError(f"{column!r} is not a Jinja template: {error.message}") from None
     return column
 
 
@@ -89,7 +89,7 @@ def number(value: Any) -> str:
 def letter(index: Any) -> str:
     """The letter of a multiple-choice answer that is stored as an index: 0 is A, 1 is B."""
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < 26:
-        raise ValueError(f"{index!r} is no place of a choice")
+        raise ValueError(f"{index!r} is not the index of a choice (0 to 25)")
     return chr(ord("A") + index)
 
 
@@ -220,7 +220,7 @@ class ProblemColumns:
             origin=row.where,
         )
         if self.reference is not None and verifier and (why := unusable(_built(verifier), problem)):
-            raise InputError(f"{row.where}: the verifier {verifier!r} could judge no answer to this: {why}")
+            raise InputError(f"{row.where}: the verifier {verifier!r} cannot judge any answer to this problem: {why}")
         return problem
 
     def _reference(self, row: Row) -> str:

@@ -79,7 +79,7 @@ def _sentence(by: str, rows: Sequence[Row], kept: Sequence[bool]) -> str:
     asked = [number for number in value.values() if number is not None]
     chosen = [n for row, keep in zip(rows, kept, strict=True) if keep and (n := value[row["problem_key"]]) is not None]
     if not asked or not chosen:
-        return "Nothing can be said of how hard the kept traces are."
+        return "The difficulty of the kept traces is unknown."
     before, after = fmean(asked), fmean(chosen)
     easier = after > before if by == "pass rate" else after < before
     close = abs(after - before) < 0.01 * max(abs(before), 0.01)

@@ -111,7 +111,7 @@ def sample(
         store.ingest()
     stop_check(context.stopping)
     if left := tally.total - tally.done:
-        raise PipelineError(f"the engine ended {left} samples short; run the same command again")
+        raise PipelineError(f"the engine ended before the last {left} samples; run the same command again")
 
 
 def row_of(wish: Wanted, completion: Completion, engine: Engine) -> Row:

@@ -41,7 +41,7 @@ def check_reachable(repository: str, revision: str | None) -> None:
     if _at_hub(repository, revision) is None:
         raise InputError(
             f"model {name}: is not in the cache ({cache()}), and the hub cannot be reached; without a network, name "
-            f"a directory: `hf download {repository} --local-dir DIRECTORY` makes one elsewhere"
+            f"a directory that `hf download {repository} --local-dir DIRECTORY` made on another machine"
         )
 
 
@@ -138,7 +138,7 @@ def _refusal(repository: str, revision: str | None, code: str | None) -> str | N
     reasons = {
         "RepoNotFound": f"the hub has no model {repository} (a private one needs HF_TOKEN, or `hf auth login`)",
         "RevisionNotFound": f"the hub has no revision {revision} of it",
-        "GatedRepo": "the hub gives it only to those who have accepted its terms; set HF_TOKEN, or `hf auth login`",
+        "GatedRepo": "it is gated; accept its terms on the hub, then set HF_TOKEN or run `hf auth login`",
     }
     name = repository + (f"@{revision}" if revision else "")
     return f"model {name}: {reasons[code]}" if code in reasons else None

@@ -35,7 +35,7 @@ def check_name(name: str) -> str:
     if Path(name).is_file():
         raise ValueError(f"{name} is a file; name it with `file:`")
     if name.startswith((".", "/", "~")) or not HUB_NAME.fullmatch(name):
-        raise ValueError(f"{name}: no such directory, nor the name of a data set on the hub (org/name)")
+        raise ValueError(f"{name}: no such directory, and not the name of a data set on the hub (org/name)")
     return name
 
 
@@ -77,13 +77,13 @@ class DataSet:
         except RevisionNotFoundError:
             raise InputError(f"{self.label}: the hub has no revision {self.revision!r} of it") from None
         except RepositoryNotFoundError:
-            raise InputError(f"{self.label}: the hub has none, or shows it only to others (HF_TOKEN)") from None
+            raise InputError(f"{self.label}: is not on the hub, or is private (set HF_TOKEN)") from None
         except HfHubHTTPError as error:
-            raise InputError(f"{self.label}: the hub says {_line(error)}") from None
+            raise InputError(f"{self.label}: the hub answered {_line(error)}") from None
         except Exception as error:  # no network, which is raised as many types of errors
             raise InputError(
-                f"{self.label}: the hub cannot be reached ({_line(error)}); without a network, name a directory: "
-                f"`hf download --repo-type dataset {self.name} --local-dir DIRECTORY` makes one elsewhere"
+                f"{self.label}: the hub cannot be reached ({_line(error)}); without a network, name a directory that "
+                f"`hf download --repo-type dataset {self.name} --local-dir DIRECTORY` made on another machine"
             ) from None
 
     def rows(self) -> Iterator[Row]:

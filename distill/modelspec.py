@@ -69,8 +69,8 @@ class Model:
 
 
 NO_TEMPLATE = (
-    "its tokenizer has no chat template, by which a student is asked; put one into the model's directory as "
-    "chat_template.jinja (that of a chat model of the same family, say)"
+    "its tokenizer has no chat template, which a student needs; put one into the model's directory as "
+    "chat_template.jinja (for example, that of a chat model of the same family)"
 )
 
 
@@ -85,8 +85,8 @@ def has_template(directory: Path) -> bool:
 
 
 NO_END = (
-    "its chat template ends turns with no special token and its tokenizer has no eos_token, so that a student could "
-    'neither learn to stop nor be told to; put one into its tokenizer_config.json ("eos_token")'
+    "its chat template ends turns without a special token and its tokenizer has no eos_token, so a student could not "
+    'learn to stop; set one in its tokenizer_config.json ("eos_token")'
 )
 PLAIN_TOKENIZERS = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 """Tokenizer classes whose end token is named in the files; other classes have a built-in one."""
@@ -136,7 +136,7 @@ def check_directory(path: Path, name: str) -> None:
 
 def _check_whole(path: Path, name: str) -> None:
     if not (path / "config.json").is_file():
-        inside = f"; what a stage made has it in {path / MODEL}" if (path / MODEL / "config.json").is_file() else ""
+        inside = f"; the model of a stage is in {path / MODEL}" if (path / MODEL / "config.json").is_file() else ""
         raise InputError(f"model {name}: {path} has no config.json: not a Hugging Face model directory{inside}")
     try:
         json.loads((path / "config.json").read_text())
@@ -179,7 +179,7 @@ def base_of(path: Path, name: str) -> str:
         if place.is_dir() and place != path:
             return str(place.absolute())
     if not re.fullmatch(HUB_NAME, base):
-        raise InputError(f"model {name}: its base model {base}, named in {path / ADAPTER_CONFIG}, is not there")
+        raise InputError(f"model {name}: its base model {base}, named in {path / ADAPTER_CONFIG}, does not exist")
     return f"{base}@{revision}" if revision and "@" not in base else base
 
 
@@ -205,7 +205,7 @@ def _check_adapter(path: Path, name: str) -> None:
         try:
             check_directory(directory, base)
         except InputError as error:
-            raise InputError(f"model {name}: its base model is not there as it should be: {error}") from None
+            raise InputError(f"model {name}: its base model cannot be used: {error}") from None
 
 
 def check_at_hand(name: str, loaded: bool = True) -> None:

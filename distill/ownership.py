@@ -25,5 +25,5 @@ def clash() -> str | None:
         return None
     return (
         f"another package shadows or has overwritten {', '.join(strangers)}; uninstall it and install distill again, "
-        "or give distill an environment of its own"
+        "or install distill in an environment without it"
     )

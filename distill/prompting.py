@@ -59,7 +59,7 @@ def _ready(text: Any) -> Any:
     if not isinstance(text, str) or "{{" in text or "{%" in text:
         return text
     if text not in TEMPLATES:
-        own = "one of your own has {{ prompt }} in it"
+        own = "a template of your own must contain {{ prompt }}"
         raise ValueError(f"no template is called {text!r}{nearest(text, TEMPLATES)}; {own}")
     return TEMPLATES[text]
 
@@ -169,7 +169,7 @@ class _Asking:
         ]
         self._count = len(self._exemplars) if isinstance(examples, list | None) else examples.count
         if self._count is not None and self._count > len(self._exemplars):
-            raise InputError(f"{key}.examples: {self._count} asked for, and there are {len(self._exemplars)}")
+            raise InputError(f"{key}.examples: {self._count} asked for, but there are only {len(self._exemplars)}")
 
     def __call__(self, problem: Problem) -> Asked:
         system = problem.system if self._system is None else self._system.of(problem, f"{self._key}.system")
@@ -222,7 +222,7 @@ def _in_file(settings: FileExemplars) -> Iterator[tuple[Problem, str]]:
     for row in tables.read(settings.file):
         prompt, said = columns.text(row, settings.prompt), said_in.read(row)
         if not said.answer:
-            raise InputError(f"{row.where}: an exemplar has to come to an answer; column {settings.answer!r} has none")
+            raise InputError(f"{row.where}: an example needs an answer, and column {settings.answer!r} has none")
         yield replace(_question(prompt, row.stem), origin=row.where), join_thinking(said.thinking, said.answer)
 
 

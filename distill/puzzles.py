@@ -29,7 +29,7 @@ def make(
     if not wanted:
         return
     if name in UNSTABLE:
-        raise InputError(f"reasoning_gym {name}: its entries differ from run to run, so that nothing could be cached")
+        raise InputError(f"reasoning_gym {name}: its entries differ from run to run, so nothing could be cached")
     entries = _data_set(name, config, seed, split, TRIES * (wanted + 10))
     seen: set[str] = set()
     fault = "too few different problems"
@@ -58,7 +58,7 @@ def _data_set(name: str, config: Mapping[str, Any], seed: int, split: str, size:
     except ImportError:
         raise InputError(f"source reasoning_gym {INSTALL}") from None
     if fixed := {"seed", "size"} & config.keys():
-        raise InputError(f"reasoning_gym {name}: {min(fixed)} is not to be configured; it comes from the pipeline")
+        raise InputError(f"reasoning_gym {name}: {min(fixed)} cannot be configured; it comes from the pipeline")
     text = "\x1f".join(("reasoning_gym", name, str(seed), split))
     first = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") % SPAN
     try:

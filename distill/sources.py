@@ -209,7 +209,7 @@ def _family(source: FamilySource, split: str, seed: int, limit: int | None) -> I
             seen.add(problem.prompt)
             yield problem
         elif index > 20 * wanted + 1000:
-            raise InputError(f"family {source.family}: has too few different problems for {wanted} ({split})")
+            raise InputError(f"family {source.family}: has fewer than {wanted} different problems ({split})")
 
 
 def _wanted(source: FamilySource | PuzzleSource, split: str, limit: int | None) -> int:
@@ -234,7 +234,7 @@ def _rows(source: RowSource, limit: int | None, note: Callable[[str], None]) -> 
                 raise
             note(f"skipped {error}")
     if not made:  # beside other sources nobody would notice
-        raise InputError(f"{source.place}: holds no problem that can be used")
+        raise InputError(f"{source.place}: holds no usable problem")
 
 
 def least(*limits: int | None) -> int:

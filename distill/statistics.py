@@ -41,7 +41,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     """Unbiased estimate of the probability that at least one of ``k`` samples is correct, if ``correct`` of ``samples``
     are (Chen et al. 2021, arXiv:2107.03374, eq. 1). Raises `InputError` if samples < k."""
     if samples < k:
-        raise InputError(f"pass@{k} needs at least {k} samples a problem; there are {samples}")
+        raise InputError(f"pass@{k} needs at least {k} samples per problem; there are {samples}")
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 

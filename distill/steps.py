@@ -93,7 +93,7 @@ def splitter(rule: str, tokenizer: Any = None) -> Split:
 def spans_of(tokenizer: Any, text: str) -> tuple[list[int], list[Span]]:
     """The token ids of a text by itself, and the span of each token."""
     if not tokenizer.is_fast:
-        raise InputError("steps need a fast tokenizer, which tells where its tokens stand; this one cannot")
+        raise InputError("steps need a fast tokenizer, which reports the offsets of its tokens; this one is not fast")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return list(encoded["input_ids"]), [(start, end) for start, end in encoded["offset_mapping"]]
 

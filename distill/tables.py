@@ -76,7 +76,7 @@ def read(path: str | Path) -> Iterator[Row]:
         "parquet": _parquet,
     }
     if form not in readers:
-        raise InputError(f"{path}: unknown form; the name should end in {', '.join('.' + f for f in readers)}")
+        raise InputError(f"{path}: unknown format; the name should end in {', '.join('.' + f for f in readers)}")
     try:
         yield from readers[form](path)
     except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
@@ -163,7 +163,7 @@ def _head(path: Path, line: int, names: list[str], fault: str | None) -> list[st
 
 def _csv_row(path: Path, line: int, names: list[str], cells: list[str], fault: str | None) -> Row:
     if len(cells) > len(names):
-        fault = fault or f"has {len(cells) - len(names)} cell(s) more than the head"
+        fault = fault or f"has {len(cells) - len(names)} cell(s) more than the header"
     return Row(path, line, dict(zip_longest(names, cells[: len(names)])), fault)
 
 

@@ -85,10 +85,10 @@ def _text(value: Any) -> Any:
     from jinja2 import Undefined
 
     if value is None:
-        raise ValueError("a value that is put in is null")
+        raise ValueError("a value in it is null")
     if isinstance(value, str | int | float | list | dict | Undefined):
         return value
-    raise ValueError(f"what is put in is no text: {type(value).__name__}")
+    raise ValueError(f"a value in it is not text but a {type(value).__name__}")
 
 
 def _plainly(error: Exception, fields: Mapping[str, Any]) -> str:

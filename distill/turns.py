@@ -22,13 +22,13 @@ def rendered(tokenizer: Any, messages: Sequence[Message], asking: bool = True) -
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:
-        raise InputError("the model's tokenizer has no chat template, so messages cannot be put to it")
+        raise InputError("the model's tokenizer has no chat template, so messages cannot be rendered for it")
     plain = [dict(message) for message in messages]
     try:
         text: str = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=asking)
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise InputError(f"the model's chat template takes no conversation of {roles}: {error}") from None
+        raise InputError(f"the model's chat template refuses a conversation of {roles}: {error}") from None
     return text
 
 

@@ -180,4 +180,4 @@ def _subsets(count: int, k: int, seed: int) -> Any:
 
 def _enough(samples: Sequence[Sample], k: int) -> None:
     if not 1 <= k <= len(samples):
-        raise InputError(f"a choice of {k} samples needs at least {k} (and one) a problem; there are {len(samples)}")
+        raise InputError(f"k = {k}: expected at least 1 and at most the {len(samples)} samples of a problem")

@@ -370,7 +370,7 @@ def test_what_cannot_work_is_told_before_anything_is_made(overrides: list[str], 
 @pytest.mark.parametrize(
     ("rows", "changes", "said"),
     [
-        ("", {}, "p.jsonl: holds no problem that can be used"),
+        ("", {}, "p.jsonl: holds no usable problem"),
         ('{"q": "1", "a": "2"}', {"reference": "b", "on_bad_row": "skip"}, "column 'b'; it has q, a; no row can be read"),
         ('{"q": "1 + 1", "a": "2"}\n{"q": ', {}, "p.jsonl:2: not valid JSON (Expecting value, column"),
         ('{"q": {"x": 1}, "a": "2"}', {}, "p.jsonl:1: column 'q' is not text"),

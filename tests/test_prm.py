@@ -464,7 +464,7 @@ def test_what_was_written_is_loaded_and_scores_a_batch_as_single_calls(artifact:
         (lambda d: (d / "prm.json").unlink(), "has no prm.json: not a process reward model"),
         (lambda d: (d / "prm.json").write_text("{"), "cannot be read"),
         (lambda d: (d / "prm.json").write_text(about(chat_tokenizer(), format=9).model_dump_json()), "upgrade distill"),
-        (lambda d: (d / "prm.json").write_text(about(chat_tokenizer(), width=16).model_dump_json()), "width 16, and"),
+        (lambda d: (d / "prm.json").write_text(about(chat_tokenizer(), width=16).model_dump_json()), "width 16, but"),
         (lambda d: (d / "head.safetensors").write_bytes(b"xx"), "head.safetensors"),
         (lambda d: chat_tokenizer("{{ messages }}").save_pretrained(d / "model"), None),
         (lambda d: _other_tokenizer().save_pretrained(d / "model"), "not the one that it was trained with"),

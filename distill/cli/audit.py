@@ -41,7 +41,7 @@ def _show(found: Agreement) -> None:
     if found.disagreement is not None:
         low, high = found.ci95
         print(f"contradictions: {found.disagreement:.2%} (95%: {low:.2%} to {high:.2%}) "
-              f"of the {found.judged_by_both:,} on which both came to a verdict")  # fmt: skip
+              f"of the {found.judged_by_both:,} that neither found unverifiable")  # fmt: skip
     if found.differences:
         rows = [
             {"trace": d["trace"][:12], "problem": d["problem"], a: d["a"], b: d["b"],

@@ -78,7 +78,7 @@ def _named(name: str, spec: PipelineSpec, stage: str | None) -> tuple[str, str]:
         raise InputError("the pipeline has no evaluate stage, so there are no scores to compare")
     chosen = stage or known[-1]
     if chosen not in known:
-        raise InputError(f"--stage {chosen}: no evaluate stage is called so{nearest(chosen, known)}")
+        raise InputError(f"--stage {chosen}: there is no evaluate stage of that name{nearest(chosen, known)}")
     return chosen, label
 
 
@@ -98,14 +98,14 @@ def _scores(spec: PipelineSpec, space: Workspace, stage: str, asked: bool) -> Ma
         raise InputError(
             f"stage {stage} has no scores yet{settings}; run it: distill run {stage} --pipeline {spec.file}"
         )
-    aside(f"{stage} has not been run with the settings as they are now ({why}); these are the scores of its last run")
+    aside(f"{stage} has not been run with its current settings ({why}); these are the scores of its last run")
     return last
 
 
 def _subject(label: str, record: Manifest) -> Subject:
     if label not in record.figures["subjects"]:
         raise InputError(
-            f"stage {record.stage} measured no model {label!r}{nearest(label, record.figures['subjects'])}"
+            f"stage {record.stage} evaluated no model {label!r}{nearest(label, record.figures['subjects'])}"
         )
     return Subject(label, record)
 
@@ -117,8 +117,8 @@ def _check_protocol(one: Subject, other: Subject) -> None:
     old, new = ({name: record.identity.settings.get(name) for name in PROTOCOL} for record in (first, second))
     told = differences(old, new) or ["the problems, or a verifier's version"]
     raise InputError(
-        f"{one.name} and {other.name} were measured by different protocols ({', '.join(told)}), so their scores cannot "
-        "be compared; measure both in one evaluate stage"
+        f"{one.name} and {other.name} were evaluated with different protocols ({', '.join(told)}), so their scores "
+        "cannot be compared; evaluate both in one stage"
     )
 
 

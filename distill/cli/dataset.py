@@ -49,7 +49,7 @@ def card(
     with views(store), store.reading() as connection:
         found = choice.chosen_by(store.path.parent, selection, asked)
         if not write.choose(connection, found):
-            raise InputError(f"{store.path}: holds no such trace; `distill traces stats` counts them")
+            raise InputError(f"{store.path}: holds no such trace; `distill traces stats` shows what it holds")
         told = facts.gather(connection, found, store.path.parent, _text_of(pipeline, workspace))
     text = json.dumps(told, default=str, ensure_ascii=False) + "\n" if as_json else cards.render(told)
     if output is None:

@@ -54,7 +54,7 @@ def unheard() -> Iterator[None]:
         if not isinstance(error, BrokenPipeError):
             with suppress(OSError):
                 aside(
-                    f"nothing more can be printed ({error.strerror}); the run goes on, `distill status` tells how far"
+                    f"nothing more can be printed ({error.strerror}); the run goes on, `distill status` shows how far"
                 )
 
 

@@ -36,7 +36,7 @@ def doctor(as_json: bool) -> None:
         print(json.dumps(finding._asdict()) if as_json else f"{finding.state:<7} {finding.what:<20} {finding.detail}")
     broken = [finding.what for finding in findings if finding.state == "broken"]
     if broken:
-        raise InputError(f"{len(broken)} thing(s) to mend: {', '.join(broken)}")
+        raise InputError(f"{len(broken)} check(s) failed: {', '.join(broken)}")
 
 
 def _python() -> Iterator[Finding]:
@@ -79,7 +79,7 @@ def _models() -> Iterator[Finding]:
     for name in ("teacher", "student-base"):
         try:
             modelspec.check_directory(EMBEDDED / name, f"embedded:{name}")
-            yield Finding("ok", f"embedded:{name}", "whole")
+            yield Finding("ok", f"embedded:{name}", "complete")
         except InputError as error:
             yield Finding("broken", f"embedded:{name}", str(error))
 
@@ -116,9 +116,9 @@ def _sandboxes() -> Iterator[Finding]:
     found = sandbox.survey()
     for name, fault in found.items():
         state = "note" if fault else "ok"
-        yield Finding(state, f"sandbox:{name}", fault or "holds: its self-test could not get out")
+        yield Finding(state, f"sandbox:{name}", fault or "holds: its self-test could not break out")
     if all(found.values()):
-        yield Finding("note", "sandbox", "none holds, so the code verifier refuses to run; the lines above say why")
+        yield Finding("note", "sandbox", "none holds, so the code verifier refuses to run; see the lines above")
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (_python, _packages, _devices, _models, _names, _sandboxes)

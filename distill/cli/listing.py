@@ -35,10 +35,10 @@ def list_names(kind: str | None, name: str | None, as_json: bool) -> None:
         "pipelines": _pipelines,
     }
     if kind is not None and kind not in kinds:
-        raise InputError(f"nothing is listed under {kind!r}{nearest(kind, kinds)}")
+        raise InputError(f"there is no list {kind!r}{nearest(kind, kinds)}")
     if name is not None:
         if kind != "stages":
-            raise InputError(f"the settings of {kind} are not listed, those of a stage are: `distill list stages sft`")
+            raise InputError(f"{kind}: only the settings of stages can be listed, as in `distill list stages sft`")
         _settings(name, as_json)
         return
     for each in [kind] if kind else kinds:

@@ -26,7 +26,7 @@ def prune(
     keep_days: float, yes: bool, wait: bool, as_json: bool,
 ) -> None:  # fmt: skip
     if not pipelines:
-        raise InputError("say which pipelines' results are kept: --pipeline FILE, once for each of the workspace's")
+        raise InputError("name the pipelines whose results to keep: --pipeline FILE, once for each of the workspace's")
     specs = [load(file, overrides, limit, workspace) for file in pipelines]
     space = workspace_of(_one_workspace(specs))
     command = shlex.join(["distill", *sys.argv[1:]])
@@ -41,7 +41,7 @@ def prune(
     if not as_json:
         print(f"\n{_summary(items, yes)}")
         if needed.waiting:
-            print(f"{len(needed.waiting)} stages wait for others to run; what fits their settings is kept until then")
+            print(f"{len(needed.waiting)} stages wait for others to run; what matches their settings is kept till then")
 
 
 def _waiting(text: str) -> None:
@@ -58,7 +58,7 @@ def _one_workspace(specs: Sequence[PipelineSpec]) -> PipelineSpec:
                 "prune one after the other"
             )
     if not (first.workspace / "manifests").is_dir():
-        raise InputError(f"{first.workspace}: no workspace; `distill run` makes it, --workspace names another")
+        raise InputError(f"{first.workspace}: no such workspace; `distill run` makes it, --workspace names another")
     return first
 
 

@@ -108,7 +108,7 @@ def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float) -> None:
         if "subjects" in manifest.figures:
             display.say("")
             display.say(render(_scores(manifest.figures["subjects"])))
-            display.say(f"protocol {manifest.figures['protocol']}: scores of the same one may be compared")
+            display.say(f"protocol {manifest.figures['protocol']}: compare scores only within the same protocol")
     spent = sum(manifest.seconds for manifest, _ in done)
     now, all_told = display.duration(seconds), display.duration(spent)
     display.say(f"\n{len(done)} stages up to date in {spec.workspace} ({now} now, {all_told} in all)")

@@ -31,7 +31,7 @@ def find(name: str | None, pipeline: Path, workspace: Path | None) -> Model:
     if name in students:
         raise InputError(f"stage {name} has made no student yet; run it: distill run {name} --pipeline {pipeline}")
     if name != asked or (name in spec.stages and not Path(name).exists()):
-        raise InputError(f"{asked}: no stage of {pipeline} that makes a student is called so{nearest(name, students)}")
+        raise InputError(f"{asked}: {pipeline} has no such stage that makes a student{nearest(name, students)}")
     model = modelspec.find(name, space.path, {}, space.hashes)
     if space.path.is_dir():
         space.hashes.save()

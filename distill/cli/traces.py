@@ -96,7 +96,7 @@ def _show_table(rows: Iterator[dict[str, Any]], limit: int | None) -> None:
     shown = list(islice(rows, limit or TABLE_ROWS))
     show_rows(shown, False)
     if is_cut(shown):
-        aside(f"cells are cut at {WIDTH} letters; --json and --output show all of them")
+        aside(f"cells are cut at {WIDTH} characters; --json and --output show all of them")
     if limit is None and next(rows, None) is not None:
         print(f"({TABLE_ROWS} rows shown; --limit shows more, --json and --output all)")
 

@@ -48,9 +48,9 @@ def verify(
     if on_bad_row not in ("stop", "skip"):
         raise InputError(f"--on-bad-row {on_bad_row}: expected stop or skip")
     if output is not None and output.resolve() == file.resolve():
-        raise InputError(f"--output {output}: is the file that is judged; name another")
+        raise InputError(f"--output {output}: is the file to be judged; name another")
     if columns.prompt is None and holds_opened(built):
-        raise InputError(f"verifier {built.name}: is shown the problem too; name its column with --prompt-key")
+        raise InputError(f"verifier {built.name}: needs the problem too; name its column with --prompt-key")
     began = time.monotonic()
     total = _count(file, limit, columns, skip=on_bad_row == "skip")
     tally = Tally()
@@ -67,7 +67,7 @@ def verify(
                 progress(tally)
         if stopper.reason and tally.rows < total:
             again = "; run the same command again to go on" if output else ""
-            raise Stopped(f"stopped in order after {tally.rows:,} of {total:,} rows ({stopper.reason}){again}")
+            raise Stopped(f"stopped cleanly after {tally.rows:,} of {total:,} rows ({stopper.reason}){again}")
         rows.complete()
     _summary(
         {
@@ -171,7 +171,7 @@ def _summary(found: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(found), file=sys.stderr)
         return
-    kept = f" ({found['kept']:,} of them before)" if found["kept"] else ""
+    kept = f" ({found['kept']:,} of them in earlier attempts)" if found["kept"] else ""
     print(f"{found['verifier']} {found['version']}: {found['rows']:,} rows in {duration(found['seconds'])}{kept}\n"
           f"{_counts(found)}", file=sys.stderr)  # fmt: skip
     if found[Outcome.UNVERIFIABLE]:

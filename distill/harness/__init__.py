@@ -57,7 +57,7 @@ def write(
     for source, rows in sorted(by_source.items()):
         task = f"{group}_{_plain(source)}"
         if task in tasks:
-            raise InputError(f"sources whose names differ in signs alone would both be the task {task}; rename one")
+            raise InputError(f"two sources whose names differ only in punctuation both become task {task}; rename one")
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(directory / f"{task}.jsonl", lines)
         write_atomic(directory / f"{task}.yaml", _task(task, rows, max_tokens))
@@ -76,7 +76,7 @@ def _row(problem: Problem, ask: Ask) -> dict[str, Any]:
     turns = [turn["content"] for turn in asked.messages if turn["role"] != "system"]
     if len(turns) != 1 or asked.prefix:
         raise InputError(
-            "lm-evaluation-harness asks for one turn: few-shot examples and a prefill are its own options "
+            "lm-evaluation-harness sends a single turn, and has its own options for few-shot examples and a prefill "
             "(--num_fewshot, gen_prefix); leave them out of the stage's prompting"
         )
     return {

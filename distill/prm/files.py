@@ -68,16 +68,16 @@ def directory_of(name: str, workspace: Path = Path(), inputs: Mapping[str, Manif
         return checked(Path(name).expanduser(), name)
     manifest = (inputs or {}).get(name.removeprefix(PREFIX))
     if manifest is None or manifest.artifact is None:
-        raise InputError(f"prm {name}: what a stage makes cannot be meant here; name the directory that it made")
+        raise InputError(f"prm {name}: a stage cannot be named here; name the directory that it made")
     return checked(workspace / manifest.artifact, name)
 
 
 def checked(directory: Path, name: str) -> Path:
     """Return ``directory`` if it holds a reward model, otherwise raise `InputError`. Loads nothing heavy."""
     if not directory.is_dir():
-        raise InputError(f"prm {name}: {directory} is not a directory; expected {PREFIX}STAGE or what a prm stage made")
+        raise InputError(f"prm {name}: {directory} is not a directory; expected {PREFIX}STAGE or that of a prm stage")
     if missing := [part for part in (ABOUT, HEAD, MODEL) if not (directory / part).exists()]:
-        raise InputError(f"prm {name}: {directory} has no {missing[0]}: not a process reward model, as prm stages make")
+        raise InputError(f"prm {name}: {directory} has no {missing[0]}: not a process reward model of a prm stage")
     about(directory, name)
     return directory
 
@@ -86,9 +86,9 @@ def about(directory: Path, name: str) -> About:
     try:
         found = About.model_validate_json((directory / ABOUT).read_text("utf-8"))
     except (OSError, ValueError, ValidationError):
-        raise InputError(f"prm {name}: {directory / ABOUT} cannot be read; let its stage make it again") from None
+        raise InputError(f"prm {name}: {directory / ABOUT} cannot be read; run its stage again") from None
     if found.format > FORMAT:
-        raise InputError(f"prm {name}: written by a newer distill (form {found.format}); upgrade distill to read it")
+        raise InputError(f"prm {name}: written by a newer distill (format {found.format}); upgrade distill to read it")
     return found
 
 
@@ -107,6 +107,6 @@ def check_reads(directory: Path, name: str, tokenizer: Any, whose: str) -> None:
     can read prompts rendered for that one."""
     if tokenizer_identity(tokenizer) != about(directory, name).tokenizer:
         raise InputError(
-            f"prm {name}: its tokenizer is not that of {whose}, so it cannot read what that was asked; take a reward "
-            "model of the same family of models, or train one on it (stage prm)"
+            f"prm {name}: its tokenizer is not that of {whose}, so it cannot read the same prompts; use a reward model "
+            "of the same family of models, or train one on it (stage prm)"
         )

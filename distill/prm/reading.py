@@ -50,7 +50,7 @@ class PrmScorer:
     def encoded(self, prompt: str, response: str) -> Encoded:
         found = encode(self._tokenizer, prompt, response, self.rule)
         if self._limit and len(found.ids) - 1 > self._limit:
-            raise TooLong(f"prm {self.name}: {len(found.ids) - 1} tokens, and its body has {self._limit} positions")
+            raise TooLong(f"prm {self.name}: {len(found.ids) - 1} tokens, but its body has {self._limit} positions")
         return found
 
     def score(self, asked: Sequence[tuple[str, str]]) -> list[list[float]]:
@@ -60,7 +60,7 @@ class PrmScorer:
         rows = {pair: unlabelled(str(n), found) for n, (pair, found) in enumerate(encoded.items()) if found.ends}
         found = probabilities(self._network, list(rows.values()), self._batch_tokens, SURE)
         if any(p != p for row in found for p in row):
-            raise PipelineError(f"prm {self.name}: gives scores that are no numbers: its weights are broken")
+            raise PipelineError(f"prm {self.name}: its scores are NaN, so its weights are broken")
         known = dict(zip(rows, found, strict=True))
         return [known.get(pair, []) for pair in asked]
 
@@ -75,8 +75,8 @@ def load(directory: Path, name: str = "", device: str = "auto", dtype: str = "fl
     network, tokenizer = pretrained.load(Model(str((directory / MODEL).absolute()), ""), dtype, device)
     if (width := causal_lm(network).config.get_text_config().hidden_size) != about.width:
         raise InputError(
-            f"prm {name}: its head reads states of width {about.width}, and the body in {directory / MODEL} has "
-            f"{width}: it is another body than it was trained with"
+            f"prm {name}: its head needs hidden states of width {about.width}, but the body in {directory / MODEL} has "
+            f"{width}, so it is not the one that it was trained with"
         )
     if files.tokenizer_identity(tokenizer) != about.tokenizer:
         raise InputError(f"prm {name}: the tokenizer in {directory / MODEL} is not the one that it was trained with")
