@@ -22,8 +22,8 @@ OWN_LICENCE = "apache-2.0"
 SAMPLED = ("grpo", "ppo", "opd", "gkd")
 """Kinds of stages whose students learn from their own samples, which the store keeps as rollouts."""
 QUANTISED = """
-It was learned over the base in 4 bits, and belongs on it loaded so (NF4, double quantisation); on the base in full
-precision it answers otherwise. The model above holds the weights that it was learned over.
+It was trained on the base in 4 bits, so load the base in 4 bits too (NF4, double quantisation); on the base in full
+precision its answers differ. The model above holds the weights that it was trained on.
 """
 
 
@@ -62,7 +62,7 @@ model = AutoModelForCausalLM.from_pretrained("<this directory>")
 tokenizer = AutoTokenizer.from_pretrained("<this directory>")
 ```
 {_adapter(directory.parent, start, bool(settings.get("quantize")))}
-It thinks between `<think>` and `</think>`; what follows is its answer.
+It thinks between `<think>` and `</think>`; the answer follows.
 """
     (directory / "README.md").write_text(text, encoding="utf-8")
 
@@ -84,7 +84,7 @@ def _teaching(context: Context) -> str:
         queries.append(f"SELECT trace_key FROM rollouts WHERE run = '{context.fingerprint}' AND used")
     asked = "\n".join(f'`distill traces sql -w WORKSPACE "{query}"`' for query in queries)
     return (
-        f"\nWhich traces taught it, by the store of the workspace that it was trained in:\n{asked}\n" if asked else ""
+        f"\nTo list the traces that taught it, query the store of its workspace:\n{asked}\n" if asked else ""
     )
 
 
@@ -94,15 +94,15 @@ def _adapter(artifact: Path, start: str, quantised: bool) -> str:
         return ""
     directory = None if start.startswith(modelspec.STAGE) else modelspec.directory_of(start)
     if directory and modelspec.is_adapter(directory):
-        return f"\nThe adapter in `adapter/` belongs on `{start}` merged into its base; the model above is whole.\n"
+        return f"\nThe adapter in `adapter/` belongs on `{start}` merged into its base; the model above is complete.\n"
     base = (
         f"`{start}`, which is fetched from the hub."
         if not directory and not start.startswith(modelspec.STAGE)
-        else "the directory that held its base when it was trained. Elsewhere, write where the base is into\n"
-        "`base_model_name_or_path`, or take the model above, which is whole."
+        else "the directory that held its base when it was trained. On another machine, set\n"
+        "`base_model_name_or_path` to the path of the base there, or use the model above, which is complete."
     )
     return f"""
-The adapter alone lies beside this directory, in `adapter/`, and may be taken anywhere:
+The adapter alone is beside this directory, in `adapter/`, and can be used without it:
 
 ```python
 from peft import AutoPeftModelForCausalLM
@@ -127,7 +127,7 @@ def _head(context: Context, start: str) -> str:
     if not told and "/" in start and modelspec.directory_of(start) is None:
         told = {"base_model": start.partition("@")[0]}  # a hub model: its page there states the licence
     unknown = (
-        "" if "license" in told else "# no license is told here: it is that of the model that training began with\n"
+        "" if "license" in told else "# no license is known here: it is that of the model that training began with\n"
     )
     return unknown + (yaml.safe_dump(told, sort_keys=False) if told else "")
 
@@ -161,8 +161,8 @@ A process reward model: the probability that each step of a response is right. M
 | labelled steps | {" | ".join(str(figures[c]["steps"]) for c in columns)} |
 {rows}
 
-`within` compares responses to one problem alone. Scores are estimates on problems like those it was trained on: the
-best of many responses by such a score is often one that deceives it.
+`within` compares only responses to the same problem. Scores are estimates for problems like those it was trained on.
+The best of many responses by such a score is often one that fools it.
 
 ## Lineage
 
