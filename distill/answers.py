@@ -178,7 +178,7 @@ Found = Iterator[tuple[int, Any, Verdict]]
 def _by_workers(rows: Numbered, spec: Spec, pool: VerifierPool, stopping: Callable[[], bool]) -> Found:
     def asked() -> Iterator[tuple[tuple[int, Any], Future[Verdict]]]:
         for number, name, what in rows:
-            yield (number, name), _known(what) if isinstance(what, Verdict) else pool.submit(spec, *what)
+            yield (number, name), _resolved(what) if isinstance(what, Verdict) else pool.submit(spec, *what)
 
     for (number, name), verdict in in_order(asked(), stopping):
         yield number, name, verdict
@@ -207,7 +207,7 @@ def _by_opened(rows: Numbered, spec: Spec, pool: VerifierPool, stopping: Callabl
     yield from next_ones()
 
 
-def _known(verdict: Verdict) -> Future[Verdict]:
+def _resolved(verdict: Verdict) -> Future[Verdict]:
     future: Future[Verdict] = Future()
     future.set_result(verdict)
     return future

@@ -32,7 +32,7 @@ def write_model_card(directory: Path, context: Context, about: str, start: str, 
     inputs = "\n".join(f"- `{name}`: digest `{m.digest}`" for name, m in sorted(context.inputs.items())) or "- none"
     rows = "\n".join(f"| `{key}` | {value} |" for key, value in settings.items())
     text = f"""---
-{_head(context, start)}library_name: transformers
+{_front_matter(context, start)}library_name: transformers
 pipeline_tag: text-generation
 tags: [distillation, reasoning, distill]
 ---
@@ -46,7 +46,7 @@ Made by the `{context.kind}` stage of [distill], fingerprint `{context.fingerpri
 ## Lineage
 
 {inputs}
-{_teaching(context)}
+{_training_queries(context)}
 ## Settings
 
 | setting | value |
@@ -67,7 +67,7 @@ It thinks between `<think>` and `</think>`; the answer follows.
     (directory / "README.md").write_text(text, encoding="utf-8")
 
 
-def _teaching(context: Context) -> str:
+def _training_queries(context: Context) -> str:
     """The queries that list the traces that taught the student.
 
     These are the kept traces of its selection, and the rollouts that an optimizer step used. For sft they are the
@@ -83,9 +83,7 @@ def _teaching(context: Context) -> str:
     if context.kind in SAMPLED:
         queries.append(f"SELECT trace_key FROM rollouts WHERE run = '{context.fingerprint}' AND used")
     asked = "\n".join(f'`distill traces sql -w WORKSPACE "{query}"`' for query in queries)
-    return (
-        f"\nTo list the traces that taught it, query the store of its workspace:\n{asked}\n" if asked else ""
-    )
+    return f"\nTo list the traces that taught it, query the store of its workspace:\n{asked}\n" if asked else ""
 
 
 def _adapter(artifact: Path, start: str, quantised: bool) -> str:
@@ -114,7 +112,7 @@ Its `adapter_config.json` names {base}
 {QUANTISED if quantised else ""}"""
 
 
-def _head(context: Context, start: str) -> str:
+def _front_matter(context: Context, start: str) -> str:
     """The lines of the card's front matter that name the licence and the base model."""
     if start == FROM_NOTHING:
         return f"license: {OWN_LICENCE}\n"
@@ -123,16 +121,16 @@ def _head(context: Context, start: str) -> str:
         directory = context.workspace / (artifact or "") / modelspec.MODEL
     else:
         directory = modelspec.directory_of(start) or Path()
-    told = _told(directory / "README.md")
-    if not told and "/" in start and modelspec.directory_of(start) is None:
-        told = {"base_model": start.partition("@")[0]}  # a hub model: its page there states the licence
+    fields = _licence_fields(directory / "README.md")
+    if not fields and "/" in start and modelspec.directory_of(start) is None:
+        fields = {"base_model": start.partition("@")[0]}  # a hub model: its page there states the licence
     unknown = (
-        "" if "license" in told else "# no license is known here: it is that of the model that training began with\n"
+        "" if "license" in fields else "# no license is known here: it is that of the model that training began with\n"
     )
-    return unknown + (yaml.safe_dump(told, sort_keys=False) if told else "")
+    return unknown + (yaml.safe_dump(fields, sort_keys=False) if fields else "")
 
 
-def _told(card: Path) -> dict[str, Any]:
+def _licence_fields(card: Path) -> dict[str, Any]:
     """The licence and base model in a model's own card; empty if there is no readable card."""
     try:
         head = yaml.safe_load(card.read_text(encoding="utf-8").split("---\n")[1])
@@ -147,7 +145,7 @@ def write_prm_card(directory: Path, context: Context, start: str, figures: Mappi
     columns = [name for name in ("heldout", "test") if name in figures]
     rows = "\n".join(f"| {name} | {' | '.join(str(figures[c][name]) for c in columns)} |" for name in TOLD)
     text = f"""---
-{_head(context, start)}library_name: transformers
+{_front_matter(context, start)}library_name: transformers
 tags: [process-reward-model, reasoning, distill]
 ---
 

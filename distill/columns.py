@@ -156,14 +156,14 @@ def text(row: Row, column: str) -> str:
 def as_json(row: Row, column: str, value: Any) -> str:
     """A value that is not text, as JSON. NaN and infinity, which Python's JSON reader accepts, are refused."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_said)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_text)
     except ValueError:
         raise InputError(f"{row.where}: column {column!r} holds NaN or infinity; expected a number") from None
     except TypeError as error:
         raise InputError(f"{row.where}: column {column!r} is neither text nor plain data: {error}") from None
 
 
-def _said(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, Decimal | date | time):
         return str(value)
     raise TypeError(f"it holds {type(value).__name__}")

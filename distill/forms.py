@@ -166,7 +166,7 @@ def fill(kind: str, data: Any) -> Any:
     return {**found.settings, **data} if found else data
 
 
-def _known(kind: str, name: str) -> str:
+def _check_name(kind: str, name: str) -> str:
     if name not in TABLES[kind]:
         other = next((k for k, table in TABLES.items() if name in table), None)
         hint = f"; {name!r} is a form of {other}" if other else catalog.suggestion(name, TABLES[kind])
@@ -175,7 +175,7 @@ def _known(kind: str, name: str) -> str:
 
 
 def _of(kind: str) -> AfterValidator:
-    return AfterValidator(lambda name: _known(kind, name))
+    return AfterValidator(lambda name: _check_name(kind, name))
 
 
 ProblemForm = Annotated[str, _of("problems")]

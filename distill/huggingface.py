@@ -88,11 +88,11 @@ class DataSet:
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows in the order of the dataset, without holding them."""
-        rows = iter(self._told(self._open))
+        rows = iter(self._guarded(self._open))
         place = Path(self.name, *[part for part in (self.config, self.split) if part])
         line = 0
         while True:
-            values = self._told(lambda: next(rows, None))
+            values = self._guarded(lambda: next(rows, None))
             if values is None:
                 return
             line += 1
@@ -132,7 +132,7 @@ class DataSet:
             return None
         return None
 
-    def _told(self, action: Callable[[], T]) -> T:
+    def _guarded(self, action: Callable[[], T]) -> T:
         """Call ``action``, and turn whatever the library raises into an `InputError` of one line."""
         try:
             return action()

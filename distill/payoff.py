@@ -63,9 +63,9 @@ def _line(key: str, thinking: Sequence[Row], without: Sequence[Row]) -> dict[str
         "ci95": [rounded(found.low), rounded(found.high)],
         "tokens": round(fmean(row["tokens"] for row in thinking), 2),
         "tokens_without": round(fmean(row["tokens"] for row in without), 2),
-        "says": _says(found),
+        "says": _conclusion(found),
     }
 
 
-def _says(difference: Estimate) -> str:
+def _conclusion(difference: Estimate) -> str:
     return PAYS if difference.low > 0 else COSTS if difference.high < 0 else UNDECIDED

@@ -213,7 +213,7 @@ def exemplars(settings: Any, training: Sequence[Problem], key: str) -> Iterable[
         return list(_in_file(settings))
     if isinstance(settings, TrainingExemplars):
         said = Template(settings.answer, (*FIELDS, "reference"))
-        return [(problem, _said(said, problem, f"{key}.examples.answer")) for problem in training]
+        return [(problem, _answer_of(said, problem, f"{key}.examples.answer")) for problem in training]
     return [(_question(e.prompt, "example"), join_thinking(e.thinking, e.answer)) for e in settings]
 
 
@@ -226,7 +226,7 @@ def _in_file(settings: FileExemplars) -> Iterator[tuple[Problem, str]]:
         yield replace(_question(prompt, row.stem), origin=row.where), join_thinking(said.thinking, said.answer)
 
 
-def _said(template: Template, problem: Problem, key: str) -> str:
+def _answer_of(template: Template, problem: Problem, key: str) -> str:
     try:
         return template.render({**fields_of(problem), "reference": problem.reference})
     except ValueError as error:

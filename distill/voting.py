@@ -63,7 +63,7 @@ def majority_at_k(samples: Sequence[Sample], k: int) -> float:
     are spread over the other answers so that none has more than j. If t of them also have j, it wins one time in t + 1.
     The ways are counted by multiplying the generating polynomials of the answers.
     """
-    _enough(samples, k)
+    _check_k(samples, k)
     sizes = Counter(s.answer for s in samples if s.answer is not None)
     abstained = len(samples) - sizes.total()
     total = 0.0
@@ -102,7 +102,7 @@ def best_of_k(samples: Sequence[Sample], k: int) -> float:
     The best of a subset has rank s in C(a, k) - C(b, k) of the C(n, k) subsets, where a samples have a rank of at most
     s and b a lower one.
     """
-    _enough(samples, k)
+    _check_k(samples, k)
     ranks: dict[tuple[bool, float], list[float]] = defaultdict(list)
     for sample in samples:
         ranks[sample.answer is not None, sample.score].append(sample.correct)
@@ -124,7 +124,7 @@ def weighted_vote_at_k(samples: Sequence[Sample], k: int, seed: int = 0, logs: b
     """
     import numpy as np
 
-    _enough(samples, k)
+    _check_k(samples, k)
     answers = {s.answer: [i for i, other in enumerate(samples) if other.answer == s.answer] for s in samples}
     answers.pop(None, None)
     if not answers:
@@ -178,6 +178,6 @@ def _subsets(count: int, k: int, seed: int) -> Any:
     return subsets
 
 
-def _enough(samples: Sequence[Sample], k: int) -> None:
+def _check_k(samples: Sequence[Sample], k: int) -> None:
     if not 1 <= k <= len(samples):
         raise InputError(f"k = {k}: expected at least 1 and at most the {len(samples)} samples of a problem")

@@ -142,22 +142,22 @@ class PlainLines(Listener):
     """One line per event; for logs, pipes and schedulers."""
 
     def __init__(self) -> None:
-        self._said = 0.0
+        self._printed_at = 0.0
         self._rate = Rate()
 
     def cached(self, stage: str, manifest: Manifest) -> None:
         self._say(stage, "cached")
 
     def start(self, stage: str, plan: StagePlan) -> None:
-        self._rate, self._said = Rate(), time.monotonic()
+        self._rate, self._printed_at = Rate(), time.monotonic()
         self._say(stage, f"{'going on' if plan.status == 'partly done' else 'running'} ({because(plan.reasons)})")
 
     def progress(self, stage: str, done: int, total: int | None, figures: Mapping[str, Any]) -> None:
         left = self._rate.left(done, total)
         now = time.monotonic()
-        if now - self._said < PLAIN_SECONDS:
+        if now - self._printed_at < PLAIN_SECONDS:
             return
-        self._said = now
+        self._printed_at = now
         share = f"{done:,}/{total:,} ({100 * done / max(total, 1):.0f}%)" if total else f"{done:,} so far"
         eta = f", {duration(left)} left" if left is not None else ""
         self._say(stage, ", ".join(part for part in (share + eta, phrase(figures)) if part))

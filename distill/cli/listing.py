@@ -44,7 +44,7 @@ def list_names(kind: str | None, name: str | None, as_json: bool) -> None:
     for each in [kind] if kind else kinds:
         if not as_json and kind is None:
             print(f"\n{each}")
-        show([{"kind": each, **row} if as_json else row for row in kinds[each]()], as_json, _room())
+        show([{"kind": each, **row} if as_json else row for row in kinds[each]()], as_json, _cell_width())
 
 
 def _settings(stage: str, as_json: bool) -> None:
@@ -62,7 +62,7 @@ def _settings(stage: str, as_json: bool) -> None:
             print(fill(what, wide, initial_indent="    ", subsequent_indent="    "))
 
 
-def _room() -> int:
+def _cell_width() -> int:
     """The width of one cell: on a terminal the space beside the names, in a pipe unlimited."""
     return max(40, get_terminal_size().columns - 30) if sys.stdout.isatty() else UNCUT
 

@@ -72,9 +72,9 @@ def _work(item: StagePlan) -> str:
         known["seconds"] = duration(forecast.figures["seconds"])
     if "memory" in known:
         known["memory"] = size(forecast.figures["memory"])
-    told = [_told(known, *what) for what in FORESEEN if known.keys() & set(what[:2])]
-    told += [f"the cap leaves {known[name]}{unit}" for name, unit in CAPS.items() if name in known]
-    return ", ".join([*_counted(forecast), *told])
+    parts = [_forecast_text(known, *what) for what in FORESEEN if known.keys() & set(what[:2])]
+    parts += [f"the cap leaves {known[name]}{unit}" for name, unit in CAPS.items() if name in known]
+    return ", ".join([*_counted(forecast), *parts])
 
 
 def _counted(forecast: Forecast) -> list[str]:
@@ -87,7 +87,7 @@ def _counted(forecast: Forecast) -> list[str]:
     return [f"{some} {forecast.unit}" if not forecast.done else f"{some} of {forecast.total:,} {forecast.unit} left"]
 
 
-def _told(known: Mapping[str, str], usual: str, most: str, words: str) -> str:
+def _forecast_text(known: Mapping[str, str], usual: str, most: str, words: str) -> str:
     """``about 800 tokens (at most 2,000)``, or the part that is known."""
     if usual not in known:
         return "at most " + words.format(known[most])

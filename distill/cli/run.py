@@ -73,7 +73,7 @@ def _run(
             raise
         except Exception as error:
             if disk_is_full(error):
-                raise InputError(_full(spec.workspace)) from None
+                raise InputError(_disk_full_message(spec.workspace)) from None
             raise
         finally:
             listener.close()
@@ -87,7 +87,7 @@ def _run(
     _summary(spec, done, time.monotonic() - began)
 
 
-def _full(workspace: Path) -> str:
+def _disk_full_message(workspace: Path) -> str:
     """The message for a full disk. Libraries do not say which one it is: that of the workspace, or if that has space,
     the one for temporary files, or a quota."""
     free = shutil.disk_usage(workspace).free / 1e6

@@ -41,7 +41,7 @@ class Speaker:
         parts = response_of(completion)
         self._wipe()
         if self._show:
-            self._more("_thinking", printable(parts.thinking), DIM)
+            self._print_new("_thinking", printable(parts.thinking), DIM)
         if parts.closed:
             self._say(parts.answer)
         self._write("\n" if self._answer or (self._show and self._thinking) else "")
@@ -53,7 +53,7 @@ class Speaker:
 
     def _think(self, parts: Response, tokens: int) -> None:
         if self._show:
-            self._more("_thinking", printable(parts.thinking), DIM)
+            self._print_new("_thinking", printable(parts.thinking), DIM)
         elif self._terminal and not parts.closed:
             self._counting = True
             self._write(f"{WIPE}{DIM}thinking: {tokens:,} tokens{PLAIN}"[: shutil.get_terminal_size().columns + 20])
@@ -62,9 +62,9 @@ class Speaker:
         self._wipe()
         if answer and not self._answer and self._thinking:
             self._write("\n\n")
-        self._more("_answer", printable(answer), "")
+        self._print_new("_answer", printable(answer), "")
 
-    def _more(self, name: str, text: str, look: str) -> None:
+    def _print_new(self, name: str, text: str, look: str) -> None:
         """Print the new part of a text. If the printed part has changed (the engine took something back), print all."""
         printed = getattr(self, name)
         if text == printed:

@@ -80,7 +80,7 @@ def verify(
         },
         as_json,
     )  # fmt: skip
-    _refuse_silence(tally, built.name)
+    _refuse_if_all_failed(tally, built.name)
 
 
 def _note(text: str) -> None:
@@ -99,7 +99,7 @@ def _count(file: Path, limit: int | None, columns: AnswerColumns, skip: bool) ->
     return total
 
 
-def _refuse_silence(tally: Tally, name: str) -> None:
+def _refuse_if_all_failed(tally: Tally, name: str) -> None:
     """Raise `PipelineError` if the verifier failed on every answer, so that the exit code is not 0."""
     asked = tally.rows - tally[Failure.INPUT]
     failed = sum(tally[failure] for failure in Failure) - tally[Failure.INPUT]

@@ -64,7 +64,7 @@ def first_error(tried: Sequence[Tried], split: Split, outcomes: Outcomes) -> lis
     while asking := [search for search in searches if not search.over]:
         found = outcomes([search.prefix for search in asking])
         for search in asking:
-            search.heard(found[search.prefix])
+            search.update(found[search.prefix])
     return [_labelled(search.tried, search.labels()) for search in searches]
 
 
@@ -92,7 +92,7 @@ class _Search:
     def prefix(self) -> Prefix:
         return _prefix(self.tried, self.steps[(self.low + self.high) // 2 - 1])
 
-    def heard(self, outcomes: Sequence[bool]) -> None:
+    def update(self, outcomes: Sequence[bool]) -> None:
         """Halve the range. A prefix with a correct completion has no error in it."""
         middle = (self.low + self.high) // 2
         if not outcomes:

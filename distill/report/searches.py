@@ -29,7 +29,7 @@ def groups(search: Search) -> list[dict[str, Any]]:
     if not search:
         return []
     strategies, colours = search["strategies"], _colours(search["strategies"])
-    shares = [s for one in strategies.values() for p in _known(one) for s in p["ci95"]]
+    shares = [s for one in strategies.values() for p in _valid_points(one) for s in p["ci95"]]
     free = [one for one in strategies.values() if "scorer" not in one["needs"]]
     aside = PERFECT if any("verifier" in one["needs"] for one in free) else ""
     found = [("Without scores", aside, free)]
@@ -44,7 +44,7 @@ def groups(search: Search) -> list[dict[str, Any]]:
             "panels": [_panel(f"search-{at}-{axis}", axis, members, colours, shares) for axis in AXES],
         }
         for at, (title, aside, members) in enumerate(found)
-        if any(map(_known, members))
+        if any(map(_valid_points, members))
     ]
 
 
@@ -86,13 +86,13 @@ def _panel(
     return {"title": f"by {axis} per problem", "svg": Markup(drawn)}
 
 
-def _known(strategy: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _valid_points(strategy: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [point for point in strategy["points"] if point["accuracy"] is not None and point["tokens"] > 0]
 
 
 def _drawn(strategy: Mapping[str, Any], axis: str) -> list[Mapping[str, Any]]:
     """The points of a curve. Points that are equal, because a larger budget is not used up, are drawn once."""
-    distinct = {(point["tokens"], point["accuracy"]): point for point in reversed(_known(strategy))}
+    distinct = {(point["tokens"], point["accuracy"]): point for point in reversed(_valid_points(strategy))}
     return sorted(distinct.values(), key=lambda point: point[axis])
 
 
@@ -108,7 +108,7 @@ def differences(search: Search) -> Markup | None:
         if found["kind"] == "majority" or not against or against["difference"] is None:
             continue
         drawn.append(svg.Bar(
-            visible(f"{label}, {point['samples']}: a majority of {_had(against)}"), against["difference"],
+            visible(f"{label}, {point['samples']}: a majority of {_majority_size(against)}"), against["difference"],
             tuple(against["ci95"]), points(against["difference"]),
             f"{points(against['ci95'][0])} to {points(against['ci95'][1])}", colours[found["way"]],
         ))  # fmt: skip
@@ -135,11 +135,11 @@ def rows(search: Search) -> Rows:
 def _against(kind: str, found: Mapping[str, Any] | None) -> str:
     if kind == "majority" or not found or found["difference"] is None:
         return ""
-    short = f", of {_had(found)}" if found["wished"] > found["samples"] else ""
+    short = f", of {_majority_size(found)}" if found["wished"] > found["samples"] else ""
     return f"{points(found['difference'])} ({points(found['ci95'][0])} to {points(found['ci95'][1])}){short}"
 
 
-def _had(against: Mapping[str, Any]) -> str:
+def _majority_size(against: Mapping[str, Any]) -> str:
     """The number of samples in a majority of equal tokens, and the number that the tokens would buy if that is more."""
     wished = f", where its tokens buy {against['wished']:g}" if against["wished"] > against["samples"] else ""
     return f"{against['samples']:g}{wished}"
