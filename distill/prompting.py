@@ -68,7 +68,7 @@ TemplateText = Annotated[str, _compiles()]
 
 
 class Exemplar(Settings):
-    """A question and how it is answered."""
+    """A question with its answer."""
 
     prompt: str
     answer: str
@@ -76,8 +76,8 @@ class Exemplar(Settings):
 
 
 class FileExemplars(Settings):
-    """Exemplars in a JSONL, JSON, CSV or Parquet file, the first ones first. ``prompt``, ``answer`` and
-    ``thinking`` name columns, or are templates over them; an answer may also hold its thinking in think tags."""
+    """Examples from a JSONL, JSON, CSV or Parquet file, in the file's order. ``prompt``, ``answer`` and ``thinking``
+    name columns, or are templates over them. An answer may also contain its thinking, in think tags."""
 
     file: Annotated[str, File()]
     prompt: columns.Column = "prompt"
@@ -88,7 +88,7 @@ class FileExemplars(Settings):
 
 
 class TrainingExemplars(Settings):
-    """Exemplars among the training problems of the same ``problems`` stage, answered by their references."""
+    """Examples from the training problems of the same ``problems`` stage, answered by their references."""
 
     count: Annotated[int, Field(ge=1)]
     """Examples per problem, taken from the training problems."""

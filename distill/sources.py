@@ -52,7 +52,7 @@ class FamilySource(Settings):
 
 
 class PuzzleSource(Settings):
-    """``train`` and ``heldout`` puzzles of a data set of reasoning-gym (the extra of that name)."""
+    """``train`` and ``heldout`` puzzles of a reasoning-gym dataset (the extra ``reasoning-gym``)."""
 
     reasoning_gym: str
     """A reasoning-gym data set, such as `basic_arithmetic`."""
@@ -67,11 +67,11 @@ class PuzzleSource(Settings):
 
 
 class RowSource(Settings):
-    """What rows of any origin have in common: how they become problems.
+    """The settings that all sources of rows share: how rows become problems.
 
-    ``prompt`` and ``reference`` name columns, or are Jinja templates over them; ``reference_pattern`` is a
-    regular expression whose first group, at its last match, is the reference (``#### (.+)`` for GSM8K). A
-    mapping as reference gathers several columns: ``{entry_point: entry_point, test: test}``, the tests of `code`.
+    ``prompt`` and ``reference`` name columns, or are Jinja templates over them. ``reference_pattern`` is a regular
+    expression whose first group, at its last match, is the reference (``#### (.+)`` for GSM8K). A mapping as reference
+    combines several columns, as for the tests of `code`: ``{entry_point: entry_point, test: test}``.
     """
 
     form: Annotated[forms.ProblemForm | None, Field(exclude=True)] = None
@@ -121,7 +121,7 @@ def _no_directory(file: str) -> str:
 
 
 class FileSource(RowSource):
-    """Problems in a JSONL, JSON, CSV or Parquet file (also gzipped), one a row."""
+    """Problems in a JSONL, JSON, CSV or Parquet file (also gzipped), one per row."""
 
     file: Annotated[str, File(), AfterValidator(_no_directory)]
 
@@ -137,7 +137,7 @@ class FileSource(RowSource):
 
 
 class DatasetSource(RowSource):
-    """Problems in a Hugging Face data set, one a row."""
+    """Problems in a Hugging Face dataset, one per row."""
 
     dataset: Annotated[str, AfterValidator(huggingface.check_name)]
     """`org/name` on the hub, or a local directory (from `save_to_disk`, or a repository of Parquet or similar

@@ -32,7 +32,7 @@ from pipeline.workspace import Workspace
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model as an evaluation measured it."""
+    """A model in an evaluation."""
 
     label: str
     evaluation: Manifest

@@ -156,7 +156,7 @@ def _bar(total: int, kept: int, console: Console | None = None) -> Iterator[Call
 
 
 def _shares(tally: Mapping[str, int]) -> str:
-    """Short, so that the count and the time left have room beside it in 80 columns."""
+    """The shares in short form, to leave space in 80 columns for the count and the time left."""
     total = max(sum(tally[outcome] for outcome in Outcome), 1)
     shares = {"right": Outcome.CORRECT, "wrong": Outcome.INCORRECT, "none": Outcome.UNVERIFIABLE}
     return " ".join(f"{name} {100 * tally[outcome] / total:.0f}%" for name, outcome in shares.items())

@@ -38,7 +38,7 @@ class Encoded:
     start: int
     ends: tuple[int, ...]
     texts: tuple[str, ...]
-    """The steps themselves."""
+    """The texts of the steps."""
 
 
 def encode(tokenizer: Any, prompt: str, response: str, rule: str) -> Encoded:
