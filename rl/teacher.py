@@ -22,6 +22,7 @@ from pipeline.errors import InputError, PipelineError
 
 if TYPE_CHECKING:
     from distill.engines.vllm import VllmEngine
+    from distill.engines.vllm_replicas import VllmReplicas
 
 PROBE = (
     "Let x = 3.14: 12 + 7*x <= 40?\n\n<think>\nfirst, naïve – 你好\n</think>\n\n"
@@ -57,7 +58,7 @@ class TransformersTeacher:
 class VllmTeacher:
     """A model in vLLM, at temperature 1: its `prompt_logprobs` are told at no other."""
 
-    engine: VllmEngine
+    engine: VllmEngine | VllmReplicas
 
     def __call__(self, completions: Sequence[Completion]) -> list[list[float]]:
         told = self.engine.score([(*c.prompt_ids, *c.token_ids) for c in completions])

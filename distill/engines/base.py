@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile
-from typing import Protocol
+from typing import Any, Protocol
 
 from distill.randomness import generator
 from distill.thinking import Response, opened, split_thinking
@@ -29,7 +29,11 @@ class PromptTooLong(InputError):
 
     def __init__(self, key: str, tokens: int, limit: int) -> None:
         super().__init__(f"a prompt of {tokens} tokens leaves no room for an answer in the model's {limit}")
-        self.key = key
+        self.key, self._said = key, (key, tokens, limit)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Of what it was made of, so that it can come from another process."""
+        return PromptTooLong, self._said
 
 
 class NoSteps(InputError):

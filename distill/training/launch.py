@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from distill.training.ranks import FOREVER, Ranks, gone
 from pipeline.errors import InputError, PipelineError
-from pipeline.forking import held_back, leave_to_parent
+from pipeline.forking import leave_to_parent, spawn
 
 GRACE = 5.0
 """Seconds in which the run is to notice by itself that a rank is gone; then it is ended."""
@@ -105,17 +105,15 @@ def _check_alone() -> None:
     """torch has one default group a process, and vLLM makes it its own while it is open, on a single device too."""
     if dist.is_initialized():
         raise InputError(
-            "several devices cannot train beside an open vllm, which has torch's process group: sample and score with "
-            "engine: transformers, or set devices: 1 (without torchrun)"
+            "several devices cannot train beside a vllm in the same process, which has torch's process group: set "
+            "data_parallel: 1 of that engine, which gives it a process of its own"
         )
 
 
 def _child(rank: int, size: int, port: int) -> subprocess.Popen[bytes]:
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
-    env = os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    with held_back():  # it imports torch for seconds before it can say that signals are for rank 0
-        return subprocess.Popen([sys.executable, "-m", "distill.training.launch"], env=env, stdin=subprocess.PIPE)
+    environment = os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    return spawn("distill.training.launch", (), environment, stdin=subprocess.PIPE)
 
 
 def _watch(rank: int, child: subprocess.Popen[bytes], over: threading.Event) -> None:

@@ -164,8 +164,6 @@ class SampledSettings(WatchedSettings, WriterSettings):
                 raise ValueError("engine vllm applies LoRA alone; leave norm_learning_rate out, or use transformers")
             if self.quantize:
                 raise ValueError("engine vllm samples from the base as it is, not in 4 bits; leave quantize out")
-            if self.devices > 1:
-                raise ValueError("engine vllm has torch's process group to itself; use transformers, or devices: 1")
             if self.engine.speculative:
                 raise ValueError("engine vllm: seeds do not repeat with `speculative`; a killed step would not either")
         return self
