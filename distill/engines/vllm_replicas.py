@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing.connection import Connection, wait
@@ -23,7 +24,7 @@ from typing import Any
 
 from distill.engines.base import Stopping, never, wanted_now
 from distill.engines.options import VllmOptions
-from distill.engines.vllm_worker import DROPPED, Opening
+from distill.engines.vllm_worker import DROPPED, END, Opening
 from distill.machine import allowed_cores, cores
 from distill.modelspec import Model
 from distill.types import Completion, Request
@@ -143,7 +144,7 @@ class VllmReplicas:
 
     def close(self) -> None:
         for replica in self._replicas:
-            replica.pipe.close()
+            replica.dismiss()
         for replica in self._replicas:
             replica.end()
         self._replicas.clear()
@@ -232,7 +233,14 @@ class _Replica:
             pass
         self.held, self.sampling = 0, False
 
+    def dismiss(self) -> None:
+        """Have it end. It is told so, because a forked process may hold this end of the pipe open."""
+        with suppress(OSError):
+            self.pipe.send(END)
+        self.pipe.close()
+
     def end(self) -> None:
+        """Wait for that."""
         try:
             self._process.wait(GRACE)
         except subprocess.TimeoutExpired:
