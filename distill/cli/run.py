@@ -98,7 +98,7 @@ def _disk_full_message(workspace: Path) -> str:
 
 
 def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float) -> None:
-    """Print each stage with its seconds, and each model with its score."""
+    """Each stage with its seconds, each model with its score."""
     stages = [
         {"stage": m.stage, "": "cached" if cached else "run", "seconds": f"{m.seconds:.1f}"} for m, cached in done
     ]
