@@ -121,10 +121,8 @@ def cell(row: Row, column: str) -> Any:
 def unreadable(
     rows: Iterator[Row], columns: Iterable[str | Mapping[str, str] | None], skip: bool = False
 ) -> str | None:
-    """Why the first row cannot be read with these columns, most likely because one is missing; None if it can be read.
-
-    With ``skip``, None if any row can be read. Also None if there are no rows: callers that need rows check for that.
-    """
+    """Why the first row cannot be read by these columns: one that is not there, most likely. None where it can be, and
+    where there is no row, which is for whoever wants rows to tell. With ``skip``, None where any row can be read."""
     named = [name for column in columns for name in (column.values() if isinstance(column, Mapping) else [column])]
     first: str | None = None
     try:

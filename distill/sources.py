@@ -268,10 +268,7 @@ def _name(source: RowSource) -> str | None:
 
 
 def unreadable(sources: Sequence[Source]) -> str | None:
-    """Why the first row of a file is not a problem, or why none is if bad rows are skipped; None if all files are fine.
-
-    See `distill.columns.unreadable`.
-    """
+    """Why the first row of a file, or each where bad ones are skipped, is no problem (`distill.columns.unreadable`)."""
     found = (
         unreadable_row(source.rows(), (source.prompt, source.reference, source.difficulty), source.on_bad_row == "skip")
         for source in sources
