@@ -131,7 +131,7 @@ def test_the_store_can_be_looked_into(done: Path) -> None:
     assert sum(json.loads(line)["n"] for line in counted.splitlines()) == 12
     assert "embedded:teacher " in distill("traces", "stats", "-p", "p.yaml", cwd=done).stdout
     long = "SELECT repeat('x', 61) AS one, 'short' AS other"
-    assert "cut at 60 letters; --json" in distill("traces", "sql", long, "-p", "p.yaml", cwd=done).stderr
+    assert "cut at 60 characters; --json" in distill("traces", "sql", long, "-p", "p.yaml", cwd=done).stderr
     assert "cut at" not in distill("traces", "sql", long.replace("61", "60"), "-p", "p.yaml", cwd=done).stderr
     assert "does not exist" in refused("traces", "sql", "SELECT * FROM nothing", "-p", "p.yaml", cwd=done)
     assert "read-only" in refused("traces", "sql", "DELETE FROM verdicts", "-p", "p.yaml", cwd=done)

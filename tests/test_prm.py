@@ -397,7 +397,7 @@ def test_a_head_that_knows_the_problem_alone_ranks_nothing_within_it() -> None:
     hard = [Scored("hard", [0.1], [1.0], True, 0.1)] + [Scored("hard", [0.1], [0.0], False, 0.1)] * 3
     found = measures.summary(easy + hard)
     assert found["step_auc"] == 0.75 and found["step_auc_within"] == 0.5 == found["answer_auc_within"]
-    said = "75.0% of 8 steps called as they are (50.0% by always saying the same), AUC within a problem 0.500"
+    said = "75.0% of 8 steps classified correctly (50.0% by always giving the same answer), AUC within a problem 0.500"
     assert measures.in_words(found) == said
 
 

@@ -71,12 +71,12 @@ def summary(rows: Sequence[Scored], threshold: float = 0.5) -> dict[str, Any]:
 
 
 def in_words(found: Mapping[str, Any]) -> str:
-    """The main figures on one line, such as ``98.2% of 603 steps called as they are (...), AUC within a problem
+    """The main figures on one line, such as ``98.2% of 603 steps classified correctly (...), AUC within a problem
     0.967``. The report has all of them."""
     if not found["steps"]:
         return "no labelled step to be tested on"
-    share = f"{100 * found['step_accuracy']:.1f}% of {found['steps']:,} steps called as they are"
-    always = f"{100 * max(found['right'], 1 - found['right']):.1f}% by always saying the same"
+    share = f"{100 * found['step_accuracy']:.1f}% of {found['steps']:,} steps classified correctly"
+    always = f"{100 * max(found['right'], 1 - found['right']):.1f}% by always giving the same answer"
     within = found["step_auc_within"]
     return f"{share} ({always}), AUC within a problem {'unknown' if within is None else f'{within:.3f}'}"
 
