@@ -18,9 +18,9 @@ where stand-ins for the answer's functions pass the data back and forth (`sandbo
 says ``level: strong``. If a test passes functions to an object that the answer *returned*, the verdict is
 `unverifiable`, or `incorrect` if plain data would have accepted them (as a list's ``sort`` does).
 
-``level: weak`` marks a test that a dishonest answer could pass: it must run in the answer's process (it patches it,
-passes it functions, or says ``"beside": true``), it trusts the answer's own objects, or it has one function of the
-answer check another's result.
+``level: weak`` marks a test that a dishonest answer could pass: it must run in the answer's process (because it patches
+that process, passes functions to it, or says ``"beside": true``), it trusts the answer's own objects, or it has one
+function of the answer check another's result.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from pipeline.errors import InputError
 MAX_LENGTH = 100_000
 INDENT = " " * 4
 SHOWN = 20
-"""Rows of single cases in the evidence; the first failure is always among them."""
+"""Maximum number of cases listed in the evidence. The first failure is always among them."""
 FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<sign>`{3,}|~{3,})[ \t]*(?P<language>[\w+#.-]*)[^`]*")
 PYTHON = frozenset({"python", "py", "python3"})
 
@@ -91,7 +91,7 @@ class Code:
         return tests if isinstance(tests, str) else None
 
     def prepare(self) -> None:
-        """Try the sandbox now, so that its absence is one clear error and not a verdict per answer."""
+        """Test the sandbox now, so that a missing one is one clear error instead of a verdict per answer."""
         sandbox.choose(self.sandbox)
 
     def _verdict(self, tests: Tests, found: Examined, box: str) -> Verdict:
@@ -117,7 +117,7 @@ class Code:
 
 
 def _tests(problem: Problem) -> Tests | str:
-    """The tests, or what is wrong with them."""
+    """The tests, or a message that says what is wrong with them."""
     try:
         return tests_of(json.loads(problem.reference), problem.metadata)
     except UNREADABLE as error:
@@ -125,7 +125,7 @@ def _tests(problem: Problem) -> Tests | str:
 
 
 def _shown(rows: Sequence[Row]) -> list[Row]:
-    """The first rows, and the first that failed."""
+    """The first `SHOWN` rows. If none of them failed, the first failure replaces the last."""
     failed = [row for row in rows[SHOWN:] if not row.passed]
     first_fails_late = failed and all(row.passed for row in rows[:SHOWN])
     return [*rows[: SHOWN - 1], failed[0]] if first_fails_late else list(rows[:SHOWN])
@@ -144,9 +144,9 @@ def _unfit(answer: str, program: str) -> str:
 
 
 def program_of(answer: str, tests: Tests) -> str:
-    """The last code block that defines the function (or the last block, or all of the answer), made whole.
+    """The program to run: the last code block that defines the function (or the last block, or the whole answer).
 
-    A body alone continues the prompt; a whole function gets what stands before it in the prompt.
+    A function body alone is appended to the prompt. A complete function gets the part of the prompt before its heading.
     """
     if len(answer) > MAX_LENGTH:
         return ""
@@ -163,15 +163,15 @@ def program_of(answer: str, tests: Tests) -> str:
     if defined.search(code):
         return (tests.prompt[: heading.start()] if heading else tests.prompt) + "\n" + code
     if heading and not code[:1].isspace():
-        return tests.prompt + INDENT + code  # a response is stripped, and its first line has lost its place
+        return tests.prompt + INDENT + code  # responses are stripped, so the first line lost its indentation
     return tests.prompt + code
 
 
 def blocks(answer: str) -> list[str]:
-    """The fenced blocks of Python; where none says that it is, those that do not say what they are.
+    """The fenced blocks that are tagged as Python; if there are none, the blocks without a tag.
 
-    As in CommonMark: a fence is closed by a line of its own sign that is indented no further than three spaces
-    more, so that one in a docstring closes nothing; what is not closed goes on to the end.
+    As in CommonMark, a line of the same fence characters closes a fence if it is indented by at most three more spaces,
+    so a fence inside a docstring closes nothing. An unclosed block extends to the end of the answer.
     """
     told: list[str] = []
     untold: list[str] = []

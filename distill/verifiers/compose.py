@@ -1,17 +1,17 @@
-"""From data to verifiers: names, settings, and compositions of them, as they stand in YAML.
+"""Build verifiers from data: names, settings and compositions, as they are written in YAML.
 
     math                                            a name
     {format: {boxed: true}}                         a name with settings
     ./my_verifier.py:MyVerifier                     the user's own (distill.verifiers.own)
-    {all: [math, format]}                           correct where all are
-    {any: [math, exact]}                            correct where one is
+    {all: [math, format]}                           correct if all are
+    {any: [math, exact]}                            correct if one is
     {weighted: [{of: math, weight: 0.9}, {of: format, weight: 0.1}]}
 
-`all` is wrong as soon as one part is wrong, and `any` right as soon as one is right; short of that, one
-`unverifiable` part makes the whole `unverifiable`. `weighted` is the weighted mean of the scores; it is
-correct where every part that has weight is, and `unverifiable` where any such part is.
+`all` is incorrect as soon as one part is, and `any` is correct as soon as one part is. Otherwise one `unverifiable`
+part makes the whole `unverifiable`. The score of `weighted` is the weighted mean of the scores. It is correct if every
+part with a weight above 0 is, and `unverifiable` if any such part is.
 
-Parts that have to be opened (a judge) are asked last, and just where they can still change the outcome.
+Parts that must be opened (a judge) are asked last, and only if they can still change the outcome.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HOWS = ("all", "any", "weighted")
 
 
 def get(name: str, settings: Mapping[str, Any] | None = None, hashes: FileHashes | None = None) -> Verifier:
-    """The verifier registered as ``name``; `InputError` names a wrong name or setting."""
+    """The verifier registered as ``name``. Raises `InputError` for an unknown name or setting."""
     if settings is not None and not isinstance(settings, Mapping):
         raise InputError(f"verifier {name!r}: its settings are a mapping, not {str(settings)[:80]!r}")
     if ":" in name:
@@ -51,10 +51,10 @@ def get(name: str, settings: Mapping[str, Any] | None = None, hashes: FileHashes
 
 
 def _misnamed(make: Any, settings: Mapping[str, Any]) -> str:
-    """Which setting there is none of, and what there is."""
+    """Which setting does not exist, and which ones do; empty if all exist."""
     parameters = inspect.signature(make).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return ""  # it looks at its settings by itself
+        return ""  # it checks its settings itself
     known = [key for key in parameters if key != "hashes"]
     wrong = next((key for key in settings if key not in known), None)
     if wrong is None:
@@ -63,7 +63,7 @@ def _misnamed(make: Any, settings: Mapping[str, Any]) -> str:
 
 
 def build(spec: Spec, hashes: FileHashes | None = None) -> Verifier:
-    """The verifier that a spec (above) describes. ``hashes`` remembers the content of files that it reads."""
+    """The verifier that a spec (above) describes. ``hashes`` caches the hashes of files that it reads."""
     name, inside = _opened(spec)
     if name not in HOWS:
         return get(name, inside, hashes)
@@ -73,7 +73,7 @@ def build(spec: Spec, hashes: FileHashes | None = None) -> Verifier:
 
 
 def settled(spec: Spec) -> Spec:
-    """The spec without the settings that change no verdict: equal ones share their verdicts."""
+    """The spec without the settings that change no verdict. Specs for which this is equal share their verdicts."""
     name, inside = _opened(spec)
     if name == "weighted":
         return {name: [{**part, "of": settled(part["of"])} for part in inside]}
@@ -109,7 +109,7 @@ def _weight(part: Any) -> float:
 
 @dataclass(frozen=True)
 class Composed:
-    """Several verifiers as one. The parts' verdicts lie in the evidence, in their order."""
+    """Several verifiers as one. The evidence holds the verdicts of the parts, in order."""
 
     how: str
     specs: tuple[Spec, ...]
@@ -150,7 +150,7 @@ class Composed:
             prepare(part)
 
     def combined(self, verdicts: Sequence[Verdict | None]) -> Verdict | None:
-        """The whole's verdict from the parts'; None where a missing one could still change the outcome."""
+        """The composition's verdict from those of its parts; None if a missing one could still change the outcome."""
         outcomes = [v and v.outcome for v, weight in zip(verdicts, self.weights, strict=True) if weight]
         deciding = {"all": Outcome.INCORRECT, "any": Outcome.CORRECT, "weighted": Outcome.UNVERIFIABLE}[self.how]
         if deciding in outcomes:
@@ -175,7 +175,7 @@ class Composed:
         )
         score = {Outcome.CORRECT: 1.0, Outcome.INCORRECT: 0.0, Outcome.UNVERIFIABLE: None}[outcome]
         reason = f"{first.verifier}: {first.reason}"
-        # A part that failed may judge another time, so the whole may too: it is no abstention.
+        # A part that failed may give a verdict when it is tried again, so the whole failed too and did not abstain.
         failed = next((v.failure for v in verdicts if v and v.outcome is outcome and v.failure), None)
         why: dict[str, Any] = {"failure": str(failed)} if failed else {}
         return Verdict(outcome, score, reason, {**why, "parts": list(self._evidence(verdicts))})

@@ -1,7 +1,8 @@
-"""Running a program against its tests, in one box or two: what each case came to, and what it cost.
+"""Run a program against its tests, in one sandbox or two, and report the result and cost of each case.
 
-Whatever comes out of the answer's box is data. Rows are compared here, or come from the test's own box; only where
-both share one box (`Tests.apart` is false) could the answer have written them, and the evidence says so.
+Everything that comes out of the answer's sandbox is treated as data. Values are compared here, or in the test's own
+sandbox. Only if both share one sandbox (`Tests.apart` is false) could the answer forge results, and the evidence says
+so.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ CALLS, STDIO, CANDIDATE, TESTS = (
     f"from inside.{name} import main\nmain()" for name in ("calls", "stdio", "candidate", "tests")
 )
 ALL_TEXTS = 4
-"""All texts of a whole program together may take this many times the CPU time of one."""
+"""All inputs of a whole program together may take this many times the CPU time of one."""
 OWN_FAULTS = {"busy"}
 PYTEST = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging")
 
 
 class Row(NamedTuple):
-    """What one case came to."""
+    """The result of one case."""
 
     name: str
     passed: bool
@@ -37,7 +38,7 @@ class Row(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Where and how a program is examined."""
+    """The sandbox, limits and comparison settings to examine a program with."""
 
     sandbox: str
     limits: sandbox.Limits
@@ -47,7 +48,9 @@ class Room(NamedTuple):
 
 @dataclass(frozen=True)
 class Examined:
-    """``cases`` is how many there are, ``rows`` those that were run; ``fault`` is the verifier's own: no verdict."""
+    """``cases`` counts all cases, ``rows`` holds those that were run. With a ``fault``, which is not the answer's,
+    there
+    can be no verdict."""
 
     cases: int
     rows: list[Row]
@@ -102,7 +105,7 @@ def _call(index: int, tests: Tests, frames: dict[Any, dict[str, Any]], ran: sand
 
 
 def _frames(results: bytes) -> tuple[dict[Any, dict[str, Any]], str]:
-    """Frames by case number (and "error"), and what is wrong with them as a whole."""
+    """Result frames by case number (and "error"), and what is wrong with them as a whole, if anything is."""
     frames: dict[Any, dict[str, Any]] = {}
     for text in results.splitlines():
         try:
@@ -119,12 +122,12 @@ def _frames(results: bytes) -> tuple[dict[Any, dict[str, Any]], str]:
 
 
 def _seconds(told: Any) -> float | None:
-    """What the answer's own process says that a call took; good for a table, not for a decision."""
+    """The seconds of a call as measured in the answer's own process: fit for a table, not for a decision."""
     return round(told, 3) if isinstance(told, float) and 0 <= told < 1e6 else None
 
 
 def _texts(program: str, tests: Tests, room: Room) -> Examined:
-    """Every text has a box of its own: nothing is left over from one to the next."""
+    """Run a whole program once per input, each time in a fresh sandbox, so that no state carries over."""
     rows: list[Row] = []
     usage: dict[str, Any] = {"cpu_seconds": 0.0, "memory_kib": 0, "seconds": []}
     for index, (given, expected) in enumerate(tests.stdio):
@@ -151,9 +154,9 @@ def _text(name: str, ran: sandbox.Ran, expected: str, tolerance: float) -> Row:
 
 
 def _apart(program: str, tests: Tests, room: Room) -> Examined:
-    """The answer in one box, its test in another, two wires between them.
+    """Run the answer in one sandbox and its test in another, connected by two pipes.
 
-    The test's box gets more time than the answer's, so that it is the answer's limits which decide.
+    The test gets more time than the answer, so that the answer's limits are what decides.
     """
     requests, asked = os.pipe()
     replied, replies = os.pipe()
@@ -174,7 +177,7 @@ def _apart(program: str, tests: Tests, room: Room) -> Examined:
 
 
 def _beside(program: str, tests: Tests, room: Room) -> Examined:
-    """Answer and test in one box: the answer could write the rows itself."""
+    """Run answer and test in one sandbox, where the answer could forge the results."""
     ran = _run(room, TESTS, _test(tests, program, room), **_shows(tests))
     rows, said = _rows(ran)
     if ran.ended in OWN_FAULTS or "fault" in said:
@@ -197,7 +200,7 @@ def _test(tests: Tests, program: str | None, room: Room) -> dict[str, Any]:
 
 
 def _test_fault(test: sandbox.Ran) -> str:
-    """A test that did not end by itself is a broken one, since the answer's limits came first."""
+    """A test that did not end by itself is broken: the answer would have reached its limits first."""
     return "" if test.ended == "exit" and test.results else f"the test: {test.reason}"
 
 
@@ -214,7 +217,7 @@ def _shows(tests: Tests) -> dict[str, Any]:
 
 
 def _packages() -> list[str]:
-    """The directories that pytest is imported from, to be read in the test's box; none if it is not installed."""
+    """The directories that pytest is imported from, for the test's sandbox; empty if it is not installed."""
     found = [importlib.util.find_spec(name) for name in PYTEST]
     if not all(spec and spec.origin for spec in found):
         return []
@@ -226,5 +229,5 @@ def _usage(ran: sandbox.Ran) -> dict[str, Any]:
 
 
 def line(said: Any) -> str:
-    """What the answer said, fit for a terminal and a log."""
+    """A text from the sandbox, shortened and without control characters, fit for a terminal and a log."""
     return "".join(c if c.isprintable() else "?" for c in str(said)[:200])
