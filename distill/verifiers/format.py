@@ -1,7 +1,7 @@
 r"""`format`: is the thinking closed, and is there an answer in the right language? Correctness is not judged.
 
 A response has the wrong form if it is cut off inside its thinking, if its answer is empty, or if there is a think
-tag inside the answer (`distill.thinking` has the rule). Settings ask for more:
+tag inside the answer (`distill.thinking` has the rule). Settings can require more:
 
     boxed: true          exactly one \boxed{...}
     one_answer: true     exactly one answer: one box; without any, one "####" or "answer is", "answer:"

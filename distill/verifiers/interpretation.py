@@ -1,6 +1,6 @@
-"""Finite interpretations, and what a formula is worth in one, by plain evaluation. No solver has a part in it.
+"""Finite interpretations, and the truth value of a formula in one by plain evaluation, without a solver.
 
-How one is written is `distill.verifiers.model`.
+`distill.verifiers.model` reads an interpretation from text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class TooLarge(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Interpretation:
-    """Elements are their names. ``truths`` are of propositions, ``holds`` the places where a predicate does."""
+    """Elements are represented by their names. ``truths`` gives the value of each proposition, ``holds`` the places
+    (argument tuples) at which each predicate is true, and ``values`` the value of each function at each place."""
 
     domain: tuple[str, ...]
     truths: Mapping[str, bool]
@@ -40,7 +41,7 @@ class Interpretation:
 
 
 def is_true(formula: Formula, interpretation: Interpretation) -> bool:
-    """The worth of a formula whose names are all interpreted; `TooLarge` where that takes too long."""
+    """The truth value of a formula whose names are all interpreted. Raises `TooLarge` if that takes too many steps."""
     return _Evaluation(interpretation).truth(formula, {})
 
 

@@ -40,12 +40,12 @@ MOST_FORMULAS = 200
 
 
 class Unknown(Exception):
-    """The truth could not be worked out, or the reference contradicts itself."""
+    """The truth could not be determined, or the reference contradicts itself."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A reference, read: ``given`` are its premises or formulas, ``goal`` its conclusion or the one formula."""
+    """A parsed reference: ``given`` are its premises or formulas, ``goal`` its conclusion or single formula."""
 
     name: str
     given: tuple[Formula, ...]
@@ -87,7 +87,7 @@ class Logic:
         return f"2/{installed('z3-solver')}"
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
-        """What needs no solver and no time: a reference that is none, an answer that says nothing."""
+        """The verdict where no solver is needed: an unreadable reference, or an answer that is empty or too long."""
         try:
             task = read_task(problem.reference)
         except Unreadable as error:
@@ -109,7 +109,7 @@ class Logic:
             return Verdict.unverifiable(str(error), task=task.name)
 
     def prepare(self) -> None:
-        """Import the solver, where there is one, ahead of the first verdict."""
+        """Import the solver, if it is installed, before the first verdict."""
         try:
             entailment.load()
         except entailment.NeedsSolver:
@@ -118,7 +118,7 @@ class Logic:
 
 @lru_cache(maxsize=256)
 def read_task(reference: str) -> Task:
-    """The task in a reference; `Unreadable` says what is wrong with it. Kept, as many answers come to one."""
+    """Parse a reference. Raises `Unreadable`. Cached, because a reference has many answers."""
     if len(reference) > MAX_REFERENCE:
         raise Unreadable(f"longer than {MAX_REFERENCE} characters")
     try:
@@ -169,7 +169,7 @@ def _label(name: str, label: Any) -> str | None:
 
 
 def _said_verdict(task: Task, answer: str) -> Verdict:
-    """For answers that are a word: what was said against what is so."""
+    """The verdict on an answer that is a word such as "yes", compared with the truth."""
     line, goal = last_line(answer), task.goal
     said = saying(line, SAYINGS[task.name])
     if said is None and goal is not None:
@@ -193,7 +193,7 @@ def _is_formula(text: str, wanted: Formula) -> bool:
 
 
 def _truth(task: Task) -> tuple[str, Interpretation | None]:
-    """The right word, and an interpretation that shows it, where one does."""
+    """The right word, and an interpretation that demonstrates it, if one does."""
     if task.name == "satisfiable":
         decision = entailment.true_together(task.given)
         return ("yes" if _known(decision.together) else "no"), decision.model
