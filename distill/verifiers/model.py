@@ -1,14 +1,14 @@
-r"""How a finite interpretation is written: the answer where a model or a countermodel is asked for.
+r"""Read a finite interpretation from text: the answer to a problem that asks for a model or a countermodel.
 
-    p = true, q = false                              propositions; by commas, lines, "and"; also ``:``, "is"
-    domain = {1, 2}                                  first-order: what there is
+    p = true, q = false                              propositions; separated by commas, lines, "and"; also ``:``, "is"
+    domain = {1, 2}                                  first-order: the elements
     P = {1}, R = {(1, 2), (2, 2)}                    predicates: where they hold, and nowhere else
     a = 1, f = {1: 2, 2: 1}                          constants and functions
     P(1) = true, P(2) = false, f(1) = 2, f(2) = 1    or place by place, all of them
     {"domain": [1, 2], "R": [[1, 2], [2, 2]]}        the same as JSON
 
-It must say everything that the formulas speak of, and once; a constant that is itself the name of an
-element means that element. What it says of other names is passed over.
+The text must define every name in the formulas exactly once. A constant that is itself the name of an element means
+that element. Other names are ignored.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def read(text: str, signature: Signature) -> Interpretation:
-    """The interpretation in ``text`` of the names in ``signature``; `Unreadable` where it is none, or not whole."""
+    """The interpretation in ``text`` of the names in ``signature``. Raises `Unreadable` if it is none or incomplete."""
     said = _Reader(_tokens(text)).said()
     if "domain" in said.whole:
         domain = _elements(said.whole["domain"])
@@ -53,7 +53,7 @@ def read(text: str, signature: Signature) -> Interpretation:
 
 @dataclass
 class _Said:
-    """What was said of a name as a whole (a name, a list or a mapping), and of single places of it."""
+    """The value given to each name as a whole (a name, a list or a mapping), and at single places (argument tuples)."""
 
     whole: dict[str, Any] = field(default_factory=dict)
     places: dict[str, dict[Place, Any]] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class _Said:
             self.whole[name] = value
 
     def of(self, name: str, count: int, domain: Place) -> dict[Place, Any]:
-        """What ``name`` is at each place of the domain."""
+        """The value of ``name`` at each place of the domain."""
         if len(domain) ** count > MAX_STEPS:
             raise TooLarge
         whole = self.whole.get(name)
@@ -106,7 +106,7 @@ def _elements(found: Any) -> Place:
 
 
 def _place(item: Any, count: int, domain: Place, name: str) -> Place:
-    """A tuple of elements; of one, also the element alone; as a key of JSON, the text "1,2"."""
+    """A tuple of elements. It may be written as the element alone if there is one, and as "1,2" in a JSON key."""
     if isinstance(item, str):
         place: Place = (item,) if count == 1 else tuple(re.findall(r"[\w']+", item))
     else:
@@ -129,7 +129,7 @@ def _spoken(name: str, place: Place) -> str:
 
 
 class _Reader:
-    """Entries ``name is value`` with something between them, perhaps all in one pair of braces."""
+    """Reads entries ``name is value`` with separators between them, optionally all in one pair of braces."""
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens = tokens
@@ -166,7 +166,7 @@ class _Reader:
         said.add(name, place, value)
 
     def _bare_names(self) -> Iterator[str]:
-        """``domain: 1, 2, 3`` goes on as long as no new entry begins."""
+        """The remaining names in ``domain: 1, 2, 3``, up to the next entry."""
         while self._next() == "," and _is_name(self.tokens[self.at + 1]) and self.tokens[self.at + 2] not in (*IS, "("):
             self.at += 1
             yield self._name()
@@ -182,7 +182,7 @@ class _Reader:
         return self._name()
 
     def _group(self, closing: str, depth: int) -> Any:
-        """A list, a tuple for round brackets, or a mapping. All are lists of names or of such."""
+        """A list, a tuple (for round brackets) or a mapping. Their items are names or further groups."""
         items = list(self._many(closing, depth))
         if items and all(isinstance(item, _Pair) for item in items):
             pairs = [(tuple(pair.key) if isinstance(pair.key, list) else pair.key, pair.value) for pair in items]
@@ -237,7 +237,7 @@ def _short(text: str) -> str:
 
 
 def _tokens(text: str) -> list[str]:
-    """The tokens, an empty one last; a quoted text keeps its first quote, so that no sign is taken for it."""
+    """The tokens and two empty ones at the end. Quoted text keeps its first quote, so it cannot be taken for a sign."""
     if len(text) > MAX_LENGTH:
         raise Unreadable(f"longer than {MAX_LENGTH} characters")
     for pattern, by in LATEX:
