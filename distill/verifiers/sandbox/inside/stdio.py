@@ -1,7 +1,7 @@
 """In the box: run an answer as a whole program, from its standard input to its standard output.
 
-It ends as an interpreter ends (threads waited for, exit functions run, output flushed), but for the taking apart of
-every module, which in a forked process costs more than most programs do.
+It shuts down like an interpreter (waits for threads, runs exit functions, flushes output), but without tearing down
+every module, which in a forked process costs more than most programs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .data import read_all, send, told
 def main() -> None:
     code = json.loads(read_all(3))["code"]
     os.close(3)
-    random.seed(0)  # one verdict for a program that draws lots
+    random.seed(0)  # the same verdict each time for a program that uses random numbers
     status, said = 0, None
     try:
         load(code, "__main__")
