@@ -67,9 +67,10 @@ class Code:
     def __post_init__(self) -> None:
         if self.sandbox not in (sandbox.AUTO, *sandbox.BACKENDS):
             known = ", ".join((sandbox.AUTO, *sandbox.BACKENDS))
-            raise InputError(f"verifier 'code': no sandbox is called {self.sandbox!r}; there are: {known}")
+            raise InputError(f"verifier 'code': unknown sandbox {self.sandbox!r}; use one of {known}")
         if self.cpu_seconds < 1 or self.wall_seconds <= 0 or self.memory_mib < 64 or self.tolerance < 0:
-            raise InputError("verifier 'code': limits want at least 1 s of CPU, some wall time and 64 MiB of memory")
+            need = "cpu_seconds of at least 1, wall_seconds above 0, memory_mib of at least 64, tolerance of at least 0"
+            raise InputError(f"verifier 'code': needs {need}")
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
         tests = _tests(problem)

@@ -38,7 +38,7 @@ HOWS = ("all", "any", "weighted")
 def get(name: str, settings: Mapping[str, Any] | None = None, hashes: FileHashes | None = None) -> Verifier:
     """The verifier registered as ``name``. Raises `InputError` for an unknown name or setting."""
     if settings is not None and not isinstance(settings, Mapping):
-        raise InputError(f"verifier {name!r}: its settings are a mapping, not {str(settings)[:80]!r}")
+        raise InputError(f"verifier {name!r}: its settings must be a mapping, not {str(settings)[:80]!r}")
     if ":" in name:
         return own.make(name, settings or {})
     make = resolve("verifiers", name)
@@ -88,22 +88,22 @@ def _opened(spec: Spec) -> tuple[str, Any]:
     if isinstance(spec, str):
         return spec, None
     if not isinstance(spec, Mapping) or len(spec) != 1 or not all(isinstance(key, str) for key in spec):
-        raise InputError(f"a verifier is a name or one name with its settings, not {str(spec)[:80]!r}")
+        raise InputError(f"a verifier must be a name, or one name with its settings, not {str(spec)[:80]!r}")
     ((name, inside),) = spec.items()
     if name not in HOWS:
         return name, inside
     if not isinstance(inside, Sequence) or isinstance(inside, str) or not inside:
-        raise InputError(f"{name!r} wants a list of verifiers")
+        raise InputError(f"verifier {name!r}: needs a list of verifiers")
     if name == "weighted" and sum(map(_weight, inside)) <= 0:
-        raise InputError("the weights of 'weighted' add up to nothing")
+        raise InputError("verifier 'weighted': at least one weight must be above 0")
     return name, inside
 
 
 def _weight(part: Any) -> float:
     if not isinstance(part, Mapping) or part.keys() != {"of", "weight"}:
-        raise InputError(f"a part of 'weighted' is {{of: ..., weight: ...}}, not {str(part)[:80]!r}")
+        raise InputError(f"verifier 'weighted': a part must be {{of: ..., weight: ...}}, not {str(part)[:80]!r}")
     if not isinstance(part["weight"], int | float) or not part["weight"] >= 0:
-        raise InputError(f"a weight is a number from 0 up, not {part['weight']!r}")
+        raise InputError(f"verifier 'weighted': a weight must be a number of at least 0, not {part['weight']!r}")
     return float(part["weight"])
 
 

@@ -49,12 +49,13 @@ class Format:
     def __post_init__(self) -> None:
         for switch in ("boxed", "one_answer", "thinking"):
             if not isinstance(getattr(self, switch), bool):
-                raise InputError(f"format: {switch} is true or false, not {getattr(self, switch)!r}")
+                raise InputError(f"verifier 'format': {switch} must be true or false, not {getattr(self, switch)!r}")
         if self.language is not None and self.language not in (OF_PROMPT, *SCRIPTS):
-            raise InputError(f"format: language is {OF_PROMPT} or one of {', '.join(SCRIPTS)}, not {self.language!r}")
+            known = ", ".join((OF_PROMPT, *SCRIPTS))
+            raise InputError(f"verifier 'format': language must be one of {known}, not {self.language!r}")
         share = self.language_share
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-            raise InputError(f"format: language_share is a number above 0 and up to 1, not {share!r}")
+            raise InputError(f"verifier 'format': language_share must be a number above 0 and up to 1, not {share!r}")
 
     @property
     def reads_thinking(self) -> bool:

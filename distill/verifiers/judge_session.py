@@ -38,7 +38,7 @@ class JudgeSession:
     ) -> Iterator[tuple[Key, Verdict]]:
         """Yield verdicts as `distill.verifiers.base.Session` specifies."""
         if self._owner == threading.get_ident():
-            raise PipelineError("this judge is being asked already: exhaust or close that iterator first")
+            raise PipelineError("this thread is already using this judge: exhaust or close its iterator first")
         with self._lock:
             self._owner = threading.get_ident()
             try:
@@ -77,7 +77,7 @@ class JudgeSession:
                     yield items[n][0], Verdict.unverifiable(f"too long for the judge: {error}")
                 continue
             if left.requests and not stopping():
-                raise PipelineError(f"the judge's engine ended {len(left.requests)} answers short")
+                raise PipelineError(f"the judge's engine ended with {len(left.requests)} replies missing")
 
 
 class _Asked:

@@ -86,11 +86,11 @@ class JudgeSettings(Settings):
         if self.samples > 1 and self.sampling.temperature == 0:
             raise ValueError("samples above 1 need a sampling.temperature above 0: greedy votes are all the same")
         if self.mode == "rubric" and not self.rubric and not self.criteria:
-            raise ValueError("mode rubric needs a rubric, or criteria")
+            raise ValueError("mode rubric needs a rubric or criteria")
         if self.criteria and self.mode != "rubric":
-            raise ValueError("criteria are for mode rubric")
+            raise ValueError("criteria need mode rubric")
         if any(":" in name or not name.strip() for name in self.criteria):
-            raise ValueError("a criterion's name is not empty and holds no colon")
+            raise ValueError("a criterion's name must not be empty or contain a colon")
         return self
 
 

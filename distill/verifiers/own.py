@@ -41,7 +41,7 @@ def _check_shape(verifier: Any, name: str) -> None:
     for attribute in ("name", "version"):
         value = getattr(verifier, attribute, None)
         if not isinstance(value, str) or not value:
-            raise InputError(f'verifier {name!r}: wants {attribute} = "some text", found {value!r}')
+            raise InputError(f'verifier {name!r}: needs {attribute} = "some text", found {value!r}')
     verify = getattr(verifier, "verify", None)
     if not callable(verify):
         raise InputError(f"verifier {name!r}: has no method verify(self, problem, trace)")

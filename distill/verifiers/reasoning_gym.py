@@ -68,9 +68,9 @@ class ReasoningGym:
 
     def __post_init__(self) -> None:
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, int | float):
-            raise InputError(f"reasoning_gym: threshold is a number, not {self.threshold!r}")
+            raise InputError(f"verifier 'reasoning_gym': threshold must be a number, not {self.threshold!r}")
         if not 0 < self.threshold <= 1:
-            raise InputError(f"reasoning_gym: threshold lies above 0 and up to 1, not at {self.threshold!r}")
+            raise InputError(f"verifier 'reasoning_gym': threshold must be above 0 and up to 1, not {self.threshold!r}")
 
     @property
     def version(self) -> str:
@@ -115,7 +115,7 @@ class ReasoningGym:
         try:
             import reasoning_gym  # noqa: F401
         except ImportError:
-            raise InputError(f"verifier reasoning_gym: {INSTALL}") from None
+            raise InputError(f"verifier 'reasoning_gym': {INSTALL}") from None
 
 
 def final_text(answer: str) -> str:

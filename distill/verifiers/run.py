@@ -64,7 +64,7 @@ def posed(problem: Problem | str) -> Problem:
     if isinstance(problem, str):
         return Problem("", "", problem, "", "")
     if not isinstance(getattr(problem, "reference", None), str):
-        raise InputError(f"a problem is a Problem or its reference answer as a text, not {str(problem)[:40]!r}")
+        raise InputError(f"a problem must be a Problem or its reference answer as text, not {str(problem)[:40]!r}")
     return problem
 
 
@@ -94,7 +94,7 @@ def shown(verifier: Verifier, trace: Response | str) -> Response:
     """What a verifier gets to see of a response: the thinking only if it asks for it."""
     parts = split_thinking(trace) if isinstance(trace, str) else trace
     if not isinstance(getattr(parts, "answer", None), str):
-        raise InputError(f"a response is a text, a Response or a Trace, not {str(trace)[:40]!r}")
+        raise InputError(f"a response must be text, a Response or a Trace, not {str(trace)[:40]!r}")
     return Response(parts.thinking if reads_thinking(verifier) else "", parts.answer, parts.closed)
 
 

@@ -39,14 +39,14 @@ def choose(sandbox: str = AUTO) -> str:
     """The backend to use, given a backend's name or ``auto`` (then DISTILL_SANDBOX may name one)."""
     wish = os.environ.get(VARIABLE, AUTO) if sandbox == AUTO else sandbox
     if wish not in (AUTO, *BACKENDS):
-        raise InputError(f"no sandbox is called {wish!r}; there are: {AUTO}, {', '.join(BACKENDS)}")
+        raise InputError(f"unknown sandbox {wish!r} (the setting, or {VARIABLE}); use {AUTO}, {', '.join(BACKENDS)}")
     faults = {}
     for name in IN_ORDER if wish == AUTO else (wish,):
         if not (fault := fault_of(name)):
             return name
         faults[name] = fault
     told = "; ".join(f"{name}: {fault} ({FIXES[name]})" for name, fault in faults.items())
-    raise SandboxError(f"no sandbox for model-written code. {told}. Or leave the code verifier out")
+    raise SandboxError(f"no sandbox for model-written code works here. {told}. Or do without the code verifier")
 
 
 def survey() -> dict[str, str]:
@@ -76,7 +76,7 @@ def fault_of(backend: str) -> str:
         return f"the self-test gave no result: {ran.reason}"
     broken = [name for name, held in found.items() if not held]
     if broken or (backend != "unsafe" and len(found) != PROBES):
-        return f"the self-test got out: {', '.join(broken)}"
+        return f"the self-test broke out: {', '.join(broken)}"
     return ""
 
 

@@ -40,8 +40,7 @@ class Refused(BaseException):
 
 
 class Gone(Exception):
-    """The answer's process has ended, or its reply is invalid. `Remote.gone` records it, in case the test catches
-    this."""
+    """The answer's process has ended, or its reply is invalid. `Remote.gone` records it, as the test may catch this."""
 
 
 class Remote:
