@@ -90,16 +90,16 @@ def verify_many(
     source, ended = iter(items), False
     while not ended and not stopping():
         window: list[_Open[Key]] = []
-        for (key, item, path), verdict in in_workers(_rules(source, built, window)):
+        for (key, item, path), verdict in in_workers(_work_for_pool(source, built, window)):
             if item is None:
                 yield key, verdict
             else:
                 item.known[path] = verdict
         ended = len(window) < WINDOW
-        yield from _asked(window, opened, stopping)
+        yield from _ask_opened(window, opened, stopping)
 
 
-def _rules(
+def _work_for_pool(
     source: Iterator[Item[Key]], built: Callable[[Spec], Verifier], window: list[_Open[Key]]
 ) -> Iterator[tuple[_Place[Key], Spec, Problem, Response | str]]:
     """Work for the pool in the next window: whole items, and the rules of open items, which are added to ``window``."""
@@ -111,23 +111,23 @@ def _rules(
             continue
         kept = _Open(key, spec, verifier, problem, trace)
         window.append(kept)
-        for path, part_spec, part in _units(spec, verifier):
+        for path, part_spec, part in _separate_parts(spec, verifier):
             if not is_opened(part):
                 yield (key, kept, path), part_spec, problem, trace
             elif verdict := judge_quickly(part, problem, trace):
                 kept.known[path] = verdict
 
 
-def _units(spec: Spec, verifier: Verifier, path: Path = ()) -> Iterator[tuple[Path, Spec, Verifier]]:
+def _separate_parts(spec: Spec, verifier: Verifier, path: Path = ()) -> Iterator[tuple[Path, Spec, Verifier]]:
     """The parts to judge separately: every opened verifier, and every maximal part without one."""
     if isinstance(verifier, Composed) and holds_opened(verifier):
         for index, (part_spec, part) in enumerate(zip(verifier.specs, verifier.parts, strict=True)):
-            yield from _units(part_spec, part, (*path, index))
+            yield from _separate_parts(part_spec, part, (*path, index))
     else:
         yield path, spec, verifier
 
 
-def _asked(
+def _ask_opened(
     window: list[_Open[Key]], opened: Callable[[Spec], Session], stopping: Stopping
 ) -> Iterator[tuple[Key, Verdict]]:
     """Ask the opened verifiers, one after the other, about the items that still depend on them."""

@@ -68,8 +68,8 @@ def choose(answer: str) -> tuple[str, str]:
     """(letters, rule): the letters that a visible answer chooses, if any, and the rule that found them."""
     span = final_answer(answer)
     chosen = letters(span.text) or letters(NOT_OTHERS.sub("", span.text[:MAX_LENGTH]))
-    if not chosen and span.rule not in WRITTEN and (told := stated(answer)):
-        return told, "last choice"
+    if not chosen and span.rule not in WRITTEN and (named := stated(answer)):
+        return named, "last choice"
     return chosen, span.rule
 
 

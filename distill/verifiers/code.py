@@ -77,7 +77,7 @@ class Code:
         if isinstance(tests, str):
             return Verdict.unverifiable(tests)
         program = program_of(trace.answer, tests)
-        if fault := _unfit(trace.answer, program):
+        if fault := _program_fault(trace.answer, program):
             return Verdict.incorrect(fault)
         room = examine.Room(
             sandbox.choose(self.sandbox),
@@ -103,7 +103,7 @@ class Code:
             "form": tests.form,
             "cases": found.cases,
             "passed": passed,
-            "results": [[row.name, "passed" if row.passed else row.why] for row in _shown(found.rows)],
+            "results": [[row.name, "passed" if row.passed else row.why] for row in _shown_rows(found.rows)],
             "usage": found.usage,
         }
         if found.fault:
@@ -125,14 +125,14 @@ def _tests(problem: Problem) -> Tests | str:
         return f"the reference holds no tests: {str(error)[:100]!r}"
 
 
-def _shown(rows: Sequence[Row]) -> list[Row]:
+def _shown_rows(rows: Sequence[Row]) -> list[Row]:
     """The first `SHOWN` rows. If none of them failed, the first failure replaces the last."""
     failed = [row for row in rows[SHOWN:] if not row.passed]
     first_fails_late = failed and all(row.passed for row in rows[:SHOWN])
     return [*rows[: SHOWN - 1], failed[0]] if first_fails_late else list(rows[:SHOWN])
 
 
-def _unfit(answer: str, program: str) -> str:
+def _program_fault(answer: str, program: str) -> str:
     if len(answer) > MAX_LENGTH:
         return f"a program of {len(answer)} characters"
     if not program.strip():
@@ -174,8 +174,8 @@ def blocks(answer: str) -> list[str]:
     As in CommonMark, a line of the same fence characters closes a fence if it is indented by at most three more spaces,
     so a fence inside a docstring closes nothing. An unclosed block extends to the end of the answer.
     """
-    told: list[str] = []
-    untold: list[str] = []
+    tagged: list[str] = []
+    untagged: list[str] = []
     lines = iter(answer.splitlines())
     for line in lines:
         opened = FENCE.fullmatch(line)
@@ -191,5 +191,5 @@ def blocks(answer: str) -> list[str]:
             inside.append(row[min(blank, width) :])
         language = opened["language"].lower()
         if language in PYTHON or not language:
-            (told if language else untold).append("\n".join(inside) + "\n")
-    return told or untold
+            (tagged if language else untagged).append("\n".join(inside) + "\n")
+    return tagged or untagged

@@ -46,11 +46,11 @@ def get(name: str, settings: Mapping[str, Any] | None = None, hashes: FileHashes
     try:
         verifier: Verifier = make(**(settings or {}), **files)
     except TypeError as error:
-        raise InputError(f"verifier {name!r}: {_misnamed(make, settings or {}) or error}") from error
+        raise InputError(f"verifier {name!r}: {_unknown_setting(make, settings or {}) or error}") from error
     return verifier
 
 
-def _misnamed(make: Any, settings: Mapping[str, Any]) -> str:
+def _unknown_setting(make: Any, settings: Mapping[str, Any]) -> str:
     """Which setting does not exist, and which ones do; empty if all exist."""
     parameters = inspect.signature(make).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -64,7 +64,7 @@ def _misnamed(make: Any, settings: Mapping[str, Any]) -> str:
 
 def build(spec: Spec, hashes: FileHashes | None = None) -> Verifier:
     """The verifier that a spec (above) describes. ``hashes`` caches the hashes of files that it reads."""
-    name, inside = _opened(spec)
+    name, inside = _name_and_inside(spec)
     if name not in HOWS:
         return get(name, inside, hashes)
     specs = [part["of"] for part in inside] if name == "weighted" else list(inside)
@@ -74,7 +74,7 @@ def build(spec: Spec, hashes: FileHashes | None = None) -> Verifier:
 
 def settled(spec: Spec) -> Spec:
     """The spec without the settings that change no verdict. Specs for which this is equal share their verdicts."""
-    name, inside = _opened(spec)
+    name, inside = _name_and_inside(spec)
     if name == "weighted":
         return {name: [{**part, "of": settled(part["of"])} for part in inside]}
     if name in HOWS:
@@ -83,7 +83,7 @@ def settled(spec: Spec) -> Spec:
     return spec if counting is None else {name: counting}
 
 
-def _opened(spec: Spec) -> tuple[str, Any]:
+def _name_and_inside(spec: Spec) -> tuple[str, Any]:
     """A spec's name, and its settings or checked parts."""
     if isinstance(spec, str):
         return spec, None
@@ -154,13 +154,13 @@ class Composed:
         outcomes = [v and v.outcome for v, weight in zip(verdicts, self.weights, strict=True) if weight]
         deciding = {"all": Outcome.INCORRECT, "any": Outcome.CORRECT, "weighted": Outcome.UNVERIFIABLE}[self.how]
         if deciding in outcomes:
-            return self._because(deciding, verdicts)
+            return self._decided_by(deciding, verdicts)
         if None in outcomes:
             return None
         if self.how == "weighted":
             return self._mean(verdicts)
         otherwise = Outcome.CORRECT if self.how == "all" else Outcome.INCORRECT
-        return self._because(Outcome.UNVERIFIABLE if Outcome.UNVERIFIABLE in outcomes else otherwise, verdicts)
+        return self._decided_by(Outcome.UNVERIFIABLE if Outcome.UNVERIFIABLE in outcomes else otherwise, verdicts)
 
     def _mean(self, verdicts: Sequence[Verdict | None]) -> Verdict:
         counting = [(v, weight) for v, weight in zip(verdicts, self.weights, strict=True) if v and weight]
@@ -169,7 +169,7 @@ class Composed:
         outcome = Outcome.CORRECT if right else Outcome.INCORRECT
         return Verdict(outcome, score, f"weighted score {score:.3g}", {"parts": list(self._evidence(verdicts))})
 
-    def _because(self, outcome: Outcome, verdicts: Sequence[Verdict | None]) -> Verdict:
+    def _decided_by(self, outcome: Outcome, verdicts: Sequence[Verdict | None]) -> Verdict:
         first = next(
             v for v, weight in zip(verdicts, self.weights, strict=True) if v and weight and v.outcome is outcome
         )

@@ -135,7 +135,7 @@ class _Question:
         for formula in formulas:
             self.solver.add(self._boolean(formula, {}))
         if size:
-            self.solver.add(*self._just_these())
+            self.solver.add(*self._domain_constraints())
 
     def answer(self) -> bool | None:
         try:
@@ -180,7 +180,7 @@ class _Question:
             name: self.z3.Function(f"{name}/{count}", *[self.thing] * count, result) for name, count, result in wanted
         }
 
-    def _just_these(self) -> Iterator[Any]:
+    def _domain_constraints(self) -> Iterator[Any]:
         """Constraints: the elements are distinct, and every function maps elements to elements."""
         if len(self.elements) > 1:
             yield self.z3.Distinct(*self.elements)

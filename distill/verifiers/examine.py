@@ -61,19 +61,19 @@ class Examined:
 
 def examine(program: str, tests: Tests, room: Room) -> Examined:
     if tests.stdio:
-        return _texts(program, tests, room)
+        return _run_stdio(program, tests, room)
     if tests.cases:
-        return _calls(program, tests, room)
+        return _run_calls(program, tests, room)
     if tests.kind == "pytest" and not _packages():
         return Examined(0, [], fault="pytest is not installed; pip install 'distill-reasoning[verify]'")
-    return _apart(program, tests, room) if tests.apart else _beside(program, tests, room)
+    return _run_apart(program, tests, room) if tests.apart else _run_beside(program, tests, room)
 
 
 def _run(room: Room, program: str, given: dict[str, Any], stdin: bytes = b"", **more: Any) -> sandbox.Ran:
     return sandbox.run(program, json.dumps(given).encode(), stdin, room.limits, room.sandbox, **more)
 
 
-def _calls(program: str, tests: Tests, room: Room) -> Examined:
+def _run_calls(program: str, tests: Tests, room: Room) -> Examined:
     calls = [(encode(case.arguments), encode(case.named)) for case in tests.cases]
     given = {"code": program, "module": tests.module, "entry_point": tests.entry_point, "calls": calls}
     ran = _run(room, CALLS, given)
@@ -84,13 +84,13 @@ def _calls(program: str, tests: Tests, room: Room) -> Examined:
     usage["seconds"] = [frames[i].get("seconds") for i in range(len(calls)) if i in frames][:20]
     rows: list[Row] = [Row("the results", False, fault)] if fault else []
     for index in range(len(calls) if not fault else 0):
-        rows.append(_call(index, tests, frames, ran, room))
+        rows.append(_call_row(index, tests, frames, ran, room))
         if not rows[-1].passed and not room.all_cases:
             break
     return Examined(len(calls), rows, usage)
 
 
-def _call(index: int, tests: Tests, frames: dict[Any, dict[str, Any]], ran: sandbox.Ran, room: Room) -> Row:
+def _call_row(index: int, tests: Tests, frames: dict[Any, dict[str, Any]], ran: sandbox.Ran, room: Room) -> Row:
     name, frame = f"case {index + 1}", frames.get(index)
     if frame is None or "value" not in frame:
         said = frame.get("error") if frame else frames.get("error", {}).get("error") or ran.reason
@@ -126,7 +126,7 @@ def _seconds(told: Any) -> float | None:
     return round(told, 3) if isinstance(told, float) and 0 <= told < 1e6 else None
 
 
-def _texts(program: str, tests: Tests, room: Room) -> Examined:
+def _run_stdio(program: str, tests: Tests, room: Room) -> Examined:
     """Run a whole program once per input, each time in a fresh sandbox, so that no state carries over."""
     rows: list[Row] = []
     usage: dict[str, Any] = {"cpu_seconds": 0.0, "memory_kib": 0, "seconds": []}
@@ -137,7 +137,7 @@ def _texts(program: str, tests: Tests, room: Room) -> Examined:
         usage["seconds"] = [*usage["seconds"], round(ran.cpu_seconds, 3)][:20]
         if ran.ended in OWN_FAULTS:
             return Examined(len(tests.stdio), rows, usage, fault=ran.reason)
-        rows.append(_text(f"case {index + 1}", ran, expected, room.tolerance))
+        rows.append(_stdio_row(f"case {index + 1}", ran, expected, room.tolerance))
         if usage["cpu_seconds"] > ALL_TEXTS * room.limits.cpu_seconds and index + 1 < len(tests.stdio):
             rows.append(Row(f"case {index + 2}", False, "the CPU time limit of all cases"))
         if not rows[-1].passed and (not room.all_cases or len(rows) > index + 1):
@@ -145,7 +145,7 @@ def _texts(program: str, tests: Tests, room: Room) -> Examined:
     return Examined(len(tests.stdio), rows, usage)
 
 
-def _text(name: str, ran: sandbox.Ran, expected: str, tolerance: float) -> Row:
+def _stdio_row(name: str, ran: sandbox.Ran, expected: str, tolerance: float) -> Row:
     if (ran.ended, ran.code) != ("exit", 0):
         frames, _ = _frames(ran.results)
         return Row(name, False, line(frames.get("error", {}).get("error") or ran.reason))
@@ -153,7 +153,7 @@ def _text(name: str, ran: sandbox.Ran, expected: str, tolerance: float) -> Row:
     return Row(name, right, "" if right else "a different output")
 
 
-def _apart(program: str, tests: Tests, room: Room) -> Examined:
+def _run_apart(program: str, tests: Tests, room: Room) -> Examined:
     """Run the answer in one sandbox and its test in another, connected by two pipes.
 
     The test gets more time than the answer, so that the answer's limits are what decides.
@@ -164,22 +164,22 @@ def _apart(program: str, tests: Tests, room: Room) -> Examined:
     with ThreadPoolExecutor(1) as aside:
         given = {"code": program, "module": tests.module}
         answer = aside.submit(_run, room, CANDIDATE, given, wires=(requests, replies))
-        roomy, test_given = room._replace(limits=limits), _test(tests, None, room)
-        test = _run(roomy, TESTS, test_given, wires=(replied, asked), **_shows(tests))
+        roomy, test_given = room._replace(limits=limits), _test_payload(tests, None, room)
+        test = _run(roomy, TESTS, test_given, wires=(replied, asked), **_visible(tests))
         ran = answer.result()
     if ran.ended in ("cpu", "wall", "output", "signal"):
-        return Examined(1, [*_rows(test)[0], Row("the program", False, ran.reason)], _usage(ran))
-    rows, said = _rows(test)
+        return Examined(1, [*_reported_rows(test)[0], Row("the program", False, ran.reason)], _usage(ran))
+    rows, said = _reported_rows(test)
     if "apart" in said:
-        return _beside(program, tests, room)
+        return _run_beside(program, tests, room)
     fault = ran.reason if ran.ended in OWN_FAULTS else said.get("fault") or _test_fault(test)
     return Examined(len(rows), rows, _usage(ran), strong=not said.get("claims"), fault=line(fault))
 
 
-def _beside(program: str, tests: Tests, room: Room) -> Examined:
+def _run_beside(program: str, tests: Tests, room: Room) -> Examined:
     """Run answer and test in one sandbox, where the answer could forge the results."""
-    ran = _run(room, TESTS, _test(tests, program, room), **_shows(tests))
-    rows, said = _rows(ran)
+    ran = _run(room, TESTS, _test_payload(tests, program, room), **_visible(tests))
+    rows, said = _reported_rows(ran)
     if ran.ended in OWN_FAULTS or "fault" in said:
         return Examined(len(rows), rows, _usage(ran), strong=False, fault=line(said.get("fault") or ran.reason))
     if not rows or ran.ended != "exit":
@@ -187,7 +187,7 @@ def _beside(program: str, tests: Tests, room: Room) -> Examined:
     return Examined(len(rows), rows, _usage(ran), strong=False)
 
 
-def _test(tests: Tests, program: str | None, room: Room) -> dict[str, Any]:
+def _test_payload(tests: Tests, program: str | None, room: Room) -> dict[str, Any]:
     return {
         "code": program,
         "module": tests.module,
@@ -204,7 +204,7 @@ def _test_fault(test: sandbox.Ran) -> str:
     return "" if test.ended == "exit" and test.results else f"the test: {test.reason}"
 
 
-def _rows(ran: sandbox.Ran) -> tuple[list[Row], dict[str, Any]]:
+def _reported_rows(ran: sandbox.Ran) -> tuple[list[Row], dict[str, Any]]:
     try:
         said = json.loads(ran.results)
         return [Row(line(name), passed is True, line(why)) for name, passed, why in said["rows"]], said
@@ -212,7 +212,7 @@ def _rows(ran: sandbox.Ran) -> tuple[list[Row], dict[str, Any]]:
         return [], {}
 
 
-def _shows(tests: Tests) -> dict[str, Any]:
+def _visible(tests: Tests) -> dict[str, Any]:
     return {"visible": tuple(_packages())} if tests.kind == "pytest" else {}
 
 

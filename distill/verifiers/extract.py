@@ -155,7 +155,7 @@ def at_most(verdict: Verdict, rule: str) -> Verdict:
 def final_answer(text: str) -> Span:
     """The span to judge. Its text is empty if there is nothing at all."""
     if boxes := _boxes(text):
-        return _of_boxes(text, boxes)
+        return _from_boxes(text, boxes)
     if "</answer>" in text and (tagged := text.rpartition("</answer>")[0].rpartition("<answer>"))[1]:
         inside = final_answer(tagged[2].strip())
         return inside if inside.rule in ("boxed", "boxes", "####", "answer:") else inside._replace(rule="<answer>")
@@ -216,7 +216,7 @@ def last_box(text: str) -> str | None:
     return _content(text, boxes[-1]) if boxes else None
 
 
-def _of_boxes(text: str, boxes: list[_Box]) -> Span:
+def _from_boxes(text: str, boxes: list[_Box]) -> Span:
     """The last box, with those before it that only a connector separates; or the later answer that replaces it."""
     first = len(boxes) - 1
     while first > 0 and _connected(text[boxes[first - 1].end + 1 : boxes[first].start]):
@@ -225,7 +225,7 @@ def _of_boxes(text: str, boxes: list[_Box]) -> Span:
     start, end = boxes[first].start, boxes[-1].end + 1
     span = Span(", ".join(contents), "boxes" if len(contents) > 1 else "boxed")
     after = text[end : end + TAIL]
-    back = WRONG_BOX.match(after) or _taken_back(after, contents)
+    back = WRONG_BOX.match(after) or _retraction(after, contents)
     if back is None and not DENIED_BOX.search(text[max(0, start - GAP) : start]):
         return span
     rest = after[back.end() :] if back else after
@@ -236,7 +236,7 @@ def _of_boxes(text: str, boxes: list[_Box]) -> Span:
     return span._replace(rule=TAKEN)
 
 
-def _taken_back(after: str, contents: list[str]) -> re.Match[str] | None:
+def _retraction(after: str, contents: list[str]) -> re.Match[str] | None:
     """The first words after a box that retract it, if no other value comes before them."""
     found = TAKEN_BACK.search(after)
     if found is None or any(value not in contents for value in NUMBER.findall(after[: found.start()]) if value):
@@ -298,16 +298,16 @@ def _without_prose(sentence: str) -> str:
         return sentence
     if formulas := _formulas(sentence):
         first = formulas[0]
-        return sentence if denied(sentence, *first.span()) or _is_one_of(first) else _inside(first)
+        return sentence if denied(sentence, *first.span()) or _is_conditional(first) else _inside(first)
     if len(sentence.split()) <= PHRASE_WORDS:
         return sentence
     number = NUMBER.match(sentence)
-    if not number or not number.group() or CHANGED.match(sentence, number.end()) or _is_one_of(number):
+    if not number or not number.group() or CHANGED.match(sentence, number.end()) or _is_conditional(number):
         return sentence
     return _with_unit(number)
 
 
-def _is_one_of(value: re.Match[str]) -> bool:
+def _is_conditional(value: re.Match[str]) -> bool:
     """Whether a condition or an alternative follows the value ("if", "or")."""
     return CONDITION.match(value.string, value.end()) is not None
 

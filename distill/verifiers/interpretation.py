@@ -32,12 +32,12 @@ class Interpretation:
 
     def plain(self) -> dict[str, Any]:
         """As JSON, in the form that `distill.verifiers.model.read` takes."""
-        told: dict[str, Any] = {"domain": list(self.domain)} if self.holds or self.values else {}
-        told |= {name: self.truths[name] for name in sorted(self.truths)}
-        told |= {name: sorted(map(list, self.holds[name])) for name in sorted(self.holds)}
+        data: dict[str, Any] = {"domain": list(self.domain)} if self.holds or self.values else {}
+        data |= {name: self.truths[name] for name in sorted(self.truths)}
+        data |= {name: sorted(map(list, self.holds[name])) for name in sorted(self.holds)}
         for name, values in sorted(self.values.items()):
-            told[name] = values[()] if () in values else {",".join(place): value for place, value in values.items()}
-        return told
+            data[name] = values[()] if () in values else {",".join(place): value for place, value in values.items()}
+        return data
 
 
 def is_true(formula: Formula, interpretation: Interpretation) -> bool:
@@ -66,20 +66,20 @@ class _Evaluation:
             case Not(inside):
                 return not self.truth(inside, bound)
             case Quantified(quantifier, variable, inside):
-                worths = (self.truth(inside, {**bound, variable: thing}) for thing in self.interpretation.domain)
-                return all(worths) if quantifier == "forall" else any(worths)
+                results = (self.truth(inside, {**bound, variable: thing}) for thing in self.interpretation.domain)
+                return all(results) if quantifier == "forall" else any(results)
             case Joined(operator, parts):
                 return self.joined(operator, parts, bound)
 
     def joined(self, operator: str, parts: tuple[Formula, ...], bound: Mapping[str, str]) -> bool:
-        worths = (self.truth(part, bound) for part in parts)
+        results = (self.truth(part, bound) for part in parts)
         if operator == "and":
-            return all(worths)
+            return all(results)
         if operator == "or":
-            return any(worths)
+            return any(results)
         if operator == "xor":
-            return sum(worths) % 2 == 1
-        left, right = worths
+            return sum(results) % 2 == 1
+        left, right = results
         return left == right if operator == "iff" else not left or right
 
     def value(self, term: Term, bound: Mapping[str, str]) -> str:

@@ -91,8 +91,8 @@ def _without_algebra(problem: Problem, trace: Response) -> tuple[Verdict | None,
     if words.LETTER.fullmatch(reference) and letter(reference):
         chosen, rule = choose(trace.answer)
         if chosen:
-            told: Evidence = {"answer": chosen, "reference": reference, "rule": rule}
-            return words.same_letter(letter(reference), chosen, told), reference, "", told
+            evidence_of_choice: Evidence = {"answer": chosen, "reference": reference, "rule": rule}
+            return words.same_letter(letter(reference), chosen, evidence_of_choice), reference, "", evidence_of_choice
     span = final_answer(trace.answer)
     evidence: Evidence = {"answer": span.text[:200], "reference": reference[:200], "rule": span.rule}
     if not span.text:
@@ -177,12 +177,12 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
     if wanted is None and (verdict := _same_short_unit(reference, given, evidence)):
         return verdict
     if wanted is not None:
-        number = read_number(words.in_signs(given), short_unit=True) or _right_number(given)
+        number = read_number(words.in_signs(given), short_unit=True) or _right_side_number(given)
         if number is not None:
             return same_number(wanted, number, evidence)
         if DECIMAL_COMMA.fullmatch(given) and read_digits(given.replace(",", ".")) == digits:
             return Verdict.unverifiable("equal only if the comma is a decimal one", **evidence, method="number")
-        if _undone(given.rpartition("=")[2].strip()):
+        if _is_unfinished(given.rpartition("=")[2].strip()):
             return Verdict.incorrect("the arithmetic is left undone", **evidence, method="text")
         bare = words.unwrapped(given)
         if (PROSE.search(bare) and not re.search(r"\d|\\", bare)) or words.LETTER.fullmatch(given):
@@ -206,7 +206,7 @@ def _is_value(text: str) -> bool:
     return bool(latex.readings(_with_unit(text)[0]))
 
 
-def _undone(text: str) -> bool:
+def _is_unfinished(text: str) -> bool:
     """Whether the text is unfinished arithmetic: operations on numbers, other than one fraction."""
     if UNDONE.fullmatch(text) and OPERATION.search(text):
         return True
@@ -220,7 +220,7 @@ def _operations(node: Node) -> int:
     return own + sum(_operations(part) for part in node.parts if isinstance(part, Node))
 
 
-def _right_number(given: str) -> Number | None:
+def _right_side_number(given: str) -> Number | None:
     """5 in ``x = 5`` and 42 in ``12 + 30 = 42``; None for ``x = 3, x = 5``, and for ``2x = 10``, which is unsolved."""
     left, _, right = given.rpartition("=")
     if not left or SEVERAL.search(left) or UNSOLVED.fullmatch(left.strip()) or not right:

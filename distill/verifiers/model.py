@@ -45,14 +45,14 @@ def read(text: str, signature: Signature) -> Interpretation:
     predicates, functions = signature.predicates.items(), signature.functions.items()
     return Interpretation(
         domain,
-        {name: _worth(name, said.of(name, 0, domain)[()]) for name, count in predicates if not count},
+        {name: _truth_value(name, said.of(name, 0, domain)[()]) for name, count in predicates if not count},
         {name: _predicate(name, count, domain, said) for name, count in predicates if count},
         {name: _function(name, count, domain, said) for name, count in functions},
     )
 
 
 @dataclass
-class _Said:
+class _Assignments:
     """The value given to each name as a whole (a name, a list or a mapping), and at single places (argument tuples)."""
 
     whole: dict[str, Any] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class _Said:
 
     def add(self, name: str, place: Place, value: Any) -> None:
         if place in self.places.get(name, {}) or name in self.whole or (not place and name in self.places):
-            raise Unreadable(f"it says twice what {_spoken(name, place)} is")
+            raise Unreadable(f"it says twice what {_written(name, place)} is")
         if place:
             self.places.setdefault(name, {})[place] = value
         else:
@@ -78,18 +78,18 @@ class _Said:
             found = {(): whole}
         for place in product(domain, repeat=count):
             if place not in found:
-                raise Unreadable(f"it does not say what {_spoken(name, place)} is")
+                raise Unreadable(f"it does not say what {_written(name, place)} is")
         return {place: value for place, value in found.items() if len(place) == count}
 
 
-def _predicate(name: str, count: int, domain: Place, said: _Said) -> frozenset[Place]:
+def _predicate(name: str, count: int, domain: Place, said: _Assignments) -> frozenset[Place]:
     whole = said.whole.get(name)
     if isinstance(whole, list):
         return frozenset(_place(item, count, domain, name) for item in whole)
-    return frozenset(place for place, worth in said.of(name, count, domain).items() if _worth(name, worth))
+    return frozenset(place for place, worth in said.of(name, count, domain).items() if _truth_value(name, worth))
 
 
-def _function(name: str, count: int, domain: Place, said: _Said) -> dict[Place, str]:
+def _function(name: str, count: int, domain: Place, said: _Assignments) -> dict[Place, str]:
     if not count and name not in said.whole and name in domain:
         return {(): name}
     values = said.of(name, count, domain)
@@ -118,13 +118,13 @@ def _place(item: Any, count: int, domain: Place, name: str) -> Place:
     return place
 
 
-def _worth(name: str, value: Any) -> bool:
+def _truth_value(name: str, value: Any) -> bool:
     if not isinstance(value, str) or value.lower() not in WORTH:
         raise Unreadable(f"what {name!r} is, is neither true nor false")
     return WORTH[value.lower()]
 
 
-def _spoken(name: str, place: Place) -> str:
+def _written(name: str, place: Place) -> str:
     return f"{name}({', '.join(place)})" if place else name
 
 
@@ -135,8 +135,8 @@ class _Reader:
         self.tokens = tokens
         self.at = 0
 
-    def said(self) -> _Said:
-        said = _Said()
+    def said(self) -> _Assignments:
+        said = _Assignments()
         braced = self._take("{")
         while True:
             while self._take(*BETWEEN):
@@ -153,11 +153,11 @@ class _Reader:
             raise Unreadable("it says nothing")
         return said
 
-    def _entry(self, said: _Said) -> None:
+    def _entry(self, said: _Assignments) -> None:
         name = self._name()
         place = tuple(self._many(")", 0)) if self._take("(") else ()
         if not self._take(*IS):
-            raise Unreadable(f"after {_short(_spoken(name, place))!r} it does not say what that is")
+            raise Unreadable(f"after {_short(_written(name, place))!r} it does not say what that is")
         value = self._value(0)
         if name == "domain" and isinstance(value, str):
             value = [value, *self._bare_names()]

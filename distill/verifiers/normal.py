@@ -98,7 +98,7 @@ def _normal(node: Node) -> Quotient:
         case "root":
             return _root(parts[0], parts[1])
         case "factorial" | "binomial" | "call" | "log":
-            return _counted(node.kind, parts) or _atom(f"{node.kind} {node.name}", *parts)
+            return _factorial_or_binomial(node.kind, parts) or _atom(f"{node.kind} {node.name}", *parts)
     raise Unreadable(f"a {node.kind} has no normal form")
 
 
@@ -215,7 +215,7 @@ def _root(inside: Quotient, degree: Quotient) -> Quotient:
     return _multiplied(_whole(outside if value > 0 else -outside), of_the_rest)
 
 
-def _counted(kind: str, parts: list[Quotient]) -> Quotient | None:
+def _factorial_or_binomial(kind: str, parts: list[Quotient]) -> Quotient | None:
     """Factorials and binomial coefficients of whole numbers."""
     numbers = [rational(part) for part in parts]
     whole = [int(n) for n in numbers if n is not None and n.denominator == 1 and 0 <= n <= MOST_FACTORIAL]

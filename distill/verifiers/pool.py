@@ -77,12 +77,12 @@ class VerifierPool:
         self._note, self._hashes, self._spending = note, hashes or FileHashes(), spending
         self._built: dict[str, Verifier] = {}
         self._sessions: dict[str, Session] = {}
-        self._told: set[tuple[str, Failure]] = set()
+        self._reported: set[tuple[str, Failure]] = set()
         self._askers = ThreadPoolExecutor(1, "asking")  # one thread: a session serves one caller at a time
         self._lock = threading.Lock()
         self._opening = threading.Lock()  # a separate lock, because loading a model takes long
-        self._bell, self._ear = Pipe()
-        self._rung = False
+        self._wake_sender, self._wake_receiver = Pipe()
+        self._woken = False
         self._thread: threading.Thread | None = None
         self._closing = False
         self._failed_starts = 0
@@ -98,7 +98,7 @@ class VerifierPool:
         """One verdict. ``problem`` may be the reference answer alone, ``trace`` the raw text."""
         # In this thread: if it is already asking this judge, the session raises instead of deadlocking.
         if asking.holds_opened(self._verifier(spec)):
-            return self._one(spec, problem, trace)
+            return self._verify_opened(spec, problem, trace)
         future = self.submit(spec, problem, trace)
         # Not result() alone: a Ctrl-C that comes just before an unbounded wait would be noticed only after it.
         while not future.done():
@@ -119,15 +119,15 @@ class VerifierPool:
         if asking.holds_opened(self._verifier(spec)):
             if self._closing:
                 raise PipelineError("the verifier pool is closed")
-            return self._askers.submit(self._one, spec, problem, trace)
-        found = self._begin(spec, posed(problem), trace)
+            return self._askers.submit(self._verify_opened, spec, problem, trace)
+        found = self._quick_or_future(spec, posed(problem), trace)
         if isinstance(found, Future):
             return found
         done: Future[Verdict] = Future()
         done.set_result(found)
         return done
 
-    def _one(self, spec: Spec, problem: Problem | str, trace: Response | str) -> Verdict:
+    def _verify_opened(self, spec: Spec, problem: Problem | str, trace: Response | str) -> Verdict:
         return dict(self.verify_many([(None, spec, problem, trace)]))[None]
 
     def verify_many(
@@ -141,14 +141,14 @@ class VerifierPool:
         whole = ((key, spec, posed(problem), trace) for key, spec, problem, trace in items)
         in_workers = partial(self._in_workers, stopping)
         for key, verdict in asking.verify_many(whole, self._verifier, self._session, in_workers, stopping):
-            self._tell(verdict)
+            self._report_failure(verdict)
             yield key, verdict
 
-    def _tell(self, verdict: Verdict) -> None:
+    def _report_failure(self, verdict: Verdict) -> None:
         """Report each kind of failure when it first occurs: a bug in a user's own verifier affects every answer, and a
         training run would only see that it gets no reward."""
-        if verdict.failure and (kind := (verdict.verifier, verdict.failure)) not in self._told:
-            self._told.add(kind)
+        if verdict.failure and (kind := (verdict.verifier, verdict.failure)) not in self._reported:
+            self._reported.add(kind)
             self._note(f"{verdict.verifier} gave no verdict: {verdict.reason}; such answers are unverifiable")
 
     def _verifier(self, spec: Spec) -> Verifier:
@@ -173,7 +173,7 @@ class VerifierPool:
         waiting: dict[Future[Verdict], Key] = {}
         try:
             for key, spec, problem, trace in items:
-                found = self._begin(spec, problem, trace)
+                found = self._quick_or_future(spec, problem, trace)
                 if isinstance(found, Future):
                     waiting[found] = key
                     found.add_done_callback(replies.put)
@@ -199,10 +199,10 @@ class VerifierPool:
         for session in sessions.values():
             session.close()
         if thread:
-            self._ring()
+            self._wake()
             thread.join()
 
-    def _begin(self, spec: Spec, problem: Problem, trace: Response | str) -> Verdict | Future[Verdict]:
+    def _quick_or_future(self, spec: Spec, problem: Problem, trace: Response | str) -> Verdict | Future[Verdict]:
         """The verdict if the quick part can decide, otherwise the future of a worker's verdict."""
         verifier = self._verifier(spec)
         verdict = judge_quickly(verifier, problem, trace)
@@ -217,21 +217,21 @@ class VerifierPool:
                 self._thread.start()
             self._waiting.append(job)
             news = len(self._waiting) == 1  # if others wait already, a worker's reply will wake the dispatcher
-        job.future.add_done_callback(self._perhaps_cancelled)
+        job.future.add_done_callback(self._wake_if_cancelled)
         if news:
-            self._ring()
+            self._wake()
         return job.future
 
-    def _perhaps_cancelled(self, future: Future[Verdict]) -> None:
+    def _wake_if_cancelled(self, future: Future[Verdict]) -> None:
         if future.cancelled():
-            self._ring()
+            self._wake()
 
-    def _ring(self) -> None:
+    def _wake(self) -> None:
         """Wake the dispatcher, to look for waiting and cancelled items."""
         with self._lock:
-            if not self._rung:
-                self._rung = True
-                self._bell.send_bytes(b"x")
+            if not self._woken:
+                self._woken = True
+                self._wake_sender.send_bytes(b"x")
 
     # Everything below runs in the dispatcher's thread.
 
@@ -240,15 +240,15 @@ class VerifierPool:
         try:
             while not self._closing:
                 self._feed(workers)
-                heard = wait([self._ear, *(worker.connection for worker in workers)], self._timeout(workers))
-                if self._ear in heard:
-                    self._answer_bell(workers)
+                heard = wait([self._wake_receiver, *(worker.connection for worker in workers)], self._timeout(workers))
+                if self._wake_receiver in heard:
+                    self._on_wake(workers)
                 for worker in list(workers):
                     worker.look()
                     if worker.connection in heard:
-                        self._listen(worker, workers)
+                        self._receive(worker, workers)
                     elif worker.busy and time.monotonic() >= worker.deadline:
-                        self._lose(worker, workers, overdue=True)
+                        self._on_lost(worker, workers, overdue=True)
                     elif self.workers > 1 and worker.holds_up and time.monotonic() >= worker.patience:
                         self._take_back(worker)
         finally:
@@ -265,10 +265,10 @@ class VerifierPool:
             ends += [worker.patience for worker in workers if worker.holds_up]
         return max(0.0, min(ends) - time.monotonic()) if ends else None
 
-    def _answer_bell(self, workers: list[WorkerProcess]) -> None:
+    def _on_wake(self, workers: list[WorkerProcess]) -> None:
         with self._lock:
-            self._ear.recv_bytes()
-            self._rung = False
+            self._wake_receiver.recv_bytes()
+            self._woken = False
         for worker in workers:
             worker.hurry()
 
@@ -300,17 +300,17 @@ class VerifierPool:
         """Give the items behind a slow one to others. The worker reaches them too, but its replies are ignored."""
         first, *rest = worker.jobs
         worker.jobs = deque([first, *[None] * len(rest)])
-        self._wait_again(rest)
+        self._requeue(rest)
 
-    def _wait_again(self, jobs: Iterable[Job | None]) -> None:
+    def _requeue(self, jobs: Iterable[Job | None]) -> None:
         with self._lock:
             self._waiting.extendleft(reversed([job for job in jobs if job]))
 
-    def _listen(self, worker: WorkerProcess, workers: list[WorkerProcess]) -> None:
+    def _receive(self, worker: WorkerProcess, workers: list[WorkerProcess]) -> None:
         try:
             message = worker.connection.recv()
         except (EOFError, OSError):
-            self._lose(worker, workers)
+            self._on_lost(worker, workers)
             return
         if not worker.ready:
             worker.ready, self._failed_starts = True, 0
@@ -318,18 +318,18 @@ class VerifierPool:
         job = worker.jobs.popleft()
         worker.begin(self.limits)
         if job is not None:
-            self._note_pace(job.verifier.name, message)
+            self._update_pace(job.verifier.name, message)
             job.answer(message)
         if isinstance(message, Verdict) and message.failure is Failure.MEMORY:
             # A process that ran out of memory cannot be trusted any more.
             self._replace(worker, workers)
 
-    def _note_pace(self, name: str, message: Verdict | PipelineError) -> None:
+    def _update_pace(self, name: str, message: Verdict | PipelineError) -> None:
         """Update the moving average of the seconds that a verdict of this verifier takes."""
         if isinstance(message, Verdict):
             self._pace[name] = 0.8 * self._pace.get(name, message.seconds) + 0.2 * message.seconds
 
-    def _lose(self, worker: WorkerProcess, workers: list[WorkerProcess], overdue: bool = False) -> None:
+    def _on_lost(self, worker: WorkerProcess, workers: list[WorkerProcess], overdue: bool = False) -> None:
         """Handle a worker that hangs or died: the verdict in progress is lost, the rest of its batch is not."""
         job = worker.jobs.popleft() if worker.jobs else None
         self._replace(worker, workers, 0.0 if overdue else DYING_SECONDS)
@@ -347,7 +347,7 @@ class VerifierPool:
         workers.remove(worker)
         worker.end(patience)
         self.restarts += 1
-        self._wait_again(worker.jobs)
+        self._requeue(worker.jobs)
         worker.jobs.clear()
 
     def _fail(self, jobs: list[Job], reason: str) -> None:

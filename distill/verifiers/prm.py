@@ -113,12 +113,12 @@ class PrmSession:
         for first in range(0, len(items), AT_A_TIME):
             if stopping():
                 return
-            yield from self._some(items[first : first + AT_A_TIME])
+            yield from self._judge_chunk(items[first : first + AT_A_TIME])
 
     def close(self) -> None:
         self._scorer = None
 
-    def _some(self, items: Sequence[tuple[Key, Problem, Response]]) -> Iterator[tuple[Key, Verdict]]:
+    def _judge_chunk(self, items: Sequence[tuple[Key, Problem, Response]]) -> Iterator[tuple[Key, Verdict]]:
         from distill.prm.reading import TooLong, load
 
         if self._scorer is None:

@@ -132,8 +132,8 @@ def final_text(answer: str) -> str:
 def reference_of(dataset: str, entry: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> str:
     """The reference for an entry made by the library."""
     kept = {key: _packed(entry[key]) for key in ("question", "answer", "metadata")}
-    told: dict[str, Any] = {"dataset": dataset, "entry": kept}
-    return json.dumps(told | ({"config": dict(config)} if config else {}), ensure_ascii=False)
+    data: dict[str, Any] = {"dataset": dataset, "entry": kept}
+    return json.dumps(data | ({"config": dict(config)} if config else {}), ensure_ascii=False)
 
 
 def read_reference(reference: str) -> tuple[str, dict[str, Any], str]:
@@ -141,9 +141,9 @@ def read_reference(reference: str) -> tuple[str, dict[str, Any], str]:
     if len(reference) > MAX_REFERENCE:
         raise ValueError(f"longer than {MAX_REFERENCE} characters")
     try:
-        told = json.loads(reference)
-        dataset, entry = told["dataset"], _unpacked(told["entry"])
-        config = told.get("config", {})
+        data = json.loads(reference)
+        dataset, entry = data["dataset"], _unpacked(data["entry"])
+        config = data.get("config", {})
     except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
         raise ValueError('it is not {"dataset": ..., "entry": {...}}') from None
     if not isinstance(dataset, str) or not isinstance(entry, dict) or not isinstance(config, dict):

@@ -39,12 +39,12 @@ def judge(verifier: Verifier, problem: Problem | str, trace: Response | str) -> 
     If the verifier raises, the verdict is `unverifiable`, with the exception as the reason. Only a `PipelineError` (no
     sandbox, say) is for the user and propagates.
     """
-    verdict = _asked(verifier, partial(_whole, verifier), posed(problem), trace)
+    verdict = _run_and_sign(verifier, partial(_full_verdict, verifier), posed(problem), trace)
     assert verdict is not None
     return verdict
 
 
-def _whole(verifier: Verifier, problem: Problem, trace: Response) -> Verdict:
+def _full_verdict(verifier: Verifier, problem: Problem, trace: Response) -> Verdict:
     """The result of `verify`, which must be a verdict (`quick` may return None)."""
     verdict = verifier.verify(problem, trace)
     if not isinstance(verdict, Verdict):
@@ -56,7 +56,7 @@ def _whole(verifier: Verifier, problem: Problem, trace: Response) -> Verdict:
 
 def judge_quickly(verifier: Verifier, problem: Problem | str, trace: Response | str) -> Verdict | None:
     quick = getattr(verifier, "quick", None)
-    return None if quick is None else _asked(verifier, quick, posed(problem), trace)
+    return None if quick is None else _run_and_sign(verifier, quick, posed(problem), trace)
 
 
 def posed(problem: Problem | str) -> Problem:
@@ -83,7 +83,7 @@ def judge_many(
         raise
     except Exception as error:
         for key, trace in seen.items():
-            yield key, signed(verifier, trace, _failed(error), 0.0)
+            yield key, signed(verifier, trace, _error_verdict(error), 0.0)
 
 
 def reads_thinking(verifier: Verifier) -> bool:
@@ -109,7 +109,7 @@ def prepare(verifier: Verifier) -> None:
     getattr(verifier, "prepare", lambda: None)()
 
 
-def _asked(
+def _run_and_sign(
     verifier: Verifier,
     ask: Callable[[Problem, Response], Verdict | None],
     problem: Problem,
@@ -126,11 +126,11 @@ def _asked(
     except MemoryError:
         verdict = Verdict.failed(Failure.MEMORY, "the verifier ran out of memory")
     except (Exception, SystemExit) as error:
-        verdict = _failed(error)
+        verdict = _error_verdict(error)
     return None if verdict is None else signed(verifier, seen, verdict, time.perf_counter() - started)
 
 
-def _failed(error: BaseException) -> Verdict:
+def _error_verdict(error: BaseException) -> Verdict:
     what = " ".join(str(error)[:200].split())
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
@@ -139,7 +139,7 @@ def _failed(error: BaseException) -> Verdict:
 
 def signed(verifier: Verifier, seen: Response, verdict: Verdict, seconds: float) -> Verdict:
     """The verdict with the verifier's name and version, the time it took, and what the verifier was shown."""
-    if wrong := _wrong(verdict):
+    if wrong := _invalid(verdict):
         verdict = Verdict.failed(Failure.ERROR, f"the verifier failed: {wrong}")
     evidence = {"judged": _judged(verifier, seen), **plain(verdict.evidence)}
     outcome = Outcome(verdict.outcome)
@@ -148,7 +148,7 @@ def signed(verifier: Verifier, seen: Response, verdict: Verdict, seconds: float)
     return Verdict(outcome, score, verdict.reason, evidence, verifier.name, verifier.version, seconds)
 
 
-def _wrong(verdict: Verdict) -> str | None:
+def _invalid(verdict: Verdict) -> str | None:
     """What is invalid about a verdict, or None. A score of NaN would spoil the rewards of a whole GRPO group."""
     if verdict.outcome not in OUTCOMES:
         return f"its outcome is {str(verdict.outcome)[:40]!r}, none of {', '.join(OUTCOMES)}"

@@ -54,7 +54,7 @@ def in_signs(text: str) -> str:
     """Phrases such as ``no solution`` as LaTeX, and number words as digits. Other texts are returned unchanged."""
     if not are_words(text):
         return text
-    return IN_SIGNS.get(" ".join(_folded(text))) or in_digits(text) or text
+    return IN_SIGNS.get(" ".join(_normalized_words(text))) or in_digits(text) or text
 
 
 def is_prose(text: str) -> bool:
@@ -84,7 +84,7 @@ def same_letter(wanted: str | None, given: str | None, evidence: dict[str, Any])
 def same_words(wanted: str, given: str, evidence: dict[str, Any]) -> Verdict:
     """The verdict for a reference in words. A decision (yes, no) may be followed by its reasons."""
     evidence = evidence | {"method": "words"}
-    ours, theirs = _folded(wanted), _folded(given)
+    ours, theirs = _normalized_words(wanted), _normalized_words(given)
     if ours[:1] and ours[0] in DECISIONS and len(ours) == 1 and theirs:
         theirs = theirs[:1] if theirs[0] in DECISIONS else theirs
     if ours == theirs:
@@ -96,7 +96,7 @@ def same_words(wanted: str, given: str, evidence: dict[str, Any]) -> Verdict:
     return Verdict.incorrect("different words", **evidence)
 
 
-def _folded(text: str) -> list[str]:
+def _normalized_words(text: str) -> list[str]:
     words = [word for word in re.findall(r"[^\W_]+(?:'[^\W_]+)?", unwrapped(text).casefold()) if word not in FILLERS]
     known = SAME_WORDS.get(" ".join(words))
     return known.split() if known else words

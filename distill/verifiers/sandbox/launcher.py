@@ -116,10 +116,10 @@ def run_with(
         for descriptor in ours:
             os.close(descriptor)
     stdout, results, report = talk.heard
-    return _ran(backend, ended, stdout, results, report, limits)
+    return _result(backend, ended, stdout, results, report, limits)
 
 
-def _ran(backend: str, ended: str, stdout: bytes, results: bytes, report: bytes, limits: Limits) -> Ran:
+def _result(backend: str, ended: str, stdout: bytes, results: bytes, report: bytes, limits: Limits) -> Ran:
     message: dict[str, Any] = {}
     for line in report.splitlines():
         message |= json.loads(line)

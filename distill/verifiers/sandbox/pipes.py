@@ -71,7 +71,7 @@ class Talk:
             if any(len(data) > most_bytes for data in self._heard.values()):
                 return "output"
             if (now := time.monotonic()) >= deadline:
-                deadline = started + seconds + self._waited()
+                deadline = started + seconds + self._seconds_waited()
                 if now >= deadline:
                     return "wall"
             if now >= last:
@@ -92,7 +92,7 @@ class Talk:
             os.dup2(null, descriptor, inheritable=False)
             os.close(null)
 
-    def _waited(self) -> float:
+    def _seconds_waited(self) -> float:
         """The seconds that the run's processes have spent waiting for a CPU so far."""
         line, end, _ = bytes(self._heard[self._reads[-1]]).partition(b"\n")
         return sum(map(_run_delay, _tree(json.loads(line)["launcher"]))) if end else 0.0

@@ -45,8 +45,8 @@ def choose(sandbox: str = AUTO) -> str:
         if not (fault := fault_of(name)):
             return name
         faults[name] = fault
-    told = "; ".join(f"{name}: {fault} ({FIXES[name]})" for name, fault in faults.items())
-    raise SandboxError(f"no sandbox for model-written code works here. {told}. Or do without the code verifier")
+    reasons = "; ".join(f"{name}: {fault} ({FIXES[name]})" for name, fault in faults.items())
+    raise SandboxError(f"no sandbox for model-written code works here. {reasons}. Or do without the code verifier")
 
 
 def survey() -> dict[str, str]:

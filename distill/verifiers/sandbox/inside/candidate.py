@@ -80,15 +80,15 @@ def main() -> None:
         names = [name for name in module.__dict__ if not name.startswith("_")]
         write(REPLIES, {"names": names, "value": encode(module, objects.handle)})
     except BaseException as error:
-        write(REPLIES, {"error": _raised(error, objects)})
+        write(REPLIES, {"error": _error(error, objects)})
         os._exit(0)
     with os.fdopen(REQUESTS, "rb") as requests:
         for line in requests:
-            write(REPLIES, _answered(json.loads(line), objects))
+            write(REPLIES, _reply_to(json.loads(line), objects))
     os._exit(0)
 
 
-def _answered(request: dict[str, Any], objects: Objects) -> dict[str, Any]:
+def _reply_to(request: dict[str, Any], objects: Objects) -> dict[str, Any]:
     sys.stdout = printed = io.StringIO()
     reply: dict[str, Any] = {}
     try:
@@ -100,11 +100,11 @@ def _answered(request: dict[str, Any], objects: Objects) -> dict[str, Any]:
         if after != request["args"]:
             reply["arguments"] = [encode(argument, objects.handle) for argument in arguments]
     except BaseException as error:
-        reply = {"error": _raised(error, objects)}
+        reply = {"error": _error(error, objects)}
     if text := printed.getvalue():
         reply["printed"] = text
     return reply
 
 
-def _raised(error: BaseException, objects: Objects) -> dict[str, Any]:
+def _error(error: BaseException, objects: Objects) -> dict[str, Any]:
     return {"type": objects.handle(type(error)), "text": told(error).partition(": ")[2]}
