@@ -156,7 +156,7 @@ def _stdio_row(name: str, ran: sandbox.Ran, expected: str, tolerance: float) -> 
 def _run_apart(program: str, tests: Tests, room: Room) -> Examined:
     """Run the answer in one sandbox and its test in another, connected by two pipes.
 
-    The test gets more time than the answer, so that the answer's limits are what decides.
+    The test gets more time than the answer, so that the answer reaches its limits first.
     """
     requests, asked = os.pipe()
     replied, replies = os.pipe()

@@ -211,7 +211,7 @@ def _with_unit(number: re.Match[str]) -> str:
 
 
 def last_box(text: str) -> str | None:
-    r"""The content of the last balanced ``\boxed{...}`` or ``\fbox{...}``; None where there is none."""
+    r"""The content of the last balanced ``\boxed{...}`` or ``\fbox{...}``; None if there is none."""
     boxes = _boxes(text)
     return _content(text, boxes[-1]) if boxes else None
 

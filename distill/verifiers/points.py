@@ -183,7 +183,7 @@ def _power(base: Value, exponent: Value) -> Value:
 
 
 def _root(inside: Value, degree: Value) -> Value:
-    """The real root where the degree is odd, the principal one otherwise."""
+    """The real root if the degree is odd, the principal root otherwise."""
     order = degree.value
     if order.imag or order.real != int(order.real) or not 2 <= order.real <= 1000:
         raise Unreadable("a root of another degree")
