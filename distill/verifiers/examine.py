@@ -93,8 +93,8 @@ def _run_calls(program: str, tests: Tests, room: Room) -> Examined:
 def _call_row(index: int, tests: Tests, frames: dict[Any, dict[str, Any]], ran: sandbox.Ran, room: Room) -> Row:
     name, frame = f"case {index + 1}", frames.get(index)
     if frame is None or "value" not in frame:
-        said = frame.get("error") if frame else frames.get("error", {}).get("error") or ran.reason
-        return Row(name, False, line(said))
+        error = frame.get("error") if frame else frames.get("error", {}).get("error") or ran.reason
+        return Row(name, False, line(error))
     try:
         value = decode(frame["value"])
         value = as_lists(value) if tests.lists else value
@@ -121,9 +121,9 @@ def _frames(results: bytes) -> tuple[dict[Any, dict[str, Any]], str]:
     return frames, ""
 
 
-def _seconds(told: Any) -> float | None:
+def _seconds(claimed: Any) -> float | None:
     """The seconds of a call as measured in the answer's own process: fit for a table, not for a decision."""
-    return round(told, 3) if isinstance(told, float) and 0 <= told < 1e6 else None
+    return round(claimed, 3) if isinstance(claimed, float) and 0 <= claimed < 1e6 else None
 
 
 def _run_stdio(program: str, tests: Tests, room: Room) -> Examined:
@@ -169,19 +169,19 @@ def _run_apart(program: str, tests: Tests, room: Room) -> Examined:
         ran = answer.result()
     if ran.ended in ("cpu", "wall", "output", "signal"):
         return Examined(1, [*_reported_rows(test)[0], Row("the program", False, ran.reason)], _usage(ran))
-    rows, said = _reported_rows(test)
-    if "apart" in said:
+    rows, report = _reported_rows(test)
+    if "apart" in report:
         return _run_beside(program, tests, room)
-    fault = ran.reason if ran.ended in OWN_FAULTS else said.get("fault") or _test_fault(test)
-    return Examined(len(rows), rows, _usage(ran), strong=not said.get("claims"), fault=line(fault))
+    fault = ran.reason if ran.ended in OWN_FAULTS else report.get("fault") or _test_fault(test)
+    return Examined(len(rows), rows, _usage(ran), strong=not report.get("claims"), fault=line(fault))
 
 
 def _run_beside(program: str, tests: Tests, room: Room) -> Examined:
     """Run answer and test in one sandbox, where the answer could forge the results."""
     ran = _run(room, TESTS, _test_payload(tests, program, room), **_visible(tests))
-    rows, said = _reported_rows(ran)
-    if ran.ended in OWN_FAULTS or "fault" in said:
-        return Examined(len(rows), rows, _usage(ran), strong=False, fault=line(said.get("fault") or ran.reason))
+    rows, report = _reported_rows(ran)
+    if ran.ended in OWN_FAULTS or "fault" in report:
+        return Examined(len(rows), rows, _usage(ran), strong=False, fault=line(report.get("fault") or ran.reason))
     if not rows or ran.ended != "exit":
         rows = [*rows, Row("the test script", False, ran.reason)]
     return Examined(len(rows), rows, _usage(ran), strong=False)
@@ -206,8 +206,8 @@ def _test_fault(test: sandbox.Ran) -> str:
 
 def _reported_rows(ran: sandbox.Ran) -> tuple[list[Row], dict[str, Any]]:
     try:
-        said = json.loads(ran.results)
-        return [Row(line(name), passed is True, line(why)) for name, passed, why in said["rows"]], said
+        report = json.loads(ran.results)
+        return [Row(line(name), passed is True, line(why)) for name, passed, why in report["rows"]], report
     except NOT_DATA:
         return [], {}
 
@@ -228,6 +228,6 @@ def _usage(ran: sandbox.Ran) -> dict[str, Any]:
     return {"cpu_seconds": round(ran.cpu_seconds, 3), "memory_kib": ran.memory_kib}
 
 
-def line(said: Any) -> str:
+def line(text: Any) -> str:
     """A text from the sandbox, shortened and without control characters, fit for a terminal and a log."""
-    return "".join(c if c.isprintable() else "?" for c in str(said)[:200])
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:200])

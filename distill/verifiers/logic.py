@@ -14,7 +14,7 @@ The reference is JSON, its formulas in the syntax of `distill.verifiers.syntax`:
 
 The truth is worked out from the formulas. A reference may also have a ``label``. If it contradicts the solver, if the
 premises contradict each other, or if the solver gives up, the verdict is `unverifiable`. Models are checked without a
-solver. Closed worlds, where what is not said is false, are not supported.
+solver. Closed worlds, in which anything not stated is false, are not supported.
 """
 
 from __future__ import annotations
@@ -162,27 +162,27 @@ def _formula(text: Any, key: str | None) -> Formula:
 def _label(name: str, label: Any) -> str | None:
     if label is None:
         return None
-    said = saying(str(label), SAYINGS[name])
-    if said is None:
+    word = saying(str(label), SAYINGS[name])
+    if word is None:
         raise Unreadable(f"its label {str(label)[:40]!r} is none of {', '.join(SAYINGS[name])}")
-    return said
+    return word
 
 
 def _word_verdict(task: Task, answer: str) -> Verdict:
     """The verdict on an answer that is a word such as "yes", compared with the truth."""
     line, goal = last_line(answer), task.goal
-    said = saying(line, SAYINGS[task.name])
-    if said is None and goal is not None:
-        said = about(line, SAYINGS[task.name], lambda text: _is_formula(text, goal))
+    word = saying(line, SAYINGS[task.name])
+    if word is None and goal is not None:
+        word = about(line, SAYINGS[task.name], lambda text: _is_formula(text, goal))
     truth, model = _truth(task)
-    evidence: dict[str, Any] = {"task": task.name, "truth": truth, "answer": said}
+    evidence: dict[str, Any] = {"task": task.name, "truth": truth, "answer": word}
     if model is not None:
         evidence["model"] = model.plain()
     if task.label not in (None, truth):
         return Verdict.unverifiable(f"the label says {task.label}, the solver {truth}", **evidence)
-    if said is None:
+    if word is None:
         return Verdict.incorrect(f"the answer says none of {', '.join(SAYINGS[task.name])}", **evidence)
-    return (Verdict.correct if said == truth else Verdict.incorrect)(f"it is {truth}", **evidence)
+    return (Verdict.correct if word == truth else Verdict.incorrect)(f"it is {truth}", **evidence)
 
 
 def _is_formula(text: str, wanted: Formula) -> bool:

@@ -221,8 +221,7 @@ def _operations(node: Node) -> int:
 
 
 def _right_side_number(given: str) -> Number | None:
-    """The number an equation states: 5 in ``x = 5``, 42 in ``12 + 30 = 42``; None for ``x = 3, x = 5`` and ``2x =
-    10``."""
+    """5 in ``x = 5`` and 42 in ``12 + 30 = 42``; None for ``x = 3, x = 5`` and for the unsolved ``2x = 10``."""
     left, _, right = given.rpartition("=")
     if not left or SEVERAL.search(left) or UNSOLVED.fullmatch(left.strip()) or not right:
         return None

@@ -35,9 +35,9 @@ CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 def read(text: str, signature: Signature) -> Interpretation:
     """The interpretation in ``text`` of the names in ``signature``. Raises `Unreadable` if it is none or incomplete."""
-    said = _Reader(_tokens(text)).said()
-    if "domain" in said.whole:
-        domain = _elements(said.whole["domain"])
+    assignments = _Reader(_tokens(text)).read()
+    if "domain" in assignments.whole:
+        domain = _elements(assignments.whole["domain"])
     elif signature.functions or any(signature.predicates.values()):
         raise Unreadable("it names no domain")
     else:
@@ -45,9 +45,9 @@ def read(text: str, signature: Signature) -> Interpretation:
     predicates, functions = signature.predicates.items(), signature.functions.items()
     return Interpretation(
         domain,
-        {name: _truth_value(name, said.of(name, 0, domain)[()]) for name, count in predicates if not count},
-        {name: _predicate(name, count, domain, said) for name, count in predicates if count},
-        {name: _function(name, count, domain, said) for name, count in functions},
+        {name: _truth_value(name, assignments.of(name, 0, domain)[()]) for name, count in predicates if not count},
+        {name: _predicate(name, count, domain, assignments) for name, count in predicates if count},
+        {name: _function(name, count, domain, assignments) for name, count in functions},
     )
 
 
@@ -82,17 +82,17 @@ class _Assignments:
         return {place: value for place, value in found.items() if len(place) == count}
 
 
-def _predicate(name: str, count: int, domain: Place, said: _Assignments) -> frozenset[Place]:
-    whole = said.whole.get(name)
+def _predicate(name: str, count: int, domain: Place, assignments: _Assignments) -> frozenset[Place]:
+    whole = assignments.whole.get(name)
     if isinstance(whole, list):
         return frozenset(_place(item, count, domain, name) for item in whole)
-    return frozenset(place for place, worth in said.of(name, count, domain).items() if _truth_value(name, worth))
+    return frozenset(place for place, value in assignments.of(name, count, domain).items() if _truth_value(name, value))
 
 
-def _function(name: str, count: int, domain: Place, said: _Assignments) -> dict[Place, str]:
-    if not count and name not in said.whole and name in domain:
+def _function(name: str, count: int, domain: Place, assignments: _Assignments) -> dict[Place, str]:
+    if not count and name not in assignments.whole and name in domain:
         return {(): name}
-    values = said.of(name, count, domain)
+    values = assignments.of(name, count, domain)
     if not all(isinstance(value, str) and value in domain for value in values.values()):
         raise Unreadable(f"a value of {name!r} is not in the domain")
     return values
@@ -135,8 +135,8 @@ class _Reader:
         self.tokens = tokens
         self.at = 0
 
-    def said(self) -> _Assignments:
-        said = _Assignments()
+    def read(self) -> _Assignments:
+        assignments = _Assignments()
         braced = self._take("{")
         while True:
             while self._take(*BETWEEN):
@@ -146,14 +146,14 @@ class _Reader:
                 continue
             if self._next() == "":
                 break
-            self._entry(said)
+            self._entry(assignments)
         if braced:
             raise Unreadable("'}' is missing")
-        if not (said.whole or said.places):
+        if not (assignments.whole or assignments.places):
             raise Unreadable("it says nothing")
-        return said
+        return assignments
 
-    def _entry(self, said: _Assignments) -> None:
+    def _entry(self, assignments: _Assignments) -> None:
         name = self._name()
         place = tuple(self._many(")", 0)) if self._take("(") else ()
         if not self._take(*IS):
@@ -163,7 +163,7 @@ class _Reader:
             value = [value, *self._bare_names()]
         if not all(isinstance(element, str) for element in place):
             raise Unreadable(f"a place of {name!r} is no list of names")
-        said.add(name, place, value)
+        assignments.add(name, place, value)
 
     def _bare_names(self) -> Iterator[str]:
         """The remaining names in ``domain: 1, 2, 3``, up to the next entry."""

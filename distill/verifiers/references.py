@@ -196,9 +196,9 @@ class _Plain(pickle.Unpickler):
 
 def _apart(reference: dict[str, Any], script: str) -> bool:
     """Whether this test can run in a different sandbox than the answer. The test alone decides, never the answer."""
-    said: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(script)):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            said |= {alias.name for alias in node.names}
-        said |= {getattr(node, field) for field in ("id", "attr", "arg") if isinstance(getattr(node, field, 0), str)}
-    return not reference.get("beside") and not said & CROSSING
+            names |= {alias.name for alias in node.names}
+        names |= {getattr(node, field) for field in ("id", "attr", "arg") if isinstance(getattr(node, field, 0), str)}
+    return not reference.get("beside") and not names & CROSSING

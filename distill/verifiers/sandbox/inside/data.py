@@ -86,10 +86,10 @@ def send(descriptor: int, frame: object) -> None:
 def told(error: BaseException) -> str:
     """An exception's type and message, shortened."""
     try:
-        said = f"{type(error).__name__}: {error}"[:200]
+        text = f"{type(error).__name__}: {error}"[:200]
         if isinstance(error, ModuleNotFoundError) and error.name:
             known = error.name.partition(".")[0] in sys.stdlib_module_names
-            return said if known else f"{said[:150]} (only the standard library is there)"
-        return said
+            return text if known else f"{text[:150]} (only the standard library is there)"
+        return text
     except BaseException:
         return type(error).__name__[:200]

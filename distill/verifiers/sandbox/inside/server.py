@@ -60,14 +60,14 @@ def main() -> NoReturn:
             _finish()
         job, report_to = json.loads(message), descriptors[PLACES.index(REPORT)]
         try:
-            launcher, said = BACKENDS[job["backend"]].fork(), {}
+            launcher, failure = BACKENDS[job["backend"]].fork(), {}
         except OSError as error:
-            launcher, said = -1, {"failed": str(error)}
+            launcher, failure = -1, {"failed": str(error)}
         if launcher == 0:
             control.detach()
             _launch(job, descriptors, server)
         with suppress(OSError):  # the verifier is gone
-            send(report_to, said or {"launcher": launcher})
+            send(report_to, failure or {"launcher": launcher})
         for descriptor in descriptors:
             os.close(descriptor)
         _reap()
