@@ -4,11 +4,11 @@ The reference is JSON in one of these forms. Each may also have a ``prompt`` (co
 on) and a ``tolerance`` (for floats):
 
     {"entry_point": "add", "cases": [{"args": [2, 3], "expected": 5}, ...]}      values, compared strictly
-    {"entry_point": "add", "test": "def check(candidate): ..."}                  HumanEval, a row as it is
-    {"asserts": ["assert add(2, 3) == 5", ...]}                                  MBPP; also its own "test_list"
+    {"entry_point": "add", "test": "def check(candidate): ..."}                  HumanEval, a row as published
+    {"asserts": ["assert add(2, 3) == 5", ...]}                                  MBPP, also with its key "test_list"
     {"stdio": [{"input": "2 3\\n", "output": "5\\n"}, ...]}                        whole programs
-    {"inputs": [...], "outputs": [...], "fn_name": "add"}                        APPS, TACO; programs without fn_name
-    [{"input": "2\\n3", "output": "5", "testtype": "functional"}, ...]            LiveCodeBench, or its row
+    {"inputs": [...], "outputs": [...], "fn_name": "add"}                        APPS, TACO; without fn_name, programs
+    [{"input": "2\\n3", "output": "5", "testtype": "functional"}, ...]            LiveCodeBench; also a whole row of it
     {"pytest": "from solution import add\\n...", "module": "solution"}            a test file
 
 Only the standard library is available: an answer that imports numpy is `incorrect`, and its reason says so. The

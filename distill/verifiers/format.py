@@ -4,13 +4,13 @@ A response has the wrong form if it is cut off inside its thinking, if its answe
 tag inside the answer (`distill.thinking` has the rule). Settings can require more:
 
     boxed: true          exactly one \boxed{...}
-    one_answer: true     exactly one answer: one box; without any, one "####" or "answer is", "answer:"
-    thinking: true       there is some thinking
-    language: en         thinking and answer are in a language of that script (`language`); `prompt`: the
-                         problem's own. ``language_share`` (0.9) of the words must be, in each of the two
+    one_answer: true     exactly one answer: one box or, without a box, one "####", "answer is" or "answer:"
+    thinking: true       some thinking
+    language: en         thinking and answer in the script of that language (`language`), or with `prompt` of the
+                         problem's own: at least ``language_share`` (0.9) of the words in each of the two
 
-Meant as a part of a composition; it does not look at the reference. A text of under five words passes as any
-language. A prompt that short has none, and then ``language: prompt`` is `unverifiable`.
+This verifier is meant as a part of a composition; it does not look at the reference. A text of under five words passes
+as any language. If the prompt is that short, ``language: prompt`` is `unverifiable`.
 """
 
 from __future__ import annotations

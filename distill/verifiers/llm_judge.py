@@ -10,9 +10,9 @@ cannot be read, a judge that was cut off, votes that disagree and a preference t
 `unverifiable`, with the texts in the evidence. The version covers the model's identity, so after a change of model,
 rubric or weights everything is judged again.
 
-A judge's verdict is an opinion, and the text it reads may talk it round (`distill.verifiers.judge_prompt`). Check
-it with a second `verify` stage that applies rules to the same traces. Left out: few-shot examples, several turns, pairs
-of two traces.
+A judge's verdict is an opinion, and the text it reads may manipulate it (`distill.verifiers.judge_prompt`). Check
+it with a second `verify` stage that applies rules to the same traces. Not supported: few-shot examples, several turns,
+pairs of two traces.
 """
 
 from __future__ import annotations

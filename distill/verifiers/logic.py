@@ -6,13 +6,13 @@ The reference is JSON, its formulas in the syntax of `distill.verifiers.syntax`:
     {"task": "follows", "premises": [...], "conclusion": "..."}      yes or no
     {"task": "satisfiable", "formulas": [...]}                       yes or no
     {"task": "equivalent", "formulas": ["...", "..."]}               yes or no
-    {"task": "formula", "formula": "..."}                            a formula that is equivalent; its ``form`` may
-                                                                     be asked for: nnf, cnf or dnf
+    {"task": "formula", "formula": "..."}                            an equivalent formula; ``form`` may require
+                                                                     nnf, cnf or dnf
     {"task": "model", "formulas": [...]}                             an interpretation (`model`), or "unsatisfiable"
     {"task": "countermodel", "premises": [...], "conclusion": "..."} the same, where the conclusion is false
     {"task": "proof", "premises": [...], "conclusion": "..."}        numbered lines (`proof`)
 
-The truth is worked out from the formulas. A reference may also have a ``label``. If it contradicts the solver, if the
+The truth is computed from the formulas. A reference may also have a ``label``. If it contradicts the solver, if the
 premises contradict each other, or if the solver gives up, the verdict is `unverifiable`. Models are checked without a
 solver. Closed worlds, in which anything not stated is false, are not supported.
 """

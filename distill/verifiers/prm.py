@@ -2,10 +2,10 @@
 
     prm: {model: prm:STAGE, threshold: 0.5, aggregate: product}
 
-A reward model only estimates, however sure it sounds. Choosing the best of many responses by it also picks out its
+A reward model only estimates, however confident it is. Choosing the best of many responses by it also selects its
 mistakes (the report's curves show how many). It reads only the response, never the reference. The evidence has
-the scores of all steps, so their aggregate can be computed anew from the store. The version covers the model's
-weights; its location is in no key. The stages that take a verifier resolve ``prm:STAGE``
+the scores of all steps, so another aggregate can be computed from the store. The version covers the model's
+weights; their location is not part of any key. The stages that take a verifier resolve ``prm:STAGE``
 (`distill.stages.common.resolved`).
 """
 
