@@ -84,9 +84,9 @@ class Judged:
         """The verdict as one line of JSON. It contains no times, so that equal files give equal lines."""
         named = {} if self.id is None else {"id": self.id}
         v = self.verdict
-        said = {"verdict": v.outcome, "score": v.score, "reason": v.reason, "evidence": v.evidence}
+        judged = {"verdict": v.outcome, "score": v.score, "reason": v.reason, "evidence": v.evidence}
         signed = {"verifier": v.verifier, "version": v.version}
-        return json.dumps({"row": self.row, **named, **said, **signed}, ensure_ascii=False, default=str)
+        return json.dumps({"row": self.row, **named, **judged, **signed}, ensure_ascii=False, default=str)
 
 
 MOST_REASONS = 1_000

@@ -52,7 +52,7 @@ def candidates(thinking: str, patterns: Sequence[str] = CANDIDATES) -> Iterator[
 def earlier(thinking: str, answer: str, patterns: Sequence[str] = CANDIDATES) -> str | None:
     """The first answer named in ``thinking`` that differs from the final one, ignoring case and white space."""
     finals = {_plain(answer), *map(_plain, candidates(answer, patterns))}
-    return next((said for said in candidates(thinking, patterns) if _plain(said) not in finals), None)
+    return next((named for named in candidates(thinking, patterns) if _plain(named) not in finals), None)
 
 
 def _plain(answer: str) -> str:

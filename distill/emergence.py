@@ -121,15 +121,15 @@ def _changes(
     items: list[Asked] = []
     place: dict[str, tuple[int, str]] = {}
     for row in texts:
-        said = behaviours.earlier(row["thinking"], row["answer"], looking.candidates) if row["closed"] else None
+        earlier = behaviours.earlier(row["thinking"], row["answer"], looking.candidates) if row["closed"] else None
         spec: Spec = row["verifier"] if verifier is None else verifier
-        if said is None or verification.asks(spec):
+        if earlier is None or verification.asks(spec):
             continue
         problem = problem_of(row)
         place[row["trace_key"]] = row["bin"], row["source"]
         items += [
             ((row["trace_key"], which), spec, problem, Response("", answer, True))
-            for which, answer in (("before", said), ("after", row["answer"]))
+            for which, answer in (("before", earlier), ("after", row["answer"]))
         ]
     outcomes = {key: verdict.outcome for key, verdict in judge(items)} if items else {}
     for trace, (at, source) in place.items():

@@ -71,7 +71,7 @@ def of_student(
     rows = store.rows(TAUGHT, asked)
     rolled = {row["run"] for row in store.rows(ROLLED, {"runs": asked["runs"]})}
     known = [stage for stage in chain if "data" in stage.identity.inputs or stage.fingerprint in rolled]
-    names, others = (tuple(s.stage for s in chain if (s in known) is told) for told in (True, False))
+    names, others = (tuple(s.stage for s in chain if (s in known) is wanted) for wanted in (True, False))
     return Exposure(names, others, len(rows), overlaps(rows, tasks, ngram, share))
 
 

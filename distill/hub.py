@@ -109,8 +109,8 @@ def _token() -> str | None:
     """The access token, found as the library finds it: in the environment, or in the file of `hf auth login`."""
     if _is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
         return None
-    if told := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
-        return told.strip()
+    if token := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return token.strip()
     try:
         return Path(os.environ.get("HF_TOKEN_PATH") or _home() / "token").expanduser().read_text().strip()
     except (OSError, UnicodeDecodeError):

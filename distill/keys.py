@@ -23,8 +23,8 @@ def problem_key(problem: Problem) -> str:
 
     It leaves out the split and the name: the same problem may be used for training here and held out there.
     """
-    said = [problem.source, problem.difficulty, problem.licence, problem.structure]
-    return content_hash(["problem", *checked(problem), *said])
+    attributes = [problem.source, problem.difficulty, problem.licence, problem.structure]
+    return content_hash(["problem", *checked(problem), *attributes])
 
 
 def checked(problem: Problem) -> list[Any]:

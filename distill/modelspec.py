@@ -95,10 +95,10 @@ PLAIN_TOKENIZERS = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 def has_end(directory: Path) -> bool:
     """Whether a model's directory names a token that ends a turn; also True if only loading can show it."""
     try:
-        told = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
         known = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
         special = [token["content"] for token in known if token["special"]]
-        if is_adapter(directory) or told.get("eos_token") or told.get("tokenizer_class") not in PLAIN_TOKENIZERS:
+        if is_adapter(directory) or config.get("eos_token") or config.get("tokenizer_class") not in PLAIN_TOKENIZERS:
             return True
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return True
@@ -106,7 +106,7 @@ def has_end(directory: Path) -> bool:
     if any(re.search(r'"eos_token(_id)?":(?!\s*null)', text) for text in _texts(directory, named)):
         return True
     template = (
-        f"{told.get('chat_template')} {' '.join(_texts(directory, ('chat_template.jinja', 'chat_template.json')))}"
+        f"{config.get('chat_template')} {' '.join(_texts(directory, ('chat_template.jinja', 'chat_template.json')))}"
     )
     return any(token in template for token in special)
 

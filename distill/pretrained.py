@@ -47,9 +47,9 @@ def load(
             network.name_or_path = f"{model.adapter} merged into {model.source}"
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         named, lines = model.adapter or model.source, [line.strip() for line in str(error).strip().splitlines()]
-        said = " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # torch puts the mismatch on the second line
+        message = " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # torch puts the mismatch on the second line
         other = f"; is it an adapter for a base model other than {source}?" if model.adapter else ""
-        raise InputError(f"model {named} cannot be loaded: {said}{other}") from error
+        raise InputError(f"model {named} cannot be loaded: {message}{other}") from error
     if getattr(network, "_hf_peft_config_loaded", False):
         raise InputError(f"model {model.source} is an adapter on the hub; download it and name the directory")
     return network, tokenizer

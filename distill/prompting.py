@@ -212,18 +212,18 @@ def exemplars(settings: Any, training: Sequence[Problem], key: str) -> Iterable[
     if isinstance(settings, FileExemplars):
         return list(_in_file(settings))
     if isinstance(settings, TrainingExemplars):
-        said = Template(settings.answer, (*FIELDS, "reference"))
-        return [(problem, _answer_of(said, problem, f"{key}.examples.answer")) for problem in training]
+        template = Template(settings.answer, (*FIELDS, "reference"))
+        return [(problem, _answer_of(template, problem, f"{key}.examples.answer")) for problem in training]
     return [(_question(e.prompt, "example"), join_thinking(e.thinking, e.answer)) for e in settings]
 
 
 def _in_file(settings: FileExemplars) -> Iterator[tuple[Problem, str]]:
-    said_in = TraceColumns(settings.answer, settings.thinking)
+    trace_columns = TraceColumns(settings.answer, settings.thinking)
     for row in tables.read(settings.file):
-        prompt, said = columns.text(row, settings.prompt), said_in.read(row)
-        if not said.answer:
+        prompt, trace = columns.text(row, settings.prompt), trace_columns.read(row)
+        if not trace.answer:
             raise InputError(f"{row.where}: an example needs an answer, and column {settings.answer!r} has none")
-        yield replace(_question(prompt, row.stem), origin=row.where), join_thinking(said.thinking, said.answer)
+        yield replace(_question(prompt, row.stem), origin=row.where), join_thinking(trace.thinking, trace.answer)
 
 
 def _answer_of(template: Template, problem: Problem, key: str) -> str:

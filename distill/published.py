@@ -87,15 +87,15 @@ class TraceColumns:
     def read(self, row: Row) -> Said:
         """The trace of a row. Raises `InputError` with file and line if it is empty."""
         if self.messages is not None:
-            said = _conversation(row, self.messages, self.tags)
+            trace = _conversation(row, self.messages, self.tags)
         elif self.thinking is not None:
-            said = _in_columns(_optional(row, self.thinking), _optional(row, self.answer))
+            trace = _in_columns(_optional(row, self.thinking), _optional(row, self.answer))
         else:
             parts = split_thinking(_usual(_optional(row, self.answer), self.tags))
-            said = Said(parts.thinking, parts.answer, parts.closed)
-        if not said.thinking and not said.answer:
+            trace = Said(parts.thinking, parts.answer, parts.closed)
+        if not trace.thinking and not trace.answer:
             raise InputError(f"{row.where}: the trace is empty (on_bad_row: skip leaves such rows out)")
-        return said
+        return trace
 
 
 def _in_columns(thinking: str, answer: str) -> Said:

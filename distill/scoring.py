@@ -57,8 +57,8 @@ def samples(rows: Sequence[Row]) -> dict[str, list[Sample]]:
     found: dict[str, list[Sample]] = defaultdict(list)
     for row in rows:
         if row["outcome"] != "unverifiable":
-            said = ballot(row["answer"] or "") if row["closed"] and row["finish"] == "stop" else ""
-            found[row["problem_key"]].append(Sample(said or None, float(row["outcome"] == "correct"), row["tokens"]))
+            vote = ballot(row["answer"] or "") if row["closed"] and row["finish"] == "stop" else ""
+            found[row["problem_key"]].append(Sample(vote or None, float(row["outcome"] == "correct"), row["tokens"]))
     return found
 
 
@@ -123,13 +123,13 @@ def by_length(found: Found) -> dict[str, dict[str, Any]]:
             for name, third in zip(THIRDS, ends, strict=True):
                 thirds[name][key] = [s.correct for s in third]
     values = {name: clustered_mean(third) for name, third in thirds.items() if third}
-    told: dict[str, dict[str, Any]] = {
+    result: dict[str, dict[str, Any]] = {
         name: {"pass_at_1": rounded(v.value), "ci95": _interval(v)} for name, v in values.items()
     }
-    if told:
+    if result:
         more = paired_difference(thirds["shorter"], thirds["longer"])
-        told["longer"] |= {"over_shorter": rounded(more.value), "over_shorter_ci95": _interval(more)}
-    return told
+        result["longer"] |= {"over_shorter": rounded(more.value), "over_shorter_ci95": _interval(more)}
+    return result
 
 
 def _interval(estimate: Estimate) -> list[float | None]:

@@ -65,9 +65,9 @@ def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 def _parameter(parameter: Any) -> str:
     name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.name.upper()
     default = "" if parameter.default in (None, False) or callable(parameter.default) else f"`{parameter.default}`"
-    told = (getattr(parameter, "help", None) or "").strip()
+    help_text = (getattr(parameter, "help", None) or "").strip()
     variable = f" Or the environment variable `{parameter.envvar}`." if getattr(parameter, "envvar", None) else ""
-    return f"| `{name}` | {default} | {told}{variable} |"
+    return f"| `{name}` | {default} | {help_text}{variable} |"
 
 
 def yaml() -> str:

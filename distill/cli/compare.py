@@ -115,9 +115,9 @@ def _check_protocol(one: Subject, other: Subject) -> None:
     if first.figures["protocol"] == second.figures["protocol"]:
         return
     old, new = ({name: record.identity.settings.get(name) for name in PROTOCOL} for record in (first, second))
-    told = differences(old, new) or ["the problems, or a verifier's version"]
+    changed = differences(old, new) or ["the problems, or a verifier's version"]
     raise InputError(
-        f"{one.name} and {other.name} were evaluated with different protocols ({', '.join(told)}), so their scores "
+        f"{one.name} and {other.name} were evaluated with different protocols ({', '.join(changed)}), so their scores "
         "cannot be compared; evaluate both in one stage"
     )
 

@@ -50,8 +50,8 @@ def card(
         found = choice.chosen_by(store.path.parent, selection, asked)
         if not write.choose(connection, found):
             raise InputError(f"{store.path}: holds no such trace; `distill traces stats` shows what it holds")
-        told = facts.gather(connection, found, store.path.parent, _text_of(pipeline, workspace))
-    text = json.dumps(told, default=str, ensure_ascii=False) + "\n" if as_json else cards.render(told)
+        described = facts.gather(connection, found, store.path.parent, _text_of(pipeline, workspace))
+    text = json.dumps(described, default=str, ensure_ascii=False) + "\n" if as_json else cards.render(described)
     if output is None:
         sys.stdout.write(text)
     elif output.exists():

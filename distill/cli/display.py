@@ -103,14 +103,14 @@ def number(value: Any) -> str:
 def phrase(figures: Mapping[str, Any]) -> str:
     """``kept 62, rejected duplicate 54, …``: the first few plain figures. `distill status --json` has all of them."""
     plain = list(_plain(figures))
-    told = [f"{name.replace('_', ' ')} {number(value)}" for name, value in plain[:TOLD]]
-    return ", ".join([*told, "…"] if len(plain) > TOLD else told)
+    shown = [f"{name.replace('_', ' ')} {number(value)}" for name, value in plain[:TOLD]]
+    return ", ".join([*shown, "…"] if len(plain) > TOLD else shown)
 
 
 def because(reasons: Sequence[str]) -> str:
     """``epochs: 1 -> 2; seed: 0 -> 7; and 12 more``. `distill plan --json` has all of them."""
-    told, more = reasons[:CHANGES], len(reasons) - CHANGES
-    return "; ".join([*told, f"and {more} more"] if more > 0 else told)
+    shown, more = reasons[:CHANGES], len(reasons) - CHANGES
+    return "; ".join([*shown, f"and {more} more"] if more > 0 else shown)
 
 
 def _plain(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

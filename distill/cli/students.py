@@ -41,6 +41,6 @@ def find(name: str | None, pipeline: Path, workspace: Path | None) -> Model:
 def _last(spec: PipelineSpec, made: list[str]) -> str:
     """The last student among the training stages of a report; without one, the last that is no report's control."""
     reports = [stage.settings for stage in spec.stages.values() if isinstance(stage.settings, ReportSettings)]
-    told = [name for report in reports for name in report.training if name in made]
+    trained = [name for report in reports for name in report.training if name in made]
     controls = {name for report in reports for name in report.controls}
-    return (told or [name for name in made if name not in controls] or made)[-1]
+    return (trained or [name for name in made if name not in controls] or made)[-1]

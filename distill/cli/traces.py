@@ -147,8 +147,8 @@ def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> Non
         [trace["trace_key"]],
     )
     if as_json:
-        told = {"verdicts": verdicts, "rollout": rollout[0] if rollout else None, "losses": losses}
-        print(json.dumps({**trace, **told}, default=str))
+        more = {"verdicts": verdicts, "rollout": rollout[0] if rollout else None, "losses": losses}
+        print(json.dumps({**trace, **more}, default=str))
         return
     for name, value in trace.items():
         if name not in LONG and value is not None:

@@ -128,13 +128,13 @@ def _progress(total: int, kept: int, as_json: bool, output: Path | None) -> Iter
         with _bar(total, kept) as show:
             yield show
     else:
-        rate, said = Rate(), time.monotonic()
+        rate, printed_at = Rate(), time.monotonic()
         rate.left(kept, total)
 
         def say(tally: Tally) -> None:
-            nonlocal said
-            if time.monotonic() - said >= PLAIN_SECONDS:
-                said, left = time.monotonic(), rate.left(tally.rows, total)
+            nonlocal printed_at
+            if time.monotonic() - printed_at >= PLAIN_SECONDS:
+                printed_at, left = time.monotonic(), rate.left(tally.rows, total)
                 eta = f", {duration(left)} left" if left is not None else ""
                 print(f"{tally.rows:,}/{total:,} rows{eta}: {_counts(tally)}", file=sys.stderr, flush=True)
 

@@ -46,9 +46,9 @@ class Checkers:
         thinking = [line for line in lines if line.start < end]
         answer = [line for line in lines if line.start >= end]
         found = labels(family, problem, [line.text for line in thinking], answer[0].text if answer else "")
-        told: list[Label] = [None if label is None else float(label) for label in found]
+        of_lines: list[Label] = [None if label is None else float(label) for label in found]
         more = [0.0] * (len(answer) - 1)  # lines after the first one of the answer should not be there
-        return [((line.start, line.end), label) for line, label in zip(lines, [*told, *more], strict=False)]
+        return [((line.start, line.end), label) for line, label in zip(lines, [*of_lines, *more], strict=False)]
 
 
 def checked(

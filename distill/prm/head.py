@@ -107,8 +107,8 @@ def fitness(network: Any, batch: Pack, temperature: float = 1.0, entropy: bool =
     labels = [label for row in rows for label in row.labels]
     learned = [k for k, label in enumerate(labels) if label is not None]
     every = torch.cat(step_logits(network, rows))
-    logits, told = every.index_select(0, put(learned, every.device)), put([labels[k] for k in learned], every.device)
-    return Told(-F.binary_cross_entropy_with_logits(logits / temperature, told, reduction="none"))
+    logits, targets = every.index_select(0, put(learned, every.device)), put([labels[k] for k in learned], every.device)
+    return Told(-F.binary_cross_entropy_with_logits(logits / temperature, targets, reduction="none"))
 
 
 @torch.no_grad()
@@ -118,5 +118,5 @@ def probabilities(
     """The probability of every step of each row, labelled or not. Log-odds are clamped to ±``sure``."""
     runs = micro_batches(rows, micro_batch_tokens)
     logits = [torch.cat(step_logits(network, [rows[i] for i in run])) for run in runs]
-    told = [torch.sigmoid(part.double().clamp(-sure, sure)) for part in logits]
-    return in_order(told, runs, [len(row.ends) for row in rows])
+    scored = [torch.sigmoid(part.double().clamp(-sure, sure)) for part in logits]
+    return in_order(scored, runs, [len(row.ends) for row in rows])

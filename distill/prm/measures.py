@@ -119,9 +119,9 @@ def _first_errors(rows: Sequence[Scored], threshold: float) -> tuple[list[bool],
     """Whether the first error was found, for responses with one and for those without."""
     found: tuple[list[bool], list[bool]] = ([], [])
     for pairs in (row.pairs for row in rows if row.pairs):
-        told = next((k for k, (p, _) in enumerate(pairs) if p < threshold), None)
-        there = next((k for k, (_, y) in enumerate(pairs) if not y), None)
-        found[there is None].append(told == there)
+        predicted = next((k for k, (p, _) in enumerate(pairs) if p < threshold), None)
+        actual = next((k for k, (_, y) in enumerate(pairs) if not y), None)
+        found[actual is None].append(predicted == actual)
     return found
 
 

@@ -72,10 +72,10 @@ def measured(
     training = network.training
     found = dict(zip(rows, probabilities(network.eval(), list(rows.values()), micro_batch_tokens), strict=True))
     network.train(training)
-    told = [found[lesson.row.input_ids] for lesson in lessons]
+    predicted = [found[lesson.row.input_ids] for lesson in lessons]
     scored = [
         Scored(lesson.labelled.structure, row, lesson.labelled.labels, lesson.labelled.correct, log_aggregate(row, how))
-        for lesson, row in zip(lessons, told, strict=True)
+        for lesson, row in zip(lessons, predicted, strict=True)
     ]
     by_source: dict[str, list[Scored]] = defaultdict(list)
     for lesson, one in zip(lessons, scored, strict=True):

@@ -215,8 +215,8 @@ def _paired(
     stages, each model against the next."""
     students = [label for label in story if subjects[label]["role"] == "student"]
     controls = [label for label, subject in subjects.items() if subject["role"] == "control"]
-    told = [*pairwise(story), *((students[0], control) for control in controls if students)]
-    return [pair_of(pairs, before, after) for before, after in told or pairwise(subjects)]
+    steps = [*pairwise(story), *((students[0], control) for control in controls if students)]
+    return [pair_of(pairs, before, after) for before, after in steps or pairwise(subjects)]
 
 
 # -- from the store ---------------------------------------------------------------------------

@@ -26,9 +26,9 @@ HEAD = [
 def model_rows(models: Mapping[str, Any]) -> Rows:
     """One row per reward model and test."""
     return [
-        [visible(f"{name}, {told}"), f"{figures[part]['steps']:,}", *map(_figure, map(figures[part].get, TOLD))]
+        [visible(f"{name}, {title}"), f"{figures[part]['steps']:,}", *map(_figure, map(figures[part].get, TOLD))]
         for name, figures in models.items()
-        for part, told in TESTS.items()
+        for part, title in TESTS.items()
         if part in figures
     ]
 
@@ -41,7 +41,7 @@ def reliability(models: Mapping[str, Any]) -> list[dict[str, Any]]:
         bins = figures[part]["bins"]
         said, right = (
             svg.Line(label, [(float(i), b[key]) for i, b in enumerate(bins)], colour, [(b[key], b[key]) for b in bins])
-            for label, key, colour in (("said", "said", "var(--ink-2)"), ("right", "right", "var(--right)"))
+            for label, key, colour in (("predicted", "said", "var(--ink-2)"), ("right", "right", "var(--right)"))
         )
         title, names = visible(name), [f"{b['from']:.1f}" for b in bins]
         about = f"error {_figure(figures[part]['ece'])} over {figures[part]['steps']:,} steps"

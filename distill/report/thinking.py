@@ -20,12 +20,12 @@ Subjects = Sequence[Mapping[str, Any]]
 
 def budgets(subjects: Subjects, colours: Mapping[str, str]) -> Markup | None:
     """Accuracy by thinking budget; None if no budget was evaluated."""
-    told = [s for s in subjects if s.get("by_budget")]
-    if not told:
+    measured = [s for s in subjects if s.get("by_budget")]
+    if not measured:
         return None
-    names = ["no budget" if at["budget"] is None else f"{at['budget']:,}" for at in told[0]["by_budget"]]
+    names = ["no budget" if at["budget"] is None else f"{at['budget']:,}" for at in measured[0]["by_budget"]]
     lines = []
-    for s in told:
+    for s in measured:
         known = [(float(i), at) for i, at in enumerate(s["by_budget"]) if at["pass_at_1"] is not None]
         places, ends = [(i, at["pass_at_1"]) for i, at in known], [tuple(at["ci95"]) for _, at in known]
         lines.append(svg.Line(visible(s["label"]), places, colours[s["label"]], ends))
@@ -63,10 +63,10 @@ def does_not_pay(subjects: Subjects) -> list[str]:
     """For each model, where its thinking is not shown to pay; models for which it pays everywhere are left out."""
     found = []
     for s in subjects:
-        told = s.get("against_no_thinking", ())
-        where = [row["of"] for row in told if row["says"] != "pays"]
+        rows = s.get("against_no_thinking", ())
+        where = [row["of"] for row in rows if row["says"] != "pays"]
         if where:
-            found.append(visible(f"{s['label']}: {'everywhere' if len(where) == len(told) else ', '.join(where)}"))
+            found.append(visible(f"{s['label']}: {'everywhere' if len(where) == len(rows) else ', '.join(where)}"))
     return found
 
 
