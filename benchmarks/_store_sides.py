@@ -2,9 +2,10 @@
 
 The selection query asks for the four shortest correct traces of each problem, with their text, fetched in batches. For
 ours it is written as a person would write it (``query``). Two variants are measured beside it. ``keys_first`` selects
-the keys first and then the texts by a semi-join; the goal for ``query`` is 1/1.5 of it. ``stages`` does what the stages
-do: the keys become members of a collection, whose texts are read as sft reads them. It costs more, because the rows are
-written and read back. SQLite has an index and selects the keys first; JSONL is read three times by a short program.
+the keys first and then the texts by a semi-join; ``query`` should take at most 1.5 times as long. ``stages`` does what
+the stages do: the keys become members of a collection, whose texts are read as sft reads them. It costs more, because
+the rows are written and read back. SQLite has an index and selects the keys first; JSONL is read three times by a short
+program.
 """
 
 from __future__ import annotations
