@@ -1,10 +1,10 @@
-"""Attention over `SlotCache`, as transformers plugs it in: a function for attention, one for masks.
+"""Attention over `SlotCache`, as the two functions that transformers lets us register: attention and its mask.
 
-Query heads of a group are folded into the query axis, so keys and values are never repeated. In a step
-the rows that share a prompt ask it together, in one matrix product; the scores of the prompt and those
-of the row's own tokens meet in one softmax. Masks ask transformers' own rules with each row's own
-positions, so sliding windows keep working. A model whose attention goes through `AttentionInterface`
-needs nothing else; recurrent layers are refused.
+The query heads of a group are folded into the query axis, so keys and values are never repeated. In a
+decoding step, the rows that share a prompt attend to it together, in one matrix product; one softmax
+covers the scores of the prompt and of the row's own tokens. Masks come from transformers' own mask
+functions, evaluated at each row's positions, so sliding windows keep working. Any model whose attention
+goes through `AttentionInterface` works; recurrent layers are refused.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _asked_of_prompts(cache: SlotCache, queries: Tensor, heads: int) -> Tensor:
 
 
 def _mixed_of_prompts(cache: SlotCache, weights: Tensor, heads: int) -> Tensor:
-    """The prompts' values (R kv, G, size) under the first Lp of ``weights`` (R kv, G, L)."""
+    """The prompts' values, weighted by the first Lp of ``weights`` (R kv, G, L): (R kv, G, size)."""
     assert cache.layout is not None and cache.shared is not None
     to_places, to_rows, sharing = cache.layout.indices(heads)
     values = cache.shared[1].flatten(0, 1)
@@ -88,7 +88,7 @@ def visible(
     dtype: torch.dtype = torch.float32,
     **kwargs: Any,
 ) -> Tensor:
-    """An additive mask (R, 1, T, L), from transformers' rule asked with the cache's positions."""
+    """An additive mask (R, 1, T, L): transformers' ``mask_function``, evaluated at the cache's positions."""
     cache = CURRENT.get()
     device = cache.seen.device
     rows = torch.arange(batch_size, device=device)[:, None, None, None]
@@ -98,7 +98,7 @@ def visible(
 
 
 def plug_in(model: Any) -> None:
-    """Make ``model`` (a private copy: its configuration changes) attend through slots."""
+    """Make ``model`` attend through `SlotCache`. It must be a private copy, as its configuration changes."""
     layers = DynamicCache(config=model.config.get_text_config()).layers
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
         raise InputError(f"{type(model).__name__} has recurrent layers, which the transformers engine cannot run")

@@ -1,9 +1,9 @@
-"""One chat endpoint over HTTP: one call, and what came of it.
+"""One chat endpoint over HTTP: makes one call, and sorts how it ended.
 
-Sorts what can go wrong into what passes (`TryAgain`: 429, 5xx, a cut connection, silence, a reply that is no chat
-completion), what is an outcome of its own (a content filter's refusal), and what ends the run (`InputError`).
-The key comes from the environment and goes into one header: error texts and replies are cleaned of it. When a
-call may be made, and again, is `distill.engines.openai`; what is said, `distill.engines.chat`.
+A failure is temporary (`TryAgain`: 429, 5xx, a broken connection, silence, a reply that is not a chat completion), or
+an outcome (a content filter's refusal), or it ends the run (`InputError`). The key comes from the environment and goes
+into one header; it is removed from error messages and replies. `distill.engines.openai` decides when a call is made
+or repeated; `distill.engines.chat` writes bodies and reads replies.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     import httpx2
 
 PASSING = {408, 409, 425, 429}
-"""Statuses below 500 after which the same call may well succeed."""
+"""Statuses below 500 after which the same call may succeed later."""
 TOO_MUCH = {429, 503, 529}
 CONNECT_SECONDS = 30.0
 KEPT_OPEN_SECONDS = 3.0
-"""Servers close idle connections after five seconds and more: a call must not be sent into a closing one."""
+"""Servers close idle connections after five seconds or more; a call must not be sent on one that is closing."""
 HEADERS = {
     "User-Agent": "distill",
     "Content-Type": "application/json",
@@ -47,12 +47,12 @@ HEADERS = {
 }
 LARGEST_REPLY = 2**28
 SECRET_LENGTH = 8
-"""Shorter keys (``none``, ``EMPTY``) are stand-ins for local servers, and words that answers may hold."""
+"""Shorter keys (``none``, ``EMPTY``) are placeholders for local servers, and words that answers may contain."""
 
 
 class TryAgain(Exception):
-    """One try failed for a passing reason. ``billed``: the endpoint may have done the work all the same.
-    ``too_much``: it has more to do than it can."""
+    """One try failed for a temporary reason. ``billed``: the endpoint may have done the work anyway.
+    ``too_much``: it is overloaded."""
 
     def __init__(
         self, reason: str, *, retry_after: float | None = None, billed: bool = False, too_much: bool = False
@@ -63,14 +63,14 @@ class TryAgain(Exception):
 
 @dataclass(slots=True)
 class Progress:
-    """How far a call has come: its ``stream`` (None: nobody can tell), ``first`` seconds to its first piece."""
+    """How far a call has got: its ``stream`` (None if unknown), and the seconds to its ``first`` piece."""
 
     stream: Stream | None = None
     first: float | None = None
 
 
 def checked_key(options: OpenAIOptions, note: Callable[[str], None]) -> str:
-    """The key, from the environment. `InputError` for a missing key, or one that cannot be."""
+    """The API key, from the environment. Raises `InputError` if it is missing or has characters no key can have."""
     parts = urlsplit(options.base_url)
     local = is_loopback(parts.hostname or "")
     key = os.environ.get(options.key_from, "").strip()
@@ -112,13 +112,13 @@ class Endpoint:
         self._place = httpx2.URL(self.url)
         self._headers = httpx2.Headers(HEADERS | ({"Authorization": f"Bearer {key}"} if key else {}))
         self._proxy = None if is_loopback(host) else _proxy_for(options.base_url)
-        self._trust: ssl.SSLContext | None = None  # takes long to make
+        self._trust: ssl.SSLContext | None = None  # slow to create
         # OpenAI's own newer models take the limit under this name only; everybody else knows the old one.
         self._limit_field = "max_completion_tokens" if host == "api.openai.com" else "max_tokens"
 
     def line(self) -> httpx2.AsyncHTTPTransport:
-        """For one caller: a pool looks through all of its connections for each call, so each has one of its own.
-        A transport and no client: cookies and redirects are nothing for an endpoint, and cost a third of a call."""
+        """A connection for one caller. Each has its own, as a pool searches all of its connections on every call. A
+        transport, not a client: cookies and redirects are of no use here, and cost a third of a call's time."""
         import httpx2
 
         self._trust = self._trust or httpx2.create_ssl_context()
@@ -126,7 +126,7 @@ class Endpoint:
         return httpx2.AsyncHTTPTransport(verify=self._trust, limits=limits, proxy=self._proxy)
 
     async def call(self, line: httpx2.AsyncHTTPTransport, request: Request, progress: Progress) -> Reply:
-        """Ask once. `TryAgain` for what may pass, `InputError` for what will not."""
+        """Make one call. Raises `TryAgain` for a temporary failure, `InputError` for a permanent one."""
         import httpx2
 
         begun, options = time.monotonic(), self._options
@@ -158,7 +158,7 @@ class Endpoint:
         return self._prices.most(request)
 
     def so_far(self, request: Request, progress: Progress) -> Bill:
-        """What a call that we hang up on is billed: no more tokens than there are bytes; all, if nobody can tell."""
+        """The bill of a call that we hang up on: at most one token per byte received; all, if that is unknown."""
         most = self._prices.most(request)
         try:
             received = progress.stream.received if progress.stream else most.tokens
@@ -182,7 +182,7 @@ class Endpoint:
         )  # fmt: skip
 
     async def _read(self, response: httpx2.Response, progress: Progress, begun: float) -> Any:
-        """The reply as parsed JSON, however it comes; the text of one that is an error."""
+        """The reply as parsed JSON, streamed or not; the plain text of an error."""
         streamed = response.status_code == 200 and response.headers.get("content-type", "").startswith(
             "text/event-stream"
         )
@@ -205,7 +205,7 @@ class Endpoint:
         return chat.parsed(text) if response.status_code == 200 else text
 
     def _refusal(self, request: Request, response: httpx2.Response, text: str) -> Reply:
-        """What another status than 200 means: try again, an outcome of its own, or the end of the run."""
+        """Handle a status other than 200: raise `TryAgain` or `InputError`, or return a content filter's refusal."""
         status, said, options = response.status_code, _one_line(text), self._options
         if status in PASSING or status >= 500:
             wait = pacing.retry_after(response.headers.get("retry-after"))
@@ -225,7 +225,7 @@ class Endpoint:
         return Reply(thinking, answer, reply.finish, reply.bill, reply.thinking_tokens, reply.seconds)
 
     def _clean(self, said: object) -> str:
-        """A text from outside without the key, should it hold it; an exception without text by its name."""
+        """External text with the key removed; an exception without a message becomes the name of its type."""
         if said == "":
             return ""
         text = str(said) or type(said).__name__

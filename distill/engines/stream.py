@@ -1,7 +1,7 @@
-"""A streamed reply put together again: server-sent events in, the reply that would have come in one piece out.
+"""Reassembles a streamed reply: server-sent events in, the reply of a call without streaming out.
 
-So what a reply means is decided in one place (`distill.engines.chat`), however it came. Left out: everything
-of the event stream format that chat endpoints do not use (event names, ids, several data lines an event).
+So replies are interpreted in one place (`distill.engines.chat`), streamed or not. Left out: everything in the event
+stream format that chat endpoints do not use (event names, ids, several data lines per event).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LOOKED_INTO = 2**16
 
 
 class Stream:
-    """Fed with bytes as they come; they are looked into when there are many, which takes half the time."""
+    """Takes bytes as they arrive, and parses them when there are many, which takes half the time."""
 
     def __init__(self) -> None:
         self._waiting: list[bytes] = []
@@ -29,7 +29,7 @@ class Stream:
         self._begun = self._done = False
 
     def feed(self, piece: bytes) -> None:
-        """`chat.Malformed`, here or later, for an event that is not a piece of a chat completion."""
+        """Add bytes. Raises `chat.Malformed`, here or later, for an event that is not a piece of a chat completion."""
         self._waiting.append(piece)
         self._size += len(piece)
         if self._size > LOOKED_INTO:
@@ -43,7 +43,7 @@ class Stream:
 
     @property
     def received(self) -> int:
-        """The bytes of text so far: at least as many as tokens."""
+        """The bytes of text so far, which are at least as many as the tokens."""
         self._look()
         return self._received
 
@@ -59,7 +59,7 @@ class Stream:
                 self._event(chat.parsed(data.decode(errors="replace")))
 
     def reply(self) -> Any:
-        """The whole reply; `chat.Malformed` where the stream ended in the middle."""
+        """The whole reply. Raises `chat.Malformed` if the stream ended in the middle."""
         self._waiting.append(b"\n")
         self._look()
         if self._data.get("error"):
