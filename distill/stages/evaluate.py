@@ -42,7 +42,7 @@ from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
 PROTOCOL = ("sampling", "samples", "prompting", "thinking", "verifier", "split")
-"""The settings that make a score what it is, beside the problems and the versions of their verifiers."""
+"""The settings that a score depends on, besides the problems and the versions of their verifiers."""
 
 
 def _label(label: str) -> str:
@@ -141,7 +141,7 @@ def run(context: Context, settings: EvaluateSettings) -> Output:
 
 
 def protocol(context: Context, settings: EvaluateSettings) -> str:
-    """A name for how was measured: equal for scores that may be compared, of whatever model and day."""
+    """An id of how it was measured: scores with the same id are comparable, whatever the model and the date."""
     how = settings.model_dump(mode="json", include=set(PROTOCOL))
     verifiers = verification.versions(settings.verifier, context.inputs[settings.problems], context.hashes)
     return content_hash({"problems": context.inputs[settings.problems].digest, "verifiers": verifiers, **how})[:12]
@@ -150,7 +150,7 @@ def protocol(context: Context, settings: EvaluateSettings) -> str:
 def wishes_of(
     settings: EvaluateSettings, tasks: Sequence[tuple[str, Problem]], model: str, ask: Ask = plainly
 ) -> list[Wanted]:
-    """All but the continuations under budgets, which depend on what these say."""
+    """All samples wanted of a model, except the continuations under budgets, which depend on these samples."""
     sampling = settings.sampling.sampling(settings.seed)
     wishes = wanted(tasks, model, sampling, settings.samples, ask)
     if settings.greedy and sampling.temperature > 0:
@@ -171,7 +171,7 @@ def refuse(settings: EvaluateSettings, figures: Mapping[str, Mapping[str, Any]])
 
 
 def forecast(context: Context, settings: EvaluateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    """Continuations under budgets are among the answers at most: how many there are depends on the samples."""
+    """Counts continuations under budgets as an upper bound: how many there will be depends on the samples."""
     each = settings.samples + int(settings.greedy and settings.sampling.temperature > 0)
     count = expected.get(settings.problems, {}).get(settings.split)
     if count is None:
@@ -180,7 +180,7 @@ def forecast(context: Context, settings: EvaluateSettings, expected: Mapping[str
     by_key = {wish.key: wish for of_model in wishes.values() for wish in of_model}
     present = store.present("traces", by_key)
     missing = {model: [wish for wish in of_model if wish.key not in present] for model, of_model in wishes.items()}
-    cut = count * settings.samples * len(settings.budgets or ())  # of each model's answers, made of what is there
+    cut = count * settings.samples * len(settings.budgets or ())  # continuations of one model's samples, at most
     least, cuts = total - len(present), cut * len(settings.models)
     figures: dict[str, Any] = {"calls": least + cuts, "max_tokens": (least + cuts) * settings.sampling.max_tokens}
     if isinstance(settings.engine, OpenAIOptions):
@@ -194,8 +194,8 @@ def _of_endpoint(
     context: Context, options: OpenAIOptions, figures: Mapping[str, Any], missing: Mapping[str, list[Wanted]],
     cut: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """What the answers that are missing will take; an endpoint's models are all there, so all are known once the
-    problems are. Not known before they are made are the ``cut`` ones of each model: how much was thought."""
+    """What the missing answers will take. An endpoint's models all exist, so the requests are known once the problems
+    are, except for the ``cut`` continuations of each model: these depend on how long it thinks."""
     store = store_of(context)
     cap = forecasts.left_of_cap(options, store, context.name)
     if not missing:
@@ -215,7 +215,7 @@ def _of_endpoint(
 
 
 def _of_judges(context: Context, settings: EvaluateSettings, total: int, wishes: Sequence[Wanted]) -> dict[str, Any]:
-    """What the verdicts that are missing will take."""
+    """What the judges will take for the missing verdicts."""
     assert settings.verifier is not None
     store = store_of(context)
     judged = verification.judgements(
@@ -226,8 +226,8 @@ def _of_judges(context: Context, settings: EvaluateSettings, total: int, wishes:
 
 
 def _expected(context: Context, settings: EvaluateSettings) -> dict[str, list[Wanted]]:
-    """The answers wanted of the models that exist already, by the models' identities; none while the problems are
-    not there."""
+    """The answers wanted of the models that exist already, by the models' identities; empty until the problems
+    exist."""
     upstream = context.inputs.get(settings.problems)
     if upstream is None:
         return {}

@@ -1,6 +1,6 @@
-"""generate: have the teacher answer each training problem; only the samples that are missing are made.
+"""generate: sample the teacher's answers to each problem; only the samples that are missing are made.
 
-With ``until`` the answers are judged as they come, and each problem gets as many as it needs."""
+With ``until``, answers are judged as they arrive, and each problem gets as many as it needs."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class GenerateSettings(Settings):
 
     @property
     def limits(self) -> list[int]:
-        """Up to which cut responses are gone on with, one after the other."""
+        """The rising limits, in tokens, up to which truncated responses are continued."""
         found = self.continue_tokens
         return [] if found is None else found if isinstance(found, list) else [found]
 
@@ -122,7 +122,7 @@ def _check_any(context: Context, settings: GenerateSettings, members: int, left_
 
 
 def _wishes(context: Context, settings: GenerateSettings, store: Store, model: str) -> tuple[until.Tasks, list[Wanted]]:
-    """The problems, and all samples of them that may be wanted."""
+    """The problems, and all samples that may be wanted of them."""
     tasks = problems(store, context.inputs[settings.problems].digest, settings.split)
     ask = ask_of(context, settings.prompting, settings.thinking, settings.problems)
     tries = settings.until.most if settings.until else settings.samples
@@ -130,7 +130,7 @@ def _wishes(context: Context, settings: GenerateSettings, store: Store, model: s
 
 
 def _totals(store: Store, collection: str) -> dict[str, Any]:
-    """Counts of the members: the outcomes that are no answer too, each by itself."""
+    """Counts over the members, including each outcome that is not an answer."""
     outcomes = ", ".join(f"count(*) FILTER (finish = '{finish}') AS {name}" for finish, name in UNANSWERED.items())
     sql = (
         "SELECT count(*) AS traces, sum(thinking_tokens + answer_tokens)::BIGINT AS tokens, "
@@ -181,7 +181,7 @@ def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str
 
 
 def _missing(store: Store, settings: GenerateSettings, wishes: list[Wanted]) -> list[Request]:
-    """What an endpoint may yet be asked, without the beginnings of responses that are gone on with."""
+    """The requests that an endpoint may still get, except continuations of responses that do not exist yet."""
     if not isinstance(settings.engine, OpenAIOptions):
         return []
     by_key = {wish.key: wish for wish in wishes}
@@ -193,9 +193,9 @@ def _foreseen(
     context: Context, settings: GenerateSettings, options: OpenAIOptions, figures: Mapping[str, Any],
     missing: list[Request] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What the calls to an endpoint will take; ``missing`` None while the problems are not there yet."""
+    """What the calls to an endpoint will take. ``missing`` is None until the problems exist."""
     store, model = store_of(context), engines.model_of(settings.teacher, options, context)
-    if missing is None or settings.limits:  # who will be gone on with, and from what, is not known yet either
+    if missing is None or settings.limits:  # which responses will be continued, and from where, is not known either
         most = forecasts.bound_of_responses(options, figures["max_tokens"])
     else:
         most = forecasts.bound(options, missing, figures["max_tokens"])

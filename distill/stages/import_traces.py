@@ -1,4 +1,4 @@
-"""import: take published traces from a file or a data set, as if a teacher had made them here; costs no tokens."""
+"""import: read published traces from a file or a data set, as if a teacher had sampled them here; costs no tokens."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from pipeline.stage import Context, File, Forecast, Operational, Output, Setting
 
 BATCH = 2000
 PUBLISHED = "published"
-"""The verifier that verdicts which came with the traces go by."""
+"""The verifier's name for verdicts that came with the traces."""
 UNKNOWN = dict.fromkeys(("temperature", "top_p", "top_k", "max_tokens", "seed"))
-"""How a published trace was sampled is not known: null, not a guess."""
+"""The sampling settings of a published trace are not known, so they are null."""
 
 
 def _check_dataset(name: str | None) -> str | None:
@@ -39,7 +39,7 @@ class ImportSettings(Settings):
 
     Either ``messages`` names a column of conversations with think tags in the assistant's turn, or
     ``prompt`` and ``answer`` (and ``thinking``, where it is not inside the answer) name columns, or are Jinja
-    templates over them; or ``prompt`` and ``generations`` do, of which one row holds several traces.
+    templates over them; or ``prompt`` and ``generations`` do, where one row holds several traces.
     ``reference`` and ``reference_pattern`` are as in a file of problems.
     """
 
@@ -151,8 +151,8 @@ def run(context: Context, settings: ImportSettings) -> Output:
 def _traces(
     context: Context, settings: ImportSettings, tally: Counter[str]
 ) -> Iterator[tuple[StoreRow, StoreRow, StoreRow | None]]:
-    """(problem row, trace row, row of the publisher's verdict) of each usable trace; a text that was there before
-    is passed over."""
+    """(problem row, trace row, row of the publisher's verdict) of each usable trace; repeated texts are skipped and
+    counted."""
     seen: set[str] = set()
     samples: Counter[str] = Counter()
     take = least(settings.take, settings.limit)
@@ -172,7 +172,8 @@ def _traces(
 
 
 def _said(context: Context, settings: ImportSettings, tally: Counter[str]) -> Iterator[tuple[Problem, Said]]:
-    """Every trace of every row with the problem that it answers; what cannot be used is noted, or ends it."""
+    """Every trace of every row, with the problem that it answers. One that cannot be used is skipped with a note, or
+    raises an error (``on_bad_row``)."""
     mapping = ProblemColumns(settings.prompt, settings.reference, settings.reference_pattern, settings.difficulty)
     for row in settings.rows():
         for said in settings.columns.each(row):
@@ -189,13 +190,13 @@ def _said(context: Context, settings: ImportSettings, tally: Counter[str]) -> It
                 tally["skipped"] += 1
                 context.note(f"skipped {error}")
                 if error is not said:
-                    break  # the problem is at fault: so it is for all traces of the row
+                    break  # the problem cannot be used, so no trace of the row can
             else:
                 yield problem, said
 
 
 def _published(trace_key: str, problem_key: str, right: bool, settings: ImportSettings) -> StoreRow:
-    """What the publisher said of a trace, as a verdict: never ours, and older than ours."""
+    """The publisher's opinion of a trace, as a verdict: never taken for one of ours, and older than ours."""
     said = Verdict.correct if right else Verdict.incorrect
     verdict = replace(said(f"the set says so in {settings.flags}"), verifier=PUBLISHED, version="1")
     spec = {PUBLISHED: {"flags": settings.flags}}

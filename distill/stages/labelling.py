@@ -1,4 +1,4 @@
-"""The labels of a prm stage's sources (`distill.stages.prm_labels`), read from the store; roll-outs are made."""
+"""Gathers a prm stage's step labels from their sources (`distill.stages.prm_labels`), sampling missing roll-outs."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from pipeline.stage import Context
 def gather(
     context: Context, source: LabelSource, split: Split, seed: int, ask: Ask = plainly
 ) -> list[Labelled]:  # fmt: skip
-    """All that a source labels. Roll-outs that are missing are made, of problems as ``ask`` puts them; they are kept as
-    they come."""
+    """All labelled responses of a source. Missing roll-outs are sampled, with prompts by ``ask``, and stored as they
+    arrive."""
     if isinstance(source, FileLabels):
         return list(imported.read(Path(source.file), split, source.thinking))
     if isinstance(source, SlipLabels):
@@ -68,12 +68,12 @@ TEXT = "t.trace_key, t.prompt AS asked, t.thinking, t.answer, t.closed, t.cut"
 
 
 def response_of(row: Row) -> str:
-    """A stored trace as it was generated, near enough; one that was cut to the letter."""
+    """The text of a stored trace, nearly as it was generated; exactly, if it was truncated."""
     return row["cut"] or join_thinking(row["thinking"], row["answer"], row["closed"])
 
 
 def _tried(context: Context, stage: str) -> list[Tried]:
-    """The traces of a verify stage that were judged, in order."""
+    """The traces of a verify stage that were judged correct or incorrect, in order."""
     rows = store_of(context).rows(
         f"SELECT m.position, v.outcome, {TEXT}, p.* FROM members m JOIN verdicts v ON m.row_key = v.verdict_key "
         "JOIN traces t ON t.trace_key = v.trace_key JOIN problems p ON p.problem_key = v.problem_key "
@@ -118,7 +118,7 @@ def _groups(context: Context, source: GroupLabels, split: Split) -> list[Labelle
 
 
 def _rolled(context: Context, stage: str) -> list[tuple[tuple[str, int], Tried]]:
-    """The judged rollouts of a grpo run with the group of each: a problem at a step, all by one policy."""
+    """The judged rollouts of a grpo run, each with its group: a problem at a step, all sampled from one policy."""
     manifest = context.inputs[stage]
     rows = store_of(context).rows(
         f"SELECT r.step, r.group_index, v.settings AS judge, v.score, {TEXT}, p.* FROM rollouts r "
@@ -138,7 +138,7 @@ def _rolled(context: Context, stage: str) -> list[tuple[tuple[str, int], Tried]]
 
 
 def _judge_of(settings: Mapping[str, Any]) -> Any:
-    """The verifier that says what is right in a grpo stage's settings; None is each problem's own."""
+    """The verifier that decides what is correct, by a grpo stage's settings; None means each problem's own."""
     components = [c for c in settings.get("reward") or () if "verifier" in c]
     judging = next((c for c in components if c.get("weight", 1.0)), None)
     return judging["verifier"] if judging else settings.get("verifier")
@@ -173,8 +173,8 @@ def _outcomes(
     context: Context, source: RolloutLabels, problems: Mapping[str, Problem], ask: Ask, engine: Callable[[], Engine],
     rounds: Iterator[int], prefixes: Sequence[Prefix],
 ) -> dict[Prefix, list[bool]]:  # fmt: skip
-    """Complete prefixes and have the ends judged; what the store has of either is not made again. Late in a search a
-    round may be the ends of one prefix, of which none can be judged."""
+    """Complete prefixes and judge the completions, reusing those in the store. Late in a search, a round may consist of
+    the completions of one prefix, none of which can be judged."""
     store = store_of(context)
     model = sampler(context, store, source.policy, source.engine)
     sampling = source.sampling.sampling(source.seed)
@@ -203,7 +203,7 @@ def _begun(ask: Ask, prefix: str, problem: Problem) -> Asked:
 
 
 def label_rows(run: str, labelled: Sequence[Labelled], part: str) -> list[Row]:
-    """What is kept of labels in the store."""
+    """The rows in which labels are stored."""
     return [
         {
             "run": run,
@@ -221,8 +221,8 @@ def label_rows(run: str, labelled: Sequence[Labelled], part: str) -> list[Row]:
 
 
 def foresee(context: Context, sources: Sequence[LabelSource], rule: str) -> dict[str, Any]:
-    """What the roll-outs take at most: ``total`` of them, and what they come to. Nothing where there are none, or where
-    it cannot be known yet (the traces are not judged, or steps are told by a tokenizer)."""
+    """An upper bound of the roll-outs: their ``total`` number, and what they take. Empty if there are none, or if it is
+    not known yet (the traces are not judged, or steps are split by a tokenizer)."""
     wanted = [source for source in sources if isinstance(source, RolloutLabels)]
     if not wanted or rule.startswith("tokens") or any(source.rollouts not in context.inputs for source in wanted):
         return {}
@@ -231,7 +231,8 @@ def foresee(context: Context, sources: Sequence[LabelSource], rule: str) -> dict
 
 
 def _prefixes(context: Context, source: RolloutLabels, rule: str) -> int:
-    """How many are completed: all but the whole response, or as many as halving asks about where it is wrong."""
+    """The number of prefixes to complete: all but the whole response, or those that a binary search of a wrong one
+    tries."""
     tried = _tried(context, source.rollouts)[: source.most]
     steps = [(len(split(one.response, rule)), one.correct) for one in tried]
     if source.search == "every":

@@ -1,8 +1,8 @@
-"""prm: train a process reward model on labelled steps, test it on what was held out, publish it.
+"""prm: train a process reward model on labelled steps, test it on held-out problems, and publish it.
 
-The body is any causal LM, the student's or the teacher's; on it a head is trained (`distill.prm.head`), with the body
-whole, through LoRA, or as it is. Labels come from one or several sources (`distill.stages.prm_labels`) and are rows of
-the store; training is that of `sft`: packed, and resumed to the last bit.
+The body is any causal LM, such as the student or the teacher. A head is trained on top of it (`distill.prm.head`),
+while the body is trained whole, with LoRA, or not at all. Labels come from one or several sources
+(`distill.stages.prm_labels`) and are stored as rows. Training works as in `sft`: packed, and resumed to the last bit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 ABOUT = "The body of a process reward model: a causal LM whose last hidden states, and log-likelihoods, its head reads."
 HEAD_STEP = 1.28
-"""By how much one update of a fresh head may move a logit, roughly: its learning rate is that over the width."""
+"""Roughly how far one update of a fresh head may move a logit; its learning rate is this divided by its width."""
 
 
 class PrmSettings(StudentSettings):
@@ -147,7 +147,7 @@ def run(context: Context, settings: PrmSettings) -> Output:
 
 
 def _held(settings: PrmSettings) -> PrmSettings:
-    """How the body is held: one that is frozen needs no adapter."""
+    """The settings by which the body is loaded: a frozen one gets no adapter."""
     return settings if settings.body == "trained" else settings.model_copy(update={"lora": None, "quantize": None})
 
 
@@ -171,7 +171,8 @@ def _ask(context: Context, settings: PrmSettings) -> Ask:
 
 
 def _taught(context: Context, labelled: list[Labelled]) -> list[Labelled]:
-    """What may be learned from: choosing by a reward model that has seen held-out problems would look too good."""
+    """``labelled``, if none of it is held out: a reward model that was trained on held-out problems would look too
+    good when it chooses among answers to them."""
     if held := sum(one.problem.split == "heldout" for one in labelled):
         raise InputError(
             f"stage {context.name}: labels: {held} of {len(labelled)} responses answer held-out problems, on which "
@@ -181,7 +182,7 @@ def _taught(context: Context, labelled: list[Labelled]) -> list[Labelled]:
 
 
 def _unseen(context: Context, taught: Sequence[Lesson], tested: Sequence[Lesson]) -> list[Lesson]:
-    """Of the labels to be tested on those to problems that nothing was learned of."""
+    """The test labels of problems that are not trained on."""
     known = {lesson.labelled.structure for lesson in taught}
     found = [lesson for lesson in tested if lesson.labelled.structure not in known]
     if tested and not found:
@@ -209,7 +210,7 @@ def _lessons(context: Context, settings: PrmSettings, tokenizer: Any, labelled: 
 
 
 def _keep(context: Context, parts: Mapping[str, Sequence[Lesson]]) -> None:
-    """The labels as rows; those of a run that is made again are the same."""
+    """Store the labels as rows; a repeated run gives the same rows."""
     store = store_of(context)
     for part, lessons in parts.items():
         store.append("step_labels", label_rows(context.fingerprint, [lesson.labelled for lesson in lessons], part))
@@ -238,7 +239,7 @@ def _how(settings: PrmSettings, rate: float, width: int) -> TrainSettings:
 def _publish(
     context: Context, settings: PrmSettings, network: Any, tokenizer: Any, figures: Mapping[str, Any]
 ) -> str:  # fmt: skip
-    """The directory that `distill.prm.files` describes."""
+    """Publish the directory that `distill.prm.files` describes; returns its content hash."""
     from distill.prm import head as heads
     from distill.training.export import MODEL, export_student
 
@@ -264,7 +265,7 @@ def _publish(
 
 
 def forecast(context: Context, settings: PrmSettings, _: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    """Training is short beside roll-outs, which may be paid for: these are told, as many as are asked for at most."""
+    """Forecasts the roll-outs, at most as many as are asked for: they take longer than training, and may cost money."""
     figures = foresee(context, [*settings.labels, *settings.test], settings.steps)
     return Forecast("roll-outs", figures.pop("total", None), figures={**figures, **foreseen(settings)})
 

@@ -1,4 +1,4 @@
-"""Where a prm stage takes its labels from, as YAML says it. How they are had is `distill.stages.labelling`."""
+"""The settings for a prm stage's sources of step labels. `distill.stages.labelling` gathers the labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ExactLabels(Settings):
 
 
 class SlipLabels(Settings):
-    """Working of the families' authors, with slips planted in it: no sampling, exact labels."""
+    """Solutions by the families' authors with planted mistakes: exact labels without sampling."""
 
     slips: Annotated[str, Input(accepts=("problems",))]
     chance: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -32,7 +32,7 @@ class SlipLabels(Settings):
 
 
 class RolloutLabels(Settings):
-    """Judged traces, each prefix completed by a policy and the ends judged (Math-Shepherd)."""
+    """Judged traces whose prefixes are completed by a policy, and the completions judged (Math-Shepherd)."""
 
     rollouts: Verdicts
     policy: StageOrName

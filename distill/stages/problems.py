@@ -1,4 +1,4 @@
-"""problems: gather what is to be answered, from sources of any kind, into train and held-out sets."""
+"""problems: gather problems from sources of any kind into a training and a held-out set."""
 
 from __future__ import annotations
 

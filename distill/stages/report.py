@@ -1,7 +1,6 @@
-"""report: what the run found, as one page to look at and one file to read by program.
+"""report: the results of a run, as an HTML page and a JSON file.
 
-Reads the manifests of its inputs and the store; samples nothing. The data is described in
-`distill.report.data`.
+Reads the manifests of its inputs and the store; samples nothing. `distill.report.data` describes the data.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ NamesAnswer = Annotated[Pattern, AfterValidator(_names_something)]
 
 
 class EmergenceSettings(Settings):
-    """What is looked for in the rollouts of the stages that trained the student."""
+    """What to look for in the rollouts of the stages that trained the student."""
 
     phrases: dict[str, list[Pattern]] = Field(default_factory=dict)
     """More behaviours to count, by name, each a list of regular expressions. A name of a shipped one (`verification`,
