@@ -1,6 +1,6 @@
-"""The facts of a data set as its card: Markdown below the YAML header that the hub reads.
+"""Renders a data set's card: Markdown below the YAML header that the hub reads.
 
-Deterministic, and says nothing that is not in `distill.dataset.facts`: what was not looked into is named as such.
+Deterministic, and based on nothing but `distill.dataset.facts`. The card names what was not checked.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _reproduce(facts: Facts) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of the columns that say anything."""
+    """A Markdown table, without the columns that are empty in every row."""
     if not rows:
         return "None."
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
@@ -155,7 +155,7 @@ def _cell(value: Any) -> str:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """A code block, whatever fences stand in the text."""
+    """A code block, with a fence longer than any in the text."""
     fence = "```"
     while fence in text:
         fence += "`"
