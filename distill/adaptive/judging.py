@@ -1,8 +1,8 @@
-"""Verdicts on answers that come in one by one, while others are still being sampled.
+"""Judges answers as they arrive, while others are still being sampled.
 
-Rules go to the verifier pool each by itself, so that one that hangs holds up no other. What has to be opened
-(a judge, `distill.verifiers.asking`) is asked in a thread of its own about all that has come in meanwhile:
-it judges many at a time.
+An answer for a rule-based verifier goes to the verifier pool by itself, so that one that hangs delays no other. A
+verifier that has to be opened (a judge, `distill.verifiers.asking`) judges many answers at a time: it runs in its own
+thread, on all that have arrived meanwhile.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Judging:
             future.add_done_callback(partial(self._done, place, wish))
 
     def close(self) -> None:
-        """After ``stopping`` has become true: what is being asked is given up."""
+        """Call this after ``stopping`` has become true; what is being judged in the thread is given up."""
         self._waiting.put(None)
         if self._thread:
             self._thread.join()
@@ -72,7 +72,7 @@ class Judging:
                 return
 
     def _batch(self) -> list[Item]:
-        """All that waits, at least one; empty at the end."""
+        """All items that wait, at least one; empty at the end."""
         batch: list[Item] = []
         while not batch or not self._waiting.empty():
             item = self._waiting.get()
