@@ -271,12 +271,12 @@ def test_a_trace_longer_than_the_students_positions_is_refused() -> None:
     network, _ = load(Model(STUDENT, ""))
     longest = network.config.max_position_embeddings
     check_positions("sft", network, [from_tokens("a", [5], [5] * (longest - 1))])
-    with pytest.raises(InputError, match=f"trace b has {longest + 1} tokens, .* knows {longest} positions .* lower"):
+    with pytest.raises(InputError, match=f"trace b has {longest + 1} tokens, .* only {longest} positions .* lower"):
         check_positions("sft", network, [from_tokens("a", [5], [5]), from_tokens("b", [5], [5] * longest)])
 
 
 @pytest.mark.parametrize(
-    ("max_tokens", "remedy"), [(40, "raise max_tokens"), (4096, "this student knows no more than 4096 positions")]
+    ("max_tokens", "remedy"), [(40, "raise max_tokens"), (4096, "this student has only 4096 positions")]
 )
 def test_more_tokens_than_the_student_has_positions_are_not_proposed(
     max_tokens: int, remedy: str, tmp_path: Path

@@ -58,7 +58,7 @@ class UntilSettings(Settings):
     @model_validator(mode="after")
     def _fits(self) -> UntilSettings:
         if self.accepted > self.most:
-            raise ValueError(f"accepted: {self.accepted} correct traces cannot come of most: {self.most} tries")
+            raise ValueError(f"accepted: {self.accepted} correct traces cannot come from most: {self.most} tries")
         if self.trivial and self.trivial >= self.accepted:
             raise ValueError(f"trivial: {self.trivial} must be less than accepted: {self.accepted} to save anything")
         return self
@@ -74,7 +74,7 @@ class UntilSettings(Settings):
             if share.quota and not share.problems:
                 sources = ", ".join(sorted({problem.source for problem in problems}))
                 raise InputError(
-                    f"until.quotas.{number} ({share.quota}): covers no problem that an earlier quota leaves; "
+                    f"until.quotas.{number} ({share.quota}): covers no problem that earlier quotas leave; "
                     f"the sources are {sources}"
                 )
         return course

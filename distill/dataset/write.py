@@ -63,14 +63,16 @@ def export(store: Store, choice: Choice, target: Path, force: bool = False, pipe
 
 def check_target(target: Path, force: bool) -> None:
     if target.suffix.lower() in OTHER_FORMS:
-        raise InputError(f"{target}: an export is a .parquet file or a directory; `traces sql --output` writes others")
+        raise InputError(
+            f"{target}: an export is a .parquet file or a directory; `traces sql --output` writes other formats"
+        )
     if not (target.exists() or target.is_symlink()):
         return
     if not force:
         raise InputError(f"{target}: exists already; name another, or add --force to replace it")
     file = target.suffix == ".parquet" and target.is_file()
     if not file and not (target.is_dir() and not target.is_symlink() and _is_export(target)):
-        raise InputError(f"{target}: is no earlier export; --force replaces nothing else")
+        raise InputError(f"{target}: is not an earlier export, and --force replaces nothing else; name another")
 
 
 def _is_export(directory: Path) -> bool:

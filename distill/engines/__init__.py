@@ -50,13 +50,13 @@ def standing_model(name: str, options: Options, hashes: FileHashes) -> Model:
     if isinstance(options, OpenAIOptions):
         return _at_endpoint(name, options)
     if name.startswith(modelspec.STAGE):
-        raise InputError(f"model {name}: what a stage makes cannot be meant here; name a directory or a hub id")
+        raise InputError(f"model {name}: a stage's output cannot be used here; name a directory or a hub id")
     return _found(modelspec.find(name, Path(), {}, hashes), options)
 
 
 def _at_endpoint(name: str, options: OpenAIOptions) -> Model:
     if name.startswith(("embedded:", modelspec.STAGE)):
-        raise InputError(f"model {name}: an openai engine takes the model's name at {options.base_url}")
+        raise InputError(f"model {name}: an openai engine needs the model's name at {options.base_url}")
     return Model(name, _endpoint_identity(name, options))
 
 
@@ -77,7 +77,7 @@ def open_engine(
     """Load the model (slow). The caller closes the engine once the completions it got are durable. ``spending`` records
     and caps the calls to an endpoint across runs; without it, they are recorded in memory only."""
     if model.adapter and options.kind == "openai":
-        raise InputError(f"model {model.adapter}: an adapter's directory means nothing at an endpoint")
+        raise InputError(f"model {model.adapter}: an endpoint cannot load an adapter's directory; give its name there")
     factory: Callable[..., Any] = catalog.resolve("engines", options.kind)
     if isinstance(options, OpenAIOptions):
         opened: Engine = factory(model, options, note, partial(spending.open, model.identity) if spending else None)

@@ -21,6 +21,7 @@ from distill.engines.cache import CURRENT, SlotCache
 from pipeline.errors import InputError
 
 NAME = "distill_slots"
+TRY = "the transformers engine cannot run it; try the vllm engine"
 
 
 def attend(
@@ -40,9 +41,9 @@ def attend(
     """
     cache = CURRENT.get()
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
-        raise InputError(f"{type(module).__name__}: attention sinks and position biases are not supported")
+        raise InputError(f"{type(module).__name__} has attention sinks or position biases: {TRY}")
     if not cache.is_handed(key):
-        raise InputError(f"{type(module).__name__} does not attend to the keys as the cache hands them out")
+        raise InputError(f"{type(module).__name__} changes the keys that it gets from the cache: {TRY}")
     rows, heads, length, size = query.shape
     scaling = size**-0.5 if scaling is None else scaling
     folded = (query * scaling).reshape(rows * key.shape[1], -1, size)
@@ -101,9 +102,9 @@ def plug_in(model: Any) -> None:
     """Make ``model`` attend through `SlotCache`. It must be a private copy, as its configuration changes."""
     layers = DynamicCache(config=model.config.get_text_config()).layers
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
-        raise InputError(f"{type(model).__name__} has recurrent layers, which the transformers engine cannot run")
+        raise InputError(f"{type(model).__name__} has recurrent layers: {TRY}")
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, visible)
     model.set_attn_implementation(NAME)
     if model.config._attn_implementation != NAME:
-        raise InputError(f"{type(model).__name__} does not take its attention from transformers' AttentionInterface")
+        raise InputError(f"{type(model).__name__} does not use transformers' AttentionInterface: {TRY}")

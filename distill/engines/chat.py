@@ -224,7 +224,7 @@ def _choice(reply: Any) -> tuple[Mapping[str, Any], str]:
         raise Malformed("the reply has no choices[0].message")
     reason = str(choice.get("finish_reason"))
     if reason in INTERRUPTED:
-        raise Malformed(f"the server broke off (finish reason {reason})")
+        raise Malformed(f"the server gave up midway (finish reason {reason})")
     return choice["message"], reason
 
 
@@ -245,7 +245,7 @@ def in_fields(message: Mapping[str, Any]) -> Mapping[str, Any]:
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in found:
-            raise Malformed(f"the reply has a part of type {kind}; text and thinking can be read")
+            raise Malformed(f"the reply has a part of type {kind}; only text and thinking can be read")
         said = part.get(kind)
         found[kind] += in_fields({"content": said})["content"] if isinstance(said, list) else _text(part, kind)
     return {**message, "content": found["text"], "reasoning": _text(message, "reasoning") + found["thinking"]}

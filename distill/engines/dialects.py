@@ -74,7 +74,7 @@ def can_go_on(options: OpenAIOptions) -> str | None:
     if DIALECTS[options.dialect].prefix is not None:
         return None
     able = ", ".join(name for name, known in DIALECTS.items() if known.prefix is not None)
-    return f"an openai engine can go on with a cut response only where its dialect says how ({able})"
+    return f"an openai engine can continue a truncated response only with a dialect that supports it ({able})"
 
 
 def no_budget(budget: ThinkingBudget | None, options: OpenAIOptions) -> str | None:
@@ -82,13 +82,13 @@ def no_budget(budget: ThinkingBudget | None, options: OpenAIOptions) -> str | No
     dialect = DIALECTS[options.dialect]
     if budget and budget.least:
         return (
-            f"an endpoint cannot be made to think for at least {budget.least} tokens; leave the least of the thinking "
-            "budget out, or use the transformers engine"
+            f"an endpoint cannot be made to think for at least {budget.least} tokens; leave out the minimum, or use "
+            "the transformers or the vllm engine"
         )
     if budget and budget.most is not None and not dialect.budget and dialect.prefix is None:
         able = ", ".join(name for name, known in DIALECTS.items() if known.budget or known.prefix is not None)
         return (
-            f"dialect {options.dialect} knows no thinking budget; say which server it is (dialect: {able}), "
+            f"dialect {options.dialect} has no thinking budget; set dialect to the kind of server ({able}), "
             "or leave the budget out"
         )
     return None
@@ -100,8 +100,8 @@ def no_beginning(options: OpenAIOptions) -> str | None:
         return None
     able = ", ".join(name for name, known in DIALECTS.items() if known.prefix is not None)
     return (
-        f"dialect {options.dialect} cannot go on with a begun response; say which server it is "
-        f"(dialect: {able}), or leave the beginning out"
+        f"dialect {options.dialect} cannot continue a response that is begun for it; set dialect to the kind of server "
+        f"({able}), or leave the beginning out"
     )
 
 
@@ -123,11 +123,11 @@ def check_request(request: Request, options: OpenAIOptions) -> None:
         raise InputError(f"{options.base_url}: {why}")
     if request.prefix and dialect.thinking_field and is_open(request.prefix):
         raise InputError(
-            f"{options.base_url}: dialect {options.dialect} cannot go on inside the thinking; close it with </think>"
+            f"{options.base_url}: dialect {options.dialect} cannot continue inside the thinking; close it with </think>"
         )
     needed, given = dialect.base_url, options.base_url
     if request.prefix and needed and "api.deepseek.com" in given and given != needed:
-        raise InputError(f"{given}: goes on with a begun response only at base_url {needed}")
+        raise InputError(f"{given}: continues a begun response only at base_url {needed}")
 
 
 def begun(request: Request, dialect: Dialect) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def checked_key(options: OpenAIOptions, note: Callable[[str], None]) -> str:
     if not (key.isascii() and key.isprintable()):
         raise InputError(f"environment variable {options.key_from}: holds characters that no key can have")
     if key and parts.scheme == "http" and not local:
-        note(f"{options.base_url}: the key travels unencrypted; use https")
+        note(f"{options.base_url}: the API key is sent unencrypted; use https")
     return key
 
 
@@ -142,7 +142,7 @@ class Endpoint:
         except httpx2.TimeoutException:
             raise TryAgain(f"silent for {options.timeout:g} seconds", billed=True, too_much=True) from None
         except TimeoutError:
-            raise TryAgain(f"no end within {options.longest_call:g} seconds", billed=True, too_much=True) from None
+            raise TryAgain(f"not done after {options.longest_call:g} seconds", billed=True, too_much=True) from None
         except httpx2.RequestError as error:
             raise TryAgain(f"the connection broke ({self._clean(error)})", billed=True) from None
         except chat.Malformed as error:
@@ -215,7 +215,7 @@ class Endpoint:
             raise InputError(f"{self.url}: {what} {options.key_from} (HTTP {status})")
         if status == 400 and "content_filter" in text:
             return chat.refused(request)
-        hint = "; with stream: false?" if options.stream and "stream" in text else ""
+        hint = "; try stream: false" if options.stream and "stream" in text else ""
         raise InputError(f"{self.url}: refuses the call for model {self._model} (HTTP {status}): {said}{hint}")
 
     def _cleaned(self, reply: Reply) -> Reply:

@@ -165,7 +165,7 @@ class OpenAIEngine:
         spent, before, cap = self.spent, self._calls.spent, self._options.max_cost
         if made <= 1 and not self._retries and not spent.cost:
             return ""
-        text = f"{self.url}: {made} answers, {self._retries} calls made again"
+        text = f"{self.url}: {made} answers, {self._retries} calls repeated"
         if not spent.cost:
             return text
         total = f", {money(spent.cost)} with earlier runs" if before.cost else ""
@@ -220,7 +220,7 @@ class OpenAIEngine:
             parts.append((rest.prefix, await self._part(line, rest, 1)))
         if not self._estimating and chat.estimates_thinking(reply):
             self._estimating = True
-            self._note(f"{self.url}: tells no count of thinking tokens; they are estimated from the text's length")
+            self._note(f"{self.url}: reports no thinking tokens; they are estimated from the length of the text")
         return chat.completion(request, parts)
 
     async def _part(self, line: httpx2.AsyncHTTPTransport, request: Request, part: int) -> Reply:
@@ -243,12 +243,14 @@ class OpenAIEngine:
             self._retries += 1
             await asyncio.sleep(self._pause(request, attempt, last))
         tries = "1 try" if attempt == 1 else f"{attempt} tries"
-        raise PipelineError(f"{self.url}: {last} ({tries}); what was made is kept, run the same command again to go on")
+        raise PipelineError(
+            f"{self.url}: {last} ({tries}); what was made is kept; run the same command again to continue"
+        )
 
     def _pause(self, request: Request, attempt: int, problem: TryAgain) -> float:
         wait = problem.retry_after
         if wait is not None and wait > self._options.timeout:
-            raise Stopped(f"{self.url}: {problem}; asks to come back in {wait:.0f} seconds; run the same command then")
+            raise Stopped(f"{self.url}: {problem}; asks to wait {wait:.0f} seconds; run the same command again then")
         if wait:
             self._pace.hold(wait)
         return pacing.pause(request.key, max(attempt - 1, 0), wait)
@@ -317,11 +319,11 @@ class OpenAIEngine:
         if budget.cost is not None and spent.cost + most.cost > budget.cost:
             return CapReached(
                 f"the cap of {money(budget.cost)} is reached: {money(spent.cost)} spent{earlier}, the next call may "
-                f"cost {money(most.cost)}; what was made is kept, a higher max_cost goes on"
+                f"cost {money(most.cost)}; what was made is kept; raise max_cost to continue"
             )
         return CapReached(
             f"the cap of {budget.tokens:,} tokens is reached: {spent.total_tokens:,} used{earlier}, the next call may "
-            f"take {most.total_tokens:,}; what was made is kept, a higher max_total_tokens goes on"
+            f"take {most.total_tokens:,}; what was made is kept; raise max_total_tokens to continue"
         )
 
 

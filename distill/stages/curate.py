@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from distill.curation.review import Entry, Overlap, Rules
 
 BATCH = 5000
+WHY = "the table `curation` (`distill traces sql`) says why"
 TEXTS = (
     "SELECT p.problem_key, p.source, p.prompt FROM problems p SEMI JOIN "
     "(SELECT {column} AS problem_key FROM members WHERE collection = ? AND {which}) USING (problem_key) "
@@ -84,7 +85,7 @@ def run(context: Context, settings: CurateSettings) -> Output:
     members = [(label, key) for label, key in _members(store, upstream.digest) if label != "train" or key not in gone]
     counts = Counter(label for label, _ in members)
     if not counts["train"]:
-        raise InputError(f"stage {context.name}: leaves no training problem; `distill traces sql` asks `curation` why")
+        raise InputError(f"stage {context.name}: no training problem is left; {WHY}")
     digest = record_members(store, members)
     kept = {"members": len(members), "verifiers": upstream.figures["verifiers"], **counts}
     return Output(digest, kept | _figures(found))
@@ -96,7 +97,7 @@ def run_traces(context: Context, settings: CurateTracesSettings) -> Output:
     gone = {overlap.key for overlap in found if overlap.removed}
     members = [(problem, key) for problem, key in _members(store, upstream.digest) if problem not in gone]
     if not members:
-        raise InputError(f"stage {context.name}: leaves no trace; `distill traces sql` asks `curation` why")
+        raise InputError(f"stage {context.name}: no trace is left; {WHY}")
     digest = record_members(store, members)
     return Output(digest, {"members": len(members), "traces": len(members), **_figures(found)})
 

@@ -100,11 +100,11 @@ class EvaluateSettings(Settings):
         if not self.budgets:
             return
         if sorted(set(self.budgets)) != self.budgets:
-            raise ValueError("budgets: must rise, each once")
+            raise ValueError("budgets: must be in rising order, each once")
         if self.prompting and self.prompting.prefill:
-            raise ValueError("budgets and prompting.prefill exclude each other: a cut sample is a begun response too")
+            raise ValueError("budgets and prompting.prefill exclude each other: a budget prefills what it cuts")
         if self.thinking and (self.thinking.least or self.budgets[-1] >= (self.thinking.budget or 2**31)):
-            raise ValueError("budgets: must lie below thinking.budget, and there can be no thinking.least beside them")
+            raise ValueError("budgets: must be below thinking.budget, and cannot be combined with thinking.least")
         check_thinking(ThinkingSettings(budget=self.budgets[-1]), self.sampling)
         if isinstance(self.engine, OpenAIOptions) and (why := dialects.no_beginning(self.engine)):
             raise ValueError(f"budgets: {why}")
@@ -164,7 +164,7 @@ def _percent(estimate: Estimate) -> str:
 
 def refuse(settings: EvaluateSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
     if (highest := max(settings.pass_at, default=1)) > settings.samples:
-        return f"pass@{highest} needs at least {highest} samples a problem; there are {settings.samples}"
+        return f"pass@{highest} needs at least {highest} samples per problem; there are {settings.samples}"
     if settings.problems in figures and not figures[settings.problems].get(settings.split):
         return f"{settings.problems} holds no {settings.split} problem to measure on"
     return lacking(settings)

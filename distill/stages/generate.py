@@ -70,7 +70,7 @@ class GenerateSettings(Settings):
         budget = self.thinking.thinking_budget() if self.thinking else None
         dialects.check_wished(self.engine, budget, begun=bool(self.prompting and self.prompting.prefill))
         if (self.truncated == "continue") != bool(self.limits):
-            raise ValueError("truncated: continue and continue_tokens (the larger limit) need each other")
+            raise ValueError("truncated: continue and continue_tokens (the higher limit) need each other")
         if self.limits and isinstance(self.engine, OpenAIOptions) and (why := dialects.can_go_on(self.engine)):
             raise ValueError(why)
         if any(low >= high for low, high in pairwise([self.sampling.max_tokens, *self.limits])):
@@ -80,7 +80,7 @@ class GenerateSettings(Settings):
 
     def _check_until(self) -> None:
         if self.until and "samples" in self.model_fields_set:
-            raise ValueError("samples and until exclude each other: until.most says how many tries there are")
+            raise ValueError("samples and until exclude each other: until.most sets the number of tries")
         if self.until and not self.sampling.temperature:
             raise ValueError("until needs sampling.temperature above 0: at 0 every try gives the same answer")
 
@@ -117,7 +117,7 @@ def _check_any(context: Context, settings: GenerateSettings, members: int, left_
     if left_out and not members:
         raise PipelineError(
             f"stage {context.name}: every response was cut at {settings.sampling.max_tokens} tokens, and `drop` "
-            "leaves none; they are kept in the store; raise sampling.max_tokens, or say truncated: continue"
+            "leaves none; they are kept in the store; raise sampling.max_tokens, or set truncated: continue"
         )
 
 

@@ -101,9 +101,9 @@ class ImportSettings(Settings):
         if self.messages is None and (self.prompt is None or (self.answer or self.generations) is None):
             raise ValueError("needs the columns prompt and answer, prompt and generations, or messages")
         if self.flags is not None and self.generations is None:
-            raise ValueError("flags are of generations, which is not set")
+            raise ValueError("flags needs generations, which is not set")
         if self.tags is not None and len(self.tags) not in (2, 4):
-            raise ValueError("tags are two, around the thinking, or four, around the answer too")
+            raise ValueError("tags: expected two (around the thinking) or four (around the answer too)")
         return self
 
     @property
@@ -128,7 +128,7 @@ def run(context: Context, settings: ImportSettings) -> Output:
     members: dict[str, str] = {}
     thoughtless = 0
     tally: Counter[str] = Counter()
-    context.note("the file tells no token counts; they are estimated from the texts, four letters to a token")
+    context.note("there are no token counts; they are estimated from the texts, at four characters per token")
     for batch in batched(_traces(context, settings, tally), BATCH):
         store.append("problems", list({row["problem_key"]: row for row, *_ in batch}.values()))
         store.append("traces", [row for _, row, _ in batch])
@@ -141,8 +141,8 @@ def run(context: Context, settings: ImportSettings) -> Output:
         raise InputError(f"{settings.file or settings.dataset}: holds no trace that can be used")
     if thoughtless:
         context.note(
-            f"{thoughtless} of {len(members)} traces hold no thinking (no <think> in the text): their answers alone "
-            "are learned; if there is some, say where: `thinking` is its column, `tags` are what encloses it"
+            f"{thoughtless} of {len(members)} traces hold no thinking (no <think> in the text), so only their answers "
+            "are learned; if they do have some, set `thinking` (its column) or `tags` (what encloses it)"
         )
     digest = record_members(store, [(problem, key) for key, problem in members.items()])
     return Output(digest, {"members": len(members), "traces": len(members), **tally})

@@ -59,7 +59,7 @@ def gather(
 def _told(context: Context, stage: str, found: list[Labelled]) -> list[Labelled]:
     if not found:
         raise InputError(
-            f"stage {context.name}: no problem of {stage} is of a family that can check its lines; take other labels"
+            f"stage {context.name}: no problem of {stage} is of a family that can check its lines; use other labels"
         )
     return found
 

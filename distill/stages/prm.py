@@ -159,7 +159,7 @@ def _labelled(
         own = gather(context, source, split, settings.seed, _ask(context, settings))
         if not own:
             said = source.model_dump_json(exclude_defaults=True)
-            raise InputError(f"stage {context.name}: labels: {said} labels no step; look into it, or take it out")
+            raise InputError(f"stage {context.name}: labels: {said} labels no step; check it, or remove it")
         steps = sum(label is not None for one in own for label in one.labels)
         context.note(f"labels: {len(own):,} responses, {steps:,} steps ({own[0].source})")
         found += own
@@ -186,9 +186,9 @@ def _unseen(context: Context, taught: Sequence[Lesson], tested: Sequence[Lesson]
     known = {lesson.labelled.structure for lesson in taught}
     found = [lesson for lesson in tested if lesson.labelled.structure not in known]
     if tested and not found:
-        raise InputError(f"stage {context.name}: `test` labels just the problems that are learned from; take others")
+        raise InputError(f"stage {context.name}: `test` labels only problems that are trained on; use others")
     if left := len(tested) - len(found):
-        context.note(f"test: {left} of {len(tested)} responses left out, as their problems are learned from")
+        context.note(f"test: {left} of {len(tested)} responses left out, as their problems are trained on")
     return found
 
 
@@ -202,7 +202,7 @@ def _lessons(context: Context, settings: PrmSettings, tokenizer: Any, labelled: 
     if labelled and not found:
         raise InputError(
             f"stage {context.name}: none of {len(labelled)} responses has a labelled step within "
-            f"{settings.max_tokens} tokens"
+            f"{settings.max_tokens} tokens; raise max_tokens"
         )
     if dropped:
         context.note(f"dropped {dropped} of {len(labelled)} responses: longer than {settings.max_tokens} tokens")

@@ -87,7 +87,7 @@ def _tag(value: Any) -> str:
 
 def _known(value: Any) -> Any:
     if isinstance(value, dict) and not set(SOURCES) & set(value):
-        raise ValueError(f"names no source of labels; one of {', '.join(SOURCES)} says where they are from")
+        raise ValueError(f"names no source of labels; set one of {', '.join(SOURCES)}")
     return value
 
 

@@ -32,13 +32,13 @@ def _compiles(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
     return pattern
 
 
 def _names_something(pattern: str) -> str:
     if re.compile(pattern).groups != 1:
-        raise ValueError(f"{pattern!r}: one group (in parentheses) must say what the answer is")
+        raise ValueError(f"{pattern!r}: needs one group (in parentheses) that captures the answer")
     return pattern
 
 

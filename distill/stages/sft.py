@@ -87,13 +87,13 @@ def run(context: Context, settings: SftSettings) -> Output:
     record_losses(store_of(context), context.fingerprint, result.losses)
     if result.best_step == 0:
         context.note(
-            "nothing was learned: by what is held out every step was worse than the student that training began with, "
-            "whose weights are kept; lower learning_rate, or see whether what is learned from is good"
+            "nothing was learned: on held-out problems, every step was worse than the student that training began "
+            "with, whose weights are kept; lower learning_rate, or check the training data"
         )
     elif result.steps < (planned := -(-len(taught) // settings.batch_size) * settings.epochs):
         context.note(
-            f"stopped early, after step {result.steps} of {planned}: what is held out was best after step "
-            f"{result.best_step}, and these weights are kept"
+            f"stopped early, after step {result.steps} of {planned}: the held-out measure was best after step "
+            f"{result.best_step}, whose weights are kept"
         )
     _stop_test(context, settings, network, tokenizer, taught, ask, limit)
     digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, told)
@@ -177,7 +177,7 @@ def _stop_test(
             f"stage {context.name}: the student does not end {cut} of {len(asked)} answers to training prompts within "
             f"{limit} tokens, the longest of its training answers, and is not published; train it longer (epochs, "
             f"learning_rate), or more slowly if its loss rose, or lower stop_test ({settings.stop_test}; null turns it "
-            f'off), which trains nothing again. To look at it: `distill ask "..." --model {quote(str(left))}`'
+            f'off), which does not train again. To look at it: `distill ask "..." --model {quote(str(left))}`'
         )
 
 

@@ -60,8 +60,8 @@ class SupervisedSettings(WriterSettings):
         if figures.get(self.data, {}).get("kept") != 0:
             return None
         return (
-            f"{self.data} kept no trace to train on; `distill traces stats` shows the verdicts, `rejected` in "
-            "`distill status --json` why"
+            f"{self.data} kept no trace to train on; `distill traces stats` shows the verdicts, and `rejected` in "
+            "`distill status --json` the reasons"
         )
 
 
@@ -136,7 +136,7 @@ def _remedy(network: Any, max_tokens: int) -> str:
     limit = positions_limit(network)
     if limit is None or limit > max_tokens:
         return "raise max_tokens"
-    return f"this student knows no more than {limit} positions"
+    return f"this student has only {limit} positions"
 
 
 def example_of(tokenizer: Any, row: Row, ask: Ask, thinking: bool = True) -> Example:
@@ -156,6 +156,6 @@ def check_positions(stage: str, network: Any, examples: Sequence[Example]) -> No
     longest = max(examples, key=len)
     if limit is not None and len(longest) > limit:
         raise InputError(
-            f"stage {stage}: trace {longest.key[:12]} has {len(longest)} tokens, but the student knows {limit} "
-            f"positions (its config.json says so); lower max_tokens to {limit}, which leaves out what is longer"
+            f"stage {stage}: trace {longest.key[:12]} has {len(longest)} tokens, but the student has only {limit} "
+            f"positions (by its config.json); lower max_tokens to {limit}, which drops longer traces"
         )

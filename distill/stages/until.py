@@ -40,7 +40,9 @@ def make(
     figures = figures_of(store, digest, course, [key for key, _ in tasks])
     for share in course.shares:
         if share.quota and share.accepted < share.quota.accepted:
-            context.note(f"quota of {share.quota}: {share.accepted} of {share.quota.accepted}; no problem is left")
+            context.note(
+                f"quota of {share.quota}: only {share.accepted} of {share.quota.accepted}, as no problem is left"
+            )
     figures["members"] = len(wishes)
     if left_out := len(tried) - len(wishes):
         figures |= {"truncated": len({wish.key for wish in tried} & known.cut), "left_out": left_out}

@@ -60,7 +60,7 @@ def alone(path: Path, patience: float) -> Iterator[None]:
     """Keep other threads of this process from writing to the database at ``path``. Waits up to ``patience`` seconds."""
     lock = _writers[path.absolute()]
     if not lock.acquire(timeout=patience):
-        raise Busy(f"{path}: another thread of this process writes to it; run this again")
+        raise Busy(f"{path}: another thread of this process is writing to it; run this again")
     try:
         yield
     finally:

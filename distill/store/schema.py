@@ -75,7 +75,7 @@ def check_version(connection: duckdb.DuckDBPyConnection, path: str) -> None:
         raise InputError(f"{path}: written by a newer distill (it knows {unknown[-1]}); upgrade distill to read it")
     if changed := [name for name, was in found.items() if was != checksum(name)]:
         raise InputError(
-            f"{path}: written by an unreleased distill whose {changed[0]} was another; move the workspace away, "
+            f"{path}: written by an unreleased distill with a different {changed[0]}; move the workspace away, "
             "or go back to that distill"
         )
 

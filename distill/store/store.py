@@ -86,7 +86,7 @@ class Store:
     def _file(self, connection: duckdb.DuckDBPyConnection, paths: list[Path]) -> int:
         added = filed.take(connection, self.journal, paths, self._whole)
         if added < 0:
-            self._note(f"{self.journal}: {-added} traces are gone with files that were taken away or cut short")
+            self._note(f"{self.journal}: {-added} traces are lost, as their files are missing or truncated")
         return max(added, 0)
 
     def ingest_if_free(self) -> None:
@@ -118,7 +118,7 @@ class Store:
         for directory in (self.shards, self.journal):
             make_directory(directory)
         if self._deleted():
-            self._note(f"{self.path}: is gone; remade from the journal")
+            self._note(f"{self.path}: was missing; remade from the journal")
             self.ingest()
         if not self.path.exists():
             return
@@ -133,7 +133,7 @@ class Store:
                 brought = sum(self._replay(connection, table) for table in behind)
                 connection.execute("CHECKPOINT")
             if brought and not old:
-                self._note(f"{self.path}: lacked {brought} rows; brought back from the journal")
+                self._note(f"{self.path}: lacked {brought} rows; restored from the journal")
 
     def _behind(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
         """The tables that differ from the journal."""
@@ -191,7 +191,9 @@ class Store:
         except duckdb.Error as error:
             if wal.exists():
                 os.replace(wal, wal.with_name(f"{wal.name}.damaged-{int(time.time())}"))
-                self._note(f"{wal}: damaged ({first_line(error)}); set aside, nothing is lost: the shards hold it")
+                self._note(
+                    f"{wal}: damaged ({first_line(error)}); set aside; nothing is lost: the shards have its rows"
+                )
                 return self._open_or_rebuild(patience)
             aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
             os.replace(self.path, aside)
