@@ -115,7 +115,7 @@ class Course:
         problem.verdicts += [None] * new
         problem.said += [None] * new
         problem.verdicts[index], problem.said[index] = outcome, said
-        wanted = self._more(number)
+        wanted = self._newly_wanted(number)
         if end := self.rule.ended(problem.results(self.rule.distinct)):
             problem.fate = end[1]
             problem.share.accepted += self.accepted(number)
@@ -139,10 +139,10 @@ class Course:
             share.begun += 1
             share.promised += self._problems[number].best
             self._open += 1
-            wanted += self._more(number)
+            wanted += self._newly_wanted(number)
         return wanted
 
-    def _more(self, number: int) -> list[Place]:
+    def _newly_wanted(self, number: int) -> list[Place]:
         problem = self._problems[number]
         before, problem.wanted = problem.wanted, max(problem.wanted, self._certain(problem))
         return [(number, index) for index in range(before, problem.wanted)]

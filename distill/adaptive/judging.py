@@ -42,7 +42,7 @@ class Judging:
             self._opened[spec] = holds_opened(verifiers.build(wish.verifier))
         if self._opened[spec]:
             self._waiting.put((place, wish, response))
-            self._thread = self._thread or _started(self._ask)
+            self._thread = self._thread or _started(self._judge_batches)
         else:
             future = self._pool.submit(wish.verifier, wish.problem, response)
             future.add_done_callback(partial(self._done, place, wish))
@@ -60,7 +60,7 @@ class Judging:
             found = error
         self._deliver(place, wish, found)
 
-    def _ask(self) -> None:
+    def _judge_batches(self) -> None:
         while batch := self._batch():
             wishes = {place: wish for place, wish, _ in batch}
             items = [(place, wish.verifier, wish.problem, response) for place, wish, response in batch]

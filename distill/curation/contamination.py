@@ -82,17 +82,17 @@ class Evaluations:
                 for item in items[begin : min(end, begin + ITEMS_OF_A_RUN)].tolist():
                     shared[owners[hit]][item] += 1
         return [
-            self._closely(said, counts, self._same.get(tuple(tokens(text)), ()), most)
-            if counts or self._short(said)
+            self._checked_hits(said, counts, self._same.get(tuple(tokens(text)), ()), most)
+            if counts or self._too_short(said)
             else []
             for text, said, counts in zip(texts, split, shared, strict=True)
         ]
 
-    def _short(self, said: Sequence[str]) -> bool:
+    def _too_short(self, said: Sequence[str]) -> bool:
         """Whether the text could be an item that is too short to be looked up by its runs."""
         return len(said) < min(self._n, LEAST_WORDS)
 
-    def _closely(self, said: list[str], counts: dict[int, int], same: Sequence[int], most: int) -> list[Hit]:
+    def _checked_hits(self, said: list[str], counts: dict[int, int], same: Sequence[int], most: int) -> list[Hit]:
         """The hits, checked word for word, since equal hashes prove nothing."""
         by_evaluation: dict[str, list[int]] = defaultdict(list)
         for number in sorted({*counts, *same}, key=lambda number: (-counts.get(number, 0), number)):

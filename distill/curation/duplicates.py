@@ -63,10 +63,10 @@ def near_duplicates(
     kept = np.arange(total)
     found: dict[tuple[int, int], Duplicate] = {}
     for _ in range(ROUNDS):
-        edges = _edges(low_bytes, keys, partial(_of, texts, kept), similarity, shingle)
+        edges = _edges(low_bytes, keys, partial(_texts_at, texts, kept), similarity, shingle)
         dropped, spared = _greedy(edges, fixed, spare)
         pairs = np.array([*dropped.items(), *spared.items()], np.int64).reshape(-1, 2)
-        alike = _similarities(pairs, partial(_of, texts, kept), shingle)
+        alike = _similarities(pairs, partial(_texts_at, texts, kept), shingle)
         for (index, of), similar in zip(kept[pairs].tolist(), alike, strict=True):
             found[index, of] = Duplicate(index, of, similar)
         if not dropped or not crowded(keys):
@@ -76,7 +76,7 @@ def near_duplicates(
     return sorted(found.values(), key=lambda duplicate: (duplicate.index, duplicate.of))
 
 
-def _of(texts: Texts, kept: Places, places: Places) -> Sequence[str]:
+def _texts_at(texts: Texts, kept: Places, places: Places) -> Sequence[str]:
     """The texts at these places among the kept ones."""
     return texts(kept[places].tolist())
 
@@ -101,12 +101,12 @@ def _edges(
         estimated = estimates(low_bytes, doubtful // total, doubtful % total)
         decided = doubtful[estimated >= similarity]
     else:
-        decided = _decided(doubtful, total, texts, similarity, shingle)
+        decided = _exactly_similar(doubtful, total, texts, similarity, shingle)
     certain = np.unique(np.concatenate([*sure, decided]))
     return np.stack([certain // total, certain % total], axis=1)
 
 
-def _decided(
+def _exactly_similar(
     codes: NDArray[np.int64], total: int, texts: Callable[[Places], Sequence[str]], similarity: float, shingle: int
 ) -> NDArray[np.int64]:
     """The pairs whose exact similarity reaches the threshold."""

@@ -26,22 +26,22 @@ def model_of(name: str, options: Options, context: Context) -> Model:
     """The model that a setting names, without loading it. At an endpoint, its identity is the base URL and its name."""
     if isinstance(options, OpenAIOptions):
         return _at_endpoint(name, options)
-    return _found(modelspec.find(name, context.workspace, context.inputs, context.hashes), options)
+    return _with_options(modelspec.find(name, context.workspace, context.inputs, context.hashes), options)
 
 
-def _found(model: Model, options: Options) -> Model:
-    return replace(model, identity=model.identity + _manner(options))
+def _with_options(model: Model, options: Options) -> Model:
+    return replace(model, identity=model.identity + _identity_suffix(options))
 
 
-def _manner(options: Options) -> str:
+def _identity_suffix(options: Options) -> str:
     """The options that change a model's samples, as a suffix of its identity: half precision samples differently
     from full precision. Empty for the embedded engine's defaults."""
     usual = result_settings(TransformersOptions())
     own = {key: value for key, value in result_settings(options).items() if value != usual.get(key)}
-    return "".join(f"+{key}={_told(value)}" for key, value in sorted(own.items()))
+    return "".join(f"+{key}={_as_text(value)}" for key, value in sorted(own.items()))
 
 
-def _told(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return canonical(value) if isinstance(value, Mapping) else str(value)
 
 
@@ -51,7 +51,7 @@ def standing_model(name: str, options: Options, hashes: FileHashes) -> Model:
         return _at_endpoint(name, options)
     if name.startswith(modelspec.STAGE):
         raise InputError(f"model {name}: a stage's output cannot be used here; name a directory or a hub id")
-    return _found(modelspec.find(name, Path(), {}, hashes), options)
+    return _with_options(modelspec.find(name, Path(), {}, hashes), options)
 
 
 def _at_endpoint(name: str, options: OpenAIOptions) -> Model:

@@ -49,18 +49,18 @@ def attend(
     folded = (query * scaling).reshape(rows * key.shape[1], -1, size)
     scores = torch.bmm(folded, key.flatten(0, 1).transpose(1, 2))
     if cache.shared is not None:
-        scores = torch.cat([_asked_of_prompts(cache, folded, key.shape[1]), scores], -1)
+        scores = torch.cat([_prompt_scores(cache, folded, key.shape[1]), scores], -1)
     if softcap is not None:
         scores = scores.div_(softcap).tanh_().mul_(softcap)
     scores.view(rows, heads, length, -1).add_(attention_mask)
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
     mixed = torch.bmm(weights[..., -value.shape[2] :], value.flatten(0, 1))
     if cache.shared is not None:
-        mixed += _mixed_of_prompts(cache, weights, key.shape[1])
+        mixed += _prompt_values(cache, weights, key.shape[1])
     return mixed.view(rows, heads, length, -1).transpose(1, 2).contiguous(), None
 
 
-def _asked_of_prompts(cache: SlotCache, queries: Tensor, heads: int) -> Tensor:
+def _prompt_scores(cache: SlotCache, queries: Tensor, heads: int) -> Tensor:
     """Scores (R kv, G, Lp) of ``queries`` (R kv, G, size), each against its row's prompt."""
     assert cache.layout is not None and cache.shared is not None
     to_places, to_rows, _ = cache.layout.indices(heads)
@@ -70,7 +70,7 @@ def _asked_of_prompts(cache: SlotCache, queries: Tensor, heads: int) -> Tensor:
     return scores.index_select(0, to_rows).view(*queries.shape[:2], -1)
 
 
-def _mixed_of_prompts(cache: SlotCache, weights: Tensor, heads: int) -> Tensor:
+def _prompt_values(cache: SlotCache, weights: Tensor, heads: int) -> Tensor:
     """The prompts' values, weighted by the first Lp of ``weights`` (R kv, G, L): (R kv, G, size)."""
     assert cache.layout is not None and cache.shared is not None
     to_places, to_rows, sharing = cache.layout.indices(heads)

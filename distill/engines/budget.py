@@ -49,13 +49,13 @@ class StepEnd:
     """
 
     def __init__(self, stop: str, text_of: Callable[[int], str]) -> None:
-        self._stop, self._text_of, self._said = stop, text_of, ""
+        self._stop, self._text_of, self._text = stop, text_of, ""
 
     def ended(self, token: int) -> bool:
-        before = len(self._said)
-        self._said += self._text_of(token)
-        at = self._said.find(self._stop, max(0, before + 1 - len(self._stop)))
-        return at >= 0 and bool(self._said[:at].replace(OPEN, "").replace(CLOSE, "").strip())
+        before = len(self._text)
+        self._text += self._text_of(token)
+        at = self._text.find(self._stop, max(0, before + 1 - len(self._stop)))
+        return at >= 0 and bool(self._text[:at].replace(OPEN, "").replace(CLOSE, "").strip())
 
 
 class Course:
@@ -67,8 +67,8 @@ class Course:
         self._budget, self._limit, self._stop_ids, self._step = budget, limit, frozenset(stop_ids), step
         self._tokens: list[int] = []
         self._queue: deque[int] = deque()
-        self._left = budget.extensions
-        self._inside = self._was = budget.opened
+        self._extensions_left = budget.extensions
+        self._inside = self._was_inside = budget.opened
         self._closing = False
         self._fixed = len(given)
         self.forced: list[int] = []
@@ -93,8 +93,8 @@ class Course:
             self._queue.popleft()
             self.forced.append(at)
             self._fixed = at + 1
-        elif (end := self._end(at)) is not None and end < self._budget.least and self._left:
-            self._left -= 1
+        elif (end := self._end(at)) is not None and end < self._budget.least and self._extensions_left:
+            self._extensions_left -= 1
             self._inside = True
             del self._tokens[end:]
             self._queue.extend(self._budget.extension)
@@ -115,7 +115,7 @@ class Course:
         return self._tokens[-1] if self._tokens else begun
 
     def _note(self, token: int) -> None:
-        self._was = self._inside
+        self._was_inside = self._inside
         self._tokens.append(token)
         if self._ends_with(self._budget.close):
             self._inside = self._closing = False
@@ -124,7 +124,7 @@ class Course:
 
     def _end(self, at: int) -> int | None:
         """If the token at ``at`` ended the thinking: the index where the closing tag, or the stop token, begins."""
-        if not self._was:
+        if not self._was_inside:
             return None
         if not self._inside:
             begin = at + 1 - len(self._budget.close)

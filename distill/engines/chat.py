@@ -104,18 +104,18 @@ def reply_of(request: Request, data: Any, prices: Prices, seconds: float) -> Rep
         bill = Bill(_prompt_estimate(request), 0, estimate_tokens(thinking + answer), cost)
         return Reply(thinking, answer, finish, bill, None, seconds)
     prompt = _count(usage, "prompt_tokens", _prompt_estimate(request))
-    told = _reported(usage)
+    told = _reported_thinking(usage)
     tokens = _count(usage, "completion_tokens", estimate_tokens(thinking + answer))
     # xAI and some Gemini proxies leave the thinking out of completion_tokens but bill it: then the total is larger.
     tokens = max(tokens, _count(usage, "total_tokens", 0) - prompt, told or 0)
-    return Reply(thinking, answer, finish, prices.bill(prompt, tokens, _cached(usage)), told, seconds)
+    return Reply(thinking, answer, finish, prices.bill(prompt, tokens, _cached_tokens(usage)), told, seconds)
 
 
 def completion(request: Request, parts: Sequence[tuple[str, Reply]]) -> Completion:
     """The completion made by one call, or by several that continue each other. A part is (the prefix that the call was
     given, its reply)."""
     text, last = joined(*parts[-1]), parts[-1][1]
-    counts = [_counts(begun, reply) for begun, reply in parts]
+    counts = [_sampled_tokens(begun, reply) for begun, reply in parts]
     thinking_tokens, tokens = sum(n for n, _ in counts), sum(n for _, n in counts)
     given, inside = _given_tokens(request, parts)
     finish = Finish.EMPTY if last.finish is Finish.STOP and not text.strip() else last.finish
@@ -161,7 +161,7 @@ def estimates_thinking(reply: Reply) -> bool:
     return not reply.thinking_tokens and bool(reply.thinking or OPEN in reply.answer or CLOSE in reply.answer)
 
 
-def _counts(begun: str, reply: Reply) -> tuple[int, int]:
+def _sampled_tokens(begun: str, reply: Reply) -> tuple[int, int]:
     """(thinking tokens, all tokens) that a call sampled. If the endpoint reports no thinking tokens, they are estimated
     by the share of characters."""
     total = reply.bill.tokens
@@ -199,13 +199,13 @@ def _prompt_estimate(request: Request) -> int:
     return sum(estimate_tokens(message["content"]) for message in request.messages)
 
 
-def _reported(usage: Mapping[str, Any]) -> int | None:
+def _reported_thinking(usage: Mapping[str, Any]) -> int | None:
     """The endpoint's own count of thinking tokens. Some report 0 for truncated thinking, which counts as no report."""
     details = usage.get("completion_tokens_details")
     return _count(details, "reasoning_tokens", 0) or None if isinstance(details, Mapping) else None
 
 
-def _cached(usage: Mapping[str, Any]) -> int:
+def _cached_tokens(usage: Mapping[str, Any]) -> int:
     """Cached prompt tokens, as OpenAI and vLLM report them, or as DeepSeek does."""
     details = usage.get("prompt_tokens_details")
     told = _count(details, "cached_tokens", 0) if isinstance(details, Mapping) else 0

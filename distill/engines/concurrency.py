@@ -43,7 +43,7 @@ class Concurrency:
             except asyncio.CancelledError:
                 if place.done() and not place.cancelled():  # cancelled just as the place was granted
                     self._calls -= 1
-                    self._let_in()
+                    self._admit()
                 raise
         else:
             self._calls += 1
@@ -60,14 +60,14 @@ class Concurrency:
             queued = self._is_queued(pace, seconds)
             if used and not queued:
                 self.limit = min(self.limit + (1.0 if self._starting else 1.0 / self.limit), float(self._most))
-        self._let_in()
+        self._admit()
 
     def _is_queued(self, pace: float, seconds: float) -> bool:
         self._recent = pace if self._quickest is None else (1 - WEIGHT) * self._recent + WEIGHT * pace
         self._quickest = pace if self._quickest is None else min(self._quickest, pace)
         return seconds >= SLOW_SECONDS and self._recent > SLOWER * self._quickest
 
-    def _let_in(self) -> None:
+    def _admit(self) -> None:
         while self._waiting and self._calls < int(self.limit):
             place = self._waiting.popleft()
             if not place.done():

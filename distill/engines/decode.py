@@ -107,11 +107,11 @@ class Decoder:
         self._cache = SlotCache(model.dtype, model.device)
         self._rows = Rows(self.slots, model.device)
         self._groups = Groups(queries_per_head(model))
-        self._laid_out: tuple[int, Layout | None] | None = None
-        self._known: dict[Beginning, tuple[float, ...]] = {}
+        self._last_layout: tuple[int, Layout | None] | None = None
+        self._given_logprobs: dict[Beginning, tuple[float, ...]] = {}
         self._waiting: list[tuple[tuple[Any, ...], Job]] = []
         self._running: dict[int, Running] = {}
-        self._steered: dict[int, Course] = {}
+        self._courses: dict[int, Course] = {}
         self._steps = 0
 
     @property
@@ -130,7 +130,7 @@ class Decoder:
         """Drop all jobs. On a GPU, also free keys and values, as a trainer on the same GPU needs their memory."""
         self._waiting.clear()
         self._release(list(self._running))
-        self._laid_out = None
+        self._last_layout = None
         if self.model.device.type != "cpu":
             self._cache.empty()
 
@@ -154,16 +154,16 @@ class Decoder:
         ).logits[:, -1]
         finished = self._rows.advance(logits, self._stop_ids)
         self._steps += 1
-        if self._steered:
+        if self._courses:
             finished = self._steer(finished)
         return self._collect(finished) if finished else []
 
     def _layout(self) -> tuple[int, Layout | None]:
         """(number of rows to compute, which of them share which prompt)."""
         width = _ceil(max(self._running) + 1, ROWS)
-        if self._laid_out is None or self._laid_out[0] != width:
-            self._laid_out = (width, self._groups.layout(width, self.model.device))
-        return self._laid_out
+        if self._last_layout is None or self._last_layout[0] != width:
+            self._last_layout = (width, self._groups.layout(width, self.model.device))
+        return self._last_layout
 
     def _longest(self) -> int:
         """The most own tokens of any row, including the one about to be fed; after a rewind, an upper bound."""
@@ -172,7 +172,7 @@ class Decoder:
     def _steer(self, finished: list[int]) -> list[int]:
         """Pass the new tokens to the rows' courses: a row rewinds, has its next token forced, or ends."""
         ended, following = set(finished), {}
-        for (slot, course), token in zip(self._steered.items(), self._rows.said(list(self._steered)), strict=True):
+        for (slot, course), token in zip(self._courses.items(), self._rows.said(list(self._courses)), strict=True):
             before = course.length
             stands = course.take(token)
             if stands is not None:
@@ -201,10 +201,10 @@ class Decoder:
     def _release(self, slots: list[int]) -> None:
         self._rows.release(slots)
         if self._groups.leave(slots):
-            self._laid_out = None
+            self._last_layout = None
         for slot in slots:
             del self._running[slot]
-            self._steered.pop(slot, None)
+            self._courses.pop(slot, None)
 
     def _compact(self) -> None:
         """Move rows and prompts into low slots, if that makes the batch noticeably smaller."""
@@ -218,10 +218,10 @@ class Decoder:
         self._groups.move_rows(sources, targets)
         for source, target in zip(sources, targets, strict=True):
             self._running[target] = self._running.pop(source)
-            if source in self._steered:
-                self._steered[target] = self._steered.pop(source)
+            if source in self._courses:
+                self._courses[target] = self._courses.pop(source)
         self._cache.prompts.copy(*self._groups.compact(), self._cache.prompts.capacity)
-        self._laid_out = None
+        self._last_layout = None
 
     def _admit(self) -> None:
         if not self._waiting:
@@ -243,9 +243,9 @@ class Decoder:
             self._cache.prompts.wish(_ceil(self._groups.width, ROWS), plan.longest)
             entering.append((slot, job))
         if entering:
-            self._known |= prefill(self.model, self._cache, plan)
+            self._given_logprobs |= prefill(self.model, self._cache, plan)
             self._enter(entering)
-            self._laid_out = None
+            self._last_layout = None
 
     def _course(self, job: Job) -> Course | None:
         if not (job.budget or job.stop):
@@ -270,17 +270,19 @@ class Decoder:
         now, entries = time.perf_counter(), []
         for slot, job in entering:
             course = self._course(job)
-            entry = Entry(slot, job.key, job.beginning, job.sampling, self._known.get(job.beginning, ()))
+            entry = Entry(slot, job.key, job.beginning, job.sampling, self._given_logprobs.get(job.beginning, ()))
             own = len(job.beginning.ids) - 1 - entry.start
             self._running[slot] = Running(job, own - self._steps, now, course)
             entries.append(entry)
             if course:
-                self._steered[slot] = course
+                self._courses[slot] = course
         self._rows.enter(entries)
-        self._rows.force({slot: course.next for slot, course in self._steered.items()})
-        if self._known:
+        self._rows.force({slot: course.next for slot, course in self._courses.items()})
+        if self._given_logprobs:
             there = {running.job.beginning for running in self._running.values()}
-            self._known = {beginning: known for beginning, known in self._known.items() if beginning in there}
+            self._given_logprobs = {
+                beginning: known for beginning, known in self._given_logprobs.items() if beginning in there
+            }
 
 
 def order(job: Job) -> tuple[Any, ...]:

@@ -109,10 +109,10 @@ class Endpoint:
         self._model, self._options, self._key = model, options, key
         self._dialect, self._prices = DIALECTS[options.dialect], Prices.of(options)
         host = urlsplit(options.base_url).hostname or ""
-        self._place = httpx2.URL(self.url)
+        self._target = httpx2.URL(self.url)
         self._headers = httpx2.Headers(HEADERS | ({"Authorization": f"Bearer {key}"} if key else {}))
         self._proxy = None if is_loopback(host) else _proxy_for(options.base_url)
-        self._trust: ssl.SSLContext | None = None  # slow to create
+        self._ssl_context: ssl.SSLContext | None = None  # slow to create
         # OpenAI's own newer models take the limit under this name only; everybody else knows the old one.
         self._limit_field = "max_completion_tokens" if host == "api.openai.com" else "max_tokens"
 
@@ -121,9 +121,9 @@ class Endpoint:
         transport, not a client: cookies and redirects are of no use here, and cost a third of a call's time."""
         import httpx2
 
-        self._trust = self._trust or httpx2.create_ssl_context()
+        self._ssl_context = self._ssl_context or httpx2.create_ssl_context()
         limits = httpx2.Limits(max_connections=1, keepalive_expiry=KEPT_OPEN_SECONDS)
-        return httpx2.AsyncHTTPTransport(verify=self._trust, limits=limits, proxy=self._proxy)
+        return httpx2.AsyncHTTPTransport(verify=self._ssl_context, limits=limits, proxy=self._proxy)
 
     async def call(self, line: httpx2.AsyncHTTPTransport, request: Request, progress: Progress) -> Reply:
         """Make one call. Raises `TryAgain` for a temporary failure, `InputError` for a permanent one."""
@@ -132,27 +132,27 @@ class Endpoint:
         begun, options = time.monotonic(), self._options
         try:
             async with asyncio.timeout(options.longest_call):
-                response = await line.handle_async_request(self._posted(request))
+                response = await line.handle_async_request(self._http_request(request))
                 try:
                     data = await self._read(response, progress, begun)
                 finally:
                     await response.aclose()
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise TryAgain(f"cannot be reached ({self._clean(error)})") from None
+            raise TryAgain(f"cannot be reached ({self._redacted(error)})") from None
         except httpx2.TimeoutException:
             raise TryAgain(f"silent for {options.timeout:g} seconds", billed=True, too_much=True) from None
         except TimeoutError:
             raise TryAgain(f"not done after {options.longest_call:g} seconds", billed=True, too_much=True) from None
         except httpx2.RequestError as error:
-            raise TryAgain(f"the connection broke ({self._clean(error)})", billed=True) from None
+            raise TryAgain(f"the connection broke ({self._redacted(error)})", billed=True) from None
         except chat.Malformed as error:
-            raise TryAgain(self._clean(error), billed=True) from None
+            raise TryAgain(self._redacted(error), billed=True) from None
         if response.status_code != 200:
-            return self._refusal(request, response, self._clean(data))
+            return self._handle_status(request, response, self._redacted(data))
         try:
-            return self._cleaned(chat.reply_of(request, data, self._prices, time.monotonic() - begun))
+            return self._redacted_reply(chat.reply_of(request, data, self._prices, time.monotonic() - begun))
         except chat.Malformed as error:
-            raise TryAgain(self._clean(error), billed=True) from None
+            raise TryAgain(self._redacted(error), billed=True) from None
 
     def most(self, request: Request) -> Bill:
         return self._prices.most(request)
@@ -166,7 +166,7 @@ class Endpoint:
             return most
         return self._prices.bill(most.prompt_tokens, min(received, most.tokens))
 
-    def _posted(self, request: Request) -> httpx2.Request:
+    def _http_request(self, request: Request) -> httpx2.Request:
         import httpx2
 
         options = self._options
@@ -177,7 +177,7 @@ class Endpoint:
                 body |= {"stream_options": {"include_usage": True}}
         silence, connect = options.timeout, min(CONNECT_SECONDS, options.timeout)
         return httpx2.Request(
-            "POST", self._place, headers=self._headers, content=json.dumps(body).encode(),
+            "POST", self._target, headers=self._headers, content=json.dumps(body).encode(),
             extensions={"timeout": {"connect": connect, "read": silence, "write": silence, "pool": None}},
         )  # fmt: skip
 
@@ -204,7 +204,7 @@ class Endpoint:
         text = b"".join(pieces).decode(errors="replace")
         return chat.parsed(text) if response.status_code == 200 else text
 
-    def _refusal(self, request: Request, response: httpx2.Response, text: str) -> Reply:
+    def _handle_status(self, request: Request, response: httpx2.Response, text: str) -> Reply:
         """Handle a status other than 200: raise `TryAgain` or `InputError`, or return a content filter's refusal."""
         status, said, options = response.status_code, _one_line(text), self._options
         if status in PASSING or status >= 500:
@@ -218,13 +218,13 @@ class Endpoint:
         hint = "; try stream: false" if options.stream and "stream" in text else ""
         raise InputError(f"{self.url}: refuses the call for model {self._model} (HTTP {status}): {said}{hint}")
 
-    def _cleaned(self, reply: Reply) -> Reply:
+    def _redacted_reply(self, reply: Reply) -> Reply:
         if len(self._key) < SECRET_LENGTH or self._key not in f"{reply.thinking} {reply.answer}":
             return reply
-        thinking, answer = self._clean(reply.thinking), self._clean(reply.answer)
+        thinking, answer = self._redacted(reply.thinking), self._redacted(reply.answer)
         return Reply(thinking, answer, reply.finish, reply.bill, reply.thinking_tokens, reply.seconds)
 
-    def _clean(self, said: object) -> str:
+    def _redacted(self, said: object) -> str:
         """External text with the key removed; an exception without a message becomes the name of its type."""
         if said == "":
             return ""

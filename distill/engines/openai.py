@@ -78,9 +78,9 @@ class OpenAIEngine:
         self._usual = pacing.Usual()
         self._concurrency = Concurrency(options.concurrency)
         self._failure: BaseException | None = None
-        self._news = asyncio.Event()
+        self._feed_changed = asyncio.Event()
         """Set when the feed may yield requests again (`distill.engines.feed`)."""
-        self._estimating = self._hides = False
+        self._estimates_noted = self._hides_thinking = False
         self._answers = self._retries = 0
         self._latest = "", Progress()
         self._loop = asyncio.new_event_loop()
@@ -97,8 +97,8 @@ class OpenAIEngine:
         results: Results = SimpleQueue()
         self._failure = None
         if isinstance(requests, Feed):
-            requests.listen(self._tell_of_news)
-        run = asyncio.run_coroutine_threadsafe(self._drive(iter(requests), results), self._loop)
+            requests.listen(self._wake)
+        run = asyncio.run_coroutine_threadsafe(self._run_callers(iter(requests), results), self._loop)
         made = 0
         try:
             while not stopping():
@@ -116,7 +116,7 @@ class OpenAIEngine:
             if isinstance(requests, Feed):
                 requests.listen()
             run.cancel()
-            if account := self._account(made):
+            if account := self._summary(made):
                 self._note(account)
 
     def stream(self, request: Request) -> Iterator[SoFar | Completion]:
@@ -126,7 +126,7 @@ class OpenAIEngine:
             made = pool.submit(lambda: list(self.generate([request], over.is_set)))
             try:
                 while not wait([made], SHOWN_SECONDS).done:
-                    text = asyncio.run_coroutine_threadsafe(self._said(), self._loop).result()
+                    text = asyncio.run_coroutine_threadsafe(self._text_so_far(), self._loop).result()
                     if text != shown:
                         shown = text
                         yield SoFar("", text, estimate_tokens(text))
@@ -134,7 +134,7 @@ class OpenAIEngine:
             finally:
                 over.set()
 
-    async def _said(self) -> str:
+    async def _text_so_far(self) -> str:
         """The text of the newest call so far. Runs in the loop's thread, which owns the stream."""
         begun, progress = self._latest
         if progress.stream is None:
@@ -160,7 +160,7 @@ class OpenAIEngine:
             self._loop.close()
             self._calls.close()
 
-    def _account(self, made: int) -> str:
+    def _summary(self, made: int) -> str:
         """One line about the answers and their cost; empty after a single answer at most, without retries and cost."""
         spent, before, cap = self.spent, self._calls.spent, self._options.max_cost
         if made <= 1 and not self._retries and not spent.cost:
@@ -171,18 +171,18 @@ class OpenAIEngine:
         total = f", {money(spent.cost)} with earlier runs" if before.cost else ""
         return f"{text}, cost {money(spent.cost - before.cost)}{total}" + (f", cap {money(cap)}" if cap else "")
 
-    async def _drive(self, requests: Iterator[Request | None], results: Results) -> None:
+    async def _run_callers(self, requests: Iterator[Request | None], results: Results) -> None:
         """Run the calls until the requests end or something fails; None in ``results`` marks the end."""
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._options.concurrency):
-                    group.create_task(self._work(requests, results))
+                    group.create_task(self._caller(requests, results))
         finally:
             results.put(None)
         if self._failure:
             raise self._failure
 
-    async def _work(self, requests: Iterator[Request | None], results: Results) -> None:
+    async def _caller(self, requests: Iterator[Request | None], results: Results) -> None:
         """One of the ``concurrency`` callers: takes request after request from the shared iterator."""
         try:
             async with self._endpoint.line() as line:
@@ -197,18 +197,18 @@ class OpenAIEngine:
     def _fail(self, error: BaseException) -> None:
         """End the run: no new call is made."""
         self._failure = self._failure or error
-        self._news.set()
+        self._feed_changed.set()
 
-    def _tell_of_news(self) -> None:
-        self._loop.call_soon_threadsafe(self._news.set)
+    def _wake(self) -> None:
+        self._loop.call_soon_threadsafe(self._feed_changed.set)
 
     async def _next(self, requests: Iterator[Request | None]) -> Request | None:
         """The next request, or None at the end. Waits while the feed yields none."""
         while self._failure is None and (request := next(requests, ENDED)) is not ENDED:
             if request:
                 return request
-            self._news.clear()
-            await self._news.wait()
+            self._feed_changed.clear()
+            await self._feed_changed.wait()
         return None
 
     async def _respond(self, line: httpx2.AsyncHTTPTransport, request: Request) -> Completion:
@@ -218,8 +218,8 @@ class OpenAIEngine:
         parts = [(begun.prefix, reply)]
         if rest := early_exit.rest(request, begun, reply):
             parts.append((rest.prefix, await self._part(line, rest, 1)))
-        if not self._estimating and chat.estimates_thinking(reply):
-            self._estimating = True
+        if not self._estimates_noted and chat.estimates_thinking(reply):
+            self._estimates_noted = True
             self._note(f"{self.url}: reports no thinking tokens; they are estimated from the length of the text")
         return chat.completion(request, parts)
 
@@ -276,7 +276,7 @@ class OpenAIEngine:
                     bill = call.bill
                 self._usual.add(bill.total_tokens)
                 self._answers += 1
-                self._hides = self._hides or chat.hides_thinking(reply)
+                self._hides_thinking = self._hides_thinking or chat.hides_thinking(reply)
                 seconds = reply.seconds
                 pace = seconds / max(bill.tokens, 1) if progress.first is None else progress.first
                 return reply
@@ -300,7 +300,7 @@ class OpenAIEngine:
             raise
         except asyncio.CancelledError:
             # If thinking is hidden, what has arrived does not show how much was generated.
-            bill = call.bill if self._hides else self._endpoint.so_far(request, progress)
+            bill = call.bill if self._hides_thinking else self._endpoint.so_far(request, progress)
             self._calls.end(call, Outcome.ENDED, bill, time.monotonic() - begun)
             raise
         except Exception:

@@ -28,15 +28,15 @@ class Meter:
     """
 
     def __init__(self, per_minute: int | None) -> None:
-        self._each = 60.0 / per_minute if per_minute else 0.0
+        self._interval = 60.0 / per_minute if per_minute else 0.0
         self.free_at = 0.0
         """The time from which on something may be taken."""
 
     def take(self, now: float, amount: float) -> None:
-        self.free_at = max(now, self.free_at) + amount * self._each
+        self.free_at = max(now, self.free_at) + amount * self._interval
 
     def settle(self, estimate: float, real: float) -> None:
-        self.free_at += (real - estimate) * self._each
+        self.free_at += (real - estimate) * self._interval
 
 
 class Pace:
@@ -93,7 +93,7 @@ class Budget:
 
     def __init__(self, cost: Decimal | None, tokens: int | None, spent: Bill = NOTHING) -> None:
         self.cost, self.tokens, self.spent = cost, tokens, spent
-        self._aside, self._calls = NOTHING, 0
+        self._reserved, self._calls = NOTHING, 0
         self._changed = asyncio.Event()
 
     async def reserve(self, most: Bill) -> bool:
@@ -103,19 +103,19 @@ class Budget:
                 return False
             self._changed.clear()
             await self._changed.wait()
-        self._aside, self._calls = self._aside + most, self._calls + 1
+        self._reserved, self._calls = self._reserved + most, self._calls + 1
         return True
 
     def settle(self, most: Bill, bill: Bill) -> None:
         """A call that reserved ``most`` is over and took ``bill``."""
-        self._aside, self._calls = self._aside - most, self._calls - 1
+        self._reserved, self._calls = self._reserved - most, self._calls - 1
         self.spent += bill
         self._changed.set()
 
     def _fits(self, most: Bill) -> bool:
-        if self.cost is not None and self.spent.cost + self._aside.cost + most.cost > self.cost:
+        if self.cost is not None and self.spent.cost + self._reserved.cost + most.cost > self.cost:
             return False
-        total = self.spent.total_tokens + self._aside.total_tokens + most.total_tokens
+        total = self.spent.total_tokens + self._reserved.total_tokens + most.total_tokens
         return self.tokens is None or total <= self.tokens
 
 

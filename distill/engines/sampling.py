@@ -34,13 +34,13 @@ def draw(
     """
     scaled = logits.float() / temperature[:, None]
     scaled -= scaled.amax(-1, keepdim=True)
-    weights = _whole_blocks(scaled.exp())
+    weights = _padded(scaled.exp())
     sums = _block_sums(weights)
     total = sums.sum(-1, keepdim=True)
     if top_p is not None and top_k is not None:
         weights = weights * kept(weights / total, top_p, top_k)
         sums = _block_sums(weights)
-    tokens = _where_it_falls(weights, sums, uniforms[:, None])
+    tokens = _inverse_transform(weights, sums, uniforms[:, None])
     if greedy is not None:
         tokens = torch.where(greedy[:, None], logits.argmax(-1, keepdim=True), tokens)
     if forced is not None:
@@ -53,7 +53,7 @@ def logprobs_of(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     return (logits.float() / temperature).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
 
-def _whole_blocks(weights: Tensor) -> Tensor:
+def _padded(weights: Tensor) -> Tensor:
     """``weights`` padded with tokens of weight 0, so that the vocabulary is a whole number of blocks."""
     missing = -weights.shape[1] % BLOCK
     return torch.nn.functional.pad(weights, (0, missing)) if missing else weights
@@ -64,7 +64,7 @@ def _block_sums(weights: Tensor) -> Tensor:
     return weights.view(len(weights), -1, BLOCK).sum(-1).double()
 
 
-def _where_it_falls(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
+def _inverse_transform(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
     """The first token whose cumulative weight exceeds ``uniforms`` (R, 1) of the total: first its block, then it."""
     cumulative = sums.cumsum(-1)
     target = uniforms * cumulative[:, -1:]

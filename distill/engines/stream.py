@@ -20,7 +20,7 @@ class Stream:
     """Takes bytes as they arrive, and parses them when there are many, which takes half the time."""
 
     def __init__(self) -> None:
-        self._waiting: list[bytes] = []
+        self._unparsed: list[bytes] = []
         self._size = 0
         self._received = 0
         self._texts: dict[str, list[str]] = {}
@@ -30,26 +30,26 @@ class Stream:
 
     def feed(self, piece: bytes) -> None:
         """Add bytes. Raises `chat.Malformed`, here or later, for an event that is not a piece of a chat completion."""
-        self._waiting.append(piece)
+        self._unparsed.append(piece)
         self._size += len(piece)
         if self._size > LOOKED_INTO:
-            self._look()
+            self._parse()
 
     def said(self) -> tuple[str, str]:
         """(thinking, answer) so far."""
-        self._look()
+        self._parse()
         thinking = self._texts.get("reasoning", self._texts.get("reasoning_content", []))
         return "".join(thinking), "".join(self._texts.get("content", []))
 
     @property
     def received(self) -> int:
         """The bytes of text so far, which are at least as many as the tokens."""
-        self._look()
+        self._parse()
         return self._received
 
-    def _look(self) -> None:
-        *lines, rest = b"".join(self._waiting).split(b"\n")
-        self._waiting, self._size = [rest], 0
+    def _parse(self) -> None:
+        *lines, rest = b"".join(self._unparsed).split(b"\n")
+        self._unparsed, self._size = [rest], 0
         for line in lines:
             if not line.startswith(DATA):
                 continue
@@ -60,8 +60,8 @@ class Stream:
 
     def reply(self) -> Any:
         """The whole reply. Raises `chat.Malformed` if the stream ended in the middle."""
-        self._waiting.append(b"\n")
-        self._look()
+        self._unparsed.append(b"\n")
+        self._parse()
         if self._data.get("error"):
             return self._data
         if not self._begun or (self._reason is None and not self._done):

@@ -84,7 +84,7 @@ class EvaluateSettings(Settings):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _can_be_had(self) -> EvaluateSettings:
+    def _check(self) -> EvaluateSettings:
         for a, b in permutations(self.models, 2):
             if b.startswith(f"{a}/"):  # the name of other samples of `a`
                 raise ValueError(f"models: {b!r} would be taken for a part of {a!r}; rename it")
@@ -176,7 +176,7 @@ def forecast(context: Context, settings: EvaluateSettings, expected: Mapping[str
     count = expected.get(settings.problems, {}).get(settings.split)
     if count is None:
         return Forecast("answers")
-    total, store, wishes = count * each * len(settings.models), store_of(context), _expected(context, settings)
+    total, store, wishes = count * each * len(settings.models), store_of(context), _wanted_by_model(context, settings)
     by_key = {wish.key: wish for of_model in wishes.values() for wish in of_model}
     present = store.present("traces", by_key)
     missing = {model: [wish for wish in of_model if wish.key not in present] for model, of_model in wishes.items()}
@@ -184,13 +184,13 @@ def forecast(context: Context, settings: EvaluateSettings, expected: Mapping[str
     least, cuts = total - len(present), cut * len(settings.models)
     figures: dict[str, Any] = {"calls": least + cuts, "max_tokens": (least + cuts) * settings.sampling.max_tokens}
     if isinstance(settings.engine, OpenAIOptions):
-        figures |= _of_endpoint(context, settings.engine, figures, missing, cut)
+        figures |= _endpoint_forecast(context, settings.engine, figures, missing, cut)
     if settings.verifier is not None:
-        figures = forecasts.added(figures, _of_judges(context, settings, total, list(by_key.values())))
+        figures = forecasts.added(figures, _judges_forecast(context, settings, total, list(by_key.values())))
     return Forecast("answers", total + cuts, len(present), {**figures, "least_calls": least} if cuts else figures)
 
 
-def _of_endpoint(
+def _endpoint_forecast(
     context: Context, options: OpenAIOptions, figures: Mapping[str, Any], missing: Mapping[str, list[Wanted]],
     cut: int,
 ) -> dict[str, Any]:  # fmt: skip
@@ -214,7 +214,9 @@ def _of_endpoint(
     }
 
 
-def _of_judges(context: Context, settings: EvaluateSettings, total: int, wishes: Sequence[Wanted]) -> dict[str, Any]:
+def _judges_forecast(
+    context: Context, settings: EvaluateSettings, total: int, wishes: Sequence[Wanted]
+) -> dict[str, Any]:
     """What the judges will take for the missing verdicts."""
     assert settings.verifier is not None
     store = store_of(context)
@@ -225,7 +227,7 @@ def _of_judges(context: Context, settings: EvaluateSettings, total: int, wishes:
     return forecasts.of_judges(verifiers.build(settings.verifier, context.hashes), store, context.name, missing)
 
 
-def _expected(context: Context, settings: EvaluateSettings) -> dict[str, list[Wanted]]:
+def _wanted_by_model(context: Context, settings: EvaluateSettings) -> dict[str, list[Wanted]]:
     """The answers wanted of the models that exist already, by the models' identities; empty until the problems
     exist."""
     upstream = context.inputs.get(settings.problems)

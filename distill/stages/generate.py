@@ -64,7 +64,7 @@ class GenerateSettings(Settings):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _can_be_had(self) -> GenerateSettings:
+    def _check(self) -> GenerateSettings:
         check_model(self.teacher, self.engine)
         check_thinking(self.thinking, self.sampling)
         budget = self.thinking.thinking_budget() if self.thinking else None
@@ -171,7 +171,7 @@ def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str
     if total is not None:
         figures |= {"calls": total - done, "max_tokens": tokens}
         if isinstance(settings.engine, OpenAIOptions):
-            figures |= _foreseen(context, settings, settings.engine, figures, missing)
+            figures |= _endpoint_forecast(context, settings, settings.engine, figures, missing)
         if settings.until and settings.until.verifier:
             judge = verifiers.build(settings.until.verifier, context.hashes)
             figures = forecasts.added(
@@ -189,7 +189,7 @@ def _missing(store: Store, settings: GenerateSettings, wishes: list[Wanted]) -> 
     return [request_of(wish) for key, wish in by_key.items() if key not in present]
 
 
-def _foreseen(
+def _endpoint_forecast(
     context: Context, settings: GenerateSettings, options: OpenAIOptions, figures: Mapping[str, Any],
     missing: list[Request] | None,
 ) -> dict[str, Any]:  # fmt: skip

@@ -156,7 +156,7 @@ def _traces(
     seen: set[str] = set()
     samples: Counter[str] = Counter()
     take = least(settings.take, settings.limit)
-    for problem, said in _said(context, settings, tally):
+    for problem, said in _responses(context, settings, tally):
         of_problem = problem_row(problem)
         asked = of_problem["prompt_key"]
         trace = _trace(said, problem, f"imported:{settings.teacher}", samples[asked])
@@ -171,7 +171,7 @@ def _traces(
             return
 
 
-def _said(context: Context, settings: ImportSettings, tally: Counter[str]) -> Iterator[tuple[Problem, Said]]:
+def _responses(context: Context, settings: ImportSettings, tally: Counter[str]) -> Iterator[tuple[Problem, Said]]:
     """Every trace of every row, with the problem that it answers. One that cannot be used is skipped with a note, or
     raises an error (``on_bad_row``)."""
     mapping = ProblemColumns(settings.prompt, settings.reference, settings.reference_pattern, settings.difficulty)

@@ -42,21 +42,21 @@ def gather(
     if isinstance(source, SlipLabels):
         rows = problems_of(store_of(context), context.inputs[source.slips].digest, "train")
         found = [problem for _, problem in rows]
-        return _told(
+        return _require_any(
             context, source.slips, list(exact.planted(exact.Checkers(), found, split, source.chance, source.each, seed))
         )
     if isinstance(source, ExactLabels):
-        checkers, tried = exact.Checkers(), _tried(context, source.exact)
+        checkers, tried = exact.Checkers(), _judged_traces(context, source.exact)
         checked = [
             exact.checked(checkers, t.key, t.problem, t.response, split, trace=t.key, correct=t.correct) for t in tried
         ]
-        return _told(context, source.exact, [one for one in checked if one is not None])
+        return _require_any(context, source.exact, [one for one in checked if one is not None])
     if isinstance(source, GroupLabels):
         return _groups(context, source, split)
     return _rollouts(context, source, split, ask)
 
 
-def _told(context: Context, stage: str, found: list[Labelled]) -> list[Labelled]:
+def _require_any(context: Context, stage: str, found: list[Labelled]) -> list[Labelled]:
     if not found:
         raise InputError(
             f"stage {context.name}: no problem of {stage} is of a family that can check its lines; use other labels"
@@ -72,7 +72,7 @@ def response_of(row: Row) -> str:
     return row["cut"] or join_thinking(row["thinking"], row["answer"], row["closed"])
 
 
-def _tried(context: Context, stage: str) -> list[Tried]:
+def _judged_traces(context: Context, stage: str) -> list[Tried]:
     """The traces of a verify stage that were judged correct or incorrect, in order."""
     rows = store_of(context).rows(
         f"SELECT m.position, v.outcome, {TEXT}, p.* FROM members m JOIN verdicts v ON m.row_key = v.verdict_key "
@@ -98,8 +98,8 @@ def _tried(context: Context, stage: str) -> list[Tried]:
 
 def _groups(context: Context, source: GroupLabels, split: Split) -> list[Labelled]:
     manifest = context.inputs[source.groups]
-    judged = _tried(context, source.groups) if manifest.identity.kind == "verify" else []
-    members = [((one.problem_key, 0), one) for one in judged] or _rolled(context, source.groups)
+    judged = _judged_traces(context, source.groups) if manifest.identity.kind == "verify" else []
+    members = [((one.problem_key, 0), one) for one in judged] or _judged_rollouts(context, source.groups)
     if not members:
         raise InputError(
             f"stage {context.name}: {source.groups} left no judged rollouts; name a grpo or a verify stage"
@@ -117,7 +117,7 @@ def _groups(context: Context, source: GroupLabels, split: Split) -> list[Labelle
     return found
 
 
-def _rolled(context: Context, stage: str) -> list[tuple[tuple[str, int], Tried]]:
+def _judged_rollouts(context: Context, stage: str) -> list[tuple[tuple[str, int], Tried]]:
     """The judged rollouts of a grpo run, each with its group: a problem at a step, all sampled from one policy."""
     manifest = context.inputs[stage]
     rows = store_of(context).rows(
@@ -148,16 +148,16 @@ def _judge_of(settings: Mapping[str, Any]) -> Any:
 
 
 def _rollouts(context: Context, source: RolloutLabels, split: Split, ask: Ask) -> list[Labelled]:
-    tried = _tried(context, source.rollouts)[: source.most]
+    tried = _judged_traces(context, source.rollouts)[: source.most]
     problems = {one.problem_key: one.problem for one in tried}
     with ExitStack() as stack:
-        outcomes = partial(_outcomes, context, source, problems, ask, _once(context, source, stack), count())
+        outcomes = partial(_outcomes, context, source, problems, ask, _shared_engine(context, source, stack), count())
         if source.search == "first_error":
             return rollouts.first_error(tried, split, outcomes)
         return rollouts.every(tried, split, source.kind, outcomes)
 
 
-def _once(context: Context, source: RolloutLabels, stack: ExitStack) -> Callable[[], Engine]:
+def _shared_engine(context: Context, source: RolloutLabels, stack: ExitStack) -> Callable[[], Engine]:
     """The policy's engine, opened when it is first needed and kept for all rounds of a search."""
 
     @cache
@@ -180,7 +180,7 @@ def _outcomes(
     sampling = source.sampling.sampling(source.seed)
     wishes = {
         (key, prefix): generation.wanted(
-            [(key, problems[key])], model.identity, sampling, source.samples, partial(_begun, ask, prefix)
+            [(key, problems[key])], model.identity, sampling, source.samples, partial(_with_prefix, ask, prefix)
         )
         for key, prefix in dict.fromkeys(prefixes)
     }
@@ -198,7 +198,7 @@ def _outcomes(
     return {prefix: [right[w.key] for w in part if w.key in right] for prefix, part in wishes.items()}
 
 
-def _begun(ask: Ask, prefix: str, problem: Problem) -> Asked:
+def _with_prefix(ask: Ask, prefix: str, problem: Problem) -> Asked:
     return replace(ask(problem), prefix=prefix)
 
 
@@ -233,7 +233,7 @@ def foresee(context: Context, sources: Sequence[LabelSource], rule: str) -> dict
 def _prefixes(context: Context, source: RolloutLabels, rule: str) -> int:
     """The number of prefixes to complete: all but the whole response, or those that a binary search of a wrong one
     tries."""
-    tried = _tried(context, source.rollouts)[: source.most]
+    tried = _judged_traces(context, source.rollouts)[: source.most]
     steps = [(len(split(one.response, rule)), one.correct) for one in tried]
     if source.search == "every":
         return sum(count - 1 for count, _ in steps if count)

@@ -36,7 +36,7 @@ class Measure:
         self._context, self._settings, self._store, self._model = context, settings, store, model
         self._label, self._stack = label, stack
         self._engine: Engine | None = None
-        self._new: dict[int, int] = {}
+        self._sampled_anew: dict[int, int] = {}
 
     def sampled(self, wishes: Sequence[Wanted]) -> dict[str, list[Wanted]]:
         """The samples by kind: ``label``, ``label/greedy``, and ``label/thinking-N`` for those under a budget."""
@@ -61,7 +61,7 @@ class Measure:
         closing = self._settings.thinking.closing if self._settings.thinking else USUAL.closing
         standing = budgets.under(self._store, samples, self._settings.budgets, self._model.identity, closing)
         own = {wish.key for wish in samples}
-        self._new = {most: len({w.key for w in some} - own) for most, some in standing.items()}
+        self._sampled_anew = {most: len({w.key for w in some} - own) for most, some in standing.items()}
         self._make(budgets.made_anew(standing, samples))
         return {kind_of(self._label, most): some for most, some in standing.items()}
 
@@ -84,7 +84,7 @@ class Measure:
             return {}
         whole = rows[self._label]
         standing = {most: rows[kind_of(self._label, most)] for most in wanted}
-        found: dict[str, Any] = {"by_budget": payoff.curve(standing, whole, self._new)}
+        found: dict[str, Any] = {"by_budget": payoff.curve(standing, whole, self._sampled_anew)}
         return found | ({"against_no_thinking": payoff.against_none(whole, standing[0])} if 0 in standing else {})
 
 

@@ -90,7 +90,7 @@ def run(context: Context, settings: PretrainSettings) -> Output:
 
     with Recorder(store_of(context), context, ("loss", "learning_rate")) as recorder:
         train(
-            network, batch, _how(settings), checkpoints=context.work / "checkpoints",
+            network, batch, _train_settings(settings), checkpoints=context.work / "checkpoints",
             stop=context.stopping, on_step=recorder, before_save=recorder.flush,
         )  # fmt: skip
     digest = publish(context, network, tokenizer, ABOUT, FROM_NOTHING, settings)
@@ -98,7 +98,7 @@ def run(context: Context, settings: PretrainSettings) -> Output:
     return Output(digest, {"parameters": parameters, "steps": settings.steps, **recorder.last()})
 
 
-def _how(settings: PretrainSettings) -> TrainSettings:
+def _train_settings(settings: PretrainSettings) -> TrainSettings:
     from distill.training.loop import TrainSettings
     from distill.training.optimizer import OptimizerSettings
 

@@ -86,7 +86,7 @@ class PrmSettings(StudentSettings):
     """In the test, how the scores of a response's steps are combined."""
 
     @model_validator(mode="after")
-    def _can_be(self) -> PrmSettings:
+    def _check(self) -> PrmSettings:
         if self.prompting and (self.prompting.prefill or self.prompting.examples is not None):
             raise ValueError(
                 "prompting: only `system` and `template` can be set here; a reward model reads whole responses"
@@ -107,8 +107,8 @@ def run(context: Context, settings: PrmSettings) -> Output:
     if settings.body == "trained":
         check_memory(context, settings, start)
     split = splitter(settings.steps, tokenizer_of(start) if needs_tokens(settings.steps) else None)
-    labelled = _taught(context, _labelled(context, settings, settings.labels, split))
-    network, tokenizer = load_student(_held(settings), start)
+    labelled = _none_held_out(context, _labelled(context, settings, settings.labels, split))
+    network, tokenizer = load_student(_loading_settings(settings), start)
     if settings.body == "frozen":
         network.requires_grad_(False)
     rate = settings.learning_rate or default_learning_rate(network)
@@ -118,13 +118,14 @@ def run(context: Context, settings: PrmSettings) -> Output:
     if not held:
         context.note("nothing is held out, as all labels are of one problem")
     tested = _lessons(context, settings, tokenizer, _labelled(context, settings, settings.test, split))
-    tested = _unseen(context, taught, tested)
-    _keep(context, {"train": taught, "heldout": held, "test": tested})
+    tested = _of_unseen_problems(context, taught, tested)
+    _store_labels(context, {"train": taught, "heldout": held, "test": tested})
     rows = [turned(lesson, settings.noise, settings.seed).row for lesson in taught]
     with Recorder(store_of(context), context, ("loss", "learning_rate"), settings.log_to) as recorder:
         result = train(
-            network, rows, _how(settings, rate, head.weight.numel()), checkpoints=context.work / "checkpoints",
-            stop=context.stopping, on_step=recorder, before_save=recorder.flush, measure=heads.fitness,
+            network, rows, _train_settings(settings, rate, head.weight.numel()),
+            checkpoints=context.work / "checkpoints", stop=context.stopping, on_step=recorder,
+            before_save=recorder.flush, measure=heads.fitness,
         )  # fmt: skip
     test = partial(
         measured, network, micro_batch_tokens=settings.micro_batch_tokens, threshold=settings.threshold,
@@ -146,7 +147,7 @@ def run(context: Context, settings: PrmSettings) -> Output:
     return Output(_publish(context, settings, network, tokenizer, figures), figures)
 
 
-def _held(settings: PrmSettings) -> PrmSettings:
+def _loading_settings(settings: PrmSettings) -> PrmSettings:
     """The settings by which the body is loaded: a frozen one gets no adapter."""
     return settings if settings.body == "trained" else settings.model_copy(update={"lora": None, "quantize": None})
 
@@ -170,7 +171,7 @@ def _ask(context: Context, settings: PrmSettings) -> Ask:
     return asking(settings.prompting, key=f"{context.name}.prompting")
 
 
-def _taught(context: Context, labelled: list[Labelled]) -> list[Labelled]:
+def _none_held_out(context: Context, labelled: list[Labelled]) -> list[Labelled]:
     """``labelled``, if none of it is held out: a reward model that was trained on held-out problems would look too
     good when it chooses among answers to them."""
     if held := sum(one.problem.split == "heldout" for one in labelled):
@@ -181,7 +182,7 @@ def _taught(context: Context, labelled: list[Labelled]) -> list[Labelled]:
     return labelled
 
 
-def _unseen(context: Context, taught: Sequence[Lesson], tested: Sequence[Lesson]) -> list[Lesson]:
+def _of_unseen_problems(context: Context, taught: Sequence[Lesson], tested: Sequence[Lesson]) -> list[Lesson]:
     """The test labels of problems that are not trained on."""
     known = {lesson.labelled.structure for lesson in taught}
     found = [lesson for lesson in tested if lesson.labelled.structure not in known]
@@ -209,7 +210,7 @@ def _lessons(context: Context, settings: PrmSettings, tokenizer: Any, labelled: 
     return found
 
 
-def _keep(context: Context, parts: Mapping[str, Sequence[Lesson]]) -> None:
+def _store_labels(context: Context, parts: Mapping[str, Sequence[Lesson]]) -> None:
     """Store the labels as rows; a repeated run gives the same rows."""
     store = store_of(context)
     for part, lessons in parts.items():
@@ -217,7 +218,7 @@ def _keep(context: Context, parts: Mapping[str, Sequence[Lesson]]) -> None:
     store.ingest()
 
 
-def _how(settings: PrmSettings, rate: float, width: int) -> TrainSettings:
+def _train_settings(settings: PrmSettings, rate: float, width: int) -> TrainSettings:
     from distill.prm.head import NAME
     from distill.training.loop import TrainSettings
     from distill.training.optimizer import OptimizerSettings

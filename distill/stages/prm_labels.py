@@ -54,7 +54,7 @@ class RolloutLabels(Settings):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _can_be_had(self) -> RolloutLabels:
+    def _check(self) -> RolloutLabels:
         check_model(self.policy, self.engine)
         dialects.check_wished(self.engine, None, begun=True)
         return self
@@ -85,7 +85,7 @@ def _tag(value: Any) -> str:
     return next((f"{name} labels" for name in SOURCES if name in keys), "exact labels")
 
 
-def _known(value: Any) -> Any:
+def _names_a_source(value: Any) -> Any:
     if isinstance(value, dict) and not set(SOURCES) & set(value):
         raise ValueError(f"names no source of labels; set one of {', '.join(SOURCES)}")
     return value
@@ -100,5 +100,5 @@ LabelSource = Annotated[
         | Annotated[FileLabels, Tag("file labels")],
         Discriminator(_tag),
     ],
-    BeforeValidator(_known),
+    BeforeValidator(_names_a_source),
 ]

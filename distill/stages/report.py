@@ -36,14 +36,14 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
-def _names_something(pattern: str) -> str:
+def _has_one_group(pattern: str) -> str:
     if re.compile(pattern).groups != 1:
         raise ValueError(f"{pattern!r}: needs one group (in parentheses) that captures the answer")
     return pattern
 
 
 Pattern = Annotated[str, AfterValidator(_compiles)]
-NamesAnswer = Annotated[Pattern, AfterValidator(_names_something)]
+NamesAnswer = Annotated[Pattern, AfterValidator(_has_one_group)]
 
 
 class EmergenceSettings(Settings):

@@ -77,7 +77,7 @@ def run(context: Context, settings: SftSettings) -> Output:
     limit = max(example.supervised for _, example in taught)
     with (
         Recorder(store_of(context), context, ("loss", "heldout_loss", "learning_rate"), settings.log_to) as recorder,
-        _watch(context, settings, network, tokenizer, held, ask, limit) as heldout,
+        _heldout_measure(context, settings, network, tokenizer, held, ask, limit) as heldout,
     ):
         result = train(
             network, [example for _, example in taught], supervised(settings, rate),
@@ -125,7 +125,7 @@ def _split(stage: str, settings: SftSettings, lessons: list[Lesson]) -> tuple[li
 
 
 @contextmanager
-def _watch(
+def _heldout_measure(
     context: Context, settings: SftSettings, network: Any, tokenizer: Any, held: list[Lesson], ask: Ask, limit: int
 ) -> Iterator[Heldout | None]:  # fmt: skip
     """What training measures on the held-out lessons; None without ``heldout``."""

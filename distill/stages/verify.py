@@ -34,7 +34,7 @@ def run(context: Context, settings: VerifySettings) -> Output:
     store = store_of(context)
     traces = traces_of(store, context.inputs[settings.traces].digest)
     wishes = verification.judgements(traces, resolved(context, settings.verifier), context.hashes)
-    _tell_unusable(context, wishes)
+    _report_unusable(context, wishes)
     keys = verification.make_verdicts(store, wishes, context, settings.workers)
     digest = record_members(store, [("verdict", key) for key in keys])
     judges = _judges(store, digest) if settings.verifier and verification.asks(settings.verifier) else {}
@@ -51,7 +51,7 @@ def _versions(context: Context, settings: VerifySettings, wishes: list[verificat
     return {named: verification.version_of(named, context.hashes)}
 
 
-def _tell_unusable(context: Context, wishes: Sequence[Judgement]) -> None:
+def _report_unusable(context: Context, wishes: Sequence[Judgement]) -> None:
     """Report problems of which the verifier can judge no answer, before it says so for every trace."""
     specs = {canonical(wish.verifier): wish.verifier for wish in wishes}
     built = {text: verifiers.build(spec, context.hashes) for text, spec in specs.items()}

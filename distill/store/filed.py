@@ -38,12 +38,12 @@ def behind(connection: duckdb.DuckDBPyConnection, directory: Path) -> bool:
     listed = files(connection)
     if set(listed) != {path.name for path in shards.pending(directory, TABLE)}:
         return True
-    if _counted(connection, [directory / TABLE / name for name in listed]) != list(listed.values()):
+    if _row_counts(connection, [directory / TABLE / name for name in listed]) != list(listed.values()):
         return True
-    return _number(connection, "trace_keys") != sum(listed.values()) or _number(connection, COLUMNS) > 0
+    return _count(connection, "trace_keys") != sum(listed.values()) or _count(connection, COLUMNS) > 0
 
 
-def _counted(connection: duckdb.DuckDBPyConnection, paths: Sequence[Path]) -> list[int]:
+def _row_counts(connection: duckdb.DuckDBPyConnection, paths: Sequence[Path]) -> list[int]:
     """The number of rows of each file, from its footer; empty if one cannot be read. By DuckDB, as it is loaded."""
     import duckdb
 
@@ -59,7 +59,7 @@ def _counted(connection: duckdb.DuckDBPyConnection, paths: Sequence[Path]) -> li
 
 def take(connection: duckdb.DuckDBPyConnection, directory: Path, waiting: Sequence[Path], whole: Whole) -> int:
     """Take shards into the journal, and files that its list lacks; returns the number of rows added."""
-    before = _number(connection, "trace_keys")
+    before = _count(connection, "trace_keys")
     _forget_lost(connection, directory)
     listed = files(connection)
     unlisted = [path for path in shards.pending(directory, TABLE) if path.name not in listed]
@@ -67,7 +67,7 @@ def take(connection: duckdb.DuckDBPyConnection, directory: Path, waiting: Sequen
         _take_group(connection, directory, group)
     _unload(connection, directory)
     _merge_small(connection, directory)
-    return _number(connection, "trace_keys") - before
+    return _count(connection, "trace_keys") - before
 
 
 def files(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
@@ -90,7 +90,7 @@ def _take_group(connection: duckdb.DuckDBPyConnection, directory: Path, group: S
     if rows := shards.merge(merged, TABLE, shards.rows(others, TABLE, repeats)):
         made[merged] = rows
     with schema.transaction(connection):
-        _list(connection, made, known=False)
+        _add_files(connection, made, known=False)
     for path in others:
         path.unlink()
 
@@ -111,18 +111,18 @@ def _repeats(connection: duckdb.DuckDBPyConnection, group: Sequence[Path]) -> di
     return found
 
 
-def _list(connection: duckdb.DuckDBPyConnection, made: Mapping[Path, int], known: bool) -> None:
+def _add_files(connection: duckdb.DuckDBPyConnection, made: Mapping[Path, int], known: bool) -> None:
     """Add files to the list, and their keys unless they are ``known``."""
     if not made:
         return
     if not known:
-        _know(connection, made)
+        _add_keys(connection, made)
     rows = [(TABLE, path.name, count) for path, count in made.items()]
     connection.executemany("INSERT INTO ingested VALUES (?, ?, ?)", rows)
-    _view(connection)
+    _recreate_view(connection)
 
 
-def _unlist(connection: duckdb.DuckDBPyConnection, names: Iterable[str]) -> None:
+def _remove_files(connection: duckdb.DuckDBPyConnection, names: Iterable[str]) -> None:
     connection.execute("DELETE FROM ingested WHERE table_name = ? AND journal IN ?", [TABLE, list(names)])
 
 
@@ -131,32 +131,32 @@ def _forget_lost(connection: duckdb.DuckDBPyConnection, directory: Path) -> None
     that was restored finds them in merged files, which it does not list.)"""
     listed = files(connection)
     lost = [name for name, rows in listed.items() if shards.count(directory / TABLE / name) != rows]
-    keys = _number(connection, "trace_keys")
+    keys = _count(connection, "trace_keys")
     if not lost and keys == sum(listed.values()):
         return
     with schema.transaction(connection):
         connection.execute("DELETE FROM ingested WHERE table_name = ? AND journal = ''", [TABLE])
-        _unlist(connection, lost)
-        _view(connection)
+        _remove_files(connection, lost)
+        _recreate_view(connection)
         connection.execute("DELETE FROM trace_keys")
-        _know(connection, [directory / TABLE / name for name in files(connection)])
+        _add_keys(connection, [directory / TABLE / name for name in files(connection)])
 
 
-def _know(connection: duckdb.DuckDBPyConnection, paths: Iterable[Path]) -> None:
+def _add_keys(connection: duckdb.DuckDBPyConnection, paths: Iterable[Path]) -> None:
     if names := [str(path) for path in paths]:
         connection.execute("INSERT INTO trace_keys SELECT trace_key FROM read_parquet(?)", [names])
 
 
 def _unload(connection: duckdb.DuckDBPyConnection, directory: Path) -> None:
     """Move rows that an older distill kept in the database itself into a file, unless the journal has them."""
-    if not _number(connection, COLUMNS):
+    if not _count(connection, COLUMNS):
         return
     sql = f"SELECT * FROM {COLUMNS} ANTI JOIN trace_keys USING (trace_key)"
     final = directory / TABLE / shards.fresh_name()
     rows = shards.merge(final, TABLE, shards.batches(connection, sql))
     with schema.transaction(connection):
         connection.execute(f"DELETE FROM {COLUMNS}")
-        _list(connection, {final: rows} if rows else {}, known=False)
+        _add_files(connection, {final: rows} if rows else {}, known=False)
 
 
 def _merge_small(connection: duckdb.DuckDBPyConnection, directory: Path) -> None:
@@ -167,13 +167,13 @@ def _merge_small(connection: duckdb.DuckDBPyConnection, directory: Path) -> None
     final = place / shards.fresh_name()
     rows = shards.merge(final, TABLE, shards.rows([place / name for name in small], TABLE, {}))
     with schema.transaction(connection):
-        _unlist(connection, small)
-        _list(connection, {final: rows}, known=True)
+        _remove_files(connection, small)
+        _add_files(connection, {final: rows}, known=True)
     for name in small:
         (place / name).unlink()
 
 
-def _view(connection: duckdb.DuckDBPyConnection) -> None:
+def _recreate_view(connection: duckdb.DuckDBPyConnection) -> None:
     """Recreate the view. It finds its files through the variable `workspace`, which `Store` sets, so that a
     workspace can be moved."""
     about = connection.execute("SELECT comment FROM duckdb_views() WHERE view_name = ?", [TABLE]).fetchone()
@@ -191,6 +191,6 @@ def _view(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute(f"COMMENT ON VIEW {TABLE} IS '{text}'")
 
 
-def _number(connection: duckdb.DuckDBPyConnection, table: str) -> int:
+def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
     ((found,),) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
     return int(found)

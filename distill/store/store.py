@@ -73,9 +73,9 @@ class Store:
     def _take(self, connection: duckdb.DuckDBPyConnection, table: str, paths: list[Path]) -> int:
         """Ingest a table's shards and merge them into the journal; returns the number of rows added."""
         if table == filed.TABLE:
-            return self._file(connection, paths)
+            return self._take_traces(connection, paths)
         added = 0
-        for group in shards.grouped(self._whole(paths), filed.GROUP):
+        for group in shards.grouped(self._readable(paths), filed.GROUP):
             name = shards.fresh_name()
             added += _add(connection, table, group, [name])
             shards.merge(self.journal / table / name, table, shards.rows(group, table, {}))
@@ -83,8 +83,8 @@ class Store:
                 path.unlink()
         return added
 
-    def _file(self, connection: duckdb.DuckDBPyConnection, paths: list[Path]) -> int:
-        added = filed.take(connection, self.journal, paths, self._whole)
+    def _take_traces(self, connection: duckdb.DuckDBPyConnection, paths: list[Path]) -> int:
+        added = filed.take(connection, self.journal, paths, self._readable)
         if added < 0:
             self._note(f"{self.journal}: {-added} traces are lost, as their files are missing or truncated")
         return max(added, 0)
@@ -152,14 +152,14 @@ class Store:
     def _replay(self, connection: duckdb.DuckDBPyConnection, table: str) -> int:
         """Add the rows of its journal that a table lacks; afterwards `ingested` is correct."""
         if table == filed.TABLE:
-            return self._file(connection, [])
+            return self._take_traces(connection, [])
         connection.execute("DELETE FROM ingested WHERE table_name = ?", [table])
         (there,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,)
         connection.execute("INSERT INTO ingested VALUES (?, '', ?)", [table, there])
-        groups = shards.grouped(self._whole(shards.pending(self.journal, table)), filed.GROUP)
+        groups = shards.grouped(self._readable(shards.pending(self.journal, table)), filed.GROUP)
         return sum(_add(connection, table, group, [path.name for path in group]) for group in groups)
 
-    def _whole(self, paths: list[Path]) -> list[Path]:
+    def _readable(self, paths: list[Path]) -> list[Path]:
         good = []
         for path in paths:
             written = self._written.pop(path, None)
@@ -249,11 +249,11 @@ class Store:
                 raise NoMemory(self.path, error) from None
             if not opening.DAMAGE.search(str(error)):
                 raise
-            raise Damaged(f"{self.path}: damaged: {first_line(error)}; {self._mended_by(error)}") from None
+            raise Damaged(f"{self.path}: damaged: {first_line(error)}; {self._remedy(error)}") from None
         finally:
             connection.close()
 
-    def _mended_by(self, error: Exception) -> str:
+    def _remedy(self, error: Exception) -> str:
         if f"/{self.journal.name}/" in str(error):
             return "the next `distill run` remakes it, or makes its rows again"
         return "move it away: the next `distill run` remakes it from the journal"
