@@ -30,7 +30,7 @@ BATCH = 5_000
 MEMORY = "512MB"
 """DuckDB's memory limit for an export or a card; what does not fit goes to a temporary file."""
 OTHER_FORMS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".gz", ".zip", ".arrow", ".md", ".txt")
-"""Names of files in other formats, which a directory must not have."""
+"""Suffixes of other file formats, which the name of an exported directory must not have."""
 CARD, DATA = "README.md", "data"
 
 ROWS = """

@@ -14,9 +14,9 @@ from collections import deque
 
 FIRST = 4
 SLOWER = 4.0
-"""Calls this many times slower than the quickest are being queued by the server,"""
+"""If calls are this many times slower than the quickest, the server is queueing them."""
 SLOW_SECONDS = 1.0
-"""unless they take less time than this: then it is noise."""
+"""Calls that take less time than this never count as queued: their times are noise."""
 WEIGHT = 0.2
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LOCKED = re.compile("could not set lock on file|conflicting lock is held", re.IGNORECASE)
 IN_USE_HERE = "different configuration than existing connections"
-"""DuckDB's error if this process reads and then writes at the same time, or the other way round."""
+"""DuckDB's error if this process is reading a database that it opens for writing, or the other way round."""
 DISK = re.compile("no space|quota exceeded|file too large|read-only file|permission denied", re.IGNORECASE)
 DAMAGE = re.compile(
     r"corrupt database file|could not read enough bytes|journal/\w+/[-\w]+\.parquet|parquet.*corrupt|zstd",
