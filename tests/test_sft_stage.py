@@ -245,7 +245,7 @@ def test_a_student_that_does_not_end_is_not_published_and_not_lost(endless: Path
 
 
 def test_what_cannot_be_trained_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="quantize: weights in 4 bits cannot be trained themselves"):
+    with pytest.raises(ValueError, match="quantize: 4-bit weights cannot be trained themselves"):
         SftSettings(data="s", student=STUDENT, lora=None, quantize="nf4")
     with pytest.raises(InputError, match=r"all 40 examples are longer than 10 tokens \(the shortest has \d+\)"):
         run(write(tmp_path, {"sft": f"student: {STUDENT}, max_tokens: 10"}), Heard())

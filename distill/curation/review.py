@@ -103,7 +103,7 @@ def _near(
 ) -> Iterator[Overlap]:  # fmt: skip
     """Near duplicates among the problems that are left and the items; overlaps that were ``found`` are not repeated."""
     gone = {overlap.key for overlap in found if overlap.removed}
-    told = {(overlap.key, overlap.other) for overlap in found}
+    known = {(overlap.key, overlap.other) for overlap in found}
     asked = [cut(item.text) for item in items]
     keys: list[str] = []
 
@@ -122,5 +122,5 @@ def _near(
         key, of = keys[duplicate.index - len(items)], duplicate.of
         if of >= len(items):
             yield Overlap(key, NEAR, keys[of - len(items)], duplicate.similarity)
-        elif (key, items[of]) not in told:
+        elif (key, items[of]) not in known:
             yield Overlap(key, NEAR, items[of], duplicate.similarity, removed=not rules.tell)

@@ -5,9 +5,9 @@ There are two stores. A long prompt is stored once and read by all rows that sha
 from the first token of a short one. So rows can enter and leave while others continue, and eight samples
 of a long prompt read it once per step.
 
-Padding adds exact zeros: masked scores are minus infinity, so their weights are 0.0, whatever finite
-number an unused position holds. A row's result therefore does not depend on how long the other rows are.
-Read by `distill.engines.attention`, driven by `distill.engines.decode`.
+Padding adds exact zeros: masked scores are minus infinity, so their weights are 0.0, and 0.0 times the
+finite number in an unused position is 0.0. A row's result therefore does not depend on how long the other
+rows are. Read by `distill.engines.attention`, driven by `distill.engines.decode`.
 """
 
 from __future__ import annotations

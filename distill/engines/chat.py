@@ -104,11 +104,11 @@ def reply_of(request: Request, data: Any, prices: Prices, seconds: float) -> Rep
         bill = Bill(_prompt_estimate(request), 0, estimate_tokens(thinking + answer), cost)
         return Reply(thinking, answer, finish, bill, None, seconds)
     prompt = _count(usage, "prompt_tokens", _prompt_estimate(request))
-    told = _reported_thinking(usage)
+    reported = _reported_thinking(usage)
     tokens = _count(usage, "completion_tokens", estimate_tokens(thinking + answer))
     # xAI and some Gemini proxies leave the thinking out of completion_tokens but bill it: then the total is larger.
-    tokens = max(tokens, _count(usage, "total_tokens", 0) - prompt, told or 0)
-    return Reply(thinking, answer, finish, prices.bill(prompt, tokens, _cached_tokens(usage)), told, seconds)
+    tokens = max(tokens, _count(usage, "total_tokens", 0) - prompt, reported or 0)
+    return Reply(thinking, answer, finish, prices.bill(prompt, tokens, _cached_tokens(usage)), reported, seconds)
 
 
 def completion(request: Request, parts: Sequence[tuple[str, Reply]]) -> Completion:
@@ -208,8 +208,8 @@ def _reported_thinking(usage: Mapping[str, Any]) -> int | None:
 def _cached_tokens(usage: Mapping[str, Any]) -> int:
     """Cached prompt tokens, as OpenAI and vLLM report them, or as DeepSeek does."""
     details = usage.get("prompt_tokens_details")
-    told = _count(details, "cached_tokens", 0) if isinstance(details, Mapping) else 0
-    return told or _count(usage, "prompt_cache_hit_tokens", 0)
+    cached = _count(details, "cached_tokens", 0) if isinstance(details, Mapping) else 0
+    return cached or _count(usage, "prompt_cache_hit_tokens", 0)
 
 
 def _choice(reply: Any) -> tuple[Mapping[str, Any], str]:

@@ -86,10 +86,10 @@ def _fill(
             pass
     given = [(slot, begin) for slot, begin in prompts.items() if begin.given]
     found: dict[Beginning, tuple[float, ...]] = {begin: () for _, begin in given}
-    told = max(PIECE, min(sizes.piece, sizes.logits))
-    for batch in _batches(given, told, sizes.logits):
+    size = max(PIECE, min(sizes.piece, sizes.logits))
+    for batch in _batches(given, size, sizes.logits):
         first = min(len(begin.ids) - begin.given for _, begin in batch) - 1
-        for piece, output in _passes(model, cache, store, batch, told, first):
+        for piece, output in _passes(model, cache, store, batch, size, first):
             if piece.stop > first:
                 for (_, begin), logits in zip(batch, output.logits, strict=True):
                     found[begin] += _given_logprobs(logits, piece, begin)
@@ -155,8 +155,8 @@ def _given_logprobs(logits: Tensor, piece: range, begin: Beginning) -> tuple[flo
     if not behind:
         return ()
     wanted = put(begin.ids[behind.start + 1 : behind.stop + 1], logits.device)
-    told = logits[behind.start - piece.start : behind.stop - piece.start]
-    return tuple(logprobs_of(told, wanted, begin.temperature).tolist())
+    predicting = logits[behind.start - piece.start : behind.stop - piece.start]
+    return tuple(logprobs_of(predicting, wanted, begin.temperature).tolist())
 
 
 def positions_limit(model: Any) -> int | None:

@@ -144,7 +144,7 @@ class TransformersEngine:
         closing, extension = self._tokens(budget.closing), self._tokens(budget.extension)
         if budget.most is not None and (not closing or budget.most < budget.least):
             raise InputError(
-                f"a thinking budget of at most {budget.most} tokens needs a closing, and a smaller `least`"
+                f"a thinking budget of at most {budget.most} tokens needs a `closing`, and a `least` that is not larger"
             )
         if budget.least and not extension:
             raise InputError(f"a thinking budget of at least {budget.least} tokens needs an extension")

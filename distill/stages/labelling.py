@@ -110,9 +110,10 @@ def _groups(context: Context, source: GroupLabels, split: Split) -> list[Labelle
     found: list[Labelled] = []
     for part in by_group.values():
         tree = {one.key: groups.Member(one.response, one.correct) for one in part}
-        told = groups.tree_labels(tree, split, source.kind, source.shared)
+        labels = groups.tree_labels(tree, split, source.kind, source.shared)
         found += [
-            Labelled(one.key, one.problem, one.response, told[one.key], "groups", one.key, one.correct) for one in part
+            Labelled(one.key, one.problem, one.response, labels[one.key], "groups", one.key, one.correct)
+            for one in part
         ]
     return found
 

@@ -248,8 +248,8 @@ def _publish(
     shutil.rmtree(built, ignore_errors=True)
     head = heads.detach(network)
     export_student(network, tokenizer, built, half=settings.export_precision == "bf16")
-    told = settings.model_dump(mode="json")
-    write_model_card(built / MODEL, context, ABOUT, settings.student, told)
+    recorded = settings.model_dump(mode="json")
+    write_model_card(built / MODEL, context, ABOUT, settings.student, recorded)
     about = files.About(
         format=files.FORMAT,
         rule=settings.steps,

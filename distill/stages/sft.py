@@ -70,7 +70,7 @@ def run(context: Context, settings: SftSettings) -> Output:
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
     check_memory(context, settings, start)
     network, tokenizer = load_student(settings, start)
-    rate, told = learning_rate(context, settings, network)
+    rate, chosen = learning_rate(context, settings, network)
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
     found, dropped = lessons(context, settings, network, tokenizer, ask, settings.thinking)
     taught, held = _split(context.name, settings, found)
@@ -96,7 +96,7 @@ def run(context: Context, settings: SftSettings) -> Output:
             f"{result.best_step}, whose weights are kept"
         )
     _stop_test(context, settings, network, tokenizer, taught, ask, limit)
-    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, told)
+    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, chosen)
     figures: dict[str, Any] = {"examples": len(taught), "dropped": len(dropped)}
     if dropped:
         figures |= {"dropped_share": round(len(dropped) / (len(found) + len(dropped)), 4)}

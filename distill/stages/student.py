@@ -63,7 +63,7 @@ class StudentSettings(DeviceSettings):
     @model_validator(mode="after")
     def _trains_something(self) -> StudentSettings:
         if self.quantize and self.lora is None:
-            raise ValueError("quantize: weights in 4 bits cannot be trained themselves; it needs `lora`")
+            raise ValueError("quantize: 4-bit weights cannot be trained themselves; this needs `lora`")
         if self.base_precision == "bf16" and (self.lora is None or self.precision != "bf16" or self.quantize):
             raise ValueError(
                 "base_precision: bf16 needs `lora` and `precision: bf16`, and cannot be combined with `quantize`"
