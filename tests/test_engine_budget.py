@@ -110,7 +110,7 @@ def _text(ids: tuple[int, ...]) -> str:
 
 
 def test_a_beginning_that_leaves_no_room_is_bad_input(plain: TransformersEngine) -> None:
-    with pytest.raises(InputError, match=r"50 given tokens.*max_tokens, 40"):
+    with pytest.raises(InputError, match=r"beginning of 50 tokens.*max_tokens, 40"):
         list(plain.generate([ask("a", prefix="x" * 50)]))
     with pytest.raises(InputError, match="256"):
         list(plain.generate([ask("a", prefix="x" * 300, max_tokens=1000)]))

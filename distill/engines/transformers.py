@@ -79,9 +79,9 @@ class TransformersEngine:
         return is_batch_invariant(self._copy.model, self._slots)
 
     def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
-        """Yield completions in the order they finish. Keys must differ.
+        """Completions in the order they finish. Keys must differ.
 
-        Raises `PromptTooLong` for a prompt that fills the model's positions; ``max_tokens`` beyond them is lowered.
+        Raises `PromptTooLong` for a prompt that fills the model's positions; a limit beyond them is lowered.
         """
         source = iter(requests)
         prompts: dict[str, tuple[str, Job]] = {}
@@ -133,8 +133,8 @@ class TransformersEngine:
             raise PromptTooLong(request.key, len(ids) + len(given), limit)
         if len(given) >= asked:
             raise InputError(
-                f"request {request.key}: the response begins with {len(given)} given tokens, which leave no room "
-                f"within its max_tokens, {asked}"
+                f"request {request.key}: the response is given a beginning of {len(given)} tokens, which leaves "
+                f"nothing of its max_tokens, {asked}"
             )
         sampling = replace(request.sampling, max_tokens=min(asked, limit - len(ids)))
         budget = self._budget(request.budget, opened(prompt)) if request.budget else None
