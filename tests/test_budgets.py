@@ -82,7 +82,7 @@ def test_a_curve_costs_the_answers_of_what_was_cut_once(tmp_path: Path) -> None:
         ({"budgets": [8], "thinking": {"budget": 8}}, "must be below thinking.budget"),
         (
             {"budgets": [8], "engine": {"kind": "openai", "base_url": "http://localhost/v1"}},
-            "budgets: dialect openai cannot continue a response that is begun",
+            "budgets: dialect openai cannot continue a prefilled response",
         ),
     ],
 )

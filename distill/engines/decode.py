@@ -286,7 +286,7 @@ class Decoder:
 
 
 def order(job: Job) -> tuple[Any, ...]:
-    """Sort key of a job: long limits first, so that no few long rows are left at the end; equal prompts together."""
+    """Sort key of a job: long limits first, to avoid ending with a few long rows; equal prompts together."""
     return -job.sampling.max_tokens, len(job.prompt_ids), job.prompt_ids, job.given, job.key
 
 

@@ -1,4 +1,4 @@
-"""How OpenAI-compatible servers differ, as data: how to have a begun response continued, and how to cap thinking.
+"""How OpenAI-compatible servers differ, as data: how to have a prefilled response continued, and how to cap thinking.
 
 `DIALECTS` has one row per server, chosen by ``dialect`` in the YAML. Fields of a single model (a reasoning effort, a
 template's switch) belong in ``extra_body``. Left out: servers that do not differ from `openai` in these respects.
@@ -21,9 +21,9 @@ from pipeline.stage import Settings
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """To have the last message, the assistant's, continued, ``prefix`` is added to it and ``body`` to the call;
-    ``prefix`` is None if the server cannot do that. ``thinking_field``: the thinking of a begun message goes into this
-    field, so it must be closed. ``budget`` is the path of the server's own limit on thinking tokens, sent together with
-    ``budget_body``; without one, we close thinking that is too long and have the response continued."""
+    ``prefix`` is None if the server cannot do that. ``thinking_field``: the thinking of a prefilled message goes into
+    this field, so it must be closed. ``budget`` is the path of the server's own limit on thinking tokens, sent together
+    with ``budget_body``; without one, we close thinking that is too long and have the response continued."""
 
     prefix: Mapping[str, Any] | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Dialect:
     budget: tuple[str, ...] = ()
     budget_body: Mapping[str, Any] = field(default_factory=dict)
     base_url: str = ""
-    """The only address that continues a begun response, if the server has such a one."""
+    """The only address that continues a prefilled response, if the server has one."""
     seed_field: str = "seed"
     counts_when_asked: bool = True
     """Whether a stream ends with token counts only if ``stream_options`` asks for them. False: it always does, and the
@@ -95,13 +95,13 @@ def no_budget(budget: ThinkingBudget | None, options: OpenAIOptions) -> str | No
 
 
 def no_beginning(options: OpenAIOptions) -> str | None:
-    """Why this server cannot continue a response that is begun for it, or None."""
+    """Why this server cannot continue a prefilled response, or None."""
     if DIALECTS[options.dialect].prefix is not None:
         return None
     able = ", ".join(name for name, known in DIALECTS.items() if known.prefix is not None)
     return (
-        f"dialect {options.dialect} cannot continue a response that is begun for it; set dialect to the kind of server "
-        f"({able}), or leave the beginning out"
+        f"dialect {options.dialect} cannot continue a prefilled response; set dialect to the kind of server ({able}), "
+        "or leave this out"
     )
 
 
@@ -127,7 +127,7 @@ def check_request(request: Request, options: OpenAIOptions) -> None:
         )
     needed, given = dialect.base_url, options.base_url
     if request.prefix and needed and "api.deepseek.com" in given and given != needed:
-        raise InputError(f"{given}: continues a begun response only at base_url {needed}")
+        raise InputError(f"{given}: continues a prefilled response only at base_url {needed}")
 
 
 def begun(request: Request, dialect: Dialect) -> dict[str, Any]:

@@ -24,7 +24,7 @@ TOKENS = 3
 
 
 def is_batch_invariant(model: Any, slots: int) -> bool:
-    """True on a CPU in float32 where the probes agree. ``model`` must attend through slots (`plug_in`)."""
+    """True on a CPU in float32 if the probes agree. ``model`` must attend through slots (`plug_in`)."""
     if model.device.type != "cpu" or model.dtype is not torch.float32:
         return False
     vocabulary = model.config.get_text_config().vocab_size

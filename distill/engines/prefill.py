@@ -160,5 +160,5 @@ def _given_logprobs(logits: Tensor, piece: range, begin: Beginning) -> tuple[flo
 
 
 def positions_limit(model: Any) -> int | None:
-    """Tokens the model has positions for, or None where it sets no limit."""
+    """The number of positions that the model has, or None if it sets no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)

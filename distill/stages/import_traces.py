@@ -38,7 +38,7 @@ class ImportSettings(Settings):
     """Traces in the rows of a JSONL, JSON, CSV or Parquet file (also gzipped), or of a Hugging Face data set.
 
     Either ``messages`` names a column of conversations with think tags in the assistant's turn, or
-    ``prompt`` and ``answer`` (and ``thinking``, where it is not inside the answer) name columns, or are Jinja
+    ``prompt`` and ``answer`` (and ``thinking``, if it is not inside the answer) name columns, or are Jinja
     templates over them; or ``prompt`` and ``generations`` do, where one row holds several traces.
     ``reference`` and ``reference_pattern`` are as in a file of problems.
     """

@@ -232,8 +232,8 @@ def foresee(context: Context, sources: Sequence[LabelSource], rule: str) -> dict
 
 
 def _prefixes(context: Context, source: RolloutLabels, rule: str) -> int:
-    """The number of prefixes to complete: all but the whole response, or those that a binary search of a wrong one
-    tries."""
+    """The number of prefixes to complete: all but the whole response, or those that a binary search for the first error
+    of a wrong response tries."""
     tried = _judged_traces(context, source.rollouts)[: source.most]
     steps = [(len(split(one.response, rule)), one.correct) for one in tried]
     if source.search == "every":
