@@ -179,7 +179,7 @@ def test_a_reward_model_scores_what_it_can_read_and_is_refused_before_anything_i
         (Search(samples=3), {}, "name a --strategy too"),
         (Search("weighted", prm="nowhere"), {}, "nowhere is no directory; what a stage made is prm:STAGE"),
         (Search("weighted", prm="prm:judge"), {}, "--prm prm:judge: no stage of"),
-        (Search(), {"model": "stage:problems"}, "stage:problems: no stage of"),
+        (Search(), {"model": "stage:problems"}, "has no such stage that makes a student"),
         (Search("beam", likelihood="embedded:teacher"), {"base_url": "http://127.0.0.1:1/v1", "model": "tiny"},
          "cannot stop at the end"),
         (Search(), {"base_url": "nonsense"}, "--base-url: expected http"),

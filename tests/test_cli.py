@@ -131,7 +131,7 @@ def test_the_store_can_be_looked_into(done: Path) -> None:
     assert sum(json.loads(line)["n"] for line in counted.splitlines()) == 12
     assert "embedded:teacher " in distill("traces", "stats", "-p", "p.yaml", cwd=done).stdout
     long = "SELECT repeat('x', 61) AS one, 'short' AS other"
-    assert "cut at 60 letters; --json" in distill("traces", "sql", long, "-p", "p.yaml", cwd=done).stderr
+    assert "cut at 60 characters; --json" in distill("traces", "sql", long, "-p", "p.yaml", cwd=done).stderr
     assert "cut at" not in distill("traces", "sql", long.replace("61", "60"), "-p", "p.yaml", cwd=done).stderr
     assert "does not exist" in refused("traces", "sql", "SELECT * FROM nothing", "-p", "p.yaml", cwd=done)
     assert "read-only" in refused("traces", "sql", "DELETE FROM verdicts", "-p", "p.yaml", cwd=done)
@@ -370,7 +370,7 @@ def test_what_cannot_work_is_told_before_anything_is_made(overrides: list[str], 
 @pytest.mark.parametrize(
     ("rows", "changes", "said"),
     [
-        ("", {}, "p.jsonl: holds no problem that can be used"),
+        ("", {}, "p.jsonl: holds no usable problem"),
         ('{"q": "1", "a": "2"}', {"reference": "b", "on_bad_row": "skip"}, "column 'b'; it has q, a; no row can be read"),
         ('{"q": "1 + 1", "a": "2"}\n{"q": ', {}, "p.jsonl:2: not valid JSON (Expecting value, column"),
         ('{"q": {"x": 1}, "a": "2"}', {}, "p.jsonl:1: column 'q' is not text"),

@@ -224,9 +224,9 @@ def test_what_is_somebody_elses_stays(project: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((), "say which pipelines' results are kept"),
+        ((), "name the pipelines whose results to keep"),
         (("-p", "nowhere.yaml"), "nowhere.yaml: no such file"),
-        (("-p", "p.yaml", "-w", "nowhere"), "nowhere: no workspace"),
+        (("-p", "p.yaml", "-w", "nowhere"), "nowhere: no such workspace"),
         (("-p", "p.yaml", "-p", "far.yaml"), "their workspaces are runs/small and runs/far"),
         (("-p", "p.yaml", "--set", "sft.epoch=3"), "did you mean 'epochs'"),
     ],

@@ -292,7 +292,7 @@ def test_a_piece_is_the_same_from_the_store_and_from_the_engine() -> None:
         ({"scorers": {"mine": {"model": "prm:x", "dtype": "fp8"}}}, "scorers.mine: dtype: should be 'float32' or 'bfloat16'"),
         ({"scorers": {"mine": {"model": "prm:x", "likelihood": TEACHER}}}, "scorers.mine: expected a process reward"),
         ({"scorers": {"mine": {"model": "nowhere", "dtype": "bfloat16"}}}, "prm nowhere: nowhere is not a directory"),
-        ({"scorers": {"mine": "nowhere"}}, "prm nowhere: nowhere is not a directory; expected prm:STAGE or what a prm"),
+        ({"scorers": {"mine": "nowhere"}}, "prm nowhere: nowhere is not a directory; expected prm:STAGE or that of a prm"),
         ({"engine": {"kind": "openai", "base_url": "http://127.0.0.1:1/v1"}, "model": "m"}, "cannot stop at the end of a step"),
         ({"budgets": [1, 3]}, "a budget of 3 samples is no multiple of the search's width, 2"),
         ({"samples": 2}, "a budget of 4 samples is more than the 2 there are"),

@@ -206,8 +206,8 @@ def test_a_form_is_its_settings_to_the_fingerprint() -> None:
     [
         ("file: f.jsonl, form: gsm8", r"yaml:5: .*did you mean 'gsm8k'"),
         ("file: f.jsonl, form: openthoughts", r"is a form of import"),
-        ("file: f.jsonl, prompt: '{{ q', reference: a", r"yaml:5: .*no Jinja template"),
-        ("file: f.jsonl, prompt: '{{ q | nope }}', reference: a", r"no Jinja template: No filter named 'nope'"),
+        ("file: f.jsonl, prompt: '{{ q', reference: a", r"yaml:5: .*not a Jinja template"),
+        ("file: f.jsonl, prompt: '{{ q | nope }}', reference: a", r"not a Jinja template: No filter named 'nope'"),
         ("dataset: ./nowhere, form: gsm8k", r"yaml:5: .*\./nowhere: no such directory"),
         ("file: ., form: gsm8k", r"is a directory; .*`dataset:`"),
     ],
@@ -225,7 +225,7 @@ def test_slips_are_one_line(source: str, says: str, tmp_path: Path, monkeypatch:
         ("{{ nope }}", "'nope' is undefined"),
         ("{{ solution | boxed }}", r"has no \\boxed"),
         ("{{ ''.__class__.mro() }}", "unsafe|not safe"),
-        ("{{ index | letter }}", "no place of a choice"),
+        ("{{ index | letter }}", "is not the index of a choice"),
     ],
 )
 def test_a_template_that_does_not_fit_a_row_says_which(template: str, says: str) -> None:

@@ -125,7 +125,7 @@ def _version(code: str, here: Path) -> str:
     [
         (None, "./gone.py:Near", r"gone\.py: No such file"),
         (CODE, "./near.py:Nearr", "defines no 'Nearr'; did you mean 'Near'"),
-        (CODE, "./near.py", "name what is meant"),
+        (CODE, "./near.py", "name the object in that file too"),
         (CODE.replace("problem, trace):", "problem, trace:"), "./near.py:Near", r"near\.py:16: "),
         ("import distill\nimport no_such_module\n", "./near.py:Near", r"near\.py:2: ModuleNotFoundError.*no_such"),
         ("def f():\n    return 1 / 0\n\nf()\n", "./near.py:Near", r"near\.py:2: ZeroDivisionError"),
@@ -133,11 +133,11 @@ def _version(code: str, here: Path) -> str:
         ("\0", "./near.py:Near", "null bytes"),
         ("Near = 3\n", "./near.py:Near", "is int, not a class"),
         ("class Near:\n    name = 'x'\n    version = '1'\n", "./near.py:Near", "has no method verify"),
-        ("class Near:\n    version = '1'\n", "./near.py:Near", "wants name ="),
-        ("class Near:\n    name = 'x'\n    version = 1\n", "./near.py:Near", "wants version = .*found 1"),
+        ("class Near:\n    version = '1'\n", "./near.py:Near", "needs name ="),
+        ("class Near:\n    name = 'x'\n    version = 1\n", "./near.py:Near", "needs version = .*found 1"),
         (CODE.replace("self, problem, trace", "self, trace"), "./near.py:Near", "must take .self, problem, trace."),
         (CODE, {"./near.py:Near": {"withn": 1}}, "unexpected keyword argument 'withn'"),
-        (CODE, {"./near.py:Near": [1]}, "its settings are a mapping"),
+        (CODE, {"./near.py:Near": [1]}, "its settings must be a mapping"),
         (CODE, "no_such_module:Near", "cannot be loaded"),
     ],
 )  # fmt: skip

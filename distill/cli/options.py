@@ -1,4 +1,4 @@
-"""Options that several commands have, and how a command finds its implementation."""
+"""Options that several commands share, and the lookup of a command's implementation."""
 
 from __future__ import annotations
 

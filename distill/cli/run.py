@@ -1,4 +1,4 @@
-"""``distill run``: bring stages up to date under a lock, with a display, and end with one table."""
+"""``distill run``: bring stages up to date under a lock, show the progress, and end with a summary."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline.stopping import Stopper, parse_duration
 
 
 def run(*asked: Any) -> None:
-    """Under torchrun rank 0 does what is asked, and the other ranks serve its training."""
+    """Run the command. Under torchrun, rank 0 runs it and the other ranks take part in its training."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         _run(*asked)
         return
@@ -45,7 +45,7 @@ def _run(
 ) -> None:  # fmt: skip
     began = time.monotonic()
     spec = load(pipeline, overrides, limit, workspace)
-    named = [stage.name for stage in spec.closure(stages)]  # a misspelt stage is told before anything is made
+    named = [stage.name for stage in spec.closure(stages)]  # reports a misspelt stage before any work
     if missed := [name for name in force if name in spec.stages and name not in named]:
         raise InputError(f"--force {missed[0]}: is not among the stages to run: {', '.join(named)}")
     spec.closure(force)
@@ -73,7 +73,7 @@ def _run(
             raise
         except Exception as error:
             if disk_is_full(error):
-                raise InputError(_full(spec.workspace)) from None
+                raise InputError(_disk_full_message(spec.workspace)) from None
             raise
         finally:
             listener.close()
@@ -87,9 +87,9 @@ def _run(
     _summary(spec, done, time.monotonic() - began)
 
 
-def _full(workspace: Path) -> str:
-    """Libraries do not say which disk: it is the workspace's, or if that has room the one for temporary files, or a
-    quota."""
+def _disk_full_message(workspace: Path) -> str:
+    """The message for a full disk. Libraries do not say which one it is: that of the workspace, or if that has space,
+    the one for temporary files, or a quota."""
     free = shutil.disk_usage(workspace).free / 1e6
     return (
         f"no space left on the disk, or in your quota (the disk of {workspace} has {free:,.0f} MB free); free some and "
@@ -108,7 +108,7 @@ def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float) -> None:
         if "subjects" in manifest.figures:
             display.say("")
             display.say(render(_scores(manifest.figures["subjects"])))
-            display.say(f"protocol {manifest.figures['protocol']}: scores of the same one may be compared")
+            display.say(f"protocol {manifest.figures['protocol']}: compare scores only within the same protocol")
     spent = sum(manifest.seconds for manifest, _ in done)
     now, all_told = display.duration(seconds), display.duration(spent)
     display.say(f"\n{len(done)} stages up to date in {spec.workspace} ({now} now, {all_told} in all)")
@@ -117,8 +117,8 @@ def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float) -> None:
 
 
 def _scores(subjects: dict[str, Any]) -> list[dict[str, str]]:
-    """The table at the end: each model's pass@1 with its interval; ``seen`` is the share of the problems that it
-    has been trained on, or nearly so."""
+    """The table of scores: each model's pass@1 with its interval. ``seen`` is the share of the problems that overlap
+    with its training data."""
     rows = []
     for name, s in subjects.items():
         low, high = s["ci95"]

@@ -1,4 +1,4 @@
-"""The commands that use a student: compare it, ask it, serve it; only their options are here."""
+"""Options of the commands that use a student: compare it, ask it, serve it. Other modules implement them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from distill.cli.options import (
 
 
 def add(app: typer.Typer) -> None:
-    """Put the commands where they belong."""
+    """Register the commands."""
     app.command(epilog="Example: distill compare sft grpo --pipeline configs/quickstart.yaml")(compare)
     app.command("lm-eval", epilog="Example: distill lm-eval tasks/ grpo --pipeline configs/quickstart.yaml")(lm_eval)
     app.command(epilog='Example: distill ask "Compute left to right: 12 + 7 * 3 - 4" --show-thinking')(ask)
