@@ -240,7 +240,7 @@ def test_a_quota_without_problems_and_contradictory_settings_are_refused(tmp_pat
     with pytest.raises(InputError, match=r"until\.quotas\.0 \(source lógica\): covers no problem.*calc, logic"):
         run(tmp_path, text=QUOTAS.replace("source: logic, difficulty: 3", "source: lógica"))
     for wrong, message in (
-        ("until: {accepted: 4, most: 2}", "4 correct traces cannot come of most: 2"),
+        ("until: {accepted: 4, most: 2}", "4 correct traces cannot come from most: 2"),
         ("until: {accepted: 2, most: 4, trivial: 2}", "trivial: 2 must be less than accepted: 2"),
         ("until: {accepted: 2, most: 4, verifier: maths}", "no verifier is called 'maths'"),
         ("until: {accepted: 2, most: 4}\n    samples: 3", "samples and until exclude each other"),

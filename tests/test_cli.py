@@ -350,7 +350,7 @@ def brought(project: Path, rows: str | bytes, **changes: str) -> None:
         (["sft.student=embedded:student-bse"], "shipped models: embedded:student-base, embedded:teacher"),
         (["sft.student=nowhere"], "expected embedded:NAME, stage:NAME, a directory, or a hub name"),
         (["generate.teacher=./nowhere"], "nowhere is not a directory"),
-        (["evaluate.pass_at=[8]"], "pass@8 needs at least 8 samples a problem"),
+        (["evaluate.pass_at=[8]"], "pass@8 needs at least 8 samples per problem"),
         (["problems.sources=[{foo: 1}]"], "problems.sources"),
         (["problems.sources.0.file=x"], "problems.sources.0.file=x: cannot stand beside the other keys here"),
         (["problems.sources=[calc]"], "should be a mapping of keys to values, found 'calc'"),

@@ -141,7 +141,7 @@ def test_an_adapter_without_weights_or_with_those_of_another_model(adapter: Path
 
 def test_an_engine_that_cannot_have_an_adapter_says_so(adapter: Path) -> None:
     endpoint = OpenAIOptions(base_url="http://localhost:1/v1")
-    with pytest.raises(InputError, match="means nothing at an endpoint"):
+    with pytest.raises(InputError, match="an endpoint cannot load an adapter"):
         engines.open_engine(endpoint, find(str(adapter), Path(), {}, FileHashes()))
 
 

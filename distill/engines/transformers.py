@@ -1,11 +1,11 @@
 """The embedded engine: any Hugging Face causal LM, sampled by our own continuous batching.
 
-Here requests become token ids (chat template, tokenizer) and samples become text; the batching is
-`distill.engines.decode`, in this process or in the workers of `distill.engines.parallel`. The engine has
-a private copy of the model (`distill.engines.weights`): a trainer may go on changing its own, LoRA and
-all, and calls `refresh` when the engine is to follow.
+This module turns requests into token ids (chat template, tokenizer) and samples into text;
+`distill.engines.decode` does the batching, in this process or in the workers of `distill.engines.parallel`. The
+engine has a private copy of the model (`distill.engines.weights`), so a trainer can keep changing its own, with
+LoRA or without, and call `refresh` to bring the copy up to date.
 
-Left out: quantised loading, several devices, speculative decoding; `vllm` is for those.
+Left out: quantised loading, several devices, speculative decoding; use `vllm` for those.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from distill.types import Completion, Finish, Message, Request, ThinkingBudget
 from pipeline.errors import InputError
 
 SLOTS = 256
-"""Rows at a time, of one process."""
+"""Rows per process."""
 AHEAD = 8
 """Requests taken in advance, as a multiple of the rows: enough to sort, few enough to stay a stream."""
 SHOWN_SECONDS = 0.05
-"""Between two looks at a response on its way: each decodes all of it."""
+"""Seconds between two updates of a response that is being streamed; each decodes all of it."""
 HALF_A_LETTER = "\ufffd"
-"""What the last bytes of a text decode to where a letter's other bytes are still to come."""
+"""The last bytes of a text decode to this while the other bytes of a character are still missing."""
 SMALL = 50_000_000
-"""Parameters up to which a process of its own for each core is fastest."""
+"""Up to this many parameters, one process per core is fastest."""
 
 
 class TransformersEngine:
@@ -99,7 +99,8 @@ class TransformersEngine:
             self._decoder.clear()
 
     def stream(self, request: Request) -> Iterator[SoFar | Completion]:
-        """See `distill.engines.base.Streaming`. Rows in other processes (``workers``) show nothing on their way."""
+        """See `distill.engines.base.Streaming`. With ``workers``, rows are in other processes: only the completion is
+        yielded."""
         prompt, job = self._job(request)
         self._decoder.add([job])
         shown = time.monotonic()
@@ -143,7 +144,7 @@ class TransformersEngine:
         closing, extension = self._tokens(budget.closing), self._tokens(budget.extension)
         if budget.most is not None and (not closing or budget.most < budget.least):
             raise InputError(
-                f"a thinking budget of at most {budget.most} tokens needs a closing, and a smaller `least`"
+                f"a thinking budget of at most {budget.most} tokens needs a `closing`, and a `least` that is not larger"
             )
         if budget.least and not extension:
             raise InputError(f"a thinking budget of at least {budget.least} tokens needs an extension")
@@ -153,7 +154,7 @@ class TransformersEngine:
         )  # fmt: skip
 
     def _tokens(self, text: str) -> tuple[int, ...]:
-        """A piece of a response. What requests give is mostly the same, again and again."""
+        """The ids of a piece of a response. They are cached, since requests mostly give the same pieces."""
         return self._pieces(text) if text else ()
 
     def _encode(self, items: tuple[tuple[tuple[str, str], ...], ...]) -> tuple[str, tuple[int, ...]]:
@@ -182,7 +183,7 @@ class TransformersEngine:
         )
 
     def refresh(self) -> None:
-        """Sample from here on with the weights that the model has now. Not while generating."""
+        """Sample with the model's current weights from now on. Not while generating."""
         if self._decoder.busy:
             raise RuntimeError("refresh while generating: exhaust or close the iterator first")
         self._copy.refresh()
@@ -198,7 +199,7 @@ def memory_for(model: Any) -> float:
 
 
 def workers_for(model: Any, asked: int) -> int:
-    """How many processes sample: as many as asked; for 0, one a core for a small model on a CPU."""
+    """The number of sampling processes: ``asked``, or for 0 one per core for a small model on a CPU, else one."""
     if asked:
         return asked
     small = sum(p.numel() for p in model.parameters()) <= SMALL
@@ -208,7 +209,7 @@ def workers_for(model: Any, asked: int) -> int:
 def open_engine(
     model: Model, options: TransformersOptions, note: Callable[[str], None] = lambda text: None
 ) -> TransformersEngine:
-    """What `distill.catalog` knows the engine by. Errors as in `distill.pretrained.load`."""
+    """The engine's entry in `distill.catalog`. Raises the errors of `distill.pretrained.load`."""
     network, tokenizer = load(model, options.dtype, options.device)
     network.requires_grad_(False)  # frozen weights are shared with the engine's copy, not doubled
     workers = workers_for(network, options.workers)
