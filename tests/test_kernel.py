@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -619,6 +621,39 @@ def test_a_forked_child_leaves_signals_to_its_parent_and_ends_with_it() -> None:
     """Not closed, and deaf to what multiprocessing ends its children with: the interpreter must not wait for it."""
     result = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60)
     assert (result.stdout, result.stderr, result.returncode) == ("True\n", "", 0)
+
+
+HANGING = """
+import ctypes, os, signal, threading
+from pipeline.forking import fork
+def hang():
+    os.write(1, b"%d\\n" % os.getpid())
+    ctypes.PyDLL(None).pause()  # keeps the interpreter's lock
+children = []
+for _ in range(2):
+    thread = threading.Thread(target=lambda: children.append(fork(hang, ())))
+    thread.start()
+    thread.join()
+signal.pause()
+"""
+
+
+def test_a_forked_child_that_hangs_does_not_outlive_a_killed_parent() -> None:
+    """It never looks at a pipe, nor lets another thread of its own do so. It outlives the thread that forked it."""
+    parent = subprocess.Popen([sys.executable, "-c", HANGING], stdout=subprocess.PIPE)
+    assert parent.stdout
+    children = [os.pidfd_open(int(parent.stdout.readline())) for _ in range(2)]
+    try:
+        assert not select.select(children, [], [], 0.2)[0]
+        parent.kill()
+        parent.wait()
+        for child in children:
+            assert select.select([child], [], [], 30)[0], "a forked child outlived its parent"
+    finally:
+        for child in children:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child, signal.SIGKILL)
+            os.close(child)
 
 
 STARTED = """
