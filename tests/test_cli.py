@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -430,6 +431,17 @@ def test_a_reader_that_goes_away_does_not_end_a_run(project: Path) -> None:
     )
     assert (result.returncode, len(result.stdout.splitlines())) == (0, 1), result.stderr
     assert list(project.glob("runs/small/manifests/problems/*.json"))
+
+
+def test_in_a_log_of_many_runs_the_line_that_ends_each_has_a_date(project: Path) -> None:
+    """Done, stopped, failed; as a job of cron appends them."""
+    run = f"{sys.executable} -m distill run problems -p p.yaml >> night.log 2>&1"
+    jobs = f"{run}; {run} --force problems --max-time 0s; {run} --limit 0"
+    subprocess.run(["bash", "-c", jobs], cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+    date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
+    ends = ["1 stages up to date in ", "distill: stopped ", "distill: Invalid value for '--limit'"]
+    log = (project / "night.log").read_text()
+    assert re.findall(f"^{date}({'|'.join(ends)})", log, re.MULTILINE) == ends, log
 
 
 @pytest.mark.parametrize("where", [">/dev/full", ">&-"])
