@@ -19,7 +19,7 @@ from tiny import chat_tokenizer, reward_model
 from distill import modelspec, pretrained
 from distill.cli import ask as asking
 from distill.cli.ask import Search, Where
-from distill.cli.options import Effort
+from distill.cli.options import Dtype, Effort
 from distill.cli.speaking import Aside, Speaker, held_back, speak
 from distill.engines.base import SoFar
 from distill.types import Completion, Finish, ThinkingBudget
@@ -165,6 +165,15 @@ def test_a_reward_model_scores_what_it_can_read_and_is_refused_before_anything_i
     assert "best_of, score 0." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("by", ["prm", "likelihood"])
+def test_who_scores_is_loaded_in_the_precision_that_is_asked_for(by: str, ask: Any, tmp_path: Path) -> None:
+    """Of the same samples, nearly the same scores."""
+    own = pretrained.tokenizer_of(modelspec.Model(str(modelspec.EMBEDDED / "teacher"), ""))
+    scorer = {by: reward_model(tmp_path / "prm", own, "line") if by == "prm" else "embedded:teacher"}
+    full, half = (ask(search=Search("best_of", 2, **scorer, dtype=dtype)) for dtype in (None, Dtype.BFLOAT16))
+    assert half["score"] != full["score"] == pytest.approx(half["score"], abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("search", "more", "said"),
     [
@@ -177,6 +186,7 @@ def test_a_reward_model_scores_what_it_can_read_and_is_refused_before_anything_i
         (Search("majority"), {"temperature": 0.0}, "needs a --temperature above 0"),
         (Search(prm="x"), {}, "name a --strategy too"),
         (Search(samples=3), {}, "name a --strategy too"),
+        (Search("majority", dtype=Dtype.BFLOAT16), {}, "--scorer-dtype is about the model that scores steps"),
         (Search("weighted", prm="nowhere"), {}, "nowhere is no directory; what a stage made is prm:STAGE"),
         (Search("weighted", prm="prm:judge"), {}, "--prm prm:judge: no stage of"),
         (Search(), {"model": "stage:problems"}, "has no such stage that makes a student"),

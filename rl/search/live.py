@@ -18,7 +18,7 @@ from rl.search.base import Draft, Piece
 from rl.search.beam import Tree
 from rl.search.drive import Result, run
 from rl.search.pieces import of_completion
-from rl.search.scoring import Scorer, check_steps, likelihood_of, prm_of
+from rl.search.scoring import FULL, Scorer, check_steps, likelihood_of, prm_of
 from rl.search.settings import named
 
 STEP, STOP = "line", "\n"
@@ -63,11 +63,12 @@ class LiveSearch:
     model is loaded.
 
     ``prm`` is the directory of a process reward model, which must read the tokens of ``policy``; ``likelihood`` a model
-    whose own probability of each step scores it.
+    whose own probability of each step scores it. ``dtype`` is what either is loaded in.
     """
 
     def __init__(
-        self, spec: Any, samples: int, prm: Path | None, likelihood: Model | None, policy: Model | None = None
+        self, spec: Any, samples: int, prm: Path | None, likelihood: Model | None, policy: Model | None = None,
+        dtype: str = FULL,
     ) -> None:  # fmt: skip
         try:
             chosen = named(spec)
@@ -92,8 +93,8 @@ class LiveSearch:
         self.needs_steps = "steps" in chosen.strategy.needs
         if (prm or likelihood) and "scorer" not in chosen.strategy.needs:
             raise InputError(f"--strategy {self.label} asks nobody who scores steps; leave --prm and --likelihood out")
-        self._scorer = prm_of(str(prm), Path(), {}, FileHashes(), policy) if prm else None
-        self._scorer = likelihood_of(likelihood, STEP) if likelihood else self._scorer
+        self._scorer = prm_of(str(prm), Path(), {}, FileHashes(), policy, dtype) if prm else None
+        self._scorer = likelihood_of(likelihood, STEP, dtype) if likelihood else self._scorer
         if self._scorer and self.needs_steps:
             check_steps(self._scorer, STEP, f"--strategy {self.label}")
         if self._scorer:
