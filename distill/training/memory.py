@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ KEPT = {
     ("base", True): (2, 1, 1.5),
 }
 """By what is trained (all, an adapter, one over a base in bf16) and whether in half precision."""
+TEXT_SECTIONS = ("text_encoder", "decoder", "generator", "text_config")
 CHUNK, LARGE_CHUNK = 1 << 24, 1 << 27
 """`distill.training.forward`'s, without torch; the latter on a GPU."""
 HEAD = 3
@@ -128,16 +129,39 @@ class _Build:
 def _build(directory: Path) -> _Build | None:
     shapes = _shapes(directory)
     try:
-        config = json.loads((directory / "config.json").read_text())
+        config = _of_text(json.loads((directory / "config.json").read_text()))
         hidden, inner, layers = (config[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-        heads, vocabulary = config["num_attention_heads"], config["vocab_size"]
-    except (OSError, ValueError, KeyError):
+        vocabulary = config.get("vocab_size") or _rows(shapes, "embed_tokens", hidden)
+        attention = _attention(config, hidden) or sum(_rows(shapes, kind, hidden) for kind in ("q_proj", "k_proj"))
+    except (OSError, ValueError, KeyError, AttributeError):
         return None
-    width = config.get("head_dim") or hidden // heads
-    attention = width * (heads + (config.get("num_key_value_heads") or heads))
-    linear = [s for s in shapes if len(s) == 2 and vocabulary not in s]
-    weights = sum(map(math.prod, shapes))
+    linear = [s for s in shapes.values() if len(s) == 2 and vocabulary not in s]
+    weights = sum(map(math.prod, shapes.values()))
     return _Build(weights, linear, hidden, inner, layers, attention, vocabulary) if shapes else None
+
+
+def _of_text(config: dict[str, Any]) -> dict[str, Any]:
+    """What describes the language model where it is a part of the whole: the sections that transformers' own
+    ``get_text_config`` looks for (which is not asked, for it brings torch)."""
+    found: list[dict[str, Any]] = [config[name] for name in TEXT_SECTIONS if config.get(name) is not None]
+    return found[0] if len(found) == 1 else config
+
+
+def _attention(config: dict[str, Any], hidden: int) -> int:
+    """The width of queries and keys together; 0 where the config leaves it to its class's defaults, as those of Gemma 3
+    on the hub do."""
+    if not (heads := config.get("num_attention_heads")):
+        return 0
+    width: int = config.get("head_dim") or hidden // heads
+    return width * (heads + (config.get("num_key_value_heads") or heads))
+
+
+def _rows(shapes: Mapping[str, Sequence[int]], kind: str, columns: int) -> int:
+    """Of the first matrix of a kind that takes the language model's hidden states: a vision tower has such, too."""
+    fitting = (shape[0] for name, shape in shapes.items() if f"{kind}.weight" in name and shape[1:] == [columns])
+    if (rows := next(fitting, None)) is None:
+        raise KeyError(kind)
+    return rows
 
 
 def estimate(directory: Path, training: Training) -> Estimate | None:
@@ -192,17 +216,17 @@ def _logits(build: _Build, training: Training) -> int:
 
 def weights_of(directory: Path, size: int) -> int:
     """Bytes of a model's weights at ``size`` bytes each; 0 where the files do not tell."""
-    return size * sum(map(math.prod, _shapes(directory)))
+    return size * sum(map(math.prod, _shapes(directory).values()))
 
 
-def _shapes(directory: Path) -> list[list[int]]:
+def _shapes(directory: Path) -> dict[str, list[int]]:
     """The shapes of all tensors in a model's safetensors files: their headers, no more, are read. Empty where there are
     no such files, or one is damaged."""
     try:
         headers = [_header(file) for file in directory.glob("*.safetensors")]
-        return [entry["shape"] for header in headers for name, entry in header.items() if name != "__metadata__"]
+        return {name: e["shape"] for header in headers for name, e in header.items() if name != "__metadata__"}
     except (OSError, ValueError, KeyError, struct.error):
-        return []
+        return {}
 
 
 def _header(file: Path) -> dict[str, Any]:
