@@ -37,6 +37,7 @@ from distill.training.lean import lean  # noqa: E402
 from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.training.passes import likelihoods  # noqa: E402
 from distill.training.session import prepared  # noqa: E402
 from distill.types import Problem  # noqa: E402
 from pipeline.errors import InputError, PipelineError, Stopped  # noqa: E402
@@ -549,6 +550,18 @@ def run(model: Any, rows: Any, directory: Path, **changes: Any) -> tuple[Any, li
 def test_a_training_that_diverges_says_so(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"training diverged: .*; lower learning_rate"):
         run(tiny(), examples(8), tmp_path, epochs=4, optimizer=OptimizerSettings(1e30, warmup=0))
+
+
+def test_a_student_that_tells_no_numbers_is_the_training_s_fault_and_its_base_a_broken_file_s() -> None:
+    model = add_lora(tiny(), rank=4, alpha=8, seed=0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.fill_(math.nan)
+    with pytest.raises(PipelineError, match=r"training diverged: .*; lower learning_rate"):
+        likelihoods(model, examples(2), 64)
+    model.get_input_embeddings().weight.data.fill_(math.nan)
+    with model.disable_adapter(), pytest.raises(PipelineError, match="its weights are broken"):
+        likelihoods(model, examples(2), 64)
 
 
 def test_training_learns_and_reports_each_example(tmp_path: Path) -> None:

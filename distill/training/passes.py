@@ -98,11 +98,16 @@ def likelihoods(
     model: Any, examples: Sequence[Example], max_tokens: int, temperature: float = 1.0
 ) -> list[list[float]]:
     """The log-probabilities of each example's supervised tokens, in micro-batches; no logits are kept. Raises
-    `PipelineError` where one is no number: whoever reads them would take it for some likelihood."""
+    `PipelineError` where one is no number: whoever reads them would take it for some likelihood. Of a model that is
+    being trained (a weight has a gradient) the training is to blame, of any other its files."""
     order = micro_batches(examples, max_tokens)
     told = [logprobs(model, pack([examples[i] for i in run], model.device), temperature) for run in order]
     found = in_order(told, order, [example.supervised for example in examples])
     if any(map(math.isnan, chain.from_iterable(found))):
+        if any(weight.requires_grad for weight in model.parameters()):
+            raise PipelineError(
+                "training diverged: the student's log-probabilities are no numbers any more; lower learning_rate"
+            )
         name = model.config.name_or_path
         raise PipelineError(f"model {name}: gives log-probabilities that are no numbers: its weights are broken")
     return found
