@@ -71,13 +71,15 @@ class History:
     heldout: dict[int, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     def add(self, step: int, name: str, value: float) -> None:
-        if math.isfinite(value):
+        if not math.isnan(value):  # an infinite one is told, and no good sign
             self.metrics.setdefault(name, {})[step] = value
 
     def mean(self, name: str, first: int, last: int) -> float:
         """Over the steps that told it; NaN where none did."""
         told = self.metrics.get(name, {})
         values = [told[step] for step in range(first, last + 1) if step in told]
+        if not all(map(math.isfinite, values)):
+            return sum(values)  # fsum refuses infinities of both signs
         return math.fsum(values) / len(values) if values else math.nan
 
     def change(self, name: str, step: int, window: int, since: int = 0) -> tuple[float, float]:
@@ -135,7 +137,7 @@ def _collapsed(history: History, step: int, window: int, metric: str, share: flo
     certain because it is right is as it should be."""
     before, now = history.change(metric, step, window)
     rise = history.rise("reward", step, window)
-    if not now < share * before or rise > 0:
+    if not now < share * before or rise > 0 or math.isinf(before):  # less than that is any number
         return None
     why = "no reward is known that would explain it" if math.isnan(rise) else "the reward did not rise"
     return f"{words} fell from {before:.3g} to {now:.3g}, and {why}", now, share * before

@@ -47,9 +47,10 @@ class Recorder:
         """``metrics`` is a dataclass of `figures`, with ``step`` (from 1; 0 is the start) and ``total``."""
         values = figures(metrics)
         step, total = int(values["step"]), int(values["total"])
-        told = {k: float(v) for k, v in values.items() if k not in HIDDEN and math.isfinite(v)}
+        known = {k: float(v) for k, v in values.items() if k not in HIDDEN and not math.isnan(v)}
+        told = {k: v for k, v in known.items() if math.isfinite(v)}  # by logs and displays, which draw numbers
         run = self._context.fingerprint
-        self._rows += [{"run": run, "step": step, "name": k, "value": v} for k, v in told.items()]
+        self._rows += [{"run": run, "step": step, "name": k, "value": v} for k, v in known.items()]
         self._logs.write(step, told)
         self._context.progress(step, total, **{k: float(f"{told[k]:.4g}") for k in self._shown if k in told})
         if time.monotonic() - self._appended > APPEND_SECONDS:
@@ -72,5 +73,5 @@ class Recorder:
             "AND step = coalesce($step, (SELECT max(step) FROM metrics WHERE run = $run)) ORDER BY name",
             {"run": self._context.fingerprint, "step": step},
         )
-        found = {row["name"]: row["value"] for row in rows}
+        found = {row["name"]: row["value"] for row in rows if math.isfinite(row["value"])}
         return {name: found[name] for name in self._shown if name in found} | found
