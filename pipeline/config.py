@@ -1,8 +1,8 @@
-"""From a YAML file to a checked pipeline: the wish, before anything has run.
+"""Load a pipeline from a YAML file and check it before anything runs.
 
-Strict on purpose: an unknown key, a wrong type, a missing file, a cycle, a stage that nothing feeds
-is one line with file, line, key and the nearest valid name. What kinds of stages there are is the
-caller's: it passes a lookup (`distill.catalog.stage`).
+Strict on purpose: an unknown key, a wrong type, a missing file, a cycle or a stage without input is
+reported on one line with file, line, key and the nearest valid name. The caller decides which kinds of
+stages exist: it passes a lookup (`distill.catalog.stage`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ StageLookup = Callable[[str], Stage]
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage as wished for: its name in the YAML, its kind, its checked settings."""
+    """One stage of a pipeline: its name in the YAML, its kind, its checked settings."""
 
     name: str
     stage: Stage
@@ -48,10 +48,10 @@ class PipelineSpec:
     workspace: Path
     seed: int
     stages: Mapping[str, StageSpec]
-    """In an order in which each stage comes after those that feed it."""
+    """Ordered so that each stage comes after the stages that feed it."""
 
     def closure(self, targets: Sequence[str]) -> list[StageSpec]:
-        """The named stages and all that they need, in running order; all stages for no target."""
+        """The named stages and all that they need, in running order; all stages if none is named."""
         for target in targets:
             if target not in self.stages:
                 raise InputError(f"{self.file}: no stage is called {target!r}{nearest(target, self.stages)}")
@@ -70,7 +70,7 @@ def load(
     limit: int | None = None,
     workspace: Path | None = None,
 ) -> PipelineSpec:
-    """Read and check a pipeline. ``overrides`` are ``stage.key=value`` texts, as for ``--set``."""
+    """Read and check a pipeline. ``overrides`` are ``stage.key=value`` strings, as for ``--set``."""
     document = read(path)
     _apply_overrides(document, overrides)
     data = document.data
@@ -99,7 +99,7 @@ def _top(document: Document, key: str, kind: type, default: Any) -> Any:
 
 
 def _workspace(document: Document, name: str) -> Path:
-    """Where the results lie: ``runs/NAME`` if the file does not say; ``~`` is the home directory."""
+    """The directory for results: ``runs/NAME`` unless the file sets one. ``~`` is the home directory."""
     if not name.isprintable() or "/" in name or not name.strip(". "):
         raise InputError(f"{document.where(('name',))}: {name!r} cannot name a directory, as it does under runs/")
     place = _top(document, "workspace", str, f"runs/{name}")
@@ -153,7 +153,7 @@ def _explain(error: ValidationError, document: Document, where: KeyPath, stage: 
     location, what = mistake(error, stage.settings, document.get(where))
     feeds = _what_feeds(stage, str(location[-1]), document) if what == MISSING else ""
     place = document.where((*where, *location))
-    if what.startswith(MISSING) and place.startswith("--set "):  # which names what was given, and not what was left out
+    if what.startswith(MISSING) and place.startswith("--set "):  # it names what was set, not the missing key
         what = f"{location[-1]} {what}"
     return f"{place}: {what}{feeds}"
 
@@ -170,7 +170,7 @@ def _what_feeds(stage: Stage, field: str, document: Document) -> str:
 
 
 def _ordered(document: Document, specs: dict[str, StageSpec]) -> dict[str, StageSpec]:
-    """Check who feeds whom, and sort."""
+    """Check the references between stages, and sort the stages topologically."""
     for name, spec in specs.items():
         for path, mark, upstream in references(spec.settings):
             at = document.where(("stages", name, *path))
@@ -190,7 +190,7 @@ def _ordered(document: Document, specs: dict[str, StageSpec]) -> dict[str, Stage
         raise InputError(
             f"{document.where(('stages', loop[0]))}: stages feed each other in a circle: {' -> '.join(loop)}"
         ) from None
-    # The order of the file where it is a valid one, for that is what the user expects to see.
+    # Keep the file's order where it is valid: that is what the user expects to see.
     position = {name: index for index, name in enumerate(specs)}
     if all(position[up] < position[name] for name in specs for up in graph[name]):
         order = list(specs)
@@ -218,8 +218,8 @@ def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
 
 
 def _holder(data: Any, path: Sequence[str], text: str) -> tuple[Any, str | int]:
-    """What holds the value at ``path``, and its key there; items of lists go by number. All on the way is copied:
-    what stands in several places through an alias is set in one."""
+    """The container of the value at ``path``, and the value's key in it; list items are addressed by index. Containers
+    along the path are copied, so that a value shared through a YAML alias changes in one place only."""
     for index, part in enumerate(path):
         if isinstance(data, list):
             if not part.isdecimal() or int(part) >= len(data):

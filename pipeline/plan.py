@@ -1,7 +1,7 @@
-"""The difference between the wish and the record: each stage cached, partly done or to run, and why.
+"""Compare a pipeline with the record: each stage is cached, partly done or will run, and why.
 
-`examine` is the single place where a stage's identity is put together; the runner calls it just
-before a stage would run, `distill plan` calls it for all stages without running any.
+`identify` is the single place where a stage's identity is put together. `examine` compares it with the
+record: the runner calls it just before a stage would run, `distill plan` for all stages without running any.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NEVER = ("never run",)
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage's state. ``identity`` is None while an input has yet to be made."""
+    """The state of one stage. ``identity`` is None while an input has yet to be made."""
 
     spec: StageSpec
     status: Status
@@ -43,13 +43,13 @@ class StagePlan:
     forecast: Forecast | None = None
     last_seconds: float | None = None
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """What was made; else what will be, as far as it is known."""
+    """Those of the manifest, or else those of the forecast, as far as they are known."""
     counts: bool = False
-    """Whether no more than ``figures`` will come of it."""
+    """Whether ``figures`` are an upper bound on what the stage makes."""
 
 
 def identify(spec: StageSpec, upstream: Mapping[str, Manifest], hashes: FileHashes) -> Identity:
-    """All that the stage's result depends on, hashed as it is now."""
+    """Everything that the stage's result depends on, hashed as it is now."""
     inputs = {".".join(map(str, path)): _content(upstream[n], mark) for path, mark, n in references(spec.settings)}
     files: dict[str, str] = {}
     for path, _, value in marked(spec.settings, File):
@@ -67,7 +67,7 @@ def _content(output: Manifest, mark: Input) -> str:
 def examine(
     spec: StageSpec, upstream: Mapping[str, StagePlan], workspace: Workspace, forced: bool = False
 ) -> StagePlan:
-    """Look at one stage; ``upstream`` are the plans of those that feed it, by name."""
+    """The state of one stage. ``upstream`` holds the plans of the stages that feed it, by name."""
     missing = [name for name in spec.upstream if upstream[name].manifest is None]
     if missing:
         waits = f"waits for {', '.join(missing)}"
@@ -92,7 +92,7 @@ def examine(
 
 
 def _amiss(spec: StageSpec, found: Manifest, inputs: Mapping[str, Manifest], workspace: Workspace) -> str | None:
-    """Why what is on record is made again nevertheless: it is not whole any more, or a part of it failed."""
+    """Why a recorded result is made again nevertheless: it is no longer whole, or a part of it failed."""
     return workspace.lost(spec, found, inputs) or (spec.stage.again(found) if spec.stage.again else None)
 
 
@@ -101,8 +101,8 @@ def complete(spec: StageSpec, manifest: Manifest) -> StagePlan:
 
 
 def at_most(specs: Iterable[StageSpec], known: Mapping[str, StagePlan], workspace: Workspace) -> dict[str, StagePlan]:
-    """``known``, and what those of ``specs``, in running order, will make that read no other or narrow what is known;
-    whether they are made nobody looks."""
+    """``known``, extended by upper bounds on what ``specs`` (in running order) will make, for stages that have no input
+    or that narrow inputs with known bounds. Does not look whether their results exist already."""
     found = dict(known)
     for spec in specs:
         if (spec.name not in found and not spec.upstream) or _narrows(spec, found):
@@ -117,7 +117,7 @@ def _narrows(spec: StageSpec, plans: Mapping[str, StagePlan]) -> bool:
 def _foretold(
     spec: StageSpec, workspace: Workspace, upstream: Mapping[str, StagePlan], identity: Identity | None = None
 ) -> StagePlan:
-    """A stage to run, of which is known what its forecast says."""
+    """The plan of a stage that has to run, with the figures of its forecast."""
     forecast, figures = None, dict[str, Any]()
     if spec.stage.forecast:
         inputs = {n: made for n in spec.upstream if identity and (made := upstream[n].manifest)}
@@ -125,7 +125,7 @@ def _foretold(
         forecast = spec.stage.forecast(context, spec.settings, {n: upstream[n].figures for n in spec.upstream})
         figures = {**({} if forecast.total is None else {forecast.unit: forecast.total}), **forecast.figures}
     bounded = not spec.upstream or _narrows(spec, upstream)
-    counts = bool(bounded and forecast and forecast.total)  # one that will make nothing tells itself why
+    counts = bool(bounded and forecast and forecast.total)  # a stage that will make nothing reports that itself
     return StagePlan(spec, Status.RUN, (), identity, None, forecast, figures=figures, counts=counts)
 
 
@@ -133,8 +133,8 @@ def incomplete(
     specs: Iterable[StageSpec], plans: Mapping[str, StagePlan], workspace: Workspace, force: Container[str],
     whole: dict[str, bool],
 ) -> Iterator[StageSpec]:  # fmt: skip
-    """Those of ``specs`` that are forced or that nothing on record answers; a stage is taken to be run where one that
-    feeds it is. ``whole`` keeps, by fingerprint, what was seen of records, which is not looked at again."""
+    """Those of ``specs`` that are forced, have no whole result on record, or are fed by such a stage. ``whole`` caches,
+    by fingerprint, whether a recorded result is whole."""
     made = {name: plan.manifest for name, plan in plans.items() if plan.manifest}
     for spec in specs:
         if spec.name in force or not (found := _on_record(spec, made, workspace, whole)):
@@ -176,7 +176,7 @@ def explain(spec: StageSpec, identity: Identity, workspace: Workspace) -> tuple[
 
 
 def changes(old: Identity, new: Identity) -> list[str]:
-    """What a result depends on that is not as it was, one line each."""
+    """The differences between two identities, one line each."""
     lines = [f"stage version: {old.version} -> {new.version}"] if old.version != new.version else []
     lines += differences(old.settings, new.settings)
     lines += _other_than(old.inputs, new.inputs, "input {}", "input {} changed")
@@ -184,7 +184,7 @@ def changes(old: Identity, new: Identity) -> list[str]:
 
 
 def _other_than(old: Mapping[str, str], new: Mapping[str, str], named: str, changed: str) -> Iterator[str]:
-    """What is told of each key whose hash is another one now, or there no more."""
+    """One line for each key whose hash changed, or that was added or removed."""
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key):
             told = changed if key in old and key in new else f"{named} is {'new' if key in new else 'read no more'}"
@@ -198,7 +198,7 @@ def _last(spec: StageSpec, workspace: Workspace) -> float | None:
 
 
 def foresee(specs: Iterable[StageSpec], plans: Mapping[str, StagePlan]) -> None:
-    """`InputError` if a stage is already known to be impossible, by its settings and the figures of those before it."""
+    """Raise `InputError` if a stage is known to be impossible already, from its settings and its inputs' figures."""
     for spec in specs:
         if spec.stage.refuse:
             figures = {n: plans[n].figures for n in spec.upstream if n in plans and plans[n].counts}
