@@ -51,7 +51,7 @@ def export_student(model: Any, tokenizer: Any, directory: Path, half: bool = Fal
         _settle(directory / ADAPTER / "adapter_config.json")
         merged = _merged(model)
     if half:
-        if merged is not model:  # before rounding to half precision, which would hide errors: it is as large as the adapter
+        if merged is not model:  # before rounding, which changes as much as an adapter and would hide errors
             _check(model, merged)
         merged = (copied(merged) if merged is model else merged).to(torch.bfloat16)
     generation = merged.generation_config

@@ -137,7 +137,7 @@ def asking(model: Any, rows: Tensor | None) -> Iterator[None]:
 
 
 def checkpoint_layers(model: Any) -> None:
-    """Turn on gradient checkpointing, with a recomputation that does what the first pass did though outside `states`."""
+    """Turn on gradient checkpointing. The recomputation, outside of `states`, repeats the first pass exactly."""
     causal = causal_lm(model)
     how = {"use_reentrant": False, "context_fn": partial(_passes, causal.config)}  # picklable: models are sent to ranks
     causal.gradient_checkpointing_enable(how)
