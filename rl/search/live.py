@@ -1,4 +1,4 @@
-"""A search for the answer to one question, by an engine alone: nothing is stored. For `distill ask`."""
+"""Search for the answer to one question with an engine alone; nothing is stored. For `distill ask`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STEP, STOP = "line", "\n"
 
 @dataclass(frozen=True)
 class LiveWorld:
-    """See `rl.search.drive.World`: every problem is the one question."""
+    """A `rl.search.drive.World` in which every problem is the one question."""
 
     engine: Engine
     problem: Problem
@@ -59,11 +59,11 @@ class LiveWorld:
 
 
 class LiveSearch:
-    """A strategy for one question, told by name or as in YAML. `InputError` for one that cannot be had, before any
-    model is loaded.
+    """A strategy for one question, given by name or as in YAML. Raises `InputError` for one that cannot be used, before
+    any model is loaded.
 
-    ``prm`` is the directory of a process reward model, which must read the tokens of ``policy``; ``likelihood`` a model
-    whose own probability of each step scores it.
+    ``prm`` is the directory of a process reward model, which must read the tokens of ``policy``; ``likelihood`` is a
+    model whose own probability of each step is the score.
     """
 
     def __init__(

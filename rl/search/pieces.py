@@ -1,4 +1,4 @@
-"""A trace as the piece of a response that a search sees, from a row of the store or fresh from an engine."""
+"""Make the `Piece` that a search sees of a trace, from a row of the store or fresh from an engine."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rl.search.base import Piece
 COLUMNS = (
     "trace_key, prompt, thinking, answer, closed, cut, finish, forced, prompt_tokens, thinking_tokens, answer_tokens"
 )
-"""Of the table `traces`."""
+"""The columns of the table `traces` that `of_row` reads."""
 
 
 def of_row(row: Mapping[str, Any]) -> Piece:
-    """Of a row with `COLUMNS`."""
+    """The piece of a row with `COLUMNS`."""
     text = row["cut"] if row["cut"] is not None else join_thinking(row["thinking"], row["answer"], row["closed"])
     given, finish = _given(row["forced"] or ()), Finish(row["finish"])
     return Piece(
@@ -38,10 +38,10 @@ def of_completion(completion: Completion) -> Piece:
 
 
 def _vote(answer: str, closed: bool, finish: Finish) -> str | None:
-    """As `distill.scoring.samples` has it: what was cut or said nothing casts no vote."""
+    """As in `distill.scoring.samples`: a response that was cut off or is empty casts no vote."""
     return (ballot(answer) or None) if closed and finish is Finish.STOP else None
 
 
 def _given(forced: Sequence[int]) -> int:
-    """How many tokens the response began with: those of its forced ones that nothing sampled comes before."""
+    """The number of tokens with which the response was begun: its forced tokens before the first sampled one."""
     return next((at for at, place in enumerate(forced) if at != place), len(forced))

@@ -1,4 +1,4 @@
-"""Who scores steps: as YAML says it, and found, by identity, loaded when the first text is to be scored."""
+"""Step scorers: their settings in YAML, their identities, and loading them when the first text is to be scored."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class ByLikelihood(Settings):
 
 Said = str | ByReward | ByLikelihood
 KINDS: Mapping[str, type[ByReward | ByLikelihood]] = {"model": ByReward, "likelihood": ByLikelihood}
-"""By the key that says who."""
+"""The settings by the key that names the scorer."""
 
 
 def _a_scorer(said: Any) -> Said:
-    """A reward model of which nothing but its name is said is that name, whichever way it is said."""
+    """Parse a scorer. A reward model with nothing but its name becomes that name, in whichever form it was given."""
     if isinstance(said, str | ByReward | ByLikelihood):
         return said
     who = [key for key in KINDS if key in said] if isinstance(said, Mapping) else []
@@ -90,14 +90,14 @@ ScorerSpec = Annotated[Said, BeforeValidator(_a_scorer), AfterValidator(_there)]
 
 
 def nothing() -> None:
-    """The check of a scorer that reads whatever there is."""
+    """The check of a scorer that can read any text."""
 
 
 @dataclass
 class Scorer:
-    """``load`` is slow, and so is ``identify``. ``rule`` is how it splits a response into steps; ``model`` is what is
-    loaded, in ``dtype``; ``own_template``, that it reads problems in its own words, whoever answers. ``check``
-    raises `InputError` where it cannot read what it should."""
+    """A step scorer that is loaded on first use; ``load`` and ``identify`` are slow. ``rule`` is how it splits a
+    response into steps; ``model`` is what is loaded, in ``dtype``. With ``own_template`` it renders problems with its
+    own template, whichever model answers. ``check`` raises `InputError` if it cannot read the model's responses."""
 
     identify: Callable[[], str]
     rule: str
@@ -118,20 +118,20 @@ class Scorer:
         return self._opened[0]
 
     def prompt(self, piece: Piece, messages: Sequence[Message], rendered: bool) -> str:
-        """What is read before a response: the prompt that the model saw; where that is an endpoint's secret
-        (``rendered`` is False), or another model's language, by the scorer's own template."""
+        """The text to read before a response: the prompt that the model saw. If that is unknown (an endpoint's;
+        ``rendered`` is False) or in another model's format, the scorer's own template renders the problem."""
         if rendered and not self.own_template:
             return piece.prompt
         return str(self.open().render(messages))  # type: ignore[attr-defined]
 
 
 def unloaded(scorers: Iterable[Scorer]) -> list[tuple[Model, str]]:
-    """What of these has yet to take its memory, with the dtype."""
+    """The models of those scorers that have yet to take up memory, with their dtypes."""
     return [(scorer.model, scorer.dtype) for scorer in scorers if not scorer._opened]
 
 
 def likelihood_of(model: Model, rule: str, dtype: str = FULL) -> Scorer:
-    """How likely a model finds each step (`rl.search.likelihood`)."""
+    """A scorer by how likely a model finds each step (`rl.search.likelihood`)."""
 
     def load() -> StepScorer:
         from rl.search.likelihood import open_likelihood
@@ -148,8 +148,8 @@ def prm_of(
     name: str, workspace: Path, inputs: Mapping[str, Manifest], hashes: FileHashes, policy: Model | None = None,
     dtype: str = FULL,
 ) -> Scorer:  # fmt: skip
-    """The process reward model that a stage made, or that lies in a directory. Its ``check`` refuses one whose
-    tokenizer is not that of ``policy``, whose prompts it is to read."""
+    """The process reward model that a stage made, or that lies in a directory. Its ``check`` refuses a tokenizer that
+    is not that of ``policy``, whose prompts it has to read."""
     directory = files.directory_of(name, workspace, inputs)
 
     def check() -> None:
@@ -168,12 +168,12 @@ def prm_of(
 
 
 def _unlike(dtype: str) -> str:
-    """What an identity says of a ``dtype``: nothing of that of the scores which were made before there was another."""
+    """The ``dtype`` in an identity: nothing for the one that all scores had before the setting existed."""
     return "" if dtype == FULL else f":{dtype}"
 
 
 def check_steps(scorer: Scorer, step: str, who: str) -> None:
-    """`InputError` where a search by ``step`` would be scored by other steps than its own."""
+    """Raise `InputError` if a search by ``step`` would be scored by other steps than its own."""
     if scorer.rule != step:
         raise InputError(
             f"{who} goes on by the {step}, and the steps of the reward model are another rule's ({scorer.rule}); take "

@@ -1,6 +1,6 @@
-"""grpo: refine a student on verifiable rewards; every rollout is a row before the update it feeds.
+"""grpo: refine a student on verifiable rewards; every rollout is stored before the update that it feeds.
 
-The settings that are its own, and what is known before it runs; how it runs is `rl.stages.refining`.
+This file holds the stage's own settings and what is known before it runs; `rl.stages.refining` runs it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def run(context: Context, settings: GrpoSettings) -> Output:
 
 
 def _rollouts(settings: GrpoSettings) -> int:
-    """At most so many."""
+    """The largest possible number of rollouts."""
     return settings.steps * settings.prompts * settings.group * (1 + settings.refills)
 
 
@@ -150,7 +150,7 @@ def relative(
     as_grpo: Callable[[Own], GrpoSettings],
     run: Callable[[Context, Own], Output],
 ) -> Stage:
-    """A stage in GRPO's loop whose ``settings`` come down to grpo's: foretold, refused and keyed as with these."""
+    """A stage in GRPO's loop whose ``settings`` map to grpo's, which forecast, refuse and fingerprint it."""
     return Stage(
         kind=kind,
         about=about,
