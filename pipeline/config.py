@@ -79,12 +79,12 @@ def load(
             raise InputError(f"{document.where((key,))}: unknown key{nearest(key, TOP_KEYS)}")
     name = _top(document, "name", str, path.stem)
     if "/" in name or name in ("", ".", ".."):
-        raise InputError(f"{document.where(('name',))}: {name!r} cannot name a directory; `workspace` takes a path")
+        raise InputError(f"{document.where(('name',))}: {name!r} cannot be a directory name; `workspace` takes a path")
     seed = _top(document, "seed", int, 0)
     space = workspace or _workspace(document, name)
     stages = _top(document, "stages", dict, None)
     if not stages:
-        raise InputError(f"{document.where(('stages',))}: holds no stage")
+        raise InputError(f"{document.where(('stages',))}: has no stages; add at least one")
     specs = {key: _stage(document, key, body, lookup, seed, limit) for key, body in stages.items()}
     return PipelineSpec(name, path, space, seed, _ordered(document, specs))
 
@@ -101,10 +101,10 @@ def _top(document: Document, key: str, kind: type, default: Any) -> Any:
 def _workspace(document: Document, name: str) -> Path:
     """The directory for results: ``runs/NAME`` unless the file sets one. ``~`` is the home directory."""
     if not name.isprintable() or "/" in name or not name.strip(". "):
-        raise InputError(f"{document.where(('name',))}: {name!r} cannot name a directory, as it does under runs/")
+        raise InputError(f"{document.where(('name',))}: {name!r} cannot be a directory name under runs/")
     place = _top(document, "workspace", str, f"runs/{name}")
     if not place.isprintable() or not place.strip():
-        raise InputError(f"{document.where(('workspace',))}: {place!r} is no directory's name")
+        raise InputError(f"{document.where(('workspace',))}: {place!r} cannot be a directory name")
     return Path(os.path.expanduser(place))
 
 
@@ -115,7 +115,7 @@ def _words(kind: type) -> str:
 def _stage(document: Document, name: Any, body: Any, lookup: StageLookup, seed: int, limit: int | None) -> StageSpec:
     where: KeyPath = ("stages", name)
     if not isinstance(name, str) or not STAGE_NAME.fullmatch(name):
-        raise InputError(f"{document.where(where)}: a stage's name is made of letters, digits, - and _ (100 at most)")
+        raise InputError(f"{document.where(where)}: a stage name has only letters, digits, - and _ (at most 100)")
     body = {} if body is None else body
     if not isinstance(body, dict):
         raise InputError(f"{document.where(where)}: expected a mapping of settings, found {body!r}")
@@ -125,7 +125,7 @@ def _stage(document: Document, name: Any, body: Any, lookup: StageLookup, seed: 
         stage = lookup(str(kind or name))
     except InputError as error:
         at = (*where, "kind") if kind else where
-        hint = "" if kind else "; a stage with a name of its own says what it is with `kind`"
+        hint = "" if kind else "; to give a stage a name of your own, set its `kind`"
         raise InputError(f"{document.where(at)}: {error}{hint}") from None
     fields = stage.settings.model_fields
     if "seed" in fields:
@@ -188,7 +188,7 @@ def _ordered(document: Document, specs: dict[str, StageSpec]) -> dict[str, Stage
     except CycleError as error:
         loop = error.args[1][::-1]
         raise InputError(
-            f"{document.where(('stages', loop[0]))}: stages feed each other in a circle: {' -> '.join(loop)}"
+            f"{document.where(('stages', loop[0]))}: stages feed each other in a cycle: {' -> '.join(loop)}"
         ) from None
     # Keep the file's order where it is valid: that is what the user expects to see.
     position = {name: index for index, name in enumerate(specs)}
@@ -223,7 +223,7 @@ def _holder(data: Any, path: Sequence[str], text: str) -> tuple[Any, str | int]:
     for index, part in enumerate(path):
         if isinstance(data, list):
             if not part.isdecimal() or int(part) >= len(data):
-                raise InputError(f"--set {text}: {part!r} is none of the {len(data)} items of a list, counted from 0")
+                raise InputError(f"--set {text}: a list of {len(data)} items has no item {part!r}, counting from 0")
         elif not isinstance(data, dict):
             raise InputError(f"--set {text}: {path[index - 1]!r} holds a single value, not keys")
         where = int(part) if isinstance(data, list) else part

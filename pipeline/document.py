@@ -99,7 +99,7 @@ def _collect(node: yaml.Node, prefix: tuple[str, ...], lines: dict[tuple[str, ..
             if where in lines:
                 line = key.start_mark.line + 1
                 raise InputError(
-                    f"{path}:{line}: {'.'.join(map(str, where))}: stands here twice (first on line {lines[where]})"
+                    f"{path}:{line}: {'.'.join(map(str, where))}: duplicate key (first on line {lines[where]})"
                 )
             lines[where] = key.start_mark.line + 1
             _collect(value, where, lines, path)

@@ -48,15 +48,15 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise InputError(f"{path}: no space left on the disk; free some and run the same command again") from None
         if error.errno in (errno.EDQUOT, errno.EFBIG):
             raise InputError(
-                f"{path}: more than you may write here ({error.strerror}); free some, or raise the quota or "
-                "`ulimit -f`, and run the same command again"
+                f"{path}: over your quota or file size limit ({error.strerror}); free some space, or raise the quota "
+                "or `ulimit -f`, and run the same command again"
             ) from None
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise InputError(f"{path}: a file, or a link to nothing, stands where a directory is needed") from None
+            raise InputError(f"{path}: a file or a dangling link is in place of a directory; move it away") from None
         if error.errno in (errno.ENAMETOOLONG, errno.ENOENT, errno.ELOOP):
-            raise InputError(f"{path}: cannot be made ({error.strerror})") from None
+            raise InputError(f"{path}: cannot be created ({error.strerror}); choose another place") from None
         raise
 
 

@@ -70,7 +70,7 @@ def workspace_lock(
                     told = True
                 time.sleep(0.1)
             except OSError as error:  # on some network and user-space file systems
-                text = f"{path}: its file system gives no locks ({error.strerror}); choose a workspace on another"
+                text = f"{path}: its file system supports no locks ({error.strerror}); choose a workspace on another"
                 raise InputError(text) from None
         started = datetime.now(UTC).isoformat(timespec="seconds")
         info = {"pid": os.getpid(), "host": socket.gethostname(), "started": started, "command": command}

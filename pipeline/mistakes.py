@@ -47,7 +47,7 @@ def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tup
     if first["type"] == "extra_forbidden":
         valid = _valid_keys(settings, first["loc"][:-1])
         if location[-1] in valid:  # a key of another variant of this mapping
-            return location, "cannot stand beside the other keys here"
+            return location, "cannot be combined with the other keys here"
         name = str(location[-1])
         if meant := _elsewhere(settings, first["loc"][:-1], name, valid) or _deeper(settings, first["loc"][:-1], name):
             return location, f"unknown key; did you mean {meant!r}?{_others(error)}"

@@ -86,7 +86,7 @@ def examine(
     forecast = foretold.forecast
     begun = bool(forecast and forecast.done) or workspace.has_part(identity)
     if forecast and forecast.done and reasons == NEVER:
-        reasons = ("never run, but a part is there already",)
+        reasons = ("never run, but a part exists already",)
     status = Status.PARTIAL if begun else Status.RUN
     return replace(foretold, status=status, reasons=reasons, last_seconds=_last(spec, workspace))
 
@@ -179,16 +179,16 @@ def changes(old: Identity, new: Identity) -> list[str]:
     """The differences between two identities, one line each."""
     lines = [f"stage version: {old.version} -> {new.version}"] if old.version != new.version else []
     lines += differences(old.settings, new.settings)
-    lines += _other_than(old.inputs, new.inputs, "input {}", "input {} changed")
-    return [*lines, *_other_than(old.files, new.files, "{}", "content of {} changed")]
+    lines += _changed_keys(old.inputs, new.inputs, "input {}", "input {} changed")
+    return [*lines, *_changed_keys(old.files, new.files, "{}", "content of {} changed")]
 
 
-def _other_than(old: Mapping[str, str], new: Mapping[str, str], named: str, changed: str) -> Iterator[str]:
+def _changed_keys(old: Mapping[str, str], new: Mapping[str, str], named: str, changed: str) -> Iterator[str]:
     """One line for each key whose hash changed, or that was added or removed."""
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key):
-            told = changed if key in old and key in new else f"{named} is {'new' if key in new else 'read no more'}"
-            yield told.format(key)
+            text = changed if key in old and key in new else f"{named} is {'new' if key in new else 'no longer read'}"
+            yield text.format(key)
 
 
 def _last(spec: StageSpec, workspace: Workspace) -> float | None:

@@ -85,13 +85,13 @@ def _may_be_found(kind: str, record: Manifest | None, waiting: Iterable[StageSpe
 
 def _why(kind: str, record: Manifest | None, needed: Needs) -> str:
     if record is None:
-        return f"{kind}, of which there is no record"
+        return f"{kind} without a record"
     now = [identity for stage, identity in needed.known.values() if (stage, identity.kind) == (record.stage, kind)]
     if now:
-        return f"another {record.stage} than now ({'; '.join(changes(record.identity, now[0]))})"
+        return f"{record.stage} with other settings or inputs ({'; '.join(changes(record.identity, now[0]))})"
     if any((spec.name, spec.stage.kind) == (record.stage, kind) for spec in needed.waiting):
-        return f"another {record.stage} than now"
-    return f"{record.stage}: no pipeline named has such a stage"
+        return f"{record.stage} with other settings or inputs"
+    return f"{record.stage}: no named pipeline has this stage"
 
 
 def _measure(path: Path) -> tuple[int, float]:

@@ -109,7 +109,7 @@ def _run_stage(
         software=workspace.software,
     )
     if lacking := workspace.lost(spec, manifest, inputs):  # type: ignore[arg-type]
-        raise PipelineError(f"stage {spec.name}: its result is not whole and not recorded: {lacking}")
+        raise PipelineError(f"stage {spec.name}: its result is incomplete and was not recorded: {lacking}")
     manifests.write(workspace.path, manifest)
     shutil.rmtree(work, ignore_errors=True)
     listener.finish(spec.name, manifest)
@@ -123,7 +123,7 @@ def _check_unchanged(spec: StageSpec, before: Identity, inputs: Mapping[str, Man
         if after.files.get(name) != value:
             raise PipelineError(
                 f"stage {spec.name}: {name} was changed while the stage ran; "
-                "its result is not recorded; run the same command again"
+                "its result was not recorded; run the same command again"
             )
 
 

@@ -215,4 +215,4 @@ def _parent(data: Any, path: KeyPath) -> Any:
 def stop_check(stopping: Callable[[], bool]) -> None:
     """Raise `Stopped` if the run has been asked to stop; call where stopping is safe."""
     if stopping():
-        raise Stopped("stopped in order; run the same command again to go on")
+        raise Stopped("stopped cleanly; run the same command again to continue")
