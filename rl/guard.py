@@ -89,8 +89,8 @@ class Guard:
         learner.save({})
         first = next(iter(self.alarms.values()))
         raise PipelineError(
-            f"stopped at step {step} by the alarm {first.name}: {first.evidence}; what is trained is kept: "
-            "`on_alarm: warn` goes on from here"
+            f"stopped at step {step} by the alarm {first.name}: {first.evidence}; the training so far is kept: "
+            "set `on_alarm: warn` to continue from here"
         )
 
     def _roll_back(self, step: int, learner: Learner) -> None:
@@ -98,7 +98,7 @@ class Guard:
         if learner.done != self._best_step * self._updates:
             raise PipelineError(
                 f"{self._good}: the checkpoint of step {self._best_step} is gone or damaged; delete "
-                f"{self._good.parent} to begin anew"  # --force would not help: it drops complete results only
+                f"{self._good.parent} to start over"  # --force would not help: it drops complete results only
             )
         self.rolled_back_to, self._ended = learner.done // self._updates, step
         self._note(f"rolled back to step {self.rolled_back_to}, whose held-out pass@1 was {self._best:.3f}")
@@ -204,7 +204,7 @@ def measuring(
         if not scores:
             raise InputError(
                 f"stage {context.name}: watch: none of the answers to {len(tasks)} held-out problems can be judged, so "
-                "there is no pass@1; give the problems a reference, or `watch` another `verifier`"
+                "there is no pass@1; give the problems a reference, or set another `watch.verifier`"
             )
         return scores
 

@@ -745,7 +745,7 @@ def test_what_a_step_reports_is_durable_before_it_counts_as_done(tmp_path: Path)
 
 def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
     run(tiny(), examples(6), tmp_path)
-    with pytest.raises(InputError, match=r"another run .* begin anew with another seed or directory"):
+    with pytest.raises(InputError, match=r"another run .* start over with another seed or directory"):
         run(tiny(), examples(7), tmp_path)
 
 

@@ -59,8 +59,8 @@ def latest(directory: Path, run: str) -> tuple[int, dict[str, Any]] | None:
             continue
         if owner != run:
             raise InputError(
-                f"{directory} holds checkpoints of another run (other settings, or a distill that trains otherwise): "
-                "end it with those, or begin anew with another seed or directory"
+                f"{directory} holds checkpoints of another run (other settings, or another version of distill): "
+                "finish it with those, or start over with another seed or directory"
             )
         return step, torch.load(path / _STATE, map_location="cpu", weights_only=True)
     return None

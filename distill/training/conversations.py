@@ -68,7 +68,7 @@ def _last_turn(tokenizer: Any, key: str, messages: Sequence[Message], end: int |
         )
     if last["role"] != "assistant":
         raise InputError(
-            f"example {key}: it ends with a turn of the {last['role']}, and what is learned is the assistant's"
+            f"example {key}: it ends with a turn of the {last['role']}; end it with one of the assistant, to be learned"
         )
     prompt = rendered(tokenizer, context)
     parts = (prompt, _after(prompt, last["content"]))

@@ -262,5 +262,5 @@ def check_packing(model: Any) -> None:
         if not gap < (1e-3 if exact else 0.3):
             raise InputError(
                 f"{type(causal_lm(model)).__name__} cannot be trained on packed rows: log-probabilities differ by "
-                f"{gap:.2g} from those of single documents (its attention or output head has extras of its own)"
+                f"{gap:.2g} from those of single documents (its attention or output head has extras)"
             )

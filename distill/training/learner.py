@@ -223,7 +223,7 @@ class Learner:
         if asked or late or self.done == self.total or (steps is not None and self.done % steps == 0):
             self.save(extra)
         if asked:
-            raise Stopped(f"stopped after training step {self.done} of {self.total}; run again to go on")
+            raise Stopped(f"stopped after training step {self.done} of {self.total}; run again to continue")
 
 
 def run_identity(settings: LearnerSettings, examples: Sequence[Example] = ()) -> str:

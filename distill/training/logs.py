@@ -35,16 +35,16 @@ class Logs:
     def __init__(self, names: Sequence[Logger], directory: Path, stage: str, run: str) -> None:
         self._directory = directory
         self._logs = {name: _open(name, directory, stage, run, _last(directory, name)) for name in dict.fromkeys(names)}
-        self._told: dict[str, int] = {}
+        self._written: dict[str, int] = {}
 
     def write(self, step: int, values: Mapping[str, float], kind: str = "") -> None:
         """Write the values of a step. ``kind`` names values that come after the step's metrics: each kind is written
         once per step, also for the start (step 0)."""
         for name, log in self._logs.items():
             marker = f"{name}.{kind}" if kind else name
-            if step > self._told.setdefault(marker, _last(self._directory, marker, -1 if kind else 0)):
+            if step > self._written.setdefault(marker, _last(self._directory, marker, -1 if kind else 0)):
                 log.write(step, values)
-                self._told[marker] = step
+                self._written[marker] = step
                 write_atomic(_marker(self._directory, marker), str(step), durable=False)
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ def _last(directory: Path, name: str, none: int = 0) -> int:
 
 def missing(name: Logger) -> str | None:
     """The message about a library that is not installed, or None if it is. Does not import it."""
-    return None if find_spec(name) else _missing(name, "there is no such package here")
+    return None if find_spec(name) else _missing(name, "no such package")
 
 
 def _missing(name: Logger, why: object) -> str:

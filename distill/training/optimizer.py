@@ -82,7 +82,7 @@ class Optimizer:
         limit = self.settings.clip or math.inf
         norm = float(full(nn.utils.clip_grad_norm_(self.parameters, limit)))
         if not math.isfinite(norm):
-            raise PipelineError("training diverged: its gradients are no finite numbers any more; lower learning_rate")
+            raise PipelineError("training diverged: its gradients are no longer finite; lower learning_rate")
         for peak, optimizer in self.parts:
             for group in optimizer.param_groups:
                 group["lr"] = peak * scale

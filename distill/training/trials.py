@@ -72,6 +72,6 @@ def pass_at_1(
     if not judged:
         raise InputError(
             f"none of {len(verdicts)} held-out answers can be judged (the first: {verdicts[0].reason}), so there is no "
-            "pass@1 to stop by; take `measure: loss`"
+            "pass@1 to stop by; use `measure: loss`"
         )
     return judged.count(Outcome.CORRECT) / len(judged)

@@ -37,7 +37,7 @@ class Tree(ByScore):
         """(beams that continue, steps drawn for each)."""
         width = min(self.width, samples)
         if samples % width:
-            raise InputError(f"a budget of {samples} samples is no multiple of the search's width, {width}")
+            raise InputError(f"a budget of {samples} samples is not a multiple of the search's width, {width}")
         return samples // width, width
 
     def values(self, pieces: Sequence[Piece]) -> Generator[Need, Any, list[float]]:

@@ -33,7 +33,7 @@ class Likelihood:
 
     def __init__(self, network: Any, tokenizer: Any, rule: str = "line") -> None:
         if needs_tokens(rule):
-            raise InputError(f"the likelihood of steps needs a rule of text, not {rule}")
+            raise InputError(f"the likelihood of steps needs a rule that splits text, not {rule}")
         self.rule = rule
         self._network, self._tokenizer = network.eval().requires_grad_(False), tokenizer
         check_packing(network)

@@ -74,24 +74,22 @@ class LiveSearch:
         except ValueError as error:
             raise InputError(f"--strategy: {error}") from None
         if isinstance(chosen.strategy, Allocation):
-            raise InputError("--strategy allocate shares a total among many problems; for one question take adaptive")
+            raise InputError("--strategy allocate divides a total among many problems; for one question use adaptive")
         if "verifier" in chosen.strategy.needs:
             raise InputError(f"--strategy {chosen.label}: a question has no right answer to judge by")
         if chosen.by:
             raise InputError(
-                f"--strategy {chosen.label}: for a question --prm or --likelihood says who scores, not `by`"
+                f"--strategy {chosen.label}: for a question, --prm or --likelihood chooses the scorer; leave out `by`"
             )
         if "scorer" in chosen.strategy.needs and not (prm or likelihood):
-            raise InputError(
-                f"--strategy {chosen.label} needs somebody who scores steps: --prm DIRECTORY or --likelihood MODEL"
-            )
+            raise InputError(f"--strategy {chosen.label} needs a step scorer: --prm DIRECTORY or --likelihood MODEL")
         if isinstance(chosen.strategy, Tree):
             chosen.strategy.beams(samples)
         self._strategy, self._samples, self.label = chosen.strategy, samples, chosen.label
         self.samples_at_random = chosen.name != "greedy"
         self.needs_steps = "steps" in chosen.strategy.needs
         if (prm or likelihood) and "scorer" not in chosen.strategy.needs:
-            raise InputError(f"--strategy {self.label} asks nobody who scores steps; leave --prm and --likelihood out")
+            raise InputError(f"--strategy {self.label} uses no step scorer; leave out --prm and --likelihood")
         self._scorer = prm_of(str(prm), Path(), {}, FileHashes(), policy) if prm else None
         self._scorer = likelihood_of(likelihood, STEP) if likelihood else self._scorer
         if self._scorer and self.needs_steps:

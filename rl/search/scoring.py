@@ -176,6 +176,6 @@ def check_steps(scorer: Scorer, step: str, who: str) -> None:
     """Raise `InputError` if a search by ``step`` would be scored by other steps than its own."""
     if scorer.rule != step:
         raise InputError(
-            f"{who} goes on by the {step}, and the steps of the reward model are another rule's ({scorer.rule}); take "
+            f"{who} searches by the {step}, but the reward model splits steps by another rule ({scorer.rule}); use "
             f"one that was trained with `steps: {step}`"
         )

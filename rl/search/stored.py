@@ -89,7 +89,7 @@ class StoredWorld:
     def _sample(self, missing: dict[str, Wanted], present: int) -> None:
         if self.open_engine is None:
             wish = next(iter(missing.values()))
-            raise InputError(f"problem {wish.problem.name}: {_lacking(wish)}; leave `stored` out and let them be made")
+            raise InputError(f"problem {wish.problem.name}: {_lacking(wish)}; leave out `stored` to sample it")
         stop_check(self.context.stopping)
         self._engine = self._engine or self.open_engine()
         appender, done = Appender(self.store), present
@@ -167,7 +167,7 @@ class StoredWorld:
 
 def _lacking(wish: Wanted) -> str:
     if wish.asked.stop:
-        return "a search step by step wants steps that are not in the store"
+        return "a search step by step needs a step that is not in the store"
     if not wish.sampling.temperature:
         return "its greedy response is not in the store"
-    return f"sample {wish.sample_index + 1} is wanted, and the store holds fewer; lower the budgets"
+    return f"sample {wish.sample_index + 1} is needed, but the store holds fewer; lower the budgets"

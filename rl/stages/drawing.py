@@ -29,17 +29,19 @@ def tasks(context: Context, settings: GrpoSettings) -> tuple[list[Task], dict[st
         own = [(key, problem) for key, problem in rows if task.source in (None, problem.source)]
         if not own:
             sources = ", ".join(sorted({problem.source for _, problem in rows}))
-            raise InputError(f"stage {context.name}: {task.stage} has no problem of source {task.source!r}: {sources}")
+            raise InputError(
+                f"stage {context.name}: {task.stage} has no problem of source {task.source!r}, only {sources}"
+            )
         if len(own) < wanted:
             raise InputError(
-                f"stage {context.name}: {wanted} prompts a step of source {task.source!r} of {task.stage}, which has "
+                f"stage {context.name}: {wanted} prompts per step of source {task.source!r} of {task.stage}, which has "
                 f"{len(own)}; lower `prompts`, `refills` or its weight, or take more problems (`train`, --limit)"
             )
         found.append(Task([problem for _, problem in own], task.weight))
         for key, problem in own:
             if problem.id in key_of:
                 raise InputError(
-                    f"stage {context.name}: two problems of {task.stage} go by one name, or two tasks hold one problem "
+                    f"stage {context.name}: two problems of {task.stage} have one id, or two tasks hold one problem "
                     f"({problem.name}); give each source a `source` of its own, and each task another source"
                 )
             key_of[problem.id] = key
@@ -78,7 +80,7 @@ def _known(
     else:
         earlier = ledger.passes(judge.label, manifest.fingerprint)
     if not earlier:
-        raise InputError(f"stage {context.name}: pass_rate.known_from: {stage} says nothing of these problems")
+        raise InputError(f"stage {context.name}: pass_rate.known_from: {stage} has no results for these problems")
     rates = PassRates()
     for step, passes in earlier.items():
         rates.add(step, passes)

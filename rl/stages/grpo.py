@@ -99,9 +99,9 @@ def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> 
             return f"problems: {task.stage} has no problem of source {task.source!r}{nearest(task.source, names)}"
         there, removed = known.get("train", 0), known.get("removed")
         if there < wanted:
-            left = f", which took out {removed} (`distill traces sql` asks `curation` why)" if removed else ""
+            left = f", which removed {removed} (why: table `curation`, `distill traces sql`)" if removed else ""
             return (
-                f"{wanted} prompts a step, but only {there} problems to train on in {task.stage}{left}; lower "
+                f"{wanted} prompts per step, but only {there} problems to train on in {task.stage}{left}; lower "
                 f"`prompts`{' or `refills`' if settings.refills else ''}, or take more problems (`train`, --limit)"
             )
     return settings.unwatchable(figures) or lacking(settings) or too_large(settings, samples=True)

@@ -138,7 +138,7 @@ class SearchSettings(Settings):
         strategy, place = each.strategy, f"strategies.{each.label}"
         if "scorer" in strategy.needs and not self.scorers:
             raise ValueError(
-                f"{place}: needs somebody who scores steps; name one under `scorers`: prm:STAGE, a reward model's "
+                f"{place}: needs a step scorer; name one under `scorers`: prm:STAGE, a reward model's "
                 "directory, or {likelihood: MODEL}"
             )
         if "scorer" in strategy.needs and each.by and each.by not in self.scorers:
