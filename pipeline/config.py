@@ -94,7 +94,7 @@ def _top(document: Document, key: str, kind: type, default: Any) -> Any:
     if value is None:
         raise InputError(f"{document.where((key,))}: is missing")
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise InputError(f"{document.where((key,))}: expected {_words(kind)}, found {value!r}")
+        raise InputError(f"{document.where((key,))}: expected {_type_name(kind)}, found {value!r}")
     return value
 
 
@@ -108,7 +108,7 @@ def _workspace(document: Document, name: str) -> Path:
     return Path(os.path.expanduser(place))
 
 
-def _words(kind: type) -> str:
+def _type_name(kind: type) -> str:
     return {str: "text", int: "a whole number", dict: "a mapping"}.get(kind, kind.__name__)
 
 
@@ -151,14 +151,14 @@ def _looked_in(file: str) -> str:
 def _explain(error: ValidationError, document: Document, where: KeyPath, stage: Stage) -> str:
     """The first mistake pydantic found, as one line a user can act on."""
     location, what = mistake(error, stage.settings, document.get(where))
-    feeds = _what_feeds(stage, str(location[-1]), document) if what == MISSING else ""
+    feeds = _feeding_hint(stage, str(location[-1]), document) if what == MISSING else ""
     place = document.where((*where, *location))
     if what.startswith(MISSING) and place.startswith("--set "):  # it names what was set, not the missing key
         what = f"{location[-1]} {what}"
     return f"{place}: {what}{feeds}"
 
 
-def _what_feeds(stage: Stage, field: str, document: Document) -> str:
+def _feeding_hint(stage: Stage, field: str, document: Document) -> str:
     info = stage.settings.model_fields.get(field)
     for mark in info.metadata if info else ():
         if isinstance(mark, Input):
@@ -210,14 +210,14 @@ def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
             if not isinstance(stages, dict) or path[0] not in stages:
                 raise InputError(f"--set {text}: no stage is called {path[0]!r}{nearest(path[0], stages or ())}")
             path = ("stages", *path)
-        target, last = _holder(document.data, path, text)
+        target, last = _container(document.data, path, text)
         try:
             target[last] = parse_value(value)
         except InputError as error:
             raise InputError(f"--set {key}={error}") from None
 
 
-def _holder(data: Any, path: Sequence[str], text: str) -> tuple[Any, str | int]:
+def _container(data: Any, path: Sequence[str], text: str) -> tuple[Any, str | int]:
     """The container of the value at ``path``, and the value's key in it; list items are addressed by index. Containers
     along the path are copied, so that a value shared through a YAML alias changes in one place only."""
     for index, part in enumerate(path):

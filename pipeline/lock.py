@@ -25,7 +25,7 @@ PATIENCE = 1.0
 _held: set[int] = set()
 
 
-def _let_go() -> None:
+def _close_in_child() -> None:
     """Close the lock file in a forked child, which must not hold the workspace when its parent is killed. Closing a
     copy of the descriptor leaves the parent's lock alone."""
     for descriptor in _held:
@@ -34,7 +34,7 @@ def _let_go() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 class Held(PipelineError):

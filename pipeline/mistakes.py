@@ -42,16 +42,16 @@ def nearest(name: object, valid: Iterable[str]) -> str:
 
 def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tuple[KeyPath, str]:
     """The first mistake pydantic found in the settings ``body``: its location and a description."""
-    first = _telling(error)
+    first = _most_specific(error)
     location = _in_yaml(first["loc"], body)
     if first["type"] == "extra_forbidden":
         valid = _valid_keys(settings, first["loc"][:-1])
         if location[-1] in valid:  # a key of another variant of this mapping
             return location, "cannot be combined with the other keys here"
         name = str(location[-1])
-        if meant := _elsewhere(settings, first["loc"][:-1], name, valid) or _deeper(settings, first["loc"][:-1], name):
-            return location, f"unknown key; did you mean {meant!r}?{_others(error)}"
-        return location, f"unknown key{nearest(name, valid)}{_others(error)}"
+        if meant := _elsewhere(settings, first["loc"][:-1], name, valid) or _nested(settings, first["loc"][:-1], name):
+            return location, f"unknown key; did you mean {meant!r}?{_other_unknown_keys(error)}"
+        return location, f"unknown key{nearest(name, valid)}{_other_unknown_keys(error)}"
     if first["type"].startswith("union_tag"):
         return _which_variant(first, location, settings)
     if first["type"] == "missing":  # name the key if the value was shorthand for a mapping (`engine: openai`)
@@ -68,14 +68,14 @@ def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tup
     return location, f"{message[0].lower()}{message[1:]}, found {first['input']!r}"
 
 
-def _others(error: ValidationError) -> str:
+def _other_unknown_keys(error: ValidationError) -> str:
     """The other unknown keys beside the first: there are several if one stage was mistaken for another."""
     first, *others = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
     names = [str(loc[-1]) for loc in others if loc[:-1] == first[:-1]]
     return f" (unknown here too: {', '.join(names)})" if names else ""
 
 
-def _telling(error: ValidationError) -> Any:
+def _most_specific(error: ValidationError) -> Any:
     """The first error. If the value may have several forms, prefer the error about the form that it has: a list that is
     too short is still a list."""
     first, *others = error.errors()
@@ -137,7 +137,7 @@ def _elsewhere(model: type[BaseModel], path: Sequence[str | int], name: str, val
     return next((key for key in known if key.partition(".")[0] in valid), None)
 
 
-def _deeper(model: type[BaseModel], path: Sequence[str | int], name: str) -> str | None:
+def _nested(model: type[BaseModel], path: Sequence[str | int], name: str) -> str | None:
     """``sampling.max_tokens`` for a ``max_tokens`` that belongs in a mapping beside it."""
     for outer in _models_at(model, path):
         for field, info in outer.model_fields.items():

@@ -71,27 +71,29 @@ def examine(
     missing = [name for name in spec.upstream if upstream[name].manifest is None]
     if missing:
         waits = f"waits for {', '.join(missing)}"
-        return replace(_foretold(spec, workspace, upstream), reasons=(waits,), last_seconds=_last(spec, workspace))
+        return replace(
+            _to_run(spec, workspace, upstream), reasons=(waits,), last_seconds=_last_seconds(spec, workspace)
+        )
     inputs = {name: plan.manifest for name, plan in upstream.items() if plan.manifest}
     identity = identify(spec, inputs, workspace.hashes)
     found = manifests.find(workspace.path, identity)
     if found and not forced:
-        why = _amiss(spec, found, inputs, workspace)
+        why = _why_remake(spec, found, inputs, workspace)
         if why is None:
             return complete(spec, found)
         reasons: tuple[str, ...] = (why,)
     else:
         reasons = ("--force",) if forced else explain(spec, identity, workspace)
-    foretold = _foretold(spec, workspace, upstream, identity)
-    forecast = foretold.forecast
+    planned = _to_run(spec, workspace, upstream, identity)
+    forecast = planned.forecast
     begun = bool(forecast and forecast.done) or workspace.has_part(identity)
     if forecast and forecast.done and reasons == NEVER:
         reasons = ("never run, but a part exists already",)
     status = Status.PARTIAL if begun else Status.RUN
-    return replace(foretold, status=status, reasons=reasons, last_seconds=_last(spec, workspace))
+    return replace(planned, status=status, reasons=reasons, last_seconds=_last_seconds(spec, workspace))
 
 
-def _amiss(spec: StageSpec, found: Manifest, inputs: Mapping[str, Manifest], workspace: Workspace) -> str | None:
+def _why_remake(spec: StageSpec, found: Manifest, inputs: Mapping[str, Manifest], workspace: Workspace) -> str | None:
     """Why a recorded result is made again nevertheless: it is no longer whole, or a part of it failed."""
     return workspace.lost(spec, found, inputs) or (spec.stage.again(found) if spec.stage.again else None)
 
@@ -106,7 +108,7 @@ def at_most(specs: Iterable[StageSpec], known: Mapping[str, StagePlan], workspac
     found = dict(known)
     for spec in specs:
         if (spec.name not in found and not spec.upstream) or _narrows(spec, found):
-            found[spec.name] = _foretold(spec, workspace, found)
+            found[spec.name] = _to_run(spec, workspace, found)
     return found
 
 
@@ -114,7 +116,7 @@ def _narrows(spec: StageSpec, plans: Mapping[str, StagePlan]) -> bool:
     return spec.stage.narrows and all(name in plans and plans[name].counts for name in spec.upstream)
 
 
-def _foretold(
+def _to_run(
     spec: StageSpec, workspace: Workspace, upstream: Mapping[str, StagePlan], identity: Identity | None = None
 ) -> StagePlan:
     """The plan of a stage that has to run, with the figures of its forecast."""
@@ -151,7 +153,7 @@ def _on_record(
     inputs = {name: made[name] for name in spec.upstream}
     found = manifests.find(workspace.path, identify(spec, inputs, workspace.hashes))
     if found and found.fingerprint not in whole:
-        whole[found.fingerprint] = _amiss(spec, found, inputs, workspace) is None
+        whole[found.fingerprint] = _why_remake(spec, found, inputs, workspace) is None
     return found if found and whole[found.fingerprint] else None
 
 
@@ -191,7 +193,7 @@ def _changed_keys(old: Mapping[str, str], new: Mapping[str, str], named: str, ch
             yield text.format(key)
 
 
-def _last(spec: StageSpec, workspace: Workspace) -> float | None:
+def _last_seconds(spec: StageSpec, workspace: Workspace) -> float | None:
     for earlier in manifests.history(workspace.path, spec.stage.kind, spec.name):
         return earlier.seconds if earlier.stage == spec.name else None
     return None

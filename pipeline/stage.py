@@ -172,12 +172,12 @@ def marked(value: Any, marker: type, path: KeyPath = ()) -> Iterator[tuple[KeyPa
 def references(settings: BaseModel) -> Iterator[tuple[KeyPath, Input, str]]:
     """Every stage name in ``settings``: (path, the Input marker, the upstream stage's name)."""
     for path, mark, value in marked(settings, Input):
-        for where, item in _texts(path, value, deep=bool(mark.prefix)):
+        for where, item in _strings(path, value, deep=bool(mark.prefix)):
             if item.startswith(mark.prefix):
                 yield where, mark, item.removeprefix(mark.prefix)
 
 
-def _texts(path: KeyPath, value: Any, deep: bool) -> Iterator[tuple[KeyPath, str]]:
+def _strings(path: KeyPath, value: Any, deep: bool) -> Iterator[tuple[KeyPath, str]]:
     """The strings in a setting's value: it or its items, or with ``deep`` those at any depth (where a prefix marks
     stage names)."""
     inner: Iterable[tuple[Any, Any]] = ()
@@ -189,7 +189,7 @@ def _texts(path: KeyPath, value: Any, deep: bool) -> Iterator[tuple[KeyPath, str
         inner = enumerate(value)
     for key, item in inner:
         if isinstance(item, str) or deep:
-            yield from _texts((*path, key), item, deep)
+            yield from _strings((*path, key), item, deep)
 
 
 def result_settings(settings: BaseModel) -> dict[str, Any]:

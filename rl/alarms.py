@@ -129,7 +129,7 @@ def length(history: History, step: int, limits: AlarmSettings) -> Cause | None:
     return f"responses went from {before:.0f} to {now:.0f} tokens", ratio, limits.length_ratio
 
 
-def _collapsed(history: History, step: int, window: int, metric: str, share: float, words: str) -> Cause | None:
+def _fell(history: History, step: int, window: int, metric: str, share: float, words: str) -> Cause | None:
     """A metric fell below ``share`` of its first value while the reward did not rise. A policy that gets certain
     because it is right is fine."""
     before, now = history.change(metric, step, window)
@@ -141,11 +141,11 @@ def _collapsed(history: History, step: int, window: int, metric: str, share: flo
 
 
 def entropy(history: History, step: int, limits: AlarmSettings) -> Cause | None:
-    return _collapsed(history, step, limits.window, "entropy", limits.entropy_share, "entropy")
+    return _fell(history, step, limits.window, "entropy", limits.entropy_share, "entropy")
 
 
 def diversity(history: History, step: int, limits: AlarmSettings) -> Cause | None:
-    return _collapsed(history, step, limits.window, "distinct", limits.distinct_share, "distinct answers per group")
+    return _fell(history, step, limits.window, "distinct", limits.distinct_share, "distinct answers per group")
 
 
 def logprob_gap(history: History, step: int, limits: AlarmSettings) -> Cause | None:

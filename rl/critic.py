@@ -91,11 +91,11 @@ def assess(learner: Learner, critic: Critic, temperature: float, rollouts: Seque
     if not kept:
         return list(rollouts)
     found = learner.score([row_of(r) for r in kept], temperature, reference=critic.kl > 0)
-    mask = _table([[1.0] * len(scored.values) for scored in found]) > 0
-    values, own = _table([scored.values for scored in found]), _table([scored.logprobs for scored in found])
+    mask = _padded([[1.0] * len(scored.values) for scored in found]) > 0
+    values, own = _padded([scored.values for scored in found]), _padded([scored.logprobs for scored in found])
     rewards = torch.zeros_like(values)
     if critic.kl:
-        rewards -= critic.kl * (own - _table([scored.reference for scored in found]))
+        rewards -= critic.kl * (own - _padded([scored.reference for scored in found]))
     ends = mask.sum(1) - 1
     rewards[torch.arange(len(kept)), ends] += torch.tensor([r.reward or 0.0 for r in kept], dtype=rewards.dtype)
     advantages = generalised_advantages(rewards, values, mask, critic.discount, critic.decay)
@@ -108,7 +108,7 @@ def assess(learner: Learner, critic: Critic, temperature: float, rollouts: Seque
     return [told.get(id(rollout), rollout) for rollout in rollouts]
 
 
-def _table(rows: Sequence[Sequence[float]]) -> Tensor:
+def _padded(rows: Sequence[Sequence[float]]) -> Tensor:
     """(B, T), padded with zeros."""
     width = max(map(len, rows))
     return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=torch.float64)

@@ -44,7 +44,7 @@ def most(weights: Sequence[float], count: int, draws: int = 1) -> list[int]:
 
 
 class PassRates:
-    """How often each problem was solved before a step. ``before`` holds results from before this run.
+    """How often each problem was solved before a step. ``before`` holds results from outside this run.
 
     Each new group halves the weight of earlier results, because the student changes.
     """

@@ -67,7 +67,7 @@ class Guard:
         """Whether the run ends here. Raises `PipelineError` if an alarm stops it."""
         step = learner.done // self._updates
         if not self._begun:
-            self._remember(step)
+            self._load_history(step)
         if self._due(step):
             self._measure(step, learner)
         self._raise_alarms(step)
@@ -103,7 +103,7 @@ class Guard:
         self.rolled_back_to, self._ended = learner.done // self._updates, step
         self._note(f"rolled back to step {self.rolled_back_to}, whose held-out pass@1 was {self._best:.3f}")
 
-    def _remember(self, step: int) -> None:
+    def _load_history(self, step: int) -> None:
         """Load what earlier attempts had seen by ``step``. They may have got further, which does not count yet."""
         self._begun = True
         self._store.ingest()
@@ -113,12 +113,12 @@ class Guard:
         known = "SELECT name, step, evidence, value, threshold FROM alarms WHERE run = $run AND step <= $step"
         self.alarms = {row["name"]: Alarm(**row) for row in self._store.rows(f"{known} ORDER BY step, name", seen)}
         for earlier in filter(self._due, range(step)):
-            self._took(earlier)
+            self._take_scores(earlier)
 
     def _due(self, step: int) -> bool:
         return self._watch is not None and (step % self._watch.every == 0 or step == self._steps)
 
-    def _took(self, step: int) -> bool:
+    def _take_scores(self, step: int) -> bool:
         """Take the scores of a step. Returns whether they are the best so far."""
         assert self._watch is not None
         scores = self._history.heldout[step] = self._watch.measure(step)
@@ -131,7 +131,7 @@ class Guard:
         learner.gather()
         if learner.done:
             learner.save({})  # measuring takes a while; if it is interrupted, the step is not lost
-        if self._took(step):
+        if self._take_scores(step):
             learner.save({}, self._good)
         value = clustered_mean(self._history.heldout[step]).value
         self._note(f"held-out pass@1 at step {step}: {value:.3f}")

@@ -99,13 +99,13 @@ def of_samples(rollouts: Sequence[Rollout]) -> Samples:
         unverifiable=1 - len(rewards) / len(rollouts),
         length=_mean([float(len(r.completion.token_ids)) for r in rollouts]),
         truncated=_mean([float(r.completion.finish is Finish.LENGTH) for r in rollouts]),
-        entropy=-_mean([p for r in rollouts for p in _of_sampled(r, logprobs(r.completion))]),
-        verifications=_said("verification", rollouts),
-        corrections=_said("backtracking", rollouts),
+        entropy=-_mean([p for r in rollouts for p in _at_sampled(r, logprobs(r.completion))]),
+        verifications=_phrases("verification", rollouts),
+        corrections=_phrases("backtracking", rollouts),
     )
 
 
-def _said(behaviour: str, rollouts: Sequence[Rollout]) -> float:
+def _phrases(behaviour: str, rollouts: Sequence[Rollout]) -> float:
     """How often a rollout uses phrases that are typical of a behaviour, on average."""
     phrases = behaviours.shipped()[behaviour]
     return _mean([float(behaviours.count(phrases, r.completion.text)) for r in rollouts])
@@ -113,10 +113,10 @@ def _said(behaviour: str, rollouts: Sequence[Rollout]) -> float:
 
 def _teacher_kl(rollouts: Sequence[Rollout]) -> float:
     told = [r for r in rollouts if r.teacher]
-    return -_mean([d for r in told for d in _of_sampled(r, log_ratios(r.completion, r.teacher))])
+    return -_mean([d for r in told for d in _at_sampled(r, log_ratios(r.completion, r.teacher))])
 
 
-def _of_sampled(rollout: Rollout, values: Sequence[float]) -> Iterator[float]:
+def _at_sampled(rollout: Rollout, values: Sequence[float]) -> Iterator[float]:
     """The values of the tokens that the policy chose."""
     return compress(values, sampled(rollout.completion))
 

@@ -52,10 +52,10 @@ def text_of(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:
     again, spans = spans_of(tokenizer, text)
     if again == list(ids):
         return text, spans
-    return text, list(pairwise(_edges(decoded, len(ids))))  # the tokenizer would split this text differently
+    return text, list(pairwise(_token_ends(decoded, len(ids))))  # the tokenizer would split this text differently
 
 
-def _edges(decoded: Callable[[int, int], str], count: int) -> Iterator[int]:
+def _token_ends(decoded: Callable[[int, int], str], count: int) -> Iterator[int]:
     """The end of each token in the text, by what it adds to the text of the few tokens before it. Decoding all of them
     for each token would take seconds per response. A character made of several tokens belongs to the last one."""
     begin = whole = known = edge = 0

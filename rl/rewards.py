@@ -50,7 +50,7 @@ Right = Sequence[float | None]
 
 
 class Verified(Settings):
-    """What a verifier says."""
+    """A verifier's score."""
 
     verifier: Annotated[VerifierSpec | None, RewardModel]
     """Any verifier, with its settings; `null` means each problem's own."""
@@ -216,7 +216,7 @@ def mixed(components: Sequence[Component], group: Sequence[Sampled], longest: in
     judge = judge_of(components)
     right = [sample.scores[judge.label] if judge else None for sample in group]
     columns = [component.of(group, longest, right) for component in components]
-    whole = [_weighed(component, column) for component, column in zip(components, columns, strict=True)]
+    whole = [_weighted(component, column) for component, column in zip(components, columns, strict=True)]
     names = [component.label for component in components]
     rows = zip(zip(*whole, strict=True), zip(*columns, strict=True), strict=True)
     return [
@@ -228,7 +228,7 @@ def mixed(components: Sequence[Component], group: Sequence[Sampled], longest: in
     ]
 
 
-def _weighed(component: Component, values: Sequence[float | None]) -> list[float | None]:
+def _weighted(component: Component, values: Sequence[float | None]) -> list[float | None]:
     """A component's terms of the weighted sum; None if it leaves a sample without a reward."""
     if not component.weight:
         return [0.0] * len(values)

@@ -137,7 +137,7 @@ def packed_attention(
     if _written_out(q, v):
         out: Tensor = _packed(q, k, v, documents, scaling)
     else:
-        parts = [_answers(block, _sdpa(*_rectangles(block, q, k, v), scaling)) for block in documents]
+        parts = [_outputs(block, _sdpa(*_rectangles(block, q, k, v), scaling)) for block in documents]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
     return out.unsqueeze(0), None
 
@@ -161,7 +161,7 @@ def _slots(block: Block, skip: int) -> Tensor | None:
     return None if block.tokens is None else block.tokens.view(block.rows, -1)[:, skip:].flatten()
 
 
-def _answers(block: Block, out: Tensor) -> Tensor:
+def _outputs(block: Block, out: Tensor) -> Tensor:
     """(rows, heads, slots, D) -> (end - start, heads, D)"""
     flat = out.transpose(1, 2).flatten(0, 1)
     return flat if block.places is None else flat.index_select(0, block.places)
@@ -175,8 +175,8 @@ class _Packed(Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, documents: list[Block], scaling: float | None) -> Tensor:
         out, sums = torch.empty_like(q, memory_format=torch.contiguous_format), []
         for block in documents:
-            made, total = _rule(block, q).forward(*_rectangles(block, q, k, v), scaling)
-            out[block.start : block.end] = _answers(block, made)
+            made, total = _kernels(block, q).forward(*_rectangles(block, q, k, v), scaling)
+            out[block.start : block.end] = _outputs(block, made)
             sums.append(total)
         ctx.save_for_backward(q, k, v, out, *sums)
         ctx.documents, ctx.scaling = documents, scaling
@@ -187,8 +187,8 @@ class _Packed(Function):
         q, k, v, out, *sums = ctx.saved_tensors
         back = [torch.zeros(x.shape, dtype=torch.float32) for x in (q, k, v)]  # shared tokens sum many small parts
         for block, total in zip(ctx.documents, sums, strict=True):
-            g, made = (_asked(block, x[block.start : block.end]) for x in (grads[0], out))
-            found = _rule(block, q).backward(g, *_rectangles(block, q, k, v), made, total, ctx.scaling)
+            g, made = (_at_queries(block, x[block.start : block.end]) for x in (grads[0], out))
+            found = _kernels(block, q).backward(g, *_rectangles(block, q, k, v), made, total, ctx.scaling)
             for whole, part, skip in zip(back, found, (block.skip, 0, 0), strict=True):
                 slots, flat = _slots(block, skip), part.transpose(1, 2).flatten(0, 1)
                 if slots is None:
@@ -198,13 +198,13 @@ class _Packed(Function):
         return *(whole.to(q.dtype) for whole in back), None, None
 
 
-def _rule(block: Block, q: Tensor) -> type[rectangles.Flash] | type[rectangles.Products]:
+def _kernels(block: Block, q: Tensor) -> type[rectangles.Flash] | type[rectangles.Products]:
     return rectangles.Products if q.element_size() == 2 and block.width <= SHORT else rectangles.Flash
 
 
-def _asked(block: Block, x: Tensor) -> Tensor:
+def _at_queries(block: Block, x: Tensor) -> Tensor:
     """(end - start, heads, D) -> (rows, heads, slots with a query, D), zero where a slot has no token of the block:
-    the inverse of `_answers`."""
+    the inverse of `_outputs`."""
     if block.places is not None:
         slots = x.new_zeros(block.rows * (block.width - block.skip), *x.shape[1:])
         x = slots.index_copy_(0, block.places, x)

@@ -42,7 +42,7 @@ class Casts:
         if x.dtype == dtype:
             return x
         if self._input is None or not self._input[0](x):
-            self._input = partial(_same, weakref.ref(x), x._version, torch.is_grad_enabled()), x.to(dtype)
+            self._input = partial(_is_same, weakref.ref(x), x._version, torch.is_grad_enabled()), x.to(dtype)
         return self._input[1]
 
 
@@ -56,5 +56,5 @@ def _cast(dtype: torch.dtype, weight: Tensor) -> Tensor:
     return weight.detach().to(dtype)
 
 
-def _same(last: Callable[[], Tensor | None], version: int, learns: bool, x: Tensor) -> bool:
+def _is_same(last: Callable[[], Tensor | None], version: int, learns: bool, x: Tensor) -> bool:
     return last() is x and x._version == version and torch.is_grad_enabled() == learns

@@ -39,7 +39,7 @@ def from_messages(tokenizer: Any, key: str, messages: Sequence[Message]) -> Exam
         ends = [t for t in inside if ids[t] == end]
         for t in inside:  # what follows the end token (a newline) is the template's, not the assistant's
             mask[t] = not ends or t <= ends[-1]
-    return Example(key, _shared(ids), tuple(mask))
+    return Example(key, _interned(ids), tuple(mask))
 
 
 def _spans(tokenizer: Any, text: str, messages: Sequence[Message]) -> list[tuple[int, int]] | None:
@@ -53,7 +53,7 @@ def _spans(tokenizer: Any, text: str, messages: Sequence[Message]) -> list[tuple
         last = turn == len(messages) - 1
         after = text if last else rendered(tokenizer, messages[: turn + 1], asking=False)
         located = text.startswith(after) and after.startswith(before) and not opened(before)
-        if not located or _letters(message["content"]) not in _letters(text[len(before) : len(after)]):
+        if not located or _without_spaces(message["content"]) not in _without_spaces(text[len(before) : len(after)]):
             return None
         found.append((len(before), len(after)))
     return found
@@ -71,20 +71,20 @@ def _last_turn(tokenizer: Any, key: str, messages: Sequence[Message], end: int |
             f"example {key}: it ends with a turn of the {last['role']}; end it with one of the assistant, to be learned"
         )
     prompt = rendered(tokenizer, context)
-    parts = (prompt, _after(prompt, last["content"]))
+    parts = (prompt, _continuation(prompt, last["content"]))
     asked, said = (tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in parts)
-    return from_tokens(key, _shared(asked), _shared([*said, end]))
+    return from_tokens(key, _interned(asked), _interned([*said, end]))
 
 
 _IDS: dict[int, int] = {}
 
 
-def _shared(ids: Sequence[int]) -> tuple[int, ...]:
+def _interned(ids: Sequence[int]) -> tuple[int, ...]:
     """The ids, with each number in memory once for all rows: a data set takes 16 bytes per token instead of 48."""
     return tuple(map(_IDS.setdefault, ids, ids))
 
 
-def _after(prompt: str, content: str) -> str:
+def _continuation(prompt: str, content: str) -> str:
     """The part of ``content`` that follows a prompt. If the prompt opens the thinking and the content has none, the
     thinking is closed at once."""
     if not opened(prompt):
@@ -95,5 +95,5 @@ def _after(prompt: str, content: str) -> str:
     return rest.lstrip("\n") if prompt.endswith("\n") else rest
 
 
-def _letters(text: str) -> str:
+def _without_spaces(text: str) -> str:
     return "".join(text.split())

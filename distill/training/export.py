@@ -48,7 +48,7 @@ def export_student(model: Any, tokenizer: Any, directory: Path, half: bool = Fal
     if hasattr(model, "peft_config"):
         # Otherwise peft looks up the base's vocabulary on the hub; ours is always the same.
         model.save_pretrained(directory / ADAPTER, safe_serialization=True, save_embedding_layers=False)
-        _settle(directory / ADAPTER / "adapter_config.json")
+        _make_portable(directory / ADAPTER / "adapter_config.json")
         merged = _merged(model)
     if half:
         if merged is not model:  # before rounding, which changes as much as an adapter and would hide errors
@@ -78,7 +78,7 @@ def _merged(model: Any) -> Any:
     return merged
 
 
-def _settle(path: Path) -> None:
+def _make_portable(path: Path) -> None:
     """Rewrite peft's config so that the base is found from any directory and equal runs write equal files. peft writes
     sets in the order of the process's hash seed, and the base's directory as given, relative to the working
     directory."""
@@ -94,14 +94,14 @@ def _settle(path: Path) -> None:
 
 
 def _check(trained: Any, loaded: Any) -> None:
-    expected = _probe(trained)
-    gap = ((_probe(loaded) - expected).abs().max() / expected.abs().max()).item()
+    expected = _probe_logits(trained)
+    gap = ((_probe_logits(loaded) - expected).abs().max() / expected.abs().max()).item()
     if not gap <= max(_TOLERANCE[causal_lm(trained).dtype], _TOLERANCE[loaded.dtype]):
         raise PipelineError(f"the exported model's logits differ from the trained model's by {gap:.2g} (relative)")
 
 
 @torch.no_grad()
-def _probe(model: Any) -> Tensor:
+def _probe_logits(model: Any) -> Tensor:
     training = model.training
     ids = torch.arange(16, device=next(model.parameters()).device).unsqueeze(0)
     ids %= model.config.get_text_config().vocab_size

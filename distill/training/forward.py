@@ -125,7 +125,7 @@ def asking(model: Any, rows: Tensor | None) -> Iterator[None]:
         yield
         return
     before = vars(block).get("forward")
-    block.forward = partial(_only, rows, block.forward)
+    block.forward = partial(_rows_only, rows, block.forward)
     token = _ASKED.set((model, rows))
     try:
         yield
@@ -139,18 +139,18 @@ def asking(model: Any, rows: Tensor | None) -> Iterator[None]:
 def checkpoint_layers(model: Any) -> None:
     """Turn on gradient checkpointing. The recomputation, outside of `states`, repeats the first pass exactly."""
     causal = causal_lm(model)
-    how = {"use_reentrant": False, "context_fn": partial(_passes, causal.config)}  # picklable: models are sent to ranks
+    how = {"use_reentrant": False, "context_fn": partial(_contexts, causal.config)}  # picklable: ranks get the model
     causal.gradient_checkpointing_enable(how)
     causal.disable_input_require_grads()  # a hook that only reentrant checkpoints need, not picklable
 
 
-def _passes(config: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def _contexts(config: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """The contexts for the first pass over a layer and for its recomputation."""
-    return nullcontext(), _again(config, *_ASKED.get())
+    return nullcontext(), _recomputing(config, *_ASKED.get())
 
 
 @contextmanager
-def _again(config: Any, model: Any, rows: Tensor | None) -> Iterator[None]:
+def _recomputing(config: Any, model: Any, rows: Tensor | None) -> Iterator[None]:
     with packed(config), asking(model, rows):
         yield
 
@@ -158,7 +158,7 @@ def _again(config: Any, model: Any, rows: Tensor | None) -> Iterator[None]:
 _ASKED: ContextVar[tuple[Any, Tensor | None]] = ContextVar("asked", default=(None, None))
 
 
-def _only(rows: Tensor, forward: Callable[..., Any], hidden_states: Tensor, *rest: Any, **settings: Any) -> Any:
+def _rows_only(rows: Tensor, forward: Callable[..., Any], hidden_states: Tensor, *rest: Any, **settings: Any) -> Any:
     """Run a block for ``rows`` only, (1, N, D) -> (1, N, D). A block that takes or returns more runs whole."""
     if rest or settings:
         return forward(hidden_states, *rest, **settings)
@@ -193,8 +193,8 @@ class Told(NamedTuple):
 
 
 Pass = Callable[[Any, Pack, float, bool], Told]
-"""A model's pass over a pack, at a temperature, with or without entropies. The default is `tell`; another one may give
-the objective something else in place of a token's log-probability."""
+"""A model's pass over a pack, at a temperature, with or without entropies. The default is `tell`; a different one may
+give the objective something else in place of a token's log-probability."""
 Scorer = Callable[[Pack, float, bool], Told]
 """A `Pass` bound to one model."""
 

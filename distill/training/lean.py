@@ -48,7 +48,7 @@ def lean(model: nn.Module, sharded: bool = False) -> Iterator[None]:
             del module.forward
 
 
-def _side(casts: Casts, layer: Any, dtype: torch.dtype) -> Lora | None:
+def _lora_of(casts: Casts, layer: Any, dtype: torch.dtype) -> Lora | None:
     """The tensors of a layer for products in ``dtype``, or None if it does not support them."""
     weight = layer.get_base_layer().weight
     known = is_packed(weight) or weight.dtype in (dtype, FULL)
@@ -60,7 +60,7 @@ def _side(casts: Casts, layer: Any, dtype: torch.dtype) -> Lora | None:
 
 def _lora(casts: Casts, layer: Any, otherwise: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     dtype, bias = precision(x), layer.get_base_layer().bias
-    side = _side(casts, layer, dtype)
+    side = _lora_of(casts, layer, dtype)
     if side is None:
         return otherwise(x)
     x = casts.input(x, dtype)
@@ -74,7 +74,7 @@ def _feed_forward(
     casts: Casts, layers: list[Any], block: Any, otherwise: Callable[[Tensor], Tensor], x: Tensor
 ) -> Tensor:
     dtype = precision(x)
-    sides = [_side(casts, layer, dtype) for layer in layers if not layer.disable_adapters]
+    sides = [_lora_of(casts, layer, dtype) for layer in layers if not layer.disable_adapters]
     found = [side for side in sides if side]
     return gated(casts.input(x, dtype), found) if len(found) == len(layers) else otherwise(x)
 

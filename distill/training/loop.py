@@ -105,7 +105,7 @@ def train(
     run = run_identity(settings, rows)
     with learning(model, settings, total, checkpoints, run, before_save, measure) as learner:
         found = learner.resume()
-        losses = found.get("trace_losses", _unseen(order, total))
+        losses = found.get("trace_losses", _empty_losses(order, total))
         best, resumed_at = Best(heldout, learner, found), learner.done
 
         def state() -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ def train(
     return TrainResult(steps, resumed_at, {key: column for key, column in seen.items() if column}, kept)
 
 
-def _unseen(order: Order | None, total: int) -> Tensor:
+def _empty_losses(order: Order | None, total: int) -> Tensor:
     """An empty table for the loss of every example (columns) in every epoch (rows)."""
     shape = (math.ceil(total / order.steps_per_epoch), len(order.lengths)) if order else (0, 0)
     return torch.full(shape, math.nan)

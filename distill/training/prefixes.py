@@ -40,10 +40,10 @@ def segments(examples: Sequence[Example]) -> list[Segment]:
     """The segments of a micro-batch: those with nothing before them first, then by their last position."""
     prompts = [example.prompt for example in examples]
     order = sorted(range(len(examples)), key=prompts.__getitem__)
-    return sorted(_grown(examples, prompts, order, ()), key=lambda s: (bool(s.before), s.last, len(s.ids)))
+    return sorted(_subtree(examples, prompts, order, ()), key=lambda s: (bool(s.before), s.last, len(s.ids)))
 
 
-def _grown(
+def _subtree(
     examples: Sequence[Example], prompts: Sequence[tuple[int, ...]], rows: Sequence[int], before: tuple[Segment, ...]
 ) -> Iterator[Segment]:
     """The segments of ``rows`` (sorted by prompt) that follow ``before``, the segments that they all share."""
@@ -61,7 +61,7 @@ def _grown(
         before = (*before, beginning)
     for following, group in groupby(rows, key=lambda row: prompts[row][common : common + 1]):
         for part in [tuple(group)] if following else ((row,) for row in group):
-            yield from _grown(examples, prompts, part, before)
+            yield from _subtree(examples, prompts, part, before)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -26,7 +26,7 @@ def quick_rotary(model: nn.Module) -> Iterator[None]:
     homes = {type(module).__module__: sys.modules[type(module).__module__] for module in model.modules()}
     found = {home: own for home in homes.values() if (own := vars(home).get(NAME)) and _is_plain(own)}
     for home, own in found.items():
-        setattr(home, NAME, _instead_of(own))
+        setattr(home, NAME, _wrapped(own))
     try:
         yield
     finally:
@@ -45,7 +45,7 @@ def _is_plain(own: Any) -> bool:
     return all(theirs.shape == ours.shape and torch.allclose(theirs, ours, atol=1e-6) for theirs, ours in pairs)
 
 
-def _instead_of(own: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+def _wrapped(own: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     def apply(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
         same = q.dtype == k.dtype == cos.dtype and q.shape[-1] == k.shape[-1] == cos.shape[-1]
         return rotate(q, k, cos, sin, unsqueeze_dim) if same else own(q, k, cos, sin, unsqueeze_dim)

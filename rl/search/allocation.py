@@ -57,13 +57,13 @@ class Allocation(Stop):
         fewest = min((len(drawn[number]) for number in open_), default=0)
         level = [number for number in open_ if len(drawn[number]) == fewest]
         longest = max(piece.tokens for pieces in drawn for piece in pieces) or 1
-        return sorted(level, key=lambda number: _sureness(drawn[number]))[: max(0, left) // longest]
+        return sorted(level, key=lambda number: _certainty(drawn[number]))[: max(0, left) // longest]
 
     def _ended(self, pieces: list[Piece], most: int) -> bool:
         return settled(*leaders([p.ballot for p in pieces]), most - len(pieces), self.asked)
 
 
-def _sureness(pieces: list[Piece]) -> float:
+def _certainty(pieces: list[Piece]) -> float:
     return lead_is_real(*leaders([piece.ballot for piece in pieces]))
 
 

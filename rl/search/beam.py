@@ -54,7 +54,7 @@ class Tree(ByScore):
 
 
 class Beam(Tree):
-    """Beam search: the best N/M of all N go on."""
+    """Beam search: the best N/M of all N steps continue."""
 
     def search(self, samples: int) -> Search:
         keep, width = self.beams(samples)

@@ -70,7 +70,7 @@ class _Meter:
 
 
 @dataclass(slots=True)
-class _Going:
+class _Running:
     """A search in progress, and what it waits for."""
 
     problem: int
@@ -93,7 +93,7 @@ class _Going:
 
 def run(searches: Sequence[tuple[int, Search]], world: World) -> list[Result]:
     """The result of each (number of the problem, search), in their order."""
-    going = [_Going(problem, search) for problem, search in searches]
+    going = [_Running(problem, search) for problem, search in searches]
     for each in going:
         each.advance(None)
     ask: dict[type[Need], Callable[[list[Any]], list[Any]]] = {Draw: world.draw, Score: world.score, Judge: world.judge}
@@ -103,7 +103,7 @@ def run(searches: Sequence[tuple[int, Search]], world: World) -> list[Result]:
     return [Result(each.choice, each.meter.bill) for each in going if each.choice]
 
 
-def _serve(waiting: Sequence[_Going], served: Callable[[list[Any]], list[Any]]) -> None:
+def _serve(waiting: Sequence[_Running], served: Callable[[list[Any]], list[Any]]) -> None:
     """Answer all of these, which have the same kind of need, with one call."""
     if not waiting:
         return

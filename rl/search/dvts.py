@@ -12,7 +12,7 @@ from rl.search.beam import Scored, Tree, next_steps
 
 
 class Dvts(Tree):
-    """Diverse beams: in each of N/M trees the best of M steps goes on."""
+    """Diverse beams: in each of N/M trees the best of M steps continues."""
 
     def search(self, samples: int) -> Search:
         trees, width = self.beams(samples)

@@ -78,7 +78,7 @@ def _points(
     """The points of a strategy, one per budget, each with the accuracies by problem."""
     points: list[Measured] = []
     strategy = named.strategy
-    samples = _seen(strategy, found, world) if isinstance(strategy, Exact) else {}
+    samples = _samples_of(strategy, found, world) if isinstance(strategy, Exact) else {}
     for budget in settings.budgets:
         stop_check(context.stopping)
         world.label = f"{named.label}, {budget}"
@@ -93,7 +93,7 @@ def _points(
     return points
 
 
-def _seen(strategy: Exact, found: Pool, world: StoredWorld) -> Samples:
+def _samples_of(strategy: Exact, found: Pool, world: StoredWorld) -> Samples:
     """The stored samples, with the scores that a strategy goes by, if any."""
     if isinstance(strategy, ByScore) and "scorer" in strategy.needs:
         return found.scored(world, world.by, strategy.aggregate)

@@ -20,7 +20,7 @@ COLUMNS = (
 def of_row(row: Mapping[str, Any]) -> Piece:
     """The piece of a row with `COLUMNS`."""
     text = row["cut"] if row["cut"] is not None else join_thinking(row["thinking"], row["answer"], row["closed"])
-    given, finish = _given(row["forced"] or ()), Finish(row["finish"])
+    given, finish = _begun_with(row["forced"] or ()), Finish(row["finish"])
     return Piece(
         row["trace_key"], row["prompt"], text, row["answer"], _vote(row["answer"], row["closed"], finish), finish,
         row["prompt_tokens"] + given, row["thinking_tokens"] + row["answer_tokens"] - given,
@@ -28,7 +28,7 @@ def of_row(row: Mapping[str, Any]) -> Piece:
 
 
 def of_completion(completion: Completion) -> Piece:
-    parts, given = response_of(completion), _given(completion.forced)
+    parts, given = response_of(completion), _begun_with(completion.forced)
     prompt = len(completion.prompt_ids) if completion.prompt_tokens is None else completion.prompt_tokens
     return Piece(
         completion.key, completion.prompt, completion.text, parts.answer,
@@ -42,6 +42,6 @@ def _vote(answer: str, closed: bool, finish: Finish) -> str | None:
     return (ballot(answer) or None) if closed and finish is Finish.STOP else None
 
 
-def _given(forced: Sequence[int]) -> int:
+def _begun_with(forced: Sequence[int]) -> int:
     """The number of tokens with which the response was begun: its forced tokens before the first sampled one."""
     return next((at for at, place in enumerate(forced) if at != place), len(forced))

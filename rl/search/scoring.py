@@ -27,7 +27,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 class ByReward(Settings):
-    """A process reward model, where there is more to say than its name."""
+    """A process reward model with settings beside its name."""
 
     model: Annotated[str, Input(accepts=("prm",), prefix=files.PREFIX)]
     """`prm:STAGE`, or the directory of a `prm` stage's result."""
@@ -48,7 +48,7 @@ KINDS: Mapping[str, type[ByReward | ByLikelihood]] = {"model": ByReward, "likeli
 """The settings by the key that names the scorer."""
 
 
-def _a_scorer(said: Any) -> Said:
+def _parse(said: Any) -> Said:
     """Parse a scorer. A reward model with nothing but its name becomes that name, in whichever form it was given."""
     if isinstance(said, str | ByReward | ByLikelihood):
         return said
@@ -72,7 +72,7 @@ def reward_model(said: str | ByReward) -> tuple[str, str]:
     return (said, FULL) if isinstance(said, str) else (said.model, said.dtype)
 
 
-def _there(said: Said) -> Said:
+def _check_exists(said: Said) -> Said:
     if isinstance(said, ByLikelihood):
         return said
     name, _ = reward_model(said)
@@ -84,7 +84,7 @@ def _there(said: Said) -> Said:
     return said
 
 
-ScorerSpec = Annotated[Said, BeforeValidator(_a_scorer), AfterValidator(_there)]
+ScorerSpec = Annotated[Said, BeforeValidator(_parse), AfterValidator(_check_exists)]
 """A process reward model, ``prm:STAGE`` or its directory, or ``{model: prm:STAGE, dtype: bfloat16}``; or
 ``{likelihood: MODEL}``, with a ``dtype`` too."""
 
@@ -139,7 +139,7 @@ def likelihood_of(model: Model, rule: str, dtype: str = FULL) -> Scorer:
         return open_likelihood(model, rule, dtype)
 
     def identify() -> str:
-        return f"likelihood:{VERSION}:{rule}:{model.identity}{_unlike(dtype)}"
+        return f"likelihood:{VERSION}:{rule}:{model.identity}{_dtype_suffix(dtype)}"
 
     return Scorer(identify, rule, load, model, dtype, own_template=True)
 
@@ -161,13 +161,13 @@ def prm_of(
         return scorer
 
     def identify() -> str:
-        return f"prm:{VERSION}:{files.identity_of(directory, hashes)}{_unlike(dtype)}"
+        return f"prm:{VERSION}:{files.identity_of(directory, hashes)}{_dtype_suffix(dtype)}"
 
     body, rule = Model(str(directory / MODEL), ""), files.about(directory, name).rule
     return Scorer(identify, rule, load, body, dtype, check=check)
 
 
-def _unlike(dtype: str) -> str:
+def _dtype_suffix(dtype: str) -> str:
     """The ``dtype`` in an identity: nothing for the one that all scores had before the setting existed."""
     return "" if dtype == FULL else f":{dtype}"
 

@@ -28,7 +28,7 @@ class Named:
     @property
     def way(self) -> str:
         """The label without the scorer."""
-        own = {key: value for key, value in self._own().items() if key != "by"}
+        own = {key: value for key, value in self._non_defaults().items() if key != "by"}
         return " ".join([self.name, *(f"{key}={value}" for key, value in own.items())])
 
     @property
@@ -42,11 +42,11 @@ class Named:
         built: Any = self.strategy
         return [Named(self.name, built.model_copy(update={"by": label})) for label in scorers]
 
-    def _own(self) -> dict[str, Any]:
+    def _non_defaults(self) -> dict[str, Any]:
         return self.strategy.model_dump(mode="json", exclude_defaults=True)  # type: ignore[union-attr]
 
     def plain(self) -> Any:
-        return {self.name: own} if (own := self._own()) else self.name
+        return {self.name: own} if (own := self._non_defaults()) else self.name
 
 
 def named(spec: Any) -> Named:

@@ -12,7 +12,7 @@ from rl.search.base import Choice, Draft, Resource, Search, draw
 
 
 class Greedy(Settings):
-    """The likeliest token at every place, whatever the budget."""
+    """The likeliest token at every position, whatever the budget."""
 
     independent: ClassVar[bool] = False  # a greedy response cannot replace a sampled one
     needs: ClassVar[frozenset[Resource]] = frozenset()

@@ -89,7 +89,7 @@ class StoredWorld:
     def _sample(self, missing: dict[str, Wanted], present: int) -> None:
         if self.open_engine is None:
             wish = next(iter(missing.values()))
-            raise InputError(f"problem {wish.problem.name}: {_lacking(wish)}; leave out `stored` to sample it")
+            raise InputError(f"problem {wish.problem.name}: {_missing_text(wish)}; leave out `stored` to sample it")
         stop_check(self.context.stopping)
         self._engine = self._engine or self.open_engine()
         appender, done = Appender(self.store), present
@@ -165,7 +165,7 @@ class StoredWorld:
         return [self._outcomes[self.verdicts[problem_key, trace]] for trace, problem_key, _ in asked]
 
 
-def _lacking(wish: Wanted) -> str:
+def _missing_text(wish: Wanted) -> str:
     if wish.asked.stop:
         return "a search step by step needs a step that is not in the store"
     if not wish.sampling.temperature:
