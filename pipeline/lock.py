@@ -55,7 +55,7 @@ def workspace_lock(
     with disk_errors(path):
         file = open(path, "a+")  # noqa: SIM115  (closed below: an OSError of the run itself is not the lock's)
     with file:
-        began, told = time.monotonic(), False
+        began, announced = time.monotonic(), False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,9 +65,9 @@ def workspace_lock(
                 if stopping() or (late and not wait):
                     after = "run this again when it has ended (`distill run --wait` waits), or stop it"
                     raise Held(f"{workspace}: in use by {holder(path)}; {after}") from None
-                if late and not told:
+                if late and not announced:
                     waiting(f"for {holder(path)}, which uses {workspace}")
-                    told = True
+                    announced = True
                 time.sleep(0.1)
             except OSError as error:  # on some network and user-space file systems
                 text = f"{path}: its file system supports no locks ({error.strerror}); choose a workspace on another"

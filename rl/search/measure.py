@@ -154,7 +154,7 @@ def _row(outcome: Outcome, start: int = 0, chosen: Piece | None = None) -> dict[
 
 def in_words(point: dict[str, Any]) -> str:
     low, high = point["ci95"]
-    share = f"{100 * point['accuracy']:.1f}%" if point["accuracy"] is not None else "nobody can tell"
+    share = f"{100 * point['accuracy']:.1f}%" if point["accuracy"] is not None else "no answer could be judged"
     return (
         f"{share} (95%: {100 * low:.1f} to {100 * high:.1f}) for {point['calls']:,.4g} calls and "
         f"{point['tokens']:,.0f} tokens a problem, with a budget of {point['samples']}"
