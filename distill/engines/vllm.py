@@ -23,9 +23,11 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.engines import vllm_replicas
 from distill.engines.base import PromptTooLong, Stopping, never, wanted_now
 from distill.engines.budget import Budget, StepEnd
 from distill.engines.options import VllmOptions
+from distill.engines.vllm_replicas import VllmReplicas
 from distill.engines.vllm_response import Piece, Response, prompt_logprobs
 from distill.engines.vllm_start import engine_arguments, one_line
 from distill.modelspec import Model
@@ -51,16 +53,23 @@ share with it, so those that are closed are kept until none is open."""
 Note = Callable[[str], None]
 
 
-def open(model: Model, options: VllmOptions, note: Note, lora_rank: int = 0) -> VllmEngine:
+def open(model: Model, options: VllmOptions, note: Note, lora_rank: int = 0) -> VllmEngine | VllmReplicas:
     """Load the model: half a minute and more. `InputError` where vLLM is not installed.
 
-    ``lora_rank`` makes room for adapters that come later (`VllmEngine.adopt`).
+    ``lora_rank`` makes room for adapters that come later (``adopt``). It is loaded here, or in processes of its own
+    where ``options`` or a training on several devices, which has this process, ask for these.
     """
-    arguments, engine_class = engine_arguments(model, options, lora_rank)
-    _check_alone()
     note(f"vllm: loading {model.source}")
     if options.speculative:
         note("vllm: with speculative decoding a seed does not repeat its sample (greedy decoding does)")
+    if options.data_parallel or options.first_gpu or _beside_ranks():
+        return vllm_replicas.open(model, options, lora_rank)
+    return load(model, options, lora_rank)
+
+
+def load(model: Model, options: VllmOptions, lora_rank: int = 0, sharing: int = 1) -> VllmEngine:
+    """The model in this process, which is one of ``sharing`` replicas on this machine."""
+    arguments, engine_class = engine_arguments(model, options, lora_rank, sharing)
     try:
         with _threads_settable():
             engine = engine_class.from_engine_args(arguments)
@@ -85,15 +94,11 @@ def _threads_settable() -> Iterator[None]:
         torch.set_num_threads = settable
 
 
-def _check_alone() -> None:
-    """Under torchrun a training leaves torch's process group there, in which vLLM would wait for the other ranks."""
+def _beside_ranks() -> bool:
+    """Whether torch's process group belongs to a training: under torchrun it outlives each."""
     from torch import distributed
 
-    if distributed.is_initialized() and not _OPEN:
-        raise InputError(
-            "engine vllm: this process trains with others (torchrun), which vllm cannot run beside; set `devices` in "
-            "place of torchrun, or run what samples with vllm by itself"
-        )
+    return distributed.is_initialized() and not _OPEN
 
 
 class VllmEngine:
@@ -101,6 +106,7 @@ class VllmEngine:
 
     name = "vllm"
     batch_invariant = False
+    copies = 1
 
     def __init__(self, engine: LLMEngine, identity: str) -> None:
         self.model = identity
@@ -109,7 +115,7 @@ class VllmEngine:
         self.tokenizer: Any = engine.get_tokenizer()
         config: Any = engine.vllm_config
         self._limit: int = config.model_config.max_model_len
-        self._ahead: int = AHEAD * config.scheduler_config.max_num_seqs
+        self.ahead: int = AHEAD * config.scheduler_config.max_num_seqs
         self._speculates: bool = config.speculative_config is not None
         self._on_cpu: bool = config.device_config.device_type == "cpu"
         configured = config.model_config.try_get_generation_config().get("eos_token_id")
@@ -117,7 +123,7 @@ class VllmEngine:
         self._open, self._close = (self._ids(tag) for tag in (OPEN, CLOSE))
         self._names, self._adapters = count(), count(1)
         self._lora: Any = None
-        self._encoded = lru_cache(self._ahead)(self._encode)
+        self._encoded = lru_cache(self.ahead)(self._encode)
         self._text_of = lru_cache(None)(lambda token: self._text([token]))
 
     def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
@@ -126,7 +132,7 @@ class VllmEngine:
         running: dict[str, tuple[Response, Piece]] = {}
         try:
             while not stopping():
-                for request in wanted_now(source, self._ahead - len(running)):
+                for request in wanted_now(source, self.ahead - len(running)):
                     response = self._response(request)
                     self._add(running, response, response.begin())
                 if not running:

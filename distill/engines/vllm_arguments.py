@@ -1,8 +1,8 @@
-"""Which of vLLM's own arguments a YAML may set beside our options, and which of them change a sample.
+"""Which of vLLM's own arguments a YAML may set beside our options, and which of them change samples.
 
-Names are read out of vLLM's source without importing it (that takes half a minute), so that a slip in
-``engine_args`` or ``speculative`` is told while the YAML is read, wherever vLLM is installed. Where it is
-not, nothing is said here: opening the engine says what is missing. Values are vLLM's to judge.
+Names are read from vLLM's source without importing it (which takes half a minute), so that a misspelt name in
+``engine_args`` or ``speculative`` is reported while the YAML is read. Without vLLM they are not checked: opening the
+engine reports that it is missing. Values are checked by vLLM.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ OPTIONS = {
     "dtype": "dtype",
     "max_model_len": "max_model_len",
     "tensor_parallel_size": "tensor_parallel",
+    "data_parallel_size": "data_parallel",
     "gpu_memory_utilization": "gpu_memory_utilization",
     "enable_prefix_caching": "prefix_caching",
     "speculative_config": "speculative",
@@ -53,7 +54,7 @@ OURS = frozenset(
         "hf_token",
     ]
 )
-"""Arguments that the engine sets itself or that samples are understood by."""
+"""Arguments that the engine sets itself, because it relies on their values."""
 
 OPERATIONAL = frozenset(
     [
@@ -65,7 +66,6 @@ OPERATIONAL = frozenset(
         "cpu_offload_gb",
         "cudagraph_capture_sizes",
         "data_parallel_backend",
-        "data_parallel_size",
         "disable_cascade_attn",
         "disable_custom_all_reduce",
         "distributed_executor_backend",
@@ -100,12 +100,12 @@ OPERATIONAL = frozenset(
         "use_tqdm_on_load",
     ]
 )
-"""Arguments that change speed or memory, and a sample by the order of sums at most. Any other one, and any
-that a later vLLM adds, is taken to change samples."""
+"""Arguments that change speed or memory, and samples only by rounding. Any other argument, and any that a later vLLM
+adds, is assumed to change samples."""
 
 
 def checked(arguments: dict[str, Any] | None) -> dict[str, Any] | None:
-    """``arguments``, if all of them may be set; ValueError for the first that may not."""
+    """Return ``arguments`` if all of them may be set; ValueError for the first that may not."""
     for name in arguments or {}:
         if option := OPTIONS.get(name):
             raise ValueError(f"{name} is set by the option {option!r}, not here")
@@ -125,7 +125,7 @@ def checked_speculation(settings: dict[str, Any] | None) -> dict[str, Any] | Non
 
 
 def changing(arguments: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Those that change samples: what of them is part of a key."""
+    """The arguments that change samples, and so are part of a trace's key."""
     return {name: value for name, value in (arguments or {}).items() if name not in OPERATIONAL} or None
 
 
@@ -135,7 +135,7 @@ def _settable(known: frozenset[str]) -> list[str]:
 
 @cache
 def _fields(file: str, name: str) -> frozenset[str]:
-    """The annotated fields of a class of vLLM's, as its source names them; none where they cannot be read."""
+    """The annotated fields of one of vLLM's classes, read from its source; empty if it cannot be read."""
     found = importlib.util.find_spec("vllm")
     for root in (found.submodule_search_locations if found else None) or ():
         try:

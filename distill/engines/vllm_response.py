@@ -1,14 +1,14 @@
-"""One response on its way through vLLM: the pieces it is asked for in, and what they come to.
+"""One response in vLLM: the requests ("pieces") that it takes, and how their outputs are put together.
 
-Most responses are one piece, drawn to its end. One with a thinking budget, or that ends after a step, is followed token
-by token (`distill.engines.budget`): where something must be put in, its piece is dropped, and another begins
-behind what now stands; vLLM's prefix cache has all of it but the last block. Each piece has a seed of its
-own, so that none draws its predecessor's numbers again.
+Most responses are one piece, sampled to its end. A response with a thinking budget, or one that ends after a step, is
+followed token by token (`distill.engines.budget`): where tokens must be inserted, the piece is aborted and another one
+continues after them. vLLM's prefix cache holds everything but the last block. Each piece has its own seed, so that
+none repeats its predecessor's random numbers.
 
-What was not drawn (a request's prefix, what a budget put in) gets the model's log-probabilities from further
-requests when the response is over: one of a single token for each place, at the response's temperature,
-with no truncation; or, where there are many places and the temperature is 1 (or 0, which is told at 1), one
-pass over them all. Nothing here drives vLLM: that is `distill.engines.vllm`.
+Tokens that were not sampled (a request's prefix, what a budget inserted) get the model's log-probabilities from further
+requests at the end: one single-token request per place, at the response's temperature and without truncation; or, if
+there are many places and the temperature is 1 (or 0, for which temperature 1 is reported), one pass over all of them.
+This module does not run vLLM: that is `distill.engines.vllm`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from distill.engines.budget import NOTHING, UNBOUNDED, Budget, Course, StepEnd
 from distill.types import Request
 
 SINGLES = 16
-"""Places up to which log-probabilities are asked for one by one: each costs a block of the cache or less."""
+"""Up to this many places are scored one by one: each costs at most one block of the cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Something to ask of vLLM: the ids to go on from, and its sampling parameters. ``places`` of the response
-    are those whose log-probabilities it is to tell; none for a piece that is drawn."""
+    """One request to vLLM: the ids to continue, and the sampling parameters. ``places`` are the positions in the
+    response that it scores; empty for a piece that is sampled."""
 
     ids: tuple[int, ...]
     parameters: Any
@@ -37,9 +37,9 @@ class Piece:
 
 
 class Response:
-    """The response to ``request``. ``limit`` are the tokens it may have, ``given`` those it begins with.
+    """The response to ``request``, of at most ``limit`` tokens, which begins with ``given``.
 
-    ``one_pass`` tells that places cannot be asked for one by one.
+    ``one_pass``: places cannot be scored one by one.
     """
 
     def __init__(
@@ -67,23 +67,23 @@ class Response:
 
     @property
     def forced(self) -> tuple[int, ...]:
-        """The places that were not drawn."""
+        """The places that were not sampled."""
         put_in = self._course.forced if self._course else ()
         return (*range(self._given), *(place for place in put_in if place < len(self.tokens)))
 
     @property
     def stepped(self) -> bool:
-        """It ends with a step, after which it may go on."""
+        """It ended after a step, and could continue."""
         return bool(self._course and self._course.stepped) and not self.stopped and len(self.tokens) < self._limit
 
     @property
     def done(self) -> bool:
-        """Nothing is drawn any more, and all log-probabilities are there."""
+        """Sampling has ended and every log-probability is known."""
         return self._over and not self._unknown
 
     @property
     def known(self) -> list[float]:
-        """The log-probabilities, when it is done."""
+        """The log-probabilities, once it is done."""
         return [logprob for logprob in self.logprobs if logprob is not None]
 
     @property
@@ -91,12 +91,12 @@ class Response:
         return time.time() - self.begun
 
     def begin(self) -> list[Piece]:
-        """What to ask for first. Where nothing is left to draw, only the log-probabilities of what is given."""
+        """The first pieces. If nothing is left to sample, they only score what was given."""
         self._put_in()
         return self._next()
 
     def take(self, piece: Piece, output: Any) -> list[Piece] | None:
-        """Note what came of ``piece``. None: it goes on. Else it is over, or to be dropped, and these follow."""
+        """Record the output of ``piece``. None: it continues; else it is over or must be aborted, and these follow."""
         if piece.places:
             self._note_places(piece, output)
             return []
@@ -108,7 +108,7 @@ class Response:
         return self._next()
 
     def _draw(self, tokens: Sequence[int], logprobs: Sequence[float]) -> bool:
-        """Note tokens drawn, one by one if there is a budget. True: the next token is not the model's to choose."""
+        """Record sampled tokens, one by one if there is a budget. True: the next token is not sampled."""
         if self._course is None:
             self.tokens += tokens
             self.logprobs += logprobs
@@ -162,7 +162,7 @@ class Response:
         return Piece((*self.prompt_ids, *self.tokens), parameters)
 
     def _scoring(self) -> list[Piece]:
-        """Pieces that tell the log-probabilities of the places that were not drawn."""
+        """The pieces that score the places that were not sampled."""
         places = tuple(place for place, logprob in enumerate(self.logprobs) if logprob is None)
         self._unknown = len(places)
         if not places:
@@ -203,12 +203,12 @@ class Response:
 
 
 def chosen(flat: Any) -> list[float]:
-    """Of vLLM's flat log-probabilities those of the chosen tokens: the first entry of each position."""
+    """The log-probabilities of the chosen tokens, which are the first entry of each position in vLLM's flat format."""
     return [flat.logprobs[start] for start in flat.start_indices]
 
 
 def prompt_logprobs(output: Any) -> list[float]:
-    """One for each token of the prompt; the first has none, and NaN here."""
+    """The log-probability of each token of the prompt; NaN for the first, which has none."""
     flat = output.prompt_logprobs
     spans = zip(flat.start_indices, flat.end_indices, strict=True)
     return [flat.logprobs[start] if end > start else float("nan") for start, end in spans]

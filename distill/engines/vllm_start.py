@@ -28,7 +28,7 @@ ENVIRONMENT = {
 """What is set for vLLM unless the user has set it; it reads these while being imported."""
 
 
-def engine_arguments(model: Model, options: VllmOptions, lora_rank: int = 0) -> tuple[Any, Any]:
+def engine_arguments(model: Model, options: VllmOptions, lora_rank: int = 0, sharing: int = 1) -> tuple[Any, Any]:
     """vLLM's EngineArgs for a model, and its LLMEngine, the class that takes them. `InputError` where it is not
     installed, and for an adapter that it cannot apply."""
     arguments, engine_class = _vllm()
@@ -54,7 +54,7 @@ def engine_arguments(model: Model, options: VllmOptions, lora_rank: int = 0) -> 
         "use_tqdm_on_load": False,
     }
     if not torch.cuda.is_available():
-        given |= cpu_arguments("gpu_memory_utilization" in options.model_fields_set)
+        given |= cpu_arguments("gpu_memory_utilization" in options.model_fields_set, sharing)
     if lora_rank:
         room = next((rank for rank in RANKS if rank >= lora_rank), lora_rank)
         given |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
@@ -66,17 +66,18 @@ def engine_arguments(model: Model, options: VllmOptions, lora_rank: int = 0) -> 
         raise InputError(f"engine vllm: {one_line(error)}") from None
 
 
-def cpu_arguments(share_is_set: bool) -> dict[str, Any]:
+def cpu_arguments(share_is_set: bool, sharing: int = 1) -> dict[str, Any]:
     """What vLLM 0.32 is told where there is no GPU.
 
     Unless a share of the memory is set it gets a quarter of what is free for keys and values: its own default is 0.9 of
-    the machine, a container's limit or not, and it does not start where less than that is free.
+    the machine, a container's limit or not, and it does not start where less than that is free. ``sharing`` replicas
+    divide the quarter among them.
     """
     arguments: dict[str, Any] = {
         "enforce_eager": True,  # compiling takes a minute and gains little
         "enable_chunked_prefill": False,  # it breaks down where it cuts the prompt of a seeded request in two
     }
-    return arguments if share_is_set else arguments | {"kv_cache_memory_bytes": free_of_machine() // 4}
+    return arguments if share_is_set else arguments | {"kv_cache_memory_bytes": free_of_machine() // (4 * sharing)}
 
 
 def _vllm() -> tuple[Any, Any]:

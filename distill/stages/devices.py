@@ -65,12 +65,18 @@ def beside_training(
     engines: Mapping[str, tuple[Model, VllmOptions]], settings: Any, start: Model, network: Any,
     beside: Sequence[Held] = (), samples: bool = False,
 ) -> dict[str, VllmOptions]:  # fmt: skip
-    """``engines`` with what is free of the GPU where ``network`` lies, less what its training and models ``beside``
-    have yet to take: of the 0.9 that vLLM takes by default nothing would be left. Of several each has its weights and
-    an equal part of what remains; so has the trainer's own sampler where that ``samples`` (its weights are counted
-    with the training). What the user has set stays."""
-    asked = {name: engine for name, (_, engine) in engines.items()}
-    unset = [name for name, engine in asked.items() if "gpu_memory_utilization" not in engine.model_fields_set]
+    """``engines`` as they can run beside the training of ``network``.
+
+    Where several devices train, vLLM runs in processes of its own, one per device unless the user has set a number.
+    On a GPU that the training uses too, vLLM gets what is free of it, less what the training and the models ``beside``
+    have yet to take: vLLM's own default, 0.9 of all, would not be free. Several engines get their weights and equal
+    parts of the remainder, of which the trainer's own sampler takes a part if it ``samples`` (its weights are counted
+    with the training). A share that the user has set stays.
+    """
+    ranks = settings.ranks_here()
+    asked = {name: _replicated(engine, ranks) for name, (_, engine) in engines.items()}
+    near = {name: engine for name, engine in asked.items() if engine.first_gpu < ranks}
+    unset = [name for name, engine in near.items() if "gpu_memory_utilization" not in engine.model_fields_set]
     if network.device.type != "cuda" or not unset:
         return asked
     from distill.tensors import free_of_gpu
@@ -79,7 +85,7 @@ def beside_training(
     need = memory.estimate(directory, _training(settings, samples, beside)) if directory else None
     held = sum(weight.nbytes for weight in network.parameters())
     left = free - max(0, need.total - held) if need else (free - size_of(beside)) // 2
-    left -= sum(_bytes_of(asked[name], network.device) for name in asked if name not in unset)
+    left -= sum(_bytes_of(near[name], network.device) for name in near if name not in unset)
     weights = {name: size_of([(engines[name][0], asked[name].dtype)]) // asked[name].tensor_parallel for name in unset}
     remain, parts = left - sum(weights.values()), len(unset) + samples
     if left <= 0 or (parts > 1 and remain <= 0):
@@ -89,6 +95,12 @@ def beside_training(
             f"{memory.size(sum(weights.values()))}: train with less, or set gpu_memory_utilization of each engine"
         )
     return asked | {name: _with(asked[name], weights[name] + remain // parts, network.device) for name in unset}
+
+
+def _replicated(engine: VllmOptions, ranks: int) -> VllmOptions:
+    if ranks == 1 or engine.data_parallel:
+        return engine
+    return engine.model_copy(update={"data_parallel": max(1, ranks // engine.tensor_parallel)})
 
 
 def beside_models(engine: VllmOptions, taken: int) -> VllmOptions:

@@ -1,6 +1,6 @@
-"""Who the ranks of a training are: processes that torchrun started, or that the run itself starts.
+"""Start the ranks of a training, or join those that torchrun started.
 
-Those that the run started are watched, and end with it, as it does with them; under torchrun its agent kills the rest.
+Ranks that the run started end with it, and it ends if one of them dies. Under torchrun, its agent kills the rest.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from torch.distributed.rendezvous import rendezvous
 
 from distill.training.ranks import FOREVER, Ranks, gone
 from pipeline.errors import InputError, PipelineError
-from pipeline.forking import held_back, leave_to_parent
+from pipeline.forking import leave_to_parent, spawn
 
 GRACE = 5.0
-"""Seconds in which the run is to notice by itself that a rank is gone; then it is ended."""
+"""Seconds for the run to notice by itself that a rank is gone, before it is ended."""
 
 
 def launched() -> int | None:
-    """This process's rank, if torchrun started it as one of several."""
+    """This process's rank if torchrun started it as one of several, else None."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and "MASTER_PORT" in os.environ
     return int(os.environ["RANK"]) if several else None
 
 
 @cache
 def joined() -> Ranks:
-    """The ranks that torchrun, or another rank 0, made this process one of."""
+    """The ranks to which torchrun, or the rank 0 that started it, assigned this process."""
     store, rank, size = next(rendezvous("env://", timeout=FOREVER))
     return Ranks(store, rank, size, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def serve() -> None:
-    """The life of a rank above 0, until rank 0 ends it or is gone. Signals are for rank 0 to heed."""
+    """Run a rank above 0 until rank 0 ends it or is gone. Rank 0 handles the signals."""
     from distill.pretrained import hush
     from distill.training.session import follow
 
@@ -53,7 +53,7 @@ def serve() -> None:
 
 @contextmanager
 def run_of_several() -> Iterator[bool]:
-    """Around a command under torchrun: whether this process is to do what it says. The others serve."""
+    """Wraps a command under torchrun: True on the rank that runs it. The other ranks `serve` first."""
     if launched():
         serve()
         yield False
@@ -70,7 +70,7 @@ def run_of_several() -> Iterator[bool]:
 
 @contextmanager
 def assembled(devices: int) -> Iterator[Ranks | None]:
-    """The ranks of one training: torchrun's, or as many processes as there are to be ``devices``, or none."""
+    """The ranks of one training: torchrun's, or ``devices`` processes started here, or None for a single process."""
     if launched() is not None:
         if not joined.cache_info().currsize:
             _check_alone()
@@ -102,24 +102,22 @@ def assembled(devices: int) -> Iterator[Ranks | None]:
 
 
 def _check_alone() -> None:
-    """torch has one default group a process, and vLLM makes it its own while it is open, on a single device too."""
+    """Torch has one default process group, and an open vLLM occupies it, even on a single device."""
     if dist.is_initialized():
         raise InputError(
-            "several devices cannot train beside an open vllm, which has torch's process group: sample and score with "
-            "engine: transformers, or set devices: 1 (without torchrun)"
+            "several devices cannot train beside a vllm in the same process, which has torch's process group: set "
+            "data_parallel: 1 of that engine, which gives it a process of its own"
         )
 
 
 def _child(rank: int, size: int, port: int) -> subprocess.Popen[bytes]:
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
-    env = os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    with held_back():  # it imports torch for seconds before it can say that signals are for rank 0
-        return subprocess.Popen([sys.executable, "-m", "distill.training.launch"], env=env, stdin=subprocess.PIPE)
+    environment = os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    return spawn("distill.training.launch", (), environment, stdin=subprocess.PIPE)
 
 
 def _watch(rank: int, child: subprocess.Popen[bytes], over: threading.Event) -> None:
-    """End the run when a rank that it started is gone, be it inside a call that waits for it."""
+    """End the run if a rank that it started is gone, even while a call waits for that rank."""
     code = child.wait()
     if not over.wait(GRACE):
         print(f"distill: {gone(f'rank {rank} ended with exit code {code}')}", file=sys.stderr, flush=True)
@@ -127,14 +125,14 @@ def _watch(rank: int, child: subprocess.Popen[bytes], over: threading.Event) -> 
 
 
 def _orphaned() -> None:
-    """End this rank when the run that started it is gone: then its stdin ends."""
+    """End this rank when the run that started it is gone: its stdin then closes."""
     os.read(0, 1)
     os._exit(1)
 
 
 def main() -> None:
     threading.Thread(target=_orphaned, daemon=True).start()
-    with suppress(PipelineError):  # it is for rank 0, or torchrun, to say who was lost
+    with suppress(PipelineError):  # rank 0, or torchrun, reports which rank was lost
         serve()
 
 

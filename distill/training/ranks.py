@@ -1,15 +1,15 @@
-"""Several devices: ranks that share each step's micro-batches; who they are is `distill.training.launch`.
+"""Train on several devices: ranks share the micro-batches of each step. `distill.training.launch` starts them.
 
-Rank 0 *is* the run: the loop, the store, checkpoints, sampling, display and the decision to stop are its
-alone, so they need no agreement and no second code path. The other ranks hold a copy of the model (ddp) or a
-shard of it (fsdp), given to them by rank 0, and do what it asks of all ranks at once: call a method of their
-own `Learner`. So a rank never reads a file of the run, and what is on disk knows nothing of ranks.
+Rank 0 *is* the run: only it has the loop, the store, checkpoints, sampling, the display and the decision to stop, so
+these need no agreement between ranks and no second code path. The other ranks hold a copy of the model (ddp) or a shard
+of it (fsdp), which rank 0 sends them, and call methods of their own `Learner` when rank 0 does. A rank never reads the
+run's files, and nothing on disk depends on the number of ranks.
 
-Asking goes through a gloo group without a timeout, since rank 0 may sample for hours between two steps. Tensors
-go through the default group: gloo on CPUs, NCCL on GPUs. A rank that dies ends the others: gloo tells at once.
+Calls go through a gloo group without a timeout, because rank 0 may sample for hours between two steps. Tensors go
+through the default group: gloo on CPUs, NCCL on GPUs. If a rank dies, the others end: gloo reports it at once.
 
-Left out: sampling on other ranks (a rollout is keyed by its request, so it would change no bit; the engine has
-processes of its own for CPUs), ranks that join later, and shards of quantised weights.
+Left out: sampling on the other ranks (for several GPUs see `distill.engines.vllm_replicas`), ranks that join later, and
+shards of quantised weights.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from pipeline.errors import PipelineError
 Parallel = Literal["ddp", "fsdp"]
 FOREVER = timedelta(days=365)
 BUCKET = 1 << 24
-"""Gradients summed in one call (elements), at least."""
+"""The least number of gradient elements summed in one call."""
 
 
 class Ranks:
-    """One process's hold on all of them. ``call`` is for rank 0, ``follow`` for the others."""
+    """One process's connection to all ranks. ``call`` is for rank 0; the others use ``told`` and ``answer``."""
 
     def __init__(self, store: Any, rank: int, size: int, local: int) -> None:
         self.rank, self.size = rank, size
@@ -46,13 +46,13 @@ class Ranks:
         self.device = torch.device("cuda", local) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(local)
-        # Waiting for each other to start has no limit either: rank 0 may have other stages to run first.
+        # No timeout for starting either: rank 0 may run other stages first.
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=size)
         self._control: Any = dist.new_group(backend="gloo", timeout=FOREVER)
-        self._in_step = True  # False once a call has failed: then nobody can be asked anything any more
+        self._in_step = True  # False once a call has failed: the ranks can no longer be called
 
     def call(self, methods: Any, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Have every rank call the method ``name`` with its own of the arguments; the answers by rank."""
+        """Call the method ``name`` on every rank, each with its own arguments. Returns the results by rank."""
         if not self._in_step:
             raise gone()
         self._in_step = False
@@ -65,7 +65,7 @@ class Ranks:
         return [answer, *answers[1:]]
 
     def dismiss(self) -> None:
-        """End what the others are doing: a training, or, when told between trainings, their lives."""
+        """End the current training on the other ranks; between trainings, end their processes."""
         if self._in_step:
             with suppress(PipelineError):
                 self._tell([None] * self.size)
@@ -78,7 +78,7 @@ class Ranks:
             dist.scatter_object_list([None], [None, *messages[1:]], src=0, group=self._control)
 
     def told(self) -> Any:
-        """What rank 0 wants: None is the end."""
+        """The next call from rank 0; None ends."""
         message = [None]
         with _lost_peers():
             dist.scatter_object_list(message, None, src=0, group=self._control)
@@ -89,7 +89,7 @@ class Ranks:
             dist.gather_object(value, None, group=self._control)
 
     def sum(self, parameters: Sequence[Tensor]) -> None:
-        """Add up the gradients of all ranks, in all ranks."""
+        """Sum the gradients over all ranks, on every rank."""
         bucket: list[Tensor] = []
         for index, parameter in enumerate(parameters):
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -102,7 +102,7 @@ class Ranks:
                 bucket = []
 
     def share(self, value: Any, device: torch.device) -> Any:
-        """Rank 0's ``value``, whole, on every rank; its tensors go one by one and arrive on ``device``."""
+        """Copy rank 0's ``value`` to every rank. Tensors are sent one by one and arrive on ``device``."""
         if self.rank == 0:
             out = io.BytesIO()
             pickler = _Structure(out)
@@ -118,9 +118,9 @@ class Ranks:
         return built
 
     def module(self, model: Any, parallel: Parallel) -> tuple[Any, Scorer]:
-        """The model that this rank trains, and how it is asked. ddp: rank 0's own, or a copy of it.
-        fsdp: a shard of a copy; rank 0 keeps its own whole, wherever that lies. A copy is whole in the
-        machine's memory for a moment, on every rank."""
+        """The model that this rank trains, and its forward pass. ddp: rank 0's own model, or a copy of it. fsdp: a
+        shard of a copy, while rank 0 also keeps the whole model on its device. Every rank briefly holds a whole copy in
+        main memory."""
         if parallel == "ddp":
             model = self.share(model, self.device)
             return model, partial(tell, model)
@@ -128,9 +128,8 @@ class Ranks:
         return _sharded(copied(model) if self.rank == 0 else own, self.device)
 
     def close(self) -> None:
-        """Leave the others, and wait for gloo's threads to end: one that still lets go of a tensor when the
-        interpreter is being torn down aborts the process. They end with the last reference to their group,
-        which a model's shards hold too."""
+        """Leave the group, and wait for gloo's threads to end: one that releases a tensor while the interpreter shuts
+        down aborts the process. They end with the last reference to their group, and a model's shards hold one too."""
         with suppress(RuntimeError):
             dist.destroy_process_group()
         self._control = None
@@ -138,7 +137,7 @@ class Ranks:
 
 
 class _Structure(pickle.Pickler):
-    """Everything of a value but its tensors, which are kept in ``tensors`` as they come. Tied ones come once."""
+    """Pickles a value without its tensors, which are collected in ``tensors``, tied ones once."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
@@ -155,7 +154,7 @@ class _Structure(pickle.Pickler):
 
 
 class _Build(pickle.Unpickler):
-    """The value again, with empty tensors."""
+    """Rebuilds the value with empty tensors."""
 
     def __init__(self, file: io.BytesIO, device: torch.device) -> None:
         super().__init__(file)
@@ -171,7 +170,7 @@ class _Build(pickle.Unpickler):
 
 
 class _Whole(nn.Module):
-    """The root of the shards: one pass gathers what lies outside the layers, the output head too."""
+    """The root module of the shards: one pass gathers what is outside the layers, the output head included."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -182,7 +181,7 @@ class _Whole(nn.Module):
 
 
 def _sharded(model: Any, device: torch.device) -> tuple[Any, Scorer]:
-    """``model`` cut up by layers (FSDP2); gradients are summed over ranks, not averaged."""
+    """Shard ``model`` layer by layer (FSDP2). Gradients are summed over ranks, not averaged."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -200,14 +199,14 @@ def _sharded(model: Any, device: torch.device) -> tuple[Any, Scorer]:
 
 
 def full(value: Tensor) -> Tensor:
-    """A tensor whole, gathered from its shards where it has any; all ranks must ask."""
+    """The whole tensor, gathered if it is sharded. Every rank must call this."""
     from torch.distributed.tensor import DTensor
 
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def alike(value: Tensor, model: Tensor) -> Tensor:
-    """``value``, which all ranks have whole, cut up as ``model`` is."""
+    """Shard ``value``, which every rank has whole, like ``model``."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(model, DTensor):
@@ -221,7 +220,7 @@ def gone(what: str = "a training process of another rank ended") -> PipelineErro
 
 @contextmanager
 def _lost_peers() -> Iterator[None]:
-    """Turn what torch says of a rank that is gone into one clear line."""
+    """Turn torch's errors about a lost rank into one clear line."""
     try:
         yield
     except dist.DistError as error:

@@ -1,6 +1,6 @@
-"""A training from its beginning to its end: the process made ready for it, ranks and replicas, and all undone.
+"""Set a training up and take it down again: process settings, ranks, replicas.
 
-`learning` is what loops use; `follow` is its counterpart on the ranks above 0.
+Loops use `learning`; `follow` is its counterpart on the ranks above 0.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def learning(
     model: Any, settings: LearnerSettings, total: int, directory: Path, run: str, before_save: BeforeSave = nothing,
     measure: Pass = tell,
 ) -> Iterator[Learner]:  # fmt: skip
-    """A learner in a process made ready for it: see `prepared`. ``settings.threads`` cores compute:
-    processes of one thread each for a small model on Linux and CPU, threads of one process otherwise.
+    """A learner in a `prepared` process. It computes on ``settings.threads`` cores: in processes of one thread each for
+    a small model on CPU and Linux, otherwise in threads of one process.
 
-    ``before_save`` is called ahead of each checkpoint: what a step has reported must be durable before the
-    step counts as done.
+    ``before_save`` is called before each checkpoint: what a step has reported must be durable before the step counts as
+    done.
     """
     with assembled(settings.devices) as ranks:
         if ranks and measure is not tell:
@@ -44,7 +44,7 @@ def learning(
         sharded = ranks is not None and settings.parallel == "fsdp"
         with prepared(model, max(1, settings.threads // (ranks.size if ranks else processes)), sharded):
             check_packing(model)
-            if settings.precision == "bf16":  # before processes part, which then share the weights that are cast
+            if settings.precision == "bf16":  # before forking, so that the processes share the cast weights
                 with torch.autocast(model.device.type, torch.bfloat16):
                     check_packing(model)
             if ranks:
@@ -63,8 +63,9 @@ def _processes(model: Any, settings: LearnerSettings) -> int:
 
 
 def follow(ranks: Ranks, settings: LearnerSettings, total: int) -> None:
-    """What a rank above 0 does for one training: what rank 0's learner asks of all, until it is over. The model comes
-    as rank 0 has `prepared` it, lean layers too, but for what is replaced outside of it, in the library's modules."""
+    """Take part in one training on a rank above 0: run what rank 0's learner calls on every rank, until it ends. The
+    model arrives as rank 0 has `prepared` it, lean layers included; what is replaced in the library's own modules is
+    replaced here."""
     with steady(max(1, settings.threads // ranks.size)):
         learner = Learner(None, settings, total, Path(), "", nothing, ranks)
         with quick_rotary(learner.model):
@@ -75,7 +76,7 @@ def follow(ranks: Ranks, settings: LearnerSettings, total: int) -> None:
 
 @contextmanager
 def prepared(model: Any, threads: int, sharded: bool = False) -> Iterator[None]:
-    """Training mode and lean layers, in a process made `steady`; undone afterwards."""
+    """Training mode and lean layers, in a `steady` process; undone afterwards."""
     before = model.training
     model.train()
     try:
@@ -87,16 +88,16 @@ def prepared(model: Any, threads: int, sharded: bool = False) -> Iterator[None]:
 
 @contextmanager
 def steady(threads: int) -> Iterator[None]:
-    """A fixed number of threads, deterministic kernels, few of them, memory that is kept; undone afterwards.
+    """A fixed number of threads, deterministic kernels, a bounded kernel cache and kept memory; undone afterwards.
 
-    On a GPU kernels are torch's choice: the same bits are promised on CPUs, and its deterministic ones cost much where
-    a sampler writes keys and values (index_put sorts), and are lacking for some of what it does."""
+    On a GPU, torch may choose any kernel: equal bits are promised on CPUs only, and deterministic GPU kernels are slow
+    where a sampler writes keys and values (index_put sorts) and missing for some operations."""
     few_kernels()
     products: Any = torch.backends.cuda.matmul
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     rounds = products.allow_bf16_reduced_precision_reduction
     torch.set_num_threads(threads)
-    products.allow_bf16_reduced_precision_reduction = False  # by default cuBLAS may round parts of a sum, too
+    products.allow_bf16_reduced_precision_reduction = False  # by default cuBLAS may round partial sums
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (a costly debugging aid)
     try:

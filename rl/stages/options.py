@@ -1,6 +1,7 @@
-"""Settings that stages share which train a student on what it samples itself: `grpo`, `ppo` and `opd` (all of
-`SampledSettings`), and of these the first two on rewards (`RewardedSettings`); how they and `gkd` are watched; and
-settings that are mappings of their own. What a stage alone means is in its module.
+"""Settings shared by the stages that train a student on its own samples.
+
+`SampledSettings` are those of `grpo`, `ppo` and `opd`; `RewardedSettings` those of the first two, which learn from
+rewards; `WatchedSettings` those of all three and `gkd`. Settings of a single stage are in its module.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class WatchedSettings(Settings):
         return self
 
     def unwatchable(self, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
-        """Why there is nothing to watch, by the figures of upstream stages."""
+        """Why there is nothing to watch, judging by the figures of upstream stages; None if there is."""
         if self.watch is None or self.watch.problems not in figures or figures[self.watch.problems].get("heldout"):
             return None
         return f"watch: {self.watch.problems} holds out no problem"
@@ -164,8 +165,6 @@ class SampledSettings(WatchedSettings, WriterSettings):
                 raise ValueError("engine vllm applies LoRA alone; leave norm_learning_rate out, or use transformers")
             if self.quantize:
                 raise ValueError("engine vllm samples from the base as it is, not in 4 bits; leave quantize out")
-            if self.devices > 1:
-                raise ValueError("engine vllm has torch's process group to itself; use transformers, or devices: 1")
             if self.engine.speculative:
                 raise ValueError("engine vllm: seeds do not repeat with `speculative`; a killed step would not either")
         return self

@@ -1,6 +1,6 @@
-"""What grpo, ppo and opd do: open what they need, run the loop (`rl.grpo.train_grpo`), publish the student.
+"""Run grpo, ppo or opd: open what the stage needs, run the loop (`rl.grpo.train_grpo`), publish the student.
 
-Settings are those of grpo: the others say theirs in its words. Called by the three stages.
+Settings are those of grpo; ppo and opd translate theirs. Called by the three stages.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def refine(
     context: Context, settings: GrpoSettings, *, about: str, told: Settings, outcome: float = 1.0,
     critic: Critic | None = None,
 ) -> Output:  # fmt: skip
-    """Train, and publish the student with a card that says ``about`` and the settings ``told``. ``outcome`` is
-    the weight of the reward beside that of a teacher; a ``critic`` is what rewards are compared with, if not each
+    """Train, and publish the student with a card that shows ``about`` and the settings ``told``. ``outcome`` is the
+    weight of the reward beside a teacher's; with a ``critic``, rewards are compared with its estimates, not with each
     other."""
     from distill.training.metrics import Recorder
     from rl.draws import zero_variance
@@ -76,7 +76,7 @@ def refine(
         draws = drawing.draws(context, settings, tasks, ledger, problem_keys)
         guard = guarding.of_rewards(context, settings, policy, how.sampling, ask, recorder)
 
-        others = settings.teacher or settings.process  # they give credit, too
+        others = settings.teacher or settings.process  # they assign credit too
         judge = ledger.reward if others else _told_of_some(context.name, ledger.reward)
 
         def hear(metrics: GrpoMetrics) -> None:
@@ -106,8 +106,8 @@ def refine(
 
 
 def _told_of_some(stage: str, reward: Judge) -> Judge:
-    """``reward``; `PipelineError` where of the first rollouts of a run no verifier can judge any. It would go on to the
-    end and learn nothing."""
+    """Wrap ``reward``: `PipelineError` if no verifier can judge any of a run's first rollouts. Otherwise the run would
+    continue to its end and learn nothing."""
     told = False
 
     def judge(asked: Sequence[tuple[Problem, Completion]]) -> list[Scores]:
@@ -126,7 +126,7 @@ def _told_of_some(stage: str, reward: Judge) -> Judge:
 
 @contextmanager
 def _mix(context: Context, settings: GrpoSettings, outcome: float, tokenizer: Any) -> Iterator[Mix]:
-    """What a rollout gets credit for: its reward, its steps, and what a teacher says of its tokens."""
+    """How credit is assigned: from the reward, the steps' rewards, and a teacher's log-probabilities."""
     from rl.step_credit import Mixture, outcome_alone
 
     teacher, process = settings.teacher, settings.process
@@ -145,7 +145,7 @@ def _mix(context: Context, settings: GrpoSettings, outcome: float, tokenizer: An
 
 
 def _shown(settings: GrpoSettings, critic: Critic | None) -> tuple[str, ...]:
-    """The figures on the display."""
+    """The metrics on the display."""
     own = "value_explained" if critic else "teacher_kl" if settings.teacher else "zero_variance"
     return ("reward", own, "entropy", "length", "grad_norm")
 
@@ -153,7 +153,7 @@ def _shown(settings: GrpoSettings, critic: Critic | None) -> tuple[str, ...]:
 def with_room(
     context: Context, settings: GrpoSettings, start: Model, network: Any, beside: Sequence[Held]
 ) -> GrpoSettings:
-    """``settings`` with what policy and teacher may take of the GPU where ``network`` lies, where vLLM has them."""
+    """``settings`` with the share of ``network``'s GPU that policy and teacher may take, if they run in vLLM."""
     engine, teacher = settings.engine, settings.teacher
     engines = {"policy": (start, engine)} if isinstance(engine, VllmOptions) else {}
     samples = not engines
@@ -212,7 +212,7 @@ def _how(settings: GrpoSettings, critic: Critic | None) -> LoopSettings:
 
 
 def loss_of(settings: GrpoSettings) -> tuple[PolicyLoss, Aggregation]:
-    """The loss that settings name, with what they change of it, and how it sums up tokens."""
+    """The loss that the settings name, with their changes to it, and its aggregation over tokens."""
     from rl.loss import RECIPES, EngineCorrection
 
     terms, aggregation = RECIPES[settings.loss]

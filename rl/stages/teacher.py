@@ -1,5 +1,5 @@
-"""A teacher as a YAML names it: a model and what runs it. One that scores is shared by grpo and opd; gkd's is `loaded`
-alike."""
+"""Teachers as a YAML names them: a model and the engine that runs it. grpo and opd use one that scores; gkd uses
+`loaded`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TeacherSettings(Settings):
 
 
 def check_teacher(teacher: TeacherSettings, temperature: float) -> None:
-    """ValueError for what cannot be."""
+    """ValueError for settings that cannot work."""
     if isinstance(teacher.engine, VllmOptions) and temperature != 1:
         raise ValueError("a teacher in vllm scores at temperature 1: set sampling.temperature 1, or use transformers")
     if isinstance(teacher.engine, VllmOptions) and teacher.engine.speculative:
@@ -43,14 +43,14 @@ def check_teacher(teacher: TeacherSettings, temperature: float) -> None:
 
 
 def teachers(context: Context, teacher: TeacherSettings | None) -> list[Held]:
-    """One that is loaded beside the student, if there is; vLLM's takes what it is given (`in_vllm`)."""
+    """The teacher if it is loaded beside the student. One in vLLM takes the memory it is given (`in_vllm`)."""
     if teacher is None or isinstance(teacher.engine, VllmOptions):
         return []
     return [(modelspec.find(teacher.model, context.workspace, context.inputs, context.hashes), teacher.engine.dtype)]
 
 
 def in_vllm(context: Context, teacher: TeacherSettings | None) -> dict[str, tuple[Model, VllmOptions]]:
-    """One that is not."""
+    """The teacher if it runs in vLLM."""
     if teacher is None or not isinstance(teacher.engine, VllmOptions):
         return {}
     model = modelspec.find(teacher.model, context.workspace, context.inputs, context.hashes)
@@ -61,7 +61,7 @@ def in_vllm(context: Context, teacher: TeacherSettings | None) -> dict[str, tupl
 def scoring(
     context: Context, teacher: TeacherSettings, tokenizer: Any, temperature: float, micro_batch_tokens: int
 ) -> Iterator[Score]:
-    """The teacher, loaded; `InputError` where its tokenizer is another than the student's."""
+    """Load the teacher. `InputError` if its tokenizer is not the student's."""
     from rl.teacher import TransformersTeacher, VllmTeacher, check_same_tokenizer
 
     model = modelspec.find(teacher.model, context.workspace, context.inputs, context.hashes)
@@ -77,7 +77,7 @@ def scoring(
 
 
 def loaded(found: Model, engine: TransformersOptions, tokenizer: Any, name: str) -> Any:
-    """A teacher's network; `InputError` where its tokenizer is another than the student's."""
+    """Load a teacher's network. `InputError` if its tokenizer is not the student's."""
     from distill import pretrained
     from rl.teacher import check_same_tokenizer
 

@@ -1,0 +1,253 @@
+"""vLLM in processes of its own, each with a copy of the model: for several GPUs, and beside a training on several.
+
+`VllmReplicas` looks like one `VllmEngine` and deals requests out to several, which `distill.engines.vllm_worker` runs.
+A seed belongs to its request, so which replica draws a sample changes nothing but rounding. Samples of one problem
+go to one replica, whose cache then holds their prompt once.
+
+Torch has one process group per process and vLLM claims it, so a training on several devices can only sample from vLLM
+that runs elsewhere. A replica ends when its pipe closes, however this process died; signals are handled here
+(`pipeline.forking`). Left out: replicas on other machines.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from distill.engines.base import Stopping, never, wanted_now
+from distill.engines.options import VllmOptions
+from distill.engines.vllm_worker import DROPPED, END, Opening
+from distill.machine import allowed_cores, cores
+from distill.modelspec import Model
+from distill.types import Completion, Request
+from pipeline.errors import InputError, PipelineError
+from pipeline.forking import ended, spawn
+
+PATIENCE = 0.5
+"""Seconds to wait for a completion before asking whether to stop."""
+
+GROUP = 16
+"""Samples of one problem that follow each other to the same replica, at most."""
+
+GRACE = 30.0
+"""Seconds a replica gets to free its GPU before it is killed."""
+
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets in a rank's environment. A replica is no rank of the training."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a replica runs: on some GPUs, or with some threads on some CPU cores (empty: on any)."""
+
+    gpus: tuple[str, ...] = ()
+    threads: int = 1
+    cores: tuple[int, ...] = ()
+
+
+def open(model: Model, options: VllmOptions, lora_rank: int = 0) -> VllmReplicas:
+    """Load ``options.data_parallel`` copies of the model, all at once. `InputError` where there are too few GPUs."""
+    where = places(options)
+    opening = Opening(
+        model, options.model_copy(update={"data_parallel": None, "first_gpu": 0}), lora_rank, sharing=len(where)
+    )
+    replicas = VllmReplicas([_Replica(place) for place in where], model)
+    try:
+        replicas.begin(opening)
+    except BaseException:
+        replicas.close()
+        raise
+    return replicas
+
+
+def places(options: VllmOptions) -> list[Place]:
+    """Where each replica runs."""
+    import torch
+
+    count, each, first = options.data_parallel or 1, options.tensor_parallel, options.first_gpu
+    if not torch.cuda.is_available():
+        return _on_cores(count)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    if first + count * each > len(gpus):
+        raise InputError(
+            f"engine vllm: data_parallel {count} x tensor_parallel {each}"
+            + (f" from GPU {first} on" if first else "")
+            + f" needs {first + count * each} GPU(s), and {len(gpus)} can be seen here"
+        )
+    return [Place(gpus=tuple(gpus[first + i * each : first + (i + 1) * each])) for i in range(count)]
+
+
+def _on_cores(count: int) -> list[Place]:
+    """An equal share of the cores each; of their number alone where a cgroup limits the time, not which they are."""
+    there, allowed = cores(), sorted(allowed_cores())
+    threads = min(max(1, there // count), int(os.environ.get("OMP_NUM_THREADS") or there))
+    if there < max(len(allowed), count):
+        return [Place(threads=threads)] * count
+    size = there // count
+    return [Place(threads=threads, cores=tuple(allowed[i * size : (i + 1) * size])) for i in range(count)]
+
+
+class VllmReplicas:
+    """See `distill.engines.base.Engine`; ``adopt`` and ``score`` as `distill.engines.vllm.VllmEngine` has them."""
+
+    name = "vllm"
+    batch_invariant = False
+
+    def __init__(self, replicas: Sequence[_Replica], model: Model) -> None:
+        self.model = model.identity
+        self.copies = len(replicas)
+        self._spec, self._replicas = model, list(replicas)
+        self._last: tuple[Any, _Replica, int] | None = None  # the problem handed out last, to whom, how many samples
+
+    def begin(self, opening: Opening) -> None:
+        for replica, ahead in zip(self._replicas, self._ask("open", [opening] * self.copies), strict=True):
+            replica.ahead = ahead
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from distill.pretrained import tokenizer_of
+
+        return tokenizer_of(self._spec)
+
+    def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
+        """Completions in the order they finish. `PromptTooLong` where a prompt leaves no room."""
+        source = iter(requests)
+        try:
+            while not stopping():
+                room = sum(max(0, replica.ahead - replica.held) for replica in self._replicas)
+                self._hand_out(wanted_now(source, room))
+                busy = {replica.pipe: replica for replica in self._replicas if replica.held}
+                if not busy:
+                    return
+                for pipe in wait(list(busy), PATIENCE):
+                    yield from busy[pipe].completions()  # type: ignore[index]
+        finally:
+            self._drop()
+
+    def adopt(self, adapter: str | Path) -> None:
+        """Sample from here on with the LoRA adapter in that directory, in place of any other."""
+        self._ask("adopt", [str(adapter)] * self.copies)
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """As `VllmEngine.score`. Sequence i is scored by replica i modulo `copies`."""
+        answers = self._ask("score", [list(sequences[i :: self.copies]) for i in range(self.copies)])
+        return [answers[i % self.copies][i // self.copies] for i in range(len(sequences))]
+
+    def close(self) -> None:
+        for replica in self._replicas:
+            replica.dismiss()
+        for replica in self._replicas:
+            replica.end()
+        self._replicas.clear()
+
+    def _hand_out(self, requests: Iterable[Request]) -> None:
+        """Send each request to the replica with the least to do, samples of one problem together."""
+        shares: dict[int, list[Request]] = {}
+        for request in requests:
+            problem, replica, count = self._last or (None, None, 0)
+            if replica is None or problem != request.messages or count == GROUP:
+                replica, count = min(self._replicas, key=lambda each: each.held), 0
+            self._last = request.messages, replica, count + 1
+            replica.held += 1
+            shares.setdefault(self._replicas.index(replica), []).append(request)
+        for index, share in shares.items():
+            self._replicas[index].send("generate", share)
+
+    def _drop(self) -> None:
+        """Forget what is in flight; afterwards no replica is sampling."""
+        self._last = None
+        asked = [replica for replica in self._replicas if replica.sampling]
+        for replica in asked:
+            replica.send("drop", None)
+        for replica in asked:
+            replica.settle()
+
+    def _ask(self, what: str, arguments: Sequence[Any]) -> list[Any]:
+        """Every replica's answer. The first error is raised when all have answered."""
+        for replica, argument in zip(self._replicas, arguments, strict=True):
+            replica.send(what, argument)
+        answers = [replica.answer() for replica in self._replicas]
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+
+@dataclass(eq=False)
+class _Replica:
+    """This end of one process. ``held`` requests are with it, at most ``ahead`` as a rule."""
+
+    place: Place
+    held: int = 0
+    ahead: int = 1
+    sampling: bool = False
+    pipe: Connection = field(init=False)
+    _process: subprocess.Popen[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        environment = {name: value for name, value in os.environ.items() if name not in RANKS}
+        if self.place.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.place.gpus)
+        else:
+            environment["OMP_NUM_THREADS"] = str(self.place.threads)
+        self.pipe, theirs = multiprocessing.Pipe()
+        fd = theirs.fileno()
+        arguments = map(str, (fd, *self.place.cores))
+        self._process = spawn("distill.engines.vllm_worker", arguments, environment, pass_fds=[fd], stdout=2)
+        theirs.close()
+
+    def send(self, what: str, argument: Any) -> None:
+        self.sampling = self.sampling or what == "generate"
+        try:
+            self.pipe.send((what, argument))
+        except OSError:
+            raise self._gone() from None
+
+    def answer(self) -> Any:
+        """The next thing it sends, which may be an exception."""
+        try:
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            raise self._gone() from None
+
+    def completions(self) -> list[Completion]:
+        found = self.answer()
+        if isinstance(found, Exception):
+            raise found
+        self.held -= len(found)
+        completions: list[Completion] = found
+        return completions
+
+    def settle(self) -> None:
+        """Wait until it has dropped everything."""
+        while self.answer() != DROPPED:
+            pass
+        self.held, self.sampling = 0, False
+
+    def dismiss(self) -> None:
+        """Have it end. It is told so, because a forked process may hold this end of the pipe open."""
+        with suppress(OSError):
+            self.pipe.send(END)
+        self.pipe.close()
+
+    def end(self) -> None:
+        """Wait for that."""
+        try:
+            self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _gone(self) -> PipelineError:
+        self.held, self.sampling = 0, False
+        how = ended(self._process.wait())
+        return PipelineError(f"a vllm replica {how}; run the same command again to go on from what was kept")

@@ -1,0 +1,168 @@
+"""One vLLM replica's process: it samples, scores and takes up adapters as `distill.engines.vllm_replicas` asks.
+
+Messages are (what, argument) pairs. Each is answered by a value or an exception, but for ``generate``, which adds
+requests to those being sampled: their completions come in lists as they finish, until ``drop`` is answered by
+`DROPPED`. A thread reads the pipe, so that a replica whose parent is gone ends even while vLLM computes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from distill.engines.options import VllmOptions
+from distill.modelspec import Model
+from distill.types import Request
+from pipeline.errors import PipelineError
+from pipeline.forking import leave_to_parent
+
+DROPPED = "dropped"
+END = ("end", None)
+
+GRACE = 20.0
+"""Seconds in which vLLM is to close after the parent is gone; then the process ends without it."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a replica loads. ``sharing`` replicas share this machine."""
+
+    model: Model
+    options: VllmOptions
+    lora_rank: int
+    sharing: int
+
+
+class _Asked:
+    """The requests of one call of `generate`, as the parent sends them. It ends when the parent drops them."""
+
+    def __init__(self, inbox: SimpleQueue[Any], requests: list[Request]) -> None:
+        self._inbox, self._waiting = inbox, deque(requests)
+        self._unanswered = 0
+        self.over: str | None = None
+
+    def answered(self) -> None:
+        self._unanswered -= 1
+
+    def stopping(self) -> bool:
+        while not self.over and not self._inbox.empty():
+            self._read(self._inbox.get())
+        return self.over is not None
+
+    def __iter__(self) -> Iterator[Request | None]:
+        while not self.over:
+            if self._waiting:
+                self._unanswered += 1
+                yield self._waiting.popleft()
+                continue
+            try:
+                self._read(self._inbox.get(block=not self._unanswered))
+            except Empty:
+                yield None
+
+    def _read(self, message: tuple[str, Any]) -> None:
+        what, argument = message
+        if what == "generate":
+            self._waiting += argument
+        else:
+            self.over = what
+
+
+def serve(inbox: SimpleQueue[Any], outbox: SimpleQueue[Any]) -> None:
+    """Answer what is asked, until the end."""
+    from distill.engines import vllm
+
+    what, opening = inbox.get()
+    if what == "end":
+        return
+    try:
+        engine = vllm.load(opening.model, opening.options, opening.lora_rank, opening.sharing)
+    except Exception as error:
+        outbox.put(_portable(error))
+        return
+    outbox.put(engine.ahead)
+    while (message := inbox.get()) != END:
+        what, argument = message
+        try:
+            if what == "generate":
+                if _generate(engine, _Asked(inbox, argument), outbox) == "end":
+                    break
+                outbox.put(DROPPED)
+            elif what == "drop":
+                outbox.put(DROPPED)
+            else:
+                outbox.put(getattr(engine, what)(argument))
+        except Exception as error:
+            outbox.put(_portable(error))
+            if what == "generate":
+                while (what := inbox.get()[0]) == "generate":  # sent before the parent knew
+                    pass
+                if what == "end":
+                    break
+                outbox.put(DROPPED)
+    engine.close()
+
+
+def _generate(engine: Any, asked: _Asked, outbox: SimpleQueue[Any]) -> str | None:
+    for completion in engine.generate(asked, asked.stopping):
+        asked.answered()
+        outbox.put([completion])
+    return asked.over
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception as another process can raise it."""
+    if isinstance(error, PipelineError):
+        return error
+    return PipelineError(f"a vllm replica failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+def _receive(pipe: Connection, inbox: SimpleQueue[Any]) -> None:
+    try:
+        while True:
+            inbox.put(pipe.recv())
+    except (EOFError, OSError):
+        pass  # the parent closed the pipe, or is gone
+    inbox.put(END)
+    ended = threading.Timer(GRACE, os._exit, (1,))
+    ended.daemon = True
+    ended.start()
+
+
+def _send(pipe: Connection, outbox: SimpleQueue[Any]) -> None:
+    """In a thread of its own, so that vLLM goes on while the parent is busy with what it has received."""
+    try:
+        while (message := outbox.get()) != END:
+            pipe.send(message)
+    except BaseException:
+        os._exit(1)  # the parent is gone, or would wait for ever
+
+
+def main() -> None:
+    """``python -m distill.engines.vllm_worker FD [CORE...]``"""
+    from distill.pretrained import hush
+
+    leave_to_parent()
+    if cores := {int(core) for core in sys.argv[2:]}:
+        os.sched_setaffinity(0, cores)
+    pipe = Connection(int(sys.argv[1]))
+    inbox, outbox = SimpleQueue[Any](), SimpleQueue[Any]()
+    threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()
+    sender = threading.Thread(target=_send, args=(pipe, outbox), daemon=True)
+    sender.start()
+    hush()
+    serve(inbox, outbox)
+    outbox.put(END)
+    sender.join()
+    os._exit(0)  # nothing that vLLM left behind may keep it
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""vLLM in several processes: where each runs, and, with vLLM installed, two real ones on a CPU."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from vllm_models import SMALL, TEACHER, needs_teacher, needs_vllm, requests
+
+from distill import pretrained
+from distill.engines import vllm
+from distill.engines.base import PromptTooLong
+from distill.engines.options import VllmOptions
+from distill.engines.transformers import TransformersEngine
+from distill.engines.vllm_replicas import VllmReplicas, places
+from distill.lacking import lacking
+from distill.machine import cores
+from distill.modelspec import Model
+from distill.training.lora import add_lora
+from distill.types import Request
+from pipeline.errors import InputError, PipelineError
+from rl.vllm_policy import VllmPolicy
+
+MODEL = Model(str(TEACHER), "teacher")
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, count: int, visible: str | None = None) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+
+@pytest.mark.parametrize(
+    ("options", "visible", "expected"),
+    [
+        ({"data_parallel": 2}, None, [("0",), ("1",)]),
+        ({"data_parallel": 2, "tensor_parallel": 2}, None, [("0", "1"), ("2", "3")]),
+        ({"data_parallel": 2, "first_gpu": 2}, None, [("2",), ("3",)]),
+        ({"first_gpu": 3}, None, [("3",)]),
+        ({"data_parallel": 2}, "5,7,GPU-8a,9", [("5",), ("7",)]),
+        ({"data_parallel": 2, "first_gpu": 2}, "5,7,GPU-8a,9", [("GPU-8a",), ("9",)]),
+    ],
+)
+def test_each_replica_has_gpus_of_its_own(
+    options: dict[str, int], visible: str | None, expected: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(monkeypatch, 4, visible)
+    assert [place.gpus for place in places(VllmOptions.model_validate(options))] == expected
+
+
+def test_too_few_gpus_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 4)
+    with pytest.raises(InputError, match=r"data_parallel 2 x tensor_parallel 2 from GPU 1 on needs 5 GPU\(s\), and 4"):
+        places(VllmOptions(data_parallel=2, tensor_parallel=2, first_gpu=1))
+
+
+def test_without_a_gpu_replicas_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    there = cores()
+    found = places(VllmOptions(data_parallel=there))
+    assert [place.threads for place in found] == [1] * there
+    taken = [core for place in found for core in place.cores]
+    assert len(set(taken)) == len(taken)
+    assert places(VllmOptions())[0].threads == there
+
+
+def test_more_replicas_than_cores_are_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.lacking.find_spec", lambda name: name)
+    assert "data_parallel: 1000 processes" in str(lacking(VllmOptions(data_parallel=1000)))
+    assert lacking(VllmOptions(data_parallel=1)) is None
+
+
+def test_an_error_of_another_process_is_the_same_here() -> None:
+    error = pickle.loads(pickle.dumps(PromptTooLong("k1", 300, 256)))
+    assert (error.key, str(error)) == ("k1", str(PromptTooLong("k1", 300, 256)))
+
+
+@pytest.fixture(scope="module")
+def replicas() -> Iterator[VllmReplicas]:
+    patch = pytest.MonkeyPatch()
+    for name, value in SMALL.items():
+        patch.setenv(name, value)
+    options = VllmOptions(dtype="float32", max_model_len=256, data_parallel=2)
+    with closing(vllm.open(MODEL, options, print, lora_rank=4)) as opened:
+        assert isinstance(opened, VllmReplicas) and opened.copies == 2
+        yield opened
+    patch.undo()
+
+
+def samples(count: int, each: int, **sampling: Any) -> list[Request]:
+    return [
+        Request(f"{request.key}/{index}", request.messages, request.sampling)
+        for request in requests(count, **sampling)
+        for index in range(each)
+    ]
+
+
+@needs_vllm
+@needs_teacher
+def test_replicas_give_what_one_model_gives(replicas: VllmReplicas) -> None:
+    network, tokenizer = pretrained.load(MODEL, device="cpu")
+    ours = TransformersEngine(network, tokenizer, model_identity="teacher")
+    wanted = requests(12, temperature=0.0, max_tokens=24)
+    assert {c.key: c.text for c in replicas.generate(wanted)} == {c.key: c.text for c in ours.generate(wanted)}
+
+
+@needs_vllm
+@needs_teacher
+def test_samples_are_the_same_after_others_were_dropped(replicas: VllmReplicas) -> None:
+    """Whoever stops in the middle finds the replicas as if nothing had been asked."""
+    wanted = samples(6, 8, temperature=1.0, max_tokens=24)
+    whole = {c.key: c.text for c in replicas.generate(wanted)}
+    assert len(whole) == 48 and len(set(whole.values())) > 6
+    some = replicas.generate(reversed(wanted))
+    first = next(some)
+    some.close()  # type: ignore[attr-defined]
+    assert whole[first.key] == first.text
+    asked = iter([False, False, True])
+    stopped = list(replicas.generate(wanted, lambda: next(asked)))
+    assert len(stopped) < 48
+    assert {c.key: c.text for c in replicas.generate(wanted)} == whole
+
+
+@needs_vllm
+@needs_teacher
+def test_what_is_wanted_may_depend_on_what_was_answered(replicas: VllmReplicas) -> None:
+    chain, answered = samples(1, 5, temperature=1.0, max_tokens=8), [0]
+
+    def one_by_one() -> Iterator[Request | None]:
+        for index, request in enumerate(chain):
+            while answered[0] < index:
+                yield None
+            yield request
+
+    for _ in replicas.generate(one_by_one()):
+        answered[0] += 1
+    assert answered == [5]
+
+
+@needs_vllm
+@needs_teacher
+def test_a_prompt_without_room_is_named_and_the_rest_can_be_asked_again(replicas: VllmReplicas) -> None:
+    long = Request("long", ({"role": "user", "content": "7 + " * 300},), requests(1)[0].sampling)
+    rest = samples(4, 4, temperature=1.0, max_tokens=8)
+    with pytest.raises(PromptTooLong) as caught:
+        list(replicas.generate([*rest, long, *rest]))
+    assert caught.value.key == "long"
+    assert len(list(replicas.generate(rest))) == 16
+
+
+@needs_vllm
+@needs_teacher
+def test_an_adapter_that_reaches_only_one_replica_is_noticed(
+    replicas: VllmReplicas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, tokenizer = pretrained.load(MODEL, device="cpu")
+    network = add_lora(network, rank=4, alpha=8, seed=0)
+    policy = VllmPolicy(network, replicas, tmp_path / "adapter", tokenizer.encode("22 * 2 = 44\n44 + 15 = 59"))
+    policy.refresh()
+    for reached in (0, 1):
+        torch.manual_seed(reached)
+        for name, weight in network.named_parameters():
+            if "lora_B" in name:
+                weight.data.normal_(0, 0.3)
+        with monkeypatch.context() as patch:
+            alone = VllmReplicas(replicas._replicas[reached : reached + 1], MODEL)
+            patch.setattr(replicas, "adopt", alone.adopt)
+            with pytest.raises(PipelineError, match=r"other weights than the trainer's|did not arrive"):
+                policy.refresh()
+        policy.refresh()
+
+
+@needs_vllm
+@needs_teacher
+def test_a_killed_replica_is_one_line_and_a_killed_run_leaves_none_behind() -> None:
+    script = """if True:
+        import os, signal, sys, time
+        from vllm_models import TEACHER, requests
+        from distill.engines import vllm
+        from distill.engines.options import VllmOptions
+        from distill.modelspec import Model
+        from pipeline.errors import PipelineError
+        options = VllmOptions(dtype="float32", max_model_len=256, data_parallel=2)
+        engine = vllm.open(Model(str(TEACHER), "teacher"), options, print)
+        first, second = [replica._process.pid for replica in engine._replicas]
+        sampling = engine.generate(requests(8, temperature=1.0, max_tokens=200))
+        next(sampling)
+        os.kill(first, signal.SIGKILL)
+        try:
+            print(list(sampling))
+        except PipelineError as error:
+            print(error)
+        engine._replicas[1].send("generate", requests(400, temperature=1.0, max_tokens=200))
+        print(second, flush=True)
+        time.sleep(1000)
+    """
+    environment = {**os.environ, **SMALL, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout
+        _loading, said, other = (run.stdout.readline().strip() for _ in range(3))
+        run.kill()
+    assert said.startswith("a vllm replica was killed by SIGKILL (out of memory?); run the same command again")
+    assert gone(int(other))
+
+
+def gone(pid: int) -> bool:
+    """Whether the process ends within a minute."""
+    for _ in range(600):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
