@@ -1,4 +1,4 @@
-"""A value head: the reward that a student is expected to get yet, from the hidden state before each token.
+"""A value head: the reward that a student can still expect, from the hidden state before each token.
 
 It is one linear function of the states that the output head reads, so policy and value come out of one pass
 (`distill.training.forward.tell`). It starts at zero, which is no baseline at all. It is part of the model only while
