@@ -62,8 +62,8 @@ class LiveSearch:
     """A strategy for one question, given by name or as in YAML. Raises `InputError` for one that cannot be used, before
     any model is loaded.
 
-    ``prm`` is the directory of a process reward model, which must read the tokens of ``policy``; ``likelihood`` is a
-    model whose own probability of each step is the score.
+    ``prm`` is the directory of a process reward model, which must read the tokens of ``policy``; ``likelihood`` a model
+    whose own probability of each step scores it.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class LiveSearch:
         self.samples_at_random = chosen.name != "greedy"
         self.needs_steps = "steps" in chosen.strategy.needs
         if (prm or likelihood) and "scorer" not in chosen.strategy.needs:
-            raise InputError(f"--strategy {self.label} uses no step scorer; leave out --prm and --likelihood")
+            raise InputError(f"--strategy {self.label} asks nobody who scores steps; leave --prm and --likelihood out")
         self._scorer = prm_of(str(prm), Path(), {}, FileHashes(), policy) if prm else None
         self._scorer = likelihood_of(likelihood, STEP) if likelihood else self._scorer
         if self._scorer and self.needs_steps:
