@@ -32,7 +32,7 @@ from pipeline.stopping import HEEDED
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """A process that is started here gets what `HEEDED` says when it has said what it makes of it, and not before."""
+    """Block the signals in `HEEDED` for a process that is started here, until it has set its own handlers."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)
     try:
         yield
@@ -41,7 +41,7 @@ def held_back() -> Iterator[None]:
 
 
 def leave_to_parent() -> None:
-    """In a child, be it by fork or by exec: the parent heeds the signals."""
+    """For a child, forked or spawned: ignore the signals in `HEEDED`, which the parent handles."""
     for number in HEEDED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
@@ -85,9 +85,9 @@ def _end_with(pipe: int) -> None:
 
 
 def spawn(module: str, arguments: Iterable[str], environment: Mapping[str, str], **how: Any) -> subprocess.Popen[bytes]:
-    """A started child that runs ``python -m module``, importing what this process could. It must `leave_to_parent`."""
+    """Start a child that runs ``python -m module`` and can import what this process can. It must `leave_to_parent`."""
     paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    with held_back():  # it imports for seconds before it can say what signals mean to it
+    with held_back():  # it imports for seconds before it can set its signal handlers
         return subprocess.Popen([sys.executable, "-m", module, *arguments], env={**environment, **paths}, **how)
 
 

@@ -289,7 +289,9 @@ def test_killed_anywhere_it_ends_alike(hacked: Any, tmp_path: Path, said: str) -
 
 def test_a_stopped_run_stops_again_and_goes_on_where_only_warned(honest: Any, tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(PipelineError, match=r"stopped at step \d+ by the alarm hacking: .* `on_alarm: warn` goes"):
+        with pytest.raises(
+            PipelineError, match=r"stopped at step \d+ by the alarm hacking: .* set `on_alarm: warn` to"
+        ):
             refined(tmp_path, OTHER, "stop")
     model, store, guard, _ = refined(tmp_path, OTHER, "warn")
     assert guard.rolled_back_to is None and len(store.rows("SELECT * FROM alarms")) == 1

@@ -156,7 +156,7 @@ def test_a_reward_model_scores_what_it_can_read_and_is_refused_before_anything_i
     by_paragraph = reward_model(tmp_path / "paragraph", own, "paragraph")
     with pytest.raises(InputError, match=r"its tokenizer is not that of model .*teacher"):
         ask(search=Search("weighted", 2, prm=foreign))
-    with pytest.raises(InputError, match=r"goes on by the line, and .* another rule's \(paragraph\)"):
+    with pytest.raises(InputError, match=r"searches by the line, but .* another rule \(paragraph\)"):
         ask(search=Search("dvts", 4, prm=by_paragraph))
     found = ask(search=Search("best_of", 2, prm=by_paragraph))
     assert 0 < found["score"] < 1 and not found["weights"] and found["scored_tokens"] > found["sampled_tokens"] / 2
@@ -179,9 +179,9 @@ def test_who_scores_is_loaded_in_the_precision_that_is_asked_for(by: str, ask: A
     [
         (Search("beem"), {}, "did you mean 'beam'?"),
         (Search("beam"), {}, "--prm DIRECTORY or --likelihood MODEL"),
-        (Search("allocate"), {}, "for one question take adaptive"),
+        (Search("allocate"), {}, "for one question use adaptive"),
         (Search("{best_of: {by: verifier}}"), {}, "a question has no right answer to judge by"),
-        (Search("beam", 6, likelihood="embedded:teacher"), {}, "6 samples is no multiple of the search's width, 4"),
+        (Search("beam", 6, likelihood="embedded:teacher"), {}, "6 samples is not a multiple of the search's width, 4"),
         (Search("majority", prm="."), {}, "asks nobody who scores steps; leave --prm"),
         (Search("majority"), {"temperature": 0.0}, "needs a --temperature above 0"),
         (Search(prm="x"), {}, "name a --strategy too"),

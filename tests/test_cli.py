@@ -114,7 +114,7 @@ def test_what_another_stage_has_made_is_told_of_one_that_never_ran(done: Path) -
     rows = distill("plan", "more", "-p", "more.yaml", "--json", cwd=done).stdout.splitlines()
     row = json.loads(rows[-1])
     assert (row["status"], row["done"], row["total"]) == ("partly done", 12, 24)
-    assert row["reasons"] == ["never run, but a part is there already"]
+    assert row["reasons"] == ["never run, but a part exists already"]
 
 
 def test_the_store_can_be_looked_into(done: Path) -> None:
@@ -205,7 +205,7 @@ def test_an_incomplete_model_directory_is_named_before_anything_is_loaded(
 
 def test_a_workspace_that_cannot_be_made_is_one_line(project: Path) -> None:
     (project / "runs").write_text("a file")
-    assert "stands where a directory is needed" in refused("run", "-p", "p.yaml", cwd=project)
+    assert "is in place of a directory" in refused("run", "-p", "p.yaml", cwd=project)
 
 
 @pytest.fixture
@@ -353,7 +353,7 @@ def brought(project: Path, rows: str | bytes, **changes: str) -> None:
         (["generate.teacher=./nowhere"], "nowhere is not a directory"),
         (["evaluate.pass_at=[8]"], "pass@8 needs at least 8 samples per problem"),
         (["problems.sources=[{foo: 1}]"], "problems.sources"),
-        (["problems.sources.0.file=x"], "problems.sources.0.file=x: cannot stand beside the other keys here"),
+        (["problems.sources.0.file=x"], "problems.sources.0.file=x: cannot be combined with the other keys here"),
         (["problems.sources=[calc]"], "should be a mapping of keys to values, found 'calc'"),
         (["generate.engine=openai"], "generate.engine=openai: base_url is missing"),
         (["generate.teacher="], "should be text, found None"),

@@ -758,7 +758,7 @@ def test_what_a_step_reports_is_durable_before_it_counts_as_done(tmp_path: Path)
 
 def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
     run(tiny(), examples(6), tmp_path)
-    with pytest.raises(InputError, match=r"another run .* begin anew with another seed or directory"):
+    with pytest.raises(InputError, match=r"another run .* start over with another seed or directory"):
         run(tiny(), examples(7), tmp_path)
 
 
@@ -779,7 +779,7 @@ def test_a_disk_that_takes_no_more_is_named_and_what_was_there_stays(tmp_path: P
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(InputError, match=r"more than you may write here \(File too large\)"):
+        with pytest.raises(InputError, match=r"over your quota or file size limit \(File too large\)"):
             checkpoint.save(tmp_path, 2, "r", {"weights": [torch.ones(1_000_000)]})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

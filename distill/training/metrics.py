@@ -1,4 +1,4 @@
-"""Training curves: from step metrics to rows in the store, figures on the display, and logs where asked for."""
+"""Training curves: from step metrics to rows in the store, figures on the display, and logs on request."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ HIDDEN = {"step", "total"}
 
 
 def figures(metrics: Any) -> dict[str, float]:
-    """The numbers of a dataclass, and of the mappings in it, by their names."""
+    """The numbers of a dataclass, and of the mappings in it, by name."""
     found = asdict(metrics)
     inner = [value for value in found.values() if isinstance(value, dict)]
     return {k: v for part in (found, *inner) for k, v in part.items() if isinstance(v, int | float)}
 
 
 class Recorder:
-    """Hears every step, inside a ``with`` whose end brings everything into the store. A step heard again
-    after a resume carries the same numbers, and the store keeps the first row of a key, so a resumed run's
-    curves are those of an uninterrupted one."""
+    """Records every step, inside a ``with`` whose end brings everything into the store. A step that comes again
+    after a resume has the same numbers, and the store keeps the first row of a key, so a resumed run has the same
+    curves as an uninterrupted one."""
 
     def __init__(self, store: Store, context: Context, shown: tuple[str, ...], log_to: Sequence[Logger] = ()) -> None:
         self._store, self._context, self._shown = store, context, shown
@@ -57,8 +57,7 @@ class Recorder:
             self.flush()
 
     def heldout(self, step: int, values: Mapping[str, float]) -> None:
-        """What was measured on held-out problems after a step, or before the first, for the logs: in the store it is
-        already."""
+        """Log what was measured on held-out problems after a step, or before the first. The store has it already."""
         self._logs.write(step, values, "heldout")
 
     def flush(self) -> None:
@@ -66,8 +65,8 @@ class Recorder:
         self._rows, self._appended = [], time.monotonic()
 
     def last(self, step: int | None = None) -> dict[str, float]:
-        """The numbers of the last step there is, or of ``step``, whichever attempt made it, those on the display first.
-        Call it after the ``with``."""
+        """The numbers of ``step``, or of the last step on record, whichever attempt made it; those on the display come
+        first. Call it after the ``with``."""
         rows = self._store.rows(
             "SELECT name, value FROM metrics WHERE run = $run "
             "AND step = coalesce($step, (SELECT max(step) FROM metrics WHERE run = $run)) ORDER BY name",

@@ -1,4 +1,4 @@
-"""A search for the answer to one question, by an engine alone: nothing is stored. For `distill ask`."""
+"""Search for the answer to one question with an engine alone; nothing is stored. For `distill ask`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STEP, STOP = "line", "\n"
 
 @dataclass(frozen=True)
 class LiveWorld:
-    """See `rl.search.drive.World`: every problem is the one question."""
+    """A `rl.search.drive.World` in which every problem is the one question."""
 
     engine: Engine
     problem: Problem
@@ -59,8 +59,8 @@ class LiveWorld:
 
 
 class LiveSearch:
-    """A strategy for one question, told by name or as in YAML. `InputError` for one that cannot be had, before any
-    model is loaded.
+    """A strategy for one question, given by name or as in YAML. Raises `InputError` for one that cannot be used, before
+    any model is loaded.
 
     ``prm`` is the directory of a process reward model, which must read the tokens of ``policy``; ``likelihood`` a model
     whose own probability of each step scores it. ``dtype`` is what either is loaded in.
@@ -75,17 +75,15 @@ class LiveSearch:
         except ValueError as error:
             raise InputError(f"--strategy: {error}") from None
         if isinstance(chosen.strategy, Allocation):
-            raise InputError("--strategy allocate shares a total among many problems; for one question take adaptive")
+            raise InputError("--strategy allocate divides a total among many problems; for one question use adaptive")
         if "verifier" in chosen.strategy.needs:
             raise InputError(f"--strategy {chosen.label}: a question has no right answer to judge by")
         if chosen.by:
             raise InputError(
-                f"--strategy {chosen.label}: for a question --prm or --likelihood says who scores, not `by`"
+                f"--strategy {chosen.label}: for a question, --prm or --likelihood chooses the scorer; leave out `by`"
             )
         if "scorer" in chosen.strategy.needs and not (prm or likelihood):
-            raise InputError(
-                f"--strategy {chosen.label} needs somebody who scores steps: --prm DIRECTORY or --likelihood MODEL"
-            )
+            raise InputError(f"--strategy {chosen.label} needs a step scorer: --prm DIRECTORY or --likelihood MODEL")
         if isinstance(chosen.strategy, Tree):
             chosen.strategy.beams(samples)
         self._strategy, self._samples, self.label = chosen.strategy, samples, chosen.label
