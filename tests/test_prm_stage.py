@@ -241,7 +241,7 @@ HELD = {
 @pytest.mark.parametrize(
     ("stage", "changes", "said"),
     [
-        ("search", {"budgets": [4]}, "sample 4 is wanted, and the store holds fewer"),
+        ("search", {"budgets": [4]}, "sample 4 is needed, but the store holds fewer"),
         ("search", {"scorers": {"mine": "prm:verify"}}, "verify"),
         ("prm", {"labels": [{"exakt": "verify"}]}, "names no source of labels; set one of exact, slips"),
         ("prm", {"labels": [{"exact": "verify-held"}]}, "2 of 2 responses answer held-out problems"),

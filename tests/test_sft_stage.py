@@ -263,7 +263,7 @@ def test_held_out_problems_that_nobody_can_judge_stop_nothing(tmp_path: Path) ->
     yaml = write(tmp_path, {"sft": f"student: {STUDENT}, {LORA}, heldout: {{share: 0.5, measure: pass_at_1}}"})
     rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()[2:8]]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row | {"a": ""}) + "\n" for row in rows))
-    with pytest.raises(InputError, match=r"none of \d+ held-out answers can be judged \(.*take `measure: loss`"):
+    with pytest.raises(InputError, match=r"none of \d+ held-out answers can be judged \(.*use `measure: loss`"):
         run(yaml, Heard(), ("select.keep=all", "import.reference=null"))
 
 

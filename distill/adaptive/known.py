@@ -59,8 +59,8 @@ class Known:
         self.verdicts = set(found)
         """Keys of the verdicts that are there, first failures (`keys.failed_key`) among them."""
         self.outcomes = {place: found[j.key] for place, j in judged.items() if j.key in found}
-        self.judged = bool(self.outcomes)
-        """Whether the store has a verdict on any of them."""
+        self.judged = {judged[place].name for place in self.outcomes}
+        """The verifiers of which the store has a verdict on any of them."""
         dropped = (divmod(at, most) for at, wish in enumerate(self._wishes) if wish.key in self.cut)
         self.outcomes |= dict.fromkeys(dropped, Outcome.INCORRECT)
 

@@ -7,8 +7,8 @@ message. Forking is safe because a worker computes in one thread and uses nothin
 as torch's own data loaders do. Jobs with equal prompts go to the same worker. Samples do not depend on
 their neighbours, so it makes no difference which worker draws one.
 
-A worker ends when its pipe closes, however its parent died; signals are the parent's to handle
-(`pipeline.forking`). A worker that dies is an error of one line. Linux only, and only on a CPU.
+A worker ends with its parent, however that died; signals are the parent's to handle (`pipeline.forking`).
+A worker that dies is an error of one line. Linux only, and only on a CPU.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from pipeline.forking import fork
 
 GROUP = 16
 """Jobs of one prompt that travel together, at most."""
-ORPHANED = 1.0
-"""Seconds between looks, of an idle worker, whether its parent lives. The pipe tells first, as a rule."""
 PATIENCE = 0.5
 """Seconds that `step` waits for a sample, so that its caller can check whether to stop."""
 CLEAR = "clear"
@@ -144,12 +142,11 @@ def _work(decoder: Callable[[], Decoder], pipe: Connection, inherited: list[Conn
     """A worker's life, from fork to exit."""
     import torch
 
-    parent = os.getppid()
     for other in inherited:  # else this process would keep its siblings' pipes open when the parent dies
         other.close()
     torch.set_num_threads(1)
     try:
-        _serve(decoder(), pipe, parent)
+        _serve(decoder(), pipe)
     except EOFError:
         pass  # the parent is gone
     except Exception as error:
@@ -158,11 +155,11 @@ def _work(decoder: Callable[[], Decoder], pipe: Connection, inherited: list[Conn
         os._exit(0)
 
 
-def _serve(decoder: Decoder, pipe: Connection, parent: int) -> None:
+def _serve(decoder: Decoder, pipe: Connection) -> None:
     answers: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_send, args=(answers, pipe), daemon=True).start()
-    while os.getppid() == parent:
-        while pipe.poll(0 if decoder.busy else ORPHANED):
+    while True:
+        while pipe.poll(0 if decoder.busy else None):
             message = pipe.recv()
             if message == CLEAR:
                 decoder.clear()

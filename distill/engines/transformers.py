@@ -81,20 +81,21 @@ class TransformersEngine:
     def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
         """Completions in the order they finish. Keys must differ.
 
-        Raises `PromptTooLong` for a prompt that fills the model's positions; a limit beyond them is lowered.
+        Raises `PromptTooLong` for a prompt that fills the model's positions; a limit beyond them is lowered. A response
+        that begins with all that it may have, or more, is a cut one.
         """
         source = iter(requests)
-        prompts: dict[str, tuple[str, Job]] = {}
+        asked: dict[str, tuple[Request, str, Job]] = {}
         try:
             while True:
                 while self._decoder.waiting <= self._ahead // 2 and (batch := wanted_now(source, self._ahead)):
-                    new = {request.key: self._job(request) for request in batch}
-                    prompts |= new
-                    self._decoder.add([job for _, job in new.values()])
+                    new = {request.key: (request, *self._job(request)) for request in batch}
+                    asked |= new
+                    self._decoder.add([job for _, _, job in new.values()])
                 if not self._decoder.busy or stopping():
                     return
                 for sample in self._decoder.step():
-                    yield self._completion(sample, *prompts.pop(sample.key))
+                    yield self._completion(sample, *asked.pop(sample.key))
         finally:
             self._decoder.clear()
 
@@ -107,7 +108,7 @@ class TransformersEngine:
         try:
             while True:
                 if samples := self._decoder.step():
-                    yield self._completion(samples[0], prompt, job)
+                    yield self._completion(samples[0], request, prompt, job)
                     return
                 if isinstance(self._decoder, Decoder) and time.monotonic() - shown >= SHOWN_SECONDS:
                     shown, ids = time.monotonic(), self._decoder.so_far(job.key)
@@ -131,11 +132,8 @@ class TransformersEngine:
             raise InputError(f"request {request.key}: the prompt is empty")
         if len(ids) + len(given) >= limit:
             raise PromptTooLong(request.key, len(ids) + len(given), limit)
-        if len(given) >= asked:
-            raise InputError(
-                f"request {request.key}: the response is given a beginning of {len(given)} tokens, which leaves "
-                f"nothing of its max_tokens, {asked}"
-            )
+        if len(given) >= asked:  # a beginning that was sampled may be more tokens when it is read again
+            asked = len(given) + 1  # what is drawn there is left out (`_completion`): no row draws nothing
         sampling = replace(request.sampling, max_tokens=min(asked, limit - len(ids)))
         budget = self._budget(request.budget, opened(prompt)) if request.budget else None
         return prompt, Job(request.key, ids, sampling, given, budget, request.stop)
@@ -161,7 +159,10 @@ class TransformersEngine:
         prompt = self.render([dict(item) for item in items])
         return prompt, tuple(self.tokenizer.encode(prompt, add_special_tokens=False))
 
-    def _completion(self, sample: Sample, prompt: str, job: Job) -> Completion:
+    def _completion(self, sample: Sample, request: Request, prompt: str, job: Job) -> Completion:
+        if (given := len(job.given)) >= request.sampling.max_tokens:
+            ids, logprobs = sample.token_ids[:given], sample.logprobs[:given]
+            sample = replace(sample, token_ids=ids, logprobs=logprobs, stopped=False, stepped=False)
         said = sample.token_ids[:-1] if sample.stopped else sample.token_ids
         text = self._text(said)
         finish = Finish.STOP if text.strip() else Finish.EMPTY

@@ -225,6 +225,10 @@ def dependencies(settings: CurationSettings, hashes: FileHashes, _: Mapping[str,
     return sources.dependencies(list(settings.against.values()), hashes)
 
 
+def refuse(settings: CurationSettings, _: Mapping[str, Mapping[str, Any]]) -> str | None:
+    return sources.unreadable(list(settings.against.values()))
+
+
 def forecast(context: Context, settings: CurateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
     known = {side: n for side, n in expected.get(settings.problems, {}).items() if side in sources.SPLITS}
     names = {key: of for key, of in expected.get(settings.problems, {}).items() if key == "train_sources"}
@@ -248,6 +252,7 @@ STAGE = Stage(
     narrows=True,
     dependencies=dependencies,
     check=members_present,
+    refuse=refuse,
 )
 
 TRACES = Stage(
@@ -261,4 +266,5 @@ TRACES = Stage(
     narrows=True,
     dependencies=dependencies,
     check=members_present,
+    refuse=refuse,
 )

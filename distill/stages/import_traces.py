@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from distill import forms, huggingface, keys, tables
 from distill.columns import Column, Pattern, ProblemColumns, unreadable
 from distill.published import Said, TraceColumns
-from distill.sources import least
+from distill.sources import least, unreadable_set
 from distill.stages.common import VerifierName, members_present, store_of
 from distill.store.records import Row as StoreRow
 from distill.store.records import batched, problem_row, record_members, trace_row, verdict_row
@@ -236,11 +236,11 @@ def dependencies(settings: ImportSettings, hashes: FileHashes, _: Mapping[str, M
 
 
 def refuse(settings: ImportSettings, _: Mapping[str, Mapping[str, Any]]) -> str | None:
-    if settings.file is None:
-        return None
     said = (settings.thinking, settings.answer, settings.messages, settings.generations, settings.flags)
-    skip = settings.on_bad_row == "skip"
-    return unreadable(settings.rows(), (settings.prompt, *said, settings.reference, settings.difficulty), skip)
+    columns, skip = (settings.prompt, *said, settings.reference, settings.difficulty), settings.on_bad_row == "skip"
+    if settings.data:
+        return unreadable_set(settings.data, columns, skip)
+    return unreadable(settings.rows(), columns, skip)
 
 
 STAGE = Stage(
