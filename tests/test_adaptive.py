@@ -342,7 +342,7 @@ class Needs:
 
 
 @pytest.mark.parametrize("stage", ["generate", "verify"])
-def test_a_verifier_that_fails_on_every_answer_to_its_problems_fails_the_stage_and_others_verdicts_are_kept(
+def test_a_verifier_that_always_fails_fails_the_stage_but_other_verdicts_are_kept(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

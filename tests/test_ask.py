@@ -166,8 +166,8 @@ def test_a_reward_model_with_another_tokenizer_or_step_rule_is_refused(
 
 
 @pytest.mark.parametrize("by", ["prm", "likelihood"])
-def test_who_scores_is_loaded_in_the_precision_that_is_asked_for(by: str, ask: Any, tmp_path: Path) -> None:
-    """Of the same samples, nearly the same scores."""
+def test_the_scoring_model_is_loaded_in_the_requested_precision(by: str, ask: Any, tmp_path: Path) -> None:
+    """The same samples get nearly the same scores."""
     own = pretrained.tokenizer_of(modelspec.Model(str(modelspec.EMBEDDED / "teacher"), ""))
     scorer = {by: reward_model(tmp_path / "prm", own, "line") if by == "prm" else "embedded:teacher"}
     full, half = (ask(search=Search("best_of", 2, **scorer, dtype=dtype)) for dtype in (None, Dtype.BFLOAT16))

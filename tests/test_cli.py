@@ -435,8 +435,8 @@ def test_a_closed_pipe_does_not_end_a_run(project: Path) -> None:
     assert list(project.glob("runs/small/manifests/problems/*.json"))
 
 
-def test_in_a_log_of_many_runs_the_line_that_ends_each_has_a_date(project: Path) -> None:
-    """Done, stopped, failed; as a job of cron appends them."""
+def test_the_last_line_of_each_run_in_a_log_has_a_date(project: Path) -> None:
+    """Of a run that is done, one that stopped and one that failed, as a cron job appends them."""
     run = f"{sys.executable} -m distill run problems -p p.yaml >> night.log 2>&1"
     jobs = f"{run}; {run} --force problems --max-time 0s; {run} --limit 0"
     subprocess.run(["bash", "-c", jobs], cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)

@@ -110,8 +110,8 @@ def _text(ids: tuple[int, ...]) -> str:
 
 
 @pytest.mark.parametrize("most", [50, 40])
-def test_a_beginning_that_takes_all_there_is_is_a_cut_response(plain: TransformersEngine, most: int) -> None:
-    """As vLLM has it. A step that was sampled within the limit may be more tokens when its text is read again."""
+def test_a_beginning_that_takes_the_whole_limit_is_a_cut_response(plain: TransformersEngine, most: int) -> None:
+    """As with vLLM. A step that was sampled within the limit may be more tokens when its text is encoded again."""
     full, other = replace(ask("full", prefix="i" * 50, max_tokens=most), stop="\n"), ask("other")
     completions = by_key(plain.generate([full, other]))
     c = completions["full"]

@@ -109,6 +109,4 @@ def test_the_embedded_engine_killed_at_random_moments_ends_as_usual(tmp_path: Pa
         assert found[table] == expected[table], table
     assert len(found["traces"]) == len(found["verdicts"]) == SAMPLES
     assert max(lost) <= 200, lost  # what finishes in the half second between two appends, on any machine
-    print(
-        f"{KILLS} kills, {SAMPLES} samples; finished and told of, then made again: {sum(lost)}, at most {max(lost)}"
-    )
+    print(f"{KILLS} kills, {SAMPLES} samples; finished and told of, then made again: {sum(lost)}, at most {max(lost)}")
