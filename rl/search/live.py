@@ -62,8 +62,8 @@ class LiveSearch:
     """A strategy for one question, given by name or as in YAML. Raises `InputError` for one that cannot be used, before
     any model is loaded.
 
-    ``prm`` is the directory of a process reward model, which must read the tokens of ``policy``; ``likelihood`` a model
-    whose own probability of each step scores it. ``dtype`` is what either is loaded in.
+    ``prm`` is the directory of a process reward model, which must read the tokens of ``policy``; ``likelihood`` is a
+    model whose own probability of each step is the score. Either is loaded in ``dtype``.
     """
 
     def __init__(
