@@ -90,7 +90,7 @@ class LiveSearch:
         self.samples_at_random = chosen.name != "greedy"
         self.needs_steps = "steps" in chosen.strategy.needs
         if (prm or likelihood) and "scorer" not in chosen.strategy.needs:
-            raise InputError(f"--strategy {self.label} asks nobody who scores steps; leave --prm and --likelihood out")
+            raise InputError(f"--strategy {self.label} uses no step scorer; leave out --prm and --likelihood")
         self._scorer = prm_of(str(prm), Path(), {}, FileHashes(), policy, dtype) if prm else None
         self._scorer = likelihood_of(likelihood, STEP, dtype) if likelihood else self._scorer
         if self._scorer and self.needs_steps:
