@@ -1,14 +1,14 @@
-"""Forked processes that compute for this one: what signals mean to them, and that none outlives it.
+"""Child processes that compute for this one: how they handle signals, and how they die with their parent.
 
-Ctrl-C reaches every process of the terminal's group, a terminal that closes too, and SIGTERM every process of a job
-where timeout, Slurm or systemd stop one. The parent heeds them and stops in order, for which it needs its children;
-so these ignore them, and are killed when the parent is done with them, or ends.
+Ctrl-C and a closing terminal reach every process of the terminal's group, and timeout, Slurm or systemd send SIGTERM to
+every process of a job. The parent handles these signals and stops cleanly, for which it needs its children. So the
+children ignore the signals, and are killed when the parent is done with them or ends.
 
-Its sudden death (SIGKILL, out of memory) the kernel answers by killing them, for one that computes, or hangs in a
-library, looks at no pipe. Each has a pipe whose other end the parent holds, and has asked for a SIGKILL when that hangs
-up (fcntl(2), F_SETSIG; Linux). Not PR_SET_PDEATHSIG: that one fires when the *thread* that forked ends, and a judge's
-engine is opened in a thread of its own. Not a thread that waits for the parent: it could not run while a library keeps
-the interpreter's lock. A child that was forked later holds the ends of those before it, too, and dies first.
+If the parent dies suddenly (SIGKILL, out of memory), the kernel kills the forked children, because one that computes or
+hangs in a library looks at no pipe. Each has a pipe whose other end the parent holds, and asks for a SIGKILL when that
+end closes (fcntl(2), F_SETSIG; Linux). PR_SET_PDEATHSIG will not do: it fires when the *thread* that forked ends, and a
+judge's engine is opened in a separate thread. Nor will a thread that waits for the parent: it could not run while a
+library holds the interpreter's lock. A child forked later also holds the ends of those before it, and dies first.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def leave_to_parent() -> None:
 
 
 def fork(work: Callable[..., None], arguments: Sequence[Any]) -> BaseProcess:
-    """A started child that runs ``work(*arguments)``, and does not outlive this process, however that ends."""
+    """Start a child that runs ``work(*arguments)`` and dies with this process, however that ends."""
     theirs, ours = os.pipe()
     given = (theirs, ours, work, *arguments)
     child = multiprocessing.get_context("fork").Process(target=_child, args=given, daemon=True)

@@ -70,7 +70,7 @@ class History:
     heldout: dict[int, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     def add(self, step: int, name: str, value: float) -> None:
-        if not math.isnan(value):  # an infinite one is told, and no good sign
+        if not math.isnan(value):  # an infinite one counts: it is a bad sign
             self.metrics.setdefault(name, {})[step] = value
 
     def mean(self, name: str, first: int, last: int) -> float:
@@ -136,7 +136,7 @@ def _fell(history: History, step: int, window: int, metric: str, share: float, w
     because it is right is fine."""
     before, now = history.change(metric, step, window)
     rise = history.rise("reward", step, window)
-    if not now < share * before or rise > 0 or math.isinf(before):  # less than that is any number
+    if not now < share * before or rise > 0 or math.isinf(before):  # any number is less than infinity
         return None
     why = "no reward is known that would explain it" if math.isnan(rise) else "the reward did not rise"
     return f"{words} fell from {before:.3g} to {now:.3g}, and {why}", now, share * before

@@ -182,7 +182,7 @@ def test_the_scoring_model_is_loaded_in_the_requested_precision(by: str, ask: An
         (Search("allocate"), {}, "for one question use adaptive"),
         (Search("{best_of: {by: verifier}}"), {}, "a question has no right answer to judge by"),
         (Search("beam", 6, likelihood="embedded:teacher"), {}, "6 samples is not a multiple of the search's width, 4"),
-        (Search("majority", prm="."), {}, "asks nobody who scores steps; leave --prm"),
+        (Search("majority", prm="."), {}, "uses no step scorer; leave out --prm"),
         (Search("majority"), {"temperature": 0.0}, "needs a --temperature above 0"),
         (Search(prm="x"), {}, "name a --strategy too"),
         (Search(samples=3), {}, "name a --strategy too"),

@@ -39,7 +39,7 @@ KEPT = {
     ("lora", True): (3, 1, 1.5),
     ("base", True): (2, 1, 1.5),
 }
-"""By what is trained (all, an adapter, one over a base in bf16) and whether in half precision."""
+"""By what is trained (all weights, an adapter, an adapter over a base in bf16) and whether in half precision."""
 TEXT_SECTIONS = ("text_encoder", "decoder", "generator", "text_config")
 CHUNK, LARGE_CHUNK = 1 << 24, 1 << 27
 """Those of `distill.training.forward`, without importing torch; the latter on a GPU."""
@@ -141,15 +141,15 @@ def _build(directory: Path) -> _Build | None:
 
 
 def _of_text(config: dict[str, Any]) -> dict[str, Any]:
-    """What describes the language model where it is a part of the whole: the sections that transformers' own
-    ``get_text_config`` looks for (which is not asked, for it brings torch)."""
+    """The config of the language model if it is only a part of the model: the section that transformers' own
+    ``get_text_config`` looks for (which is not called, because it would load torch)."""
     found: list[dict[str, Any]] = [config[name] for name in TEXT_SECTIONS if config.get(name) is not None]
     return found[0] if len(found) == 1 else config
 
 
 def _attention(config: dict[str, Any], hidden: int) -> int:
-    """The width of queries and keys together; 0 where the config leaves it to its class's defaults, as those of Gemma 3
-    on the hub do."""
+    """The width of queries and keys together; 0 if the config leaves it to the defaults of its class, like those of
+    Gemma 3 on the hub."""
     if not (heads := config.get("num_attention_heads")):
         return 0
     width: int = config.get("head_dim") or hidden // heads
@@ -157,7 +157,8 @@ def _attention(config: dict[str, Any], hidden: int) -> int:
 
 
 def _rows(shapes: Mapping[str, Sequence[int]], kind: str, columns: int) -> int:
-    """Of the first matrix of a kind that takes the language model's hidden states: a vision tower has such, too."""
+    """The rows of the first matrix of this kind that fits the language model's hidden size: a vision tower has some,
+    too."""
     fitting = (shape[0] for name, shape in shapes.items() if f"{kind}.weight" in name and shape[1:] == [columns])
     if (rows := next(fitting, None)) is None:
         raise KeyError(kind)

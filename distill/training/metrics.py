@@ -48,7 +48,7 @@ class Recorder:
         values = figures(metrics)
         step, total = int(values["step"]), int(values["total"])
         known = {k: float(v) for k, v in values.items() if k not in HIDDEN and not math.isnan(v)}
-        told = {k: v for k, v in known.items() if math.isfinite(v)}  # by logs and displays, which draw numbers
+        told = {k: v for k, v in known.items() if math.isfinite(v)}  # for logs and displays, which plot numbers
         run = self._context.fingerprint
         self._rows += [{"run": run, "step": step, "name": k, "value": v} for k, v in known.items()]
         self._logs.write(step, told)

@@ -98,8 +98,8 @@ def likelihoods(
     model: Any, examples: Sequence[Example], max_tokens: int, temperature: float = 1.0
 ) -> list[list[float]]:
     """The log-probabilities of each example's supervised tokens, in micro-batches; no logits are kept. Raises
-    `PipelineError` where one is no number: whoever reads them would take it for some likelihood. Of a model that is
-    being trained (a weight has a gradient) the training is to blame, of any other its files."""
+    `PipelineError` if one is NaN, which would be taken for some likelihood. If the model is being trained (a weight
+    requires a gradient), the error blames the training, otherwise the model's files."""
     order = micro_batches(examples, max_tokens)
     told = [logprobs(model, pack([examples[i] for i in run], model.device), temperature) for run in order]
     found = in_order(told, order, [example.supervised for example in examples])

@@ -1,10 +1,10 @@
 """Gradients on several cores: forked copies of the trainer, each with a share of the micro-batches.
 
 For a small model, processes of one thread each beat one process of many threads. They are forked once
-per run, after the libraries are loaded; trained weights lie in memory that all of them share, so an
-update needs no message, and each writes its gradient into shared memory of its own. The parent adds
-these up in a fixed order, so for a given number of processes the bits are always the same. A replica
-ends with its parent (`pipeline.forking`). Linux only, and only on a CPU.
+per run, after the libraries are loaded. Trained weights are in memory that all of them share, so an
+update needs no message; each process writes its gradient into its own piece of shared memory. The parent
+adds the gradients up in a fixed order, so for a given number of processes the bits are always the same. A
+replica ends with its parent (`pipeline.forking`). Linux only, and only on a CPU.
 """
 
 from __future__ import annotations

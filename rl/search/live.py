@@ -62,8 +62,8 @@ class LiveSearch:
     """A strategy for one question, given by name or as in YAML. Raises `InputError` for one that cannot be used, before
     any model is loaded.
 
-    ``prm`` is the directory of a process reward model, which must read the tokens of ``policy``; ``likelihood`` a model
-    whose own probability of each step scores it. ``dtype`` is what either is loaded in.
+    ``prm`` is the directory of a process reward model, which must read the tokens of ``policy``; ``likelihood`` is a
+    model whose own probability of each step is the score. Either is loaded in ``dtype``.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class LiveSearch:
         self.samples_at_random = chosen.name != "greedy"
         self.needs_steps = "steps" in chosen.strategy.needs
         if (prm or likelihood) and "scorer" not in chosen.strategy.needs:
-            raise InputError(f"--strategy {self.label} asks nobody who scores steps; leave --prm and --likelihood out")
+            raise InputError(f"--strategy {self.label} uses no step scorer; leave out --prm and --likelihood")
         self._scorer = prm_of(str(prm), Path(), {}, FileHashes(), policy, dtype) if prm else None
         self._scorer = likelihood_of(likelihood, STEP, dtype) if likelihood else self._scorer
         if self._scorer and self.needs_steps:
