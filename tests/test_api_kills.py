@@ -143,7 +143,7 @@ def contents(directory: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_as_usual_and_pays_nothing_twice(tmp_path: Path, witness: Witness) -> None:
+def test_a_run_killed_at_random_moments_ends_the_same_and_pays_nothing_twice(tmp_path: Path, witness: Witness) -> None:
     assert KEY not in finish(tmp_path, "alone")
     whole_run = sum(witness.asked.values())
     assert all(count == 1 for count in witness.answered.values()) and len(witness.answered) == SAMPLES

@@ -148,7 +148,7 @@ def test_a_strategy_reports_its_answer_with_its_cost(ask: Any) -> None:
     assert searched["strategy"] == "beam width=2" and searched["scored_tokens"] > 0 and searched["answer"]
 
 
-def test_a_reward_model_with_another_tokenizer_or_step_rule_is_refused(
+def test_a_reward_model_scores_and_is_refused_with_another_tokenizer_or_step_rule(
     ask: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = pretrained.tokenizer_of(modelspec.Model(str(modelspec.EMBEDDED / "teacher"), ""))
@@ -201,7 +201,9 @@ def test_the_scoring_model_is_loaded_in_the_requested_precision(by: str, ask: An
         (Search(), {"engine": "tgi"}, "there are transformers, vllm and openai"),
     ],
 )  # fmt: skip
-def test_options_that_cannot_work_are_one_line(ask: Any, search: Search, more: dict[str, Any], message: str) -> None:
+def test_options_that_cannot_work_are_one_line_errors(
+    ask: Any, search: Search, more: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError) as raised:
         ask(search=search, **more)
     assert message in str(raised.value) and "\n" not in str(raised.value)

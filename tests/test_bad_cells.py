@@ -77,7 +77,7 @@ def test_decimals_and_dates_of_parquet_become_text_and_bytes_are_refused(tmp_pat
             ProblemColumns("q", reference).problem(row, "math", "s", "train", "MIT")  # type: ignore[arg-type]
 
 
-def test_a_damaged_gzip_is_one_line(tmp_path: Path) -> None:
+def test_a_damaged_gzip_is_a_one_line_error(tmp_path: Path) -> None:
     whole = gzip.compress(b'{"q": "x"}\n' * 20)
     broken = whole[:10] + b"\xff" * 20 + whole[30:]
     with pytest.raises(zlib.error):

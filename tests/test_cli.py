@@ -171,7 +171,7 @@ def test_the_settings_of_a_stage_are_listed(tmp_path: Path) -> None:
     assert "`distill list stages sft`" in refused("list", "engines", "vllm", cwd=tmp_path)
 
 
-def test_bad_input_is_one_line(project: Path) -> None:
+def test_bad_input_is_a_one_line_error(project: Path) -> None:
     assert "nothing.yaml: no such file" in refused("run", "-p", "nothing.yaml", cwd=project)
     assert "did you mean 'generate'?" in refused("run", "generat", "-p", "p.yaml", cwd=project)
     for more in ([], ["--dry-run"]):
@@ -203,7 +203,7 @@ def test_an_incomplete_model_directory_is_refused_before_anything_is_loaded(
     assert message in refused("run", "-p", "p.yaml", "--set", "generate.teacher=./model", cwd=project)
 
 
-def test_a_workspace_that_cannot_be_made_is_one_line(project: Path) -> None:
+def test_a_workspace_that_cannot_be_made_is_a_one_line_error(project: Path) -> None:
     (project / "runs").write_text("a file")
     assert "is in place of a directory" in refused("run", "-p", "p.yaml", cwd=project)
 
@@ -220,7 +220,7 @@ def small_disk(tmp_path: Path) -> Path:
     subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_nothing_is_lost(small_disk: Path, project: Path) -> None:
+def test_a_full_disk_is_a_one_line_error_and_nothing_is_lost(small_disk: Path, project: Path) -> None:
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * 700_000)
     message = refused("run", "-p", "p.yaml", "--workspace", str(small_disk / "w"), cwd=project)
@@ -230,7 +230,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(small_disk: Path, project: 
     distill("run", "-p", "p.yaml", "--workspace", str(small_disk / "w"), cwd=project)
 
 
-def test_a_read_only_workspace_is_one_line(small_disk: Path, project: Path) -> None:
+def test_a_read_only_workspace_is_a_one_line_error(small_disk: Path, project: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     message = refused("run", "-p", "p.yaml", "--workspace", str(small_disk / "w"), cwd=project)
     assert "cannot be written" in message
@@ -382,7 +382,7 @@ def test_overrides_that_cannot_work_are_refused_before_anything_is_made(
         ("q\xe9".encode("latin-1"), {}, "p.jsonl:1: not UTF-8 text"),
     ],
 )  # fmt: skip
-def test_a_problem_file_that_cannot_be_used_is_one_line(
+def test_a_problem_file_that_cannot_be_used_is_a_one_line_error(
     rows: str | bytes, changes: dict[str, str], said: str, project: Path
 ) -> None:
     use_problem_file(project, rows, **changes)
@@ -421,7 +421,7 @@ def test_another_programs_database_is_left_alone(project: Path) -> None:
 
 
 @pytest.mark.parametrize("workspace", ["x" * 300, "/proc/xx", "dangling"])
-def test_an_impossible_workspace_is_one_line(workspace: str, project: Path) -> None:
+def test_an_impossible_workspace_is_a_one_line_error(workspace: str, project: Path) -> None:
     (project / "dangling").symlink_to(project / "unmounted")
     refused("run", "-p", "p.yaml", "--workspace", workspace, cwd=project)
 

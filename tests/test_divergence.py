@@ -44,7 +44,7 @@ def drawn(name: str, rows: int = 6) -> Any:
 
 
 @given(st.sampled_from([0.0, 1.0]) | st.floats(0.01, 0.99), st.integers(1, VOCABULARY), st.integers(0, 99))
-def test_it_is_a_divergence_and_coarsening_only_lowers_it(beta: float, top_k: int, seed: int) -> None:
+def test_generalised_jsd_is_a_divergence_and_coarsening_only_lowers_it(beta: float, top_k: int, seed: int) -> None:
     p, q = (drawn(f"{name}{seed}", 2).log_softmax(-1) for name in "pq")
     whole, coarse = generalised_jsd(p, q, beta), generalised_jsd(*coarsened(p, q, top_k), beta)
     assert (coarse >= -1e-12).all() and (coarse <= whole + 1e-12).all()

@@ -86,7 +86,7 @@ def contents(workspace: Path) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not KILLS, reason="each kill costs a start of torch; DISTILL_ENGINE_KILLS=50 asks for it")
-def test_the_embedded_engine_killed_at_random_moments_ends_as_usual(tmp_path: Path) -> None:
+def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     for name in ("alone", "killed"):
         text = YAML.replace("WORKSPACE", name).replace("PROBLEMS", str(SAMPLES // 2))
         (tmp_path / f"{name}.yaml").write_text(text)

@@ -168,7 +168,7 @@ def test_lost_replies_count_in_full(server: Server) -> None:
     assert server.asked["p"] == 2 and engine.spent.cost == 2
 
 
-def test_a_down_endpoint_is_one_line_with_its_url() -> None:
+def test_a_down_endpoint_is_a_one_line_error_with_its_url() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"

@@ -355,7 +355,7 @@ def test_refresh_reaches_the_workers(opened: Any) -> None:
     assert by_key(both.generate(crowd(20))) == by_key(single.generate(crowd(20))) != stale
 
 
-def test_a_dead_worker_is_one_clear_line(opened: Any) -> None:
+def test_a_dead_worker_is_a_one_line_error(opened: Any) -> None:
     engine = opened()
     (first, *_) = multiprocessing.active_children()
     completions = engine.generate(request(f"w{i}", max_tokens=200, temperature=5.0) for i in range(500))

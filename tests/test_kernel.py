@@ -397,7 +397,9 @@ def test_a_shorter_or_longer_form_of_a_name_is_suggested(name: str, meant: str) 
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line_with_its_place(name: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_is_a_one_line_error_with_its_place(
+    name: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class LoopSettings(Settings):
         text: Annotated[str, Input(accepts=("sum",))]
 
@@ -423,7 +425,7 @@ def test_a_mistake_is_one_line_with_its_place(name: str, project: Path, monkeypa
         ("b.letter=[", "not valid YAML"),
     ],
 )
-def test_a_mistaken_override_is_one_line(override: str, expected: str, project: Path) -> None:
+def test_a_mistaken_override_is_a_one_line_error(override: str, expected: str, project: Path) -> None:
     with pytest.raises(InputError, match=expected.replace("?", r"\?")):
         load(overrides=[override])
 
@@ -568,7 +570,7 @@ def test_a_held_workspace_names_its_holder_and_a_killed_one_is_free(tmp_path: Pa
         assert "next" in (tmp_path / ".lock").read_text()
 
 
-def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Like some network and user-space file systems, which cannot be mounted here."""
     from pipeline import lock
 
@@ -727,7 +729,7 @@ def test_the_umask_decides_the_permissions_of_what_is_made(umask: int, rights: s
     assert result.stdout.strip() == rights, result.stderr
 
 
-def test_a_workspace_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_workspace_that_cannot_be_written_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code = textwrap.dedent(f"""
         from pathlib import Path
