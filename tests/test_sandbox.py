@@ -282,7 +282,7 @@ def test_a_backend_that_lets_a_probe_out_is_refused(monkeypatch: pytest.MonkeyPa
     )
     selftest.fault_of.cache_clear()
     try:
-        with pytest.raises(sandbox.SandboxError, match="the self-test got out: no capabilities"):
+        with pytest.raises(sandbox.SandboxError, match="the self-test broke out: no capabilities"):
             sandbox.choose("namespaces")
     finally:
         selftest.fault_of.cache_clear()
@@ -295,7 +295,7 @@ def test_a_backend_is_chosen_by_name_by_the_environment_or_as_the_first_that_hol
     monkeypatch.setenv("DISTILL_SANDBOX", backend)
     assert sandbox.choose() == backend
     monkeypatch.setenv("DISTILL_SANDBOX", "docker")
-    with pytest.raises(InputError, match="no sandbox is called 'docker'"):
+    with pytest.raises(InputError, match="unknown sandbox 'docker'"):
         sandbox.choose()
     assert sandbox.choose(backend) == backend
     with pytest.raises(InputError, match="'jail'"):

@@ -367,7 +367,7 @@ def test_several_threads_share_one_judge(server: Server) -> None:
             thread.join()
         stream = pool.verify_many([(0, spec(server), PROBLEM, "42"), (1, spec(server), PROBLEM, "1")])
         next(stream)
-        with pytest.raises(PipelineError, match="asked already"):
+        with pytest.raises(PipelineError, match="already using this judge"):
             pool.verify(spec(server), PROBLEM, "42")
     assert found == {name: [WRONG, WRONG, RIGHT, WRONG] for name in range(4)}
 
@@ -416,9 +416,9 @@ def test_what_changes_no_verdict_is_not_in_its_key(server: Server) -> None:
         ({"model": "m", "engine": {"kind": "openai", "base_url": "http://x", "price": 1}}, "unknown key"),
         ({"model": "m", "samples": 3}, "temperature above 0"),
         ({"model": "m", "samples": "3"}, "samples: .*found '3'"),
-        ({"model": "m", "mode": "rubric"}, "needs a rubric, or criteria"),
-        ({"model": "m", "criteria": {"a": "b"}}, "criteria are for mode rubric"),
-        ({"model": "m", "mode": "rubric", "criteria": {"a:b": "c"}}, "no colon"),
+        ({"model": "m", "mode": "rubric"}, "needs a rubric or criteria"),
+        ({"model": "m", "criteria": {"a": "b"}}, "criteria need mode rubric"),
+        ({"model": "m", "mode": "rubric", "criteria": {"a:b": "c"}}, "or contain a colon"),
         ({"model": "m", "rubric": "{{ referense }}"}, "no variable 'referense'; did you mean 'reference'"),
         ({"model": "m", "rubric": "a\n{% if %}"}, "rubric, line 2: "),
         ({"model": "m", "rubric": "{{ answer.nothing.more }}"}, "rubric: UndefinedError"),

@@ -1,20 +1,20 @@
-r"""Verifiers: was the question answered? Found by name, composed as data, run in killable processes.
+r"""Verifiers decide whether a response answers its problem. They are composed as data and run in killable processes.
 
-    verdict = check("math", reference="42", response=r"... \boxed{42}")   # one answer, come what may
+    verdict = check("math", reference="42", response=r"... \boxed{42}")   # one answer; cannot hang or crash the caller
 
     with VerifierPool(workers=2) as pool:                      # many answers: deadlines, kills
         pool.verify(spec, problem, trace)                      # from any thread
         await pool.averify(spec, problem, trace)               # from asyncio
-        for key, verdict in pool.verify_many(items): ...       # as they are done
+        for key, verdict in pool.verify_many(items): ...       # in order of completion
 
     verifier = build("math")                                   # by name
     verifier = build({"format": {"boxed": True}})              # by name, with settings
     verifier = build({"all": ["math", "format"]})              # composed (distill.verifiers.compose)
     verdict = judge(verifier, problem, trace)                  # in this process: it may hang or crash
 
-Wherever a problem is asked for, its reference answer alone will do. Importable without torch. A verifier
-is one file here and one line in `distill.catalog`; what it must do is `distill.verifiers.base`. How all
-of it is used on its own is told in docs/verifiers.md.
+Every function that takes a problem also accepts its reference answer alone. Importing this package does not load torch.
+A verifier is one file here and one line in `distill.catalog`. `distill.verifiers.base` defines the protocol, and
+docs/verifiers.md shows how to use verifiers on their own.
 """
 
 from __future__ import annotations

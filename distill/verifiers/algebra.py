@@ -1,7 +1,7 @@
-"""math-verify, asked for one opinion: are two LaTeX texts equal? The only file that knows of it.
+"""Ask math-verify whether two LaTeX texts are equal. Only this file uses math-verify.
 
-It has no time limit of its own here and may hang or exhaust memory: the pool has the limits. Its opinion is
-never believed alone (`distill.verifiers.math`).
+Calls have no time limit here and may hang or exhaust memory; the pool enforces the limits. The `math` verifier never
+accepts an answer because of math-verify alone (`distill.verifiers.math`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ INSTALL = "needs algebra: pip install 'distill-reasoning[verify]'"
 
 
 def equal(reference: str, given: str) -> bool | str:
-    """What math-verify says, or why it cannot say."""
+    """True or False from math-verify, or a string that says why it cannot decide."""
     try:
         import math_verify
     except ImportError:
@@ -29,14 +29,14 @@ def equal(reference: str, given: str) -> bool | str:
 
 @lru_cache(maxsize=512)
 def _parsed(reference: str) -> list[Any]:
-    """A reference is parsed once for all of its answers."""
+    """Parse a reference, once for all answers to it."""
     import math_verify
 
     return list(math_verify.parse(f"${reference}$", parsing_timeout=None))
 
 
 def nesting(text: str) -> int:
-    """How deep brackets of any kind lie in each other: what math-verify must not be given too much of."""
+    """How deeply brackets of any kind are nested. Deeply nested texts must not be given to math-verify."""
     depth = deepest = 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")

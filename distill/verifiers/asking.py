@@ -1,12 +1,12 @@
-"""Who is judged by whom: the rules first, in the pool's workers; then, where they leave it open, a judge.
+"""Judge items in two passes: first rules, in the pool's workers, then a judge for what the rules leave open.
 
-Some verifiers have to be opened and judge many at a time (`distill.verifiers.base.Session`): a model behind
-an engine, which costs money or minutes. A composition may hold such parts beside rules. The rules' verdicts
-are gathered first, and an opened verifier is asked just about what they did not settle: where `math` says
-wrong, ``{all: [math, judge]}`` costs no token.
+Some verifiers must be opened and judge many answers at a time (`distill.verifiers.base.Session`), such as a model
+behind an engine, which costs money or minutes. A composition may combine them with rules. The rules run first, and an
+opened verifier is asked only about answers that they did not settle: if `math` says incorrect, ``{all: [math, judge]}``
+costs no tokens.
 
-Works in windows, so that what is held is bounded: so many open items, the rules for all of them, then each
-opened verifier for all that still need it.
+To bound memory, open items are held in windows of `WINDOW`: the rules run for the whole window, then each opened
+verifier judges the items that still need it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ InWorkers = Callable[[Iterable[Any]], Iterator[tuple[Any, Verdict]]]
 
 @dataclass(eq=False)
 class _Open(Generic[Key]):
-    """An item that an opened verifier may have to be asked about; what is known so far, by the part's place."""
+    """An item that may need an opened verifier. ``known`` holds the verdicts so far, by path in the composition."""
 
     key: Key
     spec: Spec
@@ -41,7 +41,7 @@ class _Open(Generic[Key]):
     known: dict[Path, Verdict] = field(default_factory=dict)
 
     def settled(self) -> Verdict | None:
-        """The whole's verdict; None while it depends on what is not known."""
+        """The verdict of the whole composition; None while it depends on a missing part."""
         verdict = self._part(self.verifier, ())
         if verdict is None or () in self.known:
             return verdict
@@ -55,7 +55,7 @@ class _Open(Generic[Key]):
         return verdict and replace(verdict, verifier=verifier.name, version=verifier.version)
 
     def next_part(self) -> tuple[Path, Spec, Verifier]:
-        """The first opened verifier that the open whole depends on."""
+        """The first opened verifier that the verdict still depends on."""
         spec, verifier = self.spec, self.verifier
         path: Path = ()
         while isinstance(verifier, Composed):
@@ -66,7 +66,7 @@ class _Open(Generic[Key]):
 
 
 _Place = tuple[Key, _Open[Key] | None, Path]
-"""Whose verdict comes out of the workers: the item's own, or that of a part of an open item."""
+"""What a worker's verdict is for: a whole item (no `_Open`), or one part of an open item."""
 
 
 def is_opened(verifier: Verifier) -> bool:
@@ -86,23 +86,23 @@ def verify_many(
     in_workers: InWorkers,
     stopping: Stopping,
 ) -> Iterator[tuple[Key, Verdict]]:
-    """Yield (key, verdict) for every item. ``built`` and ``opened`` remember what they made of a spec."""
+    """Yield (key, verdict) for every item. ``built`` and ``opened`` must cache what they return by spec."""
     source, ended = iter(items), False
     while not ended and not stopping():
         window: list[_Open[Key]] = []
-        for (key, item, path), verdict in in_workers(_rules(source, built, window)):
+        for (key, item, path), verdict in in_workers(_work_for_pool(source, built, window)):
             if item is None:
                 yield key, verdict
             else:
                 item.known[path] = verdict
         ended = len(window) < WINDOW
-        yield from _asked(window, opened, stopping)
+        yield from _ask_opened(window, opened, stopping)
 
 
-def _rules(
+def _work_for_pool(
     source: Iterator[Item[Key]], built: Callable[[Spec], Verifier], window: list[_Open[Key]]
 ) -> Iterator[tuple[_Place[Key], Spec, Problem, Response | str]]:
-    """What the workers are to judge of the next window: whole items, and the rule parts of those kept open."""
+    """Work for the pool in the next window: whole items, and the rules of open items, which are added to ``window``."""
     while len(window) < WINDOW and (item := next(source, None)) is not None:
         key, spec, problem, trace = item
         verifier = built(spec)
@@ -111,26 +111,26 @@ def _rules(
             continue
         kept = _Open(key, spec, verifier, problem, trace)
         window.append(kept)
-        for path, part_spec, part in _units(spec, verifier):
+        for path, part_spec, part in _separate_parts(spec, verifier):
             if not is_opened(part):
                 yield (key, kept, path), part_spec, problem, trace
             elif verdict := judge_quickly(part, problem, trace):
                 kept.known[path] = verdict
 
 
-def _units(spec: Spec, verifier: Verifier, path: Path = ()) -> Iterator[tuple[Path, Spec, Verifier]]:
-    """The parts that are judged each by itself: those to be opened, and the largest that hold none of them."""
+def _separate_parts(spec: Spec, verifier: Verifier, path: Path = ()) -> Iterator[tuple[Path, Spec, Verifier]]:
+    """The parts to judge separately: every opened verifier, and every maximal part without one."""
     if isinstance(verifier, Composed) and holds_opened(verifier):
         for index, (part_spec, part) in enumerate(zip(verifier.specs, verifier.parts, strict=True)):
-            yield from _units(part_spec, part, (*path, index))
+            yield from _separate_parts(part_spec, part, (*path, index))
     else:
         yield path, spec, verifier
 
 
-def _asked(
+def _ask_opened(
     window: list[_Open[Key]], opened: Callable[[Spec], Session], stopping: Stopping
 ) -> Iterator[tuple[Key, Verdict]]:
-    """Ask the opened verifiers, one after the other, about what still depends on them."""
+    """Ask the opened verifiers, one after the other, about the items that still depend on them."""
     yield from ((item.key, verdict) for item in window if (verdict := item.settled()))
     left = {n: item for n, item in enumerate(window) if not item.settled()}
     while left and not stopping():
@@ -142,5 +142,5 @@ def _asked(
             left[n].known[group.pop(n)] = verdict
             if whole := left[n].settled():
                 yield left.pop(n).key, whole
-        if group:  # it was stopped
+        if group:  # stopped early
             return

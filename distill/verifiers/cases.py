@@ -1,8 +1,8 @@
-"""Tests as data: asserts turned into inputs and expected values, and the comparison of values and of texts.
+"""Tests as data: turn asserts into inputs and expected values, and compare values and texts.
 
-Understood are ``assert f(...) == value``, ``assert f(...)``, ``assert not f(...)``, ``is``,
-``abs(f(...) - value) < small`` (``math.fabs`` too), all with literal arguments. Whatever else a test does
-makes it not wholly understood, which its caller is told.
+The supported asserts are ``assert f(...) == value``, ``assert f(...)``, ``assert not f(...)``, ``is``, and ``abs(f(...)
+- value) < small`` (``math.fabs`` too), all with literal arguments. If a test does anything else, the parsers here
+report that their cases do not cover all of it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """The arguments go to the candidate; the rest never enters its box.
+    """One call and what its result must be. Only the arguments enter the candidate's sandbox.
 
-    The result must equal ``expected`` (or one of ``others``), within ``tolerance`` where there is one; where
-    ``truth`` is set, it must just be true or false, and where ``itself`` is (``is True``), of the same type.
+    The result must equal ``expected`` (or one of ``others``), within ``tolerance`` if that is set. If ``truth`` is set,
+    only the result's truth value counts. If ``itself`` is set (``is True``), its type must match too.
     """
 
     arguments: list[Any]
@@ -33,9 +33,9 @@ class Case:
 
 
 def wanted(case: Case, value: Any, strict: bool, tolerance: float = 0.0) -> bool:
-    """Is ``value`` what the case asks for? ``strict`` tells True from 1 and 1.0 from 1, as JSON does.
+    """Whether ``value`` is what the case asks for. ``strict`` distinguishes True, 1 and 1.0, as JSON does.
 
-    ``tolerance`` is allowed of every float anywhere in the value, absolute or relative, whichever is more.
+    ``tolerance`` applies to every float anywhere in the value, absolute or relative, whichever allows more.
     """
     if case.truth is not None:
         return bool(value) is case.truth
@@ -46,7 +46,7 @@ def wanted(case: Case, value: Any, strict: bool, tolerance: float = 0.0) -> bool
 
 
 def _alike(value: Any, expected: Any, strict: bool, tolerance: float) -> bool:
-    """Equal, all the way down. Where strict, with equal types; a tuple passes for a list, which is all JSON has."""
+    """Deep equality. If strict, types must match too, but a tuple passes for a list, because JSON only has lists."""
     if isinstance(expected, list) or (isinstance(expected, tuple) and isinstance(value, tuple)):
         fits = type(value) in ((list, tuple) if strict else (type(expected),)) and len(value) == len(expected)
         return fits and all(_alike(v, e, strict, tolerance) for v, e in zip(value, expected, strict=True))
@@ -59,21 +59,21 @@ def _alike(value: Any, expected: Any, strict: bool, tolerance: float) -> bool:
 
 
 def as_lists(value: Any) -> Any:
-    """Tuples as lists, which is what published JSON tests mean by them."""
+    """Convert tuples to lists at every level, because published JSON tests cannot express tuples."""
     if isinstance(value, list | tuple):
         return [as_lists(item) for item in value]
     return {key: as_lists(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def near(value: float, expected: float, tolerance: float) -> bool:
-    """As contest checkers have it: absolute or relative, whichever allows more. No number is near a NaN."""
+    """Closeness as contest checkers define it: absolute or relative, whichever allows more. Nothing is near NaN."""
     return value == expected or math.isclose(value, expected, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def same_text(text: str, expected: str, tolerance: float = 0.0) -> bool:
-    """Line for line the same words; how they are spaced, and empty lines at the end, do not count.
+    """Whether two texts have the same words on each line. Spacing and empty lines at the end do not count.
 
-    With a ``tolerance``, two words are the same too if both are finite numbers that are near.
+    With a ``tolerance``, two words are also the same if both are finite numbers that are `near` each other.
     """
     lines, wanted_lines = _lines(text), _lines(expected)
     if len(lines) != len(wanted_lines):
@@ -107,7 +107,7 @@ def cases_of_check(test: str) -> tuple[list[Case], bool]:
 
 
 def cases_of_asserts(asserts: Iterable[str]) -> tuple[str, list[Case], bool]:
-    """(function name, cases, whether they are all) of a list of assert statements."""
+    """(function name, cases, whether they are all that is tested) of a list of assert statements."""
     body = ast.parse("\n".join(asserts)).body
     called = [
         node.func.id
@@ -132,7 +132,7 @@ def _cases(body: list[ast.stmt], name: str) -> tuple[list[Case], bool]:
 
 
 def _idle(statement: ast.stmt) -> bool:
-    """A docstring, an import, or ``assert True``: it tests nothing."""
+    """Whether a statement tests nothing: a docstring, an import, or ``assert True``."""
     if isinstance(statement, ast.Import | ast.ImportFrom):
         return True
     value = statement.value if isinstance(statement, ast.Expr) else None
@@ -156,7 +156,7 @@ def _case(statement: ast.stmt, name: str) -> Case:
 
 
 def _near(node: ast.expr, tolerance: Any, name: str) -> Case:
-    """``abs(f(...) - value)``"""
+    """The case that ``abs(f(...) - value)`` tests, with its tolerance."""
     absolute = isinstance(node, ast.Call) and ast.unparse(node.func) in ("abs", "math.fabs") and len(node.args) == 1
     if not absolute or not isinstance(node.args[0], ast.BinOp) or not isinstance(node.args[0].op, ast.Sub):  # type: ignore[attr-defined]
         raise ValueError("not a distance")
@@ -174,5 +174,5 @@ def _call(node: ast.expr, name: str) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _literal(node: ast.expr) -> Any:
-    """A literal's value; simple arithmetic of literals (``2 ** 10``, ``[0] * 5``) is no literal."""
+    """A literal's value. Arithmetic on literals (``2 ** 10``, ``[0] * 5``) is not a literal and raises ValueError."""
     return ast.literal_eval(node)

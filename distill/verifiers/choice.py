@@ -2,8 +2,8 @@ r"""`choice`: the letter, or the letters, of a multiple-choice question, however
 
 ``B``, ``(B)``, ``B.``, ``\boxed{\text{(B)}}``, ``<answer>B</answer>``, "the answer is B) 12", "the correct option is
 B", "I think (B)", "I choose B", "Therefore, B." and "the answer is B, not A" all choose B. A reference of several
-letters (``A, C``, ``AC``, "A and C") wants exactly that set, in any order. Any other reference is `unverifiable`. An
-answer that names no letter, or names further ones, is wrong.
+letters (``A, C``, ``AC``, "A and C") requires exactly that set, in any order. Any other reference is `unverifiable`.
+An answer that names no letter, or additional ones, is `incorrect`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ STATED = re.compile(
     r"|(?i:(?:\A|(?<=[.\n,]))\s{0,9}it(?:['’]s|\s+is|\s+must\s+be)\s+)[(*$]{0,3}([A-Z])[)*$]{0,3}[.!]?\s*(?=\n|$)"
     r"|(?<!\w)\(([A-Z])\)|\b([A-Z])\b[)*$]{0,3}\s+(?:is|seems)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
 )
-"""A letter that a sentence chooses."""
+"""Phrases that choose a letter."""
 OTHER = re.compile(r"(?<![\w'’])\(?([B-HJ-Z]|(?<=\()[AI](?=\)))(?![\w'’])")
-"""Another letter in the same sentence, "a" and "I" but for those in brackets."""
+"""Another letter in the same sentence. "A" and "I", which are also words, count only in brackets."""
 NOT_OTHERS = re.compile(
     r"\s*,?\s*\b(?:and\s+|but\s+)?not\s+[(*$]{0,3}[A-Z](?![\w'’])[)*$]{0,3}"
     r"(?:\s*(?:,|\bn?or\b|\band\b)\s*[(*$]{0,3}[A-Z](?![\w'’])[)*$]{0,3})*(?:,?\s+but\b)?"
 )
-"""Letters that are set aside beside the one chosen: "B, not A", "not A but B"."""
+"""Letters that are rejected next to the chosen one: "B, not A", "not A but B"."""
 WRITTEN = MARKED | {TAKEN}
 MAX_LENGTH = 500
 
@@ -65,16 +65,16 @@ class Choice:
 
 
 def choose(answer: str) -> tuple[str, str]:
-    """(the letters chosen, or none, and the rule that found them) of a visible answer."""
+    """(letters, rule): the letters that a visible answer chooses, if any, and the rule that found them."""
     span = final_answer(answer)
     chosen = letters(span.text) or letters(NOT_OTHERS.sub("", span.text[:MAX_LENGTH]))
-    if not chosen and span.rule not in WRITTEN and (told := stated(answer)):
-        return told, "last choice"
+    if not chosen and span.rule not in WRITTEN and (named := stated(answer)):
+        return named, "last choice"
     return chosen, span.rule
 
 
 def stated(text: str) -> str:
-    """The letter that the last sentence which names one chooses; empty where it denies it, or names others."""
+    """The letter that the last choosing sentence chooses; empty if that sentence denies it or names others."""
     text = text[-TAIL:]
     found = list(STATED.finditer(text))
     if not found:
@@ -89,13 +89,13 @@ def stated(text: str) -> str:
 
 
 def letter(text: str) -> str | None:
-    """The one letter chosen, as a capital; None where there is none or more than one."""
+    """The one letter chosen, as a capital; None if there is none or more than one."""
     chosen = letters(text)
     return chosen if len(chosen) == 1 else None
 
 
 def letters(text: str) -> str:
-    """The letters chosen, as capitals in alphabetical order: ``A, C``; empty where there is none."""
+    """The letters chosen, as capitals in alphabetical order: ``A, C``; empty if there are none."""
     if len(text) > MAX_LENGTH:
         return ""
     text = re.sub(r"\\[A-Za-z]+\s?\{|[{}$\\*]", " ", canonical(text)).strip()

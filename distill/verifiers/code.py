@@ -4,11 +4,11 @@ The reference is JSON in one of these forms. Each may also have a ``prompt`` (co
 on) and a ``tolerance`` (for floats):
 
     {"entry_point": "add", "cases": [{"args": [2, 3], "expected": 5}, ...]}      values, compared strictly
-    {"entry_point": "add", "test": "def check(candidate): ..."}                  HumanEval, a row as it is
-    {"asserts": ["assert add(2, 3) == 5", ...]}                                  MBPP; also its own "test_list"
+    {"entry_point": "add", "test": "def check(candidate): ..."}                  HumanEval, a row as published
+    {"asserts": ["assert add(2, 3) == 5", ...]}                                  MBPP, also with its key "test_list"
     {"stdio": [{"input": "2 3\\n", "output": "5\\n"}, ...]}                        whole programs
-    {"inputs": [...], "outputs": [...], "fn_name": "add"}                        APPS, TACO; programs without fn_name
-    [{"input": "2\\n3", "output": "5", "testtype": "functional"}, ...]            LiveCodeBench, or its row
+    {"inputs": [...], "outputs": [...], "fn_name": "add"}                        APPS, TACO; without fn_name, programs
+    [{"input": "2\\n3", "output": "5", "testtype": "functional"}, ...]            LiveCodeBench; also a whole row of it
     {"pytest": "from solution import add\\n...", "module": "solution"}            a test file
 
 Only the standard library is available: an answer that imports numpy is `incorrect`, and its reason says so. The
@@ -18,9 +18,9 @@ where stand-ins for the answer's functions pass the data back and forth (`sandbo
 says ``level: strong``. If a test passes functions to an object that the answer *returned*, the verdict is
 `unverifiable`, or `incorrect` if plain data would have accepted them (as a list's ``sort`` does).
 
-``level: weak`` marks a test that a dishonest answer could pass: it must run in the answer's process (it patches it,
-passes it functions, or says ``"beside": true``), it trusts the answer's own objects, or it has one function of the
-answer check another's result.
+``level: weak`` marks a test that a dishonest answer could pass: it must run in the answer's process (because it patches
+that process, passes functions to it, or says ``"beside": true``), it trusts the answer's own objects, or it has one
+function of the answer check another's result.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from pipeline.errors import InputError
 MAX_LENGTH = 100_000
 INDENT = " " * 4
 SHOWN = 20
-"""Rows of single cases in the evidence; the first failure is always among them."""
+"""Maximum number of cases listed in the evidence. The first failure is always among them."""
 FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<sign>`{3,}|~{3,})[ \t]*(?P<language>[\w+#.-]*)[^`]*")
 PYTHON = frozenset({"python", "py", "python3"})
 
@@ -67,16 +67,17 @@ class Code:
     def __post_init__(self) -> None:
         if self.sandbox not in (sandbox.AUTO, *sandbox.BACKENDS):
             known = ", ".join((sandbox.AUTO, *sandbox.BACKENDS))
-            raise InputError(f"verifier 'code': no sandbox is called {self.sandbox!r}; there are: {known}")
+            raise InputError(f"verifier 'code': unknown sandbox {self.sandbox!r}; use one of {known}")
         if self.cpu_seconds < 1 or self.wall_seconds <= 0 or self.memory_mib < 64 or self.tolerance < 0:
-            raise InputError("verifier 'code': limits want at least 1 s of CPU, some wall time and 64 MiB of memory")
+            need = "cpu_seconds of at least 1, wall_seconds above 0, memory_mib of at least 64, tolerance of at least 0"
+            raise InputError(f"verifier 'code': needs {need}")
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
         tests = _tests(problem)
         if isinstance(tests, str):
             return Verdict.unverifiable(tests)
         program = program_of(trace.answer, tests)
-        if fault := _unfit(trace.answer, program):
+        if fault := _program_fault(trace.answer, program):
             return Verdict.incorrect(fault)
         room = examine.Room(
             sandbox.choose(self.sandbox),
@@ -91,7 +92,7 @@ class Code:
         return tests if isinstance(tests, str) else None
 
     def prepare(self) -> None:
-        """Try the sandbox now, so that its absence is one clear error and not a verdict per answer."""
+        """Test the sandbox now, so that a missing one is one clear error instead of a verdict per answer."""
         sandbox.choose(self.sandbox)
 
     def _verdict(self, tests: Tests, found: Examined, box: str) -> Verdict:
@@ -102,7 +103,7 @@ class Code:
             "form": tests.form,
             "cases": found.cases,
             "passed": passed,
-            "results": [[row.name, "passed" if row.passed else row.why] for row in _shown(found.rows)],
+            "results": [[row.name, "passed" if row.passed else row.why] for row in _shown_rows(found.rows)],
             "usage": found.usage,
         }
         if found.fault:
@@ -117,21 +118,21 @@ class Code:
 
 
 def _tests(problem: Problem) -> Tests | str:
-    """The tests, or what is wrong with them."""
+    """The tests, or a message that says what is wrong with them."""
     try:
         return tests_of(json.loads(problem.reference), problem.metadata)
     except UNREADABLE as error:
         return f"the reference holds no tests: {str(error)[:100]!r}"
 
 
-def _shown(rows: Sequence[Row]) -> list[Row]:
-    """The first rows, and the first that failed."""
+def _shown_rows(rows: Sequence[Row]) -> list[Row]:
+    """The first `SHOWN` rows. If none of them failed, the first failure replaces the last."""
     failed = [row for row in rows[SHOWN:] if not row.passed]
     first_fails_late = failed and all(row.passed for row in rows[:SHOWN])
     return [*rows[: SHOWN - 1], failed[0]] if first_fails_late else list(rows[:SHOWN])
 
 
-def _unfit(answer: str, program: str) -> str:
+def _program_fault(answer: str, program: str) -> str:
     if len(answer) > MAX_LENGTH:
         return f"a program of {len(answer)} characters"
     if not program.strip():
@@ -144,9 +145,9 @@ def _unfit(answer: str, program: str) -> str:
 
 
 def program_of(answer: str, tests: Tests) -> str:
-    """The last code block that defines the function (or the last block, or all of the answer), made whole.
+    """The program to run: the last code block that defines the function (or the last block, or the whole answer).
 
-    A body alone continues the prompt; a whole function gets what stands before it in the prompt.
+    A function body alone is appended to the prompt. A complete function gets the part of the prompt before its heading.
     """
     if len(answer) > MAX_LENGTH:
         return ""
@@ -163,18 +164,18 @@ def program_of(answer: str, tests: Tests) -> str:
     if defined.search(code):
         return (tests.prompt[: heading.start()] if heading else tests.prompt) + "\n" + code
     if heading and not code[:1].isspace():
-        return tests.prompt + INDENT + code  # a response is stripped, and its first line has lost its place
+        return tests.prompt + INDENT + code  # responses are stripped, so the first line lost its indentation
     return tests.prompt + code
 
 
 def blocks(answer: str) -> list[str]:
-    """The fenced blocks of Python; where none says that it is, those that do not say what they are.
+    """The fenced blocks that are tagged as Python; if there are none, the blocks without a tag.
 
-    As in CommonMark: a fence is closed by a line of its own sign that is indented no further than three spaces
-    more, so that one in a docstring closes nothing; what is not closed goes on to the end.
+    As in CommonMark, a line of the same fence characters closes a fence if it is indented by at most three more spaces,
+    so a fence inside a docstring closes nothing. An unclosed block extends to the end of the answer.
     """
-    told: list[str] = []
-    untold: list[str] = []
+    tagged: list[str] = []
+    untagged: list[str] = []
     lines = iter(answer.splitlines())
     for line in lines:
         opened = FENCE.fullmatch(line)
@@ -190,5 +191,5 @@ def blocks(answer: str) -> list[str]:
             inside.append(row[min(blank, width) :])
         language = opened["language"].lower()
         if language in PYTHON or not language:
-            (told if language else untold).append("\n".join(inside) + "\n")
-    return told or untold
+            (tagged if language else untagged).append("\n".join(inside) + "\n")
+    return tagged or untagged

@@ -1,17 +1,17 @@
-"""From data to verifiers: names, settings, and compositions of them, as they stand in YAML.
+"""Build verifiers from data: names, settings and compositions, as they are written in YAML.
 
     math                                            a name
     {format: {boxed: true}}                         a name with settings
     ./my_verifier.py:MyVerifier                     the user's own (distill.verifiers.own)
-    {all: [math, format]}                           correct where all are
-    {any: [math, exact]}                            correct where one is
+    {all: [math, format]}                           correct if all are
+    {any: [math, exact]}                            correct if one is
     {weighted: [{of: math, weight: 0.9}, {of: format, weight: 0.1}]}
 
-`all` is wrong as soon as one part is wrong, and `any` right as soon as one is right; short of that, one
-`unverifiable` part makes the whole `unverifiable`. `weighted` is the weighted mean of the scores; it is
-correct where every part that has weight is, and `unverifiable` where any such part is.
+`all` is incorrect as soon as one part is, and `any` is correct as soon as one part is. Otherwise one `unverifiable`
+part makes the whole `unverifiable`. The score of `weighted` is the weighted mean of the scores. It is correct if every
+part with a weight above 0 is, and `unverifiable` if any such part is.
 
-Parts that have to be opened (a judge) are asked last, and just where they can still change the outcome.
+Parts that must be opened (a judge) are asked last, and only if they can still change the outcome.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ HOWS = ("all", "any", "weighted")
 
 
 def get(name: str, settings: Mapping[str, Any] | None = None, hashes: FileHashes | None = None) -> Verifier:
-    """The verifier registered as ``name``; `InputError` names a wrong name or setting."""
+    """The verifier registered as ``name``. Raises `InputError` for an unknown name or setting."""
     if settings is not None and not isinstance(settings, Mapping):
-        raise InputError(f"verifier {name!r}: its settings are a mapping, not {str(settings)[:80]!r}")
+        raise InputError(f"verifier {name!r}: its settings must be a mapping, not {str(settings)[:80]!r}")
     if ":" in name:
         return own.make(name, settings or {})
     make = resolve("verifiers", name)
@@ -46,15 +46,15 @@ def get(name: str, settings: Mapping[str, Any] | None = None, hashes: FileHashes
     try:
         verifier: Verifier = make(**(settings or {}), **files)
     except TypeError as error:
-        raise InputError(f"verifier {name!r}: {_misnamed(make, settings or {}) or error}") from error
+        raise InputError(f"verifier {name!r}: {_unknown_setting(make, settings or {}) or error}") from error
     return verifier
 
 
-def _misnamed(make: Any, settings: Mapping[str, Any]) -> str:
-    """Which setting there is none of, and what there is."""
+def _unknown_setting(make: Any, settings: Mapping[str, Any]) -> str:
+    """Which setting does not exist, and which ones do; empty if all exist."""
     parameters = inspect.signature(make).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return ""  # it looks at its settings by itself
+        return ""  # it checks its settings itself
     known = [key for key in parameters if key != "hashes"]
     wrong = next((key for key in settings if key not in known), None)
     if wrong is None:
@@ -63,8 +63,8 @@ def _misnamed(make: Any, settings: Mapping[str, Any]) -> str:
 
 
 def build(spec: Spec, hashes: FileHashes | None = None) -> Verifier:
-    """The verifier that a spec (above) describes. ``hashes`` remembers the content of files that it reads."""
-    name, inside = _opened(spec)
+    """The verifier that a spec (above) describes. ``hashes`` caches the hashes of files that it reads."""
+    name, inside = _name_and_inside(spec)
     if name not in HOWS:
         return get(name, inside, hashes)
     specs = [part["of"] for part in inside] if name == "weighted" else list(inside)
@@ -73,8 +73,8 @@ def build(spec: Spec, hashes: FileHashes | None = None) -> Verifier:
 
 
 def settled(spec: Spec) -> Spec:
-    """The spec without the settings that change no verdict: equal ones share their verdicts."""
-    name, inside = _opened(spec)
+    """The spec without the settings that change no verdict. Specs for which this is equal share their verdicts."""
+    name, inside = _name_and_inside(spec)
     if name == "weighted":
         return {name: [{**part, "of": settled(part["of"])} for part in inside]}
     if name in HOWS:
@@ -83,33 +83,33 @@ def settled(spec: Spec) -> Spec:
     return spec if counting is None else {name: counting}
 
 
-def _opened(spec: Spec) -> tuple[str, Any]:
+def _name_and_inside(spec: Spec) -> tuple[str, Any]:
     """A spec's name, and its settings or checked parts."""
     if isinstance(spec, str):
         return spec, None
     if not isinstance(spec, Mapping) or len(spec) != 1 or not all(isinstance(key, str) for key in spec):
-        raise InputError(f"a verifier is a name or one name with its settings, not {str(spec)[:80]!r}")
+        raise InputError(f"a verifier must be a name, or one name with its settings, not {str(spec)[:80]!r}")
     ((name, inside),) = spec.items()
     if name not in HOWS:
         return name, inside
     if not isinstance(inside, Sequence) or isinstance(inside, str) or not inside:
-        raise InputError(f"{name!r} wants a list of verifiers")
+        raise InputError(f"verifier {name!r}: needs a list of verifiers")
     if name == "weighted" and sum(map(_weight, inside)) <= 0:
-        raise InputError("the weights of 'weighted' add up to nothing")
+        raise InputError("verifier 'weighted': at least one weight must be above 0")
     return name, inside
 
 
 def _weight(part: Any) -> float:
     if not isinstance(part, Mapping) or part.keys() != {"of", "weight"}:
-        raise InputError(f"a part of 'weighted' is {{of: ..., weight: ...}}, not {str(part)[:80]!r}")
+        raise InputError(f"verifier 'weighted': a part must be {{of: ..., weight: ...}}, not {str(part)[:80]!r}")
     if not isinstance(part["weight"], int | float) or not part["weight"] >= 0:
-        raise InputError(f"a weight is a number from 0 up, not {part['weight']!r}")
+        raise InputError(f"verifier 'weighted': a weight must be a number of at least 0, not {part['weight']!r}")
     return float(part["weight"])
 
 
 @dataclass(frozen=True)
 class Composed:
-    """Several verifiers as one. The parts' verdicts lie in the evidence, in their order."""
+    """Several verifiers as one. The evidence holds the verdicts of the parts, in order."""
 
     how: str
     specs: tuple[Spec, ...]
@@ -150,17 +150,17 @@ class Composed:
             prepare(part)
 
     def combined(self, verdicts: Sequence[Verdict | None]) -> Verdict | None:
-        """The whole's verdict from the parts'; None where a missing one could still change the outcome."""
+        """The composition's verdict from those of its parts; None if a missing one could still change the outcome."""
         outcomes = [v and v.outcome for v, weight in zip(verdicts, self.weights, strict=True) if weight]
         deciding = {"all": Outcome.INCORRECT, "any": Outcome.CORRECT, "weighted": Outcome.UNVERIFIABLE}[self.how]
         if deciding in outcomes:
-            return self._because(deciding, verdicts)
+            return self._decided_by(deciding, verdicts)
         if None in outcomes:
             return None
         if self.how == "weighted":
             return self._mean(verdicts)
         otherwise = Outcome.CORRECT if self.how == "all" else Outcome.INCORRECT
-        return self._because(Outcome.UNVERIFIABLE if Outcome.UNVERIFIABLE in outcomes else otherwise, verdicts)
+        return self._decided_by(Outcome.UNVERIFIABLE if Outcome.UNVERIFIABLE in outcomes else otherwise, verdicts)
 
     def _mean(self, verdicts: Sequence[Verdict | None]) -> Verdict:
         counting = [(v, weight) for v, weight in zip(verdicts, self.weights, strict=True) if v and weight]
@@ -169,13 +169,13 @@ class Composed:
         outcome = Outcome.CORRECT if right else Outcome.INCORRECT
         return Verdict(outcome, score, f"weighted score {score:.3g}", {"parts": list(self._evidence(verdicts))})
 
-    def _because(self, outcome: Outcome, verdicts: Sequence[Verdict | None]) -> Verdict:
+    def _decided_by(self, outcome: Outcome, verdicts: Sequence[Verdict | None]) -> Verdict:
         first = next(
             v for v, weight in zip(verdicts, self.weights, strict=True) if v and weight and v.outcome is outcome
         )
         score = {Outcome.CORRECT: 1.0, Outcome.INCORRECT: 0.0, Outcome.UNVERIFIABLE: None}[outcome]
         reason = f"{first.verifier}: {first.reason}"
-        # A part that failed may judge another time, so the whole may too: it is no abstention.
+        # A part that failed may give a verdict when it is tried again, so the whole failed too and did not abstain.
         failed = next((v.failure for v in verdicts if v and v.outcome is outcome and v.failure), None)
         why: dict[str, Any] = {"failure": str(failed)} if failed else {}
         return Verdict(outcome, score, reason, {**why, "parts": list(self._evidence(verdicts))})

@@ -1,12 +1,11 @@
-"""Can formulas be true together, and does one follow from others? By z3, within a budget that is no clock.
+"""Satisfiability and entailment of formulas, decided by z3 within a deterministic budget.
 
-z3 counts its own steps (``rlimit``), so the same question gets the same answer on a busy machine; its memory
-is bounded too. Within the budget it says yes, no, or that it does not know, which is None here and never a
-verdict. Where formulas can be true together, small finite interpretations are tried as well: they settle
-some of what z3 alone leaves open, and they are evidence. Each is evaluated by `interpretation`, which shares
-no code with z3; a difference there raises `Disagreement`.
+The budget counts z3's own steps (``rlimit``), not time, so a busy machine gets the same answer. Memory is bounded too.
+If z3 cannot decide within the budget, the answer is None, which never becomes a verdict. Unless z3 refutes the
+formulas, small finite interpretations are tried as well: they decide some cases that z3 alone leaves open, and serve as
+evidence. Each is checked by `interpretation`, which shares no code with z3; a mismatch raises `Disagreement`.
 
-Things are of one kind, of which there is at least one. Needs z3 (the extra ``verify``): `NeedsSolver`.
+There is one sort, with a nonempty domain. Without z3 (the extra ``verify``), `NeedsSolver` is raised.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ BUDGET = 600_000
 FINITE_SHARE = 6
 """A finite search gets the budget divided by this, for each size."""
 MOST_CONFLICTS = 20_000
-"""Of its propositional search, which hardly counts as steps."""
+"""Limit on the conflicts of z3's propositional search, which hardly count as steps."""
 MEMORY_MIB = 1_024
 SIZES = (1, 2, 3, 4)
 MOST_GROUND = 20_000
-"""Formulas in a finite search, after every quantifier has become one formula an element."""
+"""Limit on the formulas of a finite search, after every quantifier is expanded to one formula per element."""
 INSTALL = "needs the solver z3: pip install 'distill-reasoning[verify]'"
 
 
@@ -49,18 +48,19 @@ class NeedsSolver(Exception):
 
 
 class Disagreement(Exception):
-    """What z3 calls a model is none by evaluation."""
+    """z3 returned a model that evaluation rejects."""
 
 
 class Decision(NamedTuple):
-    """``together`` is None where the budget did not do. A model is there just where a small one was found."""
+    """``together``: can all formulas be true at once? None if the budget ran out. ``model`` is set if a small one
+    exists."""
 
     together: bool | None
     model: Interpretation | None = None
 
 
 def load() -> Any:
-    """The module z3, with its memory bounded."""
+    """Import z3 and bound its memory."""
     try:
         import z3
     except ImportError:
@@ -76,7 +76,7 @@ def true_together(formulas: Sequence[Formula], budget: int = BUDGET) -> Decision
 
 @lru_cache(maxsize=1_024)
 def _decided(formulas: tuple[Formula, ...], budget: int) -> Decision:
-    """Kept, because many answers to one problem ask the same."""
+    """Cached, because many answers to one problem ask the same question."""
     together = _Question(formulas, budget).answer()
     if together is False:
         return Decision(False)
@@ -88,12 +88,12 @@ def _decided(formulas: tuple[Formula, ...], budget: int) -> Decision:
 
 
 def follows(premises: Sequence[Formula], conclusion: Formula, budget: int = BUDGET) -> Decision:
-    """Whether ``conclusion`` does not follow: ``together`` of the premises and its negation, a countermodel."""
+    """Try the premises with the negated conclusion: ``together`` is False if it follows; a model is a countermodel."""
     return true_together([*premises, negation(conclusion)], budget)
 
 
 def _finite(formulas: Sequence[Formula], size: int, budget: int) -> Interpretation | None:
-    """An interpretation with ``size`` elements, where there is one within the budget."""
+    """A model with ``size`` elements, if one is found within the budget."""
     if sum(_ground_size(formula, size) for formula in formulas) > MOST_GROUND:
         return None
     question = _Question(formulas, budget, size)
@@ -120,7 +120,7 @@ def _ground_size(formula: Formula, elements: int) -> int:
 
 
 class _Question:
-    """One question to z3, in a context of its own. With ``size``, over just so many elements."""
+    """One question to z3, in its own context. With ``size``, over exactly that many elements."""
 
     def __init__(self, formulas: Sequence[Formula], budget: int, size: int | None = None) -> None:
         self.z3 = load()
@@ -135,7 +135,7 @@ class _Question:
         for formula in formulas:
             self.solver.add(self._boolean(formula, {}))
         if size:
-            self.solver.add(*self._just_these())
+            self.solver.add(*self._domain_constraints())
 
     def answer(self) -> bool | None:
         try:
@@ -145,7 +145,7 @@ class _Question:
         return None if said == self.z3.unknown else bool(said == self.z3.sat)
 
     def interpretation(self) -> Interpretation:
-        """What was found, after a finite search."""
+        """The model that a finite search found."""
         model = self.solver.model()
         names = [str(index) for index in range(1, len(self.elements) + 1)]
         things = dict(zip(names, self.elements, strict=True))
@@ -172,7 +172,7 @@ class _Question:
         return self.declared[name](*(things[element] for element in place))
 
     def _declared(self) -> dict[str, Any]:
-        """A function of z3 for every name; its own names are safe from ours, which hold no sign of this kind."""
+        """A z3 function ``name/arity`` for every name. Names contain no slash, so no two declarations can clash."""
         truth = self.z3.BoolSort(self.context)
         wanted = [(name, count, truth) for name, count in self.signature.predicates.items()]
         wanted += [(name, count, self.thing) for name, count in self.signature.functions.items()]
@@ -180,8 +180,8 @@ class _Question:
             name: self.z3.Function(f"{name}/{count}", *[self.thing] * count, result) for name, count, result in wanted
         }
 
-    def _just_these(self) -> Iterator[Any]:
-        """The elements differ, and every function's value at them is one of them."""
+    def _domain_constraints(self) -> Iterator[Any]:
+        """Constraints: the elements are distinct, and every function maps elements to elements."""
         if len(self.elements) > 1:
             yield self.z3.Distinct(*self.elements)
         for name, count in self.signature.functions.items():
@@ -216,7 +216,7 @@ class _Question:
         if self.elements:
             parts = [self._boolean(inside, {**bound, variable: element}) for element in self.elements]
             return self._joined("and" if every else "or", parts)
-        # The depth makes the name, so that an inner variable of the same name is another one.
+        # Named by depth, so that an inner variable of the same name is a different one.
         constant = self.z3.Const(f"{variable}@{len(bound)}", self.thing)
         scope = self._boolean(inside, {**bound, variable: constant})
         return (self.z3.ForAll if every else self.z3.Exists)([constant], scope)

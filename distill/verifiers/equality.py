@@ -1,4 +1,4 @@
-"""How sure is it that two expressions are equal? The two independent opinions on a value, put together."""
+"""How certain it is that two expressions are equal, by two independent checks: normal forms and random points."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from distill.verifiers.tree import Node
 
 
 class Sameness(IntEnum):
-    """In this order, so that the sameness of a whole is the least of its parts."""
+    """Ordered, so that the sameness of a whole is the minimum over its parts."""
 
     DIFFERENT = 0  # a clear difference, at a point or in exact arithmetic
     UNKNOWN = 1

@@ -1,7 +1,8 @@
-"""Running a program against its tests, in one box or two: what each case came to, and what it cost.
+"""Run a program against its tests, in one sandbox or two, and report the result and cost of each case.
 
-Whatever comes out of the answer's box is data. Rows are compared here, or come from the test's own box; only where
-both share one box (`Tests.apart` is false) could the answer have written them, and the evidence says so.
+Everything that comes out of the answer's sandbox is treated as data. Values are compared here, or in the test's own
+sandbox. Only if both share one sandbox (`Tests.apart` is false) could the answer forge results, and the evidence says
+so.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ CALLS, STDIO, CANDIDATE, TESTS = (
     f"from inside.{name} import main\nmain()" for name in ("calls", "stdio", "candidate", "tests")
 )
 ALL_TEXTS = 4
-"""All texts of a whole program together may take this many times the CPU time of one."""
+"""All inputs of a whole program together may take this many times the CPU time of one."""
 OWN_FAULTS = {"busy"}
 PYTEST = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging")
 
 
 class Row(NamedTuple):
-    """What one case came to."""
+    """The result of one case."""
 
     name: str
     passed: bool
@@ -37,7 +38,7 @@ class Row(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Where and how a program is examined."""
+    """The sandbox, limits and comparison settings to examine a program with."""
 
     sandbox: str
     limits: sandbox.Limits
@@ -47,7 +48,9 @@ class Room(NamedTuple):
 
 @dataclass(frozen=True)
 class Examined:
-    """``cases`` is how many there are, ``rows`` those that were run; ``fault`` is the verifier's own: no verdict."""
+    """``cases`` counts all cases, ``rows`` holds those that were run. With a ``fault``, which is not the answer's,
+    there
+    can be no verdict."""
 
     cases: int
     rows: list[Row]
@@ -58,19 +61,19 @@ class Examined:
 
 def examine(program: str, tests: Tests, room: Room) -> Examined:
     if tests.stdio:
-        return _texts(program, tests, room)
+        return _run_stdio(program, tests, room)
     if tests.cases:
-        return _calls(program, tests, room)
+        return _run_calls(program, tests, room)
     if tests.kind == "pytest" and not _packages():
         return Examined(0, [], fault="pytest is not installed; pip install 'distill-reasoning[verify]'")
-    return _apart(program, tests, room) if tests.apart else _beside(program, tests, room)
+    return _run_apart(program, tests, room) if tests.apart else _run_beside(program, tests, room)
 
 
 def _run(room: Room, program: str, given: dict[str, Any], stdin: bytes = b"", **more: Any) -> sandbox.Ran:
     return sandbox.run(program, json.dumps(given).encode(), stdin, room.limits, room.sandbox, **more)
 
 
-def _calls(program: str, tests: Tests, room: Room) -> Examined:
+def _run_calls(program: str, tests: Tests, room: Room) -> Examined:
     calls = [(encode(case.arguments), encode(case.named)) for case in tests.cases]
     given = {"code": program, "module": tests.module, "entry_point": tests.entry_point, "calls": calls}
     ran = _run(room, CALLS, given)
@@ -81,17 +84,17 @@ def _calls(program: str, tests: Tests, room: Room) -> Examined:
     usage["seconds"] = [frames[i].get("seconds") for i in range(len(calls)) if i in frames][:20]
     rows: list[Row] = [Row("the results", False, fault)] if fault else []
     for index in range(len(calls) if not fault else 0):
-        rows.append(_call(index, tests, frames, ran, room))
+        rows.append(_call_row(index, tests, frames, ran, room))
         if not rows[-1].passed and not room.all_cases:
             break
     return Examined(len(calls), rows, usage)
 
 
-def _call(index: int, tests: Tests, frames: dict[Any, dict[str, Any]], ran: sandbox.Ran, room: Room) -> Row:
+def _call_row(index: int, tests: Tests, frames: dict[Any, dict[str, Any]], ran: sandbox.Ran, room: Room) -> Row:
     name, frame = f"case {index + 1}", frames.get(index)
     if frame is None or "value" not in frame:
-        said = frame.get("error") if frame else frames.get("error", {}).get("error") or ran.reason
-        return Row(name, False, line(said))
+        error = frame.get("error") if frame else frames.get("error", {}).get("error") or ran.reason
+        return Row(name, False, line(error))
     try:
         value = decode(frame["value"])
         value = as_lists(value) if tests.lists else value
@@ -102,7 +105,7 @@ def _call(index: int, tests: Tests, frames: dict[Any, dict[str, Any]], ran: sand
 
 
 def _frames(results: bytes) -> tuple[dict[Any, dict[str, Any]], str]:
-    """Frames by case number (and "error"), and what is wrong with them as a whole."""
+    """Result frames by case number (and "error"), and what is wrong with them as a whole, if anything is."""
     frames: dict[Any, dict[str, Any]] = {}
     for text in results.splitlines():
         try:
@@ -118,13 +121,13 @@ def _frames(results: bytes) -> tuple[dict[Any, dict[str, Any]], str]:
     return frames, ""
 
 
-def _seconds(told: Any) -> float | None:
-    """What the answer's own process says that a call took; good for a table, not for a decision."""
-    return round(told, 3) if isinstance(told, float) and 0 <= told < 1e6 else None
+def _seconds(claimed: Any) -> float | None:
+    """The seconds of a call as measured in the answer's own process: fit for a table, not for a decision."""
+    return round(claimed, 3) if isinstance(claimed, float) and 0 <= claimed < 1e6 else None
 
 
-def _texts(program: str, tests: Tests, room: Room) -> Examined:
-    """Every text has a box of its own: nothing is left over from one to the next."""
+def _run_stdio(program: str, tests: Tests, room: Room) -> Examined:
+    """Run a whole program once per input, each time in a fresh sandbox, so that no state carries over."""
     rows: list[Row] = []
     usage: dict[str, Any] = {"cpu_seconds": 0.0, "memory_kib": 0, "seconds": []}
     for index, (given, expected) in enumerate(tests.stdio):
@@ -134,7 +137,7 @@ def _texts(program: str, tests: Tests, room: Room) -> Examined:
         usage["seconds"] = [*usage["seconds"], round(ran.cpu_seconds, 3)][:20]
         if ran.ended in OWN_FAULTS:
             return Examined(len(tests.stdio), rows, usage, fault=ran.reason)
-        rows.append(_text(f"case {index + 1}", ran, expected, room.tolerance))
+        rows.append(_stdio_row(f"case {index + 1}", ran, expected, room.tolerance))
         if usage["cpu_seconds"] > ALL_TEXTS * room.limits.cpu_seconds and index + 1 < len(tests.stdio):
             rows.append(Row(f"case {index + 2}", False, "the CPU time limit of all cases"))
         if not rows[-1].passed and (not room.all_cases or len(rows) > index + 1):
@@ -142,7 +145,7 @@ def _texts(program: str, tests: Tests, room: Room) -> Examined:
     return Examined(len(tests.stdio), rows, usage)
 
 
-def _text(name: str, ran: sandbox.Ran, expected: str, tolerance: float) -> Row:
+def _stdio_row(name: str, ran: sandbox.Ran, expected: str, tolerance: float) -> Row:
     if (ran.ended, ran.code) != ("exit", 0):
         frames, _ = _frames(ran.results)
         return Row(name, False, line(frames.get("error", {}).get("error") or ran.reason))
@@ -150,10 +153,10 @@ def _text(name: str, ran: sandbox.Ran, expected: str, tolerance: float) -> Row:
     return Row(name, right, "" if right else "a different output")
 
 
-def _apart(program: str, tests: Tests, room: Room) -> Examined:
-    """The answer in one box, its test in another, two wires between them.
+def _run_apart(program: str, tests: Tests, room: Room) -> Examined:
+    """Run the answer in one sandbox and its test in another, connected by two pipes.
 
-    The test's box gets more time than the answer's, so that it is the answer's limits which decide.
+    The test gets more time than the answer, so that the answer reaches its limits first.
     """
     requests, asked = os.pipe()
     replied, replies = os.pipe()
@@ -161,30 +164,30 @@ def _apart(program: str, tests: Tests, room: Room) -> Examined:
     with ThreadPoolExecutor(1) as aside:
         given = {"code": program, "module": tests.module}
         answer = aside.submit(_run, room, CANDIDATE, given, wires=(requests, replies))
-        roomy, test_given = room._replace(limits=limits), _test(tests, None, room)
-        test = _run(roomy, TESTS, test_given, wires=(replied, asked), **_shows(tests))
+        roomy, test_given = room._replace(limits=limits), _test_payload(tests, None, room)
+        test = _run(roomy, TESTS, test_given, wires=(replied, asked), **_visible(tests))
         ran = answer.result()
     if ran.ended in ("cpu", "wall", "output", "signal"):
-        return Examined(1, [*_rows(test)[0], Row("the program", False, ran.reason)], _usage(ran))
-    rows, said = _rows(test)
-    if "apart" in said:
-        return _beside(program, tests, room)
-    fault = ran.reason if ran.ended in OWN_FAULTS else said.get("fault") or _test_fault(test)
-    return Examined(len(rows), rows, _usage(ran), strong=not said.get("claims"), fault=line(fault))
+        return Examined(1, [*_reported_rows(test)[0], Row("the program", False, ran.reason)], _usage(ran))
+    rows, report = _reported_rows(test)
+    if "apart" in report:
+        return _run_beside(program, tests, room)
+    fault = ran.reason if ran.ended in OWN_FAULTS else report.get("fault") or _test_fault(test)
+    return Examined(len(rows), rows, _usage(ran), strong=not report.get("claims"), fault=line(fault))
 
 
-def _beside(program: str, tests: Tests, room: Room) -> Examined:
-    """Answer and test in one box: the answer could write the rows itself."""
-    ran = _run(room, TESTS, _test(tests, program, room), **_shows(tests))
-    rows, said = _rows(ran)
-    if ran.ended in OWN_FAULTS or "fault" in said:
-        return Examined(len(rows), rows, _usage(ran), strong=False, fault=line(said.get("fault") or ran.reason))
+def _run_beside(program: str, tests: Tests, room: Room) -> Examined:
+    """Run answer and test in one sandbox, where the answer could forge the results."""
+    ran = _run(room, TESTS, _test_payload(tests, program, room), **_visible(tests))
+    rows, report = _reported_rows(ran)
+    if ran.ended in OWN_FAULTS or "fault" in report:
+        return Examined(len(rows), rows, _usage(ran), strong=False, fault=line(report.get("fault") or ran.reason))
     if not rows or ran.ended != "exit":
         rows = [*rows, Row("the test script", False, ran.reason)]
     return Examined(len(rows), rows, _usage(ran), strong=False)
 
 
-def _test(tests: Tests, program: str | None, room: Room) -> dict[str, Any]:
+def _test_payload(tests: Tests, program: str | None, room: Room) -> dict[str, Any]:
     return {
         "code": program,
         "module": tests.module,
@@ -197,24 +200,24 @@ def _test(tests: Tests, program: str | None, room: Room) -> dict[str, Any]:
 
 
 def _test_fault(test: sandbox.Ran) -> str:
-    """A test that did not end by itself is a broken one, since the answer's limits came first."""
+    """A test that did not end by itself is broken: the answer would have reached its limits first."""
     return "" if test.ended == "exit" and test.results else f"the test: {test.reason}"
 
 
-def _rows(ran: sandbox.Ran) -> tuple[list[Row], dict[str, Any]]:
+def _reported_rows(ran: sandbox.Ran) -> tuple[list[Row], dict[str, Any]]:
     try:
-        said = json.loads(ran.results)
-        return [Row(line(name), passed is True, line(why)) for name, passed, why in said["rows"]], said
+        report = json.loads(ran.results)
+        return [Row(line(name), passed is True, line(why)) for name, passed, why in report["rows"]], report
     except NOT_DATA:
         return [], {}
 
 
-def _shows(tests: Tests) -> dict[str, Any]:
+def _visible(tests: Tests) -> dict[str, Any]:
     return {"visible": tuple(_packages())} if tests.kind == "pytest" else {}
 
 
 def _packages() -> list[str]:
-    """The directories that pytest is imported from, to be read in the test's box; none if it is not installed."""
+    """The directories that pytest is imported from, for the test's sandbox; empty if it is not installed."""
     found = [importlib.util.find_spec(name) for name in PYTEST]
     if not all(spec and spec.origin for spec in found):
         return []
@@ -225,6 +228,6 @@ def _usage(ran: sandbox.Ran) -> dict[str, Any]:
     return {"cpu_seconds": round(ran.cpu_seconds, 3), "memory_kib": ran.memory_kib}
 
 
-def line(said: Any) -> str:
-    """What the answer said, fit for a terminal and a log."""
-    return "".join(c if c.isprintable() else "?" for c in str(said)[:200])
+def line(text: Any) -> str:
+    """A text from the sandbox, shortened and without control characters, fit for a terminal and a log."""
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:200])

@@ -1,9 +1,9 @@
 """`expression`: the answer is an expression in x that must be the same function as the reference.
 
-The answer is read with `ast`, never executed: integers, x, + - * and parentheses only. Both sides are
-therefore polynomials whose degree is at most the number of x in them, so if they agree at one point more
+The answer is parsed with `ast`, never executed: integers, x, + - * and parentheses only. Both sides are
+therefore polynomials whose degree is at most the number of x in them, so if they agree at one more point
 than that, they are equal, however they are written (``2 + 5*x`` is ``5*x + 2``). A leading
-``f(x) =`` or ``y =`` is allowed. No powers and no division: their values can explode or be undefined.
+``f(x) =`` or ``y =`` is allowed. Powers and division are not, because their values can explode or be undefined.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ExpressionVerifier:
 
 
 def parse(text: str) -> ast.expr:
-    """The expression in ``text``. ValueError, in one line, for anything that is not plainly one."""
+    """The expression in ``text``. Raises ValueError, with a one-line message, for anything else."""
     text = text.strip()
     if len(text) > LONGEST_ANSWER:
         raise ValueError(f"{len(text)} characters, {LONGEST_ANSWER} at most")
@@ -60,7 +60,7 @@ def parse(text: str) -> ast.expr:
 
 
 def evaluate(node: ast.expr, x: int) -> int:
-    """The value at ``x`` of a node that `parse` let through."""
+    """The value at ``x`` of a node that `parse` accepted."""
     match node:
         case ast.Constant(value=int(value)):
             return value
@@ -95,5 +95,5 @@ def _degree(node: ast.expr) -> int:
 
 
 def _points(degree: int) -> range:
-    """One more than ``degree`` points and never fewer than seven, below zero too."""
+    """``degree`` + 1 points, but at least seven, some of them negative."""
     return range(-3, max(4, degree - 1))

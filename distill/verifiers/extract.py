@@ -1,28 +1,27 @@
-r"""Which part of a visible answer is the final answer, and by what rule it was found.
+r"""Find the final answer in a visible answer, and name the rule that found it.
 
-The rules, in order; the first that finds something wins and is named in the verdict's evidence:
+The rules are tried in this order. The first that finds something wins and is named in the verdict's evidence:
 
-1. ``boxed``: the last balanced ``\boxed{...}`` (an earlier box is a thought the writer left behind);
-   ``boxes`` where nothing but "and", "or" or a comma stands between the last ones: together they are a list.
-   Where the words beside it deny it, or the next ones take it back ("Wait, that is wrong"), the answer stated after
-   that counts; with none, it is the box, ``taken back``: good for no more than `unverifiable` (`at_most`);
-2. ``<answer>``: what the last ``<answer>...</answer>`` holds;
+1. ``boxed``: the last balanced ``\boxed{...}`` (earlier boxes are intermediate results). ``boxes`` if only "and", "or"
+   or a comma separates the last ones, which then form a list. If the words around the box deny it, or later ones
+   retract it ("Wait, that is wrong"), the answer stated after that counts. If there is none, the box stands with the
+   rule ``taken back``, and cannot be `correct` (`at_most`);
+2. ``<answer>``: the content of the last ``<answer>...</answer>``;
 3. ``####``: what follows the last ``####`` on its line (GSM8K);
-4. ``corrected``: a value put in place of the one that rule 5 finds ("Wait, no: 6", "Actually, it is 6");
-5. ``answer:``: what follows the last "answer is", "answer:" or "answer =" on its line, unless it is taken back
-   without another value in its place ("Hmm, that's wrong");
-6. ``last line``: the last line, where it is short and holds no prose;
+4. ``corrected``: a value that replaces the one that rule 5 finds ("Wait, no: 6", "Actually, it is 6");
+5. ``answer:``: what follows the last "answer is", "answer:" or "answer =" on its line, unless it is retracted without a
+   replacement ("Hmm, that's wrong");
+6. ``last line``: the last line, if it is short and contains no prose;
 7. ``last formula``: the last ``$...$`` or ``\(...\)``;
-8. ``last clause``: what follows the last "is" or equals sign of the last line, where it holds no prose;
-9. ``last number``: the last number in the text, with the unit behind it;
+8. ``last clause``: what follows the last "is" or equals sign of the last line, if it contains no prose;
+9. ``last number``: the last number in the text, with the unit after it;
 10. ``text``: the last line, whatever it is.
 
-What rules 7 to 9 find is left to rule 10 where the words beside it deny it or make something else of it ("cannot
-be 5", "more than 5", "3 or 5", "5 is wrong", "5 squared").
+Rules 7 to 9 skip a value if the words around it deny it or change its meaning ("cannot be 5", "more than 5", "3 or 5",
+"5 is wrong", "5 squared").
 
-Nothing here looks at the reference, so no wrong answer is found by looking for the right one. Every
-rule takes time linear in the text. What the span means is `distill.verifiers.number` and
-`distill.verifiers.latex`.
+Nothing here looks at the reference, so a wrong answer cannot pass because the right value occurs somewhere in it. Every
+rule takes time linear in the text. `distill.verifiers.number` and `distill.verifiers.latex` interpret the span.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ DENIED = re.compile(
     r"|(?<![\w.])\d[\d.,]*[$)\]\\]*(?:\s?[A-Za-z%]{1,12})?\s(?:to|and|or|nor)\s$",
     re.IGNORECASE,
 )
-"""Before a value."""
+"""Words before a value that deny or qualify it."""
 TURNED = re.compile(r"\b(?:but|so|then|thus|therefore|hence|instead)\b", re.IGNORECASE)
 CHANGED = re.compile(
     r"[\s$)\]\\?]*(?:(?:is|are|was|were|would be|seems?)\s(?:\w+\s)?)?(?:wrong|incorrect|false|impossible|not)\b"
@@ -82,7 +81,7 @@ CHANGED = re.compile(
     r"|(?:thi|quarte|fou|fif|six|seven|eigh|nin|ten|hundred|thousand)(?:rd|th)s)\b",
     re.IGNORECASE,
 )
-"""Behind a value."""
+"""Words after a value that deny or change it."""
 WRONG = re.compile(r"\b(?:that|this|it|which)(?:['’]s| is| was) (?:wrong|incorrect|not right)\b", re.IGNORECASE)
 RETRACTED = re.compile(
     rf"\b(?:wait|hmm+|oops|scratch that|on second thought|let me (?:re\w+|try again|check))\b|{WRONG.pattern}",
@@ -92,7 +91,7 @@ DENIED_BOX = re.compile(
     r"(?:\b(?:not|never|cannot)|n['’]t)\s(?:(?:be|equals?|to|the|correct|right|answer|value|simply|just)\s){0,6}[\s$*\\(\[]{0,6}$",
     re.IGNORECASE,
 )
-"""Before a box."""
+"""Words before a box that deny it."""
 NOT_RIGHT = r"(?:wrong|incorrect|false|mistaken|a mistake|not (?:right|correct|the answer))"
 UNCONDITIONAL = r"\b(?!\s(?:for|if|when|unless|in|only|to)\b)"
 WRONG_BOX = re.compile(
@@ -101,7 +100,7 @@ WRONG_BOX = re.compile(
     rf"|can(?:not|['’]t)\sbe\s(?:right|correct|it|the answer)){UNCONDITIONAL}",
     re.IGNORECASE,
 )
-"""Behind a box."""
+"""Words after a box that deny it."""
 TAKEN_BACK = re.compile(
     r"(?:\A|[.!?:;\n$\])}—–-])[\s*$\\)\].]{0,9}"
     r"(?:(?:wait|hmm+|oh|ah|no|actually|oops|sorry|but|however|hold on|on second thought|well)\b"
@@ -113,7 +112,7 @@ TAKEN_BACK = re.compile(
     r"|scratch\sthat\b|i\s(?:was\swrong|made\san?\s(?:mistake|error))\b)",
     re.IGNORECASE,
 )
-"""The beginning of a sentence after a box."""
+"""The beginning of a later sentence that retracts a box."""
 CONDITION = re.compile(r"[\s,]*\b(?:or|if|unless|when|otherwise|depending)\b", re.IGNORECASE)
 UNIT = re.compile(
     r"(?:[\s-](?:square|cubic|sq)\b)?(?:[\s-](?:"
@@ -133,7 +132,7 @@ LINE_LENGTH = 200
 PHRASE_WORDS = 4
 GAP = 60
 TAIL = 5_000
-"""Rules 4 to 8 read the end of the text alone, this many characters of it."""
+"""Rules 4 to 10 read only this many characters at the end of the text."""
 
 
 class Span(NamedTuple):
@@ -143,20 +142,20 @@ class Span(NamedTuple):
 
 TAKEN = "taken back"
 MARKED = frozenset({"boxed", "boxes", "<answer>", "####", "answer:", "corrected"})
-"""The rules that find what the writer marked as the answer; the others take what is likeliest."""
+"""The rules that find what the writer marked as the answer. The others guess."""
 
 
 def at_most(verdict: Verdict, rule: str) -> Verdict:
-    """The verdict on a span; a box that was taken back is never correct, but wrong where it would be anyway."""
+    """The verdict on a span. A retracted box is never correct: `unverifiable` instead, or incorrect if it is wrong."""
     if rule != TAKEN or verdict.outcome is not Outcome.CORRECT:
         return verdict
     return Verdict.unverifiable("the box is denied or taken back, and no other answer stated", **verdict.evidence)
 
 
 def final_answer(text: str) -> Span:
-    """The span to be judged; empty text where there is nothing at all."""
+    """The span to judge. Its text is empty if there is nothing at all."""
     if boxes := _boxes(text):
-        return _of_boxes(text, boxes)
+        return _from_boxes(text, boxes)
     if "</answer>" in text and (tagged := text.rpartition("</answer>")[0].rpartition("<answer>"))[1]:
         inside = final_answer(tagged[2].strip())
         return inside if inside.rule in ("boxed", "boxes", "####", "answer:") else inside._replace(rule="<answer>")
@@ -189,7 +188,7 @@ def final_answer(text: str) -> Span:
 
 
 def _retracted(said: str, after: str) -> bool:
-    """Is an answer taken back, and not arrived at again?"""
+    """Whether an answer is retracted and not reached again."""
     doubt = RETRACTED.search(after)
     if doubt is None:
         return False
@@ -200,25 +199,25 @@ def _retracted(said: str, after: str) -> bool:
 
 
 def denied(text: str, start: int, end: int) -> bool:
-    """Do the words beside a value deny it, or make something else of it?"""
+    """Whether the words around a value deny it or change its meaning."""
     before = TURNED.split(text[max(0, start - GAP) : start])[-1]
     return DENIED.search(before) is not None or CHANGED.match(text[end : end + GAP]) is not None
 
 
 def _with_unit(number: re.Match[str]) -> str:
-    """A number in a text, with the words behind it that are known units: "5 cents"."""
+    """A number in a text, with the known units after it: "5 cents"."""
     unit = UNIT.match(number.string, number.end())
     return number.group() + (unit.group() if unit else "")
 
 
 def last_box(text: str) -> str | None:
-    r"""The content of the last balanced ``\boxed{...}`` or ``\fbox{...}``; None where there is none."""
+    r"""The content of the last balanced ``\boxed{...}`` or ``\fbox{...}``; None if there is none."""
     boxes = _boxes(text)
     return _content(text, boxes[-1]) if boxes else None
 
 
-def _of_boxes(text: str, boxes: list[_Box]) -> Span:
-    """The last box, and those before it from which a mere connector parts it; equal ones once."""
+def _from_boxes(text: str, boxes: list[_Box]) -> Span:
+    """The last box, with those before it that only a connector separates; or the later answer that replaces it."""
     first = len(boxes) - 1
     while first > 0 and _connected(text[boxes[first - 1].end + 1 : boxes[first].start]):
         first -= 1
@@ -226,7 +225,7 @@ def _of_boxes(text: str, boxes: list[_Box]) -> Span:
     start, end = boxes[first].start, boxes[-1].end + 1
     span = Span(", ".join(contents), "boxes" if len(contents) > 1 else "boxed")
     after = text[end : end + TAIL]
-    back = WRONG_BOX.match(after) or _taken_back(after, contents)
+    back = WRONG_BOX.match(after) or _retraction(after, contents)
     if back is None and not DENIED_BOX.search(text[max(0, start - GAP) : start]):
         return span
     rest = after[back.end() :] if back else after
@@ -237,8 +236,8 @@ def _of_boxes(text: str, boxes: list[_Box]) -> Span:
     return span._replace(rule=TAKEN)
 
 
-def _taken_back(after: str, contents: list[str]) -> re.Match[str] | None:
-    """Words behind a box that take it back: the first such ones, if no other value comes before them."""
+def _retraction(after: str, contents: list[str]) -> re.Match[str] | None:
+    """The first words after a box that retract it, if no other value comes before them."""
     found = TAKEN_BACK.search(after)
     if found is None or any(value not in contents for value in NUMBER.findall(after[: found.start()]) if value):
         return None
@@ -250,7 +249,7 @@ def _connected(between: str) -> bool:
 
 
 class _Box(NamedTuple):
-    """Where ``\\boxed`` starts, where its content does, and where that ends."""
+    """Where ``\\boxed`` starts, where its content starts, and where the content ends."""
 
     start: int
     inside: int
@@ -258,13 +257,13 @@ class _Box(NamedTuple):
 
 
 def _boxes(text: str) -> list[_Box]:
-    """All balanced boxes that lie in no other, in one pass over the text; an unclosed one is none."""
+    """All balanced boxes that are not inside another, in one pass over the text. Unclosed boxes do not count."""
     first = BOX.search(text) if "boxed" in text or "fbox" in text else None
     if first is None:
         return []
     opened: list[tuple[int, int, bool]] = []
     found: list[_Box] = []
-    # What stands before the first box matters just where a backslash may take away its own.
+    # The text before the first box matters only if it ends in a backslash, which may escape the box's own.
     for match in BOX_TOKEN.finditer(text, 0 if text[: first.start()].endswith("\\") else first.start()):
         token = match.group()
         if token == "}" and opened:
@@ -285,7 +284,7 @@ def _content(text: str, box: _Box) -> str:
 
 
 def _formulas(text: str) -> list[re.Match[str]]:
-    """What stands between dollar signs and the like; not what stands between two sums of money."""
+    """The formulas between dollar signs or other delimiters, but not the prose between two amounts of money."""
     return [match for match in FORMULA.finditer(text) if not PROSE.search(FONT.sub("", _inside(match)))]
 
 
@@ -299,17 +298,17 @@ def _without_prose(sentence: str) -> str:
         return sentence
     if formulas := _formulas(sentence):
         first = formulas[0]
-        return sentence if denied(sentence, *first.span()) or _is_one_of(first) else _inside(first)
+        return sentence if denied(sentence, *first.span()) or _is_conditional(first) else _inside(first)
     if len(sentence.split()) <= PHRASE_WORDS:
         return sentence
     number = NUMBER.match(sentence)
-    if not number or not number.group() or CHANGED.match(sentence, number.end()) or _is_one_of(number):
+    if not number or not number.group() or CHANGED.match(sentence, number.end()) or _is_conditional(number):
         return sentence
     return _with_unit(number)
 
 
-def _is_one_of(value: re.Match[str]) -> bool:
-    """Is it said with a condition, or with another beside it?"""
+def _is_conditional(value: re.Match[str]) -> bool:
+    """Whether a condition or an alternative follows the value ("if", "or")."""
     return CONDITION.match(value.string, value.end()) is not None
 
 

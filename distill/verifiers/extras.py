@@ -1,5 +1,5 @@
-"""Which version of an optional library is there: it is part of a verifier's version, so that what could not be
-judged for want of a library is judged once it is installed."""
+"""The installed version of an optional library. It is part of a verifier's version, so that answers which could not be
+judged without the library are judged once it is installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import metadata
 
 @cache
 def installed(distribution: str) -> str:
-    """Its version, or ``absent``."""
+    """The version of a distribution, or ``absent``."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -1,16 +1,16 @@
 r"""`format`: is the thinking closed, and is there an answer in the right language? Correctness is not judged.
 
 A response has the wrong form if it is cut off inside its thinking, if its answer is empty, or if there is a think
-tag inside the answer (`distill.thinking` has the rule). Settings ask for more:
+tag inside the answer (`distill.thinking` has the rule). Settings can require more:
 
     boxed: true          exactly one \boxed{...}
-    one_answer: true     exactly one answer: one box; without any, one "####" or "answer is", "answer:"
-    thinking: true       there is some thinking
-    language: en         thinking and answer are in a language of that script (`language`); `prompt`: the
-                         problem's own. ``language_share`` (0.9) of the words must be, in each of the two
+    one_answer: true     exactly one answer: one box or, without a box, one "####", "answer is" or "answer:"
+    thinking: true       some thinking
+    language: en         thinking and answer in the script of that language (`language`), or with `prompt` of the
+                         problem's own: at least ``language_share`` (0.9) of the words in each of the two
 
-Meant as a part of a composition; it does not look at the reference. A text of under five words passes as any
-language. A prompt that short has none, and then ``language: prompt`` is `unverifiable`.
+This verifier is meant as a part of a composition; it does not look at the reference. A text of under five words passes
+as any language. If the prompt is that short, ``language: prompt`` is `unverifiable`.
 """
 
 from __future__ import annotations
@@ -49,12 +49,13 @@ class Format:
     def __post_init__(self) -> None:
         for switch in ("boxed", "one_answer", "thinking"):
             if not isinstance(getattr(self, switch), bool):
-                raise InputError(f"format: {switch} is true or false, not {getattr(self, switch)!r}")
+                raise InputError(f"verifier 'format': {switch} must be true or false, not {getattr(self, switch)!r}")
         if self.language is not None and self.language not in (OF_PROMPT, *SCRIPTS):
-            raise InputError(f"format: language is {OF_PROMPT} or one of {', '.join(SCRIPTS)}, not {self.language!r}")
+            known = ", ".join((OF_PROMPT, *SCRIPTS))
+            raise InputError(f"verifier 'format': language must be one of {known}, not {self.language!r}")
         share = self.language_share
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-            raise InputError(f"format: language_share is a number above 0 and up to 1, not {share!r}")
+            raise InputError(f"verifier 'format': language_share must be a number above 0 and up to 1, not {share!r}")
 
     @property
     def reads_thinking(self) -> bool:

@@ -1,8 +1,7 @@
-"""Formulas of propositional and first-order logic as trees, and what can be asked of a tree.
+"""Formulas of propositional and first-order logic as trees, and operations on them.
 
-How they are written is `distill.verifiers.syntax`; what they mean is `distill.verifiers.entailment` (by z3)
-and `distill.verifiers.interpretation` (by evaluation). The depth of a tree is bounded where it is read, so
-that everything here and there may recurse.
+`distill.verifiers.syntax` parses them. `distill.verifiers.entailment` (z3) and `distill.verifiers.interpretation`
+(evaluation) give them meaning. The parser bounds the depth of a tree, so all of this code may recurse.
 """
 
 from __future__ import annotations
@@ -76,14 +75,14 @@ Formula = Truth | Atom | Equal | Not | Joined | Quantified
 
 
 def inside(formula: Formula) -> tuple[Formula, ...]:
-    """The formulas that this one is made of."""
+    """The direct subformulas."""
     if isinstance(formula, Not | Quantified):
         return (formula.inside,)
     return formula.parts if isinstance(formula, Joined) else ()
 
 
 def subformulas(formula: Formula) -> Iterator[Formula]:
-    """The formula and all in it, itself first."""
+    """The formula and all its subformulas, outermost first."""
     stack = [formula]
     while stack:
         part = stack.pop()
@@ -92,7 +91,7 @@ def subformulas(formula: Formula) -> Iterator[Formula]:
 
 
 def terms(formula: Formula) -> Iterator[Term]:
-    """Every term in the formula, terms inside terms too."""
+    """Every term in the formula, including terms inside terms."""
     for part in subformulas(formula):
         outer = part.arguments if isinstance(part, Atom) else (part.left, part.right) if isinstance(part, Equal) else ()
         stack = list(outer)
@@ -112,12 +111,12 @@ def negation(formula: Formula) -> Formula:
 
 
 def alike(left: Formula, right: Formula) -> bool:
-    """The same formula but for the names of its bound variables."""
+    """Whether two formulas are the same up to the names of bound variables."""
     return _numbered(left, {}) == _numbered(right, {})
 
 
 def _numbered(formula: Formula, bound: Mapping[str, str]) -> Formula:
-    """Every bound variable named by the number of quantifiers around its own."""
+    """The formula with each bound variable named by the number of quantifiers around its own."""
     match formula:
         case Quantified(quantifier, variable, inside):
             name = str(len(bound))
@@ -141,7 +140,7 @@ def _renamed(term: Term, names: Mapping[str, str]) -> Term:
 
 @dataclass
 class Signature:
-    """The names of a set of formulas and their numbers of arguments. `add` refuses a name with two meanings."""
+    """The names in a set of formulas, with their arities. `add` raises `Unreadable` for a name with two meanings."""
 
     predicates: dict[str, int] = field(default_factory=dict)
     functions: dict[str, int] = field(default_factory=dict)
@@ -174,7 +173,7 @@ class Signature:
 
 
 def form_fault(formula: Formula, form: str) -> str:
-    """What keeps a formula without quantifiers from being in ``form`` (nnf, cnf, dnf); empty where nothing does."""
+    """Why a formula is not in ``form`` (nnf, cnf or dnf); empty if it is."""
     for part in subformulas(formula):
         if isinstance(part, Quantified):
             return "it has a quantifier"

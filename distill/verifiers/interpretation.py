@@ -1,6 +1,6 @@
-"""Finite interpretations, and what a formula is worth in one, by plain evaluation. No solver has a part in it.
+"""Finite interpretations, and the truth value of a formula in one by plain evaluation, without a solver.
 
-How one is written is `distill.verifiers.model`.
+`distill.verifiers.model` reads an interpretation from text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class TooLarge(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Interpretation:
-    """Elements are their names. ``truths`` are of propositions, ``holds`` the places where a predicate does."""
+    """Elements are represented by their names. ``truths`` gives the value of each proposition, ``holds`` the places
+    (argument tuples) at which each predicate is true, and ``values`` the value of each function at each place."""
 
     domain: tuple[str, ...]
     truths: Mapping[str, bool]
@@ -31,16 +32,16 @@ class Interpretation:
 
     def plain(self) -> dict[str, Any]:
         """As JSON, in the form that `distill.verifiers.model.read` takes."""
-        told: dict[str, Any] = {"domain": list(self.domain)} if self.holds or self.values else {}
-        told |= {name: self.truths[name] for name in sorted(self.truths)}
-        told |= {name: sorted(map(list, self.holds[name])) for name in sorted(self.holds)}
+        data: dict[str, Any] = {"domain": list(self.domain)} if self.holds or self.values else {}
+        data |= {name: self.truths[name] for name in sorted(self.truths)}
+        data |= {name: sorted(map(list, self.holds[name])) for name in sorted(self.holds)}
         for name, values in sorted(self.values.items()):
-            told[name] = values[()] if () in values else {",".join(place): value for place, value in values.items()}
-        return told
+            data[name] = values[()] if () in values else {",".join(place): value for place, value in values.items()}
+        return data
 
 
 def is_true(formula: Formula, interpretation: Interpretation) -> bool:
-    """The worth of a formula whose names are all interpreted; `TooLarge` where that takes too long."""
+    """The truth value of a formula whose names are all interpreted. Raises `TooLarge` if that takes too many steps."""
     return _Evaluation(interpretation).truth(formula, {})
 
 
@@ -65,20 +66,20 @@ class _Evaluation:
             case Not(inside):
                 return not self.truth(inside, bound)
             case Quantified(quantifier, variable, inside):
-                worths = (self.truth(inside, {**bound, variable: thing}) for thing in self.interpretation.domain)
-                return all(worths) if quantifier == "forall" else any(worths)
+                results = (self.truth(inside, {**bound, variable: thing}) for thing in self.interpretation.domain)
+                return all(results) if quantifier == "forall" else any(results)
             case Joined(operator, parts):
                 return self.joined(operator, parts, bound)
 
     def joined(self, operator: str, parts: tuple[Formula, ...], bound: Mapping[str, str]) -> bool:
-        worths = (self.truth(part, bound) for part in parts)
+        results = (self.truth(part, bound) for part in parts)
         if operator == "and":
-            return all(worths)
+            return all(results)
         if operator == "or":
-            return any(worths)
+            return any(results)
         if operator == "xor":
-            return sum(worths) % 2 == 1
-        left, right = worths
+            return sum(results) % 2 == 1
+        left, right = results
         return left == right if operator == "iff" else not left or right
 
     def value(self, term: Term, bound: Mapping[str, str]) -> str:

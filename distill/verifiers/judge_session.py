@@ -1,8 +1,8 @@
-"""A judge at work: its engine, and the questions that are still to be asked.
+"""A session with a judge: its engine and the open requests.
 
-Each question is asked once, however many answers it is about (samples of one problem often say the same),
-and each verdict is handed out with its last reply. What the engine raises (an endpoint that is down, a cap
-that is reached) passes through, after the replies that came before it.
+Equal requests are sent once (samples of one problem are often identical), and a verdict is yielded as soon as its last
+reply arrives. Exceptions of the engine (the endpoint is down, or a cap is reached) propagate, after the verdicts of the
+replies before them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class JudgeSession:
-    """A judge with its engine, loaded when the first question is asked. One caller at a time; others wait."""
+    """A judge with its engine, which is loaded for the first request. One caller at a time; others wait."""
 
     def __init__(self, judge: Judge, note: Note, spending: Spending | None = None) -> None:
         self._judge, self._note = judge, note
@@ -36,9 +36,9 @@ class JudgeSession:
     def judge(
         self, items: Sequence[tuple[Key, Problem, Response]], stopping: Stopping = never
     ) -> Iterator[tuple[Key, Verdict]]:
-        """See `distill.verifiers.base.Session`."""
+        """Yield verdicts as `distill.verifiers.base.Session` specifies."""
         if self._owner == threading.get_ident():
-            raise PipelineError("this judge is being asked already: exhaust or close that iterator first")
+            raise PipelineError("this thread is already using this judge: exhaust or close its iterator first")
         with self._lock:
             self._owner = threading.get_ident()
             try:
@@ -52,7 +52,7 @@ class JudgeSession:
             self._engine = None
 
     def _ask(self, items: Sequence[tuple[Key, Problem, Response]], stopping: Stopping) -> Iterator[tuple[Key, Verdict]]:
-        left = _Left()
+        left = _OpenRequests()
         for n, (_, problem, trace) in enumerate(items):
             left.add(n, self._judge.requests(problem, trace))
         if self._engine is None:
@@ -65,23 +65,23 @@ class JudgeSession:
                 self._engine.hand_back(left.unused())
 
     def _verdicts(
-        self, engine: Engine, items: Sequence[tuple[Key, Problem, Response]], left: _Left, stopping: Stopping
+        self, engine: Engine, items: Sequence[tuple[Key, Problem, Response]], left: _OpenRequests, stopping: Stopping
     ) -> Iterator[tuple[Key, Verdict]]:
         while left.requests and not stopping():
             try:
                 for completion in engine.generate(list(left.requests.values()), stopping):
-                    for n, asked in left.answered(completion):
-                        yield items[n][0], self._judge.verdict(asked.replies, asked.paid)
-            except PromptTooLong as error:  # of a local model; an endpoint refuses the call, and that ends the run
+                    for n, pending in left.answered(completion):
+                        yield items[n][0], self._judge.verdict(pending.replies, pending.paid)
+            except PromptTooLong as error:  # only a local model raises it; an endpoint's refusal ends the run
                 for n in left.hopeless(error.key):
                     yield items[n][0], Verdict.unverifiable(f"too long for the judge: {error}")
                 continue
             if left.requests and not stopping():
-                raise PipelineError(f"the judge's engine ended {len(left.requests)} answers short")
+                raise PipelineError(f"the judge's engine ended with {len(left.requests)} replies missing")
 
 
-class _Asked:
-    """One verdict's requests, by their keys in order; ``first`` are those that are made for it."""
+class _PendingVerdict:
+    """The keys of one verdict's requests, in order. ``first`` are those that no earlier item needed."""
 
     def __init__(self, keys: Sequence[str], first: Collection[str]) -> None:
         self.keys, self.first = keys, first
@@ -96,39 +96,39 @@ class _Asked:
         return [self.known[key] for key in self.known if key in self.first]
 
 
-class _Left:
-    """What is still to be asked, each question once, and the items that wait for each reply."""
+class _OpenRequests:
+    """The open requests, each once, and the items that wait for each reply."""
 
     def __init__(self) -> None:
         self.requests: dict[str, Request] = {}
-        self._asked: dict[int, _Asked] = {}
+        self._pending: dict[int, _PendingVerdict] = {}
         self._waiting: dict[str, list[int]] = {}
 
     def add(self, n: int, requests: Sequence[Request]) -> None:
         by_key = {request.key: request for request in requests}
-        self._asked[n] = _Asked([request.key for request in requests], by_key.keys() - self.requests.keys())
+        self._pending[n] = _PendingVerdict([request.key for request in requests], by_key.keys() - self.requests.keys())
         self.requests |= by_key
         for key in by_key:
             self._waiting.setdefault(key, []).append(n)
 
-    def answered(self, completion: Completion) -> Iterator[tuple[int, _Asked]]:
-        """The items that have all of their replies with this one."""
+    def answered(self, completion: Completion) -> Iterator[tuple[int, _PendingVerdict]]:
+        """Yield the items that this reply completes."""
         del self.requests[completion.key]
         for n in self._waiting.pop(completion.key):
-            asked = self._asked[n]
-            asked.known[completion.key] = completion
-            if asked.known.keys() == set(asked.keys):
-                yield n, self._asked.pop(n)
+            pending = self._pending[n]
+            pending.known[completion.key] = completion
+            if pending.known.keys() == set(pending.keys):
+                yield n, self._pending.pop(n)
 
     def unused(self) -> set[str]:
-        """The replies that items have which wait for others."""
-        return {key for asked in self._asked.values() for key in asked.known}
+        """The keys of received replies whose items still wait for others."""
+        return {key for pending in self._pending.values() for key in pending.known}
 
     def hopeless(self, key: str) -> list[int]:
-        """Give up the items that need the reply to ``key``; what nobody else waits for is not asked."""
+        """Drop the items that need the reply to ``key``, and every request that no other item needs."""
         given_up = self._waiting[key]
         for n in given_up:
-            for other in set(self._asked.pop(n).keys) & self._waiting.keys():
+            for other in set(self._pending.pop(n).keys) & self._waiting.keys():
                 self._waiting[other] = [waiting for waiting in self._waiting[other] if waiting != n]
                 if not self._waiting[other]:
                     del self._waiting[other], self.requests[other]

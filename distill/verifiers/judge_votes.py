@@ -1,7 +1,7 @@
-"""From a judge's replies to a verdict: what each says, what a vote comes to, and whether the votes agree.
+"""Turn a judge's replies into a verdict: read each reply, form the votes, and count them.
 
-Pure functions of completions. Whatever cannot be read or does not agree is `unverifiable`, with the texts
-in the evidence. Asked are the replies by `distill.verifiers.llm_judge`.
+Pure functions of completions. Replies that cannot be read or do not agree give `unverifiable`, with the texts in the
+evidence. `distill.verifiers.llm_judge` makes the requests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from distill.types import Completion, Finish, Outcome, Verdict
 from distill.verifiers.judge_prompt import Grades, Words
 
 SHOWN = 2000
-"""Characters of a reply, its last ones, that are kept in the evidence."""
+"""The evidence keeps this many characters from the end of a reply."""
 NO_VERDICT = {
     Finish.LENGTH: "the judge was cut off before its verdict",
     Finish.REFUSED: "the judge refused to answer",
@@ -24,7 +24,7 @@ NO_VERDICT = {
 
 
 class Vote(NamedTuple):
-    """What one vote comes to; a score is there unless it is unverifiable. ``said`` is kept of each reply."""
+    """The result of one vote. An unverifiable one has no score. ``said`` is what the evidence keeps of the replies."""
 
     outcome: Outcome
     score: float | None
@@ -33,7 +33,7 @@ class Vote(NamedTuple):
 
 
 def read(completion: Completion, form: Words | Grades) -> tuple[Any, dict[str, Any]]:
-    """What a reply says in the form that was asked for (None: nothing), and what is kept of it.
+    """The word or grades in a reply (None if it has none in the requested form), and what the evidence keeps of it.
 
     Only the text after the judge's thinking counts.
     """
@@ -44,7 +44,7 @@ def read(completion: Completion, form: Words | Grades) -> tuple[Any, dict[str, A
 
 
 def vote(completions: Sequence[Completion], form: Words | Grades, threshold: float) -> Vote:
-    """One vote: the reply to one question, or to both orders of a pair."""
+    """One vote, from the reply to one question or from the replies to both orders of a pair."""
     says, said = zip(*(read(completion, form) for completion in completions), strict=True)
     if None in says:
         finish = completions[says.index(None)].finish
@@ -66,7 +66,7 @@ def _graded(grades: Mapping[str, float], threshold: float, said: Sequence[Mappin
 
 
 def _preferred(first: str, second: str, said: Sequence[Mapping[str, Any]]) -> Vote:
-    """The candidate stood first, then second: both times the same of the two must be preferred."""
+    """The candidate was shown first, then second. The judge must prefer the same response both times."""
     one = {"first": "the candidate", "second": "the reference"}.get(first, "neither")
     other = {"first": "the reference", "second": "the candidate"}.get(second, "neither")
     if one != other:
@@ -78,7 +78,7 @@ def _preferred(first: str, second: str, said: Sequence[Mapping[str, Any]]) -> Vo
 
 
 def verdict(votes: Sequence[Vote], evidence: Mapping[str, Any], seconds: float) -> Verdict:
-    """The outcome that more than half of the votes share, with the mean of their scores; else `unverifiable`."""
+    """The outcome that more than half of the votes share, with their mean score; otherwise `unverifiable`."""
     counts = Counter(vote.outcome for vote in votes)
     outcome, share = counts.most_common(1)[0]
     shown = {
@@ -100,7 +100,7 @@ def verdict(votes: Sequence[Vote], evidence: Mapping[str, Any], seconds: float) 
 
 
 def spent_on(completions: Sequence[Completion]) -> dict[str, float]:
-    """What calls took, for the evidence and for whoever adds it up (`distill.verification`)."""
+    """The number of calls, tokens and cost, for the evidence and for the totals in `distill.verification`."""
     prompts = (len(c.prompt_ids) if c.prompt_tokens is None else c.prompt_tokens for c in completions)
     return {
         "calls": len(completions),

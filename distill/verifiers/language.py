@@ -1,8 +1,8 @@
-r"""Which script a text is written in, by its letters: enough to see that a model changed language midway.
+r"""Detect the script of a text from its letters, which is enough to notice that a model switched language midway.
 
-Counted are words: a run of letters of one script is one, a Chinese or Japanese character is one, as these
-are written without spaces. Not counted: LaTeX, code, links, numbers, and single letters of Latin or Greek,
-which are the names of things in any language. Languages that share a script are not told apart.
+Words are counted: a run of letters of one script is a word, and so is each Chinese or Japanese character, since these
+are written without spaces. LaTeX, code, links, numbers and single Latin or Greek letters, which are symbols in any
+language, do not count. Languages that share a script are not distinguished.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ SCRIPTS: dict[str, frozenset[str]] = {
     "te": frozenset({"TELUGU"}),
     "th": frozenset({"THAI"}),
 }
-"""Scripts by language, as Unicode's character names begin."""
+"""Scripts by language. A script is the first word of its characters' Unicode names."""
 UNSPACED = frozenset({"CJK", "HIRAGANA", "KATAKANA"})
 SYMBOLS = frozenset({"LATIN", "GREEK"})
 LEAST_WORDS = 5
-"""A text of fewer words is in no language in particular."""
+"""A text with fewer words has no detectable language."""
 LETTER = re.compile(r"^(?!MODIFIER|MATHEMATICAL)\w+ .*\b(?:LETTER|IDEOGRAPH|SYLLABLE|CHARACTER|LIGATURE)\b")
-"""In the names of what writes words, and not in those of symbols such as DOUBLE-STRUCK CAPITAL R."""
+"""Matches the Unicode names of characters that write words, not of symbols such as DOUBLE-STRUCK CAPITAL R."""
 NOT_PROSE = re.compile(r"\\(?:begin|end)\{[^{}]*\}|\\[A-Za-z]+|https?://\S+")
 OPENING = re.compile(r"```|`|\$\$|\$|\\\(|\\\[")
 CLOSING = {"```": "```", "`": "`", "$$": "$$", "$": "$", "\\(": "\\)", "\\[": "\\]"}
@@ -46,7 +46,7 @@ ON_ONE_LINE = ("`", "$")
 
 
 def words_by_script(text: str) -> Counter[str]:
-    """How many words of each script the prose in ``text`` has."""
+    """The number of words in each script in the prose of ``text``."""
     counts: Counter[str] = Counter()
     run_of, length = "", 0
     for character in [*_prose(text), " "]:
@@ -60,7 +60,7 @@ def words_by_script(text: str) -> Counter[str]:
 
 
 def _prose(text: str) -> str:
-    """Without formulas, code and links, in time linear in the text: what is never closed is looked for once."""
+    """The text without formulas, code and links. Linear: a closing delimiter that never comes is searched only once."""
     kept, at = [], 0
     unclosed: set[str] = set()
     while (found := OPENING.search(text, at)) is not None:
@@ -83,7 +83,7 @@ def _count(counts: Counter[str], script: str, length: int) -> None:
 
 @lru_cache(maxsize=1 << 14)
 def script_of(character: str) -> str:
-    """The script of a letter, MARK for what modifies one, nothing for all else."""
+    """The script of a letter, MARK for a combining mark, empty for anything else."""
     kind = unicodedata.category(character)
     if kind.startswith("M"):
         return "MARK"
@@ -94,7 +94,7 @@ def script_of(character: str) -> str:
 
 
 def scripts_of(text: str) -> frozenset[str]:
-    """The scripts of the language that ``text`` seems to be in; none where there are too few words."""
+    """The scripts of the language that ``text`` seems to be in; empty if it has too few words."""
     counts = words_by_script(text)
     if counts.total() < LEAST_WORDS:
         return frozenset()
@@ -104,7 +104,7 @@ def scripts_of(text: str) -> frozenset[str]:
 
 
 def share(text: str, scripts: frozenset[str]) -> tuple[float, int]:
-    """(share of the words in ``scripts``, number of words); the share is 1 where there are no words."""
+    """(share of the words in ``scripts``, number of words). The share is 1 if there are no words."""
     counts = words_by_script(text)
     total = counts.total()
     return (sum(counts[script] for script in scripts) / total if total else 1.0), total

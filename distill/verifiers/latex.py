@@ -1,10 +1,10 @@
-r"""LaTeX answers as a tree: a parser that reads the whole of a text or says `Unreadable`.
+r"""Parse LaTeX answers into trees. The parser reads all of a text or raises `Unreadable`.
 
-Nothing is ever skipped, which is where symbolic checkers go wrong (``1 - 1/\mathrm{e}`` read as 1). It
-knows what stands in answers: arithmetic, roots, powers, functions, variables, lists, sets, tuples,
-intervals, unions, vectors, matrices, ratios, equations, chains of inequalities, plus-minus. Prose, calculus
-and numbers in another base are left to others. Where a text can be read in two ways (``1/2x``), both trees
-are given. What a tree means is `distill.verifiers.meaning`.
+It never skips anything, which is where symbolic checkers go wrong (``1 - 1/\mathrm{e}`` read as 1). It covers what
+occurs in answers: arithmetic, roots, powers, functions, variables, lists, sets, tuples, intervals, unions, vectors,
+matrices, ratios, equations, chains of inequalities, plus-minus. It does not cover prose, calculus and numbers in
+another base. If a text can be read in two ways (``1/2x``), both trees are returned. `distill.verifiers.meaning`
+compares trees.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ MAX_LENGTH, MAX_DEPTH = 1_000, 40
 MATRICES = frozenset({r"\begin{matrix}", r"\begin{pmatrix}", r"\begin{bmatrix}"})
 OPENERS = {"(": ")", "[": "]"}
 DEGREE = Node("quotient", (Node("name", (), "pi"), number(180)))
-"""In the argument of a sine or the like; elsewhere degrees are a unit, or unreadable."""
+"""One degree in the argument of a trigonometric function. Elsewhere degrees are a unit, or unreadable."""
 
 
 @lru_cache(maxsize=2048)
 def readings(text: str) -> tuple[Node, ...]:
-    """Every way to read all of a text in `distill.verifiers.number.canonical` form; none where it cannot be read."""
+    """All ways to parse a text in `distill.verifiers.number.canonical` form; empty if it cannot be parsed."""
     if len(text) > MAX_LENGTH:
         return ()
     try:
@@ -49,9 +49,9 @@ def readings(text: str) -> tuple[Node, ...]:
 
 
 class _Parser:
-    """Recursive descent; every method leaves ``at`` behind what it has read.
+    """Recursive descent; every method leaves ``at`` after what it has read.
 
-    ``slash_binds_tightly`` reads ``1/2x`` as 1/(2x); ``ambiguous`` tells afterwards whether it mattered.
+    ``slash_binds_tightly`` reads ``1/2x`` as 1/(2x). Afterwards ``ambiguous`` is True if that can make a difference.
     """
 
     def __init__(self, found: list[str], slash_binds_tightly: bool) -> None:
@@ -133,7 +133,7 @@ class _Parser:
                 return node
 
     def divisor(self) -> Node:
-        """What a slash divides by: the next factor, or all that stands side by side with it."""
+        """The divisor after a slash: the next factor, or, if the slash binds tightly, all juxtaposed factors."""
         node = self.signed()
         if self.starts_atom():
             self.ambiguous = True
@@ -142,7 +142,7 @@ class _Parser:
         return node
 
     def joined(self, left: Node) -> Node:
-        """What stands side by side: a product, or a mixed number (``2\\frac{1}{3}`` is 2 + 1/3)."""
+        """Juxtaposition: a product, or a mixed number (``2\\frac{1}{3}`` is 2 + 1/3)."""
         after_number, before_fraction = self.tokens[self.at - 1].isdigit(), self.peek() == r"\frac"
         right = self.power()
         if right.kind == "number":
@@ -201,7 +201,7 @@ class _Parser:
         )
 
     def argument(self) -> Node:
-        r"""A group in braces, or the one sign that LaTeX takes: ``\frac12``, ``x^2``, ``\sqrt3``."""
+        r"""A group in braces, or the single character that LaTeX takes: ``\frac12``, ``x^2``, ``\sqrt3``."""
         token = self.peek()
         if token.isdigit() and len(token) > 1:
             self.tokens[self.at : self.at + 1] = list(token)
@@ -258,7 +258,7 @@ class _Parser:
         raise Unreadable(f"unknown {name!r}")
 
     def called(self, name: str) -> Node:
-        r"""``\sin^2 2x``: the argument goes on over what stands side by side."""
+        r"""A function and its argument, which extends over juxtaposed factors: ``\sin^2 2x``."""
         base = self.argument() if name == "log" and self.skip("_") else None
         exponent = self.argument() if self.skip("^") else None
         self.angles += name in OF_ANGLES

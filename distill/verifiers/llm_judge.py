@@ -10,9 +10,9 @@ cannot be read, a judge that was cut off, votes that disagree and a preference t
 `unverifiable`, with the texts in the evidence. The version covers the model's identity, so after a change of model,
 rubric or weights everything is judged again.
 
-A judge's verdict is an opinion, and the text it reads may talk it round (`distill.verifiers.judge_prompt`). Check
-it with a second `verify` stage that applies rules to the same traces. Left out: few-shot examples, several turns, pairs
-of two traces.
+A judge's verdict is an opinion, and the text it reads may manipulate it (`distill.verifiers.judge_prompt`). Check
+it with a second `verify` stage that applies rules to the same traces. Not supported: few-shot examples, several turns,
+pairs of two traces.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ PIECES = {
     "rubric": ("problem", "reference", "answer", "thinking"),
     "pairwise": ("problem", "first", "second"),
 }
-"""The material there is, in the order in which it is shown."""
+"""The material of each mode, in the order in which it is shown."""
 UNASKED = {"reference": {"thinking"}, "rubric": {"reference", "thinking"}}
-"""What is shown just where the rubric names it."""
+"""The material that is shown only if the rubric uses it."""
 RUBRICS = {"reference": REFERENCE, "pairwise": PAIRWISE, "rubric": ""}
 WORDS = {"reference": ("correct", "incorrect", "unsure"), "pairwise": ("first", "second", "tie")}
 
 
 class JudgeSampling(SamplingSettings):
-    """Greedy unless told otherwise; ``max_tokens`` counts the judge's thinking too."""
+    """Greedy by default. ``max_tokens`` includes the judge's thinking."""
 
     temperature: Annotated[float, Field(ge=0)] = 0.0
     max_tokens: Annotated[int, Field(ge=1)] = 1024
@@ -86,16 +86,16 @@ class JudgeSettings(Settings):
         if self.samples > 1 and self.sampling.temperature == 0:
             raise ValueError("samples above 1 need a sampling.temperature above 0: greedy votes are all the same")
         if self.mode == "rubric" and not self.rubric and not self.criteria:
-            raise ValueError("mode rubric needs a rubric, or criteria")
+            raise ValueError("mode rubric needs a rubric or criteria")
         if self.criteria and self.mode != "rubric":
-            raise ValueError("criteria are for mode rubric")
+            raise ValueError("criteria need mode rubric")
         if any(":" in name or not name.strip() for name in self.criteria):
-            raise ValueError("a criterion's name is not empty and holds no colon")
+            raise ValueError("a criterion's name must not be empty or contain a colon")
         return self
 
 
 class Judge:
-    """See `distill.verifiers.base`; the settings are `JudgeSettings`."""
+    """The `judge` verifier, with `JudgeSettings`. `distill.verifiers.base` describes the protocol."""
 
     name: ClassVar[str] = "judge"
     reads_files: ClassVar[bool] = True
@@ -126,7 +126,7 @@ class Judge:
 
     @cached_property
     def settled(self) -> dict[str, Any]:
-        """The settings that change a verdict: defaults and what is operational are left out."""
+        """The settings that can change a verdict, without defaults and operational settings."""
         data = self.settings.model_dump(mode="json", exclude_defaults=True)
         for path, _, _ in marked(self.settings, Operational):
             data.get(str(path[0]), {}).pop(path[-1], None)
@@ -142,11 +142,11 @@ class Judge:
 
     @property
     def account(self) -> str:
-        """What it pays under, beside the name of the stage that asks it (`distill.spending`)."""
+        """The name of its spending account within that of the stage that asks it (`distill.spending`)."""
         return f"judge-{content_hash(self.settled)[:12]}"
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
-        """What needs no judge."""
+        """The verdict on an answer that does not need the judge, or None."""
         settings = self.settings
         if not problem.reference.strip() and (settings.mode != "rubric" or "reference" in self.rubric.named):
             return Verdict.unverifiable("there is no reference")
@@ -173,7 +173,7 @@ class Judge:
         return JudgeSession(self, note, spending)
 
     def requests(self, problem: Problem, trace: Response) -> tuple[Request, ...]:
-        """All that is asked about one answer, vote by vote. Equal questions have equal keys."""
+        """All requests about one answer, vote by vote. Equal questions have equal keys."""
         sampling = self.settings.sampling.sampling(self.settings.seed)
         prompts = [self.rubric.prompt(pieces, self.form.question) for pieces in self._materials(problem, trace)]
         return tuple(
@@ -183,7 +183,7 @@ class Judge:
         )
 
     def _materials(self, problem: Problem, trace: Response) -> list[dict[str, str]]:
-        """The pieces that are shown; in `pairwise` for both orders, the candidate first in the first."""
+        """The pieces to show, one dict per question. `pairwise` shows the candidate first, then second."""
         mode, answer, reference = self.settings.mode, trace.answer, problem.reference
         if mode == "pairwise":
             orders = ((answer, reference), (reference, answer))
@@ -193,7 +193,7 @@ class Judge:
         return [{name: text for name, text in zip(PIECES[mode], texts, strict=True) if name not in unasked}]
 
     def verdict(self, completions: Sequence[Completion], paid: Sequence[Completion]) -> Verdict:
-        """What the replies to `requests` come to; ``paid`` are those that were asked for just this answer."""
+        """The verdict from the replies to `requests`. ``paid`` are the replies whose cost counts for this answer."""
         settings = self.settings
         each = len(completions) // settings.samples
         groups = [completions[n : n + each] for n in range(0, len(completions), each)]

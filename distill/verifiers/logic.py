@@ -6,15 +6,15 @@ The reference is JSON, its formulas in the syntax of `distill.verifiers.syntax`:
     {"task": "follows", "premises": [...], "conclusion": "..."}      yes or no
     {"task": "satisfiable", "formulas": [...]}                       yes or no
     {"task": "equivalent", "formulas": ["...", "..."]}               yes or no
-    {"task": "formula", "formula": "..."}                            a formula that is equivalent; its ``form`` may
-                                                                     be asked for: nnf, cnf or dnf
+    {"task": "formula", "formula": "..."}                            an equivalent formula; ``form`` may require
+                                                                     nnf, cnf or dnf
     {"task": "model", "formulas": [...]}                             an interpretation (`model`), or "unsatisfiable"
     {"task": "countermodel", "premises": [...], "conclusion": "..."} the same, where the conclusion is false
     {"task": "proof", "premises": [...], "conclusion": "..."}        numbered lines (`proof`)
 
-The truth is worked out from the formulas. A reference may also have a ``label``. If it contradicts the solver, if the
+The truth is computed from the formulas. A reference may also have a ``label``. If it contradicts the solver, if the
 premises contradict each other, or if the solver gives up, the verdict is `unverifiable`. Models are checked without a
-solver. Closed worlds, where what is not said is false, are not supported.
+solver. Closed worlds, in which anything not stated is false, are not supported.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ MOST_FORMULAS = 200
 
 
 class Unknown(Exception):
-    """The truth could not be worked out, or the reference contradicts itself."""
+    """The truth could not be determined, or the reference contradicts itself."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A reference, read: ``given`` are its premises or formulas, ``goal`` its conclusion or the one formula."""
+    """A parsed reference: ``given`` are its premises or formulas, ``goal`` its conclusion or single formula."""
 
     name: str
     given: tuple[Formula, ...]
@@ -87,7 +87,7 @@ class Logic:
         return f"2/{installed('z3-solver')}"
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
-        """What needs no solver and no time: a reference that is none, an answer that says nothing."""
+        """The verdict where no solver is needed: an unreadable reference, or an answer that is empty or too long."""
         try:
             task = read_task(problem.reference)
         except Unreadable as error:
@@ -109,7 +109,7 @@ class Logic:
             return Verdict.unverifiable(str(error), task=task.name)
 
     def prepare(self) -> None:
-        """Import the solver, where there is one, ahead of the first verdict."""
+        """Import the solver, if it is installed, before the first verdict."""
         try:
             entailment.load()
         except entailment.NeedsSolver:
@@ -118,33 +118,33 @@ class Logic:
 
 @lru_cache(maxsize=256)
 def read_task(reference: str) -> Task:
-    """The task in a reference; `Unreadable` says what is wrong with it. Kept, as many answers come to one."""
+    """Parse a reference. Raises `Unreadable`. Cached, because a reference has many answers."""
     if len(reference) > MAX_REFERENCE:
         raise Unreadable(f"longer than {MAX_REFERENCE} characters")
     try:
-        told = json.loads(reference)
+        data = json.loads(reference)
     except (ValueError, RecursionError):
         raise Unreadable("it is no JSON") from None
-    name = told.get("task") if isinstance(told, dict) else None
+    name = data.get("task") if isinstance(data, dict) else None
     if not isinstance(name, str) or name not in FIELDS:
         raise Unreadable(f"its task is none of {', '.join(FIELDS)}")
     many, one = FIELDS[name]
     allowed = {"task", many, one, "label" if name in LABELLED else None, "form" if name == "formula" else None}
-    if unknown := sorted(told.keys() - allowed):
+    if unknown := sorted(data.keys() - allowed):
         raise Unreadable(f"the task {name} has no {unknown[0]!r}")
-    given = tuple(_formula(text, many) for text in _list(told, many)) if many else ()
-    goal = _formula(told.get(one), one) if one else None
+    given = tuple(_formula(text, many) for text in _list(data, many)) if many else ()
+    goal = _formula(data.get(one), one) if one else None
     Signature.of(given if goal is None else (*given, goal))
     if name == "equivalent" and len(given) != 2:
         raise Unreadable("equivalent takes two formulas")
-    form = told.get("form")
+    form = data.get("form")
     if form is not None and form not in FORMS:
         raise Unreadable(f"its form is none of {', '.join(FORMS)}")
-    return Task(name, given, goal, _label(name, told.get("label")), form)
+    return Task(name, given, goal, _label(name, data.get("label")), form)
 
 
-def _list(told: dict[str, Any], key: str) -> list[Any]:
-    found = told.get(key)
+def _list(data: dict[str, Any], key: str) -> list[Any]:
+    found = data.get(key)
     if not isinstance(found, list) or len(found) > MOST_FORMULAS or not (found or key == "premises"):
         raise Unreadable(f"{key!r} is no list of formulas")
     return found
@@ -162,27 +162,27 @@ def _formula(text: Any, key: str | None) -> Formula:
 def _label(name: str, label: Any) -> str | None:
     if label is None:
         return None
-    said = saying(str(label), SAYINGS[name])
-    if said is None:
+    word = saying(str(label), SAYINGS[name])
+    if word is None:
         raise Unreadable(f"its label {str(label)[:40]!r} is none of {', '.join(SAYINGS[name])}")
-    return said
+    return word
 
 
-def _said_verdict(task: Task, answer: str) -> Verdict:
-    """For answers that are a word: what was said against what is so."""
+def _word_verdict(task: Task, answer: str) -> Verdict:
+    """The verdict on an answer that is a word such as "yes", compared with the truth."""
     line, goal = last_line(answer), task.goal
-    said = saying(line, SAYINGS[task.name])
-    if said is None and goal is not None:
-        said = about(line, SAYINGS[task.name], lambda text: _is_formula(text, goal))
+    word = saying(line, SAYINGS[task.name])
+    if word is None and goal is not None:
+        word = about(line, SAYINGS[task.name], lambda text: _is_formula(text, goal))
     truth, model = _truth(task)
-    evidence: dict[str, Any] = {"task": task.name, "truth": truth, "answer": said}
+    evidence: dict[str, Any] = {"task": task.name, "truth": truth, "answer": word}
     if model is not None:
         evidence["model"] = model.plain()
     if task.label not in (None, truth):
         return Verdict.unverifiable(f"the label says {task.label}, the solver {truth}", **evidence)
-    if said is None:
+    if word is None:
         return Verdict.incorrect(f"the answer says none of {', '.join(SAYINGS[task.name])}", **evidence)
-    return (Verdict.correct if said == truth else Verdict.incorrect)(f"it is {truth}", **evidence)
+    return (Verdict.correct if word == truth else Verdict.incorrect)(f"it is {truth}", **evidence)
 
 
 def _is_formula(text: str, wanted: Formula) -> bool:
@@ -193,16 +193,16 @@ def _is_formula(text: str, wanted: Formula) -> bool:
 
 
 def _truth(task: Task) -> tuple[str, Interpretation | None]:
-    """The right word, and an interpretation that shows it, where one does."""
+    """The right word, and an interpretation that demonstrates it, if one does."""
     if task.name == "satisfiable":
         decision = entailment.true_together(task.given)
-        return ("yes" if _known(decision.together) else "no"), decision.model
+        return ("yes" if _decided(decision.together) else "no"), decision.model
     if task.name == "equivalent":
         differ = entailment.true_together([Joined("xor", task.given)])
-        return ("no" if _known(differ.together) else "yes"), differ.model
+        return ("no" if _decided(differ.together) else "yes"), differ.model
     against = entailment.follows(task.given, task.target)
     together = entailment.true_together([*task.given, task.target])
-    if not _known(against.together) and not _known(together.together):
+    if not _decided(against.together) and not _decided(together.together):
         raise Unknown("the premises contradict each other")
     if task.name == "follows":
         return ("no" if against.together else "yes"), against.model
@@ -211,7 +211,7 @@ def _truth(task: Task) -> tuple[str, Interpretation | None]:
     return ("Uncertain" if together.together else "False"), against.model
 
 
-def _known(answer: bool | None) -> bool:
+def _decided(answer: bool | None) -> bool:
     if answer is None:
         raise Unknown("too hard for the solver within its budget")
     return answer
@@ -228,7 +228,7 @@ def _formula_verdict(task: Task, answer: str) -> Verdict:
     if task.form and (fault := form_fault(given, task.form)):
         return Verdict.incorrect(f"not in {task.form}: {fault}", **evidence)
     differ = entailment.true_together([Joined("xor", (task.target, given))])
-    if not _known(differ.together):
+    if not _decided(differ.together):
         return Verdict.correct("the formulas are equivalent", **evidence)
     if differ.model is not None:
         evidence["model"] = differ.model.plain()
@@ -239,7 +239,7 @@ def _model_verdict(task: Task, answer: str) -> Verdict:
     evidence: dict[str, Any] = {"task": task.name}
     if saying(last_line(answer), SAYINGS["model"]) == "none":
         decision = entailment.true_together(task.wanted)
-        if not _known(decision.together):
+        if not _decided(decision.together):
             return Verdict.correct("there is none", **evidence)
         shown = {} if decision.model is None else {"model": decision.model.plain()}
         return Verdict.incorrect("there is one", **evidence, **shown)
@@ -277,7 +277,7 @@ def _proof_verdict(task: Task, answer: str) -> Verdict:
 
 
 JUDGES: dict[str, Callable[[Task, str], Verdict]] = {
-    **dict.fromkeys(LABELLED, _said_verdict),
+    **dict.fromkeys(LABELLED, _word_verdict),
     "formula": _formula_verdict,
     "model": _model_verdict,
     "countermodel": _model_verdict,

@@ -1,9 +1,9 @@
-r"""What an answer to a question of logic says: which of a few words, or which block of text.
+r"""Extract the answer to a logic problem: one of a few words, or a block of text.
 
-A word is the last ``\boxed{...}``, what follows the last "answer:", or the last line; "Therefore, the
-conclusion is" and the like before it and a reason after it are passed over. The rest must be one of the
-words *as a whole*, so that "not entailed" is never "entailed". A block (a proof) is the last box, the last
-fenced block, or all of the answer; of a model, without an introduction that ends in a colon.
+A word is taken from the last ``\boxed{...}``, ``<answer>`` tag, "####" or "answer:", or else from the last line. A
+lead-in ("Therefore, the conclusion is") and a reason after it are ignored. The rest must be one of the words *as a
+whole*, so that "not entailed" is never "entailed". A block (a proof) is the last box, the last fenced block, or the
+whole answer; for a model, an introduction that ends in a colon is dropped.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ MOST_LEADING = 8
 
 
 def saying(text: str, sayings: dict[str, str]) -> str | None:
-    """Which of the words ``text`` says, or None."""
+    """The key in ``sayings`` of the word that ``text`` is, or None."""
     if len(text) > LONGEST:
         return None
     text = re.sub(r"\\[A-Za-z]+|[${}*_`\"()\[\]]", " ", text.lower().replace("’", "'"))
@@ -73,7 +73,7 @@ def saying(text: str, sayings: dict[str, str]) -> str | None:
 
 
 def about(text: str, sayings: dict[str, str], is_asked: Callable[[str], bool]) -> str | None:
-    """Which word ``text`` says of the formula that it is asked about: "So Q(a) is true"."""
+    """The key in ``sayings`` of what ``text`` says about the formula in question ("So Q(a) is true"), or None."""
     words = re.sub(r"[$*`]|\\[()]", " ", text[:LONGEST]).split()
     while words and words[0].lower().strip(",:") in LEADS:
         words = words[1:]
@@ -85,7 +85,7 @@ def about(text: str, sayings: dict[str, str], is_asked: Callable[[str], bool]) -
 
 
 def last_line(answer: str) -> str:
-    """Where a one-line answer stands."""
+    """The text of a one-line answer."""
     box = last_box(answer)
     if box is not None:
         return box
@@ -107,7 +107,7 @@ def _last(answer: str) -> str:
 
 
 def block(answer: str) -> str:
-    """Where an answer of several lines stands."""
+    """The text of an answer of several lines."""
     box = last_box(answer)
     if box is not None:
         return box
@@ -116,7 +116,7 @@ def block(answer: str) -> str:
 
 
 def model_block(answer: str) -> str:
-    """The block, without a last "answer:" or an introduction that ends in a colon before it."""
+    """The block, without anything up to the last "answer:" or an introduction that ends in a colon."""
     text = block(answer)
     lines = (_after_marker(text) or text).splitlines()
     introductions = [at for at, line in enumerate(lines) if line.rstrip(" *").endswith(":") and " " in line.strip()]

@@ -1,10 +1,10 @@
 r"""`math`: is the final answer equal to the reference, as numbers or as formulas?
 
-Three steps, each named in the evidence (``method``); the first that can tell decides:
+There are three steps, each named in the evidence (``method``). The first that reaches a decision wins:
 
 1. texts: equal texts, words, letters, bases, exact numbers with their units. It settles nearly all integers;
-2. reading: both sides as trees (`latex`). Equal normal forms (`normal`) prove equality, a clear difference at
-   random points (`points`) disproves it;
+2. reading: both sides are parsed into trees (`latex`). Equal normal forms (`normal`) prove equality, a clear
+   difference at random points (`points`) disproves it;
 3. algebra: math-verify (the extra ``verify``), for what is equal at the points but not proved, and for
    what cannot be read. The verdict is `correct` only if algebra and the points agree. If they disagree, it is
    `unverifiable`, and the evidence has ``disagreement: true`` and both opinions (``algebra``, ``points``). If
@@ -15,18 +15,18 @@ the pool.
 
 Decisions on cases that could go either way:
 
-- If a number is asked for, plain arithmetic is no answer (``12 + 30`` or ``5 \times 10`` for 42 and 50,
-  ``\frac13 + \frac14`` for 7/12), or else copying the question would be one. A sum, a difference, a product or a
+- If a number is asked for, plain arithmetic is not an answer (``12 + 30`` or ``5 \times 10`` for 42 and 50,
+  ``\frac13 + \frac14`` for 7/12): copying the question would be enough. A sum, a difference, a product or a
   fraction of fractions is therefore wrong, whatever its value. One fraction, a power, a root, a factorial and a power
   of ten with its factor count as numbers.
 - A percent sign is a unit, and like any unit it may be left out: 25 and 25% are the same, as are 25 and 25 apples.
-  Only the question tells whether it means a hundredth, so 0.25 or 1/4 beside 25% is `unverifiable`; 0.25 beside 25
-  is wrong. A position (5th) beside a number (5) is `unverifiable` too.
+  Only the question tells whether it means a hundredth, so 0.25 or 1/4 against 25% is `unverifiable`; 0.25 against 25
+  is wrong. An ordinal (5th) against a number (5) is `unverifiable` too.
 - A decimal that rounds an exact value (0.33 for 1/3) is `unverifiable`.
-- A box is never correct if the words around it deny it or take it back (`extract`); a later answer counts instead.
-- A reference that is one letter is read as a choice (`choice`). An unreadable reference never scores, nor does what
-  data sets write when they have none (``proof``, ``not found``).
-- A reference of words with a number in it (``June 20``, ``row 7``) is compared with words; a bare value beside it
+- A box is never correct if the words around it deny or retract it (`extract`); a later answer counts instead.
+- A reference that is one letter is read as a choice (`choice`). An unreadable reference never scores, nor do the
+  placeholders that data sets use for a missing one (``proof``, ``not found``).
+- A reference of words with a number in it (``June 20``, ``row 7``) is compared with words; a bare value against it
   (``8``, ``200 minutes``) is `unverifiable`, because nothing tells how to read one as the other.
 """
 
@@ -71,7 +71,7 @@ class Math:
         return f"4/{installed('math-verify')}"
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
-        """Texts and reading; None where algebra is to be asked."""
+        """Steps 1 and 2; None if step 3 must decide."""
         verdict, _, _, evidence = _without_algebra(problem, trace)
         return verdict and at_most(verdict, evidence.get("rule", ""))
 
@@ -80,7 +80,7 @@ class Math:
         return at_most(verdict or with_algebra(reference, given, evidence), evidence.get("rule", ""))
 
     def prepare(self) -> None:
-        """Load algebra ahead of the first verdict, so that its import counts against no limit."""
+        """Load math-verify before the first verdict, so that its import counts against no limit."""
         algebra.equal("1", "1")
 
 
@@ -91,8 +91,8 @@ def _without_algebra(problem: Problem, trace: Response) -> tuple[Verdict | None,
     if words.LETTER.fullmatch(reference) and letter(reference):
         chosen, rule = choose(trace.answer)
         if chosen:
-            told: Evidence = {"answer": chosen, "reference": reference, "rule": rule}
-            return words.same_letter(letter(reference), chosen, told), reference, "", told
+            evidence_of_choice: Evidence = {"answer": chosen, "reference": reference, "rule": rule}
+            return words.same_letter(letter(reference), chosen, evidence_of_choice), reference, "", evidence_of_choice
     span = final_answer(trace.answer)
     evidence: Evidence = {"answer": span.text[:200], "reference": reference[:200], "rule": span.rule}
     if not span.text:
@@ -112,7 +112,7 @@ _digits = lru_cache(maxsize=2048)(read_digits)
 
 @lru_cache(maxsize=2048)
 def reference_of(text: str) -> str | Verdict:
-    """The reference in canonical form, or why there is none."""
+    """The reference in canonical form, or an `unverifiable` verdict if it cannot be used."""
     if len(text) > MAX_LENGTH:
         return Verdict.unverifiable(f"the reference is longer than {MAX_LENGTH} characters")
     if _digits(text):
@@ -129,7 +129,7 @@ def reference_of(text: str) -> str | Verdict:
 
 
 def balanced(text: str) -> bool:
-    """Do the braces match, those that group and those that are written, each for themselves?"""
+    """Whether braces match, grouping braces and literal (escaped) ones separately."""
     tokens = BRACES.findall(text)
     for opener, closer in (("{", "}"), (r"\{", r"\}")):
         depth = 0
@@ -143,10 +143,10 @@ def balanced(text: str) -> bool:
 
 
 def said(given: str, reference: str) -> str:
-    r"""What an answer says in the end: behind its last arrow, and before an approximation of it.
+    r"""What an answer finally claims: the part after its last arrow, without an approximation of its value.
 
-    ``x = \sqrt2 \approx 1.41`` says the square root; ``x \approx 1.41`` and a reference with an
-    approximation of its own leave things as they are.
+    ``x = \sqrt2 \approx 1.41`` claims the square root, and ``x \approx 1.41`` claims 1.41. Nothing is dropped if the
+    reference has an approximation too.
     """
     given = ARROW.split(given)[-1]
     if r"\approx" in given and r"\approx" not in reference:
@@ -177,12 +177,12 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
     if wanted is None and (verdict := _same_short_unit(reference, given, evidence)):
         return verdict
     if wanted is not None:
-        number = read_number(words.in_signs(given), short_unit=True) or _right_number(given)
+        number = read_number(words.in_signs(given), short_unit=True) or _right_side_number(given)
         if number is not None:
             return same_number(wanted, number, evidence)
         if DECIMAL_COMMA.fullmatch(given) and read_digits(given.replace(",", ".")) == digits:
             return Verdict.unverifiable("equal only if the comma is a decimal one", **evidence, method="number")
-        if _undone(given.rpartition("=")[2].strip()):
+        if _is_unfinished(given.rpartition("=")[2].strip()):
             return Verdict.incorrect("the arithmetic is left undone", **evidence, method="text")
         bare = words.unwrapped(given)
         if (PROSE.search(bare) and not re.search(r"\d|\\", bare)) or words.LETTER.fullmatch(given):
@@ -200,14 +200,14 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
 
 
 def _is_value(text: str) -> bool:
-    """A number, alone or with a unit that is surely one, or a formula: ``200 minutes``, not ``21 June``."""
+    """Whether the text is a number, alone or with a known unit, or a formula: ``200 minutes``, but not ``21 June``."""
     if number := read_number(text):
         return not number.unit or units.quantity(number.unit) is not None
     return bool(latex.readings(_with_unit(text)[0]))
 
 
-def _undone(text: str) -> bool:
-    """Are these numbers with operations that are still to be done, beyond one fraction?"""
+def _is_unfinished(text: str) -> bool:
+    """Whether the text is unfinished arithmetic: operations on numbers, other than one fraction."""
     if UNDONE.fullmatch(text) and OPERATION.search(text):
         return True
     found = latex.readings(_with_unit(text)[0])
@@ -215,13 +215,13 @@ def _undone(text: str) -> bool:
 
 
 def _operations(node: Node) -> int:
-    """A fraction counts for one, a sum or a product for two."""
+    """The number of operations: a fraction counts as one, a sum or a product as two."""
     own = {"sum": 2, "product": 2, "quotient": 1}.get(node.kind, 0)
     return own + sum(_operations(part) for part in node.parts if isinstance(part, Node))
 
 
-def _right_number(given: str) -> Number | None:
-    """5 of ``x = 5`` and 42 of ``12 + 30 = 42``; not of ``x = 3, x = 5``, nor of ``2x = 10``, which is unsolved."""
+def _right_side_number(given: str) -> Number | None:
+    """5 in ``x = 5`` and 42 in ``12 + 30 = 42``; None for ``x = 3, x = 5`` and for the unsolved ``2x = 10``."""
     left, _, right = given.rpartition("=")
     if not left or SEVERAL.search(left) or UNSOLVED.fullmatch(left.strip()) or not right:
         return None
@@ -253,7 +253,7 @@ def same_number(wanted: Number, given: Number, evidence: Evidence) -> Verdict:
 
 
 def _same_short_unit(reference: str, given: str, evidence: Evidence) -> Verdict | None:
-    """``5 m`` against 500 cm: a letter that is a unit just because the other side has one of its kind."""
+    """``5 m`` against 500 cm: a letter counts as a unit only if the other side has a unit of the same dimension."""
     wanted, number = read_number(reference, short_unit=True), read_number(given)
     if wanted is None or number is None or not number.unit:
         return None
@@ -276,14 +276,14 @@ def _other_unit(wanted: Number, given: Number, evidence: Evidence) -> Verdict:
 
 
 def _rounded(exact: Number, decimal: Number) -> bool:
-    """Is a fraction rounded to the decimals of the other?"""
+    """Whether ``decimal`` is the fraction ``exact``, rounded."""
     if exact.decimals is not None or decimal.decimals is None or decimal.decimals < 2:
         return False
     return abs(exact.value - decimal.value) * 2 * 10**decimal.decimals <= 1
 
 
 def by_reading(reference: str, given: str, evidence: Evidence) -> tuple[Verdict | None, Evidence]:
-    """Step 2: a verdict, or None and what algebra has to know."""
+    """Step 2: a verdict, or None, with the evidence for step 3."""
     (reference, wanted_unit), (given, given_unit) = _with_unit(reference), _with_unit(given)
     wanted, answers = latex.readings(reference), latex.readings(given)
     if not any(reading.kind == "relation" for reading in wanted):
@@ -321,7 +321,7 @@ def _with_unit(text: str) -> tuple[str, str]:
 
 
 def _different(wanted: Node, given: Node, texts: tuple[str, str], unit: tuple[str, str], evidence: Evidence) -> Verdict:
-    """A clear difference; but a decimal may be the other side rounded, and degrees may be radians."""
+    """The verdict on a clear difference, unless a decimal is the other side rounded, or degrees meet radians."""
     evidence = evidence | {"method": "points"}
     if any(_is_rounded(exact, text) for exact, text in ((wanted, texts[1]), (given, texts[0]))):
         return Verdict.unverifiable("equal only to the decimals written", **evidence)
@@ -334,7 +334,7 @@ def _different(wanted: Node, given: Node, texts: tuple[str, str], unit: tuple[st
 
 
 def _is_rounded(exact: Node, text: str) -> bool:
-    """Is the text a decimal to which a formula's value rounds?"""
+    """Whether the text is a decimal to which the value of ``exact`` rounds."""
     decimal, value = read_number(text), points.values(exact)
     if not decimal or not decimal.decimals or decimal.decimals < 2 or not value or exact.kind == "number":
         return False
@@ -342,7 +342,7 @@ def _is_rounded(exact: Node, text: str) -> bool:
 
 
 def _has_long_decimal(*texts: str) -> bool:
-    """Is one a decimal so long that it can agree at the points by being rounded?"""
+    """Whether one text is a decimal so long that it can agree at the points although it is rounded."""
     return any((number.decimals or 0) >= LONG_DECIMAL for text in texts if (number := read_number(text)))
 
 
@@ -353,7 +353,7 @@ def _fit_for_algebra(reference: str, readings: tuple[Node, ...]) -> bool:
 
 
 def _undefined(node: Node) -> bool:
-    """Does a value in it overflow, or has it none? Then algebra would only hang over it."""
+    """Whether a value in it overflows or does not exist. math-verify would only hang on it."""
     if node.kind in STRUCTURES:
         return any(_undefined(part) for part in node.parts)
     return node.kind != "infinity" and not _has_sign(node) and points.values(node) is None and not _infinite(node)
@@ -368,7 +368,7 @@ def _infinite(node: Node) -> bool:
 
 
 def with_algebra(reference: str, given: str, evidence: Evidence) -> Verdict:
-    """Step 3, on canonical texts of which the points say equal (True) or nothing (None)."""
+    """Step 3, on canonical texts that the points find equal (True in the evidence) or cannot compare (None)."""
     numeric = evidence["points"]
     equal = algebra.equal(units.in_radians(reference), units.in_radians(given))
     if isinstance(equal, str):
@@ -388,7 +388,7 @@ def with_algebra(reference: str, given: str, evidence: Evidence) -> Verdict:
 
 
 def _unread(reference: str, given: str, evidence: Evidence) -> Verdict:
-    """For an answer that nobody can read: wrong, unless the reference stands somewhere in it."""
+    """The verdict on an answer that cannot be parsed: incorrect, unless it contains the reference."""
     if plain(reference) in plain(given):
         return Verdict.unverifiable("the reference stands in an answer that cannot be read", **evidence)
     return Verdict.incorrect("the answer cannot be read as what is asked for", **evidence)

@@ -1,13 +1,12 @@
-r"""Do two readings of answers mean the same? Structures here, values in `equality`, equations in `relations`.
+r"""Compare what two parsed answers mean: structures here, values in `equality`, equations in `relations`.
 
     PROVED      equal in exact arithmetic (`normal`), part by part
     LIKELY      equal at random points (`points`)
-    DIFFERENT   a clear difference in a part that has to be equal
-    UNKNOWN     neither can be shown: another kind of object, a part without a value
+    DIFFERENT   a clear difference in a part that must be equal
+    UNKNOWN     neither can be shown: different kinds of object, or a part without a value
 
-Sets and unions have no order, tuples have one. A list without braces is taken as a set of answers, in which
-each counts as often as it is written. ``x = 5`` is 5 where the other side names nothing; ``2x = 10`` is not.
-A vector is the same as a row, a column and a tuple.
+Sets and unions are unordered, tuples are ordered. A list without braces is a multiset of answers. ``x = 5`` equals 5 if
+the other side names nothing; ``2x = 10`` does not. A vector equals the same row, column or tuple.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ DIFFERENT, UNKNOWN, LIKELY, PROVED = Sameness
 
 
 def same(one: Node, other: Node) -> Sameness:
-    """How sure it is that two trees mean the same; symmetric."""
+    """How certain it is that two trees mean the same. Symmetric."""
     if one == other and not _has_sign(one):
-        # Even so a value may be undefined; then nothing is known.
+        # A value may still be undefined; then nothing is known.
         return same_value(one, other) if one.kind not in STRUCTURES else PROVED
     ours, theirs = assigned(one), assigned(other)
     if ours and theirs:
@@ -47,14 +46,14 @@ def _same_assignments(ours: dict[str, Node], theirs: dict[str, Node], one: Node,
     if ours.keys() == theirs.keys():
         return min(same(ours[name], theirs[name]) for name in ours)
     if one.kind == other.kind == "relation" and one.name == other.name == "=":
-        # "y = 2x" and "x = y/2" are one equation; "x = 5" and "n = 5" may be another name for one number.
+        # "y = 2x" and "x = y/2" are one equation; "x = 5" and "n = 5" may be two names for one number.
         values = same(*ours.values(), *theirs.values())
         return max(same_relation(one, other), min(values, UNKNOWN))
     return UNKNOWN
 
 
 def _same_assigned(ours: dict[str, Node], other: Node, whole: Node) -> Sameness:
-    """Names with values against something that names nothing, or against another relation."""
+    """Compare names with values against something that names nothing, or against another relation."""
     if _has_relation(other):
         if whole.name == "in" and (known := interval(other)) and set(ours) == _variables_of(other):
             return same(next(iter(ours.values())), known)
@@ -81,7 +80,7 @@ def _with_relations(one: Node, other: Node) -> Sameness:
     if one.kind == other.kind == "relation":
         return same_relation(one, other)
     equation, value = (one, other) if one.kind == "relation" else (other, one)
-    # An equation that is left to be solved is not its right side; but it is not another value either.
+    # An unsolved equation does not claim its right side, so equality with it shows nothing; a difference still counts.
     return UNKNOWN if _has_relation(value) or equation.kind == "set" else min(UNKNOWN, same(equation.parts[-1], value))
 
 
@@ -121,7 +120,7 @@ def _merged(node: Node) -> Node:
 
 
 def _same_ratio(one: Node, other: Node) -> Sameness:
-    """3:4 is 6:8, and three quarters; 1:2:3 is no number."""
+    """3:4 equals 6:8, and three quarters; 1:2:3 is not a number."""
     if one.kind == other.kind:
         if len(one.parts) != len(other.parts):
             return DIFFERENT
@@ -147,7 +146,7 @@ def _same_vector(one: Node, other: Node) -> Sameness:
     if len(ours) != len(theirs):
         return DIFFERENT
     found = min(same(a, b) for a, b in zip(ours, theirs, strict=True))
-    # A row is a column just as far as one does not look closely.
+    # A row and a column may be meant as the same vector, or as different matrices.
     return min(found, UNKNOWN) if one.kind == other.kind else found
 
 
@@ -162,7 +161,7 @@ def _components(node: Node) -> Sequence[Node] | None:
 
 
 def _members(node: Node) -> list[Node]:
-    """The members of a set or list, with both values where plus-minus stands; anything else is its own."""
+    """The members of a set or list, with both values of a plus-minus; anything else is its own only member."""
     if node.kind == "set":
         return [member for part in node.parts for member in (_members(part) if _opens(part) else [part])]
     return [_signed(node, "+"), _signed(node, "-")] if _has_sign(node) else [node]
@@ -177,7 +176,7 @@ def _has_sign(node: Node) -> bool:
 
 
 def _has_free_signs(node: Node) -> bool:
-    r"""Do several signs stand in one value, which may go together or not (``\pm 1 \pm 2``)?"""
+    r"""Whether one value has several signs, which may or may not go together (``\pm 1 \pm 2``)."""
     if _opens(node):
         return any(_has_free_signs(part) for part in node.parts) if node.kind == "set" else _signs(node)["+"] > 1
     return False
@@ -189,7 +188,7 @@ def _signs(node: Node) -> Counter[str]:
 
 
 def _signed(node: Node, sign: str) -> Node:
-    """With plus-minus read as one of its two signs (and minus-plus as the other)."""
+    """The tree with plus-minus replaced by ``sign``, and minus-plus by the opposite sign."""
     parts = tuple(_signed(part, sign) if isinstance(part, Node) else part for part in node.parts)
     if node.kind != "plusminus":
         return Node(node.kind, parts, node.name)
@@ -218,7 +217,7 @@ def _distinct(members: list[Node]) -> list[Node]:
 
 
 def _same_members(ours: list[Node], theirs: list[Node]) -> Sameness:
-    """The same members, in any order."""
+    """Compare two lists of members, in any order."""
     if len(ours) != len(theirs):
         return DIFFERENT
     in_order = min((same(a, b) for a, b in zip(ours, theirs, strict=True)), default=PROVED)

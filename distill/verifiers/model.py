@@ -1,14 +1,14 @@
-r"""How a finite interpretation is written: the answer where a model or a countermodel is asked for.
+r"""Read a finite interpretation from text: the answer to a problem that asks for a model or a countermodel.
 
-    p = true, q = false                              propositions; by commas, lines, "and"; also ``:``, "is"
-    domain = {1, 2}                                  first-order: what there is
+    p = true, q = false                              propositions; separated by commas, lines, "and"; also ``:``, "is"
+    domain = {1, 2}                                  first-order: the elements
     P = {1}, R = {(1, 2), (2, 2)}                    predicates: where they hold, and nowhere else
     a = 1, f = {1: 2, 2: 1}                          constants and functions
     P(1) = true, P(2) = false, f(1) = 2, f(2) = 1    or place by place, all of them
     {"domain": [1, 2], "R": [[1, 2], [2, 2]]}        the same as JSON
 
-It must say everything that the formulas speak of, and once; a constant that is itself the name of an
-element means that element. What it says of other names is passed over.
+The text must define every name in the formulas exactly once. A constant that is itself the name of an element means
+that element. Other names are ignored.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def read(text: str, signature: Signature) -> Interpretation:
-    """The interpretation in ``text`` of the names in ``signature``; `Unreadable` where it is none, or not whole."""
-    said = _Reader(_tokens(text)).said()
-    if "domain" in said.whole:
-        domain = _elements(said.whole["domain"])
+    """The interpretation in ``text`` of the names in ``signature``. Raises `Unreadable` if it is none or incomplete."""
+    assignments = _Reader(_tokens(text)).read()
+    if "domain" in assignments.whole:
+        domain = _elements(assignments.whole["domain"])
     elif signature.functions or any(signature.predicates.values()):
         raise Unreadable("it names no domain")
     else:
@@ -45,29 +45,29 @@ def read(text: str, signature: Signature) -> Interpretation:
     predicates, functions = signature.predicates.items(), signature.functions.items()
     return Interpretation(
         domain,
-        {name: _worth(name, said.of(name, 0, domain)[()]) for name, count in predicates if not count},
-        {name: _predicate(name, count, domain, said) for name, count in predicates if count},
-        {name: _function(name, count, domain, said) for name, count in functions},
+        {name: _truth_value(name, assignments.of(name, 0, domain)[()]) for name, count in predicates if not count},
+        {name: _predicate(name, count, domain, assignments) for name, count in predicates if count},
+        {name: _function(name, count, domain, assignments) for name, count in functions},
     )
 
 
 @dataclass
-class _Said:
-    """What was said of a name as a whole (a name, a list or a mapping), and of single places of it."""
+class _Assignments:
+    """The value given to each name as a whole (a name, a list or a mapping), and at single places (argument tuples)."""
 
     whole: dict[str, Any] = field(default_factory=dict)
     places: dict[str, dict[Place, Any]] = field(default_factory=dict)
 
     def add(self, name: str, place: Place, value: Any) -> None:
         if place in self.places.get(name, {}) or name in self.whole or (not place and name in self.places):
-            raise Unreadable(f"it says twice what {_spoken(name, place)} is")
+            raise Unreadable(f"it says twice what {_written(name, place)} is")
         if place:
             self.places.setdefault(name, {})[place] = value
         else:
             self.whole[name] = value
 
     def of(self, name: str, count: int, domain: Place) -> dict[Place, Any]:
-        """What ``name`` is at each place of the domain."""
+        """The value of ``name`` at each place of the domain."""
         if len(domain) ** count > MAX_STEPS:
             raise TooLarge
         whole = self.whole.get(name)
@@ -78,21 +78,21 @@ class _Said:
             found = {(): whole}
         for place in product(domain, repeat=count):
             if place not in found:
-                raise Unreadable(f"it does not say what {_spoken(name, place)} is")
+                raise Unreadable(f"it does not say what {_written(name, place)} is")
         return {place: value for place, value in found.items() if len(place) == count}
 
 
-def _predicate(name: str, count: int, domain: Place, said: _Said) -> frozenset[Place]:
-    whole = said.whole.get(name)
+def _predicate(name: str, count: int, domain: Place, assignments: _Assignments) -> frozenset[Place]:
+    whole = assignments.whole.get(name)
     if isinstance(whole, list):
         return frozenset(_place(item, count, domain, name) for item in whole)
-    return frozenset(place for place, worth in said.of(name, count, domain).items() if _worth(name, worth))
+    return frozenset(place for place, value in assignments.of(name, count, domain).items() if _truth_value(name, value))
 
 
-def _function(name: str, count: int, domain: Place, said: _Said) -> dict[Place, str]:
-    if not count and name not in said.whole and name in domain:
+def _function(name: str, count: int, domain: Place, assignments: _Assignments) -> dict[Place, str]:
+    if not count and name not in assignments.whole and name in domain:
         return {(): name}
-    values = said.of(name, count, domain)
+    values = assignments.of(name, count, domain)
     if not all(isinstance(value, str) and value in domain for value in values.values()):
         raise Unreadable(f"a value of {name!r} is not in the domain")
     return values
@@ -106,7 +106,7 @@ def _elements(found: Any) -> Place:
 
 
 def _place(item: Any, count: int, domain: Place, name: str) -> Place:
-    """A tuple of elements; of one, also the element alone; as a key of JSON, the text "1,2"."""
+    """A tuple of elements. It may be written as the element alone if there is one, and as "1,2" in a JSON key."""
     if isinstance(item, str):
         place: Place = (item,) if count == 1 else tuple(re.findall(r"[\w']+", item))
     else:
@@ -118,25 +118,25 @@ def _place(item: Any, count: int, domain: Place, name: str) -> Place:
     return place
 
 
-def _worth(name: str, value: Any) -> bool:
+def _truth_value(name: str, value: Any) -> bool:
     if not isinstance(value, str) or value.lower() not in WORTH:
         raise Unreadable(f"what {name!r} is, is neither true nor false")
     return WORTH[value.lower()]
 
 
-def _spoken(name: str, place: Place) -> str:
+def _written(name: str, place: Place) -> str:
     return f"{name}({', '.join(place)})" if place else name
 
 
 class _Reader:
-    """Entries ``name is value`` with something between them, perhaps all in one pair of braces."""
+    """Reads entries ``name is value`` with separators between them, optionally all in one pair of braces."""
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens = tokens
         self.at = 0
 
-    def said(self) -> _Said:
-        said = _Said()
+    def read(self) -> _Assignments:
+        assignments = _Assignments()
         braced = self._take("{")
         while True:
             while self._take(*BETWEEN):
@@ -146,27 +146,27 @@ class _Reader:
                 continue
             if self._next() == "":
                 break
-            self._entry(said)
+            self._entry(assignments)
         if braced:
             raise Unreadable("'}' is missing")
-        if not (said.whole or said.places):
+        if not (assignments.whole or assignments.places):
             raise Unreadable("it says nothing")
-        return said
+        return assignments
 
-    def _entry(self, said: _Said) -> None:
+    def _entry(self, assignments: _Assignments) -> None:
         name = self._name()
         place = tuple(self._many(")", 0)) if self._take("(") else ()
         if not self._take(*IS):
-            raise Unreadable(f"after {_short(_spoken(name, place))!r} it does not say what that is")
+            raise Unreadable(f"after {_short(_written(name, place))!r} it does not say what that is")
         value = self._value(0)
         if name == "domain" and isinstance(value, str):
             value = [value, *self._bare_names()]
         if not all(isinstance(element, str) for element in place):
             raise Unreadable(f"a place of {name!r} is no list of names")
-        said.add(name, place, value)
+        assignments.add(name, place, value)
 
     def _bare_names(self) -> Iterator[str]:
-        """``domain: 1, 2, 3`` goes on as long as no new entry begins."""
+        """The remaining names in ``domain: 1, 2, 3``, up to the next entry."""
         while self._next() == "," and _is_name(self.tokens[self.at + 1]) and self.tokens[self.at + 2] not in (*IS, "("):
             self.at += 1
             yield self._name()
@@ -182,7 +182,7 @@ class _Reader:
         return self._name()
 
     def _group(self, closing: str, depth: int) -> Any:
-        """A list, a tuple for round brackets, or a mapping. All are lists of names or of such."""
+        """A list, a tuple (for round brackets) or a mapping. Their items are names or further groups."""
         items = list(self._many(closing, depth))
         if items and all(isinstance(item, _Pair) for item in items):
             pairs = [(tuple(pair.key) if isinstance(pair.key, list) else pair.key, pair.value) for pair in items]
@@ -237,7 +237,7 @@ def _short(text: str) -> str:
 
 
 def _tokens(text: str) -> list[str]:
-    """The tokens, an empty one last; a quoted text keeps its first quote, so that no sign is taken for it."""
+    """The tokens and two empty ones at the end. Quoted text keeps its first quote, so it cannot be taken for a sign."""
     if len(text) > MAX_LENGTH:
         raise Unreadable(f"longer than {MAX_LENGTH} characters")
     for pattern, by in LATEX:

@@ -1,12 +1,12 @@
-r"""Normal forms: equal expressions proved equal in exact arithmetic, without any algebra system.
+r"""Normal forms, which prove expressions equal in exact arithmetic, without a computer algebra system.
 
-An expression becomes a quotient of two polynomials with rational coefficients. Their *atoms* are variables,
-pi, e, i, square roots of primes and, whole, everything else (``\sin(2x)``, ``\sqrt{x+1}``, ``2^x``), named by
-the normal form of what is inside. Two quotients are equal if their cross products are; two rational
-constants are equal or different for certain.
+An expression becomes a quotient of two polynomials with rational coefficients. Their *atoms* are variables, pi, e, i,
+square roots of primes and, as opaque terms, everything else (``\sin(2x)``, ``\sqrt{x+1}``, ``2^x``), named by the
+normal form of their arguments. Two quotients are equal if their cross products are. For two rational constants the
+comparison is always decisive.
 
-A proof may be missed (no identities of sines or logarithms here, that is algebra's), never wrong. What would
-grow large is `Unreadable`.
+A proof may be missed (identities of sines or logarithms are left to `algebra`), but is never wrong. What would grow too
+large raises `Unreadable`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Quotient = tuple[Polynomial, Polynomial]
 
 MOST_TERMS, MOST_PRODUCTS, MOST_POWER = 60, 900, 40
 MOST_BITS, MOST_FACTOR_BITS = 1 << 16, 1 << 12
-"""Of a rational constant, and of a factor in a polynomial."""
+"""Limits on the size of a rational constant, and of a coefficient in a polynomial."""
 MOST_FACTORIAL = 5_000
 MOST_ROOT = 1 << 40
 SMALL_PRIMES = [n for n in range(2, 1000) if all(n % d for d in range(2, math.isqrt(n) + 1))]
@@ -34,7 +34,7 @@ ROOT = "√"
 
 
 def equal(one: Quotient, other: Quotient) -> bool:
-    """Are they the same for certain? False means just that no proof was found."""
+    """Whether two quotients are proved equal. False only means that no proof was found."""
     try:
         return _times(one[0], other[1]) == _times(other[0], one[1])
     except Unreadable:
@@ -45,7 +45,7 @@ ARITHMETIC = frozenset({"number", "sum", "negative", "product", "quotient", "pow
 
 
 def exact(node: Node) -> Fraction | None:
-    """The value of what is made of rational numbers alone; None where it is anything else, or too large."""
+    """The value of an expression made of rational numbers alone; None for any other, or if it is too large."""
     found = normal(node) if _is_arithmetic(node) else None
     return None if found is None else rational(found)
 
@@ -55,7 +55,7 @@ def _is_arithmetic(node: Node) -> bool:
 
 
 def proportional(one: Quotient, other: Quotient) -> bool:
-    """Is one the other times a rational number that is not 0?"""
+    """Whether one quotient is a nonzero rational multiple of the other."""
     try:
         ours, theirs = _times(one[0], other[1]), _times(other[0], one[1])
     except Unreadable:
@@ -67,7 +67,7 @@ def proportional(one: Quotient, other: Quotient) -> bool:
 
 @lru_cache(maxsize=4096)
 def normal(node: Node) -> Quotient | None:
-    """The normal form; None where there is none of a reasonable size."""
+    """The normal form; None if there is none of a reasonable size."""
     try:
         return _normal(node)
     except (Unreadable, OverflowError, RecursionError):
@@ -98,7 +98,7 @@ def _normal(node: Node) -> Quotient:
         case "root":
             return _root(parts[0], parts[1])
         case "factorial" | "binomial" | "call" | "log":
-            return _counted(node.kind, parts) or _atom(f"{node.kind} {node.name}", *parts)
+            return _factorial_or_binomial(node.kind, parts) or _atom(f"{node.kind} {node.name}", *parts)
     raise Unreadable(f"a {node.kind} has no normal form")
 
 
@@ -109,7 +109,7 @@ def _whole(value: Fraction) -> Quotient:
 
 
 def rational(quotient: Quotient) -> Fraction | None:
-    """The value of a quotient without atoms."""
+    """The value of a quotient without atoms; None if it has any."""
     above, below = quotient
     if set(above) <= {()} and set(below) == {()}:
         return above.get((), Fraction(0)) / below[()]
@@ -139,7 +139,7 @@ def _inverse(one: Quotient) -> Quotient:
 
 
 def _simplified(above: Polynomial, below: Polynomial) -> Quotient:
-    """Without a denominator where that is one term (its atoms go above, with negative exponents)."""
+    """The quotient without a denominator of one term, whose atoms move above with negative exponents."""
     if len(below) != 1:
         return above, below
     ((monomial, factor),) = below.items()
@@ -171,7 +171,7 @@ def _bits(value: Fraction) -> int:
 
 
 def _square_root(inside: Quotient) -> Quotient:
-    r"""``\sqrt{-3/4}`` as i √3 / 2; of anything but a rational number, an atom."""
+    r"""``\sqrt{-3/4}`` as i √3 / 2; the root of anything but a rational number is an atom."""
     value = rational(inside)
     if value is None:
         return _atom("call sqrt", inside)
@@ -198,7 +198,7 @@ def _square_root(inside: Quotient) -> Quotient:
 
 
 def _root(inside: Quotient, degree: Quotient) -> Quotient:
-    r"""``\sqrt[3]{-54}`` as -3 times the atom of 2; of anything but a rational number, an atom."""
+    r"""``\sqrt[3]{-54}`` as -3 times the atom of 2; the root of anything but a rational number is an atom."""
     value, order = rational(inside), rational(degree)
     if value is None or order is None or order.denominator != 1 or not 2 < order <= MOST_POWER:
         return _square_root(inside) if order == 2 else _atom("root", inside, degree)
@@ -215,7 +215,7 @@ def _root(inside: Quotient, degree: Quotient) -> Quotient:
     return _multiplied(_whole(outside if value > 0 else -outside), of_the_rest)
 
 
-def _counted(kind: str, parts: list[Quotient]) -> Quotient | None:
+def _factorial_or_binomial(kind: str, parts: list[Quotient]) -> Quotient | None:
     """Factorials and binomial coefficients of whole numbers."""
     numbers = [rational(part) for part in parts]
     whole = [int(n) for n in numbers if n is not None and n.denominator == 1 and 0 <= n <= MOST_FACTORIAL]
@@ -227,7 +227,7 @@ def _counted(kind: str, parts: list[Quotient]) -> Quotient | None:
 
 
 def _atom(kind: str, *inside: Quotient) -> Quotient:
-    """Something that is not looked into, named by what is inside."""
+    """An opaque term, named by its arguments."""
     name = f"{kind}({'; '.join(_text(part) for part in inside)})"
     if len(name) > 10_000:
         raise Unreadable("an expression that grows too long")
@@ -274,7 +274,7 @@ def _times(one: Polynomial, other: Polynomial) -> Polynomial:
 
 
 def _reduced(monomial: Monomial, factor: Fraction) -> Polynomial:
-    """With i² = -1 and √n² = n: the exponent of i and of a root is 0 or 1."""
+    """Apply i² = -1 and √n² = n, so that the exponent of i and of a root is 0 or 1."""
     kept = []
     for atom, exponent in monomial:
         if atom == "i":

@@ -1,9 +1,9 @@
-r"""Numbers as people write them, read exactly: the fast path of the `math` verifier.
+r"""Read numbers exactly, in the many ways people write them: the fast path of the `math` verifier.
 
-`canonical` brings the many spellings of one LaTeX text together, `plain` goes on to a form fit for
-comparing texts, and `read_number` reads integers, thousands separators, decimals, percents, fractions
-(``\frac``, ``a/b``, mixed numbers), powers of ten, money and units (`distill.verifiers.units`) as an exact
-`Fraction`. Whatever it cannot read wholly is None: no number is ever found inside something else.
+`canonical` unifies the spellings of a LaTeX text, `plain` reduces it further for comparing texts, and `read_number`
+reads integers, thousands separators, decimals, percents, fractions (``\frac``, ``a/b``, mixed numbers), powers of ten,
+money and units (`distill.verifiers.units`) as an exact `Fraction`. It returns None for anything that it cannot read
+completely, so it never finds a number inside something else.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ UNICODE = str.maketrans(
     }
     | {chr(0xFF10 + digit): str(digit) for digit in range(10)}
 )  # fmt: skip
-"""By hand and not by NFKC, which makes 52 of 5²."""
+"""A table of our own instead of NFKC, which turns 5² into 52."""
 
 
 def _environment(found: re.Match[str]) -> str:
-    """An array or a small matrix is a matrix."""
+    """Write an array or a small matrix as a matrix."""
     name = "matrix" if found[1] in ("array", "smallmatrix") else found[1]
     return f"{found.group().partition('{')[0]}{{{name}}}"
 
 
 def _repeating(found: re.Match[str]) -> str:
-    r"""``0.1\overline{6}`` as the fraction that it is."""
+    r"""Write ``0.1\overline{6}`` as a fraction."""
     whole, once, again = found.groups()
     shift = 10 ** len(once)
     value = Fraction(int(whole + once or "0"), shift) + Fraction(int(again), shift * (10 ** len(again) - 1))
@@ -103,9 +103,9 @@ SHORT_UNIT = re.compile(r"[mgLlshtNJWVAKC](?:/[sh])?(?:\^\{?[23]\}?)?")
 
 
 class Number(NamedTuple):
-    """``unit`` is "" where none is written; ``decimals`` is None for anything but a decimal number.
+    """``unit`` is "" if none is written; ``decimals`` is None for anything but a decimal number.
 
-    ``scale`` is what a word made of the number: 5 million has the scale 10**6.
+    ``scale`` is the factor from a word after the number: 5 million has the scale 10**6.
     """
 
     value: Fraction
@@ -115,7 +115,7 @@ class Number(NamedTuple):
 
 
 def read_digits(text: str) -> Number | None:
-    """What `read_number` makes of plain digits, the commonest of texts, in a tenth of the time; else None."""
+    """The result of `read_number` for plain digits, the most common text, in a tenth of the time; None otherwise."""
     if len(text) > 40 or not DIGITS.fullmatch(text):
         return None
     whole, _, decimals = text.replace(",", "").partition(".")
@@ -125,7 +125,7 @@ def read_digits(text: str) -> Number | None:
 
 
 def canonical(text: str) -> str:
-    """One spelling of spaces, fractions, fonts and signs; delimiters and a final full stop are gone."""
+    """The text with one spelling of spaces, fractions, fonts and signs, without delimiters and a final full stop."""
     if DIGITS.fullmatch(text):
         return text
     text = text.translate(UNICODE)
@@ -139,7 +139,7 @@ def canonical(text: str) -> str:
 
 
 def _wrapped(text: str, left: str, right: str) -> bool:
-    """Does the one sign open what the other closes, around the whole text?"""
+    """Whether ``left`` and ``right`` enclose the whole text as one pair."""
     if not (text.startswith(left) and text.endswith(right) and len(text) >= len(left + right)):
         return False
     if left == "$":
@@ -157,7 +157,7 @@ def _first_group_ends(text: str) -> int:
 
 
 def plain(canonical_text: str) -> str:
-    """For comparing texts: no fonts, no spaces but between digits, braces only where they group more than one sign."""
+    """A form for comparing texts: no fonts, spaces only between digits, braces only around several characters."""
     text = re.sub(r"\\text\s?\{([^{}]*)\}", r"\1", canonical_text)
     text = re.sub(r"\\frac\s?(\d)\s?(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"([_^])\{([^{}])\}", r"\1\2", text)
@@ -167,7 +167,7 @@ def plain(canonical_text: str) -> str:
 def read_number(canonical_text: str, short_unit: bool = False) -> Number | None:
     """The number that the whole text is, or None.
 
-    ``short_unit`` takes one letter after a space for a unit ("5 m"), which else is a variable.
+    ``short_unit`` reads one letter after a space as a unit ("5 m") instead of a variable.
     """
     if len(canonical_text) > MAX_LENGTH or not (found := NUMBER.fullmatch(canonical_text)):
         return None

@@ -1,4 +1,4 @@
-"""Verdicts in the order they were asked for, a bounded number of them held back behind a slow one."""
+"""Yield verdicts in the order in which they were requested, holding back a bounded number behind a slow one."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from distill.types import Verdict
 Key = TypeVar("Key")
 WINDOW = 2048
 STOP_SECONDS = 0.2
-"""How long a slow verdict may keep a stop waiting."""
+"""How long a slow verdict may delay a stop."""
 
 
 def in_order(
     futures: Iterable[tuple[Key, Future[Verdict]]], stopping: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[Key, Verdict]]:
-    """(key, verdict) of each (key, future), which are read at most `WINDOW` ahead of what is yielded.
+    """Yield (key, verdict) for each (key, future), reading at most `WINDOW` futures ahead.
 
-    Ends early once ``stopping`` says so. What is still open then, or when it is closed, is cancelled.
+    Ends early once ``stopping`` returns True. Futures that are open then, or when this is closed, are cancelled.
     """
     window: deque[tuple[Key, Future[Verdict]]] = deque()
     try:
@@ -40,7 +40,7 @@ def in_order(
 
 
 def _awaited(future: Future[Verdict], stopping: Callable[[], bool]) -> bool:
-    """Wait until ``future`` is done; False if asked to stop before that."""
+    """Wait until ``future`` is done. Returns False if ``stopping`` comes first."""
     while not stopping():
         if future.done():
             return True

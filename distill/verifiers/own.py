@@ -1,7 +1,7 @@
-"""A verifier of the user's own: checked for its shape when it is named, known by its file's content.
+"""Load verifiers from a user's file or module, check their shape, and version them by the file's content.
 
-Registered verifiers are held to the protocol by the contract tests; code that comes from a user's file or
-module is looked at here, so that a slip is one line before any work instead of a reason in every verdict.
+Contract tests hold the registered verifiers to the protocol. User code is checked here instead, so that a mistake is
+one error line before any work starts, not a reason in every verdict.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.errors import InputError
 
 
 def make(name: str, settings: Mapping[str, Any]) -> Verifier:
-    """The verifier called ``module:Class`` or ``file.py:Class``; `InputError` says what is wrong with it."""
+    """The verifier called ``module:Class`` or ``file.py:Class``. Raises `InputError` if it cannot be used."""
     digest = ""
     if user_code.is_file(name):
         made, digest = user_code.load(name)
@@ -41,7 +41,7 @@ def _check_shape(verifier: Any, name: str) -> None:
     for attribute in ("name", "version"):
         value = getattr(verifier, attribute, None)
         if not isinstance(value, str) or not value:
-            raise InputError(f'verifier {name!r}: wants {attribute} = "some text", found {value!r}')
+            raise InputError(f'verifier {name!r}: needs {attribute} = "some text", found {value!r}')
     verify = getattr(verifier, "verify", None)
     if not callable(verify):
         raise InputError(f"verifier {name!r}: has no method verify(self, problem, trace)")
@@ -49,12 +49,12 @@ def _check_shape(verifier: Any, name: str) -> None:
         inspect.signature(verify).bind(None, None)
     except TypeError as error:
         raise InputError(f"verifier {name!r}: verify must take (self, problem, trace): {error}") from None
-    except ValueError:  # built in C: it has no signature to be looked at
+    except ValueError:  # implemented in C: there is no signature to check
         return
 
 
 class FromFile:
-    """The verifier of a file: as it is, but its version covers the file's content."""
+    """A verifier from a file, unchanged except that its version covers the file's content."""
 
     def __init__(self, verifier: Verifier, digest: str) -> None:
         self._verifier = verifier
@@ -64,5 +64,5 @@ class FromFile:
         return self._verifier.verify(problem, trace)
 
     def __getattr__(self, attribute: str) -> Any:
-        """What is optional (`distill.verifiers.base`) is there if the file's class has it."""
+        """Optional members (`distill.verifiers.base`) are those of the file's class."""
         return getattr(self._verifier, attribute)

@@ -1,13 +1,12 @@
-"""The values of a tree at a few points, with a bound on the rounding error: independent of any algebra.
+"""Evaluate a tree at a few points, with a bound on the rounding error, independent of any algebra system.
 
-The points are a function of the variables' names alone. Agreement at all of them is evidence, not proof; a
-clear difference at one is a disproof. Values are complex floats, so that towers of exponents cost nothing:
-what overflows is `Unreadable`. Variables are taken at positive points alone, since answers use sqrt and log
-as if they were. Where one writing has two meanings, the value is `Unreadable` too: an odd root of a negative
-number written as a power.
+The points depend only on the variables' names. Agreement at all of them is evidence, not proof; a clear difference at
+one is a disproof. Values are complex floats, so towers of exponents cost nothing: an overflow is `Unreadable`.
+Variables only take positive values, since answers use sqrt and log as if they were positive. A notation with two
+meanings is `Unreadable` too: an odd root of a negative number, written as a power.
 
-Every value carries the error that the operations before it can have made, so that ``\\sin\\pi`` is no
-different from 0 and what cancels is not told apart by its rounding.
+Every value carries a bound on the error of the operations before it, so ``\\sin\\pi`` does not differ from 0, and
+rounding does not make equal expressions that cancel look different.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from distill.verifiers.tree import Node, Unreadable
 
 POINTS = 4
 EQUAL, DIFFERENT, MOST_ERROR = 1e-13, 1e-12, 1e-6
-"""Relative differences: up to the first two values are equal, from the second on they differ.
-Where the values may be wrong by more than the third, nothing is said."""
+"""Relative differences: two values are equal up to the first, and differ above the second. The comparison is undecided
+between them, or if the values may be wrong by more than the third."""
 ROUNDING = 4e-16
 SAFETY = 100
-"""The error bound is of first order: a difference counts from this many times the bound on."""
+"""The error bound is of first order, so a difference counts only above this many times the bound."""
 
 CONSTANTS: Mapping[str, complex] = {"e": math.e, "i": 1j, "pi": math.pi}
 FUNCTIONS: dict[str, Callable[[complex], complex]] = {
@@ -44,7 +43,7 @@ class Value(NamedTuple):
 
 
 class Where(NamedTuple):
-    """``base`` is that of a ``\\log`` without one; ``moved`` is a variable that does not have its own value."""
+    """A point. ``base`` is for a ``\\log`` that names none; ``moved`` overrides the value of one variable."""
 
     point: int
     base: float = math.e
@@ -55,9 +54,9 @@ class Where(NamedTuple):
 
 
 def agree(one: Node, other: Node) -> bool | None:
-    """Are two expressions equal at the points? None where that cannot be told.
+    """Whether two expressions are equal at the points; None if undecided.
 
-    A ``\\log`` without its base must give the same answer as a natural and as a decimal one.
+    With a ``\\log`` that names no base, the answer must be the same for the natural and the decimal logarithm.
     """
     answers = set()
     for base in (math.e, 10.0) if _has_plain_log(one) or _has_plain_log(other) else (math.e,):
@@ -80,7 +79,7 @@ def close(one: Value, other: Value) -> bool | None:
 
 @lru_cache(maxsize=4096)
 def values(node: Node, base: float = math.e) -> tuple[Value, ...] | None:
-    """The values at all points; None where one of them cannot be had. Where nothing varies, one value."""
+    """The values at all points; None if one cannot be computed. Without variables, one value is repeated."""
     points = POINTS if variables(node) else 1
     try:
         found = [evaluate(node, Where(point, base)) for point in range(points)]
@@ -90,7 +89,7 @@ def values(node: Node, base: float = math.e) -> tuple[Value, ...] | None:
 
 
 def evaluate(node: Node, where: Where) -> Value:
-    """The value at one of the points, or `Unreadable`."""
+    """The value at one point. Raises `Unreadable` if there is none."""
     try:
         found = _evaluated(node, where)
     except (OverflowError, ZeroDivisionError, ValueError, RecursionError) as error:
@@ -122,7 +121,7 @@ def _below(node: Node) -> Iterable[Node]:
 
 @lru_cache(maxsize=1024)
 def _coordinate(name: str, point: int) -> float:
-    """A positive number that is a function of the variable's name and of the point alone."""
+    """A positive number that depends only on the variable's name and the point."""
     digest = hashlib.blake2b(f"{name}/{point}".encode(), digest_size=8).digest()
     return 0.3 + 2.7 * int.from_bytes(digest, "little") / 2**64
 
@@ -139,7 +138,7 @@ def _evaluated(node: Node, where: Where) -> Value:
 
 
 def _rounded(value: complex, error: float = 0.0) -> Value:
-    """A value with the error of its own rounding; an imaginary part that is nothing but error is none."""
+    """Add the value's own rounding error, and drop an imaginary part that is nothing but error."""
     error += ROUNDING * abs(value)
     imaginary = value.imag if abs(value.imag) > error else 0.0
     return Value(complex(value.real, imaginary + 0.0), error)  # + 0.0 makes 0.0 of -0.0
@@ -161,7 +160,7 @@ def _quotient(one: Value, other: Value) -> Value:
 
 
 def _called(function: Callable[[complex], complex], at: Value) -> Value:
-    """The error is how far the value moves when its argument moves by its own error."""
+    """Apply a function. Its error is how far the value moves when the argument moves by the argument's error."""
     value = complex(function(at.value))
     moved = abs(complex(function(at.value + at.error)) - value) if at.error else 0.0
     return _rounded(value, moved)
@@ -184,7 +183,7 @@ def _power(base: Value, exponent: Value) -> Value:
 
 
 def _root(inside: Value, degree: Value) -> Value:
-    """The real root where the degree is odd, the principal one otherwise."""
+    """The real root if the degree is odd, the principal root otherwise."""
     order = degree.value
     if order.imag or order.real != int(order.real) or not 2 <= order.real <= 1000:
         raise Unreadable("a root of another degree")
@@ -209,7 +208,7 @@ def _binomial(upper: Value, lower: Value) -> Value:
 
 
 def _floor(at: Value) -> Value:
-    """Rounded down; but not next to a whole number, where the error decides."""
+    """Round down. Raises `Unreadable` next to a whole number, where the error would decide."""
     nearest = abs(at.value.real - round(at.value.real))
     if at.value.imag or (0 < nearest <= SAFETY * at.error):
         raise Unreadable("too near to a whole number to round down")

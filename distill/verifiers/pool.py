@@ -1,16 +1,14 @@
 """A pool of killable processes that judge answers, with a deadline per verdict.
 
-What a verifier does inside a worker costs at most one verdict: a hang, a crash, a memory bomb is
-`unverifiable` with its reason (`Verdict.failure` tells which), and the worker is started anew. The limit
-is CPU time, so that a busy machine changes no verdict; a generous wall deadline stands behind it for what
-sleeps. The cheap and safe part of a verifier (`quick`) runs in the calling thread, so that ten thousand
-integers never cross a pipe.
+Nothing a verifier does inside a worker costs more than one verdict: a hang, a crash or running out of memory gives
+`unverifiable` with the reason (`Verdict.failure` names the kind), and the worker is replaced. The limit is CPU time, so
+a busy machine changes no verdict; a generous wall-clock deadline catches verifiers that sleep. The cheap and safe part
+of a verifier (`quick`) runs in the calling thread, so ten thousand integers never cross a pipe.
 
-Callers may be many threads (`verify`, `verify_many`, `submit`) and asyncio tasks (`averify`). One thread
-of the pool's own, the dispatcher, owns the workers: starts, feeds and kills them. (The kernel ties a
-child's death signal to the *thread* that started it, so it must be one that stays.) Quick verdicts go to a
-worker in batches, slow ones singly; and what waits behind one that takes long is given to another worker,
-so that nothing is held up by a hang.
+Many threads (`verify`, `verify_many`, `submit`) and asyncio tasks (`averify`) may use one pool. Its dispatcher thread
+starts, feeds and kills the workers. (The kernel ties a child's death signal to the *thread* that started it, so that
+thread must stay alive.) Fast verdicts are sent to a worker in batches, slow ones one at a time. Items that wait behind
+a slow one are given to another worker, so a hang holds nothing up.
 """
 
 from __future__ import annotations
@@ -45,17 +43,17 @@ if TYPE_CHECKING:
 
 BATCH = 16
 BATCH_SECONDS = 0.05
-"""What a batch should take: small beside the limits, large beside a message."""
+"""How long a batch should take: little compared with the limits, much compared with sending a message."""
 HEARTBEAT_SECONDS = 0.5
 IN_FLIGHT = 64
-"""Items per worker that one `verify_many` hands in before it waits for verdicts: the memory bound."""
+"""Items per worker that one `verify_many` submits before it waits for verdicts. Bounds memory."""
 MOST_FAILED_STARTS = 3
 DYING_SECONDS = 1.0
-"""For a worker whose pipe has closed to end by itself, so that its status tells why."""
+"""How long a worker whose pipe has closed may take to end by itself, so that its exit status shows the cause."""
 
 
 def _next(replies: queue.SimpleQueue[Future[Verdict]], stopping: Stopping) -> Future[Verdict] | None:
-    """The next that is done; None once ``stopping`` is true."""
+    """The next future that is done; None once ``stopping`` returns True."""
     while not stopping():
         with suppress(queue.Empty):
             return replies.get(timeout=HEARTBEAT_SECONDS)
@@ -63,14 +61,14 @@ def _next(replies: queue.SimpleQueue[Future[Verdict]], stopping: Stopping) -> Fu
 
 
 class VerifierPool:
-    """``workers`` processes, started when first needed. A context manager; `close` kills them."""
+    """A pool of ``workers`` processes, started on demand. A context manager; `close` kills them."""
 
     def __init__(
         self, workers: int | None = None, limits: Limits | None = None, *,
         note: Note = silent, hashes: FileHashes | None = None, spending: Spending | None = None,
     ) -> None:  # fmt: skip
-        """``note`` is told what an opened verifier has to say, and each kind of failure once; ``hashes`` remembers what
-        files hold; on ``spending`` is kept what opened verifiers pay for."""
+        """``note`` receives the messages of opened verifiers, and each kind of failure once. ``hashes`` caches file
+        hashes. ``spending`` is the account for what opened verifiers pay for."""
         self.workers = workers or cores()
         self.limits = limits or Limits()
         self.restarts = 0
@@ -79,12 +77,12 @@ class VerifierPool:
         self._note, self._hashes, self._spending = note, hashes or FileHashes(), spending
         self._built: dict[str, Verifier] = {}
         self._sessions: dict[str, Session] = {}
-        self._told: set[tuple[str, Failure]] = set()
-        self._askers = ThreadPoolExecutor(1, "asking")  # one: a session is not asked twice at a time
+        self._reported: set[tuple[str, Failure]] = set()
+        self._askers = ThreadPoolExecutor(1, "asking")  # one thread: a session serves one caller at a time
         self._lock = threading.Lock()
-        self._opening = threading.Lock()  # one of its own, for loading a model takes long
-        self._bell, self._ear = Pipe()
-        self._rung = False
+        self._opening = threading.Lock()  # a separate lock, because loading a model takes long
+        self._wake_sender, self._wake_receiver = Pipe()
+        self._woken = False
         self._thread: threading.Thread | None = None
         self._closing = False
         self._failed_starts = 0
@@ -98,59 +96,59 @@ class VerifierPool:
 
     def verify(self, spec: Spec, problem: Problem | str, trace: Response | str) -> Verdict:
         """One verdict. ``problem`` may be the reference answer alone, ``trace`` the raw text."""
-        if asking.holds_opened(self._verifier(spec)):  # here and not in another thread: a judge that this one is
-            return self._one(spec, problem, trace)  # asking already says so, and waits for nothing
+        # In this thread: if it is already asking this judge, the session raises instead of deadlocking.
+        if asking.holds_opened(self._verifier(spec)):
+            return self._verify_opened(spec, problem, trace)
         future = self.submit(spec, problem, trace)
-        # Not result() alone: a Ctrl-C that comes just before a wait without end would be seen after it.
+        # Not result() alone: a Ctrl-C that comes just before an unbounded wait would be noticed only after it.
         while not future.done():
             futures.wait([future], HEARTBEAT_SECONDS)
         return future.result()
 
     async def averify(self, spec: Spec, problem: Problem | str, trace: Response | str) -> Verdict:
-        """One verdict, from asyncio: as many at once as there are tasks. Cancelling the task gives it up."""
+        """One verdict, from asyncio. Any number of tasks may wait at once. Cancelling a task drops its verdict."""
         return await asyncio.wrap_future(self.submit(spec, problem, trace))
 
     def submit(self, spec: Spec, problem: Problem | str, trace: Response | str) -> Future[Verdict]:
-        """The verdict to come. ``cancel()`` works at any time: the worker is then free in a second.
+        """The future of a verdict. ``cancel()`` works at any time; the worker is free again within a second.
 
-        A wrong spec raises `InputError` here; a pool that cannot start its workers, a verifier without its
-        sandbox, or a judge that cannot go on raises `PipelineError` from the future. A verifier that has to
-        be opened (a judge) is asked about one after the other: for many, use `verify_many`.
+        A wrong spec raises `InputError` here. The future raises `PipelineError` if the pool cannot start its workers, a
+        verifier lacks its sandbox, or a judge cannot go on. A verifier that must be opened (a judge) takes these calls
+        one at a time, so use `verify_many` for many answers.
         """
         if asking.holds_opened(self._verifier(spec)):
             if self._closing:
                 raise PipelineError("the verifier pool is closed")
-            return self._askers.submit(self._one, spec, problem, trace)
-        found = self._begin(spec, posed(problem), trace)
+            return self._askers.submit(self._verify_opened, spec, problem, trace)
+        found = self._quick_or_future(spec, posed(problem), trace)
         if isinstance(found, Future):
             return found
         done: Future[Verdict] = Future()
         done.set_result(found)
         return done
 
-    def _one(self, spec: Spec, problem: Problem | str, trace: Response | str) -> Verdict:
+    def _verify_opened(self, spec: Spec, problem: Problem | str, trace: Response | str) -> Verdict:
         return dict(self.verify_many([(None, spec, problem, trace)]))[None]
 
     def verify_many(
         self, items: Iterable[tuple[Key, Spec, Problem | str, Response | str]], stopping: Stopping = never
     ) -> Iterator[tuple[Key, Verdict]]:
-        """Yield (key, verdict) for every (key, spec, problem, trace), as they are done.
+        """Yield (key, verdict) for every (key, spec, problem, trace), in order of completion.
 
-        ``items`` is read as verdicts come out, never far ahead. Errors are those of `submit`. Once
-        ``stopping`` is true (it is asked every half second) nothing more is begun, and what workers and
-        judges were at gets no verdict.
+        ``items`` is read lazily, never far ahead of the verdicts. Errors are those of `submit`. Once ``stopping``
+        returns True (it is polled every half second), nothing more is started, and items in progress get no verdict.
         """
         whole = ((key, spec, posed(problem), trace) for key, spec, problem, trace in items)
         in_workers = partial(self._in_workers, stopping)
         for key, verdict in asking.verify_many(whole, self._verifier, self._session, in_workers, stopping):
-            self._tell(verdict)
+            self._report_failure(verdict)
             yield key, verdict
 
-    def _tell(self, verdict: Verdict) -> None:
-        """A failure is told when it is first seen: one in a user's own verifier strikes every answer, and a training
-        that gets no reward has nobody to ask."""
-        if verdict.failure and (kind := (verdict.verifier, verdict.failure)) not in self._told:
-            self._told.add(kind)
+    def _report_failure(self, verdict: Verdict) -> None:
+        """Report each kind of failure when it first occurs: a bug in a user's own verifier affects every answer, and a
+        training run would only see that it gets no reward."""
+        if verdict.failure and (kind := (verdict.verifier, verdict.failure)) not in self._reported:
+            self._reported.add(kind)
             self._note(f"{verdict.verifier} gave no verdict: {verdict.reason}; such answers are unverifiable")
 
     def _verifier(self, spec: Spec) -> Verifier:
@@ -175,7 +173,7 @@ class VerifierPool:
         waiting: dict[Future[Verdict], Key] = {}
         try:
             for key, spec, problem, trace in items:
-                found = self._begin(spec, problem, trace)
+                found = self._quick_or_future(spec, problem, trace)
                 if isinstance(found, Future):
                     waiting[found] = key
                     found.add_done_callback(replies.put)
@@ -192,7 +190,7 @@ class VerifierPool:
                 future.cancel()
 
     def close(self) -> None:
-        """Kill the workers, close what was opened. Calls still in flight raise `PipelineError`."""
+        """Kill the workers and close the opened verifiers. Calls still in flight raise `PipelineError`."""
         with self._lock:
             self._closing, thread = True, self._thread
         self._askers.shutdown(wait=False, cancel_futures=True)
@@ -201,11 +199,11 @@ class VerifierPool:
         for session in sessions.values():
             session.close()
         if thread:
-            self._ring()
+            self._wake()
             thread.join()
 
-    def _begin(self, spec: Spec, problem: Problem, trace: Response | str) -> Verdict | Future[Verdict]:
-        """The verdict, where the quick part can tell; the future of what a worker says, elsewhere."""
+    def _quick_or_future(self, spec: Spec, problem: Problem, trace: Response | str) -> Verdict | Future[Verdict]:
+        """The verdict if the quick part can decide, otherwise the future of a worker's verdict."""
         verifier = self._verifier(spec)
         verdict = judge_quickly(verifier, problem, trace)
         if verdict is not None:
@@ -218,22 +216,22 @@ class VerifierPool:
                 self._thread = threading.Thread(target=self._dispatch, name="verifiers", daemon=True)
                 self._thread.start()
             self._waiting.append(job)
-            news = len(self._waiting) == 1  # else it waits for a worker, and a worker's reply wakes the dispatcher
-        job.future.add_done_callback(self._perhaps_cancelled)
+            news = len(self._waiting) == 1  # if others wait already, a worker's reply will wake the dispatcher
+        job.future.add_done_callback(self._wake_if_cancelled)
         if news:
-            self._ring()
+            self._wake()
         return job.future
 
-    def _perhaps_cancelled(self, future: Future[Verdict]) -> None:
+    def _wake_if_cancelled(self, future: Future[Verdict]) -> None:
         if future.cancelled():
-            self._ring()
+            self._wake()
 
-    def _ring(self) -> None:
-        """Have the dispatcher look at what is waiting, and at what is given up."""
+    def _wake(self) -> None:
+        """Wake the dispatcher, to look for waiting and cancelled items."""
         with self._lock:
-            if not self._rung:
-                self._rung = True
-                self._bell.send_bytes(b"x")
+            if not self._woken:
+                self._woken = True
+                self._wake_sender.send_bytes(b"x")
 
     # Everything below runs in the dispatcher's thread.
 
@@ -242,15 +240,15 @@ class VerifierPool:
         try:
             while not self._closing:
                 self._feed(workers)
-                heard = wait([self._ear, *(worker.connection for worker in workers)], self._timeout(workers))
-                if self._ear in heard:
-                    self._answer_bell(workers)
+                heard = wait([self._wake_receiver, *(worker.connection for worker in workers)], self._timeout(workers))
+                if self._wake_receiver in heard:
+                    self._on_wake(workers)
                 for worker in list(workers):
                     worker.look()
                     if worker.connection in heard:
-                        self._listen(worker, workers)
+                        self._receive(worker, workers)
                     elif worker.busy and time.monotonic() >= worker.deadline:
-                        self._lose(worker, workers, overdue=True)
+                        self._on_lost(worker, workers, overdue=True)
                     elif self.workers > 1 and worker.holds_up and time.monotonic() >= worker.patience:
                         self._take_back(worker)
         finally:
@@ -261,21 +259,21 @@ class VerifierPool:
             self._fail([job for worker in workers for job in worker.jobs if job], "the verifier pool was closed")
 
     def _timeout(self, workers: list[WorkerProcess]) -> float | None:
-        """Seconds until a worker is late, has kept others waiting for too long, or is to be looked at."""
+        """Seconds until a worker is overdue, has held up its batch for too long, or needs a look at its memory."""
         ends = [min(worker.deadline, time.monotonic() + LOOK_SECONDS) for worker in workers if worker.busy]
         if self.workers > 1:
             ends += [worker.patience for worker in workers if worker.holds_up]
         return max(0.0, min(ends) - time.monotonic()) if ends else None
 
-    def _answer_bell(self, workers: list[WorkerProcess]) -> None:
+    def _on_wake(self, workers: list[WorkerProcess]) -> None:
         with self._lock:
-            self._ear.recv_bytes()
-            self._rung = False
+            self._wake_receiver.recv_bytes()
+            self._woken = False
         for worker in workers:
             worker.hurry()
 
     def _feed(self, workers: list[WorkerProcess]) -> None:
-        """Give every idle worker a batch; start one more while there is work and room for it."""
+        """Give every idle worker a batch; start another worker while there is work and room for it."""
         while self._waiting:
             idle = next((worker for worker in workers if not worker.busy), None)
             if idle is None:
@@ -287,7 +285,7 @@ class VerifierPool:
             idle.send(batch, self.limits)
 
     def _batch(self) -> list[Job]:
-        """The next few items that should take `BATCH_SECONDS` together; one alone where nothing is known."""
+        """The next items that should take `BATCH_SECONDS` together; a single one if their pace is unknown."""
         with self._lock:
             size = min(BATCH, -(-len(self._waiting) // self.workers))
             jobs, seconds = [self._waiting.popleft()], 0.0
@@ -299,20 +297,20 @@ class VerifierPool:
         return [job for job in jobs if not job.future.cancelled()]
 
     def _take_back(self, worker: WorkerProcess) -> None:
-        """Give what waits behind a slow item to others. The worker comes to it too: its replies are not heard."""
+        """Give the items behind a slow one to others. The worker reaches them too, but its replies are ignored."""
         first, *rest = worker.jobs
         worker.jobs = deque([first, *[None] * len(rest)])
-        self._wait_again(rest)
+        self._requeue(rest)
 
-    def _wait_again(self, jobs: Iterable[Job | None]) -> None:
+    def _requeue(self, jobs: Iterable[Job | None]) -> None:
         with self._lock:
             self._waiting.extendleft(reversed([job for job in jobs if job]))
 
-    def _listen(self, worker: WorkerProcess, workers: list[WorkerProcess]) -> None:
+    def _receive(self, worker: WorkerProcess, workers: list[WorkerProcess]) -> None:
         try:
             message = worker.connection.recv()
         except (EOFError, OSError):
-            self._lose(worker, workers)
+            self._on_lost(worker, workers)
             return
         if not worker.ready:
             worker.ready, self._failed_starts = True, 0
@@ -320,19 +318,19 @@ class VerifierPool:
         job = worker.jobs.popleft()
         worker.begin(self.limits)
         if job is not None:
-            self._note_pace(job.verifier.name, message)
+            self._update_pace(job.verifier.name, message)
             job.answer(message)
         if isinstance(message, Verdict) and message.failure is Failure.MEMORY:
-            # What is left of that process is not to be trusted.
+            # A process that ran out of memory cannot be trusted any more.
             self._replace(worker, workers)
 
-    def _note_pace(self, name: str, message: Verdict | PipelineError) -> None:
-        """A moving mean of the seconds that a verdict of this verifier takes."""
+    def _update_pace(self, name: str, message: Verdict | PipelineError) -> None:
+        """Update the moving average of the seconds that a verdict of this verifier takes."""
         if isinstance(message, Verdict):
             self._pace[name] = 0.8 * self._pace.get(name, message.seconds) + 0.2 * message.seconds
 
-    def _lose(self, worker: WorkerProcess, workers: list[WorkerProcess], overdue: bool = False) -> None:
-        """A worker hangs or is dead: the verdict it was at is lost, the rest of its batch is not."""
+    def _on_lost(self, worker: WorkerProcess, workers: list[WorkerProcess], overdue: bool = False) -> None:
+        """Handle a worker that hangs or died: the verdict in progress is lost, the rest of its batch is not."""
         job = worker.jobs.popleft() if worker.jobs else None
         self._replace(worker, workers, 0.0 if overdue else DYING_SECONDS)
         if not worker.ready:
@@ -345,11 +343,11 @@ class VerifierPool:
             job.answer(signed(job.verifier, job.trace, verdict, time.monotonic() - worker.began))
 
     def _replace(self, worker: WorkerProcess, workers: list[WorkerProcess], patience: float = 0.0) -> None:
-        """End a worker; what it had not begun waits again. The next is started on demand."""
+        """End a worker and requeue what it had not begun. Its successor is started on demand."""
         workers.remove(worker)
         worker.end(patience)
         self.restarts += 1
-        self._wait_again(worker.jobs)
+        self._requeue(worker.jobs)
         worker.jobs.clear()
 
     def _fail(self, jobs: list[Job], reason: str) -> None:

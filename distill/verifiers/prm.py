@@ -2,10 +2,10 @@
 
     prm: {model: prm:STAGE, threshold: 0.5, aggregate: product}
 
-A reward model only estimates, however sure it sounds. Choosing the best of many responses by it also picks out its
+A reward model only estimates, however confident it is. Choosing the best of many responses by it also selects its
 mistakes (the report's curves show how many). It reads only the response, never the reference. The evidence has
-the scores of all steps, so their aggregate can be computed anew from the store. The version covers the model's
-weights; its location is in no key. The stages that take a verifier resolve ``prm:STAGE``
+the scores of all steps, so another aggregate can be computed from the store. The version covers the model's
+weights; their location is not part of any key. The stages that take a verifier resolve ``prm:STAGE``
 (`distill.stages.common.resolved`).
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from distill.prm.reading import PrmScorer
 
 AT_A_TIME = 256
-"""Responses between two looks at whether to stop."""
+"""Responses scored between two checks for a stop."""
 
 
 class PrmSettings(Settings):
@@ -47,7 +47,7 @@ class PrmSettings(Settings):
 
 
 class Prm:
-    """See `distill.verifiers.base`; the settings are `PrmSettings`."""
+    """The `prm` verifier, with `PrmSettings`. `distill.verifiers.base` describes the protocol."""
 
     name: ClassVar[str] = "prm"
     reads_thinking: ClassVar[bool] = True
@@ -58,7 +58,7 @@ class Prm:
         self.settings = settings_of(self.name, PrmSettings, settings)
         self._hashes = hashes or FileHashes()
         self.standing = not self.settings.model.startswith(files.PREFIX)
-        """Whether it can be opened: a stage's name is not resolved yet."""
+        """Whether it can be opened: not while the model is the unresolved name of a stage."""
         if self.standing:
             self.directory = files.directory_of(self.settings.model)
 
@@ -68,12 +68,12 @@ class Prm:
 
     @property
     def settled(self) -> dict[str, Any]:
-        """What changes a verdict, beside the weights, which are in the version."""
+        """The settings that change a verdict. The weights are covered by the version."""
         wanted = {"threshold", "aggregate", "dtype"}
         return self.settings.model_dump(mode="json", include=wanted, exclude_defaults=True)
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
-        """What needs no model."""
+        """The verdict on a response without steps, which needs no model."""
         return None if split(_text(trace)) else Verdict.incorrect("there is no step")
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
@@ -86,7 +86,7 @@ class Prm:
 
     def open(self, note: Note = silent) -> PrmSession:
         if not self.standing:
-            files.directory_of(self.settings.model)  # tells that a stage's cannot be meant here
+            files.directory_of(self.settings.model)  # raises: a stage's name cannot be used here
         return PrmSession(self)
 
     def verdict(self, texts: Sequence[str], probabilities: Sequence[float]) -> Verdict:
@@ -100,7 +100,7 @@ class Prm:
 
 
 class PrmSession:
-    """A reward model that is loaded with the first question, and kept until it is closed."""
+    """A reward model, loaded for the first item and kept until it is closed."""
 
     def __init__(self, verifier: Prm) -> None:
         self._verifier = verifier
@@ -109,16 +109,16 @@ class PrmSession:
     def judge(
         self, items: Sequence[tuple[Key, Problem, Response]], stopping: Stopping = never
     ) -> Iterator[tuple[Key, Verdict]]:
-        """See `distill.verifiers.base.Session`."""
+        """Yield verdicts as `distill.verifiers.base.Session` specifies."""
         for first in range(0, len(items), AT_A_TIME):
             if stopping():
                 return
-            yield from self._some(items[first : first + AT_A_TIME])
+            yield from self._judge_chunk(items[first : first + AT_A_TIME])
 
     def close(self) -> None:
         self._scorer = None
 
-    def _some(self, items: Sequence[tuple[Key, Problem, Response]]) -> Iterator[tuple[Key, Verdict]]:
+    def _judge_chunk(self, items: Sequence[tuple[Key, Problem, Response]]) -> Iterator[tuple[Key, Verdict]]:
         from distill.prm.reading import TooLong, load
 
         if self._scorer is None:

@@ -1,7 +1,7 @@
-"""One worker process as the pool's dispatcher sees it: started, given a batch, waited for, ended.
+"""One worker process as the pool's dispatcher sees it: start it, send it a batch, watch it, end it.
 
-`distill.verifiers.worker` is what runs in it; when it is late, and what becomes of its batch, is decided in
-`distill.verifiers.pool`. All of this is called from one thread.
+`distill.verifiers.worker` runs in the process. `distill.verifiers.pool` acts when it is overdue, and decides what
+happens to its batch. Everything here is called from one thread.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from pipeline.errors import PipelineError
 WORKER = "from distill.verifiers.worker import main; main()"
 START_SECONDS = 120.0
 GRACE_SECONDS = 1.0
-"""What a verdict that nobody waits for any more may still take: less than a new worker costs."""
+"""How long a cancelled verdict may still take: less than starting a new worker costs."""
 LOOK_SECONDS = 0.5
-"""From one look at how much memory a long verdict has taken to the next."""
+"""Interval between two looks at the memory of a worker whose verdict takes long."""
 MUCH = 4
-"""The part of its memory limit with which a worker that dies otherwise is said to have died of memory: much of the CPU
-time goes into making the pages that are asked for."""
+"""A worker that exceeds its CPU limit while it holds more than 1/MUCH of its memory limit counts as out of memory: much
+of the CPU time went into allocating pages."""
 PATIENCE_SECONDS = 0.25
-"""So long may an item keep the rest of its batch waiting."""
+"""How long an item may keep the rest of its batch waiting."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Job:
-    """One item on its way; its verdict, or the pool's failure, becomes ``future``'s."""
+    """One submitted item. ``future`` gets its verdict, or the error of the pool."""
 
     spec: Spec
     verifier: Verifier
@@ -65,11 +65,11 @@ class WorkerProcess:
     ready: bool = False
     began: float = 0.0
     jobs: deque[Job | None] = field(default_factory=deque)
-    """Its batch, the one it is at first; None stands for one that another worker got meanwhile."""
+    """Its batch, starting with the current item. None stands for an item that was given to another worker."""
     patience: float = 0.0
-    """When the rest of the batch is taken from it."""
+    """When the rest of the batch is taken from it (on the monotonic clock)."""
     held: int = 0
-    """The most bytes of memory that it was seen to hold at its item."""
+    """The most memory that it was seen to hold during the current item, in bytes."""
 
     @property
     def busy(self) -> bool:
@@ -82,11 +82,11 @@ class WorkerProcess:
     def send(self, batch: Sequence[Job], limits: Limits) -> None:
         self.jobs.extend(batch)
         self.begin(limits)
-        with suppress(OSError):  # it is dead; reading from it says how
+        with suppress(OSError):  # it died; reading from it shows how
             self.connection.send([(job.spec, job.problem, job.trace) for job in batch])
 
     def begin(self, limits: Limits) -> None:
-        """It starts on the first of its jobs."""
+        """Start the clocks for the first of its jobs."""
         self.began = time.monotonic()
         self.deadline = self.began + limits.wall_seconds
         self.patience = time.monotonic() + PATIENCE_SECONDS
@@ -94,14 +94,14 @@ class WorkerProcess:
         self.hurry()
 
     def look(self) -> None:
-        """Note how much memory it holds, where its item takes long: once it is dead nobody can tell."""
+        """Record how much memory it holds if its item takes long, because this is unknown once it is dead."""
         if self.jobs and time.monotonic() - self.began >= LOOK_SECONDS:
             with suppress(OSError, IndexError, ValueError):
                 pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
                 self.held = max(self.held, pages * os.sysconf("SC_PAGESIZE"))
 
     def hurry(self) -> None:
-        """Allow little time for what nobody waits for any more."""
+        """Shorten the deadline if the current item was cancelled."""
         if self.jobs and self.jobs[0] and self.jobs[0].future.cancelled():
             self.deadline = min(self.deadline, time.monotonic() + GRACE_SECONDS)
 
@@ -110,18 +110,18 @@ class WorkerProcess:
         ours, theirs = Pipe()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", WORKER, str(theirs.fileno())],  # -P: no other path than ours
+            [sys.executable, "-P", "-c", WORKER, str(theirs.fileno())],  # -P: only the path that we set
             pass_fds=[theirs.fileno()],
             env=environment,
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is the parent's to handle
+            start_new_session=True,  # only the parent handles Ctrl-C
         )
         theirs.close()
         ours.send((os.getpid(), limits))
         return cls(process, ours, time.monotonic() + START_SECONDS)
 
     def death(self, limits: Limits) -> Verdict:
-        """What to say of a verdict at which it died."""
+        """The verdict on the item during which it died."""
         code = self.process.returncode
         much = limits.memory_bytes // MUCH
         if code == -signal.SIGPROF and self.held > much:
@@ -137,7 +137,7 @@ class WorkerProcess:
         return Verdict.failed(Failure.CRASH, f"the verifier's process ended with status {code}")
 
     def end(self, patience: float = 0.0) -> None:
-        """Kill it, after waiting a little for its own end where its pipe is closed already: how it ended is told."""
+        """Kill it, after giving it ``patience`` seconds to end by itself, so that its exit status shows the cause."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(patience)
         self.process.kill()

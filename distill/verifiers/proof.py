@@ -1,15 +1,14 @@
-"""Proofs as numbered lines, each checked: it is a premise, an assumption, or follows from the lines it cites.
+"""Check proofs written as numbered lines: each is a premise, an assumption, or follows from the lines it cites.
 
     1. p -> q      [premise]
     2. p           [assume]
-    3. q           [1, 2]                 any words beside the numbers are passed over: [1, 2 modus ponens]
-    4. p -> q      [discharge 2: 3]       what was concluded under assumption 2 holds without it, as "2 -> it"
+    3. q           [1, 2]                 words beside the numbers are ignored: [1, 2 modus ponens]
+    4. p -> q      [discharge 2: 3]       line 3, concluded under assumption 2, holds without it as "2 -> 3"
 
-A step is right where its formula follows from the cited lines by z3: any rule of natural deduction passes,
-and so does a step that does the work of several; `MOST_CITED` lines a step keep the whole proof from being
-one step where there are more premises than that. Every line depends on the assumptions that its cited lines
-depend on, and the last line, which must be the conclusion as it stands, on none. There are no arbitrary
-individuals: formulas are closed, and steps go from closed formulas to closed ones.
+A step is right if z3 shows that its formula follows from the cited lines. Any rule of natural deduction passes, and so
+does a step that combines several rules. A step may cite at most `MOST_CITED` lines, so that a proof from more premises
+than that cannot be a single step. Every line depends on the assumptions of the lines that it cites. The last line must
+be the conclusion itself, and depend on none. There are no arbitrary individuals: all formulas are closed.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from distill.verifiers.syntax import parse
 MOST_LINES = 60
 MOST_CITED = 3
 STEP_BUDGET = BUDGET // 4
-"""A step should be small: it gets less of z3's work than a whole question."""
+"""Steps should be small, so each gets a smaller budget of z3's steps than a whole question."""
 NUMBERED = re.compile(r"\s*(?:\\item\s*)?\(?(\d{1,4})[.):]\s*(.*)")
 REASON = re.compile(
     r"(.+?)\s*(?:\[([^\[\]]*)\]|\(((?:by|from|premise|given|assum|discharge)[^()]*"
@@ -50,7 +49,7 @@ class Line(NamedTuple):
 
 
 class Flaw(NamedTuple):
-    """The first line that is wrong (None: the proof as a whole), and why. ``sure`` is False where z3 gave up."""
+    """The first line that is wrong (None: the proof as a whole), and why. ``sure`` is False if z3 gave up."""
 
     line: int | None
     reason: str
@@ -59,7 +58,7 @@ class Flaw(NamedTuple):
 
 
 def read(text: str) -> list[Line]:
-    """The numbered lines in ``text``; lines without a number are passed over. `Unreadable` names a bad line."""
+    """The numbered lines in ``text``; other lines are ignored. Raises `Unreadable`, which names the bad line."""
     lines: list[Line] = []
     for found in filter(None, map(NUMBERED.fullmatch, text.splitlines())):
         lines.append(_line(int(found[1]), " ".join(found[2].split())))
@@ -94,7 +93,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def flaw(lines: Sequence[Line], premises: Sequence[Formula], conclusion: Formula) -> Flaw | None:
-    """The first thing that is wrong with a proof, if anything is."""
+    """The first flaw of a proof, or None if it is valid."""
     signature = Signature.of([*premises, conclusion])
     proved: dict[int, Line] = {}
     assumed: dict[int, frozenset[int]] = {}

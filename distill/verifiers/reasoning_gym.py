@@ -1,15 +1,15 @@
 r"""`reasoning_gym`: the puzzle families of reasoning-gym, judged by the library's own scorers (extra `reasoning-gym`).
 
 The reference is JSON: ``{"dataset": name, "entry": {question, answer, metadata}, "config": {...}}``, made by
-`reference_of`, which keeps tuples apart from lists because some scorers do. The score is the scorer's; from
-``threshold`` on (1.0) the answer is correct, and below it the partial score stays in the verdict.
+`reference_of`, which distinguishes tuples from lists because some scorers do. The score is the scorer's. An answer
+that reaches ``threshold`` (1.0) is correct; below it, the partial score stays in the verdict.
 
 A scorer is trusted with an entry only if it gives the entry's own answer full marks and a nonsense answer none
 (`_fault`). Otherwise, or if the scorer raises, the verdict is `unverifiable`. Several scorers hand the answer to
 Python's ``eval``, some through sympy: they are shown only plain data or plain arithmetic (`EVALUATED`). Three accept
-wrong answers (`refused`). An answer that is kept from its scorer is wrong.
+wrong answers (`refused`). An answer that is withheld from its scorer is incorrect.
 
-What is judged is the last ``<answer>...</answer>`` or box, what follows the last "answer:", or all of the
+The text that is judged is the last ``<answer>...</answer>`` or box, what follows the last "answer:", or the whole
 answer. The first use imports the library, which takes seconds: run it in the pool.
 """
 
@@ -46,12 +46,12 @@ EVALUATED = {
         "arithmetic",
     ),
 }
-"""Whose scorers evaluate an answer, and as what it may stand. A test holds it against the library's source."""
+"""Data sets whose scorers evaluate the answer as code, and what it may be. A test compares this with the library."""
 TRUSTED_ENTRIES = {"number_sorting": ("answer",), "bitwise_arithmetic": ("metadata", "problem")}
-"""Whose scorers evaluate a part of the entry, which must be plain data or arithmetic too."""
+"""Data sets whose scorers evaluate a part of the entry, and which: it must be plain data or arithmetic too."""
 NUMBERS = {"coin_flip": Fraction(1, 1_000), "gsm_symbolic": Fraction(0)}
-"""Whose scorers accept wrong numbers (the first digits of the right one, or its negative), and how far off,
-relatively, an answer may be; this is asked beside the scorer."""
+"""Data sets whose scorers accept wrong numbers (the first digits of the right one, or its negative), and the relative
+error that an answer may have. This is checked in addition to the scorer."""
 FUNCTIONS = frozenset({"sin", "cos", "tan", "exp", "log", "ln", "sqrt", "Abs", "asin", "acos", "atan", "sinh", "cosh"})
 NAME = re.compile(r"[A-Za-z]{1,2}|pi")
 OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.LShift, ast.RShift, ast.BitAnd, ast.BitOr, ast.BitXor)
@@ -68,13 +68,13 @@ class ReasoningGym:
 
     def __post_init__(self) -> None:
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, int | float):
-            raise InputError(f"reasoning_gym: threshold is a number, not {self.threshold!r}")
+            raise InputError(f"verifier 'reasoning_gym': threshold must be a number, not {self.threshold!r}")
         if not 0 < self.threshold <= 1:
-            raise InputError(f"reasoning_gym: threshold lies above 0 and up to 1, not at {self.threshold!r}")
+            raise InputError(f"verifier 'reasoning_gym': threshold must be above 0 and up to 1, not {self.threshold!r}")
 
     @property
     def version(self) -> str:
-        """Ours and the library's, whose scorers may change from one to the next."""
+        """Our version and the library's, whose scorers may change between releases."""
         return f"1/{installed('reasoning-gym')}"
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
@@ -111,11 +111,11 @@ class ReasoningGym:
         return Verdict(outcome, score, f"reasoning-gym's score is {score:.3g}", evidence)
 
     def prepare(self) -> None:
-        """Import the library ahead of the first verdict; where it is not there, nothing can be judged."""
+        """Import the library before the first verdict. Raises `InputError` if it is missing: nothing can be judged."""
         try:
             import reasoning_gym  # noqa: F401
         except ImportError:
-            raise InputError(f"verifier reasoning_gym: {INSTALL}") from None
+            raise InputError(f"verifier 'reasoning_gym': {INSTALL}") from None
 
 
 def final_text(answer: str) -> str:
@@ -130,20 +130,20 @@ def final_text(answer: str) -> str:
 
 
 def reference_of(dataset: str, entry: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> str:
-    """The reference for an entry that the library made."""
+    """The reference for an entry made by the library."""
     kept = {key: _packed(entry[key]) for key in ("question", "answer", "metadata")}
-    told: dict[str, Any] = {"dataset": dataset, "entry": kept}
-    return json.dumps(told | ({"config": dict(config)} if config else {}), ensure_ascii=False)
+    data: dict[str, Any] = {"dataset": dataset, "entry": kept}
+    return json.dumps(data | ({"config": dict(config)} if config else {}), ensure_ascii=False)
 
 
 def read_reference(reference: str) -> tuple[str, dict[str, Any], str]:
-    """(dataset, entry, its config as JSON); ValueError says what is wrong."""
+    """(dataset, entry, its config as JSON). Raises ValueError if the reference is not one."""
     if len(reference) > MAX_REFERENCE:
         raise ValueError(f"longer than {MAX_REFERENCE} characters")
     try:
-        told = json.loads(reference)
-        dataset, entry = told["dataset"], _unpacked(told["entry"])
-        config = told.get("config", {})
+        data = json.loads(reference)
+        dataset, entry = data["dataset"], _unpacked(data["entry"])
+        config = data.get("config", {})
     except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
         raise ValueError('it is not {"dataset": ..., "entry": {...}}') from None
     if not isinstance(dataset, str) or not isinstance(entry, dict) or not isinstance(config, dict):
@@ -154,7 +154,7 @@ def read_reference(reference: str) -> tuple[str, dict[str, Any], str]:
 
 
 def reference_fault(reference: str, threshold: float = 1.0) -> str:
-    """Why an entry cannot be judged; empty where it can. For whoever makes problems; needs the library."""
+    """Why an entry cannot be judged; empty if it can. For code that makes problems; needs the library."""
     try:
         return _fault(reference, threshold)
     except ValueError as error:
@@ -162,7 +162,7 @@ def reference_fault(reference: str, threshold: float = 1.0) -> str:
 
 
 def _packed(value: Any) -> Any:
-    """As JSON, with tuples and mappings of other keys than texts marked as such."""
+    """The value as JSON data, with markers for tuples and for mappings with keys that are not strings."""
     if isinstance(value, tuple):
         return {"__tuple__": [_packed(item) for item in value]}
     if isinstance(value, Mapping):
@@ -173,7 +173,7 @@ def _packed(value: Any) -> Any:
         return [_packed(item) for item in value]
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    if hasattr(value, "item") and hasattr(value, "dtype"):  # a number of numpy's
+    if hasattr(value, "item") and hasattr(value, "dtype"):  # a numpy scalar
         return value.item()
     raise ValueError(f"a {type(value).__name__} in the entry")
 
@@ -199,7 +199,7 @@ def _scorer(dataset: str, config: str) -> Any:
 
 @lru_cache(maxsize=1_024)
 def _fault(reference: str, threshold: float) -> str:
-    """Why the scorer is not believed of this entry; empty where it is."""
+    """Why the scorer cannot be trusted with this entry; empty if it can."""
     dataset, entry, config = read_reference(reference)
     scorer = _scorer(dataset, config)
     if fault := _entry_fault(dataset, entry):
@@ -228,7 +228,7 @@ def _entry_fault(dataset: str, entry: Mapping[str, Any]) -> str:
 
 
 def refused(dataset: str, answer: str, entry: Mapping[str, Any]) -> str:
-    """Why the scorer is not to see an answer: it would run it, or wrongly accept it. Empty where it may."""
+    """Why an answer is withheld from the scorer, which would run it or wrongly accept it; empty if it is not."""
     kind = EVALUATED.get(dataset)
     if kind == "data" and not _is_data(answer):
         return "not the answer, and no plain list either"
@@ -246,7 +246,7 @@ def refused(dataset: str, answer: str, entry: Mapping[str, Any]) -> str:
 
 
 def _is_data(text: str) -> bool:
-    """A literal: reading one runs nothing."""
+    """Whether the text is a literal, which can be parsed without running anything."""
     try:
         ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -255,7 +255,7 @@ def _is_data(text: str) -> bool:
 
 
 def _is_arithmetic(text: str) -> bool:
-    """Numbers, short names, known functions, + - * / and powers that stay small."""
+    """Whether the text has only numbers, short names, known functions, + - * /, bit operations and small powers."""
     if len(text) > MAX_EXPRESSION or not text.isascii():
         return False
     try:

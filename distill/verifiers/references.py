@@ -1,6 +1,6 @@
-"""What a `code` reference may look like, read into one shape; the forms are listed in `distill.verifiers.code`.
+"""Parse the references of `code` into one type, `Tests`. `distill.verifiers.code` lists the forms they may have.
 
-Nothing is run here. Tests that cannot be read raise one of `UNREADABLE`, and the verdict is `unverifiable`.
+Nothing is executed here. Tests that cannot be read raise one of `UNREADABLE`, and the verdict is `unverifiable`.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ from functools import *
 from operator import *
 from builtins import *
 """
-"""What contest sites import for their users, who leave it out; the order is LiveCodeBench's."""
+"""The imports that contest sites provide and their users therefore leave out, in the order of LiveCodeBench."""
 
 FORMS = ("test", "test_list", "asserts", "cases", "stdio", "inputs", "tests", "public_test_cases", "pytest")
-"""What a reference is known by: one of these keys holds its tests."""
+"""The keys that identify a reference: one of them holds its tests."""
 
 CROSSING = {"monkeypatch", "mock", "patch", "inspect", "stdin", "capfd", "__dict__", "getsource"}
-"""A test that says one of these reaches into the process of the answer, and must run in it."""
+"""A test that uses one of these names reaches into the answer's process, and must run in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tests:
-    """What is asked of a program: calls of a function, a script about it, or texts in and out.
+    """The tests of a program: calls of a function, a test script, or pairs of input and output text.
 
-    ``strict`` and ``lists`` say how values compare (`distill.verifiers.cases`); ``header`` stands before the answer,
-    ``prompt`` is what it continues. ``kind`` of a script is "script" or "pytest"; ``apart`` says that it can run in
-    another box than the answer.
+    ``strict`` and ``lists`` control how values compare (`distill.verifiers.cases`). ``header`` goes before the answer,
+    ``prompt`` is the code that the answer continues. The ``kind`` of a script is "script" or "pytest"; ``apart`` means
+    that it can run in a different sandbox than the answer.
     """
 
     form: str
@@ -78,7 +78,7 @@ class Tests:
 
 
 def tests_of(reference: Any, metadata: Mapping[str, Any]) -> Tests:
-    """Read a parsed reference. ``metadata`` may name the function where the tests do not, as datasets have it."""
+    """The tests in a parsed reference. ``metadata`` may name the function if the tests do not, as in some data sets."""
     if isinstance(reference, list):
         texts = all(isinstance(item, str) for item in reference)
         reference = {"asserts" if texts else "tests": reference}
@@ -123,7 +123,7 @@ def _read(reference: dict[str, Any], metadata: Mapping[str, Any]) -> Tests:
 
 
 def _asserts(reference: dict[str, Any]) -> Tests:
-    """MBPP: a list of asserts, what stands before them, and imports of theirs."""
+    """MBPP: a list of asserts, with their imports and setup code."""
     asserts = list(map(str, reference["asserts"] if "asserts" in reference else reference["test_list"]))
     before = [*map(str, reference.get("test_imports", [])), str(reference.get("test_setup_code", ""))]
     entry, cases, whole = cases_of_asserts(asserts)
@@ -134,7 +134,7 @@ def _asserts(reference: dict[str, Any]) -> Tests:
 
 
 def _apps(reference: dict[str, Any], named: Mapping[str, Any]) -> Tests:
-    """APPS and TACO: parallel lists. Outputs of functions are wrapped in a list, or are not."""
+    """APPS and TACO: parallel lists of inputs and outputs. A function's output may be wrapped in a list, or not."""
     pairs = list(zip(reference["inputs"], reference["outputs"], strict=True))
     name = named.get("fn_name")
     if not name:
@@ -148,7 +148,7 @@ def _apps(reference: dict[str, Any], named: Mapping[str, Any]) -> Tests:
 
 
 def _livecodebench(rows: Any, named: Mapping[str, Any]) -> Tests:
-    """LiveCodeBench: {"input", "output", "testtype"} a case; a function's arguments are JSON, one a line."""
+    """LiveCodeBench: {"input", "output", "testtype"} per case. A function's arguments are JSON, one per line."""
     rows = list(rows)
     if not all(isinstance(row, Mapping) for row in rows):
         raise ValueError("tests: expected objects with input and output (a check(candidate) goes by the key test)")
@@ -166,7 +166,7 @@ def _livecodebench(rows: Any, named: Mapping[str, Any]) -> Tests:
 
 
 def _text(value: Any) -> str:
-    """An input or output; some datasets hold it as a list of lines."""
+    """An input or output as text. Some data sets store it as a list of lines."""
     if isinstance(value, list):
         return "\n".join(map(str, value))
     if not isinstance(value, str | int | float):
@@ -179,7 +179,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _packed(value: Any) -> list[Any]:
-    """LiveCodeBench's tests: a list, its JSON, or its JSON pickled, zipped and in base 64."""
+    """LiveCodeBench's tests: a list, its JSON, or its JSON pickled, compressed and base64-encoded."""
     if not isinstance(value, str):
         return list(value)
     if value.lstrip().startswith("["):
@@ -188,17 +188,17 @@ def _packed(value: Any) -> list[Any]:
 
 
 class _Plain(pickle.Unpickler):
-    """Unpickles texts; what would import anything is refused."""
+    """Unpickles plain values, and refuses whatever would import something."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"a pickle that wants {module}.{name}")
 
 
 def _apart(reference: dict[str, Any], script: str) -> bool:
-    """Can this test run in another box than the answer? Decided by the test alone, never by the answer."""
-    said: set[str] = set()
+    """Whether this test can run in a different sandbox than the answer. The test alone decides, never the answer."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(script)):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            said |= {alias.name for alias in node.names}
-        said |= {getattr(node, field) for field in ("id", "attr", "arg") if isinstance(getattr(node, field, 0), str)}
-    return not reference.get("beside") and not said & CROSSING
+            names |= {alias.name for alias in node.names}
+        names |= {getattr(node, field) for field in ("id", "attr", "arg") if isinstance(getattr(node, field, 0), str)}
+    return not reference.get("beside") and not names & CROSSING

@@ -55,7 +55,7 @@ class Regex:
 
 
 def _problem_with(pattern: object) -> str:
-    """Why this is no regular expression; empty where it is one."""
+    """Why this is not a regular expression; empty if it is one."""
     if not isinstance(pattern, str):
         return "is no text"
     if not pattern:

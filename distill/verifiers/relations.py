@@ -1,7 +1,7 @@
-r"""Equations and inequalities: what they assign, which interval they are, whether two say the same.
+r"""Equations and inequalities: what they assign, which interval they describe, whether two are equivalent.
 
-An equation that is solved for a name (``x = 5``, ``f(x) = 2x``, ``n = 2, 3``) *assigns* it; other equations
-are compared as equations: up to a constant factor, and, to tell them apart, at solutions of one of them.
+An equation that is solved for a name (``x = 5``, ``f(x) = 2x``, ``n = 2, 3``) *assigns* it. Other equations are
+compared up to a constant factor, and shown to differ at solutions of one of them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ INFINITY = Node("infinity")
 MINUS_INFINITY = Node("negative", (INFINITY,))
 STEPS, LARGEST_ROOT, RATIO = 40, 1e3, 1e-9
 MOST_UNKNOWNS = 6
-"""An equation is solved for so many of its variables, which bounds the time."""
+"""An equation is solved for at most this many of its variables, which bounds the time."""
 TURNED = str.maketrans("<>", "><")
 
 
 def assigned(node: Node) -> dict[str, Node]:
-    """What each name is said to be, in the order written; empty where the node assigns nothing.
+    """The value assigned to each name, in the order written; empty if the node assigns nothing.
 
-    Several values of one name (``x = 1, x = 2`` and ``x = 1, 2``) are a set.
+    Several values of one name (``x = 1, x = 2`` and ``x = 1, 2``) become a set.
     """
     if node.kind == "relation":
         name, value = _assignment(node)
@@ -43,7 +43,7 @@ def assigned(node: Node) -> dict[str, Node]:
 
 
 def _assignment(node: Node) -> tuple[str, Node]:
-    """("x", 5) of ``x = 5``, ``5 = x`` and ``x = 2 + 3 = 5``; an empty name where it is no assignment."""
+    """("x", 5) for ``x = 5``, ``5 = x`` and ``x = 2 + 3 = 5``; an empty name if it is not an assignment."""
     if set(node.name.split()) not in ({"="}, {"in"}):
         return "", node
     first, *_, last = node.parts
@@ -56,7 +56,7 @@ def _assignment(node: Node) -> tuple[str, Node]:
 
 
 def _name(node: Node) -> str:
-    """The name that the left side of a solved equation is."""
+    """The name on the left side of a solved equation: ``x``, or ``f(x)``; empty if it is neither."""
     if node.kind == "name" and node.name not in points.CONSTANTS:
         return node.name
     called = node.kind == "product" and all(part.kind == "name" for part in node.parts)
@@ -68,7 +68,7 @@ def _is_function(node: Node) -> bool:
 
 
 def claimed(node: Node) -> Node:
-    """What an answer claims that is an equation: 42 by ``12 + 30 = 42``, 5 by ``x + y = 5``; ``2x = 10`` is left."""
+    """The value that an equation claims: 42 in ``12 + 30 = 42``, 5 in ``x + y = 5``. ``2x = 10`` is left as it is."""
     return _right_side(node) or node
 
 
@@ -84,7 +84,7 @@ def _right_side(node: Node) -> Node | None:
 
 
 def interval(node: Node) -> Node | None:
-    """``2 < x \\le 3`` as (2, 3]; several ones in a list as their union."""
+    """``2 < x \\le 3`` as (2, 3]; a list of inequalities as the union of their intervals; None for anything else."""
     if node.kind == "set" and node.name != "{}" and node.parts:
         known = [found for part in node.parts if (found := interval(part)) is not None]
         return Node("union", tuple(known)) if len(known) == len(node.parts) and len(_all_names(node)) == 1 else None
@@ -122,7 +122,7 @@ def _all_names(node: Node) -> set[str]:
 
 
 def same_relation(one: Node, other: Node) -> Sameness:
-    """Two equations or inequalities that are not told apart by what they assign."""
+    """Compare two equations or inequalities as such, not by what they assign."""
     if len(one.parts) != 2 or len(other.parts) != 2:
         return _same_chain(one, other)
     (sign, difference), (other_sign, other_difference) = _difference(one), _difference(other)
@@ -140,7 +140,7 @@ def same_relation(one: Node, other: Node) -> Sameness:
 
 
 def _same_chain(one: Node, other: Node) -> Sameness:
-    """``a < b < c``: the same signs between the same values, from either end."""
+    """Compare two chains such as ``a < b < c``: the same signs between the same values, from either end."""
     signs = one.name.split()
     ways = (
         (other.parts, other.name.split()),
@@ -163,7 +163,7 @@ def _difference(node: Node) -> tuple[str, Node]:
 
 
 def _factor(one: Node, other: Node) -> float | None:
-    """The number that one is times the other, at all points; None where it is none."""
+    """The constant by which one is a multiple of the other at all points; None if there is none."""
     ours, theirs = points.values(one), points.values(other)
     if ours is None or theirs is None or any(value.value == 0 for value in theirs):
         return None
@@ -173,7 +173,7 @@ def _factor(one: Node, other: Node) -> float | None:
 
 
 def _solves(one: Node, other: Node) -> Sameness:
-    """Do solutions of ``one = 0`` solve ``other = 0``? Tried at the points, in one variable after the other."""
+    """Whether solutions of ``one = 0`` solve ``other = 0``, tested at the points, in one variable at a time."""
     tried = 0
     for name in sorted(points.variables(one))[:MOST_UNKNOWNS]:
         for point in range(points.POINTS):
@@ -192,7 +192,7 @@ def _solves(one: Node, other: Node) -> Sameness:
 
 
 def _root(node: Node, name: str, point: int) -> float | None:
-    """A real root in one variable, by the secant method from the variable's own value."""
+    """A real root in one variable, by the secant method, starting at the variable's value at the point."""
 
     def value(at: float) -> float:
         found = points.evaluate(node, points.Where(point, moved=(name, at))).value

@@ -1,11 +1,11 @@
-"""Run one verifier on one answer and sign the verdict. Here alone a verifier's exceptions are caught.
+"""Run one verifier on one answer and sign the verdict. The exceptions of verifiers are caught only here.
 
-`judge` runs it to the end in this process; `judge_quickly` runs just its `quick` part, the one that is
-linear in the text and safe anywhere, and says None where that cannot tell. `judge_many` asks an opened
-verifier. The pool is built on these.
+`judge` runs a verifier completely in this process. `judge_quickly` runs only its `quick` part, which is linear in the
+text and safe anywhere, and returns None if that cannot decide. `judge_many` asks an opened verifier. The pool is built
+on these.
 
-A signed verdict's evidence is plain data whatever the verifier put there, so that it can be written as
-JSON and sent between processes.
+The evidence of a signed verdict is plain data, whatever the verifier put there, so that it can be written as JSON and
+sent between processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from distill.verifiers.base import Key, Session, Stopping, Verifier, never
 from pipeline.errors import InputError, PipelineError
 
 LARGEST_BITS = 10_000
-"""Of an integer in the evidence: Python refuses to write those of more than 4,300 digits."""
+"""Maximum size of an integer in the evidence: Python refuses to format one of more than 4,300 digits."""
 DEEPEST = 50
 OUTCOMES = tuple(Outcome)
 
@@ -33,19 +33,19 @@ OUTCOMES = tuple(Outcome)
 def judge(verifier: Verifier, problem: Problem | str, trace: Response | str) -> Verdict:
     """The verdict, with the verifier's name and version and the seconds it took.
 
-    ``problem`` may be the reference answer alone. ``trace`` is a `distill.types.Trace`, its `Response`, or
-    the raw text of one, think tags and all.
+    ``problem`` may be the reference answer alone. ``trace`` is a `distill.types.Trace`, its `Response`, or its raw text
+    with think tags.
 
-    A verifier that raises gives `unverifiable`, with the exception as the reason; but a `PipelineError`
-    (no sandbox, say) is for the user and passes through.
+    If the verifier raises, the verdict is `unverifiable`, with the exception as the reason. Only a `PipelineError` (no
+    sandbox, say) is for the user and propagates.
     """
-    verdict = _asked(verifier, partial(_whole, verifier), posed(problem), trace)
+    verdict = _run_and_sign(verifier, partial(_full_verdict, verifier), posed(problem), trace)
     assert verdict is not None
     return verdict
 
 
-def _whole(verifier: Verifier, problem: Problem, trace: Response) -> Verdict:
-    """What a verifier says in the end, which must be a verdict (a `quick` part may say None)."""
+def _full_verdict(verifier: Verifier, problem: Problem, trace: Response) -> Verdict:
+    """The result of `verify`, which must be a verdict (`quick` may return None)."""
     verdict = verifier.verify(problem, trace)
     if not isinstance(verdict, Verdict):
         return Verdict.failed(
@@ -56,15 +56,15 @@ def _whole(verifier: Verifier, problem: Problem, trace: Response) -> Verdict:
 
 def judge_quickly(verifier: Verifier, problem: Problem | str, trace: Response | str) -> Verdict | None:
     quick = getattr(verifier, "quick", None)
-    return None if quick is None else _asked(verifier, quick, posed(problem), trace)
+    return None if quick is None else _run_and_sign(verifier, quick, posed(problem), trace)
 
 
 def posed(problem: Problem | str) -> Problem:
-    """A problem of which just the reference answer is known, where it is given as a text."""
+    """The problem, or a reference answer alone as a problem."""
     if isinstance(problem, str):
         return Problem("", "", problem, "", "")
     if not isinstance(getattr(problem, "reference", None), str):
-        raise InputError(f"a problem is a Problem or its reference answer as a text, not {str(problem)[:40]!r}")
+        raise InputError(f"a problem must be a Problem or its reference answer as text, not {str(problem)[:40]!r}")
     return problem
 
 
@@ -74,7 +74,7 @@ def judge_many(
     items: Sequence[tuple[Key, Problem, Response | str]],
     stopping: Stopping = never,
 ) -> Iterator[tuple[Key, Verdict]]:
-    """Signed verdicts of a verifier that judges many at a time, as they come; fewer where it is stopped."""
+    """Yield the signed verdicts of an opened verifier as they arrive; fewer if it is stopped."""
     seen = {key: shown(verifier, trace) for key, _, trace in items}
     try:
         for key, verdict in session.judge([(key, problem, seen[key]) for key, problem, _ in items], stopping):
@@ -83,7 +83,7 @@ def judge_many(
         raise
     except Exception as error:
         for key, trace in seen.items():
-            yield key, signed(verifier, trace, _failed(error), 0.0)
+            yield key, signed(verifier, trace, _error_verdict(error), 0.0)
 
 
 def reads_thinking(verifier: Verifier) -> bool:
@@ -91,25 +91,25 @@ def reads_thinking(verifier: Verifier) -> bool:
 
 
 def shown(verifier: Verifier, trace: Response | str) -> Response:
-    """What a verifier is given to see: the thinking just where it asks for it."""
+    """What a verifier gets to see of a response: the thinking only if it asks for it."""
     parts = split_thinking(trace) if isinstance(trace, str) else trace
     if not isinstance(getattr(parts, "answer", None), str):
-        raise InputError(f"a response is a text, a Response or a Trace, not {str(trace)[:40]!r}")
+        raise InputError(f"a response must be text, a Response or a Trace, not {str(trace)[:40]!r}")
     return Response(parts.thinking if reads_thinking(verifier) else "", parts.answer, parts.closed)
 
 
 def unusable(verifier: Verifier, problem: Problem) -> str | None:
-    """Why the verifier could judge no answer to the problem, as far as it says so."""
+    """Why the verifier cannot judge any answer to the problem; None if it names no reason."""
     found: str | None = getattr(verifier, "unusable", lambda problem: None)(problem)
     return found
 
 
 def prepare(verifier: Verifier) -> None:
-    """Let a verifier import what it needs, where it has something to import."""
+    """Call the verifier's `prepare`, if it has one."""
     getattr(verifier, "prepare", lambda: None)()
 
 
-def _asked(
+def _run_and_sign(
     verifier: Verifier,
     ask: Callable[[Problem, Response], Verdict | None],
     problem: Problem,
@@ -126,11 +126,11 @@ def _asked(
     except MemoryError:
         verdict = Verdict.failed(Failure.MEMORY, "the verifier ran out of memory")
     except (Exception, SystemExit) as error:
-        verdict = _failed(error)
+        verdict = _error_verdict(error)
     return None if verdict is None else signed(verifier, seen, verdict, time.perf_counter() - started)
 
 
-def _failed(error: BaseException) -> Verdict:
+def _error_verdict(error: BaseException) -> Verdict:
     what = " ".join(str(error)[:200].split())
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
@@ -138,18 +138,18 @@ def _failed(error: BaseException) -> Verdict:
 
 
 def signed(verifier: Verifier, seen: Response, verdict: Verdict, seconds: float) -> Verdict:
-    """The verdict with the verifier's name, its version, and what it was shown."""
-    if wrong := _wrong(verdict):
+    """The verdict with the verifier's name and version, the time it took, and what the verifier was shown."""
+    if wrong := _invalid(verdict):
         verdict = Verdict.failed(Failure.ERROR, f"the verifier failed: {wrong}")
     evidence = {"judged": _judged(verifier, seen), **plain(verdict.evidence)}
     outcome = Outcome(verdict.outcome)
     score = None if verdict.score is None or outcome is Outcome.UNVERIFIABLE else float(verdict.score)
-    # Not dataclasses.replace, which takes a tenth of an integer's whole verdict.
+    # Not dataclasses.replace, which would take a tenth of the whole time of a verdict on an integer.
     return Verdict(outcome, score, verdict.reason, evidence, verifier.name, verifier.version, seconds)
 
 
-def _wrong(verdict: Verdict) -> str | None:
-    """What no verdict can say. A score that is no number would be a reward that is none, to a whole group of GRPO."""
+def _invalid(verdict: Verdict) -> str | None:
+    """What is invalid about a verdict, or None. A score of NaN would spoil the rewards of a whole GRPO group."""
     if verdict.outcome not in OUTCOMES:
         return f"its outcome is {str(verdict.outcome)[:40]!r}, none of {', '.join(OUTCOMES)}"
     score: Any = verdict.score
@@ -159,7 +159,7 @@ def _wrong(verdict: Verdict) -> str | None:
 
 
 def plain(data: Any, depth: int = 0) -> Any:
-    """``data`` as JSON can hold it: what is neither text, number, list nor mapping becomes text."""
+    """``data`` as JSON can hold it: anything but texts, numbers, lists and mappings becomes text."""
     if data is None or isinstance(data, str | bool):
         return data
     if isinstance(data, int):

@@ -1,4 +1,4 @@
-"""The settings of a verifier that has them as a pydantic model: a mistake in them is one line that names it."""
+"""Validate the settings of a verifier that are a pydantic model, and report a mistake in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One answer judged with one call, in a pool that this process keeps for it."""
+"""Judge one answer with one call, in a pool that this process keeps."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _pool: VerifierPool | None = None
 
 
 def check(verifier: Spec, reference: Problem | str, response: Response | str) -> Verdict:
-    """The verdict of ``verifier`` (a name or any spec) on one response, think tags and all.
+    """The verdict of ``verifier`` (a name or any spec) on one response, which may contain think tags.
 
-    ``reference`` is the right answer, or a whole problem. Nothing that a verifier does can hang or crash
-    the caller: what is not settled at once is judged by a worker process, which is started on first
-    need, kept, and dies with this one. For many answers use a `VerifierPool` of your own.
+    ``reference`` is the right answer, or a whole problem. No verifier can hang or crash the caller: whatever is not
+    decided at once is judged by a worker process, which is started on first use, kept, and dies with this one. For many
+    answers, use your own `VerifierPool`.
     """
     return _shared().verify(verifier, reference, response)
 
@@ -33,7 +33,7 @@ def _shared() -> VerifierPool:
 
 
 def _forget() -> None:
-    """In a forked child: the pool's thread stayed with the parent."""
+    """Drop the pool in a forked child: its thread stayed with the parent."""
     global _lock, _pool
     _lock, _pool = threading.Lock(), None
 

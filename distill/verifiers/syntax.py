@@ -1,16 +1,16 @@
-r"""How formulas are written: one readable syntax for propositional and first-order logic, and its parser.
+r"""The syntax of formulas in propositional and first-order logic, and its parser.
 
     p and (q or not r) -> s             and & ∧ /\,  or | ∨ \/,  not ~ ! ¬,  xor ⊕
     p iff q                             implies -> => → ⇒,  iff <-> <=> ↔ ⇔
     forall x. P(x) -> exists y. R(x, y) ∀x (P(x) → ∃y R(x, y)) is the same; several: forall x y. ...
     f(a) = b and a != c, true, false    terms: variables, constants, functions; LaTeX's commands too
 
-Tightest first: not and a quantifier without a dot; and; xor; or; implies (to the right); iff. A
-quantifier with a dot (or colon) reaches as far right as it can. What people read in two ways is refused
-instead of guessed: ``p <-> q <-> r`` and ``∀x P(x) → Q(x)``, whose last x is free, need parentheses, and
-``^`` is "and" to some and "xor" to others. Which names are variables is said by the quantifiers alone.
+Precedence, tightest first: not and a quantifier without a dot; and; xor; or; implies (right-associative); iff. A
+quantifier with a dot (or colon) extends as far right as possible. Ambiguous formulas are refused: ``p <-> q <-> r`` and
+``∀x P(x) → Q(x)``, whose last x is free, need parentheses, and ``^`` means "and" to some and "xor" to others. Only the
+quantifiers decide which names are variables.
 
-Sizes are bounded (`MAX_LENGTH`, `MAX_DEPTH`). The tree that comes out is `distill.verifiers.formula`.
+Sizes are bounded (`MAX_LENGTH`, `MAX_DEPTH`). The result is a tree of `distill.verifiers.formula`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from distill.verifiers.formula import (
 
 MAX_LENGTH = 5_000
 MAX_DEPTH = 60
-"""Of brackets, negations and quantifiers in each other, as they are written."""
+"""Maximum nesting of brackets, negations and quantifiers, as they are written."""
 MAX_TREE_DEPTH = 150
 MAX_ARGUMENTS = 8
 
@@ -67,7 +67,7 @@ FONT = re.compile(r"\\(?:text|mathrm|mathit|operatorname|textit|mathbf|mathsf)\s
 
 
 def parse(text: str) -> Formula:
-    """The formula in ``text``; `Unreadable` where it is none, or might be two."""
+    """The formula in ``text``. Raises `Unreadable` if it is not a formula, or ambiguous."""
     formula = _Reader(text).formula()
     if _depth(formula) > MAX_TREE_DEPTH:
         raise Unreadable("nested too deeply")
@@ -83,7 +83,7 @@ def _depth(formula: Formula) -> int:
 
 
 def _variables_apart(formula: Formula) -> None:
-    """A name that one quantifier binds must not stand free elsewhere: it was meant to be bound there."""
+    """Raise if a name that a quantifier binds occurs free elsewhere, because it was meant to be bound there too."""
     bound = {part.variable for part in subformulas(formula) if isinstance(part, Quantified)}
     used = {term.name for term in terms(formula) if isinstance(term, Apply)}
     used |= {part.name for part in subformulas(formula) if isinstance(part, Atom)}
@@ -119,7 +119,7 @@ class _Reader:
             raise Unreadable(f"{sign!r} is missing before {self._next()!r}" if self._next() else f"{sign!r} is missing")
 
     def _joined(self, level: int) -> Formula:
-        """Parts joined by the operators from ``level`` of `LOOSEST_FIRST` on."""
+        """Parse parts joined by the operators of `LOOSEST_FIRST` from ``level`` on."""
         if level == len(LOOSEST_FIRST):
             return self._single()
         operator = LOOSEST_FIRST[level]
@@ -164,7 +164,7 @@ class _Reader:
         return reduce(lambda scope, name: Quantified(quantifier, name, scope), reversed(names), found)
 
     def _more_names(self) -> bool:
-        """In ``forall x y. ...`` y is a variable too; in ``forall x P(x)`` and ``forall x p`` P and p are none."""
+        """In ``forall x y. ...`` y is a variable too; in ``forall x P(x)`` and ``forall x p``, P and p are not."""
         ahead = self.at
         while _is_name(self.tokens[ahead]) or self.tokens[ahead] == ",":
             ahead += 1
@@ -218,7 +218,7 @@ def _is_name(token: str) -> bool:
 
 
 def _tokens(text: str) -> list[str]:
-    """The tokens, an empty one last; operators and quantifiers by their words."""
+    """The tokens and an empty one at the end, with operators and quantifiers replaced by their words."""
     if len(text) > MAX_LENGTH:
         raise Unreadable(f"longer than {MAX_LENGTH} characters")
     text = text.replace("/\\", "∧").replace("\\/", "∨")

@@ -1,8 +1,8 @@
-r"""Answers as trees, and the tokens that LaTeX falls into.
+r"""The trees of answers, and the tokenizer for LaTeX.
 
-This file decides which signs and names are known at all; how they go together is `distill.verifiers.latex`,
-what a tree means is `distill.verifiers.meaning`. A sign or a word that is not known makes the whole text
-`Unreadable`: nothing is ever skipped.
+This file decides which signs and names are known. `distill.verifiers.latex` parses them into trees, and
+`distill.verifiers.meaning` compares trees. An unknown sign or word makes the whole text `Unreadable`: nothing is ever
+skipped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ AND = r"\and"
 """The token for a written "and"; a written "or" is a comma."""
 
 SHORT_WORDS = frozenset({"is", "so", "it", "we", "to", "of", "if", "on"})
-"""English, where other words of one or two letters are products of variables ("by" in ax + by)."""
+"""English words. Any other word of one or two letters is a product of variables ("by" in ax + by)."""
 
 STARTERS = (
     frozenset({"frac", "binom", "sqrt", "pi", "infty", "langle", "lfloor", "emptyset", "varnothing", "mathbb"})
@@ -47,7 +47,7 @@ STARTERS = (
 
 
 class Unreadable(ValueError):
-    """Not wholly understood, or too large to evaluate."""
+    """The text cannot be read completely, or the expression is too large to evaluate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def number(value: Any) -> Node:
 
 
 def tokens(text: str) -> list[str]:
-    """The tokens of a text in `distill.verifiers.number.canonical` form, or `Unreadable`."""
+    """The tokens of a text in `distill.verifiers.number.canonical` form. Raises `Unreadable`."""
     text = CONNECTOR.sub(r" \1 ", text)
     if not any(bracket in text for bracket in "([{"):
         text = THOUSANDS.sub(lambda found: found.group().replace(",", ""), text)
@@ -91,7 +91,7 @@ def tokens(text: str) -> list[str]:
 
 
 def _word(word: str) -> list[str]:
-    """A function's name, a connector, or a short product of variables; a long word is prose."""
+    """The tokens of a function's name, a connector, or a short product of variables. A longer word is prose."""
     if word in FUNCTIONS or word == "pi":
         return [f"\\{word}"]
     if word in ("or", "and"):

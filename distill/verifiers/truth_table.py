@@ -1,9 +1,9 @@
 """`truth_table`: the answer is the truth table column of the formula in the reference.
 
-The column is worked out here from the formula, by a separate parser, so that a mistake of the
-problem's author cannot pass as truth. Operators bind from left to right with equal
-strength (parentheses decide), `not` binds tightest; rows run from all false to all true with the
-first variable of the alphabet slowest. Whitespace in an answer means nothing. The working is not judged.
+The column is computed here from the formula, by a separate parser, so a mistake of the problem's author cannot pass as
+the truth. Operators are left-associative with equal precedence (use parentheses), and `not` binds tightest. Rows run
+from all false to all true, and the first variable in the alphabet changes slowest. White space in an answer is ignored.
+The working is not judged.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TruthTable:
 
 
 def truth_column(formula: str) -> str:
-    """The value of ``formula`` in every row, as a text of 0 and 1. ValueError if it is no formula."""
+    """The value of ``formula`` in every row, as a text of 0 and 1. Raises ValueError if it is not a formula."""
     if len(formula) > LONGEST_FORMULA:
         raise ValueError(f"{len(formula)} characters")
     tokens = re.findall(r"[a-z]+|[()]|\S", formula)

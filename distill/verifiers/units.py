@@ -1,8 +1,7 @@
-r"""Units after a number: which words are one, how large it is, whether two measure the same thing.
+r"""Units after a number: which words are units, how large they are, whether two measure the same thing.
 
-A unit is a text like ``cm 2``, ``km / hour`` or ``apple``. The table below knows those that are converted;
-any other word is a unit of its own, of which nothing is known. A percent sign is such a unit: 10% is 10 of
-the unit percent, never 0.1.
+A unit is a text like ``cm 2``, ``km / hour`` or ``apple``. The table below holds those that can be converted; any other
+word is a unit that equals only itself. A percent sign is such a unit: 10% is 10 of the unit percent, never 0.1.
 """
 
 from __future__ import annotations
@@ -45,10 +44,10 @@ KNOWN: dict[str, tuple[str, Fraction]] = {
 }  # fmt: skip
 MOST_WORDS = 5
 POSITION = "th"
-"""What stands behind the number of a place in a row."""
+"""The suffix of an ordinal number."""
 BYTES = re.compile(r"\b([kKMGT]i?)(B|b)(?=s?\b)")
 MEGA = re.compile(r"\bM(?=(?:g|m|l|L|W|J|V|byte|bit|Hz|Pa)s?\b)")
-"""Small letters and capitals are not told apart but in these two: a milligram is no megagram, a bit no byte."""
+"""Case matters only in these two patterns: a milligram is not a megagram, and a bit is not a byte."""
 WORD = re.compile(r"[a-z]+|[%$€£¢]|\^\{?\d\}?|/")
 TEXT = re.compile(r"\\text\s?\{([^{}]*)\}")
 TRAILING = re.compile(
@@ -57,7 +56,7 @@ TRAILING = re.compile(
 )
 
 TRIGONOMETRY = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
-"""Degrees behind one of these are its argument's, and no unit of the whole."""
+"""Degrees after one of these belong to its argument, and are not a unit of the whole."""
 DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s?\^\{?\\circ\}?")
 
 
@@ -67,7 +66,7 @@ class Quantity(NamedTuple):
 
 
 def read(text: str) -> tuple[int, str] | None:
-    """(scale, unit) of what follows a number; None where that is no unit ("squared" is a power)."""
+    """(scale, unit) of the text after a number; None if that is not a unit ("squared" is a power)."""
     text = TEXT.sub(r" \1 ", text).replace(r"^\circ", " degree ")
     text = BYTES.sub(lambda found: found[1] + ("byte" if found[2] == "B" else "bit"), text)
     text = MEGA.sub("mega", text).lower()
@@ -86,7 +85,7 @@ def read(text: str) -> tuple[int, str] | None:
 
 
 def split(text: str) -> tuple[str, str]:
-    r"""A formula and the unit behind it (``12\pi\text{ cm}^2``); no unit where what follows is not surely one."""
+    r"""A formula and the unit after it (``12\pi\text{ cm}^2``); no unit unless it certainly is one."""
     found = TRAILING.search(text)
     if found is None or (found["degrees"] and TRIGONOMETRY.search(text)):
         return text, ""
@@ -97,12 +96,12 @@ def split(text: str) -> tuple[str, str]:
 
 
 def in_radians(text: str) -> str:
-    """With the degrees in the arguments of sines and the like in radians, for who knows no degrees."""
+    """Convert degrees to radians in a text with trigonometric functions, for math-verify, which knows no degrees."""
     return DEGREES.sub(r"(\1\\pi/180)", text) if TRIGONOMETRY.search(text) else text
 
 
 UNITS = frozenset({"unit", "units", "square", "sq", "cubic", "degrees", "percent"})
-"""More words that a formula may be followed by without being in ``\\text``."""
+"""More words that may follow a formula without ``\\text``."""
 
 
 def _alias(word: str) -> str:
@@ -114,7 +113,7 @@ def _alias(word: str) -> str:
 
 
 def quantity(unit: str) -> Quantity | None:
-    """What is measured and how large the unit is; None where a word is not in the table."""
+    """The dimension and the size of a unit; None if a word is not in the table."""
     dimension: Counter[str] = Counter()
     size, sign, power = Fraction(1), 1, 1
     last: tuple[str, Fraction] | None = None

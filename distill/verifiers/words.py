@@ -1,7 +1,7 @@
-r"""Answers in words, letters and number bases: the part of `math` that is about how things are called.
+r"""Answers in words, letters and number bases: the part of `math` that compares names instead of values.
 
-A verdict here is certain: the same words, or words that have nothing in common. What shares words with the
-reference and is not the same ("not an ellipse") is left as `unverifiable`.
+Verdicts here are certain: the same words, or words with nothing in common. An answer that only shares some words with
+the reference ("not an ellipse") is `unverifiable`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ BASE = re.compile(
     r"(?=[A-Za-z.]*\d[\w.]*_|[A-F]+_\{?1[1-6]|[a-f]{2,}_\{?16)(?P<digits>[0-9A-Za-z.]+)_\{?(?P<base>\d{1,2})\}?",
     re.ASCII,
 )
-"""A number in a base; letters alone are one just where they can be: ``x_1`` is a variable."""
+"""A number in a base. Letters alone count only if they can be digits in it: ``x_1`` is a variable."""
 CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?(?:[ap]\.?m\.?)?", re.ASCII | re.IGNORECASE)
 NOT_APPLICABLE = re.compile(r"n\.?\s?/\s?a\.?|not\s?applicable", re.IGNORECASE)
 PLACEHOLDER = re.compile(r"proof|not\s?found", re.IGNORECASE)
-"""What data sets (NuminaMath, for one) write where a problem asks for a proof, or the answer was not found."""
+"""What data sets such as NuminaMath write if a problem asks for a proof, or its answer was not found."""
 TEXT = re.compile(r"\\text\s?\{([^{}]*)\}")
 DECISIONS = frozenset({"yes", "no", "true", "false"})
 FILLERS = frozenset({"a", "an", "the", "it", "is", "its"})
@@ -51,14 +51,14 @@ def are_words(text: str) -> bool:
 
 
 def in_signs(text: str) -> str:
-    """``no solution`` and the like as the LaTeX that says so, number words in digits; other texts as they are."""
+    """Phrases such as ``no solution`` as LaTeX, and number words as digits. Other texts are returned unchanged."""
     if not are_words(text):
         return text
-    return IN_SIGNS.get(" ".join(_folded(text))) or in_digits(text) or text
+    return IN_SIGNS.get(" ".join(_normalized_words(text))) or in_digits(text) or text
 
 
 def is_prose(text: str) -> bool:
-    """Words and numbers without any mathematics: ``June 20``."""
+    """Whether a text is words and numbers without any mathematics: ``June 20``."""
     return re.fullmatch(r"[\w\s.,'’:-]+", unwrapped(text)) is not None and re.search(r"[^\W\d_]{3}", text) is not None
 
 
@@ -82,9 +82,9 @@ def same_letter(wanted: str | None, given: str | None, evidence: dict[str, Any])
 
 
 def same_words(wanted: str, given: str, evidence: dict[str, Any]) -> Verdict:
-    """For a reference in words. A decision (yes, no) may be followed by its reasons."""
+    """The verdict for a reference in words. A decision (yes, no) may be followed by its reasons."""
     evidence = evidence | {"method": "words"}
-    ours, theirs = _folded(wanted), _folded(given)
+    ours, theirs = _normalized_words(wanted), _normalized_words(given)
     if ours[:1] and ours[0] in DECISIONS and len(ours) == 1 and theirs:
         theirs = theirs[:1] if theirs[0] in DECISIONS else theirs
     if ours == theirs:
@@ -96,14 +96,14 @@ def same_words(wanted: str, given: str, evidence: dict[str, Any]) -> Verdict:
     return Verdict.incorrect("different words", **evidence)
 
 
-def _folded(text: str) -> list[str]:
+def _normalized_words(text: str) -> list[str]:
     words = [word for word in re.findall(r"[^\W_]+(?:'[^\W_]+)?", unwrapped(text).casefold()) if word not in FILLERS]
     known = SAME_WORDS.get(" ".join(words))
     return known.split() if known else words
 
 
 def same_base(wanted: re.Match[str], given: str, evidence: dict[str, Any]) -> Verdict:
-    """A number in a named base. Without its base, or in another one, its digits or its value decide nothing."""
+    """The verdict for a number with a base. In another base or without one, equal digits or values decide nothing."""
     evidence = evidence | {"method": "base"}
     found = BASE.fullmatch(given) or re.fullmatch(r"(?P<digits>[0-9A-Za-z.]+)(?P<base>)", given, re.ASCII)
     if found is None:
@@ -128,7 +128,7 @@ def _value(digits: str, base: str) -> int | None:
 
 
 def same_time(wanted: str, given: str, evidence: dict[str, Any]) -> Verdict | None:
-    """Times of day (12:00), which look like ratios: equal as texts or not at all; None where it is no time."""
+    """The verdict for times of day (12:00), which look like ratios: equal as texts or not at all. None for others."""
     if not CLOCK.fullmatch(wanted) or not CLOCK.fullmatch(given):
         return None
     ours, theirs = (re.sub(r"[.\s]|^0", "", text.casefold()) for text in (wanted, given))

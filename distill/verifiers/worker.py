@@ -1,9 +1,9 @@
-"""The worker process of the pool; its one argument is the file descriptor of its end of the pipe.
+"""The worker process of the pool. Its one argument is the file descriptor of its end of the pipe.
 
-It gets batches of (spec, problem, trace) and sends one verdict after the other, at once, so that the parent
-knows which item it is at. Every verdict has a CPU-time limit: a profiling timer whose signal kills this
-process, whatever Python or C it is in. It is CPU time, not wall time, so that a busy machine changes no
-verdict. The worker dies with its parent, even with one that was killed.
+It receives batches of (spec, problem, trace) and sends each verdict at once, so that the parent knows which item is in
+progress. A profiling timer limits the CPU time of each verdict: its signal kills this process, whether it is in Python
+or in C. The limit is CPU time, not wall time, so that a busy machine changes no verdict. The worker dies with its
+parent, even if the parent is killed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class Limits(NamedTuple):
-    """Of one verdict, but for ``memory_bytes``, the address space of one worker."""
+    """Limits per verdict. Only ``memory_bytes``, the address space, is per worker."""
 
     cpu_seconds: float = 5.0
     wall_seconds: float = 120.0
@@ -55,14 +55,14 @@ def main() -> None:
 def _reply(
     spec: Spec, problem: Problem, trace: Response, verifiers: dict[str, Verifier], limits: Limits
 ) -> Verdict | PipelineError:
-    """The verdict, or what the caller has to be told instead of one."""
+    """The verdict, or the error that the caller must get instead of one."""
     try:
         verifier = _prepared(spec, verifiers)
         signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
         return judge(verifier, problem, trace)
     except PipelineError as error:
         return error
-    except KeyboardInterrupt:  # the verifier's own: Ctrl-C does not reach this process
+    except KeyboardInterrupt:  # raised by the verifier itself: Ctrl-C does not reach this process
         return Verdict.failed(Failure.ERROR, "the verifier failed: it raised KeyboardInterrupt")
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -84,7 +84,7 @@ def _prepared(spec: Spec, verifiers: dict[str, Verifier]) -> Verifier:
 
 
 def _silence() -> None:
-    """Nothing a verifier prints may reach the user's terminal or a ``--json`` output."""
+    """Redirect the standard streams, so that nothing a verifier prints reaches the terminal or a ``--json`` output."""
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)

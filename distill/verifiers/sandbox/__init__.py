@@ -1,15 +1,15 @@
-"""A box to run model-written code in: no network, no files, no other processes, and limits on everything.
+"""A sandbox for model-written code: no network, no files, no other processes, and limits on everything.
 
-    ran = run(program, payload)        # in the best backend that holds here; SandboxError where none does
-    survey()                           # what each backend's self-test says, for `distill doctor`
+    ran = run(program, payload)        # in the best backend that works here; SandboxError if none does
+    survey()                           # the result of each backend's self-test, for `distill doctor`
 
-`run` starts a program of ours in the box, gives it a payload and reads what it sends back. What comes back
-was in the hands of the candidate: it is data to be judged by the caller, never a verdict. Expected answers
-do not enter the box.
+`run` starts a program of ours in a box (one sandboxed run), gives it a payload and reads what it sends back. The
+candidate, which is the model-written code, controls what comes back: it is data for the caller to judge, never a
+verdict. Expected answers do not enter the box.
 
-A backend is one small file in `inside/`: `namespaces` and `bubblewrap` hold the same walls, `unsafe` holds
-none and must be named. `auto` takes the first that passes its self-test (`selftest`), and nothing is ever run
-with less. What each wall is for: docs/design/005-sandbox.md.
+A backend is one small file in `inside/`. `namespaces` and `bubblewrap` build the same walls; `unsafe` builds none and
+must be requested by name. `auto` takes the first that passes its self-test (`selftest`), and nothing ever runs with
+less. docs/design/005-sandbox.md says what each wall is for.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ def run(
     wires: tuple[int, ...] = (),
     visible: tuple[str, ...] = (),
 ) -> Ran:
-    """Run ``program`` (Python source, ours) in a box with ``payload`` on descriptor 3; its results are what it
-    writes to 4. ``wires`` become descriptors 6 and 7, and are closed on this side; ``visible`` are further
-    directories to be read in there, at the places that `seen` tells."""
+    """Run ``program`` (our Python source) in a box. It reads ``payload`` from descriptor 3 and writes its results to 4.
+
+    ``wires`` become descriptors 6 and 7, and are closed on this side. ``visible`` are further directories that can be
+    read in the box, at the paths that `seen` returns.
+    """
     backend = choose(sandbox)
     return run_with(backend, program, payload, stdin, limits or Limits(), wires, visible)

@@ -1,7 +1,7 @@
-"""Running one program in one box: the pipes, the server that makes boxes, and what ended the run.
+"""Run one program in one box: its pipes, the server that creates boxes, and how the run ended.
 
-The server (`inside/server.py`) is started when first needed, one per verifier process, and serves all of its
-threads. Whatever this file hands it are descriptors and limits; programs and inputs go into the box directly.
+The server (`inside/server.py`) is started on demand, one per verifier process, and serves all of its threads. It only
+gets our own program, limits and descriptors; candidates and inputs go into the box directly, through the pipes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from distill.verifiers.sandbox.pipes import Talk
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
-"""Of the box. A fixed hash seed, so that an answer that leans on the order of a set gets one verdict always."""
+"""The environment in the box. Its hash seed is fixed, so an answer that depends on set order gets one verdict
+always."""
 FLAGS = ("-P", "-s", "-S", "-B")
 BOOT = """
 import sys
@@ -41,10 +42,9 @@ exec(compile(program, "program.py", "exec"), {{"__name__": "program"}})
 
 
 class Limits(NamedTuple):
-    """Of one run. ``memory_bytes`` is address space per process; with one process, which is what there is unless
-    ``processes`` says otherwise, it bounds the whole run, as ``cpu_seconds`` does. ``wall_seconds`` is time in
-    which the program could have run: time that it spends waiting for a busy machine's CPU does not count.
-    ``output_bytes`` is per pipe."""
+    """Limits of one run. ``memory_bytes`` (address space) and ``cpu_seconds`` are per process; with one process, the
+    default, they bound the whole run. ``wall_seconds`` counts only time in which the program could have run, not time
+    spent waiting for a CPU on a busy machine. ``output_bytes`` is per pipe."""
 
     cpu_seconds: int = 5
     wall_seconds: float = 15.0
@@ -95,7 +95,7 @@ def run_with(
     wires: tuple[int, ...] = (),
     visible: tuple[str, ...] = (),
 ) -> Ran:
-    """`distill.verifiers.sandbox.run` with a backend that is known to hold. Raises `Refused`."""
+    """`distill.verifiers.sandbox.run` in a given backend, without its self-test. Raises `Refused`."""
     inside_stdin, our_stdin = os.pipe()
     our_stdout, inside_stdout = os.pipe()
     inside_payload, our_payload = os.pipe()
@@ -116,10 +116,10 @@ def run_with(
         for descriptor in ours:
             os.close(descriptor)
     stdout, results, report = talk.heard
-    return _ran(backend, ended, stdout, results, report, limits)
+    return _result(backend, ended, stdout, results, report, limits)
 
 
-def _ran(backend: str, ended: str, stdout: bytes, results: bytes, report: bytes, limits: Limits) -> Ran:
+def _result(backend: str, ended: str, stdout: bytes, results: bytes, report: bytes, limits: Limits) -> Ran:
     message: dict[str, Any] = {}
     for line in report.splitlines():
         message |= json.loads(line)
@@ -130,7 +130,7 @@ def _ran(backend: str, ended: str, stdout: bytes, results: bytes, report: bytes,
     code, cpu = message.get("code", 0), message.get("cpu", 0.0)
     if ended == "exit" and code < 0:
         ended, code = "signal", -code
-        # SIGXCPU comes at the limit, and SIGKILL a second later to who ignores it.
+        # SIGXCPU comes at the limit, and SIGKILL a second later if the program ignores it.
         ended = "cpu" if code == 24 or (code == 9 and cpu >= limits.cpu_seconds) else ended
     return Ran(ended, code, stdout, results, cpu, message.get("kib", 0), backend)
 
@@ -141,7 +141,7 @@ def _job(backend: str, program: str, limits: Limits, visible: tuple[str, ...]) -
     base = sorted(shown - covered)
     return {
         "backend": backend,
-        "verifier": os.getpid(),  # for who looks at a list of processes
+        "verifier": os.getpid(),  # for people who look at a list of processes
         "program": program,
         "limits": limits._asdict(),
         "visible": dict(zip([*base, *seen(backend, visible)], [*base, *visible], strict=True)),
@@ -154,8 +154,8 @@ def _job(backend: str, program: str, limits: Limits, visible: tuple[str, ...]) -
 
 
 def seen(backend: str, visible: Sequence[str]) -> list[str]:
-    """Where a program in the box finds the directories of ``visible``: at names of their own, since their
-    places outside may lie where the box has something else (below /tmp)."""
+    """The paths at which a program in the box finds the directories of ``visible``. They are new ones, since the box
+    may have something else at the original paths (below /tmp)."""
     return list(visible) if backend == "unsafe" else [f"/packages/{n}" for n in range(len(visible))]
 
 
@@ -168,7 +168,7 @@ def _boot(directory: str, module: str, function: str) -> str:
 
 
 class _Server:
-    """This process's end of the server; started on demand, started again if it is gone."""
+    """This process's end of the server, which is started on demand, and again if it has ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -176,7 +176,7 @@ class _Server:
         self._control: socket.socket | None = None
 
     def start(self, job: dict[str, Any], descriptors: list[int]) -> None:
-        """Have one run started. The descriptors are copied."""
+        """Ask the server to start one run. The descriptors are duplicated."""
         message = json.dumps(job).encode()
         with self._lock:
             if self._control is not None:
@@ -208,7 +208,7 @@ class _Server:
             stderr=subprocess.DEVNULL,
             env=ENVIRONMENT,
             cwd="/",
-            start_new_session=True,  # Ctrl-C is the verifier's to handle
+            start_new_session=True,  # only the verifier handles Ctrl-C
         )
         theirs.close()
         return ours
@@ -218,12 +218,12 @@ _SERVER = _Server()
 
 
 def close() -> None:
-    """End the server of boxes; the next run starts one."""
+    """End the server. The next run starts a new one."""
     _SERVER.close()
 
 
 def _forget() -> None:
-    """In a forked child: the server is the parent's."""
+    """Drop the server in a forked child: it belongs to the parent."""
     global _SERVER
     _SERVER = _Server()
 

@@ -1,8 +1,8 @@
-"""Feeding and draining the pipes of one run, and the clock that ends it.
+"""Feed and drain the pipes of one run, and enforce its limit on wall-clock time.
 
-The clock is fair: it stops while a program that wants to run has to wait for a CPU (the kernel counts that,
-per thread, in ``schedstat``), so that a busy machine ends nobody's run. What computes is ended by its limit on CPU
-time, what sleeps by this clock.
+The clock stops while a program that could run has to wait for a CPU (the kernel counts that time per thread, in
+``schedstat``), so a busy machine ends no run. A program that computes is ended by its CPU limit, one that sleeps by
+this clock.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 PATIENCE = 6
-"""A run that the clock does not end is ended after this many times its time, and is nobody's fault."""
+"""A run that the clock has not ended is ended after this many times its limit, as "busy": not the program's fault."""
 CHUNK = 1 << 16
 
 
 class Talk:
-    """One run's pipes: what to write to which, and which to read, the report last."""
+    """The pipes of one run: the data to write to each descriptor, and the descriptors to read, the report last."""
 
     def __init__(self, writes: dict[int, bytes], reads: list[int], life: int) -> None:
         self._left = dict(writes)
@@ -34,9 +34,9 @@ class Talk:
         return [bytes(self._heard[descriptor]) for descriptor in self._reads]
 
     def until_ended(self, seconds: float, most_bytes: int) -> str:
-        """Talk until the run is over and its processes are gone: "exit", "output", "wall" or "busy".
+        """Serve the pipes until the run has ended and its processes are gone: "exit", "output", "wall" or "busy".
 
-        Pipes that something in the box still holds open are not waited for.
+        Does not wait for pipes that something in the box still holds open.
         """
         with self._selector:
             for descriptor in (*self._left, *self._reads):
@@ -45,7 +45,7 @@ class Talk:
                 self._selector.register(descriptor, selectors.EVENT_READ if reading else selectors.EVENT_WRITE)
             ended = self._talk(seconds, most_bytes)
         if ended != "exit":
-            with suppress(BrokenPipeError):  # it has ended by itself just now
+            with suppress(BrokenPipeError):  # it has just ended by itself
                 os.write(self._life, b"x")
             os.set_blocking(self._reads[-1], True)
             while chunk := os.read(self._reads[-1], CHUNK):
@@ -71,14 +71,14 @@ class Talk:
             if any(len(data) > most_bytes for data in self._heard.values()):
                 return "output"
             if (now := time.monotonic()) >= deadline:
-                deadline = started + seconds + self._waited()
+                deadline = started + seconds + self._seconds_waited()
                 if now >= deadline:
                     return "wall"
             if now >= last:
                 return "busy"
 
     def _write(self, descriptor: int) -> None:
-        """Write what fits. A pipe that is done stays open until it is closed: the reader waits for its end."""
+        """Write what fits. When all is written, end the pipe by putting /dev/null at its descriptor number."""
         try:
             written = os.write(descriptor, self._left[descriptor][:CHUNK])
             self._left[descriptor] = self._left[descriptor][written:]
@@ -92,8 +92,8 @@ class Talk:
             os.dup2(null, descriptor, inheritable=False)
             os.close(null)
 
-    def _waited(self) -> float:
-        """Seconds that the run's processes have waited for a CPU so far."""
+    def _seconds_waited(self) -> float:
+        """The seconds that the run's processes have spent waiting for a CPU so far."""
         line, end, _ = bytes(self._heard[self._reads[-1]]).partition(b"\n")
         return sum(map(_run_delay, _tree(json.loads(line)["launcher"]))) if end else 0.0
 
@@ -115,7 +115,7 @@ def _run_delay(process: int) -> float:
 
 
 def _read(descriptor: int) -> bytes | None:
-    """What is there: None for nothing yet, no bytes for the end."""
+    """The available bytes: None if there are none yet, empty at the end of the pipe."""
     try:
         return os.read(descriptor, CHUNK)
     except BlockingIOError:

@@ -1,7 +1,7 @@
-"""Which backend holds here: each is tried by small attacks on itself, once per process, before it runs anything.
+"""Choose a backend that works here. Each is tested with small attacks, once per process, before it runs anything.
 
-`choose` gives the first that passes, or the one that is named, or raises `SandboxError`: one message that says for
-each what failed and what to do. Nothing falls back to less.
+`choose` returns the first that passes, or the one that is named if it passes. Otherwise it raises `SandboxError`, whose
+message says for each what failed and what to do. Nothing falls back to weaker isolation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.errors import InputError, PipelineError
 AUTO = "auto"
 BACKENDS = ("namespaces", "bubblewrap", "unsafe")
 IN_ORDER = ("namespaces", "bubblewrap")
-"""They hold the same walls; the first starts boxes several times faster (benchmarks/sandbox.py)."""
+"""They build the same walls; the first starts boxes several times faster (benchmarks/sandbox.py)."""
 VARIABLE = "DISTILL_SANDBOX"
 
 FIXES = {
@@ -32,31 +32,31 @@ FIXES = {
 
 
 class SandboxError(PipelineError):
-    """No safe box can be had here. The message names the failed probe of each backend and what to do."""
+    """No safe sandbox is available here. The message names the failed probe of each backend and what to do."""
 
 
 def choose(sandbox: str = AUTO) -> str:
-    """The backend to use for a wish: a backend's name, or ``auto`` (then DISTILL_SANDBOX may name one)."""
+    """The backend to use, given a backend's name or ``auto`` (then DISTILL_SANDBOX may name one)."""
     wish = os.environ.get(VARIABLE, AUTO) if sandbox == AUTO else sandbox
     if wish not in (AUTO, *BACKENDS):
-        raise InputError(f"no sandbox is called {wish!r}; there are: {AUTO}, {', '.join(BACKENDS)}")
+        raise InputError(f"unknown sandbox {wish!r} (the setting, or {VARIABLE}); use {AUTO}, {', '.join(BACKENDS)}")
     faults = {}
     for name in IN_ORDER if wish == AUTO else (wish,):
         if not (fault := fault_of(name)):
             return name
         faults[name] = fault
-    told = "; ".join(f"{name}: {fault} ({FIXES[name]})" for name, fault in faults.items())
-    raise SandboxError(f"no sandbox for model-written code. {told}. Or leave the code verifier out")
+    reasons = "; ".join(f"{name}: {fault} ({FIXES[name]})" for name, fault in faults.items())
+    raise SandboxError(f"no sandbox for model-written code works here. {reasons}. Or do without the code verifier")
 
 
 def survey() -> dict[str, str]:
-    """For every backend but `unsafe` what is wrong with it, or nothing."""
+    """What is wrong with each backend except `unsafe`; empty if it works."""
     return {name: fault_of(name) for name in IN_ORDER}
 
 
 @functools.cache
 def fault_of(backend: str) -> str:
-    """Attack the box; the probe that failed, or no text where all of them held."""
+    """Attack the backend's box. Returns the probe that failed, or an empty text if all were blocked."""
     if backend == "bubblewrap" and shutil.which("bwrap") is None:
         return "bwrap is not installed"
     canaries = [Path(where) / f"distill-canary-{secrets.token_hex(8)}" for where in (tempfile.gettempdir(), "/dev/shm")]
@@ -76,7 +76,7 @@ def fault_of(backend: str) -> str:
         return f"the self-test gave no result: {ran.reason}"
     broken = [name for name, held in found.items() if not held]
     if broken or (backend != "unsafe" and len(found) != PROBES):
-        return f"the self-test got out: {', '.join(broken)}"
+        return f"the self-test broke out: {', '.join(broken)}"
     return ""
 
 

@@ -1,6 +1,5 @@
-"""What runs on the far side: the launcher, process 1 of a box, and what confines the candidate.
+"""The sandbox's side: the launcher, process 1 of a box, and the code that confines the candidate.
 
-A small package of its own that imports nothing of ours, with relative imports alone: the launcher starts it
-from this directory (`distill.verifiers.sandbox.launcher`), so that no candidate ever has the verifier's
-modules, answers or environment in its memory.
+A self-contained package with only relative imports. `distill.verifiers.sandbox.launcher` starts it from this directory,
+in an interpreter of its own, so no candidate ever has the verifier's modules, answers or environment in its memory.
 """

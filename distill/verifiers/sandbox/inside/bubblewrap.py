@@ -1,9 +1,9 @@
 """Backend `bubblewrap`: bwrap builds the box, our process 1 runs in it.
 
-Works where an administrator lets bwrap alone make user namespaces (an AppArmor profile, a setuid bwrap).
-What bwrap does not do is done from inside as in the other backend: limits, seccomp, Landlock, a /tmp with
-a bound on the number of files. Started by root, the launcher gathers what the box shows (the interpreter may
-lie below /root) and turns into the dedicated uid before it becomes bwrap.
+Works if the administrator allows only bwrap to create user namespaces (an AppArmor profile, a setuid bwrap). What bwrap
+does not do is done from inside, as in the other backend: limits, seccomp, Landlock, a /tmp with a limited number of
+files. If root starts it, the launcher gathers the directories that the box shows (the interpreter may lie below /root)
+and switches to the dedicated uid before it executes bwrap.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def launch(job: dict[str, Any]) -> NoReturn:
 
 
 def _gather(sources: dict[str, str]) -> dict[str, str]:
-    """Bind everything below one directory that the dedicated uid can reach, in a mount namespace of our own."""
+    """Bind-mount everything below one directory that the dedicated uid can reach, in our own mount namespace."""
     unshare(NEWNS)
     mount("none", "/", None, REC | PRIVATE)
     held = {path: os.open(source, os.O_PATH) for path, source in sources.items()}
@@ -58,7 +58,7 @@ def _gather(sources: dict[str, str]) -> dict[str, str]:
 
 def _arguments(job: dict[str, Any], sources: dict[str, str], links: dict[str, str]) -> list[str]:
     arguments = [job["bwrap"], "--unshare-all", "--unshare-user", "--die-with-parent", "--as-pid-1"]
-    arguments += ["--cap-add", "CAP_SYS_ADMIN"]  # for one mount, made by our process 1 before the candidate is there
+    arguments += ["--cap-add", "CAP_SYS_ADMIN"]  # for one mount, made by our process 1 before the candidate starts
     for path, source in sources.items():
         arguments += ["--ro-bind", source, path]
     for path, target in links.items():

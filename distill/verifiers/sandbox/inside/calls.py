@@ -1,7 +1,7 @@
 """In the box: load an answer, call its function on each input, send what it returns.
 
-The answer's code can do as it likes in here: what is sent is data, and is compared elsewhere. Frames:
-``{"case": 0, "value": ..., "seconds": ...}``, or ``"error"`` instead of the value.
+The answer's code can do anything in here, because what is sent is only data and is compared elsewhere. Frames are
+``{"case": 0, "value": ..., "seconds": ...}``, or have ``"error"`` instead of the value.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def main() -> None:
             write(RESULTS, {"case": index, "value": value, "seconds": clock() - started})
         except BaseException as error:
             write(RESULTS, {"case": index, "error": told(error), "seconds": clock() - started})
-    os._exit(0)  # threads it has left behind are not waited for
+    os._exit(0)  # does not wait for threads that the answer left behind
 
 
 def load(code: str, name: str) -> types.ModuleType:
-    """Run the code as a module that can be found by its name, as dataclasses and pickle want it."""
+    """Run the code as a module that can be found by its name, as dataclasses and pickle require."""
     sys.set_int_max_str_digits(0)  # its CPU time is limited, and contest answers may be long
     module = types.ModuleType(name)
     sys.modules[name] = module
@@ -47,7 +47,7 @@ def load(code: str, name: str) -> types.ModuleType:
 
 
 def function_of(module: types.ModuleType, name: str) -> Any:
-    """The method of a fresh ``Solution``, which is how some sites ask for it, or the function."""
+    """The method of a fresh ``Solution`` object, as some contest sites have it, or the function."""
     if hasattr(getattr(module, "Solution", None), name):
         return getattr(module.Solution(), name)
     if hasattr(module, name):

@@ -1,11 +1,11 @@
-"""In the box: an answer at the service of a test that runs in another box.
+"""In the box: serve an answer to a test that runs in another box.
 
-Over one wire come requests, over the other go replies; both are data. What the test does to an object that is no data
-(a class, a generator) it does through a handle, here. So the test's expected values never come near the answer, and
-the test sees no more of the answer than what it does.
+Requests arrive on one wire and replies leave on the other; both are plain data. What the test does to an object that is
+not plain data (a class, a generator) is done here, through a handle. So the test's expected values never reach the
+answer, and the test sees only what the answer does.
 
 Request: ``{"do": name of an operation, "args": [...], "kwargs": {...}}``. Reply: ``value`` or ``error``, what was
-printed, and the arguments where they were changed in place.
+printed, and the arguments if they were changed in place.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 class Objects:
-    """What the test holds handles of. A handle is [number, name of the type, whether it is an exception class]."""
+    """The objects that the test has handles for. A handle is [number, type's name, ""], and for an exception class
+    [number, its own name, the name of its nearest built-in base]."""
 
     def __init__(self) -> None:
         self._held: list[Any] = []
@@ -58,7 +59,7 @@ class Objects:
         return [number, type(thing).__name__, ""]
 
     def number(self, thing: Any) -> int:
-        """As the test names it."""
+        """The number by which the test refers to an object."""
         return self.handle(thing)[0]
 
     def thing(self, number: int) -> Any:
@@ -66,7 +67,7 @@ class Objects:
 
 
 def builtin_base(kind: type[BaseException]) -> str:
-    """The nearest exception that the test has as well."""
+    """The nearest built-in base class, which the test's process has too."""
     return next((base.__name__ for base in kind.__mro__ if base.__module__ == "builtins"), "Exception")
 
 
@@ -79,15 +80,15 @@ def main() -> None:
         names = [name for name in module.__dict__ if not name.startswith("_")]
         write(REPLIES, {"names": names, "value": encode(module, objects.handle)})
     except BaseException as error:
-        write(REPLIES, {"error": _raised(error, objects)})
+        write(REPLIES, {"error": _error(error, objects)})
         os._exit(0)
     with os.fdopen(REQUESTS, "rb") as requests:
         for line in requests:
-            write(REPLIES, _answered(json.loads(line), objects))
+            write(REPLIES, _reply_to(json.loads(line), objects))
     os._exit(0)
 
 
-def _answered(request: dict[str, Any], objects: Objects) -> dict[str, Any]:
+def _reply_to(request: dict[str, Any], objects: Objects) -> dict[str, Any]:
     sys.stdout = printed = io.StringIO()
     reply: dict[str, Any] = {}
     try:
@@ -99,11 +100,11 @@ def _answered(request: dict[str, Any], objects: Objects) -> dict[str, Any]:
         if after != request["args"]:
             reply["arguments"] = [encode(argument, objects.handle) for argument in arguments]
     except BaseException as error:
-        reply = {"error": _raised(error, objects)}
+        reply = {"error": _error(error, objects)}
     if text := printed.getvalue():
         reply["printed"] = text
     return reply
 
 
-def _raised(error: BaseException, objects: Objects) -> dict[str, Any]:
+def _error(error: BaseException, objects: Objects) -> dict[str, Any]:
     return {"type": objects.handle(type(error)), "text": told(error).partition(": ")[2]}

@@ -1,8 +1,8 @@
-"""What the candidate's own process gives up before it runs: limits, capabilities, files, system calls.
+"""Confine the candidate's process before it runs: limits, capabilities, files, system calls.
 
-The same in every backend; the last thing that is ours in that process. Each step that fails ends the run
-with its name in the report. Landlock alone may be absent: it is a second wall around files that the box
-does not contain anyway, and older kernels lack it.
+This is the same in every backend, and the last step of the setup. A step that fails ends the run, with its name in the
+report. Only Landlock may be absent: it is a second wall around files that the box does not contain anyway, and older
+kernels lack it.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from .kernel import (
 )
 
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""The column of the tables below, and how seccomp calls the architecture."""
+"""The column of the tables below, and seccomp's constant for the architecture."""
 
 CLONE = (56, 220)
 CLONE_THREAD = 0x10000
 CLONE3 = 435
-"""Said not to exist: its flags lie behind a pointer that no filter can follow, and libc falls back to clone."""
+"""Reported as missing: its flags are behind a pointer that no filter can follow, and libc falls back to clone."""
 
 FORKS = {"fork": (57, None), "vfork": (58, None)}
 
 DENIED: dict[str, tuple[int | None, int | None]] = {
-    # network and what is left behind between processes: no limit counts shared memory that nobody maps
+    # network, and objects that outlive a process: no limit counts shared memory that nobody maps
     "socket": (41, 198), "socketpair": (53, 199), "shmget": (29, 194), "shmat": (30, 196), "semget": (64, 190),
     "msgget": (68, 186), "mq_open": (240, 180), "memfd_create": (319, 279), "memfd_secret": (447, 447),
     # other processes
@@ -68,8 +68,11 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
 
 
 def confine(limits: dict[str, Any], writable: str | None) -> None:
-    """``limits`` as in `distill.verifiers.sandbox.Limits`; ``writable`` the one directory to write in, or None
-    where this process has no root of its own (unsafe), and files and calls stay as they are."""
+    """Confine this process. ``limits`` are those of `distill.verifiers.sandbox.Limits`.
+
+    ``writable`` is the only directory that can be written to. It is None if this process has no root of its own
+    (`unsafe`): then capabilities, files and system calls are not restricted.
+    """
     for kind, most in _rlimits(limits).items():
         spare = kind == resource.RLIMIT_CPU  # a second between the signal that says why and the one that kills
         resource.setrlimit(kind, (most, most + spare))
@@ -93,7 +96,7 @@ def _rlimits(limits: dict[str, Any]) -> dict[int, int]:
 
 
 def _drop_capabilities() -> None:
-    """A new user namespace gives all capabilities in it, and there is no exec here that would take them."""
+    """Drop all capabilities: a new user namespace grants them, and there is no exec here that would clear them."""
     header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
     must("capset", libc.capset(header, nothing))
 
@@ -119,9 +122,9 @@ def _restrict_files(writable: str) -> None:
 
 
 def _filter_calls(forks: bool) -> None:
-    """Seccomp: a foreign architecture kills, the denied calls are refused, clone makes threads alone.
+    """Seccomp: a foreign architecture kills the process, denied calls are refused, clone only makes threads.
 
-    Without forks there is one process, so that its limits on memory and CPU are those of the whole run.
+    Without ``forks`` there is one process, so its limits on memory and CPU bound the whole run.
     """
     if platform.machine() not in MACHINES:
         raise OSError(f"seccomp: no table of system calls for {platform.machine()}")

@@ -1,7 +1,6 @@
-"""Plain data across the border of a box, as JSON that tells 1 from 1.0 and from True.
+"""Encode plain data that enters or leaves a box, as JSON that distinguishes 1, 1.0 and True.
 
-Written in the box and read outside, or the other way round. What is no plain data is refused, or given to the
-caller's ``unknown``, which makes a handle of it.
+Anything that is not plain data is refused, or passed to the caller's ``unknown``, which returns a handle for it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ SEQUENCES: dict[str, Callable[[Any], Any]] = {"list": list, "tuple": tuple, "set
 
 
 def encode(value: Any, unknown: Callable[[Any], Any] | None = None, depth: int = 0) -> Any:
-    """TypeError or ValueError for what is no plain data, where there is no ``unknown`` to take it."""
+    """Raises TypeError or ValueError for anything that is not plain data, unless ``unknown`` can take it."""
     if depth > DEPTH:
         raise ValueError("nested too deeply")
     kind = type(value)
@@ -48,7 +47,7 @@ def encode(value: Any, unknown: Callable[[Any], Any] | None = None, depth: int =
 
 
 def decode(value: Any, handle: Callable[[Any], Any] | None = None) -> Any:
-    """What `encode` wrote. Any of `NOT_DATA` for anything else."""
+    """The inverse of `encode`. Raises one of `NOT_DATA` for anything that it did not write."""
     if value is None or isinstance(value, bool | str):
         return value
     ((kind, inside),) = value.items()
@@ -78,19 +77,19 @@ def read_all(descriptor: int) -> bytes:
 
 
 def send(descriptor: int, frame: object) -> None:
-    """One frame: JSON on a line."""
+    """Write one frame: JSON on a line."""
     data = json.dumps(frame).encode() + b"\n"
     while data:
         data = data[os.write(descriptor, data) :]
 
 
 def told(error: BaseException) -> str:
-    """An exception in a few words."""
+    """An exception's type and message, shortened."""
     try:
-        said = f"{type(error).__name__}: {error}"[:200]
+        text = f"{type(error).__name__}: {error}"[:200]
         if isinstance(error, ModuleNotFoundError) and error.name:
             known = error.name.partition(".")[0] in sys.stdlib_module_names
-            return said if known else f"{said[:150]} (only the standard library is there)"
-        return said
+            return text if known else f"{text[:150]} (only the standard library is there)"
+        return text
     except BaseException:
         return type(error).__name__[:200]

@@ -1,7 +1,7 @@
-"""The processes around a candidate: process 1 of the box, and a launcher outside where a backend needs one.
+"""The processes around a candidate: process 1 of the box, and a launcher outside if a backend needs one.
 
-Both are ours. Process 1 forks the candidate, waits for it or for the word to end the run, and reports how it
-ended; when process 1 ends, the kernel ends everything in the box, and from inside it cannot be killed.
+Both run our code. Process 1 forks the candidate, waits for it or for the request to end the run, and reports how it
+ended. When process 1 ends, the kernel kills everything in the box. Process 1 cannot be killed from inside.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .kernel import libc, must
 REPORT, FIRST_WIRE, LIFELINE = 5, 6, 10
 """Descriptors: 0 input, 1 output, 3 payload, 4 results, then these. The last is the launcher's alone."""
 UID = 61234
-"""Whom the candidate runs as when the verifier is root; nobody else should own this uid."""
+"""The candidate's uid if the verifier runs as root. Nobody else should have this uid."""
 
 
 class Leave(Exception):
-    """Raised in the candidate's process alone: unwind to the top, and run this program there."""
+    """Raised only in the candidate's process, to unwind to the top and run the program in its message there."""
 
 
 def report(message: dict[str, object]) -> None:
@@ -30,16 +30,16 @@ def report(message: dict[str, object]) -> None:
 
 
 def become_ordinary() -> None:
-    """From root to the dedicated uid, for good: kernel uid 0 is dangerous even inside a user namespace."""
+    """Switch from root to the dedicated uid for good: kernel uid 0 is dangerous even inside a user namespace."""
     os.setgroups([])
     os.setresgid(UID, UID, UID)
     os.setresuid(UID, UID, UID)
 
 
 def supervise(box: int) -> NoReturn:
-    """The launcher's part: wait until the box has ended, or end it when told to, or when nobody is left to tell.
+    """The launcher's part: wait until the box ends, or kill it on request or if the verifier is gone.
 
-    It lets go of the pipes first, so that their other ends see when the candidate is gone.
+    It closes its copies of the pipes first, so that their other ends see when the candidate is gone.
     """
     os.closerange(0, REPORT)
     os.closerange(REPORT + 1, LIFELINE)
@@ -51,7 +51,7 @@ def supervise(box: int) -> NoReturn:
 
 
 def adopt_orphans() -> None:
-    """Where no namespace ends them: what is left of a box becomes this launcher's child, and ends with the box."""
+    """Make processes that outlive a box children of this launcher, which kills them if no namespace does."""
     must("subreaper", libc.prctl(36, 1, 0, 0, 0))
 
 
@@ -62,7 +62,7 @@ def _end_orphans() -> None:
                 for child in file.read().split():
                     os.kill(int(child), signal.SIGKILL)
         except OSError:
-            pass  # no /proc in here: then process 1 has taken all with it
+            pass  # there is no /proc here; then everything ended with process 1
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
@@ -70,7 +70,7 @@ def _end_orphans() -> None:
 
 
 def be_first(job: dict[str, Any], writable: str | None) -> NoReturn:
-    """Process 1 of the box. In the candidate's process it raises `Leave`, and returns in neither."""
+    """Act as process 1 of the box. Raises `Leave` in the candidate's process, and returns in neither."""
     candidate = os.fork()
     if candidate == 0:
         become_candidate(job, writable)
@@ -87,11 +87,11 @@ def be_first(job: dict[str, Any], writable: str | None) -> NoReturn:
 
 
 def wait_for(process: int) -> bool:
-    """Whether it ended by itself. Told to end the run, or with nobody left to tell, it is not waited for."""
+    """Wait for a process to end by itself; False if the run is to be ended first, or if the verifier is gone."""
     ended = os.pidfd_open(process)
     waiting = select.poll()
     waiting.register(ended, select.POLLIN)
-    waiting.register(LIFELINE, select.POLLIN)  # inside bwrap there is none, and its launcher has it
+    waiting.register(LIFELINE, select.POLLIN)  # not open inside bwrap, where the launcher has it
     while True:
         ready = dict(waiting.poll())
         if ended in ready:

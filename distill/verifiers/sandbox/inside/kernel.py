@@ -1,4 +1,4 @@
-"""The few calls of the Linux kernel that Python lacks, as functions that raise `OSError` with the step's name."""
+"""The few Linux system calls that Python lacks, as functions that raise `OSError` with the step's name."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str =
 
 
 def bind_readonly(source: str, target: str) -> None:
-    """Bind mount ``source``, then take away writing; what the host has locked (noexec) must stay."""
+    """Bind-mount ``source``, then make it read-only. A flag that the host has locked (noexec) must be kept."""
     mount(source, target, None, BIND)
     locked = os.statvfs(target).f_flag & NOEXEC
     mount("none", target, None, REMOUNT | BIND | RDONLY | NOSUID | NODEV | locked)
 
 
 def fork_into(flags: int) -> int:
-    """`os.fork`, with the child in new namespaces at once; with `unshare` it would take one more process.
+    """`os.fork`, with the child in new namespaces at once; `unshare` would take one more process.
 
-    The C library does not hear of it, so its idea of the child's thread id is wrong until the child forks itself.
+    The C library does not notice this fork, so the thread id that it caches is wrong until the child forks itself.
     """
-    api = ctypes.PyDLL(None, use_errno=True)  # holds the interpreter's lock, which the child must find held
+    api = ctypes.PyDLL(None, use_errno=True)  # keeps the GIL, which the child must hold
     clone = {"x86_64": 56, "aarch64": 220}.get(platform.machine())
     if clone is None:
         raise OSError(f"clone: not known on {platform.machine()}")
@@ -57,11 +57,11 @@ def unshare(flags: int) -> None:
 
 
 def pivot_root_here() -> None:
-    """The current directory becomes the root, and the old root is gone."""
+    """Make the current directory the root, and unmount the old root."""
     must("pivot_root", libc.pivot_root(b".", b"."))
     must("umount2", libc.umount2(b".", 2))
 
 
 def die_with_parent() -> None:
-    """Whoever calls this is killed when the thread that forked it ends. A change of uid forgets it."""
+    """Have the kernel kill the caller when the thread that forked it ends. A change of uid clears this."""
     must("prctl", libc.prctl(PDEATHSIG, signal.SIGKILL))

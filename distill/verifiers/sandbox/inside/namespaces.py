@@ -1,8 +1,8 @@
-"""Backend `namespaces`: mount, pid, network, ipc, uts and user namespaces, from Python alone.
+"""Backend `namespaces`: mount, pid, network, ipc, uts and user namespaces, in pure Python.
 
-The box has a root of its own that holds the interpreter read-only and an empty /tmp of limited size, no
-/proc and no /dev. Started by root, the launcher turns into a dedicated uid before anything of the
-candidate's runs (measured otherwise: a full escape through core_pattern).
+The box has its own root, with the interpreter read-only and an empty /tmp of limited size, but no /proc and no /dev. If
+root starts it, the launcher switches to a dedicated uid before anything of the candidate runs. (Measured without that:
+a full escape through core_pattern.)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .kernel import (
 
 
 def fork() -> int:
-    """Process 1 of a new box; its end of the server's life is the lifeline, for in there it knows no parent."""
+    """Fork process 1 of a new box. Its parent is invisible in there, so only the lifeline tells it to end."""
     flags = NEWNS | NEWPID | NEWNET | NEWIPC | NEWUTS
     return fork_into(flags if os.geteuid() == 0 else flags | NEWUSER)
 
@@ -46,7 +46,7 @@ def launch(job: dict[str, Any]) -> NoReturn:
 
 
 def _enter(job: dict[str, Any]) -> None:
-    """Afterwards this process is an ordinary user in a root of its own, and cannot be otherwise."""
+    """Make this process an ordinary user in its own root, for good."""
     root = os.geteuid() == 0 and job["uid"] == 0
     if not root:
         uid, gid = job["uid"], job["gid"]
@@ -56,14 +56,14 @@ def _enter(job: dict[str, Any]) -> None:
     _change_root(job)
     if root:
         become_ordinary()
-        unshare(NEWUSER)  # a user namespace of its own, so that the limit on processes counts this box alone
-        die_with_parent()  # a change of uid forgets it
+        unshare(NEWUSER)  # its own user namespace, so that the limit on processes counts only this box
+        die_with_parent()  # a change of uid clears it
     if 0 in (*os.getresuid(), *os.getresgid()):
         raise OSError("still uid or gid 0")
 
 
 def _change_root(job: dict[str, Any]) -> None:
-    """Put a root together over /proc, a directory that exists everywhere and is not needed any more."""
+    """Build a root over /proc, a directory that exists everywhere and is no longer needed."""
     top = "/proc"
     mount("none", "/", None, REC | PRIVATE)
     visible = job["visible"].items()

@@ -1,15 +1,15 @@
-"""In a test's box: the answer's module as it looks from here, and stand-ins for objects that are no data.
+"""In a test's box: the answer's module as it looks from here, and proxies for objects that are not plain data.
 
-The rule that keeps the comparison on this side: an operator between an object of the answer and a value of the test
-(``answer == 5``, ``answer - 0.5``) is never asked of the answer, which would see the value and could say
-anything; that is a TypeError, or False for ``==``. Excepted are objects that the test has made itself by calling a
-class (a capital letter tells): there the operator is what is tested. Such a claim of the answer about itself, and an
-operator between two of its objects, is told as ``claims``, and makes the evidence weak.
+Comparisons are made on this side. An operator between an object of the answer and a value of the test (``answer == 5``,
+``answer - 0.5``) is never forwarded to the answer, which would see the value and could return anything: it raises a
+TypeError, or gives False for ``==``. The exception is an object that the test made itself by calling a class
+(recognized by its capital letter), because there the operator is what is tested. Such a claim of the answer about
+itself, and an operator between two of its objects, sets ``claims``, which makes the evidence weak.
 
-What is no data (a function, say) is handed only to what the test names itself: a function of the module, a class, a
-method of an object made by calling one. Such a test must run beside the answer (`Apart`). Whether it is handed to
-anything else is for the answer to say, by what it returns, and an answer must not bring its test into its own process:
-that is `Refused`.
+A test may pass something that is not plain data (a function, say) only to what it names itself: a function of the
+module, a class, or a method of an object made by calling one. Such a test must run beside the answer (`Apart`). If it
+is passed to anything else, that depends on what the answer returned, and an answer must not be able to bring its test
+into its own process: that is `Refused`.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from .first import FIRST_WIRE
 REPLIES, REQUESTS = FIRST_WIRE, FIRST_WIRE + 1
 PLAIN = (list, dict, set, str, tuple)
 MOST_BYTES = 4 << 20
-"""Of all replies together."""
+"""Limit on all replies together."""
 
 
 class Apart(BaseException):
-    """The test hands over something that is no data. `Remote.apart` remembers it, should the test catch it."""
+    """The test passes something that is not plain data. `Remote.apart` records it, in case the test catches this."""
 
 
 class Refused(BaseException):
-    """The test hands what is no data to an object that the answer has returned. `Remote` remembers it."""
+    """The test passes something that is not plain data to a returned object. `Remote.refused` records it."""
 
 
 class Gone(Exception):
-    """The answer's process has ended, or says what is no reply; `Remote.gone` remembers it if the test catches it."""
+    """The answer's process has ended, or its reply is invalid. `Remote.gone` records it, as the test may catch this."""
 
 
 class Remote:
@@ -57,7 +57,7 @@ class Remote:
         self.raised: BaseException | None = None
 
     def module(self, name: str) -> types.ModuleType:
-        """The answer's module, also to be imported under ``name``."""
+        """The answer's module, which can also be imported as ``name``."""
         first = self._reply()
         names, itself = first.get("names"), self._value(first)
         if not isinstance(names, list) or not isinstance(itself, Thing):
@@ -80,7 +80,7 @@ class Remote:
         except StopIteration as error:
             if do == "next":
                 raise
-            # In a test's map or all it would end the test's own loop, which had then tested nothing.
+            # In a test's map() or all() it would end the test's own loop, which would then have tested nothing.
             raise RuntimeError(f"the program raised StopIteration: {error}") from None
         if isinstance(reply.get("printed"), str):
             sys.stdout.write(reply["printed"])
@@ -130,7 +130,7 @@ class Remote:
         return self._exceptions[number]
 
     def _number(self, thing: Any, to: Thing | None) -> int:
-        """What goes over the wire for an object that is no data: the number of one of the answer's own."""
+        """The number to send for an object that is not plain data, if it is one of the answer's own."""
         if isinstance(thing, Thing):
             return thing._number
         if isinstance(number := getattr(thing, "_number", None), int):
@@ -143,7 +143,7 @@ class Remote:
         raise Apart(self.apart)
 
     def _refusal(self, to: Thing | None, kind: str) -> BaseException:
-        """Of plain data only the answer is to blame: it has returned something else."""
+        """The exception to raise instead. If plain data has the called method, the answer is to blame: `Gone`."""
         name = to._kind[:40] if to is not None else "the program"
         if to is not None and any(hasattr(plain, to._method) for plain in PLAIN):
             what = f"a {to._of[:40]} where plain data is asked for"
@@ -154,7 +154,7 @@ class Remote:
 
 
 def _update(argument: Any, after: Any) -> None:
-    """A list, dict or set that the answer has changed in place changes here too."""
+    """Apply the changes that the answer made in place to a list, dict or set."""
     if type(argument) is list and type(after) is list:
         argument[:] = after
     elif type(argument) is type(after) and isinstance(argument, dict | set):
@@ -176,17 +176,17 @@ class RemoteModule(types.ModuleType):
 
 
 class Thing:
-    """An object of the answer. What is done to it is done there."""
+    """A proxy of an object of the answer. Operations on it are executed in the answer's box."""
 
     _remote: Remote
     _number: int
     _kind: str
     _made: bool
     _role: str
-    """What the test itself says that it is: "class", "made" by calling one, "function"; empty for what was returned."""
+    """What the test itself took it for: "class", "made" by calling one, "function"; empty for anything returned."""
     _of: str
     _method: str
-    """The method of what, if it is one of what was returned."""
+    """For a method of a returned object: the object's type (``_of``) and the method's name."""
 
     def __init__(self, remote: Remote, number: int, kind: str) -> None:
         self.__dict__.update(_remote=remote, _number=number, _kind=kind, _made=False, _role="", _of="", _method="")

@@ -1,7 +1,7 @@
 """In the box: run an answer as a whole program, from its standard input to its standard output.
 
-It ends as an interpreter ends (threads waited for, exit functions run, output flushed), but for the taking apart of
-every module, which in a forked process costs more than most programs do.
+It shuts down like an interpreter (waits for threads, runs exit functions, flushes output), but without tearing down
+every module, which in a forked process costs more than most programs.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from .data import read_all, send, told
 def main() -> None:
     code = json.loads(read_all(3))["code"]
     os.close(3)
-    random.seed(0)  # one verdict for a program that draws lots
-    status, said = 0, None
+    random.seed(0)  # the same verdict each time for a program that uses random numbers
+    status, message = 0, None
     try:
         load(code, "__main__")
     except SystemExit as leave:
         status = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     except BaseException as error:
-        status, said = 1, told(error)
+        status, message = 1, told(error)
     if "threading" in sys.modules:
         sys.modules["threading"]._shutdown()
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()
     except (OSError, ValueError) as error:
-        status, said = status or 1, said or told(error)
-    if said is not None:
+        status, message = status or 1, message or told(error)
+    if message is not None:
         with suppress(OSError):
-            send(RESULTS, {"error": said})
+            send(RESULTS, {"error": message})
     os._exit(status & 0xFF)

@@ -1,7 +1,7 @@
-"""In the box: a test script or a pytest file, against an answer in another box or, in weak tests, in this one.
+"""In the box: run a test script or a pytest file against an answer in another box or, in weak tests, in this one.
 
-Sends ``{"rows": [[name, whether it passed, why not], ...], "claims": ...}``, or ``{"fault": ...}`` where the test
-itself cannot be run, or ``{"apart": ...}`` where it hands over what is no data, and must run beside the answer.
+Sends ``{"rows": [[name, whether it passed, why not], ...], "claims": ...}``. It adds ``"fault"`` if the test itself
+cannot be run, or ``"apart"`` if the test passes something that is not plain data and must run beside the answer.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .data import read_all, send, told
 from .remote import Apart, Refused, Remote, RemoteModule
 
 MOST_PASSED = 1000
-"""Further ones that pass are not told; every one that fails is, up to the limit on output."""
+"""Passed rows beyond this many are not reported. Failed ones always are, up to the limit on output."""
 
 
 class Rows:
-    """What has passed, and what has not."""
+    """The results so far: one row for each assert or test."""
 
     def __init__(self) -> None:
         self.all: list[tuple[str, bool, str]] = []
@@ -77,8 +77,11 @@ def main() -> None:
 
 
 def _script(given: dict[str, Any], module: types.ModuleType, rows: Rows) -> None:
-    """Helpers of the prompt are the prompt's, modules of the standard library are its own; the function asked for, and
-    what nobody else defines, the answer's. Of two functions of the answer one could judge the other: a claim.
+    """Run a test script.
+
+    The prompt's helpers come from the prompt, modules of the standard library from the library. The requested function,
+    and every name that nothing else defines, comes from the answer. If the script uses two functions of the answer, one
+    could judge the other: that is a claim.
     """
     space: dict[str, Any] = {"__name__": "test"}
     exec(compile(given["before"], "prompt.py", "exec"), space)
@@ -102,7 +105,7 @@ def _script(given: dict[str, Any], module: types.ModuleType, rows: Rows) -> None
 
 
 class _Counted(ast.NodeTransformer):
-    """Every assert is a row, and one that fails does not end the script."""
+    """Turns every assert into a row, so that a failed one does not end the script."""
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         name = f"line {node.lineno}"
@@ -116,7 +119,7 @@ class _Counted(ast.NodeTransformer):
 
 
 def _pytest(given: dict[str, Any], module: types.ModuleType, rows: Rows) -> None:
-    """With pytest itself and none of its third parties' plugins. It wants a null device, which is a file here."""
+    """Run a test file with pytest, without third-party plugins. pytest wants a null device, which is a file here."""
     sys.path += given["packages"]
     os.devnull = "/tmp/null"
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"

@@ -1,7 +1,7 @@
-"""Backend `unsafe`: limits on the process and nothing else. It must be asked for by its name.
+"""Backend `unsafe`: limits on the process and nothing else. It must be requested by name.
 
-A candidate can read and write what the user can, reach the network, and kill the verifier. It is there for
-machines that are a sandbox themselves. Refused for root. Whoever asks gets it recorded in every verdict.
+A candidate can read and write what the user can, reach the network, and kill the verifier. It exists for machines that
+are a sandbox themselves. It is refused for root, and recorded in every verdict.
 """
 
 from __future__ import annotations
