@@ -1,11 +1,11 @@
-"""A measurement in a process of its own, on a CPU or on a GPU: seconds by marks, and peak memory.
+"""Run a measurement in a separate process, on a CPU or a GPU: seconds between marks, and peak memory.
 
-On a CPU these are CPU-seconds of the process and its resident memory. On a GPU they are seconds on the wall, taken when
-all that was asked of the GPU is done, and memory that torch has allocated there.
+On a CPU these are CPU-seconds of the process and its resident memory. On a GPU they are wall-clock seconds, taken after
+the GPU has finished its work, and the memory that torch has allocated there.
 
-A process is forked from this one on a CPU, which saves the imports. CUDA can't be had in a forked child of a
-process that has touched it, so for a GPU it is started anew (spawn). Either way the first thing it does is a small run
-that isn't measured.
+On a CPU the process is forked from this one, which saves the imports. CUDA cannot be used in a forked child of a
+process that has touched it, so for a GPU the process is spawned. Either way it begins with a small run that is not
+measured.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ SECOND = {"cpu": "CPU-second", "cuda": "second"}
 
 
 class NotMeasured(Exception):
-    """Why, in one line."""
+    """The reason in one line."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where to measure, and how a process gets there."""
+    """The device to measure on, and how its processes are started."""
 
     device: Literal["cpu", "cuda"]
     start: Literal["fork", "spawn"]
 
 
 def find_place(asked: str | None, spawn: bool = False) -> Place:
-    """``asked`` (cpu or cuda), or CUDA where there is one. Ends the program (2) where what is asked for isn't there.
+    """``asked`` (cpu or cuda), by default CUDA if there is a GPU. Exits with 2 if the device asked for does not exist.
 
-    Of several GPUs the first alone is seen: transformers' Trainer would share a batch out over all.
+    Only the first of several GPUs is made visible, because transformers' Trainer would split a batch over all of them.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     cuda = asked != "cpu" and torch.cuda.is_available()
@@ -52,7 +52,7 @@ def find_place(asked: str | None, spawn: bool = False) -> Place:
 
 
 def machine(place: Place) -> str:
-    """The device's name and torch's version. To be asked last: it touches CUDA."""
+    """The device's name and torch's version. Call it last, because it touches CUDA."""
     if place.device == "cuda":
         name = torch.cuda.get_device_name()
     else:
@@ -88,10 +88,10 @@ class Clock:
 def apart(
     place: Place, run: Callable[..., list[float]], arguments: Sequence[Any], warm: Sequence[Any]
 ) -> tuple[list[float], float]:
-    """What ``run`` of the arguments measured in a process of its own, and its peak memory above what was there, in MB.
+    """The result of ``run(*arguments)`` in a separate process, and its peak memory above the starting level, in MB.
 
-    It has run before in it, with the arguments ``warm``: imports and first calls are in neither figure.
-    Raises `NotMeasured` where it fails, or its process ends.
+    The process first calls ``run(*warm)``, so that neither figure includes imports and first calls. Raises
+    `NotMeasured` if the run fails or its process ends.
     """
     context = multiprocessing.get_context(place.start)
     ours, theirs = context.Pipe()
@@ -122,7 +122,7 @@ def _child(pipe: Any, device: str, run: Callable[..., list[float]], arguments: A
 
 
 def _settled(device: str) -> float:
-    """MB in use, and the peak is from here on."""
+    """The memory in use, in MB. Also resets the peak."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()

@@ -1,9 +1,9 @@
-"""Traces that nobody thought, their problems and verdicts: rows as the stages make them, in batches.
+"""Synthetic traces with their problems and verdicts: rows as the stages make them, in batches.
 
-The text is made, not real: words of a made-up vocabulary (6,000 words, those more frequent are shorter, drawn by
-Zipf's law with exponent 0.9), numbers, and the turns of phrase of chains of thought. Its parameters were set so
-that zstd shrinks it as it shrinks real ones: measured at levels 1 and 3, 2.6 and 2.9 times; five real R1 traces
-2.6 and 2.7, the solutions of GSM8K 2.5 and 2.9, those of MATH-500 2.7 and 3.0.
+The text consists of words from a made-up vocabulary (6,000 words drawn by Zipf's law with exponent 0.9, frequent ones
+shorter), numbers, and typical phrases of chains of thought. Its parameters were set so that zstd compresses it like
+real text. Measured at levels 1 and 3, it shrinks 2.6 and 2.9 times; five real R1 traces shrink 2.6 and 2.7 times, the
+solutions of GSM8K 2.5 and 2.9, those of MATH-500 2.7 and 3.0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pipeline.fingerprint import content_hash
 
 BATCH = 10_000
-"""Traces."""
+"""Traces per batch."""
 SAMPLES = 8
 Rows = list[dict[str, Any]]
 PHRASES = (
@@ -63,7 +63,7 @@ class Text:
 
 
 def batches(rows: int) -> Iterator[dict[str, Rows]]:
-    """Rows of each table, `SAMPLES` traces a problem, six in ten of them correct."""
+    """Rows of each table, with `SAMPLES` traces per problem, 60% of them correct."""
     text = Text()
     for first in range(0, rows, BATCH):
         count = min(BATCH, rows - first)

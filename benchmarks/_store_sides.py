@@ -1,10 +1,11 @@
-"""The trace store, JSONL and SQLite: how each takes a batch of rows, and answers the selection query.
+"""The trace store, JSONL and SQLite: how each ingests a batch of rows and answers the selection query.
 
-The selection query: of the correct traces of each problem the four shortest, with their text, fetched in batches.
-Ours is the query as a person writes it (``query``); beside it stand the same with the keys first and the texts by
-a semi-join (``keys_first``; the bar is 1/1.5 of it), and the way of the stages (``stages``: the keys become members
-of a collection, their texts are read as sft reads them; the rows are written and read back, so it costs more).
-SQLite has an index and takes the keys first; JSONL is read three times by a short program.
+The selection query asks for the four shortest correct traces of each problem, with their text, fetched in batches. For
+ours it is written as a person would write it (``query``). Two variants are measured beside it. ``keys_first`` selects
+the keys first and then the texts by a semi-join; ``query`` should take at most 1.5 times as long. ``stages`` does what
+the stages do: the keys become members of a collection, whose texts are read as sft reads them. It costs more, because
+the rows are written and read back. SQLite has an index and selects the keys first; JSONL is read three times by a short
+program.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ KEYS_FIRST = f"SELECT thinking, answer FROM traces WHERE trace_key IN ({BEST})"
 
 
 class Ours:
-    """`select` goes the way of the stages: the keys of the chosen become members of a collection, and the texts
-    of its members are read."""
+    """`select` does what the stages do: the chosen keys become members of a collection, and the texts of its members
+    are read."""
 
     def __init__(self, directory: Path) -> None:
         self.store = Store(directory)
@@ -56,7 +57,7 @@ class Ours:
         self.store.mend()
 
     def judged(self) -> None:
-        """The verdicts as a verify stage leaves them: members of a collection."""
+        """Record the verdicts as members of a collection, as a verify stage does."""
         with self.store.reading() as connection:
             keys = [("verdict", key) for (key,) in connection.execute("SELECT verdict_key FROM verdicts").fetchall()]
         self.verdicts = record_members(self.store, keys)
@@ -74,7 +75,7 @@ class Ours:
 
 
 def _length(result: Any) -> int:
-    """Of all texts; they are fetched, in batches, as whoever wants them must."""
+    """The total length of all texts, which are fetched in batches as a real reader would."""
     length = 0
     while rows := result.fetchmany(BATCH):
         length += sum(len(thinking) + len(answer) for thinking, answer in rows)
@@ -95,7 +96,7 @@ class Jsonl:
         pass
 
     def select(self) -> int:
-        """In two passes, so that not all texts are held."""
+        """Read the traces in two passes, so that not all texts are held in memory."""
         right = {v["trace_key"] for v in self._read("verdicts") if v["outcome"] == "correct"}
         of_prompt: dict[str, list[tuple[int, str]]] = defaultdict(list)
         for t in self._read("traces"):

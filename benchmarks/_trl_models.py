@@ -1,4 +1,4 @@
-"""What the benchmarks against TRL share: models, a tokenizer, TRL's settings, arguments and the last line."""
+"""Shared by the benchmarks against TRL: models, a tokenizer, TRL's settings, arguments and the last line of output."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ QWEN3_06B: Shape = {
 }  # fmt: skip
 """https://huggingface.co/Qwen/Qwen3-0.6B, config.json"""
 QWEN3_TINY = QWEN3_06B | {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 4096}
-"""The same in small, to try where there is no GPU."""
+"""A tiny version of it, for machines without a GPU."""
 END = 0
 
 
 def student(shape: Shape, device: str) -> Any:
-    """Random weights in fp32, and a LoRA adapter, on a device."""
+    """A model with random fp32 weights and a LoRA adapter, on a device."""
     torch.manual_seed(0)
     heads = {
         "num_attention_heads": shape["hidden_size"] // 64,
@@ -49,7 +49,7 @@ def student(shape: Shape, device: str) -> Any:
 
 
 def tokenizer() -> Any:
-    """One character a token; the first id ends a text."""
+    """A tokenizer with one token per character; the first id is the end token."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     characters = ["<end>", *(chr(33 + i) for i in range(127))]
@@ -63,7 +63,7 @@ def tokenizer() -> Any:
 
 
 def trl_settings(device: str, precision: str) -> dict[str, Any]:
-    """Of every Trainer: nothing but training; bf16 is autocast over fp32 weights, as ours."""
+    """Settings for every Trainer: no saving and no logging. bf16 is autocast over fp32 weights, like ours."""
     return {
         "use_cpu": device == "cpu", "bf16": precision == "bf16", "gradient_checkpointing": False, "report_to": "none",
         "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
@@ -71,7 +71,7 @@ def trl_settings(device: str, precision: str) -> dict[str, Any]:
 
 
 class Marks(TrainerCallback):
-    """Starts the clock when all is ready for the first step, and marks the end of each."""
+    """Starts the clock when everything is ready for the first step, and marks the end of each step."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -84,7 +84,7 @@ class Marks(TrainerCallback):
 
 
 def begins(clock: Clock) -> Any:
-    """The same for ours, which asks before each step whether it is over; its steps end with ``on_step``."""
+    """Start the clock for our loop, which calls ``over`` before each step and ``on_step`` after it."""
 
     def over(learner: Any) -> bool:
         if not learner.done:
@@ -106,7 +106,7 @@ def arguments(about: str | None, quick: str) -> argparse.Namespace:
 
 
 def has_trl(trainer: str) -> bool:
-    """Whether TRL is there. It is imported, so that forked processes have it."""
+    """Whether TRL is installed. Imports it here, so that forked processes have it."""
     try:
         getattr(import_module("trl"), trainer)
     except (ImportError, RuntimeError) as error:
@@ -118,7 +118,7 @@ def has_trl(trainer: str) -> bool:
 def finish(
     name: str, place: Place, peer: bool, ratios: Mapping[str, float], detail: dict[str, Any], lost: Mapping[str, str]
 ) -> None:
-    """The last line. Exit code 1 where something was ``lost``, by name with the reason."""
+    """Print the last line and exit. The exit code is 1 if anything was ``lost``, which maps names to reasons."""
     about = {"machine": machine(place), "trl": version("trl") if peer else None}
     if lost:
         about["not_measured"] = dict(lost)

@@ -1,15 +1,15 @@
 """Adaptive against uniform sampling: tokens (and CPU-seconds) for the same accepted traces, in one run.
 
-Wanted are 4 correct traces of each problem, in 16 tries at most. Uniform sampling makes 16 of each, then judges
-them: whatever is smaller satisfies fewer problems. Adaptive sampling (`generate` with ``until``) reaches 4 for
-exactly the same problems. Both are run for real as pipelines, alternating, each in a workspace of its own, by two
-teachers: the embedded teacher made unreliable by heat (temperature 1.5, the control of configs/quickstart.yaml), and
-the weak base model. The texts that both make are compared, byte for byte.
+The goal is 4 correct traces of each problem in at most 16 tries. Uniform sampling makes 16 of each and then judges
+them; fewer samples would satisfy fewer problems. Adaptive sampling (`generate` with ``until``) reaches 4 for exactly
+the same problems. Both are run as real pipelines, alternating, each in its own workspace. There are two teachers: the
+embedded teacher made unreliable by a temperature of 1.5 (the control of configs/quickstart.yaml), and the weak base
+model. The texts that both make are compared byte for byte.
 
-From the verdicts of all 16, ``detail`` further tells for each teacher: what uniform sampling with fewer samples costs
-and reaches (``uniform``: by samples a problem, tokens, problems satisfied, accepted traces up to 4 a problem), and
-the same for ``until`` with its shortcuts (``trivial``, ``hopeless``), which give up some accepted traces for more
-tokens saved.
+From the verdicts of all 16, ``detail`` also reports for each teacher what uniform sampling with fewer samples costs and
+reaches (``uniform``: by samples per problem, the tokens, problems satisfied, and accepted traces up to 4 per problem).
+It reports the same for ``until`` with its shortcuts (``trivial``, ``hopeless``), which give up some accepted traces to
+save more tokens.
 
     python benchmarks/adaptive.py [--quick]
 """
@@ -124,7 +124,7 @@ def compare(adaptive: Run, uniform: Run) -> dict[str, Any]:
 
 
 def by(rule: Rule) -> Callable[[list[Sample]], int]:
-    """How many samples of a problem a rule wants."""
+    """A function that returns how many samples of a problem a rule wants."""
 
     def wanted(samples: list[Sample]) -> int:
         end = rule.ended([sample.outcome for sample in samples])
@@ -149,7 +149,7 @@ def told(samples: Samples) -> dict[str, int]:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
+    """The CPU-seconds of this process and of its children that have ended."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 

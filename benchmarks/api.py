@@ -1,9 +1,9 @@
-"""The openai engine against a plain asyncio client: requests a second and CPU-seconds, alternating in one run.
+"""The openai engine against a plain asyncio client: requests per second and per CPU-second, alternating in one run.
 
-Both draw the same answers from the same server, a real one in a process of its own that takes a fixed time for
-each, over equally many connections (httpx2 on both sides). The plain client posts, parses and gathers, and is killed
-with all it has; ours reckons the cost, keeps every reply in its call log on the disk, begins with four calls
-at a time and hands each completion to another thread. Cases: replies in one piece, and streamed ones.
+Both request the same answers from the same server, a real one in its own process with a fixed latency, over the same
+number of connections (httpx2 on both sides). The plain client posts, parses and gathers, and loses everything if it is
+killed. Ours computes the cost, keeps every reply in its call log on disk, begins with four calls at a time and passes
+each completion to another thread. The cases are replies in one piece and streamed replies.
 
     python benchmarks/api.py [--quick]
 """
@@ -40,7 +40,7 @@ ANSWER = "The answer is \\boxed{42}."
 USAGE = {"prompt_tokens": 40, "completion_tokens": 420, "completion_tokens_details": {"reasoning_tokens": 400}}
 
 Side = Callable[[str, int, bool], int]
-"""(url, requests, streamed) -> how many tokens came."""
+"""(url, requests, streamed) -> number of tokens received."""
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def compare(url: str, requests: int, repeats: int, streamed: bool) -> dict[str, list[tuple[float, float]]]:
-    """(ours, theirs) of each repeat: requests a second, and requests a CPU-second. Who begins alternates."""
+    """(ours, theirs) of each repeat: requests per second and per CPU-second. The side that begins alternates."""
     measured: dict[str, list[tuple[float, float]]] = {"requests a second": [], "requests a CPU-second": []}
     for side in (ours, theirs):
         side(url, requests // 4, streamed)
@@ -146,7 +146,7 @@ async def _streamed(client: httpx2.AsyncClient, url: str, body: dict[str, Any]) 
 
 @contextmanager
 def serving() -> Iterator[str]:
-    """The server, in a process of its own, which ends with this one."""
+    """Run the server in its own process, which ends with this one."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(sender,), daemon=True)
@@ -168,7 +168,7 @@ def _serve(port: Any) -> None:
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """HTTP/1.1 with kept connections: just what these two clients say."""
+    """Answer HTTP/1.1 with keep-alive, as far as these two clients need it."""
     try:
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).lower()

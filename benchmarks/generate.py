@@ -1,10 +1,10 @@
-"""Ours against transformers' own generate(): output tokens per CPU-second, alternating in one run.
+"""The transformers engine against transformers' own generate(): output tokens per CPU-second, alternating in one run.
 
-Cases: outputs of mixed length (8 to 256 tokens), several samples of each prompt, one fixed length, and
-a LoRA policy (against the same model without LoRA: folding should cost nothing). End tokens are never
-sampled, so both sides make the same number of tokens. One thread each; the peer runs batches in the
-order of arrival and stops a batch when its longest row is done, as generate() does. Before anything is
-timed, greedy outputs of three architectures must be generate()'s, token for token.
+Cases: outputs of mixed length (8 to 256 tokens), several samples of each prompt, one fixed length, and a LoRA policy
+(against the same model without LoRA, because merging should cost nothing). End tokens are never sampled, so both sides
+make the same number of tokens. Each uses one thread. The peer runs batches in the order of arrival and stops a batch
+when its longest row is done, as generate() does. Before anything is timed, the greedy outputs of three architectures
+must equal those of generate(), token for token.
 
     python benchmarks/generate.py [--quick] [--layers 3 --hidden 128]
 """
@@ -68,7 +68,7 @@ def cases(rows: int) -> list[tuple[str, Prompts, int]]:
 
 
 def check_greedy(model: Any) -> int:
-    """How many greedy tokens were compared, all together in our engine and one by one in generate()."""
+    """Compare greedy tokens, decoded together in our engine and one by one in generate(); returns their number."""
     prompts = [(ids, wanted % 60 + 4) for ids, wanted in cases(16)[0][1]]
     decoder = Decoder(InferenceCopy(model).model, stop_ids=(), slots=256)
     decoder.add(
@@ -152,7 +152,7 @@ def random_model(layers: int, hidden: int, kind: str = "Qwen3") -> Any:
         pad_token_id=0,
     )
     model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-    model.generation_config.eos_token_id = None  # else generate() refills it from the configuration
+    model.generation_config.eos_token_id = None  # otherwise generate() takes it from the configuration
     return model
 
 

@@ -1,11 +1,11 @@
 """GRPO: our step against TRL's, sampling and training, with a reference pass (beta 0.04) and without; LoRA.
 
-16 prompts of 70 tokens, 8 samples of up to 64 each, 3M parameters, fp32, one thread: CPU-seconds of a step. On a GPU
-Qwen3-0.6B with random weights, samples of up to 256 tokens, bf16 autocast in training: seconds of a step. Medians over
-steps, from when everything is ready for the first to the end of the last. TRL samples with transformers' own
-generate(); its other way, vLLM, is not the peer here. An end token is sampled by both with the probability of one in
-the vocabulary, so that lengths are alike; their means are in the detail. Every run is a process of its own; ours and
-TRL's alternate.
+On a CPU: CPU-seconds per step, for 16 prompts of 70 tokens with 8 samples of up to 64 tokens each, 3M parameters, fp32,
+one thread. On a GPU: seconds per step, for Qwen3-0.6B with random weights, samples of up to 256 tokens, bf16 autocast
+in training. The figures are medians over steps, from when everything is ready for the first step to the end of the
+last. TRL samples with transformers' own generate(), not with vLLM. Both sides sample the end token with a probability
+of one in the size of the vocabulary, so that lengths are similar; their means are in the detail. Every run has its own
+process, and ours and TRL's alternate.
 
     python benchmarks/grpo.py [--quick] [--device cpu] [--tiny]
 """
@@ -48,8 +48,8 @@ GROUP, RATE = 8, 1e-5
 
 @dataclass(frozen=True)
 class Case:
-    """A model and a step: ``prompts``, ``length`` tokens at most to each sample. ``tokens`` are in one of our
-    micro-batches, ``rows`` in one of TRL's."""
+    """A model and a step with ``prompts`` and samples of at most ``length`` tokens. Our micro-batches have ``tokens``
+    tokens, TRL's ``rows`` rows."""
 
     shape: Shape
     precision: Literal["fp32", "bf16"]
@@ -74,7 +74,7 @@ def prompt(index: int) -> str:
 
 
 class Reward:
-    """A coin by the tokens. Remembers the lengths of what it saw."""
+    """A coin flip that depends on the tokens. Remembers the lengths of the samples."""
 
     def __init__(self) -> None:
         self.lengths: list[int] = []
@@ -86,7 +86,7 @@ class Reward:
 
 
 def ours(beta: float, case: Case, device: str) -> list[float]:
-    """Seconds of each step, and the mean length of the responses."""
+    """The seconds of each step, and the mean length of the responses."""
     model, clock, reward = student(case.shape, device), Clock(device), Reward()
     policy = TransformersEngine(model, tokenizer(), model_identity="benchmark")
     settings = GrpoSettings(
@@ -110,7 +110,7 @@ def ours(beta: float, case: Case, device: str) -> list[float]:
 
 
 def theirs(beta: float, case: Case, device: str) -> list[float]:
-    """The same."""
+    """The same for TRL."""
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -133,7 +133,7 @@ def theirs(beta: float, case: Case, device: str) -> list[float]:
 
 
 def measure(beta: float, case: Case, place: Place, repeats: int, peer: bool) -> tuple[dict[str, Any], dict[str, str]]:
-    """Seconds a step, peak memory (MB) and tokens a response of each side; and why one could not be measured."""
+    """Seconds per step, peak memory (MB) and tokens per response of each side, and why a side could not be measured."""
     sides = {"ours": ours, "trl": theirs} if peer else {"ours": ours}
     found: dict[str, list[tuple[list[float], float, float]]] = {}
     lost: dict[str, str] = {}

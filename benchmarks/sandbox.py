@@ -1,10 +1,10 @@
-"""The code sandbox beside bubblewrap's bare start: one trivial Python program per run, alternating, in one process.
+"""The code sandbox against a bare start of bubblewrap: one trivial Python program per run, alternating, in one process.
 
-The peer is what one would write by hand: ``bwrap --unshare-all --ro-bind / / python -I -S -B -c pass``, which sets no
-limit on memory, CPU, files or system calls. Ours is `distill.verifiers.sandbox.run` with all of its walls. CPU seconds
-are of this process and everything it has started, from the kernel's accounting of a cgroup where there is one to be
-had and of waited-for children otherwise (which misses part of bwrap's own). The last line is one JSON object in which
-a ratio above 1 means that ours is better.
+The peer is what one would write by hand: ``bwrap --unshare-all --ro-bind / / python -I -S -B -c pass``, which limits
+neither memory, CPU, files nor system calls. Ours is `distill.verifiers.sandbox.run` with all of its restrictions. CPU
+seconds are those of this process and everything it has started. They come from a cgroup's accounting if one is
+available, and otherwise from the rusage of waited-for children (which misses part of bwrap's own). The last line is one
+JSON object in which a ratio above 1 means that ours is better.
 
     python benchmarks/sandbox.py [--quick]
 """
@@ -35,7 +35,7 @@ STDIO_CASES = 20
 
 
 class Meter:
-    """CPU seconds of this process and all that it starts: a cpuacct cgroup of its own, or rusage."""
+    """Measures the CPU seconds of this process and everything it starts, with its own cpuacct cgroup or rusage."""
 
     def __init__(self) -> None:
         self._group: Path | None = None
@@ -72,7 +72,7 @@ def boxed(backend: str) -> Callable[[], None]:
 
 
 def verdict(backend: str) -> Callable[[], None]:
-    """A whole verdict: a program on 20 texts, a box for each."""
+    """A complete verdict: a program on 20 input texts, each in its own sandbox."""
     texts = [{"input": f"{n} {n}", "output": str(2 * n)} for n in range(STDIO_CASES)]
     problem = Problem("p", "?", json.dumps({"stdio": texts}), "code", "benchmark")
     code = build({"code": {"sandbox": backend}})
@@ -97,7 +97,7 @@ def measure(runs: dict[str, Callable[[], None]], rounds: int, each: dict[str, in
                 cpu, wall = meter.seconds(), time.perf_counter()
                 for _ in range(each[name]):
                     run()
-                sandbox.close()  # so that what the server has cost is told, its start too
+                sandbox.close()  # so that the cost of the server is counted, including its start
                 executions = each[name] * (STDIO_CASES if "texts" in name else 1)
                 spent = meter.seconds() - cpu, time.perf_counter() - wall
                 found[name].append((1000 * spent[0] / executions, 1000 * spent[1] / executions))

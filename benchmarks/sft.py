@@ -1,24 +1,25 @@
-"""SFT: our training loop against TRL's, packed and padded: same model, LoRA, rows, precision and tokens in a pass.
+"""SFT: our training loop against TRL's, packed and padded: same model, LoRA, rows, precision and tokens per pass.
 
-Measured are all rows once, from when everything is ready for the first step to the end of the last: real tokens per
-CPU-second of one thread (on a GPU: per second), and peak memory above what the process had before the model. Every run
-is a process of its own; the sides alternate.
+All rows are trained on once, measured from when everything is ready for the first step to the end of the last. The
+figures are real tokens per CPU-second of one thread (on a GPU: per second), and peak memory above what the process had
+before the model. Every run has its own process, and the sides alternate.
 
-How many tokens are in a pass is a part of the case, for it decides who wins:
+The number of tokens per pass is part of the case, because it decides which side wins:
 
-- 4,096 is the setting of the trial that our aims come from: TRL flattens 4 packs of 1,024 into one row and attends over
-  all of it behind a mask; padded it has 8 rows, in the order they come.
-- 1,024 is where TRL is at its best on a CPU: one pack in a pass, a sixteenth of that mask.
+- 4,096 is the setting of the trial that our goals come from. TRL flattens 4 packs of 1,024 into one row and attends
+  over all of it behind a mask; padded, it has 8 rows in their original order.
+- 1,024 is TRL's best setting on a CPU: one pack per pass, and a sixteenth of that mask.
 
-Ours takes as many rows into a step as fill that on average (32 and 8) and cuts the step into micro-batches of about as
-many tokens; an update of TRL's is one pass. Ratios are to the faster of TRL's sides in a case; "best of each" is our
-faster setting to TRL's fastest. The padded side is measured at 3M alone: elsewhere it has some half of the packed
-one's speed. bf16 is autocast over fp32 weights on both sides, and TRL's gradient checkpointing is off.
+Our step takes as many rows as fill that number on average (32 and 8) and splits them into micro-batches of about as
+many tokens. An update of TRL's is one pass. Ratios compare ours with the faster of TRL's sides in a case; "best of
+each" compares our faster setting with TRL's fastest. The padded side is measured only at 3M; elsewhere it has about
+half the speed of the packed one. bf16 is autocast over fp32 weights on both sides, and TRL's gradient checkpointing is
+off.
 
-On a GPU: Qwen3-0.6B with random weights, rows of up to 4,096 tokens, 16,384 in a pass (TRL: 4 packs, or 4 padded rows),
-bf16; TRL has flash-attn where that is installed.
+On a GPU: Qwen3-0.6B with random weights, rows of up to 4,096 tokens, 16,384 per pass (TRL: 4 packs, or 4 padded rows),
+bf16. TRL uses flash-attn if that is installed.
 
-``--quick`` is 4,096 tokens in fp32 alone, at 3M, without the padded side.
+``--quick`` runs only 4,096 tokens in fp32 at 3M, without the padded side.
 
     python benchmarks/sft.py [--quick] [--device cpu] [--tiny]
 """
@@ -62,7 +63,8 @@ RATE = 1e-3
 class Case:
     """A model, a precision, and ``count`` rows of lognormal lengths, of which ``fill`` make a pack on average.
 
-    ``pack`` bounds their length, and is TRL's ``max_length``; ``tokens`` are what is in a pass, each measured.
+    ``pack`` is the largest length of a row and TRL's ``max_length``. ``tokens`` are the numbers of tokens per pass to
+    measure.
     """
 
     model: str
@@ -77,7 +79,7 @@ class Case:
     warm: Shape = field(default_factory=lambda: WARM)
 
     def rows(self) -> list[Example]:
-        """Lengths as those of reasoning traces; the first quarter is the prompt."""
+        """Rows with lengths like those of reasoning traces; the first quarter of each is the prompt."""
         examples, middle = [], math.log(self.pack / self.fill) - 0.25
         for i in range(self.count):
             draw = generator("benchmark", i)
@@ -111,7 +113,7 @@ def on_gpu(quick: bool, tiny: bool) -> list[Case]:
 
 
 def ours(tokens: int, case: Case, device: str) -> list[float]:
-    """Seconds of each step, of so many tokens in a pass."""
+    """The seconds of each step, with ``tokens`` tokens per pass."""
     examples, model, clock = case.rows(), student(case.shape, device), Clock(device)
     settings = TrainSettings(
         OptimizerSettings(RATE), batch_size=case.fill * tokens // case.pack, micro_batch_tokens=tokens,
@@ -123,7 +125,7 @@ def ours(tokens: int, case: Case, device: str) -> list[float]:
 
 
 def theirs(packs: int, case: Case, device: str) -> list[float]:
-    """The same, of so many packs in a pass; 0 are padded rows."""
+    """The same for TRL, with ``packs`` packs per pass; 0 means padded rows."""
     from datasets import Dataset
     from transformers import PrinterCallback
     from transformers.utils import is_flash_attn_2_available
@@ -148,7 +150,7 @@ def theirs(packs: int, case: Case, device: str) -> list[float]:
 
 
 def measure(case: Case, place: Place, peer: bool, lost: dict[str, str]) -> dict[str, dict[str, float]]:
-    """Tokens a second and peak memory (MB) of each side, by name; why one could not be measured goes into ``lost``."""
+    """Tokens per second and peak memory (MB) of each side, by name. ``lost`` receives the reasons of failed sides."""
     sides: dict[str, tuple[Any, int]] = {}
     for tokens in case.tokens:
         sides[f"ours, {tokens:,}"] = ours, tokens
@@ -178,7 +180,7 @@ def measure(case: Case, place: Place, peer: bool, lost: dict[str, str]) -> dict[
 
 
 def compared(case: Case, found: dict[str, dict[str, float]], rate: str) -> dict[str, float]:
-    """Ours to the fastest of TRL's: speed and memory for each number of tokens, and speed over all of them."""
+    """The ratios of ours to TRL's fastest side: speed and memory for each number of tokens, and speed over all."""
     ratios = {}
     groups = {f"{tokens:,} tokens": (tokens,) for tokens in case.tokens}
     if len(groups) > 1:

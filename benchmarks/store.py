@@ -1,12 +1,12 @@
-"""The trace store beside JSONL and SQLite: rows per CPU-second, bytes on disk, the selection query, peak memory.
+"""The trace store against JSONL and SQLite: rows per CPU-second, bytes on disk, the selection query, peak memory.
 
-A million traces of 2 KB, their problems and verdicts arrive in batches of 10,000 rows (plain dicts, as the stages make
-them); each side takes each batch in turn and makes it durable: ours by `Store.append` and `Store.ingest` after
-every batch, JSONL by write and fsync, SQLite (WAL, a primary key on the trace) by a transaction. All sides hold
-the same columns. Sizes are of everything on disk: ours is the database, the journal and what is left of shards.
+A million traces of 2 KB with their problems and verdicts arrive in batches of 10,000 rows (plain dicts, as the stages
+make them). The sides take turns with each batch and make it durable: ours by `Store.append` and `Store.ingest` after
+every batch, JSONL by write and fsync, SQLite (WAL, a primary key on the trace) by a transaction. All sides hold the
+same columns. Sizes include everything on disk; for ours, the database, the journal and the remaining shards.
 
-The selection query is told in `_store_sides`, how the text is made in `_made_traces`; ``detail`` says how far zstd
-shrinks this run's.
+`_store_sides` explains the selection query, and `_made_traces` how the text is made. ``detail`` contains the zstd
+compression ratios of this run's text.
 
     python benchmarks/store.py [--quick] [--rows N]
 """
@@ -78,7 +78,7 @@ def compare(directory: Path, rows: int) -> tuple[dict[str, float], dict[str, Any
 
 
 def ingest(sides: Mapping[str, Side], rows: int) -> tuple[dict[str, int], dict[str, Any]]:
-    """Traces per CPU-second of each side, in turn with every batch; the memory ours takes, early and late."""
+    """Traces per CPU-second of each side, taking turns with every batch, and the memory ours needs early and late."""
     seconds: dict[str, Counter[str]] = {table: Counter() for table in TABLES}
     counts: Counter[str] = Counter()
     peaks: list[int] = []
@@ -106,8 +106,8 @@ def ingest(sides: Mapping[str, Side], rows: int) -> tuple[dict[str, int], dict[s
 
 
 def select(sides: Mapping[str, Side], peers: int) -> dict[str, float]:
-    """CPU-seconds of each side's selection, and of ours as one SQL query; all must find the same text. The median of
-    three, of the peers (JSONL takes a minute) of so many."""
+    """CPU-seconds of each side's selection, and of ours as one SQL query. All must find the same text. The figures are
+    medians of three runs, for the peers of ``peers`` runs, because JSONL takes a minute."""
     ours = sides["ours"]
     assert isinstance(ours, Ours)
     ways: dict[str, Callable[[], int]] = {name: side.select for name, side in sides.items()}
@@ -129,7 +129,7 @@ def select(sides: Mapping[str, Side], peers: int) -> dict[str, float]:
 
 
 def export(workspace: Path, target: Path) -> dict[str, float]:
-    """`distill traces export` as a process of its own: its CPU-seconds, its peak memory, the size it writes."""
+    """Run `distill traces export` as a process: its CPU-seconds, peak memory and output size."""
     command = [sys.executable, "-m", "distill", "traces", "export", str(target), "--workspace", str(workspace)]
     begun = cpu_seconds()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -147,7 +147,7 @@ def size(directory: Path) -> int:
 
 
 def cpu_seconds() -> float:
-    """Of this process, all its threads, and of its children that have ended."""
+    """The CPU-seconds of this process, all its threads, and its children that have ended."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 

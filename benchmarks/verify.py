@@ -1,13 +1,12 @@
-"""Ours against math-verify alone: answers judged per CPU-second, alternating in one run.
+"""The math verifier against math-verify alone: answers judged per CPU-second, alternating in one run.
 
-Both get the same (reference, response) pairs: right ones and wrong ones, each response some sentences with the
-answer in the end. Ours is a `VerifierPool` as the verify stage uses it: a fresh pool each time, one worker, its
-start and the import of algebra included (CPU-seconds of child processes count). The peer is math-verify's
-parse of the reference, parse of the response and verify, in this process and already imported. The first
-repeat of each side is also read for verdicts: every pair on which the two differ is listed by kind, ours and
-theirs, under ``differences``.
+Both get the same (reference, response) pairs, right ones and wrong ones. Each response is some sentences with the
+answer at the end. Ours is a `VerifierPool` as the verify stage uses it: a new pool each time with one worker, including
+its start and the import of algebra (CPU-seconds of child processes count). The peer is math-verify's parse of the
+reference, parse of the response and verify, in this process and already imported. The verdicts of the first repeat are
+compared too: every pair on which the two differ is listed under ``differences``, with its kind and both verdicts.
 
-math-verify remembers texts that it has parsed, and ours does too, so nearly every answer here is another one.
+math-verify caches the texts that it has parsed, and so does ours. Nearly every answer here is therefore different.
 
     python benchmarks/verify.py [--quick] [--math500 FILE]
 """
@@ -68,7 +67,7 @@ def math500(path: Path | None) -> list[str]:
 
 
 def integers(rows: int) -> list[Pair]:
-    """As in GSM8K: the reference is an integer, the response ends in a sentence or a box."""
+    """Pairs as in GSM8K: the reference is an integer, which the response gives with or without thousands separators."""
     draw = random.Random("integers")
     pairs = []
     for _ in range(rows):
@@ -191,7 +190,7 @@ def theirs(pairs: list[Pair]) -> list[str]:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
+    """The CPU-seconds of this process and of its children that have ended."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
@@ -204,7 +203,7 @@ def compare(pairs: list[Pair], repeats: int) -> tuple[float, dict[str, Any]]:
         mine = fresh(pairs, repeat)
         for side, run in (("ours", ours), ("theirs", theirs)):
             gc.collect()
-            gc.freeze()  # one side's leftovers are not the other's to walk through
+            gc.freeze()  # so that neither side's collections have to scan the other's leftovers
             begun = cpu_seconds()
             found = run(mine)
             seconds[side].append(cpu_seconds() - begun)
@@ -222,7 +221,7 @@ def compare(pairs: list[Pair], repeats: int) -> tuple[float, dict[str, Any]]:
 
 
 def fresh(pairs: list[Pair], repeat: int) -> list[Pair]:
-    """The same pairs; texts of a later repeat differ in their first words, so that no cache of responses helps."""
+    """The same pairs with different first words in each repeat, so that no cache of responses helps."""
     return [(kind, reference, f"Attempt {repeat}. {text}") for kind, reference, text in pairs]
 
 

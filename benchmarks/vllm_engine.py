@@ -1,11 +1,11 @@
-"""Our vllm engine against bare vllm.LLM.generate() on the same requests: wall and CPU seconds, alternating.
+"""Our vllm engine against plain vllm.LLM.generate() on the same requests: wall and CPU seconds, alternating.
 
-Both drive the same loaded model with the same prompts, seeds and limits. The peer does what its users do:
-prompts rendered beforehand, one call with all of them; once asking for the drawn tokens' log-probabilities,
-as ours does, and once without ("bare": less work, told beside).
-Ours renders the prompts, hands each sample out as it ends, and takes it apart (text, thinking tokens).
-There is no end token, so both make the same number of tokens. Cases: mixed lengths, 8 samples a
-prompt, and one fixed length on a model four times as wide. A small model shows our share at its largest.
+Both use the same loaded model with the same prompts, seeds and limits. The peer does what its users do: it renders the
+prompts beforehand and makes one call with all of them. It is measured with the log-probabilities of the sampled tokens,
+which ours needs too, and without them ("bare", which is less work and reported separately). Ours renders the prompts,
+yields each sample as it finishes, and splits it into its parts (text, thinking tokens). There is no end token, so both
+make the same number of tokens. Cases: mixed lengths, 8 samples per prompt, and one fixed length on a model four times
+as wide. With a small model our overhead has its largest share.
 
     python benchmarks/vllm_engine.py [--quick]      (without vLLM it says so, and prints empty ratios)
 """
@@ -72,7 +72,7 @@ def cases(rows: int, hidden: int) -> Cases:
 
 
 def measure(model: Path, cases: Cases, repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Ratios of CPU seconds, peer to ours, and what they were made of."""
+    """The ratios of CPU seconds, peer to ours, and the figures behind them."""
     from distill.engines import vllm
     from distill.engines.options import VllmOptions
     from distill.engines.vllm_start import engine_arguments
@@ -104,7 +104,7 @@ SET = {
     *("model", "dtype", "max_model_len", "gpu_memory_utilization", "enable_prefix_caching", "enable_chunked_prefill"),
     *("scheduling_policy", "logprobs_mode", "enforce_eager", "disable_log_stats"),
 }
-"""The arguments that the engine sets."""
+"""The arguments that our engine sets."""
 
 
 def ratio(seconds: dict[str, float], peer: str) -> float:
@@ -114,7 +114,7 @@ def ratio(seconds: dict[str, float], peer: str) -> float:
 def alternating(
     sides: dict[str, Callable[[], int]], tokens: int, repeats: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Median CPU and wall seconds of each side, after one run of each that is not counted."""
+    """Median CPU and wall seconds of each side, after one uncounted run of each."""
     cpu: dict[str, list[float]] = {side: [] for side in sides}
     wall: dict[str, list[float]] = {side: [] for side in sides}
     for repeat in range(repeats + 1):
@@ -158,7 +158,7 @@ def peer_of(llm: Any, requests: Sequence[Request], logprobs: int | None) -> Call
 
 
 def random_model(directory: Path, hidden: int) -> Path:
-    """A random Qwen3 with the embedded teacher's tokenizer, neither with an end token."""
+    """A random Qwen3 with the embedded teacher's tokenizer, both without an end token."""
     import torch
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 

@@ -1,7 +1,7 @@
 """distill: reasoning traces from a teacher, verified, stored, taught to a small student, refined with GRPO.
 
-The public API is what is named here; everything is imported on first use, so that importing
-`distill` loads neither torch nor DuckDB.
+The names below are the public API. Each is imported on first use, so that importing `distill` loads neither torch nor
+DuckDB.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 __owner__ = f"distill-reasoning {__version__}"
-"""Marks this package as ours (`distill.ownership`); `pipeline`, `distill` and `rl` each carry it, alike."""
+"""Marks this package as ours (`distill.ownership`). `pipeline`, `distill` and `rl` each carry the same marker."""
 
 _PUBLIC = {
     "Problem": "distill.types",

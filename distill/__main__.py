@@ -1,4 +1,7 @@
-"""The ``distill`` script and ``python -m distill``, which works whoever owns the script of that name."""
+"""Entry point of the ``distill`` script and of ``python -m distill``.
+
+The latter works even if another distribution has installed a script called ``distill``.
+"""
 
 import signal
 import sys
@@ -15,8 +18,8 @@ def main() -> None:
     try:
         run()
     finally:
-        # A signal that comes while Python takes down what torch has built finds nothing left to stop: it must not make
-        # of a run that is done one that was killed. Here and not in `run`, whose caller may go on.
+        # The run is over. A signal that arrives while Python tears down torch must not turn its exit code into that of
+        # a killed process. This is done here and not in `run`, because callers of `run` may go on.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
 

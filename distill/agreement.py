@@ -1,8 +1,8 @@
-"""Where two verifiers, or two versions of one, differ on the same traces of a store.
+"""Compare the verdicts of two verifiers, or of two versions of one verifier, on the same traces of a store.
 
-A pair is one trace judged by both against the same reference (under whatever problem: the verifier named
-in a problem is part of its key). What is measured is symmetric: neither of the two is taken to be right.
-That is how a judge's disagreement with a rule verifier is known, too.
+A pair is one trace that both have judged against the same reference. The problem may differ, because the verifier that
+a problem names is part of its key. The measures are symmetric: neither verifier is assumed to be right. They also show
+how often a judge disagrees with a rule-based verifier.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PAIRS = f"""
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of one verifier with its settings, as the store knows it."""
+    """One version of one verifier with its settings, as recorded in the store."""
 
     verifier: str
     version: str
@@ -48,9 +48,9 @@ class Version:
         return f"{self.verifier if plain else self.settings}@{self.version}"
 
     def named(self, text: str) -> bool:
-        """Whether ``text`` means this one: NAME, NAME@VERSION, or a spec instead of the name.
+        """Whether ``text`` names this version, as NAME or NAME@VERSION. A spec may stand in place of the name.
 
-        Of a version like 2/0.9.0 (`distill.verifiers.extras`) or 1+a94f the first part will do.
+        For a version like 2/0.9.0 (`distill.verifiers.extras`) or 1+a94f, the first part is enough.
         """
         name, version = NAMED.fullmatch(text.strip()).groups()  # type: ignore[union-attr]
         spec = parse_value(name) if name.startswith("{") else name
@@ -60,8 +60,11 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """``table[a][b]`` counts traces of which the one says a and the other b. ``disagreement`` is the share
-    of contradictions (correct against incorrect) where both came to a verdict, with its 95% interval."""
+    """``table[a][b]`` counts the traces with outcome a from the first verifier and outcome b from the second.
+
+    ``disagreement`` is the share of contradictions (correct against incorrect) among the traces that neither found
+    unverifiable, and ``ci95`` its 95% interval.
+    """
 
     a: Version
     b: Version
@@ -75,13 +78,13 @@ class Agreement:
 
 
 def versions(store: Store) -> list[Version]:
-    """Every verifier that has judged in this store, in the order they came."""
+    """Every verifier version with verdicts in this store, in the order of their first verdicts."""
     rows = store.rows("SELECT verifier, version, settings FROM judgements GROUP BY ALL ORDER BY min(created), 1, 2, 3")
     return [Version(**row) for row in rows]
 
 
 def choose(known: Sequence[Version], a: str | None, b: str | None) -> tuple[Version, Version]:
-    """The two that are meant; without names, the two that there are."""
+    """The two versions that ``a`` and ``b`` name. Without names the store must hold exactly two."""
     if a is None and b is None:
         if len(known) != 2:
             raise InputError(f"name two of the verifiers in the store with --a and --b: {_listed(known)}")
@@ -107,7 +110,7 @@ def _listed(known: Sequence[Version]) -> str:
 
 
 def compare(store: Store, a: Version, b: Version, limit: int | None = None) -> Agreement:
-    """What both said of the same traces; ``differences`` holds at most ``limit`` of them."""
+    """Compare the verdicts of two verifiers; ``differences`` lists at most ``limit`` traces on which they differ."""
     who = {"a": _parts(a), "b": _parts(b)}
     counts = store.rows(f"SELECT a, b, count(*) AS n FROM ({PAIRS}) GROUP BY ALL", who)
     count = {(row["a"], row["b"]): row["n"] for row in counts}
@@ -132,8 +135,10 @@ def compare(store: Store, a: Version, b: Version, limit: int | None = None) -> A
 
 
 def _problems(store: Store, who: Mapping[str, Any]) -> int:
-    """How many problems the traces that both settled belong to: samples of one problem are not
-    independent, so it counts once in an interval (see `distill.statistics`)."""
+    """The number of problems with traces that both verifiers found correct or incorrect.
+
+    Samples of one problem are not independent, so each problem counts once in the interval (see `distill.statistics`).
+    """
     sql = f"SELECT count(DISTINCT (source, problem)) AS n FROM ({PAIRS}) WHERE 'unverifiable' NOT IN (a, b)"
     found: int = store.rows(sql, who)[0]["n"]
     return found

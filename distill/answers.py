@@ -1,7 +1,7 @@
-"""Files of answers: which columns make a problem and a response, and their verdicts in the file's order.
+"""Verify files of answers: map columns to a problem and a response, and yield the verdicts in the file's order.
 
-What `distill verify` does, as a library. Nothing here holds more of a file than a window of its rows. What
-the lines look like is `Judged.line`; where they go is the caller's.
+The library behind `distill verify`. It holds only a window of a file's rows in memory. `Judged.line` formats a verdict;
+the caller writes it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pipeline.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class AnswerColumns:
-    """Which columns of a row are judged, and by what.
+    """The columns that hold the response, its reference and the rest of the problem.
 
-    ``reference`` is as in `ProblemColumns`; None is no reference at all. ``id`` None means the column
-    ``id`` where there is one. ``opened`` says that the prompts ended inside a ``<think>``.
+    ``reference`` is as in `ProblemColumns`; None means that there is no reference. If ``id`` is None, the column ``id``
+    is used where there is one. Set ``opened`` if the prompts ended inside a ``<think>``.
     """
 
     response: str = "response"
@@ -48,7 +48,7 @@ class AnswerColumns:
             raise InputError(f"the pattern of the answer: {error}") from None
 
     def read(self, row: Row) -> tuple[Problem, Response]:
-        """The problem and the response of a row; `InputError` says where it lacks them."""
+        """The problem and the response of a row. Raises `InputError`, with the place, if the row lacks them."""
         columns = ProblemColumns(self.prompt, self.reference, self.reference_pattern)
         problem = columns.problem(row, verifier="", source=row.stem, split="", licence="unknown")
         response = split_thinking(_text(row, self.response), self.opened)
@@ -62,7 +62,7 @@ class AnswerColumns:
 
 
 def _text(row: Row, column: str) -> str:
-    """A text as it is, an empty one too: to say nothing is an answer. A number is its digits."""
+    """The text of a cell; a number as its digits. Empty text is allowed, since a response may be empty."""
     value = row.get(column)
     if isinstance(value, str):
         return value
@@ -81,20 +81,20 @@ class Judged:
     verdict: Verdict
 
     def line(self) -> str:
-        """One line of JSON. It holds no time, so that equal files give equal lines."""
+        """The verdict as one line of JSON. It contains no times, so that equal files give equal lines."""
         named = {} if self.id is None else {"id": self.id}
         v = self.verdict
-        said = {"verdict": v.outcome, "score": v.score, "reason": v.reason, "evidence": v.evidence}
+        judged = {"verdict": v.outcome, "score": v.score, "reason": v.reason, "evidence": v.evidence}
         signed = {"verifier": v.verifier, "version": v.version}
-        return json.dumps({"row": self.row, **named, **said, **signed}, ensure_ascii=False, default=str)
+        return json.dumps({"row": self.row, **named, **judged, **signed}, ensure_ascii=False, default=str)
 
 
 MOST_REASONS = 1_000
-"""Different reasons that are counted: a file of a million oddities must not fill the memory."""
+"""The most distinct reasons that are counted: a file with a million different faults must not fill the memory."""
 
 
 class Tally(Counter[str]):
-    """Counts of outcomes and, beside them, of failures; ``reasons`` why there was no verdict."""
+    """Counts of outcomes and of failures. ``reasons`` counts the reasons of unverifiable verdicts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,8 +120,11 @@ class Tally(Counter[str]):
 
 
 def check_rows(rows: Iterable[Row], columns: AnswerColumns, skip: bool) -> int:
-    """The number of rows, if all of them can be read: so that a slip on the last line is told before hours
-    of judging, not after. With ``skip``, if one can: where none can, a column's name is wrong and not the rows."""
+    """Check that every row can be read, and return their number.
+
+    This finds a fault on the last line before hours of judging, not after. With ``skip`` one readable row is enough: if
+    there is none, the name of a column is wrong and not the rows.
+    """
     count, first, found = 0, None, False
     for row in rows:
         count += 1
@@ -132,7 +135,7 @@ def check_rows(rows: Iterable[Row], columns: AnswerColumns, skip: bool) -> int:
             found = True
         except InputError as error:
             if not skip:
-                raise InputError(f"{error}; --on-bad-row skip goes on past such rows") from None
+                raise InputError(f"{error}; to skip such rows, add --on-bad-row skip") from None
             first = first or error
     if first and not found:
         raise InputError(f"{first}; none of the {count:,} rows can be read")
@@ -147,10 +150,10 @@ def judge_rows(
     stopping: Callable[[], bool] = lambda: False,
     first: int = 1,
 ) -> Iterator[Judged]:
-    """The verdict of every row, in order; ``first`` is the number of the first of ``rows``.
+    """Yield the verdict of every row, in order. ``first`` is the number of the first row.
 
-    A row that cannot be read is `unverifiable` (``failure: input``): left out, it would shift the rest.
-    Ends early once ``stopping`` says so; what was yielded by then is whole.
+    A row that cannot be read is `unverifiable` (``failure: input``); leaving it out would shift the others. Ends early
+    once ``stopping`` returns true; every verdict that was yielded by then is complete.
     """
     verifier = build(spec)
 
@@ -175,15 +178,14 @@ Found = Iterator[tuple[int, Any, Verdict]]
 def _by_workers(rows: Numbered, spec: Spec, pool: VerifierPool, stopping: Callable[[], bool]) -> Found:
     def asked() -> Iterator[tuple[tuple[int, Any], Future[Verdict]]]:
         for number, name, what in rows:
-            yield (number, name), _known(what) if isinstance(what, Verdict) else pool.submit(spec, *what)
+            yield (number, name), _resolved(what) if isinstance(what, Verdict) else pool.submit(spec, *what)
 
     for (number, name), verdict in in_order(asked(), stopping):
         yield number, name, verdict
 
 
 def _by_opened(rows: Numbered, spec: Spec, pool: VerifierPool, stopping: Callable[[], bool]) -> Found:
-    """A judge is asked about many at a time, in windows of its own (`distill.verifiers.asking`), which bound
-    what is held here."""
+    """A judge is asked about many rows at a time. The windows of `distill.verifiers.asking` bound what is held here."""
     names: dict[int, Any] = {}
     known: dict[int, Verdict] = {}
 
@@ -205,7 +207,7 @@ def _by_opened(rows: Numbered, spec: Spec, pool: VerifierPool, stopping: Callabl
     yield from next_ones()
 
 
-def _known(verdict: Verdict) -> Future[Verdict]:
+def _resolved(verdict: Verdict) -> Future[Verdict]:
     future: Future[Verdict] = Future()
     future.set_result(verdict)
     return future

@@ -1,7 +1,7 @@
-"""What a reasoning text does, by what it says: phrases of verification, backtracking, sub-goals; answers on the way.
+"""Find behaviours in reasoning text: phrases of verification, backtracking and sub-goals, and intermediate answers.
 
-Counts of phrases, no more: a model that says "wait" need not have looked back. So what is told beside them is whether
-an answer that a text names on its way is the one that it ends with (`distill.emergence`).
+Behaviours are only counts of phrases: a model that writes "wait" has not necessarily looked back. `distill.emergence`
+therefore also reports whether an answer that the text names on the way is the one it ends with.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ CANDIDATES = (
     r"\\boxed\s*\{([^{}]+)\}",
     r"\b(?:answer|result) (?:is|=|:|must be|should be)\s*:?\s*([^\n]+?)(?:\.(?=\s|$)|,\s|;|\n|$)",
 )
-"""How a text names an answer; the first group is the answer."""
+"""Patterns that find an answer in a text; the first group is the answer."""
 
 Phrases = Mapping[str, Sequence[str]]
 
 
 @cache
 def shipped() -> Phrases:
-    """The phrases of ``behaviours.yaml``."""
+    """The phrases in ``behaviours.yaml``."""
     import yaml
 
     found: Phrases = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -35,12 +35,12 @@ def _compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def count(patterns: Sequence[str], text: str) -> int:
-    """How often a text says any of it."""
+    """The number of matches of any of ``patterns`` in ``text``."""
     return sum(1 for _ in _compiled(tuple(patterns)).finditer(text)) if patterns else 0
 
 
 def candidates(thinking: str, patterns: Sequence[str] = CANDIDATES) -> Iterator[str]:
-    """The answers that a text names, in order."""
+    """The answers named in a text, in order."""
     found = [
         (match.start(), match[1].strip(" $*`'\""))
         for pattern in patterns
@@ -50,9 +50,9 @@ def candidates(thinking: str, patterns: Sequence[str] = CANDIDATES) -> Iterator[
 
 
 def earlier(thinking: str, answer: str, patterns: Sequence[str] = CANDIDATES) -> str | None:
-    """The first answer that a text names and that is not, sign for sign, the one that it ends with."""
+    """The first answer named in ``thinking`` that differs from the final one, ignoring case and white space."""
     finals = {_plain(answer), *map(_plain, candidates(answer, patterns))}
-    return next((said for said in candidates(thinking, patterns) if _plain(said) not in finals), None)
+    return next((named for named in candidates(thinking, patterns) if _plain(named) not in finals), None)
 
 
 def _plain(answer: str) -> str:

@@ -1,10 +1,11 @@
-"""What a thinking budget would have done to samples that are there: which are as they would have been, which are not.
+"""Apply thinking budgets to samples that already exist, so that only the cut ones are continued.
 
-A sample that thought no longer than ``most`` tokens is what a run with that budget would have drawn: it stands, at no
-cost. A longer one is cut at about ``most`` tokens, at the end of a word, its thinking is closed there, and the model is
-asked to go on: only an answer is sampled (`s1`, arXiv:2501.19393). The budget goes with it, so that an engine of one's
-own closes thinking that is opened again. Such a continuation is a trace like any other: kept under a key of its content
-and never sampled twice. At a budget of 0 every thinking sample is one: that is how a model does without thinking.
+If a sample's thinking is at most ``most`` tokens long, a run with that budget would have drawn the same sample, and it
+is reused at no cost. A longer one is cut at about ``most`` tokens, at the end of a word. Its thinking is closed there,
+and the model samples only an answer (s1, arXiv:2501.19393). The request carries the budget too, so that a local engine
+closes thinking that the model opens again. Such a continuation is a trace like any other: it is stored under a key of
+its content and never sampled twice. With a budget of 0 every sample that thinks is continued, which shows how the model
+does without thinking.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ THOUGHT = (
 def under(
     store: Store, wishes: Sequence[Wanted], budgets: Sequence[int], model: str, closing: str
 ) -> dict[int, list[Wanted]]:
-    """For each budget the samples that stand for ``wishes``, which are in the store: themselves, or cut."""
+    """For each budget, the samples that replace ``wishes``: the same sample, or the continuation of its cut thinking.
+
+    All of ``wishes`` must be in the store.
+    """
     rows = {row["trace_key"]: row for row in store.among("trace_key", [wish.key for wish in wishes], THOUGHT)}
     return {
         most: [within(wish, rows[wish.key], ThinkingBudget(most, closing=closing), model) for wish in wishes]
@@ -37,7 +41,7 @@ def under(
 
 
 def within(wish: Wanted, thought: Row, budget: ThinkingBudget, model: str) -> Wanted:
-    """The wish itself where its thinking fits, else the one that goes on from where it is cut."""
+    """The same wish if its thinking fits the budget, otherwise one that continues from the cut."""
     most, tokens = budget.most or 0, thought["thinking_tokens"]
     if tokens <= most:
         return wish
@@ -49,7 +53,7 @@ def within(wish: Wanted, thought: Row, budget: ThinkingBudget, model: str) -> Wa
 
 
 def cut(thinking: str, share: float) -> str:
-    """About this share of a text, whole words."""
+    """About this share of a text, cut at a word boundary."""
     begun = thinking[: int(len(thinking) * share)]
     if thinking[len(begun) : len(begun) + 1].isspace():
         return begun.rstrip()
@@ -57,6 +61,6 @@ def cut(thinking: str, share: float) -> str:
 
 
 def made_anew(standing: Mapping[int, Sequence[Wanted]], wishes: Sequence[Wanted]) -> list[Wanted]:
-    """Of the samples that stand, those that are none of ``wishes``."""
+    """The samples in ``standing`` that are not among ``wishes``, and so still have to be made."""
     own = {wish.key for wish in wishes}
     return [wish for some in standing.values() for wish in some if wish.key not in own]

@@ -1,9 +1,9 @@
-"""The one table of everything that is found by name: a name to a ``"module:attribute"`` string.
+"""The catalog: tables that map the names of verifiers, engines, stages and the rest to ``"module:attribute"`` strings.
 
-Nothing is imported until it is used, so listing names costs nothing and loads no torch, and `rl` is
-found without `distill` importing it. Adding a thing is one line here. Other distributions add theirs
-through entry points in the group ``distill.<kind>`` (``distill.verifiers``, say); the tables here win
-over an entry point of the same name.
+Nothing is imported until it is used. Listing names is therefore cheap and loads no torch, and `distill` finds the
+stages of `rl` without importing it. To add something, add one line here. Other distributions register theirs as entry
+points in the group ``distill.<kind>``, such as ``distill.verifiers``. The tables here take precedence over an entry
+point of the same name.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ STRATEGIES: dict[str, str] = {
 DOORS: dict[str, str] = {
     "search": "rl.search.live:LiveSearch",
 }
-"""What `distill` asks of `rl` by name, beside stages and strategies."""
+"""What `distill` uses of `rl` besides stages and strategies."""
 
 TABLES: dict[str, dict[str, str]] = {
     "verifiers": VERIFIERS,
@@ -100,7 +100,7 @@ TABLES: dict[str, dict[str, str]] = {
 
 
 def names(kind: str) -> Mapping[str, str]:
-    """Every name of a kind with where it lives; third parties' first. Imports none of them."""
+    """Every name of a kind with its ``"module:attribute"``, those of other distributions first. Imports nothing."""
     if kind not in TABLES:
         raise InputError(f"the catalog has no table {kind!r}{suggestion(kind, TABLES)}")
     return _others(kind) | TABLES[kind]
@@ -108,15 +108,15 @@ def names(kind: str) -> Mapping[str, str]:
 
 @cache
 def _others(kind: str) -> dict[str, str]:
-    """What other distributions register; those installed do not change while a process runs."""
+    """What other distributions register. Cached: the installed ones do not change while a process runs."""
     return {point.name: point.value for point in entry_points(group=f"distill.{kind}")}
 
 
 def resolve(kind: str, name: str) -> Any:
-    """Import and return what is registered under ``name``; `InputError` names the nearest one.
+    """Import and return what is registered under ``name``. For an unknown name, `InputError` suggests the nearest one.
 
-    A name with a colon is itself a ``"module:attribute"``, or a ``"file.py:attribute"`` (`distill.user_code`):
-    the user's own code, named in YAML. A module is looked for in the working directory too, after all else.
+    A name with a colon is the user's own code: a ``"module:attribute"`` or a ``"file.py:attribute"``
+    (`distill.user_code`). Modules are searched for in the working directory too, after the rest of ``sys.path``.
     """
     known = names(kind)
     if name not in known and ":" not in name:
@@ -128,13 +128,13 @@ def resolve(kind: str, name: str) -> Any:
         sys.path.append(os.getcwd())
     try:
         return getattr(import_module(module), attribute)
-    except Exception as error:  # whatever the user's own module does when it is imported
+    except Exception as error:  # the user's own module may raise anything when it is imported
         what = str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
         raise InputError(f"{_singular(kind)} {name!r} cannot be loaded: {what}") from error
 
 
 def check(kind: str, name: str) -> str:
-    """``name``, if there is such a thing; for settings, so that a slip of the pen is told before any work."""
+    """Return ``name`` if it is known, otherwise raise ValueError. Settings use it, so that typos are found early."""
     if name not in names(kind) and ":" not in name:
         raise ValueError(_unknown(kind, name))
     return name
@@ -142,7 +142,7 @@ def check(kind: str, name: str) -> str:
 
 def _unknown(kind: str, name: str) -> str:
     if name.endswith(".py"):
-        return f"{name}: name what is meant in that file too, {name}:Name"
+        return f"{name}: name the object in that file too, as {name}:Name"
     return f"no {_singular(kind)} is called {name!r}{suggestion(name, names(kind))}"
 
 
@@ -151,16 +151,16 @@ def _singular(kind: str) -> str:
 
 
 def stage(kind: str) -> Stage:
-    """The stage of a kind: the lookup that `pipeline.config.load` takes."""
+    """The stage of a kind; the lookup function that `pipeline.config.load` takes."""
     found = resolve("stages", kind)
     from pipeline.stage import Stage
 
     if not isinstance(found, Stage):
-        raise InputError(f"stage {kind!r} is no pipeline.stage.Stage")
+        raise InputError(f"stage {kind!r} is not a pipeline.stage.Stage")
     return found
 
 
 def suggestion(name: str, known: Mapping[str, Any]) -> str:
-    """``"; did you mean 'math'?"``, or the list of names where none is near."""
+    """``"; did you mean 'math'?"``, or the list of all names if none is close."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(sorted(known))}"

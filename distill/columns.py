@@ -1,9 +1,9 @@
-"""Which columns of a row make a problem: the mapping that YAML writes down.
+"""Map the columns of a row to a problem, as written in YAML.
 
-Where a column is named, a Jinja template over the row may stand: what has ``{{`` or ``{%`` in it is one.
-``{{ text }}`` is the column of that name, ``{{ row["Correct Answer"] }}`` one whose name is no word, and there
-are the filters of `FILTERS` beside Jinja's own. Rows are read by `distill.tables` and `distill.huggingface`;
-the mappings of published sets are `distill.forms`.
+In place of a column name, a Jinja template over the row may be given: any string that contains ``{{`` or ``{%``.
+``{{ text }}`` is the column of that name, ``{{ row["Correct Answer"] }}`` one whose name is not an identifier. The
+filters in `FILTERS` are available beside Jinja's own. Rows are read by `distill.tables` and `distill.huggingface`;
+`distill.forms` holds the mappings of published datasets.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator
@@ -33,18 +34,18 @@ if TYPE_CHECKING:
 
 
 def one_group(pattern: str) -> str:
-    """A regular expression with the one group whose text is taken."""
+    """Check that ``pattern`` is a regular expression with exactly one group, whose text is the match."""
     try:
         groups = re.compile(pattern).groups
     except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
     if groups != 1:
-        raise ValueError(f"{pattern!r} has {groups} groups in parentheses; it needs one, around what is taken")
+        raise ValueError(f"{pattern!r} has {groups} groups in parentheses; it needs one, around the part to extract")
     return pattern
 
 
 LARGEST = 2**31 - 1
-"""Of difficulties."""
+"""The largest absolute value of a difficulty."""
 
 Pattern = Annotated[str, AfterValidator(one_group)]
 
@@ -64,16 +65,16 @@ def column_or_template(column: str) -> str:
     try:
         _template(column)
     except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"{column!r} is no Jinja template: {error.message}") from None
+        raise ValueError(f"{column!r} is not a Jinja template: {error.message}") from None
     return column
 
 
 Column = Annotated[str, AfterValidator(column_or_template)]
-"""The name of a column, or a template."""
+"""The name of a column, or a Jinja template."""
 
 
 def boxed(text: Any) -> str:
-    r"""What the last ``\boxed{}`` holds: where MATH's solutions have their answer."""
+    r"""The content of the last ``\boxed{}``, which is the answer in MATH's solutions."""
     found = last_box(str(text))
     if found is None:
         raise ValueError(r"has no \boxed{}")
@@ -81,15 +82,15 @@ def boxed(text: Any) -> str:
 
 
 def number(value: Any) -> str:
-    """The first whole number in a text (``Level 5``); nothing where there is none (``Level ?``)."""
+    """The first whole number in a text (``Level 5``), or "" if there is none (``Level ?``)."""
     found = re.search(r"-?\d+", str(value))
     return found[0] if found else ""
 
 
 def letter(index: Any) -> str:
-    """0 is A, 1 is B: the answer of a multiple choice that is kept as a number."""
+    """The letter of a multiple-choice answer that is stored as an index: 0 is A, 1 is B."""
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < 26:
-        raise ValueError(f"{index!r} is no place of a choice")
+        raise ValueError(f"{index!r} is not the index of a choice (0 to 25)")
     return chr(ord("A") + index)
 
 
@@ -107,28 +108,48 @@ def _template(text: str) -> jinja2.Template:
 
 
 def cell(row: Row, column: str) -> Any:
-    """What a row has in a column, or what a template makes of the row; `InputError` with its place."""
+    """The value of a column, or a template rendered over the row. Raises `InputError` with the row's place."""
     if not is_template(column):
         return storable(row.get(column))
     if row.fault is not None:
         raise InputError(f"{row.where}: {row.fault}")
     try:
         return whole_letters(_template(column).render({**row.values, "row": row.values}))
-    except Exception as error:  # whatever a template of the user's does with a row it does not fit
+    except Exception as error:  # a user's template may raise anything on a row that it does not fit
         raise InputError(f"{row.where}: {column!r}: {' '.join(str(error).split())}") from None
 
 
-def unreadable(
-    rows: Iterator[Row], columns: Iterable[str | Mapping[str, str] | None], skip: bool = False
-) -> str | None:
+Columns = Iterable[str | Mapping[str, str] | None]
+"""As settings name them: one, several together, or none."""
+
+
+def _named(columns: Columns) -> list[str]:
+    named = [name for column in columns for name in (column.values() if isinstance(column, Mapping) else [column])]
+    return list(filter(None, named))
+
+
+def without(rows: Iterator[Row], columns: Columns) -> str | None:
+    """Which of these columns rows lack that all have those of the first. Of a template nothing is said: it may fit
+    others."""
+    try:
+        for row in islice(rows, 1):
+            for name in _named(columns):
+                if not is_template(name):
+                    row.get(name)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def unreadable(rows: Iterator[Row], columns: Columns, skip: bool = False) -> str | None:
     """Why the first row cannot be read by these columns: one that is not there, most likely. None where it can be, and
     where there is no row, which is for whoever wants rows to tell. With ``skip``, None where any row can be read."""
-    named = [name for column in columns for name in (column.values() if isinstance(column, Mapping) else [column])]
+    named = _named(columns)
     first: str | None = None
     try:
         for row in rows:
             try:
-                for name in filter(None, named):
+                for name in named:
                     cell(row, name)
             except InputError as error:
                 if not skip:
@@ -142,26 +163,26 @@ def unreadable(
 
 
 def text(row: Row, column: str) -> str:
-    """A cell as text, which must not be empty; lists and mappings as JSON."""
+    """A cell as text; lists and mappings as JSON. Raises `InputError` if it is empty."""
     value = cell(row, column)
     if value is None or (isinstance(value, str) and not value.strip()):
         raise InputError(f"{row.where}: column {column!r} is empty")
-    if isinstance(value, str | Decimal | date | time):  # Parquet knows decimals and dates
+    if isinstance(value, str | Decimal | date | time):  # Parquet has decimals and dates
         return str(value)
     return as_json(row, column, value)
 
 
 def as_json(row: Row, column: str, value: Any) -> str:
-    """What is no text, as JSON. Python reads NaN and infinity too (and 1e999 as that), which are no answers."""
+    """A value that is not text, as JSON. NaN and infinity, which Python's JSON reader accepts, are refused."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_said)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_text)
     except ValueError:
         raise InputError(f"{row.where}: column {column!r} holds NaN or infinity; expected a number") from None
     except TypeError as error:
         raise InputError(f"{row.where}: column {column!r} is neither text nor plain data: {error}") from None
 
 
-def _said(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, Decimal | date | time):
         return str(value)
     raise TypeError(f"it holds {type(value).__name__}")
@@ -174,10 +195,10 @@ _built = cache(build)
 
 @dataclass(frozen=True, slots=True)
 class ProblemColumns:
-    """Which columns (or templates) make a problem.
+    """The columns (or templates) that make a problem.
 
-    ``reference`` is a column, or a mapping that becomes a JSON object of these columns (the form in which
-    the `code` verifier takes its tests); None is no reference at all.
+    ``reference`` is a column, or a mapping of names to columns, which becomes a JSON object (the form in which the
+    `code` verifier takes its tests). None means that there is no reference.
     """
 
     prompt: str | None
@@ -196,8 +217,8 @@ class ProblemColumns:
         prompt: str | None = None,
         system: str | None = None,
     ) -> Problem:
-        """The row's problem; ``prompt`` is its text where no column holds it. ``verifier`` "" is for whoever has one
-        of their own."""
+        """The row's problem. ``prompt`` is its text if no column holds it. ``verifier`` is "" if the caller brings its
+        own verifier."""
         if self.prompt is not None:
             prompt = text(row, self.prompt)
             if not isinstance(cell(row, self.prompt), str | int | float):
@@ -218,7 +239,7 @@ class ProblemColumns:
             origin=row.where,
         )
         if self.reference is not None and verifier and (why := unusable(_built(verifier), problem)):
-            raise InputError(f"{row.where}: the verifier {verifier!r} could judge no answer to this: {why}")
+            raise InputError(f"{row.where}: the verifier {verifier!r} cannot judge any answer to this problem: {why}")
         return problem
 
     def _reference(self, row: Row) -> str:

@@ -1,13 +1,13 @@
-"""Two models on the same problems: by how much they differ, on how many problems, and whether chance explains it.
+"""Compare two models on the same problems: the difference, the number of problems, and whether chance explains it.
 
-The problem is the unit: its mean over the samples of each model is compared. What is said of a pair::
+The unit is the problem: the means over each model's samples are compared. The figures of a pair::
 
     difference, ci95       mean over the problems that both have (`distill.statistics.paired_difference`)
-    better, worse, equal   problems that the second model solves more often, less often, as often
-    p                      the exact sign test of better against worse; with one sample a problem, McNemar's
+    better, worse, equal   problems that the second model solves more often, less often, equally often
+    p                      exact sign test of better against worse; with one sample per problem, McNemar's test
 
-Where several pairs are told together each also has ``p_holm``, adjusted for their number. Scores are compared where
-their protocol is the same; who checks that is the caller (`distill.cli.compare`).
+If several pairs are reported together, each also has ``p_holm``, adjusted for their number. Only scores of the same
+protocol can be compared; the caller (`distill.cli.compare`) checks that.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 from distill.statistics import holm, paired_difference, rounded, sign_test
 
 Scores = Mapping[str, Sequence[float]]
-"""By problem: how right each judged sample is."""
+"""By problem, the score of each judged sample."""
 
 
 def between(before: Scores, after: Scores) -> dict[str, Any]:
-    """``after`` against ``before``."""
+    """The figures of ``after`` against ``before``."""
     found = paired_difference(before, after)
     means = [(fmean(before[key]), fmean(after[key])) for key in before if before[key] and after.get(key)]
     better, worse = sum(a < b for a, b in means), sum(a > b for a, b in means)
@@ -40,14 +40,14 @@ def between(before: Scores, after: Scores) -> dict[str, Any]:
 
 
 def every_pair(by_model: Mapping[str, Scores]) -> list[dict[str, Any]]:
-    """Each model against all that come after it."""
+    """Compare each model with all models after it."""
     pairs = [{"from": a, "to": b, **between(by_model[a], by_model[b])} for a, b in combinations(by_model, 2)]
     adjusted = holm([pair["p"] for pair in pairs])
     return [{**pair, "p_holm": float(f"{p:.4g}")} for pair, p in zip(pairs, adjusted, strict=True)]
 
 
 def pair_of(pairs: Sequence[Mapping[str, Any]], before: str, after: str) -> dict[str, Any]:
-    """One of `every_pair`, whichever of the two came first there."""
+    """Look up a pair in the result of `every_pair`, in either order."""
     for pair in pairs:
         if (pair["from"], pair["to"]) == (before, after):
             return dict(pair)

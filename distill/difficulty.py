@@ -1,8 +1,8 @@
-"""How hard problems are, and whether what is kept of their traces is easier than what was asked.
+"""Measure how hard problems are, and whether the kept traces come from easier problems than were asked.
 
-Rejection sampling keeps what a teacher gets right, and so more of the easy problems than of the hard ones, and
-the short ways more than the long ones. Here that is measured, by the problems' own difficulty where any is known,
-else by their pass rates among the very traces that are selected from. The select stage reports it.
+Rejection sampling keeps what a teacher gets right: more of the easy problems than of the hard ones, and more short
+solutions than long ones. This module measures that bias by the problems' own difficulty if any has one, otherwise by
+their pass rates among the traces that the selection chooses from. The select stage reports it.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from statistics import fmean
 from typing import Any
 
 Row = Mapping[str, Any]
-"""A trace with its verdict, as `distill.verification.scores` gives it."""
+"""A trace with its verdict, as returned by `distill.verification.scores`."""
 
 UNKNOWN = "unknown"
 EDGES = (0.25, 0.5, 0.75)
 RATES = ("100%", "75 to 99%", "50 to 74%", "25 to 49%", "1 to 24%", "0%")
-"""Bins of pass rates, the easiest first."""
+"""Bins of pass rates, easiest first."""
 
 
 def pass_rates(rows: Sequence[Row]) -> dict[str, float | None]:
-    """By problem, the share of correct traces among those judged; None where none could be."""
+    """By problem, the share of correct traces among those judged; None if none could be judged."""
     judged: dict[str, list[bool]] = {row["problem_key"]: [] for row in rows}
     for row in rows:
         if row["outcome"] != "unverifiable":
@@ -37,7 +37,7 @@ def rate_bin(rate: float | None) -> str:
 
 
 def bins_of(rows: Sequence[Row]) -> tuple[str, list[str]]:
-    """(``difficulty`` or ``pass rate``, the bin of each row)"""
+    """The name of the measure (``difficulty`` or ``pass rate``) and the bin of each row."""
     if any(row["difficulty"] is not None for row in rows):
         return "difficulty", [UNKNOWN if row["difficulty"] is None else str(row["difficulty"]) for row in rows]
     rates = pass_rates(rows)
@@ -45,7 +45,7 @@ def bins_of(rows: Sequence[Row]) -> tuple[str, list[str]]:
 
 
 def bias(rows: Sequence[Row], kept: Sequence[bool]) -> dict[str, Any]:
-    """What was asked, generated and kept by bin, the easiest first, and one sentence of it."""
+    """The problems asked and the traces generated and kept per bin, easiest first, with a one-sentence summary."""
     by, names = bins_of(rows)
     found = []
     for name in sorted(set(names), key=_order):
@@ -66,19 +66,20 @@ def bias(rows: Sequence[Row], kept: Sequence[bool]) -> dict[str, Any]:
 
 
 def _order(name: str) -> tuple[int, int]:
-    """Difficulties upwards, pass rates downwards, what is unknown last."""
+    """Sort key of a bin: difficulties ascending, pass rates descending, unknown last."""
     if name == UNKNOWN:
         return 1, 0
     return 0, RATES.index(name) if name in RATES else int(name)
 
 
 def _sentence(by: str, rows: Sequence[Row], kept: Sequence[bool]) -> str:
-    """How much easier what is kept is than what was asked. Asked counts problems, kept counts traces."""
+    """One sentence on how much easier the kept traces are. The mean of what was asked is over problems, that of what
+    was kept over traces."""
     value = _values(by, rows)
     asked = [number for number in value.values() if number is not None]
     chosen = [n for row, keep in zip(rows, kept, strict=True) if keep and (n := value[row["problem_key"]]) is not None]
     if not asked or not chosen:
-        return "Nothing can be said of how hard the kept traces are."
+        return "The difficulty of the kept traces is unknown."
     before, after = fmean(asked), fmean(chosen)
     easier = after > before if by == "pass rate" else after < before
     close = abs(after - before) < 0.01 * max(abs(before), 0.01)
@@ -100,7 +101,7 @@ def _kept(rows: Sequence[Row], kept: Sequence[bool]) -> list[Row]:
 
 
 def shares(found: Mapping[str, Any], of: str) -> list[float]:
-    """The share of each bin in all problems, generated or kept traces; for plots."""
+    """The share of each bin in the total of the column ``of`` (problems, generated, kept); for plots."""
     counts = defaultdict(int, {row["bin"]: row[of] for row in found["bins"]})
     total = sum(counts.values()) or 1
     return [counts[row["bin"]] / total for row in found["bins"]]

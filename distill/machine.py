@@ -1,7 +1,7 @@
-"""What the machine gives this process: cores and memory, as far as Linux's cgroups (v1, v2) let it have them.
+"""The cores and memory that this process may use, within the limits of Linux's cgroups (v1, v2).
 
-A container of two cores on a node of a hundred sees a hundred, and all of its memory: a process for each, and a cache
-in half of that, would be its end.
+A container with two cores on a node of a hundred sees a hundred cores and all of the node's memory. One process per
+core and a cache of half the memory would be the end of it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def cores(proc: Path = PROC, groups: Path = GROUPS) -> int:
-    """Those that the process may run on, or as many as its share of time comes to, rounded up."""
+    """The number of cores that the process may run on, or its CPU quota in cores, rounded up, if that is less."""
     return min([len(allowed_cores()), *(math.ceil(share) for share in _shares(proc, groups))])
 
 
 def heed_cores() -> None:
-    """Keep torch, which counts the node's, to those that there are. To be called before it is imported."""
+    """Limit torch's threads to `cores`; torch itself counts those of the node. Call this before importing torch."""
     if (there := cores()) < len(allowed_cores()):
         os.environ.setdefault("OMP_NUM_THREADS", str(there))
 
@@ -32,18 +32,17 @@ def allowed_cores() -> set[int]:
 
 
 def free_of_machine(proc: Path = PROC, groups: Path = GROUPS) -> int:
-    """Bytes: what Linux calls available, less where a cgroup (or one above) allows less; elsewhere no bound."""
+    """Available memory in bytes, as Linux reports it or as the cgroups allow, if less; `NO_BOUND` elsewhere."""
     return min((free for _, free in _bounds(proc, groups)), default=NO_BOUND)
 
 
 def size_of_machine(proc: Path = PROC, groups: Path = GROUPS) -> int:
-    """All memory that the machine has, or a cgroup allows, whoever takes it now."""
+    """Total memory in bytes, used or not, that the machine has or the cgroups allow; `NO_BOUND` elsewhere."""
     return min((whole for whole, _ in _bounds(proc, groups)), default=NO_BOUND)
 
 
 def _bounds(proc: Path, groups: Path) -> Iterator[tuple[int, int]]:
-    """(all that there is, what is left of it) of the machine and of each cgroup, where pages of files that may be
-    dropped count as free."""
+    """(total, free) bytes of the machine and of each cgroup. File pages that may be dropped count as free."""
     try:
         lines = dict(line.split(":") for line in (proc / "meminfo").read_text().splitlines())
         whole, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
@@ -62,7 +61,7 @@ def _bounds(proc: Path, groups: Path) -> Iterator[tuple[int, int]]:
 
 
 def _shares(proc: Path, groups: Path) -> Iterator[float]:
-    """Of how many cores each cgroup gives the whole time."""
+    """The CPU quota of each cgroup, in cores."""
     for group, v1 in _groups("cpu", proc, groups):
         try:
             if v1:
@@ -76,8 +75,8 @@ def _shares(proc: Path, groups: Path) -> Iterator[float]:
 
 
 def _groups(kind: str, proc: Path, groups: Path) -> Iterator[tuple[Path, bool]]:
-    """The cgroups that the process is in, from its own upwards, and whether they are of v1, where each ``kind`` of
-    resource has its own."""
+    """The cgroups of the process, from its own upwards, and whether each is v1, which has a hierarchy for each ``kind``
+    of resource."""
     try:
         lines = (proc / "self/cgroup").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Which model is meant, and what its identity is.
+"""Resolve the name of a model, and compute its identity.
 
 A model is named in one of four ways, the same in YAML and on the command line:
 
@@ -7,9 +7,9 @@ A model is named in one of four ways, the same in YAML and on the command line:
 - ``path/to/directory``: a Hugging Face model directory, or a peft adapter that names its base model;
 - ``org/name`` or ``org/name@revision``: from the hub (or its local cache).
 
-The identity is a content hash of weights, configuration, tokenizer and chat template (of an adapter,
-with its base's identity), or the hub name with its commit (`distill.hub`). It goes into every trace
-key; a model card may change without any effect.
+The identity is a content hash of weights, configuration, tokenizer and chat template, for an adapter together with its
+base's identity. For a hub model it is the name with its commit (`distill.hub`). It goes into every trace key. A model
+card may change without any effect.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ ADAPTER_CONFIG = "adapter_config.json"
 HUB_NAME = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
 STAGE = "stage:"
 MODEL = "model"
-"""The subdirectory of a student artifact that holds the whole model."""
+"""The subdirectory of a student artifact that holds the complete model."""
 
 
 def check_name(name: str) -> str:
-    """``name``, if it can be a model; for settings, so that a slip is told before anything is paid for."""
+    """Return ``name`` if it can be a model, otherwise raise ValueError. Settings use it, so that typos are found before
+    anything is paid for."""
     try:
         if not name.startswith(STAGE):
             path = directory_of(name)
@@ -56,9 +57,9 @@ ModelName = Annotated[StageOrName, AfterValidator(check_name)]
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model found: where to load it from (a directory or hub name) and its identity.
+    """A resolved model: where to load it from (a directory or hub name) and its identity.
 
-    ``adapter`` is the directory of a peft adapter, to be put on top of what ``source`` holds.
+    ``adapter`` is the directory of a peft adapter to load on top of ``source``.
     """
 
     source: str
@@ -68,13 +69,13 @@ class Model:
 
 
 NO_TEMPLATE = (
-    "its tokenizer has no chat template, by which a student is asked; put one into the model's directory as "
-    "chat_template.jinja (that of a chat model of the same family, say)"
+    "its tokenizer has no chat template, which a student needs; put one into the model's directory as "
+    "chat_template.jinja (for example, that of a chat model of the same family)"
 )
 
 
 def has_template(directory: Path) -> bool:
-    """Whether a model's directory holds a chat template; True too where only loading can tell."""
+    """Whether a model's directory holds a chat template; also True if only loading can show it."""
     if is_adapter(directory) or any((directory / f"chat_template.{form}").is_file() for form in ("jinja", "json")):
         return True
     try:
@@ -84,20 +85,20 @@ def has_template(directory: Path) -> bool:
 
 
 NO_END = (
-    "its chat template ends turns with no special token and its tokenizer has no eos_token, so that a student could "
-    'neither learn to stop nor be told to; put one into its tokenizer_config.json ("eos_token")'
+    "its chat template ends turns without a special token and its tokenizer has no eos_token, so a student could not "
+    'learn to stop; set one in its tokenizer_config.json ("eos_token")'
 )
 PLAIN_TOKENIZERS = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
-"""Classes whose end token is what the files say; others have one of their own."""
+"""Tokenizer classes whose end token is named in the files; other classes have a built-in one."""
 
 
 def has_end(directory: Path) -> bool:
-    """Whether a model's directory names a token that ends a turn; True too where only loading can tell."""
+    """Whether a model's directory names a token that ends a turn; also True if only loading can show it."""
     try:
-        told = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
         known = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
         special = [token["content"] for token in known if token["special"]]
-        if is_adapter(directory) or told.get("eos_token") or told.get("tokenizer_class") not in PLAIN_TOKENIZERS:
+        if is_adapter(directory) or config.get("eos_token") or config.get("tokenizer_class") not in PLAIN_TOKENIZERS:
             return True
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return True
@@ -105,7 +106,7 @@ def has_end(directory: Path) -> bool:
     if any(re.search(r'"eos_token(_id)?":(?!\s*null)', text) for text in _texts(directory, named)):
         return True
     template = (
-        f"{told.get('chat_template')} {' '.join(_texts(directory, ('chat_template.jinja', 'chat_template.json')))}"
+        f"{config.get('chat_template')} {' '.join(_texts(directory, ('chat_template.jinja', 'chat_template.json')))}"
     )
     return any(token in template for token in special)
 
@@ -115,7 +116,7 @@ def _texts(directory: Path, names: Iterable[str]) -> list[str]:
 
 
 def directory_of(name: str) -> Path | None:
-    """The directory meant by ``embedded:...`` or a path; None for hub and stage names."""
+    """The directory of an ``embedded:...`` name or a path; None for hub and stage names."""
     if name.startswith("embedded:"):
         return EMBEDDED / name.removeprefix("embedded:")
     path = Path(name).expanduser()
@@ -123,7 +124,7 @@ def directory_of(name: str) -> Path | None:
 
 
 def check_directory(path: Path, name: str) -> None:
-    """Say what a model directory lacks, before anything heavy is loaded."""
+    """Raise `InputError` if a model directory lacks something, before anything heavy is loaded."""
     if not path.is_dir():
         known = ", ".join(f"embedded:{p.name}" for p in sorted(EMBEDDED.glob("*")) if p.is_dir())
         raise InputError(f"model {name}: {path} is not a directory; shipped models: {known or 'none'}")
@@ -135,7 +136,7 @@ def check_directory(path: Path, name: str) -> None:
 
 def _check_whole(path: Path, name: str) -> None:
     if not (path / "config.json").is_file():
-        inside = f"; what a stage made has it in {path / MODEL}" if (path / MODEL / "config.json").is_file() else ""
+        inside = f"; the model of a stage is in {path / MODEL}" if (path / MODEL / "config.json").is_file() else ""
         raise InputError(f"model {name}: {path} has no config.json: not a Hugging Face model directory{inside}")
     try:
         json.loads((path / "config.json").read_text())
@@ -155,15 +156,15 @@ def _check_whole(path: Path, name: str) -> None:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether the directory holds a peft adapter alone."""
+    """Whether the directory holds a peft adapter and no complete model."""
     return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
 
 
 def base_of(path: Path, name: str) -> str:
-    """The name of the model that an adapter belongs on top of.
+    """The name of an adapter's base model.
 
-    A relative path counts from the adapter's directory, or from where one stands; a bare name may be
-    that of a shipped model. What one of ours names by a path that is no more may have moved along with it.
+    A relative path is resolved from the adapter's directory, then from the working directory. A bare name may be that
+    of a shipped model. A path that no longer exists may have moved together with the adapter (`_moved`).
     """
     try:
         config = json.loads((path / ADAPTER_CONFIG).read_text())
@@ -178,13 +179,16 @@ def base_of(path: Path, name: str) -> str:
         if place.is_dir() and place != path:
             return str(place.absolute())
     if not re.fullmatch(HUB_NAME, base):
-        raise InputError(f"model {name}: its base model {base}, named in {path / ADAPTER_CONFIG}, is not there")
+        raise InputError(f"model {name}: its base model {base}, named in {path / ADAPTER_CONFIG}, does not exist")
     return f"{base}@{revision}" if revision and "@" not in base else base
 
 
 def _moved(adapter: Path, base: Path) -> Iterator[Path]:
-    """Where an adapter's base may lie now: another stage's student in the workspace that both are in, beside the
-    adapter in a directory named by its content; a shipped model in this installation."""
+    """Where an adapter's base may have moved to.
+
+    It may be the student of another stage in the adapter's workspace, where artifacts are directories side by side,
+    named by their content. Or it may be a shipped model in this installation.
+    """
     if base.name == MODEL:
         yield adapter.resolve().parent.parent / base.parent.name / MODEL
     if base.parts[-3:-1] == EMBEDDED.parts[-2:]:
@@ -201,14 +205,15 @@ def _check_adapter(path: Path, name: str) -> None:
         try:
             check_directory(directory, base)
         except InputError as error:
-            raise InputError(f"model {name}: its base model is not there as it should be: {error}") from None
+            raise InputError(f"model {name}: its base model cannot be used: {error}") from None
 
 
 def check_at_hand(name: str, loaded: bool = True) -> None:
-    """`InputError` for a model of the hub, or an adapter's base there, that is neither in the cache nor to be had.
+    """Raise `InputError` for a hub model, or an adapter's hub base, that is neither in the cache nor reachable.
 
-    Unless it is sure to be ``loaded``, one whose commit is known passes: all that is wanted of it may be in the store,
-    under that commit."""
+    A model that may not need to be ``loaded`` passes if its commit is known: all its wanted samples may be in the store
+    under that commit.
+    """
     path = directory_of(name)
     if path is None:
         repository, revision = _hub_name(name)
@@ -220,8 +225,8 @@ def check_at_hand(name: str, loaded: bool = True) -> None:
 
 @lru_cache(maxsize=256)
 def _check_at_hub(repository: str, revision: str | None) -> None:
-    """What was found once is not asked for again: a run looks ahead before each of its stages, and must not end for a
-    hub that is away for a moment while nothing is wanted of it."""
+    """Cached, because a run checks before each of its stages: it must not fail because the hub is briefly unreachable
+    while nothing is needed from it."""
     check_reachable(repository, commit_of(repository, revision) or revision)
 
 
@@ -231,9 +236,9 @@ def check_hub_name(name: str) -> None:
 
 
 def identity_of(name: str, hashes: FileHashes) -> str:
-    """Identity of an ``embedded:``, path or hub model (a stage's student has its artifact's).
+    """Identity of an ``embedded:``, path or hub model (for a stage's student, see `find`).
 
-    A hub model's names its commit wherever that can be told. May ask the hub.
+    That of a hub model contains its commit if it can be found out. May ask the hub.
     """
     path = directory_of(name)
     if path is None:
@@ -269,5 +274,5 @@ def find(name: str, workspace: Path, inputs: Mapping[str, Manifest], hashes: Fil
 
 
 def dependency(name: str, hashes: FileHashes) -> dict[str, str]:
-    """What a stage using this model depends on besides its inputs."""
+    """What a stage that uses this model depends on besides its inputs."""
     return {} if name.startswith(STAGE) else {f"model {name}": identity_of(name, hashes)}

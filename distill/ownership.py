@@ -1,8 +1,8 @@
-"""Are `pipeline`, `distill` and `rl` really ours?
+"""Check that the packages `pipeline`, `distill` and `rl` are really ours.
 
-Three top-level names are easily taken by another distribution; pip installs both without a word and
-merges the files. Asked once at start, before anything of `pipeline` is used, and cheap; that is why
-each of the three carries a marker of its own, and why nothing of ours is imported here.
+Another distribution may well ship one of these top-level names; pip then installs both without a warning and merges
+the files. The check runs once at start, before anything of `pipeline` is used, and is cheap. That is why each of the
+three packages carries its own marker, and why nothing of ours is imported here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ PACKAGES = ("pipeline", "distill", "rl")
 
 
 def clash() -> str | None:
-    """What is wrong, in one line for the user, or None."""
+    """The error message for the user, in one line, or None if all is well."""
     packages = {name: import_module(name) for name in PACKAGES}
     ours = getattr(packages["distill"], "__owner__", None)
     strangers = [
@@ -25,5 +25,5 @@ def clash() -> str | None:
         return None
     return (
         f"another package shadows or has overwritten {', '.join(strangers)}; uninstall it and install distill again, "
-        "or give distill an environment of its own"
+        "or install distill in an environment without it"
     )

@@ -1,7 +1,7 @@
-"""What thinking buys: accuracy against thinking tokens, and with thinking against without, from verdict rows.
+"""What thinking buys: accuracy by thinking tokens, and accuracy with thinking against without.
 
-Rows are those of `distill.verification.scores`; which samples stand for a budget is `distill.budgets`. Everything is
-paired: the same problems, and of each the same samples as far as a budget leaves them.
+Works on the rows of `distill.verification.scores`; `distill.budgets` chooses the samples for each budget. All
+comparisons are paired: the same problems, and the same samples of each as far as the budget leaves them unchanged.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ PAYS, COSTS, UNDECIDED = "pays", "costs accuracy", "not shown to pay"
 
 
 def curve(standing: Mapping[int, Sequence[Row]], whole: Sequence[Row], new: Mapping[int, int]) -> list[dict[str, Any]]:
-    """Accuracy under each budget, and last without one (None). ``new`` of the samples of a point are continuations
-    that were sampled for it; the rest were there."""
+    """Accuracy under each budget, and last without one (None).
+
+    ``new`` counts, by budget, the samples that had to be continued for it; the rest existed before.
+    """
     points: list[tuple[int | None, Sequence[Row]]] = [*sorted(standing.items()), (None, whole)]
     return [
         {
@@ -35,7 +37,7 @@ def curve(standing: Mapping[int, Sequence[Row]], whole: Sequence[Row], new: Mapp
 
 
 def against_none(thinking: Sequence[Row], without: Sequence[Row]) -> list[dict[str, Any]]:
-    """Where reasoning pays: a row for all problems, each family, and each difficulty of it."""
+    """Where reasoning pays: one row for all problems, one per source, and one per difficulty of each source."""
     found = {"all": (thinking, without)}
     for name in ("by_source", "by_difficulty"):
         parts, others = groups(thinking)[name], groups(without)[name]
@@ -45,7 +47,7 @@ def against_none(thinking: Sequence[Row], without: Sequence[Row]) -> list[dict[s
 
 
 def _same_as_source(key: str, found: Mapping[str, tuple[Sequence[Row], Sequence[Row]]]) -> bool:
-    """A family of a single difficulty is told once."""
+    """Whether a row of one difficulty repeats its source's, which then has no other difficulty."""
     source, slash, _ = key.rpartition("/")
     return bool(slash) and source in found and len(found[source][0]) == len(found[key][0])
 
@@ -61,9 +63,9 @@ def _line(key: str, thinking: Sequence[Row], without: Sequence[Row]) -> dict[str
         "ci95": [rounded(found.low), rounded(found.high)],
         "tokens": round(fmean(row["tokens"] for row in thinking), 2),
         "tokens_without": round(fmean(row["tokens"] for row in without), 2),
-        "says": _says(found),
+        "says": _conclusion(found),
     }
 
 
-def _says(difference: Estimate) -> str:
+def _conclusion(difference: Estimate) -> str:
     return PAYS if difference.low > 0 else COSTS if difference.high < 0 else UNDECIDED

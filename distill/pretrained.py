@@ -1,4 +1,4 @@
-"""Loading weights and a tokenizer through transformers: quietly, and with one clear line where it fails."""
+"""Load weights and a tokenizer with transformers, quietly, and with a one-line error if that fails."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Quantization = Literal["nf4"]
 def load(
     model: Model, dtype: str = "float32", device: str = "auto", quantize: Quantization | None = None
 ) -> tuple[Any, Any]:
-    """(causal LM, tokenizer), a LoRA adapter folded into the weights. ``device`` "auto" is CUDA where there is one.
+    """Load (causal LM, tokenizer), with a LoRA adapter merged into the weights.
 
-    ``quantize`` "nf4" holds the linear layers (not the output head) in 4 bits and computes in ``dtype``.
-    Raises `InputError` for a directory that lacks something or a hub name that cannot be had.
+    ``device`` "auto" is CUDA if there is a GPU. ``quantize`` "nf4" holds the linear layers (not the output head) in 4
+    bits and computes in ``dtype``. Raises `InputError` for an incomplete directory or an unavailable hub model.
     """
     source = _checked(model)
     import torch
@@ -29,7 +29,7 @@ def load(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     hush()
-    few_kernels()  # where a process samples before it trains, the first product is the sampler's
+    few_kernels()  # must precede the first matrix product, which is the sampler's if a process samples before it trains
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -38,24 +38,25 @@ def load(
         network: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=model.revision, dtype=getattr(torch, dtype), **how
         )
-        network.config._commit_hash = model.revision  # transformers writes it down no more
+        network.config._commit_hash = model.revision  # transformers no longer records it
         network = _in_one_layout(network) if quantize else network.to(device)
         if model.adapter:
             network = _folded(network, model.adapter)
-            # No file holds what an adapter trained from here belongs on: by either name it would load, and be wrong.
+            # An adapter trained from here belongs on the merged weights, which no file holds. With either name alone as
+            # its base it would load without an error and be wrong.
             network.name_or_path = f"{model.adapter} merged into {model.source}"
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         named, lines = model.adapter or model.source, [line.strip() for line in str(error).strip().splitlines()]
-        said = " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # torch names what does not fit in the second
-        other = f"; is it an adapter of another base model than {source}?" if model.adapter else ""
-        raise InputError(f"model {named} cannot be loaded: {said}{other}") from error
+        message = " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # torch puts the mismatch on the second line
+        other = f"; is it an adapter for a base model other than {source}?" if model.adapter else ""
+        raise InputError(f"model {named} cannot be loaded: {message}{other}") from error
     if getattr(network, "_hf_peft_config_loaded", False):
         raise InputError(f"model {model.source} is an adapter on the hub; download it and name the directory")
     return network, tokenizer
 
 
 def tokenizer_of(model: Model) -> Any:
-    """The tokenizer alone."""
+    """Load the tokenizer alone."""
     source = _checked(model)
     from transformers import AutoTokenizer
 
@@ -66,8 +67,8 @@ def tokenizer_of(model: Model) -> Any:
 
 
 def hush() -> None:
-    """Keep transformers from drawing progress bars over whatever display there is, and bitsandbytes from telling of a
-    kernel that it lacks, which `_in_one_layout` rules out anyway. For every process that is to import it, before."""
+    """Turn off the progress bars of transformers, which would disturb our display, and the warning of bitsandbytes
+    about a missing kernel, which `_in_one_layout` rules out anyway. Call it before importing bitsandbytes."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -75,7 +76,7 @@ def hush() -> None:
 
 
 def _quantised(model: Model, dtype: str, device: str) -> dict[str, Any]:
-    """What makes transformers load in NF4 with double quantisation (QLoRA, https://arxiv.org/abs/2305.14314)."""
+    """The arguments with which transformers loads in NF4 with double quantisation (QLoRA, arXiv:2305.14314)."""
     if find_spec("bitsandbytes") is None:
         raise InputError("quantize: nf4 needs bitsandbytes; pip install 'distill-reasoning[qlora]', or leave it out")
     if model.adapter:
@@ -96,8 +97,11 @@ def _quantised(model: Model, dtype: str, device: str) -> dict[str, Any]:
 
 
 def _in_one_layout(network: Any) -> Any:
-    """On a CPU with AVX512-BF16 bitsandbytes packs weights anew for inference: in bf16 whatever the compute type, for
-    sizes that 32 divides alone, and for good. Then sampling and training would see two models, and many crash."""
+    """Stop bitsandbytes from repacking the weights for inference, as it does on CPUs with AVX512-BF16.
+
+    It repacks them permanently, in bf16 whatever the compute type, and only supports sizes divisible by 32. Sampling
+    and training would then see different weights, and many models would crash.
+    """
     for module in network.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -115,14 +119,14 @@ def _checked(model: Model) -> str:
 
 
 def _tokenizer_in(model: Model) -> str | None:
-    """The adapter's directory, where it has a tokenizer (and chat template) of its own."""
+    """The adapter's directory, if it has its own tokenizer (and chat template)."""
     files = ("tokenizer.json", "tokenizer_config.json")
     there = model.adapter and any((Path(model.adapter) / name).is_file() for name in files)
     return model.adapter if there else None
 
 
 def _folded(network: Any, adapter: str) -> Any:
-    """The adapter's change added to the weights: sampling and training then cost what the base does."""
+    """Merge the adapter into the weights, so that sampling and training cost no more than with the base."""
     from peft import PeftModel
 
     merged: Any = PeftModel.from_pretrained(network, adapter).merge_and_unload(safe_merge=True)

@@ -1,10 +1,10 @@
-"""How a problem is put to a model: system prompt, template, exemplars, the beginning of the response.
+"""Build the prompt for a problem: system prompt, user template, few-shot examples, and the start of the response.
 
-What YAML says under ``prompting``, and the pure function it becomes: a problem to what is `Asked`. Rendering
-draws nothing by chance and knows no other problem's turn, so a trace's key can be told before anything runs.
-Exemplars stand in one order for all problems, so that engines share the prefix. An exemplar that is the
-problem itself would give its answer away: it is passed over and the next one taken. Left out: exemplars chosen
-by likeness to the problem.
+Holds the settings under ``prompting`` in YAML and the pure function that they define, from a problem to `Asked`.
+Rendering involves no randomness and no other problem's turn, so a trace's key is known before anything runs. The
+examples have the same order for all problems, so that engines can share the prefix. An example that is the problem
+itself would give its answer away; it is skipped and the next one is used. Left out: choosing examples by similarity to
+the problem.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ TEMPLATES = {
     "plain": "{{ prompt }}",
     # Kojima et al., https://arxiv.org/abs/2205.11916
     "chain_of_thought": "{{ prompt }}\n\nLet's think step by step.",
-    # as DeepSeek-R1 and Qwen2.5-Math are asked in their reports; problems of a published form ask for it themselves
+    # as in the reports of DeepSeek-R1 and Qwen2.5-Math; problems of a published form already contain this instruction
     "boxed": "{{ prompt }}{% if '\\\\boxed' not in prompt %}"
     "\n\nPlease reason step by step, and put your final answer within \\boxed{}.{% endif %}",
 }
-"""Templates that go by a name."""
+"""The templates that have a name."""
 
 
 def plainly(problem: Problem) -> Asked:
-    """What the problem asks, as it is."""
+    """Ask the problem's own messages, unchanged."""
     return Asked(problem.messages)
 
 
-# -- what YAML may say ------------------------------------------------------------------------
+# -- settings ---------------------------------------------------------------------------------
 
 
 def _compiles(names: tuple[str, ...] = FIELDS) -> AfterValidator:
@@ -55,11 +55,11 @@ def _compiles(names: tuple[str, ...] = FIELDS) -> AfterValidator:
 
 
 def _ready(text: Any) -> Any:
-    """A template, or the name of one."""
+    """Replace the name of a template by the template."""
     if not isinstance(text, str) or "{{" in text or "{%" in text:
         return text
     if text not in TEMPLATES:
-        own = "one of your own has {{ prompt }} in it"
+        own = "a template of your own must contain {{ prompt }}"
         raise ValueError(f"no template is called {text!r}{nearest(text, TEMPLATES)}; {own}")
     return TEMPLATES[text]
 
@@ -68,7 +68,7 @@ TemplateText = Annotated[str, _compiles()]
 
 
 class Exemplar(Settings):
-    """A question and how it is answered."""
+    """A question with its answer."""
 
     prompt: str
     answer: str
@@ -76,8 +76,8 @@ class Exemplar(Settings):
 
 
 class FileExemplars(Settings):
-    """Exemplars in a JSONL, JSON, CSV or Parquet file, the first ones first. ``prompt``, ``answer`` and
-    ``thinking`` name columns, or are templates over them; an answer may also hold its thinking in think tags."""
+    """Examples from a JSONL, JSON, CSV or Parquet file, in the file's order. ``prompt``, ``answer`` and ``thinking``
+    name columns, or are templates over them. An answer may also contain its thinking, in think tags."""
 
     file: Annotated[str, File()]
     prompt: columns.Column = "prompt"
@@ -88,7 +88,7 @@ class FileExemplars(Settings):
 
 
 class TrainingExemplars(Settings):
-    """Exemplars among the training problems of the same ``problems`` stage, answered by their references."""
+    """Examples from the training problems of the same ``problems`` stage, answered by their references."""
 
     count: Annotated[int, Field(ge=1)]
     """Examples per problem, taken from the training problems."""
@@ -100,7 +100,7 @@ def _form(value: Any) -> str:
     if isinstance(value, list):
         return "list"
     from_file = isinstance(value, FileExemplars) or (isinstance(value, dict) and "file" in value)
-    return "of a file" if from_file else "of training"  # no key is called so: a mistake's place leaves it out
+    return "of a file" if from_file else "of training"  # no YAML key has these names, so error messages leave them out
 
 
 Exemplars = Annotated[
@@ -137,15 +137,15 @@ def _expand(value: Any) -> Any:
 Prompting = Annotated[
     Annotated[PromptingSettings | None, BeforeValidator(_expand)], Field(exclude_if=lambda value: value is None)
 ]
-"""``prompting: boxed`` is short for ``prompting: {template: boxed}``. Unset, it is in no fingerprint."""
+"""``prompting: boxed`` is short for ``prompting: {template: boxed}``. If unset, it is not part of the fingerprint."""
 
 
-# -- what becomes of it -----------------------------------------------------------------------
+# -- rendering --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Exemplar:
-    """An exemplar as turns; ``asks`` is its question in the form in which questions are compared."""
+    """An example as turns; ``asks`` is its question, normalised for comparison (`_folded`)."""
 
     asks: str
     structure: str | None
@@ -153,7 +153,7 @@ class _Exemplar:
 
 
 class _Asking:
-    """The function that a problem is put through."""
+    """The function from a problem to what is asked."""
 
     def __init__(
         self, settings: PromptingSettings, budget: ThinkingBudget | None, training: Sequence[Problem], key: str
@@ -169,7 +169,7 @@ class _Asking:
         ]
         self._count = len(self._exemplars) if isinstance(examples, list | None) else examples.count
         if self._count is not None and self._count > len(self._exemplars):
-            raise InputError(f"{key}.examples: {self._count} asked for, and there are {len(self._exemplars)}")
+            raise InputError(f"{key}.examples: {self._count} asked for, but there are only {len(self._exemplars)}")
 
     def __call__(self, problem: Problem) -> Asked:
         system = problem.system if self._system is None else self._system.of(problem, f"{self._key}.system")
@@ -196,8 +196,11 @@ def asking(
     training: Callable[[], Sequence[Problem]] = tuple,
     key: str = "prompting",
 ) -> Ask:
-    """How each problem is asked. ``training`` gives the problems that exemplars may be taken from, if they are;
-    ``key`` is where the settings stand in YAML."""
+    """The function from a problem to what is asked.
+
+    ``training`` returns the problems for examples from the training problems; it is called only if the settings ask for
+    those. ``key`` is the place of the settings in YAML, for error messages.
+    """
     if settings is None:
         return plainly if budget is None else lambda problem: replace(plainly(problem), budget=budget)
     pool = training() if isinstance(settings.examples, TrainingExemplars) else ()
@@ -205,25 +208,25 @@ def asking(
 
 
 def exemplars(settings: Any, training: Sequence[Problem], key: str) -> Iterable[tuple[Problem, str]]:
-    """(the exemplar's question as a problem, what the assistant says), in order."""
+    """(question as a problem, assistant's turn) of each example, in order."""
     if isinstance(settings, FileExemplars):
         return list(_in_file(settings))
     if isinstance(settings, TrainingExemplars):
-        said = Template(settings.answer, (*FIELDS, "reference"))
-        return [(problem, _said(said, problem, f"{key}.examples.answer")) for problem in training]
+        template = Template(settings.answer, (*FIELDS, "reference"))
+        return [(problem, _answer_of(template, problem, f"{key}.examples.answer")) for problem in training]
     return [(_question(e.prompt, "example"), join_thinking(e.thinking, e.answer)) for e in settings]
 
 
 def _in_file(settings: FileExemplars) -> Iterator[tuple[Problem, str]]:
-    said_in = TraceColumns(settings.answer, settings.thinking)
+    trace_columns = TraceColumns(settings.answer, settings.thinking)
     for row in tables.read(settings.file):
-        prompt, said = columns.text(row, settings.prompt), said_in.read(row)
-        if not said.answer:
-            raise InputError(f"{row.where}: an exemplar has to come to an answer; column {settings.answer!r} has none")
-        yield replace(_question(prompt, row.stem), origin=row.where), join_thinking(said.thinking, said.answer)
+        prompt, trace = columns.text(row, settings.prompt), trace_columns.read(row)
+        if not trace.answer:
+            raise InputError(f"{row.where}: an example needs an answer, and column {settings.answer!r} has none")
+        yield replace(_question(prompt, row.stem), origin=row.where), join_thinking(trace.thinking, trace.answer)
 
 
-def _said(template: Template, problem: Problem, key: str) -> str:
+def _answer_of(template: Template, problem: Problem, key: str) -> str:
     try:
         return template.render({**fields_of(problem), "reference": problem.reference})
     except ValueError as error:
@@ -235,14 +238,14 @@ def _question(prompt: str, source: str) -> Problem:
 
 
 def _same(exemplar: _Exemplar, asks: str, structure: str | None) -> bool:
-    """Whether an exemplar is the problem: its words, with or without an instruction around them, or another
-    instance of what is underneath (`Problem.structure`)."""
+    """Whether an example is the problem itself: the same words, with or without an instruction around them, or another
+    instance of the same structure (`Problem.structure`)."""
     if structure is not None and exemplar.structure == structure:
         return True
     return exemplar.asks in asks or asks in exemplar.asks
 
 
 def _folded(text: str) -> str:
-    """A question as its words, whatever their case and spacing; with a space at both ends, so that one is found in
-    another by whole words."""
+    """A question with case and white space normalised, and a space at both ends, so that one is found in another only
+    as whole words."""
     return f" {' '.join(text.casefold().split())} "

@@ -1,9 +1,9 @@
-"""Published traces: what somebody else's teacher has said, read from a row of a file: one trace, or several.
+"""Read published traces of other teachers from the rows of a file; a row may hold one trace or several.
 
-Decides how the forms in which people publish traces become a problem, a thinking and an answer: columns
-of their own, think tags inside one column, a list of such responses, or a conversation (``role``/``content``
-turns, or ``from``/``value`` ones). Other tags than ``<think>`` are named by the caller and brought into that
-form. Called by the import stage. Left out: conversations of several questions.
+Decides how the usual forms of published traces become a prompt, thinking and an answer: separate columns, think tags
+inside one column, a list of such responses, or a conversation (``role``/``content`` or ``from``/``value`` turns). The
+caller names tags other than ``<think>``, which are replaced by that one. Called by the import stage. Left out:
+conversations with several questions.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from distill.thinking import CLOSE, OPEN, split_thinking
 from pipeline.errors import InputError
 
 ROLES = {"human": "user", "gpt": "assistant"}
-"""The names that ``from``/``value`` conversations have for the roles."""
+"""The role names in ``from``/``value`` conversations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One published trace. ``prompt`` is None where a column of its own holds it."""
+    """One published trace. ``prompt`` is None if it is in a separate column."""
 
     thinking: str
     answer: str
@@ -33,7 +33,7 @@ class Said:
     prompt: str | None = None
     system: str | None = None
     flag: bool | None = None
-    """What its publisher said of the answer: right or wrong; None for nothing."""
+    """Whether its publisher marked the answer as right or wrong; None if neither."""
 
     @property
     def text(self) -> str:
@@ -42,11 +42,11 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class TraceColumns:
-    """Which columns of a row hold a trace: ``messages``, or ``answer`` with or without ``thinking``; or
-    ``generations``, a list of responses that are a trace each, and ``flags``, a list of as many truths beside it.
+    """The columns of a row that hold a trace.
 
-    ``tags`` open and close the thinking, and the answer too where there are four, in a set that has others
-    than ``<think>``.
+    Either ``messages``; or ``answer``, with or without ``thinking``; or ``generations``, a list of responses, each of
+    which is a trace, and optionally ``flags``, a list of booleans of the same length. ``tags`` are the opening and
+    closing tags of the thinking, if not ``<think>``, and optionally those of the answer too.
     """
 
     answer: str | None = None
@@ -57,7 +57,7 @@ class TraceColumns:
     flags: str | None = None
 
     def each(self, row: Row) -> Iterator[Said | InputError]:
-        """Every trace of a row; in place of one that cannot be used, why."""
+        """Yield every trace of a row; for one that cannot be used, the error."""
         try:
             if self.generations is None:
                 yield self.read(row)
@@ -85,27 +85,27 @@ class TraceColumns:
         return Said(parts.thinking, parts.answer, parts.closed, flag=flag)
 
     def read(self, row: Row) -> Said:
-        """What the row says; `InputError` with file and line where it says nothing."""
+        """The trace of a row. Raises `InputError` with file and line if it is empty."""
         if self.messages is not None:
-            said = _conversation(row, self.messages, self.tags)
+            trace = _conversation(row, self.messages, self.tags)
         elif self.thinking is not None:
-            said = _in_columns(_optional(row, self.thinking), _optional(row, self.answer))
+            trace = _in_columns(_optional(row, self.thinking), _optional(row, self.answer))
         else:
             parts = split_thinking(_usual(_optional(row, self.answer), self.tags))
-            said = Said(parts.thinking, parts.answer, parts.closed)
-        if not said.thinking and not said.answer:
+            trace = Said(parts.thinking, parts.answer, parts.closed)
+        if not trace.thinking and not trace.answer:
             raise InputError(f"{row.where}: the trace is empty (on_bad_row: skip leaves such rows out)")
-        return said
+        return trace
 
 
 def _in_columns(thinking: str, answer: str) -> Said:
-    """Thinking with no answer after it was cut off. Tags around the thinking are not part of it."""
+    """Build a trace from separate columns. Without an answer, the thinking was cut off. Tags around it are removed."""
     thinking = split_thinking(thinking, opened=True).thinking
     return Said(thinking, answer, closed=bool(answer))
 
 
 def _usual(response: str, tags: Sequence[str]) -> str:
-    """A response with the think tags that everything stored has, in place of its own."""
+    """Replace the response's own tags by the think tags of the store."""
     for tag, ours in zip(tags, (OPEN, CLOSE, "", ""), strict=False):
         response = response.replace(tag, ours)
     return response
@@ -119,7 +119,7 @@ def _optional(row: Row, column: str | None) -> str:
 
 
 def _conversation(row: Row, column: str, tags: Sequence[str]) -> Said:
-    """A system turn or none, one question, one answer."""
+    """Read a conversation: an optional system turn, one question, one answer."""
     turns = [_turn(turn, row, column) for turn in _list(row, column, " of turns")]
     system = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
     if [role for role, _ in turns] != ["user", "assistant"]:

@@ -1,7 +1,7 @@
-"""Randomness as a function: every draw comes from (seed, purpose, index), never from hidden state.
+"""Randomness as a function: every draw is computed from (seed, purpose, index), never from hidden state.
 
-So a resumed run needs no generator state, and a sample does not depend on its neighbours. Numpy's
-Philox is counter-based and stable across platforms and releases.
+A resumed run therefore needs no generator state, and a sample does not depend on its neighbours. Numpy's Philox is
+counter-based and stable across platforms and releases.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def permutation(length: int, *parts: object) -> list[int]:
 
 
 def held_out(groups: Iterable[str], share: float, *parts: object) -> set[str]:
-    """About ``share`` of the groups, of several at least one and not all: a pure function of them and ``parts``."""
+    """About ``share`` of the groups; if there are several, at least one and not all. A pure function of the groups and
+    ``parts``."""
     names = sorted(set(groups))
     count = min(max(1, round(share * len(names))), len(names) - 1)
     return {names[i] for i in permutation(len(names), *parts)[:count]}

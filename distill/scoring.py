@@ -1,8 +1,8 @@
-"""Everything that is said of one model's samples on a set of problems, from their verdict rows.
+"""Compute all scores of one model on a set of problems from its verdict rows.
 
-Rows are those of `distill.verification.scores`, answers included. A problem is the unit of every interval;
-an unverifiable sample counts neither as right nor as wrong. What more samples would buy is computed
-from those that are there (`distill.voting`), so no curve costs a call.
+The rows are those of `distill.verification.scores`, answers included. The problem is the unit of every interval. An
+unverifiable sample counts neither as right nor as wrong. Curves over the number of samples are estimated from the
+existing samples (`distill.voting`) and cost no calls.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Found = Mapping[str, Sequence[Sample]]
 
 
 def summary(rows: Sequence[Row], pass_at: Sequence[int]) -> dict[str, Any]:
-    """Everything the report says of one model."""
+    """All figures of one model in the report."""
     found = samples(rows)
     tokens, right = sum(row["tokens"] for row in rows), sum(row["outcome"] == "correct" for row in rows)
     return {
@@ -43,7 +43,7 @@ def summary(rows: Sequence[Row], pass_at: Sequence[int]) -> dict[str, Any]:
 
 
 def groups(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
-    """The rows of each family, and of each difficulty (``family/difficulty``) where one is known."""
+    """The rows of each source, and of each difficulty (``source/difficulty``) where that is known."""
     found: dict[str, dict[str, list[Row]]] = {"by_source": defaultdict(list), "by_difficulty": defaultdict(list)}
     for row in rows:
         found["by_source"][row["source"]].append(row)
@@ -53,12 +53,12 @@ def groups(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
 
 
 def samples(rows: Sequence[Row]) -> dict[str, list[Sample]]:
-    """The judged samples of each problem. One that was cut or said nothing casts no vote."""
+    """The judged samples of each problem. One that was cut or is empty casts no vote."""
     found: dict[str, list[Sample]] = defaultdict(list)
     for row in rows:
         if row["outcome"] != "unverifiable":
-            said = ballot(row["answer"] or "") if row["closed"] and row["finish"] == "stop" else ""
-            found[row["problem_key"]].append(Sample(said or None, float(row["outcome"] == "correct"), row["tokens"]))
+            vote = ballot(row["answer"] or "") if row["closed"] and row["finish"] == "stop" else ""
+            found[row["problem_key"]].append(Sample(vote or None, float(row["outcome"] == "correct"), row["tokens"]))
     return found
 
 
@@ -68,7 +68,7 @@ def by_problem(rows: Sequence[Row]) -> dict[str, list[float]]:
 
 
 def apart(rows: Sequence[Row], contaminated: Container[str]) -> dict[str, dict[str, Any]]:
-    """The score on the problems that are ``contaminated``, by key, and on the clean ones."""
+    """The score on the clean problems, and on those whose keys are in ``contaminated``."""
     parts: dict[str, list[Row]] = {"clean": [], "contaminated": []}
     for row in rows:
         parts["contaminated" if row["problem_key"] in contaminated else "clean"].append(row)
@@ -82,9 +82,11 @@ def mean(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def by_samples(found: Found, wanted: Sequence[int] = ()) -> list[dict[str, Any]]:
-    """Accuracy against the number of samples, of each strategy that needs nothing but the samples, with what
-    they cost: `pass` (some sample is right: a perfect verifier's choice) and `majority` (of three or more). At
-    powers of two, at all samples, and at those ``wanted`` that there are enough samples for."""
+    """Accuracy and cost by number of samples, for the strategies that need nothing but samples.
+
+    These are `pass` (any sample is right, as if a perfect verifier chose) and `majority` (useful from three samples
+    on). The points are the powers of two, the number of all samples, and those ``wanted`` that are not above it.
+    """
     most = min(map(len, found.values()), default=0)
     points = {2**i for i in range(most.bit_length())} | {most} | {k for k in wanted if k <= most}
     return [_point(found, k) for k in sorted(points) if k] if most > 1 else []
@@ -105,11 +107,13 @@ def _point(found: Found, k: int) -> dict[str, Any]:
 
 
 def by_length(found: Found) -> dict[str, dict[str, Any]]:
-    """Accuracy of the shorter, middle and longer third of each problem's own samples: within a problem, since
-    hard problems have longer answers and fewer right ones anyway, and of those that came to an answer, since one that
-    was cut is long and wrong whatever it thought. Beside the longer third stands by how much it differs from the
-    shorter one of the same problems: below zero, more thinking does not pay. Empty with fewer than three samples a
-    problem."""
+    """Accuracy of the shorter, middle and longer third of each problem's own samples.
+
+    The comparison is within problems, because hard problems have longer and fewer right answers anyway. Only samples
+    that reached an answer count, because one that was cut is long and wrong whatever it thought. The longer third also
+    has its difference from the shorter third of the same problems; if that is below zero, more thinking does not pay.
+    Empty if no problem has three such samples.
+    """
     thirds: dict[str, dict[str, list[float]]] = {name: {} for name in THIRDS}
     for key, part in found.items():
         answered = [s for s in part if s.answer is not None]
@@ -119,13 +123,13 @@ def by_length(found: Found) -> dict[str, dict[str, Any]]:
             for name, third in zip(THIRDS, ends, strict=True):
                 thirds[name][key] = [s.correct for s in third]
     values = {name: clustered_mean(third) for name, third in thirds.items() if third}
-    told: dict[str, dict[str, Any]] = {
+    result: dict[str, dict[str, Any]] = {
         name: {"pass_at_1": rounded(v.value), "ci95": _interval(v)} for name, v in values.items()
     }
-    if told:
+    if result:
         more = paired_difference(thirds["shorter"], thirds["longer"])
-        told["longer"] |= {"over_shorter": rounded(more.value), "over_shorter_ci95": _interval(more)}
-    return told
+        result["longer"] |= {"over_shorter": rounded(more.value), "over_shorter_ci95": _interval(more)}
+    return result
 
 
 def _interval(estimate: Estimate) -> list[float | None]:

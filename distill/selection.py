@@ -1,8 +1,8 @@
-"""Choosing traces by rules: for every trace the reason why it is left out, or none.
+"""Select traces by rules: for every trace, the reason why it is left out, or None.
 
-The rules come one after the other, and the first that applies is the reason: what a trace is by itself (its
-outcome, length, language, the pass rate of its problem), then its place among the traces of its problem, then
-quotas, which the first problems have first. Settings are those of the select stage.
+The rules are applied in order, and the first that applies is the reason. First come the properties of the trace itself
+(its outcome, length, language, the pass rate of its problem), then its place among the traces of its problem, then
+quotas, which are filled in the order of the problems. The settings are those of the select stage.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ SHINGLE = 3
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What the texts of traces say, by the traces' places: those in another language, and sketches to compare."""
+    """What was read from the texts, by the index of the trace: those in another language, and sketches to compare."""
 
     foreign: frozenset[int]
     sketches: dict[int, Any]
-    """Of each trace one row of bytes (`distill.curation.minhash`)."""
+    """One row of bytes per trace (`distill.curation.minhash`)."""
 
 
 def reasons(store: Store, rows: Sequence[Row], settings: SelectSettings) -> list[str | None]:
-    """Why each trace is rejected, or None where it is kept."""
+    """Why each trace is rejected, or None if it is kept."""
     rates = difficulty.pass_rates(rows)
     found = [_unfit(row, rates[row["problem_key"]], settings) for row in rows]
     read = _read(store, rows, [at for at, reason in enumerate(found) if reason is None], settings)
@@ -53,7 +53,7 @@ def reasons(store: Store, rows: Sequence[Row], settings: SelectSettings) -> list
 
 
 def _unfit(row: Row, rate: float | None, settings: SelectSettings) -> str | None:
-    """What is wrong with a trace by itself, its text unread."""
+    """Why a trace is rejected by itself, without reading its text."""
     if settings.truncated == "drop" and row["finish"] == "length":
         return "truncated"
     if settings.keep == "correct" and row["outcome"] != "correct":
@@ -76,11 +76,11 @@ def _wrong_rate(rate: float | None, settings: SelectSettings) -> str | None:
     return f"pass rate above {window.most:g}" if rate > window.most else None
 
 
-# -- what has to be read -----------------------------------------------------------------------
+# -- rules that read the text ------------------------------------------------------------------
 
 
 def _read(store: Store, rows: Sequence[Row], places: Sequence[int], settings: SelectSettings) -> Read:
-    """The texts are read in portions, and only for rules that ask for them."""
+    """Read the texts in batches, and only if a rule needs them."""
     foreign: set[int] = set()
     sketches: dict[int, Any] = {}
     if settings.language is None and settings.max_similarity is None:
@@ -95,7 +95,7 @@ def _read(store: Store, rows: Sequence[Row], places: Sequence[int], settings: Se
 
 
 def _texts(store: Store, keys: Sequence[str]) -> list[tuple[str, str]]:
-    """(thinking, answer) of each."""
+    """(thinking, answer) of each trace."""
     rows = store.among(
         "trace_key", keys, "SELECT trace_key, thinking, answer FROM traces SEMI JOIN wanted USING (trace_key)"
     )
@@ -104,7 +104,7 @@ def _texts(store: Store, keys: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _foreign(parts: Sequence[str], settings: SelectSettings) -> bool:
-    """As the verifier `format` has it: thinking and answer each, where they have words enough to tell."""
+    """Whether thinking or answer is in another language. As in the verifier `format`, texts of few words are passed."""
     for part in parts:
         found, words = share(part, SCRIPTS[str(settings.language)])
         if words >= LEAST_WORDS and found < settings.language_share:
@@ -120,14 +120,14 @@ def _sketches(texts: Sequence[str]) -> Any:
     return sketches.taken()[0]
 
 
-# -- among others ------------------------------------------------------------------------------
+# -- rules that compare traces -----------------------------------------------------------------
 
 
 def _by_prompt(
     rows: Sequence[Row], found: Sequence[str | None], settings: SelectSettings
 ) -> Iterator[list[int]]:  # fmt: skip
-    """The traces that are left of each problem, in the order in which they are taken. Problems that ask the same
-    share their traces."""
+    """The remaining traces of each prompt, in the order in which they are taken. Problems with the same prompt share
+    their traces."""
     by_prompt: dict[str, list[int]] = defaultdict(list)
     for at, row in enumerate(rows):
         if found[at] is None:
@@ -151,7 +151,7 @@ def _repeated(
 
 
 def _likeness(at: int, kept: Sequence[int], read: Read) -> float:
-    """To the most similar of those that are kept, estimated."""
+    """The estimated similarity to the most similar of the kept traces."""
     import numpy as np
 
     from distill.curation.minhash import estimates
@@ -161,7 +161,7 @@ def _likeness(at: int, kept: Sequence[int], read: Read) -> float:
 
 
 class _Quotas:
-    """How much room is left, in all and by kind."""
+    """Counts the traces taken, in all, by source and by difficulty."""
 
     def __init__(self, settings: SelectSettings) -> None:
         self._settings = settings
@@ -170,7 +170,7 @@ class _Quotas:
         self._of_bin: Counter[str] = Counter()
 
     def full(self, source: str, bin: str) -> str | None:
-        """Why one more trace has no place; it takes its place where there is one."""
+        """Why one more trace exceeds a quota; otherwise count it and return None."""
         settings = self._settings
         most = settings.per_source
         of_source = most.get(source) if isinstance(most, dict) else most

@@ -1,8 +1,8 @@
-"""Sources of problems, as YAML names them: families, reasoning-gym, files, Hugging Face data sets.
+"""Sources of problems in YAML: families, reasoning-gym, files, Hugging Face datasets.
 
-Each kind is a settings class, told by the key that it has alone. `problems_of` reads any of them, one problem
-at a time; what is done with the problems is the caller's: the problems stage gathers them, the curate stage
-compares them with others.
+Each kind is a settings class, recognised by a key that no other kind has. `problems_of` reads any of them, one problem
+at a time. The callers are the problems stage, which gathers the problems, and the curate stage, which compares them
+with others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from distill import catalog, forms, huggingface, puzzles, tables
-from distill.columns import Column, Pattern, ProblemColumns
+from distill.columns import Column, Columns, Pattern, ProblemColumns, without
 from distill.columns import unreadable as unreadable_row
 from distill.families.base import code_of
 from distill.stages.common import VerifierName
@@ -30,7 +30,7 @@ from pipeline.stage import File, Settings, later
 
 Count = Annotated[int, Field(ge=0)]
 SPLITS = ("heldout", "train")
-"""Held-out problems first: what is asked on both sides stays held out and is not trained on."""
+"""Held-out problems come first: a problem in both splits stays held out and is not trained on."""
 
 
 class FamilySource(Settings):
@@ -52,7 +52,7 @@ class FamilySource(Settings):
 
 
 class PuzzleSource(Settings):
-    """``train`` and ``heldout`` puzzles of a data set of reasoning-gym (the extra of that name)."""
+    """``train`` and ``heldout`` puzzles of a reasoning-gym dataset (the extra ``reasoning-gym``)."""
 
     reasoning_gym: str
     """A reasoning-gym data set, such as `basic_arithmetic`."""
@@ -67,11 +67,11 @@ class PuzzleSource(Settings):
 
 
 class RowSource(Settings):
-    """What rows of any origin have in common: how they become problems.
+    """The settings that all sources of rows share: how rows become problems.
 
-    ``prompt`` and ``reference`` name columns, or are Jinja templates over them; ``reference_pattern`` is a
-    regular expression whose first group, at its last match, is the reference (``#### (.+)`` for GSM8K). A
-    mapping as reference gathers several columns: ``{entry_point: entry_point, test: test}``, the tests of `code`.
+    ``prompt`` and ``reference`` name columns, or are Jinja templates over them. ``reference_pattern`` is a regular
+    expression whose first group, at its last match, is the reference (``#### (.+)`` for GSM8K). A mapping as reference
+    combines several columns, as for the tests of `code`: ``{entry_point: entry_point, test: test}``.
     """
 
     form: Annotated[forms.ProblemForm | None, Field(exclude=True)] = None
@@ -104,14 +104,14 @@ class RowSource(Settings):
     @property
     @abstractmethod
     def place(self) -> str:
-        """Where the rows are, for people."""
+        """Where the rows are, for messages."""
 
     @abstractmethod
     def rows(self) -> Iterator[tables.Row]: ...
 
     @abstractmethod
     def count(self) -> int | None:
-        """How many rows there are, where that is known without reading them all."""
+        """The number of rows; None if that cannot be known before reading them."""
 
 
 def _no_directory(file: str) -> str:
@@ -121,7 +121,7 @@ def _no_directory(file: str) -> str:
 
 
 class FileSource(RowSource):
-    """Problems in a JSONL, JSON, CSV or Parquet file (also gzipped), one a row."""
+    """Problems in a JSONL, JSON, CSV or Parquet file (also gzipped), one per row."""
 
     file: Annotated[str, File(), AfterValidator(_no_directory)]
 
@@ -137,7 +137,7 @@ class FileSource(RowSource):
 
 
 class DatasetSource(RowSource):
-    """Problems in a Hugging Face data set, one a row."""
+    """Problems in a Hugging Face dataset, one per row."""
 
     dataset: Annotated[str, AfterValidator(huggingface.check_name)]
     """`org/name` on the hub, or a local directory (from `save_to_disk`, or a repository of Parquet or similar
@@ -168,9 +168,9 @@ KEYS = ("family", "reasoning_gym", "dataset")
 
 
 def _tag(value: Any) -> str:
-    """Which source is meant, by the key that each has alone."""
+    """The kind of a source, by the key that only this kind has."""
     found = (key for key in KEYS if (key in value if isinstance(value, dict) else hasattr(value, key)))
-    return f"{next(found, 'file')} source"  # no key is called so: the place of a mistake leaves it out
+    return f"{next(found, 'file')} source"  # no YAML key has this name, so error messages leave it out
 
 
 Source = Annotated[
@@ -185,7 +185,7 @@ Source = Annotated[
 def problems_of(
     source: Source, split: str, seed: int, limit: int | None, note: Callable[[str], None]
 ) -> Iterator[Problem]:
-    """The problems that a source has for ``split``, at most ``limit``; each bad row is noted, or ends it."""
+    """Yield the problems of a source for ``split``, at most ``limit``. A bad row is noted and skipped, or raises."""
     if isinstance(source, FamilySource):
         yield from _family(source, split, seed, limit)
     elif isinstance(source, PuzzleSource):
@@ -196,7 +196,7 @@ def problems_of(
 
 
 def _family(source: FamilySource, split: str, seed: int, limit: int | None) -> Iterator[Problem]:
-    """Distinct problems: a repeat of an earlier draw is passed over, so the count is what was asked."""
+    """Yield distinct problems. Repeats of earlier draws are skipped, so that the count is as asked."""
     made = catalog.resolve("families", source.family)
     family = made(steps=source.steps) if source.steps else made()
     wanted = _wanted(source, split, limit)
@@ -209,7 +209,7 @@ def _family(source: FamilySource, split: str, seed: int, limit: int | None) -> I
             seen.add(problem.prompt)
             yield problem
         elif index > 20 * wanted + 1000:
-            raise InputError(f"family {source.family}: has too few different problems for {wanted} ({split})")
+            raise InputError(f"family {source.family}: has fewer than {wanted} different problems ({split})")
 
 
 def _wanted(source: FamilySource | PuzzleSource, split: str, limit: int | None) -> int:
@@ -233,17 +233,17 @@ def _rows(source: RowSource, limit: int | None, note: Callable[[str], None]) -> 
             if source.on_bad_row == "stop":
                 raise
             note(f"skipped {error}")
-    if not made:  # beside other sources it would not be missed
-        raise InputError(f"{source.place}: holds no problem that can be used")
+    if not made:  # beside other sources nobody would notice
+        raise InputError(f"{source.place}: holds no usable problem")
 
 
 def least(*limits: int | None) -> int:
-    """The least of those that are set."""
+    """The smallest of the limits that are set."""
     return min((n for n in limits if n is not None), default=10**12)
 
 
 def counts(sources: Sequence[Source], limit: int | None) -> Counter[str] | None:
-    """How many problems of each split there will be, bad rows and repeats included; None where nobody can tell."""
+    """The number of problems of each split, bad rows and repeats included; None if it is not known yet."""
     found: Counter[str] = Counter()
     for source in sources:
         if isinstance(source, FamilySource | PuzzleSource):
@@ -256,7 +256,7 @@ def counts(sources: Sequence[Source], limit: int | None) -> Counter[str] | None:
 
 
 def train_names(sources: Sequence[Source]) -> list[str] | None:
-    """What the training problems will say that their source is; None where a data set has yet to tell."""
+    """The source names that the training problems will have; None if a dataset has to be read to know."""
     names = {_name(source) for source in sources if isinstance(source, RowSource) and source.split == "train"}
     made = [source for source in sources if isinstance(source, FamilySource | PuzzleSource) and source.train]
     names |= {s.family if isinstance(s, FamilySource) else puzzles.source_of(s.reasoning_gym) for s in made}
@@ -268,17 +268,30 @@ def _name(source: RowSource) -> str | None:
 
 
 def unreadable(sources: Sequence[Source]) -> str | None:
-    """Why the first row of a file, or each where bad ones are skipped, is no problem (`distill.columns.unreadable`)."""
-    found = (
-        unreadable_row(source.rows(), (source.prompt, source.reference, source.difficulty), source.on_bad_row == "skip")
-        for source in sources
-        if isinstance(source, FileSource)
-    )
-    return next(filter(None, found), None)
+    """Why the first row of a file, or each where bad ones are skipped, is no problem (`distill.columns.unreadable`), or
+    one of a data set (`unreadable_set`)."""
+    return next(filter(None, map(_unreadable, sources)), None)
+
+
+def _unreadable(source: Source) -> str | None:
+    if not isinstance(source, RowSource):
+        return None
+    columns, skip = (source.prompt, source.reference, source.difficulty), source.on_bad_row == "skip"
+    if isinstance(source, DatasetSource):
+        return unreadable_set(source.data, columns, skip)
+    return unreadable_row(source.rows(), columns, skip)
+
+
+def unreadable_set(data: huggingface.DataSet, columns: Columns, skip: bool) -> str | None:
+    """Why the first row of a data set cannot be read by these columns; where bad ones are skipped, which it lacks.
+    Of one on the hub nobody knows before it is opened, which is for the stage to do."""
+    if data.directory is None:
+        return None
+    return without(data.rows(), columns) if skip else unreadable_row(data.rows(), columns)
 
 
 def dependencies(sources: Sequence[Source], hashes: FileHashes) -> dict[str, str]:
-    """The families' code writes the problems, and reasoning-gym's the puzzles; what a data set holds."""
+    """What the problems depend on: the code of the families, the version of reasoning-gym, the content of datasets."""
     names = {source.family for source in sources if isinstance(source, FamilySource)}
     found = {f"family {name}": code_of([name], hashes) for name in sorted(names)}
     if any(isinstance(source, PuzzleSource) for source in sources):

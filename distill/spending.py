@@ -1,8 +1,8 @@
-"""What a stage spends at endpoints, over all of its runs: the call log of each account, its rows, its sum.
+"""What a stage spends at endpoints over all of its runs: the call log of each account, its rows and their sum.
 
-An account is a stage of a workspace, by name; a judge's is the stage and the judge. Its cap counts whatever was
-spent under that name, in this run or an earlier one, killed or not, with these settings or others: that is
-the promise which a user who types the same command again relies on. See docs/design/009-spending.md.
+An account is the name of a stage in a workspace; a judge's account is that name and the judge's. The cap counts
+everything spent under that name, in this run or an earlier one, killed or not, with these settings or others. Users who
+run the same command again rely on that. See docs/design/009-spending.md.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Spending:
     makes_traces: bool = True
 
     def of(self, part: str) -> Spending:
-        """The account of somebody whom the stage asks (a judge)."""
+        """The account of a part of the stage, such as a judge."""
         return Spending(self.store, f"{self.account}/{part}", makes_traces=False)
 
     def open(self, model: str) -> CallLog:
-        """The account's call log, for calls to ``model``. What a killed run left is in the store when this returns."""
+        """Open the account's call log for calls to ``model``. Calls left by a killed run are in the store on return."""
 
         def keep(rows: Sequence[CallRow]) -> None:
             self.store.append("calls", rows)
@@ -47,13 +47,14 @@ class Spending:
 
 
 def any_calls(store: Store) -> bool:
-    """Whether the store knows of calls at all: that of an older distill is read, by `distill plan`, as it is."""
+    """Whether the store has a table of calls. One made by an older distill lacks it, and `distill plan` does not
+    migrate it."""
     sql = "SELECT table_name FROM duckdb_tables() WHERE table_name = 'calls'"
     return store.path.exists() and bool(store.rows(sql))
 
 
 def spent(store: Store, account: str) -> Bill:
-    """What the account's calls took that are in the store."""
+    """The sum of the account's calls in the store."""
     if not any_calls(store):
         return Bill()
     row = store.rows(
@@ -66,7 +67,7 @@ def spent(store: Store, account: str) -> Bill:
 
 
 def spent_on(store: Store, collection: str) -> Mapping[str, Any]:
-    """What the calls took that were made for a collection's traces, in whichever run; nothing where none were."""
+    """The calls, tokens and cost of a collection's traces, over all runs; empty if there were no calls."""
     row = store.rows(
         "SELECT count(*) AS calls, sum(prompt_tokens + tokens)::BIGINT AS paid_tokens, sum(cost) AS cost FROM calls "
         "SEMI JOIN (SELECT row_key AS request_key FROM members WHERE collection = ?) USING (request_key)",

@@ -1,12 +1,12 @@
-"""Where a step of reasoning begins and ends: the one rule, used by labels, reward models, rewards and search.
+"""Split a response into reasoning steps: the one implementation for labels, reward models, rewards and search.
 
-A step is a span of a response as it was generated, without the white space around it. Think tags belong to no step
-and always end one, so that the answer is never in one step with the thinking. The rules:
+A step is a span of the generated response, without the surrounding white space. Think tags belong to no step and always
+end one, so that the answer never shares a step with the thinking. The rules:
 
-- ``line``: each line that holds anything;
-- ``paragraph``: what blank lines part;
+- ``line``: each line that is not blank;
+- ``paragraph``: text between blank lines;
 - ``numbered``: a new step at each line that begins with a number (``1.``, ``2)``, ``Step 3:``), and at the answer;
-- ``tokens:N``: every N tokens of whoever reads it, for text without any form. It needs the tokens' spans.
+- ``tokens:N``: every N tokens of the reader's tokenizer, for text without structure. It needs the spans of the tokens.
 
 Left out: splitting by a model.
 """
@@ -36,7 +36,7 @@ TOKENS = "tokens:"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """``text`` is what stands from ``start`` to before ``end`` in the response."""
+    """``text`` is ``response[start:end]``."""
 
     start: int
     end: int
@@ -44,7 +44,7 @@ class Step:
 
 
 def check_rule(rule: str) -> str:
-    """``rule``, if there is such a one; for settings."""
+    """Return ``rule`` if it exists, otherwise raise ValueError; for settings."""
     size = rule.removeprefix(TOKENS)
     if rule not in BOUNDARIES and not (rule != size and size.isdecimal() and int(size) > 0):
         raise ValueError(f"no rule for steps is called {rule!r}; there are: {', '.join(BOUNDARIES)}, {TOKENS}N")
@@ -53,7 +53,7 @@ def check_rule(rule: str) -> str:
 
 Rule = Annotated[str, AfterValidator(check_rule)]
 Split = Callable[[str], list[Step]]
-"""A rule at work on one response."""
+"""Splits a response into steps by one rule."""
 
 
 def needs_tokens(rule: str) -> bool:
@@ -61,10 +61,10 @@ def needs_tokens(rule: str) -> bool:
 
 
 def split(text: str, rule: str = "line", tokens: Sequence[Span] | None = None) -> list[Step]:
-    """The steps of a response, in order; none where there is nothing but white space and tags.
+    """The steps of a response, in order; none if it holds only white space and tags.
 
-    ``tokens`` are the spans of its tokens, for the rule that counts them. A response that is only begun has the
-    same steps as far as it goes: the last is what there is of it.
+    ``tokens`` are the spans of its tokens, for the rule that counts them. An unfinished response has the same steps as
+    far as it goes; the last one may be incomplete.
     """
     try:
         check_rule(rule)
@@ -82,7 +82,7 @@ def split(text: str, rule: str = "line", tokens: Sequence[Span] | None = None) -
 
 
 def splitter(rule: str, tokenizer: Any = None) -> Split:
-    """`split` by one rule; a ``tokenizer`` is asked where the rule counts its tokens."""
+    """`split` with a fixed rule; ``tokenizer`` is used if the rule counts tokens."""
 
     def cut(text: str) -> list[Step]:
         return split(text, rule, spans_of(tokenizer, text)[1] if tokenizer and needs_tokens(rule) else None)
@@ -91,15 +91,15 @@ def splitter(rule: str, tokenizer: Any = None) -> Split:
 
 
 def spans_of(tokenizer: Any, text: str) -> tuple[list[int], list[Span]]:
-    """The tokens of a text on its own: ids, and where each stands."""
+    """The token ids of a text by itself, and the span of each token."""
     if not tokenizer.is_fast:
-        raise InputError("steps need a fast tokenizer, which tells where its tokens stand; this one cannot")
+        raise InputError("steps need a fast tokenizer, which reports the offsets of its tokens; this one is not fast")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return list(encoded["input_ids"]), [(start, end) for start, end in encoded["offset_mapping"]]
 
 
 def last_tokens(steps: Sequence[Step], tokens: Sequence[Span]) -> list[int]:
-    """For each step the last token that holds a character of it, where ``tokens`` are spans of the whole text."""
+    """For each step, the index of the last token with a character of it; ``tokens`` are the spans of the whole text."""
     ends, at = [], 0
     for step in steps:
         while at + 1 < len(tokens) and tokens[at + 1][0] < step.end:
@@ -109,7 +109,7 @@ def last_tokens(steps: Sequence[Step], tokens: Sequence[Span]) -> list[int]:
 
 
 def _parts(text: str, boundary: re.Pattern[str], span: Span) -> Iterator[Span]:
-    """What a boundary leaves of a span, in order."""
+    """The parts of a span between the matches of ``boundary``, in order."""
     at, end = span
     for match in boundary.finditer(text, at, end):
         yield at, match.start()

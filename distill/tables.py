@@ -1,7 +1,7 @@
-"""Rows of files in the forms people have them: JSONL, JSON, CSV, Parquet, gzipped or not.
+"""Read the rows of files in the usual formats: JSONL, JSON, CSV and Parquet, gzipped or not.
 
-Every row knows its file and line, so that whatever is wrong with it can be said in one line. What a
-row means (which column is the prompt) is the caller's mapping (`distill.columns`).
+Every row knows its file and line, so that an error message can name them. What the columns mean is up to the caller's
+mapping (`distill.columns`).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any, TextIO
 from pipeline.errors import InputError
 
 ESCAPED = re.compile("[\udc80-\udcff]")
-"""What `surrogateescape` makes of bytes that are no UTF-8."""
+"""The characters that `surrogateescape` puts in place of bytes that are not UTF-8."""
 UNCLOSED = {"unexpected end of data": "a quotation mark is never closed"}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row, and where it stands: ``line`` is 1-based (the row's number where there are no lines).
+    """One row and its place. ``line`` is 1-based; it is the row's number if the format has no lines.
 
-    ``fault`` says why a row cannot be read. It is told when the row is asked for a column, so that whoever
-    reads on after a bad row can. ``name`` is what the rows are called where the path does not tell.
+    ``fault`` is the reason why a row cannot be read. It is raised when a column of the row is requested, so that
+    readers can go on after a bad row. ``name`` is the name of the rows if the path does not give it.
     """
 
     path: Path
@@ -60,7 +60,7 @@ def stem(path: Path) -> str:
 
 
 def read(path: str | Path) -> Iterator[Row]:
-    """The rows of a file, its form told by its name: .jsonl, .json (a list), .csv, .tsv, .parquet; .gz too."""
+    """The rows of a file, whose name gives its format: .jsonl, .json (a list), .csv, .tsv or .parquet; .gz too."""
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path}: is a directory, not a file of rows")
@@ -76,7 +76,7 @@ def read(path: str | Path) -> Iterator[Row]:
         "parquet": _parquet,
     }
     if form not in readers:
-        raise InputError(f"{path}: unknown form; the name should end in {', '.join('.' + f for f in readers)}")
+        raise InputError(f"{path}: unknown format; the name should end in {', '.join('.' + f for f in readers)}")
     try:
         yield from readers[form](path)
     except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
@@ -84,7 +84,7 @@ def read(path: str | Path) -> Iterator[Row]:
 
 
 def count(path: str | Path) -> int:
-    """Number of rows, without keeping them."""
+    """The number of rows, counted without holding them."""
     return sum(1 for _ in read(path))
 
 
@@ -111,7 +111,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
                 yield Row(path, line, {}, f"not valid JSON ({error.msg}, column {error.colno})")
             except UnicodeDecodeError:
                 yield Row(path, line, {}, "not UTF-8 text")
-            except (ValueError, RecursionError) as error:  # a number without end, lists in lists without end
+            except (ValueError, RecursionError) as error:  # a number that is too long, lists nested too deeply
                 yield Row(path, line, {}, f"not readable ({error})")
 
 
@@ -128,12 +128,12 @@ def _json(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    """A row stands at the line where it begins. One that is not CSV, or not UTF-8, is a fault of that row: a quotation
-    mark that is never closed takes in all that follows, and is told where it stands."""
+    """Yield the rows, each with the line on which it begins. Invalid CSV or UTF-8 is the fault of its row. A quotation
+    mark that is never closed swallows the rest of the file and is reported where it opens."""
     delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
     with _open(path, errors="surrogateescape") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
-        csv.field_size_limit(2**31 - 1)  # a reasoning trace is longer than the 128 KiB it allows
+        csv.field_size_limit(2**31 - 1)  # a reasoning trace may be longer than the default limit of 128 KiB
         names: list[str] | None = None
         fault: str | None
         while True:
@@ -153,7 +153,7 @@ def _csv(path: Path) -> Iterator[Row]:
 
 
 def _head(path: Path, line: int, names: list[str], fault: str | None) -> list[str] | None:
-    """The columns; None where the line is empty."""
+    """The names of the columns; None if the line is empty."""
     if fault:
         raise InputError(f"{path}:{line}: {fault}")
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -163,12 +163,12 @@ def _head(path: Path, line: int, names: list[str], fault: str | None) -> list[st
 
 def _csv_row(path: Path, line: int, names: list[str], cells: list[str], fault: str | None) -> Row:
     if len(cells) > len(names):
-        fault = fault or f"has {len(cells) - len(names)} cell(s) more than the head"
+        fault = fault or f"has {len(cells) - len(names)} cell(s) more than the header"
     return Row(path, line, dict(zip_longest(names, cells[: len(names)])), fault)
 
 
 def _fault_of(cells: list[str]) -> str | None:
-    """Bytes that are no UTF-8 were read as what no text holds."""
+    """Bytes that are not UTF-8 were decoded as lone surrogates, which no valid text contains."""
     return "not UTF-8 text" if any(ESCAPED.search(cell) for cell in cells) else None
 
 

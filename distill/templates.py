@@ -1,9 +1,8 @@
-"""Templates of what is put to a model: Jinja over a problem's fields, strict and pure.
+"""Prompt templates: Jinja over a problem's fields, strict and pure.
 
-Strict: a name that is no field is told when the pipeline is read, a field that a problem does not have when
-it is rendered, before any engine is opened. Pure: the text is a function of the template and the problem; what
-would bring in chance or an address in memory is not there. What the templates are for is
-`distill.prompting`.
+Strict: an unknown field is an error when the pipeline is read. A field that a problem lacks is an error when the
+template is rendered, before any engine is opened. Pure: the text is a function of the template and the problem;
+whatever would bring in randomness or a memory address is removed. `distill.prompting` uses the templates.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 FIELDS = ("prompt", "system", "source", "difficulty", "metadata")
-"""Of a problem. Its reference is not among them: what is asked must not hold the answer."""
+"""The fields of a problem that a template may use; not the reference, since a prompt must not contain the answer."""
 
 
 def fields_of(problem: Problem) -> dict[str, Any]:
-    """What a template may name. A field that the problem does not have is not defined (``{% if system is
+    """The fields of a problem for a template. A field that the problem lacks is undefined (``{% if system is
     defined %}``), rather than the word None in the middle of a prompt."""
     found = {name: getattr(problem, name) for name in FIELDS}
     return {name: value for name, value in found.items() if value is not None} | {"metadata": dict(problem.metadata)}
 
 
 class Template:
-    """``names`` are the fields that may be named; `ValueError` says in one line what is wrong with the text."""
+    """A template that may use the fields ``names``. Raises ValueError, with a message of one line, for a bad one."""
 
     def __init__(self, text: str, names: tuple[str, ...] = FIELDS) -> None:
         from jinja2 import TemplateError, TemplateSyntaxError, meta
@@ -49,7 +48,7 @@ class Template:
             raise ValueError(f"there is no field {name!r} of a problem; {hint}")
 
     def render(self, fields: Mapping[str, Any]) -> str:
-        """`ValueError` for a field that is not there, or whatever else the template does to what it does not fit."""
+        """The rendered text. Raises ValueError for a missing field, or for whatever else the template fails on."""
         from jinja2 import UndefinedError
 
         try:
@@ -62,7 +61,7 @@ class Template:
             raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
 
     def of(self, problem: Problem, key: str) -> str:
-        """The text for a problem; ``key`` is where the template stands in YAML."""
+        """The text for a problem; ``key`` is the template's key in YAML, for error messages."""
         try:
             return self.render(fields_of(problem))
         except ValueError as error:
@@ -75,21 +74,21 @@ def _environment() -> ImmutableSandboxedEnvironment:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_text)
-    environment.globals.clear()  # `lipsum` draws by chance
+    environment.globals.clear()  # `lipsum` is random
     environment.globals["range"] = ImmutableSandboxedEnvironment().globals["range"]
     del environment.filters["random"]
     return environment
 
 
 def _text(value: Any) -> Any:
-    """What may stand in a prompt. The name of a method is a slip (``prompt.upper``), and shows an address."""
+    """Refuse values that do not belong in a prompt. A method (``prompt.upper``) is a typo and prints an address."""
     from jinja2 import Undefined
 
     if value is None:
-        raise ValueError("a value that is put in is null")
+        raise ValueError("a value in it is null")
     if isinstance(value, str | int | float | list | dict | Undefined):
         return value
-    raise ValueError(f"what is put in is no text: {type(value).__name__}")
+    raise ValueError(f"a value in it is not text but a {type(value).__name__}")
 
 
 def _plainly(error: Exception, fields: Mapping[str, Any]) -> str:

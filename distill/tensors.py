@@ -1,4 +1,4 @@
-"""Numbers on their way to a device, models on their way back, and what room there is."""
+"""Move tensors to a device, copy models back to the host, and measure free GPU memory."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 
 def put(values: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
-    """What `torch.tensor` makes of ``values``, on ``device``.
+    """`torch.tensor` of ``values`` on ``device``, without waiting for the GPU.
 
-    Given the device itself, torch waits until a GPU has done all that was asked of it before. With `non_blocking` the
-    numbers go out at once, also from memory that isn't pinned (CUDA copies them before it returns).
+    If torch creates the tensor on the device itself, it waits until the GPU has finished all earlier work. With
+    `non_blocking` the values are sent at once, even from memory that is not pinned (CUDA copies it before it returns).
     """
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 def copied(model: Any, shared: Iterable[Tensor] = ()) -> Any:
-    """A copy in the machine's memory, wherever the model lies; its weights that are ``shared`` stay the model's own."""
+    """A copy of the model in host memory, except that the ``shared`` weights are those of the model itself."""
     weights: dict[int, Any] = {id(weight): weight for weight in shared}
     for p in model.parameters():
         if id(p) not in weights:
@@ -30,9 +30,11 @@ def copied(model: Any, shared: Iterable[Tensor] = ()) -> Any:
 
 
 def free_of_gpu(device: torch.device | str = "cuda") -> int:
-    """Bytes that may still be taken. What stages before this one left in this process is given back first: models that
-    only cycles of references hold, and what torch's allocator keeps of all that was freed. The driver calls neither
-    free."""
+    """Free memory of the GPU, in bytes.
+
+    First releases what earlier stages left in this process: models that only reference cycles keep alive, and the cache
+    of torch's allocator. The driver counts neither as free.
+    """
     gc.collect()
     torch.cuda.empty_cache()
     return int(torch.cuda.mem_get_info(device)[0])

@@ -1,12 +1,12 @@
-"""Where thinking ends and the answer begins: the one rule, used by engines, store, verifiers, training.
+"""Split a response into thinking and answer: the one rule for engines, store, verifiers and training.
 
-The rule: the *last* ``</think>`` ends the thinking, whatever came before it; the answer is what
-follows. An opening tag that no closing tag follows means the model was cut off (or wandered off)
-inside its thinking: all of the text is thinking and the answer is empty. Text without any tag is all
-answer, unless the caller says that the template had already opened ``<think>`` in the prompt.
+The *last* ``</think>`` ends the thinking, whatever came before it; the answer is what follows. If no closing tag
+follows an opening tag, the model was cut off (or went astray) inside its thinking: the whole text is thinking and the
+answer is empty. Text without any tag is all answer, unless the caller says that the template had already opened
+``<think>`` in the prompt.
 
-Left out: other tag spellings. A family of models that uses another pair gets its tags mapped where it
-is sampled, so that everything stored is in this one form.
+Left out: other tag spellings. If a family of models uses other tags, they are mapped where it is sampled, so that
+everything stored has this one form.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CLOSE = "</think>"
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """``closed`` is False where the text ends inside its thinking; then ``answer`` is empty."""
+    """``closed`` is False if the text ends inside its thinking; ``answer`` is then empty."""
 
     thinking: str
     answer: str
@@ -30,8 +30,8 @@ class Response:
 def split_thinking(text: str, opened: bool = False) -> Response:
     """Split a response into thinking and answer, both stripped of surrounding white space.
 
-    ``opened`` says that the prompt ended inside a ``<think>``; it matters just for text without any
-    tag, since a closing tag alone shows as much.
+    ``opened`` means that the prompt ended inside a ``<think>``. It matters only for text without any tag, since a
+    closing tag alone shows it too.
     """
     before, close, after = text.rpartition(CLOSE)
     if OPEN in after or (opened and not close):
@@ -47,15 +47,16 @@ def opened(prompt: str) -> bool:
 
 
 def join_thinking(thinking: str, answer: str, closed: bool = True) -> str:
-    """The response that `split_thinking` takes apart again; without thinking, the answer alone."""
+    """The inverse of `split_thinking`: the response as text. Without thinking, the answer alone."""
     if not closed:
         return f"{OPEN}\n{thinking}"
     return f"{OPEN}\n{thinking}\n{CLOSE}\n\n{answer}" if thinking else answer
 
 
 def opened_twice(prompt: str, response: str) -> int:
-    """How many characters of a response open the thinking that ``prompt`` has opened already, its white space included:
-    some templates end in a tag, and what is stored always begins with one (`join_thinking`)."""
+    """The length of the opening tag in a response, with its white space, if ``prompt`` has opened the thinking already;
+    otherwise 0. Some templates end in a tag, and stored responses with thinking always begin with one
+    (`join_thinking`)."""
     begun = response.lstrip()
     if not opened(prompt) or not begun.startswith(OPEN):
         return 0
@@ -68,8 +69,8 @@ def count_thinking_tokens(
 ) -> tuple[int, int]:
     """(thinking, answer) token counts by the same rule; the tags themselves count as thinking.
 
-    ``close`` and ``open`` are the ids that spell the tags: one id where the tag is a special token,
-    several where it is spelled out. The two counts always add up to ``len(token_ids)``.
+    ``close`` and ``open`` are the ids of the tags: one id if the tag is a special token, several if it is spelled out.
+    The two counts always add up to ``len(token_ids)``.
     """
     end = _last(token_ids, close)
     split = 0 if end is None else end + len(close)
@@ -80,7 +81,7 @@ def count_thinking_tokens(
 
 
 def estimate_tokens(text: str) -> int:
-    """Roughly how many tokens a text has, where no tokenizer is known: four letters make one."""
+    """The approximate number of tokens of a text, for want of a tokenizer: one per four characters."""
     return -(-len(text) // 4)
 
 
@@ -89,7 +90,7 @@ def _without_opening(thinking: str) -> str:
 
 
 def _last(ids: Sequence[int], piece: Sequence[int]) -> int | None:
-    """Where ``piece`` last begins in ``ids``; an empty piece is nowhere."""
+    """The index at which ``piece`` last begins in ``ids``; None if it does not occur or is empty."""
     wanted = tuple(piece)
     if not wanted:
         return None

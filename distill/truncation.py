@@ -1,9 +1,9 @@
-"""What becomes of responses that were cut at their limit: kept, left out, or gone on with from the cut.
+"""Continue responses that were cut at their token limit.
 
-Going on makes a new trace whose beginning is the cut one's text, up to a larger limit. Its key is made of the
-cut trace's key and the limit, so it is missing or there like every other: killed in between, the next run finds
-less to do, and a limit put after the others goes on from where they ended. The cut trace stays in the store;
-which one goes on from it is told by the view `continuations`.
+A continuation is a new trace that begins with the cut trace's text and has a larger limit. Its key is made from the cut
+trace's key and the limit, so it is missing or present like any other trace. After a kill the next run finds less to do,
+and an additional limit continues from where the earlier ones ended. The cut trace stays in the store; the view
+`continuations` shows which trace continues it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.stage import Context, stop_check
 
 CUT = "finish = 'length'"
 CAN_GO_ON = f"{CUT} AND (len(token_ids) = 0 OR len(token_ids) >= max_tokens)"
-"""Not cut where the model's own positions end: there is no going on from there."""
+"""Excludes traces that were cut because the model's context was full; those cannot be continued."""
 
 
 def make_whole(
@@ -32,9 +32,9 @@ def make_whole(
     context: Context,
     limits: Sequence[int] = (),
 ) -> list[Wanted]:
-    """As `distill.generation.make_traces`; then what was cut is gone on with up to each of ``limits`` in turn.
+    """Make traces like `distill.generation.make_traces`, then continue the cut ones up to each of ``limits`` in turn.
 
-    Returns the wishes that stand: in place of each cut one, the one that goes on from it.
+    Returns the final wishes, with each cut one replaced by its continuation.
     """
     standing = list(wishes)
     with ExitStack() as stack:
@@ -52,24 +52,24 @@ def make_whole(
 
 
 def continued(store: Store, wishes: Sequence[Wanted], limit: int) -> list[Wanted]:
-    """The wishes, with the one that goes on up to ``limit`` in place of each that is there and was cut."""
+    """The wishes, with each one whose trace exists and was cut replaced by its continuation up to ``limit``."""
     cut = cut_among(store, (wish.key for wish in wishes), CAN_GO_ON)
     return [longer(wish, limit) if wish.key in cut else wish for wish in wishes]
 
 
 def longer(wish: Wanted, limit: int) -> Wanted:
-    """The wish that goes on from one that was cut, up to ``limit``; its beginning is yet to be given (`begun`)."""
+    """The wish that continues a cut one, up to ``limit``. `begun` later adds the text that it starts with."""
     key, sampling = keys.continued_key(wish.key, limit), replace(wish.sampling, max_tokens=limit)
     return replace(wish, key=key, sampling=sampling, continues=wish.key)
 
 
 def cut_among(store: Store, trace_keys: Iterable[str], which: str = CUT) -> set[str]:
-    """Which of the traces were cut at their limit."""
+    """The keys of those traces that were cut at their limit."""
     return {row["trace_key"] for row in _rows(store, trace_keys, "trace_key", which)}
 
 
 def foreseen(store: Store, wishes: Sequence[Wanted], limits: Sequence[int]) -> tuple[int, int, int]:
-    """(traces known to be wanted, how many of them are there, tokens that the others can take at most)."""
+    """(number of traces known to be wanted, number of them present, most tokens that the others can take)."""
     standing = {wish.key: wish for wish in wishes}
     most = {key: limits[-1] if limits else wish.sampling.max_tokens for key, wish in standing.items()}
     for limit in limits:
@@ -82,7 +82,7 @@ def foreseen(store: Store, wishes: Sequence[Wanted], limits: Sequence[int]) -> t
 
 
 def begun(store: Store, missing: Mapping[str, Wanted]) -> dict[str, Wanted]:
-    """The same, those that go on from a cut trace with its text as their beginning."""
+    """The same wishes, with the text of the cut trace as the prefix of each continuation."""
     cut = [wish.continues for wish in missing.values() if wish.continues]
     rows = _rows(store, cut, "trace_key, prompt, thinking, answer, closed, cut", CUT) if cut else []
     texts = {row["trace_key"]: text_of(row) for row in rows}
@@ -93,8 +93,10 @@ def begun(store: Store, missing: Mapping[str, Wanted]) -> dict[str, Wanted]:
 
 
 def text_of(row: Mapping[str, Any]) -> str:
-    """What a cut response said, letter for letter; put together again where an older distill has kept just its
-    parts. Half a letter at its end (a token that was to be followed by its other half) is said again."""
+    """The exact text of a cut response; reassembled if an older distill stored only its parts.
+
+    An incomplete character at the end (a token whose other half is missing) is dropped and sampled again.
+    """
     text = row["cut"]
     if text is None:
         text = join_thinking(row["thinking"], row["answer"], row["closed"])

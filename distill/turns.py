@@ -1,9 +1,8 @@
-"""Messages as a model reads them, by its chat template; and where an assistant's turn ends: at the token that the
-template writes after what is said.
+"""Render messages with a model's chat template, and find the token that ends an assistant's turn.
 
-That need not be the tokenizer's ``eos_token``. Qwen's base models name the end of a text so and end turns with
-``<|im_end|>``; Gemma and Phi do alike. A student that learns the template's token, sampled by an engine that waits for
-the tokenizer's alone, would never come to an end: so both ask here.
+That is the token that the template writes after the content, which need not be the tokenizer's ``eos_token``. In Qwen's
+base models ``eos_token`` ends a text, and turns end with ``<|im_end|>``; Gemma and Phi are similar. If a student learns
+the template's token and its engine waits only for the tokenizer's, sampling never stops. Both therefore ask here.
 """
 
 from __future__ import annotations
@@ -15,26 +14,26 @@ from distill.types import Message
 from pipeline.errors import InputError
 
 SAID = "Good."
-"""What is said to see what comes after it."""
+"""The content of a test turn, to see which tokens follow it."""
 
 
 def rendered(tokenizer: Any, messages: Sequence[Message], asking: bool = True) -> str:
-    """The conversation as text; ``asking``: up to where the assistant's next turn begins."""
+    """The conversation as text; with ``asking``, up to the start of the assistant's next turn."""
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:
-        raise InputError("the model's tokenizer has no chat template, so messages cannot be put to it")
+        raise InputError("the model's tokenizer has no chat template, so messages cannot be rendered for it")
     plain = [dict(message) for message in messages]
     try:
         text: str = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=asking)
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise InputError(f"the model's chat template takes no conversation of {roles}: {error}") from None
+        raise InputError(f"the model's chat template refuses a conversation of {roles}: {error}") from None
     return text
 
 
 def turn_end(tokenizer: Any) -> int | None:
-    """The special token right after what an assistant says; None where the template ends a turn with none."""
+    """The first special token after an assistant's content; None if the template ends a turn without one."""
     turns: list[Message] = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": SAID}]
     try:
         _, found, after = rendered(tokenizer, turns, asking=False).rpartition(SAID)

@@ -1,7 +1,7 @@
-"""The nouns: problem, sampling, request, completion, trace, verdict.
+"""The domain types: problem, sampling, request, completion, trace, verdict.
 
-Plain frozen records, importable without torch or DuckDB. How they are keyed is `distill.keys`, how
-they are stored is `distill.store`; nothing here knows of either. Everybody else imports from here.
+Plain frozen records, importable without torch or DuckDB. `distill.keys` makes their keys and `distill.store` stores
+them; nothing here depends on either. All other modules import the types from here.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something to be answered whose answer can be checked.
+    """A question whose answer can be checked.
 
-    ``id`` is stable and readable, a source and a hash of the content (``calc/3f9a1c...``): a row added at
-    the top of a file renames nothing. ``origin`` is the file and line it was first read from. ``reference`` is what the
-    verifier called ``verifier`` compares with: an answer, or tests as JSON text. ``structure`` names
-    the function, chain or formula underneath: problems that share it never sit on both sides of a
-    train/held-out split. ``difficulty`` counts steps, or is None where unknown.
+    ``id`` is stable and readable: a source and a hash of the content (``calc/3f9a1c...``), so a row added at the top of
+    a file renames nothing. ``origin`` is the file and line it was first read from. ``reference`` is what the verifier
+    named ``verifier`` compares with: an answer, or tests as JSON text. ``structure`` names the underlying function,
+    chain or formula; problems with the same structure are never on both sides of a train/held-out split.
+    ``difficulty`` is the number of steps in a family, otherwise the source's own number, or None if unknown.
     """
 
     id: str
@@ -42,7 +42,7 @@ class Problem:
 
     @property
     def name(self) -> str:
-        """The id, with the file and line where there are any, for messages to people."""
+        """The id for messages, with the file and line if there are any."""
         return f"{self.id} ({self.origin})" if self.origin else self.id
 
     @property
@@ -70,9 +70,9 @@ class Sampling:
 class ThinkingBudget:
     """How long a response may and must think, in thinking tokens.
 
-    After ``most`` the thinking is closed by ``closing`` and the answer is written (early exit). An end of
-    thinking before ``least`` is replaced by ``extension``, at most ``extensions`` times (budget forcing,
-    s1, https://arxiv.org/abs/2501.19393).
+    After ``most`` tokens the thinking is closed with ``closing`` and the model writes its answer (early exit). If the
+    model ends its thinking before ``least`` tokens, the end is replaced by ``extension``, at most ``extensions`` times
+    (budget forcing, s1, https://arxiv.org/abs/2501.19393).
     """
 
     most: int | None = None
@@ -83,7 +83,7 @@ class ThinkingBudget:
 
     @property
     def settled(self) -> Mapping[str, Any]:
-        """What can change a response, as plain data: for keys. Nothing where there are no bounds."""
+        """The part that can change a response, as plain data for keys. Empty without bounds."""
         early = {} if self.most is None else {"most": self.most, "closing": self.closing}
         forced = {"least": self.least, "extension": self.extension, "extensions": self.extensions}
         return early | (forced if self.least > 0 and self.extensions > 0 else {})
@@ -91,8 +91,8 @@ class ThinkingBudget:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a model is asked, sampling aside: a problem in the form that the user's settings give it
-    (`distill.prompting`). The fields are those of `Request`."""
+    """What a model is asked, apart from sampling: a problem rendered with the user's settings (`distill.prompting`).
+    The fields are those of `Request`."""
 
     messages: tuple[Message, ...]
     prefix: str = ""
@@ -102,12 +102,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sample wanted of an engine. ``key`` names it and seeds its random draws.
+    """One sample wanted from an engine. ``key`` names it and seeds its random draws.
 
-    ``prefix`` is a beginning of the response that is given, not sampled (prefilled thinking, a cut
-    response to be continued); the completion's text and token ids contain it, and it counts towards
-    ``max_tokens``. ``stop`` is the text that ends a step: where it comes after something was said (white space and
-    think tags alone are nothing), sampling ends behind it, with `Finish.STEP`.
+    ``prefix`` is the start of the response, given and not sampled (prefilled thinking, or a cut response to be
+    continued). The completion's text and token ids contain it, and it counts towards ``max_tokens``. ``stop`` is the
+    text that ends a step: sampling ends after it with `Finish.STEP`, unless it follows only white space and think tags.
     """
 
     key: str
@@ -119,27 +118,27 @@ class Request:
 
 
 class Finish(StrEnum):
-    """Why a sample ended. Each is an outcome of its own; none is counted as another."""
+    """Why a sample ended. The outcomes are exclusive."""
 
     STOP = "stop"  # the end-of-turn token
     LENGTH = "length"  # max_tokens reached
     REFUSED = "refused"  # an endpoint's content filter
-    EMPTY = "empty"  # ended at once, with nothing said
-    STEP = "step"  # a step is complete, and no more was asked for: the response may go on
+    EMPTY = "empty"  # ended at once without any text
+    STEP = "step"  # the requested step is complete; the response may be continued
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an engine made of one request. ``token_ids`` and ``logprobs`` have equal length.
+    """An engine's result for one request. ``token_ids`` and ``logprobs`` have equal length.
 
-    ``logprobs`` are natural logs under the distribution sampled from (after temperature), and
-    include the end token's. ``prompt_ids`` are the ids the engine really saw. ``thinking_tokens`` of
-    the tokens are thinking (`distill.thinking.count_thinking_tokens`, or an endpoint's own count).
+    ``logprobs`` are natural logs under the distribution sampled from (after temperature), and include the end token's.
+    ``prompt_ids`` are the ids that the engine really saw. ``thinking_tokens`` of the tokens are thinking
+    (`distill.thinking.count_thinking_tokens`, or an endpoint's own count).
 
-    An endpoint that tells no token ids leaves both empty and gives counts instead: ``answer_tokens``
-    and ``prompt_tokens`` are None where the ids are there to be counted. ``cost`` is in the currency
-    of the price settings. ``forced`` are the places in ``token_ids`` that were not sampled: the request's
-    prefix, and what its thinking budget put in; their log-probabilities are the model's all the same.
+    An endpoint that returns no token ids leaves both empty and gives counts instead; ``answer_tokens`` and
+    ``prompt_tokens`` are None if the ids are there to be counted. ``cost`` is in the currency of the price settings.
+    ``forced`` are the positions in ``token_ids`` that were not sampled: the request's prefix, and what its thinking
+    budget inserted. Their logprobs are the model's own.
     """
 
     key: str
@@ -164,15 +163,15 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One sampled response to a problem, as kept in the store. Token counts are of the response.
+    """One sampled response to a problem, as kept in the store. Token counts are those of the response.
 
-    ``thinking`` is the text inside the think tags, ``answer`` the text after them (all of the text
-    where there are no tags); ``closed`` tells whether thinking ended. A response cut off inside its
-    thinking has an empty answer. ``prompt_tokens`` None means as many as there are ``prompt_ids``.
+    ``thinking`` is the text inside the think tags, ``answer`` the text after them (or the whole text without tags).
+    ``closed`` is whether the thinking ended. A response cut off inside its thinking has an empty answer. If
+    ``prompt_tokens`` is None, count ``prompt_ids``.
 
-    ``prefix``, ``budget`` and ``forced`` are as in `Request` and `Completion`. ``cut`` is the whole text of a
-    response that ended at max_tokens, letter for letter, to be continued from; ``continues`` is the key of
-    the cut trace that this one goes on from.
+    ``prefix``, ``budget`` and ``forced`` are as in `Request` and `Completion`. ``cut`` is the exact text of a response
+    that may be continued, because it ended at max_tokens or after a step. ``continues`` is the key of the cut trace
+    that this one continues.
     """
 
     key: str
@@ -205,7 +204,7 @@ class Trace:
 
 
 class Outcome(StrEnum):
-    """What a verifier can say. ``unverifiable`` is neither a reward nor a punishment."""
+    """The result of a verifier. ``unverifiable`` is neither a reward nor a punishment."""
 
     CORRECT = "correct"
     INCORRECT = "incorrect"
@@ -213,7 +212,7 @@ class Outcome(StrEnum):
 
 
 class Failure(StrEnum):
-    """Why there is no verdict although the verifier was asked: not an abstention of the verifier's own."""
+    """Why a verifier did not come to a verdict, other than by abstaining itself."""
 
     TIMEOUT = "timeout"  # more CPU or wall time than a verdict may take
     MEMORY = "memory"  # the verifier ran out of memory
@@ -223,16 +222,16 @@ class Failure(StrEnum):
 
     @property
     def may_pass(self) -> bool:
-        """Whether the machine may be to blame, so that another attempt may end otherwise."""
+        """Whether another attempt may succeed, because the machine may be to blame."""
         return self in (Failure.TIMEOUT, Failure.MEMORY, Failure.CRASH)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one version of one verifier said of one trace.
+    """The verdict of one version of one verifier on one trace.
 
-    ``score`` lies in [0, 1], or is None where unverifiable. ``reason`` is one line for a person;
-    ``evidence`` is plain data (JSON) that shows how the verdict came about.
+    ``score`` is in [0, 1], or None if unverifiable. ``reason`` is one line for people. ``evidence`` is plain data
+    (JSON) that shows how the verdict came about.
     """
 
     outcome: Outcome
@@ -257,7 +256,7 @@ class Verdict:
 
     @classmethod
     def failed(cls, failure: Failure, reason: str) -> Verdict:
-        """Unverifiable because the verifier came to no end. The evidence says so under ``failure``."""
+        """Unverifiable because of a `Failure`, which the evidence holds under ``failure``."""
         return cls.unverifiable(reason, failure=str(failure))
 
     @property

@@ -1,9 +1,9 @@
-"""Code of the user's own, named by its file: ``./my_verifier.py:MyVerifier``, relative to the working directory.
+"""Load the user's own code by file: ``./my_verifier.py:MyVerifier``, relative to the working directory.
 
-Decides how such a file becomes an object and what it is known by: the hash of its content, so that an
-edited file is another one. What is wrong with it is one line with file and line. Left out: what the file
-itself imports (its directory is not put on the path, and its imports are not hashed); who needs more than
-one file makes a package of it and names it ``package.module:MyVerifier``.
+Decides how such a file becomes an object. Its identity is the hash of its content, so an edited file is a different
+one. An error in it is reported in one line with file and line number. Left out: what the file itself imports (its
+directory is not put on the path, and its imports are not hashed). For more than one file, make a package and name it
+``package.module:MyVerifier``.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from pipeline.fingerprint import LENGTH
 class Loaded(NamedTuple):
     attribute: Any
     digest: str
-    """Hash of the file's content as it was when the code was run."""
+    """Hash of the file's content when the code was run."""
 
 
 def is_file(name: str) -> bool:
-    """Is this ``path/to/file.py:Name`` (and not a module's name)?"""
+    """Whether ``name`` is a ``path/to/file.py:Name`` and not the name of a module."""
     return name.rpartition(":")[0].endswith(".py")
 
 
 def load(name: str) -> Loaded:
-    """Run the file, once per content and process, and take what it calls ``Name``."""
+    """Run the file, once per content and process, and return its attribute ``Name``."""
     file, _, attribute = name.rpartition(":")
     path = Path(file).expanduser()
     try:
@@ -68,7 +68,7 @@ def _module(path: Path, source: bytes, digest: str) -> ModuleType:
 
 
 def _one_line(path: Path, error: BaseException) -> str:
-    """``./my_verifier.py:3: ModuleNotFoundError: ...``: the last line of the file that was being run."""
+    """``./my_verifier.py:3: ModuleNotFoundError: ...``, with the last line of the file that was running."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{path}:{error.lineno}: {error.msg}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]

@@ -1,20 +1,21 @@
-"""Judging the traces that have no verdict yet: from trace keys to rows in the store.
+"""Judge the traces that have no verdict yet, and store the verdicts.
 
-The one loop behind the verify and evaluate stages. Verifying again never generates again: a verdict's
-key is the trace, the verifier, its version and settings, so a changed verifier finds all of its
-verdicts missing and the old ones stay.
+The one loop behind the verify and evaluate stages. Verifying again never generates again: a verdict's key is made of
+the trace, the verifier, its version and its settings. A changed verifier therefore finds all of its verdicts missing,
+and the old ones stay.
 
 A timeout, a crash, a lack of memory may be the machine's fault, so the first such failure is no verdict
 yet: it is kept under a key of its own, and the next run judges that trace once more. What comes of that, a
-second failure too, is the verdict. A verifier that fails on every trace has judged nothing: the stage fails, and
-what it lacked may be mended, so no such failure is a verdict, an exception neither. See docs/design/007-failures.md.
+second failure too, is the verdict. A verifier that fails on every trace that it is given has judged nothing: the stage
+fails, and what it lacked may be mended, so no such failure is a verdict, an exception neither; what other verifiers
+said is kept. See docs/design/007-failures.md.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,25 +37,26 @@ from pipeline.stage import Context, stop_check
 
 SHOWN_SECONDS = 0.5
 PORTION = 50_000
-"""Texts held at a time. Each portion is a walk through the traces, so it is not a small one."""
+"""The most texts held at a time. It is large, because each portion takes a scan of the traces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One verdict that should exist: of this trace by this verifier, as it is now."""
+    """One verdict that should exist: of this trace, by this verifier in its current version."""
 
     key: str
     trace_key: str
     problem_key: str
     problem: Problem
     verifier: Spec
+    name: str
     version: str
     settled: Spec
     """The verifier without the settings that change no verdict."""
 
 
 class Judges:
-    """Who judges what: ``verifier``, or where it is None each problem's own. Builds each verifier once."""
+    """Chooses the verifier of a trace: ``verifier``, or the problem's own if that is None. Builds each only once."""
 
     def __init__(self, verifier: Spec | None, hashes: FileHashes) -> None:
         self._verifier, self._hashes = verifier, hashes
@@ -63,7 +65,7 @@ class Judges:
         """The version of each verifier that judges, by its spec in canonical form."""
 
     def judgement(self, trace: str, problem_key: str, problem: Problem) -> Judgement:
-        """The verdict wanted of a trace, by key, to a problem."""
+        """The verdict that is wanted for a trace (given by key) of a problem."""
         spec: Spec = problem.verifier if self._verifier is None else self._verifier
         text = canonical(spec)
         if text not in self._made:
@@ -71,13 +73,13 @@ class Judges:
         built, settled = self._made[text]
         self.versions[text] = built.version
         key = keys.verdict_key(trace, problem_key, built.name, built.version, canonical(settled))
-        return Judgement(key, trace, problem_key, problem, spec, built.version, settled)
+        return Judgement(key, trace, problem_key, problem, spec, built.name, built.version, settled)
 
 
 def judgements(
     traces: Sequence[tuple[str, str, Problem]], verifier: Spec | None, hashes: FileHashes
 ) -> list[Judgement]:
-    """The verdicts wanted of (trace key, problem key, problem), by the problem's own verifier if none is named."""
+    """The verdicts wanted for (trace key, problem key, problem), by the problem's own verifier if none is given."""
     judges = Judges(verifier, hashes)
     return [judges.judgement(*trace) for trace in traces]
 
@@ -88,23 +90,23 @@ def used(wishes: Sequence[Judgement]) -> dict[str, str]:
 
 
 def version_of(spec: str, hashes: FileHashes) -> str:
-    """The version that a verifier has now; ``spec`` in canonical form."""
+    """The current version of a verifier; ``spec`` is in canonical form."""
     return verifiers.build(json.loads(spec), hashes).version
 
 
 def versions(verifier: Spec | None, problems: Manifest, hashes: FileHashes) -> dict[str, str]:
-    """What a stage that judges depends on: the version of the verifier named, or of those of its problems."""
+    """What a stage that judges depends on: the version of the given verifier, or of those that its problems name."""
     specs: list[Spec] = problems.figures["verifiers"] if verifier is None else [verifier]
     return {canonical(verifiers.settled(spec)): verifiers.build(spec, hashes).version for spec in specs}
 
 
 def asks(verifier: Spec) -> bool:
-    """Whether there is a judge in a verifier, which calls an engine."""
+    """Whether a verifier contains a judge, which calls an engine."""
     return bool(getattr(verifiers.build(verifier), "most", {}))
 
 
 def pool_of(store: Store, context: Context, workers: int = 1) -> VerifierPool:
-    """Those who judge for a stage; what their calls cost is on its account."""
+    """The pool of verifiers for a stage. The cost of their calls goes to the stage's account."""
     spending = Spending(store, context.name)
     return VerifierPool(workers=workers, note=context.note, hashes=context.hashes, spending=spending)
 
@@ -112,20 +114,23 @@ def pool_of(store: Store, context: Context, workers: int = 1) -> VerifierPool:
 def make_verdicts(
     store: Store, wishes: Sequence[Judgement], context: Context, workers: int, label: str = "", judged: bool = False
 ) -> list[str]:
-    """Judge what the store lacks of ``wishes``; each verdict is kept as it comes, whatever ends the rest.
-    Returns the key of the verdict that stands for each. ``judged``: answers before these have a verdict, so that a
-    few that the verifier fails on, one perhaps, do not say that it is broken."""
+    """Judge those of ``wishes`` that the store lacks, and store each verdict as it comes, whatever ends the loop.
+
+    Returns the key of the final verdict of each wish. ``judged`` means that earlier answers have verdicts, so that a
+    few failures among these, perhaps a single one, do not mean that the verifier is broken.
+    """
     store.ingest()
     found = store.present("verdicts", [key for wish in wishes for key in (wish.key, keys.failed_key(wish.key))])
     missing = {wish.key: wish for wish in wishes if wish.key not in found}
     if not missing:
         return [wish.key for wish in wishes]
     stop_check(context.stopping)
-    writer = _Writer(store, context, found, len(wishes) - len(missing), len(wishes), label, judged)
+    before = {wish.name for wish in wishes if judged or wish.key in found}
+    writer = _Writer(store, context, found, len(wishes) - len(missing), len(wishes), label, before)
     with pool_of(store, context, workers) as pool:
         items = _to_judge(store, list(missing.values()))
 
-        def stopping() -> bool:  # asked every second or so, also while a judge thinks
+        def stopping() -> bool:  # called about once a second, even while a judge is thinking
             writer.tick()
             return context.stopping()
 
@@ -144,15 +149,15 @@ def make_verdicts(
 
 
 def _to_judge(store: Store, wishes: Sequence[Judgement]) -> Iterator[tuple[str, Spec, Problem, Response]]:
-    """The wishes with what is to be judged, read in portions."""
+    """The wishes with their problems and responses, read in portions."""
     for some in batched(wishes, PORTION):
         responses = responses_of(store, some)
         yield from ((wish.key, wish.verifier, wish.problem, responses[wish.trace_key]) for wish in some)
 
 
 def kept_under(wish: Judgement, verdict: Verdict, found: Container[str]) -> str:
-    """The key of a verdict's row: a first failure that may pass has one of its own. ``found`` are the keys
-    of the verdicts that were there before."""
+    """The key of a verdict's row. A first failure that may pass gets a separate key. ``found`` are the keys of the
+    verdicts that existed before."""
     failed = keys.failed_key(wish.key)
     return failed if verdict.failure and verdict.failure.may_pass and failed not in found else wish.key
 
@@ -161,48 +166,53 @@ class Attempts:
     """Under which keys verdicts are kept, as they come (`kept_under`).
 
     An exception is final, unless the verifier fails on every answer: then it is broken, or lacks something that may be
-    mended. So an exception waits until an answer is judged (``judged``: one was before), or until there are no more.
+    mended. So an exception waits until an answer is judged, or until there are no more. Each verifier by its name, for
+    problems may bring several; ``judged`` are those that have judged an answer before.
     """
 
-    def __init__(self, found: Container[str], judged: bool) -> None:
-        self._found, self._judged = found, judged
-        self._waiting: list[tuple[Judgement, Verdict]] = []
-        self._first: Verdict | None = None
-        self._failed = 0
+    def __init__(self, found: Container[str], judged: Iterable[str]) -> None:
+        self._found, self._judged = found, set(judged)
+        self._waiting: defaultdict[str, list[tuple[Judgement, Verdict]]] = defaultdict(list)
+        self._first: dict[str, Verdict] = {}
+        self._failed: Counter[str] = Counter()
 
     def take(self, wish: Judgement, verdict: Verdict) -> list[tuple[str, Judgement, Verdict]]:
         """What is to be kept now: key, wish and verdict of each."""
-        self._judged, self._first = self._judged or not verdict.failure, self._first or verdict
-        ready = [*self._waiting, (wish, verdict)]
-        if verdict.failure and not verdict.failure.may_pass and not self._judged:
-            self._waiting = ready
+        if not verdict.failure:
+            self._judged.add(wish.name)
+        self._first.setdefault(wish.name, verdict)
+        ready = [(wish, verdict)]
+        if wish.name in self._judged:
+            ready = [*self._waiting.pop(wish.name, []), *ready]
+        elif verdict.failure and not verdict.failure.may_pass:
+            self._waiting[wish.name] += ready
             return []
-        if not self._judged:
-            ready = ready[-1:]
-        else:
-            self._waiting = []
         return [self._counted(kept_under(w, v, self._found), w, v) for w, v in ready]
 
     def rest(self) -> list[tuple[str, Judgement, Verdict]]:
         """What still waits when no more come: to be judged again."""
-        ready, self._waiting = self._waiting, []
+        ready = [each for waiting in self._waiting.values() for each in waiting]
+        self._waiting.clear()
         return [self._counted(keys.failed_key(w.key), w, v) for w, v in ready]
 
     def _counted(self, key: str, wish: Judgement, verdict: Verdict) -> tuple[str, Judgement, Verdict]:
-        self._failed += key != wish.key
+        self._failed[wish.name] += key != wish.key
         return key, wish, verdict
 
     def check(self, stage: str) -> None:
-        """Refuse to go on where nothing was judged, and the next run may judge it."""
-        if self._failed and not self._judged and (first := self._first):
+        """Refuse to go on where a verifier judged nothing, and may do so in the next run."""
+        broken = {name: count for name, count in self._failed.items() if count and name not in self._judged}
+        if broken:
+            (name, count), *more = broken.items()
+            others = f" (so did {', '.join(other for other, _ in more)})" if more else ""
             raise PipelineError(
-                f"stage {stage}: verifier {first.verifier} failed on every answer ({self._failed:,}) and judged none; "
-                f"the first: {first.reason}. When the cause is mended, the same command judges them again"
+                f"stage {stage}: verifier {name} failed on every answer ({count:,}) and judged none{others}; "
+                f"the first: {self._first[name].reason}. When the cause is mended, the same command judges them again"
             )
 
 
 def check_same(wish: Judgement, verdict: Verdict) -> None:
-    """Refuse a verdict by other code than the key says: somebody edited the verifier's file meanwhile."""
+    """Refuse a verdict by other code than its key names: somebody edited the verifier's file meanwhile."""
     if verdict.version != wish.version:
         raise PipelineError(
             f"verifier {verdict.verifier}: was changed while it judged ({wish.version} -> {verdict.version}); "
@@ -214,17 +224,18 @@ class _Writer:
     """Collects verdicts, and makes them durable and shown often enough that a crash costs half a second."""
 
     def __init__(
-        self, store: Store, context: Context, found: set[str], done: int, total: int, label: str, judged: bool
-    ) -> None:
+        self, store: Store, context: Context, found: set[str], done: int, total: int, label: str,
+        judged: Iterable[str],
+    ) -> None:  # fmt: skip
         self._context, self._done, self._total = context, done, total
         self.stands: dict[str, str] = {}
-        """The key under which each verdict was kept, by the one that was wished for."""
+        """The key under which each verdict is stored, by the key of its wish."""
         self._figures: dict[str, Any] = {"model": label} if label else {}
         self._tally: Counter[str] = Counter()
         self._spent: Counter[str] = Counter()
         self._appender = Appender(store, ("verdicts",))
         self._shown = time.monotonic()
-        self.attempts = Attempts(found, judged or done > 0)
+        self.attempts = Attempts(found, judged)
 
     def add(self, wish: Judgement, verdict: Verdict) -> None:
         self._keep(self.attempts.take(wish, verdict))
@@ -238,7 +249,7 @@ class _Writer:
             self._appender.add("verdicts", verdict_row(key, wish.trace_key, wish.problem_key, verdict, wish.settled))
 
     def tick(self) -> bool:
-        """True where it was time to look up."""
+        """Flush and show the progress if it is time to. Returns whether it was shown."""
         self._appender.tick()
         if time.monotonic() - self._shown <= SHOWN_SECONDS:
             return False
@@ -258,7 +269,7 @@ class _Writer:
 
 
 def spent_in(evidence: Mapping[str, Any]) -> Counter[str]:
-    """What judges took for a verdict, its parts' included: ``calls``, ``prompt_tokens``, ``tokens``, ``cost``."""
+    """What judges spent on a verdict, including its parts: ``calls``, ``prompt_tokens``, ``tokens``, ``cost``."""
     spent = evidence.get("spent")
     total: Counter[str] = Counter(spent if isinstance(spent, dict) else {})
     for part in evidence.get("parts", ()):
@@ -267,7 +278,7 @@ def spent_in(evidence: Mapping[str, Any]) -> Counter[str]:
 
 
 def judge_figures(spent: Mapping[str, float]) -> dict[str, float]:
-    """The figures of judges, for people; none where no judge was asked."""
+    """The figures of judges for the display; empty if no judge was called."""
     if not spent.get("calls"):
         return {}
     figures = {f"judge_{name}": spent[name] for name in ("calls", "prompt_tokens", "tokens")}
@@ -275,25 +286,25 @@ def judge_figures(spent: Mapping[str, float]) -> dict[str, float]:
 
 
 def shares(tally: Mapping[str, int]) -> dict[str, float]:
-    """The share of each outcome; and of each kind of failure that there was."""
+    """The share of each outcome, and of each kind of failure that occurred."""
     total = max(sum(tally.get(outcome, 0) for outcome in Outcome), 1)
     return {str(name): round(tally.get(name, 0) / total, 4) for name in dict.fromkeys([*Outcome, *tally])}
 
 
 def failed_once(verdict_keys: Sequence[str]) -> dict[str, int]:
-    """The figure for a manifest by which `judged_again` knows: how many verdicts may yet change."""
+    """The figure of a manifest that `judged_again` reads: the number of verdicts that may yet change."""
     count = sum(key.endswith(keys.failed_key("")) for key in verdict_keys)
     return {"failed_once": count} if count else {}
 
 
 def judged_again(manifest: Manifest) -> str | None:
-    """Why a stage whose record is whole runs again (`pipeline.stage.Stage.again`)."""
+    """Why a stage with a complete record runs again (`pipeline.stage.Stage.again`), or None."""
     count = manifest.figures.get("failed_once")
     return f"{count} verdict(s) failed, by a timeout or a crash: judged once more" if count else None
 
 
 def responses_of(store: Store, wishes: Sequence[Judgement]) -> dict[str, Response]:
-    """What is to be judged, by trace key; without the thinking, which is long, unless a verifier reads it."""
+    """The responses to judge, by trace key. The thinking is long, and is read only if a verifier needs it."""
     specs = {canonical(wish.verifier): wish.verifier for wish in wishes}
     thinking = "thinking" if any(reads_thinking(verifiers.build(spec)) for spec in specs.values()) else "''"
     rows = store.among(
@@ -305,14 +316,14 @@ def responses_of(store: Store, wishes: Sequence[Judgement]) -> dict[str, Respons
 
 
 def problems_of(store: Store, problem_keys: Sequence[str]) -> dict[str, Problem]:
-    """The problems of these keys."""
+    """The problems with these keys."""
     rows = store.among("problem_key", problem_keys, "SELECT * FROM problems SEMI JOIN wanted USING (problem_key)")
     return {row["problem_key"]: problem_of(row) for row in rows}
 
 
 def scores(store: Store, verdict_keys: Sequence[str], answers: bool = False) -> list[Row]:
-    """Trace and verdict side by side, without the long text, for estimators and selection; ``answers`` adds
-    what was answered."""
+    """Each trace with its verdict, without the long texts, for estimators and selection. ``answers`` adds the
+    answers."""
     return store.among(
         "verdict_key",
         verdict_keys,

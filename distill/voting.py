@@ -1,13 +1,13 @@
-"""What a number of samples would have bought: strategies that pick one answer, estimated from stored samples.
+"""Estimate, from stored samples, the accuracy of strategies that choose one answer from k samples.
 
-Of n samples of a problem every subset of k is as likely as any other, so the accuracy that a strategy has
-with k samples is its mean over subsets; no new sample is drawn. Where the mean has a closed form it is
-used (pass@k is in `distill.statistics`): the values are exact for the samples at hand, ties included.
-The strategies themselves, which pick from samples as they come, are in `rl.search`; tests hold each of these against
-its strategy on every order of the samples.
+Every subset of k of a problem's n samples is equally likely. The accuracy of a strategy with k samples is therefore its
+mean over the subsets, and no new sample is drawn. If the mean has a closed form, it is used (pass@k is in
+`distill.statistics`); these values are exact for the samples at hand, ties included. The strategies that choose from
+samples as they arrive are in `rl.search`; tests compare each estimate with its strategy on every order of the samples.
 
-Samples vote with the result that their answer states, and where none is marked as such with all of it (`ballot`):
-equal values written differently are different votes, as they are to whoever has no reference.
+A sample votes with the result that its answer marks as such, or with the whole answer if it marks none (`ballot`).
+Equal values written differently are different votes unless `ballot` brings them into one spelling, since a vote knows
+no reference.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from pipeline.errors import InputError
 
 PROGRAM = re.compile(r"```|^\s*(?:def|class|import|from)\s", re.MULTILINE)
 ALL = 20_000
-"""Up to so many subsets all are gone through where their mean has no closed form: for any number of 16 samples."""
+"""If a mean has no closed form, all subsets are enumerated up to this number: for 16 samples, any k."""
 DRAWS = 2_000
-"""Where there are more, so many drawn ones stand for them."""
+"""The number of subsets that are drawn if there are more than `ALL`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One judged response. ``answer`` None abstains from a vote (truncated, empty); ``score`` is a process
-    reward model's or a verifier's, where there is one; ``tokens`` is what it cost, thinking included."""
+    """One judged response. If ``answer`` is None (truncated, empty), it abstains from a vote. ``score`` is that of a
+    process reward model or a verifier, if there is one; ``tokens`` is its cost, thinking included."""
 
     answer: str | None
     correct: float
@@ -43,8 +43,11 @@ class Sample:
 
 
 def ballot(answer: str) -> str:
-    """An answer as it is counted, white space aside: of prose what it marks as its result (a box, ``####``, "the answer
-    is ..."), in one spelling, as the verifier of mathematics finds it; else, and of a program, all of it."""
+    """The vote of an answer, with white space normalised.
+
+    For prose that marks a result (a box, ``####``, "the answer is ..."), this is the result in a canonical spelling, as
+    the maths verifier finds it. Otherwise, and for a program, it is the whole answer.
+    """
     from distill.verifiers.extract import MARKED, final_answer
     from distill.verifiers.number import canonical, plain
 
@@ -53,14 +56,14 @@ def ballot(answer: str) -> str:
 
 
 def majority_at_k(samples: Sequence[Sample], k: int) -> float:
-    """maj@k: the mean correctness of the most frequent answer of k samples, ties broken by lot
-    (self-consistency, Wang et al. 2022, arXiv:2203.11171). A vote without a ballot is wrong.
+    """maj@k: the mean correctness of the most frequent answer of k samples, ties broken at random
+    (self-consistency, Wang et al. 2022, arXiv:2203.11171). If all samples abstain, the vote is wrong.
 
-    An answer with n_w of the n samples is given by j of a subset in C(n_w, j) ways. It wins with the rest of the
-    subset, k - j samples, spread over the other answers so that none has more than j; with t of them level at
-    j it wins one time in t + 1. The ways are counted by multiplying the answers' generating polynomials.
+    An answer with n_w of the n samples occurs j times in a subset in C(n_w, j) ways. It wins if the other k - j samples
+    are spread over the other answers so that none has more than j. If t of them also have j, it wins one time in t + 1.
+    The ways are counted by multiplying the generating polynomials of the answers.
     """
-    _enough(samples, k)
+    _check_k(samples, k)
     sizes = Counter(s.answer for s in samples if s.answer is not None)
     abstained = len(samples) - sizes.total()
     total = 0.0
@@ -73,8 +76,8 @@ def majority_at_k(samples: Sequence[Sample], k: int) -> float:
 
 
 def _wins(own: int, others: Sequence[int], abstained: int, k: int) -> float:
-    """In how many subsets of ``k`` an answer of ``own`` samples wins, a tie of t + 1 counting 1 / (t + 1)."""
-    import numpy as np  # not above: a run that has nothing to do would load it too
+    """The number of subsets of ``k`` in which an answer of ``own`` samples wins; a tie of t + 1 counts 1 / (t + 1)."""
+    import numpy as np  # imported here, so that a run with nothing to do does not load it
 
     total = 0.0
     for j in range(1, min(own, k) + 1):
@@ -93,13 +96,13 @@ def _wins(own: int, others: Sequence[int], abstained: int, k: int) -> float:
 
 
 def best_of_k(samples: Sequence[Sample], k: int) -> float:
-    """The mean correctness of the sample with the highest score of k, ties broken by lot. One without an answer is
-    taken only where none has any.
+    """The mean correctness of the sample with the highest score of k, ties broken at random. A sample without an answer
+    is chosen only if none has one.
 
-    The best of a subset ranks s in C(a, k) - C(b, k) of the C(n, k) subsets, where a samples rank at most s and b
-    below it.
+    The best of a subset has rank s in C(a, k) - C(b, k) of the C(n, k) subsets, where a samples have a rank of at most
+    s and b a lower one.
     """
-    _enough(samples, k)
+    _check_k(samples, k)
     ranks: dict[tuple[bool, float], list[float]] = defaultdict(list)
     for sample in samples:
         ranks[sample.answer is not None, sample.score].append(sample.correct)
@@ -112,20 +115,23 @@ def best_of_k(samples: Sequence[Sample], k: int) -> float:
 
 
 def weighted_vote_at_k(samples: Sequence[Sample], k: int, seed: int = 0, logs: bool = False) -> float:
-    """The mean correctness of the answer whose samples' scores add up highest, over subsets of k (all of them up to
-    `ALL`, else `DRAWS` drawn from ``seed``); ties are shared. An answer is as right as its sample with the highest
-    score, which it rests on. A vote without a ballot is wrong. With ``logs`` scores are the logarithms of what adds up,
-    which may be no number next to the highest of all, and yet decide among k."""
+    """The mean correctness of the answer with the highest sum of scores, over subsets of k.
+
+    All subsets are used up to `ALL`, otherwise `DRAWS` drawn from ``seed``. Ties are shared. The correctness of an
+    answer is that of its sample with the highest score. If all samples abstain, the vote is wrong. With ``logs`` the
+    scores are logarithms of the weights to be summed. Each subset is scaled by its own highest, because a weight that
+    underflows beside the highest of all samples may still decide among k.
+    """
     import numpy as np
 
-    _enough(samples, k)
+    _check_k(samples, k)
     answers = {s.answer: [i for i, other in enumerate(samples) if other.answer == s.answer] for s in samples}
     answers.pop(None, None)
     if not answers:
         return 0.0
     subsets = _subsets(len(samples), k, seed)
     scores = np.array([s.score for s in samples])
-    if logs:  # in terms of each subset's highest, as `distill.prm.scorer.weights` has it; all alike where it is none
+    if logs:  # relative to each subset's highest, as in `distill.prm.scorer.weights`; all equal if that is not finite
         top = np.where(subsets > 0, scores, -np.inf).max(1, keepdims=True)
         known = np.isfinite(top)
         scores = np.where(known, np.exp(np.minimum(scores - np.where(known, top, 0.0), 0.0)), 1.0)
@@ -136,14 +142,14 @@ def weighted_vote_at_k(samples: Sequence[Sample], k: int, seed: int = 0, logs: b
         weights.append(np.where(given.any(1), parts[:, own].sum(1), -np.inf))
         rights.append(_heaviest(given, [samples[i] for i in own]))
     cast = np.array(weights)  # (answers, subsets)
-    winners = np.isclose(cast, cast.max(0), rtol=1e-12, atol=0.0)  # sums in another order
+    winners = np.isclose(cast, cast.max(0), rtol=1e-12, atol=0.0)  # the order of summation may differ
     shared = (np.array(rights) * winners).sum(0) / winners.sum(0)
     return float(np.where(np.isfinite(cast).any(0), shared, 0.0).mean())
 
 
 def _heaviest(given: Any, own: Sequence[Sample]) -> Any:
-    """In each subset the correctness of an answer's sample with the highest score. ``given``: which of its samples
-    a subset has."""
+    """For each subset, the correctness of an answer's sample with the highest score. ``given`` marks which of its
+    samples a subset has."""
     import numpy as np
 
     if len({s.correct for s in own}) == 1:
@@ -160,7 +166,7 @@ def _heaviest(given: Any, own: Sequence[Sample]) -> Any:
 
 @lru_cache(16)
 def _subsets(count: int, k: int, seed: int) -> Any:
-    """Subsets of ``k`` of so many samples: (subsets, samples), 1.0 where a sample is in."""
+    """Subsets of ``k`` of ``count`` samples, of shape (subsets, samples): 1.0 if the subset has the sample."""
     import numpy as np
 
     if comb(count, k) <= ALL:
@@ -172,6 +178,6 @@ def _subsets(count: int, k: int, seed: int) -> Any:
     return subsets
 
 
-def _enough(samples: Sequence[Sample], k: int) -> None:
+def _check_k(samples: Sequence[Sample], k: int) -> None:
     if not 1 <= k <= len(samples):
-        raise InputError(f"a choice of {k} samples needs at least {k} (and one) a problem; there are {len(samples)}")
+        raise InputError(f"k = {k}: expected at least 1 and at most the {len(samples)} samples of a problem")

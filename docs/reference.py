@@ -1,6 +1,6 @@
 """Write the reference pages from the code: docs/cli.md, docs/yaml.md, docs/store.md, a table in docs/verifiers.md.
 
-`make docs` runs it; a test fails where a page on disk differs from what the code says.
+`make docs` runs it. A test fails if a page on disk is out of date.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typer
 from pydantic import BaseModel
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))  # the code beside this file, wherever another is installed
+sys.path.insert(0, str(HERE.parent))  # use the code beside this file, even if another version is installed
 
 from distill import catalog  # noqa: E402
 from distill.cli.keys import REQUIRED, Key, attribute_docs, in_json, keys_of  # noqa: E402
@@ -42,7 +42,7 @@ A command that fails prints one line on stderr; with `--json` also an object on 
 
 
 def cli() -> str:
-    """Every command with its arguments and options, as typer knows them."""
+    """Every command with its arguments and options, read from typer."""
     lines = [MADE, "# The command line", "", "`distill` and `python -m distill` are the same program.", ""]
     for name, command in _commands(typer.main.get_command(app), ("distill",)):
         lines += [f"## `{name}`", "", (command.help or "").strip(), ""]
@@ -65,9 +65,9 @@ def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 def _parameter(parameter: Any) -> str:
     name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.name.upper()
     default = "" if parameter.default in (None, False) or callable(parameter.default) else f"`{parameter.default}`"
-    told = (getattr(parameter, "help", None) or "").strip()
+    help_text = (getattr(parameter, "help", None) or "").strip()
     variable = f" Or the environment variable `{parameter.envvar}`." if getattr(parameter, "envvar", None) else ""
-    return f"| `{name}` | {default} | {told}{variable} |"
+    return f"| `{name}` | {default} | {help_text}{variable} |"
 
 
 def yaml() -> str:
@@ -93,7 +93,7 @@ def yaml() -> str:
 
 
 def _verifiers() -> list[str]:
-    """What `verifier` may be: each name with its settings."""
+    """The section on the values of `verifier`: each name with its settings."""
     lines = [
         "# Verifiers",
         "",
@@ -168,7 +168,7 @@ def store() -> str:
 
 
 def verifiers() -> str:
-    """The page as it is, with the table of what the catalog holds."""
+    """The page on disk, with its table of verifiers replaced by that of the catalog."""
     before, begin, rest = (HERE / "verifiers.md").read_text(encoding="utf-8").partition("<!-- begin: ")
     mark, _, rest = rest.partition("\n")
     _, end, after = rest.partition("<!-- end -->")
@@ -181,7 +181,7 @@ def verifiers() -> str:
 
 
 def _accepts(name: str) -> str:
-    """What a verifier's reference and answer may be: its module's docstring after the first paragraph."""
+    """The references and answers that a verifier accepts: its module's docstring after the first paragraph."""
     made = catalog.resolve("verifiers", name)
     return inspect.cleandoc(sys.modules[made.__module__].__doc__ or "").partition("\n\n")[2].replace("``", "`")
 

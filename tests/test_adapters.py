@@ -115,7 +115,7 @@ def test_of_a_student_that_began_as_an_adapter_no_base_is_made_up(tmp_path: Path
     """Neither the bare model nor the earlier adapter is what it belongs on; plain peft would take either."""
     first = taught(base(tmp_path / "base"), tmp_path / "first")
     second = taught(first / "adapter", tmp_path / "second")
-    with pytest.raises(InputError, match=f"{first}/adapter merged into {tmp_path}/base, named in .* is not there"):
+    with pytest.raises(InputError, match=f"{first}/adapter merged into {tmp_path}/base, named in .* does not exist"):
         base_of(second / "adapter", "x")
     from peft import AutoPeftModelForCausalLM
 

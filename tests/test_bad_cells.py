@@ -91,7 +91,7 @@ def test_a_damaged_gzip_is_one_line(tmp_path: Path) -> None:
     ("row", "line", "said"),
     [
         (b'"two\nlines" and more,2\n', 3, "not valid CSV"),
-        (b"1,2,3\n", 3, r"has 1 cell\(s\) more than the head"),
+        (b"1,2,3\n", 3, r"has 1 cell\(s\) more than the header"),
         (b"\xff\xfe,2\n", 3, "not UTF-8 text"),
         (b"1\n", 3, "column 'a' is empty"),
     ],

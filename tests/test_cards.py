@@ -63,7 +63,7 @@ def test_what_is_ours_and_what_lies_on_the_hub(tmp_path: Path) -> None:
     ("start", "told"),
     [
         ("org/name@main", "`org/name@main`, which is fetched from the hub"),
-        ("stage:sft", "write where the base is into"),
+        ("stage:sft", "On another machine, set"),
     ],
 )
 def test_it_says_where_an_adapter_has_its_base(
@@ -106,7 +106,7 @@ def test_a_card_asks_the_store_for_what_taught_that_kind_of_student(
     assert (f"FROM lessons WHERE run = '{'e' * 32}'" in text) == (kind == "sft")
     assert (f"WHERE collection = '{'c' * 32}' AND label = 'kept'" in text) == kept
     assert (f"SELECT trace_key FROM rollouts WHERE run = '{'e' * 32}' AND used" in text) == sampled
-    assert ("Which traces taught it" in text) == (kind != "pretrain")
+    assert ("the traces that taught it" in text) == (kind != "pretrain")
 
 
 def test_what_no_step_used_did_not_teach(tmp_path: Path) -> None:
@@ -119,5 +119,5 @@ def test_what_no_step_used_did_not_teach(tmp_path: Path) -> None:
 
 
 def test_a_card_says_what_an_adapter_over_4_bits_belongs_on(tmp_path: Path) -> None:
-    assert "belongs on it loaded so (NF4, double quantisation)" in card(tmp_path, "sft", {"quantize": "nf4"})
+    assert "load the base in 4 bits too (NF4, double quantisation)" in card(tmp_path, "sft", {"quantize": "nf4"})
     assert "NF4" not in card(tmp_path, "sft", {"quantize": None})

@@ -75,8 +75,8 @@ def test_the_command_compares_in_all_and_by_family_and_difficulty(
 @pytest.mark.parametrize(
     ("asked", "how", "why"),
     [
-        (("god", "bad"), {}, "measured no model 'god'; did you mean 'good'?"),
-        (("good", "bad"), {"stage": "evaluat"}, "no evaluate stage is called so; did you mean 'evaluate'?"),
+        (("god", "bad"), {}, "evaluated no model 'god'; did you mean 'good'?"),
+        (("good", "bad"), {"stage": "evaluat"}, "no evaluate stage of that name; did you mean 'evaluate'?"),
         (("good", "colder/good"), {}, r"different protocols \(sampling.temperature: 1.0 -> 0.5\)"),
         (("good", "evaluate/good"), {}, "evaluate/good would be compared with itself"),
         (
@@ -112,7 +112,7 @@ def test_scores_are_those_of_the_settings_and_not_of_the_last_run(
     measured[0].write_text(text.format(heldout=2).replace("samples: 2", "samples: 3"))
     said(measured, "bad", "good")
     shown = capsys.readouterr()
-    assert "with the settings as they are now (samples: 1 -> 3)" in shown.err and '"samples": 1' in shown.out
+    assert "with its current settings (samples: 1 -> 3)" in shown.err and '"samples": 1' in shown.out
 
 
 def test_the_protocol_is_all_that_a_score_depends_on_but_the_model(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_what_cannot_be_learned_is_told() -> None:
         lambda: from_messages(strict, "k", conversation(tuple(asked), "", "4")),
         lambda: TransformersEngine(tiny(), strict, model_identity="m").render(asked),
     ):
-        with pytest.raises(InputError, match=r"takes no conversation of system, user.*: no system role") as told:
+        with pytest.raises(InputError, match=r"refuses a conversation of system, user.*: no system role") as told:
             refused()
         assert "\n" not in str(told.value)
     endless = tokenizer_of(STYLES["glm"])

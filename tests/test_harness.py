@@ -58,13 +58,13 @@ def test_the_prompting_of_the_stage_is_kept_and_what_the_harness_cannot_ask_is_t
     harness.write(tmp_path, "mine", CALC[:1], ask, 64)
     row = json.loads((tmp_path / "mine_calc.jsonl").read_text())
     assert (row["prompt"], row["system"]) == (f"{CALC[0].prompt} Think.", "Sys")
-    with pytest.raises(InputError, match="few-shot examples and a prefill are its own options"):
+    with pytest.raises(InputError, match="its own options for few-shot examples and a prefill"):
         harness.write(tmp_path, "mine", CALC[:1], asking(PromptingSettings(prefill="<think>\nSo")), 64)
 
 
 def test_names_that_would_be_one_task_are_told(tmp_path: Path) -> None:
     twins = [Problem(str(i), "?", "1", "math", name) for i, name in enumerate(("a-b", "a b"))]
-    with pytest.raises(InputError, match="would both be the task mine_a_b"):
+    with pytest.raises(InputError, match="both become task mine_a_b"):
         harness.write(tmp_path, "mine", twins, plainly, 64)
 
 
@@ -112,7 +112,7 @@ def test_the_command_writes_the_held_out_problems_and_says_how_to_run_them(
 
 @pytest.mark.parametrize(
     ("model", "why"),
-    [("mien", "measures no model 'mien'; did you mean 'mine'?"), ("mine", "mine: has no directory here")],
+    [("mien", "evaluates no model 'mien'; did you mean 'mine'?"), ("mine", "mine: has no directory here")],
 )
 def test_a_model_that_is_not_there_is_one_line(
     workspace: Path, capsys: pytest.CaptureFixture[str], model: str, why: str

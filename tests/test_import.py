@@ -190,7 +190,7 @@ def test_tests_of_code_are_gathered_from_columns() -> None:
 
 def test_a_reference_that_is_no_tests_is_told_with_its_row() -> None:
     row = Row(Path("f.jsonl"), 7, {"q": "Add them.", "a": "4"})
-    with pytest.raises(InputError, match=r"^f\.jsonl:7: the verifier 'code' could judge no answer to this: .*no tests"):
+    with pytest.raises(InputError, match=r"^f\.jsonl:7: the verifier 'code' cannot judge any answer .*: .*no tests"):
         ProblemColumns("q", "a").problem(row, "code", "s", "train", "MIT")
     assert ProblemColumns("q", "a").problem(row, "math", "s", "train", "MIT").reference == "4"
 

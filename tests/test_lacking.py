@@ -135,7 +135,7 @@ def test_a_student_that_no_token_ends_is_told_before_anything_is_run(told: str |
         )
     (tmp_path / "p.yaml").write_text("name: p\nstages:\n" + GRPO.replace("embedded:student-base", str(student)).replace("SETTING", "seed: 1"))  # fmt: skip
     found = lacking(config.load(tmp_path / "p.yaml", catalog.stage).stages["grpo"].settings)
-    assert (found is None) if told else ("could neither learn to stop" in str(found))
+    assert (found is None) if told else ("could not learn to stop" in str(found))
 
 
 @pytest.mark.parametrize("stages", [SFT, GRPO], ids=["sft", "grpo"])

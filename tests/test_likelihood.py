@@ -54,7 +54,7 @@ def test_thinking_that_the_prompt_has_opened_is_read_once(scorer: Likelihood) ->
 
 
 def test_steps_by_tokens_have_no_likelihood() -> None:
-    with pytest.raises(InputError, match="needs a rule of text, not tokens:4"):
+    with pytest.raises(InputError, match="needs a rule that splits text, not tokens:4"):
         Likelihood(tiny(), chat_tokenizer(), "tokens:4")
 
 

@@ -116,7 +116,7 @@ def _rewrite(adapter: Path, **changes: Any) -> None:
     [
         ({"peft_type": "IA3"}, "type IA3"),
         ({"base_model_name_or_path": None}, "names no base model"),
-        ({"base_model_name_or_path": "/nowhere/at/all"}, "/nowhere/at/all.*is not there"),
+        ({"base_model_name_or_path": "/nowhere/at/all"}, "/nowhere/at/all.*does not exist"),
         ({"base_model_name_or_path": "{adapter}"}, "adapter too"),
     ],
 )
@@ -132,7 +132,7 @@ def test_an_adapter_that_cannot_be_is_one_line(adapter: Path, changes: dict[str,
 
 def test_an_adapter_without_weights_or_with_those_of_another_model(adapter: Path) -> None:
     build_model("Qwen3", tie_word_embeddings=True, hidden_size=64).save_pretrained(adapter.parent / "base")
-    with pytest.raises(InputError, match=r"adapter cannot be loaded: .* size mismatch .* another base model than"):
+    with pytest.raises(InputError, match=r"adapter cannot be loaded: .* size mismatch .* for a base model other than"):
         load(find(str(adapter), Path(), {}, FileHashes()))
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match="no weights"):
@@ -141,7 +141,7 @@ def test_an_adapter_without_weights_or_with_those_of_another_model(adapter: Path
 
 def test_an_engine_that_cannot_have_an_adapter_says_so(adapter: Path) -> None:
     endpoint = OpenAIOptions(base_url="http://localhost:1/v1")
-    with pytest.raises(InputError, match="means nothing at an endpoint"):
+    with pytest.raises(InputError, match="an endpoint cannot load an adapter"):
         engines.open_engine(endpoint, find(str(adapter), Path(), {}, FileHashes()))
 
 
@@ -237,7 +237,7 @@ def test_a_name_the_hub_does_not_give_is_one_line(tmp_path: Path, hub: Threading
     assert told(tmp_path, "org/other", "org/model@v9", "org/gated", server=hub) == [
         "model org/other: the hub has no model org/other (a private one needs HF_TOKEN, or `hf auth login`)",
         "model org/model@v9: the hub has no revision v9 of it",
-        "model org/gated: the hub gives it only to those who have accepted its terms; set HF_TOKEN, or `hf auth login`",
+        "model org/gated: it is gated; accept its terms on the hub, then set HF_TOKEN or run `hf auth login`",
     ]
 
 
@@ -316,5 +316,5 @@ def test_a_hub_that_is_away_for_a_moment_ends_no_run(
 def test_the_directory_of_a_stage_is_told_from_that_of_its_model(tmp_path: Path) -> None:
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft/model").symlink_to(EMBEDDED / "teacher")
-    with pytest.raises(InputError, match=r"what a stage made has it in .*sft/model"):
+    with pytest.raises(InputError, match=r"the model of a stage is in .*sft/model"):
         find(str(tmp_path / "sft"), tmp_path, {}, FileHashes())

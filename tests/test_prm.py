@@ -397,7 +397,7 @@ def test_a_head_that_knows_the_problem_alone_ranks_nothing_within_it() -> None:
     hard = [Scored("hard", [0.1], [1.0], True, 0.1)] + [Scored("hard", [0.1], [0.0], False, 0.1)] * 3
     found = measures.summary(easy + hard)
     assert found["step_auc"] == 0.75 and found["step_auc_within"] == 0.5 == found["answer_auc_within"]
-    said = "75.0% of 8 steps called as they are (50.0% by always saying the same), AUC within a problem 0.500"
+    said = "75.0% of 8 steps classified correctly (50.0% by always giving the same answer), AUC within a problem 0.500"
     assert measures.in_words(found) == said
 
 
@@ -464,7 +464,7 @@ def test_what_was_written_is_loaded_and_scores_a_batch_as_single_calls(artifact:
         (lambda d: (d / "prm.json").unlink(), "has no prm.json: not a process reward model"),
         (lambda d: (d / "prm.json").write_text("{"), "cannot be read"),
         (lambda d: (d / "prm.json").write_text(about(chat_tokenizer(), format=9).model_dump_json()), "upgrade distill"),
-        (lambda d: (d / "prm.json").write_text(about(chat_tokenizer(), width=16).model_dump_json()), "width 16, and"),
+        (lambda d: (d / "prm.json").write_text(about(chat_tokenizer(), width=16).model_dump_json()), "width 16, but"),
         (lambda d: (d / "head.safetensors").write_bytes(b"xx"), "head.safetensors"),
         (lambda d: chat_tokenizer("{{ messages }}").save_pretrained(d / "model"), None),
         (lambda d: _other_tokenizer().save_pretrained(d / "model"), "not the one that it was trained with"),

@@ -159,9 +159,9 @@ def test_a_slip_is_one_line_with_its_place(lines: str, said: str, tmp_path: Path
         ("{{ prompt }} {{ metadata.topic }}", "metadata has no 'topic'; metadata has level"),
         ("{{ prompt }} of {{ difficulty }}", "it has no difficulty"),
         ("{{ prompt + difficulty|default(1) }}", "TypeError: can only concatenate str"),
-        ("{{ prompt.upper }}", "what is put in is no text: builtin_function_or_method"),
+        ("{{ prompt.upper }}", "a value in it is not text but a builtin_function_or_method"),
         ("{{ prompt.__class__ }}", "access to attribute '__class__'"),
-        ("{{ prompt }}{{ metadata.level }}", "a value that is put in is null"),
+        ("{{ prompt }}{{ metadata.level }}", "a value in it is null"),
     ],
 )
 def test_a_template_that_does_not_fit_a_problem_names_both(template: str, said: str) -> None:
@@ -223,10 +223,10 @@ def test_exemplars_come_from_a_file_and_never_hold_the_problem(tmp_path: Path) -
 def test_an_exemplar_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     file = tmp_path / "shots.jsonl"
     file.write_text('{"prompt": "1?", "answer": "1"}\n{"prompt": "2?", "answer": "<think>\\nand"}\n')
-    with pytest.raises(InputError, match=r"shots\.jsonl:2: an exemplar has to come to an answer"):
+    with pytest.raises(InputError, match=r"shots\.jsonl:2: an example needs an answer"):
         ask_by({"examples": {"file": str(file)}})
     file.write_text('{"prompt": "1?", "answer": "1"}\n')
-    with pytest.raises(InputError, match=r"prompting\.examples: 2 asked for, and there are 1"):
+    with pytest.raises(InputError, match=r"prompting\.examples: 2 asked for, but there are only 1"):
         ask_by({"examples": {"file": str(file), "count": 2}})
     with pytest.raises(InputError, match=r"shots\.jsonl:1: has no column 'q'"):
         ask_by({"examples": {"file": str(file), "prompt": "q"}})

@@ -334,7 +334,7 @@ def test_what_the_thinking_became_is_told_of_the_stage_with_rollouts(report: dic
     assert seen["behaviours"]["verification"]["shares"] == [0.0, 1.0]
     assert seen["changes_by_source"] == {"calc": {"wrong to right": 2}}
     section = page[page.index("What the thinking became: grpo") :]
-    assert "No rollout that was read shows subgoals in words." in " ".join(section.split())
+    assert "No phrase for subgoals was found." in " ".join(section.split())
 
 
 def test_curves_are_thinned_but_end_where_they_ended(report: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample(case: tuple[int
 
 
 def test_pass_at_k_is_refused_below_k_samples() -> None:
-    with pytest.raises(InputError, match="at least 8 samples a problem; there are 4"):
+    with pytest.raises(InputError, match="at least 8 samples per problem; there are 4"):
         pass_at_k(4, 2, 8)
 
 

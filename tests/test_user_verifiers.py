@@ -125,7 +125,7 @@ def _version(code: str, here: Path) -> str:
     [
         (None, "./gone.py:Near", r"gone\.py: No such file"),
         (CODE, "./near.py:Nearr", "defines no 'Nearr'; did you mean 'Near'"),
-        (CODE, "./near.py", "name what is meant"),
+        (CODE, "./near.py", "name the object in that file too"),
         (CODE.replace("problem, trace):", "problem, trace:"), "./near.py:Near", r"near\.py:16: "),
         ("import distill\nimport no_such_module\n", "./near.py:Near", r"near\.py:2: ModuleNotFoundError.*no_such"),
         ("def f():\n    return 1 / 0\n\nf()\n", "./near.py:Near", r"near\.py:2: ZeroDivisionError"),

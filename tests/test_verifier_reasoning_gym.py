@@ -247,7 +247,7 @@ def test_ids_do_not_depend_on_the_process() -> None:
     [
         ("gdc", {}, "gdc"),
         ("gcd", {"no_such": 1}, "no_such"),
-        ("gcd", {"seed": 1}, "seed is not to be configured"),
+        ("gcd", {"seed": 1}, "seed cannot be configured"),
         ("word_ladder", {}, "differ from run to run"),
         ("rush_hour", {}, "cannot give 2 problems"),
         ("game_of_life_halting", {}, "accepts nonsense"),

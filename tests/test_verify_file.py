@@ -168,7 +168,7 @@ def test_bad_arguments_are_one_line(tmp_path: Path) -> None:
         (("b.jsonl", "--verifier", "math"), "b.jsonl: no such file"),
         (("a.txt", "--verifier", "math"), "unknown form"),
         (("empty.jsonl", "--verifier", "math"), "has no rows"),
-        (("a.jsonl", "--verifier", "math", "--output", "./a.jsonl"), "is the file that is judged"),
+        (("a.jsonl", "--verifier", "math", "--output", "./a.jsonl"), "is the file to be judged"),
         (("a.jsonl", "--verifier", "math", "--on-bad-row", "cry"), "expected stop or skip"),
         (("a.jsonl", "--verifier", "math", "--answer-pattern", "#### .+"), "has 0 groups in parentheses"),
     ]:
@@ -305,7 +305,7 @@ def test_a_stopped_command_goes_on_where_it_was(how: signal.Signals, tmp_path: P
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
     assert process.returncode == (75 if how != signal.SIGKILL else -signal.SIGKILL), err
-    assert how == signal.SIGKILL or "stopped in order after 3 of 6 rows" in err
+    assert how == signal.SIGKILL or "stopped cleanly after 3 of 6 rows" in err
     assert not (tmp_path / "out.jsonl").exists()
     kept = partial()
     next(tmp_path.glob(".tmp-out.jsonl-*")).write_bytes(kept + b'{"row": 4, "torn')

@@ -112,9 +112,9 @@ def test_many_samples_are_counted_without_overflow() -> None:
 @pytest.mark.parametrize("k", [0, 3])
 def test_more_samples_than_there_are_is_refused(k: int) -> None:
     found = [Sample("a", 1.0), Sample("b", 0.0)]
-    with pytest.raises(InputError, match=f"a choice of {k} samples"):
+    with pytest.raises(InputError, match=f"k = {k}: expected at least 1 and at most"):
         majority_at_k(found, k)
-    with pytest.raises(InputError, match=f"a choice of {k} samples"):
+    with pytest.raises(InputError, match=f"k = {k}: expected at least 1 and at most"):
         weighted_vote_at_k(found, k)
-    with pytest.raises(InputError, match=f"a choice of {k} samples"):
+    with pytest.raises(InputError, match=f"k = {k}: expected at least 1 and at most"):
         best_of_k(found, k)

@@ -1,1 +1,1 @@
-"""The command line. Each command is a file; `main` ties them together. Stages know nothing of it."""
+"""The command line. Each command has a file, and `main` ties them together. Stages do not depend on it."""

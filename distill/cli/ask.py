@@ -1,7 +1,7 @@
-"""``distill ask``: one question to a student (or any model), thinking hidden unless asked for.
+"""``distill ask``: ask a student (or any model) one question. The thinking is hidden unless asked for.
 
-One response is shown while it is made (`distill.cli.speaking`); with a strategy several are made, and one is chosen
-(`rl.search`, through the catalog).
+A single response is shown while it is sampled (`distill.cli.speaking`). With a strategy, several are sampled and one is
+chosen (`rl.search`, through the catalog).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from distill import catalog, engines, keys
 from distill.cli import students
 from distill.cli.open import load, workspace_of
-from distill.cli.options import Effort
+from distill.cli.options import Dtype, Effort
 from distill.cli.speaking import Aside, Speaker, speak
 from distill.cli.traces import printable
 from distill.engines.base import NoSteps, response_of, streamed
@@ -35,16 +35,16 @@ from pipeline.fingerprint import FileHashes
 from pipeline.mistakes import nearest
 
 MAX_TOKENS = 512
-"""Of thinking and answer, where nobody says how many: of the answer alone, where more thinking is asked for."""
+"""The default limit for thinking and answer together, or for the answer alone if more thinking is asked for."""
 SAMPLES = 8
-"""Of a strategy, where nobody says how many."""
+"""The default number of samples of a strategy."""
 SHARES = {Effort.LOW: 8, Effort.MEDIUM: 2, Effort.HIGH: None}
-"""Thinking may take so many times less than --max-tokens; None sets no bound."""
+"""--max-tokens is divided by this to bound the thinking; None sets no bound."""
 
 
 @dataclass(frozen=True)
 class Where:
-    """Which model answers, and by which engine."""
+    """The model that answers, and its engine."""
 
     model: str | None
     pipeline: Path
@@ -88,6 +88,8 @@ class Search:
     samples: int | None = None
     prm: str | None = None
     likelihood: str | None = None
+    dtype: Dtype | None = None
+    """Of whom scores steps."""
 
 
 def ask(
@@ -140,7 +142,7 @@ def _tell(completion: Completion) -> None:
 
 
 def _tell_lack(parts: Response, finish: Finish, max_tokens: int) -> None:
-    """What an answer lacks is told: silence does not pass for an answer, nor a part of one for all of it."""
+    """Report a missing or incomplete answer, so that silence or a part does not pass for the answer."""
     if finish is Finish.LENGTH:
         what = "the answer" if parts.closed else "the thinking"
         _note(f"cut off at {max_tokens} tokens, before {what} was complete; raise --max-tokens, or set a --budget")
@@ -151,7 +153,7 @@ def _tell_lack(parts: Response, finish: Finish, max_tokens: int) -> None:
 
 
 def _tell_result(result: Any, label: str, max_tokens: int, show_thinking: bool, as_json: bool) -> None:
-    """A search's answer with its bill. (A `rl.search.drive.Result`.)"""
+    """Print the answer of a search and what it took. ``result`` is a `rl.search.drive.Result`."""
     piece, weights, score, bill = result.choice.piece, result.choice.weights, result.choice.score, result.bill
     parts = split_thinking(piece.text, opened=opened(piece.prompt))
     if as_json:
@@ -196,6 +198,8 @@ def _model(where: Where, options: engines.Options) -> Model:
 def _strategy(search: Search, where: Where, policy: Model | None) -> Any:
     """The search that was asked for (`rl.search.live.LiveSearch`), or None. ``policy`` is who answers, where its
     tokenizer is here."""
+    if search.dtype and not (search.prm or search.likelihood):
+        raise InputError("--scorer-dtype is about the model that scores steps; name it: --prm or --likelihood")
     if search.strategy is None:
         if search.prm or search.likelihood:
             raise InputError("--prm and --likelihood score the steps of a search: name a --strategy too")
@@ -207,11 +211,12 @@ def _strategy(search: Search, where: Where, policy: Model | None) -> Any:
     spec = parse_value(search.strategy) if search.strategy.lstrip().startswith("{") else search.strategy
     likelihood = students.find(search.likelihood, where.pipeline, where.workspace) if search.likelihood else None
     prm = _directory(search.prm, where) if search.prm else None
-    return catalog.resolve("doors", "search")(spec, search.samples or SAMPLES, prm, likelihood, policy)
+    dtype = search.dtype or Dtype.FLOAT32
+    return catalog.resolve("doors", "search")(spec, search.samples or SAMPLES, prm, likelihood, policy, str(dtype))
 
 
 def _directory(prm: str, where: Where) -> Path:
-    """Where a process reward model lies: a directory, or what the stage of ``prm:STAGE`` made."""
+    """The directory of a process reward model, which is given as that or as ``prm:STAGE``."""
     stage = prm.removeprefix(files.PREFIX)
     if stage == prm:
         if not Path(prm).is_dir():
@@ -229,12 +234,12 @@ def _directory(prm: str, where: Where) -> Path:
 
 
 def room(thinking: int) -> int:
-    """What thinking and answer may take where nobody says it: with a large budget more than is usual."""
+    """The default of --max-tokens, which is higher for a large thinking budget."""
     return MAX_TOKENS if thinking < MAX_TOKENS else thinking + MAX_TOKENS
 
 
 def bounds(max_tokens: int, budget: int | None, effort: Effort | None, force_budget: int) -> ThinkingBudget | None:
-    """How long the answer may and must think; None where nobody minds."""
+    """The thinking budget that the options ask for, or None."""
     if budget is not None and effort is not None:
         raise InputError(f"--budget {budget} and --effort {effort} both say how long to think; give one of them")
     most = budget

@@ -1,4 +1,4 @@
-"""``distill traces diff-verifiers`` and ``disagreements``: where verifiers do not say the same."""
+"""``distill traces diff-verifiers`` and ``disagreements``: find traces on which verifiers disagree."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _show(found: Agreement) -> None:
     if found.disagreement is not None:
         low, high = found.ci95
         print(f"contradictions: {found.disagreement:.2%} (95%: {low:.2%} to {high:.2%}) "
-              f"of the {found.judged_by_both:,} on which both came to a verdict")  # fmt: skip
+              f"of the {found.judged_by_both:,} that neither found unverifiable")  # fmt: skip
     if found.differences:
         rows = [
             {"trace": d["trace"][:12], "problem": d["problem"], a: d["a"], b: d["b"],
@@ -76,7 +76,7 @@ def _brief(row: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def views(store: Store) -> Iterator[None]:
-    """A store that no run of this distill has opened yet lacks the newer views and columns."""
+    """Turn a missing view or column into an `InputError`: the store is from an older distill and not yet migrated."""
     import duckdb
 
     try:

@@ -1,7 +1,7 @@
-"""``distill compare``: two models of an evaluation on the same problems, in all, by family and by difficulty.
+"""``distill compare``: compare two evaluated models on the same problems, overall, by source and by difficulty.
 
-A model is its label in an evaluate stage of the pipeline; of another stage, ``stage/label``. Scores of different
-protocols are not compared: what differs is said instead.
+A model is named by its label in the pipeline's evaluate stage, or by ``stage/label`` for another stage. Scores of
+different protocols are not compared; the error message says what differs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pipeline.workspace import Workspace
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model as an evaluation measured it."""
+    """A model in an evaluation."""
 
     label: str
     evaluation: Manifest
@@ -68,7 +68,7 @@ def compare(
 
 
 def _named(name: str, spec: PipelineSpec, stage: str | None) -> tuple[str, str]:
-    """The evaluate stage and the label in it that a model's name means."""
+    """Resolve a model's name to an evaluate stage and a label in it."""
     known = [s.name for s in spec.stages.values() if s.stage.produces == "evaluation"]
     label = name
     head, slash, tail = name.partition("/")
@@ -78,17 +78,17 @@ def _named(name: str, spec: PipelineSpec, stage: str | None) -> tuple[str, str]:
         raise InputError("the pipeline has no evaluate stage, so there are no scores to compare")
     chosen = stage or known[-1]
     if chosen not in known:
-        raise InputError(f"--stage {chosen}: no evaluate stage is called so{nearest(chosen, known)}")
+        raise InputError(f"--stage {chosen}: there is no evaluate stage of that name{nearest(chosen, known)}")
     return chosen, label
 
 
 def _scores(spec: PipelineSpec, space: Workspace, stage: str, asked: bool) -> Manifest:
-    """The scores of the settings as they are now; where there are none yet, those of the stage's last run, which is
-    said, or where the settings were ``asked`` for an error."""
+    """The scores for the current settings. If there are none, use those of the stage's last run with a note, or raise
+    `InputError` if the command line ``asked`` for these settings."""
     try:
         now = next(item for item in plan(spec, space, [stage]) if item.spec.name == stage)
         found, why = now.manifest, ", ".join(now.reasons)
-    except InputError as error:  # a file that has gone since: what was measured is on record
+    except InputError as error:  # a file is gone since, but the scores of the last run are recorded
         found, why = None, str(error)
     if found is not None and "pairs" in found.figures:
         return found
@@ -98,14 +98,14 @@ def _scores(spec: PipelineSpec, space: Workspace, stage: str, asked: bool) -> Ma
         raise InputError(
             f"stage {stage} has no scores yet{settings}; run it: distill run {stage} --pipeline {spec.file}"
         )
-    aside(f"{stage} has not been run with the settings as they are now ({why}); these are the scores of its last run")
+    aside(f"{stage} has not been run with its current settings ({why}); these are the scores of its last run")
     return last
 
 
 def _subject(label: str, record: Manifest) -> Subject:
     if label not in record.figures["subjects"]:
         raise InputError(
-            f"stage {record.stage} measured no model {label!r}{nearest(label, record.figures['subjects'])}"
+            f"stage {record.stage} evaluated no model {label!r}{nearest(label, record.figures['subjects'])}"
         )
     return Subject(label, record)
 
@@ -115,10 +115,10 @@ def _check_protocol(one: Subject, other: Subject) -> None:
     if first.figures["protocol"] == second.figures["protocol"]:
         return
     old, new = ({name: record.identity.settings.get(name) for name in PROTOCOL} for record in (first, second))
-    told = differences(old, new) or ["the problems, or a verifier's version"]
+    changed = differences(old, new) or ["the problems, or a verifier's version"]
     raise InputError(
-        f"{one.name} and {other.name} were measured by different protocols ({', '.join(told)}), so their scores cannot "
-        "be compared; measure both in one evaluate stage"
+        f"{one.name} and {other.name} were evaluated with different protocols ({', '.join(changed)}), so their scores "
+        "cannot be compared; evaluate both in one stage"
     )
 
 

@@ -1,4 +1,4 @@
-"""``distill traces export`` and ``import``, and ``distill card``: traces out of a store, and into one."""
+"""``distill traces export`` and ``import``, and ``distill card``: move traces out of a store and into one."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def card(
     with views(store), store.reading() as connection:
         found = choice.chosen_by(store.path.parent, selection, asked)
         if not write.choose(connection, found):
-            raise InputError(f"{store.path}: holds no such trace; `distill traces stats` counts them")
-        told = facts.gather(connection, found, store.path.parent, _text_of(pipeline, workspace))
-    text = json.dumps(told, default=str, ensure_ascii=False) + "\n" if as_json else cards.render(told)
+            raise InputError(f"{store.path}: holds no such trace; `distill traces stats` shows what it holds")
+        described = facts.gather(connection, found, store.path.parent, _text_of(pipeline, workspace))
+    text = json.dumps(described, default=str, ensure_ascii=False) + "\n" if as_json else cards.render(described)
     if output is None:
         sys.stdout.write(text)
     elif output.exists():
@@ -61,7 +61,8 @@ def card(
 
 
 def _text_of(pipeline: Path, workspace: Path | None) -> Path | None:
-    """The pipeline's file, where it is that of the workspace: a default beside another's store tells nothing."""
+    """The pipeline's file, if it belongs to the workspace. A workspace that was given directly may have nothing to do
+    with the default pipeline."""
     if not pipeline.is_file():
         return None
     try:

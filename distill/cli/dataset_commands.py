@@ -1,4 +1,4 @@
-"""The commands that bring traces into a store and out of one; only their options are here."""
+"""Options of the commands that bring traces into a store and out of one. `distill.cli.dataset` implements them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from distill.cli.options import (
 
 
 def add(app: typer.Typer, traces: typer.Typer) -> None:
-    """Put the commands where they belong."""
+    """Register the commands."""
     traces.command(
         "import", epilog="Example: distill traces import r1.jsonl --teacher r1 --prompt question --answer response"
     )(traces_import)

@@ -1,7 +1,7 @@
-"""What a user sees of a run: live on a terminal, plain lines elsewhere, JSON lines for programs.
+"""Display a run: live on a terminal, as plain lines elsewhere, as JSON lines for programs.
 
-All three hear the same events (`pipeline.events`). Progress in plain lines is told at most every few
-seconds, so that a log of a night stays short.
+All three receive the same events (`pipeline.events`). Plain lines report progress at most every few seconds, so that
+the log of a night stays short.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
+from distill.cli.dated import dated
 from distill.cli.open import aside
 from distill.cli.table import as_line
 from pipeline.events import Listener
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 5.0
 TOLD = 8
-"""Figures of a stage in one line: GRPO has thirty."""
+"""The most figures of a stage on one line; GRPO has thirty."""
 CHANGES = 3
-"""Reasons in one line: whoever edits a stage much changes thirty settings at once."""
+"""The most reasons on one line; an edit may change thirty settings at once."""
 
 
 def choose(as_json: bool) -> Listener:
@@ -40,8 +41,11 @@ def choose(as_json: bool) -> Listener:
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Around what a run prints: a reader that goes away (``| head``), a terminal that closes, a log whose disk is full
-    do not end it; it goes on unheard, and `distill status` tells how far it is."""
+    """Wrap the printing of a run, so that it does not end if nobody can read its output any more.
+
+    That happens if a reader goes away (``| head``), a terminal closes or the disk of a log is full. The run goes on
+    without output, and `distill status` shows its progress.
+    """
     try:
         yield
     except OSError as error:
@@ -51,7 +55,7 @@ def unheard() -> Iterator[None]:
         if not isinstance(error, BrokenPipeError):
             with suppress(OSError):
                 aside(
-                    f"nothing more can be printed ({error.strerror}); the run goes on, `distill status` tells how far"
+                    f"nothing more can be printed ({error.strerror}); the run goes on, `distill status` shows how far"
                 )
 
 
@@ -62,7 +66,7 @@ def say(line: str) -> None:
 
 
 class Steady:
-    """A stream for rich, with what `say` does where nobody hears it."""
+    """A stream for rich that, like `say`, survives the loss of its reader."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -98,20 +102,20 @@ def number(value: Any) -> str:
 
 
 def phrase(figures: Mapping[str, Any]) -> str:
-    """``kept 62, rejected duplicate 54, …``: the first of the plain figures; `distill status --json` has them all."""
+    """``kept 62, rejected duplicate 54, …``: the first few plain figures. `distill status --json` has all of them."""
     plain = list(_plain(figures))
-    told = [f"{name.replace('_', ' ')} {number(value)}" for name, value in plain[:TOLD]]
-    return ", ".join([*told, "…"] if len(plain) > TOLD else told)
+    shown = [f"{name.replace('_', ' ')} {number(value)}" for name, value in plain[:TOLD]]
+    return ", ".join([*shown, "…"] if len(plain) > TOLD else shown)
 
 
 def because(reasons: Sequence[str]) -> str:
-    """``epochs: 1 -> 2; seed: 0 -> 7; and 12 more``: `distill plan --json` has them all."""
-    told, more = reasons[:CHANGES], len(reasons) - CHANGES
-    return "; ".join([*told, f"and {more} more"] if more > 0 else told)
+    """``epochs: 1 -> 2; seed: 0 -> 7; and 12 more``. `distill plan --json` has all of them."""
+    shown, more = reasons[:CHANGES], len(reasons) - CHANGES
+    return "; ".join([*shown, f"and {more} more"] if more > 0 else shown)
 
 
 def _plain(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Numbers and texts; of what is nested, the counts."""
+    """The numbers and texts among the figures, and the counts in nested ones."""
     for name, value in figures.items():
         if isinstance(value, dict) and all(isinstance(count, int) for count in value.values()):
             yield from ((f"{name} {what}", count) for what, count in value.items())
@@ -120,7 +124,7 @@ def _plain(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 class Rate:
-    """Seconds left, from the pace since the stage was first heard of (what was cached does not count)."""
+    """Estimates the seconds left from the pace since the stage's first progress event; cached work does not count."""
 
     def __init__(self) -> None:
         self._start: tuple[float, int] | None = None
@@ -136,25 +140,25 @@ class Rate:
 
 
 class PlainLines(Listener):
-    """One line an event; for logs, pipes and schedulers."""
+    """One line per event; for logs, pipes and schedulers."""
 
     def __init__(self) -> None:
-        self._said = 0.0
+        self._printed_at = 0.0
         self._rate = Rate()
 
     def cached(self, stage: str, manifest: Manifest) -> None:
         self._say(stage, "cached")
 
     def start(self, stage: str, plan: StagePlan) -> None:
-        self._rate, self._said = Rate(), time.monotonic()
+        self._rate, self._printed_at = Rate(), time.monotonic()
         self._say(stage, f"{'going on' if plan.status == 'partly done' else 'running'} ({because(plan.reasons)})")
 
     def progress(self, stage: str, done: int, total: int | None, figures: Mapping[str, Any]) -> None:
         left = self._rate.left(done, total)
         now = time.monotonic()
-        if now - self._said < PLAIN_SECONDS:
+        if now - self._printed_at < PLAIN_SECONDS:
             return
-        self._said = now
+        self._printed_at = now
         share = f"{done:,}/{total:,} ({100 * done / max(total, 1):.0f}%)" if total else f"{done:,} so far"
         eta = f", {duration(left)} left" if left is not None else ""
         self._say(stage, ", ".join(part for part in (share + eta, phrase(figures)) if part))
@@ -166,11 +170,11 @@ class PlainLines(Listener):
         self._say(stage, f"done in {duration(manifest.seconds)}: {phrase(manifest.figures)}".rstrip(": "))
 
     def _say(self, stage: str, text: str) -> None:
-        say(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {stage:<14} {text}")
+        say(dated(f"{stage:<14} {text}"))
 
 
 class JsonLines(Listener):
-    """One JSON object an event."""
+    """One JSON object per event."""
 
     def begin(self, stages: Sequence[str]) -> None:
         self._say("begin", stages=list(stages))

@@ -1,4 +1,4 @@
-"""``distill doctor``: is this installation whole? One line a finding; exit 2 if something is broken."""
+"""``distill doctor``: check the installation. Prints one line per finding; exits with 2 if something is broken."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def doctor(as_json: bool) -> None:
         print(json.dumps(finding._asdict()) if as_json else f"{finding.state:<7} {finding.what:<20} {finding.detail}")
     broken = [finding.what for finding in findings if finding.state == "broken"]
     if broken:
-        raise InputError(f"{len(broken)} thing(s) to mend: {', '.join(broken)}")
+        raise InputError(f"{len(broken)} check(s) failed: {', '.join(broken)}")
 
 
 def _python() -> Iterator[Finding]:
@@ -79,13 +79,13 @@ def _models() -> Iterator[Finding]:
     for name in ("teacher", "student-base"):
         try:
             modelspec.check_directory(EMBEDDED / name, f"embedded:{name}")
-            yield Finding("ok", f"embedded:{name}", "whole")
+            yield Finding("ok", f"embedded:{name}", "complete")
         except InputError as error:
             yield Finding("broken", f"embedded:{name}", str(error))
 
 
 def _names() -> Iterator[Finding]:
-    """Other distributions may own the script called ``distill`` or ship packages of our names."""
+    """Other distributions may own the script called ``distill`` or ship packages with our names."""
     if wrong := ownership.clash():
         yield Finding("broken", "packages", wrong)
     owners = sorted(
@@ -110,15 +110,15 @@ def _names() -> Iterator[Finding]:
 
 
 def _sandboxes() -> Iterator[Finding]:
-    """The walls around model-written code, each tried by attacking itself; one that holds is enough."""
+    """The sandboxes for model-written code. Each self-test tries to break out; one sandbox that holds is enough."""
     from distill.verifiers import sandbox
 
     found = sandbox.survey()
     for name, fault in found.items():
         state = "note" if fault else "ok"
-        yield Finding(state, f"sandbox:{name}", fault or "holds: its self-test could not get out")
+        yield Finding(state, f"sandbox:{name}", fault or "holds: its self-test could not break out")
     if all(found.values()):
-        yield Finding("note", "sandbox", "none holds, so the code verifier refuses to run; the lines above say why")
+        yield Finding("note", "sandbox", "none holds, so the code verifier refuses to run; see the lines above")
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (_python, _packages, _devices, _models, _names, _sandboxes)

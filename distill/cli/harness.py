@@ -1,4 +1,4 @@
-"""``distill lm-eval``: what an evaluate stage measures, written as tasks for lm-evaluation-harness."""
+"""``distill lm-eval``: write the problems of an evaluate stage as tasks for lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def lm_eval(
     if record is None:
         raise InputError(f"stage {settings.problems} has made no problems yet; run it: distill run {settings.problems}")
     if settings.verifier is not None:
-        raise InputError(f"stage {name} sets a verifier of its own; lm-evaluation-harness takes each problem's")
+        raise InputError(f"stage {name} sets `verifier`, but the tasks judge by each problem's own; leave it out")
     store = Store(space.path)
     of_split = {split: [p for _, p in problems(store, record.digest, split)] for split in ("train", settings.split)}
     ask, tasks = asking(settings.prompting, None, lambda: of_split["train"], name), of_split[settings.split]
@@ -42,27 +42,27 @@ def lm_eval(
         return
     for task, count in made.items():
         print(f"{task}: {count:,} problems")
-    print(f"wrote {directory}; with distill beside lm_eval:\n{command}")
+    print(f"wrote {directory}; where distill and lm_eval are both installed, run:\n{command}")
 
 
 def _evaluation(spec: PipelineSpec, stage: str | None) -> tuple[str, Any]:
     found = {s.name: s.settings for s in spec.stages.values() if s.stage.produces == "evaluation"}
     if not found:
-        raise InputError("the pipeline has no evaluate stage, which would say what is measured")
+        raise InputError("the pipeline has no evaluate stage, so there is nothing to export")
     name = stage or list(found)[-1]
     if name not in found:
-        raise InputError(f"--stage {name}: no evaluate stage is called so{nearest(name, found)}")
+        raise InputError(f"--stage {name}: there is no evaluate stage of that name{nearest(name, found)}")
     return name, found[name]
 
 
 def _student(models: dict[str, str], label: str, workspace: Path, stage: str) -> Path:
-    """The directory of a model that the stage measures."""
+    """The directory of a model that the stage evaluates."""
     if label not in models:
-        raise InputError(f"stage {stage} measures no model {label!r}{nearest(label, models)}")
+        raise InputError(f"stage {stage} evaluates no model {label!r}{nearest(label, models)}")
     made = models[label].removeprefix(modelspec.STAGE)
     path = workspace / made / modelspec.MODEL if made != models[label] else modelspec.directory_of(made)
     if path is None or not path.is_dir():
-        raise InputError(f"model {label}: has no directory here ({models[label]}); give its name to lm_eval yourself")
+        raise InputError(f"model {label}: has no directory here ({models[label]}); pass its name to lm_eval yourself")
     return path
 
 

@@ -1,6 +1,6 @@
-"""The keys that settings may have, with what each means: read from the classes and the docstrings under their fields.
+"""The YAML keys of settings and their meanings, read from the classes and the docstrings under their fields.
 
-`distill list stages NAME` shows them, and docs/yaml.md is made of them.
+`distill list stages NAME` shows them, and docs/yaml.md is generated from them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ REQUIRED = "required"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """``name`` with those of the mappings that it is in (``lora.rank``); ``type`` has its words in backticks where they
-    are literal; ``default`` is JSON, or `REQUIRED`."""
+    """``name`` includes the mappings that contain it (``lora.rank``). In ``type``, literal values are in backticks.
+    ``default`` is JSON, or `REQUIRED`."""
 
     name: str
     type: str
@@ -35,7 +35,7 @@ class Key:
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
-    """Every key, with those in it after it."""
+    """Every key, each followed by the keys nested in it."""
     docs = attribute_docs(model)
     for name, info in model.model_fields.items():
         inner = _models_in(info.annotation) + [m for mark in info.metadata for m in _models_in(mark)]
@@ -91,7 +91,7 @@ def in_json(value: Any) -> str:
 
 
 def attribute_docs(settings: type) -> dict[str, str]:
-    """The docstrings under the fields, which Python itself throws away."""
+    """The docstrings under the fields, which Python itself discards."""
     found: dict[str, str] = {}
     for cls in reversed(settings.__mro__[:-1]):
         if cls is BaseModel:

@@ -1,6 +1,6 @@
-"""Where `distill verify` puts its lines: stdout, or a file that gets its name when it is complete.
+"""The output of `distill verify`: stdout, or a file that gets its name once it is complete.
 
-Every line is handed to the system at once: the next one may take its time, and the command may be killed.
+Every line is flushed at once, because the next one may take long and the command may be killed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.files import TEMPORARY, disk_errors, fsync_directory, make_directo
 
 class Rows(Protocol):
     def kept(self) -> Iterator[dict[str, Any]]:
-        """What an earlier, stopped attempt left; to be asked once, before anything is written."""
+        """The lines that an earlier, stopped attempt left. Call it once, before writing anything."""
 
     def write(self, line: str) -> None: ...
 
@@ -32,7 +32,7 @@ class Busy(PipelineError):
 
 
 class Stdout:
-    """Where nobody reads any more (`head` has seen enough) it ends the command, quietly and as done."""
+    """Writes to stdout. If the reader goes away (`| head`), the command ends silently and with success."""
 
     @classmethod
     @contextmanager
@@ -46,7 +46,7 @@ class Stdout:
             finally:
                 lines.complete()
         except BrokenPipeError:
-            # What is left in Python's buffer would be written, and complained of, at its end.
+            # Otherwise Python would flush its buffer at exit and print an error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(Exit.DONE)
 
@@ -62,7 +62,8 @@ class Stdout:
 
 
 class Output:
-    """``path``, gathered beside it under a name that carries ``identity``: what the lines depend on."""
+    """Writes ``path``, first under a temporary name beside it. That name contains ``identity``, a hash of everything
+    that the lines depend on."""
 
     def __init__(self, path: Path, file: BinaryIO, temporary: Path) -> None:
         self._path, self._file, self._temporary = path, file, temporary
@@ -104,5 +105,5 @@ class Output:
 
 
 def encoded(line: str) -> bytes:
-    """UTF-8; a lone surrogate, which has no UTF-8, as the escape by which JSON writes it."""
+    """The line in UTF-8. A lone surrogate, which UTF-8 cannot encode, becomes a JSON escape."""
     return f"{line}\n".encode("utf-8", "backslashreplace")

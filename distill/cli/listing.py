@@ -1,4 +1,4 @@
-"""``distill list`` and ``distill init``: what there is to choose from, and a pipeline to start from."""
+"""``distill list`` and ``distill init``: list what is available, and write a starter pipeline."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def list_names(kind: str | None, name: str | None, as_json: bool) -> None:
         "pipelines": _pipelines,
     }
     if kind is not None and kind not in kinds:
-        raise InputError(f"nothing is listed under {kind!r}{nearest(kind, kinds)}")
+        raise InputError(f"there is no list {kind!r}{nearest(kind, kinds)}")
     if name is not None:
         if kind != "stages":
-            raise InputError(f"the settings of {kind} are not listed, those of a stage are: `distill list stages sft`")
+            raise InputError(f"{kind}: only the settings of stages can be listed, as in `distill list stages sft`")
         _settings(name, as_json)
         return
     for each in [kind] if kind else kinds:
         if not as_json and kind is None:
             print(f"\n{each}")
-        show([{"kind": each, **row} if as_json else row for row in kinds[each]()], as_json, _room())
+        show([{"kind": each, **row} if as_json else row for row in kinds[each]()], as_json, _cell_width())
 
 
 def _settings(stage: str, as_json: bool) -> None:
-    """Every key of a stage, and under it what it means."""
+    """Print every key of a stage with its meaning below it."""
     keys = list(keys_of(catalog.stage(stage).settings))
     if as_json:
         show([asdict(key) for key in keys], as_json)
@@ -62,8 +62,8 @@ def _settings(stage: str, as_json: bool) -> None:
             print(fill(what, wide, initial_indent="    ", subsequent_indent="    "))
 
 
-def _room() -> int:
-    """For one cell: on a terminal what is beside the names, in a pipe whatever it takes."""
+def _cell_width() -> int:
+    """The width of one cell: on a terminal the space beside the names, in a pipe unlimited."""
     return max(40, get_terminal_size().columns - 30) if sys.stdout.isatty() else UNCUT
 
 
@@ -75,7 +75,7 @@ def _stages() -> Rows:
 
 
 def _strategies() -> Rows:
-    """Of each what its class says first, and what it needs beside samples."""
+    """Each strategy with the first line of its docstring and what it needs besides samples."""
     found = {name: catalog.resolve("strategies", name) for name in catalog.names("strategies")}
     return [
         {
@@ -88,7 +88,7 @@ def _strategies() -> Rows:
 
 
 def _first_lines(kind: str) -> Rows:
-    """Name and the first line of the module's docstring, read from the source: nothing is imported."""
+    """Each name with the first line of its module's docstring, read from the source without importing it."""
     return [{"name": name, "about": _docstring(where.partition(":")[0])} for name, where in catalog.names(kind).items()]
 
 
@@ -103,7 +103,7 @@ def _docstring(module: str) -> str:
 
 
 def _forms() -> Rows:
-    """The published forms, with the settings that each stands for."""
+    """The published forms, with the main settings of each."""
     return [
         {"name": name, "for": kind, "about": form.about, "verifier": form.settings.get("verifier", ""),
          "licence": form.settings.get("licence", "")}

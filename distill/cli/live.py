@@ -35,12 +35,12 @@ class _Row:
 
 
 WIDE = 100
-"""Columns of a terminal from which on the bars may be long; in a narrower one the figures need the room."""
+"""The width of a terminal, in columns, from which the bars are long. In a narrower one the figures need the space."""
 STYLES = {"waiting": "dim", "cached": "cyan", "running": "bold", "done": "green", "stopped": "yellow"}
 
 
 class Live(Listener):
-    """Stages as rows: state, bar, time, ETA, and what is known so far."""
+    """One row per stage: state, bar, time, ETA, and the figures so far."""
 
     def __init__(self) -> None:
         self._console = Console(file=cast(TextIO, Steady(sys.stdout)), highlight=False)

@@ -1,6 +1,6 @@
-"""The ``distill`` command: which commands there are, and how failures become exit codes.
+"""The ``distill`` command: the list of commands, and how failures become exit codes.
 
-Only typer and the standard library are imported here; each command imports what it needs when run.
+Nothing heavy is imported here; each command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from distill.cli import dataset_commands, student_commands, traces_commands
+from distill.cli.dated import dated, in_one_log
 from distill.cli.options import (
     DEFAULT_PIPELINE,
     Json,
@@ -234,12 +235,12 @@ dataset_commands.add(app, traces)
 
 
 def main() -> None:
-    """Run the command; every expected failure is one line on stderr and its exit code."""
+    """Run the command. Every expected failure becomes one line on stderr and an exit code."""
     # No telemetry, no update checks, and no thread pools that fight over two cores.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     heed_cores()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until a command heeds both itself
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, until a command handles both itself
     try:
         code = app(standalone_mode=False)
     except PipelineError as error:
@@ -252,7 +253,7 @@ def main() -> None:
         if isinstance(error, OSError) and error.filename:
             _fail(f"{error.filename}: {error.strerror}", Exit.FAILED)
         if "--json" in sys.argv:
-            _event(f"{type(error).__name__}: {error}", Exit.FAILED)  # the traceback, on stderr, no program reads
+            _event(f"{type(error).__name__}: {error}", Exit.FAILED)  # programs do not read the traceback on stderr
         raise
     except KeyboardInterrupt:
         _interrupted()
@@ -262,12 +263,15 @@ def main() -> None:
 
 
 TYPER_INTERRUPTED = 130
-"""What typer makes of Ctrl-C. (A reader that goes away, as `head` does, it handles itself.)"""
+"""Typer's exit code for Ctrl-C. (Typer itself handles a reader that goes away, such as `head`.)"""
 
 
 def _misused(error: Exception) -> str | None:
-    """What is wrong with a command line, in one line; None for another error. Told by what the error can do, for typer
-    has moved the class. A command without a word after it prints its help."""
+    """The message for a wrong command line, in one line, or None for any other error.
+
+    Such an error is recognised by its method, because typer has moved the class. A command without arguments prints its
+    help.
+    """
     if not hasattr(error, "format_message"):
         return None
     context = getattr(error, "ctx", None)
@@ -280,7 +284,7 @@ def _misused(error: Exception) -> str | None:
 
 
 def _interrupted() -> None:
-    """Python may end an interrupted process by the signal itself, whatever it was told: so end it here."""
+    """Exit here, because Python may end an interrupted process by the signal, whatever exit code it was given."""
     if sys.argv[1:2] == ["ask"]:
         try:
             _fail("interrupted", Exit.AGAIN)
@@ -295,7 +299,7 @@ def _interrupted() -> None:
 
 
 def _event(message: str, code: Exit) -> None:
-    """What failed, for programs."""
+    """Print the failure as JSON for programs."""
     event = {"event": "error", "message": message, "exit_code": int(code)}
     with suppress(OSError):
         print(json.dumps(event), file=sys.stderr if _rows_on_stdout() else sys.stdout, flush=True)
@@ -306,10 +310,12 @@ def _rows_on_stdout() -> bool:
 
 
 def _fail(message: str, code: Exit) -> NoReturn:
-    """Say it and end; that nobody can hear it (a terminal that is gone, a full disk under the log) changes no code."""
+    """Print the message and exit. The exit code is the same if it cannot be printed (the terminal is gone, the disk of
+    the log is full)."""
     if "--json" in sys.argv:
         _event(message, code)
     if not ("--json" in sys.argv and _rows_on_stdout()):
         with suppress(OSError):
-            print(f"distill: {message}", file=sys.stderr, flush=True)
+            line = f"distill: {message}"
+            print(dated(line) if sys.argv[1:2] == ["run"] and in_one_log() else line, file=sys.stderr, flush=True)
     sys.exit(int(code))

@@ -1,4 +1,4 @@
-"""What most commands begin with: the pipeline file, its workspace, its store."""
+"""Open the pipeline file, its workspace and its store, as most commands do first."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def load(
     if not file.exists() and not file.is_absolute():
         shipped = starters().get(file.stem)
         if shipped and file.parts[:1] == ("configs",):
-            file = shipped  # the starter pipelines are there wherever distill is installed
+            file = shipped  # the starter pipelines are found wherever distill is installed
     return config.load(file, catalog.stage, overrides=overrides, limit=limit, workspace=workspace)
 
 
 def starters() -> dict[str, Path]:
-    """The starter pipelines by name: beside the packages in a checkout, inside `distill` in a wheel."""
+    """The starter pipelines by name. They are beside the packages in a checkout and inside `distill` in a wheel."""
     here = Path(__file__).resolve().parents[1]
     for directory in (here.parent / "configs", here / "configs"):
         if directory.is_dir():
@@ -43,12 +43,12 @@ def workspace_of(spec: PipelineSpec) -> Workspace:
 
 
 def aside(text: str) -> None:
-    """Tell people what no program reads."""
+    """Print a message for people to stderr, where programs do not read it."""
     print(f"distill: {text}", file=sys.stderr, flush=True)
 
 
 def software() -> dict[str, str]:
-    """Versions that every manifest records. They are not part of any key."""
+    """The versions that every manifest records. They are not part of any key."""
     found = {"distill": __version__, "python": sys.version.split()[0]}
     for name in RECORDED:
         try:
@@ -59,7 +59,7 @@ def software() -> dict[str, str]:
 
 
 def store_at(pipeline: Path, workspace: Path | None) -> Store:
-    """The store of a workspace given directly, or of the pipeline's."""
+    """The store of ``workspace`` if given, otherwise of the pipeline's workspace."""
     path = workspace or load(pipeline).workspace
     if not path.is_dir():
         whose = "" if workspace else f", which {pipeline} names"

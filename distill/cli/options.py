@@ -1,4 +1,4 @@
-"""Options that several commands have, and how a command finds its implementation."""
+"""Options that several commands share, and the lookup of a command's implementation."""
 
 from __future__ import annotations
 
@@ -40,6 +40,13 @@ class Effort(StrEnum):
     LOW = "low"
     MEDIUM = "medium"
     HIGH = "high"
+
+
+class Dtype(StrEnum):
+    """In which precision a model is loaded."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
 
 
 def command(module: str, function: str) -> Callable[..., Any]:

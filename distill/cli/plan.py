@@ -1,4 +1,4 @@
-"""``distill plan``: what each stage would do, why, and at what cost. Runs nothing, loads no model."""
+"""``distill plan``: show what each stage would do, why, and at what cost. Runs nothing and loads no model."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ FORESEEN = (
     ("seconds", "", "{}"),
     ("memory", "", "{} of memory"),
 )
-"""What is told of a forecast: the figure by what such calls took, the one that is an upper bound, in which words."""
+"""The figures of a forecast that are shown: the name of the estimate, the name of the upper bound, the wording."""
 LONGEST_WHY = 130
-"""Reasons are cut, what it costs never is."""
+"""Reasons are cut to this length; costs are never cut."""
 CAPS = {"cap_leaves": "", "cap_leaves_tokens": " tokens"}
 
 
@@ -72,13 +72,13 @@ def _work(item: StagePlan) -> str:
         known["seconds"] = duration(forecast.figures["seconds"])
     if "memory" in known:
         known["memory"] = size(forecast.figures["memory"])
-    told = [_told(known, *what) for what in FORESEEN if known.keys() & set(what[:2])]
-    told += [f"the cap leaves {known[name]}{unit}" for name, unit in CAPS.items() if name in known]
-    return ", ".join([*_counted(forecast), *told])
+    parts = [_forecast_text(known, *what) for what in FORESEEN if known.keys() & set(what[:2])]
+    parts += [f"the cap leaves {known[name]}{unit}" for name, unit in CAPS.items() if name in known]
+    return ", ".join([*_counted(forecast), *parts])
 
 
 def _counted(forecast: Forecast) -> list[str]:
-    """``1,200 of 3,000 traces left``, where that is known."""
+    """``1,200 of 3,000 traces left``, if that is known."""
     if forecast.total is None:
         return []
     left = forecast.total - forecast.done
@@ -87,8 +87,8 @@ def _counted(forecast: Forecast) -> list[str]:
     return [f"{some} {forecast.unit}" if not forecast.done else f"{some} of {forecast.total:,} {forecast.unit} left"]
 
 
-def _told(known: Mapping[str, str], usual: str, most: str, words: str) -> str:
-    """``about 800 tokens (at most 2,000)``, or what there is of it."""
+def _forecast_text(known: Mapping[str, str], usual: str, most: str, words: str) -> str:
+    """``about 800 tokens (at most 2,000)``, or the part that is known."""
     if usual not in known:
         return "at most " + words.format(known[most])
     return f"about {words.format(known[usual])}" + (f" (at most {known[most]})" if most in known else "")

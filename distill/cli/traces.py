@@ -1,4 +1,4 @@
-"""``distill traces``: look into the store. Read-only, and possible while a run goes on."""
+"""``distill traces``: inspect the store. Read-only, and possible during a run."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ LONG = {
     "thinking": "thinking",
     "answer": "answer",
 }
-"""Texts that are shown last, each under a title."""
+"""Texts that are shown last, each under its title."""
 NAMES = "SELECT model, string_agg(name, ', ' ORDER BY name) AS name FROM models GROUP BY model"
-"""What each model is called."""
+"""The names of each model."""
 SHORT = "if(regexp_full_match({0}, '[0-9a-f]{{24,}}'), {0}[:12], {0})"
-"""An identity: the beginning of a hash, any other (`imported:DeepSeek-R1`) whole, for two may begin alike."""
+"""An identity in short: the first characters of a hash. Others (`imported:DeepSeek-R1`) are not cut, because two may
+begin alike."""
 TABLE_ROWS = 1_000
-"""What a table on the terminal shows: its columns must be held to be aligned."""
+"""The most rows in a table on the terminal, since all of them are held in memory to align the columns."""
 
 
 def list_traces(
@@ -45,7 +46,7 @@ def list_traces(
             last = find(store, after)
             condition += " AND (created < $created OR (created = $created AND trace_key > $trace_key))"
             parameters |= {"created": last["created"], "trace_key": last["trace_key"]}
-        identity = ", o.model AS identity" if as_json else ""  # what two students of one stage differ in
+        identity = ", o.model AS identity" if as_json else ""  # distinguishes two students of one stage
         rows = store.rows(
             f"WITH page AS (SELECT * FROM {traces} WHERE {condition} ORDER BY created DESC, trace_key LIMIT $limit) "
             "SELECT o.trace_key[:12] AS trace, o.problem_id AS problem, "
@@ -83,7 +84,7 @@ def sql(
 
 
 def distinct(names: Iterable[str]) -> list[str]:
-    """Columns of one name told apart: a, a_1, a_2."""
+    """Make duplicate column names distinct: a, a_1, a_2."""
     given: list[str] = []
     for name in names:
         free = (new for new in chain([name], (f"{name}_{i}" for i in count(1))) if new not in given)
@@ -95,13 +96,13 @@ def _show_table(rows: Iterator[dict[str, Any]], limit: int | None) -> None:
     shown = list(islice(rows, limit or TABLE_ROWS))
     show_rows(shown, False)
     if is_cut(shown):
-        aside(f"cells are cut at {WIDTH} letters; --json and --output show all of them")
+        aside(f"cells are cut at {WIDTH} characters; --json and --output show all of them")
     if limit is None and next(rows, None) is not None:
         print(f"({TABLE_ROWS} rows shown; --limit shows more, --json and --output all)")
 
 
 def stream(result: Any, limit: int | None) -> Iterator[tuple[Any, ...]]:
-    """The rows of a query as they come, at most ``limit``."""
+    """The rows of a query as they arrive, at most ``limit``."""
     left = sys.maxsize if limit is None else limit
     while left and (rows := result.fetchmany(min(left, 1_000))):
         left -= len(rows)
@@ -146,8 +147,8 @@ def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> Non
         [trace["trace_key"]],
     )
     if as_json:
-        told = {"verdicts": verdicts, "rollout": rollout[0] if rollout else None, "losses": losses}
-        print(json.dumps({**trace, **told}, default=str))
+        more = {"verdicts": verdicts, "rollout": rollout[0] if rollout else None, "losses": losses}
+        print(json.dumps({**trace, **more}, default=str))
         return
     for name, value in trace.items():
         if name not in LONG and value is not None:
@@ -181,5 +182,6 @@ def find(store: Store, key: str) -> dict[str, Any]:
 
 
 def printable(value: Any) -> str:
-    """Model text may hold terminal escapes: only newlines and printable characters are shown."""
+    """The text with everything but newlines and printable characters replaced, since model text may contain terminal
+    escapes."""
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in str(value))

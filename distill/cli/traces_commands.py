@@ -1,4 +1,4 @@
-"""The commands that look into a store; only their options are here."""
+"""Options of the commands that inspect a store. `distill.cli.traces` and `distill.cli.audit` implement them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from distill.cli.options import (
 
 
 def add(traces: typer.Typer) -> None:
-    """Put the commands where they belong."""
+    """Register the commands."""
     traces.command("list", epilog="Example: distill traces list --outcome incorrect --limit 5")(traces_list)
     traces.command("show", epilog="Example: distill traces show 3f9a")(traces_show)
     traces.command("sql", epilog='Example: distill traces sql "SELECT outcome, count(*) FROM verdicts GROUP BY 1"')(

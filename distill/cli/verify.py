@@ -1,9 +1,9 @@
 """``distill verify``: judge a file of answers. Rows go to stdout or --output, the summary to stderr.
 
-The file is read twice: once to check and count its rows, once to judge them. A verifier that fails on every answer
-ends it with exit code 1, when the lines are written. With --output the lines are
-gathered beside it under a name made of all that they depend on, and get its name when they are complete;
-a stopped or killed command, run again, goes on after the last whole line.
+The file is read twice: once to check and count its rows, once to judge them. If the verifier fails on every answer, the
+exit code is 1 after all lines are written. With --output, the lines first go to a temporary file beside it, whose name
+is made from everything that they depend on; it is renamed once complete. After a stop or a kill, the same command
+continues after the last complete line.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def verify(
     if on_bad_row not in ("stop", "skip"):
         raise InputError(f"--on-bad-row {on_bad_row}: expected stop or skip")
     if output is not None and output.resolve() == file.resolve():
-        raise InputError(f"--output {output}: is the file that is judged; name another")
+        raise InputError(f"--output {output}: is the file to be judged; name another")
     if columns.prompt is None and holds_opened(built):
-        raise InputError(f"verifier {built.name}: is shown the problem too; name its column with --prompt-key")
+        raise InputError(f"verifier {built.name}: needs the problem too; name its column with --prompt-key")
     began = time.monotonic()
     total = _count(file, limit, columns, skip=on_bad_row == "skip")
     tally = Tally()
@@ -67,7 +67,7 @@ def verify(
                 progress(tally)
         if stopper.reason and tally.rows < total:
             again = "; run the same command again to go on" if output else ""
-            raise Stopped(f"stopped in order after {tally.rows:,} of {total:,} rows ({stopper.reason}){again}")
+            raise Stopped(f"stopped cleanly after {tally.rows:,} of {total:,} rows ({stopper.reason}){again}")
         rows.complete()
     _summary(
         {
@@ -80,7 +80,7 @@ def verify(
         },
         as_json,
     )  # fmt: skip
-    _refuse_silence(tally, built.name)
+    _refuse_if_all_failed(tally, built.name)
 
 
 def _note(text: str) -> None:
@@ -88,7 +88,7 @@ def _note(text: str) -> None:
 
 
 def spec_of(text: str) -> Spec:
-    """A name, a ``module:attribute``, or a spec in YAML or JSON."""
+    """Parse a verifier: a name, a ``module:attribute``, or a spec in YAML or JSON."""
     spec: Spec = parse_value(text) if text.lstrip().startswith("{") else text
     return spec
 
@@ -99,8 +99,8 @@ def _count(file: Path, limit: int | None, columns: AnswerColumns, skip: bool) ->
     return total
 
 
-def _refuse_silence(tally: Tally, name: str) -> None:
-    """A verifier that failed on every answer has judged nothing, and whoever asked does not want an exit code of 0."""
+def _refuse_if_all_failed(tally: Tally, name: str) -> None:
+    """Raise `PipelineError` if the verifier failed on every answer, so that the exit code is not 0."""
     asked = tally.rows - tally[Failure.INPUT]
     failed = sum(tally[failure] for failure in Failure) - tally[Failure.INPUT]
     if asked and failed == asked:
@@ -121,20 +121,20 @@ def _rows(output: Path | None, file: Path, depends_on: list[Any]) -> Iterator[Ro
 
 @contextmanager
 def _progress(total: int, kept: int, as_json: bool, output: Path | None) -> Iterator[Callable[[Tally], None]]:
-    """A bar on a terminal (unless the rows themselves go there), now and then a line elsewhere."""
+    """Show a bar on a terminal (unless the rows themselves go there), and an occasional line elsewhere."""
     if as_json or (output is None and sys.stdout.isatty()):
         yield lambda tally: None
     elif sys.stderr.isatty():
         with _bar(total, kept) as show:
             yield show
     else:
-        rate, said = Rate(), time.monotonic()
+        rate, printed_at = Rate(), time.monotonic()
         rate.left(kept, total)
 
         def say(tally: Tally) -> None:
-            nonlocal said
-            if time.monotonic() - said >= PLAIN_SECONDS:
-                said, left = time.monotonic(), rate.left(tally.rows, total)
+            nonlocal printed_at
+            if time.monotonic() - printed_at >= PLAIN_SECONDS:
+                printed_at, left = time.monotonic(), rate.left(tally.rows, total)
                 eta = f", {duration(left)} left" if left is not None else ""
                 print(f"{tally.rows:,}/{total:,} rows{eta}: {_counts(tally)}", file=sys.stderr, flush=True)
 
@@ -156,7 +156,7 @@ def _bar(total: int, kept: int, console: Console | None = None) -> Iterator[Call
 
 
 def _shares(tally: Mapping[str, int]) -> str:
-    """Short, so that the count and the time left have room beside it in 80 columns."""
+    """The shares in short form, to leave space in 80 columns for the count and the time left."""
     total = max(sum(tally[outcome] for outcome in Outcome), 1)
     shares = {"right": Outcome.CORRECT, "wrong": Outcome.INCORRECT, "none": Outcome.UNVERIFIABLE}
     return " ".join(f"{name} {100 * tally[outcome] / total:.0f}%" for name, outcome in shares.items())
@@ -171,7 +171,7 @@ def _summary(found: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(found), file=sys.stderr)
         return
-    kept = f" ({found['kept']:,} of them before)" if found["kept"] else ""
+    kept = f" ({found['kept']:,} of them in earlier attempts)" if found["kept"] else ""
     print(f"{found['verifier']} {found['version']}: {found['rows']:,} rows in {duration(found['seconds'])}{kept}\n"
           f"{_counts(found)}", file=sys.stderr)  # fmt: skip
     if found[Outcome.UNVERIFIABLE]:

@@ -1,9 +1,9 @@
-"""What an evaluate stage measures, as tasks of lm-evaluation-harness: other people's sampling, our verifiers.
+"""Export the problems of an evaluate stage as tasks of lm-evaluation-harness, judged by our verifiers.
 
-`write` leaves a directory that ``lm_eval --include_path`` takes: for each family a task (YAML) with its problems
-(JSONL), a group of all of them, and `distill.harness.judging` as ``utils.py``, which judges. The student goes in
-unchanged: the model directory that a training stage has published. Greedy, one sample a problem. Left out: few-shot
-exemplars and prefilled responses, which the harness has its own ways for.
+`write` makes a directory for ``lm_eval --include_path``: for each source a task (YAML) with its problems (JSONL), a
+group of all tasks, and `distill.harness.judging` as ``utils.py``, which judges. The harness loads the student as it is,
+from the model directory that a training stage published. Sampling is greedy, one sample per problem. Left out: few-shot
+examples and prefilled responses, for which the harness has its own options.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ metric_list:
 def write(
     directory: Path, name: str, problems: Sequence[Problem], ask: Ask, max_tokens: int
 ) -> tuple[str, dict[str, int]]:
-    """The group of all tasks, and the tasks by name, with how many problems each has.
+    """Write the directory. Returns the name of the group and the number of problems of each task.
 
-    `InputError` for what the harness cannot ask in this way.
+    Raises `InputError` for prompts that the harness cannot express.
     """
     by_source: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for problem in problems:
@@ -57,7 +57,7 @@ def write(
     for source, rows in sorted(by_source.items()):
         task = f"{group}_{_plain(source)}"
         if task in tasks:
-            raise InputError(f"sources whose names differ in signs alone would both be the task {task}; rename one")
+            raise InputError(f"two sources whose names differ only in punctuation both become task {task}; rename one")
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(directory / f"{task}.jsonl", lines)
         write_atomic(directory / f"{task}.yaml", _task(task, rows, max_tokens))
@@ -70,13 +70,13 @@ def write(
 
 
 def _row(problem: Problem, ask: Ask) -> dict[str, Any]:
-    """What is asked and how it is judged, all as text: columns of one type."""
+    """A problem as a row: what is asked and how it is judged. All values are text, so that columns have one type."""
     asked = ask(problem)
     system = [turn["content"] for turn in asked.messages if turn["role"] == "system"]
     turns = [turn["content"] for turn in asked.messages if turn["role"] != "system"]
     if len(turns) != 1 or asked.prefix:
         raise InputError(
-            "lm-evaluation-harness asks for one turn: few-shot examples and a prefill are its own options "
+            "lm-evaluation-harness sends a single turn, and has its own options for few-shot examples and a prefill "
             "(--num_fewshot, gen_prefix); leave them out of the stage's prompting"
         )
     return {
@@ -100,8 +100,11 @@ def _plain(name: str) -> str:
 
 
 def end_of_thinking(model: Path) -> int | str | None:
-    """What tells the harness where a model's thinking ends: the id of ``</think>``, for where it is a special token the
-    text that the harness sees lacks it; the tag where it is spelled out. None where it cannot be told."""
+    """The harness's ``think_end_token`` for a model; None if it cannot be found out.
+
+    It is the id of ``</think>`` if that is a single token, because special tokens are missing from the text that the
+    harness sees. Otherwise it is the tag itself.
+    """
     from distill.thinking import CLOSE
 
     try:

@@ -1,8 +1,8 @@
-"""The half of a task for lm-evaluation-harness that is code: its problems, and the verdict on each answer.
+"""The code of the tasks for lm-evaluation-harness: load the problems, and judge each answer.
 
-`distill.harness` copies this file beside the tasks as ``utils.py``; the harness calls it. Thinking has been taken off
-the answers by then (``think_end_token``), or is taken off here where the tags are still there. An answer that cannot be
-judged counts neither as right nor as wrong.
+`distill.harness` copies this file beside the tasks as ``utils.py``, and the harness calls it. The harness has removed
+the thinking from the answers by then (``think_end_token``); if the tags are still there, it is removed here. An answer
+that cannot be judged counts neither as right nor as wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from distill.verifiers import check
 
 
 def dataset(problems: str, **_: Any) -> Any:
-    """The problems of the file beside this one, as the harness wants them."""
+    """Load the problems from a file beside this one, in the form that the harness expects."""
     import datasets
 
     text = (Path(__file__).parent / problems).read_text(encoding="utf-8")
@@ -26,7 +26,7 @@ def dataset(problems: str, **_: Any) -> Any:
 
 
 def judged(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """The score of one answer, by the problem's own verifier."""
+    """Score one answer with the problem's own verifier."""
     problem = Problem(
         id=doc["id"],
         prompt=doc["prompt"],

@@ -1,5 +1,5 @@
-"""Process reward models: the probability that each step of a response is right, and where it is used.
+"""Process reward models, which give the probability that each step of a response is right.
 
-`distill.prm.scorer` says what a scorer is; labels, training, files and measures are modules of their own here. What
-a step is says `distill.steps`.
+`distill.prm.scorer` defines the interface of a scorer and `distill.steps` what a step is. Labels, training, files and
+metrics each have a module here.
 """

@@ -1,7 +1,8 @@
-"""Labels from those who know: a problem family's own next lines, for stored responses and for planted slips.
+"""Exact step labels from the problem families, for stored responses and for solutions with planted errors.
 
-The labels are local to the line: a line is right if it follows from those before it, right or wrong as these are. One
-slip spoils one label, not all after it, and the product of such labels is still whether the whole is right.
+The labels are local to the line: a line is right if it follows from the lines before it, whether those are right or
+wrong. One error therefore makes one label wrong and not all after it. The product of the labels still says whether the
+whole solution is right.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ LINES = splitter("line")
 
 
 class Checkers:
-    """The families that can tell, by name; each is loaded once."""
+    """The families that can label lines, by name. Each is loaded once."""
 
     def __init__(self) -> None:
         self._known: dict[str, Family | None] = {}
 
     def of(self, problem: Problem) -> Family | None:
-        """The family that made a problem, if it can tell which line follows."""
+        """The family that made a problem, if it can check lines (`Family.next_line`)."""
         name = problem.source
         if name not in self._known:
             family = catalog.resolve("families", name)() if name in catalog.names("families") else None
@@ -36,7 +37,7 @@ class Checkers:
         return self._known[name]
 
     def marked(self, problem: Problem, response: str) -> list[Marked] | None:
-        """The lines of a response with their labels; None where no family can tell."""
+        """The lines of a response with their labels; None if no family can label them."""
         family = self.of(problem)
         if family is None:
             return None
@@ -45,16 +46,16 @@ class Checkers:
         thinking = [line for line in lines if line.start < end]
         answer = [line for line in lines if line.start >= end]
         found = labels(family, problem, [line.text for line in thinking], answer[0].text if answer else "")
-        told: list[Label] = [None if label is None else float(label) for label in found]
-        more = [0.0] * (len(answer) - 1)  # an answer goes on below what it should be
-        return [((line.start, line.end), label) for line, label in zip(lines, [*told, *more], strict=False)]
+        of_lines: list[Label] = [None if label is None else float(label) for label in found]
+        more = [0.0] * (len(answer) - 1)  # lines after the first one of the answer should not be there
+        return [((line.start, line.end), label) for line, label in zip(lines, [*of_lines, *more], strict=False)]
 
 
 def checked(
     checkers: Checkers, key: str, problem: Problem, response: str, split: Split, *,
     trace: str | None = None, correct: bool | None = None,
 ) -> Labelled | None:  # fmt: skip
-    """A response labelled by its problem's family; None where there is none, or no step."""
+    """A response labelled by its problem's family; None without such a family or without steps."""
     marked = checkers.marked(problem, response)
     found = of_steps(response, split, marked) if marked else ()
     return Labelled(key, problem, response, found, "exact", trace, correct) if found else None
@@ -63,8 +64,11 @@ def checked(
 def planted(
     checkers: Checkers, problems: Sequence[Problem], split: Split, slips: float, each: int, seed: int
 ) -> Iterator[Labelled]:
-    """Working by careless authors, ``each`` pages a problem: a line's result is wrong with chance ``slips``, and what
-    follows goes on from it. Costs no sampling, and is never short of wrong lines."""
+    """Labelled solutions with planted errors, ``each`` per problem.
+
+    A line's result is wrong with probability ``slips``, and the following lines continue from it. This costs no
+    sampling and supplies as many wrong lines as needed.
+    """
     for problem in problems:
         family = checkers.of(problem)
         for page in range(each if family else 0):

@@ -1,9 +1,9 @@
-"""From a labelled response to a row for the trainer: where each step ends among the tokens.
+"""Turn a labelled response into a training row, with the token at which each step ends.
 
-A reward model reads a response as text, in its own chat template and tokens, whoever sampled it. Prompt and response
-are cut into tokens apart, as whoever samples sees them, so the steps of a response are the same behind any prompt; a
-tag that the template has opened already is not opened again. The score of a step is read at the last token that holds
-a character of it.
+A reward model reads a response as text with its own chat template and tokenizer, whichever model sampled it. Prompt and
+response are tokenized separately, as in sampling, so that the steps of a response are the same after any prompt. If the
+template has already opened the thinking, the opening tag is not repeated. The score of a step is read at the last token
+that holds a character of it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from distill.thinking import opened_twice
 from distill.training.batching import Example
 
 Label = float | None
-"""The chance that a step is right, 0 or 1 where that is known; None where nothing is said of it."""
+"""The probability that a step is right, 0 or 1 if that is known; None if the step has no label."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepExample(Example):
-    """``ends[k]`` is the last token of step k. A labelled step is marked in ``labels_mask`` at the token after it,
-    whose source it is. ``start`` is the first token of the response."""
+    """``ends[k]`` is the last token of step k. A labelled step is marked in ``labels_mask`` at the next token, which is
+    predicted from that last token. ``start`` is the first token of the response."""
 
     start: int = 0
     ends: tuple[int, ...] = ()
@@ -32,17 +32,17 @@ class StepExample(Example):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of prompt and response, one more at the end that predicts nothing, and where steps end."""
+    """Token ids of prompt and response, with one more token at the end that predicts nothing, and the ends of steps."""
 
     ids: tuple[int, ...]
     start: int
     ends: tuple[int, ...]
     texts: tuple[str, ...]
-    """The steps themselves."""
+    """The texts of the steps."""
 
 
 def encode(tokenizer: Any, prompt: str, response: str, rule: str) -> Encoded:
-    """``prompt`` is rendered, up to where the response begins."""
+    """Tokenize a rendered prompt and a response, and find the steps of the response by ``rule``."""
     before, _ = spans_of(tokenizer, prompt)
     ids, spans = spans_of(tokenizer, response)
     steps, again = split(response, rule, spans), opened_twice(prompt, response)
@@ -54,7 +54,7 @@ def encode(tokenizer: Any, prompt: str, response: str, rule: str) -> Encoded:
 
 
 def example_of(key: str, encoded: Encoded, labels: Sequence[Label]) -> StepExample | None:
-    """A row to learn from; None where no step is labelled. Of steps that end in one token the last is learned."""
+    """A row for training; None if no step is labelled. If several steps end in one token, only the last is used."""
     last = {end: k for k, end in enumerate(encoded.ends)}
     kept = tuple(
         label if last[end] == k else None for k, (end, label) in enumerate(zip(encoded.ends, labels, strict=True))
@@ -67,7 +67,7 @@ def example_of(key: str, encoded: Encoded, labels: Sequence[Label]) -> StepExamp
 
 
 def unlabelled(key: str, encoded: Encoded) -> StepExample:
-    """A row to be scored: all of its steps are asked for."""
+    """A row for scoring, with all of its steps marked."""
     found = example_of(key, encoded, [0.0] * len(encoded.ends))
     assert found is not None
     return found

@@ -1,12 +1,12 @@
-"""What a process reward model is on disk, and how it is named.
+"""The files of a process reward model, and how one is named.
 
-    model/            the body: a causal LM as the ecosystem reads it, with its tokenizer and a card
-    adapter/          the LoRA adapter that was merged into it, where there was one
+    model/            the body: a causal LM in Hugging Face's format, with its tokenizer and a card
+    adapter/          the LoRA adapter that was merged into the body, if there was one
     head.safetensors  the head (`distill.prm.head`)
-    prm.json          what fits what: the rule for steps, the width, the tokenizer; and the figures of its test
+    prm.json          what the parts must match (rule for steps, width, tokenizer), and the figures of its test
 
-A name is ``prm:STAGE`` (that stage of the pipeline) or the path of such a directory. Whoever puts another body or
-tokenizer into the directory is told when it is loaded, not by strange scores.
+A name is ``prm:STAGE`` (that stage of the pipeline) or the path of such a directory. If the body or the tokenizer in
+the directory was replaced, loading fails with an error instead of giving wrong scores.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ PROBE = "Let x = 3.14: 12 + 7*x <= 40?\n\n<think>\nfirst, naïve – 你好\n</t
 
 
 class About(BaseModel):
-    """`prm.json`. ``tokenizer`` is `tokenizer_identity` of the one that it was trained with, ``prompting`` how the
-    problems stood before the responses that it learned from, where not as they are."""
+    """The content of `prm.json`. ``tokenizer`` is the `tokenizer_identity` of the tokenizer used in training.
+    ``prompting`` holds the settings of the prompts used in training, if problems were not asked as they are."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -49,13 +49,13 @@ class About(BaseModel):
 
 
 def tokenizer_identity(tokenizer: Any) -> str:
-    """Equal for tokenizers that cut text alike, whichever version of a library wrote their files."""
+    """Equal for tokenizers that split text in the same way, whichever version of a library wrote their files."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     return content_hash([vocabulary, tokenizer.encode(PROBE, add_special_tokens=False), tokenizer.eos_token_id])
 
 
 def write(directory: Path, head: StepHead, about: About) -> None:
-    """The head and `prm.json`, beside a ``model`` that is there."""
+    """Write the head and `prm.json` beside an existing ``model``."""
     from safetensors.torch import save_file
 
     save_file({name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}, directory / HEAD)
@@ -63,21 +63,21 @@ def write(directory: Path, head: StepHead, about: About) -> None:
 
 
 def directory_of(name: str, workspace: Path = Path(), inputs: Mapping[str, Manifest] | None = None) -> Path:
-    """Where a reward model lies. ``inputs`` are the manifests of upstream stages, by name."""
+    """The directory of a reward model. ``inputs`` are the manifests of upstream stages, by name."""
     if not name.startswith(PREFIX):
         return checked(Path(name).expanduser(), name)
     manifest = (inputs or {}).get(name.removeprefix(PREFIX))
     if manifest is None or manifest.artifact is None:
-        raise InputError(f"prm {name}: what a stage makes cannot be meant here; name the directory that it made")
+        raise InputError(f"prm {name}: a stage cannot be named here; name the directory that it made")
     return checked(workspace / manifest.artifact, name)
 
 
 def checked(directory: Path, name: str) -> Path:
-    """``directory``, if it holds a reward model; before anything heavy is loaded."""
+    """Return ``directory`` if it holds a reward model, otherwise raise `InputError`. Loads nothing heavy."""
     if not directory.is_dir():
-        raise InputError(f"prm {name}: {directory} is not a directory; expected {PREFIX}STAGE or what a prm stage made")
+        raise InputError(f"prm {name}: {directory} is not a directory; expected {PREFIX}STAGE or that of a prm stage")
     if missing := [part for part in (ABOUT, HEAD, MODEL) if not (directory / part).exists()]:
-        raise InputError(f"prm {name}: {directory} has no {missing[0]}: not a process reward model, as prm stages make")
+        raise InputError(f"prm {name}: {directory} has no {missing[0]}: not a process reward model of a prm stage")
     about(directory, name)
     return directory
 
@@ -86,14 +86,14 @@ def about(directory: Path, name: str) -> About:
     try:
         found = About.model_validate_json((directory / ABOUT).read_text("utf-8"))
     except (OSError, ValueError, ValidationError):
-        raise InputError(f"prm {name}: {directory / ABOUT} cannot be read; let its stage make it again") from None
+        raise InputError(f"prm {name}: {directory / ABOUT} cannot be read; run its stage again") from None
     if found.format > FORMAT:
-        raise InputError(f"prm {name}: written by a newer distill (form {found.format}); upgrade distill to read it")
+        raise InputError(f"prm {name}: written by a newer distill (format {found.format}); upgrade distill to read it")
     return found
 
 
 def identity_of(directory: Path, hashes: FileHashes) -> str:
-    """Content hash of all that a score depends on: not the figures, nor the card."""
+    """Content hash of everything that a score depends on, which excludes the figures and the card."""
     from distill.modelspec import CONTENT
 
     files = [directory / HEAD, *sorted(p for p in (directory / MODEL).iterdir() if p.suffix in CONTENT)]
@@ -103,9 +103,10 @@ def identity_of(directory: Path, hashes: FileHashes) -> str:
 
 
 def check_reads(directory: Path, name: str, tokenizer: Any, whose: str) -> None:
-    """`InputError` unless prompts rendered for ``whose`` model mean the same to the one in ``directory``."""
+    """Raise `InputError` unless the reward model in ``directory`` has the same tokenizer as ``whose`` model, so that it
+    can read prompts rendered for that one."""
     if tokenizer_identity(tokenizer) != about(directory, name).tokenizer:
         raise InputError(
-            f"prm {name}: its tokenizer is not that of {whose}, so it cannot read what that was asked; take a reward "
-            "model of the same family of models, or train one on it (stage prm)"
+            f"prm {name}: its tokenizer is not that of {whose}, so it cannot read the same prompts; use a reward model "
+            "of the same family of models, or train one on it (stage prm)"
         )

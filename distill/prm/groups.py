@@ -1,9 +1,9 @@
-"""Labels for nothing: samples of one problem that begin alike tell what their beginning is worth.
+"""Step labels without further sampling: samples of one problem that begin alike show the value of their prefix.
 
-The samples of a GRPO group, or of any problem sampled several times, make a tree of steps. The share of right ones
-among those that go through a node estimates its value, as roll-outs from it would (Math-Shepherd), without a token.
-Where the samples part at once little is known: a step is labelled where at least ``shared`` samples go through it,
-and the last step of each by its own outcome.
+The samples of a GRPO group, or of any problem sampled several times, form a tree of steps. The share of correct samples
+among those that pass through a node estimates its value, as rollouts from it would (Math-Shepherd), without sampling a
+token. If the samples diverge early, little is known: a step is labelled only if at least ``shared`` samples pass
+through it. The last step of each sample is labelled by the sample's own outcome.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Member(NamedTuple):
 def tree_labels(
     members: Mapping[str, Member], split: Split, kind: Literal["hard", "soft"] = "soft", shared: int = 2
 ) -> dict[str, tuple[Label, ...]]:
-    """The samples of one problem, from one model, by key -> a label for each step of each."""
+    """Labels for each step of each member, by key. The members are samples of one problem from one model."""
     steps = {key: tuple(step.text for step in split(member.response)) for key, member in members.items()}
     through: dict[tuple[str, ...], list[bool]] = defaultdict(list)
     for key, path in steps.items():
@@ -40,8 +40,8 @@ def tree_labels(
 
 
 def value_of(outcomes: Sequence[bool], kind: Literal["hard", "soft"], least: int = 1) -> Label:
-    """What a prefix is worth by what came of it: the share that is right (soft), or whether any is (hard); None where
-    fewer than ``least`` went through it."""
+    """The value of a prefix from the outcomes of its samples: the share that is right (soft), or whether any is (hard).
+    None if there are fewer than ``least``."""
     if len(outcomes) < max(least, 1):
         return None
     return float(any(outcomes)) if kind == "hard" else sum(outcomes) / len(outcomes)

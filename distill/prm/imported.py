@@ -1,14 +1,14 @@
-"""Labels that others gave: a JSON Lines file in PRM800K's form, or one of prompts, completions and labels.
+"""Read published step labels from a JSON Lines file, in PRM800K's form or as prompts, completions and labels.
 
-PRM800K (https://github.com/openai/prm800k), one line each::
+PRM800K (https://github.com/openai/prm800k) has one line per solution::
 
     {"question": {"problem": "...", "ground_truth_answer": "..."},
      "label": {"steps": [{"completions": [{"text": "...", "rating": 1}], "chosen_completion": 0}],
                "finish_reason": "solution"}}
 
-A rating of 1 and of 0 (neutral) is right and -1 is wrong, as its authors count them (Lightman et al. 2023);
-null says nothing. The completions that were rated and not chosen are responses of their own that end there. The
-plainer form is stepwise supervision, as on the hub: ``{"prompt": "...", "completions": ["..."], "labels": [true]}``.
+A rating of 1 or 0 (neutral) means right and -1 wrong, as its authors count them (Lightman et al. 2023); null is no
+label. Each completion that was rated but not chosen becomes a separate response that ends there. The simpler form is
+that of stepwise supervision on the hub: ``{"prompt": "...", "completions": ["..."], "labels": [true]}``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.fingerprint import content_hash
 
 RATINGS: dict[Any, Label] = {1: 1.0, 0: 1.0, -1: 0.0, None: None}
 Rated = tuple[str, Label]
-"""A step and what it was rated."""
+"""A step and its rating."""
 
 
 def _rating(value: Any) -> Label:
@@ -101,8 +101,8 @@ class _Stepwise(_Row):
 
 
 def read(path: Path, split: Split, thinking: bool = True) -> Iterator[Labelled]:
-    """The labelled responses of a file; ``thinking`` puts the steps into think tags, as reasoning models have them.
-    A line that cannot be read is told with its number."""
+    """The labelled responses of a file. ``thinking`` puts the steps inside think tags, as reasoning models write them.
+    Raises `InputError` with the line number for a line that cannot be read."""
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
@@ -140,7 +140,7 @@ def _labelled(row: _Prm800k | _Stepwise, where: str, split: Split, thinking: boo
 
 
 def _paths(steps: Sequence[_Step]) -> Iterator[list[Rated]]:
-    """The responses that a labelled solution holds: the one that was gone on with, and each other completion."""
+    """The responses in a labelled solution: the chosen completions in order, and one ending with each of the others."""
     before: list[Rated] = []
     for step in steps:
         rated = [(each.text, each.rating) for each in step.completions or ()]

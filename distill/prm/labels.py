@@ -1,8 +1,8 @@
-"""Labelled responses: what a process reward model learns from, whatever said which step is right.
+"""Labelled responses, the training data of process reward models, whatever the source of the labels.
 
-A source of labels is a module of its own beside this one: `exact` (checkers of problem families, and planted slips),
-`rollouts` (Monte-Carlo completions of prefixes), `groups` (samples of one problem that begin alike), `imported`
-(files). All of them give `Labelled`; here is how labels of spans become labels of steps.
+Each source of labels is a module beside this one: `exact` (checkers of problem families, and planted errors),
+`rollouts` (Monte-Carlo completions of prefixes), `groups` (samples of one problem that begin alike) and `imported`
+(files). All of them produce `Labelled`. This module turns labels of spans into labels of steps.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from distill.steps import Span, Split
 from distill.types import Problem
 
 Marked = tuple[Span, Label]
-"""A span of a response, and what is known of it."""
+"""A span of a response, and its label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """``response`` to ``problem`` with a label for each of its steps. ``source`` says who labelled it, ``trace`` the
-    key of the trace that it is, where it is one. ``correct``: its final answer, None where nobody knows."""
+    """A response to a problem with a label for each of its steps. ``source`` names the source of the labels. ``trace``
+    is the key of the trace, if the response is one. ``correct`` is about the final answer, None if unknown."""
 
     key: str
     problem: Problem
@@ -34,15 +34,16 @@ class Labelled:
 
     @property
     def structure(self) -> str:
-        """What a train/held-out split must not cut through."""
+        """The group that must stay on one side of a train/held-out split."""
         return self.problem.structure or self.problem.prompt
 
 
 def of_steps(response: str, split: Split, marked: Sequence[Marked]) -> tuple[Label, ...]:
-    """Labels of spans as labels of the steps that a rule finds.
+    """Turn labels of spans into labels of the steps of ``split``.
 
-    A step of several spans is as right as the worst of them. Of a span that several steps share, each is right where
-    it is; where it is wrong nobody knows in which of them, and the last, where the span ends, is told.
+    A step with several spans gets the lowest of their labels. If several steps share a span and it is right, all of
+    them are right. If it is wrong, it is unknown which of them is wrong, and only the last, where the span ends, is
+    labelled wrong.
     """
     labels: list[Label] = []
     for step in split(response):
@@ -56,7 +57,7 @@ def of_steps(response: str, split: Split, marked: Sequence[Marked]) -> tuple[Lab
 
 
 def noisy(labelled: Labelled, share: float, seed: int) -> Labelled:
-    """The same with about so large a share of its labels turned around, a pure function of the key."""
+    """The same response with about ``share`` of its labels flipped, as a pure function of its key and ``seed``."""
     draws = generator(seed, "label noise", labelled.key).random(len(labelled.labels))
     turned = [
         label if label is None or draw >= share else 1.0 - label

@@ -1,9 +1,9 @@
-"""How good a process reward model is on steps that it has not seen: accuracy, first errors, calibration, ranking.
+"""Metrics of a process reward model on held-out steps: accuracy, first errors, calibration, ranking.
 
-Pure functions of probabilities and labels. Steps without a label count nowhere; a soft label counts as right from a
-half up, and in calibration as the probability that it is. Two kinds of AUC stand side by side because the pooled one
-flatters: a head learns first how hard problems are and how far a response has got, which ranks nothing within one of
-them.
+Pure functions of probabilities and labels. Steps without a label are ignored. A soft label of at least 0.5 counts as
+right; in calibration it counts as the probability that it is. There are two kinds of AUC because the pooled one
+flatters: a head first learns how hard problems are and how far a response has got, which does not rank responses to the
+same problem.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ TOLD = (
     "step_accuracy", "first_error_accuracy", "first_error_f1", "ece", "step_auc", "step_auc_within",
     "answer_auc_within",
 )  # fmt: skip
-"""Of `summary`, what cards and reports tell."""
+"""The figures of `summary` that cards and reports show."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A response to ``problem`` with the probability and the label of each step. ``correct``: its final answer."""
+    """A response to ``problem`` with the probability and the label of each step. ``correct`` is about the final
+    answer."""
 
     problem: str
     probabilities: Sequence[float]
     labels: Sequence[float | None]
     correct: bool | None = None
     score: float = 0.0
-    """What the probabilities come to, or its logarithm (`distill.prm.scorer`): responses are ranked by it."""
+    """The aggregate of the probabilities or its logarithm (`distill.prm.scorer`), by which responses are ranked."""
 
     @property
     def told(self) -> list[tuple[float, float]]:
@@ -48,7 +49,7 @@ class Scored:
 
 
 def summary(rows: Sequence[Scored], threshold: float = 0.5) -> dict[str, Any]:
-    """Everything that is said of a reward model; None where nothing can be."""
+    """All figures of a reward model; None for those that cannot be computed."""
     pairs = [pair for row in rows for pair in row.pairs]
     accuracy = clustered_mean(_by_problem(rows, lambda row: [float((p >= threshold) == y) for p, y in row.pairs]))
     bins = reliability([pair for row in rows for pair in row.told])
@@ -70,18 +71,18 @@ def summary(rows: Sequence[Scored], threshold: float = 0.5) -> dict[str, Any]:
 
 
 def in_words(found: Mapping[str, Any]) -> str:
-    """``98.2% of 603 steps called as they are, AUC within a problem 0.967``: whether a model is worth its name, in a
-    line. The report has all of it."""
+    """The main figures on one line, such as ``98.2% of 603 steps classified correctly (...), AUC within a problem
+    0.967``. The report has all of them."""
     if not found["steps"]:
         return "no labelled step to be tested on"
-    share = f"{100 * found['step_accuracy']:.1f}% of {found['steps']:,} steps called as they are"
-    always = f"{100 * max(found['right'], 1 - found['right']):.1f}% by always saying the same"
+    share = f"{100 * found['step_accuracy']:.1f}% of {found['steps']:,} steps classified correctly"
+    always = f"{100 * max(found['right'], 1 - found['right']):.1f}% by always giving the same answer"
     within = found["step_auc_within"]
     return f"{share} ({always}), AUC within a problem {'unknown' if within is None else f'{within:.3f}'}"
 
 
 def auc(pairs: Sequence[tuple[float, bool]]) -> float | None:
-    """The chance that a right one scores higher than a wrong one, a tie counting half; None without both kinds."""
+    """The probability that a right one scores higher than a wrong one, with ties counting half; None without both."""
     right = sorted(p for p, y in pairs if y)
     wrong = [p for p, y in pairs if not y]
     if not right or not wrong:
@@ -91,7 +92,7 @@ def auc(pairs: Sequence[tuple[float, bool]]) -> float | None:
 
 
 def auc_within(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> float | None:
-    """The same among the pairs of one problem alone, all pairs counting alike."""
+    """The AUC over pairs within the same problem, with all pairs weighted equally."""
     total, weight = 0.0, 0
     for pairs in groups.values():
         if (value := auc(pairs)) is not None:
@@ -101,31 +102,31 @@ def auc_within(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> float | No
 
 
 def first_error_accuracy(rows: Sequence[Scored], threshold: float = 0.5) -> float | None:
-    """The share of responses whose first wrong step is found: the first below the threshold is the first that is
-    labelled wrong, and none is where none is. Where most responses are right, who finds nothing has most of it."""
+    """The share of responses whose first error is found: the first step below the threshold is the first one labelled
+    wrong, or neither exists. If most responses are right, a model that never finds an error scores high."""
     hits = [hit for part in _first_errors(rows, threshold) for hit in part]
     return fmean(hits) if hits else None
 
 
 def first_error_f1(rows: Sequence[Scored], threshold: float = 0.5) -> float | None:
-    """ProcessBench's figure (https://arxiv.org/abs/2412.06559): the harmonic mean of that share among responses with a
-    wrong step and among those without; None where there are not both."""
+    """ProcessBench's F1 (https://arxiv.org/abs/2412.06559): the harmonic mean of `first_error_accuracy` over responses
+    with a wrong step and over those without; None unless there are both."""
     shares = [fmean(part) for part in _first_errors(rows, threshold) if part]
     return harmonic_mean(shares) if len(shares) == 2 else None
 
 
 def _first_errors(rows: Sequence[Scored], threshold: float) -> tuple[list[bool], list[bool]]:
-    """Whether the first error was told, of responses with one and of those without."""
+    """Whether the first error was found, for responses with one and for those without."""
     found: tuple[list[bool], list[bool]] = ([], [])
     for pairs in (row.pairs for row in rows if row.pairs):
-        told = next((k for k, (p, _) in enumerate(pairs) if p < threshold), None)
-        there = next((k for k, (_, y) in enumerate(pairs) if not y), None)
-        found[there is None].append(told == there)
+        predicted = next((k for k, (p, _) in enumerate(pairs) if p < threshold), None)
+        actual = next((k for k, (_, y) in enumerate(pairs) if not y), None)
+        found[actual is None].append(predicted == actual)
     return found
 
 
 def reliability(pairs: Sequence[tuple[float, float]], bins: int = BINS) -> list[dict[str, Any]]:
-    """Steps by what was said of them, in bins of equal width: how many, the mean said, the share that is right."""
+    """Steps by predicted probability, in bins of equal width: their number, mean prediction and share that is right."""
     edges = [n / bins for n in range(bins + 1)]
     found: list[dict[str, Any]] = []
     for low, high in pairwise(edges):
@@ -139,7 +140,8 @@ def reliability(pairs: Sequence[tuple[float, float]], bins: int = BINS) -> list[
 
 
 def expected_calibration_error(bins: Sequence[Mapping[str, Any]]) -> float | None:
-    """The mean distance between what is said and what is right, over the steps of `reliability`'s bins."""
+    """ECE: the mean distance between the prediction and the share that is right, over the steps in the bins of
+    `reliability`."""
     total = sum(b["steps"] for b in bins)
     return sum(b["steps"] * abs(b["said"] - b["right"]) for b in bins) / total if total else None
 

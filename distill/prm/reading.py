@@ -1,4 +1,4 @@
-"""A process reward model at work: loaded from its directory, scoring responses in packed passes."""
+"""Load a process reward model from its directory, and score responses in packed passes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.errors import InputError, PipelineError
 
 BATCH_TOKENS = 8192
 SURE = 30.0
-"""Log-odds beyond which a double's probability would be 0 or 1, which nobody can be."""
+"""Log-odds are clamped to this, so that no probability is rounded to exactly 0 or 1."""
 
 
 class TooLong(InputError):
@@ -28,7 +28,8 @@ class TooLong(InputError):
 
 
 class PrmScorer:
-    """See `distill.prm.scorer.StepScorer`. ``network`` has its head attached; equal texts are scored once."""
+    """Implements `distill.prm.scorer.StepScorer`. ``network`` must have its head attached. Equal texts are scored
+    once."""
 
     def __init__(
         self, network: Any, tokenizer: Any, rule: str, name: str = "", batch_tokens: int = BATCH_TOKENS,
@@ -39,32 +40,33 @@ class PrmScorer:
         self._limit = positions_limit(causal_lm(network))
 
     def render(self, messages: Sequence[Message]) -> str:
-        """A prompt as this model reads it, up to where the response begins."""
+        """Render a prompt with this model's template, up to where the response begins."""
         return rendered(self._tokenizer, messages)
 
     def prompt(self, problem: Problem) -> str:
-        """A problem as those stood before the responses that it learned from."""
+        """Render a problem in the way the problems were asked in its training data."""
         return self.render(self._ask(problem).messages)
 
     def encoded(self, prompt: str, response: str) -> Encoded:
         found = encode(self._tokenizer, prompt, response, self.rule)
         if self._limit and len(found.ids) - 1 > self._limit:
-            raise TooLong(f"prm {self.name}: {len(found.ids) - 1} tokens, and its body has {self._limit} positions")
+            raise TooLong(f"prm {self.name}: {len(found.ids) - 1} tokens, but its body has {self._limit} positions")
         return found
 
     def score(self, asked: Sequence[tuple[str, str]]) -> list[list[float]]:
-        """Raises `TooLong`, and `PipelineError` where a score is no number: the model is broken."""
+        """The probability of each step. Raises `TooLong`, and `PipelineError` if a score is NaN because the weights are
+        broken."""
         encoded = {pair: self.encoded(*pair) for pair in dict.fromkeys(asked)}
         rows = {pair: unlabelled(str(n), found) for n, (pair, found) in enumerate(encoded.items()) if found.ends}
         found = probabilities(self._network, list(rows.values()), self._batch_tokens, SURE)
         if any(p != p for row in found for p in row):
-            raise PipelineError(f"prm {self.name}: gives scores that are no numbers: its weights are broken")
+            raise PipelineError(f"prm {self.name}: its scores are NaN, so its weights are broken")
         known = dict(zip(rows, found, strict=True))
         return [known.get(pair, []) for pair in asked]
 
 
 def load(directory: Path, name: str = "", device: str = "auto", dtype: str = "float32") -> PrmScorer:
-    """Load what lies in ``directory`` (`distill.prm.files`); `InputError` where its parts do not fit each other."""
+    """Load the model in ``directory`` (`distill.prm.files`). Raises `InputError` if its parts do not fit together."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -73,8 +75,8 @@ def load(directory: Path, name: str = "", device: str = "auto", dtype: str = "fl
     network, tokenizer = pretrained.load(Model(str((directory / MODEL).absolute()), ""), dtype, device)
     if (width := causal_lm(network).config.get_text_config().hidden_size) != about.width:
         raise InputError(
-            f"prm {name}: its head reads states of width {about.width}, and the body in {directory / MODEL} has "
-            f"{width}: it is another body than it was trained with"
+            f"prm {name}: its head needs hidden states of width {about.width}, but the body in {directory / MODEL} has "
+            f"{width}, so it is not the one that it was trained with"
         )
     if files.tokenizer_identity(tokenizer) != about.tokenizer:
         raise InputError(f"prm {name}: the tokenizer in {directory / MODEL} is not the one that it was trained with")

@@ -1,14 +1,14 @@
-"""Monte-Carlo labels: what comes of going on from each prefix (Math-Shepherd, https://arxiv.org/abs/2312.08935).
+"""Monte-Carlo step labels from completions of prefixes (Math-Shepherd, https://arxiv.org/abs/2312.08935).
 
-A prefix of a response is given to a policy as the beginning of its own, and completed so many times; a verifier says
-what came of it. The completions are traces and their verdicts verdicts like any others, under keys that know the
-prefix, so nothing is ever rolled out twice, also by another stage or after a kill.
+A policy completes a prefix of a response several times, and a verifier judges the results. Completions and verdicts are
+stored like any others, under keys that include the prefix. Nothing is therefore sampled twice, not even by another
+stage or after a kill.
 
-``every`` rolls out from every prefix. ``first_error`` looks for the first step after which nothing ends well, by
-binary search (OmegaPRM, https://arxiv.org/abs/2406.06592): log2 of the steps in place of all of them, and only for
-responses that are wrong. Steps before it are right, it is wrong, and of those after it nothing is said. It takes for
-granted that a spoiled prefix stays spoiled, and that the policy can solve the problem: of one that it cannot the first
-step is told to be wrong.
+``every`` completes every prefix. ``first_error`` finds, by binary search, the first step after which no completion is
+correct (OmegaPRM, https://arxiv.org/abs/2406.06592): it needs log2 of the number of steps, and only for wrong
+responses. The steps before it are labelled right, it is labelled wrong, and those after it have no label. The search
+assumes that a wrong prefix stays wrong and that the policy can solve the problem. If the policy cannot, the first step
+is labelled wrong.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from distill.types import Problem
 
 LINE_END = re.compile(r"\s*\n")
 Prefix = tuple[str, str]
-"""The key of a problem, and the beginning of a response to it."""
+"""The key of a problem, and the start of a response to it."""
 
 Outcomes = Callable[[Sequence[Prefix]], Mapping[Prefix, Sequence[bool]]]
-"""What came of completing prefixes, for all of them at a time: the judged completions alone."""
+"""Completes prefixes, all at once, and returns whether each completion is correct; unjudged ones are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class Tried:
     response: str
     correct: bool
     prompt: str = ""
-    """As its model saw it, where that is known."""
+    """The prompt as the model saw it, if known."""
 
 
 def every(tried: Sequence[Tried], split: Split, kind: Literal["hard", "soft"], outcomes: Outcomes) -> list[Labelled]:
-    """A label for each step by completions of the prefix that it ends; the last step's by the response's own end."""
+    """Label each step by completions of the prefix that it ends, and the last step by the response's own outcome."""
     steps = {one.key: split(one.response) for one in tried}
     found = outcomes([_prefix(one, step) for one in tried for step in steps[one.key][:-1]])
     return [
@@ -58,19 +58,20 @@ def every(tried: Sequence[Tried], split: Split, kind: Literal["hard", "soft"], o
 
 
 def first_error(tried: Sequence[Tried], split: Split, outcomes: Outcomes) -> list[Labelled]:
-    """Labels up to the first error, found by halving; all responses take their next step of the search together."""
+    """Label the steps up to the first error, found by binary search. All responses advance their searches together."""
     searches = [_Search(one, split(one.response)) for one in tried]
     searches = [search for search in searches if search.steps]
     while asking := [search for search in searches if not search.over]:
         found = outcomes([search.prefix for search in asking])
         for search in asking:
-            search.heard(found[search.prefix])
+            search.update(found[search.prefix])
     return [_labelled(search.tried, search.labels()) for search in searches]
 
 
 @dataclass
 class _Search:
-    """The first error of a wrong response is after step ``low`` (counted from 1) and not after step ``high``."""
+    """The search in one wrong response: the first error is after step ``low`` (counted from 1) and at most at step
+    ``high``."""
 
     tried: Tried
     steps: Sequence[Step]
@@ -81,7 +82,7 @@ class _Search:
         self.high = len(self.steps)
 
     lost: bool = False
-    """Nobody could judge what came of a prefix, so there is no telling on which side of it the error is."""
+    """No completion of a prefix could be judged, so the side of the error is unknown."""
 
     @property
     def over(self) -> bool:
@@ -91,8 +92,8 @@ class _Search:
     def prefix(self) -> Prefix:
         return _prefix(self.tried, self.steps[(self.low + self.high) // 2 - 1])
 
-    def heard(self, outcomes: Sequence[bool]) -> None:
-        """A prefix from which something ends well is sound."""
+    def update(self, outcomes: Sequence[bool]) -> None:
+        """Halve the range. A prefix with a correct completion has no error in it."""
         middle = (self.low + self.high) // 2
         if not outcomes:
             self.lost = True
@@ -110,8 +111,8 @@ class _Search:
 
 
 def _prefix(tried: Tried, step: Step) -> Prefix:
-    """Up to the end of the step's last line, which completions would write on else; thinking that the prompt opens is
-    not opened again."""
+    """The response up to the end of the step's last line; completions might otherwise continue that line. An opening
+    tag that the prompt already has is left out."""
     begin, end = opened_twice(tried.prompt, tried.response), LINE_END.match(tried.response, step.end)
     return tried.problem_key, tried.response[begin : end.end() if end else step.end]
 

@@ -1,7 +1,6 @@
-"""What scores steps, and what the scores of a response come to.
+"""The interface of a step scorer, and the aggregation of step scores into one score per response.
 
-A `StepScorer` is all that a verifier, a dense reward or a search know of a process reward model. Who loads one is
-`distill.prm.reading`.
+Verifiers, dense rewards and search depend only on `StepScorer`. `distill.prm.reading` loads one.
 """
 
 from __future__ import annotations
@@ -14,26 +13,30 @@ from pipeline.errors import InputError
 
 Aggregate = Literal["product", "minimum", "last"]
 VERSION = "2"
-"""Goes up whenever the same weights would score the same response otherwise."""
+"""Raised whenever the same weights would give the same response different scores."""
 SMALLEST = -600.0
-"""Below about this logarithm a double loses digits."""
+"""`weights` rescales if the largest logarithm is below this, where doubles begin to lose digits."""
 
 
 class StepScorer(Protocol):
     rule: str
-    """How it splits a response into steps (`distill.steps.split`)."""
+    """The rule for splitting a response into steps (`distill.steps.split`)."""
 
     def score(self, asked: Sequence[tuple[str, str]]) -> list[list[float]]:
-        """For each (rendered prompt, response as generated, its think tags included, possibly only begun) the
-        probability, in (0, 1), that each of its steps is right. In the order of what was asked; none of a response
-        without a step."""
+        """The probability, in (0, 1), that each step is right, for each (rendered prompt, response) in order.
+
+        A response is the generated text, with its think tags; it may be incomplete. Without steps it has no
+        probabilities.
+        """
         ...
 
 
 def aggregate(steps: Sequence[float], how: Aggregate = "product") -> float:
-    """One score of a response: the chance that all of its steps are right, if they were independent (Lightman et al.
-    2023, https://arxiv.org/abs/2305.20050), the lowest, or the last. A response without a step has nothing to be
-    right about: 0."""
+    """One score for a response: the product, the minimum or the last of its steps' probabilities; 0 without steps.
+
+    The product is the probability that all steps are right if they are independent (Lightman et al. 2023,
+    https://arxiv.org/abs/2305.20050).
+    """
     if how not in get_args(Aggregate):
         raise InputError(f"no aggregate is called {how!r}; there are: {', '.join(get_args(Aggregate))}")
     if not steps:
@@ -42,8 +45,7 @@ def aggregate(steps: Sequence[float], how: Aggregate = "product") -> float:
 
 
 def log_aggregate(steps: Sequence[float], how: Aggregate = "product") -> float:
-    """The logarithm of `aggregate`, to compare responses by: the product of some hundred steps is often no number above
-    zero."""
+    """The logarithm of `aggregate`, for comparing responses. The product of some hundred steps often underflows."""
     if how == "product" and steps:
         return fsum(log(step) if step > 0 else -inf for step in steps)
     score = aggregate(steps, how)
@@ -51,8 +53,8 @@ def log_aggregate(steps: Sequence[float], how: Aggregate = "product") -> float:
 
 
 def weights(logs: Sequence[float]) -> list[float]:
-    """Scores from their logarithms; all in terms of the largest where that is too small for a number, and all alike
-    where there is nothing to tell them apart by."""
+    """Scores from their logarithms. If the largest is too small for a double, all are scaled by it; if all are zero,
+    all weights are 1."""
     largest = max(logs, default=0.0)
     if largest == -inf:
         return [1.0] * len(logs)

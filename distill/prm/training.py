@@ -1,4 +1,4 @@
-"""From labelled responses to a trained head: rows, the split by structure, the run, the test on what was held out."""
+"""Data and test of a reward model's training: rows from labelled responses, the held-out split, the figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Render = Callable[[Sequence[Message]], str]
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A labelled response as a row."""
+    """A labelled response and its training row."""
 
     labelled: Labelled
     row: StepExample
@@ -34,7 +34,8 @@ def lessons(
     messages: Callable[[Labelled], Sequence[Message]],
     longest: int,
 ) -> tuple[list[Lesson], int]:
-    """The rows of at most ``longest`` tokens that hold a label, each response once; and how many were too long."""
+    """The rows with a label and at most ``longest`` tokens, each response once, and the number of rows that were too
+    long."""
     found: dict[str, Lesson] = {}
     dropped = 0
     for one in labelled:
@@ -48,7 +49,7 @@ def lessons(
 
 
 def apart(lessons: Sequence[Lesson], share: float, seed: int) -> tuple[list[Lesson], list[Lesson]]:
-    """What is learned from, and what is held out: about ``share`` of the structures, whole."""
+    """Split into training and held-out lessons; about ``share`` of the structures are held out, each as a whole."""
     held = held_out((lesson.labelled.structure for lesson in lessons), share, seed, "heldout")
     sides: tuple[list[Lesson], list[Lesson]] = ([], [])
     for lesson in lessons:
@@ -57,7 +58,7 @@ def apart(lessons: Sequence[Lesson], share: float, seed: int) -> tuple[list[Less
 
 
 def turned(lesson: Lesson, share: float, seed: int) -> Lesson:
-    """The lesson with a share of its labels turned around (`distill.prm.labels.noisy`)."""
+    """The lesson with about ``share`` of its labels flipped (`distill.prm.labels.noisy`)."""
     labels = noisy(lesson.labelled, share, seed)
     known = tuple(None if old is None else new for old, new in zip(lesson.row.labels, labels.labels, strict=True))
     return Lesson(labels, replace(lesson.row, labels=known))
@@ -66,15 +67,15 @@ def turned(lesson: Lesson, share: float, seed: int) -> Lesson:
 def measured(
     network: Any, lessons: Sequence[Lesson], micro_batch_tokens: int, threshold: float, how: Aggregate
 ) -> Mapping[str, Any]:
-    """How good the reward model is on these: `distill.prm.measures.summary`, whole and by who labelled."""
-    rows = {lesson.row.input_ids: lesson.row for lesson in lessons}  # samples of one problem often say the same
+    """The figures of the reward model on these lessons (`distill.prm.measures.summary`), in all and by label source."""
+    rows = {lesson.row.input_ids: lesson.row for lesson in lessons}  # samples of one problem are often equal
     training = network.training
     found = dict(zip(rows, probabilities(network.eval(), list(rows.values()), micro_batch_tokens), strict=True))
     network.train(training)
-    told = [found[lesson.row.input_ids] for lesson in lessons]
+    predicted = [found[lesson.row.input_ids] for lesson in lessons]
     scored = [
         Scored(lesson.labelled.structure, row, lesson.labelled.labels, lesson.labelled.correct, log_aggregate(row, how))
-        for lesson, row in zip(lessons, told, strict=True)
+        for lesson, row in zip(lessons, predicted, strict=True)
     ]
     by_source: dict[str, list[Scored]] = defaultdict(list)
     for lesson, one in zip(lessons, scored, strict=True):

@@ -1,5 +1,5 @@
-"""The report: what a run found, as `report.json` (`data`), drawn (`svg`) on one page (`render`).
+"""The report: the results of a run as `report.json` (`data`), with plots (`svg`) on one HTML page (`render`).
 
-The page is a pure function of the JSON, so whatever it shows can also be read by a program. Called by
-the stage `distill.stages.report`.
+The page is a pure function of the JSON, so programs can read everything that it shows. Called by the stage
+`distill.stages.report`.
 """

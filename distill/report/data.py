@@ -1,42 +1,42 @@
-"""What a run found, as plain data: the content of ``report.json``.
+"""Gather the results of a run as plain data: the content of ``report.json``.
 
-For every model evaluated there is a key of its label (``teacher``, ``base``, ``sft``, ``grpo``, the
-controls), holding at least::
+For every evaluated model there is a key with its label (``teacher``, ``base``, ``sft``, ``grpo``, the controls), which
+holds at least::
 
     pass_at_1          share of samples that are right
     ci95               [low, high], clustered by problem
     tokens_per_answer  thinking and answer together
-    seconds            of the stage that made the model; 0 for one that was given
-    problems, samples  how many
+    seconds            of the stage that made the model; 0 if no stage made it
+    problems, samples  their numbers
 
-and further what the evaluate stage says of it (``greedy``, ``truncated``, ``by_source``,
-``by_difficulty``...), its ``role`` (teacher, base, student, control or other), ``stage``, ``model``,
-``identity`` and ``parameters``. Beside them lie:
+It also holds the other figures of the evaluate stage (``greedy``, ``truncated``, ``by_source``, ``by_difficulty``...),
+the model's ``role`` (teacher, base, student, control or other), ``stage``, ``model``, ``identity`` and ``parameters``.
+The other keys are:
 
-    headline  the story in one sentence
+    headline  the result in one sentence
     models    the labels, in the order of the evaluate stage
     sampling  how they were sampled
-    protocol  a name for how was measured: scores may be compared where it is the same
-    paired    differences on the same problems: along the story, and controls against its first student
+    protocol  identifies how the models were evaluated: scores can be compared only if it is the same
+    paired    differences on the same problems: along the training stages, and controls against the first student
               (`distill.comparison`: interval, problems better and worse, p)
-    pairs     the same of every two models
-    funnel    from generated to kept, by reason of rejection, with the ``cost`` where an endpoint was paid; null
-              without a selection. Its ``bias`` tells how much easier the kept traces are than what was asked
+    pairs     the same for every two models
+    funnel    from generated to kept, by reason of rejection, with the ``cost`` if an endpoint was paid; null without a
+              selection. Its ``bias`` is how much easier the kept traces are than what was asked
               (`distill.difficulty`)
-    curves    by training stage and metric: [step, value], thinned to `CURVE_POINTS` means of bins
-    alarms    by training stage: what its run was suspected of (`rl.alarms`), with name, step and evidence
+    curves    by training stage and metric: [step, value], thinned to the means of at most `CURVE_POINTS` bins
+    alarms    by training stage: the alarms of its run (`rl.alarms`), with name, step and evidence
     emergence by training stage with rollouts: behaviours, corrections and lengths over its steps (`distill.emergence`)
-    reward_models  by prm stage its figures: how it was tested, with reliability bins
-    lengths   histograms of tokens per answer: bin ``edges``, counts of right and other ones
+    reward_models  by prm stage, its figures: the results of its tests, with reliability bins
+    lengths   histograms of tokens per answer: bin ``edges``, counts of right and other answers
     examples  problems with the answers of the student before, between and after
-    search    what ways to spend several samples on a problem come to, as the search stage says it: by strategy the
-              points of its curve, by scorer how it ranks; null without one
+    search    the results of the search stage, which compares ways to spend several samples on a problem: the points of
+              each strategy's curve, and how well each scorer ranks; null without one
     stages    name, kind, seconds, figures and identity of each stage
     software  versions
 
-The order of keys means something (models as evaluated, stages as they follow) and is always the same.
-Nothing here depends on the time or the machine: the same inputs give the same bytes. How it looks is
-`distill.report.render`'s.
+The order of the keys is meaningful (models as evaluated, stages in the order of the run) and always the same. Nothing
+here depends on the time or the machine: the same inputs give the same bytes. `distill.report.render` decides how it
+looks.
 """
 
 from __future__ import annotations
@@ -77,20 +77,21 @@ RESERVED = frozenset(
         "software",
     }
 )
-"""What no model may be called (the evaluate stage refuses it): keys that stand beside the labels."""
+"""Labels that no model may have, because they are other keys of the report. The evaluate stage refuses them."""
 CURVE_POINTS = 300
 LENGTH_BINS = 24
 ELSEWHERE = ("subjects", "pairs", "scorers", "strategies", "rivals")
-"""Figures of stages that have a place of their own."""
+"""Figures of stages that are reported elsewhere."""
 
 Report = dict[str, Any]
 Named = Mapping[str, Manifest]
-"""Manifests by stage name. A manifest may be another pipeline's, so its own name is not asked."""
+"""Manifests by stage name. A manifest may be from another pipeline, so its own name is not used."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a report is made from. ``training`` is the story, in order; ``controls`` stand beside it."""
+    """What a report is made from. ``training`` holds the training stages of the student in order; ``controls`` those of
+    students for comparison."""
 
     store: Store
     evaluation: tuple[str, Manifest]
@@ -177,7 +178,7 @@ def _subject(label: str, sources: Sources) -> dict[str, Any]:
 
 
 def _role(label: str, stage: str | None, sources: Sources) -> str:
-    """Who a model is in the story, told by who made it and who learned from it; else by its label."""
+    """The role of a model, from the stage that made it or the stages that used it; otherwise from its label."""
     if stage in sources.training:
         return "student"
     if stage in sources.controls:
@@ -190,7 +191,7 @@ def _role(label: str, stage: str | None, sources: Sources) -> str:
 
 
 def _names(manifest: Manifest, *path: str) -> tuple[Any, Any]:
-    """The model a setting means: (its name if it was given, the digest of the stage that made it)."""
+    """The model in a setting: (the setting itself, the digest of the stage that made the model)."""
     value: Any = manifest.identity.settings
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -198,7 +199,7 @@ def _names(manifest: Manifest, *path: str) -> tuple[Any, Any]:
 
 
 def parameters(directory: Path) -> int | None:
-    """How many numbers a model's safetensors hold, from their headers; None where there are none."""
+    """The number of parameters in a model's safetensors, from their headers; None if there are no such files."""
     total = 0
     for path in sorted(directory.glob("*.safetensors")):
         with open(path, "rb") as file:
@@ -210,11 +211,12 @@ def parameters(directory: Path) -> int | None:
 def _paired(
     pairs: Sequence[Mapping[str, Any]], subjects: Mapping[str, Mapping[str, Any]], story: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Along the story, then controls against its first student; without a story each model against the next."""
+    """The differences along the training stages, then of the controls against the first student. Without training
+    stages, each model against the next."""
     students = [label for label in story if subjects[label]["role"] == "student"]
     controls = [label for label, subject in subjects.items() if subject["role"] == "control"]
-    told = [*pairwise(story), *((students[0], control) for control in controls if students)]
-    return [pair_of(pairs, before, after) for before, after in told or pairwise(subjects)]
+    steps = [*pairwise(story), *((students[0], control) for control in controls if students)]
+    return [pair_of(pairs, before, after) for before, after in steps or pairwise(subjects)]
 
 
 # -- from the store ---------------------------------------------------------------------------
@@ -248,7 +250,7 @@ def _funnel(store: Store, manifest: Manifest) -> dict[str, Any]:
 
 
 def _paid(store: Store, selection: str, kept: int) -> dict[str, float | None]:
-    """What the endpoint took for the traces, lost calls and rejected traces included; null where none was paid."""
+    """The cost of the traces at the endpoint, including failed calls and rejected traces; null if nothing was paid."""
     cost = spent_on(store, selection).get("cost")
     return {"cost": cost, "cost_per_kept": round(cost / kept, 6) if cost and kept else None}
 
@@ -290,13 +292,13 @@ def _lengths(store: Store, evaluation: str, labels: Sequence[str]) -> dict[str, 
     bins = longest // width + 1
     models = {label: {"right": [0] * bins, "other": [0] * bins} for label in labels}
     for row in rows:
-        if row["label"] in models:  # not the greedy ones
+        if row["label"] in models:  # leaves out the greedy samples
             models[row["label"]]["right" if row["right"] else "other"][row["tokens"] // width] += row["n"]
     return {"edges": [width * i for i in range(bins + 1)], "models": models}
 
 
 def _nice_width(width: float) -> int:
-    """The next of 1, 2, 5, 10, 20, 50..."""
+    """``width`` rounded up to one of 1, 2, 5, 10, 20, 50..."""
     power = 10 ** max(0, math.floor(math.log10(width)))
     return next(power * step for step in (1, 2, 5, 10) if power * step >= width)
 

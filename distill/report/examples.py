@@ -1,8 +1,7 @@
-"""Three problems, and what the student said to them before and after: which ones, and in which words.
+"""Choose the example problems of the report, with the student's answers before and after training.
 
-Chosen by rule, not by taste: problems whose first sample was wrong before and right after, one of each
-source in turn, in the order of their keys. Where there is none the first problems are shown, and the
-report says so.
+They are chosen by rule, not by taste: problems whose first sample was wrong before and right after, one of each source
+in turn, in the order of their keys. If there are none, the first problems are shown and the report says so.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from typing import Any
 from distill.store import Store
 
 LONGEST = 6000
-"""Characters shown of a text; the middle of a longer one is left out."""
+"""The most characters shown of a text; the middle of a longer one is left out."""
 
 
 def gather(store: Store, evaluation: str, labels: Sequence[str], wanted: int) -> dict[str, Any]:
-    """``{"rule": learned or first, "problems": [...]}``, the answers in the order of ``labels``."""
+    """The ``examples`` of the report. ``rule`` is "learned" or "first"; answers are in the order of ``labels``."""
     rows = store.rows(
         "SELECT m.label, v.problem_key, t.trace_key, m.row_key AS verdict_key, p.source, v.outcome "
         "FROM members m JOIN verdicts v ON m.row_key = v.verdict_key JOIN traces t USING (trace_key) "
@@ -45,7 +44,7 @@ def gather(store: Store, evaluation: str, labels: Sequence[str], wanted: int) ->
 
 
 def _in_turn(problems: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Keys, one of each source, then the next of each."""
+    """The keys, with the first of each source, then the second of each, and so on."""
     seen: dict[str, int] = {}
     rounds = []
     for key, answers in problems.items():

@@ -1,6 +1,7 @@
-"""The section on process reward models: how they were tested. What choosing by them buys is in `searches`.
+"""The report's section on process reward models and their tests.
 
-Takes the figures of prm stages as they are (``reward_models`` in ``report.json``).
+It shows the figures of prm stages (``reward_models`` in ``report.json``). `distill.report.searches` shows what a choice
+by their scores gains.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ HEAD = [
 
 
 def model_rows(models: Mapping[str, Any]) -> Rows:
-    """One row a reward model and test."""
+    """One row per reward model and test."""
     return [
-        [visible(f"{name}, {told}"), f"{figures[part]['steps']:,}", *map(_figure, map(figures[part].get, TOLD))]
+        [visible(f"{name}, {title}"), f"{figures[part]['steps']:,}", *map(_figure, map(figures[part].get, TOLD))]
         for name, figures in models.items()
-        for part, told in TESTS.items()
+        for part, title in TESTS.items()
         if part in figures
     ]
 
 
 def reliability(models: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A panel a reward model: of the steps that it said to be right with so much certainty, the share that is."""
+    """One panel per reward model: by bin of predicted probability, the mean prediction and the share that is right."""
     panels = []
     for index, (name, figures) in enumerate(models.items()):
         part = "test" if "test" in figures else "heldout"
         bins = figures[part]["bins"]
         said, right = (
             svg.Line(label, [(float(i), b[key]) for i, b in enumerate(bins)], colour, [(b[key], b[key]) for b in bins])
-            for label, key, colour in (("said", "said", "var(--ink-2)"), ("right", "right", "var(--right)"))
+            for label, key, colour in (("predicted", "said", "var(--ink-2)"), ("right", "right", "var(--right)"))
         )
         title, names = visible(name), [f"{b['from']:.1f}" for b in bins]
         about = f"error {_figure(figures[part]['ece'])} over {figures[part]['steps']:,} steps"

@@ -1,9 +1,8 @@
-"""The page: a pure function of the report's data, one self-contained HTML file.
+"""Render the report as one self-contained HTML page, a pure function of the report's data.
 
-Nothing is fetched and nothing runs: the page forbids itself scripts and the network, and text of
-models is escaped, with control characters made visible. Words and order are in ``report.html.j2``,
-looks in ``style.css.j2``, drawing in `distill.report.svg`; here data is brought into the shape that
-they want.
+The page loads nothing and runs nothing: its content security policy forbids scripts and the network. Text written by
+models is escaped, and control characters are made visible. ``report.html.j2`` holds the wording and the order,
+``style.css.j2`` the style, and `distill.report.svg` the plots. This module prepares the data for them.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from distill.report.data import Report
 from distill.report.words import count, interval, percent, points, visible
 
 COLOURS = {"teacher": 1, "base": 1, "student": 3, "control": 3, "other": 4}
-"""How many colours the style sheet has for each role."""
+"""The number of colours that the style sheet has for each role."""
 
 METRICS = {
     "loss": "loss",
@@ -42,7 +41,7 @@ METRICS = {
     "grad_norm": "gradient norm",
     "learning_rate": "learning rate",
 }
-"""The curves that are drawn, in this order; the rest is in the JSON. Losses and rewards are drawn large."""
+"""The curves that are drawn, in this order; the others are only in the JSON. Losses and rewards are drawn large."""
 LARGE = ("loss", "reward")
 STRATEGIES = {"majority": "Most frequent answer of k samples", "pass": "Any of k samples right"}
 """Ways to spend several samples on a problem, as `distill.scoring.by_samples` computes them."""
@@ -122,7 +121,8 @@ def colours_of(subjects: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _headline(text: str, story: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> Markup:
-    """The headline with each model's share in its colour and, smaller, its interval (a card tells the level)."""
+    """The headline with each model's share in its colour and its interval in small print. The level of the intervals is
+    dropped, because the tiles below state it."""
     whole = str(escape(visible(text.replace(f" {words.LEVEL}", ""))))
     for subject in story:
         share = percent(subject["pass_at_1"])
@@ -183,7 +183,7 @@ def _funnel(funnel: Mapping[str, Any] | None) -> Markup | None:
 
 
 def _bias(funnel: Mapping[str, Any] | None) -> Markup | None:
-    """Which share of the generated and of the kept traces each bin of difficulty has."""
+    """The share of the generated and of the kept traces in each bin of difficulty."""
     found = (funnel or {}).get("bias")
     if not found or len(found["bins"]) < 2:
         return None
@@ -202,8 +202,8 @@ def _curves(
     subjects: Sequence[Mapping[str, Any]],
     colours: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """For each stage its alarms and its panels: name, title, first and last value, drawing. Of controls just the
-    small ones of loss and reward."""
+    """For each stage, its alarms and its panels with title, first and last value and plot. For controls, only small
+    plots of loss and reward."""
     subject_of = {s["stage"]: s for s in subjects if s["stage"]}
     found = []
     for stage, metrics in report["curves"].items():
@@ -227,7 +227,7 @@ def _panel(stage: str, name: str, values: Sequence[svg.Point], colour: str, larg
 
 
 def _families(subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One panel a source: accuracy by difficulty, or at all where none is known."""
+    """One panel per source: accuracy by difficulty, or overall if the difficulty is unknown."""
     sources = sorted({name for s in subjects for name in s["by_source"]})
     return [_family(index, source, subjects, colours) for index, source in enumerate(sources)]
 
@@ -253,7 +253,7 @@ def _family(
 
 
 def _by_samples(subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One panel a strategy: accuracy against the number of samples; none where there is one sample a problem."""
+    """One panel per strategy: accuracy by number of samples. None if there is one sample per problem."""
     counts = sorted({point["samples"] for subject in subjects for point in subject["by_samples"]})
     return [_strategy(name, counts, subjects, colours) for name in STRATEGIES] if counts else []
 
@@ -281,7 +281,7 @@ def _by_difficulty(subject: Mapping[str, Any], source: str) -> dict[str, Mapping
 
 
 def _lengths(report: Report, subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> dict[str, Any]:
-    """Histograms of the teacher and the story, one below the other on one scale."""
+    """Histograms of the teacher and the student's stages, stacked on one scale."""
     edges, models = report["lengths"]["edges"], report["lengths"]["models"]
     shown = [s for s in subjects if s["role"] in ("teacher", "base", "student")] or list(subjects)
     panels = []

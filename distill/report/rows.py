@@ -1,4 +1,4 @@
-"""The tables beside the plots, for those who do not see them or want the figures: rows of short texts."""
+"""The tables beside the plots, for readers who cannot see those or want the figures. Rows are lists of short texts."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def accuracy(subjects: Sequence[Mapping[str, Any]]) -> Rows:
 
 
 def contaminated(subject: Mapping[str, Any]) -> str:
-    """The share of the problems that the model has seen in training, as far as that is known."""
+    """The share of the problems that the model has seen in training, or "unknown"."""
     found = subject.get("contamination")
     return percent(found["share"]) if found else "unknown"
 
 
 def contamination(subjects: Sequence[Mapping[str, Any]]) -> Rows:
-    """One row a model whose training is known: what it was trained on, and its score on either part."""
+    """One row per model whose training is known: what it was trained on, and its scores on clean and seen problems."""
     return [
         [
             visible(s["label"]), f"{found['trained_on']:,}", f"{found['problems']:,}", _part(found["clean"]),
@@ -73,7 +73,7 @@ def funnel(found: Mapping[str, Any] | None) -> Rows:
 
 
 def bias(funnel: Mapping[str, Any] | None) -> Rows:
-    """One row a bin of difficulty: problems, shares of generated and of kept traces, mean tokens of both."""
+    """One row per bin of difficulty: problems, shares of generated and of kept traces, mean tokens of both."""
     found = (funnel or {}).get("bias")
     if not found:
         return []
@@ -88,7 +88,7 @@ def bias(funnel: Mapping[str, Any] | None) -> Rows:
 
 
 def families(panels: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Rows:
-    """One row a family and level, one column a model."""
+    """One row per source and level, one column per model."""
     return [
         [visible(f"{panel['source']} {level}"), *(_share(panel["scores"][label].get(level)) for label in labels)]
         for panel in panels
@@ -101,7 +101,7 @@ def _share(score: Mapping[str, Any] | None) -> str:
 
 
 def by_samples(subjects: Sequence[Mapping[str, Any]]) -> Rows:
-    """One row a model and number of samples."""
+    """One row per model and number of samples."""
     return [
         [visible(s["label"]), f"{at['samples']}", f"{at['tokens']:,.0f}", _bought(at["majority"]), _bought(at["pass"])]
         for s in subjects
@@ -114,7 +114,7 @@ def _bought(score: Mapping[str, Any]) -> str:
 
 
 def by_length(subjects: Sequence[Mapping[str, Any]]) -> Rows:
-    """One row a model; none where there are too few samples a problem."""
+    """One row per model with enough samples per problem."""
     return [
         [visible(s["label"]), *map(_share, s["by_length"].values()), _over(s["by_length"]["longer"])]
         for s in subjects
@@ -130,7 +130,7 @@ def _over(longer: Mapping[str, Any]) -> str:
 
 
 def lengths(report: Report, labels: Sequence[str]) -> Rows:
-    """``right / all`` of each bin and model."""
+    """One row per bin, with ``right / all`` for each model."""
     bins = list(pairwise(report["lengths"]["edges"]))
     models = [report["lengths"]["models"][label] for label in labels]
     return [

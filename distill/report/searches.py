@@ -1,4 +1,4 @@
-"""The section on test-time compute: what each way to spend several samples on a problem comes to."""
+"""The report's section on test-time compute: the accuracy of each way to spend several samples on a problem."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ COLOURS = [f"var(--{name})" for name in (
     "student-1", "right", "wrong", "student-3", "control-2", "student-2", "ink", "other-4", "control-3", "other-2",
 )]  # fmt: skip
 REFERENCE = "var(--teacher-1)"
-"""The majority's, which every other way is measured against."""
+"""The colour of the majority vote, against which every other way is measured."""
 AXES = ("samples", "tokens")
-"""What a curve runs against, by the figure of a point."""
+"""The figures of a point that curves are plotted against."""
 
 PERFECT = "best_of is by the verifier here: what a perfect judge would choose"
 
 
 def groups(search: Search) -> list[dict[str, Any]]:
-    """Ways that need no scores, then those of each scorer, beside the majority: two plots each, against samples and
-    against tokens, all on one scale."""
+    """One group of ways that need no scores, then one for each scorer, which also shows the majority. Each has two
+    plots, against samples and against tokens, all on one scale."""
     if not search:
         return []
     strategies, colours = search["strategies"], _colours(search["strategies"])
-    shares = [s for one in strategies.values() for p in _known(one) for s in p["ci95"]]
+    shares = [s for one in strategies.values() for p in _valid_points(one) for s in p["ci95"]]
     free = [one for one in strategies.values() if "scorer" not in one["needs"]]
     aside = PERFECT if any("verifier" in one["needs"] for one in free) else ""
     found = [("Without scores", aside, free)]
@@ -44,7 +44,7 @@ def groups(search: Search) -> list[dict[str, Any]]:
             "panels": [_panel(f"search-{at}-{axis}", axis, members, colours, shares) for axis in AXES],
         }
         for at, (title, aside, members) in enumerate(found)
-        if any(map(_known, members))
+        if any(map(_valid_points, members))
     ]
 
 
@@ -55,7 +55,7 @@ def ways(search: Search) -> list[dict[str, str]]:
 
 
 def _colours(strategies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """By way, whoever scores."""
+    """The colour of each way, whichever scorer it uses."""
     kinds = {one["way"]: one["kind"] for one in strategies.values()}
     others = [way for way, kind in kinds.items() if kind != "majority"]
     own = {way: COLOURS[at % len(COLOURS)] for at, way in enumerate(others)}
@@ -86,29 +86,29 @@ def _panel(
     return {"title": f"by {axis} per problem", "svg": Markup(drawn)}
 
 
-def _known(strategy: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _valid_points(strategy: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [point for point in strategy["points"] if point["accuracy"] is not None and point["tokens"] > 0]
 
 
 def _drawn(strategy: Mapping[str, Any], axis: str) -> list[Mapping[str, Any]]:
-    """The points of a curve; of a way that takes no more with a larger budget, one."""
-    distinct = {(point["tokens"], point["accuracy"]): point for point in reversed(_known(strategy))}
+    """The points of a curve. Points that are equal, because a larger budget is not used up, are drawn once."""
+    distinct = {(point["tokens"], point["accuracy"]): point for point in reversed(_valid_points(strategy))}
     return sorted(distinct.values(), key=lambda point: point[axis])
 
 
 def differences(search: Search) -> Markup | None:
-    """Each way with its largest budget against a majority that takes as many tokens."""
+    """Each way with its largest budget against a majority vote that uses as many tokens."""
     if not search:
         return None
     colours, drawn = _colours(search["strategies"]), []
     for label, found in search["strategies"].items():
-        point = found["points"][-1]  # of several that took as much, the one with the smallest budget
+        point = found["points"][-1]  # if several used as many tokens, take the one with the smallest budget
         point = next((one for one in _drawn(found, "tokens") if one["tokens"] == point["tokens"]), point)
         against = point["against_majority"]["at_equal_tokens"]
         if found["kind"] == "majority" or not against or against["difference"] is None:
             continue
         drawn.append(svg.Bar(
-            visible(f"{label}, {point['samples']}: a majority of {_had(against)}"), against["difference"],
+            visible(f"{label}, {point['samples']}: a majority of {_majority_size(against)}"), against["difference"],
             tuple(against["ci95"]), points(against["difference"]),
             f"{points(against['ci95'][0])} to {points(against['ci95'][1])}", colours[found["way"]],
         ))  # fmt: skip
@@ -119,7 +119,7 @@ def differences(search: Search) -> Markup | None:
 
 
 def rows(search: Search) -> Rows:
-    """One row a strategy and budget."""
+    """One row per strategy and budget."""
     return [
         [
             visible(label), f"{p['samples']}", percent(p["accuracy"]), interval(p["ci95"]), f"{p['calls']:.1f}",
@@ -135,18 +135,18 @@ def rows(search: Search) -> Rows:
 def _against(kind: str, found: Mapping[str, Any] | None) -> str:
     if kind == "majority" or not found or found["difference"] is None:
         return ""
-    short = f", of {_had(found)}" if found["wished"] > found["samples"] else ""
+    short = f", of {_majority_size(found)}" if found["wished"] > found["samples"] else ""
     return f"{points(found['difference'])} ({points(found['ci95'][0])} to {points(found['ci95'][1])}){short}"
 
 
-def _had(against: Mapping[str, Any]) -> str:
-    """How many samples a majority of equal tokens was made of, and how many it should have been made of."""
+def _majority_size(against: Mapping[str, Any]) -> str:
+    """The number of samples in a majority of equal tokens, and the number that the tokens would buy if that is more."""
     wished = f", where its tokens buy {against['wished']:g}" if against["wished"] > against["samples"] else ""
     return f"{against['samples']:g}{wished}"
 
 
 def rivals(search: Search) -> Rows:
-    """One row a search, budget and rival."""
+    """One row per search, budget and rival."""
     return [
         [
             visible(r["strategy"]), f"{r['samples']}", visible(r["against"]), f"{r['tokens']:,.0f}",
@@ -157,7 +157,7 @@ def rivals(search: Search) -> Rows:
 
 
 def scorers(search: Search) -> Rows:
-    """One row a scorer."""
+    """One row per scorer."""
     found = (search or {"scorers": {}})["scorers"]
     return [
         [visible(label), *("n/a" if one[name] is None else f"{one[name]:.3f}" for name in ("auc", "auc_within"))]

@@ -1,9 +1,8 @@
-"""Plots as SVG text: pure functions from numbers to markup, no library, no script, no state.
+"""Plots as SVG text: pure functions from numbers to markup, without a library, scripts or state.
 
-Positions across are percentages and heights are pixels, so one drawing fits a telephone and a wide
-screen while its letters keep their size. Colours are CSS variables of the page (light and dark).
-Every plot has a title and a description for those who do not see it; the page puts tables beside them.
-Callers give plain text: it is escaped here.
+Horizontal positions are percentages and heights are pixels, so that one plot fits a phone and a wide screen with the
+same font size. Colours are CSS variables of the page (light and dark). Every plot has a title and a description for
+readers who cannot see it; the page puts tables beside them. Callers pass plain text, which is escaped here.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """``value`` and ``interval`` are shares of the whole width; None where there is nothing to show."""
+    """``value`` and ``interval`` are shares of the whole width, or None if there is nothing to show."""
 
     label: str
     value: float | None
@@ -28,7 +27,7 @@ class Bar:
     aside: str = ""
     colour: str = "var(--ink)"
     mark: float | None = None
-    """A second, lesser figure, drawn as a hollow diamond."""
+    """A second, minor figure, drawn as a hollow diamond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A series; ``intervals`` are drawn as whiskers where given."""
+    """A series; ``intervals`` are drawn as whiskers if given."""
 
     label: str
     points: Sequence[Point]
@@ -53,7 +52,7 @@ class Line:
 
 
 def bars(name: str, title: str, about: str, rows: Sequence[Bar]) -> str:
-    """Horizontal bars from 0 to 100% with whiskers, the label above each bar and the figure at its right."""
+    """Horizontal bars from 0 to 100% with whiskers. The label and the figure are above each bar, left and right."""
     step, thick, body = 50, 14, []
     for index, row in enumerate(rows):
         y = 6 + index * step
@@ -77,7 +76,7 @@ def bars(name: str, title: str, about: str, rows: Sequence[Bar]) -> str:
 
 
 def differences(name: str, title: str, about: str, rows: Sequence[Bar]) -> str:
-    """Differences in points with their intervals, around a line at zero; ``value`` lies in -1..1."""
+    """Differences in points with their intervals, around a line at zero. ``value`` is in -1..1."""
     reach = max([0.1, *(abs(x) for row in rows for x in (row.interval or ()))])
     reach = math.ceil(reach * 10) / 10
 
@@ -105,7 +104,7 @@ def differences(name: str, title: str, about: str, rows: Sequence[Bar]) -> str:
 
 
 def waterfall(name: str, title: str, about: str, rows: Sequence[Piece]) -> str:
-    """What is taken away, row by row, until what is kept is left."""
+    """A waterfall: each row takes something away, and the last row is what is left."""
     step, thick, body = 42, 12, []
     for index, row in enumerate(rows):
         y = 4 + index * step
@@ -119,7 +118,8 @@ def waterfall(name: str, title: str, about: str, rows: Sequence[Piece]) -> str:
 
 
 def curve(name: str, title: str, about: str, points: Sequence[Point], colour: str, height: int = 180) -> str:
-    """One metric over steps: faint as it was, strong when smoothed; ticks at the left, in a gutter."""
+    """One metric over steps, with a faint line for the raw values and a strong one for the smoothed. Ticks are in a
+    gutter on the left."""
     values = [y for _, y in points]
     ticks = nice_ticks(min(values), max(values), 4 if height > 120 else 2)
     low, high = min(ticks[0], *values), max(ticks[-1], *values)
@@ -137,7 +137,7 @@ def curve(name: str, title: str, about: str, points: Sequence[Point], colour: st
 
 
 def slopes(name: str, title: str, about: str, categories: Sequence[str], lines: Sequence[Line]) -> str:
-    """Shares (0 to 1) by category, one line a model, whiskers a little apart so that none hides another."""
+    """Shares (0 to 1) by category, one line per model, slightly shifted so that whiskers do not overlap."""
     height, body = 190, []
     for tick in (0, 0.25, 0.5, 0.75, 1):
         body.append(_horizontal(_down(tick, 0, 1, height), f"{100 * tick:.0f}%"))
@@ -159,8 +159,10 @@ def trade(
     name: str, title: str, about: str, lines: Sequence[Line], unit: str, span: tuple[float, float],
     marks: Sequence[float] = (),
 ) -> str:  # fmt: skip
-    """Shares (0 to 1, of which those in ``span`` are shown) against what they cost, on a scale of doublings, one line
-    a way to spend. ``marks`` are the costs that are told, by default round ones."""
+    """Shares (0 to 1) against their cost on a logarithmic scale, one line per way to spend.
+
+    ``span`` is the range of shares to show. ``marks`` are the costs with a tick, by default round numbers.
+    """
     height, body = 230, []
     costs = [x for line in lines for x, _ in line.points]
     low, high, ticks = min(costs), max(costs), nice_ticks(*span, 5)
@@ -192,7 +194,8 @@ def doublings(low: float, high: float) -> list[float]:
 def histogram(
     name: str, title: str, about: str, right: Sequence[int], other: Sequence[int], colour: str, mean: float | None
 ) -> str:
-    """Counts by bin, right ones strong at the bottom and the rest pale on top; ``mean`` is a share of the width."""
+    """Counts per bin, with right answers strong at the bottom and the rest pale on top. ``mean`` is a share of the
+    width."""
     height, body = 74, []
     top = max([1, *(a + b for a, b in zip(right, other, strict=True))])
     width = 1 / len(right)
@@ -210,7 +213,7 @@ def histogram(
 
 
 def scale(name: str, edges: Sequence[int]) -> str:
-    """The axis under a column of histograms."""
+    """The axis below a column of histograms."""
     last = edges[-1]
     ticks = [t for t in nice_ticks(0, last, 5) if 0 <= t <= last]
     body = [_text(t / last, 14, number(t), "tick", _anchor(t / last)) for t in ticks]
@@ -221,7 +224,7 @@ def scale(name: str, edges: Sequence[int]) -> str:
 
 
 def nice_ticks(low: float, high: float, about: int) -> list[float]:
-    """About so many round numbers spanning ``low`` to ``high``."""
+    """About ``about`` round numbers that span ``low`` to ``high``."""
     raw = (high - low) / about
     if raw <= 1e-12 * max(abs(low), abs(high), 1e-280):
         return [low]
@@ -232,14 +235,14 @@ def nice_ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Short: ``1,200``, ``0.05``, ``4e-05``."""
+    """A number in short form: ``1,200``, ``0.05``, ``4e-05``."""
     if value == int(value) and abs(value) < 1e7:
         return f"{int(value):,}"
     return f"{value:.3g}"
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """Centred mean over a tenth of the points, narrower at the ends; as they are where they are few."""
+    """Centred mean over a tenth of the points, narrower at the ends. Fewer than 20 points stay as they are."""
     reach = len(points) // 20
     mean = []
     for index, (x, _) in enumerate(points):
@@ -297,7 +300,7 @@ def _dot(x: float, y: float, radius: float, colour: str, title: str) -> str:
 
 
 def _diamond(x: float, y: float, title: str) -> str:
-    """A nested viewport of its own, for a path cannot be placed by percentages."""
+    """A diamond in a nested viewport, because a path cannot be positioned by percentages."""
     path = '<path d="M0-5.5 5.5 0 0 5.5-5.5 0z" class="diamond">'
     return f'<svg x="{_pc(x)}" y="{y:.1f}" class="open">{path}<title>{_plain(title)}</title></path></svg>'
 
@@ -320,7 +323,7 @@ def _horizontal(y: float, text: str) -> str:
 
 
 def _polyline(points: Sequence[Point], colour: str, height: int, kind: str) -> str:
-    """``points`` are (share of the width, pixels down): stretched across, with an even stroke."""
+    """``points`` are (share of the width, pixels from the top). Stretched horizontally, with an even stroke."""
     places = " ".join(f"{1000 * x:.1f},{y:.1f}" for x, y in points)
     frame = f'width="100%" height="{height}" viewBox="0 0 1000 {height}" preserveAspectRatio="none" class="open"'
     return f'<svg {frame}><polyline points="{places}" stroke="{colour}" class="{kind}"/></svg>'

@@ -1,4 +1,4 @@
-"""What thinking buys and what it becomes, as the page shows it: curves over budgets and over training, their tables."""
+"""The report's sections on thinking: accuracy by thinking budget, and behaviours over training, with their tables."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Subjects = Sequence[Mapping[str, Any]]
 
 
 def budgets(subjects: Subjects, colours: Mapping[str, str]) -> Markup | None:
-    """Accuracy against the thinking budget; None where none was measured."""
-    told = [s for s in subjects if s.get("by_budget")]
-    if not told:
+    """Accuracy by thinking budget; None if no budget was evaluated."""
+    measured = [s for s in subjects if s.get("by_budget")]
+    if not measured:
         return None
-    names = ["no budget" if at["budget"] is None else f"{at['budget']:,}" for at in told[0]["by_budget"]]
+    names = ["no budget" if at["budget"] is None else f"{at['budget']:,}" for at in measured[0]["by_budget"]]
     lines = []
-    for s in told:
+    for s in measured:
         known = [(float(i), at) for i, at in enumerate(s["by_budget"]) if at["pass_at_1"] is not None]
         places, ends = [(i, at["pass_at_1"]) for i, at in known], [tuple(at["ci95"]) for _, at in known]
         lines.append(svg.Line(visible(s["label"]), places, colours[s["label"]], ends))
@@ -34,7 +34,7 @@ def budgets(subjects: Subjects, colours: Mapping[str, str]) -> Markup | None:
 
 
 def budget_rows(subjects: Subjects) -> Rows:
-    """One row a model and thinking budget."""
+    """One row per model and thinking budget."""
     return [
         [
             visible(s["label"]), "none" if at["budget"] is None else f"{at['budget']:,}",
@@ -47,7 +47,7 @@ def budget_rows(subjects: Subjects) -> Rows:
 
 
 def against_rows(subjects: Subjects) -> Rows:
-    """With thinking and without: one row a model and family or difficulty."""
+    """With thinking and without: one row per model and source or difficulty."""
     return [
         [
             visible(f"{s['label']}: {row['of']}"), percent(row["thinking"]), percent(row["without"]),
@@ -60,13 +60,13 @@ def against_rows(subjects: Subjects) -> Rows:
 
 
 def does_not_pay(subjects: Subjects) -> list[str]:
-    """For each model with something of the kind: where its thinking is not shown to pay."""
+    """For each model, where its thinking is not shown to pay; models for which it pays everywhere are left out."""
     found = []
     for s in subjects:
-        told = s.get("against_no_thinking", ())
-        where = [row["of"] for row in told if row["says"] != "pays"]
+        rows = s.get("against_no_thinking", ())
+        where = [row["of"] for row in rows if row["says"] != "pays"]
         if where:
-            found.append(visible(f"{s['label']}: {'everywhere' if len(where) == len(told) else ', '.join(where)}"))
+            found.append(visible(f"{s['label']}: {'everywhere' if len(where) == len(rows) else ', '.join(where)}"))
     return found
 
 
@@ -76,7 +76,7 @@ def does_not_pay(subjects: Subjects) -> list[str]:
 def emergence(
     observed: Mapping[str, Mapping[str, Any]], subjects: Subjects, colours: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """For each stage with rollouts: a panel a behaviour that was seen and a difficulty, and its tables."""
+    """For each stage with rollouts, its tables and one panel per observed behaviour and per source and difficulty."""
     colour_of = {s["stage"]: colours[s["label"]] for s in subjects if s["stage"]}
     found = []
     for stage, seen in observed.items():
@@ -107,7 +107,7 @@ def _panel(name: str, title: str, short: str, values: Sequence[svg.Point], colou
 
 
 def behaviour_rows(seen: Mapping[str, Any]) -> Rows:
-    """One row a behaviour: the share of rollouts at first, at last and in all, and what they earn."""
+    """One row per behaviour: the share of rollouts at the first step, at the last and overall, and the rewards."""
     return [
         [
             visible(name), percent(one["shares"][0]), percent(one["shares"][-1]), percent(one["share"]),
@@ -118,7 +118,7 @@ def behaviour_rows(seen: Mapping[str, Any]) -> Rows:
 
 
 def change_rows(seen: Mapping[str, Any]) -> Rows:
-    """One row a family: what became of an answer that the thinking had named before."""
+    """One row per source: how answers changed that the thinking had named before."""
     return [
         [visible(source), *(f"{counts.get(change, 0):,}" for change in CHANGES.values())]
         for source, counts in seen["changes_by_source"].items()

@@ -1,4 +1,4 @@
-"""Figures and strange text as people read them; used by the data's headline, the plots and the page."""
+"""Format figures and untrusted text for people; used by the headline, the plots and the page."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ _MADE_BY = {"sft": "after learning from verified traces", "grpo": "after reinfor
 
 
 def headline(story: Sequence[Mapping[str, Any]]) -> str | None:
-    """``A 0.7M-parameter student went from 1.4% (0.9 to 2.1) to 45.9% (42.8 to 49.1) after ...``, from the models of
-    the story in order, with their 95% intervals; None where there is no before or no after."""
+    """``A 0.7M-parameter student went from 1.4% (0.9 to 2.1) to 45.9% (42.8 to 49.1) after ...``.
+
+    ``story`` holds the base and the students in order. None unless there are both.
+    """
     if len(story) < 2 or story[0]["role"] != "base":
         return None
     size = story[-1]["parameters"]
@@ -50,7 +52,7 @@ def points(difference: float | None) -> str:
 
 
 def chance(p: float) -> str:
-    """A p value: ``0.031``, and below what anybody needs ``< 0.0001``."""
+    """A p value: ``0.031``; very small ones as ``< 0.0001``."""
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
@@ -62,5 +64,5 @@ def count(number: int) -> str:
 
 
 def visible(text: str) -> str:
-    """Control, zero-width and direction-changing characters as what they are: ``⟨U+202E⟩``."""
+    """The text with control, zero-width and direction-changing characters made visible, as ``⟨U+202E⟩``."""
     return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text.replace("\r\n", "\n"))
