@@ -23,6 +23,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any
@@ -40,11 +41,14 @@ def held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_to_parent() -> None:
-    """For a child, forked or spawned: ignore the signals in `HEEDED`, which the parent handles."""
+def leave_to_parent(offspring: bool = False) -> None:
+    """For a child, forked or spawned: ignore the signals in `HEEDED`, which the parent handles. With ``offspring`` they
+    also stay blocked, which the child's own children inherit: these then get none, even if they set handlers."""
+    if offspring:
+        resource_tracker.ensure_running()  # it unblocks some signals when it starts, with the first shared memory
     for number in HEEDED:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
+    signal.pthread_sigmask(signal.SIG_BLOCK if offspring else signal.SIG_UNBLOCK, HEEDED)
 
 
 def fork(work: Callable[..., None], arguments: Sequence[Any]) -> BaseProcess:

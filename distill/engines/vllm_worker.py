@@ -147,11 +147,11 @@ def _send(pipe: Connection, outbox: SimpleQueue[Any]) -> None:
 
 def main() -> None:
     """``python -m distill.engines.vllm_worker FD [CORE...]``"""
-    from distill.pretrained import hush
-
-    leave_to_parent()
+    leave_to_parent(offspring=True)  # with tensor_parallel vLLM has processes of its own, which would end at Ctrl-C
     if cores := {int(core) for core in sys.argv[2:]}:
         os.sched_setaffinity(0, cores)
+    from distill.pretrained import hush  # may start threads, which stay on the cores that there were before
+
     pipe = Connection(int(sys.argv[1]))
     inbox, outbox = SimpleQueue[Any](), SimpleQueue[Any]()
     threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()
