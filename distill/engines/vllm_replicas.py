@@ -55,7 +55,10 @@ class Place:
 
 def open(model: Model, options: VllmOptions, lora_rank: int = 0) -> VllmReplicas:
     """Load ``options.data_parallel`` copies of the model, all at once. `InputError` where there are too few GPUs."""
+    from distill.tensors import give_back
+
     where = places(options)
+    give_back()  # what a training before this one left to torch in this process would be missing on the first GPU
     opening = Opening(
         model, options.model_copy(update={"data_parallel": None, "first_gpu": 0}), lora_rank, sharing=len(where)
     )
