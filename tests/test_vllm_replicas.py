@@ -7,9 +7,11 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from itertools import takewhile
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -18,15 +20,16 @@ from vllm_models import SMALL, TEACHER, needs_teacher, needs_vllm, requests
 
 from distill import pretrained
 from distill.engines import vllm
-from distill.engines.base import PromptTooLong
+from distill.engines.base import PromptTooLong, Stopping
 from distill.engines.options import VllmOptions
 from distill.engines.transformers import TransformersEngine
 from distill.engines.vllm_replicas import VllmReplicas, places
+from distill.engines.vllm_worker import DROPPED, END, Opening, serve
 from distill.lacking import lacking
 from distill.machine import cores
 from distill.modelspec import Model
 from distill.training.lora import add_lora
-from distill.types import Request
+from distill.types import Completion, Request
 from pipeline.errors import InputError, PipelineError
 from rl.vllm_policy import VllmPolicy
 
@@ -81,6 +84,30 @@ def test_more_replicas_than_cores_are_refused_before_anything_runs(monkeypatch: 
     monkeypatch.setattr("distill.lacking.find_spec", lambda name: name)
     assert "data_parallel: 1000 processes" in str(lacking(VllmOptions(data_parallel=1000)))
     assert lacking(VllmOptions(data_parallel=1)) is None
+
+
+class Refusing:
+    """An engine that has read the end of what it is asked when it refuses a request: they came together."""
+
+    ahead = 8
+
+    def generate(self, asked: Iterable[Request | None], stopping: Stopping) -> Iterator[Completion]:
+        list(takewhile(lambda request: request is not None, asked))
+        raise InputError("refused")
+        yield
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_refusal_after_the_drop_does_not_wait_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parent and replica waited for each other for ever."""
+    monkeypatch.setattr(vllm, "load", lambda *_: Refusing())
+    inbox, outbox = SimpleQueue[Any](), SimpleQueue[Any]()
+    for message in (("open", Opening(MODEL, VllmOptions(), 0, 1)), ("generate", requests(1)), ("drop", None), END):
+        inbox.put(message)
+    serve(inbox, outbox)
+    assert [str(outbox.get()) for _ in range(outbox.qsize())] == ["8", "refused", DROPPED]
 
 
 def test_an_error_of_another_process_is_the_same_here() -> None:

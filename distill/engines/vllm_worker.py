@@ -56,6 +56,11 @@ class _Asked:
             self._read(self._inbox.get())
         return self.over is not None
 
+    def failed(self) -> None:
+        """Wait for the end, which the parent may have sent before it knew; what it sent in between is dropped."""
+        while not self.over:
+            self._read(self._inbox.get())
+
     def __iter__(self) -> Iterator[Request | None]:
         while not self.over:
             if self._waiting:
@@ -90,30 +95,26 @@ def serve(inbox: SimpleQueue[Any], outbox: SimpleQueue[Any]) -> None:
     outbox.put(engine.ahead)
     while (message := inbox.get()) != END:
         what, argument = message
+        if what == "generate":
+            if _generate(engine, _Asked(inbox, argument), outbox) == "end":
+                break
+            outbox.put(DROPPED)
+            continue
         try:
-            if what == "generate":
-                if _generate(engine, _Asked(inbox, argument), outbox) == "end":
-                    break
-                outbox.put(DROPPED)
-            elif what == "drop":
-                outbox.put(DROPPED)
-            else:
-                outbox.put(getattr(engine, what)(argument))
+            outbox.put(DROPPED if what == "drop" else getattr(engine, what)(argument))
         except Exception as error:
             outbox.put(_portable(error))
-            if what == "generate":
-                while (what := inbox.get()[0]) == "generate":  # sent before the parent knew
-                    pass
-                if what == "end":
-                    break
-                outbox.put(DROPPED)
     engine.close()
 
 
 def _generate(engine: Any, asked: _Asked, outbox: SimpleQueue[Any]) -> str | None:
-    for completion in engine.generate(asked, asked.stopping):
-        asked.answered()
-        outbox.put([completion])
+    try:
+        for completion in engine.generate(asked, asked.stopping):
+            asked.answered()
+            outbox.put([completion])
+    except Exception as error:
+        outbox.put(_portable(error))
+        asked.failed()
     return asked.over
 
 
