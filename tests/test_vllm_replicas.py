@@ -155,6 +155,13 @@ def test_samples_are_the_same_after_others_were_dropped(replicas: VllmReplicas) 
     first = next(some)
     some.close()  # type: ignore[attr-defined]
     assert whole[first.key] == first.text
+    left = replicas.generate(reversed(wanted))
+    next(left)
+    assert len(replicas.score([[1, 2, 3]] * 3)) == 3
+    begun = replicas.generate(wanted)
+    next(begun)
+    left.close()  # type: ignore[attr-defined]
+    assert len(list(begun)) == 47
     asked = iter([False, False, True])
     stopped = list(replicas.generate(wanted, lambda: next(asked)))
     assert len(stopped) < 48

@@ -14,6 +14,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import subprocess
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,8 +32,9 @@ from distill.types import Completion, Request
 from pipeline.errors import InputError, PipelineError
 from pipeline.forking import ended, spawn
 
-PATIENCE = 0.5
-"""Seconds to wait for a completion before asking whether to stop."""
+PATIENCE = 0.05
+"""Seconds to wait for a completion before asking what else is wanted (a verdict in another thread may have said), and
+whether to stop: about one step of vLLM, after which it would ask in this process."""
 
 GROUP = 16
 """Samples of one problem that follow each other to the same replica, at most."""
@@ -110,9 +112,15 @@ class VllmReplicas:
         self.copies = len(replicas)
         self._spec, self._replicas = model, list(replicas)
         self._last: tuple[Any, _Replica, int] | None = None  # the problem handed out last, to whom, how many samples
+        self._turn = 0
 
     def begin(self, opening: Opening) -> None:
-        for replica, ahead in zip(self._replicas, self._ask("open", [opening] * self.copies), strict=True):
+        """Load. The first that cannot is heard of at once: the others may take minutes."""
+        for replica in self._replicas:
+            replica.send("open", opening)
+        for replica, ahead in self._answers():
+            if isinstance(ahead, Exception):
+                raise ahead
             replica.ahead = ahead
 
     @cached_property
@@ -123,6 +131,9 @@ class VllmReplicas:
 
     def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
         """Completions in the order they finish. `PromptTooLong` where a prompt leaves no room."""
+        self._check()
+        self._drop()
+        self._turn = turn = self._turn + 1
         source = iter(requests)
         try:
             while not stopping():
@@ -134,7 +145,8 @@ class VllmReplicas:
                 for pipe in wait(list(busy), PATIENCE):
                     yield from busy[pipe].completions()  # type: ignore[index]
         finally:
-            self._drop()
+            if turn == self._turn:  # else this iterator was left in the middle, and others have begun
+                self._drop()
 
     def adopt(self, adapter: str | Path) -> None:
         """Sample from here on with the LoRA adapter in that directory, in place of any other."""
@@ -148,8 +160,9 @@ class VllmReplicas:
     def close(self) -> None:
         for replica in self._replicas:
             replica.dismiss()
+        until = time.monotonic() + GRACE
         for replica in self._replicas:
-            replica.end()
+            replica.end(until - time.monotonic())
         self._replicas.clear()
 
     def _hand_out(self, requests: Iterable[Request]) -> None:
@@ -166,7 +179,7 @@ class VllmReplicas:
             self._replicas[index].send("generate", share)
 
     def _drop(self) -> None:
-        """Forget what is in flight; afterwards no replica is sampling."""
+        """Forget what is in flight, also of an iterator left in the middle. Then no replica samples."""
         self._last = None
         asked = [replica for replica in self._replicas if replica.sampling]
         for replica in asked:
@@ -174,15 +187,31 @@ class VllmReplicas:
         for replica in asked:
             replica.settle()
 
+    def _check(self) -> None:
+        """Without one of them the others cannot be asked again: they may have answers to what nobody waited for."""
+        for replica in self._replicas:
+            if replica.lost:
+                raise replica.lost
+
     def _ask(self, what: str, arguments: Sequence[Any]) -> list[Any]:
         """Every replica's answer. The first error is raised when all have answered."""
+        self._check()
+        self._drop()
         for replica, argument in zip(self._replicas, arguments, strict=True):
             replica.send(what, argument)
-        answers = [replica.answer() for replica in self._replicas]
-        for answer in answers:
+        found = dict(self._answers())
+        for answer in found.values():
             if isinstance(answer, Exception):
                 raise answer
-        return answers
+        return [found[replica] for replica in self._replicas]
+
+    def _answers(self) -> Iterator[tuple[_Replica, Any]]:
+        """One of each, as they come, so that one that died ends the wait for the others."""
+        waiting: dict[Any, _Replica] = {replica.pipe: replica for replica in self._replicas}
+        while waiting:
+            for pipe in wait(list(waiting)):
+                replica = waiting.pop(pipe)
+                yield replica, replica.answer()
 
 
 @dataclass(eq=False)
@@ -193,6 +222,7 @@ class _Replica:
     held: int = 0
     ahead: int = 1
     sampling: bool = False
+    lost: PipelineError | None = None
     pipe: Connection = field(init=False)
     _process: subprocess.Popen[bytes] = field(init=False)
 
@@ -242,10 +272,10 @@ class _Replica:
             self.pipe.send(END)
         self.pipe.close()
 
-    def end(self) -> None:
+    def end(self, seconds: float) -> None:
         """Wait for that."""
         try:
-            self._process.wait(GRACE)
+            self._process.wait(max(0.0, seconds))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -253,4 +283,5 @@ class _Replica:
     def _gone(self) -> PipelineError:
         self.held, self.sampling = 0, False
         how = ended(self._process.wait())
-        return PipelineError(f"a vllm replica {how}; run the same command again to go on from what was kept")
+        self.lost = PipelineError(f"a vllm replica {how}; run the same command again to go on from what was kept")
+        return self.lost
