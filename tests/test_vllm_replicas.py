@@ -50,22 +50,37 @@ def gpus(monkeypatch: pytest.MonkeyPatch, count: int, visible: str | None = None
     [
         ({"data_parallel": 2}, None, [("0",), ("1",)]),
         ({"data_parallel": 2, "tensor_parallel": 2}, None, [("0", "1"), ("2", "3")]),
+        ({"data_parallel": 2, "engine_args": {"pipeline_parallel_size": 2}}, None, [("0", "1"), ("2", "3")]),
         ({"data_parallel": 2, "first_gpu": 2}, None, [("2",), ("3",)]),
         ({"first_gpu": 3}, None, [("3",)]),
         ({"data_parallel": 2}, "5,7,GPU-8a,9", [("5",), ("7",)]),
         ({"data_parallel": 2, "first_gpu": 2}, "5,7,GPU-8a,9", [("GPU-8a",), ("9",)]),
+        ({"data_parallel": 4}, "3, 2,1 ,0,-1,7", [("3",), ("2",), ("1",), ("0",)]),
     ],
 )
 def test_each_replica_has_gpus_of_its_own(
-    options: dict[str, int], visible: str | None, expected: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], visible: str | None, expected: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpus(monkeypatch, 4, visible)
     assert [place.gpus for place in places(VllmOptions.model_validate(options))] == expected
 
 
+def test_each_replica_can_have_a_slice_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which CUDA shows only one to a process."""
+    gpus(monkeypatch, 1, "MIG-8a,MIG-9b")
+    assert [place.gpus for place in places(VllmOptions(data_parallel=2))] == [("MIG-8a",), ("MIG-9b",)]
+
+
 def test_too_few_gpus_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 2, "0,1,-1,2,3")  # CUDA heeds none behind -1
+    with pytest.raises(
+        InputError, match=r"3 x 1 \(data_parallel x tensor_parallel\) needs 3 GPU\(s\), and 2 can be seen"
+    ):
+        places(VllmOptions(data_parallel=3))
     gpus(monkeypatch, 4)
-    with pytest.raises(InputError, match=r"data_parallel 2 x tensor_parallel 2 from GPU 1 on needs 5 GPU\(s\), and 4"):
+    with pytest.raises(
+        InputError, match=r"2 x 2 \(data_parallel x tensor_parallel\) from GPU 1 on needs 5 GPU\(s\), and 4"
+    ):
         places(VllmOptions(data_parallel=2, tensor_parallel=2, first_gpu=1))
 
 

@@ -42,13 +42,17 @@ GROUP = 16
 GRACE = 30.0
 """Seconds a replica gets to free its GPU before it is killed."""
 
-RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+RANKS = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RUN_ID",
+    "TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS",
+)  # fmt: skip
 """What torchrun sets in a rank's environment. A replica is no rank of the training."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a replica runs: on some GPUs, or with some threads on some CPU cores (empty: on any)."""
+    """Where a replica runs: on some GPUs, or on some CPU cores (empty: on any), with ``threads`` threads in torch."""
 
     gpus: tuple[str, ...] = ()
     threads: int = 1
@@ -77,24 +81,34 @@ def places(options: VllmOptions) -> list[Place]:
     """Where each replica runs."""
     import torch
 
-    count, each, first = options.data_parallel or 1, options.tensor_parallel, options.first_gpu
+    count, each, first = options.data_parallel or 1, options.gpus(), options.first_gpu
     if not torch.cuda.is_available():
         return _on_cores(count)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    gpus = _visible(torch.cuda.device_count())
     if first + count * each > len(gpus):
         raise InputError(
-            f"engine vllm: data_parallel {count} x tensor_parallel {each}"
+            f"engine vllm: {count} x {each} (data_parallel x tensor_parallel)"
             + (f" from GPU {first} on" if first else "")
             + f" needs {first + count * each} GPU(s), and {len(gpus)} can be seen here"
         )
-    return [Place(gpus=tuple(gpus[first + i * each : first + (i + 1) * each])) for i in range(count)]
+    threads = max(1, cores() // count)
+    return [Place(tuple(gpus[first + i * each : first + (i + 1) * each]), threads) for i in range(count)]
+
+
+def _visible(count: int) -> list[str]:
+    """The entry of CUDA_VISIBLE_DEVICES for each of the ``count`` GPUs that torch sees. CUDA heeds none behind one that
+    it does not know (-1 is in use), and shows a process one slice of a GPU at most (MIG): each replica can have one."""
+    named = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if not named[0]:
+        return [str(i) for i in range(count)]
+    return [entry for entry in named if entry] if named[0].startswith("MIG-") else named[:count]
 
 
 def _on_cores(count: int) -> list[Place]:
     """An equal share of the cores each; of their number alone where a cgroup limits the time, not which they are."""
     there, allowed = cores(), sorted(allowed_cores())
-    threads = min(max(1, there // count), int(os.environ.get("OMP_NUM_THREADS") or there))
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list has a number for each level of nesting
+    threads = min(max(1, there // count), int(asked or there))
     if there < max(len(allowed), count):
         return [Place(threads=threads)] * count
     size = there // count
@@ -230,6 +244,7 @@ class _Replica:
         environment = {name: value for name, value in os.environ.items() if name not in RANKS}
         if self.place.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.place.gpus)
+            environment.setdefault("OMP_NUM_THREADS", str(self.place.threads))
         else:
             environment["OMP_NUM_THREADS"] = str(self.place.threads)
         self.pipe, theirs = multiprocessing.Pipe()
