@@ -91,7 +91,7 @@ def places(options: VllmOptions) -> list[Place]:
             + (f" from GPU {first} on" if first else "")
             + f" needs {first + count * each} GPU(s), and {len(gpus)} can be seen here"
         )
-    threads = max(1, cores() // count)
+    threads = max(1, cores() // (count * each))  # of each of vLLM's workers, which take the number as it is
     return [Place(tuple(gpus[first + i * each : first + (i + 1) * each]), threads) for i in range(count)]
 
 
