@@ -236,13 +236,19 @@ def test_an_adapter_that_reaches_only_one_replica_is_noticed(
 @needs_teacher
 def test_a_killed_replica_is_one_line_and_a_killed_run_leaves_none_behind() -> None:
     script = """if True:
-        import os, signal, sys, time
+        import multiprocessing, os, signal, sys, time
         from vllm_models import TEACHER, requests
         from distill.engines import vllm
         from distill.engines.options import VllmOptions
         from distill.modelspec import Model
         from pipeline.errors import PipelineError
         options = VllmOptions(dtype="float32", max_model_len=256, data_parallel=2)
+        pipe = multiprocessing.Pipe
+        def held():  # by a process that is forked just then
+            ours, theirs = pipe()
+            os.dup(theirs.fileno())
+            return ours, theirs
+        multiprocessing.Pipe = held
         engine = vllm.open(Model(str(TEACHER), "teacher"), options, print)
         first, second = [replica._process.pid for replica in engine._replicas]
         sampling = engine.generate(requests(8, temperature=1.0, max_tokens=200))

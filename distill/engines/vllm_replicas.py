@@ -156,7 +156,7 @@ class VllmReplicas:
                 busy = {replica.pipe: replica for replica in self._replicas if replica.held}
                 if not busy:
                     return
-                for pipe in wait(list(busy), PATIENCE):
+                for pipe in wait(list(busy), PATIENCE) or _silent(busy.values()):
                     yield from busy[pipe].completions()  # type: ignore[index]
         finally:
             if turn == self._turn:  # else this iterator was left in the middle, and others have begun
@@ -223,7 +223,7 @@ class VllmReplicas:
         """One of each, as they come, so that one that died ends the wait for the others."""
         waiting: dict[Any, _Replica] = {replica.pipe: replica for replica in self._replicas}
         while waiting:
-            for pipe in wait(list(waiting)):
+            for pipe in wait(list(waiting), 1.0) or _silent(waiting.values()):
                 replica = waiting.pop(pipe)
                 yield replica, replica.answer()
 
@@ -262,10 +262,17 @@ class _Replica:
 
     def answer(self) -> Any:
         """The next thing it sends, which may be an exception."""
+        while not self.pipe.poll(1.0):
+            if self.over() and not self.pipe.poll():
+                raise self._gone()
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
             raise self._gone() from None
+
+    def over(self) -> bool:
+        """Its pipe may stay open then: a process that another thread forked while this one started holds its end."""
+        return self._process.poll() is not None
 
     def completions(self) -> list[Completion]:
         found = self.answer()
@@ -300,3 +307,8 @@ class _Replica:
         how = ended(self._process.wait())
         self.lost = PipelineError(f"a vllm replica {how}; run the same command again to go on from what was kept")
         return self.lost
+
+
+def _silent(replicas: Iterable[_Replica]) -> list[Any]:
+    """The pipes of those that say nothing because their process has ended."""
+    return [replica.pipe for replica in replicas if replica.over()]
