@@ -72,7 +72,7 @@ def open(model: Model, options: VllmOptions, lora_rank: int = 0) -> VllmReplicas
     try:
         replicas.begin(opening)
     except BaseException:
-        replicas.close()
+        replicas.close(grace=0)  # those that still load would not listen
         raise
     return replicas
 
@@ -171,10 +171,10 @@ class VllmReplicas:
         answers = self._ask("score", [list(sequences[i :: self.copies]) for i in range(self.copies)])
         return [answers[i % self.copies][i // self.copies] for i in range(len(sequences))]
 
-    def close(self) -> None:
+    def close(self, grace: float = GRACE) -> None:
         for replica in self._replicas:
             replica.dismiss()
-        until = time.monotonic() + GRACE
+        until = time.monotonic() + grace
         for replica in self._replicas:
             replica.end(until - time.monotonic())
         self._replicas.clear()
