@@ -89,10 +89,11 @@ def _end_with(pipe: int) -> None:
 
 
 def spawn(module: str, arguments: Iterable[str], environment: Mapping[str, str], **how: Any) -> subprocess.Popen[bytes]:
-    """Start a child that runs ``python -m module`` and can import what this process can. It must `leave_to_parent`."""
-    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    """Start a child that runs ``python -m module`` and can import what this process can. It imports nothing from the
+    working directory unless this process would (``-P``). It must `leave_to_parent`."""
+    paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     with held_back():  # it imports for seconds before it can set its signal handlers
-        return subprocess.Popen([sys.executable, "-m", module, *arguments], env={**environment, **paths}, **how)
+        return subprocess.Popen([sys.executable, "-P", "-m", module, *arguments], env={**environment, **paths}, **how)
 
 
 def ended(code: int | None) -> str:

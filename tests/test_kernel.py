@@ -680,6 +680,18 @@ def test_a_child_that_is_stopped_before_it_can_leave_that_to_its_parent_lives() 
     assert child.returncode == 0
 
 
+def test_a_started_child_imports_nothing_from_the_working_directory_that_its_parent_would_not(tmp_path: Path) -> None:
+    """Somebody's clone of vllm, say: the script `distill` does not look there."""
+    (tmp_path / "queue.py").write_text("raise SystemExit(3)")
+    code = "import os; from pipeline.forking import spawn; print(spawn('queue', (), os.environ).wait())"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    for safe, ended in (["-P"], "0\n"), ([], "3\n"):
+        result = subprocess.run(
+            [sys.executable, *safe, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert (result.stdout, result.stderr) == (ended, "")
+
+
 PARENT = """
 import signal, subprocess, sys
 from multiprocessing.shared_memory import SharedMemory
