@@ -23,8 +23,8 @@ from distill.engines import vllm
 from distill.engines.base import PromptTooLong, Stopping
 from distill.engines.options import VllmOptions
 from distill.engines.transformers import TransformersEngine
-from distill.engines.vllm_replicas import VllmReplicas, places
-from distill.engines.vllm_worker import DROPPED, END, Opening, serve
+from distill.engines.vllm_replicas import Place, VllmReplicas, _Replica, places
+from distill.engines.vllm_worker import DROPPED, END, NOW, Opening, serve
 from distill.lacking import lacking
 from distill.machine import cores
 from distill.modelspec import Model
@@ -123,6 +123,14 @@ def test_a_refusal_after_the_drop_does_not_wait_for_another(monkeypatch: pytest.
         inbox.put(message)
     serve(inbox, outbox)
     assert [str(outbox.get()) for _ in range(outbox.qsize())] == ["8", "refused", DROPPED]
+
+
+@pytest.mark.parametrize(("how", "code"), [(END, 0), (NOW, 1)])
+def test_a_replica_ends_as_it_is_told(how: tuple[str, None], code: int) -> None:
+    """Not by a signal: vLLM's own workers would outlive it."""
+    replica = _Replica(Place())
+    VllmReplicas([replica], MODEL).close(how)
+    assert replica._process.returncode == code
 
 
 def test_an_error_of_another_process_is_the_same_here() -> None:

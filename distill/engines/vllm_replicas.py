@@ -25,7 +25,7 @@ from typing import Any
 
 from distill.engines.base import Stopping, never, wanted_now
 from distill.engines.options import VllmOptions
-from distill.engines.vllm_worker import DROPPED, END, Opening
+from distill.engines.vllm_worker import DROPPED, END, NOW, Opening
 from distill.machine import allowed_cores, cores
 from distill.modelspec import Model
 from distill.types import Completion, Request
@@ -72,7 +72,7 @@ def open(model: Model, options: VllmOptions, lora_rank: int = 0) -> VllmReplicas
     try:
         replicas.begin(opening)
     except BaseException:
-        replicas.close(grace=0)  # those that still load would not listen
+        replicas.close(NOW)  # those that still load would do so to the end
         raise
     return replicas
 
@@ -171,10 +171,10 @@ class VllmReplicas:
         answers = self._ask("score", [list(sequences[i :: self.copies]) for i in range(self.copies)])
         return [answers[i % self.copies][i // self.copies] for i in range(len(sequences))]
 
-    def close(self, grace: float = GRACE) -> None:
+    def close(self, how: tuple[str, None] = END) -> None:
         for replica in self._replicas:
-            replica.dismiss()
-        until = time.monotonic() + grace
+            replica.dismiss(how)
+        until = time.monotonic() + GRACE
         for replica in self._replicas:
             replica.end(until - time.monotonic())
         self._replicas.clear()
@@ -288,10 +288,10 @@ class _Replica:
             pass
         self.held, self.sampling = 0, False
 
-    def dismiss(self) -> None:
+    def dismiss(self, how: tuple[str, None]) -> None:
         """Have it end. It is told so, because a forked process may hold this end of the pipe open."""
         with suppress(OSError):
-            self.pipe.send(END)
+            self.pipe.send(how)
         self.pipe.close()
 
     def end(self, seconds: float) -> None:

@@ -7,6 +7,7 @@ requests to those being sampled: their completions come in lists as they finish,
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import threading
@@ -25,6 +26,8 @@ from pipeline.forking import leave_to_parent
 
 DROPPED = "dropped"
 END = ("end", None)
+NOW = ("now", None)
+"""To end without vLLM's own end, for which it would first have to load."""
 
 GRACE = 20.0
 """Seconds in which vLLM is to close after the parent is gone; then the process ends without it."""
@@ -127,12 +130,13 @@ def _portable(error: Exception) -> Exception:
 
 def _receive(pipe: Connection, inbox: SimpleQueue[Any]) -> None:
     try:
-        while True:
-            inbox.put(pipe.recv())
+        while (message := pipe.recv()) != NOW:
+            inbox.put(message)
+        _abandon()
     except (EOFError, OSError):
         pass  # the parent closed the pipe, or is gone
     inbox.put(END)
-    ended = threading.Timer(GRACE, os._exit, (1,))
+    ended = threading.Timer(GRACE, _abandon)
     ended.daemon = True
     ended.start()
 
@@ -143,7 +147,16 @@ def _send(pipe: Connection, outbox: SimpleQueue[Any]) -> None:
         while (message := outbox.get()) != END:
             pipe.send(message)
     except BaseException:
-        os._exit(1)  # the parent is gone, or would wait for ever
+        _abandon()  # the parent is gone, or would wait for ever
+
+
+def _abandon() -> None:
+    """End at once, and vLLM's own workers with it: while they load, on GPUs, they do not see that it is gone."""
+    try:
+        for child in multiprocessing.active_children():
+            child.kill()
+    finally:
+        os._exit(1)
 
 
 def main() -> None:
