@@ -1,12 +1,12 @@
 """vLLM in processes of its own, each with a copy of the model: for several GPUs, and beside a training on several.
 
 `VllmReplicas` looks like one `VllmEngine` and deals requests out to several, which `distill.engines.vllm_worker` runs.
-A seed belongs to its request, so which replica draws a sample changes nothing but rounding. Samples of one problem
-go to one replica, whose cache then holds their prompt once.
+A seed belongs to its request, so it does not matter, but for rounding, which replica draws a sample. Samples of one
+problem go to one replica, whose cache then holds their prompt once.
 
-Torch has one process group per process and vLLM claims it, so a training on several devices can only sample from vLLM
-that runs elsewhere. A replica ends when its pipe closes, however this process died; signals are handled here
-(`pipeline.forking`). Left out: replicas on other machines.
+Torch has one process group per process and vLLM claims it, so a training on several devices can only sample from a vLLM
+in another process. A replica ends when its pipe closes, however this process died; this process handles the signals
+(`pipeline.forking`). Left out: replicas on other machines, and moving waiting requests between replicas.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from pipeline.errors import InputError, PipelineError
 from pipeline.forking import ended, spawn
 
 PATIENCE = 0.05
-"""Seconds to wait for a completion before asking what else is wanted (a verdict in another thread may have said), and
-whether to stop: about one step of vLLM, after which it would ask in this process."""
+"""Seconds to wait for a completion before asking for new requests (verdicts in another thread may lead to some), and
+whether to stop. About one step of vLLM, after which `VllmEngine` asks."""
 
 GROUP = 16
-"""Samples of one problem that follow each other to the same replica, at most."""
+"""The most consecutive samples of one problem that go to the same replica."""
 
 GRACE = 30.0
 """Seconds a replica gets to free its GPU before it is killed."""
@@ -47,7 +47,7 @@ RANKS = (
     "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RUN_ID",
     "TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS",
 )  # fmt: skip
-"""What torchrun sets in a rank's environment. A replica is no rank of the training."""
+"""Variables that torchrun sets for a rank. Replicas must not see them: they are not ranks of the training."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class Place:
 
 
 def open(model: Model, options: VllmOptions, lora_rank: int = 0) -> VllmReplicas:
-    """Load ``options.data_parallel`` copies of the model, all at once. `InputError` where there are too few GPUs."""
+    """Load ``options.data_parallel`` copies of the model at the same time. `InputError` if there are too few GPUs."""
     from distill.tensors import give_back
 
     where = places(options)
-    give_back()  # what a training before this one left to torch in this process would be missing on the first GPU
+    give_back()  # memory that torch still caches in this process would be missing on the first GPU
     opening = Opening(
         model, options.model_copy(update={"data_parallel": None, "first_gpu": 0}), lora_rank, sharing=len(where)
     )
@@ -72,7 +72,7 @@ def open(model: Model, options: VllmOptions, lora_rank: int = 0) -> VllmReplicas
     try:
         replicas.begin(opening)
     except BaseException:
-        replicas.close(NOW)  # those that still load would do so to the end
+        replicas.close(NOW)  # else those that still load would go on
         raise
     return replicas
 
@@ -91,13 +91,13 @@ def places(options: VllmOptions) -> list[Place]:
             + (f" from GPU {first} on" if first else "")
             + f" needs {first + count * each} GPU(s), and {len(gpus)} can be seen here"
         )
-    threads = max(1, cores() // (count * each))  # of each of vLLM's workers, which take the number as it is
+    threads = max(1, cores() // (count * each))  # per worker of vLLM, each of which uses as many
     return [Place(tuple(gpus[first + i * each : first + (i + 1) * each]), threads) for i in range(count)]
 
 
 def _visible(count: int) -> list[str]:
-    """The entry of CUDA_VISIBLE_DEVICES for each of the ``count`` GPUs that torch sees. CUDA heeds none behind one that
-    it does not know (-1 is in use), and shows a process one slice of a GPU at most (MIG): each replica can have one."""
+    """The entry of CUDA_VISIBLE_DEVICES for each of the ``count`` GPUs that torch sees. CUDA ignores the entries after
+    an invalid one (such as -1). Of MIG slices it shows a process only one, but each replica can have another."""
     named = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     if not named[0]:
         return [str(i) for i in range(count)]
@@ -105,9 +105,9 @@ def _visible(count: int) -> list[str]:
 
 
 def _on_cores(count: int) -> list[Place]:
-    """An equal share of the cores each; of their number alone where a cgroup limits the time, not which they are."""
+    """An equal share of the cores for each. If a cgroup limits CPU time, not cores, only the threads are shared out."""
     there, allowed = cores(), sorted(allowed_cores())
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list has a number for each level of nesting
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # it may be a list, one number per nesting level
     threads = min(max(1, there // count), int(asked or there))
     if there < max(len(allowed), count):
         return [Place(threads=threads)] * count
@@ -116,7 +116,7 @@ def _on_cores(count: int) -> list[Place]:
 
 
 class VllmReplicas:
-    """See `distill.engines.base.Engine`; ``adopt`` and ``score`` as `distill.engines.vllm.VllmEngine` has them."""
+    """An `Engine` with the ``adopt`` and ``score`` of `distill.engines.vllm.VllmEngine`, made of ``copies`` replicas."""
 
     name = "vllm"
     batch_invariant = False
@@ -125,11 +125,11 @@ class VllmReplicas:
         self.model = model.identity
         self.copies = len(replicas)
         self._spec, self._replicas = model, list(replicas)
-        self._last: tuple[Any, _Replica, int] | None = None  # the problem handed out last, to whom, how many samples
+        self._last: tuple[Any, _Replica, int] | None = None  # (prompt of the last request, its replica, samples so far)
         self._turn = 0
 
     def begin(self, opening: Opening) -> None:
-        """Load. The first that cannot is heard of at once: the others may take minutes."""
+        """Load the model everywhere. The first failure is raised at once: the others may take minutes."""
         for replica in self._replicas:
             replica.send("open", opening)
         for replica, ahead in self._answers():
@@ -159,11 +159,11 @@ class VllmReplicas:
                 for pipe in wait(list(busy), PATIENCE) or _silent(busy.values()):
                     yield from busy[pipe].completions()  # type: ignore[index]
         finally:
-            if turn == self._turn:  # else this iterator was left in the middle, and others have begun
+            if turn == self._turn:  # else this iterator was abandoned, and another one has started
                 self._drop()
 
     def adopt(self, adapter: str | Path) -> None:
-        """Sample from here on with the LoRA adapter in that directory, in place of any other."""
+        """Sample with the LoRA adapter in that directory from now on, in place of any other."""
         self._ask("adopt", [str(adapter)] * self.copies)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -180,7 +180,7 @@ class VllmReplicas:
         self._replicas.clear()
 
     def _hand_out(self, requests: Iterable[Request]) -> None:
-        """Send each request to the replica with the least to do, samples of one problem together."""
+        """Send each request to the replica with the fewest, samples of one problem together."""
         shares: dict[int, list[Request]] = {}
         for request in requests:
             problem, replica, count = self._last or (None, None, 0)
@@ -193,7 +193,7 @@ class VllmReplicas:
             self._replicas[index].send("generate", share)
 
     def _drop(self) -> None:
-        """Forget what is in flight, also of an iterator left in the middle. Then no replica samples."""
+        """Drop everything in flight, also from an abandoned iterator. Afterwards no replica samples."""
         self._last = None
         asked = [replica for replica in self._replicas if replica.sampling]
         for replica in asked:
@@ -202,13 +202,13 @@ class VllmReplicas:
             replica.settle()
 
     def _check(self) -> None:
-        """Without one of them the others cannot be asked again: they may have answers to what nobody waited for."""
+        """Raise if a replica is lost: the others may still send answers that nobody waits for."""
         for replica in self._replicas:
             if replica.lost:
                 raise replica.lost
 
     def _ask(self, what: str, arguments: Sequence[Any]) -> list[Any]:
-        """Every replica's answer. The first error is raised when all have answered."""
+        """Ask every replica and return the answers. The first error is raised when all have answered."""
         self._check()
         self._drop()
         for replica, argument in zip(self._replicas, arguments, strict=True):
@@ -220,7 +220,7 @@ class VllmReplicas:
         return [found[replica] for replica in self._replicas]
 
     def _answers(self) -> Iterator[tuple[_Replica, Any]]:
-        """One of each, as they come, so that one that died ends the wait for the others."""
+        """One answer from each replica, as they arrive, so that a dead one ends the wait for the others."""
         waiting: dict[Any, _Replica] = {replica.pipe: replica for replica in self._replicas}
         while waiting:
             for pipe in wait(list(waiting), 1.0) or _silent(waiting.values()):
@@ -230,7 +230,7 @@ class VllmReplicas:
 
 @dataclass(eq=False)
 class _Replica:
-    """This end of one process. ``held`` requests are with it, at most ``ahead`` as a rule."""
+    """The parent's side of one process. It has ``held`` requests, usually at most ``ahead``."""
 
     place: Place
     held: int = 0
@@ -271,7 +271,7 @@ class _Replica:
             raise self._gone() from None
 
     def over(self) -> bool:
-        """Its pipe may stay open then: a process that another thread forked while this one started holds its end."""
+        """Whether it has ended. Its pipe may still be open, in a process that another thread forked meanwhile."""
         return self._process.poll() is not None
 
     def completions(self) -> list[Completion]:
@@ -289,13 +289,13 @@ class _Replica:
         self.held, self.sampling = 0, False
 
     def dismiss(self, how: tuple[str, None]) -> None:
-        """Have it end. It is told so, because a forked process may hold this end of the pipe open."""
+        """Have it end. Closing the pipe is not enough: a forked process may hold this end open."""
         with suppress(OSError):
             self.pipe.send(how)
         self.pipe.close()
 
     def end(self, seconds: float) -> None:
-        """Wait for that."""
+        """Wait for its end, and kill it if that takes longer."""
         try:
             self._process.wait(max(0.0, seconds))
         except subprocess.TimeoutExpired:
@@ -310,5 +310,5 @@ class _Replica:
 
 
 def _silent(replicas: Iterable[_Replica]) -> list[Any]:
-    """The pipes of those that say nothing because their process has ended."""
+    """The pipes of the replicas whose process has ended."""
     return [replica.pipe for replica in replicas if replica.over()]

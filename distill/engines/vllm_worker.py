@@ -1,8 +1,8 @@
-"""One vLLM replica's process: it samples, scores and takes up adapters as `distill.engines.vllm_replicas` asks.
+"""The process of one vLLM replica: it samples, scores and adopts adapters as `distill.engines.vllm_replicas` asks.
 
-Messages are (what, argument) pairs. Each is answered by a value or an exception, but for ``generate``, which adds
-requests to those being sampled: their completions come in lists as they finish, until ``drop`` is answered by
-`DROPPED`. A thread reads the pipe, so that a replica whose parent is gone ends even while vLLM computes.
+Messages are (what, argument) pairs. Each is answered by a value or an exception, except ``generate``, which adds
+requests to those being sampled: lists of completions follow as they finish, until ``drop`` is answered by `DROPPED`. A
+thread reads the pipe, so a replica whose parent is gone ends even while vLLM computes.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from pipeline.forking import leave_to_parent
 DROPPED = "dropped"
 END = ("end", None)
 NOW = ("now", None)
-"""To end without vLLM's own end, for which it would first have to load."""
+"""End without closing vLLM, which would first have to finish loading."""
 
 GRACE = 20.0
-"""Seconds in which vLLM is to close after the parent is gone; then the process ends without it."""
+"""Seconds for vLLM to close after the parent is gone. Then the process ends anyway."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What a replica loads. ``sharing`` replicas share this machine."""
+    """What a replica loads. ``sharing`` is the number of replicas on this machine."""
 
     model: Model
     options: VllmOptions
@@ -44,7 +44,7 @@ class Opening:
 
 
 class _Asked:
-    """The requests of one call of `generate`, as the parent sends them. It ends when the parent drops them."""
+    """The requests of one call of `generate`, as the parent sends them, until it drops them."""
 
     def __init__(self, inbox: SimpleQueue[Any], requests: list[Request]) -> None:
         self._inbox, self._waiting = inbox, deque(requests)
@@ -60,7 +60,7 @@ class _Asked:
         return self.over is not None
 
     def failed(self) -> None:
-        """Wait for the end, which the parent may have sent before it knew; what it sent in between is dropped."""
+        """After an error, discard what the parent sent before it knew, up to its ``drop`` (which may be read already)."""
         while not self.over:
             self._read(self._inbox.get())
 
@@ -84,7 +84,7 @@ class _Asked:
 
 
 def serve(inbox: SimpleQueue[Any], outbox: SimpleQueue[Any]) -> None:
-    """Answer what is asked, until the end."""
+    """Answer messages until the end."""
     from distill.engines import vllm
 
     what, opening = inbox.get()
@@ -122,7 +122,7 @@ def _generate(engine: Any, asked: _Asked, outbox: SimpleQueue[Any]) -> str | Non
 
 
 def _portable(error: Exception) -> Exception:
-    """The exception as another process can raise it."""
+    """The exception in a form that can be pickled and raised in the parent."""
     if isinstance(error, PipelineError):
         return error
     return PipelineError(f"a vllm replica failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
@@ -142,16 +142,16 @@ def _receive(pipe: Connection, inbox: SimpleQueue[Any]) -> None:
 
 
 def _send(pipe: Connection, outbox: SimpleQueue[Any]) -> None:
-    """In a thread of its own, so that vLLM goes on while the parent is busy with what it has received."""
+    """Send answers in a separate thread, so that vLLM continues while the parent is busy."""
     try:
         while (message := outbox.get()) != END:
             pipe.send(message)
     except BaseException:
-        _abandon()  # the parent is gone, or would wait for ever
+        _abandon()  # the parent is gone, or would wait for an answer that cannot be sent
 
 
 def _abandon() -> None:
-    """End at once, and vLLM's own workers with it: while they load, on GPUs, they do not see that it is gone."""
+    """End at once, together with vLLM's own workers, which do not notice a dead parent while they load."""
     try:
         for child in multiprocessing.active_children():
             child.kill()
@@ -161,10 +161,10 @@ def _abandon() -> None:
 
 def main() -> None:
     """``python -m distill.engines.vllm_worker FD [CORE...]``"""
-    leave_to_parent(offspring=True)  # with tensor_parallel vLLM has processes of its own, which would end at Ctrl-C
+    leave_to_parent(offspring=True)  # with tensor_parallel vLLM starts processes, which Ctrl-C would end
     if cores := {int(core) for core in sys.argv[2:]}:
         os.sched_setaffinity(0, cores)
-    from distill.pretrained import hush  # may start threads, which stay on the cores that there were before
+    from distill.pretrained import hush  # not earlier: it may start threads, which would keep all cores
 
     pipe = Connection(int(sys.argv[1]))
     inbox, outbox = SimpleQueue[Any](), SimpleQueue[Any]()
@@ -175,7 +175,7 @@ def main() -> None:
     serve(inbox, outbox)
     outbox.put(END)
     sender.join()
-    os._exit(0)  # nothing that vLLM left behind may keep it
+    os._exit(0)  # not even something that vLLM left behind may keep it alive
 
 
 if __name__ == "__main__":
