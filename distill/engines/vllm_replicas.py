@@ -116,7 +116,7 @@ def _on_cores(count: int) -> list[Place]:
 
 
 class VllmReplicas:
-    """An `Engine` with the ``adopt`` and ``score`` of `distill.engines.vllm.VllmEngine`, made of ``copies`` replicas."""
+    """An engine with ``adopt`` and ``score`` of `distill.engines.vllm.VllmEngine`, made of ``copies`` replicas."""
 
     name = "vllm"
     batch_invariant = False

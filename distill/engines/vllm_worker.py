@@ -60,7 +60,7 @@ class _Asked:
         return self.over is not None
 
     def failed(self) -> None:
-        """After an error, discard what the parent sent before it knew, up to its ``drop`` (which may be read already)."""
+        """After an error, discard what the parent sent before it knew, up to its ``drop``, perhaps read already."""
         while not self.over:
             self._read(self._inbox.get())
 
