@@ -1,10 +1,9 @@
-"""A policy that samples with vLLM while the trainer holds the weights: the adapter goes over at each step.
+"""A policy that samples with vLLM while the trainer holds the weights: the adapter is handed over at each step.
 
-`VllmPolicy.refresh` writes the trainer's LoRA adapter and has vLLM take it up under a fresh id. Sampling from
-weights that never arrived would spoil a run without a sign (vLLM has ways to do that), so after each refresh
-trainer and engine compute the log-probabilities of one fixed text, each of the engine's replicas for itself. The run
-stops where they differ by more than rounding, which is measured before there is any adapter, or where an engine's stand
-still while the trainer's move.
+`VllmPolicy.refresh` writes the trainer's LoRA adapter and has vLLM load it under a fresh id. Sampling from weights that
+never arrived would silently spoil a run (vLLM has ways to do that), so after each refresh the trainer and every replica
+of the engine compute the log-probabilities of one fixed text. The run stops if they differ by more than rounding, which
+is measured before there is any adapter, or if a replica's stand still while the trainer's move.
 
 Left out: full fine-tuning (`grpo` on vLLM needs an adapter; a trained norm is not something that vLLM can apply), and
 engines on other machines.
@@ -31,18 +30,18 @@ if TYPE_CHECKING:
     from distill.engines.vllm_replicas import VllmReplicas
 
 TOLERANCE = 0.05
-"""Mean difference in nats per token that may be rounding. Where the bases differ by more than a third of it, three
-times that: bfloat16 alone makes 0.02 to 0.06 of the embedded teacher's prompts, whose tokens nobody sampled."""
+"""The mean difference, in nats per token, that may be rounding; or three times the difference of the bases, if that is
+more: bfloat16 alone causes 0.02 to 0.06 on the embedded teacher's prompts, whose tokens nobody sampled."""
 
 OTHER = 0.3
-"""A mean difference of the bases that is no rounding."""
+"""A mean difference of the bases that cannot be rounding."""
 
 STILL = 0.1
-"""An engine that moves by less than this share of what the trainer did has stayed where it was. On a GPU it moves a
-little then, too: the sums of vLLM's LoRA kernels are in another order each time (split_k, atomic_add)."""
+"""An engine whose log-probabilities change by less than this share of the trainer's change still has the old weights.
+On a GPU they change a little even then: vLLM's LoRA kernels sum in another order each time (split_k, atomic_add)."""
 
 PROBE = 256
-"""Tokens of the fixed text, at most."""
+"""The most tokens of the fixed text."""
 
 
 class VllmPolicy:
@@ -63,7 +62,7 @@ class VllmPolicy:
         self._engine.close()
 
     def refresh(self) -> None:
-        """Take up the trainer's adapter as it is now, and see that it is what vLLM samples from."""
+        """Hand over the trainer's adapter as it is now, and check that vLLM samples from it."""
         if math.isnan(self._noise):
             self._noise = self._gap_of_bases()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -83,7 +82,7 @@ class VllmPolicy:
         self._before = trainer, engine
 
     def _gap_of_bases(self) -> float:
-        """Without any adapter: what is the engine's rounding alone."""
+        """The gap without any adapter, which is the engine's rounding alone."""
         with self._model.disable_adapter():
             gap = _largest_gap(self._trainer_logprobs(), self._engine_logprobs())
         if not gap <= OTHER:
@@ -94,7 +93,7 @@ class VllmPolicy:
         return gap
 
     def _engine_logprobs(self) -> list[list[float]]:
-        """Of the fixed text, by each copy of the model that samples."""
+        """The log-probabilities of the fixed text, from each replica."""
         return [row[1:] for row in self._engine.score([self._probe] * self._engine.copies)]
 
     def _trainer_logprobs(self) -> list[float]:

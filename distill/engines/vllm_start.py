@@ -1,6 +1,6 @@
-"""How vLLM is started: imported under our environment, with the arguments that our options come to.
+"""Start vLLM: import it under our environment, and turn our options into its arguments.
 
-Decides what vLLM is told that a YAML does not say. Called by `distill.engines.vllm.open`.
+Sets the arguments that a YAML does not. Called by `distill.engines.vllm.load`.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from distill.modelspec import Model, directory_of
 from pipeline.errors import InputError
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks that vLLM makes room for."""
+"""The LoRA ranks that vLLM can make room for."""
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, so that a kill leaves nothing behind
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
-"""What is set for vLLM unless the user has set it; it reads these while being imported."""
+"""Set before vLLM is imported, which reads them, unless the user has set them."""
 
 
 def engine_arguments(model: Model, options: VllmOptions, lora_rank: int = 0, sharing: int = 1) -> tuple[Any, Any]:
-    """vLLM's EngineArgs for a model, and its LLMEngine, the class that takes them. `InputError` where it is not
-    installed, and for an adapter that it cannot apply."""
+    """vLLM's EngineArgs for a model, and the LLMEngine class that takes them. `InputError` if vLLM is not installed, or
+    cannot apply the adapter."""
     arguments, engine_class = _vllm()
     if directory_of(model.source) is None:
         hub.check_reachable(model.source, model.revision)
@@ -67,21 +67,21 @@ def engine_arguments(model: Model, options: VllmOptions, lora_rank: int = 0, sha
 
 
 def cpu_arguments(share_is_set: bool, sharing: int = 1) -> dict[str, Any]:
-    """What vLLM 0.32 is told where there is no GPU.
+    """Arguments for vLLM 0.32 without a GPU.
 
-    Unless a share of the memory is set it gets a quarter of what is free for keys and values: its own default is 0.9 of
-    the machine, a container's limit or not, and it does not start where less than that is free. ``sharing`` replicas
-    divide the quarter among them.
+    Unless the user has set a share of the memory, keys and values get a quarter of what is free: vLLM's own default is
+    0.9 of the machine, whatever a container's limit, and it does not start if less than that is free. ``sharing``
+    replicas divide the quarter.
     """
     arguments: dict[str, Any] = {
         "enforce_eager": True,  # compiling takes a minute and gains little
-        "enable_chunked_prefill": False,  # it breaks down where it cuts the prompt of a seeded request in two
+        "enable_chunked_prefill": False,  # it crashes when it splits the prompt of a seeded request
     }
     return arguments if share_is_set else arguments | {"kv_cache_memory_bytes": free_of_machine() // (4 * sharing)}
 
 
 def _vllm() -> tuple[Any, Any]:
-    """Its EngineArgs and LLMEngine, imported under `ENVIRONMENT`."""
+    """vLLM's EngineArgs and LLMEngine, imported under `ENVIRONMENT`."""
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     try:
@@ -100,7 +100,7 @@ def _vllm() -> tuple[Any, Any]:
 
 
 def rank_of(adapter: Path) -> int:
-    """The largest rank in a LoRA adapter; `InputError` for one that vLLM cannot apply."""
+    """The largest rank in a LoRA adapter; `InputError` if vLLM cannot apply it."""
     config = json.loads((adapter / "adapter_config.json").read_text())
     for what in ("modules_to_save", "use_dora", "alora_invocation_tokens", "trainable_token_indices"):
         if config.get(what):
@@ -116,5 +116,5 @@ def _has_tokenizer(directory: Path) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, in one line: vLLM's own often have the cause in the last ones."""
+    """An exception's message on one line: vLLM's often have the cause in the last of several."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,12 +1,13 @@
-"""One vLLM replica's process: it samples, scores and takes up adapters as `distill.engines.vllm_replicas` asks.
+"""The process of one vLLM replica: it samples, scores and adopts adapters as `distill.engines.vllm_replicas` asks.
 
-Messages are (what, argument) pairs. Each is answered by a value or an exception, but for ``generate``, which adds
-requests to those being sampled: their completions come in lists as they finish, until ``drop`` is answered by
-`DROPPED`. A thread reads the pipe, so that a replica whose parent is gone ends even while vLLM computes.
+Messages are (what, argument) pairs. Each is answered by a value or an exception, except ``generate``, which adds
+requests to those being sampled: lists of completions follow as they finish, until ``drop`` is answered by `DROPPED`. A
+thread reads the pipe, so a replica whose parent is gone ends even while vLLM computes.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import threading
@@ -25,14 +26,16 @@ from pipeline.forking import leave_to_parent
 
 DROPPED = "dropped"
 END = ("end", None)
+NOW = ("now", None)
+"""End without closing vLLM, which would first have to finish loading."""
 
 GRACE = 20.0
-"""Seconds in which vLLM is to close after the parent is gone; then the process ends without it."""
+"""Seconds for vLLM to close after the parent is gone. Then the process ends anyway."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What a replica loads. ``sharing`` replicas share this machine."""
+    """What a replica loads. ``sharing`` is the number of replicas on this machine."""
 
     model: Model
     options: VllmOptions
@@ -41,7 +44,7 @@ class Opening:
 
 
 class _Asked:
-    """The requests of one call of `generate`, as the parent sends them. It ends when the parent drops them."""
+    """The requests of one call of `generate`, as the parent sends them, until it drops them."""
 
     def __init__(self, inbox: SimpleQueue[Any], requests: list[Request]) -> None:
         self._inbox, self._waiting = inbox, deque(requests)
@@ -55,6 +58,11 @@ class _Asked:
         while not self.over and not self._inbox.empty():
             self._read(self._inbox.get())
         return self.over is not None
+
+    def failed(self) -> None:
+        """After an error, discard what the parent sent before it knew, up to its ``drop``, perhaps read already."""
+        while not self.over:
+            self._read(self._inbox.get())
 
     def __iter__(self) -> Iterator[Request | None]:
         while not self.over:
@@ -76,7 +84,7 @@ class _Asked:
 
 
 def serve(inbox: SimpleQueue[Any], outbox: SimpleQueue[Any]) -> None:
-    """Answer what is asked, until the end."""
+    """Answer messages until the end."""
     from distill.engines import vllm
 
     what, opening = inbox.get()
@@ -90,35 +98,31 @@ def serve(inbox: SimpleQueue[Any], outbox: SimpleQueue[Any]) -> None:
     outbox.put(engine.ahead)
     while (message := inbox.get()) != END:
         what, argument = message
+        if what == "generate":
+            if _generate(engine, _Asked(inbox, argument), outbox) == "end":
+                break
+            outbox.put(DROPPED)
+            continue
         try:
-            if what == "generate":
-                if _generate(engine, _Asked(inbox, argument), outbox) == "end":
-                    break
-                outbox.put(DROPPED)
-            elif what == "drop":
-                outbox.put(DROPPED)
-            else:
-                outbox.put(getattr(engine, what)(argument))
+            outbox.put(DROPPED if what == "drop" else getattr(engine, what)(argument))
         except Exception as error:
             outbox.put(_portable(error))
-            if what == "generate":
-                while (what := inbox.get()[0]) == "generate":  # sent before the parent knew
-                    pass
-                if what == "end":
-                    break
-                outbox.put(DROPPED)
     engine.close()
 
 
 def _generate(engine: Any, asked: _Asked, outbox: SimpleQueue[Any]) -> str | None:
-    for completion in engine.generate(asked, asked.stopping):
-        asked.answered()
-        outbox.put([completion])
+    try:
+        for completion in engine.generate(asked, asked.stopping):
+            asked.answered()
+            outbox.put([completion])
+    except Exception as error:
+        outbox.put(_portable(error))
+        asked.failed()
     return asked.over
 
 
 def _portable(error: Exception) -> Exception:
-    """The exception as another process can raise it."""
+    """The exception in a form that can be pickled and raised in the parent."""
     if isinstance(error, PipelineError):
         return error
     return PipelineError(f"a vllm replica failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
@@ -126,32 +130,42 @@ def _portable(error: Exception) -> Exception:
 
 def _receive(pipe: Connection, inbox: SimpleQueue[Any]) -> None:
     try:
-        while True:
-            inbox.put(pipe.recv())
+        while (message := pipe.recv()) != NOW:
+            inbox.put(message)
+        _abandon()
     except (EOFError, OSError):
         pass  # the parent closed the pipe, or is gone
     inbox.put(END)
-    ended = threading.Timer(GRACE, os._exit, (1,))
+    ended = threading.Timer(GRACE, _abandon)
     ended.daemon = True
     ended.start()
 
 
 def _send(pipe: Connection, outbox: SimpleQueue[Any]) -> None:
-    """In a thread of its own, so that vLLM goes on while the parent is busy with what it has received."""
+    """Send answers in a separate thread, so that vLLM continues while the parent is busy."""
     try:
         while (message := outbox.get()) != END:
             pipe.send(message)
     except BaseException:
-        os._exit(1)  # the parent is gone, or would wait for ever
+        _abandon()  # the parent is gone, or would wait for an answer that cannot be sent
+
+
+def _abandon() -> None:
+    """End at once, together with vLLM's own workers, which do not notice a dead parent while they load."""
+    try:
+        for child in multiprocessing.active_children():
+            child.kill()
+    finally:
+        os._exit(1)
 
 
 def main() -> None:
     """``python -m distill.engines.vllm_worker FD [CORE...]``"""
-    from distill.pretrained import hush
-
-    leave_to_parent()
+    leave_to_parent(offspring=True)  # with tensor_parallel vLLM starts processes, which Ctrl-C would end
     if cores := {int(core) for core in sys.argv[2:]}:
         os.sched_setaffinity(0, cores)
+    from distill.pretrained import hush  # not earlier: it may start threads, which would keep all cores
+
     pipe = Connection(int(sys.argv[1]))
     inbox, outbox = SimpleQueue[Any](), SimpleQueue[Any]()
     threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()
@@ -161,7 +175,7 @@ def main() -> None:
     serve(inbox, outbox)
     outbox.put(END)
     sender.join()
-    os._exit(0)  # nothing that vLLM left behind may keep it
+    os._exit(0)  # not even something that vLLM left behind may keep it alive
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a training stage computes on: the settings that every such stage has, and whether it fits there."""
+"""The devices of a training stage: settings that every such stage has, and whether the training fits in memory."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ class DeviceSettings(Settings):
     """With several devices: `ddp` keeps a copy of the model on each, `fsdp` shards its weights."""
 
     def ranks(self) -> int:
-        """How many there will be."""
+        """The number of training processes in all."""
         return max(self.devices, int(os.environ.get("WORLD_SIZE", "1")))
 
     def ranks_here(self) -> int:
-        """How many of these there will be on this machine."""
+        """The number of training processes on this machine."""
         launched = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1")
         return max(self.devices, int(launched))
 
 
 def threads(asked: int) -> int:
-    """0 means one a core."""
+    """The number of threads; 0 means one per core."""
     return asked or cores()
 
 
 Held = tuple["Model", str]
-"""A model that a training holds beside its student, and the dtype."""
+"""A model that a training holds beside its student, with its dtype."""
 
 
 def check_memory(
     context: Context, settings: Any, start: Model, *, samples: bool = False, beside: Sequence[Held] = ()
 ) -> None:
-    """Refuse a training that cannot fit, before its model is loaded, and those that are held ``beside``."""
+    """Refuse a training that cannot fit, with the models ``beside`` it, before anything is loaded."""
     memory.check_fits(
         modelspec.directory_of(start.source), _training(settings, samples, beside), f"stage {context.name}",
         memory.free_memory(),
@@ -58,7 +58,7 @@ def check_memory(
 
 
 SPARE = 0.95
-"""Of what others leave of a GPU, the share that vLLM may have: torch's allocator wastes some."""
+"""vLLM's share of the GPU memory that others leave free: torch's allocator wastes some."""
 
 
 def beside_training(
@@ -86,7 +86,7 @@ def beside_training(
     held = sum(weight.nbytes for weight in network.parameters())
     left = free - max(0, need.total - held) if need else (free - size_of(beside)) // 2
     left -= sum(_bytes_of(near[name], network.device) for name in near if name not in unset)
-    weights = {name: size_of([(engines[name][0], asked[name].dtype)]) // asked[name].tensor_parallel for name in unset}
+    weights = {name: size_of([(engines[name][0], asked[name].dtype)]) // asked[name].gpus() for name in unset}
     remain, parts = left - sum(weights.values()), len(unset) + samples
     if left <= 0 or (parts > 1 and remain <= 0):
         raise InputError(
@@ -100,15 +100,16 @@ def beside_training(
 def _replicated(engine: VllmOptions, ranks: int) -> VllmOptions:
     if ranks == 1 or engine.data_parallel:
         return engine
-    return engine.model_copy(update={"data_parallel": max(1, ranks // engine.tensor_parallel)})
+    return engine.model_copy(update={"data_parallel": max(1, ranks // engine.gpus())})
 
 
 def beside_models(engine: VllmOptions, taken: int) -> VllmOptions:
     """``engine`` with what is free of the GPU less what models that are loaded after it will take, in bytes. What the
-    user has set stays."""
+    user has set stays, and so does an engine on other GPUs than these models, which have the first."""
     import torch
 
-    if not taken or not torch.cuda.is_available() or "gpu_memory_utilization" in engine.model_fields_set:
+    beside = taken and not engine.first_gpu and torch.cuda.is_available()
+    if not beside or "gpu_memory_utilization" in engine.model_fields_set:
         return engine
     from distill.tensors import free_of_gpu
 
@@ -131,21 +132,21 @@ def _bytes_of(engine: VllmOptions, device: Any) -> int:
 
 
 def size_of(models: Sequence[Held]) -> int:
-    """Bytes of their weights, as far as their files tell."""
+    """The size of their weights in bytes, where their files show it."""
     found = ((modelspec.directory_of(model.source), dtype in ("float32", "float")) for model, dtype in models)
     return sum(memory.weights_of(directory, 4 if full else 2) for directory, full in found if directory)
 
 
 def too_large(settings: Any, *, samples: bool = False) -> str | None:
-    """Why a training can never fit into this machine, before anything is run; None where that has yet to be seen.
-    With a GPU it has: to ask it how much it has, and then to fork, is one too many."""
+    """Why a training can never fit into this machine, before anything is run; None if that is not known yet. With a GPU
+    it is not: asking the GPU for its memory initialises CUDA, and a process with CUDA cannot be forked."""
     if memory.has_gpu():
         return None
     return memory.excess(_there(settings), _training(settings, samples), size_of_machine(), "are in this machine")
 
 
 def _there(settings: Any) -> Path | None:
-    """The student's directory, where it has one already."""
+    """The student's directory, if there is one already."""
     name = settings.student
     return None if name.startswith(modelspec.STAGE) else modelspec.directory_of(name)
 
