@@ -685,8 +685,8 @@ def test_a_child_that_is_still_starting_survives_signals_to_the_whole_job() -> N
     assert child.returncode == 0
 
 
-def test_a_started_child_imports_nothing_from_the_working_directory_that_its_parent_would_not(tmp_path: Path) -> None:
-    """Somebody's clone of vllm, say: the script `distill` does not look there."""
+def test_a_spawned_child_imports_from_the_working_directory_only_if_its_parent_does(tmp_path: Path) -> None:
+    """For example a clone of vllm there: the script `distill` does not import from the working directory."""
     (tmp_path / "queue.py").write_text("raise SystemExit(3)")
     code = "import os; from pipeline.forking import spawn; print(spawn('queue', (), os.environ).wait())"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -714,7 +714,7 @@ print(child.returncode)
 """
 
 
-def test_signals_can_be_kept_from_a_childs_children_too() -> None:
+def test_signals_can_be_kept_from_the_children_of_a_child_too() -> None:
     """vLLM's workers end at SIGTERM, which reaches every process of a job."""
     result = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, timeout=60)
     assert (result.stdout, result.stderr) == ("0\n", "")
