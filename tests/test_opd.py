@@ -1,4 +1,4 @@
-"""On-policy distillation: its estimator by enumeration, the mixing of credit, and the loop with a real teacher."""
+"""On-policy distillation: its estimator against enumeration, the mixing of credit, the loop with a real teacher."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def test_credit_of_samples_estimates_the_exact_reverse_kl() -> None:
     assert mixed.trained and mixed.teacher == tuple(THEIRS[tokens].tolist())
 
 
-def test_the_estimator_s_gradient_is_that_of_the_exact_divergence() -> None:
-    """By enumeration: each token's gradient by its probability is the gradient of -KL(student, teacher); the
-    term that the estimator leaves out, E[d log p], is 0."""
+def test_the_expected_gradient_is_that_of_the_exact_divergence() -> None:
+    """By enumeration: the sum of each token's gradient times its probability is the gradient of -KL(student, teacher).
+    The term that the estimator leaves out, E[d log p], is 0."""
     (mixed,) = Mixture(0.0, scores)([rolled(range(16))])
     advantages = torch.tensor(mixed.advantages, dtype=torch.float64)
     found = sum(STUDENT[a].exp() * gradient(torch.tensor([a]), advantages[a : a + 1]) for a in range(16))
@@ -98,7 +98,7 @@ def test_sampled_gradients_average_to_the_exact_one() -> None:
 
 
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=6), st.floats(0, 2), st.floats(0.1, 2))
-def test_a_mixture_is_the_weighed_sum_per_token(outcomes: list[float], weight: float, teacher: float) -> None:
+def test_a_mixture_is_the_weighted_sum_per_token(outcomes: list[float], weight: float, teacher: float) -> None:
     row = replace(rolled(range(len(outcomes))), advantages=tuple(outcomes), trained=True)
     (mixed,) = Mixture(weight, scores, teacher)([row])
     ratios = log_ratios(row.completion, scores([row.completion])[0])
@@ -108,13 +108,13 @@ def test_a_mixture_is_the_weighed_sum_per_token(outcomes: list[float], weight: f
     assert without.advantages == pytest.approx([teacher * r for r in ratios])
 
 
-def test_nothing_is_learned_from_what_was_cut_or_given_where_so_asked() -> None:
+def test_forced_tokens_and_on_request_cut_responses_are_not_learned_from() -> None:
     cut, given_ = rolled([1, 2], finish=Finish.LENGTH), rolled([1, 2], forced=(0, 1))
     assert [r.trained for r in Mixture(0.0, scores)([cut, given_])] == [True, False]
     assert [r.trained for r in Mixture(0.0, scores, leave_out_cut=True)([cut])] == [False]
 
 
-def test_the_metrics_of_samples_leave_out_what_was_given() -> None:
+def test_metrics_of_samples_leave_out_forced_tokens() -> None:
     row = rolled([3, 5, 9], forced=(1,))
     row = replace(row, reward=0.1, teacher=tuple(scores([row.completion])[0]))
     other = replace(row, completion=replace(row.completion, finish=Finish.LENGTH, text="4"))
@@ -128,7 +128,7 @@ def test_the_metrics_of_samples_leave_out_what_was_given() -> None:
     assert observe(how, 1, [row, other, same], 1, Made(), (0, 0)).distinct == 2  # one answer in two wordings
 
 
-def test_step_rewards_are_normalised_in_their_group_and_credit_all_before_them() -> None:
+def test_step_rewards_are_normalised_in_their_group_and_credit_earlier_tokens() -> None:
     first, second = step_advantages([[(1, 1.0), (3, 0.0)], [(2, 1.0)]], [5, 3])
     deviation = torch.tensor([1.0, 0.0, 1.0]).std().item() + credit.EPSILON
     good, bad = (1 - 2 / 3) / deviation, (0 - 2 / 3) / deviation
@@ -193,7 +193,7 @@ def test_vllm_scores_as_transformers_does() -> None:
 
 
 def teacher() -> Any:
-    """A student's start with the rows of its head moved on: it says one letter for another."""
+    """The untrained student with the rows of its head rotated, so that it prefers other letters."""
     network = tiny(initializer_range=0.1, tie_word_embeddings=False)
     network.lm_head.weight.data = network.lm_head.weight.data.roll(7, 0)
     return network
@@ -212,7 +212,7 @@ def opd(model: Any, directory: Path, **changes: Any) -> tuple[list[GrpoMetrics],
     return metrics, rollouts
 
 
-def test_the_student_comes_near_its_teacher(tmp_path: Path) -> None:
+def test_the_student_approaches_its_teacher(tmp_path: Path) -> None:
     metrics, rollouts = opd(student(), tmp_path, steps=16, group=16)
     first, last = (math.fsum(m.teacher_kl for m in part) for part in (metrics[:3], metrics[-3:]))
     assert 0 < last < 0.8 * first
@@ -239,7 +239,7 @@ def test_the_update_equals_a_plain_loop_with_token_credit(tmp_path: Path) -> Non
     torch.testing.assert_close(weights(model), weights(reference), atol=5e-5, rtol=0)
 
 
-def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     straight = student()
     opd(straight, tmp_path / "a")
     stopped = 0
@@ -297,7 +297,7 @@ def test_one_query_explains_an_update(tmp_path: Path) -> None:
         ("opd.group=0", "group"),
     ],
 )
-def test_what_cannot_be_is_said_when_the_yaml_is_read(tmp_path: Path, setting: str, message: str) -> None:
+def test_impossible_settings_are_refused_when_the_yaml_is_read(tmp_path: Path, setting: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as told:
         load(written(tmp_path), setting.split("\n"))
     assert "\n" not in str(told.value)
