@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator
@@ -118,17 +119,37 @@ def cell(row: Row, column: str) -> Any:
         raise InputError(f"{row.where}: {column!r}: {' '.join(str(error).split())}") from None
 
 
-def unreadable(
-    rows: Iterator[Row], columns: Iterable[str | Mapping[str, str] | None], skip: bool = False
-) -> str | None:
+Columns = Iterable[str | Mapping[str, str] | None]
+"""As settings name them: one, several together, or none."""
+
+
+def _named(columns: Columns) -> list[str]:
+    named = [name for column in columns for name in (column.values() if isinstance(column, Mapping) else [column])]
+    return list(filter(None, named))
+
+
+def without(rows: Iterator[Row], columns: Columns) -> str | None:
+    """Which of these columns rows lack that all have those of the first. Of a template nothing is said: it may fit
+    others."""
+    try:
+        for row in islice(rows, 1):
+            for name in _named(columns):
+                if not is_template(name):
+                    row.get(name)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def unreadable(rows: Iterator[Row], columns: Columns, skip: bool = False) -> str | None:
     """Why the first row cannot be read by these columns: one that is not there, most likely. None where it can be, and
     where there is no row, which is for whoever wants rows to tell. With ``skip``, None where any row can be read."""
-    named = [name for column in columns for name in (column.values() if isinstance(column, Mapping) else [column])]
+    named = _named(columns)
     first: str | None = None
     try:
         for row in rows:
             try:
-                for name in filter(None, named):
+                for name in named:
                     cell(row, name)
             except InputError as error:
                 if not skip:

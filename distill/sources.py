@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from distill import catalog, forms, huggingface, puzzles, tables
-from distill.columns import Column, Pattern, ProblemColumns
+from distill.columns import Column, Columns, Pattern, ProblemColumns, without
 from distill.columns import unreadable as unreadable_row
 from distill.families.base import code_of
 from distill.stages.common import VerifierName
@@ -268,13 +268,26 @@ def _name(source: RowSource) -> str | None:
 
 
 def unreadable(sources: Sequence[Source]) -> str | None:
-    """Why the first row of a file, or each where bad ones are skipped, is no problem (`distill.columns.unreadable`)."""
-    found = (
-        unreadable_row(source.rows(), (source.prompt, source.reference, source.difficulty), source.on_bad_row == "skip")
-        for source in sources
-        if isinstance(source, FileSource)
-    )
-    return next(filter(None, found), None)
+    """Why the first row of a file, or each where bad ones are skipped, is no problem (`distill.columns.unreadable`), or
+    one of a data set (`unreadable_set`)."""
+    return next(filter(None, map(_unreadable, sources)), None)
+
+
+def _unreadable(source: Source) -> str | None:
+    if not isinstance(source, RowSource):
+        return None
+    columns, skip = (source.prompt, source.reference, source.difficulty), source.on_bad_row == "skip"
+    if isinstance(source, DatasetSource):
+        return unreadable_set(source.data, columns, skip)
+    return unreadable_row(source.rows(), columns, skip)
+
+
+def unreadable_set(data: huggingface.DataSet, columns: Columns, skip: bool) -> str | None:
+    """Why the first row of a data set cannot be read by these columns; where bad ones are skipped, which it lacks.
+    Of one on the hub nobody knows before it is opened, which is for the stage to do."""
+    if data.directory is None:
+        return None
+    return without(data.rows(), columns) if skip else unreadable_row(data.rows(), columns)
 
 
 def dependencies(sources: Sequence[Source], hashes: FileHashes) -> dict[str, str]:

@@ -6,15 +6,16 @@ and the old ones stay.
 
 A timeout, a crash, a lack of memory may be the machine's fault, so the first such failure is no verdict
 yet: it is kept under a key of its own, and the next run judges that trace once more. What comes of that, a
-second failure too, is the verdict. A verifier that fails on every trace has judged nothing: the stage fails, and
-what it lacked may be mended, so no such failure is a verdict, an exception neither. See docs/design/007-failures.md.
+second failure too, is the verdict. A verifier that fails on every trace that it is given has judged nothing: the stage
+fails, and what it lacked may be mended, so no such failure is a verdict, an exception neither; what other verifiers
+said is kept. See docs/design/007-failures.md.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,7 @@ class Judgement:
     problem_key: str
     problem: Problem
     verifier: Spec
+    name: str
     version: str
     settled: Spec
     """The verifier without the settings that change no verdict."""
@@ -71,7 +73,7 @@ class Judges:
         built, settled = self._made[text]
         self.versions[text] = built.version
         key = keys.verdict_key(trace, problem_key, built.name, built.version, canonical(settled))
-        return Judgement(key, trace, problem_key, problem, spec, built.version, settled)
+        return Judgement(key, trace, problem_key, problem, spec, built.name, built.version, settled)
 
 
 def judgements(
@@ -123,7 +125,8 @@ def make_verdicts(
     if not missing:
         return [wish.key for wish in wishes]
     stop_check(context.stopping)
-    writer = _Writer(store, context, found, len(wishes) - len(missing), len(wishes), label, judged)
+    before = {wish.name for wish in wishes if judged or wish.key in found}
+    writer = _Writer(store, context, found, len(wishes) - len(missing), len(wishes), label, before)
     with pool_of(store, context, workers) as pool:
         items = _to_judge(store, list(missing.values()))
 
@@ -163,43 +166,48 @@ class Attempts:
     """Under which keys verdicts are kept, as they come (`kept_under`).
 
     An exception is final, unless the verifier fails on every answer: then it is broken, or lacks something that may be
-    mended. So an exception waits until an answer is judged (``judged``: one was before), or until there are no more.
+    mended. So an exception waits until an answer is judged, or until there are no more. Each verifier by its name, for
+    problems may bring several; ``judged`` are those that have judged an answer before.
     """
 
-    def __init__(self, found: Container[str], judged: bool) -> None:
-        self._found, self._judged = found, judged
-        self._waiting: list[tuple[Judgement, Verdict]] = []
-        self._first: Verdict | None = None
-        self._failed = 0
+    def __init__(self, found: Container[str], judged: Iterable[str]) -> None:
+        self._found, self._judged = found, set(judged)
+        self._waiting: defaultdict[str, list[tuple[Judgement, Verdict]]] = defaultdict(list)
+        self._first: dict[str, Verdict] = {}
+        self._failed: Counter[str] = Counter()
 
     def take(self, wish: Judgement, verdict: Verdict) -> list[tuple[str, Judgement, Verdict]]:
         """What is to be kept now: key, wish and verdict of each."""
-        self._judged, self._first = self._judged or not verdict.failure, self._first or verdict
-        ready = [*self._waiting, (wish, verdict)]
-        if verdict.failure and not verdict.failure.may_pass and not self._judged:
-            self._waiting = ready
+        if not verdict.failure:
+            self._judged.add(wish.name)
+        self._first.setdefault(wish.name, verdict)
+        ready = [(wish, verdict)]
+        if wish.name in self._judged:
+            ready = [*self._waiting.pop(wish.name, []), *ready]
+        elif verdict.failure and not verdict.failure.may_pass:
+            self._waiting[wish.name] += ready
             return []
-        if not self._judged:
-            ready = ready[-1:]
-        else:
-            self._waiting = []
         return [self._counted(kept_under(w, v, self._found), w, v) for w, v in ready]
 
     def rest(self) -> list[tuple[str, Judgement, Verdict]]:
         """What still waits when no more come: to be judged again."""
-        ready, self._waiting = self._waiting, []
+        ready = [each for waiting in self._waiting.values() for each in waiting]
+        self._waiting.clear()
         return [self._counted(keys.failed_key(w.key), w, v) for w, v in ready]
 
     def _counted(self, key: str, wish: Judgement, verdict: Verdict) -> tuple[str, Judgement, Verdict]:
-        self._failed += key != wish.key
+        self._failed[wish.name] += key != wish.key
         return key, wish, verdict
 
     def check(self, stage: str) -> None:
-        """Refuse to go on where nothing was judged, and the next run may judge it."""
-        if self._failed and not self._judged and (first := self._first):
+        """Refuse to go on where a verifier judged nothing, and may do so in the next run."""
+        broken = {name: count for name, count in self._failed.items() if count and name not in self._judged}
+        if broken:
+            (name, count), *more = broken.items()
+            others = f" (so did {', '.join(other for other, _ in more)})" if more else ""
             raise PipelineError(
-                f"stage {stage}: verifier {first.verifier} failed on every answer ({self._failed:,}) and judged none; "
-                f"the first: {first.reason}. When the cause is mended, the same command judges them again"
+                f"stage {stage}: verifier {name} failed on every answer ({count:,}) and judged none{others}; "
+                f"the first: {self._first[name].reason}. When the cause is mended, the same command judges them again"
             )
 
 
@@ -216,8 +224,9 @@ class _Writer:
     """Collects verdicts, and makes them durable and shown often enough that a crash costs half a second."""
 
     def __init__(
-        self, store: Store, context: Context, found: set[str], done: int, total: int, label: str, judged: bool
-    ) -> None:
+        self, store: Store, context: Context, found: set[str], done: int, total: int, label: str,
+        judged: Iterable[str],
+    ) -> None:  # fmt: skip
         self._context, self._done, self._total = context, done, total
         self.stands: dict[str, str] = {}
         """The key under which each verdict is stored, by the key of its wish."""
@@ -226,7 +235,7 @@ class _Writer:
         self._spent: Counter[str] = Counter()
         self._appender = Appender(store, ("verdicts",))
         self._shown = time.monotonic()
-        self.attempts = Attempts(found, judged or done > 0)
+        self.attempts = Attempts(found, judged)
 
     def add(self, wish: Judgement, verdict: Verdict) -> None:
         self._keep(self.attempts.take(wish, verdict))

@@ -1,8 +1,8 @@
-"""From a YAML file to a checked pipeline: the wish, before anything has run.
+"""Load a pipeline from a YAML file and check it before anything runs.
 
-Strict on purpose: an unknown key, a wrong type, a missing file, a cycle, a stage that nothing feeds
-is one line with file, line, key and the nearest valid name. What kinds of stages there are is the
-caller's: it passes a lookup (`distill.catalog.stage`).
+Strict on purpose: an unknown key, a wrong type, a missing file, a cycle or a stage without input is
+reported on one line with file, line, key and the nearest valid name. The caller decides which kinds of
+stages exist: it passes a lookup (`distill.catalog.stage`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ StageLookup = Callable[[str], Stage]
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage as wished for: its name in the YAML, its kind, its checked settings."""
+    """One stage of a pipeline: its name in the YAML, its kind, its checked settings."""
 
     name: str
     stage: Stage
@@ -48,10 +48,10 @@ class PipelineSpec:
     workspace: Path
     seed: int
     stages: Mapping[str, StageSpec]
-    """In an order in which each stage comes after those that feed it."""
+    """Ordered so that each stage comes after the stages that feed it."""
 
     def closure(self, targets: Sequence[str]) -> list[StageSpec]:
-        """The named stages and all that they need, in running order; all stages for no target."""
+        """The named stages and all that they need, in running order; all stages if none is named."""
         for target in targets:
             if target not in self.stages:
                 raise InputError(f"{self.file}: no stage is called {target!r}{nearest(target, self.stages)}")
@@ -70,7 +70,7 @@ def load(
     limit: int | None = None,
     workspace: Path | None = None,
 ) -> PipelineSpec:
-    """Read and check a pipeline. ``overrides`` are ``stage.key=value`` texts, as for ``--set``."""
+    """Read and check a pipeline. ``overrides`` are ``stage.key=value`` strings, as for ``--set``."""
     document = read(path)
     _apply_overrides(document, overrides)
     data = document.data
@@ -79,12 +79,12 @@ def load(
             raise InputError(f"{document.where((key,))}: unknown key{nearest(key, TOP_KEYS)}")
     name = _top(document, "name", str, path.stem)
     if "/" in name or name in ("", ".", ".."):
-        raise InputError(f"{document.where(('name',))}: {name!r} cannot name a directory; `workspace` takes a path")
+        raise InputError(f"{document.where(('name',))}: {name!r} cannot be a directory name; `workspace` takes a path")
     seed = _top(document, "seed", int, 0)
     space = workspace or _workspace(document, name)
     stages = _top(document, "stages", dict, None)
     if not stages:
-        raise InputError(f"{document.where(('stages',))}: holds no stage")
+        raise InputError(f"{document.where(('stages',))}: has no stages; add at least one")
     specs = {key: _stage(document, key, body, lookup, seed, limit) for key, body in stages.items()}
     return PipelineSpec(name, path, space, seed, _ordered(document, specs))
 
@@ -94,28 +94,28 @@ def _top(document: Document, key: str, kind: type, default: Any) -> Any:
     if value is None:
         raise InputError(f"{document.where((key,))}: is missing")
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise InputError(f"{document.where((key,))}: expected {_words(kind)}, found {value!r}")
+        raise InputError(f"{document.where((key,))}: expected {_type_name(kind)}, found {value!r}")
     return value
 
 
 def _workspace(document: Document, name: str) -> Path:
-    """Where the results lie: ``runs/NAME`` if the file does not say; ``~`` is the home directory."""
+    """The directory for results: ``runs/NAME`` unless the file sets one. ``~`` is the home directory."""
     if not name.isprintable() or "/" in name or not name.strip(". "):
-        raise InputError(f"{document.where(('name',))}: {name!r} cannot name a directory, as it does under runs/")
+        raise InputError(f"{document.where(('name',))}: {name!r} cannot be a directory name under runs/")
     place = _top(document, "workspace", str, f"runs/{name}")
     if not place.isprintable() or not place.strip():
-        raise InputError(f"{document.where(('workspace',))}: {place!r} is no directory's name")
+        raise InputError(f"{document.where(('workspace',))}: {place!r} cannot be a directory name")
     return Path(os.path.expanduser(place))
 
 
-def _words(kind: type) -> str:
+def _type_name(kind: type) -> str:
     return {str: "text", int: "a whole number", dict: "a mapping"}.get(kind, kind.__name__)
 
 
 def _stage(document: Document, name: Any, body: Any, lookup: StageLookup, seed: int, limit: int | None) -> StageSpec:
     where: KeyPath = ("stages", name)
     if not isinstance(name, str) or not STAGE_NAME.fullmatch(name):
-        raise InputError(f"{document.where(where)}: a stage's name is made of letters, digits, - and _ (100 at most)")
+        raise InputError(f"{document.where(where)}: a stage name has only letters, digits, - and _ (at most 100)")
     body = {} if body is None else body
     if not isinstance(body, dict):
         raise InputError(f"{document.where(where)}: expected a mapping of settings, found {body!r}")
@@ -125,7 +125,7 @@ def _stage(document: Document, name: Any, body: Any, lookup: StageLookup, seed: 
         stage = lookup(str(kind or name))
     except InputError as error:
         at = (*where, "kind") if kind else where
-        hint = "" if kind else "; a stage with a name of its own says what it is with `kind`"
+        hint = "" if kind else "; to give a stage a name of your own, set its `kind`"
         raise InputError(f"{document.where(at)}: {error}{hint}") from None
     fields = stage.settings.model_fields
     if "seed" in fields:
@@ -151,14 +151,14 @@ def _looked_in(file: str) -> str:
 def _explain(error: ValidationError, document: Document, where: KeyPath, stage: Stage) -> str:
     """The first mistake pydantic found, as one line a user can act on."""
     location, what = mistake(error, stage.settings, document.get(where))
-    feeds = _what_feeds(stage, str(location[-1]), document) if what == MISSING else ""
+    feeds = _feeding_hint(stage, str(location[-1]), document) if what == MISSING else ""
     place = document.where((*where, *location))
-    if what.startswith(MISSING) and place.startswith("--set "):  # which names what was given, and not what was left out
+    if what.startswith(MISSING) and place.startswith("--set "):  # it names what was set, not the missing key
         what = f"{location[-1]} {what}"
     return f"{place}: {what}{feeds}"
 
 
-def _what_feeds(stage: Stage, field: str, document: Document) -> str:
+def _feeding_hint(stage: Stage, field: str, document: Document) -> str:
     info = stage.settings.model_fields.get(field)
     for mark in info.metadata if info else ():
         if isinstance(mark, Input):
@@ -170,7 +170,7 @@ def _what_feeds(stage: Stage, field: str, document: Document) -> str:
 
 
 def _ordered(document: Document, specs: dict[str, StageSpec]) -> dict[str, StageSpec]:
-    """Check who feeds whom, and sort."""
+    """Check the references between stages, and sort the stages topologically."""
     for name, spec in specs.items():
         for path, mark, upstream in references(spec.settings):
             at = document.where(("stages", name, *path))
@@ -188,9 +188,9 @@ def _ordered(document: Document, specs: dict[str, StageSpec]) -> dict[str, Stage
     except CycleError as error:
         loop = error.args[1][::-1]
         raise InputError(
-            f"{document.where(('stages', loop[0]))}: stages feed each other in a circle: {' -> '.join(loop)}"
+            f"{document.where(('stages', loop[0]))}: stages feed each other in a cycle: {' -> '.join(loop)}"
         ) from None
-    # The order of the file where it is a valid one, for that is what the user expects to see.
+    # Keep the file's order where it is valid: that is what the user expects to see.
     position = {name: index for index, name in enumerate(specs)}
     if all(position[up] < position[name] for name in specs for up in graph[name]):
         order = list(specs)
@@ -210,20 +210,20 @@ def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
             if not isinstance(stages, dict) or path[0] not in stages:
                 raise InputError(f"--set {text}: no stage is called {path[0]!r}{nearest(path[0], stages or ())}")
             path = ("stages", *path)
-        target, last = _holder(document.data, path, text)
+        target, last = _container(document.data, path, text)
         try:
             target[last] = parse_value(value)
         except InputError as error:
             raise InputError(f"--set {key}={error}") from None
 
 
-def _holder(data: Any, path: Sequence[str], text: str) -> tuple[Any, str | int]:
-    """What holds the value at ``path``, and its key there; items of lists go by number. All on the way is copied:
-    what stands in several places through an alias is set in one."""
+def _container(data: Any, path: Sequence[str], text: str) -> tuple[Any, str | int]:
+    """The container of the value at ``path``, and the value's key in it; list items are addressed by index. Containers
+    along the path are copied, so that a value shared through a YAML alias changes in one place only."""
     for index, part in enumerate(path):
         if isinstance(data, list):
             if not part.isdecimal() or int(part) >= len(data):
-                raise InputError(f"--set {text}: {part!r} is none of the {len(data)} items of a list, counted from 0")
+                raise InputError(f"--set {text}: a list of {len(data)} items has no item {part!r}, counting from 0")
         elif not isinstance(data, dict):
             raise InputError(f"--set {text}: {path[index - 1]!r} holds a single value, not keys")
         where = int(part) if isinstance(data, list) else part

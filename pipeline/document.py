@@ -1,6 +1,6 @@
-"""YAML with a memory for lines: plain data, and for every key the line it stands on.
+"""YAML as plain data, with the line number of every key.
 
-Deliberately leaves out all meaning; `pipeline.config` asks for the location of what it finds wrong.
+Leaves out all meaning on purpose: `pipeline.config` asks for the location of what it finds wrong.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed file: ``data`` and, by key path, 1-based line numbers."""
+    """A parsed file: ``data``, and the 1-based line number of each key path."""
 
     path: Path
     data: dict[str, Any]
     lines: dict[tuple[str, ...], int] = field(repr=False)
     said: dict[tuple[str, ...], str] = field(default_factory=dict, repr=False)
-    """What the command line has put into ``data``, by key path (``--set``, without the leading "stages")."""
+    """The ``--set`` options that changed ``data``, by key path (without the leading "stages")."""
 
     def get(self, key: KeyPath) -> Any:
         """The value at a key path, or None."""
@@ -44,8 +44,8 @@ class Document:
         return value
 
     def where(self, key: KeyPath) -> str:
-        """``file:line: a.b.c`` of a key; the nearest enclosing line where the key is not there; ``--set ...``
-        where it came from the command line."""
+        """``file:line: a.b.c`` of a key, with the nearest enclosing line if the key is absent; ``--set ...`` if it
+        was set on the command line."""
         known = tuple(map(str, key))
         short = known[1:] if known[:1] == ("stages",) else known
         for path, text in self.said.items():
@@ -82,7 +82,7 @@ def parse(text: str, path: Path) -> Document:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise InputError(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {_problem(error)}") from None
-    except ValueError as error:  # a date or a tagged number that is none
+    except ValueError as error:  # an invalid date or tagged number
         raise InputError(f"{path}:1: not valid YAML: {error}") from None
     except RecursionError:
         raise InputError(f"{path}:1: not valid YAML: something in it contains itself") from None
@@ -99,7 +99,7 @@ def _collect(node: yaml.Node, prefix: tuple[str, ...], lines: dict[tuple[str, ..
             if where in lines:
                 line = key.start_mark.line + 1
                 raise InputError(
-                    f"{path}:{line}: {'.'.join(map(str, where))}: stands here twice (first on line {lines[where]})"
+                    f"{path}:{line}: {'.'.join(map(str, where))}: duplicate key (first on line {lines[where]})"
                 )
             lines[where] = key.start_mark.line + 1
             _collect(value, where, lines, path)

@@ -14,7 +14,7 @@ class Exit(IntEnum):
     FAILED = 1  # a stage failed
     INPUT = 2  # the input is wrong: the message says what, where and what to do
     CAP = 3  # a cap on money or tokens was reached; what was made is kept
-    AGAIN = 75  # stopped in time (SIGTERM, Ctrl-C, --max-time): run the same command again
+    AGAIN = 75  # stopped on request (SIGTERM, Ctrl-C, --max-time) or workspace in use: run the same command again
 
 
 class PipelineError(Exception):
@@ -34,6 +34,6 @@ class CapReached(PipelineError):
 
 
 class Stopped(PipelineError):
-    """Asked to stop and did so in order; running again goes on from here."""
+    """The run was asked to stop and did so cleanly; running again continues from here."""
 
     exit_code = Exit.AGAIN

@@ -1,4 +1,4 @@
-"""What a run tells the world while it goes on. Displays implement this; the runner calls it."""
+"""The events that a run reports while it is going on. Displays implement this; the runner calls it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 class Listener:
-    """Hears everything and says nothing; displays override what they show."""
+    """Ignores every event; displays override what they show."""
 
     def begin(self, stages: Sequence[str]) -> None:
         """The run's stages, in order."""
 
     def cached(self, stage: str, manifest: Manifest) -> None:
-        """Nothing to do."""
+        """The stage is up to date and will not run."""
 
     def start(self, stage: str, plan: StagePlan) -> None:
         """The stage runs; ``plan.reasons`` say why."""

@@ -1,6 +1,6 @@
-"""Durable files: a reader sees the old content or the new, never a part, whatever gets killed when.
+"""Durable files: a reader sees the old content or the new, never a part, no matter what is killed when.
 
-Every file and directory that anything later relies on is published through here: written under a
+Every file and directory that anything relies on later is published through here: written under a
 temporary name, fsynced, renamed, and the directory fsynced. Called by everything that writes.
 """
 
@@ -19,18 +19,18 @@ from pathlib import Path
 from pipeline.errors import InputError
 
 TEMPORARY = ".tmp-"
-"""Prefix of everything unfinished; whatever carries it may be deleted when no run is going on."""
+"""Prefix of everything unfinished. Whatever carries it may be deleted while no run is active."""
 UMASK = os.umask(0o022)
-"""Who may read and write what is made here: asked once, for asking is setting it, which threads would see."""
+"""The process's umask, read once at import: reading it means setting it, which other threads would see."""
 os.umask(UMASK)
 
 
 FULL = re.compile("no space left on device|disk quota exceeded|file too large", re.IGNORECASE)
-"""What a library's own error says of a full disk, a quota that is used up, a limit on files (`ulimit -f`)."""
+"""How libraries word a full disk, an exhausted quota or a file size limit (`ulimit -f`) in errors of their own."""
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, is that of a full disk: libraries wrap it in their own."""
+    """Whether an error or one of its causes is a full disk: libraries wrap the OSError in errors of their own."""
     while error is not None:
         if FULL.search(str(error)) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
@@ -40,7 +40,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only workspace or missing rights into one clear line."""
+    """Turn a full disk, a read-only workspace or missing permissions into one clear line."""
     try:
         yield
     except OSError as error:
@@ -48,15 +48,15 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise InputError(f"{path}: no space left on the disk; free some and run the same command again") from None
         if error.errno in (errno.EDQUOT, errno.EFBIG):
             raise InputError(
-                f"{path}: more than you may write here ({error.strerror}); free some, or raise the quota or "
-                "`ulimit -f`, and run the same command again"
+                f"{path}: over your quota or file size limit ({error.strerror}); free some space, or raise the quota "
+                "or `ulimit -f`, and run the same command again"
             ) from None
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise InputError(f"{path}: a file, or a link to nothing, stands where a directory is needed") from None
+            raise InputError(f"{path}: a file or a dangling link is in place of a directory; move it away") from None
         if error.errno in (errno.ENAMETOOLONG, errno.ENOENT, errno.ELOOP):
-            raise InputError(f"{path}: cannot be made ({error.strerror})") from None
+            raise InputError(f"{path}: cannot be created ({error.strerror}); choose another place") from None
         raise
 
 
@@ -75,23 +75,23 @@ def fsync_directory(path: Path) -> None:
 
 
 def fsync_tree(directory: Path) -> None:
-    """Make every file below ``directory``, and the directories themselves, durable, and readable as far as the umask
-    lets others read."""
+    """Make every file below ``directory``, and the directories themselves, durable. Files with mode 0600 get the mode
+    that the umask allows."""
     for root, _, names in os.walk(directory):
         for name in names:
             with open(Path(root) / name, "rb") as file:
                 os.fsync(file.fileno())
                 if os.fstat(file.fileno()).st_mode & 0o777 == 0o600:
-                    os.fchmod(file.fileno(), 0o666 & ~UMASK)  # safetensors writes for its owner alone
+                    os.fchmod(file.fileno(), 0o666 & ~UMASK)  # safetensors creates files with mode 0600
         fsync_directory(Path(root))
 
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Replace ``path`` by ``content`` in one step. ``durable=False`` skips the fsync (mere progress)."""
+    """Replace ``path`` by ``content`` in one step. ``durable=False`` skips the fsync (for progress files)."""
     make_directory(path.parent)
     data = content.encode() if isinstance(content, str) else content
     with disk_errors(path):
-        # tempfile's would be for their owner alone, whatever the umask
+        # tempfile would create it with mode 0600, whatever the umask
         name = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
             with open(name, "xb") as file:
@@ -109,7 +109,7 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
 
 
 def publish_directory(built: Path, final: Path) -> None:
-    """Give a finished directory its final name. An older one of that name is replaced."""
+    """Move a finished directory to its final name, replacing an older one."""
     with disk_errors(final):
         fsync_tree(built)
         make_directory(final.parent)
@@ -124,7 +124,7 @@ def publish_directory(built: Path, final: Path) -> None:
 
 
 def link_place(name: Path) -> Path:
-    """``name``, if a link can be put there; what a person or the workspace keeps there is not overwritten."""
+    """Return ``name`` if a link can be put there; `InputError` if a file or directory is in the way."""
     if name.exists() and not name.is_symlink():
         raise InputError(f"{name}: is in the way of a link to the stage's result; move it away or rename the stage")
     return name

@@ -1,7 +1,7 @@
-"""Content hashes: of plain data, of files, of directories. The root of all caching and resuming.
+"""Content hashes of plain data, files and directories: the basis of all caching and resuming.
 
-A hash here never depends on time, position, key order or the machine. What goes into the key of a
-stage is decided in `pipeline.plan`; of a trace, in `distill.keys`.
+A hash here never depends on time, position, key order or the machine. `pipeline.plan` decides what goes
+into the key of a stage, `distill.keys` what goes into that of a trace.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pipeline.errors import InputError
 from pipeline.files import write_atomic
 
 MUCH = 4 << 30
-"""Bytes from which on reading is told of: some seconds, or with a slow disk some minutes, without another word."""
+"""Reading at least this many bytes is announced: it takes seconds, or minutes on a slow disk."""
 LENGTH = 32
-"""Hex digits kept of a SHA-256: 128 bits, so that a clash will not be seen in any store."""
+"""Hex digits kept of a SHA-256: 128 bits, enough to rule out collisions in any store."""
 
 
 def canonical(data: Any) -> str:
-    """JSON with sorted keys and no spaces: equal data, equal text. NaN and infinity are refused."""
+    """JSON with sorted keys and no spaces, so that equal data gives equal text. NaN and infinity raise ValueError."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -34,10 +34,10 @@ def content_hash(data: Any) -> str:
 
 
 class FileHashes:
-    """Content hashes of files and directories, remembered by (size, mtime, ctime, inode).
+    """Content hashes of files and directories, cached by (size, mtime, ctime, inode).
 
-    The memory makes hashing a model of many gigabytes a matter of one `stat` a file the second
-    time; it lies in the workspace and may be deleted at any time. ``tell`` hears of what takes long, beforehand.
+    With the cache, hashing a model of many gigabytes again costs one `stat` per file. It lies in the workspace and may
+    be deleted at any time. ``tell`` is called before a read that takes long.
     """
 
     def __init__(self, memory: Path | None = None, tell: Callable[[str], None] = lambda text: None) -> None:
@@ -46,13 +46,13 @@ class FileHashes:
         self._known: dict[str, list[Any]] = {}
         self._changed = False
         if memory is not None:
-            # None, or a damaged one, costs a re-hash, nothing else.
+            # A missing or damaged cache only costs a re-hash.
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 found = json.loads(memory.read_text()).items()
                 self._known = {name: entry for name, entry in found if isinstance(entry, list)}
 
     def of(self, path: str | os.PathLike[str]) -> str:
-        """Hash of a file, or of a directory's relative names and contents. InputError if absent."""
+        """Hash of a file, or of a directory's relative names and contents. `InputError` if it does not exist."""
         path = Path(path)
         if not path.exists():
             raise InputError(f"{path}: no such file or directory")
@@ -67,7 +67,7 @@ class FileHashes:
         return dict(zip(names, self.each(files, str(directory)), strict=True))
 
     def each(self, files: Sequence[Path], what: str) -> list[str]:
-        """Hashes of files, in their order; ``what`` they are together is for people."""
+        """Hashes of files, in their order. ``what`` names them in the message about a long read."""
         known = [self._remembered(path) for path in files]
         unread = sum(path.stat().st_size for path, value in zip(files, known, strict=True) if value is None)
         if unread >= MUCH:
@@ -79,7 +79,7 @@ class FileHashes:
         return str(known[-1]) if known and known[:-1] == _stamp(path) else None
 
     def _read(self, path: Path) -> str:
-        stamp = _stamp(path)  # before it is read: a change meanwhile is noticed the next time
+        stamp = _stamp(path)  # taken before the read, so that a change during it is noticed next time
         with open(path, "rb") as file:
             value = hashlib.file_digest(file, "sha256").hexdigest()[:LENGTH]
         self._known[str(path.resolve())] = [*stamp, value]
@@ -88,7 +88,7 @@ class FileHashes:
 
     def save(self) -> None:
         if self._memory is not None and self._changed:
-            with contextlib.suppress(InputError):  # on a disk that is full or read-only it is done without
+            with contextlib.suppress(InputError):  # a full or read-only disk: do without the cache
                 write_atomic(self._memory, json.dumps(self._known), durable=False)
             self._changed = False
 
@@ -99,7 +99,7 @@ def _stamp(path: Path) -> list[int]:
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """What changed between two nested pieces of data, one line a leaf: ``lora.rank: 32 -> 16``."""
+    """What changed between two nested pieces of data, one line per leaf: ``lora.rank: 32 -> 16``."""
     if old == new:
         return []
     before, after = _named(old), _named(new)

@@ -1,15 +1,22 @@
-"""Forked processes that compute for this one: what signals mean to them, and that none outlives it.
+"""Child processes that compute for this one: how they handle signals, and how they die with their parent.
 
-Ctrl-C reaches every process of the terminal's group, a terminal that closes too, and SIGTERM every process of a job
-where timeout, Slurm or systemd stop one. The parent heeds them and stops in order, for which it needs its children;
-so these ignore them, and are killed when the parent is done with them, or ends. Its sudden death they see
-at a pipe, which is the caller's to watch.
+Ctrl-C and a closing terminal reach every process of the terminal's group, and timeout, Slurm or systemd send SIGTERM to
+every process of a job. The parent handles these signals and stops cleanly, for which it needs its children. So the
+children ignore the signals, and are killed when the parent is done with them or ends.
+
+If the parent dies suddenly (SIGKILL, out of memory), the kernel kills the forked children, because one that computes or
+hangs in a library looks at no pipe. Each has a pipe whose other end the parent holds, and asks for a SIGKILL when that
+end closes (fcntl(2), F_SETSIG; Linux). PR_SET_PDEATHSIG will not do: it fires when the *thread* that forked ends, and a
+judge's engine is opened in a separate thread. Nor will a thread that waits for the parent: it could not run while a
+library holds the interpreter's lock. A child forked later also holds the ends of those before it, and dies first.
 """
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -25,7 +32,7 @@ from pipeline.stopping import HEEDED
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """A process that is started here gets what `HEEDED` says when it has said what it makes of it, and not before."""
+    """Block the signals in `HEEDED` for a process that is started here, until it has set its own handlers."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)
     try:
         yield
@@ -34,17 +41,21 @@ def held_back() -> Iterator[None]:
 
 
 def leave_to_parent() -> None:
-    """In a child, be it by fork or by exec: the parent heeds the signals."""
+    """For a child, forked or spawned: ignore the signals in `HEEDED`, which the parent handles."""
     for number in HEEDED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
 
 
 def fork(work: Callable[..., None], arguments: Sequence[Any]) -> BaseProcess:
-    """A started child that runs ``work(*arguments)``."""
-    child = multiprocessing.get_context("fork").Process(target=_child, args=(work, *arguments), daemon=True)
+    """Start a child that runs ``work(*arguments)`` and dies with this process, however that ends."""
+    theirs, ours = os.pipe()
+    given = (theirs, ours, work, *arguments)
+    child = multiprocessing.get_context("fork").Process(target=_child, args=given, daemon=True)
     with held_back():  # else the parent's handlers could run in the child
         child.start()
+    os.close(theirs)
+    weakref.finalize(child, os.close, ours)
     Finalize(None, _kill, (weakref.ref(child),), exitpriority=0)  # else the interpreter's end would wait for it
     return child
 
@@ -55,15 +66,28 @@ def _kill(reference: weakref.ReferenceType[BaseProcess]) -> None:
         child.kill()
 
 
-def _child(work: Callable[..., None], *arguments: Any) -> None:
+def _child(parent: int, parents_end: int, work: Callable[..., None], *arguments: Any) -> None:
+    os.close(parents_end)
     leave_to_parent()
+    _end_with(parent)
     work(*arguments)
 
 
+def _end_with(pipe: int) -> None:
+    """Have the kernel kill this process when the other end of a pipe is closed; end now if it is already."""
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    look = select.poll()
+    look.register(pipe)
+    if look.poll(0):
+        os._exit(0)
+
+
 def spawn(module: str, arguments: Iterable[str], environment: Mapping[str, str], **how: Any) -> subprocess.Popen[bytes]:
-    """A started child that runs ``python -m module``, importing what this process could. It must `leave_to_parent`."""
+    """Start a child that runs ``python -m module`` and can import what this process can. It must `leave_to_parent`."""
     paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    with held_back():  # it imports for seconds before it can say what signals mean to it
+    with held_back():  # it imports for seconds before it can set its signal handlers
         return subprocess.Popen([sys.executable, "-m", module, *arguments], env={**environment, **paths}, **how)
 
 

@@ -1,6 +1,6 @@
-"""One run on a workspace at a time: an advisory lock that dies with its holder.
+"""One run per workspace at a time: an advisory lock that dies with its holder.
 
-The kernel's `flock`, so a killed run leaves nothing to clean up by hand. The file says who holds it.
+It is the kernel's `flock`, so a killed run leaves nothing to clean up by hand. The file names the holder.
 Readers (`status`, `traces`) do not wait for it.
 """
 
@@ -21,20 +21,20 @@ from pipeline.files import disk_errors, make_directory
 
 LOCK = ".lock"
 PATIENCE = 1.0
-"""Seconds for which somebody may just be looking (`running`)."""
+"""Seconds to keep trying: somebody may hold the lock only for a moment, to look (`running`)."""
 _held: set[int] = set()
 
 
-def _let_go() -> None:
-    """A forked child must not hold the workspace when its parent is killed. (Closing a copy of the
-    descriptor leaves the parent's lock alone.)"""
+def _close_in_child() -> None:
+    """Close the lock file in a forked child, which must not hold the workspace when its parent is killed. Closing a
+    copy of the descriptor leaves the parent's lock alone."""
     for descriptor in _held:
         with suppress(OSError):
             os.close(descriptor)
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 class Held(PipelineError):
@@ -48,13 +48,14 @@ def workspace_lock(
     workspace: Path, *, wait: bool, stopping: Callable[[], bool], command: str = "",
     waiting: Callable[[str], None] = lambda text: None,
 ) -> Iterator[None]:  # fmt: skip
-    """Hold the workspace; raise `Held`, naming the holder, or wait for it, which is told once to ``waiting``."""
+    """Hold the workspace. If another run holds it, raise `Held`, which names the holder, or with ``wait`` call
+    ``waiting`` once and wait."""
     make_directory(workspace)
     path = workspace / LOCK
     with disk_errors(path):
-        file = open(path, "a+")  # noqa: SIM115  (closed below: what fails in the run is not the lock's)
+        file = open(path, "a+")  # noqa: SIM115  (closed below: an OSError of the run itself is not the lock's)
     with file:
-        began, told = time.monotonic(), False
+        began, announced = time.monotonic(), False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,12 +65,12 @@ def workspace_lock(
                 if stopping() or (late and not wait):
                     after = "run this again when it has ended (`distill run --wait` waits), or stop it"
                     raise Held(f"{workspace}: in use by {holder(path)}; {after}") from None
-                if late and not told:
+                if late and not announced:
                     waiting(f"for {holder(path)}, which uses {workspace}")
-                    told = True
+                    announced = True
                 time.sleep(0.1)
-            except OSError as error:  # of some network and user-space file systems
-                text = f"{path}: its file system gives no locks ({error.strerror}); choose a workspace on another"
+            except OSError as error:  # on some network and user-space file systems
+                text = f"{path}: its file system supports no locks ({error.strerror}); choose a workspace on another"
                 raise InputError(text) from None
         started = datetime.now(UTC).isoformat(timespec="seconds")
         info = {"pid": os.getpid(), "host": socket.gethostname(), "started": started, "command": command}
@@ -86,7 +87,7 @@ def workspace_lock(
 
 
 def running(workspace: Path) -> int | None:
-    """The process of the run that holds the workspace now, if one does. The number alone would not tell: another
+    """The process id of the run that holds the workspace now, or None. The id in the file is not enough: another
     process may have got it since."""
     path = workspace / LOCK
     try:
@@ -101,7 +102,7 @@ def running(workspace: Path) -> int | None:
 
 
 def holder(path: Path) -> str:
-    """Who holds the lock at ``path``, in words."""
+    """A description of who holds the lock at ``path``."""
     try:
         info = json.loads(path.read_text())
         return f"process {info['pid']} on {info['host']} since {info['started']} ({info['command']})"

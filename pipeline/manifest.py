@@ -1,8 +1,8 @@
-"""The record: one manifest for each completed stage, written last, by content.
+"""The record of what has run: one manifest per completed stage, written last and named by its fingerprint.
 
-A stage is complete when a manifest with its fingerprint says so; nothing is inferred from a file
-being there. Manifests lie at ``manifests/<kind>/<fingerprint>.json``, so that two pipelines in one
-workspace share what they have in common and going back to an old setting costs nothing.
+A stage is complete if there is a manifest with its fingerprint; nothing is inferred from other files.
+Manifests lie at ``manifests/<kind>/<fingerprint>.json``, so two pipelines in one workspace share what they
+have in common, and going back to an old setting costs nothing.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pipeline.files import write_atomic
 from pipeline.fingerprint import content_hash
 
 STANDING = "current.json"
-"""By stage name, the record at which it stands. It may be lost: it is for people who name a stage."""
+"""Maps stage names to their current manifests. It may be lost: it only serves people who name a stage."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """All that a stage's result depends on. Its hash is the fingerprint.
+    """Everything that a stage's result depends on. Its hash is the fingerprint.
 
-    ``inputs`` maps each input setting to the digest of the output that feeds it; ``files`` maps what
-    is read from outside to content hashes.
+    ``inputs`` maps each input setting to the digest of the output that feeds it. ``files`` maps whatever
+    else is read to content hashes.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Manifest:
-    """``digest`` identifies the output's content; ``seconds`` are all attempts' together."""
+    """A completed stage. ``digest`` identifies the output's content; ``seconds`` is the sum over all attempts."""
 
     stage: str
     fingerprint: str
@@ -70,7 +70,7 @@ def write(workspace: Path, manifest: Manifest) -> None:
 
 
 def read(path: Path) -> Manifest | None:
-    """The manifest at ``path``; None where it is absent or damaged (the stage then runs again)."""
+    """The manifest at ``path``; None if it is absent or damaged (the stage then runs again)."""
     try:
         data = json.loads(path.read_text())
         manifest = Manifest(**{**data, "identity": Identity(**data["identity"])})
@@ -84,15 +84,15 @@ def find(workspace: Path, identity: Identity) -> Manifest | None:
 
 
 def stand(workspace: Path, stage: str, manifest: Manifest) -> None:
-    """Note that a stage of that name stands at this record. Going back to old settings makes no new record, so
-    the newest is not always the one that the last run was about."""
+    """Make this the current manifest of the stage. Going back to old settings writes no new manifest, so the newest is
+    not always the one that the last run was about."""
     known, place = _standing(workspace), f"{manifest.identity.kind}/{manifest.fingerprint}"
     if known.get(stage) != place:
         write_atomic(directory(workspace) / STANDING, json.dumps({**known, stage: place}, indent=1) + "\n")
 
 
 def current(workspace: Path, stage: str) -> Manifest | None:
-    """The record that the last run of a stage of that name has made or found; None where that is not known."""
+    """The manifest that the last run of the stage made or found; None if that is not known."""
     kind, _, fingerprint = _standing(workspace).get(stage, "").partition("/")
     return read(path_of(workspace, kind, fingerprint)) if fingerprint else None
 
@@ -106,6 +106,6 @@ def _standing(workspace: Path) -> dict[str, str]:
 
 
 def history(workspace: Path, kind: str, stage: str) -> Iterator[Manifest]:
-    """Earlier manifests of this kind, the stage's own first, then the newest first."""
+    """Earlier manifests of this kind: the stage's own before others, the newest first."""
     known = [m for p in (directory(workspace) / kind).glob("*.json") if (m := read(p))]
     yield from sorted(known, key=lambda m: (m.stage == stage, m.finished), reverse=True)

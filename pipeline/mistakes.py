@@ -1,6 +1,6 @@
-"""What pydantic finds wrong with settings, in the words of whoever wrote the YAML: where, what, the nearest valid name.
+"""Turn pydantic's validation errors into one line for whoever wrote the YAML: where, what, the nearest valid name.
 
-Knows pydantic's errors and the shape of settings; `pipeline.config` adds file and line.
+This module knows pydantic's errors and the shape of settings; `pipeline.config` adds file and line.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ WORDS = {
     "list_type": "should be a list",
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "should be a mapping of keys to values"),
 }
-"""Pydantic's errors about types, by their names."""
+"""Messages for pydantic's type errors, by error type."""
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:
-    """``; did you mean 'x'?``, or the valid names where none is near. Near is also what ``name`` says in short (`lr`)
-    or at greater length (`num_train_epochs`)."""
+    """``; did you mean 'x'?``, or the valid names if none is close. Initials (`lr` for `learning_rate`) and longer
+    names (`num_train_epochs` for `epochs`) count as close."""
     names = list(valid)
     words = str(name).split("_")
     short = [n for n in names if str(name) == "".join(word[:1] for word in n.split("_")) and "_" in n]
@@ -41,26 +41,26 @@ def nearest(name: object, valid: Iterable[str]) -> str:
 
 
 def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tuple[KeyPath, str]:
-    """The first mistake pydantic found in the settings ``body``: where it is, and what it is in words."""
-    first = _telling(error)
+    """The first mistake pydantic found in the settings ``body``: its location and a description."""
+    first = _most_specific(error)
     location = _in_yaml(first["loc"], body)
     if first["type"] == "extra_forbidden":
         valid = _valid_keys(settings, first["loc"][:-1])
-        if location[-1] in valid:  # of another variant than the one that the keys beside it make this
-            return location, "cannot stand beside the other keys here"
+        if location[-1] in valid:  # a key of another variant of this mapping
+            return location, "cannot be combined with the other keys here"
         name = str(location[-1])
-        if meant := _elsewhere(settings, first["loc"][:-1], name, valid) or _deeper(settings, first["loc"][:-1], name):
-            return location, f"unknown key; did you mean {meant!r}?{_others(error)}"
-        return location, f"unknown key{nearest(name, valid)}{_others(error)}"
+        if meant := _elsewhere(settings, first["loc"][:-1], name, valid) or _nested(settings, first["loc"][:-1], name):
+            return location, f"unknown key; did you mean {meant!r}?{_other_unknown_keys(error)}"
+        return location, f"unknown key{nearest(name, valid)}{_other_unknown_keys(error)}"
     if first["type"].startswith("union_tag"):
         return _which_variant(first, location, settings)
-    if first["type"] == "missing":  # in a value that was short for a mapping (`engine: openai`), say what
+    if first["type"] == "missing":  # name the key if the value was shorthand for a mapping (`engine: openai`)
         return location, MISSING if location[-1:] == first["loc"][-1:] else f"{first['loc'][-1]} {MISSING}"
     if first["type"] == "literal_error":
         expected = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         return location, f"{first['input']!r} is not valid{nearest(first['input'], expected)}"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-    if first["type"] == "value_error":  # one of our own, which says what it found
+    if first["type"] == "value_error":  # a message of ours, which names what it found
         return location, message
     if first["type"] == "too_short":
         return location, f"should hold at least {first['ctx']['min_length']}, holds {first['ctx']['actual_length']}"
@@ -68,20 +68,20 @@ def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tup
     return location, f"{message[0].lower()}{message[1:]}, found {first['input']!r}"
 
 
-def _others(error: ValidationError) -> str:
-    """The other unknown keys beside the first: where one stage was taken for another there are several."""
+def _other_unknown_keys(error: ValidationError) -> str:
+    """The other unknown keys beside the first: there are several if one stage was mistaken for another."""
     first, *others = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
     names = [str(loc[-1]) for loc in others if loc[:-1] == first[:-1]]
     return f" (unknown here too: {', '.join(names)})" if names else ""
 
 
-def _telling(error: ValidationError) -> Any:
-    """The first error; of a value that may have several forms, that of the form which it has, if there is one: a list
-    that is too short is a list."""
+def _most_specific(error: ValidationError) -> Any:
+    """The first error. If the value may have several forms, prefer the error about the form that it has: a list that is
+    too short is still a list."""
     first, *others = error.errors()
     if first["type"] not in WORDS:
         return first
-    place = len(first["loc"]) - 1  # where the value lies: what follows names one of its forms
+    place = len(first["loc"]) - 1  # the path of the value; what follows names one of its forms
     same = [
         e
         for e in others
@@ -91,8 +91,8 @@ def _telling(error: ValidationError) -> Any:
 
 
 def _in_yaml(location: Sequence[str | int], body: Any) -> tuple[str | int, ...]:
-    """A place as the user wrote it: without what pydantic adds for variants and functions, nor what lies inside
-    of a value that is short for a mapping."""
+    """A location as the user wrote it: without what pydantic adds for variants and functions, and without what lies
+    inside a value that is shorthand for a mapping."""
     kept: list[str | int] = []
     for part in location[:-1]:
         inner = _inside(body, part)
@@ -115,8 +115,8 @@ def _inside(body: Any, part: str | int) -> Any:
 
 
 def _which_variant(error: Any, location: KeyPath, settings: type[BaseModel]) -> tuple[KeyPath, str]:
-    """A key (`kind`) that says which of several mappings is meant is missing or none of theirs. What stands beside
-    it is not repeated: it may hold a secret that was put into the wrong place."""
+    """The mistake when the key that selects one of several mappings (`kind`) is missing or not valid. The keys beside
+    it are not quoted: one may hold a secret that was put into the wrong place."""
     key, tag = str(error["ctx"]["discriminator"]).strip("'"), error["ctx"].get("tag")
     fields = [m.model_fields[key] for m in _models_at(settings, error["loc"]) if key in m.model_fields]
     names = [str(info.default) for info in fields]
@@ -126,19 +126,19 @@ def _which_variant(error: Any, location: KeyPath, settings: type[BaseModel]) -> 
 
 
 def _valid_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    """The keys that the settings allow at pydantic's ``path``; of all variants where it does not say which."""
+    """The keys that the settings allow at pydantic's ``path``; those of all variants if it does not select one."""
     keys = dict.fromkeys(key for m in _models_at(model, path) for key in m.model_fields)
     return [*keys, "kind"] if not path else list(keys)
 
 
 def _elsewhere(model: type[BaseModel], path: Sequence[str | int], name: str, valid: Sequence[str]) -> str | None:
-    """The key that another tool calls so, if there is one here."""
+    """The key that another tool calls ``name``, if these settings list one."""
     known = [getattr(m, "ELSEWHERE", {}).get(name, "") for m in _models_at(model, path)]
     return next((key for key in known if key.partition(".")[0] in valid), None)
 
 
-def _deeper(model: type[BaseModel], path: Sequence[str | int], name: str) -> str | None:
-    """``sampling.max_tokens`` for a ``max_tokens`` that belongs into a mapping beside it."""
+def _nested(model: type[BaseModel], path: Sequence[str | int], name: str) -> str | None:
+    """``sampling.max_tokens`` for a ``max_tokens`` that belongs in a mapping beside it."""
     for outer in _models_at(model, path):
         for field, info in outer.model_fields.items():
             if any(name in inner.model_fields for inner in _models_in(info.annotation)):

@@ -1,7 +1,7 @@
-"""The difference between the wish and the record: each stage cached, partly done or to run, and why.
+"""Compare a pipeline with the record: each stage is cached, partly done or will run, and why.
 
-`examine` is the single place where a stage's identity is put together; the runner calls it just
-before a stage would run, `distill plan` calls it for all stages without running any.
+`identify` is the single place where a stage's identity is put together. `examine` compares it with the
+record: the runner calls it just before a stage would run, `distill plan` for all stages without running any.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NEVER = ("never run",)
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage's state. ``identity`` is None while an input has yet to be made."""
+    """The state of one stage. ``identity`` is None while an input has yet to be made."""
 
     spec: StageSpec
     status: Status
@@ -43,13 +43,13 @@ class StagePlan:
     forecast: Forecast | None = None
     last_seconds: float | None = None
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """What was made; else what will be, as far as it is known."""
+    """Those of the manifest, or else those of the forecast, as far as they are known."""
     counts: bool = False
-    """Whether no more than ``figures`` will come of it."""
+    """Whether ``figures`` are an upper bound on what the stage makes."""
 
 
 def identify(spec: StageSpec, upstream: Mapping[str, Manifest], hashes: FileHashes) -> Identity:
-    """All that the stage's result depends on, hashed as it is now."""
+    """Everything that the stage's result depends on, hashed as it is now."""
     inputs = {".".join(map(str, path)): _content(upstream[n], mark) for path, mark, n in references(spec.settings)}
     files: dict[str, str] = {}
     for path, _, value in marked(spec.settings, File):
@@ -67,32 +67,34 @@ def _content(output: Manifest, mark: Input) -> str:
 def examine(
     spec: StageSpec, upstream: Mapping[str, StagePlan], workspace: Workspace, forced: bool = False
 ) -> StagePlan:
-    """Look at one stage; ``upstream`` are the plans of those that feed it, by name."""
+    """The state of one stage. ``upstream`` holds the plans of the stages that feed it, by name."""
     missing = [name for name in spec.upstream if upstream[name].manifest is None]
     if missing:
         waits = f"waits for {', '.join(missing)}"
-        return replace(_foretold(spec, workspace, upstream), reasons=(waits,), last_seconds=_last(spec, workspace))
+        return replace(
+            _to_run(spec, workspace, upstream), reasons=(waits,), last_seconds=_last_seconds(spec, workspace)
+        )
     inputs = {name: plan.manifest for name, plan in upstream.items() if plan.manifest}
     identity = identify(spec, inputs, workspace.hashes)
     found = manifests.find(workspace.path, identity)
     if found and not forced:
-        why = _amiss(spec, found, inputs, workspace)
+        why = _why_remake(spec, found, inputs, workspace)
         if why is None:
             return complete(spec, found)
         reasons: tuple[str, ...] = (why,)
     else:
         reasons = ("--force",) if forced else explain(spec, identity, workspace)
-    foretold = _foretold(spec, workspace, upstream, identity)
-    forecast = foretold.forecast
+    planned = _to_run(spec, workspace, upstream, identity)
+    forecast = planned.forecast
     begun = bool(forecast and forecast.done) or workspace.has_part(identity)
     if forecast and forecast.done and reasons == NEVER:
-        reasons = ("never run, but a part is there already",)
+        reasons = ("never run, but a part exists already",)
     status = Status.PARTIAL if begun else Status.RUN
-    return replace(foretold, status=status, reasons=reasons, last_seconds=_last(spec, workspace))
+    return replace(planned, status=status, reasons=reasons, last_seconds=_last_seconds(spec, workspace))
 
 
-def _amiss(spec: StageSpec, found: Manifest, inputs: Mapping[str, Manifest], workspace: Workspace) -> str | None:
-    """Why what is on record is made again nevertheless: it is not whole any more, or a part of it failed."""
+def _why_remake(spec: StageSpec, found: Manifest, inputs: Mapping[str, Manifest], workspace: Workspace) -> str | None:
+    """Why a recorded result is made again nevertheless: it is no longer whole, or a part of it failed."""
     return workspace.lost(spec, found, inputs) or (spec.stage.again(found) if spec.stage.again else None)
 
 
@@ -101,12 +103,12 @@ def complete(spec: StageSpec, manifest: Manifest) -> StagePlan:
 
 
 def at_most(specs: Iterable[StageSpec], known: Mapping[str, StagePlan], workspace: Workspace) -> dict[str, StagePlan]:
-    """``known``, and what those of ``specs``, in running order, will make that read no other or narrow what is known;
-    whether they are made nobody looks."""
+    """``known``, extended by upper bounds on what ``specs`` (in running order) will make, for stages that have no input
+    or that narrow inputs with known bounds. Does not look whether their results exist already."""
     found = dict(known)
     for spec in specs:
         if (spec.name not in found and not spec.upstream) or _narrows(spec, found):
-            found[spec.name] = _foretold(spec, workspace, found)
+            found[spec.name] = _to_run(spec, workspace, found)
     return found
 
 
@@ -114,10 +116,10 @@ def _narrows(spec: StageSpec, plans: Mapping[str, StagePlan]) -> bool:
     return spec.stage.narrows and all(name in plans and plans[name].counts for name in spec.upstream)
 
 
-def _foretold(
+def _to_run(
     spec: StageSpec, workspace: Workspace, upstream: Mapping[str, StagePlan], identity: Identity | None = None
 ) -> StagePlan:
-    """A stage to run, of which is known what its forecast says."""
+    """The plan of a stage that has to run, with the figures of its forecast."""
     forecast, figures = None, dict[str, Any]()
     if spec.stage.forecast:
         inputs = {n: made for n in spec.upstream if identity and (made := upstream[n].manifest)}
@@ -125,7 +127,7 @@ def _foretold(
         forecast = spec.stage.forecast(context, spec.settings, {n: upstream[n].figures for n in spec.upstream})
         figures = {**({} if forecast.total is None else {forecast.unit: forecast.total}), **forecast.figures}
     bounded = not spec.upstream or _narrows(spec, upstream)
-    counts = bool(bounded and forecast and forecast.total)  # one that will make nothing tells itself why
+    counts = bool(bounded and forecast and forecast.total)  # a stage that will make nothing reports that itself
     return StagePlan(spec, Status.RUN, (), identity, None, forecast, figures=figures, counts=counts)
 
 
@@ -133,8 +135,8 @@ def incomplete(
     specs: Iterable[StageSpec], plans: Mapping[str, StagePlan], workspace: Workspace, force: Container[str],
     whole: dict[str, bool],
 ) -> Iterator[StageSpec]:  # fmt: skip
-    """Those of ``specs`` that are forced or that nothing on record answers; a stage is taken to be run where one that
-    feeds it is. ``whole`` keeps, by fingerprint, what was seen of records, which is not looked at again."""
+    """Those of ``specs`` that are forced, have no whole result on record, or are fed by such a stage. ``whole`` caches,
+    by fingerprint, whether a recorded result is whole."""
     made = {name: plan.manifest for name, plan in plans.items() if plan.manifest}
     for spec in specs:
         if spec.name in force or not (found := _on_record(spec, made, workspace, whole)):
@@ -151,7 +153,7 @@ def _on_record(
     inputs = {name: made[name] for name in spec.upstream}
     found = manifests.find(workspace.path, identify(spec, inputs, workspace.hashes))
     if found and found.fingerprint not in whole:
-        whole[found.fingerprint] = _amiss(spec, found, inputs, workspace) is None
+        whole[found.fingerprint] = _why_remake(spec, found, inputs, workspace) is None
     return found if found and whole[found.fingerprint] else None
 
 
@@ -176,29 +178,29 @@ def explain(spec: StageSpec, identity: Identity, workspace: Workspace) -> tuple[
 
 
 def changes(old: Identity, new: Identity) -> list[str]:
-    """What a result depends on that is not as it was, one line each."""
+    """The differences between two identities, one line each."""
     lines = [f"stage version: {old.version} -> {new.version}"] if old.version != new.version else []
     lines += differences(old.settings, new.settings)
-    lines += _other_than(old.inputs, new.inputs, "input {}", "input {} changed")
-    return [*lines, *_other_than(old.files, new.files, "{}", "content of {} changed")]
+    lines += _changed_keys(old.inputs, new.inputs, "input {}", "input {} changed")
+    return [*lines, *_changed_keys(old.files, new.files, "{}", "content of {} changed")]
 
 
-def _other_than(old: Mapping[str, str], new: Mapping[str, str], named: str, changed: str) -> Iterator[str]:
-    """What is told of each key whose hash is another one now, or there no more."""
+def _changed_keys(old: Mapping[str, str], new: Mapping[str, str], named: str, changed: str) -> Iterator[str]:
+    """One line for each key whose hash changed, or that was added or removed."""
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key):
-            told = changed if key in old and key in new else f"{named} is {'new' if key in new else 'read no more'}"
-            yield told.format(key)
+            text = changed if key in old and key in new else f"{named} is {'new' if key in new else 'no longer read'}"
+            yield text.format(key)
 
 
-def _last(spec: StageSpec, workspace: Workspace) -> float | None:
+def _last_seconds(spec: StageSpec, workspace: Workspace) -> float | None:
     for earlier in manifests.history(workspace.path, spec.stage.kind, spec.name):
         return earlier.seconds if earlier.stage == spec.name else None
     return None
 
 
 def foresee(specs: Iterable[StageSpec], plans: Mapping[str, StagePlan]) -> None:
-    """`InputError` if a stage is already known to be impossible, by its settings and the figures of those before it."""
+    """Raise `InputError` if a stage is known to be impossible already, from its settings and its inputs' figures."""
     for spec in specs:
         if spec.stage.refuse:
             figures = {n: plans[n].figures for n in spec.upstream if n in plans and plans[n].counts}

@@ -1,10 +1,10 @@
-"""What a workspace holds that no pipeline named needs any more, and its removal. `distill prune` asks for it.
+"""Find and remove what no named pipeline needs any more in a workspace. Called by `distill prune`.
 
-Results are kept by content, so that going back to an earlier setting costs nothing; each setting tried leaves its
-artifact, each training given up its checkpoints. Needed is whatever `pipeline.plan` would find: the artifact or the
-work of each stage by its settings, and by what those before it have on record. Where an input has yet to be made nobody
-knows what a stage will find, so all that its settings fit stays. Records stay in any case: they are small, lineage is
-read from them, and a record whose artifact is gone makes the plan say so.
+Results are kept by content, so that going back to an earlier setting costs nothing. But each setting that was tried
+leaves its artifact, and each abandoned training its checkpoints. Needed is whatever `pipeline.plan` would find: the
+artifact or work directory of each stage, by its settings and the records of the stages before it. While an input has
+yet to be made, nobody knows what a stage will find, so everything that fits its settings stays. Records always stay:
+they are small, lineage is read from them, and the plan reports a record whose artifact is gone.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pipeline.stage import result_settings
 from pipeline.workspace import Workspace
 
 OURS = re.compile(r"[\w-]+-[0-9a-f]{12}")
-"""Names in ``artifacts/`` and ``work/``; anything else there is somebody's own."""
+"""The names that we give in ``artifacts/`` and ``work/``; anything else there belongs to the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unneeded:
-    """``path`` (a file or directory), its size in ``bytes``, and when it was last written to (seconds since 1970)."""
+    """A file or directory, why it is not needed, its size in bytes, and its last change (seconds since 1970)."""
 
     path: Path
     why: str
@@ -41,14 +41,15 @@ class Unneeded:
 
 @dataclass
 class Needs:
-    """The current stages: those whose identity is known, by their directory's name, and those that wait for others."""
+    """The current stages: ``known`` are those whose identity is known, by directory name; ``waiting`` lack an input."""
 
     known: dict[str, tuple[str, Identity]] = field(default_factory=dict)
     waiting: list[StageSpec] = field(default_factory=list)
 
 
 def needs(pipelines: Iterable[PipelineSpec], workspace: Workspace) -> Needs:
-    """A record counts, whole or not: what is made again usually comes out as it was."""
+    """What the pipelines need. A record counts even if its result is damaged: made again, it usually comes out the
+    same."""
     found = Needs()
     for pipeline in pipelines:
         made: dict[str, Manifest] = {}
@@ -64,7 +65,7 @@ def needs(pipelines: Iterable[PipelineSpec], workspace: Workspace) -> Needs:
 
 
 def unneeded(workspace: Workspace, needed: Needs) -> list[Unneeded]:
-    """For whoever holds the workspace: to others, what a run is writing looks as if left behind."""
+    """What can be removed. Call this while holding the workspace: otherwise what a run is writing looks abandoned."""
     found = dict.fromkeys(workspace.leftovers(), "left by a killed run")
     for place in ("artifacts", "work"):
         for path in sorted((workspace.path / place).glob("*")):
@@ -77,31 +78,31 @@ def unneeded(workspace: Workspace, needed: Needs) -> list[Unneeded]:
 
 
 def _may_be_found(kind: str, record: Manifest | None, waiting: Iterable[StageSpec]) -> bool:
-    """Whether a waiting stage may turn out to be the one that this is of."""
+    """Whether a waiting stage may turn out to need the result with this record."""
     same = [spec for spec in waiting if spec.stage.kind == kind]
     return any(record is None or record.identity.settings == result_settings(spec.settings) for spec in same)
 
 
 def _why(kind: str, record: Manifest | None, needed: Needs) -> str:
     if record is None:
-        return f"{kind}, of which there is no record"
+        return f"{kind} without a record"
     now = [identity for stage, identity in needed.known.values() if (stage, identity.kind) == (record.stage, kind)]
     if now:
-        return f"another {record.stage} than now ({'; '.join(changes(record.identity, now[0]))})"
+        return f"{record.stage} with other settings or inputs ({'; '.join(changes(record.identity, now[0]))})"
     if any((spec.name, spec.stage.kind) == (record.stage, kind) for spec in needed.waiting):
-        return f"another {record.stage} than now"
-    return f"{record.stage}: no pipeline named has such a stage"
+        return f"{record.stage} with other settings or inputs"
+    return f"{record.stage}: no named pipeline has this stage"
 
 
 def _measure(path: Path) -> tuple[int, float]:
-    """(bytes, when last written to) of a file, or of all in a directory."""
+    """(bytes, time of the last change) of a file, or of everything in a directory."""
     files = [Path(root) / name for root, _, names in os.walk(path) for name in names] or [path]
     seen = [os.lstat(file) for file in files]
     return sum(s.st_size for s in seen), max(s.st_mtime for s in seen)
 
 
 def remove(workspace: Workspace, items: Iterable[Unneeded]) -> None:
-    """Delete, and the links to it. A result loses its name first, so that half of one is never found."""
+    """Delete the items and the links to them. A result is renamed first, so that half of one is never found."""
     for item in items:
         path = item.path
         with disk_errors(path):
@@ -115,7 +116,7 @@ def remove(workspace: Workspace, items: Iterable[Unneeded]) -> None:
 
 
 def _dangling(workspace: Path) -> Iterator[Path]:
-    """Names of stages that stand for an artifact which is gone."""
+    """Links with a stage's name whose artifact is gone."""
     for path in list(workspace.iterdir()):
         if path.is_symlink() and not path.exists() and os.readlink(path).startswith("artifacts/"):
             yield path

@@ -1,8 +1,8 @@
-"""Closing the difference: run what is missing, in order, and write each stage's manifest last.
+"""Run what is missing, in order, and write each stage's manifest last.
 
-Resuming has no code path of its own: a stage is asked again and makes what is not there. What a
-listener shows (`pipeline.events`), who may run (`pipeline.lock`) and when to stop
-(`pipeline.stopping`) are arguments here.
+Resuming has no code path of its own: a stage is run again and makes what is not there. The listener
+(`pipeline.events`) and when to stop (`pipeline.stopping`) are arguments; the caller holds the workspace
+(`pipeline.lock`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run(
     targets: Sequence[str] = (),
     force: Sequence[str] = (),
 ) -> list[Done]:
-    """Bring the targets (all stages for none) up to date; returns what is there now, in order."""
+    """Bring the targets (all stages if there are none) up to date. Returns the stages in running order."""
     specs = pipeline.closure(targets)
     plans: dict[str, StagePlan] = {}
     ahead: dict[str, StagePlan] = {}
@@ -53,7 +53,7 @@ def run(
     for spec in specs:
         workspace.hashes.tell = partial(listener.note, spec.name)
         found = examine(spec, {name: plans[name] for name in spec.upstream}, workspace, spec.name in force)
-        workspace.hashes.save()  # what took minutes to read is not read again after a kill
+        workspace.hashes.save()  # after a kill, do not read again what took minutes
         cached = found.status is Status.CACHED
         if cached:
             listener.cached(spec.name, found.manifest)  # type: ignore[arg-type]
@@ -93,7 +93,7 @@ def _run_stage(
         stopping=stopping, listener=listener, _clock=clock,
     )  # fmt: skip
     listener.start(spec.name, found)
-    clock.beat()  # whoever asks sees that it runs, also while it has no progress to tell
+    clock.beat()  # `status` sees that the stage runs even before it reports progress
     output = spec.stage.run(context, spec.settings)
     _check_unchanged(spec, identity, inputs, workspace)  # type: ignore[arg-type]
     manifest = Manifest(
@@ -109,7 +109,7 @@ def _run_stage(
         software=workspace.software,
     )
     if lacking := workspace.lost(spec, manifest, inputs):  # type: ignore[arg-type]
-        raise PipelineError(f"stage {spec.name}: its result is not whole and not recorded: {lacking}")
+        raise PipelineError(f"stage {spec.name}: its result is incomplete and was not recorded: {lacking}")
     manifests.write(workspace.path, manifest)
     shutil.rmtree(work, ignore_errors=True)
     listener.finish(spec.name, manifest)
@@ -117,18 +117,18 @@ def _run_stage(
 
 
 def _check_unchanged(spec: StageSpec, before: Identity, inputs: Mapping[str, Manifest], workspace: Workspace) -> None:
-    """Refuse to record a result whose input files were edited while it was being made."""
+    """Refuse to record a result whose input files changed while it was being made."""
     after = identify(spec, inputs, workspace.hashes)
     for name, value in before.files.items():
         if after.files.get(name) != value:
             raise PipelineError(
                 f"stage {spec.name}: {name} was changed while the stage ran; "
-                "its result is not recorded; run the same command again"
+                "its result was not recorded; run the same command again"
             )
 
 
 def _discard(workspace: Workspace, identity: Identity) -> None:
-    """Forget a complete result. What a killed forced run has begun since is kept: it goes on."""
+    """Drop a complete result. What a killed forced run has begun since is kept, so that it resumes."""
     record = manifests.path_of(workspace.path, identity.kind, identity.fingerprint)
     if record.exists():
         record.unlink()
@@ -136,7 +136,7 @@ def _discard(workspace: Workspace, identity: Identity) -> None:
 
 
 def _link(found: StagePlan, workspace: Workspace) -> None:
-    """Give the artifact its stage's name, so that people find ``runs/quickstart/sft``."""
+    """Link the artifact by its stage's name, so that people find ``runs/quickstart/sft``."""
     manifest = found.manifest
     if manifest is None or manifest.artifact is None:
         return

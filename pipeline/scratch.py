@@ -1,7 +1,7 @@
-"""Directories for work in progress that nobody is to find afterwards, and the sweeping of what was left behind.
+"""Temporary directories for work in progress, and the removal of those that killed processes left behind.
 
-A process that is killed leaves its directory; whoever next works under the same name takes it away. That it is
-abandoned is told by a lock of the kernel's, which dies with its holder.
+A killed process leaves its directory; the next process that works under the same name removes it. A kernel lock,
+which dies with its holder, shows whether a directory is abandoned.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pathlib import Path
 from pipeline.files import TEMPORARY, disk_errors, make_directory
 
 YOUNG = 60.0
-"""Seconds for which a directory without a lock may still be on its way to one."""
+"""Seconds after its creation for which a directory may not be locked yet."""
 
 
 @contextmanager
 def scratch(parent: Path, name: str) -> Iterator[Path]:
-    """A new directory ``.tmp-NAME-*`` in ``parent``, gone at the end, however that comes."""
+    """A new directory ``.tmp-NAME-*`` in ``parent``, deleted at the end, with or without an error."""
     make_directory(parent)
     prefix = f"{TEMPORARY}{name}-"
     for left in parent.glob(f"{glob_escape(prefix)}*"):
         sweep_directory(left)
     with disk_errors(parent / name):
-        directory = parent / f"{prefix}{uuid.uuid4().hex[:8]}"  # tempfile's are for their owner alone
+        directory = parent / f"{prefix}{uuid.uuid4().hex[:8]}"  # tempfile would use mode 0700
         directory.mkdir()
         descriptor = os.open(directory, os.O_RDONLY)
     try:
@@ -45,7 +45,7 @@ def glob_escape(text: str) -> str:
 
 
 def sweep_directory(directory: Path) -> bool:
-    """Delete an abandoned directory of `scratch`; True if it was one."""
+    """Delete a directory of `scratch` if it is abandoned; True if it was."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:

@@ -1,8 +1,8 @@
 """What a stage is: settings, inputs, a run function, a forecast. Data, not a class hierarchy.
 
 A stage module holds a `Settings` class, a `run` function and one `Stage` constant. The kernel finds
-the inputs by reading the annotations of the settings: a field annotated with `Input` names the stage
-that feeds it; a field annotated with `Operational` changes speed, not results, and stays out of the
+the inputs in the annotations of the settings. A field annotated with `Input` names the stage that feeds
+this one; a field annotated with `Operational` changes speed, not results, and stays out of the
 fingerprint. The run function gets a `Context` and returns an `Output`.
 """
 
@@ -31,7 +31,7 @@ class Settings(BaseModel):
     """
 
     ELSEWHERE: ClassVar[Mapping[str, str]] = {}
-    """What other tools call keys of these settings, for those who bring their words."""
+    """Names that other tools use for keys of these settings: an error about such a name suggests ours."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -40,9 +40,9 @@ class Settings(BaseModel):
 class Input:
     """Marks a setting that names the stage (or a list or mapping of stages) feeding this one.
 
-    ``accepts`` are the kinds of output taken. With a ``prefix``, only values that start with it are
-    stage names (``stage:sft``), in plain data at any depth; the rest means something to the domain (a path, a hub
-    id). With ``figures``, the stage reads the figures of that output too, so that others of them run it again.
+    ``accepts`` lists the kinds of output that fit. With a ``prefix``, only values that start with it are stage names
+    (``stage:sft``), at any depth of plain data; the others mean something to the domain (a path, a hub id). With
+    ``figures``, the stage also reads the figures of that output, so it runs again when they change.
     """
 
     accepts: tuple[str, ...]
@@ -61,8 +61,8 @@ class Operational:
 
 
 def later(default: Any = None, **constraints: Any) -> Any:
-    """The default of a setting that came after its stage was out in the world: left at it, the setting is no
-    part of the fingerprint, so that what was made before the setting was there stays cached."""
+    """The default of a setting that was added after its stage was released. Left at the default, the setting stays out
+    of the fingerprint, so that earlier results stay cached."""
     return Field(default, exclude_if=lambda value: value == default, **constraints)
 
 
@@ -79,9 +79,9 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a stage would still have to do: ``done`` of ``total`` ``unit`` are there already.
+    """What a stage still has to do: ``done`` of ``total`` ``unit`` exist already.
 
-    ``figures`` carry what is known beforehand: ``calls``, ``tokens`` (an upper bound), ``cost``.
+    ``figures`` hold what is known in advance: ``calls``, ``tokens`` (an upper bound), ``cost``.
     """
 
     unit: str
@@ -91,7 +91,7 @@ class Forecast:
 
 
 class Context(Protocol):
-    """What a running (or forecast) stage may know and use. Made by `pipeline.runner`."""
+    """What a running (or forecast) stage may know and use. Made by `pipeline.workspace`."""
 
     name: str
     kind: str
@@ -112,7 +112,7 @@ class Context(Protocol):
         """Report progress; cheap to call often."""
 
     def note(self, text: str) -> None:
-        """Tell the user one line."""
+        """Show the user one line."""
 
     def publish(self, built: Path) -> str:
         """Make ``built`` (a directory under `work`) the artifact; returns its content hash."""
@@ -137,17 +137,17 @@ class Stage:
     """``(settings, hashes, manifests of upstream stages by name) -> {name: content hash}`` of what is read
     beyond inputs and `File`s."""
     refuse: Callable[[Any, Mapping[str, Mapping[str, Any]]], str | None] | None = None
-    """``(settings, figures of upstream stages by name) -> why this stage cannot run``, or None: of those that are
-    complete, and of those that will make at most so much: by their settings alone, or as they narrow such a one.
-    Asked before any stage runs, so that nothing is made, and paid for, on the way to a refusal."""
+    """``(settings, figures of upstream stages by name) -> why this stage cannot run``, or None. The figures are those
+    of complete stages, and upper bounds for stages that have no input or that narrow such a stage. Asked before any
+    stage runs, so that nothing is made and paid for in vain."""
     check: Callable[[Any, Any], str | None] | None = None
-    """``(context, manifest) -> why the output is not whole (any more)``, or None. Asked before an output is
-    recorded too."""
+    """``(context, manifest) -> why the output is not whole (any more)``, or None. Also asked before an output is
+    recorded."""
     narrows: bool = False
-    """It makes a part of what it reads, so that its forecast, as theirs, says how much it will be at most."""
+    """Whether the stage makes a part of what it reads: its forecast is an upper bound if those of its inputs are."""
     again: Callable[[Manifest], str | None] | None = None
-    """``manifest -> why an output that is whole is to be made again``, or None: a part of it failed and may
-    come out otherwise. Asked when the next run is planned."""
+    """``manifest -> why a whole output should be made again``, or None: for instance, a part of it failed and may
+    succeed now. Asked when the next run is planned."""
     links: tuple[str, ...] = ()
     """Files of the artifact that are also linked from the top of the workspace."""
 
@@ -172,13 +172,14 @@ def marked(value: Any, marker: type, path: KeyPath = ()) -> Iterator[tuple[KeyPa
 def references(settings: BaseModel) -> Iterator[tuple[KeyPath, Input, str]]:
     """Every stage name in ``settings``: (path, the Input marker, the upstream stage's name)."""
     for path, mark, value in marked(settings, Input):
-        for where, item in _texts(path, value, deep=bool(mark.prefix)):
+        for where, item in _strings(path, value, deep=bool(mark.prefix)):
             if item.startswith(mark.prefix):
                 yield where, mark, item.removeprefix(mark.prefix)
 
 
-def _texts(path: KeyPath, value: Any, deep: bool) -> Iterator[tuple[KeyPath, str]]:
-    """The texts in a setting's value. ``deep``, where a prefix tells stage names from others: at any depth."""
+def _strings(path: KeyPath, value: Any, deep: bool) -> Iterator[tuple[KeyPath, str]]:
+    """The strings in a setting's value: it or its items, or with ``deep`` those at any depth (where a prefix marks
+    stage names)."""
     inner: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, str):
         yield path, value
@@ -188,14 +189,14 @@ def _texts(path: KeyPath, value: Any, deep: bool) -> Iterator[tuple[KeyPath, str
         inner = enumerate(value)
     for key, item in inner:
         if isinstance(item, str) or deep:
-            yield from _texts((*path, key), item, deep)
+            yield from _strings((*path, key), item, deep)
 
 
 def result_settings(settings: BaseModel) -> dict[str, Any]:
     """The settings that change the result, as plain data, without operational ones.
 
-    Stage names and file names are blanked: what counts is the content, and that is told by the
-    digests and hashes in the identity.
+    Stage names and file names are blanked: only their content counts, which the identity holds as
+    digests and hashes.
     """
     data = settings.model_dump(mode="json", warnings=False)
     for path, _, _ in marked(settings, Operational):
@@ -214,4 +215,4 @@ def _parent(data: Any, path: KeyPath) -> Any:
 def stop_check(stopping: Callable[[], bool]) -> None:
     """Raise `Stopped` if the run has been asked to stop; call where stopping is safe."""
     if stopping():
-        raise Stopped("stopped in order; run the same command again to go on")
+        raise Stopped("stopped cleanly; run the same command again to continue")

@@ -1,7 +1,7 @@
-"""Stopping in order: SIGTERM, Ctrl-C, a terminal that closes and --max-time all become one question, `stopping()`.
+"""Clean stopping: SIGTERM, Ctrl-C, a closed terminal and --max-time all become one question, `stopping()`.
 
 Stages ask it where they can stop without loss, commit what they have and raise `Stopped` (exit 75).
-A second Ctrl-C stops at once, which is safe too: nothing relies on an orderly end.
+A second Ctrl-C stops at once, which is safe too: nothing relies on a clean end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopper:
-    """Turns true once asked to stop, and stays so. ``reason`` says by what."""
+    """Becomes true once asked to stop, and stays true. ``reason`` is the signal's name or ``--max-time``."""
 
     def __init__(self, max_seconds: float | None = None) -> None:
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
@@ -37,7 +37,7 @@ class Stopper:
 
     @contextmanager
     def listening(self) -> Iterator[Stopper]:
-        """Take over SIGTERM, SIGINT and SIGHUP for the length of a run; under nohup SIGHUP stays ignored."""
+        """Handle SIGTERM, SIGINT and SIGHUP for the duration of a run; under nohup, SIGHUP stays ignored."""
         heeded = [n for n in HEEDED if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
         before = {number: signal.signal(number, self._on_signal) for number in heeded}
         try:

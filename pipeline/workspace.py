@@ -1,7 +1,7 @@
 """A run's directory on disk, and what a stage sees of it.
 
-Layout: ``manifests/`` the record, ``artifacts/`` finished results by content, ``work/`` what is under
-construction (it survives crashes), and links by stage name for people.
+Layout: ``manifests/`` holds the record, ``artifacts/`` finished results by content, ``work/`` what is under
+construction (it survives crashes). Links by stage name are for people.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Workspace:
         self.hashes = FileHashes(path / ".hashes.json")
 
     def make(self) -> None:
-        """Make the directories, so that their names are taken before a stage of such a name is run."""
+        """Create the directories, so that a stage with the name of one of them is refused before it runs."""
         for name in ("manifests", "artifacts", "work"):
             make_directory(self.path / name)
 
     def sweep(self) -> None:
-        """Take away what killed runs have left (`leftovers`). For whoever holds the workspace."""
+        """Remove what killed runs have left (`leftovers`). Call this only while holding the workspace."""
         for left in self.leftovers():
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
@@ -51,8 +51,9 @@ class Workspace:
             sweep_directory(left)
 
     def leftovers(self) -> list[Path]:
-        """Unfinished files, and the work of stages that are complete. The work of an unfinished stage is none,
-        whatever its settings: it may go on. Nor is that of one whose result was deleted since: it makes it again."""
+        """Unfinished files, and the work directories of complete stages. The work of an unfinished stage is not a
+        leftover, whatever its settings: the stage may resume. Neither is the work of a stage whose result was deleted
+        since: it is making the result again."""
         places = [(name, f"**/{TEMPORARY}*") for name in ("manifests", "artifacts", "shards", "journal")]
         found = [left for name, pattern in [*places, ("work", f"{TEMPORARY}*")]
                  for left in (self.path / name).glob(pattern)]  # fmt: skip
@@ -63,7 +64,7 @@ class Workspace:
         return made is not None and not (made.artifact and self._damage(self.path / made.artifact, made.files))
 
     def recorded(self, name: str) -> Manifest | None:
-        """The record of what an artifact holds, or a directory of `work` was for, by the directory's name."""
+        """The manifest that belongs to a directory in ``artifacts/`` or ``work/``, by the directory's name."""
         kind, _, short = name.rpartition("-")
         found = (manifests.read(path) for path in (manifests.directory(self.path) / kind).glob("*.json")
                  if path.stem.startswith(short))  # fmt: skip
@@ -76,11 +77,11 @@ class Workspace:
         return self.path / "work" / f"{kind}-{fingerprint[:12]}"
 
     def begun(self, identity: Identity) -> bool:
-        """Whether an attempt was made."""
+        """Whether the stage was ever started."""
         return self.work(identity.kind, identity.fingerprint).exists()
 
     def has_part(self, identity: Identity) -> bool:
-        """Whether an attempt has left more than the time that it took."""
+        """Whether an attempt has left more than its heartbeat."""
         left = self.work(identity.kind, identity.fingerprint).rglob("*")
         return any(path.is_file() and path.name != HEARTBEAT for path in left)
 
@@ -103,7 +104,7 @@ class Workspace:
         return None
 
     def _damage(self, artifact: Path, files: Mapping[str, str]) -> str | None:
-        """What is wrong with an artifact. Text for people (a model card) may be edited, the rest not."""
+        """What is wrong with an artifact, or None. Markdown files (the model card) may be edited, others may not."""
         if not artifact.is_dir():
             return "is gone"
         there = self.hashes.tree(artifact)
@@ -151,7 +152,7 @@ class StageContext:
 
 @dataclass
 class Clock:
-    """Seconds spent on a stage over all attempts; its file is the heartbeat `status` reads."""
+    """Seconds spent on a stage over all attempts; its file is the heartbeat that `status` reads."""
 
     path: Path
     before: float = 0.0

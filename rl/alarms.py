@@ -1,9 +1,8 @@
-"""Alarms: when the numbers of a run say that its reward is being hacked, or that the policy is falling apart.
+"""Alarms: signs in a run's metrics that its reward is being hacked, or that the policy is collapsing.
 
-Rules are pure functions of what the steps so far have told (`History`), so a killed run raises the same alarms
-at the same steps. Each compares the last ``window`` steps with the first, says what it saw, and is raised once.
-None of them proves anything: they say where to look. What is done about it, and the measuring of held-out
-problems, is `rl.guard`.
+Rules are pure functions of what the steps have reported (`History`), so a killed run raises the same alarms
+at the same steps. Each compares the last ``window`` steps with the first, gives its evidence, and is raised once.
+An alarm proves nothing: it shows where to look. `rl.guard` acts on alarms and measures the held-out problems.
 """
 
 from __future__ import annotations
@@ -60,9 +59,9 @@ class Alarm:
 
 @dataclass
 class History:
-    """What steps have told: metrics by name and step (from 1), and the held-out problems' scores at the steps
-    (from 0) at which they were measured. ``judge``: the reward's component that says what is right, ``others``
-    the verifiers beside it. ``stages``: the last steps of stages of length, after which responses may be longer."""
+    """What the steps have reported: metrics by name and step (from 1), and the scores of held-out problems by the step
+    (from 0) at which they were measured. ``judge`` is the reward component that decides correctness, ``others`` are
+    the verifiers beside it. ``stages`` are the last steps of length stages, after which responses may be longer."""
 
     judge: str = ""
     others: Sequence[str] = ()
@@ -71,17 +70,19 @@ class History:
     heldout: dict[int, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     def add(self, step: int, name: str, value: float) -> None:
-        if math.isfinite(value):
+        if not math.isnan(value):  # an infinite one counts: it is a bad sign
             self.metrics.setdefault(name, {})[step] = value
 
     def mean(self, name: str, first: int, last: int) -> float:
-        """Over the steps that told it; NaN where none did."""
+        """The mean over the steps that reported it; NaN if none did."""
         told = self.metrics.get(name, {})
         values = [told[step] for step in range(first, last + 1) if step in told]
+        if not all(map(math.isfinite, values)):
+            return sum(values)  # fsum refuses infinities of both signs
         return math.fsum(values) / len(values) if values else math.nan
 
     def change(self, name: str, step: int, window: int, since: int = 0) -> tuple[float, float]:
-        """(at first, after step ``since``; now); both NaN before there is enough to compare."""
+        """(mean of the first steps after ``since``, mean of the last); both NaN until there is enough to compare."""
         if step < since + 2 * window:
             return math.nan, math.nan
         return self.mean(name, since + 1, since + window), self.mean(name, step - window + 1, step)
@@ -92,14 +93,14 @@ class History:
 
 
 Cause = tuple[str, float, float]
-"""What was seen, the value, and the threshold that it passed."""
+"""The evidence, the value, and the threshold that it passed."""
 
 Rule = Callable[[History, int, AlarmSettings], Cause | None]
-"""Whether there is cause for alarm after so many steps."""
+"""The cause for an alarm after this many steps, or None."""
 
 
 def hacking(history: History, step: int, limits: AlarmSettings) -> Cause | None:
-    """Rewards rise while held-out problems are solved no better: asked at the steps that measured them."""
+    """Rewards rise while held-out problems are solved no better. Checked at the steps that measured them."""
     rise = history.rise("reward", step, limits.window)
     if step not in history.heldout or 0 not in history.heldout or not rise >= limits.reward_rise:
         return None
@@ -130,23 +131,23 @@ def length(history: History, step: int, limits: AlarmSettings) -> Cause | None:
     return f"responses went from {before:.0f} to {now:.0f} tokens", ratio, limits.length_ratio
 
 
-def _collapsed(history: History, step: int, window: int, metric: str, share: float, words: str) -> Cause | None:
-    """Less of something than ``share`` of what there was, and no better reward for it: a policy that gets
-    certain because it is right is as it should be."""
+def _fell(history: History, step: int, window: int, metric: str, share: float, words: str) -> Cause | None:
+    """A metric fell below ``share`` of its first value while the reward did not rise. A policy that gets certain
+    because it is right is fine."""
     before, now = history.change(metric, step, window)
     rise = history.rise("reward", step, window)
-    if not now < share * before or rise > 0:
+    if not now < share * before or rise > 0 or math.isinf(before):  # any number is less than infinity
         return None
     why = "no reward is known that would explain it" if math.isnan(rise) else "the reward did not rise"
     return f"{words} fell from {before:.3g} to {now:.3g}, and {why}", now, share * before
 
 
 def entropy(history: History, step: int, limits: AlarmSettings) -> Cause | None:
-    return _collapsed(history, step, limits.window, "entropy", limits.entropy_share, "entropy")
+    return _fell(history, step, limits.window, "entropy", limits.entropy_share, "entropy")
 
 
 def diversity(history: History, step: int, limits: AlarmSettings) -> Cause | None:
-    return _collapsed(history, step, limits.window, "distinct", limits.distinct_share, "distinct answers per group")
+    return _fell(history, step, limits.window, "distinct", limits.distinct_share, "distinct answers per group")
 
 
 def logprob_gap(history: History, step: int, limits: AlarmSettings) -> Cause | None:
@@ -162,7 +163,8 @@ def kl(history: History, step: int, limits: AlarmSettings) -> Cause | None:
 
 
 def no_gradient(history: History, step: int, limits: AlarmSettings) -> Cause | None:
-    """Every update of the last steps was none: no reward, none that differ within a group, or these left out."""
+    """None of the last steps learned anything: there were no rewards, they did not differ within groups, or those that
+    did were left out."""
     first = step - limits.window + 1
     norms = [history.metrics.get("grad_norm", {}).get(s) for s in range(first, step + 1)]
     if any(norm != 0 for norm in norms):

@@ -1,4 +1,4 @@
-"""The clips of the published losses. Apart from `rl.loss`, so that settings are held against them without torch."""
+"""The clips of the published losses. Kept apart from `rl.loss`, so that settings are checked without loading torch."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ CLIPS: Mapping[str, tuple[float, float]] = {
     "gspo": (3e-4, 4e-4),
     "cispo": (0.0, 5.0),
 }
-"""By loss, how far below and above 1 a ratio may lie; of cispo the largest weight. Sources: `rl.loss.RECIPES`."""
+"""By loss, how far a ratio may be below and above 1; for cispo, (0, the largest weight). Sources: `rl.loss.RECIPES`."""

@@ -2,8 +2,8 @@
 
 Shapes: P prompts, G samples of each, B = P G rows, T tokens. An advantage is a (B, T) tensor from the
 start, so that outcome rewards, step rewards and a teacher's log-ratios can be added up per token. A
-reward of NaN means that no verifier could judge: it is neither reward nor punishment, so it is left
-out of its group's baseline and its own advantage is 0.
+reward of NaN means that no verifier could judge the sample. It is neither reward nor punishment: it is
+left out of its group's baseline, and its own advantage is 0.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ EPSILON = 1e-4
 
 
 def advantages(rewards: Tensor, baseline: Baseline = "group", scale: Scale = "group") -> Tensor:
-    """Rewards (P, G) -> advantages (P, G): r - mean of the group, over a standard deviation if asked.
+    """Rewards (P, G) -> advantages (P, G): r - mean of the group, optionally divided by a standard deviation.
 
-    Baseline ``group`` is GRPO's mean (DeepSeekMath, eq. 3), ``leave_one_out`` RLOO's, the mean of the others
+    Baseline ``group`` is GRPO's mean (DeepSeekMath, eq. 3), ``leave_one_out`` RLOO's mean of the others
     (https://arxiv.org/abs/2402.14740). Scale ``group`` divides by the group's standard deviation, which
-    weighs easy and hard problems up (Dr. GRPO argues for ``none``), ``batch`` by that of all rewards
-    (https://arxiv.org/abs/2508.08221). Both have ddof 1. Groups with fewer than two judged samples get 0.
+    gives easy and hard problems more weight (Dr. GRPO argues for ``none``); ``batch`` divides by that of all
+    rewards (https://arxiv.org/abs/2508.08221). Both have ddof 1. Groups with fewer than two judged samples get 0.
     """
     judged = ~rewards.isnan()
     count = judged.sum(1, keepdim=True)
@@ -45,13 +45,13 @@ def advantages(rewards: Tensor, baseline: Baseline = "group", scale: Scale = "gr
 
 
 def informative(rewards: Tensor) -> Tensor:
-    """Groups (P,) whose judged rewards differ: the others have no gradient and are dropped whole."""
+    """Groups (P,) whose judged rewards differ. The others have no gradient and are dropped whole."""
     low = rewards.nan_to_num(torch.inf).amin(1)
     high = rewards.nan_to_num(-torch.inf).amax(1)
     return high > low
 
 
 def soft_overlong(length: int, longest: int, buffer: int) -> float:
-    """DAPO's soft punishment (eq. 13), added to the reward: 0 up to ``longest - buffer`` tokens, then a line
-    down to -1 at ``longest``."""
+    """DAPO's soft overlong punishment (eq. 13), added to the reward: 0 up to ``longest - buffer`` tokens, then falling
+    linearly to -1 at ``longest``."""
     return -min(1.0, max(0.0, (length - (longest - buffer)) / buffer)) if buffer else 0.0

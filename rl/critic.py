@@ -1,11 +1,11 @@
-"""PPO's credit: a value head as the baseline, generalised advantages, and the loss by which the head learns.
+"""PPO's credit: a value head as the baseline, generalised advantages, and the loss of the head.
 
 GRPO compares a response with others to the same problem; PPO compares each token with what was expected before it.
-A state is what the model has seen before a token, an action the token; forced tokens are a part of the state. The
-reward comes with the last token sampled, less, where asked for, a KL penalty at every token. A response cut at its
-limit ends there, like any: its reward is what its text earned, and nothing is expected after it.
+A state is what the model has seen before a token, and the action is the token; forced tokens are part of the state.
+The reward comes with the last sampled token, and every token may pay a KL penalty. A response cut at its limit ends
+there like any other: its reward is what its text earned, and nothing is expected after it.
 
-`assess` is called by `rl.grpo` between sampling and learning. What it says of a rollout is in its row.
+`assess` is called by `rl.grpo` between sampling and learning. Its results are stored in the rollout's row.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from rl.update import Assessed, Rollout, aligned, row_of
 
 @dataclass(frozen=True, slots=True)
 class Critic:
-    """``discount`` is gamma, ``decay`` lambda: 1 and 1 compare what came with what was expected, without bias and
-    with all the noise of what came later; less decay leans on the head's own later estimates
+    """``discount`` is gamma, ``decay`` lambda. With 1 and 1, the actual return is compared with the estimate: unbiased,
+    with all the noise of what came later. A lower decay relies on the head's own later estimates
     (https://arxiv.org/abs/1506.02438; for long chains of thought 1 and 1, https://arxiv.org/abs/2503.24290).
 
-    ``whiten``: advantages of a step have mean 0 and deviation 1. ``kl`` weighs the penalty in the reward.
-    The head's loss has ``weight``; its estimates move by at most ``clip`` from those of before the step, or it gains
-    nothing (None: freely). ``learning_rate`` is the head's own; ``detached``: its gradient ends at the head.
+    ``whiten`` gives the advantages of a step mean 0 and deviation 1. ``kl`` weighs the penalty in the reward.
+    ``weight`` is that of the head's loss, which gains nothing by moving an estimate more than ``clip`` from its value
+    before the step (None: no limit). ``learning_rate`` is the head's own. With ``detached``, the gradient of its loss
+    ends at the head.
     """
 
     learning_rate: float
@@ -44,8 +45,8 @@ class Critic:
 
 @dataclass(frozen=True, slots=True)
 class ActorCritic:
-    """The policy's loss and the head's: an `Objective`. Streams beside the policy's: ``value``, by the head as it is,
-    ``expected``, by the head before the step, and ``target``."""
+    """The policy's loss plus the head's: an `Objective`. Its streams are the policy's, ``value`` (the head's current
+    estimate), ``expected`` (its estimate before the step) and ``target``."""
 
     policy: PolicyLoss
     weight: float
@@ -57,8 +58,8 @@ class ActorCritic:
 
 
 def value_errors(values: Tensor, before: Tensor, targets: Tensor, clip: float | None) -> Tensor:
-    """Half the squared error, that of values held within ``clip`` of what they were if it is larger (PPO's, by
-    https://arxiv.org/abs/2005.12729)."""
+    """Half the squared error, or half that of the values clipped to ``clip`` around their old ones if it is larger
+    (PPO's value clipping, see https://arxiv.org/abs/2005.12729)."""
     errors = (values - targets).square()
     if clip is not None:
         errors = torch.max(errors, (before + (values - before).clamp(-clip, clip) - targets).square())
@@ -67,7 +68,7 @@ def value_errors(values: Tensor, before: Tensor, targets: Tensor, clip: float | 
 
 def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, decay: float) -> Tensor:
     """(B, T) each -> (B, T): sum over k of (discount decay)^k d_{t+k}, where d_t = r_t + discount V_{t+1} - V_t
-    (Schulman et al. 2016, eq. 16). Rows begin at 0; ``mask`` says how far each goes, and V is 0 beyond."""
+    (Schulman et al. 2016, eq. 16). Rows begin at 0; ``mask`` marks how far each goes, and V is 0 beyond."""
     values = values * mask
     result = torch.zeros_like(values)
     after = value_after = values.new_zeros(len(values))
@@ -78,23 +79,23 @@ def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, discou
 
 
 def whitened(values: Tensor, mask: Tensor) -> Tensor:
-    """(B, T) with mean 0 and deviation 1 over ``mask``, and 0 beyond it; centred alone where all are equal."""
+    """(B, T) with mean 0 and deviation 1 over ``mask``, and 0 beyond it. Equal values are only centred."""
     kept = values[mask]
     deviation = kept.std() if len(kept) > 1 else kept.new_zeros(())
     return torch.where(mask, (values - kept.mean()) / (deviation + 1e-8), 0.0)
 
 
 def assess(learner: Learner, critic: Critic, temperature: float, rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """The rollouts of a step with an advantage for each sampled token, by the weights that sampled them."""
+    """The rollouts of a step with an advantage for each sampled token, under the weights that sampled them."""
     kept = [rollout for rollout in rollouts if rollout.trained]
     if not kept:
         return list(rollouts)
     found = learner.score([row_of(r) for r in kept], temperature, reference=critic.kl > 0)
-    mask = _table([[1.0] * len(scored.values) for scored in found]) > 0
-    values, own = _table([scored.values for scored in found]), _table([scored.logprobs for scored in found])
+    mask = _padded([[1.0] * len(scored.values) for scored in found]) > 0
+    values, own = _padded([scored.values for scored in found]), _padded([scored.logprobs for scored in found])
     rewards = torch.zeros_like(values)
     if critic.kl:
-        rewards -= critic.kl * (own - _table([scored.reference for scored in found]))
+        rewards -= critic.kl * (own - _padded([scored.reference for scored in found]))
     ends = mask.sum(1) - 1
     rewards[torch.arange(len(kept)), ends] += torch.tensor([r.reward or 0.0 for r in kept], dtype=rewards.dtype)
     advantages = generalised_advantages(rewards, values, mask, critic.discount, critic.decay)
@@ -107,7 +108,7 @@ def assess(learner: Learner, critic: Critic, temperature: float, rollouts: Seque
     return [told.get(id(rollout), rollout) for rollout in rollouts]
 
 
-def _table(rows: Sequence[Sequence[float]]) -> Tensor:
-    """(B, T), zero beyond each row."""
+def _padded(rows: Sequence[Sequence[float]]) -> Tensor:
+    """(B, T), padded with zeros."""
     width = max(map(len, rows))
     return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=torch.float64)

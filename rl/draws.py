@@ -1,8 +1,8 @@
-"""Which problems a step gets: tasks by their weights, and within a task by what is known of each problem.
+"""Which problems a step gets: tasks by their weights, and within a task by what is known about each problem.
 
-A draw is a pure function of (settings, step) and, where pass rates are asked for, of the rollouts of the steps
-before it; so a killed run draws again what it drew. What those rollouts said is told by the caller, from the
-store after a kill (`rl.ledger.Ledger.passes`).
+A draw is a pure function of (settings, step) and, with pass rates, of the rollouts of the steps before it, so a
+killed run draws the same problems again. The caller supplies the results of those rollouts, after a kill from the
+store (`rl.ledger.Ledger.passes`).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ Tally = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Problems that make up a share of every step: ``weight`` over the sum of all weights."""
+    """Problems that make up a share of every step: ``weight`` divided by the sum of all weights."""
 
     problems: Sequence[Problem]
     weight: float = 1.0
 
 
 def shares(weights: Sequence[float], count: int, *parts: object) -> list[int]:
-    """``count`` divided by ``weights``, a pure function of ``parts``: each share rounded up or down so that it
-    is on average exactly its part (systematic sampling), and all add up to ``count``."""
+    """Divide ``count`` by ``weights``, as a pure function of ``parts``. Each share is rounded up or down such that it
+    is exact on average (systematic sampling), and all add up to ``count``."""
     start = float(generator(*parts).random()) if len(weights) > 1 else 0.0
     whole = math.fsum(weights)
     edges = [math.floor(count * edge / whole + start) for edge in accumulate(weights[:-1])]
@@ -38,15 +38,15 @@ def shares(weights: Sequence[float], count: int, *parts: object) -> list[int]:
 
 
 def most(weights: Sequence[float], count: int, draws: int = 1) -> list[int]:
-    """The largest `shares` that there can be, in so many draws together."""
+    """The largest possible `shares`, summed over this many draws."""
     whole = math.fsum(weights)
     return [math.ceil(count * weight / whole) * draws for weight in weights]
 
 
 class PassRates:
-    """How often each problem was solved before a step. ``before``: by others than this run.
+    """How often each problem was solved before a step. ``before`` holds results from outside this run.
 
-    What came earlier counts half with each new group, for the student changes.
+    Each new group halves the weight of earlier results, because the student changes.
     """
 
     def __init__(self, before: Mapping[str, Tally] | None = None) -> None:
@@ -54,15 +54,15 @@ class PassRates:
         self._groups: dict[int, dict[str, list[bool]]] = defaultdict(dict)
 
     def add(self, step: int, passes: Iterable[tuple[str, bool]]) -> None:
-        """The judged rollouts of ``step`` (from 1): the problem's id, and whether it was solved. Told twice they
-        count once."""
+        """Record the judged rollouts of ``step`` (from 1): the problem's id, and whether it was solved. A step that is
+        recorded twice counts once."""
         groups: dict[str, list[bool]] = defaultdict(list)
         for problem, passed in passes:
             groups[problem].append(passed)
         self._groups[step] = groups
 
     def at(self, step: int) -> dict[str, Tally]:
-        """What is known when ``step`` (from 0) draws: the rollouts of the steps before it."""
+        """What is known when ``step`` (from 0) draws: the results of the steps before it."""
         known = dict(self._before)
         for number in sorted(n for n in self._groups if n <= step):
             for problem, passed in self._groups[number].items():
@@ -76,10 +76,10 @@ class PassRates:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Problems whose pass rate lies near ``aim`` come more often: with weight exp(-strength KL(aim, rate)).
+    """Prefers problems whose pass rate is near ``aim``: their weight is exp(-strength KL(aim, rate)).
 
-    The rate is smoothed by two tries at ``aim``: what nobody has tried is worth trying, and nothing is ever
-    given up. ``strength`` 0 draws all alike.
+    The rate is smoothed by two tries at ``aim``, so untried problems are worth trying and none is ever given
+    up. With ``strength`` 0 all are drawn alike.
     """
 
     aim: float = 0.5
@@ -88,13 +88,13 @@ class Preference:
     def weight(self, tally: Tally) -> float:
         rate = (tally[0] + 2 * self.aim) / (tally[1] + 2)
         gap = self.aim * math.log(self.aim / rate) + (1 - self.aim) * math.log((1 - self.aim) / (1 - rate))
-        return math.exp(-min(self.strength * gap, 600))  # above zero, and so is what it divides
+        return math.exp(-min(self.strength * gap, 600))  # bounded, so that it stays above zero
 
 
 class Draws:
-    """The problems of (step, draw), both from 0; see `rl.grpo.Sample`. A step has room for ``draws`` draws of
-    ``prompts`` problems, whether they are made or not, so that a draw depends on no other. All are different, so no
-    task may hold fewer than may fall to it (`most`), and no two the same."""
+    """The problems of (step, draw), both from 0: a `rl.grpo.Sample`. A step reserves ``draws`` draws of ``prompts``
+    problems, whether they are made or not, so that a draw depends on no other. The problems of a step all differ, so a
+    task needs at least as many as it may have to give (`most`), and no problem may be in two tasks."""
 
     def __init__(
         self, tasks: Sequence[Task], prompts: int, draws: int = 1, seed: int = 0,
@@ -116,7 +116,7 @@ class Draws:
         ]
 
     def weights(self, step: int) -> dict[str, float]:
-        """How likely each problem is to be drawn at ``step``, next to as if its task's were drawn alike (1)."""
+        """How likely each problem is to be drawn at ``step``, relative to a uniform draw from its task (1)."""
         found = dict[str, float]()
         for task in self._tasks:
             own = self._weights(step, task)
@@ -134,15 +134,15 @@ class Draws:
         return shares([task.weight for task in self._tasks], self._prompts, self._seed, "tasks", step, draw)
 
     def _walked(self, step: int, index: int, count: int) -> Iterator[tuple[int, Problem]]:
-        """A walk through permutations of a task's problems, a new one for each round."""
+        """Walk through permutations of a task's problems, a new one for each round."""
         while len(self._starts) <= step + 1:
             self._go_on(len(self._starts) - 1)
         start, problems = self._starts[step][index], self._tasks[index].problems
         yield from enumerate(problems[i] for i in self._walks[index][start : start + count])
 
     def _go_on(self, step: int) -> None:
-        """Walk up to where the room of ``step`` ends. A round that begins within it gives it none of the problems
-        again that the round before gave it."""
+        """Extend the walks to the end of ``step``. A round that begins within the step does not repeat problems that
+        the round before gave to this step."""
         made = zip(*(self._counts(step, draw) for draw in range(self._draws)), strict=True)
         starts = self._starts[-1]
         ends = [start + sum(counts) for start, counts in zip(starts, made, strict=True)]
@@ -154,7 +154,7 @@ class Draws:
         self._starts.append(ends)
 
     def _preferred(self, step: int, index: int, count: int) -> Iterator[tuple[int, Problem]]:
-        """Without replacement, each next one by its weight: the first ``count`` to arrive, where arrivals are
+        """Draw without replacement, each next one by weight: the first ``count`` to arrive, where arrival times are
         exponential with the weights as rates (Efraimidis and Spirakis, 2006)."""
         problems, weights = self._tasks[index].problems, self._weights(step, self._tasks[index])
         arrivals = generator(self._seed, "grpo arrivals", step, index).exponential(size=len(problems))
@@ -163,7 +163,7 @@ class Draws:
 
 
 def _apart(order: list[int], given: Sequence[int], head: int) -> list[int]:
-    """``order`` with none of ``given`` in its first ``head`` places: they change places with the first after them."""
+    """``order`` with none of ``given`` in its first ``head`` places: these are swapped with the first others beyond."""
     order, barred = list(order), set(given)
     free = (place for place in range(head, len(order)) if order[place] not in barred)
     for place in range(head):
@@ -174,8 +174,8 @@ def _apart(order: list[int], given: Sequence[int], head: int) -> list[int]:
 
 
 def zero_variance(draws: Draws, steps: int) -> dict[str, float]:
-    """The share of groups all solved or all failed: of those drawn, and as it would be if problems were drawn
-    alike (each group weighted by how much rarer it would have been; an estimate)."""
+    """The share of groups that were all solved or all failed: as drawn, and an estimate for uniform draws (each group
+    is weighted by how much rarer it would have been)."""
     seen = [
         (float(len(set(passes)) < 2), 1 / weights[problem])
         for step in range(steps)

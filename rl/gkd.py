@@ -1,9 +1,9 @@
 """The batches of generalised knowledge distillation: a teacher's traces, or the student's own samples.
 
-GKD is `distill.training.loop.train` with another measure (`distill.training.divergence`) and these batches: a
-step is on-policy with probability lambda, and then the prompts of its rows are answered by the student
-as it is (Agarwal et al. 2023, algorithm 1). Which, is a function of (seed, step); the samples are one of
-(seed, request key, weights): a killed run goes on to the same bits.
+GKD is `distill.training.loop.train` with another measure (`distill.training.divergence`) and these batches. A
+step is on-policy with probability lambda; then the current student answers the prompts of its rows
+(Agarwal et al. 2023, algorithm 1). Whether a step is on-policy is a function of (seed, step), and the samples are
+one of (seed, request key, weights), so a killed run resumes to the same bits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rl.monitors import Samples
 
 @dataclass(frozen=True, slots=True)
 class GkdMetrics:
-    """What a step told: of its training, and of its samples where it had any."""
+    """The metrics of a step: those of its training, and those of its samples if it had any."""
 
     step: int
     training: StepMetrics
@@ -33,8 +33,8 @@ class GkdMetrics:
 class Batches:
     """A `distill.training.loop.BatchSource`. ``examples`` are the teacher's traces, ``problems`` what they answer.
 
-    Requests and rows are named as those of GRPO. ``recall`` and ``on_samples`` are as in `rl.grpo.train_grpo`, with
-    the step from 0.
+    Requests and rows have the same names as in GRPO. ``recall`` is that of `rl.grpo.train_grpo`, and ``on_samples``
+    corresponds to its ``on_rollouts``; both count steps from 0.
     """
 
     examples: Sequence[Example]

@@ -1,12 +1,12 @@
-"""GRPO, one visible loop: sample, judge, credit, learn.
+"""GRPO in one visible loop: sample, judge, assign credit, learn.
 
-`train_grpo` knows problems, a policy engine, settings and callbacks; not stages, YAML or the store. A step
+`train_grpo` knows problems, a policy engine, settings and callbacks, but not stages, YAML or the store. A step
 samples ``group`` responses to each problem, turns their rewards into advantages, and makes ``updates``
-optimizer steps on them (one by default: strictly on-policy). With a ``critic`` advantages are what a value head did
-not expect (`rl.critic`), and the loop is PPO: nothing else differs. A step is a function of (settings, step,
-weights): sampling is keyed by (seed, request key), so a killed step is sampled again to the same bits, or
-read back through ``recall``; checkpoints lie between steps. Rollouts are handed out before the updates
-that they feed. The loss is `rl.loss`, the update `rl.update`, what is watched `rl.monitors`.
+optimizer steps on them (one by default: strictly on-policy). With a ``critic``, advantages are relative to the
+estimates of a value head (`rl.critic`), and the loop is PPO; nothing else differs. A step is a function of (settings,
+step, weights): sampling is keyed by (seed, request key), so a killed step is sampled again to the same bits, or
+read back through ``recall``. Checkpoints lie between steps. ``on_rollouts`` gets the rollouts before the updates
+that they feed. The loss is in `rl.loss`, the update in `rl.update`, and the metrics in `rl.monitors`.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ class Policy(Protocol):
     def generate(self, requests: Iterable[Request], stopping: Callable[[], bool]) -> Iterator[Completion]: ...
 
     def refresh(self) -> None:
-        """Take up the weights as they are now."""
+        """Take over the current weights."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoSettings(LearnerSettings):
-    """``group`` samples of each problem of a step, ``updates`` optimizer steps on them in each of ``passes`` over them.
-    What goes together is checked where a user writes it (`rl.stages.options`): sampling without truncation, which would
-    bias the ratios, an adapter where there is a KL term, at least two samples where they are compared.
+    """``group`` samples of each problem of a step; ``updates`` optimizer steps on them in each of ``passes`` passes.
+    Combinations are checked where a user writes them (`rl.stages.options`): sampling without truncation, which would
+    bias the ratios; an adapter if there is a KL term; at least two samples if they are compared.
 
-    ``refills``: groups whose rewards are all equal teach nothing; so many times, as many problems again
-    are drawn until there are as many informative groups as the step has problems (DAPO's dynamic sampling).
+    ``refills``: groups whose rewards are all equal teach nothing. Up to this many times, the same number of problems
+    is drawn again, until there are as many informative groups as the step has problems (DAPO's dynamic sampling).
     ``overlong``: responses cut at the limit are learned from (keep), left out of the loss (filter), or
-    their reward is lowered over the last ``overlong_buffer`` tokens (punish). ``reward``: what rewards are made
-    of (`rl.rewards`); nothing where a `Reward` tells them itself. ``critic`` takes the place of ``baseline`` and
-    ``scale``, and every judged rollout teaches. ``lengths``: (until step, max_tokens) stages,
-    steps counted from 1, after which ``sampling.max_tokens`` holds.
+    their reward is lowered over the last ``overlong_buffer`` tokens (punish). ``reward`` lists the components of
+    rewards (`rl.rewards`); it is empty if the `Reward` returns rewards itself. ``critic`` replaces ``baseline`` and
+    ``scale``, and every judged rollout is trained on. ``lengths`` are stages (until step, max_tokens),
+    with steps counted from 1; after them ``sampling.max_tokens`` applies.
     """
 
     steps: int
@@ -93,14 +93,14 @@ class GrpoSettings(LearnerSettings):
         return ActorCritic(self.loss, critic.weight, critic.clip) if critic else self.loss
 
     def sampling_at(self, step: int) -> Sampling:
-        """How is sampled at ``step`` (from 0)."""
+        """The sampling settings at ``step`` (from 0)."""
         longest = next((tokens for until, tokens in self.lengths if step < until), self.sampling.max_tokens)
         return replace(self.sampling, max_tokens=longest)
 
 
 Reward = Callable[[Sequence[tuple[Problem, Completion]]], Sequence[float | None] | Sequence[Scores]]
-"""Rewards of rollouts, in their order, None or NaN where unverifiable; or, where `GrpoSettings.reward` says what
-rewards are made of, the scores that verifiers give. A pure function of its argument."""
+"""The rewards of rollouts, in their order, None or NaN if unverifiable; or, if `GrpoSettings.reward` lists components,
+the scores of the verifiers. A pure function of its argument."""
 
 Sample = Callable[[int, int], Sequence[Problem]]
 """The problems of (step, draw), both from 0; no problem twice in a step. A pure function."""
@@ -124,13 +124,13 @@ def train_grpo(
     before_save: BeforeSave = nothing,
     over: Callable[[Learner], bool] = lambda learner: False,
 ) -> None:
-    """Refine ``model`` in place, going on from ``checkpoints`` (of this run alone) if there are any.
+    """Refine ``model`` in place, continuing from ``checkpoints`` (of this run only) if there are any.
 
-    ``ask`` puts each problem to the policy; what it gives of a response is seen and not learned. ``mix`` may
+    ``ask`` turns each problem into a prompt; a prefilled beginning of the response is seen but not learned. ``mix`` may
     add to the credit that a rollout has from its reward (`rl.step_credit`). ``recall(step)`` may return
-    completions of that step kept from an earlier attempt; the rest is sampled. ``over`` is asked before each step
-    and after the last whether the run ends here, and may put the learner back to an earlier step (`rl.guard`).
-    Raises `Stopped` after checkpointing when ``stop()`` turns true, within a step too.
+    completions of that step from an earlier attempt; the rest is sampled. ``over`` is asked before each step
+    and after the last whether the run ends here; it may set the learner back to an earlier step (`rl.guard`).
+    Raises `Stopped`, after checkpointing, once ``stop()`` is true, also within a step.
     """
     critic = settings.critic
     head = ((HEAD, critic.learning_rate),) if critic else ()
@@ -150,7 +150,7 @@ def train_grpo(
             try:
                 judged, draws = _rollouts(policy, now, step, sample, ask, reward, list(recall(step)), stop)
             except Stopped:
-                learner.save({})  # else the updates since the last checkpoint were lost
+                learner.save({})  # otherwise the updates since the last checkpoint would be lost
                 raise
             rollouts = assess(learner, critic, now.sampling.temperature, judged) if critic else mix(judged)
             on_rollouts(step + 1, rollouts)
@@ -174,7 +174,7 @@ def _rollouts(
     kept: Iterable[Completion],
     stop: Callable[[], bool],
 ) -> tuple[list[Rollout], int]:
-    """The judged rollouts of a step, and in how many draws they came."""
+    """The judged rollouts of a step, and the number of draws that it took."""
     problems: list[Problem] = []
     completions: list[Completion] = []
     mixtures: list[Mixed] = []
@@ -194,7 +194,7 @@ def _rollouts(
 
 
 def request(sampling: Sampling, step: int, problem: Problem, index: int, ask: Ask = plainly) -> Request:
-    """Sample ``index`` of ``problem`` at ``step`` (from 0). The key seeds its draws."""
+    """The request for sample ``index`` of ``problem`` at ``step`` (from 0). Its key seeds the sampling."""
     asked = ask(problem)
     key = f"grpo/{step}/{problem.id}/{index}"
     return Request(key, asked.messages, sampling, asked.prefix, asked.budget)
@@ -203,7 +203,7 @@ def request(sampling: Sampling, step: int, problem: Problem, index: int, ask: As
 def complete(
     policy: Policy, requests: Sequence[Request], kept: Iterable[Completion], stop: Callable[[], bool]
 ) -> list[Completion]:
-    """One completion for each request, in their order: those kept, the rest sampled."""
+    """One completion per request, in their order: those in ``kept``, the rest sampled."""
     found = {c.key: c for c in kept}
     found |= {c.key: c for c in policy.generate([r for r in requests if r.key not in found], stop)}
     stop_check(stop)
@@ -211,7 +211,7 @@ def complete(
 
 
 def _mixed(settings: GrpoSettings, completions: Sequence[Completion], said: Sequence[Any]) -> list[Mixed]:
-    """What was said of whole groups as rewards, with the soft punishment of overlong responses where asked for."""
+    """The rewards of whole groups from the result of a `Reward`, with the soft overlong punishment if it is on."""
     longest = settings.sampling.max_tokens
     if settings.reward:
         scored = [rewards.Sampled(c.token_ids, scores) for c, scores in zip(completions, said, strict=True)]
@@ -229,7 +229,7 @@ def _mixed(settings: GrpoSettings, completions: Sequence[Completion], said: Sequ
 
 
 def _table(settings: GrpoSettings, mixtures: Sequence[Mixed]) -> torch.Tensor:
-    """(P, G), NaN where unverifiable."""
+    """The rewards (P, G), NaN if unverifiable."""
     values = [math.nan if m.reward is None else m.reward for m in mixtures]
     return torch.tensor(values, dtype=torch.float64).reshape(-1, settings.group)
 
@@ -242,9 +242,9 @@ def judge(
     mixtures: Sequence[Mixed],
     wanted: float = math.inf,
 ) -> list[Rollout]:
-    """Rewards to advantages. Trained on are judged rollouts with a sampled token, of the first ``wanted``
-    groups whose rewards differ, less those cut at the limit where these are filtered. With a critic groups need not
-    differ, and the advantages are yet to come."""
+    """Turn rewards into advantages. A rollout is trained on if it was judged, has a sampled token, is in one of the
+    first ``wanted`` groups whose rewards differ, and was not cut at the limit (if these are filtered). With a critic,
+    groups need not differ, and the advantages come later."""
     table = _table(settings, mixtures)
     if settings.critic:
         compared, taken = torch.zeros_like(table), [True] * len(table)

@@ -1,12 +1,10 @@
-"""Who watches a run that learns from its own samples: held-out problems every so many steps, alarms, and what is done
-about them.
+"""Watch a run that learns from its own samples: measure held-out problems every few steps, raise alarms, act on them.
 
 `Guard.over` is asked before every step, and after the last (``over`` of `rl.grpo.train_grpo`, and of
-`distill.training.loop.train` for gkd). All that it knows
-is in the store: metrics of the steps, texts and verdicts of the held-out problems, alarms; so a run that is killed
-anywhere and goes on measures nothing twice, and ends as it would have. The samples are ordinary traces, of the
-model `RUN@STEP`. The checkpoint that a rollback restores is the one whose held-out pass@1 was best, the earliest
-of equals; without held-out problems nothing says which checkpoint is good.
+`distill.training.loop.train` for gkd). Everything that it knows is in the store: metrics of the steps, texts and
+verdicts of the held-out problems, alarms. So a run that is killed anywhere measures nothing twice when it resumes, and
+ends as it would have. The samples are ordinary traces, of the model `RUN@STEP`. A rollback restores the checkpoint
+with the best held-out pass@1, the earliest of equals; without held-out problems nothing tells which one is good.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from rl.grpo import Policy
 from rl.stages.options import OnAlarm
 
 Measure = Callable[[int], Mapping[str, Sequence[float]]]
-"""0 or 1 for each judged sample of each held-out problem, under the weights after so many steps."""
+"""0 or 1 for each judged sample of each held-out problem, under the weights after this many steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +41,8 @@ class Watch:
 
 
 class Guard:
-    """``good`` is a directory of ours, for the checkpoint that a rollback restores; ``log`` is told what was measured
-    after a step."""
+    """``good`` is the guard's own directory, for the checkpoint that a rollback restores. ``log`` receives what was
+    measured after a step."""
 
     def __init__(
         self, store: Store, run: str, history: History, limits: AlarmSettings, good: Path, *,
@@ -61,15 +59,15 @@ class Guard:
         self.rolled_back_to: int | None = None
 
     def hear(self, metrics: Any) -> None:
-        """What a step told (`rl.monitors.GrpoMetrics`, say)."""
+        """Record the metrics of a step (such as `rl.monitors.GrpoMetrics`)."""
         for name, value in figures(metrics).items():
             self._history.add(metrics.step, name, value)
 
     def over(self, learner: Learner) -> bool:
-        """Whether the run ends here. Raises `PipelineError` where an alarm is to stop it."""
+        """Whether the run ends here. Raises `PipelineError` if an alarm stops it."""
         step = learner.done // self._updates
         if not self._begun:
-            self._remember(step)
+            self._load_history(step)
         if self._due(step):
             self._measure(step, learner)
         self._raise_alarms(step)
@@ -91,8 +89,8 @@ class Guard:
         learner.save({})
         first = next(iter(self.alarms.values()))
         raise PipelineError(
-            f"stopped at step {step} by the alarm {first.name}: {first.evidence}; what is trained is kept: "
-            "`on_alarm: warn` goes on from here"
+            f"stopped at step {step} by the alarm {first.name}: {first.evidence}; the training so far is kept: "
+            "set `on_alarm: warn` to continue from here"
         )
 
     def _roll_back(self, step: int, learner: Learner) -> None:
@@ -100,13 +98,13 @@ class Guard:
         if learner.done != self._best_step * self._updates:
             raise PipelineError(
                 f"{self._good}: the checkpoint of step {self._best_step} is gone or damaged; delete "
-                f"{self._good.parent} to begin anew"  # --force forgets what is complete, and this is not
+                f"{self._good.parent} to start over"  # --force would not help: it drops complete results only
             )
         self.rolled_back_to, self._ended = learner.done // self._updates, step
         self._note(f"rolled back to step {self.rolled_back_to}, whose held-out pass@1 was {self._best:.3f}")
 
-    def _remember(self, step: int) -> None:
-        """What earlier attempts had seen by ``step``: they may have come further, which does not count yet."""
+    def _load_history(self, step: int) -> None:
+        """Load what earlier attempts had seen by ``step``. They may have got further, which does not count yet."""
         self._begun = True
         self._store.ingest()
         seen = {"run": self._run, "step": step}
@@ -115,13 +113,13 @@ class Guard:
         known = "SELECT name, step, evidence, value, threshold FROM alarms WHERE run = $run AND step <= $step"
         self.alarms = {row["name"]: Alarm(**row) for row in self._store.rows(f"{known} ORDER BY step, name", seen)}
         for earlier in filter(self._due, range(step)):
-            self._took(earlier)
+            self._take_scores(earlier)
 
     def _due(self, step: int) -> bool:
         return self._watch is not None and (step % self._watch.every == 0 or step == self._steps)
 
-    def _took(self, step: int) -> bool:
-        """Take the scores of a step; whether they are the best so far."""
+    def _take_scores(self, step: int) -> bool:
+        """Take the scores of a step. Returns whether they are the best so far."""
         assert self._watch is not None
         scores = self._history.heldout[step] = self._watch.measure(step)
         better = clustered_mean(scores).value > self._best
@@ -132,8 +130,8 @@ class Guard:
     def _measure(self, step: int, learner: Learner) -> None:
         learner.gather()
         if learner.done:
-            learner.save({})  # measuring takes a while: whatever ends it, the step is not lost
-        if self._took(step):
+            learner.save({})  # measuring takes a while; if it is interrupted, the step is not lost
+        if self._take_scores(step):
             learner.save({}, self._good)
         value = clustered_mean(self._history.heldout[step]).value
         self._note(f"held-out pass@1 at step {step}: {value:.3f}")
@@ -142,14 +140,14 @@ class Guard:
         self._log(step, {name: value})
 
     def told(self) -> dict[str, str]:
-        """For the student's card: where it comes from, if not from the last step."""
+        """For the student's card: the step that it comes from, if that is not the last."""
         if self.rolled_back_to is None:
             return {}
         alarms = "; ".join(f"{alarm.name} at step {alarm.step}: {alarm.evidence}" for alarm in self.alarms.values())
         return {"rolled back to step": f"{self.rolled_back_to} ({alarms})"}
 
     def figures(self) -> dict[str, Any]:
-        """For the manifest: what was raised, and where the student comes from."""
+        """For the manifest: the alarms that were raised, and the step that the student comes from."""
         found: dict[str, Any] = {}
         if self.alarms:
             found["alarms"] = ", ".join(f"{alarm.name} at step {alarm.step}" for alarm in self.alarms.values())
@@ -159,7 +157,7 @@ class Guard:
 
 
 class _Sampler:
-    """A policy as an engine whose model is the run's after so many steps."""
+    """A policy as an engine whose model is the run's after some number of steps."""
 
     def __init__(self, policy: Policy, model: str) -> None:
         self._policy, self.name, self.model = policy, policy.name, model
@@ -170,7 +168,7 @@ class _Sampler:
 
 
 class _Quiet:
-    """A context whose progress is not told: what the stage counts are steps."""
+    """A context that reports no progress: the stage's own progress counts steps."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -186,7 +184,7 @@ def measuring(
     context: Context, store: Store, policy: Policy, tasks: Sequence[tuple[str, Problem]], sampling: Sampling,
     samples: int, verifier: Spec | None, ask: Ask,
 ) -> Measure:  # fmt: skip
-    """A `Measure` by sampling what the store lacks of these problems, and having it judged."""
+    """A `Measure` that samples what the store lacks for these problems and has it judged."""
     quiet = cast(Context, _Quiet(context))
 
     def measure(step: int) -> Mapping[str, Sequence[float]]:
@@ -206,7 +204,7 @@ def measuring(
         if not scores:
             raise InputError(
                 f"stage {context.name}: watch: none of the answers to {len(tasks)} held-out problems can be judged, so "
-                "there is no pass@1; give the problems a reference, or `watch` another `verifier`"
+                "there is no pass@1; give the problems a reference, or set another `watch.verifier`"
             )
         return scores
 

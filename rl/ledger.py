@@ -1,7 +1,7 @@
-"""Rollouts and the store: judged, written before the update they feed, read back after a crash.
+"""Rollouts in the store: judged, written before the update that they feed, read back after a crash.
 
-The callbacks of `rl.grpo.train_grpo`, made of the store and a verifier pool. With the rows kept here one
-SQL query explains any update: text, log-probabilities, verdict, reward, advantage, step.
+`Ledger` holds the callbacks of `rl.grpo.train_grpo` that need the store and a verifier pool. With the rows kept here,
+one SQL query explains any update: text, log-probabilities, verdict, reward, advantage, step.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ INGEST_STEPS = 10
 
 
 class Ledger:
-    """What one run of GRPO leaves in the store. ``sampling`` is that of a step (from 0), ``engine`` who samples.
-    ``problem_keys`` maps problem ids to their keys, ``verifiers`` the reward's components to who judges them; None is
-    each problem's own."""
+    """What one run of GRPO writes to the store. ``sampling`` returns the sampling settings of a step (from 0);
+    ``engine`` is the name of the engine that samples. ``problem_keys`` maps problem ids to their keys, ``verifiers``
+    the reward's components to their verifiers; None is each problem's own."""
 
     def __init__(
         self, store: Store, run: str, sampling: Callable[[int], Sampling], problem_keys: Mapping[str, str],
@@ -51,7 +51,7 @@ class Ledger:
             self._kept = {row["step"] for row in rows}
 
     def reward(self, asked: Sequence[tuple[Problem, Completion]]) -> list[Scores]:
-        """What each verifier says of each completion, by component; None where unverifiable."""
+        """Each verifier's score of each completion, by component; None if unverifiable."""
         spec_of = {
             (c.key, name): problem.verifier if spec is None else spec
             for problem, c in asked
@@ -68,11 +68,11 @@ class Ledger:
         return self._counting.get(name) or self._counting.setdefault(name, settled(spec))
 
     def write(self, step: int, rollouts: Sequence[Rollout]) -> None:
-        """``step`` counts from 1, and is the update that these rollouts feed."""
+        """Store the rollouts of ``step`` (from 1), before the updates that they feed."""
         if step not in self._kept:
             parts = [self._rows(rollout) for rollout in rollouts]
             for table, rows in zip(("traces", "verdicts", "rollouts"), zip(*parts, strict=True), strict=True):
-                self._store.append(table, list(chain.from_iterable(rows)))  # verdicts: one a component
+                self._store.append(table, list(chain.from_iterable(rows)))  # one verdict per component
         self._verdicts.clear()
         if step % INGEST_STEPS == 0:
             self._store.ingest_if_free()
@@ -86,7 +86,7 @@ class Ledger:
             completion, problem.id, self._sampling(rollout.step - 1),
             model=weights, engine=self._engine, sample_index=rollout.index, asked=self._ask(problem),
         )  # fmt: skip
-        verdicts: dict[str, Row] = {}  # by key: two components may ask one verifier
+        verdicts: dict[str, Row] = {}  # by key: two components may share a verifier
         for name in self._verifiers:
             spec, verdict = self._verdicts[completion.key, name]
             verdict_key = keys.verdict_key(key, problem_key, verdict.verifier, verdict.version, canonical(spec))
@@ -111,7 +111,7 @@ class Ledger:
         return [row], list(verdicts.values()), [facts]
 
     def learned(self, used: Sequence[Used]) -> None:
-        """What an update made of each rollout; one that is made again after a crash is the same row."""
+        """Store what an update learned from each rollout. An update repeated after a crash gives the same rows."""
         rows = [
             {
                 "run": self._run,
@@ -130,13 +130,13 @@ class Ledger:
         return keys.rollout_key(self._run, rollout.step, self._problem_keys[rollout.problem.id], rollout.index)
 
     def count(self) -> int:
-        """Rollouts of this run in the store."""
+        """The number of rollouts of this run in the store."""
         (row,) = self._store.rows("SELECT count(*) AS rollouts FROM rollouts WHERE run = ?", [self._run])
         return int(row["rollouts"])
 
     def passes(self, name: str, run: str = "") -> dict[int, list[tuple[str, bool]]]:
-        """(problem, whether it was solved) of each judged rollout of each step, by what the verifier of component
-        ``name`` said of it: of this run, or of an earlier one."""
+        """(problem, whether it was solved) of each judged rollout of each step, according to the verifier of component
+        ``name``: of this run, or of an earlier ``run``."""
         rows = self._store.rows(
             "SELECT r.step, r.problem_key, p.verifier, v.settings, v.score FROM rollouts r "
             "JOIN problems p USING (problem_key) JOIN verdicts v USING (trace_key, problem_key) "

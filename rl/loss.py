@@ -1,12 +1,12 @@
 """The policy-gradient loss, term by term. Pure functions on the response tokens of a packed micro-batch.
 
-Every tensor is flat, (L,), one entry a token; ``rows`` (L,) says which response each token belongs to, by any
-numbers: the tokens of one lie side by side.
-What ties tokens into rows and rows into a step are the `token_weights`, computed once for the whole
-optimizer step: then ``loss = (weights * terms).sum()`` over any cut into micro-batches has the same
-gradient. A response is never divided between micro-batches, so sequence means are whole.
+Every tensor is flat, (L,), one entry per token. ``rows`` (L,) is the number of the response that each token belongs
+to; any numbers will do, because the tokens of a response are adjacent.
+The `token_weights`, computed once for the whole optimizer step, combine tokens into rows and rows into a
+step: ``loss = (weights * terms).sum()`` has the same gradient over any cut into micro-batches. A response
+is never split between micro-batches, so sequence means are whole.
 
-Symbols: mu sampled (the engine), old is the trainer's policy when sampling, rho = exp(logp - logp_old).
+Symbols: mu is the policy that sampled (the engine), old the trainer's policy at that time, rho = exp(logp - logp_old).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ Aggregation = Literal["row_mean", "token_mean", "constant", "micro_batch_mean"]
 class EngineCorrection:
     """Importance weights c = exp(logp_old - logp_mu) for an engine whose numerics differ from the trainer's.
 
-    ``truncate`` clamps c into [low, high] (TIS), ``mask`` sets it to 0 outside (IcePop). Per token by
-    default: the product over a long chain of thought weights nearly all of it to zero (a gap of 0.012
-    nats leaves a median weight of 0.03 at 32k tokens). ``level`` sequence is that product.
+    ``truncate`` clamps c into [low, high] (TIS), ``mask`` sets it to 0 outside (IcePop). Weights are per token by
+    default, because the product over a long chain of thought is nearly always close to zero (a gap of 0.012
+    nats leaves a median weight of 0.03 at 32k tokens). ``level`` sequence uses that product.
     """
 
     how: Literal["truncate", "mask", "none"] = "truncate"
@@ -45,17 +45,17 @@ class EngineCorrection:
 
 @dataclass(frozen=True, slots=True)
 class PolicyLoss:
-    """What is minimised, as an `Objective` of `distill.training.passes`.
+    """The loss to minimise, as an `Objective` of `distill.training.passes`.
 
     ``clip``: -min(rho A, clip(rho, 1 - low, 1 + high) A) (PPO; high > low is DAPO's clip-higher, ``cap``
     bounds rho first: two-sided clipping, INTELLECT-2). ``cispo``: -sg(min(rho, high)) A logp (MiniMax-M1).
-    ``level`` sequence takes the mean log-ratio of a response for all of its tokens (GSPO), so that whatever credit
-    its tokens have apart is spread over all of them; sequence_token has the same ratios, and each token its own
+    ``level`` sequence takes the mean log-ratio of a response for all of its tokens (GSPO), so credit that differs
+    between its tokens is spread over all of them; sequence_token has the same ratios, but each token has its own
     gradient (GSPO-token). ``kl`` weighs an estimate of KL(policy, reference), multiplied by rho if ``kl_corrected``
     (the gradient of k1 and k3 is then unbiased, DeepSeek-V3.2).
 
     Streams: ``advantage``, ``engine`` (logp_mu), ``weight``, ``row``; ``old`` unless the old policy is the
-    present one; ``reference`` where ``kl`` > 0.
+    current one; ``reference`` if ``kl`` > 0.
     """
 
     objective: Literal["clip", "cispo"] = "clip"
@@ -101,7 +101,7 @@ RECIPES: Mapping[str, tuple[PolicyLoss, Aggregation]] = {
     # https://arxiv.org/abs/2506.13585
     "cispo": (PolicyLoss("cispo", "token", *CLIPS["cispo"]), "token_mean"),
 }
-"""Published losses, with their usual clips, and how each sums up tokens."""
+"""Published losses with their usual clips, and how each aggregates tokens."""
 
 
 def row_mean(values: Tensor, rows: Tensor) -> Tensor:
@@ -112,17 +112,17 @@ def row_mean(values: Tensor, rows: Tensor) -> Tensor:
 
 
 def _places(rows: Tensor) -> Tensor:
-    """Rows numbered as they come, from 0. How many there are is never asked: a GPU would have to be waited for."""
+    """Rows numbered in order of appearance, from 0. Their number is never read, because that would wait for a GPU."""
     return rows.diff(prepend=rows[:1]).ne(0).cumsum(0)
 
 
 def _sums(values: Tensor, places: Tensor) -> Tensor:
-    """Over each row, by its place; zeros beyond the last, for there are no more rows than tokens."""
+    """The sum over each row, at the row's place; zeros beyond the last row, since there are at least as many tokens."""
     return torch.zeros_like(values).index_add(0, places, values)
 
 
 def ratio(logprobs: Tensor, old: Tensor, rows: Tensor, level: RatioLevel = "token") -> Tensor:
-    """rho per token: exp(logp - logp_old), or exp of its mean over the row; of sequence_token sg(that) p / sg(p)
+    """rho per token: exp(logp - logp_old), or exp of its mean over the row; for sequence_token sg(that) p / sg(p)
     (https://arxiv.org/abs/2507.18071, section 4.3). On-policy it is 1, with a gradient."""
     difference = logprobs - old
     if level == "token":
@@ -139,7 +139,7 @@ def clipped(rho: Tensor, advantages: Tensor, low: float, high: float, cap: float
 
 
 def engine_ratios(old: Tensor, engine: Tensor, rows: Tensor, level: Level = "token") -> Tensor:
-    """exp(logp_old - logp_mu) per token, or its product over the row: what a correction bounds. Without gradient."""
+    """exp(logp_old - logp_mu) per token, or its product over the row, before correction. Without gradient."""
     gap = old.detach() - engine
     if level == "sequence":
         places = _places(rows)
@@ -160,10 +160,10 @@ def engine_weights(old: Tensor, engine: Tensor, rows: Tensor, correction: Engine
 def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: Estimator = "k3") -> Tensor:
     """Schulman's estimates of KL(policy, reference) from samples of the policy, d = ref - logp.
 
-    k1: -d, unbiased. k2: d^2 / 2, low variance. k3: exp(d) - d - 1, unbiased and positive. As terms of a loss they
-    are differentiated, which is another matter: the gradient of k1 is 0 on average, that of k2 is that of the
-    divergence, that of k3 that of the forward KL(reference, policy); multiplied by rho those of k1 and k3 are the
-    divergence's own (https://arxiv.org/abs/2510.01555).
+    k1: -d, unbiased. k2: d^2 / 2, low variance. k3: exp(d) - d - 1, unbiased and positive. In a loss they are
+    differentiated, which is another matter: the gradient of k1 is 0 on average, that of k2 is the gradient of the
+    divergence, and that of k3 is the gradient of the forward KL(reference, policy). Multiplied by rho, k1 and k3 have
+    the gradient of the divergence (https://arxiv.org/abs/2510.01555).
     """
     difference = reference - logprobs
     if estimator == "k1":
@@ -179,11 +179,11 @@ def token_weights(
 ) -> list[float]:  # fmt: skip
     """The weight of each row's tokens in the loss of one optimizer step. ``lengths`` count response tokens.
 
-    row_mean: mean over rows of each row's mean. token_mean: mean over all tokens of the step. constant: sum
-    over tokens / (``sampled`` * ``longest``), the longest response allowed (no length bias), where all rows that were
-    sampled for the step count, also those that are not learned from: a divisor that knew which are would weigh steps
-    by their outcome. micro_batch_mean: the mean over ``micro_batches`` (row indices) of each one's token mean; the
-    only one that depends on the cut.
+    row_mean: the mean over rows of each row's mean. token_mean: the mean over all tokens of the step. constant: the sum
+    over tokens / (``sampled`` * ``longest``), where ``longest`` is the longest response allowed (no length bias) and
+    ``sampled`` counts all rows of the step, also those that are not learned from: a divisor that depended on these
+    would weigh steps by their outcome. micro_batch_mean: the mean over ``micro_batches`` (row indices) of each one's
+    token mean; the only one that depends on the cut.
     """
     rows = len(lengths)
     if aggregation == "row_mean":
@@ -200,8 +200,8 @@ def token_weights(
 
 
 def clip_fractions(rho: Tensor, advantages: Tensor, policy: PolicyLoss) -> tuple[float, float]:
-    """The shares of tokens whose gradient the lower and the upper clip stop; of cispo, which stops none, of those
-    whose weight is bounded."""
+    """The shares of tokens whose gradient the lower and the upper clip stop. cispo stops none: there it is the share of
+    tokens whose weight is bounded."""
     if not len(rho):
         return math.nan, math.nan
     if policy.objective == "cispo":

@@ -1,5 +1,5 @@
-"""What a step of GRPO is watched by: means over its rollouts, and what the updates did. Of these `of_samples` is what
-any step tells that samples."""
+"""The metrics of a GRPO step: means over its rollouts, and what the updates did. `of_samples` computes those that any
+step with samples reports."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What every step that samples tells of its samples, whoever learns from them: means, NaN where there is no such
-    thing. ``entropy`` is estimated by -log p of the sampled tokens (nats per token); ``verifications`` and
-    ``corrections`` count the phrases of two behaviours per rollout (`distill.behaviours`)."""
+    """What every step with samples reports about them, for any objective: means, NaN if undefined. ``entropy`` is
+    estimated by -log p of the sampled tokens (nats per token); ``verifications`` and ``corrections`` count the phrases
+    of two behaviours per rollout (`distill.behaviours`)."""
 
     reward: float
     unverifiable: float
@@ -37,13 +37,13 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoMetrics(Made, Samples):
-    """After step ``step`` (from 1) of ``total``: what the updates did, what the samples were like, and of all rollouts
-    the means of what follows; NaN where there is no such thing.
+    """After step ``step`` (from 1) of ``total``: what the updates did, what the samples were like, and the following
+    means over all rollouts; NaN if undefined.
 
-    ``reward_std`` is the mean of the groups' deviations, ``zero_variance`` the share of groups without
-    one (both NaN for groups of one), ``distinct`` the mean number of different answers in a group (of prose what it
-    marks as its result: `distill.voting.ballot`), ``draws`` how often problems were drawn. ``components`` are the means
-    of what the reward is made of, as ``reward/NAME``.
+    ``reward_std`` is the mean of the groups' standard deviations, ``zero_variance`` the share of groups whose rewards
+    are equal (both NaN for groups of one), ``distinct`` the mean number of different answers in a group (for prose,
+    what it marks as its result: `distill.voting.ballot`), ``draws`` how often problems were drawn. ``components`` are
+    the means of the reward's components, as ``reward/NAME``.
     ``teacher_kl`` estimates the reverse KL(student, teacher) in nats per token from the sampled tokens,
     ``worst_step`` is the mean of the rollouts' lowest step rewards, ``value_explained`` the share of the variance of a
     value head's targets that it explained before the step: 0 is no better than a constant.
@@ -99,30 +99,30 @@ def of_samples(rollouts: Sequence[Rollout]) -> Samples:
         unverifiable=1 - len(rewards) / len(rollouts),
         length=_mean([float(len(r.completion.token_ids)) for r in rollouts]),
         truncated=_mean([float(r.completion.finish is Finish.LENGTH) for r in rollouts]),
-        entropy=-_mean([p for r in rollouts for p in _of_sampled(r, logprobs(r.completion))]),
-        verifications=_said("verification", rollouts),
-        corrections=_said("backtracking", rollouts),
+        entropy=-_mean([p for r in rollouts for p in _at_sampled(r, logprobs(r.completion))]),
+        verifications=_phrases("verification", rollouts),
+        corrections=_phrases("backtracking", rollouts),
     )
 
 
-def _said(behaviour: str, rollouts: Sequence[Rollout]) -> float:
-    """How often a rollout says what is a sign of a behaviour."""
+def _phrases(behaviour: str, rollouts: Sequence[Rollout]) -> float:
+    """How often a rollout uses phrases that are typical of a behaviour, on average."""
     phrases = behaviours.shipped()[behaviour]
     return _mean([float(behaviours.count(phrases, r.completion.text)) for r in rollouts])
 
 
 def _teacher_kl(rollouts: Sequence[Rollout]) -> float:
     told = [r for r in rollouts if r.teacher]
-    return -_mean([d for r in told for d in _of_sampled(r, log_ratios(r.completion, r.teacher))])
+    return -_mean([d for r in told for d in _at_sampled(r, log_ratios(r.completion, r.teacher))])
 
 
-def _of_sampled(rollout: Rollout, values: Sequence[float]) -> Iterator[float]:
-    """Those of the tokens that the policy chose."""
+def _at_sampled(rollout: Rollout, values: Sequence[float]) -> Iterator[float]:
+    """The values of the tokens that the policy chose."""
     return compress(values, sampled(rollout.completion))
 
 
 def _explained(rollouts: Sequence[Rollout]) -> float:
-    """1 - Var(target - value) / Var(target), over all tokens; NaN where all targets are equal."""
+    """1 - Var(target - value) / Var(target), over all tokens; NaN if all targets are equal."""
     assessed = [r.assessed for r in rollouts if r.assessed]
     values, targets = (list(chain.from_iterable(getattr(a, name) for a in assessed)) for name in ("values", "targets"))
     errors = [target - value for target, value in zip(targets, values, strict=True)]
@@ -131,7 +131,7 @@ def _explained(rollouts: Sequence[Rollout]) -> float:
 
 
 def _components(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Each component's mean over the rollouts that it judged; nothing where it is the reward itself."""
+    """Each component's mean over the rollouts that it judged; empty if the only component is the reward itself."""
     names = dict.fromkeys(name for rollout in rollouts for name in rollout.components)
     if len(names) == 1 and all(r.reward in r.components.values() for r in rollouts):
         return {}
@@ -144,7 +144,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _deviation(values: Sequence[float]) -> float:
-    """Standard deviation with ddof 1; 0 where there is nothing to compare."""
+    """Standard deviation with ddof 1; 0 for fewer than two values."""
     if len(values) < 2:
         return 0.0
     mean = _mean(values)

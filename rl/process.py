@@ -1,7 +1,7 @@
 """A process reward model in the loop: step rewards of rollouts, each at the last token of its step.
 
-The model reads the prompt and the response as text, so what it says depends on nothing but the rollout, and a killed
-step is rewarded again to the same values. What becomes of the rewards is `rl.step_credit`.
+The model reads the prompt and the response as text, so its scores depend only on the rollout, and a killed step gets
+the same rewards again. `rl.step_credit` turns the rewards into advantages.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ProcessRewards:
         ]
 
     def _text(self, completion: Completion) -> tuple[str, list[Span]]:
-        """What was sampled, as text without the end of the turn, and where its tokens lie in it."""
+        """The sampled text without the end of the turn, and the span of each token in it."""
         ended = completion.finish in (Finish.STOP, Finish.EMPTY)
         return text_of(self.tokenizer, completion.token_ids[:-1] if ended else completion.token_ids)
 
@@ -52,12 +52,12 @@ def text_of(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:
     again, spans = spans_of(tokenizer, text)
     if again == list(ids):
         return text, spans
-    return text, list(pairwise(_edges(decoded, len(ids))))  # sampled otherwise than it is cut
+    return text, list(pairwise(_token_ends(decoded, len(ids))))  # the tokenizer would split this text differently
 
 
-def _edges(decoded: Callable[[int, int], str], count: int) -> Iterator[int]:
-    """Where each token ends, by what it adds to the text of the few before it: to decode all of them for each would
-    take seconds a response. A character of several tokens is the last one's."""
+def _token_ends(decoded: Callable[[int, int], str], count: int) -> Iterator[int]:
+    """The end of each token in the text, by what it adds to the text of the few tokens before it. Decoding all of them
+    for each token would take seconds per response. A character made of several tokens belongs to the last one."""
     begin = whole = known = edge = 0
     yield 0
     for end in range(1, count + 1):

@@ -1,16 +1,16 @@
-"""What a rollout's reward is made of: named, weighted components, as they stand in YAML.
+"""The components of a rollout's reward, named and weighted, as they are written in YAML.
 
-    {verifier: math}                             what a verifier says, 0 or 1, or `values: [-1, 1]`
+    {verifier: math}                             the score of a verifier, 0 or 1, or `values: [-1, 1]`
     {verifier: null}                             the same by each problem's own verifier
-    {length: cosine, right: [1, 0.5]}            a value that depends on length and on being right
+    {length: cosine, right: [1, 0.5]}            a value that depends on length and correctness
     {repetition: 3, weight: 0.5}                 a punishment of repeated n-grams
 
 Pure functions of one problem's samples. The reward is the weighted sum. A sample that a component cannot
-judge has no reward: the others of its group would be compared with a sum that lacks a term. Where a component
-is `optional` the group's mean stands in for what it did not say, so that it neither lifts nor lowers the sample
-within its group. A component of weight 0 is only watched: it decides nothing, its silence neither.
+judge has no reward: the others of its group would be compared with a sum that lacks a term. If a component is
+`optional`, the group's mean replaces its missing value, so that it neither lifts nor lowers the sample within
+its group. A component of weight 0 is only monitored: neither its values nor missing ones change the reward.
 
-Who asks the verifiers is `rl.ledger`; DAPO's punishment of overlong responses is `rl.credit.soft_overlong`.
+`rl.ledger` calls the verifiers. DAPO's punishment of overlong responses is `rl.credit.soft_overlong`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from distill.stages.common import RewardModel, VerifierSpec
 from pipeline.stage import Settings
 
 Scores = Mapping[str, float | None]
-"""What verifiers said of one rollout, in [0, 1] and by the names of their components; None: unverifiable."""
+"""The verifiers' scores of one rollout, in [0, 1], by component name; None if unverifiable."""
 
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 
@@ -39,7 +39,7 @@ class Sampled(NamedTuple):
 
 
 class Mixed(NamedTuple):
-    """A reward and what it is made of, before weighing; None where something could not be judged."""
+    """A reward and its components before weighting; None where something could not be judged."""
 
     reward: float | None
     components: Mapping[str, float | None] = {}
@@ -50,7 +50,7 @@ Right = Sequence[float | None]
 
 
 class Verified(Settings):
-    """What a verifier says."""
+    """A verifier's score."""
 
     verifier: Annotated[VerifierSpec | None, RewardModel]
     """Any verifier, with its settings; `null` means each problem's own."""
@@ -138,7 +138,7 @@ class Repetition(Settings):
 
 
 def _tag(value: Any) -> str:
-    """Which component is meant, by the key that each has alone."""
+    """The kind of a component, by the key that only this kind has."""
     found = (
         key for key in ("length", "repetition") if (key in value if isinstance(value, dict) else hasattr(value, key))
     )
@@ -182,24 +182,24 @@ def repeated(token_ids: Sequence[int], size: int) -> float:
 
 
 def verifiers(components: Sequence[Component]) -> dict[str, Any]:
-    """The verifiers to be asked, by the names of their components; None is each problem's own."""
+    """The verifiers to call, by component name; None is each problem's own."""
     return {c.label: c.verifier for c in components if isinstance(c, Verified)}
 
 
 def judge_of(components: Sequence[Component]) -> Verified | None:
-    """The component that says what is right: the first verifier that has weight."""
+    """The component that decides correctness: the first verifier with a weight, or else the first verifier."""
     found = [c for c in components if isinstance(c, Verified)]
     return next((c for c in found if c.weight), found[0] if found else None)
 
 
 def passes(component: Verified, value: float) -> bool:
-    """Whether a value of this component says that the answer is right: a score of a half at least."""
+    """Whether a value of this component means that the answer is right: a score of at least one half."""
     low, high = component.values
     return value >= low + (high - low) * 0.5
 
 
 def check(components: Sequence[Component]) -> None:
-    """ValueError where components cannot be mixed."""
+    """Raise ValueError if the components cannot be combined."""
     names = Counter(component.label for component in components)
     if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(f"two components are called {twice[0]!r}: give one a `name`")
@@ -212,11 +212,11 @@ def check(components: Sequence[Component]) -> None:
 
 
 def mixed(components: Sequence[Component], group: Sequence[Sampled], longest: int) -> list[Mixed]:
-    """The rewards of one problem's samples. ``longest``: the most tokens that they might have had."""
+    """The rewards of one problem's samples. ``longest`` is the limit on their tokens."""
     judge = judge_of(components)
     right = [sample.scores[judge.label] if judge else None for sample in group]
     columns = [component.of(group, longest, right) for component in components]
-    whole = [_weighed(component, column) for component, column in zip(components, columns, strict=True)]
+    whole = [_weighted(component, column) for component, column in zip(components, columns, strict=True)]
     names = [component.label for component in components]
     rows = zip(zip(*whole, strict=True), zip(*columns, strict=True), strict=True)
     return [
@@ -228,8 +228,8 @@ def mixed(components: Sequence[Component], group: Sequence[Sampled], longest: in
     ]
 
 
-def _weighed(component: Component, values: Sequence[float | None]) -> list[float | None]:
-    """A component's terms of the sum; None where it leaves a sample without a reward."""
+def _weighted(component: Component, values: Sequence[float | None]) -> list[float | None]:
+    """A component's terms of the weighted sum; None if it leaves a sample without a reward."""
     if not component.weight:
         return [0.0] * len(values)
     said = [value for value in values if value is not None]
@@ -239,5 +239,5 @@ def _weighed(component: Component, values: Sequence[float | None]) -> list[float
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Of equal values that value itself: a last bit beside it would make a group of equals seem to differ."""
+    """The mean, kept within the range of the values: a rounding error would make a group of equals seem to differ."""
     return min(max(math.fsum(values) / len(values), min(values)), max(values)) if values else 0.0

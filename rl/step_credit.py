@@ -1,9 +1,9 @@
-"""Credit of several origins, mixed per token: outcome rewards, step rewards, a teacher's log-probabilities.
+"""Credit from several sources, mixed per token: outcome rewards, step rewards, a teacher's log-probabilities.
 
-`rl.grpo.train_grpo` gives each rollout its outcome's advantage and hands the step's rollouts to a `Mix`,
-which may add to it. GRPO with a weighed teacher, step rewards, and on-policy distillation (the teacher with
-weight 1, the outcome with 0) are settings of the one `Mixture`; the loop, loss and ledger are the same.
-Where step rewards come from, and how a teacher scores (`rl.teacher`), is not decided here.
+`rl.grpo.train_grpo` gives each rollout the advantage of its outcome and passes the step's rollouts to a `Mix`,
+which may add to it. GRPO with a weighted teacher, step rewards, and on-policy distillation (the teacher with
+weight 1, the outcome with 0) are settings of one `Mixture`; the loop, loss and ledger are the same. Step rewards
+come from elsewhere (`rl.process`), and so do a teacher's scores (`rl.teacher`).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from rl.credit import EPSILON
 from rl.update import Rollout, logprobs
 
 Mix = Callable[[Sequence[Rollout]], Sequence[Rollout]]
-"""The rollouts of a step, in their order, with all the credit that they get. A pure function."""
+"""Returns the rollouts of a step, in their order, with all their credit. A pure function."""
 
 Score = Callable[[Sequence[Completion]], Sequence[Sequence[float]]]
 """A teacher: its log-probability of every token of each completion, in the order of the completions."""
 
 StepReward = tuple[int, float]
-"""The last token of a step of reasoning (an index into the completion's tokens), and what the step earns."""
+"""The last token of a step of reasoning (an index into the completion's tokens), and the step's reward."""
 
 StepRewards = Callable[[Sequence[Rollout]], Sequence[Sequence[StepReward]]]
 
 StepForm = Literal["minimum", "sum"]
-"""What the steps of a response come to: its worst step (`least_advantages`), or all of them (`step_advantages`)."""
+"""Which steps of a response count: its worst one (`least_advantages`), or all of them (`step_advantages`)."""
 
 
 def outcome_alone(rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
@@ -43,8 +43,8 @@ class Mixture:
     """advantage = ``outcome`` A + ``step_weight`` steps + ``teacher_weight`` (teacher logp - student logp).
     Step rewards become advantages by ``step_form``.
 
-    A rollout that only its outcome had kept out of training (all rewards of its group equal, or no verifier
-    could judge) is trained on where anything else has credit for it; ``leave_out_cut`` keeps out those cut at
+    A rollout that was kept out of training only because of its outcome (all rewards of its group equal, or no
+    verifier could judge) is trained on if another source gives it credit. ``leave_out_cut`` keeps out those cut at
     the limit.
     """
 
@@ -78,8 +78,8 @@ class Mixture:
 
 
 def log_ratios(completion: Completion, teacher: Sequence[float]) -> list[float]:
-    """Teacher's less student's log-probability of each token. With the minus sign it estimates, on the student's
-    own samples, the reverse KL(student, teacher) at each token; no discount, as a token's credit is its own
+    """The teacher's minus the student's log-probability of each token. Its negative estimates, on the student's own
+    samples, the reverse KL(student, teacher) at each token. There is no discount: a token's credit is its own
     (https://thinkingmachines.ai/blog/on-policy-distillation)."""
     return [theirs - ours for theirs, ours in zip(teacher, logprobs(completion), strict=True)]
 
@@ -87,7 +87,7 @@ def log_ratios(completion: Completion, teacher: Sequence[float]) -> list[float]:
 def _of_groups(
     rollouts: Sequence[Rollout], earned: Sequence[Sequence[StepReward]], form: StepForm
 ) -> list[list[float]]:
-    """Step advantages of rollouts whose groups lie side by side."""
+    """Step advantages of rollouts whose groups are adjacent."""
     result: list[list[float]] = []
     pairs = list(zip(rollouts, earned, strict=True))
     for _, group in groupby(pairs, key=lambda pair: pair[0].problem.id):
@@ -99,17 +99,17 @@ def _of_groups(
 
 
 LEAST_SPREAD = 1e-3
-"""Worst steps whose deviation is less than this are alike: nothing is learned from noise divided by nothing."""
+"""Worst steps whose deviation is less than this count as equal: dividing by it would only amplify noise."""
 
 
 def least_advantages(steps: Sequence[Sequence[StepReward]], lengths: Sequence[int]) -> list[list[float]]:
     """One group's step rewards -> an advantage for each token, in the minimum form (PURE,
     https://arxiv.org/abs/2504.15275): a response is worth its worst step.
 
-    Worst steps are normalised over the group's responses (mean, ddof-1 deviation). Praise goes to all tokens up to the
-    last step's end; blame to those up to the end of the worst step, for what comes after it did not spoil it. Sums
-    reward whoever writes more steps that are easily right, and a policy soon does nothing else; of a minimum there is
-    nothing to be had by length. A response without steps gets nothing.
+    Worst steps are normalised over the group's responses (mean, ddof-1 deviation). A positive advantage goes to all
+    tokens up to the end of the last step; a negative one to those up to the end of the worst step, because what comes
+    after it did not cause it. A sum rewards writing more steps that are easily right, and a policy soon does nothing
+    else; a minimum cannot be raised by length. A response without steps gets nothing.
     """
     worst = [min(value for _, value in row) for row in steps if row]
     deviation = torch.tensor(worst, dtype=torch.float64).std().item() if len(worst) > 1 else 0.0
@@ -130,8 +130,8 @@ def least_advantages(steps: Sequence[Sequence[StepReward]], lengths: Sequence[in
 def step_advantages(steps: Sequence[Sequence[StepReward]], lengths: Sequence[int]) -> list[list[float]]:
     """One group's step rewards -> an advantage for each token of each response (DeepSeekMath, section 4.1.3).
 
-    Rewards are normalised over all steps of the group (mean, ddof-1 deviation); a token gets the sum of those
-    of the steps that end at it or later, so that text after the last step gets none.
+    Rewards are normalised over all steps of the group (mean, ddof-1 deviation). A token gets the sum over the
+    steps that end at it or later, so text after the last step gets none.
     """
     rewards = [value for row in steps for _, value in row]
     result = [[0.0] * length for length in lengths]

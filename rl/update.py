@@ -1,9 +1,9 @@
 """From judged rollouts to optimizer steps.
 
-The only part of GRPO that knows rows, micro-batches and weights. With several updates a step (shares of the
-rollouts, passes over them, or both) the trainer's own log-probabilities of all rollouts are taken first, under the
-weights that sampled: they are the old policy of every ratio that follows. With one update old and present are the
-same, and no extra pass is made. Tokens that were not sampled (`Completion.forced`) are seen by the model and never
+The only part of GRPO that knows rows, micro-batches and weights. With several updates per step (shares of the
+rollouts, passes over them, or both), the trainer first computes its own log-probabilities of all rollouts, under the
+weights that sampled: they are the old policy of every ratio that follows. With one update, old and current policy are
+the same, and no extra pass is made. Tokens that were not sampled (`Completion.forced`) are seen by the model but never
 learned.
 """
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Assessed:
-    """What the trainer made of a rollout's sampled tokens under the weights that sampled: ``logprobs``, those of the
-    ``reference`` where a KL penalty is in the reward, ``values`` by the value head, and the ``targets`` that it is to
-    learn (`rl.critic`)."""
+    """The trainer's figures for a rollout's sampled tokens under the weights that sampled: ``logprobs``, those of the
+    ``reference`` if a KL penalty is in the reward, the ``values`` of the value head, and the ``targets`` that it
+    learns (`rl.critic`)."""
 
     logprobs: Sequence[float]
     reference: Sequence[float]
@@ -44,12 +44,12 @@ class Assessed:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Sample ``index`` of ``problem`` at ``step`` (from 1). ``reward`` None: no verifier could judge.
+    """Sample ``index`` of ``problem`` at ``step`` (from 1). ``reward`` is None if no verifier could judge it.
 
-    ``components`` are what the reward is made of, by name. ``advantages`` has one for each token of the
-    completion: credit is per token from the start. ``trained``: it takes part in the updates of this step.
-    ``teacher`` are a teacher's log-probabilities of the tokens, ``steps`` the rewards of its steps, where these are
-    asked for (`rl.step_credit`); ``assessed`` is what a value head says, where that is the baseline.
+    ``components`` are those of the reward, by name. ``advantages`` has one entry for each token of the
+    completion: credit is per token from the start. ``trained`` means that it takes part in the updates of this step.
+    ``teacher`` are a teacher's log-probabilities of the tokens, ``steps`` the rewards of its steps, if there are any
+    (`rl.step_credit`). ``assessed`` is set if a value head is the baseline.
     """
 
     step: int
@@ -74,16 +74,16 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What the updates of a step did, by the names of its metrics; over trained tokens, and NaN where not asked for.
+    """What the updates of a step did, by metric name, over trained tokens; NaN if not computed.
 
-    Of the weights that sampled: ``ratio_max`` is the largest trainer-to-engine ratio before correction, ``ratio_mean``
-    their mean (of a response's products where its level is the sequence), ``ratio_corrected`` their mean after it,
-    ``effective_share`` the effective sample size of the weights after it, as a share of the tokens, ``corrected`` the
-    share of tokens whose weight it bounded, ``logprob_gap`` the mean absolute difference of trainer and
-    engine in nats, a token. Of the weights just before each update: ``kl``, ``entropy_exact`` (of the whole
-    distribution that each token was drawn from, nats), ``clip_low`` and ``clip_high`` (the shares of tokens whose
-    gradient a clip stops), ``value_error`` (half the mean squared error of a value head). ``tokens`` went through
-    training, prompts included; ``grad_norm`` is before clipping.
+    Under the weights that sampled: ``ratio_max`` is the largest trainer-to-engine ratio before correction,
+    ``ratio_mean`` their mean (of the products over a response if the correction's level is the sequence),
+    ``ratio_corrected`` their mean after it, ``effective_share`` the effective sample size of the corrected weights as a
+    share of the tokens, ``corrected`` the share of tokens whose weight it bounded, ``logprob_gap`` the mean absolute
+    difference between trainer and engine in nats per token. Under the weights just before each update: ``kl``,
+    ``entropy_exact`` (of the whole distribution that each token was drawn from, nats), ``clip_low`` and ``clip_high``
+    (the shares of tokens whose gradient a clip stops), ``value_error`` (half the mean squared error of a value head).
+    ``tokens`` counts what went through training, prompts included; ``grad_norm`` is before clipping.
     """
 
     grad_norm: float = 0.0
@@ -104,10 +104,10 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """That optimizer update ``update`` (from 1) learned from a rollout: ``logprobs`` are the trainer's own of its
-    sampled tokens, under the weights before that update; each of them weighs ``weight`` in the loss. ``old`` are those
-    under the weights that sampled, where a step makes several updates, ``reference`` those that a KL term compares
-    with; else nothing."""
+    """Records that optimizer update ``update`` (from 1) learned from a rollout. ``logprobs`` are the trainer's own of
+    its sampled tokens, under the weights before that update; each has ``weight`` in the loss. ``old`` are those under
+    the weights that sampled, if a step makes several updates; ``reference`` those that a KL term compares with.
+    Otherwise these are empty."""
 
     rollout: Rollout
     update: int
@@ -120,9 +120,9 @@ class Used:
 def update(
     learner: Learner, settings: GrpoSettings, step: int, rollouts: Sequence[Rollout], sampled: float
 ) -> tuple[Made, list[Used]]:
-    """``settings.passes`` over the rollouts of ``step`` (from 1), each of ``settings.updates`` optimizer steps.
+    """Make ``settings.passes`` over the rollouts of ``step`` (from 1), each of ``settings.updates`` optimizer steps.
 
-    ``sampled``: how many rollouts a step has, with those that are not learned from.
+    ``sampled`` is the number of rollouts that a step has, including those that are not learned from.
     """
     rows = {id(r): row_of(r) for r in rollouts}
     old = _before(learner, settings, rollouts, rows)
@@ -142,7 +142,7 @@ def update(
 def _before(
     learner: Learner, settings: GrpoSettings, rollouts: Sequence[Rollout], rows: Mapping[int, Row]
 ) -> dict[int, Sequence[float]]:
-    """The log-probabilities of each rollout's sampled tokens under the weights that sampled, where they are needed."""
+    """The log-probabilities of each rollout's sampled tokens under the weights that sampled, if they are needed."""
     known = {id(r): r.assessed.logprobs for r in rollouts if r.assessed}
     unknown = [id(r) for r in rollouts if id(r) not in known]
     if settings.each_step == 1 or not unknown:
@@ -160,19 +160,19 @@ def _shares(rollouts: Sequence[Rollout], count: int, seed: int, step: int, numbe
 
 
 def sampled(completion: Completion) -> list[bool]:
-    """For each token whether the policy chose it."""
+    """For each token, whether the policy chose it."""
     forced = set(completion.forced)
     return [t not in forced for t in range(len(completion.token_ids))]
 
 
 def aligned(completion: Completion, values: Iterable[float], given: Any) -> list[Any]:
-    """What is known of each sampled token, one a token; ``given`` for those that were not sampled."""
+    """The values of sampled tokens, spread over all tokens; ``given`` for those that were not sampled."""
     left = iter(values)
     return [next(left) if own else given for own in sampled(completion)]
 
 
 def row_of(rollout: Rollout) -> Row:
-    """The rollout's sampled tokens as what is learned, with what the loss needs of each."""
+    """The rollout as a training row: its sampled tokens are learned, with the loss's inputs for each."""
     completion, chosen = rollout.completion, sampled(rollout.completion)
     prompt = completion.prompt_ids
     example = Example(completion.key, (*prompt, *completion.token_ids), (*(False for _ in prompt), *chosen))
@@ -196,8 +196,8 @@ def logprobs(completion: Completion) -> Sequence[float]:
 def _step(
     learner: Learner, settings: GrpoSettings, rows: list[tuple[Row, Sequence[float] | None]], sampled: float
 ) -> tuple[Made, Sequence[float], list[Scored]]:
-    """One optimizer step on ``rows``, each with its old log-probabilities if they are not the present ones. Beside
-    what it did: each row's weight in the loss, and its scores."""
+    """One optimizer step on ``rows``, each with its old log-probabilities unless they are the current ones. Also
+    returns each row's weight in the loss, and its scores."""
     if not rows:
         learner.skip()
         return Made(), [], []
@@ -226,7 +226,7 @@ def _accounted(
     policy: loss.PolicyLoss, batch: Sequence[Row], scored: Sequence[Scored], before: Sequence[Sequence[float]],
     norm: float, rate: float,
 ) -> Made:  # fmt: skip
-    """What an update did, of the tokens that it learned from."""
+    """What an update did, over the tokens that it learned from."""
 
     def stream(name: str) -> Tensor:
         return _flat([row.streams[name] for row in batch])
@@ -262,8 +262,8 @@ def _flat(values: Sequence[Sequence[float]]) -> Tensor:
 
 
 def _merged(made: Sequence[Made]) -> Made:
-    """One account of a step: the last rate, sums of tokens, the largest ratio, means of the rest over updates that
-    learned."""
+    """The updates of a step as one: the last learning rate, the sum of tokens, the largest ratio, and means of the rest
+    over the updates that learned."""
     learned = [m for m in made if m.tokens]
     if len(learned) < 2:
         return learned[0] if learned else made[-1]

@@ -34,6 +34,12 @@ class Hostile:
         if answer == "memory":
             return Verdict.correct(str(len(b"x" * (1 << 42))))
         if answer == "grow":  # too slowly to reach the limit in the time that there is
+            pages, began = list[bytes](), time.process_time()
+            while True:
+                pages.append(b"x" * (1 << 20))
+                while time.process_time() < began + len(pages) / 100:
+                    pass
+        if answer == "hold":
             held = b"x" * (200 << 20)
             while held:
                 pass

@@ -240,7 +240,7 @@ def test_a_quota_of_no_problem_and_settings_that_contradict_each_other_are_told(
     with pytest.raises(InputError, match=r"until\.quotas\.0 \(source lógica\): covers no problem.*calc, logic"):
         run(tmp_path, text=QUOTAS.replace("source: logic, difficulty: 3", "source: lógica"))
     for wrong, said in (
-        ("until: {accepted: 4, most: 2}", "4 correct traces cannot come of most: 2"),
+        ("until: {accepted: 4, most: 2}", "4 correct traces cannot come from most: 2"),
         ("until: {accepted: 2, most: 4, trivial: 2}", "trivial: 2 must be less than accepted: 2"),
         ("until: {accepted: 2, most: 4, verifier: maths}", "no verifier is called 'maths'"),
         ("until: {accepted: 2, most: 4}\n    samples: 3", "samples and until exclude each other"),
@@ -326,6 +326,44 @@ def test_a_verifier_that_fails_on_every_answer_fails_the_stage_until_it_is_mende
     assert (
         len(store(tmp_path).rows("SELECT * FROM traces")) == made
     )  # what the verifier failed on is judged, not made anew
+
+
+NEEDS = """\
+from distill.types import Verdict
+
+class Needs:
+    name = "needs"
+    version = "1"
+
+    def verify(self, problem, trace):
+        open("needed").close()
+        return Verdict.correct("found")
+"""
+
+
+@pytest.mark.parametrize("stage", ["generate", "verify"])
+def test_a_verifier_that_fails_on_every_answer_to_its_problems_fails_the_stage_and_others_verdicts_are_kept(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "needs.py").write_text(NEEDS)
+    rows = [{"q": f"Compute left to right: {n} + 2", "a": str(n + 2)} for n in range(2)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = "{file: p.jsonl, prompt: q, reference: a, verifier: './needs.py:Needs'}"
+    text = YAML.replace("{family: logic, train: 6}", own).replace("train: 12", "train: 2")
+    text = text.replace("accepted: 2, most: 6, hopeless: 0.4", "accepted: 1, most: 2")
+    if stage == "verify":
+        text = "".join(line for line in text.splitlines(keepends=True) if "until" not in line)
+    with pytest.raises(PipelineError, match=f"stage {stage}: verifier needs failed on every answer .*needed"):
+        run(tmp_path, text=text)
+    others = "SELECT * FROM verdicts WHERE verifier <> 'needs' ORDER BY verdict_key"
+    kept = store(tmp_path).rows(others)
+    assert kept and all("failure" not in json.loads(row["evidence"]) for row in kept)
+    (tmp_path / "needed").touch()
+    run(tmp_path, text=text)
+    final = "verifier = 'needs' AND verdict_key NOT LIKE '%-failed'"
+    found = store(tmp_path).rows(f"SELECT DISTINCT outcome FROM verdicts WHERE {final}")
+    assert found == [{"outcome": "correct"}] and store(tmp_path).rows(others) == kept
 
 
 @pytest.fixture

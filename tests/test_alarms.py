@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +28,7 @@ from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.types import Problem, Sampling  # noqa: E402
 from distill.verifiers import VerifierPool  # noqa: E402
 from pipeline.errors import InputError, PipelineError  # noqa: E402
+from pipeline.events import Listener  # noqa: E402
 from pipeline.fingerprint import FileHashes  # noqa: E402
 from pipeline.workspace import StageContext  # noqa: E402
 from rl import alarms, rewards  # noqa: E402
@@ -81,9 +85,12 @@ def test_few_heldout_problems_do_not_accuse() -> None:
         ({"length": [40, 40, 60, 60]}, []),
         ({"entropy": DOWN, "reward": FLAT}, ["entropy"]),
         ({"entropy": DOWN, "reward": UP}, []),  # certain because it is right
+        ({"entropy": [math.inf, 0.5, 0.5, 0.5], "reward": FLAT}, []),
         ({"distinct": [4, 4, 1, 1], "reward": FLAT}, ["diversity"]),
         ({"logprob_gap": [0.01, 0.01, 0.3, 0.3]}, ["logprob_gap"]),
+        ({"logprob_gap": [0.01, 0.01, 0.01, math.inf]}, ["logprob_gap"]),  # the engine: p = 0 of what it sampled
         ({"kl": [0.0, 0.1, 2.0, 2.0]}, ["kl"]),
+        ({"kl": [0.0, 0.1, math.nan, math.inf]}, ["kl"]),
         ({"kl": [0.0, 0.1, 0.2, 0.2]}, []),
         ({"entropy": DOWN[1:], "reward": FLAT[1:]}, []),  # too early to compare
         ({"grad_norm": [0.3, 0.2, 0.0, 0.0], "reward": FLAT}, ["no_gradient"]),
@@ -94,6 +101,33 @@ def test_few_heldout_problems_do_not_accuse() -> None:
 )
 def test_each_rule(metrics: dict[str, Sequence[float]], expected: list[str]) -> None:
     assert names(history(**metrics), min(map(len, metrics.values()))) == expected
+
+
+def test_an_infinite_metric_is_known_to_the_run_that_goes_on_and_drawn_by_nobody(tmp_path: Path) -> None:
+    @dataclass
+    class Told:
+        step: int
+        total: int
+        logprob_gap: float
+        length: float = 7.0
+
+    class Shown(Listener):
+        def progress(self, stage: str, done: int, total: int | None, figures: Any) -> None:
+            assert figures == {"length": 7.0}
+
+    store = Store(tmp_path)
+    context = StageContext(
+        "grpo", "grpo", "run", tmp_path, {}, tmp_path, tmp_path, FileHashes(tmp_path / "hashes"), listener=Shown()
+    )
+    with Recorder(store, context, ("logprob_gap", "length")) as recorder:
+        for step in (1, 2):
+            recorder(Told(step, 9, math.inf))
+    assert recorder.last() == {"length": 7.0}
+    guard = Guard(store, "run", History(), LIMITS, tmp_path / "good", steps=9)
+    assert not guard.over(SimpleNamespace(done=2))  # type: ignore[arg-type] - of the learner no more is asked
+    assert (
+        guard.alarms["logprob_gap"].value == math.inf and "differ by inf nats" in guard.alarms["logprob_gap"].evidence
+    )
 
 
 def test_what_falls_without_a_reward_is_not_said_to_have_one() -> None:
@@ -255,7 +289,9 @@ def test_killed_anywhere_it_ends_alike(hacked: Any, tmp_path: Path, said: str) -
 
 def test_a_stopped_run_stops_again_and_goes_on_where_only_warned(honest: Any, tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(PipelineError, match=r"stopped at step \d+ by the alarm hacking: .* `on_alarm: warn` goes"):
+        with pytest.raises(
+            PipelineError, match=r"stopped at step \d+ by the alarm hacking: .* set `on_alarm: warn` to"
+        ):
             refined(tmp_path, OTHER, "stop")
     model, store, guard, _ = refined(tmp_path, OTHER, "warn")
     assert guard.rolled_back_to is None and len(store.rows("SELECT * FROM alarms")) == 1

@@ -19,7 +19,7 @@ from tiny import chat_tokenizer, reward_model
 from distill import modelspec, pretrained
 from distill.cli import ask as asking
 from distill.cli.ask import Search, Where
-from distill.cli.options import Effort
+from distill.cli.options import Dtype, Effort
 from distill.cli.speaking import Aside, Speaker, held_back, speak
 from distill.engines.base import SoFar
 from distill.types import Completion, Finish, ThinkingBudget
@@ -156,7 +156,7 @@ def test_a_reward_model_scores_what_it_can_read_and_is_refused_before_anything_i
     by_paragraph = reward_model(tmp_path / "paragraph", own, "paragraph")
     with pytest.raises(InputError, match=r"its tokenizer is not that of model .*teacher"):
         ask(search=Search("weighted", 2, prm=foreign))
-    with pytest.raises(InputError, match=r"goes on by the line, and .* another rule's \(paragraph\)"):
+    with pytest.raises(InputError, match=r"searches by the line, but .* another rule \(paragraph\)"):
         ask(search=Search("dvts", 4, prm=by_paragraph))
     found = ask(search=Search("best_of", 2, prm=by_paragraph))
     assert 0 < found["score"] < 1 and not found["weights"] and found["scored_tokens"] > found["sampled_tokens"] / 2
@@ -165,18 +165,28 @@ def test_a_reward_model_scores_what_it_can_read_and_is_refused_before_anything_i
     assert "best_of, score 0." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("by", ["prm", "likelihood"])
+def test_who_scores_is_loaded_in_the_precision_that_is_asked_for(by: str, ask: Any, tmp_path: Path) -> None:
+    """Of the same samples, nearly the same scores."""
+    own = pretrained.tokenizer_of(modelspec.Model(str(modelspec.EMBEDDED / "teacher"), ""))
+    scorer = {by: reward_model(tmp_path / "prm", own, "line") if by == "prm" else "embedded:teacher"}
+    full, half = (ask(search=Search("best_of", 2, **scorer, dtype=dtype)) for dtype in (None, Dtype.BFLOAT16))
+    assert half["score"] != full["score"] == pytest.approx(half["score"], abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("search", "more", "said"),
     [
         (Search("beem"), {}, "did you mean 'beam'?"),
         (Search("beam"), {}, "--prm DIRECTORY or --likelihood MODEL"),
-        (Search("allocate"), {}, "for one question take adaptive"),
+        (Search("allocate"), {}, "for one question use adaptive"),
         (Search("{best_of: {by: verifier}}"), {}, "a question has no right answer to judge by"),
-        (Search("beam", 6, likelihood="embedded:teacher"), {}, "6 samples is no multiple of the search's width, 4"),
-        (Search("majority", prm="."), {}, "asks nobody who scores steps; leave --prm"),
+        (Search("beam", 6, likelihood="embedded:teacher"), {}, "6 samples is not a multiple of the search's width, 4"),
+        (Search("majority", prm="."), {}, "uses no step scorer; leave out --prm"),
         (Search("majority"), {"temperature": 0.0}, "needs a --temperature above 0"),
         (Search(prm="x"), {}, "name a --strategy too"),
         (Search(samples=3), {}, "name a --strategy too"),
+        (Search("majority", dtype=Dtype.BFLOAT16), {}, "--scorer-dtype is about the model that scores steps"),
         (Search("weighted", prm="nowhere"), {}, "nowhere is no directory; what a stage made is prm:STAGE"),
         (Search("weighted", prm="prm:judge"), {}, "--prm prm:judge: no stage of"),
         (Search(), {"model": "stage:problems"}, "has no such stage that makes a student"),

@@ -76,13 +76,13 @@ def test_a_curve_costs_the_answers_of_what_was_cut_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"budgets": [8, 8]}, "budgets: must rise, each once"),
+        ({"budgets": [8, 8]}, "budgets: must be in rising order, each once"),
         ({"budgets": [0, 96]}, "96 tokens of thinking leave no room for the answer"),
         ({"budgets": [8], "prompting": {"prefill": "<think>\nSo"}}, "exclude each other"),
-        ({"budgets": [8], "thinking": {"budget": 8}}, "must lie below thinking.budget"),
+        ({"budgets": [8], "thinking": {"budget": 8}}, "must be below thinking.budget"),
         (
             {"budgets": [8], "engine": {"kind": "openai", "base_url": "http://localhost/v1"}},
-            "budgets: dialect openai cannot go on with a begun response",
+            "budgets: dialect openai cannot continue a prefilled response",
         ),
     ],
 )

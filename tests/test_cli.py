@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def test_what_another_stage_has_made_is_told_of_one_that_never_ran(done: Path) -
     rows = distill("plan", "more", "-p", "more.yaml", "--json", cwd=done).stdout.splitlines()
     row = json.loads(rows[-1])
     assert (row["status"], row["done"], row["total"]) == ("partly done", 12, 24)
-    assert row["reasons"] == ["never run, but a part is there already"]
+    assert row["reasons"] == ["never run, but a part exists already"]
 
 
 def test_the_store_can_be_looked_into(done: Path) -> None:
@@ -204,7 +205,7 @@ def test_an_incomplete_model_directory_is_named_before_anything_is_loaded(
 
 def test_a_workspace_that_cannot_be_made_is_one_line(project: Path) -> None:
     (project / "runs").write_text("a file")
-    assert "stands where a directory is needed" in refused("run", "-p", "p.yaml", cwd=project)
+    assert "is in place of a directory" in refused("run", "-p", "p.yaml", cwd=project)
 
 
 @pytest.fixture
@@ -350,9 +351,9 @@ def brought(project: Path, rows: str | bytes, **changes: str) -> None:
         (["sft.student=embedded:student-bse"], "shipped models: embedded:student-base, embedded:teacher"),
         (["sft.student=nowhere"], "expected embedded:NAME, stage:NAME, a directory, or a hub name"),
         (["generate.teacher=./nowhere"], "nowhere is not a directory"),
-        (["evaluate.pass_at=[8]"], "pass@8 needs at least 8 samples a problem"),
+        (["evaluate.pass_at=[8]"], "pass@8 needs at least 8 samples per problem"),
         (["problems.sources=[{foo: 1}]"], "problems.sources"),
-        (["problems.sources.0.file=x"], "problems.sources.0.file=x: cannot stand beside the other keys here"),
+        (["problems.sources.0.file=x"], "problems.sources.0.file=x: cannot be combined with the other keys here"),
         (["problems.sources=[calc]"], "should be a mapping of keys to values, found 'calc'"),
         (["generate.engine=openai"], "generate.engine=openai: base_url is missing"),
         (["generate.teacher="], "should be text, found None"),
@@ -430,6 +431,17 @@ def test_a_reader_that_goes_away_does_not_end_a_run(project: Path) -> None:
     )
     assert (result.returncode, len(result.stdout.splitlines())) == (0, 1), result.stderr
     assert list(project.glob("runs/small/manifests/problems/*.json"))
+
+
+def test_in_a_log_of_many_runs_the_line_that_ends_each_has_a_date(project: Path) -> None:
+    """Done, stopped, failed; as a job of cron appends them."""
+    run = f"{sys.executable} -m distill run problems -p p.yaml >> night.log 2>&1"
+    jobs = f"{run}; {run} --force problems --max-time 0s; {run} --limit 0"
+    subprocess.run(["bash", "-c", jobs], cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+    date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
+    ends = ["1 stages up to date in ", "distill: stopped ", "distill: Invalid value for '--limit'"]
+    log = (project / "night.log").read_text()
+    assert re.findall(f"^{date}({'|'.join(ends)})", log, re.MULTILINE) == ends, log
 
 
 @pytest.mark.parametrize("where", [">/dev/full", ">&-"])

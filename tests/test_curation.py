@@ -366,7 +366,7 @@ def test_another_exam_is_another_result_and_another_setting_too(files: Path) -> 
 
 def test_nothing_left_is_told(files: Path) -> None:
     write(files / "train.jsonl", questions(f"x {ASKED}"))
-    with pytest.raises(InputError, match=r"stage curate: leaves no training problem.*curation"):
+    with pytest.raises(InputError, match=r"stage curate: no training problem is left.*curation"):
         run(files, STAGES)
 
 

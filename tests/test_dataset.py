@@ -165,7 +165,7 @@ def test_nothing_that_exists_is_overwritten_unless_it_is_an_export_and_forced(st
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work")
-    for force, why in ((False, "exists already"), (True, "is no earlier export")):
+    for force, why in ((False, "exists already"), (True, "is not an earlier export")):
         with pytest.raises(InputError, match=why):
             write.export(store, Choice(), mine, force)
     for target in (tmp_path / "out", tmp_path / "out.parquet"):
@@ -229,7 +229,7 @@ def test_the_card_tells_what_is_in_the_store(store: Store) -> None:
     text = card.render(found)
     header = yaml.safe_load(text.split("---")[1])
     assert header["license"] == ["cc0-1.0", "mit"] and header["size_categories"] == ["n<1K"]
-    for said in ("Be brief.", "```\n<user>2 ", "| math | 1 |", "not looked for", "No bill is recorded"):
+    for said in ("Be brief.", "```\n<user>2 ", "| math | 1 |", "not checked", "No bill is recorded"):
         assert said in text, said
 
 

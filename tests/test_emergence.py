@@ -126,7 +126,7 @@ def test_ones_own_phrases_come_beside_the_shipped_ones_or_in_their_place() -> No
 
 @pytest.mark.parametrize(
     ("settings", "why"),
-    [({"phrases": {"a": ["("]}}, "no regular expression"), ({"candidates": ["is .+"]}, "one group")],
+    [({"phrases": {"a": ["("]}}, "not a regular expression"), ({"candidates": ["is .+"]}, "one group")],
 )
 def test_patterns_that_cannot_be_are_told(settings: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):

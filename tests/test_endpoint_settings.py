@@ -41,9 +41,9 @@ def test_which_engine_is_asked_for_in_plain_words(tmp_path: Path, options: str, 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("thinking: {budget: 10}", "thinking: dialect openai knows no thinking budget"),
+        ("thinking: {budget: 10}", "thinking: dialect openai has no thinking budget"),
         ("thinking: {least: 10}", "thinking: an endpoint cannot be made to think for at least 10"),
-        ("prompting: {prefill: 'Okay'}", "prompting.prefill: dialect openai cannot go on with a begun response"),
+        ("prompting: {prefill: 'Okay'}", "prompting.prefill: dialect openai cannot continue a prefilled response"),
     ],
 )
 def test_what_the_server_cannot_do_is_told_when_the_yaml_is_read(tmp_path: Path, asked: str, said: str) -> None:

@@ -167,10 +167,10 @@ def test_deepseek_gets_thinking_and_answer_in_their_own_fields(server: Server) -
 
 
 REFUSED: list[tuple[str, str, ThinkingBudget | None, str]] = [
-    ("openai", "It", None, "dialect openai cannot go on .*vllm"),
-    ("llama.cpp", "It", None, "cannot go on"),
+    ("openai", "It", None, "dialect openai cannot continue .*vllm"),
+    ("llama.cpp", "It", None, "cannot continue"),
     ("deepseek", "<think>\nhm", None, "inside the thinking"),
-    ("openai", "", ThinkingBudget(most=10), "knows no thinking budget.*dashscope"),
+    ("openai", "", ThinkingBudget(most=10), "has no thinking budget.*dashscope"),
     ("vllm", "", ThinkingBudget(least=10), "at least 10 tokens"),
 ]
 
@@ -191,7 +191,7 @@ def test_a_cut_response_that_could_not_be_gone_on_with_is_told_before_anything_i
         return GenerateSettings.model_validate({"problems": "p", "teacher": "m", **how})
 
     assert settings("vllm").limits == [1000]
-    with pytest.raises(ValueError, match="only where its dialect says how"):
+    with pytest.raises(ValueError, match="only with a dialect that supports it"):
         settings("openai")
 
 

@@ -214,7 +214,7 @@ def test_a_refused_key_ends_the_run_at_once_and_is_not_shown(server: Server, cod
 def test_a_long_retry_after_stops_the_run_in_order(server: Server) -> None:
     server.scripts = {"p": [status(429, "quota", Retry_After="86400")]}
     engine = opened(server.url)
-    with pytest.raises(Stopped, match="come back in 86400 seconds"):
+    with pytest.raises(Stopped, match="asks to wait 86400 seconds"):
         list(engine.generate([request("p")]))
     engine.close()
 

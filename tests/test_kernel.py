@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -183,7 +185,7 @@ def test_edited_input_file_is_found_by_content(project: Path) -> None:
 def test_what_is_read_no_more_did_not_change(project: Path) -> None:
     run(load(YAML.replace("{file: input.txt}", "{file: input.txt, also: input.txt}")))
     _, reasons = plans(load(YAML))["text"]
-    assert "also[0] is read no more" in reasons and not [reason for reason in reasons if "content of" in reason]
+    assert "also[0] is no longer read" in reasons and not [reason for reason in reasons if "content of" in reason]
 
 
 def test_an_attempt_that_left_nothing_is_no_part(project: Path) -> None:
@@ -224,7 +226,9 @@ def test_a_stage_that_reads_figures_runs_again_when_they_change(project: Path) -
 def test_a_result_that_is_not_whole_is_not_recorded(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half = replace(STAGES["count"], check=lambda context, manifest: "it has 1 of its 2 rows")
     monkeypatch.setitem(STAGES, "count", half)
-    with pytest.raises(PipelineError, match="stage a: its result is not whole and not recorded: it has 1 of its 2"):
+    with pytest.raises(
+        PipelineError, match="stage a: its result is incomplete and was not recorded: it has 1 of its 2"
+    ):
         run(load())
     assert not list(Path("runs/letters/manifests/count").glob("*.json"))
 
@@ -336,11 +340,11 @@ MISTAKES = {
     "no date": ("name: x\nseed: 2024-13-45\n", "not valid YAML: month must be in 1..12"),
     "in itself": ("stages: &a [*a]\n", "not valid YAML: something in it contains itself"),
     "key": ("? [a]\n: b\n", "p.yaml:1: a key must be a single value"),
-    "twice": (YAML.replace("seed: 3", "name: y"), "p.yaml:2: name: stands here twice (first on line 1)"),
+    "twice": (YAML.replace("seed: 3", "name: y"), "p.yaml:2: name: duplicate key (first on line 1)"),
     "top key": (YAML.replace("seed:", "sede:"), "p.yaml:2: sede: unknown key; did you mean 'seed'?"),
     "a path as name": (
         YAML.replace("name: letters", "name: ../up"),
-        "'../up' cannot name a directory; `workspace` takes",
+        "'../up' cannot be a directory name; `workspace` takes",
     ),
     "top type": (YAML.replace("seed: 3", "seed: three"), "p.yaml:2: seed: expected a whole number, found 'three'"),
     "no stages": ("name: x\n", "stages: is missing"),
@@ -357,13 +361,13 @@ MISTAKES = {
         "p.yaml:6: stages.b.leter: unknown key; did you mean 'letter'? (unknown here too: more, again)",
     ),
     "type": (YAML.replace("letter: b", "letter: 5"), "p.yaml:6: stages.b.letter: should be text, found 5"),
-    "no name": (YAML.replace("letters", "''", 1), "p.yaml:1: name: '' cannot name a directory"),
-    "name elsewhere": (YAML.replace("letters", "../x", 1), "p.yaml:1: name: '../x' cannot name a directory"),
-    "no workspace": ('workspace: ""\n' + YAML, "p.yaml:1: workspace: '' is no directory's name"),
-    "workspace": ('workspace: "a\\0b"\n' + YAML, "is no directory's name"),
+    "no name": (YAML.replace("letters", "''", 1), "p.yaml:1: name: '' cannot be a directory name"),
+    "name elsewhere": (YAML.replace("letters", "../x", 1), "p.yaml:1: name: '../x' cannot be a directory name"),
+    "no workspace": ('workspace: ""\n' + YAML, "p.yaml:1: workspace: '' cannot be a directory name"),
+    "workspace": ('workspace: "a\\0b"\n' + YAML, "cannot be a directory name"),
     "directory": (YAML.replace("input.txt", "."), "p.yaml:4: stages.text.file: .: is not a file"),
-    "stage name": ("stages:\n  1: {}\n", "p.yaml:2: stages.1: a stage's name is made of letters"),
-    "no kind": (YAML.replace("kind: count, text: text}", "text: text}"), "says what it is with `kind`"),
+    "stage name": ("stages:\n  1: {}\n", "p.yaml:2: stages.1: a stage name has only letters"),
+    "no kind": (YAML.replace("kind: count, text: text}", "text: text}"), "set its `kind`"),
     "too few": (YAML.replace("[a, b]", "[]"), "p.yaml:7: stages.sum.counts: should hold at least 1, holds 0"),
     "file": (YAML.replace("input.txt", "inptu.txt"), "p.yaml:4: stages.text.file: inptu.txt: no such file"),
     "nothing feeds": (
@@ -374,7 +378,7 @@ MISTAKES = {
     "wrong kind": (YAML.replace("[a, b]", "[a, text]"), "stage 'text' makes text; needed: count, made by a, b"),
     "cycle": (
         "name: x\nstages:\n  sum: {counts: [a], model: 'stage:a'}\n  a: {kind: loop, text: sum}\n",
-        "feed each other in a circle",
+        "feed each other in a cycle",
     ),
     "settings": (
         YAML.replace("{file: input.txt}", "5"),
@@ -414,7 +418,7 @@ def test_a_mistake_is_one_line_with_its_place(name: str, project: Path, monkeypa
         ("bb.letter=r", "no stage is called 'bb'"),
         ("letter", "expected stage.key=value"),
         ("b.letter.x=r", "'letter' holds a single value, not keys"),
-        ("sum.counts.2=a", "'2' is none of the 2 items of a list, counted from 0"),
+        ("sum.counts.2=a", "a list of 2 items has no item '2', counting from 0"),
         ("sum.counts.0=c", "--set sum.counts.0=c: no stage is called 'c'"),
         ("b.letter=[", "not valid YAML"),
     ],
@@ -570,7 +574,7 @@ def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(lock.fcntl, "flock", flock)
     with (
-        pytest.raises(InputError, match=r"gives no locks .*choose a workspace on another"),
+        pytest.raises(InputError, match=r"supports no locks .*choose a workspace on another"),
         lock.workspace_lock(tmp_path, wait=False, stopping=lambda: False),
     ):
         pass
@@ -619,6 +623,39 @@ def test_a_forked_child_leaves_signals_to_its_parent_and_ends_with_it() -> None:
     """Not closed, and deaf to what multiprocessing ends its children with: the interpreter must not wait for it."""
     result = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60)
     assert (result.stdout, result.stderr, result.returncode) == ("True\n", "", 0)
+
+
+HANGING = """
+import ctypes, os, signal, threading
+from pipeline.forking import fork
+def hang():
+    os.write(1, b"%d\\n" % os.getpid())
+    ctypes.PyDLL(None).pause()  # keeps the interpreter's lock
+children = []
+for _ in range(2):
+    thread = threading.Thread(target=lambda: children.append(fork(hang, ())))
+    thread.start()
+    thread.join()
+signal.pause()
+"""
+
+
+def test_a_forked_child_that_hangs_does_not_outlive_a_killed_parent() -> None:
+    """It never looks at a pipe, nor lets another thread of its own do so. It outlives the thread that forked it."""
+    parent = subprocess.Popen([sys.executable, "-c", HANGING], stdout=subprocess.PIPE)
+    assert parent.stdout
+    children = [os.pidfd_open(int(parent.stdout.readline())) for _ in range(2)]
+    try:
+        assert not select.select(children, [], [], 0.2)[0]
+        parent.kill()
+        parent.wait()
+        for child in children:
+            assert select.select([child], [], [], 30)[0], "a forked child outlived its parent"
+    finally:
+        for child in children:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child, signal.SIGKILL)
+            os.close(child)
 
 
 STARTED = """
@@ -695,4 +732,4 @@ def test_a_workspace_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         write_atomic(Path({str(tmp_path / "file")!r}) / "below" / "x", "text")
     """)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "stands where a directory is needed" in result.stderr
+    assert "is in place of a directory" in result.stderr

@@ -54,7 +54,7 @@ def test_a_thinking_tag_in_both_prompt_and_response_is_read_once(scorer: Likelih
 
 
 def test_a_step_rule_by_tokens_is_refused() -> None:
-    with pytest.raises(InputError, match="needs a rule of text, not tokens:4"):
+    with pytest.raises(InputError, match="needs a rule that splits text, not tokens:4"):
         Likelihood(tiny(), chat_tokenizer(), "tokens:4")
 
 

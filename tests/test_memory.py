@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tiny import tiny  # noqa: E402
+from tiny import VOCABULARY, multimodal, tiny  # noqa: E402
 
 from distill.modelspec import EMBEDDED  # noqa: E402
 from distill.stages.devices import foreseen  # noqa: E402
@@ -50,6 +51,28 @@ def test_weights_gradients_and_moments_are_those_of_the_model(model: Path) -> No
     assert full.weights == full.gradients == full.moments // 2 == bytes_of(whole)
     assert lora.weights == bytes_of(adapted)
     assert lora.gradients == lora.moments // 2 == bytes_of(adapted, trained=True)
+
+
+def test_of_a_model_that_reads_images_too_the_language_model_is_reckoned_with(tmp_path: Path) -> None:
+    """Its sizes stand in a section of their own, and on the hub only those that are not Gemma 3's defaults."""
+    network = multimodal(VOCABULARY)
+    network.save_pretrained(tmp_path / "gemma")
+    whole = replace(USUAL, rank=None)
+    found = estimate(tmp_path / "gemma", whole)
+    assert found and found.weights == bytes_of(network)
+
+    text = network.config.get_text_config()
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "head_dim", "num_attention_heads")
+    alone = tiny(num_key_value_heads=text.num_key_value_heads, **{name: getattr(text, name) for name in sizes})
+    alone.save_pretrained(tmp_path / "alone")
+    beside = estimate(tmp_path / "alone", whole)
+    assert beside and (found.activations, found.logits) == (beside.activations, beside.logits)
+
+    config = tmp_path / "gemma" / "config.json"
+    said = json.loads(config.read_text())
+    said["text_config"] = {name: said["text_config"][name] for name in sizes[:3]}
+    config.write_text(json.dumps(said))
+    assert estimate(tmp_path / "gemma", whole) == found
 
 
 def test_the_estimate_assumes_the_chunk_sizes_that_the_forward_pass_uses() -> None:

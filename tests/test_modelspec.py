@@ -141,7 +141,7 @@ def test_an_adapter_without_weights_or_of_another_base_is_refused(adapter: Path)
 
 def test_an_endpoint_refuses_an_adapter(adapter: Path) -> None:
     endpoint = OpenAIOptions(base_url="http://localhost:1/v1")
-    with pytest.raises(InputError, match="means nothing at an endpoint"):
+    with pytest.raises(InputError, match="an endpoint cannot load an adapter"):
         engines.open_engine(endpoint, find(str(adapter), Path(), {}, FileHashes()))
 
 

@@ -241,11 +241,11 @@ HELD = {
 @pytest.mark.parametrize(
     ("stage", "changes", "said"),
     [
-        ("search", {"budgets": [4]}, "sample 4 is wanted, and the store holds fewer"),
+        ("search", {"budgets": [4]}, "sample 4 is needed, but the store holds fewer"),
         ("search", {"scorers": {"mine": "prm:verify"}}, "verify"),
-        ("prm", {"labels": [{"exakt": "verify"}]}, "names no source of labels; one of exact, slips"),
+        ("prm", {"labels": [{"exakt": "verify"}]}, "names no source of labels; set one of exact, slips"),
         ("prm", {"labels": [{"exact": "verify-held"}]}, "2 of 2 responses answer held-out problems"),
-        ("prm", {"labels": OWN, "test": OWN}, "`test` labels just the problems that are learned from"),
+        ("prm", {"labels": OWN, "test": OWN}, "`test` labels only problems that are trained on"),
         ("prm", {"steps": "lines"}, "no rule for steps is called 'lines'"),
         ("prm", {"devices": 2}, "one device"),
     ],

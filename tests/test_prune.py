@@ -94,7 +94,7 @@ def test_nothing_is_deleted_without_yes_and_going_back_is_cached(project: Path) 
     before = tree(project)
     (row,) = rows(project, "prune")
     assert row["path"].startswith("artifacts/sft-")
-    assert row["why"] == "another sft than now (epochs: 3 -> 2)"
+    assert row["why"] == "sft with other settings or inputs (epochs: 3 -> 2)"
     assert row["bytes"] == sum(f.stat().st_size for f in (project / SPACE / row["path"]).rglob("*") if f.is_file())
     assert "1 to delete" in (said := distill(project, "prune", "-p", "p.yaml")) and "--yes deletes" in said
     assert tree(project) == before
@@ -125,7 +125,7 @@ def test_what_any_pipeline_named_needs_or_is_young_is_kept(project: Path) -> Non
     assert rows(project, "prune", "-p", "other.yaml") == []
     (project / "without.yaml").write_text(YAML[: YAML.index("  sft:")])
     out = distill(project, "prune", "-p", "without.yaml", "--json")
-    assert [json.loads(line)["why"] for line in out.splitlines()] == ["sft: no pipeline named has such a stage"] * 2
+    assert [json.loads(line)["why"] for line in out.splitlines()] == ["sft: no named pipeline has this stage"] * 2
     assert rows(project, "prune", "--keep-days", "1") == []
     (row,) = rows(project, "prune")
     for file in (project / SPACE / row["path"]).rglob("*"):
@@ -136,7 +136,7 @@ def test_what_any_pipeline_named_needs_or_is_young_is_kept(project: Path) -> Non
 def test_what_a_stage_that_waits_may_come_to_is_kept(project: Path) -> None:
     """More samples may choose the same traces in the end; that other epochs are not needed is known already."""
     (row,) = rows(project, "prune", "--set", "generate.samples=2")
-    assert row["why"] == "another sft than now"
+    assert row["why"] == "sft with other settings or inputs"
     assert row["path"] == rows(project, "prune")[0]["path"]
     assert "stages wait for others" in distill(project, "prune", "-p", "p.yaml", "--set", "generate.samples=2")
 
@@ -152,7 +152,10 @@ def test_a_training_goes_on_after_a_prune(project: Path) -> None:
     rows(project, "prune", "--yes", *OTHER)
     assert of(tree(project), "work") == begun
     (row,) = rows(project, "prune")
-    assert row["path"].startswith("work/sft-") and row["why"] == "unfinished: another sft than now (epochs: 3 -> 2)"
+    assert (
+        row["path"].startswith("work/sft-")
+        and row["why"] == "unfinished: sft with other settings or inputs (epochs: 3 -> 2)"
+    )
     out = distill(project, "run", "-p", "p.yaml", "--json", *OTHER)
     steps = [e["done"] for e in map(json.loads, out.splitlines()) if e["event"] == "progress" and e["stage"] == "sft"]
     assert min(steps) > 1, "it began anew"
@@ -164,7 +167,7 @@ def test_checkpoints_of_other_settings_go(project: Path) -> None:
     stop_in_training(project, "--set", "sft.epochs=4")
     found = {row["path"].split("-")[0]: row["why"] for row in rows(project, "prune", "--yes")}
     assert found.keys() == {"work/sft", "artifacts/sft"}
-    assert found["work/sft"] == "unfinished: sft, of which there is no record"
+    assert found["work/sft"] == "unfinished: sft without a record"
     assert not of(tree(project), "work")
 
 

@@ -154,7 +154,7 @@ def test_time_and_sigterm_stop_in_order_and_running_again_goes_on(undisturbed: P
             os.killpg(process.pid, signal.SIGTERM)
             break
     _, err = process.ended(75)
-    assert "run again to go on" in err
+    assert "run again to continue" in err
     heard = finish(directory, "sft")
     assert [event["stage"] for event in heard if event["event"] == "start"] == ["sft"]
     assert contents_of_weights(directory) == contents_of_weights(undisturbed)

@@ -64,7 +64,7 @@ def test_every_prompt_of_a_step_is_a_rollout_though_problems_come_again(tmp_path
 
 
 def test_a_source_that_cannot_fill_its_share_of_a_step_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="stage refine: 6 prompts a step of source 'calc' of problems, which has 5"):
+    with pytest.raises(InputError, match="stage refine: 6 prompts per step of source 'calc' of problems, which has 5"):
         run(tmp_path, "ppo", [{"family": "calc", "train": 5}], problems=[{"stage": "problems", "source": "calc"}])
 
 
@@ -175,8 +175,8 @@ def test_credit_by_token_is_not_spread_over_the_response_by_gspo() -> None:
 @pytest.mark.parametrize(
     ("changes", "limit", "message"),
     [
-        ({}, 5, "refine: 6 prompts a step, but only 5 problems to train on in late; lower `prompts`, or take"),
-        ({"problems": "rare"}, 5, "refine: 6 prompts a step, but only 5 problems to train on in rare; lower `prompts`"),
+        ({}, 5, "refine: 6 prompts per step, but only 5 problems to train on in late; lower `prompts`, or take"),
+        ({"problems": "rare"}, 5, "refine: 6 prompts per step, but only 5 problems to train on in rare; lower `prompts`"),
         (
             {"problems": [{"stage": "late", "source": "logi"}]}, None,
             "refine: problems: late has no problem of source 'logi'; did you mean 'logic'?",
@@ -225,7 +225,7 @@ def test_too_few_problems_left_by_curation_are_told_when_they_are_known_and_why(
         "refine": {"kind": "ppo", **SMALL, "problems": "curate"},
     }
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({"name": "p", "workspace": str(tmp_path / "w"), "stages": stages}))
-    message = "refine: 6 prompts a step, but only 5 problems to train on in curate, which took out 15 "
+    message = "refine: 6 prompts per step, but only 5 problems to train on in curate, which removed 15 "
     spec, heard = config.load(tmp_path / "p.yaml", catalog.stage), Heard()
     with pytest.raises(InputError, match=message):
         runner.run(spec, Workspace(tmp_path / "w"), heard, lambda: False)

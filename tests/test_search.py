@@ -304,7 +304,7 @@ def test_lookahead_sees_a_trap_that_beam_search_walks_into() -> None:
 
 
 def test_a_budget_that_beams_cannot_share_is_told() -> None:
-    with pytest.raises(InputError, match="a budget of 6 samples is no multiple of the search's width, 4"):
+    with pytest.raises(InputError, match="a budget of 6 samples is not a multiple of the search's width, 4"):
         search(Beam(), 6, ToyWorld())
 
 

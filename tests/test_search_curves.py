@@ -85,7 +85,7 @@ def test_what_nobody_could_judge_is_paid_for_and_says_nothing() -> None:
     alone = Pool(pool.problems[2:])
     nothing = point(3, alone.outcomes(Majority(), alone.samples(), 3), alone.votes())
     assert nothing["accuracy"] is None and nothing["against_majority"]["at_equal_tokens"] is None
-    assert "nobody can tell" in in_words(nothing)
+    assert "no answer could be judged" in in_words(nothing)
     assert ranking({"none": []}) == {"auc": None, "auc_within": None}
 
 

@@ -213,7 +213,7 @@ def test_from_stored_samples_alone(figures: dict[str, Any], place: Path) -> None
     """The same without an engine; what is not there is told, and nothing is made."""
     again = run(place, stored=True, strategies=["majority", "adaptive"])
     assert again["strategies"]["adaptive"] == figures["strategies"]["adaptive"]
-    with pytest.raises(InputError, match=r"sample 5 is wanted, and the store holds fewer; lower the budgets; leave"):
+    with pytest.raises(InputError, match=r"sample 5 is needed, but the store holds fewer; lower the budgets; leave"):
         run(place, stored=True, budgets=[8], strategies=["majority"])
 
 
@@ -283,7 +283,7 @@ def test_a_piece_is_the_same_from_the_store_and_from_the_engine() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"scorers": {}}, "strategies.weighted: needs somebody who scores steps; name one under `scorers`"),
+        ({"scorers": {}}, "strategies.weighted: needs a step scorer; name one under `scorers`"),
         ({"strategies": [{"weighted": {"by": "mine"}}]}, "no scorer is called mine; there are: teacher, <base>"),
         ({"strategies": ["weighted", {"weighted": {"by": "teacher"}}]}, "weighted by teacher is named twice"),
         ({"scorers": {"verifier": {"likelihood": TEACHER}}}, "give it another label"),
@@ -294,7 +294,7 @@ def test_a_piece_is_the_same_from_the_store_and_from_the_engine() -> None:
         ({"scorers": {"mine": {"model": "nowhere", "dtype": "bfloat16"}}}, "prm nowhere: nowhere is not a directory"),
         ({"scorers": {"mine": "nowhere"}}, "prm nowhere: nowhere is not a directory; expected prm:STAGE or that of a prm"),
         ({"engine": {"kind": "openai", "base_url": "http://127.0.0.1:1/v1"}, "model": "m"}, "cannot stop at the end of a step"),
-        ({"budgets": [1, 3]}, "a budget of 3 samples is no multiple of the search's width, 2"),
+        ({"budgets": [1, 3]}, "a budget of 3 samples is not a multiple of the search's width, 2"),
         ({"samples": 2}, "a budget of 4 samples is more than the 2 there are"),
         ({"sampling": {"temperature": 0.0}}, "temperature must be above 0"),
         ({"strategies": ["majority", {"majority": {}}]}, "majority is named twice"),
@@ -318,7 +318,7 @@ def test_a_reward_model_that_cannot_read_the_answers_is_told_before_any_is_sampl
     by_paragraph = reward_model(tmp_path / "paragraph", own, "paragraph")
     for scorer, said in (
         (foreign, "its tokenizer is not that of model"),
-        (by_paragraph, "goes on by the line, and the"),
+        (by_paragraph, "searches by the line, but the"),
     ):
         with pytest.raises(InputError, match=said):
             run(tmp_path, scorers={"mine": scorer}, strategies=["majority", {"dvts": {"width": 2}}], budgets=[2])

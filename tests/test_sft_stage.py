@@ -245,7 +245,7 @@ def test_a_student_that_does_not_end_is_not_published_and_not_lost(endless: Path
 
 
 def test_what_cannot_be_trained_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="quantize: weights in 4 bits cannot be trained themselves"):
+    with pytest.raises(ValueError, match="quantize: 4-bit weights cannot be trained themselves"):
         SftSettings(data="s", student=STUDENT, lora=None, quantize="nf4")
     with pytest.raises(InputError, match=r"all 40 examples are longer than 10 tokens \(the shortest has \d+\)"):
         run(write(tmp_path, {"sft": f"student: {STUDENT}, max_tokens: 10"}), Heard())
@@ -263,7 +263,7 @@ def test_held_out_problems_that_nobody_can_judge_stop_nothing(tmp_path: Path) ->
     yaml = write(tmp_path, {"sft": f"student: {STUDENT}, {LORA}, heldout: {{share: 0.5, measure: pass_at_1}}"})
     rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()[2:8]]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row | {"a": ""}) + "\n" for row in rows))
-    with pytest.raises(InputError, match=r"none of \d+ held-out answers can be judged \(.*take `measure: loss`"):
+    with pytest.raises(InputError, match=r"none of \d+ held-out answers can be judged \(.*use `measure: loss`"):
         run(yaml, Heard(), ("select.keep=all", "import.reference=null"))
 
 
@@ -271,12 +271,12 @@ def test_a_trace_longer_than_the_students_positions_is_refused() -> None:
     network, _ = load(Model(STUDENT, ""))
     longest = network.config.max_position_embeddings
     check_positions("sft", network, [from_tokens("a", [5], [5] * (longest - 1))])
-    with pytest.raises(InputError, match=f"trace b has {longest + 1} tokens, .* knows {longest} positions .* lower"):
+    with pytest.raises(InputError, match=f"trace b has {longest + 1} tokens, .* only {longest} positions .* lower"):
         check_positions("sft", network, [from_tokens("a", [5], [5]), from_tokens("b", [5], [5] * longest)])
 
 
 @pytest.mark.parametrize(
-    ("max_tokens", "remedy"), [(40, "raise max_tokens"), (4096, "this student knows no more than 4096 positions")]
+    ("max_tokens", "remedy"), [(40, "raise max_tokens"), (4096, "this student has only 4096 positions")]
 )
 def test_more_tokens_than_the_student_has_positions_are_not_proposed(
     max_tokens: int, remedy: str, tmp_path: Path

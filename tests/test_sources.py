@@ -273,6 +273,37 @@ def test_a_data_set_in_a_directory_gives_its_rows(name: str, saved: Path) -> Non
     assert [row.line for row in rows] == [1, 2, 3, 4, 5] and {row.stem for row in rows} == {name}
 
 
+FIRST = "name: p\nstages:\n  first: {kind: problems, sources: [{family: calc, train: 2}]}\n"
+
+
+@pytest.mark.parametrize("bad", ["stop", "skip"])
+@pytest.mark.parametrize("name", ["dict", "repository"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "  problems: {sources: [{DATA, reference: anwser}]}\n",
+        "  import: {DATA, answer: anwser, teacher: t}\n",
+        "  curate: {problems: first, against: {sums: {DATA, reference: anwser}}}\n",
+    ],
+    ids=["problems", "import", "curate"],
+)
+def test_a_column_that_a_data_set_in_a_directory_lacks_is_told_before_anything_runs(
+    stage: str, name: str, bad: str, saved: Path, tmp_path: Path
+) -> None:
+    data = f"dataset: {saved / name}, prompt: question, on_bad_row: {bad}"
+    spec, workspace = load(tmp_path, FIRST + stage.replace("DATA", data)), Workspace(tmp_path / "run")
+    with pytest.raises(InputError, match=r":1: has no column 'anwser'; it has question, answer"):
+        runner.run(spec, workspace, Listener(), lambda: False)
+    assert not list(workspace.path.glob("manifests/*/*.json"))
+
+
+def test_a_row_of_a_data_set_that_does_not_fit_a_template_may_be_skipped(saved: Path, tmp_path: Path) -> None:
+    reference = "{{ answer if row.question != '0 + 0?' else nope }}"
+    source = f'dataset: {saved / "one"}, prompt: question, reference: "{reference}", on_bad_row: skip'
+    done, _ = run(tmp_path, PROBLEMS.format(source))
+    assert done["problems"].figures["train"] == len(GSM8K) - 1
+
+
 def test_splits_and_configurations(saved: Path) -> None:
     for name, named in (("dict", None), ("repository", "main"), ("bare", None)):
         assert len(list(huggingface.DataSet(str(saved / name), "test", named).rows())) == 2

@@ -105,7 +105,7 @@ def test_a_database_that_was_deleted_is_there_again_before_anything_reads(
     store.path.unlink()
     by(store)
     assert keys_in(store) == ["a", "b"]
-    assert by is Store.refresh or said == [f"{store.path}: is gone; remade from the journal"]
+    assert by is Store.refresh or said == [f"{store.path}: was missing; remade from the journal"]
 
 
 def test_a_damaged_log_is_set_aside(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_rows_that_the_store_has_lost_are_brought_back_before_a_run(loss: str, t
     assert keys_in(store) == ["a"]
     store.mend()
     assert keys_in(store) == ["a", "b", "c"]
-    assert "lacked 2 rows; brought back from the journal" in said[0]
+    assert "lacked 2 rows; restored from the journal" in said[0]
     store.mend()
     assert len(said) == 1
 
@@ -257,7 +257,7 @@ def test_a_store_made_by_another_text_of_a_migration_is_refused(tmp_path: Path) 
     store.ingest()
     with duckdb.connect(str(store.path)) as connection:
         connection.execute("ALTER TABLE migrations DROP COLUMN checksum")  # as before there were checksums
-    with pytest.raises(InputError, match="written by an unreleased distill whose 0001_initial was another"):
+    with pytest.raises(InputError, match="written by an unreleased distill with a different 0001_initial"):
         store.rows("SELECT 1")
 
 

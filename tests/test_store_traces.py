@@ -136,7 +136,7 @@ def test_a_file_of_the_journal_that_is_gone_is_told_and_made_again(damage: str, 
     with pytest.raises(InputError, match=r"damaged: .*the next `distill run` remakes it"):
         texts(store)
     store.mend()
-    assert "2 traces are gone with files that were taken away or cut short" in said[-1]
+    assert "2 traces are lost, as their files are missing or truncated" in said[-1]
     assert texts(store) == {"c": "so c it is"}
     store.append("traces", rows("a"))
     store.ingest()

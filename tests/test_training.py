@@ -37,6 +37,7 @@ from distill.training.lean import lean  # noqa: E402
 from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.training.passes import likelihoods  # noqa: E402
 from distill.training.session import prepared  # noqa: E402
 from distill.types import Problem  # noqa: E402
 from pipeline.errors import InputError, PipelineError, Stopped  # noqa: E402
@@ -551,6 +552,18 @@ def test_a_training_that_diverges_says_so(tmp_path: Path) -> None:
         run(tiny(), examples(8), tmp_path, epochs=4, optimizer=OptimizerSettings(1e30, warmup=0))
 
 
+def test_a_student_that_tells_no_numbers_is_the_training_s_fault_and_its_base_a_broken_file_s() -> None:
+    model = add_lora(tiny(), rank=4, alpha=8, seed=0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.fill_(math.nan)
+    with pytest.raises(PipelineError, match=r"training diverged: .*; lower learning_rate"):
+        likelihoods(model, examples(2), 64)
+    model.get_input_embeddings().weight.data.fill_(math.nan)
+    with model.disable_adapter(), pytest.raises(PipelineError, match="its weights are broken"):
+        likelihoods(model, examples(2), 64)
+
+
 def test_training_learns_and_reports_each_example(tmp_path: Path) -> None:
     rows, model = examples(16), add_lora(tiny(), rank=8, alpha=16, seed=0)
     result, metrics = run(model, rows, tmp_path, epochs=25)
@@ -745,7 +758,7 @@ def test_what_a_step_reports_is_durable_before_it_counts_as_done(tmp_path: Path)
 
 def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
     run(tiny(), examples(6), tmp_path)
-    with pytest.raises(InputError, match=r"another run .* begin anew with another seed or directory"):
+    with pytest.raises(InputError, match=r"another run .* start over with another seed or directory"):
         run(tiny(), examples(7), tmp_path)
 
 
@@ -766,7 +779,7 @@ def test_a_disk_that_takes_no_more_is_named_and_what_was_there_stays(tmp_path: P
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(InputError, match=r"more than you may write here \(File too large\)"):
+        with pytest.raises(InputError, match=r"over your quota or file size limit \(File too large\)"):
             checkpoint.save(tmp_path, 2, "r", {"weights": [torch.ones(1_000_000)]})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -65,11 +65,12 @@ def test_misbehaviour_costs_one_verdict(pool: VerifierPool, act: str, failure: s
 
 
 def test_memory_that_takes_the_time_is_told_as_memory() -> None:
-    with VerifierPool(workers=1, limits=Limits(cpu_seconds=2.0, memory_bytes=1 << 29)) as pool:
-        assert pool.verify(HOSTILE, PROBLEM, "fine").outcome is Outcome.CORRECT
-        verdict = pool.verify(HOSTILE, PROBLEM, "grow")
-    assert verdict.failure == "memory"
-    assert verdict.reason == "more than 0.125 GiB of memory, and of 2 s of CPU time"
+    """And not what is held all the while: it takes no time."""
+    with VerifierPool(workers=2, limits=Limits(cpu_seconds=2.0, memory_bytes=1 << 29)) as pool:
+        verdicts = dict(pool.verify_many((act, HOSTILE, PROBLEM, act) for act in ("grow", "hold")))
+    grows, holds = verdicts["grow"], verdicts["hold"]
+    assert (grows.failure, grows.reason) == ("memory", "more than 0.125 GiB of memory, and of 2 s of CPU time")
+    assert (holds.failure, holds.reason) == ("timeout", "more than 2 s of CPU time")
 
 
 def test_nothing_but_misbehaviour(pool: VerifierPool) -> None:

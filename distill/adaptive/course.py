@@ -1,9 +1,9 @@
-"""Which samples of which problems are wanted next, for all problems together. In memory and pure.
+"""Decides which samples of which problems are wanted next, for all problems together. In memory and pure.
 
-Problems are taken in their order. A quota belongs to the problems that it names; a problem is asked if and
-only if those of its quota before it yield fewer accepted samples than the quota. That, too, is a function of
-verdicts alone: where outcomes are still out, a problem is begun as soon as it is certain that those before
-it, at their best, fall short. A quota is overshot by less than one problem's ``accepted``.
+Problems are taken in their order. A quota covers the problems that match it; a problem is sampled if and only if
+the earlier problems of its quota yield fewer accepted samples than the quota asks for. This, too, depends on verdicts
+alone: while outcomes are open, a problem is begun as soon as it is certain that those before it fall short even at
+best. A quota is overshot by less than one problem's ``accepted``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """So many accepted samples of the problems of a source, of a difficulty, of both, or (both None) of all."""
+    """The number of accepted samples wanted from the problems of a source, a difficulty, both, or (both None) from
+    all."""
 
     accepted: int
     source: str | None = None
@@ -36,8 +37,8 @@ class Quota:
 
 @dataclass(slots=True)
 class Share:
-    """The problems of one quota, in order; those before ``begun`` are asked. ``promised`` is what these can
-    yield at their best, ``accepted`` what the ended ones have yielded."""
+    """The problems of one quota, in order; those before ``begun`` are sampled. ``promised`` is the most accepted
+    samples that these can yield, ``accepted`` what those that have ended did yield."""
 
     quota: Quota | None
     problems: list[int] = field(default_factory=list)
@@ -47,7 +48,7 @@ class Share:
 
     @property
     def open(self) -> bool:
-        """Whether one more problem is certainly asked."""
+        """Whether it is certain that one more problem is needed."""
         return self.begun < len(self.problems) and (self.quota is None or self.promised < self.quota.accepted)
 
 
@@ -61,7 +62,7 @@ class _Problem:
     fate: Fate | None = None
 
     def results(self, distinct: bool) -> list[Result | None]:
-        """The verdicts; where the accepted samples are to be distinct, told apart by what they say."""
+        """The verdicts; if accepted samples must be ``distinct``, correct ones that say the same are repeats."""
         if not distinct:
             return list(self.verdicts)
         found: list[Result | None] = []
@@ -77,8 +78,8 @@ class _Problem:
 
 
 class Course:
-    """``start`` and ``judged`` return the samples that are wanted from then on, each once. Without quotas
-    all problems are asked; with some, those of the first quota that covers them, and no others."""
+    """``start`` and ``judged`` return the samples that are newly wanted, each once. Without quotas, all problems
+    are sampled; with quotas, a problem belongs to the first that covers it, and is not sampled if none does."""
 
     def __init__(self, problems: Sequence[Problem], rule: Rule, quotas: Sequence[Quota] = ()) -> None:
         self.rule = rule
@@ -93,11 +94,11 @@ class Course:
 
     @property
     def complete(self) -> bool:
-        """Whether every problem that is asked has ended, and no other is wanted."""
+        """Whether every problem that was begun has ended, and no other is needed."""
         return not self._open and not any(share.open for share in self.shares)
 
     def progress(self) -> tuple[int, int]:
-        """(done, total): problems that have ended, or with quotas accepted samples."""
+        """(done, total), in problems that have ended or, with quotas, in accepted samples."""
         if self.shares[0].quota is None:
             return len(self._problems) - self._open, len(self._problems)
         wanted = [share.quota.accepted for share in self.shares if share.quota]
@@ -107,14 +108,14 @@ class Course:
         return [place for share in self.shares for place in self._begin(share)]
 
     def judged(self, place: Place, outcome: Outcome, said: str | None = None) -> list[Place]:
-        """``said`` stands for what a sample says, where that is to be distinct."""
+        """Take in a verdict. ``said`` is a digest of what the sample says, if accepted samples must be distinct."""
         number, index = place
         problem = self._problems[number]
         new = index + 1 - len(problem.verdicts)
         problem.verdicts += [None] * new
         problem.said += [None] * new
         problem.verdicts[index], problem.said[index] = outcome, said
-        wanted = self._more(number)
+        wanted = self._newly_wanted(number)
         if end := self.rule.ended(problem.results(self.rule.distinct)):
             problem.fate = end[1]
             problem.share.accepted += self.accepted(number)
@@ -124,7 +125,7 @@ class Course:
         return wanted + self._begin(problem.share)
 
     def _best(self, problem: _Problem) -> int:
-        """The most accepted samples that it can come to."""
+        """The most accepted samples that the problem can yield."""
         results = problem.results(self.rule.distinct)
         correct, out = results.count(Outcome.CORRECT), results.count(None) + results.count(Repeat.OPEN)
         if problem.fate:
@@ -138,10 +139,10 @@ class Course:
             share.begun += 1
             share.promised += self._problems[number].best
             self._open += 1
-            wanted += self._more(number)
+            wanted += self._newly_wanted(number)
         return wanted
 
-    def _more(self, number: int) -> list[Place]:
+    def _newly_wanted(self, number: int) -> list[Place]:
         problem = self._problems[number]
         before, problem.wanted = problem.wanted, max(problem.wanted, self._certain(problem))
         return [(number, index) for index in range(before, problem.wanted)]
@@ -164,7 +165,7 @@ class Course:
             yield from ((number, index) for index in range(problem.wanted))
 
     def may_want(self) -> Iterator[Place]:
-        """Every sample that has been or may yet be wanted, should verdicts go against it."""
+        """Every sample that has been wanted, or may still be if verdicts turn out badly."""
         for share in self.shares:
             known = 0
             for number in share.problems:

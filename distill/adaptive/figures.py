@@ -1,4 +1,4 @@
-"""What adaptive sampling came to, for people and reports: a function of the verdicts and of what is stored."""
+"""The results of adaptive sampling, for people and reports: a function of the verdicts and the stored traces."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from distill.store import Store
 
 
 def figures_of(store: Store, collection: str, course: Course, problem_keys: Sequence[str]) -> dict[str, Any]:
-    """``tokens_saved`` is against ``most`` samples of every problem that was asked, each at the mean length of
-    that problem's own; problems that a full quota left unasked are not counted as saved."""
+    """``tokens_saved`` is relative to ``most`` samples of every problem that was sampled, at the mean length of that
+    problem's samples. Problems that were not sampled because a quota was full do not count as saved."""
     rows = store.rows(
         "SELECT label, count(*) AS tries, sum(thinking_tokens + answer_tokens)::BIGINT AS tokens "
         "FROM members JOIN traces ON row_key = trace_key WHERE collection = ? GROUP BY label",

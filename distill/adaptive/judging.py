@@ -1,8 +1,8 @@
-"""Verdicts on answers that come in one by one, while others are still being sampled.
+"""Judges answers as they arrive, while others are still being sampled.
 
-Rules go to the verifier pool each by itself, so that one that hangs holds up no other. What has to be opened
-(a judge, `distill.verifiers.asking`) is asked in a thread of its own about all that has come in meanwhile:
-it judges many at a time.
+An answer for a rule-based verifier goes to the verifier pool by itself, so that one that hangs delays no other. A
+verifier that has to be opened (a judge, `distill.verifiers.asking`) judges many answers at a time: it runs in its own
+thread, on all that have arrived meanwhile.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Judging:
             self._opened[spec] = holds_opened(verifiers.build(wish.verifier))
         if self._opened[spec]:
             self._waiting.put((place, wish, response))
-            self._thread = self._thread or _started(self._ask)
+            self._thread = self._thread or _started(self._judge_batches)
         else:
             future = self._pool.submit(wish.verifier, wish.problem, response)
             future.add_done_callback(partial(self._done, place, wish))
 
     def close(self) -> None:
-        """After ``stopping`` has become true: what is being asked is given up."""
+        """Call this after ``stopping`` has become true; what is being judged in the thread is given up."""
         self._waiting.put(None)
         if self._thread:
             self._thread.join()
@@ -60,7 +60,7 @@ class Judging:
             found = error
         self._deliver(place, wish, found)
 
-    def _ask(self) -> None:
+    def _judge_batches(self) -> None:
         while batch := self._batch():
             wishes = {place: wish for place, wish, _ in batch}
             items = [(place, wish.verifier, wish.problem, response) for place, wish, response in batch]
@@ -72,7 +72,7 @@ class Judging:
                 return
 
     def _batch(self) -> list[Item]:
-        """All that waits, at least one; empty at the end."""
+        """All items that wait, at least one; empty at the end."""
         batch: list[Item] = []
         while not batch or not self._waiting.empty():
             item = self._waiting.get()

@@ -1,7 +1,7 @@
-"""What the store holds already of the samples that may be wanted: traces, and their verdicts.
+"""What the store already holds of the samples that may be wanted: traces and their verdicts.
 
-Each place is taken by one trace: the sample itself, or, where cut ones are gone on with, the one that goes on
-from it, up to the limit that was come to. Where cut ones are dropped, such a try has failed, and nobody judges it.
+Each place is taken by one trace: the sample itself or, if truncated samples are continued, its latest continuation. If
+truncated samples are dropped, such a try has failed and is not judged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TEXTS = {"answer": "answer", "text": "concat(thinking, chr(31), answer)"}
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """What becomes of tries that are cut: ``drop`` them, or go on up to ``limits``; neither judges them as they are."""
+    """What to do with truncated tries: ``drop`` them, or continue them up to ``limits``; else they are judged as is."""
 
     drop: bool = False
     limits: Sequence[int] = ()
@@ -45,10 +45,10 @@ class Known:
         self.traces = store.present("traces", by_key)
         """Keys of the traces that are there."""
         self.cut = truncation.cut_among(store, self.traces) if cuts.drop else set[str]()
-        """Keys of those that were cut, where these are dropped."""
+        """Keys of the truncated traces, if these are dropped."""
         missing = {key: wish for key, wish in by_key.items() if key not in self.traces and wish.continues}
         self._beginnings = {key: wish.asked.prefix for key, wish in truncation.begun(store, missing).items()}
-        """What those that are to go on begin with, by key."""
+        """The texts that missing continuations begin with, by key."""
         self._said = _said(store, self.traces, distinct) if distinct else {}
         judged = {
             divmod(at, most): self.judgement(divmod(at, most))
@@ -59,13 +59,13 @@ class Known:
         self.verdicts = set(found)
         """Keys of the verdicts that are there, first failures (`keys.failed_key`) among them."""
         self.outcomes = {place: found[j.key] for place, j in judged.items() if j.key in found}
-        self.judged = bool(self.outcomes)
-        """Whether the store has a verdict on any of them."""
+        self.judged = {judged[place].name for place in self.outcomes}
+        """The verifiers of which the store has a verdict on any of them."""
         dropped = (divmod(at, most) for at, wish in enumerate(self._wishes) if wish.key in self.cut)
         self.outcomes |= dict.fromkeys(dropped, Outcome.INCORRECT)
 
     def wish(self, place: Place) -> Wanted:
-        """The one that takes the place now."""
+        """The sample that takes the place now."""
         wish = self._wishes[place[0] * self._most + place[1]]
         if (beginning := self._beginnings.get(wish.key)) is None:
             return wish
@@ -76,11 +76,11 @@ class Known:
         return self._judges.judgement(wish.key, wish.problem_key, wish.problem)
 
     def said(self, place: Place) -> str | None:
-        """What stands for what the trace there says, where these are to be distinct."""
+        """The digest of what the trace there says, if accepted samples must be distinct."""
         return self._said.get(self.wish(place).key)
 
     def open(self, course: Course, wanted: Iterable[Place]) -> list[Place]:
-        """Tell the course the verdicts that are there; returns what is wanted and has none."""
+        """Pass the verdicts that exist to the course; returns the wanted places without a verdict."""
         left, open_ = list(wanted), []
         while left:
             place = left.pop()
@@ -91,7 +91,7 @@ class Known:
         return open_
 
     def take(self, place: Place, completion: Completion, row: Mapping[str, Any]) -> Literal["judge", "go on", "failed"]:
-        """A trace was made; ``row`` is what is kept of it. Says what is done with it."""
+        """Take in a new trace, which is stored as ``row``. Returns what to do with it."""
         wish = self.wish(place)
         self.traces.add(wish.key)
         if completion.finish is Finish.LENGTH:
@@ -106,7 +106,7 @@ class Known:
         return "judge"
 
     def _next_limit(self, wish: Wanted, completion: Completion) -> int | None:
-        """None where the limits are used up, or the model's own positions (`distill.truncation.CAN_GO_ON`)."""
+        """The next limit; None if limits or the model's positions are used up (`distill.truncation.CAN_GO_ON`)."""
         if completion.token_ids and len(completion.token_ids) < wish.sampling.max_tokens:
             return None
         return next((limit for limit in self._cuts.limits if limit > wish.sampling.max_tokens), None)
@@ -123,7 +123,7 @@ def _digest(row: Mapping[str, Any], distinct: Distinct) -> str:
 
 
 def _said(store: Store, traces: Iterable[str], distinct: Distinct) -> dict[str, str]:
-    """As `_digest`, of traces that are there; their texts stay in the database."""
+    """As `_digest`, for stored traces; computed in the database, so that texts stay there."""
     sql = f"SELECT trace_key, md5({TEXTS[distinct]}) AS said FROM traces SEMI JOIN wanted USING (trace_key)"
     return {row["trace_key"]: row["said"] for row in store.among("trace_key", traces, sql)}
 

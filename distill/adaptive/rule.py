@@ -1,13 +1,13 @@
-"""When one problem has had enough samples: a pure function of the verdicts of its samples, in their order.
+"""Decides when one problem has enough samples: a pure function of the verdicts of its samples, in their order.
 
-A sample is wanted if and only if the verdicts of those with lower index do not end the problem. So which
-samples are made depends neither on time nor on batch size nor on where a run was killed; and raising a limit
-adds samples to those that are there. `Rule.certain` says how many are wanted whatever the verdicts that are
-still out may be: so many can be asked for at once without ever making one in vain.
+A sample is wanted if and only if the verdicts of the samples with lower indices do not end the problem. So the samples
+that are made do not depend on timing, on the batch size or on where a run was killed, and raising a limit only adds
+samples. `Rule.certain` returns how many are wanted whatever the open verdicts turn out to be: this many can be
+requested at once without ever making one in vain.
 
-Sampling until so many are correct, up to a maximum, is the uniform form of difficulty-aware rejection sampling
-(DART-Math, Tong et al. 2024, arXiv:2407.13690): hard problems get more tries. An unverifiable sample is a
-try, and neither right nor wrong.
+Sampling until a number of samples is correct, up to a maximum, is the uniform form of difficulty-aware rejection
+sampling (DART-Math, Tong et al. 2024, arXiv:2407.13690): hard problems get more tries. An unverifiable sample counts as
+a try, but neither as correct nor as incorrect.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from functools import lru_cache
 from distill.types import Outcome
 
 ERROR = 0.05
-"""The chance, at most, that a problem with a pass rate of ``hopeless`` or more is given up."""
+"""The maximum probability that a problem with a pass rate of ``hopeless`` or more is given up."""
 
 
 class Repeat(StrEnum):
-    """A correct sample that brings nothing new, where the accepted ones are to be distinct."""
+    """A correct sample that adds nothing, or may not, if accepted samples must be distinct."""
 
     REPEATED = "repeated"  # an earlier correct sample says the same
-    OPEN = "open"  # a sample before it whose verdict is out may yet say the same
+    OPEN = "open"  # an earlier sample whose verdict is open may turn out to say the same
 
 
 Result = Outcome | Repeat
 Verdicts = tuple[Result | None, ...]
-"""Of samples 0, 1, 2...; None where it is still out."""
+"""Of samples 0, 1, 2...; None for one that is still open."""
 
 
 class Fate(StrEnum):
     """How a problem ended."""
 
     SATISFIED = "satisfied"  # as many accepted as wanted
-    TRIVIAL = "trivial"  # the first ones all correct: left at these
-    HOPELESS = "hopeless"  # too seldom correct, or never in all tries
+    TRIVIAL = "trivial"  # the first ones were all correct: no more are needed
+    HOPELESS = "hopeless"  # too rarely correct, or never in all tries
     UNVERIFIABLE = "unverifiable"  # none of the first ones, or of all, could be judged
     SHORT = "short"  # all tries made, some accepted, fewer than wanted
 
@@ -63,10 +63,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``accepted`` correct samples are wanted, in ``most`` tries. Left earlier is a problem of which the
-    first ``trivial`` are all correct or the first ``unverifiable`` cannot be judged, and one whose pass rate
-    is below ``hopeless`` by the test of `given_up_at`; each None for never. With ``distinct`` a repeat is not
-    accepted once more; it is correct all the same."""
+    """``accepted`` correct samples are wanted, in at most ``most`` tries. A problem ends earlier if its first
+    ``trivial`` samples are all correct, if its first ``unverifiable`` samples cannot be judged, or if its pass rate
+    is below ``hopeless`` by the test of `given_up_at`; None turns each off. With ``distinct``, a repeat is not
+    accepted again, but still counts as correct."""
 
     accepted: int
     most: int
@@ -76,7 +76,7 @@ class Rule:
     distinct: bool = False
 
     def fate(self, seen: Counts) -> Fate | None:
-        """What such verdicts of the first samples decide; None where another sample is wanted."""
+        """How the verdicts of the first samples end the problem; None if another sample is wanted."""
         right, wrong, unknown = seen.correct + seen.repeated, seen.incorrect, seen.unverifiable
         if seen.correct >= self.accepted:
             return Fate.SATISFIED
@@ -91,7 +91,7 @@ class Rule:
         return Fate.SHORT if right else Fate.HOPELESS if wrong else Fate.UNVERIFIABLE
 
     def ended(self, verdicts: Sequence[Result | None]) -> tuple[int, Fate] | None:
-        """(how many samples were wanted, how the problem ended); None where that is open."""
+        """(how many samples were wanted, how the problem ended); None while that is open."""
         seen = Counts()
         for tries, outcome in enumerate([*verdicts, None]):
             if fate := self.fate(seen):
@@ -102,8 +102,8 @@ class Rule:
         return None
 
     def certain(self, verdicts: Sequence[Result | None]) -> int:
-        """How many samples, the first ones, are wanted whatever the verdicts that are out will be: the fewest
-        that the problem can come to. All of them where it has ended."""
+        """How many samples are wanted whatever the open verdicts turn out to be: the fewest that the problem can
+        need. If it has ended, all that it needed."""
         return _certain(self, tuple(verdicts))
 
 
@@ -124,12 +124,12 @@ def _may_be(result: Result | None, distinct: bool) -> Sequence[Result]:
 
 
 def given_up_at(rate: float, judged: int) -> int:
-    """At so many judged samples, or fewer correct, a problem is given up; -1 where it never is.
+    """The number of correct samples among ``judged`` ones at or below which a problem is given up; -1 if it never is.
 
-    An exact sequential test of "the pass rate is at least ``rate``": after each sample the smallest counts
-    are given up as long as the chance of ever having done so, at exactly that rate, stays within `ERROR`
-    (alpha spending, Lan and DeMets 1983, spent as early as possible). A confidence bound looked at after
-    every sample would promise less than it says. With a higher rate the chance is smaller.
+    An exact sequential test of "the pass rate is at least ``rate``": after each sample, problems with the smallest
+    counts are given up as long as the probability of ever giving up, at exactly that rate, stays within `ERROR`
+    (alpha spending, Lan and DeMets 1983, spent as early as possible). A confidence bound that is checked after
+    every sample would exceed its stated error. At a higher rate, the probability is smaller.
     """
     return _limits(rate, max(64, 1 << judged.bit_length()))[judged]
 
@@ -137,7 +137,7 @@ def given_up_at(rate: float, judged: int) -> int:
 @lru_cache(256)
 def _limits(rate: float, most: int) -> tuple[int, ...]:
     limits, spent = [-1], 0.0
-    going = [1.0]  # by number of correct ones: the chance of being there, not given up so far
+    going = [1.0]  # by number of correct samples: the probability of having that many and not being given up yet
     for _ in range(most):
         stay, step = [chance * (1 - rate) for chance in going], [chance * rate for chance in going]
         going = [a + b for a, b in zip([*stay, 0.0], [0.0, *step], strict=True)]

@@ -1,4 +1,4 @@
-"""What a YAML may say under ``until`` of a `generate` stage."""
+"""The settings under ``until`` of a `generate` stage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class QuotaSettings(Settings):
-    """So many accepted traces of the problems of a source, of a difficulty, of both, or (neither) of all."""
+    """The number of accepted traces wanted from the problems of a source, a difficulty, both, or (neither) from all."""
 
     accepted: Count
     """Correct traces wanted in total. The last problem may add up to its `accepted` less one."""
@@ -29,8 +29,8 @@ class QuotaSettings(Settings):
 class UntilSettings(Settings):
     """Sample each problem until enough of its traces are correct, judging them as they come.
 
-    A problem belongs to the first quota that covers it; with quotas, one that none covers is not asked, nor
-    are those left when the quota is full. The later `verify` stage finds the verdicts made here, if it names
+    A problem belongs to the first quota that covers it. With quotas, problems that none covers are not sampled, nor
+    those that are left when their quota is full. A later `verify` stage reuses the verdicts made here, if it names
     the same verifier.
     """
 
@@ -58,7 +58,7 @@ class UntilSettings(Settings):
     @model_validator(mode="after")
     def _fits(self) -> UntilSettings:
         if self.accepted > self.most:
-            raise ValueError(f"accepted: {self.accepted} correct traces cannot come of most: {self.most} tries")
+            raise ValueError(f"accepted: {self.accepted} correct traces cannot come from most: {self.most} tries")
         if self.trivial and self.trivial >= self.accepted:
             raise ValueError(f"trivial: {self.trivial} must be less than accepted: {self.accepted} to save anything")
         return self
@@ -67,14 +67,14 @@ class UntilSettings(Settings):
         return Rule(self.accepted, self.most, self.trivial, self.hopeless, self.unverifiable, self.distinct is not None)
 
     def course(self, problems: Sequence[Problem]) -> Course:
-        """`InputError` for a quota of no problem: a source's name is easily misspelled."""
+        """Raises `InputError` for a quota that covers no problem: a source's name is easily misspelled."""
         quotas = [Quota(quota.accepted, quota.source, quota.difficulty) for quota in self.quotas]
         course = Course(problems, self.rule(), quotas)
         for number, share in enumerate(course.shares):
             if share.quota and not share.problems:
                 sources = ", ".join(sorted({problem.source for problem in problems}))
                 raise InputError(
-                    f"until.quotas.{number} ({share.quota}): covers no problem that an earlier quota leaves; "
+                    f"until.quotas.{number} ({share.quota}): covers no problem that earlier quotas leave; "
                     f"the sources are {sources}"
                 )
         return course

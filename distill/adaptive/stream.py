@@ -1,12 +1,11 @@
-"""Sampling and judging at the same time: from a course to rows in the store.
+"""Samples and judges at the same time: carries out a course and stores the rows.
 
-The engine draws requests from a feed; each answer is kept and judged; each verdict, in whichever thread it
-arrives, is told to the course, which says what is wanted next, and that goes into the feed. So nothing is
-done in rounds: a slot that becomes free is filled as long as anything is wanted at all.
+The engine takes requests from a feed. Each answer is stored and judged. Each verdict, in whichever thread it arrives,
+is passed to the course, which returns the samples that are wanted next, and these go into the feed. So there are no
+rounds: a free slot is filled as long as anything is wanted at all.
 
-It has no resume path. What is there already, traces as well as verdicts, is told to the course first. A
-verdict is made durable after its trace (`distill.store.appending`), so a kill never leaves one about a text
-that is gone.
+There is no separate code to resume: the traces and verdicts that exist are passed to the course first. A verdict
+becomes durable after its trace (`distill.store.appending`), so a kill never leaves a verdict without its trace.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ SHOWN_SECONDS = 0.5
 
 
 class Stream:
-    """Brings ``course`` to its end. ``verdicts`` are the keys under which those made here were kept."""
+    """Runs ``course`` to its end. ``verdicts`` are the keys of the verdicts that were made here."""
 
     def __init__(self, store: Store, course: Course, known: Known, context: Context) -> None:
         self._store, self._course, self._known, self._context = store, course, known, context
@@ -43,11 +42,11 @@ class Stream:
         self._attempts = Attempts(known.verdicts, known.judged)
         self._feed = Feed(self._stopping)
         self._appender = Appender(store, ("traces", "verdicts"))
-        self._lock = threading.RLock()  # of the course, and of what is wanted
+        self._lock = threading.RLock()  # guards the course and what is wanted
         self._asked: dict[str, list[Place]] = {}
-        """Who waits for each trace that is being sampled: problems that ask the same share it."""
+        """The places that wait for each trace being sampled: problems with the same prompt share it."""
         self._unread: list[Place] = []
-        """Wanted, and their traces are in the store: to be read and judged."""
+        """Places whose traces are in the store, still to be read and judged."""
         self._judging: Judging
         self._failure: BaseException | None = None
         self._over = False
@@ -55,7 +54,7 @@ class Stream:
         self._tokens, self._cost, self._made = 0, Decimal(0), 0
 
     def run(self, open_engine: Callable[[], Engine], workers: int) -> None:
-        """The engine is opened only if a sample is missing. Whatever ends it early, what was made is kept."""
+        """Open the engine, if a sample is missing, and run to the end. If it ends early, what was made is kept."""
         with pool_of(self._store, self._context, workers) as pool:
             self._judging = Judging(pool, self._judged, lambda: self._over or self._context.stopping())
             try:
@@ -101,7 +100,7 @@ class Stream:
         self._feed.answered()
 
     def _taken(self, place: Place, completion: Completion, row: Row) -> bool:
-        """Whether it is to be judged; if not, what follows from it is wanted now."""
+        """Whether the answer is to be judged; if not, this requests what follows from it."""
         done = self._known.take(place, completion, row)
         if done == "go on":
             self._want([place])
@@ -110,7 +109,7 @@ class Stream:
         return done == "judge"
 
     def _judged(self, place: Place, wish: Judgement, found: Verdict | BaseException) -> None:
-        """In any thread. What fails here must not fail silently, as it would in a future's callback."""
+        """Called in any thread. An error here must not be lost, as it would be in a future's callback."""
         with self._lock:
             try:
                 if not (self._over or self._failure):
@@ -151,7 +150,7 @@ class Stream:
             self._feed.end()
 
     def _stopping(self) -> bool:
-        """Asked every second or so by the engine, or by the feed while it waits: time for what is due."""
+        """Called about once a second by the engine, or by the feed while it waits; also does what is due by then."""
         self._appender.tick()
         while self._unread and not self._failure:
             self._read()

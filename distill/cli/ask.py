@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from distill import catalog, engines, keys
 from distill.cli import students
 from distill.cli.open import load, workspace_of
-from distill.cli.options import Effort
+from distill.cli.options import Dtype, Effort
 from distill.cli.speaking import Aside, Speaker, speak
 from distill.cli.traces import printable
 from distill.engines.base import NoSteps, response_of, streamed
@@ -88,6 +88,8 @@ class Search:
     samples: int | None = None
     prm: str | None = None
     likelihood: str | None = None
+    dtype: Dtype | None = None
+    """Of whom scores steps."""
 
 
 def ask(
@@ -196,6 +198,8 @@ def _model(where: Where, options: engines.Options) -> Model:
 def _strategy(search: Search, where: Where, policy: Model | None) -> Any:
     """The search that was asked for (`rl.search.live.LiveSearch`), or None. ``policy`` is who answers, where its
     tokenizer is here."""
+    if search.dtype and not (search.prm or search.likelihood):
+        raise InputError("--scorer-dtype is about the model that scores steps; name it: --prm or --likelihood")
     if search.strategy is None:
         if search.prm or search.likelihood:
             raise InputError("--prm and --likelihood score the steps of a search: name a --strategy too")
@@ -207,7 +211,8 @@ def _strategy(search: Search, where: Where, policy: Model | None) -> Any:
     spec = parse_value(search.strategy) if search.strategy.lstrip().startswith("{") else search.strategy
     likelihood = students.find(search.likelihood, where.pipeline, where.workspace) if search.likelihood else None
     prm = _directory(search.prm, where) if search.prm else None
-    return catalog.resolve("doors", "search")(spec, search.samples or SAMPLES, prm, likelihood, policy)
+    dtype = search.dtype or Dtype.FLOAT32
+    return catalog.resolve("doors", "search")(spec, search.samples or SAMPLES, prm, likelihood, policy, str(dtype))
 
 
 def _directory(prm: str, where: Where) -> Path:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
+from distill.cli.dated import dated
 from distill.cli.open import aside
 from distill.cli.table import as_line
 from pipeline.events import Listener
@@ -169,7 +170,7 @@ class PlainLines(Listener):
         self._say(stage, f"done in {duration(manifest.seconds)}: {phrase(manifest.figures)}".rstrip(": "))
 
     def _say(self, stage: str, text: str) -> None:
-        say(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {stage:<14} {text}")
+        say(dated(f"{stage:<14} {text}"))
 
 
 class JsonLines(Listener):

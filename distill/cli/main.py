@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from distill.cli import dataset_commands, student_commands, traces_commands
+from distill.cli.dated import dated, in_one_log
 from distill.cli.options import (
     DEFAULT_PIPELINE,
     Json,
@@ -315,5 +316,6 @@ def _fail(message: str, code: Exit) -> NoReturn:
         _event(message, code)
     if not ("--json" in sys.argv and _rows_on_stdout()):
         with suppress(OSError):
-            print(f"distill: {message}", file=sys.stderr, flush=True)
+            line = f"distill: {message}"
+            print(dated(line) if sys.argv[1:2] == ["run"] and in_one_log() else line, file=sys.stderr, flush=True)
     sys.exit(int(code))

@@ -42,6 +42,13 @@ class Effort(StrEnum):
     HIGH = "high"
 
 
+class Dtype(StrEnum):
+    """In which precision a model is loaded."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 def command(module: str, function: str) -> Callable[..., Any]:
     """The implementation in ``distill.cli.<module>``, imported on use."""
     implementation: Callable[..., Any] = getattr(import_module(f"distill.cli.{module}"), function)

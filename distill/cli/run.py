@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.cli import display
+from distill.cli.dated import dated
 from distill.cli.open import load, workspace_of
 from distill.cli.table import render
 from distill.report.rows import contaminated
@@ -84,7 +85,7 @@ def _run(
         }
         display.say(json.dumps({"event": "done", "seconds": round(time.monotonic() - began, 3), "stages": found}))
         return
-    _summary(spec, done, time.monotonic() - began)
+    _summary(spec, done, time.monotonic() - began, log=isinstance(listener, display.PlainLines))
 
 
 def _disk_full_message(workspace: Path) -> str:
@@ -97,8 +98,8 @@ def _disk_full_message(workspace: Path) -> str:
     )
 
 
-def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float) -> None:
-    """Each stage with its seconds, each model with its score."""
+def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float, log: bool) -> None:
+    """Each stage with its seconds, each model with its score. ``log``: lines have a date there."""
     stages = [
         {"stage": m.stage, "": "cached" if cached else "run", "seconds": f"{m.seconds:.1f}"} for m, cached in done
     ]
@@ -111,7 +112,9 @@ def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float) -> None:
             display.say(f"protocol {manifest.figures['protocol']}: compare scores only within the same protocol")
     spent = sum(manifest.seconds for manifest, _ in done)
     now, all_told = display.duration(seconds), display.duration(spent)
-    display.say(f"\n{len(done)} stages up to date in {spec.workspace} ({now} now, {all_told} in all)")
+    ended = f"{len(done)} stages up to date in {spec.workspace} ({now} now, {all_told} in all)"
+    display.say("")
+    display.say(dated(ended) if log else ended)
     if any(manifest.identity.kind == "report" for manifest, _ in done):
         display.say(f"report: {spec.workspace / 'report.html'}")
 

@@ -9,6 +9,7 @@ import typer
 
 from distill.cli.options import (
     DEFAULT_PIPELINE,
+    Dtype,
     Effort,
     Json,
     Limit,
@@ -101,6 +102,10 @@ def ask(
     likelihood: Annotated[
         str | None, typer.Option(help="Instead of --prm: a model whose probability of a step is its score.")
     ] = None,
+    scorer_dtype: Annotated[
+        Dtype | None,
+        typer.Option(help="What --prm or --likelihood is loaded in: bfloat16 takes half the memory. Default: float32."),
+    ] = None,
     engine: Annotated[str, typer.Option(help="transformers, vllm, or openai with --base-url.")] = "transformers",
     base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint that serves the model.")] = None,
     key_from: Annotated[
@@ -117,8 +122,8 @@ def ask(
 
     command("ask", "ask")(
         question, Where(model, pipeline, workspace, engine, base_url, key_from, dialect),
-        Search(strategy, samples, prm, likelihood), show_thinking, temperature, max_tokens, budget, effort,
-        force_budget, seed, json_,
+        Search(strategy, samples, prm, likelihood, scorer_dtype), show_thinking, temperature, max_tokens, budget,
+        effort, force_budget, seed, json_,
     )  # fmt: skip
 
 

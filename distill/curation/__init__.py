@@ -1,5 +1,5 @@
-"""Curation of problems: duplicates among them, and overlap with what they will be measured on.
+"""Curation of problems: duplicates among them, and overlap with evaluation sets.
 
-A library with no store and no pipeline in it: texts go in, what overlaps with what comes out, and the order of
-the texts changes nothing but the numbers they go by. `distill.stages.curate` is its caller.
+A library without a store or a pipeline: texts go in, sorted by their content, and overlaps come out.
+`distill.stages.curate` calls it.
 """

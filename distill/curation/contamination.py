@@ -1,9 +1,9 @@
-"""Overlap with evaluation sets: which texts have a run of n words that an evaluation item has too.
+"""Overlap with evaluation sets: which texts share a run of n words with an evaluation item.
 
-Thirteen words in a row is the measure of GPT-3 (Brown et al. 2020, appendix C); eight, which finds more of what is
-the same and more of what is not, is that of s1 (arXiv:2501.19393) and open-r1. An item of fewer than n words counts
-as one run, if it has `LEAST_WORDS`; still shorter ones must be the same text altogether. How much of an item is
-found is told with it, so that a common turn of phrase can be told from a copy.
+GPT-3 used thirteen words (Brown et al. 2020, appendix C); s1 (arXiv:2501.19393) and open-r1 use eight, which finds more
+true overlaps and more false ones. An item of fewer than n words counts as one run, if it has `LEAST_WORDS`; a shorter
+one must be the same as the whole text. A hit includes the share of the item that is found, to tell a copy from a common
+phrase.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from distill.curation.words import Hashes, Places, WordHashes, ngram_hashes, tok
 
 LEAST_WORDS = 8
 CANDIDATES = 8
-"""Of the items that a text shares runs with, so many are looked at closely: those it shares most with."""
+"""Items of an evaluation set that are compared word for word with a text: those that share the most runs with it."""
 ITEMS_OF_A_RUN = 100
-"""A run of words that more items have is looked up in so many of them."""
+"""If more items than this have the same run, it is looked up in this many of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A text has ``ngram`` in common with an item; ``share`` of the item's runs of n words are in the text."""
+    """A text shares ``ngram`` with an item; ``share`` of the item's runs of n words are in the text."""
 
     item: Item
     ngram: str
@@ -43,7 +43,7 @@ class Hit:
 
 
 class Evaluations:
-    """The runs of words of all items of all evaluation sets, to look texts up in."""
+    """An index of the runs of words of all items of all evaluation sets, to look up texts."""
 
     def __init__(self, items: Iterable[Item], n: int) -> None:
         self._items = sorted(set(items), key=lambda item: (item.evaluation, item.name, item.origin, item.text))
@@ -70,7 +70,7 @@ class Evaluations:
         return runs, np.append(begins, len(found)), np.array(numbers)[owners[order]]
 
     def find(self, texts: Sequence[str], most: int = 3) -> list[list[Hit]]:
-        """For each text its overlaps, the largest first, at most so many of each evaluation set."""
+        """The overlaps of each text, the largest first, at most ``most`` per evaluation set."""
         split = [words(text) for text in texts]
         shared: list[dict[int, int]] = [defaultdict(int) for _ in texts]
         flat, lengths = self._hashes.of(split)
@@ -82,18 +82,18 @@ class Evaluations:
                 for item in items[begin : min(end, begin + ITEMS_OF_A_RUN)].tolist():
                     shared[owners[hit]][item] += 1
         return [
-            self._closely(said, counts, self._same.get(tuple(tokens(text)), ()), most)
-            if counts or self._short(said)
+            self._checked_hits(said, counts, self._same.get(tuple(tokens(text)), ()), most)
+            if counts or self._too_short(said)
             else []
             for text, said, counts in zip(texts, split, shared, strict=True)
         ]
 
-    def _short(self, said: Sequence[str]) -> bool:
+    def _too_short(self, said: Sequence[str]) -> bool:
         """Whether the text could be an item that is too short to be looked up by its runs."""
         return len(said) < min(self._n, LEAST_WORDS)
 
-    def _closely(self, said: list[str], counts: dict[int, int], same: Sequence[int], most: int) -> list[Hit]:
-        """The hits word for word: equal hashes are just a sign of them."""
+    def _checked_hits(self, said: list[str], counts: dict[int, int], same: Sequence[int], most: int) -> list[Hit]:
+        """The hits, checked word for word, since equal hashes prove nothing."""
         by_evaluation: dict[str, list[int]] = defaultdict(list)
         for number in sorted({*counts, *same}, key=lambda number: (-counts.get(number, 0), number)):
             by_evaluation[self._items[number].evaluation].append(number)

@@ -1,14 +1,14 @@
-"""Near duplicates: which texts go because an earlier one says almost the same.
+"""Near duplicates: drops texts that say almost the same as an earlier one.
 
-Texts come in an order that content alone decides (by key), and one is dropped if it is as alike as asked to one
-before it that is kept. So every dropped text has a kept one that stands for it, and no two kept ones that were
-compared are duplicates. Those that come first may be fixed: they go for nothing, as the items of an evaluation set.
-Candidates come from `distill.curation.minhash`; near the threshold the similarity itself
-decides, not its estimate, unless there are too many such pairs (`DOUBTS`) to look at each.
+Texts come in an order that depends on content alone (by key). A text is dropped if it is similar enough to an earlier
+one that is kept. So every dropped text is represented by a kept one, and no two kept texts that were compared are
+duplicates. The first texts can be fixed, so that they are never dropped, like the items of an evaluation set.
+Candidates come from `distill.curation.minhash`; near the threshold, the exact similarity decides and not its estimate,
+unless there are too many such pairs (`DOUBTS`).
 
-Of a crowd, very many texts that share a band, not every pair is compared: there the same is done again with those
-that are kept, until nothing changes or `ROUNDS` are over. What stands for a text may then itself have gone in a later
-round.
+In a crowd, that is, very many texts that share a band, not every pair is compared. There, the same is repeated with the
+texts that are kept, until nothing changes or for `ROUNDS`. The text that represents another may then be dropped itself
+in a later round.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from distill.curation.minhash import Sketches, candidates, crowded, estimates, j
 from distill.curation.words import Places
 
 MARGIN = 0.15
-"""How far from the threshold an estimate of 128 permutations is believed: four standard deviations."""
+"""The distance from the threshold at which an estimate by 128 permutations is trusted: four standard deviations."""
 DOUBTS = 500_000
-"""Where more pairs than these are near the threshold, the estimate decides: the texts are of a few moulds."""
+"""If more pairs than this are near the threshold, the estimate decides: the texts come from a few templates."""
 ROUNDS = 3
 PORTION = 10_000
-"""Pairs whose texts are looked at together."""
+"""Pairs whose texts are read together."""
 
 Texts = Callable[[Sequence[int]], Sequence[str]]
-"""The texts of these numbers."""
+"""Returns the texts with these numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """Text ``index`` goes; ``of`` stands for it. ``similarity`` is exact."""
+    """Text ``index`` is a near duplicate of text ``of``, which represents it. ``similarity`` is exact."""
 
     index: int
     of: int
@@ -47,9 +47,10 @@ class Duplicate:
 def near_duplicates(
     batches: Iterable[Sequence[str]], texts: Texts, similarity: float, shingle: int, fixed: int = 0, spare: bool = False
 ) -> list[Duplicate]:
-    """The duplicates among the texts of all batches, numbered as they come; ``texts`` gives some once more.
+    """The duplicates among the texts of all batches, numbered as they come; ``texts`` reads some of them again.
 
-    The first ``fixed`` texts never go. What is like one of these is told, and goes, unless ``spare``.
+    The first ``fixed`` texts are never dropped. A text similar to one of these is reported and dropped; with ``spare``,
+    it is only reported.
     """
     sketches = Sketches(shingle, similarity)
     total = 0
@@ -62,10 +63,10 @@ def near_duplicates(
     kept = np.arange(total)
     found: dict[tuple[int, int], Duplicate] = {}
     for _ in range(ROUNDS):
-        edges = _edges(low_bytes, keys, partial(_of, texts, kept), similarity, shingle)
+        edges = _edges(low_bytes, keys, partial(_texts_at, texts, kept), similarity, shingle)
         dropped, spared = _greedy(edges, fixed, spare)
         pairs = np.array([*dropped.items(), *spared.items()], np.int64).reshape(-1, 2)
-        alike = _similarities(pairs, partial(_of, texts, kept), shingle)
+        alike = _similarities(pairs, partial(_texts_at, texts, kept), shingle)
         for (index, of), similar in zip(kept[pairs].tolist(), alike, strict=True):
             found[index, of] = Duplicate(index, of, similar)
         if not dropped or not crowded(keys):
@@ -75,8 +76,8 @@ def near_duplicates(
     return sorted(found.values(), key=lambda duplicate: (duplicate.index, duplicate.of))
 
 
-def _of(texts: Texts, kept: Places, places: Places) -> Sequence[str]:
-    """The texts of these places among the kept ones."""
+def _texts_at(texts: Texts, kept: Places, places: Places) -> Sequence[str]:
+    """The texts at these places among the kept ones."""
     return texts(kept[places].tolist())
 
 
@@ -84,7 +85,7 @@ def _edges(
     low_bytes: NDArray[np.uint8], keys: NDArray[np.uint32], texts: Callable[[Places], Sequence[str]],
     similarity: float, shingle: int,
 ) -> NDArray[np.int64]:  # fmt: skip
-    """Pairs (later, earlier) that are alike, sorted."""
+    """The pairs (later, earlier) of similar texts, sorted."""
     total = len(keys)
     sure, unsure = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     doubts = 0
@@ -100,21 +101,21 @@ def _edges(
         estimated = estimates(low_bytes, doubtful // total, doubtful % total)
         decided = doubtful[estimated >= similarity]
     else:
-        decided = _decided(doubtful, total, texts, similarity, shingle)
+        decided = _exactly_similar(doubtful, total, texts, similarity, shingle)
     certain = np.unique(np.concatenate([*sure, decided]))
     return np.stack([certain // total, certain % total], axis=1)
 
 
-def _decided(
+def _exactly_similar(
     codes: NDArray[np.int64], total: int, texts: Callable[[Places], Sequence[str]], similarity: float, shingle: int
 ) -> NDArray[np.int64]:
-    """Those of the pairs that are as alike as asked, by the similarity itself."""
+    """The pairs whose exact similarity reaches the threshold."""
     alike = _similarities(np.stack([codes // total, codes % total], axis=1), texts, shingle)
     return codes[np.array(alike) >= similarity]
 
 
 def _similarities(pairs: Places, texts: Callable[[Places], Sequence[str]], shingle: int) -> list[float]:
-    """Of each pair of places, in portions."""
+    """The exact similarity of each pair of places, in portions."""
     found: list[float] = []
     for at in range(0, len(pairs), PORTION):
         part = pairs[at : at + PORTION]
@@ -124,8 +125,8 @@ def _similarities(pairs: Places, texts: Callable[[Places], Sequence[str]], shing
 
 
 def _greedy(edges: NDArray[np.int64], fixed: int, spare: bool) -> tuple[dict[int, int], dict[int, int]]:
-    """Which texts go, and for which kept one; and which are spared that are like a fixed one. ``edges`` (later,
-    earlier) are sorted."""
+    """(each dropped text with the kept one that represents it, each spared text with the fixed one that it resembles).
+    ``edges`` (later, earlier) are sorted."""
     dropped: dict[int, int] = {}
     spared: dict[int, int] = {}
     for later, earlier in edges.tolist():

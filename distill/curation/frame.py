@@ -1,8 +1,8 @@
-"""What all prompts of a source begin and end with: an instruction, a greeting. It says nothing of any one of them.
+"""Frames: what all prompts of a source begin and end with, such as an instruction. It says nothing about the problem.
 
-Left in, it makes two short problems near duplicates, and every problem contaminated as soon as the evaluation
-set is asked with the same instruction. So it is left out before texts are compared. A text that is compared with
-others is never the only one to show what is common: fewer than `LEAST` texts have no frame.
+With it, two short problems would be near duplicates, and every problem would be contaminated as soon as the evaluation
+set used the same instruction. So it is removed before texts are compared. A few texts may have content in common, so
+fewer than `LEAST` texts have no frame.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Frames:
         """By source: how many texts, their common beginning, and their common end, reversed."""
 
     def see(self, texts: Iterable[tuple[str, str]]) -> None:
-        """(source, text)"""
+        """Take in texts, each as (source, text)."""
         for source, text in texts:
             count, begin, end = self._seen.get(source, (0, text, text[::-1]))
             if begin or end:
@@ -31,7 +31,7 @@ class Frames:
             self._seen[source] = count + 1, begin, end
 
     def cutter(self) -> Cutter:
-        """Whole words only, the longest first."""
+        """What removes the frames seen so far: whole words only, the longest first."""
         enough = [(begin, end[::-1]) for count, begin, end in self._seen.values() if count >= LEAST]
         begins = {END_OF_WORD.sub("", begin) for begin, _ in enough}
         ends = {BEGIN_OF_WORD.sub("", end) for _, end in enough}
@@ -39,7 +39,7 @@ class Frames:
 
 
 def _common(one: str, other: str) -> str:
-    """What both begin with."""
+    """The common prefix of both."""
     at = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return one[:at]
 
@@ -49,7 +49,7 @@ def _longest_first(parts: Iterable[str]) -> list[str]:
 
 
 class Cutter:
-    """Takes the longest frame that fits off a text; what is nothing but a frame stays whole."""
+    """Removes the longest frame that fits from a text; a text that is nothing but a frame stays whole."""
 
     def __init__(self, begins: list[str], ends: list[str]) -> None:
         self._begins, self._ends = begins, ends

@@ -1,11 +1,11 @@
-"""MinHash: which of very many texts are alike, without comparing each with each.
+"""MinHash: finds similar texts among very many, without comparing every pair.
 
-A text is the set of its runs of tokens; two are as alike as the share of runs that they have in common
-(Jaccard). The share of equal numbers in two signatures is an unbiased estimate of it (Broder 1997), and texts
-that agree in a band of their signatures are candidates (locality-sensitive hashing; Leskovec, Rajaraman and
-Ullman, Mining of Massive Datasets, section 3.4). Kept of a text are one byte a permutation and four a band, some 200
-bytes in all. Written here in numpy, which is several times faster than a library that takes texts one by
-one, and keeps no Python object a text.
+A text is the set of its runs of tokens (shingles), and the similarity of two texts is the share of runs that they have
+in common (Jaccard). The share of equal numbers in two signatures is an unbiased estimate of it (Broder 1997), and texts
+that agree in a band of their signatures are candidates (locality-sensitive hashing; Leskovec, Rajaraman and Ullman,
+Mining of Massive Datasets, section 3.4). Only one byte per permutation and four per band are kept of a text, about 200
+bytes in all. It is written in numpy, which is several times faster than a library that takes texts one by one, and
+keeps no Python object per text.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from distill.randomness import generator
 
 PERMUTATIONS = 128
 RECALL = 0.99
-"""Of pairs as alike as the threshold so many become candidates; of more alike ones, more."""
+"""The share of pairs at the similarity threshold that become candidates; of more similar pairs, more do."""
 WINDOW = 16
-"""In a band that very many texts share, each is compared with so many neighbours."""
+"""In a band that very many texts share, each is compared with this many neighbours."""
 CHUNK = 200_000
 
 Signatures = NDArray[np.uint32]
@@ -36,9 +36,9 @@ def permutations(count: int = PERMUTATIONS) -> tuple[Hashes, Hashes]:
 
 
 def signatures(hashes: Hashes, owners: Places, texts: int, count: int = PERMUTATIONS) -> Signatures:
-    """(texts x permutations) the least number that each permutation gives any shingle of each text.
+    """(texts x permutations) the smallest number that each permutation gives to any shingle of each text.
 
-    Every text must have a shingle, and they must come text by text.
+    Every text must have a shingle, and shingles must be ordered by text.
     """
     begins = np.searchsorted(owners, np.arange(texts))
     found = np.empty((count, texts), np.uint32)
@@ -49,7 +49,7 @@ def signatures(hashes: Hashes, owners: Places, texts: int, count: int = PERMUTAT
 
 
 def rows_of_a_band(similarity: float, count: int = PERMUTATIONS) -> int:
-    """The most rows with which pairs of this similarity still become candidates as `RECALL` asks."""
+    """The most rows per band with which pairs of this similarity still become candidates as often as `RECALL`."""
     fits = [r for r in range(1, 17) if 1 - (1 - similarity**r) ** (count // r) >= RECALL]
     return max(fits, default=1)
 
@@ -65,8 +65,8 @@ def band_keys(found: Signatures, rows: int) -> NDArray[np.uint32]:
 
 
 def candidates(keys: NDArray[np.uint32], window: int = WINDOW) -> Iterator[Pairs]:
-    """Pairs of texts that share a band, in portions. Of a crowd (more than ``window`` that share one) those are
-    paired that stand near each other when sorted by their next bands too, where the most alike come together."""
+    """Pairs of texts that share a band, in portions. In a crowd (more than ``window`` texts that share one), a text is
+    paired only with its neighbours when sorted by the next bands too, which brings the most similar together."""
     bands = keys.shape[1]
     for band in range(bands):
         column = keys[:, band]
@@ -87,7 +87,7 @@ def crowded(keys: NDArray[np.uint32], window: int = WINDOW) -> bool:
 
 
 def estimates(low_bytes: NDArray[np.uint8], first: Places, second: Places) -> NDArray[np.float64]:
-    """The estimated similarity of pairs: the share of equal bytes, less what is equal by chance."""
+    """The estimated similarity of pairs: the share of equal bytes, corrected for those that are equal by chance."""
     parts = [
         (low_bytes[first[at : at + CHUNK]] == low_bytes[second[at : at + CHUNK]]).mean(axis=1)
         for at in range(0, len(first), CHUNK)
@@ -97,7 +97,7 @@ def estimates(low_bytes: NDArray[np.uint8], first: Places, second: Places) -> ND
 
 
 def jaccard(texts: Sequence[str], pairs: Sequence[Sequence[int]], n: int) -> list[float]:
-    """The similarity itself, of pairs of these texts."""
+    """The exact similarity of pairs of these texts."""
     hashes, owners = shingles(texts, n, WordHashes())
     sets = [set(part.tolist()) for part in np.split(hashes, np.searchsorted(owners, np.arange(1, len(texts))))]
     shared = [(len(sets[one] & sets[other]), one, other) for one, other in pairs]
@@ -105,7 +105,7 @@ def jaccard(texts: Sequence[str], pairs: Sequence[Sequence[int]], n: int) -> lis
 
 
 class Sketches:
-    """What is kept of texts: the low bytes of their signatures, and their bands."""
+    """What is kept of texts: the low bytes of their signatures, and the keys of their bands."""
 
     def __init__(self, n: int, similarity: float) -> None:
         self._n, self._rows, self._hashes = n, rows_of_a_band(similarity), WordHashes()
@@ -119,9 +119,9 @@ class Sketches:
             self._keys.append(band_keys(found, self._rows))
 
     def taken(self) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
-        """(low bytes, band keys) of all texts; the portions are let go of."""
+        """(low bytes, band keys) of all texts; frees the portions."""
         low_bytes = np.concatenate(self._bytes)
-        self._bytes = []  # before the next are joined: this is most of what is held
+        self._bytes = []  # most of the memory: freed before the keys are joined
         keys = np.concatenate(self._keys)
         self._keys = []
         return low_bytes, keys

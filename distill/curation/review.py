@@ -1,9 +1,9 @@
-"""One review of a set of problems: exact duplicates go first, then what overlaps with evaluation sets, then near
-duplicates: of an item of these sets, or of another problem that is left.
+"""Reviews a set of problems: exact duplicates first, then overlap with evaluation sets, then near duplicates.
 
-In this order, so that a contaminated problem never stands for a clean one that resembles it. The problems are read
-several times, in portions, by an order of their content (their keys); what is kept of each in between are a few
-hundred bytes. Reading them and keeping the evidence are the caller's.
+Near duplicates are those of an evaluation item, or of another problem that is left. The order makes sure that a
+contaminated problem never represents a clean one that resembles it. The problems are read several times, in portions,
+sorted by content (by their keys); only a few hundred bytes of each are kept in between. The caller reads the problems
+and stores the evidence.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What is looked for. ``similarity`` None looks for no near duplicates; an evaluation item counts from ``share``
-    of its n-grams on, any at 0; ``tell`` says of contaminated problems and keeps them."""
+    """What to look for. ``similarity`` None looks for no near duplicates. An evaluation item counts if at least
+    ``share`` of its n-grams are found; at 0, one is enough. ``tell`` reports contaminated problems and keeps them."""
 
     exact: bool = True
     similarity: float | None = 0.8
@@ -54,13 +54,13 @@ class Overlap:
 
 
 Read = Callable[[], Iterable[Sequence[Entry]]]
-"""All problems once more, in portions, sorted by key."""
+"""Reads all problems once more, in portions, sorted by key."""
 Texts = Callable[[Sequence[str]], Sequence[str]]
-"""The texts of these problems, by key."""
+"""Returns the texts of the problems with these keys."""
 
 
 def review(read: Read, texts: Texts, items: Sequence[Item], rules: Rules) -> list[Overlap]:
-    """Every overlap. What is to go is named by those that say ``removed``."""
+    """Every overlap. The problems to remove are those of overlaps that are ``removed``."""
     frames = Frames()
     for batch in read():
         frames.see((entry.source, entry.text) for entry in batch)
@@ -76,7 +76,7 @@ def _evaluations(items: Sequence[Item], cut: Cutter, ngram: int) -> Evaluations:
 
 
 def _first_pass(read: Read, evaluations: Evaluations, cut: Cutter, rules: Rules) -> Iterator[Overlap]:
-    """Exact duplicates, and overlap with evaluation sets of those that are none."""
+    """Exact duplicates, and the overlap of all other problems with evaluation sets."""
     first: dict[int, str] = {}
     for batch in read():
         left = []
@@ -101,9 +101,9 @@ def _near(
     read: Read, texts: Texts, cut: Cutter, items: Sequence[Item], found: Sequence[Overlap], rules: Rules,
     similarity: float,
 ) -> Iterator[Overlap]:  # fmt: skip
-    """Near duplicates of what is left; an item that shares a run of words with a problem was ``found`` before."""
+    """Near duplicates among the problems that are left and the items; overlaps that were ``found`` are not repeated."""
     gone = {overlap.key for overlap in found if overlap.removed}
-    told = {(overlap.key, overlap.other) for overlap in found}
+    known = {(overlap.key, overlap.other) for overlap in found}
     asked = [cut(item.text) for item in items]
     keys: list[str] = []
 
@@ -122,5 +122,5 @@ def _near(
         key, of = keys[duplicate.index - len(items)], duplicate.of
         if of >= len(items):
             yield Overlap(key, NEAR, keys[of - len(items)], duplicate.similarity)
-        elif (key, items[of]) not in told:
+        elif (key, items[of]) not in known:
             yield Overlap(key, NEAR, items[of], duplicate.similarity, removed=not rules.tell)

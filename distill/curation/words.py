@@ -1,8 +1,8 @@
-"""Texts as words, words as numbers, and runs of n words as one number each; many texts at a time.
+"""Splits texts into words, and hashes words and runs of n words, for many texts at a time.
 
-Words are runs of letters and digits, case set aside; a Chinese or Japanese character is a word, as these are
-written without spaces. Tokens are words and every other sign: to maths ``2 + 3`` and ``2 * 3`` are two things.
-All hashes are the same in every process and on every machine.
+Words are runs of letters and digits, ignoring case; a Chinese or Japanese character is a word, as these are written
+without spaces. Tokens are words and every other sign, since ``2 + 3`` and ``2 * 3`` differ. All hashes are the same in
+every process and on every machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 TOKEN = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+|[^\w\s]|_")
 ASCII_WORD = re.compile("[a-z0-9]+")
 ASCII_TOKEN = re.compile(r"[a-z0-9]+|[^a-z0-9\s]")
-"""The same for what is ASCII, which is most of it, in a third of the time."""
+"""The same for ASCII, which most texts are, in a third of the time."""
 BASE = np.uint64(0x9E3779B97F4A7C15)
 REMEMBERED = 1 << 20
 
@@ -36,12 +36,12 @@ def tokens(text: str) -> list[str]:
 
 
 def text_hash(text: str) -> int:
-    """64 bits of a text, how its white space is set not counted."""
+    """A 64-bit hash of a text, ignoring differences in white space."""
     return int.from_bytes(blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 class WordHashes:
-    """The numbers of words. A word is hashed once; at a million different ones memory starts anew."""
+    """The hashes of words. Each word is hashed once; beyond a million different ones, the cache is cleared."""
 
     def __init__(self) -> None:
         self._known: dict[str, int] = {}
@@ -59,7 +59,7 @@ class WordHashes:
 
 
 def ngram_hashes(flat: Hashes, lengths: Places, n: int) -> tuple[Hashes, Places]:
-    """(a hash for every run of n words inside a text, the text that each is of), in order."""
+    """(a hash for every run of n words inside a text, the text that each belongs to), in order."""
     count = len(flat) - n + 1
     if count <= 0:
         return np.empty(0, np.uint64), np.empty(0, np.int64)
@@ -73,14 +73,14 @@ def ngram_hashes(flat: Hashes, lengths: Places, n: int) -> tuple[Hashes, Places]
 
 
 def mixed(values: Hashes) -> Hashes:
-    """Every bit of a number made to depend on all of them (the finaliser of splitmix64)."""
+    """Mix the bits of each number so that every bit depends on all of them (the finaliser of splitmix64)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def shingles(texts: Sequence[str], n: int, hashes: WordHashes) -> tuple[Hashes, Places]:
-    """Hashes of all runs of n tokens, and the text of each; a text of fewer is one run, filled up."""
+    """Hashes of all runs of n tokens, and the text of each; a shorter text is padded to one run."""
     split = [tokens(text) for text in texts]
     filled = [text if len(text) >= n else [*text, *[""] * (n - len(text))] for text in split]
     return ngram_hashes(*hashes.of(filled), n)

@@ -1,1 +1,1 @@
-"""Traces as a data set for others: which are chosen, the files they are written to, the card that tells of them."""
+"""Traces as a data set to publish: choosing them, writing the files, and the card that describes them."""

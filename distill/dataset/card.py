@@ -1,6 +1,6 @@
-"""The facts of a data set as its card: Markdown below the YAML header that the hub reads.
+"""Renders a data set's card: Markdown below the YAML header that the hub reads.
 
-Deterministic, and says nothing that is not in `distill.dataset.facts`: what was not looked into is named as such.
+Deterministic, and based on nothing but `distill.dataset.facts`. The card names what was not checked.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def _teacher(facts: Facts) -> str:
     parts = ["## Teacher, prompts and sampling", table(facts["teachers"])]
     if facts["totals"]["imported"]:
         parts.append(
-            "Of imported traces the sampling is not known, and tokens are estimated from the texts, four letters to "
-            "a token."
+            "The sampling settings of imported traces are not known, and their tokens are estimated from the texts, at "
+            "four characters per token."
         )
     parts.append(table(facts["sampling"]))
     systems = [row for row in facts["systems"] if row["system"]]
@@ -77,14 +77,14 @@ def _lengths(facts: Facts) -> str:
 
 def _overlap(facts: Facts) -> str:
     same, held = facts["duplicates"]["same_text"], facts["heldout"]
-    lines = [f"- Traces whose text is that of another: {same:,}."]
+    lines = [f"- Traces with the same text as another: {same:,}."]
     lines.append(
-        f"- Prompts that stand among the {held['heldout']:,} held-out ones of the pipeline: {held['shared']:,}."
+        f"- Prompts that are also among the {held['heldout']:,} held-out ones of the pipeline: {held['shared']:,}."
         if held["heldout"]
-        else "- The pipeline holds no problems out."
+        else "- The pipeline holds out no problems."
     )
     if facts["overlap"] is None:
-        lines.append("- Overlap with evaluation sets: not looked for.")
+        lines.append("- Overlap with evaluation sets: not checked.")
         return "\n".join(["## Duplicates and overlap\n", *lines])
     return (
         "\n".join(["## Duplicates and overlap\n", *lines])
@@ -108,9 +108,8 @@ def _columns() -> str:
     return (
         "## Columns\n\n`messages` is the conversation, with the thinking between `<think>` and `</think>` in the "
         "assistant's turn; `thinking` and `answer` are its parts, `prompt` the question, `reference` what the verifier "
-        "compared with. `outcome`, `score` and `verifier` are of the verdict by which the trace was selected, "
-        "elsewhere of the newest. `id` is the trace's key in the "
-        "store."
+        "compared with. `outcome`, `score` and `verifier` are those of the verdict by which the trace was selected or, "
+        "without a selection, of its newest verdict. `id` is the trace's key in the store."
     )
 
 
@@ -121,7 +120,7 @@ def _reproduce(facts: Facts) -> str:
         name, text = facts["pipeline"]["name"], facts["pipeline"]["text"]
         parts.append(f"`distill run --pipeline {name}`, where `{name}` is:\n\n{fenced(text, 'yaml')}")
     if not facts["stages"]:
-        parts.append("No stage of a pipeline is on record in this workspace.")
+        parts.append("This workspace has no record of a pipeline's stages.")
     for stage in facts["stages"]:
         recorded = {"settings": stage["settings"], **({"read": stage["files"]} if stage["files"] else {})}
         parts.append(
@@ -133,7 +132,7 @@ def _reproduce(facts: Facts) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of the columns that say anything."""
+    """A Markdown table, without the columns that are empty in every row."""
     if not rows:
         return "None."
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
@@ -155,7 +154,7 @@ def _cell(value: Any) -> str:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """A code block, whatever fences stand in the text."""
+    """A code block, with a fence longer than any in the text."""
     fence = "```"
     while fence in text:
         fence += "`"

@@ -1,6 +1,6 @@
-"""Which traces are meant: the filters that `distill traces list` and `export` and the export stage share.
+"""Choosing traces: the filters that `distill traces list`, `distill traces export` and the export stage share.
 
-All of them are conditions on the view `overview`; the stage's rows are a collection in `members`.
+All of them are conditions on the view `overview`; a stage's rows are a collection in `members`.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ AS_JUDGED_THERE = """(
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Conditions that all hold; None does not ask. ``collection`` is the digest of a stage's output: the traces
-    it made or judged, of a selection those that were kept. ``verdicts`` is that of the stage whose verdicts count;
-    by default the newest of each trace. ``where`` is SQL over `overview`."""
+    """Conditions that must all hold; None means no condition. ``collection`` is the digest of a stage's output: the
+    traces that it made or judged, or those that a selection kept. ``verdicts`` is the digest of the stage whose
+    verdicts count; by default, the newest verdict of each trace does. ``where`` is SQL over `overview`."""
 
     collection: str | None = None
     outcome: str | None = None
@@ -55,7 +55,7 @@ class Choice:
     rollouts: bool = False
     verdicts: str | None = None
     run: str | None = None
-    """Fingerprint of the stage that made the collection: a selection's reasons are its."""
+    """Fingerprint of the stage that made the collection; a selection's reasons are stored under it."""
 
     def __post_init__(self) -> None:
         for name, known in (("outcome", Outcome), ("finish", Finish)):
@@ -65,12 +65,12 @@ class Choice:
 
     @classmethod
     def of(cls, record: Manifest, **conditions: Any) -> Choice:
-        """Of a stage's output, with the verdicts that it holds or, of a selection, was chosen by."""
+        """The traces of a stage's output, with the verdicts that it holds or that a selection was made by."""
         judged = record.digest if _makes(record.identity.kind) == "verdicts" else record.identity.inputs.get("verdicts")
         return cls(record.digest, verdicts=judged, run=record.fingerprint, **conditions)
 
     def condition(self) -> tuple[str, str, dict[str, Any]]:
-        """What to choose from, in SQL, with the condition on it and the parameters of both."""
+        """(what to choose from, the condition, the parameters of both), the first two in SQL."""
         asked = {
             "collection": OF_COLLECTION,
             "outcome": "outcome = $outcome",
@@ -88,19 +88,19 @@ class Choice:
         return AS_JUDGED_THERE, " AND ".join(parts) or "true", {**parameters, "verdicts": self.verdicts}
 
     def words(self) -> list[str]:
-        """The conditions for a person."""
+        """The conditions, for display."""
         asked = ("outcome", "source", "model", "finish", "problem", "where")
         return [f"{name}: {getattr(self, name)}" for name in asked if getattr(self, name) is not None]
 
 
 def chosen_by(workspace: Path, selection: str | None, asked: Mapping[str, Any]) -> Choice:
-    """The choice that a command's options make; ``selection`` is a stage's name."""
+    """The choice that a command's options ask for; ``selection`` is a stage's name."""
     return Choice.of(of_stage(workspace, selection), **asked) if selection else Choice(**asked)
 
 
 def of_stage(workspace: Path, name: str) -> Manifest:
-    """The record at which a stage stands whose output is traces, verdicts or a selection, by its name in the YAML;
-    the newest where that is not known."""
+    """The current manifest of a stage with this name, whose output is traces, verdicts or a selection; if the current
+    one is not known, the newest."""
     found = [m for m in recorded(workspace) if _makes(m.identity.kind) in ("traces", "verdicts", "selection")]
     if (standing := manifests.current(workspace, name)) in found:
         return standing
@@ -114,23 +114,23 @@ def of_stage(workspace: Path, name: str) -> Manifest:
 
 
 def _makes(kind: str) -> str | None:
-    """What stages of a kind produce; None for one that this distill does not know."""
+    """What stages of a kind produce; None for a kind that this distill does not know."""
     return catalog.stage(kind).produces if kind in catalog.names("stages") else None
 
 
 def recorded(workspace: Path) -> Iterator[Manifest]:
-    """The record of every complete stage of a workspace."""
+    """The manifests of all complete stages of a workspace."""
     for path in sorted(manifests.directory(workspace).glob("*/*.json")):
         if found := manifests.read(path):
             yield found
 
 
 def lineage(workspace: Path, collection: str | None) -> list[Manifest]:
-    """The records of the stages that a collection comes from, the first of them first; of all stages for none.
+    """The manifests of the stages that a collection comes from, in order; of all stages if ``collection`` is None.
 
-    Several stages may have the same output: a curation that took nothing out has that of the stage before it, and of
-    itself by other settings. Of these that one is meant at which its stage stands, else the newest; and one that was
-    there when the stage was made which took it.
+    Several manifests may have the same output: a curation that removed nothing has that of the stage before it, and
+    that of its own runs with other settings. The current one of its stage is preferred, then the newest; but first
+    come those that existed when the stage that used the output was run.
     """
 
     def rank(made: Manifest) -> tuple[bool, str]:

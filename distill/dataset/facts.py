@@ -1,7 +1,7 @@
-"""What a data card tells, as plain data, read from the store and the record of its stages; nothing is assumed.
+"""The facts of a data card as plain data, read from the store and the manifests of its stages; nothing is assumed.
 
-What was not measured is None or empty, and the card says so. Curation's evidence and the bills of endpoints are
-read where the store has them (the tables `curation` and `calls`).
+What was not measured is None or empty, and the card says so. The evidence of curation and the bills of endpoints are
+included if the store has them (the tables `curation` and `calls`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Facts = dict[str, Any]
 MOST_ROWS = 40
-"""Of a table in the card; what is left out is counted."""
+"""The most rows of a table in the card; those left out are counted."""
 QUANTILES = {"min": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
 
 
@@ -113,7 +113,7 @@ def _example(connection: duckdb.DuckDBPyConnection) -> str | None:
 
 
 def _funnel(connection: duckdb.DuckDBPyConnection, choice: Choice) -> list[dict[str, Any]]:
-    """From generated to kept: by reason of rejection where there is a selection, else by the newest verdict."""
+    """From generated to kept: by reason of rejection if there is a selection, else by the newest verdict."""
     of_run = "AND (run IS NULL OR run = $run)" if "rejections" in _tables(connection) else "AND $run IS NOT NULL"
     rows = _rows(
         connection,
@@ -143,8 +143,8 @@ def _lengths(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 
 
 def _overlap(connection: duckdb.DuckDBPyConnection, chain: list[Manifest]) -> list[dict[str, Any]] | None:
-    """Of each evaluation set, how many problems curation found to overlap with it and how many of these are among
-    the chosen; none is an answer too. None where nothing was looked for."""
+    """For each evaluation set, how many problems overlap with it according to curation, and how many of these are
+    among the chosen, even if there are none. None if no overlap was looked for."""
     curations = {m.fingerprint: m for m in chain if m.identity.kind in ("curate", "curate-traces")}
     if "curation" not in _tables(connection):
         return None
@@ -163,7 +163,7 @@ def _overlap(connection: duckdb.DuckDBPyConnection, chain: list[Manifest]) -> li
 
 
 def _cost(connection: duckdb.DuckDBPyConnection) -> dict[str, Any] | None:
-    """What the endpoints billed for the chosen traces and for all calls; None where nothing was billed."""
+    """What the endpoints billed for the chosen traces and for all calls; None if nothing was billed."""
     if "calls" not in _tables(connection):
         return None
     row = _rows(
@@ -179,8 +179,8 @@ def _tables(connection: duckdb.DuckDBPyConnection) -> set[str]:
 
 
 def _named(model: str, chain: list[Manifest]) -> str | None:
-    """What the pipeline called a model whose identity is a hash: the teacher of the stage that generated, if
-    there is just one such stage."""
+    """The pipeline's name for a model whose identity is a hash: the teacher of the generate stages, if they have just
+    one."""
     teachers = {m.identity.settings.get("teacher") for m in chain if m.identity.kind == "generate"}
     return next(iter(teachers)) if len(teachers) == 1 and not model.startswith("imported:") else None
 

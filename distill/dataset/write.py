@@ -1,8 +1,8 @@
-"""Traces written for others: one Parquet file, or a directory that `datasets.load_dataset` reads, with its card.
+"""Writes traces to publish: one Parquet file, or a directory that `datasets.load_dataset` reads, with its card.
 
-Each row is a conversation (`messages`, the thinking in think tags in the assistant's turn), the same thinking
-and answer as columns of their own, and what is known of them. Rows stream from a snapshot of the store, so that
-neither memory nor a run that goes on minds how many there are. What is written gets its name when it is whole.
+Each row is a conversation (`messages`, with the thinking in think tags in the assistant's turn), the same thinking and
+answer as separate columns, and their metadata. Rows stream from a snapshot of the store, so memory stays small and a
+run in progress is not held up, however many there are. The output gets its name once it is complete.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 ROWS_A_FILE = 100_000
 BATCH = 5_000
 MEMORY = "512MB"
-"""Of DuckDB for an export or a card; what does not fit goes to a temporary file."""
+"""DuckDB's memory limit for an export or a card; what does not fit goes to a temporary file."""
 OTHER_FORMS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".gz", ".zip", ".arrow", ".md", ".txt")
-"""A directory of such a name would be no help to anybody."""
+"""Suffixes of other file formats, which the name of an exported directory must not have."""
 CARD, DATA = "README.md", "data"
 
 ROWS = """
@@ -44,8 +44,8 @@ ROWS = """
 
 
 def export(store: Store, choice: Choice, target: Path, force: bool = False, pipeline: Path | None = None) -> int:
-    """Write what is chosen to ``target``: a file where its name ends in .parquet, else a directory. Returns the
-    rows. An earlier export is replaced with ``force`` only, anything else never."""
+    """Write the chosen traces to ``target``: a file if its name ends in .parquet, else a directory. Returns the number
+    of rows. Replaces an earlier export only with ``force``, and anything else never."""
     single = target.suffix == ".parquet"
     check_target(target, force)
     with store.snapshot() as still, scratch(target.absolute().parent, target.name) as directory:
@@ -63,18 +63,20 @@ def export(store: Store, choice: Choice, target: Path, force: bool = False, pipe
 
 def check_target(target: Path, force: bool) -> None:
     if target.suffix.lower() in OTHER_FORMS:
-        raise InputError(f"{target}: an export is a .parquet file or a directory; `traces sql --output` writes others")
+        raise InputError(
+            f"{target}: an export is a .parquet file or a directory; `traces sql --output` writes other formats"
+        )
     if not (target.exists() or target.is_symlink()):
         return
     if not force:
         raise InputError(f"{target}: exists already; name another, or add --force to replace it")
     file = target.suffix == ".parquet" and target.is_file()
     if not file and not (target.is_dir() and not target.is_symlink() and _is_export(target)):
-        raise InputError(f"{target}: is no earlier export; --force replaces nothing else")
+        raise InputError(f"{target}: is not an earlier export, and --force replaces nothing else; name another")
 
 
 def _is_export(directory: Path) -> bool:
-    """Nothing but a card and data."""
+    """Whether a directory holds nothing but a card and data."""
     names = {path.name for path in directory.iterdir()}
     files = list((directory / DATA).iterdir()) if (directory / DATA).is_dir() else []
     return names <= {CARD, DATA} and all(path.suffix == ".parquet" for path in files)
@@ -92,7 +94,7 @@ def build(still: Store, choice: Choice, directory: Path, workspace: Path, pipeli
 
 
 def choose(connection: duckdb.DuckDBPyConnection, choice: Choice) -> int:
-    """Make the temporary table ``chosen``; returns its rows. Before this an `InputError` of the condition."""
+    """Make the temporary table ``chosen``; returns its number of rows. Raises `InputError` for a bad ``where``."""
     import duckdb
 
     traces, condition, parameters = choice.condition()
@@ -130,7 +132,7 @@ def _name(index: int, files: int) -> str:
 
 
 def _write_file(path: Path, tables: Iterator[pa.Table], held: list[pa.Table], wanted: int) -> list[pa.Table]:
-    """Write ``wanted`` rows of ``held`` and then ``tables``; returns what is over of the last one."""
+    """Write ``wanted`` rows of ``held`` and then ``tables``; returns what is left of the last one."""
     import pyarrow.parquet as pq
 
     schema = row_schema()
@@ -151,8 +153,8 @@ def _tables(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
     import pyarrow as pa
 
     schema = row_schema()
-    # Joins as they are written: the texts stream past what is known of them, and are never what is held.
-    # By one thread, so that the rows of one store are always in one order; it is Python that takes the time.
+    # Keep the joins as written: the texts then stream past the other side, which alone is held in memory.
+    # One thread, so that the rows of one store always come in the same order; Python takes most of the time anyway.
     connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'; SET threads = 1")
     for batch in batches(connection, ROWS, BATCH):
         names = ("system", "prompt", "thinking", "answer", "closed")

@@ -1,4 +1,4 @@
-"""Engines: everything that samples, behind one protocol. Opened here by options; see `base` for what one is."""
+"""Engines: everything that samples, behind one protocol (`distill.engines.base`). They are opened here, by options."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ Options = TransformersOptions | VllmOptions | OpenAIOptions
 
 
 def model_of(name: str, options: Options, context: Context) -> Model:
-    """Which model is meant, without loading it. Behind an endpoint, its address and name are its identity."""
+    """The model that a setting names, without loading it. At an endpoint, its identity is the base URL and its name."""
     if isinstance(options, OpenAIOptions):
         return _at_endpoint(name, options)
-    return _found(modelspec.find(name, context.workspace, context.inputs, context.hashes), options)
+    return _with_options(modelspec.find(name, context.workspace, context.inputs, context.hashes), options)
 
 
-def _found(model: Model, options: Options) -> Model:
-    return replace(model, identity=model.identity + _manner(options))
+def _with_options(model: Model, options: Options) -> Model:
+    return replace(model, identity=model.identity + _identity_suffix(options))
 
 
-def _manner(options: Options) -> str:
-    """What of an engine changes the samples of a model, as a mark on its identity: samples in half
-    precision are not those in full. Nothing for the embedded engine's defaults."""
+def _identity_suffix(options: Options) -> str:
+    """The options that change a model's samples, as a suffix of its identity: half precision samples differently
+    from full precision. Empty for the embedded engine's defaults."""
     usual = result_settings(TransformersOptions())
     own = {key: value for key, value in result_settings(options).items() if value != usual.get(key)}
-    return "".join(f"+{key}={_told(value)}" for key, value in sorted(own.items()))
+    return "".join(f"+{key}={_as_text(value)}" for key, value in sorted(own.items()))
 
 
-def _told(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return canonical(value) if isinstance(value, Mapping) else str(value)
 
 
 def standing_model(name: str, options: Options, hashes: FileHashes) -> Model:
-    """The same where no stage asks (a judge): a model that no stage of the pipeline makes."""
+    """As `model_of`, outside of a stage (for a judge): the model cannot be one that a stage of the pipeline makes."""
     if isinstance(options, OpenAIOptions):
         return _at_endpoint(name, options)
     if name.startswith(modelspec.STAGE):
-        raise InputError(f"model {name}: what a stage makes cannot be meant here; name a directory or a hub id")
-    return _found(modelspec.find(name, Path(), {}, hashes), options)
+        raise InputError(f"model {name}: a stage's output cannot be used here; name a directory or a hub id")
+    return _with_options(modelspec.find(name, Path(), {}, hashes), options)
 
 
 def _at_endpoint(name: str, options: OpenAIOptions) -> Model:
     if name.startswith(("embedded:", modelspec.STAGE)):
-        raise InputError(f"model {name}: an openai engine takes the model's name at {options.base_url}")
+        raise InputError(f"model {name}: an openai engine needs the model's name at {options.base_url}")
     return Model(name, _endpoint_identity(name, options))
 
 
@@ -74,10 +74,10 @@ def model_dependency(name: str, options: Options, hashes: FileHashes) -> Mapping
 def open_engine(
     options: Options, model: Model, note: Callable[[str], None] = lambda text: None, spending: Spending | None = None
 ) -> Engine:
-    """Load the model; slow. The caller closes the engine, when what it was handed is durable. ``spending`` is the
-    account on which an endpoint's calls are kept and capped; without one, just in memory."""
+    """Load the model (slow). The caller closes the engine once the completions it got are durable. ``spending`` records
+    and caps the calls to an endpoint across runs; without it, they are recorded in memory only."""
     if model.adapter and options.kind == "openai":
-        raise InputError(f"model {model.adapter}: an adapter's directory means nothing at an endpoint")
+        raise InputError(f"model {model.adapter}: an endpoint cannot load an adapter's directory; give its name there")
     factory: Callable[..., Any] = catalog.resolve("engines", options.kind)
     if isinstance(options, OpenAIOptions):
         opened: Engine = factory(model, options, note, partial(spending.open, model.identity) if spending else None)

@@ -1,14 +1,15 @@
-"""Thinking budgets, token by token: when thinking is closed, when an end of it is taken back.
+"""Thinking budgets, token by token: when to close the thinking, and when to undo its end and extend it.
 
-A `Budget` is a request's `ThinkingBudget` in tokens. A `Course` follows one response: the decoder tells
-it each token, and it says whether to go back, what must be fed next, and whether the row is over. The
-count is `distill.thinking.count_thinking_tokens`'s: while thinking is open, every token of the response
-so far is thinking.
+A `Budget` is a request's `ThinkingBudget` in token ids. A `Course` tracks one response: the decoder passes
+it each token, and the course decides whether to rewind, which token to force next, and whether the row ends.
+Thinking tokens are counted as in `distill.thinking.count_thinking_tokens`: while thinking is open, every token
+of the response so far counts.
 
-A course also ends a row where a step of it is complete (`StepEnd`), if no more than that was asked for.
+If only one step is wanted, a course also ends the row once that step is complete (`StepEnd`).
 
-Left out: tags that a tokenizer merges with their neighbours; those of reasoning models are tokens of
-their own. Asked by `distill.engines.decode` of rows that have a budget or end after a step, and of no others.
+Left out: tags that a tokenizer merges with their neighbours; in reasoning models, tags are tokens of their own.
+Used by `distill.engines.decode` and `distill.engines.vllm_response`, only for rows that have a budget or end
+after a step.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from dataclasses import dataclass
 from distill.thinking import CLOSE, OPEN
 
 NOTHING = -1
-"""In place of a token: the next one is drawn."""
+"""Stands for no forced token: the next one is sampled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """``open`` and ``close`` spell the tags; ``opened`` tells that the template has opened thinking."""
+    """``open`` and ``close`` are the ids of the tags; ``opened`` is true if the chat template opens the thinking."""
 
     most: int | None
     least: int
@@ -38,27 +39,27 @@ class Budget:
 
 
 UNBOUNDED = Budget(None, 0, (), (), 0, open=(), close=(), opened=False)
-"""Of a row that is only to end after a step."""
+"""The budget of a row that has none and ends after a step."""
 
 
 class StepEnd:
-    """Tells when what is sampled completes a step: ``stop`` comes after something other than tags and white space.
+    """Detects the end of a step: ``stop``, preceded by something other than tags and white space.
 
-    ``text_of`` is a token's text. One that holds the stop and more ends the step with more of it.
+    ``text_of`` decodes one token. If a token holds the stop and more text, that text belongs to the step too.
     """
 
     def __init__(self, stop: str, text_of: Callable[[int], str]) -> None:
-        self._stop, self._text_of, self._said = stop, text_of, ""
+        self._stop, self._text_of, self._text = stop, text_of, ""
 
     def ended(self, token: int) -> bool:
-        before = len(self._said)
-        self._said += self._text_of(token)
-        at = self._said.find(self._stop, max(0, before + 1 - len(self._stop)))
-        return at >= 0 and bool(self._said[:at].replace(OPEN, "").replace(CLOSE, "").strip())
+        before = len(self._text)
+        self._text += self._text_of(token)
+        at = self._text.find(self._stop, max(0, before + 1 - len(self._stop)))
+        return at >= 0 and bool(self._text[:at].replace(OPEN, "").replace(CLOSE, "").strip())
 
 
 class Course:
-    """One response on its way. ``limit`` is its ``max_tokens``; ``given`` are the tokens it begins with."""
+    """The state of one response. ``limit`` is its ``max_tokens``; ``given`` are the tokens it begins with."""
 
     def __init__(
         self, budget: Budget, limit: int, given: Sequence[int], stop_ids: Iterable[int], step: StepEnd | None = None
@@ -66,34 +67,34 @@ class Course:
         self._budget, self._limit, self._stop_ids, self._step = budget, limit, frozenset(stop_ids), step
         self._tokens: list[int] = []
         self._queue: deque[int] = deque()
-        self._left = budget.extensions
-        self._inside = self._was = budget.opened
+        self._extensions_left = budget.extensions
+        self._inside = self._was_inside = budget.opened
         self._closing = False
         self._fixed = len(given)
         self.forced: list[int] = []
         self.over = False
-        """The response ends here: thinking is at its most and there is no room to close it, or a step is complete."""
+        """The response ends here: its thinking is at the limit with no room left to close it, or a step is complete."""
         self.stepped = False
-        """A step is complete, and the response may go on."""
+        """The response ended because a step is complete; it can be continued."""
         for token in given:
             self._note(token)
         self._close_if_due()
 
     @property
     def next(self) -> int:
-        """The token that comes next whatever the model would draw, or `NOTHING`."""
+        """The token that is forced next, or `NOTHING` if it is sampled."""
         return self._queue[0] if self._queue else NOTHING
 
     def take(self, token: int) -> int | None:
-        """Note what came. A number means that only so many tokens stand: draw the next one again."""
+        """Record the next token. If this returns a number, only that many tokens stand: rewind and go on from there."""
         at = len(self._tokens)
         self._note(token)
         if self._queue:
             self._queue.popleft()
             self.forced.append(at)
             self._fixed = at + 1
-        elif (end := self._end(at)) is not None and end < self._budget.least and self._left:
-            self._left -= 1
+        elif (end := self._end(at)) is not None and end < self._budget.least and self._extensions_left:
+            self._extensions_left -= 1
             self._inside = True
             del self._tokens[end:]
             self._queue.extend(self._budget.extension)
@@ -110,11 +111,11 @@ class Course:
         return len(self._tokens)
 
     def last(self, begun: int) -> int:
-        """The last of the tokens, or ``begun`` where there is none yet."""
+        """The last token, or ``begun`` if there is none yet."""
         return self._tokens[-1] if self._tokens else begun
 
     def _note(self, token: int) -> None:
-        self._was = self._inside
+        self._was_inside = self._inside
         self._tokens.append(token)
         if self._ends_with(self._budget.close):
             self._inside = self._closing = False
@@ -122,8 +123,8 @@ class Course:
             self._inside = True
 
     def _end(self, at: int) -> int | None:
-        """Where the end of thinking begins that the token at ``at`` has completed, a tag or a stop token."""
-        if not self._was:
+        """If the token at ``at`` ended the thinking: the index where the closing tag, or the stop token, begins."""
+        if not self._was_inside:
             return None
         if not self._inside:
             begin = at + 1 - len(self._budget.close)

@@ -1,13 +1,13 @@
-"""Keys and values in fixed slots: a transformers `Cache` whose rows live at positions of their own.
+"""The key-value cache: a transformers `Cache` with fixed slots, in which every row has its own positions.
 
-There are two stores. A long prompt is kept once and read by all rows that share it
-(`distill.engines.groups`); a row keeps its own tokens, from the last of such a prompt on, or from the
-first of a short one. So rows enter and leave while others go on, and eight samples of a long prompt read
-it once.
+There are two stores. A long prompt is stored once and read by all rows that share it
+(`distill.engines.groups`). Each row stores its own tokens: from the last token of a shared prompt on, or
+from the first token of a short one. So rows can enter and leave while others continue, and eight samples
+of a long prompt read it once per step.
 
-Padding adds exact zeros: masked scores are minus infinity, their weights 0.0, and whatever finite
-number an unused position holds is multiplied by that. So what a row computes does not depend on how
-far the others have come. Read by `distill.engines.attention`, driven by `distill.engines.decode`.
+Padding adds exact zeros: masked scores are minus infinity, so their weights are 0.0, and 0.0 times the
+finite number in an unused position is 0.0. A row's result therefore does not depend on how long the other
+rows are. Read by `distill.engines.attention`, driven by `distill.engines.decode`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from distill.engines.groups import Layout, granules
 from distill.tensors import put
 
 NOWHERE = 2**30
-"""The position of what is not there: later than everything, so no mask lets it be seen."""
+"""The position of absent tokens: later than all others, so that every mask hides them."""
 
 CURRENT: ContextVar[SlotCache] = ContextVar("CURRENT")
-"""The cache of the pass under way in this thread; transformers does not hand it to attention."""
+"""The cache of this thread's current forward pass; transformers does not pass it to the attention function."""
 
 Pair = tuple[Tensor, Tensor]
 
 
 class Store:
-    """Per layer, keys and values of shape (slots, key-value heads, capacity, head size). Grows when asked to."""
+    """Per layer, keys and values of shape (slots, key-value heads, capacity, head size). Grows on request."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.slots = self.capacity = 0
@@ -45,11 +45,11 @@ class Store:
         return self._layers[index]
 
     def wish(self, slots: int, capacity: int) -> None:
-        """So many slots and positions will be needed. They are there after `grow`."""
+        """Request so many slots and positions; `grow` allocates them."""
         self.slots, self.capacity = max(slots, self.slots), max(capacity, self.capacity)
 
     def grow(self) -> None:
-        """Make room for what was wished, keeping what is there."""
+        """Allocate what was requested, keeping the contents."""
         for index, (keys, values) in self._layers.items():
             if keys.shape[0] < self.slots or keys.shape[2] < self.capacity:
                 self._layers[index] = (self._grown(keys), self._grown(values))
@@ -62,12 +62,12 @@ class Store:
                 tensor[to, :, :length] = tensor[from_, :, :length]
 
     def empty(self) -> None:
-        """Let go of all that is there."""
+        """Free everything."""
         self.slots = self.capacity = 0
         self._layers.clear()
 
     def _new(self, like: Tensor) -> Tensor:
-        # Zeros and not empty: a masked position must hold a finite number. Untouched pages cost nothing.
+        # Zeros, not empty: a masked position must hold a finite number. Untouched pages cost nothing.
         shape = (self.slots, like.shape[1], self.capacity, like.shape[3])
         return torch.zeros(shape, dtype=self._dtype, device=self._device)
 
@@ -78,7 +78,7 @@ class Store:
 
 
 class SlotCache(Cache):
-    """Told by `fill` or `step` what the next forward pass writes and reads."""
+    """`fill` or `step` sets what the next forward pass writes and reads."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(layers=[])
@@ -86,9 +86,9 @@ class SlotCache(Cache):
         self._device = device
         self.layout: Layout | None = None
         self.shared: Pair | None = None
-        """In a step with shared prompts, their keys and values, of the layer updated last."""
+        """Keys and values of the shared prompts, in the layer updated last; None if the pass reads none."""
         self.seen = torch.zeros(0, dtype=torch.long)
-        """The positions that the keys stand at, to be broadcast to (R, 1, T, L)."""
+        """The positions of the keys, to be broadcast to (R, 1, T, L)."""
         self.positions = torch.zeros(0, 0, dtype=torch.long)
         """The positions (R, T) of the new tokens."""
         self._filling: Store | None = None
@@ -100,14 +100,14 @@ class SlotCache(Cache):
         self._written: dict[int, Tensor] = {}
 
     def empty(self) -> None:
-        """Give the memory back. What is next is a `fill`, or a step of rows that have nothing before it."""
+        """Free the memory. The next pass must be a `fill`, or a step of rows without earlier tokens."""
         self.prompts.empty()
         self.rows.empty()
         self.layout = self.shared = self._filling = self._handed = None
         self._length = 0
 
     def fill(self, store: Store, slots: list[int], piece: range) -> None:
-        """The next pass computes this piece of the prompts in these slots of a store, after what is before it."""
+        """The next pass computes the positions ``piece`` of the prompts in these slots; earlier ones are there."""
         CURRENT.set(self)
         self._filling, self.layout, self.shared = store, None, None
         self._slots, self._piece = _contiguous(slots) or put(slots, self._device), piece
@@ -116,10 +116,10 @@ class SlotCache(Cache):
         self.seen = torch.arange(self._length, device=self._device)
 
     def step(self, layout: Layout | None, start: Tensor, position: Tensor, length: int) -> None:
-        """The next pass is of one token each: row r's stands at ``position``, its own ones begin at ``start`` (R,).
+        """The next pass computes one token per row, at ``position`` (R,); a row's own tokens begin at ``start`` (R,).
 
-        The longest row has ``length`` tokens of its own, the new one included. Without a ``layout`` no row
-        shares a prompt: all start at 0.
+        The longest row has ``length`` tokens of its own, including the new one. Without a ``layout``, no row
+        shares a prompt and all start at 0.
         """
         CURRENT.set(self)
         length = min(granules(length), self.rows.capacity)
@@ -136,7 +136,7 @@ class SlotCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store the new (R, kv heads, T, head size); what of this pass's own store may be attended to."""
+        """Store new keys and values (R, kv heads, T, head size); returns those to attend to, shared prompts aside."""
         if self._filling:
             pair = self._fill(key_states, value_states, self._filling.layer(layer_idx, key_states))
         else:
@@ -180,6 +180,6 @@ class SlotCache(Cache):
 
 
 def _contiguous(slots: list[int]) -> slice | None:
-    """Slots that lie side by side are read where they are."""
+    """Adjacent slots as a slice, which is read without a copy; else None."""
     whole = slice(slots[0], slots[0] + len(slots))
     return whole if slots == list(range(whole.start, whole.stop)) else None

@@ -1,15 +1,14 @@
-"""The calls of one account, kept as they are paid for: what no crash may forget.
+"""A crash-safe log of the paid calls of one account: what each cost, and the replies that are not stored yet.
 
-A line is written before a call is made and another when it is over, with its whole reply, at once (a killed
-process loses nothing that it wrote; a second of it is lost where the power fails). So whoever opens the log
-after a crash knows what every call took, counts one that was never heard of again at the most that it can
-have cost, and finds the replies that were paid for and had not become rows yet: they are handed out instead of
-being asked again.
+One line is written before a call is made and another, with the whole reply, as soon as it is over. A killed process
+loses nothing that it wrote; a power failure loses about a second. So whoever opens the log after a crash knows what
+every call cost, counts a call without an end at the most that it can have cost, and finds the replies that were paid
+for but had not become rows yet. These are handed out instead of being requested again.
 
-Knows nothing of stores: ``keep`` takes the rows of calls that are over, ``known`` says which requests have
-become rows, ``closed`` is told when the last rows are kept. A reply leaves the log a minute after it was handed
-out (callers make durable what they get within a second), when the log is closed in order, or after a week in
-which nobody asked for it.
+The log knows nothing of the store: ``keep`` stores the rows of finished calls, ``known`` returns which requests have
+become rows, and ``closed`` is called once the last rows are kept. A reply leaves the log a minute or more after it
+was handed out (callers make it durable within a second), when the log is closed in order, or if nobody asks for it
+for a week.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ KEPT_SECONDS = 60.0
 SYNC_SECONDS = 1.0
 UNASKED_SECONDS = 7 * 24 * 3600.0
 PART = "\n"
-"""Between a request's key and the number of the part of its response that a call makes."""
+"""Separates a request's key from the number of the call, if its response takes several calls."""
 
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -46,20 +45,20 @@ CallRow = dict[str, Any]
 Keep = Callable[[Sequence[CallRow]], None]
 Known = Callable[[Sequence[str]], Set[str]]
 Paid = tuple[Reply, float]
-"""A reply, and when it came (seconds since 1970)."""
+"""A reply, and when it arrived (seconds since 1970)."""
 
 
 class Outcome(StrEnum):
-    """How a call ended, as to its bill."""
+    """How a call ended, for its bill."""
 
-    ANSWERED = "answered"  # billed as the endpoint says
-    LOST = "lost"  # no usable reply came: counted at the most that it can have cost
-    ENDED = "ended"  # we hung up: counted by what had come
+    ANSWERED = "answered"  # billed as the endpoint reports
+    LOST = "lost"  # no usable reply: counted at the most that it can have cost
+    ENDED = "ended"  # we hung up: counted by what had arrived
 
 
 @dataclass(slots=True)
 class Call:
-    """One call from its beginning on; ``bill`` is at first the most that it may take."""
+    """One call. Until it is over, ``bill`` is the most that it can take."""
 
     id: str
     key: str
@@ -67,14 +66,14 @@ class Call:
     outcome: Outcome = Outcome.LOST
     seconds: float = 0.0
     over: float | None = None
-    """When it ended (seconds since 1970); None while it goes on."""
+    """When it ended (seconds since 1970); None while it runs."""
 
 
 class CallLog:
-    """A log in a directory of its own; with none, in memory. One user at a time.
+    """A log in its own directory, or in memory without one. One user at a time.
 
-    ``about`` are columns that all of its rows have. ``spent`` is what calls took that the log found; ``replies``
-    are theirs that nobody was handed, by the call's key.
+    ``about`` holds columns that all of its rows share. ``spent`` is what the calls of earlier runs took; ``replies``
+    are those of their replies that have not become rows, by the call's key.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class CallLog:
             self._recover(make_directory(directory))
 
     def begin(self, key: str, most: Bill) -> Call:
-        """To be called before a call is made."""
+        """Log a call that is about to be made."""
         self._count += 1
         call = Call(f"{self._run}-{self._count}", key, most)
         if self._segment:
@@ -107,7 +106,7 @@ class CallLog:
         return call
 
     def end(self, call: Call, outcome: Outcome, bill: Bill, seconds: float = 0.0, reply: Reply | None = None) -> None:
-        """To be called when it is over, before anybody is told."""
+        """Log how a call ended, before anybody gets its reply."""
         call.outcome, call.bill, call.seconds, call.over = outcome, bill, seconds, time.time()
         home = next((s for s in (*self._old, self._segment) if s and call.id in s.open), None)
         if home is None:
@@ -123,17 +122,17 @@ class CallLog:
             self._rotate()
 
     def handed_out(self, key: str) -> None:
-        """The replies under ``key`` and what was made of them are the caller's from now on."""
+        """From now on, it is up to the caller to store the replies under ``key``."""
         if self._segment:
             self._handed[key] = time.monotonic()
 
     def handed_back(self, keys: Iterable[str]) -> None:
-        """Nothing durable came of these: the next run is to find them."""
+        """The replies under these keys were not stored: keep them for the next run."""
         for key in keys:
             self._handed.pop(key, None)
 
     def close(self) -> None:
-        """What was handed out is durable by now. What was not stays for the next run."""
+        """Replies that were handed out must be durable by now; the others stay for the next run."""
         if self._segment is None:
             return
         segments, self._segment, self._old = [*self._old, self._segment], None, []
@@ -146,7 +145,7 @@ class CallLog:
         self._closed()
 
     def _left(self, segments: Sequence[_Segment]) -> dict[str, Paid]:
-        """Replies in the log that are not rows; where that cannot be known, that nobody was handed."""
+        """The replies in the log that have not become rows or, without ``known``, that were not handed out."""
         keys = {key for segment in segments for key in segment.replies}
         rows = self._handed.keys() if self._known is None else self._become_rows(keys)
         if not (wanted := {key for key in keys if request_of(key) not in rows}):
@@ -155,7 +154,7 @@ class CallLog:
         return {key: found[key] for key in wanted if key in found}
 
     def _recover(self, directory: Path) -> None:
-        """Take over what earlier runs left, in an order in which being killed again does no harm."""
+        """Take over what earlier runs left, in an order that makes being killed again harmless."""
         old = sorted(directory.glob("*.jsonl"))
         rows: list[CallRow] = []
         paid: dict[str, Paid] = {}
@@ -173,14 +172,14 @@ class CallLog:
             path.unlink()
 
     def _become_rows(self, keys: Iterable[str]) -> Set[str]:
-        """Those requests that are rows; a store that cannot be read just now tells of none."""
+        """The requests that have become rows; none if the store cannot be read now."""
         requests = [request_of(key) for key in keys]
         with suppress(PipelineError):
             return self._known(requests) if self._known and requests else frozenset()
         return frozenset()
 
     def _start(self, paid: Mapping[str, Paid]) -> _Segment:
-        """A new file that begins with replies of old ones, durable when this returns."""
+        """A new file that begins with replies from old ones; durable on return."""
         assert self._directory
         segment = _Segment(self._directory)
         self._write(segment, ["log", self._about])
@@ -191,7 +190,7 @@ class CallLog:
         return segment
 
     def _rotate(self) -> None:
-        """Go on in a new file; drop old ones of which everything has long become rows."""
+        """Continue in a new file; drop old ones whose replies were all handed out a while ago."""
         assert self._segment
         self._old.append(self._segment)
         self._segment = self._start({})
@@ -217,7 +216,7 @@ class CallLog:
 
 
 class _Segment:
-    """One file of the log: its calls that are over, the ids of those that go on, the keys of its replies."""
+    """One file of the log: its finished calls, the ids of its running calls, the keys of its replies."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / f"{time.time_ns():020d}.jsonl"
@@ -234,7 +233,7 @@ class _Segment:
 
 
 def part_key(key: str, part: int) -> str:
-    """The key of the call that makes part number ``part`` (from 0) of the response to the request ``key``."""
+    """The key of the call for part ``part`` (from 0) of the response to the request ``key``."""
     return f"{key}{PART}{part}" if part else key
 
 
@@ -243,7 +242,7 @@ def request_of(key: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[list[Any]]:
-    """The lines of a log; a last one that the power cut short, and what the disk damaged, are no lines."""
+    """The lines of a log, without those that a power failure cut short or a disk damaged."""
     with open(path, "rb") as file:
         for line in file:
             try:
@@ -255,7 +254,7 @@ def _lines(path: Path) -> Iterator[list[Any]]:
 
 
 def _read(path: Path) -> tuple[list[CallRow], dict[str, Paid]]:
-    """The rows of the calls that one file of a log tells of, and the replies in it."""
+    """The rows of the calls in one file of a log, and the replies in it."""
     about: dict[str, str] = {}
     calls: dict[str, Call] = {}
     paid: dict[str, Paid] = {}

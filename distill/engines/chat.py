@@ -1,9 +1,9 @@
-"""One call to a chat endpoint as data: the request's body, and what its reply says.
+"""One call to a chat endpoint as data: builds the request's body and parses the reply.
 
-Decides how the dialects of OpenAI-compatible endpoints become our one form: thinking, whatever its
-field is called, stands in think tags before the answer; finish reasons and token counts are told in our
-words. Nothing is sent from here: that is `distill.engines.endpoint`. Left out: tools, images, several
-choices in a reply, logprobs.
+The replies of all OpenAI-compatible endpoints are brought into one form: the thinking, whatever its field is
+called, is put into think tags before the answer, and finish reasons and token counts become ours. Nothing is
+sent from here; `distill.engines.endpoint` does that. Left out: tools, images, several choices in a reply,
+logprobs.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from distill.types import Completion, Finish, Request
 
 FINISHES = {"length": Finish.LENGTH, "content_filter": Finish.REFUSED}
 INTERRUPTED = {"error", "insufficient_system_resource"}
-"""Finish reasons that mean that the server gave up in the middle: such a call is made again."""
+"""Finish reasons of a server that gave up midway; such a call is made again."""
 
 
 class Malformed(Exception):
-    """A reply that is not a chat completion. Servers under load send such things; it is asked again."""
+    """A reply that is not a chat completion. Servers under load send such replies; the call is made again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one call came back with. ``thinking_tokens`` is the endpoint's own count, where it tells one."""
+    """The result of one call. ``thinking_tokens`` is the endpoint's own count, if it reports one."""
 
     thinking: str
     answer: str
@@ -49,7 +49,7 @@ def body(
     limit_field: str = "max_tokens",
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What is posted. Settings that change nothing are left out, since some endpoints refuse them."""
+    """The JSON body to post. Settings that change nothing are left out, since some endpoints refuse them."""
     sampling = request.sampling
     content: dict[str, Any] = {
         "model": model,
@@ -72,7 +72,7 @@ def body(
 
 
 def merged(content: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """``extra`` put over ``content``, mapping by mapping."""
+    """``content`` updated with ``extra``; nested mappings are merged."""
     found = dict(content)
     for name, value in extra.items():
         inner = found.get(name)
@@ -81,7 +81,7 @@ def merged(content: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, An
 
 
 def parsed(text: str) -> Any:
-    """A reply's text as data; `Malformed` where it is not JSON."""
+    """Parse a reply's text. Raises `Malformed` if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -89,8 +89,8 @@ def parsed(text: str) -> Any:
 
 
 def reply_of(request: Request, data: Any, prices: Prices, seconds: float) -> Reply:
-    """What a reply (parsed JSON) says; `Malformed` where it is none. Counts that it does not tell are estimated,
-    and its cost then is the most that it can be."""
+    """Read a reply (parsed JSON). Raises `Malformed` if it is not a chat completion. Without token usage in the reply,
+    counts are estimated, and the cost is the most that the call can have cost."""
     message, reason = _choice(data)
     message = in_fields(message)
     thinking = _text(message, "reasoning") or _text(message, "reasoning_content")
@@ -104,18 +104,18 @@ def reply_of(request: Request, data: Any, prices: Prices, seconds: float) -> Rep
         bill = Bill(_prompt_estimate(request), 0, estimate_tokens(thinking + answer), cost)
         return Reply(thinking, answer, finish, bill, None, seconds)
     prompt = _count(usage, "prompt_tokens", _prompt_estimate(request))
-    told = _reported(usage)
+    reported = _reported_thinking(usage)
     tokens = _count(usage, "completion_tokens", estimate_tokens(thinking + answer))
-    # xAI and some of Gemini's proxies leave the thinking out of these, and bill it: then the total is larger.
-    tokens = max(tokens, _count(usage, "total_tokens", 0) - prompt, told or 0)
-    return Reply(thinking, answer, finish, prices.bill(prompt, tokens, _cached(usage)), told, seconds)
+    # xAI and some Gemini proxies leave the thinking out of completion_tokens but bill it: then the total is larger.
+    tokens = max(tokens, _count(usage, "total_tokens", 0) - prompt, reported or 0)
+    return Reply(thinking, answer, finish, prices.bill(prompt, tokens, _cached_tokens(usage)), reported, seconds)
 
 
 def completion(request: Request, parts: Sequence[tuple[str, Reply]]) -> Completion:
-    """The response made by one call, or by several of which each went on from the one before: (the beginning that
-    the call was given, what it came back with)."""
+    """The completion made by one call, or by several that continue each other. A part is (the prefix that the call was
+    given, its reply)."""
     text, last = joined(*parts[-1]), parts[-1][1]
-    counts = [_counts(begun, reply) for begun, reply in parts]
+    counts = [_sampled_tokens(begun, reply) for begun, reply in parts]
     thinking_tokens, tokens = sum(n for n, _ in counts), sum(n for _, n in counts)
     given, inside = _given_tokens(request, parts)
     finish = Finish.EMPTY if last.finish is Finish.STOP and not text.strip() else last.finish
@@ -136,23 +136,23 @@ def completion(request: Request, parts: Sequence[tuple[str, Reply]]) -> Completi
 
 
 def joined(begun: str, reply: Reply) -> str:
-    """The text that a call makes of its beginning."""
+    """The text of the response: the prefix that a call was given, continued by its reply."""
     thinking, answer = reply.thinking, reply.answer
     if not begun:
         cut = reply.finish is Finish.LENGTH and bool(thinking.strip()) and not answer
         return join_thinking(thinking.strip(), answer, closed=not cut)
-    if not thinking or not is_open(begun):  # a server that saw the thinking's end in the beginning knows not of it
+    if not thinking or not is_open(begun):  # a server may call text thinking although the prefix closed it
         return begun + thinking + answer
     return f"{begun}{thinking}\n{CLOSE}\n\n{answer}" if answer or reply.finish is Finish.STOP else begun + thinking
 
 
 def refused(request: Request) -> Reply:
-    """The outcome where a content filter refused to take the prompt at all."""
+    """The reply to a prompt that a content filter refused."""
     return Reply("", "", Finish.REFUSED, NOTHING)
 
 
 def hides_thinking(reply: Reply) -> bool:
-    """Whether the endpoint thinks, and bills it, without a word of it in the reply."""
+    """Whether the endpoint bills thinking that the reply does not contain."""
     return bool(reply.thinking_tokens) and not reply.thinking and OPEN not in reply.answer
 
 
@@ -161,8 +161,9 @@ def estimates_thinking(reply: Reply) -> bool:
     return not reply.thinking_tokens and bool(reply.thinking or OPEN in reply.answer or CLOSE in reply.answer)
 
 
-def _counts(begun: str, reply: Reply) -> tuple[int, int]:
-    """(thinking tokens, all tokens) that a call sampled; by the letters' share, where the endpoint does not say."""
+def _sampled_tokens(begun: str, reply: Reply) -> tuple[int, int]:
+    """(thinking tokens, all tokens) that a call sampled. If the endpoint reports no thinking tokens, they are estimated
+    by the share of characters."""
     total = reply.bill.tokens
     if begun and not is_open(begun):
         return 0, total
@@ -174,7 +175,7 @@ def _counts(begun: str, reply: Reply) -> tuple[int, int]:
 
 
 def _given_tokens(request: Request, parts: Sequence[tuple[str, Reply]]) -> tuple[int, int]:
-    """About how many tokens of the response were given and not sampled, and how many of these are thinking."""
+    """Estimated (tokens of the response that were given, not sampled; those of them that are thinking)."""
     given = inside = 0
     made = ""
     for begun, reply in parts:
@@ -190,7 +191,7 @@ def _given_tokens(request: Request, parts: Sequence[tuple[str, Reply]]) -> tuple
 
 
 def _prompt(request: Request) -> str:
-    """The messages as sent: the rendered prompt is the endpoint's secret."""
+    """The messages as sent; only the endpoint knows the rendered prompt."""
     return json.dumps([dict(message) for message in request.messages], ensure_ascii=False)
 
 
@@ -198,17 +199,17 @@ def _prompt_estimate(request: Request) -> int:
     return sum(estimate_tokens(message["content"]) for message in request.messages)
 
 
-def _reported(usage: Mapping[str, Any]) -> int | None:
-    """The endpoint's own count of thinking tokens (some say 0 for cut thinking: that is none)."""
+def _reported_thinking(usage: Mapping[str, Any]) -> int | None:
+    """The endpoint's own count of thinking tokens. Some report 0 for truncated thinking, which counts as no report."""
     details = usage.get("completion_tokens_details")
     return _count(details, "reasoning_tokens", 0) or None if isinstance(details, Mapping) else None
 
 
-def _cached(usage: Mapping[str, Any]) -> int:
-    """How much of the prompt the endpoint had cached: as OpenAI and vLLM tell it, or as DeepSeek does."""
+def _cached_tokens(usage: Mapping[str, Any]) -> int:
+    """Cached prompt tokens, as OpenAI and vLLM report them, or as DeepSeek does."""
     details = usage.get("prompt_tokens_details")
-    told = _count(details, "cached_tokens", 0) if isinstance(details, Mapping) else 0
-    return told or _count(usage, "prompt_cache_hit_tokens", 0)
+    cached = _count(details, "cached_tokens", 0) if isinstance(details, Mapping) else 0
+    return cached or _count(usage, "prompt_cache_hit_tokens", 0)
 
 
 def _choice(reply: Any) -> tuple[Mapping[str, Any], str]:
@@ -223,7 +224,7 @@ def _choice(reply: Any) -> tuple[Mapping[str, Any], str]:
         raise Malformed("the reply has no choices[0].message")
     reason = str(choice.get("finish_reason"))
     if reason in INTERRUPTED:
-        raise Malformed(f"the server broke off (finish reason {reason})")
+        raise Malformed(f"the server gave up midway (finish reason {reason})")
     return choice["message"], reason
 
 
@@ -235,8 +236,8 @@ def _text(message: Mapping[str, Any], field: str) -> str:
 
 
 def in_fields(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A message, or a piece of one, whose content is a list of parts (Mistral's), with text in their place and the
-    thinking among them in its own field."""
+    """A message, or a streamed piece of one, with text as its content. Mistral sends a list of parts instead; the
+    thinking among them goes into its own field."""
     parts = message.get("content")
     if not isinstance(parts, list):
         return message
@@ -244,7 +245,7 @@ def in_fields(message: Mapping[str, Any]) -> Mapping[str, Any]:
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in found:
-            raise Malformed(f"the reply has a part of type {kind}; text and thinking can be read")
+            raise Malformed(f"the reply has a part of type {kind}; only text and thinking can be read")
         said = part.get(kind)
         found[kind] += in_fields({"content": said})["content"] if isinstance(said, list) else _text(part, kind)
     return {**message, "content": found["text"], "reasoning": _text(message, "reasoning") + found["thinking"]}

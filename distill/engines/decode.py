@@ -1,14 +1,14 @@
-"""Continuous batching: token ids in, token ids out, rows leaving and entering as they please.
+"""Continuous batching: token ids in, token ids out, with rows entering and leaving the batch at any step.
 
-Every step feeds one token to each running row. Jobs wait in a queue, longest limit first; when enough
-slots are free they enter: prompts are prefilled in batches, equal prompts once; rows share a long one
-(`distill.engines.groups`) and get copies of a short one. When nothing waits, the rows that are left move together and
-the batch shrinks.
+Every step feeds one token to each running row. Jobs wait in a queue, longest limit first, and enter when
+enough slots are free. Prompts are prefilled in batches, equal prompts once; rows share a long prompt
+(`distill.engines.groups`) and get their own copy of a short one. When no job waits, the remaining rows are
+compacted and the batch shrinks.
 
-A row's tokens and log-probabilities are the same to the last bit whatever runs beside it, on a CPU in
-float32: each draw has its own uniform number, fixed up front by (seed, key); padding adds exact zeros
-(`distill.engines.cache`); and matrix products give a row the same bits in any batch of `ROWS` rows or
-more, which `distill.engines.invariance` measures on the machine at hand rather than believing it.
+On a CPU in float32, a row's tokens and log-probabilities are the same to the last bit whatever runs beside
+it. Each draw has its own uniform number, fixed up front by (seed, key). Padding adds exact zeros
+(`distill.engines.cache`). And matrix products give a row the same bits in any batch of `ROWS` rows or more:
+`distill.engines.invariance` measures this on the machine at hand instead of assuming it.
 
 `distill.engines.transformers` turns requests into jobs; `distill.engines.parallel` runs several decoders.
 """
@@ -36,9 +36,9 @@ EAGER = 8
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One sample wanted. ``key`` names it and, with the seed, fixes its draws.
+    """One sample to draw. ``key`` names it and, with the seed, fixes its random numbers.
 
-    ``given`` are the first tokens of the response; ``max_tokens`` counts them.
+    ``given`` are the first tokens of the response; they count towards ``max_tokens``.
     """
 
     key: str
@@ -47,7 +47,7 @@ class Job:
     given: tuple[int, ...] = ()
     budget: Budget | None = None
     stop: str = ""
-    """The text that ends a step, where the row is to end after one."""
+    """The text that ends a step, if the row is to end after one."""
 
     @property
     def beginning(self) -> Beginning:
@@ -57,7 +57,7 @@ class Job:
 
     @property
     def capacity(self) -> int:
-        """Positions that its row may come to occupy."""
+        """The most positions that its row can occupy."""
         before = 0 if self.beginning.shared else len(self.prompt_ids) + len(self.given)
         return granules(before + self.sampling.max_tokens - len(self.given))
 
@@ -66,7 +66,7 @@ class Job:
 class Sample:
     """A finished job. ``seconds`` is the wall time from entering the batch to the last token.
 
-    ``forced`` are the places of the tokens that were not drawn. ``stepped``: it ended behind a step, not for good.
+    ``forced`` are the indices of the tokens that were not drawn. ``stepped``: it ended after a step and can go on.
     """
 
     key: str
@@ -80,7 +80,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A job in a slot. At step ``n`` of the decoder its next token is number ``origin + n`` of the row's own."""
+    """A job in a slot. At step ``n`` of the decoder, its next token is number ``origin + n`` of the row's own ones."""
 
     job: Job
     origin: int
@@ -89,10 +89,10 @@ class Running:
 
 
 class Decoder:
-    """Samples from ``model`` (a private one, plugged into slots) with up to ``slots`` rows at a time.
+    """Samples from ``model``, a private copy prepared by `distill.engines.attention.plug_in`, ``slots`` rows at a time.
 
-    ``memory`` bounds keys and values, in bytes; one row may always run. ``text_of``, a token's text, is needed
-    for jobs that end after a step.
+    ``memory`` limits keys and values, in bytes; one row may always run. ``text_of`` decodes a token; jobs that
+    end after a step need it.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class Decoder:
         self._cache = SlotCache(model.dtype, model.device)
         self._rows = Rows(self.slots, model.device)
         self._groups = Groups(queries_per_head(model))
-        self._laid_out: tuple[int, Layout | None] | None = None
-        self._known: dict[Beginning, tuple[float, ...]] = {}
+        self._last_layout: tuple[int, Layout | None] | None = None
+        self._given_logprobs: dict[Beginning, tuple[float, ...]] = {}
         self._waiting: list[tuple[tuple[Any, ...], Job]] = []
         self._running: dict[int, Running] = {}
-        self._steered: dict[int, Course] = {}
+        self._courses: dict[int, Course] = {}
         self._steps = 0
 
     @property
@@ -127,21 +127,21 @@ class Decoder:
             heapq.heappush(self._waiting, (order(job), job))
 
     def clear(self) -> None:
-        """Drop what waits and what runs; on a GPU, keys and values too, whose memory a trainer beside it needs."""
+        """Drop all jobs. On a GPU, also free keys and values, as a trainer on the same GPU needs their memory."""
         self._waiting.clear()
         self._release(list(self._running))
-        self._laid_out = None
+        self._last_layout = None
         if self.model.device.type != "cpu":
             self._cache.empty()
 
     def so_far(self, key: str) -> tuple[int, ...]:
-        """The tokens that a running job has come to; none where it waits, or has ended."""
+        """The tokens of a running job so far; none if it is waiting or has ended."""
         slot = next((slot for slot, running in self._running.items() if running.job.key == key), None)
         return () if slot is None else next(self._rows.results([slot], self._stop_ids))[0]
 
     @torch.inference_mode()
     def step(self) -> list[Sample]:
-        """One token for every running row; returns those that are finished."""
+        """Draw one token for every running row; returns the finished samples."""
         self._admit()
         width, layout = self._layout()
         position = self._rows.position[:width]
@@ -154,25 +154,25 @@ class Decoder:
         ).logits[:, -1]
         finished = self._rows.advance(logits, self._stop_ids)
         self._steps += 1
-        if self._steered:
+        if self._courses:
             finished = self._steer(finished)
         return self._collect(finished) if finished else []
 
     def _layout(self) -> tuple[int, Layout | None]:
-        """Rows computed, and who shares which prompt."""
+        """(number of rows to compute, which of them share which prompt)."""
         width = _ceil(max(self._running) + 1, ROWS)
-        if self._laid_out is None or self._laid_out[0] != width:
-            self._laid_out = (width, self._groups.layout(width, self.model.device))
-        return self._laid_out
+        if self._last_layout is None or self._last_layout[0] != width:
+            self._last_layout = (width, self._groups.layout(width, self.model.device))
+        return self._last_layout
 
     def _longest(self) -> int:
-        """Tokens of its own that the longest row has, with the one about to be fed (or more, after a rewind)."""
+        """The most own tokens of any row, including the one about to be fed; after a rewind, an upper bound."""
         return max(running.origin for running in self._running.values()) + self._steps + 1
 
     def _steer(self, finished: list[int]) -> list[int]:
-        """Let budgets look at the new tokens: rows go back, are told what comes next, or end."""
+        """Pass the new tokens to the rows' courses: a row rewinds, has its next token forced, or ends."""
         ended, following = set(finished), {}
-        for (slot, course), token in zip(self._steered.items(), self._rows.said(list(self._steered)), strict=True):
+        for (slot, course), token in zip(self._courses.items(), self._rows.said(list(self._courses)), strict=True):
             before = course.length
             stands = course.take(token)
             if stands is not None:
@@ -201,13 +201,13 @@ class Decoder:
     def _release(self, slots: list[int]) -> None:
         self._rows.release(slots)
         if self._groups.leave(slots):
-            self._laid_out = None
+            self._last_layout = None
         for slot in slots:
             del self._running[slot]
-            self._steered.pop(slot, None)
+            self._courses.pop(slot, None)
 
     def _compact(self) -> None:
-        """Move rows, and prompts, into low slots where that makes the batch noticeably smaller."""
+        """Move rows and prompts into low slots, if that makes the batch noticeably smaller."""
         width = _ceil(len(self._running), ROWS)
         sources = [slot for slot in self._running if slot >= width]
         if not sources or EAGER * (max(sources) + 1 - width) < width:
@@ -218,10 +218,10 @@ class Decoder:
         self._groups.move_rows(sources, targets)
         for source, target in zip(sources, targets, strict=True):
             self._running[target] = self._running.pop(source)
-            if source in self._steered:
-                self._steered[target] = self._steered.pop(source)
+            if source in self._courses:
+                self._courses[target] = self._courses.pop(source)
         self._cache.prompts.copy(*self._groups.compact(), self._cache.prompts.capacity)
-        self._laid_out = None
+        self._last_layout = None
 
     def _admit(self) -> None:
         if not self._waiting:
@@ -243,9 +243,9 @@ class Decoder:
             self._cache.prompts.wish(_ceil(self._groups.width, ROWS), plan.longest)
             entering.append((slot, job))
         if entering:
-            self._known |= prefill(self.model, self._cache, plan)
+            self._given_logprobs |= prefill(self.model, self._cache, plan)
             self._enter(entering)
-            self._laid_out = None
+            self._last_layout = None
 
     def _course(self, job: Job) -> Course | None:
         if not (job.budget or job.stop):
@@ -254,7 +254,7 @@ class Decoder:
         return Course(job.budget or UNBOUNDED, job.sampling.max_tokens, job.given, self._stop_set, step)
 
     def _fits(self, slot: int, job: Job, entering: bool) -> bool:
-        """Whether keys and values with this job in them stay within memory; one row may always run."""
+        """Whether keys and values still fit into memory with this job; one row may always run."""
         if not entering and not self._running:
             return True
         rows, prompts, beginning = self._cache.rows, self._cache.prompts, job.beginning
@@ -270,21 +270,23 @@ class Decoder:
         now, entries = time.perf_counter(), []
         for slot, job in entering:
             course = self._course(job)
-            entry = Entry(slot, job.key, job.beginning, job.sampling, self._known.get(job.beginning, ()))
+            entry = Entry(slot, job.key, job.beginning, job.sampling, self._given_logprobs.get(job.beginning, ()))
             own = len(job.beginning.ids) - 1 - entry.start
             self._running[slot] = Running(job, own - self._steps, now, course)
             entries.append(entry)
             if course:
-                self._steered[slot] = course
+                self._courses[slot] = course
         self._rows.enter(entries)
-        self._rows.force({slot: course.next for slot, course in self._steered.items()})
-        if self._known:
+        self._rows.force({slot: course.next for slot, course in self._courses.items()})
+        if self._given_logprobs:
             there = {running.job.beginning for running in self._running.values()}
-            self._known = {beginning: known for beginning, known in self._known.items() if beginning in there}
+            self._given_logprobs = {
+                beginning: known for beginning, known in self._given_logprobs.items() if beginning in there
+            }
 
 
 def order(job: Job) -> tuple[Any, ...]:
-    """Long limits first, so that the end is not a few long rows; equal prompts side by side."""
+    """Sort key of a job: long limits first, to avoid ending with a few long rows; equal prompts together."""
     return -job.sampling.max_tokens, len(job.prompt_ids), job.prompt_ids, job.given, job.key
 
 
@@ -297,7 +299,7 @@ def bytes_per_position(model: Any) -> int:
 
 
 def queries_per_head(model: Any) -> int:
-    """Query heads to a key-value head; 1 where the configuration does not tell."""
+    """Query heads per key-value head; 1 if the configuration does not say."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None) or 1
     return max(1, heads // (getattr(config, "num_key_value_heads", None) or heads))

@@ -1,7 +1,7 @@
-"""How OpenAI-compatible servers differ, as data: how a begun response is sent on, and what caps its thinking.
+"""How OpenAI-compatible servers differ, as data: how to have a prefilled response continued, and how to cap thinking.
 
-One row a server in `DIALECTS`, chosen by ``dialect`` in the YAML. What only one model knows (an effort, a
-template's switch) belongs in ``extra_body``. Left out: servers that cannot be told apart from `openai` here.
+`DIALECTS` has one row per server, chosen by ``dialect`` in the YAML. Fields of a single model (a reasoning effort, a
+template's switch) belong in ``extra_body``. Left out: servers that do not differ from `openai` in these respects.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pipeline.stage import Settings
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """``prefix`` is what to put beside the last message, the assistant's, for it to be gone on with; ``body``
-    what to put into the call then. Both None: it cannot be done. ``thinking_field``: the thinking of the begun
-    message stands in a field of its own, so it must be closed. ``budget`` is the path of the server's own limit
-    on thinking tokens; without one, a response that thinks for too long is closed and asked to go on."""
+    """To have the last message, the assistant's, continued, ``prefix`` is added to it and ``body`` to the call;
+    ``prefix`` is None if the server cannot do that. ``thinking_field``: the thinking of a prefilled message goes into
+    this field, so it must be closed. ``budget`` is the path of the server's own limit on thinking tokens, sent together
+    with ``budget_body``; without one, we close thinking that is too long and have the response continued."""
 
     prefix: Mapping[str, Any] | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
@@ -31,11 +31,11 @@ class Dialect:
     budget: tuple[str, ...] = ()
     budget_body: Mapping[str, Any] = field(default_factory=dict)
     base_url: str = ""
-    """The only address that takes a begun response, where there is one."""
+    """The only address that continues a prefilled response, if the server has one."""
     seed_field: str = "seed"
     counts_when_asked: bool = True
-    """A stream ends with token counts if ``stream_options`` ask for them; else it does so by itself, and refuses the
-    field."""
+    """Whether a stream ends with token counts only if ``stream_options`` asks for them. False: it always does, and the
+    server refuses that field."""
 
 
 DIALECTS: Mapping[str, Dialect] = {
@@ -53,11 +53,11 @@ DIALECTS: Mapping[str, Dialect] = {
 
 OURS = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p",
         "top_k", "seed", "random_seed", "n", "continue_final_message", "add_generation_prompt"}  # fmt: skip
-"""Fields of a call that settings of their own decide."""
+"""Fields of a call that other settings decide."""
 
 
 def check_options(options: OpenAIOptions) -> None:
-    """`InputError` for an ``extra_body`` that says what another setting says."""
+    """Raise `InputError` if ``extra_body`` sets a field that another setting decides."""
     taken = sorted(OURS & options.extra_body.keys())
     budget, said = DIALECTS[options.dialect].budget, options.extra_body
     for name in budget[:-1]:
@@ -70,43 +70,43 @@ def check_options(options: OpenAIOptions) -> None:
 
 
 def can_go_on(options: OpenAIOptions) -> str | None:
-    """Why this server cannot go on with a response that was cut, or None; known before anything is paid for."""
+    """Why this server cannot continue a truncated response, or None. Known before anything is paid for."""
     if DIALECTS[options.dialect].prefix is not None:
         return None
     able = ", ".join(name for name, known in DIALECTS.items() if known.prefix is not None)
-    return f"an openai engine can go on with a cut response only where its dialect says how ({able})"
+    return f"an openai engine can continue a truncated response only with a dialect that supports it ({able})"
 
 
 def no_budget(budget: ThinkingBudget | None, options: OpenAIOptions) -> str | None:
-    """Why this server cannot keep to a thinking budget, or None; known when the YAML is read."""
+    """Why a thinking budget cannot be kept at this server, or None. Known when the YAML is read."""
     dialect = DIALECTS[options.dialect]
     if budget and budget.least:
         return (
-            f"an endpoint cannot be made to think for at least {budget.least} tokens; leave the least of the thinking "
-            "budget out, or use the transformers engine"
+            f"an endpoint cannot be made to think for at least {budget.least} tokens; leave out the minimum, or use "
+            "the transformers or the vllm engine"
         )
     if budget and budget.most is not None and not dialect.budget and dialect.prefix is None:
         able = ", ".join(name for name, known in DIALECTS.items() if known.budget or known.prefix is not None)
         return (
-            f"dialect {options.dialect} knows no thinking budget; say which server it is (dialect: {able}), "
+            f"dialect {options.dialect} has no thinking budget; set dialect to the kind of server ({able}), "
             "or leave the budget out"
         )
     return None
 
 
 def no_beginning(options: OpenAIOptions) -> str | None:
-    """Why this server cannot go on with a response that is begun for it, or None."""
+    """Why this server cannot continue a prefilled response, or None."""
     if DIALECTS[options.dialect].prefix is not None:
         return None
     able = ", ".join(name for name, known in DIALECTS.items() if known.prefix is not None)
     return (
-        f"dialect {options.dialect} cannot go on with a begun response; say which server it is "
-        f"(dialect: {able}), or leave the beginning out"
+        f"dialect {options.dialect} cannot continue a prefilled response; set dialect to the kind of server ({able}), "
+        "or leave this out"
     )
 
 
 def check_wished(engine: Settings, budget: ThinkingBudget | None, begun: bool) -> None:
-    """ValueError where a stage's settings ask an endpoint for what it cannot do."""
+    """Raise ValueError if a stage's settings ask an endpoint for something it cannot do."""
     if isinstance(engine, OpenAIOptions):
         if why := no_budget(budget, engine):
             raise ValueError(f"thinking: {why}")
@@ -115,7 +115,7 @@ def check_wished(engine: Settings, budget: ThinkingBudget | None, begun: bool) -
 
 
 def check_request(request: Request, options: OpenAIOptions) -> None:
-    """`InputError` for what cannot be asked of this server, before anything is sent."""
+    """Raise `InputError` if this server cannot serve a request, before anything is sent."""
     dialect = DIALECTS[options.dialect]
     if request.stop:
         raise NoSteps(f"openai at {options.base_url}")
@@ -123,15 +123,15 @@ def check_request(request: Request, options: OpenAIOptions) -> None:
         raise InputError(f"{options.base_url}: {why}")
     if request.prefix and dialect.thinking_field and is_open(request.prefix):
         raise InputError(
-            f"{options.base_url}: dialect {options.dialect} cannot go on inside the thinking; close it with </think>"
+            f"{options.base_url}: dialect {options.dialect} cannot continue inside the thinking; close it with </think>"
         )
     needed, given = dialect.base_url, options.base_url
     if request.prefix and needed and "api.deepseek.com" in given and given != needed:
-        raise InputError(f"{given}: goes on with a begun response only at base_url {needed}")
+        raise InputError(f"{given}: continues a prefilled response only at base_url {needed}")
 
 
 def begun(request: Request, dialect: Dialect) -> dict[str, Any]:
-    """The response's beginning as the last message. `check_request` has let it pass."""
+    """The response's prefix as the last message. `check_request` has accepted it."""
     message: dict[str, Any] = {"role": "assistant", "content": request.prefix, **(dialect.prefix or {})}
     if dialect.thinking_field and OPEN in request.prefix:
         parts = split_thinking(request.prefix)
@@ -140,7 +140,7 @@ def begun(request: Request, dialect: Dialect) -> dict[str, Any]:
 
 
 def budgeted(most: int, dialect: Dialect) -> dict[str, Any]:
-    """The server's own limit on thinking, as a part of the body."""
+    """The fields of the body that set the server's own limit on thinking."""
     value: Any = most
     for name in reversed(dialect.budget):
         value = {name: value}
@@ -148,5 +148,5 @@ def budgeted(most: int, dialect: Dialect) -> dict[str, Any]:
 
 
 def is_open(text: str) -> bool:
-    """Whether a beginning ends inside its thinking."""
+    """Whether a prefix ends inside its thinking."""
     return not split_thinking(text).closed

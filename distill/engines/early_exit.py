@@ -1,8 +1,8 @@
-"""One response by two calls, where a server cannot bound the thinking itself: what each of them is to be.
+"""Thinking budgets at servers that cannot enforce them: plans the two calls that a response may take.
 
-The first is no longer than the thinking may be. Where it ends inside the thinking, the second goes on from it
-with the thinking closed; where it ends in the answer, just goes on. Both together, and what was given of the
-response, keep to the request's ``max_tokens``. Pure functions, for `distill.engines.openai`.
+The first call is no longer than the thinking may be. If it ends inside the thinking, the second continues from there
+with the thinking closed; if it ends in the answer, the second just continues. Both together, with the request's
+prefix, stay within its ``max_tokens``. Pure functions, for `distill.engines.openai`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from distill.types import Finish, Request
 
 
 def may_take_two(request: Request, dialect: Dialect) -> bool:
-    """Whether the response may take two calls: its thinking is bounded, by us, and may go on."""
+    """Whether the response may take two calls: it has a budget that we must enforce, and its thinking is not closed."""
     bounded = request.budget and request.budget.most is not None and not dialect.budget
     return bool(bounded) and not (request.prefix and not is_open(request.prefix))
 
 
 def most_prompt_tokens(request: Request, dialect: Dialect) -> int:
-    """The most tokens that the prompts of its calls can have: a second one is sent what the first has made."""
+    """The most prompt tokens that its calls can take together; a second call is sent what the first one made."""
     once = prices.most_prompt_tokens(request)
     if not may_take_two(request, dialect):
         return once
@@ -33,7 +33,7 @@ def most_prompt_tokens(request: Request, dialect: Dialect) -> int:
 
 
 def first(request: Request, dialect: Dialect) -> Request:
-    """The first call, often the only one. Its ``max_tokens`` are what the call may add to what is given."""
+    """The first call, often the only one. Its ``max_tokens`` limit what the call adds to the prefix."""
     budget = request.budget
     if not may_take_two(request, dialect):
         return _adding(request, _room(request))
@@ -46,7 +46,7 @@ def first(request: Request, dialect: Dialect) -> Request:
 
 
 def rest(request: Request, begun: Request, reply: Reply) -> Request | None:
-    """The second call, after ``begun`` came back with ``reply``; None where there is nothing to go on with."""
+    """The second call, after the first one (``begun``) returned ``reply``; None if there is nothing to continue."""
     room = _room(replace(request, prefix=begun.prefix))
     if begun.sampling.max_tokens >= room or reply.finish is not Finish.LENGTH or request.budget is None:
         return None
@@ -57,7 +57,7 @@ def rest(request: Request, begun: Request, reply: Reply) -> Request | None:
 
 
 def _room(request: Request) -> int:
-    """What a call may add: a beginning that is given counts towards the limit (by estimate: no tokenizer is known)."""
+    """Tokens that a call may add. A given prefix counts towards the limit, by estimate as no tokenizer is known."""
     return max(1, request.sampling.max_tokens - estimate_tokens(request.prefix))
 
 

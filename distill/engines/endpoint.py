@@ -1,9 +1,9 @@
-"""One chat endpoint over HTTP: one call, and what came of it.
+"""One chat endpoint over HTTP: makes one call, and sorts how it ended.
 
-Sorts what can go wrong into what passes (`TryAgain`: 429, 5xx, a cut connection, silence, a reply that is no chat
-completion), what is an outcome of its own (a content filter's refusal), and what ends the run (`InputError`).
-The key comes from the environment and goes into one header: error texts and replies are cleaned of it. When a
-call may be made, and again, is `distill.engines.openai`; what is said, `distill.engines.chat`.
+A failure is temporary (`TryAgain`: 429, 5xx, a broken connection, silence, a reply that is not a chat completion), or
+an outcome (a content filter's refusal), or it ends the run (`InputError`). The key comes from the environment and goes
+into one header; it is removed from error messages and replies. `distill.engines.openai` decides when a call is made
+or repeated; `distill.engines.chat` writes bodies and reads replies.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     import httpx2
 
 PASSING = {408, 409, 425, 429}
-"""Statuses below 500 after which the same call may well succeed."""
+"""Statuses below 500 after which the same call may succeed later."""
 TOO_MUCH = {429, 503, 529}
 CONNECT_SECONDS = 30.0
 KEPT_OPEN_SECONDS = 3.0
-"""Servers close idle connections after five seconds and more: a call must not be sent into a closing one."""
+"""Servers close idle connections after five seconds or more; a call must not be sent on one that is closing."""
 HEADERS = {
     "User-Agent": "distill",
     "Content-Type": "application/json",
@@ -47,12 +47,12 @@ HEADERS = {
 }
 LARGEST_REPLY = 2**28
 SECRET_LENGTH = 8
-"""Shorter keys (``none``, ``EMPTY``) are stand-ins for local servers, and words that answers may hold."""
+"""Shorter keys (``none``, ``EMPTY``) are placeholders for local servers, and words that answers may contain."""
 
 
 class TryAgain(Exception):
-    """One try failed for a passing reason. ``billed``: the endpoint may have done the work all the same.
-    ``too_much``: it has more to do than it can."""
+    """One try failed for a temporary reason. ``billed``: the endpoint may have done the work anyway.
+    ``too_much``: it is overloaded."""
 
     def __init__(
         self, reason: str, *, retry_after: float | None = None, billed: bool = False, too_much: bool = False
@@ -63,14 +63,14 @@ class TryAgain(Exception):
 
 @dataclass(slots=True)
 class Progress:
-    """How far a call has come: its ``stream`` (None: nobody can tell), ``first`` seconds to its first piece."""
+    """How far a call has got: its ``stream`` (None if unknown), and the seconds to its ``first`` piece."""
 
     stream: Stream | None = None
     first: float | None = None
 
 
 def checked_key(options: OpenAIOptions, note: Callable[[str], None]) -> str:
-    """The key, from the environment. `InputError` for a missing key, or one that cannot be."""
+    """The API key, from the environment. Raises `InputError` if it is missing or has characters no key can have."""
     parts = urlsplit(options.base_url)
     local = is_loopback(parts.hostname or "")
     key = os.environ.get(options.key_from, "").strip()
@@ -79,7 +79,7 @@ def checked_key(options: OpenAIOptions, note: Callable[[str], None]) -> str:
     if not (key.isascii() and key.isprintable()):
         raise InputError(f"environment variable {options.key_from}: holds characters that no key can have")
     if key and parts.scheme == "http" and not local:
-        note(f"{options.base_url}: the key travels unencrypted; use https")
+        note(f"{options.base_url}: the API key is sent unencrypted; use https")
     return key
 
 
@@ -109,56 +109,56 @@ class Endpoint:
         self._model, self._options, self._key = model, options, key
         self._dialect, self._prices = DIALECTS[options.dialect], Prices.of(options)
         host = urlsplit(options.base_url).hostname or ""
-        self._place = httpx2.URL(self.url)
+        self._target = httpx2.URL(self.url)
         self._headers = httpx2.Headers(HEADERS | ({"Authorization": f"Bearer {key}"} if key else {}))
         self._proxy = None if is_loopback(host) else _proxy_for(options.base_url)
-        self._trust: ssl.SSLContext | None = None  # takes long to make
+        self._ssl_context: ssl.SSLContext | None = None  # slow to create
         # OpenAI's own newer models take the limit under this name only; everybody else knows the old one.
         self._limit_field = "max_completion_tokens" if host == "api.openai.com" else "max_tokens"
 
     def line(self) -> httpx2.AsyncHTTPTransport:
-        """For one caller: a pool looks through all of its connections for each call, so each has one of its own.
-        A transport and no client: cookies and redirects are nothing for an endpoint, and cost a third of a call."""
+        """A connection for one caller. Each has its own, as a pool searches all of its connections on every call. A
+        transport, not a client: cookies and redirects are of no use here, and cost a third of a call's time."""
         import httpx2
 
-        self._trust = self._trust or httpx2.create_ssl_context()
+        self._ssl_context = self._ssl_context or httpx2.create_ssl_context()
         limits = httpx2.Limits(max_connections=1, keepalive_expiry=KEPT_OPEN_SECONDS)
-        return httpx2.AsyncHTTPTransport(verify=self._trust, limits=limits, proxy=self._proxy)
+        return httpx2.AsyncHTTPTransport(verify=self._ssl_context, limits=limits, proxy=self._proxy)
 
     async def call(self, line: httpx2.AsyncHTTPTransport, request: Request, progress: Progress) -> Reply:
-        """Ask once. `TryAgain` for what may pass, `InputError` for what will not."""
+        """Make one call. Raises `TryAgain` for a temporary failure, `InputError` for a permanent one."""
         import httpx2
 
         begun, options = time.monotonic(), self._options
         try:
             async with asyncio.timeout(options.longest_call):
-                response = await line.handle_async_request(self._posted(request))
+                response = await line.handle_async_request(self._http_request(request))
                 try:
                     data = await self._read(response, progress, begun)
                 finally:
                     await response.aclose()
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise TryAgain(f"cannot be reached ({self._clean(error)})") from None
+            raise TryAgain(f"cannot be reached ({self._redacted(error)})") from None
         except httpx2.TimeoutException:
             raise TryAgain(f"silent for {options.timeout:g} seconds", billed=True, too_much=True) from None
         except TimeoutError:
-            raise TryAgain(f"no end within {options.longest_call:g} seconds", billed=True, too_much=True) from None
+            raise TryAgain(f"not done after {options.longest_call:g} seconds", billed=True, too_much=True) from None
         except httpx2.RequestError as error:
-            raise TryAgain(f"the connection broke ({self._clean(error)})", billed=True) from None
+            raise TryAgain(f"the connection broke ({self._redacted(error)})", billed=True) from None
         except chat.Malformed as error:
-            raise TryAgain(self._clean(error), billed=True) from None
+            raise TryAgain(self._redacted(error), billed=True) from None
         if response.status_code != 200:
-            return self._refusal(request, response, self._clean(data))
+            return self._handle_status(request, response, self._redacted(data))
         try:
-            return self._cleaned(chat.reply_of(request, data, self._prices, time.monotonic() - begun))
+            return self._redacted_reply(chat.reply_of(request, data, self._prices, time.monotonic() - begun))
         except chat.Malformed as error:
-            raise TryAgain(self._clean(error), billed=True) from None
+            raise TryAgain(self._redacted(error), billed=True) from None
 
     def most(self, request: Request) -> Bill:
         return self._prices.most(request)
 
     def so_far(self, request: Request, progress: Progress) -> Bill:
-        """What a call that we hang up on is billed: no more tokens than there are bytes; all, if nobody can tell."""
+        """The bill of a call that we hang up on: at most one token per byte received; all, if that is unknown."""
         most = self._prices.most(request)
         try:
             received = progress.stream.received if progress.stream else most.tokens
@@ -166,7 +166,7 @@ class Endpoint:
             return most
         return self._prices.bill(most.prompt_tokens, min(received, most.tokens))
 
-    def _posted(self, request: Request) -> httpx2.Request:
+    def _http_request(self, request: Request) -> httpx2.Request:
         import httpx2
 
         options = self._options
@@ -177,12 +177,12 @@ class Endpoint:
                 body |= {"stream_options": {"include_usage": True}}
         silence, connect = options.timeout, min(CONNECT_SECONDS, options.timeout)
         return httpx2.Request(
-            "POST", self._place, headers=self._headers, content=json.dumps(body).encode(),
+            "POST", self._target, headers=self._headers, content=json.dumps(body).encode(),
             extensions={"timeout": {"connect": connect, "read": silence, "write": silence, "pool": None}},
         )  # fmt: skip
 
     async def _read(self, response: httpx2.Response, progress: Progress, begun: float) -> Any:
-        """The reply as parsed JSON, however it comes; the text of one that is an error."""
+        """The reply as parsed JSON, streamed or not; the plain text of an error."""
         streamed = response.status_code == 200 and response.headers.get("content-type", "").startswith(
             "text/event-stream"
         )
@@ -204,8 +204,8 @@ class Endpoint:
         text = b"".join(pieces).decode(errors="replace")
         return chat.parsed(text) if response.status_code == 200 else text
 
-    def _refusal(self, request: Request, response: httpx2.Response, text: str) -> Reply:
-        """What another status than 200 means: try again, an outcome of its own, or the end of the run."""
+    def _handle_status(self, request: Request, response: httpx2.Response, text: str) -> Reply:
+        """Handle a status other than 200: raise `TryAgain` or `InputError`, or return a content filter's refusal."""
         status, said, options = response.status_code, _one_line(text), self._options
         if status in PASSING or status >= 500:
             wait = pacing.retry_after(response.headers.get("retry-after"))
@@ -215,17 +215,17 @@ class Endpoint:
             raise InputError(f"{self.url}: {what} {options.key_from} (HTTP {status})")
         if status == 400 and "content_filter" in text:
             return chat.refused(request)
-        hint = "; with stream: false?" if options.stream and "stream" in text else ""
+        hint = "; try stream: false" if options.stream and "stream" in text else ""
         raise InputError(f"{self.url}: refuses the call for model {self._model} (HTTP {status}): {said}{hint}")
 
-    def _cleaned(self, reply: Reply) -> Reply:
+    def _redacted_reply(self, reply: Reply) -> Reply:
         if len(self._key) < SECRET_LENGTH or self._key not in f"{reply.thinking} {reply.answer}":
             return reply
-        thinking, answer = self._clean(reply.thinking), self._clean(reply.answer)
+        thinking, answer = self._redacted(reply.thinking), self._redacted(reply.answer)
         return Reply(thinking, answer, reply.finish, reply.bill, reply.thinking_tokens, reply.seconds)
 
-    def _clean(self, said: object) -> str:
-        """A text from outside without the key, should it hold it; an exception without text by its name."""
+    def _redacted(self, said: object) -> str:
+        """External text with the key removed; an exception without a message becomes the name of its type."""
         if said == "":
             return ""
         text = str(said) or type(said).__name__

@@ -1,9 +1,9 @@
-"""Requests that come to be wanted while others are being answered: what an engine may be given for a list.
+"""A queue of requests that an engine can iterate over while new ones are still being added.
 
-Whoever reads the completions decides what else to ask. So a feed can be out of requests and not at its end:
-then it gives None, and the engine goes on with what it has and asks again. It gives None just while something
-that it gave is unanswered; else it waits, so that an engine never has to. Of those waiting, the request with
-the lowest rank is given first.
+The reader of the completions decides what else to request, so a feed can be empty without being at its end. It then
+yields None, and the engine continues with what it has and asks again. It yields None only while some request is
+unanswered; otherwise the feed itself waits, so that an engine never has to. Of the waiting requests, the one with
+the lowest rank comes first.
 
 Thread-safe: an engine may read it in one thread while verdicts arrive in another.
 """
@@ -22,7 +22,7 @@ Rank = tuple[int, ...]
 
 
 class Feed:
-    """``stopping`` is asked every half second while it waits; once it is true, the feed has ended."""
+    """``stopping`` is called every half second while the feed waits; once it returns true, the feed ends."""
 
     def __init__(self, stopping: Callable[[], bool]) -> None:
         self._stopping = stopping
@@ -39,31 +39,31 @@ class Feed:
             self.tell()
 
     def answered(self) -> None:
-        """One of the requests given has its completion, and all that follows from it at once has been put."""
+        """One of the requests has its completion, and the requests that follow directly from it have been put."""
         with self._changed:
             self._unanswered -= 1
             self.tell()
 
     def end(self) -> None:
-        """Nothing more will be put; what waits is still given."""
+        """No more requests will be put; those that wait are still yielded."""
         with self._changed:
             self._ended = True
             self.tell()
 
     def tell(self) -> None:
-        """Have whoever waits look again, and ask `stopping`."""
+        """Wake the waiting reader, which looks for requests and calls ``stopping`` again."""
         with self._changed:
             self._changed.notify_all()
             self._wake()
 
     def listen(self, wake: Callable[[], None] = lambda: None) -> None:
-        """Have ``wake`` called, from any thread, whenever another answer than None may be had."""
+        """Call ``wake``, from any thread, whenever the feed may yield something other than None."""
         with self._changed:
             self._wake = wake
 
     def wait(self) -> bool:
-        """Wait for a request, or for the end: whether there is one."""
-        while not self._stopping():  # asked outside of the lock: it may well put something
+        """Wait for a request or the end; returns whether there is a request."""
+        while not self._stopping():  # outside of the lock, as it may put requests
             with self._changed:
                 if self._waiting or self._ended:
                     return bool(self._waiting)

@@ -1,10 +1,10 @@
-"""Which rows share which prompt: a long prompt's keys and values are stored once, whatever number of rows reads them.
+"""Prompt sharing: a long prompt's keys and values are stored once for all rows that read them, up to `SHARE` rows.
 
-Short ones are copied to each row: one more matrix product in every layer costs what reading some hundred
-positions costs. Which of the two it is depends on the prompt alone, so a row has the same bits in any
-company. `Groups` gives every row a place at a stored prompt, at most `SHARE` of them at one; a `Layout` says the
-same in tensors, for attention. A prompt that more rows want is copied, not computed again. Nothing here
-knows of models; owned by `distill.engines.decode.Decoder`.
+Short prompts are copied into each row, since sharing adds a matrix product to every layer, which costs as much as
+reading about a hundred positions. The choice depends on the prompt alone, so a row has the same bits whatever runs
+beside it. `Groups` assigns each row a place at a stored prompt; a prompt wanted by more than `SHARE` rows is copied,
+not computed again. A `Layout` is the same assignment as tensors, for attention. Nothing here depends on a model.
+Owned by `distill.engines.decode.Decoder`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 from distill.tensors import put
 
 SHARE = 8
-"""Rows at one stored prompt, at most: more would make lone rows beside them pay for empty places."""
+"""Most rows per stored prompt: with more, prompts with few rows would pay for many empty places."""
 FEWEST = 4
-"""Prompts read, and queries asked of each, at least: smaller matrix products have other bits."""
+"""Fewest prompts read, and queries to each: smaller matrix products give other bits."""
 LONG = 192
-"""Tokens from which on a prompt is shared and not copied."""
+"""Prompts of at least this many tokens are shared, not copied."""
 GRANULE = 16
 """Key-value lengths are multiples of this many positions."""
 
@@ -34,10 +34,9 @@ def granules(length: int) -> int:
 
 
 class Beginning(NamedTuple):
-    """What is known before the first draw. Rows share it where all of it is equal.
+    """A row's tokens before the first draw. Rows share a beginning only if all of it is equal.
 
-    ``given`` of the ``ids`` at their end belong to the response; the log-probabilities of these depend
-    on the temperature.
+    The last ``given`` of the ``ids`` belong to the response; their log-probabilities depend on the temperature.
     """
 
     ids: tuple[int, ...]
@@ -58,7 +57,7 @@ class Group:
 
 
 class Groups:
-    """Prompt slots and the rows at them. ``queries`` is the number of query heads to a key-value head."""
+    """Prompt slots and the rows at them. ``queries`` is the number of query heads per key-value head."""
 
     def __init__(self, queries: int) -> None:
         self._least = -(-FEWEST // max(1, queries))
@@ -78,7 +77,8 @@ class Groups:
         return max(self.width, self._free() + 1)
 
     def enter(self, row: int, beginning: Beginning) -> tuple[int, int | None]:
-        """(slot, source): the prompt is there if both are equal, else to be copied, or computed if None."""
+        """Returns (slot, source): if they are equal, the prompt is there; else copy it from ``source``, or compute it
+        if that is None."""
         slot, source = self._with_room(beginning), None
         if slot is None:
             slot, same = self._free(), self._slots.setdefault(beginning, [])
@@ -92,7 +92,7 @@ class Groups:
         return slot, source
 
     def leave(self, rows: Iterable[int]) -> bool:
-        """Whether any prompt is read by nobody any more. Rows with a short prompt are no concern."""
+        """Remove rows; returns whether any stored prompt is now unused. Rows with a short prompt are ignored."""
         emptied = False
         for row in self._of.keys() & set(rows):
             slot = self._of.pop(row)
@@ -112,7 +112,7 @@ class Groups:
             rows[rows.index(source)] = target
 
     def compact(self) -> tuple[list[int], list[int]]:
-        """Move prompts into low slots; the (sources, targets) to be copied."""
+        """Move prompts into low slots; returns the (sources, targets) to copy."""
         width = len(self._groups)
         sources = sorted(slot for slot in self._groups if slot >= width)
         targets = [slot for slot in range(width) if slot not in self._groups][: len(sources)]
@@ -124,9 +124,9 @@ class Groups:
         return sources, targets
 
     def layout(self, rows: int, device: torch.device) -> Layout | None:
-        """For a step of ``rows`` rows; None where none shares a prompt.
+        """The layout of a step of ``rows`` rows; None if none shares a prompt.
 
-        A place that nobody takes names row 0, and a row that shares nothing place 0: what they get there is dropped.
+        An empty place points to row 0, and a row that shares no prompt to place 0; these results are discarded.
         """
         if not self._groups:
             return None

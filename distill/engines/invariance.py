@@ -1,8 +1,8 @@
-"""Does a row get the same bits alone and in a crowd? Measured on this machine, with this model.
+"""Batch invariance: whether a row gets the same bits alone and in a full batch, on this machine with this model.
 
-It depends on the matrix library's choice of kernels, so it is tried, not assumed: a few samples drawn
-alone must equal, tokens and log-probabilities, those drawn among many others of all lengths, some of
-which share their prompts.
+It depends on which kernels the matrix library chooses, so it is measured, not assumed: a few samples drawn alone
+must have the same tokens and log-probabilities as when drawn among many others of all lengths, some of which
+share their prompts.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from distill.randomness import generator
 from distill.types import Sampling
 
 LENGTHS = (2, 23, 70, LONG + 5)
-"""Prompt lengths probed: less than a granule of keys, more, several, and one that is shared."""
+"""Prompt lengths to probe: less than a granule of keys, more than one, several, and long enough to be shared."""
 
 TOKENS = 3
 
 
 def is_batch_invariant(model: Any, slots: int) -> bool:
-    """True on a CPU in float32 where the probes agree. ``model`` must be plugged into slots."""
+    """True on a CPU in float32 if the probes agree. ``model`` must attend through slots (`plug_in`)."""
     if model.device.type != "cpu" or model.dtype is not torch.float32:
         return False
     vocabulary = model.config.get_text_config().vocab_size

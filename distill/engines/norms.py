@@ -1,10 +1,9 @@
-"""RMS norms in one call instead of six, where torch's own has the same bits as the model's.
+"""RMS norms as one torch call instead of six, wherever that gives the same bits as the model's own.
 
-A step over small rows is as much calling as computing, and a model has four norms a layer. Which norm is
-which nobody asks: a norm is replaced if, with random weights, it gives what `torch.nn.functional.rms_norm`
-gives, to the last bit; all others (Gemma's adds one to its weight) stay. On a GPU, whose fused kernel adds up in an
-order of its own, it is tried on the CPU in fp32. Used by `distill.engines.weights` and, for training, by
-`distill.training.lean`.
+In a step over few rows, the overhead of calls weighs as much as computing, and a model has four norms per layer. A
+norm is replaced if, with random weights, it equals `torch.nn.functional.rms_norm` to the last bit; all others (Gemma's
+adds one to its weight) stay. On a GPU, whose fused kernel sums in a different order, this is tested on the CPU in
+fp32. Used by `distill.engines.weights` and, for training, by `distill.training.lean`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ PROBES = 64
 
 
 def shorten_norms(model: nn.Module) -> int:
-    """Replace what can be in ``model``, a private copy; how many were."""
+    """Replace the norms of ``model``, a private copy, where possible; returns how many were replaced."""
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     found = plain_norms(model, None if on_cpu else torch.float32)
     for module, epsilon in found.items():
@@ -28,8 +27,8 @@ def shorten_norms(model: nn.Module) -> int:
 
 
 def plain_norms(model: nn.Module, dtype: torch.dtype | None = None) -> dict[Any, float]:
-    """The RMS norms of ``model`` that are no more than that (were they of another ``dtype`` and on a CPU, where
-    equal means equal bits), each with its epsilon."""
+    """The norms of ``model`` that are plain RMS norms, each with its epsilon. With ``dtype``, they are tested in that
+    type and on a CPU, where equal means equal bits."""
     named = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     candidates = [(module, epsilon) for module in named if (epsilon := _epsilon(module)) is not None]
     return {module: epsilon for module, epsilon in candidates if _is_plain(module, epsilon, dtype)}
@@ -49,7 +48,7 @@ def _is_plain(module: nn.Module, epsilon: float, dtype: torch.dtype | None) -> b
     probe.weight = nn.Parameter(weight, requires_grad=False)
     try:
         return torch.equal(probe(inputs), _plain(probe, epsilon)(inputs))
-    except (TypeError, RuntimeError):  # one that wants more than hidden states
+    except (TypeError, RuntimeError):  # it takes more than hidden states
         return False
 
 

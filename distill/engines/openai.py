@@ -1,14 +1,13 @@
 """Any OpenAI-compatible endpoint as an engine: many calls at once, within its limits and a budget.
 
-An event loop in a thread of its own keeps calls going; `generate` hands out what is done. A try that failed for
-a passing reason is made again after a pause. When something ends the run (a cap, a refused key, an endpoint that
-stays down), no new call is made, those in flight are still handed out, and then the reason is raised.
+An event loop in its own thread makes the calls; `generate` yields completions as they arrive. A call that failed for
+a temporary reason is repeated after a pause. If something ends the run (a cap, a refused key, an endpoint that stays
+down), no new call is made, the completions of those in flight are still yielded, and then the error is raised.
 
-How one call is made is `distill.engines.endpoint`; how many at a time, `concurrency`; how fast and how far,
-`pacing`; what is remembered of each, `calls`. The caps hold over all runs that share a call log, as far as the
-endpoint keeps to ``max_tokens``; a call whose reply was lost counts in full, for it may have been billed. A
-reply that an earlier run paid for and lost is handed out and not asked again. Left out: token ids, logprobs,
-several choices a call.
+`distill.engines.endpoint` makes one call, `concurrency` decides how many run at a time, `pacing` limits rates and
+spending, and `calls` logs them. Caps hold across all runs that share a call log, as far as the endpoint respects
+``max_tokens``; a call whose reply was lost counts in full, since it may have been billed. A reply that an earlier run
+paid for but did not store is used instead of a new call. Left out: token ids, logprobs, several choices per call.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ if TYPE_CHECKING:
 
 HEARTBEAT_SECONDS = 0.5
 SHOWN_SECONDS = 0.05
-"""Between two looks at a response on its way."""
+"""Seconds between two updates of a response that is being streamed."""
 
 ENDED = Request("", (), Sampling())
-"""Stands for the end of the requests."""
+"""Marks the end of the requests."""
 
 Note = Callable[[str], None]
 Results = SimpleQueue[Completion | None]
@@ -53,7 +52,7 @@ Results = SimpleQueue[Completion | None]
 def open(model: Model, options: OpenAIOptions, note: Note, calls: Callable[[], CallLog] | None = None) -> OpenAIEngine:
     """The model called ``model.source`` at ``options.base_url``. Nothing is sent yet.
 
-    Raises `InputError` for a key that is missing or cannot be one.
+    Raises `InputError` if the key is missing or cannot be a key.
     """
     check_options(options)
     endpoint = Endpoint(model.source, options, checked_key(options, note))
@@ -65,7 +64,7 @@ class Abandoned(Exception):
 
 
 class OpenAIEngine:
-    """See `distill.engines.base.Engine`."""
+    """A `distill.engines.base.Engine` that calls an endpoint."""
 
     name = "openai"
     batch_invariant = False
@@ -79,9 +78,9 @@ class OpenAIEngine:
         self._usual = pacing.Usual()
         self._concurrency = Concurrency(options.concurrency)
         self._failure: BaseException | None = None
-        self._news = asyncio.Event()
-        """Set when requests may be had again (`distill.engines.feed`)."""
-        self._estimating = self._hides = False
+        self._feed_changed = asyncio.Event()
+        """Set when the feed may yield requests again (`distill.engines.feed`)."""
+        self._estimates_noted = self._hides_thinking = False
         self._answers = self._retries = 0
         self._latest = "", Progress()
         self._loop = asyncio.new_event_loop()
@@ -90,16 +89,16 @@ class OpenAIEngine:
 
     @property
     def spent(self) -> Bill:
-        """What all calls of the account took so far, those of earlier runs included."""
+        """Tokens and cost of all calls of the account so far, including earlier runs."""
         return self._budget.spent
 
     def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
-        """Completions in the order they finish; then whatever ended the run early is raised."""
+        """Yield completions in the order they finish, then raise whatever ended the run early."""
         results: Results = SimpleQueue()
         self._failure = None
         if isinstance(requests, Feed):
-            requests.listen(self._tell_of_news)
-        run = asyncio.run_coroutine_threadsafe(self._drive(iter(requests), results), self._loop)
+            requests.listen(self._wake)
+        run = asyncio.run_coroutine_threadsafe(self._run_callers(iter(requests), results), self._loop)
         made = 0
         try:
             while not stopping():
@@ -117,17 +116,17 @@ class OpenAIEngine:
             if isinstance(requests, Feed):
                 requests.listen()
             run.cancel()
-            if account := self._account(made):
+            if account := self._summary(made):
                 self._note(account)
 
     def stream(self, request: Request) -> Iterator[SoFar | Completion]:
-        """See `distill.engines.base.Streaming`; of an endpoint that sends its reply in one piece, that alone."""
+        """See `distill.engines.base.Streaming`. If the endpoint does not stream, only the completion is yielded."""
         over, shown = Event(), ""
         with ThreadPoolExecutor(1) as pool:
             made = pool.submit(lambda: list(self.generate([request], over.is_set)))
             try:
                 while not wait([made], SHOWN_SECONDS).done:
-                    text = asyncio.run_coroutine_threadsafe(self._said(), self._loop).result()
+                    text = asyncio.run_coroutine_threadsafe(self._text_so_far(), self._loop).result()
                     if text != shown:
                         shown = text
                         yield SoFar("", text, estimate_tokens(text))
@@ -135,25 +134,25 @@ class OpenAIEngine:
             finally:
                 over.set()
 
-    async def _said(self) -> str:
-        """The text of the newest call, as far as it has come. (In the loop's thread, which owns the stream.)"""
+    async def _text_so_far(self) -> str:
+        """The text of the newest call so far. Runs in the loop's thread, which owns the stream."""
         begun, progress = self._latest
         if progress.stream is None:
             return begun
         try:
             thinking, answer = progress.stream.said()
         except chat.Malformed:
-            return begun  # whoever waits for the reply is told
+            return begun  # raised where the reply is awaited
         return (
             begun + thinking + answer if begun else join_thinking(thinking, answer, closed=bool(answer or not thinking))
         )
 
     def hand_back(self, keys: Iterable[str]) -> None:
-        """Completions of which nothing was made, as votes without a verdict: the next run gets them for nothing."""
+        """Return completions that were not stored, such as votes without a verdict: the next run gets them for free."""
         self._calls.handed_back(keys)
 
     def close(self) -> None:
-        """Drop what is in flight and end the thread. What was handed out is durable by now."""
+        """Drop what is in flight and end the thread. Completions that were yielded must be durable by now."""
         if self._thread.is_alive():
             asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -161,31 +160,30 @@ class OpenAIEngine:
             self._loop.close()
             self._calls.close()
 
-    def _account(self, made: int) -> str:
-        """One line on what was made and what it took; none where one call at most was made, that went well and cost
-        nothing."""
+    def _summary(self, made: int) -> str:
+        """One line about the answers and their cost; empty after a single answer at most, without retries and cost."""
         spent, before, cap = self.spent, self._calls.spent, self._options.max_cost
         if made <= 1 and not self._retries and not spent.cost:
             return ""
-        text = f"{self.url}: {made} answers, {self._retries} calls made again"
+        text = f"{self.url}: {made} answers, {self._retries} calls repeated"
         if not spent.cost:
             return text
         total = f", {money(spent.cost)} with earlier runs" if before.cost else ""
         return f"{text}, cost {money(spent.cost - before.cost)}{total}" + (f", cap {money(cap)}" if cap else "")
 
-    async def _drive(self, requests: Iterator[Request | None], results: Results) -> None:
-        """Keep the calls going until requests or a failure end them; None in ``results`` is the end."""
+    async def _run_callers(self, requests: Iterator[Request | None], results: Results) -> None:
+        """Run the calls until the requests end or something fails; None in ``results`` marks the end."""
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._options.concurrency):
-                    group.create_task(self._work(requests, results))
+                    group.create_task(self._caller(requests, results))
         finally:
             results.put(None)
         if self._failure:
             raise self._failure
 
-    async def _work(self, requests: Iterator[Request | None], results: Results) -> None:
-        """One of the ``concurrency`` callers: request after request from the shared supply."""
+    async def _caller(self, requests: Iterator[Request | None], results: Results) -> None:
+        """One of the ``concurrency`` callers: takes request after request from the shared iterator."""
         try:
             async with self._endpoint.line() as line:
                 while request := await self._next(requests):
@@ -197,36 +195,36 @@ class OpenAIEngine:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """End the run: nothing new is begun."""
+        """End the run: no new call is made."""
         self._failure = self._failure or error
-        self._news.set()
+        self._feed_changed.set()
 
-    def _tell_of_news(self) -> None:
-        self._loop.call_soon_threadsafe(self._news.set)
+    def _wake(self) -> None:
+        self._loop.call_soon_threadsafe(self._feed_changed.set)
 
     async def _next(self, requests: Iterator[Request | None]) -> Request | None:
-        """The next request; None at their end. Where nothing is wanted just now, it waits for news."""
+        """The next request, or None at the end. Waits while the feed yields none."""
         while self._failure is None and (request := next(requests, ENDED)) is not ENDED:
             if request:
                 return request
-            self._news.clear()
-            await self._news.wait()
+            self._feed_changed.clear()
+            await self._feed_changed.wait()
         return None
 
     async def _respond(self, line: httpx2.AsyncHTTPTransport, request: Request) -> Completion:
-        """The response to a request: one call, or two where its thinking has to be closed by us."""
+        """The response to a request, by one call, or by two if we have to close its thinking."""
         begun = early_exit.first(request, DIALECTS[self._options.dialect])
         reply = await self._part(line, begun, 0)
         parts = [(begun.prefix, reply)]
         if rest := early_exit.rest(request, begun, reply):
             parts.append((rest.prefix, await self._part(line, rest, 1)))
-        if not self._estimating and chat.estimates_thinking(reply):
-            self._estimating = True
-            self._note(f"{self.url}: tells no count of thinking tokens; they are estimated from the text's length")
+        if not self._estimates_noted and chat.estimates_thinking(reply):
+            self._estimates_noted = True
+            self._note(f"{self.url}: reports no thinking tokens; they are estimated from the length of the text")
         return chat.completion(request, parts)
 
     async def _part(self, line: httpx2.AsyncHTTPTransport, request: Request, part: int) -> Reply:
-        """Try until there is a reply. One that an earlier run paid for is taken as it is."""
+        """Try until there is a reply. If an earlier run paid for one, use that."""
         key, attempt = part_key(request.key, part), 0
         if paid := self._calls.replies.pop(key, None):
             return paid
@@ -238,25 +236,27 @@ class OpenAIEngine:
                 last = problem
             if self._failure:
                 raise Abandoned
-            # A server that has too much, but gets other calls done, is not down: that is no try of this one.
+            # An overloaded server that answers other calls is not down, so this does not count as a try.
             attempt += not (last.too_much and not last.billed and self._answers > answers)
             if attempt > self._options.retries:
                 break
             self._retries += 1
             await asyncio.sleep(self._pause(request, attempt, last))
         tries = "1 try" if attempt == 1 else f"{attempt} tries"
-        raise PipelineError(f"{self.url}: {last} ({tries}); what was made is kept, run the same command again to go on")
+        raise PipelineError(
+            f"{self.url}: {last} ({tries}); what was made is kept; run the same command again to continue"
+        )
 
     def _pause(self, request: Request, attempt: int, problem: TryAgain) -> float:
         wait = problem.retry_after
         if wait is not None and wait > self._options.timeout:
-            raise Stopped(f"{self.url}: {problem}; asks to come back in {wait:.0f} seconds; run the same command then")
+            raise Stopped(f"{self.url}: {problem}; asks to wait {wait:.0f} seconds; run the same command again then")
         if wait:
             self._pace.hold(wait)
         return pacing.pause(request.key, max(attempt - 1, 0), wait)
 
     async def _try(self, line: httpx2.AsyncHTTPTransport, request: Request, key: str) -> Reply:
-        """One call, when there is a place, a turn and money for it, and with its bill kept whatever happens."""
+        """Make one call, once concurrency, rates and budget allow it. Its bill is recorded whatever happens."""
         most = self._endpoint.most(request)
         entered = await self._concurrency.enter()
         too_much, pace, seconds, bill, estimate = False, None, 0.0, NOTHING, 0.0
@@ -276,7 +276,7 @@ class OpenAIEngine:
                     bill = call.bill
                 self._usual.add(bill.total_tokens)
                 self._answers += 1
-                self._hides = self._hides or chat.hides_thinking(reply)
+                self._hides_thinking = self._hides_thinking or chat.hides_thinking(reply)
                 seconds = reply.seconds
                 pace = seconds / max(bill.tokens, 1) if progress.first is None else progress.first
                 return reply
@@ -290,7 +290,7 @@ class OpenAIEngine:
             self._concurrency.leave(entered, too_much=too_much, pace=pace, seconds=seconds)
 
     async def _call(self, line: httpx2.AsyncHTTPTransport, request: Request, call: Call, progress: Progress) -> Reply:
-        """Make the call and put down what came of it before anybody is told."""
+        """Make the call and log how it ended, before anybody gets its reply."""
         begun = time.monotonic()
         try:
             reply = await self._endpoint.call(line, request, progress)
@@ -299,8 +299,8 @@ class OpenAIEngine:
             self._calls.end(call, Outcome.LOST, bill, time.monotonic() - begun)
             raise
         except asyncio.CancelledError:
-            # Where thinking is hidden, what has come does not tell what was made.
-            bill = call.bill if self._hides else self._endpoint.so_far(request, progress)
+            # If thinking is hidden, what has arrived does not show how much was generated.
+            bill = call.bill if self._hides_thinking else self._endpoint.so_far(request, progress)
             self._calls.end(call, Outcome.ENDED, bill, time.monotonic() - begun)
             raise
         except Exception:
@@ -313,17 +313,17 @@ class OpenAIEngine:
         return reply
 
     def _cap(self, most: Bill) -> CapReached:
-        """The error that says which cap is reached, and what goes on."""
+        """The error that names the cap that is reached, and the setting that raises it."""
         budget, spent = self._budget, self.spent
         earlier = " in all runs of this stage" if self._calls.spent.total_tokens else ""
         if budget.cost is not None and spent.cost + most.cost > budget.cost:
             return CapReached(
                 f"the cap of {money(budget.cost)} is reached: {money(spent.cost)} spent{earlier}, the next call may "
-                f"cost {money(most.cost)}; what was made is kept, a higher max_cost goes on"
+                f"cost {money(most.cost)}; what was made is kept; raise max_cost to continue"
             )
         return CapReached(
             f"the cap of {budget.tokens:,} tokens is reached: {spent.total_tokens:,} used{earlier}, the next call may "
-            f"take {most.total_tokens:,}; what was made is kept, a higher max_total_tokens goes on"
+            f"take {most.total_tokens:,}; what was made is kept; raise max_total_tokens to continue"
         )
 
 

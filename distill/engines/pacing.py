@@ -1,7 +1,7 @@
-"""How fast and how far an endpoint may be used: pauses, requests and tokens a minute, a budget that holds.
+"""Limits on the use of an endpoint: pauses between tries, requests and tokens per minute, and a hard budget.
 
-Plain state for one event loop, used by `distill.engines.openai` alone. How many calls go on at a time is
-`distill.engines.concurrency`.
+Plain state for one event loop, used by `distill.engines.openai` only. `distill.engines.concurrency` decides how many
+calls run at a time.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ LONGEST_PAUSE = 60.0
 
 
 class Meter:
-    """Spaces out what is taken so that it never comes to more than ``per_minute``, bursts included.
+    """Spaces out amounts so that they never exceed ``per_minute``, not even in bursts.
 
-    Something is taken when it is begun, by an estimate; `settle` puts that right when it is known. Pure
-    arithmetic on the times it is told.
+    An estimated amount is taken when a call starts; `settle` corrects it once the real one is known. Pure
+    arithmetic on the times that callers pass.
     """
 
     def __init__(self, per_minute: int | None) -> None:
-        self._each = 60.0 / per_minute if per_minute else 0.0
+        self._interval = 60.0 / per_minute if per_minute else 0.0
         self.free_at = 0.0
-        """From when on something may be taken."""
+        """The time from which on something may be taken."""
 
     def take(self, now: float, amount: float) -> None:
-        self.free_at = max(now, self.free_at) + amount * self._each
+        self.free_at = max(now, self.free_at) + amount * self._interval
 
     def settle(self, estimate: float, real: float) -> None:
-        self.free_at += (real - estimate) * self._each
+        self.free_at += (real - estimate) * self._interval
 
 
 class Pace:
-    """Requests and tokens a minute; and a server that asks for a rest gets it from all calls."""
+    """Limits requests and tokens per minute; if the server asks for a pause, all calls pause."""
 
     def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
         self._requests, self._tokens = Meter(requests_per_minute), Meter(tokens_per_minute)
         self._rest_until = 0.0
-        self._turn = asyncio.Lock()  # in the order of asking: nobody is overtaken for ever
+        self._turn = asyncio.Lock()  # first come, first served: no caller starves
         self._changed = asyncio.Event()
 
     async def turn(self, tokens: float) -> None:
-        """Wait until one more request, of about so many tokens, may be sent."""
+        """Wait until one more request, of about ``tokens`` tokens, may be sent."""
         time = asyncio.get_running_loop().time
         async with self._turn:
             while (wait := max(self._requests.free_at, self._tokens.free_at, self._rest_until) - time()) > 0:
@@ -65,12 +65,12 @@ class Pace:
         self._changed.set()
 
     def hold(self, seconds: float) -> None:
-        """Nobody sends anything for so long."""
+        """Send nothing for so long."""
         self._rest_until = max(self._rest_until, asyncio.get_running_loop().time() + seconds)
 
 
 class Usual:
-    """The tokens that a call usually takes, by the calls so far; recent ones count more."""
+    """The tokens that a call usually takes: a moving average over the calls so far."""
 
     WEIGHT = 0.1
 
@@ -85,44 +85,44 @@ class Usual:
 
 
 class Budget:
-    """Money and tokens that are never exceeded: the most a call can take is set aside before it is made.
+    """A limit on money and tokens that is never exceeded: the most a call can take is reserved before it is made.
 
-    None is no limit. A call that does not fit waits for those in flight, which take less than was set
-    aside for them; where none is in flight it is refused. ``spent`` is what all calls took so far.
+    None means no limit. A call that does not fit waits for those in flight, which usually take less than they
+    reserved; if none is in flight, it is refused. ``spent`` is what all calls took so far.
     """
 
     def __init__(self, cost: Decimal | None, tokens: int | None, spent: Bill = NOTHING) -> None:
         self.cost, self.tokens, self.spent = cost, tokens, spent
-        self._aside, self._calls = NOTHING, 0
+        self._reserved, self._calls = NOTHING, 0
         self._changed = asyncio.Event()
 
     async def reserve(self, most: Bill) -> bool:
-        """Set ``most`` aside for one call; False where a limit leaves no room for it."""
+        """Reserve ``most`` for one call; False if a limit leaves no room for it."""
         while not self._fits(most):
             if not self._calls:
                 return False
             self._changed.clear()
             await self._changed.wait()
-        self._aside, self._calls = self._aside + most, self._calls + 1
+        self._reserved, self._calls = self._reserved + most, self._calls + 1
         return True
 
     def settle(self, most: Bill, bill: Bill) -> None:
-        """A call for which ``most`` was set aside is over and did take ``bill``."""
-        self._aside, self._calls = self._aside - most, self._calls - 1
+        """A call that reserved ``most`` is over and took ``bill``."""
+        self._reserved, self._calls = self._reserved - most, self._calls - 1
         self.spent += bill
         self._changed.set()
 
     def _fits(self, most: Bill) -> bool:
-        if self.cost is not None and self.spent.cost + self._aside.cost + most.cost > self.cost:
+        if self.cost is not None and self.spent.cost + self._reserved.cost + most.cost > self.cost:
             return False
-        total = self.spent.total_tokens + self._aside.total_tokens + most.total_tokens
+        total = self.spent.total_tokens + self._reserved.total_tokens + most.total_tokens
         return self.tokens is None or total <= self.tokens
 
 
 def pause(key: str, attempt: int, retry_after: float | None) -> float:
-    """Seconds to wait after failed try number ``attempt`` (from 0): what the server asks, else doubling.
+    """Seconds to wait after failed try number ``attempt`` (from 0): what the server asks for, else exponential backoff.
 
-    The spread that keeps many requests from coming back at once is a function of the request.
+    The jitter, which keeps many requests from coming back at once, is a function of the request.
     """
     longest = min(FIRST_PAUSE * 2 ** min(attempt, 60), LONGEST_PAUSE)
     spread = longest * (0.5 + 0.5 * float(generator("retry", key, attempt).random()))
@@ -130,7 +130,7 @@ def pause(key: str, attempt: int, retry_after: float | None) -> float:
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Seconds meant by a Retry-After header: a number or a date; None where it says neither."""
+    """The seconds that a Retry-After header asks for, as a number or a date; None if it is neither."""
     if value is None:
         return None
     try:

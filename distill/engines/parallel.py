@@ -1,14 +1,14 @@
-"""Sampling on several cores: one decoder in each of a few forked processes, one thread each.
+"""Sampling on several cores: a few forked processes, each with one decoder and one thread.
 
-For a small model two processes of one thread beat one process of two threads. Workers are forked from
-this process, after the model is loaded: starting costs milliseconds, imports and frozen weights are
-shared, and trained weights lie in shared memory (`distill.engines.weights`), so a refresh needs no
-message. That is safe because a worker computes in one thread and touches nothing but torch and its
-pipe, as torch's own data loaders do. Jobs with equal prompts go to one worker; since a sample does not
-depend on its neighbours, which worker draws it changes nothing.
+For a small model, two processes of one thread are faster than one process of two threads. Workers are
+forked from this process after the model is loaded, so they start in milliseconds and share imports and
+frozen weights. Trained weights are in shared memory (`distill.engines.weights`), so a refresh needs no
+message. Forking is safe because a worker computes in one thread and uses nothing but torch and its pipe,
+as torch's own data loaders do. Jobs with equal prompts go to the same worker. Samples do not depend on
+their neighbours, so it makes no difference which worker draws one.
 
-A worker ends when its pipe closes, however its parent died; signals are the parent's to handle
-(`pipeline.forking`). A worker that dies is an error of one line. Linux only, and only on a CPU.
+A worker ends with its parent, however that died; signals are the parent's to handle (`pipeline.forking`).
+A worker that dies is an error of one line. Linux only, and only on a CPU.
 """
 
 from __future__ import annotations
@@ -29,15 +29,13 @@ from pipeline.forking import fork
 
 GROUP = 16
 """Jobs of one prompt that travel together, at most."""
-ORPHANED = 1.0
-"""Seconds between looks, of an idle worker, whether its parent lives. The pipe tells first, as a rule."""
 PATIENCE = 0.5
-"""Seconds `step` waits for a sample, so that whoever drives it can look whether to stop."""
+"""Seconds that `step` waits for a sample, so that its caller can check whether to stop."""
 CLEAR = "clear"
 
 
 class WorkerPool:
-    """Has the face of one `Decoder`: `add`, `step`, `busy`, `waiting`, `clear`."""
+    """The same interface as a `Decoder`: `add`, `step`, `busy`, `waiting`, `clear`."""
 
     def __init__(self, decoder: Callable[[], Decoder], workers: int, slots: int) -> None:
         self._queue: list[list[Job]] = []
@@ -60,7 +58,7 @@ class WorkerPool:
             self._queue += [group[i : i + GROUP] for i in range(0, len(group), GROUP)]
 
     def step(self) -> list[Sample]:
-        """The next samples from any worker; none, if none ends for a while."""
+        """The next samples from any worker; empty if none finishes for a while."""
         self._dispatch()
         held = {worker.pipe: worker for worker in self._workers if worker.held}
         return [sample for pipe in wait(list(held), PATIENCE) for sample in held[pipe].receive()]  # type: ignore[index]
@@ -88,7 +86,7 @@ class WorkerPool:
 
 
 class _Worker:
-    """The parent's end of one process. ``held`` jobs were sent and have not come back."""
+    """The parent's end of one process. ``held`` is the number of jobs that were sent and have not come back."""
 
     def __init__(self, decoder: Callable[[], Decoder], others: list[Connection]) -> None:
         self.held = 0
@@ -144,12 +142,11 @@ def _work(decoder: Callable[[], Decoder], pipe: Connection, inherited: list[Conn
     """A worker's life, from fork to exit."""
     import torch
 
-    parent = os.getppid()
     for other in inherited:  # else this process would keep its siblings' pipes open when the parent dies
         other.close()
     torch.set_num_threads(1)
     try:
-        _serve(decoder(), pipe, parent)
+        _serve(decoder(), pipe)
     except EOFError:
         pass  # the parent is gone
     except Exception as error:
@@ -158,11 +155,11 @@ def _work(decoder: Callable[[], Decoder], pipe: Connection, inherited: list[Conn
         os._exit(0)
 
 
-def _serve(decoder: Decoder, pipe: Connection, parent: int) -> None:
+def _serve(decoder: Decoder, pipe: Connection) -> None:
     answers: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_send, args=(answers, pipe), daemon=True).start()
-    while os.getppid() == parent:
-        while pipe.poll(0 if decoder.busy else ORPHANED):
+    while True:
+        while pipe.poll(0 if decoder.busy else None):
             message = pipe.recv()
             if message == CLEAR:
                 decoder.clear()
@@ -174,7 +171,7 @@ def _serve(decoder: Decoder, pipe: Connection, parent: int) -> None:
 
 
 def _send(answers: SimpleQueue[Any], pipe: Connection) -> None:
-    """In a thread of its own: were both ends to block while sending, neither would ever read."""
+    """Runs in its own thread: if both ends blocked in sending, neither would ever read."""
     while True:
         try:
             pipe.send(answers.get())

@@ -1,8 +1,8 @@
-"""Prompts into the cache: in batches of like length, in pieces, each prompt once.
+"""Prefill: computes prompts into the cache, each prompt once, in batches of similar length and in chunks.
 
-All of a prompt but its last token is computed here; that one is fed by the first step of its rows. Of
-tokens that a response begins with, the log-probabilities are taken on the way. Called by
-`distill.engines.decode` when rows enter.
+All of a prompt but its last token is computed here; the first decoding step of its rows feeds that one. If a response
+begins with given tokens, their log-probabilities are computed along the way. Called by `distill.engines.decode` when
+rows enter.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from distill.engines.sampling import logprobs_of
 from distill.tensors import put
 
 ROWS = 16
-"""The granule of batches. Below 4 rows (12 on two threads) MKL takes other paths, with other bits."""
+"""Decoding batches are multiples of this many rows. Below 4 rows (12 on two threads), MKL's kernels give other bits."""
 PIECE = 128
 """On a CPU prompts are prefilled in pieces of at most this many tokens."""
 TOKENS = 1024
-"""Tokens prefilled at once there: enough for matrix products, few enough that activations stay in cache."""
+"""Tokens per pass on a CPU: enough for fast matrix products, few enough that activations stay in cache."""
 MANY = 16384
-"""On a GPU, where a pass costs its launches and pieces may be as large as it is."""
+"""Most tokens per pass on a GPU. A pass there costs its kernel launches, and a piece may be as large as the pass."""
 LARGE = 2**28
-"""Attention scores of a layer, or logits, that a pass on a GPU may have: some 1.5 GB, with the softmax in fp32."""
+"""Most attention scores of a layer, or logits, per pass on a GPU: about 1.5 GB with the softmax in fp32."""
 NEVER = 2**62
 LOGITS = 2**24
-"""Logits computed at once, where the log-probabilities of given tokens are wanted."""
+"""Logits per pass on a CPU, where the log-probabilities of given tokens are needed."""
 
 
 class Plan:
-    """What is to be computed, and what copied, before rows enter: long prompts by prompt slot, short ones by row.
+    """What to compute and what to copy before rows enter: long prompts by prompt slot, short ones by row.
 
-    ``holders`` are rows that have a beginning in them already.
+    ``holders`` maps beginnings to rows that hold them already.
     """
 
     def __init__(self, holders: dict[Beginning, int]) -> None:
@@ -44,7 +44,7 @@ class Plan:
         self.own: dict[int, Beginning] = {}
         self.shared_copies: dict[int, list[tuple[int, int]]] = {}
         self.own_copies: dict[int, list[tuple[int, int]]] = {}
-        """(source, target) slots by the length to be copied."""
+        """(source, target) slots, by the length to copy."""
         self.longest = 0
 
     def share(self, beginning: Beginning, slot: int, source: int | None) -> None:
@@ -63,7 +63,7 @@ class Plan:
 
 
 def prefill(model: Any, cache: SlotCache, plan: Plan) -> dict[Beginning, tuple[float, ...]]:
-    """Carry out the plan; the log-probabilities of given tokens, where there are any."""
+    """Carry out the plan; returns the log-probabilities of given tokens, for the beginnings that have any."""
     logprobs: dict[Beginning, tuple[float, ...]] = {}
     for store, fill, copies in (
         (cache.prompts, plan.shared, plan.shared_copies),
@@ -86,10 +86,10 @@ def _fill(
             pass
     given = [(slot, begin) for slot, begin in prompts.items() if begin.given]
     found: dict[Beginning, tuple[float, ...]] = {begin: () for _, begin in given}
-    told = max(PIECE, min(sizes.piece, sizes.logits))
-    for batch in _batches(given, told, sizes.logits):
+    size = max(PIECE, min(sizes.piece, sizes.logits))
+    for batch in _batches(given, size, sizes.logits):
         first = min(len(begin.ids) - begin.given for _, begin in batch) - 1
-        for piece, output in _passes(model, cache, store, batch, told, first):
+        for piece, output in _passes(model, cache, store, batch, size, first):
             if piece.stop > first:
                 for (_, begin), logits in zip(batch, output.logits, strict=True):
                     found[begin] += _given_logprobs(logits, piece, begin)
@@ -97,7 +97,7 @@ def _fill(
 
 
 class _Sizes(NamedTuple):
-    """Tokens of one prompt in a pass, of all prompts, and of all where logits are wanted."""
+    """Tokens per pass: of one prompt, of all prompts, and of all prompts if logits are needed."""
 
     piece: int
     tokens: int
@@ -105,7 +105,7 @@ class _Sizes(NamedTuple):
 
 
 def _sizes(model: Any, longest: int) -> _Sizes:
-    """Of passes over prompts the ``longest`` of which has so many tokens."""
+    """The sizes of passes over prompts of up to ``longest`` tokens."""
     config = model.config.get_text_config()
     if model.device.type == "cpu":
         return _Sizes(PIECE, TOKENS, min(TOKENS, max(1, LOGITS // config.vocab_size)))
@@ -114,7 +114,7 @@ def _sizes(model: Any, longest: int) -> _Sizes:
 
 
 def _batches(prompts: list[tuple[int, Beginning]], piece: int, tokens: int) -> Iterable[list[tuple[int, Beginning]]]:
-    """Long ones first; so many that a ``piece`` of each makes about so many ``tokens``."""
+    """Batches, long prompts first, of such a size that a ``piece`` of each prompt adds up to about ``tokens``."""
     left = sorted(prompts, key=lambda prompt: (len(prompt[1].ids), -prompt[0]))
     while left:
         rows = max(1, tokens // min(piece, len(left[-1][1].ids)))
@@ -125,9 +125,9 @@ def _batches(prompts: list[tuple[int, Beginning]], piece: int, tokens: int) -> I
 def _passes(
     model: Any, cache: SlotCache, store: Store, batch: list[tuple[int, Beginning]], size: int, first: int = NEVER
 ) -> Iterable[tuple[range, Any]]:
-    """The outputs, in pieces of ``size`` tokens, with logits from the piece on that holds position ``first``.
+    """(piece, output) for each piece of ``size`` tokens, with logits from the piece on that holds position ``first``.
 
-    Padding lies behind the prompt, where nothing looks at it.
+    Padding comes after the prompt, where nothing attends to it.
     """
     length = max(ROWS, -(-max(len(begin.ids) - 1 for _, begin in batch) // 4) * 4)
     padded = [begin.ids[:-1] + (0,) * (length - len(begin.ids) + 1) for _, begin in batch]
@@ -149,15 +149,16 @@ def _passes(
 
 
 def _given_logprobs(logits: Tensor, piece: range, begin: Beginning) -> tuple[float, ...]:
-    """Of those given ids that this piece predicts, from its ``logits`` (T, V): position p tells of the id behind it."""
+    """Log-probabilities of the given ids that this piece predicts, by its ``logits`` (T, V); position p predicts the id
+    after it."""
     behind = range(max(piece.start, len(begin.ids) - begin.given - 1), min(piece.stop, len(begin.ids) - 1))
     if not behind:
         return ()
     wanted = put(begin.ids[behind.start + 1 : behind.stop + 1], logits.device)
-    told = logits[behind.start - piece.start : behind.stop - piece.start]
-    return tuple(logprobs_of(told, wanted, begin.temperature).tolist())
+    predicting = logits[behind.start - piece.start : behind.stop - piece.start]
+    return tuple(logprobs_of(predicting, wanted, begin.temperature).tolist())
 
 
 def positions_limit(model: Any) -> int | None:
-    """Tokens the model has positions for, or None where it sets no limit."""
+    """The number of positions that the model has, or None if it sets no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -1,7 +1,7 @@
-"""Money and tokens, to the last digit: what calls took, and what they may take at the very most.
+"""Exact amounts of money and tokens: what calls took, and the most that they can take.
 
-Prices are decimals as they stand in the YAML; a cost is a product of them with counts, so sums are exact and
-a cap means what it says. The currency is whatever the prices are in.
+Prices are the decimals of the YAML, and a cost is a product of these and counts. So sums are exact, and a cap holds
+exactly. The currency is that of the prices.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from distill.types import Request
 
 MILLIONTH = Decimal(1).scaleb(-6)
 TEMPLATE_TOKENS = 64
-"""Room for what a chat template puts around one message, where only an upper bound is known."""
+"""An upper bound for the tokens that a chat template puts around one message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What calls took: ``cached_tokens`` of the ``prompt_tokens`` were cheaper, ``tokens`` are of the responses."""
+    """What calls took. ``cached_tokens`` of the ``prompt_tokens`` have a price of their own; ``tokens`` are sampled."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -52,7 +52,7 @@ NOTHING = Bill()
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Per million tokens: of a prompt, of the part of it that the endpoint had cached, of a response."""
+    """Prices per million tokens: of a prompt, of the part of it that the endpoint had cached, and of a response."""
 
     input: Decimal = Decimal(0)
     cached_input: Decimal = Decimal(0)
@@ -69,7 +69,7 @@ class Prices:
         return Bill(prompt_tokens, cached, tokens, cost * MILLIONTH)
 
     def most(self, request: Request) -> Bill:
-        """What a call can take at the very most."""
+        """The most that a call can take."""
         prompt = most_prompt_tokens(request)
         dearest = max(self.input, self.cached_input)
         return Bill(
@@ -79,12 +79,12 @@ class Prices:
 
 
 def most_prompt_tokens(request: Request) -> int:
-    """No tokenizer makes more tokens than there are bytes."""
+    """An upper bound: no tokenizer makes more tokens than there are bytes."""
     said = sum(len(message["content"].encode(errors="replace")) + TEMPLATE_TOKENS for message in request.messages)
     return said + (len(request.prefix.encode(errors="replace")) + TEMPLATE_TOKENS if request.prefix else 0)
 
 
 def money(amount: Decimal) -> str:
-    """For people: ``10``, ``0.0431``; no more than four decimals."""
+    """An amount for display: ``10``, ``0.0431``; at most four decimals."""
     text = f"{amount:.4f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,7 +1,7 @@
-"""What each running row is at: its next token, its limits, its uniform numbers, what it has said so far.
+"""The state of each running row: its next token, its limits, its uniform numbers, and its tokens so far.
 
-One tensor per quantity and one entry per slot, so that a step is a few tensor operations whatever the
-number of rows, with a single transfer to the host. Empty slots stand still at position 0. Owned by
+There is one tensor per quantity with one entry per slot, so a step takes a few tensor operations whatever the
+number of rows, and a single transfer to the host. Empty slots stay at position 0. Owned by
 `distill.engines.decode.Decoder`.
 """
 
@@ -23,7 +23,7 @@ from distill.types import Sampling
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A job on its way into a slot. The log-probabilities of its given tokens are known."""
+    """A job that enters a slot. ``logprobs`` are those of its given tokens."""
 
     slot: int
     key: str
@@ -33,7 +33,7 @@ class Entry:
 
     @property
     def start(self) -> int:
-        """The position of the first token that the row keeps itself."""
+        """The position of the first token that the row stores itself."""
         return len(self.beginning.ids) - 1 if self.beginning.shared else 0
 
 
@@ -56,7 +56,7 @@ class Rows:
         self._forced_slots: set[int] = set()
 
     def enter(self, entries: Sequence[Entry]) -> None:
-        """Begin jobs in free slots. The uniform for token t is number t of ("sample", seed, key)."""
+        """Start jobs in free slots. The uniform number for token t is number t of ("sample", seed, key)."""
         samplings, device = [entry.sampling for entry in entries], self.token.device
         longest = max(s.max_tokens for s in samplings)
         self._reserve(longest)
@@ -91,7 +91,7 @@ class Rows:
                 self._truncated_slots.add(entry.slot)
 
     def advance(self, logits: Tensor, stop_ids: Tensor) -> list[int]:
-        """Draw the next token of the first R rows from ``logits`` (R, V); the slots that finished."""
+        """Draw the next token of the first R rows from ``logits`` (R, V); returns the slots that finished."""
         rows = slice(len(logits))
         active, count = self._active[rows], self._count[rows]
         truncated = bool(self._truncated_slots)
@@ -118,7 +118,7 @@ class Rows:
         return tokens
 
     def force(self, tokens: Mapping[int, int]) -> None:
-        """What comes next in these slots, whatever is drawn there; `NOTHING` for what is drawn."""
+        """Force the next token of these slots; `NOTHING` lets it be drawn."""
         changed = {s: t for s, t in tokens.items() if t != NOTHING or s in self._forced_slots}
         if changed:
             at = put(list(changed), self.token.device)
@@ -151,7 +151,7 @@ class Rows:
         self._truncated_slots.difference_update(slots)
 
     def move(self, sources: list[int], targets: list[int]) -> None:
-        """Rows change their slots, free ones being the targets."""
+        """Move rows into free slots."""
         from_, to = (put(slots, self.token.device) for slots in (sources, targets))
         for tensor in vars(self).values():
             if isinstance(tensor, Tensor):

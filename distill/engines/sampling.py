@@ -1,7 +1,7 @@
-"""Drawing tokens from logits: inverse transform sampling, one uniform number a token.
+"""Drawing tokens from logits: inverse transform sampling, with one uniform number per token.
 
-Each row is a function of its own logits, uniform and settings alone; which branches the neighbours
-need changes no bit of it. Called by `distill.engines.decode`.
+Each row depends only on its own logits, uniform number and settings; the settings of other rows change no bit of
+it. Called by `distill.engines.rows`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
-"""Tokens summed at once on the way to the one drawn."""
+"""Tokens per block: a draw first finds the block, by the sums of blocks, and then the token in it."""
 BELOW_ONE = 1 - 2.0**-50
 """Uniform numbers are capped here, so that none rounds up to the end of a cumulative sum."""
 
@@ -34,13 +34,13 @@ def draw(
     """
     scaled = logits.float() / temperature[:, None]
     scaled -= scaled.amax(-1, keepdim=True)
-    weights = _whole_blocks(scaled.exp())
+    weights = _padded(scaled.exp())
     sums = _block_sums(weights)
     total = sums.sum(-1, keepdim=True)
     if top_p is not None and top_k is not None:
         weights = weights * kept(weights / total, top_p, top_k)
         sums = _block_sums(weights)
-    tokens = _where_it_falls(weights, sums, uniforms[:, None])
+    tokens = _inverse_transform(weights, sums, uniforms[:, None])
     if greedy is not None:
         tokens = torch.where(greedy[:, None], logits.argmax(-1, keepdim=True), tokens)
     if forced is not None:
@@ -53,8 +53,8 @@ def logprobs_of(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     return (logits.float() / temperature).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
 
-def _whole_blocks(weights: Tensor) -> Tensor:
-    """With tokens of weight 0 behind, so that the vocabulary is a whole number of blocks."""
+def _padded(weights: Tensor) -> Tensor:
+    """``weights`` padded with tokens of weight 0, so that the vocabulary is a whole number of blocks."""
     missing = -weights.shape[1] % BLOCK
     return torch.nn.functional.pad(weights, (0, missing)) if missing else weights
 
@@ -64,15 +64,15 @@ def _block_sums(weights: Tensor) -> Tensor:
     return weights.view(len(weights), -1, BLOCK).sum(-1).double()
 
 
-def _where_it_falls(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
-    """The first token whose cumulative weight exceeds ``uniforms`` (R, 1) of the whole: its block, then it."""
+def _inverse_transform(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
+    """The first token whose cumulative weight exceeds ``uniforms`` (R, 1) of the total: first its block, then it."""
     cumulative = sums.cumsum(-1)
     target = uniforms * cumulative[:, -1:]
     block = torch.searchsorted(cumulative, target, right=True)
     begin = block * BLOCK
     inside = weights.gather(1, begin + torch.arange(BLOCK, device=begin.device)).cumsum(-1, dtype=torch.float64)
     rest = target - cumulative.gather(1, block) + sums.gather(1, block)
-    # A block's sum and the last of its cumulative sums differ in the last bits: no token of weight 0 is drawn.
+    # A block's sum and the last of its cumulative sums differ in the last bits; never draw a token of weight 0.
     rest = torch.minimum(rest.clamp_(min=0.0), inside[:, -1:] * BELOW_ONE)
     return begin + torch.searchsorted(inside, rest, right=True)
 
@@ -80,7 +80,7 @@ def _where_it_falls(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
 def kept(probabilities: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
     """Which tokens (R, V) survive: the ``top_k`` likeliest and of those the smallest set of mass ``top_p``.
 
-    Ties with the last one that survives do too.
+    Tokens that tie with the last survivor survive too.
     """
     sizes = torch.where(top_k > 0, top_k, probabilities.shape[1])
     ranked = probabilities.sort(-1, descending=True).values

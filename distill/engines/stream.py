@@ -1,7 +1,7 @@
-"""A streamed reply put together again: server-sent events in, the reply that would have come in one piece out.
+"""Reassembles a streamed reply: server-sent events in, the reply of a call without streaming out.
 
-So what a reply means is decided in one place (`distill.engines.chat`), however it came. Left out: everything
-of the event stream format that chat endpoints do not use (event names, ids, several data lines an event).
+So replies are interpreted in one place (`distill.engines.chat`), streamed or not. Left out: everything in the event
+stream format that chat endpoints do not use (event names, ids, several data lines per event).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ LOOKED_INTO = 2**16
 
 
 class Stream:
-    """Fed with bytes as they come; they are looked into when there are many, which takes half the time."""
+    """Takes bytes as they arrive, and parses them when there are many, which takes half the time."""
 
     def __init__(self) -> None:
-        self._waiting: list[bytes] = []
+        self._unparsed: list[bytes] = []
         self._size = 0
         self._received = 0
         self._texts: dict[str, list[str]] = {}
@@ -29,27 +29,27 @@ class Stream:
         self._begun = self._done = False
 
     def feed(self, piece: bytes) -> None:
-        """`chat.Malformed`, here or later, for an event that is not a piece of a chat completion."""
-        self._waiting.append(piece)
+        """Add bytes. Raises `chat.Malformed`, here or later, for an event that is not a piece of a chat completion."""
+        self._unparsed.append(piece)
         self._size += len(piece)
         if self._size > LOOKED_INTO:
-            self._look()
+            self._parse()
 
     def said(self) -> tuple[str, str]:
         """(thinking, answer) so far."""
-        self._look()
+        self._parse()
         thinking = self._texts.get("reasoning", self._texts.get("reasoning_content", []))
         return "".join(thinking), "".join(self._texts.get("content", []))
 
     @property
     def received(self) -> int:
-        """The bytes of text so far: at least as many as tokens."""
-        self._look()
+        """The bytes of text so far, which are at least as many as the tokens."""
+        self._parse()
         return self._received
 
-    def _look(self) -> None:
-        *lines, rest = b"".join(self._waiting).split(b"\n")
-        self._waiting, self._size = [rest], 0
+    def _parse(self) -> None:
+        *lines, rest = b"".join(self._unparsed).split(b"\n")
+        self._unparsed, self._size = [rest], 0
         for line in lines:
             if not line.startswith(DATA):
                 continue
@@ -59,9 +59,9 @@ class Stream:
                 self._event(chat.parsed(data.decode(errors="replace")))
 
     def reply(self) -> Any:
-        """The whole reply; `chat.Malformed` where the stream ended in the middle."""
-        self._waiting.append(b"\n")
-        self._look()
+        """The whole reply. Raises `chat.Malformed` if the stream ended in the middle."""
+        self._unparsed.append(b"\n")
+        self._parse()
         if self._data.get("error"):
             return self._data
         if not self._begun or (self._reason is None and not self._done):

@@ -1,11 +1,11 @@
 """The embedded engine: any Hugging Face causal LM, sampled by our own continuous batching.
 
-Here requests become token ids (chat template, tokenizer) and samples become text; the batching is
-`distill.engines.decode`, in this process or in the workers of `distill.engines.parallel`. The engine has
-a private copy of the model (`distill.engines.weights`): a trainer may go on changing its own, LoRA and
-all, and calls `refresh` when the engine is to follow.
+This module turns requests into token ids (chat template, tokenizer) and samples into text;
+`distill.engines.decode` does the batching, in this process or in the workers of `distill.engines.parallel`. The
+engine has a private copy of the model (`distill.engines.weights`), so a trainer can keep changing its own, with
+LoRA or without, and call `refresh` to bring the copy up to date.
 
-Left out: quantised loading, several devices, speculative decoding; `vllm` is for those.
+Left out: quantised loading, several devices, speculative decoding; use `vllm` for those.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from distill.types import Completion, Finish, Message, Request, ThinkingBudget
 from pipeline.errors import InputError
 
 SLOTS = 256
-"""Rows at a time, of one process."""
+"""Rows per process."""
 AHEAD = 8
 """Requests taken in advance, as a multiple of the rows: enough to sort, few enough to stay a stream."""
 SHOWN_SECONDS = 0.05
-"""Between two looks at a response on its way: each decodes all of it."""
+"""Seconds between two updates of a response that is being streamed; each decodes all of it."""
 HALF_A_LETTER = "\ufffd"
-"""What the last bytes of a text decode to where a letter's other bytes are still to come."""
+"""The last bytes of a text decode to this while the other bytes of a character are still missing."""
 SMALL = 50_000_000
-"""Parameters up to which a process of its own for each core is fastest."""
+"""Up to this many parameters, one process per core is fastest."""
 
 
 class TransformersEngine:
@@ -81,32 +81,34 @@ class TransformersEngine:
     def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
         """Completions in the order they finish. Keys must differ.
 
-        Raises `PromptTooLong` for a prompt that fills the model's positions; a limit beyond them is lowered.
+        Raises `PromptTooLong` for a prompt that fills the model's positions; a limit beyond them is lowered. A response
+        that begins with all that it may have, or more, is a cut one.
         """
         source = iter(requests)
-        prompts: dict[str, tuple[str, Job]] = {}
+        asked: dict[str, tuple[Request, str, Job]] = {}
         try:
             while True:
                 while self._decoder.waiting <= self._ahead // 2 and (batch := wanted_now(source, self._ahead)):
-                    new = {request.key: self._job(request) for request in batch}
-                    prompts |= new
-                    self._decoder.add([job for _, job in new.values()])
+                    new = {request.key: (request, *self._job(request)) for request in batch}
+                    asked |= new
+                    self._decoder.add([job for _, _, job in new.values()])
                 if not self._decoder.busy or stopping():
                     return
                 for sample in self._decoder.step():
-                    yield self._completion(sample, *prompts.pop(sample.key))
+                    yield self._completion(sample, *asked.pop(sample.key))
         finally:
             self._decoder.clear()
 
     def stream(self, request: Request) -> Iterator[SoFar | Completion]:
-        """See `distill.engines.base.Streaming`. Rows in other processes (``workers``) show nothing on their way."""
+        """See `distill.engines.base.Streaming`. With ``workers``, rows are in other processes: only the completion is
+        yielded."""
         prompt, job = self._job(request)
         self._decoder.add([job])
         shown = time.monotonic()
         try:
             while True:
                 if samples := self._decoder.step():
-                    yield self._completion(samples[0], prompt, job)
+                    yield self._completion(samples[0], request, prompt, job)
                     return
                 if isinstance(self._decoder, Decoder) and time.monotonic() - shown >= SHOWN_SECONDS:
                     shown, ids = time.monotonic(), self._decoder.so_far(job.key)
@@ -130,11 +132,8 @@ class TransformersEngine:
             raise InputError(f"request {request.key}: the prompt is empty")
         if len(ids) + len(given) >= limit:
             raise PromptTooLong(request.key, len(ids) + len(given), limit)
-        if len(given) >= asked:
-            raise InputError(
-                f"request {request.key}: the response is given a beginning of {len(given)} tokens, which leaves "
-                f"nothing of its max_tokens, {asked}"
-            )
+        if len(given) >= asked:  # a beginning that was sampled may be more tokens when it is read again
+            asked = len(given) + 1  # what is drawn there is left out (`_completion`): no row draws nothing
         sampling = replace(request.sampling, max_tokens=min(asked, limit - len(ids)))
         budget = self._budget(request.budget, opened(prompt)) if request.budget else None
         return prompt, Job(request.key, ids, sampling, given, budget, request.stop)
@@ -143,7 +142,7 @@ class TransformersEngine:
         closing, extension = self._tokens(budget.closing), self._tokens(budget.extension)
         if budget.most is not None and (not closing or budget.most < budget.least):
             raise InputError(
-                f"a thinking budget of at most {budget.most} tokens needs a closing, and a smaller `least`"
+                f"a thinking budget of at most {budget.most} tokens needs a `closing`, and a `least` that is not larger"
             )
         if budget.least and not extension:
             raise InputError(f"a thinking budget of at least {budget.least} tokens needs an extension")
@@ -153,14 +152,17 @@ class TransformersEngine:
         )  # fmt: skip
 
     def _tokens(self, text: str) -> tuple[int, ...]:
-        """A piece of a response. What requests give is mostly the same, again and again."""
+        """The ids of a piece of a response. They are cached, since requests mostly give the same pieces."""
         return self._pieces(text) if text else ()
 
     def _encode(self, items: tuple[tuple[tuple[str, str], ...], ...]) -> tuple[str, tuple[int, ...]]:
         prompt = self.render([dict(item) for item in items])
         return prompt, tuple(self.tokenizer.encode(prompt, add_special_tokens=False))
 
-    def _completion(self, sample: Sample, prompt: str, job: Job) -> Completion:
+    def _completion(self, sample: Sample, request: Request, prompt: str, job: Job) -> Completion:
+        if (given := len(job.given)) >= request.sampling.max_tokens:
+            ids, logprobs = sample.token_ids[:given], sample.logprobs[:given]
+            sample = replace(sample, token_ids=ids, logprobs=logprobs, stopped=False, stepped=False)
         said = sample.token_ids[:-1] if sample.stopped else sample.token_ids
         text = self._text(said)
         finish = Finish.STOP if text.strip() else Finish.EMPTY
@@ -182,7 +184,7 @@ class TransformersEngine:
         )
 
     def refresh(self) -> None:
-        """Sample from here on with the weights that the model has now. Not while generating."""
+        """Sample with the model's current weights from now on. Not while generating."""
         if self._decoder.busy:
             raise RuntimeError("refresh while generating: exhaust or close the iterator first")
         self._copy.refresh()
@@ -198,7 +200,7 @@ def memory_for(model: Any) -> float:
 
 
 def workers_for(model: Any, asked: int) -> int:
-    """How many processes sample: as many as asked; for 0, one a core for a small model on a CPU."""
+    """The number of sampling processes: ``asked``, or for 0 one per core for a small model on a CPU, else one."""
     if asked:
         return asked
     small = sum(p.numel() for p in model.parameters()) <= SMALL
@@ -208,7 +210,7 @@ def workers_for(model: Any, asked: int) -> int:
 def open_engine(
     model: Model, options: TransformersOptions, note: Callable[[str], None] = lambda text: None
 ) -> TransformersEngine:
-    """What `distill.catalog` knows the engine by. Errors as in `distill.pretrained.load`."""
+    """The engine's entry in `distill.catalog`. Raises the errors of `distill.pretrained.load`."""
     network, tokenizer = load(model, options.dtype, options.device)
     network.requires_grad_(False)  # frozen weights are shared with the engine's copy, not doubled
     workers = workers_for(network, options.workers)

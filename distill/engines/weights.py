@@ -2,8 +2,8 @@
 
 The copy shares the frozen parameters with its source and owns the others (those being trained, and
 those with an adapter), which `InferenceCopy.refresh` brings up to date. So sampling from a policy
-costs what its base model costs, and frozen weights exist once. Owned weights lie in memory that forked
-processes share, so a refresh reaches the sampling workers with no message.
+costs as much as from its base model, and frozen weights exist once. Owned weights are in memory shared
+with forked processes, so a refresh reaches the sampling workers without a message.
 
 Left out: adapters that are not LoRA on linear layers, DoRA, and models sharded by FSDP.
 """
@@ -24,7 +24,7 @@ from pipeline.errors import InputError
 
 
 class InferenceCopy:
-    """`model` samples with the weights that ``source`` (a causal LM, or peft's of one) last had at `refresh`."""
+    """`model` has the weights that ``source`` (a causal LM, or a peft model of one) had at the last `refresh`."""
 
     def __init__(self, source: Any) -> None:
         base = source.get_base_model() if hasattr(source, "peft_config") else source
@@ -42,12 +42,12 @@ class InferenceCopy:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the source's weights as they are now."""
+        """Take over the source's current weights."""
         for weight, origin in self._owned:
             weight.copy_(origin if isinstance(origin, Tensor) else folded(origin))
 
     def _plain(self, layer: Any) -> nn.Linear:
-        """A linear layer in place of one with an adapter, whatever the quantisation underneath."""
+        """A plain linear layer in place of one with an adapter, whether its base is quantised or not."""
         base = layer.get_base_layer()
         if not isinstance(base, nn.Linear) or not hasattr(layer, "get_delta_weight") or layer.lora_variant:
             raise InputError(f"only plain LoRA on linear layers can be sampled from, not {type(layer).__name__}")
@@ -68,7 +68,7 @@ class InferenceCopy:
 
 
 def plain(layer: Any, weight: Tensor) -> nn.Linear:
-    """A linear layer of this ``weight``, with the bias of a layer with an adapter."""
+    """A linear layer with this ``weight``, and the bias of ``layer``, which has an adapter."""
     base = layer.get_base_layer()
     linear = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
     linear.weight, linear.bias = nn.Parameter(weight, requires_grad=False), base.bias
@@ -90,13 +90,13 @@ def folded(layer: Any) -> Tensor:
 
 
 def _own(tensor: Tensor) -> nn.Parameter:
-    """Memory of this shape, not yet filled, that forked processes share (on a CPU)."""
+    """An unfilled parameter of this shape; on a CPU, in memory shared with forked processes."""
     memory = shared(tensor) if tensor.device.type == "cpu" else torch.empty_like(tensor)
     return nn.Parameter(memory, requires_grad=False)
 
 
 def shared(tensor: Tensor) -> Tensor:
-    """Zeros like ``tensor`` in memory that processes forked from now on share; torch's own lies in /dev/shm, which
-    containers keep small."""
+    """Zeros like ``tensor`` in memory shared with processes forked from now on. Not torch's own shared memory: that is
+    in /dev/shm, which is small in containers."""
     buffer = mmap.mmap(-1, max(1, tensor.nbytes))
     return torch.frombuffer(buffer, dtype=tensor.dtype, count=tensor.numel()).view(tensor.shape)

@@ -1,1 +1,1 @@
-"""The stages of distillation: thin files that tie settings to the domain modules. Nothing knows *how* here."""
+"""The stages of distillation: thin files that connect settings to the domain modules, which do the work."""

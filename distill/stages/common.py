@@ -1,4 +1,4 @@
-"""What several stages' settings share."""
+"""What several stages share: types of settings, verifiers, prompts, and checks of their output."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def _buildable(spec: Spec) -> Spec:
 
 
 VerifierName = Annotated[str, AfterValidator(_buildable)]
-"""A verifier that a name alone describes."""
+"""A verifier given by its name, without settings."""
 VerifierSpec = Annotated[str | dict[str, Any], AfterValidator(_buildable), PlainSerializer(verifiers.settled)]
-"""A verifier as in `distill.verifiers.compose`. In a fingerprint are just the settings that change verdicts."""
+"""A verifier as in `distill.verifiers.compose`. A fingerprint includes only the settings that change verdicts."""
 
 
 RewardModel = Input(accepts=("prm",), prefix=files.PREFIX)
-"""Marks a setting that may hold a verifier with a process reward model of the pipeline's (``prm:STAGE``)."""
+"""Marks a setting whose verifier may use a process reward model of the pipeline (``prm:STAGE``)."""
 
 
 def resolved(context: Context, spec: Any) -> Any:
-    """A verifier's spec with the directory of each reward model in place of its stage's name."""
+    """A verifier's spec in which each ``prm:STAGE`` of the pipeline is replaced by the reward model's directory."""
     if isinstance(spec, str) and spec.startswith(files.PREFIX):
         known = spec.removeprefix(files.PREFIX) in context.inputs
         return str(files.directory_of(spec, context.workspace, context.inputs)) if known else spec
@@ -57,7 +57,7 @@ def store_of(context: Context) -> Store:
 
 
 def sampler(context: Context, store: Store, name: str, engine: engines.Options) -> Model:
-    """The model that a stage is about to sample from; what it is called is kept for those who read its traces."""
+    """The model that a stage is about to sample from. Its name is stored, for people who read its traces."""
     model = engines.model_of(name, engine, context)
     store.append("models", [{"model": model.identity, "name": name}])
     return model
@@ -66,7 +66,7 @@ def sampler(context: Context, store: Store, name: str, engine: engines.Options) 
 def ask_of(
     context: Context, prompting: PromptingSettings | None, thinking: ThinkingSettings | None, source: str
 ) -> Ask:  # fmt: skip
-    """How a stage puts each problem to a model; exemplars come from the training problems of ``source``."""
+    """How a stage prompts a model with a problem; few-shot examples come from the training problems of ``source``."""
 
     def training() -> Sequence[Problem]:
         return [problem for _, problem in problems(store_of(context), context.inputs[source].digest, "train")]
@@ -76,7 +76,7 @@ def ask_of(
 
 
 def members_present(context: Context, manifest: Manifest) -> str | None:
-    """The check of stages whose output is rows: all its members are there, and the rows they name."""
+    """The `check` of stages whose output is rows: all members and the rows that they name are in the store."""
     store = store_of(context)
     expected = manifest.figures.get("members", 0)
     if not store.path.exists():
@@ -90,8 +90,8 @@ def members_present(context: Context, manifest: Manifest) -> str | None:
 
 
 def judged_as_now(context: Context, manifest: Manifest) -> str | None:
-    """The check of stages that judge: a verifier of another version judges again (the user's own verifiers
-    too); old verdicts are kept."""
+    """The `check` of stages that judge: a verifier with a new version judges again (also a user's own); old verdicts
+    are kept."""
     for spec, version in manifest.figures.get("versions", {}).items():
         if (now := verification.version_of(spec, context.hashes)) != version:
             return f"verifier {spec}: version {version} -> {now}"

@@ -1,8 +1,8 @@
-"""curate, curate-traces: take out duplicates, and what overlaps with evaluation sets; keep the evidence.
+"""curate, curate-traces: remove duplicates and overlap with evaluation sets, and keep the evidence.
 
-Two stages of one kind: `curate` takes problems, before anything is paid for; `curate-traces` takes traces that
-somebody has published, by the problems that they answer. The evidence is in the table `curation`, under the
-stage's fingerprint. Held-out problems are never taken out: they are what is compared with.
+There are two stages: `curate` filters problems, before anything is paid for; `curate-traces` filters published traces
+by the problems that they answer. The evidence is in the table `curation`, under the stage's fingerprint. Held-out
+problems are never removed: the others are compared with them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from distill.curation.review import Entry, Overlap, Rules
 
 BATCH = 5000
+WHY = "the table `curation` (`distill traces sql`) says why"
 TEXTS = (
     "SELECT p.problem_key, p.source, p.prompt FROM problems p SEMI JOIN "
     "(SELECT {column} AS problem_key FROM members WHERE collection = ? AND {which}) USING (problem_key) "
@@ -38,8 +39,8 @@ IN_TRACES = TEXTS.format(column="label", which="true")
 
 
 class NearSettings(Settings):
-    """Problems are as alike as the share of runs of ``shingle`` tokens that they have in common. What is so like an
-    item of an evaluation set is contaminated."""
+    """Near duplicates, by Jaccard similarity: the share of runs of ``shingle`` tokens that two problems have in common.
+    A problem that is this similar to an item of an evaluation set is contaminated."""
 
     similarity: Annotated[float, Field(ge=0.3, le=1.0)] = 0.8
     """Jaccard similarity from which two problems count as one. In a short problem, another number makes another
@@ -84,7 +85,7 @@ def run(context: Context, settings: CurateSettings) -> Output:
     members = [(label, key) for label, key in _members(store, upstream.digest) if label != "train" or key not in gone]
     counts = Counter(label for label, _ in members)
     if not counts["train"]:
-        raise InputError(f"stage {context.name}: leaves no training problem; `distill traces sql` asks `curation` why")
+        raise InputError(f"stage {context.name}: no training problem is left; {WHY}")
     digest = record_members(store, members)
     kept = {"members": len(members), "verifiers": upstream.figures["verifiers"], **counts}
     return Output(digest, kept | _figures(found))
@@ -96,7 +97,7 @@ def run_traces(context: Context, settings: CurateTracesSettings) -> Output:
     gone = {overlap.key for overlap in found if overlap.removed}
     members = [(problem, key) for problem, key in _members(store, upstream.digest) if problem not in gone]
     if not members:
-        raise InputError(f"stage {context.name}: leaves no trace; `distill traces sql` asks `curation` why")
+        raise InputError(f"stage {context.name}: no trace is left; {WHY}")
     digest = record_members(store, members)
     return Output(digest, {"members": len(members), "traces": len(members), **_figures(found)})
 
@@ -112,7 +113,7 @@ def _members(store: Store, collection: str) -> list[tuple[str, str]]:
 def _review(
     context: Context, settings: CurationSettings, sql: str, collection: str, items: list[Item]
 ) -> list[Overlap]:
-    """Look for overlaps, and keep the evidence."""
+    """Find overlaps and store the evidence."""
     from distill.curation.review import Entry, review
 
     store = store_of(context)
@@ -156,7 +157,7 @@ def _item(evaluation: str, problem: Any) -> Item:
 
 
 def _evaluation_set(name: str, source: Source, seed: int, context: Context) -> list[Item]:
-    """All that a source holds, on whichever side of a split, without the instruction that is put after prompts."""
+    """All problems of a source, from every split, without the instruction that is added to prompts."""
     if hasattr(source, "instruction"):
         source = source.model_copy(update={"instruction": ""})
     found = [
@@ -201,7 +202,7 @@ def _evidence(store: Store, run: str, found: Sequence[Overlap]) -> list[Row]:
 
 
 def _figures(found: Sequence[Overlap]) -> dict[str, Any]:
-    """How many problems of each kind, and of each evaluation set."""
+    """The number of problems for each kind of overlap, and for each evaluation set."""
     among = {kind: {o.key for o in found if o.kind == kind and isinstance(o.other, str)} for kind in ("exact", "near")}
     sets = sorted({o.other.evaluation for o in found if not isinstance(o.other, str)})
     against = {
@@ -222,6 +223,10 @@ def _figures(found: Sequence[Overlap]) -> dict[str, Any]:
 
 def dependencies(settings: CurationSettings, hashes: FileHashes, _: Mapping[str, Manifest]) -> dict[str, str]:
     return sources.dependencies(list(settings.against.values()), hashes)
+
+
+def refuse(settings: CurationSettings, _: Mapping[str, Mapping[str, Any]]) -> str | None:
+    return sources.unreadable(list(settings.against.values()))
 
 
 def forecast(context: Context, settings: CurateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
@@ -247,6 +252,7 @@ STAGE = Stage(
     narrows=True,
     dependencies=dependencies,
     check=members_present,
+    refuse=refuse,
 )
 
 TRACES = Stage(
@@ -260,4 +266,5 @@ TRACES = Stage(
     narrows=True,
     dependencies=dependencies,
     check=members_present,
+    refuse=refuse,
 )

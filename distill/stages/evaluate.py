@@ -42,7 +42,7 @@ from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
 PROTOCOL = ("sampling", "samples", "prompting", "thinking", "verifier", "split")
-"""The settings that make a score what it is, beside the problems and the versions of their verifiers."""
+"""The settings that a score depends on, besides the problems and the versions of their verifiers."""
 
 
 def _label(label: str) -> str:
@@ -84,7 +84,7 @@ class EvaluateSettings(Settings):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _can_be_had(self) -> EvaluateSettings:
+    def _check(self) -> EvaluateSettings:
         for a, b in permutations(self.models, 2):
             if b.startswith(f"{a}/"):  # the name of other samples of `a`
                 raise ValueError(f"models: {b!r} would be taken for a part of {a!r}; rename it")
@@ -100,11 +100,11 @@ class EvaluateSettings(Settings):
         if not self.budgets:
             return
         if sorted(set(self.budgets)) != self.budgets:
-            raise ValueError("budgets: must rise, each once")
+            raise ValueError("budgets: must be in rising order, each once")
         if self.prompting and self.prompting.prefill:
-            raise ValueError("budgets and prompting.prefill exclude each other: a cut sample is a begun response too")
+            raise ValueError("budgets and prompting.prefill exclude each other: a budget prefills what it cuts")
         if self.thinking and (self.thinking.least or self.budgets[-1] >= (self.thinking.budget or 2**31)):
-            raise ValueError("budgets: must lie below thinking.budget, and there can be no thinking.least beside them")
+            raise ValueError("budgets: must be below thinking.budget, and cannot be combined with thinking.least")
         check_thinking(ThinkingSettings(budget=self.budgets[-1]), self.sampling)
         if isinstance(self.engine, OpenAIOptions) and (why := dialects.no_beginning(self.engine)):
             raise ValueError(f"budgets: {why}")
@@ -141,7 +141,7 @@ def run(context: Context, settings: EvaluateSettings) -> Output:
 
 
 def protocol(context: Context, settings: EvaluateSettings) -> str:
-    """A name for how was measured: equal for scores that may be compared, of whatever model and day."""
+    """An id of how it was measured: scores with the same id are comparable, whatever the model and the date."""
     how = settings.model_dump(mode="json", include=set(PROTOCOL))
     verifiers = verification.versions(settings.verifier, context.inputs[settings.problems], context.hashes)
     return content_hash({"problems": context.inputs[settings.problems].digest, "verifiers": verifiers, **how})[:12]
@@ -150,7 +150,7 @@ def protocol(context: Context, settings: EvaluateSettings) -> str:
 def wishes_of(
     settings: EvaluateSettings, tasks: Sequence[tuple[str, Problem]], model: str, ask: Ask = plainly
 ) -> list[Wanted]:
-    """All but the continuations under budgets, which depend on what these say."""
+    """All samples wanted of a model, except the continuations under budgets, which depend on these samples."""
     sampling = settings.sampling.sampling(settings.seed)
     wishes = wanted(tasks, model, sampling, settings.samples, ask)
     if settings.greedy and sampling.temperature > 0:
@@ -164,38 +164,38 @@ def _percent(estimate: Estimate) -> str:
 
 def refuse(settings: EvaluateSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
     if (highest := max(settings.pass_at, default=1)) > settings.samples:
-        return f"pass@{highest} needs at least {highest} samples a problem; there are {settings.samples}"
+        return f"pass@{highest} needs at least {highest} samples per problem; there are {settings.samples}"
     if settings.problems in figures and not figures[settings.problems].get(settings.split):
         return f"{settings.problems} holds no {settings.split} problem to measure on"
     return lacking(settings)
 
 
 def forecast(context: Context, settings: EvaluateSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    """Continuations under budgets are among the answers at most: how many there are depends on the samples."""
+    """Counts continuations under budgets as an upper bound: how many there will be depends on the samples."""
     each = settings.samples + int(settings.greedy and settings.sampling.temperature > 0)
     count = expected.get(settings.problems, {}).get(settings.split)
     if count is None:
         return Forecast("answers")
-    total, store, wishes = count * each * len(settings.models), store_of(context), _expected(context, settings)
+    total, store, wishes = count * each * len(settings.models), store_of(context), _wanted_by_model(context, settings)
     by_key = {wish.key: wish for of_model in wishes.values() for wish in of_model}
     present = store.present("traces", by_key)
     missing = {model: [wish for wish in of_model if wish.key not in present] for model, of_model in wishes.items()}
-    cut = count * settings.samples * len(settings.budgets or ())  # of each model's answers, made of what is there
+    cut = count * settings.samples * len(settings.budgets or ())  # continuations of one model's samples, at most
     least, cuts = total - len(present), cut * len(settings.models)
     figures: dict[str, Any] = {"calls": least + cuts, "max_tokens": (least + cuts) * settings.sampling.max_tokens}
     if isinstance(settings.engine, OpenAIOptions):
-        figures |= _of_endpoint(context, settings.engine, figures, missing, cut)
+        figures |= _endpoint_forecast(context, settings.engine, figures, missing, cut)
     if settings.verifier is not None:
-        figures = forecasts.added(figures, _of_judges(context, settings, total, list(by_key.values())))
+        figures = forecasts.added(figures, _judges_forecast(context, settings, total, list(by_key.values())))
     return Forecast("answers", total + cuts, len(present), {**figures, "least_calls": least} if cuts else figures)
 
 
-def _of_endpoint(
+def _endpoint_forecast(
     context: Context, options: OpenAIOptions, figures: Mapping[str, Any], missing: Mapping[str, list[Wanted]],
     cut: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """What the answers that are missing will take; an endpoint's models are all there, so all are known once the
-    problems are. Not known before they are made are the ``cut`` ones of each model: how much was thought."""
+    """What the missing answers will take. An endpoint's models all exist, so the requests are known once the problems
+    are, except for the ``cut`` continuations of each model: these depend on how long it thinks."""
     store = store_of(context)
     cap = forecasts.left_of_cap(options, store, context.name)
     if not missing:
@@ -214,8 +214,10 @@ def _of_endpoint(
     }
 
 
-def _of_judges(context: Context, settings: EvaluateSettings, total: int, wishes: Sequence[Wanted]) -> dict[str, Any]:
-    """What the verdicts that are missing will take."""
+def _judges_forecast(
+    context: Context, settings: EvaluateSettings, total: int, wishes: Sequence[Wanted]
+) -> dict[str, Any]:
+    """What the judges will take for the missing verdicts."""
     assert settings.verifier is not None
     store = store_of(context)
     judged = verification.judgements(
@@ -225,9 +227,9 @@ def _of_judges(context: Context, settings: EvaluateSettings, total: int, wishes:
     return forecasts.of_judges(verifiers.build(settings.verifier, context.hashes), store, context.name, missing)
 
 
-def _expected(context: Context, settings: EvaluateSettings) -> dict[str, list[Wanted]]:
-    """The answers wanted of the models that exist already, by the models' identities; none while the problems are
-    not there."""
+def _wanted_by_model(context: Context, settings: EvaluateSettings) -> dict[str, list[Wanted]]:
+    """The answers wanted of the models that exist already, by the models' identities; empty until the problems
+    exist."""
     upstream = context.inputs.get(settings.problems)
     if upstream is None:
         return {}

@@ -1,4 +1,4 @@
-"""export: write a selection as a data set for others, with its card; `distill.dataset` knows how."""
+"""export: write a selection as a data set to publish, with its card; `distill.dataset` does the work."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def forecast(context: Context, settings: ExportSettings, expected: Mapping[str, 
 
 
 def dependencies(settings: ExportSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> dict[str, str]:
-    """The record of what is exported: equal traces may come of other problems, licences and verifiers, which the
-    rows and the card tell."""
+    """The fingerprint of the exported stage: equal traces may come from other problems, licences and verifiers, which
+    appear in the rows and the card."""
     return {f"record of {settings.traces}": upstream[settings.traces].fingerprint}
 
 

@@ -1,6 +1,6 @@
-"""generate: have the teacher answer each training problem; only the samples that are missing are made.
+"""generate: sample the teacher's answers to each problem; only the samples that are missing are made.
 
-With ``until`` the answers are judged as they come, and each problem gets as many as it needs."""
+With ``until``, answers are judged as they arrive, and each problem gets as many as it needs."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class GenerateSettings(Settings):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _can_be_had(self) -> GenerateSettings:
+    def _check(self) -> GenerateSettings:
         check_model(self.teacher, self.engine)
         check_thinking(self.thinking, self.sampling)
         budget = self.thinking.thinking_budget() if self.thinking else None
         dialects.check_wished(self.engine, budget, begun=bool(self.prompting and self.prompting.prefill))
         if (self.truncated == "continue") != bool(self.limits):
-            raise ValueError("truncated: continue and continue_tokens (the larger limit) need each other")
+            raise ValueError("truncated: continue and continue_tokens (the higher limit) need each other")
         if self.limits and isinstance(self.engine, OpenAIOptions) and (why := dialects.can_go_on(self.engine)):
             raise ValueError(why)
         if any(low >= high for low, high in pairwise([self.sampling.max_tokens, *self.limits])):
@@ -80,7 +80,7 @@ class GenerateSettings(Settings):
 
     def _check_until(self) -> None:
         if self.until and "samples" in self.model_fields_set:
-            raise ValueError("samples and until exclude each other: until.most says how many tries there are")
+            raise ValueError("samples and until exclude each other: until.most sets the number of tries")
         if self.until and not self.sampling.temperature:
             raise ValueError("until needs sampling.temperature above 0: at 0 every try gives the same answer")
 
@@ -90,7 +90,7 @@ class GenerateSettings(Settings):
 
     @property
     def limits(self) -> list[int]:
-        """Up to which cut responses are gone on with, one after the other."""
+        """The rising limits, in tokens, up to which truncated responses are continued."""
         found = self.continue_tokens
         return [] if found is None else found if isinstance(found, list) else [found]
 
@@ -117,12 +117,12 @@ def _check_any(context: Context, settings: GenerateSettings, members: int, left_
     if left_out and not members:
         raise PipelineError(
             f"stage {context.name}: every response was cut at {settings.sampling.max_tokens} tokens, and `drop` "
-            "leaves none; they are kept in the store; raise sampling.max_tokens, or say truncated: continue"
+            "leaves none; they are kept in the store; raise sampling.max_tokens, or set truncated: continue"
         )
 
 
 def _wishes(context: Context, settings: GenerateSettings, store: Store, model: str) -> tuple[until.Tasks, list[Wanted]]:
-    """The problems, and all samples of them that may be wanted."""
+    """The problems, and all samples that may be wanted of them."""
     tasks = problems(store, context.inputs[settings.problems].digest, settings.split)
     ask = ask_of(context, settings.prompting, settings.thinking, settings.problems)
     tries = settings.until.most if settings.until else settings.samples
@@ -130,7 +130,7 @@ def _wishes(context: Context, settings: GenerateSettings, store: Store, model: s
 
 
 def _totals(store: Store, collection: str) -> dict[str, Any]:
-    """Counts of the members: the outcomes that are no answer too, each by itself."""
+    """Counts over the members, including each outcome that is not an answer."""
     outcomes = ", ".join(f"count(*) FILTER (finish = '{finish}') AS {name}" for finish, name in UNANSWERED.items())
     sql = (
         "SELECT count(*) AS traces, sum(thinking_tokens + answer_tokens)::BIGINT AS tokens, "
@@ -171,7 +171,7 @@ def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str
     if total is not None:
         figures |= {"calls": total - done, "max_tokens": tokens}
         if isinstance(settings.engine, OpenAIOptions):
-            figures |= _foreseen(context, settings, settings.engine, figures, missing)
+            figures |= _endpoint_forecast(context, settings, settings.engine, figures, missing)
         if settings.until and settings.until.verifier:
             judge = verifiers.build(settings.until.verifier, context.hashes)
             figures = forecasts.added(
@@ -181,7 +181,7 @@ def forecast(context: Context, settings: GenerateSettings, expected: Mapping[str
 
 
 def _missing(store: Store, settings: GenerateSettings, wishes: list[Wanted]) -> list[Request]:
-    """What an endpoint may yet be asked, without the beginnings of responses that are gone on with."""
+    """The requests that an endpoint may still get, except continuations of responses that do not exist yet."""
     if not isinstance(settings.engine, OpenAIOptions):
         return []
     by_key = {wish.key: wish for wish in wishes}
@@ -189,13 +189,13 @@ def _missing(store: Store, settings: GenerateSettings, wishes: list[Wanted]) -> 
     return [request_of(wish) for key, wish in by_key.items() if key not in present]
 
 
-def _foreseen(
+def _endpoint_forecast(
     context: Context, settings: GenerateSettings, options: OpenAIOptions, figures: Mapping[str, Any],
     missing: list[Request] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What the calls to an endpoint will take; ``missing`` None while the problems are not there yet."""
+    """What the calls to an endpoint will take. ``missing`` is None until the problems exist."""
     store, model = store_of(context), engines.model_of(settings.teacher, options, context)
-    if missing is None or settings.limits:  # who will be gone on with, and from what, is not known yet either
+    if missing is None or settings.limits:  # which responses will be continued, and from where, is not known either
         most = forecasts.bound_of_responses(options, figures["max_tokens"])
     else:
         most = forecasts.bound(options, missing, figures["max_tokens"])

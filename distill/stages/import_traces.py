@@ -1,4 +1,4 @@
-"""import: take published traces from a file or a data set, as if a teacher had made them here; costs no tokens."""
+"""import: read published traces from a file or a data set, as if a teacher had sampled them here; costs no tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from distill import forms, huggingface, keys, tables
 from distill.columns import Column, Pattern, ProblemColumns, unreadable
 from distill.published import Said, TraceColumns
-from distill.sources import least
+from distill.sources import least, unreadable_set
 from distill.stages.common import VerifierName, members_present, store_of
 from distill.store.records import Row as StoreRow
 from distill.store.records import batched, problem_row, record_members, trace_row, verdict_row
@@ -25,9 +25,9 @@ from pipeline.stage import Context, File, Forecast, Operational, Output, Setting
 
 BATCH = 2000
 PUBLISHED = "published"
-"""The verifier that verdicts which came with the traces go by."""
+"""The verifier's name for verdicts that came with the traces."""
 UNKNOWN = dict.fromkeys(("temperature", "top_p", "top_k", "max_tokens", "seed"))
-"""How a published trace was sampled is not known: null, not a guess."""
+"""The sampling settings of a published trace are not known, so they are null."""
 
 
 def _check_dataset(name: str | None) -> str | None:
@@ -38,8 +38,8 @@ class ImportSettings(Settings):
     """Traces in the rows of a JSONL, JSON, CSV or Parquet file (also gzipped), or of a Hugging Face data set.
 
     Either ``messages`` names a column of conversations with think tags in the assistant's turn, or
-    ``prompt`` and ``answer`` (and ``thinking``, where it is not inside the answer) name columns, or are Jinja
-    templates over them; or ``prompt`` and ``generations`` do, of which one row holds several traces.
+    ``prompt`` and ``answer`` (and ``thinking``, if it is not inside the answer) name columns, or are Jinja
+    templates over them; or ``prompt`` and ``generations`` do, where one row holds several traces.
     ``reference`` and ``reference_pattern`` are as in a file of problems.
     """
 
@@ -101,9 +101,9 @@ class ImportSettings(Settings):
         if self.messages is None and (self.prompt is None or (self.answer or self.generations) is None):
             raise ValueError("needs the columns prompt and answer, prompt and generations, or messages")
         if self.flags is not None and self.generations is None:
-            raise ValueError("flags are of generations, which is not set")
+            raise ValueError("flags needs generations, which is not set")
         if self.tags is not None and len(self.tags) not in (2, 4):
-            raise ValueError("tags are two, around the thinking, or four, around the answer too")
+            raise ValueError("tags: expected two (around the thinking) or four (around the answer too)")
         return self
 
     @property
@@ -128,7 +128,7 @@ def run(context: Context, settings: ImportSettings) -> Output:
     members: dict[str, str] = {}
     thoughtless = 0
     tally: Counter[str] = Counter()
-    context.note("the file tells no token counts; they are estimated from the texts, four letters to a token")
+    context.note("there are no token counts; they are estimated from the texts, at four characters per token")
     for batch in batched(_traces(context, settings, tally), BATCH):
         store.append("problems", list({row["problem_key"]: row for row, *_ in batch}.values()))
         store.append("traces", [row for _, row, _ in batch])
@@ -141,8 +141,8 @@ def run(context: Context, settings: ImportSettings) -> Output:
         raise InputError(f"{settings.file or settings.dataset}: holds no trace that can be used")
     if thoughtless:
         context.note(
-            f"{thoughtless} of {len(members)} traces hold no thinking (no <think> in the text): their answers alone "
-            "are learned; if there is some, say where: `thinking` is its column, `tags` are what encloses it"
+            f"{thoughtless} of {len(members)} traces hold no thinking (no <think> in the text), so only their answers "
+            "are learned; if they do have some, set `thinking` (its column) or `tags` (what encloses it)"
         )
     digest = record_members(store, [(problem, key) for key, problem in members.items()])
     return Output(digest, {"members": len(members), "traces": len(members), **tally})
@@ -151,12 +151,12 @@ def run(context: Context, settings: ImportSettings) -> Output:
 def _traces(
     context: Context, settings: ImportSettings, tally: Counter[str]
 ) -> Iterator[tuple[StoreRow, StoreRow, StoreRow | None]]:
-    """(problem row, trace row, row of the publisher's verdict) of each usable trace; a text that was there before
-    is passed over."""
+    """(problem row, trace row, row of the publisher's verdict) of each usable trace; repeated texts are skipped and
+    counted."""
     seen: set[str] = set()
     samples: Counter[str] = Counter()
     take = least(settings.take, settings.limit)
-    for problem, said in _said(context, settings, tally):
+    for problem, said in _responses(context, settings, tally):
         of_problem = problem_row(problem)
         asked = of_problem["prompt_key"]
         trace = _trace(said, problem, f"imported:{settings.teacher}", samples[asked])
@@ -171,8 +171,9 @@ def _traces(
             return
 
 
-def _said(context: Context, settings: ImportSettings, tally: Counter[str]) -> Iterator[tuple[Problem, Said]]:
-    """Every trace of every row with the problem that it answers; what cannot be used is noted, or ends it."""
+def _responses(context: Context, settings: ImportSettings, tally: Counter[str]) -> Iterator[tuple[Problem, Said]]:
+    """Every trace of every row, with the problem that it answers. One that cannot be used is skipped with a note, or
+    raises an error (``on_bad_row``)."""
     mapping = ProblemColumns(settings.prompt, settings.reference, settings.reference_pattern, settings.difficulty)
     for row in settings.rows():
         for said in settings.columns.each(row):
@@ -189,13 +190,13 @@ def _said(context: Context, settings: ImportSettings, tally: Counter[str]) -> It
                 tally["skipped"] += 1
                 context.note(f"skipped {error}")
                 if error is not said:
-                    break  # the problem is at fault: so it is for all traces of the row
+                    break  # the problem cannot be used, so no trace of the row can
             else:
                 yield problem, said
 
 
 def _published(trace_key: str, problem_key: str, right: bool, settings: ImportSettings) -> StoreRow:
-    """What the publisher said of a trace, as a verdict: never ours, and older than ours."""
+    """The publisher's opinion of a trace, as a verdict: never taken for one of ours, and older than ours."""
     said = Verdict.correct if right else Verdict.incorrect
     verdict = replace(said(f"the set says so in {settings.flags}"), verifier=PUBLISHED, version="1")
     spec = {PUBLISHED: {"flags": settings.flags}}
@@ -235,11 +236,11 @@ def dependencies(settings: ImportSettings, hashes: FileHashes, _: Mapping[str, M
 
 
 def refuse(settings: ImportSettings, _: Mapping[str, Mapping[str, Any]]) -> str | None:
-    if settings.file is None:
-        return None
     said = (settings.thinking, settings.answer, settings.messages, settings.generations, settings.flags)
-    skip = settings.on_bad_row == "skip"
-    return unreadable(settings.rows(), (settings.prompt, *said, settings.reference, settings.difficulty), skip)
+    columns, skip = (settings.prompt, *said, settings.reference, settings.difficulty), settings.on_bad_row == "skip"
+    if settings.data:
+        return unreadable_set(settings.data, columns, skip)
+    return unreadable(settings.rows(), columns, skip)
 
 
 STAGE = Stage(

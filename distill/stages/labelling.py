@@ -1,4 +1,4 @@
-"""The labels of a prm stage's sources (`distill.stages.prm_labels`), read from the store; roll-outs are made."""
+"""Gathers a prm stage's step labels from their sources (`distill.stages.prm_labels`), sampling missing roll-outs."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ from pipeline.stage import Context
 def gather(
     context: Context, source: LabelSource, split: Split, seed: int, ask: Ask = plainly
 ) -> list[Labelled]:  # fmt: skip
-    """All that a source labels. Roll-outs that are missing are made, of problems as ``ask`` puts them; they are kept as
-    they come."""
+    """All labelled responses of a source. Missing roll-outs are sampled, with prompts by ``ask``, and stored as they
+    arrive."""
     if isinstance(source, FileLabels):
         return list(imported.read(Path(source.file), split, source.thinking))
     if isinstance(source, SlipLabels):
         rows = problems_of(store_of(context), context.inputs[source.slips].digest, "train")
         found = [problem for _, problem in rows]
-        return _told(
+        return _require_any(
             context, source.slips, list(exact.planted(exact.Checkers(), found, split, source.chance, source.each, seed))
         )
     if isinstance(source, ExactLabels):
-        checkers, tried = exact.Checkers(), _tried(context, source.exact)
+        checkers, tried = exact.Checkers(), _judged_traces(context, source.exact)
         checked = [
             exact.checked(checkers, t.key, t.problem, t.response, split, trace=t.key, correct=t.correct) for t in tried
         ]
-        return _told(context, source.exact, [one for one in checked if one is not None])
+        return _require_any(context, source.exact, [one for one in checked if one is not None])
     if isinstance(source, GroupLabels):
         return _groups(context, source, split)
     return _rollouts(context, source, split, ask)
 
 
-def _told(context: Context, stage: str, found: list[Labelled]) -> list[Labelled]:
+def _require_any(context: Context, stage: str, found: list[Labelled]) -> list[Labelled]:
     if not found:
         raise InputError(
-            f"stage {context.name}: no problem of {stage} is of a family that can check its lines; take other labels"
+            f"stage {context.name}: no problem of {stage} is of a family that can check its lines; use other labels"
         )
     return found
 
@@ -68,12 +68,12 @@ TEXT = "t.trace_key, t.prompt AS asked, t.thinking, t.answer, t.closed, t.cut"
 
 
 def response_of(row: Row) -> str:
-    """A stored trace as it was generated, near enough; one that was cut to the letter."""
+    """The text of a stored trace, nearly as it was generated; exactly, if it was truncated."""
     return row["cut"] or join_thinking(row["thinking"], row["answer"], row["closed"])
 
 
-def _tried(context: Context, stage: str) -> list[Tried]:
-    """The traces of a verify stage that were judged, in order."""
+def _judged_traces(context: Context, stage: str) -> list[Tried]:
+    """The traces of a verify stage that were judged correct or incorrect, in order."""
     rows = store_of(context).rows(
         f"SELECT m.position, v.outcome, {TEXT}, p.* FROM members m JOIN verdicts v ON m.row_key = v.verdict_key "
         "JOIN traces t ON t.trace_key = v.trace_key JOIN problems p ON p.problem_key = v.problem_key "
@@ -98,8 +98,8 @@ def _tried(context: Context, stage: str) -> list[Tried]:
 
 def _groups(context: Context, source: GroupLabels, split: Split) -> list[Labelled]:
     manifest = context.inputs[source.groups]
-    judged = _tried(context, source.groups) if manifest.identity.kind == "verify" else []
-    members = [((one.problem_key, 0), one) for one in judged] or _rolled(context, source.groups)
+    judged = _judged_traces(context, source.groups) if manifest.identity.kind == "verify" else []
+    members = [((one.problem_key, 0), one) for one in judged] or _judged_rollouts(context, source.groups)
     if not members:
         raise InputError(
             f"stage {context.name}: {source.groups} left no judged rollouts; name a grpo or a verify stage"
@@ -110,15 +110,16 @@ def _groups(context: Context, source: GroupLabels, split: Split) -> list[Labelle
     found: list[Labelled] = []
     for part in by_group.values():
         tree = {one.key: groups.Member(one.response, one.correct) for one in part}
-        told = groups.tree_labels(tree, split, source.kind, source.shared)
+        labels = groups.tree_labels(tree, split, source.kind, source.shared)
         found += [
-            Labelled(one.key, one.problem, one.response, told[one.key], "groups", one.key, one.correct) for one in part
+            Labelled(one.key, one.problem, one.response, labels[one.key], "groups", one.key, one.correct)
+            for one in part
         ]
     return found
 
 
-def _rolled(context: Context, stage: str) -> list[tuple[tuple[str, int], Tried]]:
-    """The judged rollouts of a grpo run with the group of each: a problem at a step, all by one policy."""
+def _judged_rollouts(context: Context, stage: str) -> list[tuple[tuple[str, int], Tried]]:
+    """The judged rollouts of a grpo run, each with its group: a problem at a step, all sampled from one policy."""
     manifest = context.inputs[stage]
     rows = store_of(context).rows(
         f"SELECT r.step, r.group_index, v.settings AS judge, v.score, {TEXT}, p.* FROM rollouts r "
@@ -138,7 +139,7 @@ def _rolled(context: Context, stage: str) -> list[tuple[tuple[str, int], Tried]]
 
 
 def _judge_of(settings: Mapping[str, Any]) -> Any:
-    """The verifier that says what is right in a grpo stage's settings; None is each problem's own."""
+    """The verifier that decides what is correct, by a grpo stage's settings; None means each problem's own."""
     components = [c for c in settings.get("reward") or () if "verifier" in c]
     judging = next((c for c in components if c.get("weight", 1.0)), None)
     return judging["verifier"] if judging else settings.get("verifier")
@@ -148,16 +149,16 @@ def _judge_of(settings: Mapping[str, Any]) -> Any:
 
 
 def _rollouts(context: Context, source: RolloutLabels, split: Split, ask: Ask) -> list[Labelled]:
-    tried = _tried(context, source.rollouts)[: source.most]
+    tried = _judged_traces(context, source.rollouts)[: source.most]
     problems = {one.problem_key: one.problem for one in tried}
     with ExitStack() as stack:
-        outcomes = partial(_outcomes, context, source, problems, ask, _once(context, source, stack), count())
+        outcomes = partial(_outcomes, context, source, problems, ask, _shared_engine(context, source, stack), count())
         if source.search == "first_error":
             return rollouts.first_error(tried, split, outcomes)
         return rollouts.every(tried, split, source.kind, outcomes)
 
 
-def _once(context: Context, source: RolloutLabels, stack: ExitStack) -> Callable[[], Engine]:
+def _shared_engine(context: Context, source: RolloutLabels, stack: ExitStack) -> Callable[[], Engine]:
     """The policy's engine, opened when it is first needed and kept for all rounds of a search."""
 
     @cache
@@ -173,14 +174,14 @@ def _outcomes(
     context: Context, source: RolloutLabels, problems: Mapping[str, Problem], ask: Ask, engine: Callable[[], Engine],
     rounds: Iterator[int], prefixes: Sequence[Prefix],
 ) -> dict[Prefix, list[bool]]:  # fmt: skip
-    """Complete prefixes and have the ends judged; what the store has of either is not made again. Late in a search a
-    round may be the ends of one prefix, of which none can be judged."""
+    """Complete prefixes and judge the completions, reusing those in the store. Late in a search, a round may consist of
+    the completions of one prefix, none of which can be judged."""
     store = store_of(context)
     model = sampler(context, store, source.policy, source.engine)
     sampling = source.sampling.sampling(source.seed)
     wishes = {
         (key, prefix): generation.wanted(
-            [(key, problems[key])], model.identity, sampling, source.samples, partial(_begun, ask, prefix)
+            [(key, problems[key])], model.identity, sampling, source.samples, partial(_with_prefix, ask, prefix)
         )
         for key, prefix in dict.fromkeys(prefixes)
     }
@@ -198,12 +199,12 @@ def _outcomes(
     return {prefix: [right[w.key] for w in part if w.key in right] for prefix, part in wishes.items()}
 
 
-def _begun(ask: Ask, prefix: str, problem: Problem) -> Asked:
+def _with_prefix(ask: Ask, prefix: str, problem: Problem) -> Asked:
     return replace(ask(problem), prefix=prefix)
 
 
 def label_rows(run: str, labelled: Sequence[Labelled], part: str) -> list[Row]:
-    """What is kept of labels in the store."""
+    """The rows in which labels are stored."""
     return [
         {
             "run": run,
@@ -221,8 +222,8 @@ def label_rows(run: str, labelled: Sequence[Labelled], part: str) -> list[Row]:
 
 
 def foresee(context: Context, sources: Sequence[LabelSource], rule: str) -> dict[str, Any]:
-    """What the roll-outs take at most: ``total`` of them, and what they come to. Nothing where there are none, or where
-    it cannot be known yet (the traces are not judged, or steps are told by a tokenizer)."""
+    """An upper bound of the roll-outs: their ``total`` number, and what they take. Empty if there are none, or if it is
+    not known yet (the traces are not judged, or steps are split by a tokenizer)."""
     wanted = [source for source in sources if isinstance(source, RolloutLabels)]
     if not wanted or rule.startswith("tokens") or any(source.rollouts not in context.inputs for source in wanted):
         return {}
@@ -231,8 +232,9 @@ def foresee(context: Context, sources: Sequence[LabelSource], rule: str) -> dict
 
 
 def _prefixes(context: Context, source: RolloutLabels, rule: str) -> int:
-    """How many are completed: all but the whole response, or as many as halving asks about where it is wrong."""
-    tried = _tried(context, source.rollouts)[: source.most]
+    """The number of prefixes to complete: all but the whole response, or those that a binary search for the first error
+    of a wrong response tries."""
+    tried = _judged_traces(context, source.rollouts)[: source.most]
     steps = [(len(split(one.response, rule)), one.correct) for one in tried]
     if source.search == "every":
         return sum(count - 1 for count, _ in steps if count)

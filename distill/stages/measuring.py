@@ -1,7 +1,7 @@
-"""One model measured: its samples, its greedy answers and its samples under thinking budgets, made and judged.
+"""Measures one model: makes and judges its samples, its greedy answers, and its samples under thinking budgets.
 
-The part of `evaluate` that calls the engine. It is opened once a model, for the first thing that is missing, and
-not at all where everything is there.
+This is the part of `evaluate` that calls the engine. The engine is opened once per model, when the first missing sample
+is needed, and not at all if every sample is in the store.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GREEDY = "greedy"
 
 
 class Measure:
-    """``stack`` closes the engine when the model has been measured."""
+    """``stack`` closes the engine once the model has been measured."""
 
     def __init__(
         self, context: Context, settings: EvaluateSettings, store: Store, model: Model, label: str, stack: ExitStack
@@ -36,10 +36,10 @@ class Measure:
         self._context, self._settings, self._store, self._model = context, settings, store, model
         self._label, self._stack = label, stack
         self._engine: Engine | None = None
-        self._new: dict[int, int] = {}
+        self._sampled_anew: dict[int, int] = {}
 
     def sampled(self, wishes: Sequence[Wanted]) -> dict[str, list[Wanted]]:
-        """By kind: those of the label itself, ``label/greedy``, and under a budget ``label/thinking-N``."""
+        """The samples by kind: ``label``, ``label/greedy``, and ``label/thinking-N`` for those under a budget."""
         self._make(wishes)
         warm = self._settings.sampling.temperature
         kinds = {self._label: [wish for wish in wishes if wish.sampling.temperature == warm]}
@@ -48,7 +48,7 @@ class Measure:
         return kinds | self._under_budgets(kinds[self._label])
 
     def judged(self, kinds: Mapping[str, Sequence[Wanted]]) -> dict[str, list[str]]:
-        """The key of the verdict that stands for each, by kind."""
+        """The keys of the samples' verdicts, by kind."""
         every = [(wish.key, wish.problem_key, wish.problem) for some in kinds.values() for wish in some]
         wishes = verification.judgements(every, resolved(self._context, self._settings.verifier), self._context.hashes)
         keys = verification.make_verdicts(self._store, wishes, self._context, self._settings.workers, self._label)
@@ -61,7 +61,7 @@ class Measure:
         closing = self._settings.thinking.closing if self._settings.thinking else USUAL.closing
         standing = budgets.under(self._store, samples, self._settings.budgets, self._model.identity, closing)
         own = {wish.key for wish in samples}
-        self._new = {most: len({w.key for w in some} - own) for most, some in standing.items()}
+        self._sampled_anew = {most: len({w.key for w in some} - own) for most, some in standing.items()}
         self._make(budgets.made_anew(standing, samples))
         return {kind_of(self._label, most): some for most, some in standing.items()}
 
@@ -78,13 +78,13 @@ class Measure:
         sample(self._store, self._engine, missing, done, self._context, self._label)
 
     def paid_off(self, rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-        """The figures of the budgets, from the verdict rows of each kind of sample; none where there are none."""
+        """The figures of the thinking budgets, from the verdict rows of each kind of sample; empty without budgets."""
         wanted = self._settings.budgets
         if not wanted:
             return {}
         whole = rows[self._label]
         standing = {most: rows[kind_of(self._label, most)] for most in wanted}
-        found: dict[str, Any] = {"by_budget": payoff.curve(standing, whole, self._new)}
+        found: dict[str, Any] = {"by_budget": payoff.curve(standing, whole, self._sampled_anew)}
         return found | ({"against_no_thinking": payoff.against_none(whole, standing[0])} if 0 in standing else {})
 
 

@@ -1,7 +1,7 @@
-"""pretrain: make a small model from nothing but a problem family's authors (the embedded models).
+"""pretrain: train a small model from scratch on solutions by problem families' authors (the embedded models).
 
-A random Qwen3 of a few hundred thousand parameters reads an endless corpus that is a function of the
-step, so there is no data file and nothing to resume but the weights.
+A randomly initialised Qwen3 of a few hundred thousand parameters is trained on an endless corpus that is a function
+of the step, so there is no data file, and only the state of training has to be resumed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class AuthorsSettings(Settings):
-    """Who writes the corpus: shares of those who work problems out, who are hasty, who only guess."""
+    """The authors of the corpus: the shares of problems that they work out, hurry through, or only guess."""
 
     worked: Share = 1.0
     """Share of problems worked out in full."""
@@ -90,7 +90,7 @@ def run(context: Context, settings: PretrainSettings) -> Output:
 
     with Recorder(store_of(context), context, ("loss", "learning_rate")) as recorder:
         train(
-            network, batch, _how(settings), checkpoints=context.work / "checkpoints",
+            network, batch, _train_settings(settings), checkpoints=context.work / "checkpoints",
             stop=context.stopping, on_step=recorder, before_save=recorder.flush,
         )  # fmt: skip
     digest = publish(context, network, tokenizer, ABOUT, FROM_NOTHING, settings)
@@ -98,7 +98,7 @@ def run(context: Context, settings: PretrainSettings) -> Output:
     return Output(digest, {"parameters": parameters, "steps": settings.steps, **recorder.last()})
 
 
-def _how(settings: PretrainSettings) -> TrainSettings:
+def _train_settings(settings: PretrainSettings) -> TrainSettings:
     from distill.training.loop import TrainSettings
     from distill.training.optimizer import OptimizerSettings
 

@@ -1,8 +1,8 @@
-"""prm: train a process reward model on labelled steps, test it on what was held out, publish it.
+"""prm: train a process reward model on labelled steps, test it on held-out problems, and publish it.
 
-The body is any causal LM, the student's or the teacher's; on it a head is trained (`distill.prm.head`), with the body
-whole, through LoRA, or as it is. Labels come from one or several sources (`distill.stages.prm_labels`) and are rows of
-the store; training is that of `sft`: packed, and resumed to the last bit.
+The body is any causal LM, such as the student or the teacher. A head is trained on top of it (`distill.prm.head`),
+while the body is trained whole, with LoRA, or not at all. Labels come from one or several sources
+(`distill.stages.prm_labels`) and are stored as rows. Training works as in `sft`: packed, and resumed to the last bit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 ABOUT = "The body of a process reward model: a causal LM whose last hidden states, and log-likelihoods, its head reads."
 HEAD_STEP = 1.28
-"""By how much one update of a fresh head may move a logit, roughly: its learning rate is that over the width."""
+"""Roughly how far one update of a fresh head may move a logit; its learning rate is this divided by its width."""
 
 
 class PrmSettings(StudentSettings):
@@ -86,7 +86,7 @@ class PrmSettings(StudentSettings):
     """In the test, how the scores of a response's steps are combined."""
 
     @model_validator(mode="after")
-    def _can_be(self) -> PrmSettings:
+    def _check(self) -> PrmSettings:
         if self.prompting and (self.prompting.prefill or self.prompting.examples is not None):
             raise ValueError(
                 "prompting: only `system` and `template` can be set here; a reward model reads whole responses"
@@ -107,8 +107,8 @@ def run(context: Context, settings: PrmSettings) -> Output:
     if settings.body == "trained":
         check_memory(context, settings, start)
     split = splitter(settings.steps, tokenizer_of(start) if needs_tokens(settings.steps) else None)
-    labelled = _taught(context, _labelled(context, settings, settings.labels, split))
-    network, tokenizer = load_student(_held(settings), start)
+    labelled = _none_held_out(context, _labelled(context, settings, settings.labels, split))
+    network, tokenizer = load_student(_loading_settings(settings), start)
     if settings.body == "frozen":
         network.requires_grad_(False)
     rate = settings.learning_rate or default_learning_rate(network)
@@ -118,13 +118,14 @@ def run(context: Context, settings: PrmSettings) -> Output:
     if not held:
         context.note("nothing is held out, as all labels are of one problem")
     tested = _lessons(context, settings, tokenizer, _labelled(context, settings, settings.test, split))
-    tested = _unseen(context, taught, tested)
-    _keep(context, {"train": taught, "heldout": held, "test": tested})
+    tested = _of_unseen_problems(context, taught, tested)
+    _store_labels(context, {"train": taught, "heldout": held, "test": tested})
     rows = [turned(lesson, settings.noise, settings.seed).row for lesson in taught]
     with Recorder(store_of(context), context, ("loss", "learning_rate"), settings.log_to) as recorder:
         result = train(
-            network, rows, _how(settings, rate, head.weight.numel()), checkpoints=context.work / "checkpoints",
-            stop=context.stopping, on_step=recorder, before_save=recorder.flush, measure=heads.fitness,
+            network, rows, _train_settings(settings, rate, head.weight.numel()),
+            checkpoints=context.work / "checkpoints", stop=context.stopping, on_step=recorder,
+            before_save=recorder.flush, measure=heads.fitness,
         )  # fmt: skip
     test = partial(
         measured, network, micro_batch_tokens=settings.micro_batch_tokens, threshold=settings.threshold,
@@ -146,8 +147,8 @@ def run(context: Context, settings: PrmSettings) -> Output:
     return Output(_publish(context, settings, network, tokenizer, figures), figures)
 
 
-def _held(settings: PrmSettings) -> PrmSettings:
-    """How the body is held: one that is frozen needs no adapter."""
+def _loading_settings(settings: PrmSettings) -> PrmSettings:
+    """The settings by which the body is loaded: a frozen one gets no adapter."""
     return settings if settings.body == "trained" else settings.model_copy(update={"lora": None, "quantize": None})
 
 
@@ -159,7 +160,7 @@ def _labelled(
         own = gather(context, source, split, settings.seed, _ask(context, settings))
         if not own:
             said = source.model_dump_json(exclude_defaults=True)
-            raise InputError(f"stage {context.name}: labels: {said} labels no step; look into it, or take it out")
+            raise InputError(f"stage {context.name}: labels: {said} labels no step; check it, or remove it")
         steps = sum(label is not None for one in own for label in one.labels)
         context.note(f"labels: {len(own):,} responses, {steps:,} steps ({own[0].source})")
         found += own
@@ -170,8 +171,9 @@ def _ask(context: Context, settings: PrmSettings) -> Ask:
     return asking(settings.prompting, key=f"{context.name}.prompting")
 
 
-def _taught(context: Context, labelled: list[Labelled]) -> list[Labelled]:
-    """What may be learned from: choosing by a reward model that has seen held-out problems would look too good."""
+def _none_held_out(context: Context, labelled: list[Labelled]) -> list[Labelled]:
+    """``labelled``, if none of it is held out: a reward model that was trained on held-out problems would look too
+    good when it chooses among answers to them."""
     if held := sum(one.problem.split == "heldout" for one in labelled):
         raise InputError(
             f"stage {context.name}: labels: {held} of {len(labelled)} responses answer held-out problems, on which "
@@ -180,14 +182,14 @@ def _taught(context: Context, labelled: list[Labelled]) -> list[Labelled]:
     return labelled
 
 
-def _unseen(context: Context, taught: Sequence[Lesson], tested: Sequence[Lesson]) -> list[Lesson]:
-    """Of the labels to be tested on those to problems that nothing was learned of."""
+def _of_unseen_problems(context: Context, taught: Sequence[Lesson], tested: Sequence[Lesson]) -> list[Lesson]:
+    """The test labels of problems that are not trained on."""
     known = {lesson.labelled.structure for lesson in taught}
     found = [lesson for lesson in tested if lesson.labelled.structure not in known]
     if tested and not found:
-        raise InputError(f"stage {context.name}: `test` labels just the problems that are learned from; take others")
+        raise InputError(f"stage {context.name}: `test` labels only problems that are trained on; use others")
     if left := len(tested) - len(found):
-        context.note(f"test: {left} of {len(tested)} responses left out, as their problems are learned from")
+        context.note(f"test: {left} of {len(tested)} responses left out, as their problems are trained on")
     return found
 
 
@@ -201,22 +203,22 @@ def _lessons(context: Context, settings: PrmSettings, tokenizer: Any, labelled: 
     if labelled and not found:
         raise InputError(
             f"stage {context.name}: none of {len(labelled)} responses has a labelled step within "
-            f"{settings.max_tokens} tokens"
+            f"{settings.max_tokens} tokens; raise max_tokens"
         )
     if dropped:
         context.note(f"dropped {dropped} of {len(labelled)} responses: longer than {settings.max_tokens} tokens")
     return found
 
 
-def _keep(context: Context, parts: Mapping[str, Sequence[Lesson]]) -> None:
-    """The labels as rows; those of a run that is made again are the same."""
+def _store_labels(context: Context, parts: Mapping[str, Sequence[Lesson]]) -> None:
+    """Store the labels as rows; a repeated run gives the same rows."""
     store = store_of(context)
     for part, lessons in parts.items():
         store.append("step_labels", label_rows(context.fingerprint, [lesson.labelled for lesson in lessons], part))
     store.ingest()
 
 
-def _how(settings: PrmSettings, rate: float, width: int) -> TrainSettings:
+def _train_settings(settings: PrmSettings, rate: float, width: int) -> TrainSettings:
     from distill.prm.head import NAME
     from distill.training.loop import TrainSettings
     from distill.training.optimizer import OptimizerSettings
@@ -238,7 +240,7 @@ def _how(settings: PrmSettings, rate: float, width: int) -> TrainSettings:
 def _publish(
     context: Context, settings: PrmSettings, network: Any, tokenizer: Any, figures: Mapping[str, Any]
 ) -> str:  # fmt: skip
-    """The directory that `distill.prm.files` describes."""
+    """Publish the directory that `distill.prm.files` describes; returns its content hash."""
     from distill.prm import head as heads
     from distill.training.export import MODEL, export_student
 
@@ -246,8 +248,8 @@ def _publish(
     shutil.rmtree(built, ignore_errors=True)
     head = heads.detach(network)
     export_student(network, tokenizer, built, half=settings.export_precision == "bf16")
-    told = settings.model_dump(mode="json")
-    write_model_card(built / MODEL, context, ABOUT, settings.student, told)
+    recorded = settings.model_dump(mode="json")
+    write_model_card(built / MODEL, context, ABOUT, settings.student, recorded)
     about = files.About(
         format=files.FORMAT,
         rule=settings.steps,
@@ -264,7 +266,7 @@ def _publish(
 
 
 def forecast(context: Context, settings: PrmSettings, _: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    """Training is short beside roll-outs, which may be paid for: these are told, as many as are asked for at most."""
+    """Forecasts the roll-outs, at most as many as are asked for: they take longer than training, and may cost money."""
     figures = foresee(context, [*settings.labels, *settings.test], settings.steps)
     return Forecast("roll-outs", figures.pop("total", None), figures={**figures, **foreseen(settings)})
 

@@ -1,4 +1,4 @@
-"""Where a prm stage takes its labels from, as YAML says it. How they are had is `distill.stages.labelling`."""
+"""The settings for a prm stage's sources of step labels. `distill.stages.labelling` gathers the labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ExactLabels(Settings):
 
 
 class SlipLabels(Settings):
-    """Working of the families' authors, with slips planted in it: no sampling, exact labels."""
+    """Solutions by the families' authors with planted mistakes: exact labels without sampling."""
 
     slips: Annotated[str, Input(accepts=("problems",))]
     chance: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -32,7 +32,7 @@ class SlipLabels(Settings):
 
 
 class RolloutLabels(Settings):
-    """Judged traces, each prefix completed by a policy and the ends judged (Math-Shepherd)."""
+    """Judged traces whose prefixes are completed by a policy, and the completions judged (Math-Shepherd)."""
 
     rollouts: Verdicts
     policy: StageOrName
@@ -54,7 +54,7 @@ class RolloutLabels(Settings):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _can_be_had(self) -> RolloutLabels:
+    def _check(self) -> RolloutLabels:
         check_model(self.policy, self.engine)
         dialects.check_wished(self.engine, None, begun=True)
         return self
@@ -85,9 +85,9 @@ def _tag(value: Any) -> str:
     return next((f"{name} labels" for name in SOURCES if name in keys), "exact labels")
 
 
-def _known(value: Any) -> Any:
+def _names_a_source(value: Any) -> Any:
     if isinstance(value, dict) and not set(SOURCES) & set(value):
-        raise ValueError(f"names no source of labels; one of {', '.join(SOURCES)} says where they are from")
+        raise ValueError(f"names no source of labels; set one of {', '.join(SOURCES)}")
     return value
 
 
@@ -100,5 +100,5 @@ LabelSource = Annotated[
         | Annotated[FileLabels, Tag("file labels")],
         Discriminator(_tag),
     ],
-    BeforeValidator(_known),
+    BeforeValidator(_names_a_source),
 ]

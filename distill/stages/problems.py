@@ -1,4 +1,4 @@
-"""problems: gather what is to be answered, from sources of any kind, into train and held-out sets."""
+"""problems: gather problems from sources of any kind into a training and a held-out set."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(context: Context, settings: ProblemsSettings) -> Output:
         members.append((problem.split, key))
     counts = Counter(split for split, _ in members)
     if not counts["train"] and repeats:
-        raise InputError(f"stage {context.name}: every training problem stands among the held-out ones too")
+        raise InputError(f"stage {context.name}: every training problem is also among the held-out ones")
     if not members:
         raise InputError(f"stage {context.name}: its sources hold no problem")
     store.append("problems", list(rows.values()))

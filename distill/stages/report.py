@@ -1,7 +1,6 @@
-"""report: what the run found, as one page to look at and one file to read by program.
+"""report: the results of a run, as an HTML page and a JSON file.
 
-Reads the manifests of its inputs and the store; samples nothing. The data is described in
-`distill.report.data`.
+Reads the manifests of its inputs and the store; samples nothing. `distill.report.data` describes the data.
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ def _compiles(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
     return pattern
 
 
-def _names_something(pattern: str) -> str:
+def _has_one_group(pattern: str) -> str:
     if re.compile(pattern).groups != 1:
-        raise ValueError(f"{pattern!r}: one group (in parentheses) must say what the answer is")
+        raise ValueError(f"{pattern!r}: needs one group (in parentheses) that captures the answer")
     return pattern
 
 
 Pattern = Annotated[str, AfterValidator(_compiles)]
-NamesAnswer = Annotated[Pattern, AfterValidator(_names_something)]
+NamesAnswer = Annotated[Pattern, AfterValidator(_has_one_group)]
 
 
 class EmergenceSettings(Settings):
-    """What is looked for in the rollouts of the stages that trained the student."""
+    """What to look for in the rollouts of the stages that trained the student."""
 
     phrases: dict[str, list[Pattern]] = Field(default_factory=dict)
     """More behaviours to count, by name, each a list of regular expressions. A name of a shipped one (`verification`,

@@ -1,4 +1,4 @@
-"""What of the problems that a stage measures on the model was trained on: `distill.exposure` for stages."""
+"""Contamination: which of the problems that a stage measures on the model was trained on (`distill.exposure`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.stage import Context, Settings
 
 
 class ContaminationSettings(Settings):
-    """Prompts of the problems that are measured are looked for in those that the student was trained on."""
+    """Looks for the prompts of the measured problems among those that the student was trained on."""
 
     ngram: Annotated[int, Field(ge=2, le=50)] = 13
     """Number of consecutive words that count as an overlap, as in `curate`. A shorter prompt must match whole."""
@@ -26,8 +26,8 @@ class ContaminationSettings(Settings):
 def exposure_of(
     context: Context, how: ContaminationSettings | None, model: str, label: str, tasks: Sequence[tuple[str, Problem]]
 ) -> Exposure | None:
-    """What ``model`` saw of ``tasks``, kept under ``label`` in the store. None where that is not known, as no stage
-    made it."""
+    """What ``model`` saw of ``tasks``, also stored under ``label``. None if the check is off, or if nothing is known of
+    its training problems, as for a model that no stage made."""
     made = context.inputs.get(model.removeprefix(modelspec.STAGE)) if model.startswith(modelspec.STAGE) else None
     if made is None or how is None:
         return None

@@ -26,7 +26,7 @@ Quota = Annotated[int, Field(ge=0)]
 
 
 class PassRate(Settings):
-    """Problems of whose judged traces so large a share is correct; the ends are inside."""
+    """A range for the share of a problem's judged traces that is correct, both ends included."""
 
     least: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     most: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0

@@ -1,9 +1,8 @@
-"""sft: fine-tune a student on the selected traces, through LoRA or whole.
+"""sft: fine-tune a student on the selected traces, with LoRA or all weights.
 
-Traces that are too long are dropped and told, never cut, for one would lose its answer and its end token, and teach
-endless thinking. Training may be watched on held-out problems (`heldout`) and then ends with the best weights; each
-trace's loss goes into the store; and before anything is published, the student has to show that its answers end
-(`stop_test`).
+Traces that are too long are dropped and reported, never truncated: without its answer and its end token, a trace would
+teach endless thinking. Training can be measured on held-out problems (`heldout`), and then keeps the best weights. Each
+trace's loss is stored. Before it is published, the student has to show that its answers end (`stop_test`).
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ STOP_PROMPTS = 32
 
 
 class HeldoutSettings(Settings):
-    """Traces of some problems are not learned from, and tell when to stop; the best weights are kept."""
+    """Holds out the traces of some problems, to decide when to stop; the best weights are kept."""
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of problems held out. All traces of a problem, and problems of the same structure, stay on one side."""
@@ -71,14 +70,14 @@ def run(context: Context, settings: SftSettings) -> Output:
     start = modelspec.find(settings.student, context.workspace, context.inputs, context.hashes)
     check_memory(context, settings, start)
     network, tokenizer = load_student(settings, start)
-    rate, told = learning_rate(context, settings, network)
+    rate, chosen = learning_rate(context, settings, network)
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
     found, dropped = lessons(context, settings, network, tokenizer, ask, settings.thinking)
     taught, held = _split(context.name, settings, found)
     limit = max(example.supervised for _, example in taught)
     with (
         Recorder(store_of(context), context, ("loss", "heldout_loss", "learning_rate"), settings.log_to) as recorder,
-        _watch(context, settings, network, tokenizer, held, ask, limit) as heldout,
+        _heldout_measure(context, settings, network, tokenizer, held, ask, limit) as heldout,
     ):
         result = train(
             network, [example for _, example in taught], supervised(settings, rate),
@@ -88,16 +87,16 @@ def run(context: Context, settings: SftSettings) -> Output:
     record_losses(store_of(context), context.fingerprint, result.losses)
     if result.best_step == 0:
         context.note(
-            "nothing was learned: by what is held out every step was worse than the student that training began with, "
-            "whose weights are kept; lower learning_rate, or see whether what is learned from is good"
+            "nothing was learned: on held-out problems, every step was worse than the student that training began "
+            "with, whose weights are kept; lower learning_rate, or check the training data"
         )
     elif result.steps < (planned := -(-len(taught) // settings.batch_size) * settings.epochs):
         context.note(
-            f"stopped early, after step {result.steps} of {planned}: what is held out was best after step "
-            f"{result.best_step}, and these weights are kept"
+            f"stopped early, after step {result.steps} of {planned}: the held-out measure was best after step "
+            f"{result.best_step}, whose weights are kept"
         )
     _stop_test(context, settings, network, tokenizer, taught, ask, limit)
-    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, told)
+    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, chosen)
     figures: dict[str, Any] = {"examples": len(taught), "dropped": len(dropped)}
     if dropped:
         figures |= {"dropped_share": round(len(dropped) / (len(found) + len(dropped)), 4)}
@@ -110,7 +109,7 @@ def run(context: Context, settings: SftSettings) -> Output:
 
 
 def _split(stage: str, settings: SftSettings, lessons: list[Lesson]) -> tuple[list[Lesson], list[Lesson]]:
-    """What is learned and what is held out, by problem: all that share a structure lie on one side."""
+    """(training lessons, held-out lessons), split by problem: all that share a structure are on one side."""
     if settings.heldout is None:
         return lessons, []
     groups = [row["structure"] or row["prompt_key"] for row, _ in lessons]
@@ -126,10 +125,10 @@ def _split(stage: str, settings: SftSettings, lessons: list[Lesson]) -> tuple[li
 
 
 @contextmanager
-def _watch(
+def _heldout_measure(
     context: Context, settings: SftSettings, network: Any, tokenizer: Any, held: list[Lesson], ask: Ask, limit: int
 ) -> Iterator[Heldout | None]:  # fmt: skip
-    """How training is watched on what is held out, if anything is."""
+    """What training measures on the held-out lessons; None without ``heldout``."""
     from distill.training import trials
     from distill.training.early_stopping import Heldout, heldout_loss
 
@@ -162,7 +161,7 @@ def _watch(
 def _stop_test(
     context: Context, settings: SftSettings, network: Any, tokenizer: Any, taught: list[Lesson], ask: Ask, limit: int
 ) -> None:  # fmt: skip
-    """Fail where the student, asked what it was taught, does not come to an end; it is left for people to ask."""
+    """Fail if the student does not end its answers to training prompts. It is left on disk, for people to try it."""
     from distill.training import trials
 
     if settings.stop_test is None:
@@ -178,7 +177,7 @@ def _stop_test(
             f"stage {context.name}: the student does not end {cut} of {len(asked)} answers to training prompts within "
             f"{limit} tokens, the longest of its training answers, and is not published; train it longer (epochs, "
             f"learning_rate), or more slowly if its loss rose, or lower stop_test ({settings.stop_test}; null turns it "
-            f'off), which trains nothing again. To look at it: `distill ask "..." --model {quote(str(left))}`'
+            f'off), which does not train again. To look at it: `distill ask "..." --model {quote(str(left))}`'
         )
 
 
@@ -198,7 +197,7 @@ def forecast(context: Context, settings: SftSettings, expected: Mapping[str, Map
 def dependencies(settings: SftSettings, hashes: FileHashes, upstream: Mapping[str, Manifest]) -> Mapping[str, str]:
     found = dict(modelspec.dependency(settings.student, hashes))
     data = upstream[settings.data]
-    if settings.heldout and settings.heldout.measure == "pass_at_1":  # by the problems that the traces were judged by
+    if settings.heldout and settings.heldout.measure == "pass_at_1":  # judged by the problems of these verdicts
         found["verdicts"] = data.identity.inputs["verdicts"]
         if "verifiers" in data.figures:  # else it was made by an older distill
             found["verifiers"] = content_hash(verification.versions(None, data, hashes))

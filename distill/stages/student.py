@@ -1,4 +1,4 @@
-"""What every stage that trains a student shares: how it is held, and how it ends: exported, described, published."""
+"""Shared by all stages that train a student: its settings, loading it, and exporting and publishing the result."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class StudentSettings(DeviceSettings):
     @model_validator(mode="after")
     def _trains_something(self) -> StudentSettings:
         if self.quantize and self.lora is None:
-            raise ValueError("quantize: weights in 4 bits cannot be trained themselves; it needs `lora`")
+            raise ValueError("quantize: 4-bit weights cannot be trained themselves; this needs `lora`")
         if self.base_precision == "bf16" and (self.lora is None or self.precision != "bf16" or self.quantize):
             raise ValueError(
                 "base_precision: bf16 needs `lora` and `precision: bf16`, and cannot be combined with `quantize`"
@@ -76,7 +76,7 @@ class StudentSettings(DeviceSettings):
 
 
 class WriterSettings(StudentSettings):
-    """What stages share whose student writes: all but those of reward models."""
+    """Settings of the stages whose student generates text: all but those of reward models."""
 
     norm_learning_rate: Annotated[float | None, Field(gt=0)] = later()
     """Also train the final norm's weight, at this learning rate. It is the quickest way to sharpen the distribution."""
@@ -89,8 +89,8 @@ class WriterSettings(StudentSettings):
 
 
 def load_student(settings: StudentSettings, start: Model, samples: bool = False) -> tuple[Any, Any]:
-    """(network ready to be trained, tokenizer). A model that is to be cut up lies in the machine's memory, unless this
-    process ``samples`` from it."""
+    """(network ready for training, tokenizer). A model that will be sharded is loaded on the CPU, unless this process
+    ``samples`` from it."""
     from distill.training import student
 
     norm = isinstance(settings, WriterSettings) and settings.norm_learning_rate is not None
@@ -108,7 +108,7 @@ def load_student(settings: StudentSettings, start: Model, samples: bool = False)
 
 
 def exported(context: Context, network: Any, tokenizer: Any, settings: Settings, name: str) -> Path:
-    """Adapter and merged model, in the stage's own directory, which is gone when the stage is done."""
+    """Write adapter and merged model into the stage's work directory, which is deleted when the stage is done."""
     from distill.training.export import export_student
 
     built = context.work / name
@@ -128,8 +128,8 @@ def publish(
 ) -> str:
     """Adapter, merged model and model card as the stage's artifact; returns its content hash.
 
-    ``start`` names the model that training began with. ``told`` is said in the card of settings that were
-    left to the stage.
+    ``start`` names the model that training began with. ``told`` holds the values of settings that were left
+    to the stage, for the card.
     """
     built = exported(context, network, tokenizer, settings, "artifact")
     write_model_card(built / MODEL, context, about, start, {**settings.model_dump(mode="json"), **(told or {})})

@@ -1,4 +1,4 @@
-"""What stages share that train a student on the traces of a selection (sft, gkd): settings, and what is learned."""
+"""Shared by the stages that train a student on the traces of a selection (sft, gkd): settings and examples."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from distill.training.loop import TrainSettings
 
 MUCH_DROPPED = 0.03
-"""So large a share of over-long examples is warned of: what is left out is the longest reasoning."""
+"""Above this share of over-long examples, a note warns: what is left out is the longest reasoning."""
 
 
 class SupervisedSettings(WriterSettings):
-    """What stages share that train on the examples of a selection."""
+    """Settings of the stages that train on the traces of a selection."""
 
     data: Annotated[str, Input(accepts=("selection",))]
     prompting: Prompting = None
@@ -50,23 +50,23 @@ class SupervisedSettings(WriterSettings):
         return self
 
     def steps(self, expected: Mapping[str, Mapping[str, Any]]) -> int | None:
-        """Optimizer steps; before the selection is made, as many as there would be if all were kept."""
+        """The number of optimizer steps; until the selection exists, as if all traces were kept."""
         data = expected.get(self.data, {})
         examples = data.get("kept", data.get("traces"))
         return None if examples is None else -(-examples // self.batch_size) * self.epochs
 
     def unteachable(self, figures: Mapping[str, Mapping[str, Any]]) -> str | None:
-        """Why there is nothing to learn from, by the figures of upstream stages."""
+        """Why there is nothing to train on, by the figures of upstream stages; None if there is something."""
         if figures.get(self.data, {}).get("kept") != 0:
             return None
         return (
-            f"{self.data} kept no trace to train on; `distill traces stats` shows the verdicts, `rejected` in "
-            "`distill status --json` why"
+            f"{self.data} kept no trace to train on; `distill traces stats` shows the verdicts, and `rejected` in "
+            "`distill status --json` the reasons"
         )
 
 
 Lesson = tuple[Row, "Example"]
-"""A selected trace with its problem, and what is learned of it."""
+"""A selected trace with its problem, and the training example made of it."""
 
 
 def supervised(settings: SupervisedSettings, rate: float) -> TrainSettings:
@@ -93,7 +93,7 @@ def supervised(settings: SupervisedSettings, rate: float) -> TrainSettings:
 
 
 def learning_rate(context: Context, settings: SupervisedSettings, network: Any) -> tuple[float, dict[str, str]]:
-    """The rate, and what a card says of one that the settings leave open."""
+    """The rate, and its entry in the card if the settings leave it open."""
     from distill.training.student import default_learning_rate
 
     if settings.learning_rate is not None:
@@ -107,7 +107,7 @@ def learning_rate(context: Context, settings: SupervisedSettings, network: Any) 
 def lessons(
     context: Context, settings: SupervisedSettings, network: Any, tokenizer: Any, ask: Ask, thinking: bool = True
 ) -> tuple[list[Lesson], list[str]]:
-    """What there is to learn, and the keys of the traces that are too long for it."""
+    """The training examples, and the keys of the traces that are too long."""
     rows = kept(store_of(context), context.inputs[settings.data])
     every = [example_of(tokenizer, row, ask, thinking) for row in rows]
     dropped = [example.key for example in every if len(example) > settings.max_tokens]
@@ -130,17 +130,17 @@ def lessons(
 
 
 def _remedy(network: Any, max_tokens: int) -> str:
-    """What to do about examples that are too long: nobody is to raise `max_tokens` to be told to lower it again."""
+    """What to do about examples that are too long. Raising `max_tokens` beyond the model's positions would not help."""
     from distill.engines.prefill import positions_limit
 
     limit = positions_limit(network)
     if limit is None or limit > max_tokens:
         return "raise max_tokens"
-    return f"this student knows no more than {limit} positions"
+    return f"this student has only {limit} positions"
 
 
 def example_of(tokenizer: Any, row: Row, ask: Ask, thinking: bool = True) -> Example:
-    """A trace in the student's own template and tokens, whoever its teacher was."""
+    """A trace in the student's own template and tokens, whatever its teacher was."""
     from distill.training.conversations import conversation, from_messages
 
     said = row["thinking"] if thinking else ""
@@ -149,13 +149,13 @@ def example_of(tokenizer: Any, row: Row, ask: Ask, thinking: bool = True) -> Exa
 
 
 def check_positions(stage: str, network: Any, examples: Sequence[Example]) -> None:
-    """Refuse examples with more tokens than the model has positions: what it says behind them is noise, or a crash."""
+    """Refuse examples with more tokens than the model has positions: beyond them, it returns noise or crashes."""
     from distill.engines.prefill import positions_limit
 
     limit = positions_limit(network)
     longest = max(examples, key=len)
     if limit is not None and len(longest) > limit:
         raise InputError(
-            f"stage {stage}: trace {longest.key[:12]} has {len(longest)} tokens, but the student knows {limit} "
-            f"positions (its config.json says so); lower max_tokens to {limit}, which leaves out what is longer"
+            f"stage {stage}: trace {longest.key[:12]} has {len(longest)} tokens, but the student has only {limit} "
+            f"positions (by its config.json); lower max_tokens to {limit}, which drops longer traces"
         )

@@ -1,4 +1,4 @@
-"""What a `generate` stage does that says ``until``: adaptive sampling (`distill.adaptive`)."""
+"""The part of `generate` behind ``until``: adaptive sampling (`distill.adaptive`)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def make(
     context: Context, store: Store, until: UntilSettings, cuts: Cuts, tasks: Tasks, tries: Sequence[Wanted],
     open_engine: Callable[[], Engine],
 ) -> tuple[str, dict[str, Any]]:  # fmt: skip
-    """Make what is missing of ``tries``, ``until.most`` a problem; returns the digest of the members, in the form
-    of a uniform `generate`, and the figures."""
+    """Make the missing ones of ``tries``, which are ``until.most`` per problem. Returns the digest of the members, in
+    the same form as without ``until``, and the figures."""
     store.ingest()
     course, known, judges = _begin(context, store, until, cuts, tasks, tries)
     stream = Stream(store, course, known, context)
@@ -40,7 +40,9 @@ def make(
     figures = figures_of(store, digest, course, [key for key, _ in tasks])
     for share in course.shares:
         if share.quota and share.accepted < share.quota.accepted:
-            context.note(f"quota of {share.quota}: {share.accepted} of {share.quota.accepted}; no problem is left")
+            context.note(
+                f"quota of {share.quota}: only {share.accepted} of {share.quota.accepted}, as no problem is left"
+            )
     figures["members"] = len(wishes)
     if left_out := len(tried) - len(wishes):
         figures |= {"truncated": len({wish.key for wish in tried} & known.cut), "left_out": left_out}
@@ -50,8 +52,7 @@ def make(
 def bounds(
     context: Context, store: Store, until: UntilSettings, cuts: Cuts, tasks: Tasks, tries: Sequence[Wanted]
 ) -> tuple[int, int, int]:
-    """(traces in all at most, of these there already, to be made at least) as far as the verdicts go that are
-    known now."""
+    """(most traces in total, those of them that exist, fewest traces still to make), by the verdicts known now."""
     course, known, _ = _begin(context, store, until, cuts, tasks, tries)
     open_ = known.open(course, course.start())
     least = {known.wish(place).key for place in open_} - known.traces

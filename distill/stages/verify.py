@@ -1,4 +1,4 @@
-"""verify: have every trace judged; a changed verifier judges again and generates nothing."""
+"""verify: judge every trace. A changed verifier judges again; nothing is generated again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(context: Context, settings: VerifySettings) -> Output:
     store = store_of(context)
     traces = traces_of(store, context.inputs[settings.traces].digest)
     wishes = verification.judgements(traces, resolved(context, settings.verifier), context.hashes)
-    _tell_unusable(context, wishes)
+    _report_unusable(context, wishes)
     keys = verification.make_verdicts(store, wishes, context, settings.workers)
     digest = record_members(store, [("verdict", key) for key in keys])
     judges = _judges(store, digest) if settings.verifier and verification.asks(settings.verifier) else {}
@@ -43,15 +43,16 @@ def run(context: Context, settings: VerifySettings) -> Output:
 
 
 def _versions(context: Context, settings: VerifySettings, wishes: list[verification.Judgement]) -> dict[str, str]:
-    """Who judged. A verifier that the settings name goes by what they say: where a reward model lies may change."""
+    """The versions of the verifiers. One that the settings name is listed as they write it, since the directory of a
+    reward model may change."""
     if settings.verifier is None:
         return verification.used(wishes)
     named = canonical(settings.verifier)
     return {named: verification.version_of(named, context.hashes)}
 
 
-def _tell_unusable(context: Context, wishes: Sequence[Judgement]) -> None:
-    """A verifier that can judge no answer to a problem is told before it has said so of every trace."""
+def _report_unusable(context: Context, wishes: Sequence[Judgement]) -> None:
+    """Report problems of which the verifier can judge no answer, before it says so for every trace."""
     specs = {canonical(wish.verifier): wish.verifier for wish in wishes}
     built = {text: verifiers.build(spec, context.hashes) for text, spec in specs.items()}
     asked = {(wish.problem_key, canonical(wish.verifier)): wish.problem for wish in wishes}
@@ -67,15 +68,15 @@ def _tell_unusable(context: Context, wishes: Sequence[Judgement]) -> None:
 
 
 def traces_of(store: Store, collection: str) -> list[tuple[str, str, Problem]]:
-    """(trace key, problem key, problem) of a generate or import stage's output, in order: each of its
-    members is a trace, labelled with the problem it is to be judged by."""
+    """(trace key, problem key, problem) of a generate or import stage's output, in order: each member is a trace,
+    labelled with the problem by which to judge it."""
     rows = store.rows("SELECT row_key, label FROM members WHERE collection = ? ORDER BY position", [collection])
     problems = verification.problems_of(store, sorted({row["label"] for row in rows}))
     return [(row["row_key"], row["label"], problems[row["label"]]) for row in rows]
 
 
 def _totals(store: Store, collection: str) -> dict[str, int]:
-    """How many of each outcome; and of the unverifiable, how many of each kind of failure."""
+    """The number of verdicts by outcome and, among the unverifiable, by kind of failure."""
     rows = store.rows(
         "WITH found AS (SELECT j.* FROM members m JOIN judgements j ON m.row_key = j.verdict_key "
         "WHERE m.collection = $collection) "
@@ -87,7 +88,7 @@ def _totals(store: Store, collection: str) -> dict[str, int]:
 
 
 def _judges(store: Store, collection: str) -> dict[str, float]:
-    """What judges took for all of these verdicts, in whichever run they were made."""
+    """What judges took for these verdicts, including those made by earlier runs."""
     rows = store.rows(
         "SELECT v.evidence FROM members m JOIN verdicts v ON m.row_key = v.verdict_key WHERE m.collection = ?",
         [collection],
@@ -101,7 +102,7 @@ def _judges(store: Store, collection: str) -> dict[str, float]:
 def forecast(context: Context, settings: VerifySettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
     verifier = None if settings.verifier is None else verifiers.build(settings.verifier, context.hashes)
     if verifier is not None:
-        _ = verifier.version  # a model that is missing is told now
+        _ = verifier.version  # raises now if a model is missing
     upstream = context.inputs.get(settings.traces)
     total, done = expected.get(settings.traces, {}).get("traces"), 0
     if upstream is not None:

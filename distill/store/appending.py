@@ -1,9 +1,8 @@
-"""Rows that are made one by one, kept durably often enough that a crash costs about a second.
+"""Appends rows that arrive one by one, often enough that a crash loses about a second of them.
 
-For stages that stream: `add` each row, `tick` every second or so whatever comes, `flush` at the end. May be
-called from several threads; `add` never waits for a disk. Rows are appended table by table, in the order of
-``tables``: a row is never on disk without one that was added before it, if that one's table does not come
-later. So a verdict never outlives the trace that it is about.
+For stages that stream: `add` each row, call `tick` every second or so, and `flush` at the end. Thread-safe; `add` never
+waits for the disk. Rows are appended table by table, in the order of ``tables``: a row is never on disk without the
+rows that were added before it to its own or an earlier table. So there is never a verdict without its trace.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class Appender:
             self._rows[table].append(row)
 
     def tick(self) -> None:
-        """Append what has waited long enough; bring it into the store every few seconds."""
+        """Append rows that have waited long enough; ingest them into the store every few seconds."""
         now = time.monotonic()
         if now - self._appended >= APPEND_SECONDS or sum(map(len, self._rows.values())) >= APPEND_ROWS:
             self.flush()

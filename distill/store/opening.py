@@ -1,9 +1,8 @@
-"""The database of a store, opened: whoever has to wait for others waits a moment, and then says for whom.
+"""Opens the database of a store: waits a moment while others use it, then raises an error that names who does.
 
-DuckDB lets one writing process exclude all others, readers included. Inside of one process it refuses a connection
-that reads beside one that writes, and would let two threads write at once; here the first waits like any other
-process, and writers come one after the other (`alone`). What an error means is told here; what is done about it
-is `distill.store.store`'s.
+In DuckDB, one writing process excludes all others, including readers. Within one process, DuckDB refuses a reading
+connection next to a writing one, but would let two threads write at once. Here, the first case waits as for another
+process, and writers take turns (`alone`). This module recognises errors; `distill.store.store` handles them.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ if TYPE_CHECKING:
 
 LOCKED = re.compile("could not set lock on file|conflicting lock is held", re.IGNORECASE)
 IN_USE_HERE = "different configuration than existing connections"
-"""What DuckDB says where this process reads and is to write, or the other way round."""
+"""DuckDB's error if this process is reading a database that it opens for writing, or the other way round."""
 DISK = re.compile("no space|quota exceeded|file too large|read-only file|permission denied", re.IGNORECASE)
 DAMAGE = re.compile(
     r"corrupt database file|could not read enough bytes|journal/\w+/[-\w]+\.parquet|parquet.*corrupt|zstd",
     re.IGNORECASE | re.DOTALL,
 )
 MEMORY = re.compile("not enough memory", re.IGNORECASE)
-"""What zstd says where memory is short, in the midst of words of damage."""
+"""zstd's error if memory is short, in a message that otherwise looks like damage."""
 PAUSE = 0.05
 
 _connecting = threading.Lock()
-"""Held for the moment of connecting: DuckDB hands a database that one thread is opening to another half made."""
+"""Held while connecting: DuckDB would give another thread a database that is only half opened."""
 _writers: defaultdict[Path, threading.RLock] = defaultdict(threading.RLock)
 
 
@@ -45,7 +44,7 @@ class Busy(PipelineError):
 
 
 class NoMemory(PipelineError):
-    """The machine is short of memory; the file that was being read may well be whole."""
+    """The machine is short of memory; the file that was being read may be intact."""
 
     def __init__(self, path: Path, error: BaseException) -> None:
         said = first_line(error)
@@ -58,10 +57,10 @@ class Damaged(InputError):
 
 @contextmanager
 def alone(path: Path, patience: float) -> Iterator[None]:
-    """No other thread of this process writes to the database at ``path`` meanwhile."""
+    """Keep other threads of this process from writing to the database at ``path``. Waits up to ``patience`` seconds."""
     lock = _writers[path.absolute()]
     if not lock.acquire(timeout=patience):
-        raise Busy(f"{path}: another thread of this process writes to it; run this again")
+        raise Busy(f"{path}: another thread of this process is writing to it; run this again")
     try:
         yield
     finally:
@@ -69,8 +68,8 @@ def alone(path: Path, patience: float) -> Iterator[None]:
 
 
 def connect(path: Path, patience: float, read_only: bool = False) -> duckdb.DuckDBPyConnection:
-    """Connect, waiting while another process, or another thread of this one, holds the file. `Busy` where that takes
-    longer than ``patience`` seconds; DuckDB's errors come through."""
+    """Connect, waiting while another process, or another thread of this one, holds the file. Raises `Busy` if that
+    takes longer than ``patience`` seconds, `InputError` for errors of the disk, and otherwise DuckDB's own errors."""
     import duckdb
 
     deadline = time.monotonic() + patience
@@ -80,7 +79,7 @@ def connect(path: Path, patience: float, read_only: bool = False) -> duckdb.Duck
                 connection = duckdb.connect(
                     str(path), read_only=read_only, config={"autoinstall_known_extensions": "false"}
                 )
-                connection.execute("SET enable_progress_bar = false")  # it would stand among the rows
+                connection.execute("SET enable_progress_bar = false")  # it would appear among the rows
                 locate(connection, path.parent)
                 return connection
         except (duckdb.IOException, duckdb.ConnectionException) as error:
@@ -104,13 +103,13 @@ def _holder(error: duckdb.Error) -> str | None:
 
 
 def locate(connection: duckdb.DuckDBPyConnection, workspace: Path) -> None:
-    """Tell the views in which directory the journal lies."""
+    """Set the directory in which the views find the journal."""
     connection.execute("SET VARIABLE workspace = ?", [str(workspace.absolute())])
 
 
 def tune(connection: duckdb.DuckDBPyConnection) -> None:
-    """Checkpoints come once, at the end of an ingest, and zstd makes text five times smaller: both
-    measured, see docs/design/002-store.md."""
+    """Checkpoint only once, at the end of an ingest, and compress with zstd, which makes text five times smaller.
+    Both were measured: docs/design/002-store.md."""
     connection.execute("SET wal_autocheckpoint = '8GB'")
     connection.execute("SET force_compression = 'zstd'")
 

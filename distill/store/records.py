@@ -122,8 +122,8 @@ def verdict_row(key: str, trace_key: str, problem_key: str, verdict: Verdict, sp
 
 
 def record_members(store: Store, members: Sequence[tuple[str, str]]) -> str:
-    """Keep which rows (label, key) a stage's output consists of; returns their digest, which knows their
-    order: what is trained on it does too."""
+    """Store which rows (label, key) a stage's output consists of; returns their digest. It depends on their
+    order, as training on them does."""
     collection = content_hash([list(member) for member in members])
     store.append(
         "members",
@@ -137,8 +137,8 @@ def record_members(store: Store, members: Sequence[tuple[str, str]]) -> str:
 
 
 def record_rejections(store: Store, run: str, collection: str, reasons: Sequence[str | None]) -> None:
-    """Keep why members of a collection were left out, by their places. Rules that choose the same for other
-    reasons make the same collection, so the reasons are those of a run."""
+    """Store why members of a collection were rejected, by position. Different rules may choose the same
+    collection for different reasons, so reasons belong to a run."""
     rows = [
         {"run": run, "collection": collection, "position": i, "reason": reason}
         for i, reason in enumerate(reasons)
@@ -149,7 +149,7 @@ def record_rejections(store: Store, run: str, collection: str, reasons: Sequence
 
 
 def record_losses(store: Store, run: str, losses: Mapping[str, Sequence[float]]) -> None:
-    """Keep what each trace's loss was in every epoch of a run, by trace key."""
+    """Store the loss of each trace, by its key, in every epoch of a run."""
     rows = [
         {"run": run, "trace_key": key, "epoch": epoch, "loss": loss}
         for key, column in losses.items()
@@ -180,13 +180,14 @@ KEPT = (
 
 
 def of_kept(store: Store, selection: str, verdicts: str, what: str) -> list[Row]:
-    """``what`` of the traces ``t`` (members ``m``) that a selection kept and the problems ``p`` by which these were
-    judged: among the ``verdicts`` it was made from, since a prompt may have had another reference before."""
+    """Query ``what`` (SQL) of the traces ``t`` (members ``m``) that a selection kept and the problems ``p`` by which
+    they were judged. ``verdicts`` is the collection that the selection was made from: in others, the same prompt may
+    have had another reference."""
     return store.rows(KEPT.format(what=what), {"collection": selection, "verdicts": verdicts})
 
 
 def kept(store: Store, selection: Manifest) -> list[Row]:
-    """The traces that a selection kept, with the problem that each was judged by, in its order. (Sorted here:
+    """The traces that a selection kept, in its order, with the problem that each was judged by. (Sorted here, since
     DuckDB would carry the texts through its sort.)"""
     what = "m.position, t.trace_key, t.thinking, t.answer, p.*"
     rows = of_kept(store, selection.digest, selection.identity.inputs["verdicts"], what)

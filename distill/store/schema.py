@@ -1,8 +1,8 @@
-"""The store's schema: ordered, named migrations, each applied in a transaction of its own; to a new store all in one,
-which takes half the time.
+"""The store's schema: ordered, named migrations, each applied in its own transaction.
 
-The SQL files in ``migrations/`` are the only statement of the schema; the Arrow schemas of the shards
-and the documentation are read off a database made by them.
+A new store gets all of them in one, which takes half the time. The SQL files in ``migrations/`` are the only
+definition of the schema; the Arrow schemas of the shards and the documentation are derived from a database that
+they have made.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ KEYS: dict[str, tuple[str, ...]] = {
     "step_scores": ("score_key",),
     "models": ("model", "name"),
 }
-"""What identifies a row of each table: a row whose key is there already is not ingested again."""
+"""The columns that identify a row, by table. A row whose key exists already is not ingested again."""
 
 COLUMNS = {"traces": "trace_columns"}
-"""Where the columns of a table that is really a view are stated."""
+"""For tables that are really views: the table that defines their columns."""
 
 
 def names() -> list[str]:
@@ -56,7 +56,7 @@ def checksum(name: str) -> str:
 
 
 def applied(connection: duckdb.DuckDBPyConnection) -> dict[str, str | None]:
-    """The checksum of each migration by its name, as it was when it was applied."""
+    """The applied migrations by name, each with its checksum at that time."""
     columns = "SELECT column_name FROM duckdb_columns() WHERE table_name = 'migrations'"
     known = {row[0] for row in connection.execute(columns).fetchall()}
     if not known:
@@ -66,8 +66,8 @@ def applied(connection: duckdb.DuckDBPyConnection) -> dict[str, str | None]:
 
 
 def check_version(connection: duckdb.DuckDBPyConnection, path: str) -> None:
-    """Refuse a store that another program has written, or a newer distill, or one from before a release, when
-    migrations still changed."""
+    """Refuse a store that was written by another program, by a newer distill, or by an unreleased one whose migrations
+    have changed since."""
     found = applied(connection)
     if not found and (others := connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY 1").fetchall()):
         raise InputError(f"{path}: another program's database (it holds {others[0][0]}); choose another workspace")
@@ -75,14 +75,14 @@ def check_version(connection: duckdb.DuckDBPyConnection, path: str) -> None:
         raise InputError(f"{path}: written by a newer distill (it knows {unknown[-1]}); upgrade distill to read it")
     if changed := [name for name, was in found.items() if was != checksum(name)]:
         raise InputError(
-            f"{path}: written by an unreleased distill whose {changed[0]} was another; move the workspace away, "
+            f"{path}: written by an unreleased distill with a different {changed[0]}; move the workspace away, "
             "or go back to that distill"
         )
 
 
 def migrate(connection: duckdb.DuckDBPyConnection, path: str = "store") -> bool:
-    """Apply what is missing; True if anything was. DDL is checkpointed at once: DuckDB's replay of
-    DDL from a write-ahead log is its weak spot (duckdb/duckdb#19712)."""
+    """Apply missing migrations; returns whether there were any. DDL is checkpointed at once, since replaying it
+    from a write-ahead log is a weak spot of DuckDB (duckdb/duckdb#19712)."""
     check_version(connection, path)
     wanted = missing(connection)
     new = len(wanted) == len(names())
@@ -101,8 +101,8 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: str = "store") -> bool:
 
 @contextmanager
 def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """Rolled back where it fails. DuckDB has done so by itself after some errors, such as that of a full disk,
-    which must not be covered by a complaint about that."""
+    """A transaction that is rolled back if it fails. After some errors, such as a full disk, DuckDB has already done
+    so; then the error of the second rollback must not hide the first error."""
     import duckdb
 
     connection.execute("BEGIN")
@@ -116,7 +116,7 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
 
 
 def missing(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """The migrations that a store has yet to see."""
+    """The migrations that a store lacks."""
     known = applied(connection)
     return [name for name in names() if name not in known]
 

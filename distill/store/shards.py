@@ -1,8 +1,8 @@
 """Durable shards: what producers append, and the journal from which the store can be rebuilt.
 
-A shard is a Parquet file of rows for one table, published by rename after an fsync: once `append`
-returns, no crash loses it. The store ingests shards by key, so ingesting twice does no harm; then
-they are merged into the journal. DuckDB's file is thereby an index that can always be remade.
+A shard is a Parquet file of rows for one table, published by a rename after an fsync: once `write` returns, no crash
+loses it. The store ingests shards by key, so ingesting twice is harmless, and then merges them into the journal. So
+DuckDB's file is an index that can always be rebuilt.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 ROW_GROUP_ROWS = 10_000
 ROW_GROUP_BYTES = 64 << 20
-"""What is held in memory of a file that is being merged: long traces make shorter row groups."""
+"""The most that is held in memory of a file being merged; long traces make shorter row groups."""
 REPEATING = ("prompt_key", "model", "engine", "finish", "prompt", "source", "split", "verifier", "version", "settings",
              "outcome", "licence", "collection", "label", "run", "name")  # fmt: skip
-"""Columns worth a dictionary; one of texts that never come twice costs time and gains nothing."""
+"""Columns worth dictionary encoding; for texts that never repeat, it costs time and gains nothing."""
 
 
 def write(directory: Path, table: str, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -40,12 +40,12 @@ def write(directory: Path, table: str, rows: Sequence[Mapping[str, Any]]) -> Pat
 
 
 def fresh_name() -> str:
-    """Names sort by time, so that of two rows with one key the first written is kept."""
+    """A new file name. Names sort by time, so that of two rows with the same key, the one written first is kept."""
     return f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
 
 
 def merge(final: Path, table: str, parts: Iterable[pa.Table]) -> int:
-    """Write Arrow tables as one file: all of it or nothing. Returns its rows; of none no file is made."""
+    """Write Arrow tables as one file, all or nothing. Returns the number of rows; without any, no file is made."""
     import pyarrow.parquet as pq
 
     schema = arrow_schemas()[table]
@@ -73,7 +73,7 @@ def merge(final: Path, table: str, parts: Iterable[pa.Table]) -> int:
 
 
 def _row_groups(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The rows of ``parts`` in pieces that are large enough to be read well, and small enough to be held."""
+    """The rows of ``parts`` in row groups, large enough to be read efficiently and small enough for memory."""
     import pyarrow as pa
 
     held: list[pa.Table] = []
@@ -90,7 +90,7 @@ def _row_groups(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table with the columns of ``schema``: those that an older distill did not know are null."""
+    """The table with the columns of ``schema``; those that an older distill did not have are null."""
     import pyarrow as pa
 
     if table.schema.equals(schema):
@@ -103,7 +103,7 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def rows(paths: Iterable[Path], table: str, without: Mapping[Path, Container[int]]) -> Iterator[pa.Table]:
-    """The rows of files, a row group at a time, less those whose numbers are in ``without``."""
+    """The rows of files, a row group at a time, except those whose numbers are in ``without``."""
     import pyarrow.parquet as pq
 
     for path in paths:
@@ -117,7 +117,7 @@ def rows(paths: Iterable[Path], table: str, without: Mapping[Path, Container[int
 
 
 def batches(connection: duckdb.DuckDBPyConnection, sql: str, size: int = 2_000) -> Iterator[pa.Table]:
-    """What a query finds, ``size`` rows at a time; the rest is not held meanwhile."""
+    """The result of a query, streamed ``size`` rows at a time."""
     import pyarrow as pa
 
     found = connection.sql(sql)
@@ -126,7 +126,7 @@ def batches(connection: duckdb.DuckDBPyConnection, sql: str, size: int = 2_000) 
 
 
 def move(path: Path, final: Path) -> Path:
-    """Give a finished file another place; where it is there already, nothing happens."""
+    """Move a finished file; if it is there already, nothing happens."""
     if path != final:
         make_directory(final.parent)
         with disk_errors(final):
@@ -141,7 +141,7 @@ def pending(directory: Path, table: str) -> list[Path]:
 
 
 def count(path: Path) -> int:
-    """The number of rows of a shard, from its footer; -1 where that cannot be read."""
+    """The number of rows of a shard, from its footer; -1 if that cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -166,9 +166,9 @@ def grouped(paths: Iterable[Path], most: int) -> Iterator[list[Path]]:
 
 
 def readable(path: Path) -> bool:
-    """Whether a shard can be read whole; a damaged one (a failing disk) must not stop the others.
+    """Whether all of a shard can be read; a damaged one (a failing disk) must not stop the others.
 
-    What is wrong with the machine and not with the file (no descriptors, no memory, no permission) is raised.
+    Errors of the machine, not of the file (no descriptors, no memory, no permission), are raised.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,10 +1,10 @@
 """The trace store: DuckDB over durable shards, one writer, readers at any time.
 
-`append` makes rows durable; `ingest` brings them into DuckDB. The file is open for writing only for
-the moment of an ingest, so that `distill status`, `distill traces` and a notebook can read while a
-run goes on (DuckDB lets one writing process exclude all others, readers included; both sides retry).
-After each ingest the write-ahead log is empty: whatever it may hold when it is found damaged is in
-the shards too. Who may write is settled by the run's lock on the workspace, not here.
+`append` makes rows durable; `ingest` brings them into DuckDB. The file is open for writing only during
+an ingest, so that `distill status`, `distill traces` and a notebook can read while a run is in progress
+(in DuckDB, one writing process excludes all others, including readers; both sides retry). After each
+ingest the write-ahead log is empty, so if it is ever found damaged, the shards hold what it held. Who may
+write is decided by the run's lock on the workspace, not here.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 READER_PATIENCE = 20.0
 WRITER_PATIENCE = 120.0
-"""Seconds to wait for a lock held by another process before saying who holds it."""
+"""Seconds to wait for a lock held by another process before reporting who holds it."""
 _checked: set[tuple[Path, int]] = set()
-"""Stores, as they were when written last, whose version this process has looked at: a run that finds
-everything cached opens the store a dozen times."""
+"""The stores (path, time of the last write) whose version this process has checked: a run that finds everything
+cached opens the store a dozen times."""
 
 
 class Store:
@@ -45,7 +45,7 @@ class Store:
         self.journal = workspace / "journal"
         self._note = note
         self._written: dict[Path, tuple[int, int]] = {}
-        """Shards by this process, with their size and time: as long as these are the same, the shard is whole."""
+        """Shards written by this process, with size and time; while these are unchanged, a shard is intact."""
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -56,9 +56,9 @@ class Store:
             self._written[shard] = _stamp(shard)
 
     def ingest(self, patience: float = WRITER_PATIENCE) -> dict[str, int]:
-        """Bring all shards into DuckDB; returns rows added by table. Idempotent, killable anywhere.
+        """Bring all shards into DuckDB; returns the number of rows added, by table. Idempotent; may be killed anywhere.
 
-        `Busy` where another process has the store open for longer than ``patience`` seconds.
+        Raises `Busy` if another process has the store open for longer than ``patience`` seconds.
         """
         if self.path.exists() and not any(self._pending().values()):
             return {}
@@ -71,11 +71,11 @@ class Store:
         return {table: shards.pending(self.shards, table) for table in schema.KEYS}
 
     def _take(self, connection: duckdb.DuckDBPyConnection, table: str, paths: list[Path]) -> int:
-        """Bring a table's shards in, and into the journal; returns the rows added."""
+        """Ingest a table's shards and merge them into the journal; returns the number of rows added."""
         if table == filed.TABLE:
-            return self._file(connection, paths)
+            return self._take_traces(connection, paths)
         added = 0
-        for group in shards.grouped(self._whole(paths), filed.GROUP):
+        for group in shards.grouped(self._readable(paths), filed.GROUP):
             name = shards.fresh_name()
             added += _add(connection, table, group, [name])
             shards.merge(self.journal / table / name, table, shards.rows(group, table, {}))
@@ -83,28 +83,28 @@ class Store:
                 path.unlink()
         return added
 
-    def _file(self, connection: duckdb.DuckDBPyConnection, paths: list[Path]) -> int:
-        added = filed.take(connection, self.journal, paths, self._whole)
+    def _take_traces(self, connection: duckdb.DuckDBPyConnection, paths: list[Path]) -> int:
+        added = filed.take(connection, self.journal, paths, self._readable)
         if added < 0:
-            self._note(f"{self.journal}: {-added} traces are gone with files that were taken away or cut short")
+            self._note(f"{self.journal}: {-added} traces are lost, as their files are missing or truncated")
         return max(added, 0)
 
     def ingest_if_free(self) -> None:
-        """For the middle of a stage: somebody who reads for long must not stop it, and the shards can wait."""
+        """Ingest unless the store is in use. For the middle of a stage, which must not wait for a long read; the
+        shards can wait."""
         with suppress(Busy):
             self.ingest(patience=0.0)
 
     def refresh(self) -> None:
-        """For commands that read: what a killed run had made durable is seen too, and a database that was deleted is
-        there again. What stands in the way (somebody reads or writes, no right to write, a damaged file) is for the
-        reading to tell, or no harm."""
+        """For commands that read: ingest what a killed run had made durable, and remake a database that was deleted. If
+        that is not possible (the store is in use, read-only or damaged), the reading reports it, or it does no harm."""
         if self._deleted() or any(self._pending().values()):
             with suppress(PipelineError, OSError):
                 if self.path.exists():
                     with self.reading():  # a damaged store is for the next run to set aside
                         pass
                     self.ingest(patience=0.0)
-                else:  # nobody may be making it at the same time
+                else:  # two processes must not make it at the same time
                     with workspace_lock(self.path.parent, wait=False, stopping=lambda: True):
                         self.ingest(patience=0.0)
 
@@ -112,13 +112,13 @@ class Store:
         return not self.path.exists() and any(shards.pending(self.journal, table) for table in schema.KEYS)
 
     def mend(self) -> None:
-        """Remake a store that cannot be opened, and bring back from the journal the rows that one has lost
-        (an older copy put back, a torn tail); bring one of an older distill up to date. For whoever holds
-        the workspace, before anything reads."""
+        """Remake a store that cannot be opened, restore lost rows from the journal (after an older copy was put
+        back, or a torn tail), and migrate the store of an older distill. Called by whoever holds the workspace's
+        lock, before anything reads."""
         for directory in (self.shards, self.journal):
             make_directory(directory)
         if self._deleted():
-            self._note(f"{self.path}: is gone; remade from the journal")
+            self._note(f"{self.path}: was missing; remade from the journal")
             self.ingest()
         if not self.path.exists():
             return
@@ -133,10 +133,10 @@ class Store:
                 brought = sum(self._replay(connection, table) for table in behind)
                 connection.execute("CHECKPOINT")
             if brought and not old:
-                self._note(f"{self.path}: lacked {brought} rows; brought back from the journal")
+                self._note(f"{self.path}: lacked {brought} rows; restored from the journal")
 
     def _behind(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
-        """The tables that do not hold what the journal does."""
+        """The tables that differ from the journal."""
         found = connection.execute("SELECT table_name, list(journal), sum(added) FROM ingested GROUP BY ALL")
         known = {table: (set(names), rows) for table, names, rows in found.fetchall()}
         behind = [filed.TABLE] if filed.behind(connection, self.journal) else []
@@ -150,16 +150,16 @@ class Store:
         return behind
 
     def _replay(self, connection: duckdb.DuckDBPyConnection, table: str) -> int:
-        """Add what a table lacks of its journal; afterwards `ingested` says what is there."""
+        """Add the rows of its journal that a table lacks; afterwards `ingested` is correct."""
         if table == filed.TABLE:
-            return self._file(connection, [])
+            return self._take_traces(connection, [])
         connection.execute("DELETE FROM ingested WHERE table_name = ?", [table])
         (there,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,)
         connection.execute("INSERT INTO ingested VALUES (?, '', ?)", [table, there])
-        groups = shards.grouped(self._whole(shards.pending(self.journal, table)), filed.GROUP)
+        groups = shards.grouped(self._readable(shards.pending(self.journal, table)), filed.GROUP)
         return sum(_add(connection, table, group, [path.name for path in group]) for group in groups)
 
-    def _whole(self, paths: list[Path]) -> list[Path]:
+    def _readable(self, paths: list[Path]) -> list[Path]:
         good = []
         for path in paths:
             written = self._written.pop(path, None)
@@ -179,7 +179,8 @@ class Store:
             yield connection
 
     def _open_or_rebuild(self, patience: float) -> duckdb.DuckDBPyConnection:
-        """Open for writing. A damaged log or file is set aside, said, and remade from the journal."""
+        """Open for writing. A damaged log or database is set aside with a note; the database is remade from the
+        journal."""
         import duckdb
 
         wal = self.path.with_name(self.path.name + ".wal")
@@ -190,7 +191,9 @@ class Store:
         except duckdb.Error as error:
             if wal.exists():
                 os.replace(wal, wal.with_name(f"{wal.name}.damaged-{int(time.time())}"))
-                self._note(f"{wal}: damaged ({first_line(error)}); set aside, nothing is lost: the shards hold it")
+                self._note(
+                    f"{wal}: damaged ({first_line(error)}); set aside; nothing is lost: the shards have its rows"
+                )
                 return self._open_or_rebuild(patience)
             aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
             os.replace(self.path, aside)
@@ -201,8 +204,8 @@ class Store:
         return opening.connect(self.path, patience)
 
     def _rebuild(self) -> None:
-        """Make the file with all that the journal holds. It gets its name when it is whole: a rebuild that
-        is killed half-way must not pass for the store."""
+        """Build the database from the journal. It gets its name once it is complete: a rebuild that is killed
+        half-way must not be taken for the store."""
         import duckdb
 
         temporary = self.path.with_name(TEMPORARY + self.path.name)
@@ -246,20 +249,20 @@ class Store:
                 raise NoMemory(self.path, error) from None
             if not opening.DAMAGE.search(str(error)):
                 raise
-            raise Damaged(f"{self.path}: damaged: {first_line(error)}; {self._mended_by(error)}") from None
+            raise Damaged(f"{self.path}: damaged: {first_line(error)}; {self._remedy(error)}") from None
         finally:
             connection.close()
 
-    def _mended_by(self, error: Exception) -> str:
+    def _remedy(self, error: Exception) -> str:
         if f"/{self.journal.name}/" in str(error):
             return "the next `distill run` remakes it, or makes its rows again"
         return "move it away: the next `distill run` remakes it from the journal"
 
     @contextmanager
     def snapshot(self) -> Iterator[Store]:
-        """The store as it is now, in a directory of its own: whoever reads for long keeps nobody from writing.
-        The files of the journal are linked, not copied; they never change. Of a workspace that one may read only (a
-        colleague's, a read-only disk) it lies among the system's temporary files."""
+        """The store as it is now, in a directory of its own, so that a long read keeps nobody from writing. The files
+        of the journal are linked, not copied, since they never change. If the workspace is read-only (a colleague's, a
+        read-only disk), the snapshot is in the system's directory for temporary files."""
         near = os.access(self.path.parent, os.W_OK)
         with scratch(self.path.parent if near else Path(tempfile.gettempdir()), "snapshot") as directory:
             with self.reading() as connection, disk_errors(directory):
@@ -277,7 +280,7 @@ class Store:
             return _dicts(connection.execute(sql, parameters))
 
     def among(self, column: str, keys: Iterable[str], sql: str) -> list[dict[str, Any]]:
-        """As `rows`, with ``keys`` at hand as the one ``column`` of a table `wanted`. No store, no rows."""
+        """As `rows`, for a query of a table `wanted`, whose only ``column`` holds ``keys``. No rows without a store."""
         import pyarrow as pa
 
         if not self.path.exists():
@@ -287,14 +290,14 @@ class Store:
             return _dicts(connection.execute(sql))
 
     def present(self, table: str, keys: Iterable[str]) -> set[str]:
-        """Which of ``keys`` the table holds. Call `ingest` first to count what shards hold."""
+        """Which of ``keys`` the table holds. Call `ingest` first to include rows in shards."""
         column = schema.KEYS[table][0]
         found = self.among(column, keys, f"SELECT {column} FROM wanted SEMI JOIN {table} USING ({column})")
         return {row[column] for row in found}
 
 
 def _add(connection: duckdb.DuckDBPyConnection, table: str, paths: Sequence[Path], names: Sequence[str]) -> int:
-    """Add the rows of files, which lie or are about to lie in the journal as ``names``; returns how many."""
+    """Add the rows of files that are, or will be, in the journal as ``names``; returns the number of rows added."""
     with schema.transaction(connection):
         added = _insert(connection, table, paths)
         counts = [added, *(0 for _ in names[1:])]
@@ -305,7 +308,7 @@ def _add(connection: duckdb.DuckDBPyConnection, table: str, paths: Sequence[Path
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, paths: Sequence[Path]) -> int:
-    """Add the shards' rows whose keys are not there yet, the first written of equal keys."""
+    """Insert the shards' rows with new keys; of rows with equal keys, the one written first."""
     keys = ", ".join(schema.KEYS[table])
     row = connection.execute(
         f"INSERT INTO {table} BY NAME SELECT * EXCLUDE (filename, file_row_number) "
@@ -323,8 +326,8 @@ def _dicts(result: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 
 
 def _link(path: Path, other: Path, lasting: bool) -> None:
-    """A second name for a file. Where the system gives it none (another disk, another's file), one that is ``lasting``
-    is pointed at, and one that may be merged away is copied."""
+    """Hard-link a file. If that is not possible (another disk, another user's file), a ``lasting`` file is symlinked,
+    and one that may be merged away is copied."""
     try:
         os.link(path, other)
     except OSError:

@@ -1,9 +1,9 @@
-"""A linear layer with LoRA written out: forward and backward of x W^T + s (x A^T) B^T for a fixed W.
+"""A linear layer with LoRA, forward and backward written out: x W^T + s (x A^T) B^T for a fixed W.
 
-It is one product, [x, x A^T] [W, s B]^T: in half precision a sum of two, each rounded, loses most of what is far less
-than 1 / 256 of the other, as a young adapter's part is; and so does W + s B A. Only in full precision, and where W is
-about as small as A and B, W + s B A is formed, and the gradients of A and B come from that of W. Which layers of a
-model these are is `distill.training.lean`'s.
+It is computed as one product, [x, x A^T] [W, s B]^T. In half precision, the sum of two products, each rounded, loses
+most of a term that is far less than 1 / 256 of the other, such as a young adapter's; so does W + s B A. W + s B A is
+formed only in full precision, where W is about as small as A and B; the gradients of A and B then come from that of
+W. `distill.training.lean` decides which layers of a model are computed like this.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 SMALL = 4
-"""W is small where in * out <= SMALL r (in + out): equal operations for its gradient at 2, larger products."""
+"""W is small if in * out <= SMALL r (in + out). At 2, its gradient takes as many operations as those of A and B; beyond
+that it still pays off, because the products are larger."""
 FULL, HALF = torch.float32, torch.bfloat16
 
 
 def precision(x: Tensor) -> torch.dtype:
-    """That of a product with ``x``."""
+    """The dtype of a product with ``x``, under autocast or not."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class Lora(NamedTuple):
-    """``weight`` (out, in), fixed, of the products' precision, or what ``dense`` makes one of (quantised weights);
-    ``a`` (r, in) and ``b`` (out, r), trained, fp32."""
+    """``weight`` (out, in) is fixed, in the precision of the products or in a form that ``dense`` converts to it (such
+    as quantised weights). ``a`` (r, in) and ``b`` (out, r) are trained, in fp32."""
 
     weight: Tensor
     a: Tensor
@@ -39,8 +40,8 @@ class Lora(NamedTuple):
 
 
 class Products:
-    """What one layer makes of tiles of tokens ``x`` (n, in), and of the gradients ``g`` (n, out) of that; those of A
-    and B are added up, in fp32, over the tiles."""
+    """The products of one layer, over tiles of tokens ``x`` (n, in) and of output gradients ``g`` (n, out). The
+    gradients of A and B are summed over the tiles in fp32."""
 
     def __init__(self, lora: Lora) -> None:
         self._scaling = lora.scaling
@@ -58,7 +59,7 @@ class Products:
         return torch.mm(torch.cat((x, x @ self._a.t()), 1), self._wide.t(), out=out)
 
     def backward(self, g: Tensor, x: Tensor, out: Tensor | None, add: bool = False) -> None:
-        """The gradient of ``x`` into ``out`` (n, in), or with ``add`` onto it, or with None nowhere."""
+        """Write the gradient of ``x`` into ``out`` (n, in), or with ``add`` add it; None skips it."""
         if self._whole is not None:
             self._sum(g.t() @ x)
             weight = self._whole
@@ -86,7 +87,7 @@ class Products:
                 total.add_(part)
 
     def gradients(self) -> tuple[Tensor, Tensor]:
-        """Of A (r, in) and B (out, r)."""
+        """The gradients of A (r, in) and B (out, r)."""
         if self._whole is not None:
             (whole,) = self._sums
             return self._b.t() @ whole, (whole @ self._a.t()).mul_(self._scaling)
@@ -95,7 +96,7 @@ class Products:
 
 
 def is_plain(module: Any) -> bool:
-    """Whether this is a LoRA layer of peft over weights in full, half or 4-bit precision, and no more than that."""
+    """Whether this is a LoRA layer of peft over weights in full, half or 4-bit precision, without extras."""
     kind = type(module)
     if not kind.__module__.startswith("peft.tuners.lora.") or kind.__name__ not in ("Linear", "Linear4bit"):
         return False
@@ -109,7 +110,7 @@ def is_plain(module: Any) -> bool:
 
 
 def is_packed(weight: Tensor) -> bool:
-    """Whether this is a weight in 4 bits of bitsandbytes."""
+    """Whether this is a 4-bit weight of bitsandbytes."""
     return getattr(weight, "quant_state", None) is not None
 
 
@@ -120,7 +121,7 @@ def factors_of(layer: Any) -> tuple[Tensor, Tensor, float]:
 
 
 class _Adapted(Function):
-    """x (..., in) and the fields of a `Lora` to x W^T + s (x A^T) B^T + bias, (..., out), for a fixed bias."""
+    """x (..., in) and the fields of a `Lora` -> x W^T + s (x A^T) B^T + bias, (..., out). The bias is fixed."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, *fields: Any) -> Tensor:

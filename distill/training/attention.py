@@ -1,15 +1,15 @@
-"""Attention over packed rows: each document attends to itself alone, with no dense mask.
+"""Attention over packed rows: each document attends only to itself, without a dense mask.
 
 A micro-batch is one row of packed tokens, so linear layers compute no padding. For attention the
-documents, sorted by length, are spread into right-padded rectangles, each one causal SDPA call:
-a real token never looks at padding, which lies after it. On CPU, where a call costs little, a document of
-some length is a rectangle of its own, which is no copy. A beginning that documents share is once in
-the pack and in each of their rows, where it only answers. A dense block mask over the pack is slower
+documents, sorted by length, are laid out in right-padded rectangles, each one causal SDPA call:
+a real token never sees padding, which comes after it. On CPU, where a call costs little, a long document
+(`ALONE`) gets a rectangle without padding, which needs no copy. A prefix that documents share is in the
+pack once and in each of their rows, as keys and values. A dense block mask over the pack is slower
 than padding on CPU, and transformers' own packed path contaminates silently unless the cache is off
-(`use_cache=False`) and no mask is given; `distill.training.forward` checks that it does not happen.
+(`use_cache=False`) and no mask is given; `distill.training.forward` checks that this does not happen.
 
-Registered with transformers' `AttentionInterface`, so every causal LM of transformers that hands its
-keyword arguments to attention works. Sliding windows shorter than a document, soft-capping and
+Registered with transformers' `AttentionInterface`, so it works with every causal LM of transformers that
+passes its keyword arguments on to attention. Sliding windows shorter than a document, soft-capping and
 attention sinks are refused, not approximated.
 """
 
@@ -35,22 +35,23 @@ NAME = "distill_packed"
 WASTE = 1.3
 """A rectangle may hold this many times the attention area that its documents need."""
 ALONE = 48
-"""On CPU a document of so many tokens shares its rectangle with none of another length: copies cost more than calls."""
+"""On CPU a document of at least this many tokens shares its rectangle only with documents of the same length: copies
+cost more than calls."""
 SKIP = 3
-"""What a row sees beside its own tokens asks nothing if it is at least 1 / SKIP of the row: a mask costs, too."""
+"""A row's shared prefix gets no queries if it is at least 1 / SKIP of the row: the mask that this needs costs, too."""
 SHORT = 512
 """Up to this width plain matrix products beat CPU SDPA in half precision (3 times at 128, 1.3 at 512, measured)."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A rectangle of ``rows`` by ``width`` slots, in which packed tokens start..end attend.
+    """A rectangle of ``rows`` by ``width`` slots, in which the packed tokens start..end attend.
 
-    A row holds all that its document may see, from the first token on; ``tokens`` (rows * width,) says which
-    packed token lies in each slot (any, where the slot is empty: it comes after all others), or is None where
-    they lie there in order. The first ``skip`` slots of each row ask nothing; ``places`` (end - start,) says
-    where each token's answer is among the rows * (width - skip) others, or is None where they are in order.
-    Of its documents the ``longest`` has so many tokens: a sliding window must reach over these, not over empty slots.
+    A row holds everything that its document may see, from the first token on. ``tokens`` (rows * width,) is the
+    packed token in each slot (an arbitrary one for empty slots, which come last in a row), or None if they lie there
+    in order. The first ``skip`` slots of each row have no query. ``places`` (end - start,) is the index of each
+    token's output among the rows * (width - skip) outputs, or None if they are in order. ``longest`` is the number of
+    tokens of the longest document: a sliding window must cover these, not the empty slots.
     """
 
     start: int
@@ -69,10 +70,10 @@ def blocks(
     multiple: int = 1,
     fill: range = range(0),
 ) -> list[Block]:
-    """Cover documents with few, well-filled rectangles, whose widths are a ``multiple`` of that.
+    """Cover documents with few, well-filled rectangles whose widths are multiples of ``multiple``.
 
-    A document is given by the spans of packed tokens that it sees, its own last; own spans follow each other.
-    Neighbours should be of about the same length. ``fill`` are tokens after them whose answers nobody sees.
+    A document is given by the spans of packed tokens that it sees, its own last; the documents' own spans are
+    adjacent. Neighbours should be of about the same length. ``fill`` are the padding tokens after them.
     """
     sizes = [sum(map(len, spans)) for spans in documents]
     if fill:
@@ -136,7 +137,7 @@ def packed_attention(
     if _written_out(q, v):
         out: Tensor = _packed(q, k, v, documents, scaling)
     else:
-        parts = [_answers(block, _sdpa(*_rectangles(block, q, k, v), scaling)) for block in documents]
+        parts = [_outputs(block, _sdpa(*_rectangles(block, q, k, v), scaling)) for block in documents]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
     return out.unsqueeze(0), None
 
@@ -146,7 +147,7 @@ def _written_out(q: Tensor, v: Tensor) -> bool:
 
 
 def _rectangles(block: Block, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Packed q, k and v (tokens, heads, D) as they attend in a block, (rows, heads, slots, D)."""
+    """Packed q, k and v (tokens, heads, D) laid out for a block, (rows, heads, slots, D)."""
 
     def rectangle(x: Tensor, skip: int = 0) -> Tensor:
         slots = _slots(block, skip)
@@ -160,22 +161,22 @@ def _slots(block: Block, skip: int) -> Tensor | None:
     return None if block.tokens is None else block.tokens.view(block.rows, -1)[:, skip:].flatten()
 
 
-def _answers(block: Block, out: Tensor) -> Tensor:
+def _outputs(block: Block, out: Tensor) -> Tensor:
     """(rows, heads, slots, D) -> (end - start, heads, D)"""
     flat = out.transpose(1, 2).flatten(0, 1)
     return flat if block.places is None else flat.index_select(0, block.places)
 
 
 class _Packed(Function):
-    """All blocks of a pack at once, on CPU: what autograd would keep of each rectangle, and add up over the whole pack
-    for each, is neither. q (N, heads, D), k and v (N, kv_heads, D) -> (N, heads, D)."""
+    """All blocks of a pack in one function, on CPU. Autograd would keep a copy of each rectangle, and sum gradients
+    over the whole pack for each. q (N, heads, D), k and v (N, kv_heads, D) -> (N, heads, D)."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, documents: list[Block], scaling: float | None) -> Tensor:
         out, sums = torch.empty_like(q, memory_format=torch.contiguous_format), []
         for block in documents:
-            made, total = _rule(block, q).forward(*_rectangles(block, q, k, v), scaling)
-            out[block.start : block.end] = _answers(block, made)
+            made, total = _kernels(block, q).forward(*_rectangles(block, q, k, v), scaling)
+            out[block.start : block.end] = _outputs(block, made)
             sums.append(total)
         ctx.save_for_backward(q, k, v, out, *sums)
         ctx.documents, ctx.scaling = documents, scaling
@@ -184,10 +185,10 @@ class _Packed(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         q, k, v, out, *sums = ctx.saved_tensors
-        back = [torch.zeros(x.shape, dtype=torch.float32) for x in (q, k, v)]  # what rows share gets many small parts
+        back = [torch.zeros(x.shape, dtype=torch.float32) for x in (q, k, v)]  # shared tokens sum many small parts
         for block, total in zip(ctx.documents, sums, strict=True):
-            g, made = (_asked(block, x[block.start : block.end]) for x in (grads[0], out))
-            found = _rule(block, q).backward(g, *_rectangles(block, q, k, v), made, total, ctx.scaling)
+            g, made = (_at_queries(block, x[block.start : block.end]) for x in (grads[0], out))
+            found = _kernels(block, q).backward(g, *_rectangles(block, q, k, v), made, total, ctx.scaling)
             for whole, part, skip in zip(back, found, (block.skip, 0, 0), strict=True):
                 slots, flat = _slots(block, skip), part.transpose(1, 2).flatten(0, 1)
                 if slots is None:
@@ -197,12 +198,13 @@ class _Packed(Function):
         return *(whole.to(q.dtype) for whole in back), None, None
 
 
-def _rule(block: Block, q: Tensor) -> type[rectangles.Flash] | type[rectangles.Products]:
+def _kernels(block: Block, q: Tensor) -> type[rectangles.Flash] | type[rectangles.Products]:
     return rectangles.Products if q.element_size() == 2 and block.width <= SHORT else rectangles.Flash
 
 
-def _asked(block: Block, x: Tensor) -> Tensor:
-    """(end - start, heads, D) -> (rows, heads, slots that ask, D), the contrary of `_answers`; zero where none does."""
+def _at_queries(block: Block, x: Tensor) -> Tensor:
+    """(end - start, heads, D) -> (rows, heads, slots with a query, D), zero where a slot has no token of the block:
+    the inverse of `_outputs`."""
     if block.places is not None:
         slots = x.new_zeros(block.rows * (block.width - block.skip), *x.shape[1:])
         x = slots.index_copy_(0, block.places, x)
@@ -215,7 +217,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
     The queries are the last T of L positions, each of which sees those before it.
     """
     how, grouped = rectangles.causality(q, k), q.shape[1] != k.shape[1]
-    if grouped and (how["attn_mask"] is not None or q.element_size() > 2):  # else CUDA keeps all scores
+    if grouped and (how["attn_mask"] is not None or q.element_size() > 2):  # else CUDA stores all scores
         k, v, grouped = *(x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v)), False
     return F.scaled_dot_product_attention(q, k, v, **how, scale=scaling, enable_gqa=grouped)
 

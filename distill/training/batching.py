@@ -1,10 +1,10 @@
-"""From tokens to micro-batches: what is supervised, which rows share a step.
+"""From tokens to micro-batches: what is supervised, and which rows share a step.
 
-An `Example` is a row of token ids with a mask of what is learned from. The order of a run is a pure
-function of (seed, epoch), so a resumed run needs no cursor but its step. Rows of similar length meet
-in one batch (within a window of the shuffled epoch), because attention works on rectangles
+An `Example` is a row of token ids with a mask of the tokens to learn. The order of a run is a pure
+function of (seed, epoch), so a resumed run needs no cursor but its step. Rows of similar length share
+a batch (within a window of the shuffled epoch), because attention works on rectangles
 (`distill.training.attention`); everything else works on packed tokens and never sees padding.
-Rows that teach nothing are refused.
+Rows without a supervised token are refused.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from distill.randomness import permutation, shuffled
 from pipeline.errors import InputError
 
 WINDOW = 8
-"""Batches per window inside which rows are grouped by length: enough for little waste, and random."""
+"""Batches per window within which rows are grouped by length: large enough to waste little, still random."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row. ``labels_mask[t]`` says that token ``t`` is predicted (from those before it) and learned.
+    """One row. ``labels_mask[t]`` marks token ``t`` as learned, that is predicted from the tokens before it.
 
     The first token of a row has nothing before it and is never learned. ``weight`` scales the row's
     tokens in the loss and in its denominator.
@@ -45,7 +45,7 @@ class Example:
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """What comes before the first token learned: rows in which it is equal may compute it once."""
+        """The tokens before the first learned one: rows with equal prompts may compute them once."""
         return self.input_ids[: self.labels_mask.index(True, 1)]
 
     @property
@@ -54,7 +54,7 @@ class Example:
 
 
 def from_tokens(key: str, prompt_ids: Sequence[int], response_ids: Sequence[int], weight: float = 1.0) -> Example:
-    """A row from the very ids an engine saw and sampled (end token included): no re-tokenising."""
+    """A row from the exact ids that an engine saw and sampled (end token included), without re-tokenising."""
     mask = (False,) * len(prompt_ids) + (True,) * len(response_ids)
     return Example(key, (*prompt_ids, *response_ids), mask, weight)
 
@@ -89,11 +89,11 @@ def _epoch(order: Order, epoch: int) -> list[list[int]]:
 
 
 def micro_batches(examples: Sequence[Example], max_tokens: int, shares: int = 1) -> list[list[int]]:
-    """Cut rows, sorted by length, into even runs of about ``max_tokens`` (up to a row more).
+    """Cut rows, sorted by length, into even micro-batches of about ``max_tokens`` (up to one row more).
 
-    Rows of one prompt stay together, which counts once (`distill.training.prefixes`), but where a cut falls
-    among them. There are a multiple of ``shares`` runs, to be worked on side by side, unless rows are too
-    few. How a step is cut changes no gradient beyond rounding: losses are normalised by the whole step.
+    Rows with the same prompt stay together, so that it counts once (`distill.training.prefixes`), except where a cut
+    falls among them. The number of micro-batches is a multiple of ``shares``, which work in parallel, unless there
+    are too few rows. The cut changes no gradient beyond rounding: losses are normalised by the whole step.
     """
     prompts = [example.prompt for example in examples]
     longest: dict[tuple[int, ...], int] = {}
@@ -109,6 +109,6 @@ def micro_batches(examples: Sequence[Example], max_tokens: int, shares: int = 1)
     runs: list[list[int]] = [[] for _ in range(count)]
     before = 0
     for row, cost in zip(order, costs, strict=True):
-        runs[(2 * before + cost) * count // (2 * total)].append(row)  # by where its middle falls
+        runs[(2 * before + cost) * count // (2 * total)].append(row)  # by the position of the row's middle
         before += cost
     return [run for run in runs if run]

@@ -1,4 +1,4 @@
-"""Weights and inputs in the precision that products are computed in, under autocast and over 4-bit weights."""
+"""Cast weights and inputs to the precision that products are computed in, under autocast and over 4-bit weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Dense = Callable[[Tensor], Tensor]
 
 
 class Casts:
-    """Tensors in the precision of the products: fixed weights, and the input that several layers share, cast once."""
+    """Casts fixed weights, and the input that several layers share, to the precision of the products only once."""
 
     def __init__(self, keeps: bool) -> None:
         self._keeps = keeps
@@ -27,7 +27,7 @@ class Casts:
         return Casts, (self._keeps,)  # another process makes its own
 
     def weight(self, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Dense | None]:
-        """A weight, all that is kept for a backward pass, and what makes it one of ``dtype``, if it is not yet."""
+        """A weight to keep for the backward pass, and a function that converts it to ``dtype`` (None if it has it)."""
         if is_packed(weight):
             return weight, partial(_unpacked, weight.quant_state, dtype)  # type: ignore[attr-defined]
         if weight.dtype == dtype:
@@ -42,7 +42,7 @@ class Casts:
         if x.dtype == dtype:
             return x
         if self._input is None or not self._input[0](x):
-            self._input = partial(_same, weakref.ref(x), x._version, torch.is_grad_enabled()), x.to(dtype)
+            self._input = partial(_is_same, weakref.ref(x), x._version, torch.is_grad_enabled()), x.to(dtype)
         return self._input[1]
 
 
@@ -56,5 +56,5 @@ def _cast(dtype: torch.dtype, weight: Tensor) -> Tensor:
     return weight.detach().to(dtype)
 
 
-def _same(last: Callable[[], Tensor | None], version: int, learns: bool, x: Tensor) -> bool:
+def _is_same(last: Callable[[], Tensor | None], version: int, learns: bool, x: Tensor) -> bool:
     return last() is x and x._version == version and torch.is_grad_enabled() == learns

@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or absent: temporary directory, fsync, marker last, rename.
+"""Checkpoints that are either whole or absent: temporary directory, fsync, marker last, rename.
 
-A checkpoint is one torch file of plain tensors and numbers plus ``COMPLETE``, a JSON marker that
-names the run it belongs to and the hash of that file. Whatever is torn (SIGKILL, full disk) or damaged
-(a failing disk, down to one flipped bit) is absent: it is cleared away, and the one before it is taken.
-What is in it is the trainer's business.
+A checkpoint is one torch file of plain tensors and numbers plus ``COMPLETE``, a JSON marker with the run
+that it belongs to and the hash of that file. A torn (SIGKILL, full disk) or damaged checkpoint (a failing
+disk, down to one flipped bit) counts as absent: it is deleted, and the one before it is used.
+The trainer decides what a checkpoint holds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def save(directory: Path, step: int, run: str, state: dict[str, Any]) -> None:
     with disk_errors(directory), (temporary / _STATE).open("wb") as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # torch makes a riddle of a full disk; what it met is beneath
+        except RuntimeError as error:  # torch hides a full disk behind its own error; the cause is its context
             met = error.__context__
             raise OSError(met.errno, met.strerror, file.name) if isinstance(met, OSError) else error from None
     with (temporary / _MARKER).open("w") as file:
@@ -48,10 +48,10 @@ def save(directory: Path, step: int, run: str, state: dict[str, Any]) -> None:
 
 
 def latest(directory: Path, run: str) -> tuple[int, dict[str, Any]] | None:
-    """(step, state) of the newest whole checkpoint, or None. One of another run is an InputError.
+    """(step, state) of the newest whole checkpoint, or None. `InputError` if it belongs to another run.
 
-    All of it is on the CPU, wherever it was: what the model wants goes to its device, and what was counted beside it
-    stays where it is counted."""
+    All tensors are on the CPU, wherever they were saved from: those of the model then go to its device, and those
+    beside it stay on the CPU."""
     for step in reversed(_complete(directory)):
         path = _path(directory, step)
         if (owner := _owner(path)) is None:
@@ -59,15 +59,15 @@ def latest(directory: Path, run: str) -> tuple[int, dict[str, Any]] | None:
             continue
         if owner != run:
             raise InputError(
-                f"{directory} holds checkpoints of another run (other settings, or a distill that trains otherwise): "
-                "end it with those, or begin anew with another seed or directory"
+                f"{directory} holds checkpoints of another run (other settings, or another version of distill): "
+                "finish it with those, or start over with another seed or directory"
             )
         return step, torch.load(path / _STATE, map_location="cpu", weights_only=True)
     return None
 
 
 def _owner(path: Path) -> str | None:
-    """The run a checkpoint belongs to; None where it is not whole."""
+    """The run that a checkpoint belongs to, or None if the checkpoint is not whole."""
     try:
         marker = json.loads((path / _MARKER).read_text())
         return str(marker["run"]) if marker["sha256"] == _digest(path / _STATE) else None

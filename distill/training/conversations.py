@@ -1,10 +1,10 @@
-"""Which tokens of a conversation are learned: what an assistant says, up to and with the token that ends its turn.
+"""Which tokens of a conversation are learned: the assistant's turns, each including the token that ends it.
 
 Turns are found by rendering the template with and without each of them, so it needs no ``{% generation %}`` tags.
 Many templates of reasoning models do not allow that: they open the thinking in the prompt, cut it out of turns,
-rewrite earlier turns, or end turns with no token at all. There the last turn is put together as an engine will meet it,
-from the prompt that the template gives for it, what is said, and the end of the turn (the tokenizer's end of text where
-the template has none); turns before it are then seen and not learned.
+rewrite earlier turns, or end turns without a special token. Then the last turn is put together as an engine will see
+it: the prompt that the template gives, the content, and the end of the turn (the tokenizer's end of text where the
+template has none). The turns before it are then context only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.errors import InputError
 
 
 def conversation(messages: tuple[Message, ...], thinking: str, answer: str) -> list[Message]:
-    """A trace as a conversation in the student's own form of thinking."""
+    """A trace as a conversation, with the thinking marked as the student writes it."""
     return [*messages, {"role": "assistant", "content": join_thinking(thinking, answer)}]
 
 
@@ -39,11 +39,12 @@ def from_messages(tokenizer: Any, key: str, messages: Sequence[Message]) -> Exam
         ends = [t for t in inside if ids[t] == end]
         for t in inside:  # what follows the end token (a newline) is the template's, not the assistant's
             mask[t] = not ends or t <= ends[-1]
-    return Example(key, _shared(ids), tuple(mask))
+    return Example(key, _interned(ids), tuple(mask))
 
 
 def _spans(tokenizer: Any, text: str, messages: Sequence[Message]) -> list[tuple[int, int]] | None:
-    """Where in ``text`` the assistant's turns lie; None where they cannot be told, or do not hold all that was said."""
+    """The (start, end) of the assistant's turns in ``text``; None if they cannot be located or do not hold everything
+    that was said."""
     found = []
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -52,7 +53,7 @@ def _spans(tokenizer: Any, text: str, messages: Sequence[Message]) -> list[tuple
         last = turn == len(messages) - 1
         after = text if last else rendered(tokenizer, messages[: turn + 1], asking=False)
         located = text.startswith(after) and after.startswith(before) and not opened(before)
-        if not located or _letters(message["content"]) not in _letters(text[len(before) : len(after)]):
+        if not located or _without_spaces(message["content"]) not in _without_spaces(text[len(before) : len(after)]):
             return None
         found.append((len(before), len(after)))
     return found
@@ -67,24 +68,25 @@ def _last_turn(tokenizer: Any, key: str, messages: Sequence[Message], end: int |
         )
     if last["role"] != "assistant":
         raise InputError(
-            f"example {key}: it ends with a turn of the {last['role']}, and what is learned is the assistant's"
+            f"example {key}: it ends with a turn of the {last['role']}; end it with one of the assistant, to be learned"
         )
     prompt = rendered(tokenizer, context)
-    parts = (prompt, _after(prompt, last["content"]))
+    parts = (prompt, _continuation(prompt, last["content"]))
     asked, said = (tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in parts)
-    return from_tokens(key, _shared(asked), _shared([*said, end]))
+    return from_tokens(key, _interned(asked), _interned([*said, end]))
 
 
 _IDS: dict[int, int] = {}
 
 
-def _shared(ids: Sequence[int]) -> tuple[int, ...]:
-    """The ids, each number once in memory, whatever the rows: a data set takes 16 bytes a token and not 48."""
+def _interned(ids: Sequence[int]) -> tuple[int, ...]:
+    """The ids, with each number in memory once for all rows: a data set takes 16 bytes per token instead of 48."""
     return tuple(map(_IDS.setdefault, ids, ids))
 
 
-def _after(prompt: str, content: str) -> str:
-    """What is left to be said after a prompt; thinking that it has opened is closed where there is none."""
+def _continuation(prompt: str, content: str) -> str:
+    """The part of ``content`` that follows a prompt. If the prompt opens the thinking and the content has none, the
+    thinking is closed at once."""
     if not opened(prompt):
         return content
     if not content.startswith(OPEN):
@@ -93,5 +95,5 @@ def _after(prompt: str, content: str) -> str:
     return rest.lstrip("\n") if prompt.endswith("\n") else rest
 
 
-def _letters(text: str) -> str:
+def _without_spaces(text: str) -> str:
     return "".join(text.split())

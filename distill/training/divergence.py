@@ -1,9 +1,9 @@
-"""Divergence from a teacher over whole distributions, not sampled tokens: generalised JSD (GKD).
+"""Divergence from a teacher over whole distributions instead of sampled tokens: generalised JSD (GKD).
 
-A `distill.training.forward.Pass` as `tell` is one: hidden states of student and teacher are picked where a label
-exists, and both heads run in chunks that are recomputed in the backward pass, so that neither's full logits ever
-exist. With ``top_k`` the vocabulary is coarsened, token by token, to the teacher's k likeliest and one bucket for all
-others: a divergence too, never above that of the whole, and equal to it where k is the vocabulary.
+It is a `distill.training.forward.Pass`, like `tell`. Hidden states of student and teacher are picked where a label
+exists, and both heads run in chunks that are recomputed in the backward pass, so the full logits of neither ever
+exist. With ``top_k`` the vocabulary is coarsened, token by token, to the teacher's k likeliest tokens and one bucket
+for all others. That is a divergence too: never above that of the whole vocabulary, and equal to it if k is its size.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from distill.training.forward import Pack, Told, causal_lm, in_chunks, states
 
 @dataclass(frozen=True)
 class Agreement:
-    """Minus the divergence of the student from ``teacher`` at each supervised token, nats, differentiable.
+    """Minus the divergence of the student from ``teacher`` at each supervised token, in nats, differentiable.
 
-    ``beta`` 0 is the forward KL(teacher, student), 1 the reverse, between them the generalised Jensen-Shannon
-    divergence (Agarwal et al. 2023, eq. 1, https://arxiv.org/abs/2306.13649). Both are taken at ``temperature``.
+    ``beta`` 0 is the forward KL(teacher, student), 1 the reverse KL, anything in between the generalised Jensen-Shannon
+    divergence (Agarwal et al. 2023, eq. 1, https://arxiv.org/abs/2306.13649). Both models are taken at ``temperature``.
     """
 
     teacher: Any
@@ -39,7 +39,7 @@ class Agreement:
 
         def of(own: Tensor, other: Tensor) -> tuple[Tensor]:
             p, q = (x.float() / (self.temperature * temperature) for x in (head(own), teacher_head(other)))
-            width = min(p.shape[-1], q.shape[-1])  # what one has beyond the other is padding of its head
+            width = min(p.shape[-1], q.shape[-1])  # the surplus of the wider head is padding
             p, q = coarsened(p[:, :width].log_softmax(-1), q[:, :width].log_softmax(-1), self.top_k)
             return (-generalised_jsd(p, q, self.beta),)
 
@@ -47,7 +47,7 @@ class Agreement:
 
 
 def generalised_jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
-    """Log-probabilities (L, V) of both -> divergence (L,). At both ends the limit that is scaled to be a KL."""
+    """Log-probabilities (L, V) of both -> divergence (L,). At beta 0 and 1 it is the limit, scaled to be a KL."""
     if beta == 0:
         return _kl(teacher, student)
     if beta == 1:

@@ -1,9 +1,9 @@
-"""Early stopping: a measure on held-out data before the first step and every so many, the best weights kept, an end
-when nothing gets better.
+"""Early stopping: measure on held-out data before the first step and every few steps, keep the best weights, and stop
+when nothing improves.
 
-What is measured is the caller's. The state is tensors beside the weights in each checkpoint, so a run that
-is killed ends at the same step with the same weights as one that is not. The best weights are a copy of
-all that is trained, in the machine's memory: little for LoRA, as much again as the model for full fine-tuning.
+The caller decides what is measured. The state is tensors beside the weights in each checkpoint, so a killed
+and resumed run ends at the same step with the same weights as an uninterrupted one. The best weights are a copy of
+all that is trained, in main memory: little for LoRA, as much again as the model for full fine-tuning.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from distill.training.learner import Learner
 from distill.training.passes import Row
 
 Measure = Callable[[Learner], tuple[float, Mapping[str, float]]]
-"""What counts, the lower the better, and the figures to be told, by their names in `StepMetrics`."""
+"""Returns the value to minimise, and the figures to report, by their names in `StepMetrics`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heldout:
-    """``measure`` is taken at step 0, every ``every`` steps and at the end. After ``patience`` measurements in a row
-    without a better one training ends; None: it never does, and just the best weights are kept."""
+    """``measure`` is called at step 0, every ``every`` steps and at the end. Training ends after ``patience``
+    measurements in a row without improvement; with None it never does, and only the best weights are kept."""
 
     measure: Measure
     every: int
@@ -35,8 +35,8 @@ class Heldout:
 
 
 class Best:
-    """The best weights so far; those of the start only while every other was worse, for a share of few problems is
-    often equal, and who trains wants what is trained. ``state`` is what `state` gave of an earlier attempt, or nothing.
+    """The best weights so far. Trained weights that measure the same as the initial ones replace them: a pass rate over
+    few problems is often equal. ``state`` is what `state` returned in an earlier attempt, or empty.
     """
 
     def __init__(self, heldout: Heldout | None, learner: Learner, state: Mapping[str, Tensor]) -> None:
@@ -52,12 +52,12 @@ class Best:
 
     @property
     def over(self) -> bool:
-        """Whether training has nothing more to gain."""
+        """Whether ``patience`` measurements in a row have brought no improvement."""
         patience = self._heldout.patience if self._heldout else None
         return patience is not None and self._misses >= patience
 
     def look(self) -> Mapping[str, Any]:
-        """Before the first update and after each: measure, if it is time. Returns the figures."""
+        """Measure if it is time to, and return the figures. Call it before the first update and after each."""
         done, learner = self._learner.done, self._learner
         if self._heldout is None or (done % self._heldout.every and done < learner.total):
             return {}
@@ -85,6 +85,6 @@ class Best:
 
 
 def heldout_loss(learner: Learner, examples: Sequence[Example]) -> float:
-    """Mean cross-entropy over the supervised tokens, nats, under the present weights."""
+    """Mean cross-entropy over the supervised tokens, in nats, under the current weights."""
     scored = [row.logprobs for row in learner.score([Row(example, {}) for example in examples])]
     return -math.fsum(map(math.fsum, scored)) / sum(map(len, scored))

@@ -1,11 +1,11 @@
-"""What a pass tells of the supervised tokens of a packed micro-batch: log-probabilities, and where asked entropies
-and a value head's estimates. All that a loss ever needs.
+"""The forward pass over a packed micro-batch: log-probabilities of the supervised tokens, and on request entropies and
+a value head's estimates. That is all that a loss needs.
 
-Hidden states are picked where a label exists before the output head runs, and the head runs in tiles
-(`distill.training.head`), or, where it is trained or no plain one, in chunks that are recomputed in the
-backward pass when the vocabulary is large: full logits never exist. The last feed-forward block runs for
-the same tokens alone. `check_packing` compares with the model's own forward on each document alone; it is
-called once per run, and catches both contamination between documents and heads with extras of their own
+Hidden states are picked where a label exists before the output head runs. The head runs in tiles
+(`distill.training.head`), or, if it is trained or not a plain one, in chunks that are recomputed in the
+backward pass when the vocabulary is large: full logits never exist. The last feed-forward block runs only
+for the same tokens. `check_packing` compares the pass with the model's own forward on each document alone. It is
+called once per run, and catches both contamination between documents and heads with extras
 (soft-capped or scaled logits).
 """
 
@@ -35,21 +35,21 @@ from pipeline.errors import InputError
 CHUNK = 1 << 24
 """Logits held at once (elements): 64 MB in fp32."""
 LARGE_CHUNK = 1 << 27
-"""The same on a GPU: each chunk reads a trained head's weights and adds to its gradient, and at a vocabulary of 152k
-small ones would be of a hundred rows."""
+"""The same on a GPU. Each chunk reads a trained head's weights and adds to its gradient, and with a vocabulary of 152k
+a small chunk would have only a hundred rows."""
 FEW = 64
-"""In half precision on CPU every new shape of a product costs a millisecond and a megabyte (oneDNN's kernels are made
-for it), so shapes are made few."""
+"""Sizes are rounded up to a multiple of this in half precision on CPU: every new shape of a product costs a millisecond
+and a megabyte there, because oneDNN builds a kernel for it."""
 SPARSE = 0.95
-"""The last feed-forward block runs for the tokens that predict something alone where they are at most this share."""
+"""The last feed-forward block runs only for the tokens that predict something, if they are at most this share."""
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Examples as one row. N tokens are computed, L are learned, in the order of ``examples``.
+    """Examples as one row. N tokens are computed; L are learned, in the order of ``examples``.
 
-    ``sources`` (L,) are the places in the row whose hidden state predicts ``targets`` (L,). ``asked`` are the same,
-    each once and in order, or None where they are nearly all.
+    ``sources`` (L,) are the positions in the row whose hidden states predict ``targets`` (L,). ``asked`` are the same
+    positions, sorted and each once, filled up to the ``multiple`` of `pack`; or None if they are nearly all.
     """
 
     examples: tuple[Example, ...]
@@ -62,8 +62,8 @@ class Pack:
 
 
 def pack(examples: Sequence[Example], device: torch.device | str = "cpu", multiple: int = 1) -> Pack:
-    """Lay the segments of examples end to end, each at the positions it has in its rows. The row is filled up with
-    tokens that nobody sees to a ``multiple`` of that, and so are rectangles of attention (`FEW`)."""
+    """Lay the segments of examples end to end, each with the position ids it has in its rows. The row is padded to a
+    multiple of ``multiple``, and so are the rectangles of attention (`FEW`)."""
     spans: dict[Segment, range] = {}
     end = 0
     for segment in (found := segments(examples)):
@@ -95,16 +95,16 @@ def pack(examples: Sequence[Example], device: torch.device | str = "cpu", multip
 
 
 def causal_lm(model: Any) -> Any:
-    """The transformers model itself, out of a peft wrapper if there is one."""
+    """The transformers model itself, without a peft wrapper."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 @contextmanager
 def packed(config: Any) -> Iterator[None]:
-    """Within this context a model with this ``config`` attends to packed rows, and torch asks cuDNN for no attention.
-    On Hopper and Blackwell it would be the first to be asked (torch 2.11, with cuDNN 9.15 or later), and it plans for
+    """Within this context a model with this ``config`` attends to packed rows, and torch uses no cuDNN attention. On
+    Hopper and Blackwell that would be its first choice (torch 2.11, with cuDNN 9.15 or later). But cuDNN plans for
     half a second, forward and backward each, for every new shape (measured by others on a B200,
-    modelscope/FunASR#3704): of packed rows nearly all are new."""
+    modelscope/FunASR#3704), and nearly every packed row has a new shape."""
     flags: Any = torch.backends.cuda  # they have no types
     before, planned = config._attn_implementation, flags.cudnn_sdp_enabled()
     config._attn_implementation = attention.NAME
@@ -119,13 +119,13 @@ def packed(config: Any) -> Iterator[None]:
 @contextmanager
 def asking(model: Any, rows: Tensor | None) -> Iterator[None]:
     """Within this context the last layer's feed-forward block, after which no token sees another, computes only
-    ``rows`` of the pack; all others get zero."""
+    ``rows`` of the pack; the others get zero."""
     block = getattr(next(reversed(getattr(model, "layers", [])), None), "mlp", None)
     if rows is None or block is None:
         yield
         return
     before = vars(block).get("forward")
-    block.forward = partial(_only, rows, block.forward)
+    block.forward = partial(_rows_only, rows, block.forward)
     token = _ASKED.set((model, rows))
     try:
         yield
@@ -137,20 +137,20 @@ def asking(model: Any, rows: Tensor | None) -> Iterator[None]:
 
 
 def checkpoint_layers(model: Any) -> None:
-    """Gradient checkpointing, whose second pass, outside of `states`, is what the first was."""
+    """Turn on gradient checkpointing. The recomputation, outside of `states`, repeats the first pass exactly."""
     causal = causal_lm(model)
-    how = {"use_reentrant": False, "context_fn": partial(_passes, causal.config)}  # a model is sent to other ranks
+    how = {"use_reentrant": False, "context_fn": partial(_contexts, causal.config)}  # picklable: ranks get the model
     causal.gradient_checkpointing_enable(how)
-    causal.disable_input_require_grads()  # a hook that only reentrant checkpoints need, and that cannot be sent
+    causal.disable_input_require_grads()  # a hook that only reentrant checkpoints need, not picklable
 
 
-def _passes(config: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What the first pass over a layer, and the second, are to be in."""
-    return nullcontext(), _again(config, *_ASKED.get())
+def _contexts(config: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """The contexts for the first pass over a layer and for its recomputation."""
+    return nullcontext(), _recomputing(config, *_ASKED.get())
 
 
 @contextmanager
-def _again(config: Any, model: Any, rows: Tensor | None) -> Iterator[None]:
+def _recomputing(config: Any, model: Any, rows: Tensor | None) -> Iterator[None]:
     with packed(config), asking(model, rows):
         yield
 
@@ -158,8 +158,8 @@ def _again(config: Any, model: Any, rows: Tensor | None) -> Iterator[None]:
 _ASKED: ContextVar[tuple[Any, Tensor | None]] = ContextVar("asked", default=(None, None))
 
 
-def _only(rows: Tensor, forward: Callable[..., Any], hidden_states: Tensor, *rest: Any, **settings: Any) -> Any:
-    """(1, N, D) -> (1, N, D), for a block that is no more than that."""
+def _rows_only(rows: Tensor, forward: Callable[..., Any], hidden_states: Tensor, *rest: Any, **settings: Any) -> Any:
+    """Run a block for ``rows`` only, (1, N, D) -> (1, N, D). A block that takes or returns more runs whole."""
     if rest or settings:
         return forward(hidden_states, *rest, **settings)
     made = forward(hidden_states.index_select(1, rows))
@@ -169,7 +169,7 @@ def _only(rows: Tensor, forward: Callable[..., Any], hidden_states: Tensor, *res
 
 
 def states(model: Any, batch: Pack) -> Tensor:
-    """Hidden states (L, D), before the output head, from which the supervised tokens are predicted."""
+    """The hidden states (L, D), before the output head, that predict the supervised tokens."""
     causal = causal_lm(model)
     with packed(causal.config), asking(causal.base_model, batch.asked):
         hidden = causal.base_model(
@@ -183,9 +183,9 @@ def states(model: Any, batch: Pack) -> Tensor:
 
 
 class Told(NamedTuple):
-    """Of each supervised token, (L,): its natural log-probability, fp32, differentiable; the ``entropy`` of the whole
-    distribution that it was drawn from (nats, no gradient), where asked for; and what a value head, where the model
-    has one (`distill.training.value_head`), makes of the state before it."""
+    """For each supervised token, (L,): its natural log-probability, fp32, differentiable; on request the ``entropy`` of
+    the whole distribution at its position (nats, no gradient); and, if the model has a value head
+    (`distill.training.value_head`), its estimate from the state before the token."""
 
     logprobs: Tensor
     entropy: Tensor | None = None
@@ -193,14 +193,14 @@ class Told(NamedTuple):
 
 
 Pass = Callable[[Any, Pack, float, bool], Told]
-"""What is made of a pack by a model, at a temperature, with entropies or without. By default it is `tell`; another
-tells objectives something else as a token's log-probability."""
+"""A model's pass over a pack, at a temperature, with or without entropies. The default is `tell`; a different one may
+give the objective something else in place of a token's log-probability."""
 Scorer = Callable[[Pack, float, bool], Told]
-"""A `Pass` of one model."""
+"""A `Pass` bound to one model."""
 
 
 def tell(model: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> Told:
-    """One pass over a pack."""
+    """The default `Pass`: log-probabilities, and entropies and values where there are any."""
     hidden = states(model, batch)
     told = Told(*of_states(model, hidden, batch.targets, temperature, entropy))
     head = getattr(model, "value_head", None)
@@ -215,8 +215,8 @@ def logprobs(model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
 def of_states(
     model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False
 ) -> tuple[Tensor, ...]:
-    """Log-probabilities (L,) of ``targets`` (L,) from the hidden states (L, D) that predict them, and the entropies
-    (L,) of the distributions if asked: a by-product, with one more chunk of probabilities for a moment."""
+    """Log-probabilities (L,) of ``targets`` (L,) from the hidden states (L, D) that predict them, and with ``entropy``
+    the entropies (L,) of the distributions: a by-product that briefly needs one more chunk of probabilities."""
     head = causal_lm(model).get_output_embeddings()
     if is_plain(head):
         return through(hidden, head.weight, targets, temperature, entropy, precision(hidden))
@@ -227,15 +227,15 @@ def of_states(
             return (-F.cross_entropy(logits, targets, reduction="none"),)
         table = logits.log_softmax(-1)
         told = -F.nll_loss(table, targets, reduction="none")
-        with torch.no_grad():  # last: when the chunk is recomputed for its gradient this is not
+        with torch.no_grad():  # last, so that recomputing the chunk for its gradient skips this
             return told, -table.exp().mul_(table).sum(-1)
 
     return in_chunks(of, head.weight.shape[0], hidden, targets)
 
 
 def in_chunks(of: Callable[..., tuple[Tensor, ...]], width: int, *rows: Tensor) -> tuple[Tensor, ...]:
-    """What ``of`` makes of ``rows``, each with ``width`` logits: `CHUNK` of these at once (`LARGE_CHUNK` on a GPU).
-    Where there are more, each chunk is computed anew in the backward pass."""
+    """Apply ``of`` to ``rows``, each with ``width`` logits, for `CHUNK` logits at once (`LARGE_CHUNK` on a GPU). If
+    there are more, each chunk is recomputed in the backward pass."""
     size = max(1, (CHUNK if rows[0].device.type == "cpu" else LARGE_CHUNK) // width)
     if len(rows[0]) <= size:
         return of(*rows)
@@ -246,7 +246,7 @@ def in_chunks(of: Callable[..., tuple[Tensor, ...]], width: int, *rows: Tensor) 
 
 @torch.no_grad()
 def check_packing(model: Any) -> None:
-    """Raise unless a packed pass equals the model's own pass over each document alone."""
+    """Raise `InputError` unless a packed pass equals the model's own pass over each document alone."""
     device = next(model.parameters()).device
     vocabulary = causal_lm(model).get_output_embeddings().weight.shape[0]
     rows = [[(7 * i + n) % vocabulary for i in range(n)] for n in (5, 9, 9, 6)]
@@ -262,5 +262,5 @@ def check_packing(model: Any) -> None:
         if not gap < (1e-3 if exact else 0.3):
             raise InputError(
                 f"{type(causal_lm(model)).__name__} cannot be trained on packed rows: log-probabilities differ by "
-                f"{gap:.2g} from those of single documents (its attention or output head has extras of its own)"
+                f"{gap:.2g} from those of single documents (its attention or output head has extras)"
             )

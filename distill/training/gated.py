@@ -1,9 +1,9 @@
 """A gated feed-forward block written out: down(silu(gate x) * up x), each product with LoRA (Shazeer 2020,
 https://arxiv.org/abs/2002.05202, as in Llama and Qwen).
 
-Half of a small model's time beside its products is passing over what lies between them, and half of its memory is
-keeping that. So the block runs over tiles of tokens that stay in cache, keeps what goes into the activation alone,
-and makes the rest of it again in the backward pass, which costs no product.
+A small model spends half of its time outside of products on passes over what lies between them, and half of its memory
+on keeping that. So the block runs over tiles of tokens that stay in cache, keeps only the outputs of gate and up, and
+recomputes the rest in the backward pass, which costs no product.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch.autograd import Function
 from distill.training.adapted import Lora, Products, factors_of
 
 TILE = 256
-"""Tokens that pass through the block at once, on CPU."""
+"""Tokens per tile on CPU."""
 WIDTH, TENSORS = len(Lora._fields), 3
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 def projections(block: nn.Module, plain: Collection[nn.Module]) -> list[Any] | None:
-    """The three LoRA layers of a block, all among the ``plain`` ones, that is no more than this; or None."""
+    """The three LoRA layers of a block that is nothing more than a gated one, all among ``plain``; otherwise None."""
     found: list[Any] = [getattr(block, name, None) for name in PROJECTIONS]
     if any(layer not in plain or layer.get_base_layer().bias is not None for layer in found):
         return None
@@ -40,7 +40,7 @@ def _is_gated(block: nn.Module, layers: list[Any]) -> bool:
     probe = probe.to(weight if weight.is_floating_point() else a)
     try:
         return torch.allclose(block(probe), down(F.silu(gate(probe)) * up(probe)), atol=1e-6)
-    except (TypeError, ValueError, RuntimeError):  # one that wants more than hidden states
+    except (TypeError, ValueError, RuntimeError):  # a block that needs more than hidden states
         return False
 
 
@@ -51,7 +51,7 @@ def gated(x: Tensor, sides: Sequence[Lora]) -> Tensor:
 
 
 class _Gated(Function):
-    """x (N, D) and three times the fields of a `Lora` to (N, D)."""
+    """x (N, D) and the fields of three `Lora`s (gate, up, down) -> (N, D)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *fields: Any) -> Tensor:

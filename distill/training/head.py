@@ -1,13 +1,13 @@
-"""Log-probabilities of labels from hidden states, through a frozen output head, with no logits kept.
+"""Log-probabilities of labels from hidden states, through a frozen output head, without keeping logits.
 
-With a large vocabulary the head costs more than the network under it. Its logits are made in tiles that stay in
-cache, and the softmax is summed as it goes (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867). A label's
-log-probability depends on its own hidden state alone, so its gradient there, W[label] - softmax(W h) W, is formed
-in the same pass and only scaled in the backward one: two matrix products in all, where recomputing takes three. The
-label's own part of the sum is put together with W[label] exactly: where p is near 1 the two nearly cancel, and what
-is left would be less than the sum's rounding.
+With a large vocabulary the head costs more than the network below it. Its logits are computed in tiles that stay in
+cache, and the softmax is summed on the way (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867). A label's
+log-probability depends only on its own hidden state, so its gradient there, W[label] - softmax(W h) W, is formed
+in the same pass and only scaled in the backward pass: two matrix products in all, where recomputing takes three. The
+label's own term of the sum is combined with W[label] exactly: where p is near 1 the two nearly cancel, and the
+difference would be less than the sum's rounding.
 
-Plain linear heads that are not trained; all others go through autograd (`distill.training.forward`).
+This is for plain linear heads that are not trained; all others go through autograd (`distill.training.forward`).
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 ROWS, WIDTH = 512, 2048
-"""A tile of logits: 4 MB on CPU."""
+"""The shape of a tile of logits on CPU: 4 MB."""
 MANY_ROWS = 8192
-"""Of a tile on a GPU, where nothing is gained by small ones; fewer rows have wider tiles."""
+"""Rows of a tile on a GPU, where small tiles gain nothing; fewer rows get wider tiles."""
 
 
 def is_plain(head: Any) -> bool:
-    """Whether `through` may stand in for ``head``."""
+    """Whether `through` can replace ``head``."""
     if type(head) is not nn.Linear or "forward" in vars(head) or head.bias is not None or head.weight.requires_grad:
         return False
     return head.weight.dtype in (torch.float32, torch.bfloat16)
 
 
 class _Through(Function):
-    """hidden (L, D), weight (V, D), targets (L,) to log softmax(weight hidden / temperature) at the targets, (L,), and
-    where asked the entropy of the softmax, (L,), which has no gradient. Products are computed in ``dtype``, what is
-    made of them in fp32."""
+    """hidden (L, D), weight (V, D), targets (L,) -> log softmax(weight hidden / temperature) at the targets, (L,), and
+    with ``entropy`` the entropy of the softmax, (L,), without gradient. Products are computed in ``dtype``, the rest in
+    fp32."""
 
     @staticmethod
     def forward(
@@ -67,8 +67,8 @@ class _Through(Function):
 
 
 class _Softmax(NamedTuple):
-    """Of R rows of logits, fp32: the label's log-probability, (R,); the softmax's entropy, (R,), and all but the
-    label's part of the mean of ``weight`` by it, (R, D), where asked for."""
+    """For R rows of logits, in fp32: the label's log-probability, (R,); and if asked for, the softmax's entropy, (R,),
+    and the mean of ``weight`` under it without the label's term, (R, D)."""
 
     logprob: Tensor
     entropy: Tensor
@@ -76,8 +76,9 @@ class _Softmax(NamedTuple):
 
 
 def _softmax(states: Tensor, weight: Tensor, labels: Tensor, mix: bool, entropy: bool) -> _Softmax:
-    """Sums are kept over e^top and in fp64, not as logarithms: of many tiles that hold next to nothing, each would be
-    lost in the rounding of a number as large as the logits, and with them all that is learned where p is near 1."""
+    """Sums are kept relative to e^top and in fp64, not as logarithms. Otherwise each of many tiles that hold next to
+    nothing would be lost in the rounding of a number as large as the logits, and with them everything that is learned
+    where p is near 1."""
     top = states.new_full((len(states), 1), -math.inf, dtype=torch.float32)
     label, spread, total = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top, dtype=torch.float64)
     mixed = torch.zeros_like(states).float()
@@ -97,7 +98,7 @@ def _softmax(states: Tensor, weight: Tensor, labels: Tensor, mix: bool, entropy:
         kept, new = total.mul_((before - top).exp_()), own.double().mul_((highest - top).exp_())
         total = kept + new
         fall, rise = kept.div_(total).float(), new.div_(total).float()
-        if entropy:  # that of which tile it is, and those within
+        if entropy:  # the entropy over the tiles, and those within them
             within = own.log().sub_(torch.linalg.vecdot(shares, logits.sub_(highest)).unsqueeze(-1))
             spread.mul_(fall).addcmul_(within, rise).add_(torch.special.entr(fall)).add_(torch.special.entr(rise))
         if mix:
@@ -108,8 +109,9 @@ def _softmax(states: Tensor, weight: Tensor, labels: Tensor, mix: bool, entropy:
 
 
 def _logits(states: Tensor, part: Tensor, tile: Tensor) -> Tensor:
-    """states (R, D) by part (W, D) to (R, W), in ``tile`` unless oneDNN makes it. Its product in fp32 is a tenth faster
-    than that of the BLAS under torch (MKL, measured on AMD), but each new shape costs it a kernel: full tiles alone."""
+    """states (R, D), part (W, D) -> (R, W), written into ``tile`` unless oneDNN computes it. oneDNN's fp32 product is a
+    tenth faster than that of the BLAS under torch (MKL, measured on AMD), but it builds a kernel for each new shape, so
+    it gets full tiles only."""
     full = (len(states), len(part)) == (ROWS, WIDTH) and states.dtype == torch.float32
     if _one_dnn and full and states.device.type == "cpu":
         made: Tensor = _one_dnn(states, part, None, "none", [], "")

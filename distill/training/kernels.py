@@ -1,7 +1,7 @@
-"""oneDNN's kernels: on a CPU there is one for each shape of a product in half precision, and few are kept.
+"""Limit oneDNN's kernel cache: on CPU it builds a kernel for each shape of a half-precision product.
 
-By default it keeps 1,024, and torch as many again. Micro-batches are of ever other shapes, so that a training of 3M
-parameters grew by 8 MB with each (625 MB after sixty); with `KEPT` it stays at 331 MB, in no more time.
+By default oneDNN keeps 1,024 of them, and torch as many again. The shapes of micro-batches keep changing, so a training
+of 3M parameters grew by 8 MB with each (625 MB after sixty). With `KEPT` it stays at 331 MB and is no slower.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 
 KEPT = 128
-"""A pass takes some dozens."""
+"""A pass needs a few dozen."""
 NAMES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
 def few_kernels() -> None:
-    """To be called before the first product in half precision of a process, which is when they are read: by whoever
-    loads a model, and by whoever trains one. What the user has set stays."""
+    """Set the limits. Call it before the first half-precision product of a process, when they are read: wherever a
+    model is loaded or trained. Limits that the user has set stay."""
     for name in NAMES:
         os.environ.setdefault(name, str(KEPT))

@@ -1,13 +1,15 @@
-"""Layers whose forward and backward are written out: the same functions, in fewer operations and less memory.
+"""Replace layers by versions whose forward and backward are written out: the same functions, in fewer operations and
+less memory.
 
-A training step over small rows is as much calling, and passing over memory, as computing. `lean` replaces, while
-training, the forward of
+In a training step over small rows, calls and passes over memory cost as much as the arithmetic. While training, `lean`
+replaces the forward of
 
 - LoRA layers (`distill.training.adapted`), and gated feed-forward blocks of three of them (`distill.training.gated`);
-- RMS norms that are no more than that (`distill.engines.norms` finds them): an eighth of autograd's passes.
+- plain RMS norms (`distill.engines.norms` finds them): an eighth of autograd's passes.
 
-In fp32, and under autocast as that would: products in half precision, norms in full. Weights in 4 bits are unpacked for
-each pass over them. What is of another kind (8 bits, trained weights under an adapter, dropout) stays as it was.
+They compute in fp32, or in the precisions that autocast would choose: products in half precision, norms in full. 4-bit
+weights are unpacked for each pass. Layers of any other kind (8 bits, trained weights under an adapter, dropout) stay as
+they are.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from distill.training.gated import gated, projections
 
 @contextmanager
 def lean(model: nn.Module, sharded: bool = False) -> Iterator[None]:
-    """Within this context the layers of ``model`` that can be are replaced. From its first use under autocast on, each
-    has its fixed weight in half precision, too, unless weights are ``sharded``, which come and go."""
+    """Replace the layers of ``model`` that can be, within this context. From its first use under autocast on, each also
+    keeps its fixed weight in half precision, unless the weights are ``sharded``: those come and go."""
     casts = Casts(keeps=not sharded)
     plain = [module for module in model.modules() if is_plain(module)]
     found: dict[Any, Any] = {module: partial(_lora, casts) for module in plain}
@@ -46,8 +48,8 @@ def lean(model: nn.Module, sharded: bool = False) -> Iterator[None]:
             del module.forward
 
 
-def _side(casts: Casts, layer: Any, dtype: torch.dtype) -> Lora | None:
-    """A layer for products in ``dtype``; None where there can be none such."""
+def _lora_of(casts: Casts, layer: Any, dtype: torch.dtype) -> Lora | None:
+    """The tensors of a layer for products in ``dtype``, or None if it does not support them."""
     weight = layer.get_base_layer().weight
     known = is_packed(weight) or weight.dtype in (dtype, FULL)
     if weight.requires_grad or dtype not in (FULL, HALF) or not known:
@@ -58,7 +60,7 @@ def _side(casts: Casts, layer: Any, dtype: torch.dtype) -> Lora | None:
 
 def _lora(casts: Casts, layer: Any, otherwise: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     dtype, bias = precision(x), layer.get_base_layer().bias
-    side = _side(casts, layer, dtype)
+    side = _lora_of(casts, layer, dtype)
     if side is None:
         return otherwise(x)
     x = casts.input(x, dtype)
@@ -72,7 +74,7 @@ def _feed_forward(
     casts: Casts, layers: list[Any], block: Any, otherwise: Callable[[Tensor], Tensor], x: Tensor
 ) -> Tensor:
     dtype = precision(x)
-    sides = [_side(casts, layer, dtype) for layer in layers if not layer.disable_adapters]
+    sides = [_lora_of(casts, layer, dtype) for layer in layers if not layer.disable_adapters]
     found = [side for side in sides if side]
     return gated(casts.input(x, dtype), found) if len(found) == len(layers) else otherwise(x)
 
@@ -84,7 +86,7 @@ def _norm(epsilon: float, module: Any, otherwise: Callable[[Tensor], Tensor], hi
 
 
 class _RmsNorm(Function):
-    """x (..., D) to w x / sqrt(mean(x^2) + epsilon), computed in fp32."""
+    """x (..., D) -> w x / sqrt(mean(x^2) + epsilon), computed in fp32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

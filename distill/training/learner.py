@@ -1,7 +1,7 @@
-"""A model under training, whatever the loss: accumulate, update, checkpoint, resume.
+"""A model under training, for any loss: accumulate gradients, update, checkpoint, resume.
 
-Shared by supervised training (`distill.training.loop`) and GRPO (`rl.grpo`), which own the loops. What a pass is, is
-`distill.training.passes`; what surrounds a training, `distill.training.session`.
+Shared by supervised training (`distill.training.loop`) and GRPO (`rl.grpo`), which own the loops. A single pass is in
+`distill.training.passes`; `distill.training.session` sets a training up and ends it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pipeline.errors import Stopped
 
 @dataclass(frozen=True)
 class LearnerSettings:
-    """``micro_batch_tokens`` bounds what is in memory at once; on CPU a few thousand also stays in cache.
+    """``micro_batch_tokens`` bounds what is in memory at once; on CPU a few thousand also stay in cache.
 
     ``precision`` bf16 means autocast over fp32 weights. ``threads`` is the number of cores to use; the
     same number gives the same bits. ``devices`` processes share the work, each with a copy of the model (ddp) or
-    a shard of it (fsdp), see `distill.training.ranks`; they are no part of a run's identity. Checkpoints are
-    written after as many steps or seconds, whichever comes first (None: not for that reason; seconds are more where
-    writing takes long, see `SAVING`), when asked to stop, and at the end.
+    a shard of it (fsdp), see `distill.training.ranks`; neither is part of a run's identity. Checkpoints are
+    written after ``checkpoint_steps`` steps or ``checkpoint_seconds`` seconds, whichever comes first (None: not for
+    that reason; later if writing takes long, see `SAVING`), when asked to stop, and at the end.
     """
 
     optimizer: OptimizerSettings
@@ -50,8 +50,7 @@ class LearnerSettings:
 
 
 SAVING = 0.05
-"""The share of a run's time that its checkpoints may take where seconds call for them: of a large model, all trained,
-one is many gigabytes."""
+"""The share of a run's time that timed checkpoints may take: one of a large model, fully trained, is many gigabytes."""
 BeforeSave = Callable[[], None]
 
 
@@ -62,7 +61,7 @@ def nothing() -> None:
 class Learner:
     """A model under training: accumulate gradients, update, checkpoint. ``done`` counts updates.
 
-    To be used inside `distill.training.session.learning`, which readies the process and ends the replicas.
+    Use it inside `distill.training.session.learning`, which prepares the process and ends the replicas.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class Learner:
         trained, self._ask = ranks.module(model, settings.parallel) if ranks else (model, partial(measure, model))
         self.model, self._trained = trained if model is None else model, trained
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
-        """What is trained, whole. With fsdp it is as old as the last `gather`."""
+        """The trained parameters, whole. With fsdp they are those of the last `gather`."""
         self.device = ranks.device if ranks else next(model.parameters()).device
         self.optimizer = Optimizer(trained, settings.optimizer)
 
@@ -92,7 +91,7 @@ class Learner:
         return self._ranks.size if self._ranks else 1 + len(self._replicas)
 
     def fork(self, processes: int) -> None:
-        """Share the work among so many processes, this one included."""
+        """Share the work among this many processes, this one included."""
         if processes > 1:
             share(self.optimizer.parameters)
         for _ in range(processes - 1):
@@ -117,7 +116,7 @@ class Learner:
         return self._share(rows, Task([], objective, temperature, reference, entropy))
 
     def score(self, rows: Sequence[Row], temperature: float = 1.0, reference: bool = False) -> list[Scored]:
-        """What the present weights make of each row; nothing is learned."""
+        """Score each row under the current weights; nothing is learned."""
         return self._share(rows, Task([], None, temperature, reference, False))
 
     def _share(self, rows: Sequence[Row], whole: Task) -> list[Scored]:
@@ -140,11 +139,11 @@ class Learner:
         return [scored[i] for i in range(len(rows))]
 
     def _accumulate(self, task: Task) -> list[Scored]:
-        """A share of the micro-batches, in this process."""
+        """Run a share of the micro-batches in this process."""
         return accumulate(task, self._ask, self._trained, self.device, self.settings.precision == "bf16")
 
     def update(self) -> tuple[float, float]:
-        """Apply the gradients accumulated. Returns their norm and the learning rate used."""
+        """Apply the accumulated gradients. Returns their norm and the learning rate used."""
         scale = self.settings.optimizer.scale(self.done, self.total)
         norm = self._everywhere("_apply", scale)
         self.done += 1
@@ -169,12 +168,12 @@ class Learner:
         return state["extra"]
 
     def gather(self) -> None:
-        """Bring ``model`` up to date, as whoever samples from it or saves it needs; with fsdp it is not by itself."""
+        """Bring ``model`` up to date before it is sampled from or saved; with fsdp it does not follow by itself."""
         if self._sharded:
             self._everywhere("_gather")
 
     def _everywhere(self, name: str, *arguments: Any) -> Any:
-        """Call a method of this learner on every rank; what it returns here."""
+        """Call a method of this learner on every rank; returns this rank's result."""
         if self._ranks is None:
             return getattr(self, name)(*arguments)
         return self._ranks.call(self, name, [arguments] * self._ranks.size)[0]
@@ -186,7 +185,7 @@ class Learner:
 
     @torch.no_grad()
     def _load(self, state: Any) -> None:
-        """Take over what rank 0 has of a checkpoint. Where weights are cut up a GPU has no room for all of it."""
+        """Load rank 0's checkpoint. Sharded weights go through main memory: a GPU has no room for all of them."""
         if self._ranks:
             state = self._ranks.share(state, torch.device("cpu") if self._sharded else self.device)
         for parameter, value in zip(self.optimizer.parameters, state["weights"], strict=True):
@@ -206,7 +205,7 @@ class Learner:
         return state if wanted else None
 
     def save(self, extra: dict[str, Tensor], directory: Path | None = None) -> None:
-        """Write a checkpoint; in a ``directory`` of its own it is kept beside those that `resume` goes on from."""
+        """Write a checkpoint. With a ``directory``, it is kept apart from those that `resume` continues from."""
         started = time.monotonic()
         self._before_save()
         self.gather()
@@ -217,21 +216,21 @@ class Learner:
         self._saving = self._last_save - started
 
     def save_if_due(self, extra: dict[str, Tensor], stop: Callable[[], bool]) -> None:
-        """Checkpoint at the end, on time, or because asked to stop: then `Stopped` is raised."""
+        """Checkpoint at the end, when it is time, or when asked to stop; then also raise `Stopped`."""
         steps, seconds = self.settings.checkpoint_steps, self.settings.checkpoint_seconds
         asked = self.done < self.total and stop()
         late = seconds is not None and time.monotonic() - self._last_save >= max(seconds, self._saving / SAVING)
         if asked or late or self.done == self.total or (steps is not None and self.done % steps == 0):
             self.save(extra)
         if asked:
-            raise Stopped(f"stopped after training step {self.done} of {self.total}; run again to go on")
+            raise Stopped(f"stopped after training step {self.done} of {self.total}; run again to continue")
 
 
 def run_identity(settings: LearnerSettings, examples: Sequence[Example] = ()) -> str:
-    """Names a run in its checkpoints: the settings it is about, and the rows in their order.
+    """Identifies a run in its checkpoints: a hash of its settings, and of the rows in their order.
 
-    Left out is what only the machine at hand decides, so that a run may go on elsewhere: when to
-    checkpoint, cores, micro-batches. (The last bits of the weights do depend on the latter two.)
+    Settings that depend on the machine (when to checkpoint, cores, micro-batches) are left out, so that a run may
+    continue elsewhere. (The last bits of the weights do depend on the latter two.)
     """
     timeless = replace(settings, checkpoint_steps=None, checkpoint_seconds=None, threads=1, micro_batch_tokens=1)
     digest = hashlib.blake2b(repr(timeless).encode(), digest_size=16)

@@ -1,10 +1,9 @@
-"""Training curves in the loggers that people use: TensorBoard, trackio, Weights & Biases; each by its own library,
-imported only where it is asked for.
+"""Training curves in common loggers: TensorBoard, trackio, Weights & Biases. Each library is imported only if its log
+is asked for.
 
-The store holds the curves (`distill.training.metrics`); a log is a copy of them for looking at. A run that is
-killed goes on in the same log: its place and the last step it was told are kept beside it, and what was told is
-not told again. (A kill between the two costs at most one step told twice, with the same numbers; TensorBoard
-drops such a step by itself.)
+The store holds the curves (`distill.training.metrics`); a log is a copy of them to look at. A killed run continues
+in the same log: the last logged step is kept beside it, and steps up to that one are not logged again. (A kill
+between the two logs at most one step twice, with the same numbers; TensorBoard drops such a step by itself.)
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pipeline.files import make_directory, write_atomic
 Logger = Literal["tensorboard", "trackio", "wandb"]
 
 Open = Callable[[Path, str, str, int], "Log"]
-"""(directory, name of the stage, fingerprint of the run, the last step that was told or 0) -> a log."""
+"""(directory, name of the stage, fingerprint of the run, the last logged step or 0) -> a log."""
 
 
 class Log(Protocol):
@@ -31,21 +30,21 @@ class Log(Protocol):
 
 
 class Logs:
-    """The logs of one run, in ``directory``; of steps that they know already nothing is told."""
+    """The logs of one run, in ``directory``. Steps that a log already has are not written again."""
 
     def __init__(self, names: Sequence[Logger], directory: Path, stage: str, run: str) -> None:
         self._directory = directory
         self._logs = {name: _open(name, directory, stage, run, _last(directory, name)) for name in dict.fromkeys(names)}
-        self._told: dict[str, int] = {}
+        self._written: dict[str, int] = {}
 
     def write(self, step: int, values: Mapping[str, float], kind: str = "") -> None:
-        """``kind`` is what is told of a step apart from its metrics, after them: each kind once a step, and of the
-        start (step 0) too."""
+        """Write the values of a step. ``kind`` names values that come after the step's metrics: each kind is written
+        once per step, also for the start (step 0)."""
         for name, log in self._logs.items():
             marker = f"{name}.{kind}" if kind else name
-            if step > self._told.setdefault(marker, _last(self._directory, marker, -1 if kind else 0)):
+            if step > self._written.setdefault(marker, _last(self._directory, marker, -1 if kind else 0)):
                 log.write(step, values)
-                self._told[marker] = step
+                self._written[marker] = step
                 write_atomic(_marker(self._directory, marker), str(step), durable=False)
 
     def close(self) -> None:
@@ -64,8 +63,8 @@ def _last(directory: Path, name: str, none: int = 0) -> int:
 
 
 def missing(name: Logger) -> str | None:
-    """What to say of a library that is not there, without importing it."""
-    return None if find_spec(name) else _missing(name, "there is no such package here")
+    """The message about a library that is not installed, or None if it is. Does not import it."""
+    return None if find_spec(name) else _missing(name, "no such package")
 
 
 def _missing(name: Logger, why: object) -> str:
@@ -96,7 +95,7 @@ class _TensorBoard:
 
 
 class _Run:
-    """A run of wandb, or trackio, which speaks as that does."""
+    """A run of wandb, or of trackio, which has the same interface."""
 
     def __init__(self, run: Any) -> None:
         self._run = run

@@ -1,10 +1,10 @@
-"""Supervised training: one visible loop, exact when killed.
+"""Supervised training: one visible loop, exact when killed and resumed.
 
-`train` knows examples, settings and callbacks; it has never heard of stages, YAML or the store.
+`train` knows examples, settings and callbacks; it knows nothing about stages, YAML or the store.
 Everything a step does is a function of (settings, examples, step) and of the weights and moments, so
-a checkpoint is just these, and a resumed run on CPU ends with weights equal to the last bit. With held-out
-data (`distill.training.early_stopping`) it also holds the best weights so far, which are those a run ends with.
-What is shared with GRPO is `distill.training.learner`.
+a checkpoint holds just these, and a resumed run on CPU ends with weights equal to the last bit. With held-out
+data (`distill.training.early_stopping`) it also holds the best weights so far, with which the run ends.
+What is shared with GRPO is in `distill.training.learner`.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class TrainSettings(LearnerSettings):
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """After update ``step`` (from 1) of ``total``; 0 is the start, of which there is just what is held out.
-    ``loss`` is the mean over supervised tokens, nats.
+    """After update ``step`` (from 1) of ``total``; step 0 is the start and has only held-out values.
+    ``loss`` is the mean over supervised tokens, in nats.
 
-    ``tokens`` are all real tokens of the step, prompts included; ``grad_norm`` is before clipping.
-    ``heldout_loss`` and ``heldout_pass_at_1`` are of the weights after the update, NaN where not measured.
+    ``tokens`` counts all real tokens of the step, prompts included; ``grad_norm`` is before clipping.
+    ``heldout_loss`` and ``heldout_pass_at_1`` are those of the weights after the update, NaN if not measured.
     """
 
     step: int
@@ -63,10 +63,10 @@ class StepMetrics:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """``losses`` holds each example's mean loss in every epoch, seen before the update it took part in.
+    """``losses`` holds each example's mean loss in every epoch, before the update it took part in.
 
-    Empty for a batch source. ``steps`` were made, ``resumed_at`` of them found done; the weights are those
-    after ``best_step``: 0 where no held-out measurement was as good as that of the start.
+    It is empty for a batch source. ``steps`` were made, ``resumed_at`` of them by earlier attempts. The weights are
+    those after ``best_step``: 0 if no later held-out measurement was as good as that of the start.
     """
 
     steps: int
@@ -88,14 +88,14 @@ def train(
     measure: Pass = tell,
     over: Callable[[Learner], bool] = lambda learner: False,
 ) -> TrainResult:
-    """Fit the trainable parameters of ``model`` in place, going on from ``checkpoints`` if there are any.
+    """Fit the trainable parameters of ``model`` in place, continuing from ``checkpoints`` if there are any.
 
     ``checkpoints`` belongs to this one run: the same model, examples and settings. ``on_step`` may see
-    a step again after a resume, with the same numbers; ``before_save`` is called ahead of each checkpoint,
-    after which steps are not seen again. With ``heldout`` the model ends with the weights that were best by it.
-    ``measure`` says what stands in for the log-probabilities, whose weighed mean is maximised
-    (`distill.training.divergence`). ``over`` is asked before each step and after the last whether the run ends here,
-    and may put the learner back to an earlier step. Raises `Stopped` after checkpointing when ``stop()`` turns true.
+    a step again after a resume, with the same numbers; ``before_save`` is called before each checkpoint,
+    after which steps are not seen again. With ``heldout`` the model ends with the weights that measured best.
+    ``measure`` may replace the log-probabilities, whose weighted mean is maximised, by something else
+    (`distill.training.divergence`). ``over`` is asked before each step and after the last whether the run ends here;
+    it may set the learner back to an earlier step. Raises `Stopped`, after checkpointing, once ``stop()`` is true.
     """
     rows: Sequence[Example] = () if callable(examples) else examples
     order = None if callable(examples) else Order(tuple(map(len, rows)), settings.batch_size, settings.seed)
@@ -105,7 +105,7 @@ def train(
     run = run_identity(settings, rows)
     with learning(model, settings, total, checkpoints, run, before_save, measure) as learner:
         found = learner.resume()
-        losses = found.get("trace_losses", _unseen(order, total))
+        losses = found.get("trace_losses", _empty_losses(order, total))
         best, resumed_at = Best(heldout, learner, found), learner.done
 
         def state() -> dict[str, Tensor]:
@@ -119,7 +119,7 @@ def train(
             try:
                 batch = examples(step) if callable(examples) else [rows[i] for i in chosen]
             except Stopped:
-                learner.save(state())  # else the updates since the last checkpoint were lost
+                learner.save(state())  # otherwise the updates since the last checkpoint would be lost
                 raise
             metrics, means = _step(learner, batch)
             if order:
@@ -136,14 +136,14 @@ def train(
     return TrainResult(steps, resumed_at, {key: column for key, column in seen.items() if column}, kept)
 
 
-def _unseen(order: Order | None, total: int) -> Tensor:
-    """Room for the loss of every example (columns) in every epoch (rows)."""
+def _empty_losses(order: Order | None, total: int) -> Tensor:
+    """An empty table for the loss of every example (columns) in every epoch (rows)."""
     shape = (math.ceil(total / order.steps_per_epoch), len(order.lengths)) if order else (0, 0)
     return torch.full(shape, math.nan)
 
 
 def _step(learner: Learner, batch: Sequence[Example]) -> tuple[StepMetrics, list[float]]:
-    """One update, and the mean loss of each example of the batch. Of an empty one nothing is learned."""
+    """One update, and the mean loss of each example in the batch. An empty batch only counts as a step."""
     started = time.perf_counter()
     if not batch:
         learner.skip()

@@ -1,8 +1,8 @@
 """LoRA through peft, on all linear layers.
 
-peft owns structure, names, saving and merging, so that adapters are what the ecosystem reads; the
-initial values come from the seed alone. QLoRA needs nothing here: hand `add_lora` a model loaded
-with a bitsandbytes configuration.
+peft owns structure, names, saving and merging, so the ecosystem can read the adapters. The initial
+values depend only on the seed. QLoRA needs nothing here: pass `add_lora` a model loaded with a
+bitsandbytes configuration.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pipeline.errors import InputError
 
 
 def add_lora(model: Any, *, rank: int, alpha: float, seed: int, final_norm: bool = False) -> Any:
-    """Wrap ``model`` with a LoRA adapter on every linear layer but the output head; dropout 0.
+    """Wrap ``model`` with a LoRA adapter on every linear layer except the output head; dropout 0.
 
-    ``final_norm`` trains (a copy of) the last norm's weight too: it scales the logits, which low-rank
+    ``final_norm`` also trains (a copy of) the last norm's weight. It scales the logits, which low-rank
     updates inside the network can hardly do, and which is most of what RL has to change at first.
     """
     from peft import LoraConfig, get_peft_model
@@ -30,7 +30,7 @@ def add_lora(model: Any, *, rank: int, alpha: float, seed: int, final_norm: bool
         lora_dropout=0.0,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
-        revision=getattr(model.config, "_commit_hash", None),  # of a base from the hub: `distill.pretrained` says it
+        revision=getattr(model.config, "_commit_hash", None),  # of a base from the hub, set by `distill.pretrained`
         modules_to_save=[_final_norm(model)] if final_norm else None,
     )
     student = get_peft_model(model, config)

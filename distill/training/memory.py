@@ -1,15 +1,15 @@
-"""What a training will need of memory, told before the model is loaded; and what there is.
+"""Estimate the memory that a training will need, before the model is loaded; and measure what is free.
 
-Arithmetic on the shapes in the headers of the weight files and on config.json: no torch, so `distill plan` can
-tell it too. Weights, gradients and AdamW's two moments are exact. What a micro-batch keeps for its backward pass
-was measured on Qwen3 (tensors saved by autograd, in units of fp32): for each token and layer some times the hidden
-size, the intermediate size, and the widths of queries and of keys (`KEPT`); models of another build differ. On a CPU
-glibc and oneDNN keep memory, too, and processes that share the work each take their own. Left out: the libraries (they
-are loaded before it is asked what is free), the waste of a GPU's allocator, the sampling engine's cache (it takes what
-is free), and models whose files are not here yet: nothing is told of these.
+The estimate is arithmetic on the shapes in the headers of the weight files and on config.json, without torch, so
+`distill plan` can show it too. Weights, gradients and AdamW's two moments are exact. What a micro-batch keeps for its
+backward pass was measured on Qwen3 (tensors saved by autograd, in units of fp32): for each token and layer, multiples
+of the hidden size, the intermediate size, and the widths of queries and keys (`KEPT`). Other architectures differ. On a
+CPU glibc and oneDNN keep memory, too, and processes that share the work each take their own. Left out: the libraries
+(they are loaded before free memory is measured), the waste of a GPU's allocator, the sampling engine's cache (it takes
+what is free), and models whose files are not here yet, which have no estimate.
 
-The estimate is of the memory that it is compared with: on GPUs that of the fullest one, on a CPU that of the machine,
-which all ranks on it share.
+The estimate is for the memory that it is compared with: on GPUs that of the fullest one, on a CPU that of the machine,
+which all of its ranks share.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ from distill.training.allocator import LARGE
 from pipeline.errors import InputError
 
 MARGIN = 0.9
-"""A run is refused when this share of its estimate is more than what is free. Of the measured peak, above what the
-process had with its libraries, the estimate was 0.80 to 0.96 in fp32 and 0.78 to 1.06 in bf16: Qwen3's build, 3M, 15M
-and 100M parameters, 2,048 tokens and a vocabulary of 4,096, LoRA and all weights, one process on a CPU, 4 to 12
-micro-batches (it was 0.45 to 1.04 before, and 0.44 and 0.52 for two processes at 15M: 0.94 and 1.08 now); of two ranks
-at 46M, ddp and fsdp, 0.81 to 1.05. The tenth is for models of another build: what would fit must not be refused."""
+"""A run is refused if this share of its estimate is more than what is free. The estimate was 0.80 to 0.96 of the
+measured peak (above what the process had with its libraries) in fp32 and 0.78 to 1.06 in bf16: Qwen3's architecture,
+3M, 15M and 100M parameters, 2,048 tokens and a vocabulary of 4,096, LoRA and all weights, one process on a CPU, 4 to 12
+micro-batches (it was 0.45 to 1.04 before, and 0.44 and 0.52 for two processes at 15M: 0.94 and 1.08 now). For two ranks
+at 46M, ddp and fsdp, it was 0.81 to 1.05. The tenth is for other architectures: what would fit must not be refused."""
 KEPT = {
     ("all", False): (4, 4, 3),
     ("all", True): (4.5, 2, 1.5),
@@ -39,33 +39,34 @@ KEPT = {
     ("lora", True): (3, 1, 1.5),
     ("base", True): (2, 1, 1.5),
 }
-"""By what is trained (all, an adapter, one over a base in bf16) and whether in half precision."""
+"""By what is trained (all weights, an adapter, an adapter over a base in bf16) and whether in half precision."""
+TEXT_SECTIONS = ("text_encoder", "decoder", "generator", "text_config")
 CHUNK, LARGE_CHUNK = 1 << 24, 1 << 27
-"""`distill.training.forward`'s, without torch; the latter on a GPU."""
+"""Those of `distill.training.forward`, without importing torch; the latter on a GPU."""
 HEAD = 3
-"""Copies of a chunk of logits at once: they, their softmax, their gradient."""
+"""Copies of a chunk of logits that exist at once: the logits, their softmax, their gradient."""
 TILE = 1 << 20
-"""Logits of a frozen head that are there at once on a CPU, `distill.training.head`; on a GPU it is a chunk."""
+"""Logits of a frozen head that exist at once on a CPU (`distill.training.head`); on a GPU it is a chunk."""
 HEAP = {False: 0.5, True: 1.0}
-"""What glibc keeps of blocks that micro-batches of other sizes freed (`distill.training.allocator`), as a share of what
-a pass holds at most, by whether in half precision: there tensors of two precisions and kernels lie between each other.
-It falls to nothing as blocks grow to `LARGE`, from where on they are given back (a share above 1 would say then that
-more tokens need less). Moments, which are made when the first passes are over, lie in what these have freed."""
+"""What glibc keeps of blocks that micro-batches of other sizes freed (`distill.training.allocator`), as a share of the
+peak of a pass, by whether in half precision: there tensors of two precisions and kernels are interleaved. It falls to
+nothing as blocks grow to `LARGE`, from which size on they are given back (with a share above 1, more tokens would then
+seem to need less). Moments are allocated after the first passes, in the memory that these have freed."""
 KERNELS = 200 << 20
-"""What oneDNN takes for its kernels in half precision: those that `distill.training.kernels` lets it keep, their code,
-and what they compute in."""
+"""Bytes that oneDNN takes for its kernels in half precision: those that `distill.training.kernels` lets it keep, with
+their code and their working memory."""
 SMALL = 50_000_000
-"""Parameters up to which, on a CPU, a process for each core is faster than threads. Each passes over micro-batches of
-its own, and has its own gradient."""
+"""Parameters up to which one process per core is faster than threads on a CPU. Each process has its own micro-batches
+and its own gradient."""
 GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The settings that memory depends on. ``rank`` None trains all weights; ``bits`` of a frozen weight;
-    over ``shards`` devices weights, gradients and moments are cut up. ``others``: bytes of models that are held beside
-    the student (a teacher, a reward model). ``cores`` of a CPU that each of ``ranks`` computes on, which share its
-    memory; 0 and 1 on GPUs, where each rank has one of its own. Rank 0 alone samples, and holds the others."""
+    """The settings that memory depends on. With ``rank`` None all weights are trained. ``bits`` is the size of a frozen
+    weight. Weights, gradients and moments are split over ``shards`` devices. ``others`` are the bytes of models held
+    beside the student (a teacher, a reward model). Each of ``ranks`` computes on ``cores`` of a CPU, whose memory they
+    share; on GPUs, where each rank has its own, these are 1 and 0. Only rank 0 samples and holds the other models."""
 
     micro_batch_tokens: int
     rank: int | None
@@ -81,7 +82,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes, by what they are for."""
+    """Bytes by purpose."""
 
     weights: int
     gradients: int
@@ -108,8 +109,8 @@ def size(count: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Build:
-    """A model as its files tell it: the number of all its weights, the shapes of its ``linear`` layers, and sizes as in
-    config.json; ``attention`` is the width of queries and keys together."""
+    """A model according to its files: the number of all its weights, the shapes of its ``linear`` layers, and sizes as
+    in config.json; ``attention`` is the width of queries and keys together."""
 
     weights: int
     linear: Sequence[Sequence[int]]
@@ -128,21 +129,45 @@ class _Build:
 def _build(directory: Path) -> _Build | None:
     shapes = _shapes(directory)
     try:
-        config = json.loads((directory / "config.json").read_text())
+        config = _of_text(json.loads((directory / "config.json").read_text()))
         hidden, inner, layers = (config[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-        heads, vocabulary = config["num_attention_heads"], config["vocab_size"]
-    except (OSError, ValueError, KeyError):
+        vocabulary = config.get("vocab_size") or _rows(shapes, "embed_tokens", hidden)
+        attention = _attention(config, hidden) or sum(_rows(shapes, kind, hidden) for kind in ("q_proj", "k_proj"))
+    except (OSError, ValueError, KeyError, AttributeError):
         return None
-    width = config.get("head_dim") or hidden // heads
-    attention = width * (heads + (config.get("num_key_value_heads") or heads))
-    linear = [s for s in shapes if len(s) == 2 and vocabulary not in s]
-    weights = sum(map(math.prod, shapes))
+    linear = [s for s in shapes.values() if len(s) == 2 and vocabulary not in s]
+    weights = sum(map(math.prod, shapes.values()))
     return _Build(weights, linear, hidden, inner, layers, attention, vocabulary) if shapes else None
 
 
+def _of_text(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of the language model if it is only a part of the model: the section that transformers' own
+    ``get_text_config`` looks for (which is not called, because it would load torch)."""
+    found: list[dict[str, Any]] = [config[name] for name in TEXT_SECTIONS if config.get(name) is not None]
+    return found[0] if len(found) == 1 else config
+
+
+def _attention(config: dict[str, Any], hidden: int) -> int:
+    """The width of queries and keys together; 0 if the config leaves it to the defaults of its class, like those of
+    Gemma 3 on the hub."""
+    if not (heads := config.get("num_attention_heads")):
+        return 0
+    width: int = config.get("head_dim") or hidden // heads
+    return width * (heads + (config.get("num_key_value_heads") or heads))
+
+
+def _rows(shapes: Mapping[str, Sequence[int]], kind: str, columns: int) -> int:
+    """The rows of the first matrix of this kind that fits the language model's hidden size: a vision tower has some,
+    too."""
+    fitting = (shape[0] for name, shape in shapes.items() if f"{kind}.weight" in name and shape[1:] == [columns])
+    if (rows := next(fitting, None)) is None:
+        raise KeyError(kind)
+    return rows
+
+
 def estimate(directory: Path, training: Training) -> Estimate | None:
-    """What training the model in ``directory`` takes of the fullest device, or of the machine where ranks share it;
-    None where the files do not tell."""
+    """The memory that training the model in ``directory`` takes on the fullest device, or of the machine if ranks share
+    it; None if the files do not tell."""
     build = _build(directory)
     return None if build is None else _needs(build, training)
 
@@ -173,7 +198,7 @@ def _needs(build: _Build, training: Training) -> Estimate:
 
 
 def _kept(build: _Build, training: Training) -> float:
-    """Numbers that a token leaves for the backward pass."""
+    """The numbers that each token keeps for the backward pass."""
     kind = "all" if training.rank is None else "base" if training.bits == 16 else "lora"
     widths = build.hidden, build.inner, build.attention
     per_layer = sum(times * width for times, width in zip(KEPT[kind, training.half], widths, strict=True))
@@ -181,7 +206,7 @@ def _kept(build: _Build, training: Training) -> float:
 
 
 def _logits(build: _Build, training: Training) -> int:
-    """Numbers that the output head holds at once."""
+    """The numbers that the output head holds at once."""
     tokens = training.micro_batch_tokens
     every = tokens * build.vocabulary
     if training.rank is None:
@@ -192,17 +217,17 @@ def _logits(build: _Build, training: Training) -> int:
 
 def weights_of(directory: Path, size: int) -> int:
     """Bytes of a model's weights at ``size`` bytes each; 0 where the files do not tell."""
-    return size * sum(map(math.prod, _shapes(directory)))
+    return size * sum(map(math.prod, _shapes(directory).values()))
 
 
-def _shapes(directory: Path) -> list[list[int]]:
+def _shapes(directory: Path) -> dict[str, list[int]]:
     """The shapes of all tensors in a model's safetensors files: their headers, no more, are read. Empty where there are
     no such files, or one is damaged."""
     try:
         headers = [_header(file) for file in directory.glob("*.safetensors")]
-        return [entry["shape"] for header in headers for name, entry in header.items() if name != "__metadata__"]
+        return {name: e["shape"] for header in headers for name, e in header.items() if name != "__metadata__"}
     except (OSError, ValueError, KeyError, struct.error):
-        return []
+        return {}
 
 
 def _header(file: Path) -> dict[str, Any]:
@@ -213,7 +238,7 @@ def _header(file: Path) -> dict[str, Any]:
 
 
 def check_fits(directory: Path | None, training: Training, where: str, free: int) -> None:
-    """Refuse, in one line, what cannot fit into ``free`` bytes."""
+    """Raise `InputError`, in one line, if the training cannot fit into ``free`` bytes."""
     if why := excess(directory, training, free, "are free"):
         raise InputError(f"{where}: {why}")
 
@@ -241,13 +266,13 @@ def excess(directory: Path | None, training: Training, there: int, what: str) ->
 
 
 def has_gpu() -> bool:
-    """As NVIDIA's driver tells it, for torch is not to be loaded for an estimate."""
+    """Whether NVIDIA's driver is there; an estimate must not load torch."""
     return Path("/dev/nvidiactl").exists()
 
 
 def free_memory() -> int:
-    """Bytes that a process may still take: of the GPU where there is one, else of the machine or its cgroup, less what
-    the libraries of a training, which are loaded here, take there."""
+    """Bytes that a process may still take: of the GPU if there is one, else of the machine or its cgroup. The libraries
+    of a training are loaded here first, so what they take is not counted as free."""
     from distill.pretrained import hush
 
     hush()

@@ -1,4 +1,4 @@
-"""Training curves: from step metrics to rows in the store, figures on the display, and logs where asked for."""
+"""Training curves: from step metrics to rows in the store, figures on the display, and logs on request."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ HIDDEN = {"step", "total"}
 
 
 def figures(metrics: Any) -> dict[str, float]:
-    """The numbers of a dataclass, and of the mappings in it, by their names."""
+    """The numbers of a dataclass, and of the mappings in it, by name."""
     found = asdict(metrics)
     inner = [value for value in found.values() if isinstance(value, dict)]
     return {k: v for part in (found, *inner) for k, v in part.items() if isinstance(v, int | float)}
 
 
 class Recorder:
-    """Hears every step, inside a ``with`` whose end brings everything into the store. A step heard again
-    after a resume carries the same numbers, and the store keeps the first row of a key, so a resumed run's
-    curves are those of an uninterrupted one."""
+    """Records every step, inside a ``with`` whose end brings everything into the store. A step that comes again
+    after a resume has the same numbers, and the store keeps the first row of a key, so a resumed run has the same
+    curves as an uninterrupted one."""
 
     def __init__(self, store: Store, context: Context, shown: tuple[str, ...], log_to: Sequence[Logger] = ()) -> None:
         self._store, self._context, self._shown = store, context, shown
@@ -47,17 +47,17 @@ class Recorder:
         """``metrics`` is a dataclass of `figures`, with ``step`` (from 1; 0 is the start) and ``total``."""
         values = figures(metrics)
         step, total = int(values["step"]), int(values["total"])
-        told = {k: float(v) for k, v in values.items() if k not in HIDDEN and math.isfinite(v)}
+        known = {k: float(v) for k, v in values.items() if k not in HIDDEN and not math.isnan(v)}
+        told = {k: v for k, v in known.items() if math.isfinite(v)}  # for logs and displays, which plot numbers
         run = self._context.fingerprint
-        self._rows += [{"run": run, "step": step, "name": k, "value": v} for k, v in told.items()]
+        self._rows += [{"run": run, "step": step, "name": k, "value": v} for k, v in known.items()]
         self._logs.write(step, told)
         self._context.progress(step, total, **{k: float(f"{told[k]:.4g}") for k in self._shown if k in told})
         if time.monotonic() - self._appended > APPEND_SECONDS:
             self.flush()
 
     def heldout(self, step: int, values: Mapping[str, float]) -> None:
-        """What was measured on held-out problems after a step, or before the first, for the logs: in the store it is
-        already."""
+        """Log what was measured on held-out problems after a step, or before the first. The store has it already."""
         self._logs.write(step, values, "heldout")
 
     def flush(self) -> None:
@@ -65,12 +65,12 @@ class Recorder:
         self._rows, self._appended = [], time.monotonic()
 
     def last(self, step: int | None = None) -> dict[str, float]:
-        """The numbers of the last step there is, or of ``step``, whichever attempt made it, those on the display first.
-        Call it after the ``with``."""
+        """The numbers of ``step``, or of the last step on record, whichever attempt made it; those on the display come
+        first. Call it after the ``with``."""
         rows = self._store.rows(
             "SELECT name, value FROM metrics WHERE run = $run "
             "AND step = coalesce($step, (SELECT max(step) FROM metrics WHERE run = $run)) ORDER BY name",
             {"run": self._context.fingerprint, "step": step},
         )
-        found = {row["name"]: row["value"] for row in rows}
+        found = {row["name"]: row["value"] for row in rows if math.isfinite(row["value"])}
         return {name: found[name] for name in self._shown if name in found} | found

@@ -1,7 +1,7 @@
-"""Optimizers and schedules. The learning rate is a function of the step, never a scheduler's state.
+"""Optimizers and schedules. The learning rate is a function of the step; there is no scheduler state.
 
 AdamW for everything, or Muon for hidden matrices and AdamW for the rest (embeddings, norms, heads),
-which is what the embedded models are pretrained with. Both are torch's own.
+which is how the embedded models are pretrained. Both are torch's own.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class OptimizerSettings:
     """``learning_rate`` is AdamW's; ``muon_learning_rate`` (None: no Muon) that of hidden matrices;
     ``norm_learning_rate`` (None: like the rest) AdamW's for vectors, the weights of norms.
 
-    The schedule warms up linearly over ``warmup`` (a share of all steps) and then goes to
-    ``final`` times the peak by a cosine, a line, or stays ("constant"). ``clip`` bounds the norm
-    of the whole gradient; 0 turns it off. ``apart`` gives parameters whose names begin so an AdamW rate of
-    their own (a fresh head beside pretrained weights).
+    The schedule warms up linearly over ``warmup`` (a share of all steps). It then falls to ``final`` times
+    the peak ("cosine", "linear") or stays ("constant"). ``clip`` bounds the norm of the whole gradient; 0 turns it off.
+    ``apart`` lists (name prefix, AdamW learning rate) for parameters with a rate of their own (a fresh head beside
+    pretrained weights).
     """
 
     learning_rate: float
@@ -37,7 +37,7 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     clip: float = 1.0
-    apart: tuple[tuple[str, float], ...] = field(default=(), repr=False)  # repr: runs from before it go on
+    apart: tuple[tuple[str, float], ...] = field(default=(), repr=False)  # no repr: older runs still resume
 
     def scale(self, step: int, total: int) -> float:
         """The factor on the peak learning rate for update ``step`` (from 0) of ``total``."""
@@ -52,7 +52,7 @@ class OptimizerSettings:
 
 
 class Optimizer:
-    """The torch optimizers of one model behind one step; what a checkpoint holds of them."""
+    """The torch optimizers of one model behind one `step`, and their state for checkpoints."""
 
     def __init__(self, model: Any, settings: OptimizerSettings) -> None:
         self.settings = settings
@@ -82,7 +82,7 @@ class Optimizer:
         limit = self.settings.clip or math.inf
         norm = float(full(nn.utils.clip_grad_norm_(self.parameters, limit)))
         if not math.isfinite(norm):
-            raise PipelineError("training diverged: its gradients are no finite numbers any more; lower learning_rate")
+            raise PipelineError("training diverged: its gradients are no longer finite; lower learning_rate")
         for peak, optimizer in self.parts:
             for group in optimizer.param_groups:
                 group["lr"] = peak * scale
@@ -91,8 +91,8 @@ class Optimizer:
         return norm
 
     def state(self, wanted: bool = True) -> list[dict[str, Any]]:
-        """Whole, also where the weights are sharded. Then all ranks must ask, those too by whom it is not ``wanted``;
-        it is gathered piece by piece, and lies in the machine's memory, for a GPU may have no room for all of it."""
+        """The whole state, also if the weights are sharded. Then all ranks must call this, including those where it is
+        not ``wanted``. It is gathered piece by piece into main memory, because a GPU may have no room for all of it."""
         found: list[dict[str, Any]] = []
         for _, optimizer in self.parts:
             found.append({})

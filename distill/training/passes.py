@@ -1,6 +1,6 @@
-"""Passes of one process over micro-batches: what each row is told, and the gradient of a loss over them.
+"""Passes of one process over micro-batches: the scores of each row, and the gradient of a loss over them.
 
-What the loss is, and how rows are cut and shared out, is the caller's (`distill.training.learner`).
+The caller (`distill.training.learner`) chooses the loss, and cuts and distributes the rows.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Row:
 
 
 Objective = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
-"""Log-probabilities (L,) and streams (L,) of the supervised tokens of a micro-batch -> loss (a scalar). Among the
-streams are ``reference`` where asked for, and ``value``, with its gradient, where the model has a value head.
+"""Log-probabilities (L,) and streams (L,) of the supervised tokens of a micro-batch -> loss (a scalar). The streams
+include ``reference`` on request, and ``value``, with its gradient, if the model has a value head.
 
 Losses of micro-batches are summed, so an objective must carry its normalisation by the whole step in
 its streams. It is sent to other processes: a module's function, or a `functools.partial` of one.
@@ -40,9 +40,9 @@ its streams. It is sent to other processes: a module's function, or a `functools
 
 
 class Scored(NamedTuple):
-    """What a pass made of one row's supervised tokens, before the update: `forward.Told`, as lists.
+    """The results of a pass for one row's supervised tokens, before the update: `forward.Told`, as lists.
 
-    ``reference`` are the log-probabilities of the model without its adapter. Empty is what was not asked for.
+    ``reference`` are the log-probabilities of the model without its adapter. What was not requested is empty.
     """
 
     logprobs: list[float]
@@ -52,7 +52,7 @@ class Scored(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Micro-batches to be passed over, and what for: with an objective there is a backward pass, too."""
+    """Micro-batches to pass over, and how: with an objective there is a backward pass, too."""
 
     runs: list[list[Row]]
     objective: Objective | None
@@ -60,7 +60,7 @@ class Task(NamedTuple):
     reference: bool
     entropy: bool
     idle: int = 0
-    """So many of the runs, the last, are made for the other ranks' sake and count for nothing."""
+    """This many runs, the last ones, only keep step with other ranks and count for nothing."""
 
 
 def accumulate(task: Task, ask: Scorer, model: Any, device: torch.device, half: bool) -> list[Scored]:
@@ -86,7 +86,7 @@ def accumulate(task: Task, ask: Scorer, model: Any, device: torch.device, half: 
             rows += run
             known = (told.logprobs, streams.get("reference"), told.entropy, told.values)
             columns.append(tuple(None if values is None else values.detach() for values in known))
-    # Read at the end: a GPU is waited for here, not after each micro-batch, whose successor would find it idle.
+    # Read at the end: this waits for the GPU, and after each micro-batch it would leave the GPU idle.
     sizes = [row.example.supervised for row in rows]
     return [
         Scored(*row) for row in zip(*(_by_row(column, sizes) for column in zip(*columns, strict=True)), strict=True)
@@ -98,25 +98,30 @@ def likelihoods(
     model: Any, examples: Sequence[Example], max_tokens: int, temperature: float = 1.0
 ) -> list[list[float]]:
     """The log-probabilities of each example's supervised tokens, in micro-batches; no logits are kept. Raises
-    `PipelineError` where one is no number: whoever reads them would take it for some likelihood."""
+    `PipelineError` if one is NaN, which would be taken for some likelihood. If the model is being trained (a weight
+    requires a gradient), the error blames the training, otherwise the model's files."""
     order = micro_batches(examples, max_tokens)
     told = [logprobs(model, pack([examples[i] for i in run], model.device), temperature) for run in order]
     found = in_order(told, order, [example.supervised for example in examples])
     if any(map(math.isnan, chain.from_iterable(found))):
+        if any(weight.requires_grad for weight in model.parameters()):
+            raise PipelineError(
+                "training diverged: the student's log-probabilities are no numbers any more; lower learning_rate"
+            )
         name = model.config.name_or_path
         raise PipelineError(f"model {name}: gives log-probabilities that are no numbers: its weights are broken")
     return found
 
 
 def in_order(parts: Sequence[Tensor], runs: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[list[float]]:
-    """The numbers of each row, of which a part has those of a run. Read at once: a GPU is waited for here alone."""
+    """The numbers of each row; each part has those of the rows of a run. Read at once, to wait for a GPU only once."""
     rows = list(chain.from_iterable(runs))
     found = dict(zip(rows, _by_row(parts, [sizes[row] for row in rows]), strict=True))
     return [found[row] for row in range(len(sizes))]
 
 
 def _by_row(parts: Sequence[Tensor | None], sizes: Sequence[int]) -> list[list[float]]:
-    """What micro-batches were told, one after the other, as a list for each of their rows."""
+    """The results of consecutive micro-batches, as a list for each of their rows."""
     if not (found := [part for part in parts if part is not None]):
         return [[] for _ in sizes]
     numbers = iter(torch.cat(found).tolist())

@@ -1,7 +1,7 @@
 """Causal attention in one rectangle of equally wide rows on CPU, forward and backward, in two ways.
 
-q is (rows, heads, T, D), k and v are (rows, kv_heads, L, D); heads that share a kv head follow each other, and the
-queries are the last T of L positions, each of which sees those before it.
+q is (rows, heads, T, D), k and v are (rows, kv_heads, L, D). Heads that share a kv head are adjacent. The queries are
+the last T of L positions; each sees itself and the positions before it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 
 
 class Flash:
-    """torch's own kernels: blocks of scores, none of which is kept (Dao 2023, https://arxiv.org/abs/2307.08691)."""
+    """torch's own kernels: they compute scores in blocks, keep none (Dao 2023, https://arxiv.org/abs/2307.08691)."""
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> tuple[Tensor, Tensor]:
-        """The answers (rows, heads, T, D), and what `backward` wants to know of the scores."""
+        """The outputs (rows, heads, T, D), and what `backward` needs to know of the scores."""
         made: tuple[Tensor, Tensor] = _flash(q, k, v, 0.0, **causality(q, k), scale=scaling)
         return made
 
@@ -26,7 +26,7 @@ class Flash:
     def backward(
         g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, scaling: float | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of q, k and v from ``g``, that of the answers ``out``."""
+        """The gradients of q, k and v from ``g``, the gradient of the outputs ``out``."""
         found: tuple[Tensor, Tensor, Tensor] = _flash_backward(
             g, q, k, v, out, sums, 0.0, **causality(q, k), scale=scaling
         )
@@ -34,8 +34,8 @@ class Flash:
 
 
 class Products:
-    """Batched products, all scores at once, made again for the backward pass. Heads that share a kv head fold into
-    the query axis. In half precision torch's kernels are slower than this up to hundreds of tokens."""
+    """Batched products with all scores at once, recomputed in the backward pass. Heads that share a kv head are folded
+    into the query axis. In half precision torch's kernels are slower than this up to hundreds of tokens."""
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> tuple[Tensor, Tensor]:
@@ -68,7 +68,7 @@ def _folded(x: Tensor, kv_heads: int) -> Tensor:
 
 
 def _shares(q: Tensor, flat_q: Tensor, flat_k: Tensor, scaling: float | None) -> Tensor:
-    """How much of each key's value each query takes, folded."""
+    """The attention weights, folded."""
     mask = causal(q, flat_k).repeat(flat_q.shape[1] // q.shape[2], 1)
     return torch.baddbmm(mask, flat_q, flat_k.transpose(1, 2), alpha=_scale(q, scaling)).softmax(-1)
 
@@ -78,13 +78,13 @@ def _scale(q: Tensor, scaling: float | None) -> float:
 
 
 def causality(q: Tensor, k: Tensor) -> dict[str, Any]:
-    """As arguments of torch's attention."""
+    """The causal mask as arguments of torch's attention."""
     whole = q.shape[2] == k.shape[2]
     return {"attn_mask": None if whole else causal(q, k), "is_causal": whole}
 
 
 def causal(q: Tensor, k: Tensor) -> Tensor:
-    """(T, L), -inf where a query would see a later key."""
+    """The additive mask (T, L): -inf where a query would see a later key."""
     asked, seen = q.shape[-2], k.shape[-2]
     return q.new_full((asked, seen), -math.inf).triu(1 + seen - asked)
 

@@ -1,10 +1,10 @@
 """Gradients on several cores: forked copies of the trainer, each with a share of the micro-batches.
 
 For a small model, processes of one thread each beat one process of many threads. They are forked once
-per run, after the libraries are loaded; trained weights lie in memory that all of them share, so an
-update needs no message, and each writes its gradient into shared memory of its own. The parent adds
-these up in a fixed order, so for a given number of processes the bits are always the same. A replica
-ends when its pipe closes or its parent is gone. Linux only, and only on a CPU.
+per run, after the libraries are loaded. Trained weights are in memory that all of them share, so an
+update needs no message; each process writes its gradient into its own piece of shared memory. The parent
+adds the gradients up in a fixed order, so for a given number of processes the bits are always the same. A
+replica ends with its parent (`pipeline.forking`). Linux only, and only on a CPU.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from torch import Tensor
 from distill.engines.weights import shared
 from pipeline.errors import PipelineError
 from pipeline.forking import fork
-
-ORPHANED = 1.0
-"""Seconds between looks, of an idle replica, whether its parent lives. The pipe tells first, as a rule."""
 
 
 def share(parameters: Sequence[Tensor]) -> None:
@@ -79,19 +76,17 @@ def _serve(
     inherited: Sequence[Connection],
 ) -> None:
     """A replica's life, from fork to exit."""
-    parent = os.getppid()
     for other in inherited:  # else this process would keep its siblings' pipes open when the parent dies
         other.close()
     torch.set_num_threads(1)
     for parameter, flat in zip(parameters, gradient, strict=True):
         parameter.grad = flat  # backward accumulates in place
     try:
-        while os.getppid() == parent:
-            if pipe.poll(ORPHANED):
-                message = pipe.recv()
-                for flat in gradient:
-                    flat.zero_()
-                pipe.send(work(message))
+        while True:
+            message = pipe.recv()
+            for flat in gradient:
+                flat.zero_()
+            pipe.send(work(message))
     except (EOFError, OSError):
         pass  # the parent is gone
     except Exception as error:

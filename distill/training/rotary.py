@@ -1,8 +1,8 @@
-"""Rotary position embeddings in half the passes over memory, forward and backward.
+"""Rotary position embeddings with half the passes over memory, forward and backward.
 
-Models of transformers rotate queries and keys by a function of their own module, ``apply_rotary_pos_emb``, nearly all
-by the same one. Which has it nobody asks: `quick_rotary` replaces, while training, each one that gives what ours
-gives on random numbers; all others (interleaved, partial) stay.
+Each model of transformers rotates queries and keys with a function in its own module, ``apply_rotary_pos_emb``, which
+is the same in nearly all of them. `quick_rotary` keeps no list of models: while training, it replaces each function
+that gives the same result as ours on random numbers. All others (interleaved, partial) stay.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ NAME = "apply_rotary_pos_emb"
 
 @contextmanager
 def quick_rotary(model: nn.Module) -> Iterator[None]:
-    """Within this context the modules in which the layers of ``model`` are written rotate by `rotate`."""
+    """Within this context the Python modules that define the layers of ``model`` rotate with `rotate`."""
     homes = {type(module).__module__: sys.modules[type(module).__module__] for module in model.modules()}
     found = {home: own for home in homes.values() if (own := vars(home).get(NAME)) and _is_plain(own)}
     for home, own in found.items():
-        setattr(home, NAME, _instead_of(own))
+        setattr(home, NAME, _wrapped(own))
     try:
         yield
     finally:
@@ -45,7 +45,7 @@ def _is_plain(own: Any) -> bool:
     return all(theirs.shape == ours.shape and torch.allclose(theirs, ours, atol=1e-6) for theirs, ours in pairs)
 
 
-def _instead_of(own: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+def _wrapped(own: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     def apply(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
         same = q.dtype == k.dtype == cos.dtype and q.shape[-1] == k.shape[-1] == cos.shape[-1]
         return rotate(q, k, cos, sin, unsqueeze_dim) if same else own(q, k, cos, sin, unsqueeze_dim)
@@ -54,13 +54,13 @@ def _instead_of(own: Any) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    """Queries and keys (B, heads, T, D) turned by angles of which ``cos`` and ``sin`` (B, T, D) are told."""
+    """Queries and keys (B, heads, T, D), rotated by angles given as ``cos`` and ``sin`` (B, T, D)."""
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _rotated(q, cos, sin), _rotated(k, cos, sin)
 
 
 class _Rotated(Function):
-    """x = (x1, x2) to x cos + (-x2, x1) sin."""
+    """x = (x1, x2) -> x cos + (-x2, x1) sin."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class _Rotated(Function):
 
 
 def _mixed(x: Tensor, cos: Tensor, to_first: tuple[int, Tensor], to_second: tuple[int, Tensor]) -> Tensor:
-    """x cos, and to each of its halves the other half of x, times a sign and a sine."""
+    """x cos, with the other half of x, times a sign and a sine, added to each of its halves."""
     mixed = x * cos
     (x1, x2), (first, second) = x.chunk(2, -1), mixed.chunk(2, -1)
     first.addcmul_(x2, to_first[1], value=to_first[0])

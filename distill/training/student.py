@@ -1,7 +1,7 @@
-"""A student from a model that was found: loaded, given an adapter, its learning rate and threads chosen.
+"""Load a model as a student: with or without an adapter, and with a default learning rate.
 
-The one place where the ways to hold a student are: whole, LoRA, QLoRA; with gradient checkpointing or
-without. Shared by sft and grpo.
+This is the one place that knows the ways to hold a student: whole, LoRA, QLoRA; with or without gradient
+checkpointing. Shared by the stages that train one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter to be trained; ``final_norm`` as in `distill.training.lora.add_lora`."""
+    """A LoRA adapter to train; ``final_norm`` as in `distill.training.lora.add_lora`."""
 
     rank: int
     alpha: float
@@ -38,12 +38,12 @@ def load(
     half_base: bool = False,
     device: str = "auto",
 ) -> tuple[Any, Any]:
-    """(network on the best device, tokenizer). Weights are fp32, in NF4 those of a quantised base's linear layers, in
-    bf16 all that are not trained with ``half_base``.
+    """(network on the best device, tokenizer). Trained weights are fp32. So are the others, except that with
+    ``quantize`` the base's linear layers are in NF4, and with ``half_base`` all that is not trained is in bf16.
 
-    Without an ``adapter`` all weights are trained. ``gradient_checkpointing`` keeps each layer's input alone
-    and computes the rest anew in the backward pass: a third more time, the same gradients. ``half``: it will
-    be computed in bf16, which the device must support.
+    Without an ``adapter`` all weights are trained. ``gradient_checkpointing`` keeps only each layer's input
+    and recomputes the rest in the backward pass: a third more time, the same gradients. ``half`` means that
+    training will compute in bf16, which the device must support.
     """
     dtype = "bfloat16" if half_base else "float32"
     network, tokenizer = pretrained.load(model, dtype, device, quantize)
@@ -56,15 +56,15 @@ def load(
     if gradient_checkpointing:
         checkpoint_layers(network)
     for weight in network.parameters():
-        if weight.requires_grad:  # in bf16 an update of less than 1 / 256 of a weight is none
+        if weight.requires_grad:  # in bf16 an update of less than 1 / 256 of a weight is lost
             weight.data = weight.data.float()
     return network, tokenizer
 
 
 LORA_FACTOR = 10
-"""The best learning rate of LoRA over that of full fine-tuning, whatever the rank (LoRA Without Regret)."""
+"""The best learning rate of LoRA divided by that of full fine-tuning, for any rank (LoRA Without Regret)."""
 FALL = {"llama": 0.781}
-"""How fast the best learning rate falls with the hidden size, by ``model_type``; Qwen's for all others."""
+"""The power with which the best learning rate falls with the hidden size, by ``model_type``; Qwen's for all others."""
 
 
 def default_learning_rate(network: Any) -> float:

@@ -1,8 +1,8 @@
-"""What a student does when it is asked: whether its answers end, and how many are right.
+"""Try out a student under training: whether its answers end, and how many are right.
 
-Samples come from the embedded engine on the live weights, keyed by problem, so they depend on the weights alone.
-Called by the sft stage: the stop test after training, pass@1 on held-out problems during it. Stages that learn from
-what their student samples open their engine here, too.
+Samples come from the embedded engine on the live weights, keyed by problem, so they depend only on the weights.
+The sft stage uses this for the stop test after training and for pass@1 on held-out problems during it. Stages that
+learn from their student's own samples open their engine here, too.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from pipeline.stage import stop_check
 
 def open_engine(model: Any, tokenizer: Any, identity: str = "student", workers: int = 0) -> TransformersEngine:
     """An engine that samples from ``model``, a student under training, as it was at the last `refresh`. ``workers`` 0
-    is as many processes as are good for it."""
+    chooses the number of processes."""
     return TransformersEngine(model, tokenizer, model_identity=identity, workers=workers_for(model, workers))
 
 
 def requests(problems: Mapping[str, Problem], ask: Ask, sampling: Sampling) -> list[Request]:
-    """One for each problem, under its key."""
+    """One request per problem, under its key."""
     return [Request(key, ask(problem).messages, sampling) for key, problem in problems.items()]
 
 
 def where_sampling_is_fast(model: Any) -> Any:
-    """``model`` on a GPU. One that was cut up over several for its training lies in the machine's memory, where an
-    answer takes minutes; it goes to one of them where that has room for it and for the engine's copy."""
+    """``model``, on a GPU if possible. A model that was sharded over several GPUs for training lies in main memory,
+    where an answer takes minutes; it moves to a GPU that has room for it and for the engine's copy."""
     twice = 2 * sum(weight.nbytes for weight in model.parameters())
     if model.device.type == "cpu" and torch.cuda.is_available() and twice < free_of_gpu():
         return model.to("cuda")
@@ -45,7 +45,7 @@ def where_sampling_is_fast(model: Any) -> Any:
 
 def endless(model: Any, tokenizer: Any, asked: Sequence[Request], stopping: Callable[[], bool]) -> int:
     """How many of ``asked`` are not answered within their limit: a student that has not learned, or was never
-    shown, the end token goes on until it is cut. Raises `Stopped` when ``stopping()`` turns true."""
+    shown, the end token goes on until it is cut off. Raises `Stopped` once ``stopping()`` is true."""
     with closing(open_engine(where_sampling_is_fast(model), tokenizer)) as engine:
         cut = sum(completion.finish is Finish.LENGTH for completion in engine.generate(asked, stopping))
     stop_check(stopping)
@@ -59,8 +59,8 @@ def pass_at_1(
     asked: Sequence[Request],
     stopping: Callable[[], bool],
 ) -> float:
-    """The share of ``problems`` that the present weights answer correctly, by their own verifiers; those that
-    cannot be verified left out. Raises `Stopped` when ``stopping()`` turns true, `InputError` where none can be."""
+    """The share of ``problems`` that the current weights answer correctly, by their own verifiers, without those that
+    cannot be verified. Raises `Stopped` once ``stopping()`` is true, and `InputError` if none can be verified."""
     engine.refresh()
     items = (
         (completion.key, problems[completion.key].verifier, problems[completion.key], response_of(completion))
@@ -72,6 +72,6 @@ def pass_at_1(
     if not judged:
         raise InputError(
             f"none of {len(verdicts)} held-out answers can be judged (the first: {verdicts[0].reason}), so there is no "
-            "pass@1 to stop by; take `measure: loss`"
+            "pass@1 to stop by; use `measure: loss`"
         )
     return judged.count(Outcome.CORRECT) / len(judged)

@@ -1,9 +1,9 @@
-"""A value head: how much reward a student is still to get, from the hidden state before each token.
+"""A value head: the reward that a student can still expect, from the hidden state before each token.
 
-One linear function of the states that the output head reads, so that policy and value come out of one pass
-(`distill.training.forward.tell`). It begins at zero, which is no baseline at all, and is a part of the model only
-while it is trained: inside `value_head` it is among the model's parameters, so the optimizer, checkpoints and other
-ranks have it; what is sampled from, exported or served does not.
+It is one linear function of the states that the output head reads, so policy and value come out of one pass
+(`distill.training.forward.tell`). It starts at zero, which is no baseline at all. It is part of the model only while
+it is trained: inside `value_head` it is among the model's parameters, so the optimizer, checkpoints and other ranks
+have it; a model that is sampled from, exported or served does not.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ NAME = "value_head"
 
 
 class ValueHead(nn.Module):
-    """Hidden states (L, D) to values (L,), in fp32: w h / D + b. Over D, a step of Adam moves an estimate by about its
-    learning rate, whatever the model's width. With ``detached`` the gradient ends here: the student is not moved for
-    the sake of its values."""
+    """Hidden states (L, D) -> values (L,), in fp32: w h / D + b. Because of the division by D, a step of Adam moves an
+    estimate by about its learning rate, whatever the model's width. With ``detached`` the gradient ends here: values do
+    not change the student."""
 
     def __init__(self, size: int, detached: bool, device: torch.device | str = "cpu") -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class ValueHead(nn.Module):
 
 @contextmanager
 def value_head(model: Any, detached: bool) -> Iterator[None]:
-    """``model`` (a causal LM, or peft's of one) has a value head within this context."""
+    """Give ``model`` (a causal LM, with or without peft) a value head within this context."""
     head = ValueHead(model.config.get_text_config().hidden_size, detached, next(model.parameters()).device)
     setattr(model, NAME, head)
     try:

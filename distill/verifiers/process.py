@@ -32,9 +32,10 @@ GRACE_SECONDS = 1.0
 """How long a cancelled verdict may still take: less than starting a new worker costs."""
 LOOK_SECONDS = 0.5
 """Interval between two looks at the memory of a worker whose verdict takes long."""
-MUCH = 4
-"""A worker that exceeds its CPU limit while it holds more than 1/MUCH of its memory limit counts as out of memory: much
-of the CPU time went into allocating pages."""
+MUCH, MORE = 4, 1.1
+"""A worker that exceeds its CPU limit counts as out of memory if it holds more than 1/MUCH of its memory limit, and its
+memory has grown by the factor MORE in the second half of the time: much of that time went into allocating pages.
+Memory that it holds from the beginning, such as a table of its own, costs no CPU time."""
 PATIENCE_SECONDS = 0.25
 """How long an item may keep the rest of its batch waiting."""
 
@@ -68,8 +69,8 @@ class WorkerProcess:
     """Its batch, starting with the current item. None stands for an item that was given to another worker."""
     patience: float = 0.0
     """When the rest of the batch is taken from it (on the monotonic clock)."""
-    held: int = 0
-    """The most memory that it was seen to hold during the current item, in bytes."""
+    looks: list[tuple[int, int]] = field(default_factory=list)
+    """What was seen of it during the current item: ticks of CPU time since its start, and bytes of memory."""
 
     @property
     def busy(self) -> bool:
@@ -90,15 +91,26 @@ class WorkerProcess:
         self.began = time.monotonic()
         self.deadline = self.began + limits.wall_seconds
         self.patience = time.monotonic() + PATIENCE_SECONDS
-        self.held = 0
+        self.looks.clear()
         self.hurry()
 
     def look(self) -> None:
-        """Record how much memory it holds if its item takes long, because this is unknown once it is dead."""
+        """Record its CPU time and memory if its item takes long, because they are unknown once it is dead."""
         if self.jobs and time.monotonic() - self.began >= LOOK_SECONDS:
             with suppress(OSError, IndexError, ValueError):
-                pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-                self.held = max(self.held, pages * os.sysconf("SC_PAGESIZE"))
+                told = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+                user, system, pages = (int(told[index]) for index in (11, 12, 21))
+                if pages:  # 0 if it is dead
+                    self.looks.append((user + system, pages * os.sysconf("SC_PAGESIZE")))
+
+    @property
+    def takes_more(self) -> int:
+        """The bytes that it held last, if its memory was growing; else 0."""
+        if not self.looks:
+            return 0
+        (first, _), (last, held) = self.looks[0], self.looks[-1]
+        before = max(then for ticks, then in self.looks if ticks <= (first + last) / 2)
+        return held if held > MORE * before else 0
 
     def hurry(self) -> None:
         """Shorten the deadline if the current item was cancelled."""
@@ -124,7 +136,7 @@ class WorkerProcess:
         """The verdict on the item during which it died."""
         code = self.process.returncode
         much = limits.memory_bytes // MUCH
-        if code == -signal.SIGPROF and self.held > much:
+        if code == -signal.SIGPROF and self.takes_more > much:
             why = f"more than {much / (1 << 30):g} GiB of memory, and of {limits.cpu_seconds:g} s of CPU time"
             return Verdict.failed(Failure.MEMORY, why)
         if code == -signal.SIGPROF:

@@ -1,7 +1,7 @@
 """Test-time compute: ways to spend several samples on one problem, behind one interface.
 
-`base` says what a strategy is: a generator that asks for samples, scores and verdicts, and ends with its choice. The
-strategies have a file each. `drive` brings many of them forward together, through whatever samples and scores, and
-keeps the bill. `stored` samples by an engine into the trace store, `live` by an engine alone. `pool` has the samples
-that whole responses are chosen from, and `measure` brings it all into figures.
+`base` defines a strategy: a generator that asks for samples, scores and verdicts, and returns its choice. Each strategy
+has its own file. `drive` advances many searches together, with any source of samples and scores, and keeps the bill.
+`stored` samples with an engine into the trace store, `live` with an engine alone. `pool` holds the samples that
+strategies of whole responses choose from, and `measure` turns everything into figures.
 """

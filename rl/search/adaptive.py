@@ -1,7 +1,7 @@
-"""Adaptive self-consistency: votes are drawn until the vote is settled, at most as many as the budget.
+"""Adaptive self-consistency: draw votes until the vote is settled, at most as many as the budget.
 
-What is spent is decided problem by problem, from the samples of that problem alone: easy ones stop after a few. A
-total that is shared out among problems is `rl.search.allocation`.
+Each problem is decided from its own samples alone: easy ones stop after a few. `rl.search.allocation` divides a total
+among problems instead.
 """
 
 from __future__ import annotations

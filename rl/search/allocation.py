@@ -1,11 +1,11 @@
-"""A total of tokens shared out among many problems: each gets one answer, then those go on whose vote is not settled.
+"""Divide a total of tokens among many problems: each gets one answer, then more where the vote is not settled.
 
-The next sample goes to the problem that has the fewest, of these to the one whose vote is least settled: so what is
-saved on easy problems lifts the limit of all hard ones alike, and none that is hopeless takes it all. Spending ends
-where one more answer, as long as the longest so far, might not fit.
+The next sample goes to the problem with the fewest samples; among these, to the one whose vote is least settled. So
+what is saved on easy problems raises the limit of all hard ones alike, and no hopeless problem takes it all. Spending
+ends where one more answer, as long as the longest so far, might not fit.
 
 It is one search over all problems, and a pure function of their samples. The total is ``tokens``, or what the budget
-would take uniformly: that many times the tokens of the first answers.
+would take uniformly: the tokens of the first answers times the budget.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rl.search.settled import lead_is_real, leaders, settled
 from rl.search.vote import elect
 
 Wanted = list[tuple[int, Draft]]
-"""(number of the problem, the sample wanted of it)."""
+"""(number of the problem, the sample requested of it)."""
 JointSearch = Generator[Wanted, Any, list[Choice]]
 
 
@@ -37,7 +37,7 @@ class Allocation(Stop):
     """Total of sampled tokens. Default: the budget's samples times the tokens of one answer to each problem."""
 
     def search_all(self, problems: int, samples: int, stored: int) -> JointSearch:
-        """Of problems that have ``stored`` samples each, as many as ``samples`` for each would take."""
+        """Search problems that have ``stored`` samples each, with the tokens that ``samples`` of each would take."""
         most = min(self.most or stored, stored)
         drawn: list[list[Piece]] = [[] for _ in range(problems)]
         spent = yield from _draw(drawn, list(range(problems)))
@@ -52,23 +52,23 @@ class Allocation(Stop):
         return [elect(pieces) for pieces in drawn]
 
     def _next(self, drawn: list[list[Piece]], most: int, left: int) -> list[int]:
-        """Problems that get one more sample each: all that have the fewest, as far as what is left goes."""
+        """The problems that get one more sample each: all that have the fewest, as far as the remaining tokens go."""
         open_ = [number for number, pieces in enumerate(drawn) if not self._ended(pieces, most)]
         fewest = min((len(drawn[number]) for number in open_), default=0)
         level = [number for number in open_ if len(drawn[number]) == fewest]
         longest = max(piece.tokens for pieces in drawn for piece in pieces) or 1
-        return sorted(level, key=lambda number: _sureness(drawn[number]))[: max(0, left) // longest]
+        return sorted(level, key=lambda number: _certainty(drawn[number]))[: max(0, left) // longest]
 
     def _ended(self, pieces: list[Piece], most: int) -> bool:
         return settled(*leaders([p.ballot for p in pieces]), most - len(pieces), self.asked)
 
 
-def _sureness(pieces: list[Piece]) -> float:
+def _certainty(pieces: list[Piece]) -> float:
     return lead_is_real(*leaders([piece.ballot for piece in pieces]))
 
 
 def _draw(drawn: list[list[Piece]], numbers: list[int]) -> Generator[Wanted, Any, int]:
-    """One more sample of each; the tokens that they took."""
+    """Draw one more sample of each; returns the tokens that they took."""
     pieces: list[Piece] = yield [(number, Draft(len(drawn[number]))) for number in numbers]
     for number, piece in zip(numbers, pieces, strict=True):
         drawn[number].append(piece)

@@ -1,12 +1,13 @@
-"""What a search strategy is: a generator that asks for samples, scores and verdicts, and returns its choice.
+"""A search strategy: a generator that asks for samples, scores and verdicts, and returns its choice.
 
 A strategy sees one problem and never an engine. It yields what it wants next (`Draw`, `Score`, `Judge`) and is sent
-what came of that; so it is a pure function of the answers, can be held against enumeration, and thousands of
-searches share one batch (`rl.search.drive`). A strategy that only ever draws whole responses is ``independent``: its
-samples are those that anybody else has drawn of the problem, and where they are stored it costs nothing.
+the results. So it is a pure function of the results, can be tested against enumeration, and thousands of searches
+share one batch (`rl.search.drive`). A strategy that draws only whole responses is ``independent``: its samples are
+the same that others draw of the problem, and cost nothing if they are stored.
 
-What is counted: ``prompt`` tokens are what a call was given (the prompt, and of a begun response its beginning),
-``sampled`` those that it added, ``scored`` what a step scorer read. A cache saves time and changes no count.
+Counts: ``prompt`` tokens are the input of a call (the prompt, and the beginning of a response that it continues),
+``sampled`` tokens are its output, ``scored`` tokens are what a step scorer read. A cache saves time and changes no
+count.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from distill.voting import Sample
 from pipeline.stage import Settings
 
 Resource = Literal["scorer", "verifier", "steps"]
-"""What a strategy may need beside samples: a step scorer, a verifier with a reference, an engine that stops at the
-ends of steps."""
+"""What a strategy may need beside samples: a step scorer, a verifier with a reference, an engine that can stop at the
+end of a step."""
 VERIFIER = "verifier"
-"""In place of a scorer's label."""
+"""Stands in ``by`` in place of a scorer's label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A sample wanted: number ``index`` of those that begin with ``prefix``; with ``step`` one step of it is enough,
-    and ``greedy`` takes the likeliest tokens."""
+    """A requested sample: number ``index`` of those that begin with ``prefix``. With ``step`` one step is enough, and
+    ``greedy`` takes the likeliest tokens."""
 
     index: int = 0
     prefix: str = ""
@@ -40,10 +41,10 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A sample that came: ``text`` is the whole response so far, its beginning included.
+    """A sample that was drawn: ``text`` is the whole response so far, its beginning included.
 
-    ``ballot`` is its answer as it is counted in a vote; None where it has none (unfinished, cut, silent).
-    ``prompt_tokens`` were given to the model, ``tokens`` sampled. ``key`` is that of its trace.
+    ``ballot`` is its answer as counted in a vote; None if it has none (unfinished, cut off, or empty).
+    ``prompt_tokens`` were given to the model, ``tokens`` were sampled. ``key`` is that of its trace.
     """
 
     key: str
@@ -62,29 +63,29 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """These samples."""
+    """Asks for these samples."""
 
     items: tuple[Draft, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Step probabilities of these."""
+    """Asks for the step probabilities of these."""
 
     items: tuple[Piece, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Whether the verifier calls these correct."""
+    """Asks whether the verifier calls these correct."""
 
     items: tuple[Piece, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The answer of a search is that of ``piece``, the trace it rests on. ``weights`` are what each answer had for it
-    in a vote, the winner's first; ``score`` is the piece's, where it was chosen by that."""
+    """The result of a search: its answer is that of ``piece``. ``weights`` are the totals of all answers in a vote, the
+    winner's first; ``score`` is the piece's, if it was chosen by score."""
 
     piece: Piece
     weights: tuple[tuple[str, float], ...] = ()
@@ -96,39 +97,39 @@ Search = Generator[Need, Any, Choice]
 
 
 class Strategy(Protocol):
-    """Settings, and the search that they describe. Registered by name in `distill.catalog`."""
+    """Settings and the search that they describe. Registered by name in `distill.catalog`."""
 
     independent: ClassVar[bool]
-    """It draws whole responses only, and any of them may stand for any other."""
+    """Whether it draws only whole responses, each of which can replace any other."""
 
     @property
     def needs(self) -> frozenset[Resource]: ...
 
     def search(self, samples: int) -> Search:
-        """With a budget of so many samples."""
+        """Search with a budget of this many samples."""
         ...
 
 
 @runtime_checkable
 class Exact(Protocol):
-    """A strategy of whole responses whose accuracy with k of n samples is known, as the mean over all subsets of k: no
-    order of the samples is drawn for it."""
+    """A strategy of whole responses whose accuracy with k of n samples can be computed as the mean over all subsets of
+    k, so that it need not be run on orders of the samples."""
 
     @property
     def needs(self) -> frozenset[Resource]: ...
 
     def takes(self, samples: int) -> int:
-        """How many responses it draws with a budget."""
+        """The number of responses that it draws with a budget of ``samples``."""
         ...
 
     def over_subsets(self, samples: Sequence[Sample], k: int) -> float:
-        """The mean correctness of its choice among k of these. Where it asks for scores, they carry the
-        logarithms of these."""
+        """The mean correctness of its choice among k of these. If it goes by scores, the samples carry the logarithms
+        of the scores."""
         ...
 
 
 class ByScore(Settings):
-    """What all strategies have that go by the scores of steps."""
+    """The settings of all strategies that go by step scores."""
 
     by: str | None = None
     """Whose scores: the label of one of the stage's `scorers`; by default each of them, a curve for each."""
@@ -142,7 +143,7 @@ def draw(drafts: Sequence[Draft]) -> Generator[Need, Any, list[Piece]]:
 
 
 def score(pieces: Sequence[Piece], how: Aggregate) -> Generator[Need, Any, list[float]]:
-    """The logarithm of one score for each."""
+    """The logarithm of one score for each piece."""
     steps: list[list[float]] = yield Score(tuple(pieces))
     return [log_aggregate(each, how) for each in steps]
 
@@ -153,5 +154,5 @@ def judge(pieces: Sequence[Piece]) -> Generator[Need, Any, list[bool]]:
 
 
 def whole(samples: int, begin: int = 0) -> list[Draft]:
-    """Whole responses, by number."""
+    """Drafts of whole responses, numbered from ``begin``."""
     return [Draft(index) for index in range(begin, begin + samples)]

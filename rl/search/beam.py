@@ -1,11 +1,11 @@
-"""Beam search over steps: of all steps that were sampled the best go on.
+"""Beam search over steps: the best of all sampled steps continue.
 
-N steps are drawn, a step scorer ranks what there is of each response, the best N/M go on with M steps each, until all
+N steps are drawn, a step scorer ranks the responses so far, and the best N/M continue with M steps each, until all
 that are left have ended (Snell et al. 2024, https://arxiv.org/abs/2408.03314; Beeching, Tunstall and Rush 2024,
-"Scaling test-time compute with open models"). Equal texts are one beam: a model that is sure of its next line says
-it M times. Whatever has ended takes its place among the best and is drawn no further.
+"Scaling test-time compute with open models"). Equal texts are one beam: a model that is sure of its next line writes
+it M times. A finished response keeps its place among the best and is not continued.
 
-`Tree` is the engine of the three searches: DVTS and lookahead are other ways to choose, and to score.
+`Tree` is the base of all three searches over steps: DVTS chooses differently, lookahead scores differently.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rl.search.base import ByScore, Choice, Draft, Need, Piece, Resource, Search
 from rl.search.ranked import conclude
 
 Scored = tuple[Piece, float]
-"""A beginning, and the logarithm of what it is worth."""
+"""A partial response, and the logarithm of its value."""
 
 
 class Tree(ByScore):
-    """What all searches over steps have."""
+    """The settings and methods of all searches over steps."""
 
     independent: ClassVar[bool] = False
     needs: ClassVar[frozenset[Resource]] = frozenset(("scorer", "steps"))
@@ -34,18 +34,18 @@ class Tree(ByScore):
     """How the final answer is chosen: by a vote weighted by score, or the highest score."""
 
     def beams(self, samples: int) -> tuple[int, int]:
-        """(beams that go on, steps drawn of each)."""
+        """(beams that continue, steps drawn for each)."""
         width = min(self.width, samples)
         if samples % width:
-            raise InputError(f"a budget of {samples} samples is no multiple of the search's width, {width}")
+            raise InputError(f"a budget of {samples} samples is not a multiple of the search's width, {width}")
         return samples // width, width
 
     def values(self, pieces: Sequence[Piece]) -> Generator[Need, Any, list[float]]:
-        """What each beginning is worth (the logarithm)."""
+        """The logarithm of the value of each partial response."""
         return (yield from score(pieces, self.aggregate))
 
     def grow(self, drafts: Sequence[Draft]) -> Generator[Need, Any, list[Scored]]:
-        """The next steps, with what they are worth."""
+        """Draw the next steps; returns them with their values."""
         pieces = yield from draw(drafts)
         return list(zip(pieces, (yield from self.values(pieces)), strict=True))
 
@@ -54,7 +54,7 @@ class Tree(ByScore):
 
 
 class Beam(Tree):
-    """Beam search: the best N/M of all N go on."""
+    """Beam search: the best N/M of all N steps continue."""
 
     def search(self, samples: int) -> Search:
         keep, width = self.beams(samples)
@@ -68,7 +68,7 @@ class Beam(Tree):
 
 
 def ranked(grown: Sequence[Scored]) -> list[Scored]:
-    """Each text once, the best first."""
+    """Each distinct text once, the best first."""
     distinct: dict[str, Scored] = {}
     for piece, value in grown:
         distinct.setdefault(piece.text, (piece, value))

@@ -1,7 +1,7 @@
-"""What the searches come to: accuracy against samples and against tokens, and beside a majority at equal tokens.
+"""The results of the searches: accuracy against samples and against tokens, and against a majority at equal tokens.
 
-A problem is the unit of every interval. A majority at a number of tokens between those of k and of k + 1 samples is
-the one that takes k + 1 with the probability that makes the means equal: its accuracy is known exactly, problem by
+A problem is the unit of every interval. For a number of tokens between those of k and k + 1 samples, the majority vote
+takes k + 1 samples with the probability that makes the mean tokens equal. Its accuracy is known exactly, problem by
 problem, from the stored samples (`distill.voting`), so a strategy is compared with it on the same problems.
 """
 
@@ -21,8 +21,7 @@ Scores = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One search, or the mean of several: of which problem, whether its answer is right (None: nobody can tell), what
-    it took."""
+    """One search, or the mean of several: the problem, whether the answer is right (None: unverifiable), the cost."""
 
     problem: str
     correct: float | None
@@ -30,8 +29,8 @@ class Outcome:
 
 
 def point(budget: int, outcomes: Sequence[Outcome], votes: Votes, seen: Set[str] = frozenset()) -> dict[str, Any]:
-    """Everything that is said of one strategy with one budget; where some problems have been ``seen`` in training, its
-    accuracy on the others too."""
+    """All figures of one strategy with one budget. If some problems have been ``seen`` in training, they include its
+    accuracy on the others."""
     scores = by_problem(outcomes)
     clean = [fmean(values) for key, values in scores.items() if key not in seen]
     sampled = fmean(outcome.bill.sampled for outcome in outcomes)
@@ -55,13 +54,13 @@ def point(budget: int, outcomes: Sequence[Outcome], votes: Votes, seen: Set[str]
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A strategy's accuracy of each problem by its mean tokens, cheapest first: what it has with a number of tokens
-    between those of two budgets is the mean of both, drawn by lot so that the tokens are equal."""
+    """A strategy's accuracy on each problem by its mean tokens, cheapest first. For a number of tokens between those of
+    two budgets, it is the mean of both, weighted such that the mean tokens are equal."""
 
     points: Sequence[tuple[float, Mapping[str, float]]]
 
     def at(self, tokens: float) -> tuple[float, dict[str, list[float]]]:
-        """(the tokens that it has, accuracy by problem); its cheapest or dearest point beyond its ends."""
+        """(the tokens used, accuracy by problem). Beyond its ends, that is the cheapest or the most expensive point."""
         costs = [cost for cost, _ in self.points]
         had = min(max(tokens, costs[0]), costs[-1])
         above = next(n for n, cost in enumerate(costs) if cost >= had)
@@ -71,13 +70,14 @@ class Curve:
 
 
 def curve(points: Sequence[tuple[dict[str, Any], Scores]]) -> Curve:
-    """Of (what `point` said, accuracies by problem)."""
+    """The curve through (figures of `point`, accuracies by problem)."""
     found = [(said["tokens"], {key: fmean(values) for key, values in scores.items()}) for said, scores in points]
     return Curve(sorted(found, key=lambda each: each[0]))
 
 
 def rival(scores: Scores, tokens: float, other: Curve) -> dict[str, Any]:
-    """A strategy less another at equal tokens, on the same problems. ``tokens`` are those that the other had."""
+    """A strategy, with ``tokens``, minus another at equal tokens, on the same problems. The ``tokens`` of the result
+    are those that the other used."""
     had, theirs = other.at(tokens)
     return {"tokens": round(had, 2), **_estimate(paired_difference(theirs, scores), "difference")}
 
@@ -91,21 +91,21 @@ def by_problem(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
 
 
 class Votes:
-    """Majorities of the stored samples of each problem, of any number of samples, whole or not."""
+    """Majority votes over the stored samples of each problem, for any number of samples, also fractions."""
 
     def __init__(self, samples: Mapping[str, Sequence[Sample]]) -> None:
         self._samples = {key: part for key, part in samples.items() if part}
         self.most = max(map(len, self._samples.values()), default=0)
         self.tokens = fmean(fmean(s.tokens for s in part) for part in self._samples.values()) if self._samples else 0.0
-        """Of one sample, on average."""
+        """The mean tokens of one sample."""
         self._known: dict[int, dict[str, float]] = {}
 
     def samples_for(self, tokens: float) -> float:
-        """How many samples so many tokens buy."""
+        """The number of samples that this many tokens buy."""
         return tokens / self.tokens if self.tokens else 0.0
 
     def at(self, samples: float) -> dict[str, list[float]]:
-        """The majority's accuracy of each problem; with more samples than there are, with all."""
+        """The majority's accuracy on each problem; with all samples if ``samples`` is more than there are."""
         wished = min(max(samples, 1.0), float(self.most))
         low = int(wished)
         share = wished - low
@@ -114,15 +114,15 @@ class Votes:
         return {key: [(1 - share) * before[key] + share * value] for key, value in after.items()}
 
     def _of(self, k: int) -> dict[str, float]:
-        """Of the problems with so many judged samples."""
+        """The majority's accuracy over ``k`` samples, on the problems that have as many judged ones."""
         if k not in self._known:
             enough = {key: part for key, part in self._samples.items() if len(part) >= k}
             self._known[k] = {key: majority_at_k(part, k) for key, part in enough.items()}
         return self._known[k]
 
     def compared(self, scores: Scores, samples: float) -> dict[str, Any] | None:
-        """A strategy less the majority of so many samples, on the same problems. ``samples`` tells how many could be
-        had, fewer than the ``wished`` where no more are stored: then the strategy took more tokens."""
+        """A strategy minus the majority over this many samples, on the same problems. The ``samples`` of the result are
+        fewer than the ``wished`` if no more are stored; then the strategy used more tokens."""
         if not self.most:
             return None
         had = min(max(samples, 1.0), float(self.most))

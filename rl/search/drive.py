@@ -1,8 +1,9 @@
-"""Searches brought forward together, and what each of them took.
+"""Advance many searches together, and keep the bill of each.
 
-All that wait for samples are served by one call of the sampler, then all that wait for scores, then for verdicts, until
-none is left: a search of many steps costs as many rounds as one problem has steps, however many problems there are.
-Who samples, scores and judges is a `World`'s; the bill is kept here, the same for all.
+One call of the sampler serves all searches that wait for samples, one call of the scorer those that wait for scores,
+and one call of the judge those that wait for verdicts, until none is left. So searches step by step take as many rounds
+as one problem has steps, however many problems there are. A `World` samples, scores and judges; the bill is kept here,
+in the same way for all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from rl.search.base import Choice, Draft, Draw, Judge, Need, Piece, Score, Searc
 
 
 class World(Protocol):
-    """What searches ask of. The first of each pair is the number of the problem."""
+    """Serves the needs of searches. The first of each pair is the number of the problem."""
 
     def draw(self, wanted: Sequence[tuple[int, Draft]]) -> list[Piece]: ...
 
@@ -27,8 +28,8 @@ class World(Protocol):
 
 @dataclass(slots=True)
 class Bill:
-    """Tokens by kind (`rl.search.base`), and calls to the sampler. A trace that is asked for twice, a text that is
-    scored twice in one search, counts once. Fractions where it is a mean."""
+    """Tokens by kind (`rl.search.base`), and calls to the sampler. A trace that is requested twice in one search, or a
+    text that is scored twice, counts once. The values of a mean are fractions."""
 
     prompt: float = 0
     sampled: float = 0
@@ -37,7 +38,7 @@ class Bill:
 
     @property
     def tokens(self) -> float:
-        """What was computed for the answer beyond the prompts: by the model that samples, and the one that scores."""
+        """Tokens computed for the answer, without the prompts: by the model that samples, and the one that scores."""
         return self.sampled + self.scored
 
 
@@ -69,8 +70,8 @@ class _Meter:
 
 
 @dataclass(slots=True)
-class _Going:
-    """A search on its way, with what it waits for."""
+class _Running:
+    """A search in progress, and what it waits for."""
 
     problem: int
     search: Search
@@ -91,8 +92,8 @@ class _Going:
 
 
 def run(searches: Sequence[tuple[int, Search]], world: World) -> list[Result]:
-    """The result of each (number of the problem, search of it), in their order."""
-    going = [_Going(problem, search) for problem, search in searches]
+    """The result of each (number of the problem, search), in their order."""
+    going = [_Running(problem, search) for problem, search in searches]
     for each in going:
         each.advance(None)
     ask: dict[type[Need], Callable[[list[Any]], list[Any]]] = {Draw: world.draw, Score: world.score, Judge: world.judge}
@@ -102,8 +103,8 @@ def run(searches: Sequence[tuple[int, Search]], world: World) -> list[Result]:
     return [Result(each.choice, each.meter.bill) for each in going if each.choice]
 
 
-def _serve(waiting: Sequence[_Going], served: Callable[[list[Any]], list[Any]]) -> None:
-    """Answer all of these, which want the same kind of thing, at once."""
+def _serve(waiting: Sequence[_Running], served: Callable[[list[Any]], list[Any]]) -> None:
+    """Answer all of these, which have the same kind of need, with one call."""
     if not waiting:
         return
     wanted = [(each.problem, each.need.items if each.need else ()) for each in waiting]

@@ -1,6 +1,6 @@
-"""Diverse verifier tree search: N/M trees that know nothing of each other, each following its best step.
+"""Diverse verifier tree search: N/M independent trees, each following its best step.
 
-Beam search puts all of its budget under whatever scores best early on; here each tree keeps its own beginning, so the
+Beam search spends its whole budget on whatever scores best early on. Here each tree keeps its own beginning, so the
 answers differ, which a vote at the end needs (Beeching, Tunstall and Rush 2024, "Scaling test-time compute with open
 models").
 """
@@ -12,7 +12,7 @@ from rl.search.beam import Scored, Tree, next_steps
 
 
 class Dvts(Tree):
-    """Diverse beams: in each of N/M trees the best of M steps goes on."""
+    """Diverse beams: in each of N/M trees the best of M steps continues."""
 
     def search(self, samples: int) -> Search:
         trees, width = self.beams(samples)
@@ -20,7 +20,7 @@ class Dvts(Tree):
         going: dict[int, str] = dict.fromkeys(range(trees), "")
         while going:
             drafts: list[Draft] = []
-            for tree, text in going.items():  # numbers of their own: trees that say the same go on otherwise
+            for tree, text in going.items():  # own indices: trees with equal texts continue differently
                 drafts += next_steps(text, width, tree * width)
             grown = yield from self.grow(drafts)
             best = [max(grown[at : at + width], key=lambda scored: scored[1]) for at in range(0, len(grown), width)]

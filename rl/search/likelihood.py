@@ -1,9 +1,9 @@
-"""How likely a model finds each step, as a step scorer that nobody has to train.
+"""A step scorer that needs no training: how likely a model finds each step.
 
-The probability of a step is that of its least likely token, under the model at temperature 1: where a line of working
-follows from those before it a good model is sure of every token, and a slip shows in one. (The product over the
-tokens would punish long steps, the mean would hide the slip.) A larger model scores for a smaller one; it reads the
-text with its own tokenizer, so the two need not share one.
+The probability of a step is that of its least likely token, under the model at temperature 1. Where a line of working
+follows from those before it, a good model is sure of every token, and a mistake shows in a single one. (The product
+over the tokens would punish long steps; the mean would hide the mistake.) A larger model can score for a smaller one:
+it reads the text with its own tokenizer, so the two need not share one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Likelihood:
 
     def __init__(self, network: Any, tokenizer: Any, rule: str = "line") -> None:
         if needs_tokens(rule):
-            raise InputError(f"the likelihood of steps needs a rule of text, not {rule}")
+            raise InputError(f"the likelihood of steps needs a rule that splits text, not {rule}")
         self.rule = rule
         self._network, self._tokenizer = network.eval().requires_grad_(False), tokenizer
         check_packing(network)
@@ -43,7 +43,7 @@ class Likelihood:
         return rendered(self._tokenizer, messages)
 
     def score(self, asked: Sequence[tuple[str, str]]) -> list[list[float]]:
-        """In passes of packed tokens, equal texts once; the logits of all of them are never held."""
+        """Score in packed passes, equal texts once, without ever holding the logits of all of them."""
         read = {pair: self._read(str(n), *pair) for n, pair in enumerate(dict.fromkeys(asked))}
         rows = [row for row, _ in read.values() if row]
         told = likelihoods(self._network, rows, BATCH_TOKENS)
@@ -52,7 +52,8 @@ class Likelihood:
         return [steps.get(pair, []) for pair in asked]
 
     def _read(self, key: str, prompt: str, text: str) -> tuple[Example | None, list[Span]]:
-        """A row, where there is a token, and the spans of its response's; a tag that the prompt has is read once."""
+        """A row, or None if there is no token, and the spans of the response's tokens. A tag that both prompt and text
+        open is read only once."""
         before, _ = spans_of(self._tokenizer, prompt)
         ids, spans = spans_of(self._tokenizer, text)
         twice = opened_twice(prompt, text)
@@ -60,7 +61,7 @@ class Likelihood:
         return from_tokens(key, before, ids[again:]) if ids[again:] else None, spans[again:]
 
     def _steps(self, text: str, spans: Sequence[Span], logs: Sequence[float]) -> list[float]:
-        """The least of the tokens that overlap each step; of a step without one nothing is known, and 1 is said."""
+        """The lowest probability among the tokens that overlap each step; 1 for a step without tokens."""
         starts, ends = [start for start, _ in spans], [end for _, end in spans]
         steps = split(text, self.rule)
         inside = [logs[bisect_right(ends, step.start) : bisect_left(starts, step.end)] for step in steps]

@@ -1,4 +1,4 @@
-"""A search for the answer to one question, by an engine alone: nothing is stored. For `distill ask`."""
+"""Search for the answer to one question with an engine alone; nothing is stored. For `distill ask`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rl.search.base import Draft, Piece
 from rl.search.beam import Tree
 from rl.search.drive import Result, run
 from rl.search.pieces import of_completion
-from rl.search.scoring import Scorer, check_steps, likelihood_of, prm_of
+from rl.search.scoring import FULL, Scorer, check_steps, likelihood_of, prm_of
 from rl.search.settings import named
 
 STEP, STOP = "line", "\n"
@@ -27,7 +27,7 @@ STEP, STOP = "line", "\n"
 
 @dataclass(frozen=True)
 class LiveWorld:
-    """See `rl.search.drive.World`: every problem is the one question."""
+    """A `rl.search.drive.World` in which every problem is the one question."""
 
     engine: Engine
     problem: Problem
@@ -59,41 +59,40 @@ class LiveWorld:
 
 
 class LiveSearch:
-    """A strategy for one question, told by name or as in YAML. `InputError` for one that cannot be had, before any
-    model is loaded.
+    """A strategy for one question, given by name or as in YAML. Raises `InputError` for one that cannot be used, before
+    any model is loaded.
 
-    ``prm`` is the directory of a process reward model, which must read the tokens of ``policy``; ``likelihood`` a model
-    whose own probability of each step scores it.
+    ``prm`` is the directory of a process reward model, which must read the tokens of ``policy``; ``likelihood`` is a
+    model whose own probability of each step is the score. Either is loaded in ``dtype``.
     """
 
     def __init__(
-        self, spec: Any, samples: int, prm: Path | None, likelihood: Model | None, policy: Model | None = None
+        self, spec: Any, samples: int, prm: Path | None, likelihood: Model | None, policy: Model | None = None,
+        dtype: str = FULL,
     ) -> None:  # fmt: skip
         try:
             chosen = named(spec)
         except ValueError as error:
             raise InputError(f"--strategy: {error}") from None
         if isinstance(chosen.strategy, Allocation):
-            raise InputError("--strategy allocate shares a total among many problems; for one question take adaptive")
+            raise InputError("--strategy allocate divides a total among many problems; for one question use adaptive")
         if "verifier" in chosen.strategy.needs:
             raise InputError(f"--strategy {chosen.label}: a question has no right answer to judge by")
         if chosen.by:
             raise InputError(
-                f"--strategy {chosen.label}: for a question --prm or --likelihood says who scores, not `by`"
+                f"--strategy {chosen.label}: for a question, --prm or --likelihood chooses the scorer; leave out `by`"
             )
         if "scorer" in chosen.strategy.needs and not (prm or likelihood):
-            raise InputError(
-                f"--strategy {chosen.label} needs somebody who scores steps: --prm DIRECTORY or --likelihood MODEL"
-            )
+            raise InputError(f"--strategy {chosen.label} needs a step scorer: --prm DIRECTORY or --likelihood MODEL")
         if isinstance(chosen.strategy, Tree):
             chosen.strategy.beams(samples)
         self._strategy, self._samples, self.label = chosen.strategy, samples, chosen.label
         self.samples_at_random = chosen.name != "greedy"
         self.needs_steps = "steps" in chosen.strategy.needs
         if (prm or likelihood) and "scorer" not in chosen.strategy.needs:
-            raise InputError(f"--strategy {self.label} asks nobody who scores steps; leave --prm and --likelihood out")
-        self._scorer = prm_of(str(prm), Path(), {}, FileHashes(), policy) if prm else None
-        self._scorer = likelihood_of(likelihood, STEP) if likelihood else self._scorer
+            raise InputError(f"--strategy {self.label} uses no step scorer; leave out --prm and --likelihood")
+        self._scorer = prm_of(str(prm), Path(), {}, FileHashes(), policy, dtype) if prm else None
+        self._scorer = likelihood_of(likelihood, STEP, dtype) if likelihood else self._scorer
         if self._scorer and self.needs_steps:
             check_steps(self._scorer, STEP, f"--strategy {self.label}")
         if self._scorer:

@@ -1,7 +1,7 @@
 """Lookahead search: beam search in which a step is worth what it leads to.
 
-Before a step is scored the response is gone on with greedily for some steps, and the scorer reads that; what was
-looked at ahead is thrown away, and paid for (Snell et al. 2024, https://arxiv.org/abs/2408.03314, section 5.1).
+Before a step is scored, the response is continued greedily for some steps, and the scorer reads the result. These
+steps are then discarded, but paid for (Snell et al. 2024, https://arxiv.org/abs/2408.03314, section 5.1).
 """
 
 from __future__ import annotations

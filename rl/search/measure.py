@@ -1,6 +1,6 @@
-"""Every strategy with every budget on the same problems: run, judged, kept, and brought into figures.
+"""Run every strategy with every budget on the same problems; judge and store the results, and turn them into figures.
 
-Called by `rl.stages.search`, which says what is to be measured; the maths is `rl.search.curves`.
+Called by `rl.stages.search`, which decides what is measured; the maths is in `rl.search.curves`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SAMPLES = "samples"
 """The label of the members that all strategies choose from."""
 
 Run = tuple[int, int, Result]
-"""(number of the problem, the first sample taken, what came of it)."""
+"""(number of the problem, the first sample taken, the result)."""
 Measured = tuple[dict[str, Any], curves.Scores]
 """(a point of a curve, the accuracies by problem behind it)."""
 
@@ -64,7 +64,7 @@ def measure(
 
 
 def _scorer(context: Context, label: str, found: Pool, world: StoredWorld) -> dict[str, Any]:
-    """How a scorer ranks all samples, by the product over their steps."""
+    """How well a scorer ranks all samples, by the product over their steps."""
     told = found.ranking(world, label)
     shown = ["n/a" if told[name] is None else f"{told[name]:.3f}" for name in ("auc", "auc_within")]
     context.note(f"{label}: AUC of right against wrong samples {shown[0]}, within a problem {shown[1]}")
@@ -75,10 +75,10 @@ def _points(
     context: Context, settings: SearchSettings, world: StoredWorld, named: Named, found: Pool, votes: Votes,
     seen: Set[str],
 ) -> list[Measured]:  # fmt: skip
-    """The points of a strategy, one a budget, each with the accuracies by problem."""
+    """The points of a strategy, one per budget, each with the accuracies by problem."""
     points: list[Measured] = []
     strategy = named.strategy
-    samples = _seen(strategy, found, world) if isinstance(strategy, Exact) else {}
+    samples = _samples_of(strategy, found, world) if isinstance(strategy, Exact) else {}
     for budget in settings.budgets:
         stop_check(context.stopping)
         world.label = f"{named.label}, {budget}"
@@ -93,16 +93,16 @@ def _points(
     return points
 
 
-def _seen(strategy: Exact, found: Pool, world: StoredWorld) -> Samples:
-    """The stored samples, with the scores that a strategy goes by."""
+def _samples_of(strategy: Exact, found: Pool, world: StoredWorld) -> Samples:
+    """The stored samples, with the scores that a strategy goes by, if any."""
     if isinstance(strategy, ByScore) and "scorer" in strategy.needs:
         return found.scored(world, world.by, strategy.aggregate)
     return found.samples()
 
 
 def _rivals(strategies: Sequence[Named], scores: Mapping[str, Sequence[Measured]]) -> list[dict[str, Any]]:
-    """Each search step by step, with each budget, against those that choose among whole responses by the same scores,
-    at equal tokens."""
+    """Each search step by step, with each budget, against the strategies that choose among whole responses by the same
+    scores, at equal tokens."""
     return [
         {"strategy": one.label, "samples": point["samples"], "against": other.label,
          **curves.rival(values, point["tokens"], curves.curve(scores[other.label]))}
@@ -115,7 +115,7 @@ def _rivals(strategies: Sequence[Named], scores: Mapping[str, Sequence[Measured]
 
 
 def _runs(named: Named, budget: int, settings: SearchSettings, world: StoredWorld) -> list[Run]:
-    """A search of each problem; of strategies of whole responses, on several orders of the samples."""
+    """One search of each problem; for strategies of whole responses, one on each of several orders of the samples."""
     strategy, stored, count = named.strategy, settings.pool, len(world.tasks)
     if isinstance(strategy, Allocation):
         return [
@@ -133,7 +133,7 @@ def _runs(named: Named, budget: int, settings: SearchSettings, world: StoredWorl
 
 
 def _judged(world: StoredWorld, runs: Sequence[Run]) -> tuple[list[Outcome], list[dict[str, Any]]]:
-    """What the searches of a strategy with a budget came to, judged, and as rows."""
+    """The judged outcomes of a strategy's searches with a budget, and their rows."""
     chosen: list[tuple[int, Piece]] = [(number, result.choice.piece) for number, _, result in runs]
     outcomes, rows = [], []
     for (number, start, result), verdict in zip(runs, world.outcomes(chosen), strict=True):
@@ -154,7 +154,7 @@ def _row(outcome: Outcome, start: int = 0, chosen: Piece | None = None) -> dict[
 
 def in_words(point: dict[str, Any]) -> str:
     low, high = point["ci95"]
-    share = f"{100 * point['accuracy']:.1f}%" if point["accuracy"] is not None else "nobody can tell"
+    share = f"{100 * point['accuracy']:.1f}%" if point["accuracy"] is not None else "no answer could be judged"
     return (
         f"{share} (95%: {100 * low:.1f} to {100 * high:.1f}) for {point['calls']:,.4g} calls and "
         f"{point['tokens']:,.0f} tokens a problem, with a budget of {point['samples']}"

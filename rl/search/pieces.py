@@ -1,4 +1,4 @@
-"""A trace as the piece of a response that a search sees, from a row of the store or fresh from an engine."""
+"""Make the `Piece` that a search sees of a trace, from a row of the store or fresh from an engine."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rl.search.base import Piece
 COLUMNS = (
     "trace_key, prompt, thinking, answer, closed, cut, finish, forced, prompt_tokens, thinking_tokens, answer_tokens"
 )
-"""Of the table `traces`."""
+"""The columns of the table `traces` that `of_row` reads."""
 
 
 def of_row(row: Mapping[str, Any]) -> Piece:
-    """Of a row with `COLUMNS`."""
+    """The piece of a row with `COLUMNS`."""
     text = row["cut"] if row["cut"] is not None else join_thinking(row["thinking"], row["answer"], row["closed"])
-    given, finish = _given(row["forced"] or ()), Finish(row["finish"])
+    given, finish = _begun_with(row["forced"] or ()), Finish(row["finish"])
     return Piece(
         row["trace_key"], row["prompt"], text, row["answer"], _vote(row["answer"], row["closed"], finish), finish,
         row["prompt_tokens"] + given, row["thinking_tokens"] + row["answer_tokens"] - given,
@@ -28,7 +28,7 @@ def of_row(row: Mapping[str, Any]) -> Piece:
 
 
 def of_completion(completion: Completion) -> Piece:
-    parts, given = response_of(completion), _given(completion.forced)
+    parts, given = response_of(completion), _begun_with(completion.forced)
     prompt = len(completion.prompt_ids) if completion.prompt_tokens is None else completion.prompt_tokens
     return Piece(
         completion.key, completion.prompt, completion.text, parts.answer,
@@ -38,10 +38,10 @@ def of_completion(completion: Completion) -> Piece:
 
 
 def _vote(answer: str, closed: bool, finish: Finish) -> str | None:
-    """As `distill.scoring.samples` has it: what was cut or said nothing casts no vote."""
+    """As in `distill.scoring.samples`: a response that was cut off or is empty casts no vote."""
     return (ballot(answer) or None) if closed and finish is Finish.STOP else None
 
 
-def _given(forced: Sequence[int]) -> int:
-    """How many tokens the response began with: those of its forced ones that nothing sampled comes before."""
+def _begun_with(forced: Sequence[int]) -> int:
+    """The number of tokens with which the response was begun: its forced tokens before the first sampled one."""
     return next((at for at, place in enumerate(forced) if at != place), len(forced))

@@ -1,8 +1,8 @@
-"""The stored samples that strategies of whole responses choose from: judged, scored, and their worth over all subsets.
+"""The stored samples that strategies of whole responses choose from: judged, scored, evaluated over all subsets.
 
-Where a strategy's mean over all subsets is known (`rl.search.base.Exact`) it is what a point says, with the mean of the
-bill beside it, and no order of the samples is drawn. A sample that nobody can judge is in no subset, and paid for; of a
-problem with fewer judged ones than a budget nobody can tell.
+If a strategy's mean over all subsets can be computed (`rl.search.base.Exact`), a point reports it with the mean bill,
+and the strategy is not run on orders of the samples. A sample that cannot be judged is in no subset, but is paid for. A
+problem with fewer judged samples than the budget has no result.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Samples = Mapping[str, Sequence[Sample]]
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What was drawn of a problem, and which of it is right."""
+    """The samples of a problem, and those that were judged, with whether they are right."""
 
     key: str
     number: int
@@ -47,7 +47,7 @@ class Pool:
         }
 
     def scored(self, world: StoredWorld, by: str, how: Aggregate) -> Samples:
-        """The samples with the logarithms of their scores by a scorer."""
+        """The samples, with the logarithms of their scores by the scorer ``by``."""
         logs = self._logs(world, by, how)
         return {
             key: [replace(s, score=value) for s, value in zip(part, logs[key], strict=True)]
@@ -55,8 +55,8 @@ class Pool:
         }
 
     def ranking(self, world: StoredWorld, by: str) -> dict[str, Any]:
-        """How well a scorer, by the product over steps, tells right samples from wrong ones: over all, and within a
-        problem, which is what a choice among its samples needs."""
+        """How well a scorer, by the product over steps, separates right samples from wrong ones: over all, and within
+        a problem, which is what a choice among its samples needs."""
         logs = self._logs(world, by, "product")
         groups = {
             problem.key: [(value, right) for value, (_, right) in zip(logs[problem.key], problem.judged, strict=True)]
@@ -75,7 +75,7 @@ class Pool:
         return Votes(self.samples())
 
     def outcomes(self, strategy: Exact, samples: Samples, budget: int) -> list[Outcome]:
-        """The mean over subsets of each problem. ``samples`` carry the scores that the strategy goes by."""
+        """The mean over all subsets, for each problem. ``samples`` carry the scores that the strategy goes by."""
         k, scored = strategy.takes(budget), "scorer" in strategy.needs
         return [
             Outcome(
@@ -88,7 +88,7 @@ class Pool:
 
 
 def drawn(world: StoredWorld, size: int) -> Pool:
-    """So many samples of each problem, sampled and judged where they are not."""
+    """``size`` samples of each problem, sampled and judged where the store lacks them."""
     wanted = [(number, draft) for number in range(len(world.tasks)) for draft in whole(size)]
     pieces = list(zip([number for number, _ in wanted], world.draw(wanted), strict=True))
     verdicts = world.outcomes(pieces)
@@ -105,8 +105,8 @@ def _is_judged(verdict: Verdict) -> bool:
 
 
 def mean_bill(pieces: Sequence[Piece], k: int, scored: bool) -> Bill:
-    """What k of these take, on average over all subsets. A text that several say is scored once: it is among the k as
-    often as any of them is."""
+    """The cost of k of these, on average over all subsets. A text that several share is scored once: it is among the k
+    as often as any of them is."""
     reading = 0.0
     if scored:
         said: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Whole responses, ranked: best-of-N by a step scorer or a verifier, and the vote that a step scorer weighs."""
+"""Rank whole responses: best-of-N by a step scorer or a verifier, and a vote weighted by a step scorer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class BestOf(ByScore):
     """Best-of-N: the response that scores highest, or (`by: verifier`) the first that the verifier accepts.
 
     By step scores: Lightman et al. 2023, https://arxiv.org/abs/2305.20050. By verifier: what a perfect judge of answers
-    could make of the samples. Under a weak scorer it falls as N grows: the maximum goes to whatever deceives it
-    (over-optimisation, Gao et al. 2022, https://arxiv.org/abs/2210.10760), while in a vote a few such are outvoted.
+    could reach with the samples. With a weak scorer, accuracy falls as N grows, because the maximum goes to whatever
+    deceives it (over-optimisation, Gao et al. 2022, https://arxiv.org/abs/2210.10760); in a vote a few such responses
+    are outvoted.
     """
 
     independent: ClassVar[bool] = True
@@ -62,13 +63,13 @@ class WeightedVote(ByScore):
 
 
 def best(pieces: Sequence[Piece], logs: Sequence[float]) -> Choice:
-    """The highest score, among those that have an answer if any has; the first of equal ones. Scores come as their
-    logarithms."""
+    """The highest score among the pieces with an answer (all, if none has one); the first of equals. ``logs`` are the
+    logarithms of the scores."""
     able = [at for at, piece in enumerate(pieces) if piece.ballot is not None] or range(len(pieces))
     at = max(able, key=lambda index: logs[index])
     return Choice(pieces[at], score=exp(logs[at]))
 
 
 def conclude(pieces: Sequence[Piece], logs: Sequence[float], final: Literal["weighted", "best"]) -> Choice:
-    """How a search step by step chooses among the responses it comes to."""
+    """The choice of a search step by step among its finished responses."""
     return elect(pieces, weights(logs)) if final == "weighted" else best(pieces, logs)

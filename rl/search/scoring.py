@@ -1,4 +1,4 @@
-"""Who scores steps: as YAML says it, and found, by identity, loaded when the first text is to be scored."""
+"""Step scorers: their settings in YAML, their identities, and loading them when the first text is to be scored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 class ByReward(Settings):
-    """A process reward model, where there is more to say than its name."""
+    """A process reward model with settings beside its name."""
 
     model: Annotated[str, Input(accepts=("prm",), prefix=files.PREFIX)]
     """`prm:STAGE`, or the directory of a `prm` stage's result."""
@@ -45,11 +45,11 @@ class ByLikelihood(Settings):
 
 Said = str | ByReward | ByLikelihood
 KINDS: Mapping[str, type[ByReward | ByLikelihood]] = {"model": ByReward, "likelihood": ByLikelihood}
-"""By the key that says who."""
+"""The settings by the key that names the scorer."""
 
 
-def _a_scorer(said: Any) -> Said:
-    """A reward model of which nothing but its name is said is that name, whichever way it is said."""
+def _parse(said: Any) -> Said:
+    """Parse a scorer. A reward model with nothing but its name becomes that name, in whichever form it was given."""
     if isinstance(said, str | ByReward | ByLikelihood):
         return said
     who = [key for key in KINDS if key in said] if isinstance(said, Mapping) else []
@@ -72,7 +72,7 @@ def reward_model(said: str | ByReward) -> tuple[str, str]:
     return (said, FULL) if isinstance(said, str) else (said.model, said.dtype)
 
 
-def _there(said: Said) -> Said:
+def _check_exists(said: Said) -> Said:
     if isinstance(said, ByLikelihood):
         return said
     name, _ = reward_model(said)
@@ -84,20 +84,20 @@ def _there(said: Said) -> Said:
     return said
 
 
-ScorerSpec = Annotated[Said, BeforeValidator(_a_scorer), AfterValidator(_there)]
+ScorerSpec = Annotated[Said, BeforeValidator(_parse), AfterValidator(_check_exists)]
 """A process reward model, ``prm:STAGE`` or its directory, or ``{model: prm:STAGE, dtype: bfloat16}``; or
 ``{likelihood: MODEL}``, with a ``dtype`` too."""
 
 
 def nothing() -> None:
-    """The check of a scorer that reads whatever there is."""
+    """The check of a scorer that can read any text."""
 
 
 @dataclass
 class Scorer:
-    """``load`` is slow, and so is ``identify``. ``rule`` is how it splits a response into steps; ``model`` is what is
-    loaded, in ``dtype``; ``own_template``, that it reads problems in its own words, whoever answers. ``check``
-    raises `InputError` where it cannot read what it should."""
+    """A step scorer that is loaded on first use; ``load`` and ``identify`` are slow. ``rule`` is how it splits a
+    response into steps; ``model`` is what is loaded, in ``dtype``. With ``own_template`` it renders problems with its
+    own template, whichever model answers. ``check`` raises `InputError` if it cannot read the model's responses."""
 
     identify: Callable[[], str]
     rule: str
@@ -118,20 +118,20 @@ class Scorer:
         return self._opened[0]
 
     def prompt(self, piece: Piece, messages: Sequence[Message], rendered: bool) -> str:
-        """What is read before a response: the prompt that the model saw; where that is an endpoint's secret
-        (``rendered`` is False), or another model's language, by the scorer's own template."""
+        """The text to read before a response: the prompt that the model saw. If that is unknown (an endpoint's;
+        ``rendered`` is False) or in another model's format, the scorer's own template renders the problem."""
         if rendered and not self.own_template:
             return piece.prompt
         return str(self.open().render(messages))  # type: ignore[attr-defined]
 
 
 def unloaded(scorers: Iterable[Scorer]) -> list[tuple[Model, str]]:
-    """What of these has yet to take its memory, with the dtype."""
+    """The models of those scorers that have yet to take up memory, with their dtypes."""
     return [(scorer.model, scorer.dtype) for scorer in scorers if not scorer._opened]
 
 
 def likelihood_of(model: Model, rule: str, dtype: str = FULL) -> Scorer:
-    """How likely a model finds each step (`rl.search.likelihood`)."""
+    """A scorer by how likely a model finds each step (`rl.search.likelihood`)."""
 
     def load() -> StepScorer:
         from rl.search.likelihood import open_likelihood
@@ -139,7 +139,7 @@ def likelihood_of(model: Model, rule: str, dtype: str = FULL) -> Scorer:
         return open_likelihood(model, rule, dtype)
 
     def identify() -> str:
-        return f"likelihood:{VERSION}:{rule}:{model.identity}{_unlike(dtype)}"
+        return f"likelihood:{VERSION}:{rule}:{model.identity}{_dtype_suffix(dtype)}"
 
     return Scorer(identify, rule, load, model, dtype, own_template=True)
 
@@ -148,8 +148,8 @@ def prm_of(
     name: str, workspace: Path, inputs: Mapping[str, Manifest], hashes: FileHashes, policy: Model | None = None,
     dtype: str = FULL,
 ) -> Scorer:  # fmt: skip
-    """The process reward model that a stage made, or that lies in a directory. Its ``check`` refuses one whose
-    tokenizer is not that of ``policy``, whose prompts it is to read."""
+    """The process reward model that a stage made, or that lies in a directory. Its ``check`` refuses a tokenizer that
+    is not that of ``policy``, whose prompts it has to read."""
     directory = files.directory_of(name, workspace, inputs)
 
     def check() -> None:
@@ -161,21 +161,21 @@ def prm_of(
         return scorer
 
     def identify() -> str:
-        return f"prm:{VERSION}:{files.identity_of(directory, hashes)}{_unlike(dtype)}"
+        return f"prm:{VERSION}:{files.identity_of(directory, hashes)}{_dtype_suffix(dtype)}"
 
     body, rule = Model(str(directory / MODEL), ""), files.about(directory, name).rule
     return Scorer(identify, rule, load, body, dtype, check=check)
 
 
-def _unlike(dtype: str) -> str:
-    """What an identity says of a ``dtype``: nothing of that of the scores which were made before there was another."""
+def _dtype_suffix(dtype: str) -> str:
+    """The ``dtype`` in an identity: nothing for the one that all scores had before the setting existed."""
     return "" if dtype == FULL else f":{dtype}"
 
 
 def check_steps(scorer: Scorer, step: str, who: str) -> None:
-    """`InputError` where a search by ``step`` would be scored by other steps than its own."""
+    """Raise `InputError` if a search by ``step`` would be scored by other steps than its own."""
     if scorer.rule != step:
         raise InputError(
-            f"{who} goes on by the {step}, and the steps of the reward model are another rule's ({scorer.rule}); take "
+            f"{who} searches by the {step}, but the reward model splits steps by another rule ({scorer.rule}); use "
             f"one that was trained with `steps: {step}`"
         )

@@ -1,4 +1,4 @@
-"""Strategies as YAML says them: a name, or a name with its settings, as in ``{beam: {width: 8}}``."""
+"""Strategies as written in YAML: a name, or a name with its settings, as in ``{beam: {width: 8}}``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rl.search.base import Strategy
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A strategy with its label: the name, who scores, and the settings that are not the usual ones."""
+    """A strategy with its label: the name, the settings that are not defaults, and the scorer."""
 
     name: str
     strategy: Strategy | Allocation
@@ -27,8 +27,8 @@ class Named:
 
     @property
     def way(self) -> str:
-        """What is done, whoever scores."""
-        own = {key: value for key, value in self._own().items() if key != "by"}
+        """The label without the scorer."""
+        own = {key: value for key, value in self._non_defaults().items() if key != "by"}
         return " ".join([self.name, *(f"{key}={value}" for key, value in own.items())])
 
     @property
@@ -36,21 +36,21 @@ class Named:
         return getattr(self.strategy, "by", None)
 
     def each(self, scorers: Iterable[str]) -> list[Named]:
-        """Of a strategy that goes by scores and does not say whose, one for each of them."""
+        """One copy for each scorer if the strategy goes by scores and names no scorer; otherwise only itself."""
         if self.by or "scorer" not in self.strategy.needs:
             return [self]
         built: Any = self.strategy
         return [Named(self.name, built.model_copy(update={"by": label})) for label in scorers]
 
-    def _own(self) -> dict[str, Any]:
+    def _non_defaults(self) -> dict[str, Any]:
         return self.strategy.model_dump(mode="json", exclude_defaults=True)  # type: ignore[union-attr]
 
     def plain(self) -> Any:
-        return {self.name: own} if (own := self._own()) else self.name
+        return {self.name: own} if (own := self._non_defaults()) else self.name
 
 
 def named(spec: Any) -> Named:
-    """`ValueError` for what is none."""
+    """Parse a strategy; raises `ValueError` if it is not one."""
     name, settings = next(iter(spec.items())) if isinstance(spec, Mapping) and len(spec) == 1 else (spec, {})
     if not isinstance(name, str):
         raise ValueError("expected the name of a strategy, or one name with its settings: {beam: {width: 8}}")
@@ -65,4 +65,4 @@ def named(spec: Any) -> Named:
 
 
 StrategySpec = Annotated[str | dict[str, Any], AfterValidator(lambda spec: named(spec).plain())]
-"""A strategy in YAML, without the settings that are the usual ones."""
+"""A strategy in YAML, normalised to leave out settings that are defaults."""

@@ -1,4 +1,4 @@
-"""One search on many orders of the same samples: what it comes to on average, and not with the luck of one order."""
+"""Run one search on many orders of the same samples, for a mean that does not depend on the luck of one order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rl.search.base import Draw, Need, Search
 
 
 def shifted(search: Search, start: int, stored: int) -> Search:
-    """The search with sample ``start`` for its first, and so on; behind the last of the ``stored`` ones the first."""
+    """The search with its samples taken from ``start`` on, wrapping around after the last of the ``stored`` ones."""
     need: Need = next(search)
     while True:
         if isinstance(need, Draw):
@@ -22,7 +22,7 @@ def shifted(search: Search, start: int, stored: int) -> Search:
 
 
 def shifted_joint(search: JointSearch, start: int, stored: int) -> JointSearch:
-    """The same of one search over all problems."""
+    """The same for one search over all problems."""
     wanted = next(search)
     while True:
         moved = [(number, replace(draft, index=(draft.index + start) % stored)) for number, draft in wanted]
@@ -34,6 +34,6 @@ def shifted_joint(search: JointSearch, start: int, stored: int) -> JointSearch:
 
 
 def starts(stored: int, orders: int) -> list[int]:
-    """Places to begin, evenly apart."""
+    """Evenly spaced start positions."""
     count = min(stored, orders)
     return [at * stored // count for at in range(count)]

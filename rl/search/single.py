@@ -1,4 +1,4 @@
-"""One response: the likeliest, or one that is sampled. What every other strategy has to be better than."""
+"""One response: the likeliest, or a sampled one. The baselines that every other strategy has to beat."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rl.search.base import Choice, Draft, Resource, Search, draw
 
 
 class Greedy(Settings):
-    """The likeliest token at every place, whatever the budget."""
+    """The likeliest token at every position, whatever the budget."""
 
-    independent: ClassVar[bool] = False  # a greedy response stands for no other
+    independent: ClassVar[bool] = False  # a greedy response cannot replace a sampled one
     needs: ClassVar[frozenset[Resource]] = frozenset()
 
     def search(self, samples: int) -> Search:

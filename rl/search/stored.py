@@ -1,9 +1,9 @@
-"""The world of a search over stored traces: what is wanted and there is read, what is missing is sampled and kept.
+"""A search's world over stored traces: existing traces are read, missing ones are sampled and stored.
 
-So a search has no resume path: run again, it asks for the same and finds it. Traces are keyed as everybody's are
-(`distill.keys`), whole responses as `generate` and `evaluate` key theirs, so these are shared. Step scores and
-verdicts are rows too, made once. What is made is durable at the end of each round, and in the store when the next
-verdicts are made: a round of a search step by step is short, and bringing rows into the store is not.
+So a search has no resume path: run again, it asks for the same and finds it. Traces have the usual keys
+(`distill.keys`), whole responses the same as those of `generate` and `evaluate`, so these are shared. Step scores and
+verdicts are rows too, made once. New rows are durable at the end of each round, and ingested into the store when the
+next verdicts are made: a round of a search step by step is short, and ingesting is not.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from rl.search.base import Draft, Piece
 from rl.search.scoring import Scorer
 
 PORTION = 256
-"""Texts scored at a time: what a kill may lose."""
+"""Texts scored at a time; a kill loses no more than these."""
 
 
 @dataclass
 class StoredWorld:
-    """See `rl.search.drive.World`. ``open_engine`` None: from what is stored alone."""
+    """A `rl.search.drive.World`. ``open_engine`` is None if only stored traces may be used."""
 
     store: Store
     context: Context
@@ -46,12 +46,12 @@ class StoredWorld:
     judges: Judges
     workers: int
     rendered: bool = True
-    """Whether traces tell the prompt as the model saw it; an endpoint's do not."""
+    """Whether traces hold the prompt as the model saw it; an endpoint's do not."""
     label: str = ""
     by: str = ""
-    """The scorer that scores now."""
+    """The label of the current scorer."""
     verdicts: dict[tuple[str, str], str] = field(default_factory=dict)
-    """The key of the verdict that stands, by problem key and trace key."""
+    """The key of the current verdict, by (problem key, trace key)."""
     _pieces: dict[str, Piece] = field(default_factory=dict)
     _scores: dict[str, list[float]] = field(default_factory=dict)
     _outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class StoredWorld:
     def _sample(self, missing: dict[str, Wanted], present: int) -> None:
         if self.open_engine is None:
             wish = next(iter(missing.values()))
-            raise InputError(f"problem {wish.problem.name}: {_lacking(wish)}; leave `stored` out and let them be made")
+            raise InputError(f"problem {wish.problem.name}: {_missing_text(wish)}; leave out `stored` to sample it")
         stop_check(self.context.stopping)
         self._engine = self._engine or self.open_engine()
         appender, done = Appender(self.store), present
@@ -150,13 +150,13 @@ class StoredWorld:
         return [outcome is Outcome.CORRECT for outcome in self.outcomes(wanted)]
 
     def outcomes(self, wanted: Sequence[tuple[int, Piece]]) -> list[Outcome]:
-        """What the verifier says of each, judged where it was not."""
+        """The verifier's outcome for each; those without a verdict are judged."""
         asked = [(piece.key, *self.tasks[number]) for number, piece in wanted]
         new = {(problem_key, trace): (trace, problem_key, problem) for trace, problem_key, problem in asked}
         unknown = [each for pair, each in new.items() if pair not in self.verdicts]
         if unknown:
             wishes = [self.judges.judgement(*each) for each in unknown]
-            judged = bool(self.verdicts)  # by an earlier strategy: what is new here may be one answer
+            judged = bool(self.verdicts)  # for an earlier strategy: only a few answers may be new here
             stand = verification.make_verdicts(self.store, wishes, self.context, self.workers, self.label, judged)
             self.verdicts |= {(w.problem_key, w.trace_key): key for w, key in zip(wishes, stand, strict=True)}
             sql = "SELECT verdict_key, outcome FROM verdicts SEMI JOIN wanted USING (verdict_key)"
@@ -165,9 +165,9 @@ class StoredWorld:
         return [self._outcomes[self.verdicts[problem_key, trace]] for trace, problem_key, _ in asked]
 
 
-def _lacking(wish: Wanted) -> str:
+def _missing_text(wish: Wanted) -> str:
     if wish.asked.stop:
-        return "a search step by step wants steps that are not in the store"
+        return "a search step by step needs a step that is not in the store"
     if not wish.sampling.temperature:
         return "its greedy response is not in the store"
-    return f"sample {wish.sample_index + 1} is wanted, and the store holds fewer; lower the budgets"
+    return f"sample {wish.sample_index + 1} is needed, but the store holds fewer; lower the budgets"

@@ -1,8 +1,8 @@
-"""Votes: the answers of several responses, counted or weighed.
+"""Votes: the answers of several responses, counted or weighted.
 
-The answer with the largest sum wins; of equal ones that which was given first. (Samples are exchangeable, so that is
-as good as a lot.) The trace it rests on is its heaviest one, the first where they weigh the same. A response without
-an answer casts no vote; where none has any, the first one is the choice, and it is wrong.
+The answer with the largest sum wins; on a tie, the one that was given first. (Samples are exchangeable, so that is as
+good as a random choice.) The chosen trace is the winner's heaviest one, the first on a tie. A response without
+an answer casts no vote; if none has an answer, the first response is chosen, and it is wrong.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rl.search.base import Choice, Piece, Resource, Search, draw, whole
 
 
 def elect(pieces: Sequence[Piece], weights: Sequence[float] | None = None) -> Choice:
-    """The winner of a vote; every vote weighs 1 where no ``weights`` are given."""
+    """The winner of a vote. Without ``weights``, every vote weighs 1."""
     cast = [1.0] * len(pieces) if weights is None else weights
     totals: dict[str, float] = {}
     heaviest: dict[str, int] = {}
@@ -27,7 +27,7 @@ def elect(pieces: Sequence[Piece], weights: Sequence[float] | None = None) -> Ch
                 heaviest[piece.ballot] = at
     if not totals:
         return Choice(pieces[0])
-    ranked = sorted(totals.items(), key=lambda item: -item[1])  # stable: the first given leads among equals
+    ranked = sorted(totals.items(), key=lambda item: -item[1])  # stable: the first given wins a tie
     return Choice(pieces[heaviest[ranked[0][0]]], tuple(ranked))
 
 

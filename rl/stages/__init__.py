@@ -1,1 +1,1 @@
-"""The stages of refining: thin files over the modules of `rl`."""
+"""The stages that refine a student: thin files over the modules of `rl`."""

@@ -1,4 +1,4 @@
-"""How the grpo stage draws its problems: `rl.draws` with what settings, other stages and the store say."""
+"""How the grpo stage draws its problems: sets up `rl.draws` from settings, other stages and the store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def tasks(context: Context, settings: GrpoSettings) -> tuple[list[Task], dict[str, str]]:
-    """The tasks, and the key of each of their problems by its name."""
+    """The tasks, and the key of each of their problems by the problem's id."""
     found: list[Task] = []
     key_of: dict[str, str] = {}
     every = most([task.weight for task in settings.tasks], settings.prompts, 1 + settings.refills)
@@ -29,17 +29,19 @@ def tasks(context: Context, settings: GrpoSettings) -> tuple[list[Task], dict[st
         own = [(key, problem) for key, problem in rows if task.source in (None, problem.source)]
         if not own:
             sources = ", ".join(sorted({problem.source for _, problem in rows}))
-            raise InputError(f"stage {context.name}: {task.stage} has no problem of source {task.source!r}: {sources}")
+            raise InputError(
+                f"stage {context.name}: {task.stage} has no problem of source {task.source!r}, only {sources}"
+            )
         if len(own) < wanted:
             raise InputError(
-                f"stage {context.name}: {wanted} prompts a step of source {task.source!r} of {task.stage}, which has "
+                f"stage {context.name}: {wanted} prompts per step of source {task.source!r} of {task.stage}, which has "
                 f"{len(own)}; lower `prompts`, `refills` or its weight, or take more problems (`train`, --limit)"
             )
         found.append(Task([problem for _, problem in own], task.weight))
         for key, problem in own:
             if problem.id in key_of:
                 raise InputError(
-                    f"stage {context.name}: two problems of {task.stage} go by one name, or two tasks hold one problem "
+                    f"stage {context.name}: two problems of {task.stage} have one id, or two tasks hold one problem "
                     f"({problem.name}); give each source a `source` of its own, and each task another source"
                 )
             key_of[problem.id] = key
@@ -49,7 +51,7 @@ def tasks(context: Context, settings: GrpoSettings) -> tuple[list[Task], dict[st
 def draws(
     context: Context, settings: GrpoSettings, tasks: list[Task], ledger: Ledger, key_of: Mapping[str, str]
 ) -> Draws:
-    """What each step draws, knowing what the rollouts of an attempt before this one said."""
+    """The problems that each step draws, given the results of the rollouts of earlier attempts."""
     prefer = settings.pass_rate
     if prefer is None:
         return Draws(tasks, settings.prompts, 1 + settings.refills, settings.seed)
@@ -64,7 +66,7 @@ def draws(
 def _known(
     context: Context, stage: str, judge: Verified, ledger: Ledger, key_of: Mapping[str, str]
 ) -> dict[str, tuple[float, float]]:
-    """How often each problem was solved according to another stage: verdicts, or an earlier run's rollouts."""
+    """How often each problem was solved according to another stage: its verdicts, or an earlier run's rollouts."""
     manifest = context.inputs[stage]
     if manifest.identity.kind == "verify":
         rows = store_of(context).rows(
@@ -78,7 +80,7 @@ def _known(
     else:
         earlier = ledger.passes(judge.label, manifest.fingerprint)
     if not earlier:
-        raise InputError(f"stage {context.name}: pass_rate.known_from: {stage} says nothing of these problems")
+        raise InputError(f"stage {context.name}: pass_rate.known_from: {stage} has no results for these problems")
     rates = PassRates()
     for step, passes in earlier.items():
         rates.add(step, passes)
@@ -86,14 +88,14 @@ def _known(
 
 
 def _judge(settings: GrpoSettings) -> Verified:
-    """Who says that a problem is solved."""
+    """The component that decides whether a problem is solved."""
     judge = rewards.judge_of(settings.components)
     assert judge is not None  # the settings were checked
     return judge
 
 
 def written(settings: GrpoSettings, ledger: Ledger, draws: Draws, step: int, rollouts: Sequence[Rollout]) -> None:
-    """Rollouts are stored before they feed an update, or a draw."""
+    """Store rollouts before they feed an update or a draw."""
     ledger.write(step, rollouts)
     judge = _judge(settings)
     said = [(r.problem.id, r.components[judge.label]) for r in rollouts]

@@ -1,8 +1,8 @@
 """gkd: generalised knowledge distillation; the student learns its teacher's whole distributions.
 
-On the teacher's traces and on its own samples (`rl.gkd`), by a divergence over all tokens or the teacher's
-likeliest (`distill.training.divergence`). The teacher runs in this process beside the student, as its
-hidden states are needed: a teacher in vLLM, which tells single tokens, is `opd`'s.
+It trains on the teacher's traces and on its own samples (`rl.gkd`), with a divergence over all tokens or the
+teacher's likeliest (`distill.training.divergence`). The teacher runs in this process beside the student, because its
+hidden states are needed. A teacher in vLLM, which scores only single tokens, works with `opd`.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ def _batches(
     context: Context, settings: GkdSettings, found: list[Lesson], order: Order, policy: TransformersEngine,
     pool: VerifierPool, ask: Ask, told: dict[int, Samples],
 ) -> Batches:  # fmt: skip
-    """The batches, whose samples are rows in the store before they are learned from; ``told`` is what those of a step
-    (from 1) were like."""
+    """The batches, whose samples are stored before they are learned from. ``told`` collects the metrics of a step's
+    samples, by step (from 1)."""
     from rl.gkd import Batches
     from rl.ledger import Ledger
     from rl.monitors import of_samples

@@ -1,6 +1,6 @@
-"""grpo: refine a student on verifiable rewards; every rollout is a row before the update it feeds.
+"""grpo: refine a student on verifiable rewards; every rollout is stored before the update that it feeds.
 
-The settings that are its own, and what is known before it runs; how it runs is `rl.stages.refining`.
+This file holds the stage's own settings and what is known before it runs; `rl.stages.refining` runs it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def run(context: Context, settings: GrpoSettings) -> Output:
 
 
 def _rollouts(settings: GrpoSettings) -> int:
-    """At most so many."""
+    """The largest possible number of rollouts."""
     return settings.steps * settings.prompts * settings.group * (1 + settings.refills)
 
 
@@ -99,9 +99,9 @@ def refuse(settings: GrpoSettings, figures: Mapping[str, Mapping[str, Any]]) -> 
             return f"problems: {task.stage} has no problem of source {task.source!r}{nearest(task.source, names)}"
         there, removed = known.get("train", 0), known.get("removed")
         if there < wanted:
-            left = f", which took out {removed} (`distill traces sql` asks `curation` why)" if removed else ""
+            left = f", which removed {removed} (why: table `curation`, `distill traces sql`)" if removed else ""
             return (
-                f"{wanted} prompts a step, but only {there} problems to train on in {task.stage}{left}; lower "
+                f"{wanted} prompts per step, but only {there} problems to train on in {task.stage}{left}; lower "
                 f"`prompts`{' or `refills`' if settings.refills else ''}, or take more problems (`train`, --limit)"
             )
     return settings.unwatchable(figures) or lacking(settings) or too_large(settings, samples=True)
@@ -150,7 +150,7 @@ def relative(
     as_grpo: Callable[[Own], GrpoSettings],
     run: Callable[[Context, Own], Output],
 ) -> Stage:
-    """A stage in GRPO's loop whose ``settings`` come down to grpo's: foretold, refused and keyed as with these."""
+    """A stage in GRPO's loop whose ``settings`` map to grpo's, which forecast, refuse and fingerprint it."""
     return Stage(
         kind=kind,
         about=about,

@@ -1,4 +1,4 @@
-"""How stages watch their runs: `rl.guard` with what settings and other stages say."""
+"""How stages watch their runs: sets up `rl.guard` from settings and other stages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def of_rewards(
     context: Context, settings: GrpoSettings, policy: Policy, sampling: Sampling, ask: Ask, recorder: Recorder
 ) -> Guard:  # fmt: skip
-    """Of a run on rewards, whose components say what is right and what else is rewarded."""
+    """The guard of a run on rewards: their components name what decides correctness and what else is rewarded."""
     judge = rewards.judge_of(settings.components)
     verified = [c.label for c in settings.components if isinstance(c, Verified)]
     right = judge.label if judge else ""

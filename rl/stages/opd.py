@@ -1,8 +1,8 @@
-"""opd: on-policy distillation; the student samples, and a teacher scores every token it sampled.
+"""opd: on-policy distillation; the student samples, and a teacher scores every sampled token.
 
-GRPO in which the reward's weight is 0 and the teacher's 1 (`rl.step_credit`): each sampled token's advantage
-is the teacher's log-probability less the student's, which is the reverse KL per token. Verdicts are kept and
-shown, and not learned from. Only the settings that mean something without a reward are here; everything
+It is GRPO with weight 0 for the reward and 1 for the teacher (`rl.step_credit`): each sampled token's advantage
+is the teacher's log-probability minus the student's, an estimate of minus the reverse KL per token. Verdicts are
+stored and shown, but not learned from. Only settings that make sense without a reward are here; everything
 else is grpo's (`rl.stages.refining`).
 """
 
@@ -59,7 +59,7 @@ def _teacher(settings: OpdSettings) -> TeacherSettings:
 
 
 def _as_grpo(settings: OpdSettings) -> grpo.GrpoSettings:
-    """The same as settings of grpo; all of them have been validated."""
+    """The same settings as those of grpo; all values have been validated."""
     own = {name: getattr(settings, name) for name in OpdSettings.model_fields if not name.startswith("teacher")}
     return grpo.GrpoSettings.model_construct(**own, teacher=_teacher(settings))
 

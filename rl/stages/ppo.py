@@ -1,9 +1,9 @@
-"""ppo: refine a student on verifiable rewards with a value head as the baseline; what GRPO is compared with.
+"""ppo: refine a student on verifiable rewards with a value head as the baseline; the method to compare GRPO with.
 
-A stage of its own rather than a `baseline` of grpo: what grpo asks about groups (how they are compared, scaled,
-refilled) has no meaning here, and what is asked here about values has none there. All that is not about credit is
-grpo's (`rl.stages.refining`): the sampler, rewards, rows, alarms, checkpoints. The head is trained for the run's own
-sake and not published.
+It is a separate stage rather than a `baseline` of grpo: grpo's settings about groups (how they are compared, scaled,
+refilled) mean nothing here, and the settings about values mean nothing there. Everything that is not about credit is
+grpo's (`rl.stages.refining`): the sampler, rewards, rows, alarms, checkpoints. The head serves only the run and is not
+published.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class PpoSettings(RewardedSettings):
 
 
 def _as_grpo(settings: PpoSettings) -> grpo.GrpoSettings:
-    """The same as settings of grpo, as far as they go; all of them have been validated."""
+    """The shared settings as those of grpo; all values have been validated."""
     shared = {name: getattr(settings, name) for name in RewardedSettings.model_fields}
     return grpo.GrpoSettings.model_construct(**shared)
 

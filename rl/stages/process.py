@@ -1,4 +1,4 @@
-"""A process reward model in a grpo stage: found, loaded, and held against the student's tokenizer."""
+"""The process reward model of a grpo stage: find it, load it, and check it against the student's tokenizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def process_rewards(context: Context, settings: ProcessSettings, tokenizer: Any) -> ProcessRewards:
-    """The model, loaded; `InputError` where it is none, or reads other tokens than the student writes."""
+    """Load the model. `InputError` if it is not a process reward model, or its tokens are not the student's."""
     from distill.prm.reading import load
     from rl.process import ProcessRewards
 
@@ -27,7 +27,7 @@ def process_rewards(context: Context, settings: ProcessSettings, tokenizer: Any)
 
 
 def reward_models(context: Context, settings: ProcessSettings | None) -> list[Held]:
-    """What `process_rewards` will load, if anything, on the student's device."""
+    """The model that `process_rewards` will load on the student's device, if any."""
     if settings is None:
         return []
     directory = files.directory_of(settings.model, context.workspace, context.inputs)
@@ -35,7 +35,7 @@ def reward_models(context: Context, settings: ProcessSettings | None) -> list[He
 
 
 def process_dependency(settings: ProcessSettings | None, hashes: FileHashes) -> Mapping[str, str]:
-    """What a stage depends on besides its inputs; a stage's model is one of these."""
+    """What a stage depends on besides its inputs; a model made by a stage is already an input."""
     if settings is None or settings.model.startswith(files.PREFIX):
         return {}
     return {"process": files.identity_of(files.directory_of(settings.model), hashes)}

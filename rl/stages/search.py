@@ -1,9 +1,9 @@
-"""search: what each way to spend several samples on a problem comes to, against samples and against tokens.
+"""search: measure the ways to spend several samples on a problem, against samples and against tokens.
 
-All strategies see the same stored samples of the same problems; those that need only whole responses cost no call
-beyond them, and are means over all subsets of these, or over several orders where they stop early. Searches step by
-step sample what they need. Everything is a row, so a killed run goes on where it was, and another strategy, or scorer,
-costs what it alone needs.
+All strategies see the same stored samples of the same problems. Those that need only whole responses make no further
+calls; their results are means over all subsets of the samples, or over several orders if they stop early. Searches step
+by step sample what they need. Everything is a row, so a killed run continues where it was, and another strategy or
+scorer costs only what it alone needs.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ from rl.search.settings import Named, StrategySpec, named
 from rl.search.stored import StoredWorld
 
 SEEN = "model"
-"""The label in the table `exposure`."""
+"""The label of the model in the table `exposure`."""
 STEPS = {"line": "\n", "paragraph": "\n\n"}
-"""The text that ends a step that is sampled."""
+"""The text that ends a sampled step."""
 USUAL = ("greedy", "majority", "adaptive", "allocate")
 SCORING = ("best_of", "weighted")
 PROTOCOL = {"sampling", "samples", "prompting", "thinking", "verifier", "split", "step", "budgets"}
@@ -106,7 +106,7 @@ class SearchSettings(Settings):
 
     @property
     def named(self) -> list[Named]:
-        """The strategies, of each scorer where they do not say of which."""
+        """The strategies; those that need a scorer and name none appear once per scorer."""
         specs = self.strategies or [*USUAL, *(SCORING if self.scorers else ())]
         return [each for spec in specs for each in named(spec).each(self.scorers)]
 
@@ -134,11 +134,11 @@ class SearchSettings(Settings):
         return self
 
     def _check(self, each: Named) -> None:
-        """ValueError for a strategy that cannot be run here."""
+        """Raise ValueError for a strategy that cannot be run here."""
         strategy, place = each.strategy, f"strategies.{each.label}"
         if "scorer" in strategy.needs and not self.scorers:
             raise ValueError(
-                f"{place}: needs somebody who scores steps; name one under `scorers`: prm:STAGE, a reward model's "
+                f"{place}: needs a step scorer; name one under `scorers`: prm:STAGE, a reward model's "
                 "directory, or {likelihood: MODEL}"
             )
         if "scorer" in strategy.needs and each.by and each.by not in self.scorers:
@@ -173,7 +173,7 @@ def run(context: Context, settings: SearchSettings) -> Output:
 
 
 def _check_scorers(context: Context, settings: SearchSettings, world: StoredWorld) -> None:
-    """Before anything is sampled for them."""
+    """Check the scorers before anything is sampled for them."""
     for each in settings.named:
         if each.by and "steps" in each.strategy.needs:
             check_steps(world.scorers[each.by], settings.step, f"stage {context.name}: {each.label}")
@@ -219,7 +219,7 @@ def _scorer(context: Context, settings: SearchSettings, spec: Said, policy: Mode
 
 
 def _protocol(context: Context, settings: SearchSettings) -> str:
-    """A name for how was measured; scores that carry it may be compared."""
+    """A hash of how the measurement was made; scores with the same one may be compared."""
     how = settings.model_dump(mode="json", include=PROTOCOL)
     verifiers = verification.versions(settings.verifier, context.inputs[settings.problems], context.hashes)
     return content_hash({"problems": context.inputs[settings.problems].digest, "verifiers": verifiers, **how})[:12]
@@ -232,7 +232,7 @@ def refuse(settings: SearchSettings, figures: Mapping[str, Mapping[str, Any]]) -
 
 
 def forecast(context: Context, settings: SearchSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
-    """The whole responses; what searches step by step will draw is not known before, and no bound is told with them."""
+    """Covers the whole responses. What searches step by step will draw is unknown, so with them there is no bound."""
     count = expected.get(settings.problems, {}).get(settings.split)
     if count is None:
         return Forecast("samples")
