@@ -53,8 +53,8 @@ def test_weights_gradients_and_moments_are_those_of_the_model(model: Path) -> No
     assert lora.gradients == lora.moments // 2 == bytes_of(adapted, trained=True)
 
 
-def test_of_a_model_that_reads_images_too_the_language_model_is_reckoned_with(tmp_path: Path) -> None:
-    """Its sizes stand in a section of their own, and on the hub only those that are not Gemma 3's defaults."""
+def test_the_estimate_for_a_multimodal_model_uses_its_language_model(tmp_path: Path) -> None:
+    """Its sizes are in a separate section of the configuration, on the hub without those that are Gemma 3's defaults."""
     network = multimodal(VOCABULARY)
     network.save_pretrained(tmp_path / "gemma")
     whole = replace(USUAL, rank=None)
@@ -69,9 +69,9 @@ def test_of_a_model_that_reads_images_too_the_language_model_is_reckoned_with(tm
     assert beside and (found.activations, found.logits) == (beside.activations, beside.logits)
 
     config = tmp_path / "gemma" / "config.json"
-    said = json.loads(config.read_text())
-    said["text_config"] = {name: said["text_config"][name] for name in sizes[:3]}
-    config.write_text(json.dumps(said))
+    written = json.loads(config.read_text())
+    written["text_config"] = {name: written["text_config"][name] for name in sizes[:3]}
+    config.write_text(json.dumps(written))
     assert estimate(tmp_path / "gemma", whole) == found
 
 

@@ -89,10 +89,10 @@ def test_hashing_a_large_model_is_announced_once(base: Path, monkeypatch: pytest
     """In one line, even when the model is many files, none of them large."""
     weights = [path for path in base.iterdir() if path.suffix in CONTENT]
     monkeypatch.setattr(fingerprint, "MUCH", sum(path.stat().st_size for path in weights))
-    told: list[str] = []
-    hashes = FileHashes(tell=told.append)
+    notes: list[str] = []
+    hashes = FileHashes(tell=notes.append)
     assert identity_of(str(base), hashes) == identity_of(str(base), hashes)
-    assert len(told) == 1 and told[0].startswith(f"reading model {base} for its content hash, once: ")
+    assert len(notes) == 1 and notes[0].startswith(f"reading model {base} for its content hash, once: ")
 
 
 def test_an_adapters_base_may_be_relative_to_the_adapter(base: Path, adapter: Path) -> None:
@@ -187,7 +187,7 @@ def hub() -> Iterator[ThreadingHTTPServer]:
         server.shutdown()
 
 
-def told(cache: Path, *names: str, server: ThreadingHTTPServer | None = None, **variables: str) -> list[str]:
+def resolved(cache: Path, *names: str, server: ThreadingHTTPServer | None = None, **variables: str) -> list[str]:
     """What each name resolves to in another process: ``identity revision``, or the error."""
     script = (
         "import sys\nfrom pathlib import Path\nfrom distill.modelspec import find\n"
@@ -215,7 +215,7 @@ def cached(cache: Path, commit: str) -> None:
 
 def test_a_hub_name_is_pinned_to_the_commit_in_the_cache(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
     cached(tmp_path, SECOND)
-    assert told(tmp_path, "org/model", "org/model@main", f"org/model@{FIRST}", server=hub) == [
+    assert resolved(tmp_path, "org/model", "org/model@main", f"org/model@{FIRST}", server=hub) == [
         f"hub:org/model@{SECOND} {SECOND}",
         f"hub:org/model@{SECOND} {SECOND}",
         f"hub:org/model@{FIRST} {FIRST}",
@@ -225,14 +225,14 @@ def test_a_hub_name_is_pinned_to_the_commit_in_the_cache(tmp_path: Path, hub: Th
 
 def test_the_hub_is_asked_once_and_a_moving_branch_changes_nothing(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
     pinned = [f"hub:org/model@{FIRST} {FIRST}"]
-    assert told(tmp_path, "org/model", server=hub) == pinned
+    assert resolved(tmp_path, "org/model", server=hub) == pinned
     hub.RequestHandlerClass.commit = SECOND  # type: ignore[attr-defined]
-    assert told(tmp_path, "org/model", server=hub) == pinned
-    assert told(tmp_path, "org/model") == pinned
+    assert resolved(tmp_path, "org/model", server=hub) == pinned
+    assert resolved(tmp_path, "org/model") == pinned
 
 
 def test_a_name_that_the_hub_refuses_is_an_error_of_one_line(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
-    assert told(tmp_path, "org/other", "org/model@v9", "org/gated", server=hub) == [
+    assert resolved(tmp_path, "org/other", "org/model@v9", "org/gated", server=hub) == [
         "model org/other: the hub has no model org/other (a private one needs HF_TOKEN, or `hf auth login`)",
         "model org/model@v9: the hub has no revision v9 of it",
         "model org/gated: it is gated; accept its terms on the hub, then set HF_TOKEN or run `hf auth login`",
@@ -243,16 +243,18 @@ def test_a_private_model_needs_a_token_or_a_login(tmp_path: Path, hub: Threading
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "token").write_text("sesame\n")
     refused = ["model org/private: the hub has no model org/private (a private one needs HF_TOKEN, or `hf auth login`)"]
-    assert told(tmp_path, "org/private", server=hub, HF_TOKEN="another") == refused
-    assert told(tmp_path, "org/private", server=hub, HF_HUB_DISABLE_IMPLICIT_TOKEN="1") == refused
-    assert told(tmp_path / "1", "org/private", server=hub, HF_TOKEN="sesame") == [f"hub:org/private@{FIRST} {FIRST}"]
-    assert told(tmp_path, "org/private", server=hub) == [f"hub:org/private@{FIRST} {FIRST}"]
+    assert resolved(tmp_path, "org/private", server=hub, HF_TOKEN="another") == refused
+    assert resolved(tmp_path, "org/private", server=hub, HF_HUB_DISABLE_IMPLICIT_TOKEN="1") == refused
+    assert resolved(tmp_path / "1", "org/private", server=hub, HF_TOKEN="sesame") == [
+        f"hub:org/private@{FIRST} {FIRST}"
+    ]
+    assert resolved(tmp_path, "org/private", server=hub) == [f"hub:org/private@{FIRST} {FIRST}"]
 
 
 def test_the_commit_noted_in_the_cache_is_where_huggingface_hub_looks(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
     from huggingface_hub import scan_cache_dir, try_to_load_from_cache
 
-    told(tmp_path, "org/model", server=hub)
+    resolved(tmp_path, "org/model", server=hub)
     snapshot = tmp_path / "models--org--model" / "snapshots" / FIRST
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
@@ -261,7 +263,7 @@ def test_the_commit_noted_in_the_cache_is_where_huggingface_hub_looks(tmp_path: 
 
 
 def test_without_a_known_commit_the_identity_is_the_name_alone(tmp_path: Path) -> None:
-    assert told(tmp_path, "org/model", "org/model@v1") == ["hub:org/model None", "hub:org/model@v1 v1"]
+    assert resolved(tmp_path, "org/model", "org/model@v1") == ["hub:org/model None", "hub:org/model@v1 v1"]
 
 
 def test_an_unreachable_model_is_an_immediate_error_of_one_line(

@@ -46,8 +46,8 @@ EXACT = (STUDENT.exp() * (STUDENT - THEIRS)).sum()
 
 def rolled(tokens: Sequence[int], **changes: Any) -> Rollout:
     """A response of these tokens, sampled from the student."""
-    ids, told = tuple(tokens), tuple(STUDENT[list(tokens)].tolist())
-    completion = Completion("k", "", (1,), "", ids, told, changes.pop("finish", Finish.STOP), **changes)
+    ids, logprobs = tuple(tokens), tuple(STUDENT[list(tokens)].tolist())
+    completion = Completion("k", "", (1,), "", ids, logprobs, changes.pop("finish", Finish.STOP), **changes)
     return Rollout(1, Problem("p", "", "", "", ""), 0, completion, None, (0.0,) * len(ids), False)
 
 
@@ -119,11 +119,11 @@ def test_metrics_of_samples_leave_out_forced_tokens() -> None:
     row = replace(row, reward=0.1, teacher=tuple(scores([row.completion])[0]))
     other = replace(row, completion=replace(row.completion, finish=Finish.LENGTH, text="4"))
     how = GrpoSettings(optimizer=OptimizerSettings(1.0), steps=1, group=3)
-    told = observe(how, 1, [row, other, row], 1, Made(), (0, 0))
-    assert told.distinct == 2 and told.truncated == pytest.approx(1 / 3)
-    assert told.entropy == pytest.approx(-(STUDENT[3] + STUDENT[9]).item() / 2)
-    assert told.teacher_kl == pytest.approx((STUDENT - THEIRS)[[3, 9]].mean().item())
-    assert told.zero_variance == 1  # three times 0.1 has a deviation of 1e-17
+    metrics = observe(how, 1, [row, other, row], 1, Made(), (0, 0))
+    assert metrics.distinct == 2 and metrics.truncated == pytest.approx(1 / 3)
+    assert metrics.entropy == pytest.approx(-(STUDENT[3] + STUDENT[9]).item() / 2)
+    assert metrics.teacher_kl == pytest.approx((STUDENT - THEIRS)[[3, 9]].mean().item())
+    assert metrics.zero_variance == 1  # three times 0.1 has a deviation of 1e-17
     same = replace(row, completion=replace(row.completion, text="Twice 2, so the answer is 4."))
     assert observe(how, 1, [row, other, same], 1, Made(), (0, 0)).distinct == 2  # one answer in two wordings
 
@@ -154,9 +154,9 @@ def test_a_teacher_s_scores_are_its_own_logprobs(temperature: float) -> None:
     network = tiny()
     rows = completions()
     for limit in (1, 10_000):
-        told = TransformersTeacher(network, temperature, limit)(rows)
-        assert [len(t) for t in told] == [len(c.token_ids) for c in rows]
-        for completion, scored in zip(rows[:-1], told, strict=False):
+        found = TransformersTeacher(network, temperature, limit)(rows)
+        assert [len(t) for t in found] == [len(c.token_ids) for c in rows]
+        for completion, scored in zip(rows[:-1], found, strict=False):
             ids = torch.tensor([completion.prompt_ids + completion.token_ids])
             table = (network(input_ids=ids, use_cache=False).logits[0, :-1] / temperature).log_softmax(-1)
             own = table.gather(1, ids[0, 1:, None]).squeeze(1)[len(completion.prompt_ids) - 1 :]
@@ -167,9 +167,11 @@ def test_another_tokenizer_is_refused_in_one_line() -> None:
     same, other = chat_tokenizer(), chat_tokenizer()
     check_same_tokenizer(same, other, "t")
     other.add_tokens(["zz"])
-    with pytest.raises(InputError, match=r"teacher t: its tokenizer is not the student's \(1 of their tokens") as told:
+    with pytest.raises(
+        InputError, match=r"teacher t: its tokenizer is not the student's \(1 of their tokens"
+    ) as caught:
         check_same_tokenizer(same, other, "t")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     ends = chat_tokenizer(same.chat_template.replace("<end>", "<user>"))
     with pytest.raises(InputError, match="turns end with '<end>' for one and '<user>'"):
         check_same_tokenizer(same, ends, "t")
@@ -298,6 +300,6 @@ def test_one_query_explains_an_update(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_settings_are_refused_when_the_yaml_is_read(tmp_path: Path, setting: str, message: str) -> None:
-    with pytest.raises(InputError, match=message) as told:
+    with pytest.raises(InputError, match=message) as caught:
         load(written(tmp_path), setting.split("\n"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)

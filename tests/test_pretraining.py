@@ -44,14 +44,14 @@ def test_special_tokens_are_single_and_the_tokenizer_names_its_end_and_pad_token
 
 
 def test_the_template_s_mask_covers_just_the_assistant_s_text(tokenizer: Any):
-    said = response("12 + 7 = 19", "19")
+    written = response("12 + 7 = 19", "19")
     chat = [
         {"role": "user", "content": "Compute left to right: 12 + 7"},
-        {"role": "assistant", "content": said},
+        {"role": "assistant", "content": written},
     ]
     encoded = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     marked = [i for i, mark in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mark]
-    assert tokenizer.decode(marked) == said + "<|im_end|>"
+    assert tokenizer.decode(marked) == written + "<|im_end|>"
     prompt = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, tokenize=False)
     assert prompt == tokenizer.apply_chat_template(chat, tokenize=False)[: len(prompt)]
 

@@ -203,7 +203,7 @@ def test_labels_in_prm800k_and_stepwise_form_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("{", ":1: not JSON"),
         ('{"a": 1}', ":1: expected a row of PRM800K"),
@@ -217,9 +217,9 @@ def test_labels_in_prm800k_and_stepwise_form_are_read(tmp_path: Path) -> None:
         (json.dumps(PRM800K).replace(": 0}", ": 3}"), "chosen_completion: 3 of 1 completions"),
     ],
 )
-def test_an_unreadable_line_is_reported(tmp_path: Path, line: str, said: str) -> None:
+def test_an_unreadable_line_is_reported(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "bad.jsonl").write_text(line + "\n")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         list(imported.read(tmp_path / "bad.jsonl", LINES))
     with pytest.raises(InputError, match="cannot be read"):
         list(imported.read(tmp_path / "none.jsonl", LINES))
@@ -249,12 +249,12 @@ def test_packed_logits_equal_those_of_each_response_alone(likelihood: bool) -> N
             ids = torch.tensor([tokenizer(prompt + response, add_special_tokens=False)["input_ids"]])
             out = network(ids, output_hidden_states=True)
             hidden, logs = out.hidden_states[-1][0], out.logits[0].log_softmax(-1)
-            told = [0.0] + [logs[t - 1, ids[0, t]].item() for t in range(1, ids.shape[1])]
+            own_logs = [0.0] + [logs[t - 1, ids[0, t]].item() for t in range(1, ids.shape[1])]
             end = ids.shape[1] - len(response) - 1
             for step, logit in zip(response.split("\n"), logits, strict=True):
                 begin, end = end + 1, end + len(step) + ("\n" in response[: end + 2 - (ids.shape[1] - len(response))])
                 expected = hidden[end] @ own.weight + own.bias[0]
-                expected += sum(told[begin : end + 1]) if likelihood else 0.0
+                expected += sum(own_logs[begin : end + 1]) if likelihood else 0.0
                 assert logit.item() == pytest.approx(expected.item(), abs=1e-3)
 
 
@@ -277,8 +277,8 @@ def test_an_empty_prompt_leaves_out_the_likelihood_of_the_first_token(likelihood
     found = head.step_logits(network, [bare, begun, bare])
     ids = torch.tensor([bare.input_ids])
     logs = network(ids).logits[0].log_softmax(-1)
-    told = [logs[t - 1, ids[0, t]].item() if likelihood else 0.0 for t in range(1, ids.shape[1])]
-    expected = [head.PRIOR + told[0], head.PRIOR + sum(told[1:3])]
+    own_logs = [logs[t - 1, ids[0, t]].item() if likelihood else 0.0 for t in range(1, ids.shape[1])]
+    expected = [head.PRIOR + own_logs[0], head.PRIOR + sum(own_logs[1:3])]
     assert [len(part) for part in found] == [2, 2, 2]
     for part in (found[0], found[2]):
         assert part.tolist() == pytest.approx(expected, abs=1e-4)
@@ -307,12 +307,12 @@ def tagged_tokenizer() -> Any:
 def test_thinking_opened_by_the_template_is_not_opened_again(rule: str, prompt: str) -> None:
     """A stored response begins with a tag; one sampled after such a template does not. Both are encoded alike."""
     tokenizer = tagged_tokenizer()
-    stored, said = "<think>\nab\ncd\n</think>\nno", ("" if prompt.endswith("\n") else "\n") + "ab\ncd\n</think>\nno"
+    stored, sampled = "<think>\nab\ncd\n</think>\nno", ("" if prompt.endswith("\n") else "\n") + "ab\ncd\n</think>\nno"
     ours = encode(tokenizer, prompt, stored, rule)
-    assert ours.ids == (*tokenizer(prompt + said, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+    assert ours.ids == (*tokenizer(prompt + sampled, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
     assert encode(tokenizer, "<bot>", stored, rule).texts == ours.texts
     if rule == "line":
-        assert ours == encode(tokenizer, prompt, said, rule)
+        assert ours == encode(tokenizer, prompt, sampled, rule)
 
 
 def test_responses_are_ranked_even_where_their_products_underflow() -> None:
@@ -321,10 +321,10 @@ def test_responses_are_ranked_even_where_their_products_underflow() -> None:
     network, tokenizer = tiny(), chat_tokenizer()
     own = head.attach(network, False)
     own.bias.data.fill_(-30.0)  # 1e-13 a step
-    said = {"\n".join("abcdefghijkl"[k % 12] for k in range(steps)): steps == 30 for steps in (30, 40, 60)}
+    responses = {"\n".join("abcdefghijkl"[k % 12] for k in range(steps)): steps == 30 for steps in (30, 40, 60)}
     labelled = [
         Labelled(str(len(text)), CHAIN, text, (1.0,) * len(text.split()), "exact", correct=right)
-        for text, right in said.items()
+        for text, right in responses.items()
     ]
     rows, _ = lessons(labelled, tokenizer, "line", lambda one: one.problem.messages, 500)
     assert measured(network, rows, 1000, 0.5, "product")["answer_auc"] == 1.0
@@ -397,8 +397,8 @@ def test_a_head_that_only_knows_the_problem_has_auc_one_half_within_it() -> None
     hard = [Scored("hard", [0.1], [1.0], True, 0.1)] + [Scored("hard", [0.1], [0.0], False, 0.1)] * 3
     found = measures.summary(easy + hard)
     assert found["step_auc"] == 0.75 and found["step_auc_within"] == 0.5 == found["answer_auc_within"]
-    said = "75.0% of 8 steps classified correctly (50.0% by always giving the same answer), AUC within a problem 0.500"
-    assert measures.in_words(found) == said
+    words = "75.0% of 8 steps classified correctly (50.0% by always giving the same answer), AUC within a problem 0.500"
+    assert measures.in_words(found) == words
 
 
 def test_first_error_and_calibration_measures() -> None:
@@ -413,8 +413,8 @@ def test_first_error_and_calibration_measures() -> None:
     assert measures.first_error_f1(scored[2:]) is None and measures.first_error_f1([scored[1], scored[2]]) == 0.0
     bins = measures.reliability([(0.95, True), (0.92, False), (1.0, True), (0.05, False)])
     assert [(b["steps"], b["right"]) for b in bins] == [(1, 0.0), (3, 0.6667)]
-    said = (0.95 + 0.92 + 1.0) / 3
-    assert measures.expected_calibration_error(bins) == pytest.approx((3 * (said - 2 / 3) + 0.05) / 4, abs=1e-4)
+    predicted = (0.95 + 0.92 + 1.0) / 3
+    assert measures.expected_calibration_error(bins) == pytest.approx((3 * (predicted - 2 / 3) + 0.05) / 4, abs=1e-4)
     assert measures.summary([])["step_accuracy"] is None
     assert "no labelled step" in measures.in_words(measures.summary([]))
 
@@ -459,7 +459,7 @@ def test_a_written_model_is_loaded_and_scores_a_batch_like_single_calls(artifact
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda d: (d / "prm.json").unlink(), "has no prm.json: not a process reward model"),
         (lambda d: (d / "prm.json").write_text("{"), "cannot be read"),
@@ -471,15 +471,15 @@ def test_a_written_model_is_loaded_and_scores_a_batch_like_single_calls(artifact
     ],
 )
 def test_parts_that_do_not_fit_are_an_error_of_one_line(
-    artifact: Path, tmp_path: Path, spoil: Any, said: str | None
+    artifact: Path, tmp_path: Path, spoil: Any, message: str | None
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(artifact, copy)
     spoil(copy)
-    if said is None:  # the chat template is not part of a tokenizer's identity
+    if message is None:  # the chat template is not part of a tokenizer's identity
         load(copy)
         return
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         load(copy)
     assert "\n" not in str(caught.value)
 
@@ -492,8 +492,8 @@ def _other_tokenizer() -> Any:
 
 def test_a_response_is_scored_after_the_prompt_used_in_training(artifact: Path, tmp_path: Path) -> None:
     shutil.copytree(artifact, tmp_path / "prm")
-    told = about(chat_tokenizer(), prompting={"template": "sum {{ prompt }}"}).model_dump_json()
-    (tmp_path / "prm" / "prm.json").write_text(told)
+    written = about(chat_tokenizer(), prompting={"template": "sum {{ prompt }}"}).model_dump_json()
+    (tmp_path / "prm" / "prm.json").write_text(written)
     problem = replace(CHAIN, prompt="a b")
     assert load(artifact).prompt(problem) == "<user>a b<end>\n<bot>"
     assert load(tmp_path / "prm").prompt(problem) == "<user>sum a b<end>\n<bot>"
@@ -556,7 +556,7 @@ def test_the_head_learns_what_trl_learns_from_the_same_rows(tmp_path: Path) -> N
     for n, (ids, ends, labels) in enumerate(golden_prm.rows()):
         mask = tuple(t - 1 in ends for t in range(len(ids)))
         rows.append(StepExample(str(n), tuple(ids), mask, 1.0, 4, tuple(ends), tuple(map(float, labels))))
-    rate = golden_prm.RATE  # the head's is twice that: AdamW moves the two logits that it stands for apart by as much
+    rate = golden_prm.RATE  # the head's is twice that: it stands for two logits, each of which AdamW moves by that rate
     optimizer = OptimizerSettings(rate, schedule="constant", warmup=0, clip=0, apart=((head.NAME, 2 * rate),))
     settings = TrainSettings(optimizer, batch_size=len(rows), epochs=golden_prm.EPOCHS, checkpoint_seconds=None)
     losses: list[float] = []

@@ -198,8 +198,8 @@ def test_a_reward_model_of_the_pipeline_works_as_a_verifier(whole: Any) -> None:
 def test_search_scores_stored_samples_with_reward_models_of_the_pipeline(whole: Any) -> None:
     where, made = whole
     search = made["search"].manifest
-    told = {search.identity.inputs[name] for name in ("scorers.mine", "scorers.half.model")}
-    assert told == {made["prm"].manifest.digest}
+    inputs = {search.identity.inputs[name] for name in ("scorers.mine", "scorers.half.model")}
+    assert inputs == {made["prm"].manifest.digest}
     assert list(search.figures["strategies"]) == ["best_of by mine", "best_of by half", "best_of by teacher"]
     (scored,) = rows(where, "SELECT count(*) AS n, count(DISTINCT scorer) AS who FROM step_scores")
     assert scored == {"n": 3 * 10 * 3, "who": 3}
@@ -227,8 +227,8 @@ def test_step_rewards_of_rollouts_are_stored(whole: Any) -> None:
     found = rows(where, "SELECT r.step_rewards, r.used, t.token_ids FROM rollouts r JOIN traces t USING (trace_key)")
     assert len(found) == 9 and all(0 < p < 1 for row in found for p in row["step_rewards"] or [])
     assert any(row["step_rewards"] for row in found) and any(row["used"] for row in found)
-    (told,) = rows(where, "SELECT value FROM metrics WHERE name = 'worst_step'")
-    assert 0 < told["value"] < 1
+    (metric,) = rows(where, "SELECT value FROM metrics WHERE name = 'worst_step'")
+    assert 0 < metric["value"] < 1
 
 
 OWN = [{"file": "own.jsonl"}]
@@ -239,7 +239,7 @@ HELD = {
 
 
 @pytest.mark.parametrize(
-    ("stage", "changes", "said"),
+    ("stage", "changes", "message"),
     [
         ("search", {"budgets": [4]}, "sample 4 is needed, but the store holds fewer"),
         ("search", {"scorers": {"mine": "prm:verify"}}, "verify"),
@@ -251,7 +251,7 @@ HELD = {
     ],
 )
 def test_impossible_settings_are_an_error_of_one_line(
-    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, changes: dict[str, Any], said: str
+    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, changes: dict[str, Any], message: str
 ) -> None:
     where, _ = whole
     monkeypatch.chdir(tmp_path)
@@ -261,7 +261,7 @@ def test_impossible_settings_are_an_error_of_one_line(
     (tmp_path / "own.jsonl").write_text(json.dumps(row))
     other = HELD if changes.get("labels") == [{"exact": "verify-held"}] else {}
     stages = {**base, **other, "prm": STAGES["prm"], stage: {**STAGES[stage], **changes}}
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         run(tmp_path, stages)
     assert "\n" not in str(caught.value).strip()
 
@@ -271,10 +271,15 @@ def test_plan_forecasts_the_rollouts(whole: Any) -> None:
     text = (where / "p.yaml").read_text()
     (where / "more.yaml").write_text(text.replace("samples: 2", "samples: 3"))
     spec = config.load(where / "more.yaml", catalog.stage)
-    told = {one.spec.name: one.forecast for one in plan(spec, Workspace(where / "w"), ["prm"])}["prm"]
-    assert told and told.total and told.total % 3 == 0 and told.figures["max_tokens"] == 96 * told.total
+    forecast = {one.spec.name: one.forecast for one in plan(spec, Workspace(where / "w"), ["prm"])}["prm"]
+    assert (
+        forecast
+        and forecast.total
+        and forecast.total % 3 == 0
+        and forecast.figures["max_tokens"] == 96 * forecast.total
+    )
     made = rows(where, "SELECT count(*) AS n FROM traces WHERE prefix IS NOT NULL")[0]["n"]  # two for each prefix
-    assert 0 < made <= told.total * 2 / 3
+    assert 0 < made <= forecast.total * 2 / 3
 
 
 def test_groups_of_a_student_without_rollouts_are_refused(whole: Any, tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ from rl.stages.grpo import GrpoSettings
 PROBLEM = Problem("x/1", "What is 2 + 2?", "4", "math", "x", origin="p.jsonl:3")
 
 
-def ask_by(said: Any, training: list[Problem] | None = None, **more: Any) -> Any:
-    return asking(TypeAdapter(Prompting).validate_python(said), training=lambda: training or [], **more)
+def ask_by(prompting: Any, training: list[Problem] | None = None, **more: Any) -> Any:
+    return asking(TypeAdapter(Prompting).validate_python(prompting), training=lambda: training or [], **more)
 
 
 def contents(asked: Asked) -> list[tuple[str, str]]:
@@ -67,8 +67,8 @@ def test_stages_without_prompting_settings_keep_their_fingerprints() -> None:
     assert "prompting" not in result_settings(SftSettings(data="s", student="embedded:student-base"))
 
 
-def key_by(said: Any, problem: Problem = PROBLEM, budget: ThinkingBudget | None = None) -> str:
-    ask = ask_by(said, budget=budget)
+def key_by(prompting: Any, problem: Problem = PROBLEM, budget: ThinkingBudget | None = None) -> str:
+    ask = ask_by(prompting, budget=budget)
     return wanted([("key", problem)], "model", Sampling(), 1, ask)[0].key
 
 
@@ -116,7 +116,7 @@ stages:
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         ("prompting: boxes", "7: stages.generate.prompting: no template is called 'boxes'; did you mean 'boxed'?"),
         ("prompting:\n      template: '{{ promt }}'", "8: stages.generate.prompting.template: there is no field 'promt' of "
@@ -143,18 +143,18 @@ stages:
         ("truncated: continue\n    continue_tokens: 512", "continue_tokens must rise from sampling.max_tokens, 512"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_yaml_is_one_line_with_its_place(lines: str, said: str, tmp_path: Path) -> None:
+def test_a_mistake_in_yaml_is_one_line_with_its_place(lines: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     file.write_text(f"{YAML}    {lines}\n")
     with pytest.raises(InputError) as caught:
         config.load(file, catalog.stage)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith(str(file))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         ("{{ prompt }} {{ metadata.topic }}", "metadata has no 'topic'; metadata has level"),
         ("{{ prompt }} of {{ difficulty }}", "it has no difficulty"),
@@ -164,12 +164,12 @@ def test_a_mistake_in_yaml_is_one_line_with_its_place(lines: str, said: str, tmp
         ("{{ prompt }}{{ metadata.level }}", "a value in it is null"),
     ],
 )
-def test_a_template_that_does_not_fit_a_problem_names_both(template: str, said: str) -> None:
+def test_a_template_that_does_not_fit_a_problem_names_both(template: str, message: str) -> None:
     problem = Problem("x/1", "What is 2 + 2?", "4", "math", "x", metadata={"level": None}, origin="p.jsonl:3")
     with pytest.raises(InputError) as caught:
         ask_by({"template": template}, key="generate.prompting")(problem)
     assert str(caught.value).startswith("generate.prompting.template: does not fit problem x/1 (p.jsonl:3): ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_system_exemplars_prompt_and_prefill_come_in_order() -> None:

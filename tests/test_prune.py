@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 
 def distill(directory: Path, *arguments: str, code: int = 0) -> str:
-    """What is said on stdout, or where it fails the one line on stderr."""
+    """The output on stdout, or with an exit code the line on stderr."""
     out, err = Command(directory, *arguments).ended(code)
     if code:
         assert len(err.strip().splitlines()) == 1, err
@@ -50,7 +50,7 @@ def statuses(directory: Path, *arguments: str) -> dict[str, str]:
 
 
 def tree(directory: Path) -> dict[str, str]:
-    """Each file and link of the workspace with what is in it, but for the lock and the memory of hashes."""
+    """Each file and link of the workspace with its content, except the lock and the cache of hashes."""
     space, found = directory / SPACE, {}
     for path in (path for path in space.rglob("*") if path.name not in (".lock", ".hashes.json")):
         if path.is_symlink():
@@ -96,7 +96,7 @@ def test_without_yes_nothing_is_deleted_and_both_settings_stay_cached(project: P
     assert row["path"].startswith("artifacts/sft-")
     assert row["why"] == "sft with other settings or inputs (epochs: 3 -> 2)"
     assert row["bytes"] == sum(f.stat().st_size for f in (project / SPACE / row["path"]).rglob("*") if f.is_file())
-    assert "1 to delete" in (said := distill(project, "prune", "-p", "p.yaml")) and "--yes deletes" in said
+    assert "1 to delete" in (out := distill(project, "prune", "-p", "p.yaml")) and "--yes deletes" in out
     assert tree(project) == before
     assert set(statuses(project).values()) == set(statuses(project, *OTHER).values()) == {"cached"}
 

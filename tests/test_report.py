@@ -594,10 +594,10 @@ def test_a_browser_runs_no_script_that_a_model_wrote(tmp_path: Path, monkeypatch
 def test_reward_models_are_shown_with_their_measures(report: dict[str, Any], page: str) -> None:
     assert "h-judging" not in page
     scored = [measures.Scored(f"p{n}", [0.9, 0.2 + 0.1 * n], [1.0, float(n % 2)], bool(n % 2), 0.5) for n in range(4)]
-    told = {"reward_models": {"prm": {"heldout": measures.summary(scored)}}}
-    judged = render({**report, **told})
+    more = {"reward_models": {"prm": {"heldout": measures.summary(scored)}}}
+    judged = render({**report, **more})
     assert "h-judging" in judged and "prm, held out" in judged
-    assert judging.model_rows(told["reward_models"])[0][:3] == ["prm, held out", "8", "0.875"]
+    assert judging.model_rows(more["reward_models"])[0][:3] == ["prm, held out", "8", "0.875"]
 
 
 def test_the_page_is_rendered_from_the_json_alone(report: dict[str, Any], page: str) -> None:

@@ -175,9 +175,9 @@ def test_a_verifier_that_fails_on_every_trace_fails_the_stage_until_fixed(crashi
     (crashing / "mine.py").write_text(CRASHES.replace('"1"', '"2"').replace("os._exit(9)", "pass").replace(
         "        if trace", "        open('needed').close()\n        if trace"))  # fmt: skip
     for _ in range(2):
-        said = distill("run", cwd=crashing, code=1).splitlines()[-1]
-        assert "stage verify: verifier crashes failed on every answer (4) and judged none; the first: " in said
-        assert "No such file or directory: 'needed' (mine.py:7)" in said
+        error = distill("run", cwd=crashing, code=1).splitlines()[-1]
+        assert "stage verify: verifier crashes failed on every answer (4) and judged none; the first: " in error
+        assert "No such file or directory: 'needed' (mine.py:7)" in error
     (crashing / "needed").touch()
     assert run(crashing)["verify"]["figures"].items() >= {"members": 4, "correct": 4}.items()
     assert all(stage["cached"] for stage in run(crashing).values())
@@ -203,15 +203,15 @@ VERDICTS = {
 Said = tuple[str, Problem, Version, Verdict]
 
 
-def judged(store: Store, *said: Said, failed: bool = False) -> None:
+def judged(store: Store, *judgements: Said, failed: bool = False) -> None:
     verdicts = []
-    for trace, problem, version, verdict in said:
+    for trace, problem, version, verdict in judgements:
         problem_key = keys.problem_key(problem)
         key = keys.verdict_key(trace, problem_key, version.verifier, version.version, version.settings)
         signed = replace(verdict, verifier=version.verifier, version=version.version)
         key = keys.failed_key(key) if failed else key
         verdicts.append(verdict_row(key, trace, problem_key, signed, json.loads(version.settings)))
-    store.append("problems", [problem_row(problem) for _, problem, _, _ in said])
+    store.append("problems", [problem_row(problem) for _, problem, _, _ in judgements])
     store.append("verdicts", verdicts)
     store.ingest()
 

@@ -242,10 +242,10 @@ def test_grpo_learns_what_is_rewarded(tmp_path: Path) -> None:
 def test_a_nan_reward_counts_as_no_reward(tmp_path: Path) -> None:
     """Otherwise its rollout would be learned from, with a credit of 0, and the step's mean reward would be NaN."""
 
-    def told(pairs: Any) -> Any:
+    def nan_rewards(pairs: Any) -> Any:
         return [math.nan if reward is None else reward for reward in likes_a(pairs)]
 
-    metrics, rollouts = grpo(student(), tmp_path / "nan", steps=1, reward=told)
+    metrics, rollouts = grpo(student(), tmp_path / "nan", steps=1, reward=nan_rewards)
     expected, known = grpo(student(), tmp_path / "none", steps=1)
     unjudged = [r for r in rollouts if r.reward is None]
     assert unjudged and not any(r.trained for r in unjudged)
@@ -270,8 +270,8 @@ class Lying:
 
     def generate(self, requests: Iterable[Request], stopping: Callable[[], bool]) -> Iterator[Completion]:
         for made in self.engine.generate(list(requests), stopping):
-            told = tuple(p - self.nats * (t % 2) for t, p in enumerate(made.logprobs or ()))
-            yield replace(made, logprobs=told)
+            logprobs = tuple(p - self.nats * (t % 2) for t, p in enumerate(made.logprobs or ()))
+            yield replace(made, logprobs=logprobs)
 
 
 def metrics_of_a_gap(directory: Path, **correction: Any) -> tuple[GrpoMetrics, list[Rollout]]:

@@ -96,8 +96,8 @@ def test_ppo_stores_what_explains_its_updates(tmp_path: Path) -> None:
         credit = [t - v for r in own for t, v in zip(r["value_targets"], r["state_values"], strict=True)]
         mean = math.fsum(credit) / len(credit)
         deviation = math.sqrt(math.fsum((c - mean) ** 2 for c in credit) / (len(credit) - 1))
-        told = [a for r in own for a in (r["advantages"] or [r["advantage"]] * len(r["state_values"]))]
-        assert told == pytest.approx([(c - mean) / deviation for c in credit], abs=1e-4)
+        advantages = [a for r in own for a in (r["advantages"] or [r["advantage"]] * len(r["state_values"]))]
+        assert advantages == pytest.approx([(c - mean) / deviation for c in credit], abs=1e-4)
     assert {row["engine"] for row in rows} == {"transformers"}
     assert all(row["seen"][0] == pytest.approx(row["logprobs"], abs=1e-3) for row in rows if row["step"] == 1)
     assert figures["value_error"] > 0 and "reward/verifier" in figures and figures["entropy_exact"] > 0
@@ -157,9 +157,9 @@ def test_an_alarm_rolls_back_a_real_run(tmp_path: Path, kind: str) -> None:
 def test_impossible_ppo_settings_are_refused_when_the_yaml_is_read(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:  # fmt: skip
-    with pytest.raises(InputError, match=message) as told:
+    with pytest.raises(InputError, match=message) as caught:
         run(tmp_path, "ppo", **changes)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_gspo_does_not_spread_token_credit_over_the_response() -> None:
@@ -230,5 +230,5 @@ def test_too_few_problems_after_curation_are_reported_with_the_reason(tmp_path: 
     with pytest.raises(InputError, match=message):
         runner.run(spec, Workspace(tmp_path / "w"), heard, lambda: False)
     assert heard.ran == ["problems", "curate"]
-    told = CliRunner().invoke(app, ["plan", "-p", str(tmp_path / "p.yaml")]).exception
-    assert isinstance(told, InputError) and message in str(told)
+    error = CliRunner().invoke(app, ["plan", "-p", str(tmp_path / "p.yaml")]).exception
+    assert isinstance(error, InputError) and message in str(error)

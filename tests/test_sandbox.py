@@ -271,9 +271,9 @@ def test_without_any_sandbox_the_error_names_each_backend_s_fault_and_its_fix(mo
     finally:
         sandbox.close()
         selftest.fault_of.cache_clear()
-    told = str(caught.value)
-    assert "namespaces: the launcher does not start (allow user namespaces" in told
-    assert "bubblewrap: bwrap is not installed (apt install bubblewrap" in told and "\n" not in told
+    message = str(caught.value)
+    assert "namespaces: the launcher does not start (allow user namespaces" in message
+    assert "bubblewrap: bwrap is not installed (apt install bubblewrap" in message and "\n" not in message
 
 
 def test_a_backend_that_fails_its_self_test_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

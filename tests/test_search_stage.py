@@ -93,9 +93,9 @@ def rows(place: Path, sql: str) -> list[dict[str, Any]]:
 
 def test_search_reuses_the_whole_responses_that_evaluate_sampled(figures: dict[str, Any], place: Path) -> None:
     """12 samples and a greedy response to each of the three problems; all other traces are pieces of searches."""
-    told = rows(place, "SELECT count(*) AS n FROM traces WHERE prefix IS NULL AND finish <> 'step'")[0]["n"]
+    whole = rows(place, "SELECT count(*) AS n FROM traces WHERE prefix IS NULL AND finish <> 'step'")[0]["n"]
     first_steps = rows(place, "SELECT count(*) AS n FROM traces WHERE prefix IS NULL AND finish = 'step'")[0]["n"]
-    assert told == 3 * 4 + 3 and first_steps > 0
+    assert whole == 3 * 4 + 3 and first_steps > 0
     assert [point["calls"] for point in figures["strategies"]["majority"]["points"]] == [1, 4]
 
 
@@ -125,7 +125,7 @@ def test_a_scorer_s_auc_is_that_of_its_stored_scores(figures: dict[str, Any], pl
         "JOIN verdicts USING (trace_key) JOIN traces USING (trace_key) "
         "WHERE finish <> 'step' AND prefix IS NULL AND temperature > 0",
     )
-    told = []
+    expected = []
     for scorer in {row["scorer"] for row in found}:
         own = [row for row in found if row["scorer"] == scorer]
         assert len(own) == 12
@@ -134,11 +134,11 @@ def test_a_scorer_s_auc_is_that_of_its_stored_scores(figures: dict[str, Any], pl
         shares = [
             sum((a["score"] > b["score"]) + (a["score"] == b["score"]) / 2 for a, b in of) for of in (pairs, within)
         ]
-        told.append({
+        expected.append({
             "auc": pytest.approx(shares[0] / len(pairs), abs=1e-4),
             "auc_within": pytest.approx(shares[1] / len(within), abs=1e-4),
         })  # fmt: skip
-    assert all(scorer in told for scorer in figures["scorers"].values())
+    assert all(scorer in expected for scorer in figures["scorers"].values())
 
 
 def test_each_choice_is_a_row_with_its_cost_and_a_judged_trace(figures: dict[str, Any], place: Path) -> None:
@@ -150,8 +150,8 @@ def test_each_choice_is_a_row_with_its_cost_and_a_judged_trace(figures: dict[str
     orders = {label: 4 if label in ("adaptive", "allocate") else 1 for label in figures["strategies"]}
     assert len(found) == 3 * 2 * sum(orders.values())
     assert {row["strategy"] for row in found if row["trace_key"] is None} == set(EXACT)
-    for label, told in figures["strategies"].items():
-        for point in told["points"]:
+    for label, curve in figures["strategies"].items():
+        for point in curve["points"]:
             ours = [row for row in found if row["strategy"] == label and row["budget"] == point["samples"]]
             assert sum(row["calls"] for row in ours) / len(ours) == pytest.approx(point["calls"], abs=1e-3)
             assert sum(row["correct"] for row in ours) / len(ours) == pytest.approx(point["accuracy"], abs=1e-3)
@@ -181,9 +181,9 @@ def test_step_by_step_searches_are_compared_with_choices_of_whole_responses(figu
 
 def test_the_report_has_every_curve_and_its_table(figures: dict[str, Any], place: Path) -> None:
     run(place, only="report")
-    told = json.loads((place / "w" / "report.json").read_text())["search"]
+    reported = json.loads((place / "w" / "report.json").read_text())["search"]
     page = (place / "w" / "report.html").read_text()
-    assert told["strategies"] == figures["strategies"] and told["rivals"] == figures["rivals"]
+    assert reported["strategies"] == figures["strategies"] and reported["rivals"] == figures["rivals"]
     section = page[page.index('id="h-search"') : page.index('id="h-lengths"')]
     assert "What a token buys" in section and section.count('role="img"') == 2 * 3 + 1
     assert "Scored by teacher" in section and "Scored by &lt;base&gt;" in section and "<base>" not in section
@@ -237,7 +237,7 @@ def test_a_scorer_in_half_precision_is_another_scorer(figures: dict[str, Any], p
 def test_short_and_long_spellings_of_a_scorer_are_the_same(tmp_path: Path) -> None:
     directory = reward_model(tmp_path / "prm", chat_tokenizer(), "line")
 
-    def told(spec: Any) -> dict[str, Any]:
+    def fingerprinted(spec: Any) -> dict[str, Any]:
         return result_settings(
             SearchSettings.model_validate(SEARCH | {"scorers": {"s": spec}, "strategies": ["weighted"]})
         )
@@ -246,7 +246,11 @@ def test_short_and_long_spellings_of_a_scorer_are_the_same(tmp_path: Path) -> No
         (directory, {"model": directory}), ("prm:prm", {"model": "prm:prm"}),
         ({"likelihood": TEACHER}, {"likelihood": TEACHER}),
     ):  # fmt: skip
-        assert told(short) == told({**long, "dtype": "float32"}) != told({**long, "dtype": "bfloat16"})
+        assert (
+            fingerprinted(short)
+            == fingerprinted({**long, "dtype": "float32"})
+            != fingerprinted({**long, "dtype": "bfloat16"})
+        )
 
 
 def test_a_verifier_may_fail_on_every_new_answer_of_one_strategy(
@@ -285,7 +289,7 @@ def test_a_piece_from_the_store_equals_the_one_from_the_engine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"scorers": {}}, "strategies.weighted: needs a step scorer; name one under `scorers`"),
         ({"strategies": [{"weighted": {"by": "mine"}}]}, "no scorer is called mine; there are: teacher, <base>"),
@@ -308,11 +312,11 @@ def test_a_piece_from_the_store_equals_the_one_from_the_engine() -> None:
     ],
 )  # fmt: skip
 def test_impossible_settings_are_refused_before_anything_is_made(
-    changes: dict[str, Any], said: str, tmp_path: Path
+    changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as caught:
         run(tmp_path, **changes)
-    assert said in str(told.value) and "\n" not in str(told.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "w" / "store.duckdb").exists()
 
 
@@ -320,10 +324,10 @@ def test_an_unsuitable_reward_model_is_refused_before_sampling(tmp_path: Path) -
     own = pretrained.tokenizer_of(modelspec.Model(str(modelspec.EMBEDDED / "teacher"), ""))
     foreign = reward_model(tmp_path / "foreign", chat_tokenizer(), "line")
     by_paragraph = reward_model(tmp_path / "paragraph", own, "paragraph")
-    for scorer, said in (
+    for scorer, message in (
         (foreign, "its tokenizer is not that of model"),
         (by_paragraph, "searches by the line, but the"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             run(tmp_path, scorers={"mine": scorer}, strategies=["majority", {"dvts": {"width": 2}}], budgets=[2])
     assert rows(tmp_path, "SELECT count(*) AS n FROM traces") == [{"n": 0}]

@@ -124,7 +124,7 @@ def test_the_easy_bias_is_reported(selected: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rules", "says"),
+    ("rules", "message"),
     [
         ({"pass_rate": {"least": 0.9, "most": 0.1}}, "is more than most"),
         ({"pass_rate": {"lest": 0.9}}, "Extra inputs"),
@@ -132,8 +132,8 @@ def test_the_easy_bias_is_reported(selected: Any) -> None:
         ({"max_similarity": 1.5}, "less than 1"),
     ],
 )
-def test_impossible_rules_are_refused(rules: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_impossible_rules_are_refused(rules: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         SelectSettings.model_validate({"verdicts": "verify", **rules})
 
 

@@ -101,8 +101,8 @@ def test_overlong_traces_are_dropped_and_their_share_is_reported(made: Any) -> N
     manifests, notes, _ = made
     figures = manifests["plain"].figures
     assert (figures["examples"], figures["dropped"], figures["dropped_share"]) == (38, 2, 0.05)
-    (told,) = [note for note in notes if note.startswith("plain: dropped")]
-    assert "dropped 2 of 40 examples (5.0%; the first is trace " in told and told.endswith("raise max_tokens")
+    (reported,) = [note for note in notes if note.startswith("plain: dropped")]
+    assert "dropped 2 of 40 examples (5.0%; the first is trace " in reported and reported.endswith("raise max_tokens")
 
 
 def test_the_learning_rate_comes_from_the_hidden_size_and_is_reported(made: Any) -> None:
@@ -183,8 +183,8 @@ def test_the_figures_of_a_watched_run_are_those_of_the_kept_step(made: Any) -> N
 def test_a_student_that_only_got_worse_keeps_its_initial_weights(made: Any) -> None:
     manifests, notes, workspace = made
     assert (manifests["hurt"].figures["best_step"], manifests["hurt"].figures["steps"]) == (0, 1)
-    told = [note for note in notes if note.startswith("hurt: ") and "nothing was learned: " in note]
-    assert len(told) == 1 and "lower learning_rate" in told[0]
+    found = [note for note in notes if note.startswith("hurt: ") and "nothing was learned: " in note]
+    assert len(found) == 1 and "lower learning_rate" in found[0]
     start, end = (load(Model(place, ""))[0] for place in (STUDENT, str(workspace.path / "hurt/model")))
     assert all(map(torch.equal, start.state_dict().values(), end.state_dict().values()))
 
@@ -229,12 +229,12 @@ def endless(tmp_path: Path) -> Path:
 
 def test_a_student_that_never_ends_is_not_published_but_kept(endless: Path, tmp_path: Path) -> None:
     yaml = write(tmp_path, {"sft": f"student: {endless}, {LORA}, epochs: 1"})
-    told = (
+    message = (
         r'does not end \d+ of 20 answers .* within \d+ tokens, .* lower stop_test .* `distill ask "..." --model (.*)`'
     )
-    with pytest.raises(PipelineError, match=told) as refused:
+    with pytest.raises(PipelineError, match=message) as refused:
         run(yaml, Heard())
-    left = re.search(told, str(refused.value))
+    left = re.search(message, str(refused.value))
     assert left and not (tmp_path / "w/sft").exists()
     asked = CliRunner().invoke(app, ["ask", "2 + 3", "--model", left[1], "--max-tokens", "5", "--json"])
     assert asked.exit_code == 0 and json.loads(asked.stdout)["finish"] == "length"

@@ -162,8 +162,8 @@ def test_file_and_form_make_a_source_whose_verifier_knows_right_from_wrong(form:
     )
     problem = mapping.problem(Row(tmp_path, 1, row), source.verifier, "s", "train", source.licence)
     verifier = verifiers.build(source.verifier)
-    said = [verifier.verify(problem, Response("", answer, True)).outcome for answer in (right, wrong)]
-    assert said == [Outcome.CORRECT, Outcome.INCORRECT]
+    outcomes = [verifier.verify(problem, Response("", answer, True)).outcome for answer in (right, wrong)]
+    assert outcomes == [Outcome.CORRECT, Outcome.INCORRECT]
     assert problem.prompt.endswith(source.instruction) and source.instruction
 
 
@@ -181,10 +181,16 @@ def test_published_traces_are_read(form: str) -> None:
     said_of = {"file": "f.jsonl", "form": form, "teacher": "t"}
     settings = ImportSettings.model_validate(said_of)
     row = Row(Path("f.jsonl"), 1, TRACES[form])
-    said, *_ = settings.columns.each(row)
-    assert not isinstance(said, InputError)
-    prompt = said.prompt if settings.prompt is None else cell(row, settings.prompt)
-    assert (prompt, said.thinking, said.answer, said.closed, said.system) == ("6 x 7?", "hm", "42", True, None)
+    response, *_ = settings.columns.each(row)
+    assert not isinstance(response, InputError)
+    prompt = response.prompt if settings.prompt is None else cell(row, settings.prompt)
+    assert (prompt, response.thinking, response.answer, response.closed, response.system) == (
+        "6 x 7?",
+        "hm",
+        "42",
+        True,
+        None,
+    )
     if settings.reference:
         assert cell(row, settings.reference) == "42"
 
@@ -202,7 +208,7 @@ def test_a_form_and_its_spelled_out_settings_have_one_fingerprint() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
         ("file: f.jsonl, form: gsm8", r"yaml:5: .*did you mean 'gsm8k'"),
         ("file: f.jsonl, form: openthoughts", r"is a form of import"),
@@ -212,15 +218,17 @@ def test_a_form_and_its_spelled_out_settings_have_one_fingerprint() -> None:
         ("file: ., form: gsm8k", r"is a directory; .*`dataset:`"),
     ],
 )
-def test_mistakes_in_yaml_are_one_line(source: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_in_yaml_are_one_line(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "f.jsonl", [ROWS["gsm8k"][0]])
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         run(tmp_path, PROBLEMS.format(source))
 
 
 @pytest.mark.parametrize(
-    ("template", "says"),
+    ("template", "message"),
     [
         ("{{ nope }}", "'nope' is undefined"),
         ("{{ solution | boxed }}", r"has no \\boxed"),
@@ -228,8 +236,8 @@ def test_mistakes_in_yaml_are_one_line(source: str, says: str, tmp_path: Path, m
         ("{{ index | letter }}", "is not the index of a choice"),
     ],
 )
-def test_a_template_that_does_not_fit_a_row_names_the_row(template: str, says: str) -> None:
-    with pytest.raises(InputError, match=rf"^f:3: .*(?:{says})"):
+def test_a_template_that_does_not_fit_a_row_names_the_row(template: str, message: str) -> None:
+    with pytest.raises(InputError, match=rf"^f:3: .*(?:{message})"):
         cell(Row(Path("f"), 3, {"solution": "none", "index": 99}), template)
 
 
@@ -287,7 +295,7 @@ FIRST = "name: p\nstages:\n  first: {kind: problems, sources: [{family: calc, tr
     ],
     ids=["problems", "import", "curate"],
 )
-def test_a_column_that_a_data_set_in_a_directory_lacks_is_told_before_anything_runs(
+def test_a_column_missing_from_a_data_set_is_reported_before_any_stage_runs(
     stage: str, name: str, bad: str, saved: Path, tmp_path: Path
 ) -> None:
     data = f"dataset: {saved / name}, prompt: question, on_bad_row: {bad}"
@@ -307,13 +315,13 @@ def test_a_row_of_a_data_set_that_does_not_fit_a_template_may_be_skipped(saved: 
 def test_splits_and_configurations_are_found_or_reported(saved: Path) -> None:
     for name, named in (("dict", None), ("repository", "main"), ("bare", None)):
         assert len(list(huggingface.DataSet(str(saved / name), "test", named).rows())) == 2
-    for found, says in (
+    for found, message in (
         (huggingface.DataSet(str(saved / "dict"), "dev"), "no split 'dev'; it has train, test"),
         (huggingface.DataSet(str(saved / "bare"), "dev"), r"Bad split: dev"),
         (huggingface.DataSet(str(saved / "repository"), "test", "other"), "'other' not found"),
         (huggingface.DataSet(str(saved / "one"), config="main"), "no configuration 'main'"),
     ):
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(InputError, match=message):
             list(found.rows())
 
 

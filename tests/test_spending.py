@@ -249,8 +249,8 @@ def test_plan_prints_the_forecast(here: Path) -> None:
 
     run(here)
     asked = ["generate.samples=2", "generate.engine.max_cost=1000.5", "generate.engine.max_total_tokens=99999"]
-    said = CliRunner().invoke(app, ["plan", "--pipeline", "p.yaml", *(f"--set={one}" for one in asked)])
-    text = " ".join(said.output.split())
+    result = CliRunner().invoke(app, ["plan", "--pipeline", "p.yaml", *(f"--set={one}" for one in asked)])
+    text = " ".join(result.output.split())
     assert re.search(
         r"20 of 40 traces left, about 800 tokens \(at most 2,000\), about 8\.128 to pay \(at most 21\.\d+\)", text
     ), text

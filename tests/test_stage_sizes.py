@@ -41,5 +41,7 @@ def test_traces_read_in_portions_are_judged_by_their_own_text(tmp_path: Path, mo
     }  # fmt: skip
     figures = run(tmp_path, {"import": traces, "verify": {"traces": "import"}})
     assert figures["members"] == figures["correct"] == len(ROWS)
-    said = Store(tmp_path / "w").rows("SELECT count(DISTINCT trace_key) AS n FROM verdicts WHERE outcome = 'correct'")
-    assert said == [{"n": len(ROWS)}]
+    counted = Store(tmp_path / "w").rows(
+        "SELECT count(DISTINCT trace_key) AS n FROM verdicts WHERE outcome = 'correct'"
+    )
+    assert counted == [{"n": len(ROWS)}]

@@ -64,22 +64,22 @@ def test_the_next_run_finds_the_shards_of_an_interrupted_one(tmp_path: Path) -> 
 
 
 def test_a_damaged_shard_is_set_aside_and_reported(tmp_path: Path) -> None:
-    said: list[str] = []
-    store = Store(tmp_path, said.append)
+    notes: list[str] = []
+    store = Store(tmp_path, notes.append)
     store.append("problems", rows("a"))
     shard = shards.pending(store.shards, "problems")[0]
     shard.write_bytes(shard.read_bytes()[:-20])
     store.append("problems", rows("b"))
     store.ingest()
     assert keys_in(store) == ["b"]
-    assert "damaged; set aside" in said[0]
+    assert "damaged; set aside" in notes[0]
     assert list(store.shards.rglob("*.damaged"))
 
 
 @pytest.mark.parametrize("damage", ["lost", "garbage", "truncated"])
 def test_a_damaged_store_is_rebuilt_from_the_journal(damage: str, tmp_path: Path) -> None:
-    said: list[str] = []
-    store = Store(tmp_path, said.append)
+    notes: list[str] = []
+    store = Store(tmp_path, notes.append)
     store.append("problems", rows("a", "b"))
     store.ingest()
     if damage == "lost":
@@ -90,25 +90,25 @@ def test_a_damaged_store_is_rebuilt_from_the_journal(damage: str, tmp_path: Path
     store.append("problems", rows("c"))
     store.ingest()
     assert keys_in(store) == ["a", "b", "c"]
-    assert damage == "lost" or "remade from the journal" in said[0]
+    assert damage == "lost" or "remade from the journal" in notes[0]
 
 
 @pytest.mark.parametrize("by", [Store.mend, Store.refresh])
 def test_a_deleted_database_is_rebuilt_before_anything_reads(by: Callable[[Store], None], tmp_path: Path) -> None:
     """`distill plan` must not count as lost what the next run restores."""
-    said: list[str] = []
-    store = Store(tmp_path, said.append)
+    notes: list[str] = []
+    store = Store(tmp_path, notes.append)
     store.append("problems", rows("a", "b"))
     store.ingest()
     store.path.unlink()
     by(store)
     assert keys_in(store) == ["a", "b"]
-    assert by is Store.refresh or said == [f"{store.path}: was missing; remade from the journal"]
+    assert by is Store.refresh or notes == [f"{store.path}: was missing; remade from the journal"]
 
 
 def test_a_damaged_wal_is_set_aside(tmp_path: Path) -> None:
-    said: list[str] = []
-    store = Store(tmp_path, said.append)
+    notes: list[str] = []
+    store = Store(tmp_path, notes.append)
     store.append("problems", rows("a"))
     store.ingest()
     wal = tmp_path / "store.duckdb.wal"
@@ -126,13 +126,13 @@ def test_reading_a_damaged_store_is_an_error_of_one_line(tmp_path: Path) -> None
 
 
 def test_an_unreadable_store_is_rebuilt_before_a_run(tmp_path: Path) -> None:
-    said: list[str] = []
-    store = Store(tmp_path, said.append)
+    notes: list[str] = []
+    store = Store(tmp_path, notes.append)
     store.mend()  # there is no store yet
     store.append("problems", rows("a", "b"))
     store.ingest()
     store.mend()
-    assert not said
+    assert not notes
     with open(store.path, "r+b") as file:
         file.seek(4096 + 100)
         file.write(b"\xff" * 64)
@@ -140,13 +140,13 @@ def test_an_unreadable_store_is_rebuilt_before_a_run(tmp_path: Path) -> None:
         store.rows("SELECT 1")
     store.mend()
     assert keys_in(store) == ["a", "b"]
-    assert "remade from the journal" in said[0]
+    assert "remade from the journal" in notes[0]
 
 
 @pytest.mark.parametrize("loss", ["an older copy put back", "rows deleted"])
 def test_lost_rows_are_restored_before_a_run(loss: str, tmp_path: Path) -> None:
-    said: list[str] = []
-    store = Store(tmp_path, said.append)
+    notes: list[str] = []
+    store = Store(tmp_path, notes.append)
     store.append("problems", rows("a"))
     store.ingest()
     older = store.path.read_bytes()
@@ -160,9 +160,9 @@ def test_lost_rows_are_restored_before_a_run(loss: str, tmp_path: Path) -> None:
     assert keys_in(store) == ["a"]
     store.mend()
     assert keys_in(store) == ["a", "b", "c"]
-    assert "lacked 2 rows; restored from the journal" in said[0]
+    assert "lacked 2 rows; restored from the journal" in notes[0]
     store.mend()
-    assert len(said) == 1
+    assert len(notes) == 1
 
 
 def test_a_flipped_bit_in_a_shard_is_noticed(tmp_path: Path) -> None:
@@ -298,10 +298,10 @@ def test_a_killed_writer_loses_no_row_that_append_returned_for(tmp_path: Path) -
     for attempt in range(3):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert writer.stdout
-        said = [writer.stdout.readline() for _ in range(7 + 3 * attempt)]
+        printed = [writer.stdout.readline() for _ in range(7 + 3 * attempt)]
         writer.send_signal(signal.SIGKILL)
         rest = writer.communicate()[0]
-        last = int((rest.splitlines() or said)[-1])
+        last = int((rest.splitlines() or printed)[-1])
         store = Store(tmp_path)
         store.refresh()  # what `distill plan` and `distill traces` do before they read
         assert {str(n) for n in range(last + 1)} <= set(keys_in(store))

@@ -95,9 +95,9 @@ def test_a_killed_writer_loses_and_duplicates_no_trace(tmp_path: Path) -> None:
     for attempt in range(2):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert writer.stdout
-        said = [writer.stdout.readline() for _ in range(6 + 5 * attempt)]
+        printed = [writer.stdout.readline() for _ in range(6 + 5 * attempt)]
         writer.send_signal(signal.SIGKILL)
-        last = int(((writer.communicate()[0]).splitlines() or said)[-1])
+        last = int(((writer.communicate()[0]).splitlines() or printed)[-1])
         store = Store(tmp_path)
         store.mend()
         store.ingest()
@@ -123,8 +123,8 @@ def test_small_files_are_merged_and_large_ones_left_as_they_are(tmp_path: Path) 
 
 @pytest.mark.parametrize("damage", ["taken away", "cut short"])
 def test_traces_of_a_lost_journal_file_are_reported_and_can_be_made_again(damage: str, tmp_path: Path) -> None:
-    said: list[str] = []
-    store = Store(tmp_path, said.append)
+    notes: list[str] = []
+    store = Store(tmp_path, notes.append)
     for keys in ("ab", "c"):
         store.append("traces", rows(*keys))
         store.ingest()
@@ -136,7 +136,7 @@ def test_traces_of_a_lost_journal_file_are_reported_and_can_be_made_again(damage
     with pytest.raises(InputError, match=r"damaged: .*the next `distill run` remakes it"):
         texts(store)
     store.mend()
-    assert "2 traces are lost, as their files are missing or truncated" in said[-1]
+    assert "2 traces are lost, as their files are missing or truncated" in notes[-1]
     assert texts(store) == {"c": "so c it is"}
     store.append("traces", rows("a"))
     store.ingest()

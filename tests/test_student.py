@@ -112,12 +112,12 @@ def test_an_adapter_on_a_bf16_base_learns_resumes_samples_and_is_merged(base: Mo
     assert load_model(tmp_path / "out/model", torch.bfloat16).dtype == torch.bfloat16
     asked = [Request(str(i), ({"role": "user", "content": "ab"},), Sampling(max_tokens=8)) for i in range(4)]
     completions = list(TransformersEngine(straight, chat_tokenizer(), model_identity="m").generate(asked))
-    told = {c.key: c.logprobs for c in completions}
+    sampled = {c.key: c.logprobs for c in completions}
     rows = [Row(from_tokens(c.key, c.prompt_ids, c.token_ids), {}) for c in completions]
     settings = TrainSettings(ADAMW, precision="bf16")
     with learning(straight, settings, 1, tmp_path / "c", "run") as learner:
         for row, scored in zip(rows, learner.score(rows), strict=True):
-            assert scored.logprobs == pytest.approx(told[row.example.key], abs=0.2)
+            assert scored.logprobs == pytest.approx(sampled[row.example.key], abs=0.2)
 
 
 # ------------------------------------------------------------------ QLoRA

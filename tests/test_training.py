@@ -187,8 +187,8 @@ def test_padding_changes_no_value_or_gradient(rows: list[Example], multiple: int
 
 
 def test_a_pack_contains_shared_prompts_and_system_prompts_once() -> None:
-    system, asked, said = [1] * 40, ([2] * 10, [3] * 10), ([4] * 5, [5] * 6, [6] * 7)
-    rows = [from_tokens("row", [*system, *prompt], response) for prompt in asked for response in said]
+    system, prompts, responses = [1] * 40, ([2] * 10, [3] * 10), ([4] * 5, [5] * 6, [6] * 7)
+    rows = [from_tokens("row", [*system, *prompt], response) for prompt in prompts for response in responses]
     computed = 40 + 2 * (10 + (4 + 5 + 6))  # the last token of a row predicts nothing
     assert pack(rows).input_ids.shape[1] == computed
     assert pack([from_tokens("row", [1], [i] * 60) for i in range(9)]).input_ids.shape[1] == 9 * 60  # not worth it
@@ -306,12 +306,14 @@ def test_entropies_equal_those_of_full_logits_and_change_nothing_else(
     found = []
     for entropy in (False, True):
         model.zero_grad()
-        told = forward.tell(model, batch, 0.7, entropy)
-        told.logprobs.sum().backward()
-        found.append([told.logprobs.detach(), *(p.grad.clone() for p in model.parameters())])
+        result = forward.tell(model, batch, 0.7, entropy)
+        result.logprobs.sum().backward()
+        found.append([result.logprobs.detach(), *(p.grad.clone() for p in model.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-    assert told.entropy is not None and not told.entropy.requires_grad
-    for example, values in zip(batch.examples, told.entropy.split([e.supervised for e in batch.examples]), strict=True):
+    assert result.entropy is not None and not result.entropy.requires_grad
+    for example, values in zip(
+        batch.examples, result.entropy.split([e.supervised for e in batch.examples]), strict=True
+    ):
         logits = model(input_ids=torch.tensor([example.input_ids]), use_cache=False).logits[0, :-1] / 0.7
         own = torch.distributions.Categorical(logits=logits).entropy()[torch.tensor(example.labels_mask[1:])]
         torch.testing.assert_close(values, own, atol=1e-4, rtol=1e-4)
@@ -451,7 +453,7 @@ def test_a_tiled_frozen_head_has_the_values_and_gradients_of_autograd(
     dtype: torch.dtype, spread: float, gap: float, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "ROWS", 5)
-    monkeypatch.setattr(head, "WIDTH", 16)  # 40 tokens are two tiles and a half
+    monkeypatch.setattr(head, "WIDTH", 16)  # 40 tokens are two and a half tiles
     torch.manual_seed(0)
     layer = torch.nn.Linear(8, VOCABULARY, bias=False).requires_grad_(False)
     layer.weight.mul_(spread)  # with 30 logits reach 100: without subtracting the largest they overflow
@@ -550,7 +552,7 @@ def test_a_diverging_training_is_an_error(tmp_path: Path) -> None:
         run(tiny(), examples(8), tmp_path, epochs=4, optimizer=OptimizerSettings(1e30, warmup=0))
 
 
-def test_a_student_that_tells_no_numbers_is_the_training_s_fault_and_its_base_a_broken_file_s() -> None:
+def test_nan_logprobs_are_blamed_on_training_and_those_of_the_base_on_its_file() -> None:
     model = add_lora(tiny(), rank=4, alpha=8, seed=0)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -894,8 +896,8 @@ def test_a_student_is_trained_on_the_prompt_of_its_settings() -> None:
 
 def test_a_step_without_rows_learns_nothing_but_counts(tmp_path: Path) -> None:
     """A source may have no rows, for instance when all samples of a student were empty."""
-    model, told = tiny(), list[Any]()
+    model, metrics = tiny(), list[Any]()
     before = weights(model)
     settings = TrainSettings(OptimizerSettings(1e-2), steps=2)
-    train(model, lambda step: [], settings, checkpoints=tmp_path, on_step=told.append)
-    assert torch.equal(weights(model), before) and [m.step for m in told] == [1, 2]
+    train(model, lambda step: [], settings, checkpoints=tmp_path, on_step=metrics.append)
+    assert torch.equal(weights(model), before) and [m.step for m in metrics] == [1, 2]

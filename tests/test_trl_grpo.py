@@ -49,7 +49,7 @@ def prompt(name: str) -> list[int]:
     return drawn(name)
 
 
-def told(*place: object) -> list[float]:
+def engine_logprobs(*place: object) -> list[float]:
     """The log-probabilities that the engine reports for its tokens; the trainer's are -4.8 on average."""
     ids = drawn(*place)
     return [float(x) for x in generator("engine", *place).uniform(-5.3, -4.3, len(ids))]
@@ -71,7 +71,7 @@ class Remembering:
         for request in requests:
             _, _, name, index = request.key.split("/")
             ids = tuple(drawn(name, int(index)))
-            said = tuple(told(name, int(index)))
+            said = tuple(engine_logprobs(name, int(index)))
             yield Completion(request.key, "", tuple(prompt(name)), "", ids, said, Finish.STOP, forced=forced(ids))
 
 
@@ -109,7 +109,7 @@ def theirs(model: Any, directory: Path, kind: str, kl: float, scale: str, mode: 
     def rollouts(names: list[str], trainer: Any) -> dict[str, Any]:
         made = [drawn(name, index % GROUP) for index, name in enumerate(names)]
         mask = [[int(t not in forced(ids)) for t in range(len(ids))] for ids in made]
-        said = [told(name, index % GROUP) for index, name in enumerate(names)]
+        said = [engine_logprobs(name, index % GROUP) for index, name in enumerate(names)]
         return {"prompt_ids": list(map(prompt, names)), "completion_ids": made, "logprobs": said, "env_mask": mask}
 
     recipe, _ = loss.RECIPES[kind]

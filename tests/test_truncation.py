@@ -78,14 +78,14 @@ def test_a_continued_response_equals_one_that_was_never_cut(tmp_path: Path) -> N
     assert said_by(store, standing) == [("stop", parts.thinking, parts.answer) for parts in whole]
     finishes = Counter(row["finish"] for row in store.rows("SELECT finish FROM traces"))
     assert finishes["length"] >= len(LONG)  # cut responses are kept too
-    told = store.rows("SELECT trace_key, continued_by, continued_to FROM continuations")
-    chain = {row["trace_key"]: row["continued_by"] for row in told}
+    links = store.rows("SELECT trace_key, continued_by, continued_to FROM continuations")
+    chain = {row["trace_key"]: row["continued_by"] for row in links}
     for wish, key in zip(wishes_for(TEXTS), standing, strict=True):
         at = wish.key
         while at in chain:
             at = chain[at]
         assert at == key
-    assert len(told) == finishes["length"]
+    assert len(links) == finishes["length"]
 
 
 def test_a_higher_limit_continues_where_the_last_one_ended(tmp_path: Path) -> None:

@@ -72,9 +72,9 @@ def test_a_user_verifier_judges_in_the_pool_with_its_settings(here: Path) -> Non
     (here / "sub/near.py").write_text(CODE)
     with VerifierPool(workers=1) as pool:
         for name in ("./near.py:Near", f"{here}/near.py:Near", "sub/near.py:Near"):
-            items = [(said, {name: {"within": 1}}, PROBLEM, said) for said in ("42", "43", "50", "no number")]
+            items = [(answer, {name: {"within": 1}}, PROBLEM, answer) for answer in ("42", "43", "50", "no number")]
             verdicts = dict(pool.verify_many(items))
-            found = [str(verdicts[said].outcome) for said in ("42", "43", "50", "no number")]
+            found = [str(verdicts[answer].outcome) for answer in ("42", "43", "50", "no number")]
             assert found == ["correct", "correct", "incorrect", "unverifiable"]
             assert verdicts["42"].verifier == "near" and verdicts["42"].version.startswith("1+")
         both = pool.verify({"all": ["math", "./near.py:Near"]}, PROBLEM, "42")
@@ -121,7 +121,7 @@ def _version(code: str, here: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("code", "name", "said"),
+    ("code", "name", "message"),
     [
         (None, "./gone.py:Near", r"gone\.py: No such file"),
         (CODE, "./near.py:Nearr", "defines no 'Nearr'; did you mean 'Near'"),
@@ -142,11 +142,11 @@ def _version(code: str, here: Path) -> str:
     ],
 )  # fmt: skip
 def test_a_faulty_user_verifier_is_one_line_with_its_place_in_the_yaml(
-    here: Path, code: str | None, name: Any, said: str
+    here: Path, code: str | None, name: Any, message: str
 ) -> None:
     if code is not None:
         (here / "near.py").write_text(code)
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         run(here, json.dumps(name))
     assert str(caught.value).startswith(f"{here}/p.yaml:4: ") and "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
@@ -202,7 +202,7 @@ def test_the_stage_of_the_contributors_guide_works(kind: str, tmp_path: Path, mo
     (tmp_path / "p.yaml").write_text(STAGED.replace("KIND", kind))
     monkeypatch.syspath_prepend(tmp_path)
     Command(tmp_path, "run", "-p", "p.yaml").ended()
-    told = json.loads((tmp_path / "run/lengths/lengths.json").read_text())
-    assert len(told["longest"]) == 2 and all(words > 0 for words in told["longest"])
+    lengths = json.loads((tmp_path / "run/lengths/lengths.json").read_text())
+    assert len(lengths["longest"]) == 2 and all(words > 0 for words in lengths["longest"])
     out, _ = Command(tmp_path, "plan", "-p", "p.yaml", "--json").ended()
     assert {row["status"] for row in map(json.loads, out.splitlines())} == {"cached"}

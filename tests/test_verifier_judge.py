@@ -167,10 +167,10 @@ def test_an_unreachable_endpoint_is_an_error_and_no_verdict() -> None:
         verdicts({"judge": {"model": "tiny", "engine": engine}}, ["42"])
 
 
-@pytest.mark.parametrize(("act", "said"), [(status(401, f"bad key {KEY}"), "TEST_KEY"), (status(404, KEY), "404")])
-def test_a_refused_call_is_an_error_that_does_not_show_the_key(server: Server, act: Act, said: str) -> None:
+@pytest.mark.parametrize(("act", "message"), [(status(401, f"bad key {KEY}"), "TEST_KEY"), (status(404, KEY), "404")])
+def test_a_refused_call_is_an_error_that_does_not_show_the_key(server: Server, act: Act, message: str) -> None:
     server.otherwise = act
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         verdicts(spec(server), ["42"])
     assert KEY not in str(caught.value)
 
@@ -209,18 +209,18 @@ def test_a_pair_is_judged_in_both_orders(server: Server, says: Says, expected: l
 
 
 def test_votes_need_a_majority_and_their_agreement_is_in_the_evidence(server: Server) -> None:
-    told = {"unanimous": [1, 1, 1, 1], "most": [1, 1, 0, 1], "tie": [1, 0, 1, 0], "lost": [1, 1, 2, 2]}
-    turns: dict[str, int] = dict.fromkeys(told, 0)
+    votes = {"unanimous": [1, 1, 1, 1], "most": [1, 1, 0, 1], "tie": [1, 0, 1, 0], "lost": [1, 1, 2, 2]}
+    turns: dict[str, int] = dict.fromkeys(votes, 0)
     words = ["VERDICT: incorrect", "VERDICT: correct", "who knows"]
 
     def says(pieces: dict[str, str]) -> str:
         with server.lock:
             answer = pieces["answer"]
             turns[answer] += 1
-            return words[told[answer][turns[answer] - 1]]
+            return words[votes[answer][turns[answer] - 1]]
 
     server.otherwise = attending(says)
-    found = verdicts(spec(server, samples=4, sampling={"temperature": 0.7}), list(told))
+    found = verdicts(spec(server, samples=4, sampling={"temperature": 0.7}), list(votes))
     assert [v.outcome for v in found] == [RIGHT, RIGHT, UNVERIFIABLE, UNVERIFIABLE]
     assert [v.score for v in found] == [1.0, 0.75, None, None]
     assert [v.evidence["agreement"] for v in found] == [1.0, 0.75, 0.5, 0.5]
@@ -408,7 +408,7 @@ def test_settings_that_change_no_verdict_are_not_in_the_key(server: Server) -> N
 
 
 @pytest.mark.parametrize(
-    ("wish", "said"),
+    ("wish", "message"),
     [
         ({}, "model: is missing"),
         ({"model": "m", "modell": 1}, "modell: unknown key; did you mean 'model'"),
@@ -426,8 +426,8 @@ def test_settings_that_change_no_verdict_are_not_in_the_key(server: Server) -> N
         ({"model": "m", "hashes": 1}, "hashes"),
     ],
 )  # fmt: skip
-def test_wrong_settings_are_an_error_of_one_line(wish: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said) as caught:
+def test_wrong_settings_are_an_error_of_one_line(wish: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         build({"judge": wish})
     assert "\n" not in str(caught.value) and "'judge'" in str(caught.value)
 

@@ -65,13 +65,13 @@ def test_every_data_set_accepts_its_own_answer_and_rejects_nonsense(entries: dic
         for answer in (str(found["answer"]), *answers):
             items.append(((name, answer), "reasoning_gym", problem(name, found), answer))
     with VerifierPool(workers=1) as pool:
-        said = {key: given.outcome for key, given in pool.verify_many(items)}
+        outcomes = {key: given.outcome for key, given in pool.verify_many(items)}
         assert pool.restarts == 0
-    wrongly = {key for key, outcome in said.items() if outcome is CORRECT and key[1] in answers}
-    refused = {name for name, found in entries.items() if said[name, str(found["answer"])] is not CORRECT}
+    wrongly = {key for key, outcome in outcomes.items() if outcome is CORRECT and key[1] in answers}
+    refused = {name for name, found in entries.items() if outcomes[name, str(found["answer"])] is not CORRECT}
     assert not wrongly
     assert refused == NO_ANSWER | BAD_SCORER
-    assert all(outcome is UNVERIFIABLE for (name, _), outcome in said.items() if name in refused and _.strip())
+    assert all(outcome is UNVERIFIABLE for (name, _), outcome in outcomes.items() if name in refused and _.strip())
 
 
 def test_scorers_that_evaluate_answers_are_known() -> None:

@@ -116,11 +116,11 @@ def drawn(url: str, wanted: list[Request], model: str = "teacher", **options: An
 
 def test_greedy_responses_and_counts_equal_those_of_the_in_process_engine(server: str) -> None:
     wanted = requests(8, temperature=0.0)
-    told = drawn(server, wanted, concurrency=4)
+    served = drawn(server, wanted, concurrency=4)
     with vllm_engine(Model(str(TEACHER), "teacher")) as engine:
         inside = {completion.key: completion for completion in engine.generate(wanted)}
-    assert set(told) == set(inside)
-    for name, completion in told.items():
+    assert set(served) == set(inside)
+    for name, completion in served.items():
         other = inside[name]
         ours, theirs = response_of(completion), response_of(other)
         assert (ours.thinking, ours.answer, ours.closed) == (theirs.thinking, theirs.answer, theirs.closed)
@@ -161,7 +161,7 @@ def test_the_transformers_server_gives_the_answers_of_vllm(tmp_path: Path) -> No
     pytest.importorskip("uvicorn")
     wanted = requests(2, temperature=0.0)
     with serving(tmp_path, "--engine", "transformers", "--model", "embedded:teacher") as url:
-        told = drawn(url, wanted, model=str(TEACHER))
+        served = drawn(url, wanted, model=str(TEACHER))
     with vllm_engine(Model(str(TEACHER), "teacher")) as engine:
         for inside in engine.generate(wanted):
-            assert response_of(told[inside.key]).answer.strip() == response_of(inside).answer.strip() != ""
+            assert response_of(served[inside.key]).answer.strip() == response_of(inside).answer.strip() != ""

@@ -37,7 +37,7 @@ def majority(found: Sequence[Sample]) -> Callable[[Sequence[Sample]], float]:
     return choose
 
 
-def weighed(subset: Sequence[Sample]) -> float:
+def weighted(subset: Sequence[Sample]) -> float:
     """The answer with the largest sum of scores wins (ties share), and is as right as its best sample in the subset."""
     answers = {s.answer for s in subset if s.answer is not None}
     weight = {answer: round(sum(s.score for s in subset if s.answer == answer), 9) for answer in answers}
@@ -80,7 +80,7 @@ def test_majority_is_the_mean_over_all_subsets(case: tuple[list[Sample], int]) -
 @given(with_k)
 def test_weighted_votes_and_best_of_k_are_means_over_all_subsets(case: tuple[list[Sample], int]) -> None:
     found, k = case
-    assert weighted_vote_at_k(found, k) == pytest.approx(enumerated(found, k, weighed))
+    assert weighted_vote_at_k(found, k) == pytest.approx(enumerated(found, k, weighted))
     assert best_of_k(found, k) == pytest.approx(enumerated(found, k, best))
 
 
@@ -93,7 +93,7 @@ def test_with_many_subsets_a_sample_of_them_approximates_the_mean() -> None:
     found = [Sample("ab"[n % 3 == 0], float(n % 3 == 0), score=(n % 5) / 5) for n in range(20)]
     drawn = weighted_vote_at_k(found, 6)
     assert drawn == weighted_vote_at_k(found, 6) and drawn != weighted_vote_at_k(found, 6, seed=1)
-    assert drawn == pytest.approx(enumerated(found, 6, weighed), abs=0.03)
+    assert drawn == pytest.approx(enumerated(found, 6, weighted), abs=0.03)
 
 
 @given(with_k)
