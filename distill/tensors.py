@@ -30,11 +30,13 @@ def copied(model: Any, shared: Iterable[Tensor] = ()) -> Any:
 
 
 def free_of_gpu(device: torch.device | str = "cuda") -> int:
-    """Free memory of the GPU, in bytes.
+    """Free memory of the GPU, in bytes, after `give_back`."""
+    give_back()
+    return int(torch.cuda.mem_get_info(device)[0])
 
-    First releases what earlier stages left in this process: models that only reference cycles keep alive, and the cache
-    of torch's allocator. The driver counts neither as free.
-    """
+
+def give_back() -> None:
+    """Release the GPU memory that earlier stages left in this process, for other processes too: models that only
+    reference cycles keep alive, and the cache of torch's allocator. The driver counts neither as free."""
     gc.collect()
     torch.cuda.empty_cache()
-    return int(torch.cuda.mem_get_info(device)[0])

@@ -23,6 +23,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any
@@ -40,11 +41,14 @@ def held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_to_parent() -> None:
-    """For a child, forked or spawned: ignore the signals in `HEEDED`, which the parent handles."""
+def leave_to_parent(offspring: bool = False) -> None:
+    """For a child, forked or spawned: ignore the signals in `HEEDED`, which the parent handles. With ``offspring`` they
+    also stay blocked, which the child's own children inherit: these then get none, even if they set handlers."""
+    if offspring:
+        resource_tracker.ensure_running()  # it unblocks some signals when it starts, with the first shared memory
     for number in HEEDED:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
+    signal.pthread_sigmask(signal.SIG_BLOCK if offspring else signal.SIG_UNBLOCK, HEEDED)
 
 
 def fork(work: Callable[..., None], arguments: Sequence[Any]) -> BaseProcess:
@@ -85,10 +89,11 @@ def _end_with(pipe: int) -> None:
 
 
 def spawn(module: str, arguments: Iterable[str], environment: Mapping[str, str], **how: Any) -> subprocess.Popen[bytes]:
-    """Start a child that runs ``python -m module`` and can import what this process can. It must `leave_to_parent`."""
-    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    """Start a child that runs ``python -m module`` and can import what this process can. It imports nothing from the
+    working directory unless this process would (``-P``). It must `leave_to_parent`."""
+    paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     with held_back():  # it imports for seconds before it can set its signal handlers
-        return subprocess.Popen([sys.executable, "-m", module, *arguments], env={**environment, **paths}, **how)
+        return subprocess.Popen([sys.executable, "-P", "-m", module, *arguments], env={**environment, **paths}, **how)
 
 
 def ended(code: int | None) -> str:

@@ -307,6 +307,7 @@ def test_vllm_leaves_room_for_scorers_that_come_after_it(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (MEMORY // 2, MEMORY))
     assert beside_models(VllmOptions(**said), 0) == VllmOptions(**said)
+    assert beside_models(VllmOptions(first_gpu=1), MEMORY) == VllmOptions(first_gpu=1)
     assert beside_models(VllmOptions(**said), MEMORY // 4).gpu_memory_utilization == pytest.approx(share)
     with pytest.raises(InputError, match=r"need 16\.0 GiB, and leave nothing"):
         beside_models(VllmOptions(), MEMORY)

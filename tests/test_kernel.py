@@ -680,6 +680,41 @@ def test_a_child_that_is_stopped_before_it_can_leave_that_to_its_parent_lives() 
     assert child.returncode == 0
 
 
+def test_a_started_child_imports_nothing_from_the_working_directory_that_its_parent_would_not(tmp_path: Path) -> None:
+    """Somebody's clone of vllm, say: the script `distill` does not look there."""
+    (tmp_path / "queue.py").write_text("raise SystemExit(3)")
+    code = "import os; from pipeline.forking import spawn; print(spawn('queue', (), os.environ).wait())"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    for safe, ended in (["-P"], "0\n"), ([], "3\n"):
+        result = subprocess.run(
+            [sys.executable, *safe, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert (result.stdout, result.stderr) == (ended, "")
+
+
+PARENT = """
+import signal, subprocess, sys
+from multiprocessing.shared_memory import SharedMemory
+from pipeline.forking import leave_to_parent
+leave_to_parent(offspring=True)
+memory = SharedMemory(create=True, size=1)
+memory.close()
+memory.unlink()
+own = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)); print('up', flush=True); input()"
+child = subprocess.Popen([sys.executable, "-c", own], stdin=-1, stdout=-1, text=True)
+child.stdout.readline()
+child.send_signal(signal.SIGTERM)
+child.communicate("go on")
+print(child.returncode)
+"""
+
+
+def test_signals_can_be_kept_from_a_childs_children_too() -> None:
+    """vLLM's workers end at SIGTERM, which reaches every process of a job."""
+    result = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, timeout=60)
+    assert (result.stdout, result.stderr) == ("0\n", "")
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_becomes_a_question(name: str) -> None:
     with Stopper().listening() as stopping:

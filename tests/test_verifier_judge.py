@@ -22,7 +22,8 @@ from test_verifiers_contract import HOSTILE
 
 from distill.engines import pacing
 from distill.modelspec import EMBEDDED
-from distill.types import Outcome, Problem, Verdict
+from distill.thinking import Response
+from distill.types import Completion, Outcome, Problem, Request, Verdict
 from distill.verifiers import VerifierPool, build, judge, judge_votes, settled
 from distill.verifiers.judge_prompt import Grades, Rubric, Words, harmless
 from pipeline.errors import InputError, PipelineError
@@ -381,6 +382,23 @@ def test_a_model_that_cannot_judge_makes_answers_unverifiable(tmp_path: Path) ->
     assert [v.outcome for v in found] == [UNVERIFIABLE] * 3
     assert found[2].reason.startswith("too long for the judge: a prompt of ")
     assert all(v.evidence["spent"]["tokens"] > 0 and v.evidence["spent"]["prompt_tokens"] > 100 for v in found[:2])
+
+
+def test_prompts_that_may_be_too_long_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each would end a call midway, and with it everything that a local model has in flight."""
+    lengths: list[int] = []
+
+    class Asked:
+        def generate(self, requests: list[Request], stopping: Any) -> Iterator[Completion]:
+            lengths.extend(len(request.messages[0]["content"]) for request in requests)
+            yield from ()
+
+    monkeypatch.setattr("distill.engines.open_engine", lambda *_: Asked())
+    verifier: Any = build({"judge": {"model": "embedded:teacher"}})
+    items = [(n, PROBLEM, Response("", "so " * n, closed=True)) for n in (3, 900, 1, 700)]
+    with pytest.raises(PipelineError, match="4 replies missing"):
+        list(verifier.open().judge(items))
+    assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) == 4
 
 
 def test_the_judge_s_version_covers_the_content_of_its_model(tmp_path: Path) -> None:

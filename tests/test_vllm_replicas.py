@@ -7,9 +7,11 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from itertools import takewhile
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -18,15 +20,16 @@ from vllm_models import SMALL, TEACHER, needs_teacher, needs_vllm, requests
 
 from distill import pretrained
 from distill.engines import vllm
-from distill.engines.base import PromptTooLong
+from distill.engines.base import PromptTooLong, Stopping
 from distill.engines.options import VllmOptions
 from distill.engines.transformers import TransformersEngine
-from distill.engines.vllm_replicas import VllmReplicas, places
+from distill.engines.vllm_replicas import Place, VllmReplicas, _Replica, places
+from distill.engines.vllm_worker import DROPPED, END, NOW, Opening, serve
 from distill.lacking import lacking
 from distill.machine import cores
 from distill.modelspec import Model
 from distill.training.lora import add_lora
-from distill.types import Request
+from distill.types import Completion, Request
 from pipeline.errors import InputError, PipelineError
 from rl.vllm_policy import VllmPolicy
 
@@ -47,22 +50,37 @@ def gpus(monkeypatch: pytest.MonkeyPatch, count: int, visible: str | None = None
     [
         ({"data_parallel": 2}, None, [("0",), ("1",)]),
         ({"data_parallel": 2, "tensor_parallel": 2}, None, [("0", "1"), ("2", "3")]),
+        ({"data_parallel": 2, "engine_args": {"pipeline_parallel_size": 2}}, None, [("0", "1"), ("2", "3")]),
         ({"data_parallel": 2, "first_gpu": 2}, None, [("2",), ("3",)]),
         ({"first_gpu": 3}, None, [("3",)]),
         ({"data_parallel": 2}, "5,7,GPU-8a,9", [("5",), ("7",)]),
         ({"data_parallel": 2, "first_gpu": 2}, "5,7,GPU-8a,9", [("GPU-8a",), ("9",)]),
+        ({"data_parallel": 4}, "3, 2,1 ,0,-1,7", [("3",), ("2",), ("1",), ("0",)]),
     ],
 )
 def test_each_replica_has_gpus_of_its_own(
-    options: dict[str, int], visible: str | None, expected: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], visible: str | None, expected: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpus(monkeypatch, 4, visible)
     assert [place.gpus for place in places(VllmOptions.model_validate(options))] == expected
 
 
+def test_each_replica_can_have_a_slice_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which CUDA shows only one to a process."""
+    gpus(monkeypatch, 1, "MIG-8a,MIG-9b")
+    assert [place.gpus for place in places(VllmOptions(data_parallel=2))] == [("MIG-8a",), ("MIG-9b",)]
+
+
 def test_too_few_gpus_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 2, "0,1,-1,2,3")  # CUDA heeds none behind -1
+    with pytest.raises(
+        InputError, match=r"3 x 1 \(data_parallel x tensor_parallel\) needs 3 GPU\(s\), and 2 can be seen"
+    ):
+        places(VllmOptions(data_parallel=3))
     gpus(monkeypatch, 4)
-    with pytest.raises(InputError, match=r"data_parallel 2 x tensor_parallel 2 from GPU 1 on needs 5 GPU\(s\), and 4"):
+    with pytest.raises(
+        InputError, match=r"2 x 2 \(data_parallel x tensor_parallel\) from GPU 1 on needs 5 GPU\(s\), and 4"
+    ):
         places(VllmOptions(data_parallel=2, tensor_parallel=2, first_gpu=1))
 
 
@@ -81,6 +99,38 @@ def test_more_replicas_than_cores_are_refused_before_anything_runs(monkeypatch: 
     monkeypatch.setattr("distill.lacking.find_spec", lambda name: name)
     assert "data_parallel: 1000 processes" in str(lacking(VllmOptions(data_parallel=1000)))
     assert lacking(VllmOptions(data_parallel=1)) is None
+
+
+class Refusing:
+    """An engine that has read the end of what it is asked when it refuses a request: they came together."""
+
+    ahead = 8
+
+    def generate(self, asked: Iterable[Request | None], stopping: Stopping) -> Iterator[Completion]:
+        list(takewhile(lambda request: request is not None, asked))
+        raise InputError("refused")
+        yield
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_refusal_after_the_drop_does_not_wait_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parent and replica waited for each other for ever."""
+    monkeypatch.setattr(vllm, "load", lambda *_: Refusing())
+    inbox, outbox = SimpleQueue[Any](), SimpleQueue[Any]()
+    for message in (("open", Opening(MODEL, VllmOptions(), 0, 1)), ("generate", requests(1)), ("drop", None), END):
+        inbox.put(message)
+    serve(inbox, outbox)
+    assert [str(outbox.get()) for _ in range(outbox.qsize())] == ["8", "refused", DROPPED]
+
+
+@pytest.mark.parametrize(("how", "code"), [(END, 0), (NOW, 1)])
+def test_a_replica_ends_as_it_is_told(how: tuple[str, None], code: int) -> None:
+    """Not by a signal: vLLM's own workers would outlive it."""
+    replica = _Replica(Place())
+    VllmReplicas([replica], MODEL).close(how)
+    assert replica._process.returncode == code
 
 
 def test_an_error_of_another_process_is_the_same_here() -> None:
@@ -128,6 +178,13 @@ def test_samples_are_the_same_after_others_were_dropped(replicas: VllmReplicas) 
     first = next(some)
     some.close()  # type: ignore[attr-defined]
     assert whole[first.key] == first.text
+    left = replicas.generate(reversed(wanted))
+    next(left)
+    assert len(replicas.score([[1, 2, 3]] * 3)) == 3
+    begun = replicas.generate(wanted)
+    next(begun)
+    left.close()  # type: ignore[attr-defined]
+    assert len(list(begun)) == 47
     asked = iter([False, False, True])
     stopped = list(replicas.generate(wanted, lambda: next(asked)))
     assert len(stopped) < 48
@@ -187,13 +244,19 @@ def test_an_adapter_that_reaches_only_one_replica_is_noticed(
 @needs_teacher
 def test_a_killed_replica_is_one_line_and_a_killed_run_leaves_none_behind() -> None:
     script = """if True:
-        import os, signal, sys, time
+        import multiprocessing, os, signal, sys, time
         from vllm_models import TEACHER, requests
         from distill.engines import vllm
         from distill.engines.options import VllmOptions
         from distill.modelspec import Model
         from pipeline.errors import PipelineError
         options = VllmOptions(dtype="float32", max_model_len=256, data_parallel=2)
+        pipe = multiprocessing.Pipe
+        def held():  # by a process that is forked just then
+            ours, theirs = pipe()
+            os.dup(theirs.fileno())
+            return ours, theirs
+        multiprocessing.Pipe = held
         engine = vllm.open(Model(str(TEACHER), "teacher"), options, print)
         first, second = [replica._process.pid for replica in engine._replicas]
         sampling = engine.generate(requests(8, temperature=1.0, max_tokens=200))

@@ -39,7 +39,8 @@ class VllmOptions(Settings):
     """Number of GPUs that share one copy of the model."""
     data_parallel: Annotated[int | None, Operational(), Field(ge=1)] = None
     """Number of copies of the model, each in a process of its own on its own GPUs (without a GPU, on its share of the
-    cores). Default: one copy, in the run's process; beside a training on several `devices`, one copy per device."""
+    cores). Default: one copy, in the run's process unless it takes several GPUs; beside a training on several
+    `devices`, one copy per device."""
     first_gpu: Annotated[int, Operational(), Field(ge=0)] = 0
     """The first GPU to use. With `devices: 4` and `{data_parallel: 4, first_gpu: 4}`, four GPUs train and four sample;
     by default both share the first ones."""
@@ -55,6 +56,10 @@ class VllmOptions(Settings):
         dict[str, Any] | None, AfterValidator(vllm_arguments.checked), PlainSerializer(vllm_arguments.changing)
     ] = None
     """Other vLLM engine arguments, by vLLM's names. Those that change samples are part of each trace's key."""
+
+    def gpus(self) -> int:
+        """How many one copy takes."""
+        return self.tensor_parallel * int((self.engine_args or {}).get("pipeline_parallel_size", 1))
 
 
 def _exact(value: Any) -> Any:

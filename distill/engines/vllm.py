@@ -57,12 +57,13 @@ def open(model: Model, options: VllmOptions, note: Note, lora_rank: int = 0) -> 
     """Load the model: half a minute and more. `InputError` where vLLM is not installed.
 
     ``lora_rank`` makes room for adapters that come later (``adopt``). It is loaded here, or in processes of its own
-    where ``options`` or a training on several devices, which has this process, ask for these.
+    where ``options`` or a training on several devices, which has this process, ask for these. So it is with
+    several GPUs: vLLM then has processes anyway, which end at a Ctrl-C unless it is kept from them.
     """
     note(f"vllm: loading {model.source}")
     if options.speculative:
         note("vllm: with speculative decoding a seed does not repeat its sample (greedy decoding does)")
-    if options.data_parallel or options.first_gpu or _beside_ranks():
+    if options.data_parallel or options.first_gpu or options.gpus() > 1 or _beside_ranks():
         return vllm_replicas.open(model, options, lora_rank)
     return load(model, options, lora_rank)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import subprocess
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,15 +25,16 @@ from typing import Any
 
 from distill.engines.base import Stopping, never, wanted_now
 from distill.engines.options import VllmOptions
-from distill.engines.vllm_worker import DROPPED, END, Opening
+from distill.engines.vllm_worker import DROPPED, END, NOW, Opening
 from distill.machine import allowed_cores, cores
 from distill.modelspec import Model
 from distill.types import Completion, Request
 from pipeline.errors import InputError, PipelineError
 from pipeline.forking import ended, spawn
 
-PATIENCE = 0.5
-"""Seconds to wait for a completion before asking whether to stop."""
+PATIENCE = 0.05
+"""Seconds to wait for a completion before asking what else is wanted (a verdict in another thread may have said), and
+whether to stop: about one step of vLLM, after which it would ask in this process."""
 
 GROUP = 16
 """Samples of one problem that follow each other to the same replica, at most."""
@@ -40,13 +42,17 @@ GROUP = 16
 GRACE = 30.0
 """Seconds a replica gets to free its GPU before it is killed."""
 
-RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+RANKS = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RUN_ID",
+    "TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS",
+)  # fmt: skip
 """What torchrun sets in a rank's environment. A replica is no rank of the training."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a replica runs: on some GPUs, or with some threads on some CPU cores (empty: on any)."""
+    """Where a replica runs: on some GPUs, or on some CPU cores (empty: on any), with ``threads`` threads in torch."""
 
     gpus: tuple[str, ...] = ()
     threads: int = 1
@@ -55,7 +61,10 @@ class Place:
 
 def open(model: Model, options: VllmOptions, lora_rank: int = 0) -> VllmReplicas:
     """Load ``options.data_parallel`` copies of the model, all at once. `InputError` where there are too few GPUs."""
+    from distill.tensors import give_back
+
     where = places(options)
+    give_back()  # what a training before this one left to torch in this process would be missing on the first GPU
     opening = Opening(
         model, options.model_copy(update={"data_parallel": None, "first_gpu": 0}), lora_rank, sharing=len(where)
     )
@@ -63,7 +72,7 @@ def open(model: Model, options: VllmOptions, lora_rank: int = 0) -> VllmReplicas
     try:
         replicas.begin(opening)
     except BaseException:
-        replicas.close()
+        replicas.close(NOW)  # those that still load would do so to the end
         raise
     return replicas
 
@@ -72,24 +81,34 @@ def places(options: VllmOptions) -> list[Place]:
     """Where each replica runs."""
     import torch
 
-    count, each, first = options.data_parallel or 1, options.tensor_parallel, options.first_gpu
+    count, each, first = options.data_parallel or 1, options.gpus(), options.first_gpu
     if not torch.cuda.is_available():
         return _on_cores(count)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    gpus = _visible(torch.cuda.device_count())
     if first + count * each > len(gpus):
         raise InputError(
-            f"engine vllm: data_parallel {count} x tensor_parallel {each}"
+            f"engine vllm: {count} x {each} (data_parallel x tensor_parallel)"
             + (f" from GPU {first} on" if first else "")
             + f" needs {first + count * each} GPU(s), and {len(gpus)} can be seen here"
         )
-    return [Place(gpus=tuple(gpus[first + i * each : first + (i + 1) * each])) for i in range(count)]
+    threads = max(1, cores() // (count * each))  # of each of vLLM's workers, which take the number as it is
+    return [Place(tuple(gpus[first + i * each : first + (i + 1) * each]), threads) for i in range(count)]
+
+
+def _visible(count: int) -> list[str]:
+    """The entry of CUDA_VISIBLE_DEVICES for each of the ``count`` GPUs that torch sees. CUDA heeds none behind one that
+    it does not know (-1 is in use), and shows a process one slice of a GPU at most (MIG): each replica can have one."""
+    named = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if not named[0]:
+        return [str(i) for i in range(count)]
+    return [entry for entry in named if entry] if named[0].startswith("MIG-") else named[:count]
 
 
 def _on_cores(count: int) -> list[Place]:
     """An equal share of the cores each; of their number alone where a cgroup limits the time, not which they are."""
     there, allowed = cores(), sorted(allowed_cores())
-    threads = min(max(1, there // count), int(os.environ.get("OMP_NUM_THREADS") or there))
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list has a number for each level of nesting
+    threads = min(max(1, there // count), int(asked or there))
     if there < max(len(allowed), count):
         return [Place(threads=threads)] * count
     size = there // count
@@ -107,9 +126,15 @@ class VllmReplicas:
         self.copies = len(replicas)
         self._spec, self._replicas = model, list(replicas)
         self._last: tuple[Any, _Replica, int] | None = None  # the problem handed out last, to whom, how many samples
+        self._turn = 0
 
     def begin(self, opening: Opening) -> None:
-        for replica, ahead in zip(self._replicas, self._ask("open", [opening] * self.copies), strict=True):
+        """Load. The first that cannot is heard of at once: the others may take minutes."""
+        for replica in self._replicas:
+            replica.send("open", opening)
+        for replica, ahead in self._answers():
+            if isinstance(ahead, Exception):
+                raise ahead
             replica.ahead = ahead
 
     @cached_property
@@ -120,6 +145,9 @@ class VllmReplicas:
 
     def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
         """Completions in the order they finish. `PromptTooLong` where a prompt leaves no room."""
+        self._check()
+        self._drop()
+        self._turn = turn = self._turn + 1
         source = iter(requests)
         try:
             while not stopping():
@@ -128,10 +156,11 @@ class VllmReplicas:
                 busy = {replica.pipe: replica for replica in self._replicas if replica.held}
                 if not busy:
                     return
-                for pipe in wait(list(busy), PATIENCE):
+                for pipe in wait(list(busy), PATIENCE) or _silent(busy.values()):
                     yield from busy[pipe].completions()  # type: ignore[index]
         finally:
-            self._drop()
+            if turn == self._turn:  # else this iterator was left in the middle, and others have begun
+                self._drop()
 
     def adopt(self, adapter: str | Path) -> None:
         """Sample from here on with the LoRA adapter in that directory, in place of any other."""
@@ -142,11 +171,12 @@ class VllmReplicas:
         answers = self._ask("score", [list(sequences[i :: self.copies]) for i in range(self.copies)])
         return [answers[i % self.copies][i // self.copies] for i in range(len(sequences))]
 
-    def close(self) -> None:
+    def close(self, how: tuple[str, None] = END) -> None:
         for replica in self._replicas:
-            replica.dismiss()
+            replica.dismiss(how)
+        until = time.monotonic() + GRACE
         for replica in self._replicas:
-            replica.end()
+            replica.end(until - time.monotonic())
         self._replicas.clear()
 
     def _hand_out(self, requests: Iterable[Request]) -> None:
@@ -163,7 +193,7 @@ class VllmReplicas:
             self._replicas[index].send("generate", share)
 
     def _drop(self) -> None:
-        """Forget what is in flight; afterwards no replica is sampling."""
+        """Forget what is in flight, also of an iterator left in the middle. Then no replica samples."""
         self._last = None
         asked = [replica for replica in self._replicas if replica.sampling]
         for replica in asked:
@@ -171,15 +201,31 @@ class VllmReplicas:
         for replica in asked:
             replica.settle()
 
+    def _check(self) -> None:
+        """Without one of them the others cannot be asked again: they may have answers to what nobody waited for."""
+        for replica in self._replicas:
+            if replica.lost:
+                raise replica.lost
+
     def _ask(self, what: str, arguments: Sequence[Any]) -> list[Any]:
         """Every replica's answer. The first error is raised when all have answered."""
+        self._check()
+        self._drop()
         for replica, argument in zip(self._replicas, arguments, strict=True):
             replica.send(what, argument)
-        answers = [replica.answer() for replica in self._replicas]
-        for answer in answers:
+        found = dict(self._answers())
+        for answer in found.values():
             if isinstance(answer, Exception):
                 raise answer
-        return answers
+        return [found[replica] for replica in self._replicas]
+
+    def _answers(self) -> Iterator[tuple[_Replica, Any]]:
+        """One of each, as they come, so that one that died ends the wait for the others."""
+        waiting: dict[Any, _Replica] = {replica.pipe: replica for replica in self._replicas}
+        while waiting:
+            for pipe in wait(list(waiting), 1.0) or _silent(waiting.values()):
+                replica = waiting.pop(pipe)
+                yield replica, replica.answer()
 
 
 @dataclass(eq=False)
@@ -190,6 +236,7 @@ class _Replica:
     held: int = 0
     ahead: int = 1
     sampling: bool = False
+    lost: PipelineError | None = None
     pipe: Connection = field(init=False)
     _process: subprocess.Popen[bytes] = field(init=False)
 
@@ -197,6 +244,7 @@ class _Replica:
         environment = {name: value for name, value in os.environ.items() if name not in RANKS}
         if self.place.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.place.gpus)
+            environment.setdefault("OMP_NUM_THREADS", str(self.place.threads))
         else:
             environment["OMP_NUM_THREADS"] = str(self.place.threads)
         self.pipe, theirs = multiprocessing.Pipe()
@@ -214,10 +262,17 @@ class _Replica:
 
     def answer(self) -> Any:
         """The next thing it sends, which may be an exception."""
+        while not self.pipe.poll(1.0):
+            if self.over() and not self.pipe.poll():
+                raise self._gone()
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
             raise self._gone() from None
+
+    def over(self) -> bool:
+        """Its pipe may stay open then: a process that another thread forked while this one started holds its end."""
+        return self._process.poll() is not None
 
     def completions(self) -> list[Completion]:
         found = self.answer()
@@ -233,16 +288,16 @@ class _Replica:
             pass
         self.held, self.sampling = 0, False
 
-    def dismiss(self) -> None:
+    def dismiss(self, how: tuple[str, None]) -> None:
         """Have it end. It is told so, because a forked process may hold this end of the pipe open."""
         with suppress(OSError):
-            self.pipe.send(END)
+            self.pipe.send(how)
         self.pipe.close()
 
-    def end(self) -> None:
+    def end(self, seconds: float) -> None:
         """Wait for that."""
         try:
-            self._process.wait(GRACE)
+            self._process.wait(max(0.0, seconds))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -250,4 +305,10 @@ class _Replica:
     def _gone(self) -> PipelineError:
         self.held, self.sampling = 0, False
         how = ended(self._process.wait())
-        return PipelineError(f"a vllm replica {how}; run the same command again to go on from what was kept")
+        self.lost = PipelineError(f"a vllm replica {how}; run the same command again to go on from what was kept")
+        return self.lost
+
+
+def _silent(replicas: Iterable[_Replica]) -> list[Any]:
+    """The pipes of those that say nothing because their process has ended."""
+    return [replica.pipe for replica in replicas if replica.over()]

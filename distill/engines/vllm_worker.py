@@ -7,6 +7,7 @@ requests to those being sampled: their completions come in lists as they finish,
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import threading
@@ -25,6 +26,8 @@ from pipeline.forking import leave_to_parent
 
 DROPPED = "dropped"
 END = ("end", None)
+NOW = ("now", None)
+"""To end without vLLM's own end, for which it would first have to load."""
 
 GRACE = 20.0
 """Seconds in which vLLM is to close after the parent is gone; then the process ends without it."""
@@ -55,6 +58,11 @@ class _Asked:
         while not self.over and not self._inbox.empty():
             self._read(self._inbox.get())
         return self.over is not None
+
+    def failed(self) -> None:
+        """Wait for the end, which the parent may have sent before it knew; what it sent in between is dropped."""
+        while not self.over:
+            self._read(self._inbox.get())
 
     def __iter__(self) -> Iterator[Request | None]:
         while not self.over:
@@ -90,30 +98,26 @@ def serve(inbox: SimpleQueue[Any], outbox: SimpleQueue[Any]) -> None:
     outbox.put(engine.ahead)
     while (message := inbox.get()) != END:
         what, argument = message
+        if what == "generate":
+            if _generate(engine, _Asked(inbox, argument), outbox) == "end":
+                break
+            outbox.put(DROPPED)
+            continue
         try:
-            if what == "generate":
-                if _generate(engine, _Asked(inbox, argument), outbox) == "end":
-                    break
-                outbox.put(DROPPED)
-            elif what == "drop":
-                outbox.put(DROPPED)
-            else:
-                outbox.put(getattr(engine, what)(argument))
+            outbox.put(DROPPED if what == "drop" else getattr(engine, what)(argument))
         except Exception as error:
             outbox.put(_portable(error))
-            if what == "generate":
-                while (what := inbox.get()[0]) == "generate":  # sent before the parent knew
-                    pass
-                if what == "end":
-                    break
-                outbox.put(DROPPED)
     engine.close()
 
 
 def _generate(engine: Any, asked: _Asked, outbox: SimpleQueue[Any]) -> str | None:
-    for completion in engine.generate(asked, asked.stopping):
-        asked.answered()
-        outbox.put([completion])
+    try:
+        for completion in engine.generate(asked, asked.stopping):
+            asked.answered()
+            outbox.put([completion])
+    except Exception as error:
+        outbox.put(_portable(error))
+        asked.failed()
     return asked.over
 
 
@@ -126,12 +130,13 @@ def _portable(error: Exception) -> Exception:
 
 def _receive(pipe: Connection, inbox: SimpleQueue[Any]) -> None:
     try:
-        while True:
-            inbox.put(pipe.recv())
+        while (message := pipe.recv()) != NOW:
+            inbox.put(message)
+        _abandon()
     except (EOFError, OSError):
         pass  # the parent closed the pipe, or is gone
     inbox.put(END)
-    ended = threading.Timer(GRACE, os._exit, (1,))
+    ended = threading.Timer(GRACE, _abandon)
     ended.daemon = True
     ended.start()
 
@@ -142,16 +147,25 @@ def _send(pipe: Connection, outbox: SimpleQueue[Any]) -> None:
         while (message := outbox.get()) != END:
             pipe.send(message)
     except BaseException:
-        os._exit(1)  # the parent is gone, or would wait for ever
+        _abandon()  # the parent is gone, or would wait for ever
+
+
+def _abandon() -> None:
+    """End at once, and vLLM's own workers with it: while they load, on GPUs, they do not see that it is gone."""
+    try:
+        for child in multiprocessing.active_children():
+            child.kill()
+    finally:
+        os._exit(1)
 
 
 def main() -> None:
     """``python -m distill.engines.vllm_worker FD [CORE...]``"""
-    from distill.pretrained import hush
-
-    leave_to_parent()
+    leave_to_parent(offspring=True)  # with tensor_parallel vLLM has processes of its own, which would end at Ctrl-C
     if cores := {int(core) for core in sys.argv[2:]}:
         os.sched_setaffinity(0, cores)
+    from distill.pretrained import hush  # may start threads, which stay on the cores that there were before
+
     pipe = Connection(int(sys.argv[1]))
     inbox, outbox = SimpleQueue[Any](), SimpleQueue[Any]()
     threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()

@@ -86,7 +86,7 @@ def beside_training(
     held = sum(weight.nbytes for weight in network.parameters())
     left = free - max(0, need.total - held) if need else (free - size_of(beside)) // 2
     left -= sum(_bytes_of(near[name], network.device) for name in near if name not in unset)
-    weights = {name: size_of([(engines[name][0], asked[name].dtype)]) // asked[name].tensor_parallel for name in unset}
+    weights = {name: size_of([(engines[name][0], asked[name].dtype)]) // asked[name].gpus() for name in unset}
     remain, parts = left - sum(weights.values()), len(unset) + samples
     if left <= 0 or (parts > 1 and remain <= 0):
         raise InputError(
@@ -100,15 +100,16 @@ def beside_training(
 def _replicated(engine: VllmOptions, ranks: int) -> VllmOptions:
     if ranks == 1 or engine.data_parallel:
         return engine
-    return engine.model_copy(update={"data_parallel": max(1, ranks // engine.tensor_parallel)})
+    return engine.model_copy(update={"data_parallel": max(1, ranks // engine.gpus())})
 
 
 def beside_models(engine: VllmOptions, taken: int) -> VllmOptions:
     """``engine`` with what is free of the GPU less what models that are loaded after it will take, in bytes. What the
-    user has set stays."""
+    user has set stays, and so does an engine on other GPUs than these models, which have the first."""
     import torch
 
-    if not taken or not torch.cuda.is_available() or "gpu_memory_utilization" in engine.model_fields_set:
+    beside = taken and not engine.first_gpu and torch.cuda.is_available()
+    if not beside or "gpu_memory_utilization" in engine.model_fields_set:
         return engine
     from distill.tensors import free_of_gpu
 

@@ -41,6 +41,7 @@ def joined() -> Ranks:
 def serve() -> None:
     """Run a rank above 0 until rank 0 ends it or is gone. Rank 0 handles the signals."""
     from distill.pretrained import hush
+    from distill.tensors import give_back
     from distill.training.session import follow
 
     hush()
@@ -48,6 +49,7 @@ def serve() -> None:
     ranks = joined()
     while (opening := ranks.told()) is not None:
         follow(ranks, **opening)
+        give_back()  # what runs next on this GPU may be another process: vLLM
     ranks.close()
 
 

@@ -69,7 +69,7 @@ class JudgeSession:
     ) -> Iterator[tuple[Key, Verdict]]:
         while left.requests and not stopping():
             try:
-                for completion in engine.generate(list(left.requests.values()), stopping):
+                for completion in engine.generate(left.longest_first(), stopping):
                     for n, pending in left.answered(completion):
                         yield items[n][0], self._judge.verdict(pending.replies, pending.paid)
             except PromptTooLong as error:  # only a local model raises it; an endpoint's refusal ends the run
@@ -119,6 +119,11 @@ class _OpenRequests:
             pending.known[completion.key] = completion
             if pending.known.keys() == set(pending.keys):
                 yield n, self._pending.pop(n)
+
+    def longest_first(self) -> list[Request]:
+        """A prompt that is too long ends the call and drops what is in flight, so such prompts go before any other is
+        begun."""
+        return sorted(self.requests.values(), key=lambda request: -sum(len(m["content"]) for m in request.messages))
 
     def unused(self) -> set[str]:
         """The keys of received replies whose items still wait for others."""
