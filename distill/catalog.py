@@ -134,7 +134,8 @@ def resolve(kind: str, name: str) -> Any:
 
 
 def check(kind: str, name: str) -> str:
-    """Return ``name`` if it is known, otherwise raise ValueError. Settings use it, so that typos are found early."""
+    """Return ``name`` if it is known or has a colon (the user's own code, which is not loaded here), otherwise raise
+    ValueError. Settings use it, so that typos are found early."""
     if name not in names(kind) and ":" not in name:
         raise ValueError(_unknown(kind, name))
     return name

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def one_group(pattern: str) -> str:
-    """Check that ``pattern`` is a regular expression with exactly one group, whose text is the match."""
+    """Check that ``pattern`` is a regular expression with exactly one group, whose text is what is extracted."""
     try:
         groups = re.compile(pattern).groups
     except re.error as error:
@@ -120,7 +120,7 @@ def cell(row: Row, column: str) -> Any:
 
 
 Columns = Iterable[str | Mapping[str, str] | None]
-"""As settings name them: one, several together, or none."""
+"""Columns or templates as settings give them: a name, a mapping of several, or None."""
 
 
 def _named(columns: Columns) -> list[str]:
@@ -129,8 +129,8 @@ def _named(columns: Columns) -> list[str]:
 
 
 def without(rows: Iterator[Row], columns: Columns) -> str | None:
-    """Which of these columns rows lack that all have those of the first. Of a template nothing is said: it may fit
-    others."""
+    """Which of these columns the first row lacks, for rows that all have the same columns. Templates are not checked,
+    since one that fails on the first row may fit others."""
     try:
         for row in islice(rows, 1):
             for name in _named(columns):
@@ -142,8 +142,10 @@ def without(rows: Iterator[Row], columns: Columns) -> str | None:
 
 
 def unreadable(rows: Iterator[Row], columns: Columns, skip: bool = False) -> str | None:
-    """Why the first row cannot be read by these columns: one that is not there, most likely. None where it can be, and
-    where there is no row, which is for whoever wants rows to tell. With ``skip``, None where any row can be read."""
+    """Why the first row cannot be read by these columns, most likely because one is missing; None if it can be.
+
+    With ``skip``, None if any row can be read. Also None if there is no row, which the reader of the rows reports.
+    """
     named = _named(columns)
     first: str | None = None
     try:

@@ -4,7 +4,7 @@ Everything is computed from stored rollouts; nothing is sampled. Steps are group
 over all rollouts of a point; texts are read in a subset that their keys determine. `distill.behaviours` defines the
 behaviours. A correction is judged by its effect: if the thinking names an answer other than the final one, the
 problem's verifier judges both, and the answer went from wrong to right, from right to wrong, or neither. Unverifiable
-answers are not counted, and verifiers that cost money are not called.
+answers are not counted, and a verifier with a judge is not called.
 """
 
 from __future__ import annotations

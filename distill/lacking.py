@@ -75,7 +75,7 @@ def _missing(part: BaseModel) -> Iterator[str]:
 
 
 def _models(part: BaseModel) -> list[str]:
-    """The models that a part of the settings names and that no stage makes. None for a model at an endpoint."""
+    """The models that a part of the settings names and that no stage makes; empty if they are at an endpoint."""
     if isinstance(getattr(part, "engine", None), OpenAIOptions):
         return []
     found = [part.model] if isinstance(part, JudgeSettings) else []

@@ -105,7 +105,7 @@ def _in_columns(thinking: str, answer: str) -> Said:
 
 
 def _usual(response: str, tags: Sequence[str]) -> str:
-    """Replace the response's own tags by the think tags of the store."""
+    """Replace the response's own tags by the think tags of the store, and remove those around its answer."""
     for tag, ours in zip(tags, (OPEN, CLOSE, "", ""), strict=False):
         response = response.replace(tag, ours)
     return response

@@ -161,7 +161,7 @@ def _likeness(at: int, kept: Sequence[int], read: Read) -> float:
 
 
 class _Quotas:
-    """Counts the traces taken, in all, by source and by difficulty."""
+    """Counts the traces taken, in all, by source and by bin (of difficulty or pass rate)."""
 
     def __init__(self, settings: SelectSettings) -> None:
         self._settings = settings

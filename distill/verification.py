@@ -4,11 +4,11 @@ The one loop behind the verify and evaluate stages. Verifying again never genera
 the trace, the verifier, its version and its settings. A changed verifier therefore finds all of its verdicts missing,
 and the old ones stay.
 
-A timeout, a crash, a lack of memory may be the machine's fault, so the first such failure is no verdict
-yet: it is kept under a key of its own, and the next run judges that trace once more. What comes of that, a
-second failure too, is the verdict. A verifier that fails on every trace that it is given has judged nothing: the stage
-fails, and what it lacked may be mended, so no such failure is a verdict, an exception neither; what other verifiers
-said is kept. See docs/design/007-failures.md.
+A timeout, a crash or a lack of memory may be the machine's fault, so the first such failure is not a verdict yet: it is
+stored under a separate key, and the next run judges that trace once more. The result of that is the verdict, even if it
+is a second failure. An exception of the verifier is the verdict without a second run. But if a verifier fails on every
+trace that it is given, it is broken or lacks something that can be fixed: the stage fails, and none of these failures,
+exceptions included, becomes a verdict. The verdicts of other verifiers are kept. See docs/design/007-failures.md.
 """
 
 from __future__ import annotations
@@ -163,11 +163,12 @@ def kept_under(wish: Judgement, verdict: Verdict, found: Container[str]) -> str:
 
 
 class Attempts:
-    """Under which keys verdicts are kept, as they come (`kept_under`).
+    """Decides the keys of verdicts as they arrive (`kept_under`), and which of them have to wait.
 
-    An exception is final, unless the verifier fails on every answer: then it is broken, or lacks something that may be
-    mended. So an exception waits until an answer is judged, or until there are no more. Each verifier by its name, for
-    problems may bring several; ``judged`` are those that have judged an answer before.
+    An exception is final unless the verifier fails on every answer, because it is broken or lacks something that can be
+    fixed. So exceptions wait until the verifier has judged an answer, or until there are no more answers. This is
+    tracked by the name of the verifier, since problems may name several. ``judged`` are the names of those that have
+    judged an answer before.
     """
 
     def __init__(self, found: Container[str], judged: Iterable[str]) -> None:
@@ -177,7 +178,7 @@ class Attempts:
         self._failed: Counter[str] = Counter()
 
     def take(self, wish: Judgement, verdict: Verdict) -> list[tuple[str, Judgement, Verdict]]:
-        """What is to be kept now: key, wish and verdict of each."""
+        """Take in a verdict. Returns what to store now, as (key, wish, verdict)."""
         if not verdict.failure:
             self._judged.add(wish.name)
         self._first.setdefault(wish.name, verdict)
@@ -190,7 +191,7 @@ class Attempts:
         return [self._counted(kept_under(w, v, self._found), w, v) for w, v in ready]
 
     def rest(self) -> list[tuple[str, Judgement, Verdict]]:
-        """What still waits when no more come: to be judged again."""
+        """What still waits when no more verdicts come, under keys with which the next run judges it again."""
         ready = [each for waiting in self._waiting.values() for each in waiting]
         self._waiting.clear()
         return [self._counted(keys.failed_key(w.key), w, v) for w, v in ready]
@@ -200,7 +201,7 @@ class Attempts:
         return key, wish, verdict
 
     def check(self, stage: str) -> None:
-        """Refuse to go on where a verifier judged nothing, and may do so in the next run."""
+        """Raise `PipelineError` if a verifier judged nothing but may judge these answers in the next run."""
         broken = {name: count for name, count in self._failed.items() if count and name not in self._judged}
         if broken:
             (name, count), *more = broken.items()

@@ -60,7 +60,7 @@ class Known:
         """Keys of the verdicts that are there, first failures (`keys.failed_key`) among them."""
         self.outcomes = {place: found[j.key] for place, j in judged.items() if j.key in found}
         self.judged = {judged[place].name for place in self.outcomes}
-        """The verifiers of which the store has a verdict on any of them."""
+        """The names of the verifiers that have a verdict on any of them in the store."""
         dropped = (divmod(at, most) for at, wish in enumerate(self._wishes) if wish.key in self.cut)
         self.outcomes |= dict.fromkeys(dropped, Outcome.INCORRECT)
 

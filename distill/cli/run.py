@@ -99,7 +99,7 @@ def _disk_full_message(workspace: Path) -> str:
 
 
 def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float, log: bool) -> None:
-    """Each stage with its seconds, each model with its score. ``log``: lines have a date there."""
+    """Print each stage with its seconds, and each model with its scores. In a ``log`` the last line has a date."""
     stages = [
         {"stage": m.stage, "": "cached" if cached else "run", "seconds": f"{m.seconds:.1f}"} for m, cached in done
     ]

@@ -53,8 +53,8 @@ def log_aggregate(steps: Sequence[float], how: Aggregate = "product") -> float:
 
 
 def weights(logs: Sequence[float]) -> list[float]:
-    """Scores from their logarithms. If the largest is too small for a double, all are scaled by it; if all are zero,
-    all weights are 1."""
+    """Scores from their logarithms. If the largest is too small for a double, all are scaled by it; if all scores are
+    zero, all weights are 1."""
     largest = max(logs, default=0.0)
     if largest == -inf:
         return [1.0] * len(logs)

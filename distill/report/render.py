@@ -253,7 +253,7 @@ def _family(
 
 
 def _by_samples(subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One panel per strategy: accuracy by number of samples. None if there is one sample per problem."""
+    """One panel per strategy: accuracy by number of samples. Empty if there is one sample per problem."""
     counts = sorted({point["samples"] for subject in subjects for point in subject["by_samples"]})
     return [_strategy(name, counts, subjects, colours) for name in STRATEGIES] if counts else []
 
@@ -281,7 +281,8 @@ def _by_difficulty(subject: Mapping[str, Any], source: str) -> dict[str, Mapping
 
 
 def _lengths(report: Report, subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> dict[str, Any]:
-    """Histograms of the teacher and the student's stages, stacked on one scale."""
+    """Histograms of the teacher, the base and the students, or of all models without these, one below the other on one
+    scale."""
     edges, models = report["lengths"]["edges"], report["lengths"]["models"]
     shown = [s for s in subjects if s["role"] in ("teacher", "base", "student")] or list(subjects)
     panels = []

@@ -107,7 +107,7 @@ def _panel(name: str, title: str, short: str, values: Sequence[svg.Point], colou
 
 
 def behaviour_rows(seen: Mapping[str, Any]) -> Rows:
-    """One row per behaviour: the share of rollouts at the first step, at the last and overall, and the rewards."""
+    """One row per behaviour: the share of rollouts at the first point, at the last and overall, and the rewards."""
     return [
         [
             visible(name), percent(one["shares"][0]), percent(one["shares"][-1]), percent(one["share"]),

@@ -67,7 +67,8 @@ def beside_training(
 ) -> dict[str, VllmOptions]:  # fmt: skip
     """``engines`` as they can run beside the training of ``network``.
 
-    Where several devices train, vLLM runs in processes of its own, one per device unless the user has set a number.
+    Where several devices train, vLLM runs in processes of its own, as many as fit on these devices unless the user has
+    set a number.
     On a GPU that the training uses too, vLLM gets what is free of it, less what the training and the models ``beside``
     have yet to take: vLLM's own default, 0.9 of all, would not be free. Several engines get their weights and equal
     parts of the remainder, of which the trainer's own sampler takes a part if it ``samples`` (its weights are counted

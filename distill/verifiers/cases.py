@@ -1,8 +1,8 @@
 """Tests as data: turn asserts into inputs and expected values, and compare values and texts.
 
-The supported asserts are ``assert f(...) == value``, ``assert f(...)``, ``assert not f(...)``, ``is``, and ``abs(f(...)
-- value) < small`` (``math.fabs`` too), all with literal arguments. If a test does anything else, the parsers here
-report that their cases do not cover all of it.
+The supported asserts are ``assert f(...) == value``, ``assert f(...)``, ``assert not f(...)``, ``is``, and
+``abs(f(...) - value) < small`` (``math.fabs`` too), all with literal arguments. If a test does anything else, the
+parsers here report that their cases do not cover all of it.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ class Disagreement(Exception):
 
 
 class Decision(NamedTuple):
-    """``together``: can all formulas be true at once? None if the budget ran out. ``model`` is set if a small one
-    exists."""
+    """``together``: can all formulas be true at once? None if the budget ran out. ``model`` is set if a small one was
+    found."""
 
     together: bool | None
     model: Interpretation | None = None

@@ -48,9 +48,8 @@ class Room(NamedTuple):
 
 @dataclass(frozen=True)
 class Examined:
-    """``cases`` counts all cases, ``rows`` holds those that were run. With a ``fault``, which is not the answer's,
-    there
-    can be no verdict."""
+    """``cases`` counts all cases, ``rows`` holds those that were run. A ``fault`` is not the answer's, so there can be
+    no verdict."""
 
     cases: int
     rows: list[Row]

@@ -95,5 +95,5 @@ def _degree(node: ast.expr) -> int:
 
 
 def _points(degree: int) -> range:
-    """``degree`` + 1 points, but at least seven, some of them negative."""
+    """More than ``degree`` points, and at least seven, some of them negative."""
     return range(-3, max(4, degree - 1))

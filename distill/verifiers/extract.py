@@ -17,8 +17,8 @@ The rules are tried in this order. The first that finds something wins and is na
 9. ``last number``: the last number in the text, with the unit after it;
 10. ``text``: the last line, whatever it is.
 
-Rules 7 to 9 skip a value if the words around it deny it or change its meaning ("cannot be 5", "more than 5", "3 or 5",
-"5 is wrong", "5 squared").
+Rules 7 to 9 do not apply if the words around the value deny it or change its meaning ("cannot be 5", "more than 5", "3
+or 5", "5 is wrong", "5 squared").
 
 Nothing here looks at the reference, so a wrong answer cannot pass because the right value occurs somewhere in it. Every
 rule takes time linear in the text. `distill.verifiers.number` and `distill.verifiers.latex` interpret the span.

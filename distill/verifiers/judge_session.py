@@ -121,8 +121,8 @@ class _OpenRequests:
                 yield n, self._pending.pop(n)
 
     def longest_first(self) -> list[Request]:
-        """A prompt that is too long ends the call and drops what is in flight, so such prompts go before any other is
-        begun."""
+        """The open requests, the longest prompts first. A prompt that is too long ends the engine's call and drops what
+        is in flight, so it must come before any other request is begun."""
         return sorted(self.requests.values(), key=lambda request: -sum(len(m["content"]) for m in request.messages))
 
     def unused(self) -> set[str]:

@@ -24,8 +24,8 @@ from distill.verifiers.sandbox.pipes import Talk
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
-"""The environment in the box. Its hash seed is fixed, so an answer that depends on set order gets one verdict
-always."""
+"""The environment in the box. Its hash seed is fixed, so an answer that depends on set order always gets the same
+verdict."""
 FLAGS = ("-P", "-s", "-S", "-B")
 BOOT = """
 import sys

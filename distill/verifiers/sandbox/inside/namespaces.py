@@ -35,7 +35,7 @@ from .kernel import (
 
 
 def fork() -> int:
-    """Fork process 1 of a new box. Its parent is invisible in there, so only the lifeline tells it to end."""
+    """Fork process 1 of a new box. Its parent is invisible in there, so the lifeline tells it when to end."""
     flags = NEWNS | NEWPID | NEWNET | NEWIPC | NEWUTS
     return fork_into(flags if os.geteuid() == 0 else flags | NEWUSER)
 
