@@ -209,7 +209,9 @@ def _family(source: FamilySource, split: str, seed: int, limit: int | None) -> I
             seen.add(problem.prompt)
             yield problem
         elif index > 20 * wanted + 1000:
-            raise InputError(f"family {source.family}: has fewer than {wanted} different problems ({split})")
+            raise InputError(
+                f"family {source.family}: gave fewer than {wanted} different problems in {index:,} draws ({split})"
+            )
 
 
 def _wanted(source: FamilySource | PuzzleSource, split: str, limit: int | None) -> int:
@@ -268,8 +270,8 @@ def _name(source: RowSource) -> str | None:
 
 
 def unreadable(sources: Sequence[Source]) -> str | None:
-    """Why the first row of a file, or each where bad ones are skipped, is no problem (`distill.columns.unreadable`), or
-    one of a data set (`unreadable_set`)."""
+    """Why a source's rows cannot be read by its columns, or None if they can: a file's by `distill.columns.unreadable`,
+    a dataset's by `unreadable_set`."""
     return next(filter(None, map(_unreadable, sources)), None)
 
 
@@ -283,8 +285,8 @@ def _unreadable(source: Source) -> str | None:
 
 
 def unreadable_set(data: huggingface.DataSet, columns: Columns, skip: bool) -> str | None:
-    """Why the first row of a data set cannot be read by these columns; where bad ones are skipped, which it lacks.
-    Of one on the hub nobody knows before it is opened, which is for the stage to do."""
+    """Why a local dataset's first row cannot be read by these columns; with ``skip``, only a missing column counts.
+    None for a dataset on the hub, which only the stage itself opens."""
     if data.directory is None:
         return None
     return without(data.rows(), columns) if skip else unreadable_row(data.rows(), columns)

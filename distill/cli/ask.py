@@ -89,7 +89,7 @@ class Search:
     prm: str | None = None
     likelihood: str | None = None
     dtype: Dtype | None = None
-    """Of whom scores steps."""
+    """Of the model that scores steps, ``prm`` or ``likelihood``; None means float32."""
 
 
 def ask(
@@ -196,8 +196,8 @@ def _model(where: Where, options: engines.Options) -> Model:
 
 
 def _strategy(search: Search, where: Where, policy: Model | None) -> Any:
-    """The search that was asked for (`rl.search.live.LiveSearch`), or None. ``policy`` is who answers, where its
-    tokenizer is here."""
+    """The search that the options ask for (`rl.search.live.LiveSearch`), or None without a strategy. ``policy`` is the
+    model that answers; None for one at an endpoint, whose tokenizer is not here."""
     if search.dtype and not (search.prm or search.likelihood):
         raise InputError("--scorer-dtype is about the model that scores steps; name it: --prm or --likelihood")
     if search.strategy is None:

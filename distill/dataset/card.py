@@ -108,8 +108,8 @@ def _columns() -> str:
     return (
         "## Columns\n\n`messages` is the conversation, with the thinking between `<think>` and `</think>` in the "
         "assistant's turn; `thinking` and `answer` are its parts, `prompt` the question, `reference` what the verifier "
-        "compared with. `outcome`, `score` and `verifier` are those of the verdict by which the trace was selected or, "
-        "without a selection, of its newest verdict. `id` is the trace's key in the store."
+        "compared with. `outcome`, `score` and `verifier` are those of the verdict that the exported stage gave, or "
+        "selected the trace by, or else of its newest verdict. `id` is the trace's key in the store."
     )
 
 

@@ -57,7 +57,9 @@ def write(
     for source, rows in sorted(by_source.items()):
         task = f"{group}_{_plain(source)}"
         if task in tasks:
-            raise InputError(f"two sources whose names differ only in punctuation both become task {task}; rename one")
+            raise InputError(
+                f"two sources both become task {task}, where case and punctuation do not count; rename one"
+            )
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(directory / f"{task}.jsonl", lines)
         write_atomic(directory / f"{task}.yaml", _task(task, rows, max_tokens))
@@ -102,7 +104,7 @@ def _plain(name: str) -> str:
 def end_of_thinking(model: Path) -> int | str | None:
     """The harness's ``think_end_token`` for a model; None if it cannot be found out.
 
-    It is the id of ``</think>`` if that is a single token, because special tokens are missing from the text that the
+    It is the id of ``</think>`` if that is an added token, which may be special and then missing from the text that the
     harness sees. Otherwise it is the tag itself.
     """
     from distill.thinking import CLOSE
