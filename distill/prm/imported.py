@@ -140,7 +140,8 @@ def _labelled(row: _Prm800k | _Stepwise, where: str, split: Split, thinking: boo
 
 
 def _paths(steps: Sequence[_Step]) -> Iterator[list[Rated]]:
-    """The responses in a labelled solution: the chosen completions in order, and one ending with each of the others."""
+    """The responses in a labelled solution: one ending with each rated completion that was not chosen and, if every
+    step has a chosen or a human completion, these in order."""
     before: list[Rated] = []
     for step in steps:
         rated = [(each.text, each.rating) for each in step.completions or ()]
