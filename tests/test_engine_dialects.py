@@ -59,6 +59,7 @@ def test_a_stream_gives_the_same_response_as_a_whole_reply(server: Server) -> No
         "whole": [reply("it is 4", reasoning="two and two", usage=usage)],
         "pieces": [streamed({"reasoning": "two "}, {"reasoning": "and two"}, {"content": "it "}, {"content": "is 4"}, usage=usage)],
         "older": [streamed({"role": "assistant", "reasoning_content": "two and two"}, {"content": "it is 4"}, usage=usage)],
+        "busy": [streamed({"reasoning": "<think>\ntwo"}, {"reasoning": " and two"}, {"content": "it is 4"}, usage=usage)],
     }  # fmt: skip
     made = sample(server, *map(request, server.scripts))
     parts = {(c.text, c.thinking_tokens, c.answer_tokens, c.prompt_tokens, c.finish) for c in made}

@@ -127,7 +127,7 @@ def test_a_closed_engine_leaves_a_clean_process_for_training() -> None:
         core: Any = opened._engine.engine_core
         network = weakref.ref(core.engine_core.model_executor.driver_worker.worker.model_runner.model)
         del core
-        with pytest.raises(InputError, match="devices: 1"), assembled(2):
+        with pytest.raises(InputError, match="data_parallel: 1"), assembled(2):
             pass
     del opened
     assert network() is None and not distributed.is_initialized()

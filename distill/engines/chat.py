@@ -93,7 +93,7 @@ def reply_of(request: Request, data: Any, prices: Prices, seconds: float) -> Rep
     counts are estimated, and the cost is the most that the call can have cost."""
     message, reason = _choice(data)
     message = in_fields(message)
-    thinking = _text(message, "reasoning") or _text(message, "reasoning_content")
+    thinking = untagged(_text(message, "reasoning") or _text(message, "reasoning_content"))
     answer, refusal = _text(message, "content"), _text(message, "refusal")
     finish = FINISHES.get(reason, Finish.STOP)
     if refusal and not answer:
@@ -109,6 +109,13 @@ def reply_of(request: Request, data: Any, prices: Prices, seconds: float) -> Rep
     # xAI and some Gemini proxies leave the thinking out of completion_tokens but bill it: then the total is larger.
     tokens = max(tokens, _count(usage, "total_tokens", 0) - prompt, reported or 0)
     return Reply(thinking, answer, finish, prices.bill(prompt, tokens, _cached_tokens(usage)), reported, seconds)
+
+
+def untagged(thinking: str) -> str:
+    """The thinking that a server has split off, without an opening tag. vLLM 0.32 leaves one there while streaming, if
+    the tag and other tokens come in one delta, as they do when it is busy."""
+    begun = thinking.lstrip()
+    return begun.removeprefix(OPEN).lstrip() if begun.startswith(OPEN) else thinking
 
 
 def completion(request: Request, parts: Sequence[tuple[str, Reply]]) -> Completion:

@@ -39,7 +39,7 @@ class Stream:
         """(thinking, answer) so far."""
         self._parse()
         thinking = self._texts.get("reasoning", self._texts.get("reasoning_content", []))
-        return "".join(thinking), "".join(self._texts.get("content", []))
+        return chat.untagged("".join(thinking)), "".join(self._texts.get("content", []))
 
     @property
     def received(self) -> int:
