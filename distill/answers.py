@@ -104,11 +104,12 @@ class Tally(Counter[str]):
 
     def add(self, outcome: str, failure: str | None, reason: str = "") -> None:
         self.update([str(outcome), *([str(failure)] if failure else [])])
+        reason = reason[:160]
         if failure:
-            self.failures.setdefault(str(failure), reason[:160])
+            self.failures.setdefault(str(failure), reason)
         known = reason in self.reasons or len(self.reasons) < MOST_REASONS
         if outcome == Outcome.UNVERIFIABLE and known:
-            self.reasons[reason[:160]] += 1
+            self.reasons[reason] += 1
 
     @property
     def rows(self) -> int:

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from distill.answers import AnswerColumns, Tally, judge_rows
+from distill.answers import MOST_REASONS, AnswerColumns, Tally, judge_rows
 from distill.cli.verify import _bar
 from distill.tables import Row
 from distill.types import Outcome
@@ -389,3 +389,10 @@ def test_the_solutions_of_gsm8k_are_all_correct(tmp_path: Path) -> None:
         cwd=tmp_path,
     )  # fmt: skip
     assert {line["verdict"] for line in lines} == {"correct"} and json.loads(said)["rows"] == len(lines) == 1319
+
+
+def test_a_known_reason_is_counted_however_long_it_is_and_however_many_there_are() -> None:
+    tally = Tally()
+    for name in [*map(str, range(MOST_REASONS)), "0"]:
+        tally.add(Outcome.UNVERIFIABLE, None, name.rjust(100, "-") + "-" * 100)
+    assert len(tally.reasons) == MOST_REASONS and tally.reasons.most_common(1)[0][1] == 2
