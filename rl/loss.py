@@ -117,7 +117,7 @@ def _places(rows: Tensor) -> Tensor:
 
 
 def _sums(values: Tensor, places: Tensor) -> Tensor:
-    """The sum over each row, at the row's place; zeros beyond the last row, since there are at least as many tokens."""
+    """(L,) -> (L,): the sum over each row, at its place; zeros after the last, for no row is without a token."""
     return torch.zeros_like(values).index_add(0, places, values)
 
 
