@@ -94,7 +94,7 @@ def test_nothing_is_deleted_without_yes_and_going_back_is_cached(project: Path) 
     before = tree(project)
     (row,) = rows(project, "prune")
     assert row["path"].startswith("artifacts/sft-")
-    assert row["why"] == "sft with other settings or inputs (epochs: 3 -> 2)"
+    assert row["why"] == "sft with other settings, inputs or version (epochs: 3 -> 2)"
     assert row["bytes"] == sum(f.stat().st_size for f in (project / SPACE / row["path"]).rglob("*") if f.is_file())
     assert "1 to delete" in (said := distill(project, "prune", "-p", "p.yaml")) and "--yes deletes" in said
     assert tree(project) == before
@@ -154,7 +154,7 @@ def test_a_training_goes_on_after_a_prune(project: Path) -> None:
     (row,) = rows(project, "prune")
     assert (
         row["path"].startswith("work/sft-")
-        and row["why"] == "unfinished: sft with other settings or inputs (epochs: 3 -> 2)"
+        and row["why"] == "unfinished: sft with other settings, inputs or version (epochs: 3 -> 2)"
     )
     out = distill(project, "run", "-p", "p.yaml", "--json", *OTHER)
     steps = [e["done"] for e in map(json.loads, out.splitlines()) if e["event"] == "progress" and e["stage"] == "sft"]

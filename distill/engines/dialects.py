@@ -82,7 +82,7 @@ def no_budget(budget: ThinkingBudget | None, options: OpenAIOptions) -> str | No
     dialect = DIALECTS[options.dialect]
     if budget and budget.least:
         return (
-            f"an endpoint cannot be made to think for at least {budget.least} tokens; leave out the minimum, or use "
+            f"an endpoint cannot be made to think for at least {budget.least} tokens; leave out `least`, or use "
             "the transformers or the vllm engine"
         )
     if budget and budget.most is not None and not dialect.budget and dialect.prefix is None:
