@@ -1,4 +1,4 @@
-"""An exported adapter, taken anywhere, is put by plain peft on the base that it was trained on."""
+"""An exported adapter can be copied anywhere: plain peft still loads it on the base that it was trained on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """peft looks for a relative directory's files on the hub, too."""
+    """Otherwise peft would look on the hub, too, for the files of a relative directory."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
@@ -39,7 +39,7 @@ def base(place: Path) -> Path:
 
 
 def taught(name: Path | str, place: Path) -> Path:
-    """Where a student of that base was exported to."""
+    """Export a student of the base ``name`` to ``place``; the weights of its adapter are random."""
     found = find(str(name), Path(), {}, FileHashes())
     model, tokenizer = student.load(found, student.Adapter(4, 8, final_norm=True))
     torch.manual_seed(1)
@@ -51,8 +51,7 @@ def taught(name: Path | str, place: Path) -> Path:
 
 
 def plainly_loaded(adapter: Path, merged: Path, elsewhere: Path) -> str:
-    """What peft takes for the base of ``adapter``, far from where it was made; the model that it puts together is the
-    merged one."""
+    """The base that peft finds for ``adapter``, copied to ``elsewhere``. Its model has the logits of the merged one."""
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM
 
@@ -67,14 +66,14 @@ def plainly_loaded(adapter: Path, merged: Path, elsewhere: Path) -> str:
     return f"{config.base_model_name_or_path} {config.revision}"
 
 
-def test_its_base_is_a_directory_told_from_where_training_stood(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_relative_base_directory_becomes_an_absolute_path(tmp_path: Path, monkeypatch: Any) -> None:
     base(tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     taught("./base", Path("out"))
     assert plainly_loaded(tmp_path / "out/adapter", tmp_path / "out/model", tmp_path / "far") == f"{tmp_path}/base None"
 
 
-def test_its_base_is_a_model_of_the_hub_at_the_commit_it_was_trained_on(tmp_path: Path) -> None:
+def test_a_hub_base_is_named_with_its_commit(tmp_path: Path) -> None:
     folder = tmp_path / "hub/models--org--model"
     base(folder / "snapshots" / COMMIT)
     (folder / "refs").mkdir()
@@ -82,7 +81,7 @@ def test_its_base_is_a_model_of_the_hub_at_the_commit_it_was_trained_on(tmp_path
     code = (
         f"import test_adapters as t; place = t.Path({str(tmp_path)!r}); out = t.taught('org/model', place / 'out')\n"
         "print(t.plainly_loaded(out / 'adapter', out / 'model', place / 'far'))"
-    )  # in a process of its own, as the cache's place is read when it is imported
+    )  # in its own process, as the location of the hub's cache is read on import
     hub = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     done = subprocess.run(
@@ -92,7 +91,7 @@ def test_its_base_is_a_model_of_the_hub_at_the_commit_it_was_trained_on(tmp_path
     assert base_of(tmp_path / "out/adapter", "x") == f"org/model@{COMMIT}"
 
 
-def test_its_base_is_a_shipped_model_which_another_installation_has_too(tmp_path: Path) -> None:
+def test_a_shipped_base_is_found_in_any_installation(tmp_path: Path) -> None:
     shipped = taught(EMBEDDED / "student-base", tmp_path / "out") / "adapter"
     assert base_of(shipped, "x") == str(EMBEDDED / "student-base")
     config = shipped / "adapter_config.json"
@@ -100,19 +99,19 @@ def test_its_base_is_a_shipped_model_which_another_installation_has_too(tmp_path
     assert base_of(shipped, "x") == str(EMBEDDED / "student-base")
 
 
-def test_its_base_is_another_stages_student_wherever_the_workspace_is_moved_to(tmp_path: Path) -> None:
-    """By the link of its stage too."""
+def test_a_base_made_by_another_stage_is_found_after_the_workspace_moved(tmp_path: Path) -> None:
+    """Also if the adapter is opened through the link of its stage."""
     first = taught(base(tmp_path / "base"), tmp_path / "runs/artifacts/sft-1")
     second = taught(first / "model", tmp_path / "runs/artifacts/grpo-2")
     (tmp_path / "runs/grpo").symlink_to("artifacts/grpo-2")
-    told = plainly_loaded(tmp_path / "runs/grpo/adapter", second / "model", tmp_path / "far")
-    assert told == f"{first}/model None"
+    found = plainly_loaded(tmp_path / "runs/grpo/adapter", second / "model", tmp_path / "far")
+    assert found == f"{first}/model None"
     (tmp_path / "runs").rename(tmp_path / "moved")
     assert Path(base_of(tmp_path / "moved/grpo/adapter", "x")).samefile(tmp_path / "moved/artifacts/sft-1/model")
 
 
-def test_of_a_student_that_began_as_an_adapter_no_base_is_made_up(tmp_path: Path) -> None:
-    """Neither the bare model nor the earlier adapter is what it belongs on; plain peft would take either."""
+def test_no_base_is_made_up_for_a_student_that_began_as_an_adapter(tmp_path: Path) -> None:
+    """It belongs on neither the bare model nor the earlier adapter, but plain peft would accept either."""
     first = taught(base(tmp_path / "base"), tmp_path / "first")
     second = taught(first / "adapter", tmp_path / "second")
     with pytest.raises(InputError, match=f"{first}/adapter merged into {tmp_path}/base, named in .* does not exist"):

@@ -1,4 +1,4 @@
-"""Adaptive sampling for real: the embedded teacher, too hot to be reliable, judged while it samples."""
+"""Adaptive sampling, end to end: the embedded teacher, at an unreliably high temperature, is judged while it samples."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def store(directory: Path) -> Store:
 
 
 def contents(directory: Path) -> dict[str, Any]:
-    """All traces and verdicts, and what the stages consist of, but for times."""
+    """All traces, verdicts and members of stages, without the columns that hold times."""
     found = {}
     for table, key in (("traces", "trace_key"), ("verdicts", "verdict_key"), ("members", "collection, position")):
         rows = store(directory).rows(f"SELECT * FROM {table} ORDER BY {key}")
@@ -107,7 +107,7 @@ def manifest(directory: Path, *overrides: str, stage: str = "generate", text: st
 
 
 def samples(directory: Path, collection: str) -> dict[str, list[tuple[int, Outcome]]]:
-    """(sample index, outcome) by problem, of the members."""
+    """(sample index, outcome) of the members of a collection, by problem."""
     rows = store(directory).rows(
         "SELECT label, sample_index, outcome FROM members JOIN traces ON row_key = trace_key "
         "JOIN judgements j ON j.trace_key = row_key AND j.problem_key = label "
@@ -136,10 +136,10 @@ def test_each_problem_gets_the_samples_that_its_verdicts_ask_for(undisturbed: Pa
         end = RULE.ended([outcome for _, outcome in judged])
         assert end is not None and end[0] == len(judged)
     assert len(store(undisturbed).rows("SELECT * FROM traces")) == made.figures["traces"] == made.figures["members"]
-    assert len({len(judged) for judged in found.values()}) > 1  # else it was not hot enough to show anything
+    assert len({len(judged) for judged in found.values()}) > 1  # otherwise the temperature was too low to show anything
 
 
-def test_the_figures_say_what_happened(undisturbed: Path) -> None:
+def test_the_figures_agree_with_the_stored_verdicts(undisturbed: Path) -> None:
     figures = manifest(undisturbed).figures
     found = samples(undisturbed, manifest(undisturbed).digest)
     right = sum(outcome is Outcome.CORRECT for judged in found.values() for _, outcome in judged)
@@ -156,7 +156,7 @@ def test_the_figures_say_what_happened(undisturbed: Path) -> None:
     assert figures["tokens_saved"] == round(sum((6 - row["n"]) * row["tokens"] / row["n"] for row in lengths))
 
 
-def test_the_later_verify_finds_every_verdict_made(undisturbed: Path) -> None:
+def test_a_later_verify_stage_finds_every_verdict_already_made(undisturbed: Path) -> None:
     verdicts = store(undisturbed).rows("SELECT trace_key FROM verdicts")
     assert len(verdicts) == manifest(undisturbed).figures["traces"]
     again = planned(undisturbed, "verify.verifier=exact")["verify"]
@@ -165,14 +165,14 @@ def test_the_later_verify_finds_every_verdict_made(undisturbed: Path) -> None:
     assert run(undisturbed).ran == []
 
 
-def test_workers_change_nothing(undisturbed: Path, tmp_path: Path) -> None:
+def test_the_number_of_workers_changes_no_result(undisturbed: Path, tmp_path: Path) -> None:
     others = ("generate.engine={kind: transformers, workers: 3}", "generate.until.workers=1")
     run(tmp_path, *others)
     assert contents(tmp_path) == contents(undisturbed)
-    assert manifest(tmp_path).fingerprint == manifest(undisturbed).fingerprint  # nor are they in the fingerprint
+    assert manifest(tmp_path).fingerprint == manifest(undisturbed).fingerprint  # the fingerprint ignores them too
 
 
-def test_wanting_more_generates_just_what_is_missing(undisturbed: Path, tmp_path: Path) -> None:
+def test_raising_the_limits_generates_only_the_missing_samples(undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(undisturbed / "runs", tmp_path / "runs", symlinks=True)
     more = ("generate.until.accepted=4", "generate.until.most=8")
     before = manifest(undisturbed).figures["traces"]
@@ -187,10 +187,10 @@ def test_wanting_more_generates_just_what_is_missing(undisturbed: Path, tmp_path
     run(fresh, *more)
     assert manifest(fresh, *more).digest == manifest(tmp_path, *more).digest
     assert manifest(fresh, *more).figures["traces"] == before + made
-    assert planned(tmp_path)["generate"].status == "cached"  # and back again costs nothing
+    assert planned(tmp_path)["generate"].status == "cached"  # returning to the old limits costs nothing
 
 
-def test_the_plan_tells_bounds_before_anything_is_there(tmp_path: Path) -> None:
+def test_the_plan_gives_bounds_before_anything_ran(tmp_path: Path) -> None:
     forecast = planned(tmp_path)["generate"].forecast
     assert forecast and (forecast.total, forecast.done) == (PROBLEMS * 6, 0)
     run(tmp_path, targets=["problems"])
@@ -199,7 +199,7 @@ def test_the_plan_tells_bounds_before_anything_is_there(tmp_path: Path) -> None:
     assert forecast.figures == {"least_calls": PROBLEMS * 2, "calls": PROBLEMS * 6, "max_tokens": PROBLEMS * 6 * 96}
 
 
-def test_traces_that_a_uniform_stage_has_made_are_judged_and_not_made_again(tmp_path: Path) -> None:
+def test_traces_of_a_uniform_stage_are_judged_and_not_generated_again(tmp_path: Path) -> None:
     uniform = YAML.replace("until: {accepted: 2, most: 6, hopeless: 0.4}", "samples: 6")
     run(tmp_path, text=uniform, targets=["generate"])
     traces = len(store(tmp_path).rows("SELECT * FROM traces"))
@@ -208,7 +208,7 @@ def test_traces_that_a_uniform_stage_has_made_are_judged_and_not_made_again(tmp_
     run(tmp_path)
     assert len(store(tmp_path).rows("SELECT * FROM traces")) == traces
     judged = store(tmp_path).rows("SELECT * FROM verdicts")
-    assert len(judged) == manifest(tmp_path).figures["traces"] < traces  # what is not wanted is not judged
+    assert len(judged) == manifest(tmp_path).figures["traces"] < traces  # only the wanted ones are judged
 
 
 QUOTAS = YAML.replace(
@@ -216,7 +216,7 @@ QUOTAS = YAML.replace(
 )
 
 
-def test_quotas_ask_the_first_problems_and_no_more_than_needed(tmp_path: Path) -> None:
+def test_quotas_sample_the_first_problems_and_no_more_than_needed(tmp_path: Path) -> None:
     run(tmp_path, text=QUOTAS)
     made = manifest(tmp_path, text=QUOTAS)
     found = samples(tmp_path, made.digest)
@@ -228,24 +228,24 @@ def test_quotas_ask_the_first_problems_and_no_more_than_needed(tmp_path: Path) -
         asked = [key for key in covered if key in found]
         assert asked == covered[: len(asked)]
         yields = [sum(outcome is Outcome.CORRECT for _, outcome in found[key]) for key in asked]
-        told = made.figures["quotas"][f"source {source}" + (f", difficulty {difficulty}" if difficulty else "")]
-        assert told == {"accepted": sum(yields), "of": wanted}
+        figures_of = made.figures["quotas"][f"source {source}" + (f", difficulty {difficulty}" if difficulty else "")]
+        assert figures_of == {"accepted": sum(yields), "of": wanted}
         assert sum(yields[:-1]) < wanted
         assert sum(yields) >= wanted or asked == covered
     assert {r["source"] for r in rows if r["problem_key"] in found} == {"calc", "logic"}
     assert made.figures["problems_not_asked"] == PROBLEMS - len(found)
 
 
-def test_a_quota_of_no_problem_and_settings_that_contradict_each_other_are_told(tmp_path: Path) -> None:
+def test_a_quota_without_problems_and_contradictory_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"until\.quotas\.0 \(source lógica\): covers no problem.*calc, logic"):
         run(tmp_path, text=QUOTAS.replace("source: logic, difficulty: 3", "source: lógica"))
-    for wrong, said in (
+    for wrong, message in (
         ("until: {accepted: 4, most: 2}", "4 correct traces cannot come from most: 2"),
         ("until: {accepted: 2, most: 4, trivial: 2}", "trivial: 2 must be less than accepted: 2"),
         ("until: {accepted: 2, most: 4, verifier: maths}", "no verifier is called 'maths'"),
         ("until: {accepted: 2, most: 4}\n    samples: 3", "samples and until exclude each other"),
     ):
-        with pytest.raises(InputError, match=rf"p\.yaml:\d+: .*{said}"):
+        with pytest.raises(InputError, match=rf"p\.yaml:\d+: .*{message}"):
             load(tmp_path, text=YAML.replace("until: {accepted: 2, most: 6, hopeless: 0.4}", wrong))
     with pytest.raises(InputError, match="temperature above 0"):
         load(tmp_path, "generate.sampling.temperature=0")
@@ -268,7 +268,7 @@ class Own:
 """
 
 
-def test_a_verifier_that_crashes_counts_as_neither_and_is_asked_once_more(
+def test_a_crash_of_the_verifier_is_unverifiable_and_is_retried_in_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -287,7 +287,7 @@ def test_a_verifier_that_crashes_counts_as_neither_and_is_asked_once_more(
     assert sum(outcome is Outcome.CORRECT for judged in found.values() for _, outcome in judged) == 8
 
 
-def test_problems_that_ask_the_same_share_a_trace_and_are_judged_each_by_its_own_reference(
+def test_problems_with_the_same_prompt_share_traces_but_not_verdicts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -306,7 +306,7 @@ def test_problems_that_ask_the_same_share_a_trace_and_are_judged_each_by_its_own
     assert len(store(tmp_path).rows("SELECT * FROM traces")) == 2
 
 
-def test_a_verifier_that_fails_on_every_answer_fails_the_stage_until_it_is_mended(
+def test_a_verifier_that_fails_on_every_answer_fails_the_stage_until_it_is_fixed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -325,7 +325,7 @@ def test_a_verifier_that_fails_on_every_answer_fails_the_stage_until_it_is_mende
     assert sum(outcome is Outcome.CORRECT for judged in found.values() for _, outcome in judged) >= 4
     assert (
         len(store(tmp_path).rows("SELECT * FROM traces")) == made
-    )  # what the verifier failed on is judged, not made anew
+    )  # what the verifier failed on is judged, not generated again
 
 
 NEEDS = """\
@@ -342,7 +342,7 @@ class Needs:
 
 
 @pytest.mark.parametrize("stage", ["generate", "verify"])
-def test_a_verifier_that_fails_on_every_answer_to_its_problems_fails_the_stage_and_others_verdicts_are_kept(
+def test_a_verifier_that_always_fails_fails_the_stage_but_other_verdicts_are_kept(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -373,8 +373,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
 
 
-def test_an_api_teacher_and_a_judge_work_as_one_stream(server: Server, tmp_path: Path) -> None:
-    """The teacher's third answer to each problem is right; the judge, behind the same server, sees which."""
+def test_an_api_teacher_is_judged_by_an_api_judge_while_it_samples(server: Server, tmp_path: Path) -> None:
+    """The teacher's third answer to each problem is right. The judge, on the same server, recognises it."""
 
     def act(handler: Handler) -> None:
         prompt = handler.body["messages"][-1]["content"]
@@ -411,7 +411,7 @@ stages:
 # -- stopped and killed -------------------------------------------------------------------------
 
 
-def test_a_run_stopped_in_order_goes_on_where_it_stopped(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_asked_to_stop_resumes_where_it_stopped(undisturbed: Path, tmp_path: Path) -> None:
     spec, asked = load(tmp_path), threading.Event()
 
     def stopping() -> bool:
@@ -430,20 +430,20 @@ def test_a_run_stopped_in_order_goes_on_where_it_stopped(undisturbed: Path, tmp_
 
 
 def durable(directory: Path, table: str) -> set[str]:
-    """The traces that the rows on the disk are of, in the store or yet to be brought there."""
+    """The trace keys of all rows of ``table`` on the disk, whether ingested into the store or not."""
     found = (directory / "runs/a").glob(f"*/{table}/**/*.parquet")
     return {key for path in found for key in pq.read_table(path, columns=["trace_key"])["trace_key"].to_pylist()}
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_like_one_left_alone(undisturbed: Path, tmp_path: Path) -> None:
-    """Killed while it samples and judges: a trace is on the disk, its verdict may be or not."""
+def test_a_run_killed_repeatedly_ends_like_an_undisturbed_one(undisturbed: Path, tmp_path: Path) -> None:
+    """Killed while it samples and judges: a trace may be on the disk without its verdict, but never the reverse."""
     load(tmp_path)
     chance = random.Random(0)
     for _ in range(3):
         run = Command(tmp_path, "run", "--pipeline", "p.yaml", "--json", first=KilledAtAppend(chance.randrange(2, 7)))
-        said = run.communicate()
-        assert run.returncode == -signal.SIGKILL, said
+        output = run.communicate()
+        assert run.returncode == -signal.SIGKILL, output
         assert durable(tmp_path, "verdicts") <= durable(tmp_path, "traces")
     finish(tmp_path, "p")
     assert contents(tmp_path) == contents(undisturbed)

@@ -1,4 +1,4 @@
-"""The pure rule of adaptive sampling: which samples are wanted is a function of verdicts, in whatever order they come."""
+"""The rule of adaptive sampling is pure: the wanted samples depend on the verdicts, not on their order of arrival."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ C, W, U = Outcome.CORRECT, Outcome.INCORRECT, Outcome.UNVERIFIABLE
 LETTERS = {"c": C, "w": W, "u": U}
 
 
-def told(letters: str) -> list[Outcome | None]:
+def results_of(letters: str) -> list[Outcome | None]:
     return [LETTERS.get(letter) for letter in letters]
 
 
@@ -39,19 +39,19 @@ def rules() -> st.SearchStrategy[Rule]:
 
 
 def one_at_a_time(rule: Rule, verdicts: Sequence[Result]) -> int:
-    """How many samples somebody asks for who waits for each verdict before asking for another."""
+    """The number of samples if each is requested only after the verdict on the one before."""
     tries = 0
     while rule.ended(verdicts[:tries]) is None:
         tries += 1
     return tries
 
 
-def told_apart(rule: Rule, verdicts: Sequence[Outcome], said: Sequence[str]) -> list[Result]:
-    """Where it matters, a correct sample that says what an earlier one says is a repeat."""
-    right = [what if verdict is C else None for verdict, what in zip(verdicts, said, strict=True)]
+def with_repeats(rule: Rule, verdicts: Sequence[Outcome], answers: Sequence[str]) -> list[Result]:
+    """If the rule wants distinct answers, a correct answer that was given before becomes a repeat."""
+    right = [answer if verdict is C else None for verdict, answer in zip(verdicts, answers, strict=True)]
     return [
-        Repeat.REPEATED if rule.distinct and what and what in right[:at] else verdicts[at]
-        for at, what in enumerate(right)
+        Repeat.REPEATED if rule.distinct and answer and answer in right[:at] else verdicts[at]
+        for at, answer in enumerate(right)
     ]
 
 
@@ -79,20 +79,20 @@ def problem(number: int, source: str = "calc", difficulty: int | None = None) ->
     ],
 )
 def test_how_a_problem_ends(letters: str, expected: tuple[int, Fate] | None) -> None:
-    assert Rule(accepted=2, most=6, unverifiable=3).ended(told(letters)) == expected
+    assert Rule(accepted=2, most=6, unverifiable=3).ended(results_of(letters)) == expected
 
 
-def test_a_trivial_problem_is_left_at_its_first_samples() -> None:
+def test_a_trivial_problem_ends_after_its_first_samples() -> None:
     rule = Rule(accepted=4, most=8, trivial=2)
-    assert rule.ended(told("cc")) == (2, Fate.TRIVIAL)
-    assert rule.ended(told("cuccc")) == (5, Fate.SATISFIED)
-    assert rule.ended(told("wccc")) is None
+    assert rule.ended(results_of("cc")) == (2, Fate.TRIVIAL)
+    assert rule.ended(results_of("cuccc")) == (5, Fate.SATISFIED)
+    assert rule.ended(results_of("wccc")) is None
 
 
-def test_a_repeat_is_correct_but_is_not_accepted_once_more() -> None:
+def test_a_repeated_answer_counts_as_correct_but_not_as_another_accepted_one() -> None:
     course = Course([problem(0)], Rule(accepted=2, most=4, distinct=True))
     assert course.start() == [(0, 0), (0, 1)]
-    assert course.judged((0, 1), C, "same") == []  # it may yet turn out a repeat: nothing is certain
+    assert course.judged((0, 1), C, "same") == []  # it may still turn out to be a repeat: nothing is certain
     assert course.judged((0, 0), C, "same") == [(0, 2)]
     assert course.judged((0, 2), C, "other") == []
     assert (course.fate(0), course.accepted(0), course.repeated(0)) == (Fate.SATISFIED, 2, 1)
@@ -101,19 +101,19 @@ def test_a_repeat_is_correct_but_is_not_accepted_once_more() -> None:
     assert Rule(accepted=2, most=9, hopeless=0.4, distinct=True).ended([C, *[Repeat.REPEATED] * 7]) is None
 
 
-def test_as_many_are_asked_for_at_once_as_are_certainly_wanted() -> None:
+def test_all_samples_that_are_certainly_wanted_are_requested_at_once() -> None:
     rule = Rule(accepted=3, most=5)
-    assert [rule.certain(told(letters)) for letters in ("", "?w", "w", "ww", "www", "ccc", "wwwww")] == [
+    assert [rule.certain(results_of(letters)) for letters in ("", "?w", "w", "ww", "www", "ccc", "wwwww")] == [
         3, 4, 4, 5, 5, 3, 5,
     ]  # fmt: skip
     assert Rule(accepted=4, most=8, trivial=2).certain(()) == 2
-    assert Rule(accepted=4, most=8, trivial=2).certain(told("w")) == 5
+    assert Rule(accepted=4, most=8, trivial=2).certain(results_of("w")) == 5
     assert Rule(accepted=4, most=8, unverifiable=1).certain(()) == 1
 
 
 @untimed
 @given(rules(), st.data())
-def test_certain_is_the_fewest_samples_that_a_problem_can_come_to(rule: Rule, data: Any) -> None:
+def test_certain_is_the_smallest_number_of_samples_that_a_problem_can_need(rule: Rule, data: Any) -> None:
     verdicts = data.draw(st.lists(st.sampled_from([C, W, U, None, None]), max_size=rule.most))
     verdicts += [None] * (min(rule.most, 6) - len(verdicts))
     unknown = verdicts.count(None)
@@ -129,8 +129,8 @@ def test_certain_is_the_fewest_samples_that_a_problem_can_come_to(rule: Rule, da
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.25, 0.4, 0.6, 0.9])
-def test_a_problem_worth_its_tries_is_seldom_given_up(rate: float) -> None:
-    """By enumeration of all courses: the chance is at most 5% at the rate itself, and smaller above it."""
+def test_a_problem_at_the_hopeless_rate_or_above_is_rarely_given_up(rate: float) -> None:
+    """Enumerates all courses: the chance is at most 5% at the rate itself, and smaller above it."""
     rule = Rule(accepted=100, most=100, hopeless=rate)
     chances = []
     for true_rate in (rate, (1 + rate) / 2):
@@ -144,18 +144,18 @@ def test_a_problem_worth_its_tries_is_seldom_given_up(rate: float) -> None:
     assert chances[1] <= chances[0]
 
 
-def test_a_problem_never_solved_is_given_up_as_soon_as_the_test_allows() -> None:
+def test_an_unsolved_problem_is_given_up_as_soon_as_the_error_bound_allows() -> None:
     """0.75 ** 10 > 0.05 >= 0.75 ** 11."""
     rule = Rule(accepted=2, most=64, hopeless=0.25)
     assert rule.ended([W] * 10) is None
     assert rule.ended([W] * 11) == (11, Fate.HOPELESS)
-    assert rule.ended([U, *[W] * 10]) is None  # what cannot be judged says nothing of the rate
+    assert rule.ended([U, *[W] * 10]) is None  # an unverifiable answer says nothing about the rate
     assert rule.ended([C, *[W] * 10]) is None
 
 
 @untimed
 @given(rules(), st.integers(0, 3), st.integers(0, 4), st.lists(st.sampled_from(Outcome), min_size=30, max_size=30))
-def test_wanting_more_only_adds_samples(rule: Rule, accepted: int, most: int, verdicts: list[Outcome]) -> None:
+def test_higher_limits_only_add_samples(rule: Rule, accepted: int, most: int, verdicts: list[Outcome]) -> None:
     more = Rule(rule.accepted + accepted, rule.most + accepted + most, rule.trivial, rule.hopeless, rule.unverifiable)
     assert one_at_a_time(more, verdicts) >= one_at_a_time(rule, verdicts)
 
@@ -166,7 +166,7 @@ def test_wanting_more_only_adds_samples(rule: Rule, accepted: int, most: int, ve
 def in_order(
     problems: Sequence[Problem], rule: Rule, quotas: Sequence[Quota], verdicts: Sequence[Sequence[Result]]
 ) -> list[Place]:
-    """The samples made by somebody who takes one problem after the other and one sample after the other."""
+    """The samples if problems, and the samples of each problem, are taken strictly one after the other."""
     left = [quota.accepted for quota in quotas]
     made = []
     for number, each in enumerate(problems):
@@ -188,25 +188,25 @@ QUOTAS = st.lists(
 
 @settings(untimed, max_examples=300)
 @given(rules(), QUOTAS, st.data())
-def test_whatever_order_verdicts_come_in_the_same_samples_are_made(rule: Rule, quotas: list[Quota], data: Any) -> None:
+def test_the_samples_do_not_depend_on_the_order_of_the_verdicts(rule: Rule, quotas: list[Quota], data: Any) -> None:
     count = data.draw(st.integers(0, 8))
     chance = random.Random(data.draw(st.integers(0, 1 << 32)))
     problems = [problem(n, chance.choice(["calc", "logic"]), chance.choice([1, 2, None])) for n in range(count)]
     weights = [[chance.random() for _ in Outcome] for _ in problems]
     verdicts = [chance.choices(list(Outcome), weights[n], k=rule.most) for n in range(count)]
-    said = [chance.choices("ab" if n % 2 else "abcdef", k=rule.most) for n in range(count)]
-    results = [told_apart(rule, *both) for both in zip(verdicts, said, strict=True)]
+    answers = [chance.choices("ab" if n % 2 else "abcdef", k=rule.most) for n in range(count)]
+    results = [with_repeats(rule, *both) for both in zip(verdicts, answers, strict=True)]
     expected = in_order(problems, rule, quotas, results)
 
     course = Course(problems, rule, quotas)
     waiting = course.start()
     asked = list(waiting)
     while waiting:
-        assert set(asked) <= set(expected) <= set(course.may_want())  # none in vain, and the bounds hold
+        assert set(asked) <= set(expected) <= set(course.may_want())  # none is wasted, and the bounds hold
         assert not course.complete
         place = waiting.pop(chance.randrange(len(waiting)))
         number, index = place
-        new = course.judged(place, verdicts[number][index], said[number][index])
+        new = course.judged(place, verdicts[number][index], answers[number][index])
         waiting += new
         asked += new
     assert course.complete
@@ -216,7 +216,7 @@ def test_whatever_order_verdicts_come_in_the_same_samples_are_made(rule: Rule, q
     assert done <= total and (quotas or done == total)
 
 
-def test_a_quota_begins_just_the_problems_that_it_certainly_needs() -> None:
+def test_a_quota_starts_only_the_problems_that_it_certainly_needs() -> None:
     problems = [problem(n) for n in range(10)] + [problem(n, "logic", 3) for n in range(3)]
     course = Course(problems, Rule(accepted=2, most=4), [Quota(4, "calc"), Quota(1, "logic", 3)])
     assert course.start() == [(0, 0), (0, 1), (1, 0), (1, 1), (10, 0), (10, 1)]
@@ -227,7 +227,7 @@ def test_a_quota_begins_just_the_problems_that_it_certainly_needs() -> None:
     assert [course.fate(n) for n in (0, 1)] == [Fate.HOPELESS, None]
 
 
-def test_without_quotas_every_problem_is_asked_and_with_them_only_those_they_cover() -> None:
+def test_quotas_limit_sampling_to_the_problems_that_they_cover() -> None:
     problems = [problem(0, "calc"), problem(1, "logic"), problem(2, "code")]
     assert {n for n, _ in Course(problems, Rule(1, 1)).start()} == {0, 1, 2}
     course = Course(problems, Rule(1, 1), [Quota(1, "logic"), Quota(5, "calc")])

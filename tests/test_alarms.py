@@ -1,4 +1,4 @@
-"""Alarms: rules by hand, and a policy that really hacks its reward: seen, rolled back, exact when killed."""
+"""Alarms: each rule on made-up metrics, then a policy that really hacks its reward, is noticed and is rolled back."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def shares(right: int) -> dict[str, Sequence[float]]:
 UP, FLAT, DOWN = [0.2, 0.2, 0.8, 0.8], [0.2, 0.2, 0.2, 0.2], [0.5, 0.5, 0.01, 0.01]
 
 
-def test_a_reward_that_rises_alone_is_suspect() -> None:
+def test_a_reward_that_rises_without_the_heldout_score_raises_hacking() -> None:
     assert names(history({0: shares(20), 4: shares(20)}, reward=UP)) == ["hacking"]
     assert names(history({0: shares(20), 4: shares(10)}, reward=UP)) == ["hacking"]
     assert names(history({0: shares(20), 4: shares(60)}, reward=UP)) == []
@@ -70,7 +70,7 @@ def test_a_reward_that_rises_alone_is_suspect() -> None:
     assert names(history({0: shares(20)}, reward=UP)) == []  # not measured at this step
 
 
-def test_few_heldout_problems_do_not_accuse() -> None:
+def test_too_few_heldout_problems_raise_no_alarm() -> None:
     few = {"a": [0.0], "b": [1.0], "c": [0.0]}
     assert names(history({0: few, 4: few}, reward=UP)) == []
 
@@ -94,7 +94,7 @@ def test_few_heldout_problems_do_not_accuse() -> None:
         ({"kl": [0.0, 0.1, 0.2, 0.2]}, []),
         ({"entropy": DOWN[1:], "reward": FLAT[1:]}, []),  # too early to compare
         ({"grad_norm": [0.3, 0.2, 0.0, 0.0], "reward": FLAT}, ["no_gradient"]),
-        ({"grad_norm": [0.0, 0.0]}, ["no_gradient"]),  # no reward at all, told as soon as a window is full
+        ({"grad_norm": [0.0, 0.0]}, ["no_gradient"]),  # no reward at all: raised as soon as a window is full
         ({"grad_norm": [0.0, 0.0, 0.0, 1e-9]}, []),
         ({"grad_norm": [0.0]}, []),
     ],
@@ -103,7 +103,7 @@ def test_each_rule(metrics: dict[str, Sequence[float]], expected: list[str]) -> 
     assert names(history(**metrics), min(map(len, metrics.values()))) == expected
 
 
-def test_an_infinite_metric_is_known_to_the_run_that_goes_on_and_drawn_by_nobody(tmp_path: Path) -> None:
+def test_an_infinite_metric_raises_an_alarm_after_a_resume_and_is_not_shown(tmp_path: Path) -> None:
     @dataclass
     class Told:
         step: int
@@ -124,54 +124,54 @@ def test_an_infinite_metric_is_known_to_the_run_that_goes_on_and_drawn_by_nobody
             recorder(Told(step, 9, math.inf))
     assert recorder.last() == {"length": 7.0}
     guard = Guard(store, "run", History(), LIMITS, tmp_path / "good", steps=9)
-    assert not guard.over(SimpleNamespace(done=2))  # type: ignore[arg-type] - of the learner no more is asked
+    assert not guard.over(SimpleNamespace(done=2))  # type: ignore[arg-type] - it needs no more of the learner
     assert (
         guard.alarms["logprob_gap"].value == math.inf and "differ by inf nats" in guard.alarms["logprob_gap"].evidence
     )
 
 
-def test_what_falls_without_a_reward_is_not_said_to_have_one() -> None:
-    """As where a teacher alone gives credit."""
+def test_the_evidence_claims_nothing_about_a_reward_that_is_unknown() -> None:
+    """As when only a teacher gives credit."""
     (flat,), (none,) = (raised(history(entropy=DOWN, **reward), 4, LIMITS) for reward in ({"reward": FLAT}, {}))
     assert "the reward did not rise" in flat.evidence and "no reward is known" in none.evidence
 
 
 @pytest.mark.parametrize(
-    ("metrics", "said"),
+    ("metrics", "expected"),
     [
         ({}, "no reward could be told"),
         ({"reward": FLAT, "zero_variance": [1.0] * 4, "truncated": [0.5] * 4}, "alike within each group (0.2)"),
         ({"reward": FLAT, "zero_variance": [0.2] * 4, "truncated": [0.9] * 4}, "rewards differ, but"),
-        ({"reward": FLAT, "truncated": [1.0] * 4}, "all responses are cut at max_tokens"),  # of ppo, say
+        ({"reward": FLAT, "truncated": [1.0] * 4}, "all responses are cut at max_tokens"),  # as in ppo
     ],
 )
-def test_why_nothing_was_learned_is_what_the_steps_told(metrics: dict[str, Sequence[float]], said: str) -> None:
+def test_the_no_gradient_alarm_names_the_cause(metrics: dict[str, Sequence[float]], expected: str) -> None:
     cause = alarms.no_gradient(history(grad_norm=[0.0] * 4, **metrics), 4, AlarmSettings(window=4))
-    assert cause and said in cause[0]
+    assert cause and expected in cause[0]
 
 
-def test_a_longer_budget_is_no_drift() -> None:
-    """Where responses may be longer from step 3 on they are compared with those since then."""
+def test_a_raised_length_limit_does_not_count_as_drift() -> None:
+    """If responses may be longer from step 3 on, they are compared only with those since then."""
     found = history(length=[40, 40, 90, 90, 95, 95, 200, 200])
     assert [step for step in range(1, 9) if names(found, step)] == [4, 5, 6, 7, 8]
     found.stages = (2,)
     assert [step for step in range(1, 9) if names(found, step)] == [8]
 
 
-def test_a_rollback_needs_to_know_what_is_good() -> None:
+def test_rollback_requires_watch_and_on_alarm_is_not_dumped() -> None:
     usual = {"student": "embedded:student-base", "problems": "p"}
     with pytest.raises(ValidationError, match="rollback needs `watch`"):
         StageSettings(**usual, on_alarm="rollback")
-    told = StageSettings(**usual, on_alarm="stop").model_dump(), StageSettings(**usual).model_dump()
-    assert told[0] == told[1]  # so that a run that was stopped can go on
+    dumps = StageSettings(**usual, on_alarm="stop").model_dump(), StageSettings(**usual).model_dump()
+    assert dumps[0] == dumps[1]  # so that a stopped run can continue with another on_alarm
 
 
-def test_the_store_says_which_alarms_there_are(tmp_path: Path) -> None:
+def test_the_store_documents_every_alarm(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.append("alarms", [{"run": "a", "name": "kl"}])
     store.ingest()
-    told = store.rows("SELECT comment FROM duckdb_columns() WHERE table_name = 'alarms' AND column_name = 'name'")
-    assert set(told[0]["comment"].replace(" or ", ", ").split(", ")) == set(alarms.RULES)
+    comments = store.rows("SELECT comment FROM duckdb_columns() WHERE table_name = 'alarms' AND column_name = 'name'")
+    assert set(comments[0]["comment"].replace(" or ", ", ").split(", ")) == set(alarms.RULES)
 
 
 # ------------------------------------------------------------------ a policy that hacks
@@ -186,7 +186,7 @@ OTHER: Any = {"regex": {"pattern": "^b", "search": True}}
 
 
 def refined(place: Path, judge: Any, on_alarm: Any = "warn", steps: int = 9, die: Callable[[str], bool] | None = None, **more: Any) -> tuple[Any, Store, Guard, list[str]]:  # fmt: skip
-    """Trained to say an "a" anywhere; on held-out problems ``judge`` says what is right."""
+    """Train a policy to write an "a" anywhere; on held-out problems ``judge`` decides what is right."""
     store, notes = Store(place), list[str]()
     if not store.path.exists():
         store.append("problems", [problem_row(p) for p in [*TRAIN, *(p for _, p in HELD)]])
@@ -247,7 +247,7 @@ def test_a_hacked_reward_raises_the_alarm_and_is_rolled_back(hacked: Any, tmp_pa
     assert torch.equal(weights(model), weights(until))
 
 
-def test_an_honest_run_raises_none(honest: Any) -> None:
+def test_an_honest_run_raises_no_alarm(honest: Any) -> None:
     _, store, guard, notes = honest
     measured = [r["value"] for r in store.rows(f"SELECT value FROM metrics WHERE {HELDOUT} ORDER BY step")]
     assert measured[-1] > measured[0] + 0.3
@@ -255,7 +255,7 @@ def test_an_honest_run_raises_none(honest: Any) -> None:
     assert not any("alarm" in note for note in notes)
 
 
-def test_what_held_out_problems_were_answered_is_in_the_store(hacked: Any) -> None:
+def test_the_answers_to_heldout_problems_are_in_the_store(hacked: Any) -> None:
     _, store, _, _ = hacked
     (row,) = store.rows(
         "SELECT count(*) AS n, count(DISTINCT model) AS times, count(DISTINCT prompt_key) AS problems "
@@ -264,20 +264,20 @@ def test_what_held_out_problems_were_answered_is_in_the_store(hacked: Any) -> No
     assert row["problems"] == len(HELD) and row["n"] == 2 * row["times"] * len(HELD)
 
 
-def test_held_out_problems_that_nobody_can_judge_are_told_before_the_first_step(tmp_path: Path) -> None:
-    """Their pass@1 would be no number."""
+def test_heldout_problems_that_cannot_be_judged_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    """Their pass@1 would be undefined."""
     with pytest.raises(InputError, match=f"watch: none of the answers to {len(HELD)} held-out problems can be judged"):
         refined(tmp_path, {"exact": {}}, steps=1)
     assert Store(tmp_path).rows("SELECT * FROM rollouts") == []
 
 
-@pytest.mark.parametrize("said", ["pass@1 at step 4", "alarm hacking"])
-def test_killed_anywhere_it_ends_alike(hacked: Any, tmp_path: Path, said: str) -> None:
+@pytest.mark.parametrize("moment", ["pass@1 at step 4", "alarm hacking"])
+def test_a_killed_run_ends_like_an_undisturbed_one(hacked: Any, tmp_path: Path, moment: str) -> None:
     model, store, guard, _ = hacked
     child = os.fork()
     if child == 0:
         try:
-            refined(tmp_path, OTHER, "rollback", die=lambda text: said in text)
+            refined(tmp_path, OTHER, "rollback", die=lambda text: moment in text)
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -287,7 +287,7 @@ def test_killed_anywhere_it_ends_alike(hacked: Any, tmp_path: Path, said: str) -
         assert again.rows(f"SELECT * FROM {table} ORDER BY ALL") == store.rows(f"SELECT * FROM {table} ORDER BY ALL")
 
 
-def test_a_stopped_run_stops_again_and_goes_on_where_only_warned(honest: Any, tmp_path: Path) -> None:
+def test_a_stopped_run_stops_again_and_continues_with_on_alarm_warn(honest: Any, tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(
             PipelineError, match=r"stopped at step \d+ by the alarm hacking: .* set `on_alarm: warn` to"

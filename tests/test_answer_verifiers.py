@@ -1,4 +1,4 @@
-"""The truth_table and expression verifiers: what is right in any form, and what hostile text does to them."""
+"""The truth_table and expression verifiers accept a right answer in any form, and hostile text does them no harm."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_truth_columns(formula: str, column: str):
         ("", INCORRECT),
     ],
 )
-def test_columns(answer: str, outcome: Outcome):
+def test_truth_table_verdicts(answer: str, outcome: Outcome):
     assert judge(TruthTable(), problem("truth_table", "((a and b) or not c) xor a"), answer).outcome is outcome
 
 
@@ -90,12 +90,12 @@ def test_a_broken_formula_is_unverifiable(reference: str):
         ("5x + 2", INCORRECT),
     ],
 )
-def test_expressions(answer: str, outcome: Outcome):
+def test_expression_verdicts(answer: str, outcome: Outcome):
     assert judge(ExpressionVerifier(), problem("expression", "5*x + 2"), answer).outcome is outcome
 
 
-def test_agreement_at_every_tried_point_cannot_be_planted():
-    """A polynomial that vanishes on many points has as many x in it, and is tried on more points."""
+def test_a_wrong_answer_cannot_be_built_to_agree_at_every_tested_point():
+    """A polynomial that vanishes at many points contains as many x, and is therefore tested at more points."""
     planted = "5*x + 2 + " + "*".join(f"(x-{point})" for point in range(20)).replace("(x-0)", "x")
     verdict = judge(ExpressionVerifier(), problem("expression", "5*x + 2"), planted)
     assert verdict.outcome is INCORRECT

@@ -1,7 +1,7 @@
-"""Generate and verify against a server that misbehaves, killed at random moments: the server's log is the witness.
+"""Generate and verify against a misbehaving server, killed at random moments: the server's log is the evidence.
 
-A run is left alone; another is killed (SIGKILL) again and again, and finished. The stores must be equal row for row,
-and no sample may have been answered twice but those in flight at a kill. By hand, as the project's issue asks it:
+One run is left alone; another is killed (SIGKILL) repeatedly and then finished. The stores must be equal row for row,
+and only samples in flight at a kill may have been answered twice. To run it at the scale that the project promises:
 
     DISTILL_KILLS=50 DISTILL_KILL_SAMPLES=2000 pytest -q tests/test_api_kills.py
 """
@@ -48,7 +48,7 @@ PROMPT_TOKENS = 10
 
 
 class Witness:
-    """What the server did, sample by sample: a pure function of the sample and of how often it was asked before."""
+    """Answers each sample by a pure function of the sample and of how often it was requested before, and counts."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -95,7 +95,7 @@ class Witness:
             streamed({"content": f"<think>{thinking}"}, finish="length", usage=usage)(handler)
 
     def wait_for(self, calls: int, process: Command) -> None:
-        """Until so many calls were made in all, or the process has ended."""
+        """Wait until ``calls`` calls were made in total, or the process has ended."""
         with self.heard:
             while sum(self.asked.values()) < calls and process.poll() is None:
                 self.heard.wait(0.2)
@@ -143,9 +143,7 @@ def contents(directory: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_as_if_left_alone_and_pays_nothing_twice(
-    tmp_path: Path, witness: Witness
-) -> None:
+def test_a_run_killed_at_random_moments_ends_the_same_and_pays_nothing_twice(tmp_path: Path, witness: Witness) -> None:
     assert KEY not in finish(tmp_path, "alone")
     whole_run = sum(witness.asked.values())
     assert all(count == 1 for count in witness.answered.values()) and len(witness.answered) == SAMPLES

@@ -1,4 +1,4 @@
-"""The arrow rl -> distill -> pipeline, and what may be loaded before a command asks for it."""
+"""Imports go one way, rl -> distill -> pipeline, and light commands load no heavy library."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
-def test_the_arrow_is_kept(package: str) -> None:
+def test_imports_go_one_way(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
         ours = {name.split(".")[0] for name in imports(path)} & set(MAY_IMPORT)
         assert ours <= MAY_IMPORT[package], f"{path.relative_to(ROOT)} imports {ours - MAY_IMPORT[package]}"
@@ -47,7 +47,7 @@ def test_light_commands_load_nothing_heavy(command: list[str], tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", catalog.TABLES)
-def test_everything_in_the_catalog_is_there(kind: str) -> None:
+def test_every_name_in_the_catalog_resolves(kind: str) -> None:
     for name in catalog.TABLES[kind]:
         if (kind, name) != ("engines", "vllm"):
             assert catalog.resolve(kind, name) is not None
@@ -61,7 +61,7 @@ def test_each_package_carries_the_owner_marker() -> None:
     assert distill.__owner__ == pipeline.__owner__ == rl.__owner__
 
 
-def test_the_public_api_is_there_and_completed() -> None:
+def test_every_public_name_exists_and_is_completed_by_dir() -> None:
     import distill
 
     assert dir(distill) == sorted(distill.__all__)

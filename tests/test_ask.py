@@ -1,4 +1,4 @@
-"""`distill ask`: how long the thinking may and must be, what is shown of it and when, and what several samples say."""
+"""`distill ask`: bounds on the thinking, what is shown of it and when, and answers from several samples."""
 
 from __future__ import annotations
 
@@ -39,31 +39,31 @@ def ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     ) -> Any:  # fmt: skip
         place = Where(model, tmp_path / "p.yaml", None, **where)
         asking.ask(QUESTION, place, search or Search(), not as_json, temperature, 96, budget, effort, force, 0, as_json)
-        said = capsys.readouterr().out
-        return json.loads(said) if as_json else said
+        output = capsys.readouterr().out
+        return json.loads(output) if as_json else output
 
     return ask
 
 
-def test_a_budget_ends_the_thinking_and_an_answer_is_given_all_the_same(ask: Any) -> None:
+def test_a_budget_ends_the_thinking_and_an_answer_still_follows(ask: Any) -> None:
     free, capped = ask(), ask(budget=8)
     assert free["answer"] and free["thinking_tokens"] > 12
     assert capped["closed"] and capped["answer"] and len(capped["thinking"].split()) <= 8
     assert free["thinking"].startswith(capped["thinking"])
 
 
-def test_forced_thinking_goes_on(ask: Any) -> None:
+def test_forced_thinking_is_longer(ask: Any) -> None:
     free = ask()
     longer = ask(force=free["thinking_tokens"] + 10)
     assert longer["thinking_tokens"] > free["thinking_tokens"] and "Wait" in longer["thinking"]
 
 
-def test_the_thinking_is_hidden_unless_asked_for(ask: Any) -> None:
-    told = ask()
-    assert told["thinking"] in ask(as_json=False) and told["answer"] in ask(as_json=False)
+def test_the_thinking_is_shown_on_request(ask: Any) -> None:
+    found = ask()
+    assert found["thinking"] in ask(as_json=False) and found["answer"] in ask(as_json=False)
 
 
-# -- as it comes ------------------------------------------------------------------------------
+# -- streaming --------------------------------------------------------------------------------
 
 
 class Terminal(io.StringIO):
@@ -80,7 +80,7 @@ SAID = [
 ]
 
 
-def told(out: io.StringIO, show: bool, texts: list[str] = SAID, cut: bool = False) -> str:
+def printed(out: io.StringIO, show: bool, texts: list[str] = SAID, cut: bool = False) -> str:
     finish = Finish.LENGTH if cut else Finish.STOP
     end = Completion("k", "p", (1,), texts[-1], (1, 2), None, finish)
     pieces = [SoFar("p", text, at) for at, text in enumerate(texts)]
@@ -88,25 +88,25 @@ def told(out: io.StringIO, show: bool, texts: list[str] = SAID, cut: bool = Fals
     return out.getvalue()
 
 
-def test_in_a_pipe_there_is_the_text_and_nothing_else() -> None:
-    assert told(io.StringIO(), show=False) == "6\n"
-    assert told(io.StringIO(), show=True) == "Two threes\n\n6\n"
+def test_a_pipe_gets_the_text_and_nothing_else() -> None:
+    assert printed(io.StringIO(), show=False) == "6\n"
+    assert printed(io.StringIO(), show=True) == "Two threes\n\n6\n"
 
 
-def test_on_a_terminal_the_thinking_is_a_count_that_goes_away_or_dimmed() -> None:
-    counted = told(Terminal(), show=False)
+def test_a_terminal_shows_the_thinking_dimmed_or_as_a_count_that_disappears() -> None:
+    counted = printed(Terminal(), show=False)
     assert "thinking: 1 tokens" in counted and "Two" not in counted
     assert counted.endswith("\r\x1b[K6\n") and counted.rindex("thinking") < counted.rindex("\x1b[K")
-    assert told(Terminal(), show=True) == "\x1b[2mTwo\x1b[0m\x1b[2m threes\x1b[0m\n\n6\n"
+    assert printed(Terminal(), show=True) == "\x1b[2mTwo\x1b[0m\x1b[2m threes\x1b[0m\n\n6\n"
 
 
-def test_what_may_become_a_tag_is_held_back_and_what_was_taken_back_is_said_anew() -> None:
+def test_a_possible_tag_is_held_back_and_retracted_text_is_replaced() -> None:
     assert held_back("a </thin") == "a " and held_back("<") is None and held_back("a < b") == "a < b"
     changed = ["<think>\nso 6.", "<think>\nso", "<think>\nso\nWait, 7.\n</think>\n\n7"]
-    assert told(io.StringIO(), show=True, texts=changed).endswith("so\nWait, 7.\n\n7\n")
+    assert printed(io.StringIO(), show=True, texts=changed).endswith("so\nWait, 7.\n\n7\n")
 
 
-def test_a_reader_who_has_enough_gets_a_clean_terminal() -> None:
+def test_an_interrupt_leaves_a_clean_terminal() -> None:
     def pieces() -> Iterator[SoFar]:
         yield SoFar("p", SAID[1], 3)
         raise KeyboardInterrupt
@@ -118,11 +118,11 @@ def test_a_reader_who_has_enough_gets_a_clean_terminal() -> None:
         assert out.getvalue().endswith(end)
 
 
-def test_a_letter_is_written_once_and_an_escape_never(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "\x1b" not in told(io.StringIO(), show=False, texts=["evil \x1b[31m", "evil \x1b[31mred"])
+def test_escape_sequences_of_a_model_are_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "\x1b" not in printed(io.StringIO(), show=False, texts=["evil \x1b[31m", "evil \x1b[31mred"])
 
 
-def test_an_endpoint_s_answer_is_shown_while_it_comes(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_answer_of_an_endpoint_is_shown_while_it_arrives(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     tell = Speaker.tell
     monkeypatch.setattr(Speaker, "tell", lambda self, so_far: (shown.append(so_far.text), tell(self, so_far))[1])
@@ -132,15 +132,15 @@ def test_an_endpoint_s_answer_is_shown_while_it_comes(ask: Any, monkeypatch: pyt
             pause=lambda: time.sleep(0.15),
         )  # fmt: skip
         server.otherwise = first
-        said = ask(as_json=False, model="tiny", base_url=server.url)
-    assert said == "Two threes\n\nIt is 6.\n"
+        output = ask(as_json=False, model="tiny", base_url=server.url)
+    assert output == "Two threes\n\nIt is 6.\n"
     assert "<think>\nTwo threes" in shown and "<think>\nTwo threes\n</think>\n\nIt " in shown
 
 
 # -- several samples --------------------------------------------------------------------------
 
 
-def test_a_strategy_answers_with_its_bill(ask: Any) -> None:
+def test_a_strategy_reports_its_answer_with_its_cost(ask: Any) -> None:
     found = ask(search=Search("majority", 3), as_json=True)
     assert found["calls"] == 3 and sum(found["weights"].values()) == 3 and found["sampled_tokens"] > 60
     assert found["answer"] == max(found["weights"], key=found["weights"].get)
@@ -148,7 +148,7 @@ def test_a_strategy_answers_with_its_bill(ask: Any) -> None:
     assert searched["strategy"] == "beam width=2" and searched["scored_tokens"] > 0 and searched["answer"]
 
 
-def test_a_reward_model_scores_what_it_can_read_and_is_refused_before_anything_is_sampled(
+def test_a_reward_model_scores_and_is_refused_with_another_tokenizer_or_step_rule(
     ask: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = pretrained.tokenizer_of(modelspec.Model(str(modelspec.EMBEDDED / "teacher"), ""))
@@ -166,8 +166,8 @@ def test_a_reward_model_scores_what_it_can_read_and_is_refused_before_anything_i
 
 
 @pytest.mark.parametrize("by", ["prm", "likelihood"])
-def test_who_scores_is_loaded_in_the_precision_that_is_asked_for(by: str, ask: Any, tmp_path: Path) -> None:
-    """Of the same samples, nearly the same scores."""
+def test_the_scoring_model_is_loaded_in_the_requested_precision(by: str, ask: Any, tmp_path: Path) -> None:
+    """The same samples get nearly the same scores."""
     own = pretrained.tokenizer_of(modelspec.Model(str(modelspec.EMBEDDED / "teacher"), ""))
     scorer = {by: reward_model(tmp_path / "prm", own, "line") if by == "prm" else "embedded:teacher"}
     full, half = (ask(search=Search("best_of", 2, **scorer, dtype=dtype)) for dtype in (None, Dtype.BFLOAT16))
@@ -175,7 +175,7 @@ def test_who_scores_is_loaded_in_the_precision_that_is_asked_for(by: str, ask: A
 
 
 @pytest.mark.parametrize(
-    ("search", "more", "said"),
+    ("search", "more", "message"),
     [
         (Search("beem"), {}, "did you mean 'beam'?"),
         (Search("beam"), {}, "--prm DIRECTORY or --likelihood MODEL"),
@@ -201,35 +201,37 @@ def test_who_scores_is_loaded_in_the_precision_that_is_asked_for(by: str, ask: A
         (Search(), {"engine": "tgi"}, "there are transformers, vllm and openai"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_asked_is_one_line(ask: Any, search: Search, more: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError) as told:
+def test_options_that_cannot_work_are_one_line_errors(
+    ask: Any, search: Search, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as raised:
         ask(search=search, **more)
-    assert said in str(told.value) and "\n" not in str(told.value)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_an_answer_that_was_cut_does_not_pass_for_one(
+def test_a_response_that_was_cut_is_not_printed_as_an_answer(
     ask: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     where = Where("embedded:teacher", tmp_path / "p.yaml", None)
     asking.ask(QUESTION, where, Search(), False, None, 12, None, None, 0, 0, False)
-    said = capsys.readouterr()
-    assert said.out == "" and "cut off at 12 tokens, before the thinking was complete" in said.err
+    output = capsys.readouterr()
+    assert output.out == "" and "cut off at 12 tokens, before the thinking was complete" in output.err
 
 
-def test_no_answer_is_told_and_what_the_engine_says_comes_after(
+def test_a_missing_answer_is_reported_after_the_notes_of_the_engine(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with serving() as server:
         server.otherwise = streamed({"content": "<think>\nTwo threes"})
         where = Where("tiny", tmp_path / "p.yaml", None, base_url=server.url)
         asking.ask(QUESTION, where, Search(), True, None, None, None, None, 0, 0, False)
-    said = capsys.readouterr()
-    assert said.out == "Two threes\n"
-    notes = said.err.splitlines()
+    output = capsys.readouterr()
+    assert output.out == "Two threes\n"
+    notes = output.err.splitlines()
     assert len(notes) == 2 and notes[1] == "no answer: the model stopped inside its thinking"
 
 
-def test_an_engine_waits_with_its_notes_until_the_answer_is_there() -> None:
+def test_the_notes_of_an_engine_wait_until_the_answer_is_complete() -> None:
     out = io.StringIO()
     aside = Aside(out)
     aside.tell("loading")
@@ -239,17 +241,17 @@ def test_an_engine_waits_with_its_notes_until_the_answer_is_there() -> None:
     assert out.getvalue() == "loading\none call made again\n"
 
 
-# -- how long ---------------------------------------------------------------------------------
+# -- bounds -----------------------------------------------------------------------------------
 
 
-def test_effort_is_a_share_of_what_there_is() -> None:
+def test_effort_is_a_share_of_max_tokens() -> None:
     bounds = {effort: asking.bounds(512, None, effort, 0) for effort in Effort}
     assert bounds == {Effort.LOW: ThinkingBudget(64), Effort.MEDIUM: ThinkingBudget(256), Effort.HIGH: None}
     assert asking.bounds(512, None, None, 0) is None
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "message"),
     [
         ((512, 8, Effort.LOW, 0), "give one of them"),
         ((512, 8, None, 9), "--force-budget 9 is more thinking than the 8 tokens there may be"),
@@ -257,10 +259,10 @@ def test_effort_is_a_share_of_what_there_is() -> None:
         ((512, None, Effort.HIGH, 600), "600 tokens of thinking leave no room"),
     ],
 )
-def test_bounds_that_make_no_sense_are_refused(asked: tuple[Any, ...], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_contradictory_bounds_are_refused(asked: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         asking.bounds(*asked)
 
 
-def test_without_max_tokens_there_is_room_for_the_thinking_that_was_asked_for() -> None:
+def test_without_max_tokens_there_is_room_for_the_requested_thinking() -> None:
     assert (asking.room(0), asking.room(511), asking.room(2000)) == (512, 512, 2512)

@@ -1,4 +1,4 @@
-"""Cells that JSON and Parquet can hold and a store cannot: taken as what they say, or told in one line with their place."""
+"""Cells that JSON and Parquet can hold but a store cannot: converted, or reported in one line with their place."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.errors import InputError
 
 
 def problem(cells: str, difficulty: str | None = None, reference: Any = "a") -> Any:
-    """Of one line of JSON."""
+    """The problem in one line of JSON."""
     row = tables.Row(Path("f.jsonl"), 3, json.loads(cells))
     columns = ProblemColumns("q", reference, difficulty=difficulty)
     return columns.problem(row, "math", "s", "train", "MIT")
@@ -37,7 +37,7 @@ def problem(cells: str, difficulty: str | None = None, reference: Any = "a") -> 
         (r'{"q": "half \ud83d", "a": "1"}', "{{ q }}"),
     ],
 )
-def test_half_a_letter_is_stored_as_the_sign_for_it(cells: str, reference: Any, tmp_path: Path) -> None:
+def test_a_lone_surrogate_is_stored_as_the_replacement_character(cells: str, reference: Any, tmp_path: Path) -> None:
     store = Store(tmp_path)
     found = problem(cells, reference=reference)
     store.append("problems", [problem_row(found)])
@@ -46,30 +46,30 @@ def test_half_a_letter_is_stored_as_the_sign_for_it(cells: str, reference: Any, 
     assert "\ufffd" in row["text"]
 
 
-def test_half_a_letter_in_a_trace() -> None:
+def test_a_lone_surrogate_in_a_trace_becomes_the_replacement_character() -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": r"<think>\ud83d</think>\ude00"}]
     row = tables.Row(Path("f.jsonl"), 1, json.loads(json.dumps({"m": turns}).replace("\\\\u", "\\u")))
-    said = TraceColumns(messages="m").read(row)
-    assert (said.thinking, said.answer) == ("\ufffd", "\ufffd")
+    found = TraceColumns(messages="m").read(row)
+    assert (found.thinking, found.answer) == ("\ufffd", "\ufffd")
 
 
 @pytest.mark.parametrize("difficulty", ["1e999", "1000000000000", "2.5", "NaN", '"hard"', "null"])
-def test_a_difficulty_that_is_none_is_told_with_its_place(difficulty: str) -> None:
+def test_a_difficulty_that_is_not_an_integer_is_reported_with_its_line(difficulty: str) -> None:
     with pytest.raises(InputError, match=r"^f\.jsonl:3: column 'd' is not a whole number"):
         problem(f'{{"q": "x", "a": "1", "d": {difficulty}}}', "d")
 
 
-def test_nan_among_tests_is_told_with_its_place() -> None:
+def test_nan_in_tests_is_reported_with_its_line() -> None:
     with pytest.raises(InputError, match=r"^f\.jsonl:3: column 'a' holds NaN"):
         problem('{"q": "x", "a": [NaN]}', reference={"tests": "a"})
 
 
-def test_decimals_and_dates_of_parquet_are_text_and_bytes_are_told(tmp_path: Path) -> None:
+def test_decimals_and_dates_of_parquet_become_text_and_bytes_are_refused(tmp_path: Path) -> None:
     cells = {"q": ["x"], "decimal": [Decimal("1.50")], "date": [date(2026, 2, 1)], "bytes": [b"\xff"]}
     pq.write_table(pa.table(cells), tmp_path / "f.parquet")
     (row,) = tables.read(tmp_path / "f.parquet")
-    said = {name: ProblemColumns("q", name).problem(row, "math", "s", "train", "MIT") for name in ("decimal", "date")}
-    assert {name: found.reference for name, found in said.items()} == {"decimal": "1.50", "date": "2026-02-01"}
+    read = {name: ProblemColumns("q", name).problem(row, "math", "s", "train", "MIT") for name in ("decimal", "date")}
+    assert {name: found.reference for name, found in read.items()} == {"decimal": "1.50", "date": "2026-02-01"}
     both = ProblemColumns("q", {"of": "decimal"}).problem(row, "math", "s", "train", "MIT")
     assert json.loads(both.reference) == {"of": "1.50"}
     for reference in ("bytes", {"tests": "bytes"}):
@@ -77,7 +77,7 @@ def test_decimals_and_dates_of_parquet_are_text_and_bytes_are_told(tmp_path: Pat
             ProblemColumns("q", reference).problem(row, "math", "s", "train", "MIT")  # type: ignore[arg-type]
 
 
-def test_a_damaged_gzip_is_one_line(tmp_path: Path) -> None:
+def test_a_damaged_gzip_is_a_one_line_error(tmp_path: Path) -> None:
     whole = gzip.compress(b'{"q": "x"}\n' * 20)
     broken = whole[:10] + b"\xff" * 20 + whole[30:]
     with pytest.raises(zlib.error):
@@ -96,7 +96,7 @@ def test_a_damaged_gzip_is_one_line(tmp_path: Path) -> None:
         (b"1\n", 3, "column 'a' is empty"),
     ],
 )
-def test_a_bad_row_of_csv_is_told_with_the_line_where_it_begins(
+def test_a_bad_csv_row_is_reported_with_the_line_where_it_begins(
     row: bytes, line: int, said: str, tmp_path: Path
 ) -> None:
     (tmp_path / "f.csv").write_bytes(b'q,a\n"x",1\n' + row + b'"y\ny",2\n')
@@ -107,7 +107,7 @@ def test_a_bad_row_of_csv_is_told_with_the_line_where_it_begins(
         ProblemColumns("q", "a").problem(found[1], "math", "s", "train", "MIT")
 
 
-def test_a_quotation_mark_that_is_never_closed_is_told_where_it_stands(tmp_path: Path) -> None:
+def test_an_unclosed_quotation_mark_is_reported_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_text('q,a\n1,2\n"3,4\n5,6\n7,8\n')
     good, bad = tables.read(tmp_path / "f.csv")
     assert good.values == {"q": "1", "a": "2"}

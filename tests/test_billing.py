@@ -1,4 +1,4 @@
-"""What is billed and never seen: thinking that an endpoint counts beside its answer, or hides; second calls."""
+"""Costs that a response does not show: thinking that an endpoint counts apart from the answer or hides, second calls."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def sample(server: Server, *requests: Request, **more: Any) -> list[Completion]:
     ],
 )
 @pytest.mark.parametrize("act", [reply, streamed])
-def test_thinking_is_paid_for_wherever_it_is_counted(server: Server, usage: dict[str, int], act: Any) -> None:
-    told = usage | {"completion_tokens_details": {"reasoning_tokens": 40 if "total_tokens" in usage else 45}}
-    server.otherwise = act({"content": "4"}, usage=told) if act is streamed else reply("4", usage=told)
+def test_thinking_is_billed_wherever_the_endpoint_counts_it(server: Server, usage: dict[str, int], act: Any) -> None:
+    reported = usage | {"completion_tokens_details": {"reasoning_tokens": 40 if "total_tokens" in usage else 45}}
+    server.otherwise = act({"content": "4"}, usage=reported) if act is streamed else reply("4", usage=reported)
     (made,) = sample(server, request("2 + 2"))
     assert made.tokens == 45 and made.cost == Decimal("0.000055")
 
 
-def test_a_call_that_we_hang_up_on_counts_in_full_where_thinking_is_hidden(server: Server, tmp_path: Path) -> None:
+def test_an_abandoned_call_counts_in_full_if_thinking_is_hidden(server: Server, tmp_path: Path) -> None:
     begun = threading.Event()
 
     def silent(handler: Handler) -> None:
@@ -88,13 +88,13 @@ def test_a_call_that_we_hang_up_on_counts_in_full_where_thinking_is_hidden(serve
     }  # fmt: skip
 
 
-def test_mistral_gets_its_own_name_of_the_seed_and_no_field_that_it_refuses(server: Server) -> None:
+def test_mistral_gets_random_seed_and_no_field_that_it_refuses(server: Server) -> None:
     sample(server, request("p"), dialect="mistral")
     (_, body) = server.seen[-1]
     assert "random_seed" in body and not {"seed", "stream_options"} & body.keys()
 
 
-def test_the_forecast_is_a_bound_where_a_response_takes_two_calls(server: Server) -> None:
+def test_the_forecast_bounds_the_cost_of_a_response_in_two_calls(server: Server) -> None:
     budget = ThinkingBudget(most=30, closing="\n</think>\n\n")
     server.scripts = {
         "p": [
@@ -109,8 +109,8 @@ def test_the_forecast_is_a_bound_where_a_response_takes_two_calls(server: Server
     assert made.cost <= Decimal(str(foreseen["max_cost"]))
 
 
-def test_votes_that_came_to_no_verdict_are_not_paid_for_again(server: Server, tmp_path: Path) -> None:
-    """The judge is stopped in order between two votes of one verdict: its next run asks for the other one only."""
+def test_votes_of_an_unfinished_verdict_are_not_paid_for_again(server: Server, tmp_path: Path) -> None:
+    """The judge is asked to stop between two votes of one verdict. Its next run asks only for the missing vote."""
     second, stopped = threading.Event(), threading.Event()
     turns: list[int] = []
 
@@ -123,8 +123,8 @@ def test_votes_that_came_to_no_verdict_are_not_paid_for_again(server: Server, tm
 
     server.otherwise = vote
     engine = {"kind": "openai", "base_url": server.url, "key_from": "TEST_KEY", "concurrency": 1}
-    wish = {"judge": {"model": "m", "engine": engine, "samples": 2, "sampling": {"temperature": 0.7}}}
-    items = [("k", wish, Problem("p", "6 x 7?", "42", "math", "test"), "It is 42.")]
+    verifier = {"judge": {"model": "m", "engine": engine, "samples": 2, "sampling": {"temperature": 0.7}}}
+    items = [("k", verifier, Problem("p", "6 x 7?", "42", "math", "test"), "It is 42.")]
     account = Spending(Store(tmp_path), "verify")
     with VerifierPool(workers=1, spending=account) as pool:
         assert list(pool.verify_many(items, second.is_set)) == []
@@ -132,4 +132,4 @@ def test_votes_that_came_to_no_verdict_are_not_paid_for_again(server: Server, tm
     with VerifierPool(workers=1, spending=account) as pool:
         ((_, verdict),) = pool.verify_many(items)
     assert verdict.outcome is Outcome.CORRECT
-    assert len(turns) == 3  # one answered, one hung up on, and that one again
+    assert len(turns) == 3  # one answered, one abandoned, and that one again

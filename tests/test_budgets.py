@@ -1,4 +1,4 @@
-"""Thinking budgets in evaluation: what stands, what is cut, and that nothing is sampled twice; by the embedded teacher."""
+"""Thinking budgets in evaluation, with the embedded teacher: what is kept, what is cut; nothing is sampled twice."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ from pipeline.workspace import Workspace
 THOUGHT = {"thinking": "12 + 7 = 19\n19 * 3 = 57", "thinking_tokens": 20, "opened": False}
 
 
-def wish() -> Any:
+def wanted_sample() -> Any:
     problem = catalog.resolve("families", "calc")().generate(0, 0, "heldout")
     return wanted([("p", problem)], "model", Sampling(seed=3), 1)[0]
 
 
-def test_what_fits_stands_as_it_is() -> None:
-    assert budgets.within(wish(), THOUGHT, ThinkingBudget(20), "model") is not None
-    assert budgets.within(own := wish(), THOUGHT, ThinkingBudget(20), "model") is own
+def test_thinking_within_the_budget_is_left_as_it_is() -> None:
+    assert budgets.within(wanted_sample(), THOUGHT, ThinkingBudget(20), "model") is not None
+    assert budgets.within(own := wanted_sample(), THOUGHT, ThinkingBudget(20), "model") is own
 
 
-def test_what_is_longer_is_cut_at_a_word_and_closed_there() -> None:
-    cut = budgets.within(wish(), THOUGHT, ThinkingBudget(10), "model")
+def test_longer_thinking_is_cut_between_words_and_closed() -> None:
+    cut = budgets.within(wanted_sample(), THOUGHT, ThinkingBudget(10), "model")
     assert cut.asked.prefix == "<think>\n12 + 7 = 19\n</think>\n\n" and cut.asked.budget == ThinkingBudget(10)
-    assert cut.key != wish().key and cut.sample_index == wish().sample_index
-    assert budgets.within(wish(), THOUGHT, ThinkingBudget(0), "model").asked.prefix == "<think>\n\n</think>\n\n"
-    opened = budgets.within(wish(), {**THOUGHT, "opened": True}, ThinkingBudget(10), "model")
+    assert cut.key != wanted_sample().key and cut.sample_index == wanted_sample().sample_index
+    assert (
+        budgets.within(wanted_sample(), THOUGHT, ThinkingBudget(0), "model").asked.prefix == "<think>\n\n</think>\n\n"
+    )
+    opened = budgets.within(wanted_sample(), {**THOUGHT, "opened": True}, ThinkingBudget(10), "model")
     assert opened.asked.prefix == "12 + 7 = 19\n</think>\n\n"
 
 
@@ -43,7 +45,7 @@ def test_what_is_longer_is_cut_at_a_word_and_closed_there() -> None:
     ("text", "share", "kept"),
     [("one two three", 0.5, "one"), ("one two three", 8 / 13, "one two"), ("unspaced", 0.5, ""), ("", 0.0, "")],
 )
-def test_a_text_is_cut_in_whole_words(text: str, share: float, kept: str) -> None:
+def test_a_text_is_cut_between_words(text: str, share: float, kept: str) -> None:
     assert budgets.cut(text, share) == kept
 
 
@@ -60,16 +62,16 @@ def run(where: Path, samples: int = 2, **evaluate: Any) -> dict[str, Any]:
     return dict(runner.run(spec, Workspace(where / "w"), Listener(), lambda: False)[-1].manifest.figures)
 
 
-def test_a_curve_costs_the_answers_of_what_was_cut_once(tmp_path: Path) -> None:
+def test_a_budget_curve_samples_an_answer_to_each_cut_response_only_once(tmp_path: Path) -> None:
     figures = run(tmp_path, budgets=[0, 24, 90])["subjects"]["teacher"]
     points = {at["budget"]: at for at in figures["by_budget"]}
     assert points[0]["new"] == 12 and 0 < points[24]["new"] <= 12 and points[90]["new"] == 0
     assert points[90]["pass_at_1"] == points[None]["pass_at_1"] > points[0]["pass_at_1"]
     rows = Store(tmp_path / "w").rows("SELECT budget, thinking_tokens, answer FROM traces WHERE budget IS NOT NULL")
     assert len(rows) == points[0]["new"] + points[24]["new"] and all(row["answer"] for row in rows)
-    closing = 6  # tokens that close the thinking, counted with it
+    closing = 6  # the tokens that close the thinking count as thinking
     assert all(row["thinking_tokens"] <= 24 + closing for row in rows if '"most":24' in row["budget"].replace(" ", ""))
-    run(tmp_path, budgets=[0, 24])  # nothing more is sampled for fewer budgets, nor judged otherwise
+    run(tmp_path, budgets=[0, 24])  # fewer budgets sample nothing more and change no verdict
     assert len(Store(tmp_path / "w").rows("SELECT 1 FROM traces")) == 12 + len(rows)
 
 
@@ -86,7 +88,7 @@ def test_a_curve_costs_the_answers_of_what_was_cut_once(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_budgets_that_cannot_be_are_told_when_the_yaml_is_read(
+def test_impossible_budgets_are_refused_when_the_yaml_is_read(
     tmp_path: Path, settings: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(InputError, match=why):

@@ -27,13 +27,13 @@ stages:
 """
 
 
-class Said(NamedTuple):
+class Printed(NamedTuple):
     stdout: str
     stderr: str
 
 
-def distill(*arguments: str, cwd: Path, code: int = 0) -> Said:
-    return Said(*Command(cwd, *arguments).ended(code))
+def distill(*arguments: str, cwd: Path, code: int = 0) -> Printed:
+    return Printed(*Command(cwd, *arguments).ended(code))
 
 
 def refused(*arguments: str, cwd: Path) -> str:
@@ -64,11 +64,11 @@ def test_help_ends_with_an_example(tmp_path: Path) -> None:
         assert "Example: distill" in distill(*command, "--help", cwd=tmp_path).stdout
 
 
-def test_it_says_which_version_it_is(tmp_path: Path) -> None:
+def test_the_version_is_printed(tmp_path: Path) -> None:
     assert distill("--version", cwd=tmp_path).stdout == f"distill {version('distill-reasoning')}\n"
 
 
-def test_a_run_with_a_limit_is_complete_to_status_with_that_limit(project: Path) -> None:
+def test_status_with_the_same_limit_shows_a_limited_run_as_complete(project: Path) -> None:
     distill("run", "-p", "p.yaml", "--limit", "2", cwd=project)
     rows = distill("status", "-p", "p.yaml", "--limit", "2", "--json", cwd=project).stdout.splitlines()
     assert [json.loads(row)["state"] for row in rows] == [done := json.loads(rows[0])["state"]] * 3
@@ -93,18 +93,18 @@ def test_an_edited_setting_is_named_by_the_plan(done: Path) -> None:
     assert (rows["generate"]["status"], rows["generate"]["done"], rows["generate"]["total"]) == ("partly done", 12, 24)
 
 
-def test_of_many_edited_settings_a_run_names_the_first(project: Path) -> None:
+def test_a_run_names_the_first_few_of_many_edited_settings(project: Path) -> None:
     distill("run", "problems", "-p", "p.yaml", cwd=project)
     edits = ["sources.0.train=7", "sources.0.heldout=4", "sources.1.train=7", "sources.1.heldout=4", "seed=3"]
     edited = [part for edit in edits for part in ("--set", f"problems.{edit}")]
     planned = distill("plan", "problems", "-p", "p.yaml", "--json", *edited, cwd=project).stdout
     assert len(json.loads(planned)["reasons"]) == 5
     out = distill("run", "problems", "-p", "p.yaml", *edited, cwd=project).stdout
-    told = next(line for line in out.splitlines() if "running (" in line)
-    assert told.endswith("; and 2 more)") and told.count(" -> ") == 3
+    line_of_run = next(line for line in out.splitlines() if "running (" in line)
+    assert line_of_run.endswith("; and 2 more)") and line_of_run.count(" -> ") == 3
 
 
-def test_what_another_stage_has_made_is_told_of_one_that_never_ran(done: Path) -> None:
+def test_the_plan_of_a_new_stage_counts_what_another_stage_has_made(done: Path) -> None:
     more = (
         SMALL.splitlines()[3]
         .replace("generate:", "more:")
@@ -117,7 +117,7 @@ def test_what_another_stage_has_made_is_told_of_one_that_never_ran(done: Path) -
     assert row["reasons"] == ["never run, but a part exists already"]
 
 
-def test_the_store_can_be_looked_into(done: Path) -> None:
+def test_the_traces_commands_read_the_store(done: Path) -> None:
     out = distill("traces", "list", "-p", "p.yaml", "--json", cwd=done).stdout
     listed = [json.loads(line) for line in out.splitlines()]
     assert len(listed) == 12 and {row["model"] for row in listed} == {"embedded:teacher"}
@@ -171,7 +171,7 @@ def test_the_settings_of_a_stage_are_listed(tmp_path: Path) -> None:
     assert "`distill list stages sft`" in refused("list", "engines", "vllm", cwd=tmp_path)
 
 
-def test_bad_input_is_one_line(project: Path) -> None:
+def test_bad_input_is_a_one_line_error(project: Path) -> None:
     assert "nothing.yaml: no such file" in refused("run", "-p", "nothing.yaml", cwd=project)
     assert "did you mean 'generate'?" in refused("run", "generat", "-p", "p.yaml", cwd=project)
     for more in ([], ["--dry-run"]):
@@ -194,7 +194,7 @@ def test_bad_input_is_one_line(project: Path) -> None:
     ("missing", "message"),
     [("model.safetensors", "it has no weights"), ("config.json", "has no config.json"), ("tokenizer", "no tokenizer")],
 )
-def test_an_incomplete_model_directory_is_named_before_anything_is_loaded(
+def test_an_incomplete_model_directory_is_refused_before_anything_is_loaded(
     missing: str, message: str, project: Path
 ) -> None:
     shutil.copytree(ROOT / "distill/models/teacher", project / "model")
@@ -203,7 +203,7 @@ def test_an_incomplete_model_directory_is_named_before_anything_is_loaded(
     assert message in refused("run", "-p", "p.yaml", "--set", "generate.teacher=./model", cwd=project)
 
 
-def test_a_workspace_that_cannot_be_made_is_one_line(project: Path) -> None:
+def test_a_workspace_that_cannot_be_made_is_a_one_line_error(project: Path) -> None:
     (project / "runs").write_text("a file")
     assert "is in place of a directory" in refused("run", "-p", "p.yaml", cwd=project)
 
@@ -220,7 +220,7 @@ def small_disk(tmp_path: Path) -> Path:
     subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_nothing_is_lost(small_disk: Path, project: Path) -> None:
+def test_a_full_disk_is_a_one_line_error_and_nothing_is_lost(small_disk: Path, project: Path) -> None:
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * 700_000)
     message = refused("run", "-p", "p.yaml", "--workspace", str(small_disk / "w"), cwd=project)
@@ -230,7 +230,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(small_disk: Path, project: 
     distill("run", "-p", "p.yaml", "--workspace", str(small_disk / "w"), cwd=project)
 
 
-def test_a_read_only_workspace_is_one_line(small_disk: Path, project: Path) -> None:
+def test_a_read_only_workspace_is_a_one_line_error(small_disk: Path, project: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     message = refused("run", "-p", "p.yaml", "--workspace", str(small_disk / "w"), cwd=project)
     assert "cannot be written" in message
@@ -245,8 +245,8 @@ def test_a_read_only_store_is_exported(
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
-    told = distill("traces", "export", "x.parquet", "--workspace", str(small_disk / "w"), cwd=tmp_path).stdout
-    assert told == "wrote 12 traces to x.parquet\n"
+    printed = distill("traces", "export", "x.parquet", "--workspace", str(small_disk / "w"), cwd=tmp_path).stdout
+    assert printed == "wrote 12 traces to x.parquet\n"
     assert list(temporary.iterdir()) == []
 
 
@@ -262,14 +262,14 @@ def test_a_second_run_is_told_who_holds_the_workspace(project: Path) -> None:
 
 
 def test_status_says_where_it_looked_when_there_is_nothing(project: Path) -> None:
-    """A relative workspace is another one from another directory, as cron starts in the home directory."""
+    """A relative workspace depends on the current directory, and cron starts in the home directory."""
     assert f"runs/small: no such workspace (yet) in {project}" in distill("status", "-p", "p.yaml", cwd=project).stderr
 
 
 def test_a_stage_is_running_while_its_run_holds_the_workspace(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A killed run's process number may be anybody's: that of a process that lives proves nothing."""
+    """The process id of a killed run may be reused, so a living process with that id proves nothing."""
     from distill.cli.plan import plan
     from distill.cli.status import status
     from pipeline.lock import workspace_lock
@@ -315,7 +315,7 @@ def test_an_unexpected_failure_is_json_too_when_json_was_asked_for(project: Path
     assert "Traceback" in result.stderr, "for whoever is to mend it"
 
 
-def test_a_prompt_longer_than_the_model_names_its_problem_and_loses_nothing(project: Path) -> None:
+def test_a_prompt_longer_than_the_context_is_reported_with_its_problem(project: Path) -> None:
     rows = [{"q": "Compute left to right: 1 + 2", "a": "3"}, {"q": "1 + " * 9000 + "1", "a": "9001"}]
     (project / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = "{sources: [{file: long.jsonl, prompt: q, reference: a}]}"
@@ -329,8 +329,8 @@ def test_a_prompt_longer_than_the_model_names_its_problem_and_loses_nothing(proj
     )
 
 
-def brought(project: Path, rows: str | bytes, **changes: str) -> None:
-    """The project with problems from a file."""
+def use_problem_file(project: Path, rows: str | bytes, **changes: str) -> None:
+    """Let the project read its problems from a file."""
     (project / "p.jsonl").write_bytes(rows if isinstance(rows, bytes) else rows.encode())
     source = {"file": "p.jsonl", "prompt": "q", "reference": "a"} | changes
     listed = ", ".join(f"{key}: {value}" for key, value in source.items())
@@ -361,7 +361,9 @@ def brought(project: Path, rows: str | bytes, **changes: str) -> None:
         (["evaluate.models.sft/greedy=embedded:teacher"], "would be taken for a part of 'sft'"),
     ],
 )
-def test_what_cannot_work_is_told_before_anything_is_made(overrides: list[str], said: str, tmp_path: Path) -> None:
+def test_overrides_that_cannot_work_are_refused_before_anything_is_made(
+    overrides: list[str], said: str, tmp_path: Path
+) -> None:
     options = [word for text in overrides for word in ("--set", text)]
     line = refused("run", *options, "--workspace", "w", cwd=tmp_path)
     assert said in line and ".family.family" not in line and ".file.file" not in line
@@ -380,10 +382,10 @@ def test_what_cannot_work_is_told_before_anything_is_made(overrides: list[str], 
         ("q\xe9".encode("latin-1"), {}, "p.jsonl:1: not UTF-8 text"),
     ],
 )  # fmt: skip
-def test_a_problem_file_that_cannot_be_used_is_one_line(
+def test_a_problem_file_that_cannot_be_used_is_a_one_line_error(
     rows: str | bytes, changes: dict[str, str], said: str, project: Path
 ) -> None:
-    brought(project, rows, **changes)
+    use_problem_file(project, rows, **changes)
     assert said in refused_after_lines("run", "-p", "p.yaml", cwd=project)
 
 
@@ -391,13 +393,13 @@ def refused_after_lines(*arguments: str, cwd: Path) -> str:
     return distill(*arguments, cwd=cwd, code=2).stderr.strip().splitlines()[-1]
 
 
-def test_a_file_from_windows_is_read(project: Path) -> None:
-    brought(project, b'\xef\xbb\xbf{"q": "1 + 1", "a": "2"}\n')
+def test_a_file_with_a_byte_order_mark_is_read(project: Path) -> None:
+    use_problem_file(project, b'\xef\xbb\xbf{"q": "1 + 1", "a": "2"}\n')
     assert "train 1" in distill("run", "problems", "-p", "p.yaml", cwd=project).stdout
 
 
-def test_a_held_out_set_that_is_empty_is_told_before_the_teacher_is_asked(project: Path) -> None:
-    brought(project, '{"q": "1 + 1", "a": "2"}\n')
+def test_an_empty_heldout_set_is_reported_before_the_teacher_samples(project: Path) -> None:
+    use_problem_file(project, '{"q": "1 + 1", "a": "2"}\n')
     with (project / "p.yaml").open("a") as file:
         file.write('  evaluate: {problems: problems, models: {teacher: "embedded:teacher"}}\n')
     line = refused_after_lines("run", "-p", "p.yaml", cwd=project)
@@ -419,12 +421,12 @@ def test_another_programs_database_is_left_alone(project: Path) -> None:
 
 
 @pytest.mark.parametrize("workspace", ["x" * 300, "/proc/xx", "dangling"])
-def test_a_workspace_that_cannot_be_is_one_line(workspace: str, project: Path) -> None:
+def test_an_impossible_workspace_is_a_one_line_error(workspace: str, project: Path) -> None:
     (project / "dangling").symlink_to(project / "unmounted")
     refused("run", "-p", "p.yaml", "--workspace", workspace, cwd=project)
 
 
-def test_a_reader_that_goes_away_does_not_end_a_run(project: Path) -> None:
+def test_a_closed_pipe_does_not_end_a_run(project: Path) -> None:
     command = f"{sys.executable} -m distill run problems -p p.yaml | head -1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(
         ["bash", "-c", command], cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
@@ -433,8 +435,8 @@ def test_a_reader_that_goes_away_does_not_end_a_run(project: Path) -> None:
     assert list(project.glob("runs/small/manifests/problems/*.json"))
 
 
-def test_in_a_log_of_many_runs_the_line_that_ends_each_has_a_date(project: Path) -> None:
-    """Done, stopped, failed; as a job of cron appends them."""
+def test_the_last_line_of_each_run_in_a_log_has_a_date(project: Path) -> None:
+    """Of a run that is done, one that stopped and one that failed, as a cron job appends them."""
     run = f"{sys.executable} -m distill run problems -p p.yaml >> night.log 2>&1"
     jobs = f"{run}; {run} --force problems --max-time 0s; {run} --limit 0"
     subprocess.run(["bash", "-c", jobs], cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
@@ -458,8 +460,8 @@ def test_a_log_that_cannot_be_written_does_not_end_a_run(where: str, project: Pa
     assert list(project.glob("runs/small/manifests/problems/*.json"))
 
 
-def test_a_terminal_that_closes_does_not_end_a_run_that_nohup_protects(project: Path) -> None:
-    """With the live display, which draws from a thread of its own."""
+def test_a_terminal_that_closes_does_not_end_a_run_in_another_session(project: Path) -> None:
+    """With the live display, which draws from its own thread."""
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "distill", "run", "-p", "p.yaml", "--limit", "1"]
     run = subprocess.Popen(
@@ -476,8 +478,8 @@ def test_a_terminal_that_closes_does_not_end_a_run_that_nohup_protects(project: 
     assert list(project.glob("runs/small/manifests/verify/*.json"))
 
 
-def test_a_command_that_is_stopped_before_it_began_says_so_by_its_exit_code(project: Path) -> None:
-    """The pipeline is a pipe that nobody writes to, so that the command is known to be reading it."""
+def test_a_command_stopped_before_it_began_exits_with_75(project: Path) -> None:
+    """The pipeline file is a pipe that nobody writes to, so the command is certainly still reading it."""
     os.mkfifo(project / "pipe.yaml")
     run = subprocess.Popen(
         [sys.executable, "-m", "distill", "run", "-p", "pipe.yaml"],
@@ -501,17 +503,17 @@ def test_a_signal_after_the_end_of_a_command_changes_nothing(tmp_path: Path) -> 
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_what_json_does_not_know_is_null_and_columns_of_one_name_are_told_apart(done: Path) -> None:
+def test_json_rows_have_null_for_nan_and_unique_column_names(done: Path) -> None:
     query = "SELECT 1/0 AS x, [0.5, 'nan'::DOUBLE] AS x, NULL AS y, 1 AS x"
-    told = distill("traces", "sql", query, "-p", "p.yaml", "--json", cwd=done).stdout
-    assert told == '{"x": null, "x_1": [0.5, null], "y": null, "x_2": 1}\n'
+    printed = distill("traces", "sql", query, "-p", "p.yaml", "--json", cwd=done).stdout
+    assert printed == '{"x": null, "x_1": [0.5, null], "y": null, "x_2": 1}\n'
 
 
-def test_an_empty_query_is_told(done: Path) -> None:
+def test_an_empty_query_is_refused(done: Path) -> None:
     assert "the query is empty" in refused("traces", "sql", " ; ", "-p", "p.yaml", cwd=done)
 
 
-def test_a_stages_line_tells_counts_that_are_nested_and_no_more_than_fits() -> None:
+def test_the_line_of_a_stage_shows_nested_counts_and_no_more_than_fits() -> None:
     figures = {"members": 120, "kept": 62, "rejected": {"duplicate": 54, "incorrect": 4}, "bias": {"by": "level"}}
     assert display.phrase(figures) == "kept 62, rejected duplicate 54, rejected incorrect 4"
     assert display.phrase({f"clip_{n}": n for n in range(30)}).endswith("clip 6 6, clip 7 7, …")

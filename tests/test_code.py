@@ -1,4 +1,4 @@
-"""The `code` verifier: every form of tests, what counts as the same, where evidence is weak, and real data."""
+"""The `code` verifier: every form of tests, which outputs count as equal, where evidence is weak, and real data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DATA = next((p / "shared" / "data" for p in Path(__file__).parents if (p / "shar
 ADD = {"entry_point": "add", "cases": [{"args": [2, 3], "expected": 5}, {"args": [-1, 1], "expected": 0}]}
 HONEST = "def add(a, b):\n    return a + b\n"
 FAULTS = sandbox.survey()
-needs_a_box = pytest.mark.skipif(all(FAULTS.values()), reason=str(FAULTS))
+needs_sandbox = pytest.mark.skipif(all(FAULTS.values()), reason=str(FAULTS))
 
 
 def verify(reference: object, code: str, metadata: dict[str, Any] | None = None, **options: object) -> Verdict:
@@ -95,9 +95,11 @@ FORMS: list[tuple[str, object, str, str, str]] = [
 ]  # fmt: skip
 
 
-@needs_a_box
+@needs_sandbox
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form[0])
-def test_every_form_accepts_the_right_program_and_no_wrong_one(form: tuple[str, object, str, str, str]) -> None:
+def test_every_form_of_tests_accepts_the_right_program_and_rejects_a_wrong_one(
+    form: tuple[str, object, str, str, str],
+) -> None:
     _, reference, code, spoil, level = form
     right, wrong = verify(reference, code), verify(reference, code.replace(*spoil.split("|")))
     assert (right.outcome, right.evidence["level"]) == (Outcome.CORRECT, level), right
@@ -106,8 +108,8 @@ def test_every_form_accepts_the_right_program_and_no_wrong_one(form: tuple[str, 
     assert right.evidence["sandbox"] in sandbox.BACKENDS and right.evidence["usage"]["memory_kib"] > 0
 
 
-@needs_a_box
-def test_the_function_may_be_named_by_the_problem() -> None:
+@needs_sandbox
+def test_the_problem_may_name_the_function() -> None:
     assert verify(FUNCTIONAL, METHOD, {"fn_name": "add"}).outcome is Outcome.CORRECT
     unnamed = verify(FUNCTIONAL, METHOD)
     assert unnamed.outcome is Outcome.UNVERIFIABLE and "fn_name" in unnamed.reason
@@ -124,7 +126,7 @@ def test_a_reference_without_tests_is_unverifiable(reference: str) -> None:
     assert judge(build("code"), problem, HONEST).outcome is Outcome.UNVERIFIABLE
 
 
-@needs_a_box
+@needs_sandbox
 @pytest.mark.parametrize(
     "reference",
     [
@@ -137,7 +139,7 @@ def test_a_test_that_fails_by_itself_is_unverifiable(reference: object) -> None:
     assert verify(reference, HONEST, cpu_seconds=1).outcome is Outcome.UNVERIFIABLE
 
 
-@needs_a_box
+@needs_sandbox
 def test_partial_scores_are_shares_and_the_outcome_stays_all_or_nothing() -> None:
     texts = {"stdio": [{"input": str(n), "output": str(min(n, 2))} for n in (1, 2, 3, 2)]}
     whole, share = verify(texts, "print(input())"), verify(texts, "print(input())", partial=True)
@@ -150,7 +152,7 @@ def test_partial_scores_are_shares_and_the_outcome_stays_all_or_nothing() -> Non
     assert verify(script, "def add(a, b): return 4", partial=True).score == 0.5
 
 
-@needs_a_box
+@needs_sandbox
 def test_the_evidence_is_bounded_and_shows_the_first_failure() -> None:
     cases = [{"args": [n, 0], "expected": n if n < 150 else -1} for n in range(200)]
     verdict = verify({"entry_point": "add", "cases": cases}, HONEST, partial=True)
@@ -158,8 +160,8 @@ def test_the_evidence_is_bounded_and_shows_the_first_failure() -> None:
     assert verdict.evidence["results"][-1] == ["case 151", "a different value"] and verdict.score == 0.75
 
 
-@needs_a_box
-def test_floats_within_a_tolerance_where_one_is_asked_for() -> None:
+@needs_sandbox
+def test_floats_match_within_a_tolerance_only_if_one_is_set() -> None:
     third = {"stdio": [{"input": "", "output": "0.333333 yes"}]}
     assert verify(third, "print(1/3, 'yes')").outcome is Outcome.INCORRECT
     assert verify(third, "print(1/3, 'yes')", tolerance=1e-5).outcome is Outcome.CORRECT
@@ -169,7 +171,7 @@ def test_floats_within_a_tolerance_where_one_is_asked_for() -> None:
     assert verify(nested, "def f(): return {'a': [1/3]}", tolerance=1e-5).outcome is Outcome.CORRECT
 
 
-@needs_a_box
+@needs_sandbox
 @pytest.mark.parametrize(
     ("given", "code", "output"),
     [
@@ -189,12 +191,12 @@ def test_floats_within_a_tolerance_where_one_is_asked_for() -> None:
         ("", "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int' = 1\nprint(A())", "A(x=1)"),
     ],
 )
-def test_whole_programs_run_as_an_interpreter_runs_them(given: str, code: str, output: str) -> None:
+def test_whole_programs_run_as_in_the_interpreter(given: str, code: str, output: str) -> None:
     verdict = verify({"stdio": [{"input": given, "output": output}]}, code)
     assert verdict.outcome is Outcome.CORRECT, verdict
 
 
-@needs_a_box
+@needs_sandbox
 def test_a_program_that_ends_with_an_error_is_incorrect_whatever_it_printed() -> None:
     for code in (
         "print(5)\nraise ValueError('no')",
@@ -226,7 +228,7 @@ PLAIN = st.recursive(
 
 
 def typed(value: Any) -> Any:
-    """A value with the types of all its parts, which == alone does not tell."""
+    """A value with the types of all its parts, which == alone does not compare."""
     if isinstance(value, list | tuple):
         return type(value), [typed(item) for item in value]
     if isinstance(value, dict):
@@ -236,7 +238,7 @@ def typed(value: Any) -> Any:
 
 @settings(max_examples=50, deadline=None)
 @given(PLAIN)
-def test_plain_data_crosses_the_border_unchanged(value: Any) -> None:
+def test_plain_data_crosses_the_sandbox_border_unchanged(value: Any) -> None:
     assert typed(decode(json.loads(json.dumps(encode(value))))) == typed(value)
 
 
@@ -248,8 +250,8 @@ def test_spacing_does_not_count_in_texts_but_words_do(lines: list[list[str]]) ->
     assert not same_text(plain + " x", plain) and not same_text(plain + "\nx", plain)
 
 
-@needs_a_box
-def test_humaneval_solutions_are_right_strongly_and_shifted_ones_wrong() -> None:
+@needs_sandbox
+def test_humaneval_solutions_are_correct_with_strong_evidence_and_others_are_not() -> None:
     path = DATA / "HumanEval.jsonl.gz"
     if not path.exists():
         pytest.skip("HumanEval is not here")
@@ -273,7 +275,7 @@ CHECKED = {
 CHECKED |= {"prompt": 'def f(x):\n    """One more."""\n'}
 
 
-@needs_a_box
+@needs_sandbox
 @pytest.mark.parametrize(
     "answer",
     [
@@ -298,7 +300,7 @@ ONCE = "from solution import f\ndef test_a(): pass\ndef test_b(): assert f(1) ==
 CAUGHT = "import pytest\nfrom solution import f\ndef test_a():\n    with pytest.raises(Exception):\n        f(1)\n"
 
 
-@needs_a_box
+@needs_sandbox
 @pytest.mark.parametrize(
     ("reference", "code"),
     [
@@ -320,15 +322,15 @@ CAUGHT = "import pytest\nfrom solution import f\ndef test_a():\n    with pytest.
         ({"asserts": ["y = f(1)", "assert y == 1"]}, "def f(x):\n    import nowhere\n    return x"),
     ],
 )
-def test_an_answer_does_not_get_past_its_test_by_ending_or_standing_in_for_it(
+def test_an_answer_does_not_pass_by_ending_its_test_or_replacing_what_it_uses(
     reference: dict[str, object], code: str
 ) -> None:
     verdict = verify(reference, code)
     assert verdict.outcome is Outcome.INCORRECT, verdict
 
 
-@needs_a_box
-def test_a_test_that_asks_one_function_of_the_answer_about_another_is_weak() -> None:
+@needs_sandbox
+def test_a_test_that_compares_with_a_function_of_the_answer_is_weak_evidence() -> None:
     code = "def f(x): return 5.0\ndef close(a, b): return True"
     assert verify({"asserts": ["assert close(f(1), 2.0)"]}, code).evidence["level"] == "weak"
 
@@ -345,7 +347,7 @@ def apply(step, x): return step(x)
 """
 
 
-@needs_a_box
+@needs_sandbox
 @pytest.mark.parametrize(
     ("test", "code", "outcome", "level"),
     [
@@ -359,30 +361,32 @@ def apply(step, x): return step(x)
         ("assert apply(abs, -3) == 3", FAKE, Outcome.CORRECT, "weak"),
     ],
 )
-def test_no_answer_brings_its_test_into_its_own_process(test: str, code: str, outcome: Outcome, level: str) -> None:
-    """It could write its own rows there; what the test hands to what it names itself is for the test to say."""
+def test_an_answer_cannot_pull_its_test_into_its_own_process(
+    test: str, code: str, outcome: Outcome, level: str
+) -> None:
+    """There it could write its own result rows. What the test passes to objects that it names itself is its own choice."""
     verdict = verify({"asserts": [test]}, code)
     assert (verdict.outcome, verdict.evidence["level"]) == (outcome, level), verdict
 
 
-@needs_a_box
-def test_that_only_the_standard_library_is_there_is_said() -> None:
+@needs_sandbox
+def test_a_missing_module_is_explained_by_only_the_standard_library_being_there() -> None:
     said = "No module named 'numpy' (only the standard library is there)"
     assert said in verify(ADD, "import numpy\n" + HONEST).reason
     assert said in verify({"asserts": ["for i in (1,): assert add(i, i)"]}, "import numpy\n" + HONEST).reason
 
 
-@needs_a_box
-def test_a_slice_of_what_an_answer_returns_is_asked_for_over_the_wire() -> None:
-    """It must not bring the test into the process of the answer, which could then write its own rows."""
+@needs_sandbox
+def test_an_object_that_an_answer_returns_is_sliced_in_its_own_process() -> None:
+    """It must not move the test into the process of the answer, which could then write its own result rows."""
     code = "class Row:\n    def __getitem__(self, at): return [1, 2]\ndef f(x): return Row()"
     verdict = verify({"asserts": ["assert f(3)[:2] == [1, 2]"]}, code)
     assert (verdict.outcome, verdict.evidence["level"]) == (Outcome.CORRECT, "strong")
 
 
-@needs_a_box
-def test_tests_that_are_not_where_they_should_be_are_named() -> None:
-    """What a reference holds instead of tests is said, and a bare list of asserts is tests."""
+@needs_sandbox
+def test_tests_under_a_wrong_key_of_the_reference_are_explained() -> None:
+    """The reason names the keys found instead of tests. A bare list of asserts is accepted as tests."""
     code = build("code")
     answer = "```python\ndef double(x):\n    return 2 * x\n```"
     wrong = judge(code, json.dumps({"tets": "assert double(1) == 2", "entry_point": "double"}), answer)

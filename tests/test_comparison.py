@@ -1,4 +1,4 @@
-"""Two models on the same problems: what is said of a pair, and the command that says it."""
+"""Two models on the same problems: the statistics of a pair, and the command that prints them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ BEFORE = {"a": [0.0, 0.0], "b": [1.0, 0.0], "c": [1.0, 1.0], "d": [0.0, 1.0], "o
 AFTER = {"a": [1.0, 0.0], "b": [1.0, 1.0], "c": [1.0, 0.0], "d": [1.0, 0.0], "not judged": []}
 
 
-def test_a_pair_is_told_over_the_problems_that_both_have() -> None:
+def test_a_pair_is_compared_on_the_problems_that_both_have() -> None:
     found = comparison.between(BEFORE, AFTER)
     assert (found["problems"], found["better"], found["worse"], found["equal"]) == (4, 2, 1, 1)
     assert found["difference"] == pytest.approx((0.5 + 0.5 - 0.5 + 0) / 4)
     assert found["p"] == 1.0  # two against one
 
 
-def test_every_two_models_are_compared_and_the_p_of_all_adjusted() -> None:
+def test_every_pair_is_compared_and_the_p_values_are_adjusted() -> None:
     none, some = {str(i): [0.0] for i in range(9)}, {str(i): [float(i < 7)] for i in range(9)}
     pairs = comparison.every_pair({"none": none, "some": some, "all": {key: [1.0] for key in none}})
     assert [(p["from"], p["to"]) for p in pairs] == [("none", "some"), ("none", "all"), ("some", "all")]
@@ -52,22 +52,22 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return directory / "pipeline.yaml", run_pipeline(directory, heldout=8, text=PIPELINE)
 
 
-def said(evaluated: tuple[Path, Path], before: str, after: str, **how: Any) -> None:
+def run_compare(evaluated: tuple[Path, Path], before: str, after: str, **how: Any) -> None:
     asked: dict[str, Any] = {"overrides": [], "stage": "evaluate", "greedy": False, "as_json": True} | how
     where = asked["overrides"], None, asked["stage"]
     compare(before, after, *evaluated, *where, asked["greedy"], asked["as_json"])
 
 
-def test_the_command_compares_in_all_and_by_family_and_difficulty(
+def test_the_command_compares_overall_and_by_family_and_difficulty(
     evaluated: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said(evaluated, "bad", "good")
+    run_compare(evaluated, "bad", "good")
     found = json.loads(capsys.readouterr().out)
     rows = {row["of"]: row for row in found["of"]}
     assert rows["all"]["problems"] == 16 == rows["calc"]["problems"] + rows["code"]["problems"]
     assert rows["all"]["better"] > 12 and rows["all"]["p"] < 0.001 and rows["all"]["difference"] > 0.8
     assert "code/5" in rows and len(found["protocol"]) == 12
-    said(evaluated, "good", "evaluate/bad", as_json=False, greedy=True)
+    run_compare(evaluated, "good", "evaluate/bad", as_json=False, greedy=True)
     table = capsys.readouterr().out
     assert "evaluate/good" in table and "McNemar's exact test" in table and f"protocol {found['protocol']}" in table
 
@@ -86,14 +86,14 @@ def test_the_command_compares_in_all_and_by_family_and_difficulty(
         ),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(
+def test_an_impossible_comparison_is_refused(
     evaluated: tuple[Path, Path], asked: tuple[str, str], how: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(InputError, match=why):
-        said(evaluated, *asked, **how)
+        run_compare(evaluated, *asked, **how)
 
 
-def test_scores_are_those_of_the_settings_and_not_of_the_last_run(
+def test_scores_are_those_of_the_current_settings_not_of_the_last_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = PIPELINE.partition("  colder:")[0]
@@ -103,19 +103,19 @@ def test_scores_are_those_of_the_settings_and_not_of_the_last_run(
     monkeypatch.chdir(tmp_path)
 
     def samples(*overrides: str) -> int:
-        said(measured, "bad", "good", overrides=overrides)
+        run_compare(measured, "bad", "good", overrides=overrides)
         return int(json.loads(capsys.readouterr().out)["samples"])
 
     assert (samples(), samples("evaluate.samples=1")) == (2, 1)
     with pytest.raises(InputError, match="stage evaluate has no scores yet with these settings; run it: distill run"):
         samples("evaluate.samples=3")
     measured[0].write_text(text.format(heldout=2).replace("samples: 2", "samples: 3"))
-    said(measured, "bad", "good")
+    run_compare(measured, "bad", "good")
     shown = capsys.readouterr()
     assert "with its current settings (samples: 1 -> 3)" in shown.err and '"samples": 1' in shown.out
 
 
-def test_the_protocol_is_all_that_a_score_depends_on_but_the_model(tmp_path: Path) -> None:
+def test_the_protocol_is_everything_but_the_model_that_a_score_depends_on(tmp_path: Path) -> None:
     usual: dict[str, Any] = {"problems": "problems", "models": {"m": "embedded:teacher"}}
 
     def protocol(digest: str = "d", verifiers: tuple[str, ...] = ("math",), **changes: Any) -> str:

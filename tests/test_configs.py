@@ -1,4 +1,4 @@
-"""Every shipped pipeline loads, plans, maps real rows, and says what it does, costs, and how to launch it."""
+"""Every shipped pipeline loads, plans, maps real rows, and says what it does, what it costs and how to launch it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DATA: dict[str, list[dict[str, Any]]] = {
     "HumanEval.jsonl.gz": [CODE | {"prompt": 'def double(x):\n    """x + x."""\n'}],
     "openr1_math.parquet": [{"messages": CONVERSATION, "answer": "42"}],
 }
-"""A few rows of each file that the configs name, in the form in which the world has it."""
+"""A few rows of each file that the configs name, in its published form."""
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -62,12 +62,12 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def each(test: Any) -> Any:
+def each_config(test: Any) -> Any:
     return pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)(test)
 
 
-@each
-def test_it_loads_and_plans(path: Path, data: Path) -> None:
+@each_config
+def test_a_config_loads_and_plans(path: Path, data: Path) -> None:
     if "embedded:" in path.read_text() and not (EMBEDDED / "teacher" / "config.json").is_file():
         pytest.skip("the embedded models are not built")
     spec = config.load(path, catalog.stage)
@@ -79,8 +79,8 @@ def test_it_loads_and_plans(path: Path, data: Path) -> None:
     assert all(f is not None and f.total for f in forecasts)
 
 
-@each
-def test_it_begins_with_what_it_does_costs_and_how_to_launch(path: Path) -> None:
+@each_config
+def test_a_config_begins_with_what_it_does_costs_and_how_to_launch(path: Path) -> None:
     comment = path.read_text().split("\nname:")[0]
     assert all(line.startswith("#") for line in comment.strip().splitlines())
     for heading in ("What it does:", "What it costs:", "How to launch:", "What to override:"):
@@ -89,9 +89,9 @@ def test_it_begins_with_what_it_does_costs_and_how_to_launch(path: Path) -> None
     assert max(map(len, path.read_text().splitlines())) <= 120
 
 
-@each
-def test_its_columns_fit_the_files(path: Path, data: Path) -> None:
-    """What reads files is run for real on rows in the files' own form."""
+@each_config
+def test_the_columns_of_a_config_fit_its_files(path: Path, data: Path) -> None:
+    """The stages that read files are really run, on rows in the files' own form."""
     spec = config.load(path, catalog.stage)
     reading = [name for name, stage in spec.stages.items() if any(marked(stage.settings, File))]
     if not reading:
@@ -103,7 +103,7 @@ def test_its_columns_fit_the_files(path: Path, data: Path) -> None:
         assert reference in ("42", "48", "54", "36") or set(reference) == {"prompt", "entry_point", "test"}
 
 
-def test_a_file_that_is_missing_is_told_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_is_reported_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = next(path for path in CONFIGS if path.stem == "gsm8k_embedded")
     with pytest.raises(InputError, match=r"gsm8k_embedded\.yaml:\d+: .*data/gsm8k_train\.jsonl: no such file"):
@@ -111,7 +111,7 @@ def test_a_file_that_is_missing_is_told_with_its_line(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_student_that_learned_nothing_from_the_users_file_does_not_stop_the_run(data: Path) -> None:
+def test_a_student_that_does_not_end_its_answers_does_not_stop_the_run(data: Path) -> None:
     """Most of the embedded teacher's answers to such questions are cut off, so the student does not end its own."""
     question = (
         "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. Altogether?"

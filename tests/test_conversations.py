@@ -1,6 +1,6 @@
-"""What is learned of a conversation, by templates written as those of the models that people distil into.
+"""What is learned from a conversation, with chat templates like those of the models that people distil into.
 
-The contract: a student is trained on the very prompt that an engine will give it, learns all that was said, and the
+The contract: a student is trained on the very prompt that an engine will give it, learns the whole response, and the
 token that ends its turn is one that the engine stops at.
 """
 
@@ -64,7 +64,7 @@ GLM = (  # turns end where the next one begins
 
 @dataclass(frozen=True)
 class Style:
-    """``end`` is what ends a turn, ``eos`` what the tokenizer calls the end."""
+    """``end`` is the token that ends a turn, ``eos`` the tokenizer's own end token."""
 
     template: str
     end: str
@@ -105,7 +105,7 @@ QUESTION: Message = {"role": "user", "content": "What is 2+2?"}
 
 
 def tokenizer_of(style: Style) -> Any:
-    """Byte-level, so that any text can be told apart."""
+    """A byte-level tokenizer, so that any text survives a round trip."""
     core = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     core.add_special_tokens([AddedToken(m) for m in MARKS if "think" not in m])
@@ -116,7 +116,7 @@ def tokenizer_of(style: Style) -> Any:
 
 
 def learned(tokenizer: Any, messages: list[Message]) -> tuple[str, str]:
-    """(what is before the first token learned, all that is learned)"""
+    """(the text before the first learned token, the text that is learned)"""
     row = from_messages(tokenizer, "k", messages)
     return tuple(  # type: ignore[return-value]
         tokenizer.decode(ids, clean_up_tokenization_spaces=False)
@@ -126,33 +126,33 @@ def learned(tokenizer: Any, messages: list[Message]) -> tuple[str, str]:
 
 @EVERY
 @pytest.mark.parametrize("thinking", ["two and two", ""])
-def test_a_student_learns_what_was_said_after_the_prompt_that_it_will_meet(name: str, thinking: str) -> None:
+def test_a_student_learns_the_response_after_the_prompt_that_the_engine_sends(name: str, thinking: str) -> None:
     style, tokenizer = STYLES[name], tokenizer_of(STYLES[name])
-    prompt, said = learned(tokenizer, conversation((QUESTION,), thinking, "It is 4."))
+    prompt, response_text = learned(tokenizer, conversation((QUESTION,), thinking, "It is 4."))
     assert prompt == tokenizer.apply_chat_template([QUESTION], tokenize=False, add_generation_prompt=True)
-    assert said.endswith(style.end) and said.count(style.end) == 1
-    response = split_thinking(said.removesuffix(style.end), opened(prompt))
+    assert response_text.endswith(style.end) and response_text.count(style.end) == 1
+    response = split_thinking(response_text.removesuffix(style.end), opened(prompt))
     assert (response.thinking, response.answer, response.closed) == (thinking, "It is 4.", True)
 
 
 @EVERY
-def test_the_engine_stops_at_the_token_that_is_learned(name: str) -> None:
+def test_the_engine_stops_at_the_end_token_that_is_learned(name: str) -> None:
     style, tokenizer = STYLES[name], tokenizer_of(STYLES[name])
     assert tokenizer.convert_tokens_to_ids(style.end) in stop_ids(None, tokenizer)
     assert tokenizer.convert_tokens_to_ids(style.eos) in stop_ids(None, tokenizer)
 
 
 @EVERY
-def test_of_several_turns_the_last_is_always_learned_and_no_question_is(name: str) -> None:
+def test_the_last_of_several_turns_is_always_learned_and_no_question_is(name: str) -> None:
     style, tokenizer = STYLES[name], tokenizer_of(STYLES[name])
     first: list[Message] = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "Two."}]
-    _, said = learned(tokenizer, [*first, *conversation((QUESTION,), "two and two", "It is 4.")])
-    assert "It is 4." in said and said.endswith(style.end) and "What" not in said and "1+1" not in said
-    assert ("Two." in said) == (name in ("qwen2.5 instruct", "qwen2.5 base", "llama 3", "gemma"))
+    _, text = learned(tokenizer, [*first, *conversation((QUESTION,), "two and two", "It is 4.")])
+    assert "It is 4." in text and text.endswith(style.end) and "What" not in text and "1+1" not in text
+    assert ("Two." in text) == (name in ("qwen2.5 instruct", "qwen2.5 base", "llama 3", "gemma"))
 
 
-def test_a_student_stops_where_its_template_does_when_sampled_and_when_published(tmp_path: Any) -> None:
-    """Of a base model whose end of text is another token: in our engine, and by the files for anybody else's."""
+def test_a_student_stops_at_the_end_of_its_turn_when_sampled_and_when_exported(tmp_path: Any) -> None:
+    """For a base model whose end of text is another token: in our engine, and in others by the exported files."""
     tokenizer = tokenizer_of(STYLES["qwen2.5 base"])
     end, eos = (tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>"))
     model = tiny(vocab_size=len(tokenizer), tie_word_embeddings=False)
@@ -170,8 +170,8 @@ def _sampled(model: Any, tokenizer: Any) -> Any:
     return engine.generate([Request(str(i), (QUESTION,), Sampling(max_tokens=40)) for i in range(16)])
 
 
-def test_what_cannot_be_learned_is_told() -> None:
-    """A tokenizer without any end, a conversation without an answer, and one that a template does not take."""
+def test_conversations_that_cannot_be_learned_are_refused() -> None:
+    """A tokenizer without an end token, a conversation without an answer, and one that the template refuses."""
     strict = tokenizer_of(Style("{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
                                 + GEMMA, "<end_of_turn>", "<eos>"))  # fmt: skip
     asked: list[Message] = [{"role": "system", "content": "Be brief."}, QUESTION]
@@ -179,9 +179,9 @@ def test_what_cannot_be_learned_is_told() -> None:
         lambda: from_messages(strict, "k", conversation(tuple(asked), "", "4")),
         lambda: TransformersEngine(tiny(), strict, model_identity="m").render(asked),
     ):
-        with pytest.raises(InputError, match=r"refuses a conversation of system, user.*: no system role") as told:
+        with pytest.raises(InputError, match=r"refuses a conversation of system, user.*: no system role") as raised:
             refused()
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(raised.value)
     endless = tokenizer_of(STYLES["glm"])
     endless.eos_token = None
     assert turn_end(endless) is None

@@ -45,21 +45,21 @@ def sentence(seed: object, length: int) -> list[str]:
 
 @quick
 @given(st.text())
-def test_ascii_texts_are_split_as_all_others_are(text: str) -> None:
+def test_ascii_texts_are_split_like_all_others(text: str) -> None:
     folded = text.casefold()
     assert words.words(text) == words.WORD.findall(folded)
     assert words.tokens(text) == words.TOKEN.findall(folded)
     assert "".join(words.tokens(text)) == "".join(folded.split())
 
 
-def test_signs_make_a_difference_to_tokens_and_chinese_has_words() -> None:
+def test_tokens_keep_signs_and_chinese_characters_are_words() -> None:
     assert words.tokens("2 + 3") != words.tokens("2 * 3") and words.words("2 + 3") == words.words("2 * 3")
     assert words.words("小明有3个苹果") == ["小", "明", "有", "3", "个", "苹", "果"]
 
 
 @quick
 @given(st.lists(st.lists(st.sampled_from("abc"), max_size=8), max_size=8), st.integers(1, 5))
-def test_runs_of_words_are_those_inside_each_text(texts: list[list[str]], n: int) -> None:
+def test_ngrams_do_not_cross_texts(texts: list[list[str]], n: int) -> None:
     found, owners = words.ngram_hashes(*words.WordHashes().of(texts), n)
     runs = [(owner, tuple(text[at : at + n])) for owner, text in enumerate(texts) for at in range(len(text) - n + 1)]
     assert owners.tolist() == [owner for owner, _ in runs]
@@ -73,7 +73,7 @@ def test_runs_of_words_are_those_inside_each_text(texts: list[list[str]], n: int
 
 @quick
 @given(st.integers(0, 10**6), st.integers(0, 60))
-def test_the_estimate_is_near_the_similarity(seed: int, changed: int) -> None:
+def test_the_estimate_is_close_to_the_true_similarity(seed: int, changed: int) -> None:
     one = sentence(seed, 120)
     other = [f"x{at}" if at < changed else word for at, word in enumerate(one)]
     sketches = Sketches(3, 0.8)
@@ -85,7 +85,7 @@ def test_the_estimate_is_near_the_similarity(seed: int, changed: int) -> None:
     assert abs(estimated - true) <= 6 * max((true * (1 - true) / low_bytes.shape[1]) ** 0.5, 0.01)
 
 
-def test_bands_find_what_is_as_alike_as_asked() -> None:
+def test_bands_find_pairs_at_the_requested_similarity() -> None:
     for similarity in (0.5, 0.7, 0.8, 0.9, 0.95):
         rows = rows_of_a_band(similarity)
         found = 1 - (1 - similarity**rows) ** (128 // rows)
@@ -102,21 +102,21 @@ def duplicates_of(texts: Sequence[str], similarity: float = 0.8, batch: int = 7)
     return {duplicate.index: duplicate.of for duplicate in found}
 
 
-def test_fixed_texts_never_go_and_what_is_like_them_does_or_is_told() -> None:
+def test_fixed_texts_stay_and_their_near_duplicates_are_removed_or_reported() -> None:
     one, other = (" ".join(sentence(n, 60)[:-1]) for n in (1, 2))
     texts = [f"{one} a", f"{one} b", f"{one} c", f"{one} d", f"{other} e", f"{other} f"]
     found = [
         near_duplicates([texts[:3], texts[3:]], lambda some: [texts[n] for n in some], 0.8, 3, 2, spare)
         for spare in (False, True)
     ]
-    gone, told = [[(duplicate.index, duplicate.of) for duplicate in each] for each in found]
-    assert gone == [(2, 0), (3, 0), (5, 4)]
-    assert told == [(2, 0), (3, 0), (3, 2), (5, 4)]
+    removed, reported = [[(duplicate.index, duplicate.of) for duplicate in each] for each in found]
+    assert removed == [(2, 0), (3, 0), (5, 4)]
+    assert reported == [(2, 0), (3, 0), (3, 2), (5, 4)]
 
 
 @quick
 @given(st.integers(0, 10**6), st.integers(1, 15))
-def test_of_likenesses_the_first_is_kept_and_nothing_else_goes(seed: int, batch: int) -> None:
+def test_the_first_of_near_duplicates_is_kept_and_nothing_else_is_removed(seed: int, batch: int) -> None:
     texts = [" ".join(sentence((seed, n), 60)) for n in range(20)]
     planted = {20 + n: n for n in range(0, 20, 3)}
     texts += [" ".join([*texts[n].split()[:-1], "another"]) for n in planted.values()]
@@ -125,15 +125,15 @@ def test_of_likenesses_the_first_is_kept_and_nothing_else_goes(seed: int, batch:
     assert duplicates_of(texts, batch=batch) == expected
 
 
-def test_a_crowd_of_likenesses_leaves_one() -> None:
+def test_many_near_duplicates_leave_one_text() -> None:
     base = sentence("crowd", 80)
     crowd = [" ".join([*base[:n], f"x{n}", *base[n + 1 :]]) for n in range(80)] * 2
     crowd = [f"{text} {n}" for n, text in enumerate(crowd)]
-    gone = duplicates_of(crowd)
-    assert set(gone) == set(range(1, len(crowd)))
+    removed = duplicates_of(crowd)
+    assert set(removed) == set(range(1, len(crowd)))
 
 
-def test_where_too_many_are_near_the_threshold_the_estimate_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimate_decides_if_too_many_pairs_are_near_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distill.curation.duplicates.DOUBTS", 0)
     base = [" ".join(sentence(n, 80)) for n in range(6)]
     alike = [" ".join([*text.split()[:-4], "a", "b", "c", "d"]) for text in base]
@@ -142,12 +142,12 @@ def test_where_too_many_are_near_the_threshold_the_estimate_decides(monkeypatch:
     assert duplicates_of([*base, *(" ".join([*text.split()[:30], *sentence(text, 50)]) for text in base)], 0.8) == {}
 
 
-def test_texts_with_another_number_are_other_problems() -> None:
+def test_texts_with_different_numbers_are_different_problems() -> None:
     texts = [f"What is {a} + {b}?" for a in range(12) for b in range(12)]
     assert duplicates_of(texts) == {}
 
 
-def test_a_shared_band_makes_a_pair_once_in_each_band() -> None:
+def test_texts_that_share_a_band_become_a_candidate_pair() -> None:
     keys = np.array([[1, 5], [1, 6], [2, 5], [3, 7]], np.uint32)
     pairs = [
         tuple(sorted(pair))
@@ -178,27 +178,27 @@ def test_every_planted_overlap_is_found_and_nothing_else(seed: int, n: int, data
             assert hit.ngram in hit.item.text and 0 < hit.share <= 1
 
 
-def test_the_share_says_a_copy_from_a_turn_of_phrase() -> None:
+def test_the_share_tells_a_copy_from_a_common_phrase() -> None:
     item = Item("set", "i", "f:1", " ".join(sentence("item", 40)))
     ((copy,), (phrase,)) = Evaluations([item], 13).find([f"Well, {item.text}", " ".join(item.text.split()[5:18])])
     assert copy.share == 1.0 and phrase.share == pytest.approx(1 / 28)
 
 
-def test_short_items_are_one_run_and_the_shortest_must_be_the_same_text() -> None:
+def test_short_items_match_as_a_whole_and_the_shortest_only_if_equal() -> None:
     items = [Item("s", "ten", "", " ".join(VOCABULARY[:10])), Item("s", "sum", "", "What is 2 + 3?")]
     texts = [f"so {items[0].text} so", "what is 2 + 3 ?", "What is 2 * 3?", "Say: What is 2 + 3?"]
     found = [[hit.item.name for hit in hits] for hits in Evaluations(items, 13).find(texts)]
     assert found == [["ten"], ["sum"], [], []]
 
 
-def test_no_evaluation_item_is_no_overlap() -> None:
+def test_there_is_no_overlap_without_evaluation_items() -> None:
     assert Evaluations([], 13).find(["a b c"]) == [[]] and Evaluations([Item("s", "x", "", "?")], 13).find([""]) == [[]]
 
 
-# -- what all prompts share -------------------------------------------------------------------
+# -- text that all prompts share ---------------------------------------------------------------
 
 
-def test_an_instruction_is_no_overlap_and_no_likeness() -> None:
+def test_a_shared_instruction_is_neither_overlap_nor_similarity() -> None:
     instruction = "\n\nPlease reason step by step, and put your final answer within a box, and nothing else after it."
     texts = [f"Solve this now: {' '.join(sentence(n, 6))}{instruction}" for n in range(12)]
     frames = Frames()
@@ -245,8 +245,8 @@ def test_the_review_finds_each_kind() -> None:
     assert [(o.key, o.kind, o.other) for o in found] == [
         ("c", "exact", "a"), ("e", "evaluation", item), ("d", "near", "b"),
     ]  # fmt: skip
-    told = reviewed(entries, [item], Rules(exact=False, similarity=None, tell=True))
-    assert [(o.key, o.removed) for o in told] == [("e", False)]
+    reported = reviewed(entries, [item], Rules(exact=False, similarity=None, tell=True))
+    assert [(o.key, o.removed) for o in reported] == [("e", False)]
     alike = Item("set", "n", "", " ".join(word if n % 12 else "other" for n, word in enumerate(base[3].split(), 1)))
     (near,) = [o for o in reviewed(entries, [item, alike], Rules(similarity=0.5)) if o.key == "f"]
     assert (near.kind, near.other, near.ngram, near.removed) == ("near", alike, None, True) and 0.5 <= near.share < 1
@@ -258,7 +258,7 @@ def test_the_review_finds_each_kind() -> None:
 
 @quick
 @given(st.permutations(range(12)), st.integers(1, 5))
-def test_the_order_and_the_portions_change_nothing(order: list[int], batch: int) -> None:
+def test_the_review_does_not_depend_on_order_and_batches(order: list[int], batch: int) -> None:
     texts = [" ".join(sentence(n % 5, 30)) + f" {n % 3}" for n in range(12)]
     entries = [Entry(f"k{n:02}", "s", text) for n, text in enumerate(texts)]
     items = [Item("set", "i", "", texts[4])]
@@ -313,7 +313,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_curate_leaves_what_is_new_and_keeps_the_evidence(files: Path) -> None:
+def test_curate_keeps_new_problems_and_records_the_evidence(files: Path) -> None:
     done, store = run(files, STAGES)
     figures = done["curate"].figures
     assert {k: figures[k] for k in ("members", "train", "heldout", "verifiers", "against")} == {
@@ -331,17 +331,17 @@ def test_curate_leaves_what_is_new_and_keeps_the_evidence(files: Path) -> None:
     assert view == {"evaluation": "exam", "problems": 1, "items": 1, "removed": 1, "largest_share": 1.0}
 
 
-def test_the_card_tells_each_evaluation_set_that_was_looked_at_the_clean_one_too(files: Path) -> None:
+def test_the_card_lists_every_evaluation_set_that_was_checked_even_clean_ones(files: Path) -> None:
     write(files / "clean.jsonl", questions("nothing like it"))
     teacher = "{problems: curate, teacher: embedded:teacher, sampling: {max_tokens: 4}}"
     run(files, STAGES + "      clean: {file: clean.jsonl, form: gsm8k}\n    heldout: false\n  generate: " + teacher)
     for choice in (["--selection", "generate"], []):
         result = CliRunner().invoke(app, ["card", "--workspace", "run", "--json", *choice])
-        told = json.loads(result.stdout)
-        assert [(row["evaluation"], row["problems"], row["among_these"]) for row in told["overlap"]] == [
+        shown = json.loads(result.stdout)
+        assert [(row["evaluation"], row["problems"], row["among_these"]) for row in shown["overlap"]] == [
             ("exam", 1, 0), ("clean", 0, 0),
         ]  # fmt: skip
-        assert told["name"] == ("run, stage generate" if choice else "run")
+        assert shown["name"] == ("run, stage generate" if choice else "run")
 
 
 def test_the_order_of_the_file_does_not_change_what_is_kept(files: Path) -> None:
@@ -355,7 +355,7 @@ def test_the_order_of_the_file_does_not_change_what_is_kept(files: Path) -> None
     assert kept[0] == kept[1]
 
 
-def test_another_exam_is_another_result_and_another_setting_too(files: Path) -> None:
+def test_another_evaluation_file_or_setting_changes_the_result(files: Path) -> None:
     run(files, STAGES)
     write(files / "exam.jsonl", questions("something else altogether"))
     done, _ = run(files, STAGES)
@@ -364,7 +364,7 @@ def test_another_exam_is_another_result_and_another_setting_too(files: Path) -> 
     assert done["curate"].figures["train"] == 7
 
 
-def test_nothing_left_is_told(files: Path) -> None:
+def test_curation_that_leaves_nothing_is_an_error(files: Path) -> None:
     write(files / "train.jsonl", questions(f"x {ASKED}"))
     with pytest.raises(InputError, match=r"stage curate: no training problem is left.*curation"):
         run(files, STAGES)

@@ -1,4 +1,4 @@
-"""Traces out of a store and into one: the data set, its card, the filters, the commands, beside a run that writes."""
+"""Traces out of a store and into one: the data set, its card, the filters, the commands, also beside a writing run."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def trace(problem: Problem, index: int, thinking: str, answer: str, closed: bool
     )  # fmt: skip
 
 
-def put(store: Store, said: list[tuple[Problem, Trace, Verdict | None]], first: int = 0) -> None:
-    """Traces, each a second after the other, with their problems and verdicts."""
+def put(store: Store, judged: list[tuple[Problem, Trace, Verdict | None]], first: int = 0) -> None:
+    """Store traces, created one second apart, with their problems and verdicts."""
     problems, traces, verdicts = {}, [], []
-    for number, (problem, one, verdict) in enumerate(said, first):
+    for number, (problem, one, verdict) in enumerate(judged, first):
         row = problem_row(problem)
         problems[row["problem_key"]] = row
         traces.append(trace_row(one, row["prompt_key"]) | {"created": START + timedelta(seconds=number)})
@@ -80,7 +80,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def distill(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """The command, in this process: a new one takes seconds to import what it needs."""
+    """Run the command in this process, as a new one takes seconds to import what it needs."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(cwd)
@@ -93,7 +93,7 @@ def distill(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedPr
 
 
 def refused(*arguments: str, cwd: Path) -> str:
-    """What the command says on stderr in the end, which is one line."""
+    """The last line of the command on stderr, which must be its only message."""
     lines = distill(*arguments, cwd=cwd, code=2).stderr.strip().splitlines()
     said = [line for line in lines if line.startswith("distill: ")]
     assert len(said) == 1 and lines[-1] == said[0], lines
@@ -106,27 +106,27 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).map(str.s
 
 
 @settings(max_examples=8, deadline=None)
-@given(said=st.lists(st.tuples(words, words, st.booleans()).filter(lambda s: s[0] or s[1]), min_size=1, max_size=4))
-def test_what_is_exported_is_imported_with_the_same_texts(
-    said: list[tuple[str, str, bool]], tmp_path_factory: Any
+@given(texts=st.lists(st.tuples(words, words, st.booleans()).filter(lambda s: s[0] or s[1]), min_size=1, max_size=4))
+def test_exported_traces_are_imported_with_the_same_texts(
+    texts: list[tuple[str, str, bool]], tmp_path_factory: Any
 ) -> None:
-    """Through the conversation and through the columns. (A text that holds think tags is no thinking or answer.)"""
-    said = [
-        (t, a if closed else "", closed) for t, a, closed in said if "<think>" not in t + a and "</think>" not in t + a
+    """Through the conversation and through the columns. (Texts with think tags in them are left out.)"""
+    texts = [
+        (t, a if closed else "", closed) for t, a, closed in texts if "<think>" not in t + a and "</think>" not in t + a
     ]
-    said = [(t, a, closed or not t) for t, a, closed in said if t or a]
-    if not said:
+    texts = [(t, a, closed or not t) for t, a, closed in texts if t or a]
+    if not texts:
         return
     directory = tmp_path_factory.mktemp("round")
     store = Store(directory / "w")
-    put(store, [(ADD, trace(ADD, i, t, a, closed), None) for i, (t, a, closed) in enumerate(said)])
-    assert write.export(store, Choice(), directory / "out.parquet") == len(said)
+    put(store, [(ADD, trace(ADD, i, t, a, closed), None) for i, (t, a, closed) in enumerate(texts)])
+    assert write.export(store, Choice(), directory / "out.parquet") == len(texts)
     for columns in (TraceColumns(messages="messages"), TraceColumns(answer="answer", thinking="thinking")):
         back = [columns.read(row) for row in read(directory / "out.parquet")]
-        assert sorted((b.thinking, b.answer) for b in back) == sorted((t, a) for t, a, _ in said)
+        assert sorted((b.thinking, b.answer) for b in back) == sorted((t, a) for t, a, _ in texts)
 
 
-def test_datasets_reads_what_is_exported(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_datasets_library_reads_an_export(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(write, "ROWS_A_FILE", 3)
     from datasets import load_dataset
@@ -146,7 +146,7 @@ def test_datasets_reads_what_is_exported(store: Store, tmp_path: Path, monkeypat
     assert (rows[0]["thinking"], rows[0]["answer"], rows[0]["reference"]) == ("two and two", "4", "4")
 
 
-def test_one_store_is_always_exported_in_one_order(store: Store, tmp_path: Path) -> None:
+def test_exports_of_one_store_are_identical_files(store: Store, tmp_path: Path) -> None:
     for n in range(30):
         put(store, [(ADD, trace(ADD, 100 * n + i, f"thought {i}", f"{n}"), None) for i in range(2, 42)])
     for name in ("a", "b", "c"):
@@ -154,14 +154,14 @@ def test_one_store_is_always_exported_in_one_order(store: Store, tmp_path: Path)
     assert len({(tmp_path / f"{name}.parquet").read_bytes() for name in ("a", "b", "c")}) == 1
 
 
-def test_a_name_that_promises_another_form_is_refused(store: Store, tmp_path: Path) -> None:
+def test_an_export_to_a_name_of_another_format_is_refused(store: Store, tmp_path: Path) -> None:
     for name in ("out.csv", "out.jsonl", "out.parquet.gz"):
         with pytest.raises(InputError, match=rf"{name}: .*\.parquet file or a directory"):
             write.export(store, Choice(), tmp_path / name)
     assert write.export(store, Choice(), tmp_path / "out-v1.5") == 4
 
 
-def test_nothing_that_exists_is_overwritten_unless_it_is_an_export_and_forced(store: Store, tmp_path: Path) -> None:
+def test_only_an_earlier_export_is_overwritten_and_only_with_force(store: Store, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work")
@@ -199,7 +199,7 @@ def test_filters(store: Store) -> None:
         count(store, Choice(where="nonsense > 1"))
 
 
-def test_rollouts_are_left_out_unless_asked_for(store: Store) -> None:
+def test_rollouts_are_left_out_unless_requested(store: Store) -> None:
     store.append("rollouts", [{"trace_key": SAID[0][1].key, "run": "r", "step": 0}])
     store.ingest()
     assert (count(store, Choice()), count(store, Choice(rollouts=True))) == (3, 4)
@@ -208,14 +208,14 @@ def test_rollouts_are_left_out_unless_asked_for(store: Store) -> None:
 # -- the card -----------------------------------------------------------------------------------
 
 
-def told(store: Store, choice: Choice) -> dict[str, Any]:
+def facts_of(store: Store, choice: Choice) -> dict[str, Any]:
     with store.reading() as connection:
         write.choose(connection, choice)
         return facts.gather(connection, choice, store.path.parent, None)
 
 
-def test_the_card_tells_what_is_in_the_store(store: Store) -> None:
-    found = told(store, Choice())
+def test_the_card_describes_what_is_in_the_store(store: Store) -> None:
+    found = facts_of(store, Choice())
     assert found["totals"]["traces"] == 4
     assert [(p["source"], p["licence"], p["traces"]) for p in found["problems"]] == [
         ("products", "CC0-1.0", 2), ("sums", "MIT", 2),
@@ -229,24 +229,24 @@ def test_the_card_tells_what_is_in_the_store(store: Store) -> None:
     text = card.render(found)
     header = yaml.safe_load(text.split("---")[1])
     assert header["license"] == ["cc0-1.0", "mit"] and header["size_categories"] == ["n<1K"]
-    for said in ("Be brief.", "```\n<user>2 ", "| math | 1 |", "not checked", "No bill is recorded"):
-        assert said in text, said
+    for part in ("Be brief.", "```\n<user>2 ", "| math | 1 |", "not checked", "No bill is recorded"):
+        assert part in text, part
 
 
-def test_the_card_of_a_selection_tells_what_was_rejected_and_why(store: Store) -> None:
+def test_the_card_of_a_selection_shows_what_was_rejected_and_why(store: Store) -> None:
     members = [("kept", SAID[0][1].key), ("rejected", SAID[1][1].key), ("rejected", SAID[2][1].key)]
     selection = record_members(store, members)
     record_rejections(store, "this", selection, [None, "incorrect", "truncated"])
     record_rejections(store, "another", selection, [None, "truncated", "truncated"])
-    found = told(store, Choice(selection, run="this"))
+    found = facts_of(store, Choice(selection, run="this"))
     assert [(f["outcome"], f["traces"]) for f in found["funnel"]] == [("kept", 1), ("incorrect", 1), ("truncated", 1)]
     assert "with what was rejected" in card.render(found)
 
 
-def test_the_card_tells_duplicates_and_what_is_held_out(store: Store) -> None:
+def test_the_card_counts_duplicates_and_heldout_problems(store: Store) -> None:
     put(store, [(TIMES, trace(TIMES, 5, "", "6"), None)])
     record_members(store, [("heldout", problem_row(ADD)["problem_key"]), ("train", problem_row(TIMES)["problem_key"])])
-    found = told(store, Choice())
+    found = facts_of(store, Choice())
     assert found["duplicates"]["same_text"] == 1
     assert found["heldout"] == {"heldout": 1, "shared": 1}
 
@@ -267,7 +267,7 @@ def test_pages_of_a_listing_do_not_shift_while_traces_are_added(store: Store, tm
     assert [row["trace"] for row in [*first, *second]] == newest
 
 
-def test_a_failure_that_a_later_verdict_replaced_is_not_shown(store: Store, tmp_path: Path) -> None:
+def test_a_failure_of_the_verifier_is_not_shown_after_a_later_verdict(store: Store, tmp_path: Path) -> None:
     one = SAID[0][1]
     failed = replace(Verdict.unverifiable("took too long", failure="timeout"), verifier="math", version="1")
     row = verdict_row(keys.failed_key(f"v-{one.key}"), one.key, problem_row(ADD)["problem_key"], failed, "math")
@@ -280,7 +280,7 @@ def test_a_failure_that_a_later_verdict_replaced_is_not_shown(store: Store, tmp_
 
 def test_a_huge_result_is_not_held_in_memory(store: Store, tmp_path: Path) -> None:
     query = "SELECT repeat('x', 16000) || range AS x FROM range(70000)"
-    code = "import re, sys; from distill.__main__ import main\n"  # (ru_maxrss would know of this process's own peak)
+    code = "import re, sys; from distill.__main__ import main\n"  # (ru_maxrss would include the peak of this process)
     code += "try: main()\nfinally: print(int(re.search('VmHWM: *(.*) kB', open('/proc/self/status').read())[1]) // 1024, file=sys.stderr)"
     for options in (["--json"], ["--output", "x.parquet"]):
         done = subprocess.run(
@@ -288,11 +288,13 @@ def test_a_huge_result_is_not_held_in_memory(store: Store, tmp_path: Path) -> No
             env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert int(done.stderr) < 900, "1,100 MB of rows were held"  # 550 of buffers and libraries, by machine
+        assert int(done.stderr) < 900, (
+            "1,100 MB of rows were held"
+        )  # 550 MB are buffers and libraries, depending on the machine
     assert sum(1 for _ in read(tmp_path / "x.parquet")) == 70_000
 
 
-def test_a_query_to_a_file(store: Store, tmp_path: Path) -> None:
+def test_the_result_of_a_query_is_written_to_a_file(store: Store, tmp_path: Path) -> None:
     sql = ("traces", "sql", "SELECT problem_id, difficulty FROM problems ORDER BY 1", "-w", "w")
     for name in ("p.csv", "p.jsonl", "p.parquet"):
         assert "wrote 2 rows" in distill(*sql, "--output", name, cwd=tmp_path).stdout
@@ -302,7 +304,7 @@ def test_a_query_to_a_file(store: Store, tmp_path: Path) -> None:
     assert len(distill(*sql, "--limit", "1", "--json", cwd=tmp_path).stdout.splitlines()) == 1
 
 
-def test_import_export_and_card_by_command(tmp_path: Path) -> None:
+def test_the_commands_for_import_export_and_card(tmp_path: Path) -> None:
     rows = [{"q": "2 + 2", "r": f"<think>\nlet me see {n}\n</think>\n\n{n}", "a": "4"} for n in range(6)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     take = (
@@ -326,18 +328,18 @@ def test_import_export_and_card_by_command(tmp_path: Path) -> None:
     distill("traces", "export", "out", "-w", "w", cwd=tmp_path)
     assert "# w\n\n6 reasoning traces on 1 problems, imported" in (tmp_path / "out/README.md").read_text()
     back = ("traces", "import", "out", "-w", "again", "--teacher", "r1", "--source", "t")
-    said = distill(*back, "--messages", "messages", "--reference", "reference", cwd=tmp_path).stdout
-    assert "`distill traces list --workspace again --model imported:r1`" in said
+    output = distill(*back, "--messages", "messages", "--reference", "reference", cwd=tmp_path).stdout
+    assert "`distill traces list --workspace again --model imported:r1`" in output
     sql = "SELECT trace_key, thinking, answer FROM traces ORDER BY 1"
     there = [distill("traces", "sql", sql, "-w", name, "--json", cwd=tmp_path).stdout for name in ("w", "again")]
     assert there[0] == there[1] and there[0].count("\n") == 6
     for name in ("DeepSeek-R1", "DeepSeek-V3"):
         distill(*("traces", "import", "t.jsonl", "-w", "w", "--prompt", "q", "--answer", "r", "--teacher", name),
                 "--reference", "a", cwd=tmp_path)  # fmt: skip
-    told = [
+    rows_of_stats = [
         json.loads(line) for line in distill("traces", "stats", "-w", "w", "--json", cwd=tmp_path).stdout.splitlines()
     ]
-    assert [row["model"] for row in told if row["kind"] == "traces"] == [
+    assert [row["model"] for row in rows_of_stats if row["kind"] == "traces"] == [
         "imported:DeepSeek-R1", "imported:DeepSeek-V3", "imported:r1",
     ]  # fmt: skip
     assert distill("card", "-w", "w", "--json", cwd=tmp_path).stdout.startswith('{"name"')
@@ -396,7 +398,7 @@ for n in range(100, 10_000):
 """
 
 
-def test_everything_works_while_a_process_writes(store: Store, tmp_path: Path) -> None:
+def test_every_command_works_while_another_process_writes(store: Store, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WRITER, str(tmp_path / "w"), str(Path(__file__).parent)]
     writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:

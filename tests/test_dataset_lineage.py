@@ -1,4 +1,4 @@
-"""What an export and a card tell of where traces come from, when stages are run again or change nothing."""
+"""The lineage that an export and a card show, when stages are run again or change nothing."""
 
 from __future__ import annotations
 
@@ -51,48 +51,48 @@ def where(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_lineage_goes_through_a_curation_that_took_nothing_out(where: Path) -> None:
-    told = json.loads(distill(where, "card", "--selection", "select", "--json"))
-    assert [stage["stage"] for stage in told["stages"]] == ["import", "curate-traces", "verify", "select"]
+def test_the_lineage_includes_a_curation_that_removed_nothing(where: Path) -> None:
+    shown = json.loads(distill(where, "card", "--selection", "select", "--json"))
+    assert [stage["stage"] for stage in shown["stages"]] == ["import", "curate-traces", "verify", "select"]
 
 
-def test_of_a_curation_by_several_settings_that_changed_nothing_the_one_at_hand_is_told(where: Path) -> None:
+def test_the_lineage_names_the_current_one_of_equal_curations(where: Path) -> None:
     distill(where, "run", "--set", "curate-traces.seed=1")
-    distill(where, "run", "--force", "verify")  # when both were there
-    told = json.loads(distill(where, "card", "--selection", "select", "--json"))
-    assert [(stage["stage"], stage["settings"].get("seed")) for stage in told["stages"]] == [
+    distill(where, "run", "--force", "verify")  # with both in the store
+    shown = json.loads(distill(where, "card", "--selection", "select", "--json"))
+    assert [(stage["stage"], stage["settings"].get("seed")) for stage in shown["stages"]] == [
         ("import", None), ("curate-traces", 0), ("verify", None), ("select", None),
     ]  # fmt: skip
 
 
-def test_of_a_whole_store_the_stages_are_told_in_the_order_in_which_they_were_made(where: Path) -> None:
-    """Also one by settings that are no longer those of the pipeline."""
+def test_the_card_of_a_whole_store_lists_stages_in_the_order_they_were_made(where: Path) -> None:
+    """Including those made with earlier settings of the pipeline."""
     distill(where, "run", "--set", "select.take=3")
     distill(where, "run")
-    told = json.loads(distill(where, "card", "--json"))
-    assert [stage["stage"] for stage in told["stages"]] == [
+    shown = json.loads(distill(where, "card", "--json"))
+    assert [stage["stage"] for stage in shown["stages"]] == [
         "curate-traces", "verify", "select", "export", "select", "export",
     ]  # fmt: skip
 
 
-def test_curated_traces_can_be_chosen_by_their_stage(where: Path) -> None:
+def test_curated_traces_can_be_selected_by_their_stage(where: Path) -> None:
     assert json.loads(distill(where, "traces", "export", "out", "--selection", "curate-traces", "--json")) == {
         "traces": len(ROWS),
         "target": "out",
     }
 
 
-def test_another_licence_is_exported_although_the_same_traces_are_kept(where: Path) -> None:
+def test_a_changed_licence_is_exported_though_the_kept_traces_are_the_same(where: Path) -> None:
     card = where / "w" / "export" / "README.md"
     assert "MIT" in card.read_text()
     distill(where, "run", "--set", "import.licence=CC0-1.0")
     text = card.read_text()
     assert "CC0-1.0" in text and "MIT" not in text
-    told = json.loads(distill(where, "card", "--selection", "select", "--json"))
-    assert [row["correct"] for row in told["verifiers"]] == [len(ROWS)]
+    shown = json.loads(distill(where, "card", "--selection", "select", "--json"))
+    assert [row["correct"] for row in shown["verifiers"]] == [len(ROWS)]
 
 
-def test_a_stage_is_chosen_as_the_last_run_left_it_also_if_that_found_it_cached(where: Path) -> None:
+def test_a_stage_is_selected_as_the_last_run_left_it_even_if_it_was_cached(where: Path) -> None:
     def chosen() -> int:
         return int(json.loads(distill(where, "card", "--selection", "select", "--json"))["totals"]["traces"])
 
@@ -104,8 +104,8 @@ def test_a_stage_is_chosen_as_the_last_run_left_it_also_if_that_found_it_cached(
     assert chosen() == 2  # the newest
 
 
-def test_a_selection_is_told_with_the_verdicts_that_it_was_made_by(where: Path) -> None:
-    """A second opinion, or another record of the problems, that came later is not what it was made by."""
+def test_a_selection_is_shown_with_the_verdicts_it_was_made_from(where: Path) -> None:
+    """Not with a second verifier's verdicts or a record of the problems that came later."""
     pipeline = yaml.safe_load((where / "p.yaml").read_text())
     other = {"kind": "verify", "traces": "curate-traces", "verifier": {"regex": {"pattern": "nothing like it"}}}
     pipeline["stages"]["second"] = other
@@ -126,8 +126,8 @@ def test_a_selection_is_told_with_the_verdicts_that_it_was_made_by(where: Path) 
     )
 
 
-def test_what_is_kept_is_kept_with_the_problem_that_it_was_judged_by(where: Path) -> None:
-    """Not with an earlier record of it, whose reference was mended or whose verifier is gone."""
+def test_kept_traces_carry_the_problem_they_were_judged_by(where: Path) -> None:
+    """Not with an earlier record of it, whose reference was corrected since or whose verifier is gone."""
     (where / "mine.py").write_text(
         "from distill.types import Verdict\nclass Mine:\n    name, version = 'mine', '1'\n"
         "    def verify(self, problem, trace):\n        return Verdict.correct('always')\n"

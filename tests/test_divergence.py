@@ -1,4 +1,4 @@
-"""Divergence from a teacher over whole distributions: its laws, plain autograd, and TRL's own as the oracle."""
+"""Divergence from a teacher over whole distributions: its laws, plain autograd, and TRL's implementation as the oracle."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def drawn(name: str, rows: int = 6) -> Any:
 
 
 @given(st.sampled_from([0.0, 1.0]) | st.floats(0.01, 0.99), st.integers(1, VOCABULARY), st.integers(0, 99))
-def test_it_is_a_divergence_and_coarsening_only_lowers_it(beta: float, top_k: int, seed: int) -> None:
+def test_generalised_jsd_is_a_divergence_and_coarsening_only_lowers_it(beta: float, top_k: int, seed: int) -> None:
     p, q = (drawn(f"{name}{seed}", 2).log_softmax(-1) for name in "pq")
     whole, coarse = generalised_jsd(p, q, beta), generalised_jsd(*coarsened(p, q, top_k), beta)
     assert (coarse >= -1e-12).all() and (coarse <= whole + 1e-12).all()
@@ -53,7 +53,7 @@ def test_it_is_a_divergence_and_coarsening_only_lowers_it(beta: float, top_k: in
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_value_and_gradient_equal_trl_s(beta: float) -> None:
+def test_value_and_gradient_equal_those_of_trl(beta: float) -> None:
     gkd = pytest.importorskip("trl.experimental.gkd.gkd_trainer", reason="TRL is not installed (extra: oracle)")
     for temperature in (1.0, 0.9):
         ours, theirs = drawn("student").requires_grad_(), drawn("student").requires_grad_()
@@ -97,7 +97,7 @@ def test_packed_and_chunked_equals_autograd_on_full_logits(
 def gkd(
     model: Any, directory: Path, on_policy: float, stop: Any = lambda: False
 ) -> tuple[list[StepMetrics], list[int]]:
-    """Twelve steps of four rows; which of them were sampled."""
+    """Train twelve steps of four rows; returns the metrics and the steps that were sampled."""
     engine, tasks = policy(model), [p for step in range(3) for p in problems(step)]
     tokenizer = engine.tokenizer
     rows = [from_messages(tokenizer, p.id, conversation(p.messages, "", "abc")) for p in tasks]
@@ -123,7 +123,7 @@ def gkd(
 
 
 @pytest.mark.parametrize(("on_policy", "count"), [(0.0, 0), (1.0, 12)])
-def test_the_divergence_falls_on_the_teacher_s_rows_and_on_own_samples(
+def test_the_divergence_falls_on_rows_of_the_teacher_and_on_own_samples(
     tmp_path: Path, on_policy: float, count: int
 ) -> None:
     metrics, sampled = gkd(student(), tmp_path, on_policy)
@@ -131,7 +131,7 @@ def test_the_divergence_falls_on_the_teacher_s_rows_and_on_own_samples(
     assert 0 < sum(m.loss for m in metrics[-3:]) < 0.7 * sum(m.loss for m in metrics[:3])
 
 
-def test_stopped_anywhere_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+def test_a_run_stopped_anywhere_and_resumed_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     straight = student()
     _, sampled = gkd(straight, tmp_path / "a", 0.5)
     assert 0 < len(sampled) < 12
@@ -162,16 +162,16 @@ stages:
 """
 
 
-def test_no_trace_to_learn_from_is_told_before_anything_runs(tmp_path: Path) -> None:
+def test_a_selection_without_traces_is_refused_before_anything_runs(tmp_path: Path) -> None:
     file = tmp_path / "gkd.yaml"
     file.write_text(PIPELINE)
-    wished = config.load(file, catalog.stage).stages["gkd"]
-    told = wished.stage.refuse(wished.settings, {"select": {"kept": 0}, "problems": {"heldout": 3}})
-    assert told is not None and told.startswith("select kept no trace to train on")
+    planned = config.load(file, catalog.stage).stages["gkd"]
+    reason = planned.stage.refuse(planned.settings, {"select": {"kept": 0}, "problems": {"heldout": 3}})
+    assert reason is not None and reason.startswith("select kept no trace to train on")
 
 
 @needs_teacher
-def test_the_stage_keeps_every_sample_it_learned_from(tmp_path: Path) -> None:
+def test_the_stage_stores_every_sample_it_learned_from(tmp_path: Path) -> None:
     file = tmp_path / "gkd.yaml"
     file.write_text(PIPELINE)
     spec, workspace = config.load(file, catalog.stage), Workspace(tmp_path / "run")
@@ -183,8 +183,8 @@ def test_the_stage_keeps_every_sample_it_learned_from(tmp_path: Path) -> None:
     losses = store.rows("SELECT value FROM metrics WHERE name = 'loss' AND value > 0")
     steps = store.rows("SELECT step, count(*) AS samples FROM rollouts JOIN traces USING (trace_key) GROUP BY step")
     assert len(losses) == 6 and 0 < len(steps) < 6 and all(row["samples"] == 4 for row in steps)
-    told = store.rows("SELECT step FROM metrics WHERE name = 'length' ORDER BY step")
-    assert told == [{"step": row["step"]} for row in sorted(steps, key=lambda row: row["step"])]
+    lengths = store.rows("SELECT step FROM metrics WHERE name = 'length' ORDER BY step")
+    assert lengths == [{"step": row["step"]} for row in sorted(steps, key=lambda row: row["step"])]
     measured = store.rows("SELECT step FROM metrics WHERE name = 'heldout_pass_at_1' ORDER BY step")
     assert [row["step"] for row in measured] == [0, 3, 6]
     rolled_back(tmp_path, file)
@@ -197,7 +197,7 @@ def norm_of(directory: Path) -> Any:
 
 
 def rolled_back(where: Path, file: Path) -> None:
-    """Lengths of samples always differ a little, which is taken for drift: the run ends as the best student was."""
+    """The limit is so tight that any change of length is drift: the run ends with the best student so far."""
     alarmed = ["gkd.alarms={window: 1, length_ratio: 1.00001}", "gkd.on_alarm=rollback", "gkd.on_policy=1.0"]
     settings = [
         "gkd.sampling.max_tokens=64",

@@ -1,4 +1,4 @@
-"""The reference pages say what the code does, and the README names what exists."""
+"""The reference pages are up to date, and the docs name only what exists."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def reference() -> ModuleType:
 
 
 @pytest.mark.parametrize("page", ["cli.md", "yaml.md", "store.md", "verifiers.md"])
-def test_reference_pages_are_those_the_code_makes(page: str) -> None:
+def test_reference_pages_are_up_to_date(page: str) -> None:
     made = reference().PAGES[page]().rstrip() + "\n"
     assert (ROOT / "docs" / page).read_text() == made, "run `make docs`"
 
@@ -46,14 +46,14 @@ def test_every_verifier_is_on_the_page_of_verifiers() -> None:
     assert all(f"| `{name}` |" in text for name in catalog.VERIFIERS)
 
 
-def test_what_the_page_of_verifiers_shows_in_python_runs() -> None:
+def test_the_python_on_the_page_of_verifiers_runs() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/verifiers.md").read_text(), re.DOTALL)
     assert len(blocks) >= 3
     done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_links_and_configs_named_in_the_documents_exist() -> None:
+def test_links_and_configs_named_in_the_docs_exist() -> None:
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         text = page.read_text()
         for target in re.findall(r"\]\((?!http|#)([^)#]+)", text):
@@ -74,13 +74,13 @@ def test_every_starter_pipeline_is_in_the_readme() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs/experiments").glob("*.yaml")), ids=lambda path: path.stem)
-def test_pipelines_of_the_log_are_read(path: Path) -> None:
+def test_pipelines_of_the_log_load(path: Path) -> None:
     assert f"docs/experiments/{path.name}" in path.read_text() and list(load(path, []).stages)
     assert f"experiments/{path.name}" in (ROOT / "docs/log.md").read_text()
 
 
-def test_the_page_of_training_names_what_there_is(tmp_path: Path) -> None:
-    """Its stages are read as parts of a pipeline, and its queries are of tables that a new store has."""
+def test_the_stages_and_queries_on_the_page_of_training_work(tmp_path: Path) -> None:
+    """Its stages load as parts of a pipeline, and its queries run on a new store."""
     text = (ROOT / "docs/training.md").read_text()
     stages, queries = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("yaml", "sql"))
     assert len(stages) >= 4 and len(queries) >= 4
@@ -100,12 +100,12 @@ def test_the_page_of_training_names_what_there_is(tmp_path: Path) -> None:
     ("theirs", "ours"),
     [("grpo.num_generations=8", "group"), ("sft.report_to=[]", "log_to"), ("sft.lora={lora_alpha: 8}", "alpha")],
 )
-def test_who_brings_another_tools_words_is_told_ours(theirs: str, ours: str) -> None:
+def test_the_key_of_another_tool_suggests_ours(theirs: str, ours: str) -> None:
     with pytest.raises(InputError, match=rf"unknown key; did you mean '{ours}'\?"):
         config.load(ROOT / "configs/quickstart.yaml", catalog.stage, overrides=[theirs])
 
 
-def test_other_tools_words_are_on_the_page_of_training_and_name_what_there_is() -> None:
+def test_the_keys_of_other_tools_are_on_the_page_of_training_and_map_to_real_ones() -> None:
     page = (ROOT / "docs/training.md").read_text()
     known = {key for kind in ("sft", "grpo", "ppo", "opd", "gkd") for key in catalog.stage(kind).settings.model_fields}
     for theirs, ours in StudentSettings.ELSEWHERE.items():

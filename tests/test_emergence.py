@@ -1,4 +1,4 @@
-"""What the thinking becomes while it is trained: behaviours, corrections and lengths, from rollouts that are known."""
+"""How thinking changes in training: behaviours, corrections and lengths, computed from made-up rollouts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHECKING: list[Said] = [
 
 
 def keep_rollouts(store: Store, run: str, said: Sequence[Said], family: str = "calc") -> None:
-    """Rollouts of one family, each of a problem of its own."""
+    """Store rollouts of one family, each of a different problem."""
     problems = [catalog.resolve("families", family)().generate(9, i, "train") for i in range(len(said))]
     rows = [_rollout(run, at, problem, one) for at, (problem, one) in enumerate(zip(problems, said, strict=True))]
     store.append("problems", [problem_row(problem) for problem in problems])
@@ -73,21 +73,21 @@ def test_behaviours_are_shares_of_rollouts_with_what_they_earn(tmp_path: Path) -
     assert found["behaviours"]["subgoals"]["reward_with"] is None
 
 
-def test_a_correction_is_told_by_what_it_did(tmp_path: Path) -> None:
+def test_a_correction_is_classified_by_its_effect(tmp_path: Path) -> None:
     said = [
         (1, "The answer is 0. Wait.", "{right}"),
         (1, "The answer is {right}. Wait.", "0"),
         (1, "The answer is 0. Wait.", "1"),
         (1, "The answer is {right}.0.", "{right}"),
-        (1, "The answer is {right}.", "{right}"),  # named, and not changed
-        (1, "12 + 7 = 20", "{right}"),  # none named
+        (1, "The answer is {right}.", "{right}"),  # an answer is named and not changed
+        (1, "12 + 7 = 20", "{right}"),  # no answer is named
     ]
     found = observed(tmp_path, said)
     every = {"wrong to right": 1, "right to wrong": 1, "wrong to wrong": 1, "right in other words": 1}
     assert found["changes"] == [every] and found["changes_by_source"] == {"calc": every}
 
 
-def test_lengths_are_told_by_difficulty_and_of_all_rollouts(tmp_path: Path) -> None:
+def test_lengths_are_grouped_by_difficulty_and_cover_all_rollouts(tmp_path: Path) -> None:
     found = observed(tmp_path, [(step, "x", "0") for step in (1, 1, 2, 2)], each=1)
     assert found["looked_at"] == 2
     for line in found["lengths"].values():
@@ -95,12 +95,12 @@ def test_lengths_are_told_by_difficulty_and_of_all_rollouts(tmp_path: Path) -> N
     assert all(name.startswith("calc/") for name in found["lengths"])
 
 
-def test_many_steps_are_few_points(tmp_path: Path) -> None:
+def test_many_steps_are_binned_into_few_points(tmp_path: Path) -> None:
     found = observed(tmp_path, [(step, "x", "0") for step in range(1, 91)])
     assert len(found["steps"]) == emergence.BINS and found["steps"][-1] == 90
 
 
-def test_a_run_without_rollouts_has_none_of_it(tmp_path: Path) -> None:
+def test_a_run_without_rollouts_has_no_emergence(tmp_path: Path) -> None:
     keep_rollouts(store := Store(tmp_path), "other", CHECKING)
     made = Manifest("sft", "run", Identity("sft", 1, {}, {}, {}), "", {}, 0.0, "")
     assert emergence.observe(store, made, emergence.Looking(), judge) is None
@@ -114,11 +114,11 @@ def test_a_run_without_rollouts_has_none_of_it(tmp_path: Path) -> None:
         ("12 + 7 = 19", []),
     ],
 )
-def test_answers_on_the_way_are_found_as_they_are_named(thinking: str, named: list[str]) -> None:
+def test_candidate_answers_in_the_thinking_are_found_in_order(thinking: str, named: list[str]) -> None:
     assert list(behaviours.candidates(thinking)) == named
 
 
-def test_ones_own_phrases_come_beside_the_shipped_ones_or_in_their_place() -> None:
+def test_a_users_phrases_extend_or_replace_the_shipped_ones() -> None:
     looking = EmergenceSettings(phrases={"verification": ["prüfe"], "doubt": ["vielleicht"]}).looking()
     assert set(looking.phrases) == {"verification", "backtracking", "subgoals", "doubt"}
     assert behaviours.count(looking.phrases["verification"], "Ich PRÜFE es. Let me check.") == 1
@@ -128,6 +128,6 @@ def test_ones_own_phrases_come_beside_the_shipped_ones_or_in_their_place() -> No
     ("settings", "why"),
     [({"phrases": {"a": ["("]}}, "not a regular expression"), ({"candidates": ["is .+"]}, "one group")],
 )
-def test_patterns_that_cannot_be_are_told(settings: dict[str, Any], why: str) -> None:
+def test_invalid_patterns_are_refused(settings: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         EmergenceSettings(**settings)

@@ -1,4 +1,4 @@
-"""What a YAML says of an endpoint is checked when it is read: with its line, in plain words, without a secret."""
+"""The settings of an endpoint are checked when the YAML is read: errors name the line and show no secret."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ WRONG_OPTIONS = [
 
 
 @pytest.mark.parametrize(("options", "said"), [(f"kind: openai, {options}", said) for options, said in WRONG_OPTIONS])
-def test_wrong_options_are_told_with_their_line_and_without_what_may_be_secret(
+def test_wrong_options_are_reported_with_their_line_and_without_secrets(
     tmp_path: Path, options: str, said: str
 ) -> None:
-    assert said in mistaken(tmp_path, options)
+    assert said in error_of(tmp_path, options)
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ def test_wrong_options_are_told_with_their_line_and_without_what_may_be_secret(
         ("base_url: 'http://h', api_key: sk-hunter2", "engine.kind: is missing; valid: transformers, vllm, openai"),
     ],
 )
-def test_which_engine_is_asked_for_in_plain_words(tmp_path: Path, options: str, said: str) -> None:
-    assert said in mistaken(tmp_path, options)
+def test_a_wrong_or_missing_engine_kind_is_explained(tmp_path: Path, options: str, said: str) -> None:
+    assert said in error_of(tmp_path, options)
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,12 @@ def test_which_engine_is_asked_for_in_plain_words(tmp_path: Path, options: str, 
         ("prompting: {prefill: 'Okay'}", "prompting.prefill: dialect openai cannot continue a prefilled response"),
     ],
 )
-def test_what_the_server_cannot_do_is_told_when_the_yaml_is_read(tmp_path: Path, asked: str, said: str) -> None:
-    assert said in mistaken(tmp_path, "kind: openai, base_url: 'http://h'", asked)
+def test_what_the_server_cannot_do_is_refused_when_the_yaml_is_read(tmp_path: Path, asked: str, said: str) -> None:
+    assert said in error_of(tmp_path, "kind: openai, base_url: 'http://h'", asked)
 
 
-def mistaken(tmp_path: Path, engine: str, more: str = "") -> str:
-    """What is said of such a pipeline, before anything runs: one line, without the secret."""
+def error_of(tmp_path: Path, engine: str, more: str = "") -> str:
+    """The error on loading a pipeline with this engine: one line, without the secret."""
     file = tmp_path / "p.yaml"
     file.write_text(
         "stages:\n  problems: {sources: [{family: calc, train: 1}]}\n"

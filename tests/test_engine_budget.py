@@ -20,7 +20,7 @@ from pipeline.errors import InputError
 OPENED = "{{ messages[0]['content'] }}<|im_start|>assistant\n<think>"
 CLOSE, END, THINK = 3, 1, 2
 REFERENCE: dict[int, Any] = {}
-"""The models themselves, by the engine that has a copy."""
+"""The original models, by the id of the engine that has a copy."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,20 +38,20 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def opened(tokenizer: Any) -> TransformersEngine:
-    """Its template opens the thinking; a good part of what it says is the end of thinking or of the turn."""
+    """Its template opens the thinking. The ends of thinking and of the turn are likely tokens."""
     return _engine(OPENED, {CLOSE: 2.3, END: 1.5, THINK: -30.0})
 
 
 @pytest.fixture(scope="module")
 def plain(tokenizer: Any) -> TransformersEngine:
-    """Its template opens nothing; it opens and closes thinking as it likes."""
+    """Its template opens nothing. The model opens and closes thinking itself."""
     return _engine("{{ messages[0]['content'] }}<|im_start|>assistant\n", {THINK: 2.3, CLOSE: 2.3, END: 1.0})
 
 
 def _engine(template: str, likely: dict[int, float]) -> TransformersEngine:
     model = build_model("Qwen3", tie_word_embeddings=False)
     bias = torch.zeros(512)
-    bias[100:] = -30.0  # tokens of several letters: a text of theirs would be read as others
+    bias[100:] = -30.0  # tokens of several letters: their text would be encoded as other tokens
     for token, weight in likely.items():
         bias[token] = weight
     model.lm_head.bias = torch.nn.Parameter(bias)
@@ -83,7 +83,7 @@ def expected_logprobs(engine: TransformersEngine, c: Completion, temperature: fl
 
 @pytest.mark.parametrize("prefix", ["<think>so it is", "<think>" + "so it is " * 18, "i" * 114])
 def test_a_given_beginning_is_part_of_the_response(plain: TransformersEngine, tokenizer: Any, prefix: str) -> None:
-    """Short ones and long ones, which are computed in pieces."""
+    """Short beginnings, and long ones, which are computed in pieces."""
     ids = tuple(tokenizer.encode(prefix, add_special_tokens=False))
     bare = by_key(plain.generate([ask("bare")]))["bare"]
     for temperature in (1.0, 0.6, 0.0):
@@ -95,8 +95,8 @@ def test_a_given_beginning_is_part_of_the_response(plain: TransformersEngine, to
         assert c.logprobs == pytest.approx(expected_logprobs(plain, c, temperature or 1.0), abs=3e-5)
 
 
-def test_a_response_given_its_own_beginning_goes_on_as_it_did(plain: TransformersEngine) -> None:
-    """The uniform number of token t is number t, so a cut response is continued as if it had not been cut."""
+def test_a_response_given_its_own_beginning_continues_as_before(plain: TransformersEngine) -> None:
+    """Token t uses the t-th random number, so a cut response continues as if it had not been cut."""
     whole = by_key(plain.generate(ask(f"k{i}", temperature=0.9) for i in range(12)))
     cut = [ask(key, prefix=_text(c.token_ids[:5]), temperature=0.9) for key, c in whole.items() if len(c.token_ids) > 6]
     assert cut
@@ -110,8 +110,8 @@ def _text(ids: tuple[int, ...]) -> str:
 
 
 @pytest.mark.parametrize("most", [50, 40])
-def test_a_beginning_that_takes_all_there_is_is_a_cut_response(plain: TransformersEngine, most: int) -> None:
-    """As vLLM has it. A step that was sampled within the limit may be more tokens when its text is read again."""
+def test_a_beginning_that_takes_the_whole_limit_is_a_cut_response(plain: TransformersEngine, most: int) -> None:
+    """As with vLLM. A step that was sampled within the limit may be more tokens when its text is encoded again."""
     full, other = replace(ask("full", prefix="i" * 50, max_tokens=most), stop="\n"), ask("other")
     completions = by_key(plain.generate([full, other]))
     c = completions["full"]
@@ -128,7 +128,7 @@ def test_a_beginning_that_leaves_no_room_is_bad_input(plain: TransformersEngine)
 # Budgets.
 
 
-def test_thinking_is_closed_at_its_most_and_the_answer_sampled(opened: TransformersEngine) -> None:
+def test_thinking_is_closed_at_the_budget_and_the_answer_is_sampled(opened: TransformersEngine) -> None:
     budget = ThinkingBudget(most=6, closing="!</think>=")
     closing = tuple(build_tokenizer().encode(budget.closing, add_special_tokens=False))
     long, closed_early = 0, 0
@@ -145,7 +145,7 @@ def test_thinking_is_closed_at_its_most_and_the_answer_sampled(opened: Transform
     assert long and closed_early
 
 
-def test_what_no_budget_touches_stays_as_it_was(opened: TransformersEngine) -> None:
+def test_a_budget_changes_nothing_before_it_takes_effect(opened: TransformersEngine) -> None:
     free = by_key(opened.generate(ask(f"k{i}") for i in range(40)))
     bound = by_key(opened.generate(ask(f"k{i}", ThinkingBudget(most=6, least=0)) for i in range(40)))
     for key, c in bound.items():
@@ -155,7 +155,7 @@ def test_what_no_budget_touches_stays_as_it_was(opened: TransformersEngine) -> N
             assert c.token_ids[:6] == free[key].token_ids[:6]
 
 
-def test_an_end_of_thinking_too_soon_is_extended(opened: TransformersEngine) -> None:
+def test_thinking_that_ends_too_soon_is_extended(opened: TransformersEngine) -> None:
     budget = ThinkingBudget(least=9, extension="Wait", extensions=2)
     wait = tuple(build_tokenizer().encode("Wait", add_special_tokens=False))
     free = by_key(opened.generate(ask(f"k{i}") for i in range(60)))
@@ -175,7 +175,7 @@ def test_an_end_of_thinking_too_soon_is_extended(opened: TransformersEngine) -> 
     assert counts == {0, 1, 2}
 
 
-def test_a_budget_does_not_apply_before_thinking_has_been_opened(plain: TransformersEngine) -> None:
+def test_a_budget_does_not_apply_before_thinking_is_opened(plain: TransformersEngine) -> None:
     seen = set()
     for c in by_key(plain.generate(ask(f"k{i}", ThinkingBudget(most=4)) for i in range(80))).values():
         first = c.token_ids.index(THINK) if THINK in c.token_ids else None
@@ -187,8 +187,8 @@ def test_a_budget_does_not_apply_before_thinking_has_been_opened(plain: Transfor
     assert (True, False) in seen and (False, True) in seen
 
 
-def test_without_room_for_the_closing_it_ends_by_length(opened: TransformersEngine) -> None:
-    # "!</think>=" is three tokens: with a fourth for the answer they fit into ten, not into nine.
+def test_a_response_without_room_for_the_closing_ends_by_length(opened: TransformersEngine) -> None:
+    # "!</think>=" is three tokens: with a fourth for the answer they fit into ten tokens, not into nine.
     for limit, fits in ((10, True), (9, False)):
         budget = ThinkingBudget(most=6, closing="!</think>=")
         cut = [
@@ -207,7 +207,7 @@ def test_a_given_beginning_counts_as_thinking(opened: TransformersEngine) -> Non
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"top_k": 40}, {"top_p": 0.9, "temperature": 0.7}])
-def test_budgets_hold_however_it_is_sampled(opened: TransformersEngine, sampling: dict[str, Any]) -> None:
+def test_budgets_hold_with_every_kind_of_sampling(opened: TransformersEngine, sampling: dict[str, Any]) -> None:
     budget = ThinkingBudget(most=8, least=5, closing="</think>", extension="Wait", extensions=1)
     for c in opened.generate(ask(f"k{i}", budget, **sampling) for i in range(20)):
         thinking = c.token_ids.index(CLOSE) if CLOSE in c.token_ids else len(c.token_ids)
@@ -215,7 +215,7 @@ def test_budgets_hold_however_it_is_sampled(opened: TransformersEngine, sampling
         assert thinking >= 5 or (c.forced and c.forced[0] < 5) or c.finish is Finish.LENGTH
 
 
-def test_the_kind_of_neighbours_workers_and_slots_change_no_bit() -> None:
+def test_neighbours_workers_and_slots_change_no_bit() -> None:
     def requests() -> list[Request]:
         kinds = [None, ThinkingBudget(most=5), ThinkingBudget(least=8, extensions=3), ThinkingBudget(most=12, least=4)]
         prefixes = ["", "", "so", "<think>I"]
@@ -239,12 +239,12 @@ def test_the_kind_of_neighbours_workers_and_slots_change_no_bit() -> None:
     "budget",
     [ThinkingBudget(most=5, closing=""), ThinkingBudget(least=5, extension=""), ThinkingBudget(most=3, least=4)],
 )
-def test_a_budget_that_cannot_be_kept_is_bad_input(opened: TransformersEngine, budget: ThinkingBudget) -> None:
+def test_an_impossible_budget_is_bad_input(opened: TransformersEngine, budget: ThinkingBudget) -> None:
     with pytest.raises(InputError, match="thinking budget"):
         list(opened.generate([ask("a", budget)]))
 
 
-# Tags of several tokens, any order of tokens: the laws of a course.
+# The laws of a course, with tags of several tokens and tokens in any order.
 
 OPEN_IDS, CLOSE_IDS, STOP = (7, 8), (7, 9, 8), 1
 
@@ -263,22 +263,22 @@ def test_laws_of_a_course(
 ) -> None:
     least = least if most is None else min(least, most)
     budget = Budget(most, least, (5, *CLOSE_IDS), (6, 6), extensions, OPEN_IDS, CLOSE_IDS, opened)
-    course, said, extended = Course(budget, limit, (), [STOP]), [], 0
+    course, tokens, extended = Course(budget, limit, (), [STOP]), [], 0
     for draw in draws:
         forced = course.next
         token = draw if forced < 0 else forced
-        said.append(token)
+        tokens.append(token)
         stands = course.take(token)
         if stands is not None:
-            del said[stands:]
+            del tokens[stands:]
             extended += 1
             assert stands < least and course.next == (5 if stands == most else 6)
-        assert course.length == len(said) <= limit
-        if course.over or len(said) == limit or (stands is None and token == STOP):
+        assert course.length == len(tokens) <= limit
+        if course.over or len(tokens) == limit or (stands is None and token == STOP):
             break
     assert extended <= extensions
-    if opened and most is not None and CLOSE_IDS not in zip(said, said[1:], said[2:], strict=False):
-        assert len(said) <= most + len(budget.closing)
-    closed = [i for i in range(len(said) - 2) if tuple(said[i : i + 3]) == CLOSE_IDS]
+    if opened and most is not None and CLOSE_IDS not in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        assert len(tokens) <= most + len(budget.closing)
+    closed = [i for i in range(len(tokens) - 2) if tuple(tokens[i : i + 3]) == CLOSE_IDS]
     if opened and closed and extended < extensions and not course.forced:
         assert closed[0] >= least

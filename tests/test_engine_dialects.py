@@ -1,4 +1,4 @@
-"""Streams, begun responses and thinking budgets: what is sent to which server, and what becomes of its replies."""
+"""Streams, begun responses and thinking budgets: what is sent to each kind of server, and how its replies are read."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def last(server: Server) -> dict[str, Any]:
     return server.seen[-1][1]
 
 
-def test_a_stream_says_what_the_whole_reply_says(server: Server) -> None:
+def test_a_stream_gives_the_same_response_as_a_whole_reply(server: Server) -> None:
     usage = {"prompt_tokens": 3, "completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 6}}
     server.scripts = {
         "whole": [reply("it is 4", reasoning="two and two", usage=usage)],
@@ -66,8 +66,8 @@ def test_a_stream_says_what_the_whole_reply_says(server: Server) -> None:
     assert last(server)["stream"] is True and last(server)["stream_options"] == {"include_usage": True}
 
 
-def test_a_long_answer_that_drips_is_no_silence(server: Server) -> None:
-    """Longer in all than the silence that is borne, each pause shorter."""
+def test_a_long_answer_that_drips_does_not_time_out(server: Server) -> None:
+    """It takes longer in total than the timeout, but each pause is shorter."""
     pause = threading.Event()
     drip = streamed(*[{"content": "x"}] * 8, pause=lambda: pause.wait(0.1))
     silent = streamed({"content": "x"}, pause=lambda: pause.wait(2.0))
@@ -96,7 +96,7 @@ def garbled(handler: Handler) -> None:
     handler.event("", last=True)
 
 
-def test_a_stream_that_breaks_off_is_no_answer(server: Server) -> None:
+def test_a_stream_that_breaks_off_is_retried(server: Server) -> None:
     scripts = {"ends": broken, "fails": failing, "garbled": garbled, "cut": cut, "length": None}
     server.scripts = {name: [act, streamed({"content": name})] for name, act in scripts.items() if act}
     server.scripts["length"] = [streamed({"content": "half an ans"}, finish="length")]
@@ -119,7 +119,7 @@ def test_a_stream_may_be_cut_into_pieces_anywhere(texts: list[str], size: int) -
     assert stream.received == len(whole.encode())
 
 
-def test_halves_of_letters_are_put_together_and_what_stays_half_can_be_stored(server: Server) -> None:
+def test_surrogate_pairs_are_joined_and_lone_surrogates_are_replaced(server: Server) -> None:
     server.scripts = {"p": [streamed({"content": "\ud83d"}, {"content": "\ude00 \ud800"})]}
     (made,) = sample(server, request("p"))
     assert made.text == "\U0001f600 \ufffd" and made.text.encode()
@@ -134,7 +134,7 @@ BEGUN = [
 
 
 @pytest.mark.parametrize(("dialect", "message", "fields"), BEGUN)
-def test_a_begun_response_is_gone_on_with(
+def test_a_begun_response_is_continued(
     server: Server, dialect: str, message: dict[str, Any], fields: dict[str, Any]
 ) -> None:
     server.scripts = {
@@ -144,13 +144,13 @@ def test_a_begun_response_is_gone_on_with(
     for prompt in server.scripts:
         (made,) = sample(server, request(prompt, "<think>\nWell,"), dialect=dialect)
         assert made.text == "<think>\nWell, so 4\n</think>\n\nIt is 4"
-        assert 0 < made.thinking_tokens < made.tokens and made.tokens > 20  # what was given counts, too
+        assert 0 < made.thinking_tokens < made.tokens and made.tokens > 20  # the given beginning counts, too
         assert last(server)["messages"][-1] == {"role": "assistant", **message}
         assert fields.items() <= last(server).items()
 
 
-def test_a_closed_beginning_is_answer_whatever_the_server_calls_it(server: Server) -> None:
-    """vLLM's parser has not seen the thinking's end and takes all that follows for thinking."""
+def test_text_after_closed_thinking_is_answer_whatever_the_server_calls_it(server: Server) -> None:
+    """vLLM's parser has not seen the end of the thinking and takes all that follows for thinking."""
     server.scripts = {"p": [reply(None, reasoning=" is 4")]}
     (made,) = sample(server, request("p", "<think>\nhm\n</think>\n\nIt"), dialect="vllm")
     assert made.text == "<think>\nhm\n</think>\n\nIt is 4"
@@ -176,7 +176,7 @@ REFUSED: list[tuple[str, str, ThinkingBudget | None, str]] = [
 
 
 @pytest.mark.parametrize(("dialect", "prefix", "budget", "said"), REFUSED)
-def test_what_a_server_cannot_do_is_one_line_before_anything_is_sent(
+def test_what_a_server_cannot_do_is_refused_before_anything_is_sent(
     server: Server, dialect: str, prefix: str, budget: ThinkingBudget | None, said: str
 ) -> None:
     with pytest.raises(InputError, match=said) as caught:
@@ -184,7 +184,7 @@ def test_what_a_server_cannot_do_is_one_line_before_anything_is_sent(
     assert "\n" not in str(caught.value) and not server.seen
 
 
-def test_a_cut_response_that_could_not_be_gone_on_with_is_told_before_anything_is_paid_for() -> None:
+def test_truncated_continue_is_refused_if_the_dialect_cannot_continue() -> None:
     def settings(dialect: str) -> GenerateSettings:
         engine = {"kind": "openai", "base_url": "http://h", "dialect": dialect}
         how = {"truncated": "continue", "continue_tokens": 1000, "engine": engine}
@@ -213,7 +213,7 @@ def usage(completion: int) -> dict[str, Any]:
 BUDGET = ThinkingBudget(most=30, closing="\nEnough.\n</think>\n\n")
 
 
-def test_thinking_for_too_long_is_closed_and_the_answer_asked_for(server: Server) -> None:
+def test_thinking_over_budget_is_closed_and_the_answer_requested(server: Server) -> None:
     server.scripts = {
         "long": [reply(None, "length", usage(30), reasoning="on and on"), reply("It is 4", usage=usage(5))],
         "short": [reply("It is 4", usage=usage(25), reasoning="2 + 2")],
@@ -230,17 +230,17 @@ def test_thinking_for_too_long_is_closed_and_the_answer_asked_for(server: Server
     assert answer.text == "<think>\n2 + 2\n</think>\n\nIt is the number four" and answer.finish is Finish.LENGTH
     assert server.asked == {"long": 2, "short": 1, "long answer": 2}
     asked = [body["max_tokens"] for _, body in server.seen]
-    assert asked == [30, 65, 30, 30, 70]  # both calls, and what is put between them, keep to the request's limit
+    assert asked == [30, 65, 30, 30, 70]  # both calls and the closing between them keep to the request's limit
 
 
-def test_no_thinking_at_all_is_one_call_with_the_thinking_closed(server: Server) -> None:
+def test_a_budget_of_zero_is_one_call_with_the_thinking_closed(server: Server) -> None:
     server.scripts = {"p": [reply("It is 4")]}
     (made,) = sample(server, request("p", budget=replace(BUDGET, most=0)), dialect="vllm")
     assert made.text == "<think>\n\nEnough.\n</think>\n\nIt is 4" and len(server.seen) == 1
-    assert last(server)["max_tokens"] == 93  # what is given counts towards the limit
+    assert last(server)["max_tokens"] == 93  # the given beginning counts towards the limit
 
 
-def test_extra_fields_are_sent_and_are_part_of_what_a_trace_is(server: Server) -> None:
+def test_extra_fields_are_sent_and_are_part_of_the_identity(server: Server) -> None:
     extra = {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": True}}
     sample(server, request("p"), extra_body=extra)
     assert extra.items() <= last(server).items()
@@ -258,13 +258,13 @@ def test_extra_fields_are_sent_and_are_part_of_what_a_trace_is(server: Server) -
             sample(server, request("q"), extra_body={taken: 1})
 
 
-def test_a_server_that_cannot_stream_is_told_how(server: Server) -> None:
+def test_the_error_of_a_server_that_cannot_stream_names_the_setting(server: Server) -> None:
     server.scripts = {"p": [status(400, "stream_options is not supported")]}
     with pytest.raises(InputError, match="stream: false"):
         sample(server, request("p"))
 
 
-def test_a_key_in_a_stream_reaches_nobody(server: Server) -> None:
+def test_a_key_in_a_stream_is_redacted(server: Server) -> None:
     server.scripts = {"p": [streamed({"reasoning": f"the key is {KEY[:9]}"}, {"reasoning": KEY[9:]}, {"content": KEY})]}
     (made,) = sample(server, request("p"))
     assert KEY not in made.text and made.text.count("[key]") == 2

@@ -60,7 +60,7 @@ def sample(server: Server, prompts: list[str], **options: Any) -> dict[str, Comp
         engine.close()
 
 
-def test_passing_failures_are_tried_again_and_nothing_else_is_asked_twice(
+def test_transient_failures_are_retried_and_nothing_else_is_sent_twice(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -82,7 +82,7 @@ def test_passing_failures_are_tried_again_and_nothing_else_is_asked_twice(
     assert KEY not in caplog.text
 
 
-def test_what_is_sent_depends_on_the_request_alone(server: Server) -> None:
+def test_the_body_that_is_sent_depends_on_the_request_alone(server: Server) -> None:
     prompts = [f"p{i}" for i in range(8)]
     sample(server, prompts, concurrency=1)
     sample(server, prompts[::-1], concurrency=5)
@@ -95,7 +95,7 @@ def test_what_is_sent_depends_on_the_request_alone(server: Server) -> None:
     assert set(server.seen[-1][1]) == plain
 
 
-def test_thinking_is_read_under_both_names_and_put_in_tags(server: Server) -> None:
+def test_thinking_is_read_under_both_field_names_and_put_in_tags(server: Server) -> None:
     details = {"prompt_tokens": 3, "completion_tokens": 50, "completion_tokens_details": {"reasoning_tokens": 40}}
     zero = {"prompt_tokens": 3, "completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 0}}
     server.scripts = {
@@ -125,11 +125,11 @@ def test_thinking_among_the_parts_of_a_content_is_read(server: Server) -> None:
     parts: Any = [{"type": "thinking", "thinking": inner}, {"type": "text", "text": "4"}]
     pieces = [{"content": [{"type": "thinking", "thinking": [part]}]} for part in inner] + [{"content": "4"}]
     server.scripts = {"whole": [reply(parts)], "stream": [streamed(*pieces)]}
-    said = sample(server, ["whole", "stream"])
-    assert {c.text for c in said.values()} == {"<think>\n2 + 2\n</think>\n\n4"}
+    found = sample(server, ["whole", "stream"])
+    assert {c.text for c in found.values()} == {"<think>\n2 + 2\n</think>\n\n4"}
 
 
-def test_finish_reasons_are_outcomes_of_their_own(server: Server) -> None:
+def test_refusals_and_empty_responses_have_their_own_finish(server: Server) -> None:
     server.scripts = {
         "stop": [reply("x")],
         "length": [reply("x", finish="length")],
@@ -145,7 +145,7 @@ def test_finish_reasons_are_outcomes_of_their_own(server: Server) -> None:
     assert found == [Finish.STOP, Finish.LENGTH, refused, refused, refused, empty, empty]
 
 
-def test_the_cap_is_never_exceeded_and_what_is_finished_is_yielded(server: Server) -> None:
+def test_the_cap_is_never_exceeded_and_finished_responses_are_yielded(server: Server) -> None:
     usage = {"prompt_tokens": 0, "completion_tokens": 50}
     server.scripts = {f"p{i}": [reply("x", usage=usage)] for i in range(100)}
     engine = opened(server.url, price_output=10_000.0, max_cost=10.0, concurrency=4)  # a call: at most 1, really 0.5
@@ -168,7 +168,7 @@ def test_lost_replies_count_in_full(server: Server) -> None:
     assert server.asked["p"] == 2 and engine.spent.cost == 2
 
 
-def test_a_down_endpoint_is_one_line_with_its_url() -> None:
+def test_a_down_endpoint_is_a_one_line_error_with_its_url() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -179,12 +179,12 @@ def test_a_down_endpoint_is_one_line_with_its_url() -> None:
     assert "\n" not in str(caught.value) and KEY not in str(caught.value)
 
 
-def test_what_is_in_flight_is_yielded_before_the_failure(server: Server) -> None:
+def test_calls_in_flight_are_yielded_before_the_failure(server: Server) -> None:
     arrived = threading.Event()
 
     def slow(handler: Handler) -> None:
         arrived.wait(10)
-        time.sleep(0.5)  # until the engine has read of the failure, or its caller would take one request more
+        time.sleep(0.5)  # until the engine has read the failure; otherwise its caller would take one more request
         reply("late")(handler)
 
     def failing(handler: Handler) -> None:
@@ -211,7 +211,7 @@ def test_a_refused_key_ends_the_run_at_once_and_is_not_shown(server: Server, cod
     assert server.asked["p"] == 1 and KEY not in str(caught.value)
 
 
-def test_a_long_retry_after_stops_the_run_in_order(server: Server) -> None:
+def test_a_long_retry_after_stops_the_run_resumably(server: Server) -> None:
     server.scripts = {"p": [status(429, "quota", Retry_After="86400")]}
     engine = opened(server.url)
     with pytest.raises(Stopped, match="asks to wait 86400 seconds"):
@@ -234,18 +234,18 @@ def test_a_dripping_server_is_given_up_after_the_timeout(server: Server) -> None
     assert made["key of p"].text == "x"
 
 
-def test_keys_are_asked_for_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_malformed_key_is_reported_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEST_KEY")
     with pytest.raises(InputError, match="environment variable TEST_KEY"):
         opened("https://api.example.com/v1")
-    opened("http://localhost:8000/v1").close()  # one's own machine needs none
+    opened("http://localhost:8000/v1").close()  # the local machine needs none
     monkeypatch.setenv("TEST_KEY", "secret\nsecond line")
     with pytest.raises(InputError, match="characters") as caught:
         opened("https://api.example.com/v1")
     assert "secret" not in str(caught.value)
 
 
-def test_a_slash_at_the_end_does_not_pay_for_everything_again() -> None:
+def test_a_trailing_slash_in_base_url_makes_no_difference() -> None:
     assert OpenAIOptions(base_url="http://h/v1/") == OpenAIOptions(base_url="http://h/v1")
 
 
@@ -276,11 +276,11 @@ def test_traces_with_counts_and_cost_reach_the_store(server: Server, tmp_path: A
     server.scripts = {"two": [reply("4", reasoning="2 + 2", usage={"prompt_tokens": 7, "completion_tokens": 30})]}
     problem = Problem("p/1", "two", "4", "exact", "test")
     store, shown = Store(tmp_path), []
-    wishes = generation.wanted([("problem", problem)], f"{server.url}#tiny", Sampling(), 2)
+    samples = generation.wanted([("problem", problem)], f"{server.url}#tiny", Sampling(), 2)
     context: Any = SimpleNamespace(
         stopping=lambda: False, progress=lambda done, total, **figures: shown.append(figures)
     )
-    generation.make_traces(store, wishes, lambda: opened(server.url, price_output=1e6), context)
+    generation.make_traces(store, samples, lambda: opened(server.url, price_output=1e6), context)
     rows = store.rows("SELECT * EXCLUDE (created) FROM traces")
     assert [(r["prompt_tokens"], r["thinking_tokens"] + r["answer_tokens"], r["thinking"]) for r in rows] == [
         (7, 30, "2 + 2")
@@ -294,12 +294,12 @@ def test_traces_with_counts_and_cost_reach_the_store(server: Server, tmp_path: A
 
 def test_a_cap_keeps_what_was_paid_for(server: Server, tmp_path: Any) -> None:
     problems = [(f"k{i}", Problem(f"p/{i}", f"p{i}", "4", "exact", "test")) for i in range(20)]
-    wishes = generation.wanted(problems, "m", Sampling(max_tokens=100), 1)
+    samples = generation.wanted(problems, "m", Sampling(max_tokens=100), 1)
     context: Any = SimpleNamespace(stopping=lambda: False, progress=lambda *args, **figures: None)
     store = Store(tmp_path)
     with pytest.raises(CapReached):
-        generation.make_traces(store, wishes, lambda: opened(server.url, price_output=1e4, max_cost=2.0), context)
-    first = store.present("traces", [w.key for w in wishes])
+        generation.make_traces(store, samples, lambda: opened(server.url, price_output=1e4, max_cost=2.0), context)
+    first = store.present("traces", [w.key for w in samples])
     assert len(first) == sum(server.asked.values()) > 0
-    generation.make_traces(store, wishes, lambda: opened(server.url), context)
-    assert len(store.present("traces", [w.key for w in wishes])) == 20 == sum(server.asked.values())
+    generation.make_traces(store, samples, lambda: opened(server.url), context)
+    assert len(store.present("traces", [w.key for w in samples])) == 20 == sum(server.asked.values())

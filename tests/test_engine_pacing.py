@@ -1,4 +1,4 @@
-"""How fast and how far an endpoint may be used: laws of the limits, on times and outcomes that the tests make up."""
+"""Rate limits, concurrency and budgets of an endpoint: their laws, on made-up times and outcomes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ amounts = st.lists(st.tuples(st.floats(0, 5), st.integers(1, 500), st.integers(1
 
 
 @given(per_minute=st.integers(1, 10_000), calls=amounts)
-def test_a_minute_never_takes_more_than_it_may(per_minute: int, calls: list[tuple[float, int, int]]) -> None:
-    """Whatever is estimated, what was really taken before a call is begun keeps to the rate, from the first call on."""
+def test_usage_never_exceeds_the_rate_per_minute(per_minute: int, calls: list[tuple[float, int, int]]) -> None:
+    """Whatever the estimates, the real usage before each call keeps to the rate, from the first call on."""
     meter, now, taken = Meter(per_minute), 0.0, 0
     for idle, estimate, real in calls:
         now = max(now + idle, meter.free_at)
@@ -32,7 +32,7 @@ def test_a_minute_never_takes_more_than_it_may(per_minute: int, calls: list[tupl
         taken += real
 
 
-def test_no_limit_never_waits_and_an_estimate_too_high_is_given_back() -> None:
+def test_no_limit_means_no_wait_and_an_overestimate_is_given_back() -> None:
     free, limited = Meter(None), Meter(60)
     free.take(5.0, 1e9)
     assert free.free_at == 5.0
@@ -42,7 +42,7 @@ def test_no_limit_never_waits_and_an_estimate_too_high_is_given_back() -> None:
     assert limited.free_at == 30.0
 
 
-def test_a_usual_call_is_the_estimate_and_never_more_than_it_may_take() -> None:
+def test_the_estimate_is_the_usual_call_and_at_most_what_it_may_take() -> None:
     usual = Usual()
     assert usual.estimate(1000) == 1000
     for _ in range(100):
@@ -51,7 +51,7 @@ def test_a_usual_call_is_the_estimate_and_never_more_than_it_may_take() -> None:
 
 
 def outcome(concurrency: Concurrency, too_much: bool = False, **how: Any) -> None:
-    """A round: as many calls as there are places, which all end like this."""
+    """One round: as many calls as there are places, all with this outcome."""
 
     async def call() -> None:
         entered = [await concurrency.enter() for _ in range(int(concurrency.limit))]
@@ -65,7 +65,7 @@ def run(what: Coroutine[Any, Any, None]) -> None:
     asyncio.run(what)
 
 
-def test_it_begins_with_few_doubles_and_keeps_to_the_most() -> None:
+def test_concurrency_starts_low_and_grows_fast_up_to_its_limit() -> None:
     concurrency = Concurrency(100)
     limits = [concurrency.limit]
     for _ in range(6):
@@ -75,10 +75,10 @@ def test_it_begins_with_few_doubles_and_keeps_to_the_most() -> None:
     assert Concurrency(2).limit == 2
 
 
-def test_too_much_halves_it_once_a_round_and_then_it_grows_slowly() -> None:
+def test_overload_halves_concurrency_once_per_round_then_it_grows_slowly() -> None:
     concurrency = Concurrency(64, first=64)
     outcome(concurrency, too_much=True)
-    assert concurrency.limit == 32  # 64 calls said it, of one round
+    assert concurrency.limit == 32  # 64 calls of one round reported it
     outcome(concurrency)
     assert 32 < concurrency.limit < 34
     for _ in range(20):
@@ -88,7 +88,7 @@ def test_too_much_halves_it_once_a_round_and_then_it_grows_slowly() -> None:
     assert concurrency.limit == 2
 
 
-def test_it_does_not_grow_while_calls_are_much_slower_or_places_are_left() -> None:
+def test_concurrency_does_not_grow_while_calls_are_slow_or_places_are_free() -> None:
     concurrency = Concurrency(64)
     outcome(concurrency)
     for _ in range(5):
@@ -107,7 +107,7 @@ def test_it_does_not_grow_while_calls_are_much_slower_or_places_are_left() -> No
 
 
 @given(st.lists(st.sampled_from(["well", "too much", "failed", "cancelled"]), max_size=60), st.integers(1, 9))
-def test_nobody_starves_and_never_more_than_the_most_go_on(ends: list[str], most: int) -> None:
+def test_no_call_starves_and_concurrency_never_exceeds_its_limit(ends: list[str], most: int) -> None:
     async def main() -> None:
         concurrency, going, done = Concurrency(most), 0, []
 
@@ -139,7 +139,7 @@ bills = st.lists(st.tuples(st.integers(0, 100), st.floats(0, 1)), max_size=40)
 
 
 @given(bills, st.integers(0, 500), st.integers(0, 500))
-def test_a_budget_is_never_exceeded_whatever_calls_really_take(
+def test_a_budget_is_never_exceeded_whatever_calls_really_cost(
     calls: list[tuple[int, float]], tokens: int, cost: int
 ) -> None:
     async def main() -> None:
@@ -160,7 +160,7 @@ def test_a_budget_is_never_exceeded_whatever_calls_really_take(
     run(main())
 
 
-def test_costs_are_exact_however_many_there_are() -> None:
+def test_the_sum_of_many_costs_is_exact() -> None:
     options = OpenAIOptions(base_url="http://h", price_input=0.1, price_cached_input=0.01, price_output=0.3)  # type: ignore[arg-type]
     prices = Prices.of(options)
     assert sum((prices.bill(1, 1).cost for _ in range(10**5)), Decimal(0)) == Decimal("0.04")
@@ -171,6 +171,6 @@ def test_costs_are_exact_however_many_there_are() -> None:
 
 
 @pytest.mark.parametrize("price", [-1, "free", 1e-7, float("nan"), True])
-def test_a_price_that_is_none_is_refused(price: Any) -> None:
+def test_an_invalid_price_is_refused(price: Any) -> None:
     with pytest.raises(ValidationError):
         OpenAIOptions(base_url="http://h", price_input=price)

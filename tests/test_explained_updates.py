@@ -1,4 +1,4 @@
-"""One query of the store explains an update: what was learned from which token, and how strongly."""
+"""One query on the store explains an update: what was learned from which token, and how strongly."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EXPLAINED = """
 
 
 def refined(directory: Path, die_at: int = 0, **changes: Any) -> tuple[Any, Store, list[GrpoMetrics]]:
-    """Three steps with a store; killed when the updates of a step are stored and no checkpoint holds them."""
+    """Train three steps with a store; killed at ``die_at``, when an update is stored that no checkpoint holds."""
     store = Store(directory)
     store.append("problems", [problem_row(p) for p in PROBLEMS])
     settings = GrpoSettings(
@@ -49,7 +49,7 @@ def refined(directory: Path, die_at: int = 0, **changes: Any) -> tuple[Any, Stor
         reward=HAS_A,
         **changes,
     )
-    model, told = student(), list[GrpoMetrics]()
+    model, metrics = student(), list[GrpoMetrics]()
     with VerifierPool(workers=1) as pool:
         names = {p.id: problem_key(p) for p in PROBLEMS}
         ledger = Ledger(store, "run", settings.sampling_at, names, pool, rewards.verifiers(HAS_A))
@@ -62,14 +62,14 @@ def refined(directory: Path, die_at: int = 0, **changes: Any) -> tuple[Any, Stor
         train_grpo(
             model, policy(model), settings, sample=lambda step, draw: PROBLEMS, reward=ledger.reward,
             checkpoints=directory / "checkpoints", recall=ledger.recall, on_rollouts=ledger.write, on_updates=learned,
-            on_step=told.append,
+            on_step=metrics.append,
         )  # fmt: skip
     store.ingest()
-    return model, store, told
+    return model, store, metrics
 
 
 def gradient_norm(rows: list[dict[str, Any]]) -> float:
-    """Of what the store says of the first update: the sum of weight, advantage and log-probability."""
+    """The gradient norm of the sum over ``rows`` of weight times advantage times log-probability."""
     model = student()
     total = torch.zeros(())
     for row in rows:
@@ -85,20 +85,22 @@ def gradient_norm(rows: list[dict[str, Any]]) -> float:
 
 
 def test_the_gradient_of_an_update_follows_from_its_rows(tmp_path: Path) -> None:
-    _, store, told = refined(tmp_path)
+    _, store, metrics = refined(tmp_path)
     rows = store.rows(EXPLAINED, [1])
     assert sum(row["weight"] * len(row["token_ids"]) for row in rows) == pytest.approx(1)
-    assert gradient_norm(rows) == pytest.approx(told[0].grad_norm, rel=1e-4)
-    assert told[0].logprob_gap == pytest.approx(
+    assert gradient_norm(rows) == pytest.approx(metrics[0].grad_norm, rel=1e-4)
+    assert metrics[0].logprob_gap == pytest.approx(
         sum(abs(a - b) for row in rows for a, b in zip(row["engine"], row["trainer"], strict=True))
         / sum(len(row["engine"]) for row in rows),
         abs=1e-6,
     )
-    assert told[0].ratio_mean == pytest.approx(1, abs=1e-4) and told[0].effective_share == pytest.approx(1, abs=1e-4)
+    assert metrics[0].ratio_mean == pytest.approx(1, abs=1e-4) and metrics[0].effective_share == pytest.approx(
+        1, abs=1e-4
+    )
 
 
-def test_what_later_updates_are_compared_with_is_in_their_rows(tmp_path: Path) -> None:
-    """Ratios are to the weights that sampled, and a KL term to the student without its adapter."""
+def test_the_rows_hold_the_logprobs_that_later_updates_are_compared_with(tmp_path: Path) -> None:
+    """Ratios compare with the weights that sampled, a KL term with the student without its adapter."""
     terms = replace(loss.RECIPES["dapo"][0], kl=0.1)
     _, store, _ = refined(tmp_path, updates=2, loss=terms)
     rows = store.rows(f"{EXPLAINED.replace('WHERE u.optimizer_step = ?', '')}")
@@ -110,7 +112,7 @@ def test_what_later_updates_are_compared_with_is_in_their_rows(tmp_path: Path) -
         second = row["optimizer_step"] % 2 == 0
         moved[second] = max(moved[second], float((present - old).abs().max()))
     assert moved[0] < 1e-5 and moved[1] > 1e-3
-    first = [row for row in rows if row["optimizer_step"] == 1]  # when the adapter is nothing yet
+    first = [row for row in rows if row["optimizer_step"] == 1]  # when the adapter still changes nothing
     assert first and all(row["reference_logprobs"] == pytest.approx(row["logprobs"], abs=1e-5) for row in first)
     last = [row for row in rows if row["optimizer_step"] == max(row["optimizer_step"] for row in rows)]
     assert any(
@@ -118,18 +120,18 @@ def test_what_later_updates_are_compared_with_is_in_their_rows(tmp_path: Path) -
     )
 
 
-def test_the_question_in_the_documentation_is_answered(tmp_path: Path) -> None:
+def test_the_query_in_the_documentation_works(tmp_path: Path) -> None:
     page = (Path(__file__).parents[1] / "docs/store.md").read_text()
-    (asked,) = (
+    (query,) = (
         part.partition("```")[0] for part in page.split("```sql\n") if "FROM updates" in part.partition("```")[0]
     )
     _, store, _ = refined(tmp_path)
-    told, rows = store.rows(asked), store.rows(EXPLAINED, [1])
-    assert len(told) == len(rows) > 0 and {row["problem_id"] for row in told} <= {p.id for p in PROBLEMS}
-    assert sorted(row["advantage"] for row in told) == sorted(row["advantage"] for row in rows)
+    answered, rows = store.rows(query), store.rows(EXPLAINED, [1])
+    assert len(answered) == len(rows) > 0 and {row["problem_id"] for row in answered} <= {p.id for p in PROBLEMS}
+    assert sorted(row["advantage"] for row in answered) == sorted(row["advantage"] for row in rows)
 
 
-def test_each_rollout_tells_the_updates_that_used_it(tmp_path: Path) -> None:
+def test_each_rollout_joins_the_updates_that_used_it(tmp_path: Path) -> None:
     _, store, _ = refined(tmp_path, updates=2)
     rows = store.rows(
         "SELECT r.trace_key, r.step, r.used, list(u.optimizer_step) AS found FROM rollouts r LEFT JOIN updates u USING (trace_key) "
@@ -140,8 +142,8 @@ def test_each_rollout_tells_the_updates_that_used_it(tmp_path: Path) -> None:
         assert set(row["found"]) <= {first, first + 1} if row["used"] else row["found"] == [None]
 
 
-def test_an_update_made_again_after_a_kill_is_the_same_rows(tmp_path: Path) -> None:
-    whole, store, told = refined(tmp_path / "whole")
+def test_an_update_repeated_after_a_kill_gives_the_same_rows(tmp_path: Path) -> None:
+    whole, store, metrics = refined(tmp_path / "whole")
     child = os.fork()
     if child == 0:
         try:
@@ -153,19 +155,19 @@ def test_an_update_made_again_after_a_kill_is_the_same_rows(tmp_path: Path) -> N
     every = "SELECT * FROM updates ORDER BY ALL"
     assert again.rows(every) == store.rows(every) != []
     assert torch.equal(weights(resumed), weights(whole))
-    assert len({row["optimizer_step"] for row in store.rows(every)}) == len([m for m in told if m.tokens])
+    assert len({row["optimizer_step"] for row in store.rows(every)}) == len([m for m in metrics if m.tokens])
 
 
-def test_components_are_kept_with_their_rollout(tmp_path: Path) -> None:
+def test_reward_components_are_stored_with_their_rollout(tmp_path: Path) -> None:
     _, store, _ = refined(tmp_path, overlong="punish", overlong_buffer=2)
     rows = store.rows("SELECT reward, components, advantages FROM rollouts")
     for row in rows:
         part = json.loads(row["components"])
         assert row["reward"] == pytest.approx(part["regex"] + 0.5 * part["linear"] + part["overlong"])
-    assert {row["advantages"] for row in rows} == {None}  # an outcome gives every token the same
+    assert {row["advantages"] for row in rows} == {None}  # an outcome reward gives every token the same advantage
 
 
-def test_phrases_of_looking_back_are_counted() -> None:
+def test_phrases_of_backtracking_and_verification_are_counted() -> None:
     text = "12 + 7 = 20. Wait, that's wrong. Let me check: 12 + 7 = 19. Waiting is no correction."
     counts = [behaviours.count(behaviours.shipped()[name], text) for name in ("backtracking", "verification")]
     assert counts == [2, 1]

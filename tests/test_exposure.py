@@ -1,4 +1,4 @@
-"""Contamination of a score: what of the evaluation a student was trained on, planted and found."""
+"""Contamination of a score: evaluation problems that are planted in a student's training data are found."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def taught(*prompts: str) -> list[dict[str, Any]]:
     return [{"problem_key": f"t{i}", "source": "s", "prompt": prompt} for i, prompt in enumerate(prompts)]
 
 
-def test_a_run_of_words_in_a_training_prompt_is_found_and_the_frame_of_all_is_none() -> None:
+def test_a_run_of_words_in_a_training_prompt_is_found_but_a_shared_frame_is_not() -> None:
     others = [FRAME + f"How much is {n} times {n} and then some more" for n in range(10, 22)]
     tasks = [
         asked("copied", FRAME + LONG.format("seven", "six")),
@@ -39,7 +39,7 @@ def test_a_run_of_words_in_a_training_prompt_is_found_and_the_frame_of_all_is_no
     assert found["copied"].ngram.startswith("a farmer has seven hens")
 
 
-def test_the_share_says_how_much_must_be_found() -> None:
+def test_overlap_must_reach_the_share() -> None:
     half = LONG.format("seven", "six").rpartition(" of which")[0] + " of which none is sold to anybody at any price"
     tasks = [asked("a", LONG.format("seven", "six"))]
     assert 0 < exposure.overlaps(taught(half), tasks, 8, 0.0)["a"].share < 0.9
@@ -65,8 +65,8 @@ stages:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve problems to learn from and eight to be measured on, two of which are also among the twelve, in other
-    words: a problems stage refuses the same text on both sides."""
+    """Twelve problems to learn from and eight to evaluate on. Two of the eight are also trained on, with other
+    spacing, as a problems stage refuses the same text on both sides."""
     directory = tmp_path_factory.mktemp("planted")
     calc = catalog.resolve("families", "calc")()
     problems = {split: [calc.generate(0, i, split) for i in range(12)] for split in ("train", "heldout")}
@@ -79,7 +79,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_pipeline(directory, text=PIPELINE)
 
 
-def test_a_duplicate_planted_in_training_stands_beside_the_score(planted: Path) -> None:
+def test_a_planted_duplicate_is_reported_beside_the_score(planted: Path) -> None:
     report = json.loads((planted / "report.json").read_text())
     assert report["base"]["contamination"] is None
     found = report["sft"]["contamination"]
@@ -92,7 +92,7 @@ def test_a_duplicate_planted_in_training_stands_beside_the_score(planted: Path) 
     assert "2 of 8 problems (25.0%) overlap with what sft trained on" in " ".join(page.split())
 
 
-def test_it_stands_beside_the_curves_of_a_search_too(planted: Path) -> None:
+def test_a_planted_duplicate_is_reported_beside_the_curves_of_a_search(planted: Path) -> None:
     report = json.loads((planted / "report.json").read_text())
     found, (point,) = report["search"]["contamination"], report["search"]["strategies"]["majority"]["points"]
     assert (found["problems"], found["share"], found["trained_by"]) == (2, 0.25, ["sft"])
@@ -107,11 +107,11 @@ def test_the_evidence_names_both_problems(planted: Path) -> None:
         "SELECT e.label, a.prompt AS asked, t.prompt AS taught, e.share FROM exposure e "
         "JOIN problems a USING (problem_key) JOIN problems t ON t.problem_key = e.taught_key"
     )
-    assert sorted(row["label"] for row in rows) == ["model", "model", "sft", "sft"]  # of search, and of evaluate
+    assert sorted(row["label"] for row in rows) == ["model", "model", "sft", "sft"]  # from search and from evaluate
     assert all(row["asked"].split() == row["taught"].split() and row["share"] == 1.0 for row in rows)
 
 
-def test_what_a_stage_read_that_keeps_no_record_is_not_said_to_be_looked_at(planted: Path) -> None:
+def test_a_stage_without_a_record_of_its_data_is_reported_as_unrecorded(planted: Path) -> None:
     sft = manifests.current(planted, "sft")
     assert sft
     grown = replace(sft, stage="pretrain", identity=replace(sft.identity, inputs={}))

@@ -1,4 +1,4 @@
-"""What runs on a GPU, tried on machines without one, as far as that goes: see `fake_cuda`."""
+"""The tests for a GPU, run on machines without one as far as that is possible: see `fake_cuda`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-# Not NF4, for bitsandbytes looks behind torch's back, and not several devices.
+# Not NF4, as bitsandbytes bypasses torch, and not several devices.
 ONE_DEVICE = "(cuda or fake_cuda_checks) and not nf4"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here, which fake_cuda needs")
-def test_what_is_for_a_gpu_runs_on_a_fake_one() -> None:
+def test_the_tests_for_a_gpu_run_on_a_fake_one() -> None:
     command = [
         sys.executable, "-m", "pytest", "-p", "fake_cuda", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", ONE_DEVICE,
         HERE / "test_gpu.py", HERE / "fake_cuda_checks.py",

@@ -1,4 +1,4 @@
-"""Problem families: endless, stable, split by structure, and their verifiers agree with their authors."""
+"""Problem families: endless, stable, split by structure, and their verifiers accept their own solutions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def judge(problem: Problem, answer: str) -> Outcome:
 @by_name
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 1000), index=indices, split=st.sampled_from(["train", "heldout"]))
-def test_a_problem_is_a_pure_function_and_its_author_is_right(family: Family, seed: int, index: int, split: str):
+def test_a_problem_is_a_pure_function_and_its_solution_is_correct(family: Family, seed: int, index: int, split: str):
     problem = family.generate(seed, index, split)
     assert problem == family.generate(seed, index, split)
     assert (problem.split, problem.source) == (split, family.name)
@@ -66,7 +66,7 @@ def test_a_mutated_answer_is_rejected(family: Family, index: int):
 @by_name
 @settings(max_examples=40, deadline=None)
 @given(index=indices)
-def test_a_slip_in_every_line_keeps_the_form(family: Family, index: int):
+def test_a_solution_with_a_slip_in_every_line_keeps_its_form(family: Family, index: int):
     problem = family.generate(0, index, "train")
     careful, careless = family.solve(problem), family.solve(problem, 1.0, generator("slips", index))
     assert careless.thinking != careful.thinking
@@ -84,21 +84,21 @@ def test_splits_share_neither_prompt_nor_structure(family: Family):
 
 
 @by_name
-def test_ids_name_prompts(family: Family):
+def test_ids_and_prompts_correspond_one_to_one(family: Family):
     problems = [family.generate(0, index, "train") for index in range(2000)]
     assert len({p.id for p in problems}) == len({p.prompt for p in problems})
 
 
-def test_logic_splits_are_apart_under_renaming_of_variables():
+def test_logic_structures_do_not_depend_on_variable_names():
     problem = Logic().generate(0, 5, "heldout")
     assert problem.structure is not None and not re.search(r"\b[abc]\b", problem.structure)
 
 
-def test_ids_are_stable_for_ever():
+def test_ids_never_change():
     assert [family.generate(0, 0, "train").id for family in FAMILIES] == EXPECTED_IDS
 
 
-def test_the_spaces_are_as_large_as_documented():
+def test_the_families_are_as_large_as_documented():
     assert chains(3) > 1e8 and chains(5) > 1e12
     assert functions() == (5542, 207200)
 
@@ -109,17 +109,19 @@ def test_an_unknown_split_is_named():
 
 
 @given(result=st.integers(-99, 99), index=indices)
-def test_a_slip_is_never_the_truth(result: int, index: int):
+def test_a_slip_never_gives_the_right_result(result: int, index: int):
     assert slipped(result, generator("slip", index)) != result
 
 
 @by_name
-def test_the_data_card_says_what_the_family_makes(family: Family):
-    """Its example is right, its working is the careful author's, and its licence and verifier are the code's."""
+def test_the_data_card_agrees_with_the_family(family: Family):
+    """Its example is correct, and it names the family's verifier, module and licence."""
     text = (Path(__file__).parents[1] / "data_cards" / f"{family.name}.md").read_text()
     made = family.generate(0, 0, "train")
     prompt, answer = re.search(r"\*\*Example\.\*\* `(.+?)` → `(.+?)`", text).groups()
-    reference = prompt.partition(": ")[2] if family.name == "logic" else answer  # the verifier works the table out
+    reference = (
+        prompt.partition(": ")[2] if family.name == "logic" else answer
+    )  # the verifier computes the table from the formula
     example = replace(made, prompt=prompt, reference=reference)
     assert judge(example, answer) is Outcome.CORRECT
     assert judge(example, answer.replace(answer[-1], "7" if answer[-1] != "7" else "8")) is not Outcome.CORRECT

@@ -1,4 +1,4 @@
-"""Requests that come to be wanted while others are answered: the feed alone, and each engine reading from one."""
+"""Requests that arrive while others are answered: the feed alone, and each engine reading from one."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from distill.types import Request, Sampling
 from pipeline.errors import InputError
 
 PATIENCE = 60.0
-"""Seconds after which something that must come has not come; never waited for where all is well."""
+"""Seconds to wait for what must happen; a passing test never waits that long."""
 
 
 def request(name: str) -> Request:
     return Request(name, ({"role": "user", "content": name},), Sampling(max_tokens=4))
 
 
-def test_it_gives_by_rank_then_nothing_just_now_then_its_end() -> None:
+def test_a_feed_yields_by_rank_then_none_while_requests_are_open_then_ends() -> None:
     feed = Feed(never)
     for rank, name in [((1, 0), "b"), ((0, 1), "a1"), ((0, 0), "a0")]:
         feed.put(rank, request(name))
     assert wanted_now(iter(feed), -3) == []  # vLLM holds pieces of responses beside requests
     assert [one.key for one in wanted_now(iter(feed), 2)] == ["a0", "a1"]
     assert [one.key for one in wanted_now(iter(feed), 5)] == ["b"]
-    assert next(feed) is None  # three are unanswered
+    assert next(feed) is None  # three are not answered yet
     feed.put((0, 2), request("a2"))
     feed.end()
     assert [one.key for one in wanted_now(iter(feed), 5)] == ["a2"]
     assert list(feed) == []
 
 
-def test_it_waits_while_nothing_is_unanswered() -> None:
+def test_a_feed_waits_while_no_request_is_open() -> None:
     feed = Feed(never)
     feed.put((0,), request("first"))
     assert next(feed) == request("first")
@@ -52,9 +52,9 @@ def test_it_waits_while_nothing_is_unanswered() -> None:
     assert list(feed) == []
 
 
-def test_it_ends_where_the_run_is_stopped() -> None:
-    asked = iter([False, True])
-    feed = Feed(lambda: next(asked))
+def test_a_feed_ends_when_the_run_is_stopped() -> None:
+    stopped = iter([False, True])
+    feed = Feed(lambda: next(stopped))
     threading.Thread(target=feed.tell).start()
     assert list(feed) == []
 
@@ -68,7 +68,7 @@ def embedded(request: pytest.FixtureRequest) -> Iterator[TransformersEngine]:
 
 
 def answers(engine: Engine, chains: int, length: int, later: Callable[[Callable[[], None]], None]) -> list[str]:
-    """Chains of requests, each of which is wanted when the one before is answered. ``later`` does it."""
+    """Sample chains of requests, each put by ``later`` when the one before is answered; returns the answered keys."""
     feed, made, left = Feed(never), [], threading.Semaphore(0)
     for chain in range(chains):
         feed.put((chain, 0), request(f"{chain:c>3} a"))
@@ -103,7 +103,7 @@ def elsewhere(do: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("later", [at_once, elsewhere])
-def test_the_embedded_engine_goes_on_while_more_comes(
+def test_the_embedded_engine_takes_requests_that_arrive_while_it_samples(
     embedded: TransformersEngine, later: Callable[[Callable[[], None]], None]
 ) -> None:
     made = answers(embedded, chains=20, length=4, later=later)
@@ -122,7 +122,9 @@ def opened(server: Server, concurrency: int) -> openai.OpenAIEngine:
 
 
 @pytest.mark.parametrize("later", [at_once, elsewhere])
-def test_the_api_engine_goes_on_while_more_comes(server: Server, later: Callable[[Callable[[], None]], None]) -> None:
+def test_the_api_engine_takes_requests_that_arrive_while_it_samples(
+    server: Server, later: Callable[[Callable[[], None]], None]
+) -> None:
     engine = opened(server, concurrency=4)
     made = answers(engine, chains=10, length=4, later=later)
     engine.close()
@@ -130,8 +132,8 @@ def test_the_api_engine_goes_on_while_more_comes(server: Server, later: Callable
     assert server.asked == dict.fromkeys(made, 1)
 
 
-def test_the_api_engine_takes_up_news_while_every_other_call_is_still_out(server: Server) -> None:
-    """No round ends: a request that comes while one caller is busy and one has nothing is begun at once."""
+def test_the_api_engine_takes_a_request_while_every_other_call_is_in_flight(server: Server) -> None:
+    """No round has to end: a request that arrives while one caller is busy and one is idle begins at once."""
     reached, go = threading.Event(), threading.Event()
 
     def slow(handler: Handler) -> None:
@@ -159,7 +161,7 @@ def test_the_api_engine_takes_up_news_while_every_other_call_is_still_out(server
     assert sorted(made) == ["second", "slow"]
 
 
-def test_an_api_engine_that_fails_wakes_those_who_wait(server: Server) -> None:
+def test_a_failing_api_engine_does_not_wait_for_more_requests(server: Server) -> None:
     server.otherwise = status(401)
     feed = Feed(never)
     feed.put((0,), request("refused"))

@@ -43,7 +43,7 @@ STEPS = 5
 
 
 def trained(device: str, directory: Path, kind: str = "lora", stop_at: int = 0, **changes: Any) -> tuple[Any, Any]:
-    """The weights and losses of a short training on a device, which ends before its time after step ``stop_at``."""
+    """The weights and losses of a short training on a device, stopped early after step ``stop_at`` if that is not 0."""
     made, metrics = made_of(kind).to(device), list[Any]()
     settings = TrainSettings(OptimizerSettings(1e-3), batch_size=4, steps=STEPS, micro_batch_tokens=30, **changes)
     with suppress(Stopped):
@@ -73,8 +73,8 @@ def test_packed_rows_see_only_themselves(device: str) -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "full", "checkpointing"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_device_learns_what_a_cpu_does(device: str, kind: str, tmp_path: Path) -> None:
-    """With gradient checkpointing too, whose second pass a GPU makes in a thread of its own."""
+def test_training_on_a_device_equals_training_on_a_cpu(device: str, kind: str, tmp_path: Path) -> None:
+    """Also with gradient checkpointing, whose second pass runs in another thread on a GPU."""
     found, losses = trained(device, tmp_path / "there", kind)
     expected, known = trained("cpu", tmp_path / "here", "full" if kind == "full" else "lora")
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
@@ -82,7 +82,7 @@ def test_a_device_learns_what_a_cpu_does(device: str, kind: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_run_that_was_stopped_goes_on_on_a_device(device: str, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_on_a_device(device: str, tmp_path: Path) -> None:
     _, first = trained(device, tmp_path / "run", stop_at=2)
     found, rest = trained(device, tmp_path / "run")
     expected, losses = trained(device, tmp_path / "whole")
@@ -91,8 +91,8 @@ def test_a_run_that_was_stopped_goes_on_on_a_device(device: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_half_precision_attends_by_a_fused_kernel(device: str) -> None:
-    """With no other allowed torch says so if it cannot serve what it is given: few key-value heads, rows packed."""
+def test_half_precision_attention_uses_a_fused_kernel(device: str) -> None:
+    """With only one kernel allowed, torch raises if it cannot serve the inputs: few key-value heads, packed rows."""
     network = tiny(head_dim=64, max_position_embeddings=512).to(device)
     packed = pack(probes(300, 310, 400), device)
     found = []
@@ -106,7 +106,7 @@ def test_half_precision_attends_by_a_fused_kernel(device: str) -> None:
 
 
 class Planned(TorchFunctionMode):
-    """Whether cuDNN might serve each attention that is asked for."""
+    """Records for each call of attention whether cuDNN may serve it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Planned(TorchFunctionMode):
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=cuda)])
 def test_no_kernel_is_planned_for_each_shape_of_a_pack(device: str) -> None:
-    """cuDNN's are, in half a second each. In the second pass of gradient checkpointing, too."""
+    """cuDNN plans a kernel per shape, half a second each; also in the second pass of gradient checkpointing."""
     network, batch = made_of("checkpointing").to(device).train(), pack(probes(20, 23, 31), device)
     with Planned() as planned:
         logprobs(network, batch).sum().backward()
@@ -129,9 +129,9 @@ def test_no_kernel_is_planned_for_each_shape_of_a_pack(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_device_samples_from_what_it_trains(device: str, tmp_path: Path) -> None:
-    """GRPO: the engine's log-probabilities are the trainer's, after updates too, and the student leaves its reference,
-    which is what it began as."""
+def test_a_device_samples_from_the_weights_it_trains(device: str, tmp_path: Path) -> None:
+    """GRPO: the engine's log-probabilities equal the trainer's, after updates too, and the student moves away from its
+    reference, which is how it began."""
     made = test_rl.student().to(device)
     metrics, _ = test_rl.grpo(made, tmp_path, steps=3, loss=PolicyLoss(kl=0.1))
     assert max(m.logprob_gap for m in metrics) < 1e-4
@@ -139,14 +139,14 @@ def test_a_device_samples_from_what_it_trains(device: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_bf16_stays_near_full_precision(device: str, tmp_path: Path) -> None:
+def test_bf16_losses_stay_close_to_full_precision(device: str, tmp_path: Path) -> None:
     half, full = (trained(device, tmp_path / p, precision=p)[1] for p in ("bf16", "fp32"))
     assert half == pytest.approx(full, rel=0.05)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_nf4_learns_and_is_merged_as_it_was_trained(device: str, tmp_path: Path) -> None:
-    """QLoRA; what is written is compared with what was trained by `export_student`."""
+    """QLoRA; `export_student` itself compares the exported weights with the trained ones."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra: qlora)")
     model(lora=False).save_pretrained(tmp_path / "base")
     chat_tokenizer().save_pretrained(tmp_path / "base")
@@ -159,8 +159,8 @@ def test_nf4_learns_and_is_merged_as_it_was_trained(device: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=several), pytest.param("fsdp", marks=several)])
-def test_two_gpus_learn_what_one_does(parallel: Any, tmp_path: Path) -> None:
-    """By NCCL; ranks that the run starts itself."""
+def test_two_gpus_learn_the_same_as_one(parallel: Any, tmp_path: Path) -> None:
+    """Over NCCL, with ranks that the run starts itself."""
     made = partial(trained, "cuda" if parallel == "ddp" else "cpu")
     found, losses = made(tmp_path / "two", devices=2, parallel=parallel)
     expected, known = trained("cuda", tmp_path / "one")

@@ -1,4 +1,4 @@
-"""What is computed from half-precision tensors, but not in half precision: norms' statistics, and sums over tiles."""
+"""Computations on half-precision tensors that are done in full precision: statistics of norms, and sums over tiles."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from distill.training.lean import _rms_norm  # noqa: E402
 
 
 @pytest.mark.parametrize("half_weight", [False, True], ids=["fp32 weight", "bf16 weight"])
-def test_a_norm_of_half_precision_is_rounded_once_at_its_end_forward_and_backward(half_weight: bool) -> None:
-    """Of statistics in bf16, 1 / 256 wide of the mark, some third of all results would be another number."""
+def test_a_norm_in_half_precision_rounds_only_its_result_forward_and_backward(half_weight: bool) -> None:
+    """With statistics in bf16, which are off by up to 1 / 256, about a third of all results would differ."""
     torch.manual_seed(0)
     x, g = (torch.randn(300, 96).bfloat16() for _ in range(2))
     weight = torch.randn(96).bfloat16()
@@ -35,8 +35,8 @@ def test_a_norm_of_half_precision_is_rounded_once_at_its_end_forward_and_backwar
             assert (ours != exact.bfloat16()).float().mean() < 1e-3
 
 
-def test_the_tiles_of_a_head_are_added_up_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand tiles of about equal parts: a sum in bf16 stands still after some 256 of them."""
+def test_the_tiles_of_a_head_are_summed_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand tiles of about equal parts: a sum in bf16 stops growing after about 256 of them."""
     monkeypatch.setattr(head, "WIDTH", 8)
     torch.manual_seed(0)
     hidden = (torch.randn(12, 16) / 16).bfloat16().float().requires_grad_()
@@ -54,11 +54,11 @@ def test_the_tiles_of_a_head_are_added_up_in_full_precision(monkeypatch: pytest.
 
 @pytest.mark.parametrize("largest", [10.0, 40.0, 200.0])
 @pytest.mark.parametrize("place", [0, 5, 4095], ids=["first tile", "within", "last tile"])
-def test_what_many_tiles_hold_of_next_to_nothing_is_not_lost(
+def test_tiny_probabilities_in_many_tiles_are_not_lost(
     largest: float, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sure label: each of 255 tiles has 1/25,000 of all, less than the rounding of a logarithm as large as the logits
-    adds up to; together they are all that is to be learned."""
+    """The label is almost certain. Each of 255 tiles holds 1/25,000 of the probability, less than the rounding error of
+    a logarithm as large as the logits; together they are all that is to be learned."""
     monkeypatch.setattr(head, "WIDTH", 16)
     weight = torch.randn(4096, 16, generator=torch.Generator().manual_seed(0)) / 50
     weight[:, 0] = largest - math.log(4096 / 1e-2)
@@ -67,7 +67,7 @@ def test_what_many_tiles_hold_of_next_to_nothing_is_not_lost(
     hidden[:, 0] = 1
     hidden.requires_grad_()
     values, entropy = head.through(hidden, weight, label, 1.0, True, torch.float32)
-    table = (hidden.detach() @ weight.t()).double().log_softmax(-1)  # of logits as they are, rounded
+    table = (hidden.detach() @ weight.t()).double().log_softmax(-1)  # of the logits as they are, rounded
     torch.testing.assert_close(values.double(), table[:, place], atol=0, rtol=1e-4)
     torch.testing.assert_close(entropy.double(), -(table.exp() * table).sum(-1), atol=0, rtol=1e-4)
     (back,) = torch.autograd.grad(values.sum(), hidden)

@@ -1,4 +1,4 @@
-"""Tasks for lm-evaluation-harness: what is written, how it judges, and, where it is installed, what it says of a model."""
+"""Tasks for lm-evaluation-harness: what is written, how it judges, and, if it is installed, how it scores a model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def utils(directory: Path) -> ModuleType:
     return module
 
 
-def test_a_task_a_family_and_a_group_of_all(tmp_path: Path) -> None:
+def test_there_is_one_task_per_source_and_a_group_of_all(tmp_path: Path) -> None:
     group, tasks = harness.write(tmp_path, "Mine", [*CALC, PUZZLE], plainly, 64)
     assert (group, tasks) == ("mine", {"mine_my_puzzles_2": 1, "mine_calc": 3})
     assert yaml.safe_load((tmp_path / "mine.yaml").read_text())["task"] == list(tasks)
@@ -43,17 +43,17 @@ def test_a_task_a_family_and_a_group_of_all(tmp_path: Path) -> None:
     assert "max_gen_toks: 64" in without and "process_results: !function utils.judged" in without
 
 
-def test_its_answers_are_judged_by_the_verifiers_of_the_problems(tmp_path: Path) -> None:
+def test_answers_are_judged_by_the_verifiers_of_the_problems(tmp_path: Path) -> None:
     harness.write(tmp_path, "mine", CALC, plainly, 64)
     judge = utils(tmp_path)
     docs = judge.dataset(problems="mine_calc.jsonl", version=1.0)["test"]
     assert [doc["prompt"] for doc in docs] == [problem.prompt for problem in CALC]
     assert judge.judged(docs[0], [CALC[0].reference]) == {"pass_at_1": 1.0}
     assert judge.judged(docs[0], [f"<think>\n{CALC[0].reference}\n</think>\n\n-1"]) == {"pass_at_1": 0.0}
-    assert judge.judged({**docs[0], "reference": "\\frac{"}, ["7"]) == {}  # nothing to compare with: no score
+    assert judge.judged({**docs[0], "reference": "\\frac{"}, ["7"]) == {}  # an invalid reference gives no score
 
 
-def test_the_prompting_of_the_stage_is_kept_and_what_the_harness_cannot_ask_is_told(tmp_path: Path) -> None:
+def test_the_prompting_is_kept_and_a_prefill_is_refused(tmp_path: Path) -> None:
     ask = asking(PromptingSettings(template="{{ prompt }} Think.", system="Sys"))
     harness.write(tmp_path, "mine", CALC[:1], ask, 64)
     row = json.loads((tmp_path / "mine_calc.jsonl").read_text())
@@ -62,13 +62,13 @@ def test_the_prompting_of_the_stage_is_kept_and_what_the_harness_cannot_ask_is_t
         harness.write(tmp_path, "mine", CALC[:1], asking(PromptingSettings(prefill="<think>\nSo")), 64)
 
 
-def test_names_that_would_be_one_task_are_told(tmp_path: Path) -> None:
+def test_sources_with_the_same_task_name_are_refused(tmp_path: Path) -> None:
     twins = [Problem(str(i), "?", "1", "math", name) for i, name in enumerate(("a-b", "a b"))]
     with pytest.raises(InputError, match="both become task mine_a_b"):
         harness.write(tmp_path, "mine", twins, plainly, 64)
 
 
-def test_where_thinking_ends_is_an_id_or_the_tag(tmp_path: Path) -> None:
+def test_the_end_of_thinking_is_a_token_id_or_the_tag(tmp_path: Path) -> None:
     assert harness.end_of_thinking(modelspec.EMBEDDED / "teacher") == 4
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": []}))
     assert harness.end_of_thinking(tmp_path) == "</think>"
@@ -77,7 +77,7 @@ def test_where_thinking_ends_is_an_id_or_the_tag(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline whose problems are made, and nothing else."""
+    """A pipeline of which only the problems are made."""
     where = tmp_path_factory.mktemp("harness")
     families = [{"family": name, "train": 1, "heldout": 4} for name in ("calc", "code")]
     evaluate = {
@@ -101,7 +101,7 @@ def written(workspace: Path, capsys: pytest.CaptureFixture[str], *model: str) ->
     return found
 
 
-def test_the_command_writes_the_held_out_problems_and_says_how_to_run_them(
+def test_the_command_writes_the_heldout_problems_and_prints_how_to_run_them(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = written(workspace, capsys, "teacher")
@@ -114,7 +114,7 @@ def test_the_command_writes_the_held_out_problems_and_says_how_to_run_them(
     ("model", "why"),
     [("mien", "evaluates no model 'mien'; did you mean 'mine'?"), ("mine", "mine: has no directory here")],
 )
-def test_a_model_that_is_not_there_is_one_line(
+def test_an_unknown_or_unmade_model_is_refused(
     workspace: Path, capsys: pytest.CaptureFixture[str], model: str, why: str
 ) -> None:
     with pytest.raises(InputError, match=why):

@@ -87,17 +87,17 @@ def test_traces_in_columns_are_imported_verified_and_selected(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("said", "told"), [("<think>one</think>\\boxed{4}", False), ("<mull>one</mull>\\boxed{4}", True)]
+    ("text", "noted"), [("<think>one</think>\\boxed{4}", False), ("<mull>one</mull>\\boxed{4}", True)]
 )
-def test_traces_without_thinking_are_told(tmp_path: Path, said: str, told: bool) -> None:
-    """Whose tags are not ours, say: else a student would learn to answer without reasoning, and nobody would know."""
-    rows = [{"q": "2 + 2", "said": said, "a": "#### 4"}, {"q": "1 + 3", "said": "<think>b</think>4", "a": "#### 4"}]
+def test_traces_without_thinking_are_noted(tmp_path: Path, text: str, noted: bool) -> None:
+    """For example because their tags are not ours: a student would learn, unnoticed, to answer without reasoning."""
+    rows = [{"q": "2 + 2", "said": text, "a": "#### 4"}, {"q": "1 + 3", "said": "<think>b</think>4", "a": "#### 4"}]
     heard = Heard()
     run(tmp_path, write(tmp_path / "t.jsonl", rows), COLUMNS.replace("thinking: thought, ", ""), listener=heard)
-    assert any("1 of 2 traces hold no thinking" in note and "`tags`" in note for note in heard.notes) == told
+    assert any("1 of 2 traces hold no thinking" in note and "`tags`" in note for note in heard.notes) == noted
 
 
-def test_the_order_of_the_file_does_not_change_what_a_trace_is(tmp_path: Path) -> None:
+def test_the_order_of_the_file_does_not_change_the_keys_of_traces(tmp_path: Path) -> None:
     keys = []
     for name, rows in (("a", ROWS), ("b", ROWS[::-1])):
         (tmp_path / name).mkdir()
@@ -107,7 +107,7 @@ def test_the_order_of_the_file_does_not_change_what_a_trace_is(tmp_path: Path) -
 
 
 @pytest.mark.skipif(not SAMPLE.is_file(), reason="../shared/data/r1_traces_sample.json is not there")
-def test_real_r1_traces_go_through(tmp_path: Path) -> None:
+def test_real_r1_traces_are_imported_verified_and_selected(tmp_path: Path) -> None:
     columns = "prompt: problem, thinking: message_thinking, answer: message_content, reference: gtruth_answer"
     (imported, verified, selected), store = run(tmp_path, SAMPLE, columns)
     assert imported.figures["members"] == 5
@@ -116,7 +116,7 @@ def test_real_r1_traces_go_through(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")])
-def test_conversations(names: tuple[str, ...]) -> None:
+def test_conversations_are_read_under_both_naming_schemes(names: tuple[str, ...]) -> None:
     role, content, user, assistant = names
     turns = [
         {role: "system", content: "Be brief."},
@@ -125,8 +125,8 @@ def test_conversations(names: tuple[str, ...]) -> None:
     ]
     columns = TraceColumns(messages="m")
     for value in (turns, json.dumps(turns)):
-        said = columns.read(Row(Path("f.jsonl"), 7, {"m": value}))
-        assert (said.system, said.prompt, said.thinking, said.answer, said.closed) == (
+        found = columns.read(Row(Path("f.jsonl"), 7, {"m": value}))
+        assert (found.system, found.prompt, found.thinking, found.answer, found.closed) == (
             "Be brief.",
             "2 + 2",
             "two",
@@ -135,7 +135,7 @@ def test_conversations(names: tuple[str, ...]) -> None:
         )
 
 
-def test_thinking_inside_the_answer_column() -> None:
+def test_thinking_inside_the_answer_column_is_split_off() -> None:
     columns = TraceColumns(answer="a")
     closed = columns.read(Row(Path("f"), 1, {"a": "<think>two</think>4"}))
     cut = columns.read(Row(Path("f"), 1, {"a": "<think>two and"}))
@@ -158,7 +158,7 @@ def test_thinking_inside_the_answer_column() -> None:
         [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2,
     ],
 )
-def test_a_conversation_that_is_none_is_told_with_its_line(value: Any) -> None:
+def test_an_invalid_conversation_is_reported_with_its_line(value: Any) -> None:
     with pytest.raises(InputError, match=r"^f\.jsonl:7: "):
         TraceColumns(messages="m").read(Row(Path("f.jsonl"), 7, {"m": value}))
 
@@ -174,7 +174,7 @@ def test_bad_rows_stop_the_run_or_are_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("columns", ["messages: m, answer: a", "prompt: q", "answer: a"])
-def test_half_a_mapping_is_an_input_error_at_load(tmp_path: Path, columns: str) -> None:
+def test_an_incomplete_mapping_of_columns_is_refused_when_the_yaml_is_read(tmp_path: Path, columns: str) -> None:
     with pytest.raises(InputError, match="import"):
         run(tmp_path, write(tmp_path / "t.jsonl", ROWS), columns)
 
@@ -188,7 +188,7 @@ def test_tests_of_code_are_gathered_from_columns() -> None:
     assert reference == {"test": "def check(c): assert c(1) == 2", "entry_point": "f"}
 
 
-def test_a_reference_that_is_no_tests_is_told_with_its_row() -> None:
+def test_a_code_reference_without_tests_is_reported_with_its_row() -> None:
     row = Row(Path("f.jsonl"), 7, {"q": "Add them.", "a": "4"})
     with pytest.raises(InputError, match=r"^f\.jsonl:7: the verifier 'code' cannot judge any answer .*: .*no tests"):
         ProblemColumns("q", "a").problem(row, "code", "s", "train", "MIT")
@@ -202,13 +202,13 @@ def test_a_verify_stage_whose_verifier_can_judge_nothing_is_refused(tmp_path: Pa
         run(tmp_path, path, "prompt: q, answer: a, reference: r", verify="traces: import, verifier: code")
 
 
-def test_a_row_of_several_generations_is_several_traces_and_a_bad_one_is_told_by_its_place(tmp_path: Path) -> None:
-    said = "<think>\nso\n</think>\n\\boxed{%d}"
+def test_a_row_of_generations_is_several_traces_and_a_bad_one_is_named(tmp_path: Path) -> None:
+    response = "<think>\nso\n</think>\n\\boxed{%d}"
     rows = [
-        {"q": "1 + 1", "r": "2", "g": [said % 2, said % 3, "", said % 2], "ok": [True, False, True, True]},
-        {"q": "2 + 2", "r": "4", "g": json.dumps([said % 4]), "ok": None},
-        {"q": "3 + 3", "r": "6", "g": [said % 6], "ok": [True, False]},
-        {"q": "", "r": "8", "g": [said % 8, said % 9], "ok": [True, True]},
+        {"q": "1 + 1", "r": "2", "g": [response % 2, response % 3, "", response % 2], "ok": [True, False, True, True]},
+        {"q": "2 + 2", "r": "4", "g": json.dumps([response % 4]), "ok": None},
+        {"q": "3 + 3", "r": "6", "g": [response % 6], "ok": [True, False]},
+        {"q": "", "r": "8", "g": [response % 8, response % 9], "ok": [True, True]},
     ]
     columns = "prompt: q, reference: r, generations: g, flags: ok"
     with pytest.raises(InputError, match=r"t\.jsonl:1: column 'g', item 3: is empty"):
@@ -237,7 +237,7 @@ def test_a_row_of_several_generations_is_several_traces_and_a_bad_one_is_told_by
         (COLUMNS.replace("prompt: q", 'prompt: "{{ query }}"'), "t.jsonl:1: '{{ query }}': 'query' is undefined"),
     ],
 )
-def test_a_column_that_is_not_there_is_told_before_anything_runs(columns: str, said: str, tmp_path: Path) -> None:
+def test_a_missing_column_is_refused_before_anything_runs(columns: str, said: str, tmp_path: Path) -> None:
     first = "  first: {kind: problems, sources: [{family: calc, train: 2}]}\n"
     text = PIPELINE.format(file=write(tmp_path / "t.jsonl", ROWS), columns=columns, verify="traces: import")
     (tmp_path / "p.yaml").write_text(text.replace("stages:\n", f"stages:\n{first}"))
@@ -248,7 +248,7 @@ def test_a_column_that_is_not_there_is_told_before_anything_runs(columns: str, s
     assert not list(workspace.path.glob("manifests/*/*.json"))
 
 
-def test_take_is_of_traces_and_reads_no_further(tmp_path: Path) -> None:
+def test_take_counts_traces_and_reads_no_further(tmp_path: Path) -> None:
     rows = [{"q": "1 + 1", "r": "2", "g": ["\\boxed{2}", "\\boxed{3}"]}, {"q": "2 + 2", "r": "4", "g": "none"}]
     columns = "prompt: q, reference: r, generations: g, take: 2"
     (imported, *_), _ = run(tmp_path, write(tmp_path / "t.jsonl", rows), columns)

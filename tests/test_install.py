@@ -1,4 +1,4 @@
-"""The wheel, installed into an environment of its own, alone and beside a package that takes our names."""
+"""The wheel, installed into its own environment, alone and beside a package that takes one of our names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ packages = ["pipeline"]
 
 
 def alone() -> dict[str, str]:
-    """The environment without a PYTHONPATH, on which pip would find us installed."""
+    """The environment variables without PYTHONPATH, on which pip would find us installed already."""
     return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
 
@@ -43,7 +43,7 @@ def wheel(source: Path, into: Path) -> Path:
 
 
 class Environment:
-    """A virtual environment with our wheel; the dependencies are this environment's own."""
+    """A virtual environment with our wheel and the dependencies of the current environment."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -74,7 +74,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 
 @pytest.mark.slow
-def test_the_installed_wheel_brings_starters_and_models(environment: Environment) -> None:
+def test_the_installed_wheel_contains_starters_and_models(environment: Environment) -> None:
     script = str(environment.python.with_name("distill"))
     where = environment.run(str(environment.python), "-c", "import distill; print(distill.__file__)").stdout
     assert where.startswith(str(environment.directory / "venv"))
@@ -87,16 +87,16 @@ def test_the_installed_wheel_brings_starters_and_models(environment: Environment
 
 
 @pytest.mark.slow
-def test_a_package_that_takes_our_name_is_one_clear_line(environment: Environment, tmp_path: Path) -> None:
+def test_a_package_that_takes_our_name_is_reported_in_one_line(environment: Environment, tmp_path: Path) -> None:
     stranger = tmp_path / "stranger"
     (stranger / "pipeline").mkdir(parents=True)
     (stranger / "pipeline/__init__.py").write_text("VERSION = 1\n")
     (stranger / "pyproject.toml").write_text(STRANGER)
     environment.install(wheel(stranger, tmp_path / "built"))
     for command in ([str(environment.python.with_name("distill"))], [str(environment.python), "-m", "distill"]):
-        said = environment.run(*command, "list")
-        assert said.returncode == 2
-        assert "another package shadows or has overwritten pipeline (" in said.stderr
-        assert said.stderr.count("\n") == 1
+        ended = environment.run(*command, "list")
+        assert ended.returncode == 2
+        assert "another package shadows or has overwritten pipeline (" in ended.stderr
+        assert ended.stderr.count("\n") == 1
     environment.install(environment.wheel, "--force-reinstall")
     assert environment.run(str(environment.python), "-m", "distill", "list").returncode == 0

@@ -1,4 +1,4 @@
-"""A judge as a stage: beside the rules on the same traces, stopped by a cap, killed, and never paid twice."""
+"""A judge as a stage: beside rules on the same traces, stopped by a cap, killed, and never paid twice."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def answer(handler: Handler) -> None:
-    """Right about the answers but for number 3, which it likes."""
+    """Judges every answer rightly except number 3, which it always accepts."""
     pieces = material(handler.body["messages"][-1]["content"])
     reply("VERDICT: correct" if pieces["answer"].startswith("3:") else honest(pieces))(handler)
 
@@ -101,7 +101,7 @@ def planned(here: Path, *overrides: str) -> StagePlan:
 SETTING = "judged.verifier.judge"
 
 
-def test_it_judges_beside_the_rules_and_both_are_there_to_be_compared(here: Path, server: Server) -> None:
+def test_verdicts_of_a_judge_and_of_rules_can_be_compared(here: Path, server: Server) -> None:
     run(here, f"{SETTING}.engine.price_output=0.0", targets=())
     rows = Store(here / "run").rows(
         "SELECT p.prompt, a.outcome AS rules, b.outcome AS judged FROM verdicts a JOIN verdicts b USING (trace_key) "
@@ -113,8 +113,8 @@ def test_it_judges_beside_the_rules_and_both_are_there_to_be_compared(here: Path
     ]
 
 
-def test_calls_tokens_and_money_are_forecast_shown_and_kept(here: Path, server: Server) -> None:
-    for _ in range(2):  # before there are traces, and with them
+def test_calls_tokens_and_cost_are_forecast_shown_and_recorded(here: Path, server: Server) -> None:
+    for _ in range(2):  # before there are traces, and after
         ahead = planned(here).forecast
         assert ahead is not None and ahead.figures == {"calls": 12, "max_tokens": 1200, "max_cost": 12.0}
         run(here, "judged.verifier=exact")
@@ -126,7 +126,7 @@ def test_calls_tokens_and_money_are_forecast_shown_and_kept(here: Path, server: 
     assert planned(here).status == "cached"
 
 
-def test_another_rubric_judges_again_and_a_price_does_not(here: Path, server: Server) -> None:
+def test_another_rubric_judges_again_but_another_price_does_not(here: Path, server: Server) -> None:
     run(here)
     assert planned(here, f"{SETTING}.engine.max_cost=99.0", f"{SETTING}.engine.concurrency=1").status == "cached"
     assert planned(here, f"{SETTING}.mode=reference").status == "cached"
@@ -139,7 +139,7 @@ def test_another_rubric_judges_again_and_a_price_does_not(here: Path, server: Se
     assert len(rows) == 2 * ROWS and KEY not in str(rows) and "TEST_KEY" not in str(rows)
 
 
-def test_a_cap_stops_it_and_a_higher_one_goes_on(here: Path, server: Server) -> None:
+def test_a_cap_stops_the_judge_and_a_higher_one_continues(here: Path, server: Server) -> None:
     with pytest.raises(CapReached) as caught:
         run(here, f"{SETTING}.engine.max_cost=2.0")
     assert caught.value.exit_code == 3
@@ -150,7 +150,7 @@ def test_a_cap_stops_it_and_a_higher_one_goes_on(here: Path, server: Server) -> 
     assert figures["judge_calls"] == ROWS and set(server.asked.values()) == {1}
 
 
-def test_an_endpoint_that_goes_down_keeps_what_is_finished(here: Path, server: Server) -> None:
+def test_finished_verdicts_are_kept_when_the_endpoint_goes_down(here: Path, server: Server) -> None:
     def failing(handler: Handler) -> None:
         handler.send(500, "out") if len(server.asked) > 5 else answer(handler)
 
@@ -164,7 +164,7 @@ def test_an_endpoint_that_goes_down_keeps_what_is_finished(here: Path, server: S
     assert sorted(server.asked.values()) == [1] * 11 + [2]
 
 
-def test_asked_to_stop_it_stops_in_order(here: Path, server: Server) -> None:
+def test_a_judge_that_is_asked_to_stop_resumes_without_repeats(here: Path, server: Server) -> None:
     run(here, "judged.verifier=exact")
     spec, workspace = load(here, f"{SETTING}.engine.concurrency=1")
     with pytest.raises(Stopped):
@@ -172,11 +172,11 @@ def test_asked_to_stop_it_stops_in_order(here: Path, server: Server) -> None:
     asked = sum(server.asked.values())
     assert 4 < asked < ROWS
     run(here)
-    assert sum(server.asked.values()) <= ROWS + 1  # what was in flight
+    assert sum(server.asked.values()) <= ROWS + 1  # the one that was in flight
 
 
-def test_killed_while_the_judge_thinks_nothing_finished_is_asked_again(here: Path, server: Server) -> None:
-    """SIGKILL when it has said something about some answers, and then thinks for ever about two: those are asked again."""
+def test_after_a_kill_no_finished_verdict_is_requested_again(here: Path, server: Server) -> None:
+    """SIGKILL when the judge has answered some calls and hangs on two: only those are requested again."""
     turns, release = itertools.count(1), threading.Event()
 
     def slow(handler: Handler) -> None:
@@ -206,7 +206,7 @@ def judged(here: Path) -> int:
 
     durable: set[str] = set()
     for shard in (here / "run").glob("**/verdicts/*.parquet"):
-        with suppress(FileNotFoundError):  # moved to the journal meanwhile
+        with suppress(FileNotFoundError):  # it was moved to the journal meanwhile
             if not shard.name.startswith(TEMPORARY):
                 rows = pq.read_table(shard, columns=["verdict_key", "verifier"]).to_pylist()
                 durable |= {row["verdict_key"] for row in rows if row["verifier"] == "judge"}
@@ -222,7 +222,7 @@ def judged(here: Path) -> int:
         ("{jugde: {model: m}}", "did you mean 'judge'"),
     ],
 )
-def test_a_wrong_judge_is_told_with_its_line(here: Path, verifier: str, said: str) -> None:
+def test_wrong_settings_of_a_judge_are_reported_with_their_line(here: Path, verifier: str, said: str) -> None:
     text = (here / "p.yaml").read_text().split("    verifier:")[0]
     (here / "p.yaml").write_text(f"{text}    verifier: {verifier}\n")
     with pytest.raises(InputError, match=said) as caught:
@@ -230,13 +230,13 @@ def test_a_wrong_judge_is_told_with_its_line(here: Path, verifier: str, said: st
     assert str(caught.value).startswith(f"{here}/p.yaml:8: ") and "\n" not in str(caught.value)
 
 
-def test_a_judge_cannot_be_a_problems_own(here: Path) -> None:
+def test_a_problem_cannot_name_a_judge_as_its_verifier(here: Path) -> None:
     (here / "p.yaml").write_text((here / "p.yaml").read_text().replace("reference: a", "reference: a, verifier: judge"))
     with pytest.raises(InputError, match=r"p\.yaml:3: .*model: is missing"):
         load(here)
 
 
-def test_a_judges_model_that_is_missing_is_told_before_the_traces_cost_anything(here: Path) -> None:
+def test_a_missing_model_of_a_judge_is_reported_by_the_plan(here: Path) -> None:
     text = (here / "p.yaml").read_text().split("    verifier:")[0]
     (here / "p.yaml").write_text(f"{text}    verifier: {{judge: {{model: ./nowhere}}}}\n")
     with pytest.raises(InputError, match=r"\./nowhere"):

@@ -1,4 +1,4 @@
-"""The stage kernel, told with stages that count letters: it has never heard of language models."""
+"""The stage kernel, tested with stages that count letters: it knows nothing of language models."""
 
 from __future__ import annotations
 
@@ -154,11 +154,11 @@ def test_a_changed_setting_reruns_that_stage_and_says_why(project: Path) -> None
     assert plans(changed)["b"] == ("will run", ('letter: "b" -> "n"',))
     assert plans(changed)["a"][0] == "cached"
     assert plans(changed)["sum"] == ("will run", ("waits for b",))
-    assert run(changed) == ["b"]  # as many n as b in "banana bread": what comes after is cut off early
+    assert run(changed) == ["b"]  # "banana bread" has as many n as b: the same digest, so `sum` does not run again
     assert run(load()) == []  # going back costs nothing
 
 
-def test_comments_key_order_names_and_operational_settings_change_nothing(project: Path) -> None:
+def test_comments_key_order_names_and_operational_settings_rerun_nothing(project: Path) -> None:
     run(load())
     same = """\
 # another comment
@@ -173,22 +173,22 @@ name: letters
     assert run(load(same)) == []
 
 
-def test_edited_input_file_is_found_by_content(project: Path) -> None:
+def test_an_edited_input_file_is_detected_by_content(project: Path) -> None:
     run(load())
     Path("input.txt").touch()
     assert run(load()) == []
     Path("input.txt").write_text("bandana bread")
     assert plans(load())["text"] == ("will run", ("content of file[0] changed",))
-    assert run(load()) == ["text", "a", "b"]  # same sum digest is not recomputed from other counts
+    assert run(load()) == ["text", "a", "b"]  # the counts are the same, so `sum` does not run again
 
 
-def test_what_is_read_no_more_did_not_change(project: Path) -> None:
+def test_a_file_that_is_no_longer_read_is_not_reported_as_changed(project: Path) -> None:
     run(load(YAML.replace("{file: input.txt}", "{file: input.txt, also: input.txt}")))
     _, reasons = plans(load(YAML))["text"]
     assert "also[0] is no longer read" in reasons and not [reason for reason in reasons if "content of" in reason]
 
 
-def test_an_attempt_that_left_nothing_is_no_part(project: Path) -> None:
+def test_a_failed_attempt_that_left_nothing_does_not_count_as_partly_done(project: Path) -> None:
     (project / "input.txt").write_bytes(b"\xff")
     with pytest.raises(UnicodeDecodeError):
         run(load())
@@ -202,7 +202,7 @@ def test_a_lost_artifact_is_made_again(project: Path) -> None:
     assert run(load()) == ["text"]
 
 
-def test_an_artifact_that_was_changed_is_made_again_but_for_text_for_people(project: Path) -> None:
+def test_a_changed_artifact_is_made_again_unless_only_its_readme_changed(project: Path) -> None:
     run(load())
     (file,) = Path("runs/letters/artifacts").rglob("text")
     file.with_name("README.md").write_text("mine")
@@ -218,12 +218,12 @@ def test_a_stage_that_reads_figures_runs_again_when_they_change(project: Path) -
     run(load())
     yaml = YAML + "  show: {counted: a}\n"
     assert run(load(yaml)) == ["show"]
-    Path("input.txt").write_text("banana bead")  # as many letters: the same digests, and another length
+    Path("input.txt").write_text("banana bead")  # the same counts and so the same digests, but another length
     assert run(load(yaml)) == ["text", "a", "b", "show"]
     assert run(load(yaml)) == []
 
 
-def test_a_result_that_is_not_whole_is_not_recorded(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_result_is_not_recorded(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half = replace(STAGES["count"], check=lambda context, manifest: "it has 1 of its 2 rows")
     monkeypatch.setitem(STAGES, "count", half)
     with pytest.raises(
@@ -233,10 +233,10 @@ def test_a_result_that_is_not_whole_is_not_recorded(project: Path, monkeypatch: 
     assert not list(Path("runs/letters/manifests/count").glob("*.json"))
 
 
-def test_what_settings_alone_make_impossible_is_refused_before_anything_runs(
+def test_a_stage_that_the_settings_make_impossible_is_refused_before_anything_runs(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Although the stage that will make too little comes after others, which would run for nothing."""
+    """Even if the impossible stage comes after others, which would run for nothing."""
     picky = replace(STAGES["count"], refuse=lambda own, figures: f"{figures[own.text]['texts']} is too few")
     monkeypatch.setitem(STAGES, "picky", replace(picky, kind="picky"))
     heard, spec = Heard(), load(YAML + "  late: {kind: text, file: input.txt}\n  c: {kind: picky, text: late}\n")
@@ -247,14 +247,14 @@ def test_what_settings_alone_make_impossible_is_refused_before_anything_runs(
 
 
 def test_a_stage_that_has_nothing_to_do_is_not_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where it was made on a machine that has what this one lacks."""
+    """For example because it was made on a machine that has what this one lacks."""
     spec = load()
     run(spec, ("b",))
     lacking = replace(STAGES["count"], refuse=lambda own, _: "no b is known here" if own.letter == "b" else None)
     monkeypatch.setitem(STAGES, "count", lacking)
     assert run(load()) == ["a", "sum"]
     heard = Heard()
-    with pytest.raises(InputError, match="stage b: no b is known here"):  # forced, it has something to do
+    with pytest.raises(InputError, match="stage b: no b is known here"):  # when forced, it has something to do
         runner.run(load(), Workspace(spec.workspace), heard, lambda: False, force=("a", "b"))
     assert heard.ran == []
     Path("input.txt").write_text("other letters")
@@ -262,17 +262,17 @@ def test_a_stage_that_has_nothing_to_do_is_not_refused(project: Path, monkeypatc
         run(load())
 
 
-@pytest.mark.parametrize("amiss", ["gone", "again"])
-def test_what_is_on_record_and_has_to_be_made_again_is_refused_before_others_run(
-    project: Path, monkeypatch: pytest.MonkeyPatch, amiss: str
+@pytest.mark.parametrize("fault", ["gone", "again"])
+def test_a_stage_that_must_be_made_again_is_refused_before_others_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """As a student whose directory was deleted, on a machine that cannot train it, while another branch has work."""
+    """For example a deleted student, on a machine that cannot train it, while another branch of stages has work."""
     monkeypatch.setitem(STAGES, "last", replace(STAGES["text"], kind="last"))
     spec = load("name: letters\nstages:\n  a: {kind: text, file: input.txt}\n  b: {kind: last, file: input.txt}\n")
     run(spec, ("b",))
-    if amiss == "gone":
+    if fault == "gone":
         shutil.rmtree("runs/letters/artifacts")
-    again = (lambda found: "a part of it failed") if amiss == "again" else None
+    again = (lambda found: "a part of it failed") if fault == "again" else None
     lacking = replace(STAGES["last"], refuse=lambda own, _: "no b is known here", again=again)
     monkeypatch.setitem(STAGES, "last", lacking)
     heard, spec = Heard(), load()
@@ -289,7 +289,7 @@ def test_a_stage_with_a_name_that_the_workspace_uses_is_refused_before_it_runs(p
     assert heard.ran == []
 
 
-def test_a_damaged_manifest_is_not_believed(project: Path) -> None:
+def test_a_stage_with_a_damaged_manifest_runs_again(project: Path) -> None:
     run(load())
     for path in Path("runs/letters/manifests/count").glob("*.json"):
         path.write_text(path.read_text()[:-40])
@@ -324,7 +324,7 @@ def test_an_input_edited_during_the_run_is_not_recorded(project: Path, monkeypat
     assert run(load(), ("text",)) == ["text"]
 
 
-def test_stopping_is_asked_before_each_stage(project: Path) -> None:
+def test_a_request_to_stop_is_checked_before_each_stage(project: Path) -> None:
     answers = iter([False, True])
     with pytest.raises(Stopped):
         run(load(), stopping=lambda: next(answers))
@@ -391,13 +391,15 @@ MISTAKES = {
     ("name", "meant"),
     [("lr", "learning_rate"), ("num_train_epochs", "epochs"), ("device_train_batch_size", "batch_size")],
 )
-def test_a_name_in_short_or_at_length_is_near(name: str, meant: str) -> None:
+def test_a_shorter_or_longer_form_of_a_name_is_suggested(name: str, meant: str) -> None:
     valid = ["lora", "norm_learning_rate", "epochs", "size", "learning_rate", "batch_size"]
     assert nearest(name, valid) == f"; did you mean {meant!r}?"
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line_with_its_place(name: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_is_a_one_line_error_with_its_place(
+    name: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class LoopSettings(Settings):
         text: Annotated[str, Input(accepts=("sum",))]
 
@@ -423,12 +425,12 @@ def test_a_mistake_is_one_line_with_its_place(name: str, project: Path, monkeypa
         ("b.letter=[", "not valid YAML"),
     ],
 )
-def test_a_mistaken_override_is_one_line(override: str, expected: str, project: Path) -> None:
+def test_a_mistaken_override_is_a_one_line_error(override: str, expected: str, project: Path) -> None:
     with pytest.raises(InputError, match=expected.replace("?", r"\?")):
         load(overrides=[override])
 
 
-def test_an_override_reaches_into_lists_and_one_of_the_places_of_an_alias(project: Path) -> None:
+def test_an_override_changes_an_item_of_a_list_and_only_one_use_of_an_alias(project: Path) -> None:
     lists = "stages:\n  text: {kind: nested, of: &of [{letter: a}, {letter: b}]}\n  other: {kind: nested, of: *of}\n"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(STAGES, "nested", Stage("nested", "", NestedSettings, "text", read_text))
@@ -460,7 +462,7 @@ plain = st.recursive(
 
 
 @given(st.dictionaries(st.text(), plain, max_size=6))
-def test_a_content_hash_knows_no_key_order(data: dict[str, Any]) -> None:
+def test_a_content_hash_does_not_depend_on_key_order(data: dict[str, Any]) -> None:
     assert content_hash(data) == content_hash(dict(reversed(list(data.items()))))
 
 
@@ -480,7 +482,7 @@ def test_remembered_file_hashes_notice_edits(tmp_path: Path) -> None:
         assert Clock.resume(tmp_path / "memory").before == 0.0
 
 
-def test_much_that_has_to_be_read_is_told_of_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashing_a_large_file_is_noted_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
 
     class Noted(Heard):
@@ -497,10 +499,10 @@ def test_much_that_has_to_be_read_is_told_of_once(project: Path, monkeypatch: py
     assert again() == ["text: reading input.txt for its content hash, once: 0.0 GiB"]
     assert again() == notes[:1]
     Path("input.txt").write_text("n" * ((1 << 20) - 1))
-    assert again() == notes[:1]  # not so much
+    assert again() == notes[:1]  # just below the limit
 
 
-def test_what_was_read_is_remembered_although_the_stage_was_killed(project: Path) -> None:
+def test_file_hashes_are_saved_even_if_the_run_stops(project: Path) -> None:
     spec = load()
     with pytest.raises(Stopped):
         runner.run(spec, Workspace(spec.workspace), Heard(), lambda: True)
@@ -553,10 +555,13 @@ def test_a_held_workspace_names_its_holder_and_a_killed_one_is_free(tmp_path: Pa
             pass
         assert caught.value.exit_code is Exit.AGAIN
         assert running(tmp_path) == holder.pid
-        told: list[str] = []
-        with pytest.raises(Held), workspace_lock(tmp_path, wait=True, stopping=lambda: bool(told), waiting=told.append):
+        messages: list[str] = []
+        with (
+            pytest.raises(Held),
+            workspace_lock(tmp_path, wait=True, stopping=lambda: bool(messages), waiting=messages.append),
+        ):
             pass
-        assert f"for process {holder.pid}" in told[0]
+        assert f"for process {holder.pid}" in messages[0]
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -565,8 +570,8 @@ def test_a_held_workspace_names_its_holder_and_a_killed_one_is_free(tmp_path: Pa
         assert "next" in (tmp_path / ".lock").read_text()
 
 
-def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As some over a network or in user space are, which cannot be mounted here."""
+def test_a_file_system_without_locks_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like some network and user-space file systems, which cannot be mounted here."""
     from pipeline import lock
 
     def flock(*_: Any) -> None:
@@ -620,7 +625,7 @@ print(child.is_alive(), flush=True)
 
 
 def test_a_forked_child_leaves_signals_to_its_parent_and_ends_with_it() -> None:
-    """Not closed, and deaf to what multiprocessing ends its children with: the interpreter must not wait for it."""
+    """It is not closed and ignores the SIGTERM of multiprocessing; the interpreter must still not wait for it."""
     result = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60)
     assert (result.stdout, result.stderr, result.returncode) == ("True\n", "", 0)
 
@@ -641,7 +646,7 @@ signal.pause()
 
 
 def test_a_forked_child_that_hangs_does_not_outlive_a_killed_parent() -> None:
-    """It never looks at a pipe, nor lets another thread of its own do so. It outlives the thread that forked it."""
+    """It never reads a pipe, nor lets another of its threads do so. It does outlive the thread that forked it."""
     parent = subprocess.Popen([sys.executable, "-c", HANGING], stdout=subprocess.PIPE)
     assert parent.stdout
     children = [os.pidfd_open(int(parent.stdout.readline())) for _ in range(2)]
@@ -668,8 +673,8 @@ print("deaf", flush=True)
 """
 
 
-def test_a_child_that_is_stopped_before_it_can_leave_that_to_its_parent_lives() -> None:
-    """A rank of a training imports for seconds before it can, and timeout, Slurm and systemd stop the whole job."""
+def test_a_child_that_is_still_starting_survives_signals_to_the_whole_job() -> None:
+    """A rank imports for seconds before it ignores them, and timeout, Slurm and systemd signal the whole job."""
     with held_back():
         child = subprocess.Popen([sys.executable, "-c", STARTED], stdin=-1, stdout=-1, text=True)
     assert child.stdin and child.stdout
@@ -680,8 +685,8 @@ def test_a_child_that_is_stopped_before_it_can_leave_that_to_its_parent_lives() 
     assert child.returncode == 0
 
 
-def test_a_started_child_imports_nothing_from_the_working_directory_that_its_parent_would_not(tmp_path: Path) -> None:
-    """Somebody's clone of vllm, say: the script `distill` does not look there."""
+def test_a_spawned_child_imports_from_the_working_directory_only_if_its_parent_does(tmp_path: Path) -> None:
+    """For example a clone of vllm there: the script `distill` does not import from the working directory."""
     (tmp_path / "queue.py").write_text("raise SystemExit(3)")
     code = "import os; from pipeline.forking import spawn; print(spawn('queue', (), os.environ).wait())"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -709,14 +714,14 @@ print(child.returncode)
 """
 
 
-def test_signals_can_be_kept_from_a_childs_children_too() -> None:
+def test_signals_can_be_kept_from_the_children_of_a_child_too() -> None:
     """vLLM's workers end at SIGTERM, which reaches every process of a job."""
     result = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, timeout=60)
     assert (result.stdout, result.stderr) == ("0\n", "")
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_signal_becomes_a_question(name: str) -> None:
+def test_a_signal_sets_stopping_with_its_name_as_the_reason(name: str) -> None:
     with Stopper().listening() as stopping:
         assert not stopping()
         os.kill(os.getpid(), getattr(signal, name))
@@ -750,8 +755,8 @@ with scratch(Path("."), "some") as directory:
 
 
 @pytest.mark.parametrize(("umask", "rights"), [(0o022, "644 644 755"), (0o002, "664 664 775"), (0o077, "600 600 700")])
-def test_the_umask_says_who_may_read_what_is_made(umask: int, rights: str, tmp_path: Path) -> None:
-    """tempfile and safetensors make files for their owner alone: colleagues could not use a student."""
+def test_the_umask_decides_the_permissions_of_what_is_made(umask: int, rights: str, tmp_path: Path) -> None:
+    """tempfile and safetensors make files that only the owner can read: colleagues could not use a student."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(
         [sys.executable, "-c", MADE], cwd=tmp_path, umask=umask, env=env, capture_output=True, text=True
@@ -759,7 +764,7 @@ def test_the_umask_says_who_may_read_what_is_made(umask: int, rights: str, tmp_p
     assert result.stdout.strip() == rights, result.stderr
 
 
-def test_a_workspace_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_workspace_that_cannot_be_written_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code = textwrap.dedent(f"""
         from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is lacking for a stage is one line, before anything is run."""
+"""Whatever a stage lacks is reported in one line, before any stage runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ENDPOINT = "{kind: openai, base_url: 'https://api.example.org/v1', key_from: ABS
 
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Take a package away, wherever it may be installed."""
+    """Make a package look as if it were not installed."""
     real = importlib.util.find_spec
 
     def take(package: str) -> None:
@@ -50,7 +50,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 @pytest.mark.parametrize(
-    ("stages", "setting", "package", "said"),
+    ("stages", "setting", "package", "message"),
     [
         (SFT, "log_to: [tensorboard]", "tensorboard", r"stage sft: log_to: tensorboard .*distill-reasoning\[tensorboard"),
         (GRPO, "log_to: [trackio]", "trackio", r"stage grpo: log_to: trackio is not installed"),
@@ -65,13 +65,13 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         (GRPO, f"devices: {cores() + 1}", "", r"stage grpo: devices: "),
     ],
 )  # fmt: skip
-def test_what_is_lacking_is_told_before_anything_is_run(
-    stages: str, setting: str, package: str, said: str, tmp_path: Path, without: Callable[[str], None]
+def test_a_missing_requirement_is_reported_before_any_stage_runs(
+    stages: str, setting: str, package: str, message: str, tmp_path: Path, without: Callable[[str], None]
 ) -> None:
     without(package)
     (tmp_path / "p.yaml").write_text("name: p\nstages:\n" + stages.replace("SETTING", setting))
     spec, heard = config.load(tmp_path / "p.yaml", catalog.stage), Heard()
-    with pytest.raises(InputError, match=said) as error:
+    with pytest.raises(InputError, match=message) as error:
         runner.run(spec, Workspace(tmp_path / "runs"), heard, lambda: False)
     assert heard.ran == []
     assert "\n" not in str(error.value)
@@ -89,7 +89,7 @@ def test_what_is_lacking_is_told_before_anything_is_run(
     ],
     ids=lambda value: value if len(value) < 9 else "",
 )
-def test_a_model_that_is_neither_here_nor_to_be_had_is_told_before_anything_is_run(
+def test_an_unavailable_model_is_reported_before_any_stage_runs(
     stages: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
@@ -103,8 +103,10 @@ def test_a_model_that_is_neither_here_nor_to_be_had_is_told_before_anything_is_r
     assert heard.ran == []
 
 
-def test_a_model_that_may_not_be_needed_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its answers may all be in the store, under its commit; a student is loaded in any case."""
+def test_a_pinned_model_that_may_not_be_needed_is_not_reported_as_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answers may all be in the store, under its commit. A student is always loaded."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     text = SFT.replace("embedded:", "org/").replace(", SETTING", "")
@@ -120,49 +122,49 @@ def test_a_model_that_may_not_be_needed_is_not_missed(tmp_path: Path, monkeypatc
     assert lacks("", "generate") and lacks("", "evaluate") and lacks("", "sft")
 
 
-@pytest.mark.parametrize("told", [None, "tokenizer_config.json", "generation_config.json", "chat_template.jinja"])
-def test_a_student_that_no_token_ends_is_told_before_anything_is_run(told: str | None, tmp_path: Path) -> None:
-    """Each of these files may name the token; here none of them does, or one."""
+@pytest.mark.parametrize("named_in", [None, "tokenizer_config.json", "generation_config.json", "chat_template.jinja"])
+def test_a_student_without_an_end_token_is_reported_before_any_stage_runs(named_in: str | None, tmp_path: Path) -> None:
+    """Any of these files may name the token; here one of them does, or none."""
     student = tmp_path / "student"
     shutil.copytree(EMBEDDED / "student-base", student)
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
-        if name != told:
+        if name != named_in:
             found = json.loads((student / name).read_text())
             (student / name).write_text(json.dumps({k: v for k, v in found.items() if not k.startswith("eos")}))
-    if told != "chat_template.jinja":
+    if named_in != "chat_template.jinja":
         (student / "chat_template.jinja").write_text(
             "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}"
         )
     (tmp_path / "p.yaml").write_text("name: p\nstages:\n" + GRPO.replace("embedded:student-base", str(student)).replace("SETTING", "seed: 1"))  # fmt: skip
     found = lacking(config.load(tmp_path / "p.yaml", catalog.stage).stages["grpo"].settings)
-    assert (found is None) if told else ("could not learn to stop" in str(found))
+    assert (found is None) if named_in else ("could not learn to stop" in str(found))
 
 
 @pytest.mark.parametrize("stages", [SFT, GRPO], ids=["sft", "grpo"])
-def test_a_student_larger_than_the_machine_is_refused_before_anything_is_run_and_by_plan(
+def test_run_and_plan_refuse_a_student_larger_than_the_machine(
     stages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = tmp_path / "student"
     shutil.copytree(EMBEDDED / "student-base", directory)
-    rows = size_of_machine() // 4096  # of 1024 weights of 4 bytes: as many bytes as there are
+    rows = size_of_machine() // 4096  # of 1024 weights of 4 bytes: together as many bytes as the machine has
     header = json.dumps({"w": {"dtype": "F32", "shape": [rows, 1024], "data_offsets": [0, 0]}}).encode()
     (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     (tmp_path / "p.yaml").write_text("name: p\nstages:\n" + stages.replace("embedded:student-base", str(directory)).replace("SETTING", "seed: 1"))  # fmt: skip
     spec, heard = config.load(tmp_path / "p.yaml", catalog.stage), Heard()
     name = list(spec.stages)[-1]
     monkeypatch.setattr(memory, "has_gpu", lambda: False)
-    said = rf"stage {name}: training needs about \d+\.\d GiB \(weights .*, but \d+\.\d GiB are in this machine; "
-    with pytest.raises(InputError, match=said):
+    message = rf"stage {name}: training needs about \d+\.\d GiB \(weights .*, but \d+\.\d GiB are in this machine; "
+    with pytest.raises(InputError, match=message):
         runner.run(spec, Workspace(tmp_path / "runs"), heard, lambda: False)
     assert heard.ran == []
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         plan([], tmp_path / "p.yaml", tmp_path / "w", [], None, False)
     assert "GiB of memory" in capsys.readouterr().out
-    monkeypatch.setattr(memory, "has_gpu", lambda: True)  # it may have more: the stage asks it
+    monkeypatch.setattr(memory, "has_gpu", lambda: True)  # the GPU may have more memory: the stage asks it
     plan([], tmp_path / "p.yaml", tmp_path / "w", [], None, False)
 
 
-def test_a_student_without_a_chat_template_is_refused_before_anything_is_run(tmp_path: Path) -> None:
+def test_a_student_without_a_chat_template_is_refused_before_any_stage_runs(tmp_path: Path) -> None:
     directory = tmp_path / "student"
     shutil.copytree(EMBEDDED / "student-base", directory)
     (tmp_path / "p.yaml").write_text("name: p\nstages:\n" + SFT.replace("embedded:student-base", str(directory)).replace("SETTING", "epochs: 2"))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Rollouts as rows: what was rewarded is what was stored, and what is read back is rewarded alike."""
+"""Rollouts as rows: what is rewarded is what is stored, and it gets the same reward when it is read back."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ TEXTS = ("work\n</think>\n\\boxed{42}", "it could be \\boxed{42}, but let me che
 
 
 def completion(text: str, index: int) -> Completion:
-    """As a template that opens the thinking in the prompt has it."""
+    """A completion whose prompt already opens the thinking, as some templates do."""
     key = request(SETTINGS.sampling, 0, PROBLEM, index).key
     return Completion(key, "6 * 7?<think>\n", (1, 2), text, (3, 4), (-0.1, -0.2), Finish.LENGTH, thinking_tokens=1)
 
 
-def test_a_rollout_cut_off_in_its_thinking_gets_no_reward_then_or_when_read_back(tmp_path: Path) -> None:
+def test_a_rollout_cut_in_its_thinking_gets_no_reward_now_or_when_read_back(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.append("problems", [problem_row(PROBLEM)])
     store.ingest()
@@ -55,8 +55,8 @@ def test_a_rollout_cut_off_in_its_thinking_gets_no_reward_then_or_when_read_back
     ]
 
 
-def test_what_was_given_of_a_rollout_is_in_its_row_and_read_back(tmp_path: Path) -> None:
-    """Or a step that is sampled in part would learn from it after all."""
+def test_a_rollout_s_prefix_and_forced_tokens_are_stored_and_read_back(tmp_path: Path) -> None:
+    """Otherwise a resumed step, partly sampled before, would learn from forced tokens after all."""
     store = Store(tmp_path)
     store.append("problems", [problem_row(PROBLEM)])
     store.ingest()

@@ -1,4 +1,4 @@
-"""Curves in other people's loggers, by their own libraries: told once a step, over any number of attempts."""
+"""Curves in third-party loggers, read back with their libraries: one value per step, over any number of attempts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.workspace import StageContext
 
 
 @dataclass
-class Told:
+class Step:
     step: int
     total: int
     loss: float
@@ -32,20 +32,20 @@ def recorder(place: Path, *log_to: Logger) -> Recorder:
 
 
 def attempts(place: Path, name: Logger) -> None:
-    """Killed after step 4 where the last checkpoint was of step 2, and gone on."""
+    """A run killed after step 4, whose last checkpoint is of step 2, and its resumption."""
     for steps in (range(1, 5), range(3, 7)):
-        with recorder(place, name) as told:
-            told.heldout(steps[0] - 1, {"heldout": 1 - steps[0]})  # before the first step, and again before going on
+        with recorder(place, name) as record:
+            record.heldout(steps[0] - 1, {"heldout": 1 - steps[0]})  # before the first step, and again when it resumes
             for step in steps:
-                told(Told(step, 6, 1 / step))
+                record(Step(step, 6, 1 / step))
                 if step % 2 == 0:
-                    told.heldout(step, {"heldout": -step})
+                    record.heldout(step, {"heldout": -step})
 
 
 EXPECTED = [(step, pytest.approx(1 / step)) for step in range(1, 7)]
 
 
-def test_tensorboard(tmp_path: Path) -> None:
+def test_tensorboard_curves_survive_a_kill(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed (extra: tensorboard)")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -56,7 +56,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in found.Scalars("heldout")] == [(step, -step) for step in (0, 2, 4, 6)]
 
 
-def test_tensorboard_drops_a_step_that_a_kill_made_twice(tmp_path: Path) -> None:
+def test_tensorboard_drops_a_step_that_a_kill_made_it_log_twice(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed (extra: tensorboard)")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -71,8 +71,8 @@ def test_tensorboard_drops_a_step_that_a_kill_made_twice(tmp_path: Path) -> None
     assert [(e.step, e.value) for e in found.Scalars("loss")] == [(1, 9.0), (2, 9.0), (3, 1.0)]
 
 
-def test_trackio(tmp_path: Path) -> None:
-    """In a process of its own, for where trackio keeps its runs is read when it is imported."""
+def test_trackio_curves_survive_a_kill(tmp_path: Path) -> None:
+    """In a separate process, because trackio reads on import where it keeps its runs."""
     pytest.importorskip("trackio", reason="trackio is not installed (extra: trackio)")
     code = (
         "import json, sys; from pathlib import Path; from test_logs import attempts\n"
@@ -90,7 +90,7 @@ def test_trackio(tmp_path: Path) -> None:
     assert [tuple(row) for row in json.loads(done.stdout.splitlines()[-1])] == EXPECTED
 
 
-def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_attempt_is_an_offline_wandb_run_of_the_same_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed (extra: wandb)")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -107,15 +107,15 @@ def test_a_missing_library_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     assert "\n" not in str(error.value)
 
 
-def test_small_rates_are_told_to_four_digits(tmp_path: Path) -> None:
+def test_progress_figures_are_rounded_to_four_digits(tmp_path: Path) -> None:
     heard: list[dict[str, float]] = []
-    with recorder(tmp_path) as told:
-        told._context.progress = lambda done, total, **figures: heard.append(figures)  # type: ignore[attr-defined]
-        told(Told(1, 1, 0.000062347))
+    with recorder(tmp_path) as record:
+        record._context.progress = lambda done, total, **figures: heard.append(figures)  # type: ignore[attr-defined]
+        record(Step(1, 1, 0.000062347))
     assert heard == [{"loss": 6.235e-05}]
 
 
 def test_nothing_is_imported_or_written_unless_asked_for(tmp_path: Path) -> None:
-    with recorder(tmp_path) as told:
-        told(Told(1, 1, 0.5))
+    with recorder(tmp_path) as record:
+        record(Step(1, 1, 0.5))
     assert not (tmp_path / "logs").exists()

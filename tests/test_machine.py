@@ -1,4 +1,4 @@
-"""What a container may take of a node, as its cgroups tell it."""
+"""The memory and cores that a container may use, according to its cgroups."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("names", [("memory.max", "memory.current", "inactive_file", "0::"), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "4:memory:")], ids=["v2", "v1"])  # fmt: skip
-def test_a_cgroup_above_bounds_what_is_free(names: tuple[str, str, str, str], tmp_path: Path) -> None:
+def test_a_parent_cgroup_s_limit_bounds_free_and_total_memory(names: tuple[str, str, str, str], tmp_path: Path) -> None:
     limit, used, cached, line = names
     group = tmp_path / "groups" / ("memory" if "memory:" in line else "") / "job"
     write(tmp_path / "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
@@ -37,7 +37,7 @@ def test_a_cgroup_above_bounds_what_is_free(names: tuple[str, str, str, str], tm
 
 @pytest.mark.parametrize("v1", [False, True], ids=["v2", "v1"])
 @pytest.mark.parametrize(("quota", "expected"), [(50_000, 1), (100_001, 2), (ALL * 1_000_000, ALL), (-1, ALL)])
-def test_a_share_of_time_above_bounds_the_cores(v1: bool, quota: int, expected: int, tmp_path: Path) -> None:
+def test_a_parent_cgroup_s_cpu_quota_bounds_the_cores(v1: bool, quota: int, expected: int, tmp_path: Path) -> None:
     group = tmp_path / "groups" / ("cpu,cpuacct" if v1 else "") / "pod"
     write(tmp_path / "proc/self/cgroup", f"{'3:cpu,cpuacct:' if v1 else '0::'}/pod/job\n")
     assert cores(tmp_path / "proc", tmp_path / "groups") == ALL
@@ -49,8 +49,8 @@ def test_a_share_of_time_above_bounds_the_cores(v1: bool, quota: int, expected: 
     assert cores(tmp_path / "proc", tmp_path / "groups") == min(expected, ALL)
 
 
-def test_torch_is_kept_to_the_cores_that_there_are() -> None:
-    """One of all, by affinity, which torch heeds itself; by a share of time it would not."""
+def test_torch_uses_no_more_threads_than_the_cpu_quota_allows() -> None:
+    """Torch respects CPU affinity by itself, but not a CPU quota."""
     code = (
         "from distill import machine; machine._shares = lambda *_: [0.5]; machine.heed_cores()\n"
         "import torch; print(torch.get_num_threads(), machine.cores())"

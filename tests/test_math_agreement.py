@@ -1,6 +1,6 @@
-"""The `math` verifier on real answers: all of them right however written, none right by one row off.
+"""The `math` verifier on real answers: each is right for its own row however it is written, and wrong for others.
 
-The true coincidences of shifted rows are computed here without the verifier's own reading.
+Answers that are equal in different rows are found here without the verifier's parser.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def problem(reference: str) -> Problem:
 
 
 @pytest.mark.parametrize(("name", "rows"), [("gsm8k_test.jsonl", 1319), ("gsm8k_train.jsonl", 7473)])
-def test_every_gsm8k_solution_is_right_and_no_other_row_is(name: str, rows: int) -> None:
+def test_every_gsm8k_solution_is_right_for_its_own_row_and_no_other(name: str, rows: int) -> None:
     pairs = gsm8k(name)
     assert len(pairs) == rows
     assert [r for r, solution in pairs if judge(MATH, problem(r), solution).outcome is not Outcome.CORRECT] == []
@@ -42,7 +42,7 @@ def test_every_math500_answer_is_right_however_it_is_written() -> None:
 
 
 def bare(answer: str) -> str:
-    """Without what means nothing in these answers: spaces, the name before an equals sign."""
+    """The answer without what has no meaning in these data: spaces, the name before an equals sign."""
     return re.sub(r"^[a-z]=|\s|\\left|\\right", "", answer.replace("dfrac", "frac"))
 
 

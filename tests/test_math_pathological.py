@@ -1,4 +1,4 @@
-"""Answers made to hang, crash or fool the `math` verifier: a verdict in time, and never a reward."""
+"""Answers made to hang, crash or fool the `math` verifier get a verdict in time, and never a reward."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def pool() -> VerifierPool:
 
 
 @pytest.mark.parametrize("reference", REFERENCES)
-def test_a_verdict_in_time_and_never_a_reward(reference: str, pool: VerifierPool) -> None:
+def test_a_pathological_answer_gets_a_verdict_in_time_and_never_a_reward(reference: str, pool: VerifierPool) -> None:
     items = [(what, "math", problem(reference), rf"\boxed{{{text}}}") for what, text in PATHOLOGICAL.items()]
     items += [(f"bare {what}", "math", problem(reference), text) for what, text in PATHOLOGICAL.items()]
     verdicts = dict(pool.verify_many(items))
@@ -104,7 +104,7 @@ def test_a_verdict_in_time_and_never_a_reward(reference: str, pool: VerifierPool
 
 
 @pytest.mark.parametrize("what", PATHOLOGICAL)
-def test_as_a_reference_it_rewards_nothing_but_itself(what: str, pool: VerifierPool) -> None:
+def test_a_pathological_reference_rewards_no_other_answer(what: str, pool: VerifierPool) -> None:
     for answer in ("42", r"\boxed{x}", ""):
         verdict = pool.verify("math", problem(PATHOLOGICAL[what]), answer)
         assert verdict.outcome is not Outcome.CORRECT, (what, answer, verdict)
@@ -113,8 +113,8 @@ def test_as_a_reference_it_rewards_nothing_but_itself(what: str, pool: VerifierP
 @pytest.mark.parametrize(
     "piece", [r"\(", r" \(\(", r"\)\[", r"_\(", r"\boxed{1} or ", "is ", "answer to ", "wait, no "]
 )
-def test_the_quick_part_takes_little_time_whatever_is_repeated(piece: str) -> None:
-    """It runs in the calling thread, where nothing could end it. The worst that was found takes 0.05 s."""
+def test_the_quick_part_takes_little_time_on_long_repetitions(piece: str) -> None:
+    """It runs in the calling thread, where nothing could interrupt it. The worst case found takes 0.05 s."""
     began = time.process_time()
     judge_quickly(MATH, problem("42"), r"\boxed{1}"[: 9 * piece.startswith("wait")] + piece * (30_000 // len(piece)))
     assert time.process_time() - began < 0.5
@@ -139,8 +139,8 @@ def test_an_unparsable_reference_never_scores(reference: str) -> None:
         assert judge(MATH, problem(reference), answer).outcome is Outcome.UNVERIFIABLE
 
 
-def test_equations_of_many_variables_are_compared_in_bounded_time() -> None:
-    """The quick part has no limit but its own: it runs in the caller's process."""
+def test_the_quick_part_compares_equations_of_many_variables_in_bounded_time() -> None:
+    """The quick part runs in the caller's process, so it must limit itself."""
     sines = "+".join(rf"\sin a_{{{n}}}" for n in range(60))
     began = time.process_time()
     verdict = judge_quickly(MATH, problem(f"{sines}=1"), rf"\boxed{{{sines}=1+10^{{-3}}}}")

@@ -1,4 +1,4 @@
-"""A table of answers and what the `math` verifier has to say of each; what is known wrong elsewhere first."""
+"""A table of answers with the verdict the `math` verifier must give; first those that other verifiers get wrong."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ REPORTED = [
     ("0<x<12.5", r"\boxed{(0,12.5)}", CORRECT),
     (r"a=1 \text{ or } a=-2", r"\boxed{-2, 1}", CORRECT),
 ]
-"""Pairs from the issue trackers of math-verify and of those who use it."""
+"""Pairs from the issue trackers of math-verify and of projects that use it."""
 
 OURS = [
     (r"a=1 \text{ or } a=-2", r"\boxed{a=-2, a=1}", CORRECT),
@@ -236,17 +236,17 @@ IN_WORDS = [
 
 
 @pytest.mark.parametrize(("reference", "answer", "expected"), REPORTED + OURS + IN_WORDS)
-def test_verdicts(reference: str, answer: str, expected: Outcome) -> None:
+def test_each_answer_gets_the_expected_verdict(reference: str, answer: str, expected: Outcome) -> None:
     pytest.importorskip("math_verify")
     verdict = judge(MATH, Problem("p", "?", reference, "math", "test"), answer)
     assert verdict.outcome is expected, verdict
 
 
 @pytest.mark.parametrize(("reference", "answer", "expected"), REPORTED + OURS + IN_WORDS)
-def test_correct_is_never_said_of_what_is_equal_by_one_opinion_alone(
+def test_without_algebra_a_verdict_is_the_expected_one_or_missing(
     reference: str, answer: str, expected: Outcome
 ) -> None:
-    """Without algebra fewer answers can be told, but none is told otherwise."""
+    """Without algebra it can judge fewer answers, but it never judges one differently."""
     quick = MATH.quick(Problem("p", "?", reference, "math", "test"), response(answer))
     assert quick is None or quick.outcome is expected
 
@@ -255,7 +255,7 @@ def response(answer: str) -> Response:
     return split_thinking(answer)
 
 
-def test_a_disagreement_is_named_with_both_opinions() -> None:
+def test_a_disagreement_is_in_the_evidence_with_both_opinions() -> None:
     pytest.importorskip("math_verify")
     verdict = judge(MATH, Problem("p", "?", r"\sqrt{1/n}", "math", "test"), r"\boxed{\frac{1}{\sqrt{n}}}")
     assert verdict.outcome is UNVERIFIABLE

@@ -1,4 +1,4 @@
-"""The memory pre-flight: exact where it can be, near what is measured elsewhere, and one line where it refuses."""
+"""The memory pre-flight: exact where possible, elsewhere close to measurements; a refusal is one line."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_weights_gradients_and_moments_are_those_of_the_model(model: Path) -> No
     assert lora.gradients == lora.moments // 2 == bytes_of(adapted, trained=True)
 
 
-def test_of_a_model_that_reads_images_too_the_language_model_is_reckoned_with(tmp_path: Path) -> None:
-    """Its sizes stand in a section of their own, and on the hub only those that are not Gemma 3's defaults."""
+def test_the_estimate_for_a_multimodal_model_uses_its_language_model(tmp_path: Path) -> None:
+    """Its sizes are in a separate section of the configuration, on the hub without those that are Gemma 3's defaults."""
     network = multimodal(VOCABULARY)
     network.save_pretrained(tmp_path / "gemma")
     whole = replace(USUAL, rank=None)
@@ -69,13 +69,13 @@ def test_of_a_model_that_reads_images_too_the_language_model_is_reckoned_with(tm
     assert beside and (found.activations, found.logits) == (beside.activations, beside.logits)
 
     config = tmp_path / "gemma" / "config.json"
-    said = json.loads(config.read_text())
-    said["text_config"] = {name: said["text_config"][name] for name in sizes[:3]}
-    config.write_text(json.dumps(said))
+    written = json.loads(config.read_text())
+    written["text_config"] = {name: written["text_config"][name] for name in sizes[:3]}
+    config.write_text(json.dumps(written))
     assert estimate(tmp_path / "gemma", whole) == found
 
 
-def test_as_many_logits_are_reckoned_with_as_are_held() -> None:
+def test_the_estimate_assumes_the_chunk_sizes_that_the_forward_pass_uses() -> None:
     assert (memory.CHUNK, memory.LARGE_CHUNK) == (forward.CHUNK, forward.LARGE_CHUNK)
 
 
@@ -90,7 +90,7 @@ def test_as_many_logits_are_reckoned_with_as_are_held() -> None:
     ],
 )
 @pytest.mark.parametrize("tokens", [32, 4096], ids=["weights weigh", "activations weigh"])
-def test_what_the_refusal_advises_lowers_the_need(
+def test_the_refusal_advises_just_the_changes_that_lower_the_need(
     tokens: int, advice: str, change: dict[str, int], model: Path
 ) -> None:
     usual = replace(USUAL, half=True, micro_batch_tokens=tokens)
@@ -100,12 +100,12 @@ def test_what_the_refusal_advises_lowers_the_need(
     assert before and after and (after.total < before.total) == (advice in str(refused.value))
 
 
-def test_on_a_cpu_each_process_passes_over_its_own_rows_and_glibc_and_onednn_keep_what_they_made(model: Path) -> None:
+def test_on_a_cpu_activations_and_memory_kept_by_the_allocator_are_per_process(model: Path) -> None:
     gpu, one, two = (estimate(model, replace(USUAL, rank=None, cores=cores)) for cores in (0, 1, 2))
     assert gpu and one and two
     assert (gpu.allocator, gpu.activations, gpu.logits) == (0, one.activations, one.logits) and one.allocator > 0
     assert two.gradients == 2 * one.gradients and two.weights == one.weights and two.moments == one.moments
-    freed = one.allocator + one.moments  # in which moments then lie
+    freed = one.allocator + one.moments  # the optimizer's moments are then allocated from it
     assert (two.activations, two.logits, two.allocator) == (
         2 * one.activations, 2 * one.logits, 2 * freed - one.moments,
     )  # fmt: skip
@@ -115,10 +115,10 @@ def test_on_a_cpu_each_process_passes_over_its_own_rows_and_glibc_and_onednn_kee
         sizes = [estimate(model, replace(each, micro_batch_tokens=1 << n)) for n in range(6, 26)]
         needs = [found.total for found in sizes if found]
         assert len(needs) == 20 and needs == sorted(needs)
-        assert sizes[-1] and sizes[-1].allocator == 0  # such blocks are given back when they are freed
+        assert sizes[-1] and sizes[-1].allocator == 0  # blocks this large go back to the system when they are freed
 
 
-def test_ranks_on_a_cpu_share_its_memory_and_rank_0_alone_samples(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_on_a_cpu_share_its_memory_and_only_rank_0_samples(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "has_gpu", lambda: False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     usual = replace(USUAL, cores=1, samples=True, others=12345)
@@ -133,14 +133,14 @@ def test_ranks_on_a_cpu_share_its_memory_and_rank_0_alone_samples(model: Path, m
     both = alone.model_copy(update={"devices": 2})
     memory_of_two = foreseen(both)["memory"]
     assert memory_of_two == 2 * foreseen(alone)["memory"] > 0
-    monkeypatch.setenv("WORLD_SIZE", "6")  # of torchrun, on two machines
+    monkeypatch.setenv("WORLD_SIZE", "6")  # set by torchrun, on two machines
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     assert 2 * foreseen(alone)["memory"] == 3 * memory_of_two
-    monkeypatch.setattr(memory, "has_gpu", lambda: True)  # each has one of its own
+    monkeypatch.setattr(memory, "has_gpu", lambda: True)  # each rank then has a GPU of its own
     assert foreseen(both) == foreseen(alone)
 
 
-def test_a_frozen_head_is_reckoned_in_the_tiles_that_it_is_computed_in(model: Path) -> None:
+def test_the_logits_of_a_frozen_head_are_estimated_by_tile(model: Path) -> None:
     from distill.training import forward, head
 
     assert head.ROWS * head.WIDTH == TILE and head.MANY_ROWS * head.WIDTH == forward.CHUNK
@@ -150,10 +150,10 @@ def test_a_frozen_head_is_reckoned_in_the_tiles_that_it_is_computed_in(model: Pa
     assert frozen and trained and frozen.logits < 1 << 24 < trained.logits
 
 
-def test_kernels_of_half_precision_are_few_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_half_precision_kernels_are_kept_unless_the_user_sets_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = NAMES
     monkeypatch.setenv(first, "7")
-    monkeypatch.setenv(second, "7")  # and put back afterwards
+    monkeypatch.setenv(second, "7")  # so that monkeypatch restores it afterwards
     del os.environ[second]
     few_kernels()
     assert os.environ[first] == "7" and os.environ[second] == str(KEPT)
@@ -184,8 +184,8 @@ with steady(1):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="as Linux tells what is taken")
 @pytest.mark.parametrize("before", [[], [str(EMBEDDED / "student-base")]], ids=["first", "after sampling"])
-def test_products_of_ever_other_shapes_take_no_more_memory(before: list[str]) -> None:
-    """Half a gigabyte, by default, where a CPU computes in bf16."""
+def test_products_of_ever_new_shapes_take_no_more_memory(before: list[str]) -> None:
+    """By default they would take half a gigabyte, where a CPU computes in bf16."""
     command = [sys.executable, "-c", SHAPES, *before]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
@@ -200,7 +200,7 @@ def test_a_teacher_beside_the_student_counts(model: Path) -> None:
         check_fits(model, replace(USUAL, others=1 << 40), "stage opd", 1 << 30)
 
 
-def test_what_cannot_fit_is_refused_with_the_numbers_and_what_to_change(model: Path) -> None:
+def test_a_training_that_cannot_fit_is_refused_with_numbers_and_advice(model: Path) -> None:
     need = estimate(model, USUAL)
     assert need
     check_fits(model, USUAL, "stage sft", need.total)
@@ -208,14 +208,14 @@ def test_what_cannot_fit_is_refused_with_the_numbers_and_what_to_change(model: P
         check_fits(model, USUAL, "stage sft", need.total // 2)
 
 
-def test_a_model_that_cannot_be_looked_at_is_let_through(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_inspected_is_let_through(tmp_path: Path) -> None:
     assert estimate(tmp_path, USUAL) is None
     check_fits(tmp_path, USUAL, "stage sft", 0)
     check_fits(None, USUAL, "stage sft", 0)
 
 
-def test_what_is_asked_first_of_a_training_says_nothing_of_libraries() -> None:
-    """Where all before `sft` is cached, the pre-flight is what imports peft, and with it bitsandbytes."""
+def test_free_memory_prints_no_warnings_of_libraries() -> None:
+    """When every stage before `sft` is cached, the pre-flight is what imports peft, and with it bitsandbytes."""
     pytest.importorskip("bitsandbytes")
     code = "from distill.training.memory import free_memory; free_memory()"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Which model is meant: adapters with their base, hub names with their commit."""
+"""Which model a name means: adapters with their base, hub names with their commit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def adapter(tmp_path: Path, base: Path) -> Path:
-    """A LoRA adapter with weights that do something, saved as peft saves it."""
+    """A LoRA adapter with non-zero weights, as peft saves it."""
     from peft import LoraConfig, get_peft_model
 
     network, _ = load(Model(str(base), ""))
@@ -54,7 +54,7 @@ def adapter(tmp_path: Path, base: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_an_adapter_is_sampled_from_with_its_change_in_the_weights(base: Path, adapter: Path) -> None:
+def test_sampling_from_an_adapter_uses_its_weights(base: Path, adapter: Path) -> None:
     from peft import PeftModel
 
     found = find(str(adapter), Path(), {}, FileHashes())
@@ -72,7 +72,7 @@ def test_an_adapter_is_sampled_from_with_its_change_in_the_weights(base: Path, a
     assert (plain - logits).abs().max() > 0.01
 
 
-def test_an_adapters_identity_covers_itself_and_its_base(base: Path, adapter: Path) -> None:
+def test_an_adapters_identity_covers_its_weights_and_its_base(base: Path, adapter: Path) -> None:
     hashes = FileHashes()
     seen = {identity_of(str(base), hashes), identity_of(str(adapter), hashes)}
     (adapter / "README.md").write_text("A card may change.")
@@ -85,17 +85,17 @@ def test_an_adapters_identity_covers_itself_and_its_base(base: Path, adapter: Pa
     assert len(seen) == 4
 
 
-def test_a_large_model_is_told_of_once_before_it_is_read(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one line, however many files it has, none of which is large by itself."""
+def test_hashing_a_large_model_is_announced_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, even when the model is many files, none of them large."""
     weights = [path for path in base.iterdir() if path.suffix in CONTENT]
     monkeypatch.setattr(fingerprint, "MUCH", sum(path.stat().st_size for path in weights))
-    told: list[str] = []
-    hashes = FileHashes(tell=told.append)
+    notes: list[str] = []
+    hashes = FileHashes(tell=notes.append)
     assert identity_of(str(base), hashes) == identity_of(str(base), hashes)
-    assert len(told) == 1 and told[0].startswith(f"reading model {base} for its content hash, once: ")
+    assert len(notes) == 1 and notes[0].startswith(f"reading model {base} for its content hash, once: ")
 
 
-def test_an_adapters_base_may_be_named_from_its_own_directory(base: Path, adapter: Path) -> None:
+def test_an_adapters_base_may_be_relative_to_the_adapter(base: Path, adapter: Path) -> None:
     before = identity_of(str(adapter), FileHashes())
     _rewrite(adapter, base_model_name_or_path="../base")
     assert check_name(str(adapter))
@@ -120,7 +120,7 @@ def _rewrite(adapter: Path, **changes: Any) -> None:
         ({"base_model_name_or_path": "{adapter}"}, "adapter too"),
     ],
 )
-def test_an_adapter_that_cannot_be_is_one_line(adapter: Path, changes: dict[str, Any], message: str) -> None:
+def test_an_unusable_adapter_is_an_error_of_one_line(adapter: Path, changes: dict[str, Any], message: str) -> None:
     other = adapter.parent / "other"
     other.mkdir()
     for file in adapter.iterdir():
@@ -130,7 +130,7 @@ def test_an_adapter_that_cannot_be_is_one_line(adapter: Path, changes: dict[str,
         check_name(str(adapter))
 
 
-def test_an_adapter_without_weights_or_with_those_of_another_model(adapter: Path) -> None:
+def test_an_adapter_without_weights_or_of_another_base_is_refused(adapter: Path) -> None:
     build_model("Qwen3", tie_word_embeddings=True, hidden_size=64).save_pretrained(adapter.parent / "base")
     with pytest.raises(InputError, match=r"adapter cannot be loaded: .* size mismatch .* for a base model other than"):
         load(find(str(adapter), Path(), {}, FileHashes()))
@@ -139,13 +139,13 @@ def test_an_adapter_without_weights_or_with_those_of_another_model(adapter: Path
         find(str(adapter), Path(), {}, FileHashes())
 
 
-def test_an_engine_that_cannot_have_an_adapter_says_so(adapter: Path) -> None:
+def test_an_endpoint_refuses_an_adapter(adapter: Path) -> None:
     endpoint = OpenAIOptions(base_url="http://localhost:1/v1")
     with pytest.raises(InputError, match="an endpoint cannot load an adapter"):
         engines.open_engine(endpoint, find(str(adapter), Path(), {}, FileHashes()))
 
 
-# Hub names: asked for in a process of its own, as a name is pinned for as long as a process lives.
+# Hub names: resolved in a separate process, because a name stays pinned as long as its process lives.
 
 
 REFUSALS = {
@@ -155,8 +155,8 @@ REFUSALS = {
 
 
 class Hub(BaseHTTPRequestHandler):
-    """A hub that has org/model, whose main is at `commit`; org/gated it does not give to everyone, org/private to
-    nobody without the token."""
+    """A hub that has org/model, whose main is at `commit`. It has org/gated, which is gated, and org/private, which needs
+    the token."""
 
     commit = FIRST
     asked: list[str]
@@ -187,8 +187,8 @@ def hub() -> Iterator[ThreadingHTTPServer]:
         server.shutdown()
 
 
-def told(cache: Path, *names: str, server: ThreadingHTTPServer | None = None, **variables: str) -> list[str]:
-    """What another process says of each name: ``identity revision``, or its error."""
+def resolved(cache: Path, *names: str, server: ThreadingHTTPServer | None = None, **variables: str) -> list[str]:
+    """What each name resolves to in another process: ``identity revision``, or the error."""
     script = (
         "import sys\nfrom pathlib import Path\nfrom distill.modelspec import find\n"
         "from pipeline.errors import InputError\nfrom pipeline.fingerprint import FileHashes\n"
@@ -215,7 +215,7 @@ def cached(cache: Path, commit: str) -> None:
 
 def test_a_hub_name_is_pinned_to_the_commit_in_the_cache(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
     cached(tmp_path, SECOND)
-    assert told(tmp_path, "org/model", "org/model@main", f"org/model@{FIRST}", server=hub) == [
+    assert resolved(tmp_path, "org/model", "org/model@main", f"org/model@{FIRST}", server=hub) == [
         f"hub:org/model@{SECOND} {SECOND}",
         f"hub:org/model@{SECOND} {SECOND}",
         f"hub:org/model@{FIRST} {FIRST}",
@@ -223,38 +223,38 @@ def test_a_hub_name_is_pinned_to_the_commit_in_the_cache(tmp_path: Path, hub: Th
     assert not hub.RequestHandlerClass.asked  # type: ignore[attr-defined]
 
 
-def test_the_hub_is_asked_once_and_a_branch_that_moves_changes_nothing(
-    tmp_path: Path, hub: ThreadingHTTPServer
-) -> None:
+def test_the_hub_is_asked_once_and_a_moving_branch_changes_nothing(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
     pinned = [f"hub:org/model@{FIRST} {FIRST}"]
-    assert told(tmp_path, "org/model", server=hub) == pinned
+    assert resolved(tmp_path, "org/model", server=hub) == pinned
     hub.RequestHandlerClass.commit = SECOND  # type: ignore[attr-defined]
-    assert told(tmp_path, "org/model", server=hub) == pinned
-    assert told(tmp_path, "org/model") == pinned
+    assert resolved(tmp_path, "org/model", server=hub) == pinned
+    assert resolved(tmp_path, "org/model") == pinned
 
 
-def test_a_name_the_hub_does_not_give_is_one_line(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
-    assert told(tmp_path, "org/other", "org/model@v9", "org/gated", server=hub) == [
+def test_a_name_that_the_hub_refuses_is_an_error_of_one_line(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
+    assert resolved(tmp_path, "org/other", "org/model@v9", "org/gated", server=hub) == [
         "model org/other: the hub has no model org/other (a private one needs HF_TOKEN, or `hf auth login`)",
         "model org/model@v9: the hub has no revision v9 of it",
         "model org/gated: it is gated; accept its terms on the hub, then set HF_TOKEN or run `hf auth login`",
     ]
 
 
-def test_a_private_model_is_had_by_a_token_or_a_login(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
+def test_a_private_model_needs_a_token_or_a_login(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "token").write_text("sesame\n")
     refused = ["model org/private: the hub has no model org/private (a private one needs HF_TOKEN, or `hf auth login`)"]
-    assert told(tmp_path, "org/private", server=hub, HF_TOKEN="another") == refused
-    assert told(tmp_path, "org/private", server=hub, HF_HUB_DISABLE_IMPLICIT_TOKEN="1") == refused
-    assert told(tmp_path / "1", "org/private", server=hub, HF_TOKEN="sesame") == [f"hub:org/private@{FIRST} {FIRST}"]
-    assert told(tmp_path, "org/private", server=hub) == [f"hub:org/private@{FIRST} {FIRST}"]
+    assert resolved(tmp_path, "org/private", server=hub, HF_TOKEN="another") == refused
+    assert resolved(tmp_path, "org/private", server=hub, HF_HUB_DISABLE_IMPLICIT_TOKEN="1") == refused
+    assert resolved(tmp_path / "1", "org/private", server=hub, HF_TOKEN="sesame") == [
+        f"hub:org/private@{FIRST} {FIRST}"
+    ]
+    assert resolved(tmp_path, "org/private", server=hub) == [f"hub:org/private@{FIRST} {FIRST}"]
 
 
-def test_what_is_noted_in_the_cache_is_what_the_library_reads(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
+def test_the_commit_noted_in_the_cache_is_where_huggingface_hub_looks(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
     from huggingface_hub import scan_cache_dir, try_to_load_from_cache
 
-    told(tmp_path, "org/model", server=hub)
+    resolved(tmp_path, "org/model", server=hub)
     snapshot = tmp_path / "models--org--model" / "snapshots" / FIRST
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
@@ -262,11 +262,11 @@ def test_what_is_noted_in_the_cache_is_what_the_library_reads(tmp_path: Path, hu
     assert not scan_cache_dir(tmp_path).warnings
 
 
-def test_where_no_commit_can_be_told_the_name_stands_alone(tmp_path: Path) -> None:
-    assert told(tmp_path, "org/model", "org/model@v1") == ["hub:org/model None", "hub:org/model@v1 v1"]
+def test_without_a_known_commit_the_identity_is_the_name_alone(tmp_path: Path) -> None:
+    assert resolved(tmp_path, "org/model", "org/model@v1") == ["hub:org/model None", "hub:org/model@v1 v1"]
 
 
-def test_a_model_that_cannot_be_had_is_one_line_at_once(
+def test_an_unreachable_model_is_an_immediate_error_of_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
@@ -285,7 +285,9 @@ def test_a_model_that_cannot_be_had_is_one_line_at_once(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_cache_is_where_the_library_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_found_by_the_librarys_environment_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cached(tmp_path / "hub", FIRST)
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -297,10 +299,10 @@ def test_the_cache_is_where_the_library_has_it(tmp_path: Path, monkeypatch: pyte
             check_reachable("org/model", FIRST)
 
 
-def test_a_hub_that_is_away_for_a_moment_ends_no_run(
+def test_a_hub_that_is_briefly_unreachable_does_not_end_a_run(
     tmp_path: Path, hub: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run looks ahead before each stage."""
+    """A run checks before each stage that the models are available."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_TOKEN", "sesame")
@@ -313,7 +315,7 @@ def test_a_hub_that_is_away_for_a_moment_ends_no_run(
     check_at_hand("org/private@main")
 
 
-def test_the_directory_of_a_stage_is_told_from_that_of_its_model(tmp_path: Path) -> None:
+def test_naming_a_stages_directory_points_to_its_model_directory(tmp_path: Path) -> None:
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft/model").symlink_to(EMBEDDED / "teacher")
     with pytest.raises(InputError, match=r"the model of a stage is in .*sft/model"):

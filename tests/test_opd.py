@@ -1,4 +1,4 @@
-"""On-policy distillation: its estimator by enumeration, the mixing of credit, and the loop with a real teacher."""
+"""On-policy distillation: its estimator against enumeration, the mixing of credit, the loop with a real teacher."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ EXACT = (STUDENT.exp() * (STUDENT - THEIRS)).sum()
 
 def rolled(tokens: Sequence[int], **changes: Any) -> Rollout:
     """A response of these tokens, sampled from the student."""
-    ids, told = tuple(tokens), tuple(STUDENT[list(tokens)].tolist())
-    completion = Completion("k", "", (1,), "", ids, told, changes.pop("finish", Finish.STOP), **changes)
+    ids, logprobs = tuple(tokens), tuple(STUDENT[list(tokens)].tolist())
+    completion = Completion("k", "", (1,), "", ids, logprobs, changes.pop("finish", Finish.STOP), **changes)
     return Rollout(1, Problem("p", "", "", "", ""), 0, completion, None, (0.0,) * len(ids), False)
 
 
@@ -75,9 +75,9 @@ def test_credit_of_samples_estimates_the_exact_reverse_kl() -> None:
     assert mixed.trained and mixed.teacher == tuple(THEIRS[tokens].tolist())
 
 
-def test_the_estimator_s_gradient_is_that_of_the_exact_divergence() -> None:
-    """By enumeration: each token's gradient by its probability is the gradient of -KL(student, teacher); the
-    term that the estimator leaves out, E[d log p], is 0."""
+def test_the_expected_gradient_is_that_of_the_exact_divergence() -> None:
+    """By enumeration: the sum of each token's gradient times its probability is the gradient of -KL(student, teacher).
+    The term that the estimator leaves out, E[d log p], is 0."""
     (mixed,) = Mixture(0.0, scores)([rolled(range(16))])
     advantages = torch.tensor(mixed.advantages, dtype=torch.float64)
     found = sum(STUDENT[a].exp() * gradient(torch.tensor([a]), advantages[a : a + 1]) for a in range(16))
@@ -98,7 +98,7 @@ def test_sampled_gradients_average_to_the_exact_one() -> None:
 
 
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=6), st.floats(0, 2), st.floats(0.1, 2))
-def test_a_mixture_is_the_weighed_sum_per_token(outcomes: list[float], weight: float, teacher: float) -> None:
+def test_a_mixture_is_the_weighted_sum_per_token(outcomes: list[float], weight: float, teacher: float) -> None:
     row = replace(rolled(range(len(outcomes))), advantages=tuple(outcomes), trained=True)
     (mixed,) = Mixture(weight, scores, teacher)([row])
     ratios = log_ratios(row.completion, scores([row.completion])[0])
@@ -108,27 +108,27 @@ def test_a_mixture_is_the_weighed_sum_per_token(outcomes: list[float], weight: f
     assert without.advantages == pytest.approx([teacher * r for r in ratios])
 
 
-def test_nothing_is_learned_from_what_was_cut_or_given_where_so_asked() -> None:
+def test_forced_tokens_and_on_request_cut_responses_are_not_learned_from() -> None:
     cut, given_ = rolled([1, 2], finish=Finish.LENGTH), rolled([1, 2], forced=(0, 1))
     assert [r.trained for r in Mixture(0.0, scores)([cut, given_])] == [True, False]
     assert [r.trained for r in Mixture(0.0, scores, leave_out_cut=True)([cut])] == [False]
 
 
-def test_the_metrics_of_samples_leave_out_what_was_given() -> None:
+def test_metrics_of_samples_leave_out_forced_tokens() -> None:
     row = rolled([3, 5, 9], forced=(1,))
     row = replace(row, reward=0.1, teacher=tuple(scores([row.completion])[0]))
     other = replace(row, completion=replace(row.completion, finish=Finish.LENGTH, text="4"))
     how = GrpoSettings(optimizer=OptimizerSettings(1.0), steps=1, group=3)
-    told = observe(how, 1, [row, other, row], 1, Made(), (0, 0))
-    assert told.distinct == 2 and told.truncated == pytest.approx(1 / 3)
-    assert told.entropy == pytest.approx(-(STUDENT[3] + STUDENT[9]).item() / 2)
-    assert told.teacher_kl == pytest.approx((STUDENT - THEIRS)[[3, 9]].mean().item())
-    assert told.zero_variance == 1  # three times 0.1 has a deviation of 1e-17
+    metrics = observe(how, 1, [row, other, row], 1, Made(), (0, 0))
+    assert metrics.distinct == 2 and metrics.truncated == pytest.approx(1 / 3)
+    assert metrics.entropy == pytest.approx(-(STUDENT[3] + STUDENT[9]).item() / 2)
+    assert metrics.teacher_kl == pytest.approx((STUDENT - THEIRS)[[3, 9]].mean().item())
+    assert metrics.zero_variance == 1  # three times 0.1 has a deviation of 1e-17
     same = replace(row, completion=replace(row.completion, text="Twice 2, so the answer is 4."))
     assert observe(how, 1, [row, other, same], 1, Made(), (0, 0)).distinct == 2  # one answer in two wordings
 
 
-def test_step_rewards_are_normalised_in_their_group_and_credit_all_before_them() -> None:
+def test_step_rewards_are_normalised_in_their_group_and_credit_earlier_tokens() -> None:
     first, second = step_advantages([[(1, 1.0), (3, 0.0)], [(2, 1.0)]], [5, 3])
     deviation = torch.tensor([1.0, 0.0, 1.0]).std().item() + credit.EPSILON
     good, bad = (1 - 2 / 3) / deviation, (0 - 2 / 3) / deviation
@@ -154,9 +154,9 @@ def test_a_teacher_s_scores_are_its_own_logprobs(temperature: float) -> None:
     network = tiny()
     rows = completions()
     for limit in (1, 10_000):
-        told = TransformersTeacher(network, temperature, limit)(rows)
-        assert [len(t) for t in told] == [len(c.token_ids) for c in rows]
-        for completion, scored in zip(rows[:-1], told, strict=False):
+        found = TransformersTeacher(network, temperature, limit)(rows)
+        assert [len(t) for t in found] == [len(c.token_ids) for c in rows]
+        for completion, scored in zip(rows[:-1], found, strict=False):
             ids = torch.tensor([completion.prompt_ids + completion.token_ids])
             table = (network(input_ids=ids, use_cache=False).logits[0, :-1] / temperature).log_softmax(-1)
             own = table.gather(1, ids[0, 1:, None]).squeeze(1)[len(completion.prompt_ids) - 1 :]
@@ -167,9 +167,11 @@ def test_another_tokenizer_is_refused_in_one_line() -> None:
     same, other = chat_tokenizer(), chat_tokenizer()
     check_same_tokenizer(same, other, "t")
     other.add_tokens(["zz"])
-    with pytest.raises(InputError, match=r"teacher t: its tokenizer is not the student's \(1 of their tokens") as told:
+    with pytest.raises(
+        InputError, match=r"teacher t: its tokenizer is not the student's \(1 of their tokens"
+    ) as caught:
         check_same_tokenizer(same, other, "t")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     ends = chat_tokenizer(same.chat_template.replace("<end>", "<user>"))
     with pytest.raises(InputError, match="turns end with '<end>' for one and '<user>'"):
         check_same_tokenizer(same, ends, "t")
@@ -193,7 +195,7 @@ def test_vllm_scores_as_transformers_does() -> None:
 
 
 def teacher() -> Any:
-    """A student's start with the rows of its head moved on: it says one letter for another."""
+    """The untrained student with the rows of its head rotated, so that it prefers other letters."""
     network = tiny(initializer_range=0.1, tie_word_embeddings=False)
     network.lm_head.weight.data = network.lm_head.weight.data.roll(7, 0)
     return network
@@ -212,7 +214,7 @@ def opd(model: Any, directory: Path, **changes: Any) -> tuple[list[GrpoMetrics],
     return metrics, rollouts
 
 
-def test_the_student_comes_near_its_teacher(tmp_path: Path) -> None:
+def test_the_student_approaches_its_teacher(tmp_path: Path) -> None:
     metrics, rollouts = opd(student(), tmp_path, steps=16, group=16)
     first, last = (math.fsum(m.teacher_kl for m in part) for part in (metrics[:3], metrics[-3:]))
     assert 0 < last < 0.8 * first
@@ -239,7 +241,7 @@ def test_the_update_equals_a_plain_loop_with_token_credit(tmp_path: Path) -> Non
     torch.testing.assert_close(weights(model), weights(reference), atol=5e-5, rtol=0)
 
 
-def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     straight = student()
     opd(straight, tmp_path / "a")
     stopped = 0
@@ -297,7 +299,7 @@ def test_one_query_explains_an_update(tmp_path: Path) -> None:
         ("opd.group=0", "group"),
     ],
 )
-def test_what_cannot_be_is_said_when_the_yaml_is_read(tmp_path: Path, setting: str, message: str) -> None:
-    with pytest.raises(InputError, match=message) as told:
+def test_impossible_settings_are_refused_when_the_yaml_is_read(tmp_path: Path, setting: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         load(written(tmp_path), setting.split("\n"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)

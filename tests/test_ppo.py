@@ -1,5 +1,5 @@
-"""PPO: generalised advantages by their definition, the policy gradient by enumeration, a value head that learns what
-is known, and the loop with the real engine: its update by a plain loop, exact when killed."""
+"""PPO: generalised advantages against their definition, the policy gradient against enumeration, a value head that
+learns a known function, and the loop with the real engine: its update against a plain loop, and exact after a kill."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def mask(lengths: Sequence[int]) -> Any:
 
 def by_definition(rewards: Sequence[float], values: Sequence[float], discount: float, decay: float, t: int) -> float:
     """Schulman et al. 2016, eq. 11 to 16, written out: the mean of the k-step advantages, each with weight
-    (1 - decay) decay^(k - 1); all that reach beyond the end are the same, and share what weight is left."""
+    (1 - decay) decay^(k - 1). All that reach beyond the end are equal, and share the remaining weight."""
     left = len(rewards) - t
     steps = []
     for k in range(1, left + 1):
@@ -49,7 +49,7 @@ def by_definition(rewards: Sequence[float], values: Sequence[float], discount: f
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.floats(0, 1), st.floats(0, 1))
-def test_advantages_are_those_of_the_definition(lengths: list[int], discount: float, decay: float) -> None:
+def test_advantages_equal_the_definition(lengths: list[int], discount: float, decay: float) -> None:
     rewards, values = rows(lengths, "rewards"), rows(lengths, "values")
     found = generalised_advantages(rewards, values, mask(lengths), discount, decay)
     for row, length in enumerate(lengths):
@@ -58,7 +58,7 @@ def test_advantages_are_those_of_the_definition(lengths: list[int], discount: fl
         assert found[row].tolist() == pytest.approx([*expected, *[0.0] * (max(lengths) - length)])
 
 
-def test_without_decay_it_is_the_return_less_the_value_and_with_all_of_it_the_error_of_one_step() -> None:
+def test_with_decay_1_advantages_are_return_minus_value_and_with_0_one_step_errors() -> None:
     lengths = [5, 3, 1]
     rewards, values, kept = rows(lengths, "r"), rows(lengths, "v"), mask(lengths)
     rewards, values = rewards * kept, values * kept
@@ -82,7 +82,7 @@ POLICY = torch.from_numpy(generator("ppo", "policy").normal(0, 1, (4, 3)))
 """Logits of three tokens in four states: at the start, and after each first token."""
 PAYS = torch.from_numpy(generator("ppo", "pays").random((3, 3)))
 VALUES = torch.from_numpy(generator("ppo", "values").normal(0, 1, 4))
-"""An arbitrary baseline: whatever it says, it biases nothing."""
+"""An arbitrary baseline: no baseline biases the gradient."""
 
 
 def exact() -> Any:
@@ -94,7 +94,7 @@ def exact() -> Any:
 
 
 def gradient(first: Any, second: Any, decay: float = 1.0) -> Any:
-    """-d loss / d policy of the sum over these responses, one by one: (N, 4, 3)."""
+    """-d loss / d policy of each response: (N, 4, 3)."""
     leaf = POLICY.expand(len(first), 4, 3).clone().requires_grad_()
     every, states = torch.arange(len(first)), torch.stack([torch.zeros_like(first), first + 1], 1)
     logprobs = leaf.log_softmax(-1)[every[:, None], states, torch.stack([first, second], 1)]
@@ -111,7 +111,7 @@ def gradient(first: Any, second: Any, decay: float = 1.0) -> Any:
 
 
 def test_any_value_function_leaves_the_policy_gradient_unbiased() -> None:
-    """The mean over every response there is, each by its probability; with decay it depends on the values."""
+    """The mean over all responses, weighted by their probabilities. With decay below 1 it depends on the values."""
     first, second = (torch.tensor(x) for x in zip(*itertools.product(range(3), repeat=2), strict=True))
     p = POLICY.softmax(-1)
     chances = (p[0, first] * p[first + 1, second])[:, None, None]
@@ -119,7 +119,7 @@ def test_any_value_function_leaves_the_policy_gradient_unbiased() -> None:
     assert not torch.allclose((chances * gradient(first, second, 0.5)).sum(0), exact(), rtol=0.05)
 
 
-def test_sampled_gradients_average_to_it() -> None:
+def test_sampled_gradients_average_to_the_policy_gradient() -> None:
     draw, p = generator("ppo", "draws"), POLICY.softmax(-1)
     first = torch.from_numpy(draw.choice(3, 20_000, p=p[0].numpy()))
     second = torch.searchsorted(p.cumsum(-1)[first + 1], torch.from_numpy(draw.random((20_000, 1)))).clamp(max=2)[:, 0]
@@ -128,7 +128,7 @@ def test_sampled_gradients_average_to_it() -> None:
     assert ((found.mean(0) - exact()).abs() < 3 * error + 1e-12).all()
 
 
-def test_values_that_go_too_far_gain_nothing() -> None:
+def test_values_clipped_for_moving_too_far_have_no_gradient() -> None:
     values = torch.tensor([0.1, 0.5, -0.5, 0.5], requires_grad=True)
     targets = torch.tensor([1.0, 1.0, 1.0, 0.4])
     errors = value_errors(values, torch.zeros(4), targets, 0.2)
@@ -144,7 +144,7 @@ CRITIC = Critic(learning_rate=0.1)
 
 
 def state(directory: Path) -> Any:
-    """What the newest checkpoint holds, value head and moments too, as one flat list of tensors."""
+    """The newest checkpoint, with value head and moments, as one flat list of tensors."""
     newest = max(directory.glob("step-*"))
     found = torch.load(newest / "state.pt", weights_only=True)
     moments = [m for part in found["optimizer"] for one in part.values() for m in one.values()]
@@ -161,11 +161,11 @@ def same(one: Path, other: Path) -> bool:
 
 
 def known(pairs: Sequence[tuple[Problem, Completion]]) -> list[float | None]:
-    """Two problems of a step pay, two do not, whatever is said."""
+    """Two problems of a step are always rewarded, two never are, whatever the response."""
     return [float(p.id.endswith(("0", "1"))) for p, _ in pairs]
 
 
-def test_the_head_learns_a_value_function_that_is_known(tmp_path: Path) -> None:
+def test_the_head_learns_a_known_value_function(tmp_path: Path) -> None:
     metrics, rollouts = grpo(
         student(), tmp_path, reward=known, sample=lambda step, draw: problems(0), steps=15, group=1, passes=3,
         optimizer=OptimizerSettings(1e-9, schedule="constant"), sampling=Sampling(max_tokens=3),
@@ -179,7 +179,7 @@ def test_the_head_learns_a_value_function_that_is_known(tmp_path: Path) -> None:
         assert r.assessed.targets == pytest.approx([r.reward] * len(r.advantages), abs=1e-5)
 
 
-def test_it_learns_what_is_rewarded(tmp_path: Path) -> None:
+def test_ppo_learns_what_is_rewarded(tmp_path: Path) -> None:
     metrics, rollouts = grpo(student(), tmp_path, steps=12, critic=CRITIC)
     first, last = (sum(m.reward for m in part) for part in (metrics[:2], metrics[-2:]))
     assert last > 3 * first
@@ -189,21 +189,23 @@ def test_it_learns_what_is_rewarded(tmp_path: Path) -> None:
     assert all(m.entropy_exact > 0 and m.value_error > 0 for m in metrics)
 
 
-def test_what_is_left_out_has_no_advantage_of_another_kind(tmp_path: Path) -> None:
-    """Nor that of its group, which is nothing to a value head."""
+def test_a_filtered_rollout_gets_no_advantage_at_all(tmp_path: Path) -> None:
+    """Not even the one from its group, which a value head does not use."""
     _, rollouts = grpo(student(), tmp_path, steps=1, group=4, overlong="filter", critic=CRITIC)
     left = [r for r in rollouts if not r.trained]
     assert any(r.reward for r in left) and not any(r.assessed or r.advantage for r in left)
 
 
 def test_the_update_equals_a_plain_loop(tmp_path: Path) -> None:
-    """The oracle (TRL has no PPO any more): each rollout alone through the model, values, advantages, losses and AdamW
-    written out; a head that moves the student too, after a first update that gave it something to say."""
+    """The oracle, since TRL has no PPO any more: each rollout alone through the model, with values, advantages, losses and
+    AdamW written out. The head moves the student too, from the second update on: in the first its weights are 0."""
     critic = Critic(learning_rate=1e-2, discount=0.9, decay=0.8, kl=0.05, weight=0.3, detached=False)
     model, reference = student(), student()
     how = {"steps": 2, "group": 2, "optimizer": OptimizerSettings(1e-3, warmup=0, schedule="constant")}
     metrics, rollouts = grpo(model, tmp_path, critic=critic, **how)
-    assert metrics[0].kl == pytest.approx(0, abs=1e-6) and metrics[1].kl > 1e-6  # told where it is but in the reward
+    assert (
+        metrics[0].kl == pytest.approx(0, abs=1e-6) and metrics[1].kl > 1e-6
+    )  # reported, though it only enters the reward
     head = torch.nn.Linear(32, 1)
     torch.nn.init.zeros_(head.weight), torch.nn.init.zeros_(head.bias)
     body = [p for p in reference.parameters() if p.requires_grad]
@@ -245,8 +247,8 @@ def plain_loss(model: Any, head: Any, rollouts: Sequence[Any], critic: Critic) -
     return total, len(every)
 
 
-def test_the_student_is_left_as_it_was_but_for_its_adapter(tmp_path: Path) -> None:
-    """With a detached head, and a policy whose learning rate is next to nothing, only the head moves; and it is gone."""
+def test_no_value_head_is_left_in_the_student(tmp_path: Path) -> None:
+    """With a detached head and a tiny learning rate of the policy only the head moves, and it is removed at the end."""
     model, before = student(), student()
     grpo(model, tmp_path, steps=2, optimizer=OptimizerSettings(1e-30), critic=Critic(learning_rate=0.5))
     torch.testing.assert_close(weights(model), weights(before), atol=1e-28, rtol=0)
@@ -254,7 +256,7 @@ def test_the_student_is_left_as_it_was_but_for_its_adapter(tmp_path: Path) -> No
     assert max(w.abs().max().item() for w in head_of(tmp_path)) > 0.1
 
 
-def test_stopped_anywhere_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+def test_a_run_stopped_anywhere_and_resumed_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     how = {"steps": 3, "group": 2, "passes": 2, "updates": 2, "critic": CRITIC}
     straight = student()
     grpo(straight, tmp_path / "a", **how)
@@ -270,8 +272,8 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("update", [3, 5])
-def test_killed_within_a_step_and_run_again_equals_uninterrupted(tmp_path: Path, update: int) -> None:
-    """SIGKILL after some of the updates of a step, which no checkpoint holds."""
+def test_a_run_killed_within_a_step_and_resumed_equals_an_uninterrupted_one(tmp_path: Path, update: int) -> None:
+    """SIGKILL after some updates of a step, which no checkpoint holds yet."""
     how = {"steps": 2, "group": 2, "passes": 2, "updates": 2, "critic": CRITIC, "checkpoint_steps": 1}
     straight, resumed = student(), student()
     grpo(straight, tmp_path / "a", **how)
@@ -298,7 +300,7 @@ def test_killed_within_a_step_and_run_again_equals_uninterrupted(tmp_path: Path,
     assert torch.equal(weights(resumed), weights(straight)) and same(tmp_path / "a", tmp_path / "b")
 
 
-def test_problems_of_a_later_pass_are_shuffled_whole() -> None:
+def test_a_later_pass_shuffles_problems_and_keeps_their_rollouts_together() -> None:
     from rl.update import Rollout, _shares
 
     rollouts = [

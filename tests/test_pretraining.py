@@ -1,4 +1,4 @@
-"""What the embedded models are made of: the tokenizer takes any text, authors are reproducible."""
+"""What the embedded models are made of: a tokenizer for any text, and a reproducible corpus of authors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @given(text=st.text())
-def test_any_text_comes_back(tokenizer: Any, text: str):
+def test_any_text_survives_the_tokenizer(tokenizer: Any, text: str):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
@@ -38,31 +38,31 @@ def test_digits_are_single_tokens(tokenizer: Any):
     assert digits == list("480012719")
 
 
-def test_special_tokens_are_single_and_ends_are_named(tokenizer: Any):
+def test_special_tokens_are_single_and_the_tokenizer_names_its_end_and_pad_token(tokenizer: Any):
     assert all(len(tokenizer(token)["input_ids"]) == 1 for token in SPECIAL)
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
 
 
-def test_the_template_marks_just_what_the_assistant_says(tokenizer: Any):
-    said = response("12 + 7 = 19", "19")
+def test_the_template_s_mask_covers_just_the_assistant_s_text(tokenizer: Any):
+    written = response("12 + 7 = 19", "19")
     chat = [
         {"role": "user", "content": "Compute left to right: 12 + 7"},
-        {"role": "assistant", "content": said},
+        {"role": "assistant", "content": written},
     ]
     encoded = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     marked = [i for i, mark in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mark]
-    assert tokenizer.decode(marked) == said + "<|im_end|>"
+    assert tokenizer.decode(marked) == written + "<|im_end|>"
     prompt = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, tokenize=False)
     assert prompt == tokenizer.apply_chat_template(chat, tokenize=False)[: len(prompt)]
 
 
-def test_the_corpus_is_a_pure_function_on_training_problems():
+def test_the_corpus_is_a_pure_function_of_its_seed():
     first, again = (list(islice(corpus(EVEN, FAMILIES, CAREFUL, seed=3), 60)) for _ in range(2))
     assert first == again
     assert first != list(islice(corpus(EVEN, FAMILIES, CAREFUL, seed=4), 60))
 
 
-def test_authors_write_as_their_shares_say():
+def test_authors_write_by_their_shares():
     authors = Authors(worked=0.0, hasty=0.0, bare=1.0)
     assert not any("<think>" in said for _, said in islice(corpus(EVEN, FAMILIES, authors, 0), 50))
     careful = dict(islice(corpus({"calc": 1.0}, FAMILIES, CAREFUL, 0), 50))

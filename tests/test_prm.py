@@ -1,4 +1,4 @@
-"""Process reward models: labels by every source, the head against arithmetic, measures against enumeration, files."""
+"""Process reward models: labels of every source, the head and the measures against plain arithmetic, files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CHAIN = Problem("p", "Compute left to right: 12 + 7 * 3 - 4", "53", "math", "cal
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_a_careful_author_is_right_in_every_line_and_slips_are_where_they_were_planted(family: Any) -> None:
+def test_family_labels_find_just_the_planted_slips(family: Any) -> None:
     for index in range(40):
         problem = family.generate(0, index, "train")
         careful = family.solve(problem)
@@ -53,13 +53,13 @@ def test_a_careful_author_is_right_in_every_line_and_slips_are_where_they_were_p
         assert family_labels(family, problem, lines, careful.answer) == [True] * (len(lines) + 1)
         careless = family.solve(problem, 0.5, generator("slips", index))
         written = careless.thinking.split("\n")
-        # by another way: what a careful author would have gone on with from the lines before
+        # computed differently: the line with which a careful author would continue the lines before
         expected = [family.next_line(problem, written[:n]) == line for n, line in enumerate(written)]
         found = family_labels(family, problem, written, careless.answer)
         assert found == [*expected, True] and (False in found) == (written != lines)
 
 
-def test_one_slip_spoils_one_label_and_what_follows_nonsense_has_none() -> None:
+def test_one_slip_spoils_one_label_and_a_line_after_nonsense_has_none() -> None:
     assert family_labels(Calc(), CHAIN, ["12 + 7 = 19", "19 * 3 = 58", "58 - 4 = 54"], "54") == [
         True,
         False,
@@ -73,7 +73,7 @@ def test_one_slip_spoils_one_label_and_what_follows_nonsense_has_none() -> None:
     ]  # fmt: skip
 
 
-def test_responses_are_checked_with_their_tags_and_cut_ones_as_far_as_they_go() -> None:
+def test_tagged_and_cut_responses_are_labelled_as_far_as_they_go() -> None:
     checkers = exact.Checkers()
 
     def labels(text: str, rule: str = "line") -> Any:
@@ -82,13 +82,13 @@ def test_responses_are_checked_with_their_tags_and_cut_ones_as_far_as_they_go() 
 
     whole = join_thinking("12 + 7 = 19\n19 * 3 = 58\n58 - 4 = 54", "54")
     assert labels(whole) == (1.0, 0.0, 1.0, 1.0)
-    assert labels(whole, "paragraph") == (0.0, 1.0)  # a step is as right as the worst of its lines
+    assert labels(whole, "paragraph") == (0.0, 1.0)  # a step is only as right as its worst line
     assert labels("<think>\n12 + 7 = 19\n19 * 3") == (1.0, 0.0)
     assert labels(whole + "\nor 55") == (1.0, 0.0, 1.0, 1.0, 0.0)
     assert labels("") is None and exact.checked(checkers, "k", replace(CHAIN, source="mine"), whole, LINES) is None
 
 
-def test_planted_slips_are_a_pure_function_and_hold_wrong_lines() -> None:
+def test_planted_slips_are_a_pure_function_and_have_wrong_lines() -> None:
     problems = [Calc().generate(0, n, "train") for n in range(20)]
     made = list(exact.planted(exact.Checkers(), problems, LINES, 0.3, 2, seed=1))
     assert made == list(exact.planted(exact.Checkers(), problems, LINES, 0.3, 2, seed=1)) and len(made) == 40
@@ -96,7 +96,7 @@ def test_planted_slips_are_a_pure_function_and_hold_wrong_lines() -> None:
     assert 0.15 < wrong / sum(len(one.labels) for one in made) < 0.4
 
 
-def test_noise_turns_its_share_of_labels() -> None:
+def test_noise_flips_its_share_of_labels() -> None:
     one = Labelled("k", CHAIN, "", (1.0, 0.0, None) * 500, "exact")
     turned = noisy(one, 0.2, seed=3)
     changed = sum(a != b for a, b in zip(one.labels, turned.labels, strict=True))
@@ -104,7 +104,7 @@ def test_noise_turns_its_share_of_labels() -> None:
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, None]), min_size=1, max_size=6))
-def test_labels_of_lines_are_labels_of_line_steps(labels: list[float | None]) -> None:
+def test_line_labels_become_step_labels(labels: list[float | None]) -> None:
     text = "\n".join("abcdef"[: len(labels)])
     marked = [((2 * n, 2 * n + 1), label) for n, label in enumerate(labels)]
     assert of_steps(text, LINES, marked) == tuple(labels)
@@ -112,14 +112,14 @@ def test_labels_of_lines_are_labels_of_line_steps(labels: list[float | None]) ->
     assert whole == (0.0,) if 0.0 in labels else whole == (None if None in labels else 1.0,)
 
 
-def test_a_wrong_span_of_several_steps_blames_the_last_alone() -> None:
+def test_a_wrong_span_over_several_steps_blames_only_the_last() -> None:
     assert of_steps("a\nb\nc", LINES, [((0, 3), 0.0), ((4, 5), 1.0)]) == (None, 0.0, 1.0)
 
 
 # ------------------------------------------------------------------ roll-outs, groups, files
 
 
-def test_every_prefix_is_completed_and_the_end_is_the_response_s_own() -> None:
+def test_every_prefix_is_completed_and_the_last_step_has_the_response_s_outcome() -> None:
     asked: list[Any] = []
 
     def outcomes(prefixes: Any) -> dict[Any, list[bool]]:
@@ -131,13 +131,13 @@ def test_every_prefix_is_completed_and_the_end_is_the_response_s_own() -> None:
     assert soft.labels == (1.0, 0.5, None, 0.0) and soft.source == "rollouts"
     assert asked == [("p", "<think>\na\n"), ("p", "<think>\na\nb\n"), ("p", "<think>\na\nb\nc\n")]
     assert rollouts.every(tried, LINES, "hard", outcomes)[0].labels == (1.0, 1.0, None, 0.0)
-    asked.clear()  # a prompt that has opened the thinking is gone on with as it was
+    asked.clear()  # a prompt that opened the thinking is continued as it was
     rollouts.every([replace(tried[0], prompt="<bot><think>\n")], LINES, "hard", outcomes)
     assert [prefix for _, prefix in asked] == ["a\n", "a\nb\n", "a\nb\nc\n"]
 
 
 @given(st.integers(1, 12), st.data())
-def test_binary_search_finds_the_first_error_in_few_roll_outs(steps: int, data: Any) -> None:
+def test_binary_search_finds_the_first_error_with_few_rollouts(steps: int, data: Any) -> None:
     first = data.draw(st.integers(1, steps))
     asked: list[Any] = []
 
@@ -153,7 +153,7 @@ def test_binary_search_finds_the_first_error_in_few_roll_outs(steps: int, data: 
     assert len(asked) <= (steps - 1).bit_length()
 
 
-def test_where_nobody_could_judge_the_error_is_not_said_to_be() -> None:
+def test_steps_whose_rollouts_cannot_be_judged_have_no_label() -> None:
     tried = rollouts.Tried("k", "p", CHAIN, "\n".join("abcdefgh"), False)
     asked: list[int] = []
 
@@ -165,7 +165,7 @@ def test_where_nobody_could_judge_the_error_is_not_said_to_be() -> None:
     assert found.labels == (*[1.0] * 4, *[None] * 4) and asked == [4, 6]
 
 
-def test_samples_that_begin_alike_tell_what_their_beginning_is_worth() -> None:
+def test_a_shared_beginning_is_labelled_by_the_outcomes_of_its_samples() -> None:
     tree = {
         "1": groups.Member("a\nb\nx", True), "2": groups.Member("a\nb\ny", False), "3": groups.Member("a\nc\nz", False),
     }  # fmt: skip
@@ -190,20 +190,20 @@ PRM800K = {
 }
 
 
-def test_labels_in_prm800k_s_form(tmp_path: Path) -> None:
+def test_labels_in_prm800k_and_stepwise_form_are_read(tmp_path: Path) -> None:
     file = tmp_path / "labels.jsonl"
     stepwise = {"prompt": "1 + 1?", "completions": ["It is 1 + 1.", "3"], "labels": [True, False]}
     file.write_text(json.dumps(PRM800K) + "\n\n" + json.dumps(stepwise) + "\n")
     other, wrong, plain = imported.read(file, LINES)
     assert other.response == "<think>\n6 x 7 is 6 x 5 + 6 x 2.\nThat is 30 + 14." and other.labels == (1.0, 0.0)
-    assert wrong.labels == (1.0, 1.0, None, 0.0)  # the step of two lines is wrong; the last line tells
+    assert wrong.labels == (1.0, 1.0, None, 0.0)  # the wrong step has two lines; the last one carries the label
     assert wrong.problem.reference == "42"
     assert plain.labels == (1.0, 0.0) and plain.problem.prompt == "1 + 1?"
     assert next(imported.read(file, LINES, thinking=False)).response.startswith("6 x 7")
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("{", ":1: not JSON"),
         ('{"a": 1}', ":1: expected a row of PRM800K"),
@@ -217,9 +217,9 @@ def test_labels_in_prm800k_s_form(tmp_path: Path) -> None:
         (json.dumps(PRM800K).replace(": 0}", ": 3}"), "chosen_completion: 3 of 1 completions"),
     ],
 )
-def test_a_line_that_cannot_be_read_is_told(tmp_path: Path, line: str, said: str) -> None:
+def test_an_unreadable_line_is_reported(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "bad.jsonl").write_text(line + "\n")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         list(imported.read(tmp_path / "bad.jsonl", LINES))
     with pytest.raises(InputError, match="cannot be read"):
         list(imported.read(tmp_path / "none.jsonl", LINES))
@@ -238,8 +238,8 @@ def rows(tokenizer: Any, labels: Any = None) -> list[Any]:
 
 
 @pytest.mark.parametrize("likelihood", [False, True])
-def test_logits_are_those_of_each_response_alone(likelihood: bool) -> None:
-    """Against the model's own unpacked pass: states at the steps' last tokens, and the sums of their tokens' logs."""
+def test_packed_logits_equal_those_of_each_response_alone(likelihood: bool) -> None:
+    """Against the model's own unpacked pass: states at the steps' last tokens, and sums of their tokens' logprobs."""
     network, tokenizer = tiny().eval(), chat_tokenizer()
     own = head.attach(network, likelihood)
     with torch.no_grad():
@@ -249,17 +249,17 @@ def test_logits_are_those_of_each_response_alone(likelihood: bool) -> None:
             ids = torch.tensor([tokenizer(prompt + response, add_special_tokens=False)["input_ids"]])
             out = network(ids, output_hidden_states=True)
             hidden, logs = out.hidden_states[-1][0], out.logits[0].log_softmax(-1)
-            told = [0.0] + [logs[t - 1, ids[0, t]].item() for t in range(1, ids.shape[1])]
+            own_logs = [0.0] + [logs[t - 1, ids[0, t]].item() for t in range(1, ids.shape[1])]
             end = ids.shape[1] - len(response) - 1
             for step, logit in zip(response.split("\n"), logits, strict=True):
                 begin, end = end + 1, end + len(step) + ("\n" in response[: end + 2 - (ids.shape[1] - len(response))])
                 expected = hidden[end] @ own.weight + own.bias[0]
-                expected += sum(told[begin : end + 1]) if likelihood else 0.0
+                expected += sum(own_logs[begin : end + 1]) if likelihood else 0.0
                 assert logit.item() == pytest.approx(expected.item(), abs=1e-3)
 
 
-def test_a_head_reads_in_full_precision_whatever_its_body_is_computed_in() -> None:
-    """Autocast would round its product: a logit of 7.25 to sixteenths, and with it what the head learns."""
+def test_the_head_computes_in_full_precision_under_autocast() -> None:
+    """Autocast would round its product (a logit of 7.25 to sixteenths), and so what the head learns."""
     own = head.StepHead(32, False)
     own.weight.data.copy_(torch.from_numpy(generator("head").normal(0, 1, 32)))
     hidden = torch.from_numpy(generator("states").normal(0, 1, (64, 32))).float()
@@ -269,22 +269,22 @@ def test_a_head_reads_in_full_precision_whatever_its_body_is_computed_in() -> No
 
 
 @pytest.mark.parametrize("likelihood", [False, True])
-def test_a_response_with_nothing_before_it_is_scored_but_for_its_first_token(likelihood: bool) -> None:
-    """Of which nothing says how likely it is."""
+def test_an_empty_prompt_leaves_out_the_likelihood_of_the_first_token(likelihood: bool) -> None:
+    """No token comes before it that could predict it."""
     network, tokenizer = tiny().eval(), chat_tokenizer()
     head.attach(network, likelihood)
     bare, begun = (unlabelled(prompt, encode(tokenizer, prompt, "ab\nc", "line")) for prompt in ("", "<bot>"))
     found = head.step_logits(network, [bare, begun, bare])
     ids = torch.tensor([bare.input_ids])
     logs = network(ids).logits[0].log_softmax(-1)
-    told = [logs[t - 1, ids[0, t]].item() if likelihood else 0.0 for t in range(1, ids.shape[1])]
-    expected = [head.PRIOR + told[0], head.PRIOR + sum(told[1:3])]
+    own_logs = [logs[t - 1, ids[0, t]].item() if likelihood else 0.0 for t in range(1, ids.shape[1])]
+    expected = [head.PRIOR + own_logs[0], head.PRIOR + sum(own_logs[1:3])]
     assert [len(part) for part in found] == [2, 2, 2]
     for part in (found[0], found[2]):
         assert part.tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_fitness_is_the_log_probability_of_the_labels_and_leaves_out_what_is_not_labelled() -> None:
+def test_fitness_is_the_log_probability_of_the_labels_that_there_are() -> None:
     network, tokenizer = tiny().eval(), chat_tokenizer()
     head.attach(network, True)
     labelled = rows(tokenizer, [(1.0, None, 0.0), (None, 0.25), (1.0,)])
@@ -304,34 +304,34 @@ def tagged_tokenizer() -> Any:
 
 @pytest.mark.parametrize("rule", ["line", "tokens:2"])
 @pytest.mark.parametrize("prompt", ["<bot><think>\n", "<bot><think>"])
-def test_thinking_that_the_template_has_opened_is_not_opened_again(rule: str, prompt: str) -> None:
-    """What is stored begins with a tag; what a policy says after such a template does not. Both are read alike."""
+def test_thinking_opened_by_the_template_is_not_opened_again(rule: str, prompt: str) -> None:
+    """A stored response begins with a tag; one sampled after such a template does not. Both are encoded alike."""
     tokenizer = tagged_tokenizer()
-    stored, said = "<think>\nab\ncd\n</think>\nno", ("" if prompt.endswith("\n") else "\n") + "ab\ncd\n</think>\nno"
+    stored, sampled = "<think>\nab\ncd\n</think>\nno", ("" if prompt.endswith("\n") else "\n") + "ab\ncd\n</think>\nno"
     ours = encode(tokenizer, prompt, stored, rule)
-    assert ours.ids == (*tokenizer(prompt + said, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+    assert ours.ids == (*tokenizer(prompt + sampled, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
     assert encode(tokenizer, "<bot>", stored, rule).texts == ours.texts
     if rule == "line":
-        assert ours == encode(tokenizer, prompt, said, rule)
+        assert ours == encode(tokenizer, prompt, sampled, rule)
 
 
-def test_responses_of_many_doubtful_steps_are_ranked_though_their_products_are_no_numbers() -> None:
+def test_responses_are_ranked_even_where_their_products_underflow() -> None:
     from distill.prm.training import lessons, measured
 
     network, tokenizer = tiny(), chat_tokenizer()
     own = head.attach(network, False)
     own.bias.data.fill_(-30.0)  # 1e-13 a step
-    said = {"\n".join("abcdefghijkl"[k % 12] for k in range(steps)): steps == 30 for steps in (30, 40, 60)}
+    responses = {"\n".join("abcdefghijkl"[k % 12] for k in range(steps)): steps == 30 for steps in (30, 40, 60)}
     labelled = [
         Labelled(str(len(text)), CHAIN, text, (1.0,) * len(text.split()), "exact", correct=right)
-        for text, right in said.items()
+        for text, right in responses.items()
     ]
     rows, _ = lessons(labelled, tokenizer, "line", lambda one: one.problem.messages, 500)
     assert measured(network, rows, 1000, 0.5, "product")["answer_auc"] == 1.0
 
 
-def test_labels_by_tokens_are_those_of_the_steps_that_are_read() -> None:
-    """A slip spoils every step of so many tokens that its line ends in, whichever prompt stands before it."""
+def test_labels_by_tokens_match_the_steps_that_are_read() -> None:
+    """A slip spoils the step of five tokens in which its line ends, whatever prompt comes before it."""
     from distill.prm.training import lessons
 
     tokenizer, cut = tagged_tokenizer(), splitter("tokens:5", tagged_tokenizer())
@@ -355,7 +355,7 @@ def how(steps: int) -> TrainSettings:
     return TrainSettings(optimizer, batch_size=2, steps=steps, checkpoint_steps=1)
 
 
-def test_training_learns_the_labels_and_a_kill_changes_nothing(tmp_path: Path) -> None:
+def test_training_learns_the_labels_and_a_stopped_run_resumes_exactly(tmp_path: Path) -> None:
     tokenizer, labels = chat_tokenizer(), [(1.0, 0.0, 1.0), (1.0, 0.0), (0.0,)]
 
     def trained(where: str, kills: int) -> tuple[Any, list[float]]:
@@ -387,39 +387,39 @@ def test_training_learns_the_labels_and_a_kill_changes_nothing(tmp_path: Path) -
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.1, 0.3, 0.5, 0.9]), st.booleans()), max_size=12))
-def test_auc_is_the_share_of_pairs_in_order(pairs: list[tuple[float, bool]]) -> None:
+def test_auc_is_the_share_of_correctly_ordered_pairs(pairs: list[tuple[float, bool]]) -> None:
     compared = [(a > b) + 0.5 * (a == b) for a, y in pairs if y for b, z in pairs if not z]
     assert measures.auc(pairs) == (pytest.approx(sum(compared) / len(compared)) if compared else None)
 
 
-def test_a_head_that_knows_the_problem_alone_ranks_nothing_within_it() -> None:
+def test_a_head_that_only_knows_the_problem_has_auc_one_half_within_it() -> None:
     easy = [Scored("easy", [0.9], [1.0], True, 0.9)] * 3 + [Scored("easy", [0.9], [0.0], False, 0.9)]
     hard = [Scored("hard", [0.1], [1.0], True, 0.1)] + [Scored("hard", [0.1], [0.0], False, 0.1)] * 3
     found = measures.summary(easy + hard)
     assert found["step_auc"] == 0.75 and found["step_auc_within"] == 0.5 == found["answer_auc_within"]
-    said = "75.0% of 8 steps classified correctly (50.0% by always giving the same answer), AUC within a problem 0.500"
-    assert measures.in_words(found) == said
+    words = "75.0% of 8 steps classified correctly (50.0% by always giving the same answer), AUC within a problem 0.500"
+    assert measures.in_words(found) == words
 
 
-def test_first_errors_and_calibration() -> None:
+def test_first_error_and_calibration_measures() -> None:
     scored = [
         Scored("a", [0.9, 0.2, 0.9], [1.0, 0.0, 1.0]),  # found
-        Scored("a", [0.9, 0.9, 0.2], [1.0, 0.0, 0.0]),  # too late
-        Scored("b", [0.9, 0.6], [1.0, 1.0]),  # nothing to be found
-        Scored("b", [0.4, 0.9], [1.0, None]),  # seen where there is none
+        Scored("a", [0.9, 0.9, 0.2], [1.0, 0.0, 0.0]),  # found too late
+        Scored("b", [0.9, 0.6], [1.0, 1.0]),  # no error to find
+        Scored("b", [0.4, 0.9], [1.0, None]),  # a false alarm
     ]
     assert measures.first_error_accuracy(scored) == 0.5
     assert measures.first_error_f1([*scored, scored[2]]) == pytest.approx(2 / (1 / 0.5 + 1 / (2 / 3)))
     assert measures.first_error_f1(scored[2:]) is None and measures.first_error_f1([scored[1], scored[2]]) == 0.0
     bins = measures.reliability([(0.95, True), (0.92, False), (1.0, True), (0.05, False)])
     assert [(b["steps"], b["right"]) for b in bins] == [(1, 0.0), (3, 0.6667)]
-    said = (0.95 + 0.92 + 1.0) / 3
-    assert measures.expected_calibration_error(bins) == pytest.approx((3 * (said - 2 / 3) + 0.05) / 4, abs=1e-4)
+    predicted = (0.95 + 0.92 + 1.0) / 3
+    assert measures.expected_calibration_error(bins) == pytest.approx((3 * (predicted - 2 / 3) + 0.05) / 4, abs=1e-4)
     assert measures.summary([])["step_accuracy"] is None
     assert "no labelled step" in measures.in_words(measures.summary([]))
 
 
-def test_who_says_the_soft_labels_themselves_is_calibrated() -> None:
+def test_predicting_the_soft_labels_themselves_is_calibrated() -> None:
     shares = [n / 20 for n in range(1, 20)]
     assert measures.summary([Scored("a", shares, shares)])["ece"] == 0.0
     assert measures.summary([Scored("a", shares, [float(p >= 0.5) for p in shares])])["ece"] > 0.2
@@ -430,7 +430,7 @@ def test_who_says_the_soft_labels_themselves_is_calibrated() -> None:
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reward model of a random body, as a stage writes it."""
+    """A reward model with a random body, as a stage writes it."""
     from distill.training.export import export_student
 
     directory = tmp_path_factory.mktemp("prm")
@@ -445,7 +445,7 @@ def about(tokenizer: Any, **changes: Any) -> files.About:
     return files.About(**known, tokenizer=files.tokenizer_identity(tokenizer)).model_copy(update=changes)
 
 
-def test_what_was_written_is_loaded_and_scores_a_batch_as_single_calls(artifact: Path) -> None:
+def test_a_written_model_is_loaded_and_scores_a_batch_like_single_calls(artifact: Path) -> None:
     scorer = load(artifact)
     found = scorer.score([*ASKED, ASKED[0], ("<bot>", " \n")])
     assert [len(row) for row in found] == [3, 2, 1, 3, 0] and found[0] == found[3]
@@ -459,7 +459,7 @@ def test_what_was_written_is_loaded_and_scores_a_batch_as_single_calls(artifact:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda d: (d / "prm.json").unlink(), "has no prm.json: not a process reward model"),
         (lambda d: (d / "prm.json").write_text("{"), "cannot be read"),
@@ -470,16 +470,16 @@ def test_what_was_written_is_loaded_and_scores_a_batch_as_single_calls(artifact:
         (lambda d: _other_tokenizer().save_pretrained(d / "model"), "not the one that it was trained with"),
     ],
 )
-def test_parts_that_do_not_fit_are_told_in_one_line(
-    artifact: Path, tmp_path: Path, spoil: Any, said: str | None
+def test_parts_that_do_not_fit_are_an_error_of_one_line(
+    artifact: Path, tmp_path: Path, spoil: Any, message: str | None
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(artifact, copy)
     spoil(copy)
-    if said is None:  # a template is no part of what a tokenizer is
+    if message is None:  # the chat template is not part of a tokenizer's identity
         load(copy)
         return
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         load(copy)
     assert "\n" not in str(caught.value)
 
@@ -490,16 +490,16 @@ def _other_tokenizer() -> Any:
     return tokenizer
 
 
-def test_a_problem_stands_before_a_response_as_it_did_in_training(artifact: Path, tmp_path: Path) -> None:
+def test_a_response_is_scored_after_the_prompt_used_in_training(artifact: Path, tmp_path: Path) -> None:
     shutil.copytree(artifact, tmp_path / "prm")
-    told = about(chat_tokenizer(), prompting={"template": "sum {{ prompt }}"}).model_dump_json()
-    (tmp_path / "prm" / "prm.json").write_text(told)
+    written = about(chat_tokenizer(), prompting={"template": "sum {{ prompt }}"}).model_dump_json()
+    (tmp_path / "prm" / "prm.json").write_text(written)
     problem = replace(CHAIN, prompt="a b")
     assert load(artifact).prompt(problem) == "<user>a b<end>\n<bot>"
     assert load(tmp_path / "prm").prompt(problem) == "<user>sum a b<end>\n<bot>"
 
 
-def test_what_a_score_depends_on_is_in_the_identity_and_no_figure(artifact: Path, tmp_path: Path) -> None:
+def test_the_identity_covers_what_scores_depend_on_and_no_figures(artifact: Path, tmp_path: Path) -> None:
     def identity(**changes: Any) -> str:
         (tmp_path / "prm" / "prm.json").write_text(about(chat_tokenizer(), **changes).model_dump_json())
         return files.identity_of(tmp_path / "prm", FileHashes())
@@ -510,7 +510,7 @@ def test_what_a_score_depends_on_is_in_the_identity_and_no_figure(artifact: Path
     assert len({same, identity(rule="paragraph"), identity(prompting={"system": "s"}), identity(likelihood=False)}) == 4
 
 
-def test_a_body_that_reads_images_too_has_the_width_of_its_language_model(tmp_path: Path) -> None:
+def test_a_multimodal_body_has_the_width_of_its_language_model(tmp_path: Path) -> None:
     tokenizer = chat_tokenizer()
     network = multimodal(len(tokenizer))
     assert not hasattr(network.config, "hidden_size")
@@ -521,7 +521,7 @@ def test_a_body_that_reads_images_too_has_the_width_of_its_language_model(tmp_pa
     assert all(0 < p < 1 for row in scores for p in row) and len(set(map(tuple, scores))) > 1
 
 
-def test_names_of_reward_models(artifact: Path) -> None:
+def test_a_reward_model_is_named_by_its_directory(artifact: Path) -> None:
     assert files.directory_of(str(artifact)) == artifact
     with pytest.raises(InputError, match="is not a directory"):
         files.directory_of("no/such/place")
@@ -529,13 +529,13 @@ def test_names_of_reward_models(artifact: Path) -> None:
         files.directory_of("prm:judge")
 
 
-def test_another_tokenizer_is_told(artifact: Path) -> None:
+def test_a_policy_with_another_tokenizer_is_refused(artifact: Path) -> None:
     files.check_reads(artifact, "mine", chat_tokenizer(), "the student")
     with pytest.raises(InputError, match="prm mine: its tokenizer is not that of the student"):
         files.check_reads(artifact, "mine", _other_tokenizer(), "the student")
 
 
-def test_scores_that_are_no_numbers_are_an_error_and_no_verdict() -> None:
+def test_nan_scores_are_an_error_and_no_verdict() -> None:
     network = tiny()
     own = head.attach(network, False)
     own.bias.data.fill_(float("nan"))
@@ -543,7 +543,7 @@ def test_scores_that_are_no_numbers_are_an_error_and_no_verdict() -> None:
         PrmScorer(network, chat_tokenizer(), "line").score(ASKED)
 
 
-def test_the_head_learns_what_trl_made_of_the_same_rows(tmp_path: Path) -> None:
+def test_the_head_learns_what_trl_learns_from_the_same_rows(tmp_path: Path) -> None:
     expected = json.loads(golden_prm.FILE.read_text())
     network = tiny(**golden_prm.SHAPE)
     golden_prm.fill(network.model)
@@ -556,7 +556,7 @@ def test_the_head_learns_what_trl_made_of_the_same_rows(tmp_path: Path) -> None:
     for n, (ids, ends, labels) in enumerate(golden_prm.rows()):
         mask = tuple(t - 1 in ends for t in range(len(ids)))
         rows.append(StepExample(str(n), tuple(ids), mask, 1.0, 4, tuple(ends), tuple(map(float, labels))))
-    rate = golden_prm.RATE  # the head's is twice that: AdamW moves the two logits that it stands for apart by as much
+    rate = golden_prm.RATE  # the head's is twice that: it stands for two logits, each of which AdamW moves by that rate
     optimizer = OptimizerSettings(rate, schedule="constant", warmup=0, clip=0, apart=((head.NAME, 2 * rate),))
     settings = TrainSettings(optimizer, batch_size=len(rows), epochs=golden_prm.EPOCHS, checkpoint_seconds=None)
     losses: list[float] = []

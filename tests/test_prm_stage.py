@@ -1,4 +1,4 @@
-"""A reward model through the pipeline: labels of every kind, training, and its uses, on the embedded models."""
+"""A reward model in a pipeline: labels of every kind, training, and its uses, with the embedded models."""
 
 from __future__ import annotations
 
@@ -102,20 +102,22 @@ def rows(where: Path, sql: str) -> list[dict[str, Any]]:
     return Store(where / "w").rows(sql)
 
 
-def test_it_learns_from_every_source_and_keeps_the_labels(whole: Any) -> None:
+def test_the_prm_stage_learns_from_every_source_and_stores_the_labels(whole: Any) -> None:
     where, made = whole
     figures = made["prm"].manifest.figures
     assert set(figures["sources"]) == {"exact", "slips", "rollouts", "groups"}
     assert figures["heldout"]["by_source"].keys() <= figures["sources"].keys()
     kept = rows(where, "SELECT part, count(DISTINCT (source, example)) AS n FROM step_labels GROUP BY 1")
     assert {row["part"]: row["n"] for row in kept}["train"] == figures["examples"]
-    assert figures["heldout"]["step_auc"] > 0.65  # the teacher's own likelihood tells slips of a hot one
-    # of one stage's traces those to problems that nothing was learned of
+    assert (
+        figures["heldout"]["step_auc"] > 0.65
+    )  # the teacher's own likelihood reveals slips sampled at a high temperature
+    # of this stage's traces just those to problems that were not learned from
     assert figures["test"]["responses"] == figures["heldout"]["by_source"]["exact"]["responses"] < 15
     assert load(where / "w" / made["prm"].manifest.artifact).rule == "line"
 
 
-def test_roll_outs_are_traces_and_no_prefix_is_rolled_out_twice(whole: Any, tmp_path: Path) -> None:
+def test_rollouts_are_traces_and_no_prefix_is_rolled_out_twice(whole: Any, tmp_path: Path) -> None:
     where, _ = whole
     shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
     count = "SELECT count(*) AS n FROM traces WHERE prefix IS NOT NULL"
@@ -126,10 +128,8 @@ def test_roll_outs_are_traces_and_no_prefix_is_rolled_out_twice(whole: Any, tmp_
     assert before > 0 and rows(tmp_path, count)[0]["n"] == before
 
 
-def test_a_round_of_which_no_end_can_be_judged_loses_its_responses_and_not_the_labels(
-    whole: Any, tmp_path: Path
-) -> None:
-    """Each round has a worker of its own: this verifier fails in all but the first."""
+def test_a_round_without_any_verdict_does_not_lose_earlier_labels(whole: Any, tmp_path: Path) -> None:
+    """Each round starts its own worker, and this verifier fails in all but the first."""
     where, made = whole
     shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
     (tmp_path / "mine.py").write_text(ONCE)
@@ -144,8 +144,8 @@ def test_a_round_of_which_no_end_can_be_judged_loses_its_responses_and_not_the_l
     assert len(set((tmp_path / "workers").read_text().split())) > 1
 
 
-def test_groups_of_a_grpo_run_are_labelled_by_the_judge_of_the_run_alone(whole: Any, tmp_path: Path) -> None:
-    """Another verifier has said the contrary of each rollout since, and does not count."""
+def test_groups_of_a_grpo_run_are_labelled_only_by_the_run_s_own_verifier(whole: Any, tmp_path: Path) -> None:
+    """Another verifier has since given each rollout the opposite verdict, which does not count."""
     where, made = whole
     shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
     grpo = made["grpo"].manifest
@@ -182,7 +182,7 @@ def test_a_moved_workspace_is_up_to_date(whole: Any, tmp_path: Path) -> None:
     assert [one.manifest.finished for one in again.values()] == [one.manifest.finished for one in made.values()]
 
 
-def test_a_reward_model_of_the_pipeline_is_a_verifier(whole: Any) -> None:
+def test_a_reward_model_of_the_pipeline_works_as_a_verifier(whole: Any) -> None:
     where, made = whole
     (row,) = rows(where, "SELECT * FROM verdicts WHERE verifier = 'prm' ORDER BY verdict_key LIMIT 1")
     evidence = json.loads(row["evidence"])
@@ -195,11 +195,11 @@ def test_a_reward_model_of_the_pipeline_is_a_verifier(whole: Any) -> None:
     assert made["scored"].manifest.identity.inputs["verifier.prm.model"] == prm.digest
 
 
-def test_a_reward_model_of_the_pipeline_chooses_among_samples_that_generate_made(whole: Any) -> None:
+def test_search_scores_stored_samples_with_reward_models_of_the_pipeline(whole: Any) -> None:
     where, made = whole
     search = made["search"].manifest
-    told = {search.identity.inputs[name] for name in ("scorers.mine", "scorers.half.model")}
-    assert told == {made["prm"].manifest.digest}
+    inputs = {search.identity.inputs[name] for name in ("scorers.mine", "scorers.half.model")}
+    assert inputs == {made["prm"].manifest.digest}
     assert list(search.figures["strategies"]) == ["best_of by mine", "best_of by half", "best_of by teacher"]
     (scored,) = rows(where, "SELECT count(*) AS n, count(DISTINCT scorer) AS who FROM step_scores")
     assert scored == {"n": 3 * 10 * 3, "who": 3}
@@ -211,7 +211,7 @@ def test_a_reward_model_of_the_pipeline_chooses_among_samples_that_generate_made
     assert len(both) == 30 and all(row["score"] == pytest.approx(row["said"]) for row in both)
 
 
-def test_scores_in_half_precision_are_others_and_nearly_the_same(whole: Any) -> None:
+def test_half_precision_scores_differ_but_only_slightly(whole: Any) -> None:
     where, _ = whole
     pairs = rows(
         where,
@@ -222,13 +222,13 @@ def test_scores_in_half_precision_are_others_and_nearly_the_same(whole: Any) -> 
     assert all(row["full"] == pytest.approx(row["half"], abs=0.15) for row in pairs)
 
 
-def test_each_step_of_a_rollout_is_rewarded_and_the_rewards_are_rows(whole: Any) -> None:
+def test_step_rewards_of_rollouts_are_stored(whole: Any) -> None:
     where, _ = whole
     found = rows(where, "SELECT r.step_rewards, r.used, t.token_ids FROM rollouts r JOIN traces t USING (trace_key)")
     assert len(found) == 9 and all(0 < p < 1 for row in found for p in row["step_rewards"] or [])
     assert any(row["step_rewards"] for row in found) and any(row["used"] for row in found)
-    (told,) = rows(where, "SELECT value FROM metrics WHERE name = 'worst_step'")
-    assert 0 < told["value"] < 1
+    (metric,) = rows(where, "SELECT value FROM metrics WHERE name = 'worst_step'")
+    assert 0 < metric["value"] < 1
 
 
 OWN = [{"file": "own.jsonl"}]
@@ -239,7 +239,7 @@ HELD = {
 
 
 @pytest.mark.parametrize(
-    ("stage", "changes", "said"),
+    ("stage", "changes", "message"),
     [
         ("search", {"budgets": [4]}, "sample 4 is needed, but the store holds fewer"),
         ("search", {"scorers": {"mine": "prm:verify"}}, "verify"),
@@ -250,8 +250,8 @@ HELD = {
         ("prm", {"devices": 2}, "one device"),
     ],
 )
-def test_what_cannot_be_is_told(
-    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, changes: dict[str, Any], said: str
+def test_impossible_settings_are_an_error_of_one_line(
+    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, changes: dict[str, Any], message: str
 ) -> None:
     where, _ = whole
     monkeypatch.chdir(tmp_path)
@@ -261,23 +261,28 @@ def test_what_cannot_be_is_told(
     (tmp_path / "own.jsonl").write_text(json.dumps(row))
     other = HELD if changes.get("labels") == [{"exact": "verify-held"}] else {}
     stages = {**base, **other, "prm": STAGES["prm"], stage: {**STAGES[stage], **changes}}
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         run(tmp_path, stages)
     assert "\n" not in str(caught.value).strip()
 
 
-def test_the_plan_tells_what_roll_outs_take(whole: Any) -> None:
+def test_plan_forecasts_the_rollouts(whole: Any) -> None:
     where, _ = whole
     text = (where / "p.yaml").read_text()
     (where / "more.yaml").write_text(text.replace("samples: 2", "samples: 3"))
     spec = config.load(where / "more.yaml", catalog.stage)
-    told = {one.spec.name: one.forecast for one in plan(spec, Workspace(where / "w"), ["prm"])}["prm"]
-    assert told and told.total and told.total % 3 == 0 and told.figures["max_tokens"] == 96 * told.total
-    made = rows(where, "SELECT count(*) AS n FROM traces WHERE prefix IS NOT NULL")[0]["n"]  # two of each prefix
-    assert 0 < made <= told.total * 2 / 3
+    forecast = {one.spec.name: one.forecast for one in plan(spec, Workspace(where / "w"), ["prm"])}["prm"]
+    assert (
+        forecast
+        and forecast.total
+        and forecast.total % 3 == 0
+        and forecast.figures["max_tokens"] == 96 * forecast.total
+    )
+    made = rows(where, "SELECT count(*) AS n FROM traces WHERE prefix IS NOT NULL")[0]["n"]  # two for each prefix
+    assert 0 < made <= forecast.total * 2 / 3
 
 
-def test_a_student_without_rollouts_has_no_groups(whole: Any, tmp_path: Path) -> None:
+def test_groups_of_a_student_without_rollouts_are_refused(whole: Any, tmp_path: Path) -> None:
     where, made = whole
     inputs = {"sft": made["generate"].manifest}
     context = StageContext("prm", "prm", "f", where / "w", inputs, tmp_path / "a", tmp_path / "b", FileHashes())

@@ -1,6 +1,6 @@
-"""The verifier `prm` on a real reward model: the embedded teacher's likelihood of each line, before any training.
+"""The verifier `prm` with a real reward model: the embedded teacher's likelihood of each line, before any training.
 
-Its contract is that of every verifier (`test_verifiers_contract`); a model has to be built for it, so it is here.
+Its contract is that of every verifier (`test_verifiers_contract`), but is tested here because it needs a model.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spec(model: Path, **more: Any) -> dict[str, Any]:
-    """An untrained head gives a sound step .88, and six of them .46."""
+    """With an untrained head a sound step scores .88, and six of them .46."""
     return {"prm": {"model": str(model), "threshold": 0.3, **more}}
 
 
@@ -53,7 +53,7 @@ def gold(problem: Problem) -> str:
 
 
 def spoiled(problem: Problem) -> str:
-    """The result of the first line written down wrong."""
+    """The gold solution with a wrong result in its first line."""
     text = gold(problem)
     at = text.index("\n", text.index("=")) - 1
     other = {"0": "1", "1": "0"} if problem.source == "logic" else {}
@@ -66,9 +66,7 @@ def pool() -> VerifierPool:
         yield pool
 
 
-def test_gold_is_accepted_spoiled_gold_is_not_and_the_steps_are_in_the_evidence(
-    model: Path, pool: VerifierPool
-) -> None:
+def test_gold_is_accepted_spoiled_gold_is_not_and_the_evidence_has_the_steps(model: Path, pool: VerifierPool) -> None:
     items = [(p.id + kind, spec(model), p, make(p)) for p in PROBLEMS for kind, make in (("+", gold), ("-", spoiled))]
     found = dict(pool.verify_many(items))
     for key, verdict in found.items():
@@ -84,7 +82,7 @@ def test_gold_is_accepted_spoiled_gold_is_not_and_the_steps_are_in_the_evidence(
             assert steps[0]["probability"] < 0.5
 
 
-def test_a_batch_says_what_single_calls_say(model: Path, pool: VerifierPool) -> None:
+def test_a_batch_gives_the_verdicts_of_single_calls(model: Path, pool: VerifierPool) -> None:
     for problem in PROBLEMS[:2]:
         alone = judge(build(spec(model)), problem, gold(problem))
         assert steady(pool.verify(spec(model), problem, gold(problem))) == steady(alone)
@@ -100,7 +98,7 @@ def test_hostile_text_gets_a_verdict_and_never_a_reward(model: Path, pool: Verif
     assert found["nothing"].outcome is Outcome.INCORRECT and found["long"].outcome is Outcome.UNVERIFIABLE
 
 
-def test_aggregate_and_threshold_are_in_the_key_and_where_it_lies_is_not(model: Path, tmp_path: Path) -> None:
+def test_aggregate_and_threshold_are_in_the_key_but_the_directory_is_not(model: Path, tmp_path: Path) -> None:
     import shutil
 
     elsewhere = tmp_path / "elsewhere"
@@ -115,7 +113,7 @@ def test_aggregate_and_threshold_are_in_the_key_and_where_it_lies_is_not(model: 
     assert build(spec(model)).version != build(spec(elsewhere)).version
 
 
-def test_the_minimum_and_the_last_step(model: Path, pool: VerifierPool) -> None:
+def test_the_aggregates_minimum_and_last(model: Path, pool: VerifierPool) -> None:
     text = spoiled(PROBLEMS[0])
     product, least, last = (
         pool.verify(spec(model, aggregate=how), PROBLEMS[0], text) for how in ("product", "minimum", "last")
@@ -125,7 +123,7 @@ def test_the_minimum_and_the_last_step(model: Path, pool: VerifierPool) -> None:
     assert last.score == pytest.approx(probabilities[-1], abs=1e-5)
 
 
-def test_it_is_asked_just_where_rules_leave_it_open(model: Path, pool: VerifierPool) -> None:
+def test_the_model_is_asked_only_where_the_rules_do_not_decide(model: Path, pool: VerifierPool) -> None:
     whole = {"all": ["math", spec(model)]}
     wrong = pool.verify(whole, replace(PROBLEMS[0], reference="1000"), gold(PROBLEMS[0]))
     assert wrong.evidence["parts"][1]["outcome"] == "not asked"
@@ -133,7 +131,7 @@ def test_it_is_asked_just_where_rules_leave_it_open(model: Path, pool: VerifierP
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"model": "no/such/place"}, "is not a directory"),
         ({"model": "prm:judge", "threshold": 2.0}, "threshold"),
@@ -141,12 +139,12 @@ def test_it_is_asked_just_where_rules_leave_it_open(model: Path, pool: VerifierP
         ({}, "model"),
     ],
 )
-def test_bad_settings_are_told_in_one_line(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said) as caught:
+def test_bad_settings_are_an_error_of_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         build({"prm": settings})
     assert "\n" not in str(caught.value)
 
 
-def test_a_stage_s_model_cannot_be_meant_where_no_stage_resolves_it(pool: VerifierPool) -> None:
+def test_a_stage_s_model_cannot_be_named_outside_a_pipeline(pool: VerifierPool) -> None:
     with pytest.raises(InputError, match="name the directory that it made"):
         pool.verify({"prm": {"model": "prm:judge"}}, PROBLEMS[0], gold(PROBLEMS[0]))

@@ -1,4 +1,4 @@
-"""Dense rewards: the minimum form by hand, why it cannot be bought by length, and rewards at the right tokens."""
+"""Dense rewards: the minimum form by hand, why it does not reward length, and rewards at the right tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rl.stages.process import process_rewards, reward_models  # noqa: E402
 from rl.step_credit import Mixture, least_advantages, step_advantages  # noqa: E402
 
 
-def test_praise_goes_to_all_and_blame_ends_with_the_worst_step() -> None:
+def test_positive_credit_reaches_every_step_and_negative_ends_at_the_worst() -> None:
     good, bad = [(1, 0.9), (3, 0.8)], [(1, 0.9), (2, 0.2), (4, 0.95)]
     first, second = least_advantages([good, bad], [5, 6])
     z = 0.3 / (torch.tensor([0.8, 0.2]).std().item() + EPSILON)
@@ -37,18 +37,18 @@ def test_praise_goes_to_all_and_blame_ends_with_the_worst_step() -> None:
     assert second == pytest.approx([-z] * 3 + [0.0] * 3)
 
 
-def test_equal_responses_and_lonely_ones_teach_nothing() -> None:
+def test_equal_responses_and_groups_of_one_teach_nothing() -> None:
     row = [(0, 0.5), (2, 0.9)]
     assert least_advantages([row, row, row], [3, 3, 3]) == [[0.0] * 3] * 3
-    nearly = [(0, 0.5 + 1e-6), (2, 0.9)]  # what differs by rounding is not blown up to a difference of one
+    nearly = [(0, 0.5 + 1e-6), (2, 0.9)]  # a rounding difference is not scaled up to a deviation of 1
     assert least_advantages([row, nearly, row], [3, 3, 3]) == [[0.0] * 3] * 3
     assert least_advantages([row], [3]) == [[0.0] * 3] and least_advantages([[], row], [2, 3])[0] == [0.0, 0.0]
 
 
 @settings(max_examples=40)
 @given(st.lists(st.lists(st.floats(0.01, 0.99), min_size=1, max_size=4), min_size=2, max_size=5), st.integers(1, 6))
-def test_more_steps_that_score_well_buy_nothing(group: list[list[float]], more: int) -> None:
-    """What the sum form would pay for: a response that goes on with steps that are easily right."""
+def test_appending_steps_that_score_well_gains_nothing(group: list[list[float]], more: int) -> None:
+    """The sum form would reward a response that continues with easy, correct steps."""
     plain = [[(n, value) for n, value in enumerate(row)] for row in group]
     padded = [*plain[:-1], [*plain[-1], *((len(plain[-1]) + n, 0.995) for n in range(more))]]
     before, after = (least_advantages(rows, [20] * len(rows)) for rows in (plain, padded))
@@ -58,14 +58,14 @@ def test_more_steps_that_score_well_buy_nothing(group: list[list[float]], more: 
     assert max(bounded) <= (len(group) - 1) / len(group) ** 0.5 + 1e-9  # no z-score of a group is larger
 
 
-def test_the_sum_form_pays_for_length() -> None:
+def test_the_sum_form_rewards_length() -> None:
     short, long = [(0, 0.9), (1, 0.2)], [(0, 0.9), (1, 0.2), (2, 0.99), (3, 0.99), (4, 0.99)]
     least, total = least_advantages([short, long], [5, 5]), step_advantages([short, long], [5, 5])
     assert least[1][0] == least[0][0] == 0.0 and total[1][0] > total[0][0] + 1
 
 
 class Reader:
-    """A scorer that tells the share of a's in each step; and what it was asked."""
+    """A scorer that returns the share of a's in each step, and records what it was asked."""
 
     rule = "line"
 
@@ -83,7 +83,7 @@ def spelled(tokenizer: Any, text: str, end: bool = True) -> Any:
     return replace(rollout, completion=replace(rollout.completion, token_ids=tuple(ids), prompt="<bot>"))
 
 
-def test_rewards_stand_at_the_last_tokens_of_steps() -> None:
+def test_rewards_are_placed_at_the_last_tokens_of_steps() -> None:
     tokenizer, reader = chat_tokenizer(), Reader()
     rollouts = [spelled(tokenizer, "aa\nab\nb"), spelled(tokenizer, "bb\na", end=False), spelled(tokenizer, "")]
     whole, cut, empty = ProcessRewards(reader, tokenizer)(rollouts)
@@ -94,7 +94,7 @@ def test_rewards_stand_at_the_last_tokens_of_steps() -> None:
     assert mixed[0].advantages[0] > 0 > mixed[1].advantages[0] and mixed[0].advantages[-1] == 0.0
 
 
-def test_tokens_that_were_sampled_otherwise_than_text_is_cut_have_spans_all_the_same() -> None:
+def test_tokens_sampled_unlike_the_tokenizer_s_split_have_spans_too() -> None:
     from distill import modelspec, pretrained
 
     _, tokenizer = pretrained.load(modelspec.Model(str(modelspec.EMBEDDED / "teacher"), ""))
@@ -108,7 +108,7 @@ def test_tokens_that_were_sampled_otherwise_than_text_is_cut_have_spans_all_the_
         assert all(tokenizer.decode([i]) == text[a:b] for i, (a, b) in zip(ids, spans, strict=True))
 
 
-def test_a_step_that_ends_in_a_character_of_several_tokens_ends_at_the_last_of_them() -> None:
+def test_a_step_ending_in_a_multi_token_character_ends_at_its_last_token() -> None:
     from distill import modelspec, pretrained
 
     _, tokenizer = pretrained.load(modelspec.Model(str(modelspec.EMBEDDED / "teacher"), ""))
@@ -123,7 +123,7 @@ def test_a_step_that_ends_in_a_character_of_several_tokens_ends_at_the_last_of_t
 
 
 def test_a_long_response_is_decoded_a_few_tokens_at_a_time() -> None:
-    """Else seconds pass for each that was sampled otherwise than it is cut."""
+    """Otherwise each response whose tokens differ from the tokenizer's split would take seconds."""
     tokenizer = chat_tokenizer()
     tokenizer.add_tokens(["ab"])
     ids = [tokenizer.convert_tokens_to_ids(letter) for letter in "ab" * 400]
@@ -133,12 +133,12 @@ def test_a_long_response_is_decoded_a_few_tokens_at_a_time() -> None:
     assert len(spans) == len(ids) and sum(read) < 10 * len(ids)
 
 
-def test_steps_that_are_all_worth_the_same_are_no_credit() -> None:
-    """Their mean is theirs but for rounding, which would make a rollout count among those that are learned from."""
+def test_equal_step_rewards_give_no_credit() -> None:
+    """Their mean equals them but for rounding, which would otherwise make a rollout count as one to learn from."""
     assert step_advantages([[(0, 0.1)], [(1, 0.1)], [(0, 0.1)]], [2, 2, 2]) == [[0.0, 0.0]] * 3
 
 
-def test_steps_by_tokens_are_the_scorer_s_however_the_policy_cut_its_own() -> None:
+def test_steps_by_tokens_follow_the_scorer_s_tokenization_not_the_policy_s() -> None:
     from tokenizers.decoders import Fuse
 
     tokenizer = chat_tokenizer()
@@ -157,7 +157,7 @@ def test_steps_by_tokens_are_the_scorer_s_however_the_policy_cut_its_own() -> No
     assert ProcessRewards(Pairs(), tokenizer)([rollout]) == [[(2, 0.5), (4, 0.5)]]
 
 
-def test_a_reward_model_in_half_precision_takes_half_the_memory_and_scores_as_one(tmp_path: Path) -> None:
+def test_a_half_precision_reward_model_takes_half_the_memory(tmp_path: Path) -> None:
     name, asked = reward_model(tmp_path / "prm", chat_tokenizer(), "line"), [("<user>a b<end>\n<bot>", "a b\nc d\n")]
     context = StageContext("grpo", "grpo", "f", tmp_path, {}, tmp_path / "a", tmp_path / "b", FileHashes())
     full, half = (ProcessSettings.model_validate({"model": name, **more}) for more in ({}, {"dtype": "bfloat16"}))
@@ -166,4 +166,4 @@ def test_a_reward_model_in_half_precision_takes_half_the_memory_and_scores_as_on
     scores = [process_rewards(context, each, chat_tokenizer()).scorer.score(asked) for each in (full, half)]
     assert scores == [load(Path(name), dtype=dtype).score(asked) for dtype in ("float32", "bfloat16")]
     assert scores[0] != scores[1] and scores[0][0] == pytest.approx(scores[1][0], abs=0.1)
-    assert full.model_dump() == {"model": name, "weight": 0.5, "form": "minimum"}  # as before there was a dtype
+    assert full.model_dump() == {"model": name, "weight": 0.5, "form": "minimum"}  # as in versions without `dtype`

@@ -1,4 +1,4 @@
-"""Prompting as YAML says it: strict, pure, in every key that it changes and in no other; what is stored is what was seen."""
+"""Prompting by YAML: strict, pure, part of just the keys that it changes; the stored prompt is the one the model saw."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from rl.stages.grpo import GrpoSettings
 PROBLEM = Problem("x/1", "What is 2 + 2?", "4", "math", "x", origin="p.jsonl:3")
 
 
-def ask_by(said: Any, training: list[Problem] | None = None, **more: Any) -> Any:
-    return asking(TypeAdapter(Prompting).validate_python(said), training=lambda: training or [], **more)
+def ask_by(prompting: Any, training: list[Problem] | None = None, **more: Any) -> Any:
+    return asking(TypeAdapter(Prompting).validate_python(prompting), training=lambda: training or [], **more)
 
 
 def contents(asked: Asked) -> list[tuple[str, str]]:
@@ -46,8 +46,8 @@ def contents(asked: Asked) -> list[tuple[str, str]]:
 # Keys.
 
 
-def test_keys_of_traces_that_no_setting_touches_are_what_they_were() -> None:
-    """Frozen: a key that moves makes every user pay again for the traces under it."""
+def test_trace_keys_without_prompting_settings_never_change() -> None:
+    """Frozen: a changed key makes every user pay again for the traces under it."""
     assert trace_key(PROBLEM, "model", Sampling(max_tokens=64, seed=3), 1) == "6a6c8b38c6c713005a26354432b4cfa4"
     assert trace_key(PROBLEM, "model", Sampling(temperature=0.0), 0) == "ba37ed3543c28b37f8262206d8bd253d"
     brief = Problem("x/1", "What is 2 + 2?", "4", "math", "x", system="Be brief.")
@@ -55,8 +55,8 @@ def test_keys_of_traces_that_no_setting_touches_are_what_they_were() -> None:
     assert key_by(None) == key_by("plain") == trace_key(PROBLEM, "model", Sampling(), 0)
 
 
-def test_stages_that_say_nothing_of_it_have_the_fingerprints_they_had() -> None:
-    """A new distill must not train a student again because there is something new that it does not use."""
+def test_stages_without_prompting_settings_keep_their_fingerprints() -> None:
+    """A new version of distill must not train a student again because of new settings that the student does not use."""
     new = {"prompting", "thinking", "truncated", "continue_tokens"}
     asked = {"problems": "p", "teacher": "embedded:teacher"}
     plain, other = GenerateSettings(**asked), GenerateSettings(**asked, prompting="boxed", truncated="drop")
@@ -67,12 +67,12 @@ def test_stages_that_say_nothing_of_it_have_the_fingerprints_they_had() -> None:
     assert "prompting" not in result_settings(SftSettings(data="s", student="embedded:student-base"))
 
 
-def key_by(said: Any, problem: Problem = PROBLEM, budget: ThinkingBudget | None = None) -> str:
-    ask = ask_by(said, budget=budget)
+def key_by(prompting: Any, problem: Problem = PROBLEM, budget: ThinkingBudget | None = None) -> str:
+    ask = ask_by(prompting, budget=budget)
     return wanted([("key", problem)], "model", Sampling(), 1, ask)[0].key
 
 
-def test_everything_that_is_asked_is_in_the_key_and_what_changes_nothing_is_not() -> None:
+def test_the_key_covers_just_what_changes_the_request() -> None:
     ways: list[Any] = [
         None,
         "boxed",
@@ -89,13 +89,13 @@ def test_everything_that_is_asked_is_in_the_key_and_what_changes_nothing_is_not(
     assert key_by(None, budget=ThinkingBudget(9, extension="Hm")) == key_by(None, budget=ThinkingBudget(9))
 
 
-def test_boxed_does_not_ask_again_for_what_the_problem_asks_for_itself() -> None:
+def test_boxed_does_not_repeat_an_instruction_that_the_problem_has() -> None:
     asks = replace(PROBLEM, prompt=contents(ask_by("boxed")(PROBLEM))[-1][1])
     assert contents(ask_by("boxed")(asks))[-1][1].count("\\boxed{}") == 1
     assert key_by("boxed", asks) == key_by(None, asks)
 
 
-def test_problems_that_a_template_makes_alike_keep_traces_of_their_own() -> None:
+def test_problems_with_the_same_rendered_prompt_keep_separate_traces() -> None:
     other = Problem("x/2", "What is 3 + 3?", "6", "math", "x")
     alike = {"template": "Tell me of {{ source }}."}
     assert ask_by(alike)(PROBLEM) == ask_by(alike)(other)
@@ -103,7 +103,7 @@ def test_problems_that_a_template_makes_alike_keep_traces_of_their_own() -> None
     assert prompt_key(PROBLEM) != prompt_key(other)
 
 
-# What a template may say.
+# What a template may use.
 
 YAML = """\
 name: small
@@ -116,7 +116,7 @@ stages:
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         ("prompting: boxes", "7: stages.generate.prompting: no template is called 'boxes'; did you mean 'boxed'?"),
         ("prompting:\n      template: '{{ promt }}'", "8: stages.generate.prompting.template: there is no field 'promt' of "
@@ -143,18 +143,18 @@ stages:
         ("truncated: continue\n    continue_tokens: 512", "continue_tokens must rise from sampling.max_tokens, 512"),
     ],
 )  # fmt: skip
-def test_a_slip_is_one_line_with_its_place(lines: str, said: str, tmp_path: Path) -> None:
+def test_a_mistake_in_yaml_is_one_line_with_its_place(lines: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     file.write_text(f"{YAML}    {lines}\n")
     with pytest.raises(InputError) as caught:
         config.load(file, catalog.stage)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith(str(file))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         ("{{ prompt }} {{ metadata.topic }}", "metadata has no 'topic'; metadata has level"),
         ("{{ prompt }} of {{ difficulty }}", "it has no difficulty"),
@@ -164,15 +164,15 @@ def test_a_slip_is_one_line_with_its_place(lines: str, said: str, tmp_path: Path
         ("{{ prompt }}{{ metadata.level }}", "a value in it is null"),
     ],
 )
-def test_a_template_that_does_not_fit_a_problem_names_both(template: str, said: str) -> None:
+def test_a_template_that_does_not_fit_a_problem_names_both(template: str, message: str) -> None:
     problem = Problem("x/1", "What is 2 + 2?", "4", "math", "x", metadata={"level": None}, origin="p.jsonl:3")
     with pytest.raises(InputError) as caught:
         ask_by({"template": template}, key="generate.prompting")(problem)
     assert str(caught.value).startswith("generate.prompting.template: does not fit problem x/1 (p.jsonl:3): ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_the_parts_stand_in_their_order() -> None:
+def test_system_exemplars_prompt_and_prefill_come_in_order() -> None:
     asked = ask_by(
         {
             "system": "Level {{ metadata.level }}.",
@@ -205,8 +205,8 @@ def test_thinking_settings_become_the_budget() -> None:
 # Exemplars.
 
 
-def test_exemplars_come_from_a_file_and_never_hold_the_problem(tmp_path: Path) -> None:
-    """The problem may carry an instruction, other spaces or letter case, and is itself all the same."""
+def test_exemplars_from_a_file_never_include_the_problem_itself(tmp_path: Path) -> None:
+    """Even if it differs by an added instruction, spaces or letter case."""
     file = tmp_path / "shots.jsonl"
     questions = ["What is 2 + 2?", "What is 3 + 3?", "What is 4 + 4?"]
     file.write_text(
@@ -220,7 +220,7 @@ def test_exemplars_come_from_a_file_and_never_hold_the_problem(tmp_path: Path) -
     assert [said for role, said in contents(ask(same)) if role == "user"] == [*questions[1:], same.prompt]
 
 
-def test_an_exemplar_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_an_unusable_exemplar_is_named(tmp_path: Path) -> None:
     file = tmp_path / "shots.jsonl"
     file.write_text('{"prompt": "1?", "answer": "1"}\n{"prompt": "2?", "answer": "<think>\\nand"}\n')
     with pytest.raises(InputError, match=r"shots\.jsonl:2: an example needs an answer"):
@@ -232,7 +232,7 @@ def test_an_exemplar_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         ask_by({"examples": {"file": str(file), "prompt": "q"}})
 
 
-def test_an_exemplar_does_not_share_what_is_underneath() -> None:
+def test_an_exemplar_never_shares_the_problem_s_structure() -> None:
     training = [Problem(f"x/{i}", f"f({i})?", str(i), "math", "x", structure="fg"[i > 1]) for i in range(4)]
     ask = ask_by({"examples": {"count": 1, "answer": "= {{ reference }}"}}, training)
     assert contents(ask(training[0]))[:2] == [("user", "f(2)?"), ("assistant", "= 2")]
@@ -248,7 +248,7 @@ problems = st.builds(
 
 @settings(max_examples=25, deadline=None)
 @given(training=st.lists(problems, min_size=2, max_size=6), problem=problems)
-def test_what_is_asked_is_a_function_of_the_problem_alone(training: list[Problem], problem: Problem) -> None:
+def test_a_request_is_a_function_of_the_problem_alone(training: list[Problem], problem: Problem) -> None:
     prompting = {
         "template": "{{ source }}: {{ prompt }} {{ metadata }}",
         "examples": {"count": 2},
@@ -281,10 +281,10 @@ stages:
 """
 
 
-def test_the_prompt_that_is_shown_is_the_one_the_model_saw(
+def test_the_stored_prompt_is_the_one_the_model_saw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the embedded teacher: the stored prompt is, token for token, what went in; plan knew the keys."""
+    """With the embedded teacher: the stored prompt equals the input token for token, and plan knew the keys."""
     from transformers import AutoTokenizer
 
     (tmp_path / "p.yaml").write_text(FEW_SHOTS)
@@ -310,7 +310,7 @@ def test_the_prompt_that_is_shown_is_the_one_the_model_saw(
 
 
 def foreseen(spec: config.PipelineSpec, workspace: Workspace, samples: int) -> tuple[int | None, int]:
-    """(traces in all, those there) that `plan` tells of ``generate`` with so many samples."""
+    """(all traces, those that exist) in the forecast of `plan` for ``generate`` with so many samples."""
     spec = config.load(spec.file, catalog.stage, overrides=[f"generate.samples={samples}"])
     (found,) = [item for item in plan(spec, workspace) if item.spec.name == "generate"]
     assert found.forecast

@@ -1,4 +1,4 @@
-"""`distill prune` through the command line, on a workspace that real trainings have filled by two settings."""
+"""`distill prune` on the command line, in a workspace filled by real trainings with two settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 
 def distill(directory: Path, *arguments: str, code: int = 0) -> str:
-    """What is said on stdout, or where it fails the one line on stderr."""
+    """The output on stdout, or with an exit code the line on stderr."""
     out, err = Command(directory, *arguments).ended(code)
     if code:
         assert len(err.strip().splitlines()) == 1, err
@@ -50,7 +50,7 @@ def statuses(directory: Path, *arguments: str) -> dict[str, str]:
 
 
 def tree(directory: Path) -> dict[str, str]:
-    """Each file and link of the workspace with what is in it, but for the lock and the memory of hashes."""
+    """Each file and link of the workspace with its content, except the lock and the cache of hashes."""
     space, found = directory / SPACE, {}
     for path in (path for path in space.rglob("*") if path.name not in (".lock", ".hashes.json")):
         if path.is_symlink():
@@ -65,7 +65,7 @@ def of(files: dict[str, str], *places: str) -> dict[str, str]:
 
 
 def stop_in_training(directory: Path, *arguments: str) -> None:
-    """SIGTERM after the first step: a checkpoint is written."""
+    """Send SIGTERM after the first step, so that a checkpoint is written."""
     process = Command(directory, "run", "-p", "p.yaml", "--json", *arguments)
     for line in process.stdout:
         event = json.loads(line)
@@ -90,24 +90,24 @@ def project(filled: Path, tmp_path: Path) -> Path:
     return shutil.copytree(filled, tmp_path / "p", symlinks=True)
 
 
-def test_nothing_is_deleted_without_yes_and_going_back_is_cached(project: Path) -> None:
+def test_without_yes_nothing_is_deleted_and_both_settings_stay_cached(project: Path) -> None:
     before = tree(project)
     (row,) = rows(project, "prune")
     assert row["path"].startswith("artifacts/sft-")
     assert row["why"] == "sft with other settings, inputs or version (epochs: 3 -> 2)"
     assert row["bytes"] == sum(f.stat().st_size for f in (project / SPACE / row["path"]).rglob("*") if f.is_file())
-    assert "1 to delete" in (said := distill(project, "prune", "-p", "p.yaml")) and "--yes deletes" in said
+    assert "1 to delete" in (out := distill(project, "prune", "-p", "p.yaml")) and "--yes deletes" in out
     assert tree(project) == before
     assert set(statuses(project).values()) == set(statuses(project, *OTHER).values()) == {"cached"}
 
 
-def test_a_pruned_result_is_told_as_gone(project: Path) -> None:
+def test_plan_reports_a_pruned_result_as_gone(project: Path) -> None:
     before = tree(project)
     distill(project, "prune", "-p", "p.yaml", "--yes")
     after = tree(project)
     gone = before.keys() - after.keys()
     assert after.items() <= before.items()
-    assert {name.split("/")[0] for name in gone} == {"artifacts", "sft"}  # the link to what was made last goes along
+    assert {name.split("/")[0] for name in gone} == {"artifacts", "sft"}  # with the link to the newest result
     assert set(statuses(project).values()) == {"cached"}
     assert rows(project, "prune") == []
     planned = {row["stage"]: row for row in rows(project, "plan", *OTHER)}
@@ -118,7 +118,7 @@ def test_a_pruned_result_is_told_as_gone(project: Path) -> None:
     assert "made no student yet" in distill(project, "ask", "1 + 1", "-p", "p.yaml", "-m", "sft", code=2)
 
 
-def test_what_any_pipeline_named_needs_or_is_young_is_kept(project: Path) -> None:
+def test_results_that_a_named_pipeline_needs_and_young_ones_are_kept(project: Path) -> None:
     (project / "other.yaml").write_text(
         re.sub(r"  sft: {", "  trained: {kind: sft, ", YAML).replace("epochs: 2", "epochs: 3")
     )
@@ -133,17 +133,17 @@ def test_what_any_pipeline_named_needs_or_is_young_is_kept(project: Path) -> Non
     assert [found["path"] for found in rows(project, "prune", "--keep-days", "1")] == [row["path"]]
 
 
-def test_what_a_stage_that_waits_may_come_to_is_kept(project: Path) -> None:
-    """More samples may choose the same traces in the end; that other epochs are not needed is known already."""
+def test_results_that_a_waiting_stage_may_still_need_are_kept(project: Path) -> None:
+    """More samples may select the same traces in the end, but other epochs are known not to be needed."""
     (row,) = rows(project, "prune", "--set", "generate.samples=2")
     assert row["why"] == "sft with other settings or inputs"
     assert row["path"] == rows(project, "prune")[0]["path"]
     assert "stages wait for others" in distill(project, "prune", "-p", "p.yaml", "--set", "generate.samples=2")
 
 
-def test_a_training_goes_on_after_a_prune(project: Path) -> None:
-    """One that makes again what an earlier prune took, too: its checkpoints are not those of a finished stage. It ends
-    with the same files."""
+def test_a_stopped_training_resumes_after_a_prune(project: Path) -> None:
+    """Even one that makes again what an earlier prune deleted, as its checkpoints are not those of a finished stage. It
+    ends with the same files."""
     before = tree(project)
     distill(project, "prune", "-p", "p.yaml", "--yes")
     stop_in_training(project, *OTHER)
@@ -163,7 +163,7 @@ def test_a_training_goes_on_after_a_prune(project: Path) -> None:
     assert made and made.items() <= before.items()
 
 
-def test_checkpoints_of_other_settings_go(project: Path) -> None:
+def test_checkpoints_of_other_settings_are_deleted(project: Path) -> None:
     stop_in_training(project, "--set", "sft.epochs=4")
     found = {row["path"].split("-")[0]: row["why"] for row in rows(project, "prune", "--yes")}
     assert found.keys() == {"work/sft", "artifacts/sft"}
@@ -171,7 +171,7 @@ def test_checkpoints_of_other_settings_go(project: Path) -> None:
     assert not of(tree(project), "work")
 
 
-def test_it_waits_its_turn(project: Path) -> None:
+def test_prune_does_not_start_beside_a_run(project: Path) -> None:
     process = Command(project, "run", "-p", "p.yaml", "--json", "--set", "sft.epochs=9")
     for line in process.stdout:
         if json.loads(line)["event"] == "start":
@@ -194,10 +194,10 @@ sys.argv = ["distill", "prune", "-p", "p.yaml", "--yes"]
 from distill.__main__ import main
 main()
 """
-"""Killed when it has deleted 50 files."""
+"""Killed after it has deleted 50 files."""
 
 
-def test_killed_midway_it_leaves_no_half_and_ends_as_if_undisturbed(project: Path, tmp_path: Path) -> None:
+def test_a_killed_prune_leaves_no_partial_result_and_can_be_run_again(project: Path, tmp_path: Path) -> None:
     (row,) = rows(project, "prune")
     artifact = project / SPACE / row["path"]
     (artifact / "many").mkdir()
@@ -215,7 +215,7 @@ def test_killed_midway_it_leaves_no_half_and_ends_as_if_undisturbed(project: Pat
     assert tree(project) == tree(undisturbed)
 
 
-def test_what_is_somebody_elses_stays(project: Path) -> None:
+def test_files_that_distill_did_not_make_are_kept(project: Path) -> None:
     space = project / SPACE
     shutil.copytree(space / rows(project, "prune")[0]["path"], space / "artifacts/my-favourite")
     (space / "artifacts/sft-0123456789ab").symlink_to(project)
@@ -251,7 +251,7 @@ finally:
 """
 
 
-def test_it_loads_nothing_heavy(filled: Path) -> None:
+def test_prune_loads_no_heavy_library(filled: Path) -> None:
     result = subprocess.run([sys.executable, "-c", LIGHT], cwd=filled, capture_output=True, text=True, env=ENVIRONMENT)
     assert len(result.stdout.splitlines()) == 1
     assert result.stderr.strip() == "[]"

@@ -1,4 +1,4 @@
-"""Several devices learn what one learns: two real processes, by torchrun and started by the run itself."""
+"""Several devices learn what one learns: two real processes, started by torchrun or by the run itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two ranks under torchrun left what they learned, after one process had begun a run of legs."""
+    """Where two ranks under torchrun left what they learned, after one process had begun a run of several legs."""
     directory = tmp_path_factory.mktemp("together")
     supervised(directory / "legs", False, LEG)
     done = subprocess.run(
@@ -52,7 +52,7 @@ ALONE: dict[str, Callable[[Path], Any]] = {
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """What one process learns, once for both ways of sharing."""
+    """What one process learns, computed once for both kinds of parallelism."""
     return cache(lambda name: ALONE[name](tmp_path_factory.mktemp(name)))
 
 
@@ -62,8 +62,8 @@ def close(found: Any, expected: Any) -> None:
 
 
 def alike(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal but for the rounding of sums in another order. Where a weight's gradients nearly cancel, AdamW, which
-    divides by their size, makes up to a few per cent of an update of it."""
+    """Equal but for sums rounded in another order. Where a weight's gradients nearly cancel, AdamW, which divides by their
+    size, turns that rounding into up to a few per cent of an update."""
     apart = (found - expected).abs()
     assert apart.quantile(0.999) < 1e-6
     assert apart.max() < 1e-4
@@ -76,7 +76,7 @@ def test_two_ranks_learn_what_one_process_does(parallel: str, lora: bool, togeth
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_in_half_precision_checkpointed_layers_learn_on_all_ranks(parallel: str, together: Path, alone: Any) -> None:
+def test_half_precision_with_checkpointed_layers_learns_on_all_ranks(parallel: str, together: Path, alone: Any) -> None:
     (found, losses), (expected, own) = torch.load(together / "found.pt")[f"{parallel} half"], alone("half")
     assert losses == pytest.approx(own, abs=0.02) and losses[-1] < losses[0]
     assert (found - expected).norm() <= 0.05 * (expected - weights(model(True))).norm()
@@ -93,23 +93,23 @@ def test_a_value_head_is_learned_on_all_ranks(parallel: str, together: Path, alo
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_every_rank_computes_layers_as_they_are_written_out_for_training(rank: int, together: Path) -> None:
-    """Rotary embeddings, norms and LoRA layers: in another way the last bits would depend on who computes a row."""
+def test_every_rank_computes_layers_in_the_same_written_out_way(rank: int, together: Path) -> None:
+    """Rotary embeddings, norms and LoRA layers: otherwise the last bits would depend on the rank that computes a row."""
     written = json.loads((together / f"written-{rank}.json").read_text())
     assert written.pop("in training") == 0
-    assert len(written) == 3 and all(written.values()), written  # and what counts them counts
+    assert len(written) == 3 and all(written.values()), written  # and the counter does count
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(together: Path, alone: Any) -> None:
-    """One process, then two with copies, then two with shards, then one again: as if it had been one."""
+def test_a_run_resumes_with_another_number_of_ranks(together: Path, alone: Any) -> None:
+    """One process, then two with copies, then two with shards, then one again: the result is that of one process."""
     last, losses = supervised(together / "legs", False)
     whole = alone("full")
     assert len(losses) == STEPS - 3 * LEG
     alike(last, whole[0])
 
 
-def test_weights_and_moments_do_not_go_in_messages(together: Path) -> None:
-    """Of a large model they would not fit; not when a run goes on either. They go one by one, by NCCL where it is."""
+def test_weights_and_moments_are_not_sent_in_one_message(together: Path) -> None:
+    """Those of a large model would not fit, not on resuming either. They are sent one by one, by NCCL where available."""
     longest = json.loads((together / "longest-message-0.json").read_text())
     assert 0 < longest < sum(weight.nbytes for weight in model(lora=False).parameters())
 
@@ -120,8 +120,8 @@ def test_the_number_of_devices_is_no_part_of_a_runs_identity() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the rank in /proc")
-def test_a_rank_that_is_killed_ends_the_run_which_goes_on_exactly(together: Path, tmp_path: Path) -> None:
-    """Ranks that the run starts itself; left alone, torchrun's make the same bits."""
+def test_a_killed_rank_ends_the_run_which_then_resumes_exactly(together: Path, tmp_path: Path) -> None:
+    """These ranks are started by the run itself; undisturbed ones under torchrun give the same bits."""
     steps = count(1)
 
     def kill_in_step_4(_: Any) -> None:

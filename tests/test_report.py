@@ -1,7 +1,7 @@
-"""The report of a real run, in which the models are authors: solvers that slip more or less often.
+"""The report of a real run in which authors stand in for models: solvers that make mistakes more or less often.
 
 Everything but sampling and training is the real thing: problems, verification, selection, evaluation,
-manifests and the store, run by the runner. Training leaves a directory that says how good it has become.
+manifests and the store, run by the runner. Training leaves a directory that names the skill it has reached.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ stages:
 
 @dataclass
 class Authors:
-    """An engine whose weights are a text: the chance of a slip a line, or ``guess``."""
+    """An engine whose weights are a text: the chance of a mistake per line, or ``guess``."""
 
     model: str
     skill: str
@@ -96,7 +96,7 @@ class Authors:
             formula = prompt.partition(": ")[2]  # what the logic family works from
             solution = author.solve(Problem("", prompt, formula, "", ""), slips, rng)
             text, thought = solution.answer, solution.thinking
-        if request.budget:  # its thinking is cut: closed at once, and an answer to the rest by guess
+        if request.budget:  # its thinking is cut and closed, and the answer is a guess
             thought, text = request.prefix.removeprefix("<think>\n").partition("\n</think>")[0], author.guess(rng)
         whole = f"<think>\n{thought}\n</think>\n{text}" if thought else text
         cut = rng.random() < 0.02
@@ -137,7 +137,7 @@ SKILLS = {"sft": "0.13", "grpo": "0.085", "sft-unverified": "0.2", "sft-answers"
 
 
 def train(context: Any, settings: Any) -> Output:
-    """Leave a better author, and the curves of how it got better."""
+    """Leave a better author, and the curves of its improvement."""
     from distill.stages.common import store_of
 
     shutil.rmtree(context.work / "artifact", ignore_errors=True)
@@ -175,7 +175,7 @@ def lookup(kind: str) -> Stage:
 
 
 def run_pipeline(directory: Path, train: int = 24, heldout: int = 12, text: str = PIPELINE) -> Path:
-    """Run all in ``directory``; returns the workspace. Again and again, as the user would."""
+    """Run everything in ``directory`` and return the workspace. It can be repeated, as a user would."""
     file = directory / "pipeline.yaml"
     file.write_text(text.format(train=train, heldout=heldout))
     if not (directory / "models").exists():
@@ -217,7 +217,7 @@ def manifest(workspace: Path, kind: str, stage: str) -> dict[str, Any]:
     return next(m for m in found if m["stage"] == stage)
 
 
-def test_every_model_has_its_figures_as_evaluated(report: dict[str, Any], workspace: Path) -> None:
+def test_every_model_has_the_figures_of_its_evaluation(report: dict[str, Any], workspace: Path) -> None:
     evaluated = manifest(workspace, "evaluate", "evaluate")["figures"]["subjects"]
     assert report["models"] == ["teacher", "base", "sft", "grpo", "unverified", "answers only"]
     for label, figures in evaluated.items():
@@ -228,7 +228,7 @@ def test_every_model_has_its_figures_as_evaluated(report: dict[str, Any], worksp
     assert report["base"]["pass_at_1"] < report["sft"]["pass_at_1"] < report["grpo"]["pass_at_1"]
 
 
-def test_a_model_is_known_by_the_stage_that_made_it(report: dict[str, Any], workspace: Path) -> None:
+def test_a_model_s_role_and_stage_come_from_the_stage_that_made_it(report: dict[str, Any], workspace: Path) -> None:
     roles = {label: (report[label]["role"], report[label]["stage"]) for label in report["models"]}
     assert roles == {
         "teacher": ("teacher", None),
@@ -243,7 +243,7 @@ def test_a_model_is_known_by_the_stage_that_made_it(report: dict[str, Any], work
     assert report["grpo"]["parameters"] == 658_000
 
 
-def test_the_headline_tells_the_story(report: dict[str, Any]) -> None:
+def test_the_headline_sums_up_base_sft_and_grpo(report: dict[str, Any]) -> None:
     base, sft, grpo = (
         f"{100 * report[label]['pass_at_1']:.1f}% ({100 * report[label]['ci95'][0]:.1f} to "
         f"{100 * report[label]['ci95'][1]:.1f})"
@@ -255,7 +255,7 @@ def test_the_headline_tells_the_story(report: dict[str, Any]) -> None:
     )
 
 
-def test_steps_are_compared_on_the_same_problems(report: dict[str, Any], workspace: Path) -> None:
+def test_stages_are_compared_on_the_same_problems(report: dict[str, Any], workspace: Path) -> None:
     steps = {(step["from"], step["to"]): step for step in report["paired"]}
     assert list(steps) == [("base", "sft"), ("sft", "grpo"), ("sft", "unverified"), ("sft", "answers only")]
     pairs = manifest(workspace, "evaluate", "evaluate")["figures"]["pairs"]
@@ -266,13 +266,13 @@ def test_steps_are_compared_on_the_same_problems(report: dict[str, Any], workspa
         assert 0 <= step["p"] <= step["p_holm"] <= 1
 
 
-def test_a_pair_is_told_either_way_round(report: dict[str, Any]) -> None:
+def test_a_paired_comparison_can_be_reversed(report: dict[str, Any]) -> None:
     there, back = (pair_of(report["pairs"], *names) for names in (("base", "grpo"), ("grpo", "base")))
     assert back["difference"] == -there["difference"] and back["ci95"] == [-x for x in reversed(there["ci95"])]
     assert (back["better"], back["worse"], back["p"]) == (there["worse"], there["better"], there["p"])
 
 
-def test_each_score_says_how_much_of_it_was_seen_in_training(report: dict[str, Any], page: str) -> None:
+def test_each_score_comes_with_its_contamination(report: dict[str, Any], page: str) -> None:
     assert report["teacher"]["contamination"] is None  # no stage made it: unknown, not clean
     found = report["grpo"]["contamination"]
     assert found["trained_by"] == ["grpo", "sft"]
@@ -281,7 +281,7 @@ def test_each_score_says_how_much_of_it_was_seen_in_training(report: dict[str, A
     assert "Seen in training" in page
 
 
-def test_budgets_are_paid_only_where_samples_thought_longer(report: dict[str, Any], page: str) -> None:
+def test_only_samples_that_thought_longer_are_sampled_again_for_a_budget(report: dict[str, Any], page: str) -> None:
     curve = {at["budget"]: at for at in report["sft"]["by_budget"]}
     assert list(curve) == [0, 20, None]
     assert curve[None]["pass_at_1"] == report["sft"]["pass_at_1"] and curve[None]["new"] == 0
@@ -296,7 +296,7 @@ def test_budgets_are_paid_only_where_samples_thought_longer(report: dict[str, An
     assert "Where thinking is not shown to pay: " in page and "base: everywhere" in page
 
 
-def test_the_funnel_adds_up(report: dict[str, Any], workspace: Path) -> None:
+def test_the_counts_of_the_funnel_add_up(report: dict[str, Any], workspace: Path) -> None:
     funnel, selected = report["funnel"], manifest(workspace, "select", "select")["figures"]
     assert funnel["generated"] == selected["members"] == 3 * 24 * 2
     assert funnel["kept"] == selected["kept"]
@@ -322,13 +322,13 @@ def test_lengths_count_every_sample_once(report: dict[str, Any]) -> None:
         assert len(counts["right"]) == len(report["lengths"]["edges"]) - 1
 
 
-def test_alarms_stand_by_the_curves_of_their_stage(report: dict[str, Any], page: str) -> None:
+def test_alarms_are_shown_with_the_curves_of_their_stage(report: dict[str, Any], page: str) -> None:
     assert report["alarms"] == {"grpo": [{"name": "format_only", "step": 40, "evidence": "<b>format</b> rose by 0.30"}]}
     section = page[page.index("Training: grpo") :]
     assert "<b>format only</b> at step 40: &lt;b&gt;format&lt;/b&gt; rose by 0.30." in section
 
 
-def test_what_the_thinking_became_is_told_of_the_stage_with_rollouts(report: dict[str, Any], page: str) -> None:
+def test_changes_in_thinking_are_reported_for_the_stage_with_rollouts(report: dict[str, Any], page: str) -> None:
     assert set(report["emergence"]) == {"grpo"}
     seen = report["emergence"]["grpo"]
     assert seen["behaviours"]["verification"]["shares"] == [0.0, 1.0]
@@ -337,7 +337,7 @@ def test_what_the_thinking_became_is_told_of_the_stage_with_rollouts(report: dic
     assert "No phrase for subgoals was found." in " ".join(section.split())
 
 
-def test_curves_are_thinned_but_end_where_they_ended(report: dict[str, Any]) -> None:
+def test_curves_are_thinned_but_keep_their_last_point(report: dict[str, Any]) -> None:
     assert set(report["curves"]) == {"sft", "grpo", "sft-unverified", "sft-answers"}
     assert {"reward", "entropy", "learning_rate"} <= report["curves"]["grpo"].keys()
     reward = report["curves"]["grpo"]["reward"]
@@ -345,7 +345,7 @@ def test_curves_are_thinned_but_end_where_they_ended(report: dict[str, Any]) -> 
     assert reward[-1][1] > reward[0][1]
 
 
-def test_examples_were_wrong_before_and_right_after(report: dict[str, Any]) -> None:
+def test_examples_are_wrong_for_the_base_and_right_for_the_student(report: dict[str, Any]) -> None:
     examples = report["examples"]
     assert examples["rule"] == "learned" and len(examples["problems"]) == 3
     assert {problem["source"] for problem in examples["problems"]} == {"calc", "logic", "code"}
@@ -359,7 +359,7 @@ def test_examples_were_wrong_before_and_right_after(report: dict[str, Any]) -> N
 
 
 class Page(HTMLParser):
-    """Tags, ids and references of a page; complains of what is not closed."""
+    """The tags, ids and references of a page; fails on a tag that is not closed."""
 
     VOID = frozenset(("meta", "link", "br", "img", "input", "hr"))
 
@@ -388,7 +388,7 @@ class Page(HTMLParser):
         return [value or "" for key, value in self.attributes if key == name]
 
 
-def test_the_page_is_whole_and_stands_alone(page: str) -> None:
+def test_the_page_is_well_formed_and_self_contained(page: str) -> None:
     found = Page(page)
     ids = found.values("id")
     assert len(ids) == len(set(ids))
@@ -410,7 +410,7 @@ def test_the_page_is_whole_and_stands_alone(page: str) -> None:
     assert {"h-examples", "h-stages", "h-again"} <= set(ids)
 
 
-def test_plots_are_told_to_those_who_do_not_see_them(page: str, report: dict[str, Any]) -> None:
+def test_plots_are_accessible_with_titles_descriptions_and_tables(page: str, report: dict[str, Any]) -> None:
     plots = re.findall(r'<svg class="plot[^>]*role="img" aria-labelledby="(\S+) (\S+)">', page)
     assert len(plots) == page.count('<svg class="plot') > 10
     for title, about in plots:
@@ -444,7 +444,7 @@ def test_a_renamed_stage_makes_a_new_report(workspace: Path) -> None:
     run_pipeline(workspace.parent)
 
 
-# -- strange material -------------------------------------------------------------------------
+# -- hostile text ----------------------------------------------------------------------------
 
 HOSTILE = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">\x00\u202eא</pre>&amp;"
 
@@ -470,7 +470,7 @@ def run_bare(directory: Path, monkeypatch: pytest.MonkeyPatch, label: str = "min
     return run_pipeline(directory, heldout=2, text=BARE.replace("{label}", label))
 
 
-def test_text_of_models_is_only_ever_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_of_models_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     label = "<b>bold</b> & co"
     workspace = run_bare(tmp_path, monkeypatch, label)
     report, page = json.loads((workspace / "report.json").read_text()), (workspace / "report.html").read_text()
@@ -484,7 +484,7 @@ def test_text_of_models_is_only_ever_text(tmp_path: Path, monkeypatch: pytest.Mo
     Page(page)
 
 
-def test_without_selection_and_training_the_page_says_what_there_is(
+def test_without_selection_and_training_the_report_shows_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = run_bare(tmp_path, monkeypatch)
@@ -498,7 +498,7 @@ def test_without_selection_and_training_the_page_says_what_there_is(
     assert report["mine"]["role"] == "other"
 
 
-def test_a_label_that_is_a_word_of_the_report_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_label_that_is_a_key_of_the_report_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="cannot be labelled 'stages'"):
         run_bare(tmp_path, monkeypatch, "stages")
 
@@ -509,7 +509,7 @@ numbers = st.floats(-1e6, 1e6, allow_nan=False)
 
 
 @given(numbers, numbers, st.integers(2, 6))
-def test_ticks_are_round_few_and_span_the_data(a: float, b: float, about: int) -> None:
+def test_ticks_are_few_ordered_and_span_the_data(a: float, b: float, about: int) -> None:
     low, high = min(a, b), max(a, b)
     ticks = svg.nice_ticks(low, high, about)
     assert ticks == sorted(set(ticks)) and len(ticks) <= 2 * about + 2
@@ -573,7 +573,7 @@ async function measure(width, text) {
 
 
 @browser
-def test_it_fits_a_telephone_and_a_wide_screen(page: str, tmp_path: Path) -> None:
+def test_the_page_fits_phones_and_wide_screens(page: str, tmp_path: Path) -> None:
     file = tmp_path / "frame.html"
     file.write_text(FRAME.replace("TEXT", json.dumps(page).replace("</", "<\\/")))
     output = re.search("<output>(.*?)</output>", dom(file, tmp_path / "profile"))
@@ -585,20 +585,20 @@ def test_it_fits_a_telephone_and_a_wide_screen(page: str, tmp_path: Path) -> Non
 
 
 @browser
-def test_a_browser_runs_nothing_of_what_models_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_browser_runs_no_script_that_a_model_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = run_bare(tmp_path, monkeypatch)
     shown = dom((workspace / "report.html").resolve(), tmp_path / "profile")
     assert "<title>Share of problems solved" in shown and "<img" not in shown
 
 
-def test_reward_models_are_shown_as_they_are(report: dict[str, Any], page: str) -> None:
+def test_reward_models_are_shown_with_their_measures(report: dict[str, Any], page: str) -> None:
     assert "h-judging" not in page
     scored = [measures.Scored(f"p{n}", [0.9, 0.2 + 0.1 * n], [1.0, float(n % 2)], bool(n % 2), 0.5) for n in range(4)]
-    told = {"reward_models": {"prm": {"heldout": measures.summary(scored)}}}
-    judged = render({**report, **told})
+    more = {"reward_models": {"prm": {"heldout": measures.summary(scored)}}}
+    judged = render({**report, **more})
     assert "h-judging" in judged and "prm, held out" in judged
-    assert judging.model_rows(told["reward_models"])[0][:3] == ["prm, held out", "8", "0.875"]
+    assert judging.model_rows(more["reward_models"])[0][:3] == ["prm, held out", "8", "0.875"]
 
 
-def test_the_page_needs_nothing_but_the_json(report: dict[str, Any], page: str) -> None:
+def test_the_page_is_rendered_from_the_json_alone(report: dict[str, Any], page: str) -> None:
     assert render(report) == page

@@ -1,8 +1,8 @@
-"""Killed anywhere, nothing lost: real runs of the embedded models, killed for real.
+"""A run killed anywhere loses nothing: real runs of the embedded models, really killed.
 
-One run is left alone; another is killed (the whole process group, SIGKILL) in every stage at a random
-moment and started again, until it ends. Rows of the store must be equal, texts included, and the
-weights of both students to the last bit.
+One run is left alone. Another is killed (the whole process group, SIGKILL) in every stage at a random
+moment and started again until it ends. The rows of the store must be equal, including texts, and the
+weights of both students must be equal to the last bit.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def project(directory: Path, text: str = YAML) -> Path:
 
 
 def contents(directory: Path) -> dict[str, Any]:
-    """Every row of the store but for its times, and a hash of every student's weights."""
+    """Every row of the store without its times, and a hash of every student's weights."""
     store = Store(directory / "runs/small")
     found: dict[str, Any] = {}
     for table, key in KEYS.items():
@@ -111,7 +111,7 @@ def kill_in(directory: Path, stage: str, delay: float) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_every_stage_ends_like_one_left_alone(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_killed_in_every_stage_ends_like_an_undisturbed_one(undisturbed: Path, tmp_path: Path) -> None:
     directory = project(tmp_path / "p")
     chance = random.Random(20)
     for stage in STAGES:
@@ -129,9 +129,9 @@ def seconds_of(directory: Path, stage: str) -> float:
 
 
 def made_twice(directory: Path) -> list[str]:
-    """Keys of traces that were sampled more than once: what was in flight left nothing, what was kept is kept.
+    """The keys of traces that were sampled more than once. There must be none: a kill leaves no partial trace.
 
-    (A shard may be ingested twice, around a kill; then both copies were made at one moment.)
+    (A kill may cause a shard to be ingested twice; then both copies have one time of creation.)
     """
     import duckdb
 
@@ -141,9 +141,9 @@ def made_twice(directory: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_time_and_sigterm_stop_in_order_and_running_again_goes_on(undisturbed: Path, tmp_path: Path) -> None:
-    """First by ``--max-time``, wherever that falls. Then by SIGTERM while training, sent to the whole group, as
-    timeout, Slurm and systemd do: the trainer's other processes get it too."""
+def test_a_run_stopped_by_max_time_or_sigterm_resumes(undisturbed: Path, tmp_path: Path) -> None:
+    """First by ``--max-time``, at whatever point. Then by SIGTERM while training, sent to the whole process group as
+    timeout, Slurm and systemd do, so that the trainer's other processes get it too."""
     directory = project(tmp_path / "p")
     process = start(directory, "sft", "--max-time", "2s")
     _, err = process.ended(75)
@@ -165,8 +165,8 @@ def contents_of_weights(directory: Path) -> bytes:
 
 
 @pytest.mark.slow
-def test_increments(undisturbed: Path, tmp_path: Path) -> None:
-    """More samples make just the new ones; a changed rank touches nothing before it."""
+def test_more_samples_or_another_rank_redo_only_what_depends_on_them(undisturbed: Path, tmp_path: Path) -> None:
+    """More samples generate just the new ones; a changed rank leaves the stages before it cached."""
     directory = shutil.copytree(undisturbed, tmp_path / "p", symlinks=True)
     before = Store(directory / "runs/small").rows("SELECT trace_key FROM traces")
     heard = finish(directory, "select", "--set", "generate.samples=3")
@@ -181,7 +181,7 @@ def test_increments(undisturbed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_views_say_what_the_manifests_say(undisturbed: Path) -> None:
+def test_the_views_agree_with_the_manifests(undisturbed: Path) -> None:
     store = Store(undisturbed / "runs/small")
     (record,) = (undisturbed / "runs/small/manifests/select").glob("*.json")
     figures = json.loads(record.read_text())["figures"]
@@ -208,7 +208,7 @@ stages:
 
 
 @pytest.mark.slow
-def test_a_mended_reference_judges_again_and_generates_nothing(tmp_path: Path) -> None:
+def test_a_corrected_reference_judges_again_and_generates_nothing(tmp_path: Path) -> None:
     directory = project(tmp_path / "p", BROUGHT)
     problems = [{"q": "Compute left to right: 12 + 7 * 3 - 4", "a": "54"}, {"q": "1 + 1 = ?", "a": "2"}]
     (directory / "p.jsonl").write_text("\n".join(map(json.dumps, problems)))

@@ -1,4 +1,4 @@
-"""Another verifier, or another version of one, judges again, generates nothing and loses nothing."""
+"""Another verifier, or another version of one, judges again: nothing is generated and no verdict is lost."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def distill(*arguments: str, cwd: Path, code: int = 0) -> str:
 
 
 def run(cwd: Path, *arguments: str) -> dict[str, dict[str, Any]]:
-    """Each stage as it ended: figures, and whether it was cached."""
+    """The result of each stage: its figures, and whether it was cached."""
     lines = distill("run", *arguments, "--json", cwd=cwd).splitlines()
     stages: dict[str, dict[str, Any]] = json.loads(lines[-1])["stages"]
     return stages
@@ -94,7 +94,7 @@ def test_a_new_version_judges_again_and_both_verdicts_are_kept(tmp_path: Path) -
     assert both["traces"] == 4 and both["b"] == '"mine:Short"@2'
     contradicted = distill("traces", "disagreements", "--json", cwd=tmp_path).splitlines()
     right = rows(tmp_path, "SELECT * FROM verdicts WHERE verifier = 'exact' AND outcome = 'correct'")
-    assert len(contradicted) == len(right) > 0  # by the newest version of `short`, which calls all incorrect
+    assert len(contradicted) == len(right) > 0  # by the newest version of `short`, which calls everything incorrect
 
     stats = [json.loads(line) for line in distill("traces", "stats", "--json", cwd=tmp_path).splitlines()]
     assert [row["traces"] for row in stats if row["kind"] == "traces"] == [4]
@@ -148,7 +148,7 @@ def rates(cwd: Path) -> dict[str, Any]:
     return next(line for line in lines if line["kind"] == "verifier")
 
 
-def test_a_failure_is_judged_once_more_and_what_follows_it_hears_of_it(crashing: Path) -> None:
+def test_a_failed_verdict_is_judged_once_more_and_later_stages_follow(crashing: Path) -> None:
     assert rates(crashing).items() >= {"verdicts": 4, "crashes": 1, "abstained": 0, "unverifiable_share": 0.25}.items()
     (crashing / "broken").unlink()
     ended = run(crashing)
@@ -161,7 +161,7 @@ def test_a_failure_is_judged_once_more_and_what_follows_it_hears_of_it(crashing:
     assert rows(crashing, f"SELECT count(*) AS kept FROM read_parquet('{journal}')") == [{"kept": 5}]
 
 
-def test_a_second_failure_is_the_verdict(crashing: Path) -> None:
+def test_a_second_failure_becomes_the_verdict(crashing: Path) -> None:
     ended = run(crashing)
     assert ended["verify"]["figures"].items() >= {"unverifiable": 1, "crash": 1}.items()
     assert "failed_once" not in ended["verify"]["figures"]
@@ -169,22 +169,22 @@ def test_a_second_failure_is_the_verdict(crashing: Path) -> None:
     assert rates(crashing).items() >= {"verdicts": 4, "crashes": 1}.items()
 
 
-def test_a_verifier_that_fails_on_every_trace_fails_the_stage_until_it_is_mended(crashing: Path) -> None:
-    """What a verifier needs and does not find (a package, a service) is no property of the traces: no exception of it
-    is a verdict, in the first run or the second."""
+def test_a_verifier_that_fails_on_every_trace_fails_the_stage_until_fixed(crashing: Path) -> None:
+    """A missing package or service is no property of the traces, so the exceptions it causes never become verdicts, in the
+    first run or the second."""
     (crashing / "mine.py").write_text(CRASHES.replace('"1"', '"2"').replace("os._exit(9)", "pass").replace(
         "        if trace", "        open('needed').close()\n        if trace"))  # fmt: skip
     for _ in range(2):
-        said = distill("run", cwd=crashing, code=1).splitlines()[-1]
-        assert "stage verify: verifier crashes failed on every answer (4) and judged none; the first: " in said
-        assert "No such file or directory: 'needed' (mine.py:7)" in said
+        error = distill("run", cwd=crashing, code=1).splitlines()[-1]
+        assert "stage verify: verifier crashes failed on every answer (4) and judged none; the first: " in error
+        assert "No such file or directory: 'needed' (mine.py:7)" in error
     (crashing / "needed").touch()
     assert run(crashing)["verify"]["figures"].items() >= {"members": 4, "correct": 4}.items()
     assert all(stage["cached"] for stage in run(crashing).values())
 
 
-def test_a_few_answers_that_all_crash_twice_are_unverifiable_and_the_stage_ends(crashing: Path) -> None:
-    """As on one hard trace: the machine may be to blame once, and not for ever."""
+def test_answers_that_all_crash_the_verifier_twice_are_unverifiable(crashing: Path) -> None:
+    """As with a single hard trace, the machine may be to blame the first time, but not the second."""
     (crashing / "mine.py").write_text(
         CRASHES.replace('"1"', '"3"').replace('problem.reference == "2"', "problem.reference")
     )
@@ -203,15 +203,15 @@ VERDICTS = {
 Said = tuple[str, Problem, Version, Verdict]
 
 
-def judged(store: Store, *said: Said, failed: bool = False) -> None:
+def judged(store: Store, *judgements: Said, failed: bool = False) -> None:
     verdicts = []
-    for trace, problem, version, verdict in said:
+    for trace, problem, version, verdict in judgements:
         problem_key = keys.problem_key(problem)
         key = keys.verdict_key(trace, problem_key, version.verifier, version.version, version.settings)
         signed = replace(verdict, verifier=version.verifier, version=version.version)
         key = keys.failed_key(key) if failed else key
         verdicts.append(verdict_row(key, trace, problem_key, signed, json.loads(version.settings)))
-    store.append("problems", [problem_row(problem) for _, problem, _, _ in said])
+    store.append("problems", [problem_row(problem) for _, problem, _, _ in judgements])
     store.append("verdicts", verdicts)
     store.ingest()
 
@@ -226,7 +226,7 @@ def problem(name: str, verifier: str = "math") -> Problem:
 )
 def test_the_comparison_counts_pairs_and_is_symmetric(pairs: list[tuple[str, str]], tmp_path_factory: Any) -> None:
     store = Store(tmp_path_factory.mktemp("store"))
-    # Each by its own problem, as when the problems' verifier was changed in YAML: the same reference counts.
+    # Each by its own problem, as after changing the problems' verifier in YAML: what counts is that the reference is the same.
     judged(store, *((f"t{i}", problem(str(i)), A, VERDICTS[a]) for i, (a, _) in enumerate(pairs)),
            *((f"t{i}", problem(str(i), "exact"), B, VERDICTS[b]) for i, (_, b) in enumerate(pairs)))  # fmt: skip
     there, back = agreement.compare(store, A, B), agreement.compare(store, B, A)
@@ -241,7 +241,7 @@ def test_the_comparison_counts_pairs_and_is_symmetric(pairs: list[tuple[str, str
     assert len(there.differences) == sum(a != b for a, b in pairs)
 
 
-def test_another_reference_is_another_question(tmp_path: Path) -> None:
+def test_verdicts_by_different_references_are_not_compared(tmp_path: Path) -> None:
     store = Store(tmp_path)
     other = replace(problem("p"), reference="41")
     judged(store, ("t", problem("p"), A, VERDICTS["correct"]), ("t", other, B, VERDICTS["incorrect"]))
@@ -249,7 +249,7 @@ def test_another_reference_is_another_question(tmp_path: Path) -> None:
     assert store.rows("SELECT * FROM disagreements") == []
 
 
-def test_a_verdict_after_a_failure_stands_alone(tmp_path: Path) -> None:
+def test_a_verdict_replaces_an_earlier_failure_in_the_views(tmp_path: Path) -> None:
     store = Store(tmp_path)
     judged(store, ("t", problem("p"), A, Verdict.failed(Failure.TIMEOUT, "late")), failed=True)
     (row,) = store.rows("SELECT * FROM judgements")
@@ -260,7 +260,7 @@ def test_a_verdict_after_a_failure_stands_alone(tmp_path: Path) -> None:
     assert len(store.rows("SELECT * FROM verdicts")) == 2
 
 
-def test_what_a_verifier_says_against_itself_is_a_disagreement(tmp_path: Path) -> None:
+def test_a_verifier_that_contradicts_itself_counts_as_a_disagreement(tmp_path: Path) -> None:
     store = Store(tmp_path)
     own = Verdict.unverifiable("equal by algebra alone", disagreement=True)
     parts = Verdict.unverifiable("math: so", parts=[{"evidence": {"disagreement": True}}, {"evidence": {}}])
@@ -291,10 +291,10 @@ def test_a_version_is_found_by_any_of_its_names() -> None:
             agreement.choose(known, a, b)
 
 
-def test_a_store_of_an_older_distill_gets_the_views(tmp_path: Path) -> None:
+def test_a_store_of_an_older_distill_gets_the_new_views(tmp_path: Path) -> None:
     store = Store(tmp_path)
     judged(store, ("t", problem("p"), A, VERDICTS["correct"]))
-    with duckdb.connect(str(store.path)) as connection:  # as it was before there were these views
+    with duckdb.connect(str(store.path)) as connection:  # as in versions without these views
         for view in ("disagreements", "verifier_rates", "judgements"):
             connection.execute(f"DROP VIEW {view}")
         connection.execute("DELETE FROM migrations WHERE name = '0002_judgements'")

@@ -1,4 +1,4 @@
-"""What rewards are made of, and which problems a step gets: by their laws, in the loop, and after a kill."""
+"""Components of rewards, and the problems that a step draws: their laws, in the loop, and after a kill."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ MATH = {"verifier": "math"}
 FORMAT = {"verifier": {"format": {"boxed": True}}, "weight": 0.1}
 
 
-def test_a_reward_is_the_weighted_sum_and_tells_its_components() -> None:
+def test_a_reward_is_the_weighted_sum_of_its_components() -> None:
     signed = made({**MATH, "values": [-1.0, 1.0]}, FORMAT)
     found = mixed(signed, (5, {"math": 1.0, "format": 0.0}), (5, {"math": 0.0, "format": 1.0}))
     assert [m.reward for m in found] == pytest.approx([1.0, -0.9])
     assert [m.components for m in found] == [{"math": 1.0, "format": 0.0}, {"math": -1.0, "format": 1.0}]
 
 
-def test_what_one_component_cannot_judge_has_no_reward_unless_that_is_optional_or_only_watched() -> None:
+def test_an_unjudged_component_removes_the_reward_unless_it_has_no_weight() -> None:
     samples = [(5, {"math": 1.0, "format": s}) for s in (None, 1.0, 0.0)]
     assert [m.reward for m in mixed(made(MATH, FORMAT), *samples)] == [None, 1.1, 1.0]
     watched = mixed(made(MATH, {**FORMAT, "weight": 0.0}), *samples)
@@ -65,23 +65,23 @@ def test_what_one_component_cannot_judge_has_no_reward_unless_that_is_optional_o
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, None]), min_size=2, max_size=8))
-def test_the_silence_of_an_optional_component_neither_lifts_nor_lowers(scores: list[float | None]) -> None:
-    """Within its group the term is then just what its others have on average."""
+def test_a_missing_optional_component_counts_as_the_mean_of_its_group(scores: list[float | None]) -> None:
+    """Its term is then the average of the others in its group."""
     optional = made(MATH, {**FORMAT, "optional": True})
     found = [m.reward for m in mixed(optional, *((5, {"math": 1.0, "format": s}) for s in scores))]
     silent = [r for r, s in zip(found, scores, strict=True) if s is None]
     assert silent == pytest.approx([math.fsum(found) / len(found)] * len(silent))
 
 
-def test_silence_among_equals_makes_no_group_that_differs() -> None:
-    """To the last bit: the mean of three times 0.1 is not 0.1."""
+def test_a_missing_optional_component_among_equal_ones_makes_no_difference() -> None:
+    """To the last bit: the mean of three 0.1s is not 0.1."""
     optional = made(MATH, {**FORMAT, "optional": True, "weight": 1.0})
     found = mixed(optional, *((5, {"math": 0.0, "format": s}) for s in (0.1, 0.1, 0.1, None)))
     assert len({m.reward for m in found}) == 1
 
 
 @pytest.mark.parametrize(
-    ("components", "said"),
+    ("components", "message"),
     [
         ([MATH, MATH], "two components are called 'math'"),
         ([{"repetition": 3}], "no verifier among"),
@@ -93,8 +93,8 @@ def test_silence_among_equals_makes_no_group_that_differs() -> None:
         ([{"verifier": "mth"}], "no verifier is called 'mth'; did you mean 'math'"),
     ],
 )
-def test_a_mixture_that_makes_no_sense_is_refused(components: list[Any], said: str) -> None:
-    with pytest.raises((ValueError, ValidationError), match=said):
+def test_a_mixture_that_makes_no_sense_is_refused(components: list[Any], message: str) -> None:
+    with pytest.raises((ValueError, ValidationError), match=message):
         made(*components)
 
 
@@ -113,15 +113,15 @@ def test_rewards_by_length() -> None:
     assert [m.components["relative"] for m in same] == [0.0, 0.0]
 
 
-def test_length_and_repetition_equal_trl_s() -> None:
+def test_length_and_repetition_rewards_equal_trl_s() -> None:
     theirs = pytest.importorskip("trl.rewards", reason="TRL is not installed (extra: oracle)")
     ids = [[1] * 50, [1, 2, 3, 4], [], [1, 2, 1, 2, 1, 2], list(range(130)), [5]]
     for size in (1, 2, 3):
         ours = [-rewards.repeated(tokens, size) for tokens in ids]
         assert ours == pytest.approx(theirs.get_repetition_penalty_reward(size)(ids), abs=1e-12)
     cosine = made({"verifier": "math"}, {"length": "cosine"})
-    for score, said in ((1.0, r"\boxed{42}"), (0.0, r"\boxed{41}")):
-        answers = [[{"content": said}]] * len(ids)
+    for score, message in ((1.0, r"\boxed{42}"), (0.0, r"\boxed{41}")):
+        answers = [[{"content": message}]] * len(ids)
         wanted = theirs.get_cosine_scaled_reward(max_len=100)(answers, ["$42$"] * len(ids), ids)
         found = rewards.mixed(cosine, [Sampled(tokens, {"math": score}) for tokens in ids], 100)
         assert [m.components["cosine"] for m in found] == pytest.approx(wanted, abs=1e-12)
@@ -134,7 +134,7 @@ def letters(pairs: Sequence[Any]) -> list[Any]:
     return [{"math": c.text.count("a") / len(c.token_ids)} for _, c in pairs]
 
 
-def test_lengths_come_in_stages_and_all_that_is_measured_by_them_follows(tmp_path: Path) -> None:
+def test_staged_lengths_bound_responses_and_the_rewards_measured_by_them(tmp_path: Path) -> None:
     mixture = made(MATH, {"length": "linear", "right": [0.0, -1.0], "wrong": [0.0, -1.0]})
     metrics, rollouts = grpo(
         student(), tmp_path, steps=3, lengths=((1, 4), (2, 6)), reward=letters, mixture=mixture,
@@ -172,11 +172,11 @@ def test_shares_are_exact_on_average() -> None:
     totals = [sum(column) for column in zip(*(shares(parts, 3, "mean", step) for step in range(steps)), strict=True)]
     for total, part in zip(totals, parts, strict=True):
         expected = 3 * part / sum(parts)
-        error = math.sqrt((expected % 1) * (1 - expected % 1) / steps)  # of rounding up or down
+        error = math.sqrt((expected % 1) * (1 - expected % 1) / steps)  # the deviation caused by rounding up or down
         assert abs(total / steps - expected) < 4 * error
 
 
-def test_every_task_is_walked_through_before_a_problem_comes_again() -> None:
+def test_every_problem_of_a_task_is_drawn_before_any_is_repeated() -> None:
     draws = Draws([task("a", 12, 3.0), task("b", 4)], prompts=8, seed=3)
     seen = Counter(problem.id for step in range(4) for problem in draws(step))
     assert len(seen) == 16 and set(seen.values()) == {2}
@@ -185,10 +185,10 @@ def test_every_task_is_walked_through_before_a_problem_comes_again() -> None:
 
 
 @given(st.integers(1, 12), st.integers(1, 2), st.integers(0, 30), st.integers(0, 5))
-def test_where_a_round_ends_within_a_step_none_is_lost_and_none_comes_twice(
+def test_a_round_that_ends_within_a_step_loses_and_repeats_no_problem(
     prompts: int, rooms: int, more: int, seed: int
 ) -> None:
-    """Each step is full, of different problems; each round has every problem once; each draw is a pure function."""
+    """Each step is full and without repetitions, each round has every problem once, and each draw is a pure function."""
     size = prompts * rooms + more
     draws = Draws([task("a", size)], prompts, rooms, seed)
     steps = [[p.id for draw in range(rooms) for p in draws(step, draw)] for step in range(30)]
@@ -199,7 +199,7 @@ def test_where_a_round_ends_within_a_step_none_is_lost_and_none_comes_twice(
     assert [p.id for p in Draws([task("a", size)], prompts, rooms, seed)(29, rooms - 1)] == steps[29][-prompts:]
 
 
-def test_as_many_as_may_fall_to_a_task_are_enough() -> None:
+def test_most_is_the_number_of_problems_that_a_task_needs() -> None:
     assert most([3.0, 1.0], 5, 2) == [8, 4]
     draws = Draws([task("a", 8, 3.0), task("b", 4)], prompts=5, draws=2)
     for step in range(20):
@@ -214,7 +214,7 @@ def test_draws_of_a_step_share_no_problem(prefer: Preference | None) -> None:
         assert len(set(names)) == len(names) == 18
 
 
-def test_problems_that_tell_nothing_come_less_often() -> None:
+def test_uninformative_problems_are_drawn_less_often() -> None:
     rates = PassRates({f"a-{i}": (tries * i / 20, tries) for i in range(21) for tries in (30.0,)})
     draws = Draws([task("a", 21)], prompts=4, prefer=Preference(), rates=rates)
     seen = Counter(problem.id for step in range(500) for problem in draws(step))
@@ -224,7 +224,7 @@ def test_problems_that_tell_nothing_come_less_often() -> None:
     assert max(even.values()) - min(even.values()) < 6 * math.sqrt(500 * 4 / 21)
 
 
-def test_rates_know_the_steps_before_and_forget_by_halves() -> None:
+def test_pass_rates_know_only_earlier_steps_and_decay_by_half() -> None:
     rates = PassRates({"a": (4.0, 4.0)})
     rates.add(1, [("a", False), ("a", False)])
     rates.add(2, [("b", True), ("a", True)])
@@ -233,9 +233,9 @@ def test_rates_know_the_steps_before_and_forget_by_halves() -> None:
     assert rates.at(2) == {"a": (2.0, 3.0), "b": (1.0, 1.0)}
 
 
-def test_the_share_without_preference_is_that_of_drawing_alike() -> None:
-    """Half of the problems are always solved, half now and then: what is drawn by preference, weighed back,
-    says what drawing alike would have met."""
+def test_the_zero_variance_share_is_estimated_as_if_drawn_uniformly() -> None:
+    """Half of the problems are always solved, half sometimes. The share observed under the preference, reweighted,
+    estimates the share under uniform draws."""
     source = task("a", 200)
     rates = PassRates({p.id: (9.0, 9.0) if i % 2 else (3.0, 6.0) for i, p in enumerate(source.problems)})
     draws = Draws([source], prompts=20, prefer=Preference(strength=3.0), rates=rates)
@@ -247,8 +247,8 @@ def test_the_share_without_preference_is_that_of_drawing_alike() -> None:
     assert found["all_alike_without_preference"] == pytest.approx(0.5, abs=0.12)
 
 
-def test_what_tasks_get_is_no_preference() -> None:
-    """Within each of two tasks all problems are alike, in one of them less liked: none is drawn more than another."""
+def test_the_shares_of_tasks_do_not_count_as_preference() -> None:
+    """All problems of a task have the same preference, lower in one of two tasks: within a task draws are uniform."""
     easy, hard = task("a", 20), task("b", 20)
     rates = PassRates({problem.id: (0.0, 30.0) for problem in hard.problems})
     draws = Draws([easy, hard], prompts=8, prefer=Preference(strength=1000), rates=rates)
@@ -262,7 +262,7 @@ EXACT = [Problem(f"{i}", "ab"[i % 2] * (1 + i), "a", "exact", "test") for i in r
 
 
 def refined(directory: Path, die_at: int | None = None) -> Any:
-    """Six steps with a store and draws by pass rate; killed where rollouts of a step are stored and not yet used."""
+    """Six steps with a store and draws by pass rate, killed when the rollouts of a step are stored but not yet used."""
     store = Store(directory)
     store.append("problems", [problem_row(p) for p in EXACT])
     store.ingest()
@@ -277,8 +277,8 @@ def refined(directory: Path, die_at: int | None = None) -> Any:
             store, "run", settings.sampling_at, {p.id: problem_key(p) for p in EXACT}, pool, rewards.verifiers(mixture)
         )
         rates = PassRates()
-        for step, said in ledger.passes("verifier").items():
-            rates.add(step, said)
+        for step, passes in ledger.passes("verifier").items():
+            rates.add(step, passes)
         draws = Draws([Task(EXACT)], prompts=4, prefer=Preference(), rates=rates)
 
         def written(step: int, rollouts: Sequence[Any]) -> None:
@@ -295,7 +295,7 @@ def refined(directory: Path, die_at: int | None = None) -> Any:
     return model, drawn, rates.at(6)
 
 
-def test_a_killed_run_draws_by_the_rates_that_it_had(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_with_the_pass_rates_it_had(tmp_path: Path) -> None:
     whole, drawn, known = refined(tmp_path / "whole")
     assert any(solved for solved, _ in known.values())
     child = os.fork()
@@ -311,7 +311,7 @@ def test_a_killed_run_draws_by_the_rates_that_it_had(tmp_path: Path) -> None:
     assert torch.equal(weights(resumed), weights(whole))
 
 
-def test_every_verdict_of_every_component_is_stored_with_refills_too(tmp_path: Path) -> None:
+def test_every_verdict_of_every_component_is_stored_including_refills(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.append("problems", [problem_row(p) for p in EXACT])
     mixture = made({"verifier": None}, {"verifier": {"regex": {"pattern": "a"}}, "weight": 0.0})
@@ -342,7 +342,7 @@ def test_settings_at_their_defaults_are_in_no_fingerprint() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"verifier": "math", "reward": [MATH]}, "give `verifier` or `reward`"),
         ({"lengths": [{"until": 5, "max_tokens": 9999}]}, "no stage is longer"),
@@ -374,6 +374,6 @@ def test_settings_at_their_defaults_are_in_no_fingerprint() -> None:
         ({"reward": [MATH, MATH]}, "two components"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         StageSettings(student="stage:sft", problems="problems", **changes)

@@ -1,4 +1,4 @@
-"""GRPO: credit and loss by their laws, and the loop with the real engine: it learns, and resumes exactly."""
+"""GRPO: the laws of credit and loss, and the loop with the real engine, which learns and resumes exactly."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def draws(*names: str) -> list[Any]:
     return [torch.from_numpy(generator("loss", name).normal(-1, 0.4, len(ROWS))) for name in names]
 
 
-def test_the_clip_stops_the_gradient_exactly_where_it_says() -> None:
+def test_the_clip_stops_the_gradient_exactly_beyond_its_bounds() -> None:
     new, old, advantages = draws("new", "old", "advantages")
     advantages += 1
     new.requires_grad_()
@@ -83,7 +83,7 @@ def test_the_clip_stops_the_gradient_exactly_where_it_says() -> None:
     torch.testing.assert_close(new.grad, expected)
 
 
-def test_a_cap_bounds_what_a_bad_token_can_cost() -> None:
+def test_the_dual_clip_cap_bounds_the_loss_of_a_bad_token() -> None:
     rho, advantages = torch.tensor([0.5, 1.0, 50.0]), torch.tensor([-1.0, -1.0, -1.0])
     assert loss.clipped(rho, advantages, 0.2, 0.2).tolist() == pytest.approx([0.8, 1.0, 50.0])
     assert loss.clipped(rho, advantages, 0.2, 0.2, cap=4.0).tolist() == pytest.approx([0.8, 1.0, 4.0])
@@ -106,7 +106,7 @@ def test_clip_fractions_are_the_shares_of_tokens_without_a_gradient(policy: Any)
     assert low + high == pytest.approx((new.grad == 0).double().mean().item()) and low + high > 0
 
 
-def test_of_cispo_they_are_the_shares_of_bounded_weights() -> None:
+def test_clip_fractions_of_cispo_are_the_shares_of_bounded_weights() -> None:
     rho, advantages = torch.tensor([0.1, 0.9, 4.9, 5.1]), torch.tensor([-1.0, 1.0, 1.0, -1.0])
     policy = loss.PolicyLoss("cispo", clip_low=0.0, clip_high=5.0)
     assert loss.clip_fractions(rho, advantages, policy) == (0.0, 0.25)
@@ -114,7 +114,7 @@ def test_of_cispo_they_are_the_shares_of_bounded_weights() -> None:
 
 @pytest.mark.parametrize("level", ["token", "sequence_token"])
 def test_credit_by_token_reaches_its_own_token(level: Any) -> None:
-    """Off-policy too, with the weight that the ratio says; a mean over the response would level it."""
+    """Off-policy too, weighted by the ratio. A mean over the response would level it."""
     new, old, advantages = draws("new", "old", "advantages")
     new.requires_grad_()
     rho = loss.ratio(new, old, ROWS, level)
@@ -126,7 +126,7 @@ def test_credit_by_token_reaches_its_own_token(level: Any) -> None:
 
 @pytest.mark.parametrize("level", ["token", "sequence", "sequence_token"])
 def test_on_policy_the_gradient_is_the_policy_gradient(level: Any) -> None:
-    """A response has one advantage, so that the mean ratio of a response spreads the same gradient."""
+    """All tokens of a response have one advantage, so its mean ratio spreads the same gradient."""
     (new,) = draws("new")
     advantages = torch.tensor([0.7, -1.2, 0.4], dtype=torch.float64)[ROWS]
     new.requires_grad_()
@@ -168,7 +168,7 @@ def test_engine_weights_are_bounded_and_have_no_gradient() -> None:
     assert of("truncate") == pytest.approx([2.0, 1.0, small])
     assert of("mask") == pytest.approx([0.0, 1.0, small])
     assert of("mask", low=0.5, high=30.0) == pytest.approx([math.exp(3), 1.0, 0.0])
-    engine[0] = -100.0  # a weight that is no number any more
+    engine[0] = -100.0  # a weight that overflows
     assert of("mask", "sequence") == pytest.approx([0.0, 0.0, small]) and of("truncate")[0] == 2.0
     engine[0] = -3.0
     assert of("truncate", "sequence", high=9.0) == pytest.approx([9.0, 9.0, small])
@@ -188,7 +188,7 @@ def test_token_weights_are_means(lengths: list[int]) -> None:
         assert total("constant", cut) == pytest.approx(sum(lengths) / (30 * len(rows)))
 
 
-def test_the_overlong_are_punished_softly() -> None:
+def test_the_soft_overlong_penalty_by_hand() -> None:
     assert [credit.soft_overlong(n, 100, 20) for n in (10, 80, 90, 100, 120)] == [0, 0, -0.5, -1, -1]
 
 
@@ -230,7 +230,7 @@ def grpo(model: Any, directory: Path, engine: Any = None, **changes: Any) -> tup
     return metrics, rollouts
 
 
-def test_it_learns_what_is_rewarded(tmp_path: Path) -> None:
+def test_grpo_learns_what_is_rewarded(tmp_path: Path) -> None:
     metrics, rollouts = grpo(student(), tmp_path, steps=25)
     assert metrics[-1].reward > 3 * metrics[0].reward
     assert len(rollouts) == 25 * 4 * 8 and {r.step for r in rollouts} == set(range(1, 26))
@@ -239,13 +239,13 @@ def test_it_learns_what_is_rewarded(tmp_path: Path) -> None:
     assert all((r.reward is None) == ("z" in r.completion.text) for r in rollouts)
 
 
-def test_a_reward_that_is_no_number_is_none(tmp_path: Path) -> None:
-    """Else its rollout would be learned from, at a credit of 0, and the step's mean reward be no number."""
+def test_a_nan_reward_counts_as_no_reward(tmp_path: Path) -> None:
+    """Otherwise its rollout would be learned from, with a credit of 0, and the step's mean reward would be NaN."""
 
-    def told(pairs: Any) -> Any:
+    def nan_rewards(pairs: Any) -> Any:
         return [math.nan if reward is None else reward for reward in likes_a(pairs)]
 
-    metrics, rollouts = grpo(student(), tmp_path / "nan", steps=1, reward=told)
+    metrics, rollouts = grpo(student(), tmp_path / "nan", steps=1, reward=nan_rewards)
     expected, known = grpo(student(), tmp_path / "none", steps=1)
     unjudged = [r for r in rollouts if r.reward is None]
     assert unjudged and not any(r.trained for r in unjudged)
@@ -260,7 +260,7 @@ def how(name: str, **changes: Any) -> dict[str, Any]:
 
 
 class Lying:
-    """A policy whose engine tells every second token's log-probability too low by ``nats``."""
+    """A policy whose engine reports every second token's log-probability too low by ``nats``."""
 
     name = "transformers"
 
@@ -270,11 +270,11 @@ class Lying:
 
     def generate(self, requests: Iterable[Request], stopping: Callable[[], bool]) -> Iterator[Completion]:
         for made in self.engine.generate(list(requests), stopping):
-            told = tuple(p - self.nats * (t % 2) for t, p in enumerate(made.logprobs or ()))
-            yield replace(made, logprobs=told)
+            logprobs = tuple(p - self.nats * (t % 2) for t, p in enumerate(made.logprobs or ()))
+            yield replace(made, logprobs=logprobs)
 
 
-def told_of_a_gap(directory: Path, **correction: Any) -> tuple[GrpoMetrics, list[Rollout]]:
+def metrics_of_a_gap(directory: Path, **correction: Any) -> tuple[GrpoMetrics, list[Rollout]]:
     """Every second token's ratio is 4."""
     model = student()
     terms = loss.PolicyLoss(correction=loss.EngineCorrection(**correction))
@@ -282,9 +282,9 @@ def told_of_a_gap(directory: Path, **correction: Any) -> tuple[GrpoMetrics, list
     return m, rollouts
 
 
-def test_what_is_told_of_a_gap_between_engine_and_trainer(tmp_path: Path) -> None:
+def test_metrics_report_a_gap_between_engine_and_trainer(tmp_path: Path) -> None:
     """Ratios before truncation, and what truncation leaves: half of the tokens weigh 2 in place of 4."""
-    m, rollouts = told_of_a_gap(tmp_path)
+    m, rollouts = metrics_of_a_gap(tmp_path)
     lengths = [len(r.completion.token_ids) for r in rollouts if r.trained]
     odd = sum(n // 2 for n in lengths) / sum(lengths)
     assert m.ratio_max == pytest.approx(4, rel=1e-3) and m.ratio_mean == pytest.approx(1 + 3 * odd, rel=1e-3)
@@ -294,8 +294,8 @@ def test_what_is_told_of_a_gap_between_engine_and_trainer(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("how", ["none", "mask"])
-def test_ratios_are_told_as_the_correction_sees_them(how: Any, tmp_path: Path) -> None:
-    """Uncorrected none is changed; by the sequence, products are compared with the bounds, and told."""
+def test_metrics_report_ratios_as_the_correction_sees_them(how: Any, tmp_path: Path) -> None:
+    """Without correction no ratio is changed. By sequence, products are compared with the bounds and reported."""
     model = student()
     policy_loss = replace(
         loss.RECIPES["dapo"][0], correction=loss.EngineCorrection(how, "token" if how == "none" else "sequence", 0, 2)
@@ -314,12 +314,12 @@ def test_ratios_are_told_as_the_correction_sees_them(how: Any, tmp_path: Path) -
     assert m.corrected == pytest.approx(sum(n for n, p in products if p > 2) / total)
 
 
-def test_where_no_weight_is_bounded_none_is_said_to_be(tmp_path: Path) -> None:
-    assert told_of_a_gap(tmp_path, level="sequence", high=1e9)[0].corrected == 0
+def test_without_bounded_weights_the_corrected_share_is_0(tmp_path: Path) -> None:
+    assert metrics_of_a_gap(tmp_path, level="sequence", high=1e9)[0].corrected == 0
 
 
 @pytest.mark.parametrize("name", [name for name in loss.RECIPES if name != "bnpo"])
-def test_the_cut_into_micro_batches_changes_no_update(tmp_path: Path, name: str) -> None:
+def test_the_split_into_micro_batches_changes_no_update(tmp_path: Path, name: str) -> None:
     ends = []
     for limit in (1, 10_000):
         model = student()
@@ -329,10 +329,8 @@ def test_the_cut_into_micro_batches_changes_no_update(tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize(("name", "share"), [("dr_grpo", 0.5), ("dapo", 1.0)])
-def test_a_group_that_teaches_nothing_counts_where_the_divisor_is_a_constant(
-    tmp_path: Path, name: str, share: float
-) -> None:
-    """Two of four problems are never solved. A divisor that left them out would weigh a step by its own outcome."""
+def test_zero_variance_groups_count_in_a_constant_divisor(tmp_path: Path, name: str, share: float) -> None:
+    """Two of four problems are never solved. A divisor without them would weight a step by its own outcome."""
 
     def half(pairs: Sequence[tuple[Problem, Completion]]) -> list[float | None]:
         return [0.0 if p.id.endswith(("2", "3")) else likes_a([(p, c)])[0] for p, c in pairs]
@@ -344,7 +342,7 @@ def test_a_group_that_teaches_nothing_counts_where_the_divisor_is_a_constant(
 
 
 def test_the_update_equals_a_plain_loop_over_padded_rows(tmp_path: Path) -> None:
-    """The reference: each rollout alone through the model, the loss and AdamW written out."""
+    """The reference: each rollout alone through the model, with the loss and AdamW written out."""
     model, reference = student(), student()
     _, rollouts = grpo(model, tmp_path, steps=1, scale="none", optimizer=OptimizerSettings(1e-3, warmup=0))
     total = torch.zeros(())
@@ -361,7 +359,7 @@ def test_the_update_equals_a_plain_loop_over_padded_rows(tmp_path: Path) -> None
     torch.testing.assert_close(weights(model), weights(reference), atol=5e-5, rtol=0)
 
 
-def test_a_kl_term_holds_the_policy_near_its_start(tmp_path: Path) -> None:
+def test_a_kl_term_keeps_the_policy_near_its_start(tmp_path: Path) -> None:
     free, _ = grpo(student(), tmp_path / "free", **how("dapo", kl=1e-9))
     held, _ = grpo(student(), tmp_path / "held", **how("dapo", kl=2.0))
     assert free[0].kl == pytest.approx(0, abs=1e-6)
@@ -369,7 +367,7 @@ def test_a_kl_term_holds_the_policy_near_its_start(tmp_path: Path) -> None:
 
 
 def test_several_updates_are_off_policy_and_clipped(tmp_path: Path) -> None:
-    """The first share of a step is on-policy; later ones have moved, and the clip acts."""
+    """The first update of a step is on-policy. For the later ones the policy has moved, and the clip acts."""
     once, _ = grpo(student(), tmp_path / "once", steps=2)
     often, _ = grpo(student(), tmp_path / "often", steps=2, updates=4, **how("gspo"))
     assert [m.step for m in often] == [1, 2] and all(m.total == 2 for m in once + often)
@@ -388,7 +386,7 @@ def test_several_updates_resume_exactly(tmp_path: Path, updates: int) -> None:
 
 
 def test_groups_without_a_gradient_are_refilled(tmp_path: Path) -> None:
-    """Half of the problems have a reward that is always the same; twice as many are drawn for them."""
+    """Half of the problems always have the same reward, so twice as many problems are drawn."""
 
     def rarely(pairs: Sequence[tuple[Problem, Completion]]) -> list[float | None]:
         return [1.0 if p.id.endswith(("0", "1")) else likes_a([(p, c)])[0] for p, c in pairs]
@@ -404,7 +402,7 @@ def test_groups_without_a_gradient_are_refilled(tmp_path: Path) -> None:
     assert groups(few, 1) == 2 and groups(more, 1) == 4
 
 
-def test_refilling_ends_when_the_draws_are_used_up(tmp_path: Path) -> None:
+def test_refilling_stops_after_the_allowed_draws(tmp_path: Path) -> None:
     metrics, _ = grpo(student(), tmp_path, steps=1, refills=2, reward=lambda pairs: [1.0] * len(pairs))
     assert metrics[0].draws == 3 and metrics[0].zero_variance == 1
 
@@ -422,8 +420,8 @@ def test_overlong_responses_are_filtered_or_punished(tmp_path: Path) -> None:
             assert lower.reward == pytest.approx(before.reward - fall)
 
 
-def test_forced_tokens_are_seen_and_not_learned(tmp_path: Path) -> None:
-    """A policy that forces its first token: the update is that of a plain loop over the others."""
+def test_forced_tokens_are_context_and_not_learned(tmp_path: Path) -> None:
+    """A policy that forces its first token: the update equals that of a plain loop over the other tokens."""
     model, reference = student(), student()
     first = policy(model)
 
@@ -449,7 +447,7 @@ def test_forced_tokens_are_seen_and_not_learned(tmp_path: Path) -> None:
     torch.testing.assert_close(weights(model), weights(reference), atol=5e-5, rtol=0)
 
 
-def test_the_policy_is_asked_as_the_settings_say(tmp_path: Path) -> None:
+def test_the_policy_gets_the_messages_that_ask_makes(tmp_path: Path) -> None:
     model, seen = student(), list[Request]()
     first = policy(model)
 
@@ -468,7 +466,7 @@ def test_the_policy_is_asked_as_the_settings_say(tmp_path: Path) -> None:
     assert [r.messages for r in seen] == [ask(problem).messages for problem in problems(0) for _ in range(group)]
 
 
-def test_nothing_to_learn_is_a_step_too(tmp_path: Path) -> None:
+def test_a_step_with_nothing_to_learn_counts_as_a_step(tmp_path: Path) -> None:
     model, engine = tiny(), policy(tiny())
     before, seen = weights(model), list[GrpoMetrics]()
     train_grpo(
@@ -482,7 +480,7 @@ def test_nothing_to_learn_is_a_step_too(tmp_path: Path) -> None:
 
 
 class Counting:
-    """A policy that counts what it is asked for."""
+    """A policy that counts its requests."""
 
     def __init__(self, engine: TransformersEngine) -> None:
         self.engine, self.asked = engine, 0
@@ -498,7 +496,7 @@ def after(calls: int) -> Callable[[], bool]:
     return lambda: next(left, True)
 
 
-def test_stopped_anywhere_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+def test_a_run_stopped_anywhere_and_resumed_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     straight = student()
     whole, every = grpo(straight, tmp_path / "a")
     stopped = 0
@@ -516,8 +514,8 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(tmp_path: Path) -> No
     assert all(texts[r.step, r.problem.id, r.index] == r.completion.text for r in rollouts)
 
 
-def test_a_problem_that_comes_again_is_answered_anew(tmp_path: Path) -> None:
-    """The draws of a sample belong to its step: else each epoch would learn from the noise of the first."""
+def test_a_repeated_problem_gets_new_samples(tmp_path: Path) -> None:
+    """Randomness depends on the step; otherwise each epoch would learn from the samples of the first."""
     settings = {"steps": 2, "optimizer": OptimizerSettings(1e-9), "sample": lambda step, draw: problems(0)}
     _, rollouts = grpo(student(), tmp_path, **settings)
     first, second = rollouts[: len(rollouts) // 2], rollouts[len(rollouts) // 2 :]

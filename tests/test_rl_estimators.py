@@ -1,7 +1,7 @@
-"""The gradient estimators against policy gradients that can be written down.
+"""The gradient estimators against policy gradients that can be computed exactly.
 
-A bandit's arms are one-token responses, so the expectation over all groups is a finite sum: what an
-estimator is on average is computed, not sampled. Sampling itself is checked once, on sixteen arms.
+A bandit's arms are one-token responses, so the expectation over all groups is a finite sum: the mean of an
+estimator is computed, not sampled. Sampling itself is checked once, on sixteen arms.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PAYS = torch.tensor([1.0, 0.0], dtype=torch.float64)
 
 
 def gradient(theta: Any, arms: Any, pays: Any, **how: Any) -> Any:
-    """-d loss / d theta for groups of pulls (P, G): what one update would follow."""
+    """-d loss / d theta for groups of pulls (P, G): the direction of one update."""
     leaf = theta.clone().requires_grad_()
     rewards = pays[arms]
     advantages = credit.advantages(rewards, **how).flatten()
@@ -42,7 +42,7 @@ def exact(theta: Any, pays: Any) -> Any:
 
 
 def expected(theta: Any, pays: Any, group: int, **how: Any) -> Any:
-    """The mean of the estimator over every group there can be, each by its probability."""
+    """The mean of the estimator over all possible groups, weighted by their probabilities."""
     p = theta.softmax(-1)
     total = torch.zeros_like(theta)
     for arms in itertools.product(range(len(theta)), repeat=group):
@@ -51,8 +51,8 @@ def expected(theta: Any, pays: Any, group: int, **how: Any) -> Any:
 
 
 @pytest.mark.parametrize("group", [2, 3, 5])
-def test_leaving_one_out_is_unbiased_and_the_group_s_mean_shrinks(group: int) -> None:
-    """RLOO's baseline does not hold the sample itself; GRPO's does, which costs a factor (G - 1) / G."""
+def test_leave_one_out_is_unbiased_and_the_group_mean_shrinks_the_gradient(group: int) -> None:
+    """RLOO's baseline does not include the sample itself. GRPO's does, which costs a factor (G - 1) / G."""
     truth = exact(BIASED, PAYS)
     found = expected(BIASED, PAYS, group, baseline="leave_one_out", scale="none")
     torch.testing.assert_close(found, truth)
@@ -73,7 +73,7 @@ def test_dividing_by_the_group_s_deviation_favours_easy_and_hard_problems() -> N
 
 
 def test_sampled_updates_average_to_the_policy_gradient() -> None:
-    """Sixteen arms of different pay, 20,000 groups: within three standard errors on every arm."""
+    """Sixteen arms with different rewards, 20,000 groups: within three standard errors on every arm."""
     draw = generator("bandit")
     theta, pays = torch.from_numpy(draw.normal(0, 1, 16)), torch.from_numpy(draw.random(16))
     cumulative = theta.softmax(-1).cumsum(0)
@@ -87,7 +87,7 @@ def test_sampled_updates_average_to_the_policy_gradient() -> None:
     assert ((each.mean(0) - exact(theta, pays)).abs() < 3 * error + 1e-4).all()
 
 
-def test_what_the_gradient_of_a_kl_term_is_on_average() -> None:
+def test_the_expected_gradient_of_each_kl_estimator() -> None:
     """Differentiating a good estimate does not estimate the gradient: k1 has none, k3 has the forward divergence's;
     k2, and k1 and k3 times the ratio, have that of KL(policy, reference); k2 times the ratio has neither."""
     theta, reference = BIASED.clone().requires_grad_(), torch.tensor([-0.9, 0.8], dtype=torch.float64).log_softmax(-1)
@@ -109,7 +109,7 @@ def test_what_the_gradient_of_a_kl_term_is_on_average() -> None:
     torch.testing.assert_close(found["k3", False], forward)
     for right in (("k2", False), ("k1", True), ("k3", True)):
         torch.testing.assert_close(found[right], reverse)
-    assert not torch.allclose(found["k2", True], reverse, rtol=0.1)  # which settings refuse
+    assert not torch.allclose(found["k2", True], reverse, rtol=0.1)  # the settings refuse it
 
 
 def test_the_mean_over_a_response_punishes_long_failures_less() -> None:
@@ -122,9 +122,9 @@ def test_the_mean_over_a_response_punishes_long_failures_less() -> None:
         assert short == long
 
 
-def test_off_policy_weights_undo_the_engine_s_temperature() -> None:
-    """Arms drawn by an engine that is hotter than the policy: with the correction the estimator has the
-    policy's gradient as its mean, without it the engine's."""
+def test_importance_weights_correct_for_a_hotter_engine() -> None:
+    """The engine samples at a higher temperature than the policy. With the correction the estimator's mean is the
+    policy's gradient; without it, it is not."""
     hot = BIASED / 3
     p, mu = BIASED.softmax(-1), hot.softmax(-1)
     means = {}

@@ -1,4 +1,4 @@
-"""The stages that train on rewards, run for real on the embedded models: their rows, their alarms, what they refuse."""
+"""The stages that train on rewards, run with the embedded models: their rows, their alarms, and what they refuse."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 """A run of a second or two."""
 PRICED = {"reward": [{"verifier": None}, {"length": "target", "tokens": 20, "weight": 0.01}]}
-"""No two responses are likely to be worth the same."""
+"""Two responses are unlikely to get the same reward."""
 
 
 class Heard(Listener):
@@ -56,14 +56,14 @@ def run(where: Path, kind: str, more: Sequence[Any] = (), **changes: Any) -> tup
     return Store(where / "w"), dict(result.manifest.figures)
 
 
-def test_every_prompt_of_a_step_is_a_rollout_though_problems_come_again(tmp_path: Path) -> None:
-    """Of 24 problems 20 a step: with no groups, a step whose problems were too few was a step with fewer rollouts."""
+def test_a_step_has_a_rollout_for_every_prompt_when_problems_are_repeated(tmp_path: Path) -> None:
+    """20 of 24 problems per step, without groups: a step with too few problems left once had fewer rollouts."""
     store, figures = run(tmp_path, "ppo", prompts=20, group=1, steps=4)
     rows = store.rows("SELECT step, count(*) AS n, count(DISTINCT problem_key) AS kinds FROM rollouts GROUP BY 1")
     assert figures["rollouts"] == 80 and {(row["n"], row["kinds"]) for row in rows} == {(20, 20)}
 
 
-def test_a_source_that_cannot_fill_its_share_of_a_step_is_one_line(tmp_path: Path) -> None:
+def test_a_source_too_small_for_its_share_of_a_step_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="stage refine: 6 prompts per step of source 'calc' of problems, which has 5"):
         run(tmp_path, "ppo", [{"family": "calc", "train": 5}], problems=[{"stage": "problems", "source": "calc"}])
 
@@ -76,15 +76,15 @@ class Own:
 """
 
 
-def test_a_run_of_which_nothing_can_be_judged_ends_with_its_first_step(tmp_path: Path) -> None:
-    """It went on to the end, with a line of the first failure, and learned nothing."""
+def test_a_run_ends_after_a_first_step_without_any_verdict(tmp_path: Path) -> None:
+    """Such a run once continued to its end after one line about the first failure, and learned nothing."""
     (tmp_path / "own.py").write_text(MISTAKEN)
     with pytest.raises(PipelineError, match="stage refine: of the first 12 rollouts no verifier could judge any"):
         run(tmp_path, "grpo", verifier=f"{tmp_path / 'own.py'}:Own")
 
 
 @needs_teacher
-def test_ppo_explains_its_updates(tmp_path: Path) -> None:
+def test_ppo_stores_what_explains_its_updates(tmp_path: Path) -> None:
     store, figures = run(tmp_path, "ppo", passes=2, kl_in_reward=0.01, **PRICED)
     rows = store.rows(
         "SELECT r.*, t.engine, t.logprobs, count(u.optimizer_step) AS times, list(u.logprobs ORDER BY u.optimizer_step) "
@@ -96,8 +96,8 @@ def test_ppo_explains_its_updates(tmp_path: Path) -> None:
         credit = [t - v for r in own for t, v in zip(r["value_targets"], r["state_values"], strict=True)]
         mean = math.fsum(credit) / len(credit)
         deviation = math.sqrt(math.fsum((c - mean) ** 2 for c in credit) / (len(credit) - 1))
-        told = [a for r in own for a in (r["advantages"] or [r["advantage"]] * len(r["state_values"]))]
-        assert told == pytest.approx([(c - mean) / deviation for c in credit], abs=1e-4)
+        advantages = [a for r in own for a in (r["advantages"] or [r["advantage"]] * len(r["state_values"]))]
+        assert advantages == pytest.approx([(c - mean) / deviation for c in credit], abs=1e-4)
     assert {row["engine"] for row in rows} == {"transformers"}
     assert all(row["seen"][0] == pytest.approx(row["logprobs"], abs=1e-3) for row in rows if row["step"] == 1)
     assert figures["value_error"] > 0 and "reward/verifier" in figures and figures["entropy_exact"] > 0
@@ -114,8 +114,8 @@ def accumulated(place: Path) -> Any:
 
 @needs_teacher
 @pytest.mark.parametrize("kind", ["grpo", "opd"])
-def test_an_alarm_rolls_a_real_run_back(tmp_path: Path, kind: str) -> None:
-    """Engine and trainer always differ by some rounding, which an alarm at 1e-12 takes for the end of the world."""
+def test_an_alarm_rolls_back_a_real_run(tmp_path: Path, kind: str) -> None:
+    """Engine and trainer always differ by some rounding, which triggers an alarm at 1e-12."""
     own: dict[str, Any] = {"teacher": "embedded:teacher"} if kind == "opd" else PRICED
     logged = kind == "opd" and find_spec("tensorboard") is not None
     own = own | {"log_to": ["tensorboard"] if logged else []}
@@ -139,10 +139,10 @@ def test_an_alarm_rolls_a_real_run_back(tmp_path: Path, kind: str) -> None:
     )
     assert counts["updates"] == counts["used"] > 0 and counts["short"] == 0
     engines = store.rows("SELECT DISTINCT engine FROM traces")
-    assert engines == [{"engine": "transformers"}]  # of the held-out answers, too
+    assert engines == [{"engine": "transformers"}]  # the held-out answers too
     with safe_open(tmp_path / "w/refine/adapter/adapter_model.safetensors", "pt") as file:
         moved = [name for name in file.keys() if "lora_B" in name and file.get_tensor(name).any()]  # noqa: SIM118
-    assert moved == []  # as it was before the first step
+    assert moved == []  # the state before the first step
 
 
 @pytest.mark.parametrize(
@@ -154,15 +154,15 @@ def test_an_alarm_rolls_a_real_run_back(tmp_path: Path, kind: str) -> None:
         ({"on_alarm": "rollback"}, "rollback needs `watch`"),
     ],
 )
-def test_what_ppo_cannot_do_is_said_when_the_yaml_is_read(
+def test_impossible_ppo_settings_are_refused_when_the_yaml_is_read(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:  # fmt: skip
-    with pytest.raises(InputError, match=message) as told:
+    with pytest.raises(InputError, match=message) as caught:
         run(tmp_path, "ppo", **changes)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_credit_by_token_is_not_spread_over_the_response_by_gspo() -> None:
+def test_gspo_does_not_spread_token_credit_over_the_response() -> None:
     def level(**changes: Any) -> str:
         settings = GrpoSettings(student="embedded:student-base", problems="problems", **changes)
         return loss_of(settings)[0].level
@@ -186,7 +186,7 @@ def test_credit_by_token_is_not_spread_over_the_response_by_gspo() -> None:
         ({"watch": {"problems": "rare"}}, None, "refine: watch: rare holds out no problem"),
     ],
 )  # fmt: skip
-def test_too_few_problems_are_told_before_anything_runs(
+def test_too_few_problems_are_reported_before_any_stage_runs(
     tmp_path: Path, changes: dict[str, Any], limit: int | None, message: str
 ) -> None:
     sources = {"sources": [{"family": "logic", "train": 24}]}
@@ -205,7 +205,7 @@ def test_too_few_problems_are_told_before_anything_runs(
     assert heard.ran == []
 
 
-def test_a_source_that_problems_made_before_do_not_have_is_told_before_anything_runs(tmp_path: Path) -> None:
+def test_an_unknown_source_of_cached_problems_is_reported(tmp_path: Path) -> None:
     rows = [{"q": f"{n} + {n}", "a": str(2 * n)} for n in range(8)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sums = {"file": str(tmp_path / "sums.jsonl"), "prompt": "q", "reference": "a"}
@@ -214,8 +214,8 @@ def test_a_source_that_problems_made_before_do_not_have_is_told_before_anything_
         run(tmp_path, "grpo", [sums], steps=1, problems=[{"stage": "problems", "source": "sumz"}])
 
 
-def test_too_few_problems_left_by_curation_are_told_when_they_are_known_and_why(tmp_path: Path) -> None:
-    """Before the stage that would have run between, and by `plan`."""
+def test_too_few_problems_after_curation_are_reported_with_the_reason(tmp_path: Path) -> None:
+    """Before the stage in between would run, and by `plan`."""
     rows = [{"question": f"What is {n // 4} and {' ' * (n % 4)}7?", "answer": f"#### {n // 4 + 7}"} for n in range(20)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     stages = {
@@ -230,5 +230,5 @@ def test_too_few_problems_left_by_curation_are_told_when_they_are_known_and_why(
     with pytest.raises(InputError, match=message):
         runner.run(spec, Workspace(tmp_path / "w"), heard, lambda: False)
     assert heard.ran == ["problems", "curate"]
-    told = CliRunner().invoke(app, ["plan", "-p", str(tmp_path / "p.yaml")]).exception
-    assert isinstance(told, InputError) and message in str(told)
+    error = CliRunner().invoke(app, ["plan", "-p", str(tmp_path / "p.yaml")]).exception
+    assert isinstance(error, InputError) and message in str(error)

@@ -1,4 +1,4 @@
-"""The sandbox: what each backend holds, as this user and, where tests run as root, as an ordinary one too."""
+"""The sandbox: what each backend contains, as this user and, when tests run as root, as an ordinary user too."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 def holds(result: dict[str, Any], backend: str) -> None:
-    """All incorrect, nothing written, nothing left running, the verifier alive and well."""
+    """Every program is incorrect, nothing is written or left running, and the verifier still works."""
     wrong = {name: verdict for name, verdict in result["verdicts"].items() if verdict[0] != "incorrect"}
     assert not wrong and len(result["verdicts"]) > 70
     assert all(verdict[1].isprintable() for verdict in result["verdicts"].values())
@@ -43,12 +43,12 @@ def holds(result: dict[str, Any], backend: str) -> None:
     assert result["honest"] == ["correct", "correct"]
 
 
-def test_hostile_programs_come_to_nothing(backend: str) -> None:
+def test_hostile_programs_are_contained(backend: str) -> None:
     holds(hostile_programs.run(backend), backend)
 
 
 def ordinary(program: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run Python as somebody else, with an interpreter that everybody may read."""
+    """Run Python as another user, with an interpreter that everybody may read."""
     python = "/usr/bin/python3"
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("these tests already run as an ordinary user, or setpriv is missing")
@@ -61,7 +61,7 @@ def ordinary(program: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/tmp", timeout=300)
 
 
-def test_hostile_programs_come_to_nothing_for_an_ordinary_user(backend: str) -> None:
+def test_hostile_programs_are_contained_for_an_ordinary_user(backend: str) -> None:
     done = ordinary([str(ROOT / "tests" / "hostile_programs.py"), backend])
     assert done.returncode == 0, done.stderr
     holds(json.loads(done.stdout), backend)
@@ -139,7 +139,7 @@ except (OSError, IndexError) as error:
 """
 
 
-def test_the_box_holds(backend: str, tmp_path: Path) -> None:
+def test_the_sandbox_blocks_every_escape(backend: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         for name, attack in ESCAPES.items():
             port = server.getsockname()[1]
@@ -149,8 +149,8 @@ def test_the_box_holds(backend: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_processes_that_are_allowed_end_with_their_box(backend: str) -> None:
-    """The pid namespace holds where forking is allowed: bombs are bounded, and no daemon stays."""
+def test_allowed_child_processes_end_with_their_sandbox(backend: str) -> None:
+    """With forking allowed, the pid namespace bounds fork bombs and leaves no daemon."""
     several = sandbox.Limits(cpu_seconds=1, wall_seconds=0.3, processes=8)
     daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(1e6)\n    os._exit(0)"
     ran = sandbox.run(daemon, b"", limits=several, sandbox=backend)
@@ -189,7 +189,7 @@ def test_sets_have_one_order_in_every_run(backend: str) -> None:
     assert len({sandbox.run(order, b"", sandbox=backend).results for _ in range(3)}) == 1
 
 
-def test_a_server_that_was_killed_is_started_again() -> None:
+def test_a_killed_server_is_started_again() -> None:
     sandbox.run("pass", b"")
     process = launcher._SERVER._process
     assert process
@@ -198,7 +198,7 @@ def test_a_server_that_was_killed_is_started_again() -> None:
     assert sandbox.run("import os\nos.write(4, b'again')", b"").results == b"again"
 
 
-def test_a_fork_of_the_verifier_has_a_server_of_its_own() -> None:
+def test_a_forked_verifier_has_its_own_server() -> None:
     sandbox.run("pass", b"")
     child = os.fork()
     if child == 0:
@@ -210,14 +210,14 @@ def test_a_fork_of_the_verifier_has_a_server_of_its_own() -> None:
 
 
 def tree(process: int) -> list[int]:
-    """A process and all below it that live; what has ended and is not yet waited for does not."""
+    """A process and its living descendants, without zombies."""
     if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
         return []
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     return [process, *(inner for child in children for inner in tree(int(child)))]
 
 
-def test_a_box_dies_with_a_killed_verifier(backend: str) -> None:
+def test_a_sandbox_dies_with_a_killed_verifier(backend: str) -> None:
     code = (
         f"from distill.verifiers import sandbox; sandbox.choose({backend!r}); print('up', flush=True)\n"
         "sandbox.run('import ctypes, os, time; ctypes.CDLL(None).prctl(1, 0); time.sleep(1e6)', b'',"
@@ -241,8 +241,8 @@ def test_a_box_dies_with_a_killed_verifier(backend: str) -> None:
         os.close(descriptor)
 
 
-def test_time_that_a_program_waits_for_a_cpu_does_not_count(backend: str) -> None:
-    """Many programs at once, each with less wall time than they take together: the machine is busy, none is late."""
+def test_waiting_for_a_cpu_does_not_count_as_time(backend: str) -> None:
+    """Many programs at once, with less wall time each than they take together: the machine is busy, but none is late."""
     work = "import time\nwhile time.process_time() < 0.3: pass"
     limits = sandbox.Limits(wall_seconds=1.0)
     found: list[str] = []
@@ -259,7 +259,7 @@ def test_time_that_a_program_waits_for_a_cpu_does_not_count(backend: str) -> Non
     assert found.count("exit") > many / 2, found
 
 
-def test_no_sandbox_is_one_error_that_names_each_probe_and_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_sandbox_the_error_names_each_backend_s_fault_and_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "HERE", Path("/nonexistent"))
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.delenv("DISTILL_SANDBOX", raising=False)
@@ -271,12 +271,12 @@ def test_no_sandbox_is_one_error_that_names_each_probe_and_its_fix(monkeypatch: 
     finally:
         sandbox.close()
         selftest.fault_of.cache_clear()
-    told = str(caught.value)
-    assert "namespaces: the launcher does not start (allow user namespaces" in told
-    assert "bubblewrap: bwrap is not installed (apt install bubblewrap" in told and "\n" not in told
+    message = str(caught.value)
+    assert "namespaces: the launcher does not start (allow user namespaces" in message
+    assert "bubblewrap: bwrap is not installed (apt install bubblewrap" in message and "\n" not in message
 
 
-def test_a_backend_that_lets_a_probe_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_fails_its_self_test_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         selftest, "PROBE", selftest.PROBE.replace('held["no capabilities"] =', 'held["no capabilities"] = not')
     )
@@ -288,9 +288,7 @@ def test_a_backend_that_lets_a_probe_out_is_refused(monkeypatch: pytest.MonkeyPa
         selftest.fault_of.cache_clear()
 
 
-def test_a_backend_is_chosen_by_name_by_the_environment_or_as_the_first_that_holds(
-    backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backend_is_chosen_by_name_or_by_the_environment(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sandbox.choose(backend) == backend
     monkeypatch.setenv("DISTILL_SANDBOX", backend)
     assert sandbox.choose() == backend

@@ -1,4 +1,4 @@
-"""What is said of a model's samples: against samples whose answers are known."""
+"""The figures of a model's samples, checked on samples with known answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPLIT = [row("a", "7", RIGHT), row("a", " 7\n", RIGHT), row("a", "8", WRONG), ro
 SURE = [row("b", "1", WRONG)] * 3 + [row("b", "2", RIGHT)]
 
 
-def test_a_vote_counts_equal_answers_and_white_space_is_none() -> None:
+def test_a_vote_counts_equal_answers_and_ignores_white_space() -> None:
     found = {at["samples"]: at for at in scoring.summary(SPLIT + SURE, [])["by_samples"]}
     assert list(found) == [1, 2, 4]
     assert (found[1]["majority"]["accuracy"], found[1]["pass"]["accuracy"]) == (0.375, 0.375)
@@ -32,19 +32,19 @@ def test_a_vote_counts_equal_answers_and_white_space_is_none() -> None:
     assert found[4]["tokens"] == 40
 
 
-def test_what_was_cut_has_no_vote() -> None:
+def test_a_cut_response_has_no_vote() -> None:
     cut = [row("a", "8", WRONG, finish="length")] * 3 + [row("a", "7", RIGHT)]
     assert scoring.summary(cut, [])["by_samples"][-1]["majority"]["accuracy"] == 1.0
 
 
-def test_what_could_not_be_judged_is_no_sample() -> None:
+def test_an_unverifiable_response_is_not_counted_as_a_sample() -> None:
     found = scoring.summary([*SPLIT, row("a", "7", "unverifiable")], [2])
     assert found["by_samples"][-1]["samples"] == 4 and found["unverifiable"] == 1
     assert found["pass_at_2"] == pytest.approx(1 - 1 / 6, abs=1e-4)
 
 
 def test_length_is_compared_within_a_problem() -> None:
-    """Problem b is hard and its answers are long; of each problem the longest is the wrong one."""
+    """Problem b is hard and its answers are long; in each problem the longest answer is wrong."""
     easy = [row("a", "7", RIGHT, 10), row("a", "7", RIGHT, 11), row("a", "8", WRONG, 12)]
     hard = [row("b", "7", RIGHT, 90), row("b", "8", WRONG, 91), row("b", "8", WRONG, 92)]
     found = scoring.summary(easy + hard, [])["by_length"]
@@ -53,20 +53,20 @@ def test_length_is_compared_within_a_problem() -> None:
     assert scoring.summary(easy[:2], [])["by_length"] == {}
 
 
-def test_what_was_cut_is_no_long_thought_that_failed() -> None:
+def test_cut_responses_do_not_count_as_long_and_wrong() -> None:
     cut = [row("a", "", WRONG, 99, finish="length")] * 3
     found = scoring.summary([*cut, *(row("a", "7", RIGHT, n) for n in (10, 20, 30))], [])["by_length"]
     assert [found[third]["pass_at_1"] for third in scoring.THIRDS] == [1.0, 1.0, 1.0]
 
 
-def test_what_a_right_answer_costs() -> None:
+def test_tokens_per_correct_answer() -> None:
     found = scoring.summary([*SPLIT, *SURE], [])
     assert found["tokens_per_correct"] == round(80 / 3, 2)
     assert scoring.summary(SURE[:3], [])["tokens_per_correct"] is None
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("123"), st.integers(1, 9)), min_size=1, max_size=20))
-def test_any_right_is_never_below_majority_and_grows(cases: list[tuple[str, str, int]]) -> None:
+def test_pass_at_k_is_never_below_the_majority_and_grows_with_k(cases: list[tuple[str, str, int]]) -> None:
     rows = [row(p, answer, RIGHT if answer == "1" else WRONG, n) for p, answer, n in cases]
     points = scoring.summary(rows, [])["by_samples"]
     shares = [at["pass"]["accuracy"] for at in points]

@@ -1,4 +1,4 @@
-"""Search strategies where everything can be enumerated: each one's choice and its bill are known exactly."""
+"""Search strategies where everything can be enumerated: the choice and the cost of each are known exactly."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def search(strategy: Any, samples: int, world: ToyWorld) -> Result:
 
 
 def says(answers: str) -> ToyWorld:
-    """Whole responses with these answers, in order; "-" is one that was cut."""
+    """Whole responses with these answers, in order; "-" is a cut response."""
     return ToyWorld(whole=lambda _, index: None if answers[index] == "-" else answers[index])
 
 
@@ -52,14 +52,14 @@ def says(answers: str) -> ToyWorld:
     ("answers", "weights", "winner"),
     [
         ("abb", None, "b"),
-        ("abba", None, "a"),  # level: who was first
+        ("abba", None, "a"),  # a tie: the first wins
         ("-bb", None, "b"),
         ("--", None, None),
         ("abb", [0.9, 0.3, 0.3], "a"),
         ("abb", [0.9, 0.5, 0.5], "b"),
     ],
 )
-def test_a_vote_is_won_by_the_largest_sum_and_of_equal_ones_by_the_first(
+def test_the_largest_sum_wins_a_vote_and_the_first_answer_wins_a_tie(
     answers: str, weights: list[float] | None, winner: str | None
 ) -> None:
     choice = elect([piece(None if a == "-" else a) for a in answers], weights)
@@ -67,8 +67,8 @@ def test_a_vote_is_won_by_the_largest_sum_and_of_equal_ones_by_the_first(
     assert (choice.weights[0][0] if choice.weights else None) == winner
 
 
-def test_the_majority_over_all_orders_is_the_exact_estimate() -> None:
-    """Held against `distill.voting`, which counts subsets, ties by lot."""
+def test_the_majority_over_all_orders_equals_the_exact_estimate() -> None:
+    """Compared with `distill.voting`, which counts subsets and breaks ties by lot."""
     answers, right, k = "aabbc-", "a", 3
     samples = [Sample(None if a == "-" else a, float(a == right)) for a in answers]
     orders = list(product(range(len(answers)), repeat=k))
@@ -81,7 +81,7 @@ def test_the_majority_over_all_orders_is_the_exact_estimate() -> None:
 
 @dataclass
 class Deck:
-    """A world whose samples are these, in this order; a sample's text says how it is scored."""
+    """A world with these samples in this order; a sample's text determines its score."""
 
     pieces: Sequence[Piece]
     scores: dict[str, float]
@@ -97,7 +97,7 @@ class Deck:
 
 
 SAID = [("one", "a"), ("one", "a"), ("two", "b"), ("three", "a"), ("four", "b"), ("cut", None)]
-"""Text and answer of six samples, two of which say the same."""
+"""Text and answer of six samples, two of which are equal."""
 
 
 @pytest.mark.parametrize("strategy", [One(), Majority(), BestOf(by="x"), BestOf(by="verifier"), WeightedVote(by="x")])
@@ -107,10 +107,10 @@ SAID = [("one", "a"), ("one", "a"), ("two", "b"), ("three", "a"), ("four", "b"),
         (0.9, 0.21, 0.35, 0.72, 0.8),
         (0.11, 0.2, 0.15, 0.72, 0.95),
         (0.4, 0.9, 0.6, 0.07, 0.3),
-        (1e-290, 1e-291, 1e-289, 0.4, 1e-288),  # squared they are no numbers, and but for one are compared as such
+        (1e-290, 1e-291, 1e-289, 0.4, 1e-288),  # their squares underflow
     ],
 )
-def test_accuracy_and_bill_over_all_subsets_are_the_strategys_means_over_all_orders(strategy: Any, ranks: Any) -> None:
+def test_estimates_over_subsets_equal_the_strategys_means_over_all_orders(strategy: Any, ranks: Any) -> None:
     scores = dict(zip(("one", "two", "three", "four", "cut"), ranks, strict=True))
     pieces = [
         Piece(str(n), "p", text, text, answer, Finish.STOP, PROMPT, len(text)) for n, (text, answer) in enumerate(SAID)
@@ -126,10 +126,10 @@ def test_accuracy_and_bill_over_all_subsets_are_the_strategys_means_over_all_ord
             assert getattr(bill, kind) == pytest.approx(fmean(getattr(result.bill, kind) for result in found))
 
 
-def test_best_of_takes_the_highest_score_and_a_verifier_the_first_that_is_right() -> None:
+def test_best_of_takes_the_highest_score_or_the_first_verified_answer() -> None:
     world = says("-bcab")
     world.values = lambda text: {"": [0.99], "b": [0.5, 0.9], "c": [0.6, 0.6], "a": [0.9, 0.4]}[text]
-    assert search(BestOf(), 5, world).choice.piece.ballot == "b"  # .45 against .36; a cut one is no answer
+    assert search(BestOf(), 5, world).choice.piece.ballot == "b"  # .45 against .36; a cut response has no answer
     assert search(BestOf(aggregate="minimum"), 5, world).choice.piece.ballot == "c"
     assert search(BestOf(aggregate="last"), 3, world).choice.piece.ballot == "b"
     assert search(BestOf(by="verifier"), 5, world).choice.piece.ballot == "a"
@@ -137,8 +137,8 @@ def test_best_of_takes_the_highest_score_and_a_verifier_the_first_that_is_right(
     assert dict(weighted.choice.weights) == pytest.approx({"b": 0.9, "c": 0.36, "a": 0.36})
 
 
-def test_hundreds_of_doubtful_steps_are_told_apart_all_the_same() -> None:
-    """Their product is no number above zero; what it is a product of still ranks, and weighs."""
+def test_responses_are_ranked_even_where_products_of_steps_underflow() -> None:
+    """The product underflows to zero, but its factors still rank and weight the responses."""
     world = says("baac")
     world.values = lambda text: {"a": [0.1] * 400, "b": [0.1] * 399 + [0.15], "c": [0.05] * 400}[text]
     assert search(BestOf(), 4, world).choice.piece.ballot == "b"
@@ -149,7 +149,7 @@ def test_hundreds_of_doubtful_steps_are_told_apart_all_the_same() -> None:
 
 
 def test_the_bill_counts_each_trace_and_each_scored_text_once() -> None:
-    """Of five responses one is cut and two say the same: five calls, four texts."""
+    """Of five responses one is cut and two are equal: five calls, four texts."""
     world = says("-bcab")
     assert search(Majority(), 5, world).bill == Bill(prompt=5 * PROMPT, sampled=4 * 2 + 1, calls=5)
     by_prm = search(WeightedVote(), 5, world).bill
@@ -161,7 +161,7 @@ def test_the_bill_counts_each_trace_and_each_scored_text_once() -> None:
 # -- when a vote is settled -------------------------------------------------------------------
 
 
-def test_certain_is_that_no_outcome_of_the_votes_left_makes_another_winner() -> None:
+def test_a_vote_is_certain_when_no_remaining_votes_can_change_the_winner() -> None:
     for cast, left in [(cast, left) for n in range(5) for cast in product("abc", repeat=n) for left in range(4)]:
         if not cast:
             continue
@@ -170,11 +170,11 @@ def test_certain_is_that_no_outcome_of_the_votes_left_makes_another_winner() -> 
         unsure = any(end != winner for end in ends)
         first, second = leaders(cast)
         assert not (certain(first, second, left) and unsure)
-        if not unsure:  # what is left out is the lead that ties would still give to whoever came first
+        if not unsure:  # the exception is the lead that a tie would still give to the first answer
             assert certain(first, second, left) or first - second == left
 
 
-def test_the_beta_tail_is_the_integral_that_it_stands_for() -> None:
+def test_the_beta_tail_equals_its_integral() -> None:
     cells = 20_000
     for first, second in [(0, 0), (4, 0), (6, 1), (3, 3), (9, 4)]:
         grid = [(i + 0.5) / cells for i in range(cells)]
@@ -185,8 +185,8 @@ def test_the_beta_tail_is_the_integral_that_it_stands_for() -> None:
 
 
 @pytest.mark.parametrize("confidence", [None, 0.95, 0.8])
-def test_adaptive_votes_stop_exactly_where_the_rule_says_and_none_is_drawn_in_vain(confidence: float | None) -> None:
-    """Over every sequence of seven answers: as many are drawn as a rule asked after each would have drawn."""
+def test_adaptive_votes_stop_exactly_where_the_rule_says(confidence: float | None) -> None:
+    """For every sequence of seven answers: no more are drawn than if the rule were asked after each."""
     strategy = AdaptiveVote(stop="certain") if confidence is None else AdaptiveVote(confidence=confidence)
     most = 7
     for sequence in product("ab-", repeat=most):
@@ -203,19 +203,19 @@ def test_adaptive_votes_stop_exactly_where_the_rule_says_and_none_is_drawn_in_va
 # -- one total for all ------------------------------------------------------------------------
 
 
-def test_a_total_goes_to_the_problems_whose_vote_is_not_settled_and_is_not_exceeded() -> None:
-    """Four problems: two agree with themselves at once, one changes its mind every time, one is never heard."""
+def test_a_total_budget_goes_to_unsettled_votes_and_is_not_exceeded() -> None:
+    """Four problems: two are unanimous, one has a different answer every time, one has no answer."""
     votes = [lambda i: "a", lambda i: "b", lambda i: "abcdefgh"[i], lambda i: None]
     world = ToyWorld(whole=lambda problem, index: votes[problem](index))
     results = run_joint(Allocation().search_all(4, samples=5, stored=8), 4, world)
     calls = [result.bill.calls for result in results]
-    assert calls == [4, 4, 6, 6]  # 4 settle a unanimous vote; what is left of the total goes to the others alike
+    assert calls == [4, 4, 6, 6]  # 4 settle a unanimous vote; the rest of the total goes to the others in equal parts
     spent, first = sum(r.bill.sampled for r in results), 2 + 2 + 2 + 1
-    assert 0 <= 5 * first - spent < 2  # the next might take two
+    assert 0 <= 5 * first - spent < 2  # the next sample might take two
     assert [r.choice.piece.ballot for r in results] == ["a", "b", "a", None]
 
 
-def test_what_is_left_of_a_total_goes_to_whose_vote_is_least_settled() -> None:
+def test_the_rest_of_a_total_budget_goes_to_the_least_settled_vote() -> None:
     """Two answers each, and tokens for one more."""
     votes = ["aaaa", "abab", "aaaa"]
     world = ToyWorld(whole=lambda problem, index: votes[problem][index])
@@ -223,21 +223,21 @@ def test_what_is_left_of_a_total_goes_to_whose_vote_is_least_settled() -> None:
     assert [result.bill.calls for result in results] == [2, 3, 2]
 
 
-def test_a_total_that_long_answers_have_used_up_is_not_gone_beyond() -> None:
-    """Room for three more as long as the first was takes three that are longer: no problem gets a third."""
+def test_a_total_budget_used_up_by_long_answers_is_not_exceeded() -> None:
+    """Room for three more of the first one's length is used up by three longer ones: no problem gets a third."""
     world = ToyWorld(whole=lambda problem, index: "abcdefgh"[index] * (1 + 2 * index))
     results = run_joint(Allocation(tokens=6 * 2 + 3 * 2).search_all(6, samples=1, stored=8), 6, world)
     assert sorted(result.bill.calls for result in results) == [1, 1, 1, 2, 2, 2]
 
 
-def test_a_total_below_one_answer_each_is_told() -> None:
+def test_a_total_budget_below_one_answer_per_problem_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"a total of 5 tokens is less than one answer to each of the 4 problems .*\(8\)"
     ):
         run_joint(Allocation(tokens=5).search_all(4, 1, 8), 4, ToyWorld())
 
 
-def test_no_problem_gets_more_than_there_is() -> None:
+def test_no_problem_gets_more_samples_than_allowed() -> None:
     results = run_joint(Allocation(most=3).search_all(2, 100, stored=8), 2, ToyWorld())
     assert [result.bill.calls for result in results] == [3, 3]
 
@@ -246,13 +246,13 @@ def test_no_problem_gets_more_than_there_is() -> None:
 
 
 def worth(text: str) -> list[float]:
-    """A step is worth more the later its letter; so the best of all is "c c c"."""
+    """A step is worth more the later its letter, so the best response is "c c c"."""
     return [{"a": 0.2, "b": 0.5, "c": 0.8}[step] for step in text.split()]
 
 
-def test_beam_search_keeps_the_best_and_its_bill_is_known_before() -> None:
-    """Budget 4, width 2: 4 first steps, of which the best 2 go on with 2 steps each, twice. Steps are a, b, c by
-    index, so the first best are c and b, and each goes on with a and b."""
+def test_beam_search_keeps_the_best_at_a_known_cost() -> None:
+    """Budget 4, width 2: 4 first steps, of which the best 2 continue with 2 steps each, twice. Steps are a, b, c by
+    index, so the best first steps are c and b, and each continues with a and b."""
     found = search(Beam(width=2, final="best"), 4, ToyWorld(values=worth))
     assert found.choice.piece.text == "c\nb\nb\n"
     drawn = 4 + 4 + 4
@@ -269,7 +269,7 @@ def test_equal_texts_are_one_beam() -> None:
     assert dict(found.choice.weights) == pytest.approx({"b": 0.8 * 0.5 + 0.5 * 0.5}) and world.calls == [4, 4]
 
 
-def test_beam_search_over_everything_finds_the_best_response_there_is() -> None:
+def test_beam_search_over_everything_finds_the_best_response() -> None:
     """With room for all 27 responses it is exhaustive search."""
     best = max(
         ("\n".join(r) + "\n" for r in product("abc", repeat=3)),
@@ -279,7 +279,7 @@ def test_beam_search_over_everything_finds_the_best_response_there_is() -> None:
     assert found.choice.piece.text == best == "c\nc\nc\n"
 
 
-def test_dvts_follows_the_best_step_in_each_tree_and_trees_do_not_meet() -> None:
+def test_dvts_follows_the_best_step_in_each_separate_tree() -> None:
     """Budget 4, width 2: one tree sees samples 0 and 1 (a, b), the other 2 and 3 (c, a)."""
     world = ToyWorld(values=worth)
     found = search(Dvts(width=2), 4, world)
@@ -288,7 +288,7 @@ def test_dvts_follows_the_best_step_in_each_tree_and_trees_do_not_meet() -> None
     assert (found.bill.calls, world.calls) == (12, [4, 4, 4])
 
 
-def test_lookahead_sees_a_trap_that_beam_search_walks_into() -> None:
+def test_lookahead_avoids_a_trap_that_beam_search_falls_into() -> None:
     """ "c" looks best at first and leads to nothing."""
 
     def traps(text: str) -> list[float]:
@@ -299,11 +299,11 @@ def test_lookahead_sees_a_trap_that_beam_search_walks_into() -> None:
     greedy_beam = search(Beam(width=3, final="best"), 3, world)
     ahead = search(Lookahead(width=3, ahead=1, final="best"), 3, world)
     assert greedy_beam.choice.piece.text[0] == "c" and ahead.choice.piece.text[0] != "c"
-    # three steps, three looked ahead from them; again; the last three have ended, and nothing is looked for
+    # three steps and three lookahead steps, twice; the last three have ended and need no lookahead
     assert (greedy_beam.bill.calls, ahead.bill.calls) == (9, 15)
 
 
-def test_a_budget_that_beams_cannot_share_is_told() -> None:
+def test_a_budget_that_is_no_multiple_of_the_width_is_refused() -> None:
     with pytest.raises(InputError, match="a budget of 6 samples is not a multiple of the search's width, 4"):
         search(Beam(), 6, ToyWorld())
 
@@ -311,8 +311,8 @@ def test_a_budget_that_beams_cannot_share_is_told() -> None:
 # -- many at once -----------------------------------------------------------------------------
 
 
-def test_searches_together_come_to_what_each_comes_to_alone() -> None:
-    """Of all kinds at once, and each kind of need is served by one call a round."""
+def test_searches_run_together_give_the_results_of_each_alone() -> None:
+    """All kinds at once; each kind of need takes one call per round."""
     kinds: list[Any] = [Majority(), AdaptiveVote(), BestOf(), BestOf(by="verifier"), Beam(width=2), Dvts(width=2)]
     world = ToyWorld(values=lambda text: [0.1 + (len(text) + ord(text[0])) % 7 / 10], right="3")
     together = run([(n, kind.search(4)) for n, kind in enumerate(kinds)], world)
@@ -322,7 +322,7 @@ def test_searches_together_come_to_what_each_comes_to_alone() -> None:
         assert (alone.choice, alone.bill) == (found.choice, found.bill)
 
 
-def test_another_order_takes_the_same_samples_from_another_place() -> None:
+def test_a_shifted_search_takes_the_same_samples_from_another_start() -> None:
     world = says("abcd")
     found = run([(0, shifted(Majority().search(2), start, 4)) for start in starts(4, 8)], world)
     assert [result.choice.piece.ballot for result in found] == ["a", "b", "c", "d"]
@@ -332,7 +332,7 @@ def test_another_order_takes_the_same_samples_from_another_place() -> None:
 # -- by name ----------------------------------------------------------------------------------
 
 
-def test_every_strategy_of_the_catalog_chooses_and_says_what_it_needs() -> None:
+def test_every_strategy_of_the_catalog_makes_a_choice_and_declares_its_needs() -> None:
     for name in catalog.names("strategies"):
         strategy = named(name).strategy
         assert strategy.needs <= {"scorer", "verifier", "steps"} and type(strategy).__doc__
@@ -344,7 +344,7 @@ def test_every_strategy_of_the_catalog_chooses_and_says_what_it_needs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("beem", "no strategy is called 'beem'; did you mean 'beam'?"),
         ({"beam": {"widht": 2}}, "beam.widht: Extra inputs are not permitted"),
@@ -352,19 +352,19 @@ def test_every_strategy_of_the_catalog_chooses_and_says_what_it_needs() -> None:
         (3, "expected the name of a strategy"),
     ],
 )
-def test_what_is_no_strategy_is_told(spec: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said.replace("?", r"\?")):
+def test_an_unknown_strategy_is_reported(spec: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         named(spec)
 
 
-def test_a_label_says_what_is_not_usual() -> None:
+def test_a_label_names_the_settings_that_are_not_defaults() -> None:
     assert named({"beam": {"width": 8, "final": "best"}}).label == "beam width=8 final=best"
     assert named({"beam": {"width": 4}}).label == named("beam").label == "beam"
     by = named({"beam": {"by": "mine", "width": 8}})
     assert (by.label, by.way, by.by) == ("beam width=8 by mine", "beam width=8", "mine")
 
 
-def test_a_strategy_that_does_not_say_whose_scores_takes_each_ones() -> None:
+def test_a_strategy_without_a_named_scorer_runs_with_each_scorer() -> None:
     assert [each.label for each in named("weighted").each(["a", "b"])] == ["weighted by a", "weighted by b"]
     assert [each.label for each in named({"weighted": {"by": "b"}}).each(["a", "b"])] == ["weighted by b"]
     for alone in ("majority", {"best_of": {"by": "verifier"}}):

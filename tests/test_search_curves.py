@@ -1,4 +1,4 @@
-"""What searches come to: exact on a few problems, and equal to what the definitions say."""
+"""The curves of searches, exact on a few problems and equal to their definitions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def outcomes(correct: str, tokens: int, scored: int = 0) -> list[Outcome]:
     ]  # fmt: skip
 
 
-def test_a_majority_between_two_numbers_of_samples_is_drawn_by_lot() -> None:
+def test_a_majority_of_a_fractional_number_of_samples_is_interpolated() -> None:
     votes = Votes(SAMPLES)
     assert (votes.most, votes.tokens) == (4, 20)
     assert votes.at(3) == {key: [majority_at_k(part, 3)] for key, part in SAMPLES.items()}
@@ -40,42 +40,42 @@ def test_a_majority_between_two_numbers_of_samples_is_drawn_by_lot() -> None:
     assert votes.at(99) == votes.at(4) and votes.at(0.3) == votes.at(1)
 
 
-def test_a_point_counts_what_was_computed_and_compares_at_equal_tokens() -> None:
-    said = point(4, outcomes("yyn", tokens=30, scored=15), Votes(SAMPLES))
-    assert said["accuracy"] == pytest.approx(2 / 3, abs=1e-4)
-    assert (said["sampled_tokens"], said["scored_tokens"], said["tokens"]) == (30, 15, 45)
-    assert said["tokens_saved"] == pytest.approx(1 - 45 / (4 * 20))
-    equal = said["against_majority"]["at_equal_tokens"]
+def test_a_point_counts_tokens_and_is_compared_at_equal_tokens() -> None:
+    measured = point(4, outcomes("yyn", tokens=30, scored=15), Votes(SAMPLES))
+    assert measured["accuracy"] == pytest.approx(2 / 3, abs=1e-4)
+    assert (measured["sampled_tokens"], measured["scored_tokens"], measured["tokens"]) == (30, 15, 45)
+    assert measured["tokens_saved"] == pytest.approx(1 - 45 / (4 * 20))
+    equal = measured["against_majority"]["at_equal_tokens"]
     assert equal["samples"] == pytest.approx(45 / 20, abs=1e-2)
     majority = Votes(SAMPLES).at(45 / 20)
     expected = (2 - sum(values[0] for values in majority.values())) / 3
     assert equal["difference"] == pytest.approx(expected, abs=1e-4)
-    assert said["against_majority"]["at_equal_samples"]["samples"] == 4
-    assert "clean_accuracy" not in said
+    assert measured["against_majority"]["at_equal_samples"]["samples"] == 4
+    assert "clean_accuracy" not in measured
 
 
-def test_a_majority_of_fewer_samples_than_the_tokens_buy_says_so() -> None:
+def test_a_majority_limited_by_the_stored_samples_reports_the_wished_number() -> None:
     equal = point(4, outcomes("yyn", tokens=130), Votes(SAMPLES))["against_majority"]["at_equal_tokens"]
     assert (equal["samples"], equal["wished"]) == (4, 130 / 20)
 
 
-def test_accuracy_without_the_problems_that_were_seen_in_training() -> None:
+def test_clean_accuracy_leaves_out_problems_seen_in_training() -> None:
     first, *_ = outcomes("yyn", 10)
-    said = point(1, outcomes("yyn", 10), Votes(SAMPLES), {first.problem})
-    assert (said["accuracy"], said["clean_accuracy"]) == (pytest.approx(2 / 3, abs=1e-4), 0.5)
+    measured = point(1, outcomes("yyn", 10), Votes(SAMPLES), {first.problem})
+    assert (measured["accuracy"], measured["clean_accuracy"]) == (pytest.approx(2 / 3, abs=1e-4), 0.5)
 
 
-def test_an_answer_that_nobody_can_judge_is_neither_right_nor_wrong() -> None:
+def test_an_unverifiable_answer_is_neither_right_nor_wrong() -> None:
     assert point(1, outcomes("y?n", 10), Votes(SAMPLES))["accuracy"] == 0.5
 
 
-def test_a_problem_with_too_few_judged_samples_takes_no_vote_from_the_others() -> None:
+def test_a_problem_with_few_judged_samples_does_not_limit_the_others() -> None:
     votes = Votes({**SAMPLES, "short": SAMPLES["even"][:2], "none": []})
     assert votes.most == 4 and votes.at(4) == Votes(SAMPLES).at(4)
     assert votes.at(2).keys() == {*SAMPLES, "short"} and votes.at(2.5).keys() == set(SAMPLES)
 
 
-def test_what_nobody_could_judge_is_paid_for_and_says_nothing() -> None:
+def test_unverifiable_samples_count_in_the_cost_and_not_in_the_accuracy() -> None:
     pieces = [Piece(str(n), "p", a, a, a, Finish.STOP, 10, 4) for n, a in enumerate("aab")]
     judged = [(piece, piece.ballot == "a") for piece in pieces]
     pool = Pool([Drawn("all", 0, pieces, judged), Drawn("two", 1, pieces, judged[1:]), Drawn("none", 2, pieces, [])])
@@ -89,7 +89,7 @@ def test_what_nobody_could_judge_is_paid_for_and_says_nothing() -> None:
     assert ranking({"none": []}) == {"auc": None, "auc_within": None}
 
 
-def test_products_of_hundreds_of_steps_rank_and_weigh_though_they_are_no_numbers() -> None:
+def test_products_of_hundreds_of_steps_still_rank_where_they_underflow() -> None:
     pieces = [Piece(str(n), "p", a, a, a, Finish.STOP, 10, 4) for n, a in enumerate("abc")]
     pool = Pool([Drawn("p", 0, pieces, [(piece, piece.ballot == "b") for piece in pieces])])
     world = ToyWorld(values=lambda text: [0.1] * 399 + [{"a": 0.1, "b": 0.2, "c": 0.05}[text]])
@@ -100,8 +100,8 @@ def test_products_of_hundreds_of_steps_rank_and_weigh_though_they_are_no_numbers
     assert BestOf().over_subsets(scored["p"], 3) == 1.0
 
 
-def test_two_strategies_are_compared_where_they_take_as_much() -> None:
-    """The other one is right on one problem of three for 10 tokens and on all for 50."""
+def test_two_strategies_are_compared_at_equal_tokens() -> None:
+    """The other strategy is right on one problem of three for 10 tokens, and on all for 50."""
     cheap, dear = outcomes("ynn", 10), outcomes("yyy", 50)
     scores = [{o.problem: [float(o.correct or 0)] for o in each} for each in (cheap, dear)]
     other = curve([({"tokens": 50}, scores[1]), ({"tokens": 10}, scores[0])])

@@ -1,4 +1,4 @@
-"""The search stage: stored samples cost nothing, a killed run ends as if it had not been, bad settings are one line."""
+"""The search stage: stored samples cost nothing, a stopped run resumes exactly, bad settings are one line."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ def rows(place: Path, sql: str) -> list[dict[str, Any]]:
     return Store(place / "w").rows(sql)
 
 
-def test_whole_responses_are_those_that_evaluate_has_sampled(figures: dict[str, Any], place: Path) -> None:
-    """12 samples, a greedy response to each of the three; all else are pieces of searches."""
-    told = rows(place, "SELECT count(*) AS n FROM traces WHERE prefix IS NULL AND finish <> 'step'")[0]["n"]
+def test_search_reuses_the_whole_responses_that_evaluate_sampled(figures: dict[str, Any], place: Path) -> None:
+    """12 samples and a greedy response to each of the three problems; all other traces are pieces of searches."""
+    whole = rows(place, "SELECT count(*) AS n FROM traces WHERE prefix IS NULL AND finish <> 'step'")[0]["n"]
     first_steps = rows(place, "SELECT count(*) AS n FROM traces WHERE prefix IS NULL AND finish = 'step'")[0]["n"]
-    assert told == 3 * 4 + 3 and first_steps > 0
+    assert whole == 3 * 4 + 3 and first_steps > 0
     assert [point["calls"] for point in figures["strategies"]["majority"]["points"]] == [1, 4]
 
 
@@ -106,7 +106,7 @@ def test_the_majority_is_that_of_the_stored_samples(figures: dict[str, Any], pla
     assert (equal["samples"], equal["difference"]) == (4, 0)
 
 
-def test_a_strategy_of_whole_responses_has_a_curve_for_each_scorer_and_the_others_one(figures: dict[str, Any]) -> None:
+def test_weighted_votes_have_a_curve_per_scorer_and_other_strategies_one(figures: dict[str, Any]) -> None:
     assert list(figures["strategies"]) == [
         "greedy", "majority", "adaptive", "allocate", "best_of by verifier", "weighted by teacher",
         "weighted by <base>", "beam width=2 by teacher",
@@ -114,18 +114,18 @@ def test_a_strategy_of_whole_responses_has_a_curve_for_each_scorer_and_the_other
     assert figures["strategies"]["weighted by teacher"]["by"] == "teacher"
     assert figures["scorers"].keys() == {"teacher", "<base>"}
     one, four = figures["strategies"]["weighted by teacher"]["points"]
-    assert one["accuracy"] == figures["strategies"]["majority"]["points"][0]["accuracy"]  # of one there is no choice
+    assert one["accuracy"] == figures["strategies"]["majority"]["points"][0]["accuracy"]  # one sample leaves no choice
     assert (one["calls"], four["calls"]) == (1, 4) and four["scored_tokens"] > one["scored_tokens"] > 0
 
 
-def test_the_scorers_rank_the_samples_as_their_scores_in_the_store_say(figures: dict[str, Any], place: Path) -> None:
+def test_a_scorer_s_auc_is_that_of_its_stored_scores(figures: dict[str, Any], place: Path) -> None:
     found = rows(
         place,
         "SELECT problem_key, scorer, list_product(steps) AS score, outcome = 'correct' AS correct FROM step_scores "
         "JOIN verdicts USING (trace_key) JOIN traces USING (trace_key) "
         "WHERE finish <> 'step' AND prefix IS NULL AND temperature > 0",
     )
-    told = []
+    expected = []
     for scorer in {row["scorer"] for row in found}:
         own = [row for row in found if row["scorer"] == scorer]
         assert len(own) == 12
@@ -134,14 +134,14 @@ def test_the_scorers_rank_the_samples_as_their_scores_in_the_store_say(figures: 
         shares = [
             sum((a["score"] > b["score"]) + (a["score"] == b["score"]) / 2 for a, b in of) for of in (pairs, within)
         ]
-        told.append({
+        expected.append({
             "auc": pytest.approx(shares[0] / len(pairs), abs=1e-4),
             "auc_within": pytest.approx(shares[1] / len(within), abs=1e-4),
         })  # fmt: skip
-    assert all(scorer in told for scorer in figures["scorers"].values())
+    assert all(scorer in expected for scorer in figures["scorers"].values())
 
 
-def test_each_choice_is_a_row_with_its_bill_and_a_judged_trace(figures: dict[str, Any], place: Path) -> None:
+def test_each_choice_is_a_row_with_its_cost_and_a_judged_trace(figures: dict[str, Any], place: Path) -> None:
     found = rows(
         place,
         "SELECT s.strategy, s.budget, s.calls, s.sampled_tokens, s.correct, t.answer, s.trace_key FROM searches s "
@@ -150,14 +150,14 @@ def test_each_choice_is_a_row_with_its_bill_and_a_judged_trace(figures: dict[str
     orders = {label: 4 if label in ("adaptive", "allocate") else 1 for label in figures["strategies"]}
     assert len(found) == 3 * 2 * sum(orders.values())
     assert {row["strategy"] for row in found if row["trace_key"] is None} == set(EXACT)
-    for label, told in figures["strategies"].items():
-        for point in told["points"]:
+    for label, curve in figures["strategies"].items():
+        for point in curve["points"]:
             ours = [row for row in found if row["strategy"] == label and row["budget"] == point["samples"]]
             assert sum(row["calls"] for row in ours) / len(ours) == pytest.approx(point["calls"], abs=1e-3)
             assert sum(row["correct"] for row in ours) / len(ours) == pytest.approx(point["accuracy"], abs=1e-3)
 
 
-def test_pieces_of_a_search_begin_where_others_end(figures: dict[str, Any], place: Path) -> None:
+def test_each_piece_of_a_search_continues_from_an_earlier_step(figures: dict[str, Any], place: Path) -> None:
     found = rows(place, "SELECT prefix, cut, finish FROM traces WHERE prefix IS NOT NULL")
     texts = {row["cut"] for row in rows(place, "SELECT cut FROM traces WHERE finish = 'step'")}
     assert found and all(row["prefix"] in texts for row in found)
@@ -173,27 +173,29 @@ def test_steps_of_searches_are_not_offered_as_responses(figures: dict[str, Any],
     assert counted["n"] == counted["e"] == offered == whole
 
 
-def test_searches_step_by_step_are_compared_with_choices_among_whole_responses(figures: dict[str, Any]) -> None:
+def test_step_by_step_searches_are_compared_with_choices_of_whole_responses(figures: dict[str, Any]) -> None:
     assert {(rival["strategy"], rival["against"]) for rival in figures["rivals"]} == {
         ("beam width=2 by teacher", "weighted by teacher")
     }  # fmt: skip
 
 
-def test_the_report_draws_every_curve_and_has_a_table_beside_it(figures: dict[str, Any], place: Path) -> None:
+def test_the_report_has_every_curve_and_its_table(figures: dict[str, Any], place: Path) -> None:
     run(place, only="report")
-    told = json.loads((place / "w" / "report.json").read_text())["search"]
+    reported = json.loads((place / "w" / "report.json").read_text())["search"]
     page = (place / "w" / "report.html").read_text()
-    assert told["strategies"] == figures["strategies"] and told["rivals"] == figures["rivals"]
+    assert reported["strategies"] == figures["strategies"] and reported["rivals"] == figures["rivals"]
     section = page[page.index('id="h-search"') : page.index('id="h-lengths"')]
     assert "What a token buys" in section and section.count('role="img"') == 2 * 3 + 1
     assert "Scored by teacher" in section and "Scored by &lt;base&gt;" in section and "<base>" not in section
     for label, found in figures["strategies"].items():
         assert section.count(f"<td>{escape(label)}</td>") >= len(found["points"])
-        assert f"{found['way']}: " in section  # in a drawing's words
+        assert f"{found['way']}: " in section  # in the description of a plot
     assert ": a majority of 4<" in section and "nan" not in section
 
 
-def test_stopped_anywhere_it_ends_as_if_it_had_not_been(figures: dict[str, Any], place: Path, tmp_path: Path) -> None:
+def test_a_search_stopped_anywhere_and_resumed_equals_an_uninterrupted_one(
+    figures: dict[str, Any], place: Path, tmp_path: Path
+) -> None:
     stops, found = 0, None
     for patience in (3, 25, 10_000):
         asked = count()
@@ -209,8 +211,8 @@ def test_stopped_anywhere_it_ends_as_if_it_had_not_been(figures: dict[str, Any],
     assert rows(tmp_path, "SELECT count(*) - count(DISTINCT trace_key) AS twice FROM traces") == [{"twice": 0}]
 
 
-def test_from_stored_samples_alone(figures: dict[str, Any], place: Path) -> None:
-    """The same without an engine; what is not there is told, and nothing is made."""
+def test_a_search_of_stored_samples_alone_makes_none(figures: dict[str, Any], place: Path) -> None:
+    """The results are those with an engine. A missing sample is reported, and nothing is made."""
     again = run(place, stored=True, strategies=["majority", "adaptive"])
     assert again["strategies"]["adaptive"] == figures["strategies"]["adaptive"]
     with pytest.raises(InputError, match=r"sample 5 is needed, but the store holds fewer; lower the budgets; leave"):
@@ -218,7 +220,7 @@ def test_from_stored_samples_alone(figures: dict[str, Any], place: Path) -> None
 
 
 def test_a_scorer_in_half_precision_is_another_scorer(figures: dict[str, Any], place: Path) -> None:
-    """And the usual precision, said or not, is the one that scored before it could be said."""
+    """The default precision, spelled out or not, is the one in use before the setting existed."""
     before = {row["scorer"] for row in rows(place, "SELECT DISTINCT scorer FROM step_scores")}
     asked: list[dict[str, Any]] = [{"likelihood": TEACHER, "dtype": dtype} for dtype in ("float32", "bfloat16")]
     again = [run(place, stored=True, strategies=["weighted"], scorers={"s": spec}) for spec in asked]
@@ -232,10 +234,10 @@ def test_a_scorer_in_half_precision_is_another_scorer(figures: dict[str, Any], p
     assert len(pairs) == 12 and any(row["half"] != row["full"] for row in pairs)
 
 
-def test_what_is_said_in_more_words_is_the_same(tmp_path: Path) -> None:
+def test_short_and_long_spellings_of_a_scorer_are_the_same(tmp_path: Path) -> None:
     directory = reward_model(tmp_path / "prm", chat_tokenizer(), "line")
 
-    def told(spec: Any) -> dict[str, Any]:
+    def fingerprinted(spec: Any) -> dict[str, Any]:
         return result_settings(
             SearchSettings.model_validate(SEARCH | {"scorers": {"s": spec}, "strategies": ["weighted"]})
         )
@@ -244,13 +246,17 @@ def test_what_is_said_in_more_words_is_the_same(tmp_path: Path) -> None:
         (directory, {"model": directory}), ("prm:prm", {"model": "prm:prm"}),
         ({"likelihood": TEACHER}, {"likelihood": TEACHER}),
     ):  # fmt: skip
-        assert told(short) == told({**long, "dtype": "float32"}) != told({**long, "dtype": "bfloat16"})
+        assert (
+            fingerprinted(short)
+            == fingerprinted({**long, "dtype": "float32"})
+            != fingerprinted({**long, "dtype": "bfloat16"})
+        )
 
 
-def test_a_verifier_that_fails_on_all_that_one_strategy_adds_has_judged_before(
+def test_a_verifier_may_fail_on_every_new_answer_of_one_strategy(
     figures: dict[str, Any], place: Path, tmp_path: Path
 ) -> None:
-    """What is new to a strategy may be one answer, at which it hangs; that is no broken verifier."""
+    """A strategy may add a single new answer on which the verifier fails; that does not make the verifier broken."""
     shutil.copytree(place / "w", tmp_path / "w", symlinks=True)
     greedy = rows(place, "SELECT answer FROM traces WHERE temperature = 0 AND finish <> 'step' AND prefix IS NULL")
     (tmp_path / "mine.py").write_text(FAILS.format(answers=[row["answer"] for row in greedy]))
@@ -259,8 +265,8 @@ def test_a_verifier_that_fails_on_all_that_one_strategy_adds_has_judged_before(
     assert found["majority"]["points"][0]["accuracy"] > 0 and found["greedy"]["points"][0]["accuracy"] is None
 
 
-def test_a_piece_is_the_same_from_the_store_and_from_the_engine() -> None:
-    """A step, one that goes on from it, a response under a budget, and one that is cut."""
+def test_a_piece_from_the_store_equals_the_one_from_the_engine() -> None:
+    """A step, a continuation of it, a response with a thinking budget, a cut response, and a whole one."""
     problem = catalog.resolve("families", "calc")().generate(0, 0, "heldout")
     model = modelspec.Model(str(modelspec.EMBEDDED / "teacher"), "teacher")
     plain = Asked(problem.messages)
@@ -275,13 +281,15 @@ def test_a_piece_is_the_same_from_the_store_and_from_the_engine() -> None:
     assert found == [pieces.of_row(row_of(wish, made[wish.key], engine)) for wish in wishes]
     assert [piece.finish for piece in found] == [Finish.STEP, Finish.STEP, Finish.STOP, Finish.LENGTH, Finish.STOP]
     begun = len(made["1"].forced)
-    assert made["2"].forced and found[2].tokens == made["2"].tokens  # its thinking was closed, and nothing given
+    assert (
+        made["2"].forced and found[2].tokens == made["2"].tokens
+    )  # its thinking was closed, but nothing was prefilled
     assert found[1].prompt_tokens == found[0].prompt_tokens + begun and found[1].tokens == made["1"].tokens - begun
     assert [piece.ballot is None for piece in found] == [True, True, False, True, False]
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"scorers": {}}, "strategies.weighted: needs a step scorer; name one under `scorers`"),
         ({"strategies": [{"weighted": {"by": "mine"}}]}, "no scorer is called mine; there are: teacher, <base>"),
@@ -303,23 +311,23 @@ def test_a_piece_is_the_same_from_the_store_and_from_the_engine() -> None:
         ({"scorers": {"mine": "prm:problems"}, "strategies": ["weighted"]}, "problems"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_run_is_one_line_before_anything_is_made(
-    changes: dict[str, Any], said: str, tmp_path: Path
+def test_impossible_settings_are_refused_before_anything_is_made(
+    changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as caught:
         run(tmp_path, **changes)
-    assert said in str(told.value) and "\n" not in str(told.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "w" / "store.duckdb").exists()
 
 
-def test_a_reward_model_that_cannot_read_the_answers_is_told_before_any_is_sampled(tmp_path: Path) -> None:
+def test_an_unsuitable_reward_model_is_refused_before_sampling(tmp_path: Path) -> None:
     own = pretrained.tokenizer_of(modelspec.Model(str(modelspec.EMBEDDED / "teacher"), ""))
     foreign = reward_model(tmp_path / "foreign", chat_tokenizer(), "line")
     by_paragraph = reward_model(tmp_path / "paragraph", own, "paragraph")
-    for scorer, said in (
+    for scorer, message in (
         (foreign, "its tokenizer is not that of model"),
         (by_paragraph, "searches by the line, but the"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             run(tmp_path, scorers={"mine": scorer}, strategies=["majority", {"dvts": {"width": 2}}], budgets=[2])
     assert rows(tmp_path, "SELECT count(*) AS n FROM traces") == [{"n": 0}]

@@ -1,4 +1,4 @@
-"""select: the rules by which traces become a training set, their reasons, and how much easier it is than asked."""
+"""select: the rules that make traces a training set, their reasons, and how much easier that set is than the problems."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def selected(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[s
 
 
 @pytest.mark.parametrize("name", SELECTS)
-def test_each_rule_keeps_what_it_says_and_tells_the_reason_of_the_rest(name: str, selected: Any) -> None:
+def test_each_rule_keeps_its_traces_and_records_why_others_were_dropped(name: str, selected: Any) -> None:
     figures, store = selected
     assert {"kept": figures[name]["kept"], **figures[name]["rejected"]} == SELECTS[name][1]
     rows = store.rows(
@@ -108,7 +108,7 @@ def test_the_shortest_is_taken_first(selected: Any) -> None:
     assert row["thinking"] == "It is said in the question itself."
 
 
-def test_the_easy_bias_is_told(selected: Any) -> None:
+def test_the_easy_bias_is_reported(selected: Any) -> None:
     bias = selected[0]["plain"]["bias"]
     assert bias["by"] == "difficulty"
     assert [(b["bin"], b["problems"], b["generated"], b["correct"], b["kept"]) for b in bias["bins"]] == [
@@ -124,7 +124,7 @@ def test_the_easy_bias_is_told(selected: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rules", "says"),
+    ("rules", "message"),
     [
         ({"pass_rate": {"least": 0.9, "most": 0.1}}, "is more than most"),
         ({"pass_rate": {"lest": 0.9}}, "Extra inputs"),
@@ -132,13 +132,13 @@ def test_the_easy_bias_is_told(selected: Any) -> None:
         ({"max_similarity": 1.5}, "less than 1"),
     ],
 )
-def test_rules_that_cannot_be_are_told(rules: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_impossible_rules_are_refused(rules: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         SelectSettings.model_validate({"verdicts": "verify", **rules})
 
 
-def test_rules_left_out_are_no_part_of_the_fingerprint() -> None:
-    """What was selected before these rules were there stays cached."""
+def test_unused_rules_are_not_in_the_fingerprint() -> None:
+    """What was selected before these rules existed stays cached."""
     plain = result_settings(SelectSettings(verdicts="verify"))
     assert plain == {
         "verdicts": None, "keep": "correct", "per_problem": None, "prefer": "first", "distinct": True,
@@ -147,7 +147,7 @@ def test_rules_left_out_are_no_part_of_the_fingerprint() -> None:
     assert result_settings(SelectSettings(verdicts="verify", min_tokens=3))["min_tokens"] == 3
 
 
-def test_a_line_says_where_a_rule_is_wrong(tmp_path: Path) -> None:
+def test_a_wrong_rule_is_reported_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("name: p\nstages:\n  select:\n    verdicts: verify\n    language: xx\n")
     with pytest.raises(InputError, match=r"p\.yaml:5: stages\.select\.language: language is one of"):
         config.load(tmp_path / "p.yaml", catalog.stage)
@@ -167,7 +167,7 @@ def rows_of(found: list[tuple[int, str, int]], known: bool) -> list[dict[str, An
 
 @quick
 @given(st.lists(judged, min_size=1, max_size=40), st.booleans(), st.data())
-def test_the_bins_hold_everything_once(found: list[tuple[int, str, int]], known: bool, data: st.DataObject) -> None:
+def test_the_bins_count_everything_once(found: list[tuple[int, str, int]], known: bool, data: st.DataObject) -> None:
     rows = rows_of(found, known)
     kept = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
     bias = difficulty.bias(rows, kept)
@@ -184,7 +184,7 @@ def test_the_bins_hold_everything_once(found: list[tuple[int, str, int]], known:
     assert not one_each or "as hard as" in everything or "unknown" in everything
 
 
-def test_pass_rates_leave_out_what_nobody_could_judge() -> None:
+def test_pass_rates_leave_out_unverifiable_samples() -> None:
     rows = rows_of([(1, "correct", 1), (1, "incorrect", 1), (1, "unverifiable", 1), (2, "unverifiable", 1)], False)
     assert difficulty.pass_rates(rows) == {"1": 0.5, "2": None}
     rates = (1.0, 0.99, 0.75, 0.74, 0.5, 0.49, 0.25, 0.24, 0.01, 0.0, None)
@@ -194,7 +194,7 @@ def test_pass_rates_leave_out_what_nobody_could_judge() -> None:
     ]  # fmt: skip
 
 
-def test_rules_that_choose_the_same_keep_their_own_reasons(selected: Any) -> None:
+def test_rules_that_select_the_same_traces_keep_their_own_reasons(selected: Any) -> None:
     figures, store = selected
     assert figures["long"]["digest"] == figures["as-long"]["digest"]
     sql = "SELECT DISTINCT outcome FROM funnel WHERE run = ? AND starts_with(outcome, 'shorter')"

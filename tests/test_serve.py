@@ -1,4 +1,4 @@
-"""`distill serve`: which student is meant, and what cannot be served is one line before any server starts.
+"""`distill serve`: which student it serves, and one line for what it cannot serve, before any server starts.
 
 Real servers are in test_vllm_server.py.
 """
@@ -20,7 +20,7 @@ PIPELINE = "name: p\nstages:\n  problems: {sources: [{family: calc, train: 2}]}\
 
 
 @pytest.mark.parametrize(
-    ("engine", "name", "installed", "said"),
+    ("engine", "name", "installed", "message"),
     [
         (None, "embedded:teacher", (), "the server of vllm or transformers is not installed; pip install"),
         ("vllm", "embedded:teacher", ("fastapi", "uvicorn"), "the server of vllm is not installed"),
@@ -30,8 +30,8 @@ PIPELINE = "name: p\nstages:\n  problems: {sources: [{family: calc, train: 2}]}\
         (None, "./adapter", ("vllm",), "./adapter: an adapter cannot be served alone"),
     ],
 )
-def test_what_cannot_be_served_is_one_line(
-    engine: str | None, name: str | None, installed: tuple[str, ...], said: str, tmp_path: Path,
+def test_a_model_or_engine_that_cannot_be_served_is_an_error_of_one_line(
+    engine: str | None, name: str | None, installed: tuple[str, ...], message: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
@@ -44,10 +44,10 @@ def test_what_cannot_be_served_is_one_line(
     (tmp_path / "adapter/adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(InputError) as caught:
         serve.serve(name, Path("p.yaml"), None, engine, "127.0.0.1", 8000, [])
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_the_server_gets_its_own_options_after_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_after_a_double_dash_are_passed_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     monkeypatch.setattr(serve, "find_spec", lambda package: package == "vllm")
     monkeypatch.setattr(serve.os, "execv", lambda path, words: started.append(words))
@@ -65,11 +65,11 @@ def test_the_server_gets_its_own_options_after_ours(monkeypatch: pytest.MonkeyPa
     assert CliRunner().invoke(app, words).exit_code == 0
     command = " ".join(started[0])
     assert command.endswith("--host 127.0.0.1 --port 81 --gpu-memory-utilization=0.5 --dtype half")
-    assert "kv-cache-memory-bytes" not in command  # a share that is given is not overruled
+    assert "kv-cache-memory-bytes" not in command  # the user's own memory setting is respected
 
 
-def test_without_a_name_the_last_student_that_is_no_control_is_meant(tmp_path: Path) -> None:
-    """In the quickstart the controls are trained last."""
+def test_without_a_name_the_last_student_that_is_no_control_is_served(tmp_path: Path) -> None:
+    """The quickstart trains its controls last."""
     quickstart = Path(students.__file__).parents[2] / "configs/quickstart.yaml"
     for stage, asked in (
         ("sft-unverified", "sft-unverified"),

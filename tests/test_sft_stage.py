@@ -1,4 +1,4 @@
-"""The sft stage on a few traces of the calc family: what is told, kept, held out, refused and published."""
+"""The sft stage on a few traces of the calc family: what it reports, keeps, holds out, refuses and publishes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Heard(Listener):
 
 
 def worked(count: int) -> Iterator[dict[str, str]]:
-    """Two traces of each problem; those of the first have a long way round."""
+    """Two traces of each problem; those of the first are needlessly long."""
     family = Calc()
     for index in range(count):
         problem = family.generate(0, index, "train")
@@ -97,15 +97,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Manifest],
     return manifests, heard.notes, Workspace(yaml.parent / "run")
 
 
-def test_overlong_traces_are_dropped_and_told_with_their_share(made: Any) -> None:
+def test_overlong_traces_are_dropped_and_their_share_is_reported(made: Any) -> None:
     manifests, notes, _ = made
     figures = manifests["plain"].figures
     assert (figures["examples"], figures["dropped"], figures["dropped_share"]) == (38, 2, 0.05)
-    (told,) = [note for note in notes if note.startswith("plain: dropped")]
-    assert "dropped 2 of 40 examples (5.0%; the first is trace " in told and told.endswith("raise max_tokens")
+    (reported,) = [note for note in notes if note.startswith("plain: dropped")]
+    assert "dropped 2 of 40 examples (5.0%; the first is trace " in reported and reported.endswith("raise max_tokens")
 
 
-def test_the_learning_rate_comes_from_the_hidden_size_and_is_said_so(made: Any) -> None:
+def test_the_learning_rate_comes_from_the_hidden_size_and_is_reported(made: Any) -> None:
     manifests, notes, workspace = made
     assert manifests["plain"].figures["learning_rate"] == 0.00062  # 5e-4 x (2000 / 128)^0.0775
     assert "plain: learning_rate 0.00062 for LoRA, from the model's hidden size of 128" in notes
@@ -114,7 +114,7 @@ def test_the_learning_rate_comes_from_the_hidden_size_and_is_said_so(made: Any) 
     assert "| `learning_rate` | 0.003 |" in card(manifests["watched"], workspace)
 
 
-def test_the_final_norm_learns_at_its_own_rate_where_it_is_given_one(made: Any) -> None:
+def test_the_final_norm_is_trained_only_with_a_learning_rate_of_its_own(made: Any) -> None:
     manifests, _, workspace = made
     norms = {
         name: load(Model(str(workspace.path / name / "model"), ""))[0].model.norm.weight for name in ("plain", "normed")
@@ -122,14 +122,14 @@ def test_the_final_norm_learns_at_its_own_rate_where_it_is_given_one(made: Any) 
     start = load(Model(STUDENT, ""))[0].model.norm.weight
     assert torch.equal(norms["plain"], start) and (norms["normed"] - start).abs().max() > 0.05
     assert manifests["normed"].figures["loss"] < manifests["plain"].figures["loss"]
-    assert "norm_learning_rate" not in manifests["plain"].identity.settings  # nor is what was made before it undone
+    assert "norm_learning_rate" not in manifests["plain"].identity.settings  # so earlier results stay cached
 
 
 def card(manifest: Manifest, workspace: Workspace) -> str:
     return (workspace.path / str(manifest.artifact) / "model/README.md").read_text()
 
 
-def test_every_trace_has_its_loss_of_every_epoch(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_trace_s_loss_in_every_epoch_is_stored(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
     manifests, _, workspace = made
     store, plain = Store(workspace.path), manifests["plain"]
     rows = store.rows("SELECT trace_key, epoch, loss FROM trace_losses WHERE run = ?", [plain.fingerprint])
@@ -145,7 +145,7 @@ def test_every_trace_has_its_loss_of_every_epoch(made: Any, capsys: pytest.Captu
     )
 
 
-def test_the_questions_in_the_documentation_are_answered(made: Any) -> None:
+def test_the_queries_in_the_documentation_work(made: Any) -> None:
     page = (Path(__file__).parents[1] / "docs/store.md").read_text()
     least, mislabelled, _ = (part.partition("```")[0] for part in page.split("```sql\n")[1:])
     store = Store(made[2].path)
@@ -154,7 +154,7 @@ def test_the_questions_in_the_documentation_are_answered(made: Any) -> None:
     assert all(row["last_loss"] > 0 for row in store.rows(mislabelled))
 
 
-def test_problems_are_held_out_whole_and_the_best_weights_are_kept(made: Any) -> None:
+def test_whole_problems_are_held_out_and_the_best_weights_are_kept(made: Any) -> None:
     manifests, notes, workspace = made
     store, figures, run = Store(workspace.path), manifests["watched"].figures, manifests["watched"].fingerprint
     of = {row["trace_key"]: row["prompt_key"] for row in store.rows("SELECT trace_key, prompt_key FROM traces")}
@@ -170,7 +170,7 @@ def test_problems_are_held_out_whole_and_the_best_weights_are_kept(made: Any) ->
     assert f"watched: stopped early, after step {figures['steps']} of 16: " in "\n".join(notes)
 
 
-def test_the_figures_of_a_watched_run_are_those_of_the_step_that_is_kept(made: Any) -> None:
+def test_the_figures_of_a_watched_run_are_those_of_the_kept_step(made: Any) -> None:
     manifests, _, workspace = made
     rows = "SELECT name, value FROM metrics WHERE run = ? AND step = ? AND name IN ('loss', 'heldout_loss', 'heldout_pass_at_1')"
     for name, many in (("watched", 3), ("hurt", 1)):
@@ -180,17 +180,17 @@ def test_the_figures_of_a_watched_run_are_those_of_the_step_that_is_kept(made: A
     assert manifests["watched"].figures["best_step"] < manifests["watched"].figures["steps"]
 
 
-def test_a_student_that_only_got_worse_is_the_one_that_training_began_with(made: Any) -> None:
+def test_a_student_that_only_got_worse_keeps_its_initial_weights(made: Any) -> None:
     manifests, notes, workspace = made
     assert (manifests["hurt"].figures["best_step"], manifests["hurt"].figures["steps"]) == (0, 1)
-    told = [note for note in notes if note.startswith("hurt: ") and "nothing was learned: " in note]
-    assert len(told) == 1 and "lower learning_rate" in told[0]
+    found = [note for note in notes if note.startswith("hurt: ") and "nothing was learned: " in note]
+    assert len(found) == 1 and "lower learning_rate" in found[0]
     start, end = (load(Model(place, ""))[0] for place in (STUDENT, str(workspace.path / "hurt/model")))
     assert all(map(torch.equal, start.state_dict().values(), end.state_dict().values()))
 
 
-def test_a_watched_run_that_is_stopped_ends_with_the_same_student(made: Any, tmp_path: Path) -> None:
-    """Stopped in training and in the middle of sampling for pass@1."""
+def test_a_stopped_and_resumed_watched_run_ends_with_the_same_student(made: Any, tmp_path: Path) -> None:
+    """Stopped while training and while sampling for pass@1."""
     yaml, stops = write(tmp_path, {"watched": STAGES["watched"]}), 0
     for patience in (3, 12, 10**9):
         heard, asked = Heard(), count()
@@ -219,7 +219,7 @@ def test_a_student_is_written_in_the_precision_asked_for(made: Any) -> None:
 
 @pytest.fixture
 def endless(tmp_path: Path) -> Path:
-    """A student of random weights, which never come to an end."""
+    """A student with random weights, which never emits the end token."""
     _, tokenizer = load(Model(STUDENT, ""))
     shape = {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 32}
     pretraining.network_of(tokenizer, shape, 0).save_pretrained(tmp_path / "random")
@@ -227,14 +227,14 @@ def endless(tmp_path: Path) -> Path:
     return tmp_path / "random"
 
 
-def test_a_student_that_does_not_end_is_not_published_and_not_lost(endless: Path, tmp_path: Path) -> None:
+def test_a_student_that_never_ends_is_not_published_but_kept(endless: Path, tmp_path: Path) -> None:
     yaml = write(tmp_path, {"sft": f"student: {endless}, {LORA}, epochs: 1"})
-    told = (
+    message = (
         r'does not end \d+ of 20 answers .* within \d+ tokens, .* lower stop_test .* `distill ask "..." --model (.*)`'
     )
-    with pytest.raises(PipelineError, match=told) as refused:
+    with pytest.raises(PipelineError, match=message) as refused:
         run(yaml, Heard())
-    left = re.search(told, str(refused.value))
+    left = re.search(message, str(refused.value))
     assert left and not (tmp_path / "w/sft").exists()
     asked = CliRunner().invoke(app, ["ask", "2 + 3", "--model", left[1], "--max-tokens", "5", "--json"])
     assert asked.exit_code == 0 and json.loads(asked.stdout)["finish"] == "length"
@@ -244,7 +244,7 @@ def test_a_student_that_does_not_end_is_not_published_and_not_lost(endless: Path
     assert not Path(left[1]).exists()
 
 
-def test_what_cannot_be_trained_is_told(tmp_path: Path) -> None:
+def test_impossible_trainings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="quantize: 4-bit weights cannot be trained themselves"):
         SftSettings(data="s", student=STUDENT, lora=None, quantize="nf4")
     with pytest.raises(InputError, match=r"all 40 examples are longer than 10 tokens \(the shortest has \d+\)"):
@@ -258,8 +258,8 @@ def test_what_cannot_be_trained_is_told(tmp_path: Path) -> None:
         run(yaml, Heard(), ("select.min_tokens=100000",))
 
 
-def test_held_out_problems_that_nobody_can_judge_stop_nothing(tmp_path: Path) -> None:
-    """A share of nothing is no pass@1: of 0 it would end training early, with the first weights."""
+def test_unverifiable_held_out_answers_are_refused_as_a_measure(tmp_path: Path) -> None:
+    """Nothing to judge is no pass@1: read as 0, it would end training early with the initial weights."""
     yaml = write(tmp_path, {"sft": f"student: {STUDENT}, {LORA}, heldout: {{share: 0.5, measure: pass_at_1}}"})
     rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()[2:8]]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row | {"a": ""}) + "\n" for row in rows))
@@ -278,9 +278,7 @@ def test_a_trace_longer_than_the_students_positions_is_refused() -> None:
 @pytest.mark.parametrize(
     ("max_tokens", "remedy"), [(40, "raise max_tokens"), (4096, "this student has only 4096 positions")]
 )
-def test_more_tokens_than_the_student_has_positions_are_not_proposed(
-    max_tokens: int, remedy: str, tmp_path: Path
-) -> None:
+def test_the_advice_never_exceeds_the_student_s_positions(max_tokens: int, remedy: str, tmp_path: Path) -> None:
     yaml = write(tmp_path, {"sft": f"student: {STUDENT}, {LORA}, max_tokens: {max_tokens}"})
     row = json.loads((tmp_path / "t.jsonl").read_text().splitlines()[0])
     long = row | {"thought": row["thought"] + "\n7" * (2 * max_tokens)}

@@ -1,4 +1,4 @@
-"""Problems and traces from anywhere: published forms, templates over columns, Hugging Face data sets."""
+"""Problems and traces from other sources: published forms, templates over columns, Hugging Face data sets."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
         BOXED % "A",
     ),
 }  # fmt: skip
-"""A row in each published form, an answer that is right, and one that is wrong."""
+"""A row in each published form, with a right and a wrong answer."""
 
 CONVERSATION = [{"role": "user", "content": "6 x 7?"}, {"role": "assistant", "content": "<think>\nhm\n</think>\n\n42"}]
 SHAREGPT = [{"from": "human", "value": "6 x 7?"}, {"from": "gpt", "value": "<think>\nhm\n</think>\n\n42"}]
@@ -147,12 +147,12 @@ PROBLEMS = "name: p\nstages:\n  problems:\n    sources:\n      - {{{}}}\n"
 # -- forms ------------------------------------------------------------------------------------
 
 
-def test_every_form_is_tried_here() -> None:
+def test_this_file_covers_every_form() -> None:
     assert ROWS.keys() == forms.PROBLEMS.keys() and TRACES.keys() == forms.TRACES.keys()
 
 
 @pytest.mark.parametrize("form", forms.PROBLEMS)
-def test_two_keys_make_a_source_whose_verifier_knows_right_from_wrong(form: str, tmp_path: Path) -> None:
+def test_file_and_form_make_a_source_whose_verifier_knows_right_from_wrong(form: str, tmp_path: Path) -> None:
     row, right, wrong = ROWS[form]
     source = ProblemsSettings.model_validate({"sources": [{"file": str(tmp_path / "f.jsonl"), "form": form}]}).sources[
         0
@@ -162,12 +162,12 @@ def test_two_keys_make_a_source_whose_verifier_knows_right_from_wrong(form: str,
     )
     problem = mapping.problem(Row(tmp_path, 1, row), source.verifier, "s", "train", source.licence)
     verifier = verifiers.build(source.verifier)
-    said = [verifier.verify(problem, Response("", answer, True)).outcome for answer in (right, wrong)]
-    assert said == [Outcome.CORRECT, Outcome.INCORRECT]
+    outcomes = [verifier.verify(problem, Response("", answer, True)).outcome for answer in (right, wrong)]
+    assert outcomes == [Outcome.CORRECT, Outcome.INCORRECT]
     assert problem.prompt.endswith(source.instruction) and source.instruction
 
 
-def test_levels_of_math_are_difficulties_and_an_unknown_one_is_none(tmp_path: Path) -> None:
+def test_levels_of_math_become_difficulties_and_an_unknown_one_none(tmp_path: Path) -> None:
     rows = [ROWS["math"][0], ROWS["math"][0] | {"problem": "Third?", "level": "Level ?"}]
     file = write(tmp_path / "math.jsonl", rows)
     _, store = run(tmp_path, PROBLEMS.format(f"file: {file}, form: math"))
@@ -181,28 +181,34 @@ def test_published_traces_are_read(form: str) -> None:
     said_of = {"file": "f.jsonl", "form": form, "teacher": "t"}
     settings = ImportSettings.model_validate(said_of)
     row = Row(Path("f.jsonl"), 1, TRACES[form])
-    said, *_ = settings.columns.each(row)
-    assert not isinstance(said, InputError)
-    prompt = said.prompt if settings.prompt is None else cell(row, settings.prompt)
-    assert (prompt, said.thinking, said.answer, said.closed, said.system) == ("6 x 7?", "hm", "42", True, None)
+    response, *_ = settings.columns.each(row)
+    assert not isinstance(response, InputError)
+    prompt = response.prompt if settings.prompt is None else cell(row, settings.prompt)
+    assert (prompt, response.thinking, response.answer, response.closed, response.system) == (
+        "6 x 7?",
+        "hm",
+        "42",
+        True,
+        None,
+    )
     if settings.reference:
         assert cell(row, settings.reference) == "42"
 
 
-def test_what_stands_beside_a_form_wins() -> None:
+def test_settings_beside_a_form_override_it() -> None:
     written = {"file": "f", "form": "math500", "verifier": "exact", "difficulty": None}
     source = ProblemsSettings.model_validate({"sources": [written]}).sources[0]
     assert (source.verifier, source.difficulty, source.prompt, source.licence) == ("exact", None, "problem", "MIT")
 
 
-def test_a_form_is_its_settings_to_the_fingerprint() -> None:
+def test_a_form_and_its_spelled_out_settings_have_one_fingerprint() -> None:
     spelled = {"file": "f", **forms.PROBLEMS["gsm8k"].settings}
     settings = [ProblemsSettings.model_validate({"sources": [s]}) for s in ({"file": "f", "form": "gsm8k"}, spelled)]
     assert result_settings(settings[0]) == result_settings(settings[1])
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
         ("file: f.jsonl, form: gsm8", r"yaml:5: .*did you mean 'gsm8k'"),
         ("file: f.jsonl, form: openthoughts", r"is a form of import"),
@@ -212,15 +218,17 @@ def test_a_form_is_its_settings_to_the_fingerprint() -> None:
         ("file: ., form: gsm8k", r"is a directory; .*`dataset:`"),
     ],
 )
-def test_slips_are_one_line(source: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_in_yaml_are_one_line(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "f.jsonl", [ROWS["gsm8k"][0]])
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         run(tmp_path, PROBLEMS.format(source))
 
 
 @pytest.mark.parametrize(
-    ("template", "says"),
+    ("template", "message"),
     [
         ("{{ nope }}", "'nope' is undefined"),
         ("{{ solution | boxed }}", r"has no \\boxed"),
@@ -228,8 +236,8 @@ def test_slips_are_one_line(source: str, says: str, tmp_path: Path, monkeypatch:
         ("{{ index | letter }}", "is not the index of a choice"),
     ],
 )
-def test_a_template_that_does_not_fit_a_row_says_which(template: str, says: str) -> None:
-    with pytest.raises(InputError, match=rf"^f:3: .*(?:{says})"):
+def test_a_template_that_does_not_fit_a_row_names_the_row(template: str, message: str) -> None:
+    with pytest.raises(InputError, match=rf"^f:3: .*(?:{message})"):
         cell(Row(Path("f"), 3, {"solution": "none", "index": 99}), template)
 
 
@@ -249,7 +257,7 @@ GSM8K = [{"question": f"{n} + {n}?", "answer": f"#### {2 * n}"} for n in range(5
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set in each form in which they lie on disks."""
+    """A data set in each layout on disk."""
     datasets = pytest.importorskip("datasets")
     place = tmp_path_factory.mktemp("datasets")
     train, test = datasets.Dataset.from_list(GSM8K), datasets.Dataset.from_list(GSM8K[:2])
@@ -267,7 +275,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["one", "dict", "repository", "bare"])
-def test_a_data_set_in_a_directory_gives_its_rows(name: str, saved: Path) -> None:
+def test_a_data_set_is_read_from_a_directory(name: str, saved: Path) -> None:
     rows = list(huggingface.DataSet(str(saved / name)).rows())
     assert [dict(row.values) for row in rows] == GSM8K
     assert [row.line for row in rows] == [1, 2, 3, 4, 5] and {row.stem for row in rows} == {name}
@@ -287,7 +295,7 @@ FIRST = "name: p\nstages:\n  first: {kind: problems, sources: [{family: calc, tr
     ],
     ids=["problems", "import", "curate"],
 )
-def test_a_column_that_a_data_set_in_a_directory_lacks_is_told_before_anything_runs(
+def test_a_column_missing_from_a_data_set_is_reported_before_any_stage_runs(
     stage: str, name: str, bad: str, saved: Path, tmp_path: Path
 ) -> None:
     data = f"dataset: {saved / name}, prompt: question, on_bad_row: {bad}"
@@ -304,20 +312,20 @@ def test_a_row_of_a_data_set_that_does_not_fit_a_template_may_be_skipped(saved: 
     assert done["problems"].figures["train"] == len(GSM8K) - 1
 
 
-def test_splits_and_configurations(saved: Path) -> None:
+def test_splits_and_configurations_are_found_or_reported(saved: Path) -> None:
     for name, named in (("dict", None), ("repository", "main"), ("bare", None)):
         assert len(list(huggingface.DataSet(str(saved / name), "test", named).rows())) == 2
-    for found, says in (
+    for found, message in (
         (huggingface.DataSet(str(saved / "dict"), "dev"), "no split 'dev'; it has train, test"),
         (huggingface.DataSet(str(saved / "bare"), "dev"), r"Bad split: dev"),
         (huggingface.DataSet(str(saved / "repository"), "test", "other"), "'other' not found"),
         (huggingface.DataSet(str(saved / "one"), config="main"), "no configuration 'main'"),
     ):
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(InputError, match=message):
             list(found.rows())
 
 
-def test_a_data_set_runs_and_is_known_by_its_content(saved: Path, tmp_path: Path) -> None:
+def test_a_data_set_is_identified_by_its_content(saved: Path, tmp_path: Path) -> None:
     data = shutil.copytree(saved / "dict", tmp_path / "sums")
     text = PROBLEMS.format(f"dataset: {data}, dataset_split: test, form: gsm8k, split: heldout")
     done, store = run(tmp_path, text)
@@ -334,7 +342,7 @@ def test_a_data_set_runs_and_is_known_by_its_content(saved: Path, tmp_path: Path
     assert found.status is Status.RUN and "data set" in found.reasons[0]
 
 
-def test_a_damaged_data_set_is_one_line(saved: Path, tmp_path: Path) -> None:
+def test_a_damaged_data_set_is_an_error_of_one_line(saved: Path, tmp_path: Path) -> None:
     data = shutil.copytree(saved / "one", tmp_path / "one")
     next(data.glob("*.arrow")).write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"data set .*/one: cannot be read: \S"):
@@ -361,7 +369,7 @@ def test_traces_of_a_data_set_are_imported(tmp_path: Path) -> None:
     assert [tuple(row.values()) for row in judged] == [("math", "correct"), ("math", "incorrect")]
 
 
-def test_without_a_hub_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     found = huggingface.DataSet("openai/gsm8k", config="main")
     with pytest.raises(InputError, match=r"^data set openai/gsm8k: the hub cannot be reached .*hf download"):
@@ -376,7 +384,7 @@ def test_without_a_hub_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
-def test_the_whole_of_the_real_sets_is_two_keys_each(tmp_path: Path) -> None:
+def test_the_real_data_sets_are_read_whole_with_file_and_form(tmp_path: Path) -> None:
     sources = [("gsm8k_train.jsonl", "gsm8k", 7473), ("gsm8k_test.jsonl", "gsm8k", 1319),
                ("math500_test.json", "math500", 500), ("HumanEval.jsonl.gz", "humaneval", 164)]  # fmt: skip
     written = "\n".join(f"      - {{file: {SHARED / file}, form: {form}}}" for file, form, _ in sources)
@@ -387,14 +395,14 @@ def test_the_whole_of_the_real_sets_is_two_keys_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
-def test_the_answers_of_math_are_found_in_its_solutions() -> None:
+def test_the_answers_of_math_are_extracted_from_its_solutions() -> None:
     with open(SHARED / "math500_test.json", encoding="utf-8") as file:
         rows = json.load(file)
     column = str(forms.PROBLEMS["math"].settings["reference"])
     assert [cell(Row(Path("f"), i, row), column) for i, row in enumerate(rows)] == [row["answer"] for row in rows]
 
 
-def test_gzipped_files_have_forms_too(tmp_path: Path) -> None:
+def test_a_gzipped_file_can_have_a_form(tmp_path: Path) -> None:
     (tmp_path / "f.jsonl.gz").write_bytes(gzip.compress(json.dumps(ROWS["gsm8k"][0]).encode()))
     done, _ = run(tmp_path, PROBLEMS.format(f"file: {tmp_path / 'f.jsonl.gz'}, form: gsm8k"))
     assert done["problems"].figures["train"] == 1

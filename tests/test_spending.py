@@ -1,4 +1,4 @@
-"""What a stage pays for is remembered: through crashes, over runs, to the last digit, and never twice."""
+"""What a stage pays for is recorded through crashes and over runs, exactly, and never paid twice."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ steps = st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["begin", "answer"
 
 @settings(max_examples=20, deadline=None)
 @given(steps, st.integers(0, 200), st.booleans())
-def test_whatever_was_written_when_it_was_killed_is_known_and_counted_once(
+def test_calls_logged_before_a_kill_are_known_and_counted_once(
     steps: list[tuple[int, str]], torn: int, rotates: bool
 ) -> None:
-    """The log is left as a kill leaves it, with a torn last line as a power cut may; twice in a row."""
+    """The log is left as after a kill, with a torn last line as after a power cut, and opened twice."""
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(call_log, "SEGMENT_BYTES", 300 if rotates else 10**9)
         directory, rows = Path(name), []  # type: ignore[var-annotated]
@@ -95,7 +95,7 @@ def test_whatever_was_written_when_it_was_killed_is_known_and_counted_once(
         shutil.rmtree(copy)
 
 
-def test_closed_in_order_it_keeps_what_nobody_was_handed(tmp_path: Path) -> None:
+def test_a_closed_log_keeps_replies_that_were_not_handed_out(tmp_path: Path) -> None:
     rows: list[Any] = []
     log = opened(tmp_path, rows)
     for key in ("handed", "waiting", part_key("half", 0), part_key("half", 1)):
@@ -111,9 +111,9 @@ def test_closed_in_order_it_keeps_what_nobody_was_handed(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
-def test_a_reply_that_was_paid_for_is_handed_out_and_not_asked_again(server: Server, tmp_path: Path) -> None:
+def test_a_paid_reply_is_handed_out_and_not_requested_again(server: Server, tmp_path: Path) -> None:
     log = opened(tmp_path, [])
-    log.end(log.begin("k1", MOST), Outcome.ANSWERED, PAID, 0.5, ANSWER)  # and killed here
+    log.end(log.begin("k1", MOST), Outcome.ANSWERED, PAID, 0.5, ANSWER)  # the process is killed here
     requests = [Request(k, ({"role": "user", "content": k},), Sampling(max_tokens=100)) for k in ("k1", "k2")]
     options = OpenAIOptions(base_url=server.url, key_from="TEST_KEY")
     engine = openai.open(Model("m", "m"), options, print, lambda: opened(tmp_path, []))
@@ -166,7 +166,7 @@ def planned(here: Path, *overrides: str) -> StagePlan:
     return plan(*load(here, *overrides))[-1]
 
 
-def test_what_it_cost_is_in_the_store_to_the_last_digit(here: Path) -> None:
+def test_the_cost_is_stored_exactly(here: Path) -> None:
     figures = run(here)
     assert figures["calls"] == PROBLEMS and figures["cost"] == float(COST * PROBLEMS)
     store = Store(here / "run")
@@ -189,7 +189,7 @@ def test_a_cap_counts_all_runs_of_the_stage(here: Path, server: Server, cap: str
     asked = sum(server.asked.values())
     assert 0 < asked < PROBLEMS and caught.value.exit_code == 3
     assert spending.spent(Store(here / "run"), "generate").cost == COST * asked
-    with pytest.raises(CapReached, match="in all runs of this stage"):  # nothing is left of it
+    with pytest.raises(CapReached, match="in all runs of this stage"):  # nothing of the cap is left
         run(here, f"generate.engine.{cap}")
     assert sum(server.asked.values()) == asked
     run(here, f"generate.engine.{higher}")
@@ -197,8 +197,8 @@ def test_a_cap_counts_all_runs_of_the_stage(here: Path, server: Server, cap: str
 
 
 @pytest.mark.slow
-def test_a_cap_counts_what_a_killed_run_spent(here: Path, server: Server) -> None:
-    """Killed while two calls are answered by halves: what they may have cost counts, and the cap holds."""
+def test_a_cap_counts_the_spending_of_a_killed_run(here: Path, server: Server) -> None:
+    """Killed while two calls are in flight: their highest possible cost counts, and the cap holds."""
     hanging, release = threading.Event(), threading.Event()
 
     def act(handler: Handler) -> None:
@@ -220,14 +220,14 @@ def test_a_cap_counts_what_a_killed_run_spent(here: Path, server: Server) -> Non
     (row,) = Store(here / "run").rows("SELECT * FROM spending")
     assert row["unanswered"] in (1, 2) and row["cost"] <= Decimal(cap.partition("=")[2])
     assert row["cost"] >= COST * (sum(server.asked.values()) - row["unanswered"])
-    assert sum(count - 1 for count in server.asked.values()) <= 2  # the two that hung
+    assert sum(count - 1 for count in server.asked.values()) <= 2  # the two that were in flight
 
 
-def test_the_plan_foretells_calls_tokens_money_and_time(here: Path, server: Server) -> None:
+def test_plan_forecasts_calls_tokens_money_and_time(here: Path, server: Server) -> None:
     ahead = planned(here).forecast
     assert ahead and ahead.figures == {"calls": 20, "max_tokens": 2000, "max_output_cost": 20.0}
     run(here, "generate.samples=1")
-    for _ in range(2):  # with other problems' calls, too
+    for _ in range(2):  # the second time after the calls of the first
         ahead = planned(here, "generate.samples=3", "generate.engine.max_cost=50").forecast
         assert ahead is not None
         figures = dict(ahead.figures)
@@ -242,22 +242,22 @@ def test_the_plan_foretells_calls_tokens_money_and_time(here: Path, server: Serv
     assert limited and limited.figures["seconds"] == 1200
 
 
-def test_plan_says_it_in_words(here: Path) -> None:
+def test_plan_prints_the_forecast(here: Path) -> None:
     from typer.testing import CliRunner
 
     from distill.cli.main import app
 
     run(here)
     asked = ["generate.samples=2", "generate.engine.max_cost=1000.5", "generate.engine.max_total_tokens=99999"]
-    said = CliRunner().invoke(app, ["plan", "--pipeline", "p.yaml", *(f"--set={one}" for one in asked)])
-    text = " ".join(said.output.split())
+    result = CliRunner().invoke(app, ["plan", "--pipeline", "p.yaml", *(f"--set={one}" for one in asked)])
+    text = " ".join(result.output.split())
     assert re.search(
         r"20 of 40 traces left, about 800 tokens \(at most 2,000\), about 8\.128 to pay \(at most 21\.\d+\)", text
     ), text
     assert re.search(r"the cap leaves 9\d\d\.\d+, the cap leaves 9\d,\d+ tokens", text), "what matters most is cut off"
 
 
-def test_a_store_of_an_older_distill_is_planned_on(here: Path, tmp_path: Path) -> None:
+def test_plan_works_on_a_store_of_an_older_distill(here: Path, tmp_path: Path) -> None:
     import duckdb
 
     run(here)
@@ -268,9 +268,9 @@ def test_a_store_of_an_older_distill_is_planned_on(here: Path, tmp_path: Path) -
     assert ahead and "cost" not in ahead.figures
 
 
-def test_a_call_that_we_hang_up_on_is_billed_by_what_had_come(server: Server, tmp_path: Path) -> None:
-    """The engine is closed in the middle of a stream: the server hears of it and stops. It has sent more by then
-    than the system holds in between, so the client has certainly begun to read."""
+def test_an_aborted_call_is_billed_by_the_tokens_received(server: Server, tmp_path: Path) -> None:
+    """The engine is closed in the middle of a stream: the server notices and stops. By then it has sent more than the
+    system buffers, so the client has certainly begun to read."""
     begun, closed, sent = threading.Event(), threading.Event(), count()
 
     def pause() -> None:
@@ -298,7 +298,7 @@ def test_a_call_that_we_hang_up_on_is_billed_by_what_had_come(server: Server, tm
     assert row["outcome"] == "ended" and 0 < row["tokens"] < 10**9 / 2
 
 
-def test_a_full_disk_ends_the_run_before_a_call_is_paid_for(
+def test_a_full_disk_ends_the_run_before_any_call(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not Path("/dev/full").exists():
@@ -316,7 +316,7 @@ def test_a_full_disk_ends_the_run_before_a_call_is_paid_for(
     engine.close()
 
 
-def test_two_judges_and_the_stage_have_accounts_of_their_own(tmp_path: Path) -> None:
+def test_judges_and_the_stage_have_separate_accounts(tmp_path: Path) -> None:
     store = Store(tmp_path)
     account = Spending(store, "verify")
     logs = [account.open("m"), account.of("judge-1").open("m"), account.of("judge-2").open("n")]
@@ -355,7 +355,7 @@ def foreseen(here: Path, *overrides: str) -> dict[str, Any]:
     return dict(ahead.figures)
 
 
-def test_the_plan_foretells_what_an_evaluation_costs(here: Path, server: Server) -> None:
+def test_plan_forecasts_the_cost_of_an_evaluation(here: Path, server: Server) -> None:
     (here / "p.yaml").write_text((YAML[: YAML.index("  generate:")] + MEASURED).replace("URL", server.url))
     assert foreseen(here) == {"calls": 20, "max_tokens": 2000, "max_output_cost": 20.0, "cap_leaves": 900.0}
     run(here)
@@ -366,7 +366,7 @@ def test_the_plan_foretells_what_an_evaluation_costs(here: Path, server: Server)
     }  # fmt: skip
 
 
-def test_the_plan_foretells_what_a_judge_costs(here: Path, server: Server) -> None:
+def test_plan_forecasts_the_cost_of_a_judge(here: Path, server: Server) -> None:
     (here / "p.yaml").write_text((YAML + JUDGED).replace("URL", server.url))
     assert foreseen(here) == {"calls": 20, "max_tokens": 1000, "max_output_cost": 10.0, "cap_leaves": 900.0}
     run(here)

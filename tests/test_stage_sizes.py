@@ -1,4 +1,4 @@
-"""Stages at the ends of what they may be given: nothing at all, and more than is held at a time."""
+"""Stages with extreme amounts of input: nothing at all, and more than is held in memory at a time."""
 
 from __future__ import annotations
 
@@ -26,16 +26,14 @@ def run(where: Path, stages: dict[str, Any]) -> dict[str, Any]:
     return dict(runner.run(spec, Workspace(where / "w"), Listener(), lambda: False)[-1].manifest.figures)
 
 
-def test_no_problem_to_answer_is_told_and_not_taken_for_done(tmp_path: Path) -> None:
+def test_an_empty_split_is_reported_and_does_not_count_as_done(tmp_path: Path) -> None:
     problems = {"sources": [{"file": str(tmp_path / "rows.jsonl"), "prompt": "q", "reference": "a"}]}
     generate = {"problems": "problems", "teacher": "embedded:teacher", "split": "heldout"}
     with pytest.raises(InputError, match="holds no heldout problem to answer"):
         run(tmp_path, {"problems": problems, "generate": generate})
 
 
-def test_each_trace_is_judged_by_its_own_text_in_whichever_portion(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_traces_read_in_portions_are_judged_by_their_own_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "PORTION", 2)
     traces = {
         "file": str(tmp_path / "rows.jsonl"), "teacher": "t", "prompt": "q", "thinking": "t", "answer": "a",
@@ -43,5 +41,7 @@ def test_each_trace_is_judged_by_its_own_text_in_whichever_portion(
     }  # fmt: skip
     figures = run(tmp_path, {"import": traces, "verify": {"traces": "import"}})
     assert figures["members"] == figures["correct"] == len(ROWS)
-    said = Store(tmp_path / "w").rows("SELECT count(DISTINCT trace_key) AS n FROM verdicts WHERE outcome = 'correct'")
-    assert said == [{"n": len(ROWS)}]
+    counted = Store(tmp_path / "w").rows(
+        "SELECT count(DISTINCT trace_key) AS n FROM verdicts WHERE outcome = 'correct'"
+    )
+    assert counted == [{"n": len(ROWS)}]

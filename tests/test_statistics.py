@@ -36,8 +36,8 @@ def test_the_interval_takes_the_problem_as_the_unit() -> None:
 @pytest.mark.parametrize(
     ("problems", "samples", "right", "wrong"), [(100, 4, 1, 1), (10, 4, 1, 1), (20, 4, 9, 1), (150, 1, 30, 1)]
 )
-def test_intervals_cover_as_often_as_they_say(problems: int, samples: int, right: int, wrong: int) -> None:
-    """Of problems that differ as a Beta distribution has it: many and few, of a middling and of a good model."""
+def test_intervals_have_their_nominal_coverage(problems: int, samples: int, right: int, wrong: int) -> None:
+    """For problems with Beta-distributed pass rates: many and few, for a mediocre and a good model."""
     draw, covered, truth = generator("coverage", problems, right), 0, right / (right + wrong)
     for _ in range(300):
         found = draw.binomial(samples, draw.beta(right, wrong, size=problems)) / samples
@@ -47,20 +47,20 @@ def test_intervals_cover_as_often_as_they_say(problems: int, samples: int, right
 
 
 @pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (9, 2.2622), (120, 1.9799)])
-def test_student_s_quantile_is_that_of_the_tables(freedom: int, quantile: float) -> None:
+def test_student_t_quantiles_agree_with_tables(freedom: int, quantile: float) -> None:
     assert student(freedom) == pytest.approx(quantile, abs=4e-3)
 
 
-def test_an_interval_is_no_narrower_where_equal_numbers_differ_in_their_last_digit() -> None:
+def test_rounding_differences_do_not_narrow_an_interval() -> None:
     before, after = {"a": [0.4], "b": [0.0]}, {"a": [0.7], "b": [0.3]}
     assert 0.7 - 0.4 != 0.3
     found = paired_difference(before, after)
     assert found.high - found.low > 0.5
-    nearly = {str(i): [1.0 - 1e-12 * (i == 0)] for i in range(20)}  # as a vote's exact mean comes out
+    nearly = {str(i): [1.0 - 1e-12 * (i == 0)] for i in range(20)}  # as the exact mean of a vote may be rounded
     assert clustered_mean(nearly).low == pytest.approx(clustered_mean({key: [1.0] for key in nearly}).low)
 
 
-def test_agreement_of_all_problems_still_has_a_width() -> None:
+def test_an_interval_of_equal_problems_still_has_a_width() -> None:
     nothing = clustered_mean({str(i): [0.0] for i in range(50)})
     assert nothing.low == pytest.approx(0.0, abs=1e-9)
     assert 0.05 < nothing.high < 0.1
@@ -81,7 +81,7 @@ def test_a_paired_difference_is_tighter_than_two_intervals() -> None:
     assert paired_difference({"a": [0.0]}, {"a": [1.0]}).low == -1.0
 
 
-def test_a_paired_difference_that_all_problems_show_still_has_a_width() -> None:
+def test_a_paired_difference_common_to_all_problems_still_has_a_width() -> None:
     zeros, ones = ({str(i): [value] for i in range(5)} for value in (0.0, 1.0))
     never = paired_difference(zeros, zeros)
     assert never.value == 0.0 and never.low == pytest.approx(-wilson(0.0, 5)[1]) == -never.high
@@ -90,8 +90,8 @@ def test_a_paired_difference_that_all_problems_show_still_has_a_width() -> None:
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=7), st.data())
-def test_the_mean_of_n_samples_is_that_of_every_subset(values: list[float], data: st.DataObject) -> None:
-    """avg@k, of any k, is unbiased for pass@1, and over all subsets of n samples the same number."""
+def test_the_mean_of_n_samples_is_the_mean_over_subsets(values: list[float], data: st.DataObject) -> None:
+    """avg@k is unbiased for pass@1 for any k, and its mean over all subsets of n samples is the same number."""
     k = data.draw(st.integers(1, len(values)))
     averages = [fmean(subset) for subset in combinations(values, k)]
     assert fmean(averages) == pytest.approx(clustered_mean({"a": values}).value)
@@ -99,7 +99,7 @@ def test_the_mean_of_n_samples_is_that_of_every_subset(values: list[float], data
 
 
 @pytest.mark.parametrize("problems", [10, 100])
-def test_a_paired_interval_covers_as_often_as_it_says(problems: int) -> None:
+def test_a_paired_interval_has_its_nominal_coverage(problems: int) -> None:
     draw, covered = generator("paired coverage", problems), 0
     for _ in range(300):
         before = draw.beta(1, 1, size=problems)
@@ -114,18 +114,18 @@ def test_a_paired_interval_covers_as_often_as_it_says(problems: int) -> None:
 
 
 @given(st.integers(0, 6), st.integers(0, 6))
-def test_the_sign_test_is_the_share_of_outcomes_at_least_as_uneven(better: int, worse: int) -> None:
-    """Every way in which so many problems could have fallen, each as likely: McNemar's exact test by enumeration."""
+def test_the_sign_test_is_the_share_of_outcomes_at_least_as_extreme(better: int, worse: int) -> None:
+    """McNemar's exact test by enumeration: all signs that so many problems could have, each equally likely."""
     seen = abs(better - worse)
     ways = [abs(sum(signs)) for signs in product((-1, 1), repeat=better + worse)]
     assert sign_test(better, worse) == pytest.approx(sum(way >= seen for way in ways) / len(ways))
 
 
-def test_the_sign_test_errs_no_more_often_than_it_says() -> None:
+def test_the_sign_test_has_at_most_its_nominal_error_rate() -> None:
     flips = [generator("null", trial).binomial(40, 0.5) for trial in range(1000)]
     assert sum(sign_test(int(n), 40 - int(n)) < 0.05 for n in flips) / 1000 <= 0.05
 
 
-def test_holm_multiplies_the_smallest_by_all_and_never_falls() -> None:
+def test_holm_adjusted_p_values_by_hand() -> None:
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []

@@ -1,4 +1,4 @@
-"""The trace store: durable shards, an idempotent ingest, readers beside a writer, damage survived."""
+"""The trace store: durable shards, an idempotent ingest, readers beside a writer, and recovery from damage."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_rows_are_ingested_once_and_the_first_of_a_key_wins(tmp_path: Path) -> N
 
 @settings(max_examples=15, deadline=None)
 @given(batches=st.lists(st.lists(st.sampled_from("abcdef"), max_size=5), max_size=5))
-def test_the_store_is_the_set_of_what_was_appended(batches: list[list[str]], tmp_path_factory: Any) -> None:
+def test_the_store_holds_the_set_of_appended_keys(batches: list[list[str]], tmp_path_factory: Any) -> None:
     store = Store(tmp_path_factory.mktemp("store"))
     for batch in batches:
         store.append("problems", rows(*batch))
@@ -55,7 +55,7 @@ def test_the_store_is_the_set_of_what_was_appended(batches: list[list[str]], tmp
     assert keys_in(store) == sorted({key for batch in batches for key in batch})
 
 
-def test_shards_of_an_interrupted_run_are_found_by_the_next(tmp_path: Path) -> None:
+def test_the_next_run_finds_the_shards_of_an_interrupted_one(tmp_path: Path) -> None:
     Store(tmp_path).append("problems", rows("a"))
     (tmp_path / "shards/problems/.tmp-torn.parquet").write_bytes(b"PAR1 torn")
     store = Store(tmp_path)
@@ -63,23 +63,23 @@ def test_shards_of_an_interrupted_run_are_found_by_the_next(tmp_path: Path) -> N
     assert keys_in(store) == ["a"]
 
 
-def test_a_damaged_shard_is_set_aside_and_said(tmp_path: Path) -> None:
-    said: list[str] = []
-    store = Store(tmp_path, said.append)
+def test_a_damaged_shard_is_set_aside_and_reported(tmp_path: Path) -> None:
+    notes: list[str] = []
+    store = Store(tmp_path, notes.append)
     store.append("problems", rows("a"))
     shard = shards.pending(store.shards, "problems")[0]
     shard.write_bytes(shard.read_bytes()[:-20])
     store.append("problems", rows("b"))
     store.ingest()
     assert keys_in(store) == ["b"]
-    assert "damaged; set aside" in said[0]
+    assert "damaged; set aside" in notes[0]
     assert list(store.shards.rglob("*.damaged"))
 
 
 @pytest.mark.parametrize("damage", ["lost", "garbage", "truncated"])
-def test_a_damaged_store_is_remade_from_the_journal(damage: str, tmp_path: Path) -> None:
-    said: list[str] = []
-    store = Store(tmp_path, said.append)
+def test_a_damaged_store_is_rebuilt_from_the_journal(damage: str, tmp_path: Path) -> None:
+    notes: list[str] = []
+    store = Store(tmp_path, notes.append)
     store.append("problems", rows("a", "b"))
     store.ingest()
     if damage == "lost":
@@ -90,27 +90,25 @@ def test_a_damaged_store_is_remade_from_the_journal(damage: str, tmp_path: Path)
     store.append("problems", rows("c"))
     store.ingest()
     assert keys_in(store) == ["a", "b", "c"]
-    assert damage == "lost" or "remade from the journal" in said[0]
+    assert damage == "lost" or "remade from the journal" in notes[0]
 
 
 @pytest.mark.parametrize("by", [Store.mend, Store.refresh])
-def test_a_database_that_was_deleted_is_there_again_before_anything_reads(
-    by: Callable[[Store], None], tmp_path: Path
-) -> None:
-    """`distill plan` must not count as lost what the next run brings back."""
-    said: list[str] = []
-    store = Store(tmp_path, said.append)
+def test_a_deleted_database_is_rebuilt_before_anything_reads(by: Callable[[Store], None], tmp_path: Path) -> None:
+    """`distill plan` must not count as lost what the next run restores."""
+    notes: list[str] = []
+    store = Store(tmp_path, notes.append)
     store.append("problems", rows("a", "b"))
     store.ingest()
     store.path.unlink()
     by(store)
     assert keys_in(store) == ["a", "b"]
-    assert by is Store.refresh or said == [f"{store.path}: was missing; remade from the journal"]
+    assert by is Store.refresh or notes == [f"{store.path}: was missing; remade from the journal"]
 
 
-def test_a_damaged_log_is_set_aside(tmp_path: Path) -> None:
-    said: list[str] = []
-    store = Store(tmp_path, said.append)
+def test_a_damaged_wal_is_set_aside(tmp_path: Path) -> None:
+    notes: list[str] = []
+    store = Store(tmp_path, notes.append)
     store.append("problems", rows("a"))
     store.ingest()
     wal = tmp_path / "store.duckdb.wal"
@@ -120,21 +118,21 @@ def test_a_damaged_log_is_set_aside(tmp_path: Path) -> None:
     assert keys_in(store) == ["a", "b"]
 
 
-def test_reading_a_damaged_store_is_one_line(tmp_path: Path) -> None:
+def test_reading_a_damaged_store_is_an_error_of_one_line(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.path.write_bytes(b"garbage" * 500)
     with pytest.raises(InputError, match=r"cannot be read: .*; the next `distill run` remakes it"):
         store.rows("SELECT 1")
 
 
-def test_a_store_that_cannot_be_read_is_mended_before_a_run(tmp_path: Path) -> None:
-    said: list[str] = []
-    store = Store(tmp_path, said.append)
-    store.mend()  # there is none yet
+def test_an_unreadable_store_is_rebuilt_before_a_run(tmp_path: Path) -> None:
+    notes: list[str] = []
+    store = Store(tmp_path, notes.append)
+    store.mend()  # there is no store yet
     store.append("problems", rows("a", "b"))
     store.ingest()
     store.mend()
-    assert not said
+    assert not notes
     with open(store.path, "r+b") as file:
         file.seek(4096 + 100)
         file.write(b"\xff" * 64)
@@ -142,13 +140,13 @@ def test_a_store_that_cannot_be_read_is_mended_before_a_run(tmp_path: Path) -> N
         store.rows("SELECT 1")
     store.mend()
     assert keys_in(store) == ["a", "b"]
-    assert "remade from the journal" in said[0]
+    assert "remade from the journal" in notes[0]
 
 
 @pytest.mark.parametrize("loss", ["an older copy put back", "rows deleted"])
-def test_rows_that_the_store_has_lost_are_brought_back_before_a_run(loss: str, tmp_path: Path) -> None:
-    said: list[str] = []
-    store = Store(tmp_path, said.append)
+def test_lost_rows_are_restored_before_a_run(loss: str, tmp_path: Path) -> None:
+    notes: list[str] = []
+    store = Store(tmp_path, notes.append)
     store.append("problems", rows("a"))
     store.ingest()
     older = store.path.read_bytes()
@@ -162,9 +160,9 @@ def test_rows_that_the_store_has_lost_are_brought_back_before_a_run(loss: str, t
     assert keys_in(store) == ["a"]
     store.mend()
     assert keys_in(store) == ["a", "b", "c"]
-    assert "lacked 2 rows; restored from the journal" in said[0]
+    assert "lacked 2 rows; restored from the journal" in notes[0]
     store.mend()
-    assert len(said) == 1
+    assert len(notes) == 1
 
 
 def test_a_flipped_bit_in_a_shard_is_noticed(tmp_path: Path) -> None:
@@ -177,7 +175,7 @@ def test_a_flipped_bit_in_a_shard_is_noticed(tmp_path: Path) -> None:
     assert not shards.readable(shard)
 
 
-def test_a_machine_without_descriptors_does_not_make_a_shard_damaged(tmp_path: Path) -> None:
+def test_a_shard_unreadable_for_lack_of_descriptors_is_not_called_damaged(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.append("problems", rows("a"))
     (shard,) = shards.pending(store.shards, "problems")
@@ -191,8 +189,8 @@ def test_a_machine_without_descriptors_does_not_make_a_shard_damaged(tmp_path: P
     assert shards.readable(shard)
 
 
-def test_a_machine_short_of_memory_does_not_make_a_store_damaged(tmp_path: Path) -> None:
-    """Who is told of damage moves the store away."""
+def test_a_store_unreadable_for_lack_of_memory_is_not_called_damaged(tmp_path: Path) -> None:
+    """A store called damaged is moved away."""
     store = Store(tmp_path)
     store.append("problems", rows("a"))
     store.ingest()
@@ -202,7 +200,7 @@ def test_a_machine_short_of_memory_does_not_make_a_store_damaged(tmp_path: Path)
     assert keys_in(store) == ["a"]
 
 
-def test_a_reader_who_stays_does_not_stop_a_stage(tmp_path: Path) -> None:
+def test_a_long_reader_does_not_stop_a_stage(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.append("problems", rows("a"))
     store.ingest()
@@ -217,7 +215,7 @@ def test_a_reader_who_stays_does_not_stop_a_stage(tmp_path: Path) -> None:
     assert keys_in(store) == ["a", "b"]
 
 
-def test_a_damaged_store_under_a_path_that_says_lock_is_mended(tmp_path: Path) -> None:
+def test_a_damaged_store_is_rebuilt_even_if_its_path_contains_lock(tmp_path: Path) -> None:
     store = Store(tmp_path / "blocks")
     store.append("problems", rows("a"))
     store.ingest()
@@ -226,7 +224,7 @@ def test_a_damaged_store_under_a_path_that_says_lock_is_mended(tmp_path: Path) -
     assert keys_in(store) == ["a"]
 
 
-def test_a_rebuild_that_was_killed_does_not_pass_for_the_store(tmp_path: Path) -> None:
+def test_a_killed_rebuild_is_not_taken_for_the_store(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.append("problems", rows("a"))
     store.ingest()
@@ -251,12 +249,12 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         store.ingest()
 
 
-def test_a_store_made_by_another_text_of_a_migration_is_refused(tmp_path: Path) -> None:
+def test_a_store_made_by_a_different_migration_is_refused(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.append("problems", rows("a"))
     store.ingest()
     with duckdb.connect(str(store.path)) as connection:
-        connection.execute("ALTER TABLE migrations DROP COLUMN checksum")  # as before there were checksums
+        connection.execute("ALTER TABLE migrations DROP COLUMN checksum")  # as in versions without checksums
     with pytest.raises(InputError, match="written by an unreleased distill with a different 0001_initial"):
         store.rows("SELECT 1")
 
@@ -300,16 +298,16 @@ def test_a_killed_writer_loses_no_row_that_append_returned_for(tmp_path: Path) -
     for attempt in range(3):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert writer.stdout
-        said = [writer.stdout.readline() for _ in range(7 + 3 * attempt)]
+        printed = [writer.stdout.readline() for _ in range(7 + 3 * attempt)]
         writer.send_signal(signal.SIGKILL)
         rest = writer.communicate()[0]
-        last = int((rest.splitlines() or said)[-1])
+        last = int((rest.splitlines() or printed)[-1])
         store = Store(tmp_path)
         store.refresh()  # what `distill plan` and `distill traces` do before they read
         assert {str(n) for n in range(last + 1)} <= set(keys_in(store))
 
 
-def test_reading_leaves_a_damaged_store_to_the_next_run(tmp_path: Path) -> None:
+def test_refreshing_leaves_a_damaged_store_to_the_next_run(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.append("problems", rows("a"))
     store.ingest()
@@ -340,19 +338,19 @@ problem = st.builds(
 
 
 @given(problem)
-def test_a_problem_survives_its_row(original: Problem) -> None:
+def test_a_problem_is_read_back_from_its_row(original: Problem) -> None:
     assert problem_of(problem_row(original)) == original
 
 
 @given(problem, text)
-def test_a_problem_key_is_of_content_not_of_name_or_split(original: Problem, other: str) -> None:
+def test_a_problem_key_depends_on_content_and_not_on_name_or_split(original: Problem, other: str) -> None:
     renamed = replace(original, id=other, origin=other, split="heldout")
     assert problem_key(renamed) == problem_key(original)
     assert problem_key(replace(original, difficulty=11)) != problem_key(original)
     assert problem_key(replace(original, prompt=original.prompt + "!")) != problem_key(original)
 
 
-def test_a_trace_key_knows_what_makes_a_sample() -> None:
+def test_a_trace_key_covers_everything_that_determines_a_sample() -> None:
     one = Problem("p", "1 + 1", "2", "math", "s")
     base = Sampling(temperature=1.0, seed=1)
     key = trace_key(one, "model", base, 0)
@@ -368,7 +366,7 @@ def test_a_trace_key_knows_what_makes_a_sample() -> None:
     assert greedy[0] == greedy[1]
 
 
-def test_how_an_answer_is_checked_is_not_in_a_trace_key() -> None:
+def test_a_trace_key_does_not_cover_how_the_answer_is_checked() -> None:
     one = Problem("p", "1 + 1", "3", "math", "s")
     mended, otherwise = replace(one, reference="2"), replace(one, verifier="exact")
     assert len({problem_key(p) for p in (one, mended, otherwise)}) == 3

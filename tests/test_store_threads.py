@@ -1,4 +1,4 @@
-"""A store that several threads of one process use: each waits for the others, as processes do."""
+"""A store used by several threads of one process: each waits for the others, as processes do."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> Store:
     return made
 
 
-def test_who_writes_waits_for_who_reads(store: Store, pool: ThreadPoolExecutor) -> None:
+def test_a_writer_waits_for_readers(store: Store, pool: ThreadPoolExecutor) -> None:
     store.append("problems", rows("b"))
     with store.reading() as connection:
         with pytest.raises(Busy, match="this process"):
@@ -50,9 +50,7 @@ def test_who_writes_waits_for_who_reads(store: Store, pool: ThreadPoolExecutor) 
     assert not list(store.path.parent.glob("*damaged*"))
 
 
-def test_threads_that_write_and_read_at_once_lose_nothing_and_add_nothing_twice(
-    store: Store, pool: ThreadPoolExecutor
-) -> None:
+def test_concurrent_threads_lose_and_duplicate_no_rows(store: Store, pool: ThreadPoolExecutor) -> None:
     together = threading.Barrier(8)
 
     def work(number: int) -> None:

@@ -1,4 +1,4 @@
-"""Traces lie in the journal's files alone: none is lost, doubled or changed, whatever happens to the database."""
+"""Traces are kept only in the journal's files: none is lost, duplicated or changed, whatever happens to the database."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def files(store: Store) -> list[str]:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are large, and many, soon."""
+    """Low limits, so that files soon count as large and as many."""
     monkeypatch.setattr(filed, "LARGE", 3)
     monkeypatch.setattr(filed, "MANY", 3)
     monkeypatch.setattr(filed, "GROUP", 5)
@@ -51,7 +51,7 @@ steps = st.lists(
 @pytest.mark.usefixtures("small")
 @settings(max_examples=12, deadline=None)
 @given(steps=steps)
-def test_the_traces_are_those_that_were_appended_first(
+def test_of_traces_with_one_key_the_first_appended_is_kept(
     steps: list[tuple[str, list[str]]], tmp_path_factory: Any
 ) -> None:
     store = Store(tmp_path_factory.mktemp("store"))
@@ -67,7 +67,7 @@ def test_the_traces_are_those_that_were_appended_first(
             shutil.copy(store.path, saved)
         elif step == "put back" and saved.exists():
             shutil.copy(saved, store.path)
-            store.mend()  # as every run begins
+            store.mend()  # as at the start of every run
         elif step in ("ingest", "mend"):
             getattr(store, step)()
     store.ingest()
@@ -91,13 +91,13 @@ for n in range(10_000):
 
 
 @pytest.mark.usefixtures("small")
-def test_a_killed_writer_loses_no_trace_and_doubles_none(tmp_path: Path) -> None:
+def test_a_killed_writer_loses_and_duplicates_no_trace(tmp_path: Path) -> None:
     for attempt in range(2):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert writer.stdout
-        said = [writer.stdout.readline() for _ in range(6 + 5 * attempt)]
+        printed = [writer.stdout.readline() for _ in range(6 + 5 * attempt)]
         writer.send_signal(signal.SIGKILL)
-        last = int(((writer.communicate()[0]).splitlines() or said)[-1])
+        last = int(((writer.communicate()[0]).splitlines() or printed)[-1])
         store = Store(tmp_path)
         store.mend()
         store.ingest()
@@ -122,9 +122,9 @@ def test_small_files_are_merged_and_large_ones_left_as_they_are(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("damage", ["taken away", "cut short"])
-def test_a_file_of_the_journal_that_is_gone_is_told_and_made_again(damage: str, tmp_path: Path) -> None:
-    said: list[str] = []
-    store = Store(tmp_path, said.append)
+def test_traces_of_a_lost_journal_file_are_reported_and_can_be_made_again(damage: str, tmp_path: Path) -> None:
+    notes: list[str] = []
+    store = Store(tmp_path, notes.append)
     for keys in ("ab", "c"):
         store.append("traces", rows(*keys))
         store.ingest()
@@ -136,7 +136,7 @@ def test_a_file_of_the_journal_that_is_gone_is_told_and_made_again(damage: str, 
     with pytest.raises(InputError, match=r"damaged: .*the next `distill run` remakes it"):
         texts(store)
     store.mend()
-    assert "2 traces are lost, as their files are missing or truncated" in said[-1]
+    assert "2 traces are lost, as their files are missing or truncated" in notes[-1]
     assert texts(store) == {"c": "so c it is"}
     store.append("traces", rows("a"))
     store.ingest()
@@ -144,7 +144,7 @@ def test_a_file_of_the_journal_that_is_gone_is_told_and_made_again(damage: str, 
 
 
 def test_a_store_of_an_older_distill_keeps_its_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the rows lay in the database, and in the journal; even those that the journal lacks are kept."""
+    """There the rows were in the database and in the journal. Even those missing from the journal are kept."""
     store = Store(tmp_path)
     store.append("traces", rows("a", "b"))
     (shard,) = shards.pending(store.shards, "traces")
@@ -160,7 +160,7 @@ def test_a_store_of_an_older_distill_keeps_its_traces(tmp_path: Path, monkeypatc
             )
             connection.execute("INSERT INTO traces (trace_key, thinking) VALUES ('c', 'so c it is')")
             connection.execute("INSERT INTO ingested VALUES ('traces', ?, 2)", [shard.name])
-    assert set(texts(store)) == {"a", "b", "c"}  # read, before any run, as it is
+    assert set(texts(store)) == {"a", "b", "c"}  # readable as it is, before any run
     store.mend()
     assert texts(store) == {key: f"so {key} it is" for key in "abc"}
     assert store.rows("SELECT count(*) AS n FROM trace_columns") == [{"n": 0}]
@@ -199,7 +199,7 @@ def reader(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def test_a_snapshot_keeps_nobody_from_writing_and_stands_still(tmp_path: Path, reader: subprocess.Popen[str]) -> None:
+def test_a_snapshot_does_not_block_writers_and_does_not_change(tmp_path: Path, reader: subprocess.Popen[str]) -> None:
     store = Store(tmp_path)
     store.append("traces", rows("b"))
     assert store.ingest(patience=0.0) == {"traces": 1}
@@ -208,7 +208,9 @@ def test_a_snapshot_keeps_nobody_from_writing_and_stands_still(tmp_path: Path, r
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_a_killed_snapshot_is_swept_and_a_living_one_left(tmp_path: Path, reader: subprocess.Popen[str]) -> None:
+def test_sweep_deletes_the_snapshot_of_a_killed_process_and_keeps_a_live_one(
+    tmp_path: Path, reader: subprocess.Popen[str]
+) -> None:
     from pipeline.workspace import Workspace
 
     (directory,) = tmp_path.glob(".tmp-snapshot-*")

@@ -1,4 +1,4 @@
-"""The views of the store count a trace once, whoever has judged it and how often."""
+"""The views of the store count a trace once, however often and by however many verifiers it was judged."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def judge(store: Store, traces: Sequence[Trace], verdicts: Sequence[Verdict], pr
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Two traces, called wrong and right by the first version of a verifier, both right by the second, of two
-    records of the problem; another verifier had called both wrong before."""
+    """Two traces. The first version of a verifier called one wrong and one right; the second called both right, for two
+    records of the problem. Another verifier had called both wrong before."""
     made = Store(tmp_path)
     traces = [trace(0, 10), trace(1, 30)]
     made.append("traces", [trace_row(one, keys.prompt_key(PROBLEM)) for one in traces])
@@ -56,7 +56,7 @@ def store(tmp_path: Path) -> Store:
     return made
 
 
-def test_pass_rates_are_of_the_newest_verdict_of_each_verifier(store: Store) -> None:
+def test_pass_rates_use_the_newest_verdict_of_each_verifier(store: Store) -> None:
     rows = store.rows("SELECT verifier, traces, correct, pass_rate FROM pass_rates ORDER BY ALL")
     math = {"verifier": "math", "traces": 2, "correct": 2, "pass_rate": 1.0}
     assert rows == [{"verifier": "exact", "traces": 2, "correct": 0, "pass_rate": 0.0}, math, math]
@@ -70,6 +70,6 @@ def test_prices_count_a_trace_once(store: Store) -> None:
     assert price == {"traces": 2, "correct": 2, "cost": Decimal(2), "cost_per_correct": 1.0}
 
 
-def test_the_shortest_correct_trace_is_one(store: Store) -> None:
+def test_shortest_correct_lists_one_trace_per_problem(store: Store) -> None:
     (row,) = store.rows("SELECT trace_key, tokens FROM shortest_correct")
     assert row == {"trace_key": trace(0, 10).key, "tokens": 10}

@@ -1,4 +1,4 @@
-"""Ways to hold a student and to end its training: NF4, gradient checkpointing, early stopping, learning rates."""
+"""A student's weights and the end of its training: NF4, gradient checkpointing, early stopping, learning rates."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def fit_half(model: Any, directory: Path, stop: Any = lambda: False) -> TrainRes
     return train(model, examples(8), settings, checkpoints=directory, stop=stop)
 
 
-def test_frozen_weights_in_half_precision_learn_resume_sample_and_are_merged(base: Model, tmp_path: Path) -> None:
-    """The adapter itself is held in full precision."""
+def test_an_adapter_on_a_bf16_base_learns_resumes_samples_and_is_merged(base: Model, tmp_path: Path) -> None:
+    """The adapter itself is kept in full precision."""
     straight, resumed = halved(base), halved(base)
     held = {p.requires_grad: p.dtype for p in straight.parameters()}
     assert held == {False: torch.bfloat16, True: torch.float32}
@@ -112,12 +112,12 @@ def test_frozen_weights_in_half_precision_learn_resume_sample_and_are_merged(bas
     assert load_model(tmp_path / "out/model", torch.bfloat16).dtype == torch.bfloat16
     asked = [Request(str(i), ({"role": "user", "content": "ab"},), Sampling(max_tokens=8)) for i in range(4)]
     completions = list(TransformersEngine(straight, chat_tokenizer(), model_identity="m").generate(asked))
-    told = {c.key: c.logprobs for c in completions}
+    sampled = {c.key: c.logprobs for c in completions}
     rows = [Row(from_tokens(c.key, c.prompt_ids, c.token_ids), {}) for c in completions]
     settings = TrainSettings(ADAMW, precision="bf16")
     with learning(straight, settings, 1, tmp_path / "c", "run") as learner:
         for row, scored in zip(rows, learner.score(rows), strict=True):
-            assert scored.logprobs == pytest.approx(told[row.example.key], abs=0.2)
+            assert scored.logprobs == pytest.approx(sampled[row.example.key], abs=0.2)
 
 
 # ------------------------------------------------------------------ QLoRA
@@ -141,7 +141,7 @@ def fit(model: Any, directory: Path, stop: Any = lambda: False, steps: int = 6) 
     return train(model, examples(8), settings, checkpoints=directory, stop=stop)
 
 
-def test_nf4_holds_the_base_in_four_bits_and_learns(base: Model, tmp_path: Path) -> None:
+def test_nf4_keeps_the_base_in_four_bits_and_trains_the_adapter(base: Model, tmp_path: Path) -> None:
     model = quantised(base)
     frozen = [p for name, p in model.named_parameters() if "base_layer" in name]
     assert {p.dtype for p in frozen} == {torch.uint8}
@@ -154,7 +154,7 @@ def test_nf4_holds_the_base_in_four_bits_and_learns(base: Model, tmp_path: Path)
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
-def test_over_four_bits_layers_are_written_out_with_the_same_values_and_gradients(base: Model, half: bool) -> None:
+def test_written_out_layers_over_nf4_have_the_same_values_and_gradients(base: Model, half: bool) -> None:
     model = quantised(base)
     for name, p in model.named_parameters():
         if "lora_B" in name:
@@ -166,7 +166,7 @@ def test_over_four_bits_layers_are_written_out_with_the_same_values_and_gradient
     for written_out in (False, True):
         model.zero_grad()
         with lean(model) if written_out else nullcontext(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            asked.clear()  # `lean` tries out what it replaces
+            asked.clear()  # `lean` tries out the layers that it replaces
             values = logprobs(model, batch)
             with torch.no_grad(), model.disable_adapter():
                 reference = logprobs(model, batch)
@@ -178,7 +178,7 @@ def test_over_four_bits_layers_are_written_out_with_the_same_values_and_gradient
         assert (ours - plain).norm() <= (0.05 if half else 1e-5) * plain.norm()
 
 
-def test_nf4_stopped_and_resumed_equals_uninterrupted(base: Model, tmp_path: Path) -> None:
+def test_a_stopped_and_resumed_nf4_training_equals_an_uninterrupted_one(base: Model, tmp_path: Path) -> None:
     straight, resumed = quantised(base), quantised(base, gradient_checkpointing=True)
     fit(straight, tmp_path / "a")
     with pytest.raises(Stopped):
@@ -202,11 +202,13 @@ def test_a_quantised_student_is_merged_onto_its_dequantised_base(base: Model, ha
         unquantised = plain.eval()(input_ids=ids, use_cache=False).logits
     gap = (written - trained).abs().max() / trained.abs().max()
     assert gap < (0.05 if half else 1e-4)
-    assert (unquantised - trained).abs().max() > 0.1  # NF4 does round: merged onto another base it is another model
+    assert (
+        unquantised - trained
+    ).abs().max() > 0.1  # NF4 does round: merged onto the unquantised base it is another model
     assert "quantization_config" not in (tmp_path / "out/model/config.json").read_text()
 
 
-def test_nf4_without_bitsandbytes_or_over_an_adapter_is_one_line(
+def test_nf4_without_bitsandbytes_or_over_an_adapter_is_refused(
     base: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     from distill import pretrained
@@ -238,7 +240,7 @@ def test_the_engine_samples_from_a_quantised_student(base: Model) -> None:
 def watched(
     directory: Path, stop: Any = lambda: False, patience: int | None = 2, **changes: Any
 ) -> tuple[Any, TrainResult, dict[int, float]]:
-    """A run that soon learns its few rows by heart, and so gets worse on others."""
+    """A run that soon overfits its few rows, and so gets worse on others."""
     model, heard, others = add_lora(tiny(), rank=8, alpha=16, seed=0), {}, examples(6, seed=9)
 
     def measure(learner: Learner) -> tuple[float, dict[str, float]]:
@@ -255,7 +257,7 @@ def watched(
     return model, result, heard
 
 
-def test_training_ends_when_nothing_gets_better_with_the_best_weights(tmp_path: Path) -> None:
+def test_early_stopping_ends_with_the_best_weights(tmp_path: Path) -> None:
     model, result, heard = watched(tmp_path)
     assert result.steps == max(heard) == result.best_step + 2 * 3 < 40
     assert heard[result.best_step] == min(heard.values())
@@ -270,15 +272,15 @@ def test_training_ends_when_nothing_gets_better_with_the_best_weights(tmp_path: 
     assert total / count == pytest.approx(min(heard.values()), abs=1e-4)
 
 
-def test_what_is_only_as_good_as_before_is_no_better(tmp_path: Path) -> None:
-    """Shares of few problems are often equal."""
+def test_an_equal_measurement_is_not_an_improvement(tmp_path: Path) -> None:
+    """A pass rate over few problems often repeats."""
     settings = TrainSettings(ADAMW, batch_size=4, epochs=20)
     watch = Heldout(lambda learner: (-0.5, {}), every=2, patience=3)
     result = train(tiny(), examples(8), settings, checkpoints=tmp_path, heldout=watch)
     assert (result.best_step, result.steps) == (2, 8)
 
 
-def test_a_training_that_only_hurts_ends_with_the_weights_it_began_with(tmp_path: Path) -> None:
+def test_a_training_that_only_hurts_ends_with_its_initial_weights(tmp_path: Path) -> None:
     model, heard = tiny(), dict[int, float]()
     start, others = weights(model).clone(), examples(6, seed=9)
     settings = TrainSettings(OptimizerSettings(1.0), batch_size=4, epochs=20)
@@ -294,7 +296,7 @@ def test_a_training_that_only_hurts_ends_with_the_weights_it_began_with(tmp_path
     assert torch.equal(weights(model), start)
 
 
-def test_without_patience_all_steps_are_made_and_the_best_weights_kept(tmp_path: Path) -> None:
+def test_without_patience_all_steps_are_made_and_the_best_weights_are_kept(tmp_path: Path) -> None:
     _, result, heard = watched(tmp_path, patience=None)
     assert result.steps == 40 and set(heard) == {*range(0, 40, 3), 40}
     assert heard[result.best_step] == min(heard.values())
@@ -314,12 +316,12 @@ def test_early_stopping_is_exact_when_stopped_anywhere(tmp_path: Path) -> None:
     assert torch.equal(weights(model), weights(straight))
     assert (result.steps, result.best_step, result.losses) == (whole.steps, whole.best_step, whole.losses)
     assert again.items() <= heard.items() and result.resumed_at > 0
-    model, result, seen = watched(tmp_path / "b")  # found at its end: nothing is trained, or measured, again
+    model, result, seen = watched(tmp_path / "b")  # already finished: nothing is trained or measured again
     assert torch.equal(weights(model), weights(straight)) and seen == {} and result.resumed_at == whole.steps
 
 
-def test_the_measure_is_part_of_no_gradient(tmp_path: Path) -> None:
-    """Steps up to a measurement, and after it, are those of a run that is not watched."""
+def test_measuring_does_not_change_training(tmp_path: Path) -> None:
+    """The steps before and after a measurement equal those of a run without measurements."""
     losses = []
     for watch in (None, Heldout(lambda learner: (heldout_loss(learner, examples(6, seed=9)), {}), every=2)):
         model = add_lora(tiny(), rank=8, alpha=16, seed=0)

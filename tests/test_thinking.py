@@ -26,12 +26,12 @@ PIECES = st.lists(st.sampled_from(["<think>", "</think>", "a", " b ", "\n", "<",
         ("", False, Response("", "", True)),
     ],
 )
-def test_split(text: str, opened: bool, expected: Response) -> None:
+def test_split_thinking_by_example(text: str, opened: bool, expected: Response) -> None:
     assert split_thinking(text, opened) == expected
 
 
 @given(PIECES, st.booleans())
-def test_laws(pieces: list[str], opened: bool) -> None:
+def test_split_thinking_keeps_the_text_and_is_stable(pieces: list[str], opened: bool) -> None:
     text = "".join(pieces)
     split = split_thinking(text, opened)
     assert "<think>" not in split.answer and "</think>" not in split.answer
@@ -42,12 +42,12 @@ def test_laws(pieces: list[str], opened: bool) -> None:
 
 
 @given(st.text(alphabet="ab<>/ \n", max_size=40), st.text(alphabet="ab<>/ \n", max_size=40))
-def test_what_is_written_between_the_tags_comes_back(thinking: str, answer: str) -> None:
+def test_thinking_and_answer_survive_a_round_trip(thinking: str, answer: str) -> None:
     assert split_thinking(f"<think>{thinking}</think>{answer}") == Response(thinking.strip(), answer.strip(), True)
 
 
 @given(PIECES, st.booleans())
-def test_token_counts_follow_the_same_rule(pieces: list[str], opened: bool) -> None:
+def test_token_counts_follow_the_rule_for_text(pieces: list[str], opened: bool) -> None:
     vocabulary = {piece: index for index, piece in enumerate(["<think>", "</think>", "a", " b ", "\n"])}
     pieces = [piece for piece in pieces if piece in vocabulary]
     ids = [vocabulary[piece] for piece in pieces]
@@ -56,7 +56,7 @@ def test_token_counts_follow_the_same_rule(pieces: list[str], opened: bool) -> N
     assert "".join(pieces[thinking:]).strip() == split_thinking("".join(pieces), opened).answer
 
 
-def test_a_closing_tag_spelled_with_several_tokens() -> None:
+def test_a_closing_tag_may_be_several_tokens() -> None:
     assert count_thinking_tokens([5, 7, 8, 9, 1, 2], close=[7, 8, 9]) == (4, 2)
     assert count_thinking_tokens([5, 7, 8], close=[7, 8, 9], opened=True) == (3, 0)
     assert count_thinking_tokens([5, 7, 8], close=[7, 8, 9]) == (0, 3)

@@ -1,4 +1,4 @@
-"""The training engine: what is learned, packing without contamination, exact resume, export."""
+"""The training engine: what it learns, packing without contamination, exact resume, and export."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ def single(model: Any, example: Example) -> torch.Tensor:
 # ------------------------------------------------------------------ examples
 
 
-def test_a_row_that_teaches_nothing_is_refused() -> None:
+def test_a_row_without_a_supervised_token_is_refused() -> None:
     with pytest.raises(InputError, match="no supervised token"):
         from_tokens("k", [1, 2, 3], [])
     with pytest.raises(InputError, match="no supervised token"):
         Example("k", (5, 6), (True, False))  # the first token has nothing before it
 
 
-# ------------------------------------------------------------------ order and cutting
+# ------------------------------------------------------------------ order and micro-batches
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=60)
 
 
 @given(lengths, st.integers(1, 9), st.integers(0, 3))
-def test_every_row_once_per_epoch_in_an_order_of_its_own(sizes: list[int], batch: int, epoch: int) -> None:
+def test_every_row_comes_once_per_epoch_in_a_reproducible_order(sizes: list[int], batch: int, epoch: int) -> None:
     order = Order(tuple(sizes), batch, seed=3)
     steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
     rows = [row for step in steps for row in order(step)]
@@ -79,7 +79,7 @@ def test_every_row_once_per_epoch_in_an_order_of_its_own(sizes: list[int], batch
 
 @st.composite
 def packs(draw: Any) -> list[Example]:
-    """Rows with prompts of their own, rows that share one, and prompts that begin another."""
+    """Rows with separate prompts, rows that share a prompt, and prompts that are the beginning of another."""
     ids = partial(st.lists, st.integers(0, VOCABULARY - 1))
     shown = draw(st.sampled_from([[], draw(ids(min_size=1, max_size=20))]))
     rows = []
@@ -90,14 +90,14 @@ def packs(draw: Any) -> list[Example]:
 
 
 @given(packs(), st.integers(1, 100), st.integers(1, 3))
-def test_micro_batches_hold_every_row_once_within_the_limit(rows: list[Example], limit: int, shares: int) -> None:
+def test_micro_batches_contain_every_row_once_within_the_limit(rows: list[Example], limit: int, shares: int) -> None:
     runs = micro_batches(rows, limit, shares)
     assert sorted(row for run in runs for row in run) == list(range(len(rows)))
     sizes = [pack([rows[i] for i in run]).input_ids.shape[1] for run in runs]
-    assert max(sizes) <= limit + 2 * max(map(len, rows))  # a row more, and a prompt again where it is cut off
+    assert max(sizes) <= limit + 2 * max(map(len, rows))  # one row more, and a prompt repeated where it is split
 
 
-def test_micro_batches_keep_the_rows_of_a_prompt_together_and_even() -> None:
+def test_micro_batches_keep_a_prompt_s_rows_together_and_are_of_even_size() -> None:
     rows = [from_tokens(f"{p}-{i}", [p] * (20 + p), [i + 1] * (30 + i)) for i in range(8) for p in range(16)]
     for shares in (1, 2):
         runs = micro_batches(rows, 1000, shares)
@@ -105,7 +105,7 @@ def test_micro_batches_keep_the_rows_of_a_prompt_together_and_even() -> None:
         sizes = [pack([rows[i] for i in run]).input_ids.shape[1] for run in runs]
         assert max(sizes) < 1.15 * min(sizes)
         parts = sum(len({rows[i].prompt for i in run}) for run in runs)
-        assert parts < 16 + len(runs)  # one prompt, at most, is in two neighbouring runs
+        assert parts < 16 + len(runs)  # at most one prompt is in two neighbouring runs
 
 
 @given(lengths)
@@ -156,7 +156,7 @@ MODELS = {
 
 @settings(max_examples=12)
 @given(packs(), st.sampled_from(sorted(MODELS)))
-def test_what_rows_share_is_computed_once_with_the_same_gradient(rows: list[Example], kind: str) -> None:
+def test_a_shared_prefix_is_computed_once_with_the_same_gradient(rows: list[Example], kind: str) -> None:
     model = MODELS[kind]
     weigh = torch.randn(sum(row.supervised for row in rows), generator=torch.Generator().manual_seed(0))
     values, gradient = alone(model, rows, weigh)
@@ -172,7 +172,7 @@ def test_what_rows_share_is_computed_once_with_the_same_gradient(rows: list[Exam
 
 @settings(max_examples=12)
 @given(packs(), st.sampled_from([8, 64]))
-def test_what_a_row_is_filled_up_with_nobody_sees(rows: list[Example], multiple: int) -> None:
+def test_padding_changes_no_value_or_gradient(rows: list[Example], multiple: int) -> None:
     model, found = MODELS["Qwen3"], []
     for batch in (pack(rows), pack(rows, multiple=multiple)):
         model.zero_grad()
@@ -186,9 +186,9 @@ def test_what_a_row_is_filled_up_with_nobody_sees(rows: list[Example], multiple:
         assert (filled - plain).norm() <= 1e-5 * plain.norm()
 
 
-def test_a_group_costs_its_prompt_once_and_what_a_system_prompt_costs_too() -> None:
-    system, asked, said = [1] * 40, ([2] * 10, [3] * 10), ([4] * 5, [5] * 6, [6] * 7)
-    rows = [from_tokens("row", [*system, *prompt], response) for prompt in asked for response in said]
+def test_a_pack_contains_shared_prompts_and_system_prompts_once() -> None:
+    system, prompts, responses = [1] * 40, ([2] * 10, [3] * 10), ([4] * 5, [5] * 6, [6] * 7)
+    rows = [from_tokens("row", [*system, *prompt], response) for prompt in prompts for response in responses]
     computed = 40 + 2 * (10 + (4 + 5 + 6))  # the last token of a row predicts nothing
     assert pack(rows).input_ids.shape[1] == computed
     assert pack([from_tokens("row", [1], [i] * 60) for i in range(9)]).input_ids.shape[1] == 9 * 60  # not worth it
@@ -227,7 +227,7 @@ def test_the_guard_notices_contamination(wrong: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_transformers_own_packing_with_a_cache_contaminates() -> None:
-    """The trap that `use_cache=False` and the guard exist for: the same row through the stock path."""
+    """The trap that `use_cache=False` and the guard exist for: the same row through the stock forward pass."""
     model, batch = tiny().eval(), pack(examples(4))
     rows = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
     with torch.no_grad():
@@ -236,10 +236,10 @@ def test_transformers_own_packing_with_a_cache_contaminates() -> None:
     assert (stock[batch.sources].gather(1, batch.targets[:, None]).squeeze(1) - ours).abs().max() > 0.1
 
 
-def test_the_guard_notices_the_trap_of_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers' own packing is right without a cache, and off by whole nats with one."""
+def test_the_guard_notices_contamination_through_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' own packing is right without a cache, and off by more than a nat with one."""
     model = tiny()
-    batch = pack(examples(3))  # that share no beginning: transformers could not compute it once
+    batch = pack(examples(3))  # without a shared prefix, which transformers could not compute once
     ours = logprobs(model, batch)
     monkeypatch.setattr(attention, "NAME", "sdpa")
     torch.testing.assert_close(logprobs(model, batch), ours, atol=1e-4, rtol=0)
@@ -254,7 +254,7 @@ def test_the_guard_notices_the_trap_of_a_cache(monkeypatch: pytest.MonkeyPatch) 
         check_packing(model)
 
 
-def test_a_model_that_attends_in_windows_is_refused() -> None:
+def test_rows_longer_than_a_sliding_window_are_refused() -> None:
     windowed = tiny(use_sliding_window=True, sliding_window=4, max_window_layers=0)
     with pytest.raises(InputError, match="sliding window"):
         logprobs(windowed, pack(examples(3)))
@@ -262,9 +262,7 @@ def test_a_model_that_attends_in_windows_is_refused() -> None:
 
 @pytest.mark.parametrize("window", [20, 70], ids=["less than the filling", "no multiple of it"])
 @pytest.mark.parametrize("multiple", [1, FEW])
-def test_documents_up_to_a_window_are_those_of_transformers_however_rows_are_filled_up(
-    window: int, multiple: int
-) -> None:
+def test_documents_within_a_sliding_window_equal_transformers(window: int, multiple: int) -> None:
     model = tiny(use_sliding_window=True, sliding_window=window, max_window_layers=0)
     rows = [from_tokens("row", [1, 2], [(3 * i + n) % VOCABULARY for n in range(i)]) for i in (5, 16, window - 1)]
     found = []
@@ -281,7 +279,7 @@ def test_documents_up_to_a_window_are_those_of_transformers_however_rows_are_fil
         logprobs(model, pack([*rows, from_tokens("row", [1, 2], [3] * window)], multiple=multiple))
 
 
-def test_chunked_logprobs_and_gradients_equal_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_logprobs_and_gradients_equal_unchunked_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     from distill.training import forward
 
     model, batch = tiny(), pack(examples(6))
@@ -298,7 +296,7 @@ def test_chunked_logprobs_and_gradients_equal_whole_ones(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("chunk", [7 * VOCABULARY, 1 << 24], ids=["chunked", "whole"])
-def test_entropies_are_those_of_full_logits_and_change_no_bit_of_the_rest(
+def test_entropies_equal_those_of_full_logits_and_change_nothing_else(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from distill.training import forward
@@ -308,12 +306,14 @@ def test_entropies_are_those_of_full_logits_and_change_no_bit_of_the_rest(
     found = []
     for entropy in (False, True):
         model.zero_grad()
-        told = forward.tell(model, batch, 0.7, entropy)
-        told.logprobs.sum().backward()
-        found.append([told.logprobs.detach(), *(p.grad.clone() for p in model.parameters())])
+        result = forward.tell(model, batch, 0.7, entropy)
+        result.logprobs.sum().backward()
+        found.append([result.logprobs.detach(), *(p.grad.clone() for p in model.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-    assert told.entropy is not None and not told.entropy.requires_grad
-    for example, values in zip(batch.examples, told.entropy.split([e.supervised for e in batch.examples]), strict=True):
+    assert result.entropy is not None and not result.entropy.requires_grad
+    for example, values in zip(
+        batch.examples, result.entropy.split([e.supervised for e in batch.examples]), strict=True
+    ):
         logits = model(input_ids=torch.tensor([example.input_ids]), use_cache=False).logits[0, :-1] / 0.7
         own = torch.distributions.Categorical(logits=logits).entropy()[torch.tensor(example.labels_mask[1:])]
         torch.testing.assert_close(values, own, atol=1e-4, rtol=1e-4)
@@ -346,7 +346,7 @@ def test_lean_layers_have_the_values_and_gradients_of_peft_and_autograd(
 
 @pytest.mark.parametrize("rank", [1, 8], ids=["small rank", "large rank"])
 @pytest.mark.parametrize("base", [torch.float32, torch.bfloat16], ids=["fp32 base", "bf16 base"])
-def test_lean_layers_in_half_precision_are_as_near_to_the_truth_as_peft_under_autocast(
+def test_half_precision_lean_layers_are_as_accurate_as_peft_under_autocast(
     base: torch.dtype, rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gated, "TILE", 16)
@@ -384,8 +384,8 @@ def test_lean_layers_in_half_precision_are_as_near_to_the_truth_as_peft_under_au
 
 
 @pytest.mark.parametrize("part", [1e-2, 1e-3, 1e-4])
-def test_an_update_is_not_lost_beside_a_weight_in_half_precision_however_small(part: float) -> None:
-    """Rounded into the weight, or added to what was rounded, half of 1 / 1000 is lost; backward, too."""
+def test_small_lora_updates_are_not_lost_beside_half_precision_weights(part: float) -> None:
+    """Rounded into the weight, or added to a rounded product, an update of 1 / 1000 would half be lost; backward too."""
     torch.manual_seed(0)
     x, weight = torch.randn(4000, 64).bfloat16().requires_grad_(), torch.randn(64, 64).bfloat16()
     a, b, g = torch.randn(4, 64), torch.randn(64, 4) * part / 2, torch.randn(4000, 64).bfloat16()
@@ -398,7 +398,7 @@ def test_an_update_is_not_lost_beside_a_weight_in_half_precision_however_small(p
         assert abs(seen - 1) < 0.2
 
 
-def test_a_block_that_is_more_than_a_gate_is_left_alone() -> None:
+def test_a_block_with_another_activation_is_left_alone() -> None:
     model = add_lora(tiny(hidden_act="gelu"), rank=2, alpha=2, seed=1)
     plain = logprobs(model, pack(examples(3)))
     with lean(model):
@@ -407,7 +407,7 @@ def test_a_block_that_is_more_than_a_gate_is_left_alone() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*merging LoRA weights")
 @pytest.mark.parametrize("more", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}], ids=str)
-def test_an_adapter_that_is_more_than_two_factors_is_left_to_peft(more: dict[str, Any]) -> None:
+def test_an_adapter_beyond_plain_lora_is_left_to_peft(more: dict[str, Any]) -> None:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=4, target_modules="all-linear", **more)
@@ -428,7 +428,7 @@ def test_an_adapter_that_is_more_than_two_factors_is_left_to_peft(more: dict[str
 
 @pytest.mark.parametrize("rows", ["alone", "ragged", "sharing a beginning"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_attention_written_out_has_the_values_and_gradients_of_autograd(
+def test_written_out_attention_has_the_values_and_gradients_of_autograd(
     dtype: torch.dtype, rows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = {"alone": (50, 61, 61), "ragged": (3, 9, 4, 40)}.get(rows)
@@ -449,14 +449,14 @@ def test_attention_written_out_has_the_values_and_gradients_of_autograd(
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize(("dtype", "spread", "gap"), [(torch.float32, 30, 1e-5), (torch.bfloat16, 1, 0.02)])
-def test_a_frozen_head_in_tiles_has_the_values_and_gradients_of_autograd(
+def test_a_tiled_frozen_head_has_the_values_and_gradients_of_autograd(
     dtype: torch.dtype, spread: float, gap: float, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "ROWS", 5)
-    monkeypatch.setattr(head, "WIDTH", 16)  # 40 tokens are two tiles and a half
+    monkeypatch.setattr(head, "WIDTH", 16)  # 40 tokens are two and a half tiles
     torch.manual_seed(0)
     layer = torch.nn.Linear(8, VOCABULARY, bias=False).requires_grad_(False)
-    layer.weight.mul_(spread)  # by 30 logits are up to 100: whoever forgets the largest overflows
+    layer.weight.mul_(spread)  # with 30 logits reach 100: without subtracting the largest they overflow
     hidden, weigh = torch.randn(13, 8, requires_grad=True), torch.randn(13)
     targets = torch.randint(0, VOCABULARY, (13,))
     assert head.is_plain(layer) and not head.is_plain(layer.requires_grad_(True))
@@ -470,8 +470,8 @@ def test_a_frozen_head_in_tiles_has_the_values_and_gradients_of_autograd(
 
 
 @pytest.mark.parametrize("sure", [False, True])
-def test_in_half_precision_a_head_says_nothing_impossible(sure: bool) -> None:
-    """A label's logit is rounded as the others are: no probability is above 1, no entropy below 0."""
+def test_a_half_precision_head_gives_valid_probabilities_and_entropies(sure: bool) -> None:
+    """A label's logit is rounded like the others: no probability is above 1, no entropy below 0."""
     torch.manual_seed(0)
     hidden, weight = torch.randn(64, 32), torch.randn(VOCABULARY, 32) * 3
     targets = (hidden @ weight.t()).argmax(-1) if sure else torch.randint(0, VOCABULARY, (64,))
@@ -481,8 +481,8 @@ def test_in_half_precision_a_head_says_nothing_impossible(sure: bool) -> None:
 
 @pytest.mark.parametrize("unsure", [1e-1, 1e-2, 1e-3])
 @pytest.mark.parametrize("grid", [False, True], ids=["fp32 weights", "bf16 weights"])
-def test_in_half_precision_what_is_left_to_learn_of_a_sure_label_is_not_rounded_away(grid: bool, unsure: float) -> None:
-    """Each label has one rival: the gradient is (1 - p) (W[label] - W[rival]), and about nothing but rounding else."""
+def test_a_half_precision_head_keeps_the_gradient_of_nearly_certain_labels(grid: bool, unsure: float) -> None:
+    """Each label has one rival, so the gradient is (1 - p) (W[label] - W[rival]), and otherwise hardly more than rounding."""
     torch.manual_seed(0)
     weight = torch.linalg.qr(torch.randn(64, 64))[0][:VOCABULARY]
     weight = weight.bfloat16().float() if grid else weight
@@ -496,7 +496,7 @@ def test_in_half_precision_what_is_left_to_learn_of_a_sure_label_is_not_rounded_
     assert (ours.norm(dim=-1) / exact.norm(dim=-1)).log().abs().max() < 0.3  # a logit of 30 is rounded by up to 1 / 16
 
 
-def test_the_last_block_is_asked_for_what_predicts_alone() -> None:
+def test_the_last_block_computes_only_the_positions_that_predict() -> None:
     model = tiny()
     rows = [from_tokens("row", [1, 2, 3, 4, 5, i], [7, 8, i]) for i in range(6)]
     batch, seen = pack(rows), list[int]()
@@ -532,7 +532,7 @@ def test_rotary_has_the_values_and_gradients_of_the_models_own() -> None:
     assert modeling_qwen3.apply_rotary_pos_emb is own
 
 
-def test_lora_starts_from_its_seed_alone() -> None:
+def test_lora_s_initial_weights_depend_only_on_the_seed() -> None:
     first, again, other = (weights(add_lora(tiny(), rank=4, alpha=8, seed=s)) for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
@@ -547,12 +547,12 @@ def run(model: Any, rows: Any, directory: Path, **changes: Any) -> tuple[Any, li
     return train(model, rows, how, checkpoints=directory, on_step=metrics.append, **callbacks), metrics
 
 
-def test_a_training_that_diverges_says_so(tmp_path: Path) -> None:
+def test_a_diverging_training_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"training diverged: .*; lower learning_rate"):
         run(tiny(), examples(8), tmp_path, epochs=4, optimizer=OptimizerSettings(1e30, warmup=0))
 
 
-def test_a_student_that_tells_no_numbers_is_the_training_s_fault_and_its_base_a_broken_file_s() -> None:
+def test_nan_logprobs_are_blamed_on_training_and_those_of_the_base_on_its_file() -> None:
     model = add_lora(tiny(), rank=4, alpha=8, seed=0)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -575,8 +575,8 @@ def test_training_learns_and_reports_each_example(tmp_path: Path) -> None:
     assert len(result.losses[rows[0].key]) == 25 and result.losses[rows[0].key][-1] == pytest.approx(now, rel=0.5)
 
 
-def test_a_stop_while_a_batch_is_made_loses_no_step(tmp_path: Path) -> None:
-    """As when a student is asked for its rows: they may take minutes."""
+def test_a_stop_while_a_batch_is_made_loses_no_step_before_it(tmp_path: Path) -> None:
+    """For instance while a student samples its rows, which may take minutes."""
     rows, settings = examples(4), TrainSettings(OptimizerSettings(1e-3), steps=4, checkpoint_seconds=None)
 
     def stopped(step: int) -> list[Example]:
@@ -589,7 +589,7 @@ def test_a_stop_while_a_batch_is_made_loses_no_step(tmp_path: Path) -> None:
     assert train(tiny(), lambda step: rows, settings, checkpoints=tmp_path).resumed_at == 2
 
 
-def test_the_cut_into_micro_batches_changes_no_gradient(tmp_path: Path) -> None:
+def test_the_split_into_micro_batches_changes_no_gradient(tmp_path: Path) -> None:
     ends = []
     for limit in (1, 30, 10_000):
         model = tiny()
@@ -600,7 +600,7 @@ def test_the_cut_into_micro_batches_changes_no_gradient(tmp_path: Path) -> None:
 
 
 def test_one_step_equals_a_plain_loop(tmp_path: Path) -> None:
-    """The reference: padded rows, torch's AdamW, the loss written out."""
+    """The reference: padded rows, torch's AdamW, and the loss written out."""
     rows, model, reference = examples(4), tiny(), tiny()
     run(model, rows, tmp_path, steps=1, optimizer=OptimizerSettings(1e-3, warmup=0, weight_decay=1))
     optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=1)
@@ -613,7 +613,7 @@ def test_one_step_equals_a_plain_loop(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="replicas are forked on Linux only")
-def test_two_cores_learn_the_same_as_one_and_the_same_bits_every_time(tmp_path: Path) -> None:
+def test_two_cores_learn_the_same_as_one_and_reproduce_every_bit(tmp_path: Path) -> None:
     ends = []
     for name, threads in (("one", 1), ("two", 2), ("again", 2)):
         model = add_lora(tiny(), rank=4, alpha=8, seed=0)
@@ -639,7 +639,7 @@ def test_bf16_autocast_learns_with_fp32_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-def test_schedules_warm_up_and_end_where_they_say(schedule: Any) -> None:
+def test_schedules_warm_up_and_reach_their_final_value(schedule: Any) -> None:
     settings = OptimizerSettings(1.0, schedule=schedule, warmup=0.1, final=0.2)
     scales = [settings.scale(step, 1000) for step in range(1000)]
     assert scales[0] < 0.02 and max(scales) == pytest.approx(1.0)
@@ -650,7 +650,7 @@ def test_schedules_warm_up_and_end_where_they_say(schedule: Any) -> None:
 
 
 @pytest.mark.parametrize("muon", [None, 2e-2])
-def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, muon: float | None) -> None:
+def test_a_stopped_and_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, muon: float | None) -> None:
     optimizer = OptimizerSettings(1e-2, muon_learning_rate=muon)
     straight = tiny()
     whole, seen = run(straight, examples(13), tmp_path / "a", epochs=3, optimizer=optimizer)
@@ -689,8 +689,8 @@ def test_torn_checkpoints_are_ignored_and_two_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("takes", "most"), [(0.0, 50), (10.0, 3)])
-def test_checkpoints_that_take_long_are_few(takes: float, most: int, tmp_path: Path, monkeypatch: Any) -> None:
-    """By a clock of the test's own: each of 50 steps takes 5 seconds, and one checkpoint as many as told."""
+def test_slow_checkpoints_are_written_less_often(takes: float, most: int, tmp_path: Path, monkeypatch: Any) -> None:
+    """By a simulated clock: each of 50 steps takes 5 seconds, and each checkpoint as many as given."""
     now, saved = [0.0], list[float]()
 
     def pass_by(seconds: float) -> None:
@@ -714,7 +714,7 @@ def flipped(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     "damage", [lambda b: bytes(len(b)), lambda b: b"torn", lambda b: b[: len(b) // 2], flipped, None]
 )
-def test_a_damaged_checkpoint_is_absent_and_is_written_again(damage: Any, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_ignored_and_written_again(damage: Any, tmp_path: Path) -> None:
     model, again = tiny(), tiny()
     run(model, examples(6), tmp_path, steps=6, checkpoint_steps=1)
     state = tmp_path / "step-00000006" / "state.pt"
@@ -774,7 +774,7 @@ def test_sigkill_at_random_moments_gives_equal_weights(tmp_path: Path) -> None:
     assert begun == 0 < resumed and torch.equal(found, expected)
 
 
-def test_a_disk_that_takes_no_more_is_named_and_what_was_there_stays(tmp_path: Path) -> None:
+def test_a_failed_write_is_reported_and_the_last_checkpoint_survives(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, 1, "r", {"weights": [torch.ones(10)]})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
@@ -787,7 +787,7 @@ def test_a_disk_that_takes_no_more_is_named_and_what_was_there_stays(tmp_path: P
     assert step == 1 and torch.equal(state["weights"][0], torch.ones(10))
 
 
-def test_a_checkpoint_marker_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_s_marker_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(*_: Any) -> None:
         raise OSError("No space left on device")
 
@@ -809,7 +809,7 @@ def test_exported_student_loads_in_plain_transformers(tmp_path: Path, wrap: bool
     tokenizer = chat_tokenizer()
     export_student(model, tokenizer, tmp_path / "student")
     assert (tmp_path / "student/adapter/adapter_model.safetensors").exists() == wrap
-    if wrap:  # peft writes sets in the order of the process's hash seed: equal runs would make unequal files
+    if wrap:  # peft writes sets in the order of the process's hash seed, so equal runs would write different files
         targets = json.loads((tmp_path / "student/adapter/adapter_config.json").read_text())["target_modules"]
         assert targets == sorted(targets) and len(targets) == 2 * 7
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "student/model")
@@ -820,18 +820,18 @@ def test_exported_student_loads_in_plain_transformers(tmp_path: Path, wrap: bool
     assert load_model(tmp_path / "student/model").dtype == torch.float32
 
 
-def test_files_that_say_something_else_than_what_was_trained_are_refused(tmp_path: Path) -> None:
+def test_an_export_that_differs_from_the_trained_model_is_refused(tmp_path: Path) -> None:
     model = add_lora(tiny(), rank=4, alpha=8, seed=0)
-    model.get_output_embeddings().register_forward_hook(lambda module, seen, made: 1.01 * made)  # in no file
+    model.get_output_embeddings().register_forward_hook(lambda module, seen, made: 1.01 * made)  # not part of any file
     with pytest.raises(PipelineError, match=r"logits differ from the trained model's by 0\.0099"):
         export_student(model, chat_tokenizer(), tmp_path / "out")
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
-def test_an_adapter_that_gets_lost_is_noticed_in_half_precision_too(
+def test_an_adapter_lost_in_the_export_is_noticed_in_half_precision_too(
     half: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it changes is less here than what rounding to bf16 may."""
+    """Here its effect is smaller than the rounding to bf16 may be."""
     model = add_lora(tiny(), rank=4, alpha=8, seed=0)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -841,7 +841,7 @@ def test_an_adapter_that_gets_lost_is_noticed_in_half_precision_too(
         export_student(model, chat_tokenizer(), tmp_path / "out", half)
 
 
-def test_settings_of_the_process_are_put_back() -> None:
+def test_settings_of_the_process_are_restored() -> None:
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     model = tiny()
     with prepared(model, threads=1):
@@ -868,11 +868,11 @@ def test_the_final_norm_is_trained_saved_merged_and_followed_by_the_engine(tmp_p
     assert torch.equal(follower.model.model.norm.weight, after)
 
 
-# ------------------------------------------------------------------ how a student is asked
+# ------------------------------------------------------------------ prompts of a student
 
 
-def test_a_student_is_trained_on_what_it_will_be_asked() -> None:
-    """Where the settings say so; else on what the problem asks, whatever its teacher was asked."""
+def test_a_student_is_trained_on_the_prompt_of_its_settings() -> None:
+    """Without such settings, on the problem's own prompt, whatever prompt its teacher got."""
     problem = Problem("x/1", "what is two", "4", "math", "x")
     row = problem_row(problem) | {"trace_key": "k", "thinking": "", "answer": "four"}
     ways: list[tuple[Any, str]] = [
@@ -894,10 +894,10 @@ def test_a_student_is_trained_on_what_it_will_be_asked() -> None:
         )
 
 
-def test_a_step_without_rows_learns_nothing_and_counts(tmp_path: Path) -> None:
-    """A source may have none: all that a student sampled was empty, say."""
-    model, told = tiny(), list[Any]()
+def test_a_step_without_rows_learns_nothing_but_counts(tmp_path: Path) -> None:
+    """A source may have no rows, for instance when all samples of a student were empty."""
+    model, metrics = tiny(), list[Any]()
     before = weights(model)
     settings = TrainSettings(OptimizerSettings(1e-2), steps=2)
-    train(model, lambda step: [], settings, checkpoints=tmp_path, on_step=told.append)
-    assert torch.equal(weights(model), before) and [m.step for m in told] == [1, 2]
+    train(model, lambda step: [], settings, checkpoints=tmp_path, on_step=metrics.append)
+    assert torch.equal(weights(model), before) and [m.step for m in metrics] == [1, 2]

@@ -1,8 +1,8 @@
-"""GRPO against TRL, the whole trainer: frozen rollouts, ten updates, the same weights.
+"""GRPO against TRL's whole trainer: frozen rollouts, ten updates, the same weights.
 
-TRL gets its rollouts through ``rollout_func``, ours through a policy that remembers; so what is compared is all that
-comes after sampling: advantages, old and reference log-probabilities, the correction of an engine whose
-log-probabilities are others (TRL's four modes of it), loss, accumulation, clipping, AdamW. Some tokens are given, not
+TRL gets its rollouts through ``rollout_func``, ours through a policy that remembers them. So everything after
+sampling is compared: advantages, old and reference log-probabilities, the correction for an engine with other
+log-probabilities (in TRL's four modes), loss, accumulation, clipping, AdamW. Some tokens are forced, not
 sampled (TRL's ``env_mask``). Skipped where TRL is not installed.
 """
 
@@ -33,7 +33,7 @@ from rl.monitors import GrpoMetrics  # noqa: E402
 PROMPTS, GROUP, STEPS, PASSES, LONGEST, RATE = 3, 4, 5, 2, 8, 1e-3
 CAP = 1.5
 GIVEN = 2
-"""The place of the token of every longer response that was given."""
+"""The position of the forced token in every longer response."""
 
 
 def drawn(*place: object) -> list[int]:
@@ -49,8 +49,8 @@ def prompt(name: str) -> list[int]:
     return drawn(name)
 
 
-def told(*place: object) -> list[float]:
-    """What the engine says that its tokens' log-probabilities were; the trainer's are -4.8 in the mean."""
+def engine_logprobs(*place: object) -> list[float]:
+    """The log-probabilities that the engine reports for its tokens; the trainer's are -4.8 on average."""
     ids = drawn(*place)
     return [float(x) for x in generator("engine", *place).uniform(-5.3, -4.3, len(ids))]
 
@@ -60,7 +60,7 @@ def reward(ids: Sequence[int]) -> float:
 
 
 class Remembering:
-    """A policy whose samples are known beforehand."""
+    """A policy whose samples are fixed beforehand."""
 
     name = "frozen"
 
@@ -71,12 +71,12 @@ class Remembering:
         for request in requests:
             _, _, name, index = request.key.split("/")
             ids = tuple(drawn(name, int(index)))
-            said = tuple(told(name, int(index)))
+            said = tuple(engine_logprobs(name, int(index)))
             yield Completion(request.key, "", tuple(prompt(name)), "", ids, said, Finish.STOP, forced=forced(ids))
 
 
 class Corrected(GRPOTrainer):
-    """Corrects what ``rollout_func`` gives as if vLLM had sampled it."""
+    """Corrects the rollouts of ``rollout_func`` as if vLLM had sampled them."""
 
     def _generate(self, prompts: list[Any]) -> Any:
         self.use_vllm = False
@@ -86,7 +86,7 @@ class Corrected(GRPOTrainer):
 
 
 def ours(model: Any, directory: Path, kind: str, kl: float, scale: Any, mode: str) -> list[float]:
-    """The norms of the gradients, in the mean of each step's updates; AdamW would forgive a wrong scale."""
+    """The gradient norms, averaged over each step's updates; AdamW alone would hide a wrong scale."""
     recipe, aggregation = loss.RECIPES[kind]
     level, how = mode.split("_")
     correction = loss.EngineCorrection(cast(Any, how), cast(Any, level), high=CAP)
@@ -109,7 +109,7 @@ def theirs(model: Any, directory: Path, kind: str, kl: float, scale: str, mode: 
     def rollouts(names: list[str], trainer: Any) -> dict[str, Any]:
         made = [drawn(name, index % GROUP) for index, name in enumerate(names)]
         mask = [[int(t not in forced(ids)) for t in range(len(ids))] for ids in made]
-        said = [told(name, index % GROUP) for index, name in enumerate(names)]
+        said = [engine_logprobs(name, index % GROUP) for index, name in enumerate(names)]
         return {"prompt_ids": list(map(prompt, names)), "completion_ids": made, "logprobs": said, "env_mask": mask}
 
     recipe, _ = loss.RECIPES[kind]
@@ -154,7 +154,7 @@ def test_ten_updates_on_frozen_rollouts_equal_trl_s(
         ends.append(weights(made).detach())
         assert (ends[-1] - before).abs().max() > 1e-3
     assert norms[0] == pytest.approx(norms[1], rel=1e-4) and len(norms[0]) == STEPS
-    # AdamW divides by the gradient's own size, so the rounding of one near zero shows whole: of a weight in a thousand,
-    # and on another CPU of others
+    # AdamW divides by the gradient's own size, so the rounding of a gradient near zero is not scaled down: it shows in one
+    # weight in a thousand, and on another CPU in other weights
     gaps = (ends[0] - ends[1]).abs()
     assert gaps.quantile(0.999) < 3e-6 and gaps.max() < RATE / 10

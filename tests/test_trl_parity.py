@@ -1,8 +1,8 @@
 """TRL as the oracle of the policy-gradient loss, the advantages and the log-probabilities.
 
 TRL's own `GRPOTrainer._compute_loss` is run on log-probabilities that are leaves, for every combination of
-what both sides offer; ours must give the same loss and the same gradient. Skipped where TRL is not
-installed: it is no dependency, `make test-all` brings it.
+options that both sides have; ours must give the same loss and the same gradient. Skipped where TRL is not
+installed: it is not a dependency, but `make test-all` installs it.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ GRID = list(
 )
 
 
-GRID = [case for case in GRID if case[0] != "cispo" or case[3] is None]  # two-sided clipping is the clipped one's
+GRID = [
+    case for case in GRID if case[0] != "cispo" or case[3] is None
+]  # dual clipping is an option of the clipped loss alone
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -130,7 +132,7 @@ def test_loss_and_gradient_equal_trl_on_the_whole_grid() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_and_entropies_of_packed_rows_equal_trl_s_of_padded_ones(temperature: float) -> None:
+def test_logprobs_and_entropies_of_packed_rows_equal_trl_s_of_padded_rows(temperature: float) -> None:
     model, patched = tiny(initializer_range=0.3), tiny(initializer_range=0.3)
     add_fused_lm_head(patched, temperature=temperature, outputs=("log_probs", "entropy"))
     draw = generator("parity", "ids")
@@ -143,7 +145,7 @@ def test_logprobs_and_entropies_of_packed_rows_equal_trl_s_of_padded_ones(temper
         model_kwarg_keys=set(), accelerator=SimpleNamespace(unwrap_model=lambda m: m, autocast=nullcontext), aux_loss_enabled=False,
     )  # fmt: skip
     with torch.no_grad():
-        measured = inspect.unwrap(GRPOTrainer._get_per_token_logps_and_entropies)  # less its profiler
+        measured = inspect.unwrap(GRPOTrainer._get_per_token_logps_and_entropies)  # without its profiler
         found, spread, _ = measured(trainer, patched, ids, mask, width, compute_entropy=True)
         batch = pack([from_tokens(str(i), p, r) for i, (p, r) in enumerate(rows)])
         made = tell(model, batch, temperature, entropy=True)
@@ -157,8 +159,8 @@ def test_logprobs_and_entropies_of_packed_rows_equal_trl_s_of_padded_ones(temper
 
 @pytest.mark.parametrize("group", [2, 4])
 def test_advantages_equal_trl_s_formulas(group: int) -> None:
-    """As `_generate_and_score_completions` writes them: the group's mean, over TRL's own deviation, and nothing where
-    a reward is NaN. Constant groups are among them, and groups of which one or none is judged."""
+    """As in `_generate_and_score_completions`: rewards minus the group's mean, over TRL's own deviation, and 0 where a
+    reward is NaN. Includes constant groups, and groups with one judged sample or none."""
     seen = set()
     for seed in range(100):
         draw = generator("parity", group, seed)
@@ -175,7 +177,7 @@ def test_advantages_equal_trl_s_formulas(group: int) -> None:
     assert {(0, False), (1, False), (group, False), (group, True)} <= seen
 
 
-def test_the_soft_overlong_punishment_equals_trl_s() -> None:
+def test_the_soft_overlong_penalty_equals_trl_s() -> None:
     punish = get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=20)
     lengths = [1, 79, 80, 81, 95, 99, 100, 130]
     assert [credit.soft_overlong(n, 100, 20) for n in lengths] == pytest.approx(punish([[0] * n for n in lengths]))

@@ -1,7 +1,7 @@
 """TRL's SFTTrainer as the oracle of supervised training: the same batches, 20 steps, the same losses and weights.
 
-TRL tokenises, masks, batches and optimises by itself; ours does by itself; all they share are the
-conversations, their order and the initial weights. Skipped where TRL is not installed (extra: oracle).
+TRL and ours tokenise, mask, batch and optimise independently. All they share is the conversations, their order
+and the initial weights. Skipped where TRL is not installed (extra: oracle).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TEMPLATE = (
 
 
 class InOrder(SFTTrainer):
-    """Takes the rows as they come, and remembers the loss of every micro-batch."""
+    """Takes the rows in order, and records the loss of every micro-batch."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         self.losses: list[float] = []
@@ -57,7 +57,7 @@ def text(*place: object) -> str:
 
 
 def conversation(index: int) -> list[Message]:
-    """Every third has two turns of the assistant."""
+    """Every third conversation has two turns of the assistant."""
     turns = 4 if index % 3 == 0 else 2
     return [{"role": "assistant" if t % 2 else "user", "content": f"x{text(index, t)}x"} for t in range(turns)]
 
@@ -94,6 +94,6 @@ def test_twenty_steps_equal_trl_s(lora: bool, packed: bool, tmp_path: Path) -> N
 
     pairs = zip(trainer.losses[::2], trainer.losses[1::2], strict=True)
     torch.testing.assert_close([m.loss for m in heard], [sum(pair) for pair in pairs], atol=1e-5, rtol=0)
-    # AdamW divides by the gradient's own size, so the rounding of one near zero shows whole: 1.7e-6 in one weight
+    # AdamW divides by the gradient's own size, so the rounding of a gradient near zero is not scaled down: 1.7e-6 in one weight
     torch.testing.assert_close(weights(ours), weights(theirs), atol=1e-6 if lora else 3e-6, rtol=0)
-    assert (weights(ours) - weights(model(lora))).abs().max() > 1e-3  # they did move
+    assert (weights(ours) - weights(model(lora))).abs().max() > 1e-3  # the weights did move

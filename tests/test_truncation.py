@@ -1,4 +1,4 @@
-"""Responses cut at their limit: kept, left out, or gone on with; counted, killed in between, never made twice."""
+"""Responses cut at their limit: kept, dropped or continued; counted, killed in between, never made twice."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TIME_COLUMNS = {"seconds", "created"}
 
 
 class Here:
-    """A stage's context, as far as sampling needs it."""
+    """The part of a stage's context that sampling needs."""
 
     def __init__(self) -> None:
         self.heard: list[dict[str, Any]] = []
@@ -54,7 +54,7 @@ def wishes_for(texts: list[str], max_tokens: int = 20, **sampling: Any) -> list[
 
 
 def make(store: Store, wishes: list[Wanted], limits: list[int], engine: WordsEngine | None = None) -> list[str]:
-    """What stands; the keys in order."""
+    """The keys of the final responses, in order."""
     standing = truncation.make_whole(store, wishes, lambda: engine or WordsEngine("m"), Here(), limits)  # type: ignore[arg-type]
     return [wish.key for wish in standing]
 
@@ -70,25 +70,25 @@ LONG = [text for text in TEXTS if len(words(f"user: {text}\n")) > 20]
 (SHORT, *_) = [text for text in TEXTS if text not in LONG]
 
 
-def test_a_continued_response_is_the_one_that_was_never_cut(tmp_path: Path) -> None:
+def test_a_continued_response_equals_one_that_was_never_cut(tmp_path: Path) -> None:
     store = Store(tmp_path)
     standing = make(store, wishes_for(TEXTS), [30, 100])
     assert 0 < len(LONG) < PROBLEMS
     whole = [split_thinking("".join(words(f"user: {text}\n"))) for text in TEXTS]
     assert said_by(store, standing) == [("stop", parts.thinking, parts.answer) for parts in whole]
     finishes = Counter(row["finish"] for row in store.rows("SELECT finish FROM traces"))
-    assert finishes["length"] >= len(LONG)  # what was cut is kept too
-    told = store.rows("SELECT trace_key, continued_by, continued_to FROM continuations")
-    chain = {row["trace_key"]: row["continued_by"] for row in told}
+    assert finishes["length"] >= len(LONG)  # cut responses are kept too
+    links = store.rows("SELECT trace_key, continued_by, continued_to FROM continuations")
+    chain = {row["trace_key"]: row["continued_by"] for row in links}
     for wish, key in zip(wishes_for(TEXTS), standing, strict=True):
         at = wish.key
         while at in chain:
             at = chain[at]
         assert at == key
-    assert len(told) == finishes["length"]
+    assert len(links) == finishes["length"]
 
 
-def test_a_further_limit_goes_on_from_where_the_last_one_ended(tmp_path: Path) -> None:
+def test_a_higher_limit_continues_where_the_last_one_ended(tmp_path: Path) -> None:
     store, engine = Store(tmp_path), Counting("m")
     make(store, wishes_for(LONG), [25], engine)
     before = engine.sampled
@@ -98,7 +98,7 @@ def test_a_further_limit_goes_on_from_where_the_last_one_ended(tmp_path: Path) -
 
 
 class Counting(WordsEngine):
-    """Counts the tokens that it sampled, those given left out."""
+    """Counts the tokens that it sampled, without forced ones."""
 
     sampled = 0
 
@@ -108,7 +108,7 @@ class Counting(WordsEngine):
         return completion
 
 
-def test_what_is_foreseen_is_what_is_made(tmp_path: Path) -> None:
+def test_the_forecast_matches_what_is_made(tmp_path: Path) -> None:
     store, wishes = Store(tmp_path), wishes_for(TEXTS)
     assert truncation.foreseen(store, wishes, [30, 100]) == (PROBLEMS, 0, PROBLEMS * 100)
     make(store, wishes, [])
@@ -122,8 +122,8 @@ def test_what_is_foreseen_is_what_is_made(tmp_path: Path) -> None:
     assert truncation.foreseen(store, wishes, [30, 100]) == (total, total, 0)
 
 
-def test_what_was_given_is_told_and_what_was_sampled_is_whole(tmp_path: Path) -> None:
-    """The columns of a prefilled response that was cut and gone on with."""
+def test_the_columns_of_a_prefilled_cut_and_continued_response(tmp_path: Path) -> None:
+    """Forced tokens are marked, and the sampled text is whole."""
     store, text = Store(tmp_path), LONG[0]
     prefix = "".join(words(f"user: {text}\n")[:3])
     asked = Asked(problem(text).messages, prefix)
@@ -137,7 +137,7 @@ def test_what_was_given_is_told_and_what_was_sampled_is_whole(tmp_path: Path) ->
     assert first["prompt_key"] == second["prompt_key"] == keys.prompt_key(problem(text))
 
 
-def test_a_response_cut_by_the_end_of_the_models_positions_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_response_cut_by_the_models_positions_is_not_continued(tmp_path: Path) -> None:
     store, wishes = Store(tmp_path), wishes_for(LONG)
     engine = WordsEngine("m", positions=15)
     assert make(store, wishes, [100], engine) == [wish.key for wish in wishes]
@@ -155,12 +155,12 @@ def test_a_response_cut_by_the_end_of_the_models_positions_is_left_as_it_is(tmp_
         ({"cut": None, "thinking": "", "answer": "a b", "closed": True, "prompt": "q"}, "a b"),
     ],
 )
-def test_what_a_cut_response_said_is_known_of_older_rows_too(row: dict[str, Any], text: str) -> None:
+def test_the_text_of_a_cut_response_is_rebuilt_for_older_rows_too(row: dict[str, Any], text: str) -> None:
     assert truncation.text_of(row) == text
 
 
-def test_a_store_from_before_gets_its_columns_and_keeps_its_rows(tmp_path: Path) -> None:
-    """A trace made by an older distill is there, is shown, and can be gone on with."""
+def test_an_older_store_gets_the_new_columns_and_keeps_its_rows(tmp_path: Path) -> None:
+    """A trace made by an older distill is kept, can be shown, and can be continued."""
     store, (wish,) = Store(tmp_path), wishes_for(LONG[:1])
     with duckdb.connect(str(store.path)) as connection:
         connection.execute("CREATE TABLE migrations (name VARCHAR, checksum VARCHAR, applied TIMESTAMP)")
@@ -203,7 +203,7 @@ def project(directory: Path, texts: list[str], more: str = "") -> Path:
 
 
 def run_here(directory: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> dict[str, Any]:
-    """Run the pipeline in this process with the engine that speaks words; the figures of ``generate``."""
+    """Run the pipeline in this process with the engine of words; return the figures of ``generate``."""
     monkeypatch.setitem(catalog.ENGINES, "transformers", "words_engine:open_engine")
     monkeypatch.chdir(directory)
     spec = config.load(Path("p.yaml"), catalog.stage, overrides=overrides)
@@ -214,7 +214,7 @@ def run_here(directory: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) 
     return dict(found.figures)
 
 
-def test_each_policy_and_each_outcome_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_outcomes_under_each_policy_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     others = ["please refuse this", "be silent", "be silent again"]
     directory = project(tmp_path / "p", [*LONG, *others, SHORT])
     kept = run_here(directory, monkeypatch)
@@ -232,7 +232,7 @@ def test_each_policy_and_each_outcome_is_counted(tmp_path: Path, monkeypatch: py
     }  # fmt: skip
 
 
-def test_where_every_response_was_cut_it_is_said_and_they_are_kept(
+def test_a_stage_whose_responses_were_all_cut_fails_and_keeps_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = project(tmp_path / "p", LONG[:2])
@@ -242,7 +242,7 @@ def test_where_every_response_was_cut_it_is_said_and_they_are_kept(
     assert run_here(directory, monkeypatch, "generate.truncated=keep")["members"] == 2
 
 
-def test_show_tells_what_was_given_and_what_goes_on(
+def test_show_names_the_prefix_and_the_continuation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = LONG[0]
@@ -276,13 +276,13 @@ def test_until_drops_cut_tries_without_judging_them(tmp_path: Path, monkeypatch:
     assert more["truncated"] == 4 * len(LONG) and len(rows_of(directory)) == short + 4 * len(LONG)
 
 
-def test_until_judges_a_cut_try_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was made without going on is gone on with; each problem has its one accepted try, however often cut."""
+def test_until_judges_a_cut_try_after_it_was_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier cut tries are continued; each problem gets its one accepted try, however often it was cut."""
     directory = project(tmp_path / "p", [*TEXTS, TEXTS[0]], UNTIL)
     hot = "generate.sampling.temperature=1.0"
     run_here(directory, monkeypatch, hot)
     kept = len(rows_of(directory))
-    assert kept > PROBLEMS  # cut ones were judged, and tried again
+    assert kept > PROBLEMS  # cut tries were judged, and others made
     whole = ("generate.truncated=continue", "generate.continue_tokens=[30, 100]")
     found = run_here(directory, monkeypatch, hot, *whole)
     assert (found["members"], found["accepted"], found["truncated"]) == (PROBLEMS, PROBLEMS, 0)
@@ -300,7 +300,7 @@ def test_until_judges_a_cut_try_when_it_is_whole(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("what", ["answer", "text"])
-def test_until_counts_what_says_the_same_once(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_until_counts_equal_tries_once(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = project(tmp_path / "p", [SHORT], UNTIL)
     setting = ("generate.sampling.temperature=1.0", "generate.until.accepted=2")
     assert run_here(directory, monkeypatch, *setting)["accepted"] == 2
@@ -323,7 +323,7 @@ def asked_in(directory: Path) -> list[str]:
 
 
 def kept_in(directory: Path) -> set[str]:
-    """The traces that are durable, in shards or in the store."""
+    """The keys of durable traces, in shards or in the store."""
     files = [str(path) for path in (directory / "runs/small").glob("*/traces/[!.]*.parquet")]
     return (
         {row[0] for row in duckdb.execute("SELECT trace_key FROM read_parquet(?)", [files]).fetchall()}
@@ -342,7 +342,7 @@ def members_of(directory: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_killed_while_cut_responses_are_gone_on_with_nothing_is_made_twice(
+def test_a_run_killed_while_continuing_cut_responses_makes_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone, killed = (project(tmp_path / name, MANY, CONTINUE) for name in ("alone", "killed"))

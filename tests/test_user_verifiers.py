@@ -1,4 +1,4 @@
-"""Verifiers in a file of the user's: loaded by path, known by content, and wrong ones told in one line."""
+"""Verifiers in a user's own file: loaded by path, identified by content, and faults reported in one line."""
 
 from __future__ import annotations
 
@@ -67,21 +67,21 @@ def run(here: Path, verifier: str) -> tuple[dict[str, Any], Workspace, config.Pi
     return dict(done[-1].manifest.figures), workspace, spec
 
 
-def test_it_judges_in_the_pool_with_its_settings(here: Path) -> None:
+def test_a_user_verifier_judges_in_the_pool_with_its_settings(here: Path) -> None:
     (here / "sub").mkdir()
     (here / "sub/near.py").write_text(CODE)
     with VerifierPool(workers=1) as pool:
         for name in ("./near.py:Near", f"{here}/near.py:Near", "sub/near.py:Near"):
-            items = [(said, {name: {"within": 1}}, PROBLEM, said) for said in ("42", "43", "50", "no number")]
+            items = [(answer, {name: {"within": 1}}, PROBLEM, answer) for answer in ("42", "43", "50", "no number")]
             verdicts = dict(pool.verify_many(items))
-            found = [str(verdicts[said].outcome) for said in ("42", "43", "50", "no number")]
+            found = [str(verdicts[answer].outcome) for answer in ("42", "43", "50", "no number")]
             assert found == ["correct", "correct", "incorrect", "unverifiable"]
             assert verdicts["42"].verifier == "near" and verdicts["42"].version.startswith("1+")
         both = pool.verify({"all": ["math", "./near.py:Near"]}, PROBLEM, "42")
         assert both.outcome is Outcome.CORRECT and both.verifier == "all(math,near)"
 
 
-def test_an_edited_file_judges_again_and_the_old_verdicts_stay(here: Path) -> None:
+def test_an_edited_file_judges_again_and_old_verdicts_are_kept(here: Path) -> None:
     first, workspace, spec = run(here, "./near.py:Near")
     assert (first["correct"], first["incorrect"], first["unverifiable"]) == (1, 2, 1)
     assert plan(spec, workspace)[-1].status == "cached"
@@ -93,12 +93,12 @@ def test_an_edited_file_judges_again_and_the_old_verdicts_stay(here: Path) -> No
     rows = Store(here / "run").rows("SELECT version, count(*) AS n FROM verdicts GROUP BY version")
     assert [row["n"] for row in rows] == [4, 4]
     (here / "near.py").write_text(CODE)
-    assert plan(spec, workspace)[-1].reasons  # its version is the first one again, and all verdicts are there
+    assert plan(spec, workspace)[-1].reasons  # its version is the first one again, whose verdicts are all stored
     assert run(here, "./near.py:Near")[0] == first
     assert len(Store(here / "run").rows("SELECT verdict_key FROM verdicts")) == 8
 
 
-def test_a_file_edited_while_it_judges_leaves_no_wrong_row(here: Path) -> None:
+def test_a_file_edited_while_it_judges_leaves_no_verdict_of_a_wrong_version(here: Path) -> None:
     edits = CODE.replace(
         "        right",
         "        if trace.answer == '43':\n"
@@ -121,7 +121,7 @@ def _version(code: str, here: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("code", "name", "said"),
+    ("code", "name", "message"),
     [
         (None, "./gone.py:Near", r"gone\.py: No such file"),
         (CODE, "./near.py:Nearr", "defines no 'Nearr'; did you mean 'Near'"),
@@ -141,18 +141,18 @@ def _version(code: str, here: Path) -> str:
         (CODE, "no_such_module:Near", "cannot be loaded"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_it_is_one_line_with_the_yaml_line(
-    here: Path, code: str | None, name: Any, said: str
+def test_a_faulty_user_verifier_is_one_line_with_its_place_in_the_yaml(
+    here: Path, code: str | None, name: Any, message: str
 ) -> None:
     if code is not None:
         (here / "near.py").write_text(code)
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         run(here, json.dumps(name))
     assert str(caught.value).startswith(f"{here}/p.yaml:4: ") and "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
 
 
-def test_it_can_be_a_problems_own(here: Path) -> None:
+def test_a_problem_may_name_a_user_verifier(here: Path) -> None:
     rows = [{"q": "6 x 7", "said": "42", "a": "42"}]
     (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (here / "p.yaml").write_text(PIPELINE.replace("reference: a", 'reference: a, verifier: "./near.py:Near"') % "null")
@@ -161,8 +161,8 @@ def test_it_can_be_a_problems_own(here: Path) -> None:
     assert done[-1].manifest.figures["correct"] == 1
 
 
-def test_the_example_in_the_contributors_guide_works(here: Path) -> None:
-    """The verifier of CONTRIBUTING.md, as a file of one's own, through the command line."""
+def test_the_verifier_of_the_contributors_guide_works(here: Path) -> None:
+    """The verifier of CONTRIBUTING.md, in a user's file, on the command line."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     code = text.split("```python")[1].split("```")[0].replace("\n   ", "\n")
     (here / "roman.py").write_text(code)
@@ -192,7 +192,7 @@ stages:
 
 @pytest.mark.parametrize("kind", ["./lengths.py:STAGE", "lengths"])
 def test_the_stage_of_the_contributors_guide_works(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a file of one's own, and by the name that another distribution gives it."""
+    """In a user's file, and by the name under which another distribution registers it."""
     code = (ROOT / "CONTRIBUTING.md").read_text().split("```python")[2].split("```")[0]
     (tmp_path / "lengths.py").write_text(code)
     installed = tmp_path / "lengths-1.0.dist-info"
@@ -202,7 +202,7 @@ def test_the_stage_of_the_contributors_guide_works(kind: str, tmp_path: Path, mo
     (tmp_path / "p.yaml").write_text(STAGED.replace("KIND", kind))
     monkeypatch.syspath_prepend(tmp_path)
     Command(tmp_path, "run", "-p", "p.yaml").ended()
-    told = json.loads((tmp_path / "run/lengths/lengths.json").read_text())
-    assert len(told["longest"]) == 2 and all(words > 0 for words in told["longest"])
+    lengths = json.loads((tmp_path / "run/lengths/lengths.json").read_text())
+    assert len(lengths["longest"]) == 2 and all(words > 0 for words in lengths["longest"])
     out, _ = Command(tmp_path, "plan", "-p", "p.yaml", "--json").ended()
     assert {row["status"] for row in map(json.loads, out.splitlines())} == {"cached"}

@@ -1,4 +1,4 @@
-"""Opened verifiers in the pool: asked after the rules, once, and just where they can change the outcome."""
+"""Opened verifiers in the pool: asked once, after the rules, and only where they can change the outcome."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ outcomes = st.fixed_dictionaries({name: st.sampled_from([str(outcome) for outcom
 
 @settings(max_examples=60, deadline=None)
 @given(spec=specs, answers=st.lists(outcomes, min_size=1, max_size=6))
-def test_what_is_not_asked_would_have_changed_nothing(
+def test_skipped_questions_would_not_have_changed_the_verdict(
     pool: VerifierPool, spec: dict[str, Any], answers: list[dict[str, str]]
 ) -> None:
     texts = list(map(json.dumps, answers))
@@ -89,7 +89,7 @@ def test_what_is_not_asked_would_have_changed_nothing(
          saying(a="unverifiable", b="correct"), []),
     ],
 )  # fmt: skip
-def test_a_judge_is_asked_where_the_rules_leave_it_open(
+def test_a_judge_is_asked_only_where_the_rules_do_not_decide(
     pool: VerifierPool, spec: dict[str, Any], answer: str, asked: list[str]
 ) -> None:
     verdict = pool.verify(spec, PROBLEM, answer)
@@ -97,7 +97,7 @@ def test_a_judge_is_asked_where_the_rules_leave_it_open(
     assert ('"not asked"' in json.dumps(verdict.evidence)) == (len(asked) < json.dumps(spec).count("Oracle"))
 
 
-def test_windows_end_where_the_items_do(pool: VerifierPool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_number_of_items_is_asked_in_windows(pool: VerifierPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asking, "WINDOW", 4)
     for count in (0, 3, 4, 9):
         both = [oracle("a"), "exact"]
@@ -105,7 +105,7 @@ def test_windows_end_where_the_items_do(pool: VerifierPool, monkeypatch: pytest.
         assert dict(pool.verify_many(items)).keys() == set(range(count))
 
 
-def test_no_more_is_asked_once_it_is_to_stop(pool: VerifierPool) -> None:
+def test_nothing_is_asked_after_a_stop(pool: VerifierPool) -> None:
     items = [(n, oracle("a"), PROBLEM, saying(a="correct", n=str(n))) for n in range(10)]
     verdicts = dict(pool.verify_many(items, stopping=lambda: len(Oracle.asked) >= 3))
     assert len(verdicts) == len(Oracle.asked) == 3
@@ -118,7 +118,7 @@ def test_a_bug_in_a_judge_is_unverifiable(pool: VerifierPool) -> None:
     assert "ValueError: broken" in verdicts[1].reason
 
 
-def test_it_is_opened_once_and_closed_with_the_pool() -> None:
+def test_a_verifier_is_opened_once_and_closed_with_the_pool() -> None:
     before = Oracle.closed
     with VerifierPool(workers=1) as pool:
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""The format verifier: form and language, whatever the answer says."""
+"""The format verifier: form and language, whatever the content of the answer."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def verdict(response: str | Response, prompt: str = "?", **settings: Any) -> Ver
         ("Answer: 41\n#### 42", {"one_answer": True}, "2 answers"),
     ],
 )
-def test_form(response: str, settings: dict[str, Any], reason: str | None) -> None:
+def test_the_form_of_a_response_is_checked(response: str, settings: dict[str, Any], reason: str | None) -> None:
     found = verdict(response, **settings)
     assert found.outcome is (Outcome.INCORRECT if reason else Outcome.CORRECT)
     assert reason is None or reason in found.reason
@@ -87,7 +87,7 @@ def test_form(response: str, settings: dict[str, Any], reason: str | None) -> No
         ("hi", RUSSIAN, False),
     ],
 )
-def test_language(language: str, text: str, right: bool) -> None:
+def test_the_language_of_thinking_and_answer_is_checked(language: str, text: str, right: bool) -> None:
     outcome = Outcome.CORRECT if right else Outcome.INCORRECT
     assert verdict(f"<think>{text}</think>42", language=language).outcome is outcome
     assert verdict(text, language=language).outcome is outcome
@@ -96,12 +96,12 @@ def test_language(language: str, text: str, right: bool) -> None:
 @pytest.mark.parametrize(
     "piece", ["\\(", "\\[", "$", "$$", "`", "```", "`\n", "$x\n", "\\begin{", "a ", "ب", "好", "\x00", "\ud800"]
 )
-def test_a_long_strange_text_gets_a_verdict(piece: str) -> None:
+def test_a_very_long_repetitive_text_gets_a_verdict(piece: str) -> None:
     settings = {"language": "en", "one_answer": True, "boxed": True, "thinking": True}
     assert verdict(Response(piece * 50_000, f"{piece * 50_000} \\boxed{{1}}", True), **settings).reason
 
 
-def test_thinking_in_the_wrong_language_is_seen_beside_a_right_answer() -> None:
+def test_thinking_in_the_wrong_language_makes_a_response_incorrect() -> None:
     found = verdict(f"<think>{CHINESE}</think>{ENGLISH}", language="en")
     assert found.outcome is Outcome.INCORRECT
     assert found.reason == "0% of the words in the thinking are latin"
@@ -109,7 +109,7 @@ def test_thinking_in_the_wrong_language_is_seen_beside_a_right_answer() -> None:
 
 
 @pytest.mark.parametrize("text", [ENGLISH, CHINESE, RUSSIAN, JAPANESE, KOREAN, HINDI, GERMAN])
-def test_the_language_of_the_prompt(text: str) -> None:
+def test_language_prompt_requires_the_language_of_the_prompt(text: str) -> None:
     others = {ENGLISH, CHINESE, RUSSIAN, KOREAN, HINDI} - {text} - ({ENGLISH} if text == GERMAN else set())
     others -= {CHINESE} if text == JAPANESE else set()
     assert verdict(text, prompt=text, language="prompt").outcome is Outcome.CORRECT
@@ -120,7 +120,7 @@ def test_a_prompt_without_words_has_no_language() -> None:
     assert verdict(ENGLISH, prompt="17 * 23 = ?", language="prompt").outcome is Outcome.UNVERIFIABLE
 
 
-def test_the_share_is_a_setting() -> None:
+def test_the_required_share_of_the_language_is_a_setting() -> None:
     mixed = f"{ENGLISH} {RUSSIAN}"
     assert verdict(mixed, language="en").outcome is Outcome.INCORRECT
     assert verdict(mixed, language="en", language_share=0.5).outcome is Outcome.CORRECT
@@ -138,13 +138,13 @@ def test_the_thinking_is_read_only_where_a_setting_needs_it() -> None:
     + [{"language_share": value} for value in (0, 1.1, "0.9", True, float("nan"))]
     + [{"no_such": True}],
 )
-def test_wrong_settings_are_one_line(settings: dict[str, Any]) -> None:
+def test_wrong_settings_are_refused_by_name(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(settings))):
         build({"format": settings})
 
 
 @given(text=st.text(max_size=60), number=st.integers(), language=st.sampled_from(sorted(SCRIPTS)))
-def test_numbers_and_formulas_are_in_every_language(text: str, number: int, language: str) -> None:
+def test_numbers_formulas_and_code_count_for_no_language(text: str, number: int, language: str) -> None:
     text = text.replace("$", " ").replace("`", " ").replace("\\", " ")
     mixed = f"{text} {number} $x^{{2}} + \\text{{any words}}$ `code(here)`"
     assert words_by_script(mixed) == words_by_script(text)

@@ -1,4 +1,4 @@
-"""The judge against a server that really reads what it is asked, and against one that misbehaves."""
+"""The judge with a server that really reads its prompts, and with one that misbehaves."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Says = Callable[[dict[str, str]], str]
 
 
 def material(prompt: str) -> dict[str, str]:
-    """The pieces as an attentive reader finds them: by the mark that the first lines announce."""
+    """The pieces as an attentive reader finds them, by the mark that the first lines announce."""
     mark = re.search(r"\[begin NAME (\w+)\]", prompt)
     assert mark, prompt
     blocks = re.findall(rf"^\[begin (\w+) {mark[1]}\]\n(.*?)\n\[end \1 {mark[1]}\]$", prompt, re.DOTALL | re.MULTILINE)
@@ -84,12 +84,12 @@ def outcomes(wish: Any, answers: list[str], problem: Problem = PROBLEM) -> list[
     return [verdict.outcome for verdict in verdicts(wish, answers, problem)]
 
 
-def test_it_judges_by_the_reference(server: Server) -> None:
+def test_the_judge_judges_by_the_reference(server: Server) -> None:
     answers = ["It is 42.", "It is 43.", "<think>42</think>\n\n41", "<think>41</think>\n\n42", "", "<think>42"]
     found = verdicts(spec(server), answers)
     assert [v.outcome for v in found] == [RIGHT, WRONG, WRONG, RIGHT, WRONG, WRONG]
     assert [v.score for v in found] == [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
-    assert sum(server.asked.values()) == 4  # nobody is asked about an empty answer
+    assert sum(server.asked.values()) == 4  # the judge is not asked about empty answers
     assert all(v.verifier == "judge" and v.version == build(spec(server)).version for v in found)
     first = found[0].evidence
     assert first["votes"][0]["said"][0]["reply"].startswith("I compare.")
@@ -129,7 +129,7 @@ def test_only_the_text_after_the_judges_thinking_is_read(server: Server) -> None
         status(400, '{"error": {"code": "content_filter"}}'),
     ],
 )
-def test_what_is_no_verdict_is_unverifiable_with_the_text_kept(server: Server, act: Act) -> None:
+def test_a_reply_without_a_verdict_is_unverifiable_and_its_text_is_kept(server: Server, act: Act) -> None:
     server.otherwise = act
     (verdict,) = verdicts(spec(server), ["42"])
     assert (verdict.outcome, verdict.score) == (UNVERIFIABLE, None) and "\n" not in verdict.reason
@@ -143,7 +143,7 @@ def test_markup_around_a_verdict_does_no_harm(text: str) -> None:
     assert Words("correct", "incorrect").read(text) == "correct"
 
 
-def test_passing_failures_are_asked_again_and_nothing_else_twice(server: Server) -> None:
+def test_only_transient_failures_are_asked_again(server: Server) -> None:
     turns: dict[str, list[Act]] = {
         "1": [status(429, "slow down", Retry_After="0.02")],
         "2": [cut],
@@ -160,7 +160,7 @@ def test_passing_failures_are_asked_again_and_nothing_else_twice(server: Server)
     assert sorted(server.asked.values()) == [1] * 18 + [2, 2, 3]
 
 
-def test_an_endpoint_that_is_down_ends_it_and_is_no_verdict() -> None:
+def test_an_unreachable_endpoint_is_an_error_and_no_verdict() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         engine = {"kind": "openai", "base_url": f"http://127.0.0.1:{free.getsockname()[1]}/v1", "retries": 1}
@@ -168,15 +168,15 @@ def test_an_endpoint_that_is_down_ends_it_and_is_no_verdict() -> None:
         verdicts({"judge": {"model": "tiny", "engine": engine}}, ["42"])
 
 
-@pytest.mark.parametrize(("act", "said"), [(status(401, f"bad key {KEY}"), "TEST_KEY"), (status(404, KEY), "404")])
-def test_a_refused_call_ends_it_without_showing_the_key(server: Server, act: Act, said: str) -> None:
+@pytest.mark.parametrize(("act", "message"), [(status(401, f"bad key {KEY}"), "TEST_KEY"), (status(404, KEY), "404")])
+def test_a_refused_call_is_an_error_that_does_not_show_the_key(server: Server, act: Act, message: str) -> None:
     server.otherwise = act
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         verdicts(spec(server), ["42"])
     assert KEY not in str(caught.value)
 
 
-def test_a_key_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEST_KEY")
     engine = {"kind": "openai", "base_url": "https://api.example.com/v1", "key_from": "TEST_KEY"}
     with pytest.raises(InputError, match="environment variable TEST_KEY"):
@@ -184,7 +184,7 @@ def test_a_key_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def longer(pieces: dict[str, str]) -> str:
-    """A fair judge of pairs that likes long responses."""
+    """A consistent judge of pairs, which prefers the longer response."""
     first, second = len(pieces["first"]), len(pieces["second"])
     return f"VERDICT: {'tie' if first == second else 'first' if first > second else 'second'}"
 
@@ -205,23 +205,23 @@ def test_a_pair_is_judged_in_both_orders(server: Server, says: Says, expected: l
     found = verdicts(spec(server, mode="pairwise"), ["quite long", "no", "more", "four"], problem)
     assert [(v.outcome, v.score) for v in found[:3]] == expected
     assert [len(v.evidence["votes"][0]["said"]) for v in found[:3]] == [2, 2, 2]
-    assert (found[3].outcome, found[3].score) == (RIGHT, 0.5)  # the very same text: nobody is asked
+    assert (found[3].outcome, found[3].score) == (RIGHT, 0.5)  # identical to the reference: the judge is not asked
     assert sum(server.asked.values()) == 6
 
 
-def test_votes_must_have_a_majority_and_disagreement_is_seen(server: Server) -> None:
-    told = {"unanimous": [1, 1, 1, 1], "most": [1, 1, 0, 1], "tie": [1, 0, 1, 0], "lost": [1, 1, 2, 2]}
-    turns: dict[str, int] = dict.fromkeys(told, 0)
+def test_votes_need_a_majority_and_their_agreement_is_in_the_evidence(server: Server) -> None:
+    votes = {"unanimous": [1, 1, 1, 1], "most": [1, 1, 0, 1], "tie": [1, 0, 1, 0], "lost": [1, 1, 2, 2]}
+    turns: dict[str, int] = dict.fromkeys(votes, 0)
     words = ["VERDICT: incorrect", "VERDICT: correct", "who knows"]
 
     def says(pieces: dict[str, str]) -> str:
         with server.lock:
             answer = pieces["answer"]
             turns[answer] += 1
-            return words[told[answer][turns[answer] - 1]]
+            return words[votes[answer][turns[answer] - 1]]
 
     server.otherwise = attending(says)
-    found = verdicts(spec(server, samples=4, sampling={"temperature": 0.7}), list(told))
+    found = verdicts(spec(server, samples=4, sampling={"temperature": 0.7}), list(votes))
     assert [v.outcome for v in found] == [RIGHT, RIGHT, UNVERIFIABLE, UNVERIFIABLE]
     assert [v.score for v in found] == [1.0, 0.75, None, None]
     assert [v.evidence["agreement"] for v in found] == [1.0, 0.75, 0.5, 0.5]
@@ -229,7 +229,7 @@ def test_votes_must_have_a_majority_and_disagreement_is_seen(server: Server) -> 
     assert len({body["seed"] for _, body in server.seen}) == 16
 
 
-def test_grades_by_a_rubric(server: Server) -> None:
+def test_a_rubric_gives_a_grade(server: Server) -> None:
     server.otherwise = attending(lambda pieces: f"Fine.\nGRADE: {len(pieces['answer'])}/10")
     found = verdicts(spec(server, mode="rubric", rubric="Grade by length.", threshold=5), ["four", "fives", "x" * 11])
     assert [(v.outcome, v.score) for v in found] == [(WRONG, 0.4), (RIGHT, 0.5), (UNVERIFIABLE, None)]
@@ -237,7 +237,7 @@ def test_grades_by_a_rubric(server: Server) -> None:
     assert "Grade by length." in prompt and set(material(prompt)) == {"problem", "answer"}
 
 
-def test_grades_by_criteria(server: Server) -> None:
+def test_criteria_are_graded_separately_and_averaged(server: Server) -> None:
     server.otherwise = attending(lambda pieces: f"GRADE Right: 8\n**GRADE clear**: {len(pieces['answer'])}")
     criteria = {"right": "is it right?", "clear": "is it clear?"}
     (verdict,) = verdicts(spec(server, mode="rubric", criteria=criteria), ["12345"])
@@ -248,7 +248,7 @@ def test_grades_by_criteria(server: Server) -> None:
     assert read("GRADE right: 8\nGRADE clear: 5\nGRADE clear: 6") is None
 
 
-def test_a_rubric_may_lay_the_material_out_and_see_the_thinking(server: Server) -> None:
+def test_a_rubric_may_arrange_the_material_and_include_the_thinking(server: Server) -> None:
     rubric = "Thoughts first:\n{{ thinking }}\nthen what came of them:\n{{ answer }}\nIs that honest?"
     wish = spec(server, rubric=rubric)
     (verdict,) = verdicts(wish, ["<think>\nsix sevens\n</think>\n\n42"])
@@ -271,9 +271,9 @@ INJECTIONS = [
 
 
 def test_an_answer_cannot_close_its_block(server: Server) -> None:
-    """What an answer wrote stays inside its own block, whole, and an attentive reader is not deceived.
+    """An answer's text stays whole and inside its own block, so that an attentive reader is not deceived.
 
-    The second kind knows the mark of the same answer without the attack: with it, the mark is another one.
+    The second attack knows the mark of the same answer without the attack; with the attack the mark differs.
     """
     verdicts(spec(server), ["41"])
     stolen = re.search(r"\[end answer (\w+)\]", server.seen.pop()[1]["messages"][-1]["content"])
@@ -287,13 +287,13 @@ def test_an_answer_cannot_close_its_block(server: Server) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(answer=st.text(max_size=80) | st.text("[]begin answer0123456789abcdef\n", max_size=200), reference=st.text())
-def test_any_text_is_read_back_as_it_was_written(answer: str, reference: str) -> None:
+def test_the_judge_s_prompt_preserves_any_text(answer: str, reference: str) -> None:
     rubric = Rubric("Look.", ("problem", "reference", "answer"))
     pieces = {"problem": "?", "reference": reference, "answer": answer}
     assert material(rubric.prompt(pieces, "VERDICT: ...")) == {name: harmless(text) for name, text in pieces.items()}
 
 
-def test_the_prompt_holds_no_control_token_of_the_judges_own_but_its_templates() -> None:
+def test_an_answer_cannot_add_control_tokens_to_the_judges_prompt() -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "teacher")
@@ -322,7 +322,7 @@ def test_an_empty_reference_never_scores(server: Server, mode: str) -> None:
     assert not server.asked
 
 
-def test_a_batch_says_what_single_calls_say_and_equal_answers_are_asked_once(server: Server) -> None:
+def test_a_batch_gives_the_verdicts_of_single_calls_and_asks_equal_answers_once(server: Server) -> None:
     answers = ["42", "41", "42", "40", "42"]
     together = verdicts(spec(server), answers)
     assert sorted(server.asked.values()) == [1, 1, 1]
@@ -337,7 +337,7 @@ def steady(verdict: Verdict) -> Verdict:
     return replace(verdict, seconds=0.0, evidence=evidence)
 
 
-def test_beside_rules_it_is_asked_where_they_leave_it_open(server: Server) -> None:
+def test_in_a_composition_the_judge_is_asked_only_where_rules_do_not_decide(server: Server) -> None:
     both = {"all": ["format", {"exact": {"whole": True}}, spec(server)]}
     found = verdicts(both, ["42", "43", "forty-two"])
     assert [v.outcome for v in found] == [RIGHT, WRONG, WRONG]
@@ -373,8 +373,8 @@ def test_several_threads_share_one_judge(server: Server) -> None:
     assert found == {name: [WRONG, WRONG, RIGHT, WRONG] for name in range(4)}
 
 
-def test_a_model_that_cannot_judge_says_nothing(tmp_path: Path) -> None:
-    """The embedded teacher, through the transformers engine: it knows sums, not verdicts."""
+def test_a_model_that_cannot_judge_makes_answers_unverifiable(tmp_path: Path) -> None:
+    """The embedded teacher in the transformers engine: it knows sums, not verdicts."""
     wish = {"judge": {"model": "embedded:teacher", "engine": {"kind": "transformers", "workers": 1},
                       "sampling": {"max_tokens": 24}}}  # fmt: skip
     long = "so " * 5000
@@ -385,7 +385,7 @@ def test_a_model_that_cannot_judge_says_nothing(tmp_path: Path) -> None:
 
 
 def test_prompts_that_may_be_too_long_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each ended a call in the middle, and with it all that a local model had in flight."""
+    """Otherwise each would end a call midway, and with it everything that a local model has in flight."""
     lengths: list[int] = []
 
     class Asked:
@@ -401,7 +401,7 @@ def test_prompts_that_may_be_too_long_go_first(monkeypatch: pytest.MonkeyPatch) 
     assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) == 4
 
 
-def test_its_version_is_the_models_content(tmp_path: Path) -> None:
+def test_the_judge_s_version_covers_the_content_of_its_model(tmp_path: Path) -> None:
     shutil.copytree(EMBEDDED / "teacher", tmp_path / "judge")
     wish = {"judge": {"model": str(tmp_path / "judge")}}
     before = build(wish).version
@@ -411,7 +411,7 @@ def test_its_version_is_the_models_content(tmp_path: Path) -> None:
     assert build(wish).version != before
 
 
-def test_what_changes_no_verdict_is_not_in_its_key(server: Server) -> None:
+def test_settings_that_change_no_verdict_are_not_in_the_key(server: Server) -> None:
     plain = {"all": ["math", spec(server)]}
     dear = {"all": ["math", spec(server, {"price_input": 1.0, "max_cost": 5.0, "concurrency": 2}, mode="reference")]}
     assert settled(plain) == settled(dear) != settled({"all": ["math", spec(server, rubric="Be kind.")]})
@@ -426,7 +426,7 @@ def test_what_changes_no_verdict_is_not_in_its_key(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "said"),
+    ("wish", "message"),
     [
         ({}, "model: is missing"),
         ({"model": "m", "modell": 1}, "modell: unknown key; did you mean 'model'"),
@@ -444,23 +444,23 @@ def test_what_changes_no_verdict_is_not_in_its_key(server: Server) -> None:
         ({"model": "m", "hashes": 1}, "hashes"),
     ],
 )  # fmt: skip
-def test_wrong_settings_are_one_clear_line(wish: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said) as caught:
+def test_wrong_settings_are_an_error_of_one_line(wish: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         build({"judge": wish})
     assert "\n" not in str(caught.value) and "'judge'" in str(caught.value)
 
 
 @pytest.mark.parametrize("model", ["stage:sft", "./no/such/directory", "no slash"])
-def test_a_model_that_is_not_there_is_told_before_anything_is_judged(model: str) -> None:
+def test_a_missing_model_is_reported_before_anything_is_judged(model: str) -> None:
     with pytest.raises(InputError, match="model "):
         _ = build({"judge": {"model": model}}).version
 
 
-def test_what_was_spent_counts_tokens_where_an_engine_tells_them() -> None:
+def test_no_calls_cost_nothing() -> None:
     assert judge_votes.spent_on([]) == {"calls": 0, "prompt_tokens": 0, "tokens": 0, "cost": 0}
 
 
-def test_naming_a_judge_loads_no_engine() -> None:
+def test_building_a_judge_loads_no_engine() -> None:
     code = (
         "import sys, distill.verifiers as v; v.build({'judge': {'model': 'embedded:teacher'}}).version; "
         "print([name for name in ('torch', 'transformers', 'httpx2', 'duckdb') if name in sys.modules])"

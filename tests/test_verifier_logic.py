@@ -1,6 +1,6 @@
-"""The logic verifier: what a formula says, what follows from what, and what an answer to that may look like.
+"""The logic verifier: reading formulas, deciding what follows from what, and reading answers.
 
-z3 is held against two things that share nothing with it: truth tables, and all small interpretations.
+z3 is compared with two methods that share nothing with it: truth tables, and all small interpretations.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def outcome(reference: Mapping[str, Any] | str, answer: str) -> Outcome:
         ("true -> false", "⊤ → ⊥", "True -> False"),
     ],
 )
-def test_one_formula_in_many_spellings(spellings: tuple[str, ...]) -> None:
+def test_different_spellings_give_the_same_formula(spellings: tuple[str, ...]) -> None:
     assert len({parse(spelling) for spelling in spellings}) == 1
 
 
@@ -107,13 +107,13 @@ def test_one_formula_in_many_spellings(spellings: tuple[str, ...]) -> None:
         ("p \x00 q", "unexpected"),
     ],
 )
-def test_what_is_no_formula_is_refused_with_a_reason(text: str, why: str) -> None:
+def test_an_unreadable_formula_is_refused_with_a_reason(text: str, why: str) -> None:
     with pytest.raises(Unreadable, match=why):
         Signature.of([parse(text)])
 
 
 def written(formula: Formula) -> str:
-    """With every bracket there is."""
+    """The formula with all possible brackets."""
     match formula:
         case Truth(value):
             return "true" if value else "false"
@@ -158,7 +158,7 @@ def quantified(parts: st.SearchStrategy[Formula]) -> st.SearchStrategy[Formula]:
 
 
 def closed(formula: Formula, bound: frozenset[str] = frozenset()) -> Formula:
-    """Variables that no quantifier binds become the constant a."""
+    """The formula with the constant a in place of free variables."""
     match formula:
         case Quantified(quantifier, variable, inside):
             return Quantified(quantifier, variable, closed(inside, bound | {variable}))
@@ -188,7 +188,7 @@ first_order = st.recursive(atoms, quantified, max_leaves=5).map(closed)
 
 @settings(max_examples=150, deadline=None)
 @given(formula=propositional | first_order)
-def test_what_is_written_is_read_again(formula: Formula) -> None:
+def test_a_written_formula_is_parsed_back(formula: Formula) -> None:
     assert parse(written(formula)) == formula
 
 
@@ -220,13 +220,13 @@ def worth(formula: Formula, row: Mapping[str, bool]) -> bool:
 
 @settings(max_examples=150, deadline=None)
 @given(premises=st.lists(propositional, max_size=3), conclusion=propositional)
-def test_propositional_entailment_is_what_truth_tables_say(premises: list[Formula], conclusion: Formula) -> None:
+def test_propositional_entailment_agrees_with_truth_tables(premises: list[Formula], conclusion: Formula) -> None:
     rows = [row for row in assignments("pqrs") if all(worth(premise, row) for premise in premises)]
     assert (follows(premises, conclusion).together is False) == all(worth(conclusion, row) for row in rows)
 
 
 def small_interpretations() -> Iterator[Interpretation]:
-    """All of P, R and a over one and two elements."""
+    """All interpretations of P, R and a over one and two elements."""
     for domain in (("1",), ("1", "2")):
         for ones in subsets([(e,) for e in domain]):
             for pairs in subsets(list(product(domain, repeat=2))):
@@ -243,7 +243,7 @@ SMALL = list(small_interpretations())
 
 @settings(max_examples=60, deadline=None)
 @given(formulas=st.lists(first_order, min_size=1, max_size=3))
-def test_first_order_answers_are_what_small_interpretations_allow(formulas: list[Formula]) -> None:
+def test_first_order_answers_agree_with_small_interpretations(formulas: list[Formula]) -> None:
     decision = true_together(formulas)
     found = any(all(is_true(formula, small) for formula in formulas) for small in SMALL)
     if found:
@@ -304,13 +304,13 @@ def test_entailment_in_three_values(premises: list[str], conclusion: str, truth:
         ),
     ],
 )
-def test_what_cannot_be_judged_is_unverifiable(reference: dict[str, Any] | str, why: str) -> None:
+def test_a_reference_that_cannot_be_judged_is_unverifiable(reference: dict[str, Any] | str, why: str) -> None:
     found = verdict(reference, "True")
     assert found.outcome is UNVERIFIABLE and why in found.reason
 
 
-def test_a_hard_question_ends_within_the_limits_of_the_pool_and_spares_the_worker() -> None:
-    """Eleven pigeons in ten holes: easy to say, and hard for every solver that works like z3."""
+def test_a_hard_question_ends_within_the_pool_s_limits_without_a_restart() -> None:
+    """Eleven pigeons in ten holes: easy to state, but hard for solvers that work like z3."""
     holes, pigeons = range(10), range(11)
     formulas = [" or ".join(f"p_{i}_{j}" for j in holes) for i in pigeons]
     formulas += [f"not (p_{i}_{j} and p_{k}_{j})" for j in holes for i in pigeons for k in range(i)]
@@ -321,7 +321,7 @@ def test_a_hard_question_ends_within_the_limits_of_the_pool_and_spares_the_worke
         assert pool.restarts == 0
 
 
-def test_without_the_solver_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_solver_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "z3", None)
     found = verdict({"task": "satisfiable", "formulas": ["no_solver_has_seen_this"]}, "yes")
     assert found.outcome is UNVERIFIABLE and "pip install 'distill-reasoning[verify]'" in found.reason
@@ -364,7 +364,7 @@ def test_without_the_solver_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
         ),
     ],
 )  # fmt: skip
-def test_answers_in_words(
+def test_answers_in_words_are_understood(
     task: str, formulas: dict[str, Any], right: list[str], wrong: list[str], nothing: list[str]
 ) -> None:
     reference = {"task": task, **formulas}
@@ -399,7 +399,7 @@ def test_a_formula_is_judged_by_equivalence(answer: str, form: str | None, expec
     assert outcome(reference, answer) is expected
 
 
-def test_a_formula_with_dots_in_it_is_read_whole() -> None:
+def test_a_formula_that_contains_dots_is_read_whole() -> None:
     reference = {"task": "formula", "formula": "forall x. P(x) -> exists y. R(x, y)"}
     assert outcome(reference, "The answer is: forall z. P(z) -> exists y. R(z, y)") is CORRECT
     assert outcome(reference, "The answer is: forall z. exists y. R(z, y)") is INCORRECT
@@ -437,7 +437,7 @@ def test_every_formula_is_equivalent_to_itself_and_not_to_its_negation(formula: 
         ("", INCORRECT),
     ],
 )
-def test_propositional_models(answer: str, expected: Outcome) -> None:
+def test_propositional_models_are_checked(answer: str, expected: Outcome) -> None:
     assert outcome({"task": "model", "formulas": ["p xor q", "q -> p"]}, answer) is expected
 
 
@@ -459,18 +459,18 @@ def test_propositional_models(answer: str, expected: Outcome) -> None:
         ("valid", INCORRECT),
     ],
 )
-def test_countermodels(answer: str, expected: Outcome) -> None:
+def test_countermodels_are_checked(answer: str, expected: Outcome) -> None:
     reference = {"task": "countermodel", "premises": ["forall x. exists y. R(x, y)"], "conclusion": "R(a, a)"}
     assert outcome(reference, answer) is expected
 
 
-def test_where_there_is_no_model_saying_so_is_right() -> None:
+def test_saying_that_there_is_no_model_is_correct_where_there_is_none() -> None:
     assert outcome({"task": "model", "formulas": ["p", "not p"]}, "There is no model.") is CORRECT
     assert outcome({"task": "countermodel", "premises": ["p"], "conclusion": "p"}, "It is valid.") is CORRECT
     assert outcome({"task": "model", "formulas": ["p", "not p"]}, "p = true") is INCORRECT
 
 
-def test_an_interpretation_too_large_to_evaluate_is_nobodys_fault() -> None:
+def test_an_interpretation_too_large_to_evaluate_is_unverifiable() -> None:
     domain = ", ".join(map(str, range(1, 400)))
     reference = {"task": "model", "formulas": ["forall x y z. R(x, y) -> R(y, z) -> R(x, z)"]}
     assert outcome(reference, f"domain = {{{domain}}}\nR = {{}}") is UNVERIFIABLE
@@ -478,7 +478,7 @@ def test_an_interpretation_too_large_to_evaluate_is_nobodys_fault() -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(small=st.sampled_from(SMALL))
-def test_interpretations_are_read_as_they_are_told(small: Interpretation) -> None:
+def test_interpretations_are_read_from_json_and_from_words(small: Interpretation) -> None:
     signature = Signature({"P": 1, "R": 2}, {"a": 0})
     assert read(json.dumps(small.plain()), signature) == small
     in_words = "\n".join(
@@ -514,7 +514,7 @@ PROOF = """\
         "1. p -> q [premise]\n2. q -> r [premise]\n3. p -> r [1, 2]",
     ],
 )
-def test_a_proof_whose_every_line_holds(proof: str) -> None:
+def test_a_proof_whose_every_line_holds_is_correct(proof: str) -> None:
     found = verdict(CHAIN, proof)
     assert found.outcome is CORRECT, found.reason
 
@@ -556,17 +556,17 @@ def test_the_first_wrong_line_is_named(old: str, new: str, line: int, why: str) 
         "1. p [premise]\n" * 70,
     ],
 )
-def test_what_is_no_proof(proof: str) -> None:
+def test_a_text_that_is_no_proof_is_incorrect(proof: str) -> None:
     assert outcome(CHAIN, proof) is INCORRECT
 
 
-def test_a_wrong_step_comes_with_a_countermodel_that_shows_it() -> None:
+def test_a_wrong_step_comes_with_a_countermodel() -> None:
     found = verdict(CHAIN, PROOF.replace("4. q  ", "4. r  "))
     counter = read(json.dumps(found.evidence["countermodel"]), Signature({"p": 0, "q": 0, "r": 0}))
     assert is_true(parse("(p -> q) and p"), counter) and not is_true(parse("r"), counter)
 
 
-def test_proofs_of_first_order_and_by_contradiction() -> None:
+def test_first_order_proofs_and_proofs_by_contradiction() -> None:
     premises = ["forall x. Human(x) -> Mortal(x)", "not Mortal(zeus)"]
     reference = {"task": "proof", "premises": premises, "conclusion": "not Human(zeus)"}
     proof = (
@@ -589,8 +589,8 @@ steps = st.tuples(
 
 @settings(max_examples=300, deadline=None)
 @given(premises=st.lists(st.sampled_from(POOL), max_size=2), drawn=st.lists(steps, min_size=1, max_size=6))
-def test_no_proof_that_holds_proves_what_does_not_follow(premises: list[Formula], drawn: list[Any]) -> None:
-    """Every beginning of a proof is one of its last line, too."""
+def test_an_accepted_proof_never_proves_what_does_not_follow(premises: list[Formula], drawn: list[Any]) -> None:
+    """Every beginning of a proof is also a proof of its own last line."""
     lines = [
         Line(number, formula, how, tuple(sorted(cited)), discharged) if how == "step" else Line(number, formula, how)
         for number, (formula, how, cited, discharged) in enumerate(drawn, 1)
@@ -602,7 +602,7 @@ def test_no_proof_that_holds_proves_what_does_not_follow(premises: list[Formula]
             assert all(worth(conclusion, row) for row in rows)
 
 
-def test_a_conclusion_that_does_not_follow_cannot_be_asked_for() -> None:
+def test_a_reference_whose_conclusion_does_not_follow_is_unverifiable() -> None:
     found = verdict({**CHAIN, "conclusion": "r -> p"}, PROOF)
     assert found.outcome is UNVERIFIABLE and "does not follow" in found.reason
 

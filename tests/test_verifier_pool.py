@@ -1,4 +1,4 @@
-"""The pool: what a verifier does costs at most one verdict, and the order or number of workers nothing."""
+"""The pool: a misbehaving verifier costs one verdict at most, and verdicts do not depend on order or workers."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def test_misbehaviour_costs_one_verdict(pool: VerifierPool, act: str, failure: s
     assert all(verdict.outcome is Outcome.CORRECT for verdict in verdicts.values())
 
 
-def test_memory_that_takes_the_time_is_told_as_memory() -> None:
-    """And not what is held all the while: it takes no time."""
+def test_a_timeout_while_memory_grows_is_reported_as_memory() -> None:
+    """Unless the memory is only held all the while, which takes no time."""
     with VerifierPool(workers=2, limits=Limits(cpu_seconds=2.0, memory_bytes=1 << 29)) as pool:
         verdicts = dict(pool.verify_many((act, HOSTILE, PROBLEM, act) for act in ("grow", "hold")))
     grows, holds = verdicts["grow"], verdicts["hold"]
@@ -73,32 +73,32 @@ def test_memory_that_takes_the_time_is_told_as_memory() -> None:
     assert (holds.failure, holds.reason) == ("timeout", "more than 2 s of CPU time")
 
 
-def test_nothing_but_misbehaviour(pool: VerifierPool) -> None:
+def test_a_batch_of_misbehaving_verdicts_only_is_unverifiable(pool: VerifierPool) -> None:
     items = [(i, HOSTILE, PROBLEM, act) for i, act in enumerate(["exit", "die", "raise", "memory"] * 5)]
     verdicts = dict(pool.verify_many(items))
     assert len(verdicts) == 20 and {v.outcome for v in verdicts.values()} == {Outcome.UNVERIFIABLE}
 
 
-def test_each_kind_of_failure_is_told_once() -> None:
-    told: list[str] = []
-    with VerifierPool(workers=1, note=told.append) as pool:
+def test_each_kind_of_failure_is_reported_once() -> None:
+    notes: list[str] = []
+    with VerifierPool(workers=1, note=notes.append) as pool:
         items = [(i, HOSTILE, PROBLEM, act) for i, act in enumerate(["raise", "fine", "raise", "exit", "raise"])]
         assert len(dict(pool.verify_many(items))) == 5
-    raised, ended = sorted(told)
+    raised, ended = sorted(notes)
     assert "ValueError: no (hostile_verifiers.py:" in raised and "status 3" in ended
 
 
-def test_an_abstention_is_no_failure(pool: VerifierPool) -> None:
+def test_an_abstention_is_not_a_failure(pool: VerifierPool) -> None:
     verdict = pool.verify("math", "}{", "42")
     assert verdict.outcome is Outcome.UNVERIFIABLE and verdict.failure is None
 
 
-def test_a_composition_fails_where_the_part_that_decides_does(pool: VerifierPool) -> None:
+def test_a_composition_fails_only_where_its_deciding_part_fails(pool: VerifierPool) -> None:
     assert pool.verify({"all": ["exact", HOSTILE]}, "raise", "raise").failure == "error"
     assert pool.verify({"any": ["exact", HOSTILE]}, "raise", "raise").failure is None
 
 
-def test_evidence_that_is_no_plain_data_becomes_text(pool: VerifierPool) -> None:
+def test_evidence_that_is_not_plain_data_becomes_text(pool: VerifierPool) -> None:
     verdict = pool.verify(HOSTILE, PROBLEM, "odd evidence")
     assert json.loads(json.dumps(verdict.evidence, allow_nan=False)) == {
         "judged": "the text after thinking",
@@ -161,8 +161,8 @@ def test_several_threads_share_a_pool(pool: VerifierPool) -> None:
     assert counts == [50] * 4
 
 
-def test_a_hanging_verdict_holds_up_no_other() -> None:
-    """It ends by being cancelled: had anything waited for it, this test would take the wall limit."""
+def test_a_hanging_verdict_does_not_delay_others() -> None:
+    """It is cancelled at the end. If anything waited for it, this test would take until the wall limit."""
     with VerifierPool(workers=2, limits=Limits(wall_seconds=600.0)) as pool:
         list(pool.verify_many((i, HOSTILE, PROBLEM, "fine") for i in range(50)))  # quick: batches are large now
         futures = [pool.submit(HOSTILE, PROBLEM, "sleep" if i == 20 else "fine") for i in range(100)]
@@ -183,7 +183,7 @@ def test_a_cancelled_verdict_frees_its_worker(tmp_path: Path) -> None:
         assert pool.restarts == 1
 
 
-def test_asyncio_has_many_verdicts_under_way_at_once(pool: VerifierPool) -> None:
+def test_asyncio_can_await_many_verdicts_at_once(pool: VerifierPool) -> None:
     async def run() -> list[Verdict]:
         asked = (pool.averify(HOSTILE, PROBLEM, act) for act in [*["raise", "fine"] * 100, "exit", "exit"])
         return await asyncio.gather(*asked)
@@ -196,7 +196,7 @@ def test_cancelled_tasks_leave_no_worker_stuck(tmp_path: Path) -> None:
     async def run(pool: VerifierPool) -> Verdict:
         acts = [f"sleep after {tmp_path / str(i)}" for i in range(20)]
         hanging = [asyncio.ensure_future(pool.averify(HOSTILE, PROBLEM, act)) for act in acts]
-        while len(list(tmp_path.iterdir())) < 2:  # both workers are at one
+        while len(list(tmp_path.iterdir())) < 2:  # both workers hang
             await asyncio.sleep(0.01)
         for task in hanging:
             task.cancel()
@@ -208,7 +208,7 @@ def test_cancelled_tasks_leave_no_worker_stuck(tmp_path: Path) -> None:
         assert asyncio.run(run(pool)).outcome is Outcome.CORRECT
 
 
-def test_what_has_to_be_opened_is_asked_from_asyncio_too(pool: VerifierPool) -> None:
+def test_opened_verifiers_can_be_asked_from_asyncio(pool: VerifierPool) -> None:
     async def run() -> list[Verdict]:
         answers = [json.dumps({"o": outcome}) for outcome in ("correct", "incorrect")]
         spec = {"asked_verifiers:Oracle": {"of": "o"}}
@@ -217,7 +217,7 @@ def test_what_has_to_be_opened_is_asked_from_asyncio_too(pool: VerifierPool) -> 
     assert [verdict.outcome for verdict in asyncio.run(run())] == ["correct", "incorrect"]
 
 
-def test_a_closed_event_loop_does_the_pool_no_harm(pool: VerifierPool) -> None:
+def test_a_closed_event_loop_does_not_harm_the_pool(pool: VerifierPool) -> None:
     async def run() -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(pool.averify(HOSTILE, PROBLEM, "sleep"), timeout=0.01)
@@ -228,7 +228,7 @@ def test_a_closed_event_loop_does_the_pool_no_harm(pool: VerifierPool) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(done_first=st.permutations(range(12)), seen=st.integers(0, 12))
-def test_verdicts_come_in_the_order_they_were_asked_for(done_first: list[int], seen: int) -> None:
+def test_in_order_yields_verdicts_in_the_order_of_submission(done_first: list[int], seen: int) -> None:
     futures = [Future[Verdict]() for _ in range(12)]
     for index in done_first[:seen]:
         futures[index].set_result(Verdict.correct(str(index)))
@@ -238,7 +238,7 @@ def test_verdicts_come_in_the_order_they_were_asked_for(done_first: list[int], s
     assert [(k, v.reason) for k, v in in_order(enumerate(futures))] == [(i, str(i)) for i in range(12)]
 
 
-def test_a_slow_verdict_holds_back_a_bounded_number(pool: VerifierPool) -> None:
+def test_a_slow_verdict_holds_back_a_bounded_number_of_others(pool: VerifierPool) -> None:
     read = 0
     slow = pool.submit(HOSTILE, PROBLEM, "sleep")
 
@@ -266,17 +266,19 @@ def test_a_wrong_name_is_an_input_error(pool: VerifierPool) -> None:
 
 
 @pytest.mark.parametrize(("reference", "response"), [(None, "1"), (42, "42"), ("42", None), ("42", 42)])
-def test_what_is_no_problem_or_no_response_is_told_at_once(pool: VerifierPool, reference: Any, response: Any) -> None:
+def test_a_wrong_type_of_problem_or_response_is_refused_at_once(
+    pool: VerifierPool, reference: Any, response: Any
+) -> None:
     with pytest.raises(InputError, match=r"as text|must be text"):
         pool.verify("math", reference, response)
 
 
-def test_a_wrong_setting_is_told_with_those_that_there_are(pool: VerifierPool) -> None:
+def test_an_unknown_setting_is_reported_with_the_known_ones(pool: VerifierPool) -> None:
     with pytest.raises(InputError, match="'format': has no setting 'boxd'; it has: boxed, "):
         pool.verify({"format": {"boxd": True}}, "42", "42")
 
 
-def test_check_is_one_call_that_nothing_can_hang_or_crash() -> None:
+def test_check_judges_in_one_call_and_survives_a_crash() -> None:
     assert check("math", reference="42", response=r"<think>41?</think> So \boxed{42}").outcome is Outcome.CORRECT
     assert check("math", "42", r"\boxed{43}").outcome is Outcome.INCORRECT
     assert check(HOSTILE, PROBLEM, "exit").failure == "crash"
@@ -302,7 +304,7 @@ def test_check_works_on_both_sides_of_a_fork() -> None:
     assert done.stdout.split() == ["correct", "correct"], done.stderr
 
 
-def test_a_closed_pool_says_so() -> None:
+def test_a_closed_pool_refuses_to_judge() -> None:
     pool = VerifierPool(workers=1)
     pool.verify(HOSTILE, PROBLEM, "fine")
     pool.close()
@@ -310,7 +312,7 @@ def test_a_closed_pool_says_so() -> None:
         pool.verify(HOSTILE, PROBLEM, "fine")
 
 
-def test_what_a_verifier_prints_goes_nowhere(capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_of_a_verifier_is_discarded(capfd: pytest.CaptureFixture[str]) -> None:
     with VerifierPool(workers=1) as pool:
         pool.verify(HOSTILE, PROBLEM, "print")
     assert capfd.readouterr() == ("", "")
@@ -342,7 +344,7 @@ def start_and_hang() -> tuple[subprocess.Popen[str], int]:
 
 
 def gone(pid: int) -> bool:
-    """Has a process ended? Waits for it, through a descriptor of its own."""
+    """Whether a process has ended, waiting up to 30 seconds for it."""
     import select
 
     try:
@@ -369,8 +371,8 @@ def test_ctrl_c_leaves_one_traceback_and_no_worker() -> None:
     assert errors.count("Traceback") == 1 and gone(worker)
 
 
-def test_an_interrupt_that_wakes_nobody_is_seen_while_a_verdict_is_waited_for() -> None:
-    """As one that comes between the last look for signals and the wait; `interrupt_main` wakes nobody either."""
+def test_an_interrupt_without_a_wakeup_is_noticed_while_waiting_for_a_verdict() -> None:
+    """Like one that arrives between the last check for signals and the wait: `interrupt_main` wakes no wait either."""
     with VerifierPool(workers=1, limits=Limits(wall_seconds=600.0)) as pool:
         pool.verify(HOSTILE, PROBLEM, "fine")
         threading.Timer(0.3, _thread.interrupt_main).start()
@@ -378,7 +380,7 @@ def test_an_interrupt_that_wakes_nobody_is_seen_while_a_verdict_is_waited_for() 
             pool.verify(HOSTILE, PROBLEM, "sleep")
 
 
-def test_stopping_does_not_wait_for_a_verifier_that_hangs() -> None:
+def test_stopping_does_not_wait_for_a_hanging_verifier() -> None:
     done: list[int] = []
     with VerifierPool(workers=1, limits=Limits(wall_seconds=100.0)) as pool:
         items = [(n, HOSTILE, PROBLEM, "sleep" if n else "fine") for n in range(2)]

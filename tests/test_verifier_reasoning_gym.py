@@ -31,13 +31,13 @@ from pipeline.workspace import Workspace
 CORRECT, INCORRECT, UNVERIFIABLE = Outcome.CORRECT, Outcome.INCORRECT, Outcome.UNVERIFIABLE
 
 NO_ANSWER = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
-"""The library gives no answer of its own, so that nothing shows whether their scorers work."""
+"""The library gives no answers for these, so nothing shows whether their scorers work."""
 BAD_SCORER = {"game_of_life_halting"}
-"""Its scorer takes any text for "True"."""
+"""Its scorer reads any text as "True"."""
 NOT_ALONE = {"composite"}
 """Made of other data sets."""
 SLOW = {"sokoban", "knight_swap"}
-"""Seconds of CPU an entry to make; they were tried once by hand."""
+"""Each entry takes seconds of CPU to make; these were tried once by hand."""
 
 
 def problem(dataset: str, entry: dict[str, Any]) -> Problem:
@@ -58,24 +58,24 @@ def entries() -> dict[str, dict[str, Any]]:
     return {name: entry(name) for name in sorted(DATASETS.keys() - NOT_ALONE - SLOW)}
 
 
-def test_every_data_set_accepts_its_own_answer_and_no_nonsense(entries: dict[str, dict[str, Any]]) -> None:
+def test_every_data_set_accepts_its_own_answer_and_rejects_nonsense(entries: dict[str, dict[str, Any]]) -> None:
     answers = ("", "   ", "no idea", "~~~~", "((((", "\x00", "{}")
     items: list[tuple[tuple[str, str], str, Problem, str]] = []
     for name, found in entries.items():
         for answer in (str(found["answer"]), *answers):
             items.append(((name, answer), "reasoning_gym", problem(name, found), answer))
     with VerifierPool(workers=1) as pool:
-        said = {key: given.outcome for key, given in pool.verify_many(items)}
+        outcomes = {key: given.outcome for key, given in pool.verify_many(items)}
         assert pool.restarts == 0
-    wrongly = {key for key, outcome in said.items() if outcome is CORRECT and key[1] in answers}
-    refused = {name for name, found in entries.items() if said[name, str(found["answer"])] is not CORRECT}
+    wrongly = {key for key, outcome in outcomes.items() if outcome is CORRECT and key[1] in answers}
+    refused = {name for name, found in entries.items() if outcomes[name, str(found["answer"])] is not CORRECT}
     assert not wrongly
     assert refused == NO_ANSWER | BAD_SCORER
-    assert all(outcome is UNVERIFIABLE for (name, _), outcome in said.items() if name in refused and _.strip())
+    assert all(outcome is UNVERIFIABLE for (name, _), outcome in outcomes.items() if name in refused and _.strip())
 
 
 def test_scorers_that_evaluate_answers_are_known() -> None:
-    """Read from the library's source: nothing else in it that scores hands text to Python or sympy."""
+    """According to the library's source, no other scorer passes text to Python or sympy."""
     root = Path(reasoning_gym.__file__).parent
     found = set()
     for path in root.rglob("*.py"):
@@ -110,7 +110,7 @@ def test_an_answer_is_never_run(name: str, tmp_path: Path, entries: dict[str, di
     assert not mark.exists()
 
 
-def test_nor_is_a_part_of_the_entry(tmp_path: Path) -> None:
+def test_text_in_an_entry_is_never_run(tmp_path: Path) -> None:
     code = f"open({str(tmp_path / 'ran')!r}, 'w')"
     for name, bad in (("number_sorting", {"answer": code}), ("bitwise_arithmetic", {"metadata": {"problem": code}})):
         found = verdict(name, {**entry(name), **bad}, "[1]")
@@ -126,7 +126,7 @@ def test_nor_is_a_part_of_the_entry(tmp_path: Path) -> None:
         ("gsm_symbolic", {}, "279", ["279", "279.0"], ["-279", "280", "279, 98"]),
     ],
 )  # fmt: skip
-def test_scorers_that_take_what_is_wrong_are_overruled(
+def test_scorers_that_accept_wrong_answers_are_overruled(
     name: str, metadata: dict[str, Any], gold: str, right: list[str], wrong: list[str]
 ) -> None:
     made = {"question": "?", "answer": gold, "metadata": metadata}
@@ -148,7 +148,7 @@ def test_partial_scores_are_kept_and_the_threshold_decides() -> None:
     "answer",
     ["42", r"So \boxed{42}.", r"\boxed{\text{42}}", "Thus <answer>42</answer>", "It is 41. The answer is: 42", "<answer>41</answer> no <answer> 42 </answer>"],
 )  # fmt: skip
-def test_where_the_answer_stands(answer: str) -> None:
+def test_the_answer_is_found_in_its_usual_places(answer: str) -> None:
     assert verdict("leg_counting", {"question": "?", "answer": "42", "metadata": {}}, answer).outcome is CORRECT
 
 
@@ -164,12 +164,12 @@ def test_where_the_answer_stands(answer: str) -> None:
         ('{"dataset": "countdown", "entry": {"question": "?", "answer": "1", "metadata": {}}}', "own answer"),
     ],
 )  # fmt: skip
-def test_a_reference_that_cannot_be_judged_by(reference: str, why: str) -> None:
+def test_an_unusable_reference_is_unverifiable(reference: str, why: str) -> None:
     found = judge(build("reasoning_gym"), Problem("p", "?", reference, "reasoning_gym", "test"), "1")
     assert found.outcome is UNVERIFIABLE and why in found.reason
 
 
-def test_without_the_library_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     found = verdict("spell_backward", {"question": "?", "answer": "1", "metadata": {}}, "1")
     assert found.outcome is UNVERIFIABLE and "pip install 'distill-reasoning[reasoning-gym]'" in found.reason
@@ -189,7 +189,7 @@ plain = st.recursive(
 
 
 @given(metadata=st.dictionaries(st.text(max_size=5), plain, max_size=3))
-def test_an_entry_survives_its_reference(metadata: dict[str, Any]) -> None:
+def test_an_entry_is_read_back_from_its_reference(metadata: dict[str, Any]) -> None:
     made = {"question": "?", "answer": "x", "metadata": metadata}
     assert read_reference(reference_of("gcd", made)) == ("gcd", made, "{}")
 
@@ -216,7 +216,7 @@ def test_neighbouring_seeds_and_splits_share_nothing() -> None:
     assert sum(map(len, sets)) == 120 == len(set().union(*sets))
 
 
-def test_a_pipeline_gathers_them_beside_other_sources(tmp_path: Path) -> None:
+def test_a_pipeline_combines_puzzles_with_other_sources(tmp_path: Path) -> None:
     source = "{reasoning_gym: gcd, train: 6, heldout: 3, config: {max_value: 50}, instruction: Just the number.}"
     (tmp_path / "p.yaml").write_text(
         f"name: small\nstages:\n  problems: {{sources: [{source}, {{family: calc, train: 2}}], limit: 4}}\n"
@@ -254,6 +254,6 @@ def test_ids_do_not_depend_on_the_process() -> None:
         ("count_bits", {"min_n": 1, "max_n": 1}, "cannot give 2 problems"),
     ],
 )
-def test_what_cannot_be_made_is_one_line(name: str, config: dict[str, Any], why: str) -> None:
+def test_a_data_set_that_cannot_be_made_is_an_error_of_one_line(name: str, config: dict[str, Any], why: str) -> None:
     with pytest.raises(InputError, match=why):
         list(puzzles.make(name, config, 0, "train", 2))

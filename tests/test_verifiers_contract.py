@@ -1,6 +1,6 @@
-"""What every registered verifier must do; a new line in the catalog brings these tests along.
+"""What every registered verifier must do. These tests also cover each new line of the catalog.
 
-A verifier without a sample in `SAMPLES` fails here: add one (gold answers, and the same ones spoiled).
+A verifier without samples in `SAMPLES` fails here: add some (gold answers, and spoiled versions of them).
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ HOSTILE = {
 }
 
 BY_NAME = sorted(set(VERIFIERS) - {"judge", "prm"})
-"""The judge needs somebody to ask, and prm a model: their contracts are in tests of their own."""
+"""The judge needs an endpoint or a model, and prm a model: their contracts are tested in other files."""
 NEEDS = {"logic": "z3", "reasoning_gym": "reasoning_gym"}
-"""What a verifier cannot do its work without; an extra brings it."""
+"""The library that a verifier needs; an extra installs it."""
 EVERY = [
     pytest.param(
         name,
@@ -130,14 +130,14 @@ def test_an_unreadable_reference_never_scores(name: str, pool: VerifierPool) -> 
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_batch_says_what_single_calls_say(name: str, pool: VerifierPool) -> None:
+def test_a_batch_gives_the_verdicts_of_single_calls(name: str, pool: VerifierPool) -> None:
     items = [(a, name, problem(name, r), a) for r, gold, spoiled in SAMPLES[name] for a in (gold, spoiled)]
     batch = {key: steady(verdict) for key, verdict in pool.verify_many(items)}
     assert batch == {key: steady(judge(build(name), p, a)) for key, _, p, a in items}
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_quick_part_says_what_the_whole_says(name: str) -> None:
+def test_the_quick_part_gives_the_whole_verifier_s_verdict_or_none(name: str) -> None:
     verifier = build(name)
     for reference, gold, spoiled in SAMPLES[name]:
         for answer in (gold, spoiled):
@@ -147,7 +147,7 @@ def test_the_quick_part_says_what_the_whole_says(name: str) -> None:
 
 
 def steady(verdict: Verdict) -> Verdict:
-    """Without what may differ from run to run."""
+    """The verdict without what may differ from run to run."""
     evidence = {key: value for key, value in verdict.evidence.items() if key != "usage"}
     return replace(verdict, seconds=0.0, evidence=evidence)
 
@@ -160,7 +160,7 @@ def test_importing_the_verifiers_loads_no_torch() -> None:
     assert done.stdout.strip() == "False", done.stderr
 
 
-def test_importing_the_verifiers_alone_loads_no_settings_library() -> None:
+def test_importing_the_verifiers_loads_no_pydantic_duckdb_or_numpy() -> None:
     code = "import sys, distill.verifiers; print([n for n in ('pydantic', 'duckdb', 'numpy') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
@@ -203,7 +203,9 @@ RIGHT, WRONG, UNSURE = r"\boxed{42}", r"\boxed{43}", r"\boxed{42 \text{ cows}}"
         ({"weighted": [{"of": "math", "weight": 0}, {"of": "format", "weight": 1}]}, UNSURE, "correct", 1.0),
     ],
 )
-def test_composition(spec: dict[str, object], answer: str, outcome: str, score: float | None) -> None:
+def test_compositions_combine_outcomes_and_scores(
+    spec: dict[str, object], answer: str, outcome: str, score: float | None
+) -> None:
     verifier = build(spec)
     verdict = judge(verifier, problem("math", "42 cm"), answer)
     assert (verdict.outcome, verdict.score) == (outcome, score), verdict
@@ -211,6 +213,6 @@ def test_composition(spec: dict[str, object], answer: str, outcome: str, score: 
 
 
 @pytest.mark.parametrize("spec", [{}, {"all": []}, {"all": "math"}, {"a": {}, "b": {}}, {"weighted": ["math"]}, 3])
-def test_a_spec_that_makes_no_sense_is_an_input_error(spec: object) -> None:
+def test_a_malformed_spec_is_an_input_error(spec: object) -> None:
     with pytest.raises(InputError):
         build(spec)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The `math` verifier: known wrong verdicts of others, formats and laws. Real data: test_math_agreement."""
+"""The `math` verifier: answers that others get wrong, formats and laws. Real data: test_math_agreement."""
 
 from __future__ import annotations
 
@@ -100,7 +100,9 @@ RULES = [
 
 
 @pytest.mark.parametrize(("reference", "answer", "expected"), KNOWN_WRONG_ELSEWHERE + TAKEN_BACK + RULES)
-def test_known_wrong_verdicts_come_out_right(reference: str, answer: str, expected: Outcome) -> None:
+def test_answers_that_other_verifiers_get_wrong_are_judged_right(
+    reference: str, answer: str, expected: Outcome
+) -> None:
     assert outcome(reference, answer) is expected
 
 
@@ -140,7 +142,7 @@ def test_known_wrong_verdicts_come_out_right(reference: str, answer: str, expect
         ("1,-2", r"\boxed{1, 2}", INCORRECT),
     ],
 )
-def test_formats(reference: str, answer: str, expected: Outcome) -> None:
+def test_common_formats_of_answers_are_read(reference: str, answer: str, expected: Outcome) -> None:
     assert outcome(reference, answer) is expected
 
 
@@ -158,7 +160,7 @@ def test_formats(reference: str, answer: str, expected: Outcome) -> None:
         (r"(0,9) \cup (9,36)", r"(9,36) \cup (0,9)"),
     ],
 )
-def test_algebra_and_points_agree(reference: str, answer: str) -> None:
+def test_equal_formulas_are_correct_by_algebra_and_by_points(reference: str, answer: str) -> None:
     pytest.importorskip("math_verify")
     verdict = judge(MATH, problem(reference), rf"\boxed{{{answer}}}")
     assert verdict.outcome is CORRECT, verdict
@@ -191,7 +193,7 @@ def written(value: Fraction) -> list[str]:
 
 
 @given(NUMBERS)
-def test_every_spelling_of_a_number_is_that_number(value: Fraction) -> None:
+def test_every_spelling_of_a_number_is_read_as_that_number(value: Fraction) -> None:
     for form in written(value):
         number = read_number(canonical(form))
         assert number is not None and number.value == value, form
@@ -218,7 +220,7 @@ def compared(one: str, other: str) -> Sameness:
 
 @settings(deadline=None)
 @given(FORMULAS)
-def test_a_formula_is_itself_however_it_is_spaced_and_bracketed(formula: str) -> None:
+def test_spaces_and_brackets_do_not_change_a_formula(formula: str) -> None:
     again = compared(formula, formula)
     assume(again != Sameness.UNKNOWN)  # it divides by zero
     assert again == Sameness.PROVED
@@ -229,14 +231,14 @@ def test_a_formula_is_itself_however_it_is_spaced_and_bracketed(formula: str) ->
         formula.replace("(", r"\left(").replace(")", r"\right)"),
     ):
         assert compared(formula, other) == Sameness.PROVED, other
-    # Unknown: large terms that cancel leave nothing but rounding to look at.
+    # Unknown: where large terms cancel, only rounding is left to compare.
     assert compared(f"{formula} + x + 1", f"1 + x + {formula}") in (Sameness.PROVED, Sameness.UNKNOWN)
     assert compared(f"{formula} + x + 1", f"{formula} + x") in (Sameness.DIFFERENT, Sameness.UNKNOWN)
 
 
 @settings(deadline=None)
 @given(FORMULAS, FORMULAS)
-def test_comparing_formulas_is_symmetric_and_a_proof_is_never_refuted(one: str, other: str) -> None:
+def test_comparing_formulas_is_symmetric_and_never_refutes_an_identity(one: str, other: str) -> None:
     assert compared(one, other) == compared(other, one)
     theirs = compared(f"{one} + {other}", f"{other} + {one}")
     assert theirs in (Sameness.PROVED, Sameness.UNKNOWN)
@@ -246,7 +248,7 @@ def test_comparing_formulas_is_symmetric_and_a_proof_is_never_refuted(one: str, 
     st.lists(st.sampled_from(["1", "-2", "x", r"\frac{1}{2}", r"\sqrt{2}", "7"]), min_size=2, max_size=5, unique=True),
     st.randoms(),
 )
-def test_sets_have_no_order_and_tuples_have_one(members: list[str], draw: Random) -> None:
+def test_order_matters_in_tuples_and_not_in_sets(members: list[str], draw: Random) -> None:
     mixed = list(members)
     draw.shuffle(mixed)
     for left, right in ((r"\{", r"\}"), ("", "")):
@@ -264,7 +266,7 @@ def test_number_verdicts_are_symmetric_and_exact(one: Fraction, other: Fraction)
 
 
 @given(st.text(max_size=200))
-def test_any_text_gets_a_span_that_stands_in_it(text: str) -> None:
+def test_the_final_answer_is_a_part_of_the_text(text: str) -> None:
     assert final_answer(text).text in text
 
 

@@ -35,17 +35,17 @@ def outcome(spec: object, reference: str, answer: str) -> Outcome:
         ({}, ".*", "", CORRECT),
     ],
 )
-def test_regex(settings: dict[str, object], reference: str, answer: str, expected: Outcome) -> None:
+def test_regex_matches_the_answer(settings: dict[str, object], reference: str, answer: str, expected: Outcome) -> None:
     assert outcome({"regex": settings}, reference, answer) is expected
 
 
 @pytest.mark.parametrize("pattern", ["((", "", "a{1,99999999999}", 5, "(?P<a>x)(?P<a>y)"])
-def test_a_bad_pattern_is_told_when_the_verifier_is_built(pattern: object) -> None:
+def test_a_bad_pattern_is_reported_when_the_verifier_is_built(pattern: object) -> None:
     with pytest.raises(InputError, match=r"pattern .* is "):
         build({"regex": {"pattern": pattern}})
 
 
-def test_an_expression_without_end_costs_one_verdict() -> None:
+def test_an_expression_that_backtracks_without_end_costs_one_verdict() -> None:
     hostile, kind = Problem("p", "?", "(a+)+b", "regex", "t"), Problem("q", "?", "a+", "regex", "t")
     items = [(0, "regex", hostile, "a" * 60), (1, "regex", kind, "aaa"), (2, "regex", hostile, "ab")]
     with VerifierPool(workers=1, limits=Limits(cpu_seconds=0.5)) as pool:
@@ -67,7 +67,9 @@ def test_an_expression_without_end_costs_one_verdict() -> None:
         ({}, " ", "x", UNVERIFIABLE, None),
     ],
 )
-def test_exact(settings: dict[str, object], reference: str, answer: str, expected: Outcome, rule: str | None) -> None:
+def test_exact_compares_the_answer_with_the_reference(
+    settings: dict[str, object], reference: str, answer: str, expected: Outcome, rule: str | None
+) -> None:
     verdict = judge(build({"exact": settings}), Problem("p", "?", reference, "exact", "test"), answer)
     assert (verdict.outcome, verdict.evidence.get("rule")) == (expected, rule)
 
@@ -119,7 +121,7 @@ def test_exact(settings: dict[str, object], reference: str, answer: str, expecte
         ("B", r"\boxed{C}. Wait, that is wrong. The answer is B.", CORRECT),
     ],
 )
-def test_choice(reference: str, answer: str, expected: Outcome) -> None:
+def test_choice_reads_the_chosen_letters(reference: str, answer: str, expected: Outcome) -> None:
     assert outcome("choice", reference, answer) is expected
     if reference.isupper() and len(reference) == 1:
         assert outcome("math", reference, answer) is expected

@@ -1,4 +1,4 @@
-"""`distill verify`: one line a row in the file's order, whatever the rows hold and whenever it is stopped."""
+"""`distill verify`: one line per row in the file's order, whatever the rows contain and whenever it is stopped."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def start(*arguments: str, cwd: Path, **options: Any) -> subprocess.Popen[str]:
 
 
 def verify(*arguments: str, cwd: Path, code: int = 0) -> tuple[list[dict[str, Any]], str]:
-    """(the lines, what was said on stderr)"""
+    """(the lines of stdout, the text of stderr)"""
     out, err = Command(cwd, "verify", *arguments).ended(code)
     return [json.loads(line) for line in out.splitlines()], err
 
@@ -57,7 +57,7 @@ def jsonl(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def test_every_row_has_its_line_in_order(tmp_path: Path) -> None:
+def test_every_row_gets_its_line_in_order(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", ROWS)
     lines, said = verify("a.jsonl", "--verifier", "math", cwd=tmp_path)
     assert [line["verdict"] for line in lines] == VERDICTS
@@ -70,7 +70,7 @@ def test_every_row_has_its_line_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["jsonl.gz", "json", "csv", "parquet"])
-def test_every_form_of_file(form: str, tmp_path: Path) -> None:
+def test_every_file_format_is_read(form: str, tmp_path: Path) -> None:
     path, rows = tmp_path / f"a.{form}", [{**row, "answer": str(row["answer"])} for row in ROWS]
     if form == "jsonl.gz":
         path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
@@ -90,7 +90,7 @@ def test_every_form_of_file(form: str, tmp_path: Path) -> None:
     assert [line["verdict"] for line in lines] == VERDICTS
 
 
-def test_columns_are_named_and_settings_given(tmp_path: Path) -> None:
+def test_options_name_columns_and_settings(tmp_path: Path) -> None:
     row = {"q": "?", "key": 7, "gold": "so it is #### 5", "said": r"\boxed{5}", "thought": "hm"}
     jsonl(tmp_path / "a.jsonl", [row, {**row, "said": "5"}])
     names = ("--answer-key", "gold", "--response-key", "said", "--prompt-key", "q", "--thinking-key", "thought")
@@ -105,7 +105,7 @@ def test_columns_are_named_and_settings_given(tmp_path: Path) -> None:
     assert [line["verdict"] for line in lines] == ["incorrect", "incorrect"]
 
 
-def test_a_verifier_of_ones_own_beside_the_file(tmp_path: Path) -> None:
+def test_a_user_verifier_beside_the_file_is_used(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from distill.types import Verdict\n"
         "class Long:\n    name, version = 'long', '3'\n"
@@ -130,9 +130,7 @@ def test_a_verifier_of_ones_own_beside_the_file(tmp_path: Path) -> None:
         ('{"answer": 1e999, "response": "Infinity"}', "a.jsonl:2: column 'answer' holds NaN or infinity"),
     ],
 )
-def test_a_bad_row_stops_before_anything_is_judged_or_says_so_on_its_line(
-    bad: Any, message: str, tmp_path: Path
-) -> None:
+def test_a_bad_row_stops_the_command_first_or_is_skipped_with_a_reason(bad: Any, message: str, tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", [ROWS[0], bad, ROWS[1]])
     lines, said = verify("a.jsonl", "--verifier", "math", cwd=tmp_path, code=2)
     assert lines == [] and message in said and len(said.splitlines()) == 1 and "--on-bad-row skip" in said
@@ -156,7 +154,7 @@ def test_the_progress_bar_has_room_for_count_and_time_in_80_columns() -> None:
     assert "666678/1000000" in drawn.getvalue() and "right 50% wrong 50% none 0%" in drawn.getvalue()
 
 
-def test_bad_arguments_are_one_line(tmp_path: Path) -> None:
+def test_bad_arguments_are_an_error_of_one_line(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", ROWS)
     for name in ("empty.jsonl", "a.txt"):
         (tmp_path / name).touch()
@@ -191,7 +189,7 @@ def test_json_on_stderr_is_one_object(tmp_path: Path) -> None:
     assert json.loads(said)["event"] == "error"
 
 
-def test_lines_do_not_depend_on_workers_and_hold_no_time(tmp_path: Path) -> None:
+def test_lines_do_not_depend_on_workers_or_time(tmp_path: Path) -> None:
     pytest.importorskip("math_verify")
     pairs = [(r, a) for r in ("42", r"\sqrt{12}", "1/3") for a in ("42", r"\boxed{2\sqrt{3}}", "0.33", "x")]
     jsonl(tmp_path / "a.jsonl", [{"answer": r, "response": a} for r, a in pairs])
@@ -199,7 +197,7 @@ def test_lines_do_not_depend_on_workers_and_hold_no_time(tmp_path: Path) -> None
     assert runs[0] == runs[1] and len(runs[0]) == len(pairs)
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", [ROWS[0]] * 5000)
     process = start("a.jsonl", "--verifier", "math", cwd=tmp_path)
     assert process.stdout and process.stderr
@@ -209,7 +207,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert process.wait(timeout=60) == 0
 
 
-def test_output_appears_when_it_is_complete(tmp_path: Path) -> None:
+def test_the_output_file_appears_only_when_complete(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", ROWS)
     lines, said = verify("a.jsonl", "--verifier", "math", "--output", "new/out.jsonl", cwd=tmp_path)
     assert lines == [] and "wrote new/out.jsonl" in said
@@ -218,8 +216,8 @@ def test_output_appears_when_it_is_complete(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "new") == ["out.jsonl"]
 
 
-def test_output_replaces_nothing_but_a_file(tmp_path: Path) -> None:
-    """A link, a pipe or a device by that name is somebody's: it is neither replaced nor written into."""
+def test_output_never_replaces_a_link_pipe_or_device(tmp_path: Path) -> None:
+    """A link, a pipe or a device with that name is neither replaced nor written to."""
     jsonl(tmp_path / "a.jsonl", ROWS)
     (tmp_path / "link").symlink_to("elsewhere.jsonl")
     os.mkfifo(tmp_path / "pipe")
@@ -234,8 +232,8 @@ def test_output_replaces_nothing_but_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink() and not (tmp_path / "elsewhere.jsonl").exists()
 
 
-def test_why_there_is_no_verdict_stands_in_the_summary(tmp_path: Path) -> None:
-    """One's own verifier that forgets to return, raises or ends the process: each is told as what it is."""
+def test_the_summary_says_why_there_is_no_verdict(tmp_path: Path) -> None:
+    """For a user's verifier that forgets to return, raises or ends the process, each with its own reason."""
     (tmp_path / "mine.py").write_text(
         "class Mine:\n    name = 'mine'\n    version = '1'\n\n    def verify(self, problem, trace):\n"
         "        if trace.answer == 'raise':\n            return 1 / 0\n"
@@ -257,8 +255,8 @@ def test_why_there_is_no_verdict_stands_in_the_summary(tmp_path: Path) -> None:
     assert f"1 x {reasons[0]}" in said
 
 
-def test_a_verdict_that_says_no_verdict_is_a_failure(tmp_path: Path) -> None:
-    """A score that is no number would be no JSON here, and in GRPO the reward of a whole group."""
+def test_a_verdict_with_an_invalid_outcome_or_score_is_a_failure(tmp_path: Path) -> None:
+    """A NaN score would be invalid JSON here, and in GRPO it would spoil the rewards of a whole group."""
     (tmp_path / "mine.py").write_text(
         "from distill.types import Verdict\n\n\nclass Mine:\n    name = 'mine'\n    version = '1'\n\n"
         "    def verify(self, problem, trace):\n"
@@ -277,22 +275,22 @@ def test_a_verdict_that_says_no_verdict_is_a_failure(tmp_path: Path) -> None:
     ]
 
 
-def test_a_judge_must_be_shown_the_problem(tmp_path: Path) -> None:
+def test_a_judge_needs_a_prompt_column(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", ROWS)
     spec = "{judge: {model: 'embedded:teacher'}}"
     _, said = verify("a.jsonl", "--verifier", spec, cwd=tmp_path, code=2)
     assert "--prompt-key" in said and said.count("\n") == 1
 
 
-def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_columns_with_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("answer,answer,response\n1,2,2\n")
     _, said = verify("a.csv", "--verifier", "math", cwd=tmp_path, code=2)
     assert "a.csv:1: has two columns called 'answer'" in said
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_command_goes_on_where_it_was(how: signal.Signals, tmp_path: Path) -> None:
-    """The first run hangs at row 4 until it is stopped; the second finds the file that row waits for."""
+def test_a_stopped_command_resumes_where_it_was(how: signal.Signals, tmp_path: Path) -> None:
+    """The first run hangs at row 4 until it is stopped. The second finds the file that row 4 waits for."""
     gate = tmp_path / "gate"
     acts = ["pid", "pid", "pid", f"wait for {gate}", "pid", "pid"]
     jsonl(tmp_path / "a.jsonl", [{"answer": "x", "response": act} for act in acts])
@@ -316,7 +314,7 @@ def test_a_stopped_command_goes_on_where_it_was(how: signal.Signals, tmp_path: P
     assert [json.loads(line)["row"] for line in written.splitlines()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_was_judged_otherwise_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_output_of_another_verifier_is_not_resumed(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", ROWS)
     verify("a.jsonl", "--verifier", "math", "--output", "out.jsonl", cwd=tmp_path)
     first = (tmp_path / "out.jsonl").read_text()
@@ -335,7 +333,9 @@ def pool() -> Any:
     texts=st.lists(st.tuples(st.text(max_size=20), st.text(st.characters(codec=None), max_size=20)), max_size=20),
     first=st.integers(1, 5),
 )
-def test_a_file_says_what_single_calls_say(texts: list[tuple[str, str]], first: int, pool: VerifierPool) -> None:
+def test_a_file_gives_the_verdicts_of_single_calls(
+    texts: list[tuple[str, str]], first: int, pool: VerifierPool
+) -> None:
     rows = [Row(Path("f"), i, {"answer": a, "response": r}) for i, (a, r) in enumerate(texts)]
     found = list(judge_rows(rows, AnswerColumns(), "exact", pool, first=first))
     assert [judged.row for judged in found] == list(range(first, first + len(rows)))
@@ -348,7 +348,7 @@ def test_a_file_says_what_single_calls_say(texts: list[tuple[str, str]], first: 
             assert judged.verdict.failure == "input"
 
 
-def test_an_opened_verifier_is_asked_about_many_at_a_time_and_told_in_order(pool: VerifierPool) -> None:
+def test_verdicts_of_an_opened_verifier_come_in_the_order_of_the_rows(pool: VerifierPool) -> None:
     said = [{"o": outcome, "r": rule} for outcome in VERDICTS for rule in VERDICTS]
     values: list[dict[str, str]] = [{"answer": "x", "response": json.dumps(what)} for what in said]
     rows = [Row(Path("f"), n, value) for n, value in enumerate([*values[:3], {"answer": "x"}, *values[3:]])]
@@ -373,7 +373,7 @@ print([name for name in ("torch", "transformers", "duckdb", "pyarrow", "sympy") 
 """
 
 
-def test_nothing_heavy_is_loaded(tmp_path: Path) -> None:
+def test_verify_loads_no_heavy_library(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", ROWS)
     done = subprocess.run(
         [sys.executable, "-c", LIGHT], cwd=tmp_path, capture_output=True, text=True,

@@ -1,6 +1,6 @@
-"""`distill serve` on loopback: real servers of vLLM and transformers, drawn from through the openai engine.
+"""`distill serve` on loopback: real servers of vLLM and transformers, sampled from through the openai engine.
 
-One server of vLLM for all tests of the file: it takes half a minute to minutes to come up.
+All tests of the file share one vLLM server, which takes from half a minute to minutes to start.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """vLLM's, with a key. Its base url."""
+    """The base URL of a vLLM server that needs a key."""
     directory = tmp_path_factory.mktemp("server")
     plain_tags(directory / "teacher")
     more = ["--api-key", KEY, "--dtype", "float32", "--max-model-len", "256", "--reasoning-parser", "deepseek_r1"]
@@ -47,7 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @contextmanager
 def serving(directory: Path, *asked: str) -> Iterator[str]:
-    """The base url of a server, ended with all its processes."""
+    """Start a server, yield its base URL, and end it with all its processes."""
     log = directory / "log"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -72,8 +72,8 @@ def serving(directory: Path, *asked: str) -> Iterator[str]:
 
 
 def plain_tags(directory: Path) -> Path:
-    """The teacher with think tags that are no special tokens, as those of reasoning models are none: a server leaves
-    special ones out of the text, and its reasoning parser then finds no end of the thinking."""
+    """The teacher with think tags that are not special tokens, as in reasoning models. A server leaves special tokens out
+    of the text, and its reasoning parser would then find no end of the thinking."""
     shutil.copytree(TEACHER, directory)
     core, config = directory / "tokenizer.json", directory / "tokenizer_config.json"
     data = json.loads(core.read_text())
@@ -114,13 +114,13 @@ def drawn(url: str, wanted: list[Request], model: str = "teacher", **options: An
         engine.close()
 
 
-def test_greedy_thinking_answers_and_counts_are_those_of_the_engine_in_process(server: str) -> None:
+def test_greedy_responses_and_counts_equal_those_of_the_in_process_engine(server: str) -> None:
     wanted = requests(8, temperature=0.0)
-    told = drawn(server, wanted, concurrency=4)
+    served = drawn(server, wanted, concurrency=4)
     with vllm_engine(Model(str(TEACHER), "teacher")) as engine:
         inside = {completion.key: completion for completion in engine.generate(wanted)}
-    assert set(told) == set(inside)
-    for name, completion in told.items():
+    assert set(served) == set(inside)
+    for name, completion in served.items():
         other = inside[name]
         ours, theirs = response_of(completion), response_of(other)
         assert (ours.thinking, ours.answer, ours.closed) == (theirs.thinking, theirs.answer, theirs.closed)
@@ -130,7 +130,7 @@ def test_greedy_thinking_answers_and_counts_are_those_of_the_engine_in_process(s
         assert 0 < completion.thinking_tokens < completion.tokens
 
 
-def test_a_response_cut_in_its_thinking_is_a_length_and_all_thinking(server: str) -> None:
+def test_a_response_cut_in_its_thinking_ends_by_length_without_an_answer(server: str) -> None:
     for completion in drawn(server, requests(4, temperature=0.0, max_tokens=10)).values():
         parts = response_of(completion)
         assert completion.finish is Finish.LENGTH and completion.tokens == 10
@@ -138,14 +138,14 @@ def test_a_response_cut_in_its_thinking_is_a_length_and_all_thinking(server: str
         assert completion.thinking_tokens >= 9  # the server does not count the opening tag
 
 
-def test_seeds_repeat(server: str) -> None:
+def test_equal_seeds_give_equal_responses(server: str) -> None:
     wanted = requests(8)
     texts = {name: c.text for name, c in drawn(server, wanted).items()}
     assert {name: c.text for name, c in drawn(server, wanted[::-1], concurrency=1).items()} == texts
     assert {name: c.text for name, c in drawn(server, requests(8, seed=1)).items()} != texts
 
 
-def test_what_the_server_refuses_is_one_line(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_of_the_server_is_an_input_error(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="refuses the call for model other"):
         drawn(server, requests(1), model="other")
     long = [Request("long", ({"role": "user", "content": "1 + " * 300},), Sampling(max_tokens=8))]
@@ -157,11 +157,11 @@ def test_what_the_server_refuses_is_one_line(server: str, monkeypatch: pytest.Mo
     assert "sk-" not in str(caught.value)
 
 
-def test_transformers_serves_the_same_answers(tmp_path: Path) -> None:
+def test_the_transformers_server_gives_the_answers_of_vllm(tmp_path: Path) -> None:
     pytest.importorskip("uvicorn")
     wanted = requests(2, temperature=0.0)
     with serving(tmp_path, "--engine", "transformers", "--model", "embedded:teacher") as url:
-        told = drawn(url, wanted, model=str(TEACHER))
+        served = drawn(url, wanted, model=str(TEACHER))
     with vllm_engine(Model(str(TEACHER), "teacher")) as engine:
         for inside in engine.generate(wanted):
-            assert response_of(told[inside.key]).answer.strip() == response_of(inside).answer.strip() != ""
+            assert response_of(served[inside.key]).answer.strip() == response_of(inside).answer.strip() != ""

@@ -1,4 +1,4 @@
-"""What k samples would have bought: every estimator against the enumeration of all subsets."""
+"""The accuracy that k samples would have had: every estimator against the enumeration of all subsets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ with_k = samples.flatmap(lambda found: st.tuples(st.just(found), st.integers(1, 
 
 
 def majority(found: Sequence[Sample]) -> Callable[[Sequence[Sample]], float]:
-    """Most ballots win; an answer is as right as its samples are, all told."""
+    """The most frequent answer wins, and is as right as the mean of all its samples."""
 
     def choose(subset: Sequence[Sample]) -> float:
         votes = [s.answer for s in subset if s.answer is not None]
@@ -37,8 +37,8 @@ def majority(found: Sequence[Sample]) -> Callable[[Sequence[Sample]], float]:
     return choose
 
 
-def weighed(subset: Sequence[Sample]) -> float:
-    """The answer with the largest sum of scores wins, a tie sharing; it is as right as its best sample in the subset."""
+def weighted(subset: Sequence[Sample]) -> float:
+    """The answer with the largest sum of scores wins (ties share), and is as right as its best sample in the subset."""
     answers = {s.answer for s in subset if s.answer is not None}
     weight = {answer: round(sum(s.score for s in subset if s.answer == answer), 9) for answer in answers}
     winners = [answer for answer in answers if weight[answer] == max(weight.values())]
@@ -55,8 +55,8 @@ def enumerated(found: Sequence[Sample], k: int, choose: Callable[[Sequence[Sampl
     return fmean(choose(subset) for subset in combinations(found, k))
 
 
-def test_prose_votes_with_the_result_that_it_states() -> None:
-    """As Wang et al. count them; a vote of whole texts would be one of singletons, no better than one sample."""
+def test_prose_votes_with_its_stated_result() -> None:
+    """As Wang et al. count votes. With whole texts every vote would differ, and voting be no better than one sample."""
     said = ["So 6 * 7 gives\n\\boxed{42}", "We get $\\boxed{ 42. }$, as asked.", "The answer is 42.", "Well.\n#### 42"]
     assert {ballot(text) for text in said} == {"42"} == {ballot(" 42\n")}
     assert ballot("\\boxed{\\dfrac12}") == ballot("Half: \\boxed{\\frac{1}{2}}") != ballot("\\boxed{0.5}")
@@ -65,7 +65,7 @@ def test_prose_votes_with_the_result_that_it_states() -> None:
     assert majority_at_k(found, 5) == 1.0
 
 
-def test_programs_and_plain_answers_vote_with_all_of_their_text() -> None:
+def test_programs_and_plain_answers_vote_with_their_whole_text() -> None:
     one, other = (f"def f(x):\n    answer = 1\n    return x{sign}" for sign in ("", " + 1"))
     assert ballot(one) != ballot(other) and ballot(f"```\n{one}\n```") != ballot(f"```\n{other}\n```")
     assert ballot("[1,  2]\nNone") == "[1, 2] None" and ballot("p and q") == "p and q" and ballot("  ") == ""
@@ -78,26 +78,26 @@ def test_majority_is_the_mean_over_all_subsets(case: tuple[list[Sample], int]) -
 
 
 @given(with_k)
-def test_weighed_votes_and_the_best_are_means_over_all_subsets(case: tuple[list[Sample], int]) -> None:
+def test_weighted_votes_and_best_of_k_are_means_over_all_subsets(case: tuple[list[Sample], int]) -> None:
     found, k = case
-    assert weighted_vote_at_k(found, k) == pytest.approx(enumerated(found, k, weighed))
+    assert weighted_vote_at_k(found, k) == pytest.approx(enumerated(found, k, weighted))
     assert best_of_k(found, k) == pytest.approx(enumerated(found, k, best))
 
 
-def test_sums_that_differ_by_rounding_are_level() -> None:
+def test_sums_that_differ_only_by_rounding_are_a_tie() -> None:
     found = [Sample("a", 1.0, score=score) for score in (0.1, 0.2, 0.3)] + [Sample("b", 0.0, score=0.6)]
     assert 0.1 + 0.2 + 0.3 != 0.6 and weighted_vote_at_k(found, 4) == 0.5
 
 
-def test_many_subsets_are_drawn_and_near_the_mean_over_all() -> None:
+def test_with_many_subsets_a_sample_of_them_approximates_the_mean() -> None:
     found = [Sample("ab"[n % 3 == 0], float(n % 3 == 0), score=(n % 5) / 5) for n in range(20)]
     drawn = weighted_vote_at_k(found, 6)
     assert drawn == weighted_vote_at_k(found, 6) and drawn != weighted_vote_at_k(found, 6, seed=1)
-    assert drawn == pytest.approx(enumerated(found, 6, weighed), abs=0.03)
+    assert drawn == pytest.approx(enumerated(found, 6, weighted), abs=0.03)
 
 
 @given(with_k)
-def test_one_sample_is_a_sample_whatever_the_strategy(case: tuple[list[Sample], int]) -> None:
+def test_the_majority_of_one_sample_is_the_mean_accuracy(case: tuple[list[Sample], int]) -> None:
     found, _ = case
     if all(s.answer is not None for s in found):
         assert majority_at_k(found, 1) == pytest.approx(fmean(s.correct for s in found))
