@@ -1,8 +1,9 @@
 """The record of what has run: one manifest per completed stage, written last and named by its fingerprint.
 
-A stage is complete if there is a manifest with its fingerprint; nothing is inferred from other files.
-Manifests lie at ``manifests/<kind>/<fingerprint>.json``, so two pipelines in one workspace share what they
-have in common, and going back to an old setting costs nothing.
+A stage is complete only if there is a manifest with its fingerprint; nothing is inferred from other files.
+(`pipeline.workspace` checks whether the recorded result is still whole.) Manifests lie at
+``manifests/<kind>/<fingerprint>.json``, so two pipelines in one workspace share what they have in common,
+and going back to an old setting costs nothing.
 """
 
 from __future__ import annotations

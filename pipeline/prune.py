@@ -88,7 +88,7 @@ def _why(kind: str, record: Manifest | None, needed: Needs) -> str:
         return f"{kind} without a record"
     now = [identity for stage, identity in needed.known.values() if (stage, identity.kind) == (record.stage, kind)]
     if now:
-        return f"{record.stage} with other settings or inputs ({'; '.join(changes(record.identity, now[0]))})"
+        return f"{record.stage} with other settings, inputs or version ({'; '.join(changes(record.identity, now[0]))})"
     if any((spec.name, spec.stage.kind) == (record.stage, kind) for spec in needed.waiting):
         return f"{record.stage} with other settings or inputs"
     return f"{record.stage}: no named pipeline has this stage"

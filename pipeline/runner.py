@@ -39,7 +39,8 @@ def run(
     targets: Sequence[str] = (),
     force: Sequence[str] = (),
 ) -> list[Done]:
-    """Bring the targets (all stages if there are none) up to date. Returns the stages in running order."""
+    """Bring the targets (all stages if there are none) up to date. Returns each stage's manifest in running order, and
+    whether it was cached."""
     specs = pipeline.closure(targets)
     plans: dict[str, StagePlan] = {}
     ahead: dict[str, StagePlan] = {}

@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.files import TEMPORARY, disk_errors, make_directory
 
 YOUNG = 60.0
-"""Seconds after its creation for which a directory may not be locked yet."""
+"""A directory without a lock is taken for abandoned only at this age (seconds): a new one exists before its lock."""
 
 
 @contextmanager

@@ -77,7 +77,7 @@ class Workspace:
         return self.path / "work" / f"{kind}-{fingerprint[:12]}"
 
     def begun(self, identity: Identity) -> bool:
-        """Whether the stage was ever started."""
+        """Whether an attempt has left its work directory. A stage that completes removes it."""
         return self.work(identity.kind, identity.fingerprint).exists()
 
     def has_part(self, identity: Identity) -> bool:

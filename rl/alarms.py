@@ -132,8 +132,8 @@ def length(history: History, step: int, limits: AlarmSettings) -> Cause | None:
 
 
 def _fell(history: History, step: int, window: int, metric: str, share: float, words: str) -> Cause | None:
-    """A metric fell below ``share`` of its first value while the reward did not rise. A policy that gets certain
-    because it is right is fine."""
+    """A metric fell below ``share`` of its first mean while the reward did not rise, or is unknown. A policy that gets
+    certain because it is right is fine."""
     before, now = history.change(metric, step, window)
     rise = history.rise("reward", step, window)
     if not now < share * before or rise > 0 or math.isinf(before):  # any number is less than infinity

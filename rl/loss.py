@@ -117,7 +117,7 @@ def _places(rows: Tensor) -> Tensor:
 
 
 def _sums(values: Tensor, places: Tensor) -> Tensor:
-    """The sum over each row, at the row's place; zeros beyond the last row, since there are at least as many tokens."""
+    """(L,) -> (L,): the sum over each row, at its place; zeros after the last, for no row is without a token."""
     return torch.zeros_like(values).index_add(0, places, values)
 
 
@@ -181,9 +181,9 @@ def token_weights(
 
     row_mean: the mean over rows of each row's mean. token_mean: the mean over all tokens of the step. constant: the sum
     over tokens / (``sampled`` * ``longest``), where ``longest`` is the longest response allowed (no length bias) and
-    ``sampled`` counts all rows of the step, also those that are not learned from: a divisor that depended on these
-    would weigh steps by their outcome. micro_batch_mean: the mean over ``micro_batches`` (row indices) of each one's
-    token mean; the only one that depends on the cut.
+    ``sampled`` (None: the number of ``lengths``) also counts rows that are not learned from: a divisor that depended on
+    which rows are would weigh steps by their outcome. micro_batch_mean: the mean over ``micro_batches`` (row indices)
+    of each one's token mean; the only one that depends on the cut.
     """
     rows = len(lengths)
     if aggregation == "row_mean":

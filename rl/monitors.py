@@ -40,10 +40,10 @@ class GrpoMetrics(Made, Samples):
     """After step ``step`` (from 1) of ``total``: what the updates did, what the samples were like, and the following
     means over all rollouts; NaN if undefined.
 
-    ``reward_std`` is the mean of the groups' standard deviations, ``zero_variance`` the share of groups whose rewards
-    are equal (both NaN for groups of one), ``distinct`` the mean number of different answers in a group (for prose,
-    what it marks as its result: `distill.voting.ballot`), ``draws`` how often problems were drawn. ``components`` are
-    the means of the reward's components, as ``reward/NAME``.
+    ``reward_std`` is the mean of the groups' standard deviations, ``zero_variance`` the share of groups whose judged
+    rewards do not differ (both NaN for groups of one), ``distinct`` the mean number of different answers in a group
+    (for prose, what it marks as its result: `distill.voting.ballot`), ``draws`` how often problems were drawn.
+    ``components`` are the means of the reward's components, as ``reward/NAME``.
     ``teacher_kl`` estimates the reverse KL(student, teacher) in nats per token from the sampled tokens,
     ``worst_step`` is the mean of the rollouts' lowest step rewards, ``value_explained`` the share of the variance of a
     value head's targets that it explained before the step: 0 is no better than a constant.

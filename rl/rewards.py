@@ -8,7 +8,8 @@
 Pure functions of one problem's samples. The reward is the weighted sum. A sample that a component cannot
 judge has no reward: the others of its group would be compared with a sum that lacks a term. If a component is
 `optional`, the group's mean replaces its missing value, so that it neither lifts nor lowers the sample within
-its group. A component of weight 0 is only monitored: neither its values nor missing ones change the reward.
+its group. A component of weight 0 is only monitored: neither its values nor missing ones change the reward. (The one
+exception: if no verifier has a weight, the first still decides what is right for `length`.)
 
 `rl.ledger` calls the verifiers. DAPO's punishment of overlong responses is `rl.credit.soft_overlong`.
 """

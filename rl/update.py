@@ -122,7 +122,8 @@ def update(
 ) -> tuple[Made, list[Used]]:
     """Make ``settings.passes`` over the rollouts of ``step`` (from 1), each of ``settings.updates`` optimizer steps.
 
-    ``sampled`` is the number of rollouts that a step has, including those that are not learned from.
+    ``sampled`` is the number of rollouts of one draw of the step's problems, including those that are not learned from.
+    (Refills are not counted, because they depend on the rewards.)
     """
     rows = {id(r): row_of(r) for r in rollouts}
     old = _before(learner, settings, rollouts, rows)

@@ -94,7 +94,7 @@ def test_without_yes_nothing_is_deleted_and_both_settings_stay_cached(project: P
     before = tree(project)
     (row,) = rows(project, "prune")
     assert row["path"].startswith("artifacts/sft-")
-    assert row["why"] == "sft with other settings or inputs (epochs: 3 -> 2)"
+    assert row["why"] == "sft with other settings, inputs or version (epochs: 3 -> 2)"
     assert row["bytes"] == sum(f.stat().st_size for f in (project / SPACE / row["path"]).rglob("*") if f.is_file())
     assert "1 to delete" in (out := distill(project, "prune", "-p", "p.yaml")) and "--yes deletes" in out
     assert tree(project) == before
@@ -154,7 +154,7 @@ def test_a_stopped_training_resumes_after_a_prune(project: Path) -> None:
     (row,) = rows(project, "prune")
     assert (
         row["path"].startswith("work/sft-")
-        and row["why"] == "unfinished: sft with other settings or inputs (epochs: 3 -> 2)"
+        and row["why"] == "unfinished: sft with other settings, inputs or version (epochs: 3 -> 2)"
     )
     out = distill(project, "run", "-p", "p.yaml", "--json", *OTHER)
     steps = [e["done"] for e in map(json.loads, out.splitlines()) if e["event"] == "progress" and e["stage"] == "sft"]

@@ -32,7 +32,7 @@ class PromptTooLong(InputError):
         self.key, self._said = key, (key, tokens, limit)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Of what it was made of, so that it can come from another process."""
+        """Pickle the constructor's arguments instead of the message, so that it can be raised in another process."""
         return PromptTooLong, self._said
 
 
@@ -63,8 +63,8 @@ class Engine(Protocol):
         A None means that nothing is wanted just now: continue with what is running, and ask again after the next
         completion. It comes only while some request is unanswered (`distill.engines.feed`).
 
-        ``stopping`` is called about once a second, also while nothing finishes. Once it returns True, the engine drops
-        what is in flight and ends. The caller may stop iterating at any time, with the same effect.
+        ``stopping`` is called at least every second or so, also while nothing finishes. Once it returns True, the
+        engine drops what is in flight and ends. The caller may stop iterating at any time, with the same effect.
         """
         ...
 

@@ -89,7 +89,8 @@ class Running:
 
 
 class Decoder:
-    """Samples from ``model``, a private copy prepared by `distill.engines.attention.plug_in`, ``slots`` rows at a time.
+    """Samples from ``model``, a private copy prepared by `distill.engines.attention.plug_in`, with up to ``slots``
+    rows at a time.
 
     ``memory`` limits keys and values, in bytes; one row may always run. ``text_of`` decodes a token; jobs that
     end after a step need it.

@@ -82,7 +82,7 @@ def no_budget(budget: ThinkingBudget | None, options: OpenAIOptions) -> str | No
     dialect = DIALECTS[options.dialect]
     if budget and budget.least:
         return (
-            f"an endpoint cannot be made to think for at least {budget.least} tokens; leave out the minimum, or use "
+            f"an endpoint cannot be made to think for at least {budget.least} tokens; leave out `least`, or use "
             "the transformers or the vllm engine"
         )
     if budget and budget.most is not None and not dialect.budget and dialect.prefix is None:
@@ -99,10 +99,7 @@ def no_beginning(options: OpenAIOptions) -> str | None:
     if DIALECTS[options.dialect].prefix is not None:
         return None
     able = ", ".join(name for name, known in DIALECTS.items() if known.prefix is not None)
-    return (
-        f"dialect {options.dialect} cannot continue a prefilled response; set dialect to the kind of server ({able}), "
-        "or leave this out"
-    )
+    return f"dialect {options.dialect} cannot continue a prefilled response; set dialect to the kind of server ({able})"
 
 
 def check_wished(engine: Settings, budget: ThinkingBudget | None, begun: bool) -> None:
@@ -111,7 +108,7 @@ def check_wished(engine: Settings, budget: ThinkingBudget | None, begun: bool) -
         if why := no_budget(budget, engine):
             raise ValueError(f"thinking: {why}")
         if begun and (why := no_beginning(engine)):
-            raise ValueError(f"prompting.prefill: {why}")
+            raise ValueError(f"prompting.prefill: {why}, or leave it out")
 
 
 def check_request(request: Request, options: OpenAIOptions) -> None:

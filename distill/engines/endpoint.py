@@ -158,7 +158,7 @@ class Endpoint:
         return self._prices.most(request)
 
     def so_far(self, request: Request, progress: Progress) -> Bill:
-        """The bill of a call that we hang up on: at most one token per byte received; all, if that is unknown."""
+        """The bill of a call that we hang up on: at most one token per byte received, or if unknown `most`."""
         most = self._prices.most(request)
         try:
             received = progress.stream.received if progress.stream else most.tokens

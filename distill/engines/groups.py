@@ -1,7 +1,7 @@
 """Prompt sharing: a long prompt's keys and values are stored once for all rows that read them, up to `SHARE` rows.
 
 Short prompts are copied into each row, since sharing adds a matrix product to every layer, which costs as much as
-reading about a hundred positions. The choice depends on the prompt alone, so a row has the same bits whatever runs
+reading a few hundred positions. The choice depends on the prompt alone, so a row has the same bits whatever runs
 beside it. `Groups` assigns each row a place at a stored prompt; a prompt wanted by more than `SHARE` rows is copied,
 not computed again. A `Layout` is the same assignment as tensors, for attention. Nothing here depends on a model.
 Owned by `distill.engines.decode.Decoder`.

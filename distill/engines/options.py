@@ -40,7 +40,7 @@ class VllmOptions(Settings):
     data_parallel: Annotated[int | None, Operational(), Field(ge=1)] = None
     """Number of copies of the model, each in a process of its own on its own GPUs (without a GPU, on its share of the
     cores). Default: one copy, in the run's process unless it takes several GPUs; beside a training on several
-    `devices`, one copy per device."""
+    `devices`, as many copies as fit on that many GPUs."""
     first_gpu: Annotated[int, Operational(), Field(ge=0)] = 0
     """The first GPU to use. With `devices: 4` and `{data_parallel: 4, first_gpu: 4}`, four GPUs train and four sample;
     by default both share the first ones."""

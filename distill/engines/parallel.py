@@ -4,8 +4,8 @@ For a small model, two processes of one thread are faster than one process of tw
 forked from this process after the model is loaded, so they start in milliseconds and share imports and
 frozen weights. Trained weights are in shared memory (`distill.engines.weights`), so a refresh needs no
 message. Forking is safe because a worker computes in one thread and uses nothing but torch and its pipe,
-as torch's own data loaders do. Jobs with equal prompts go to the same worker. Samples do not depend on
-their neighbours, so it makes no difference which worker draws one.
+as torch's own data loaders do. Up to `GROUP` jobs with equal prompts go to the same worker. Samples do not
+depend on their neighbours, so it makes no difference which worker draws one.
 
 A worker ends with its parent, however that died; signals are the parent's to handle (`pipeline.forking`).
 A worker that dies is an error of one line. Linux only, and only on a CPU.

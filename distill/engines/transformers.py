@@ -82,7 +82,7 @@ class TransformersEngine:
         """Completions in the order they finish. Keys must differ.
 
         Raises `PromptTooLong` for a prompt that fills the model's positions; a limit beyond them is lowered. A response
-        that begins with all that it may have, or more, is a cut one.
+        whose prefix has ``max_tokens`` tokens or more is returned as this prefix, with finish `Finish.LENGTH`.
         """
         source = iter(requests)
         asked: dict[str, tuple[Request, str, Job]] = {}
@@ -132,8 +132,8 @@ class TransformersEngine:
             raise InputError(f"request {request.key}: the prompt is empty")
         if len(ids) + len(given) >= limit:
             raise PromptTooLong(request.key, len(ids) + len(given), limit)
-        if len(given) >= asked:  # a beginning that was sampled may be more tokens when it is read again
-            asked = len(given) + 1  # what is drawn there is left out (`_completion`): no row draws nothing
+        if len(given) >= asked:  # a prefix that was sampled may have more tokens when it is encoded again
+            asked = len(given) + 1  # every row has to draw a token; `_completion` drops this one
         sampling = replace(request.sampling, max_tokens=min(asked, limit - len(ids)))
         budget = self._budget(request.budget, opened(prompt)) if request.budget else None
         return prompt, Job(request.key, ids, sampling, given, budget, request.stop)

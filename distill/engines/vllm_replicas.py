@@ -208,7 +208,8 @@ class VllmReplicas:
                 raise replica.lost
 
     def _ask(self, what: str, arguments: Sequence[Any]) -> list[Any]:
-        """Ask every replica and return the answers. The first error is raised when all have answered."""
+        """Ask every replica and return the answers. The first error is raised when all have answered, the loss of
+        a replica at once."""
         self._check()
         self._drop()
         for replica, argument in zip(self._replicas, arguments, strict=True):

@@ -107,7 +107,7 @@ class EvaluateSettings(Settings):
             raise ValueError("budgets: must be below thinking.budget, and cannot be combined with thinking.least")
         check_thinking(ThinkingSettings(budget=self.budgets[-1]), self.sampling)
         if isinstance(self.engine, OpenAIOptions) and (why := dialects.no_beginning(self.engine)):
-            raise ValueError(f"budgets: {why}")
+            raise ValueError(f"budgets: {why}, or leave them out")
 
 
 def run(context: Context, settings: EvaluateSettings) -> Output:

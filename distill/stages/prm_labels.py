@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from distill.engines import dialects
-from distill.engines.options import EngineOptions, SamplingSettings, Seed, TransformersOptions, check_model
+from distill.engines.options import (
+    EngineOptions,
+    OpenAIOptions,
+    SamplingSettings,
+    Seed,
+    TransformersOptions,
+    check_model,
+)
 from distill.modelspec import StageOrName
 from distill.stages.common import RewardModel, VerifierSpec
 from pipeline.stage import File, Input, Operational, Settings
@@ -56,7 +63,8 @@ class RolloutLabels(Settings):
     @model_validator(mode="after")
     def _check(self) -> RolloutLabels:
         check_model(self.policy, self.engine)
-        dialects.check_wished(self.engine, None, begun=True)
+        if isinstance(self.engine, OpenAIOptions) and (why := dialects.no_beginning(self.engine)):
+            raise ValueError(f"engine: roll-outs continue prefixes, but {why}")
         return self
 
 

@@ -36,7 +36,7 @@ WASTE = 1.3
 """A rectangle may hold this many times the attention area that its documents need."""
 ALONE = 48
 """On CPU a document of at least this many tokens shares its rectangle only with documents of the same length: copies
-cost more than calls."""
+cost more than calls. Documents with a shared prefix are exempt, because they are copied in any case."""
 SKIP = 3
 """A row's shared prefix gets no queries if it is at least 1 / SKIP of the row: the mask that this needs costs, too."""
 SHORT = 512

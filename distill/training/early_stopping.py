@@ -36,7 +36,8 @@ class Heldout:
 
 class Best:
     """The best weights so far. Trained weights that measure the same as the initial ones replace them: a pass rate over
-    few problems is often equal. ``state`` is what `state` returned in an earlier attempt, or empty.
+    few problems is often equal, and whoever trains wants what was trained. ``state`` is what `state` returned in an
+    earlier attempt, or empty.
     """
 
     def __init__(self, heldout: Heldout | None, learner: Learner, state: Mapping[str, Tensor]) -> None:

@@ -55,7 +55,7 @@ def serve() -> None:
 
 @contextmanager
 def run_of_several() -> Iterator[bool]:
-    """Wraps a command under torchrun: True on the rank that runs it. The other ranks `serve` first."""
+    """Wraps a command: True in the process that is to run it. Under torchrun, ranks above 0 `serve`, then get False."""
     if launched():
         serve()
         yield False
@@ -72,7 +72,7 @@ def run_of_several() -> Iterator[bool]:
 
 @contextmanager
 def assembled(devices: int) -> Iterator[Ranks | None]:
-    """The ranks of one training: torchrun's, or ``devices`` processes started here, or None for a single process."""
+    """The ranks of one training: torchrun's; or this process and ``devices`` - 1 that it starts; or None for one."""
     if launched() is not None:
         if not joined.cache_info().currsize:
             _check_alone()

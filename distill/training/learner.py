@@ -34,9 +34,10 @@ class LearnerSettings:
 
     ``precision`` bf16 means autocast over fp32 weights. ``threads`` is the number of cores to use; the
     same number gives the same bits. ``devices`` processes share the work, each with a copy of the model (ddp) or
-    a shard of it (fsdp), see `distill.training.ranks`; neither is part of a run's identity. Checkpoints are
-    written after ``checkpoint_steps`` steps or ``checkpoint_seconds`` seconds, whichever comes first (None: not for
-    that reason; later if writing takes long, see `SAVING`), when asked to stop, and at the end.
+    a shard of it (fsdp), see `distill.training.ranks`; ``devices`` and ``parallel`` are not part of a
+    run's identity. Checkpoints are written after ``checkpoint_steps`` steps or ``checkpoint_seconds`` seconds,
+    whichever comes first (None: not for that reason; later if writing takes long, see `SAVING`), when asked to stop,
+    and at the end.
     """
 
     optimizer: OptimizerSettings

@@ -119,8 +119,8 @@ class Ranks:
 
     def module(self, model: Any, parallel: Parallel) -> tuple[Any, Scorer]:
         """The model that this rank trains, and its forward pass. ddp: rank 0's own model, or a copy of it. fsdp: a
-        shard of a copy, while rank 0 also keeps the whole model on its device. Every rank briefly holds a whole copy in
-        main memory."""
+        shard of a copy, while rank 0 also keeps its own model whole, on whichever device that is. With fsdp every rank
+        briefly holds a whole copy in main memory."""
         if parallel == "ddp":
             model = self.share(model, self.device)
             return model, partial(tell, model)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Flash:
-    """torch's own kernels: they compute scores in blocks, keep none (Dao 2023, https://arxiv.org/abs/2307.08691)."""
+    """torch's own kernels: scores in blocks, none of which is kept (Dao 2023, https://arxiv.org/abs/2307.08691)."""
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> tuple[Tensor, Tensor]:
