@@ -8,7 +8,8 @@ A timeout, a crash, a lack of memory may be the machine's fault, so the first su
 yet: it is kept under a key of its own, and the next run judges that trace once more. What comes of that, a
 second failure too, is the verdict. A verifier that fails on every trace that it is given has judged nothing: the stage
 fails, and what it lacked may be mended, so no such failure is a verdict, an exception neither; what other verifiers
-said is kept. See docs/design/007-failures.md.
+said is kept. If it judges a single problem among those of others, that problem may be the cause, and must not stop
+them: its exceptions then count like timeouts. See docs/design/007-failures.md.
 """
 
 from __future__ import annotations
@@ -126,7 +127,8 @@ def make_verdicts(
         return [wish.key for wish in wishes]
     stop_check(context.stopping)
     before = {wish.name for wish in wishes if judged or wish.key in found}
-    writer = _Writer(store, context, found, len(wishes) - len(missing), len(wishes), label, before)
+    attempts = Attempts(found, before, of_one_problem((wish.name, wish.problem_key) for wish in wishes))
+    writer = _Writer(store, context, attempts, len(wishes) - len(missing), len(wishes), label)
     with pool_of(store, context, workers) as pool:
         items = _to_judge(store, list(missing.values()))
 
@@ -162,16 +164,26 @@ def kept_under(wish: Judgement, verdict: Verdict, found: Container[str]) -> str:
     return failed if verdict.failure and verdict.failure.may_pass and failed not in found else wish.key
 
 
+def of_one_problem(judged: Iterable[tuple[str, str]]) -> set[str]:
+    """The verifiers that judge a single problem; ``judged`` are the names of verifiers, with keys of problems."""
+    problems: defaultdict[str, set[str]] = defaultdict(set)
+    for name, problem in judged:
+        problems[name].add(problem)
+    return {name for name, those in problems.items() if len(those) == 1}
+
+
 class Attempts:
     """Under which keys verdicts are kept, as they come (`kept_under`).
 
     An exception is final, unless the verifier fails on every answer: then it is broken, or lacks something that may be
     mended. So an exception waits until an answer is judged, or until there are no more. Each verifier by its name, for
-    problems may bring several; ``judged`` are those that have judged an answer before.
+    problems may bring several; ``judged`` are those that have judged an answer before. ``alone`` are those that judge
+    only one problem of the stage: if others judge theirs, it may be that problem (a bad reference) which is broken, so
+    an exception is a failure that may pass, and ends nothing.
     """
 
-    def __init__(self, found: Container[str], judged: Iterable[str]) -> None:
-        self._found, self._judged = found, set(judged)
+    def __init__(self, found: Container[str], judged: Iterable[str], alone: Container[str]) -> None:
+        self._found, self._judged, self._alone = found, set(judged), alone
         self._waiting: defaultdict[str, list[tuple[Judgement, Verdict]]] = defaultdict(list)
         self._first: dict[str, Verdict] = {}
         self._failed: Counter[str] = Counter()
@@ -193,7 +205,14 @@ class Attempts:
         """What still waits when no more come: to be judged again."""
         ready = [each for waiting in self._waiting.values() for each in waiting]
         self._waiting.clear()
-        return [self._counted(keys.failed_key(w.key), w, v) for w, v in ready]
+        return [self._counted(self._key_of_rest(wish), wish, verdict) for wish, verdict in ready]
+
+    def _key_of_rest(self, wish: Judgement) -> str:
+        failed = keys.failed_key(wish.key)
+        return wish.key if self._may_be_the_problem(wish.name) and failed in self._found else failed
+
+    def _may_be_the_problem(self, name: str) -> bool:
+        return name in self._alone and bool(self._judged)
 
     def _counted(self, key: str, wish: Judgement, verdict: Verdict) -> tuple[str, Judgement, Verdict]:
         self._failed[wish.name] += key != wish.key
@@ -201,7 +220,11 @@ class Attempts:
 
     def check(self, stage: str) -> None:
         """Refuse to go on where a verifier judged nothing, and may do so in the next run."""
-        broken = {name: count for name, count in self._failed.items() if count and name not in self._judged}
+        broken = {
+            name: count
+            for name, count in self._failed.items()
+            if count and name not in self._judged and not self._may_be_the_problem(name)
+        }
         if broken:
             (name, count), *more = broken.items()
             others = f" (so did {', '.join(other for other, _ in more)})" if more else ""
@@ -223,10 +246,7 @@ def check_same(wish: Judgement, verdict: Verdict) -> None:
 class _Writer:
     """Collects verdicts, and makes them durable and shown often enough that a crash costs half a second."""
 
-    def __init__(
-        self, store: Store, context: Context, found: set[str], done: int, total: int, label: str,
-        judged: Iterable[str],
-    ) -> None:  # fmt: skip
+    def __init__(self, store: Store, context: Context, attempts: Attempts, done: int, total: int, label: str) -> None:
         self._context, self._done, self._total = context, done, total
         self.stands: dict[str, str] = {}
         """The key under which each verdict is stored, by the key of its wish."""
@@ -235,7 +255,7 @@ class _Writer:
         self._spent: Counter[str] = Counter()
         self._appender = Appender(store, ("verdicts",))
         self._shown = time.monotonic()
-        self.attempts = Attempts(found, judged)
+        self.attempts = attempts
 
     def add(self, wish: Judgement, verdict: Verdict) -> None:
         self._keep(self.attempts.take(wish, verdict))

@@ -366,6 +366,28 @@ def test_a_verifier_that_fails_on_every_answer_to_its_problems_fails_the_stage_a
     assert found == [{"outcome": "correct"}] and store(tmp_path).rows(others) == kept
 
 
+@pytest.mark.parametrize("stage", ["generate", "verify"])
+def test_a_verifier_that_fails_on_its_only_problem_does_not_stop_others_and_is_asked_twice(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The problem may be broken: its reference is not what this verifier reads."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "needs.py").write_text(NEEDS)
+    (tmp_path / "p.jsonl").write_text(json.dumps({"q": "Compute left to right: 1 + 2", "a": "?"}) + "\n")
+    own = "{file: p.jsonl, prompt: q, reference: a, verifier: './needs.py:Needs'}"
+    text = YAML.replace("{family: logic, train: 6}", own).replace("train: 12", "train: 2")
+    text = text.replace("accepted: 2, most: 6, hopeless: 0.4", "accepted: 1, most: 2")
+    if stage == "verify":
+        text = "".join(line for line in text.splitlines(keepends=True) if "until" not in line)
+    assert stage in run(tmp_path, text=text).ran
+    assert stage in run(tmp_path, text=text).ran, "it may have lacked something"
+    assert not run(tmp_path, text=text).ran
+    rows = store(tmp_path).rows("SELECT * FROM verdicts WHERE verifier = 'needs'")
+    assert {row["outcome"] for row in rows} == {"unverifiable"}
+    final = [row for row in rows if not row["verdict_key"].endswith("-failed")]
+    assert len(rows) == 2 * len(final) > 0
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("TEST_KEY", "sk-test-0123456789abcdef")

@@ -16,7 +16,7 @@ from distill.adaptive.course import Course, Place
 from distill.generation import Wanted
 from distill.store import Store
 from distill.types import Completion, Finish, Outcome
-from distill.verification import Judgement, Judges
+from distill.verification import Judgement, Judges, of_one_problem
 
 Distinct = Literal["answer", "text"]
 TEXTS = {"answer": "answer", "text": "concat(thinking, chr(31), answer)"}
@@ -61,6 +61,9 @@ class Known:
         self.outcomes = {place: found[j.key] for place, j in judged.items() if j.key in found}
         self.judged = {judged[place].name for place in self.outcomes}
         """The verifiers of which the store has a verdict on any of them."""
+        each = (self.judgement((at, 0)) for at in range(len(self._wishes) // most))
+        self.alone = of_one_problem((judgement.name, judgement.problem_key) for judgement in each)
+        """The verifiers that judge a single problem."""
         dropped = (divmod(at, most) for at, wish in enumerate(self._wishes) if wish.key in self.cut)
         self.outcomes |= dict.fromkeys(dropped, Outcome.INCORRECT)
 
