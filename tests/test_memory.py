@@ -74,6 +74,10 @@ def test_of_a_model_that_reads_images_too_the_language_model_is_reckoned_with(tm
     config.write_text(json.dumps(said))
     assert estimate(tmp_path / "gemma", whole) == found
 
+    for odd in ({"intermediate_size": [64, 64]}, {"num_attention_heads": [4, 4]}):  # Gemma 3n, OpenELM
+        config.write_text(json.dumps(said | {"text_config": said["text_config"] | odd}))
+        assert estimate(tmp_path / "gemma", whole) is None
+
 
 def test_as_many_logits_are_reckoned_with_as_are_held() -> None:
     assert (memory.CHUNK, memory.LARGE_CHUNK) == (forward.CHUNK, forward.LARGE_CHUNK)
