@@ -366,6 +366,22 @@ def test_a_verifier_that_fails_on_every_answer_to_its_problems_fails_the_stage_a
     assert found == [{"outcome": "correct"}] and store(tmp_path).rows(others) == kept
 
 
+def test_what_a_verifier_that_has_judged_before_fails_on_is_unverifiable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "needs.py").write_text(NEEDS)
+    (tmp_path / "needed").touch()
+    text = YAML.replace(", {family: logic, train: 6}", "").replace(
+        "accepted: 2, most: 6, hopeless: 0.4", "accepted: 1, most: 2, verifier: './needs.py:Needs'"
+    )
+    for train in (1, 3):
+        run(tmp_path, text=text.replace("train: 12", f"train: {train}"), targets=["generate"])
+        (tmp_path / "needed").unlink(missing_ok=True)
+    found = store(tmp_path).rows("SELECT outcome, count(*) AS n FROM verdicts GROUP BY ALL ORDER BY ALL")
+    assert found == [{"outcome": "correct", "n": 1}, {"outcome": "unverifiable", "n": 4}]
+
+
 @pytest.mark.parametrize("stage", ["generate", "verify"])
 def test_a_verifier_that_fails_on_its_only_problem_does_not_stop_others_and_is_asked_twice(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
