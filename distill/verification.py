@@ -37,6 +37,8 @@ from pipeline.manifest import Manifest
 from pipeline.stage import Context, stop_check
 
 SHOWN_SECONDS = 0.5
+By = tuple[str, str]
+"""A verifier's name and version: two of your own may have the same name, and differ in their files."""
 PORTION = 50_000
 """The most texts held at a time. It is large, because each portion takes a scan of the traces."""
 
@@ -54,6 +56,10 @@ class Judgement:
     version: str
     settled: Spec
     """The verifier without the settings that change no verdict."""
+
+    @property
+    def by(self) -> By:
+        return self.name, self.version
 
 
 class Judges:
@@ -126,8 +132,8 @@ def make_verdicts(
     if not missing:
         return [wish.key for wish in wishes]
     stop_check(context.stopping)
-    before = {wish.name for wish in wishes if judged or wish.key in found}
-    attempts = Attempts(found, before, of_one_problem((wish.name, wish.problem_key) for wish in wishes))
+    before = {wish.by for wish in wishes if judged or wish.key in found}
+    attempts = Attempts(found, before, of_one_problem(wishes))
     writer = _Writer(store, context, attempts, len(wishes) - len(missing), len(wishes), label)
     with pool_of(store, context, workers) as pool:
         items = _to_judge(store, list(missing.values()))
@@ -164,40 +170,40 @@ def kept_under(wish: Judgement, verdict: Verdict, found: Container[str]) -> str:
     return failed if verdict.failure and verdict.failure.may_pass and failed not in found else wish.key
 
 
-def of_one_problem(judged: Iterable[tuple[str, str]]) -> set[str]:
-    """The verifiers that judge a single problem; ``judged`` are the names of verifiers, with keys of problems."""
-    problems: defaultdict[str, set[str]] = defaultdict(set)
-    for name, problem in judged:
-        problems[name].add(problem)
-    return {name for name, those in problems.items() if len(those) == 1}
+def of_one_problem(judgements: Iterable[Judgement]) -> set[By]:
+    """The verifiers that judge a single problem."""
+    problems: defaultdict[By, set[str]] = defaultdict(set)
+    for wish in judgements:
+        problems[wish.by].add(wish.problem_key)
+    return {by for by, those in problems.items() if len(those) == 1}
 
 
 class Attempts:
     """Under which keys verdicts are kept, as they come (`kept_under`).
 
     An exception is final, unless the verifier fails on every answer: then it is broken, or lacks something that may be
-    mended. So an exception waits until an answer is judged, or until there are no more. Each verifier by its name, for
+    mended. So an exception waits until an answer is judged, or until there are no more. Each verifier by itself, for
     problems may bring several; ``judged`` are those that have judged an answer before. ``alone`` are those that judge
     only one problem of the stage: if others judge theirs, it may be that problem (a bad reference) which is broken, so
     an exception is a failure that may pass, and ends nothing.
     """
 
-    def __init__(self, found: Container[str], judged: Iterable[str], alone: Container[str]) -> None:
+    def __init__(self, found: Container[str], judged: Iterable[By], alone: Container[By]) -> None:
         self._found, self._judged, self._alone = found, set(judged), alone
-        self._waiting: defaultdict[str, list[tuple[Judgement, Verdict]]] = defaultdict(list)
-        self._first: dict[str, Verdict] = {}
-        self._failed: Counter[str] = Counter()
+        self._waiting: defaultdict[By, list[tuple[Judgement, Verdict]]] = defaultdict(list)
+        self._first: dict[By, Verdict] = {}
+        self._failed: Counter[By] = Counter()
 
     def take(self, wish: Judgement, verdict: Verdict) -> list[tuple[str, Judgement, Verdict]]:
         """What is to be kept now: key, wish and verdict of each."""
         if not verdict.failure:
-            self._judged.add(wish.name)
-        self._first.setdefault(wish.name, verdict)
+            self._judged.add(wish.by)
+        self._first.setdefault(wish.by, verdict)
         ready = [(wish, verdict)]
-        if wish.name in self._judged:
-            ready = [*self._waiting.pop(wish.name, []), *ready]
+        if wish.by in self._judged:
+            ready = [*self._waiting.pop(wish.by, []), *ready]
         elif verdict.failure and not verdict.failure.may_pass:
-            self._waiting[wish.name] += ready
+            self._waiting[wish.by] += ready
             return []
         return [self._counted(kept_under(w, v, self._found), w, v) for w, v in ready]
 
@@ -209,28 +215,28 @@ class Attempts:
 
     def _key_of_rest(self, wish: Judgement) -> str:
         failed = keys.failed_key(wish.key)
-        return wish.key if self._may_be_the_problem(wish.name) and failed in self._found else failed
+        return wish.key if self._may_be_the_problem(wish.by) and failed in self._found else failed
 
-    def _may_be_the_problem(self, name: str) -> bool:
-        return name in self._alone and bool(self._judged)
+    def _may_be_the_problem(self, by: By) -> bool:
+        return by in self._alone and bool(self._judged)
 
     def _counted(self, key: str, wish: Judgement, verdict: Verdict) -> tuple[str, Judgement, Verdict]:
-        self._failed[wish.name] += key != wish.key
+        self._failed[wish.by] += key != wish.key
         return key, wish, verdict
 
     def check(self, stage: str) -> None:
         """Refuse to go on where a verifier judged nothing, and may do so in the next run."""
         broken = {
-            name: count
-            for name, count in self._failed.items()
-            if count and name not in self._judged and not self._may_be_the_problem(name)
+            by: count
+            for by, count in self._failed.items()
+            if count and by not in self._judged and not self._may_be_the_problem(by)
         }
         if broken:
-            (name, count), *more = broken.items()
-            others = f" (so did {', '.join(other for other, _ in more)})" if more else ""
+            (by, count), *more = broken.items()
+            others = f" (so did {', '.join(other for (other, _), _ in more)})" if more else ""
             raise PipelineError(
-                f"stage {stage}: verifier {name} failed on every answer ({count:,}) and judged none{others}; "
-                f"the first: {self._first[name].reason}. When the cause is mended, the same command judges them again"
+                f"stage {stage}: verifier {by[0]} failed on every answer ({count:,}) and judged none{others}; "
+                f"the first: {self._first[by].reason}. When the cause is mended, the same command judges them again"
             )
 
 

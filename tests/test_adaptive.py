@@ -347,11 +347,15 @@ def test_a_verifier_that_fails_on_every_answer_to_its_problems_fails_the_stage_a
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "needs.py").write_text(NEEDS)
+    (tmp_path / "same.py").write_text(NEEDS.replace('open("needed").close()', "pass"))  # but for the name, another
     rows = [{"q": f"Compute left to right: {n} + 2", "a": str(n + 2)} for n in range(2)]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "q.jsonl").write_text(json.dumps({"q": "Compute left to right: 3 + 4", "a": "7"}) + "\n")
     own = "{file: p.jsonl, prompt: q, reference: a, verifier: './needs.py:Needs'}"
-    text = YAML.replace("{family: logic, train: 6}", own).replace("train: 12", "train: 2")
-    text = text.replace("accepted: 2, most: 6, hopeless: 0.4", "accepted: 1, most: 2")
+    text = YAML.replace(
+        "{family: logic, train: 6}", f"{own}, {own.replace('p.jsonl', 'q.jsonl').replace('needs', 'same')}"
+    )
+    text = text.replace("train: 12", "train: 2").replace("accepted: 2, most: 6, hopeless: 0.4", "accepted: 1, most: 2")
     if stage == "verify":
         text = "".join(line for line in text.splitlines(keepends=True) if "until" not in line)
     with pytest.raises(PipelineError, match=f"stage {stage}: verifier needs failed on every answer .*needed"):

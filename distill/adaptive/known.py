@@ -59,10 +59,9 @@ class Known:
         self.verdicts = set(found)
         """Keys of the verdicts that are there, first failures (`keys.failed_key`) among them."""
         self.outcomes = {place: found[j.key] for place, j in judged.items() if j.key in found}
-        self.judged = {judged[place].name for place in self.outcomes}
+        self.judged = {judged[place].by for place in self.outcomes}
         """The verifiers of which the store has a verdict on any of them."""
-        each = (self.judgement((at, 0)) for at in range(len(self._wishes) // most))
-        self.alone = of_one_problem((judgement.name, judgement.problem_key) for judgement in each)
+        self.alone = of_one_problem(self.judgement((at, 0)) for at in range(len(self._wishes) // most))
         """The verifiers that judge a single problem."""
         dropped = (divmod(at, most) for at, wish in enumerate(self._wishes) if wish.key in self.cut)
         self.outcomes |= dict.fromkeys(dropped, Outcome.INCORRECT)
