@@ -8,7 +8,9 @@ A timeout, a crash or a lack of memory may be the machine's fault, so the first 
 stored under a separate key, and the next run judges that trace once more. The result of that is the verdict, even if it
 is a second failure. An exception of the verifier is the verdict without a second run. But if a verifier fails on every
 trace that it is given, it is broken or lacks something that can be fixed: the stage fails, and none of these failures,
-exceptions included, becomes a verdict. The verdicts of other verifiers are kept. See docs/design/007-failures.md.
+exceptions included, becomes a verdict. The verdicts of other verifiers are kept. If the verifier judges only one problem,
+among those of others, that problem may be at fault and must not stop the rest: its exceptions then count like timeouts.
+See docs/design/007-failures.md.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from pipeline.manifest import Manifest
 from pipeline.stage import Context, stop_check
 
 SHOWN_SECONDS = 0.5
+By = tuple[str, str]
+"""A verifier's name and version: two of your own may have the same name, and differ in their files."""
 PORTION = 50_000
 """The most texts held at a time. It is large, because each portion takes a scan of the traces."""
 
@@ -53,6 +57,10 @@ class Judgement:
     version: str
     settled: Spec
     """The verifier without the settings that change no verdict."""
+
+    @property
+    def by(self) -> By:
+        return self.name, self.version
 
 
 class Judges:
@@ -125,8 +133,9 @@ def make_verdicts(
     if not missing:
         return [wish.key for wish in wishes]
     stop_check(context.stopping)
-    before = {wish.name for wish in wishes if judged or wish.key in found}
-    writer = _Writer(store, context, found, len(wishes) - len(missing), len(wishes), label, before)
+    before = {wish.by for wish in wishes if judged or wish.key in found}
+    attempts = Attempts(found, before, of_one_problem(wishes))
+    writer = _Writer(store, context, attempts, len(wishes) - len(missing), len(wishes), label)
     with pool_of(store, context, workers) as pool:
         items = _to_judge(store, list(missing.values()))
 
@@ -162,31 +171,40 @@ def kept_under(wish: Judgement, verdict: Verdict, found: Container[str]) -> str:
     return failed if verdict.failure and verdict.failure.may_pass and failed not in found else wish.key
 
 
+def of_one_problem(judgements: Iterable[Judgement]) -> set[By]:
+    """The verifiers that judge a single problem."""
+    problems: defaultdict[By, set[str]] = defaultdict(set)
+    for wish in judgements:
+        problems[wish.by].add(wish.problem_key)
+    return {by for by, those in problems.items() if len(those) == 1}
+
+
 class Attempts:
     """Decides the keys of verdicts as they arrive (`kept_under`), and which of them have to wait.
 
     An exception is final unless the verifier fails on every answer, because it is broken or lacks something that can be
-    fixed. So exceptions wait until the verifier has judged an answer, or until there are no more answers. This is
-    tracked by the name of the verifier, since problems may name several. ``judged`` are the names of those that have
-    judged an answer before.
+    fixed. So exceptions wait until the verifier has judged an answer, or until there are no more answers. Each verifier
+    is tracked by itself, since problems may name several. ``judged`` are those that have judged an answer before.
+    ``alone`` are those that judge only one problem of the stage. If others judge theirs, that problem may be at fault (a
+    bad reference), so an exception counts as a failure that may pass, and does not end the stage.
     """
 
-    def __init__(self, found: Container[str], judged: Iterable[str]) -> None:
-        self._found, self._judged = found, set(judged)
-        self._waiting: defaultdict[str, list[tuple[Judgement, Verdict]]] = defaultdict(list)
-        self._first: dict[str, Verdict] = {}
-        self._failed: Counter[str] = Counter()
+    def __init__(self, found: Container[str], judged: Iterable[By], alone: Container[By]) -> None:
+        self._found, self._judged, self._alone = found, set(judged), alone
+        self._waiting: defaultdict[By, list[tuple[Judgement, Verdict]]] = defaultdict(list)
+        self._first: dict[By, Verdict] = {}
+        self._failed: Counter[By] = Counter()
 
     def take(self, wish: Judgement, verdict: Verdict) -> list[tuple[str, Judgement, Verdict]]:
         """Take in a verdict. Returns what to store now, as (key, wish, verdict)."""
         if not verdict.failure:
-            self._judged.add(wish.name)
-        self._first.setdefault(wish.name, verdict)
+            self._judged.add(wish.by)
+        self._first.setdefault(wish.by, verdict)
         ready = [(wish, verdict)]
-        if wish.name in self._judged:
-            ready = [*self._waiting.pop(wish.name, []), *ready]
+        if wish.by in self._judged:
+            ready = [*self._waiting.pop(wish.by, []), *ready]
         elif verdict.failure and not verdict.failure.may_pass:
-            self._waiting[wish.name] += ready
+            self._waiting[wish.by] += ready
             return []
         return [self._counted(kept_under(w, v, self._found), w, v) for w, v in ready]
 
@@ -194,21 +212,32 @@ class Attempts:
         """What still waits when no more verdicts come, under keys with which the next run judges it again."""
         ready = [each for waiting in self._waiting.values() for each in waiting]
         self._waiting.clear()
-        return [self._counted(keys.failed_key(w.key), w, v) for w, v in ready]
+        return [self._counted(self._key_of_rest(wish), wish, verdict) for wish, verdict in ready]
+
+    def _key_of_rest(self, wish: Judgement) -> str:
+        failed = keys.failed_key(wish.key)
+        return wish.key if self._may_be_the_problem(wish.by) and failed in self._found else failed
+
+    def _may_be_the_problem(self, by: By) -> bool:
+        return by in self._alone and bool(self._judged)
 
     def _counted(self, key: str, wish: Judgement, verdict: Verdict) -> tuple[str, Judgement, Verdict]:
-        self._failed[wish.name] += key != wish.key
+        self._failed[wish.by] += key != wish.key
         return key, wish, verdict
 
     def check(self, stage: str) -> None:
         """Raise `PipelineError` if a verifier judged nothing but may judge these answers in the next run."""
-        broken = {name: count for name, count in self._failed.items() if count and name not in self._judged}
+        broken = {
+            by: count
+            for by, count in self._failed.items()
+            if count and by not in self._judged and not self._may_be_the_problem(by)
+        }
         if broken:
-            (name, count), *more = broken.items()
-            others = f" (so did {', '.join(other for other, _ in more)})" if more else ""
+            (by, count), *more = broken.items()
+            others = f" (so did {', '.join(other for (other, _), _ in more)})" if more else ""
             raise PipelineError(
-                f"stage {stage}: verifier {name} failed on every answer ({count:,}) and judged none{others}; "
-                f"the first: {self._first[name].reason}. When the cause is mended, the same command judges them again"
+                f"stage {stage}: verifier {by[0]} failed on every answer ({count:,}) and judged none{others}; "
+                f"the first: {self._first[by].reason}. When the cause is mended, the same command judges them again"
             )
 
 
@@ -224,10 +253,7 @@ def check_same(wish: Judgement, verdict: Verdict) -> None:
 class _Writer:
     """Collects verdicts, and makes them durable and shown often enough that a crash costs half a second."""
 
-    def __init__(
-        self, store: Store, context: Context, found: set[str], done: int, total: int, label: str,
-        judged: Iterable[str],
-    ) -> None:  # fmt: skip
+    def __init__(self, store: Store, context: Context, attempts: Attempts, done: int, total: int, label: str) -> None:
         self._context, self._done, self._total = context, done, total
         self.stands: dict[str, str] = {}
         """The key under which each verdict is stored, by the key of its wish."""
@@ -236,7 +262,7 @@ class _Writer:
         self._spent: Counter[str] = Counter()
         self._appender = Appender(store, ("verdicts",))
         self._shown = time.monotonic()
-        self.attempts = Attempts(found, judged)
+        self.attempts = attempts
 
     def add(self, wish: Judgement, verdict: Verdict) -> None:
         self._keep(self.attempts.take(wish, verdict))

@@ -9,6 +9,7 @@ hangs in a library looks at no pipe. Each has a pipe whose other end the parent 
 end closes (fcntl(2), F_SETSIG; Linux). PR_SET_PDEATHSIG will not do: it fires when the *thread* that forked ends, and a
 judge's engine is opened in a separate thread. Nor will a thread that waits for the parent: it could not run while a
 library holds the interpreter's lock. A child forked later also holds the ends of those before it, and dies first.
+Two that held each other's would both live on, so only one thread forks at a time.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +31,8 @@ from multiprocessing.util import Finalize
 from typing import Any
 
 from pipeline.stopping import HEEDED
+
+_forking = threading.Lock()
 
 
 @contextmanager
@@ -53,12 +57,18 @@ def leave_to_parent(offspring: bool = False) -> None:
 
 def fork(work: Callable[..., None], arguments: Sequence[Any]) -> BaseProcess:
     """Start a child that runs ``work(*arguments)`` and dies with this process, however that ends."""
-    theirs, ours = os.pipe()
-    given = (theirs, ours, work, *arguments)
-    child = multiprocessing.get_context("fork").Process(target=_child, args=given, daemon=True)
-    with held_back():  # else the parent's handlers could run in the child
-        child.start()
-    os.close(theirs)
+    with _forking:
+        theirs, ours = os.pipe()
+        given = (theirs, ours, work, *arguments)
+        child = multiprocessing.get_context("fork").Process(target=_child, args=given, daemon=True)
+        try:
+            with held_back():  # else the parent's handlers could run in the child
+                child.start()
+        except BaseException:  # no process or memory is left
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
     weakref.finalize(child, os.close, ours)
     Finalize(None, _kill, (weakref.ref(child),), exitpriority=0)  # else the interpreter's end would wait for it
     return child
@@ -71,6 +81,7 @@ def _kill(reference: weakref.ReferenceType[BaseProcess]) -> None:
 
 
 def _child(parent: int, parents_end: int, work: Callable[..., None], *arguments: Any) -> None:
+    _forking.release()  # the copy of a lock that the parent's thread holds
     os.close(parents_end)
     leave_to_parent()
     _end_with(parent)

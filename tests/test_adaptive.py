@@ -347,11 +347,15 @@ def test_a_verifier_that_always_fails_fails_the_stage_but_other_verdicts_are_kep
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "needs.py").write_text(NEEDS)
+    (tmp_path / "same.py").write_text(NEEDS.replace('open("needed").close()', "pass"))  # but for the name, another
     rows = [{"q": f"Compute left to right: {n} + 2", "a": str(n + 2)} for n in range(2)]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "q.jsonl").write_text(json.dumps({"q": "Compute left to right: 3 + 4", "a": "7"}) + "\n")
     own = "{file: p.jsonl, prompt: q, reference: a, verifier: './needs.py:Needs'}"
-    text = YAML.replace("{family: logic, train: 6}", own).replace("train: 12", "train: 2")
-    text = text.replace("accepted: 2, most: 6, hopeless: 0.4", "accepted: 1, most: 2")
+    text = YAML.replace(
+        "{family: logic, train: 6}", f"{own}, {own.replace('p.jsonl', 'q.jsonl').replace('needs', 'same')}"
+    )
+    text = text.replace("train: 12", "train: 2").replace("accepted: 2, most: 6, hopeless: 0.4", "accepted: 1, most: 2")
     if stage == "verify":
         text = "".join(line for line in text.splitlines(keepends=True) if "until" not in line)
     with pytest.raises(PipelineError, match=f"stage {stage}: verifier needs failed on every answer .*needed"):
@@ -364,6 +368,44 @@ def test_a_verifier_that_always_fails_fails_the_stage_but_other_verdicts_are_kep
     final = "verifier = 'needs' AND verdict_key NOT LIKE '%-failed'"
     found = store(tmp_path).rows(f"SELECT DISTINCT outcome FROM verdicts WHERE {final}")
     assert found == [{"outcome": "correct"}] and store(tmp_path).rows(others) == kept
+
+
+def test_what_a_verifier_that_has_judged_before_fails_on_is_unverifiable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "needs.py").write_text(NEEDS)
+    (tmp_path / "needed").touch()
+    text = YAML.replace(", {family: logic, train: 6}", "").replace(
+        "accepted: 2, most: 6, hopeless: 0.4", "accepted: 1, most: 2, verifier: './needs.py:Needs'"
+    )
+    for train in (1, 3):
+        run(tmp_path, text=text.replace("train: 12", f"train: {train}"), targets=["generate"])
+        (tmp_path / "needed").unlink(missing_ok=True)
+    found = store(tmp_path).rows("SELECT outcome, count(*) AS n FROM verdicts GROUP BY ALL ORDER BY ALL")
+    assert found == [{"outcome": "correct", "n": 1}, {"outcome": "unverifiable", "n": 4}]
+
+
+@pytest.mark.parametrize("stage", ["generate", "verify"])
+def test_a_verifier_that_fails_on_its_only_problem_does_not_stop_others_and_is_asked_twice(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The problem may be broken: its reference is not what this verifier reads."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "needs.py").write_text(NEEDS)
+    (tmp_path / "p.jsonl").write_text(json.dumps({"q": "Compute left to right: 1 + 2", "a": "?"}) + "\n")
+    own = "{file: p.jsonl, prompt: q, reference: a, verifier: './needs.py:Needs'}"
+    text = YAML.replace("{family: logic, train: 6}", own).replace("train: 12", "train: 2")
+    text = text.replace("accepted: 2, most: 6, hopeless: 0.4", "accepted: 1, most: 2")
+    if stage == "verify":
+        text = "".join(line for line in text.splitlines(keepends=True) if "until" not in line)
+    assert stage in run(tmp_path, text=text).ran
+    assert stage in run(tmp_path, text=text).ran, "it may have lacked something"
+    assert not run(tmp_path, text=text).ran
+    rows = store(tmp_path).rows("SELECT * FROM verdicts WHERE verifier = 'needs'")
+    assert {row["outcome"] for row in rows} == {"unverifiable"}
+    final = [row for row in rows if not row["verdict_key"].endswith("-failed")]
+    assert len(rows) == 2 * len(final) > 0
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_engine import build_model, build_tokenizer
 
+from distill.engines import transformers
 from distill.engines.budget import Budget, Course
 from distill.engines.transformers import TransformersEngine
 from distill.types import Completion, Finish, Request, Sampling, ThinkingBudget
@@ -118,6 +119,19 @@ def test_a_beginning_that_takes_the_whole_limit_is_a_cut_response(plain: Transfo
     assert (c.finish, c.text, len(c.token_ids), c.forced) == (Finish.LENGTH, "i" * 50, 50, tuple(range(50)))
     assert c.logprobs == pytest.approx(expected_logprobs(plain, c, 1.0), abs=3e-5)
     assert completions["other"].token_ids == by_key(plain.generate([other]))["other"].token_ids
+
+
+def test_nothing_is_forced_behind_a_beginning_that_takes_all_there_is(opened: TransformersEngine) -> None:
+    budget = ThinkingBudget(least=9, extension="Wait", extensions=2)
+    for c in opened.generate(ask(f"k{i}", budget, prefix="i" * 5, max_tokens=5) for i in range(40)):
+        assert (c.finish, c.text, c.forced) == (Finish.LENGTH, "i" * 5, tuple(range(5)))
+
+
+def test_such_a_beginning_is_no_long_prompt_where_positions_have_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers, "positions_limit", lambda model: None)
+    engine = TransformersEngine(build_model("Qwen3"), build_tokenizer(), model_identity="tiny", slots=4)
+    (c,) = engine.generate([ask("full", prefix="i" * 50)])
+    assert (c.finish, c.text) == (Finish.LENGTH, "i" * 50)
 
 
 def test_a_beginning_that_leaves_no_room_is_bad_input(plain: TransformersEngine) -> None:

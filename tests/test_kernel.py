@@ -632,21 +632,31 @@ def test_a_forked_child_leaves_signals_to_its_parent_and_ends_with_it() -> None:
 
 HANGING = """
 import ctypes, os, signal, threading
+from contextlib import suppress
 from pipeline.forking import fork
 def hang():
     os.write(1, b"%d\\n" % os.getpid())
     ctypes.PyDLL(None).pause()  # keeps the interpreter's lock
+both, pipe = threading.Barrier(2), os.pipe
+def slow_pipe():
+    ends = pipe()
+    with suppress(threading.BrokenBarrierError):
+        both.wait(0.2)
+    return ends
+os.pipe = slow_pipe
 children = []
-for _ in range(2):
-    thread = threading.Thread(target=lambda: children.append(fork(hang, ())))
+threads = [threading.Thread(target=lambda: children.append(fork(hang, ()))) for _ in range(2)]
+for thread in threads:
     thread.start()
+for thread in threads:
     thread.join()
 signal.pause()
 """
 
 
 def test_a_forked_child_that_hangs_does_not_outlive_a_killed_parent() -> None:
-    """It never reads a pipe, nor lets another of its threads do so. It does outlive the thread that forked it."""
+    """It never reads a pipe, nor lets another of its threads do so. It does outlive the thread that forked it, and two
+    threads may fork at the same time."""
     parent = subprocess.Popen([sys.executable, "-c", HANGING], stdout=subprocess.PIPE)
     assert parent.stdout
     children = [os.pidfd_open(int(parent.stdout.readline())) for _ in range(2)]

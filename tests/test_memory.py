@@ -74,6 +74,10 @@ def test_the_estimate_for_a_multimodal_model_uses_its_language_model(tmp_path: P
     config.write_text(json.dumps(written))
     assert estimate(tmp_path / "gemma", whole) == found
 
+    for odd in ({"intermediate_size": [64, 64]}, {"num_attention_heads": [4, 4]}):  # Gemma 3n, OpenELM
+        config.write_text(json.dumps(said | {"text_config": said["text_config"] | odd}))
+        assert estimate(tmp_path / "gemma", whole) is None
+
 
 def test_the_estimate_assumes_the_chunk_sizes_that_the_forward_pass_uses() -> None:
     assert (memory.CHUNK, memory.LARGE_CHUNK) == (forward.CHUNK, forward.LARGE_CHUNK)

@@ -16,7 +16,7 @@ from distill.adaptive.course import Course, Place
 from distill.generation import Wanted
 from distill.store import Store
 from distill.types import Completion, Finish, Outcome
-from distill.verification import Judgement, Judges
+from distill.verification import Judgement, Judges, of_one_problem
 
 Distinct = Literal["answer", "text"]
 TEXTS = {"answer": "answer", "text": "concat(thinking, chr(31), answer)"}
@@ -59,8 +59,10 @@ class Known:
         self.verdicts = set(found)
         """Keys of the verdicts that are there, first failures (`keys.failed_key`) among them."""
         self.outcomes = {place: found[j.key] for place, j in judged.items() if j.key in found}
-        self.judged = {judged[place].name for place in self.outcomes}
-        """The names of the verifiers that have a verdict on any of them in the store."""
+        self.judged = {judged[place].by for place in self.outcomes}
+        """The verifiers that have a verdict on any of them in the store."""
+        self.alone = of_one_problem(self.judgement((at, 0)) for at in range(len(self._wishes) // most))
+        """The verifiers that judge a single problem."""
         dropped = (divmod(at, most) for at, wish in enumerate(self._wishes) if wish.key in self.cut)
         self.outcomes |= dict.fromkeys(dropped, Outcome.INCORRECT)
 

@@ -39,7 +39,7 @@ class Stream:
     def __init__(self, store: Store, course: Course, known: Known, context: Context) -> None:
         self._store, self._course, self._known, self._context = store, course, known, context
         self.verdicts: list[str] = []
-        self._attempts = Attempts(known.verdicts, known.judged)
+        self._attempts = Attempts(known.verdicts, known.judged, known.alone)
         self._feed = Feed(self._stopping)
         self._appender = Appender(store, ("traces", "verdicts"))
         self._lock = threading.RLock()  # guards the course and what is wanted

@@ -127,13 +127,13 @@ class TransformersEngine:
     def _job(self, request: Request) -> tuple[str, Job]:
         prompt, ids = self._encoded(tuple(tuple(message.items()) for message in request.messages))
         given, asked = self._tokens(request.prefix), request.sampling.max_tokens
-        limit = self._limit or len(ids) + asked
         if not ids:
             raise InputError(f"request {request.key}: the prompt is empty")
-        if len(ids) + len(given) >= limit:
-            raise PromptTooLong(request.key, len(ids) + len(given), limit)
         if len(given) >= asked:  # a prefix that was sampled may have more tokens when it is encoded again
             asked = len(given) + 1  # every row has to draw a token; `_completion` drops this one
+        limit = self._limit or len(ids) + asked
+        if len(ids) + len(given) >= limit:
+            raise PromptTooLong(request.key, len(ids) + len(given), limit)
         sampling = replace(request.sampling, max_tokens=min(asked, limit - len(ids)))
         budget = self._budget(request.budget, opened(prompt)) if request.budget else None
         return prompt, Job(request.key, ids, sampling, given, budget, request.stop)
@@ -162,7 +162,8 @@ class TransformersEngine:
     def _completion(self, sample: Sample, request: Request, prompt: str, job: Job) -> Completion:
         if (given := len(job.given)) >= request.sampling.max_tokens:
             ids, logprobs = sample.token_ids[:given], sample.logprobs[:given]
-            sample = replace(sample, token_ids=ids, logprobs=logprobs, stopped=False, stepped=False)
+            forced = tuple(index for index in sample.forced if index < given)
+            sample = replace(sample, token_ids=ids, logprobs=logprobs, stopped=False, stepped=False, forced=forced)
         said = sample.token_ids[:-1] if sample.stopped else sample.token_ids
         text = self._text(said)
         finish = Finish.STOP if text.strip() else Finish.EMPTY

@@ -133,8 +133,10 @@ def _build(directory: Path) -> _Build | None:
         hidden, inner, layers = (config[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers"))
         vocabulary = config.get("vocab_size") or _rows(shapes, "embed_tokens", hidden)
         attention = _attention(config, hidden) or sum(_rows(shapes, kind, hidden) for kind in ("q_proj", "k_proj"))
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
+    if not all(isinstance(size, int) for size in (hidden, inner, layers, vocabulary, attention)):
+        return None  # one per layer, as Gemma 3n has them
     linear = [s for s in shapes.values() if len(s) == 2 and vocabulary not in s]
     weights = sum(map(math.prod, shapes.values()))
     return _Build(weights, linear, hidden, inner, layers, attention, vocabulary) if shapes else None
