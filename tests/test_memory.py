@@ -75,7 +75,7 @@ def test_the_estimate_for_a_multimodal_model_uses_its_language_model(tmp_path: P
     assert estimate(tmp_path / "gemma", whole) == found
 
     for odd in ({"intermediate_size": [64, 64]}, {"num_attention_heads": [4, 4]}):  # Gemma 3n, OpenELM
-        config.write_text(json.dumps(said | {"text_config": said["text_config"] | odd}))
+        config.write_text(json.dumps(written | {"text_config": written["text_config"] | odd}))
         assert estimate(tmp_path / "gemma", whole) is None
 
 
