@@ -8,8 +8,9 @@ A timeout, a crash or a lack of memory may be the machine's fault, so the first 
 stored under a separate key, and the next run judges that trace once more. The result of that is the verdict, even if it
 is a second failure. An exception of the verifier is the verdict without a second run. But if a verifier fails on every
 trace that it is given, it is broken or lacks something that can be fixed: the stage fails, and none of these failures,
-exceptions included, becomes a verdict. The verdicts of other verifiers are kept. If the verifier judges only one problem,
-among those of others, that problem may be at fault and must not stop the rest: its exceptions then count like timeouts.
+exceptions included, becomes a verdict. The verdicts of other verifiers are kept. If the verifier judges only one
+problem, among those of others, that problem may be at fault and must not stop the rest: its exceptions then count like
+timeouts.
 See docs/design/007-failures.md.
 """
 
@@ -185,8 +186,8 @@ class Attempts:
     An exception is final unless the verifier fails on every answer, because it is broken or lacks something that can be
     fixed. So exceptions wait until the verifier has judged an answer, or until there are no more answers. Each verifier
     is tracked by itself, since problems may name several. ``judged`` are those that have judged an answer before.
-    ``alone`` are those that judge only one problem of the stage. If others judge theirs, that problem may be at fault (a
-    bad reference), so an exception counts as a failure that may pass, and does not end the stage.
+    ``alone`` are those that judge only one problem of the stage. If others judge theirs, that problem may be at fault
+    (a bad reference), so an exception counts as a failure that may pass, and does not end the stage.
     """
 
     def __init__(self, found: Container[str], judged: Iterable[By], alone: Container[By]) -> None:
