@@ -21,7 +21,7 @@ from killed_runs import KilledAtAppend, finish
 
 from distill import catalog
 from distill.adaptive.rule import Rule
-from distill.store import Store
+from distill.store import Store, appending
 from distill.types import Outcome
 from pipeline import config, runner
 from pipeline.errors import InputError, PipelineError, Stopped
@@ -453,7 +453,10 @@ stages:
 # -- stopped and killed -------------------------------------------------------------------------
 
 
-def test_a_run_that_was_asked_to_stop_resumes_where_it_stopped(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_asked_to_stop_resumes_where_it_stopped(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(appending, "APPEND_SECONDS", 0.0)  # a quick machine would be done before the first append
     spec, asked = load(tmp_path), threading.Event()
 
     def stopping() -> bool:
@@ -464,7 +467,7 @@ def test_a_run_that_was_asked_to_stop_resumes_where_it_stopped(undisturbed: Path
     with pytest.raises(Stopped):
         runner.run(spec, Workspace(spec.workspace), Heard(), stopping)
     kept = store(tmp_path).rows("SELECT * FROM traces")
-    assert 0 < len(kept) <= manifest(undisturbed).figures["traces"]  # all, where it is asked late
+    assert 0 < len(kept) <= manifest(undisturbed).figures["traces"]  # all of them if it is asked late
     forecast = planned(tmp_path)["generate"].forecast
     assert forecast and forecast.done == len(kept)
     run(tmp_path)
