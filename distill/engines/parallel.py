@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterable
 from itertools import groupby
@@ -25,7 +24,7 @@ from typing import Any
 
 from distill.engines.decode import Decoder, Job, Sample, order
 from pipeline.errors import PipelineError
-from pipeline.forking import fork
+from pipeline.forking import ended, fork
 
 GROUP = 16
 """Jobs of one prompt that travel together, at most."""
@@ -132,10 +131,8 @@ class _Worker:
     def _died(self) -> PipelineError:
         self.held = 0
         self._process.join(1)
-        code = self._process.exitcode
-        how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
-        why = " (out of memory?)" if code == -signal.SIGKILL else ""
-        return PipelineError(f"a sampling worker {how}{why}; run again to go on from what was kept")
+        how = ended(self._process.exitcode)
+        return PipelineError(f"a sampling worker {how}; run again to go on from what was kept")
 
 
 def _work(decoder: Callable[[], Decoder], pipe: Connection, inherited: list[Connection]) -> None:

@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from distill.training.ranks import FOREVER, Ranks, gone
 from pipeline.errors import InputError, PipelineError
-from pipeline.forking import leave_to_parent, spawn
+from pipeline.forking import ended, leave_to_parent, spawn
 
 GRACE = 5.0
 """Seconds for the run to notice by itself that a rank is gone, before it is ended."""
@@ -122,7 +122,7 @@ def _watch(rank: int, child: subprocess.Popen[bytes], over: threading.Event) -> 
     """End the run if a rank that it started is gone, even while a call waits for that rank."""
     code = child.wait()
     if not over.wait(GRACE):
-        print(f"distill: {gone(f'rank {rank} ended with exit code {code}')}", file=sys.stderr, flush=True)
+        print(f"distill: {gone(f'rank {rank} {ended(code)}')}", file=sys.stderr, flush=True)
         os._exit(1)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from distill.engines.weights import shared
 from pipeline.errors import PipelineError
-from pipeline.forking import fork
+from pipeline.forking import ended, fork
 
 
 def share(parameters: Sequence[Tensor]) -> None:
@@ -65,7 +65,7 @@ class Replica:
 
     def _died(self) -> PipelineError:
         self._process.join(1)
-        return PipelineError(f"a training process ended with exit code {self._process.exitcode}; run again to go on")
+        return PipelineError(f"a training process {ended(self._process.exitcode)}; run again to go on")
 
 
 def _serve(
