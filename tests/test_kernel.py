@@ -316,11 +316,10 @@ def test_an_input_edited_during_the_run_is_not_recorded(project: Path, monkeypat
         Path(settings.file).write_text("edited meanwhile")
         return output
 
-    monkeypatch.setitem(STAGES, "text", Stage("text", "", TextSettings, "text", edit_while_running))
-    with pytest.raises(PipelineError, match="was changed while the stage ran"):
-        run(load(), ("text",))
-    monkeypatch.undo()
-    os.chdir(project)
+    with monkeypatch.context() as patch:
+        patch.setitem(STAGES, "text", Stage("text", "", TextSettings, "text", edit_while_running))
+        with pytest.raises(PipelineError, match="was changed while the stage ran"):
+            run(load(), ("text",))
     assert run(load(), ("text",)) == ["text"]
 
 
