@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # In the order of tests/conftest.py.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
-VLLM_TESTS := tests/test_engine_vllm.py tests/test_vllm_policy.py tests/test_vllm_server.py
+VLLM_TESTS := $(addprefix tests/test_,engine_vllm.py vllm_policy.py vllm_server.py vllm_replicas.py)
 
 .PHONY: gpu quickstart test test-all check format models bench docs clean
 

@@ -6,10 +6,13 @@ import json
 import os
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -239,6 +242,44 @@ def test_a_sandbox_dies_with_a_killed_verifier(backend: str) -> None:
     for descriptor in descriptors:
         assert select.select([descriptor], [], [], 30.0)[0]
         os.close(descriptor)
+
+
+@pytest.fixture
+def shared_directory() -> Iterator[Path]:
+    """A directory that everybody can reach, and not below /tmp, which root's launcher covers."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+def test_what_bwrap_leaves_behind_ends_with_a_killed_server(shared_directory: Path) -> None:
+    """Bwrap's child waits for bwrap's word before anything ties it to bwrap, and nobody else gives it."""
+    if all(FAULTS[name] for name in selftest.IN_ORDER):
+        pytest.skip("no sandbox works here, and root's launcher needs the same rights")
+    stand_in = shared_directory / "bwrap"
+    stand_in.write_text("#!/bin/sh\nsleep 1000000 &\nexec sleep 1000000\n")
+    stand_in.chmod(0o755)
+    code = (
+        "from distill.verifiers.sandbox import launcher\n"
+        "launcher.run_with('bubblewrap', 'pass', b'', b'', launcher.Limits())"
+    )
+    path = {"PATH": f"{shared_directory}:{os.environ['PATH']}"}
+    verifier = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | path, stderr=subprocess.DEVNULL
+    )
+    descriptors: list[int] = []
+    while len(descriptors) < 4:  # server, launcher, and two for bwrap
+        assert verifier.poll() is None
+        for descriptor in descriptors:
+            os.close(descriptor)
+        descriptors = []
+        with suppress(FileNotFoundError, ProcessLookupError):
+            descriptors += [os.pidfd_open(process) for process in tree(verifier.pid)[1:]]
+    signal.pidfd_send_signal(descriptors[0], signal.SIGKILL)
+    for descriptor in descriptors:
+        assert select.select([descriptor], [], [], 30.0)[0]
+        os.close(descriptor)
+    assert verifier.wait() == 1  # the box was lost
 
 
 def test_waiting_for_a_cpu_does_not_count_as_time(backend: str) -> None:

@@ -13,7 +13,7 @@ import os
 import sys
 from typing import Any, NoReturn
 
-from .first import LIFELINE, adopt_orphans, be_first, become_ordinary, report, supervise
+from .first import be_first, become_ordinary, leave_charge, report, supervise, take_charge
 from .kernel import NEWNS, NODEV, NOSUID, PRIVATE, REC, bind_readonly, die_with_parent, mount, unshare
 
 PACKAGE = "/box/inside"
@@ -24,7 +24,7 @@ fork = os.fork
 
 
 def launch(job: dict[str, Any]) -> NoReturn:
-    adopt_orphans()
+    take_charge()
     sources = job["visible"] | {PACKAGE: os.path.dirname(os.path.abspath(__file__))}
     links = {path: os.readlink(path) for path, source in sources.items() if path == source and os.path.islink(path)}
     sources = {path: source for path, source in sources.items() if os.path.isdir(source) and path not in links}
@@ -34,7 +34,7 @@ def launch(job: dict[str, Any]) -> NoReturn:
     launcher, box = os.getpid(), os.fork()
     if box:
         supervise(box)
-    os.close(LIFELINE)
+    leave_charge()
     if root:
         become_ordinary()
     die_with_parent()

@@ -13,10 +13,10 @@ import signal
 from typing import Any, NoReturn
 
 from .confine import confine
-from .kernel import libc, must
+from .kernel import libc, live_without_parent, must
 
-REPORT, FIRST_WIRE, LIFELINE = 5, 6, 10
-"""Descriptors: 0 input, 1 output, 3 payload, 4 results, then these. The last is the launcher's alone."""
+REPORT, FIRST_WIRE, LIFELINE, SERVER = 5, 6, 10, 11
+"""Descriptors: 0 input, 1 output, 3 payload, 4 results, then these. The last two are the launcher's alone."""
 UID = 61234
 """The candidate's uid if the verifier runs as root. Nobody else should have this uid."""
 
@@ -37,7 +37,7 @@ def become_ordinary() -> None:
 
 
 def supervise(box: int) -> NoReturn:
-    """The launcher's part: wait until the box ends, or kill it on request or if the verifier is gone.
+    """The launcher's part: wait until the box ends, or kill it on request or if the verifier or the server is gone.
 
     It closes its copies of the pipes first, so that their other ends see when the candidate is gone.
     """
@@ -50,9 +50,22 @@ def supervise(box: int) -> NoReturn:
     os._exit(0)
 
 
-def adopt_orphans() -> None:
-    """Make processes that outlive a box children of this launcher, which kills them if no namespace does."""
+def take_charge() -> None:
+    """Make this launcher the one that ends what it starts: it adopts what outlives the box, and kills it.
+
+    So it must not die with the server, but notice its end. A process that bwrap has just created waits for bwrap's
+    word without an end, and nothing else kills it if bwrap and its launcher die at that moment.
+    """
     must("subreaper", libc.prctl(36, 1, 0, 0, 0))
+    server = os.pidfd_open(os.getppid())
+    os.dup2(server, SERVER, inheritable=False)
+    os.close(server)
+    live_without_parent()
+
+
+def leave_charge() -> None:
+    """In the box: drop what is the launcher's alone."""
+    os.closerange(LIFELINE, SERVER + 1)
 
 
 def _end_orphans() -> None:
@@ -90,16 +103,16 @@ def wait_for(process: int) -> bool:
     """Wait for a process to end by itself; False if the run is to be ended first, or if the verifier is gone."""
     ended = os.pidfd_open(process)
     waiting = select.poll()
-    waiting.register(ended, select.POLLIN)
-    waiting.register(LIFELINE, select.POLLIN)  # not open inside bwrap, where the launcher has it
+    for descriptor in (ended, LIFELINE, SERVER):
+        waiting.register(descriptor, select.POLLIN)
     while True:
         ready = dict(waiting.poll())
         if ended in ready:
             return True
-        if ready.get(LIFELINE) == select.POLLNVAL:
-            waiting.unregister(LIFELINE)
-        elif LIFELINE in ready:
-            return False
+        for descriptor, event in ready.items():
+            if event != select.POLLNVAL:
+                return False
+            waiting.unregister(descriptor)  # not open inside bwrap, where the launcher has it
 
 
 def become_candidate(job: dict[str, Any], writable: str | None) -> NoReturn:
@@ -110,5 +123,5 @@ def become_candidate(job: dict[str, Any], writable: str | None) -> NoReturn:
         report({"failed": str(error)})
         os._exit(1)
     os.close(REPORT)
-    os.closerange(LIFELINE, LIFELINE + 1)
+    leave_charge()
     raise Leave(job["program"])

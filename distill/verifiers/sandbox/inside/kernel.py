@@ -65,3 +65,8 @@ def pivot_root_here() -> None:
 def die_with_parent() -> None:
     """Have the kernel kill the caller when the thread that forked it ends. A change of uid clears this."""
     must("prctl", libc.prctl(PDEATHSIG, signal.SIGKILL))
+
+
+def live_without_parent() -> None:
+    """Undo `die_with_parent`."""
+    must("prctl", libc.prctl(PDEATHSIG, 0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any, NoReturn
 
-from .first import LIFELINE, adopt_orphans, be_first, supervise
+from .first import be_first, leave_charge, supervise, take_charge
 from .kernel import die_with_parent
 
 fork = os.fork
@@ -18,11 +18,11 @@ fork = os.fork
 def launch(job: dict[str, Any]) -> NoReturn:
     if os.geteuid() == 0:
         raise OSError("'unsafe' is refused for root: a candidate would own the machine")
-    adopt_orphans()
+    take_charge()
     launcher, box = os.getpid(), os.fork()
     if box:
         supervise(box)
-    os.close(LIFELINE)
+    leave_charge()
     die_with_parent()
     if os.getppid() != launcher:
         os._exit(1)
