@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from test_rl import grpo, policy, student  # noqa: E402
-from tiny import weights  # noqa: E402
+from tiny import chat_tokenizer, weights  # noqa: E402
 
 from distill.engines.base import PromptTooLong  # noqa: E402
+from distill.engines.transformers import TransformersEngine  # noqa: E402
 from distill.training.learner import LearnerSettings  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.training.sampler import StudentSampler  # noqa: E402
@@ -81,3 +82,14 @@ def test_an_error_of_another_rank_is_the_runs(tmp_path: Path) -> None:
             list(sampler.generate(requests("a", "b" * 100_000), lambda: False))
         assert raised.value.key == "1"
         assert len(list(sampler.generate(requests("a", "b"), lambda: False))) == 2
+
+
+def test_worker_processes_sample_what_a_training_process_does_itself(tmp_path: Path) -> None:
+    """They are forked before training replaces functions of the library by its own, which round in another way."""
+    made, logprobs = [student(), student()], []
+    for network, workers in zip(made, (1, 2), strict=True):
+        engine = TransformersEngine(network, chat_tokenizer(), model_identity="tiny", slots=8, workers=workers)
+        with closing(engine):
+            _, rollouts = grpo(network, tmp_path / str(workers), engine, steps=2)
+        logprobs.append([rollout.completion.logprobs for rollout in rollouts])
+    assert logprobs[0] == logprobs[1] and torch.equal(weights(made[0]), weights(made[1]))
