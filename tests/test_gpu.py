@@ -31,6 +31,7 @@ from distill.training.forward import check_packing, checkpoint_layers, logprobs,
 from distill.training.loop import TrainSettings, train  # noqa: E402
 from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.training.sampler import StudentSampler  # noqa: E402
 from pipeline.errors import Stopped  # noqa: E402
 from rl.loss import PolicyLoss  # noqa: E402
 
@@ -166,6 +167,13 @@ def test_two_gpus_learn_the_same_as_one(parallel: Any, tmp_path: Path) -> None:
     expected, known = trained("cuda", tmp_path / "one")
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     assert losses == pytest.approx(known, abs=1e-4)
+
+
+@pytest.mark.parametrize("sampling", [pytest.param("both", marks=several)])
+def test_two_gpus_sample_for_one_step(sampling: str, tmp_path: Path) -> None:
+    made = test_rl.student().to("cuda")
+    metrics, rollouts = test_rl.grpo(made, tmp_path, StudentSampler(test_rl.policy(made)), steps=3, devices=2)
+    assert len(rollouts) == 3 * 4 * 8 and max(m.logprob_gap for m in metrics) < 1e-4
 
 
 @pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=several)])

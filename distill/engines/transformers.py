@@ -58,7 +58,7 @@ class TransformersEngine:
     def __init__(
         self, model: Any, tokenizer: Any, *, model_identity: str, slots: int = SLOTS, workers: int = 1
     ) -> None:
-        self.model, self.tokenizer = model_identity, tokenizer
+        self.model, self.tokenizer, self.workers = model_identity, tokenizer, workers
         self._copy = InferenceCopy(model)
         self._slots = slots
         self._limit = positions_limit(self._copy.model)

@@ -30,6 +30,8 @@ class InferenceCopy:
         base = source.get_base_model() if hasattr(source, "peft_config") else source
         shared = {id(t): t for t in chain(base.parameters(), base.buffers())}
         self.model: Any = copy.deepcopy(base, shared)
+        for module in self.model.modules():
+            module.__dict__.pop("forward", None)  # a training's own (`distill.training.lean`)
         self._owned: list[tuple[Tensor, Any]] = []
         for name, layer in base.named_modules():
             if hasattr(layer, "get_base_layer"):

@@ -74,7 +74,9 @@ class Learner:
         self.done = 0
         self._last_save, self._saving = time.monotonic(), 0.0
         self._replicas: list[Replica] = []
-        self._ranks = ranks
+        self.ranks = ranks
+        self.engine: Any = None
+        """What samples from this rank's copy of the model (`distill.training.sampler`)."""
         self._ask: Scorer
         trained, self._ask = ranks.module(model, settings.parallel) if ranks else (model, partial(measure, model))
         self.model, self._trained = trained if model is None else model, trained
@@ -84,12 +86,13 @@ class Learner:
         self.optimizer = Optimizer(trained, settings.optimizer)
 
     @property
-    def _sharded(self) -> bool:
-        return self._ranks is not None and self.settings.parallel == "fsdp"
+    def sharded(self) -> bool:
+        """Whether each rank has only a part of the weights (fsdp)."""
+        return self.ranks is not None and self.settings.parallel == "fsdp"
 
     @property
     def _workers(self) -> int:
-        return self._ranks.size if self._ranks else 1 + len(self._replicas)
+        return self.ranks.size if self.ranks else 1 + len(self._replicas)
 
     def fork(self, processes: int) -> None:
         """Share the work among this many processes, this one included."""
@@ -102,8 +105,8 @@ class Learner:
         for replica in self._replicas:
             replica.close()
         self._replicas.clear()
-        if self._ranks:
-            self._ranks.dismiss()
+        if self.ranks:
+            self.ranks.dismiss()
 
     def cut(self, examples: Sequence[Example]) -> list[list[int]]:
         """The micro-batches (indices) that these rows are trained in."""
@@ -123,14 +126,14 @@ class Learner:
     def _share(self, rows: Sequence[Row], whole: Task) -> list[Scored]:
         cut = self.cut([row.example for row in rows])
         shares = [cut[i :: self._workers] for i in range(self._workers)]
-        idle = [len(shares[0]) - len(share) if self._sharded else 0 for share in shares]
+        idle = [len(shares[0]) - len(share) if self.sharded else 0 for share in shares]
         made = [[*share, *cut[:1] * more] for share, more in zip(shares, idle, strict=True)]
         tasks = [
             whole._replace(runs=[[rows[i] for i in run] for run in runs], idle=more)
             for runs, more in zip(made, idle, strict=True)
         ]
-        if self._ranks:
-            answers = self._ranks.call(self, "_accumulate", [(task,) for task in tasks])
+        if self.ranks:
+            answers = self.ranks.call(self, "_accumulate", [(task,) for task in tasks])
         else:
             for replica, task in zip(self._replicas, tasks[1:], strict=True):
                 replica.send(task)
@@ -161,8 +164,8 @@ class Learner:
             return {}
         self.done, state = found
         whole = {"weights": state["weights"], "optimizer": state["optimizer"]}
-        if self._ranks:
-            self._ranks.call(self, "_load", [(whole,), *[(None,)] * (self._ranks.size - 1)])
+        if self.ranks:
+            self.ranks.call(self, "_load", [(whole,), *[(None,)] * (self.ranks.size - 1)])
         else:
             self._load(whole)
         self.gather()
@@ -170,25 +173,33 @@ class Learner:
 
     def gather(self) -> None:
         """Bring ``model`` up to date before it is sampled from or saved; with fsdp it does not follow by itself."""
-        if self._sharded:
+        if self.sharded:
             self._everywhere("_gather")
+
+    def everywhere(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call a function of a module on every rank with its learner and its own arguments; the results by rank."""
+        assert self.ranks
+        return self.ranks.call(self, "_run", [(function, *own) for own in arguments])
+
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(self, *arguments)
 
     def _everywhere(self, name: str, *arguments: Any) -> Any:
         """Call a method of this learner on every rank; returns this rank's result."""
-        if self._ranks is None:
+        if self.ranks is None:
             return getattr(self, name)(*arguments)
-        return self._ranks.call(self, name, [arguments] * self._ranks.size)[0]
+        return self.ranks.call(self, name, [arguments] * self.ranks.size)[0]
 
     def _apply(self, scale: float) -> float:
-        if self._ranks and not self._sharded:  # shards add their gradients up in the backward pass
-            self._ranks.sum(self.optimizer.parameters)
+        if self.ranks and not self.sharded:  # shards add their gradients up in the backward pass
+            self.ranks.sum(self.optimizer.parameters)
         return self.optimizer.step(scale)
 
     @torch.no_grad()
     def _load(self, state: Any) -> None:
         """Load rank 0's checkpoint. Sharded weights go through main memory: a GPU has no room for all of them."""
-        if self._ranks:
-            state = self._ranks.share(state, torch.device("cpu") if self._sharded else self.device)
+        if self.ranks:
+            state = self.ranks.share(state, torch.device("cpu") if self.sharded else self.device)
         for parameter, value in zip(self.optimizer.parameters, state["weights"], strict=True):
             parameter.copy_(alike(value, parameter))
         self.optimizer.load(state["optimizer"])
@@ -197,11 +208,11 @@ class Learner:
     def _gather(self) -> None:
         for parameter, own in zip(self.optimizer.parameters, self.weights, strict=True):
             value = full(parameter)
-            if self._ranks and self._ranks.rank == 0:
+            if self.ranks and self.ranks.rank == 0:
                 own.copy_(value)
 
     def _moments(self) -> Any:
-        wanted = self._ranks is None or self._ranks.rank == 0
+        wanted = self.ranks is None or self.ranks.rank == 0
         state = self.optimizer.state(wanted)
         return state if wanted else None
 

@@ -66,7 +66,7 @@ class Training:
     """The settings that memory depends on. With ``rank`` None all weights are trained. ``bits`` is the size of a frozen
     weight. Weights, gradients and moments are split over ``shards`` devices. ``others`` are the bytes of models held
     beside the student (a teacher, a reward model). Each of ``ranks`` computes on ``cores`` of a CPU, whose memory they
-    share; on GPUs, where each rank has its own, these are 1 and 0. Only rank 0 samples and holds the other models."""
+    share; on GPUs, where each rank has its own, these are 1 and 0. Only rank 0 holds the other models."""
 
     micro_batch_tokens: int
     rank: int | None
@@ -185,6 +185,7 @@ def _needs(build: _Build, training: Training) -> Estimate:
     in_heap = max(0.0, 1 - block / LARGE) * HEAP[half] if training.cores else 0.0
     moments = 8 * trained // training.shards
     processes = training.cores if training.cores and build.weights <= SMALL else 1
+    samplers = ranks if training.shards == 1 and build.weights > SMALL else 1  # one with workers samples for all ranks
     sampler = 4 * build.weights if rank is None else (2 if training.bits == 16 else 4) * build.matrices
     return Estimate(
         weights=ranks * ((frozen + 4 * trained) // training.shards + 2 * build.matrices * cast),
@@ -194,7 +195,7 @@ def _needs(build: _Build, training: Training) -> Estimate:
         logits=ranks * logits * processes,
         allocator=ranks * max(0, round(in_heap * (activations + logits)) * processes - moments),
         kernels=ranks * KERNELS * processes if training.cores and half else 0,
-        sampling=sampler if training.samples else 0,
+        sampling=samplers * sampler if training.samples else 0,
         others=training.others,
     )
 

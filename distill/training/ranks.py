@@ -1,15 +1,14 @@
 """Train on several devices: ranks share the micro-batches of each step. `distill.training.launch` starts them.
 
-Rank 0 *is* the run: only it has the loop, the store, checkpoints, sampling, the display and the decision to stop, so
-these need no agreement between ranks and no second code path. The other ranks hold a copy of the model (ddp) or a shard
+Rank 0 *is* the run: only it has the loop, the trace store, checkpoints, the display and the decision to stop, so these
+need no agreement between ranks and no second code path. The other ranks hold a copy of the model (ddp) or a shard
 of it (fsdp), which rank 0 sends them, and call methods of their own `Learner` when rank 0 does. A rank never reads the
 run's files, and nothing on disk depends on the number of ranks.
 
 Calls go through a gloo group without a timeout, because rank 0 may sample for hours between two steps. Tensors go
 through the default group: gloo on CPUs, NCCL on GPUs. If a rank dies, the others end: gloo reports it at once.
 
-Left out: sampling on the other ranks (for several GPUs see `distill.engines.vllm_replicas`), ranks that join later, and
-shards of quantised weights.
+Left out: sampling from shards, ranks that join later, and shards of quantised weights.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Ranks:
     """One process's connection to all ranks. ``call`` is for rank 0; the others use ``told`` and ``answer``."""
 
     def __init__(self, store: Any, rank: int, size: int, local: int) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.store = rank, size, store
         cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", local) if cuda else torch.device("cpu")
         if cuda:

@@ -48,7 +48,8 @@ def _is_plain(own: Any) -> bool:
 def _wrapped(own: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     def apply(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
         same = q.dtype == k.dtype == cos.dtype and q.shape[-1] == k.shape[-1] == cos.shape[-1]
-        return rotate(q, k, cos, sin, unsqueeze_dim) if same else own(q, k, cos, sin, unsqueeze_dim)
+        samples = torch.is_inference_mode_enabled()  # its workers were forked before, and rotate with ``own``
+        return rotate(q, k, cos, sin, unsqueeze_dim) if same and not samples else own(q, k, cos, sin, unsqueeze_dim)
 
     return apply
 

@@ -27,7 +27,7 @@ from rl.stages.process import process_rewards, reward_models
 from rl.stages.teacher import in_vllm, scoring, teachers
 
 if TYPE_CHECKING:
-    from distill.engines.transformers import TransformersEngine
+    from distill.training.sampler import StudentSampler
     from rl.critic import Critic
     from rl.grpo import GrpoSettings as LoopSettings
     from rl.loss import Aggregation, PolicyLoss
@@ -165,13 +165,14 @@ def with_room(
 
 def _policy(
     context: Context, settings: GrpoSettings, start: Model, network: Any, tokenizer: Any, probe: Problem
-) -> TransformersEngine | VllmPolicy:
+) -> StudentSampler | VllmPolicy:
+    from distill.training.sampler import StudentSampler
     from distill.training.trials import open_engine
     from rl.vllm_policy import open_policy
 
     if isinstance(settings.engine, VllmOptions):
         return open_policy(network, tokenizer, start, settings.engine, context.work / "policy", probe, context.note)
-    return open_engine(network, tokenizer, context.fingerprint, settings.workers)
+    return StudentSampler(open_engine(network, tokenizer, context.fingerprint, settings.workers))
 
 
 def _how(settings: GrpoSettings, critic: Critic | None) -> LoopSettings:

@@ -1,0 +1,95 @@
+"""Sampling on every rank of a training: two real processes complete a step's requests as one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from test_rl import grpo, policy, student  # noqa: E402
+from tiny import chat_tokenizer, weights  # noqa: E402
+
+from distill.engines.base import PromptTooLong  # noqa: E402
+from distill.engines.transformers import TransformersEngine  # noqa: E402
+from distill.training.learner import LearnerSettings  # noqa: E402
+from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.training.sampler import StudentSampler  # noqa: E402
+from distill.training.session import learning  # noqa: E402
+from distill.types import Request, Sampling  # noqa: E402
+
+
+class Counted(StudentSampler):
+    """Counts the requests that rank 0 completes itself."""
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        self.own, generate = 0, engine.generate
+
+        def counted(requests: Any, stopping: Any) -> Any:
+            share = list(requests)
+            self.own += len(share)
+            return generate(share, stopping)
+
+        engine.generate = counted
+
+
+def refined(directory: Path, wrap: Callable[[Any], Any]) -> tuple[Any, list[Any], Any]:
+    made = student()
+    sampler = wrap(policy(made))
+    _, rollouts = grpo(made, directory, sampler, steps=2, devices=2)
+    return weights(made).clone(), [rollout.completion for rollout in rollouts], sampler
+
+
+def test_two_ranks_sample_what_one_does(tmp_path: Path) -> None:
+    one, sampled, _ = refined(tmp_path / "one", lambda engine: engine)
+    two, shared, sampler = refined(tmp_path / "two", Counted)
+    assert torch.equal(one, two)
+    assert [(c.token_ids, c.logprobs, c.text) for c in shared] == [(c.token_ids, c.logprobs, c.text) for c in sampled]
+    assert sampler.own == len(shared) // 2
+
+
+@contextmanager
+def two_ranks(directory: Path) -> Iterator[StudentSampler]:
+    made = student()
+    sampler = StudentSampler(policy(made))
+    with learning(made, LearnerSettings(OptimizerSettings(1e-3), devices=2), 1, directory, "") as learner:
+        sampler.attach(learner)
+        sampler.refresh()
+        yield sampler
+
+
+def requests(*prompts: str, tokens: int = 4) -> list[Request]:
+    return [
+        Request(str(i), [{"role": "user", "content": p}], Sampling(max_tokens=tokens)) for i, p in enumerate(prompts)
+    ]
+
+
+def test_every_rank_stops_when_the_run_is_asked_to(tmp_path: Path) -> None:
+    with two_ranks(tmp_path) as sampler:
+        long = requests("a", "b", tokens=100_000)
+        assert list(sampler.generate(long, lambda: True)) == []
+        assert len(list(sampler.generate(requests("a", "b"), lambda: False))) == 2
+
+
+def test_an_error_of_another_rank_is_the_runs(tmp_path: Path) -> None:
+    with two_ranks(tmp_path) as sampler:
+        with pytest.raises(PromptTooLong) as raised:
+            list(sampler.generate(requests("a", "b" * 100_000), lambda: False))
+        assert raised.value.key == "1"
+        assert len(list(sampler.generate(requests("a", "b"), lambda: False))) == 2
+
+
+def test_worker_processes_sample_what_a_training_process_does_itself(tmp_path: Path) -> None:
+    """They are forked before training replaces functions of the library by its own, which round in another way."""
+    made, logprobs = [student(), student()], []
+    for network, workers in zip(made, (1, 2), strict=True):
+        engine = TransformersEngine(network, chat_tokenizer(), model_identity="tiny", slots=8, workers=workers)
+        with closing(engine):
+            _, rollouts = grpo(network, tmp_path / str(workers), engine, steps=2)
+        logprobs.append([rollout.completion.logprobs for rollout in rollouts])
+    assert logprobs[0] == logprobs[1] and torch.equal(weights(made[0]), weights(made[1]))
