@@ -131,6 +131,7 @@ def _heldout_measure(
     """What training measures on the held-out lessons; None without ``heldout``."""
     from distill.training import trials
     from distill.training.early_stopping import Heldout, heldout_loss
+    from distill.training.sampler import StudentSampler
 
     if settings.heldout is None:
         yield None
@@ -147,12 +148,13 @@ def _heldout_measure(
     problems = _problems(held)
     asked = trials.requests(problems, ask, Sampling(0.0, max_tokens=limit, seed=settings.seed))
     with (
-        closing(trials.open_engine(network, tokenizer)) as engine,
+        closing(StudentSampler(trials.open_engine(network, tokenizer))) as sampler,
         verification.pool_of(store_of(context), context) as pool,
     ):
 
         def solved(learner: Learner) -> tuple[float, Mapping[str, float]]:
-            share = trials.pass_at_1(engine, pool, problems, asked, context.stopping)
+            sampler.attach(learner)
+            share = trials.pass_at_1(sampler, pool, problems, asked, context.stopping)
             return -share, {**loss(learner)[1], "heldout_pass_at_1": share}
 
         yield Heldout(solved, every, patience)

@@ -36,7 +36,7 @@ class StudentSampler:
 
     def attach(self, learner: Learner) -> None:
         """Sample on the ranks of ``learner``, too, as long as its training lasts."""
-        if learner.ranks is None or learner.sharded or self._engine.workers > 1:
+        if self._learner is learner or learner.ranks is None or learner.sharded or self._engine.workers > 1:
             return
         self._learner, learner.engine = learner, self._engine
         learner.everywhere(_open, [(self._engine.tokenizer, self._engine.model)] * learner.ranks.size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,9 @@ from distill.types import Finish, Outcome, Problem, Request, Sampling
 from distill.verifiers import VerifierPool
 from pipeline.errors import InputError
 from pipeline.stage import stop_check
+
+if TYPE_CHECKING:
+    from distill.training.sampler import StudentSampler
 
 
 def open_engine(model: Any, tokenizer: Any, identity: str = "student", workers: int = 0) -> TransformersEngine:
@@ -53,7 +56,7 @@ def endless(model: Any, tokenizer: Any, asked: Sequence[Request], stopping: Call
 
 
 def pass_at_1(
-    engine: TransformersEngine,
+    sampler: StudentSampler,
     pool: VerifierPool,
     problems: Mapping[str, Problem],
     asked: Sequence[Request],
@@ -61,10 +64,10 @@ def pass_at_1(
 ) -> float:
     """The share of ``problems`` that the current weights answer correctly, by their own verifiers, without those that
     cannot be verified. Raises `Stopped` once ``stopping()`` is true, and `InputError` if none can be verified."""
-    engine.refresh()
+    sampler.refresh()
     items = (
         (completion.key, problems[completion.key].verifier, problems[completion.key], response_of(completion))
-        for completion in engine.generate(asked, stopping)
+        for completion in sampler.generate(asked, stopping)
     )
     verdicts = [verdict for _, verdict in pool.verify_many(items, stopping)]
     stop_check(stopping)
