@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 from distill.engines.transformers import TransformersEngine
@@ -20,6 +20,8 @@ from distill.training.trials import open_engine
 from distill.types import Completion, Request
 from pipeline.errors import PipelineError
 
+CALLS = count(1)
+"""Numbers the calls of this process, because trainings one after another share the store that torchrun has."""
 POLL = 0.01
 """Seconds between two looks of rank 0 at whether it is to stop, while it waits for the others."""
 
@@ -32,7 +34,6 @@ class StudentSampler:
     def __init__(self, engine: TransformersEngine) -> None:
         self._engine = engine
         self._learner: Learner | None = None
-        self._calls = 0
 
     def attach(self, learner: Learner) -> None:
         """Sample on the ranks of ``learner``, too, as long as its training lasts."""
@@ -53,8 +54,7 @@ class StudentSampler:
         if self._learner is None or (ranks := self._learner.ranks) is None:
             yield from self._engine.generate(requests, stopping)
             return
-        self._calls += 1
-        asked, key = list(requests), f"sampling/{self._calls}"
+        asked, key = list(requests), f"sampling/{next(CALLS)}"
         most = -(-len(asked) // ranks.size)  # neighbours share a prompt, which is then read once
         shares = [asked[i * most : (i + 1) * most] for i in range(ranks.size)]
 
