@@ -22,9 +22,8 @@ from typing import Any, Literal, Protocol
 import torch
 
 from distill.prompting import Ask, plainly
-from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing, run_identity
+from distill.training.learner import BeforeSave, Learner, LearnerSettings, OnAllRanks, nothing, run_identity
 from distill.training.passes import Objective
-from distill.training.sampler import StudentSampler
 from distill.training.session import learning
 from distill.training.value_head import NAME as HEAD
 from distill.training.value_head import value_head
@@ -143,8 +142,9 @@ def train_grpo(
         learning(model, how, total, checkpoints, run_identity(settings), before_save) as learner,
     ):
         learner.resume()
-        if isinstance(policy, StudentSampler):
-            policy.attach(learner)
+        for part in (policy, mix):
+            if isinstance(part, OnAllRanks):
+                part.attach(learner)
         while not over(learner) and learner.done < total:
             step, started = learner.done // settings.each_step, time.perf_counter()
             learner.gather()

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from distill.training.learner import Learner, OnAllRanks
 from distill.types import Completion, Finish
 from rl.credit import EPSILON
 from rl.update import Rollout, logprobs
@@ -55,6 +56,11 @@ class Mixture:
     step_weight: float = 1.0
     step_form: StepForm = "sum"
     leave_out_cut: bool = False
+
+    def attach(self, learner: Learner) -> None:
+        """Have the teacher score on every rank, if it can."""
+        if isinstance(self.teacher, OnAllRanks):
+            self.teacher.attach(learner)
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         told = self.teacher([r.completion for r in rollouts]) if self.teacher else [()] * len(rollouts)

@@ -1,9 +1,9 @@
 """A teacher's log-probability of each token that a student sampled.
 
 The teacher scores the same ids that the student saw and sampled, so the two must share a tokenizer, which is checked.
-`TransformersTeacher` runs packed passes like the trainer's and keeps no logits; `VllmTeacher` uses vLLM's
-`prompt_logprobs`. Scores are a pure function of the ids, so a killed step is scored again to the same values (with vLLM
-up to rounding, because its batches change the order of sums).
+`TransformersTeacher` runs packed passes like the trainer's, on every rank of the training, and keeps no logits;
+`VllmTeacher` uses vLLM's `prompt_logprobs`. Scores are a pure function of the ids, so a killed step is scored again to
+the same values (with vLLM up to rounding, because its batches change the order of sums).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from distill.training.batching import from_tokens
+from distill.training.batching import Example, from_tokens
 from distill.training.forward import check_packing
 from distill.training.passes import likelihoods
 from distill.turns import turn_end
@@ -23,7 +23,9 @@ from pipeline.errors import InputError, PipelineError
 if TYPE_CHECKING:
     from distill.engines.vllm import VllmEngine
     from distill.engines.vllm_replicas import VllmReplicas
+    from distill.training.learner import Learner
 
+TEACHER = "teacher"
 PROBE = (
     "Let x = 3.14: 12 + 7*x <= 40?\n\n<think>\nfirst, naïve – 你好\n</think>\n\n"
     "\\boxed{\\frac{1}{2}}  def f(a):\n\treturn a"
@@ -44,14 +46,38 @@ class TransformersTeacher:
     network: Any
     temperature: float = 1.0
     micro_batch_tokens: int = 4096
+    _learner: Learner | None = None
 
     def __post_init__(self) -> None:
         fixed(self.network)
 
+    def attach(self, learner: Learner) -> None:
+        """Score on every rank of ``learner``, each of which gets a copy, as long as its training lasts."""
+        if learner.ranks:
+            self._learner = learner
+            learner.everywhere(_take, [(self.network if rank == 0 else None,) for rank in range(learner.ranks.size)])
+
     def __call__(self, completions: Sequence[Completion]) -> list[list[float]]:
         rows = [from_tokens(c.key, c.prompt_ids, c.token_ids) for c in completions if c.token_ids]
-        told = iter(likelihoods(self.network, rows, self.micro_batch_tokens, self.temperature))
-        return [next(told) if c.token_ids else [] for c in completions]
+        scores = iter(self._scores(rows))
+        return [next(scores) if c.token_ids else [] for c in completions]
+
+    def _scores(self, rows: Sequence[Example]) -> list[list[float]]:
+        if self._learner is None or (ranks := self._learner.ranks) is None:
+            return likelihoods(self.network, rows, self.micro_batch_tokens, self.temperature)
+        shares = [rows[rank :: ranks.size] for rank in range(ranks.size)]
+        limits = self.micro_batch_tokens, self.temperature
+        found = self._learner.everywhere(_score, [(share, *limits) for share in shares])
+        return [found[row % ranks.size][row // ranks.size] for row in range(len(rows))]
+
+
+def _take(learner: Learner, network: Any) -> None:
+    assert learner.ranks
+    learner.beside[TEACHER] = learner.ranks.share(network, learner.device)
+
+
+def _score(learner: Learner, rows: Sequence[Example], max_tokens: int, temperature: float) -> list[list[float]]:
+    return likelihoods(learner.beside[TEACHER], rows, max_tokens, temperature)
 
 
 @dataclass

@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from test_opd import opd  # noqa: E402
 from test_rl import grpo, policy, student  # noqa: E402
 from tiny import chat_tokenizer, weights  # noqa: E402
 
@@ -18,6 +19,7 @@ from distill.engines.base import PromptTooLong  # noqa: E402
 from distill.engines.transformers import TransformersEngine  # noqa: E402
 from distill.training.learner import LearnerSettings  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.training.passes import likelihoods  # noqa: E402
 from distill.training.sampler import StudentSampler  # noqa: E402
 from distill.training.session import learning  # noqa: E402
 from distill.types import Request, Sampling  # noqa: E402
@@ -93,3 +95,17 @@ def test_worker_processes_sample_what_a_training_process_does_itself(tmp_path: P
             _, rollouts = grpo(network, tmp_path / str(workers), engine, steps=2)
         logprobs.append([rollout.completion.logprobs for rollout in rollouts])
     assert logprobs[0] == logprobs[1] and torch.equal(weights(made[0]), weights(made[1]))
+
+
+def test_two_ranks_score_what_a_teacher_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[int] = []
+
+    def counted(network: Any, rows: Any, *limits: Any) -> Any:
+        scored.append(len(rows))
+        return likelihoods(network, rows, *limits)
+
+    monkeypatch.setattr("rl.teacher.likelihoods", counted)
+    found = [opd(student(), tmp_path / str(n), steps=1, group=4, devices=n)[1] for n in (1, 2)]
+    one, two = ([value for rollout in rollouts for value in rollout.teacher] for rollouts in found)
+    assert two == pytest.approx(one, abs=1e-5) and len(set(one)) > len(found[0])
+    assert scored == [len(found[0]), len(found[1]) // 2]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -75,8 +75,8 @@ class Learner:
         self._last_save, self._saving = time.monotonic(), 0.0
         self._replicas: list[Replica] = []
         self.ranks = ranks
-        self.engine: Any = None
-        """What samples from this rank's copy of the model (`distill.training.sampler`)."""
+        self.beside: dict[str, Any] = {}
+        """What this rank has beside the model for the use of `OnAllRanks`."""
         self._ask: Scorer
         trained, self._ask = ranks.module(model, settings.parallel) if ranks else (model, partial(measure, model))
         self.model, self._trained = trained if model is None else model, trained
@@ -236,6 +236,14 @@ class Learner:
             self.save(extra)
         if asked:
             raise Stopped(f"stopped after training step {self.done} of {self.total}; run again to continue")
+
+
+@runtime_checkable
+class OnAllRanks(Protocol):
+    """Something beside the model that can work on every rank: a sampler, a teacher."""
+
+    def attach(self, learner: Learner) -> None:
+        """Use the ranks of ``learner`` from now on, as long as its training lasts."""
 
 
 def run_identity(settings: LearnerSettings, examples: Sequence[Example] = ()) -> str:

@@ -64,9 +64,9 @@ GIB = 1 << 30
 @dataclass(frozen=True, slots=True)
 class Training:
     """The settings that memory depends on. With ``rank`` None all weights are trained. ``bits`` is the size of a frozen
-    weight. Weights, gradients and moments are split over ``shards`` devices. ``others`` are the bytes of models held
-    beside the student (a teacher, a reward model). Each of ``ranks`` computes on ``cores`` of a CPU, whose memory they
-    share; on GPUs, where each rank has its own, these are 1 and 0. Only rank 0 holds the other models."""
+    weight. Weights, gradients and moments are split over ``shards`` devices. ``others`` are the bytes of models that a
+    rank holds beside the student: a teacher (and a reward model, which only rank 0 has). Each of ``ranks`` computes on
+    ``cores`` of a CPU, whose memory they share; on GPUs, where each rank has its own, these are 1 and 0."""
 
     micro_batch_tokens: int
     rank: int | None
@@ -196,7 +196,7 @@ def _needs(build: _Build, training: Training) -> Estimate:
         allocator=ranks * max(0, round(in_heap * (activations + logits)) * processes - moments),
         kernels=ranks * KERNELS * processes if training.cores and half else 0,
         sampling=samplers * sampler if training.samples else 0,
-        others=training.others,
+        others=ranks * training.others,
     )
 
 

@@ -20,6 +20,7 @@ from distill.training.trials import open_engine
 from distill.types import Completion, Request
 from pipeline.errors import PipelineError
 
+ENGINE = "engine"
 CALLS = count(1)
 """Numbers the calls of this process, because trainings one after another share the store that torchrun has."""
 POLL = 0.01
@@ -27,7 +28,8 @@ POLL = 0.01
 
 
 class StudentSampler:
-    """See `rl.grpo.Policy`. ``engine`` samples on rank 0; `attach` opens one on each other rank."""
+    """A `rl.grpo.Policy`, on the ranks of the learner that it is attached to. ``engine`` is that of rank 0; the others
+    open their own."""
 
     name = TransformersEngine.name
 
@@ -39,7 +41,7 @@ class StudentSampler:
         """Sample on the ranks of ``learner``, too, as long as its training lasts."""
         if self._learner is learner or learner.ranks is None or learner.sharded or self._engine.workers > 1:
             return
-        self._learner, learner.engine = learner, self._engine
+        self._learner, learner.beside[ENGINE] = learner, self._engine
         learner.everywhere(_open, [(self._engine.tokenizer, self._engine.model)] * learner.ranks.size)
 
     def refresh(self) -> None:
@@ -76,11 +78,12 @@ class StudentSampler:
 
 
 def _open(learner: Learner, tokenizer: Any, identity: str) -> None:
-    learner.engine = learner.engine or open_engine(learner.model, tokenizer, identity, workers=1)
+    if ENGINE not in learner.beside:  # above rank 0
+        learner.beside[ENGINE] = open_engine(learner.model, tokenizer, identity, workers=1)
 
 
 def _refresh(learner: Learner) -> None:
-    learner.engine.refresh()
+    learner.beside[ENGINE].refresh()
 
 
 def _complete(
@@ -91,7 +94,7 @@ def _complete(
     store = learner.ranks.store
     found: list[Completion] | PipelineError
     try:
-        found = list(learner.engine.generate(share, stop_all or (lambda: store.check([f"{key}/stop"]))))
+        found = list(learner.beside[ENGINE].generate(share, stop_all or (lambda: store.check([f"{key}/stop"]))))
     except PipelineError as error:
         found = error  # for rank 0 to raise
         store.set(f"{key}/stop", b"1")
