@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 
+torch = pytest.importorskip("torch")
+
 HERE = Path(__file__).parent
 # Not NF4, as bitsandbytes bypasses torch, and not several devices.
 ONE_DEVICE = "(cuda or fake_cuda_checks) and not nf4"
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    torch.version.cuda is not None, reason="this torch has a CUDA of its own, which no fake one can replace"
+)
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here, which fake_cuda needs")
 def test_the_tests_for_a_gpu_run_on_a_fake_one() -> None:
     command = [

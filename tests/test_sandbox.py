@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import hostile_programs
 import pytest
 
 from distill.verifiers import build, sandbox
+from distill.verifiers.run import judge
 from distill.verifiers.sandbox import launcher, selftest
 from pipeline.errors import InputError
 
@@ -286,18 +288,25 @@ def test_waiting_for_a_cpu_does_not_count_as_time(backend: str) -> None:
     """Many programs at once, with less wall time each than they take together: the machine is busy, but none is late."""
     work = "import time\nwhile time.process_time() < 0.3: pass"
     limits = sandbox.Limits(wall_seconds=1.0)
-    found: list[str] = []
-    many = 5 * (os.cpu_count() or 1)
-    threads = [
-        threading.Thread(target=lambda: found.append(sandbox.run(work, b"", limits=limits, sandbox=backend).ended))
-        for _ in range(many)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    found = at_once(lambda: sandbox.run(work, b"", limits=limits, sandbox=backend).ended)
     # If waiting counted, all would be late. The kernel's count of it is not exact, so that one may be.
-    assert found.count("exit") > many / 2, found
+    assert found.count("exit") > len(found) / 2, found
+
+
+def at_once(work: Callable[[], str]) -> list[str]:
+    """The results of many runs at the same time."""
+    many = 5 * (os.cpu_count() or 1)
+    with ThreadPoolExecutor(many) as pool:
+        return list(pool.map(lambda _: work(), range(many)))
+
+
+def test_a_test_script_is_not_late_because_the_answer_waits_for_a_cpu(backend: str) -> None:
+    """They run in two boxes, and the test has nothing to do until the answer has."""
+    reference = {"entry_point": "add", "asserts": ["assert add(2, 3) == sum([2, 3])"]}
+    answer = "import time\ndef add(a, b):\n    while time.process_time() < 0.5: pass\n    return a + b"
+    code = build({"code": {"sandbox": backend, "wall_seconds": 0.9}})
+    found = at_once(lambda: judge(code, json.dumps(reference), f"```python\n{answer}\n```").reason)
+    assert sum("wall time" in reason for reason in found) < len(found) / 2, found
 
 
 def test_without_any_sandbox_the_error_names_each_backend_s_fault_and_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:

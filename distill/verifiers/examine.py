@@ -160,11 +160,12 @@ def _run_apart(program: str, tests: Tests, room: Room) -> Examined:
     requests, asked = os.pipe()
     replied, replies = os.pipe()
     limits = room.limits._replace(cpu_seconds=2 * room.limits.cpu_seconds, wall_seconds=2 * room.limits.wall_seconds)
+    waiting = sandbox.Waiting()
     with ThreadPoolExecutor(1) as aside:
         given = {"code": program, "module": tests.module}
-        answer = aside.submit(_run, room, CANDIDATE, given, wires=(requests, replies))
+        answer = aside.submit(_run, room, CANDIDATE, given, wires=(requests, replies), waiting=waiting)
         roomy, test_given = room._replace(limits=limits), _test_payload(tests, None, room)
-        test = _run(roomy, TESTS, test_given, wires=(replied, asked), **_visible(tests))
+        test = _run(roomy, TESTS, test_given, wires=(replied, asked), waiting=waiting, **_visible(tests))
         ran = answer.result()
     if ran.ended in ("cpu", "wall", "output", "signal"):
         return Examined(1, [*_reported_rows(test)[0], Row("the program", False, ran.reason)], _usage(ran))

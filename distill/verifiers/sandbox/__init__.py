@@ -15,9 +15,10 @@ less. docs/design/005-sandbox.md says what each wall is for.
 from __future__ import annotations
 
 from distill.verifiers.sandbox.launcher import Limits, Ran, close, run_with, seen
+from distill.verifiers.sandbox.pipes import Waiting
 from distill.verifiers.sandbox.selftest import AUTO, BACKENDS, SandboxError, choose, survey
 
-__all__ = ["AUTO", "BACKENDS", "Limits", "Ran", "SandboxError", "choose", "close", "run", "seen", "survey"]
+__all__ = ["AUTO", "BACKENDS", "Limits", "Ran", "SandboxError", "Waiting", "choose", "close", "run", "seen", "survey"]
 
 
 def run(
@@ -28,11 +29,12 @@ def run(
     sandbox: str = AUTO,
     wires: tuple[int, ...] = (),
     visible: tuple[str, ...] = (),
+    waiting: Waiting | None = None,
 ) -> Ran:
     """Run ``program`` (our Python source) in a box. It reads ``payload`` from descriptor 3 and writes its results to 4.
 
     ``wires`` become descriptors 6 and 7, and are closed on this side. ``visible`` are further directories that can be
-    read in the box, at the paths that `seen` returns.
+    read in the box, at the paths that `seen` returns. Runs that depend on each other share a ``waiting``.
     """
     backend = choose(sandbox)
-    return run_with(backend, program, payload, stdin, limits or Limits(), wires, visible)
+    return run_with(backend, program, payload, stdin, limits or Limits(), wires, visible, waiting)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill.verifiers.sandbox.pipes import Talk
+from distill.verifiers.sandbox.pipes import Talk, Waiting
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
@@ -94,6 +94,7 @@ def run_with(
     limits: Limits,
     wires: tuple[int, ...] = (),
     visible: tuple[str, ...] = (),
+    waiting: Waiting | None = None,
 ) -> Ran:
     """`distill.verifiers.sandbox.run` in a given backend, without its self-test. Raises `Refused`."""
     inside_stdin, our_stdin = os.pipe()
@@ -110,7 +111,7 @@ def run_with(
         finally:
             for descriptor in (*inside, *wires):
                 os.close(descriptor)
-        talk = Talk({our_stdin: stdin, our_payload: payload}, [our_stdout, our_results, our_report], our_life)
+        talk = Talk({our_stdin: stdin, our_payload: payload}, [our_stdout, our_results, our_report], our_life, waiting)
         ended = talk.until_ended(limits.wall_seconds, limits.output_bytes)
     finally:
         for descriptor in ours:

@@ -1,13 +1,14 @@
 """Feed and drain the pipes of one run, and enforce its limit on wall-clock time.
 
 The clock stops while a program that could run has to wait for a CPU (the kernel counts that time per thread, in
-``schedstat``), so a busy machine ends no run. A program that computes is ended by its CPU limit, one that sleeps by
-this clock.
+``schedstat``), or one that it depends on has to, so a busy machine ends no run. A program that computes is ended by its
+CPU limit, one that sleeps by this clock.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import selectors
 import time
@@ -16,16 +17,38 @@ from contextlib import suppress
 
 PATIENCE = 6
 """A run that the clock has not ended is ended after this many times its limit, as "busy": not the program's fault."""
+LOOK = 0.25
+"""Seconds between two looks at how long runs that share a `Waiting` have waited; of one that has ended nobody knows."""
 CHUNK = 1 << 16
 
 
-class Talk:
-    """The pipes of one run: the data to write to each descriptor, and the descriptors to read, the report last."""
+class Waiting:
+    """Seconds that the processes of one run have waited for a CPU, or of several runs that wait for each other: while
+    one has no CPU, the other cannot go on either."""
 
-    def __init__(self, writes: dict[int, bytes], reads: list[int], life: int) -> None:
+    def __init__(self) -> None:
+        self._runs: dict[int, float] = {}
+
+    def add(self, launcher: int | None) -> None:
+        if launcher is not None:
+            self._runs.setdefault(launcher, 0.0)
+
+    def seconds(self) -> float:
+        """The sum so far. Of a run that has ended, what was known when this was last called."""
+        for launcher, known in list(self._runs.items()):
+            self._runs[launcher] = max(known, sum(map(_run_delay, _tree(launcher))))
+        return sum(self._runs.values())
+
+
+class Talk:
+    """The pipes of one run: the data to write to each descriptor, and the descriptors to read, the report last. Runs
+    that depend on each other share a ``waiting``."""
+
+    def __init__(self, writes: dict[int, bytes], reads: list[int], life: int, waiting: Waiting | None = None) -> None:
         self._left = dict(writes)
         self._reads = reads
         self._life = life
+        self._waiting, self._look = waiting or Waiting(), LOOK if waiting else math.inf
         self._heard = {descriptor: bytearray() for descriptor in reads}
         self._selector = selectors.DefaultSelector()
 
@@ -59,7 +82,9 @@ class Talk:
         started = time.monotonic()
         deadline, last = started + seconds, started + PATIENCE * seconds
         while True:
-            for key, _ in self._selector.select(max(0.0, min(deadline, last) - time.monotonic())):
+            left = max(0.0, min(deadline, last) - time.monotonic())
+            ready = self._selector.select(min(left, self._look))
+            for key, _ in ready:
                 if key.fd in self._left:
                     self._write(key.fd)
                 elif chunk := _read(key.fd):
@@ -70,7 +95,8 @@ class Talk:
                         return "exit"
             if any(len(data) > most_bytes for data in self._heard.values()):
                 return "output"
-            if (now := time.monotonic()) >= deadline:
+            now = time.monotonic()
+            if now >= deadline or not ready:
                 deadline = started + seconds + self._seconds_waited()
                 if now >= deadline:
                     return "wall"
@@ -93,9 +119,10 @@ class Talk:
             os.close(null)
 
     def _seconds_waited(self) -> float:
-        """The seconds that the run's processes have spent waiting for a CPU so far."""
         line, end, _ = bytes(self._heard[self._reads[-1]]).partition(b"\n")
-        return sum(map(_run_delay, _tree(json.loads(line)["launcher"]))) if end else 0.0
+        if end:
+            self._waiting.add(json.loads(line).get("launcher"))
+        return self._waiting.seconds()
 
 
 def _tree(process: int) -> Iterator[int]:
