@@ -128,7 +128,8 @@ class VllmEngine:
         self._text_of = lru_cache(None)(lambda token: self._text([token]))
 
     def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
-        """Completions in the order they finish. `PromptTooLong` where a prompt leaves no room."""
+        """Completions in the order they finish. `PromptTooLong` where a prompt leaves no room. A response whose prefix
+        leaves none is returned as this prefix, as by the transformers engine."""
         source = iter(requests)
         running: dict[str, tuple[Response, Piece]] = {}
         try:
@@ -220,13 +221,13 @@ class VllmEngine:
                 "thinking budget puts in) at temperature 0 or 1 only; set one of these, or leave `speculative` out"
             )
         room = self._limit - len(ids) - (1 if put_in else 0)  # scoring needs one more position
-        if room - len(given) < 1:
-            raise PromptTooLong(request.key, len(ids) + len(given), self._limit)
+        if room < 1:
+            raise PromptTooLong(request.key, len(ids), self._limit)
         return Response(
             request,
             prompt,
             ids,
-            given=given,
+            given=given[:room],
             limit=min(request.sampling.max_tokens, room),
             budget=self._budget(request, prompt),
             step=StepEnd(request.stop, self._text_of) if request.stop else None,
@@ -288,7 +289,7 @@ class VllmEngine:
         if math.isnan(math.fsum(logprobs)):
             raise PipelineError("vllm sampled from a broken distribution (its log-probabilities are no numbers)")
         said = ids[:-1] if response.stopped else ids
-        text = self._text(said)
+        text = response.request.prefix if response.full else self._text(said)
         finish = Finish.STOP if text.strip() else Finish.EMPTY
         if not response.stopped:
             finish = Finish.STEP if response.stepped else Finish.LENGTH
