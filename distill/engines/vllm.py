@@ -60,11 +60,14 @@ def open(model: Model, options: VllmOptions, note: Note, lora_rank: int = 0) -> 
     separate ones if ``options`` ask for them, if a training on several devices uses this process, or if it takes
     several GPUs (vLLM then starts workers, which a Ctrl-C would end unless they are shielded from it).
     """
+    from distill.tensors import give_back
+
     note(f"vllm: loading {model.source}")
     if options.speculative:
         note("vllm: with speculative decoding a seed does not repeat its sample (greedy decoding does)")
     if options.data_parallel or options.first_gpu or options.gpus() > 1 or _beside_ranks():
         return vllm_replicas.open(model, options, lora_rank)
+    give_back()  # a judge is opened when others have sampled: vLLM would miss what torch has cached for them
     return load(model, options, lora_rank)
 
 
