@@ -53,12 +53,15 @@ until none is open."""
 Note = Callable[[str], None]
 
 
-def open(model: Model, options: VllmOptions, note: Note, lora_rank: int = 0) -> VllmEngine | VllmReplicas:
+def open(
+    model: Model, options: VllmOptions, note: Note, lora_rank: int = 0, stopping: Stopping = never
+) -> VllmEngine | VllmReplicas:
     """Load the model, which takes half a minute and more. `InputError` if vLLM is not installed.
 
     ``lora_rank`` makes room for adapters that come later (``adopt``). The model is loaded in this process, or in
     separate ones if ``options`` ask for them, if a training on several devices uses this process, or if it takes
-    several GPUs (vLLM then starts workers, which a Ctrl-C would end unless they are shielded from it).
+    several GPUs (vLLM then starts workers, which a Ctrl-C would end unless they are shielded from it). Once
+    ``stopping`` returns True, separate ones are ended, and `Stopped` is raised.
     """
     from distill.tensors import give_back
 
@@ -66,7 +69,7 @@ def open(model: Model, options: VllmOptions, note: Note, lora_rank: int = 0) -> 
     if options.speculative:
         note("vllm: with speculative decoding a seed does not repeat its sample (greedy decoding does)")
     if options.data_parallel or options.first_gpu or options.gpus() > 1 or _beside_ranks():
-        return vllm_replicas.open(model, options, lora_rank)
+        return vllm_replicas.open(model, options, lora_rank, stopping)
     give_back()  # a judge is opened when others have sampled: vLLM would miss what torch has cached for them
     return load(model, options, lora_rank)
 

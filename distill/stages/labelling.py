@@ -165,7 +165,8 @@ def _shared_engine(context: Context, source: RolloutLabels, stack: ExitStack) ->
     def engine() -> Engine:
         model = engines.model_of(source.policy, source.engine, context)
         spending = Spending(store_of(context), context.name)
-        return stack.enter_context(closing(engines.open_engine(source.engine, model, context.note, spending)))
+        opened = engines.open_engine(source.engine, model, context.note, spending, context.stopping)
+        return stack.enter_context(closing(opened))
 
     return engine
 

@@ -206,7 +206,9 @@ def _policy(
     from rl.vllm_policy import open_policy
 
     if isinstance(settings.engine, VllmOptions):
-        return open_policy(network, tokenizer, start, settings.engine, context.work / "policy", probe, context.note)
+        return open_policy(
+            network, tokenizer, start, settings.engine, context.work / "policy", probe, context.note, context.stopping
+        )
     return StudentSampler(open_engine(network, tokenizer, context.fingerprint, settings.workers))
 
 
