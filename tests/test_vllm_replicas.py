@@ -321,9 +321,13 @@ def test_replicas_that_hang_while_they_load_end_at_the_first_ctrl_c(tmp_path: Pa
             command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
         ) as run,
     ):
-        loading = [int(told.readline()) for _ in range(2)]
-        os.killpg(run.pid, signal.SIGINT)
-        _, said = run.communicate()
+        try:
+            loading = [int(told.readline()) for _ in range(2)]
+            os.killpg(run.pid, signal.SIGINT)
+            _, said = run.communicate(timeout=300)
+        except BaseException:
+            os.killpg(run.pid, signal.SIGKILL)
+            raise
     assert run.returncode == 75 and "stopped cleanly; run the same command again to continue (SIGINT)" in said
     assert all(gone(pid) for pid in loading)
 
