@@ -10,6 +10,10 @@ end closes (fcntl(2), F_SETSIG; Linux). PR_SET_PDEATHSIG will not do: it fires w
 judge's engine is opened in a separate thread. Nor will a thread that waits for the parent: it could not run while a
 library holds the interpreter's lock. A child forked later also holds the ends of those before it, and dies first.
 Two that held each other's would both live on, so only one thread forks at a time.
+
+Some kernels and sandboxes refuse F_SETSIG (a seccomp profile, a kernel that is not Linux itself). A child then watches
+the pipe with a thread after all: it needs nothing but the pipe, whichever thread forked, and misses only a child that
+hangs with the interpreter's lock held.
 """
 
 from __future__ import annotations
@@ -89,14 +93,22 @@ def _child(parent: int, parents_end: int, work: Callable[..., None], *arguments:
 
 
 def _end_with(pipe: int) -> None:
-    """Have the kernel kill this process when the other end of a pipe is closed; end now if it is already."""
-    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    """Have this process killed when the other end of a pipe is closed; end now if it is already."""
+    try:
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    except OSError:
+        threading.Thread(target=_watch, args=(pipe,), daemon=True).start()
     look = select.poll()
     look.register(pipe)
     if look.poll(0):
         os._exit(0)
+
+
+def _watch(pipe: int) -> None:
+    os.read(pipe, 1)  # nobody writes, so it returns at the end of the pipe
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def spawn(module: str, arguments: Iterable[str], environment: Mapping[str, str], **how: Any) -> subprocess.Popen[bytes]:

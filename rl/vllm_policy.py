@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.engines.base import Stopping, never
 from distill.engines.options import VllmOptions
 from distill.modelspec import Model
 from distill.training.batching import from_tokens
@@ -102,7 +103,14 @@ class VllmPolicy:
 
 
 def open_policy(
-    model: Any, tokenizer: Any, start: Model, options: VllmOptions, directory: Path, probe: Problem, note: Note
+    model: Any,
+    tokenizer: Any,
+    start: Model,
+    options: VllmOptions,
+    directory: Path,
+    probe: Problem,
+    note: Note,
+    stopping: Stopping = never,
 ) -> VllmPolicy:
     """A policy for ``model``, a LoRA on top of ``start``; ``probe`` is the problem that weights are compared on."""
     from distill.engines import vllm
@@ -111,7 +119,7 @@ def open_policy(
         raise InputError(f"grpo with engine vllm starts from a whole model; merge the adapter {start.adapter} first")
     ids = tokenizer.encode(rendered(tokenizer, probe.messages), add_special_tokens=False)[:PROBE]
     rank = max(config.r for config in model.peft_config.values())
-    return VllmPolicy(model, vllm.open(start, options, note, lora_rank=rank), directory, ids)
+    return VllmPolicy(model, vllm.open(start, options, note, rank, stopping), directory, ids)
 
 
 def _largest_gap(trainer: Sequence[float], engine: Sequence[Sequence[float]]) -> float:

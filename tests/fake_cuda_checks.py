@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -35,8 +36,10 @@ from distill.training.passes import likelihoods
 from distill.training.session import learning
 from distill.training.trials import endless
 from distill.types import Request, Sampling
+from distill.verifiers import settled
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
+from pipeline.manifest import Identity, Manifest
 from pipeline.workspace import StageContext
 from rl.loss import EngineCorrection, PolicyLoss
 from rl.stages.grpo import GrpoSettings
@@ -299,6 +302,42 @@ def test_a_policy_and_a_teacher_in_vllm_share_what_training_leaves(
     with pytest.raises(InputError, match=r"weights of the policy and the teacher are .*: train with less, or set gpu_"):
         shares({})
     assert len(shares({"engine": {SHARE: 0.3}}, {"kind": "vllm", SHARE: 0.2})) == 2
+
+
+def test_judges_in_vllm_share_what_training_leaves_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However they are named: alone, as a part of a component, or for the problems that are watched. Only what stands in
+    the problems' own rows cannot be told its share."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (MEMORY // 2, MEMORY))
+    network = tiny(vocab_size=2**15).to("cuda")
+    start = saved(tiny(vocab_size=2**15), tmp_path / "model")
+    asked = {"problems": "p", "student": start.source, "micro_batch_tokens": 1000, "engine": "vllm"}
+
+    def judge(**engine: Any) -> Any:
+        return {"judge": {"model": start.source, "engine": {"kind": "vllm", **engine}}}
+
+    def fitted(own: Sequence[Any] = (), **told: Any) -> GrpoSettings:
+        inputs = {"p": Manifest("p", "f", Identity("problems", 1, {}, {}, {}), "d", {"verifiers": list(own)}, 0.0, "")}
+        context = StageContext("grpo", "grpo", "f", tmp_path, inputs, tmp_path / "a", tmp_path / "b", FileHashes())
+        return with_room(context, GrpoSettings.model_validate({**asked, **told}), start, network, [])
+
+    def share(spec: Any) -> float:
+        return float(spec["judge"]["engine"][SHARE])
+
+    alone = fitted(verifier="math").engine.gpu_memory_utilization  # type: ignore[union-attr]
+    one = fitted(verifier=judge())
+    assert share(one.verifier) == one.engine.gpu_memory_utilization == pytest.approx(alone / 2)  # type: ignore[union-attr]
+    assert settled(one.verifier) == settled(judge())  # the verdicts are the same
+    reward = [{"verifier": {"all": ["math", judge()]}}, {"length": "relative"}]
+    two = fitted(
+        reward=reward, watch={"problems": "p", "verifier": {"weighted": [{"of": judge(dtype="float32"), "weight": 1}]}}
+    )
+    shares = [share(two.reward[0].verifier["all"][1]), share(two.watch.verifier["weighted"][0]["of"])]  # type: ignore
+    assert sum(shares) + two.engine.gpu_memory_utilization == pytest.approx(alone)  # type: ignore[union-attr]
+    assert fitted(verifier=judge(**{SHARE: 0.2})).verifier == judge(**{SHARE: 0.2})
+    assert fitted(verifier=judge(first_gpu=1)).verifier == judge(first_gpu=1)
+    assert fitted([judge(**{SHARE: 0.2})]).verifier is None
+    with pytest.raises(InputError, match=r": judge .* own verifiers, .* set its engine's gpu_memory_utilization"):
+        fitted(["math", judge()])
 
 
 @pytest.mark.parametrize(("said", "share"), [({}, 0.95 * 0.25), ({SHARE: 0.7}, 0.7)])

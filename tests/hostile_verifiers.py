@@ -1,4 +1,5 @@
-"""Verifiers that misbehave on request, for the pool's tests; named there as "hostile_verifiers:Hostile"."""
+"""Verifiers that misbehave on request, for the pool's tests; named there as "hostile_verifiers:Hostile". `QuickMath` runs
+the quick part of `math` where the pool can end it."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from distill.thinking import Response
 from distill.types import Problem, Verdict
+from distill.verifiers import build
+from distill.verifiers.run import judge_quickly
 
 
 class Hostile:
@@ -62,3 +65,12 @@ class Hostile:
         if answer == "odd evidence":
             return Verdict.correct("odd", nan=float("nan"), huge=10**5000, set={1}, nested=({1: float("inf")},))
         return Verdict.correct("fine")
+
+
+class QuickMath:
+    name = "quick_math"
+    version = "1"
+
+    def verify(self, problem: Problem, trace: Response) -> Verdict:
+        judge_quickly(build("math"), problem, trace)
+        return Verdict.unverifiable("the quick part ended")

@@ -134,9 +134,24 @@ def test_such_a_beginning_is_no_long_prompt_where_positions_have_no_limit(monkey
     assert (c.finish, c.text) == (Finish.LENGTH, "i" * 50)
 
 
-def test_a_beginning_that_leaves_no_room_is_bad_input(plain: TransformersEngine) -> None:
-    with pytest.raises(InputError, match="256"):
-        list(plain.generate([ask("a", prefix="x" * 300, max_tokens=1000)]))
+@pytest.mark.parametrize("more", [-1, 0, 1, 50])
+def test_a_beginning_that_takes_all_positions_is_a_cut_response(plain: TransformersEngine, more: int) -> None:
+    """Its tokens are those that the positions hold. One token short of them, one is sampled."""
+    positions = 256 - len(by_key(plain.generate([ask("bare")]))["bare"].prompt_ids)
+    prefix = "i" * (positions + more)
+    asked, other = replace(ask("a", prefix=prefix, max_tokens=1000), stop="\n"), ask("other")
+    completions = by_key(plain.generate([asked, other]))
+    c = completions["a"]
+    assert c.text.startswith(prefix) and c.finish is Finish.LENGTH
+    assert (len(c.token_ids), c.forced) == (positions, tuple(range(min(positions, positions + more))))
+    assert c.logprobs == pytest.approx(expected_logprobs(plain, c, 1.0), abs=3e-5)
+    assert completions["other"].token_ids == by_key(plain.generate([other]))["other"].token_ids
+
+
+def test_a_prompt_that_takes_all_positions_is_bad_input_with_a_beginning_too(plain: TransformersEngine) -> None:
+    long = replace(ask("a", prefix="<think>"), messages=({"role": "user", "content": "x" * 300},))
+    with pytest.raises(InputError, match=r"a prompt of \d+ tokens leaves no room for an answer in the model's 256"):
+        list(plain.generate([long]))
 
 
 # Budgets.

@@ -259,6 +259,18 @@ def test_extra_fields_are_sent_and_are_part_of_the_identity(server: Server) -> N
             sample(server, request("q"), extra_body={taken: 1})
 
 
+def test_a_beginning_that_fills_the_context_is_a_cut_response(server: Server) -> None:
+    """A refusal does not tell whether the beginning or the limit is too long, so one token is asked for."""
+    refuses = status(400, '{"error": {"message": "This model\'s maximum context length is 64 tokens. However, ..."}}')
+    server.scripts = {"full": [refuses], "limit too large": [refuses, reply("x", finish="length")], "prompt": [refuses]}
+    (made,) = sample(server, request("full", prefix="<think>\nWell, 2"), dialect="vllm")
+    assert (made.text, made.finish) == ("<think>\nWell, 2", Finish.LENGTH) and made.thinking_tokens == made.tokens > 0
+    for asked in (request("limit too large", prefix="Well,"), request("prompt")):
+        with pytest.raises(InputError, match="maximum context length is 64"):
+            sample(server, asked, dialect="vllm")
+    assert [body["max_tokens"] for _, body in server.seen] == [96, 1, 98, 1, 100]
+
+
 def test_the_error_of_a_server_that_cannot_stream_names_the_setting(server: Server) -> None:
     server.scripts = {"p": [status(400, "stream_options is not supported")]}
     with pytest.raises(InputError, match="stream: false"):

@@ -178,6 +178,8 @@ def test_the_caller_may_stop_and_sample_again(engine: VllmEngine) -> None:
     assert list(engine.generate(requests(4), lambda: True)) == []
     with pytest.raises(InputError, match="leaves no room"):
         list(engine.generate([Request("long", ({"role": "user", "content": "1 + " * 300},), Sampling())]))
+    with pytest.raises(InputError, match="leaves no room"):
+        list(engine.generate([Request("long", ({"role": "user", "content": "1 + " * 300},), Sampling(), GIVEN)]))
     with pytest.raises(InputError, match=r"at temperature 0 or from 0\.01"):
         list(engine.generate(requests(1, temperature=0.001)))
 
@@ -235,6 +237,22 @@ def test_a_limit_in_the_middle_of_thinking_finishes_by_length(engine: VllmEngine
     whole = drawn(engine, requests(2, prefix=GIVEN, max_tokens=3))
     assert {c.finish for c in whole.values()} == {Finish.LENGTH}
     assert all(c.text == GIVEN and len(c.forced) == len(c.token_ids) for c in whole.values())
+
+
+@needs_vllm
+@needs_teacher
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("stop", ["", "\n"])
+def test_a_beginning_that_takes_all_positions_is_a_cut_response(
+    engine: VllmEngine, stop: str, temperature: float
+) -> None:
+    """Its tokens are those that the positions hold; one of them is left for the log-probability of the last."""
+    wanted = requests(3, prefix="1" * 250, temperature=temperature, max_tokens=1000)
+    found = drawn(engine, [*(replace(asked, stop=stop) for asked in wanted), *requests(6)[3:]])
+    completions = [found[asked.key] for asked in wanted]
+    for c, expected in zip(completions, logprobs_by_transformers(MODEL, completions, temperature), strict=True):
+        assert (c.finish, c.text, len(c.prompt_ids + c.token_ids)) == (Finish.LENGTH, "1" * 250, 255)
+        assert c.forced == tuple(range(len(c.token_ids))) and c.logprobs == pytest.approx(expected, abs=2e-3)
 
 
 @needs_vllm

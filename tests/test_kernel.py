@@ -630,12 +630,13 @@ def test_a_forked_child_leaves_signals_to_its_parent_and_ends_with_it() -> None:
 
 
 HANGING = """
-import ctypes, os, signal, threading
+import ctypes, os, threading
 from contextlib import suppress
+from multiprocessing.connection import wait
 from pipeline.forking import fork
 def hang():
     os.write(1, b"%d\\n" % os.getpid())
-    ctypes.PyDLL(None).pause()  # keeps the interpreter's lock
+    HANG
 both, pipe = threading.Barrier(2), os.pipe
 def slow_pipe():
     ends = pipe()
@@ -649,14 +650,35 @@ for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
-signal.pause()
+wait([child.sentinel for child in children])
 """
 
 
-def test_a_forked_child_that_hangs_does_not_outlive_a_killed_parent() -> None:
-    """It never reads a pipe, nor lets another of its threads do so. It does outlive the thread that forked it, and two
-    threads may fork at the same time."""
-    parent = subprocess.Popen([sys.executable, "-c", HANGING], stdout=subprocess.PIPE)
+REFUSED = """
+import ctypes, errno, fcntl, platform, struct
+from distill.verifiers.sandbox.inside.kernel import NO_NEW_PRIVS, SECCOMP, libc, must
+number = {"x86_64": 72, "aarch64": 25}[platform.machine()]
+load, equal, answer = 0x20, 0x15, 0x06
+code = [(load, 0, 0, 0), (equal, 0, 3, number), (load, 0, 0, 24), (equal, 0, 1, fcntl.F_SETSIG)]
+code += [(answer, 0, 0, 0x50000 | errno.EINVAL), (answer, 0, 0, 0x7FFF0000)]
+block = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in code))
+must("no_new_privs", libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0))
+must("seccomp", libc.prctl(SECCOMP, 2, struct.pack("HxxxxxxP", len(code), ctypes.addressof(block)), 0, 0))
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        HANGING.replace("HANG", "ctypes.PyDLL(None).pause()  # keeps the interpreter's lock"),
+        REFUSED + HANGING.replace("HANG", "ctypes.CDLL(None).pause()"),
+    ],
+    ids=["killed by the kernel", "kernel refuses F_SETSIG"],
+)
+def test_a_forked_child_that_hangs_does_not_outlive_a_killed_parent(code: str) -> None:
+    """It never reads a pipe, nor lets another of its threads do so, where the kernel kills it. It does outlive the
+    thread that forked it, and two threads may fork at the same time."""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert parent.stdout
     children = [os.pidfd_open(int(parent.stdout.readline())) for _ in range(2)]
     try:

@@ -144,6 +144,20 @@ def test_a_round_without_any_verdict_does_not_lose_earlier_labels(whole: Any, tm
     assert len(set((tmp_path / "workers").read_text().split())) > 1
 
 
+def test_a_step_behind_which_no_room_is_left_has_no_label(whole: Any, tmp_path: Path) -> None:
+    """Nothing can be sampled behind it, so that nothing is known of it: it is not wrong."""
+    where, made = whole
+    shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
+    context = StageContext(
+        "prm", "prm", "f", tmp_path / "w", {"verify": made["verify"].manifest}, tmp_path / "a", tmp_path / "b",
+        FileHashes(),
+    )  # fmt: skip
+    (rollouts,) = (source for source in STAGES["prm"]["labels"] if "rollouts" in source)
+    source = RolloutLabels(**rollouts | {"search": "every", "sampling": {**HOT, "max_tokens": 16}})
+    labels = [label for one in gather(context, source, splitter("line"), 0) for label in one.labels[:-1]]
+    assert None in labels and set(labels) - {None}
+
+
 def test_groups_of_a_grpo_run_are_labelled_only_by_the_run_s_own_verifier(whole: Any, tmp_path: Path) -> None:
     """Another verifier has since given each rollout the opposite verdict, which does not count."""
     where, made = whole

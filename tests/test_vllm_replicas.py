@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -30,10 +31,11 @@ from distill.machine import cores
 from distill.modelspec import Model
 from distill.training.lora import add_lora
 from distill.types import Completion, Request
-from pipeline.errors import InputError, PipelineError
+from pipeline.errors import InputError, PipelineError, Stopped
 from rl.vllm_policy import VllmPolicy
 
 MODEL = Model(str(TEACHER), "teacher")
+ROOT = Path(__file__).parents[1]
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, count: int, visible: str | None = None) -> None:
@@ -131,6 +133,12 @@ def test_a_replica_ends_as_it_is_told(how: tuple[str, None], code: int) -> None:
     replica = _Replica(Place())
     VllmReplicas([replica], MODEL).close(how)
     assert replica._process.returncode == code
+
+
+def test_a_load_ends_when_it_is_to_stop() -> None:
+    """Before the replica has even imported vLLM."""
+    with pytest.raises(Stopped):
+        vllm.open(MODEL, VllmOptions(data_parallel=1), print, stopping=lambda: True)
 
 
 def test_an_error_of_another_process_is_the_same_here() -> None:
@@ -277,6 +285,51 @@ def test_a_killed_replica_is_one_line_and_a_killed_run_leaves_none_behind() -> N
         run.kill()
     assert said.startswith("a vllm replica was killed by SIGKILL (out of memory?); run the same command again")
     assert gone(int(other))
+
+
+HANGING = """if True:
+    import os, time
+    def load():
+        with open(os.environ["HUNG"], "w") as told:
+            print(os.getpid(), file=told, flush=True)
+        time.sleep(1000)
+"""
+
+
+@needs_vllm
+@needs_teacher
+def test_replicas_that_hang_while_they_load_end_at_the_first_ctrl_c(tmp_path: Path) -> None:
+    """A plugin of vLLM hangs in each. The whole job gets the signal, as from a terminal."""
+    (tmp_path / "hanging.py").write_text(HANGING)
+    (tmp_path / "hanging-0.dist-info").mkdir()
+    (tmp_path / "hanging-0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: hanging\nVersion: 0\n")
+    entry = "[vllm.general_plugins]\nhanging = hanging:load\n"
+    (tmp_path / "hanging-0.dist-info" / "entry_points.txt").write_text(entry)
+    (tmp_path / "p.yaml").write_text(
+        "name: hanging\nstages:\n"
+        "  problems: {sources: [{family: calc, train: 4}]}\n"
+        "  generate: {problems: problems, teacher: 'embedded:teacher', engine: {kind: vllm, data_parallel: 2}}\n"
+    )
+    hung = tmp_path / "hung"
+    os.mkfifo(hung)
+    path = os.pathsep.join([str(tmp_path), str(ROOT), *sys.path])
+    environment = {**os.environ, **SMALL, "PYTHONPATH": path, "HUNG": str(hung)}
+    command = [sys.executable, "-m", "distill", "run", "--pipeline", "p.yaml", "--workspace", "run"]
+    with (
+        os.fdopen(os.open(hung, os.O_RDWR)) as told,
+        subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as run,
+    ):
+        try:
+            loading = [int(told.readline()) for _ in range(2)]
+            os.killpg(run.pid, signal.SIGINT)
+            _, said = run.communicate(timeout=300)
+        except BaseException:
+            os.killpg(run.pid, signal.SIGKILL)
+            raise
+    assert run.returncode == 75 and "stopped cleanly; run the same command again to continue (SIGINT)" in said
+    assert all(gone(pid) for pid in loading)
 
 
 def gone(pid: int) -> bool:

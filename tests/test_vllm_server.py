@@ -151,10 +151,19 @@ def test_a_refusal_of_the_server_is_an_input_error(server: str, monkeypatch: pyt
     long = [Request("long", ({"role": "user", "content": "1 + " * 300},), Sampling(max_tokens=8))]
     with pytest.raises(InputError, match=re.escape("(HTTP 400)")):
         drawn(server, long)
+    (begun,) = requests(1, prefix="1 + ", max_tokens=300)
+    with pytest.raises(InputError, match=re.escape("(HTTP 400)")):
+        drawn(server, [begun], dialect="vllm")
     monkeypatch.setenv("TEST_KEY", "sk-another-9876543210")
     with pytest.raises(InputError, match="refuses the key in TEST_KEY") as caught:
         drawn(server, requests(1))
     assert "sk-" not in str(caught.value)
+
+
+def test_a_beginning_that_fills_the_context_is_a_cut_response(server: str) -> None:
+    for text in ("1 + " * 150, "1 + " * 3000):
+        (completion,) = drawn(server, requests(1, prefix=text, max_tokens=8), dialect="vllm").values()
+        assert (completion.text, completion.finish) == (text, Finish.LENGTH)
 
 
 def test_the_transformers_server_gives_the_answers_of_vllm(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill import catalog, modelspec
-from distill.engines.base import Engine
+from distill.engines.base import Engine, Stopping, never
 from distill.engines.options import OpenAIOptions, TransformersOptions, VllmOptions
 from distill.modelspec import Model
 from pipeline.errors import InputError
@@ -72,15 +72,21 @@ def model_dependency(name: str, options: Options, hashes: FileHashes) -> Mapping
 
 
 def open_engine(
-    options: Options, model: Model, note: Callable[[str], None] = lambda text: None, spending: Spending | None = None
+    options: Options,
+    model: Model,
+    note: Callable[[str], None] = lambda text: None,
+    spending: Spending | None = None,
+    stopping: Stopping = never,
 ) -> Engine:
     """Load the model (slow). The caller closes the engine once the completions it got are durable. ``spending`` records
-    and caps the calls to an endpoint across runs; without it, they are recorded in memory only."""
+    and caps the calls to an endpoint across runs; without it, they are recorded in memory only. vLLM in processes of
+    its own raises `Stopped` once ``stopping`` returns True; what loads in this process loads to the end."""
     if model.adapter and options.kind == "openai":
         raise InputError(f"model {model.adapter}: an endpoint cannot load an adapter's directory; give its name there")
     factory: Callable[..., Any] = catalog.resolve("engines", options.kind)
     if isinstance(options, OpenAIOptions):
         opened: Engine = factory(model, options, note, partial(spending.open, model.identity) if spending else None)
         return opened
-    engine: Engine = factory(model, options, note)
+    stops: dict[str, Any] = {"stopping": stopping} if isinstance(options, VllmOptions) else {}
+    engine: Engine = factory(model, options, note, **stops)
     return engine

@@ -25,7 +25,7 @@ def never() -> bool:
 
 
 class PromptTooLong(InputError):
-    """A prompt that leaves no room for an answer; ``key`` is its request's."""
+    """A prompt that leaves no room for an answer, whatever prefix follows it; ``key`` is its request's."""
 
     def __init__(self, key: str, tokens: int, limit: int) -> None:
         super().__init__(f"a prompt of {tokens} tokens leaves no room for an answer in the model's {limit}")

@@ -158,6 +158,11 @@ def refused(request: Request) -> Reply:
     return Reply("", "", Finish.REFUSED, NOTHING)
 
 
+def cut_off() -> Reply:
+    """The reply to a prefix that leaves no room in the model's context."""
+    return Reply("", "", Finish.LENGTH, NOTHING)
+
+
 def hides_thinking(reply: Reply) -> bool:
     """Whether the endpoint bills thinking that the reply does not contain."""
     return bool(reply.thinking_tokens) and not reply.thinking and OPEN not in reply.answer

@@ -12,6 +12,7 @@ import asyncio
 import ipaddress
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ HEADERS = {
     "Accept": "application/json, text/event-stream",
     "Accept-Encoding": "identity",
 }
+CONTEXT = re.compile(r"context[ _]length|maximum model length", re.IGNORECASE)
+"""Said by vLLM, SGLang, DeepSeek, Mistral and OpenAI where a prompt, its prefix and ``max_tokens`` are too long."""
 LARGEST_REPLY = 2**28
 SECRET_LENGTH = 8
 """Shorter keys (``none``, ``EMPTY``) are placeholders for local servers, and words that answers may contain."""
@@ -59,6 +62,10 @@ class TryAgain(Exception):
     ) -> None:
         super().__init__(reason)
         self.retry_after, self.billed, self.too_much = retry_after, billed, too_much
+
+
+class ContextFull(InputError):
+    """The server's refusal of a call for which, with its ``max_tokens``, the model's context is too small."""
 
 
 @dataclass(slots=True)
@@ -215,8 +222,9 @@ class Endpoint:
             raise InputError(f"{self.url}: {what} {options.key_from} (HTTP {status})")
         if status == 400 and "content_filter" in text:
             return chat.refused(request)
+        refusal = ContextFull if status == 400 and CONTEXT.search(text) else InputError
         hint = "; try stream: false" if options.stream and "stream" in text else ""
-        raise InputError(f"{self.url}: refuses the call for model {self._model} (HTTP {status}): {said}{hint}")
+        raise refusal(f"{self.url}: refuses the call for model {self._model} (HTTP {status}): {said}{hint}")
 
     def _redacted_reply(self, reply: Reply) -> Reply:
         if len(self._key) < SECRET_LENGTH or self._key not in f"{reply.thinking} {reply.answer}":

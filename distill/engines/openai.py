@@ -16,6 +16,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ from distill.engines.calls import Call, CallLog, Outcome, part_key
 from distill.engines.chat import Reply
 from distill.engines.concurrency import Concurrency
 from distill.engines.dialects import DIALECTS, check_options, check_request
-from distill.engines.endpoint import Endpoint, Progress, TryAgain, checked_key
+from distill.engines.endpoint import ContextFull, Endpoint, Progress, TryAgain, checked_key
 from distill.engines.feed import Feed
 from distill.engines.options import OpenAIOptions
 from distill.engines.prices import NOTHING, Bill, money
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 HEARTBEAT_SECONDS = 0.5
 SHOWN_SECONDS = 0.05
 """Seconds between two updates of a response that is being streamed."""
+ONE_TOKEN = 2
+"""Added to the number of a response's part: the call that asks for one token only."""
 
 ENDED = Request("", (), Sampling())
 """Marks the end of the requests."""
@@ -224,8 +227,24 @@ class OpenAIEngine:
         return chat.completion(request, parts)
 
     async def _part(self, line: httpx2.AsyncHTTPTransport, request: Request, part: int) -> Reply:
+        """The reply to a call; a cut one if the prefix leaves no room in the model's context.
+
+        A refusal does not tell whether ``max_tokens`` alone is too large, so the call is tried with one token."""
+        try:
+            return await self._reply(line, request, part_key(request.key, part))
+        except ContextFull:
+            if not request.prefix:
+                raise
+            try:
+                one = replace(request, sampling=replace(request.sampling, max_tokens=1))
+                await self._reply(line, one, part_key(request.key, ONE_TOKEN + part))
+            except ContextFull:
+                return chat.cut_off()
+            raise
+
+    async def _reply(self, line: httpx2.AsyncHTTPTransport, request: Request, key: str) -> Reply:
         """Try until there is a reply. If an earlier run paid for one, use that."""
-        key, attempt = part_key(request.key, part), 0
+        attempt = 0
         if paid := self._calls.replies.pop(key, None):
             return paid
         while True:

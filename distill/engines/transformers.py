@@ -82,7 +82,8 @@ class TransformersEngine:
         """Completions in the order they finish. Keys must differ.
 
         Raises `PromptTooLong` for a prompt that fills the model's positions; a limit beyond them is lowered. A response
-        whose prefix has ``max_tokens`` tokens or more is returned as this prefix, with finish `Finish.LENGTH`.
+        whose prefix leaves no room, in ``max_tokens`` or in the positions, is returned as this prefix, with finish
+        `Finish.LENGTH`. Its token ids are those that the positions hold.
         """
         source = iter(requests)
         asked: dict[str, tuple[Request, str, Job]] = {}
@@ -129,14 +130,19 @@ class TransformersEngine:
         given, asked = self._tokens(request.prefix), request.sampling.max_tokens
         if not ids:
             raise InputError(f"request {request.key}: the prompt is empty")
+        room = self._room(ids)
+        if room < 1:
+            raise PromptTooLong(request.key, len(ids), len(ids) + room)
+        given, asked = given[:room], min(asked, room)
         if len(given) >= asked:  # a prefix that was sampled may have more tokens when it is encoded again
             asked = len(given) + 1  # every row has to draw a token; `_completion` drops this one
-        limit = self._limit or len(ids) + asked
-        if len(ids) + len(given) >= limit:
-            raise PromptTooLong(request.key, len(ids) + len(given), limit)
-        sampling = replace(request.sampling, max_tokens=min(asked, limit - len(ids)))
+        sampling = replace(request.sampling, max_tokens=asked)
         budget = self._budget(request.budget, opened(prompt)) if request.budget else None
         return prompt, Job(request.key, ids, sampling, given, budget, request.stop)
+
+    def _room(self, prompt_ids: tuple[int, ...]) -> int:
+        """The model's positions behind a prompt."""
+        return (self._limit or sys.maxsize) - len(prompt_ids)
 
     def _budget(self, budget: ThinkingBudget, opened: bool) -> Budget:
         closing, extension = self._tokens(budget.closing), self._tokens(budget.extension)
@@ -160,12 +166,14 @@ class TransformersEngine:
         return prompt, tuple(self.tokenizer.encode(prompt, add_special_tokens=False))
 
     def _completion(self, sample: Sample, request: Request, prompt: str, job: Job) -> Completion:
-        if (given := len(job.given)) >= request.sampling.max_tokens:
+        full = len(job.given) >= min(request.sampling.max_tokens, self._room(job.prompt_ids))
+        if full:
+            given = len(job.given)
             ids, logprobs = sample.token_ids[:given], sample.logprobs[:given]
             forced = tuple(index for index in sample.forced if index < given)
             sample = replace(sample, token_ids=ids, logprobs=logprobs, stopped=False, stepped=False, forced=forced)
         said = sample.token_ids[:-1] if sample.stopped else sample.token_ids
-        text = self._text(said)
+        text = request.prefix if full else self._text(said)
         finish = Finish.STOP if text.strip() else Finish.EMPTY
         if not sample.stopped:
             room = len(sample.token_ids) < job.sampling.max_tokens

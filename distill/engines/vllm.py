@@ -53,18 +53,24 @@ until none is open."""
 Note = Callable[[str], None]
 
 
-def open(model: Model, options: VllmOptions, note: Note, lora_rank: int = 0) -> VllmEngine | VllmReplicas:
+def open(
+    model: Model, options: VllmOptions, note: Note, lora_rank: int = 0, stopping: Stopping = never
+) -> VllmEngine | VllmReplicas:
     """Load the model, which takes half a minute and more. `InputError` if vLLM is not installed.
 
     ``lora_rank`` makes room for adapters that come later (``adopt``). The model is loaded in this process, or in
     separate ones if ``options`` ask for them, if a training on several devices uses this process, or if it takes
-    several GPUs (vLLM then starts workers, which a Ctrl-C would end unless they are shielded from it).
+    several GPUs (vLLM then starts workers, which a Ctrl-C would end unless they are shielded from it). Once
+    ``stopping`` returns True, separate ones are ended, and `Stopped` is raised.
     """
+    from distill.tensors import give_back
+
     note(f"vllm: loading {model.source}")
     if options.speculative:
         note("vllm: with speculative decoding a seed does not repeat its sample (greedy decoding does)")
     if options.data_parallel or options.first_gpu or options.gpus() > 1 or _beside_ranks():
-        return vllm_replicas.open(model, options, lora_rank)
+        return vllm_replicas.open(model, options, lora_rank, stopping)
+    give_back()  # a judge is opened when others have sampled: vLLM would miss what torch has cached for them
     return load(model, options, lora_rank)
 
 
@@ -128,7 +134,8 @@ class VllmEngine:
         self._text_of = lru_cache(None)(lambda token: self._text([token]))
 
     def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
-        """Completions in the order they finish. `PromptTooLong` where a prompt leaves no room."""
+        """Completions in the order they finish. `PromptTooLong` where a prompt leaves no room. A response whose prefix
+        leaves none is returned as this prefix, as by the transformers engine."""
         source = iter(requests)
         running: dict[str, tuple[Response, Piece]] = {}
         try:
@@ -220,13 +227,13 @@ class VllmEngine:
                 "thinking budget puts in) at temperature 0 or 1 only; set one of these, or leave `speculative` out"
             )
         room = self._limit - len(ids) - (1 if put_in else 0)  # scoring needs one more position
-        if room - len(given) < 1:
-            raise PromptTooLong(request.key, len(ids) + len(given), self._limit)
+        if room < 1:
+            raise PromptTooLong(request.key, len(ids), self._limit)
         return Response(
             request,
             prompt,
             ids,
-            given=given,
+            given=given[:room],
             limit=min(request.sampling.max_tokens, room),
             budget=self._budget(request, prompt),
             step=StepEnd(request.stop, self._text_of) if request.stop else None,
@@ -288,7 +295,7 @@ class VllmEngine:
         if math.isnan(math.fsum(logprobs)):
             raise PipelineError("vllm sampled from a broken distribution (its log-probabilities are no numbers)")
         said = ids[:-1] if response.stopped else ids
-        text = self._text(said)
+        text = response.request.prefix if response.full else self._text(said)
         finish = Finish.STOP if text.strip() else Finish.EMPTY
         if not response.stopped:
             finish = Finish.STEP if response.stepped else Finish.LENGTH

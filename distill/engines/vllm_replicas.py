@@ -31,6 +31,7 @@ from distill.modelspec import Model
 from distill.types import Completion, Request
 from pipeline.errors import InputError, PipelineError
 from pipeline.forking import ended, spawn
+from pipeline.stage import stop_check
 
 PATIENCE = 0.05
 """Seconds to wait for a completion before asking for new requests (verdicts in another thread may lead to some), and
@@ -59,8 +60,9 @@ class Place:
     cores: tuple[int, ...] = ()
 
 
-def open(model: Model, options: VllmOptions, lora_rank: int = 0) -> VllmReplicas:
-    """Load ``options.data_parallel`` copies of the model at the same time. `InputError` if there are too few GPUs."""
+def open(model: Model, options: VllmOptions, lora_rank: int = 0, stopping: Stopping = never) -> VllmReplicas:
+    """Load ``options.data_parallel`` copies of the model at the same time. `InputError` if there are too few GPUs;
+    `Stopped` once ``stopping`` returns True."""
     from distill.tensors import give_back
 
     where = places(options)
@@ -70,7 +72,7 @@ def open(model: Model, options: VllmOptions, lora_rank: int = 0) -> VllmReplicas
     )
     replicas = VllmReplicas([_Replica(place) for place in where], model)
     try:
-        replicas.begin(opening)
+        replicas.begin(opening, stopping)
     except BaseException:
         replicas.close(NOW)  # else those that still load would go on
         raise
@@ -128,11 +130,11 @@ class VllmReplicas:
         self._last: tuple[Any, _Replica, int] | None = None  # (prompt of the last request, its replica, samples so far)
         self._turn = 0
 
-    def begin(self, opening: Opening) -> None:
-        """Load the model everywhere. The first failure is raised at once: the others may take minutes."""
+    def begin(self, opening: Opening, stopping: Stopping = never) -> None:
+        """Load the model everywhere. The first failure is raised at once: the others may take minutes, or hang."""
         for replica in self._replicas:
             replica.send("open", opening)
-        for replica, ahead in self._answers():
+        for replica, ahead in self._answers(stopping):
             if isinstance(ahead, Exception):
                 raise ahead
             replica.ahead = ahead
@@ -220,10 +222,11 @@ class VllmReplicas:
                 raise answer
         return [found[replica] for replica in self._replicas]
 
-    def _answers(self) -> Iterator[tuple[_Replica, Any]]:
+    def _answers(self, stopping: Stopping = never) -> Iterator[tuple[_Replica, Any]]:
         """One answer from each replica, as they arrive, so that a dead one ends the wait for the others."""
         waiting: dict[Any, _Replica] = {replica.pipe: replica for replica in self._replicas}
         while waiting:
+            stop_check(stopping)
             for pipe in wait(list(waiting), 1.0) or _silent(waiting.values()):
                 replica = waiting.pop(pipe)
                 yield replica, replica.answer()

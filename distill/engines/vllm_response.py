@@ -72,6 +72,11 @@ class Response:
         return (*range(self._given), *(place for place in put_in if place < len(self.tokens)))
 
     @property
+    def full(self) -> bool:
+        """What was given leaves no room to sample."""
+        return self._given >= self._limit
+
+    @property
     def stepped(self) -> bool:
         """It ended after a step, and could continue."""
         return bool(self._course and self._course.stepped) and not self.stopped and len(self.tokens) < self._limit

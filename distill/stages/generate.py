@@ -99,7 +99,8 @@ def run(context: Context, settings: GenerateSettings) -> Output:
     store = store_of(context)
     model = sampler(context, store, settings.teacher, settings.engine)
     tasks, wishes = _wishes(context, settings, store, model.identity)
-    open_engine = partial(engines.open_engine, settings.engine, model, context.note, Spending(store, context.name))
+    spending = Spending(store, context.name)
+    open_engine = partial(engines.open_engine, settings.engine, model, context.note, spending, context.stopping)
     if settings.until:
         digest, figures = until.make(context, store, settings.until, settings.cuts, tasks, wishes, open_engine)
         _check_any(context, settings, figures["members"], figures.get("left_out", 0))

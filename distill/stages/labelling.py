@@ -64,6 +64,11 @@ def _require_any(context: Context, stage: str, found: list[Labelled]) -> list[La
     return found
 
 
+COMPLETED = (
+    "SELECT trace_key, outcome FROM verdicts SEMI JOIN wanted USING (verdict_key) JOIN traces USING (trace_key) "
+    "WHERE coalesce(len(forced), 0) < thinking_tokens + answer_tokens"
+)
+"""The outcomes of the wanted verdicts on traces of which at least one token was sampled."""
 TEXT = "t.trace_key, t.prompt AS asked, t.thinking, t.answer, t.closed, t.cut"
 
 
@@ -165,7 +170,8 @@ def _shared_engine(context: Context, source: RolloutLabels, stack: ExitStack) ->
     def engine() -> Engine:
         model = engines.model_of(source.policy, source.engine, context)
         spending = Spending(store_of(context), context.name)
-        return stack.enter_context(closing(engines.open_engine(source.engine, model, context.note, spending)))
+        opened = engines.open_engine(source.engine, model, context.note, spending, context.stopping)
+        return stack.enter_context(closing(opened))
 
     return engine
 
@@ -174,7 +180,8 @@ def _outcomes(
     context: Context, source: RolloutLabels, problems: Mapping[str, Problem], ask: Ask, engine: Callable[[], Engine],
     rounds: Iterator[int], prefixes: Sequence[Prefix],
 ) -> dict[Prefix, list[bool]]:  # fmt: skip
-    """Complete prefixes and judge the completions, reusing those in the store. Late in a search, a round may consist of
+    """Complete prefixes and judge the completions, reusing those in the store. A prefix that leaves no room is not
+    completed, which says nothing of its steps. Late in a search, a round may consist of
     the completions of one prefix, none of which can be judged."""
     store = store_of(context)
     model = sampler(context, store, source.policy, source.engine)
@@ -192,9 +199,7 @@ def _outcomes(
     asked = [(wish.key, wish.problem_key, wish.problem) for wish in every]
     judged = verification.judgements(asked, resolved(context, source.verifier), context.hashes)
     verdicts = verification.make_verdicts(store, judged, context, source.workers, "roll-outs", next(rounds) > 0)
-    rows = store.among(
-        "verdict_key", verdicts, "SELECT trace_key, outcome FROM verdicts SEMI JOIN wanted USING (verdict_key)"
-    )
+    rows = store.among("verdict_key", verdicts, COMPLETED)
     right = {row["trace_key"]: row["outcome"] == "correct" for row in rows if row["outcome"] != "unverifiable"}
     return {prefix: [right[w.key] for w in part if w.key in right] for prefix, part in wishes.items()}
 

@@ -73,7 +73,8 @@ class Measure:
         stop_check(self._context.stopping)
         if self._engine is None:
             spending = Spending(self._store, self._context.name)
-            opened = engines.open_engine(self._settings.engine, self._model, self._context.note, spending)
+            about = self._context
+            opened = engines.open_engine(self._settings.engine, self._model, about.note, spending, about.stopping)
             self._engine = self._stack.enter_context(closing(opened))
         sample(self._store, self._engine, missing, done, self._context, self._label)
 

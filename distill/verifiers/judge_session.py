@@ -57,7 +57,7 @@ class JudgeSession:
             left.add(n, self._judge.requests(problem, trace))
         if self._engine is None:
             settings = self._judge.settings
-            self._engine = engines.open_engine(settings.engine, self._judge.model, self._note, self._spending)
+            self._engine = engines.open_engine(settings.engine, self._judge.model, self._note, self._spending, stopping)
         try:
             yield from self._verdicts(self._engine, items, left, stopping)
         finally:

@@ -16,10 +16,12 @@ from distill.engines.options import VllmOptions
 from distill.modelspec import Model
 from distill.stages.common import ask_of, resolved, store_of
 from distill.stages.devices import Held, beside_training, check_memory, threads
+from distill.stages.judges import Judges
 from distill.stages.student import load_student, publish
 from distill.types import Completion, Problem
 from distill.verification import pool_of
-from pipeline.errors import PipelineError
+from distill.verifiers.compose import Spec
+from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context, Output, Settings
 from rl import rewards
 from rl.stages import drawing
@@ -68,13 +70,13 @@ def refine(
         Recorder(store, context, _shown(settings, critic), settings.log_to) as recorder,
         _mix(context, fitted, outcome, tokenizer) as mix,
     ):
-        verifiers = resolved(context, rewards.verifiers(settings.components))
+        verifiers = resolved(context, rewards.verifiers(fitted.components))
         ledger = Ledger(
             store, context.fingerprint, how.sampling_at, problem_keys, pool, verifiers, context.stopping, ask,
             policy.name,
         )  # fmt: skip
         draws = drawing.draws(context, settings, tasks, ledger, problem_keys)
-        guard = guarding.of_rewards(context, settings, policy, how.sampling, ask, recorder)
+        guard = guarding.of_rewards(context, fitted, policy, how.sampling, ask, recorder)
 
         others = settings.teacher or settings.process  # they assign credit too
         judge = ledger.reward if others else _told_of_some(context.name, ledger.reward)
@@ -153,14 +155,47 @@ def _shown(settings: GrpoSettings, critic: Critic | None) -> tuple[str, ...]:
 def with_room(
     context: Context, settings: GrpoSettings, start: Model, network: Any, beside: Sequence[Held]
 ) -> GrpoSettings:
-    """``settings`` with the share of ``network``'s GPU that policy and teacher may take, if they run in vLLM."""
-    engine, teacher = settings.engine, settings.teacher
+    """``settings`` with the share of ``network``'s GPU that policy, teacher and judges may take, if in vLLM."""
+    engine, teacher, judges = settings.engine, settings.teacher, _judges(context, settings)
     engines = {"policy": (start, engine)} if isinstance(engine, VllmOptions) else {}
     samples = not engines
-    fitted = beside_training(engines | in_vllm(context, teacher), settings, start, network, beside, samples)
+    engines |= in_vllm(context, teacher) | judges.engines
+    fitted = beside_training(engines, settings, start, network, beside, samples)
     if teacher and "teacher" in fitted:
         teacher = teacher.model_copy(update={"engine": fitted["teacher"]})
-    return settings.model_copy(update={"engine": fitted.get("policy", engine), "teacher": teacher})
+    if name := judges.lowered(_of_problems(context, settings), fitted):
+        raise InputError(
+            f"stage {context.name}: {name}, of the problems' own verifiers, runs in vllm on the GPU that trains, which "
+            f"leaves it {fitted[name].gpu_memory_utilization:.2f} of the memory; where the problems name it, set its "
+            "engine's gpu_memory_utilization to that or less, or its first_gpu to another GPU"
+        )
+
+    def told(part: Any) -> Any:
+        if part is None or not hasattr(part, "verifier"):  # a component that is no verifier's
+            return part
+        return part.model_copy(update={"verifier": judges.with_shares(part.verifier, fitted)})
+
+    return told(settings).model_copy(
+        update={
+            "engine": fitted.get("policy", engine),
+            "teacher": teacher,
+            "reward": settings.reward and [told(component) for component in settings.reward],
+            "watch": told(settings.watch),
+        }
+    )
+
+
+def _judges(context: Context, settings: GrpoSettings) -> Judges:
+    named = [*rewards.verifiers(settings.components).values(), settings.watch and settings.watch.verifier]
+    return Judges([*named, *_of_problems(context, settings)], context.hashes)
+
+
+def _of_problems(context: Context, settings: GrpoSettings) -> list[Spec]:
+    """The problems' own verifiers, where these judge."""
+    own = [task.stage for task in settings.tasks] if None in rewards.verifiers(settings.components).values() else []
+    if settings.watch and settings.watch.verifier is None:
+        own.append(settings.watch.problems)
+    return [spec for stage in own if stage in context.inputs for spec in context.inputs[stage].figures["verifiers"]]
 
 
 def _policy(
@@ -171,7 +206,9 @@ def _policy(
     from rl.vllm_policy import open_policy
 
     if isinstance(settings.engine, VllmOptions):
-        return open_policy(network, tokenizer, start, settings.engine, context.work / "policy", probe, context.note)
+        return open_policy(
+            network, tokenizer, start, settings.engine, context.work / "policy", probe, context.note, context.stopping
+        )
     return StudentSampler(open_engine(network, tokenizer, context.fingerprint, settings.workers))
 
 

@@ -192,7 +192,7 @@ def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWo
         engine = settings.engine
         if isinstance(engine, VllmOptions):
             engine = beside_models(engine, size_of(unloaded(scorers.values())))
-        return engines.open_engine(engine, model, context.note, Spending(store, context.name))
+        return engines.open_engine(engine, model, context.note, Spending(store, context.name), context.stopping)
 
     return StoredWorld(
         store=store,

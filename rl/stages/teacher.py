@@ -68,7 +68,7 @@ def scoring(
     if isinstance(teacher.engine, VllmOptions):
         from distill.engines import vllm
 
-        with closing(vllm.open(model, teacher.engine, context.note)) as engine:
+        with closing(vllm.open(model, teacher.engine, context.note, stopping=context.stopping)) as engine:
             check_same_tokenizer(tokenizer, engine.tokenizer, teacher.model)
             yield VllmTeacher(engine)
     else:
