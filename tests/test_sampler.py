@@ -41,11 +41,11 @@ class Counted(StudentSampler):
 
 
 def test_two_ranks_sample_what_one_does(tmp_path: Path) -> None:
-    """In the first step; in the second, from weights that every rank has learned."""
+    """From the first weights, and then from those that every rank has learned."""
     one, two = student(), student()
     sampler = Counted(policy(two))
     _, alone = grpo(one, tmp_path / "one", steps=1)
-    metrics, rollouts = grpo(two, tmp_path / "two", sampler, steps=2, devices=2)
+    metrics, rollouts = grpo(two, tmp_path / "two", sampler, steps=3, devices=2)
     sampled, shared = (
         [(c.token_ids, c.logprobs, c.text) for c in (r.completion for r in rows)] for rows in (alone, rollouts)
     )
