@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from distill import hub
 from distill.modelspec import Model, check_directory, directory_of
-from distill.training.kernels import few_kernels
+from distill.training.allocator import few_kernels
 from pipeline.errors import InputError
 
 Quantization = Literal["nf4"]

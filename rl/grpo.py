@@ -25,13 +25,11 @@ from distill.prompting import Ask, plainly
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, OnAllRanks, nothing, run_identity
 from distill.training.passes import Objective
 from distill.training.session import learning
-from distill.training.value_head import NAME as HEAD
-from distill.training.value_head import value_head
 from distill.types import Completion, Finish, Problem, Request, Sampling
 from pipeline.errors import Stopped
 from pipeline.stage import stop_check
 from rl import credit, rewards
-from rl.critic import ActorCritic, Critic, assess
+from rl.critic import HEAD, ActorCritic, Critic, assess, value_head
 from rl.loss import Aggregation, PolicyLoss
 from rl.monitors import GrpoMetrics, observe
 from rl.rewards import Component, Mixed, Scores

@@ -29,11 +29,11 @@ from distill.training.early_stopping import Best, Heldout
 from distill.training.export import export_student
 from distill.training.forward import logprobs, pack
 from distill.training.loop import TrainSettings, train
-from distill.training.lora import add_lora
 from distill.training.memory import free_memory, weights_of
 from distill.training.optimizer import OptimizerSettings
 from distill.training.passes import likelihoods
 from distill.training.session import learning
+from distill.training.student import add_lora
 from distill.training.trials import endless
 from distill.types import Request, Sampling
 from distill.verifiers import settled

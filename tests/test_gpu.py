@@ -29,9 +29,9 @@ from distill.training.batching import Example, from_tokens  # noqa: E402
 from distill.training.export import export_student  # noqa: E402
 from distill.training.forward import check_packing, checkpoint_layers, logprobs, pack  # noqa: E402
 from distill.training.loop import TrainSettings, train  # noqa: E402
-from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.training.sampler import StudentSampler  # noqa: E402
+from distill.training.student import add_lora  # noqa: E402
 from pipeline.errors import Stopped  # noqa: E402
 from rl.loss import PolicyLoss  # noqa: E402
 

@@ -24,10 +24,10 @@ from distill.training.forward import check_packing, checkpoint_layers, logprobs,
 from distill.training.lean import lean  # noqa: E402
 from distill.training.learner import Learner  # noqa: E402
 from distill.training.loop import StepMetrics, TrainResult, TrainSettings, train  # noqa: E402
-from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.training.passes import Row  # noqa: E402
 from distill.training.session import learning, prepared  # noqa: E402
+from distill.training.student import add_lora  # noqa: E402
 from distill.types import Request, Sampling  # noqa: E402
 from pipeline.errors import InputError, Stopped  # noqa: E402
 

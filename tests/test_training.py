@@ -35,10 +35,10 @@ from distill.training.export import export_student, load_model  # noqa: E402
 from distill.training.forward import FEW, check_packing, logprobs, pack  # noqa: E402
 from distill.training.lean import lean  # noqa: E402
 from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
-from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.training.passes import likelihoods  # noqa: E402
 from distill.training.session import prepared  # noqa: E402
+from distill.training.student import add_lora  # noqa: E402
 from distill.types import Problem  # noqa: E402
 from pipeline.errors import InputError, PipelineError, Stopped  # noqa: E402
 

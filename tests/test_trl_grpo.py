@@ -23,8 +23,8 @@ from tiny import VOCABULARY, chat_tokenizer, tiny, weights  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 from distill.randomness import generator  # noqa: E402
-from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.training.student import add_lora  # noqa: E402
 from distill.types import Completion, Finish, Problem, Request, Sampling  # noqa: E402
 from rl import loss  # noqa: E402
 from rl.grpo import GrpoSettings, train_grpo  # noqa: E402

@@ -23,8 +23,8 @@ from distill.randomness import generator  # noqa: E402
 from distill.training.batching import Order  # noqa: E402
 from distill.training.conversations import from_messages  # noqa: E402
 from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
-from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.training.student import add_lora  # noqa: E402
 from distill.types import Message  # noqa: E402
 
 STEPS, BATCH, RATE = 20, 4, 1e-3

@@ -185,7 +185,7 @@ def states(model: Any, batch: Pack) -> Tensor:
 class Told(NamedTuple):
     """For each supervised token, (L,): its natural log-probability, fp32, differentiable; on request the ``entropy`` of
     the whole distribution at its position (nats, no gradient); and, if the model has a value head
-    (`distill.training.value_head`), its estimate from the state before the token."""
+    (PPO's, `rl.critic`), its estimate from the state before the token."""
 
     logprobs: Tensor
     entropy: Tensor | None = None

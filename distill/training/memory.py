@@ -53,7 +53,7 @@ peak of a pass, by whether in half precision: there tensors of two precisions an
 nothing as blocks grow to `LARGE`, from which size on they are given back (with a share above 1, more tokens would then
 seem to need less). Moments are allocated after the first passes, in the memory that these have freed."""
 KERNELS = 200 << 20
-"""Bytes that oneDNN takes for its kernels in half precision: those that `distill.training.kernels` lets it keep, with
+"""Bytes that oneDNN takes for its kernels in half precision: those that `distill.training.allocator` lets it keep, with
 their code and their working memory."""
 SMALL = 50_000_000
 """Parameters up to which one process per core is faster than threads on a CPU. Each process has its own micro-batches

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch.utils import deterministic
 
-from distill.training.allocator import keeping
+from distill.training.allocator import few_kernels, keeping
 from distill.training.forward import Pass, check_packing, tell
-from distill.training.kernels import few_kernels
 from distill.training.launch import assembled
 from distill.training.lean import lean
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing
