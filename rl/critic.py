@@ -6,8 +6,8 @@ The reward comes with the last sampled token, and every token may pay a KL penal
 there like any other: its reward is what its text earned, and nothing is expected after it.
 
 The head is one linear function of the states that the output head reads, so policy and value come out of one pass
-(`distill.training.forward.tell`). `assess` is called by `rl.grpo` between sampling and learning. Its results are stored
-in the rollout's row.
+(`distill.training.forward.score_tokens`). `assess` is called by `rl.grpo` between sampling and learning. Its results
+are stored in the rollout's row.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from distill.training.learner import Learner
 from rl.loss import PolicyLoss
-from rl.update import Assessed, Rollout, aligned, row_of
+from rl.update import Assessment, Rollout, aligned, row_of
 
 HEAD = "value_head"
 
@@ -139,11 +139,12 @@ def assess(learner: Learner, critic: Critic, temperature: float, rollouts: Seque
     advantages = generalised_advantages(rewards, values, mask, critic.discount, critic.decay)
     targets = advantages + values
     credit = whitened(advantages, mask) if critic.whiten else advantages
-    told = {}
+    assessed = {}
     for r, s, advantage, target in zip(kept, found, credit.tolist(), targets.tolist(), strict=True):
-        assessed = Assessed(s.logprobs, s.reference, s.values, target[: len(s.values)])
-        told[id(r)] = replace(r, advantages=tuple(aligned(r.completion, advantage, 0.0)), assessed=assessed)
-    return [told.get(id(rollout), rollout) for rollout in rollouts]
+        assessment = Assessment(s.logprobs, s.reference, s.values, target[: len(s.values)])
+        spread = tuple(aligned(r.completion, advantage, 0.0))
+        assessed[id(r)] = replace(r, advantages=spread, assessment=assessment)
+    return [assessed.get(id(rollout), rollout) for rollout in rollouts]
 
 
 def _padded(rows: Sequence[Sequence[float]]) -> Tensor:

@@ -34,7 +34,7 @@ from rl.loss import Aggregation, PolicyLoss
 from rl.monitors import GrpoMetrics, observe
 from rl.rewards import Component, Mixed, Scores
 from rl.step_credit import Mix, outcome_alone
-from rl.update import Rollout, Used, update
+from rl.update import Rollout, UpdateRecord, update
 
 
 class Policy(Protocol):
@@ -117,7 +117,7 @@ def train_grpo(
     stop: Callable[[], bool] = lambda: False,
     recall: Callable[[int], Iterable[Completion]] = lambda step: (),
     on_rollouts: Callable[[int, Sequence[Rollout]], None] = lambda step, rollouts: None,
-    on_updates: Callable[[Sequence[Used]], None] = lambda used: None,
+    on_updates: Callable[[Sequence[UpdateRecord]], None] = lambda records: None,
     on_step: Callable[[GrpoMetrics], None] = lambda metrics: None,
     before_save: BeforeSave = nothing,
     over: Callable[[Learner], bool] = lambda learner: False,
@@ -157,8 +157,8 @@ def train_grpo(
             on_rollouts(step + 1, rollouts)
             sampled = time.perf_counter()
             trained = [r for r in rollouts if r.trained]
-            made, used = update(learner, now, step + 1, trained, len(rollouts) / draws)
-            on_updates(used)
+            made, records = update(learner, now, step + 1, trained, len(rollouts) / draws)
+            on_updates(records)
             seconds = (sampled - started, time.perf_counter() - sampled)
             on_step(observe(now, step + 1, rollouts, draws, made, seconds))
             learner.save_if_due({}, stop)
@@ -211,15 +211,15 @@ def complete(
     return [found[r.key] for r in requests]
 
 
-def _mixed(settings: GrpoSettings, completions: Sequence[Completion], said: Sequence[Any]) -> list[Mixed]:
+def _mixed(settings: GrpoSettings, completions: Sequence[Completion], results: Sequence[Any]) -> list[Mixed]:
     """The rewards of whole groups from the result of a `Reward`, with the soft overlong punishment if it is on."""
     longest = settings.sampling.max_tokens
     if settings.reward:
-        scored = [rewards.Sampled(c.token_ids, scores) for c, scores in zip(completions, said, strict=True)]
+        scored = [rewards.Sampled(c.token_ids, scores) for c, scores in zip(completions, results, strict=True)]
         groups = [scored[i : i + settings.group] for i in range(0, len(scored), settings.group)]
         found = [mixture for group in groups for mixture in rewards.mixed(settings.reward, group, longest)]
     else:
-        found = [Mixed(None if reward is None or math.isnan(reward) else reward) for reward in said]
+        found = [Mixed(None if reward is None or math.isnan(reward) else reward) for reward in results]
     if settings.overlong != "punish":
         return found
     falls = [credit.soft_overlong(len(c.token_ids), longest, settings.overlong_buffer) for c in completions]

@@ -21,7 +21,7 @@ from torch import Tensor
 from distill.randomness import shuffled
 from distill.training.batching import Example
 from distill.training.learner import Learner
-from distill.training.passes import Row, Scored
+from distill.training.passes import Row, RowScores
 from distill.types import Completion, Problem
 from pipeline.errors import InputError
 from rl import loss
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Assessed:
+class Assessment:
     """The trainer's figures for a rollout's sampled tokens under the weights that sampled: ``logprobs``, those of the
     ``reference`` if a KL penalty is in the reward, the ``values`` of the value head, and the ``targets`` that it
     learns (`rl.critic`)."""
@@ -49,7 +49,7 @@ class Rollout:
     ``components`` are those of the reward, by name. ``advantages`` has one entry for each token of the
     completion: credit is per token from the start. ``trained`` means that it takes part in the updates of this step.
     ``teacher`` are a teacher's log-probabilities of the tokens, ``steps`` the rewards of its steps, if there are any
-    (`rl.step_credit`). ``assessed`` is set if a value head is the baseline.
+    (`rl.step_credit`). ``assessment`` is set if a value head is the baseline.
     """
 
     step: int
@@ -62,7 +62,7 @@ class Rollout:
     components: Mapping[str, float | None] = field(default_factory=dict)
     teacher: tuple[float, ...] = ()
     steps: tuple[float, ...] = ()
-    assessed: Assessed | None = None
+    assessment: Assessment | None = None
 
     @property
     def advantage(self) -> float:
@@ -73,7 +73,7 @@ class Rollout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class UpdateMetrics:
     """What the updates of a step did, by metric name, over trained tokens; NaN if not computed.
 
     Under the weights that sampled: ``ratio_max`` is the largest trainer-to-engine ratio before correction,
@@ -103,7 +103,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Used:
+class UpdateRecord:
     """Records that optimizer update ``update`` (from 1) learned from a rollout. ``logprobs`` are the trainer's own of
     its sampled tokens, under the weights before that update; each has ``weight`` in the loss. ``old`` are those under
     the weights that sampled, if a step makes several updates; ``reference`` those that a KL term compares with.
@@ -119,7 +119,7 @@ class Used:
 
 def update(
     learner: Learner, settings: GrpoSettings, step: int, rollouts: Sequence[Rollout], sampled: float
-) -> tuple[Made, list[Used]]:
+) -> tuple[UpdateMetrics, list[UpdateRecord]]:
     """Make ``settings.passes`` over the rollouts of ``step`` (from 1), each of ``settings.updates`` optimizer steps.
 
     ``sampled`` is the number of rollouts of one draw of the step's problems, including those that are not learned from.
@@ -127,24 +127,26 @@ def update(
     """
     rows = {id(r): row_of(r) for r in rollouts}
     old = _before(learner, settings, rollouts, rows)
-    made, used = [], []
+    metrics, records = [], []
     for number in range(settings.passes):
         for part in _shares(rollouts, settings.updates, settings.sampling.seed, step, number):
             batch = [(rows[id(r)], old.get(id(r))) for r in part]
-            one, weights, scored = _step(learner, settings, batch, sampled / settings.updates)
-            made.append(one)
-            used += [
-                Used(r, learner.done, w, s.logprobs, old.get(id(r), ()) if settings.each_step > 1 else (), s.reference)
+            of_update, weights, scored = _step(learner, settings, batch, sampled / settings.updates)
+            metrics.append(of_update)
+            records += [
+                UpdateRecord(
+                    r, learner.done, w, s.logprobs, old.get(id(r), ()) if settings.each_step > 1 else (), s.reference
+                )
                 for r, w, s in zip(part, weights, scored, strict=True)
             ]
-    return _merged(made), used
+    return _mean_metrics(metrics), records
 
 
 def _before(
     learner: Learner, settings: GrpoSettings, rollouts: Sequence[Rollout], rows: Mapping[int, Row]
 ) -> dict[int, Sequence[float]]:
     """The log-probabilities of each rollout's sampled tokens under the weights that sampled, if they are needed."""
-    known = {id(r): r.assessed.logprobs for r in rollouts if r.assessed}
+    known = {id(r): r.assessment.logprobs for r in rollouts if r.assessment}
     unknown = [id(r) for r in rollouts if id(r) not in known]
     if settings.each_step == 1 or not unknown:
         return known
@@ -181,9 +183,9 @@ def row_of(rollout: Rollout) -> Row:
         "advantage": list(compress(rollout.advantages, chosen)),
         "engine": list(compress(logprobs(completion), chosen)),
     }
-    if rollout.assessed:
-        streams |= {"expected": rollout.assessed.values, "target": rollout.assessed.targets}
-        streams |= {"reference": rollout.assessed.reference} if rollout.assessed.reference else {}
+    if rollout.assessment:
+        streams |= {"expected": rollout.assessment.values, "target": rollout.assessment.targets}
+        streams |= {"reference": rollout.assessment.reference} if rollout.assessment.reference else {}
     return Row(example, streams)
 
 
@@ -196,12 +198,12 @@ def logprobs(completion: Completion) -> Sequence[float]:
 
 def _step(
     learner: Learner, settings: GrpoSettings, rows: list[tuple[Row, Sequence[float] | None]], sampled: float
-) -> tuple[Made, Sequence[float], list[Scored]]:
+) -> tuple[UpdateMetrics, Sequence[float], list[RowScores]]:
     """One optimizer step on ``rows``, each with its old log-probabilities unless they are the current ones. Also
     returns each row's weight in the loss, and its scores."""
     if not rows:
         learner.skip()
-        return Made(), [], []
+        return UpdateMetrics(), [], []
     lengths = [row.example.supervised for row, _ in rows]
     weights = loss.token_weights(
         lengths,
@@ -220,13 +222,13 @@ def _step(
     )  # fmt: skip
     norm, rate = learner.update()
     before = [s.logprobs if values is None else values for s, (_, values) in zip(scored, rows, strict=True)]
-    return _accounted(policy, batch, scored, before, norm, rate), weights, scored
+    return _update_metrics(policy, batch, scored, before, norm, rate), weights, scored
 
 
-def _accounted(
-    policy: loss.PolicyLoss, batch: Sequence[Row], scored: Sequence[Scored], before: Sequence[Sequence[float]],
+def _update_metrics(
+    policy: loss.PolicyLoss, batch: Sequence[Row], scored: Sequence[RowScores], before: Sequence[Sequence[float]],
     norm: float, rate: float,
-) -> Made:  # fmt: skip
+) -> UpdateMetrics:  # fmt: skip
     """What an update did, over the tokens that it learned from."""
 
     def stream(name: str) -> Tensor:
@@ -240,7 +242,7 @@ def _accounted(
     rho = loss.ratio(present, old, rows, policy.level)
     low, high = loss.clip_fractions(rho, stream("advantage"), policy)
     errors = _flat([s.values for s in scored]) - stream("target") if "target" in batch[0].streams else None
-    return Made(
+    return UpdateMetrics(
         grad_norm=norm,
         learning_rate=rate,
         tokens=sum(len(row.example) for row in batch),
@@ -262,13 +264,13 @@ def _flat(values: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(list(chain.from_iterable(values)), dtype=torch.float64)
 
 
-def _merged(made: Sequence[Made]) -> Made:
+def _mean_metrics(updates: Sequence[UpdateMetrics]) -> UpdateMetrics:
     """The updates of a step as one: the last learning rate, the sum of tokens, the largest ratio, and means of the rest
     over the updates that learned."""
-    learned = [m for m in made if m.tokens]
+    learned = [m for m in updates if m.tokens]
     if len(learned) < 2:
-        return learned[0] if learned else made[-1]
-    columns = {one.name: [getattr(m, one.name) for m in learned] for one in fields(Made)}
+        return learned[0] if learned else updates[-1]
+    columns = {one.name: [getattr(m, one.name) for m in learned] for one in fields(UpdateMetrics)}
     means = {name: math.fsum(column) / len(learned) for name, column in columns.items()}
     whole = {"learning_rate": learned[-1].learning_rate, "tokens": sum(columns["tokens"])}
-    return Made(**means | whole | {"ratio_max": max(columns["ratio_max"])})
+    return UpdateMetrics(**means | whole | {"ratio_max": max(columns["ratio_max"])})

@@ -306,7 +306,7 @@ def test_entropies_equal_those_of_full_logits_and_change_nothing_else(
     found = []
     for entropy in (False, True):
         model.zero_grad()
-        result = forward.tell(model, batch, 0.7, entropy)
+        result = forward.score_tokens(model, batch, 0.7, entropy)
         result.logprobs.sum().backward()
         found.append([result.logprobs.detach(), *(p.grad.clone() for p in model.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

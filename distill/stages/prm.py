@@ -159,8 +159,8 @@ def _labelled(
     for source in sources:
         own = gather(context, source, split, settings.seed, _ask(context, settings))
         if not own:
-            said = source.model_dump_json(exclude_defaults=True)
-            raise InputError(f"stage {context.name}: labels: {said} labels no step; check it, or remove it")
+            described = source.model_dump_json(exclude_defaults=True)
+            raise InputError(f"stage {context.name}: labels: {described} labels no step; check it, or remove it")
         steps = sum(label is not None for one in own for label in one.labels)
         context.note(f"labels: {len(own):,} responses, {steps:,} steps ({own[0].source})")
         found += own

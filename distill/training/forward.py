@@ -182,7 +182,7 @@ def states(model: Any, batch: Pack) -> Tensor:
     return picked
 
 
-class Told(NamedTuple):
+class TokenScores(NamedTuple):
     """For each supervised token, (L,): its natural log-probability, fp32, differentiable; on request the ``entropy`` of
     the whole distribution at its position (nats, no gradient); and, if the model has a value head
     (PPO's, `rl.critic`), its estimate from the state before the token."""
@@ -192,27 +192,27 @@ class Told(NamedTuple):
     values: Tensor | None = None
 
 
-Pass = Callable[[Any, Pack, float, bool], Told]
-"""A model's pass over a pack, at a temperature, with or without entropies. The default is `tell`; a different one may
+Pass = Callable[[Any, Pack, float, bool], TokenScores]
+"""A model's pass over a pack, at a temperature, with or without entropies. The default is `score_tokens`; another may
 give the objective something else in place of a token's log-probability."""
-Scorer = Callable[[Pack, float, bool], Told]
+Scorer = Callable[[Pack, float, bool], TokenScores]
 """A `Pass` bound to one model."""
 
 
-def tell(model: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> Told:
+def score_tokens(model: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> TokenScores:
     """The default `Pass`: log-probabilities, and entropies and values where there are any."""
     hidden = states(model, batch)
-    told = Told(*of_states(model, hidden, batch.targets, temperature, entropy))
+    scores = TokenScores(*score_states(model, hidden, batch.targets, temperature, entropy))
     head = getattr(model, "value_head", None)
-    return told if head is None else told._replace(values=head(hidden))
+    return scores if head is None else scores._replace(values=head(hidden))
 
 
 def logprobs(model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
     """Natural log-probabilities (L,), fp32, of the supervised tokens, differentiable."""
-    return tell(model, batch, temperature).logprobs
+    return score_tokens(model, batch, temperature).logprobs
 
 
-def of_states(
+def score_states(
     model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False
 ) -> tuple[Tensor, ...]:
     """Log-probabilities (L,) of ``targets`` (L,) from the hidden states (L, D) that predict them, and with ``entropy``
@@ -226,9 +226,9 @@ def of_states(
         if not entropy:
             return (-F.cross_entropy(logits, targets, reduction="none"),)
         table = logits.log_softmax(-1)
-        told = -F.nll_loss(table, targets, reduction="none")
+        logprobs = -F.nll_loss(table, targets, reduction="none")
         with torch.no_grad():  # last, so that recomputing the chunk for its gradient skips this
-            return told, -table.exp().mul_(table).sum(-1)
+            return logprobs, -table.exp().mul_(table).sum(-1)
 
     return in_chunks(of, head.weight.shape[0], hidden, targets)
 

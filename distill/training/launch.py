@@ -47,7 +47,7 @@ def serve() -> None:
     hush()
     leave_to_parent()
     ranks = joined()
-    while (opening := ranks.told()) is not None:
+    while (opening := ranks.receive()) is not None:
         follow(ranks, **opening)
         give_back()  # what runs next on this GPU may be another process: vLLM
     ranks.close()

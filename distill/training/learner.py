@@ -20,9 +20,9 @@ from torch import Tensor
 
 from distill.training import checkpoint
 from distill.training.batching import Example, micro_batches
-from distill.training.forward import Pass, Scorer, tell
+from distill.training.forward import Pass, Scorer, score_tokens
 from distill.training.optimizer import Optimizer, OptimizerSettings
-from distill.training.passes import Objective, Row, Scored, Task, accumulate
+from distill.training.passes import Objective, Row, RowScores, Task, accumulate
 from distill.training.ranks import Parallel, Ranks, alike, full
 from distill.training.replicas import Replica, share
 from pipeline.errors import Stopped
@@ -67,7 +67,7 @@ class Learner:
 
     def __init__(
         self, model: Any, settings: LearnerSettings, total: int, directory: Path, run: str,
-        before_save: BeforeSave, ranks: Ranks | None = None, measure: Pass = tell,
+        before_save: BeforeSave, ranks: Ranks | None = None, measure: Pass = score_tokens,
     ) -> None:  # fmt: skip
         self._before_save = before_save
         self.settings, self.total, self.directory, self.run = settings, total, directory, run
@@ -115,15 +115,15 @@ class Learner:
     def gradients(
         self, rows: Sequence[Row], objective: Objective, *,
         temperature: float = 1.0, reference: bool = False, entropy: bool = False,
-    ) -> list[Scored]:  # fmt: skip
+    ) -> list[RowScores]:  # fmt: skip
         """Add the gradient of the objective over ``rows``, in any number of micro-batches and processes."""
         return self._share(rows, Task([], objective, temperature, reference, entropy))
 
-    def score(self, rows: Sequence[Row], temperature: float = 1.0, reference: bool = False) -> list[Scored]:
+    def score(self, rows: Sequence[Row], temperature: float = 1.0, reference: bool = False) -> list[RowScores]:
         """Score each row under the current weights; nothing is learned."""
         return self._share(rows, Task([], None, temperature, reference, False))
 
-    def _share(self, rows: Sequence[Row], whole: Task) -> list[Scored]:
+    def _share(self, rows: Sequence[Row], whole: Task) -> list[RowScores]:
         cut = self.cut([row.example for row in rows])
         shares = [cut[i :: self._workers] for i in range(self._workers)]
         idle = [len(shares[0]) - len(share) if self.sharded else 0 for share in shares]
@@ -142,7 +142,7 @@ class Learner:
         scored = dict(zip(order, chain.from_iterable(answers), strict=True))
         return [scored[i] for i in range(len(rows))]
 
-    def _accumulate(self, task: Task) -> list[Scored]:
+    def _accumulate(self, task: Task) -> list[RowScores]:
         """Run a share of the micro-batches in this process."""
         return accumulate(task, self._ask, self._trained, self.device, self.settings.precision == "bf16")
 

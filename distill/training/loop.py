@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distill.training.batching import Example, Order
 from distill.training.early_stopping import Best, Heldout
-from distill.training.forward import Pass, tell
+from distill.training.forward import Pass, score_tokens
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing, run_identity
 from distill.training.passes import Row
 from distill.training.session import learning
@@ -85,7 +85,7 @@ def train(
     on_step: Callable[[StepMetrics], None] = lambda metrics: None,
     before_save: BeforeSave = nothing,
     heldout: Heldout | None = None,
-    measure: Pass = tell,
+    measure: Pass = score_tokens,
     over: Callable[[Learner], bool] = lambda learner: False,
 ) -> TrainResult:
     """Fit the trainable parameters of ``model`` in place, continuing from ``checkpoints`` if there are any.

@@ -39,8 +39,8 @@ its streams. It is sent to other processes: a module's function, or a `functools
 """
 
 
-class Scored(NamedTuple):
-    """The results of a pass for one row's supervised tokens, before the update: `forward.Told`, as lists.
+class RowScores(NamedTuple):
+    """The results of a pass for one row's supervised tokens, before the update: `forward.TokenScores`, as lists.
 
     ``reference`` are the log-probabilities of the model without its adapter. What was not requested is empty.
     """
@@ -63,8 +63,8 @@ class Task(NamedTuple):
     """This many runs, the last ones, only keep step with other ranks and count for nothing."""
 
 
-def accumulate(task: Task, ask: Scorer, model: Any, device: torch.device, half: bool) -> list[Scored]:
-    """Forward and backward over micro-batches; gradients add up in the parameters. ``ask`` passes over ``model``."""
+def accumulate(task: Task, scorer: Scorer, model: Any, device: torch.device, half: bool) -> list[RowScores]:
+    """Forward and backward over micro-batches; gradients add up in the parameters. ``scorer`` passes over ``model``."""
     rows: list[Row] = []
     columns: list[tuple[Tensor | None, ...]] = []
     for number, run in enumerate(task.runs):
@@ -74,22 +74,22 @@ def accumulate(task: Task, ask: Scorer, model: Any, device: torch.device, half: 
         precision = partial(torch.autocast, device.type, torch.bfloat16) if half else nullcontext
         if task.reference:
             with torch.no_grad(), model.disable_adapter(), precision():
-                streams["reference"] = ask(batch, task.temperature, False).logprobs
+                streams["reference"] = scorer(batch, task.temperature, False).logprobs
         with torch.set_grad_enabled(task.objective is not None):
             with precision():
-                told = ask(batch, task.temperature, task.entropy)
-            if told.values is not None:
-                streams["value"] = told.values
+                scores = scorer(batch, task.temperature, task.entropy)
+            if scores.values is not None:
+                streams["value"] = scores.values
             if task.objective is not None:
-                torch.autograd.backward(task.objective(told.logprobs, streams) * (1.0 if counts else 0.0))
+                torch.autograd.backward(task.objective(scores.logprobs, streams) * (1.0 if counts else 0.0))
         if counts:
             rows += run
-            known = (told.logprobs, streams.get("reference"), told.entropy, told.values)
+            known = (scores.logprobs, streams.get("reference"), scores.entropy, scores.values)
             columns.append(tuple(None if values is None else values.detach() for values in known))
     # Read at the end: this waits for the GPU, and after each micro-batch it would leave the GPU idle.
     sizes = [row.example.supervised for row in rows]
     return [
-        Scored(*row) for row in zip(*(_by_row(column, sizes) for column in zip(*columns, strict=True)), strict=True)
+        RowScores(*row) for row in zip(*(_by_row(column, sizes) for column in zip(*columns, strict=True)), strict=True)
     ]
 
 
@@ -101,8 +101,8 @@ def likelihoods(
     `PipelineError` if one is NaN, which would be taken for some likelihood. If the model is being trained (a weight
     requires a gradient), the error blames the training, otherwise the model's files."""
     order = micro_batches(examples, max_tokens)
-    told = [logprobs(model, pack([examples[i] for i in run], model.device), temperature) for run in order]
-    found = in_order(told, order, [example.supervised for example in examples])
+    parts = [logprobs(model, pack([examples[i] for i in run], model.device), temperature) for run in order]
+    found = in_order(parts, order, [example.supervised for example in examples])
     if any(map(math.isnan, chain.from_iterable(found))):
         if any(weight.requires_grad for weight in model.parameters()):
             raise PipelineError(

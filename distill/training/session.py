@@ -15,7 +15,7 @@ import torch
 from torch.utils import deterministic
 
 from distill.training.allocator import few_kernels, keeping
-from distill.training.forward import Pass, check_packing, tell
+from distill.training.forward import Pass, check_packing, score_tokens
 from distill.training.launch import assembled
 from distill.training.lean import lean
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing
@@ -28,7 +28,7 @@ from pipeline.errors import InputError
 @contextmanager
 def learning(
     model: Any, settings: LearnerSettings, total: int, directory: Path, run: str, before_save: BeforeSave = nothing,
-    measure: Pass = tell,
+    measure: Pass = score_tokens,
 ) -> Iterator[Learner]:  # fmt: skip
     """A learner in a `prepared` process. It computes on ``settings.threads`` cores: in processes of one thread each for
     a small model on CPU and Linux, otherwise in threads of one process.
@@ -37,7 +37,7 @@ def learning(
     done.
     """
     with assembled(settings.devices) as ranks:
-        if ranks and measure is not tell:
+        if ranks and measure is not score_tokens:
             raise InputError("what a measure of its own makes of a pass can be learned on one device only (devices: 1)")
         processes = 1 if ranks else _processes(model, settings)
         sharded = ranks is not None and settings.parallel == "fsdp"
@@ -68,9 +68,9 @@ def follow(ranks: Ranks, settings: LearnerSettings, total: int) -> None:
     with steady(max(1, settings.threads // ranks.size)):
         learner = Learner(None, settings, total, Path(), "", nothing, ranks)
         with quick_rotary(learner.model):
-            while (asked := ranks.told()) is not None:
-                name, arguments = asked
-                ranks.answer(getattr(learner, name)(*arguments))
+            while (call := ranks.receive()) is not None:
+                name, arguments = call
+                ranks.reply(getattr(learner, name)(*arguments))
 
 
 @contextmanager

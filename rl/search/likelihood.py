@@ -46,8 +46,8 @@ class Likelihood:
         """Score in packed passes, equal texts once, without ever holding the logits of all of them."""
         read = {pair: self._read(str(n), *pair) for n, pair in enumerate(dict.fromkeys(asked))}
         rows = [row for row, _ in read.values() if row]
-        told = likelihoods(self._network, rows, BATCH_TOKENS)
-        known = {row.key: logs for row, logs in zip(rows, told, strict=True)}
+        logprobs = likelihoods(self._network, rows, BATCH_TOKENS)
+        known = {row.key: logs for row, logs in zip(rows, logprobs, strict=True)}
         steps = {pair: self._steps(pair[1], spans, known[row.key]) for pair, (row, spans) in read.items() if row}
         return [steps.get(pair, []) for pair in asked]
 

@@ -82,7 +82,7 @@ class GrpoSettings(RewardedSettings):
 
 
 def run(context: Context, settings: GrpoSettings) -> Output:
-    return refining.refine(context, settings, about=ABOUT, told=settings)
+    return refining.refine(context, settings, about=ABOUT, card_settings=settings)
 
 
 def _rollouts(settings: GrpoSettings) -> int:

@@ -65,7 +65,7 @@ def _as_grpo(settings: OpdSettings) -> grpo.GrpoSettings:
 
 
 def run(context: Context, settings: OpdSettings) -> Output:
-    return refining.refine(context, _as_grpo(settings), outcome=0.0, about=ABOUT, told=settings)
+    return refining.refine(context, _as_grpo(settings), outcome=0.0, about=ABOUT, card_settings=settings)
 
 
 STAGE = grpo.relative("opd", "distil on-policy: a teacher scores what the student samples", OpdSettings, _as_grpo, run)

@@ -46,8 +46,8 @@ from rl.search.beam import Tree
 from rl.search.measure import measure
 from rl.search.scoring import (
     ByLikelihood,
-    Said,
     Scorer,
+    ScorerName,
     ScorerSpec,
     check_steps,
     likelihood_of,
@@ -210,7 +210,7 @@ def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWo
     )
 
 
-def _scorer(context: Context, settings: SearchSettings, spec: Said, policy: Model | None) -> Scorer:
+def _scorer(context: Context, settings: SearchSettings, spec: ScorerName, policy: Model | None) -> Scorer:
     if isinstance(spec, ByLikelihood):
         model = modelspec.find(spec.likelihood, context.workspace, context.inputs, context.hashes)
         return likelihood_of(model, settings.step, spec.dtype)
