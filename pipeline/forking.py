@@ -34,15 +34,15 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any
 
-from pipeline.stopping import HEEDED
+from pipeline.stopping import STOP_SIGNALS
 
 _forking = threading.Lock()
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Block the signals in `HEEDED` for a process that is started here, until it has set its own handlers."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)
+    """Block the signals in `STOP_SIGNALS` for a process that is started here, until it has set its own handlers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
@@ -50,13 +50,13 @@ def held_back() -> Iterator[None]:
 
 
 def leave_to_parent(offspring: bool = False) -> None:
-    """For a child, forked or spawned: ignore the signals in `HEEDED`, which the parent handles. With ``offspring`` they
-    also stay blocked, which the child's own children inherit: these then get none, even if they set handlers."""
+    """For a child, forked or spawned: ignore `STOP_SIGNALS`, which the parent handles. With ``offspring`` they also stay
+    blocked, which the child's own children inherit: these then get none, even if they set handlers."""
     if offspring:
         resource_tracker.ensure_running()  # it unblocks some signals when it starts, with the first shared memory
-    for number in HEEDED:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK if offspring else signal.SIG_UNBLOCK, HEEDED)
+    signal.pthread_sigmask(signal.SIG_BLOCK if offspring else signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def fork(work: Callable[..., None], arguments: Sequence[Any]) -> BaseProcess:

@@ -124,7 +124,7 @@ class Stream:
         if isinstance(found, BaseException):
             raise found
         self._record(wish, found)
-        self._want(self._course.judged(place, found.outcome, self._known.said(place)))
+        self._want(self._course.judged(place, found.outcome, self._known.digest_of(place)))
 
     def _record(self, wish: Judgement, found: Verdict) -> None:
         check_same(wish, found)

@@ -55,8 +55,8 @@ class Where:
     dialect: str | None = None
 
     def options(self) -> engines.Options:
-        said = {"key_from": self.key_from, "dialect": self.dialect}
-        given = {name: value for name, value in said.items() if value is not None}
+        options = {"key_from": self.key_from, "dialect": self.dialect}
+        given = {name: value for name, value in options.items() if value is not None}
         if self.base_url is not None:
             return self._endpoint(given)
         if self.engine == "openai":

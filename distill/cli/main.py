@@ -279,8 +279,8 @@ def _misused(error: Exception) -> str | None:
         print(error.format_message(), file=sys.stderr)
         sys.exit(int(Exit.INPUT))
     command = context.command_path.removeprefix(context.find_root().command_path) if context else ""
-    said = " ".join(error.format_message().split()).rstrip(".")
-    return f"{said}; `distill{command} --help` tells what there is"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return f"{message}; `distill{command} --help` tells what there is"
 
 
 def _interrupted() -> None:

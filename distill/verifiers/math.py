@@ -100,7 +100,7 @@ def _without_algebra(problem: Problem, trace: Response) -> tuple[Verdict | None,
     if len(span.text) > MAX_LENGTH:
         long = Verdict.unverifiable(f"the answer is longer than {MAX_LENGTH} characters", **evidence)
         return long, reference, "", evidence
-    given = said(canonical(span.text), reference)
+    given = final_claim(canonical(span.text), reference)
     verdict = by_text(reference, given, evidence)
     if verdict is None:
         verdict, evidence = by_reading(reference, given, evidence)
@@ -142,7 +142,7 @@ def balanced(text: str) -> bool:
     return True
 
 
-def said(given: str, reference: str) -> str:
+def final_claim(given: str, reference: str) -> str:
     r"""What an answer finally claims: the part after its last arrow, without an approximation of its value.
 
     ``x = \sqrt2 \approx 1.41`` claims the square root, and ``x \approx 1.41`` claims 1.41. Nothing is dropped if the
