@@ -50,8 +50,8 @@ def held_back() -> Iterator[None]:
 
 
 def leave_to_parent(offspring: bool = False) -> None:
-    """For a child, forked or spawned: ignore `STOP_SIGNALS`, which the parent handles. With ``offspring`` they also stay
-    blocked, which the child's own children inherit: these then get none, even if they set handlers."""
+    """For a child, forked or spawned: ignore `STOP_SIGNALS`, which the parent handles. With ``offspring`` they also
+    stay blocked, which the child's own children inherit: these then get none, even if they set handlers."""
     if offspring:
         resource_tracker.ensure_running()  # it unblocks some signals when it starts, with the first shared memory
     for number in STOP_SIGNALS:

@@ -140,7 +140,7 @@ class Stream:
             wish = self._known.wish(place)
             if wish.key in self._known.traces:
                 self._unread.append(place)
-                self._feed.tell()
+                self._feed.notify()
             elif wish.key in self._asked:
                 self._asked[wish.key].append(place)
             else:
