@@ -125,33 +125,30 @@ def update(
     ``sampled`` is the number of rollouts of one draw of the step's problems, including those that are not learned from.
     (Refills are not counted, because they depend on the rewards.)
     """
-    rows = {id(r): row_of(r) for r in rollouts}
-    old = _before(learner, settings, rollouts, rows)
+    rows = _rows(learner, settings, rollouts)
     metrics, records = [], []
     for number in range(settings.passes):
         for part in _shares(rollouts, settings.updates, settings.sampling.seed, step, number):
-            batch = [(rows[id(r)], old.get(id(r))) for r in part]
+            batch = [rows[id(r)] for r in part]
             of_update, weights, scored = _step(learner, settings, batch, sampled / settings.updates)
             metrics.append(of_update)
-            records += [
-                UpdateRecord(
-                    r, learner.done, w, s.logprobs, old.get(id(r), ()) if settings.each_step > 1 else (), s.reference
-                )
-                for r, w, s in zip(part, weights, scored, strict=True)
-            ]
+            for rollout, row, weight, scores in zip(part, batch, weights, scored, strict=True):
+                old = row.streams["old"] if settings.each_step > 1 else ()
+                records.append(UpdateRecord(rollout, learner.done, weight, scores.logprobs, old, scores.reference))
     return _mean_metrics(metrics), records
 
 
-def _before(
-    learner: Learner, settings: GrpoSettings, rollouts: Sequence[Rollout], rows: Mapping[int, Row]
-) -> dict[int, Sequence[float]]:
-    """The log-probabilities of each rollout's sampled tokens under the weights that sampled, if they are needed."""
-    known = {id(r): r.assessment.logprobs for r in rollouts if r.assessment}
-    unknown = [id(r) for r in rollouts if id(r) not in known]
+def _rows(learner: Learner, settings: GrpoSettings, rollouts: Sequence[Rollout]) -> dict[int, Row]:
+    """The training row of each rollout, by its id. If a step makes several updates, all have a stream ``old``: the
+    log-probabilities under the weights that sampled."""
+    rows = {id(r): row_of(r) for r in rollouts}
+    unknown = {name: row for name, row in rows.items() if "old" not in row.streams}
     if settings.each_step == 1 or not unknown:
-        return known
-    scored = learner.score([rows[r] for r in unknown], settings.sampling.temperature)
-    return known | {r: s.logprobs for r, s in zip(unknown, scored, strict=True)}
+        return rows
+    scored = learner.score(list(unknown.values()), settings.sampling.temperature)
+    for (name, row), scores in zip(unknown.items(), scored, strict=True):
+        rows[name] = Row(row.example, {**row.streams, "old": scores.logprobs})
+    return rows
 
 
 def _shares(rollouts: Sequence[Rollout], count: int, seed: int, step: int, number: int) -> list[list[Rollout]]:
@@ -184,6 +181,7 @@ def row_of(rollout: Rollout) -> Row:
         "engine": list(compress(logprobs(completion), chosen)),
     }
     if rollout.assessment:
+        streams |= {"old": rollout.assessment.logprobs}
         streams |= {"expected": rollout.assessment.values, "target": rollout.assessment.targets}
         streams |= {"reference": rollout.assessment.reference} if rollout.assessment.reference else {}
     return Row(example, streams)
@@ -197,44 +195,41 @@ def logprobs(completion: Completion) -> Sequence[float]:
 
 
 def _step(
-    learner: Learner, settings: GrpoSettings, rows: list[tuple[Row, Sequence[float] | None]], sampled: float
+    learner: Learner, settings: GrpoSettings, rows: Sequence[Row], sampled: float
 ) -> tuple[UpdateMetrics, Sequence[float], list[RowScores]]:
-    """One optimizer step on ``rows``, each with its old log-probabilities unless they are the current ones. Also
-    returns each row's weight in the loss, and its scores."""
+    """One optimizer step on ``rows``. Also returns each row's weight in the loss, and its scores."""
     if not rows:
         learner.skip()
         return UpdateMetrics(), [], []
-    lengths = [row.example.supervised for row, _ in rows]
     weights = loss.token_weights(
-        lengths,
+        [row.example.supervised for row in rows],
         settings.aggregation,
         longest=settings.sampling.max_tokens,
-        micro_batches=learner.cut([row.example for row, _ in rows]),
+        micro_batches=learner.cut([row.example for row in rows]),
         sampled=sampled,
     )
     batch = []
-    for index, ((row, old), length, weight) in enumerate(zip(rows, lengths, weights, strict=True)):
-        streams = {**row.streams, "weight": [weight] * length, "row": [float(index)] * length}
-        batch.append(Row(row.example, streams if old is None else {**streams, "old": old}))
+    for index, (row, weight) in enumerate(zip(rows, weights, strict=True)):
+        length = row.example.supervised
+        batch.append(Row(row.example, {**row.streams, "weight": [weight] * length, "row": [float(index)] * length}))
     policy, temperature = settings.loss, settings.sampling.temperature
     scored = learner.gradients(
         batch, settings.objective, temperature=temperature, reference=policy.kl > 0, entropy=True
     )  # fmt: skip
     norm, rate = learner.update()
-    before = [s.logprobs if values is None else values for s, (_, values) in zip(scored, rows, strict=True)]
-    return _update_metrics(policy, batch, scored, before, norm, rate), weights, scored
+    return _update_metrics(policy, batch, scored, norm, rate), weights, scored
 
 
 def _update_metrics(
-    policy: loss.PolicyLoss, batch: Sequence[Row], scored: Sequence[RowScores], before: Sequence[Sequence[float]],
-    norm: float, rate: float,
-) -> UpdateMetrics:  # fmt: skip
+    policy: loss.PolicyLoss, batch: Sequence[Row], scored: Sequence[RowScores], norm: float, rate: float
+) -> UpdateMetrics:
     """What an update did, over the tokens that it learned from."""
 
     def stream(name: str) -> Tensor:
         return _flat([row.streams[name] for row in batch])
 
-    present, old, reference = _flat([s.logprobs for s in scored]), _flat(before), _flat([s.reference for s in scored])
+    present, reference = _flat([s.logprobs for s in scored]), _flat([s.reference for s in scored])
+    old = _flat([row.streams.get("old", s.logprobs) for row, s in zip(batch, scored, strict=True)])
     rows, engine, correction = stream("row"), stream("engine"), policy.correction
     ratios = loss.engine_ratios(old, engine, rows, correction.level)
     weighed = loss.engine_weights(old, engine, rows, correction)
