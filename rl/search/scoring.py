@@ -134,9 +134,10 @@ def likelihood_of(model: Model, rule: str, dtype: str = FULL) -> Scorer:
     """A scorer by how likely a model finds each step (`rl.search.likelihood`)."""
 
     def load() -> StepScorer:
-        from rl.search.likelihood import open_likelihood
+        from distill import pretrained
+        from rl.search.likelihood import Likelihood
 
-        return open_likelihood(model, rule, dtype)
+        return Likelihood(*pretrained.load(model, dtype), rule)
 
     def identify() -> str:
         return f"likelihood:{VERSION}:{rule}:{model.identity}{_dtype_suffix(dtype)}"
