@@ -32,7 +32,7 @@ from distill.training import attention, checkpoint, export, gated, head, rectang
 from distill.training.adapted import adapted  # noqa: E402
 from distill.training.batching import Example, Order, from_tokens, micro_batches  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
-from distill.training.forward import FEW, check_packing, logprobs, pack  # noqa: E402
+from distill.training.forward import MULTIPLE, check_packing, logprobs, pack  # noqa: E402
 from distill.training.lean import lean  # noqa: E402
 from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
@@ -180,7 +180,7 @@ def test_padding_changes_no_value_or_gradient(rows: list[Example], multiple: int
         values.sum().backward()
         found.append((values.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
     assert batch.input_ids.shape[1] % multiple == 0 and all(b.width % multiple == 0 for b in batch.documents)
-    assert batch.asked is None or len(batch.asked) % multiple == 0
+    assert batch.needed is None or len(batch.needed) % multiple == 0
     assert [b.start for b in batch.documents] + [batch.input_ids.shape[1]] == [0] + [b.end for b in batch.documents]
     for plain, filled in zip(*found, strict=True):
         assert (filled - plain).norm() <= 1e-5 * plain.norm()
@@ -261,7 +261,7 @@ def test_rows_longer_than_a_sliding_window_are_refused() -> None:
 
 
 @pytest.mark.parametrize("window", [20, 70], ids=["less than the filling", "no multiple of it"])
-@pytest.mark.parametrize("multiple", [1, FEW])
+@pytest.mark.parametrize("multiple", [1, MULTIPLE])
 def test_documents_within_a_sliding_window_equal_transformers(window: int, multiple: int) -> None:
     model = tiny(use_sliding_window=True, sliding_window=window, max_window_layers=0)
     rows = [from_tokens("row", [1, 2], [(3 * i + n) % VOCABULARY for n in range(i)]) for i in (5, 16, window - 1)]
@@ -502,9 +502,9 @@ def test_the_last_block_computes_only_the_positions_that_predict() -> None:
     batch, seen = pack(rows), list[int]()
     counting = model.model.layers[-1].mlp.gate_proj.register_forward_hook(lambda m, x, y: seen.append(y.shape[1]))
     gradients = []
-    for asked in (batch.asked, None):
+    for needed in (batch.needed, None):
         model.zero_grad()
-        values = logprobs(model, replace(batch, asked=asked))
+        values = logprobs(model, replace(batch, needed=needed))
         values.sum().backward()
         gradients.append(torch.cat([values.detach(), *(p.grad.flatten() for p in model.parameters())]))
     counting.remove()

@@ -12,7 +12,7 @@ called once per run, and catches both contamination between documents and heads 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +37,7 @@ CHUNK = 1 << 24
 LARGE_CHUNK = 1 << 27
 """The same on a GPU. Each chunk reads a trained head's weights and adds to its gradient, and with a vocabulary of 152k
 a small chunk would have only a hundred rows."""
-FEW = 64
+MULTIPLE = 64
 """Sizes are rounded up to a multiple of this in half precision on CPU: every new shape of a product costs a millisecond
 and a megabyte there, because oneDNN builds a kernel for it."""
 SPARSE = 0.95
@@ -48,7 +48,7 @@ SPARSE = 0.95
 class Pack:
     """Examples as one row. N tokens are computed; L are learned, in the order of ``examples``.
 
-    ``sources`` (L,) are the positions in the row whose hidden states predict ``targets`` (L,). ``asked`` are the same
+    ``sources`` (L,) are the positions in the row whose hidden states predict ``targets`` (L,). ``needed`` are the same
     positions, sorted and each once, filled up to the ``multiple`` of `pack`; or None if they are nearly all.
     """
 
@@ -58,12 +58,12 @@ class Pack:
     documents: list[attention.Block]
     sources: Tensor
     targets: Tensor
-    asked: Tensor | None
+    needed: Tensor | None
 
 
 def pack(examples: Sequence[Example], device: torch.device | str = "cpu", multiple: int = 1) -> Pack:
     """Lay the segments of examples end to end, each with the position ids it has in its rows. The row is padded to a
-    multiple of ``multiple``, and so are the rectangles of attention (`FEW`)."""
+    multiple of ``multiple``, and so are the rectangles of attention (`MULTIPLE`)."""
     spans: dict[Segment, range] = {}
     end = 0
     for segment in (found := segments(examples)):
@@ -77,7 +77,7 @@ def pack(examples: Sequence[Example], device: torch.device | str = "cpu", multip
     targets = [e.input_ids[t] for e, positions in zip(examples, learned, strict=True) for t in positions]
     fill = range(end, -(-end // multiple) * multiple)
     others = sorted(set(range(fill.stop)) - set(sources), reverse=True)
-    asked = sorted({*sources, *others[: -len(set(sources)) % multiple]})
+    needed = sorted({*sources, *others[: -len(set(sources)) % multiple]})
     seen = [[*(spans[b] for b in s.before), spans[s]] for s in found]
     ids, positions = (
         put([[*chain.from_iterable(parts), *[0] * len(fill)]], device)
@@ -90,7 +90,7 @@ def pack(examples: Sequence[Example], device: torch.device | str = "cpu", multip
         documents=attention.blocks(seen, device, multiple, fill),
         sources=put(sources, device),
         targets=put(targets, device),
-        asked=put(asked, device) if len(asked) <= SPARSE * end else None,
+        needed=put(needed, device) if len(needed) <= SPARSE * end else None,
     )
 
 
@@ -100,62 +100,31 @@ def causal_lm(model: Any) -> Any:
 
 
 @contextmanager
-def packed(config: Any) -> Iterator[None]:
-    """Within this context a model with this ``config`` attends to packed rows, and torch uses no cuDNN attention. On
-    Hopper and Blackwell that would be its first choice (torch 2.11, with cuDNN 9.15 or later). But cuDNN plans for
-    half a second, forward and backward each, for every new shape (measured by others on a B200,
-    modelscope/FunASR#3704), and nearly every packed row has a new shape."""
+def packed(causal: Any, needed: Tensor | None) -> Iterator[None]:
+    """Within this context a causal LM attends to packed rows, and the feed-forward block of its last layer, after which
+    no token sees another, computes only the ``needed`` tokens of the pack (None: all); the others get zero.
+
+    Torch uses no cuDNN attention here. On Hopper and Blackwell that would be its first choice (torch 2.11, with cuDNN
+    9.15 or later). But cuDNN plans for half a second, forward and backward each, for every new shape (measured by
+    others on a B200, modelscope/FunASR#3704), and nearly every packed row has a new shape."""
     flags: Any = torch.backends.cuda  # they have no types
-    before, planned = config._attn_implementation, flags.cudnn_sdp_enabled()
-    config._attn_implementation = attention.NAME
-    flags.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-        flags.enable_cudnn_sdp(planned)
-
-
-@contextmanager
-def asking(model: Any, rows: Tensor | None) -> Iterator[None]:
-    """Within this context the last layer's feed-forward block, after which no token sees another, computes only
-    ``rows`` of the pack; the others get zero."""
-    block = getattr(next(reversed(getattr(model, "layers", [])), None), "mlp", None)
-    if rows is None or block is None:
-        yield
-        return
-    before = vars(block).get("forward")
-    block.forward = partial(_rows_only, rows, block.forward)
-    token = _ASKED.set((model, rows))
-    try:
-        yield
-    finally:
-        _ASKED.reset(token)
-        del block.forward
-        if before is not None:
-            block.forward = before
-
-
-def checkpoint_layers(model: Any) -> None:
-    """Turn on gradient checkpointing. The recomputation, outside of `states`, repeats the first pass exactly."""
-    causal = causal_lm(model)
-    how = {"use_reentrant": False, "context_fn": partial(_contexts, causal.config)}  # picklable: ranks get the model
-    causal.gradient_checkpointing_enable(how)
-    causal.disable_input_require_grads()  # a hook that only reentrant checkpoints need, not picklable
-
-
-def _contexts(config: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The contexts for the first pass over a layer and for its recomputation."""
-    return nullcontext(), _recomputing(config, *_ASKED.get())
-
-
-@contextmanager
-def _recomputing(config: Any, model: Any, rows: Tensor | None) -> Iterator[None]:
-    with packed(config), asking(model, rows):
+    block = getattr(next(reversed(getattr(causal.base_model, "layers", [])), None), "mlp", None)
+    with ExitStack() as undo:
+        undo.callback(_PASS.reset, _PASS.set((causal, needed)))
+        undo.callback(setattr, causal.config, "_attn_implementation", causal.config._attn_implementation)
+        causal.config._attn_implementation = attention.NAME
+        undo.callback(flags.enable_cudnn_sdp, flags.cudnn_sdp_enabled())
+        flags.enable_cudnn_sdp(False)
+        if needed is not None and block is not None:
+            own = vars(block)
+            restore = partial(own.update, forward=own["forward"]) if "forward" in own else partial(own.pop, "forward")
+            undo.callback(restore)
+            own["forward"] = partial(_rows_only, needed, block.forward)
         yield
 
 
-_ASKED: ContextVar[tuple[Any, Tensor | None]] = ContextVar("asked", default=(None, None))
+_PASS: ContextVar[tuple[Any, Tensor | None] | None] = ContextVar("pass", default=None)
+"""What the innermost `packed` was called with."""
 
 
 def _rows_only(rows: Tensor, forward: Callable[..., Any], hidden_states: Tensor, *rest: Any, **settings: Any) -> Any:
@@ -168,10 +137,23 @@ def _rows_only(rows: Tensor, forward: Callable[..., Any], hidden_states: Tensor,
     return made.new_zeros(hidden_states.shape).index_copy(1, rows, made)
 
 
+def checkpoint_layers(model: Any) -> None:
+    """Turn on gradient checkpointing. The recomputation, outside of `states`, repeats the first pass exactly."""
+    causal = causal_lm(model)
+    causal.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": _contexts})
+    causal.disable_input_require_grads()  # a hook that only reentrant checkpoints need, not picklable
+
+
+def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """The contexts for the first pass over a layer and for its recomputation."""
+    current = _PASS.get()
+    return nullcontext(), packed(*current) if current else nullcontext()
+
+
 def states(model: Any, batch: Pack) -> Tensor:
     """The hidden states (L, D), before the output head, that predict the supervised tokens."""
     causal = causal_lm(model)
-    with packed(causal.config), asking(causal.base_model, batch.asked):
+    with packed(causal, batch.needed):
         hidden = causal.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,

@@ -129,7 +129,7 @@ class Learner:
         idle = [len(shares[0]) - len(share) if self.sharded else 0 for share in shares]
         made = [[*share, *cut[:1] * more] for share, more in zip(shares, idle, strict=True)]
         tasks = [
-            whole._replace(runs=[[rows[i] for i in run] for run in runs], idle=more)
+            whole._replace(micro_batches=[[rows[i] for i in run] for run in runs], idle=more)
             for runs, more in zip(made, idle, strict=True)
         ]
         if self.ranks:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distill.tensors import put
 from distill.training.batching import Example, micro_batches
-from distill.training.forward import FEW, Scorer, logprobs, pack
+from distill.training.forward import MULTIPLE, Scorer, logprobs, pack
 from pipeline.errors import PipelineError
 
 
@@ -54,23 +54,25 @@ class RowScores(NamedTuple):
 class Task(NamedTuple):
     """Micro-batches to pass over, and how: with an objective there is a backward pass, too."""
 
-    runs: list[list[Row]]
+    micro_batches: list[list[Row]]
     objective: Objective | None
     temperature: float
     reference: bool
     entropy: bool
     idle: int = 0
-    """This many runs, the last ones, only keep step with other ranks and count for nothing."""
+    """This many, the last ones, only keep step with other ranks and count for nothing."""
 
 
 def accumulate(task: Task, scorer: Scorer, model: Any, device: torch.device, half: bool) -> list[RowScores]:
     """Forward and backward over micro-batches; gradients add up in the parameters. ``scorer`` passes over ``model``."""
     rows: list[Row] = []
     columns: list[tuple[Tensor | None, ...]] = []
-    for number, run in enumerate(task.runs):
-        counts = number < len(task.runs) - task.idle
-        batch = pack([row.example for row in run], device, FEW if half and device.type == "cpu" else 1)
-        streams = {name: put([value for row in run for value in row.streams[name]], device) for name in run[0].streams}
+    for number, micro in enumerate(task.micro_batches):
+        counts = number < len(task.micro_batches) - task.idle
+        batch = pack([row.example for row in micro], device, MULTIPLE if half and device.type == "cpu" else 1)
+        streams = {
+            name: put([value for row in micro for value in row.streams[name]], device) for name in micro[0].streams
+        }
         precision = partial(torch.autocast, device.type, torch.bfloat16) if half else nullcontext
         if task.reference:
             with torch.no_grad(), model.disable_adapter(), precision():
@@ -83,7 +85,7 @@ def accumulate(task: Task, scorer: Scorer, model: Any, device: torch.device, hal
             if task.objective is not None:
                 torch.autograd.backward(task.objective(scores.logprobs, streams) * (1.0 if counts else 0.0))
         if counts:
-            rows += run
+            rows += micro
             known = (scores.logprobs, streams.get("reference"), scores.entropy, scores.values)
             columns.append(tuple(None if values is None else values.detach() for values in known))
     # Read at the end: this waits for the GPU, and after each micro-batch it would leave the GPU idle.
@@ -101,7 +103,7 @@ def likelihoods(
     `PipelineError` if one is NaN, which would be taken for some likelihood. If the model is being trained (a weight
     requires a gradient), the error blames the training, otherwise the model's files."""
     order = micro_batches(examples, max_tokens)
-    parts = [logprobs(model, pack([examples[i] for i in run], model.device), temperature) for run in order]
+    parts = [logprobs(model, pack([examples[i] for i in micro], model.device), temperature) for micro in order]
     found = in_order(parts, order, [example.supervised for example in examples])
     if any(map(math.isnan, chain.from_iterable(found))):
         if any(weight.requires_grad for weight in model.parameters()):
@@ -113,9 +115,11 @@ def likelihoods(
     return found
 
 
-def in_order(parts: Sequence[Tensor], runs: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[list[float]]:
+def in_order(
+    parts: Sequence[Tensor], micro_batches: Sequence[Sequence[int]], sizes: Sequence[int]
+) -> list[list[float]]:
     """The numbers of each row; each part has those of the rows of a run. Read at once, to wait for a GPU only once."""
-    rows = list(chain.from_iterable(runs))
+    rows = list(chain.from_iterable(micro_batches))
     found = dict(zip(rows, _by_row(parts, [sizes[row] for row in rows]), strict=True))
     return [found[row] for row in range(len(sizes))]
 
