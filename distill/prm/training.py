@@ -16,8 +16,6 @@ from distill.randomness import held_out
 from distill.turns import rendered
 from distill.types import Message
 
-Render = Callable[[Sequence[Message]], str]
-
 
 @dataclass(frozen=True, slots=True)
 class Lesson:

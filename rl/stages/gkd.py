@@ -31,8 +31,8 @@ from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Stage
 from rl.alarms import History
+from rl.stages.beside import loaded
 from rl.stages.options import WatchedSettings
-from rl.stages.teacher import loaded
 
 if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine

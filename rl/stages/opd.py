@@ -18,8 +18,8 @@ from distill.prompting import Prompting
 from distill.stages.common import RewardModel, VerifierSpec
 from pipeline.stage import Context, Input, Output
 from rl.stages import grpo, refining
+from rl.stages.beside import ScoringEngine, TeacherSettings, check_teacher
 from rl.stages.options import SampledSettings
-from rl.stages.teacher import ScoringEngine, TeacherSettings, check_teacher
 
 ABOUT = "A student trained by on-policy distillation: on its own samples, scored token by token by a teacher."
 

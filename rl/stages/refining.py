@@ -25,8 +25,7 @@ from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context, Output, Settings
 from rl import rewards
 from rl.stages import drawing
-from rl.stages.process import process_rewards, reward_models
-from rl.stages.teacher import in_vllm, scoring, teachers
+from rl.stages.beside import in_vllm, process_rewards, reward_models, scoring, teachers
 
 if TYPE_CHECKING:
     from distill.training.sampler import StudentSampler
