@@ -205,7 +205,7 @@ def _step(
         [row.example.supervised for row in rows],
         settings.aggregation,
         longest=settings.sampling.max_tokens,
-        micro_batches=learner.cut([row.example for row in rows]),
+        micro_batches=learner.micro_batches([row.example for row in rows]),
         sampled=sampled,
     )
     batch = []

@@ -1,8 +1,8 @@
 """What a process keeps in memory from one training step to the next, on a CPU.
 
 - glibc's allocator: by default it gives large blocks back to the kernel at once, and each step pays for zeroed pages
-  again (7% of a step's CPU time at 3M parameters, measured). `keeping` keeps them. With any other allocator it does
-  nothing.
+  again (7% of a step's CPU time at 3M parameters, measured). `keep_freed_memory` keeps them. With any other allocator
+  it does nothing.
 - oneDNN's kernel cache: for half precision it builds a kernel for each shape of a product. By default it keeps 1,024 of
   them, and torch as many again. The shapes of micro-batches keep changing, so a training of 3M parameters grew by 8 MB
   with each (625 MB after sixty). With `few_kernels` it stays at 331 MB and is no slower.
@@ -30,7 +30,7 @@ KERNEL_LIMITS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
 @contextmanager
-def keeping() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """Keep freed memory in the process within this context; give it back afterwards."""
     libc = _glibc()
     if libc:

@@ -19,7 +19,7 @@ from distill.training.forward import Pack, TokenScores, causal_lm, in_chunks, st
 
 
 @dataclass(frozen=True)
-class Agreement:
+class NegativeDivergence:
     """Minus the divergence of the student from ``teacher`` at each supervised token, in nats, differentiable.
 
     ``beta`` 0 is the forward KL(teacher, student), 1 the reverse KL, anything in between the generalised Jensen-Shannon

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from distill.training.ranks import alike, full
+from distill.training.ranks import shard_like, unsharded
 from pipeline.errors import InputError, PipelineError
 
 
@@ -80,7 +80,7 @@ class Optimizer:
     def step(self, scale: float) -> float:
         """Clip, update at ``scale`` times the peak rates, clear. Returns the norm before clipping."""
         limit = self.settings.clip or math.inf
-        norm = float(full(nn.utils.clip_grad_norm_(self.parameters, limit)))
+        norm = float(unsharded(nn.utils.clip_grad_norm_(self.parameters, limit)))
         if not math.isfinite(norm):
             raise PipelineError("training diverged: its gradients are no longer finite; lower learning_rate")
         for peak, optimizer in self.parts:
@@ -98,7 +98,7 @@ class Optimizer:
             found.append({})
             for index, one in optimizer.state_dict()["state"].items():
                 for name, value in one.items():
-                    whole = full(value)
+                    whole = unsharded(value)
                     if wanted:
                         found[-1].setdefault(index, {})[name] = whole if whole is value else whole.cpu()
         return found
@@ -106,7 +106,10 @@ class Optimizer:
     def load(self, states: list[dict[str, Any]]) -> None:
         for (_, optimizer), state in zip(self.parts, states, strict=True):
             own = optimizer.param_groups[0]["params"]
-            cut = {i: {k: v if k == "step" else alike(v, own[i]) for k, v in one.items()} for i, one in state.items()}
+            cut = {
+                i: {name: v if name == "step" else shard_like(v, own[i]) for name, v in moments.items()}
+                for i, moments in state.items()
+            }
             optimizer.load_state_dict({"state": cut, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -53,7 +53,7 @@ class Ranks:
     def call(self, methods: Any, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call the method ``name`` on every rank, each with its own arguments. Returns the results by rank."""
         if not self._in_step:
-            raise gone()
+            raise rank_lost()
         self._in_step = False
         self._send([(name, own) for own in arguments])
         with _lost_peers():
@@ -197,14 +197,14 @@ def _sharded(model: Any, device: torch.device) -> tuple[Any, Scorer]:
     return model, whole
 
 
-def full(value: Tensor) -> Tensor:
+def unsharded(value: Tensor) -> Tensor:
     """The whole tensor, gathered if it is sharded. Every rank must call this."""
     from torch.distributed.tensor import DTensor
 
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def alike(value: Tensor, model: Tensor) -> Tensor:
+def shard_like(value: Tensor, model: Tensor) -> Tensor:
     """Shard ``value``, which every rank has whole, like ``model``."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -213,7 +213,7 @@ def alike(value: Tensor, model: Tensor) -> Tensor:
     return distribute_tensor(value.to(model.device), model.device_mesh, model.placements, src_data_rank=None)
 
 
-def gone(what: str = "a training process of another rank ended") -> PipelineError:
+def rank_lost(what: str = "a training process of another rank ended") -> PipelineError:
     return PipelineError(f"{what}; run the same command again to go on from the last checkpoint")
 
 
@@ -223,8 +223,8 @@ def _lost_peers() -> Iterator[None]:
     try:
         yield
     except dist.DistError as error:
-        raise gone() from error
+        raise rank_lost() from error
     except RuntimeError as error:
         if "gloo" not in str(error):
             raise
-        raise gone() from error
+        raise rank_lost() from error

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils import deterministic
 
-from distill.training.allocator import few_kernels, keeping
+from distill.training.allocator import few_kernels, keep_freed_memory
 from distill.training.forward import Pass, check_packing, score_tokens
 from distill.training.launch import assembled
 from distill.training.lean import lean
@@ -100,7 +100,7 @@ def steady(threads: int) -> Iterator[None]:
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (a costly debugging aid)
     try:
-        with keeping():
+        with keep_freed_memory():
             yield
     finally:
         torch.set_num_threads(before[0])

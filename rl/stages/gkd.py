@@ -37,7 +37,7 @@ from rl.stages.options import WatchedSettings
 if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
     from distill.training.batching import Order
-    from distill.training.divergence import Agreement
+    from distill.training.divergence import NegativeDivergence
     from distill.training.loop import StepMetrics
     from rl.gkd import Batches
     from rl.monitors import SampleMetrics
@@ -123,12 +123,12 @@ def run(context: Context, settings: GkdSettings) -> Output:
     return Output(digest, figures | {"loss": recorder.last().get("loss")} | guard.figures())
 
 
-def _measure(settings: GkdSettings, found: Model, tokenizer: Any) -> Agreement:
-    from distill.training.divergence import Agreement
+def _measure(settings: GkdSettings, found: Model, tokenizer: Any) -> NegativeDivergence:
+    from distill.training.divergence import NegativeDivergence
     from rl.teacher import fixed
 
     teacher = fixed(loaded(found, settings.teacher_engine, tokenizer, settings.teacher))
-    return Agreement(teacher, settings.beta, settings.top_k, settings.temperature)
+    return NegativeDivergence(teacher, settings.beta, settings.top_k, settings.temperature)
 
 
 def _batches(
