@@ -393,7 +393,7 @@ def steps_of(row: int, count: int) -> StepExample:
     ids, ends = tuple((7 * t + row) % 40 for t in range(3 + 4 * count + 1)), tuple(range(6, 3 + 4 * count, 4))
     labels = tuple(None if k % 2 else float(k % 4 == 0) for k in range(count))
     mask = tuple(t - 1 in ends[::2] for t in range(len(ids)))
-    return StepExample(f"{row}", ids, mask, 1.0, 3, ends, labels)
+    return StepExample(f"{row}", ids, mask, 3, ends, labels)
 
 
 def second_step(micro_batch_tokens: int, directory: Path) -> Counts:

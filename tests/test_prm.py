@@ -555,7 +555,7 @@ def test_the_head_learns_what_trl_learns_from_the_same_rows(tmp_path: Path) -> N
     rows = []
     for n, (ids, ends, labels) in enumerate(golden_prm.rows()):
         mask = tuple(t - 1 in ends for t in range(len(ids)))
-        rows.append(StepExample(str(n), tuple(ids), mask, 1.0, 4, tuple(ends), tuple(map(float, labels))))
+        rows.append(StepExample(str(n), tuple(ids), mask, 4, tuple(ends), tuple(map(float, labels))))
     rate = golden_prm.RATE  # the head's is twice that: it stands for two logits, each of which AdamW moves by that rate
     optimizer = OptimizerSettings(rate, schedule="constant", warmup=0, clip=0, apart=((head.NAME, 2 * rate),))
     settings = TrainSettings(optimizer, batch_size=len(rows), epochs=golden_prm.EPOCHS, checkpoint_seconds=None)

@@ -604,8 +604,8 @@ def test_one_step_equals_a_plain_loop(tmp_path: Path) -> None:
     rows, model, reference = examples(4), tiny(), tiny()
     run(model, rows, tmp_path, steps=1, optimizer=OptimizerSettings(1e-3, warmup=0, weight_decay=1))
     optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=1)
-    total = sum(e.weight * e.supervised for e in rows)
-    loss = -sum((single(reference, e).sum() * e.weight for e in rows), torch.zeros(())) / total
+    total = sum(e.supervised for e in rows)
+    loss = -sum((single(reference, e).sum() for e in rows), torch.zeros(())) / total
     loss.backward()
     torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
     optimizer.step()

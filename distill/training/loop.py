@@ -148,10 +148,10 @@ def _step(learner: Learner, batch: Sequence[Example]) -> tuple[StepMetrics, list
     if not batch:
         learner.skip()
         return StepMetrics(learner.done, learner.total, math.nan, 0, 0.0, 0.0, 0.0), []
-    total = sum(e.weight * e.supervised for e in batch)
-    rows = [Row(e, {"weight": [e.weight / total] * e.supervised}) for e in batch]
+    total = sum(e.supervised for e in batch)
+    rows = [Row(e, {"weight": [1 / total] * e.supervised}) for e in batch]
     means = [-math.fsum(scored.logprobs) / len(scored.logprobs) for scored in learner.gradients(rows, cross_entropy)]
-    loss = math.fsum(mean * e.supervised * e.weight for mean, e in zip(means, batch, strict=True)) / total
+    loss = math.fsum(mean * e.supervised for mean, e in zip(means, batch, strict=True)) / total
     norm, rate = learner.update()
     seconds = time.perf_counter() - started
     return StepMetrics(learner.done, learner.total, loss, sum(map(len, batch)), norm, rate, seconds), means
