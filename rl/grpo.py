@@ -133,7 +133,7 @@ def train_grpo(
     critic = settings.critic
     head = ((HEAD, critic.learning_rate),) if critic else ()
     every = settings.checkpoint_steps and settings.checkpoint_steps * settings.each_step
-    how = replace(settings, checkpoint_steps=every, optimizer=replace(settings.optimizer, apart=head))
+    how = replace(settings, checkpoint_steps=every, optimizer=replace(settings.optimizer, own_rates=head))
     total = settings.steps * settings.each_step
     with (
         value_head(model, critic.detached) if critic else nullcontext(),

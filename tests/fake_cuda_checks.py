@@ -34,7 +34,7 @@ from distill.training.optimizer import OptimizerSettings
 from distill.training.passes import likelihoods
 from distill.training.session import learning
 from distill.training.student import add_lora
-from distill.training.trials import endless
+from distill.training.trials import count_unfinished
 from distill.types import Request, Sampling
 from distill.verifiers import settled
 from pipeline.errors import InputError
@@ -219,7 +219,7 @@ def test_a_student_whose_training_was_cut_up_is_asked_on_a_gpu_with_room(
     network = model(lora=True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (free, MEMORY))
     asked = [Request("a", ({"role": "user", "content": "a"},), Sampling(max_tokens=2))]
-    assert endless(network, chat_tokenizer(), asked, lambda: False) in (0, 1)
+    assert count_unfinished(network, chat_tokenizer(), asked, lambda: False) in (0, 1)
     assert network.device.type == device
 
 
@@ -369,7 +369,7 @@ def test_the_best_weights_so_far_are_kept_in_the_machines_memory(tmp_path: Path)
     settings = TrainSettings(OptimizerSettings(1e-3), steps=2)
     with learning(model(lora=False).to("cuda"), settings, 2, tmp_path, "run") as learner:
         best = Best(Heldout(lambda learner: (1.0, {}), every=1), learner, {})
-        best.look()
+        best.measure_if_due()
         assert {weight.device.type for weight in best.state().values()} == {"cpu"}
 
 

@@ -5,7 +5,7 @@
   it does nothing.
 - oneDNN's kernel cache: for half precision it builds a kernel for each shape of a product. By default it keeps 1,024 of
   them, and torch as many again. The shapes of micro-batches keep changing, so a training of 3M parameters grew by 8 MB
-  with each (625 MB after sixty). With `few_kernels` it stays at 331 MB and is no slower.
+  with each (625 MB after sixty). With `limit_kernel_caches` it stays at 331 MB and is no slower.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _glibc() -> Any:
     return libc if hasattr(libc, "gnu_get_libc_version") else None
 
 
-def few_kernels() -> None:
+def limit_kernel_caches() -> None:
     """Limit the kernel caches. Call it before the first half-precision product of a process, when the limits are read:
     wherever a model is loaded or trained. Limits that the user has set stay."""
     for name in KERNEL_LIMITS:

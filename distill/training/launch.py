@@ -40,11 +40,11 @@ def joined() -> Ranks:
 
 def serve() -> None:
     """Run a rank above 0 until rank 0 ends it or is gone. Rank 0 handles the signals."""
-    from distill.pretrained import hush
+    from distill.pretrained import quiet_libraries
     from distill.tensors import give_back
     from distill.training.session import follow
 
-    hush()
+    quiet_libraries()
     leave_to_parent()
     ranks = joined()
     while (opening := ranks.receive()) is not None:

@@ -112,7 +112,7 @@ def train(
             return {"trace_losses": losses, **best.state()}
 
         if heldout and not learner.done:
-            on_step(StepMetrics(0, total, math.nan, 0, math.nan, math.nan, 0.0, **best.look()))
+            on_step(StepMetrics(0, total, math.nan, 0, math.nan, math.nan, 0.0, **best.measure_if_due()))
         while not over(learner) and learner.done < total and not best.over:
             step = learner.done
             chosen = order(step) if order else []
@@ -124,7 +124,7 @@ def train(
             metrics, means = _step(learner, batch)
             if order:
                 losses[step // order.steps_per_epoch, chosen] = torch.tensor(means)
-            on_step(replace(metrics, **best.look()))
+            on_step(replace(metrics, **best.measure_if_due()))
             learner.save_if_due(state(), stop)
         if best.over:
             learner.save(state())

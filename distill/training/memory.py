@@ -276,9 +276,9 @@ def has_gpu() -> bool:
 def free_memory() -> int:
     """Bytes that a process may still take: of the GPU if there is one, else of the machine or its cgroup. The libraries
     of a training are loaded here first, so what they take is not counted as free."""
-    from distill.pretrained import hush
+    from distill.pretrained import quiet_libraries
 
-    hush()
+    quiet_libraries()
     import peft  # noqa: F401
     import torch
     import transformers

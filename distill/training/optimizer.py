@@ -24,7 +24,7 @@ class OptimizerSettings:
 
     The schedule warms up linearly over ``warmup`` (a share of all steps). It then falls to ``final`` times
     the peak ("cosine", "linear") or stays ("constant"). ``clip`` bounds the norm of the whole gradient; 0 turns it off.
-    ``apart`` lists (name prefix, AdamW learning rate) for parameters with a rate of their own (a fresh head beside
+    ``own_rates`` lists (name prefix, AdamW learning rate) for parameters with a rate of their own (a fresh head beside
     pretrained weights).
     """
 
@@ -37,7 +37,7 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     clip: float = 1.0
-    apart: tuple[tuple[str, float], ...] = field(default=(), repr=False)  # no repr: older runs still resume
+    own_rates: tuple[tuple[str, float], ...] = field(default=(), repr=False)  # no repr: older runs still resume
 
     def scale(self, step: int, total: int) -> float:
         """The factor on the peak learning rate for update ``step`` (from 0) of ``total``."""
@@ -61,7 +61,7 @@ class Optimizer:
             raise InputError("the model has no trainable parameter")
         self.parameters = [p for _, p in named]
         hidden = _hidden_matrices(model) if settings.muon_learning_rate is not None else set()
-        own = [(rate, [p for name, p in named if name.startswith(start)]) for start, rate in settings.apart]
+        own = [(rate, [p for name, p in named if name.startswith(start)]) for start, rate in settings.own_rates]
         taken = {id(p) for _, group in own for p in group}
         vectors = [p for p in self.parameters if p.dim() == 1] if settings.norm_learning_rate is not None else []
         own.append((settings.norm_learning_rate or 0.0, [p for p in vectors if id(p) not in taken]))

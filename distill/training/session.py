@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils import deterministic
 
-from distill.training.allocator import few_kernels, keep_freed_memory
+from distill.training.allocator import keep_freed_memory, limit_kernel_caches
 from distill.training.forward import Pass, check_packing, score_tokens
 from distill.training.launch import assembled
 from distill.training.lean import lean
@@ -65,7 +65,7 @@ def follow(ranks: Ranks, settings: LearnerSettings, total: int) -> None:
     """Take part in one training on a rank above 0: run what rank 0's learner calls on every rank, until it ends. The
     model arrives as rank 0 has `prepared` it, lean layers included; what is replaced in the library's own modules is
     replaced here."""
-    with steady(max(1, settings.threads // ranks.size)):
+    with reproducible(max(1, settings.threads // ranks.size)):
         learner = Learner(None, settings, total, Path(), "", nothing, ranks)
         with quick_rotary(learner.model):
             while (call := ranks.receive()) is not None:
@@ -75,23 +75,23 @@ def follow(ranks: Ranks, settings: LearnerSettings, total: int) -> None:
 
 @contextmanager
 def prepared(model: Any, threads: int, sharded: bool = False) -> Iterator[None]:
-    """Training mode and lean layers, in a `steady` process; undone afterwards."""
+    """Training mode and lean layers, in a `reproducible` process; undone afterwards."""
     before = model.training
     model.train()
     try:
-        with steady(threads), lean(model, sharded), quick_rotary(model):
+        with reproducible(threads), lean(model, sharded), quick_rotary(model):
             yield
     finally:
         model.train(before)
 
 
 @contextmanager
-def steady(threads: int) -> Iterator[None]:
+def reproducible(threads: int) -> Iterator[None]:
     """A fixed number of threads, deterministic kernels, a bounded kernel cache and kept memory; undone afterwards.
 
     On a GPU, torch may choose any kernel: equal bits are promised on CPUs only, and deterministic GPU kernels are slow
     where a sampler writes keys and values (index_put sorts) and missing for some operations."""
-    few_kernels()
+    limit_kernel_caches()
     products: Any = torch.backends.cuda.matmul
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     rounds = products.allow_bf16_reduced_precision_reduction
