@@ -32,7 +32,7 @@ from distill.training import attention, checkpoint, export, gated, head, rectang
 from distill.training.adapted import adapted  # noqa: E402
 from distill.training.batching import Example, Order, from_tokens, micro_batches  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
-from distill.training.forward import MULTIPLE, check_packing, logprobs, pack  # noqa: E402
+from distill.training.forward import SHAPE_MULTIPLE, check_packing, logprobs, pack  # noqa: E402
 from distill.training.lean import lean  # noqa: E402
 from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
@@ -261,7 +261,7 @@ def test_rows_longer_than_a_sliding_window_are_refused() -> None:
 
 
 @pytest.mark.parametrize("window", [20, 70], ids=["less than the filling", "no multiple of it"])
-@pytest.mark.parametrize("multiple", [1, MULTIPLE])
+@pytest.mark.parametrize("multiple", [1, SHAPE_MULTIPLE])
 def test_documents_within_a_sliding_window_equal_transformers(window: int, multiple: int) -> None:
     model = tiny(use_sliding_window=True, sliding_window=window, max_window_layers=0)
     rows = [from_tokens("row", [1, 2], [(3 * i + n) % VOCABULARY for n in range(i)]) for i in (5, 16, window - 1)]

@@ -37,7 +37,7 @@ CHUNK = 1 << 24
 LARGE_CHUNK = 1 << 27
 """The same on a GPU. Each chunk reads a trained head's weights and adds to its gradient, and with a vocabulary of 152k
 a small chunk would have only a hundred rows."""
-MULTIPLE = 64
+SHAPE_MULTIPLE = 64
 """Sizes are rounded up to a multiple of this in half precision on CPU: every new shape of a product costs a millisecond
 and a megabyte there, because oneDNN builds a kernel for it."""
 SPARSE = 0.95
@@ -63,7 +63,7 @@ class Pack:
 
 def pack(examples: Sequence[Example], device: torch.device | str = "cpu", multiple: int = 1) -> Pack:
     """Lay the segments of examples end to end, each with the position ids it has in its rows. The row is padded to a
-    multiple of ``multiple``, and so are the rectangles of attention (`MULTIPLE`)."""
+    multiple of ``multiple``, and so are the rectangles of attention (`SHAPE_MULTIPLE`)."""
     spans: dict[Segment, range] = {}
     end = 0
     for segment in (found := segments(examples)):

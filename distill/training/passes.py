@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distill.tensors import put
 from distill.training.batching import Example, micro_batches
-from distill.training.forward import MULTIPLE, Scorer, logprobs, pack
+from distill.training.forward import SHAPE_MULTIPLE, Scorer, logprobs, pack
 from pipeline.errors import PipelineError
 
 
@@ -69,7 +69,7 @@ def accumulate(task: Task, scorer: Scorer, model: Any, device: torch.device, hal
     columns: list[tuple[Tensor | None, ...]] = []
     for number, micro in enumerate(task.micro_batches):
         counts = number < len(task.micro_batches) - task.idle
-        batch = pack([row.example for row in micro], device, MULTIPLE if half and device.type == "cpu" else 1)
+        batch = pack([row.example for row in micro], device, SHAPE_MULTIPLE if half and device.type == "cpu" else 1)
         streams = {
             name: put([value for row in micro for value in row.streams[name]], device) for name in micro[0].streams
         }
