@@ -169,17 +169,17 @@ def with_room(
             "engine's gpu_memory_utilization to that or less, or its first_gpu to another GPU"
         )
 
-    def told(part: Any) -> Any:
+    def with_shares(part: Any) -> Any:
         if part is None or not hasattr(part, "verifier"):  # a component that is no verifier's
             return part
         return part.model_copy(update={"verifier": judges.with_shares(part.verifier, fitted)})
 
-    return told(settings).model_copy(
+    return with_shares(settings).model_copy(
         update={
             "engine": fitted.get("policy", engine),
             "teacher": teacher,
-            "reward": settings.reward and [told(component) for component in settings.reward],
-            "watch": told(settings.watch),
+            "reward": settings.reward and [with_shares(component) for component in settings.reward],
+            "watch": with_shares(settings.watch),
         }
     )
 
